@@ -1,0 +1,234 @@
+"""The configuration of a run: pydantic models in which unknown keys are errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+Positive = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Strict(BaseModel):
+    """Base of the configuration: immutable, unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelConfig(Strict):
+    """Which model, and how it is held.
+
+    Attributes:
+        source: Local folder, hub id, ``.gguf`` file, or ``demo:smollm2-135m``.
+        dtype: ``auto`` takes the checkpoint's.
+        device: ``auto`` takes a GPU where there is one.
+        trust_remote_code: Run code that comes with the checkpoint.
+    """
+
+    source: str
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str = "auto"
+    trust_remote_code: bool = False
+
+
+class CalibrationConfig(Strict):
+    """Where the tokens come from and how they are cut; the parts never overlap.
+
+    Attributes:
+        source: ``self`` (text the model writes), a text file, a folder of token safetensors,
+            or ``datasets:NAME[:CONFIG[:SPLIT]]``.
+        heldout_source: The same choices for the held-out part; ``None`` cuts it from `source`.
+        library_sequences: Sequences for the statistics of the level library.
+        search_sequences: Sequences of the pool that the search draws from.
+        heldout_sequences: Sequences that only the evaluation sees.
+        length: Tokens of a sequence.
+        micro_batch: Sequences of a micro-batch.
+        seed: Seed of the text the model writes.
+    """
+
+    source: str = "self"
+    heldout_source: str | None = None
+    library_sequences: Positive = 64
+    search_sequences: Positive = 64
+    heldout_sequences: Positive = 16
+    length: Annotated[int, Field(ge=2)] = 512
+    micro_batch: Positive = 2
+    seed: int = 0
+
+
+class SparsitySpace(Strict):
+    """Sparsity levels of matrices: target ± k·step zeros, k = 0..levels (EvoPress, 2410.14649).
+
+    Attributes:
+        match: Globs over names of matrix units.
+        target: Fraction of zeros at level 0.
+        step: Weights between two levels, the same count for every matrix, so that a swap
+            keeps the total; ``auto`` is half of min(target, 1 - target) / levels of the
+            smallest square matrix of the model's width.
+        levels: How many levels up and down.
+        pattern: ``"N:M"`` for semi-structured zeros; then the only level is the target.
+    """
+
+    match: tuple[str, ...] = ("*",)
+    target: Fraction
+    step: Positive | Literal["auto"] = "auto"
+    levels: Annotated[int, Field(ge=0)] = 6
+    pattern: Annotated[str, Field(pattern=r"^(\d+:\d+)?$")] = ""
+
+
+class DropSpace(Strict):
+    """Which sub-layers or blocks may be removed.
+
+    Attributes:
+        units: ``[attention, mlp]``, one of them, or ``[block]``.
+        protect: Globs over names of units that are never removed.
+    """
+
+    units: tuple[Literal["attention", "mlp", "block"], ...] = ("attention", "mlp")
+    protect: tuple[str, ...] = ()
+
+    @field_validator("units")
+    @classmethod
+    def _not_mixed(cls, units: tuple[str, ...]) -> tuple[str, ...]:
+        if not units or ("block" in units and len(set(units)) > 1):
+            raise ValueError("give [block], or one or both of [attention, mlp]")
+        return units
+
+
+class SpaceConfig(Strict):
+    """What may be compressed and within which budget.
+
+    Attributes:
+        sparsity: Zeros in matrices.
+        drop: Removed sub-layers or blocks.
+        budget: Upper bounds {cost name: bound}; a bound of at most 1 is a fraction of the
+            dense model, a larger one is absolute. See `evocompress.costs.COSTS`.
+    """
+
+    sparsity: SparsitySpace | None = None
+    drop: DropSpace | None = None
+    budget: dict[str, Annotated[float, Field(gt=0)]] = {}
+
+
+class LibraryConfig(Strict):
+    """How the level library is made.
+
+    Attributes:
+        path: Folder; ``None`` puts it into the run folder.
+        criterion: A name from `evocompress.criteria.CRITERIA`.
+        hessians: Statistics from the ``dense`` model (as EvoPress) or ``propagated`` through
+            the blocks compressed so far (as SparseGPT).
+        damping: Fraction of the mean diagonal added to a Hessian.
+    """
+
+    path: Path | None = None
+    criterion: str = "sparsegpt"
+    hessians: Literal["dense", "propagated"] = "dense"
+    damping: Annotated[float, Field(gt=0)] = 0.01
+
+
+class ProxyConfig(Strict):
+    """How good a candidate is.
+
+    Attributes:
+        kind: ``kl`` to the dense model, or ``perplexity`` (its logarithm is what is kept).
+        top_k: Teacher probabilities kept for each position; the rest is one bucket.
+    """
+
+    kind: Literal["kl", "perplexity"] = "kl"
+    top_k: Positive = 256
+
+
+class SearchConfig(BaseModel):
+    """The searcher and its own settings, which its class validates.
+
+    Attributes:
+        name: A name from `evocompress.search.SEARCHERS`.
+        tokens: Requested tokens after which the run stops.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str = "evopress"
+    tokens: Positive | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The keys that belong to the searcher."""
+        return dict(self.model_extra or {})
+
+
+class HealConfig(Strict):
+    """Logit distillation from the dense model (Minitron, 2407.14679; METHODS F1).
+
+    Attributes:
+        steps: Optimizer steps.
+        batch: Sequences of a micro-step.
+        accumulate: Micro-steps of an optimizer step.
+        learning_rate: Peak, reached after `warmup` and followed by a cosine to a tenth.
+        warmup: Fraction of the steps.
+        weight_decay: AdamW's.
+        clip: Largest gradient norm.
+        evaluate_every: Steps between two measurements on the validation sequences.
+        validation_sequences: Sequences kept from training to choose the best checkpoint; they
+            come from the search part, never from the held-out part.
+        seed: Order of the sequences.
+    """
+
+    steps: Positive = 200
+    batch: Positive = 2
+    accumulate: Positive = 2
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    clip: Annotated[float, Field(gt=0)] = 1.0
+    evaluate_every: Positive = 25
+    validation_sequences: Positive = 8
+    seed: int = 0
+
+
+class EvaluateConfig(Strict):
+    """What the final evaluation measures beside KL and perplexity.
+
+    Attributes:
+        latency: Whether to time the models.
+        prefill: (batch, tokens) of the timed prefill.
+        decode: (context tokens, new tokens) of the timed decoding, batch 1.
+        repeats: Timings of each, of which the median and the spread are reported.
+    """
+
+    latency: bool = True
+    prefill: tuple[Positive, Positive] = (1, 512)
+    decode: tuple[Positive, Positive] = (128, 32)
+    repeats: Positive = 5
+
+
+class RunConfig(Strict):
+    """Everything a run needs; written resolved into the run folder.
+
+    Attributes:
+        name: Name of the run's folder below `runs`.
+        runs: Folder of all runs.
+        seed: Seed of the search.
+        threads: CPU threads of torch; ``None`` leaves torch's choice.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+    runs: Path = Path("runs")
+    seed: int = 0
+    threads: Positive | None = None
+    model: ModelConfig
+    calibration: CalibrationConfig = CalibrationConfig()
+    space: SpaceConfig
+    library: LibraryConfig = LibraryConfig()
+    proxy: ProxyConfig = ProxyConfig()
+    search: SearchConfig = SearchConfig()
+    heal: HealConfig = HealConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return self.runs / self.name

@@ -1,0 +1,68 @@
+"""The interface of a searcher: it asks for candidates and is told results. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from evocompress.space import SearchSpace
+from evocompress.types import Candidate, Pool, Request, Result
+
+
+class SearcherSettings(BaseModel):
+    """Base of every searcher's settings: immutable, unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """All that a searcher may know.
+
+    Attributes:
+        space: Units, levels, constraints, costs and budget.
+        pool: Sizes of the calibration micro-batches.
+        tokens: Requested tokens after which the run stops, or ``None``.
+    """
+
+    space: SearchSpace
+    pool: Pool
+    tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Incumbent:
+    """The best feasible candidate so far and its proxy value where it was last compared."""
+
+    candidate: Candidate
+    value: float
+
+
+class Searcher(Protocol):
+    """Asks for evaluations and is told their results, in the order asked.
+
+    The same problem, settings and generator give the same sequence of asks for the same
+    answers, so that a run is resumed by replay. Nothing may depend on time or on who
+    computed a result.
+    """
+
+    Settings: ClassVar[type[SearcherSettings]]
+
+    def __init__(
+        self, problem: Problem, settings: SearcherSettings, rng: np.random.Generator
+    ) -> None: ...
+
+    def ask(self) -> list[Request]:
+        """The next requests; an empty list when the search has ended."""
+        ...
+
+    def tell(self, results: list[Result]) -> None:
+        """The results of the last `ask`, in its order."""
+        ...
+
+    def incumbent(self) -> Incumbent | None:
+        """The best candidate so far; ``None`` before the first comparison is complete."""
+        ...

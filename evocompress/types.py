@@ -1,0 +1,251 @@
+"""The words of the program as frozen data: units, levels, candidates, requests, results.
+
+Standard library only: every other module may import this one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+UnitKind = Literal["block", "attention", "mlp", "matrix"]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A part of the model that is compressed on its own.
+
+    Attributes:
+        name: Unique name. For a block or a matrix its module path in the model, e.g.
+            ``model.layers.3.mlp.down_proj``; for a sub-layer ``{block}.attention`` or
+            ``{block}.mlp``, whatever the family calls its modules.
+        kind: ``block``, ``attention``, ``mlp`` or ``matrix``.
+        parent: Name of the enclosing unit; ``None`` for a block.
+        block: Index of the block, from 0.
+        role: Name of the part within its block, e.g. ``q_proj``; same in every block.
+        shape: (out, in) of a matrix, whatever order the module stores; ``None`` otherwise.
+    """
+
+    name: str
+    kind: UnitKind
+    parent: str | None
+    block: int
+    role: str
+    shape: tuple[int, int] | None = None
+
+    @property
+    def numel(self) -> int:
+        """Number of weights of a matrix; 0 for other kinds."""
+        return self.shape[0] * self.shape[1] if self.shape else 0
+
+
+@dataclass(frozen=True)
+class Level:
+    """One entry of a unit's ordered list of ways to compress it.
+
+    Attributes:
+        zeros: Number of weights set to zero (matrix units).
+        pattern: ``""`` for unstructured zeros, or ``"N:M"`` (N zeros in each M inputs).
+        drop: The unit is removed. Excludes the other fields.
+    """
+
+    zeros: int = 0
+    pattern: str = ""
+    drop: bool = False
+
+    @property
+    def dense(self) -> bool:
+        """Whether the unit is left as it is."""
+        return not self.drop and self.zeros == 0
+
+    @property
+    def key(self) -> str:
+        """Short text naming the level in files, e.g. ``zeros=165888``."""
+        if self.drop:
+            return "drop"
+        if self.dense:
+            return "dense"
+        return f"zeros={self.zeros}" + (f",{self.pattern}" if self.pattern else "")
+
+    def to_json(self) -> dict[str, Any]:
+        """The specification, without fields at their default."""
+        if self.drop:
+            return {"drop": True}
+        spec: dict[str, Any] = {"zeros": self.zeros}
+        if self.pattern:
+            spec["pattern"] = self.pattern
+        return spec
+
+    @classmethod
+    def from_json(cls, spec: Mapping[str, Any]) -> Level:
+        """The inverse of `to_json`; unknown fields raise ``TypeError``."""
+        return cls(**spec)
+
+
+DENSE = Level()
+DROP = Level(drop=True)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One level per unit, in canonical form; a unit that is not named is dense.
+
+    Canonical: sorted by unit name, without dense levels, without the void descendants of
+    dropped units, and a dropped block written as its two dropped sub-layers. Build one
+    with `evocompress.space.canonical`; this class only checks the order.
+    """
+
+    levels: tuple[tuple[str, Level], ...] = ()
+
+    def __post_init__(self) -> None:
+        names = [name for name, _ in self.levels]
+        if names != sorted(set(names)):
+            raise ValueError("levels of a candidate must be sorted by unit name, each once")
+        if any(level.dense for _, level in self.levels):
+            raise ValueError("a candidate in canonical form names no dense unit")
+
+    @cached_property
+    def id(self) -> str:
+        """Sixteen hex digits hashing {unit name: level specification}."""
+        text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @cached_property
+    def by_name(self) -> dict[str, Level]:
+        """The levels as a mapping from unit name."""
+        return dict(self.levels)
+
+    def to_json(self) -> dict[str, Any]:
+        """{unit name: level specification}."""
+        return {name: level.to_json() for name, level in self.levels}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Mapping[str, Any]]) -> Candidate:
+        """The inverse of `to_json`."""
+        return cls(tuple(sorted((name, Level.from_json(spec)) for name, spec in data.items())))
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What the cost model must know of a decoder, read from its config; no tensors.
+
+    Attributes:
+        hidden: Width of the residual stream.
+        vocabulary: Rows of the output head.
+        tied: Whether the head shares the input embedding's weights.
+        outer_params: Parameters outside the blocks (embeddings, final norm, untied head).
+        heads, kv_heads, head_dim: Attention shape of each block.
+        windows: Attention window of each block in tokens, ``None`` for full attention.
+        own_params: For each block, parameters of (attention, mlp) sub-layers that are in no
+            matrix unit: norms and biases.
+        dtype_bytes: Bytes of one stored weight.
+        context: Longest sequence the model takes, in tokens.
+    """
+
+    hidden: int
+    vocabulary: int
+    tied: bool
+    outer_params: int
+    heads: tuple[int, ...]
+    kv_heads: tuple[int, ...]
+    head_dim: int
+    windows: tuple[int | None, ...]
+    own_params: tuple[tuple[int, int], ...]
+    dtype_bytes: int
+    context: int
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Ask how good a candidate is on the given micro-batches.
+
+    Attributes:
+        candidate: What to evaluate.
+        micro_batches: Indices into the calibration pool.
+        treatment: ``"none"``, or the hash of a fine-tuning recipe and its tokens.
+        stop_above: Mean value above which the evaluation may stop; the result is censored.
+        probe: Outside the budget: counts tokens and can never win.
+    """
+
+    candidate: Candidate
+    micro_batches: tuple[int, ...]
+    treatment: str = "none"
+    stop_above: float | None = None
+    probe: bool = False
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Ask for a units x levels array of estimates at a candidate.
+
+    Attributes:
+        candidate: Where to estimate.
+        kind: Which estimate, e.g. ``"block_influence"``.
+        micro_batches: Indices into the calibration pool.
+    """
+
+    candidate: Candidate
+    kind: str
+    micro_batches: tuple[int, ...]
+
+
+Request = Evaluate | Estimate
+
+
+@dataclass(frozen=True)
+class MicroBatchValue:
+    """The proxy's value on one micro-batch.
+
+    Attributes:
+        micro_batch: Index into the calibration pool.
+        sums: For each sequence, the sum of the value over its counted positions.
+        counts: For each sequence, how many positions were counted.
+    """
+
+    micro_batch: int
+    sums: tuple[float, ...]
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Result:
+    """The answer to an `Evaluate` request.
+
+    Attributes:
+        request: What was asked.
+        values: One entry per evaluated micro-batch, in the order asked.
+        failed: Why there is no value (NaN, out of memory, ...), or ``None``.
+        censored: The evaluation stopped early at the request's ``stop_above``.
+    """
+
+    request: Evaluate
+    values: tuple[MicroBatchValue, ...]
+    failed: str | None = None
+    censored: bool = False
+
+    @property
+    def mean(self) -> float:
+        """Mean over counted positions; infinity for a failed or censored result."""
+        if self.failed is not None or self.censored:
+            return float("inf")
+        total = sum(sum(value.sums) for value in self.values)
+        return total / sum(sum(value.counts) for value in self.values)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The calibration pool as a searcher sees it.
+
+    Attributes:
+        tokens: Tokens of each micro-batch (sequences x length).
+    """
+
+    tokens: tuple[int, ...]
+
+    def requested(self, request: Request) -> int:
+        """Tokens that a request asks for, repeats included."""
+        return sum(self.tokens[index] for index in request.micro_batches)
