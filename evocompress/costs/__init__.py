@@ -1,1 +1,56 @@
-"""TODO."""
+"""What a candidate costs: every cost is a base plus a sum over the sub-layers that are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from evocompress.costs.flops import flops_terms
+from evocompress.costs.memory import memory_terms
+from evocompress.costs.model import CostModel, Terms, outline
+from evocompress.costs.parameters import parameter_terms
+from evocompress.errors import ConfigError
+from evocompress.types import Architecture, Unit
+
+__all__ = ["COSTS", "DEFAULT_LENGTH", "CostModel", "Terms", "cost_model"]
+
+DEFAULT_LENGTH = 512
+
+COSTS: dict[str, str] = {
+    "params": "all parameters: tied weights once, zeros counted",
+    "body_params": "parameters of the blocks, zeros counted",
+    "nonzeros": "all parameters without the zeros in matrices",
+    "body_nonzeros": "parameters of the blocks without the zeros in matrices",
+    "matrix_nonzeros": "non-zero weights of the blocks' linear matrices (0.5 is 50% sparsity)",
+    "flops": "floating-point operations of a prefill of one sequence, logits at each position",
+    "decode_flops": "floating-point operations of one decoded token at full context",
+    "weight_bytes": "bytes of all weights stored densely: tied weights once, zeros counted",
+    "kv_bytes": "bytes of the key-value cache of one sequence",
+}
+
+
+def cost_model(
+    units: Sequence[Unit], architecture: Architecture, *, length: int | None = None
+) -> CostModel:
+    """The costs of every candidate of a model.
+
+    Args:
+        units: All units of the model, in model order.
+        architecture: The model's dimensions.
+        length: Tokens of the sequence of ``flops`` and ``kv_bytes``, and context of
+            ``decode_flops``; 512 where the model takes as many.
+
+    Raises:
+        ConfigError: `length` is not between 1 and the model's context.
+    """
+    length = min(DEFAULT_LENGTH, architecture.context) if length is None else length
+    if not 1 <= length <= architecture.context:
+        raise ConfigError(
+            f"cost length {length}: give 1 to {architecture.context} tokens, the model's context"
+        )
+    parts = outline(units, architecture)
+    terms = (
+        parameter_terms(parts, architecture)
+        | flops_terms(parts, architecture, length)
+        | memory_terms(parts, architecture, length)
+    )
+    return CostModel(parts, {name: terms[name] for name in COSTS}, length)

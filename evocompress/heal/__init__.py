@@ -1,1 +1,5 @@
-"""TODO."""
+"""Heals a compressed checkpoint by distilling the dense model into it (`heal`)."""
+
+from evocompress.heal.distill import HealReport, heal
+
+__all__ = ["HealReport", "heal"]

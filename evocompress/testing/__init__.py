@@ -1,1 +1,1 @@
-"""TODO."""
+"""Contract suites of the interfaces, and tiny models to run them on."""

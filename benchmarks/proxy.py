@@ -1,0 +1,182 @@
+"""What the KL proxy costs beside the forward pass that it cannot do without.
+
+Three ways to run one micro-batch take turns in one process, every teacher target prepared before:
+
+- bare: ``model(ids).logits``, all positions, which computes no divergence at all;
+- proxy: `DivergenceProxy.evaluate` of the dense candidate, with its top-k teacher and chunked head;
+- two-sided: the recipe of EvoPress's released code (2410.14649): one sequence at a time, full
+  teacher logits stored in the model's dtype, log-softmax of both sides over the whole
+  vocabulary, ``kl_div``.
+
+Figures: `vs_forward`, the proxy's tokens per second over those of the bare pass (aim: at least
+0.85); `vs_two_sided_kl`, over those of the two-sided recipe (aim: at least 1.3); each is the
+median over the turns. `peak_mib` and `peak_mib_two_sided` are how far the resident memory of a
+fresh process rises after its imports while it loads the model, prepares the teacher for
+`--pool` micro-batches and evaluates them all; pages that a file backs are not counted.
+
+    python benchmarks/proxy.py --json proxy.json
+    python benchmarks/proxy.py --quick
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+
+import torch
+from common import PeakMemory, emit, interleaved, median_ratio
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from evocompress.apply import LiveModel
+from evocompress.config import ProxyConfig
+from evocompress.models import LoadedModel, load
+from evocompress.proxies import DivergenceProxy
+from evocompress.testing.tiny import tiny_loaded
+from evocompress.types import Candidate, Evaluate
+
+TINY = "tiny"
+
+
+def main() -> None:
+    """Measure, print and write."""
+    arguments = parse()
+    if arguments.memory:
+        print(peak_memory(arguments))
+        return
+    emit("proxy", speed(arguments) | memory(arguments), arguments.json)
+
+
+def parse() -> argparse.Namespace:
+    """The command line; ``--memory`` is how the script calls itself."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", help="file for the figures")
+    parser.add_argument("--quick", action="store_true", help="a tiny random model")
+    parser.add_argument("--model", default="demo:smollm2-135m")
+    parser.add_argument("--micro-batch", type=int, default=2, help="sequences")
+    parser.add_argument("--length", type=int, default=512, help="tokens of a sequence")
+    parser.add_argument("--pool", type=int, default=4, help="micro-batches of the memory test")
+    parser.add_argument("--repeats", type=int, default=7, help="turns")
+    parser.add_argument("--memory", choices=["proxy", "two_sided"], help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.model, arguments.length = TINY, 128
+    return arguments
+
+
+def load_model(source: str) -> LoadedModel:
+    """The model in bfloat16."""
+    if source == TINY:
+        return tiny_loaded(vocabulary=4096, dtype=torch.bfloat16)
+    return load(source, dtype="bfloat16")
+
+
+def random_pool(arguments: argparse.Namespace, loaded: LoadedModel) -> list[Tensor]:
+    """Micro-batches of random tokens: what a token is does not matter to the time it takes."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (arguments.micro_batch, arguments.length)
+    vocabulary = loaded.model.config.vocab_size
+    return [
+        torch.randint(vocabulary, shape, generator=generator).to(loaded.model.device)
+        for _ in range(arguments.pool)
+    ]
+
+
+def prepare_proxy(loaded: LoadedModel, pool: list[Tensor]) -> Callable[[int], object]:
+    """A function that evaluates the dense candidate on the first n micro-batches."""
+    proxy = DivergenceProxy(LiveModel(loaded), pool, ProxyConfig())
+
+    def evaluate(micro_batches: int) -> object:
+        return proxy.evaluate([Evaluate(Candidate(), tuple(range(micro_batches)))])
+
+    evaluate(len(pool))
+    return evaluate
+
+
+@torch.inference_mode()
+def prepare_two_sided(model: PreTrainedModel, pool: list[Tensor]) -> Callable[[int], object]:
+    """The same with EvoPress's recipe."""
+    sequences = [ids[None] for batch in pool for ids in batch]
+    stored = [model(ids, use_cache=False).logits for ids in sequences]
+
+    @torch.inference_mode()
+    def evaluate(micro_batches: int) -> object:
+        used = micro_batches * len(pool[0])
+        pairs = zip(sequences[:used], stored[:used], strict=True)
+        return [two_sided_divergence(model, ids, target) for ids, target in pairs]
+
+    return evaluate
+
+
+def two_sided_divergence(model: PreTrainedModel, ids: Tensor, target: Tensor) -> float:
+    """Token mean of the divergence of one sequence (1, S) from stored logits (1, S, V)."""
+    logits = model(ids, use_cache=False).logits[:, :-1].contiguous()
+    return functional.kl_div(
+        logits.flatten(0, 1).log_softmax(-1),
+        target[:, :-1].flatten(0, 1).log_softmax(-1),
+        reduction="batchmean",
+        log_target=True,
+    ).item()
+
+
+def speed(arguments: argparse.Namespace) -> dict[str, float | int | str | None]:
+    """Tokens per second of the three, on the first micro-batch."""
+    loaded = load_model(arguments.model)
+    pool = random_pool(arguments, loaded)[:1]
+    proxy = prepare_proxy(loaded, pool)
+    two_sided = prepare_two_sided(loaded.model, pool)
+
+    @torch.inference_mode()
+    def bare() -> None:
+        loaded.model(pool[0], use_cache=False).logits[0, -1, 0].item()
+
+    seconds = interleaved(
+        {"forward": bare, "proxy": lambda: proxy(1), "two_sided": lambda: two_sided(1)},
+        arguments.repeats,
+    )
+    tokens = pool[0].numel()
+    return {
+        "model": arguments.model,
+        "micro_batch": arguments.micro_batch,
+        "length": arguments.length,
+        "vs_forward": median_ratio(seconds["forward"], seconds["proxy"]),
+        "vs_two_sided_kl": median_ratio(seconds["two_sided"], seconds["proxy"]),
+        "tokens_per_second": tokens / statistics.median(seconds["proxy"]),
+        "tokens_per_second_forward": tokens / statistics.median(seconds["forward"]),
+        "tokens_per_second_two_sided": tokens / statistics.median(seconds["two_sided"]),
+    }
+
+
+def memory(arguments: argparse.Namespace) -> dict[str, float | int | str | None]:
+    """Peak memory of the two proxies, each in a process of its own."""
+    figures: dict[str, float | int | str | None] = {}
+    for kind, key in (("proxy", "peak_mib"), ("two_sided", "peak_mib_two_sided")):
+        command = [sys.executable, __file__, "--memory", kind]
+        for option in ("model", "micro_batch", "length", "pool"):
+            command += [f"--{option.replace('_', '-')}", str(getattr(arguments, option))]
+        answer = subprocess.run(command, capture_output=True, text=True, check=True)
+        figures[key] = float(answer.stdout)
+    return figures
+
+
+def peak_memory(arguments: argparse.Namespace) -> float:
+    """Highest rise of this process's memory in MiB, from loading the model to the values."""
+    with PeakMemory() as watch:
+        loaded = load_model(arguments.model)
+        pool = random_pool(arguments, loaded)
+        if arguments.memory == "proxy":
+            evaluate = prepare_proxy(loaded, pool)
+        else:
+            evaluate = prepare_two_sided(loaded.model, pool)
+        evaluate(len(pool))
+    return watch.mib
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,298 @@
+"""The stages of a run as functions; the command line calls nothing else.
+
+Example:
+    >>> folder = search(load_config(Path("search_spaces/smollm2_sparsity_50.yaml")))
+    >>> materialize(folder)
+    >>> heal(folder)
+    >>> evaluate(folder)
+    >>> report(folder)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from evocompress import run
+from evocompress.apply import LiveModel
+from evocompress.comparison import Contestant, compare, reload
+from evocompress.config import RunConfig
+from evocompress.config_file import changed
+from evocompress.distributed import LocalExecutor
+from evocompress.environment import environment
+from evocompress.errors import RunError
+from evocompress.export import materialize as write_checkpoint
+from evocompress.export import read_candidate
+from evocompress.files import read_json, write_json
+from evocompress.heal import CHECKPOINT
+from evocompress.heal import heal as distil
+from evocompress.journal import Journal
+from evocompress.outcome import costs_of, front_rows, winner_record
+from evocompress.progress import Advance, Reporter, Silent
+from evocompress.report import write_report
+from evocompress.run_folder import RunFolder, begin, check
+from evocompress.types import Candidate
+from evocompress.workbench import Workbench, check_names
+
+
+def search(config: RunConfig, *, resume: bool = False, reporter: Reporter | None = None) -> Path:
+    """Finds the best candidate and writes it, with the journal, into the run's folder.
+
+    Everything that can be checked is checked before the folder is made.
+
+    Args:
+        config: The run.
+        resume: Go on in a folder that exists.
+        reporter: Told about progress.
+
+    Returns:
+        The run's folder.
+
+    Raises:
+        EvoCompressError: Anything the user can mend.
+    """
+    bench = _prepared(config, resume, reporter)
+    folder = bench.folder
+    with folder.locked():
+        _describe(bench)
+        bench.library  # noqa: B018  (a stage of its own, before the search is timed)
+        with Journal(folder.journal, bench.header()) as journal:
+            outcome = _evolve(bench, journal)
+            write_json(folder.winner, winner_record(bench.space, outcome.best))
+            rows = front_rows(bench.space, journal, outcome, len(bench.calibration.search))
+            write_json(folder.front, rows)
+    return folder.path
+
+
+def build_library(config: RunConfig, *, reporter: Reporter | None = None) -> Path:
+    """Builds the level library of a run, or finishes one that was interrupted.
+
+    Raises:
+        EvoCompressError: Anything the user can mend.
+    """
+    check_names(config)
+    bench = Workbench(config, RunFolder(config.folder), reporter or Silent())
+    if not bench.wanted_levels:
+        raise RunError(f"{config.name}: the search space has no sparsity, so it needs no library")
+    assert bench.library is not None
+    return bench.library.path
+
+
+def materialize(
+    path: Path,
+    *,
+    out: Path | None = None,
+    form: str = "auto",
+    candidate: str = "winner",
+    reporter: Reporter | None = None,
+) -> Path:
+    """Writes a candidate of a finished search as a checkpoint.
+
+    Args:
+        path: The run's folder.
+        out: Where to; by default ``checkpoint`` in the run's folder.
+        form: ``stock``, ``hf`` or ``auto``.
+        candidate: ``winner``, ``uniform``, or an id of the journal.
+        reporter: Told about progress.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        EvoCompressError: Anything the user can mend.
+    """
+    bench = _finished(path, reporter)
+    chosen = _candidate(bench, candidate)
+    target = out or bench.folder.checkpoint
+    library = bench.existing_library()
+    with bench.reporter.stage(f"materialize {candidate} in {target}"):
+        return write_checkpoint(
+            bench.loaded,
+            library,
+            chosen,
+            target,
+            format=form,
+            predicted=costs_of(bench.space, chosen),
+        )
+
+
+def heal(
+    path: Path,
+    overrides: Sequence[str] = (),
+    *,
+    resume: bool = False,
+    reporter: Reporter | None = None,
+) -> Path:
+    """Distils the dense model into a run's checkpoint.
+
+    Trains on the library and search parts of the calibration tokens, less the sequences
+    that choose the best checkpoint; the held-out part stays untouched.
+
+    Args:
+        path: The run's folder, with a checkpoint.
+        overrides: Changes of the configuration, such as ``heal.steps=100``.
+        resume: Go on where an interrupted healing stopped.
+        reporter: Told about progress.
+
+    Returns:
+        The healed checkpoint's folder.
+
+    Raises:
+        EvoCompressError: Anything the user can mend.
+    """
+    bench = _finished(path, reporter, overrides)
+    folder, config = bench.folder, bench.config.heal
+    if not folder.checkpoint.exists():
+        raise RunError(f"{folder.checkpoint} does not exist: run 'evocompress materialize' first")
+    tokens = torch.cat([bench.calibration.library, *bench.calibration.search])
+    kept = config.validation_sequences
+    if kept >= len(bench.calibration.search) * bench.config.calibration.micro_batch:
+        raise RunError(
+            f"heal.validation_sequences={kept} leaves nothing of the search part; lower it"
+        )
+    with bench.reporter.stage("heal") as advance:
+        distil(
+            folder.checkpoint,
+            bench.loaded,
+            tokens[:-kept],
+            tokens[-kept:],
+            config,
+            folder.healed,
+            resume=resume,
+            progress=advance,
+        )
+    return folder.healed / CHECKPOINT
+
+
+def evaluate(
+    path: Path, overrides: Sequence[str] = (), *, reporter: Reporter | None = None
+) -> Path:
+    """Compares dense, uniform, searched and (where there is one) healed on held-out text.
+
+    Args:
+        path: The run's folder, with a checkpoint.
+        overrides: Changes of the configuration, such as ``evaluate.repeats=9``.
+        reporter: Told about progress.
+
+    Returns:
+        The path of evaluation.json.
+
+    Raises:
+        EvoCompressError: Anything the user can mend.
+    """
+    bench = _finished(path, reporter, overrides)
+    with bench.reporter.stage("evaluate"):
+        heldout = bench.calibration.heldout
+        rows = compare(
+            bench.loaded.model,
+            _contestants(bench),
+            heldout,
+            bench.config.evaluate,
+            bench.config.calibration.micro_batch,
+        )
+        facts = {
+            "source": bench.calibration.heldout_source,
+            "self_written": bench.calibration.heldout_source == "self",
+            "sequences": len(heldout),
+            "length": heldout.shape[1],
+        }
+        write_json(bench.folder.evaluation, {"heldout": facts, "rows": rows})
+    return bench.folder.evaluation
+
+
+def report(path: Path) -> Path:
+    """Writes report.html and summary.md from the files in a run's folder.
+
+    Raises:
+        RunError: The folder is not a run.
+    """
+    return write_report(path)
+
+
+def _prepared(config: RunConfig, resume: bool, reporter: Reporter | None) -> Workbench:
+    """The workbench of a run whose settings fit the model, in a folder that exists."""
+    check_names(config)
+    folder = check(config, resume)
+    bench = Workbench(config, folder, reporter or Silent())
+    bench.searcher()
+    bench.calibration  # noqa: B018  (may refuse the data)
+    begin(folder, config)
+    return bench
+
+
+def _finished(path: Path, reporter: Reporter | None, overrides: Sequence[str] = ()) -> Workbench:
+    """The workbench of a run that has a winner."""
+    folder = RunFolder(path)
+    config = changed(folder.config(), overrides)
+    if not folder.winner.exists():
+        raise RunError(f"{path} has no winner yet: finish it with 'evocompress search --resume'")
+    return Workbench(config, folder, reporter or Silent())
+
+
+def _describe(bench: Workbench) -> None:
+    """Writes what the run was made with, once."""
+    folder = bench.folder
+    if not folder.environment.exists():
+        write_json(folder.environment, environment(bench.loaded.model.device))
+    if not folder.units.exists():
+        write_json(folder.units, [asdict(unit) for unit in bench.units])
+
+
+def _evolve(bench: Workbench, journal: Journal) -> run.Outcome:
+    with (
+        LiveModel(bench.loaded, bench.library) as live,
+        bench.reporter.stage(f"search: {bench.config.search.name}") as advance,
+    ):
+        return run.search(
+            bench.searcher(),
+            LocalExecutor(bench.proxy(live)),
+            journal,
+            bench.calibration.pool,
+            tokens=bench.config.search.tokens,
+            listener=lambda progress: _show(advance, progress),
+        )
+
+
+def _candidate(bench: Workbench, name: str) -> Candidate:
+    if name == "uniform":
+        return bench.space.candidate(bench.space.uniform())
+    winner = read_json(bench.folder.winner)
+    if name in ("winner", winner["id"]):
+        return Candidate.from_json(winner["levels"])
+    with Journal(bench.folder.journal, bench.header()) as journal:
+        if name in journal.candidates:
+            return journal.candidates[name]
+    raise RunError(f"{bench.folder.journal} has no candidate '{name}'; 'winner' is the best one")
+
+
+def _contestants(bench: Workbench) -> dict[str, Contestant]:
+    folder, library, space = bench.folder, bench.existing_library(), bench.space
+    if not folder.checkpoint.exists():
+        raise RunError(f"{folder.checkpoint} does not exist: run 'evocompress materialize' first")
+    dense = bench.loaded.model
+    uniform = space.candidate(space.uniform())
+    searched = costs_of(space, read_candidate(folder.checkpoint))
+    with TemporaryDirectory(dir=folder.path) as scratch:
+        written = write_checkpoint(bench.loaded, library, uniform, Path(scratch) / "uniform")
+        uniform_model = reload(written, dense)
+    rows = {
+        "dense": Contestant(dense, space.cost_model.dense()),
+        "uniform": Contestant(uniform_model, costs_of(space, uniform)),
+        "searched": Contestant(reload(folder.checkpoint, dense), searched),
+    }
+    healed = folder.healed / CHECKPOINT
+    if healed.exists():
+        rows["healed"] = Contestant(reload(healed, dense), searched)
+    return rows
+
+
+def _show(advance: Advance, progress: run.Progress) -> None:
+    step = progress.step
+    text = f"step {step.step + 1}, {step.requested:,} tokens" if step else ""
+    if step and step.value is not None:
+        text += f", best {step.value:.4f}"
+    advance(progress.done, progress.total, text)

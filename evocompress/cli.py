@@ -1,0 +1,153 @@
+"""The command line. Every command calls one function of `evocompress.api`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from evocompress.errors import EvoCompressError, one_line
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Finds how to compress a pretrained transformer, and does it.",
+    epilog="Start with `evocompress demo`, or `evocompress search "
+    "search_spaces/smollm2_sparsity_50.yaml`.",
+)
+library_app = typer.Typer(no_args_is_help=True, help="Build or inspect a level library.")
+app.add_typer(library_app, name="library")
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it."""
+
+RunFile = Annotated[Path, typer.Argument(help="YAML file of the run.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Changes such as `search.generations=5`.", show_default=False),
+]
+Folder = Annotated[Path, typer.Argument(help="Folder of a run.", show_default=False)]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on where it stopped.")]
+
+
+@app.command(epilog="Example: `evocompress demo`")
+def demo(
+    runs: Annotated[Path, typer.Option(help="Folder that gets the run's folder.")] = Path("runs"),
+) -> None:
+    """Compress SmolLM2-135M from end to end in a few minutes and print the comparison."""
+    from evocompress.demo_run import demo as run_demo
+    from evocompress.report import table
+
+    folder = run_demo(runs)
+    _print_table(table(folder))
+    typer.echo(f"Report: {folder / 'report.html'}")
+
+
+@app.command(
+    epilog="Examples: `evocompress search search_spaces/smollm2_sparsity_50.yaml`; "
+    "`evocompress search run.yaml name=trial search.generations=20`; "
+    "`evocompress search run.yaml --resume`"
+)
+def search(run_file: RunFile, overrides: Overrides = None, resume: Resume = False) -> None:
+    """Search for the best candidate; builds the level library first where it is missing."""
+    from evocompress import api
+    from evocompress.config_file import load_config
+    from evocompress.progress import Reporter
+
+    config = load_config(run_file, overrides or [])
+    folder = api.search(config, resume=resume, reporter=Reporter())
+    typer.echo(f"Winner: {folder / 'winner.json'}")
+    typer.echo(f"Next: evocompress materialize {folder}")
+
+
+@library_app.command(
+    "build", epilog="Example: `evocompress library build run.yaml library.path=libraries/smollm2`"
+)
+def library_build(run_file: RunFile, overrides: Overrides = None) -> None:
+    """Build the level library of a run, or finish one that was interrupted."""
+    from evocompress import api
+    from evocompress.config_file import load_config
+    from evocompress.progress import Reporter
+
+    typer.echo(api.build_library(load_config(run_file, overrides or []), reporter=Reporter()))
+
+
+@library_app.command("inspect", epilog="Example: `evocompress library inspect runs/demo/library`")
+def library_inspect(
+    path: Annotated[Path, typer.Argument(help="Folder of a library.", show_default=False)],
+    verify: Annotated[bool, typer.Option("--verify", help="Check every checksum.")] = False,
+) -> None:
+    """Show what a level library holds, and whether its files are whole."""
+    from evocompress.library.inspect import summary
+
+    _print_table(summary(path, verify=verify))
+
+
+@app.command(epilog="Example: `evocompress materialize runs/demo --out smaller-model`")
+def materialize(
+    folder: Folder,
+    out: Annotated[Path | None, typer.Option(help="Default: `checkpoint` in the run.")] = None,
+    form: Annotated[
+        str, typer.Option("--format", help="`stock`, `hf` (modeling file) or `auto`.")
+    ] = "auto",
+    candidate: Annotated[
+        str, typer.Option(help="`winner`, `uniform`, or the id of a candidate of the journal.")
+    ] = "winner",
+) -> None:
+    """Write a candidate as a checkpoint that transformers loads."""
+    from evocompress import api
+    from evocompress.progress import Reporter
+
+    typer.echo(
+        api.materialize(folder, out=out, form=form, candidate=candidate, reporter=Reporter())
+    )
+
+
+@app.command(epilog="Example: `evocompress heal runs/demo heal.steps=100`")
+def heal(folder: Folder, overrides: Overrides = None, resume: Resume = False) -> None:
+    """Distil the dense model into the run's checkpoint; zeros stay zeros."""
+    from evocompress import api
+    from evocompress.progress import Reporter
+
+    typer.echo(api.heal(folder, overrides or [], resume=resume, reporter=Reporter()))
+
+
+@app.command(epilog="Example: `evocompress evaluate runs/demo`")
+def evaluate(folder: Folder, overrides: Overrides = None) -> None:
+    """Compare dense, uniform, searched and healed on held-out text; measure latency."""
+    from evocompress import api
+    from evocompress.progress import Reporter
+    from evocompress.report import table
+
+    api.evaluate(folder, overrides or [], reporter=Reporter())
+    _print_table(table(folder))
+
+
+@app.command(epilog="Example: `evocompress report runs/demo`")
+def report(folder: Folder) -> None:
+    """Write `report.html` and `summary.md` from the files in the run's folder."""
+    from evocompress import api
+
+    typer.echo(api.report(folder))
+
+
+def main() -> None:
+    """Runs the command line; a problem the user can mend is one line and a non-zero exit."""
+    try:
+        app()
+    except EvoCompressError as error:
+        sys.exit(f"error: {one_line(error)}")
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED:
+            print("interrupted: what is finished is kept; --resume goes on", file=sys.stderr)
+        raise
+
+
+def _print_table(table: object) -> None:
+    console = Console()
+    width = None if console.is_terminal else 120
+    Console(width=width).print(table)

@@ -1,0 +1,97 @@
+"""The final comparison: dense, uniform, searched and healed on held-out text, with latency."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+import evocompress.hf  # noqa: F401  (registers the classes of checkpoints with missing sub-layers)
+from evocompress.config import EvaluateConfig
+from evocompress.evaluation import Latency, Timing, count, heldout_quality, measure_latency
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One row of the comparison.
+
+    Attributes:
+        model: The model as it is used.
+        predicted: Its costs by the cost model, with ``flops``.
+    """
+
+    model: PreTrainedModel
+    predicted: Mapping[str, float]
+
+
+def reload(path: Path, like: PreTrainedModel) -> PreTrainedModel:
+    """A checkpoint that `evocompress.export` wrote, with the dtype and device of a model."""
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, dtype=like.dtype)
+    return model.to(like.device).eval()  # type: ignore[arg-type]
+
+
+def compare(
+    dense: PreTrainedModel,
+    contestants: Mapping[str, Contestant],
+    heldout: Tensor,
+    config: EvaluateConfig,
+    batch: int,
+) -> list[dict[str, Any]]:
+    """The rows of evaluation.json.
+
+    Args:
+        dense: The dense model, to which KL is measured.
+        contestants: What is compared, by the name of its row; all in memory at once, so that
+            their latencies are measured in turns.
+        heldout: Token ids (M, S).
+        config: What to measure.
+        batch: Sequences of a forward pass.
+    """
+    models = {name: contestant.model for name, contestant in contestants.items()}
+    qualities = heldout_quality(dense, models, heldout, batch=batch)
+    latencies: Mapping[str, Latency] = {}
+    if config.latency:
+        latencies = measure_latency(
+            models, prefill=config.prefill, decode=config.decode, repeats=config.repeats
+        )
+    rows = []
+    for name, contestant in contestants.items():
+        counts, quality = count(contestant.model), qualities[name]
+        rows.append(
+            {
+                "name": name,
+                "params": counts.parameters,
+                "nonzeros": counts.nonzeros,
+                "flops": contestant.predicted["flops"],
+                "weight_bytes": counts.weight_bytes,
+                "kl": quality.kl,
+                "kl_sd": quality.kl_sd,
+                "kl_top256": quality.kl_topk,
+                "perplexity": quality.perplexity,
+                "predicted": dict(contestant.predicted),
+                **_latency(latencies.get(name), config.decode[1]),
+            }
+        )
+    return rows
+
+
+def _latency(latency: Latency | None, new_tokens: int) -> dict[str, Any]:
+    if latency is None:
+        return {"prefill_ms": None, "decode_ms_per_token": None}
+    return {
+        "prefill_ms": _milliseconds(latency.prefill, 1),
+        "decode_ms_per_token": _milliseconds(latency.decode, new_tokens),
+    }
+
+
+def _milliseconds(timing: Timing, tokens: int) -> dict[str, float]:
+    scale = 1000 / tokens
+    return {
+        "median": timing.median * scale,
+        "low": timing.fastest * scale,
+        "high": timing.slowest * scale,
+    }

@@ -1,0 +1,123 @@
+"""The interface of a criterion: a dense matrix and what it reads become compressed matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from evocompress.criteria.factor import Factor, factorise, scaled_hessian
+from evocompress.criteria.masks import parse_pattern
+from evocompress.errors import LibraryError
+from evocompress.types import Level
+
+Needs = Literal["nothing", "squares", "gram"]
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """What is known of the inputs of a matrix; matrices with the same input share it.
+
+    Attributes:
+        gram: XᵀX summed over the tokens, (in, in) float32, or ``None`` where not collected.
+        squares: Its diagonal, (in,) float32, where `gram` is ``None``.
+        sequences: Sequences that were summed over.
+        tokens: Tokens that were summed over.
+        damping: Fraction of the mean diagonal added to a Hessian.
+    """
+
+    gram: Tensor | None = None
+    squares: Tensor | None = None
+    sequences: int = 0
+    tokens: int = 0
+    damping: float = 0.01
+
+    @cached_property
+    def factor(self) -> Factor:
+        """The factor of the damped inverse Hessian, computed once for all matrices."""
+        if self.gram is None:
+            raise ValueError("this criterion needs the Gram matrix of the inputs")
+        return factorise(scaled_hessian(self.gram, self.sequences), self.damping)
+
+    @property
+    def norms(self) -> Tensor:
+        """Norm of each input over the tokens, (in,), as root mean square over sequences."""
+        squares = self.squares if self.gram is None else self.gram.diagonal()
+        if squares is None:
+            raise ValueError("this criterion needs the squared norms of the inputs")
+        return (squares / self.sequences).sqrt()
+
+
+Compress = Callable[[Tensor, Statistics, Sequence[Level]], list[Tensor]]
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """One way to choose and update the weights that stay.
+
+    Attributes:
+        needs: Which statistics it reads; ``squares`` is the diagonal of ``gram``.
+        compress: ``compress(weight, statistics, levels)`` gives one float32 matrix (out, in)
+            for each level, in order. `weight` (out, in) is left alone, and a dense level
+            returns it. Unstructured levels mask exactly ``level.zeros`` weights, a pattern
+            ``"N:M"`` exactly N of each M consecutive inputs of a row; weights that happen to
+            be zero already are masked first.
+    """
+
+    needs: Needs
+    compress: Compress
+
+
+def check_levels(weight: Tensor, levels: Sequence[Level]) -> None:
+    """Refuse levels that cannot be had from a matrix.
+
+    Raises:
+        LibraryError: A level drops the unit, has too many zeros, or its pattern does not
+            divide the inputs or contradicts its number of zeros.
+    """
+    for level in levels:
+        if level.drop or not 0 <= level.zeros <= weight.numel():
+            raise LibraryError(
+                f"level {level.key} is impossible for a matrix of shape {tuple(weight.shape)}: "
+                f"give 0 to {weight.numel()} zeros"
+            )
+        if level.pattern:
+            _check_pattern(weight, level)
+
+
+def _check_pattern(weight: Tensor, level: Level) -> None:
+    zeros, group = parse_pattern(level.pattern)
+    if weight.shape[1] % group:
+        raise LibraryError(
+            f"pattern {level.pattern} does not divide the {weight.shape[1]} inputs of a matrix: "
+            "choose another pattern or leave the matrix out"
+        )
+    if level.zeros * group != weight.numel() * zeros:
+        raise LibraryError(
+            f"pattern {level.pattern} makes {weight.numel() * zeros // group} zeros, "
+            f"not the {level.zeros} of the level: change the level's zeros"
+        )
+
+
+def relative_error(weight: Tensor, compressed: Tensor, gram: Tensor) -> float:
+    """Output error of a compressed matrix, tr(ΔW·G·ΔWᵀ) / tr(W·G·Wᵀ) (EvoPress, 2410.14649).
+
+    Args:
+        weight: Dense matrix (out, in).
+        compressed: Compressed matrix (out, in).
+        gram: XᵀX of the inputs (in, in).
+
+    Returns:
+        0 where the dense output is zero.
+    """
+    energy = output_energy(weight, gram)
+    return output_energy(weight - compressed, gram) / energy if energy else 0.0
+
+
+def output_energy(weight: Tensor, gram: Tensor) -> float:
+    """Squared norm of the outputs over all tokens, tr(W·G·Wᵀ)."""
+    return float((weight @ gram).mul_(weight).sum(dtype=torch.float64))

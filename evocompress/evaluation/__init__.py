@@ -1,0 +1,15 @@
+"""What is reported of a finished model, measured on real models by code of its own."""
+
+from evocompress.evaluation.counts import Counts, count
+from evocompress.evaluation.latency import Latency, Timing, measure_latency
+from evocompress.evaluation.quality import Quality, heldout_quality
+
+__all__ = [
+    "Counts",
+    "Latency",
+    "Quality",
+    "Timing",
+    "count",
+    "heldout_quality",
+    "measure_latency",
+]

@@ -1,0 +1,113 @@
+"""Latency of models that are compared with each other, measured in turns."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+WARM_UPS = 1
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of a repeated measurement.
+
+    Attributes:
+        median: The middle one.
+        fastest: The shortest.
+        slowest: The longest.
+    """
+
+    median: float
+    fastest: float
+    slowest: float
+
+    @property
+    def spread(self) -> float:
+        """Longest minus shortest, as a fraction of the median."""
+        return (self.slowest - self.fastest) / self.median
+
+
+@dataclass(frozen=True)
+class Latency:
+    """What a user of a model waits for.
+
+    Attributes:
+        prefill: One forward pass over a batch of prompts.
+        decode: Greedy decoding of all new tokens of one text, its prompt not counted.
+    """
+
+    prefill: Timing
+    decode: Timing
+
+
+@torch.inference_mode()
+def measure_latency(
+    models: Mapping[str, PreTrainedModel],
+    *,
+    prefill: tuple[int, int] = (1, 512),
+    decode: tuple[int, int] = (128, 32),
+    repeats: int = 5,
+    seed: int = 0,
+) -> dict[str, Latency]:
+    """Time models in turns, so that a drift of the machine's speed hits all of them alike.
+
+    Args:
+        models: By name, all with the same vocabulary.
+        prefill: (batch, tokens) of the timed prefill.
+        decode: (prompt tokens, new tokens) of the timed decoding, batch 1, with a KV cache.
+        repeats: Measurements of each, after a warm-up.
+        seed: Of the random token ids.
+    """
+    vocabulary: int = min(model.config.vocab_size for model in models.values())
+    generator = torch.Generator().manual_seed(seed)
+    batch = torch.randint(vocabulary, prefill, generator=generator)
+    prompt = torch.randint(vocabulary, (1, decode[0]), generator=generator)
+    prefills = _in_turns(models, lambda model: _prefill_seconds(model, batch), repeats)
+    decodes = _in_turns(models, lambda model: _decode_seconds(model, prompt, decode[1]), repeats)
+    return {name: Latency(prefills[name], decodes[name]) for name in models}
+
+
+def _in_turns(
+    models: Mapping[str, PreTrainedModel],
+    measure: Callable[[PreTrainedModel], float],
+    repeats: int,
+) -> dict[str, Timing]:
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    for _ in range(WARM_UPS + repeats):
+        for name, model in models.items():
+            seconds[name].append(measure(model))
+    return {name: _timing(values[WARM_UPS:]) for name, values in seconds.items()}
+
+
+def _timing(seconds: list[float]) -> Timing:
+    return Timing(statistics.median(seconds), min(seconds), max(seconds))
+
+
+def _prefill_seconds(model: PreTrainedModel, ids: Tensor) -> float:
+    ids = ids.to(model.device)
+    start = _now(model)
+    model(ids, use_cache=True, logits_to_keep=1)
+    return _now(model) - start
+
+
+def _decode_seconds(model: PreTrainedModel, prompt: Tensor, new: int) -> float:
+    output = model(prompt.to(model.device), use_cache=True, logits_to_keep=1)
+    start = _now(model)
+    for _ in range(new):
+        token = output.logits[:, -1:].argmax(-1)
+        output = model(token, past_key_values=output.past_key_values, use_cache=True)
+    return _now(model) - start
+
+
+def _now(model: PreTrainedModel) -> float:
+    """Seconds, once the device has finished what it was given."""
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+    return time.perf_counter()

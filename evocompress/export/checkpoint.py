@@ -1,0 +1,102 @@
+"""Writes a candidate as a checkpoint that transformers loads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from evocompress.errors import ExportError
+from evocompress.export.card import model_card
+from evocompress.export.folder import check_room, check_target, whole_folder
+from evocompress.export.formats import FORMATS
+from evocompress.export.measure import measured_costs
+from evocompress.export.record import CANDIDATE_FILE, Record
+from evocompress.export.weights import LevelWeights
+from evocompress.models import LoadedModel
+from evocompress.sources import quiet_transformers
+from evocompress.types import Candidate
+
+
+def materialize(
+    loaded: LoadedModel,
+    library: LevelWeights | None,
+    candidate: Candidate,
+    out: Path,
+    *,
+    format: str = "auto",
+    predicted: Mapping[str, float] | None = None,
+    notes: Sequence[str] = (),
+    overwrite: bool = False,
+) -> Path:
+    """Writes the compressed model to a new folder; the loaded model is not touched.
+
+    The folder holds weights, config, generation config, tokenizer, ``candidate.json`` and a
+    README.md. It appears whole or not at all.
+
+    Args:
+        loaded: The dense model.
+        library: The level library, for candidates with compressed matrices.
+        candidate: What to write.
+        out: The folder.
+        format: A key of `FORMATS`, or ``auto``: the first one that can express the candidate.
+        predicted: The candidate's costs by the cost model, written beside the measured ones.
+        notes: Paragraphs for the README.md.
+        overwrite: Replace a checkpoint that is in `out` already.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ExportError: The format cannot express the candidate, `out` exists, the library is
+            missing or the disk is full.
+    """
+    check_target(out, overwrite)
+    name = choose_format(loaded, candidate, format)
+    model = FORMATS[name].build(loaded, library, candidate)
+    model.generation_config = loaded.model.generation_config
+    check_room(out, sum(weight.numel() * weight.itemsize for weight in model.parameters()))
+    with whole_folder(out) as folder:
+        _write_model(model, loaded, name, folder)
+        record = Record(
+            id=candidate.id,
+            levels=candidate.to_json(),
+            format=name,
+            source=loaded.source,
+            model_fingerprint=loaded.fingerprint,
+            library_fingerprint=library.fingerprint if library else None,
+            predicted=dict(predicted or {}),
+            measured=measured_costs(folder, loaded.family),
+        )
+        (folder / CANDIDATE_FILE).write_text(record.text(), encoding="utf-8")
+        units = loaded.family.units(loaded.model)
+        loading = FORMATS[name].loading.format(path=out.name)
+        card = model_card(record, candidate, units, loading, notes)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+    return out
+
+
+def choose_format(loaded: LoadedModel, candidate: Candidate, name: str = "auto") -> str:
+    """The format to write a candidate in: `name`, or for ``auto`` the first that can.
+
+    Raises:
+        ExportError: There is no such format, or it cannot express the candidate.
+    """
+    names = list(FORMATS) if name == "auto" else [name]
+    if not set(names) <= set(FORMATS):
+        raise ExportError(f"unknown format '{name}': choose one of auto, {', '.join(FORMATS)}")
+    obstacles = {}
+    for choice in names:
+        obstacle = FORMATS[choice].obstacle(loaded, candidate)
+        if obstacle is None:
+            return choice
+        obstacles[choice] = obstacle
+    raise ExportError(obstacles[names[-1]])
+
+
+def _write_model(model: PreTrainedModel, loaded: LoadedModel, name: str, folder: Path) -> None:
+    with quiet_transformers():
+        model.save_pretrained(folder)
+        loaded.tokenizer.save_pretrained(folder)
+    FORMATS[name].add_files(loaded, folder)

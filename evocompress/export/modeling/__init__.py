@@ -1,0 +1,99 @@
+"""The model classes of the modeling files, which also ship inside checkpoints.
+
+The files import only torch, transformers and each other, so that a copy works on its own.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from evocompress.export.modeling import (
+    modeling_gemma2,
+    modeling_gemma3_text,
+    modeling_gpt2,
+    modeling_llama,
+    modeling_mistral,
+    modeling_opt,
+    modeling_phi3,
+    modeling_qwen2,
+    modeling_qwen3,
+)
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes that one modeling file defines.
+
+    Attributes:
+        config: Registered for ``AutoConfig``.
+        body: Registered for ``AutoModel``.
+        causal: Registered for ``AutoModelForCausalLM``.
+    """
+
+    config: type[PreTrainedConfig]
+    body: type[PreTrainedModel]
+    causal: type[PreTrainedModel]
+
+    @property
+    def auto_map(self) -> dict[str, str]:
+        """What ``config.json`` must say for a load with ``trust_remote_code``."""
+        autos = {"AutoConfig": self.config, "AutoModel": self.body}
+        autos["AutoModelForCausalLM"] = self.causal
+        module = self.causal.__module__.rsplit(".", 1)[-1]
+        return {auto: f"{module}.{cls.__name__}" for auto, cls in autos.items()}
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The source files that such a checkpoint needs."""
+        module = self.causal.__module__.rsplit(".", 1)[-1]
+        return tuple(Path(__file__).with_name(name) for name in (f"{module}.py", "skipped.py"))
+
+
+CLASSES: dict[str, Classes] = {
+    "llama": Classes(
+        modeling_llama.EvocompressLlamaConfig,
+        modeling_llama.EvocompressLlamaModel,
+        modeling_llama.EvocompressLlamaForCausalLM,
+    ),
+    "mistral": Classes(
+        modeling_mistral.EvocompressMistralConfig,
+        modeling_mistral.EvocompressMistralModel,
+        modeling_mistral.EvocompressMistralForCausalLM,
+    ),
+    "qwen2": Classes(
+        modeling_qwen2.EvocompressQwen2Config,
+        modeling_qwen2.EvocompressQwen2Model,
+        modeling_qwen2.EvocompressQwen2ForCausalLM,
+    ),
+    "qwen3": Classes(
+        modeling_qwen3.EvocompressQwen3Config,
+        modeling_qwen3.EvocompressQwen3Model,
+        modeling_qwen3.EvocompressQwen3ForCausalLM,
+    ),
+    "phi3": Classes(
+        modeling_phi3.EvocompressPhi3Config,
+        modeling_phi3.EvocompressPhi3Model,
+        modeling_phi3.EvocompressPhi3ForCausalLM,
+    ),
+    "gemma2": Classes(
+        modeling_gemma2.EvocompressGemma2Config,
+        modeling_gemma2.EvocompressGemma2Model,
+        modeling_gemma2.EvocompressGemma2ForCausalLM,
+    ),
+    "gemma3_text": Classes(
+        modeling_gemma3_text.EvocompressGemma3TextConfig,
+        modeling_gemma3_text.EvocompressGemma3TextModel,
+        modeling_gemma3_text.EvocompressGemma3ForCausalLM,
+    ),
+    "gpt2": Classes(
+        modeling_gpt2.EvocompressGPT2Config,
+        modeling_gpt2.EvocompressGPT2Model,
+        modeling_gpt2.EvocompressGPT2LMHeadModel,
+    ),
+    "opt": Classes(
+        modeling_opt.EvocompressOPTConfig,
+        modeling_opt.EvocompressOPTModel,
+        modeling_opt.EvocompressOPTForCausalLM,
+    ),
+}

@@ -1,0 +1,286 @@
+"""The interface of a model family: where the units of a decoder live and how one is removed.
+
+A family is a small declaration. The class below describes a decoder laid out like Llama's;
+another family overrides the attributes, and only rarely a method.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from evocompress.types import Architecture, Unit
+
+SubLayerName = Literal["attention", "mlp"]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One linear matrix of a block.
+
+    Attributes:
+        path: Module path relative to the block, e.g. ``self_attn.q_proj``.
+        sublayer: The sub-layer it belongs to.
+        input: What it reads: matrices of a block with the same word read the same tensor, and
+            so share their input statistics.
+        transposed: The module stores (in, out), as GPT-2's ``Conv1D`` does.
+    """
+
+    path: str
+    sublayer: SubLayerName
+    input: str
+    transposed: bool = False
+
+
+@dataclass(frozen=True)
+class SubLayer:
+    """One residual branch of a block.
+
+    Attributes:
+        matrices: Its linear matrices, in the order of computation.
+        around: Paths of the other modules of the branch (norms before and after, activations)
+            that become the identity when the branch is removed.
+        core: Path of the module that yields zero when the branch is removed; it lies after
+            every module of `around` that could turn a zero into something else.
+    """
+
+    matrices: tuple[Matrix, ...]
+    around: tuple[str, ...]
+    core: str
+
+
+class NoAttention(nn.Module):
+    """Takes the place of a removed attention module: exactly zero, nothing computed."""
+
+    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
+        """A zero for `hidden_states` (B, S, H), and no attention weights."""
+        return _zero_like(hidden_states), None
+
+
+class NoOutput(nn.Module):
+    """Takes the place of a removed module with one input and one output: exactly zero."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """A zero of the shape of `hidden_states` (..., H)."""
+        return _zero_like(hidden_states)
+
+
+def _zero_like(hidden: Tensor) -> Tensor:
+    """Zeros of the same shape that take up one element of memory."""
+    return hidden.new_zeros(()).expand_as(hidden)
+
+
+class _Recorder(nn.Module):
+    """Stands in for a block: keeps what it was called with and passes the state through."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.names = list(inspect.signature(block.forward).parameters)[1:]
+        self.hidden = torch.empty(0)
+        self.arguments: dict[str, Any] = {}
+
+    def forward(self, hidden_states: Tensor, *positional: Any, **keywords: Any) -> Tensor:
+        self.hidden = hidden_states
+        self.arguments = dict(zip(self.names, positional, strict=False)) | keywords
+        return hidden_states
+
+
+def llama_attention(around: tuple[str, ...] = ("input_layernorm",)) -> SubLayer:
+    """Attention with separate query, key and value projections."""
+    return SubLayer(
+        matrices=(
+            Matrix("self_attn.q_proj", "attention", "attention_in"),
+            Matrix("self_attn.k_proj", "attention", "attention_in"),
+            Matrix("self_attn.v_proj", "attention", "attention_in"),
+            Matrix("self_attn.o_proj", "attention", "attention_out"),
+        ),
+        around=around,
+        core="self_attn",
+    )
+
+
+def llama_mlp(around: tuple[str, ...] = ("post_attention_layernorm",)) -> SubLayer:
+    """Gated MLP with separate gate and up projections."""
+    return SubLayer(
+        matrices=(
+            Matrix("mlp.gate_proj", "mlp", "mlp_in"),
+            Matrix("mlp.up_proj", "mlp", "mlp_in"),
+            Matrix("mlp.down_proj", "mlp", "mlp_out"),
+        ),
+        around=around,
+        core="mlp",
+    )
+
+
+class Family:
+    """A decoder laid out like Llama's; other families are subclasses.
+
+    A block must be ``x + attention(x)`` followed by ``x + mlp(x)``, each branch with its own
+    norms, and take the hidden state as its first argument.
+
+    Attributes:
+        model_type: The ``config.model_type`` that the family serves.
+        layers_path: Module path of the list of blocks.
+        norm_path: Module path of the norm after the last block.
+        attention: The attention branch of each block.
+        mlp: The MLP branch of each block.
+    """
+
+    model_type: ClassVar[str]
+    layers_path: ClassVar[str] = "model.layers"
+    norm_path: ClassVar[str] = "model.norm"
+    attention: ClassVar[SubLayer] = llama_attention()
+    mlp: ClassVar[SubLayer] = llama_mlp()
+
+    def check(self, model: PreTrainedModel) -> None:
+        """Raise `ModelError` for a variant of the family whose blocks are built otherwise."""
+
+    def matrices(self) -> tuple[Matrix, ...]:
+        """Every linear matrix of a block, in the order of computation."""
+        return self.attention.matrices + self.mlp.matrices
+
+    def block_path(self) -> str:
+        """Module path of the list of blocks, e.g. ``model.layers``."""
+        return self.layers_path
+
+    def blocks(self, model: PreTrainedModel) -> nn.ModuleList:
+        """The blocks in order; an entry may be replaced in place."""
+        layers = model.get_submodule(self.layers_path)
+        assert isinstance(layers, nn.ModuleList)
+        return layers
+
+    def units(self, model: PreTrainedModel) -> list[Unit]:
+        """The tree of units: each block, its attention and matrices, its MLP and matrices."""
+        return [
+            unit
+            for index, block in enumerate(self.blocks(model))
+            for unit in self._block_units(index, block)
+        ]
+
+    def _block_units(self, index: int, block: nn.Module) -> Iterator[Unit]:
+        name = f"{self.layers_path}.{index}"
+        roles = _roles(self.matrices())
+        yield Unit(name, "block", None, index, "block")
+        for kind, branch in self._branches():
+            parent = f"{name}.{kind}"
+            yield Unit(parent, kind, name, index, kind)
+            for matrix in branch.matrices:
+                shape = _shape(block, matrix)
+                role = roles[matrix.path]
+                yield Unit(f"{name}.{matrix.path}", "matrix", parent, index, role, shape)
+
+    def architecture(self, model: PreTrainedModel) -> Architecture:
+        """What the cost model must know; parameters are counted, tied weights once."""
+        config = model.config
+        head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+        blocks = self.blocks(model)
+        heads = config.num_attention_heads
+        kv_heads = getattr(config, "num_key_value_heads", None) or heads
+        in_blocks = sum(parameter.numel() for parameter in blocks.parameters())
+        return Architecture(
+            hidden=config.hidden_size,
+            vocabulary=head.weight.shape[0],
+            tied=head.weight is embedding.weight,
+            outer_params=sum(p.numel() for p in model.parameters()) - in_blocks,
+            heads=(heads,) * len(blocks),
+            kv_heads=(kv_heads,) * len(blocks),
+            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+            windows=attention_windows(config, len(blocks)),
+            own_params=tuple(
+                (_own_params(block, self.attention), _own_params(block, self.mlp))
+                for block in blocks
+            ),
+            dtype_bytes=model.dtype.itemsize,
+            context=config.max_position_embeddings,
+        )
+
+    def hidden_states(self, model: PreTrainedModel, ids: Tensor) -> Tensor:
+        """The hidden states (B, S, H) of `ids` (B, S) after the final norm; no logits."""
+        output = model.base_model(input_ids=ids, use_cache=False)
+        states: Tensor = output.last_hidden_state
+        return states
+
+    def logits(self, model: PreTrainedModel, hidden: Tensor) -> Tensor:
+        """The logits (..., V) of hidden states (..., H) from `hidden_states`."""
+        logits: Tensor = model.get_output_embeddings()(hidden)
+        return logits
+
+    def replacements(self, block: nn.Module, sublayer: SubLayerName) -> dict[str, nn.Module]:
+        """What to put into `block` so that a sub-layer adds exactly nothing, uncomputed.
+
+        Returns:
+            {module path within the block: a new module to put there}; putting the former
+            modules back restores the block.
+        """
+        branch = dict(self._branches())[sublayer]
+        core = NoAttention() if sublayer == "attention" else NoOutput()
+        return {path: nn.Identity() for path in branch.around} | {branch.core: core}
+
+    def block_inputs(
+        self, model: PreTrainedModel, ids: Tensor
+    ) -> tuple[Tensor, list[dict[str, Any]]]:
+        """What the blocks are called with for `ids` (B, S), without running any block.
+
+        Returns:
+            The hidden state (B, S, H) that enters block 0, and for each block its keyword
+            arguments (masks, position embeddings, which may differ from block to block):
+            ``hidden = block(hidden, **arguments[i])`` goes from block to block.
+        """
+        blocks = self.blocks(model)
+        originals = list(blocks)
+        recorders = [_Recorder(block) for block in originals]
+        try:
+            _put(recorders, blocks)
+            self.hidden_states(model, ids)
+        finally:
+            _put(originals, blocks)
+        return recorders[0].hidden, [recorder.arguments for recorder in recorders]
+
+    def _branches(self) -> tuple[tuple[SubLayerName, SubLayer], ...]:
+        return (("attention", self.attention), ("mlp", self.mlp))
+
+
+def attention_windows(config: PreTrainedConfig, layers: int) -> tuple[int | None, ...]:
+    """The attention window of each block in tokens; ``None`` is full attention.
+
+    A config either names a kind for each layer, or its one window holds for all.
+    """
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * layers
+    return tuple(window if kind == "sliding_attention" else None for kind in kinds[:layers])
+
+
+def _put(modules: Sequence[nn.Module], blocks: nn.ModuleList) -> None:
+    for index, module in enumerate(modules):
+        blocks[index] = module
+
+
+def _roles(matrices: tuple[Matrix, ...]) -> dict[str, str]:
+    """Each path's last word, or the whole path where two matrices end alike."""
+    words = {matrix.path: matrix.path.rsplit(".", 1)[-1] for matrix in matrices}
+    count = Counter(words.values())
+    return {path: word if count[word] == 1 else path for path, word in words.items()}
+
+
+def _shape(block: nn.Module, matrix: Matrix) -> tuple[int, int]:
+    """(out, in) of a matrix, whatever order the module stores."""
+    rows, columns = block.get_parameter(f"{matrix.path}.weight").shape
+    return (columns, rows) if matrix.transposed else (rows, columns)
+
+
+def _own_params(block: nn.Module, branch: SubLayer) -> int:
+    """Parameters of a branch that are in no matrix: norms and biases."""
+    matrices = {f"{matrix.path}.weight" for matrix in branch.matrices}
+    parts = (*branch.around, branch.core)
+    return sum(
+        parameter.numel()
+        for name, parameter in block.named_parameters()
+        if name not in matrices and any(name.startswith(f"{part}.") for part in parts)
+    )

@@ -1,0 +1,37 @@
+"""OPT, except its 350m model."""
+
+from transformers import PreTrainedModel
+
+from evocompress.errors import ModelError
+from evocompress.families.base import Family, Matrix, SubLayer, llama_attention
+
+
+class OPT(Family):
+    """Biases everywhere, and an MLP without a module of its own: it lies in the block."""
+
+    model_type = "opt"
+    layers_path = "model.decoder.layers"
+    norm_path = "model.decoder.final_layer_norm"
+    attention = SubLayer(
+        matrices=(
+            *llama_attention().matrices[:3],
+            Matrix("self_attn.out_proj", "attention", "attention_out"),
+        ),
+        around=("self_attn_layer_norm",),
+        core="self_attn",
+    )
+    mlp = SubLayer(
+        matrices=(Matrix("fc1", "mlp", "mlp_in"), Matrix("fc2", "mlp", "mlp_out")),
+        around=("final_layer_norm", "fc1", "activation_fn"),
+        core="fc2",
+    )
+
+    def check(self, model: PreTrainedModel) -> None:
+        """Refuse OPT-350m's layout: norms after the sum, and a projected embedding."""
+        config = model.config
+        projected = config.word_embed_proj_dim != config.hidden_size
+        if not config.do_layer_norm_before or config._remove_final_layer_norm or projected:
+            raise ModelError(
+                "this opt model has norms after its sub-layers, no final norm or a projected "
+                "embedding (as opt-350m), which is not supported: use another size of OPT"
+            )

@@ -1,0 +1,63 @@
+"""Small file helpers: everything is written under a temporary name and then renamed."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from evocompress.errors import RunError
+
+
+@contextmanager
+def naming_full_disk(path: Path) -> Iterator[None]:
+    """Turns "no space left" into an error that names the path and the free space."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        free = shutil.disk_usage(path.parent).free / 2**20
+        raise RunError(
+            f"disk full while writing {path} ({free:.0f} MiB free): free some space and run "
+            "the same command again with --resume"
+        ) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a whole file or nothing; an existing one is replaced.
+
+    Raises:
+        RunError: The disk is full.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with naming_full_disk(path):
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Writes data as indented JSON, whole or not at all."""
+    write_text(path, json.dumps(data, indent=1, sort_keys=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+        RunError: The file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RunError(f"{path} does not exist") from error
+    except json.JSONDecodeError as error:
+        raise RunError(f"{path} is not valid JSON (line {error.lineno})") from error

@@ -1,0 +1,239 @@
+"""Heals a compressed model by distilling the dense model's distribution into it.
+
+Minitron's recipe for mild compression (Muralidharan et al. 2024, 2407.14679): the loss is
+KL(teacher‖student) of the logits alone at temperature 1, without cross-entropy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from evocompress.config import HealConfig
+from evocompress.errors import DataError, RunError
+from evocompress.export.folder import check_room
+from evocompress.files import write_json
+from evocompress.heal.distillation import Distillation
+from evocompress.heal.masters import Masters
+from evocompress.heal.schedule import learning_rate, micro_batch_indices
+from evocompress.heal.state import Best, HealFolder, StepRecord
+from evocompress.heal.student import load_student, write_student, zero_masks
+from evocompress.models import LoadedModel, fingerprint
+
+Progress = Callable[[float, float, str], None]
+"""Told (steps done, steps in all, text)."""
+
+BYTES_PER_WEIGHT = 28
+"""Disk: two training states (master and two moments each) and the best checkpoint."""
+
+
+@dataclass(frozen=True)
+class HealReport:
+    """How a healing went; written as ``heal.json``.
+
+    Attributes:
+        checkpoint: Folder of the best model.
+        steps: Optimizer steps.
+        tokens: Training tokens, repeats included.
+        initial_kl: Validation KL of the student as it came, in nats per position.
+        best_kl: Validation KL of the best checkpoint.
+        best_step: After which step that was; 0 if healing never helped.
+        final_kl: Validation KL after the last step.
+        seconds: Time of the last process that worked on it.
+    """
+
+    checkpoint: str
+    steps: int
+    tokens: int
+    initial_kl: float
+    best_kl: float
+    best_step: int
+    final_kl: float
+    seconds: float
+
+
+def heal(
+    student: Path,
+    teacher: LoadedModel,
+    train: Tensor,
+    validation: Tensor,
+    config: HealConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> HealReport:
+    """Distils the teacher into a compressed checkpoint; zeros of its matrices stay zero.
+
+    Writes into `out`: ``checkpoint`` (the step that was best on `validation`, in the student's
+    format), ``heal.jsonl`` (the history), ``heal.json`` (the report) and ``state`` (what a
+    resumed healing continues from; it then ends in exactly the same weights).
+
+    Args:
+        student: Folder of a checkpoint that `evocompress.export.materialize` wrote.
+        teacher: The dense model; it is not changed.
+        train: Token ids (N, S).
+        validation: Token ids (M, S) that are not in `train`.
+        config: The recipe.
+        out: The folder.
+        resume: Continue what was begun in `out`.
+        progress: Told about each step.
+
+    Raises:
+        RunError: `out` holds another healing, or the loss is not finite; the best checkpoint
+            so far is kept.
+        DataError: There are no training or validation sequences.
+        ModelError: `student` is not such a checkpoint.
+        ExportError: The disk is full.
+    """
+    began = time.monotonic()
+    healing = _Healing(student, teacher, train, validation, config, HealFolder(out))
+    healing.begin_or_resume(resume)
+    healing.run(progress or _silent)
+    return healing.report(time.monotonic() - began)
+
+
+class _Healing:
+    """The state of one healing: weights, history and the best step so far."""
+
+    def __init__(
+        self,
+        source: Path,
+        teacher: LoadedModel,
+        train: Tensor,
+        validation: Tensor,
+        config: HealConfig,
+        folder: HealFolder,
+    ) -> None:
+        if not len(train) or not len(validation):
+            raise DataError(
+                f"healing needs sequences to train ({len(train)} given) and to choose the best "
+                f"step ({len(validation)} given): raise calibration.search_sequences"
+            )
+        self.source = source
+        self.config = config
+        self.folder = folder
+        self.student = load_student(source, teacher)
+        self.recipe = _recipe(self.student, teacher, train, validation, config)
+        self.train = Distillation(self.student, teacher, train, config.batch)
+        self.validation = Distillation(self.student, teacher, validation, config.batch)
+        masks = zero_masks(self.student, teacher.family)
+        self.masters = Masters(self.student, masks, config)
+        self.history: list[StepRecord] = []
+        self.best = Best(0, math.inf)
+
+    def begin_or_resume(self, resume: bool) -> None:
+        """Measures the student, or continues from the newest training state."""
+        state = self.folder.latest()
+        if state is None:
+            weights = sum(parameter.numel() for parameter in self.student.parameters())
+            check_room(self.folder.path, weights * BYTES_PER_WEIGHT)
+            self._measure(StepRecord(0, None, None, None))
+            if not math.isfinite(self.best.kl):
+                raise RunError(f"{self.source} cannot be healed: its KL is not finite")
+        elif resume:
+            tensors, self.history, self.best = self.folder.load(state, self.recipe)
+            self.masters.load_state(tensors)
+        else:
+            raise RunError(f"{self.folder.path} exists: resume it, or remove it to heal anew")
+
+    def run(self, progress: Progress) -> None:
+        """Trains to the last step."""
+        steps, every = self.config.steps, self.config.evaluate_every
+        for step in range(self.history[-1].step, steps):
+            record = self._train_step(step)
+            if record.step % every == 0 or record.step == steps:
+                self._measure(record)
+            else:
+                self.history.append(record)
+            progress(record.step, steps, f"loss {record.train_loss:.4f}, best {self.best.kl:.4f}")
+
+    def report(self, seconds: float) -> HealReport:
+        """Sums up a finished healing and writes ``heal.json``."""
+        measured = [r.validation_kl for r in self.history if r.validation_kl is not None]
+        report = HealReport(
+            checkpoint=str(self.folder.checkpoint),
+            steps=self.config.steps,
+            tokens=sum(self._tokens(step) for step in range(self.config.steps)),
+            initial_kl=measured[0],
+            best_kl=self.best.kl,
+            best_step=self.best.step,
+            final_kl=measured[-1],
+            seconds=seconds,
+        )
+        write_json(self.folder.report, asdict(report))
+        return report
+
+    def _tokens(self, step: int) -> int:
+        indices = micro_batch_indices(step, len(self.train), self.config)
+        return sum(self.train.tokens(index) for index in indices)
+
+    def _train_step(self, step: int) -> StepRecord:
+        """One optimizer step, from 0."""
+        indices = micro_batch_indices(step, len(self.train), self.config)
+        positions = sum(self.train.positions(index) for index in indices)
+        loss = 0.0
+        for index in indices:
+            loss += self.train.backward(index, 1 / positions) / positions
+            self.masters.collect_gradients()
+        norm = self.masters.clip_gradients()
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise RunError(
+                f"healing diverged at step {step + 1} (loss {loss}, gradient norm {norm}): lower "
+                f"heal.learning_rate; the best step so far, {self.best.step}, is in "
+                f"{self.folder.checkpoint}"
+            )
+        rate = learning_rate(step, self.config)
+        self.masters.step(rate)
+        return StepRecord(step + 1, loss, None, rate)
+
+    def _measure(self, record: StepRecord) -> None:
+        """Measures the validation KL, keeps the student if it is the best, saves the state."""
+        kl = self.validation.mean()
+        self.history.append(replace(record, validation_kl=kl))
+        if kl < self.best.kl:
+            self.best = Best(record.step, kl)
+            write_student(self.student, self.source, self.folder.checkpoint, self._note())
+        self.folder.save(self.masters.state(), self.history, self.best, self.recipe)
+
+    def _note(self) -> str:
+        initial = self.history[0].validation_kl
+        return (
+            f"Distilled from the dense model for {self.best.step} steps: KL on validation "
+            f"sequences {initial:.4f} before, {self.best.kl:.4f} after."
+        )
+
+
+def _recipe(
+    student: PreTrainedModel,
+    teacher: LoadedModel,
+    train: Tensor,
+    validation: Tensor,
+    config: HealConfig,
+) -> dict[str, Any]:
+    """All that the result depends on, in words that an error message can name."""
+    return {
+        "student": fingerprint(student),
+        "teacher": teacher.fingerprint,
+        "training data": _digest(train),
+        "validation data": _digest(validation),
+        "configuration": config.model_dump(),
+    }
+
+
+def _digest(tokens: Tensor) -> str:
+    data = tokens.to("cpu", torch.int64).contiguous().numpy()
+    return hashlib.blake2b(data.tobytes(), digest_size=8).hexdigest()
+
+
+def _silent(done: float, total: float, text: str) -> None:
+    """Tells nobody."""

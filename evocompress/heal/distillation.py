@@ -1,0 +1,92 @@
+"""A student beside its teacher on fixed micro-batches."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from evocompress.heal.loss import backward_divergence, divergence
+from evocompress.models import LoadedModel
+
+CACHE_BYTES = 2**30
+"""The teacher's hidden states are kept, rather than made again in each epoch, up to this."""
+
+
+class Distillation:
+    """KL(teacher‖student) on sequences that are cut once into micro-batches.
+
+    As everywhere in this package, every position but the last of a sequence counts.
+    """
+
+    def __init__(
+        self, student: PreTrainedModel, teacher: LoadedModel, tokens: Tensor, batch: int
+    ) -> None:
+        """Runs nothing yet.
+
+        Args:
+            student: Of the teacher's family, perhaps with fewer blocks or sub-layers.
+            teacher: The dense model.
+            tokens: Token ids (N, S).
+            batch: Sequences of a micro-batch; the last one may have fewer.
+        """
+        self._student = student
+        self._teacher = teacher
+        self._micro_batches = torch.split(tokens.to(student.device), batch)
+        self._hidden: dict[int, Tensor] = {}
+        width = teacher.model.config.hidden_size * teacher.model.dtype.itemsize
+        self._keep = tokens.numel() * width <= CACHE_BYTES
+        self._heads = (
+            partial(teacher.family.logits, student),
+            partial(teacher.family.logits, teacher.model),
+        )
+
+    def __len__(self) -> int:
+        return len(self._micro_batches)
+
+    def tokens(self, index: int) -> int:
+        """Tokens of a micro-batch."""
+        return self._micro_batches[index].numel()
+
+    def positions(self, index: int) -> int:
+        """Counted positions of a micro-batch."""
+        sequences, length = self._micro_batches[index].shape
+        return int(sequences * (length - 1))
+
+    def backward(self, index: int, scale: float) -> float:
+        """Adds the gradient of `scale` times the micro-batch's sum; returns the sum, in nats."""
+        student_head, teacher_head = self._heads
+        hidden = self._states(self._student, index)
+        target = self._teacher_states(index)
+        return backward_divergence(hidden, student_head, target, teacher_head, scale)
+
+    @torch.no_grad()
+    def mean(self) -> float:
+        """Mean over all positions of all micro-batches, in nats."""
+        student_head, teacher_head = self._heads
+        total = sum(
+            divergence(
+                self._states(self._student, index),
+                student_head,
+                self._teacher_states(index),
+                teacher_head,
+            )
+            for index in range(len(self))
+        )
+        return total / sum(self.positions(index) for index in range(len(self)))
+
+    def _states(self, model: PreTrainedModel, index: int) -> Tensor:
+        """Hidden states of the counted positions: (positions, H)."""
+        hidden = self._teacher.family.hidden_states(model, self._micro_batches[index])
+        return hidden[:, :-1].flatten(0, 1)
+
+    @torch.no_grad()
+    def _teacher_states(self, index: int) -> Tensor:
+        if index in self._hidden:
+            return self._hidden[index]
+        states = self._states(self._teacher.model, index)
+        if self._keep:
+            self._hidden[index] = states
+        return states

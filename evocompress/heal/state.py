@@ -1,0 +1,124 @@
+"""The healing's folder: training state to resume from, the history, and the best checkpoint."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from evocompress.errors import RunError
+from evocompress.export.folder import whole_folder
+from evocompress.files import read_json, write_text
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One line of ``heal.jsonl``.
+
+    Attributes:
+        step: Optimizer steps done; 0 is the student as it came.
+        train_loss: Mean KL in nats per position over the step's sequences; ``None`` at step 0.
+        validation_kl: Mean KL on the validation sequences after the step, where measured.
+        learning_rate: Of the step.
+    """
+
+    step: int
+    train_loss: float | None
+    validation_kl: float | None
+    learning_rate: float | None
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best checkpoint so far.
+
+    Attributes:
+        step: After which step.
+        kl: Its validation KL.
+    """
+
+    step: int
+    kl: float
+
+
+@dataclass(frozen=True)
+class HealFolder:
+    """Paths and files below the folder of one healing.
+
+    Attributes:
+        path: The folder.
+    """
+
+    path: Path
+
+    @property
+    def checkpoint(self) -> Path:
+        """The best model so far."""
+        return self.path / "checkpoint"
+
+    @property
+    def history(self) -> Path:
+        """One JSON line per step."""
+        return self.path / "heal.jsonl"
+
+    @property
+    def report(self) -> Path:
+        """The `HealReport` of a finished healing."""
+        return self.path / "heal.json"
+
+    @property
+    def states(self) -> Path:
+        """Training states, one folder per step."""
+        return self.path / "state"
+
+    def latest(self) -> Path | None:
+        """The newest training state."""
+        return max(self.states.glob("step-*"), default=None)
+
+    def save(
+        self,
+        tensors: Mapping[str, Tensor],
+        history: list[StepRecord],
+        best: Best,
+        recipe: Mapping[str, Any],
+    ) -> None:
+        """Writes history and training state; the state appears whole, then older ones go.
+
+        Raises:
+            ExportError: The disk is full.
+            RunError: The disk is full.
+        """
+        lines = [json.dumps(asdict(record)) for record in history]
+        write_text(self.history, "\n".join(lines) + "\n")
+        new = self.states / f"step-{history[-1].step:08d}"
+        with whole_folder(new) as folder:
+            save_file(dict(tensors), folder / "state.safetensors")
+            meta = {"recipe": recipe, "best": asdict(best), "history": [asdict(r) for r in history]}
+            (folder / "state.json").write_text(json.dumps(meta), encoding="utf-8")
+        for old in self.states.glob("step-*"):
+            if old != new:
+                shutil.rmtree(old)
+
+    def load(
+        self, state: Path, recipe: Mapping[str, Any]
+    ) -> tuple[dict[str, Tensor], list[StepRecord], Best]:
+        """What `save` wrote.
+
+        Raises:
+            RunError: It was written for another recipe.
+        """
+        meta = read_json(state / "state.json")
+        differing = [key for key in recipe if meta["recipe"].get(key) != recipe[key]]
+        if differing:
+            raise RunError(
+                f"{self.path} was begun with another {', '.join(differing)}: "
+                "remove the folder to heal anew"
+            )
+        history = [StepRecord(**record) for record in meta["history"]]
+        return load_file(state / "state.safetensors"), history, Best(**meta["best"])

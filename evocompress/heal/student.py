@@ -1,0 +1,82 @@
+"""The model that is healed: loading it, its zeros, and writing it back as a checkpoint."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+import evocompress.hf  # noqa: F401  (checkpoints of format "hf" load without their own code)
+from evocompress.errors import ModelError, one_line
+from evocompress.export.folder import whole_folder
+from evocompress.families import Family
+from evocompress.models import LoadedModel
+from evocompress.sources import quiet_transformers
+
+WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
+
+
+def load_student(path: Path, teacher: LoadedModel) -> PreTrainedModel:
+    """The checkpoint in a folder, on the teacher's device, with gradients.
+
+    It runs as in evaluation: without dropout the loss is what is measured, and a step can be
+    repeated exactly.
+
+    Raises:
+        ModelError: The folder holds no such model, or one with another vocabulary.
+    """
+    try:
+        with quiet_transformers():
+            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+                path, local_files_only=True
+            )
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{path} is not a checkpoint that can be healed: {one_line(error)}"
+        ) from error
+    ours, theirs = model.config.vocab_size, teacher.model.config.vocab_size
+    if ours != theirs:
+        raise ModelError(f"{path} has a vocabulary of {ours} and its teacher one of {theirs}")
+    torch.nn.Module.to(model, teacher.model.device)
+    for parameter in model.parameters():
+        # The loaded tensors may be views of the memory-mapped file.
+        parameter.data = parameter.data.clone()
+    model.eval().requires_grad_(True)
+    return model
+
+
+def zero_masks(model: PreTrainedModel, family: Family) -> dict[str, Tensor]:
+    """Where the linear matrices of the blocks are zero: {parameter name: boolean, same shape}."""
+    paths = {f"{matrix.path}.weight" for matrix in family.matrices()}
+    prefix = f"{family.block_path()}."
+    masks = {
+        name: parameter.detach() == 0
+        for name, parameter in model.named_parameters()
+        if name.startswith(prefix) and name.removeprefix(prefix).split(".", 1)[1] in paths
+    }
+    return {name: mask for name, mask in masks.items() if mask.any()}
+
+
+def write_student(model: PreTrainedModel, source: Path, out: Path, note: str) -> None:
+    """Writes the model like the checkpoint it came from, replacing `out`.
+
+    Args:
+        model: The weights.
+        source: The folder it was loaded from; everything but the weights is copied.
+        out: The new folder, whole or untouched.
+        note: Paragraph that is added to the README.md.
+
+    Raises:
+        ExportError: The disk is full.
+    """
+    with whole_folder(out) as folder:
+        with quiet_transformers():
+            model.save_pretrained(folder)
+        ignored = shutil.ignore_patterns(*WEIGHT_FILES)
+        shutil.copytree(source, folder, ignore=ignored, dirs_exist_ok=True)
+        card = folder / "README.md"
+        text = card.read_text(encoding="utf-8") if card.exists() else ""
+        card.write_text(f"{text}\n## Healing\n\n{note}\n", encoding="utf-8")

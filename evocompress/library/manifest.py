@@ -1,0 +1,206 @@
+"""The manifest of a level library: how it was made, and which block files it has."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from evocompress.errors import LibraryError
+from evocompress.library.files import replacing
+from evocompress.types import Level
+
+FORMAT = 1
+NAME = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides what a library holds.
+
+    Attributes:
+        model: Fingerprint of the dense model.
+        calibration: Fingerprint of the calibration tokens.
+        criterion: A name from `evocompress.criteria.CRITERIA`.
+        hessians: ``dense`` or ``propagated``.
+        damping: Fraction of the mean diagonal added to a Hessian.
+        levels: The levels of each matrix unit, dense ones included.
+        propagated: The level at which a unit's outputs reach the later blocks; empty where
+            `hessians` is ``dense``.
+    """
+
+    model: str
+    calibration: str
+    criterion: str
+    hessians: str
+    damping: float
+    levels: Mapping[str, tuple[Level, ...]]
+    propagated: Mapping[str, Level]
+
+    def stored(self, unit: str) -> tuple[Level, ...]:
+        """The levels of a unit that need a tensor of their own."""
+        return tuple(level for level in self.levels[unit] if not level.dense)
+
+    def check_serves(self, wanted: Recipe, path: Path) -> None:
+        """Refuse a library made for something else; more levels than wanted are welcome.
+
+        Raises:
+            LibraryError: Names what differs.
+        """
+        for name in ("model", "calibration", "criterion", "hessians", "damping"):
+            mine, theirs = getattr(self, name), getattr(wanted, name)
+            if mine != theirs:
+                raise LibraryError(
+                    f"the level library at {path} was made with {name} {mine}, not {theirs}: "
+                    "choose another library.path or delete the folder"
+                )
+        for unit in wanted.levels:
+            self._check_unit(wanted, unit, path)
+
+    def _check_unit(self, wanted: Recipe, unit: str, path: Path) -> None:
+        absent = [
+            level.key for level in wanted.stored(unit) if level not in self.levels.get(unit, ())
+        ]
+        if absent:
+            raise LibraryError(
+                f"the level library at {path} lacks {unit} at {', '.join(absent)}: "
+                "choose another library.path or delete the folder"
+            )
+        if self.propagated.get(unit) != wanted.propagated.get(unit):
+            raise LibraryError(
+                f"the level library at {path} propagated {unit} at another level than wanted: "
+                "choose another library.path or delete the folder"
+            )
+
+
+@dataclass(frozen=True)
+class InputRecord:
+    """The statistics of one input of a block.
+
+    Attributes:
+        trace: Sum of its squares over tokens and features; ``None`` where not collected.
+        damping: Fraction of the mean diagonal that was really added, where a Hessian was used.
+    """
+
+    trace: float | None = None
+    damping: float | None = None
+
+
+@dataclass(frozen=True)
+class BlockRecord:
+    """A finished block file.
+
+    Attributes:
+        file: Its name within the library.
+        bytes: Its size.
+        sha256: Its checksum.
+        inputs: Statistics of each input that its matrices read.
+        errors: For each unit, the relative output error of each stored level in the recipe's
+            order (`evocompress.criteria.base.relative_error`); absent where no Gram matrix
+            was collected.
+    """
+
+    file: str
+    bytes: int
+    sha256: str
+    inputs: Mapping[str, InputRecord]
+    errors: Mapping[str, tuple[float, ...]]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What is written as ``manifest.json``.
+
+    Attributes:
+        recipe: How the library is made.
+        versions: Of the programs that made it.
+        units: Index of the block of each unit.
+        blocks: The finished blocks by index.
+    """
+
+    recipe: Recipe
+    versions: Mapping[str, str]
+    units: Mapping[str, int]
+    blocks: Mapping[int, BlockRecord]
+
+    @property
+    def missing(self) -> list[int]:
+        """Blocks that are still to be made, in order."""
+        return sorted(set(self.units.values()) - set(self.blocks))
+
+    def block_units(self, block: int) -> list[str]:
+        """The units of a block, in the recipe's order."""
+        return [unit for unit, index in self.units.items() if index == block]
+
+    def with_block(self, index: int, record: BlockRecord) -> Manifest:
+        """The same with one more finished block."""
+        return replace(self, blocks={**self.blocks, index: record})
+
+    def write(self, folder: Path) -> None:
+        """Replace the manifest of a library in one step."""
+        with replacing(folder / NAME) as file:
+            file.write(json.dumps(self._to_json(), indent=1).encode())
+
+    def _to_json(self) -> dict[str, Any]:
+        recipe = asdict(self.recipe) | {
+            "levels": {
+                unit: [level.to_json() for level in levels]
+                for unit, levels in self.recipe.levels.items()
+            },
+            "propagated": {unit: lv.to_json() for unit, lv in self.recipe.propagated.items()},
+        }
+        blocks = {str(index): asdict(record) for index, record in self.blocks.items()}
+        return {
+            "format": FORMAT,
+            "recipe": recipe,
+            "versions": dict(self.versions),
+            "units": dict(self.units),
+            "blocks": blocks,
+        }
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read the manifest of a library.
+
+    Raises:
+        LibraryError: It is missing, damaged or of another format.
+    """
+    path = folder / NAME
+    try:
+        data = json.loads(path.read_text())
+        if data["format"] != FORMAT:
+            raise LibraryError(
+                f"{path} has format {data['format']}, but this version reads {FORMAT}: "
+                "delete the folder to build the library again"
+            )
+        return _from_json(data)
+    except FileNotFoundError:
+        raise LibraryError(f"there is no level library at {folder}: build it first") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise LibraryError(
+            f"{path} is damaged: delete the folder to build the library again"
+        ) from error
+
+
+def _from_json(data: dict[str, Any]) -> Manifest:
+    recipe = data["recipe"]
+    levels = {
+        unit: tuple(Level.from_json(spec) for spec in specs)
+        for unit, specs in recipe["levels"].items()
+    }
+    propagated = {unit: Level.from_json(spec) for unit, spec in recipe["propagated"].items()}
+    blocks = {int(index): _block_from_json(record) for index, record in data["blocks"].items()}
+    return Manifest(
+        Recipe(**recipe | {"levels": levels, "propagated": propagated}),
+        data["versions"],
+        data["units"],
+        blocks,
+    )
+
+
+def _block_from_json(record: dict[str, Any]) -> BlockRecord:
+    inputs = {name: InputRecord(**values) for name, values in record["inputs"].items()}
+    errors = {unit: tuple(values) for unit, values in record["errors"].items()}
+    return BlockRecord(**record | {"inputs": inputs, "errors": errors})

@@ -1,0 +1,109 @@
+"""Loading a causal language model with its tokenizer and family, and fingerprinting it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from evocompress.demo import DEMO_SOURCE, demo_checkpoint
+from evocompress.errors import ModelError
+from evocompress.families import Family, family_of
+from evocompress.sources import DType, locate, quiet_transformers, read_model, read_tokenizer
+
+# What a config says about where it was written or how it is run, not about the model.
+VOLATILE_KEYS = {
+    "_name_or_path",
+    "_model_name_or_path",
+    "transformers_version",
+    "architectures",
+    "dtype",
+    "use_cache",
+}
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to be compressed.
+
+    Attributes:
+        model: In evaluation mode, without gradients, on its device.
+        tokenizer: The tokenizer that came with it.
+        family: What knows its layout.
+        source: As the user named it.
+        fingerprint: See `fingerprint`.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    family: Family
+    source: str
+    fingerprint: str
+
+
+def load(
+    source: str, *, dtype: DType = "auto", device: str = "auto", trust_remote_code: bool = False
+) -> LoadedModel:
+    """Load a model with its tokenizer.
+
+    Args:
+        source: A local folder, a hub id, a ``.gguf`` file, or ``demo:smollm2-135m``.
+        dtype: ``auto`` (the checkpoint's), ``float32``, ``bfloat16`` or ``float16``.
+        device: ``auto`` (a GPU where there is one), or a name such as ``cpu`` or ``cuda:1``.
+        trust_remote_code: Run code that comes with the checkpoint.
+
+    Raises:
+        ModelError: The model is missing, damaged, incomplete or of an unknown family, the
+            device does not exist, or a package that the format needs is not installed.
+    """
+    target = _device(device)
+    if source == DEMO_SOURCE:
+        checkpoint = demo_checkpoint()
+    else:
+        checkpoint = locate(source, trust_remote_code=trust_remote_code)
+    with quiet_transformers():
+        tokenizer = read_tokenizer(checkpoint)
+        model = read_model(checkpoint, dtype)
+    torch.nn.Module.to(model, target)
+    return loaded(model, tokenizer, source)
+
+
+def loaded(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str) -> LoadedModel:
+    """Make a model in memory ready to be compressed; it is frozen and put in evaluation mode."""
+    family = family_of(model)
+    model.eval().requires_grad_(False)
+    return LoadedModel(model, tokenizer, family, source, fingerprint(model))
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """Sixteen hex digits that hash a model's config and weights, wherever it came from.
+
+    Covers the config without its volatile keys, and the name, shape, dtype and bytes of each
+    parameter, tied ones once.
+    """
+    config = {k: v for k, v in model.config.to_dict().items() if k not in VOLATILE_KEYS}
+    digest = hashlib.blake2b(digest_size=8)
+    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, parameter in model.named_parameters():
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+        digest.update(_raw_bytes(parameter))
+    return digest.hexdigest()
+
+
+def _raw_bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor's values in row order."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError):
+        raise ModelError(f"there is no device {name!r} here; use auto, cpu or cuda") from None

@@ -1,0 +1,136 @@
+"""What a proxy is, and the part that all proxies share: candidates, micro-batches, failures."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from math import isfinite
+from typing import ClassVar, Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from evocompress.apply import LiveModel
+from evocompress.proxies.head import logit_chunks
+from evocompress.types import Evaluate, MicroBatchValue, Result
+
+Target = TypeVar("Target")
+
+ALLOCATION_FAILURES = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+class Proxy(Protocol):
+    """How good candidates are, cheaply; lower is better."""
+
+    def evaluate(self, requests: Sequence[Evaluate]) -> list[Result]:
+        """The results, in the order of the requests."""
+        ...
+
+
+class LogitsProxy(ABC, Generic[Target]):
+    """Runs candidates over micro-batches and values their logits at each position.
+
+    Every position counts but the last of each sequence. Micro-batches are always run in their
+    own shape, on which bfloat16 results depend, so a value does not depend on what else was
+    asked. What a position is compared with, its target, is made the first time that its
+    micro-batch is asked for, and kept.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, live: LiveModel, micro_batches: Sequence[Tensor]) -> None:
+        """Nothing is computed yet.
+
+        Args:
+            live: The model, which evaluations leave in the state of the last candidate.
+            micro_batches: Token ids (b, S) of each, S at least 2.
+        """
+        self._live = live
+        self._family = live.loaded.family
+        self._model = live.loaded.model
+        self._ids = tuple(ids.to(self._model.device) for ids in micro_batches)
+        self._targets: dict[int, list[Target]] = {}
+
+    def evaluate(self, requests: Sequence[Evaluate]) -> list[Result]:
+        """Evaluate requests one after the other.
+
+        The live model is left with the last candidate applied; the caller restores it.
+
+        Args:
+            requests: Their treatment must be ``"none"``.
+
+        Returns:
+            One result per request, in order. A candidate whose value is not finite, or that
+            does not fit into memory, gives a failed result; one that cannot get below the
+            request's `stop_above` any more is stopped and gives a censored one.
+
+        Raises:
+            ValueError: A request has a treatment.
+            ModelError: The dense model's own logits are not finite.
+        """
+        for request in requests:
+            if request.treatment != "none":
+                raise ValueError(f"proxy {self.name} knows no treatment {request.treatment!r}")
+        self._prepare(index for request in requests for index in request.micro_batches)
+        return [self._result(request) for request in requests]
+
+    @abstractmethod
+    def _make_targets(self, micro_batch: int) -> list[Target]:
+        """What each chunk of logits of a micro-batch is compared with."""
+
+    @abstractmethod
+    def _row_values(self, logits: Tensor, target: Target) -> Tensor:
+        """Values (R,), none negative, of the candidate's logits (R, V)."""
+
+    def _prepare(self, micro_batches: Iterable[int]) -> None:
+        missing = sorted(set(micro_batches) - self._targets.keys())
+        for index in missing:
+            self._targets[index] = self._make_targets(index)
+
+    def _result(self, request: Evaluate) -> Result:
+        try:
+            self._live.apply(request.candidate)
+            return self._run(request)
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+        self._live.restore()
+        if self._model.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return Result(request, (), failed="out of memory")
+
+    def _run(self, request: Evaluate) -> Result:
+        """Run the applied candidate until the last micro-batch, or until it cannot win."""
+        values: list[MicroBatchValue] = []
+        asked = sum(self._positions(index) for index in request.micro_batches)
+        total = 0.0
+        for index in request.micro_batches:
+            values.append(self._value(index))
+            total += sum(values[-1].sums)
+            if not isfinite(total):
+                return Result(request, (), failed=f"{self.name} of micro-batch {index} is {total}")
+            # Values are never negative, so the rest can only raise the mean.
+            hopeless = request.stop_above is not None and total / asked > request.stop_above
+            if hopeless and len(values) < len(request.micro_batches):
+                return Result(request, tuple(values), censored=True)
+        return Result(request, tuple(values))
+
+    @torch.inference_mode()
+    def _value(self, index: int) -> MicroBatchValue:
+        sequences, length = self._ids[index].shape
+        chunks = logit_chunks(self._family, self._model, self._ids[index])
+        targets = self._targets[index]
+        rows = [self._row_values(*pair) for pair in zip(chunks, targets, strict=True)]
+        sums = torch.cat(rows).view(sequences, length - 1).double().sum(1)
+        return MicroBatchValue(index, tuple(sums.tolist()), (length - 1,) * sequences)
+
+    def _positions(self, index: int) -> int:
+        sequences, length = self._ids[index].shape
+        return sequences * (length - 1)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed; the CPU allocator has no exception of its own."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return any(text in str(error).lower() for text in ALLOCATION_FAILURES)

@@ -1,0 +1,152 @@
+"""Calibration tokens: read from their source, cut into sequences, split into disjoint parts."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from evocompress.config import CalibrationConfig
+from evocompress.errors import DataError
+from evocompress.models import LoadedModel
+from evocompress.proxies.self_text import Writing, self_written
+from evocompress.proxies.sources import SELF, token_streams
+from evocompress.types import Pool
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """Token ids on the CPU, int64, in three parts that share no sequence.
+
+    Attributes:
+        library: For the statistics of the level library (N, S).
+        search: Micro-batches (b, S) that the search draws from; the last may be smaller.
+        heldout: For the final evaluation only (M, S).
+        source: Where library and search part come from.
+        heldout_source: Where the held-out part comes from.
+    """
+
+    library: Tensor
+    search: tuple[Tensor, ...]
+    heldout: Tensor
+    source: str
+    heldout_source: str
+
+    @property
+    def self_written(self) -> bool:
+        """Whether the model wrote any of the text itself."""
+        return SELF in (self.source, self.heldout_source)
+
+    @property
+    def pool(self) -> Pool:
+        """The search part as a searcher sees it."""
+        return Pool(tuple(ids.numel() for ids in self.search))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Sixteen hex digits that hash the tokens and how they are cut."""
+        digest = hashlib.blake2b(digest_size=8)
+        for part in (self.library, *self.search, self.heldout):
+            digest.update(str(tuple(part.shape)).encode())
+            digest.update(part.contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+
+def load_calibration(
+    config: CalibrationConfig, loaded: LoadedModel, *, cache: Path | None = None
+) -> Calibration:
+    """Read the calibration tokens.
+
+    The parts are taken from the source one after the other: library, search, held-out. A
+    `heldout_source` that names the same source is the same as none.
+
+    Args:
+        config: Sources and sizes.
+        loaded: Its tokenizer turns text into tokens, and with the source ``self`` it writes
+            the text.
+        cache: Folder for text that the model wrote; by default in the user's cache folder.
+
+    Raises:
+        DataError: A source is missing, unreadable, too short, or not made for this model, or
+            the sequences are longer than its context.
+    """
+    _check_length(config, loaded)
+    heldout_source = config.heldout_source or config.source
+    counts = [config.library_sequences, config.search_sequences]
+    if heldout_source == config.source:
+        counts.append(config.heldout_sequences)
+        parts = _read(config.source, counts, config, loaded, cache)
+    else:
+        parts = _read(config.source, counts, config, loaded, cache)
+        parts += _read(heldout_source, [config.heldout_sequences], config, loaded, cache)
+    library, search, heldout = parts
+    return Calibration(
+        library=library,
+        search=torch.split(search, config.micro_batch),
+        heldout=heldout,
+        source=config.source,
+        heldout_source=heldout_source,
+    )
+
+
+def _check_length(config: CalibrationConfig, loaded: LoadedModel) -> None:
+    context = loaded.family.architecture(loaded.model).context
+    if config.length > context:
+        raise DataError(
+            f"calibration.length is {config.length}, but {loaded.source} takes at most "
+            f"{context} tokens: lower calibration.length"
+        )
+
+
+def _read(
+    source: str,
+    counts: list[int],
+    config: CalibrationConfig,
+    loaded: LoadedModel,
+    cache: Path | None,
+) -> list[Tensor]:
+    """Parts (count, S) of a source, one after the other."""
+    wanted = sum(counts)
+    if source == SELF:
+        sequences = self_written(loaded, Writing(wanted, config.length, config.seed), cache)
+    else:
+        cut = _cut(token_streams(source, loaded.tokenizer), config.length)
+        found = list(islice(cut, wanted))
+        if len(found) < wanted:
+            raise DataError(_too_few(source, len(found), counts, config))
+        sequences = torch.stack(found)
+        _check_vocabulary(source, sequences, loaded)
+    return list(torch.split(sequences, counts))
+
+
+def _cut(streams: Iterator[Tensor], length: int) -> Iterator[Tensor]:
+    """Sequences (length,) one after the other; what is left at a stream's end is dropped."""
+    for stream in streams:
+        yield from stream[: len(stream) // length * length].view(-1, length)
+
+
+def _too_few(source: str, found: int, counts: list[int], config: CalibrationConfig) -> str:
+    if len(counts) == 1:
+        keys = "calibration.heldout_sequences"
+    else:
+        keys = "calibration.library_sequences or search_sequences"
+    return (
+        f"{source} has only {found} sequences of {config.length} tokens, but {sum(counts)} "
+        f"({' + '.join(map(str, counts))}) are needed: lower {keys} or calibration.length"
+    )
+
+
+def _check_vocabulary(source: str, sequences: Tensor, loaded: LoadedModel) -> None:
+    vocabulary = loaded.model.get_output_embeddings().weight.shape[0]
+    low, high = int(sequences.min()), int(sequences.max())
+    if low < 0 or high >= vocabulary:
+        raise DataError(
+            f"{source} has token ids from {low} to {high}, but {loaded.source} has only "
+            f"{vocabulary} tokens: was it made for another tokenizer?"
+        )

@@ -1,0 +1,77 @@
+"""Kullback-Leibler divergence from the dense model to the candidate, in top-k buckets.
+
+EvoPress (2410.14649) measures the token mean of KL(dense || candidate), and its released code
+offers one that renormalises both models over the dense model's top k tokens. Here the other
+tokens stay in, as one bucket more: by the log-sum inequality the result is a lower bound of the
+divergence over the whole vocabulary, and equal to it for k = V.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from evocompress.apply import LiveModel
+from evocompress.config import ProxyConfig
+from evocompress.errors import ModelError
+from evocompress.proxies.base import LogitsProxy
+from evocompress.proxies.head import bucket_log_probabilities, logit_chunks
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """The dense model's distribution at R positions.
+
+    Attributes:
+        tokens: Its k likeliest tokens (R, k), int32.
+        top: Their log-probabilities (R, k), float32.
+        rest: Log-probability of all other tokens together (R,), float32.
+    """
+
+    tokens: Tensor
+    top: Tensor
+    rest: Tensor
+
+    @classmethod
+    def of(cls, logits: Tensor, top_k: int) -> Buckets:
+        """Buckets of logits (R, V); at most V tokens are kept."""
+        tokens = logits.topk(min(top_k, logits.shape[-1]), sorted=False).indices.int()
+        return cls(tokens, *bucket_log_probabilities(logits, tokens))
+
+    def divergence(self, logits: Tensor) -> Tensor:
+        """KL(self || softmax of `logits` (R, V)) in nats, float32 (R,)."""
+        top, rest = bucket_log_probabilities(logits, self.tokens)
+        of_top = (self.top.exp() * (self.top - top)).sum(-1)
+        return of_top + self.rest.exp() * (self.rest - rest)
+
+
+class DivergenceProxy(LogitsProxy[Buckets]):
+    """KL(dense || candidate) on calibration tokens, in nats per position."""
+
+    name: ClassVar[str] = "kl"
+
+    def __init__(
+        self, live: LiveModel, micro_batches: Sequence[Tensor], config: ProxyConfig
+    ) -> None:
+        """See `LogitsProxy`; `config` gives the number of buckets."""
+        super().__init__(live, micro_batches)
+        self._top_k = config.top_k
+
+    @torch.inference_mode()
+    def _make_targets(self, micro_batch: int) -> list[Buckets]:
+        self._live.restore()
+        chunks = logit_chunks(self._family, self._model, self._ids[micro_batch])
+        buckets = [Buckets.of(logits, self._top_k) for logits in chunks]
+        if not all(part.rest.isfinite().all() for part in buckets):
+            raise ModelError(
+                f"the dense model's logits are not finite in {self._model.dtype}; "
+                "set model.dtype to bfloat16 or float32"
+            )
+        return buckets
+
+    def _row_values(self, logits: Tensor, target: Buckets) -> Tensor:
+        return target.divergence(logits)

@@ -1,0 +1,34 @@
+"""The candidate's own loss on the calibration tokens; nothing is compared with the dense model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from evocompress.apply import LiveModel
+from evocompress.config import ProxyConfig
+from evocompress.proxies.base import LogitsProxy
+from evocompress.proxies.head import bucket_log_probabilities, chunk_rows
+
+
+class PerplexityProxy(LogitsProxy[Tensor]):
+    """Negative log-likelihood of the next token, in nats: the logarithm of the perplexity."""
+
+    name: ClassVar[str] = "log-perplexity"
+
+    def __init__(
+        self, live: LiveModel, micro_batches: Sequence[Tensor], config: ProxyConfig
+    ) -> None:
+        """See `LogitsProxy`; nothing of `config` matters here."""
+        super().__init__(live, micro_batches)
+
+    def _make_targets(self, micro_batch: int) -> list[Tensor]:
+        following = self._ids[micro_batch][:, 1:].flatten()
+        return list(torch.split(following, chunk_rows(self._model)))
+
+    def _row_values(self, logits: Tensor, target: Tensor) -> Tensor:
+        of_next, _ = bucket_log_probabilities(logits, target[:, None])
+        return -of_next[:, 0]

@@ -1,0 +1,144 @@
+"""Text that the model writes itself, so that calibration needs no data set.
+
+The model's own samples as calibration data: LLM-QAT (2305.17888), which also starts each
+sequence from a random token of the vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from evocompress.demo import cache_folder
+from evocompress.errors import DataError, one_line
+from evocompress.files import naming_full_disk
+from evocompress.models import LoadedModel
+
+
+@dataclass(frozen=True)
+class Writing:
+    """How text is sampled; a change of any field gives other text.
+
+    Attributes:
+        sequences: How many.
+        length: Tokens of each.
+        seed: Of the sampling.
+        batch: Sequences sampled at once.
+        top_k: Likeliest tokens among which each one is drawn, at temperature 1.
+    """
+
+    sequences: int
+    length: int
+    seed: int
+    batch: int = 48
+    top_k: int = 50
+
+
+def self_written(loaded: LoadedModel, writing: Writing, cache: Path | None = None) -> Tensor:
+    """The text, out of the cache where it was written before.
+
+    Args:
+        loaded: The model that writes.
+        writing: What it writes.
+        cache: Folder of earlier texts; by default in the user's cache folder.
+
+    Returns:
+        Token ids (sequences, length), int64, on the CPU, without special tokens but for a
+        first one where the tokenizer puts it before every text.
+
+    Raises:
+        DataError: A file of the cache is damaged.
+    """
+    folder = cache or cache_folder() / "self-text"
+    path = folder / f"{_key(loaded, writing)}.safetensors"
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        _save(write(loaded, writing), path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            tokens: Tensor = file.get_tensor("tokens")
+    except SafetensorError as error:
+        raise DataError(
+            f"{path} is damaged; delete it, and it will be made again ({one_line(error)})"
+        ) from None
+    return tokens.long()
+
+
+@torch.inference_mode()
+def write(loaded: LoadedModel, writing: Writing) -> Tensor:
+    """Sample the text: token ids (sequences, length) on the CPU.
+
+    This is a loop of its own because generate() takes no generator, and goes over the whole
+    vocabulary several times for each token, which made it a third slower on two cores.
+    """
+    generator = torch.Generator(loaded.model.device).manual_seed(writing.seed)
+    allowed = _allowed_tokens(loaded)
+    opening = _opening(loaded.tokenizer)
+    texts: list[Tensor] = []
+    for _ in range(0, writing.sequences, writing.batch):
+        first = torch.multinomial(allowed.float().expand(writing.batch, -1), 1, generator=generator)
+        start = torch.cat([opening.to(first).expand(writing.batch, -1), first], 1)
+        texts.append(_continue(loaded.model, start, allowed, writing, generator))
+    return torch.cat(texts)[: writing.sequences].cpu()
+
+
+def _continue(
+    model: PreTrainedModel,
+    start: Tensor,
+    allowed: Tensor,
+    writing: Writing,
+    generator: torch.Generator,
+) -> Tensor:
+    """Sample on from `start` (batch, n) up to (batch, length), drawing `allowed` tokens only."""
+    parts, past = [start], None
+    for _ in range(writing.length - start.shape[1]):
+        output = model(parts[-1], past_key_values=past, use_cache=True)
+        past = output.past_key_values
+        logits = output.logits[:, -1].float().masked_fill_(~allowed, float("-inf"))
+        likeliest = logits.topk(min(writing.top_k, logits.shape[-1]))
+        drawn = torch.multinomial(likeliest.values.softmax(-1), 1, generator=generator)
+        parts.append(likeliest.indices.gather(1, drawn))
+    return torch.cat(parts, 1)
+
+
+def _allowed_tokens(loaded: LoadedModel) -> Tensor:
+    """Which tokens may be drawn (V,): all but special ones, so that no text ends early."""
+    vocabulary = loaded.model.get_output_embeddings().weight.shape[0]
+    allowed = torch.zeros(vocabulary, dtype=torch.bool)
+    # A vocabulary padded to a round number has rows that the tokenizer does not know.
+    allowed[: len(loaded.tokenizer)] = True
+    allowed[loaded.tokenizer.all_special_ids] = False
+    return allowed.to(loaded.model.device)
+
+
+def _opening(tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """The beginning-of-text token (1,) where the tokenizer adds one by itself, or nothing."""
+    ids: Any = tokenizer("a")["input_ids"]
+    has_opening = tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id
+    return torch.tensor(ids[:1] if has_opening else [], dtype=torch.int64)
+
+
+def _key(loaded: LoadedModel, writing: Writing) -> str:
+    """Name of the text in the cache: who wrote it and how."""
+    text = json.dumps([loaded.fingerprint, asdict(writing)], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _save(tokens: Tensor, path: Path) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with naming_full_disk(path):
+            save_file({"tokens": tokens.int()}, temporary)
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,130 @@
+"""Where calibration tokens come from: text files, token files and data sets.
+
+Each function yields streams of token ids (1-D, int64); sequences are cut within a stream and
+never run over its end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from evocompress.errors import DataError, one_line
+
+SELF = "self"
+DATASETS = "datasets:"
+TOKEN_KEYS = ("tokens", "input_ids")
+TEXT_COLUMNS = ("text", "content", "document")
+BETWEEN_DOCUMENTS = "\n\n"
+DOCUMENTS_AT_ONCE = 256
+
+
+def token_streams(source: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[Tensor]:
+    """The token streams of a source, in a fixed order, read as far as they are asked for.
+
+    Args:
+        source: A text file, a folder of token safetensors, or
+            ``datasets:NAME[:CONFIG[:SPLIT]]``.
+        tokenizer: Turns text into ids, without special tokens.
+
+    Raises:
+        DataError: The source is missing or cannot be read.
+    """
+    path = Path(source).expanduser()
+    if source.startswith(DATASETS):
+        return _data_set(source.removeprefix(DATASETS), tokenizer)
+    if path.is_dir():
+        return _token_folder(path)
+    return _text_file(path, tokenizer)
+
+
+def _tokenize(text: str, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    ids: Any = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return torch.tensor(ids, dtype=torch.int64)
+
+
+def _text_file(path: Path, tokenizer: PreTrainedTokenizerBase) -> Iterator[Tensor]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise DataError(
+            f"calibration source {path} does not exist: give a text file, a folder of token "
+            "safetensors, datasets:NAME, or self"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"calibration text {path} cannot be read: {one_line(error)}") from None
+    yield _tokenize(text, tokenizer)
+
+
+def _token_folder(folder: Path) -> Iterator[Tensor]:
+    """Each 1-D tensor, and each row of the 2-D ones, file by file in the order of names."""
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise DataError(f"calibration folder {folder} holds no .safetensors files")
+    for file in files:
+        yield from _token_file(file)
+
+
+def _token_file(file: Path) -> Tensor:
+    """Streams (N, S) of a file; a 1-D tensor is one stream."""
+    try:
+        tensors = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"token file {file} cannot be read: {one_line(error)}") from None
+    key = next((key for key in TOKEN_KEYS if key in tensors), None)
+    if key is None:
+        raise DataError(f"token file {file} has no tensor named {' or '.join(TOKEN_KEYS)}")
+    tokens = tensors[key]
+    if tokens.ndim not in (1, 2) or tokens.is_floating_point():
+        raise DataError(
+            f"token file {file}: {key} must hold integers in one or two dimensions, not "
+            f"{tokens.dtype} in {tokens.ndim}"
+        )
+    return tokens.long().reshape(-1, tokens.shape[-1])
+
+
+def _data_set(name: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[Tensor]:
+    """Groups of documents, each group one stream, so that a large set is read only in part."""
+    group: list[str] = []
+    for text in _documents(name):
+        group.append(text)
+        if len(group) == DOCUMENTS_AT_ONCE:
+            yield _tokenize(BETWEEN_DOCUMENTS.join(group), tokenizer)
+            group = []
+    if group:
+        yield _tokenize(BETWEEN_DOCUMENTS.join(group), tokenizer)
+
+
+def _documents(name: str) -> Iterator[str]:
+    path, config, split = (*name.split(":"), "", "")[:3]
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise DataError(
+            f"{DATASETS}{name} needs a package that is not installed: "
+            "pip install 'evocompress[data]'"
+        ) from None
+    try:
+        rows = iter(load_dataset(path, config or None, split=split or "train", streaming=True))
+        first = next(rows)
+    except StopIteration:
+        raise DataError(f"{DATASETS}{name} is empty") from None
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{DATASETS}{name} cannot be read (no network, or no such data set): {one_line(error)}"
+        ) from None
+    column = next((column for column in TEXT_COLUMNS if column in first), None)
+    if column is None:
+        raise DataError(
+            f"{DATASETS}{name} has none of the text columns {', '.join(TEXT_COLUMNS)}; "
+            f"it has {', '.join(first)}"
+        )
+    yield first[column]
+    yield from (row[column] for row in rows)

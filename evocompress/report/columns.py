@@ -1,0 +1,125 @@
+"""The comparison of the models as text, once for the page, the summary and the terminal.
+
+Numbers of one column share a unit and a number of decimals, so that they can be compared by eye.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from evocompress.report.data import Row, Timing
+
+PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
+
+# FLOPs of a row are the cost model's own: setting its prediction beside them would prove nothing.
+MEASURED = ("params", "nonzeros", "weight_bytes")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A value and what stands in small print below it; both may be empty."""
+
+    text: str = "–"
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Column:
+    """A titled column with its unit (maybe empty) and one cell per row."""
+
+    title: str
+    unit: str
+    cells: tuple[Cell, ...]
+
+
+def columns(rows: Sequence[Row]) -> list[Column]:
+    """The columns for which at least one row has a value.
+
+    Args:
+        rows: The models in the order shown; shares are of the row named ``dense``.
+    """
+    costs = [
+        _cost("Parameters", "", "params", rows),
+        _cost("Non-zeros", "", "nonzeros", rows),
+        _cost("FLOPs", "", "flops", rows),
+        _cost("Weights", "B", "weight_bytes", rows),
+    ]
+    quality = [
+        Column("Held-out KL", "nats/token", tuple(_divergence(row) for row in rows)),
+        _plain("KL, top 256", "nats/token", rows, lambda row: row.kl_top256, 4),
+        _plain("Perplexity", "", rows, lambda row: row.perplexity, 2),
+    ]
+    speed = [
+        Column("Prefill", "ms", tuple(_timing(row.prefill_ms) for row in rows)),
+        Column("Decode", "ms/token", tuple(_timing(row.decode_ms_per_token) for row in rows)),
+    ]
+    return [column for column in costs + quality + speed if set(column.cells) != {Cell()}]
+
+
+def number(value: float | None, decimals: int) -> str:
+    """A number with its thousands separated; a dash where there is none."""
+    if value is None or math.isnan(value):
+        return Cell.text
+    return f"{value:,.{decimals}f}"
+
+
+def percent(fraction: float) -> str:
+    """A fraction as percent, with one decimal unless it is whole."""
+    return f"{100 * fraction:.1f}".removesuffix(".0") + "%"
+
+
+def scale(values: Sequence[float]) -> tuple[float, str]:
+    """The divisor and SI prefix in which the largest of the values is at least 1."""
+    largest = max(values, default=0.0)
+    return next(((size, word) for size, word in PREFIXES if largest >= size), (1.0, ""))
+
+
+def _cost(title: str, unit: str, name: str, rows: Sequence[Row]) -> Column:
+    values: list[float | None] = [getattr(row, name) for row in rows]
+    size, prefix = scale([value for value in values if value is not None])
+    dense = next((value for row, value in zip(rows, values, strict=True) if row.name == "dense"), 0)
+    cells = []
+    for row, value in zip(rows, values, strict=True):
+        notes = []
+        if value is not None and dense and value != dense:
+            notes.append(f"{percent(value / dense)} of dense")
+        if value is not None and name in MEASURED and row.predicted and name in row.predicted:
+            notes.append(_prediction(row.predicted[name], value, size))
+        shown = Cell.text if value is None else number(value / size, 2)
+        cells.append(Cell(shown, tuple(notes)))
+    return Column(title, f"{prefix}{unit}", tuple(cells))
+
+
+def _prediction(predicted: float, measured: float, size: float) -> str:
+    """Says "as predicted" only for equality, however little the rounded numbers differ."""
+    if predicted == measured:
+        return "as predicted"
+    shown = number(predicted / size, 2)
+    if shown == number(measured / size, 2):
+        return f"predicted {shown} ({100 * (predicted / measured - 1):+.2g}%)"
+    return f"predicted {shown}"
+
+
+def _plain(
+    title: str,
+    unit: str,
+    rows: Sequence[Row],
+    value: Callable[[Row], float | None],
+    decimals: int,
+) -> Column:
+    return Column(title, unit, tuple(Cell(number(value(row), decimals)) for row in rows))
+
+
+def _divergence(row: Row) -> Cell:
+    text = number(row.kl, 4)
+    if row.kl is None or not row.kl_sd or math.isnan(row.kl_sd):
+        return Cell(text)
+    return Cell(text, (f"± {number(row.kl_sd, 4)} sd",))
+
+
+def _timing(timing: Timing | None) -> Cell:
+    if timing is None:
+        return Cell()
+    return Cell(number(timing.median, 1), (f"{number(timing.low, 1)} – {number(timing.high, 1)}",))

@@ -1,0 +1,196 @@
+"""Reading a run folder into frozen data; a file that a run does not write yet is ``None``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from evocompress.config import EvaluateConfig, RunConfig
+from evocompress.config_file import load_config
+from evocompress.errors import RunError
+from evocompress.files import read_json
+from evocompress.report.history import History, read_history, read_records
+from evocompress.types import Level, Unit
+
+T = TypeVar("T")
+
+
+class Record(BaseModel):
+    """Base of what is read: immutable; keys that the report does not use are ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Environment(Record):
+    """Where and when the run was started (``environment.json``)."""
+
+    versions: dict[str, str] = {}
+    device: str = ""
+    threads: int | None = None
+    git: str | None = None
+    platform: str = ""
+    started: str = ""
+
+
+class Winner(Record):
+    """The candidate that the search chose (``winner.json``); `value` is the proxy's."""
+
+    id: str
+    levels: dict[str, dict[str, Any]]
+    value: float | None = None
+    costs: dict[str, float] = {}
+    dense_costs: dict[str, float] = {}
+
+    def by_name(self) -> dict[str, Level]:
+        """The levels of the units that are not dense."""
+        return {name: Level.from_json(spec) for name, spec in self.levels.items()}
+
+
+class FrontPoint(Record):
+    """A candidate that was evaluated at the last fidelity (``front.json``)."""
+
+    id: str
+    value: float
+    costs: dict[str, float]
+    tokens: int
+    non_dominated: bool
+
+
+class Heldout(Record):
+    """The text of the final evaluation; `length` in tokens."""
+
+    source: str
+    self_written: bool
+    sequences: int
+    length: int
+
+
+class Timing(Record):
+    """Median, lowest and highest of repeated timings, in milliseconds."""
+
+    median: float
+    low: float
+    high: float
+
+
+class Row(Record):
+    """One model of the comparison; `predicted` holds costs by name."""
+
+    name: str
+    params: float | None = None
+    nonzeros: float | None = None
+    flops: float | None = None
+    weight_bytes: float | None = None
+    kl: float | None = None
+    kl_sd: float | None = None
+    kl_top256: float | None = None
+    perplexity: float | None = None
+    prefill_ms: Timing | None = None
+    decode_ms_per_token: Timing | None = None
+    predicted: dict[str, float] | None = None
+
+
+class Evaluation(Record):
+    """The comparison of the models on held-out text (``evaluation.json``).
+
+    `settings` may differ from the run's configuration: an evaluation can be repeated.
+    """
+
+    heldout: Heldout
+    settings: EvaluateConfig | None = None
+    rows: tuple[Row, ...]
+
+    def row(self, name: str) -> Row | None:
+        """The row of that name, if the run has it."""
+        return next((row for row in self.rows if row.name == name), None)
+
+
+class HealStep(Record):
+    """One optimizer step of the healing (``heal/heal.jsonl``)."""
+
+    step: int
+    train_loss: float
+    validation_kl: float | None = None
+    learning_rate: float | None = None
+
+
+@dataclass(frozen=True)
+class RunData:
+    """All that a report is made of."""
+
+    config: RunConfig
+    history: History
+    environment: Environment | None = None
+    units: tuple[Unit, ...] = ()
+    winner: Winner | None = None
+    front: tuple[FrontPoint, ...] = ()
+    evaluation: Evaluation | None = None
+    healing: tuple[HealStep, ...] = ()
+
+
+def read_run(folder: Path) -> RunData:
+    """Reads what there is in a run folder.
+
+    Raises:
+        RunError: The configuration or the journal is missing, or a file is damaged.
+    """
+    for name in ("config.yaml", "journal.jsonl"):
+        if not (folder / name).is_file():
+            raise RunError(
+                f"{folder} is no run folder: it has no {name}; name one that a run wrote"
+            )
+    config = load_config(folder / "config.yaml")
+    units = _read_units(folder / "units.json")
+    return RunData(
+        config=config,
+        history=read_history(folder / "journal.jsonl", units, config.space.sparsity),
+        environment=_optional(folder / "environment.json", Environment),
+        units=units,
+        winner=_optional(folder / "winner.json", Winner),
+        front=_optional(folder / "front.json", tuple[FrontPoint, ...]) or (),
+        evaluation=_optional(folder / "evaluation.json", Evaluation),
+        healing=_read_healing(folder / "heal" / "heal.jsonl"),
+    )
+
+
+def read_evaluation(folder: Path) -> Evaluation:
+    """Reads the comparison alone.
+
+    Raises:
+        RunError: The run has no evaluation yet, or the file is damaged.
+    """
+    evaluation = _optional(folder / "evaluation.json", Evaluation)
+    if evaluation is None:
+        raise RunError(f"{folder} has no evaluation.json: evaluate the run's winner first")
+    return evaluation
+
+
+def _optional(path: Path, kind: type[T]) -> T | None:
+    return _parse(path, kind, read_json(path)) if path.is_file() else None
+
+
+def _parse(path: Path, kind: type[T], data: Any) -> T:
+    try:
+        return TypeAdapter(kind).validate_python(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise RunError(f"{path}: '{where}': {first['msg']}; write the file anew") from error
+
+
+def _read_units(path: Path) -> tuple[Unit, ...]:
+    """The units of a bare list, or of the key ``units`` of a mapping."""
+    if not path.is_file():
+        return ()
+    data = read_json(path)
+    return _parse(path, tuple[Unit, ...], data["units"] if isinstance(data, Mapping) else data)
+
+
+def _read_healing(path: Path) -> tuple[HealStep, ...]:
+    if not path.is_file():
+        return ()
+    return _parse(path, tuple[HealStep, ...], read_records(path))

@@ -1,0 +1,216 @@
+"""The sentences of a report: what was run, what came out, and how to read the numbers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from evocompress.costs import COSTS
+from evocompress.report.columns import number, percent
+from evocompress.report.data import Environment, Evaluation, Heldout, Row, RunData
+
+COST_NAMES = {
+    "params": "parameters",
+    "body_params": "parameters in blocks",
+    "nonzeros": "non-zero parameters",
+    "body_nonzeros": "non-zero parameters in blocks",
+    "matrix_nonzeros": "non-zero weights of matrices",
+    "flops": "FLOPs of a prefill",
+    "decode_flops": "FLOPs of a decoded token",
+    "weight_bytes": "weight bytes",
+    "kv_bytes": "KV-cache bytes",
+}
+WRITTEN_BY_MODEL = "text that the dense model wrote itself"
+MAIN_VERSIONS = ("evocompress", "python", "torch", "transformers", "numpy")
+
+
+@dataclass(frozen=True)
+class Headline:
+    """A figure worth seeing first."""
+
+    title: str
+    value: str
+    note: str
+
+
+def cost_name(name: str) -> str:
+    """A cost in words."""
+    return COST_NAMES.get(name, name.replace("_", " "))
+
+
+def budget_text(budget: Mapping[str, float]) -> str:
+    """Bounds in words; a bound of at most 1 is a share of the dense model."""
+    bounds = [
+        f"{cost_name(name)} ≤ " + (f"{percent(bound)} of dense" if bound <= 1 else number(bound, 0))
+        for name, bound in budget.items()
+    ]
+    return ", ".join(bounds) or "none"
+
+
+def heldout_text(heldout: Heldout) -> str:
+    """Which text the held-out numbers are about."""
+    source = WRITTEN_BY_MODEL if heldout.self_written else heldout.source
+    return f"Held-out: {heldout.sequences} sequences of {heldout.length} tokens from {source}."
+
+
+def facts(run: RunData) -> dict[str, str]:
+    """What was run, where and when: the head of the report."""
+    config = run.config
+    result = {
+        "Model": config.model.source,
+        "Budget": budget_text(config.space.budget),
+        "May be changed": _space_text(run),
+        "Searcher": config.search.name,
+        "Tokens": _token_text(run),
+        "Candidates": number(run.history.candidates, 0),
+        "Calibration": f"{config.calibration.search_sequences} sequences of "
+        f"{config.calibration.length} tokens from {_source_text(config.calibration.source)}",
+        "Seed": str(config.seed),
+    }
+    return result | (_environment_facts(run.environment) if run.environment else {})
+
+
+def headlines(evaluation: Evaluation, budget: Mapping[str, float]) -> list[Headline]:
+    """The few figures that say whether the search was worth it; first what was limited."""
+    dense, uniform, searched, healed = (
+        evaluation.row(name) for name in ("dense", "uniform", "searched", "healed")
+    )
+    if searched is None:
+        return []
+    result = []
+    limited = next((name for name in budget if name in Row.model_fields), "nonzeros")
+    cost, whole = getattr(searched, limited), getattr(dense, limited, None)
+    if cost and whole:
+        title = cost_name(limited)
+        share = percent(cost / whole)
+        result.append(Headline(title[0].upper() + title[1:], share, "of the dense model"))
+    if searched.kl is not None:
+        note = _against("uniform", searched.kl, uniform.kl if uniform else None)
+        result.append(Headline("Held-out KL", number(searched.kl, 3), note))
+    if healed and healed.kl is not None:
+        note = _against("before", healed.kl, searched.kl)
+        result.append(Headline("Held-out KL, healed", number(healed.kl, 3), note))
+    best = healed or searched
+    if best.perplexity is not None and dense:
+        note = f"dense {number(dense.perplexity, 2)}"
+        result.append(Headline("Perplexity", number(best.perplexity, 2), note))
+    return result
+
+
+def notes(run: RunData) -> list[str]:
+    """What a reader must know to not be misled by the numbers."""
+    result = list(_evaluation_notes(run.evaluation)) if run.evaluation else []
+    result += _winner_notes(run)
+    result += _timing_notes(run)
+    for reason, count in Counter(run.history.failures).most_common():
+        result.append(f"Failed evaluations, left out: {count} × {reason}.")
+    return result
+
+
+def _evaluation_notes(evaluation: Evaluation) -> Iterator[str]:
+    heldout = evaluation.heldout
+    yield (
+        heldout_text(heldout) + " Neither the level library nor the search saw them. KL is to the "
+        "dense model, over the full vocabulary in float32; ± is the standard deviation over the "
+        "sequences, not the error of the mean."
+    )
+    if any(row.flops for row in evaluation.rows):
+        yield (
+            f"FLOPs: {COSTS['flops']}; by the cost model, not counted on the checkpoint. "
+            f"Weights: {COSTS['weight_bytes']}."
+        )
+    if heldout.self_written:
+        yield (
+            "The perplexity is of text that the dense model wrote itself: it is lower than on "
+            "text by people and only compares the rows of this table, not with published values."
+        )
+
+
+def _winner_notes(run: RunData) -> Iterator[str]:
+    if run.winner is None:
+        return
+    if run.winner.value is not None:
+        yield (
+            f"The winner's value in the search, {number(run.winner.value, 4)}, is on calibration "
+            "tokens by which it was chosen, so it flatters; judge by the held-out values."
+        )
+    patterns = {level.pattern for level in run.winner.by_name().values() if level.zeros}
+    if "" in patterns:
+        yield (
+            "Unstructured zeros give no speed-up and no smaller file where tensors are stored and "
+            "multiplied densely, as they are here; they pay off in sparse formats and kernels."
+        )
+    for pattern in sorted(patterns - {""}):
+        yield (
+            f"{pattern} zeros are only faster with kernels made for them; "
+            "the timed models are multiplied densely."
+        )
+
+
+def _timing_notes(run: RunData) -> Iterator[str]:
+    rows = run.evaluation.rows if run.evaluation else ()
+    if not any(row.prefill_ms or row.decode_ms_per_token for row in rows):
+        return
+    machine = _machine_text(run.environment) if run.environment else "an unnamed machine"
+    text = f"Latency: median of repeated timings, lowest – highest below it, on {machine}."
+    timed = run.evaluation.settings if run.evaluation else None
+    if timed is not None:
+        text += (
+            f" Each was timed {timed.repeats} times. Prefill is {timed.prefill[1]} tokens at batch "
+            f"{timed.prefill[0]}; decode is {timed.decode[1]} new tokens after {timed.decode[0]}, "
+            "at batch 1."
+        )
+    yield text
+
+
+def _source_text(source: str) -> str:
+    return WRITTEN_BY_MODEL if source == "self" else source
+
+
+def _space_text(run: RunData) -> str:
+    space = run.config.space
+    parts = []
+    if space.sparsity:
+        zeros = f"{space.sparsity.pattern} zeros" if space.sparsity.pattern else "zeros"
+        parts.append(
+            f"{zeros} in matrices, {percent(space.sparsity.target)} "
+            f"± {space.sparsity.levels} levels ({run.config.library.criterion})"
+        )
+    if space.drop:
+        parts.append(f"dropping {' and '.join(space.drop.units)}")
+    return "; ".join(parts) or "nothing"
+
+
+def _token_text(run: RunData) -> str:
+    if not run.history.steps:
+        return "none yet"
+    last = run.history.steps[-1]
+    asked = run.config.search.tokens
+    limit = f" of {number(asked, 0)}" if asked else ""
+    return f"{number(last.requested, 0)}{limit} requested, {number(last.computed, 0)} computed"
+
+
+def _environment_facts(environment: Environment) -> dict[str, str]:
+    names = [name for name in MAIN_VERSIONS if name in environment.versions]
+    result = {
+        "Started": environment.started.replace("T", " ")[:16],
+        "Machine": _machine_text(environment),
+        "Versions": ", ".join(f"{name} {environment.versions[name]}" for name in names),
+        "Commit": environment.git or "",
+    }
+    return {name: text for name, text in result.items() if text}
+
+
+def _machine_text(environment: Environment) -> str:
+    threads = f"{environment.threads} threads" if environment.threads else ""
+    return ", ".join(part for part in (environment.device, threads, environment.platform) if part)
+
+
+def _against(name: str, value: float, other: float | None) -> str:
+    """``uniform 0.4587, 24 % less`` or the like."""
+    if not other:
+        return ""
+    change = value / other - 1
+    word = "less" if change < 0 else "more"
+    return f"{name} {number(other, 3)}: {percent(round(abs(change), 2))} {word}"

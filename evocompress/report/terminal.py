@@ -1,0 +1,48 @@
+"""The comparison for the terminal: models side by side, so that it fits 100 columns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from evocompress.report.columns import Cell, Column, columns
+from evocompress.report.data import read_evaluation
+from evocompress.report.notes import heldout_text
+
+
+def table(folder: Path) -> Table:
+    """The comparison of a run, one line per quantity and one column per model.
+
+    Args:
+        folder: The run folder.
+
+    Raises:
+        RunError: The run has no evaluation yet.
+    """
+    evaluation = read_evaluation(folder)
+    result = Table(
+        box=box.SIMPLE_HEAD,
+        caption=Text(heldout_text(evaluation.heldout)),
+        caption_justify="left",
+        pad_edge=False,
+    )
+    result.add_column("")
+    for row in evaluation.rows:
+        result.add_column(Text(row.name), justify="right", no_wrap=True)
+    for column in columns(evaluation.rows):
+        result.add_row(_title(column), *(_value(cell) for cell in column.cells))
+    return result
+
+
+def _title(column: Column) -> Text:
+    return Text(column.title).append(f"  {column.unit}" if column.unit else "", style="dim")
+
+
+def _value(cell: Cell) -> Text:
+    text = Text(cell.text)
+    for note in cell.notes:
+        text.append(f"\n{note}", style="dim")
+    return text

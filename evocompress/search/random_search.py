@@ -1,0 +1,25 @@
+"""Random search (Li & Talwalkar 2019, 1902.07638): the baseline that others must beat."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import ClassVar
+
+from evocompress.search.base import SearcherSettings
+from evocompress.search.moves import distinct
+from evocompress.search.staged import StagedSearcher, StagedSettings
+from evocompress.space import Genome
+
+
+class RandomSearch(StagedSearcher):
+    """Random feasible candidates in place of mutations; selection is that of EvoPress.
+
+    So both are compared on the same tokens, and the best so far is measured anew beside each
+    generation's survivors. With one stage every candidate gets the same tokens.
+    """
+
+    Settings: ClassVar[type[SearcherSettings]] = StagedSettings
+
+    def _offspring(self, parent: Genome | None) -> list[Genome]:
+        make = partial(self._space.random, self._rng)
+        return distinct(make, self._schedule.offspring, excluded=parent)

@@ -1,0 +1,159 @@
+"""Selection in stages: many candidates on few tokens, the survivors on more (EvoPress)."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field
+
+from evocompress.errors import ConfigError
+from evocompress.search import batches
+from evocompress.search.base import Incumbent, Problem, SearcherSettings
+from evocompress.search.procedure import ProceduralSearcher, Procedure, ranked
+from evocompress.space import Genome, SearchSpace
+from evocompress.types import Evaluate, Pool, Result
+
+Positive = Annotated[int, Field(gt=0)]
+
+Selection = Generator[list[Evaluate], list[Result], Genome | None]
+Ranking = Generator[list[Evaluate], list[Result], list[tuple[Genome, Result]]]
+
+
+class StagedSettings(SearcherSettings):
+    """Settings of staged selection; what is left out is taken from the published schedule.
+
+    Published numbers of tokens are rounded up to whole micro-batches and cut to the pool;
+    given ones must fit exactly.
+
+    Attributes:
+        kind: Whose published schedule: of ``depth`` or ``sparsity`` search. ``auto`` is
+            sparsity where the space has matrices, depth otherwise.
+        generations: Rounds of selection.
+        offspring: New candidates of a generation.
+        survivors: How many candidates each stage keeps; the last keeps 1.
+        stage_tokens: Tokens on which each stage compares.
+    """
+
+    kind: Literal["auto", "sparsity", "depth"] = "auto"
+    generations: Positive | None = None
+    offspring: Positive | None = None
+    survivors: tuple[Positive, ...] | None = None
+    stage_tokens: tuple[Positive, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Settings with every default filled in.
+
+    Attributes:
+        generations: Rounds of selection.
+        offspring: New candidates of a generation.
+        stages: For each stage the tokens on which it compares and how many it keeps.
+    """
+
+    generations: int
+    offspring: int
+    stages: tuple[tuple[int, int], ...]
+
+
+def is_depth(settings: StagedSettings, space: SearchSpace) -> bool:
+    """Whether the published schedule of depth search applies."""
+    if settings.kind == "auto":
+        return "matrix" not in space.genes.by_kind
+    return settings.kind == "depth"
+
+
+def schedule(settings: StagedSettings, space: SearchSpace, pool: Pool) -> Schedule:
+    """The settings completed by EvoPress's schedule and checked against the pool.
+
+    Raises:
+        ConfigError: The stages contradict each other or ask for tokens the pool cannot give.
+    """
+    depth = is_depth(settings, space)
+    offspring = settings.offspring or (32 if depth else 64)
+    survivors = settings.survivors or ((2, 1) if depth else (8, 2, 1))
+    published = (2048, 32768) if depth else (2048, 16384, 65536)
+    tokens = settings.stage_tokens or tuple(batches.fitting(pool, count) for count in published)
+    if len(survivors) != len(tokens):
+        raise ConfigError(
+            f"search: {len(survivors)} survivors but {len(tokens)} stage_tokens; "
+            "give one of each per stage"
+        )
+    if survivors[-1] != 1 or list(survivors) != sorted(survivors, reverse=True):
+        raise ConfigError(f"search.survivors must fall to 1 at the last stage, not {survivors}")
+    if survivors[0] > offspring:
+        raise ConfigError(f"search.survivors: {survivors[0]} of only {offspring} offspring")
+    checked = [batches.check(pool, count, "search.stage_tokens") for count in tokens]
+    generations = settings.generations or (_depth_generations(space) if depth else 400)
+    return Schedule(generations, offspring, tuple(zip(checked, survivors, strict=True)))
+
+
+def _depth_generations(space: SearchSpace) -> int:
+    """EvoPress's int(k (n - k) / 1.5) for k of n units removed, at least 1."""
+    even = space.uniform()
+    masks = [even[units] for kind, units in space.genes.by_kind.items() if kind != "matrix"]
+    swaps = max((int(mask.sum() * (len(mask) - mask.sum())) for mask in masks), default=0)
+    return max(int(swaps / 1.5), 1)
+
+
+class StagedSearcher(ProceduralSearcher):
+    """Generations of new candidates, of which staged selection keeps one.
+
+    Each stage compares its candidates on the same micro-batches, drawn afresh. The best so
+    far joins the last stage: it is measured anew beside its rivals, so it may be replaced.
+    """
+
+    def __init__(
+        self, problem: Problem, settings: StagedSettings, rng: np.random.Generator
+    ) -> None:
+        self._schedule = schedule(settings, problem.space, problem.pool)
+        super().__init__(problem, rng)
+
+    @abstractmethod
+    def _offspring(self, parent: Genome | None) -> list[Genome]:
+        """New feasible genomes (U,), all different from each other and from the parent."""
+
+    def _start(self) -> Selection:
+        """The first parent, if there is one before the first generation."""
+        yield from ()
+        return None
+
+    def _search(self) -> Procedure:
+        parent = yield from self._start()
+        for _ in range(self._schedule.generations):
+            offspring = self._offspring(parent)
+            parent = yield from self._select(parent, offspring)
+            if not offspring:
+                return
+
+    def _select(self, parent: Genome | None, offspring: list[Genome]) -> Selection:
+        """The best of the offspring and the parent; the parent where all others failed."""
+        *early, (last_tokens, _) = self._schedule.stages
+        entrants = offspring
+        for tokens, survivors in early:
+            ranking = yield from self._compare(entrants, tokens)
+            entrants = [genome for genome, _ in ranking[:survivors]]
+        finalists = entrants if parent is None else [*entrants, parent]
+        winner = yield from self._crown(finalists, last_tokens)
+        return parent if winner is None else winner
+
+    def _crown(self, genomes: list[Genome], tokens: int) -> Selection:
+        """The best of the genomes, which becomes the incumbent; ``None`` if all failed."""
+        ranking = yield from self._compare(genomes, tokens)
+        if not ranking:
+            return None
+        genome, result = ranking[0]
+        self._best = Incumbent(result.request.candidate, result.mean)
+        return genome
+
+    def _compare(self, genomes: list[Genome], tokens: int) -> Ranking:
+        """The genomes that could be evaluated with their results, best first."""
+        if not genomes:
+            return []
+        micro_batches = batches.draw(self._pool, tokens, self._rng)
+        results = yield self._requests(genomes, micro_batches)
+        return ranked(genomes, results)

@@ -1,0 +1,42 @@
+"""The uniform candidate alone: what every allocation must beat."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+
+from evocompress.search import batches
+from evocompress.search.base import Incumbent, Problem, SearcherSettings
+from evocompress.search.procedure import ProceduralSearcher, Procedure, ranked
+from evocompress.search.staged import Positive
+
+
+class UniformSettings(SearcherSettings):
+    """Settings of `Uniform`.
+
+    Attributes:
+        candidate_tokens: Tokens on which it is measured; the whole pool if left out.
+    """
+
+    candidate_tokens: Positive | None = None
+
+
+class Uniform(ProceduralSearcher):
+    """Measures the space's uniform candidate once and ends."""
+
+    Settings: ClassVar[type[SearcherSettings]] = UniformSettings
+
+    def __init__(
+        self, problem: Problem, settings: UniformSettings, rng: np.random.Generator
+    ) -> None:
+        self._micro_batches = batches.chosen(
+            problem.pool, settings.candidate_tokens, "search.candidate_tokens", rng
+        )
+        super().__init__(problem, rng)
+
+    def _search(self) -> Procedure:
+        genomes = [self._space.uniform()]
+        results = yield self._requests(genomes, self._micro_batches)
+        for _, result in ranked(genomes, results):
+            self._best = Incumbent(result.request.candidate, result.mean)

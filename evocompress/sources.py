@@ -1,0 +1,212 @@
+"""Where a checkpoint comes from, whether it is whole, and reading it with transformers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+from safetensors import SafetensorError, safe_open
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+
+from evocompress.errors import ModelError, one_line
+
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
+# Copies of the weights in other layouts, and folders for other runtimes.
+NOT_HUB_FILES = ["consolidated*", "*/*"]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint on this machine.
+
+    Attributes:
+        folder: Where its files are.
+        gguf: Name of the GGUF file in `folder`, or ``None`` for safetensors.
+        trust_remote_code: Run code that comes with it.
+    """
+
+    folder: Path
+    gguf: str | None = None
+    trust_remote_code: bool = False
+
+    def __str__(self) -> str:
+        return str(self.folder / self.gguf if self.gguf else self.folder)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What transformers must be told to find and read it."""
+        return {
+            "gguf_file": self.gguf,
+            "trust_remote_code": self.trust_remote_code,
+            "local_files_only": True,
+        }
+
+
+def locate(source: str, *, trust_remote_code: bool = False) -> Checkpoint:
+    """Find a checkpoint and check that its files are there and whole.
+
+    Args:
+        source: A local folder, a ``.gguf`` file or a hub id, whose files are downloaded.
+        trust_remote_code: Kept for when the checkpoint is read.
+
+    Raises:
+        ModelError: There is no such checkpoint, or a file of it is missing or damaged.
+    """
+    path = Path(source).expanduser()
+    if source.endswith(".gguf"):
+        _check_gguf(path)
+        return Checkpoint(path.parent, path.name)
+    folder = path if path.is_dir() else _download(source)
+    _check_folder(folder)
+    return Checkpoint(folder, trust_remote_code=trust_remote_code)
+
+
+def _download(source: str) -> Path:
+    try:
+        return Path(
+            snapshot_download(source, allow_patterns=HUB_FILES, ignore_patterns=NOT_HUB_FILES)
+        )
+    except HFValidationError:
+        raise ModelError(f"no model at {source!r}: there is no such folder") from None
+    except RepositoryNotFoundError:
+        raise ModelError(
+            f"no model {source!r}: neither a local folder nor on the Hugging Face hub "
+            "(a private or gated model needs `hf auth login`)"
+        ) from None
+    except OSError as error:
+        raise ModelError(
+            f"no model {source!r}: there is no such folder, and it cannot be had from the "
+            f"Hugging Face hub ({one_line(error)})"
+        ) from None
+
+
+def _check_gguf(path: Path) -> None:
+    if not path.is_file():
+        raise ModelError(f"no model at {path}: there is no such file")
+    if find_spec("gguf") is None or find_spec("accelerate") is None:
+        raise ModelError(
+            f"reading {path.name} needs packages that are not installed: "
+            "pip install 'evocompress[gguf]'"
+        )
+
+
+def _check_folder(folder: Path) -> None:
+    """Every file that the checkpoint names must be there, and as long as its header says."""
+    if "quantization_config" in _read_json(folder / "config.json"):
+        raise ModelError(
+            f"the checkpoint {folder} holds quantised weights, which cannot be compressed further: "
+            "use the model it was made from"
+        )
+    names = {WEIGHTS}
+    if not (folder / WEIGHTS).is_file() and (folder / INDEX).is_file():
+        names = set(_read_json(folder / INDEX).get("weight_map", {}).values())
+    for name in sorted(names):
+        _check_safetensors(folder / name)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise ModelError(f"{path.parent} is not a checkpoint: it has no {path.name}")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{path} is damaged, fetch it again: {one_line(error)}") from None
+    if not isinstance(data, dict):
+        raise ModelError(f"{path} is damaged, fetch it again: it holds no JSON object")
+    return data
+
+
+def _check_safetensors(path: Path) -> None:
+    if not path.is_file():
+        raise ModelError(
+            f"the checkpoint {path.parent} lacks {path.name}; only safetensors weights are read, "
+            "so convert other formats with save_pretrained first"
+        )
+    try:
+        with safe_open(path, framework="pt"):
+            pass
+    except SafetensorError as error:
+        raise ModelError(
+            f"{path} is damaged or truncated, fetch it again: {one_line(error)}"
+        ) from None
+
+
+def read_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint.
+
+    Raises:
+        ModelError: It has none, or one that cannot be read.
+    """
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            checkpoint.folder, **checkpoint.options
+        )
+    except Exception as error:  # parsers of a damaged file fail with any type of error
+        raise ModelError(
+            f"no tokenizer can be read from {checkpoint}: {one_line(error)}"
+        ) from error
+    return tokenizer
+
+
+def read_model(checkpoint: Checkpoint, dtype: DType) -> PreTrainedModel:
+    """The model of a checkpoint, on the CPU.
+
+    Args:
+        checkpoint: From `locate`.
+        dtype: ``auto`` is the checkpoint's own; float32 for GGUF, whose weights are unpacked.
+
+    Raises:
+        ModelError: It cannot be read, or lacks weights of the model that its config describes.
+    """
+    try:
+        answer: Any = AutoModelForCausalLM.from_pretrained(
+            checkpoint.folder,
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            quantization_config=GgufConfig(dequantize=True) if checkpoint.gguf else None,
+            **checkpoint.options,
+        )
+    except Exception as error:  # parsers of a damaged file fail with any type of error
+        raise ModelError(f"the model in {checkpoint} cannot be read: {one_line(error)}") from error
+    model: PreTrainedModel = answer[0]
+    missing = sorted(answer[1]["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"the checkpoint {checkpoint} lacks {len(missing)} of the weights that its "
+            f"config.json asks for, the first is {missing[0]}"
+        )
+    return model
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silences the progress bars and warnings of transformers for a while."""
+    verbosity = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()

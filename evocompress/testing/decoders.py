@@ -1,0 +1,81 @@
+"""Units and dimensions of Llama-like decoders made from numbers alone: no model, no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from evocompress.types import Architecture, Unit
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """The dimensions of a decoder with gated MLPs, two norms a block and a tied head."""
+
+    layers: int = 4
+    hidden: int = 16
+    heads: int = 4
+    kv_heads: int = 2
+    ffn: int = 32
+    vocabulary: int = 64
+    context: int = 128
+    window: int | None = None
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one head."""
+        return self.hidden // self.heads
+
+    def units(self) -> list[Unit]:
+        """All units, parents before their children."""
+        return [unit for index in range(self.layers) for unit in self._block(index)]
+
+    def architecture(self) -> Architecture:
+        """What the cost model must know; every second block has the window, if there is one."""
+        return Architecture(
+            hidden=self.hidden,
+            vocabulary=self.vocabulary,
+            tied=True,
+            outer_params=self.vocabulary * self.hidden + self.hidden,
+            heads=(self.heads,) * self.layers,
+            kv_heads=(self.kv_heads,) * self.layers,
+            head_dim=self.head_dim,
+            windows=tuple(self.window if i % 2 else None for i in range(self.layers)),
+            own_params=((self.hidden, self.hidden),) * self.layers,
+            dtype_bytes=2,
+            context=self.context,
+        )
+
+    def _block(self, index: int) -> list[Unit]:
+        block = f"model.layers.{index}"
+        units = [Unit(block, "block", None, index, "block")]
+        for kind, module in (("attention", "self_attn"), ("mlp", "mlp")):
+            sublayer = f"{block}.{kind}"
+            units.append(
+                Unit(sublayer, "attention" if kind == "attention" else "mlp", block, index, kind)
+            )
+            units.extend(
+                Unit(f"{block}.{module}.{role}", "matrix", sublayer, index, role, shape)
+                for role, shape in self._matrices(kind).items()
+            )
+        return units
+
+    def _matrices(self, kind: str) -> dict[str, tuple[int, int]]:
+        """{role: (out, in)} of one sub-layer."""
+        narrow = self.kv_heads * self.head_dim
+        if kind == "mlp":
+            wide = (self.ffn, self.hidden)
+            return {"gate_proj": wide, "up_proj": wide, "down_proj": (self.hidden, self.ffn)}
+        square = (self.hidden, self.hidden)
+        small = (narrow, self.hidden)
+        return {"q_proj": square, "k_proj": small, "v_proj": small, "o_proj": square}
+
+
+SMOLLM2_135M = Decoder(
+    layers=30,
+    hidden=576,
+    heads=9,
+    kv_heads=3,
+    ffn=1536,
+    vocabulary=49152,
+    context=8192,
+)

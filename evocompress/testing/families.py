@@ -1,0 +1,276 @@
+"""What every model family must fulfil, checked on a tiny random model of it.
+
+`FamilyContract` is the base of a test class; give it a ``family`` fixture. Every check is
+against the real model: its own forward pass, its modules, its parameters.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from evocompress.families import Family, SubLayerName, family_of
+from evocompress.testing.tiny import tiny_model
+
+SUBLAYERS: tuple[SubLayerName, ...] = ("attention", "mlp")
+ENCLOSING: dict[str, set[str | None]] = {
+    "block": {None},
+    "attention": {"block"},
+    "mlp": {"block"},
+    "matrix": set(SUBLAYERS),
+}
+
+
+def random_ids(batch: int = 2, length: int = 24) -> Tensor:
+    """Token ids (batch, length), longer than the windows of the tiny models."""
+    return torch.randint(0, 244, (batch, length), generator=torch.Generator().manual_seed(1))
+
+
+def last_matrix(family: Family, block: nn.Module, sublayer: SubLayerName) -> nn.Module:
+    """The module whose output a sub-layer adds to the residual stream."""
+    path = [m.path for m in family.matrices() if m.sublayer == sublayer][-1]
+    return block.get_submodule(path)
+
+
+def silence(family: Family, block: nn.Module, sublayer: SubLayerName) -> None:
+    """Remove a sub-layer by brute force: zero weights and bias in its last matrix."""
+    for parameter in last_matrix(family, block, sublayer).parameters():
+        parameter.zero_()
+
+
+def replace_modules(block: nn.Module, modules: dict[str, nn.Module]) -> None:
+    """Put modules at their paths in a block."""
+    for path, module in modules.items():
+        block.set_submodule(path, module)
+
+
+def assert_equal(actual: Tensor, expected: Tensor) -> None:
+    """Both tensors are the same to the last bit."""
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+
+
+class FamilyContract:
+    """The checks; subclasses are collected by pytest and provide the fixture ``family``."""
+
+    @pytest.fixture
+    def model(self, family: Family) -> PreTrainedModel:
+        """A tiny random model of the family."""
+        return tiny_model(family.model_type)
+
+    def test_serves_its_models(self, family: Family, model: PreTrainedModel) -> None:
+        """`family_of` finds the family by the model's type."""
+        assert model.config.model_type == family.model_type
+        assert family_of(model) is family
+
+    def test_units_are_a_tree(self, family: Family, model: PreTrainedModel) -> None:
+        """Names are unique, parents come first and enclose; sub-layers are named alike."""
+        units = family.units(model)
+        seen: dict[str, str] = {}
+        for unit in units:
+            assert unit.name not in seen
+            assert (None if unit.parent is None else seen[unit.parent]) in ENCLOSING[unit.kind]
+            assert unit.name.startswith(f"{family.block_path()}.{unit.block}")
+            if unit.kind in SUBLAYERS:
+                assert unit.name == f"{unit.parent}.{unit.kind}"
+            seen[unit.name] = unit.kind
+        blocks = [unit.block for unit in units if unit.kind == "block"]
+        assert blocks == list(range(len(family.blocks(model))))
+
+    def test_roles_name_the_parts_of_a_block(self, family: Family, model: PreTrainedModel) -> None:
+        """Roles are unique within a block and the same in every block."""
+        roles: dict[int, list[str]] = defaultdict(list)
+        for unit in family.units(model):
+            roles[unit.block].append(unit.role)
+        assert len(set(roles[0])) == len(roles[0])
+        assert all(of_block == roles[0] for of_block in roles.values())
+
+    def test_every_matrix_is_named_once(self, family: Family, model: PreTrainedModel) -> None:
+        """`matrices` names all linear modules of a block and tells how they are stored."""
+        for block in family.blocks(model):
+            linear = {
+                path: isinstance(module, Conv1D)
+                for path, module in block.named_modules()
+                if isinstance(module, (nn.Linear, Conv1D))
+            }
+            named = [matrix.path for matrix in family.matrices()]
+            assert sorted(named) == sorted(linear)
+            assert {m.path: m.transposed for m in family.matrices()} == linear
+
+    def test_shapes_are_out_by_in(self, family: Family, model: PreTrainedModel) -> None:
+        """A matrix unit's shape is (outputs, inputs) of its module, found by running it."""
+        shapes: dict[str, tuple[int, int]] = {}
+        handles = [
+            model.get_submodule(unit.name).register_forward_hook(partial(_note_shape, shapes, unit))
+            for unit in family.units(model)
+            if unit.kind == "matrix"
+        ]
+        family.hidden_states(model, random_ids())
+        for handle in handles:
+            handle.remove()
+        assert shapes == {u.name: u.shape for u in family.units(model) if u.kind == "matrix"}
+
+    def test_same_input_word_means_same_input(self, family: Family, model: PreTrainedModel) -> None:
+        """Matrices with one `input` word read equal tensors; other words, other tensors."""
+        for block in family.blocks(model):
+            inputs: dict[str, Tensor] = {}
+            handles = [
+                block.get_submodule(matrix.path).register_forward_pre_hook(
+                    partial(_note_input, inputs, matrix.path)
+                )
+                for matrix in family.matrices()
+            ]
+            family.hidden_states(model, random_ids())
+            for handle in handles:
+                handle.remove()
+            for one in family.matrices():
+                for other in family.matrices():
+                    same = torch.equal(inputs[one.path], inputs[other.path])
+                    assert same == (one.input == other.input), (one, other)
+
+    def test_parameters_are_counted_exactly(self, family: Family, model: PreTrainedModel) -> None:
+        """Outer, own and matrix parameters add up, in total and within each branch."""
+        architecture, units = family.architecture(model), family.units(model)
+        total = sum(parameter.numel() for parameter in model.parameters())
+        own = sum(map(sum, architecture.own_params))
+        assert architecture.outer_params + own + sum(unit.numel for unit in units) == total
+        for index, block in enumerate(family.blocks(model)):
+            of_block = sum(parameter.numel() for parameter in block.parameters())
+            matrices = sum(unit.numel for unit in units if unit.block == index)
+            assert sum(architecture.own_params[index]) == of_block - matrices
+
+    def test_own_parameters_are_dead_when_dropped(
+        self, family: Family, model: PreTrainedModel
+    ) -> None:
+        """Dropping a sub-layer removes exactly its matrices and its own parameters."""
+        architecture = family.architecture(model)
+        for place, sublayer in enumerate(SUBLAYERS):
+            block = copy.deepcopy(family.blocks(model)[0])
+            before = sum(parameter.numel() for parameter in block.parameters())
+            replace_modules(block, family.replacements(block, sublayer))
+            after = sum(parameter.numel() for parameter in block.parameters())
+            name = f"{family.block_path()}.0.{sublayer}"
+            matrices = sum(unit.numel for unit in family.units(model) if unit.parent == name)
+            assert before - after == matrices + architecture.own_params[0][place]
+
+    def test_architecture_tells_the_shape(self, family: Family, model: PreTrainedModel) -> None:
+        """Widths agree with the modules, and tuples have an entry for each block."""
+        architecture, layers = family.architecture(model), len(family.blocks(model))
+        head = model.get_output_embeddings().weight
+        assert (architecture.vocabulary, architecture.hidden) == tuple(head.shape)
+        assert architecture.tied == (head is model.get_input_embeddings().weight)
+        assert architecture.dtype_bytes == head.element_size()
+        per_block = (architecture.heads, architecture.kv_heads, architecture.windows)
+        assert all(len(values) == layers for values in per_block)
+        queries = architecture.heads[0] * architecture.head_dim
+        attention_out = next(m for m in family.matrices() if m.input == "attention_out")
+        name = f"{family.block_path()}.0.{attention_out.path}"
+        shape = next(unit.shape for unit in family.units(model) if unit.name == name)
+        assert shape == (architecture.hidden, queries)
+
+    def test_windows_are_those_of_the_masks(self, family: Family, model: PreTrainedModel) -> None:
+        """A token influences a block's output exactly within the block's window."""
+        architecture, ids = family.architecture(model), random_ids(batch=1)
+        hidden, arguments = family.block_inputs(model, ids)
+        nudged = hidden.clone()
+        nudged[:, 0] += torch.linspace(-1, 1, hidden.shape[-1])
+        length = ids.shape[1]
+        for block, kwargs, window in zip(
+            family.blocks(model), arguments, architecture.windows, strict=True
+        ):
+            moved = (block(nudged, **kwargs) - block(hidden, **kwargs)).abs().amax(dim=-1)[0]
+            reach = length if window is None else window
+            assert (moved[:reach] > 0).all()
+            assert (moved[reach:] == 0).all()
+
+    def test_body_and_head_make_the_logits(self, family: Family, model: PreTrainedModel) -> None:
+        """The head on the hidden states gives the model's own logits."""
+        ids = random_ids()
+        logits = family.logits(model, family.hidden_states(model, ids))
+        assert_equal(logits, model(ids).logits)
+
+    def test_blocks_by_hand_make_the_hidden_states(
+        self, family: Family, model: PreTrainedModel
+    ) -> None:
+        """`block_inputs`, then the blocks one by one and the final norm, equal the body."""
+        ids = random_ids()
+        blocks = list(family.blocks(model))
+        hidden, arguments = family.block_inputs(model, ids)
+        assert list(family.blocks(model)) == blocks
+        for block, kwargs in zip(blocks, arguments, strict=True):
+            hidden = block(hidden, **kwargs)
+        final = model.get_submodule(family.norm_path)(hidden)
+        assert_equal(final, family.hidden_states(model, ids))
+
+    def test_no_block_runs_for_block_inputs(self, family: Family, model: PreTrainedModel) -> None:
+        """`block_inputs` costs no block's computation, whatever it is made for."""
+        for block in family.blocks(model):
+            block.register_forward_pre_hook(_must_not_run)
+        family.block_inputs(model, random_ids())
+
+    @pytest.mark.parametrize("sublayer", SUBLAYERS)
+    @pytest.mark.parametrize("index", [0, 2])
+    def test_a_dropped_sublayer_adds_nothing(
+        self, family: Family, model: PreTrainedModel, index: int, sublayer: SubLayerName
+    ) -> None:
+        """Dropping equals zeroing the sub-layer's last matrix, and changes the logits."""
+        ids, reference = random_ids(), copy.deepcopy(model)
+        dense = model(ids).logits
+        silence(family, family.blocks(reference)[index], sublayer)
+        block = family.blocks(model)[index]
+        replace_modules(block, family.replacements(block, sublayer))
+        dropped = model(ids).logits
+        assert_equal(dropped, reference(ids).logits)
+        assert (dropped - dense).abs().max() > 0.01
+
+    def test_a_dropped_sublayer_computes_nothing(
+        self, family: Family, model: PreTrainedModel
+    ) -> None:
+        """No matrix of a dropped sub-layer is in the block, so none can run."""
+        for sublayer in SUBLAYERS:
+            block = copy.deepcopy(family.blocks(model)[0])
+            replace_modules(block, family.replacements(block, sublayer))
+            left = [m for m in block.modules() if isinstance(m, (nn.Linear, Conv1D))]
+            assert len(left) == sum(m.sublayer != sublayer for m in family.matrices())
+
+    def test_a_dropped_block_passes_its_input_through(
+        self, family: Family, model: PreTrainedModel
+    ) -> None:
+        """With both sub-layers dropped a block is the identity."""
+        hidden, arguments = family.block_inputs(model, random_ids())
+        block = family.blocks(model)[1]
+        for sublayer in SUBLAYERS:
+            replace_modules(block, family.replacements(block, sublayer))
+        assert_equal(block(hidden, **arguments[1]), hidden)
+
+    def test_replacements_can_be_taken_back(self, family: Family, model: PreTrainedModel) -> None:
+        """Putting the former modules back gives the dense model again."""
+        ids, block = random_ids(), family.blocks(model)[1]
+        dense = model(ids).logits
+        for sublayer in SUBLAYERS:
+            modules = family.replacements(block, sublayer)
+            former = {path: block.get_submodule(path) for path in modules}
+            replace_modules(block, modules)
+            replace_modules(block, former)
+        assert_equal(model(ids).logits, dense)
+
+
+def _note_shape(
+    shapes: dict[str, tuple[int, int]], unit: Any, _: nn.Module, args: Any, output: Tensor
+) -> None:
+    shapes[unit.name] = (output.shape[-1], args[0].shape[-1])
+
+
+def _note_input(inputs: dict[str, Tensor], path: str, _: nn.Module, args: Any) -> None:
+    inputs[path] = args[0].clone()
+
+
+def _must_not_run(*_: Any) -> None:
+    raise AssertionError("a block ran")

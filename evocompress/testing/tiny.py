@@ -1,0 +1,162 @@
+"""Tiny random models and a byte tokenizer, made offline in milliseconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+from transformers.pytorch_utils import Conv1D
+
+from evocompress.models import LoadedModel, loaded
+from evocompress.sources import quiet_transformers
+
+HEADS = 4
+KV_HEADS = 2
+WINDOW = 8
+CONTEXT = 512
+END_OF_TEXT = "<|endoftext|>"
+END_OF_TEXT_ID = 0
+NEVER_IN_UTF8 = {0xC0, 0xC1, *range(0xF5, 0x100)}
+
+_GROUPED: dict[str, Any] = {"num_key_value_heads": KV_HEADS}
+_WIDE_HEADS: dict[str, Any] = _GROUPED | {"head_dim": 24}
+_GEMMA: dict[str, Any] = _WIDE_HEADS | {"query_pre_attn_scalar": 24, "sliding_window": WINDOW}
+_SETTINGS: dict[str, dict[str, Any]] = {
+    "llama": _GROUPED | {"tie_word_embeddings": True},
+    "mistral": _GROUPED | {"sliding_window": WINDOW},
+    "qwen2": _GROUPED
+    | {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1},
+    "qwen3": _WIDE_HEADS,
+    "phi3": _GROUPED,
+    "gemma2": _GEMMA,
+    "gemma3_text": _GEMMA | {"sliding_window_pattern": 2, "final_logit_softcapping": 20.0},
+    "gpt2": {},
+    "opt": {},
+}
+_INNER_NAME = {"gpt2": "n_inner", "opt": "ffn_dim"}
+
+
+def tiny_model(
+    model_type: str,
+    *,
+    seed: int = 0,
+    layers: int = 3,
+    hidden: int = 64,
+    vocabulary: int = 256,
+    dtype: torch.dtype = torch.float32,
+) -> PreTrainedModel:
+    """A random model of a family, on the CPU and ready to be run.
+
+    It has 4 heads, 2 key-value heads and attention windows of 8 tokens where the family has
+    such things. Weights are drawn large enough that every part of it changes the logits.
+
+    Args:
+        model_type: A key of `evocompress.families.FAMILIES`.
+        seed: Of the weights.
+        layers: Number of blocks.
+        hidden: Width of the residual stream; the MLP is twice as wide.
+        vocabulary: Number of tokens; at least 244 for use with `tiny_tokenizer`.
+        dtype: Of the weights.
+    """
+    config = AutoConfig.for_model(
+        model_type,
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=HEADS,
+        max_position_embeddings=CONTEXT,
+        bos_token_id=END_OF_TEXT_ID,
+        eos_token_id=END_OF_TEXT_ID,
+        pad_token_id=None,
+        **{_INNER_NAME.get(model_type, "intermediate_size"): 2 * hidden},
+        **_SETTINGS[model_type],
+    )
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.requires_grad_(False)
+    _randomise(model, torch.Generator().manual_seed(seed))
+    nn.Module.to(model, dtype)
+    model.eval()
+    return model
+
+
+def _randomise(model: PreTrainedModel, generator: torch.Generator) -> None:
+    """Matrices that keep the scale of their input, varied norms, biases that are not zero.
+
+    An embedding is scaled as the head that it may be tied to.
+    """
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.ndim == 1:
+                parameter.add_(0.2 * noise)
+            else:
+                parameter.copy_(noise / _inputs(module, parameter) ** 0.5)
+
+
+def _inputs(module: nn.Module, weight: Tensor) -> int:
+    """How many inputs a linear module's weight takes."""
+    return weight.shape[0] if isinstance(module, Conv1D) else weight.shape[1]
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer of one token per byte that UTF-8 uses: 243, after the end of text (id 0)."""
+    alphabet = _byte_alphabet()
+    vocabulary = {END_OF_TEXT: END_OF_TEXT_ID}
+    for byte in sorted(set(range(256)) - NEVER_IN_UTF8):
+        vocabulary[alphabet[byte]] = len(vocabulary)
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=END_OF_TEXT,
+        eos_token=END_OF_TEXT,
+        clean_up_tokenization_spaces=False,
+        model_max_length=CONTEXT,
+    )
+
+
+def _byte_alphabet() -> dict[int, str]:
+    """The character that stands for each byte in a byte-level tokenizer.
+
+    Printable bytes stand for themselves and the rest for U+0100 onwards, as in GPT-2's
+    ``bytes_to_unicode`` (Radford et al., 2019).
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {
+        byte: chr(0x100 + place) for place, byte in enumerate(others)
+    }
+
+
+def tiny_loaded(
+    model_type: str = "llama",
+    *,
+    seed: int = 0,
+    layers: int = 3,
+    hidden: int = 64,
+    vocabulary: int = 256,
+    dtype: torch.dtype = torch.float32,
+) -> LoadedModel:
+    """`tiny_model` with `tiny_tokenizer`, as `evocompress.models.load` would give them."""
+    model = tiny_model(
+        model_type, seed=seed, layers=layers, hidden=hidden, vocabulary=vocabulary, dtype=dtype
+    )
+    return loaded(model, tiny_tokenizer(), f"tiny:{model_type}")
+
+
+def tiny_checkpoint(folder: Path, model_type: str = "llama") -> Path:
+    """Save `tiny_model` and `tiny_tokenizer` into `folder`, and return it."""
+    with quiet_transformers():
+        tiny_model(model_type).save_pretrained(folder)
+        tiny_tokenizer().save_pretrained(folder)
+    return folder

@@ -1,0 +1,188 @@
+"""Puts the parts of a run together: model, space, calibration, library, proxy, searcher."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from evocompress.apply import LiveModel
+from evocompress.config import CalibrationConfig, RunConfig
+from evocompress.config_file import nearest, validate
+from evocompress.criteria import CRITERIA
+from evocompress.errors import ConfigError, LibraryError
+from evocompress.library import Library, build_library, open_library
+from evocompress.models import LoadedModel, load
+from evocompress.progress import Reporter
+from evocompress.proxies import PROXIES, Proxy
+from evocompress.proxies.calibration import Calibration, load_calibration
+from evocompress.run_folder import RunFolder
+from evocompress.search import SEARCHERS
+from evocompress.search.base import Problem, Searcher, SearcherSettings
+from evocompress.space import SearchSpace, build_space
+from evocompress.types import Level, Pool, Unit
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """A run's configuration and what it stands for; costly parts are made on first use.
+
+    Attributes:
+        config: The run's configuration.
+        folder: The run's folder; it need not exist before something is written.
+        reporter: Told about slow steps.
+    """
+
+    config: RunConfig
+    folder: RunFolder
+    reporter: Reporter
+
+    @cached_property
+    def loaded(self) -> LoadedModel:
+        """The dense model."""
+        if self.config.threads:
+            torch.set_num_threads(self.config.threads)
+        model = self.config.model
+        with self.reporter.stage(f"load {model.source}"):
+            return load(
+                model.source,
+                dtype=model.dtype,
+                device=model.device,
+                trust_remote_code=model.trust_remote_code,
+            )
+
+    @cached_property
+    def units(self) -> tuple[Unit, ...]:
+        """Every unit of the model, in tree order."""
+        return tuple(self.loaded.family.units(self.loaded.model))
+
+    @cached_property
+    def space(self) -> SearchSpace:
+        """The search space with its costs and budget."""
+        architecture = self.loaded.family.architecture(self.loaded.model)
+        return build_space(self.units, architecture, self.config.space)
+
+    @cached_property
+    def calibration(self) -> Calibration:
+        """The calibration tokens."""
+        with self.reporter.stage(f"calibration data: {self.config.calibration.source}"):
+            return load_calibration(self.config.calibration, self.loaded)
+
+    @cached_property
+    def wanted_levels(self) -> dict[str, tuple[Level, ...]]:
+        """For each matrix of the space, its levels that need stored weights."""
+        return {
+            unit.name: stored
+            for unit, levels in zip(self.space.units, self.space.levels, strict=True)
+            if (stored := tuple(level for level in levels if not level.dense and not level.drop))
+        }
+
+    @property
+    def library_path(self) -> Path:
+        """Where the level library is."""
+        return self.config.library.path or self.folder.library
+
+    @cached_property
+    def library(self) -> Library | None:
+        """The level library, built where it is missing; ``None`` if no level needs one."""
+        if not self.wanted_levels:
+            return None
+        with self.reporter.stage(f"level library: {self.library_path}") as advance:
+            return build_library(
+                self.loaded,
+                self.wanted_levels,
+                self.calibration.library,
+                self.calibration.fingerprint,
+                self.config.library,
+                self.library_path,
+                batch=self.config.calibration.micro_batch,
+                progress=advance,
+            )
+
+    def existing_library(self) -> Library | None:
+        """The library that an earlier stage made; nothing is built.
+
+        Raises:
+            LibraryError: It is missing.
+        """
+        if not self.wanted_levels:
+            return None
+        if not self.library_path.exists():
+            raise LibraryError(
+                f"{self.library_path}: the level library is missing; "
+                "'evocompress library build' makes it"
+            )
+        return open_library(self.library_path, model_fingerprint=self.loaded.fingerprint)
+
+    def proxy(self, live: LiveModel) -> Proxy:
+        """The proxy on the search part of the calibration tokens."""
+        return PROXIES[self.config.proxy.kind](live, self.calibration.search, self.config.proxy)
+
+    def searcher(self) -> Searcher:
+        """A new searcher; its settings are checked against space and pool."""
+        problem = Problem(self.space, pool(self.config.calibration), self.config.search.tokens)
+        rng = np.random.default_rng(self.config.seed)
+        return SEARCHERS[self.config.search.name](problem, searcher_settings(self.config), rng)
+
+    def header(self) -> dict[str, Any]:
+        """What the values of the journal depend on."""
+        model = self.loaded.model
+        return {
+            "model": self.loaded.fingerprint,
+            "calibration": self.calibration.fingerprint,
+            "library": self.library.fingerprint if self.library else None,
+            "space": _digest([u.name for u in self.space.units], self.space.levels),
+            "budget": dict(self.space.budget),
+            "proxy": self.config.proxy.model_dump(),
+            "searcher": self.config.search.name,
+            "settings": searcher_settings(self.config).model_dump(mode="json"),
+            "seed": self.config.seed,
+            "device": model.device.type,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "kernel": model.config._attn_implementation,
+            "threads": torch.get_num_threads(),
+        }
+
+
+def pool(config: CalibrationConfig) -> Pool:
+    """The micro-batches that the search part is cut into; the last may be smaller."""
+    full, rest = divmod(config.search_sequences, config.micro_batch)
+    sizes = [config.micro_batch] * full + [rest] * bool(rest)
+    return Pool(tuple(size * config.length for size in sizes))
+
+
+def searcher_settings(config: RunConfig) -> SearcherSettings:
+    """The searcher's own settings, validated by its class.
+
+    Raises:
+        ConfigError: There is no such searcher, or a setting is wrong.
+    """
+    name = config.search.name
+    if name not in SEARCHERS:
+        raise ConfigError(f"search.name: unknown searcher '{name}': {nearest(name, SEARCHERS)}")
+    return validate(SEARCHERS[name].Settings, config.search.settings, f"search ({name})")
+
+
+def check_names(config: RunConfig) -> None:
+    """Whether searcher, settings and criterion exist, before anything slow is begun.
+
+    Raises:
+        ConfigError: One of them does not.
+    """
+    searcher_settings(config)
+    name = config.library.criterion
+    if name not in CRITERIA:
+        known = nearest(name, CRITERIA)
+        raise ConfigError(f"library.criterion: unknown criterion '{name}': {known}")
+
+
+def _digest(names: list[str], levels: tuple[tuple[Level, ...], ...]) -> str:
+    keys = [[level.key for level in options] for options in levels]
+    text = json.dumps([names, keys], separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

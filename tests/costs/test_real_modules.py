@@ -1,0 +1,79 @@
+"""Predicted costs against what torch counts on tiny models of every family."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedModel
+
+from evocompress.costs import CostModel, cost_model
+from evocompress.families import FAMILIES, family_of
+from evocompress.space import canonical
+from evocompress.testing.tiny import tiny_model
+from evocompress.types import DROP, Architecture, Candidate
+
+LENGTH = 16
+
+
+def reduced(
+    model_type: str, dropped: list[tuple[int, str]]
+) -> tuple[PreTrainedModel, Architecture, CostModel, Candidate]:
+    """A tiny model without some sub-layers, and what is predicted for it."""
+    model = tiny_model(model_type, layers=3)
+    family = family_of(model)
+    units, architecture = family.units(model), family.architecture(model)
+    prefix = family.block_path()
+    candidate = canonical({f"{prefix}.{i}.{name}": DROP for i, name in dropped}, units)
+    predicted = cost_model(units, architecture, length=LENGTH)
+    for index, sublayer in dropped:
+        block = family.blocks(model)[index]
+        for path, module in family.replacements(block, sublayer).items():
+            block.set_submodule(path, module)
+    return model, architecture, predicted, candidate
+
+
+DROPS = [
+    [],
+    [(0, "attention")],
+    [(2, "mlp")],
+    [(1, "attention"), (1, "mlp"), (2, "attention")],
+]
+
+
+@pytest.mark.parametrize("dropped", DROPS)
+@pytest.mark.parametrize("model_type", sorted(FAMILIES))
+def test_parameters_are_those_of_the_reduced_model(model_type, dropped):
+    model, architecture, predicted, candidate = reduced(model_type, dropped)
+    costs = predicted.of([candidate])
+    everything = sum(parameter.numel() for parameter in model.parameters())
+    blocks = sum(p.numel() for p in family_of(model).blocks(model).parameters())
+    assert costs["params"].item() == everything
+    assert costs["body_params"].item() == blocks
+    assert costs["weight_bytes"].item() == everything * architecture.dtype_bytes
+
+
+@pytest.mark.parametrize("dropped", DROPS)
+@pytest.mark.parametrize("model_type", sorted(FAMILIES))
+def test_flops_of_matrices_are_those_torch_counts(model_type, dropped):
+    model, architecture, predicted, candidate = reduced(model_type, dropped)
+    model.set_attn_implementation("eager")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(1, LENGTH, dtype=torch.long), use_cache=False)
+    operators = counter.get_flop_counts()["Global"]
+    linear = sum(operators.get(op, 0) for op in (torch.ops.aten.mm, torch.ops.aten.addmm))
+    assert predicted.of([candidate])["flops"].item() == linear + attention(architecture, dropped)
+
+
+def attention(architecture: Architecture, dropped: list[tuple[int, str]]) -> int:
+    """Operations of causal, windowed attention, pair by pair."""
+    pairs = {
+        block: sum(
+            query - (window or LENGTH) < key <= query
+            for query in range(LENGTH)
+            for key in range(LENGTH)
+        )
+        for block, window in enumerate(architecture.windows)
+        if (block, "attention") not in dropped
+    }
+    return sum(4 * architecture.heads[b] * architecture.head_dim * n for b, n in pairs.items())

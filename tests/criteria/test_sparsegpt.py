@@ -1,0 +1,131 @@
+"""SparseGPT's sweep over all levels against a plain float64 version, one level at a time."""
+
+import logging
+
+import pytest
+import torch
+
+from evocompress.criteria import Statistics
+from evocompress.criteria.base import relative_error
+from evocompress.criteria.factor import factorise, scaled_hessian
+from evocompress.criteria.sparsegpt import compress, compress_with
+from evocompress.criteria.sweep import COMPILED, PLAIN
+from evocompress.errors import LibraryError
+from evocompress.testing.criteria import example, patterned, unstructured
+from evocompress.types import Level
+
+BLOCK = 128
+
+
+def reference_factor(gram, sequences, damping):
+    hessian = gram.double() * 2 / sequences
+    dead = hessian.diagonal() == 0
+    hessian[dead, dead] = 1
+    hessian += damping * hessian.diagonal().mean() * torch.eye(len(hessian), dtype=torch.float64)
+    return torch.linalg.cholesky(torch.linalg.inv(hessian), upper=True), dead
+
+
+def reference(weight, statistics, level):
+    """Column by column in float64; every error goes to all later columns at once."""
+    factor, dead = reference_factor(statistics.gram, statistics.sequences, statistics.damping)
+    work = weight.double().clone()
+    rows, columns = work.shape
+    mask = torch.zeros(rows, columns, dtype=torch.bool)
+    work[:, dead] = 0
+    for j in range(columns):
+        if level.pattern:
+            zeros, group = map(int, level.pattern.split(":"))
+            if j % group == 0:
+                scores = work[:, j : j + group] ** 2 / factor.diagonal()[j : j + group] ** 2
+                chosen = scores.sort(dim=1, stable=True).indices[:, :zeros]
+                mask[:, j : j + group] = mask[:, j : j + group].scatter(1, chosen, True)
+        elif j % BLOCK == 0:
+            end = min(j + BLOCK, columns)
+            count = level.zeros * end // columns - level.zeros * j // columns
+            scores = work[:, j:end] ** 2 / factor.diagonal()[j:end] ** 2
+            chosen = scores.flatten().sort(stable=True).indices[:count]
+            mask[:, j:end] = mask[:, j:end].flatten().scatter(0, chosen, True).view(rows, -1)
+        error = torch.where(mask[:, j], work[:, j], 0) / factor[j, j]
+        work[:, j + 1 :] -= error[:, None] * factor[j, j + 1 :]
+        work[mask[:, j], j] = 0
+    return work
+
+
+LEVELS = [*unstructured(), *patterned()]
+
+
+@pytest.mark.parametrize("sweep", [COMPILED, PLAIN], ids=["compiled", "plain"])
+@pytest.mark.parametrize("dead", [0, 9])
+def test_one_sweep_equals_one_reference_per_level(sweep, dead):
+    weight, statistics = example(dead=dead, seed=3)
+    results = compress_with(weight, statistics, LEVELS, sweep)
+    for level, result in zip(LEVELS, results, strict=True):
+        expected = reference(weight, statistics, level)
+        live = statistics.gram.diagonal() > 0
+        assert torch.equal((result == 0)[:, live], (expected == 0)[:, live]), level.key
+        difference = (result - expected)[:, live].norm() / expected.norm()
+        assert float(difference) < 2e-6, level.key
+
+
+def test_compiled_and_plain_sweeps_agree():
+    weight, statistics = example(dead=5, seed=4)
+    compiled = compress_with(weight, statistics, LEVELS, COMPILED)
+    plain = compress_with(weight, statistics, LEVELS, PLAIN)
+    for level, one, other in zip(LEVELS, compiled, plain, strict=True):
+        assert torch.equal(one == 0, other == 0), level.key
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_update_beats_the_same_mask_without_update():
+    weight, statistics = example()
+    (result,) = compress(weight, statistics, [Level(zeros=weight.numel() // 2)])
+    masked = torch.where(result == 0, 0.0, weight)
+    with_update = relative_error(weight, result, statistics.gram)
+    assert with_update < 0.8 * relative_error(weight, masked, statistics.gram)
+
+
+def test_dead_weights_are_masked_first_and_kept_beyond_the_count():
+    weight, statistics = example(dead=150)
+    dead = statistics.gram.diagonal() == 0
+    few, many = Level(zeros=100), Level(zeros=weight.numel() * 97 // 100)
+    little, most = compress(weight, statistics, [few, many])
+    assert torch.equal(little[:, ~dead], weight[:, ~dead])
+    assert not most[:, dead].any() and int((most == 0).sum()) == many.zeros
+
+
+def test_factor_is_the_upper_cholesky_factor_of_the_inverse():
+    _, statistics = example(dead=2)
+    expected, dead = reference_factor(statistics.gram, statistics.sequences, 0.01)
+    assert torch.equal(statistics.factor.dead, dead)
+    assert statistics.factor.damping == 0.01
+    torch.testing.assert_close(statistics.factor.upper.double(), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_factor_is_computed_once_for_all_matrices():
+    _, statistics = example()
+    assert statistics.factor is statistics.factor
+
+
+def test_damping_is_raised_where_it_must_and_says_so(caplog):
+    indefinite = torch.diag(torch.tensor([1.0, 1.0, -0.05]))
+    with caplog.at_level(logging.WARNING):
+        factor = factorise(indefinite, 0.01)
+    assert factor.damping == pytest.approx(0.1)
+    assert "used 0.1" in caplog.text
+
+
+def test_hopeless_hessians_are_refused():
+    with pytest.raises(LibraryError, match="not positive definite even with damping 10"):
+        factorise(torch.diag(torch.tensor([1.0, -100.0])), 0.01)
+    with pytest.raises(LibraryError, match="not finite"):
+        factorise(torch.full((2, 2), torch.nan), 0.01)
+
+
+def test_statistics_without_gram_are_refused():
+    weight, _ = example()
+    with pytest.raises(ValueError, match="Gram"):
+        compress(weight, Statistics(sequences=1), [Level(zeros=5)])
+
+
+def test_hessian_has_the_scale_of_the_paper():
+    assert scaled_hessian(torch.ones(1, 1), 4).item() == 0.5

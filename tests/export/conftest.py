@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from evocompress.families import FAMILIES
+from evocompress.models import LoadedModel
+from evocompress.testing.tiny import tiny_loaded
+
+LAYERS = 4
+
+
+@pytest.fixture(params=sorted(FAMILIES))
+def loaded(request: pytest.FixtureRequest) -> LoadedModel:
+    return tiny_loaded(request.param, layers=LAYERS)
+
+
+@pytest.fixture
+def llama() -> LoadedModel:
+    return tiny_loaded("llama", layers=LAYERS)
+
+
+@pytest.fixture
+def ids() -> Tensor:
+    return torch.randint(1, 240, (2, 24), generator=torch.Generator().manual_seed(1))

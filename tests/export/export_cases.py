@@ -1,0 +1,52 @@
+"""Candidates, a library and a way to apply them that shares no code with the export."""
+
+from __future__ import annotations
+
+import copy
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from evocompress.models import LoadedModel
+from evocompress.types import DROP, Candidate, Level
+
+
+class ZeroingLibrary:
+    """Zeroes the smallest weights; written independently of the real library."""
+
+    fingerprint = "0123456789abcdef"
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+
+    def load(self, unit_name: str, level: Level) -> dict[str, Tensor]:
+        weight = self.model.get_parameter(f"{unit_name}.weight").detach().clone()
+        weight.view(-1)[weight.abs().view(-1).argsort()[: level.zeros]] = 0
+        return {"weight": weight}
+
+
+def mixed_candidate(loaded: LoadedModel, *, single_drops: bool = True) -> Candidate:
+    """No attention in block 0, no MLP in block 2, no block 1, and zeros in what is left."""
+    blocks = loaded.family.block_path()
+    levels = {f"{blocks}.1.attention": DROP, f"{blocks}.1.mlp": DROP}
+    if single_drops:
+        levels |= {f"{blocks}.0.attention": DROP, f"{blocks}.2.mlp": DROP}
+    for unit in loaded.family.units(loaded.model):
+        if unit.kind == "matrix" and unit.parent not in levels:
+            levels[unit.name] = Level(zeros=unit.numel // 2)
+    return Candidate(tuple(sorted(levels.items())))
+
+
+def applied(loaded: LoadedModel, library: ZeroingLibrary, candidate: Candidate) -> PreTrainedModel:
+    """A copy of the dense model with the candidate put in, block by block."""
+    model = copy.deepcopy(loaded.model)
+    blocks = loaded.family.blocks(model)
+    for name, level in candidate.levels:
+        if not level.drop:
+            model.get_parameter(f"{name}.weight").data = library.load(name, level)["weight"]
+            continue
+        block, sublayer = name.removeprefix(f"{loaded.family.block_path()}.").split(".")
+        stand_ins = loaded.family.replacements(blocks[int(block)], sublayer)
+        for path, stand_in in stand_ins.items():
+            blocks[int(block)].set_submodule(path, stand_in)
+    return model

@@ -1,0 +1,223 @@
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from export_cases import ZeroingLibrary, applied, mixed_candidate
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+import evocompress.hf  # noqa: F401
+from evocompress.errors import ExportError
+from evocompress.export import materialize, read_candidate, read_record
+from evocompress.families import FAMILIES
+from evocompress.models import LoadedModel, fingerprint
+from evocompress.testing.tiny import tiny_loaded
+from evocompress.types import DROP, Candidate, Level
+
+LOAD_REMOTE_CODE = """
+import sys
+from pathlib import Path
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoModelForCausalLM
+ids = load_file(sys.argv[1])["ids"]
+for folder in map(Path, sys.argv[2:]):
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    body = AutoModel.from_pretrained(folder, trust_remote_code=True)
+    tensors = {"logits": model(ids).logits, "hidden": body(ids).last_hidden_state}
+    save_file(tensors, folder / "remote.safetensors")
+assert "evocompress" not in sys.modules
+"""
+
+
+def reload(path: Path) -> PreTrainedModel:
+    model, info = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    return model
+
+
+@pytest.mark.parametrize("format", ["stock", "hf"])
+def test_reloaded_checkpoint_equals_candidate_in_memory(
+    loaded: LoadedModel, ids: Tensor, tmp_path: Path, format: str
+) -> None:
+    library = ZeroingLibrary(loaded.model)
+    candidate = mixed_candidate(loaded, single_drops=format == "hf")
+    before = fingerprint(loaded.model)
+    out = materialize(loaded, library, candidate, tmp_path / "out")
+    assert read_record(out).format == format
+    model = reload(out)
+    assert torch.equal(model(ids).logits, applied(loaded, library, candidate)(ids).logits)
+    assert model.config.num_hidden_layers == len(loaded.family.blocks(loaded.model)) - 1
+    assert fingerprint(loaded.model) == before
+
+
+def test_both_ways_of_loading_agree(ids: Tensor, tmp_path: Path) -> None:
+    folders = []
+    for name in FAMILIES:
+        loaded = tiny_loaded(name, layers=4)
+        library, candidate = ZeroingLibrary(loaded.model), mixed_candidate(loaded)
+        folders.append(materialize(loaded, library, candidate, tmp_path / name))
+    save_file({"ids": ids}, tmp_path / "ids.safetensors")
+    command = [sys.executable, "-c", LOAD_REMOTE_CODE, tmp_path / "ids.safetensors", *folders]
+    subprocess.run(command, check=True, cwd=tmp_path, timeout=240)
+    for folder in folders:
+        remote = load_file(folder / "remote.safetensors")
+        (folder / "remote.safetensors").unlink()
+        body = AutoModel.from_pretrained(folder)
+        assert torch.equal(reload(folder)(ids).logits, remote["logits"])
+        assert torch.equal(body(ids).last_hidden_state, remote["hidden"])
+
+
+def test_removed_weights_are_absent_from_the_files(llama: LoadedModel, tmp_path: Path) -> None:
+    candidate = Candidate((("model.layers.2.attention", DROP),))
+    out = materialize(llama, None, candidate, tmp_path / "out")
+    names = set(load_file(out / "model.safetensors"))
+    gone = {n for n in llama.model.state_dict() if n.startswith("model.layers.2.self_attn.")}
+    gone |= {"model.layers.2.input_layernorm.weight", "lm_head.weight"}
+    assert names == set(llama.model.state_dict()) - gone
+
+
+def test_tied_weights_stay_tied(llama: LoadedModel, tmp_path: Path) -> None:
+    out = materialize(llama, None, Candidate(), tmp_path / "out")
+    model = reload(out)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def test_record_holds_predicted_and_measured_costs(llama: LoadedModel, tmp_path: Path) -> None:
+    candidate = mixed_candidate(llama)
+    library = ZeroingLibrary(llama.model)
+    out = materialize(llama, library, candidate, tmp_path / "out", predicted={"params": 7.0})
+    record = read_record(out)
+    model = reload(out)
+    zeros = sum(level.zeros for _, level in candidate.levels)
+    params = sum(weight.numel() for weight in model.parameters())
+    assert record.predicted == {"params": 7.0}
+    assert record.measured["params"] == params
+    assert record.measured["nonzeros"] == params - zeros
+    assert record.measured["weight_bytes"] == 4 * params
+    assert record.measured["body_params"] == sum(w.numel() for w in model.model.layers.parameters())
+    matrices = sum(w.numel() for w in model.model.layers.parameters() if w.ndim == 2)
+    assert record.measured["matrix_nonzeros"] == matrices - zeros
+    assert record.library_fingerprint == library.fingerprint
+    assert record.model_fingerprint == llama.fingerprint
+    assert (record.id, read_candidate(out)) == (candidate.id, candidate)
+
+
+def test_tokenizer_and_generation_config_are_kept(llama: LoadedModel, tmp_path: Path) -> None:
+    llama.model.generation_config.repetition_penalty = 1.5
+    candidate = Candidate((("model.layers.2.mlp", DROP),))
+    out = materialize(llama, None, candidate, tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    assert tokenizer("Hello.")["input_ids"] == llama.tokenizer("Hello.")["input_ids"]
+    assert reload(out).generation_config.repetition_penalty == 1.5
+
+
+def test_card_tells_what_was_done_and_how_to_load(llama: LoadedModel, tmp_path: Path) -> None:
+    library, candidate = ZeroingLibrary(llama.model), mixed_candidate(llama)
+    out = materialize(llama, library, candidate, tmp_path / "out", notes=["Held-out KL 0.5."])
+    card = (out / "README.md").read_text()
+    for text in (
+        "tiny:llama",
+        "Removed attention sub-layers of the dense model's blocks: 0, 1.",
+        "(50.0%)",
+        "make nothing faster",
+        "import evocompress.hf",
+        "trust_remote_code=True",
+        "Held-out KL 0.5.",
+    ):
+        assert text in card
+
+
+def test_stock_refuses_a_single_sub_layer(llama: LoadedModel, tmp_path: Path) -> None:
+    candidate = Candidate((("model.layers.2.mlp", DROP),))
+    with pytest.raises(ExportError, match=r"leave out model\.layers\.2\.mlp alone: format 'hf'"):
+        materialize(llama, None, candidate, tmp_path / "out", format="stock")
+    assert not any(tmp_path.iterdir())
+
+
+def test_blocks_that_know_their_index_are_kept_in_place(ids: Tensor, tmp_path: Path) -> None:
+    loaded = tiny_loaded("gpt2", layers=4)
+    for index, block in enumerate(loaded.model.transformer.h):
+        block.attn.scaling /= index + 1
+    loaded.model.config.scale_attn_by_inverse_layer_idx = True
+    library, candidate = ZeroingLibrary(loaded.model), mixed_candidate(loaded, single_drops=False)
+    with pytest.raises(ExportError, match=r"transformer\.h\.1\.attention.* format 'hf' can"):
+        materialize(loaded, library, candidate, tmp_path / "out", format="stock")
+    model = reload(materialize(loaded, library, candidate, tmp_path / "out"))
+    torch.testing.assert_close(
+        model(ids).logits, applied(loaded, library, candidate)(ids).logits, rtol=0, atol=1e-5
+    )
+
+
+def test_a_model_without_any_attention_is_refused(llama: LoadedModel, tmp_path: Path) -> None:
+    levels = tuple((f"model.layers.{i}.attention", DROP) for i in range(4))
+    with pytest.raises(ExportError, match="every other attention"):
+        materialize(llama, None, Candidate(levels), tmp_path / "out")
+
+
+def test_compressed_matrices_need_a_library(llama: LoadedModel, tmp_path: Path) -> None:
+    candidate = Candidate((("model.layers.0.mlp.up_proj", Level(zeros=8)),))
+    with pytest.raises(ExportError, match="no level library was given"):
+        materialize(llama, None, candidate, tmp_path / "out")
+
+
+def test_unknown_format_is_named(llama: LoadedModel, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="unknown format 'gguf': choose one of auto, stock, hf"):
+        materialize(llama, None, Candidate(), tmp_path / "out", format="gguf")
+
+
+def test_existing_folder_is_replaced_only_when_asked(llama: LoadedModel, tmp_path: Path) -> None:
+    out = materialize(llama, None, Candidate(), tmp_path / "out")
+    dropped = Candidate((("model.layers.2.mlp", DROP),))
+    with pytest.raises(ExportError, match="exists"):
+        materialize(llama, None, dropped, out)
+    assert read_candidate(out) == Candidate()
+    materialize(llama, None, dropped, out, overwrite=True)
+    assert read_candidate(out) == dropped
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_foreign_folder_is_never_replaced(llama: LoadedModel, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ExportError, match="not a checkpoint of this program"):
+        materialize(llama, None, Candidate(), tmp_path, overwrite=True)
+    assert (tmp_path / "thesis.tex").exists()
+
+
+def test_too_little_room_is_noticed_before_writing(
+    llama: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2**20))
+    with pytest.raises(ExportError, match=r"needs 6\d MiB and 1 MiB are free"):
+        materialize(llama, None, Candidate(), tmp_path / "new" / "out")
+    assert not any(tmp_path.iterdir())
+
+
+def test_full_disk_leaves_nothing_behind(
+    llama: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(folder: Path) -> None:
+        (folder / "half").write_text("written")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(llama.tokenizer, "save_pretrained", fail)
+    with pytest.raises(ExportError, match="disk became full"):
+        materialize(llama, None, Candidate(), tmp_path / "out")
+    assert not any(tmp_path.iterdir())
+
+
+def test_damaged_record_is_an_export_error(llama: LoadedModel, tmp_path: Path) -> None:
+    out = materialize(llama, None, Candidate(), tmp_path / "out")
+    (out / "candidate.json").write_text(json.dumps({"id": "x"}))
+    with pytest.raises(ExportError, match="damaged"):
+        read_candidate(out)
+    with pytest.raises(ExportError, match="has no candidate.json"):
+        read_candidate(tmp_path)

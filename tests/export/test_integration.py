@@ -1,0 +1,54 @@
+"""The proxy's value of a candidate is the divergence of its written checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from export_cases import mixed_candidate
+from transformers import AutoModelForCausalLM
+
+import evocompress.hf  # noqa: F401
+from evocompress.apply import LiveModel
+from evocompress.config import HealConfig, LibraryConfig, ProxyConfig
+from evocompress.evaluation.quality import heldout_quality
+from evocompress.export import materialize
+from evocompress.heal import heal
+from evocompress.library import Library, build_library
+from evocompress.models import LoadedModel
+from evocompress.proxies.kl import DivergenceProxy
+from evocompress.testing.tiny import tiny_loaded
+from evocompress.types import Candidate, Evaluate
+
+TOKENS = torch.randint(1, 240, (6, 24), generator=torch.Generator().manual_seed(5))
+
+
+def real_library(loaded: LoadedModel, candidate: Candidate, path: Path) -> Library:
+    wanted = {name: (level,) for name, level in candidate.levels if not level.drop}
+    return build_library(loaded, wanted, TOKENS, "tokens", LibraryConfig(), path, batch=2)
+
+
+def test_proxy_equals_the_written_checkpoint(loaded: LoadedModel, tmp_path: Path) -> None:
+    candidate = mixed_candidate(loaded)
+    library = real_library(loaded, candidate, tmp_path / "library")
+    out = materialize(loaded, library, candidate, tmp_path / "out")
+    model = AutoModelForCausalLM.from_pretrained(out)
+    everything = ProxyConfig(top_k=loaded.model.config.vocab_size)
+    with LiveModel(loaded, library) as live:
+        proxy = DivergenceProxy(live, TOKENS.split(2), everything)
+        value = proxy.evaluate([Evaluate(candidate, (0, 1, 2))])[0].mean
+        live.apply(candidate)
+        assert torch.equal(model(TOKENS).logits, loaded.model(TOKENS).logits)
+    quality = heldout_quality(loaded.model, {"written": model}, TOKENS, batch=2)["written"]
+    assert value > 0.1
+    assert quality.kl == pytest.approx(value, rel=1e-4)
+
+
+def test_writing_and_healing_leave_the_library_alone(tmp_path: Path) -> None:
+    loaded = tiny_loaded("llama", layers=4)
+    candidate = mixed_candidate(loaded)
+    library = real_library(loaded, candidate, tmp_path / "library")
+    out = materialize(loaded, library, candidate, tmp_path / "out")
+    heal(out, loaded, TOKENS[:4], TOKENS[4:], HealConfig(steps=2), tmp_path / "heal")
+    library.verify()

@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from evocompress.families import FAMILIES, Family
+from evocompress.testing.families import FamilyContract
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())
+class TestFamilies(FamilyContract):
+    pass
+
+
+def test_the_key_is_the_model_type() -> None:
+    assert {kind: family.model_type for kind, family in FAMILIES.items()} == {
+        k: k for k in FAMILIES
+    }
+
+
+def test_the_interface_stays_small() -> None:
+    public = [name for name in vars(Family) if not name.startswith("_")]
+    methods = [name for name in public if callable(getattr(Family, name))]
+    assert len(methods) <= 10
+
+
+def test_the_page_lists_every_family() -> None:
+    page = Path(__file__).parents[2] / "docs" / "families.md"
+    listed = re.findall(r"^\| `(\w+)` \|", page.read_text(), flags=re.MULTILINE)
+    assert listed == list(FAMILIES)

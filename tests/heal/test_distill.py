@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from evocompress.config import HealConfig
+from evocompress.errors import DataError, ModelError, RunError
+from evocompress.evaluation.quality import heldout_quality
+from evocompress.export import materialize, read_candidate
+from evocompress.heal import distill, heal
+from evocompress.models import LoadedModel, fingerprint
+from evocompress.testing.tiny import tiny_loaded
+from evocompress.types import DROP, Candidate
+
+CONFIG = HealConfig(steps=12, batch=2, accumulate=2, learning_rate=3e-3, evaluate_every=4)
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+def test_healing_lowers_the_divergence_and_keeps_zeros(
+    teacher: LoadedModel, student: Path, train: Tensor, validation: Tensor, tmp_path: Path
+) -> None:
+    report = heal(student, teacher, train, validation, CONFIG, tmp_path / "heal")
+    healed = AutoModelForCausalLM.from_pretrained(report.checkpoint)
+    broken = AutoModelForCausalLM.from_pretrained(student)
+    quality = heldout_quality(teacher.model, {"b": broken, "h": healed}, validation)
+    assert report.initial_kl == pytest.approx(quality["b"].kl, rel=1e-4)
+    assert report.best_kl == pytest.approx(quality["h"].kl, rel=1e-4)
+    assert report.best_kl < 0.9 * report.initial_kl
+    for name, before in weights(student).items():
+        after = weights(Path(report.checkpoint))[name]
+        assert not torch.equal(before, after)
+        if "mlp" in name:
+            assert torch.equal(before == 0, after == 0)
+    assert report.tokens == 12 * 4 * 16
+
+
+def test_teacher_and_student_folder_are_not_changed(
+    teacher: LoadedModel, student: Path, train: Tensor, validation: Tensor, tmp_path: Path
+) -> None:
+    files = {path: path.read_bytes() for path in student.iterdir()}
+    before = [(p.data_ptr(), p.clone()) for p in teacher.model.parameters()]
+    heal(student, teacher, train, validation, CONFIG, tmp_path / "heal")
+    assert fingerprint(teacher.model) == teacher.fingerprint
+    for parameter, (pointer, values) in zip(teacher.model.parameters(), before, strict=True):
+        assert (parameter.data_ptr(), parameter.requires_grad) == (pointer, False)
+        assert parameter.grad is None and torch.equal(parameter, values)
+    assert files == {path: path.read_bytes() for path in student.iterdir()}
+
+
+def test_checkpoint_is_of_the_students_format_with_all_its_files(
+    teacher: LoadedModel, student: Path, train: Tensor, validation: Tensor, tmp_path: Path
+) -> None:
+    out = tmp_path / "heal"
+    heal(student, teacher, train, validation, CONFIG, out)
+    names = {path.name for path in student.iterdir()}
+    assert {path.name for path in (out / "checkpoint").iterdir()} == names
+    assert "modeling_llama.py" in names
+    assert read_candidate(out / "checkpoint") == read_candidate(student)
+    config = json.loads((out / "checkpoint" / "config.json").read_text())
+    assert config == json.loads((student / "config.json").read_text())
+    assert "## Healing" in (out / "checkpoint" / "README.md").read_text()
+    model = AutoModelForCausalLM.from_pretrained(out / "checkpoint")
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def test_history_has_every_step(
+    teacher: LoadedModel, student: Path, train: Tensor, validation: Tensor, tmp_path: Path
+) -> None:
+    report = heal(student, teacher, train, validation, CONFIG, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "heal.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(13))
+    measured = {line["step"]: line["validation_kl"] for line in lines if line["validation_kl"]}
+    assert list(measured) == [0, 4, 8, 12]
+    assert min(measured.values()) == measured[report.best_step] == report.best_kl
+    assert json.loads((tmp_path / "heal.json").read_text())["best_kl"] == report.best_kl
+
+
+def test_resumed_healing_ends_in_the_same_weights(
+    teacher: LoadedModel,
+    student: Path,
+    train: Tensor,
+    validation: Tensor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole = heal(student, teacher, train, validation, CONFIG, tmp_path / "whole")
+
+    def stop_at_ten(done: float, total: float, text: str) -> None:
+        if done == 10:
+            raise KeyboardInterrupt
+
+    cut = tmp_path / "cut"
+    with pytest.raises(KeyboardInterrupt):
+        heal(student, teacher, train, validation, CONFIG, cut, progress=stop_at_ten)
+    resumed = heal(student, teacher, train, validation, CONFIG, cut, resume=True)
+    assert equal(weights(cut / "checkpoint"), weights(tmp_path / "whole" / "checkpoint"))
+    states = [
+        folder / "state/step-00000012/state.safetensors" for folder in (cut, tmp_path / "whole")
+    ]
+    assert equal(load_file(states[0]), load_file(states[1]))
+    histories = [(folder / "heal.jsonl").read_text() for folder in (cut, tmp_path / "whole")]
+    assert histories[0] == histories[1]
+    assert (resumed.best_kl, resumed.best_step) == (whole.best_kl, whole.best_step)
+    again = heal(student, teacher, train, validation, CONFIG, cut, resume=True)
+    assert again.final_kl == whole.final_kl
+
+
+def test_resuming_another_recipe_is_refused(
+    teacher: LoadedModel, student: Path, train: Tensor, validation: Tensor, tmp_path: Path
+) -> None:
+    short = CONFIG.model_copy(update={"steps": 1})
+    heal(student, teacher, train, validation, short, tmp_path / "heal")
+    with pytest.raises(RunError, match="exists: resume it"):
+        heal(student, teacher, train, validation, short, tmp_path / "heal")
+    with pytest.raises(RunError, match="another training data, configuration"):
+        heal(student, teacher, train[1:], validation, CONFIG, tmp_path / "heal", resume=True)
+
+
+def test_accumulating_equals_larger_batches(
+    teacher: LoadedModel, student: Path, train: Tensor, validation: Tensor, tmp_path: Path
+) -> None:
+    results = []
+    for batch, accumulate in ((2, 1), (1, 2)):
+        config = CONFIG.model_copy(update={"steps": 4, "batch": batch, "accumulate": accumulate})
+        out = tmp_path / f"{batch}"
+        heal(student, teacher, train[:2], validation, config, out)
+        results.append(weights(out / "checkpoint"))
+    for name in results[0]:
+        torch.testing.assert_close(results[0][name], results[1][name], rtol=1e-3, atol=1e-4)
+
+
+def test_divergence_stops_with_the_best_checkpoint_kept(
+    teacher: LoadedModel,
+    student: Path,
+    train: Tensor,
+    validation: Tensor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = distill.learning_rate
+    monkeypatch.setattr(
+        distill, "learning_rate", lambda step, c: real(step, c) if step < 5 else float("nan")
+    )
+    with pytest.raises(RunError, match=r"diverged at step 7 .*lower heal\.learning_rate"):
+        heal(student, teacher, train, validation, CONFIG, tmp_path / "heal")
+    healed = AutoModelForCausalLM.from_pretrained(tmp_path / "heal" / "checkpoint")
+    assert all(parameter.isfinite().all() for parameter in healed.parameters())
+
+
+def test_wrong_inputs_are_named(
+    teacher: LoadedModel, student: Path, train: Tensor, validation: Tensor, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="search_sequences"):
+        heal(student, teacher, train, validation[:0], CONFIG, tmp_path / "heal")
+    with pytest.raises(ModelError, match="not a checkpoint that can be healed"):
+        heal(tmp_path / "nothing", teacher, train, validation, CONFIG, tmp_path / "heal")
+
+
+def test_stock_students_of_other_families_heal_in_bfloat16(
+    train: Tensor, validation: Tensor, tmp_path: Path
+) -> None:
+    for family in ("gpt2", "gemma3_text", "opt"):
+        teacher = tiny_loaded(family, dtype=torch.bfloat16)
+        block = f"{teacher.family.block_path()}.1"
+        candidate = Candidate(((f"{block}.attention", DROP), (f"{block}.mlp", DROP)))
+        student = materialize(teacher, None, candidate, tmp_path / family)
+        report = heal(student, teacher, train, validation, CONFIG, tmp_path / f"{family}-healed")
+        assert report.best_kl < report.initial_kl
+        model = AutoModelForCausalLM.from_pretrained(report.checkpoint)
+        assert model.dtype == torch.bfloat16

@@ -1,0 +1,7 @@
+import pytest
+from library_setting import Setting
+
+
+@pytest.fixture
+def setting():
+    return Setting()

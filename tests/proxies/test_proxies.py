@@ -1,0 +1,138 @@
+import pytest
+import torch
+
+from evocompress.apply import LiveModel
+from evocompress.config import ProxyConfig
+from evocompress.errors import ModelError
+from evocompress.models import LoadedModel
+from evocompress.proxies import PROXIES, head
+from evocompress.testing import proxies as contract
+from evocompress.testing.tiny import tiny_loaded
+from evocompress.types import Candidate, Evaluate
+
+FAMILIES = ("llama", "gpt2", "gemma2", "opt")
+
+
+@pytest.fixture(scope="module")
+def llama() -> LoadedModel:
+    return tiny_loaded("llama")
+
+
+@pytest.fixture(params=sorted(PROXIES))
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_values_are_those_of_brute_force(kind: str, model_type: str) -> None:
+    loaded = tiny_loaded(model_type)
+    contract.check_matches_reference(PROXIES[kind], contract.REFERENCES[kind], loaded)
+
+
+def test_all_tokens_kept_gives_the_full_divergence(llama: LoadedModel) -> None:
+    contract.check_matches_reference(PROXIES["kl"], contract.reference_kl, llama, top_k=256)
+
+
+def test_company_does_not_matter(kind: str, llama: LoadedModel) -> None:
+    contract.check_company_does_not_matter(PROXIES[kind], llama)
+
+
+def test_stops_when_hopeless(kind: str, llama: LoadedModel) -> None:
+    contract.check_stops_when_hopeless(PROXIES[kind], llama)
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_dense_model_does_not_diverge_from_itself(model_type: str) -> None:
+    contract.check_dense_has_no_divergence(PROXIES["kl"], tiny_loaded(model_type))
+
+
+def test_bfloat16_dense_model_does_not_diverge_from_itself() -> None:
+    loaded = tiny_loaded("llama", dtype=torch.bfloat16)
+    contract.check_dense_has_no_divergence(PROXIES["kl"], loaded)
+
+
+def test_divergence_in_buckets_is_a_lower_bound(llama: LoadedModel) -> None:
+    contract.check_more_buckets_never_lower(PROXIES["kl"], llama)
+
+
+OUTCOMES = {
+    "gpu memory": (torch.OutOfMemoryError("CUDA out of memory"), "out of memory"),
+    "cpu memory": (
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"),
+        "out of memory",
+    ),
+    "python memory": (MemoryError(), "out of memory"),
+    "not a number": (float("nan"), "is nan"),
+    "infinite": (float("inf"), "is nan"),
+}
+
+
+@pytest.mark.parametrize("outcome", sorted(OUTCOMES))
+def test_survives_bad_candidates(kind: str, outcome: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = tiny_loaded()
+    event, reason = OUTCOMES[outcome]
+    original = loaded.family.hidden_states
+
+    def broken_once(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
+        monkeypatch.undo()
+        if isinstance(event, Exception):
+            raise event
+        return original(model, ids) * event
+
+    def break_model() -> None:
+        monkeypatch.setattr(type(loaded.family), "hidden_states", staticmethod(broken_once))
+
+    contract.check_survives_bad_candidates(PROXIES[kind], loaded, break_model)
+    with LiveModel(loaded) as live:
+        proxy = PROXIES[kind](live, contract.micro_batches(loaded), ProxyConfig())
+        proxy.evaluate([Evaluate(Candidate(), (0,))])
+        break_model()
+        [result] = proxy.evaluate([Evaluate(Candidate(), (0,))])
+    assert reason in (result.failed or "")
+
+
+def test_other_errors_are_not_hidden(
+    kind: str, llama: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with LiveModel(llama) as live:
+        proxy = PROXIES[kind](live, contract.micro_batches(llama), ProxyConfig())
+        proxy.evaluate([Evaluate(Candidate(), (0,))])
+
+        def wrong(*_: object) -> None:
+            raise RuntimeError("shapes do not match")
+
+        monkeypatch.setattr(type(llama.family), "hidden_states", wrong)
+        with pytest.raises(RuntimeError, match="shapes"):
+            proxy.evaluate([Evaluate(Candidate(), (0,))])
+
+
+def test_treatments_are_refused(kind: str, llama: LoadedModel) -> None:
+    with LiveModel(llama) as live:
+        proxy = PROXIES[kind](live, contract.micro_batches(llama), ProxyConfig())
+        with pytest.raises(ValueError, match="treatment 'abc'"):
+            proxy.evaluate([Evaluate(Candidate(), (0,), treatment="abc")])
+
+
+def test_broken_dense_model_is_an_error() -> None:
+    loaded = tiny_loaded()
+    loaded.model.get_input_embeddings().weight.fill_(float("nan"))
+    with LiveModel(loaded) as live:
+        proxy = PROXIES["kl"](live, contract.micro_batches(loaded), ProxyConfig())
+        with pytest.raises(ModelError, match="not finite"):
+            proxy.evaluate([Evaluate(Candidate(), (0,))])
+
+
+def test_the_size_of_chunks_does_not_matter(
+    kind: str, llama: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = Evaluate(contract.dropped(llama, "0.mlp"), (0, 2))
+    sums = []
+    for logit_rows, float_rows in ((1, 1), (7, 3), (1000, 11), (1000, 1000)):
+        monkeypatch.setattr(head, "CPU_LOGIT_BYTES", logit_rows * 256 * 4)
+        monkeypatch.setattr(head, "CPU_FLOAT32_BYTES", float_rows * 256 * 4)
+        with LiveModel(llama) as live:
+            proxy = PROXIES[kind](live, contract.micro_batches(llama), ProxyConfig(top_k=16))
+            [result] = proxy.evaluate([request])
+        sums.append([value for part in result.values for value in part.sums])
+    for other in sums[1:]:
+        torch.testing.assert_close(other, sums[0], rtol=1e-5, atol=1e-6)

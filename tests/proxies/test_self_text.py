@@ -1,0 +1,76 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from evocompress.config import CalibrationConfig
+from evocompress.errors import DataError
+from evocompress.proxies import self_text
+from evocompress.proxies.calibration import load_calibration
+from evocompress.proxies.self_text import Writing, self_written, write
+from evocompress.testing.tiny import tiny_loaded
+
+WRITING = Writing(sequences=5, length=12, seed=3, batch=2)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "gemma2", "opt"])
+def test_text_is_full_length_and_repeatable(model_type: str) -> None:
+    loaded = tiny_loaded(model_type)
+    tokens = write(loaded, WRITING)
+    assert tokens.shape == (5, 12) and tokens.dtype == torch.int64
+    assert torch.equal(tokens, write(loaded, WRITING))
+    assert not torch.equal(tokens, write(loaded, replace(WRITING, seed=4)))
+    assert len(tokens[:, 0].unique()) > 1
+
+
+def test_special_and_unknown_tokens_are_never_drawn() -> None:
+    loaded = tiny_loaded("llama")
+    tokens = write(loaded, Writing(sequences=60, length=60, seed=0, top_k=256))
+    assert loaded.tokenizer.eos_token_id not in tokens
+    assert int(tokens.max()) < len(loaded.tokenizer) < 256
+    assert len(tokens.unique()) > 200
+
+
+def test_tokens_follow_the_model_with_its_cache() -> None:
+    loaded = tiny_loaded("gemma2")
+    tokens = write(loaded, Writing(sequences=3, length=40, seed=0, top_k=1))
+    logits = loaded.model(tokens, use_cache=False).logits
+    logits[..., len(loaded.tokenizer) :] = -torch.inf
+    logits[..., loaded.tokenizer.all_special_ids] = -torch.inf
+    assert torch.equal(logits.argmax(-1)[:, :-1], tokens[:, 1:])
+
+
+def test_text_begins_as_the_tokenizer_begins_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = tiny_loaded("llama")
+    with_opening = type(loaded.tokenizer).__call__
+    monkeypatch.setattr(
+        type(loaded.tokenizer),
+        "__call__",
+        lambda self, text: {"input_ids": [0, *with_opening(self, text)["input_ids"]]},
+    )
+    assert (write(loaded, WRITING)[:, 0] == 0).all()
+
+
+def test_the_cache_answers_the_second_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = tiny_loaded("llama")
+    monkeypatch.setenv("EVOCOMPRESS_CACHE", str(tmp_path))
+    tokens = self_written(loaded, WRITING)
+    monkeypatch.setattr(self_text, "write", None)
+    assert torch.equal(self_written(loaded, WRITING), tokens)
+    [file] = (tmp_path / "self-text").iterdir()
+    file.write_bytes(b"damaged")
+    with pytest.raises(DataError, match="delete it"):
+        self_written(loaded, WRITING)
+
+
+def test_calibration_from_the_model_itself(tmp_path: Path) -> None:
+    config = CalibrationConfig(
+        source="self", library_sequences=3, search_sequences=3, heldout_sequences=2, length=16
+    )
+    loaded = tiny_loaded("llama")
+    calibration = load_calibration(config, loaded, cache=tmp_path)
+    assert calibration.self_written
+    together = torch.cat([calibration.library, *calibration.search, calibration.heldout])
+    assert torch.equal(together, write(loaded, Writing(sequences=8, length=16, seed=0)))
+    assert len(together.unique(dim=0)) == 8

@@ -1,0 +1,35 @@
+import pytest
+
+from evocompress.report.columns import Cell, columns, number, percent, scale
+from evocompress.report.data import Row
+
+
+@pytest.mark.parametrize(
+    ("value", "decimals", "text"),
+    [(1234567.0, 0, "1,234,567"), (0.12345, 4, "0.1235"), (None, 2, "–"), (float("nan"), 2, "–")],
+)
+def test_number(value: float | None, decimals: int, text: str) -> None:
+    assert number(value, decimals) == text
+
+
+def test_percent_shows_a_decimal_only_where_there_is_one() -> None:
+    assert (percent(0.5), percent(0.6053), percent(1.0)) == ("50%", "60.5%", "100%")
+
+
+def test_scale_keeps_the_largest_above_one() -> None:
+    assert scale([3e6, 2.5e9]) == (1e9, "G")
+    assert scale([12.0]) == (1.0, "")
+    assert scale([]) == (1.0, "")
+
+
+def test_as_predicted_is_said_only_of_equal_numbers() -> None:
+    rows = [
+        Row(name="dense", params=2_000_000),
+        Row(name="searched", params=1_000_000, predicted={"params": 1_000_000}),
+        Row(name="healed", params=1_000_000, predicted={"params": 1_000_100}),
+    ]
+    (column,) = columns(rows)
+    assert (column.title, column.unit) == ("Parameters", "M")
+    assert column.cells[0] == Cell("2.00")
+    assert column.cells[1] == Cell("1.00", ("50% of dense", "as predicted"))
+    assert column.cells[2].notes[1] == "predicted 1.00 (+0.01%)"

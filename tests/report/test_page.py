@@ -1,0 +1,201 @@
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from fabricate import evaluation, run_folder, write_json
+
+from evocompress.errors import RunError
+from evocompress.report import write_report
+
+SECTIONS = ["Comparison", "Search", "Allocation", "Front", "Healing", "Reading the numbers"]
+LOADING = {"src", "srcset", "href", "data", "poster", "action"}
+
+
+class Page(HTMLParser):
+    """Collects headings, table cells and every attribute by which a page could load something."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.headings: list[str] = []
+        self.rows: list[list[str]] = []
+        self.loads: list[str] = []
+        self.tags: list[str] = []
+        self.scripts = 0
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.loads += [f"{tag} {name}={value}" for name, value in attrs if name in LOADING]
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+        self.scripts += tag == "script"
+
+    def handle_endtag(self, tag: str) -> None:
+        while self.tags.pop() != tag:
+            pass
+
+    def handle_data(self, data: str) -> None:
+        if "h2" in self.tags:
+            self.headings.append(data)
+        if "td" in self.tags or "th" in self.tags:
+            self.rows[-1][-1] += data + " "
+
+
+def page_of(folder: Path) -> Page:
+    return Page(write_report(folder).read_text())
+
+
+def figure_data(html: str, name: str) -> list[dict]:
+    """The traces that the page hands to plotly for a figure."""
+    start = re.search(rf'Plotly\.newPlot\(\s*"figure-{name}",\s*', html)
+    assert start is not None
+    return json.JSONDecoder().raw_decode(html[start.end() :])[0]
+
+
+def without_plotly(html: str) -> str:
+    """The page without the embedded library, which names addresses in its source."""
+    return re.sub(r"<script>\s*/\*\*\s*\* plotly\.js.*?</script>", "", html, flags=re.DOTALL)
+
+
+def test_page_loads_nothing_from_elsewhere(finished: Path) -> None:
+    html = write_report(finished).read_text()
+    page = Page(html)
+    assert page.loads == []
+    assert "content=\"default-src 'none';" in html, "the browser is told to load nothing"
+    own = without_plotly(html)
+    assert len(own) < len(html) / 5, "the library is in the page"
+    assert not re.search(r"url\(|@import|import\(|fetch\(", own)
+    assert set(re.findall(r"https?://[^\"'\s<]+", own)) <= {"https://plot.ly"}
+
+
+def test_library_is_embedded_once(finished: Path) -> None:
+    html = write_report(finished).read_text()
+    assert len(re.findall(r"\* plotly\.js v", html)) == 1
+
+
+def test_all_sections_of_a_finished_run(finished: Path) -> None:
+    assert page_of(finished).headings == SECTIONS
+
+
+@pytest.mark.parametrize(
+    ("file", "gone"),
+    [
+        ("evaluation.json", "Comparison"),
+        ("units.json", "Allocation"),
+        ("winner.json", "Allocation"),
+        ("front.json", "Front"),
+        ("heal/heal.jsonl", "Healing"),
+    ],
+)
+def test_a_missing_file_leaves_its_section_out(tmp_path: Path, file: str, gone: str) -> None:
+    folder = run_folder(tmp_path / "run")
+    (folder / file).unlink()
+    assert page_of(folder).headings == [title for title in SECTIONS if title != gone]
+
+
+def test_a_run_that_has_just_begun(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "run")
+    for path in folder.rglob("*"):
+        if path.is_file() and path.name not in ("config.yaml", "journal.jsonl"):
+            path.unlink()
+    (folder / "journal.jsonl").write_text('{"type":"run"}\n{"type":"cand')
+    page = page_of(folder)
+    assert page.headings == []
+    assert "none yet" in (folder / "summary.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "journal.jsonl"])
+def test_a_folder_that_is_no_run_is_one_clear_line(tmp_path: Path, name: str) -> None:
+    folder = run_folder(tmp_path / "run")
+    (folder / name).unlink()
+    with pytest.raises(RunError, match=f"no {name}") as caught:
+        write_report(folder)
+    assert "\n" not in str(caught.value)
+    assert not (folder / "report.html").exists()
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "run")
+    data = evaluation()
+    data["rows"][1]["kl"] = "much"
+    write_json(folder / "evaluation.json", data)
+    with pytest.raises(RunError, match=r"evaluation\.json: 'rows\.1\.kl'"):
+        write_report(folder)
+
+
+def test_table_has_the_values_with_units(finished: Path) -> None:
+    header, *rows = page_of(finished).rows
+    titles = [" ".join(cell.split()) for cell in header]
+    assert titles[1:5] == ["Parameters M", "Non-zeros M", "FLOPs G", "Weights MB"]
+    assert [row[0].strip() for row in rows] == ["dense", "uniform", "searched", "healed"]
+    searched = {title: " ".join(c.split()) for title, c in zip(titles, rows[2], strict=True)}
+    assert searched["Parameters M"] == "134.52 as predicted"
+    assert searched["Non-zeros M"] == "81.42 60.5% of dense as predicted"
+    assert searched["FLOPs G"] == "262.00"
+    assert searched["Weights MB"] == "269.03 predicted 270.00"
+    assert searched["Held-out KL nats/token"] == "0.3485 ± 0.0498 sd"
+    assert searched["KL, top 256 nats/token"] == "0.3415"
+    assert searched["Perplexity"] == "6.02"
+    assert searched["Prefill ms"] == "812.0 787.6 – 885.1"
+    assert searched["Decode ms/token"] == "41.3 40.1 – 45.0"
+
+
+def test_names_are_escaped(tmp_path: Path) -> None:
+    attack = "<img src=x onerror=alert(1)></script><script>alert(2)</script>|`*"
+    folder = run_folder(tmp_path / "run", source=attack)
+    data = evaluation(source=attack)
+    data["heldout"]["self_written"] = False
+    data["rows"][3]["name"] = attack
+    write_json(folder / "evaluation.json", data)
+    units = json.loads((folder / "units.json").read_text())
+    units[2]["role"] = attack
+    units[2]["name"] = attack
+    write_json(folder / "units.json", units)
+    clean = run_folder(tmp_path / "clean")
+    page = page_of(folder)
+    assert "img" not in page.tags and page.loads == []
+    assert page.scripts == page_of(clean).scripts
+    roles = figure_data((folder / "report.html").read_text(), "allocation")[0]["y"]
+    assert roles[0].startswith("&lt;img"), "plotly itself reads labels as HTML"
+    summary = (folder / "summary.md").read_text()
+    assert "<img" not in summary and "\\|\\`\\*" in summary
+
+
+def test_summary_has_table_facts_and_notes(finished: Path) -> None:
+    write_report(finished)
+    text = (finished / "summary.md").read_text()
+    assert text.startswith("# smollm2-half\n")
+    assert "- **Budget**: non-zero parameters ≤ 61% of dense\n" in text
+    assert "- **Tokens**: 660,000 of 660,000 requested, 612,000 computed\n" in text
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(table) == 6 and len({line.count("|") for line in table}) == 1
+    assert "| 0.3485 (± 0.0498 sd) | 0.3415 | 6.02 |" in table[4]
+    assert "Failed evaluations, left out: 1 × NaN." in text
+
+
+def test_notes_are_honest_about_the_text_and_the_zeros(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "run")
+    write_report(folder)
+    text = (folder / "summary.md").read_text()
+    assert "16 sequences of 512 tokens from text that the dense model wrote itself" in text
+    assert "only compares the rows of this table" in text
+    assert "Unstructured zeros give no speed-up" in text
+    assert "Each was timed 9 times." in text, "as it was evaluated, not as config.yaml says"
+    data = evaluation(source="wikitext.txt")
+    data["heldout"]["self_written"] = False
+    del data["settings"]
+    write_json(folder / "evaluation.json", data)
+    write_report(folder)
+    text = (folder / "summary.md").read_text()
+    assert "16 sequences of 512 tokens from wikitext.txt" in text
+    assert "only compares the rows of this table" not in text
+    assert "Latency: median of repeated timings" in text and "Each was timed" not in text
+
+
+def test_same_files_give_the_same_page(finished: Path) -> None:
+    first = write_report(finished).read_bytes()
+    assert write_report(finished).read_bytes() == first

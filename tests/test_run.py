@@ -1,0 +1,151 @@
+"""The loop with a searcher and an executor made of plain arithmetic."""
+
+import numpy as np
+import pytest
+
+from evocompress.errors import RunError
+from evocompress.journal import Journal
+from evocompress.run import search
+from evocompress.search.base import Incumbent
+from evocompress.types import Candidate, Estimate, Evaluate, Level, MicroBatchValue, Pool, Result
+
+POOL = Pool(tokens=(10, 10, 10, 10))
+
+
+def candidate(zeros):
+    return Candidate((("a", Level(zeros=zeros)),))
+
+
+class Climber:
+    """A small random search with two stages, as searchers in the package have."""
+
+    def __init__(self, seed, steps=6):
+        self._rng = np.random.default_rng(seed)
+        self._left = steps
+        self._best = None
+        self._stage = 0
+        self._asked = []
+
+    def ask(self):
+        if not self._left:
+            return []
+        if self._stage == 0:
+            batch = (int(self._rng.integers(4)),)
+            self._asked = [candidate(int(z)) for z in self._rng.integers(1, 50, size=3)]
+        else:
+            batch = tuple(int(m) for m in self._rng.permutation(4)[:2])
+        return [Evaluate(c, batch) for c in self._asked]
+
+    def tell(self, results):
+        ranked = sorted(results, key=lambda r: r.mean)
+        self._asked = [r.request.candidate for r in ranked[:2]]
+        if self._stage == 1:
+            self._left -= 1
+            found = Incumbent(ranked[0].request.candidate, ranked[0].mean)
+            if self._best is None or found.value < self._best.value:
+                self._best = found
+        self._stage = 1 - self._stage
+
+    def incumbent(self):
+        return self._best
+
+
+class Arithmetic:
+    """Values depend on candidate and micro-batch only; dies after a number of evaluations."""
+
+    def __init__(self, die_after=None, fail=()):
+        self.evaluated = []
+        self._die_after = die_after
+        self._fail = fail
+
+    def map(self, requests):
+        for request in requests:
+            if len(self.evaluated) == self._die_after:
+                raise KeyboardInterrupt
+            self.evaluated.append(request)
+            yield self._answer(request)
+
+    def _answer(self, request):
+        zeros = request.candidate.by_name["a"].zeros
+        if zeros in self._fail:
+            return Result(request, (), failed="NaN")
+        values = tuple(
+            MicroBatchValue(m, ((zeros - 20) ** 2 + m / 3,), (10,)) for m in request.micro_batches
+        )
+        return Result(request, values)
+
+    def close(self):
+        pass
+
+
+def run(path, executor, seed=3, **options):
+    with Journal(path, {"seed": seed}) as journal:
+        return search(Climber(seed), executor, journal, POOL, **options).best
+
+
+def test_interrupted_anywhere_and_resumed_is_the_undisturbed_run(tmp_path):
+    undisturbed = Arithmetic()
+    winner = run(tmp_path / "whole", undisturbed)
+    expected = (tmp_path / "whole").read_bytes()
+    for count in range(len(undisturbed.evaluated)):
+        path = tmp_path / f"cut{count}"
+        with pytest.raises(KeyboardInterrupt):
+            run(path, Arithmetic(die_after=count))
+        rest = Arithmetic()
+        assert run(path, rest) == winner
+        assert path.read_bytes() == expected
+        assert len(rest.evaluated) <= len(undisturbed.evaluated) - count
+
+
+def test_replaying_a_finished_run_evaluates_nothing(tmp_path):
+    winner = run(tmp_path / "j", Arithmetic())
+    again = Arithmetic()
+    assert run(tmp_path / "j", again) == winner
+    assert again.evaluated == []
+
+
+def test_requested_counts_repeats_and_computed_does_not(tmp_path):
+    executor = Arithmetic()
+    run(tmp_path / "j", executor)
+    with Journal(tmp_path / "j", {"seed": 3}) as journal:
+        last = journal.steps[-1]
+    assert last.requested == 6 * (3 * 10 + 2 * 20)
+    assert last.computed == sum(10 * len(r.micro_batches) for r in executor.evaluated)
+    assert last.computed < last.requested
+
+
+def test_a_token_limit_stops_before_the_next_ask(tmp_path):
+    run(tmp_path / "j", Arithmetic(), tokens=100)
+    with Journal(tmp_path / "j", {"seed": 3}) as journal:
+        assert [step.requested for step in journal.steps] == [30, 70, 100]
+
+
+def test_a_failed_candidate_is_recorded_and_cannot_win(tmp_path):
+    healthy = run(tmp_path / "healthy", Arithmetic())
+    bad = healthy.candidate.by_name["a"].zeros
+    winner = run(tmp_path / "j", Arithmetic(fail=(bad,)))
+    assert winner.candidate != healthy.candidate
+    with Journal(tmp_path / "j", {"seed": 3}) as journal:
+        assert journal.result(Evaluate(healthy.candidate, (0,))).failed == "NaN"
+
+
+def test_a_search_without_a_valid_candidate_says_so(tmp_path):
+    with pytest.raises(RunError, match="without a valid candidate"):
+        run(tmp_path / "j", Arithmetic(), tokens=1)
+
+
+def test_an_estimate_is_refused_while_no_executor_answers_it(tmp_path):
+    class Curious(Climber):
+        def ask(self):
+            return [Estimate(candidate(1), "block_influence", (0,))]
+
+    with Journal(tmp_path / "j", {}) as journal, pytest.raises(RunError, match="Evaluate"):
+        search(Curious(0), Arithmetic(), journal, POOL)
+
+
+def test_the_outcome_knows_the_largest_request_of_each_candidate(tmp_path):
+    with Journal(tmp_path / "j", {}) as journal:
+        outcome = search(Climber(3), Arithmetic(), journal, POOL)
+        assert set(outcome.fidelity) == set(journal.candidates)
+    assert set(outcome.fidelity.values()) == {10, 20}
+    assert outcome.fidelity[outcome.best.candidate.id] == 20
