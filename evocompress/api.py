@@ -23,12 +23,11 @@ from evocompress.comparison import Contestant, compare, reload
 from evocompress.config import RunConfig
 from evocompress.config_file import changed
 from evocompress.distributed import LocalExecutor
-from evocompress.environment import environment
+from evocompress.environment import describe, environment
 from evocompress.errors import RunError
 from evocompress.export import materialize as write_checkpoint
 from evocompress.export import read_candidate
 from evocompress.files import read_json, write_json
-from evocompress.heal import CHECKPOINT
 from evocompress.heal import heal as distil
 from evocompress.journal import Journal
 from evocompress.outcome import costs_of, front_rows, winner_record
@@ -148,6 +147,7 @@ def heal(
     folder, config = bench.folder, bench.config.heal
     if not folder.checkpoint.exists():
         raise RunError(f"{folder.checkpoint} does not exist: run 'evocompress materialize' first")
+    teacher = bench.loaded
     tokens = torch.cat([bench.calibration.library, *bench.calibration.search])
     kept = config.validation_sequences
     if kept >= len(bench.calibration.search) * bench.config.calibration.micro_batch:
@@ -157,15 +157,15 @@ def heal(
     with bench.reporter.stage("heal") as advance:
         distil(
             folder.checkpoint,
-            bench.loaded,
+            teacher,
             tokens[:-kept],
             tokens[-kept:],
             config,
-            folder.healed,
+            folder.healing,
             resume=resume,
             progress=advance,
         )
-    return folder.healed / CHECKPOINT
+    return folder.healed_checkpoint
 
 
 def evaluate(
@@ -185,14 +185,15 @@ def evaluate(
         EvoCompressError: Anything the user can mend.
     """
     bench = _finished(path, reporter, overrides)
+    heldout = bench.calibration.heldout
     with bench.reporter.stage("evaluate"):
-        heldout = bench.calibration.heldout
         rows = compare(
             bench.loaded.model,
             _contestants(bench),
             heldout,
             bench.config.evaluate,
-            bench.config.calibration.micro_batch,
+            batch=bench.config.calibration.micro_batch,
+            length=bench.space.cost_model.length,
         )
         facts = {
             "source": bench.calibration.heldout_source,
@@ -200,7 +201,13 @@ def evaluate(
             "sequences": len(heldout),
             "length": heldout.shape[1],
         }
-        write_json(bench.folder.evaluation, {"heldout": facts, "rows": rows})
+        record = {
+            "heldout": facts,
+            "settings": bench.config.evaluate.model_dump(mode="json"),
+            "device": f"{describe(bench.loaded.model.device)}, {torch.get_num_threads()} threads",
+            "rows": rows,
+        }
+        write_json(bench.folder.evaluation, record)
     return bench.folder.evaluation
 
 
@@ -243,6 +250,7 @@ def _describe(bench: Workbench) -> None:
 
 
 def _evolve(bench: Workbench, journal: Journal) -> run.Outcome:
+    tokens = bench.config.search.tokens
     with (
         LiveModel(bench.loaded, bench.library) as live,
         bench.reporter.stage(f"search: {bench.config.search.name}") as advance,
@@ -252,8 +260,8 @@ def _evolve(bench: Workbench, journal: Journal) -> run.Outcome:
             LocalExecutor(bench.proxy(live)),
             journal,
             bench.calibration.pool,
-            tokens=bench.config.search.tokens,
-            listener=lambda progress: _show(advance, progress),
+            tokens=tokens,
+            listener=lambda progress: _show(advance, progress, tokens),
         )
 
 
@@ -284,15 +292,16 @@ def _contestants(bench: Workbench) -> dict[str, Contestant]:
         "uniform": Contestant(uniform_model, costs_of(space, uniform)),
         "searched": Contestant(reload(folder.checkpoint, dense), searched),
     }
-    healed = folder.healed / CHECKPOINT
-    if healed.exists():
-        rows["healed"] = Contestant(reload(healed, dense), searched)
+    if folder.healed_checkpoint.exists():
+        rows["healed"] = Contestant(reload(folder.healed_checkpoint, dense), searched)
     return rows
 
 
-def _show(advance: Advance, progress: run.Progress) -> None:
+def _show(advance: Advance, progress: run.Progress, tokens: int | None) -> None:
     step = progress.step
-    text = f"step {step.step + 1}, {step.requested:,} tokens" if step else ""
-    if step and step.value is not None:
-        text += f", best {step.value:.4f}"
-    advance(progress.done, progress.total, text)
+    if step is None:
+        return
+    best = "" if step.value is None else f", best {step.value:.4f}"
+    asked = f"{progress.done} of {progress.total} evaluations of the next step"
+    text = f"step {step.step + 1}, {step.requested:,} tokens{best}; {asked}"
+    advance(step.requested, tokens, text)

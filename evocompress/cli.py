@@ -39,7 +39,7 @@ def demo(
     runs: Annotated[Path, typer.Option(help="Folder that gets the run's folder.")] = Path("runs"),
 ) -> None:
     """Compress SmolLM2-135M from end to end in a few minutes and print the comparison."""
-    from evocompress.demo_run import demo as run_demo
+    from evocompress.demo import demo as run_demo
     from evocompress.report import table
 
     folder = run_demo(runs)

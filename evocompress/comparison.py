@@ -7,12 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import evocompress.hf  # noqa: F401  (registers the classes of checkpoints with missing sub-layers)
 from evocompress.config import EvaluateConfig
-from evocompress.evaluation import Latency, Timing, count, heldout_quality, measure_latency
+from evocompress.evaluation import (
+    Latency,
+    Timing,
+    count,
+    count_flops,
+    heldout_quality,
+    measure_latency,
+)
+from evocompress.sources import quiet_transformers
 
 
 @dataclass(frozen=True)
@@ -21,7 +29,7 @@ class Contestant:
 
     Attributes:
         model: The model as it is used.
-        predicted: Its costs by the cost model, with ``flops``.
+        predicted: Its costs by the cost model.
     """
 
     model: PreTrainedModel
@@ -30,8 +38,11 @@ class Contestant:
 
 def reload(path: Path, like: PreTrainedModel) -> PreTrainedModel:
     """A checkpoint that `evocompress.export` wrote, with the dtype and device of a model."""
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, dtype=like.dtype)
-    return model.to(like.device).eval()  # type: ignore[arg-type]
+    with quiet_transformers():
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, dtype=like.dtype)
+    nn.Module.to(model, like.device)
+    model.eval()
+    return model
 
 
 def compare(
@@ -39,7 +50,9 @@ def compare(
     contestants: Mapping[str, Contestant],
     heldout: Tensor,
     config: EvaluateConfig,
+    *,
     batch: int,
+    length: int,
 ) -> list[dict[str, Any]]:
     """The rows of evaluation.json.
 
@@ -50,6 +63,7 @@ def compare(
         heldout: Token ids (M, S).
         config: What to measure.
         batch: Sequences of a forward pass.
+        length: Tokens of the sequence for which FLOPs are counted.
     """
     models = {name: contestant.model for name, contestant in contestants.items()}
     qualities = heldout_quality(dense, models, heldout, batch=batch)
@@ -66,7 +80,7 @@ def compare(
                 "name": name,
                 "params": counts.parameters,
                 "nonzeros": counts.nonzeros,
-                "flops": contestant.predicted["flops"],
+                "flops": count_flops(contestant.model, length),
                 "weight_bytes": counts.weight_bytes,
                 "kl": quality.kl,
                 "kl_sd": quality.kl_sd,

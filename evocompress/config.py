@@ -180,7 +180,7 @@ class HealConfig(Strict):
     steps: Positive = 200
     batch: Positive = 2
     accumulate: Positive = 2
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-4
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     clip: Annotated[float, Field(gt=0)] = 1.0

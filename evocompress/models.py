@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from evocompress.demo import DEMO_SOURCE, demo_checkpoint
+from evocompress.demo_model import DEMO_SOURCE, demo_checkpoint
 from evocompress.errors import ModelError
 from evocompress.families import Family, family_of
 from evocompress.sources import DType, locate, quiet_transformers, read_model, read_tokenizer

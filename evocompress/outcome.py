@@ -47,7 +47,7 @@ def front_rows(
         micro_batches: Size of the calibration pool.
     """
     largest = max(outcome.fidelity.values())
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "id": candidate.id,
             "value": mean,

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-Advance = Callable[[float, float, str], None]
+Advance = Callable[[float, float | None, str], None]
+"""Called with (done, total, text); the total is ``None`` where it is not known."""
 
 LOG_INTERVAL = 15.0
 """Seconds between two lines of one stage in a log file."""
@@ -30,7 +31,7 @@ class Reporter:
         """A stage with a beginning and an end.
 
         Yields:
-            A function of (done, total, text) to call as the work goes on.
+            A function to call as the work goes on.
         """
         started = time.monotonic()
         if self.console.is_terminal:
@@ -58,14 +59,17 @@ class Reporter:
     def _log_lines(self, name: str, started: float) -> Advance:
         last = started
 
-        def advance(done: float, total: float, text: str) -> None:
+        def advance(done: float, total: float | None, text: str) -> None:
             nonlocal last
             now = time.monotonic()
             if now - last < LOG_INTERVAL or not done:
                 return
             last = now
-            left = (now - started) * (total - done) / done
-            self.say(f"  {name}: {done / total:.0%}, about {left:.0f} s left  {text}".rstrip())
+            share = ""
+            if total:
+                left = (now - started) * (total - done) / done
+                share = f" {done / total:.0%}, about {left:.0f} s left;"
+            self.say(f"  {name}:{share} {text}".rstrip(" ;"))
 
         return advance
 

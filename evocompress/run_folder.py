@@ -66,19 +66,19 @@ class RunFolder:
         return self.path / "library"
 
     @property
-    def calibration(self) -> Path:
-        """The calibration tokens that were used."""
-        return self.path / "calibration"
-
-    @property
     def checkpoint(self) -> Path:
         """The winner as a checkpoint."""
         return self.path / "checkpoint"
 
     @property
-    def healed(self) -> Path:
-        """The healed winner; its ``checkpoint`` folder is the model."""
+    def healing(self) -> Path:
+        """Everything that healing writes."""
         return self.path / "heal"
+
+    @property
+    def healed_checkpoint(self) -> Path:
+        """The healed winner as a checkpoint."""
+        return self.healing / "checkpoint"
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -71,8 +71,9 @@ class Workbench:
     @cached_property
     def calibration(self) -> Calibration:
         """The calibration tokens."""
+        loaded = self.loaded
         with self.reporter.stage(f"calibration data: {self.config.calibration.source}"):
-            return load_calibration(self.config.calibration, self.loaded)
+            return load_calibration(self.config.calibration, loaded)
 
     @cached_property
     def wanted_levels(self) -> dict[str, tuple[Level, ...]]:
@@ -93,12 +94,13 @@ class Workbench:
         """The level library, built where it is missing; ``None`` if no level needs one."""
         if not self.wanted_levels:
             return None
+        calibration = self.calibration
         with self.reporter.stage(f"level library: {self.library_path}") as advance:
             return build_library(
                 self.loaded,
                 self.wanted_levels,
-                self.calibration.library,
-                self.calibration.fingerprint,
+                calibration.library,
+                calibration.fingerprint,
                 self.config.library,
                 self.library_path,
                 batch=self.config.calibration.micro_batch,

@@ -9,7 +9,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
 from evocompress import demo, sources
-from evocompress.demo import DEMO_SOURCE, GGUF_NAME, cache_folder, convert
+from evocompress.demo_model import DEMO_SOURCE, GGUF_NAME, cache_folder, convert
 from evocompress.errors import ModelError
 from evocompress.models import fingerprint, load
 from evocompress.sources import locate

@@ -103,19 +103,19 @@ def _check_pattern(weight: Tensor, level: Level) -> None:
         )
 
 
-def relative_error(weight: Tensor, compressed: Tensor, gram: Tensor) -> float:
-    """Output error of a compressed matrix, tr(ΔW·G·ΔWᵀ) / tr(W·G·Wᵀ) (EvoPress, 2410.14649).
+def relative_errors(weight: Tensor, compressed: Sequence[Tensor], gram: Tensor) -> list[float]:
+    """Output error tr(ΔW·G·ΔWᵀ) / tr(W·G·Wᵀ) of each compressed matrix (EvoPress, 2410.14649).
 
     Args:
         weight: Dense matrix (out, in).
-        compressed: Compressed matrix (out, in).
+        compressed: Compressed matrices (out, in).
         gram: XᵀX of the inputs (in, in).
 
     Returns:
-        0 where the dense output is zero.
+        One number for each compressed matrix; 0 where the dense output is zero.
     """
     energy = output_energy(weight, gram)
-    return output_energy(weight - compressed, gram) / energy if energy else 0.0
+    return [output_energy(weight - one, gram) / energy if energy else 0.0 for one in compressed]
 
 
 def output_energy(weight: Tensor, gram: Tensor) -> float:

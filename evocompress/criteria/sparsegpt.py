@@ -61,7 +61,7 @@ def compress_with(
     """As `compress`, with the given implementation of the sweep within a block."""
     check_levels(weight, levels)
     dense = weight.float()
-    sparse = sorted({level for level in levels if not level.dense}, key=_pattern)
+    sparse = sorted(dict.fromkeys(level for level in levels if not level.dense), key=_pattern)
     results: dict[Level, Tensor] = {}
     for pattern, group in groupby(sparse, key=_pattern):
         same = list(group)
@@ -84,13 +84,14 @@ def _sweep_matrix(
     salience = torch.where(factor.dead, 0.0, upper.diagonal().reciprocal())
     for columns in _blocks(dense.shape[1], pattern, levels):
         inside = slice(columns.start, columns.end)
-        block, triangle = rows[:, inside], upper[inside, inside].contiguous()
+        block, triangle = rows[:, inside].contiguous(), upper[inside, inside].contiguous()
         if pattern:
             errors = sweep.patterned(block, triangle, salience[inside], *parse_pattern(pattern))
         else:
-            scores = (work[:, :, inside] * salience[inside]).square_().flatten(1)
+            scores = (block * salience[inside]).square_().view(len(levels), -1)
             mask = smallest(scores, columns.counts).view(block.shape)
             errors = sweep.masked(block, triangle, mask)
+        rows[:, inside] = block
         if columns.end < rows.shape[1]:
             rows[:, columns.end :].addmm_(errors, upper[inside, columns.end :], alpha=-1)
     return work

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-
 Array = np.ndarray[Any, Any]
 
 PIECES_PER_THREAD = 8
@@ -27,7 +26,7 @@ PIECES_PER_THREAD = 8
 class BlockSweep:
     """Two functions that prune the columns of a block in place, from left to right.
 
-    Each takes the block's weights (rows, width), a view that is overwritten, and the block's
+    Each takes the block's weights (rows, width), contiguous and overwritten, and the block's
     part of the factor U (width, width). Pruning a weight w of column j makes the error
     e = w/Uⱼⱼ and subtracts e·Uⱼₖ from every later column k. They return the errors
     (rows, width), zero for weights that stay.
@@ -83,6 +82,13 @@ def _compiled(function: Callable[..., None]) -> Any:
 
 
 @_compiled
+def _subtract(weights: Array, factor: float, direction: Array) -> None:
+    # On slices that begin at 0 the compiler finds the vector instructions.
+    for index in range(len(weights)):
+        weights[index] -= factor * direction[index]
+
+
+@_compiled
 def _sweep_row(
     weights: Array, upper: Array, mask: Array, errors: Array, start: int, end: int
 ) -> None:
@@ -91,8 +97,7 @@ def _sweep_row(
             error = weights[column] / upper[column, column]
             errors[column] = error
             weights[column] = 0
-            for later in range(column + 1, len(weights)):
-                weights[later] -= error * upper[column, later]
+            _subtract(weights[column + 1 :], error, upper[column, column + 1 :])
 
 
 @_compiled

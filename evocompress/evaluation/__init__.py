@@ -1,6 +1,7 @@
 """What is reported of a finished model, measured on real models by code of its own."""
 
 from evocompress.evaluation.counts import Counts, count
+from evocompress.evaluation.flops import count_flops
 from evocompress.evaluation.latency import Latency, Timing, measure_latency
 from evocompress.evaluation.quality import Quality, heldout_quality
 
@@ -10,6 +11,7 @@ __all__ = [
     "Quality",
     "Timing",
     "count",
+    "count_flops",
     "heldout_quality",
     "measure_latency",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -129,13 +128,13 @@ def _bucket_divergence(log_p: Tensor, log_q: Tensor, top_k: int) -> Tensor:
 def _quality(means: Tensor, positions: int) -> Quality:
     """From the three means of each sequence (M, 3), float64."""
     kl, kl_topk, loss = means.mean(0).tolist()
-    per_sequence = tuple(means[:, 0].tolist())
+    per_sequence = means[:, 0]
     return Quality(
         kl=kl,
-        kl_sd=statistics.stdev(per_sequence) if len(per_sequence) > 1 else 0.0,
+        kl_sd=float(per_sequence.std()) if len(means) > 1 else 0.0,
         kl_topk=kl_topk,
         perplexity=float(torch.tensor(loss, dtype=torch.float64).exp()),
-        sequences=len(per_sequence),
+        sequences=len(means),
         positions=positions,
-        kl_per_sequence=per_sequence,
+        kl_per_sequence=tuple(per_sequence.tolist()),
     )

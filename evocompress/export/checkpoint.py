@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def materialize(
     check_target(out, overwrite)
     name = choose_format(loaded, candidate, format)
     model = FORMATS[name].build(loaded, library, candidate)
-    model.generation_config = loaded.model.generation_config
+    model.generation_config = copy.deepcopy(loaded.model.generation_config)
     check_room(out, sum(weight.numel() * weight.itemsize for weight in model.parameters()))
     with whole_folder(out) as folder:
         _write_model(model, loaded, name, folder)

@@ -23,7 +23,7 @@ class LevelWeights(Protocol):
         """Identifies the library's contents."""
         ...
 
-    def load(self, unit_name: str, level: Level) -> dict[str, Tensor]:
+    def load(self, unit: str, level: Level) -> dict[str, Tensor]:
         """The tensors of a matrix unit at a level, e.g. its ``weight``."""
         ...
 

@@ -6,17 +6,13 @@ KL(teacher‖student) of the logits alone at temperature 1, without cross-entrop
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from evocompress.config import HealConfig
 from evocompress.errors import DataError, RunError
@@ -24,10 +20,11 @@ from evocompress.export.folder import check_room
 from evocompress.files import write_json
 from evocompress.heal.distillation import Distillation
 from evocompress.heal.masters import Masters
+from evocompress.heal.recipe import recipe
 from evocompress.heal.schedule import learning_rate, micro_batch_indices
 from evocompress.heal.state import Best, HealFolder, StepRecord
 from evocompress.heal.student import load_student, write_student, zero_masks
-from evocompress.models import LoadedModel, fingerprint
+from evocompress.models import LoadedModel
 
 Progress = Callable[[float, float, str], None]
 """Told (steps done, steps in all, text)."""
@@ -123,7 +120,7 @@ class _Healing:
         self.config = config
         self.folder = folder
         self.student = load_student(source, teacher)
-        self.recipe = _recipe(self.student, teacher, train, validation, config)
+        self.recipe = recipe(self.student, teacher, train, validation, config)
         self.train = Distillation(self.student, teacher, train, config.batch)
         self.validation = Distillation(self.student, teacher, validation, config.batch)
         masks = zero_masks(self.student, teacher.family)
@@ -142,7 +139,8 @@ class _Healing:
                 raise RunError(f"{self.source} cannot be healed: its KL is not finite")
         elif resume:
             tensors, self.history, self.best = self.folder.load(state, self.recipe)
-            self.masters.load_state(tensors)
+            if tensors:
+                self.masters.load_state(tensors)
         else:
             raise RunError(f"{self.folder.path} exists: resume it, or remove it to heal anew")
 
@@ -203,7 +201,10 @@ class _Healing:
         if kl < self.best.kl:
             self.best = Best(record.step, kl)
             write_student(self.student, self.source, self.folder.checkpoint, self._note())
-        self.folder.save(self.masters.state(), self.history, self.best, self.recipe)
+        if record.step:
+            finished = record.step == self.config.steps
+            tensors = {} if finished else self.masters.state()
+            self.folder.save(tensors, self.history, self.best, self.recipe)
 
     def _note(self) -> str:
         initial = self.history[0].validation_kl
@@ -211,28 +212,6 @@ class _Healing:
             f"Distilled from the dense model for {self.best.step} steps: KL on validation "
             f"sequences {initial:.4f} before, {self.best.kl:.4f} after."
         )
-
-
-def _recipe(
-    student: PreTrainedModel,
-    teacher: LoadedModel,
-    train: Tensor,
-    validation: Tensor,
-    config: HealConfig,
-) -> dict[str, Any]:
-    """All that the result depends on, in words that an error message can name."""
-    return {
-        "student": fingerprint(student),
-        "teacher": teacher.fingerprint,
-        "training data": _digest(train),
-        "validation data": _digest(validation),
-        "configuration": config.model_dump(),
-    }
-
-
-def _digest(tokens: Tensor) -> str:
-    data = tokens.to("cpu", torch.int64).contiguous().numpy()
-    return hashlib.blake2b(data.tobytes(), digest_size=8).hexdigest()
 
 
 def _silent(done: float, total: float, text: str) -> None:

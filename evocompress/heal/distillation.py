@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from evocompress.heal.loss import backward_divergence, divergence
+from evocompress.heal.loss import backward_divergence, chunk_rows, divergence
 from evocompress.models import LoadedModel
 
 CACHE_BYTES = 2**30
@@ -38,6 +38,7 @@ class Distillation:
         self._hidden: dict[int, Tensor] = {}
         width = teacher.model.config.hidden_size * teacher.model.dtype.itemsize
         self._keep = tokens.numel() * width <= CACHE_BYTES
+        self._rows = chunk_rows(teacher.model.config.vocab_size)
         self._heads = (
             partial(teacher.family.logits, student),
             partial(teacher.family.logits, teacher.model),
@@ -60,7 +61,7 @@ class Distillation:
         student_head, teacher_head = self._heads
         hidden = self._states(self._student, index)
         target = self._teacher_states(index)
-        return backward_divergence(hidden, student_head, target, teacher_head, scale)
+        return backward_divergence(hidden, student_head, target, teacher_head, self._rows, scale)
 
     @torch.no_grad()
     def mean(self) -> float:
@@ -72,6 +73,7 @@ class Distillation:
                 student_head,
                 self._teacher_states(index),
                 teacher_head,
+                self._rows,
             )
             for index in range(len(self))
         )

@@ -90,6 +90,8 @@ class HealFolder:
     ) -> None:
         """Writes history and training state; the state appears whole, then older ones go.
 
+        A finished healing has no tensors to continue from.
+
         Raises:
             ExportError: The disk is full.
             RunError: The disk is full.
@@ -101,7 +103,7 @@ class HealFolder:
             save_file(dict(tensors), folder / "state.safetensors")
             meta = {"recipe": recipe, "best": asdict(best), "history": [asdict(r) for r in history]}
             (folder / "state.json").write_text(json.dumps(meta), encoding="utf-8")
-        for old in self.states.glob("step-*"):
+        for old in self.states.iterdir():
             if old != new:
                 shutil.rmtree(old)
 

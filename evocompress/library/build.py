@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from evocompress import __version__
 from evocompress.config import LibraryConfig
 from evocompress.criteria import CRITERIA, Statistics
-from evocompress.criteria.base import relative_error
+from evocompress.criteria.base import relative_errors
 from evocompress.errors import LibraryError
 from evocompress.families import Matrix
 from evocompress.library.files import TensorWriter, remove_leftovers, replacing
@@ -256,7 +256,7 @@ class _Builder:
         gram = statistics.gram
         if gram is None:
             return {}
-        return {unit: tuple(relative_error(weight, result, gram) for result in results)}
+        return {unit: tuple(relative_errors(weight, results, gram))}
 
     def _input_record(self, statistics: Statistics) -> InputRecord:
         if statistics.gram is not None:

@@ -98,7 +98,7 @@ class BlockRecord:
         sha256: Its checksum.
         inputs: Statistics of each input that its matrices read.
         errors: For each unit, the relative output error of each stored level in the recipe's
-            order (`evocompress.criteria.base.relative_error`); absent where no Gram matrix
+            order (`evocompress.criteria.base.relative_errors`); absent where no Gram matrix
             was collected.
     """
 

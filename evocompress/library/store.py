@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,12 @@ class Library:
         self.path = path
         self.manifest = manifest
         self._open: dict[int, Any] = {}
+
+    @property
+    def fingerprint(self) -> str:
+        """Sixteen hex digits that identify the contents: a hash of the files' checksums."""
+        checksums = [record.sha256 for _, record in sorted(self.manifest.blocks.items())]
+        return hashlib.blake2b("".join(checksums).encode(), digest_size=8).hexdigest()
 
     def levels(self, unit: str) -> tuple[Level, ...]:
         """The levels of a matrix unit, dense included where it is admissible.

@@ -14,7 +14,7 @@ from evocompress.report.data import Row, Timing
 PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 
 # FLOPs of a row are the cost model's own: setting its prediction beside them would prove nothing.
-MEASURED = ("params", "nonzeros", "weight_bytes")
+MEASURED = ("params", "nonzeros", "flops", "weight_bytes")
 
 
 @dataclass(frozen=True)

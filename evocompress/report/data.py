@@ -97,11 +97,12 @@ class Row(Record):
 class Evaluation(Record):
     """The comparison of the models on held-out text (``evaluation.json``).
 
-    `settings` may differ from the run's configuration: an evaluation can be repeated.
+    `settings` and `device` may differ from the run's: an evaluation can be repeated elsewhere.
     """
 
     heldout: Heldout
     settings: EvaluateConfig | None = None
+    device: str = ""
     rows: tuple[Row, ...]
 
     def row(self, name: str) -> Row | None:
@@ -110,10 +111,10 @@ class Evaluation(Record):
 
 
 class HealStep(Record):
-    """One optimizer step of the healing (``heal/heal.jsonl``)."""
+    """One optimizer step of the healing (``heal/heal.jsonl``); step 0 is the model as it came."""
 
     step: int
-    train_loss: float
+    train_loss: float | None = None
     validation_kl: float | None = None
     learning_rate: float | None = None
 

@@ -109,24 +109,25 @@ def front_scatter(
 def healing_curve(steps: Sequence[HealStep]) -> go.Figure:
     """Training loss and validation KL over the optimizer steps."""
     figure = _figure(320)
-    measured = [step for step in steps if step.validation_kl is not None]
+    trained = [(step.step, step.train_loss) for step in steps if step.train_loss is not None]
+    measured = [(s.step, s.validation_kl) for s in steps if s.validation_kl is not None]
     figure.add_scatter(
-        x=[step.step for step in steps],
-        y=[step.train_loss for step in steps],
+        x=[step for step, _ in trained],
+        y=[loss for _, loss in trained],
         name="training loss",
         line={"color": GREY, "width": 1.2},
     )
     figure.add_scatter(
-        x=[step.step for step in measured],
-        y=[step.validation_kl for step in measured],
+        x=[step for step, _ in measured],
+        y=[divergence for _, divergence in measured],
         name="validation KL",
         mode="lines+markers",
         line={"color": BLUE, "width": 2},
         marker={"size": 7},
     )
-    values = [step.train_loss for step in steps] + [float(s.validation_kl or 0) for s in measured]
+    values = _scale([value for _, value in trained + measured])
     figure.update_xaxes(title_text="optimizer step")
-    figure.update_yaxes(title_text="KL to the dense model, nats/token", **_scale(values))
+    figure.update_yaxes(title_text="KL to the dense model, nats/token", **values)
     figure.update_layout(showlegend=True)
     return figure
 

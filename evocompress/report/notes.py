@@ -117,7 +117,7 @@ def _evaluation_notes(evaluation: Evaluation) -> Iterator[str]:
     )
     if any(row.flops for row in evaluation.rows):
         yield (
-            f"FLOPs: {COSTS['flops']}; by the cost model, not counted on the checkpoint. "
+            f"FLOPs: {COSTS['flops']}; counted by torch on each model. "
             f"Weights: {COSTS['weight_bytes']}."
         )
     if heldout.self_written:
@@ -149,12 +149,14 @@ def _winner_notes(run: RunData) -> Iterator[str]:
 
 
 def _timing_notes(run: RunData) -> Iterator[str]:
-    rows = run.evaluation.rows if run.evaluation else ()
-    if not any(row.prefill_ms or row.decode_ms_per_token for row in rows):
+    evaluation = run.evaluation
+    if evaluation is None:
         return
-    machine = _machine_text(run.environment) if run.environment else "an unnamed machine"
+    if not any(row.prefill_ms or row.decode_ms_per_token for row in evaluation.rows):
+        return
+    machine = evaluation.device or "an unnamed machine"
     text = f"Latency: median of repeated timings, lowest – highest below it, on {machine}."
-    timed = run.evaluation.settings if run.evaluation else None
+    timed = evaluation.settings
     if timed is not None:
         text += (
             f" Each was timed {timed.repeats} times. Prefill is {timed.prefill[1]} tokens at batch "

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from evocompress.criteria import Statistics
-from evocompress.criteria.base import relative_error
+from evocompress.criteria.base import relative_errors
 from evocompress.criteria.factor import factorise, scaled_hessian
 from evocompress.criteria.sparsegpt import compress, compress_with
 from evocompress.criteria.sweep import COMPILED, PLAIN
@@ -80,8 +80,18 @@ def test_update_beats_the_same_mask_without_update():
     weight, statistics = example()
     (result,) = compress(weight, statistics, [Level(zeros=weight.numel() // 2)])
     masked = torch.where(result == 0, 0.0, weight)
-    with_update = relative_error(weight, result, statistics.gram)
-    assert with_update < 0.8 * relative_error(weight, masked, statistics.gram)
+    with_update, without = relative_errors(weight, [result, masked], statistics.gram)
+    assert 0 < with_update < 0.8 * without
+
+
+def test_relative_error_is_that_of_the_outputs():
+    weight, statistics = example()
+    inputs = torch.linalg.cholesky(statistics.gram.double()).T
+    changed = weight * 0.9
+    outputs, other = inputs @ weight.double().T, inputs @ changed.double().T
+    expected = float((outputs - other).square().sum() / outputs.square().sum())
+    assert relative_errors(weight, [changed], statistics.gram) == [pytest.approx(expected)]
+    assert relative_errors(0 * weight, [0 * weight], statistics.gram) == [0.0]
 
 
 def test_dead_weights_are_masked_first_and_kept_beyond_the_count():

@@ -107,10 +107,6 @@ def test_resumed_healing_ends_in_the_same_weights(
         heal(student, teacher, train, validation, CONFIG, cut, progress=stop_at_ten)
     resumed = heal(student, teacher, train, validation, CONFIG, cut, resume=True)
     assert equal(weights(cut / "checkpoint"), weights(tmp_path / "whole" / "checkpoint"))
-    states = [
-        folder / "state/step-00000012/state.safetensors" for folder in (cut, tmp_path / "whole")
-    ]
-    assert equal(load_file(states[0]), load_file(states[1]))
     histories = [(folder / "heal.jsonl").read_text() for folder in (cut, tmp_path / "whole")]
     assert histories[0] == histories[1]
     assert (resumed.best_kl, resumed.best_step) == (whole.best_kl, whole.best_step)

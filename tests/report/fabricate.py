@@ -186,12 +186,16 @@ def healing(rng: np.random.Generator) -> list[dict[str, Any]]:
     return [
         {
             "step": step,
-            "train_loss": 0.2 + 0.15 * float(np.exp(-step / 40)) + float(rng.normal(0, 0.012)),
+            "train_loss": None if step == 0 else _noisy(0.2 + 0.15 * np.exp(-step / 40), rng),
             "validation_kl": 0.21 + 0.14 * float(np.exp(-step / 35)) if step % 25 == 0 else None,
             "learning_rate": 1e-4,
         }
         for step in range(201)
     ]
+
+
+def _noisy(value: float, rng: np.random.Generator) -> float:
+    return float(value + rng.normal(0, 0.012))
 
 
 def write_json(path: Path, data: Any) -> None:

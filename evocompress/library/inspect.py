@@ -1,0 +1,58 @@
+"""A level library in words, for the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.table import Table
+
+from evocompress.library.manifest import Manifest, read_manifest
+from evocompress.library.store import Library
+
+
+def summary(path: Path, *, verify: bool = False) -> Table:
+    """A table of what a library holds, finished or not.
+
+    Args:
+        path: Its folder.
+        verify: Read every file and compare its checksum.
+
+    Raises:
+        LibraryError: It is missing or damaged.
+    """
+    manifest = read_manifest(path)
+    if verify:
+        Library(path, manifest).verify()
+    table = Table(title=f"Level library {path}", show_header=False, title_justify="left")
+    for name, text in _rows(manifest, verify):
+        table.add_row(name, text)
+    return table
+
+
+def _rows(manifest: Manifest, verified: bool) -> list[tuple[str, str]]:
+    recipe = manifest.recipe
+    stored = [len(recipe.stored(unit)) for unit in recipe.levels]
+    blocks = len(set(manifest.units.values()))
+    size = sum(record.bytes for record in manifest.blocks.values()) / 2**20
+    rows = [
+        ("model", recipe.model),
+        ("calibration", recipe.calibration),
+        ("criterion", f"{recipe.criterion}, {recipe.hessians} Hessians, damping {recipe.damping}"),
+        ("units", str(len(recipe.levels))),
+        ("levels", f"{min(stored)} to {max(stored)} stored levels a unit"),
+        ("blocks", f"{blocks - len(manifest.missing)} of {blocks} finished"),
+        ("size", f"{size:,.0f} MiB"),
+        ("checksums", "verified" if verified else "not checked (--verify does)"),
+    ]
+    rows += _errors(manifest)
+    return rows + [(name, version) for name, version in manifest.versions.items()]
+
+
+def _errors(manifest: Manifest) -> list[tuple[str, str]]:
+    """Mean relative output error of the least and of the most compressed level."""
+    errors = [values for record in manifest.blocks.values() for values in record.errors.values()]
+    if not errors:
+        return []
+    low = sum(min(values) for values in errors) / len(errors)
+    high = sum(max(values) for values in errors) / len(errors)
+    return [("output error", f"{low:.4f} to {high:.4f} of the output energy, mean over units")]

@@ -1,0 +1,24 @@
+import pytest
+
+from evocompress.costs import cost_model
+from evocompress.evaluation import count_flops
+from evocompress.families import FAMILIES, family_of
+from evocompress.testing.tiny import tiny_model
+
+LENGTH = 32
+
+
+@pytest.mark.parametrize("model_type", sorted(FAMILIES))
+def test_counted_operations_are_the_predicted_ones(model_type):
+    model = tiny_model(model_type).eval()
+    family = family_of(model)
+    architecture = family.architecture(model)
+    predicted = cost_model(family.units(model), architecture, length=LENGTH).dense()["flops"]
+    counted = count_flops(model, LENGTH)
+    if model.config._attn_implementation == "sdpa" and not any(architecture.windows):
+        assert counted == predicted
+    else:
+        # An explicit mask: the pairs above the diagonal are computed as well.
+        above = LENGTH * (LENGTH - 1) // 2
+        heads = sum(architecture.heads) * architecture.head_dim
+        assert counted - predicted >= 4 * heads * above / len(architecture.heads)
