@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from evocompress.files import write_json
 
 
 def cell(folder: Path, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -17,7 +18,5 @@ def cell(folder: Path, name: str, compute: Callable[[], dict[str, Any]]) -> dict
         return found
     result = compute()
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(result, indent=1))
-    os.replace(temporary, path)
+    write_json(path, result)
     return result

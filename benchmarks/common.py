@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import statistics
@@ -17,6 +16,8 @@ import psutil
 import torch
 from rich.console import Console
 from rich.table import Table
+
+from evocompress.files import write_json
 
 Figure = float | int | str | None
 
@@ -40,9 +41,7 @@ def emit(name: str, figures: Mapping[str, Figure], json_path: str | None) -> Non
     document = {"name": name, "machine": machine(), "versions": versions(), "figures": figures}
     target = Path(json_path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(document, indent=2) + "\n")
-    os.replace(temporary, target)
+    write_json(target, document)
 
 
 def _shown(value: Figure) -> str:

@@ -14,13 +14,20 @@ from typing import Any
 from evocompress.errors import RunError
 
 
+def is_disk_full(error: Exception) -> bool:
+    """Whether an error says that no space is left; safetensors has only a text for it."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return f"os error {errno.ENOSPC}" in str(error)
+
+
 @contextmanager
 def naming_full_disk(path: Path) -> Iterator[None]:
     """Turns "no space left" into an error that names the path and the free space."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        if not is_disk_full(error):
             raise
         free = shutil.disk_usage(path.parent).free / 2**20
         raise RunError(
@@ -29,19 +36,25 @@ def naming_full_disk(path: Path) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path in the same folder that takes the name `path` at the end, or vanishes."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a whole file or nothing; an existing one is replaced.
 
     Raises:
         RunError: The disk is full.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with naming_full_disk(path):
-            temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with naming_full_disk(path), replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -21,7 +21,7 @@ from evocompress.library import Library, build_library, open_library
 from evocompress.models import LoadedModel, load
 from evocompress.progress import Reporter
 from evocompress.proxies import PROXIES, Proxy
-from evocompress.proxies.calibration import Calibration, load_calibration
+from evocompress.proxies.calibration import Calibration, check_length, load_calibration
 from evocompress.run_folder import RunFolder
 from evocompress.search import SEARCHERS
 from evocompress.search.base import Problem, Searcher, SearcherSettings
@@ -128,6 +128,7 @@ class Workbench:
 
     def searcher(self) -> Searcher:
         """A new searcher; its settings are checked against space and pool."""
+        check_length(self.config.calibration, self.loaded)
         problem = Problem(self.space, pool(self.config.calibration), self.config.search.tokens)
         rng = np.random.default_rng(self.config.seed)
         return SEARCHERS[self.config.search.name](problem, searcher_settings(self.config), rng)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from safetensors import SafetensorError
 
 from evocompress.errors import ExportError
 from evocompress.export.record import CANDIDATE_FILE
+from evocompress.files import is_disk_full
 
 SPARE_BYTES = 64 * 2**20
 """Room for tokenizer and small files, on top of the weights."""
@@ -61,7 +61,7 @@ def whole_folder(out: Path) -> Iterator[Path]:
         yield temporary
         _replace(temporary, out)
     except (OSError, SafetensorError) as error:
-        if not _disk_full(error):
+        if not is_disk_full(error):
             raise
         raise ExportError(
             f"the disk became full while writing {out}: free some space or choose another disk"
@@ -78,12 +78,6 @@ def _replace(new: Path, out: Path) -> None:
     out.rename(old)
     new.rename(out)
     shutil.rmtree(old)
-
-
-def _disk_full(error: OSError | SafetensorError) -> bool:
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return f"os error {errno.ENOSPC}" in str(error)
 
 
 def _existing_parent(path: Path) -> Path:

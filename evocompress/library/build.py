@@ -23,7 +23,7 @@ from evocompress.criteria import CRITERIA, Statistics
 from evocompress.criteria.base import relative_errors
 from evocompress.errors import LibraryError
 from evocompress.families import Matrix
-from evocompress.library.files import TensorWriter, remove_leftovers, replacing
+from evocompress.library.files import TensorWriter, durable_file, remove_leftovers
 from evocompress.library.gram import collecting
 from evocompress.library.hidden import HiddenStates
 from evocompress.library.manifest import (
@@ -235,7 +235,7 @@ class _Builder:
         }
         name = f"block-{index:04d}.safetensors"
         errors: dict[str, tuple[float, ...]] = {}
-        with replacing(self._path / name) as file:
+        with durable_file(self._path / name) as file:
             writer = TensorWriter(file, layout, self._loaded.model.dtype)
             for unit, matrix in targets:
                 known = statistics.get(matrix.input, Statistics())

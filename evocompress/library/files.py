@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from evocompress.errors import LibraryError
+from evocompress.files import replacing
 
 ALIGNMENT = 64
 """Bytes; where the tensors of a file begin, so that vector instructions like them."""
@@ -24,27 +25,23 @@ READ_SIZE = 1 << 20
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def durable_file(path: Path) -> Iterator[BinaryIO]:
     """A new file that takes its name only when it is complete and on the disk.
 
     Raises:
         LibraryError: It cannot be written, for instance because the disk is full.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
+        with replacing(path) as temporary, temporary.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
     except OSError as error:
         free = shutil.disk_usage(path.parent).free / 2**20
         raise LibraryError(
             f"cannot write {path} ({error.strerror}, {free:.0f} MiB free): "
             "free some space or choose another library.path, then run again to go on"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from evocompress.errors import LibraryError
-from evocompress.library.files import replacing
+from evocompress.library.files import durable_file
 from evocompress.types import Level
 
 FORMAT = 1
@@ -140,7 +140,7 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Replace the manifest of a library in one step."""
-        with replacing(folder / NAME) as file:
+        with durable_file(folder / NAME) as file:
             file.write(json.dumps(self._to_json(), indent=1).encode())
 
     def _to_json(self) -> dict[str, Any]:

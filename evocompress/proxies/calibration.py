@@ -76,7 +76,7 @@ def load_calibration(
         DataError: A source is missing, unreadable, too short, or not made for this model, or
             the sequences are longer than its context.
     """
-    _check_length(config, loaded)
+    check_length(config, loaded)
     heldout_source = config.heldout_source or config.source
     counts = [config.library_sequences, config.search_sequences]
     if heldout_source == config.source:
@@ -95,7 +95,12 @@ def load_calibration(
     )
 
 
-def _check_length(config: CalibrationConfig, loaded: LoadedModel) -> None:
+def check_length(config: CalibrationConfig, loaded: LoadedModel) -> None:
+    """Whether the model takes sequences of the configured length.
+
+    Raises:
+        DataError: They are longer than its context.
+    """
     context = loaded.family.architecture(loaded.model).context
     if config.length > context:
         raise DataError(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -24,7 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from evocompress.demo_model import cache_folder
 from evocompress.errors import DataError, one_line
-from evocompress.files import naming_full_disk
+from evocompress.files import naming_full_disk, replacing
 from evocompress.models import LoadedModel
 
 
@@ -43,7 +42,7 @@ class Writing:
     sequences: int
     length: int
     seed: int
-    batch: int = 96
+    batch: int = 128
     top_k: int = 50
 
 
@@ -154,10 +153,5 @@ def _key(loaded: LoadedModel, writing: Writing) -> str:
 
 
 def _save(tokens: Tensor, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with naming_full_disk(path):
-            save_file({"tokens": tokens.int()}, temporary)
-            os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with naming_full_disk(path), replacing(path) as temporary:
+        save_file({"tokens": tokens.int()}, temporary)

@@ -37,13 +37,17 @@ class Environment(Record):
 
 
 class Winner(Record):
-    """The candidate that the search chose (``winner.json``); `value` is the proxy's."""
+    """The candidate that the search chose (``winner.json``).
+
+    `value` is the proxy's; `budget` is in absolute terms, also where the run file gave none.
+    """
 
     id: str
     levels: dict[str, dict[str, Any]]
     value: float | None = None
     costs: dict[str, float] = {}
     dense_costs: dict[str, float] = {}
+    budget: dict[str, float] = {}
 
     def by_name(self) -> dict[str, Level]:
         """The levels of the units that are not dense."""
@@ -131,6 +135,14 @@ class RunData:
     front: tuple[FrontPoint, ...] = ()
     evaluation: Evaluation | None = None
     healing: tuple[HealStep, ...] = ()
+
+
+def budget_of(run: RunData) -> dict[str, float]:
+    """The budget as it was written, or the one that the search space implied, as shares."""
+    if run.config.space.budget or run.winner is None:
+        return dict(run.config.space.budget)
+    dense = run.winner.dense_costs
+    return {name: bound / dense[name] for name, bound in run.winner.budget.items()}
 
 
 def read_run(folder: Path) -> RunData:

@@ -8,7 +8,14 @@ from dataclasses import dataclass
 
 from evocompress.costs import COSTS
 from evocompress.report.columns import number, percent
-from evocompress.report.data import Environment, Evaluation, Heldout, Row, RunData
+from evocompress.report.data import (
+    Environment,
+    Evaluation,
+    Heldout,
+    Row,
+    RunData,
+    budget_of,
+)
 
 COST_NAMES = {
     "params": "parameters",
@@ -59,7 +66,7 @@ def facts(run: RunData) -> dict[str, str]:
     config = run.config
     result = {
         "Model": config.model.source,
-        "Budget": budget_text(config.space.budget),
+        "Budget": budget_text(budget_of(run)),
         "May be changed": _space_text(run),
         "Searcher": config.search.name,
         "Tokens": _token_text(run),

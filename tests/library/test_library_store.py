@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from evocompress.errors import LibraryError
 from evocompress.library import open_library
-from evocompress.library.files import TensorWriter, replacing
+from evocompress.library.files import TensorWriter, durable_file
 from evocompress.types import DENSE, Level
 
 UNIT = "model.layers.1.mlp.down_proj"
@@ -162,7 +162,7 @@ def test_errors_are_one_line(copied):
 def test_a_failed_write_leaves_nothing(tmp_path):
     with (
         pytest.raises(LibraryError, match="No space left on device"),
-        replacing(tmp_path / "file") as file,
+        durable_file(tmp_path / "file") as file,
     ):
         file.write(b"half")
         raise OSError(28, "No space left on device")
