@@ -24,6 +24,7 @@ fresh process rises after its imports while it loads the model, prepares the tea
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import statistics
 import subprocess
 import sys
@@ -53,9 +54,10 @@ def main() -> None:
     """Measure, print and write."""
     arguments = parse()
     if arguments.memory:
-        print(peak_memory(arguments))
+        print(peak_memory(arguments, arguments.memory))
         return
-    emit("proxy", speed(arguments) | memory(arguments), arguments.json)
+    peaks = memory(arguments)
+    emit("proxy", speed(arguments) | peaks, arguments.json)
 
 
 def parse() -> argparse.Namespace:
@@ -167,27 +169,41 @@ def speed(arguments: argparse.Namespace) -> Figures:
 
 
 def memory(arguments: argparse.Namespace) -> Figures:
-    """Peak memory of each way, in a process of its own."""
-    figures: Figures = {}
-    for kind in ("proxy", *TWO_SIDED):
-        command = [sys.executable, __file__, "--memory", kind]
-        for option in ("model", "micro_batch", "length", "pool"):
-            command += [f"--{option.replace('_', '-')}", str(getattr(arguments, option))]
-        answer = subprocess.run(command, capture_output=True, text=True, check=True)
-        key = "peak_mib" if kind == "proxy" else f"peak_mib_{kind}"
-        figures[key] = float(answer.stdout)
-    return figures
+    """Peak memory of each way, in a process of its own.
+
+    The processes of a quick run are forked, which saves their imports; so they come before
+    anything that starts threads of torch, which a fork would lack.
+    """
+    measure = forked_peak if arguments.quick else fresh_peak
+    return {
+        "peak_mib" if kind == "proxy" else f"peak_mib_{kind}": measure(arguments, kind)
+        for kind in ("proxy", *TWO_SIDED)
+    }
 
 
-def peak_memory(arguments: argparse.Namespace) -> float:
+def fresh_peak(arguments: argparse.Namespace, kind: str) -> float:
+    """`peak_memory` in a fresh process: this script with ``--memory``."""
+    command = [sys.executable, __file__, "--memory", kind]
+    for option in ("model", "micro_batch", "length", "pool"):
+        command += [f"--{option.replace('_', '-')}", str(getattr(arguments, option))]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def forked_peak(arguments: argparse.Namespace, kind: str) -> float:
+    """`peak_memory` in a copy of this process."""
+    with multiprocessing.get_context("fork").Pool(1) as workers:
+        return workers.apply(peak_memory, (arguments, kind))
+
+
+def peak_memory(arguments: argparse.Namespace, kind: str) -> float:
     """Highest rise of this process's memory in MiB, from loading the model to the values."""
     with PeakMemory() as watch:
         loaded = load_model(arguments.model)
         pool = random_pool(arguments, loaded)
-        if arguments.memory == "proxy":
+        if kind == "proxy":
             evaluate = prepare_proxy(loaded, pool)
         else:
-            evaluate = prepare_two_sided(loaded.model, pool, TWO_SIDED[arguments.memory])
+            evaluate = prepare_two_sided(loaded.model, pool, TWO_SIDED[kind])
         evaluate(len(pool))
     return watch.mib
 

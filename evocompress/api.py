@@ -11,6 +11,7 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,17 +20,18 @@ import torch
 
 from evocompress import run
 from evocompress.apply import LiveModel
-from evocompress.comparison import Contestant, compare, reload
+from evocompress.comparison import Contestant, compare
 from evocompress.config import RunConfig
 from evocompress.config_file import changed
-from evocompress.distributed import LocalExecutor
+from evocompress.distributed import EXECUTORS
 from evocompress.environment import describe, environment
 from evocompress.errors import RunError
 from evocompress.export import materialize as write_checkpoint
 from evocompress.export import read_candidate
+from evocompress.export.reload import read_checkpoint
 from evocompress.files import read_json, write_json
 from evocompress.heal import heal as distil
-from evocompress.journal import Journal
+from evocompress.journal import Journal, read_candidates
 from evocompress.outcome import costs_of, front_rows, winner_record
 from evocompress.progress import Advance, Reporter, Silent
 from evocompress.report import write_report
@@ -57,6 +59,7 @@ def search(config: RunConfig, *, resume: bool = False, reporter: Reporter | None
     bench = _prepared(config, resume, reporter)
     folder = bench.folder
     with folder.locked():
+        bench.reporter.log_to(folder.log)
         _describe(bench)
         bench.library  # noqa: B018  (a stage of its own, before the search is timed)
         with Journal(folder.journal, bench.header()) as journal:
@@ -108,7 +111,7 @@ def materialize(
     chosen = _candidate(bench, candidate)
     target = out or bench.folder.checkpoint
     library = bench.existing_library()
-    with bench.reporter.stage(f"materialize {candidate} in {target}"):
+    with bench.folder.locked(), bench.reporter.stage(f"materialize {candidate} in {target}"):
         return write_checkpoint(
             bench.loaded,
             library,
@@ -150,11 +153,11 @@ def heal(
     teacher = bench.loaded
     tokens = torch.cat([bench.calibration.library, *bench.calibration.search])
     kept = config.validation_sequences
-    if kept >= len(bench.calibration.search) * bench.config.calibration.micro_batch:
+    if kept >= bench.config.calibration.search_sequences:
         raise RunError(
             f"heal.validation_sequences={kept} leaves nothing of the search part; lower it"
         )
-    with bench.reporter.stage("heal") as advance:
+    with folder.locked(), bench.reporter.stage("heal") as advance:
         distil(
             folder.checkpoint,
             teacher,
@@ -186,7 +189,7 @@ def evaluate(
     """
     bench = _finished(path, reporter, overrides)
     heldout = bench.calibration.heldout
-    with bench.reporter.stage("evaluate"):
+    with bench.folder.locked(), bench.reporter.stage("evaluate"):
         rows = compare(
             bench.loaded.model,
             _contestants(bench),
@@ -225,8 +228,7 @@ def _prepared(config: RunConfig, resume: bool, reporter: Reporter | None) -> Wor
     check_names(config)
     folder = check(config, resume)
     bench = Workbench(config, folder, reporter or Silent())
-    bench.searcher()
-    bench.calibration  # noqa: B018  (may refuse the data)
+    bench.check()
     begin(folder, config)
     return bench
 
@@ -237,7 +239,9 @@ def _finished(path: Path, reporter: Reporter | None, overrides: Sequence[str] = 
     config = changed(folder.config(), overrides)
     if not folder.winner.exists():
         raise RunError(f"{path} has no winner yet: finish it with 'evocompress search --resume'")
-    return Workbench(config, folder, reporter or Silent())
+    bench = Workbench(config, folder, reporter or Silent())
+    bench.reporter.log_to(folder.log)
+    return bench
 
 
 def _describe(bench: Workbench) -> None:
@@ -253,11 +257,12 @@ def _evolve(bench: Workbench, journal: Journal) -> run.Outcome:
     tokens = bench.config.search.tokens
     with (
         LiveModel(bench.loaded, bench.library) as live,
+        closing(EXECUTORS[bench.config.executor](bench.proxy(live))) as executor,
         bench.reporter.stage(f"search: {bench.config.search.name}") as advance,
     ):
         return run.search(
             bench.searcher(),
-            LocalExecutor(bench.proxy(live)),
+            executor,
             journal,
             bench.calibration.pool,
             tokens=tokens,
@@ -271,9 +276,9 @@ def _candidate(bench: Workbench, name: str) -> Candidate:
     winner = read_json(bench.folder.winner)
     if name in ("winner", winner["id"]):
         return Candidate.from_json(winner["levels"])
-    with Journal(bench.folder.journal, bench.header()) as journal:
-        if name in journal.candidates:
-            return journal.candidates[name]
+    known = read_candidates(bench.folder.journal)
+    if name in known:
+        return known[name]
     raise RunError(f"{bench.folder.journal} has no candidate '{name}'; 'winner' is the best one")
 
 
@@ -286,15 +291,22 @@ def _contestants(bench: Workbench) -> dict[str, Contestant]:
     searched = costs_of(space, read_candidate(folder.checkpoint))
     with TemporaryDirectory(dir=folder.path) as scratch:
         written = write_checkpoint(bench.loaded, library, uniform, Path(scratch) / "uniform")
-        uniform_model = reload(written, dense)
+        uniform_model = read_checkpoint(written, dense)
     rows = {
         "dense": Contestant(dense, space.cost_model.dense()),
         "uniform": Contestant(uniform_model, costs_of(space, uniform)),
-        "searched": Contestant(reload(folder.checkpoint, dense), searched),
+        "searched": Contestant(read_checkpoint(folder.checkpoint, dense), searched),
     }
-    if folder.healed_checkpoint.exists():
-        rows["healed"] = Contestant(reload(folder.healed_checkpoint, dense), searched)
+    if _is_healed(folder):
+        rows["healed"] = Contestant(read_checkpoint(folder.healed_checkpoint, dense), searched)
     return rows
+
+
+def _is_healed(folder: RunFolder) -> bool:
+    """Whether a finished healing of the present checkpoint is there."""
+    return folder.heal_report.exists() and (
+        read_candidate(folder.healed_checkpoint) == read_candidate(folder.checkpoint)
+    )
 
 
 def _show(advance: Advance, progress: run.Progress, tokens: int | None) -> None:

@@ -141,6 +141,8 @@ def main() -> None:
         app()
     except EvoCompressError as error:
         sys.exit(f"error: {one_line(error)}")
+    except OSError as error:
+        sys.exit(f"error: {one_line(error)}")
     except SystemExit as stop:
         if stop.code == INTERRUPTED:
             print("interrupted: what is finished is kept; --resume goes on", file=sys.stderr)

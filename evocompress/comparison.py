@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from math import isfinite
 from typing import Any
 
-from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from torch import Tensor
+from transformers import PreTrainedModel
 
-import evocompress.hf  # noqa: F401  (registers the classes of checkpoints with missing sub-layers)
 from evocompress.config import EvaluateConfig
 from evocompress.evaluation import (
     Latency,
@@ -20,7 +19,6 @@ from evocompress.evaluation import (
     heldout_quality,
     measure_latency,
 )
-from evocompress.sources import quiet_transformers
 
 
 @dataclass(frozen=True)
@@ -34,15 +32,6 @@ class Contestant:
 
     model: PreTrainedModel
     predicted: Mapping[str, float]
-
-
-def reload(path: Path, like: PreTrainedModel) -> PreTrainedModel:
-    """A checkpoint that `evocompress.export` wrote, with the dtype and device of a model."""
-    with quiet_transformers():
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, dtype=like.dtype)
-    nn.Module.to(model, like.device)
-    model.eval()
-    return model
 
 
 def compare(
@@ -82,15 +71,20 @@ def compare(
                 "nonzeros": counts.nonzeros,
                 "flops": count_flops(contestant.model, length),
                 "weight_bytes": counts.weight_bytes,
-                "kl": quality.kl,
-                "kl_sd": quality.kl_sd,
-                "kl_top256": quality.kl_topk,
-                "perplexity": quality.perplexity,
+                "kl": _finite(quality.kl),
+                "kl_sd": _finite(quality.kl_sd),
+                "kl_top256": _finite(quality.kl_topk),
+                "perplexity": _finite(quality.perplexity),
                 "predicted": dict(contestant.predicted),
                 **_latency(latencies.get(name), config.decode[1]),
             }
         )
     return rows
+
+
+def _finite(value: float) -> float | None:
+    """The value, or ``None`` where the model's logits overflowed: JSON knows no NaN."""
+    return value if isfinite(value) else None
 
 
 def _latency(latency: Latency | None, new_tokens: int) -> dict[str, Any]:

@@ -161,7 +161,7 @@ class SearchConfig(BaseModel):
 
 
 class HealConfig(Strict):
-    """Logit distillation from the dense model (Minitron, 2407.14679; METHODS F1).
+    """Logit distillation from the dense model (Minitron, 2407.14679).
 
     Attributes:
         steps: Optimizer steps.
@@ -213,12 +213,14 @@ class RunConfig(Strict):
         runs: Folder of all runs.
         seed: Seed of the search.
         threads: CPU threads of torch; ``None`` leaves torch's choice.
+        executor: Where candidates are evaluated: a name from `evocompress.distributed.EXECUTORS`.
     """
 
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
     runs: Path = Path("runs")
     seed: int = 0
     threads: Positive | None = None
+    executor: str = "local"
     model: ModelConfig
     calibration: CalibrationConfig = CalibrationConfig()
     space: SpaceConfig

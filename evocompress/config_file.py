@@ -26,10 +26,15 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         ConfigError: The file is missing, is not YAML, or a key or value is wrong.
     """
     data = read_yaml(path)
-    for override in overrides:
+    # The space's file comes first, so that the other overrides can change what is in it.
+    first = [override for override in overrides if override.startswith("space=")]
+    for override in first:
         _apply(data, override)
     if isinstance(data.get("space"), str):
         data["space"] = read_yaml(path.parent / data["space"])
+    for override in overrides:
+        if override not in first:
+            _apply(data, override)
     data.setdefault("name", path.stem)
     return validate(RunConfig, data, str(path))
 
@@ -56,6 +61,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, IsADirectoryError) as error:
         raise ConfigError(f"{path}: no such configuration file") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not a text file") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):

@@ -29,10 +29,11 @@ def naming_full_disk(path: Path) -> Iterator[None]:
     except Exception as error:
         if not is_disk_full(error):
             raise
-        free = shutil.disk_usage(path.parent).free / 2**20
+        existing = next(parent for parent in path.absolute().parents if parent.exists())
+        free = shutil.disk_usage(existing).free / 2**20
         raise RunError(
             f"disk full while writing {path} ({free:.0f} MiB free): free some space and run "
-            "the same command again with --resume"
+            "the same command again, a search or healing with --resume"
         ) from error
 
 

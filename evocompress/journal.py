@@ -63,7 +63,8 @@ class Journal:
         records = _read(path)
         for record in records:
             self._remember(record)
-        self._file = path.open("a", encoding="utf-8")
+        # Unbuffered: what could not be written is not tried again when the file is closed.
+        self._file = path.open("ab", buffering=0)
         if not records:
             self._append(opening)
         elif records[0] != opening:
@@ -170,9 +171,10 @@ class Journal:
         self._remember(record)
 
     def _append(self, record: dict[str, Any]) -> None:
+        line = json.dumps(record, separators=(",", ":")).encode() + b"\n"
         with naming_full_disk(self._path):
-            self._file.write(json.dumps(record, separators=(",", ":")) + "\n")
-            self._file.flush()
+            while line:
+                line = line[self._file.write(line) :]
 
     def _remember(self, record: Mapping[str, Any]) -> None:
         kind = record["type"]
@@ -195,6 +197,17 @@ class Journal:
             raise RunError(f"{self._path}: unknown record type '{kind}'")
 
 
+def read_candidates(path: Path) -> dict[str, Candidate]:
+    """The candidates of a journal by id; the file is only read.
+
+    Raises:
+        RunError: A record is damaged.
+    """
+    lines = path.read_bytes().splitlines(keepends=True)
+    records = _parse(path, [line for line in lines if line.endswith(b"\n")])
+    return {r["id"]: Candidate.from_json(r["levels"]) for r in records if r["type"] == "candidate"}
+
+
 def _read(path: Path) -> list[dict[str, Any]]:
     """The records of a file; a torn last line is cut off the file."""
     if not path.exists():
@@ -204,8 +217,12 @@ def _read(path: Path) -> list[dict[str, Any]]:
     if len(whole) < len(content):
         with path.open("r+b") as file:
             file.truncate(len(whole))
+    return _parse(path, whole.splitlines())
+
+
+def _parse(path: Path, lines: Sequence[bytes]) -> list[dict[str, Any]]:
     records = []
-    for number, line in enumerate(whole.splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
         try:
             records.append(json.loads(line))
         except json.JSONDecodeError as error:

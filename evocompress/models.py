@@ -12,8 +12,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from evocompress.demo_model import DEMO_SOURCE, demo_checkpoint
 from evocompress.errors import ModelError
-from evocompress.families import Family, family_of
-from evocompress.sources import DType, locate, quiet_transformers, read_model, read_tokenizer
+from evocompress.families import Family, family_named, family_of
+from evocompress.sources import (
+    Checkpoint,
+    DType,
+    locate,
+    model_type,
+    quiet_transformers,
+    read_model,
+    read_tokenizer,
+)
+
+# How the model types of `evocompress.hf` begin.
+COMPRESSED_PREFIX = "evocompress_"
 
 # What a config says about where it was written or how it is run, not about the model.
 VOLATILE_KEYS = {
@@ -65,6 +76,8 @@ def load(
         checkpoint = demo_checkpoint()
     else:
         checkpoint = locate(source, trust_remote_code=trust_remote_code)
+    if checkpoint.gguf is None:
+        _check_type(checkpoint)
     with quiet_transformers():
         tokenizer = read_tokenizer(checkpoint)
         model = read_model(checkpoint, dtype)
@@ -98,6 +111,17 @@ def _raw_bytes(tensor: Tensor) -> memoryview:
     """The bytes of a tensor's values in row order."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().data
+
+
+def _check_type(checkpoint: Checkpoint) -> None:
+    """Refuses what no family serves, before its weights are read or its code is run."""
+    kind = model_type(checkpoint)
+    if kind.startswith(COMPRESSED_PREFIX):
+        raise ModelError(
+            f"{checkpoint} is a compressed checkpoint (type {kind!r}), which cannot be compressed "
+            "again: give the original model"
+        )
+    family_named(kind)
 
 
 def _device(name: str) -> torch.device:

@@ -13,8 +13,10 @@ def non_dominated(points: Points) -> NDArray[np.bool_]:
 
     A point dominates another one if it is nowhere larger and somewhere smaller; equal points
     do not dominate each other. A point with an infinite or missing coordinate (a failed
-    candidate) is never part of a front.
+    candidate) is never part of a front. Without points, of whatever shape, the mask is empty.
     """
+    if not len(points):
+        return np.zeros(0, dtype=np.bool_)
     front = np.asarray(np.isfinite(points).all(axis=1))
     for index in np.flatnonzero(front):
         rivals = points[front]

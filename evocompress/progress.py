@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -12,19 +14,31 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 Advance = Callable[[float, float | None, str], None]
 """Called with (done, total, text); the total is ``None`` where it is not known."""
 
+LOG = logging.getLogger("evocompress")
+
 LOG_INTERVAL = 15.0
 """Seconds between two lines of one stage in a log file."""
 
 
 class Reporter:
-    """Says what a run is doing."""
+    """Says what a run is doing: on the console, and in the run's log file once there is one."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True, highlight=False)
 
+    def log_to(self, path: Path) -> None:
+        """From now on also writes lines, and warnings of the package, to a file."""
+        handler = logging.FileHandler(path, encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        warnings = logging.StreamHandler()
+        warnings.setLevel(logging.WARNING)
+        LOG.handlers = [handler, warnings]
+        LOG.setLevel(logging.INFO)
+
     def say(self, text: str) -> None:
         """One line."""
         self.console.print(text, markup=False, soft_wrap=True)
+        LOG.info(text)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Advance]:
@@ -35,14 +49,19 @@ class Reporter:
         """
         started = time.monotonic()
         if self.console.is_terminal:
+            LOG.info("%s ...", name)
             with self._bar() as bar:
                 task = bar.add_task(name, total=None, text="")
-                yield lambda done, total, text: bar.update(
-                    task, completed=done, total=total, text=text
-                )
+                lines = self._lines(name, started, LOG.info)
+
+                def advance(done: float, total: float | None, text: str) -> None:
+                    bar.update(task, completed=done, total=total, text=text)
+                    lines(done, total, text)
+
+                yield advance
         else:
             self.say(f"{name} ...")
-            yield self._log_lines(name, started)
+            yield self._lines(name, started, self.say)
         self.say(f"{name}: {time.monotonic() - started:.1f} s")
 
     def _bar(self) -> Progress:
@@ -56,7 +75,8 @@ class Reporter:
             transient=True,
         )
 
-    def _log_lines(self, name: str, started: float) -> Advance:
+    @staticmethod
+    def _lines(name: str, started: float, say: Callable[[str], None]) -> Advance:
         last = started
 
         def advance(done: float, total: float | None, text: str) -> None:
@@ -69,7 +89,7 @@ class Reporter:
             if total:
                 left = (now - started) * (total - done) / done
                 share = f" {done / total:.0%}, about {left:.0f} s left;"
-            self.say(f"  {name}:{share} {text}".rstrip(" ;"))
+            say(f"  {name}:{share} {text}".rstrip(" ;"))
 
         return advance
 

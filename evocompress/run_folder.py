@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -14,6 +14,24 @@ from evocompress.config_file import dump_config, load_config
 from evocompress.errors import RunError
 from evocompress.files import naming_full_disk, write_text
 
+LOCK = ".lock"
+
+PLACES = {
+    "config_file": "config.yaml",
+    "environment": "environment.json",
+    "units": "units.json",
+    "journal": "journal.jsonl",
+    "log": "log.txt",
+    "winner": "winner.json",
+    "front": "front.json",
+    "evaluation": "evaluation.json",
+    "library": "library",
+    "checkpoint": "checkpoint",
+    "healing": "heal",
+    "heal_report": "heal/heal.json",
+    "healed_checkpoint": "heal/checkpoint",
+}
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -21,64 +39,39 @@ class RunFolder:
 
     Attributes:
         path: The folder.
+        config_file: The resolved configuration, YAML.
+        environment: Versions, device and git commit, JSON.
+        units: The model's units, JSON.
+        journal: The append-only record, JSON lines.
+        log: What was said while the run was made.
+        winner: The best candidate with its costs, JSON.
+        front: The candidates measured at the last fidelity, JSON.
+        evaluation: The final comparison, JSON.
+        library: The level library, where the configuration names no other place.
+        checkpoint: The winner as a checkpoint.
+        healing: Everything that healing writes.
+        heal_report: Summary of a finished healing, JSON.
+        healed_checkpoint: The healed winner as a checkpoint.
     """
 
     path: Path
+    config_file: Path = field(init=False)
+    environment: Path = field(init=False)
+    units: Path = field(init=False)
+    journal: Path = field(init=False)
+    log: Path = field(init=False)
+    winner: Path = field(init=False)
+    front: Path = field(init=False)
+    evaluation: Path = field(init=False)
+    library: Path = field(init=False)
+    checkpoint: Path = field(init=False)
+    healing: Path = field(init=False)
+    heal_report: Path = field(init=False)
+    healed_checkpoint: Path = field(init=False)
 
-    @property
-    def config_file(self) -> Path:
-        """The resolved configuration, YAML."""
-        return self.path / "config.yaml"
-
-    @property
-    def environment(self) -> Path:
-        """Versions, device and git commit, JSON."""
-        return self.path / "environment.json"
-
-    @property
-    def units(self) -> Path:
-        """The model's units and architecture, JSON."""
-        return self.path / "units.json"
-
-    @property
-    def journal(self) -> Path:
-        """The append-only record, JSON lines."""
-        return self.path / "journal.jsonl"
-
-    @property
-    def winner(self) -> Path:
-        """The best candidate with its costs, JSON."""
-        return self.path / "winner.json"
-
-    @property
-    def front(self) -> Path:
-        """The candidates measured at the last fidelity, JSON."""
-        return self.path / "front.json"
-
-    @property
-    def evaluation(self) -> Path:
-        """The final comparison, JSON."""
-        return self.path / "evaluation.json"
-
-    @property
-    def library(self) -> Path:
-        """The level library, where the configuration names no other place."""
-        return self.path / "library"
-
-    @property
-    def checkpoint(self) -> Path:
-        """The winner as a checkpoint."""
-        return self.path / "checkpoint"
-
-    @property
-    def healing(self) -> Path:
-        """Everything that healing writes."""
-        return self.path / "heal"
-
-    @property
-    def healed_checkpoint(self) -> Path:
-        """The healed winner as a checkpoint."""
-        return self.healing / "checkpoint"
+    def __post_init__(self) -> None:
+        for name, place in PLACES.items():
+            object.__setattr__(self, name, self.path / place)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -88,7 +81,7 @@ class RunFolder:
             RunError: Another process works in it.
         """
         try:
-            with FileLock(self.path / ".lock", timeout=0):
+            with FileLock(self.path / LOCK, timeout=0):
                 yield
         except Timeout as error:
             raise RunError(f"{self.path} is in use by another process; wait for it") from error
@@ -111,7 +104,7 @@ def check(config: RunConfig, resume: bool) -> RunFolder:
         RunError: The folder exists and `resume` is false, or its configuration differs.
     """
     folder = RunFolder(config.folder)
-    if not folder.path.exists():
+    if not _begun(folder):
         return folder
     if not resume:
         raise RunError(
@@ -125,6 +118,17 @@ def check(config: RunConfig, resume: bool) -> RunFolder:
             "resume with the same one, or choose another name with name=..."
         )
     return folder
+
+
+def _begun(folder: RunFolder) -> bool:
+    """Whether the folder holds more than a library, or what a kill left before the first file."""
+    if not folder.path.exists():
+        return False
+    ignored = (folder.library.name, LOCK)
+    return any(
+        entry.name not in ignored and not entry.name.endswith(".tmp")
+        for entry in folder.path.iterdir()
+    )
 
 
 def begin(folder: RunFolder, config: RunConfig) -> None:

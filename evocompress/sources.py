@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from safetensors import SafetensorError, safe_open
@@ -75,8 +76,33 @@ def locate(source: str, *, trust_remote_code: bool = False) -> Checkpoint:
         _check_gguf(path)
         return Checkpoint(path.parent, path.name)
     folder = path if path.is_dir() else _download(source)
+    return local_checkpoint(folder, trust_remote_code=trust_remote_code)
+
+
+def local_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> Checkpoint:
+    """The checkpoint in a folder, whose files are checked as `locate` does.
+
+    Raises:
+        ModelError: The folder holds no checkpoint, or a file of it is missing or damaged.
+    """
     _check_folder(folder)
     return Checkpoint(folder, trust_remote_code=trust_remote_code)
+
+
+def model_type(checkpoint: Checkpoint) -> str:
+    """The model type that ``config.json`` names, read without transformers.
+
+    Args:
+        checkpoint: Of safetensors; a GGUF file tells its architecture only when it is read.
+
+    Raises:
+        ModelError: ``config.json`` names none.
+    """
+    path = checkpoint.folder / "config.json"
+    kind = _read_json(path).get("model_type")
+    if not isinstance(kind, str):
+        raise ModelError(f"{path} names no model_type, so its family is unknown: add it there")
+    return kind
 
 
 def _download(source: str) -> Path:
@@ -128,9 +154,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ModelError(f"{path} is damaged, fetch it again: {one_line(error)}") from None
+        raise ModelError(f"{path} is damaged, replace it: {one_line(error)}") from None
     if not isinstance(data, dict):
-        raise ModelError(f"{path} is damaged, fetch it again: it holds no JSON object")
+        raise ModelError(f"{path} is damaged, replace it: it holds no JSON object")
     return data
 
 
@@ -144,9 +170,7 @@ def _check_safetensors(path: Path) -> None:
         with safe_open(path, framework="pt"):
             pass
     except SafetensorError as error:
-        raise ModelError(
-            f"{path} is damaged or truncated, fetch it again: {one_line(error)}"
-        ) from None
+        raise ModelError(f"{path} is damaged or truncated, replace it: {one_line(error)}") from None
 
 
 def read_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
@@ -166,7 +190,7 @@ def read_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def read_model(checkpoint: Checkpoint, dtype: DType) -> PreTrainedModel:
+def read_model(checkpoint: Checkpoint, dtype: DType | torch.dtype) -> PreTrainedModel:
     """The model of a checkpoint, on the CPU.
 
     Args:

@@ -11,13 +11,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from evocompress.apply import LiveModel
-from evocompress.config import CalibrationConfig, RunConfig
+from evocompress.config import CalibrationConfig, LibraryConfig, RunConfig, SearchConfig
 from evocompress.config_file import nearest, validate
 from evocompress.criteria import CRITERIA
+from evocompress.distributed import EXECUTORS
 from evocompress.errors import ConfigError, LibraryError
-from evocompress.library import Library, build_library, open_library
+from evocompress.evaluation import check_lengths
+from evocompress.library import Library, build_library, check_library, open_library
 from evocompress.models import LoadedModel, load
 from evocompress.progress import Reporter
 from evocompress.proxies import PROXIES, Proxy
@@ -85,27 +88,48 @@ class Workbench:
         }
 
     @property
-    def library_path(self) -> Path:
-        """Where the level library is."""
+    def _library_path(self) -> Path:
         return self.config.library.path or self.folder.library
+
+    def check(self) -> None:
+        """Whether data, settings, space and library fit; nothing is written in the run's folder.
+
+        Raises:
+            EvoCompressError: Something does not.
+        """
+        context = self.loaded.family.architecture(self.loaded.model).context
+        check_length(self.config.calibration, self.loaded)
+        check_lengths(self.config.evaluate, context)
+        self.searcher()
+        if self.wanted_levels:
+            check_library(*self._library_order(), batch=self.config.calibration.micro_batch)
+        else:
+            self.calibration  # noqa: B018  (may refuse the data)
 
     @cached_property
     def library(self) -> Library | None:
         """The level library, built where it is missing; ``None`` if no level needs one."""
         if not self.wanted_levels:
             return None
-        calibration = self.calibration
-        with self.reporter.stage(f"level library: {self.library_path}") as advance:
+        order = self._library_order()
+        with self.reporter.stage(f"level library: {self._library_path}") as advance:
             return build_library(
-                self.loaded,
-                self.wanted_levels,
-                calibration.library,
-                calibration.fingerprint,
-                self.config.library,
-                self.library_path,
-                batch=self.config.calibration.micro_batch,
-                progress=advance,
+                *order, batch=self.config.calibration.micro_batch, progress=advance
             )
+
+    def _library_order(
+        self,
+    ) -> tuple[LoadedModel, dict[str, tuple[Level, ...]], Tensor, str, LibraryConfig, Path]:
+        """What is to be built, as the library's functions take it."""
+        calibration = self.calibration
+        return (
+            self.loaded,
+            self.wanted_levels,
+            calibration.library,
+            calibration.fingerprint,
+            self.config.library,
+            self._library_path,
+        )
 
     def existing_library(self) -> Library | None:
         """The library that an earlier stage made; nothing is built.
@@ -115,12 +139,12 @@ class Workbench:
         """
         if not self.wanted_levels:
             return None
-        if not self.library_path.exists():
+        if not self._library_path.exists():
             raise LibraryError(
-                f"{self.library_path}: the level library is missing; "
+                f"{self._library_path}: the level library is missing; "
                 "'evocompress library build' makes it"
             )
-        return open_library(self.library_path, model_fingerprint=self.loaded.fingerprint)
+        return open_library(self._library_path, model_fingerprint=self.loaded.fingerprint)
 
     def proxy(self, live: LiveModel) -> Proxy:
         """The proxy on the search part of the calibration tokens."""
@@ -128,7 +152,6 @@ class Workbench:
 
     def searcher(self) -> Searcher:
         """A new searcher; its settings are checked against space and pool."""
-        check_length(self.config.calibration, self.loaded)
         problem = Problem(self.space, pool(self.config.calibration), self.config.search.tokens)
         rng = np.random.default_rng(self.config.seed)
         return SEARCHERS[self.config.search.name](problem, searcher_settings(self.config), rng)
@@ -169,16 +192,23 @@ def searcher_settings(config: RunConfig) -> SearcherSettings:
     name = config.search.name
     if name not in SEARCHERS:
         raise ConfigError(f"search.name: unknown searcher '{name}': {nearest(name, SEARCHERS)}")
-    return validate(SEARCHERS[name].Settings, config.search.settings, f"search ({name})")
+    settings = SEARCHERS[name].Settings
+    known = {*SearchConfig.model_fields, *settings.model_fields}
+    for key in config.search.settings.keys() - known:
+        raise ConfigError(f"search ({name}): unknown key 'search.{key}': {nearest(key, known)}")
+    return validate(settings, config.search.settings, f"search ({name})")
 
 
 def check_names(config: RunConfig) -> None:
-    """Whether searcher, settings and criterion exist, before anything slow is begun.
+    """Whether searcher, settings, executor and criterion exist, before anything slow is begun.
 
     Raises:
         ConfigError: One of them does not.
     """
     searcher_settings(config)
+    if config.executor not in EXECUTORS:
+        known = nearest(config.executor, EXECUTORS)
+        raise ConfigError(f"executor: unknown executor '{config.executor}': {known}")
     name = config.library.criterion
     if name not in CRITERIA:
         known = nearest(name, CRITERIA)

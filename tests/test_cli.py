@@ -131,6 +131,9 @@ def test_depth_drops_what_it_should_and_generates(monkeypatch, model_folder, tmp
     ("words", "message"),
     [
         (["search.generatoins=2"], "did you mean 'generations'"),
+        (["search.tokns=2"], "did you mean 'tokens'"),
+        (["executor=locl"], "did you mean 'local'"),
+        (["evaluate.prefill=[1, 99999]"], "99999"),
         (["search.name=evopres"], "did you mean 'evopress'"),
         (["library.criterion=sparsgpt"], "did you mean 'sparsegpt'"),
         (["model.source=/nowhere/model"], "/nowhere/model"),
@@ -167,6 +170,43 @@ def test_a_foreign_library_is_refused(monkeypatch, run_file, tmp_path):
     other = tiny_checkpoint(tmp_path / "other", "qwen2")
     code = call(monkeypatch, "search", run_file, library, f"model.source={other}")
     assert "made with model" in code
+    assert not (tmp_path / "runs").exists()
+    assert call(monkeypatch, "search", run_file, library) == 0
+
+
+def test_a_library_built_first_is_used_by_the_search(monkeypatch, run_file, tmp_path):
+    folder = tmp_path / "runs" / "trial"
+    assert call(monkeypatch, "library", "build", run_file) == 0
+    files = {p: p.stat().st_mtime_ns for p in (folder / "library").glob("block*")}
+    assert files and call(monkeypatch, "search", run_file) == 0
+    assert {p: p.stat().st_mtime_ns for p in (folder / "library").glob("block*")} == files
+
+
+def test_a_folder_that_a_kill_left_empty_can_be_used(monkeypatch, run_file, tmp_path):
+    (tmp_path / "runs" / "trial").mkdir(parents=True)
+    (tmp_path / "runs" / "trial" / ".config.yaml.1.tmp").touch()
+    assert call(monkeypatch, "search", run_file) == 0
+
+
+def test_what_was_said_is_in_the_log(monkeypatch, run_file, tmp_path):
+    assert call(monkeypatch, "search", run_file) == 0
+    log = (tmp_path / "runs" / "trial" / "log.txt").read_text()
+    assert "level library" in log and "search: evopress" in log
+
+
+def test_any_candidate_of_the_journal_can_be_written(monkeypatch, run_file, tmp_path):
+    folder = tmp_path / "runs" / "trial"
+    assert call(monkeypatch, "search", run_file) == 0
+    ids = [record["id"] for record in journal(folder) if record["type"] == "candidate"]
+    for name in ("uniform", ids[0]):
+        out = tmp_path / name
+        words = ["materialize", folder, "--candidate", name, "--out", out]
+        assert call(monkeypatch, *words) == 0
+    assert json.loads((tmp_path / ids[0] / "candidate.json").read_text())["id"] == ids[0]
+    code = call(
+        monkeypatch, "materialize", folder, "--candidate", "nothing", "--out", tmp_path / "x"
+    )
+    assert "nothing" in code
 
 
 def test_damaged_weights_are_named(monkeypatch, run_file, tmp_path):

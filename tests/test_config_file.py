@@ -34,6 +34,8 @@ def test_overrides_reach_nested_keys_and_are_typed(run_file):
 def test_space_may_be_another_file(run_file, tmp_path):
     (tmp_path / "space.yaml").write_text("sparsity: {target: 0.7}\n")
     assert load_config(run_file, ["space=space.yaml"]).space.sparsity.target == 0.7
+    changes = ["space.sparsity.target=0.6", "space=space.yaml"]
+    assert load_config(run_file, changes).space.sparsity.target == 0.6
 
 
 def test_the_resolved_config_reads_back_the_same(run_file, tmp_path):

@@ -1,9 +1,10 @@
+import errno
 import json
 
 import pytest
 
 from evocompress.errors import RunError
-from evocompress.journal import Journal, Step
+from evocompress.journal import Journal, Step, read_candidates
 from evocompress.types import Candidate, Evaluate, Level, MicroBatchValue, Result
 
 HEADER = {"fingerprint": "abc", "seed": 0}
@@ -106,3 +107,43 @@ def test_every_line_is_json_with_a_type(tmp_path):
         journal.record(answer(Evaluate(A, (0,))))
     kinds = [json.loads(line)["type"] for line in (tmp_path / "j").read_text().splitlines()]
     assert kinds == ["run", "candidate", "value"]
+
+
+class FullDisk:
+    """A file on a disk with room for ten more bytes."""
+
+    def __init__(self, file):
+        self._file = file
+        self._room = 10
+
+    def write(self, data):
+        if not self._room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written = self._file.write(data[: self._room])
+        self._room -= written
+        return written
+
+    def close(self):
+        self._file.close()
+
+
+def test_a_full_disk_is_one_clear_error_and_the_journal_goes_on(tmp_path):
+    path = tmp_path / "j"
+    with pytest.raises(RunError, match="disk full"), Journal(path, HEADER) as journal:
+        journal._file = FullDisk(journal._file)
+        journal.record(answer(Evaluate(A, (0,))))
+    with Journal(path, HEADER) as journal:
+        assert journal.missing([Evaluate(A, (0,))]) == [Evaluate(A, (0,))]
+        journal.record(answer(Evaluate(A, (0,))))
+        assert journal.result(Evaluate(A, (0,))) is not None
+
+
+def test_candidates_are_read_without_touching_the_file(tmp_path):
+    path = tmp_path / "j"
+    with Journal(path, HEADER) as journal:
+        journal.record(answer(Evaluate(A, (0,))))
+        journal.record(answer(Evaluate(B, (0,))))
+    torn = path.read_bytes() + b'{"type":"cand'
+    path.write_bytes(torn)
+    assert read_candidates(path) == {A.id: A, B.id: B}
+    assert path.read_bytes() == torn

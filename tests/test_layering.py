@@ -124,7 +124,6 @@ def calls(path: Path, names: set[str]) -> Iterator[str]:
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
-        ("evocompress", {"torch", "transformers", "ray", "numpy"}),
         ("evocompress.space", {"torch", "transformers", "ray"}),
         ("evocompress.search", {"torch", "transformers", "ray", "optuna", "pymoo"}),
         ("evocompress.run", {"torch", "transformers", "ray"}),

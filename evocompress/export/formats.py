@@ -48,8 +48,10 @@ model = AutoModelForCausalLM.from_pretrained("{path}")
 tokenizer = AutoTokenizer.from_pretrained("{path}")"""
 
     def obstacle(self, loaded: LoadedModel, candidate: Candidate) -> str | None:
-        """A sub-layer that is dropped alone, or a block that another's index depends on."""
+        """A sub-layer dropped alone, a block that another's index depends on, or no attention."""
         gone = _removal(loaded, candidate)
+        if not gone.attentions:
+            return _no_attention(loaded)
         if gone.single:
             unit = _first_unit(loaded, gone.single)
             return f"format 'stock' cannot leave out {unit} alone: format 'hf' can"
@@ -59,7 +61,7 @@ tokenizer = AutoTokenizer.from_pretrained("{path}")"""
                 f"format 'stock' cannot leave out {unit}, because this {loaded.family.model_type} "
                 "model scales attention by the block's index: format 'hf' can"
             )
-        return _nothing_left(loaded, gone)
+        return None
 
     def build(
         self, loaded: LoadedModel, library: LevelWeights | None, candidate: Candidate
@@ -90,12 +92,14 @@ tokenizer = AutoTokenizer.from_pretrained("{path}")"""
     def obstacle(self, loaded: LoadedModel, candidate: Candidate) -> str | None:
         """A family without a modeling file, or a model without any attention."""
         gone = _removal(loaded, candidate)
+        if not gone.attentions:
+            return _no_attention(loaded)
         family = loaded.family.model_type
         if family not in CLASSES:
             unit = _first_unit(loaded, gone.single) if gone.single else "blocks"
             can = "no format can" if gone.single else "format 'stock' can"
             return f"format 'hf' has no modeling file for {family} to leave out {unit}: {can}"
-        return _nothing_left(loaded, gone)
+        return None
 
     def build(
         self, loaded: LoadedModel, library: LevelWeights | None, candidate: Candidate
@@ -136,8 +140,6 @@ def _first_unit(loaded: LoadedModel, dropped: dict[int, tuple[str, ...]]) -> str
     return f"{loaded.family.block_path()}.{block}.{dropped[block][0]}"
 
 
-def _nothing_left(loaded: LoadedModel, gone: Removal) -> str | None:
-    if gone.attentions:
-        return None
-    unit = _first_unit(loaded, {b: s for b, s in gone.dropped.items() if "attention" in s})
-    return f"no format can leave out {unit} and every other attention: keep one"
+def _no_attention(loaded: LoadedModel) -> str:
+    unit = f"{loaded.family.block_path()}.0.attention"
+    return f"no format can leave out every attention of a model: keep one, such as {unit}"

@@ -13,7 +13,15 @@ from evocompress.families.phi3 import Phi3
 from evocompress.families.qwen2 import Qwen2
 from evocompress.families.qwen3 import Qwen3
 
-__all__ = ["FAMILIES", "Family", "Matrix", "SubLayer", "SubLayerName", "family_of"]
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "Matrix",
+    "SubLayer",
+    "SubLayerName",
+    "family_named",
+    "family_of",
+]
 
 FAMILIES: dict[str, Family] = {
     "llama": Llama(),
@@ -34,10 +42,18 @@ def family_of(model: PreTrainedModel) -> Family:
     Raises:
         ModelError: No family serves the model's type, or not in this variant.
     """
-    kind = model.config.model_type
-    if kind not in FAMILIES:
-        known = ", ".join(FAMILIES)
-        raise ModelError(f"models of type {kind!r} are not supported; supported: {known}")
-    family = FAMILIES[kind]
+    family = family_named(model.config.model_type)
     family.check(model)
     return family
+
+
+def family_named(model_type: str) -> Family:
+    """The family that serves a model type.
+
+    Raises:
+        ModelError: None does.
+    """
+    if model_type not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        raise ModelError(f"models of type {model_type!r} are not supported; supported: {known}")
+    return FAMILIES[model_type]

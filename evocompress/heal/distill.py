@@ -44,7 +44,7 @@ class HealReport:
         initial_kl: Validation KL of the student as it came, in nats per position.
         best_kl: Validation KL of the best checkpoint.
         best_step: After which step that was; 0 if healing never helped.
-        final_kl: Validation KL after the last step.
+        final_kl: Validation KL after the last step; ``None`` if it is not finite.
         seconds: Time of the last process that worked on it.
     """
 
@@ -54,7 +54,7 @@ class HealReport:
     initial_kl: float
     best_kl: float
     best_step: int
-    final_kl: float
+    final_kl: float | None
     seconds: float
 
 
@@ -165,7 +165,7 @@ class _Healing:
             initial_kl=measured[0],
             best_kl=self.best.kl,
             best_step=self.best.step,
-            final_kl=measured[-1],
+            final_kl=self.history[-1].validation_kl,
             seconds=seconds,
         )
         write_json(self.folder.report, asdict(report))
@@ -197,8 +197,9 @@ class _Healing:
     def _measure(self, record: StepRecord) -> None:
         """Measures the validation KL, keeps the student if it is the best, saves the state."""
         kl = self.validation.mean()
-        self.history.append(replace(record, validation_kl=kl))
-        if kl < self.best.kl:
+        finite = math.isfinite(kl)
+        self.history.append(replace(record, validation_kl=kl if finite else None))
+        if finite and kl < self.best.kl:
             self.best = Best(record.step, kl)
             write_student(self.student, self.source, self.folder.checkpoint, self._note())
         if record.step:

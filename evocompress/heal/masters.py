@@ -79,11 +79,11 @@ class Masters:
         return tensors
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Continues from `state`."""
+        """Continues from `state`, on whichever device its tensors are."""
         for name, master in self.weights.items():
             master.copy_(tensors[f"master.{name}"])
             self._optimizer.state[master] = {
-                key: tensors[f"{key}.{name}"].clone()
+                key: tensors[f"{key}.{name}"].to(master.device, copy=True)
                 for key in ("step", *MOMENTS)
                 if f"{key}.{name}" in tensors
             }

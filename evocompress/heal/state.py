@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from evocompress.errors import RunError
+from evocompress.errors import RunError, one_line
 from evocompress.export.folder import whole_folder
 from evocompress.files import read_json, write_text
 
@@ -24,7 +25,8 @@ class StepRecord:
     Attributes:
         step: Optimizer steps done; 0 is the student as it came.
         train_loss: Mean KL in nats per position over the step's sequences; ``None`` at step 0.
-        validation_kl: Mean KL on the validation sequences after the step, where measured.
+        validation_kl: Mean KL on the validation sequences after the step; ``None`` where it was
+            not measured or not finite.
         learning_rate: Of the step.
     """
 
@@ -96,13 +98,14 @@ class HealFolder:
             ExportError: The disk is full.
             RunError: The disk is full.
         """
-        lines = [json.dumps(asdict(record)) for record in history]
+        lines = [json.dumps(asdict(record), allow_nan=False) for record in history]
         write_text(self.history, "\n".join(lines) + "\n")
         new = self.states / f"step-{history[-1].step:08d}"
         with whole_folder(new) as folder:
             save_file(dict(tensors), folder / "state.safetensors")
             meta = {"recipe": recipe, "best": asdict(best), "history": [asdict(r) for r in history]}
-            (folder / "state.json").write_text(json.dumps(meta), encoding="utf-8")
+            text = json.dumps(meta, allow_nan=False)
+            (folder / "state.json").write_text(text, encoding="utf-8")
         for old in self.states.iterdir():
             if old != new:
                 shutil.rmtree(old)
@@ -113,7 +116,7 @@ class HealFolder:
         """What `save` wrote.
 
         Raises:
-            RunError: It was written for another recipe.
+            RunError: It was written for another recipe, or is damaged.
         """
         meta = read_json(state / "state.json")
         differing = [key for key in recipe if meta["recipe"].get(key) != recipe[key]]
@@ -123,4 +126,14 @@ class HealFolder:
                 "remove the folder to heal anew"
             )
         history = [StepRecord(**record) for record in meta["history"]]
-        return load_file(state / "state.safetensors"), history, Best(**meta["best"])
+        return _read_tensors(state / "state.safetensors"), history, Best(**meta["best"])
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise RunError(
+            f"{path} is damaged, so healing cannot be resumed ({one_line(error)}): remove "
+            f"{path.parents[2]} to heal anew"
+        ) from error

@@ -5,13 +5,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
-import evocompress.hf  # noqa: F401  (checkpoints of format "hf" load without their own code)
-from evocompress.errors import ModelError, one_line
+from evocompress.errors import ModelError
 from evocompress.export.folder import whole_folder
+from evocompress.export.reload import read_checkpoint
 from evocompress.families import Family
 from evocompress.models import LoadedModel
 from evocompress.sources import quiet_transformers
@@ -20,31 +19,22 @@ WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
 
 
 def load_student(path: Path, teacher: LoadedModel) -> PreTrainedModel:
-    """The checkpoint in a folder, on the teacher's device, with gradients.
+    """The checkpoint in a folder, with the teacher's dtype and device and with gradients.
 
     It runs as in evaluation: without dropout the loss is what is measured, and a step can be
     repeated exactly.
 
     Raises:
-        ModelError: The folder holds no such model, or one with another vocabulary.
+        ModelError: The folder holds no whole checkpoint, or one with another vocabulary.
     """
-    try:
-        with quiet_transformers():
-            model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-                path, local_files_only=True
-            )
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"{path} is not a checkpoint that can be healed: {one_line(error)}"
-        ) from error
+    model = read_checkpoint(path, teacher.model)
     ours, theirs = model.config.vocab_size, teacher.model.config.vocab_size
     if ours != theirs:
         raise ModelError(f"{path} has a vocabulary of {ours} and its teacher one of {theirs}")
-    torch.nn.Module.to(model, teacher.model.device)
     for parameter in model.parameters():
         # The loaded tensors may be views of the memory-mapped file.
         parameter.data = parameter.data.clone()
-    model.eval().requires_grad_(True)
+    model.requires_grad_(True)
     return model
 
 

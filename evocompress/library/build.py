@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from evocompress import __version__
@@ -77,15 +78,60 @@ def build_library(
             made otherwise, or a level is impossible.
     """
     recipe = _recipe(loaded, wanted, calibration_fingerprint, config, propagate)
-    started = (path / NAME).exists()
-    manifest = _resumed(path, recipe) if started else _new(loaded, recipe)
-    if manifest.missing or not started:
-        rest = {unit: levels for unit, levels in recipe.levels.items() if _missing(manifest, unit)}
-        check_fits(plan_library(loaded, rest, tokens, config, batch=batch), path)
+    manifest = _begin(loaded, recipe, tokens, config, path, batch)
+    if manifest.missing or not (path / NAME).exists():
         path.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(path)
-        _Builder(loaded, path, manifest, tokens, batch).build(progress or _silent)
+        with _only_builder(path):
+            remove_leftovers(path)
+            _Builder(loaded, path, manifest, tokens, batch).build(progress or _silent)
     return open_library(path, model_fingerprint=loaded.fingerprint)
+
+
+def check_library(
+    loaded: LoadedModel,
+    wanted: Mapping[str, Sequence[Level]],
+    tokens: Tensor,
+    calibration_fingerprint: str,
+    config: LibraryConfig,
+    path: Path,
+    *,
+    batch: int,
+) -> None:
+    """Whether `build_library` with the same arguments can begin; nothing is written.
+
+    Raises:
+        LibraryError: Disk or memory do not suffice, or what is at `path` is damaged or was made
+            otherwise.
+    """
+    recipe = _recipe(loaded, wanted, calibration_fingerprint, config, None)
+    _begin(loaded, recipe, tokens, config, path, batch)
+
+
+def _begin(
+    loaded: LoadedModel,
+    recipe: Recipe,
+    tokens: Tensor,
+    config: LibraryConfig,
+    path: Path,
+    batch: int,
+) -> Manifest:
+    """The manifest to go on from, after checking that the rest fits."""
+    manifest = _resumed(path, recipe) if (path / NAME).exists() else _new(loaded, recipe)
+    rest = {unit: levels for unit, levels in recipe.levels.items() if _missing(manifest, unit)}
+    if rest:
+        check_fits(plan_library(loaded, rest, tokens, config, batch=batch), path)
+    return manifest
+
+
+@contextmanager
+def _only_builder(path: Path) -> Iterator[None]:
+    try:
+        with FileLock(path / ".lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise LibraryError(
+            f"another process is building the level library at {path}: wait for it"
+        ) from error
 
 
 def _silent(done: float, total: float, text: str) -> None:

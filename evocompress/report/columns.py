@@ -13,9 +13,6 @@ from evocompress.report.data import Row, Timing
 
 PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 
-# FLOPs of a row are the cost model's own: setting its prediction beside them would prove nothing.
-MEASURED = ("params", "nonzeros", "flops", "weight_bytes")
-
 
 @dataclass(frozen=True)
 class Cell:
@@ -85,7 +82,7 @@ def _cost(title: str, unit: str, name: str, rows: Sequence[Row]) -> Column:
         notes = []
         if value is not None and dense and value != dense:
             notes.append(f"{percent(value / dense)} of dense")
-        if value is not None and name in MEASURED and row.predicted and name in row.predicted:
+        if value is not None and row.predicted and name in row.predicted:
             notes.append(_prediction(row.predicted[name], value, size))
         shown = Cell.text if value is None else number(value / size, 2)
         cells.append(Cell(shown, tuple(notes)))

@@ -7,11 +7,11 @@ from typing import ClassVar
 
 import numpy as np
 
+from evocompress.config import Positive
 from evocompress.errors import ConfigError
 from evocompress.search import batches
 from evocompress.search.base import Incumbent, Problem, SearcherSettings
 from evocompress.search.procedure import ProceduralSearcher, Procedure, ranked
-from evocompress.search.staged import Positive
 from evocompress.space import Genome
 from evocompress.types import Evaluate, Result
 

@@ -8,10 +8,11 @@ from typing import Annotated, ClassVar
 import numpy as np
 from pydantic import Field
 
+from evocompress.config import Positive
 from evocompress.search import batches
 from evocompress.search.base import Problem, SearcherSettings
 from evocompress.search.moves import distinct, mutate
-from evocompress.search.staged import Positive, Selection, StagedSearcher, StagedSettings, is_depth
+from evocompress.search.staged import Selection, StagedSearcher, StagedSettings, is_depth
 from evocompress.space import Genome
 
 

@@ -5,19 +5,17 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
-from pydantic import Field
 
+from evocompress.config import Positive
 from evocompress.errors import ConfigError
 from evocompress.search import batches
 from evocompress.search.base import Incumbent, Problem, SearcherSettings
 from evocompress.search.procedure import ProceduralSearcher, Procedure, ranked
 from evocompress.space import Genome, SearchSpace
 from evocompress.types import Evaluate, Pool, Result
-
-Positive = Annotated[int, Field(gt=0)]
 
 Selection = Generator[list[Evaluate], list[Result], Genome | None]
 Ranking = Generator[list[Evaluate], list[Result], list[tuple[Genome, Result]]]

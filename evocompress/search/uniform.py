@@ -6,10 +6,10 @@ from typing import ClassVar
 
 import numpy as np
 
+from evocompress.config import Positive
 from evocompress.search import batches
 from evocompress.search.base import Incumbent, Problem, SearcherSettings
 from evocompress.search.procedure import ProceduralSearcher, Procedure, ranked
-from evocompress.search.staged import Positive
 
 
 class UniformSettings(SearcherSettings):

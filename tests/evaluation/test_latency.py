@@ -3,7 +3,9 @@ import itertools
 import pytest
 import torch
 
-from evocompress.evaluation import Timing, latency, measure_latency
+from evocompress.config import EvaluateConfig
+from evocompress.errors import ConfigError
+from evocompress.evaluation import Timing, check_lengths, latency, measure_latency
 from evocompress.testing.tiny import tiny_model
 
 
@@ -52,3 +54,28 @@ def test_decoding_is_greedy_with_the_cache(monkeypatch: pytest.MonkeyPatch) -> N
     assert fed[0] == prompt[0].tolist()
     assert [ids[0] for ids in fed[1:]] == expected[0, 10:].tolist()
     assert all(len(ids) == 1 for ids in fed[1:])
+
+
+@pytest.mark.parametrize(
+    ("settings", "context", "message"),
+    [
+        (
+            {"prefill": (1, 65), "decode": (8, 8)},
+            64,
+            r"evaluate\.prefill needs 65 tokens, .* context is 64",
+        ),
+        (
+            {"prefill": (9, 8), "decode": (60, 5)},
+            64,
+            r"evaluate\.decode needs 65 tokens, .* context is 64",
+        ),
+    ],
+)
+def test_texts_longer_than_the_context_are_named(
+    settings: dict[str, object], context: int, message: str
+) -> None:
+    config = EvaluateConfig.model_validate(settings)
+    with pytest.raises(ConfigError, match=message):
+        check_lengths(config, context)
+    check_lengths(config, context + 1)
+    check_lengths(config.model_copy(update={"latency": False}), context)

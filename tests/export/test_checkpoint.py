@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import evocompress.hf  # noqa: F401
+from evocompress.costs import cost_model
 from evocompress.errors import ExportError
 from evocompress.export import materialize, read_candidate, read_record
 from evocompress.families import FAMILIES
@@ -111,6 +112,17 @@ def test_record_holds_predicted_and_measured_costs(llama: LoadedModel, tmp_path:
     assert (record.id, read_candidate(out)) == (candidate.id, candidate)
 
 
+def test_measured_costs_are_those_of_the_cost_model(loaded: LoadedModel, tmp_path: Path) -> None:
+    library, candidate = ZeroingLibrary(loaded.model), mixed_candidate(loaded)
+    # Zeros elsewhere are none of the cost model's.
+    next(p for p in loaded.model.parameters() if p.ndim == 1).zero_()
+    out = materialize(loaded, library, candidate, tmp_path / "out")
+    family, model = loaded.family, loaded.model
+    costs = cost_model(family.units(model), family.architecture(model)).of([candidate])
+    measured = read_record(out).measured
+    assert measured == {name: costs[name].item() for name in measured}
+
+
 def test_tokenizer_and_generation_config_are_kept(llama: LoadedModel, tmp_path: Path) -> None:
     llama.model.generation_config.repetition_penalty = 1.5
     candidate = Candidate((("model.layers.2.mlp", DROP),))
@@ -159,8 +171,10 @@ def test_blocks_that_know_their_index_are_kept_in_place(ids: Tensor, tmp_path: P
 
 def test_a_model_without_any_attention_is_refused(llama: LoadedModel, tmp_path: Path) -> None:
     levels = tuple((f"model.layers.{i}.attention", DROP) for i in range(4))
-    with pytest.raises(ExportError, match="every other attention"):
-        materialize(llama, None, Candidate(levels), tmp_path / "out")
+    for format in ("auto", "stock", "hf"):
+        with pytest.raises(ExportError, match="no format can leave out every attention") as caught:
+            materialize(llama, None, Candidate(levels), tmp_path / "out", format=format)
+        assert "\n" not in str(caught.value)
 
 
 def test_compressed_matrices_need_a_library(llama: LoadedModel, tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -156,12 +158,75 @@ def test_divergence_stops_with_the_best_checkpoint_kept(
     assert all(parameter.isfinite().all() for parameter in healed.parameters())
 
 
+def strict_json(text: str) -> Any:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_validation_that_is_not_finite_is_null(
+    teacher: LoadedModel,
+    student: Path,
+    train: Tensor,
+    validation: Tensor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    value: float,
+) -> None:
+    divergences = iter([0.5, 0.4, value, value])
+    monkeypatch.setattr(distill.Distillation, "mean", lambda _: next(divergences))
+    report = heal(student, teacher, train, validation, CONFIG, tmp_path)
+    assert (report.initial_kl, report.best_kl, report.best_step) == (0.5, 0.4, 4)
+    assert report.final_kl is None
+    assert strict_json((tmp_path / "heal.json").read_text())["final_kl"] is None
+    history = [strict_json(line) for line in (tmp_path / "heal.jsonl").read_text().splitlines()]
+    assert [history[step]["validation_kl"] for step in (4, 8, 12)] == [0.4, None, None]
+    (state,) = (tmp_path / "state").iterdir()
+    assert strict_json((state / "state.json").read_text())["history"] == history
+    again = heal(student, teacher, train, validation, CONFIG, tmp_path, resume=True)
+    assert again.final_kl is None
+
+
+def test_a_student_whose_divergence_is_not_finite_is_refused(
+    teacher: LoadedModel,
+    student: Path,
+    train: Tensor,
+    validation: Tensor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(distill.Distillation, "mean", lambda _: math.nan)
+    with pytest.raises(RunError, match="cannot be healed: its KL is not finite"):
+        heal(student, teacher, train, validation, CONFIG, tmp_path / "heal")
+
+
+def test_a_truncated_student_is_named(
+    teacher: LoadedModel, student: Path, train: Tensor, validation: Tensor, tmp_path: Path
+) -> None:
+    path = student / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ModelError, match=f"^{path} is damaged or truncated.*$"):
+        heal(student, teacher, train, validation, CONFIG, tmp_path / "heal")
+
+
+def test_a_truncated_state_is_named(
+    teacher: LoadedModel, student: Path, train: Tensor, validation: Tensor, tmp_path: Path
+) -> None:
+    heal(student, teacher, train, validation, CONFIG, tmp_path / "heal")
+    (path,) = (tmp_path / "heal" / "state").glob("*/state.safetensors")
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(RunError, match=f"^{path} is damaged.*remove {tmp_path / 'heal'} to heal"):
+        heal(student, teacher, train, validation, CONFIG, tmp_path / "heal", resume=True)
+
+
 def test_wrong_inputs_are_named(
     teacher: LoadedModel, student: Path, train: Tensor, validation: Tensor, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError, match="search_sequences"):
         heal(student, teacher, train, validation[:0], CONFIG, tmp_path / "heal")
-    with pytest.raises(ModelError, match="not a checkpoint that can be healed"):
+    with pytest.raises(ModelError, match="is not a checkpoint: it has no config.json"):
         heal(tmp_path / "nothing", teacher, train, validation, CONFIG, tmp_path / "heal")
 
 

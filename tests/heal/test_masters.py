@@ -72,3 +72,26 @@ def test_state_continues_exactly() -> None:
         masters.step(1e-3)
     assert torch.equal(first.weights["weight"], second.weights["weight"])
     assert torch.equal(models[0].weight, models[1].weight)
+
+
+def test_a_loaded_state_is_on_the_device_of_the_model() -> None:
+    # The meta device stands for any that differs from where a file's tensors are.
+    masters = Masters(nn.Linear(8, 8, bias=False, device="meta"), {}, HealConfig())
+    kinds = ("master", "exp_avg", "exp_avg_sq")
+    saved = {f"{kind}.weight": torch.zeros(8, 8) for kind in kinds}
+    masters.load_state(saved | {"step.weight": torch.tensor(3.0)})
+    state = masters.state()
+    assert len(state) == 4
+    assert {tensor.device.type for tensor in state.values()} == {"meta"}
+
+
+def test_a_loaded_state_is_a_copy() -> None:
+    first, second = (Masters(linear(), {}, HealConfig()) for _ in range(2))
+    first.weights["weight"].grad = torch.ones(8, 8)
+    first.step(1e-3)
+    saved = first.state()
+    second.load_state(saved)
+    shared = {t.data_ptr() for t in saved.values()} & {
+        t.data_ptr() for t in second.state().values()
+    }
+    assert not shared

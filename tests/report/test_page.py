@@ -4,8 +4,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from fabricate import evaluation, run_folder, write_json
+from fabricate import config, evaluation, run_folder, write_json
 
+from evocompress.config_file import dump_config
 from evocompress.errors import RunError
 from evocompress.report import write_report
 
@@ -175,6 +176,35 @@ def test_summary_has_table_facts_and_notes(finished: Path) -> None:
     assert len(table) == 6 and len({line.count("|") for line in table}) == 1
     assert "| 0.3485 (± 0.0498 sd) | 0.3415 | 6.02 |" in table[4]
     assert "Failed evaluations, left out: 1 × NaN." in text
+
+
+def test_a_budget_that_the_space_implied_is_shown_as_a_share(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "run")
+    plain = config("tiny")
+    space = plain.space.model_copy(update={"budget": {}})
+    (folder / "config.yaml").write_text(dump_config(plain.model_copy(update={"space": space})))
+    winner = json.loads((folder / "winner.json").read_text())
+    winner["dense_costs"]["matrix_nonzeros"] = 1_000_000.0
+    winner["budget"] = {"matrix_nonzeros": 400_000.0}
+    write_json(folder / "winner.json", winner)
+    write_report(folder)
+    fact = "- **Budget**: non-zero weights of matrices ≤ 40% of dense\n"
+    assert fact in (folder / "summary.md").read_text()
+    (folder / "winner.json").unlink()
+    write_report(folder)
+    assert "- **Budget**: none\n" in (folder / "summary.md").read_text(), "not known yet"
+
+
+def test_what_a_model_lacks_is_a_dash(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "run")
+    data = evaluation()
+    for key in data["rows"][2].keys() - {"name"}:
+        data["rows"][2][key] = None
+    write_json(folder / "evaluation.json", data)
+    header, *rows = page_of(folder).rows
+    assert [cell.strip() for cell in rows[2]] == ["searched"] + ["–"] * (len(header) - 1)
+    dashes = " | ".join(["–"] * (len(header) - 1))
+    assert f"\n| searched | {dashes} |\n" in (folder / "summary.md").read_text()
 
 
 def test_notes_are_honest_about_the_text_and_the_zeros(tmp_path: Path) -> None:

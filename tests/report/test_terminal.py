@@ -41,6 +41,16 @@ def test_quantities_that_no_row_has_are_left_out(tmp_path: Path) -> None:
     assert line(lines, "KL, top 256")[-2:] == ["0.3415", "–"]
 
 
+def test_what_a_model_lacks_is_a_dash(tmp_path: Path) -> None:
+    data = evaluation()
+    for key in data["rows"][3].keys() - {"name"}:
+        data["rows"][3][key] = None
+    write_json(tmp_path / "evaluation.json", data)
+    quantities = ("Parameters", "Weights", "Held-out KL", "KL, top 256", "Perplexity", "Decode")
+    lines = printed(tmp_path)
+    assert [line(lines, quantity)[-1] for quantity in quantities] == ["–"] * len(quantities)
+
+
 def test_names_are_not_read_as_markup(tmp_path: Path) -> None:
     data = evaluation()
     data["rows"][3]["name"] = "[red]x[/red]"

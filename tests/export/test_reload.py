@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from export_cases import ZeroingLibrary, applied, mixed_candidate
+from torch import Tensor
+
+from evocompress.comparison import reload
+from evocompress.errors import ModelError
+from evocompress.export import materialize
+from evocompress.export.reload import read_checkpoint
+from evocompress.models import LoadedModel
+from evocompress.testing.tiny import tiny_model
+
+
+@pytest.fixture
+def checkpoint(llama: LoadedModel, tmp_path: Path) -> Path:
+    library = ZeroingLibrary(llama.model)
+    return materialize(llama, library, mixed_candidate(llama), tmp_path / "out")
+
+
+def refusal(path: Path, like: LoadedModel) -> str:
+    with pytest.raises(ModelError) as caught:
+        reload(path, like.model)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_what_was_written_comes_back_ready_to_be_measured(
+    loaded: LoadedModel, ids: Tensor, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    library, candidate = ZeroingLibrary(loaded.model), mixed_candidate(loaded)
+    out = materialize(loaded, library, candidate, tmp_path / "out")
+    capfd.readouterr()
+    model = read_checkpoint(out, loaded.model)
+    assert capfd.readouterr() == ("", "")
+    assert not model.training
+    assert torch.equal(model(ids).logits, applied(loaded, library, candidate)(ids).logits)
+
+
+def test_the_dtype_is_the_other_models(checkpoint: Path) -> None:
+    like = tiny_model("llama", dtype=torch.bfloat16)
+    model = reload(checkpoint, like)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("kept", [0, 4, 100, -1])
+def test_truncated_weights_are_named(llama: LoadedModel, checkpoint: Path, kept: int) -> None:
+    path = checkpoint / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:kept])
+    assert f"{path} is damaged or truncated" in refusal(checkpoint, llama)
+
+
+def test_missing_files_are_named(llama: LoadedModel, checkpoint: Path, tmp_path: Path) -> None:
+    (checkpoint / "model.safetensors").unlink()
+    assert "lacks model.safetensors" in refusal(checkpoint, llama)
+    assert "has no config.json" in refusal(tmp_path / "nothing", llama)
+
+
+def test_a_config_that_fits_no_weights_is_told(llama: LoadedModel, checkpoint: Path) -> None:
+    path = checkpoint / "config.json"
+    config = json.loads(path.read_text())
+    del config["per_layer_config"]
+    path.write_text(json.dumps(config))
+    assert "lacks" in refusal(checkpoint, llama)

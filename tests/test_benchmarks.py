@@ -1,0 +1,40 @@
+"""Every benchmark runs on small sizes and writes the figures that are compared over time."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+SHARED = {"common", "cells"}
+FIGURES = {
+    "proxy": ["vs_forward", "vs_two_sided_kl", "peak_mib", "peak_mib_two_sided"],
+    "library": ["vs_per_level_sweeps", "max_relative_difference"],
+    "sparsity50": [
+        *("uniform_kl_top256", "kl_217k_top256", "kl_438k_top256", "kl_659k_top256"),
+        *("uniform_kl", "kl_217k", "kl_438k", "kl_659k"),
+        *("uniform_ppl", "dense_ppl"),
+    ],
+}
+
+
+def test_every_script_is_tested():
+    assert {path.stem for path in FOLDER.glob("*.py")} - SHARED == FIGURES.keys()
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_quick_run_prints_and_writes_the_figures(name, tmp_path):
+    file = tmp_path / "figures.json"
+    command = [sys.executable, str(FOLDER / f"{name}.py"), "--quick", "--json", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(file.read_text())
+    assert document.keys() == {"name", "machine", "versions", "figures"}
+    assert document["name"] == name
+    assert document["machine"]["cores"] and document["versions"]["torch"]
+    for key in FIGURES[name]:
+        assert document["figures"][key] >= 0
+    printed = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("│")]
+    assert printed == list(document["figures"])
