@@ -145,7 +145,7 @@ def main() -> None:
         sys.exit(f"error: {one_line(error)}")
     except SystemExit as stop:
         if stop.code == INTERRUPTED:
-            print("interrupted: what is finished is kept; --resume goes on", file=sys.stderr)
+            print("interrupted: search and heal go on with --resume", file=sys.stderr)
         raise
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from evocompress.config import Positive
+from evocompress.budget import spend
 from evocompress.search import batches
 from evocompress.search.base import Problem, SearcherSettings
 from evocompress.search.moves import distinct, mutate
@@ -43,6 +44,7 @@ class EvoPress(StagedSearcher):
     ) -> None:
         super().__init__(problem, settings, rng)
         pool = problem.pool
+        self._joint = bool(problem.space.genes.matrices.size and problem.space.genes.droppable.size)
         self._max_level = settings.max_level
         self._max_total = settings.max_total
         published = 64 if is_depth(settings, problem.space) else 0
@@ -68,6 +70,9 @@ class EvoPress(StagedSearcher):
         """A feasible mutation of the parent, or ``None`` if it goes too far from the start."""
         child = mutate(self._space, parent, self._rng, self._max_level)
         child = self._space.repair(child, self._rng)
+        if self._joint:
+            # Which sub-layers are dropped has changed the cost: what was saved is given back.
+            child = spend(self._space, child, self._rng)
         return child if self._within_caps(child) else None
 
     def _random(self) -> Genome | None:

@@ -216,3 +216,18 @@ def test_a_smaller_last_micro_batch_is_left_out():
     )
     used = {index for requests, _ in steps for r in requests for index in r.micro_batches}
     assert used == {0, 1, 2}
+
+
+def test_what_a_favourable_drop_saves_is_spent_on_the_matrices():
+    space = space_of(
+        drop={},
+        sparsity={"target": 0.5, "step": 64, "levels": 6},
+        budget={"matrix_nonzeros": 0.45},
+    )
+    steps = run(searcher(space, initial=4, initial_tokens=128, **QUICK), Separable.of(space))
+    genomes = np.array([space.genome(r.candidate) for requests, _ in steps for r in requests])
+    slack = space.budget["matrix_nonzeros"] - space.costs(genomes)["matrix_nonzeros"]
+    matrices = space.genes.matrices
+    relaxable = (genomes[:, matrices] > 0) & ~space.genes.void(genomes)[:, matrices]
+    assert (slack >= 0).all()
+    assert ((slack < 64) | ~relaxable.any(axis=1)).all()
