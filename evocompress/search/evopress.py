@@ -8,8 +8,8 @@ from typing import Annotated, ClassVar
 import numpy as np
 from pydantic import Field
 
-from evocompress.config import Positive
 from evocompress.budget import spend
+from evocompress.config import Positive
 from evocompress.search import batches
 from evocompress.search.base import Problem, SearcherSettings
 from evocompress.search.moves import distinct, mutate
