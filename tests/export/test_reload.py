@@ -8,7 +8,6 @@ import torch
 from export_cases import ZeroingLibrary, applied, mixed_candidate
 from torch import Tensor
 
-from evocompress.comparison import reload
 from evocompress.errors import ModelError
 from evocompress.export import materialize
 from evocompress.export.reload import read_checkpoint
@@ -24,7 +23,7 @@ def checkpoint(llama: LoadedModel, tmp_path: Path) -> Path:
 
 def refusal(path: Path, like: LoadedModel) -> str:
     with pytest.raises(ModelError) as caught:
-        reload(path, like.model)
+        read_checkpoint(path, like.model)
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -44,7 +43,7 @@ def test_what_was_written_comes_back_ready_to_be_measured(
 
 def test_the_dtype_is_the_other_models(checkpoint: Path) -> None:
     like = tiny_model("llama", dtype=torch.bfloat16)
-    model = reload(checkpoint, like)
+    model = read_checkpoint(checkpoint, like)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
 
 
