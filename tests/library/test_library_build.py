@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from filelock import FileLock
 from library_setting import Setting, matrix_units, wanted_for
 
 from evocompress.criteria import CRITERIA, Statistics
@@ -207,7 +208,8 @@ def test_a_complete_library_is_opened_not_built(setting, tmp_path):
 def test_only_wanted_matrices_are_stored(setting, tmp_path):
     unit = "model.layers.1.mlp.down_proj"
     library = setting.build(tmp_path, wanted={unit: setting.wanted[unit]})
-    assert {file.name for file in tmp_path.iterdir()} == {"manifest.json", "block-0001.safetensors"}
+    files = {file.name for file in tmp_path.iterdir() if file.name != ".lock"}
+    assert files == {"manifest.json", "block-0001.safetensors"}
     with pytest.raises(LibraryError, match="no unit"):
         library.levels("model.layers.0.mlp.down_proj")
 
@@ -250,3 +252,8 @@ def test_impossible_wishes_are_refused(setting, tmp_path):
     setting.config = setting.config.model_copy(update={"criterion": "guess"})
     with pytest.raises(LibraryError, match="choose one of magnitude, wanda, sparsegpt"):
         setting.build(tmp_path / "criterion")
+
+
+def test_a_second_builder_is_kept_out(setting, tmp_path):
+    with FileLock(tmp_path / ".lock"), pytest.raises(LibraryError, match="another process"):
+        setting.build(tmp_path)
