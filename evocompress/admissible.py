@@ -2,39 +2,139 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from math import ceil
 
-from evocompress.config import DropSpace, SparsitySpace
+from evocompress.config import DropSpace, SparsitySpace, WidthSpace
 from evocompress.errors import ConfigError
-from evocompress.types import DENSE, DROP, Architecture, Level, Unit
+from evocompress.types import Architecture, Level, Unit
 
 # Keeps 0.7 * 1000, which is a little above 700 in floating point, from becoming 701 zeros.
 _ROUNDING = 1e-6
 
 
-def drop_levels(units: Sequence[Unit], config: DropSpace) -> dict[str, tuple[Level, ...]]:
-    """The levels (dense, drop) of every unit that may be removed.
+def droppable(units: Sequence[Unit], config: DropSpace) -> frozenset[str]:
+    """Names of the units that may be removed.
 
     A protected block protects its sub-layers, and a protected sub-layer its block.
 
     Raises:
         ConfigError: A glob matches no unit, or nothing is left that may be removed.
     """
-    large = [unit for unit in units if unit.kind != "matrix"]
-    named = set(_matching(large, config.protect, "space.drop.protect"))
-    above = {unit.parent for unit in large if unit.name in named}
-    below = {unit.name for unit in large if unit.parent in named}
-    free = [
-        unit.name
-        for unit in large
-        if unit.kind in config.units and unit.name not in named | above | below
-    ]
+    named = _protected(units, config.protect, "space.drop.protect")
+    above = {unit.parent for unit in units if unit.name in named}
+    free = [unit.name for unit in units if unit.kind in config.units]
+    free = [name for name in free if name not in named | above]
     if not free:
         kinds = " or ".join(config.units)
         raise ConfigError(f"space.drop: protect leaves no {kinds} to remove; protect fewer units")
-    return dict.fromkeys(free, (DENSE, DROP))
+    return frozenset(free)
+
+
+def width_levels(
+    units: Sequence[Unit], architecture: Architecture, config: WidthSpace, *, adds_bias: bool
+) -> dict[str, tuple[Level, ...]]:
+    """The narrow levels of every sub-layer that has any, from most to least parameters.
+
+    Args:
+        units: All units of the model.
+        architecture: The model's dimensions.
+        config: Which widths are asked for.
+        adds_bias: Whether a narrow sub-layer's output needs a bias. Where its output matrix
+            has one already, that takes it up, and the level does not speak of it.
+
+    Raises:
+        ConfigError: A width does not fit the model, a glob matches no unit, or no level is
+            left that is narrower than the model.
+    """
+    globs = () if config.uniform else config.protect
+    named = _protected(units, globs, "space.width.protect")
+    biased = {u.parent for u in units if u.kind == "matrix" and u.columns and u.bias}
+    levels = {
+        unit.name: _widths(unit, architecture, config, adds_bias and unit.name not in biased)
+        for unit in units
+        if unit.kind in config.units and unit.name not in named
+    }
+    narrow = {name: widths for name, widths in levels.items() if widths}
+    if not levels:
+        kinds = " or ".join(config.units)
+        raise ConfigError(f"space.width: protect leaves no {kinds} to narrow; protect fewer units")
+    if not narrow:
+        raise ConfigError("space.width: no width asked for is narrower than the model's; lower one")
+    shapes = set(zip(architecture.kv_heads, architecture.heads, architecture.channels, strict=True))
+    if config.uniform and len(shapes) > 1:
+        raise ConfigError(
+            "space.width.uniform: the layers of this model differ in width; leave uniform out"
+        )
+    return narrow
+
+
+def _widths(
+    unit: Unit, architecture: Architecture, config: WidthSpace, bias: bool
+) -> tuple[Level, ...]:
+    if unit.kind == "mlp":
+        return _channel_levels(architecture.channels[unit.block], config, bias)
+    kv_heads = architecture.kv_heads[unit.block]
+    return _head_levels(kv_heads, architecture.heads[unit.block] // kv_heads, config, bias)
+
+
+def _channel_levels(whole: int, config: WidthSpace, bias: bool) -> tuple[Level, ...]:
+    multiple = config.multiple_of
+    if multiple > whole:
+        raise ConfigError(
+            f"space.width.multiple_of: {multiple} is more than the model's {whole} FFN channels; "
+            "lower it"
+        )
+    exact = _counts(config.channels, whole, "channels", "FFN channels")
+    rounded = {ceil(count / multiple) * multiple for count in exact}
+    narrow = sorted((count for count in rounded if count < whole), reverse=True)
+    return tuple(Level(channels=count, bias=bias) for count in narrow)
+
+
+def _head_levels(
+    kv_heads: int, group_heads: int, config: WidthSpace, bias: bool
+) -> tuple[Level, ...]:
+    groups = _counts(config.kv_groups, kv_heads, "kv_groups", "key-value heads")
+    queries = _counts(
+        config.group_heads, group_heads, "group_heads", "query heads for each key-value head"
+    )
+    grid = {(g, q) for g in groups for q in queries} - {(kv_heads, group_heads)}
+    # A key and a value are as large as a query and its share of the output.
+    ordered = sorted(grid, key=lambda width: (width[0] * (width[1] + 1), width), reverse=True)
+    return tuple(Level(kv_groups=g, group_heads=q, bias=bias) for g, q in ordered)
+
+
+def _counts(widths: Sequence[float] | str, whole: int, key: str, what: str) -> set[int]:
+    """How many of the `whole` the widths mean; a 1 beside larger counts is a count, too."""
+    if isinstance(widths, str):  # "all"
+        return set(range(1, whole + 1))
+    fractions = [width for width in widths if width < 1 or max(widths) <= 1]
+    counts = set(widths) - set(fractions)
+    for count in counts:
+        if count != int(count):
+            raise ConfigError(
+                f"space.width.{key}: {count} is neither a fraction of at most 1 nor a whole "
+                f"number of {what}"
+            )
+        if count > whole:
+            raise ConfigError(
+                f"space.width.{key}: {count:.0f} is more than the model's {whole} {what}"
+            )
+    return {max(ceil(width * whole - _ROUNDING), 1) for width in fractions} | set(map(int, counts))
+
+
+def _protected(units: Sequence[Unit], globs: Sequence[str] | None, key: str) -> frozenset[str]:
+    """The units that match one of the globs, and what lies below them.
+
+    Without globs it is the first attention: several programs cannot do without it.
+    """
+    large = [unit for unit in units if unit.kind != "matrix"]
+    if globs is None:
+        named = frozenset([next(unit.name for unit in large if unit.kind == "attention")])
+    else:
+        named = _matching(large, globs, key)
+    return named | {unit.name for unit in large if unit.parent in named}
 
 
 def sparsity_levels(
@@ -56,6 +156,34 @@ def sparsity_levels(
     if config.pattern:
         return {unit.name: ((_patterned(unit, config),), 0) for unit in chosen}
     return {unit.name: _around_target(unit, config, step) for unit in chosen}
+
+
+def check_patterns(
+    matrices: Sequence[Unit],
+    widths: Mapping[str, Sequence[Level]],
+    sparsities: Mapping[str, Sequence[Level]],
+    head_dim: int,
+) -> None:
+    """Refuse an N:M pattern whose M does not divide the inputs that a width leaves.
+
+    Args:
+        matrices: All matrices of the model.
+        widths: {sub-layer: its narrow levels}.
+        sparsities: {matrix: its levels of sparsity}.
+        head_dim: Width of a head.
+
+    Raises:
+        ConfigError: With the matrix and the width.
+    """
+    for unit in matrices:
+        for level in widths.get(unit.parent or "", ()) if unit.columns else ():
+            inputs = level.channels or (level.kv_groups or 0) * (level.group_heads or 0) * head_dim
+            pattern = next((s.pattern for s in sparsities.get(unit.name, ()) if s.pattern), "")
+            if pattern and inputs % int(pattern.split(":")[1]):
+                raise ConfigError(
+                    f"space.sparsity.pattern '{pattern}': level {level.key} leaves '{unit.name}' "
+                    f"{inputs} inputs, which the pattern does not divide; choose other widths"
+                )
 
 
 def _step(architecture: Architecture, config: SparsitySpace) -> int:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -23,7 +23,7 @@ from evocompress.apply import LiveModel
 from evocompress.comparison import Contestant, compare
 from evocompress.config import RunConfig
 from evocompress.config_file import changed
-from evocompress.distributed import EXECUTORS
+from evocompress.costs import LatencyTable
 from evocompress.environment import describe, environment
 from evocompress.errors import RunError
 from evocompress.export import materialize as write_checkpoint
@@ -33,9 +33,11 @@ from evocompress.files import read_json, write_json
 from evocompress.heal import heal as distil
 from evocompress.journal import Journal, read_candidates
 from evocompress.outcome import costs_of, front_rows, winner_record
+from evocompress.profile import table_path, write_table
 from evocompress.progress import Advance, Reporter, Silent
 from evocompress.report import write_report
 from evocompress.run_folder import RunFolder, begin, check
+from evocompress.search.base import Searcher
 from evocompress.types import Candidate
 from evocompress.workbench import Workbench, check_names
 
@@ -63,11 +65,29 @@ def search(config: RunConfig, *, resume: bool = False, reporter: Reporter | None
         _describe(bench)
         bench.library  # noqa: B018  (a stage of its own, before the search is timed)
         with Journal(folder.journal, bench.header()) as journal:
-            outcome = _evolve(bench, journal)
-            write_json(folder.winner, winner_record(bench.space, outcome.best))
-            rows = front_rows(bench.space, journal, outcome, len(bench.calibration.search))
-            write_json(folder.front, rows)
+            _conclude(bench, journal)
     return folder.path
+
+
+def profile(
+    config: RunConfig, *, anew: bool = False, reporter: Reporter | None = None
+) -> tuple[Path, LatencyTable]:
+    """The latency table of a run's model on this machine, measured where it is missing.
+
+    Args:
+        config: The run.
+        anew: Measure even where there is a table.
+        reporter: Told about progress.
+
+    Returns:
+        The table and its file.
+
+    Raises:
+        EvoCompressError: Anything the user can mend.
+    """
+    bench = Workbench(config, RunFolder(config.folder), reporter or Silent())
+    table = bench.profile(anew=anew)
+    return table_path(bench.loaded, config.latency), table
 
 
 def build_library(config: RunConfig, *, reporter: Reporter | None = None) -> Path:
@@ -79,7 +99,7 @@ def build_library(config: RunConfig, *, reporter: Reporter | None = None) -> Pat
     check_names(config)
     bench = Workbench(config, RunFolder(config.folder), reporter or Silent())
     if not bench.wanted_levels:
-        raise RunError(f"{config.name}: the search space has no sparsity, so it needs no library")
+        raise RunError(f"{config.name}: the search space only removes, so it needs no library")
     assert bench.library is not None
     return bench.library.path
 
@@ -97,7 +117,7 @@ def materialize(
     Args:
         path: The run's folder.
         out: Where to; by default ``checkpoint`` in the run's folder.
-        form: ``stock``, ``hf`` or ``auto``.
+        form: ``stock``, ``hf``, ``padded`` or ``auto``.
         candidate: ``winner``, ``uniform``, or an id of the journal.
         reporter: Told about progress.
 
@@ -250,18 +270,39 @@ def _describe(bench: Workbench) -> None:
     if not folder.environment.exists():
         write_json(folder.environment, environment(bench.loaded.model.device))
     if not folder.units.exists():
-        write_json(folder.units, [asdict(unit) for unit in bench.units])
+        architecture = bench.loaded.family.architecture(bench.loaded.model)
+        units = [asdict(unit) for unit in bench.units]
+        write_json(folder.units, {"units": units, "architecture": asdict(architecture)})
+    if bench.latency_table is not None and not folder.latency.exists():
+        write_table(folder.latency, bench.latency_table)
 
 
-def _evolve(bench: Workbench, journal: Journal) -> run.Outcome:
+def _conclude(bench: Workbench, journal: Journal) -> None:
+    """Runs the search, and writes the winner and the front."""
+    searcher, folder = bench.searcher(), bench.folder
+    outcome = _evolve(bench, searcher, journal)
+    rows = front_rows(
+        bench.space,
+        journal,
+        outcome,
+        len(bench.calibration.search),
+        objectives=searcher.objectives,
+        origins=searcher.origins(),
+    )
+    winner = winner_record(bench.space, outcome.best, rows, objectives=searcher.objectives)
+    write_json(folder.winner, winner)
+    write_json(folder.front, rows)
+
+
+def _evolve(bench: Workbench, searcher: Searcher, journal: Journal) -> run.Outcome:
     tokens = bench.config.search.tokens
     with (
         LiveModel(bench.loaded, bench.library) as live,
-        closing(EXECUTORS[bench.config.executor](bench.proxy(live))) as executor,
+        closing(bench.executor(live)) as executor,
         bench.reporter.stage(f"search: {bench.config.search.name}") as advance,
     ):
         return run.search(
-            bench.searcher(),
+            searcher,
             executor,
             journal,
             bench.calibration.pool,
@@ -270,9 +311,19 @@ def _evolve(bench: Workbench, journal: Journal) -> run.Outcome:
         )
 
 
+def _even(bench: Workbench) -> Candidate:
+    """The even candidate of the budget; without one, of what the winner costs."""
+    space = bench.space
+    if not space.budget:
+        winner = Candidate.from_json(read_json(bench.folder.winner)["levels"])
+        costs = costs_of(space, winner)
+        space = replace(space, budget={name: costs[name] for name in bench.searcher().objectives})
+    return space.candidate(space.uniform())
+
+
 def _candidate(bench: Workbench, name: str) -> Candidate:
     if name == "uniform":
-        return bench.space.candidate(bench.space.uniform())
+        return _even(bench)
     winner = read_json(bench.folder.winner)
     if name in ("winner", winner["id"]):
         return Candidate.from_json(winner["levels"])
@@ -287,7 +338,7 @@ def _contestants(bench: Workbench) -> dict[str, Contestant]:
     if not folder.checkpoint.exists():
         raise RunError(f"{folder.checkpoint} does not exist: run 'evocompress materialize' first")
     dense = bench.loaded.model
-    uniform = space.candidate(space.uniform())
+    uniform = _even(bench)
     searched = costs_of(space, read_candidate(folder.checkpoint))
     with TemporaryDirectory(dir=folder.path) as scratch:
         written = write_checkpoint(bench.loaded, library, uniform, Path(scratch) / "uniform")

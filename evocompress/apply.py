@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 
 from torch import Tensor, nn
 
 from evocompress.errors import LibraryError
-from evocompress.families import SubLayerName
-from evocompress.library.store import Library
+from evocompress.families import Matrix, SubLayerName
+from evocompress.families.base import Attributes
 from evocompress.models import LoadedModel
+from evocompress.prune import PARTS, Form, LevelStore, Source
 from evocompress.types import DENSE, Candidate, Level, Unit
 
 
 class LiveModel:
     """A model that takes the form of any candidate, in place and reversibly.
 
-    Matrices are swapped by pointer for the library's tensors (copied to the device where that
-    is not the CPU); dropped sub-layers are replaced by modules that add nothing. Only what
-    differs from the current candidate is touched. A failed `apply` changes nothing.
+    Matrices and biases are swapped by pointer for those of `evocompress.prune`; a narrowed
+    sub-layer is told its new number of heads or channels; a dropped one is replaced by modules
+    that add nothing. Only what differs from the current candidate is touched. A failed `apply`
+    changes nothing.
 
     Args:
         loaded: The model, dense.
-        library: Where compressed weights come from; ``None`` if candidates only drop.
+        library: Where compressed weights come from; ``None`` if candidates only drop or merge.
 
     Example:
         >>> with LiveModel(loaded, library) as live:
@@ -31,20 +33,21 @@ class LiveModel:
         ...     loaded.model(ids)
     """
 
-    def __init__(self, loaded: LoadedModel, library: Library | None = None) -> None:
+    def __init__(self, loaded: LoadedModel, library: LevelStore | None = None) -> None:
         self.loaded = loaded
         self.library = library
         self._current = Candidate()
         self._units = {unit.name: unit for unit in loaded.family.units(loaded.model)}
-        # Parameters are looked up while all modules are in place: a dropped one cannot be found.
-        self._parameters = {
-            name: loaded.model.get_parameter(f"{name}.weight")
+        self._blocks = list(loaded.family.blocks(loaded.model))
+        # Modules are looked up while all are in place: a dropped one cannot be found.
+        self._modules = {
+            name: loaded.model.get_submodule(name)
             for name, unit in self._units.items()
             if unit.kind == "matrix"
         }
-        self._dense = {name: parameter.data for name, parameter in self._parameters.items()}
-        self._blocks = list(loaded.family.blocks(loaded.model))
+        self._source = Source(loaded, _tensors(self._modules), library)
         self._removed: dict[str, dict[str, nn.Module]] = {}
+        self._attributes: dict[str, Attributes] = {}
 
     @property
     def current(self) -> Candidate:
@@ -58,21 +61,24 @@ class LiveModel:
             LibraryError: The model has no such unit, or the library no such level.
         """
         before, after = self._current.by_name, candidate.by_name
-        changes = {
+        changed = {
             name: after.get(name, DENSE)
             for name in before.keys() | after.keys()
             if before.get(name) != after.get(name)
         }
-        weights = self._weights(changes)
-        for name, tensor in weights.items():
-            self._parameters[name].data = tensor
-        for name, level in changes.items():
-            if name not in weights:
-                self._set_dropped(self._units[name], level.drop)
+        for name, level in changed.items():
+            self._check(name, level)
+        # Everything that can fail comes before the first change.
+        tensors = self._changed_tensors(changed, before, after)
+        for name, parts in tensors.items():
+            self._put(name, parts)
+        for name, level in changed.items():
+            if self._units[name].kind in ("attention", "mlp"):
+                self._reshape(self._units[name], level)
         self._current = candidate
 
     def restore(self) -> None:
-        """Make the model dense again, with the very tensors and modules it had."""
+        """Make the model dense again, with the very tensors, modules and attributes it had."""
         self.apply(Candidate())
 
     def __enter__(self) -> LiveModel:
@@ -86,39 +92,93 @@ class LiveModel:
     ) -> None:
         self.restore()
 
-    def _weights(self, changes: Mapping[str, Level]) -> dict[str, Tensor]:
-        """The new tensors of the matrices that change; raises before anything is swapped."""
-        weights: dict[str, Tensor] = {}
-        for name, level in changes.items():
-            if name not in self._units:
-                raise LibraryError(f"the model has no unit {name}: the candidate is of another one")
-            if self._units[name].kind == "matrix":
-                weights[name] = self._weight(name, level)
-            elif self._units[name].kind == "block":
-                raise LibraryError(f"{name} is a block: a candidate drops its two sub-layers")
-            elif not (level.drop or level.dense):
-                raise LibraryError(f"{name} can only be dropped or dense, not {level.key}")
-        return weights
+    def _check(self, name: str, level: Level) -> None:
+        """Refuse units that the model does not have, and levels that are of another kind."""
+        if name not in self._units:
+            raise LibraryError(f"the model has no unit {name}: the candidate is of another one")
+        kind = self._units[name].kind
+        if kind == "block" and not (level.dense or level.merge):
+            raise LibraryError(
+                f"{name} is a block: a candidate drops its two sub-layers or merges it"
+            )
+        width = {"attention": level.kv_groups, "mlp": level.channels}
+        if kind in width and not (level.dense or level.drop or width[kind]):
+            raise LibraryError(f"{name} can only be dropped, narrowed or dense, not {level.key}")
 
-    def _weight(self, name: str, level: Level) -> Tensor:
-        if level.dense:
-            return self._dense[name]
-        if self.library is None:
-            raise LibraryError(f"{name} at {level.key} needs a level library: give one")
-        stored = self.library.load(name, level)["weight"]
-        return stored.to(self._parameters[name].device, non_blocking=True)
+    def _changed_tensors(
+        self, changed: Iterable[str], before: Mapping[str, Level], after: Mapping[str, Level]
+    ) -> dict[str, dict[str, Tensor]]:
+        """The new tensors of each matrix whose form changes; raises where there are none."""
+        tensors: dict[str, dict[str, Tensor]] = {}
+        for block in sorted({self._units[name].block for name in changed}):
+            for matrix in self.loaded.family.matrices:
+                form = self._form(block, matrix, after)
+                if form != self._form(block, matrix, before):
+                    name = f"{self._name(block)}.{matrix.path}"
+                    tensors[name] = self._source.tensors(block, matrix, form)
+        return tensors
 
-    def _set_dropped(self, unit: Unit, drop: bool) -> None:
-        """Put a sub-layer's replacements in, or the modules they stand for back."""
-        block = self._blocks[unit.block]
-        if drop:
-            modules = self.loaded.family.replacements(block, _sublayer(unit))
-            self._removed[unit.name] = {path: block.get_submodule(path) for path in modules}
+    def _form(self, block: int, matrix: Matrix, levels: Mapping[str, Level]) -> Form:
+        """What becomes of a matrix of a block; it is left dense where its sub-layer is dropped."""
+        name = self._name(block)
+        width = levels.get(f"{name}.{matrix.sublayer}", DENSE)
+        if width.drop:
+            return Form()
+        own = levels.get(f"{name}.{matrix.path}", DENSE)
+        return Form(own, width, levels.get(name, DENSE).merge)
+
+    def _name(self, block: int) -> str:
+        return f"{self.loaded.family.layers_path}.{block}"
+
+    def _put(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Swap the weight and bias of a matrix; a bias it lacks when dense comes and goes."""
+        module = self._modules[name]
+        weight, bias = (f"{name}.{part}" for part in PARTS)
+        module.get_parameter("weight").data = tensors[weight]
+        if bias in self._source.dense:
+            module.get_parameter("bias").data = tensors[bias]
         else:
-            modules = self._removed.pop(unit.name)
-        for path, module in modules.items():
-            block.set_submodule(path, module)
+            new = tensors.get(bias)
+            module.register_parameter(
+                "bias", None if new is None else nn.Parameter(new, requires_grad=False)
+            )
+
+    def _reshape(self, unit: Unit, level: Level) -> None:
+        """Give a sub-layer the modules and attributes of a level, starting from its dense ones."""
+        block, family = self._blocks[unit.block], self.loaded.family
+        sublayer: SubLayerName = "attention" if unit.kind == "attention" else "mlp"
+        _put_modules(block, self._removed.pop(unit.name, {}))
+        _put_attributes(block, self._attributes.pop(unit.name, {}))
+        if level.drop:
+            self._removed[unit.name] = _put_modules(block, family.replacements(block, sublayer))
+        elif level.narrow:
+            widths = self._source.widths(unit.block).at(level)
+            attributes = family.narrowing(block, sublayer, widths)
+            self._attributes[unit.name] = _put_attributes(block, attributes)
 
 
-def _sublayer(unit: Unit) -> SubLayerName:
-    return "attention" if unit.kind == "attention" else "mlp"
+def _tensors(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """The tensors of modules now, by parameter name."""
+    return {
+        f"{name}.{part}": parameter.data
+        for name, module in modules.items()
+        for part, parameter in module.named_parameters()
+    }
+
+
+def _put_modules(block: nn.Module, modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Put modules at their paths in a block; returns those that were there."""
+    former = {path: block.get_submodule(path) for path in modules}
+    for path, module in modules.items():
+        block.set_submodule(path, module)
+    return former
+
+
+def _put_attributes(block: nn.Module, attributes: Attributes) -> Attributes:
+    """Set attributes of the modules of a block; returns their former values."""
+    former: Attributes = {}
+    for (path, name), value in attributes.items():
+        module = block.get_submodule(path)
+        former[path, name] = getattr(module, name)
+        setattr(module, name, value)
+    return former

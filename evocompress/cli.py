@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from evocompress.errors import EvoCompressError, one_line
 
@@ -64,6 +66,27 @@ def search(run_file: RunFile, overrides: Overrides = None, resume: Resume = Fals
     typer.echo(f"Next: evocompress materialize {folder}")
 
 
+@app.command(
+    epilog="Example: `evocompress profile search_spaces/smollm2_latency70.yaml`; "
+    "`evocompress profile run.yaml latency.prefill=[4,256] --anew`"
+)
+def profile(
+    run_file: RunFile,
+    overrides: Overrides = None,
+    anew: Annotated[bool, typer.Option("--anew", help="Measure even where there is one.")] = False,
+) -> None:
+    """Measure the latency table of a run's model on this machine, or show the one there is."""
+    from evocompress import api
+    from evocompress.config_file import load_config
+    from evocompress.profile import table_rows
+    from evocompress.progress import Reporter
+
+    config = load_config(run_file, overrides or [])
+    path, table = api.profile(config, anew=anew, reporter=Reporter())
+    _print_table(_columns(table_rows(table)))
+    typer.echo(f"Table: {path}")
+
+
 @library_app.command(
     "build", epilog="Example: `evocompress library build run.yaml library.path=libraries/smollm2`"
 )
@@ -92,7 +115,7 @@ def materialize(
     folder: Folder,
     out: Annotated[Path | None, typer.Option(help="Default: `checkpoint` in the run.")] = None,
     form: Annotated[
-        str, typer.Option("--format", help="`stock`, `hf` (modeling file) or `auto`.")
+        str, typer.Option("--format", help="`stock`, `hf` (modeling file), `padded` or `auto`.")
     ] = "auto",
     candidate: Annotated[
         str, typer.Option(help="`winner`, `uniform`, or the id of a candidate of the journal.")
@@ -147,6 +170,17 @@ def main() -> None:
         if stop.code == INTERRUPTED:
             print("interrupted: search and heal go on with --resume", file=sys.stderr)
         raise
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> Table:
+    """A table of rows of text, of which the first is the heading."""
+    heading, *body = rows
+    table = Table(heading[0])
+    for name in heading[1:]:
+        table.add_column(name, justify="right")
+    for row in body:
+        table.add_row(*row)
+    return table
 
 
 def _print_table(table: object) -> None:

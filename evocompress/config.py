@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -83,11 +83,15 @@ class DropSpace(Strict):
 
     Attributes:
         units: ``[attention, mlp]``, one of them, or ``[block]``.
-        protect: Globs over names of units that are never removed.
+        protect: Globs over names of units that are never removed; by default the first
+            attention, which several programs cannot do without.
+        merge: Removed blocks are merged into the last kept block before them (LaCo,
+            2402.11187); only with ``[block]``.
     """
 
     units: tuple[Literal["attention", "mlp", "block"], ...] = ("attention", "mlp")
-    protect: tuple[str, ...] = ()
+    protect: tuple[str, ...] | None = None
+    merge: bool = False
 
     @field_validator("units")
     @classmethod
@@ -96,18 +100,60 @@ class DropSpace(Strict):
             raise ValueError("give [block], or one or both of [attention, mlp]")
         return units
 
+    @model_validator(mode="after")
+    def _merges_blocks(self) -> DropSpace:
+        if self.merge and self.units != ("block",):
+            raise ValueError("merge needs units: [block]")
+        return self
+
+
+Width = Annotated[float, Field(gt=0)]
+
+
+class WidthSpace(Strict):
+    """Which widths the sub-layers may have; a width of at most 1 is a fraction, else a count.
+
+    Beside counts above 1, a 1 is a count as well: ``kv_groups: [1, 2]``.
+
+    Attributes:
+        units: ``[attention, mlp]`` or one of them.
+        channels: FFN channels kept, rounded up to a multiple of `multiple_of`.
+        kv_groups: Key-value heads kept; ``all`` is every number of them.
+        group_heads: Query heads kept in each kept group; ``all`` is every number of them.
+        multiple_of: Of the number of channels; hardware likes 32, 64 or 256.
+        uniform: Every layer has the same width, so that the result loads in stock classes.
+        protect: Globs over names of units that keep their width; by default the first
+            attention, or nothing where `uniform`.
+    """
+
+    units: tuple[Literal["attention", "mlp"], ...] = ("attention", "mlp")
+    channels: tuple[Width, ...] = (0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125)
+    kv_groups: tuple[Width, ...] | Literal["all"] = "all"
+    group_heads: tuple[Width, ...] | Literal["all"] = "all"
+    multiple_of: Positive = 32
+    uniform: bool = False
+    protect: tuple[str, ...] | None = None
+
+    @model_validator(mode="after")
+    def _uniform_protects_nothing(self) -> WidthSpace:
+        if self.uniform and self.protect:
+            raise ValueError("uniform ties all layers, so protect must be empty")
+        return self
+
 
 class SpaceConfig(Strict):
     """What may be compressed and within which budget.
 
     Attributes:
         sparsity: Zeros in matrices.
+        width: Narrower attention and FFN.
         drop: Removed sub-layers or blocks.
         budget: Upper bounds {cost name: bound}; a bound of at most 1 is a fraction of the
             dense model, a larger one is absolute. See `evocompress.costs.COSTS`.
     """
 
     sparsity: SparsitySpace | None = None
+    width: WidthSpace | None = None
     drop: DropSpace | None = None
     budget: dict[str, Annotated[float, Field(gt=0)]] = {}
 
@@ -117,27 +163,37 @@ class LibraryConfig(Strict):
 
     Attributes:
         path: Folder; ``None`` puts it into the run folder.
-        criterion: A name from `evocompress.criteria.CRITERIA`.
+        criterion: How matrices get zeros: a name from `evocompress.criteria.CRITERIA`.
+        width_criterion: How sub-layers are narrowed: a name from
+            `evocompress.criteria.STRUCTURED`.
+        reconstruct: Refit what is left of a narrowed sub-layer by least squares (LIAR,
+            2407.13331).
         hessians: Statistics from the ``dense`` model (as EvoPress) or ``propagated`` through
             the blocks compressed so far (as SparseGPT).
         damping: Fraction of the mean diagonal added to a Hessian.
+        cache_mib: Memory for matrices that are both narrowed and given zeros, which are made
+            when they are first needed.
     """
 
     path: Path | None = None
     criterion: str = "sparsegpt"
+    width_criterion: str = "obs_structured"
+    reconstruct: bool = False
     hessians: Literal["dense", "propagated"] = "dense"
     damping: Annotated[float, Field(gt=0)] = 0.01
+    cache_mib: Positive = 2048
 
 
 class ProxyConfig(Strict):
     """How good a candidate is.
 
     Attributes:
-        kind: ``kl`` to the dense model, or ``perplexity`` (its logarithm is what is kept).
+        kind: ``kl`` to the dense model, ``perplexity`` (its logarithm is what is kept), ``js``
+            (Jensen-Shannon divergence) or ``cosine`` (distance of the final hidden states).
         top_k: Teacher probabilities kept for each position; the rest is one bucket.
     """
 
-    kind: Literal["kl", "perplexity"] = "kl"
+    kind: Literal["kl", "perplexity", "js", "cosine"] = "kl"
     top_k: Positive = 256
 
 
@@ -205,6 +261,28 @@ class EvaluateConfig(Strict):
     repeats: Positive = 5
 
 
+class LatencyConfig(Strict):
+    """How latency is measured as a cost, and what for.
+
+    Attributes:
+        prefill: (batch, tokens) of the prompt that ``latency`` is about.
+        decode: (batch, context tokens) of the step that ``decode_latency`` is about.
+        repeats: Timings of each entry, of which the median counts.
+        validation: Random whole candidates that check the table and fit scale and offset.
+        table: File of the table; ``None`` keeps it with the tables of other devices in the
+            cache folder.
+        force: Use a table that was measured on another device, in another dtype or with
+            another batch or length.
+    """
+
+    prefill: tuple[Positive, Positive] = (1, 512)
+    decode: tuple[Positive, Positive] = (1, 128)
+    repeats: Annotated[int, Field(ge=3)] = 7
+    validation: Annotated[int, Field(ge=4)] = 20
+    table: Path | None = None
+    force: bool = False
+
+
 class RunConfig(Strict):
     """Everything a run needs; written resolved into the run folder.
 
@@ -225,6 +303,7 @@ class RunConfig(Strict):
     calibration: CalibrationConfig = CalibrationConfig()
     space: SpaceConfig
     library: LibraryConfig = LibraryConfig()
+    latency: LatencyConfig = LatencyConfig()
     proxy: ProxyConfig = ProxyConfig()
     search: SearchConfig = SearchConfig()
     heal: HealConfig = HealConfig()

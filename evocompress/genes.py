@@ -2,75 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from evocompress.canonical import SUBLAYERS, canonical, merge_levels
 from evocompress.errors import ConfigError
-from evocompress.types import DENSE, DROP, Candidate, Level, Unit, UnitKind
+from evocompress.types import DENSE, DROP, Candidate, Level, Unit
 
 Genome = NDArray[np.int64]
-
-SUBLAYERS: tuple[UnitKind, ...] = ("attention", "mlp")
-
-
-def canonical(levels: Mapping[str, Level], units: Sequence[Unit]) -> Candidate:
-    """The candidate in canonical form.
-
-    Dense levels and the void descendants of dropped units are left out, and a dropped block
-    is written as its two dropped sub-layers.
-
-    Args:
-        levels: {unit name: level}; a unit that is not named is dense.
-        units: All units of the model, parents before their children.
-
-    Raises:
-        ConfigError: A name is not that of a unit, or a matrix alone is dropped.
-    """
-    unknown = levels.keys() - {unit.name for unit in units}
-    if unknown:
-        raise ConfigError(
-            f"unit '{min(unknown)}' is not in this model; its units look like '{units[-1].name}'"
-        )
-    removed: set[str] = set()
-    kept: dict[str, Level] = {}
-    for unit in units:
-        level = levels.get(unit.name, DENSE)
-        void = unit.parent in removed
-        if level.drop and not void and unit.kind == "matrix":
-            raise ConfigError(f"matrix '{unit.name}' cannot be dropped alone: drop '{unit.parent}'")
-        if void or level.drop:
-            removed.add(unit.name)
-        if unit.kind in SUBLAYERS and unit.name in removed:
-            kept[unit.name] = DROP
-        elif unit.name not in removed and not level.dense:
-            kept[unit.name] = level
-    return Candidate(tuple(sorted(kept.items())))
 
 
 @dataclass(frozen=True, eq=False)
 class Genes:
-    """The units that a space decides about, and what a genome says of them.
+    """What a space decides about, and what a genome says of it.
 
-    A genome is an array (U,) of indices into each unit's levels; several are an array (N, U).
-    A gene below a dropped unit is void: its value says nothing.
+    A genome is an array (U,) of indices into each gene's levels; several are an array (N, U).
+    A gene is about one unit, or about several that are tied and have the same level. A gene
+    below a dropped unit is void: its value says nothing.
 
     Attributes:
         tree: All units of the model, parents before their children.
-        units: The U genes, in model order: matrices with levels of sparsity, and droppable
-            units with the levels (dense, drop).
-        levels: For each gene its levels, from least to most compressed.
+        members: For each of the U genes its units: matrices with levels of sparsity,
+            sub-layers with widths or a drop, or blocks that may be dropped. In model order.
+        levels: For each gene its levels, from most to least parameters. Those of a sub-layer
+            are (dense, narrower ones, drop), as far as it has them: indices of its narrow
+            levels are no order for other costs.
         start: For each gene the level (U,) it has before any search, and again when a unit
-            above it is restored: a matrix its target, a droppable unit dense.
+            above it is restored: a matrix its target, another unit dense.
+        merges: Whether dropped blocks are merged into the last kept one before them.
     """
 
     tree: tuple[Unit, ...]
-    units: tuple[Unit, ...]
+    members: tuple[tuple[Unit, ...], ...]
     levels: tuple[tuple[Level, ...], ...]
     start: Genome
+    merges: bool = False
+
+    @cached_property
+    def units(self) -> tuple[Unit, ...]:
+        """For each gene its first unit."""
+        return tuple(members[0] for members in self.members)
 
     @cached_property
     def sizes(self) -> Genome:
@@ -86,36 +60,100 @@ class Genes:
     @cached_property
     def matrices(self) -> NDArray[np.int64]:
         """Indices of the genes that are matrices."""
-        return np.flatnonzero([unit.kind == "matrix" for unit in self.units])
+        return np.flatnonzero(self.stepped)
+
+    @cached_property
+    def stepped(self) -> NDArray[np.bool_]:
+        """Which genes are moved level by level: the matrices (U,)."""
+        return np.array([unit.kind == "matrix" for unit in self.units])
+
+    @cached_property
+    def options(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Every level of every gene: which gene, and the level's index (all levels,)."""
+        genes = np.repeat(np.arange(len(self.units)), self.sizes)
+        return genes, np.concatenate([np.arange(size) for size in self.sizes])
+
+    @cached_property
+    def drop_index(self) -> Genome:
+        """For each gene the index of the level that drops it (U,), -1 where there is none."""
+        found = [levels.index(DROP) if DROP in levels else -1 for levels in self.levels]
+        return np.array(found, dtype=np.int64)
 
     @cached_property
     def droppable(self) -> NDArray[np.int64]:
         """Indices of the genes that can be dropped."""
-        return np.flatnonzero([unit.kind != "matrix" for unit in self.units])
+        return np.flatnonzero(self.drop_index >= 0)
+
+    @cached_property
+    def widths(self) -> NDArray[np.int64]:
+        """Indices of the genes that can be narrowed."""
+        return np.flatnonzero([any(level.narrow for level in levels) for levels in self.levels])
+
+    @cached_property
+    def parts(self) -> tuple[Unit, ...]:
+        """The P sub-layers of the model, in model order."""
+        return tuple(unit for unit in self.tree if unit.kind in SUBLAYERS)
+
+    @cached_property
+    def part_levels(self) -> tuple[tuple[Level, ...], ...]:
+        """For each sub-layer the levels that genomes give it: its gene's, and a drop."""
+        dense = ((DENSE,), *self.levels)
+        own = [dense[gene + 1] for gene in self._part_genes]
+        return tuple(
+            (*levels, DROP) if block >= 0 and DROP not in levels else levels
+            for levels, block in zip(own, self._block_genes, strict=True)
+        )
+
+    def dropped(self, genomes: Genome) -> NDArray[np.bool_]:
+        """Which genes are dropped (N, U)."""
+        dropped: NDArray[np.bool_] = genomes == self.drop_index
+        return dropped
+
+    def states(self, genomes: Genome) -> NDArray[np.int64]:
+        """For each sub-layer the index of its level in `part_levels` (N, P)."""
+        genes = self._part_genes
+        own: NDArray[np.int64] = genomes.take(np.maximum(genes, 0), axis=1)
+        own[:, genes < 0] = 0
+        if "block" not in self.by_kind:
+            return own
+        return np.where(self._below_dropped(genomes), self._drop_states, own)
 
     def void(self, genomes: Genome) -> NDArray[np.bool_]:
-        """Which genes (N, U) lie below a dropped unit."""
-        return self._dropped(genomes)[:, self._dropper]
+        """Which genes (N, U) lie below dropped units, with all of their members."""
+        if not self.droppable.size:
+            return np.zeros(genomes.shape, dtype=bool)
+        never = np.zeros((len(genomes), 1), dtype=bool)
+        lost = self.states(genomes) == self._drop_states
+        columns = np.concatenate([lost, self._below_dropped(genomes), never], axis=1)
+        homes, begins = self._void_columns
+        void: NDArray[np.bool_] = np.logical_and.reduceat(columns[:, homes], begins, axis=1)
+        return void
 
     def settle(self, genomes: Genome) -> Genome:
         """The genomes (N, U) with void genes at their start: equal candidates, equal rows."""
         settled: Genome = np.where(self.void(genomes), self.start, genomes)
         return settled
 
-    def states(self, genomes: Genome) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-        """What the cost model asks for: kept sub-layers (N, P) and zeros in them (N,)."""
-        dropped = self._dropped(genomes)
-        zeros = self._zeros.ravel()[genomes + self._rows]
-        if dropped.any():
-            zeros *= ~dropped[:, self._dropper]
-        return ~dropped[:, self._part_dropper], zeros.sum(axis=1)
+    def keep_attention(self, genomes: Genome) -> NDArray[np.bool_]:
+        """Which genomes (N, U) keep at least one attention: others cannot be written."""
+        attention = np.array([unit.kind == "attention" for unit in self.parts])
+        if (self._drop_states[attention] < 0).any():
+            return np.ones(len(genomes), dtype=bool)
+        present: NDArray[np.bool_] = self.states(genomes) != self._drop_states
+        kept: NDArray[np.bool_] = np.logical_or.reduce(present[:, attention], axis=1)
+        return kept
 
     def candidate(self, genome: Genome) -> Candidate:
         """The canonical candidate of one genome (U,)."""
         named = {
             unit.name: levels[index]
-            for unit, levels, index in zip(self.units, self.levels, genome.tolist(), strict=True)
+            for members, levels, index in zip(
+                self.members, self.levels, genome.tolist(), strict=True
+            )
+            for unit in members
         }
+        if self.merges:
+            named |= merge_levels(self.tree, {n for n, level in named.items() if level.drop})
         return canonical(named, self.tree)
 
     def genome(self, candidate: Candidate) -> Genome:
@@ -126,70 +164,85 @@ class Genes:
                 or leaves a unit dense that the space always compresses.
         """
         genome = self.start.copy()
-        # Droppable units first: what they drop says which matrices are void.
-        for genes in (self.droppable, self.matrices):
-            for index in genes[~self.void(genome[None])[0, genes]]:
-                unit = self.units[index]
-                genome[index] = _index(self.levels[index], self._level(unit, candidate), unit)
-        strays = candidate.by_name.keys() - self.candidate(genome).by_name.keys()
-        if strays:
-            raise ConfigError(f"unit '{min(strays)}' is not one that this search space compresses")
+        # Parents first: what is dropped says which genes are void.
+        for kind in ("block", *SUBLAYERS, "matrix"):
+            live = ~self.void(genome[None])[0]
+            for gene in np.flatnonzero(live & [unit.kind == kind for unit in self.units]).tolist():
+                genome[gene] = self._read(gene, candidate)
+        self._check_read(candidate, self.candidate(genome))
         return genome
 
-    def _level(self, unit: Unit, candidate: Candidate) -> Level:
-        if unit.kind != "block":
-            return candidate.by_name.get(unit.name, DENSE)
-        below = [child.name for child in self.tree if child.parent == unit.name]
-        return DROP if all(candidate.by_name.get(name) == DROP for name in below) else DENSE
+    def _read(self, gene: int, candidate: Candidate) -> int:
+        """The index of a gene's level in a candidate."""
+        unit, levels = self.units[gene], self.levels[gene]
+        named = candidate.by_name
+        if unit.kind == "block":
+            lost = [named.get(part.name) == DROP for part in self.parts if part.parent == unit.name]
+            return levels.index(DROP if all(lost) else DENSE)
+        members = [named.get(member.name, DENSE) for member in self.members[gene]]
+        # A block above may have dropped some of the tied members, never all of them.
+        level = next((level for level in members if level != DROP), DROP)
+        if level not in levels:
+            known = ", ".join(known.key for known in levels)
+            raise ConfigError(f"unit '{unit.name}' has no level '{level.key}' here; it has {known}")
+        return levels.index(level)
 
-    def _dropped(self, genomes: Genome) -> NDArray[np.bool_]:
-        """Which genes are dropped (N, U + 1); the last column stands for "no such gene"."""
-        columns = np.zeros((len(genomes), len(self.units) + 1), dtype=bool)
-        columns[:, self.droppable] = genomes[:, self.droppable] == 1
-        return columns
+    def _check_read(self, candidate: Candidate, read: Candidate) -> None:
+        asked, got = candidate.by_name, read.by_name
+        strays = sorted(asked.keys() - got.keys())
+        if strays:
+            raise ConfigError(f"unit '{strays[0]}' is not one that this search space compresses")
+        other = sorted(name for name in got if asked.get(name) != got[name])
+        if other:
+            raise ConfigError(
+                f"unit '{other[0]}' cannot be '{asked.get(other[0], DENSE).key}' in this search "
+                f"space, where it goes with other units and would be '{got[other[0]].key}'"
+            )
+
+    def _below_dropped(self, genomes: Genome) -> NDArray[np.bool_]:
+        """Which sub-layers (N, P) lie in dropped blocks."""
+        genes = self._block_genes
+        below: NDArray[np.bool_] = self.dropped(genomes)[:, np.maximum(genes, 0)] & (genes >= 0)
+        return below
 
     @cached_property
-    def _rows(self) -> NDArray[np.int64]:
-        return np.arange(0, self._zeros.size, self._zeros.shape[1], dtype=np.int64)
+    def _drop_states(self) -> NDArray[np.int64]:
+        """For each sub-layer the index of its drop in `part_levels`, -1 for none (P,)."""
+        found = [levels.index(DROP) if DROP in levels else -1 for levels in self.part_levels]
+        return np.array(found, dtype=np.int64)
 
     @cached_property
-    def _zeros(self) -> NDArray[np.int64]:
-        """Zeros of each gene at each level (U, largest number of levels)."""
-        table = np.zeros((len(self.units), int(self.sizes.max())), dtype=np.int64)
-        for row, levels in zip(table, self.levels, strict=True):
-            row[: len(levels)] = [level.zeros for level in levels]
-        return table
+    def _part_genes(self) -> NDArray[np.int64]:
+        """For each sub-layer its gene, -1 for none (P,)."""
+        genes = [self._indices.get(part.name, -1) for part in self.parts]
+        return np.array(genes, dtype=np.int64)
 
     @cached_property
-    def _dropper(self) -> NDArray[np.int64]:
-        """For each gene the gene above it that can void it, -1 for none (U,)."""
-        return np.array([self._gene_above(unit.parent) for unit in self.units], dtype=np.int64)
+    def _block_genes(self) -> NDArray[np.int64]:
+        """For each sub-layer the gene of its block, -1 for none (P,)."""
+        genes = [self._indices.get(part.parent or "", -1) for part in self.parts]
+        return np.array(genes, dtype=np.int64)
 
     @cached_property
-    def _part_dropper(self) -> NDArray[np.int64]:
-        """For each sub-layer the gene that drops it, -1 for none (P,)."""
-        parts = [unit.name for unit in self.tree if unit.kind in SUBLAYERS]
-        return np.array([self._gene_above(name) for name in parts], dtype=np.int64)
+    def _void_columns(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """What voids each gene: columns of (dropped | in a dropped block | never), one run each.
 
-    def _gene_above(self, name: str | None) -> int:
-        """Index of the gene of the named unit or of its nearest ancestor, or -1."""
-        while name is not None:
-            if name in self._indices:
-                return self._indices[name]
-            name = self._parents[name]
-        return -1
+        A matrix is void with its sub-layer, a sub-layer with its block, a block never.
+        """
+        places = {part.name: index for index, part in enumerate(self.parts)}
+        count = len(places)
+        runs = [
+            [
+                places[member.parent or ""]
+                if member.kind == "matrix"
+                else count + places.get(member.name, count)
+                for member in members
+            ]
+            for members in self.members
+        ]
+        begins = np.cumsum([0, *(len(run) for run in runs[:-1])])
+        return np.concatenate(runs).astype(np.int64), begins
 
     @cached_property
     def _indices(self) -> dict[str, int]:
-        return {unit.name: index for index, unit in enumerate(self.units)}
-
-    @cached_property
-    def _parents(self) -> dict[str, str | None]:
-        return {unit.name: unit.parent for unit in self.tree}
-
-
-def _index(levels: tuple[Level, ...], level: Level, unit: Unit) -> int:
-    if level not in levels:
-        known = ", ".join(known.key for known in levels)
-        raise ConfigError(f"unit '{unit.name}' has no level '{level.key}' here; it has {known}")
-    return levels.index(level)
+        return {unit.name: index for index, members in enumerate(self.members) for unit in members}

@@ -1,7 +1,8 @@
 """The append-only record of a run, and the memory from which a resumed run is answered.
 
 One JSON object per line. A value is keyed by (candidate, treatment, micro-batch); nothing in a
-record depends on time, so an interrupted and an undisturbed run write the same lines.
+record depends on time, so an interrupted and an undisturbed run write the same lines. Of an
+estimate the line keeps the checksum; its array is a file in the folder ``estimates`` beside.
 """
 
 from __future__ import annotations
@@ -14,11 +15,22 @@ from types import TracebackType
 from typing import Any, Self
 
 from evocompress.errors import RunError
+from evocompress.estimate_files import EstimateFiles
 from evocompress.files import naming_full_disk
-from evocompress.types import Candidate, Evaluate, MicroBatchValue, Result
+from evocompress.types import (
+    Answer,
+    Candidate,
+    Estimate,
+    Estimation,
+    Evaluate,
+    MicroBatchValue,
+    Request,
+    Result,
+)
 
 _CandidateKey = tuple[str, str]
 _CensorKey = tuple[str, str, tuple[int, ...], float]
+_EstimateKey = tuple[str, str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -41,7 +53,7 @@ class Step:
 
 
 class Journal:
-    """Results by key, every new one appended to the file at once."""
+    """Answers by key, every new one appended to the file at once."""
 
     def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
         """Opens the journal, reading what is there.
@@ -59,6 +71,10 @@ class Journal:
         self._values: dict[tuple[str, str, int], MicroBatchValue] = {}
         self._failures: dict[_CandidateKey, str] = {}
         self._censored: dict[_CensorKey, tuple[int, ...]] = {}
+        self._estimate_files = EstimateFiles(path.with_name("estimates"))
+        self._checksums: dict[_EstimateKey, str] = {}
+        self._estimate_failures: dict[_EstimateKey, str] = {}
+        self._estimations: dict[_EstimateKey, Estimation] = {}
         self._steps: list[Step] = []
         records = _read(path)
         for record in records:
@@ -96,16 +112,19 @@ class Journal:
         """The steps so far."""
         return tuple(self._steps)
 
-    def missing(self, requests: Sequence[Evaluate]) -> list[Evaluate]:
+    def missing(self, requests: Sequence[Request]) -> list[Request]:
         """What of the requests is not recorded yet, each micro-batch of a candidate once.
 
         A request that may stop early is handed on whole: where it stops depends on all of
-        its micro-batches.
+        its micro-batches. So is an estimate.
         """
         planned: set[tuple[str, str, int]] = set()
-        needed = []
+        needed: list[Request] = []
         for request in requests:
-            if self.result(request) is not None:
+            if self.answer(request) is not None or request in needed:
+                continue
+            if isinstance(request, Estimate):
+                needed.append(request)
                 continue
             keys = {m: (request.candidate.id, request.treatment, m) for m in request.micro_batches}
             known = self._values.keys() | planned
@@ -117,8 +136,18 @@ class Journal:
                 needed.append(replace(request, micro_batches=wanted))
         return needed
 
+    def answer(self, request: Request) -> Answer | None:
+        """The recorded answer to a request, or ``None`` where something is missing.
+
+        Raises:
+            RunError: The file of an estimate is damaged.
+        """
+        if isinstance(request, Estimate):
+            return self.estimation(request)
+        return self.result(request)
+
     def result(self, request: Evaluate) -> Result | None:
-        """The recorded answer to a request, or ``None`` where something is missing."""
+        """The recorded result of an evaluation, or ``None`` where something is missing."""
         owner = (request.candidate.id, request.treatment)
         if owner in self._failures:
             return Result(request, (), failed=self._failures[owner])
@@ -130,13 +159,61 @@ class Journal:
             return None
         return Result(request, found, censored=done is not None)
 
-    def record(self, result: Result) -> None:
-        """Appends a new result: its candidate, then values, failure or censoring."""
+    def estimation(self, request: Estimate) -> Estimation | None:
+        """The recorded estimate, or ``None`` where its record or its file is missing.
+
+        Raises:
+            RunError: The file is damaged.
+        """
+        key = _estimate_key(request)
+        if key in self._estimate_failures:
+            return Estimation(request, (), (), failed=self._estimate_failures[key])
+        if key in self._checksums and key not in self._estimations:
+            found = self._estimate_files.read(request, self._checksums[key])
+            if found is not None:
+                self._estimations[key] = found
+        return self._estimations.get(key)
+
+    def record(self, answer: Answer) -> None:
+        """Appends a new answer, after its candidate where that is new.
+
+        Raises:
+            RunError: An estimate whose file was deleted came out otherwise than recorded.
+        """
+        candidate = answer.request.candidate
+        if candidate.id not in self._candidates:
+            levels = candidate.to_json()
+            self._write({"type": "candidate", "id": candidate.id, "levels": levels})
+        if isinstance(answer, Estimation):
+            self._record_estimation(answer)
+        else:
+            self._record_result(answer)
+
+    def _record_estimation(self, estimation: Estimation) -> None:
+        """The file first: a kill between file and line leaves a file that is written again."""
+        request = estimation.request
+        asked = {
+            "candidate": request.candidate.id,
+            "kind": request.kind,
+            "micro_batches": request.micro_batches,
+        }
+        if estimation.failed is not None:
+            self._write({"type": "estimate_failure", **asked, "reason": estimation.failed})
+            return
+        checksum = self._estimate_files.write(estimation)
+        known = self._checksums.get(_estimate_key(request), checksum)
+        if known != checksum:
+            raise RunError(
+                f"{self._estimate_files.path(request)}: computed again, the estimate is another "
+                "than the record says; the model, the data or the code has changed since"
+            )
+        if _estimate_key(request) not in self._checksums:
+            self._write({"type": "estimate", **asked, "sha256": checksum})
+
+    def _record_result(self, result: Result) -> None:
+        """Values, then failure or censoring."""
         request = result.request
         owner = {"candidate": request.candidate.id, "treatment": request.treatment}
-        if request.candidate.id not in self._candidates:
-            levels = request.candidate.to_json()
-            self._write({"type": "candidate", "id": request.candidate.id, "levels": levels})
         if result.failed is not None:
             self._write({"type": "failure", **owner, "reason": result.failed})
             return
@@ -190,6 +267,10 @@ class Journal:
             owner = (record["candidate"], record["treatment"])
             key_of_stop = (*owner, tuple(record["asked"]), record["stop_above"])
             self._censored[key_of_stop] = tuple(record["done"])
+        elif kind == "estimate":
+            self._checksums[_recorded_key(record)] = record["sha256"]
+        elif kind == "estimate_failure":
+            self._estimate_failures[_recorded_key(record)] = record["reason"]
         elif kind == "step":
             fields = {name: record[name] for name in Step.__dataclass_fields__}
             self._steps.append(Step(**fields))
@@ -238,6 +319,14 @@ def _difference(found: Mapping[str, Any], header: Mapping[str, Any]) -> str:
 def _censor_key(request: Evaluate) -> _CensorKey:
     stop = float("inf") if request.stop_above is None else request.stop_above
     return (request.candidate.id, request.treatment, request.micro_batches, stop)
+
+
+def _estimate_key(request: Estimate) -> _EstimateKey:
+    return (request.candidate.id, request.kind, request.micro_batches)
+
+
+def _recorded_key(record: Mapping[str, Any]) -> _EstimateKey:
+    return (record["candidate"], record["kind"], tuple(record["micro_batches"]))
 
 
 def _value_to_json(value: MicroBatchValue) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from typing import Protocol
@@ -10,14 +10,14 @@ from typing import Protocol
 from evocompress.errors import RunError
 from evocompress.journal import Journal, Step
 from evocompress.search.base import Incumbent, Searcher
-from evocompress.types import Evaluate, Pool, Request, Result
+from evocompress.types import Answer, Estimate, Evaluate, Pool, Request
 
 
 class Executor(Protocol):
-    """Evaluates requests, in this process or elsewhere."""
+    """Answers requests, in this process or elsewhere."""
 
-    def map(self, requests: Sequence[Evaluate]) -> Iterator[Result]:
-        """The results, each as soon as it is there."""
+    def map(self, requests: Sequence[Request]) -> Iterator[Answer]:
+        """The answers, each as soon as it is there."""
         ...
 
     def close(self) -> None:
@@ -31,8 +31,8 @@ class Progress:
 
     Attributes:
         step: The last completed step, ``None`` before the first.
-        done: Evaluations finished in the current step.
-        total: Evaluations of the current step that the journal does not know.
+        done: Requests answered in the current step.
+        total: Requests of the current step that the journal does not know.
     """
 
     step: Step | None
@@ -72,7 +72,7 @@ def search(
 
     Args:
         searcher: Asks and is told.
-        executor: Evaluates what the journal does not know.
+        executor: Answers what the journal does not know.
         journal: The record of this run.
         pool: Sizes of the micro-batches.
         tokens: Stop before the next ask once this many tokens were requested.
@@ -87,7 +87,7 @@ def search(
     account = _Account(pool)
     step: Step | None = None
     for number in _until_spent(account, tokens):
-        requests = _evaluations(searcher.ask())
+        requests = searcher.ask()
         if not requests:
             break
         for done, total in _answer(requests, executor, journal):
@@ -97,13 +97,40 @@ def search(
         step = _step(number, account, searcher.incumbent())
         journal.step(step)
         listener(Progress(step, 0, 0))
+    return Outcome(_winner(searcher), account.fidelity)
+
+
+def replay(searcher: Searcher, journal: Journal) -> Incumbent:
+    """What a searcher finds where only the journal answers; nothing is evaluated or recorded.
+
+    A greedy search with a tight budget passes through the states of one with a looser budget,
+    so the journal of the tightest answers all of them:
+
+    >>> [replay(BlockPruner(replace(problem, space=space), settings, default_rng(seed)), journal)
+    ...  for space in looser]
+
+    Args:
+        searcher: A new one.
+        journal: The record of another search of the same model, calibration and proxy.
+
+    Raises:
+        RunError: The journal lacks an answer, or the search ends without a valid candidate.
+    """
+    while requests := searcher.ask():
+        if journal.missing(requests):
+            raise RunError("the journal does not answer this searcher: it is no record of its path")
+        searcher.tell([_recorded(journal, request) for request in requests])
+    return _winner(searcher)
+
+
+def _winner(searcher: Searcher) -> Incumbent:
     best = searcher.incumbent()
     if best is None:
         raise RunError(
-            "the search ended without a valid candidate; the reasons are the 'failure' records "
-            "of journal.jsonl, or search.tokens is too small for one comparison"
+            "the search ended without a valid candidate; the reasons are the records of failures "
+            "in journal.jsonl, or search.tokens is too small for one comparison"
         )
-    return Outcome(best, account.fidelity)
+    return best
 
 
 class _Account:
@@ -111,23 +138,31 @@ class _Account:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        self._seen: set[tuple[str, str, int]] = set()
+        self._seen: set[tuple[Hashable, ...]] = set()
         self.requested = 0
         self.computed = 0
         self.fidelity: dict[str, int] = {}
 
-    def add(self, requests: Iterable[Evaluate]) -> None:
+    def add(self, requests: Iterable[Request]) -> None:
         for request in requests:
-            tokens = self._pool.requested(request)
-            self.requested += tokens
-            if not request.probe:
-                known = self.fidelity.get(request.candidate.id, 0)
-                self.fidelity[request.candidate.id] = max(known, tokens)
+            self.requested += self._pool.requested(request)
+            if isinstance(request, Estimate):
+                self._compute((request,), request.micro_batches)
+                continue
             for index in request.micro_batches:
-                key = (request.candidate.id, request.treatment, index)
-                if key not in self._seen:
-                    self._seen.add(key)
-                    self.computed += self._pool.tokens[index]
+                self._compute((request.candidate.id, request.treatment, index), (index,))
+            if not request.probe:
+                self._look(request)
+
+    def _compute(self, key: tuple[Hashable, ...], micro_batches: Sequence[int]) -> None:
+        """Counts the tokens of what the journal cannot know yet."""
+        if key not in self._seen:
+            self._seen.add(key)
+            self.computed += sum(self._pool.tokens[index] for index in micro_batches)
+
+    def _look(self, request: Evaluate) -> None:
+        known = self.fidelity.get(request.candidate.id, 0)
+        self.fidelity[request.candidate.id] = max(known, self._pool.requested(request))
 
 
 def _until_spent(account: _Account, tokens: int | None) -> Iterator[int]:
@@ -137,30 +172,22 @@ def _until_spent(account: _Account, tokens: int | None) -> Iterator[int]:
         number += 1
 
 
-def _evaluations(requests: Sequence[Request]) -> list[Evaluate]:
-    """The requests as evaluations; estimates are not part of any searcher yet."""
-    evaluations = [request for request in requests if isinstance(request, Evaluate)]
-    if len(evaluations) < len(requests):
-        raise RunError("this version's executors answer only 'Evaluate' requests")
-    return evaluations
-
-
 def _answer(
-    requests: Sequence[Evaluate], executor: Executor, journal: Journal
+    requests: Sequence[Request], executor: Executor, journal: Journal
 ) -> Iterator[tuple[int, int]]:
-    """Evaluates and records what the journal does not know, yielding (done, total)."""
+    """Has answered and records what the journal does not know, yielding (done, total)."""
     missing = journal.missing(requests)
     yield 0, len(missing)
-    for done, result in enumerate(executor.map(missing), start=1):
-        journal.record(result)
+    for done, answer in enumerate(executor.map(missing), start=1):
+        journal.record(answer)
         yield done, len(missing)
 
 
-def _recorded(journal: Journal, request: Evaluate) -> Result:
-    result = journal.result(request)
-    if result is None:
+def _recorded(journal: Journal, request: Request) -> Answer:
+    answer = journal.answer(request)
+    if answer is None:
         raise RunError(f"the executor lost the request for candidate {request.candidate.id}")
-    return result
+    return answer
 
 
 def _step(number: int, account: _Account, best: Incumbent | None) -> Step:

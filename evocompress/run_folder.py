@@ -20,6 +20,7 @@ PLACES = {
     "config_file": "config.yaml",
     "environment": "environment.json",
     "units": "units.json",
+    "latency": "latency.json",
     "journal": "journal.jsonl",
     "log": "log.txt",
     "winner": "winner.json",
@@ -42,6 +43,7 @@ class RunFolder:
         config_file: The resolved configuration, YAML.
         environment: Versions, device and git commit, JSON.
         units: The model's units, JSON.
+        latency: The latency table of a search that needs one, JSON.
         journal: The append-only record, JSON lines.
         log: What was said while the run was made.
         winner: The best candidate with its costs, JSON.
@@ -58,6 +60,7 @@ class RunFolder:
     config_file: Path = field(init=False)
     environment: Path = field(init=False)
     units: Path = field(init=False)
+    latency: Path = field(init=False)
     journal: Path = field(init=False)
     log: Path = field(init=False)
     winner: Path = field(init=False)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evocompress import budget as budgets
+from evocompress import repair as repairs
 from evocompress import start
-from evocompress.admissible import drop_levels, sparsity_levels
+from evocompress.admissible import check_patterns, droppable, sparsity_levels, width_levels
+from evocompress.canonical import SUBLAYERS, canonical
 from evocompress.config import SpaceConfig
-from evocompress.costs import CostModel, cost_model
+from evocompress.costs import CostModel, CostTable, LatencyTable, cost_model
 from evocompress.errors import ConfigError
-from evocompress.genes import Genes, Genome, canonical
-from evocompress.types import Architecture, Candidate, Level, Unit
+from evocompress.genes import Genes, Genome
+from evocompress.types import DENSE, DROP, Architecture, Candidate, Level, Unit
 
 __all__ = ["Genome", "SearchSpace", "build_space", "canonical"]
 
@@ -27,21 +30,24 @@ class SearchSpace:
     Attributes:
         genes: The units that are decided about, and the meaning of a genome.
         cost_model: The costs of any candidate of the model.
-        budget: Upper bounds on costs, absolute.
+        table: The costs of the space's own levels.
+        budget: Upper bounds on costs, absolute. Empty where nothing is bounded, which only a
+            search over several objectives can use; see `evocompress.budget.require`.
     """
 
     genes: Genes
     cost_model: CostModel
+    table: CostTable
     budget: dict[str, float] = field(default_factory=dict)
 
     @property
     def units(self) -> tuple[Unit, ...]:
-        """The U units that have a gene, in model order."""
+        """For each of the U genes its (first) unit, in model order."""
         return self.genes.units
 
     @property
     def levels(self) -> tuple[tuple[Level, ...], ...]:
-        """For each gene its levels, from least to most compressed."""
+        """For each gene its levels, from most to least parameters."""
         return self.genes.levels
 
     def candidate(self, genome: Genome) -> Candidate:
@@ -61,16 +67,24 @@ class SearchSpace:
         return self.genes.settle(genomes)
 
     def costs(self, genomes: Genome) -> dict[str, NDArray[np.float64]]:
-        """For each cost of `evocompress.costs.COSTS` the values (N,) of genomes (N, U)."""
-        return self.cost_model.at(*self.genes.states(genomes))
+        """For each cost of the cost model the values (N,) of genomes (N, U)."""
+        return self.table.at(self.genes.states(genomes), genomes[:, self.genes.matrices])
+
+    def used(self, genomes: Genome) -> NDArray[np.float64]:
+        """The budget's costs of genomes (N, U) as multiples of their bounds (N, bounds).
+
+        At most 1 where a bound is met; the bounds are widened by a relative 1e-9.
+        """
+        costs = self._bounded.totals(self.genes.states(genomes), genomes[:, self.genes.matrices])
+        bounds = np.array(list(self.budget.values())) * (1 + budgets.TOLERANCE)
+        used: NDArray[np.float64] = costs / bounds
+        return used
 
     def feasible(self, genomes: Genome) -> NDArray[np.bool_]:
-        """Which of the genomes (N, U) meet every bound, up to a relative 1e-9."""
-        costs = self.costs(genomes)
-        met = np.ones(len(genomes), dtype=bool)
-        for name, bound in self.budget.items():
-            met &= costs[name] <= bound * (1 + budgets.TOLERANCE)
-        return met
+        """Which genomes (N, U) meet every bound, up to a relative 1e-9, and keep an attention."""
+        feasible = self.genes.keep_attention(genomes)
+        feasible &= (self.used(genomes) <= 1).all(axis=1)
+        return feasible
 
     def uniform(self) -> Genome:
         """The even feasible genome (U,); see `evocompress.start.uniform`."""
@@ -82,7 +96,12 @@ class SearchSpace:
 
     def repair(self, genome: Genome, rng: np.random.Generator) -> Genome:
         """The genome (U,) compressed further, at random, until it meets the budget."""
-        return budgets.repair(self, genome, rng)
+        return repairs.repair(self, genome, rng)
+
+    @cached_property
+    def _bounded(self) -> CostTable:
+        """The costs that are bounded."""
+        return self.table.only(tuple(self.budget))
 
 
 def build_space(
@@ -91,50 +110,94 @@ def build_space(
     config: SpaceConfig,
     *,
     length: int | None = None,
+    adds_bias: bool = False,
+    latency: LatencyTable | None = None,
 ) -> SearchSpace:
     """The search space that a configuration describes for a model.
 
     Without a budget a space of sparsities is bounded by the non-zero weights of its uniform
-    genome.
+    genome, and another by nothing.
 
     Args:
         units: All units of the model, parents before their children.
         architecture: The model's dimensions.
         config: What may be compressed and within which budget.
         length: Tokens of the sequence that FLOPs and cache are counted for; see `cost_model`.
+        adds_bias: Whether the width criterion gives the output of a narrowed sub-layer a bias
+            (`evocompress.criteria.base.StructuredCriterion`). Levels say so where the output
+            matrix has none of its own.
+        latency: The table of the costs ``latency`` and ``decode_latency``.
 
     Raises:
         ConfigError: A value of the configuration does not fit the model.
         BudgetError: No genome meets the budget.
     """
-    genes = _genes(units, architecture, config)
-    model = cost_model(units, architecture, length=length)
+    genes = _genes(units, architecture, config, adds_bias)
+    model = cost_model(units, architecture, length=length, latency=latency)
+    matrices = {genes.units[index].name: genes.levels[index] for index in genes.matrices}
+    table = model.table(genes.part_levels, matrices)
+    space = SearchSpace(genes, model, table, budgets.resolve(config.budget, model))
     if config.budget:
-        space = SearchSpace(genes, model, budgets.resolve(config.budget, model))
         budgets.check_reachable(space)
-        return space
-    if config.drop:
-        raise ConfigError(
-            "space.budget is missing: a space with 'drop' needs one, e.g. {body_params: 0.75}"
-        )
-    nonzeros = model.at(*genes.states(genes.start[None]))["matrix_nonzeros"].item()
-    return SearchSpace(genes, model, {"matrix_nonzeros": nonzeros})
+    elif config.sparsity and not (config.width or config.drop):
+        nonzeros = space.costs(genes.start[None])["matrix_nonzeros"].item()
+        return replace(space, budget={"matrix_nonzeros": nonzeros})
+    return space
 
 
-def _genes(units: Sequence[Unit], architecture: Architecture, config: SpaceConfig) -> Genes:
-    if config.sparsity is None and config.drop is None:
-        raise ConfigError("space: nothing may be compressed; give 'sparsity', 'drop' or both")
+def _genes(
+    units: Sequence[Unit], architecture: Architecture, config: SpaceConfig, adds_bias: bool
+) -> Genes:
+    _check_combination(config)
+    removable: frozenset[str] = frozenset()
+    narrow: dict[str, tuple[Level, ...]] = {}
     levels: dict[str, tuple[Level, ...]] = {}
     targets: dict[str, int] = {}
-    if config.drop is not None:
-        levels |= drop_levels(units, config.drop)
-    if config.sparsity is not None:
+    if config.drop:
+        removable = droppable(units, config.drop)
+    if config.width:
+        narrow = width_levels(units, architecture, config.width, adds_bias=adds_bias)
+    for unit in units:
+        smaller = (*narrow.get(unit.name, ()), *((DROP,) if unit.name in removable else ()))
+        if smaller:
+            levels[unit.name] = (DENSE, *smaller)
+    if config.sparsity:
         for name, (choice, target) in sparsity_levels(units, architecture, config.sparsity).items():
             levels[name], targets[name] = choice, target
-    chosen = tuple(unit for unit in units if unit.name in levels)
+        check_patterns(units, narrow, levels, architecture.head_dim)
+    members = _members([unit for unit in units if unit.name in levels], config)
     return Genes(
         tree=tuple(units),
-        units=chosen,
-        levels=tuple(levels[unit.name] for unit in chosen),
-        start=np.array([targets.get(unit.name, 0) for unit in chosen], dtype=np.int64),
+        members=members,
+        levels=tuple(levels[first.name] for first, *_ in members),
+        start=np.array([targets.get(first.name, 0) for first, *_ in members], dtype=np.int64),
+        merges=bool(config.drop and config.drop.merge),
     )
+
+
+def _members(units: Sequence[Unit], config: SpaceConfig) -> tuple[tuple[Unit, ...], ...]:
+    """Which units share a gene: each has its own, but for the sub-layers of a uniform width."""
+    uniform = config.width is not None and config.width.uniform
+    tied: dict[str, list[Unit]] = {}
+    for unit in units:
+        shared = uniform and unit.kind in SUBLAYERS
+        tied.setdefault(unit.kind if shared else unit.name, []).append(unit)
+    return tuple(tuple(members) for members in tied.values())
+
+
+def _check_combination(config: SpaceConfig) -> None:
+    """Refuse parts of a space that contradict each other."""
+    if not (config.sparsity or config.width or config.drop):
+        raise ConfigError(
+            "space: nothing may be compressed; give 'sparsity', 'width', 'drop' or several"
+        )
+    if config.drop and config.drop.merge and (config.width or config.sparsity):
+        raise ConfigError(
+            "space.drop.merge: merged blocks can be neither narrowed nor given zeros; leave out "
+            "'width' and 'sparsity'"
+        )
+    if config.width and config.width.uniform and config.drop and config.drop.units != ("block",):
+        raise ConfigError(
+            "space.width.uniform makes all layers alike, so only whole blocks can be dropped: "
+            "give space.drop.units [block]"
+        )

@@ -8,11 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, Literal
 
 UnitKind = Literal["block", "attention", "mlp", "matrix"]
+
+Axis = Literal["query", "key", "value", "channel"]
+"""What the rows or columns of a matrix belong to: heads of queries, keys or values, or channels."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,10 @@ class Unit:
         block: Index of the block, from 0.
         role: Name of the part within its block, e.g. ``q_proj``; same in every block.
         shape: (out, in) of a matrix, whatever order the module stores; ``None`` otherwise.
+        rows: What the outputs of a matrix are, one part after the other: ``("query", "key",
+            "value")`` of a fused projection. Empty where they are the residual stream.
+        columns: The same of its inputs.
+        bias: Whether the matrix has a bias.
     """
 
     name: str
@@ -36,6 +43,9 @@ class Unit:
     block: int
     role: str
     shape: tuple[int, int] | None = None
+    rows: tuple[Axis, ...] = ()
+    columns: tuple[Axis, ...] = ()
+    bias: bool = False
 
     @property
     def numel(self) -> int:
@@ -48,37 +58,63 @@ class Level:
     """One entry of a unit's ordered list of ways to compress it.
 
     Attributes:
-        zeros: Number of weights set to zero (matrix units).
+        zeros: Number of weights set to zero (matrix units), counted in the matrix at its full
+            width; in a narrowed sub-layer in proportion to the weights that are left.
         pattern: ``""`` for unstructured zeros, or ``"N:M"`` (N zeros in each M inputs).
         drop: The unit is removed. Excludes the other fields.
+        kv_groups: Key-value heads kept, each with its query heads (attention units); ``None``
+            where the width is not changed.
+        group_heads: Query heads kept in each kept group; given exactly where `kv_groups` is.
+        channels: FFN channels kept (MLP units); ``None`` where the width is not changed.
+        bias: The output of the narrowed sub-layer needs a bias that stands in for the mean of
+            what was cut (FLAP).
+        merge: The next blocks, as many, are merged into this one and must be dropped (block
+            units, LaCo).
     """
 
     zeros: int = 0
     pattern: str = ""
     drop: bool = False
+    kv_groups: int | None = None
+    group_heads: int | None = None
+    channels: int | None = None
+    bias: bool = False
+    merge: int = 0
 
     @property
     def dense(self) -> bool:
         """Whether the unit is left as it is."""
-        return not self.drop and self.zeros == 0
+        return self == DENSE
+
+    @property
+    def narrow(self) -> bool:
+        """Whether heads or channels are cut."""
+        return self.kv_groups is not None or self.channels is not None
 
     @property
     def key(self) -> str:
-        """Short text naming the level in files, e.g. ``zeros=165888``."""
+        """Short text naming the level in files, e.g. ``zeros=165888`` or ``channels=512``."""
         if self.drop:
             return "drop"
         if self.dense:
             return "dense"
+        if self.narrow or self.merge:
+            return ",".join(f"{name}={int(value)}" for name, value in self.to_json().items())
         return f"zeros={self.zeros}" + (f",{self.pattern}" if self.pattern else "")
+
+    def zeros_left(self, whole: int, left: int) -> int:
+        """Zeros in a matrix of which a narrowed sub-layer leaves `left` of `whole` weights."""
+        if self.pattern:
+            zeros, group = map(int, self.pattern.split(":"))
+            return left * zeros // group
+        return self.zeros * left // whole
 
     def to_json(self) -> dict[str, Any]:
         """The specification, without fields at their default."""
-        if self.drop:
-            return {"drop": True}
-        spec: dict[str, Any] = {"zeros": self.zeros}
-        if self.pattern:
-            spec["pattern"] = self.pattern
-        return spec
+        if self.dense:
+            return {"zeros": 0}
+        spec = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in spec.items() if value != getattr(DENSE, name)}
 
     @classmethod
     def from_json(cls, spec: Mapping[str, Any]) -> Level:
@@ -139,6 +175,7 @@ class Architecture:
         tied: Whether the head shares the input embedding's weights.
         outer_params: Parameters outside the blocks (embeddings, final norm, untied head).
         heads, kv_heads, head_dim: Attention shape of each block.
+        channels: FFN width of each block.
         windows: Attention window of each block in tokens, ``None`` for full attention.
         own_params: For each block, parameters of (attention, mlp) sub-layers that are in no
             matrix unit: norms and biases.
@@ -153,6 +190,7 @@ class Architecture:
     heads: tuple[int, ...]
     kv_heads: tuple[int, ...]
     head_dim: int
+    channels: tuple[int, ...]
     windows: tuple[int | None, ...]
     own_params: tuple[tuple[int, int], ...]
     dtype_bytes: int
@@ -234,6 +272,32 @@ class Result:
             return float("inf")
         total = sum(sum(value.sums) for value in self.values)
         return total / sum(sum(value.counts) for value in self.values)
+
+
+@dataclass(frozen=True)
+class Estimation:
+    """The answer to an `Estimate` request.
+
+    Attributes:
+        request: What was asked.
+        units: The unit that each row is about.
+        rows: For each unit its values; how many there are and what they mean is the kind's
+            business (`evocompress.estimates.ESTIMATES`).
+        failed: Why there are no values, or ``None``.
+    """
+
+    request: Estimate
+    units: tuple[str, ...]
+    rows: tuple[tuple[float, ...], ...]
+    failed: str | None = None
+
+    @property
+    def by_unit(self) -> dict[str, tuple[float, ...]]:
+        """The rows by unit name."""
+        return dict(zip(self.units, self.rows, strict=True))
+
+
+Answer = Result | Estimation
 
 
 @dataclass(frozen=True)

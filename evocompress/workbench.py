@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,20 @@ from torch import Tensor
 from evocompress.apply import LiveModel
 from evocompress.config import CalibrationConfig, LibraryConfig, RunConfig, SearchConfig
 from evocompress.config_file import nearest, validate
-from evocompress.criteria import CRITERIA
+from evocompress.costs import LatencyTable
+from evocompress.costs.timing import TIMED
+from evocompress.criteria import CRITERIA, STRUCTURED
 from evocompress.distributed import EXECUTORS
 from evocompress.errors import ConfigError, LibraryError
+from evocompress.estimates.answer import LiveEstimates
 from evocompress.evaluation import check_lengths
 from evocompress.library import Library, build_library, check_library, open_library
 from evocompress.models import LoadedModel, load
+from evocompress.profile import profile, read_table, table_path
 from evocompress.progress import Reporter
 from evocompress.proxies import PROXIES, Proxy
 from evocompress.proxies.calibration import Calibration, check_length, load_calibration
+from evocompress.run import Executor
 from evocompress.run_folder import RunFolder
 from evocompress.search import SEARCHERS
 from evocompress.search.base import Problem, Searcher, SearcherSettings
@@ -68,8 +73,37 @@ class Workbench:
     @cached_property
     def space(self) -> SearchSpace:
         """The search space with its costs and budget."""
-        architecture = self.loaded.family.architecture(self.loaded.model)
-        return build_space(self.units, architecture, self.config.space)
+        return build_space(
+            self.units,
+            self.loaded.family.architecture(self.loaded.model),
+            self.config.space,
+            adds_bias=STRUCTURED[self.config.library.width_criterion].adds_bias,
+            latency=self.latency_table,
+        )
+
+    @cached_property
+    def latency_table(self) -> LatencyTable | None:
+        """The run's own table, or the one of this machine, measured where it is missing.
+
+        ``None`` where neither budget nor objectives ask for a latency.
+        """
+        if self.folder.latency.exists():
+            return read_table(self.folder.latency)
+        settings = searcher_settings(self.config)
+        wanted = {
+            *self.config.space.budget,
+            *getattr(settings, "objectives", ()),
+            *getattr(settings, "range", ()),
+        }
+        if not wanted & set(TIMED):
+            return None
+        return self.profile()
+
+    def profile(self, *, anew: bool = False) -> LatencyTable:
+        """The latency table of this machine, measured where it is missing or wanted `anew`."""
+        loaded, config = self.loaded, self.config.latency
+        with self.reporter.stage(f"latency table: {table_path(loaded, config)}") as advance:
+            return profile(loaded, config, progress=advance, anew=anew)
 
     @cached_property
     def calibration(self) -> Calibration:
@@ -80,11 +114,13 @@ class Workbench:
 
     @cached_property
     def wanted_levels(self) -> dict[str, tuple[Level, ...]]:
-        """For each matrix of the space, its levels that need stored weights."""
+        """For each unit of the space, its levels that need stored weights."""
+        genes = self.space.genes
         return {
             unit.name: stored
-            for unit, levels in zip(self.space.units, self.space.levels, strict=True)
+            for units, levels in zip(genes.members, genes.levels, strict=True)
             if (stored := tuple(level for level in levels if not level.dense and not level.drop))
+            for unit in units
         }
 
     @property
@@ -144,11 +180,18 @@ class Workbench:
                 f"{self._library_path}: the level library is missing; "
                 "'evocompress library build' makes it"
             )
-        return open_library(self._library_path, model_fingerprint=self.loaded.fingerprint)
+        return open_library(
+            self._library_path, self.loaded, cache_mib=self.config.library.cache_mib
+        )
 
     def proxy(self, live: LiveModel) -> Proxy:
         """The proxy on the search part of the calibration tokens."""
         return PROXIES[self.config.proxy.kind](live, self.calibration.search, self.config.proxy)
+
+    def executor(self, live: LiveModel) -> Executor:
+        """What answers the searcher's requests on the search part of the calibration tokens."""
+        estimates = LiveEstimates(live, self.calibration.search)
+        return EXECUTORS[self.config.executor](self.proxy(live), estimates)
 
     def searcher(self) -> Searcher:
         """A new searcher; its settings are checked against space and pool."""
@@ -165,6 +208,7 @@ class Workbench:
             "library": self.library.fingerprint if self.library else None,
             "space": _digest([u.name for u in self.space.units], self.space.levels),
             "budget": dict(self.space.budget),
+            "latency": asdict(self.latency_table.made) if self.latency_table else None,
             "proxy": self.config.proxy.model_dump(),
             "searcher": self.config.search.name,
             "settings": searcher_settings(self.config).model_dump(mode="json"),
@@ -209,10 +253,12 @@ def check_names(config: RunConfig) -> None:
     if config.executor not in EXECUTORS:
         known = nearest(config.executor, EXECUTORS)
         raise ConfigError(f"executor: unknown executor '{config.executor}': {known}")
-    name = config.library.criterion
-    if name not in CRITERIA:
-        known = nearest(name, CRITERIA)
-        raise ConfigError(f"library.criterion: unknown criterion '{name}': {known}")
+    choices = {"criterion": list(CRITERIA), "width_criterion": list(STRUCTURED)}
+    for key, known_names in choices.items():
+        name = getattr(config.library, key)
+        if name not in known_names:
+            known = nearest(name, known_names)
+            raise ConfigError(f"library.{key}: unknown criterion '{name}': {known}")
 
 
 def _digest(names: list[str], levels: tuple[tuple[Level, ...], ...]) -> str:

@@ -12,6 +12,19 @@ SHARED = {"common", "cells"}
 FIGURES = {
     "proxy": ["vs_forward", "vs_two_sided_kl", "peak_mib", "peak_mib_two_sided"],
     "library": ["vs_per_level_sweeps", "max_relative_difference"],
+    "latency_model": [
+        *("median_abs_error", "shortest", "batch", "tokens", "spread"),
+        *("decode_median_abs_error", "decode_shortest"),
+    ],
+    "structured": [
+        f"{table}kl_{method}_{budget}"
+        for budget in ("085", "070", "055")
+        for table, methods in {
+            "": ("uniform", "shortgpt", "sleb", "blockpruner", "flap", "multipruner", "search"),
+            "native_": ("uniform", "flap", "multipruner", "search"),
+        }.items()
+        for method in methods
+    ],
     "sparsity50": [
         *("uniform_kl_top256", "kl_217k_top256", "kl_438k_top256", "kl_659k_top256"),
         *("uniform_kl", "kl_217k", "kl_438k", "kl_659k"),

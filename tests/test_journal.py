@@ -5,7 +5,15 @@ import pytest
 
 from evocompress.errors import RunError
 from evocompress.journal import Journal, Step, read_candidates
-from evocompress.types import Candidate, Evaluate, Level, MicroBatchValue, Result
+from evocompress.types import (
+    Candidate,
+    Estimate,
+    Estimation,
+    Evaluate,
+    Level,
+    MicroBatchValue,
+    Result,
+)
 
 HEADER = {"fingerprint": "abc", "seed": 0}
 A = Candidate((("a", Level(zeros=3)),))
@@ -136,6 +144,90 @@ def test_a_full_disk_is_one_clear_error_and_the_journal_goes_on(tmp_path):
         assert journal.missing([Evaluate(A, (0,))]) == [Evaluate(A, (0,))]
         journal.record(answer(Evaluate(A, (0,))))
         assert journal.result(Evaluate(A, (0,))) is not None
+
+
+ASKED = Estimate(A, "influence", (2, 0))
+ESTIMATION = Estimation(ASKED, ("a", "b", "c"), ((0.1, 1e-300), (), (2 / 3,)))
+
+
+def test_an_estimate_is_found_again_to_the_last_bit(tmp_path):
+    path = tmp_path / "j"
+    with Journal(path, HEADER) as journal:
+        assert journal.missing([ASKED, ASKED]) == [ASKED]
+        journal.record(ESTIMATION)
+        assert journal.missing([ASKED]) == []
+    before = path.read_bytes()
+    with Journal(path, HEADER) as journal:
+        assert journal.answer(ASKED) == ESTIMATION
+        assert journal.candidates == {A.id: A}
+        for other in (
+            Estimate(A, "influence", (0, 2)),
+            Estimate(A, "distance", (2, 0)),
+            Estimate(B, "influence", (2, 0)),
+        ):
+            assert journal.missing([other]) == [other]
+    assert path.read_bytes() == before
+
+
+def test_an_estimate_without_units_is_kept(tmp_path):
+    empty = Estimation(ASKED, (), ())
+    with Journal(tmp_path / "j", HEADER) as journal:
+        journal.record(empty)
+    with Journal(tmp_path / "j", HEADER) as journal:
+        assert journal.answer(ASKED) == empty
+
+
+def test_a_kill_between_file_and_line_is_harmless(tmp_path):
+    path = tmp_path / "j"
+    with Journal(path, HEADER) as journal:
+        journal.record(answer(Evaluate(A, (0,))))
+        without = path.read_bytes()
+        journal.record(ESTIMATION)
+    whole = path.read_bytes()
+    for kept in (without, without + whole[len(without) :][:-5]):
+        path.write_bytes(kept)
+        with Journal(path, HEADER) as journal:
+            assert journal.missing([ASKED]) == [ASKED]
+            journal.record(ESTIMATION)
+        assert path.read_bytes() == whole
+
+
+def test_an_estimate_that_failed_is_not_made_again(tmp_path):
+    failed = Estimation(ASKED, (), (), failed="out of memory")
+    with Journal(tmp_path / "j", HEADER) as journal:
+        journal.record(failed)
+    with Journal(tmp_path / "j", HEADER) as journal:
+        assert journal.answer(ASKED) == failed
+        assert journal.missing([ASKED]) == []
+
+
+def test_a_damaged_file_of_an_estimate_names_itself(tmp_path):
+    with Journal(tmp_path / "j", HEADER) as journal:
+        journal.record(ESTIMATION)
+    [file] = (tmp_path / "estimates").iterdir()
+    content = bytearray(file.read_bytes())
+    for place in (0, len(content) // 2, len(content) - 1):
+        broken = bytearray(content)
+        broken[place] ^= 1
+        file.write_bytes(broken)
+        with Journal(tmp_path / "j", HEADER) as journal, pytest.raises(RunError, match=file.name):
+            journal.missing([ASKED])
+
+
+def test_a_lost_estimate_must_come_out_the_same(tmp_path):
+    path = tmp_path / "j"
+    with Journal(path, HEADER) as journal:
+        journal.record(ESTIMATION)
+    before = path.read_bytes()
+    [file] = (tmp_path / "estimates").iterdir()
+    file.unlink()
+    with Journal(path, HEADER) as journal:
+        assert journal.missing([ASKED]) == [ASKED]
+        with pytest.raises(RunError, match="another"):
+            journal.record(Estimation(ASKED, ("a",), ((0.5,),)))
+        journal.record(ESTIMATION)
+        assert journal.answer(ASKED) == ESTIMATION
+    assert path.read_bytes() == before
 
 
 def test_candidates_are_read_without_touching_the_file(tmp_path):

@@ -17,7 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # The lower layers, and which modules of the package each may import.
 LOWER = {"types", "errors", "config", "config_file", "pareto"}
-SPACE = LOWER | {"space", "genes", "admissible", "budget", "start", "costs"}
+SPACE = LOWER | {"space", "canonical", "genes", "admissible", "budget", "repair", "start", "costs"}
 ALLOWED = {
     "types": set(),
     "errors": set(),
@@ -25,9 +25,11 @@ ALLOWED = {
     "config_file": {"config", "errors"},
     "pareto": set(),
     "costs": {"types", "errors", "costs"},
+    "canonical": {"types", "errors"},
     "genes": SPACE,
     "admissible": SPACE,
     "budget": SPACE,
+    "repair": SPACE,
     "start": SPACE,
     "space": SPACE,
     "search": SPACE | {"search"},

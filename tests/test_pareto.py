@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from evocompress.pareto import hypervolume, knee, non_dominated
+from evocompress.pareto import hypervolume, knee, layers, non_dominated, spread
 
 
 def dominated_by_any(points, index):
@@ -53,3 +53,38 @@ def test_knee_is_the_point_below_the_chord():
 def test_knee_of_nothing_is_an_error():
     with pytest.raises(ValueError, match="finite point"):
         knee(np.array([[np.inf, 1.0]]))
+
+
+def test_layers_are_fronts_taken_away_one_by_one():
+    points = np.random.default_rng(0).integers(0, 8, size=(40, 2)).astype(float)
+    points[3, 1] = np.inf
+    found = layers(points)
+    left = np.isfinite(points).all(axis=1)
+    for number in range(found.max() + 1):
+        front = non_dominated(np.where(left[:, None], points, np.inf))
+        assert front.tolist() == (found == number).tolist()
+        left &= ~front
+    assert not left.any() and found[3] == -1
+
+
+def test_spread_keeps_the_ends_and_leaves_no_large_gap():
+    front = np.sort(np.random.default_rng(1).uniform(size=200))
+    points = np.stack([front, 1 - front], axis=1)
+    chosen = spread(points, 11)
+    assert len(chosen) == len(set(chosen.tolist())) == 11
+    assert {0, 199} <= set(chosen.tolist())
+    assert np.diff(np.sort(front[chosen])).max() < 0.16, "evenly would be 0.1"
+
+
+def test_spread_fills_up_from_the_next_layers():
+    points = np.array([[0.0, 1.0], [1.0, 0.0], [0.5, 2.0], [2.0, 0.5], [9.0, 9.0], [np.inf, 0.0]])
+    assert spread(points, 2).tolist() == [0, 1]
+    assert spread(points, 4).tolist() == [0, 1, 2, 3]
+    assert spread(points, 99).tolist() == [0, 1, 2, 3, 4]
+    assert spread(points, 3).tolist()[:2] == [0, 1]
+    assert spread(np.full((2, 2), np.inf), 3).tolist() == []
+    assert spread(np.empty((0, 2)), 3).tolist() == []
+
+
+def test_spread_of_one_takes_an_end():
+    assert spread(np.array([[0.0, 1.0], [0.4, 0.4], [1.0, 0.0]]), 1).tolist() == [0]

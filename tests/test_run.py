@@ -5,9 +5,18 @@ import pytest
 
 from evocompress.errors import RunError
 from evocompress.journal import Journal
-from evocompress.run import search
+from evocompress.run import replay, search
 from evocompress.search.base import Incumbent
-from evocompress.types import Candidate, Estimate, Evaluate, Level, MicroBatchValue, Pool, Result
+from evocompress.types import (
+    Candidate,
+    Estimate,
+    Estimation,
+    Evaluate,
+    Level,
+    MicroBatchValue,
+    Pool,
+    Result,
+)
 
 POOL = Pool(tokens=(10, 10, 10, 10))
 
@@ -50,6 +59,23 @@ class Climber:
         return self._best
 
 
+class Ranker(Climber):
+    """Asks for estimates, twice for the same one, before it climbs from what they say."""
+
+    def __init__(self, seed, steps=3):
+        super().__init__(seed, steps)
+        self._estimates = [Estimate(candidate(z), "slope", (0, 2)) for z in (3, 30, 3)]
+
+    def ask(self):
+        return self._estimates or super().ask()
+
+    def tell(self, results):
+        if not self._estimates:
+            return super().tell(results)
+        assert [row for answer in results for row in answer.rows] == [(3, 9), (30, 900), (3, 9)]
+        self._estimates = []
+
+
 class Arithmetic:
     """Values depend on candidate and micro-batch only; dies after a number of evaluations."""
 
@@ -67,6 +93,8 @@ class Arithmetic:
 
     def _answer(self, request):
         zeros = request.candidate.by_name["a"].zeros
+        if isinstance(request, Estimate):
+            return Estimation(request, ("a",), ((zeros, zeros**2),))
         if zeros in self._fail:
             return Result(request, (), failed="NaN")
         values = tuple(
@@ -78,21 +106,23 @@ class Arithmetic:
         pass
 
 
-def run(path, executor, seed=3, **options):
+def run(path, executor, seed=3, searcher=Climber, **options):
+    path.parent.mkdir(exist_ok=True)
     with Journal(path, {"seed": seed}) as journal:
-        return search(Climber(seed), executor, journal, POOL, **options).best
+        return search(searcher(seed), executor, journal, POOL, **options).best
 
 
-def test_interrupted_anywhere_and_resumed_is_the_undisturbed_run(tmp_path):
+@pytest.mark.parametrize("searcher", [Climber, Ranker])
+def test_interrupted_anywhere_and_resumed_is_the_undisturbed_run(tmp_path, searcher):
     undisturbed = Arithmetic()
-    winner = run(tmp_path / "whole", undisturbed)
-    expected = (tmp_path / "whole").read_bytes()
+    winner = run(tmp_path / "whole" / "j", undisturbed, searcher=searcher)
+    expected = (tmp_path / "whole" / "j").read_bytes()
     for count in range(len(undisturbed.evaluated)):
-        path = tmp_path / f"cut{count}"
+        path = tmp_path / f"cut{count}" / "j"
         with pytest.raises(KeyboardInterrupt):
-            run(path, Arithmetic(die_after=count))
+            run(path, Arithmetic(die_after=count), searcher=searcher)
         rest = Arithmetic()
-        assert run(path, rest) == winner
+        assert run(path, rest, searcher=searcher) == winner
         assert path.read_bytes() == expected
         assert len(rest.evaluated) <= len(undisturbed.evaluated) - count
 
@@ -134,13 +164,38 @@ def test_a_search_without_a_valid_candidate_says_so(tmp_path):
         run(tmp_path / "j", Arithmetic(), tokens=1)
 
 
-def test_an_estimate_is_refused_while_no_executor_answers_it(tmp_path):
-    class Curious(Climber):
-        def ask(self):
-            return [Estimate(candidate(1), "block_influence", (0,))]
+def test_an_estimate_counts_its_tokens_whenever_it_is_asked_for_and_is_made_once(tmp_path):
+    executor = Arithmetic()
+    run(tmp_path / "j", executor, searcher=Ranker)
+    asked = [request for request in executor.evaluated if isinstance(request, Estimate)]
+    assert [request.candidate for request in asked] == [candidate(3), candidate(30)]
+    with Journal(tmp_path / "j", {"seed": 3}) as journal:
+        first = journal.steps[0]
+    assert (first.requested, first.computed) == (3 * 20, 2 * 20)
 
-    with Journal(tmp_path / "j", {}) as journal, pytest.raises(RunError, match="Evaluate"):
-        search(Curious(0), Arithmetic(), journal, POOL)
+
+def test_a_lost_estimate_is_made_again_and_a_damaged_one_is_an_error(tmp_path):
+    winner = run(tmp_path / "j", Arithmetic(), searcher=Ranker)
+    file = min((tmp_path / "estimates").iterdir())
+    content = file.read_bytes()
+    file.unlink()
+    again = Arithmetic()
+    assert run(tmp_path / "j", again, searcher=Ranker) == winner
+    assert [type(request) for request in again.evaluated] == [Estimate]
+    file.write_bytes(content[:-1] + b"x")
+    with pytest.raises(RunError, match="damaged: delete it and resume"):
+        run(tmp_path / "j", Arithmetic(), searcher=Ranker)
+
+
+def test_a_replay_finds_the_same_and_records_nothing(tmp_path):
+    winner = run(tmp_path / "j", Arithmetic(), searcher=Ranker)
+    before = (tmp_path / "j").read_bytes()
+    with Journal(tmp_path / "j", {"seed": 3}) as journal:
+        assert replay(Ranker(3), journal) == winner
+        assert replay(Ranker(3, steps=1), journal).value >= winner.value
+        with pytest.raises(RunError, match="does not answer"):
+            replay(Ranker(4), journal)
+    assert (tmp_path / "j").read_bytes() == before
 
 
 def test_the_outcome_knows_the_largest_request_of_each_candidate(tmp_path):

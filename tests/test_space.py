@@ -15,12 +15,16 @@ DECODER = Decoder(layers=4)
 UNITS = DECODER.units()
 
 SPARSITY = SpaceConfig(sparsity={"target": 0.5, "levels": 3})
-DEPTH = SpaceConfig(drop={}, budget={"body_params": 0.6})
-BLOCKS = SpaceConfig(drop={"units": ["block"]}, budget={"body_params": 0.6})
-JOINT = SpaceConfig(sparsity={"target": 0.5, "levels": 3}, drop={}, budget={"matrix_nonzeros": 0.4})
+DEPTH = SpaceConfig(drop={"protect": []}, budget={"body_params": 0.6})
+BLOCKS = SpaceConfig(drop={"units": ["block"], "protect": []}, budget={"body_params": 0.6})
+JOINT = SpaceConfig(
+    sparsity={"target": 0.5, "levels": 3},
+    drop={"protect": []},
+    budget={"matrix_nonzeros": 0.4},
+)
 JOINT_BLOCKS = SpaceConfig(
     sparsity={"target": 0.5, "levels": 3},
-    drop={"units": ["block"]},
+    drop={"units": ["block"], "protect": []},
     budget={"matrix_nonzeros": 0.4, "body_params": 0.8},
 )
 CONFIGS = [SPARSITY, DEPTH, BLOCKS, JOINT, JOINT_BLOCKS]
@@ -36,6 +40,11 @@ def rng(seed=0):
 
 def any_genomes(space, count, seed=0):
     return rng(seed).integers(0, space.genes.sizes, size=(count, len(space.units)))
+
+
+def has_attention(candidate):
+    named = candidate.by_name
+    return any(named.get(f"model.layers.{i}.attention") != DROP for i in range(DECODER.layers))
 
 
 # ---- levels
@@ -96,8 +105,7 @@ def test_protected_blocks_and_sublayers_have_no_gene():
 @pytest.mark.parametrize(
     ("config", "error", "message"),
     [
-        ({}, ConfigError, "give 'sparsity', 'drop' or both"),
-        ({"drop": {}}, ConfigError, "budget is missing"),
+        ({}, ConfigError, "give 'sparsity', 'width', 'drop' or several"),
         (
             {"sparsity": {"target": 0.5, "match": ["*.fc1"]}},
             ConfigError,
@@ -116,7 +124,7 @@ def test_protected_blocks_and_sublayers_have_no_gene():
         ({"sparsity": {"target": 0.6, "pattern": "2:4"}}, ConfigError, "target must be N/M"),
         ({"sparsity": {"target": 0.5, "pattern": "3:6"}}, ConfigError, "is no multiple of 6"),
         (
-            {"drop": {}, "budget": {"body_parms": 0.9}},
+            {"drop": {"protect": []}, "budget": {"body_parms": 0.9}},
             ConfigError,
             "unknown cost 'body_parms'; did you mean 'body_params'",
         ),
@@ -125,7 +133,11 @@ def test_protected_blocks_and_sublayers_have_no_gene():
             BudgetError,
             r"3038.4 \(90.0% of dense\) cannot be reached; .* spans 3376 \(100.0% of dense\) to",
         ),
-        ({"drop": {}, "budget": {"params": 0.01}}, BudgetError, "raise the bound"),
+        (
+            {"drop": {"protect": []}, "budget": {"params": 0.01}},
+            BudgetError,
+            "raise the bound",
+        ),
     ],
 )
 def test_refused(config, error, message):
@@ -209,7 +221,8 @@ def test_feasible_compares_each_cost_with_its_bound(config):
     costs = space.costs(genomes)
     expected = [
         all(costs[name][i] <= bound * (1 + 1e-9) for name, bound in space.budget.items())
-        for i in range(len(genomes))
+        and has_attention(space.candidate(genome))
+        for i, genome in enumerate(genomes)
     ]
     assert space.feasible(genomes).tolist() == expected
     assert 0 < sum(expected) < len(expected)
@@ -218,7 +231,8 @@ def test_feasible_compares_each_cost_with_its_bound(config):
 @pytest.mark.parametrize("config", CONFIGS)
 def test_repair_meets_the_budget_by_compressing_only(config):
     space = space_of(config)
-    for seed, genome in enumerate(space.settle(any_genomes(space, 40))):
+    genomes = space.settle(any_genomes(space, 40))
+    for seed, genome in enumerate(genomes[space.genes.keep_attention(genomes)]):
         repaired = space.repair(genome, rng(seed))
         assert space.feasible(repaired[None])[0]
         live = ~space.genes.void(repaired[None])[0]
@@ -263,7 +277,8 @@ def test_random_masks_are_equally_likely():
 
 
 def test_uniform_depth_is_even_over_kinds_and_depth():
-    space = space_of(SpaceConfig(drop={}, budget={"body_params": 0.75}), Decoder(layers=8))
+    config = SpaceConfig(drop={"protect": []}, budget={"body_params": 0.75})
+    space = space_of(config, Decoder(layers=8))
     removed = {unit.name for unit, gene in zip(space.units, space.uniform(), strict=True) if gene}
     assert removed == {f"model.layers.{i}.{kind}" for i in (2, 6) for kind in ("attention", "mlp")}
 

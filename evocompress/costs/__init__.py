@@ -4,14 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from evocompress.costs.flops import flops_terms
-from evocompress.costs.memory import memory_terms
-from evocompress.costs.model import CostModel, Terms, outline
-from evocompress.costs.parameters import parameter_terms
+from evocompress.costs.flops import flops_costs
+from evocompress.costs.latency import LatencyTable
+from evocompress.costs.memory import memory_costs
+from evocompress.costs.model import Cost, CostModel, CostTable
+from evocompress.costs.parameters import parameter_costs
+from evocompress.costs.sublayers import Left, Part, outline
+from evocompress.costs.timing import TIMED, timing_costs
 from evocompress.errors import ConfigError
 from evocompress.types import Architecture, Unit
 
-__all__ = ["COSTS", "DEFAULT_LENGTH", "CostModel", "Terms", "cost_model"]
+__all__ = [
+    "COSTS",
+    "DEFAULT_LENGTH",
+    "TIMED",
+    "Cost",
+    "CostModel",
+    "CostTable",
+    "LatencyTable",
+    "Left",
+    "Part",
+    "cost_model",
+    "outline",
+]
 
 DEFAULT_LENGTH = 512
 
@@ -25,11 +40,17 @@ COSTS: dict[str, str] = {
     "decode_flops": "floating-point operations of one decoded token at full context",
     "weight_bytes": "bytes of all weights stored densely: tied weights once, zeros counted",
     "kv_bytes": "bytes of the key-value cache of one sequence",
+    "latency": "seconds of a prefill, from a table measured by `evocompress profile`",
+    "decode_latency": "seconds of one decoded token, from the same table",
 }
 
 
 def cost_model(
-    units: Sequence[Unit], architecture: Architecture, *, length: int | None = None
+    units: Sequence[Unit],
+    architecture: Architecture,
+    *,
+    length: int | None = None,
+    latency: LatencyTable | None = None,
 ) -> CostModel:
     """The costs of every candidate of a model.
 
@@ -38,6 +59,7 @@ def cost_model(
         architecture: The model's dimensions.
         length: Tokens of the sequence of ``flops`` and ``kv_bytes``, and context of
             ``decode_flops``; 512 where the model takes as many.
+        latency: Adds the costs ``latency`` and ``decode_latency``.
 
     Raises:
         ConfigError: `length` is not between 1 and the model's context.
@@ -47,10 +69,11 @@ def cost_model(
         raise ConfigError(
             f"cost length {length}: give 1 to {architecture.context} tokens, the model's context"
         )
-    parts = outline(units, architecture)
-    terms = (
-        parameter_terms(parts, architecture)
-        | flops_terms(parts, architecture, length)
-        | memory_terms(parts, architecture, length)
+    costs = (
+        parameter_costs(architecture)
+        | flops_costs(architecture, length)
+        | memory_costs(architecture, length)
+        | (timing_costs(latency) if latency else {})
     )
-    return CostModel(parts, {name: terms[name] for name in COSTS}, length)
+    ordered = {name: costs[name] for name in COSTS if name in costs}
+    return CostModel(outline(units, architecture), ordered, length)

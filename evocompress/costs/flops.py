@@ -7,17 +7,15 @@ multiplies by them, and a sparse one gains less than their share.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from evocompress.costs.model import Part, Terms
+from evocompress.costs.model import Cost
+from evocompress.costs.sublayers import Left, Part
 from evocompress.types import Architecture
 
 
-def flops_terms(parts: Sequence[Part], architecture: Architecture, length: int) -> dict[str, Terms]:
+def flops_costs(architecture: Architecture, length: int) -> dict[str, Cost]:
     """The operations of running the model over one sequence.
 
     Args:
-        parts: The sub-layers.
         architecture: The model's dimensions.
         length: Tokens of the sequence.
 
@@ -26,19 +24,20 @@ def flops_terms(parts: Sequence[Part], architecture: Architecture, length: int) 
         ``decode_flops`` of one token that attends to `length` tokens, itself included.
     """
     head = 2 * architecture.hidden * architecture.vocabulary
-    prefill, decode = [], []
-    for part in parts:
-        pairs, last = 0, 0
-        if part.unit.kind == "attention":
-            window = architecture.windows[part.unit.block]
-            pairs, last = _attended(length, window), min(length, window or length)
-        per_pair = 4 * architecture.heads[part.unit.block] * architecture.head_dim
-        prefill.append(2.0 * part.weights * length + per_pair * pairs)
-        decode.append(2.0 * part.weights + per_pair * last)
-    return {
-        "flops": Terms(head * length, tuple(prefill)),
-        "decode_flops": Terms(head, tuple(decode)),
-    }
+
+    def prefill(part: Part, left: Left) -> float:
+        pairs = _attended(length, part.window)
+        return 2 * left.weight * length + _per_pair(part, left) * pairs
+
+    def decode(part: Part, left: Left) -> float:
+        return 2 * left.weight + _per_pair(part, left) * min(length, part.window or length)
+
+    return {"flops": Cost(head * length, prefill), "decode_flops": Cost(head, decode)}
+
+
+def _per_pair(part: Part, left: Left) -> int:
+    """Operations of all heads for one pair (query, key); none in an MLP."""
+    return 4 * left.heads * part.head_dim
 
 
 def _attended(length: int, window: int | None) -> int:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from evocompress.costs.model import Part, Terms
+from evocompress.costs.model import Cost
+from evocompress.costs.sublayers import Left, Part
 from evocompress.types import Architecture
 
 
-def memory_terms(
-    parts: Sequence[Part], architecture: Architecture, length: int
-) -> dict[str, Terms]:
+def memory_costs(architecture: Architecture, length: int) -> dict[str, Cost]:
     """The bytes that a served model takes.
 
     Args:
-        parts: The sub-layers.
         architecture: The model's dimensions.
         length: Tokens of the one cached sequence; a windowed layer keeps no more than its
             window.
@@ -23,19 +19,16 @@ def memory_terms(
         ``weight_bytes`` and ``kv_bytes``.
     """
     size = architecture.dtype_bytes
-    weights = tuple(float(size * (part.weights + part.own)) for part in parts)
-    cache = tuple(float(_cached(part, architecture, length)) for part in parts)
+
+    def weights(part: Part, left: Left) -> float:
+        return size * (left.weight + left.own)
+
+    def cache(part: Part, left: Left) -> float:
+        """Keys and values of an attention; an MLP has no key-value heads."""
+        tokens = min(length, part.window or length)
+        return 2 * tokens * left.kv_heads * part.head_dim * size
+
     return {
-        "weight_bytes": Terms(size * architecture.outer_params, weights),
-        "kv_bytes": Terms(0, cache),
+        "weight_bytes": Cost(size * architecture.outer_params, weights),
+        "kv_bytes": Cost(0, cache),
     }
-
-
-def _cached(part: Part, architecture: Architecture, length: int) -> int:
-    """Bytes of the keys and values of one sub-layer."""
-    if part.unit.kind != "attention":
-        return 0
-    block = part.unit.block
-    tokens = min(length, architecture.windows[block] or length)
-    width = architecture.kv_heads[block] * architecture.head_dim
-    return 2 * tokens * width * architecture.dtype_bytes

@@ -2,61 +2,105 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evocompress.types import Architecture, Candidate, Unit
+from evocompress.costs.sublayers import Left, Part
+from evocompress.types import DENSE, Candidate, Level
 
 
 @dataclass(frozen=True)
-class Part:
-    """One sub-layer as the cost functions see it.
-
-    Attributes:
-        unit: The sub-layer.
-        matrices: Names of its matrices.
-        weights: Number of weights of its matrices.
-        own: Its parameters that are in no matrix: norms and biases.
-    """
-
-    unit: Unit
-    matrices: tuple[str, ...]
-    weights: int
-    own: int
-
-
-@dataclass(frozen=True)
-class Terms:
-    """One cost: ``base + sum over kept parts of (parts[p] - per_zero * zeros in p)``.
+class Cost:
+    """One cost: ``base + sum over kept sub-layers of amount - per_zero * zeros in matrices``.
 
     Attributes:
         base: What no candidate can save.
-        parts: What each sub-layer adds while it is kept.
+        amount: What a sub-layer adds, of which a level leaves so much.
         per_zero: What one zero in a matrix saves.
     """
 
     base: float
-    parts: tuple[float, ...]
+    amount: Callable[[Part, Left], float]
     per_zero: float = 0.0
 
 
-def outline(units: Sequence[Unit], architecture: Architecture) -> tuple[Part, ...]:
-    """The sub-layers among `units`, in model order."""
-    own = {"attention": 0, "mlp": 1}
-    return tuple(
-        Part(
-            unit,
-            tuple(matrix.name for matrix in units if matrix.parent == unit.name),
-            sum(matrix.numel for matrix in units if matrix.parent == unit.name),
-            architecture.own_params[unit.block][own[unit.kind]],
+@dataclass(frozen=True, eq=False)
+class CostTable:
+    """The costs of all combinations of some levels: C costs of P sub-layers in S states.
+
+    Attributes:
+        names: The C costs.
+        base: What no candidate can save (C,).
+        amounts: What each sub-layer adds in each of its states (P, S, C).
+        per_zero: What one zero saves (C,).
+        homes: For each of M matrices the index of its sub-layer (M,).
+        zeros: Zeros of each matrix at each of its levels, by the sub-layer's state (M, S, L).
+    """
+
+    names: tuple[str, ...]
+    base: NDArray[np.float64]
+    amounts: NDArray[np.float64]
+    per_zero: NDArray[np.float64]
+    homes: NDArray[np.int64]
+    zeros: NDArray[np.int64]
+
+    def at(
+        self, states: NDArray[np.int64], choices: NDArray[np.int64]
+    ) -> dict[str, NDArray[np.float64]]:
+        """The costs of N candidates: for each cost an array (N,).
+
+        Args:
+            states: For each sub-layer the index of its state (N, P).
+            choices: For each of the M matrices the index of its level (N, M).
+        """
+        totals = self.totals(states, choices)
+        return {name: totals[:, column] for column, name in enumerate(self.names)}
+
+    def totals(self, states: NDArray[np.int64], choices: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The same as one array (N, C)."""
+        zeros = self._zeros(states, choices)
+        totals: NDArray[np.float64] = self.base - zeros[:, None] * self.per_zero
+        totals += self._sums(states)
+        return totals
+
+    def only(self, names: Sequence[str]) -> CostTable:
+        """The table of some of the costs, in the order given."""
+        chosen = [self.names.index(name) for name in names]
+        return CostTable(
+            tuple(names),
+            self.base[chosen],
+            self.amounts[:, :, chosen],
+            self.per_zero[chosen],
+            self.homes,
+            self.zeros,
         )
-        for unit in units
-        if unit.kind in own
-    )
+
+    def _sums(self, states: NDArray[np.int64]) -> NDArray[np.float64]:
+        """What all sub-layers add, (N, C) or where they have but one state (C,)."""
+        parts, columns, costs = self.amounts.shape
+        if not costs:
+            return np.zeros((len(states), 0))
+        if columns == 1:
+            constant: NDArray[np.float64] = self.amounts.sum(axis=(0, 1))
+            return constant
+        entries = states + np.arange(parts) * columns
+        tables = self.amounts.reshape(parts * columns, costs).T
+        return np.stack([table[entries].sum(axis=1) for table in tables], axis=1)
+
+    def _zeros(self, states: NDArray[np.int64], choices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Zeros in all matrices (N,)."""
+        matrices, columns, levels = self.zeros.shape
+        if not (matrices and self.per_zero.any()):
+            return np.zeros(len(states), dtype=np.int64)
+        entries = choices + np.arange(matrices) * (columns * levels)
+        if columns > 1:
+            entries += states[:, self.homes] * levels
+        counted: NDArray[np.int64] = self.zeros.ravel()[entries].sum(axis=1)
+        return counted
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,12 +111,12 @@ class CostModel:
 
     Attributes:
         parts: The sub-layers, in model order.
-        terms: For each cost name its terms.
+        costs: For each cost name what it counts.
         length: Tokens of the sequence that FLOPs and cache are counted for.
     """
 
     parts: tuple[Part, ...]
-    terms: Mapping[str, Terms]
+    costs: Mapping[str, Cost]
     length: int
 
     def dense(self) -> dict[str, float]:
@@ -80,51 +124,78 @@ class CostModel:
         return {name: values.item() for name, values in self.of([Candidate()]).items()}
 
     def of(self, candidates: Sequence[Candidate]) -> dict[str, NDArray[np.float64]]:
-        """The costs of canonical candidates: for each cost an array (N,).
+        """The costs of canonical candidates of any widths: for each cost an array (N,).
+
+        A block that others are merged into costs what it costs alone.
 
         Raises:
             KeyError: A candidate names a unit that the model does not have.
+            ConfigError: A level is wider than the model.
         """
-        kept = np.ones((len(candidates), len(self.parts)), dtype=bool)
-        zeros = np.zeros(len(candidates), dtype=np.int64)
-        for row, candidate in enumerate(candidates):
-            for name, level in candidate.levels:
-                if level.drop:
-                    kept[row, self._homes[name]] = False
-                else:
-                    zeros[row] += level.zeros * bool(kept[row, self._homes[name]])
-        return self.at(kept, zeros)
+        totals = np.stack([self._total(candidate) for candidate in candidates])
+        return {name: totals[:, column] for column, name in enumerate(self.costs)}
 
-    def at(
-        self, kept: NDArray[np.bool_], zeros: NDArray[np.int64]
-    ) -> dict[str, NDArray[np.float64]]:
-        """The costs where the states of the sub-layers are known.
+    def table(
+        self, states: Sequence[Sequence[Level]], matrices: Mapping[str, Sequence[Level]]
+    ) -> CostTable:
+        """The costs of all combinations of some levels.
 
         Args:
-            kept: Which sub-layers are kept (N, P).
-            zeros: Zeros in the matrices of the kept sub-layers (N,).
-
-        Returns:
-            For each cost an array (N,).
+            states: For each sub-layer, in the order of `parts`, its possible levels.
+            matrices: {matrix: its possible levels}.
         """
-        base, parts, per_zero = self._stacked
-        totals = base + kept.astype(np.float64) @ parts - zeros[:, None] * per_zero
-        return {name: totals[:, column] for column, name in enumerate(self.terms)}
+        most = max(len(levels) for levels in states)
+        amounts = np.zeros((len(self.parts), most, len(self.costs)))
+        for row, part, levels in zip(amounts, self.parts, states, strict=True):
+            row[: len(levels)] = [self._amounts(part, level) for level in levels]
+        deepest = max((len(levels) for levels in matrices.values()), default=0)
+        zeros = np.zeros((len(matrices), most, deepest), dtype=np.int64)
+        homes = np.array([self._homes[name] for name in matrices], dtype=np.int64)
+        for table, home, (name, levels) in zip(zeros, homes, matrices.items(), strict=True):
+            for row, state in zip(table, states[home], strict=False):
+                row[: len(levels)] = [self._zeros(name, level, state) for level in levels]
+        return CostTable(tuple(self.costs), self._base, amounts, self._per_zero, homes, zeros)
+
+    def _total(self, candidate: Candidate) -> NDArray[np.float64]:
+        """The costs of one candidate (C,)."""
+        levels = candidate.by_name
+        zeros = 0
+        for name in levels.keys() - {part.unit.parent for part in self.parts}:
+            part = self.parts[self._homes[name]]
+            if name != part.unit.name:
+                zeros += self._zeros(name, levels[name], levels.get(part.unit.name, DENSE))
+        amounts = [self._amounts(part, levels.get(part.unit.name, DENSE)) for part in self.parts]
+        total: NDArray[np.float64] = self._base + np.sum(amounts, axis=0) - zeros * self._per_zero
+        return total
+
+    def _amounts(self, part: Part, level: Level) -> NDArray[np.float64]:
+        """What a sub-layer adds to each cost at a level (C,)."""
+        if level.drop:
+            return np.zeros(len(self.costs))
+        left = part.left(level)
+        return np.array([cost.amount(part, left) for cost in self.costs.values()])
+
+    def _zeros(self, matrix: str, level: Level, state: Level) -> int:
+        """Zeros that a matrix has at a level while its sub-layer is in a state."""
+        if state.drop:
+            return 0
+        part = self.parts[self._homes[matrix]]
+        unit = next(unit for unit in part.matrices if unit.name == matrix)
+        return level.zeros_left(unit.numel, part.left(state).weights[matrix])
 
     @cached_property
-    def _stacked(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-        terms = list(self.terms.values())
-        return (
-            np.array([term.base for term in terms], dtype=np.float64),
-            np.array([term.parts for term in terms], dtype=np.float64).T,
-            np.array([term.per_zero for term in terms], dtype=np.float64),
-        )
+    def _base(self) -> NDArray[np.float64]:
+        return np.array([cost.base for cost in self.costs.values()], dtype=np.float64)
+
+    @cached_property
+    def _per_zero(self) -> NDArray[np.float64]:
+        return np.array([cost.per_zero for cost in self.costs.values()], dtype=np.float64)
 
     @cached_property
     def _homes(self) -> dict[str, int]:
         """For each sub-layer and matrix the index of its part."""
         return {
-            name: index
+            unit.name: index
             for index, part in enumerate(self.parts)
-            for name in (part.unit.name, *part.matrices)
+            for unit in (part.unit, *part.matrices)
         }

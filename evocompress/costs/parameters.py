@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from evocompress.costs.model import Part, Terms
+from evocompress.costs.model import Cost
+from evocompress.costs.sublayers import Left, Part
 from evocompress.types import Architecture
 
 
-def parameter_terms(parts: Sequence[Part], architecture: Architecture) -> dict[str, Terms]:
+def parameter_costs(architecture: Architecture) -> dict[str, Cost]:
     """Parameters in all, in the blocks and in matrices, with zeros and without."""
     outer = architecture.outer_params
-    whole = tuple(float(part.weights + part.own) for part in parts)
-    weights = tuple(float(part.weights) for part in parts)
     return {
-        "params": Terms(outer, whole),
-        "body_params": Terms(0, whole),
-        "nonzeros": Terms(outer, whole, per_zero=1),
-        "body_nonzeros": Terms(0, whole, per_zero=1),
-        "matrix_nonzeros": Terms(0, weights, per_zero=1),
+        "params": Cost(outer, parameters),
+        "body_params": Cost(0, parameters),
+        "nonzeros": Cost(outer, parameters, per_zero=1),
+        "body_nonzeros": Cost(0, parameters, per_zero=1),
+        "matrix_nonzeros": Cost(0, _weights, per_zero=1),
     }
+
+
+def parameters(part: Part, left: Left) -> float:
+    """All parameters of a sub-layer: matrices, biases and norms."""
+    return left.weight + left.own
+
+
+def _weights(part: Part, left: Left) -> float:
+    return left.weight

@@ -1,12 +1,47 @@
-"""Criteria: one interface (`base.Criterion`), one file per method; they know no model."""
+"""Criteria for single weights and for whole heads and channels; they know no model.
 
-from evocompress.criteria import magnitude, sparsegpt, wanda
+`CRITERIA` give matrices zeros (`base.Criterion`), `STRUCTURED` narrow sub-layers
+(`structure.StructuredCriterion`); one file per method.
+"""
+
+from evocompress.criteria import (
+    flap,
+    magnitude,
+    magnitude_structured,
+    minitron,
+    obs_structured,
+    sparsegpt,
+    taylor,
+    wanda,
+    wanda_structured,
+)
 from evocompress.criteria.base import Criterion, Statistics
+from evocompress.criteria.liar import reconstructed
+from evocompress.criteria.structure import Cut, Structure, StructuredCriterion, Width
 
-__all__ = ["CRITERIA", "Criterion", "Statistics"]
+__all__ = [
+    "CRITERIA",
+    "STRUCTURED",
+    "Criterion",
+    "Cut",
+    "Statistics",
+    "Structure",
+    "StructuredCriterion",
+    "Width",
+    "reconstructed",
+]
 
 CRITERIA: dict[str, Criterion] = {
     "magnitude": Criterion(needs="nothing", compress=magnitude.compress),
     "wanda": Criterion(needs="squares", compress=wanda.compress),
     "sparsegpt": Criterion(needs="gram", compress=sparsegpt.compress),
+}
+
+STRUCTURED: dict[str, StructuredCriterion] = {
+    "magnitude": StructuredCriterion(frozenset(), False, magnitude_structured.cut),
+    "wanda": StructuredCriterion(frozenset({"squares"}), False, wanda_structured.cut),
+    "minitron": StructuredCriterion(frozenset({"magnitudes"}), False, minitron.cut),
+    "taylor": StructuredCriterion(frozenset({"gradients"}), False, taylor.cut),
+    "flap": StructuredCriterion(frozenset({"squares", "sums"}), True, flap.cut),
+    "obs_structured": StructuredCriterion(frozenset({"gram"}), False, obs_structured.cut),
 }

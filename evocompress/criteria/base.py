@@ -28,6 +28,8 @@ class Statistics:
         sequences: Sequences that were summed over.
         tokens: Tokens that were summed over.
         damping: Fraction of the mean diagonal added to a Hessian.
+        sums: Σ x over the tokens, (in,) float32.
+        magnitudes: Norm over the sequences of the mean |x| of each, (in,) float32 (Minitron).
     """
 
     gram: Tensor | None = None
@@ -35,6 +37,8 @@ class Statistics:
     sequences: int = 0
     tokens: int = 0
     damping: float = 0.01
+    sums: Tensor | None = None
+    magnitudes: Tensor | None = None
 
     @cached_property
     def factor(self) -> Factor:
@@ -46,10 +50,27 @@ class Statistics:
     @property
     def norms(self) -> Tensor:
         """Norm of each input over the tokens, (in,), as root mean square over sequences."""
+        return (self._squares / self.sequences).sqrt()
+
+    @property
+    def means(self) -> Tensor:
+        """Mean of each input over the tokens, (in,)."""
+        if self.sums is None:
+            raise ValueError("this criterion needs the sums of the inputs")
+        return self.sums / self.tokens
+
+    @property
+    def variances(self) -> Tensor:
+        """Variance of each input over the tokens, (in,)."""
+        squares = self._squares.double() / self.tokens
+        return (squares - self.means.double().square()).clamp_min(0).float()
+
+    @property
+    def _squares(self) -> Tensor:
         squares = self.squares if self.gram is None else self.gram.diagonal()
         if squares is None:
             raise ValueError("this criterion needs the squared norms of the inputs")
-        return (squares / self.sequences).sqrt()
+        return squares
 
 
 Compress = Callable[[Tensor, Statistics, Sequence[Level]], list[Tensor]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-from evocompress.types import Evaluate, Result
+from evocompress.types import Answer, Estimate, Estimation, Evaluate, Request, Result
 
 
 class Proxy(Protocol):
@@ -16,16 +16,28 @@ class Proxy(Protocol):
         ...
 
 
+class Estimates(Protocol):
+    """What an executor needs to answer estimates."""
+
+    def estimate(self, request: Estimate) -> Estimation:
+        """The answer to a request."""
+        ...
+
+
 class LocalExecutor:
-    """Evaluates requests in order with one proxy."""
+    """Answers requests in order with one proxy and one source of estimates."""
 
-    def __init__(self, proxy: Proxy) -> None:
+    def __init__(self, proxy: Proxy, estimates: Estimates) -> None:
         self._proxy = proxy
+        self._estimates = estimates
 
-    def map(self, requests: Sequence[Evaluate]) -> Iterator[Result]:
-        """Yields each result as soon as it is there, in the order of the requests."""
+    def map(self, requests: Sequence[Request]) -> Iterator[Answer]:
+        """Yields each answer as soon as it is there, in the order of the requests."""
         for request in requests:
-            yield from self._proxy.evaluate([request])
+            if isinstance(request, Estimate):
+                yield self._estimates.estimate(request)
+            else:
+                yield from self._proxy.evaluate([request])
 
     def close(self) -> None:
-        """Nothing to free: the proxy belongs to the caller."""
+        """Nothing to free: proxy and estimates belong to the caller."""

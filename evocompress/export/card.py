@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from evocompress.costs import Part
 from evocompress.export.record import Record
-from evocompress.types import Candidate, Unit
+from evocompress.types import DENSE, DROP, Candidate, Level
 
 SPARSE_NOTE = (
     "The zeros are stored as ordinary dense safetensors: they take the same space as other "
     "weights and make nothing faster on hardware or kernels without support for sparsity."
 )
+WIDTH_NOTE = "Heads and channels that are left, where blocks are numbered as in the dense model:"
 
 
 def model_card(
     record: Record,
     candidate: Candidate,
-    units: Sequence[Unit],
+    parts: Sequence[Part],
     loading: str,
     notes: Sequence[str] = (),
 ) -> str:
@@ -27,7 +29,7 @@ def model_card(
     Args:
         record: The content of ``candidate.json``.
         candidate: What was done to the model.
-        units: All units of the dense model.
+        parts: The sub-layers of the dense model.
         loading: Python that loads the checkpoint.
         notes: Paragraphs to add, e.g. what was measured.
     """
@@ -40,7 +42,7 @@ def model_card(
         "# Compressed language model",
         f"Made by evocompress from `{record.source}` (fingerprint `{record.model_fingerprint}`). "
         f"Candidate `{record.id}`; `candidate.json` has every detail.",
-        *_what_was_done(candidate, units),
+        *_what_was_done(candidate, parts),
         _cost_table(record),
         *notes,
         "## Loading",
@@ -49,20 +51,51 @@ def model_card(
     return "\n\n".join(paragraphs) + "\n"
 
 
-def _what_was_done(candidate: Candidate, units: Sequence[Unit]) -> list[str]:
-    kinds = {unit.name: unit for unit in units}
-    dropped = [kinds[name] for name, level in candidate.levels if level.drop]
-    sparse = [(kinds[name], level) for name, level in candidate.levels if not level.drop]
-    text = ["## What was done"]
-    for kind in Counter(unit.kind for unit in dropped):
-        blocks = ", ".join(str(b) for b in sorted(u.block for u in dropped if u.kind == kind))
-        text.append(f"Removed {kind} sub-layers of the dense model's blocks: {blocks}.")
-    if sparse:
-        zeros = sum(level.zeros for _, level in sparse)
-        weights = sum(unit.numel for unit, _ in sparse)
-        share = f"{zeros:,} of their {weights:,} weights ({zeros / weights:.1%})"
-        text.append(f"{len(sparse)} matrices have zeros: {share}. {SPARSE_NOTE}")
+def _what_was_done(candidate: Candidate, parts: Sequence[Part]) -> list[str]:
+    levels = candidate.by_name
+    text = ["## What was done", *_dropped(levels, parts), *_merged(levels)]
+    if any(level.narrow for level in levels.values()):
+        text += [WIDTH_NOTE, _width_table(levels, parts)]
+    text += _zeros(levels, parts)
     return text if len(text) > 1 else [*text, "Nothing: this is the dense model."]
+
+
+def _dropped(levels: Mapping[str, Level], parts: Sequence[Part]) -> Iterator[str]:
+    dropped = [part.unit for part in parts if levels.get(part.unit.name) == DROP]
+    for kind in dict.fromkeys(unit.kind for unit in dropped):
+        blocks = ", ".join(str(unit.block) for unit in dropped if unit.kind == kind)
+        yield f"Removed {kind} sub-layers of the dense model's blocks: {blocks}."
+
+
+def _merged(levels: Mapping[str, Level]) -> Iterator[str]:
+    for name, level in levels.items():
+        if level.merge:
+            yield f"The matrices of the next {level.merge} blocks were merged into `{name}`'s."
+
+
+def _width_table(levels: Mapping[str, Level], parts: Sequence[Part]) -> str:
+    """A row for each block of the dense model."""
+    cells: dict[int, list[str]] = defaultdict(list)
+    for part in parts:
+        level = levels.get(part.unit.name, DENSE)
+        left = part.left(DENSE if level.drop else level)
+        numbers = [left.heads, left.kv_heads] if part.unit.kind == "attention" else [left.channels]
+        cells[part.unit.block] += ["–" if level.drop else str(number) for number in numbers]
+    rows = [f"| {block} | {' | '.join(row)} |" for block, row in cells.items()]
+    head = "| dense block | query heads | key-value heads | FFN channels |"
+    return "\n".join([head, "|---|---|---|---|", *rows])
+
+
+def _zeros(levels: Mapping[str, Level], parts: Sequence[Part]) -> Iterator[str]:
+    zeros, weights = [], 0
+    for part in parts:
+        sparse = [unit for unit in part.matrices if levels.get(unit.name, DENSE) != DENSE]
+        left = part.left(levels.get(part.unit.name, DENSE)).weights if sparse else {}
+        zeros += [levels[unit.name].zeros_left(unit.numel, left[unit.name]) for unit in sparse]
+        weights += sum(left[unit.name] for unit in sparse)
+    if zeros:
+        share = f"{sum(zeros):,} of their {weights:,} weights ({sum(zeros) / weights:.1%})"
+        yield f"{len(zeros)} matrices have zeros: {share}. {SPARSE_NOTE}"
 
 
 def _cost_table(record: Record) -> str:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
+from evocompress.costs import outline
 from evocompress.errors import ExportError
 from evocompress.export.card import model_card
 from evocompress.export.folder import check_room, check_target, whole_folder
-from evocompress.export.formats import FORMATS
+from evocompress.export.formats import AUTOMATIC, FORMATS
 from evocompress.export.measure import measured_costs
 from evocompress.export.record import CANDIDATE_FILE, Record
 from evocompress.export.weights import LevelWeights
@@ -41,7 +42,8 @@ def materialize(
         library: The level library, for candidates with compressed matrices.
         candidate: What to write.
         out: The folder.
-        format: A key of `FORMATS`, or ``auto``: the first one that can express the candidate.
+        format: A key of `FORMATS`, or ``auto``: ``stock`` if it can express the candidate,
+            else ``hf``.
         predicted: The candidate's costs by the cost model, written beside the measured ones.
         notes: Paragraphs for the README.md.
         overwrite: Replace a checkpoint that is in `out` already.
@@ -50,8 +52,8 @@ def materialize(
         The folder.
 
     Raises:
-        ExportError: The format cannot express the candidate, `out` exists, the library is
-            missing or the disk is full.
+        ExportError: The format cannot express the candidate, `out` exists or the disk is full.
+        LibraryError: The library is missing, or lacks a level.
     """
     check_target(out, overwrite)
     name = choose_format(loaded, candidate, format)
@@ -71,9 +73,11 @@ def materialize(
             measured=measured_costs(folder, loaded.family),
         )
         (folder / CANDIDATE_FILE).write_text(record.text(), encoding="utf-8")
-        units = loaded.family.units(loaded.model)
+        family = loaded.family
+        parts = outline(family.units(loaded.model), family.architecture(loaded.model))
         loading = FORMATS[name].loading.format(path=out.name)
-        card = model_card(record, candidate, units, loading, notes)
+        own_notes = [note for note in (FORMATS[name].note, *notes) if note]
+        card = model_card(record, candidate, parts, loading, own_notes)
         (folder / "README.md").write_text(card, encoding="utf-8")
     return out
 
@@ -84,16 +88,16 @@ def choose_format(loaded: LoadedModel, candidate: Candidate, name: str = "auto")
     Raises:
         ExportError: There is no such format, or it cannot express the candidate.
     """
-    names = list(FORMATS) if name == "auto" else [name]
+    names = AUTOMATIC if name == "auto" else (name,)
     if not set(names) <= set(FORMATS):
         raise ExportError(f"unknown format '{name}': choose one of auto, {', '.join(FORMATS)}")
-    obstacles = {}
+    obstacles = {choice: FORMATS[choice].obstacle(loaded, candidate) for choice in FORMATS}
+    able = [choice for choice in FORMATS if obstacles[choice] is None]
     for choice in names:
-        obstacle = FORMATS[choice].obstacle(loaded, candidate)
-        if obstacle is None:
+        if choice in able:
             return choice
-        obstacles[choice] = obstacle
-    raise ExportError(obstacles[names[-1]])
+    others = " and ".join(f"format '{choice}'" for choice in able) or "no format"
+    raise ExportError(f"format '{names[-1]}' {obstacles[names[-1]]}: {others} can")
 
 
 def _write_model(model: PreTrainedModel, loaded: LoadedModel, name: str, folder: Path) -> None:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from evocompress.errors import ExportError
+from evocompress.families import Matrix
 from evocompress.models import LoadedModel
-from evocompress.types import Candidate, Level
+from evocompress.prune import Form, LevelStore, Source
+from evocompress.types import DENSE, Candidate, Level
 
 
-class LevelWeights(Protocol):
+class LevelWeights(LevelStore, Protocol):
     """What a checkpoint needs of a level library."""
 
     @property
@@ -23,39 +24,42 @@ class LevelWeights(Protocol):
         """Identifies the library's contents."""
         ...
 
-    def load(self, unit: str, level: Level) -> dict[str, Tensor]:
-        """The tensors of a matrix unit at a level, e.g. its ``weight``."""
-        ...
-
 
 def compressed_state(
     loaded: LoadedModel, library: LevelWeights | None, candidate: Candidate
 ) -> dict[str, Tensor]:
-    """The dense model's state with the candidate's matrices in place.
+    """The dense model's state with the candidate's matrices and biases in place.
 
-    The tensors are the model's and the library's own, not copies: only read them.
+    The tensors may be the model's and the library's own, not copies: only read them. Those of
+    dropped sub-layers are there as well, and dense.
 
     Raises:
-        ExportError: The candidate has compressed matrices and there is no library.
+        LibraryError: The candidate needs a level that the library lacks, or there is none.
     """
-    state = dict(loaded.model.state_dict())
-    for name, level in candidate.levels:
-        if level.drop:
-            continue
-        if library is None:
-            raise ExportError(
-                f"{name} is at level {level.key}, but no level library was given: pass the "
-                "library that the search used"
-            )
-        for key, tensor in library.load(name, level).items():
-            state[f"{name}.{key}"] = tensor
+    state: dict[str, Tensor] = dict(loaded.model.state_dict())
+    source = Source(loaded, dict(state), library)
+    path, levels = loaded.family.layers_path, candidate.by_name
+    for index in range(len(loaded.family.blocks(loaded.model))):
+        for matrix in loaded.family.matrices:
+            form = _form(f"{path}.{index}", matrix, levels)
+            if form is not None:
+                state |= source.tensors(index, matrix, form)
     return state
+
+
+def _form(block: str, matrix: Matrix, levels: Mapping[str, Level]) -> Form | None:
+    """What becomes of a matrix of a block; ``None`` if it is dropped."""
+    width = levels.get(f"{block}.{matrix.sublayer}", DENSE)
+    if width.drop:
+        return None
+    own = levels.get(f"{block}.{matrix.path}", DENSE)
+    return Form(own, width, levels.get(block, DENSE).merge)
 
 
 def assemble(
     cls: type[PreTrainedModel],
     config: PreTrainedConfig,
-    state: dict[str, Tensor],
+    state: Mapping[str, Tensor],
     blocks: str,
     kept: Sequence[int],
 ) -> PreTrainedModel:
@@ -66,7 +70,7 @@ def assemble(
     Args:
         cls: The class to make.
         config: Its config.
-        state: State of the dense model; what the new model lacks is left out.
+        state: By the names of the dense model; what the new model lacks is left out.
         blocks: Module path of the list of blocks.
         kept: For each block of the new model its index in `state`.
     """

@@ -1,4 +1,4 @@
-"""The interface of a model family: where the units of a decoder live and how one is removed.
+"""The interface of a model family: where units live, how one is removed, what widths couple.
 
 A family is a small declaration. The class below describes a decoder laid out like Llama's;
 another family overrides the attributes, and only rarely a method.
@@ -16,9 +16,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from evocompress.types import Architecture, Unit
+from evocompress.families.coupling import Widths
+from evocompress.types import Architecture, Axis, Unit
 
 SubLayerName = Literal["attention", "mlp"]
+
+Attributes = dict[tuple[str, str], Any]
+"""{(module path within a block, attribute): value}."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +35,17 @@ class Matrix:
         input: What it reads: matrices of a block with the same word read the same tensor, and
             so share their input statistics.
         transposed: The module stores (in, out), as GPT-2's ``Conv1D`` does.
+        rows: What its outputs belong to, one part after the other; empty for the residual
+            stream.
+        columns: The same of its inputs.
     """
 
     path: str
     sublayer: SubLayerName
     input: str
     transposed: bool = False
+    rows: tuple[Axis, ...] = ()
+    columns: tuple[Axis, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,11 @@ class SubLayer:
     matrices: tuple[Matrix, ...]
     around: tuple[str, ...]
     core: str
+
+    @property
+    def output(self) -> Matrix:
+        """The matrix whose input columns belong to heads or channels."""
+        return next(matrix for matrix in self.matrices if matrix.columns)
 
 
 class NoAttention(nn.Module):
@@ -96,10 +110,10 @@ def llama_attention(around: tuple[str, ...] = ("input_layernorm",)) -> SubLayer:
     """Attention with separate query, key and value projections."""
     return SubLayer(
         matrices=(
-            Matrix("self_attn.q_proj", "attention", "attention_in"),
-            Matrix("self_attn.k_proj", "attention", "attention_in"),
-            Matrix("self_attn.v_proj", "attention", "attention_in"),
-            Matrix("self_attn.o_proj", "attention", "attention_out"),
+            Matrix("self_attn.q_proj", "attention", "attention_in", rows=("query",)),
+            Matrix("self_attn.k_proj", "attention", "attention_in", rows=("key",)),
+            Matrix("self_attn.v_proj", "attention", "attention_in", rows=("value",)),
+            Matrix("self_attn.o_proj", "attention", "attention_out", columns=("query",)),
         ),
         around=around,
         core="self_attn",
@@ -110,9 +124,9 @@ def llama_mlp(around: tuple[str, ...] = ("post_attention_layernorm",)) -> SubLay
     """Gated MLP with separate gate and up projections."""
     return SubLayer(
         matrices=(
-            Matrix("mlp.gate_proj", "mlp", "mlp_in"),
-            Matrix("mlp.up_proj", "mlp", "mlp_in"),
-            Matrix("mlp.down_proj", "mlp", "mlp_out"),
+            Matrix("mlp.gate_proj", "mlp", "mlp_in", rows=("channel",)),
+            Matrix("mlp.up_proj", "mlp", "mlp_in", rows=("channel",)),
+            Matrix("mlp.down_proj", "mlp", "mlp_out", columns=("channel",)),
         ),
         around=around,
         core="mlp",
@@ -142,13 +156,14 @@ class Family:
     def check(self, model: PreTrainedModel) -> None:
         """Raise `ModelError` for a variant of the family whose blocks are built otherwise."""
 
+    @property
     def matrices(self) -> tuple[Matrix, ...]:
         """Every linear matrix of a block, in the order of computation."""
         return self.attention.matrices + self.mlp.matrices
 
-    def block_path(self) -> str:
-        """Module path of the list of blocks, e.g. ``model.layers``."""
-        return self.layers_path
+    def output(self, sublayer: SubLayerName) -> Matrix:
+        """The matrix of a sub-layer whose input columns belong to heads or channels."""
+        return self._branch(sublayer).output
 
     def blocks(self, model: PreTrainedModel) -> nn.ModuleList:
         """The blocks in order; an entry may be replaced in place."""
@@ -166,23 +181,30 @@ class Family:
 
     def _block_units(self, index: int, block: nn.Module) -> Iterator[Unit]:
         name = f"{self.layers_path}.{index}"
-        roles = _roles(self.matrices())
+        roles = _roles(self.matrices)
         yield Unit(name, "block", None, index, "block")
         for kind, branch in self._branches():
             parent = f"{name}.{kind}"
             yield Unit(parent, kind, name, index, kind)
             for matrix in branch.matrices:
-                shape = _shape(block, matrix)
-                role = roles[matrix.path]
-                yield Unit(f"{name}.{matrix.path}", "matrix", parent, index, role, shape)
+                yield Unit(
+                    name=f"{name}.{matrix.path}",
+                    kind="matrix",
+                    parent=parent,
+                    block=index,
+                    role=roles[matrix.path],
+                    shape=_shape(block, matrix),
+                    rows=matrix.rows,
+                    columns=matrix.columns,
+                    bias=block.get_submodule(matrix.path).bias is not None,
+                )
 
     def architecture(self, model: PreTrainedModel) -> Architecture:
         """What the cost model must know; parameters are counted, tied weights once."""
         config = model.config
         head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
         blocks = self.blocks(model)
-        heads = config.num_attention_heads
-        kv_heads = getattr(config, "num_key_value_heads", None) or heads
+        heads, kv_heads, head_dim = head_shape(config)
         in_blocks = sum(parameter.numel() for parameter in blocks.parameters())
         return Architecture(
             hidden=config.hidden_size,
@@ -191,7 +213,8 @@ class Family:
             outer_params=sum(p.numel() for p in model.parameters()) - in_blocks,
             heads=(heads,) * len(blocks),
             kv_heads=(kv_heads,) * len(blocks),
-            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+            head_dim=head_dim,
+            channels=tuple(_shape(block, self.mlp.output)[1] for block in blocks),
             windows=attention_windows(config, len(blocks)),
             own_params=tuple(
                 (_own_params(block, self.attention), _own_params(block, self.mlp))
@@ -219,9 +242,24 @@ class Family:
             {module path within the block: a new module to put there}; putting the former
             modules back restores the block.
         """
-        branch = dict(self._branches())[sublayer]
+        branch = self._branch(sublayer)
         core = NoAttention() if sublayer == "attention" else NoOutput()
         return {path: nn.Identity() for path in branch.around} | {branch.core: core}
+
+    def narrowing(self, block: nn.Module, sublayer: SubLayerName, widths: Widths) -> Attributes:
+        """What to set in `block` so that its own forward pass runs at other widths.
+
+        Only attributes that the forward pass reads; the matrices and biases of the sub-layer
+        must have the new shapes (`evocompress.prune`). The former values restore the block.
+
+        Args:
+            block: With the modules of the sub-layer in place.
+            sublayer: Which branch changes its width.
+            widths: Of the block, with the new one of `sublayer`.
+        """
+        if sublayer == "mlp":
+            return {}
+        return {(self.attention.core, "num_key_value_groups"): widths.heads // widths.kv_heads}
 
     def block_inputs(
         self, model: PreTrainedModel, ids: Tensor
@@ -243,8 +281,18 @@ class Family:
             _put(originals, blocks)
         return recorders[0].hidden, [recorder.arguments for recorder in recorders]
 
+    def _branch(self, sublayer: SubLayerName) -> SubLayer:
+        return self.attention if sublayer == "attention" else self.mlp
+
     def _branches(self) -> tuple[tuple[SubLayerName, SubLayer], ...]:
         return (("attention", self.attention), ("mlp", self.mlp))
+
+
+def head_shape(config: PreTrainedConfig) -> tuple[int, int, int]:
+    """Query heads, key-value heads and the width of a head, the same in every dense block."""
+    heads = config.num_attention_heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    return heads, kv_heads, getattr(config, "head_dim", None) or config.hidden_size // heads
 
 
 def attention_windows(config: PreTrainedConfig, layers: int) -> tuple[int | None, ...]:

@@ -1,9 +1,15 @@
 """GPT-2 and its distillations."""
 
+from functools import partial
+
+from torch import nn
 from transformers import PreTrainedModel
 
 from evocompress.errors import ModelError
-from evocompress.families.base import Family, Matrix, SubLayer
+from evocompress.families.base import Attributes, Family, Matrix, SubLayer, SubLayerName
+from evocompress.families.coupling import Widths
+
+_matrix = partial(Matrix, transposed=True)
 
 
 class GPT2(Family):
@@ -14,16 +20,16 @@ class GPT2(Family):
     norm_path = "transformer.ln_f"
     attention = SubLayer(
         matrices=(
-            Matrix("attn.c_attn", "attention", "attention_in", transposed=True),
-            Matrix("attn.c_proj", "attention", "attention_out", transposed=True),
+            _matrix("attn.c_attn", "attention", "attention_in", rows=("query", "key", "value")),
+            _matrix("attn.c_proj", "attention", "attention_out", columns=("query",)),
         ),
         around=("ln_1",),
         core="attn",
     )
     mlp = SubLayer(
         matrices=(
-            Matrix("mlp.c_fc", "mlp", "mlp_in", transposed=True),
-            Matrix("mlp.c_proj", "mlp", "mlp_out", transposed=True),
+            _matrix("mlp.c_fc", "mlp", "mlp_in", rows=("channel",)),
+            _matrix("mlp.c_proj", "mlp", "mlp_out", columns=("channel",)),
         ),
         around=("ln_2",),
         core="mlp",
@@ -36,3 +42,10 @@ class GPT2(Family):
                 "this gpt2 model has cross-attention, which is not supported: "
                 "use a decoder-only checkpoint (add_cross_attention false)"
             )
+
+    def narrowing(self, block: nn.Module, sublayer: SubLayerName, widths: Widths) -> Attributes:
+        """``Conv1D`` knows its outputs, and the attention where to cut them."""
+        if sublayer == "mlp":
+            return {("mlp.c_fc", "nf"): widths.channels}
+        queries = widths.heads * widths.head_dim
+        return {("attn", "split_size"): queries, ("attn.c_attn", "nf"): 3 * queries}

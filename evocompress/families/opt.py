@@ -1,9 +1,18 @@
 """OPT, except its 350m model."""
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from evocompress.errors import ModelError
-from evocompress.families.base import Family, Matrix, SubLayer, llama_attention
+from evocompress.families.base import (
+    Attributes,
+    Family,
+    Matrix,
+    SubLayer,
+    SubLayerName,
+    llama_attention,
+)
+from evocompress.families.coupling import Widths
 
 
 class OPT(Family):
@@ -15,13 +24,16 @@ class OPT(Family):
     attention = SubLayer(
         matrices=(
             *llama_attention().matrices[:3],
-            Matrix("self_attn.out_proj", "attention", "attention_out"),
+            Matrix("self_attn.out_proj", "attention", "attention_out", columns=("query",)),
         ),
         around=("self_attn_layer_norm",),
         core="self_attn",
     )
     mlp = SubLayer(
-        matrices=(Matrix("fc1", "mlp", "mlp_in"), Matrix("fc2", "mlp", "mlp_out")),
+        matrices=(
+            Matrix("fc1", "mlp", "mlp_in", rows=("channel",)),
+            Matrix("fc2", "mlp", "mlp_out", columns=("channel",)),
+        ),
         around=("final_layer_norm", "fc1", "activation_fn"),
         core="fc2",
     )
@@ -35,3 +47,7 @@ class OPT(Family):
                 "this opt model has norms after its sub-layers, no final norm or a projected "
                 "embedding (as opt-350m), which is not supported: use another size of OPT"
             )
+
+    def narrowing(self, block: nn.Module, sublayer: SubLayerName, widths: Widths) -> Attributes:
+        """The attention knows its number of heads."""
+        return {("self_attn", "num_heads"): widths.heads} if sublayer == "attention" else {}

@@ -40,8 +40,8 @@ def load_student(path: Path, teacher: LoadedModel) -> PreTrainedModel:
 
 def zero_masks(model: PreTrainedModel, family: Family) -> dict[str, Tensor]:
     """Where the linear matrices of the blocks are zero: {parameter name: boolean, same shape}."""
-    paths = {f"{matrix.path}.weight" for matrix in family.matrices()}
-    prefix = f"{family.block_path()}."
+    paths = {f"{matrix.path}.weight" for matrix in family.matrices}
+    prefix = f"{family.layers_path}."
     masks = {
         name: parameter.detach() == 0
         for name, parameter in model.named_parameters()

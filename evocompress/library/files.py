@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,8 +21,30 @@ from evocompress.files import replacing
 ALIGNMENT = 64
 """Bytes; where the tensors of a file begin, so that vector instructions like them."""
 
-DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+DTYPES = {
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int64: "I64",
+}
 READ_SIZE = 1 << 20
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Shape and type of a tensor in a file."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def bytes(self) -> int:
+        """Size of its values."""
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+Layout = Mapping[str, TensorSpec]
+"""The tensors of a file in their order."""
 
 
 @contextmanager
@@ -55,26 +78,18 @@ class TensorWriter:
 
     Args:
         file: Where to.
-        layout: The shape of each tensor, in the order in which they will come.
-        dtype: Of all of them.
+        layout: The tensors in the order in which they will come.
 
     Raises:
         LibraryError: Weights of this type cannot be stored.
     """
 
-    def __init__(
-        self, file: BinaryIO, layout: Mapping[str, tuple[int, ...]], dtype: torch.dtype
-    ) -> None:
-        if dtype not in DTYPES:
-            raise LibraryError(
-                f"weights of type {dtype} are not supported: use model.dtype float32"
-            )
+    def __init__(self, file: BinaryIO, layout: Layout) -> None:
         self._file = file
         self._expected = iter(layout.items())
-        self._dtype = dtype
         self._hash = hashlib.sha256()
         self.bytes = 0
-        self._put(_header(layout, dtype))
+        self._put(_header(layout))
 
     @property
     def sha256(self) -> str:
@@ -82,10 +97,11 @@ class TensorWriter:
         return self._hash.hexdigest()
 
     def add(self, key: str, tensor: Tensor) -> None:
-        """Write the next tensor; key, shape and order are as announced."""
-        if (key, tuple(tensor.shape)) != next(self._expected, None):
+        """Write the next tensor, in the announced type; key, shape and order are as announced."""
+        expected, spec = next(self._expected, (None, None))
+        if spec is None or (key, tuple(tensor.shape)) != (expected, spec.shape):
             raise ValueError(f"tensor {key} of shape {tuple(tensor.shape)} was not announced here")
-        stored = tensor.to("cpu", self._dtype).contiguous()
+        stored = tensor.to("cpu", spec.dtype).contiguous()
         self._put(stored.view(torch.uint8).numpy().data.cast("B"))
 
     def _put(self, data: bytes | memoryview) -> None:
@@ -94,15 +110,30 @@ class TensorWriter:
         self.bytes += len(data)
 
 
-def _header(layout: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> bytes:
+def file_bytes(layout: Layout) -> int:
+    """Size of a file with these tensors."""
+    return len(_header(layout)) + sum(spec.bytes for spec in layout.values())
+
+
+def _header(layout: Layout) -> bytes:
     """Length and JSON of the safetensors header, padded with spaces as the format allows."""
     entries, end = {}, 0
-    for key, shape in layout.items():
-        begin, end = end, end + torch.Size(shape).numel() * dtype.itemsize
-        entries[key] = {"dtype": DTYPES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+    for key, spec in layout.items():
+        begin, end = end, end + spec.bytes
+        entries[key] = {
+            "dtype": _name(spec.dtype),
+            "shape": list(spec.shape),
+            "data_offsets": [begin, end],
+        }
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-(len(text) + 8) % ALIGNMENT)
     return len(text).to_bytes(8, "little") + text
+
+
+def _name(dtype: torch.dtype) -> str:
+    if dtype not in DTYPES:
+        raise LibraryError(f"weights of type {dtype} are not supported: use model.dtype float32")
+    return DTYPES[dtype]
 
 
 def sha256_of(path: Path) -> str:

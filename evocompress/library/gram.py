@@ -2,58 +2,77 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from evocompress.criteria.base import Needs
-from evocompress.families import Matrix
+
+def _add_gram(total: Tensor, inputs: Tensor) -> None:
+    rows = inputs.flatten(0, 1)
+    total.addmm_(rows.T, rows)
+
+
+def _add_squares(total: Tensor, inputs: Tensor) -> None:
+    total.add_(inputs.square().sum((0, 1)))
+
+
+def _add_sums(total: Tensor, inputs: Tensor) -> None:
+    total.add_(inputs.sum((0, 1)))
+
+
+def _add_magnitudes(total: Tensor, inputs: Tensor) -> None:
+    total.add_(inputs.abs().mean(1).square_().sum(0))
+
+
+_ADD: Mapping[str, Callable[[Tensor, Tensor], None]] = {
+    "gram": _add_gram,
+    "squares": _add_squares,
+    "sums": _add_sums,
+    "magnitudes": _add_magnitudes,
+}
+
+Sums = dict[str, Tensor]
+"""Float32 sums over tokens by what is summed: ``gram`` xxᵀ (in, in), ``squares`` x² (in,),
+``sums`` x (in,), and over sequences ``magnitudes`` (mean |x|)² (in,)."""
 
 
 @contextmanager
 def collecting(
-    block: nn.Module, matrices: Sequence[Matrix], needs: Needs
-) -> Iterator[dict[str, Tensor]]:
-    """Sum XᵀX, or its diagonal, over every token that passes through a block.
-
-    Matrices with the same input are observed once.
+    readers: Mapping[str, nn.Module], needs: Mapping[str, Collection[str]], length: int
+) -> Iterator[dict[str, Sums]]:
+    """Sum up what is needed over every token that passes through a block.
 
     Args:
-        block: The block.
-        matrices: Which of its matrices are wanted.
-        needs: What to collect; ``nothing`` observes nothing.
+        readers: For each input a module that reads it.
+        needs: What to sum of each input (keys of `Sums`).
+        length: Tokens of a sequence; blocks may hand them to their matrices in one long row.
 
     Yields:
-        The sums so far by input, float32: (in, in) for ``gram``, (in,) for ``squares``.
+        The sums so far by input.
     """
-    sums: dict[str, Tensor] = {}
-    readers = {matrix.input: matrix.path for matrix in reversed(matrices)}
+    sums: dict[str, Sums] = {}
     with ExitStack() as hooks:
-        if needs != "nothing":
-            for word, path in readers.items():
-                observer = _Observer(sums, word, needs)
-                handle = block.get_submodule(path).register_forward_pre_hook(observer)
-                hooks.callback(handle.remove)
+        for word, kinds in needs.items():
+            observer = _Observer(sums.setdefault(word, {}), kinds, length)
+            hooks.callback(readers[word].register_forward_pre_hook(observer).remove)
         yield sums
 
 
 class _Observer:
     """A hook that adds the input of a module to the sums."""
 
-    def __init__(self, sums: dict[str, Tensor], word: str, needs: Needs) -> None:
+    def __init__(self, sums: Sums, needs: Collection[str], length: int) -> None:
         self._sums = sums
-        self._word = word
         self._needs = needs
+        self._length = length
 
     def __call__(self, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        inputs = arguments[0].flatten(0, -2).float()
-        features = inputs.shape[-1]
-        if self._word not in self._sums:
-            shape = (features, features) if self._needs == "gram" else (features,)
-            self._sums[self._word] = torch.zeros(shape, device=inputs.device)
-        if self._needs == "gram":
-            self._sums[self._word].addmm_(inputs.T, inputs)
-        else:
-            self._sums[self._word].add_(inputs.square().sum(0))
+        features = arguments[0].shape[-1]
+        inputs = arguments[0].reshape(-1, self._length, features).float()
+        for need in self._needs:
+            if need not in self._sums:
+                shape = (features, features) if need == "gram" else (features,)
+                self._sums[need] = torch.zeros(shape, device=inputs.device)
+            _ADD[need](self._sums[need], inputs)

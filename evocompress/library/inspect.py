@@ -6,8 +6,8 @@ from pathlib import Path
 
 from rich.table import Table
 
-from evocompress.library.manifest import Manifest, read_manifest
-from evocompress.library.store import Library
+from evocompress.library.manifest import Manifest, Recipe, read_manifest
+from evocompress.library.store import verify_files
 
 
 def summary(path: Path, *, verify: bool = False) -> Table:
@@ -22,7 +22,7 @@ def summary(path: Path, *, verify: bool = False) -> Table:
     """
     manifest = read_manifest(path)
     if verify:
-        Library(path, manifest).verify()
+        verify_files(path, manifest)
     table = Table(title=f"Level library {path}", show_header=False, title_justify="left")
     for name, text in _rows(manifest, verify):
         table.add_row(name, text)
@@ -37,7 +37,8 @@ def _rows(manifest: Manifest, verified: bool) -> list[tuple[str, str]]:
     rows = [
         ("model", recipe.model),
         ("calibration", recipe.calibration),
-        ("criterion", f"{recipe.criterion}, {recipe.hessians} Hessians, damping {recipe.damping}"),
+        *_methods(recipe),
+        ("Hessians", f"{recipe.hessians}, damping {recipe.damping}"),
         ("units", str(len(recipe.levels))),
         ("levels", f"{min(stored)} to {max(stored)} stored levels a unit"),
         ("blocks", f"{blocks - len(manifest.missing)} of {blocks} finished"),
@@ -46,6 +47,16 @@ def _rows(manifest: Manifest, verified: bool) -> list[tuple[str, str]]:
     ]
     rows += _errors(manifest)
     return rows + [(name, version) for name, version in manifest.versions.items()]
+
+
+def _methods(recipe: Recipe) -> list[tuple[str, str]]:
+    """How zeros and widths were made, where there are any."""
+    rows = []
+    if recipe.criterion:
+        rows.append(("zeros", recipe.criterion))
+    if recipe.width_criterion:
+        rows.append(("widths", recipe.width_criterion + ", refitted" * bool(recipe.reconstruct)))
+    return rows
 
 
 def _errors(manifest: Manifest) -> list[tuple[str, str]]:

@@ -12,8 +12,19 @@ from evocompress.errors import LibraryError
 from evocompress.library.files import durable_file
 from evocompress.types import Level
 
-FORMAT = 1
+FORMAT = 2
 NAME = "manifest.json"
+
+DECISIVE = (
+    "model",
+    "calibration",
+    "criterion",
+    "width_criterion",
+    "reconstruct",
+    "hessians",
+    "damping",
+)
+"""What two libraries must have in common for one to serve as the other."""
 
 
 @dataclass(frozen=True)
@@ -23,17 +34,22 @@ class Recipe:
     Attributes:
         model: Fingerprint of the dense model.
         calibration: Fingerprint of the calibration tokens.
-        criterion: A name from `evocompress.criteria.CRITERIA`.
+        criterion: A name from `evocompress.criteria.CRITERIA`; ``None`` without zeros.
+        width_criterion: A name from `evocompress.criteria.STRUCTURED`; ``None`` without widths.
+        reconstruct: Whether what is left of a narrowed sub-layer is refitted; ``None`` without
+            widths.
         hessians: ``dense`` or ``propagated``.
         damping: Fraction of the mean diagonal added to a Hessian.
-        levels: The levels of each matrix unit, dense ones included.
+        levels: The levels of each matrix, attention and MLP unit, dense ones included.
         propagated: The level at which a unit's outputs reach the later blocks; empty where
             `hessians` is ``dense``.
     """
 
     model: str
     calibration: str
-    criterion: str
+    criterion: str | None
+    width_criterion: str | None
+    reconstruct: bool | None
     hessians: str
     damping: float
     levels: Mapping[str, tuple[Level, ...]]
@@ -46,12 +62,15 @@ class Recipe:
     def check_serves(self, wanted: Recipe, path: Path) -> None:
         """Refuse a library made for something else; more levels than wanted are welcome.
 
+        How zeros or widths are made does not matter to one who wants none; where a library
+        has none, its lack of levels says more.
+
         Raises:
             LibraryError: Names what differs.
         """
-        for name in ("model", "calibration", "criterion", "hessians", "damping"):
+        for name in DECISIVE:
             mine, theirs = getattr(self, name), getattr(wanted, name)
-            if mine != theirs:
+            if mine != theirs and mine is not None and theirs is not None:
                 raise LibraryError(
                     f"the level library at {path} was made with {name} {mine}, not {theirs}: "
                     "choose another library.path or delete the folder"
@@ -96,10 +115,11 @@ class BlockRecord:
         file: Its name within the library.
         bytes: Its size.
         sha256: Its checksum.
-        inputs: Statistics of each input that its matrices read.
+        inputs: Statistics of each input that was observed.
         errors: For each unit, the relative output error of each stored level in the recipe's
-            order (`evocompress.criteria.base.relative_errors`); absent where no Gram matrix
-            was collected.
+            order (`evocompress.criteria.base.relative_errors`, for widths
+            `evocompress.library.block.width_errors`); absent where no Gram matrix was
+            collected.
     """
 
     file: str
@@ -116,12 +136,15 @@ class Manifest:
     Attributes:
         recipe: How the library is made.
         versions: Of the programs that made it.
+        sequences, tokens: How many the calibration has.
         units: Index of the block of each unit.
         blocks: The finished blocks by index.
     """
 
     recipe: Recipe
     versions: Mapping[str, str]
+    sequences: int
+    tokens: int
     units: Mapping[str, int]
     blocks: Mapping[int, BlockRecord]
 
@@ -129,10 +152,6 @@ class Manifest:
     def missing(self) -> list[int]:
         """Blocks that are still to be made, in order."""
         return sorted(set(self.units.values()) - set(self.blocks))
-
-    def block_units(self, block: int) -> list[str]:
-        """The units of a block, in the recipe's order."""
-        return [unit for unit, index in self.units.items() if index == block]
 
     def with_block(self, index: int, record: BlockRecord) -> Manifest:
         """The same with one more finished block."""
@@ -156,6 +175,8 @@ class Manifest:
             "format": FORMAT,
             "recipe": recipe,
             "versions": dict(self.versions),
+            "sequences": self.sequences,
+            "tokens": self.tokens,
             "units": dict(self.units),
             "blocks": blocks,
         }
@@ -195,6 +216,8 @@ def _from_json(data: dict[str, Any]) -> Manifest:
     return Manifest(
         Recipe(**recipe | {"levels": levels, "propagated": propagated}),
         data["versions"],
+        data["sequences"],
+        data["tokens"],
         data["units"],
         blocks,
     )

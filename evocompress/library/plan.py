@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+import torch
 from torch import Tensor
 
 from evocompress.config import LibraryConfig
-from evocompress.criteria import CRITERIA
-from evocompress.criteria.base import Needs
 from evocompress.errors import LibraryError
+from evocompress.library.dense import Coupled, DenseModel, Linear
+from evocompress.library.files import file_bytes
+from evocompress.library.order import BlockOrder, Levels, block_orders
+from evocompress.library.recipe import Wanted, methods_for
 from evocompress.models import LoadedModel
-from evocompress.types import Level, Unit
 
 FLOAT32 = 4
-HEADER = 256
-"""Bytes allowed for the description of a tensor in its file."""
+MIB = 2**20
 
 WORKING_MATRICES = 8
 """Float32 copies of a matrix beside its levels: the dense one, and sorting or products."""
@@ -33,47 +34,62 @@ LEVEL_BYTES = 8
 ACTIVATIONS = 6
 """Tensors as wide as the widest input that exist while a batch passes a block."""
 
+SAVED_ACTIVATIONS = 2
+"""Tensors as large as all inputs and outputs of a block's matrices kept for a backward pass."""
+
+SAVED_LOGITS = 4
+"""Tensors as large as the logits, float32, at the end of a backward pass."""
+
 
 @dataclass(frozen=True)
 class LibraryPlan:
     """What making a library takes.
 
     Attributes:
-        disk_bytes: Size of the files.
-        memory_bytes: Main memory beside the model, an estimate from above.
+        disk_bytes: Size of the files that are still to be made.
+        memory_bytes: Main memory beside the model while they are made, an estimate from above.
+        cache_bytes: Main memory that matrices narrowed and given zeros may take later.
     """
 
     disk_bytes: int
     memory_bytes: int
+    cache_bytes: int = 0
 
 
 def plan_library(
     loaded: LoadedModel,
-    wanted: Mapping[str, Sequence[Level]],
+    wanted: Wanted,
     tokens: Tensor,
     config: LibraryConfig,
     *,
     batch: int,
+    done: Collection[int] = (),
 ) -> LibraryPlan:
     """Foresee what `build_library` takes for the same arguments.
 
     Args:
         loaded: The dense model.
-        wanted: Levels of each matrix unit.
+        wanted: Levels of matrix, attention and MLP units.
         tokens: Calibration sequences (N, S); only their shape counts.
-        config: Criterion and Hessians.
+        config: Criteria, Hessians and cache.
         batch: Sequences that pass a block together.
+        done: Blocks that are there already.
+
+    Raises:
+        LibraryError: A criterion or unit does not exist.
     """
-    units = [unit for unit in loaded.family.units(loaded.model) if unit.name in wanted]
-    stored = {unit.name: _stored(wanted[unit.name]) for unit in units}
-    itemsize = loaded.model.dtype.itemsize
-    disk = sum(stored[unit.name] * (unit.numel * itemsize + HEADER) for unit in units)
-    needs = CRITERIA[config.criterion].needs
-    memory = max((_matrix_bytes(unit, stored[unit.name], needs) for unit in units), default=0)
-    if needs != "nothing":
-        memory += _statistics_bytes(loaded, units, needs)
-        memory += _activation_bytes(loaded, units, tokens, batch)
-    return LibraryPlan(disk, memory)
+    dense = DenseModel(loaded)
+    methods = methods_for(dense, wanted, config)
+    orders = block_orders(dense, wanted, methods)
+    missing = [order for block, order in orders.items() if block not in done]
+    disk = sum(file_bytes(order.layout(dense.dtype)) for order in missing)
+    memory = max((_block_bytes(order) for order in missing), default=0)
+    if any(order.needs for order in missing):
+        memory += _activation_bytes(loaded, dense, tokens, batch)
+    if methods.gradients and missing:
+        memory += _gradient_bytes(missing)
+        memory = max(memory, _backward_bytes(loaded, dense, missing, tokens, batch))
+    return LibraryPlan(disk, memory, _cache_bytes(orders.values(), dense.dtype, config))
 
 
 def check_fits(plan: LibraryPlan, path: Path) -> None:
@@ -95,42 +111,91 @@ def check_fits(plan: LibraryPlan, path: Path) -> None:
             f"making the level library needs {_mib(plan.memory_bytes)} of memory, but "
             f"{_mib(available)} is available: give fewer levels or calibration sequences"
         )
+    if plan.cache_bytes > available:
+        raise LibraryError(
+            f"matrices that are narrowed and have zeros may take {_mib(plan.cache_bytes)} of "
+            f"memory, but {_mib(available)} is available: give a smaller library.cache_mib"
+        )
 
 
-def _stored(levels: Sequence[Level]) -> int:
-    return sum(not level.dense for level in levels)
+def _block_bytes(order: BlockOrder) -> int:
+    """Statistics of a block, and the most that one of its units takes beside them."""
+    matrices = (_matrix_bytes(order, linear, levels) for linear, levels in order.matrices)
+    widths = (_width_bytes(order, coupled, levels) for coupled, levels in order.widths)
+    return _statistics_bytes(order) + max((*matrices, *widths), default=0)
 
 
-def _matrix_bytes(unit: Unit, levels: int, needs: Needs) -> int:
-    assert unit.shape is not None
-    copies = WORKING_MATRICES * FLOAT32 + levels * LEVEL_BYTES
-    hessians = WORKING_HESSIANS * FLOAT32 * unit.shape[1] ** 2 if needs == "gram" else 0
-    return unit.numel * copies + hessians
+def _matrix_bytes(order: BlockOrder, linear: Linear, levels: Levels) -> int:
+    copies = WORKING_MATRICES * FLOAT32 + len(levels) * LEVEL_BYTES
+    return linear.unit.numel * copies + _factoring_bytes(order, linear)
 
 
-def _statistics_bytes(loaded: LoadedModel, units: Sequence[Unit], needs: Needs) -> int:
-    """For each input of one block its Gram matrix and the factor, or the diagonal."""
-    inputs = {matrix.path: matrix.input for matrix in loaded.family.matrices()}
-    first = units[0].block if units else 0
-    path = f"{loaded.family.block_path()}.{first}."
-    widths = {
-        inputs[unit.name.removeprefix(path)]: unit.shape[1]
-        for unit in units
-        if unit.block == first and unit.shape
-    }
-    entries = (2 * width**2 if needs == "gram" else width for width in widths.values())
-    return FLOAT32 * sum(entries)
+def _width_bytes(order: BlockOrder, coupled: Coupled, levels: Levels) -> int:
+    output = coupled.output.unit.numel * (WORKING_MATRICES * FLOAT32 + len(levels) * LEVEL_BYTES)
+    others = sum(linear.unit.numel * 2 * FLOAT32 for linear in coupled.matrices)
+    return output + others + _factoring_bytes(order, coupled.output)
 
 
-def _activation_bytes(
-    loaded: LoadedModel, units: Sequence[Unit], tokens: Tensor, batch: int
-) -> int:
+def _factoring_bytes(order: BlockOrder, linear: Linear) -> int:
+    if "gram" not in order.needs.get(linear.input, ()):
+        return 0
+    return WORKING_HESSIANS * FLOAT32 * linear.shape[1] ** 2
+
+
+def _statistics_bytes(order: BlockOrder) -> int:
+    """For each input its Gram matrix and the factor, and the sums of each feature."""
+    entries = 0
+    for word, kinds in order.needs.items():
+        features = order.readers[word].shape[1]
+        entries += sum(2 * features**2 if kind == "gram" else features for kind in kinds)
+    return FLOAT32 * entries
+
+
+def _activation_bytes(loaded: LoadedModel, dense: DenseModel, tokens: Tensor, batch: int) -> int:
     """Hidden states of all sequences, and what one batch makes within a block."""
     hidden = loaded.family.architecture(loaded.model).hidden
-    widest = max((max(unit.shape) for unit in units if unit.shape), default=0)
+    widest = max(max(linear.shape) for linear in dense.linears.values())
     in_flight = min(batch, len(tokens)) * tokens.shape[1] * widest * FLOAT32 * ACTIVATIONS
-    return tokens.numel() * hidden * loaded.model.dtype.itemsize + in_flight
+    return tokens.numel() * hidden * dense.dtype.itemsize + in_flight
+
+
+def _gradient_bytes(orders: Iterable[BlockOrder]) -> int:
+    """The summed gradients of all matrices of the narrowed sub-layers."""
+    coupled = [coupled for order in orders for coupled, _ in order.widths]
+    return FLOAT32 * sum(one.unit.numel for each in coupled for one in each.matrices)
+
+
+def _backward_bytes(
+    loaded: LoadedModel,
+    dense: DenseModel,
+    orders: Iterable[BlockOrder],
+    tokens: Tensor,
+    batch: int,
+) -> int:
+    """What the gradients take while they are computed: those of one batch, its activations."""
+    features = sum(sum(linear.shape) for linear in dense.linears.values())
+    vocabulary = loaded.family.architecture(loaded.model).vocabulary
+    saved = SAVED_ACTIVATIONS * features + SAVED_LOGITS * vocabulary
+    in_flight = min(batch, len(tokens)) * tokens.shape[1] * saved * FLOAT32
+    return 2 * _gradient_bytes(orders) + in_flight
+
+
+def _cache_bytes(orders: Iterable[BlockOrder], dtype: torch.dtype, config: LibraryConfig) -> int:
+    """What the cache of narrowed matrices with zeros may come to hold later."""
+    largest = sum(_narrowed_bytes(order, dtype) for order in orders)
+    return min(config.cache_mib * MIB, largest)
+
+
+def _narrowed_bytes(order: BlockOrder, dtype: torch.dtype) -> int:
+    """Every matrix of a block at every level and width, from above, and the Hessians."""
+    widths = {coupled.unit.name: len(levels) for coupled, levels in order.widths}
+    total = 0
+    for linear, levels in order.matrices:
+        count = widths.get(linear.unit.parent or "", 0)
+        hessians = 2 * FLOAT32 * linear.shape[1] ** 2 if "gram" in order.methods.matrix_needs else 0
+        total += count * (len(levels) * linear.unit.numel * dtype.itemsize + hessians)
+    return total
 
 
 def _mib(count: int) -> str:
-    return f"{count / 2**20:,.0f} MiB"
+    return f"{count / MIB:,.0f} MiB"

@@ -4,31 +4,43 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from evocompress.config import LibraryConfig
 from evocompress.errors import LibraryError
+from evocompress.library.dense import DenseModel
 from evocompress.library.files import sha256_of
 from evocompress.library.manifest import BlockRecord, Manifest, read_manifest
-from evocompress.types import Level
+from evocompress.library.narrowed import NarrowedMatrices
+from evocompress.library.reader import REBUILD, BlockReader
+from evocompress.models import LoadedModel
+from evocompress.types import DENSE, Level
 
-REBUILD = "delete the file to have only this block built again"
+MIB = 2**20
+DEFAULT_CACHE_MIB: int = LibraryConfig.model_fields["cache_mib"].default
 
 
 class Library:
     """A complete level library on disk; see `open_library`.
+
+    Args:
+        path: Its folder.
+        manifest: How it was made and what it holds.
+        dense: The dense model, of which narrowed matrices are made.
+        cache_mib: Memory for matrices that are both narrowed and given zeros.
 
     Attributes:
         path: Its folder.
         manifest: How it was made and what it holds.
     """
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
+    def __init__(self, path: Path, manifest: Manifest, dense: DenseModel, cache_mib: int) -> None:
         self.path = path
         self.manifest = manifest
-        self._open: dict[int, Any] = {}
+        self._dense = dense
+        self._reader = BlockReader(path, manifest)
+        self._narrowed = NarrowedMatrices(manifest, dense, self._reader, cache_mib * MIB)
 
     @property
     def fingerprint(self) -> str:
@@ -37,7 +49,7 @@ class Library:
         return hashlib.blake2b("".join(checksums).encode(), digest_size=8).hexdigest()
 
     def levels(self, unit: str) -> tuple[Level, ...]:
-        """The levels of a matrix unit, dense included where it is admissible.
+        """The levels of a matrix, attention or MLP unit, dense included where it is admissible.
 
         Raises:
             LibraryError: The library has no such unit.
@@ -46,31 +58,44 @@ class Library:
             raise LibraryError(f"the level library at {self.path} has no unit {unit}")
         return self.manifest.recipe.levels[unit]
 
-    def load(self, unit: str, level: Level) -> dict[str, Tensor]:
-        """The compressed tensors of a unit, by parameter name.
+    def load(self, unit: str, level: Level, width: Level = DENSE) -> dict[str, Tensor]:
+        """The compressed tensors of a unit.
 
         They are backed by the file: no memory is used until they are read, and they stay valid
-        as long as they are referenced. Type and orientation are those of the module's own
-        parameter, whose ``data`` they can become.
+        as long as they are referenced. Only a matrix with zeros in a narrowed sub-layer is
+        computed when it is first loaded, and kept in memory as long as there is room.
+
+        Args:
+            unit: A matrix, attention or MLP unit.
+            level: Its level; not dense.
+            width: For a matrix unit, the level of its sub-layer.
+
+        Returns:
+            Of a matrix unit its ``weight``, in type and orientation of the module's own
+            parameter, whose ``data`` it can become; in a narrowed sub-layer it is as narrow.
+            Of a sub-layer the ``groups`` (key-value heads; of an MLP 0) and ``items`` (query
+            heads or channels) kept, ascending int64, the ``weight`` of its output matrix, and
+            the ``bias`` of that where it has one or gets one.
 
         Raises:
-            LibraryError: The level is dense or not in the library, or the file is damaged.
+            LibraryError: The level is dense or not in the library, it is impossible at this
+                width, or the file is damaged.
         """
+        self._check_stored(unit, level)
+        if width.dense:
+            return self._reader.level(unit, level)
+        self._check_stored(self._dense.units[unit].parent or unit, width)
+        return {"weight": self._narrowed.weight(unit, level, width)}
+
+    def _check_stored(self, unit: str, level: Level) -> None:
         if level.dense or level not in self.levels(unit):
             raise LibraryError(f"the level library at {self.path} stores no {level.key} of {unit}")
-        block = self.manifest.units[unit]
-        try:
-            if block not in self._open:
-                file = self.path / self.manifest.blocks[block].file
-                self._open[block] = safe_open(file, framework="pt")
-            return {"weight": self._open[block].get_tensor(tensor_key(unit, level))}
-        except (OSError, SafetensorError) as error:
-            raise LibraryError(
-                f"{self.path / self.manifest.blocks[block].file} is damaged: {REBUILD}"
-            ) from error
 
     def error(self, unit: str, level: Level) -> float | None:
-        """Relative output error of a unit at a level; ``None`` where it was not measured."""
+        """Relative output error of a unit at a level; ``None`` where it was not measured.
+
+        That of an attention or MLP unit is its output matrix's.
+        """
         if level.dense:
             return 0.0
         errors = self.manifest.blocks[self.manifest.units[unit]].errors.get(unit)
@@ -82,27 +107,26 @@ class Library:
         Raises:
             LibraryError: A file is missing or its content has changed.
         """
-        for record in self.manifest.blocks.values():
-            check_size(self.path, record)
-            if sha256_of(self.path / record.file) != record.sha256:
-                raise LibraryError(f"{self.path / record.file} is corrupted: {REBUILD}")
+        verify_files(self.path, self.manifest)
 
 
-def open_library(path: Path, *, model_fingerprint: str) -> Library:
+def open_library(path: Path, loaded: LoadedModel, *, cache_mib: int = DEFAULT_CACHE_MIB) -> Library:
     """Open a complete library; sizes are checked, contents only by `Library.verify`.
 
     Args:
         path: Its folder.
-        model_fingerprint: Of the dense model it is going to be used with.
+        loaded: The model it is going to be used with, dense; its matrices are referenced, so
+            that what is put into the model later does not matter.
+        cache_mib: Memory for matrices that are both narrowed and given zeros.
 
     Raises:
         LibraryError: It is missing, unfinished, damaged or of another model.
     """
     manifest = read_manifest(path)
-    if manifest.recipe.model != model_fingerprint:
+    if manifest.recipe.model != loaded.fingerprint:
         raise LibraryError(
             f"the level library at {path} was made for model {manifest.recipe.model}, "
-            f"not {model_fingerprint}: choose another library.path"
+            f"not {loaded.fingerprint}: choose another library.path"
         )
     if manifest.missing:
         raise LibraryError(
@@ -111,7 +135,19 @@ def open_library(path: Path, *, model_fingerprint: str) -> Library:
         )
     for record in manifest.blocks.values():
         check_size(path, record)
-    return Library(path, manifest)
+    return Library(path, manifest, DenseModel(loaded), cache_mib)
+
+
+def verify_files(path: Path, manifest: Manifest) -> None:
+    """Read every file of a library, finished or not, and compare its checksum.
+
+    Raises:
+        LibraryError: A file is missing or its content has changed.
+    """
+    for record in manifest.blocks.values():
+        check_size(path, record)
+        if sha256_of(path / record.file) != record.sha256:
+            raise LibraryError(f"{path / record.file} is corrupted: {REBUILD}")
 
 
 def check_size(path: Path, record: BlockRecord) -> None:
@@ -122,8 +158,3 @@ def check_size(path: Path, record: BlockRecord) -> None:
     size = file.stat().st_size
     if size != record.bytes:
         raise LibraryError(f"{file} has {size} bytes instead of {record.bytes}: {REBUILD}")
-
-
-def tensor_key(unit: str, level: Level) -> str:
-    """Name of a unit's weight at a level within the block file."""
-    return f"{unit}::{level.key}"

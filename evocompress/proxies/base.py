@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from math import isfinite
 from typing import ClassVar, Generic, Protocol, TypeVar
 
@@ -27,8 +27,8 @@ class Proxy(Protocol):
         ...
 
 
-class LogitsProxy(ABC, Generic[Target]):
-    """Runs candidates over micro-batches and values their logits at each position.
+class PositionProxy(ABC, Generic[Target]):
+    """Runs candidates over micro-batches and values what they give at each position.
 
     Every position counts but the last of each sequence. Micro-batches are always run in their
     own shape, on which bfloat16 results depend, so a value does not depend on what else was
@@ -75,12 +75,16 @@ class LogitsProxy(ABC, Generic[Target]):
         return [self._result(request) for request in requests]
 
     @abstractmethod
-    def _make_targets(self, micro_batch: int) -> list[Target]:
-        """What each chunk of logits of a micro-batch is compared with."""
+    def _chunks(self, micro_batch: int) -> Iterator[Tensor]:
+        """What the model as it stands gives at the positions of a micro-batch, chunks (R, ...)."""
 
     @abstractmethod
-    def _row_values(self, logits: Tensor, target: Target) -> Tensor:
-        """Values (R,), none negative, of the candidate's logits (R, V)."""
+    def _make_targets(self, micro_batch: int) -> list[Target]:
+        """What each chunk of a micro-batch is compared with."""
+
+    @abstractmethod
+    def _row_values(self, chunk: Tensor, target: Target) -> Tensor:
+        """Values (R,), none negative, of a chunk of the candidate's."""
 
     def _prepare(self, micro_batches: Iterable[int]) -> None:
         missing = sorted(set(micro_batches) - self._targets.keys())
@@ -92,7 +96,7 @@ class LogitsProxy(ABC, Generic[Target]):
             self._live.apply(request.candidate)
             return self._run(request)
         except (RuntimeError, MemoryError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
         self._live.restore()
         if self._model.device.type == "cuda":
@@ -118,8 +122,7 @@ class LogitsProxy(ABC, Generic[Target]):
     @torch.inference_mode()
     def _value(self, index: int) -> MicroBatchValue:
         sequences, length = self._ids[index].shape
-        chunks = logit_chunks(self._family, self._model, self._ids[index])
-        targets = self._targets[index]
+        chunks, targets = self._chunks(index), self._targets[index]
         rows = [self._row_values(*pair) for pair in zip(chunks, targets, strict=True)]
         sums = torch.cat(rows).view(sequences, length - 1).double().sum(1)
         return MicroBatchValue(index, tuple(sums.tolist()), (length - 1,) * sequences)
@@ -129,7 +132,14 @@ class LogitsProxy(ABC, Generic[Target]):
         return sequences * (length - 1)
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+class LogitsProxy(PositionProxy[Target]):
+    """Values the logits (R, V) of candidates at each position."""
+
+    def _chunks(self, micro_batch: int) -> Iterator[Tensor]:
+        return logit_chunks(self._family, self._model, self._ids[micro_batch])
+
+
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether an allocation failed; the CPU allocator has no exception of its own."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True

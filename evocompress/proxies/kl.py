@@ -19,7 +19,7 @@ from evocompress.apply import LiveModel
 from evocompress.config import ProxyConfig
 from evocompress.errors import ModelError
 from evocompress.proxies.base import LogitsProxy
-from evocompress.proxies.head import bucket_log_probabilities, logit_chunks
+from evocompress.proxies.head import bucket_log_probabilities
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,7 @@ class DivergenceProxy(LogitsProxy[Buckets]):
     @torch.inference_mode()
     def _make_targets(self, micro_batch: int) -> list[Buckets]:
         self._live.restore()
-        chunks = logit_chunks(self._family, self._model, self._ids[micro_batch])
-        buckets = [Buckets.of(logits, self._top_k) for logits in chunks]
+        buckets = [Buckets.of(logits, self._top_k) for logits in self._chunks(micro_batch)]
         if not all(part.rest.isfinite().all() for part in buckets):
             raise ModelError(
                 f"the dense model's logits are not finite in {self._model.dtype}; "
@@ -73,5 +72,5 @@ class DivergenceProxy(LogitsProxy[Buckets]):
             )
         return buckets
 
-    def _row_values(self, logits: Tensor, target: Buckets) -> Tensor:
-        return target.divergence(logits)
+    def _row_values(self, chunk: Tensor, target: Buckets) -> Tensor:
+        return target.divergence(chunk)

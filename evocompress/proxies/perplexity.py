@@ -29,6 +29,6 @@ class PerplexityProxy(LogitsProxy[Tensor]):
         following = self._ids[micro_batch][:, 1:].flatten()
         return list(torch.split(following, chunk_rows(self._model)))
 
-    def _row_values(self, logits: Tensor, target: Tensor) -> Tensor:
-        of_next, _ = bucket_log_probabilities(logits, target[:, None])
+    def _row_values(self, chunk: Tensor, target: Tensor) -> Tensor:
+        of_next, _ = bucket_log_probabilities(chunk, target[:, None])
         return -of_next[:, 0]

@@ -1,11 +1,11 @@
-"""How much of each unit the winner keeps, as a grid of roles by blocks."""
+"""How much of each unit a candidate keeps, as a grid of roles by blocks."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from evocompress.types import DENSE, Level, Unit
+from evocompress.types import DENSE, Architecture, Level, Unit
 
 
 @dataclass(frozen=True)
@@ -16,11 +16,18 @@ class GridCell:
         unit: Its name.
         level: Its own level, or the dropped one of the unit that holds it.
         zeros: Fraction of its weights that are zero; 1 where it is dropped.
+        kept: Fraction of a sub-layer's heads or channels that is left; ``None`` for a matrix,
+            and where the model's dimensions are not known.
+        width: The same in words; empty where nothing is cut.
+        merged: How many blocks after it are merged into its block.
     """
 
     unit: str
     level: Level
     zeros: float
+    kept: float | None = None
+    width: str = ""
+    merged: int = 0
 
 
 @dataclass(frozen=True)
@@ -41,32 +48,79 @@ class Grid:
         return tuple(cell for row in self.cells for cell in row if cell is not None)
 
 
-def grid(units: Sequence[Unit], levels: Mapping[str, Level]) -> Grid:
+def grid(
+    units: Sequence[Unit], levels: Mapping[str, Level], architecture: Architecture | None = None
+) -> Grid:
     """Lays a candidate out by role and block.
 
-    Rows are matrices where the candidate has zeros in any, and sub-layers where all it does
-    is drop.
+    Rows are the sub-layers where the candidate narrows any, and the matrices where it has zeros
+    in any; the sub-layers too where all it does is drop.
 
     Args:
         units: All units of the model in tree order.
         levels: Levels by unit name; a unit that is not named is dense.
+        architecture: Dimensions of the model, to which widths are compared.
     """
     sparse = any(level.zeros for level in levels.values())
-    shown = [unit for unit in units if (unit.kind == "matrix") == sparse and unit.kind != "block"]
-    roles = tuple(dict.fromkeys(unit.role for unit in shown))
+    narrow = any(level.narrow for level in levels.values()) or not sparse
+    kinds = {"attention": narrow, "mlp": narrow, "matrix": sparse}
+    shown = [unit for unit in units if kinds.get(unit.kind)]
+    roles = tuple(dict.fromkeys(unit.role for unit in sorted(shown, key=_is_matrix)))
     blocks = 1 + max((unit.block for unit in shown), default=-1)
     parents = {unit.name: unit.parent for unit in units}
-    found = {(unit.role, unit.block): _cell(unit, parents, levels) for unit in shown}
+    found = {
+        (unit.role, unit.block): _cell(unit, _above(unit, parents), levels, architecture)
+        for unit in shown
+    }
     cells = tuple(tuple(found.get((role, block)) for block in range(blocks)) for role in roles)
     return Grid(roles, cells)
 
 
-def _cell(unit: Unit, parents: Mapping[str, str | None], levels: Mapping[str, Level]) -> GridCell:
+def _is_matrix(unit: Unit) -> bool:
+    return unit.kind == "matrix"
+
+
+def _above(unit: Unit, parents: Mapping[str, str | None]) -> list[str]:
+    """The unit itself and everything that holds it, from the inside out."""
+    names: list[str] = []
     owner: str | None = unit.name
     while owner is not None:
-        level = levels.get(owner, DENSE)
-        if level.drop:
-            return GridCell(unit.name, level, 1.0)
+        names.append(owner)
         owner = parents.get(owner)
-    level = levels.get(unit.name, DENSE)
-    return GridCell(unit.name, level, level.zeros / unit.numel if unit.numel else 0.0)
+    return names
+
+
+def _cell(
+    unit: Unit,
+    above: Sequence[str],
+    levels: Mapping[str, Level],
+    architecture: Architecture | None,
+) -> GridCell:
+    owners = [levels.get(name, DENSE) for name in above]
+    for level in owners:
+        if level.drop:
+            return GridCell(unit.name, level, 1.0, None if unit.numel else 0.0)
+    level, merged = owners[0], owners[-1].merge
+    if unit.numel:
+        return GridCell(unit.name, level, level.zeros / unit.numel, merged=merged)
+    kept, width = _width(unit, level, architecture)
+    return GridCell(unit.name, level, 0.0, kept, width, merged)
+
+
+def _width(unit: Unit, level: Level, architecture: Architecture | None) -> tuple[float | None, str]:
+    """What is left of the heads or channels of a sub-layer, as a fraction and in words."""
+    if not level.narrow:
+        return 1.0, ""
+    if architecture is None:
+        return None, level.key
+    if level.channels is not None:
+        whole = architecture.channels[unit.block]
+        return level.channels / whole, f"{level.channels} of {whole} channels"
+    groups, per_group = level.kv_groups or 0, level.group_heads or 0
+    heads, kv_heads = architecture.heads[unit.block], architecture.kv_heads[unit.block]
+    if heads == kv_heads:
+        return groups / heads, f"{groups} of {heads} heads"
+    return groups * per_group / heads, (
+        f"{groups} of {kv_heads} KV heads × {per_group} of {heads // kv_heads} query heads: "
+        f"{groups * per_group} of {heads} heads"
+    )

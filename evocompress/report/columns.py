@@ -11,6 +11,9 @@ from dataclasses import dataclass
 
 from evocompress.report.data import Row, Timing
 
+LATENCIES = {"latency": "prefill_ms", "decode_latency": "decode_ms_per_token"}
+"""Where the latency that a cost predicts, in seconds, is found as measured, in milliseconds."""
+
 PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 
 
@@ -49,8 +52,8 @@ def columns(rows: Sequence[Row]) -> list[Column]:
         _plain("Perplexity", "", rows, lambda row: row.perplexity, 2),
     ]
     speed = [
-        Column("Prefill", "ms", tuple(_timing(row.prefill_ms) for row in rows)),
-        Column("Decode", "ms/token", tuple(_timing(row.decode_ms_per_token) for row in rows)),
+        _latency("Prefill", "ms", "latency", rows),
+        _latency("Decode", "ms/token", "decode_latency", rows),
     ]
     return [column for column in costs + quality + speed if set(column.cells) != {Cell()}]
 
@@ -116,7 +119,24 @@ def _divergence(row: Row) -> Cell:
     return Cell(text, (f"± {number(row.kl_sd, 4)} sd",))
 
 
-def _timing(timing: Timing | None) -> Cell:
+def _latency(title: str, unit: str, name: str, rows: Sequence[Row]) -> Column:
+    """Measured times with their spread, and their shares beside the predicted ones."""
+    dense = next((row for row in rows if row.name == "dense"), None)
+    return Column(title, unit, tuple(_timing(row, dense, name) for row in rows))
+
+
+def _timing(row: Row, dense: Row | None, name: str) -> Cell:
+    timing: Timing | None = getattr(row, LATENCIES[name])
     if timing is None:
         return Cell()
-    return Cell(number(timing.median, 1), (f"{number(timing.low, 1)} – {number(timing.high, 1)}",))
+    notes = [f"{number(timing.low, 1)} – {number(timing.high, 1)}"]
+    whole: Timing | None = getattr(dense, LATENCIES[name], None)
+    if whole and whole.median and timing.median != whole.median:
+        notes.append(f"{percent(timing.median / whole.median)} of dense")
+    predicted = (row.predicted or {}).get(name)
+    full = (dense.predicted or {}).get(name) if dense else None
+    if predicted and full and row is not dense:
+        notes.append(f"predicted {percent(predicted / full)}")
+    if predicted:
+        notes.append(f"predicted {number(1000 * predicted, 1)}")
+    return Cell(number(timing.median, 1), tuple(notes))

@@ -13,8 +13,9 @@ from evocompress.config import EvaluateConfig, RunConfig
 from evocompress.config_file import load_config
 from evocompress.errors import RunError
 from evocompress.files import read_json
+from evocompress.journal import read_candidates
 from evocompress.report.history import History, read_history, read_records
-from evocompress.types import Level, Unit
+from evocompress.types import Architecture, Candidate, Level, Unit
 
 T = TypeVar("T")
 
@@ -36,6 +37,19 @@ class Environment(Record):
     started: str = ""
 
 
+class FrontSummary(Record):
+    """The front in short (``winner.json``): the costs that span it, hypervolume, knee's id.
+
+    The hypervolume is that between the front and `reference`, costs being shares of the dense
+    model's.
+    """
+
+    axes: tuple[str, ...]
+    reference: dict[str, float]
+    hypervolume: float
+    knee: str
+
+
 class Winner(Record):
     """The candidate that the search chose (``winner.json``).
 
@@ -48,6 +62,7 @@ class Winner(Record):
     costs: dict[str, float] = {}
     dense_costs: dict[str, float] = {}
     budget: dict[str, float] = {}
+    front: FrontSummary | None = None
 
     def by_name(self) -> dict[str, Level]:
         """The levels of the units that are not dense."""
@@ -55,13 +70,17 @@ class Winner(Record):
 
 
 class FrontPoint(Record):
-    """A candidate that was evaluated at the last fidelity (``front.json``)."""
+    """A candidate that was evaluated at the last fidelity (``front.json``).
+
+    `label` says what a reference stands for, such as "uniform width".
+    """
 
     id: str
     value: float
     costs: dict[str, float]
     tokens: int
     non_dominated: bool
+    label: str | None = None
 
 
 class Heldout(Record):
@@ -125,12 +144,14 @@ class HealStep(Record):
 
 @dataclass(frozen=True)
 class RunData:
-    """All that a report is made of."""
+    """All that a report is made of; `candidates` is every one of the journal, by id."""
 
     config: RunConfig
     history: History
+    candidates: Mapping[str, Candidate]
     environment: Environment | None = None
     units: tuple[Unit, ...] = ()
+    architecture: Architecture | None = None
     winner: Winner | None = None
     front: tuple[FrontPoint, ...] = ()
     evaluation: Evaluation | None = None
@@ -145,6 +166,12 @@ def budget_of(run: RunData) -> dict[str, float]:
     return {name: bound / dense[name] for name, bound in run.winner.budget.items()}
 
 
+def spanning_costs(run: RunData) -> tuple[str, ...]:
+    """The costs that were weighed against the value: those of the front, or of the budget."""
+    front = run.winner.front if run.winner else None
+    return front.axes if front else tuple(run.config.space.budget)
+
+
 def read_run(folder: Path) -> RunData:
     """Reads what there is in a run folder.
 
@@ -157,12 +184,14 @@ def read_run(folder: Path) -> RunData:
                 f"{folder} is no run folder: it has no {name}; name one that a run wrote"
             )
     config = load_config(folder / "config.yaml")
-    units = _read_units(folder / "units.json")
+    units, architecture = _read_units(folder / "units.json")
     return RunData(
         config=config,
         history=read_history(folder / "journal.jsonl", units, config.space.sparsity),
+        candidates=read_candidates(folder / "journal.jsonl"),
         environment=_optional(folder / "environment.json", Environment),
         units=units,
+        architecture=architecture,
         winner=_optional(folder / "winner.json", Winner),
         front=_optional(folder / "front.json", tuple[FrontPoint, ...]) or (),
         evaluation=_optional(folder / "evaluation.json", Evaluation),
@@ -195,12 +224,15 @@ def _parse(path: Path, kind: type[T], data: Any) -> T:
         raise RunError(f"{path}: '{where}': {first['msg']}; write the file anew") from error
 
 
-def _read_units(path: Path) -> tuple[Unit, ...]:
-    """The units of a bare list, or of the key ``units`` of a mapping."""
+def _read_units(path: Path) -> tuple[tuple[Unit, ...], Architecture | None]:
+    """The units, as a bare list or with the model's dimensions beside them."""
     if not path.is_file():
-        return ()
+        return (), None
     data = read_json(path)
-    return _parse(path, tuple[Unit, ...], data["units"] if isinstance(data, Mapping) else data)
+    if not isinstance(data, Mapping):
+        return _parse(path, tuple[Unit, ...], data), None
+    units = _parse(path, tuple[Unit, ...], data["units"])
+    return units, _parse(path, Architecture, data["architecture"])
 
 
 def _read_healing(path: Path) -> tuple[HealStep, ...]:

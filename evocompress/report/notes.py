@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from evocompress.costs import COSTS
-from evocompress.report.columns import number, percent
+from evocompress.report.allocation import Grid, GridCell
+from evocompress.report.columns import LATENCIES, number, percent
 from evocompress.report.data import (
     Environment,
     Evaluation,
@@ -27,6 +28,8 @@ COST_NAMES = {
     "decode_flops": "FLOPs of a decoded token",
     "weight_bytes": "weight bytes",
     "kv_bytes": "KV-cache bytes",
+    "latency": "latency of a prefill",
+    "decode_latency": "latency of a decoded token",
 }
 WRITTEN_BY_MODEL = "text that the dense model wrote itself"
 MAIN_VERSIONS = ("evocompress", "python", "torch", "transformers", "numpy")
@@ -78,16 +81,17 @@ def facts(run: RunData) -> dict[str, str]:
     return result | (_environment_facts(run.environment) if run.environment else {})
 
 
-def headlines(evaluation: Evaluation, budget: Mapping[str, float]) -> list[Headline]:
-    """The few figures that say whether the search was worth it; first what was limited."""
+def headlines(evaluation: Evaluation, costs: Sequence[str]) -> list[Headline]:
+    """The few figures that say whether the search was worth it; first one of the costs."""
     dense, uniform, searched, healed = (
         evaluation.row(name) for name in ("dense", "uniform", "searched", "healed")
     )
     if searched is None:
         return []
     result = []
-    limited = next((name for name in budget if name in Row.model_fields), "nonzeros")
-    cost, whole = getattr(searched, limited), getattr(dense, limited, None)
+    known = [name for name in costs if name in {*Row.model_fields, *LATENCIES}]
+    limited = known[0] if known else "nonzeros"
+    cost, whole = measured(searched, limited), measured(dense, limited) if dense else None
     if cost and whole:
         title = cost_name(limited)
         share = percent(cost / whole)
@@ -103,6 +107,69 @@ def headlines(evaluation: Evaluation, budget: Mapping[str, float]) -> list[Headl
         note = f"dense {number(dense.perplexity, 2)}"
         result.append(Headline("Perplexity", number(best.perplexity, 2), note))
     return result
+
+
+def measured(row: Row, cost: str) -> float | None:
+    """What a model was measured to cost; latencies in milliseconds, by their median."""
+    if cost not in LATENCIES:
+        amount: float | None = getattr(row, cost)
+        return amount
+    timing = getattr(row, LATENCIES[cost])
+    return timing.median if timing else None
+
+
+def allocation_text(cells: Grid | None) -> str:
+    """The extremes of the allocation in a sentence or two."""
+    if cells is None:
+        return ""
+    left = [cell for cell in cells.present if not cell.level.drop]
+    dropped = len(cells.present) - len(left)
+    parts = [f"{dropped} of {len(cells.present)} units are dropped."] if dropped else []
+    narrow = [cell for cell in left if cell.width and cell.kept is not None]
+    if narrow:
+        low, high = min(narrow, key=_kept), max(narrow, key=_kept)
+        parts.append(
+            f"{len(narrow)} sub-layers are narrowed, {low.unit} the most ({low.width}) and "
+            f"{high.unit} the least ({high.width})."
+        )
+    sparse = [cell for cell in left if cell.kept is None and not cell.width]
+    if any(cell.zeros for cell in sparse):
+        least, most = min(sparse, key=_zeros), max(sparse, key=_zeros)
+        parts.append(
+            f"Zeros go from {percent(least.zeros)} in {least.unit} "
+            f"to {percent(most.zeros)} in {most.unit}."
+        )
+    elif not narrow:
+        parts.append("The others are dense.")
+    return " ".join(parts)
+
+
+def front_text(run: RunData, cost: str) -> str:
+    """What the front is made of, and its hypervolume."""
+    best = sum(point.non_dominated for point in run.front)
+    text = (
+        f"{number(len(run.front), 0)} candidates that were evaluated at the last fidelity, by "
+        f"{cost_name(cost)}. {best} are on the front: none of the others is as good in value and "
+        "in every cost that was weighed, and better in one."
+    )
+    front = run.winner.front if run.winner else None
+    if front is not None:
+        costs = " and ".join(cost_name(name) for name in front.axes)
+        text += (
+            f" Its hypervolume is {number(front.hypervolume, 4)}, with {costs} as shares of the "
+            "dense model's, up to a value of "
+            f"{number(front.reference['value'], 4)} and the dense model's costs. The cross is "
+            "the knee, the best balanced candidate."
+        )
+    return text + " Click a point, or choose it in the list, to see its layers."
+
+
+def _kept(cell: GridCell) -> float:
+    return 1.0 if cell.kept is None else cell.kept
+
+
+def _zeros(cell: GridCell) -> float:
+    return cell.zeros
 
 
 def notes(run: RunData) -> list[str]:
@@ -170,7 +237,19 @@ def _timing_notes(run: RunData) -> Iterator[str]:
             f"{timed.prefill[0]}; decode is {timed.decode[1]} new tokens after {timed.decode[0]}, "
             "at batch 1."
         )
+    if any(name in (row.predicted or {}) for row in evaluation.rows for name in LATENCIES):
+        text += _prediction_text(run)
     yield text
+
+
+def _prediction_text(run: RunData) -> str:
+    """For what latency was predicted; absolute times compare only where it is the same."""
+    (batch, tokens), (decode_batch, context) = run.config.latency.prefill, run.config.latency.decode
+    return (
+        f" Predicted latencies come from a table of {tokens} tokens at batch {batch}, and of one "
+        f"token after {context} at batch {decode_batch}; shares are of the prediction for the "
+        "dense model."
+    )
 
 
 def _source_text(source: str) -> str:
@@ -185,6 +264,12 @@ def _space_text(run: RunData) -> str:
         parts.append(
             f"{zeros} in matrices, {percent(space.sparsity.target)} "
             f"± {space.sparsity.levels} levels ({run.config.library.criterion})"
+        )
+    if space.width:
+        tied = ", the same in every layer" if space.width.uniform else ""
+        parts.append(
+            f"width of {' and '.join(space.width.units)}{tied} "
+            f"({run.config.library.width_criterion})"
         )
     if space.drop:
         parts.append(f"dropping {' and '.join(space.drop.units)}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,12 @@ from plotly.offline import get_plotlyjs
 
 from evocompress.files import write_text
 from evocompress.report.allocation import Grid, grid
-from evocompress.report.columns import columns, number, percent
-from evocompress.report.data import RunData, read_run
-from evocompress.report.figures import (
-    allocation_map,
-    front_scatter,
-    healing_curve,
-    search_curve,
-    varying_cost,
-)
-from evocompress.report.notes import cost_name, facts, headlines, notes
+from evocompress.report.columns import columns
+from evocompress.report.data import RunData, read_run, spanning_costs
+from evocompress.report.figures import healing_curve, search_curve
+from evocompress.report.front import choice, detailed, embedded, front_scatter, varying_cost
+from evocompress.report.maps import allocation_map
+from evocompress.report.notes import allocation_text, facts, front_text, headlines, notes
 
 HTML_IN_MARKDOWN = {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
 MARKDOWN_SPECIAL = str.maketrans(
@@ -33,11 +29,12 @@ MARKDOWN_SPECIAL = str.maketrans(
 
 @dataclass(frozen=True)
 class Section:
-    """A titled figure with a sentence on how to read it; `figure` is plotly's HTML."""
+    """A titled figure with a sentence on how to read it; `figure` and `below` are HTML."""
 
     title: str
     text: str
     figure: Markup
+    below: Markup = Markup("")
 
 
 def write_report(folder: Path) -> Path:
@@ -82,10 +79,10 @@ def _content(run: RunData) -> dict[str, Any]:
     return {
         "name": config.name,
         "facts": facts(run),
-        "headlines": headlines(run.evaluation, config.space.budget) if run.evaluation else [],
+        "headlines": headlines(run.evaluation, spanning_costs(run)) if run.evaluation else [],
         "rows": [row.name for row in rows],
         "columns": columns(rows),
-        "allocation": _allocation_text(_winner_grid(run)),
+        "allocation": allocation_text(_winner_grid(run)),
         "notes": notes(run),
     }
 
@@ -118,46 +115,56 @@ def _search(run: RunData) -> Section | None:
 def _winner_grid(run: RunData) -> Grid | None:
     if run.winner is None or not run.units:
         return None
-    return grid(run.units, run.winner.by_name())
+    return grid(run.units, run.winner.by_name(), run.architecture)
 
 
 def _allocation(run: RunData) -> Section | None:
     cells = _winner_grid(run)
     if cells is None:
         return None
-    return _section("Allocation", _allocation_text(cells), allocation_map(cells))
-
-
-def _allocation_text(cells: Grid | None) -> str:
-    """The extremes of the allocation in a sentence."""
-    if cells is None:
-        return ""
-    kept = [cell for cell in cells.present if not cell.level.drop]
-    dropped = len(cells.present) - len(kept)
-    text = f"{dropped} of {len(cells.present)} units are dropped. " if dropped else ""
-    if not any(cell.zeros for cell in kept):
-        return text + "The others are dense."
-    least, most = min(kept, key=lambda c: c.zeros), max(kept, key=lambda c: c.zeros)
-    return (
-        f"{text}Zeros go from {percent(least.zeros)} in {least.unit} "
-        f"to {percent(most.zeros)} in {most.unit}."
-    )
+    return _section("Allocation", allocation_text(cells), allocation_map(cells))
 
 
 def _front(run: RunData) -> Section | None:
-    cost = varying_cost(run.front, run.config.space.budget)
+    winner, spans = run.winner, spanning_costs(run)
+    cost = varying_cost(run.front, spans)
     if cost is None:
         return None
-    dense = run.winner.dense_costs.get(cost) if run.winner else None
-    winner = run.winner.id if run.winner else None
-    best = sum(point.non_dominated for point in run.front)
-    text = (
-        f"{number(len(run.front), 0)} candidates that were evaluated at the last fidelity, by "
-        f"{cost_name(cost)}. {best} are on the front: none of the others is as good in value and "
-        "in every cost of the budget, and better in one."
+    figure = front_scatter(
+        run.front,
+        cost,
+        winner.dense_costs.get(cost) if winner else None,
+        winner.id if winner else None,
+        _value_name(run),
+        knee=winner.front.knee if winner and winner.front else None,
+        line=spans == (cost,),
     )
-    figure = front_scatter(run.front, cost, dense, winner, _value_name(run))
-    return _section("Front", text, figure)
+    return replace(_section("Front", front_text(run, cost), figure), below=_layers(run, cost))
+
+
+def _layers(run: RunData, cost: str) -> Markup:
+    """The layers of one candidate of the front, of which a click or a list chooses another."""
+    winner = run.winner
+    dense = winner.dense_costs.get(cost) if winner else None
+    shown = [point for point in run.front if point.id in run.candidates]
+    shown = detailed(shown, winner.id if winner else None)
+    if not run.units or not shown:
+        return Markup("")
+    maps = {
+        point.id: allocation_map(
+            grid(run.units, run.candidates[point.id].by_name, run.architecture)
+        )
+        for point in shown
+    }
+    template = _templates().get_template("layers.html.j2")
+    listed = sorted(shown, key=lambda point: -point.costs[cost])
+    html = template.render(
+        choices=[(point.id, choice(point, cost, dense)) for point in listed],
+        chosen=shown[0].id,
+        figure=_html(maps[shown[0].id], "figure-layers"),
+        maps=embedded(maps),
+    )
+    return Markup(html)
 
 
 def _healing(run: RunData) -> Section | None:
@@ -171,12 +178,17 @@ def _healing(run: RunData) -> Section | None:
 
 
 def _section(title: str, text: str, figure: go.Figure) -> Section:
+    return Section(title, text, _html(figure, f"figure-{title.lower()}"))
+
+
+def _html(figure: go.Figure, name: str) -> Markup:
+    """A figure as an element of that id; plotly itself is in the page already."""
     html = to_html(
         figure,
         config={"displayModeBar": False, "responsive": True},
         include_plotlyjs=False,
         full_html=False,
         default_height=f"{figure.layout.height}px",
-        div_id=f"figure-{title.lower()}",
+        div_id=name,
     )
-    return Section(title, text, Markup(html))
+    return Markup(html)

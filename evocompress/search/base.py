@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -9,7 +10,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from evocompress.space import SearchSpace
-from evocompress.types import Candidate, Pool, Request, Result
+from evocompress.types import Answer, Candidate, Pool, Request
 
 
 class SearcherSettings(BaseModel):
@@ -42,7 +43,7 @@ class Incumbent:
 
 
 class Searcher(Protocol):
-    """Asks for evaluations and is told their results, in the order asked.
+    """Asks for evaluations and estimates and is told the answers, in the order asked.
 
     The same problem, settings and generator give the same sequence of asks for the same
     answers, so that a run is resumed by replay. Nothing may depend on time or on who
@@ -50,6 +51,11 @@ class Searcher(Protocol):
     """
 
     Settings: ClassVar[type[SearcherSettings]]
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """Costs beside those of the budget that span the front with the proxy's value."""
+        ...
 
     def __init__(
         self, problem: Problem, settings: SearcherSettings, rng: np.random.Generator
@@ -59,10 +65,14 @@ class Searcher(Protocol):
         """The next requests; an empty list when the search has ended."""
         ...
 
-    def tell(self, results: list[Result]) -> None:
-        """The results of the last `ask`, in its order."""
+    def tell(self, answers: list[Answer]) -> None:
+        """The answers to the last `ask`, in its order."""
         ...
 
     def incumbent(self) -> Incumbent | None:
         """The best candidate so far; ``None`` before the first comparison is complete."""
+        ...
+
+    def origins(self) -> Mapping[str, str]:
+        """{candidate id: what it stands for} of the candidates that are known by a name."""
         ...

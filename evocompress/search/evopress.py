@@ -2,36 +2,59 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
-from evocompress.budget import spend
 from evocompress.config import Positive
+from evocompress.repair import spend
 from evocompress.search import batches
 from evocompress.search.base import Problem, SearcherSettings
-from evocompress.search.moves import distinct, mutate
-from evocompress.search.staged import Selection, StagedSearcher, StagedSettings, is_depth
-from evocompress.space import Genome
+from evocompress.search.effects import approach
+from evocompress.search.moves import distinct, exchange, mutate
+from evocompress.search.procedure import Steps
+from evocompress.search.staged import Selection, StagedSearcher, StagedSettings, published
+from evocompress.space import Genome, SearchSpace
+from evocompress.types import Pool, Result
 
 
 class EvoPressSettings(StagedSettings):
     """Settings of `EvoPress`.
 
     Attributes:
+        moves: ``swap`` raises one unit by a level and relaxes another of its kind, as published,
+            which keeps a budget where levels are equal steps; ``exchange`` moves cost between
+            any units. ``auto`` is exchange where there are widths, or several kinds of choices.
         initial: Random candidates of which the best is the first parent; 0 begins at the
-            uniform one. Published: 64 for depth, 0 for sparsity.
+            uniform one. Published: 64 for depth, 0 for sparsity and width.
         initial_tokens: Tokens on which they are compared; published: 2048.
+        effect_rounds: Instead of these, rounds in which the effects of single changes are
+            measured and summed up to the first parent (`evocompress.search.effects`); 0 is none.
+        effect_levels: How many levels of each width or drop are tried in a round.
+        effect_tokens: Tokens on which they are tried, the same ones in a round.
         max_level: Largest distance of a matrix from its target, in levels.
         max_total: Largest sum of these distances.
     """
 
+    moves: Literal["auto", "swap", "exchange"] = "auto"
     initial: Annotated[int, Field(ge=0)] | None = None
     initial_tokens: Positive | None = None
+    effect_rounds: Annotated[int, Field(ge=0)] = 0
+    effect_levels: Positive = 3
+    effect_tokens: Positive | None = None
     max_level: Positive | None = None
     max_total: Positive | None = None
+
+
+def exchanges(settings: EvoPressSettings, space: SearchSpace) -> bool:
+    """Whether mutations move cost between any units, instead of swapping levels of a kind."""
+    genes = space.genes
+    joint = bool(genes.matrices.size and genes.droppable.size)
+    wanted = settings.moves == "auto" and (joint or bool(genes.widths.size))
+    return wanted or settings.moves == "exchange"
 
 
 class EvoPress(StagedSearcher):
@@ -44,22 +67,37 @@ class EvoPress(StagedSearcher):
     ) -> None:
         super().__init__(problem, settings, rng)
         pool = problem.pool
-        self._joint = bool(problem.space.genes.matrices.size and problem.space.genes.droppable.size)
+        self._exchanges = exchanges(settings, problem.space)
         self._max_level = settings.max_level
         self._max_total = settings.max_total
-        published = 64 if is_depth(settings, problem.space) else 0
-        self._initial = published if settings.initial is None else settings.initial
-        self._initial_tokens = (
-            batches.fitting(pool, 2048)
-            if settings.initial_tokens is None
-            else batches.check(pool, settings.initial_tokens, "search.initial_tokens")
-        )
+        usual = published(settings, problem.space).initial
+        self._initial = usual if settings.initial is None else settings.initial
+        self._initial_tokens = _tokens(pool, settings.initial_tokens, "initial_tokens")
+        self._effects = settings
+        self._effect_tokens = _tokens(pool, settings.effect_tokens, "effect_tokens")
 
     def _start(self) -> Selection:
-        """The best of the initial random genomes, or the uniform one."""
+        """What measured effects add up to, the best random genome, or the uniform one."""
+        if self._effects.effect_rounds:
+            return (yield from self._summed_effects())
         genomes = distinct(self._random, self._initial)
         best = yield from self._crown(genomes, self._initial_tokens)
         return self._space.uniform() if best is None else best
+
+    def _summed_effects(self) -> Steps[Genome]:
+        genome = yield from approach(
+            self._space,
+            self._measure,
+            rounds=self._effects.effect_rounds,
+            per_gene=self._effects.effect_levels,
+        )
+        genome = self._space.repair(genome, self._rng)
+        return spend(self._space, genome, self._rng)
+
+    def _measure(self, genomes: Sequence[Genome]) -> Steps[list[Result]]:
+        """Results of probes on freshly drawn tokens."""
+        micro_batches = batches.draw(self._pool, self._effect_tokens, self._rng)
+        return (yield from self._evaluate(genomes, micro_batches, probe=True))
 
     def _offspring(self, parent: Genome | None) -> list[Genome]:
         assert parent is not None
@@ -68,11 +106,11 @@ class EvoPress(StagedSearcher):
 
     def _child(self, parent: Genome) -> Genome | None:
         """A feasible mutation of the parent, or ``None`` if it goes too far from the start."""
-        child = mutate(self._space, parent, self._rng, self._max_level)
-        child = self._space.repair(child, self._rng)
-        if self._joint:
-            # Which sub-layers are dropped has changed the cost: what was saved is given back.
-            child = spend(self._space, child, self._rng)
+        if self._exchanges:
+            child = exchange(self._space, parent, self._rng)
+        else:
+            swapped = mutate(self._space, parent, self._rng, self._max_level)
+            child = self._space.repair(swapped, self._rng)
         return child if self._within_caps(child) else None
 
     def _random(self) -> Genome | None:
@@ -87,3 +125,10 @@ class EvoPress(StagedSearcher):
             (self._max_level is None or farthest <= self._max_level)
             and (self._max_total is None or total <= self._max_total)
         )
+
+
+def _tokens(pool: Pool, given: int | None, name: str) -> int:
+    """A number of tokens that the pool can give; as published, 2048, where none is given."""
+    if given is None:
+        return batches.fitting(pool, 2048)
+    return batches.check(pool, given, f"search.{name}")

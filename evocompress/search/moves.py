@@ -1,4 +1,4 @@
-"""Random changes of a genome that keep what its budget counts (EvoPress, 2410.14649)."""
+"""Random changes of a genome that keep what its budget counts."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from evocompress.repair import repair, spend
 from evocompress.space import Genome, SearchSpace
 
 _TRIES = 100
@@ -20,11 +21,12 @@ def flips(rng: np.random.Generator) -> int:
 def mutate(
     space: SearchSpace, genome: Genome, rng: np.random.Generator, max_level: int | None = None
 ) -> Genome:
-    """A changed copy of a genome (U,).
+    """A copy of a genome (U,), changed by swaps (EvoPress, 2410.14649).
 
-    Each elementary move first chooses, with equal chances, a kind of unit that can move. A
-    matrix is relaxed by a level and another one raised; or a removed sub-layer (block) is
-    restored and a present one of its kind removed.
+    Made for levels of equal steps: elsewhere the budget need not hold afterwards. Each
+    elementary move first chooses, with equal chances, a kind of unit that can move. A matrix is
+    relaxed by a level and another one raised; or a removed sub-layer (block) is restored and a
+    present one of its kind removed.
 
     Args:
         space: The space of the genome.
@@ -46,6 +48,35 @@ def mutate(
     return settled
 
 
+def exchange(space: SearchSpace, genome: Genome, rng: np.random.Generator) -> Genome:
+    """A changed copy of a feasible genome (U,), in which cost has moved between any genes.
+
+    As many genes as a mutation has moves get another level: a matrix the next one up or down,
+    another gene with equal chances a neighbouring level or any (so what is dropped may return
+    at any width). Then random other genes are compressed until the budget is met again, and
+    what is left of it is spent. Genes of any kind and of unequal costs so exchange theirs; without
+    a budget nothing has to be made good.
+
+    Args:
+        space: The space of the genome.
+        genome: The parent; not changed.
+        rng: Source of randomness.
+    """
+    child = genome.copy()
+    changed: list[int] = []
+    for _ in range(flips(rng)):
+        movable = _movable(space, child)
+        if not movable:
+            break
+        gene = int(rng.choice(movable[int(rng.integers(len(movable)))]))
+        child[gene] = _another_level(space, child, gene, rng)
+        changed.append(gene)
+    child = repair(space, child, rng, keep=changed)
+    child = spend(space, child, rng, keep=changed)
+    # What the others could not use: a change may have to be taken back in part.
+    return spend(space, child, rng)
+
+
 def distinct(
     make: Callable[[], Genome | None], count: int, excluded: Genome | None = None
 ) -> list[Genome]:
@@ -65,6 +96,22 @@ def distinct(
         found.append(genome)
         misses = 0
     return found
+
+
+def _movable(space: SearchSpace, genome: Genome) -> list[NDArray[np.int64]]:
+    """For each kind of unit that can move, its genes that are not void and have a choice."""
+    genes = space.genes
+    free = ~genes.void(genome[None])[0] & (genes.sizes > 1)
+    kinds = [units[free[units]] for units in genes.by_kind.values()]
+    return [units for units in kinds if units.size]
+
+
+def _another_level(space: SearchSpace, genome: Genome, gene: int, rng: np.random.Generator) -> int:
+    """A level that a gene does not have now."""
+    now, count = int(genome[gene]), int(space.genes.sizes[gene])
+    if space.genes.stepped[gene] or rng.random() < 0.5:
+        return int(rng.choice([level for level in (now - 1, now + 1) if 0 <= level < count]))
+    return int((now + rng.integers(1, count)) % count)
 
 
 def _possible(

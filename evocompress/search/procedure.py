@@ -1,23 +1,29 @@
-"""Searchers written as one procedure that yields requests and gets results."""
+"""Searchers written as one procedure that yields requests and gets answers."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 
 from evocompress.search.base import Incumbent, Problem
-from evocompress.space import Genome
-from evocompress.types import Evaluate, Request, Result
+from evocompress.space import Genome, SearchSpace
+from evocompress.types import Answer, Estimate, Estimation, Evaluate, Request, Result
 
-Procedure = Generator[list[Evaluate], list[Result], None]
+T = TypeVar("T")
+
+Steps = Generator[Sequence[Request], list[Answer], T]
+"""A part of a procedure that asks, and in the end gives a T."""
+
+Procedure = Steps[None]
 
 
 class ProceduralSearcher(ABC):
     """Turns a generator of asks into the `Searcher` interface.
 
-    The generator yields a non-empty list of requests, receives their results in order, and
+    The generator yields a non-empty list of requests, receives their answers in order, and
     returns when the search has ended.
     """
 
@@ -27,11 +33,20 @@ class ProceduralSearcher(ABC):
         self._rng = rng
         self._best: Incumbent | None = None
         self._procedure = self._search()
-        self._asked: list[Evaluate] | None = None
+        self._asked: Sequence[Request] | None = None
 
     @abstractmethod
     def _search(self) -> Procedure:
         """The whole search."""
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """Costs beside those of the budget that span the front: none."""
+        return ()
+
+    def origins(self) -> Mapping[str, str]:
+        """{candidate id: what it stands for}: nothing has a name."""
+        return {}
 
     def ask(self) -> list[Request]:
         """The next requests, the same until they are answered; empty at the end."""
@@ -39,20 +54,70 @@ class ProceduralSearcher(ABC):
             self._asked = next(self._procedure, [])
         return list(self._asked)
 
-    def tell(self, results: list[Result]) -> None:
-        """The results of the last `ask`, in its order.
+    def tell(self, answers: list[Answer]) -> None:
+        """The answers to the last `ask`, in its order.
 
         Raises:
             ValueError: They do not answer the last ask.
         """
-        if [result.request for result in results] != self.ask():
+        if [answer.request for answer in answers] != self.ask():
             raise ValueError("the results do not answer the last ask, request by request")
-        if results:
-            self._asked = _advance(self._procedure, results)
+        if answers:
+            self._asked = _advance(self._procedure, answers)
 
     def incumbent(self) -> Incumbent | None:
         """The best candidate so far and its value in its last comparison."""
         return self._best
+
+    def _evaluate(
+        self, genomes: Sequence[Genome], micro_batches: tuple[int, ...], *, probe: bool = False
+    ) -> Steps[list[Result]]:
+        """The results of genomes (U,) on the same micro-batches, in order."""
+        if not genomes:
+            return []
+        answers = yield self._requests(genomes, micro_batches, probe=probe)
+        return [answer for answer in answers if isinstance(answer, Result)]
+
+    def _estimate(
+        self, genome: Genome, kind: str, micro_batches: tuple[int, ...]
+    ) -> Steps[Estimation]:
+        """An estimate at a genome (U,); it may have failed."""
+        [answer] = yield [Estimate(self._space.candidate(genome), kind, micro_batches)]
+        assert isinstance(answer, Estimation)
+        return answer
+
+    def _descend(
+        self,
+        genome: Genome,
+        choices: Callable[[Genome], list[Genome]],
+        target: SearchSpace,
+        micro_batches: tuple[int, ...],
+    ) -> Steps[Genome]:
+        """The genome (U,) where the best of the choices, taken again and again, is enough.
+
+        All are tried as probes, but those that save nothing of what is still exceeded.
+
+        Args:
+            genome: Where to begin.
+            choices: What may be made of a genome in one step.
+            target: With the budget to meet; where no choice is left it is not met.
+            micro_batches: On which they are compared.
+        """
+        while not target.feasible(genome[None])[0]:
+            tries = _useful(target, genome, choices(genome))
+            results = yield from self._evaluate(tries, micro_batches, probe=True)
+            best = ranked(tries, results)
+            if not best:
+                break
+            genome = best[0][0]
+        return genome
+
+    def _conclude(self, genome: Genome, micro_batches: tuple[int, ...]) -> Procedure:
+        """Makes a genome (U,), brought below the budget, the incumbent if it can be evaluated."""
+        final = [self._space.repair(genome, self._rng)]
+        results = yield from self._evaluate(final, micro_batches)
+        for _, result in ranked(final, results):
+            self._best = Incumbent(result.request.candidate, result.mean)
 
     def _requests(
         self, genomes: Sequence[Genome], micro_batches: tuple[int, ...], *, probe: bool = False
@@ -64,11 +129,32 @@ class ProceduralSearcher(ABC):
         ]
 
 
-def _advance(procedure: Procedure, results: list[Result]) -> list[Evaluate]:
+def _advance(procedure: Procedure, answers: list[Answer]) -> Sequence[Request]:
     try:
-        return procedure.send(results)
+        return procedure.send(answers)
     except StopIteration:
         return []
+
+
+def _useful(space: SearchSpace, genome: Genome, tries: Sequence[Genome]) -> list[Genome]:
+    """Those of the tries that lower a cost above its bound and leave an attention."""
+    if not tries:
+        return []
+    before, after = space.used(genome[None]), space.used(np.stack(tries))
+    lower = ((after < before) & (before > 1)).any(axis=1)
+    useful = lower & space.genes.keep_attention(np.stack(tries))
+    return [tried for tried, wanted in zip(tries, useful, strict=True) if wanted]
+
+
+def first_feasible(space: SearchSpace, path: Genome) -> Genome:
+    """The first genome (U,) of a path (N, U) that meets the budget.
+
+    Where none does, the last one that leaves the model an attention.
+    """
+    met = np.flatnonzero(space.feasible(path))
+    last = np.flatnonzero(space.genes.keep_attention(path))[-1]
+    first: Genome = path[met[0] if met.size else last]
+    return first
 
 
 def ranked(genomes: Sequence[Genome], results: Sequence[Result]) -> list[tuple[Genome, Result]]:

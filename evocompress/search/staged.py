@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
+from evocompress.budget import require
 from evocompress.config import Positive
 from evocompress.errors import ConfigError
 from evocompress.search import batches
 from evocompress.search.base import Incumbent, Problem, SearcherSettings
-from evocompress.search.procedure import ProceduralSearcher, Procedure, ranked
+from evocompress.search.procedure import ProceduralSearcher, Procedure, Steps, ranked
 from evocompress.space import Genome, SearchSpace
-from evocompress.types import Evaluate, Pool, Result
+from evocompress.types import Pool, Result
 
-Selection = Generator[list[Evaluate], list[Result], Genome | None]
-Ranking = Generator[list[Evaluate], list[Result], list[tuple[Genome, Result]]]
+Selection = Steps[Genome | None]
+Ranking = Steps[list[tuple[Genome, Result]]]
 
 
 class StagedSettings(SearcherSettings):
@@ -28,15 +28,16 @@ class StagedSettings(SearcherSettings):
     given ones must fit exactly.
 
     Attributes:
-        kind: Whose published schedule: of ``depth`` or ``sparsity`` search. ``auto`` is
-            sparsity where the space has matrices, depth otherwise.
+        kind: Whose published schedule: that of EvoPress for ``sparsity`` or ``depth``, or that
+            of DarwinLM (2502.07780) for ``width``. ``auto`` is sparsity where the space has
+            matrices, else width where it has widths, else depth.
         generations: Rounds of selection.
         offspring: New candidates of a generation.
         survivors: How many candidates each stage keeps; the last keeps 1.
         stage_tokens: Tokens on which each stage compares.
     """
 
-    kind: Literal["auto", "sparsity", "depth"] = "auto"
+    kind: Literal["auto", "sparsity", "depth", "width"] = "auto"
     generations: Positive | None = None
     offspring: Positive | None = None
     survivors: tuple[Positive, ...] | None = None
@@ -58,24 +59,51 @@ class Schedule:
     stages: tuple[tuple[int, int], ...]
 
 
-def is_depth(settings: StagedSettings, space: SearchSpace) -> bool:
-    """Whether the published schedule of depth search applies."""
-    if settings.kind == "auto":
-        return "matrix" not in space.genes.by_kind
-    return settings.kind == "depth"
+@dataclass(frozen=True)
+class Published:
+    """A published schedule.
+
+    Attributes:
+        generations: Rounds; ``None`` says that they follow from the number of dropped units.
+        offspring: New candidates of a generation.
+        survivors: How many each stage keeps.
+        tokens: Tokens of each stage.
+        initial: Random candidates to begin with; 0 begins at the uniform one.
+    """
+
+    generations: int | None
+    offspring: int
+    survivors: tuple[int, ...]
+    tokens: tuple[int, ...]
+    initial: int
+
+
+PUBLISHED = {
+    "sparsity": Published(400, 64, (8, 2, 1), (2048, 16384, 65536), 0),
+    "depth": Published(None, 32, (2, 1), (2048, 32768), 64),
+    "width": Published(200, 16, (8, 4, 2, 1), (1024, 2048, 4096, 8192), 0),
+}
+
+
+def published(settings: StagedSettings, space: SearchSpace) -> Published:
+    """The published schedule that completes the settings."""
+    if settings.kind != "auto":
+        return PUBLISHED[settings.kind]
+    if space.genes.matrices.size:
+        return PUBLISHED["sparsity"]
+    return PUBLISHED["width" if space.genes.widths.size else "depth"]
 
 
 def schedule(settings: StagedSettings, space: SearchSpace, pool: Pool) -> Schedule:
-    """The settings completed by EvoPress's schedule and checked against the pool.
+    """The settings completed by a published schedule and checked against the pool.
 
     Raises:
         ConfigError: The stages contradict each other or ask for tokens the pool cannot give.
     """
-    depth = is_depth(settings, space)
-    offspring = settings.offspring or (32 if depth else 64)
-    survivors = settings.survivors or ((2, 1) if depth else (8, 2, 1))
-    published = (2048, 32768) if depth else (2048, 16384, 65536)
-    tokens = settings.stage_tokens or tuple(batches.fitting(pool, count) for count in published)
+    usual = published(settings, space)
+    offspring = settings.offspring or usual.offspring
+    survivors = settings.survivors or usual.survivors
+    tokens = settings.stage_tokens or tuple(batches.fitting(pool, n) for n in usual.tokens)
     if len(survivors) != len(tokens):
         raise ConfigError(
             f"search: {len(survivors)} survivors but {len(tokens)} stage_tokens; "
@@ -86,14 +114,14 @@ def schedule(settings: StagedSettings, space: SearchSpace, pool: Pool) -> Schedu
     if survivors[0] > offspring:
         raise ConfigError(f"search.survivors: {survivors[0]} of only {offspring} offspring")
     checked = [batches.check(pool, count, "search.stage_tokens") for count in tokens]
-    generations = settings.generations or (_depth_generations(space) if depth else 400)
+    generations = settings.generations or usual.generations or _depth_generations(space)
     return Schedule(generations, offspring, tuple(zip(checked, survivors, strict=True)))
 
 
 def _depth_generations(space: SearchSpace) -> int:
     """EvoPress's int(k (n - k) / 1.5) for k of n units removed, at least 1."""
-    even = space.uniform()
-    masks = [even[units] for kind, units in space.genes.by_kind.items() if kind != "matrix"]
+    dropped = space.genes.dropped(space.uniform()[None])[0]
+    masks = [dropped[units] for kind, units in space.genes.by_kind.items() if kind != "matrix"]
     swaps = max((int(mask.sum() * (len(mask) - mask.sum())) for mask in masks), default=0)
     return max(int(swaps / 1.5), 1)
 
@@ -108,6 +136,7 @@ class StagedSearcher(ProceduralSearcher):
     def __init__(
         self, problem: Problem, settings: StagedSettings, rng: np.random.Generator
     ) -> None:
+        require(problem.space)
         self._schedule = schedule(settings, problem.space, problem.pool)
         super().__init__(problem, rng)
 
@@ -153,5 +182,5 @@ class StagedSearcher(ProceduralSearcher):
         if not genomes:
             return []
         micro_batches = batches.draw(self._pool, tokens, self._rng)
-        results = yield self._requests(genomes, micro_batches)
+        results = yield from self._evaluate(genomes, micro_batches)
         return ranked(genomes, results)

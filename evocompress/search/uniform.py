@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from evocompress.budget import require
 from evocompress.config import Positive
 from evocompress.search import batches
 from evocompress.search.base import Incumbent, Problem, SearcherSettings
@@ -30,6 +31,7 @@ class Uniform(ProceduralSearcher):
     def __init__(
         self, problem: Problem, settings: UniformSettings, rng: np.random.Generator
     ) -> None:
+        require(problem.space)
         self._micro_batches = batches.chosen(
             problem.pool, settings.candidate_tokens, "search.candidate_tokens", rng
         )
@@ -37,6 +39,6 @@ class Uniform(ProceduralSearcher):
 
     def _search(self) -> Procedure:
         genomes = [self._space.uniform()]
-        results = yield self._requests(genomes, self._micro_batches)
+        results = yield from self._evaluate(genomes, self._micro_batches)
         for _, result in ranked(genomes, results):
             self._best = Incumbent(result.request.candidate, result.mean)

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from evocompress.types import Architecture, Unit
+from evocompress.types import Architecture, Axis, Unit
+
+ROWS: dict[str, tuple[Axis, ...]] = {
+    "q_proj": ("query",),
+    "k_proj": ("key",),
+    "v_proj": ("value",),
+    "gate_proj": ("channel",),
+    "up_proj": ("channel",),
+}
+COLUMNS: dict[str, tuple[Axis, ...]] = {"o_proj": ("query",), "down_proj": ("channel",)}
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,7 @@ class Decoder:
             heads=(self.heads,) * self.layers,
             kv_heads=(self.kv_heads,) * self.layers,
             head_dim=self.head_dim,
+            channels=(self.ffn,) * self.layers,
             windows=tuple(self.window if i % 2 else None for i in range(self.layers)),
             own_params=((self.hidden, self.hidden),) * self.layers,
             dtype_bytes=2,
@@ -54,7 +64,16 @@ class Decoder:
                 Unit(sublayer, "attention" if kind == "attention" else "mlp", block, index, kind)
             )
             units.extend(
-                Unit(f"{block}.{module}.{role}", "matrix", sublayer, index, role, shape)
+                Unit(
+                    name=f"{block}.{module}.{role}",
+                    kind="matrix",
+                    parent=sublayer,
+                    block=index,
+                    role=role,
+                    shape=shape,
+                    rows=ROWS.get(role, ()),
+                    columns=COLUMNS.get(role, ()),
+                )
                 for role, shape in self._matrices(kind).items()
             )
         return units

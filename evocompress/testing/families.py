@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from evocompress.families import Family, SubLayerName, family_of
+from evocompress.families.coupling import axis_lengths
 from evocompress.testing.tiny import tiny_model
 
 SUBLAYERS: tuple[SubLayerName, ...] = ("attention", "mlp")
@@ -36,7 +37,7 @@ def random_ids(batch: int = 2, length: int = 24) -> Tensor:
 
 def last_matrix(family: Family, block: nn.Module, sublayer: SubLayerName) -> nn.Module:
     """The module whose output a sub-layer adds to the residual stream."""
-    path = [m.path for m in family.matrices() if m.sublayer == sublayer][-1]
+    path = [m.path for m in family.matrices if m.sublayer == sublayer][-1]
     return block.get_submodule(path)
 
 
@@ -77,7 +78,7 @@ class FamilyContract:
         for unit in units:
             assert unit.name not in seen
             assert (None if unit.parent is None else seen[unit.parent]) in ENCLOSING[unit.kind]
-            assert unit.name.startswith(f"{family.block_path()}.{unit.block}")
+            assert unit.name.startswith(f"{family.layers_path}.{unit.block}")
             if unit.kind in SUBLAYERS:
                 assert unit.name == f"{unit.parent}.{unit.kind}"
             seen[unit.name] = unit.kind
@@ -100,9 +101,9 @@ class FamilyContract:
                 for path, module in block.named_modules()
                 if isinstance(module, (nn.Linear, Conv1D))
             }
-            named = [matrix.path for matrix in family.matrices()]
+            named = [matrix.path for matrix in family.matrices]
             assert sorted(named) == sorted(linear)
-            assert {m.path: m.transposed for m in family.matrices()} == linear
+            assert {m.path: m.transposed for m in family.matrices} == linear
 
     def test_shapes_are_out_by_in(self, family: Family, model: PreTrainedModel) -> None:
         """A matrix unit's shape is (outputs, inputs) of its module, found by running it."""
@@ -117,6 +118,23 @@ class FamilyContract:
             handle.remove()
         assert shapes == {u.name: u.shape for u in family.units(model) if u.kind == "matrix"}
 
+    def test_rows_and_columns_tell_what_they_belong_to(
+        self, family: Family, model: PreTrainedModel
+    ) -> None:
+        """Heads and channels add up to the shapes; one matrix of a sub-layer reads them all."""
+        architecture = family.architecture(model)
+        for unit in family.units(model):
+            if unit.shape is None:
+                continue
+            lengths = axis_lengths(architecture, unit.block)
+            for axes, size in zip((unit.rows, unit.columns), unit.shape, strict=True):
+                width = 1 if "channel" in axes else architecture.head_dim
+                assert (sum(lengths[axis] for axis in axes) * width or architecture.hidden) == size
+            assert unit.bias == (model.get_submodule(unit.name).bias is not None)
+            output = family.output("attention" if "attention" in str(unit.parent) else "mlp")
+            assert bool(unit.columns) == unit.name.endswith(f".{output.path}")
+            assert bool(unit.rows) != bool(unit.columns)
+
     def test_same_input_word_means_same_input(self, family: Family, model: PreTrainedModel) -> None:
         """Matrices with one `input` word read equal tensors; other words, other tensors."""
         for block in family.blocks(model):
@@ -125,13 +143,13 @@ class FamilyContract:
                 block.get_submodule(matrix.path).register_forward_pre_hook(
                     partial(_note_input, inputs, matrix.path)
                 )
-                for matrix in family.matrices()
+                for matrix in family.matrices
             ]
             family.hidden_states(model, random_ids())
             for handle in handles:
                 handle.remove()
-            for one in family.matrices():
-                for other in family.matrices():
+            for one in family.matrices:
+                for other in family.matrices:
                     same = torch.equal(inputs[one.path], inputs[other.path])
                     assert same == (one.input == other.input), (one, other)
 
@@ -156,7 +174,7 @@ class FamilyContract:
             before = sum(parameter.numel() for parameter in block.parameters())
             replace_modules(block, family.replacements(block, sublayer))
             after = sum(parameter.numel() for parameter in block.parameters())
-            name = f"{family.block_path()}.0.{sublayer}"
+            name = f"{family.layers_path}.0.{sublayer}"
             matrices = sum(unit.numel for unit in family.units(model) if unit.parent == name)
             assert before - after == matrices + architecture.own_params[0][place]
 
@@ -167,11 +185,16 @@ class FamilyContract:
         assert (architecture.vocabulary, architecture.hidden) == tuple(head.shape)
         assert architecture.tied == (head is model.get_input_embeddings().weight)
         assert architecture.dtype_bytes == head.element_size()
-        per_block = (architecture.heads, architecture.kv_heads, architecture.windows)
+        per_block = (
+            architecture.heads,
+            architecture.kv_heads,
+            architecture.channels,
+            architecture.windows,
+        )
         assert all(len(values) == layers for values in per_block)
         queries = architecture.heads[0] * architecture.head_dim
-        attention_out = next(m for m in family.matrices() if m.input == "attention_out")
-        name = f"{family.block_path()}.0.{attention_out.path}"
+        attention_out = next(m for m in family.matrices if m.input == "attention_out")
+        name = f"{family.layers_path}.0.{attention_out.path}"
         shape = next(unit.shape for unit in family.units(model) if unit.name == name)
         assert shape == (architecture.hidden, queries)
 
@@ -238,7 +261,7 @@ class FamilyContract:
             block = copy.deepcopy(family.blocks(model)[0])
             replace_modules(block, family.replacements(block, sublayer))
             left = [m for m in block.modules() if isinstance(m, (nn.Linear, Conv1D))]
-            assert len(left) == sum(m.sublayer != sublayer for m in family.matrices())
+            assert len(left) == sum(m.sublayer != sublayer for m in family.matrices)
 
     def test_a_dropped_block_passes_its_input_through(
         self, family: Family, model: PreTrainedModel

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from math import inf, isclose
 
 import torch
@@ -16,7 +17,25 @@ from evocompress.proxies import Proxy
 from evocompress.types import DROP, Candidate, Evaluate, Result
 
 ProxyFactory = Callable[[LiveModel, Sequence[Tensor], ProxyConfig], Proxy]
-Reference = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+
+
+TokenReference = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+"""Values (S-1,) of a sequence: from what the dense model and the candidate give at its positions
+(S, ...), its token ids (S,), and how many buckets there are."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A brute-force proxy.
+
+    Attributes:
+        values: Of one sequence.
+        of_states: From the final hidden states, not the logits.
+    """
+
+    values: TokenReference
+    of_states: bool = False
+
 
 TOP_K = 20
 TOLERANCE = 2e-5
@@ -31,19 +50,26 @@ def micro_batches(loaded: LoadedModel, *, seed: int = 0) -> list[Tensor]:
 
 def dropped(loaded: LoadedModel, *names: str) -> Candidate:
     """The candidate without some sub-layers, named like ``1.mlp``."""
-    path = loaded.family.block_path()
+    path = loaded.family.layers_path
     return Candidate(tuple((f"{path}.{name}", DROP) for name in sorted(names)))
 
 
 def reference_kl(dense: Tensor, logits: Tensor, ids: Tensor, top_k: int) -> Tensor:
     """KL in top-k buckets of each position, by sorting, in float64 (S-1,)."""
-    p, q = dense.double().softmax(-1), logits.double().softmax(-1)
-    order = p.argsort(-1, descending=True)
-    p, q = p.gather(-1, order), q.gather(-1, order)
-    terms = (p * (p / q).log())[:, :top_k].sum(-1)
-    rest_p, rest_q = p[:, top_k:].sum(-1), q[:, top_k:].sum(-1)
-    tail = rest_p * (rest_p / rest_q).log() if top_k < p.shape[-1] else rest_p
-    return (terms + tail)[:-1]
+    return _kl(*_buckets(dense, logits, top_k))[:-1]
+
+
+def reference_js(dense: Tensor, logits: Tensor, ids: Tensor, top_k: int) -> Tensor:
+    """Jensen-Shannon divergence in the same buckets, in float64 (S-1,)."""
+    p, q = _buckets(dense, logits, top_k)
+    return ((_kl(p, (p + q) / 2) + _kl(q, (p + q) / 2)) / 2)[:-1]
+
+
+def reference_cosine(dense: Tensor, states: Tensor, ids: Tensor, top_k: int) -> Tensor:
+    """One minus the cosine of the final hidden states, in float64 (S-1,)."""
+    one, other = dense.double()[:-1], states.double()[:-1]
+    norms = (one.square().sum(-1) * other.square().sum(-1)).sqrt()
+    return 1 - (one * other).sum(-1) / norms
 
 
 def reference_loss(dense: Tensor, logits: Tensor, ids: Tensor, top_k: int) -> Tensor:
@@ -51,7 +77,28 @@ def reference_loss(dense: Tensor, logits: Tensor, ids: Tensor, top_k: int) -> Te
     return -logits.double().log_softmax(-1)[:-1].gather(-1, ids[1:, None])[:, 0]
 
 
-REFERENCES: Mapping[str, Reference] = {"kl": reference_kl, "perplexity": reference_loss}
+REFERENCES: Mapping[str, Reference] = {
+    "kl": Reference(reference_kl),
+    "perplexity": Reference(reference_loss),
+    "js": Reference(reference_js),
+    "cosine": Reference(reference_cosine, of_states=True),
+}
+
+
+def _buckets(dense: Tensor, logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """Both models' probabilities of the dense one's k likeliest tokens and of the rest."""
+    p, q = dense.double().softmax(-1), logits.double().softmax(-1)
+    order = p.argsort(-1, descending=True)
+    return _merged(p.gather(-1, order), top_k), _merged(q.gather(-1, order), top_k)
+
+
+def _merged(probabilities: Tensor, top_k: int) -> Tensor:
+    rest = probabilities[:, top_k:].sum(-1, keepdim=True)
+    return torch.cat([probabilities[:, :top_k], rest], dim=-1)
+
+
+def _kl(p: Tensor, q: Tensor) -> Tensor:
+    return torch.where(p > 0, p * (p / q).log(), 0).sum(-1)
 
 
 def check_matches_reference(
@@ -64,15 +111,15 @@ def check_matches_reference(
         proxy = factory(live, batches, ProxyConfig(top_k=top_k))
         [result] = proxy.evaluate([Evaluate(candidate, (2, 0))])
         live.restore()
-        dense = [_logits(loaded.model, ids) for ids in batches]
+        dense = [_outputs(loaded.model, ids, reference.of_states) for ids in batches]
         live.apply(candidate)
-        changed = [_logits(loaded.model, ids) for ids in batches]
+        changed = [_outputs(loaded.model, ids, reference.of_states) for ids in batches]
     assert [value.micro_batch for value in result.values] == [2, 0]
     for value in result.values:
         ids = batches[value.micro_batch]
         assert value.counts == (ids.shape[1] - 1,) * len(ids)
         rows = zip(dense[value.micro_batch], changed[value.micro_batch], ids, strict=True)
-        expected = [float(reference(*row, top_k).sum()) for row in rows]
+        expected = [float(reference.values(*row, top_k).sum()) for row in rows]
         torch.testing.assert_close(list(value.sums), expected, rtol=TOLERANCE, atol=TOLERANCE)
 
 
@@ -148,6 +195,8 @@ def _results(
 
 
 @torch.inference_mode()
-def _logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
-    logits: Tensor = model(ids, use_cache=False).logits
-    return logits
+def _outputs(model: PreTrainedModel, ids: Tensor, of_states: bool) -> Tensor:
+    """The logits or final hidden states of a plain forward pass."""
+    outputs = model(ids, use_cache=False, output_hidden_states=True)
+    given: Tensor = outputs.hidden_states[-1] if of_states else outputs.logits
+    return given

@@ -10,10 +10,21 @@ import numpy as np
 
 from evocompress.search.base import Searcher
 from evocompress.space import SearchSpace
-from evocompress.types import Candidate, Evaluate, MicroBatchValue, Pool, Request, Result
+from evocompress.types import (
+    Answer,
+    Candidate,
+    Estimate,
+    Estimation,
+    Evaluate,
+    Level,
+    MicroBatchValue,
+    Pool,
+    Request,
+    Result,
+)
 
-Step = tuple[list[Request], list[Result]]
-Answer = Callable[[Evaluate], Result]
+Step = tuple[list[Request], list[Answer]]
+Oracle = Callable[[Request], Answer]
 
 POOL = Pool((64,) * 32)
 _LONGEST = 1000
@@ -23,17 +34,20 @@ _LONGEST = 1000
 class Separable:
     """An objective that is a sum over units, with noise that each micro-batch draws anew.
 
-    A matrix with a share s of zeros costs weight * s**2, a removed sub-layer its weight.
+    A matrix with a share s of zeros, or a sub-layer without a share s of its heads or channels,
+    costs weight * s**2; a removed sub-layer its weight.
 
     Attributes:
         sizes: {matrix: number of weights}.
         weights: {unit: weight}.
         noise: Standard deviation of a micro-batch's value around the true one.
+        items: {sub-layer: its query heads or channels}.
         failing: Ids of candidates whose evaluation fails.
     """
 
     sizes: Mapping[str, int]
     weights: Mapping[str, float]
+    items: Mapping[str, int] = field(default_factory=dict)
     noise: float = 0.0
     failing: frozenset[str] = field(default_factory=frozenset)
 
@@ -44,50 +58,83 @@ class Separable:
         return cls(
             sizes={unit.name: unit.numel for unit in space.genes.tree},
             weights={unit.name: float(rng.uniform(0.1, 1.0)) for unit in space.genes.tree},
+            items={
+                part.unit.name: part.channels or part.kv_heads * part.group_heads
+                for part in space.cost_model.parts
+            },
             noise=noise,
         )
 
     def value(self, candidate: Candidate) -> float:
         """The true value."""
         return sum(
-            self.weights[name] * (1.0 if level.drop else (level.zeros / self.sizes[name]) ** 2)
-            for name, level in candidate.levels
+            self.weights[name] * self._removed(name, level) ** 2 for name, level in candidate.levels
         )
 
-    def __call__(self, request: Evaluate) -> Result:
-        """The result of a request; the same for the same candidate and micro-batch."""
+    def _removed(self, name: str, level: Level) -> float:
+        """The share of a unit that a level removes; a merge removes nothing itself."""
+        if level.drop or level.merge:
+            return float(level.drop)
+        if level.narrow:
+            left = level.channels or (level.kv_groups or 0) * (level.group_heads or 0)
+            return 1 - left / self.items[name]
+        return level.zeros / self.sizes[name]
+
+    def __call__(self, request: Request) -> Answer:
+        """The answer to a request; the same for the same candidate and micro-batch."""
+        if isinstance(request, Estimate):
+            rows = self._estimated(request.kind)
+            return Estimation(request, tuple(rows), tuple(rows.values()))
         if request.candidate.id in self.failing:
             return Result(request, (), failed="made to fail")
         values = [self._measured(request.candidate, index) for index in request.micro_batches]
         return Result(request, tuple(values))
 
+    def _estimated(self, kind: str) -> dict[str, tuple[float, ...]]:
+        """Rows of the form of `evocompress.estimates`; one value a unit is its weight."""
+        if kind == "fluctuation":
+            return {
+                name: tuple(_generator(name).normal(size=count).tolist())
+                for name, count in self.items.items()
+            }
+        rows: dict[str, tuple[float, ...]] = {
+            name: (weight,) for name, weight in self.weights.items() if not self.sizes[name]
+        }
+        if kind.endswith("angular_distance"):
+            blocks = [name for name in rows if f"{name}.mlp" in rows]
+            return {
+                name: tuple(np.cumsum([self.weights[later] for later in blocks[place:]]).tolist())
+                for place, name in enumerate(blocks)
+            }
+        return rows
+
     def _measured(self, candidate: Candidate, index: int) -> MicroBatchValue:
-        digest = hashlib.sha256(f"{candidate.id}/{index}".encode()).digest()
-        noise = np.random.default_rng(list(digest)).normal(0.0, self.noise)
+        noise = _generator(f"{candidate.id}/{index}").normal(0.0, self.noise)
         return MicroBatchValue(index, ((self.value(candidate) + noise) * 10,), (10,))
 
 
-def run(searcher: Searcher, answer: Answer) -> list[Step]:
-    """Runs a searcher to its end and returns all asks with their results.
+def run(searcher: Searcher, answer: Oracle) -> list[Step]:
+    """Runs a searcher to its end and returns all asks with their answers.
 
     Raises:
-        AssertionError: It does not end within 1000 asks, or asks for estimates.
+        AssertionError: It does not end within 1000 asks.
     """
     steps: list[Step] = []
     while requests := searcher.ask():
-        results = [answer(request) for request in requests if isinstance(request, Evaluate)]
-        assert len(results) == len(requests), "only evaluations can be answered here"
-        searcher.tell(results)
-        steps.append((requests, results))
+        answers = [answer(request) for request in requests]
+        searcher.tell(answers)
+        steps.append((requests, answers))
         assert len(steps) < _LONGEST, "the search does not end"
     assert searcher.ask() == [], "a search that has ended asks again"
     return steps
 
 
-def check_replays(make: Callable[[], Searcher], answer: Answer) -> None:
+def check_replays(make: Callable[[], Searcher], answer: Oracle) -> None:
     """The same answers give the same asks, also when they come from a record."""
     first = run(make(), answer)
-    record = {result.request: result for _, results in first for result in results}
+    record: dict[Request, Answer] = {
+        answer.request: answer for _, answers in first for answer in answers
+    }
     again = run(make(), record.__getitem__)
     assert [requests for requests, _ in again] == [requests for requests, _ in first]
 
@@ -98,7 +145,7 @@ def check_repeats_its_ask(make: Callable[[], Searcher]) -> None:
     assert searcher.ask() == searcher.ask() == make().ask()
 
 
-def check_requests(make: Callable[[], Searcher], space: SearchSpace, answer: Answer) -> None:
+def check_requests(make: Callable[[], Searcher], space: SearchSpace, answer: Oracle) -> None:
     """Every candidate that can win is feasible; one ask names no candidate twice."""
     for requests, _ in run(make(), answer):
         evaluations = [request for request in requests if isinstance(request, Evaluate)]
@@ -109,7 +156,7 @@ def check_requests(make: Callable[[], Searcher], space: SearchSpace, answer: Ans
             assert len(set(request.micro_batches)) == len(request.micro_batches) > 0
 
 
-def check_incumbent(make: Callable[[], Searcher], space: SearchSpace, answer: Answer) -> None:
+def check_incumbent(make: Callable[[], Searcher], space: SearchSpace, answer: Oracle) -> None:
     """The incumbent is feasible, was asked for outside probes, and has its measured value."""
     searcher = make()
     assert searcher.incumbent() is None
@@ -121,7 +168,9 @@ def check_incumbent(make: Callable[[], Searcher], space: SearchSpace, answer: An
         result.mean
         for _, results in steps
         for result in results
-        if result.request.candidate == best.candidate and not result.request.probe
+        if isinstance(result, Result)
+        and result.request.candidate == best.candidate
+        and not result.request.probe
     ]
     assert best.value in means
 
@@ -142,22 +191,30 @@ def check_failures_never_win(make: Callable[[], Searcher], objective: Separable)
         assert hopeless.incumbent() is None
 
 
-def check_rejects_other_answers(make: Callable[[], Searcher], answer: Answer) -> None:
+def check_rejects_other_answers(make: Callable[[], Searcher], answer: Oracle) -> None:
     """Results that do not answer the ask are refused."""
     searcher = make()
-    results = [answer(request) for request in searcher.ask() if isinstance(request, Evaluate)]
     try:
-        searcher.tell(results[:-1])
+        searcher.tell([answer(request) for request in searcher.ask()][:-1])
     except ValueError:
         return
     raise AssertionError("results that do not answer the ask were accepted")
 
 
-def _failed(request: Evaluate) -> Result:
+def _generator(text: str) -> np.random.Generator:
+    """Randomness that is the same for the same text."""
+    return np.random.default_rng(list(hashlib.sha256(text.encode()).digest()))
+
+
+def _failed(request: Request) -> Answer:
+    if isinstance(request, Estimate):
+        return Estimation(request, (), (), failed="made to fail")
     return Result(request, (), failed="made to fail")
 
 
-def _censored(request: Evaluate) -> Result:
+def _censored(request: Request) -> Answer:
+    if isinstance(request, Estimate):
+        return _failed(request)
     values = tuple(MicroBatchValue(index, (-1.0,), (1,)) for index in request.micro_batches)
     return Result(request, values, censored=True)
 

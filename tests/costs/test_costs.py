@@ -83,6 +83,7 @@ def test_contract():
     for _ in range(5):
         contract.check_levels_never_cost_more(space, rng)
         contract.check_genomes_cost_as_candidates(space, rng)
+    contract.check_last_levels_cost_least(space)
 
 
 def test_smollm2_has_its_published_size():

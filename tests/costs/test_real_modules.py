@@ -23,7 +23,7 @@ def reduced(
     model = tiny_model(model_type, layers=3)
     family = family_of(model)
     units, architecture = family.units(model), family.architecture(model)
-    prefix = family.block_path()
+    prefix = family.layers_path
     candidate = canonical({f"{prefix}.{i}.{name}": DROP for i, name in dropped}, units)
     predicted = cost_model(units, architecture, length=LENGTH)
     for index, sublayer in dropped:

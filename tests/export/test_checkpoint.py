@@ -17,10 +17,12 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrai
 
 import evocompress.hf  # noqa: F401
 from evocompress.costs import cost_model
-from evocompress.errors import ExportError
+from evocompress.errors import ExportError, LibraryError
 from evocompress.export import materialize, read_candidate, read_record
 from evocompress.families import FAMILIES
 from evocompress.models import LoadedModel, fingerprint
+from evocompress.testing.formats import candidate_of, with_bias, with_zeros
+from evocompress.testing.plain_library import PlainLibrary
 from evocompress.testing.tiny import tiny_loaded
 from evocompress.types import DROP, Candidate, Level
 
@@ -64,8 +66,9 @@ def test_both_ways_of_loading_agree(ids: Tensor, tmp_path: Path) -> None:
     folders = []
     for name in FAMILIES:
         loaded = tiny_loaded(name, layers=4)
-        library, candidate = ZeroingLibrary(loaded.model), mixed_candidate(loaded)
-        folders.append(materialize(loaded, library, candidate, tmp_path / name))
+        candidate = candidate_of(loaded, with_zeros(loaded, with_bias(loaded)))
+        out = tmp_path / name
+        folders.append(materialize(loaded, PlainLibrary(loaded), candidate, out, format="hf"))
     save_file({"ids": ids}, tmp_path / "ids.safetensors")
     command = [sys.executable, "-c", LOAD_REMOTE_CODE, tmp_path / "ids.safetensors", *folders]
     subprocess.run(command, check=True, cwd=tmp_path, timeout=240)
@@ -161,30 +164,36 @@ def test_blocks_that_know_their_index_are_kept_in_place(ids: Tensor, tmp_path: P
         block.attn.scaling /= index + 1
     loaded.model.config.scale_attn_by_inverse_layer_idx = True
     library, candidate = ZeroingLibrary(loaded.model), mixed_candidate(loaded, single_drops=False)
-    with pytest.raises(ExportError, match=r"transformer\.h\.1\.attention.* format 'hf' can"):
+    with pytest.raises(ExportError, match=r"transformer\.h\.1\.attention.* format 'hf' and"):
         materialize(loaded, library, candidate, tmp_path / "out", format="stock")
-    model = reload(materialize(loaded, library, candidate, tmp_path / "out"))
-    torch.testing.assert_close(
-        model(ids).logits, applied(loaded, library, candidate)(ids).logits, rtol=0, atol=1e-5
-    )
+    expected = applied(loaded, library, candidate)(ids).logits
+    for format in ("hf", "padded"):
+        model = reload(materialize(loaded, library, candidate, tmp_path / format, format=format))
+        assert model.config.num_hidden_layers == 4
+        torch.testing.assert_close(model(ids).logits, expected, rtol=0, atol=1e-5)
 
 
-def test_a_model_without_any_attention_is_refused(llama: LoadedModel, tmp_path: Path) -> None:
-    levels = tuple((f"model.layers.{i}.attention", DROP) for i in range(4))
-    for format in ("auto", "stock", "hf"):
-        with pytest.raises(ExportError, match="no format can leave out every attention") as caught:
-            materialize(llama, None, Candidate(levels), tmp_path / "out", format=format)
-        assert "\n" not in str(caught.value)
+@pytest.mark.parametrize("format", ["auto", "stock", "hf", "padded"])
+def test_a_model_without_any_block_is_refused(
+    llama: LoadedModel, tmp_path: Path, format: str
+) -> None:
+    sublayers = (f"model.layers.{i}.{kind}" for i in range(4) for kind in ("attention", "mlp"))
+    candidate = Candidate(tuple((name, DROP) for name in sublayers))
+    with pytest.raises(ExportError, match="every block, .*: no format can") as caught:
+        materialize(llama, None, candidate, tmp_path / "out", format=format)
+    assert "\n" not in str(caught.value)
 
 
 def test_compressed_matrices_need_a_library(llama: LoadedModel, tmp_path: Path) -> None:
     candidate = Candidate((("model.layers.0.mlp.up_proj", Level(zeros=8)),))
-    with pytest.raises(ExportError, match="no level library was given"):
+    with pytest.raises(LibraryError, match="needs a level library: give one"):
         materialize(llama, None, candidate, tmp_path / "out")
 
 
 def test_unknown_format_is_named(llama: LoadedModel, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="unknown format 'gguf': choose one of auto, stock, hf"):
+    with pytest.raises(
+        ExportError, match="unknown format 'gguf': choose one of auto, stock, hf, padded"
+    ):
         materialize(llama, None, Candidate(), tmp_path / "out", format="gguf")
 
 

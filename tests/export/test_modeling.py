@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from export_cases import ZeroingLibrary, mixed_candidate
+from export_cases import mixed_candidate
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
@@ -13,16 +13,22 @@ from evocompress.export import materialize
 from evocompress.export.modeling import CLASSES
 from evocompress.families import FAMILIES
 from evocompress.models import LoadedModel
+from evocompress.testing.formats import candidate_of, with_bias
+from evocompress.testing.plain_library import PlainLibrary
 
 NEW_TOKENS = 12
 PADDING = 5
 
 
-@pytest.fixture
-def model(loaded: LoadedModel, tmp_path: Path) -> PreTrainedModel:
-    """Without attention in block 0, so that the first cache slot is the missing one."""
-    library = ZeroingLibrary(loaded.model)
-    out = materialize(loaded, library, mixed_candidate(loaded), tmp_path / "out")
+@pytest.fixture(params=["mixed", "uneven"])
+def model(loaded: LoadedModel, request: pytest.FixtureRequest, tmp_path: Path) -> PreTrainedModel:
+    """Each layer with its own widths, or without attention in block 0.
+
+    In the latter the first cache slot is the missing one.
+    """
+    uneven = candidate_of(loaded, with_bias(loaded))
+    candidate = mixed_candidate(loaded) if request.param == "mixed" else uneven
+    out = materialize(loaded, PlainLibrary(loaded), candidate, tmp_path / "out")
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(out)
     model.generation_config.update(pad_token_id=0, eos_token_id=None, do_sample=False)
     model.generation_config.max_new_tokens = NEW_TOKENS
@@ -44,7 +50,9 @@ def test_stand_ins_cover_the_modules_that_the_family_replaces(
 ) -> None:
     block = loaded.family.blocks(loaded.model)[0]
     module = __import__(CLASSES[loaded.family.model_type].causal.__module__, fromlist=["PARTS"])
-    assert set(module.PARTS[sublayer]) == set(loaded.family.replacements(block, sublayer))
+    stand_ins = module.PARTS.stand_ins[sublayer]
+    assert set(stand_ins) == set(loaded.family.replacements(block, sublayer))
+    assert module.PARTS.outputs[sublayer] == loaded.family.output(sublayer).path
 
 
 def test_greedy_tokens_are_the_same_with_and_without_cache(
@@ -71,5 +79,5 @@ def test_manual_cached_forward_equals_one_pass(model: PreTrainedModel, ids: Tens
 
 
 def test_cache_made_without_the_config_is_refused(model: PreTrainedModel, ids: Tensor) -> None:
-    with pytest.raises(ValueError, match="layer 0 has no attention"):
+    with pytest.raises(ValueError, match=r"layer \d has no attention"):
         model(ids, past_key_values=DynamicCache(), use_cache=True)

@@ -17,8 +17,9 @@ from evocompress.evaluation.quality import heldout_quality
 from evocompress.export import materialize, read_candidate
 from evocompress.heal import distill, heal
 from evocompress.models import LoadedModel, fingerprint
+from evocompress.testing.plain_library import PlainLibrary
 from evocompress.testing.tiny import tiny_loaded
-from evocompress.types import DROP, Candidate
+from evocompress.types import DROP, Candidate, Level
 
 CONFIG = HealConfig(steps=12, batch=2, accumulate=2, learning_rate=3e-3, evaluate_every=4)
 
@@ -235,10 +236,36 @@ def test_stock_students_of_other_families_heal_in_bfloat16(
 ) -> None:
     for family in ("gpt2", "gemma3_text", "opt"):
         teacher = tiny_loaded(family, dtype=torch.bfloat16)
-        block = f"{teacher.family.block_path()}.1"
+        block = f"{teacher.family.layers_path}.1"
         candidate = Candidate(((f"{block}.attention", DROP), (f"{block}.mlp", DROP)))
         student = materialize(teacher, None, candidate, tmp_path / family)
         report = heal(student, teacher, train, validation, CONFIG, tmp_path / f"{family}-healed")
         assert report.best_kl < report.initial_kl
         model = AutoModelForCausalLM.from_pretrained(report.checkpoint)
         assert model.dtype == torch.bfloat16
+
+
+NARROW = {
+    "model.layers.0.attention": Level(kv_groups=1, group_heads=2, bias=True),
+    "model.layers.1.mlp": Level(channels=40, bias=True),
+    "model.layers.2.attention": Level(kv_groups=2, group_heads=1),
+    "model.layers.2.mlp": DROP,
+}
+
+
+@pytest.mark.parametrize("format", ["hf", "padded"])
+def test_narrow_students_keep_their_widths(
+    teacher: LoadedModel, train: Tensor, validation: Tensor, tmp_path: Path, format: str
+) -> None:
+    library = PlainLibrary(teacher)
+    narrow = materialize(
+        teacher, library, Candidate(tuple(NARROW.items())), tmp_path / "narrow", format=format
+    )
+    report = heal(narrow, teacher, train, validation, CONFIG, tmp_path / "heal")
+    assert report.best_kl < 0.95 * report.initial_kl
+    before, after = weights(narrow), weights(Path(report.checkpoint))
+    assert {k: v.shape for k, v in before.items()} == {k: v.shape for k, v in after.items()}
+    matrices = [name for name, weight in before.items() if weight.ndim == 2 and "layers" in name]
+    assert all(torch.equal(before[name] == 0, after[name] == 0) for name in matrices)
+    config = (narrow / "config.json").read_text()
+    assert (Path(report.checkpoint) / "config.json").read_text() == config

@@ -3,7 +3,15 @@
 import pytest
 import torch
 from filelock import FileLock
-from library_setting import Setting, matrix_units, wanted_for
+from library_setting import (
+    Killed,
+    Setting,
+    as_rows,
+    brute_force_inputs,
+    kill_at,
+    matrix_units,
+    wanted_for,
+)
 
 from evocompress.criteria import CRITERIA, Statistics
 from evocompress.criteria.base import output_energy
@@ -13,27 +21,9 @@ from evocompress.types import DENSE, DROP, Level
 FAMILIES = ["llama", "gpt2", "opt", "phi3", "gemma3_text"]
 
 
-def brute_force_inputs(model, tokens, unit):
-    """Everything a matrix reads when the whole model runs sequence by sequence."""
-    seen = []
-    handle = model.get_submodule(unit).register_forward_hook(
-        lambda module, arguments, output: seen.append(arguments[0].flatten(0, -2).double())
-    )
-    with torch.no_grad():
-        for ids in tokens:
-            model(ids[None])
-    handle.remove()
-    return torch.cat(seen)
-
-
-def as_rows(module, weight):
-    """A weight as (out, in), or such a one in the module's orientation."""
-    return weight.T if type(module).__name__ == "Conv1D" else weight
-
-
 def expected_levels(setting, unit, levels):
     """(weights in the module's orientation, Gram matrix) of a unit in the model as it is."""
-    inputs = brute_force_inputs(setting.loaded.model, setting.tokens, unit)
+    inputs = brute_force_inputs(setting.loaded.model, setting.tokens, unit).flatten(0, 1)
     gram = (inputs.T @ inputs).float()
     module = setting.loaded.model.get_submodule(unit)
     statistics = Statistics(gram, None, len(setting.tokens), setting.tokens.numel(), 0.01)
@@ -154,18 +144,6 @@ def test_batch_size_changes_nothing_but_rounding(setting, tmp_path):
         assert_same(*pair, level.key)
 
 
-class Killed(BaseException):
-    pass
-
-
-def kill_at(position):
-    def progress(done, total, text):
-        if done == position:
-            raise Killed
-
-    return progress
-
-
 @pytest.mark.parametrize("hessians", ["dense", "propagated"])
 @pytest.mark.parametrize("position", [1, 2])
 def test_a_killed_build_goes_on_to_the_same_bytes(hessians, position, tmp_path):
@@ -245,7 +223,7 @@ def test_other_calibration_levels_and_model_are_refused(setting, tmp_path):
 
 
 def test_impossible_wishes_are_refused(setting, tmp_path):
-    with pytest.raises(LibraryError, match="no matrix model.layers.9"):
+    with pytest.raises(LibraryError, match="no matrix, attention or mlp model.layers.9"):
         setting.build(tmp_path / "unit", wanted={"model.layers.9": [DENSE]})
     with pytest.raises(LibraryError, match="level drop is impossible"):
         setting.build(tmp_path / "drop", wanted={"model.layers.0.mlp.up_proj": [DROP]})

@@ -3,6 +3,7 @@ from collections import namedtuple
 
 import psutil
 import pytest
+from library_setting import Setting, matrix_units
 
 from evocompress.errors import LibraryError
 from evocompress.library import plan_library
@@ -20,7 +21,43 @@ def planned(setting, **changes):
 def test_disk_is_what_the_files_take(setting, tmp_path):
     library = setting.build(tmp_path)
     size = sum(file.stat().st_size for file in library.path.glob("*.safetensors"))
-    assert size <= planned(setting).disk_bytes <= 1.2 * size
+    assert planned(setting).disk_bytes == size
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2"])
+@pytest.mark.parametrize("criterion", ["flap", "obs_structured"])
+@pytest.mark.parametrize("matrices", [True, False])
+def test_disk_of_widths_is_what_the_files_take(model_type, criterion, matrices, tmp_path):
+    setting = Setting(model_type, widths=True, matrices=matrices, width_criterion=criterion)
+    library = setting.build(tmp_path)
+    size = sum(file.stat().st_size for file in library.path.glob("*.safetensors"))
+    assert planned(setting).disk_bytes == size
+
+
+def test_memory_counts_what_widths_need():
+    def memory(**options):
+        return planned(Setting(widths=True, matrices=False, **options)).memory_bytes
+
+    by_weights = memory(width_criterion="magnitude")
+    assert by_weights < memory(width_criterion="wanda") < memory(width_criterion="obs_structured")
+    assert memory(width_criterion="magnitude", reconstruct=True) > by_weights
+    gradients = sum(unit.numel for unit in matrix_units(Setting().loaded)) * 4
+    assert memory(width_criterion="taylor") > by_weights + gradients
+
+
+def test_the_cache_is_counted_where_matrices_are_narrow_and_sparse(tmp_path, monkeypatch):
+    setting = Setting(widths=True)
+    most = planned(setting).cache_bytes
+    assert planned(setting, config={"cache_mib": 1}).cache_bytes == 2**20 < most < 2**27
+    assert planned(Setting()).cache_bytes == 0
+    assert planned(Setting(widths=True, matrices=False)).cache_bytes == 0
+    setting.build(tmp_path)
+    Memory = namedtuple("Memory", "available")
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: Memory(2**20))
+    with pytest.raises(LibraryError, match="1 MiB is available: give a smaller library.cache_mib"):
+        setting.build(tmp_path)
+    setting.config = setting.config.model_copy(update={"cache_mib": 1})
+    setting.build(tmp_path)
 
 
 def test_memory_grows_with_statistics_and_levels(setting):

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 
 from evocompress.errors import LibraryError
 from evocompress.library import open_library
-from evocompress.library.files import TensorWriter, durable_file
+from evocompress.library.files import TensorSpec, TensorWriter, durable_file
+from evocompress.testing.tiny import tiny_loaded
 from evocompress.types import DENSE, Level
 
 UNIT = "model.layers.1.mlp.down_proj"
@@ -25,16 +26,15 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def copied(made, tmp_path):
-    """A copy of the library's folder that a test may damage, and the model's fingerprint."""
+    """A copy of the library's folder that a test may damage, and its model."""
     setting, library = made
     for file in library.path.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    return tmp_path, setting.loaded.fingerprint
+    return tmp_path, setting.loaded
 
 
 def reopened(copied):
-    path, fingerprint = copied
-    return open_library(path, model_fingerprint=fingerprint)
+    return open_library(*copied)
 
 
 def mapping_of(pointer):
@@ -68,11 +68,13 @@ def test_files_are_plain_safetensors_with_aligned_tensors(made):
     setting, library = made
     content = load_file(library.path / "block-0001.safetensors")
     units = [unit for unit in setting.wanted if unit.startswith("model.layers.1.")]
-    assert set(content) == {f"{u}::{level.key}" for u in units for level in setting.wanted[u][1:]}
+    assert set(content) == {
+        f"{u}::{level.key}::weight" for u in units for level in setting.wanted[u][1:]
+    }
     for unit in units:
         for level in setting.wanted[unit][1:]:
             tensor = library.load(unit, level)["weight"]
-            assert torch.equal(tensor, content[f"{unit}::{level.key}"])
+            assert torch.equal(tensor, content[f"{unit}::{level.key}::weight"])
             assert tensor.data_ptr() % 64 == 0
 
 
@@ -125,7 +127,8 @@ def test_an_unfinished_library_is_refused(copied):
     [
         ('{"format": 1', "manifest.json is damaged"),
         ("[]", "manifest.json is damaged"),
-        ('{"format": 1}', "manifest.json is damaged"),
+        ('{"format": 2}', "manifest.json is damaged"),
+        ('{"format": 1}', "has format 1, but this version reads 2"),
         ('{"format": 99}', "has format 99"),
     ],
 )
@@ -135,14 +138,14 @@ def test_a_bad_manifest_is_refused(copied, text, words):
         reopened(copied)
 
 
-def test_a_missing_library_is_refused(tmp_path):
+def test_a_missing_library_is_refused(made, tmp_path):
     with pytest.raises(LibraryError, match="no level library at"):
-        open_library(tmp_path / "nothing", model_fingerprint="0" * 16)
+        open_library(tmp_path / "nothing", made[0].loaded)
 
 
 def test_a_library_of_another_model_is_refused(copied):
     with pytest.raises(LibraryError, match="was made for model"):
-        open_library(copied[0], model_fingerprint="0" * 16)
+        open_library(copied[0], tiny_loaded("opt"))
 
 
 def test_levels_that_are_not_stored_are_refused(made):
@@ -171,8 +174,8 @@ def test_a_failed_write_leaves_nothing(tmp_path):
 
 def test_a_writer_refuses_what_was_not_announced(tmp_path):
     with open(tmp_path / "file", "wb") as file:
-        writer = TensorWriter(file, {"a": (2, 3)}, torch.float32)
+        writer = TensorWriter(file, {"a": TensorSpec((2, 3), torch.float32)})
         with pytest.raises(ValueError, match="not announced"):
             writer.add("a", torch.zeros(3, 2))
         with pytest.raises(LibraryError, match="torch.int8 are not supported"):
-            TensorWriter(file, {}, torch.int8)
+            TensorWriter(file, {"a": TensorSpec((2, 3), torch.int8)})

@@ -11,6 +11,7 @@ from evocompress.testing.tiny import tiny_loaded
 from evocompress.types import Candidate, Evaluate
 
 FAMILIES = ("llama", "gpt2", "gemma2", "opt")
+DISTANCES = ("kl", "js", "cosine")
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +30,10 @@ def test_values_are_those_of_brute_force(kind: str, model_type: str) -> None:
     contract.check_matches_reference(PROXIES[kind], contract.REFERENCES[kind], loaded)
 
 
-def test_all_tokens_kept_gives_the_full_divergence(llama: LoadedModel) -> None:
-    contract.check_matches_reference(PROXIES["kl"], contract.reference_kl, llama, top_k=256)
+@pytest.mark.parametrize("divergence", ["kl", "js"])
+def test_all_tokens_kept_gives_the_full_divergence(divergence: str, llama: LoadedModel) -> None:
+    reference = contract.REFERENCES[divergence]
+    contract.check_matches_reference(PROXIES[divergence], reference, llama, top_k=256)
 
 
 def test_company_does_not_matter(kind: str, llama: LoadedModel) -> None:
@@ -41,18 +44,21 @@ def test_stops_when_hopeless(kind: str, llama: LoadedModel) -> None:
     contract.check_stops_when_hopeless(PROXIES[kind], llama)
 
 
+@pytest.mark.parametrize("distance", DISTANCES)
 @pytest.mark.parametrize("model_type", FAMILIES)
-def test_dense_model_does_not_diverge_from_itself(model_type: str) -> None:
-    contract.check_dense_has_no_divergence(PROXIES["kl"], tiny_loaded(model_type))
+def test_dense_model_does_not_diverge_from_itself(distance: str, model_type: str) -> None:
+    contract.check_dense_has_no_divergence(PROXIES[distance], tiny_loaded(model_type))
 
 
-def test_bfloat16_dense_model_does_not_diverge_from_itself() -> None:
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_bfloat16_dense_model_does_not_diverge_from_itself(distance: str) -> None:
     loaded = tiny_loaded("llama", dtype=torch.bfloat16)
-    contract.check_dense_has_no_divergence(PROXIES["kl"], loaded)
+    contract.check_dense_has_no_divergence(PROXIES[distance], loaded)
 
 
-def test_divergence_in_buckets_is_a_lower_bound(llama: LoadedModel) -> None:
-    contract.check_more_buckets_never_lower(PROXIES["kl"], llama)
+@pytest.mark.parametrize("divergence", ["kl", "js"])
+def test_divergence_in_buckets_is_a_lower_bound(divergence: str, llama: LoadedModel) -> None:
+    contract.check_more_buckets_never_lower(PROXIES[divergence], llama)
 
 
 OUTCOMES = {

@@ -2,8 +2,10 @@ import numpy as np
 import pytest
 from fabricate import BLOCKS, DROPPED, STEP, candidate, units
 
-from evocompress.report.allocation import grid
-from evocompress.report.figures import allocation_map
+from evocompress.report.allocation import Grid, grid
+from evocompress.report.maps import allocation_map
+from evocompress.report.notes import allocation_text
+from evocompress.testing.decoders import SMOLLM2_135M, Decoder
 from evocompress.types import DROP, Level, Unit
 
 NAME = "model.layers.7.mlp.up_proj"
@@ -62,3 +64,66 @@ def test_figure_of_a_model_without_a_unit_left() -> None:
     only = [Unit("b", "block", None, 0, "block"), Unit("b.mlp", "mlp", "b", 0, "mlp")]
     figure = allocation_map(grid(only, {"b.mlp": DROP}))
     assert [list(row) for row in figure.data[0].z] == [[1]]
+
+
+NARROW = {
+    "model.layers.1.attention": Level(kv_groups=2, group_heads=1),
+    "model.layers.2.mlp": Level(channels=384, bias=True),
+    "model.layers.3.attention": DROP,
+}
+
+
+def narrow_grid(**more: Level) -> Grid:
+    return grid(SMOLLM2_135M.units(), {**NARROW, **more}, SMOLLM2_135M.architecture())
+
+
+def test_narrow_sublayers_say_what_they_keep() -> None:
+    attention, mlp = narrow_grid().cells
+    kept = [cell.kept for cell in attention[:4] if cell]
+    assert kept == pytest.approx([1.0, 2 / 9, 1.0, 0.0])
+    assert attention[1] and attention[1].width == (
+        "2 of 3 KV heads × 1 of 3 query heads: 2 of 9 heads"
+    )
+    assert mlp[2] and (mlp[2].kept, mlp[2].width) == (0.25, "384 of 1536 channels")
+    assert mlp[1] and (mlp[1].kept, mlp[1].width) == (1.0, "")
+
+
+def test_heads_without_groups_are_simply_counted() -> None:
+    decoder = Decoder(heads=4, kv_heads=4)
+    level = {"model.layers.0.attention": Level(kv_groups=3, group_heads=1)}
+    (cell, *_), _ = grid(decoder.units(), level, decoder.architecture()).cells
+    assert cell and (cell.kept, cell.width) == (0.75, "3 of 4 heads")
+
+
+def test_widths_of_an_unknown_model_are_named_but_not_compared() -> None:
+    attention, _ = grid(SMOLLM2_135M.units(), NARROW).cells
+    assert attention[1] and attention[1].kept is None
+    assert attention[1].width == "kv_groups=2,group_heads=1"
+
+
+def test_sublayers_stand_above_the_matrices_where_both_change() -> None:
+    name = "model.layers.2.mlp.up_proj"
+    cells = narrow_grid(**{name: Level(zeros=1536 * 576 // 2)})
+    assert cells.roles == ("attention", "mlp", *ROLES)
+    kept, zeros, dropped, _ = allocation_map(cells).data
+    assert kept.z[1][2] == pytest.approx(25.0) and kept.z[cells.roles.index("up_proj")][2] is None
+    assert zeros.z[cells.roles.index("up_proj")][2] == pytest.approx(50.0) and zeros.z[1][2] is None
+    assert dropped.z[0][3] == dropped.z[2][3] == 1
+    assert {kept.colorbar.y, zeros.colorbar.y} == {0, 1}, "the bars do not overlap"
+
+
+def test_hover_of_widths_biases_and_merges() -> None:
+    merged = {"model.layers.5": Level(merge=2)}
+    figure = allocation_map(narrow_grid(**merged))
+    attention, mlp = figure.data[0].customdata
+    assert attention[1].endswith("2 of 9 heads, 22.2%")
+    assert mlp[2].endswith("384 of 1536 channels, 25%<br>with a bias for what was cut")
+    assert attention[5].endswith("whole<br>its block is merged with the next 2")
+    assert "merged" not in attention[4]
+
+
+def test_the_text_names_the_extremes() -> None:
+    text = allocation_text(narrow_grid())
+    assert text.startswith("1 of 60 units are dropped. 2 sub-layers are narrowed, ")
+    assert "model.layers.1.attention the most (2 of 3 KV heads" in text
+    assert text.endswith("model.layers.2.mlp the least (384 of 1536 channels).")

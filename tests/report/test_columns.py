@@ -1,7 +1,7 @@
 import pytest
 
 from evocompress.report.columns import Cell, columns, number, percent, scale
-from evocompress.report.data import Row
+from evocompress.report.data import Row, Timing
 
 
 @pytest.mark.parametrize(
@@ -33,3 +33,23 @@ def test_as_predicted_is_said_only_of_equal_numbers() -> None:
     assert column.cells[0] == Cell("2.00")
     assert column.cells[1] == Cell("1.00", ("50% of dense", "as predicted"))
     assert column.cells[2].notes[1] == "predicted 1.00 (+0.01%)"
+
+
+def test_latency_has_its_share_and_the_promised_one() -> None:
+    rows = [
+        Row(name="dense", prefill_ms=timing(800.0), predicted={"latency": 0.82}),
+        Row(name="searched", prefill_ms=timing(568.0), predicted={"latency": 0.574}),
+        Row(name="healed", prefill_ms=timing(560.0)),
+        Row(name="other", predicted={"latency": 0.5}),
+    ]
+    (column,) = columns(rows)
+    assert (column.title, column.unit) == ("Prefill", "ms")
+    dense, searched, healed, other = column.cells
+    assert dense == Cell("800.0", ("792.0 – 808.0", "predicted 820.0"))
+    assert searched.notes[1:] == ("71% of dense", "predicted 70%", "predicted 574.0")
+    assert healed.notes[1:] == ("70% of dense",)
+    assert other == Cell(), "nothing was measured"
+
+
+def timing(median: float) -> Timing:
+    return Timing(median=median, low=0.99 * median, high=1.01 * median)

@@ -2,7 +2,8 @@ import pytest
 
 from evocompress.journal import Step
 from evocompress.report.data import FrontPoint, HealStep
-from evocompress.report.figures import front_scatter, healing_curve, search_curve, varying_cost
+from evocompress.report.figures import healing_curve, search_curve
+from evocompress.report.front import front_scatter, varying_cost
 from evocompress.report.history import History, UniformValue
 
 

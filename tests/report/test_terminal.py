@@ -61,3 +61,14 @@ def test_names_are_not_read_as_markup(tmp_path: Path) -> None:
 def test_a_run_without_evaluation_says_so(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"no evaluation\.json"):
         table(tmp_path)
+
+
+def test_promised_latencies_of_four_models_fit(tmp_path: Path) -> None:
+    data = evaluation()
+    for index, row in enumerate(data["rows"]):
+        row["predicted"] = {"latency": 0.8123 / (index + 1), "decode_latency": 0.0413}
+        row["prefill_ms"]["median"] = 1812.0 / (index + 1)
+    write_json(tmp_path / "evaluation.json", data)
+    lines = printed(tmp_path)
+    assert max(map(len, lines)) <= 100
+    assert sum("predicted" in line for line in lines) >= 4

@@ -62,7 +62,8 @@ def test_published_schedule_of_sparsity():
 
 
 def test_published_schedule_of_depth():
-    space = space_of(layers=12, drop={"units": ["block"]}, budget={"body_params": 0.75})
+    blocks = {"units": ["block"], "protect": []}
+    space = space_of(layers=12, drop=blocks, budget={"body_params": 0.75})
     steps = run(searcher(space, pool=Pool((1024,) * 128)), Separable.of(space))
     generations = int(3 * 9 / 1.5)
     assert shapes(steps)[0] == (64, 2)
@@ -176,7 +177,8 @@ def test_a_space_without_neighbours_measures_its_only_candidate_and_ends():
 
 
 def test_a_tiny_space_gives_fewer_offspring():
-    space = space_of(layers=3, drop={"units": ["block"]}, budget={"body_params": 0.67})
+    blocks = {"units": ["block"], "protect": []}
+    space = space_of(layers=3, drop=blocks, budget={"body_params": 0.67})
     steps = run(searcher(space, **QUICK | {"initial": 0}), Separable.of(space))
     assert shapes(steps) == [(2, 2), (3, 16)] * 3
 

@@ -16,7 +16,24 @@ SETTINGS = {
     "evopress": STAGED,
     "random": STAGED,
     "uniform": {"candidate_tokens": 256},
+    "shortgpt": {"candidate_tokens": 256},
+    "window": {"candidate_tokens": 256},
+    "shortened_llama": {"candidate_tokens": 256},
+    "sleb": {"candidate_tokens": 256},
     "blockpruner": {"candidate_tokens": 256},
+    "finercut": {"candidate_tokens": 256},
+    "laco": {"candidate_tokens": 256, "blocks": 2, "threshold": 0.2},
+    "multipruner": {"candidate_tokens": 256, "width_tokens": 128},
+    "flap": {"candidate_tokens": 256},
+    "nsga2": {
+        "population": 6,
+        "generations": 3,
+        "candidate_tokens": 128,
+        "front_tokens": 512,
+        "front_size": 4,
+        "rungs": 3,
+        "reference": ("uniform",),
+    },
 }
 SPACES = {
     name: build_space(DECODER.units(), DECODER.architecture(), SpaceConfig(**config))
@@ -29,13 +46,28 @@ SPACES = {
             "drop": {},
             "budget": {"matrix_nonzeros": 0.4, "body_params": 0.8},
         },
+        "merge": {"drop": {"units": ["block"], "merge": True}, "budget": {"body_params": 0.6}},
+        "width": {"width": {"multiple_of": 4}, "budget": {"body_params": 0.6}},
+        "shape": {"width": {"multiple_of": 4}, "drop": {}, "budget": {"body_params": 0.5}},
     }.items()
+}
+DROPS = {"depth", "blocks", "joint", "merge", "shape"}
+SUITED = {
+    "shortgpt": DROPS,
+    "window": {"blocks", "merge"},
+    "shortened_llama": DROPS,
+    "sleb": {"blocks", "merge"},
+    "blockpruner": DROPS,
+    "finercut": {"depth", "joint", "shape"},
+    "laco": {"merge"},
+    "multipruner": {"width", "shape"},
+    "flap": {"width", "shape"},
 }
 CASES = [
     pytest.param(SEARCHERS[name], SETTINGS[name], space, id=f"{name}-{kind}")
     for name in SEARCHERS
     for kind, space in SPACES.items()
-    if (name, kind) != ("blockpruner", "sparsity")
+    if kind in SUITED.get(name, SPACES)
 ]
 
 

@@ -47,7 +47,7 @@ class Classes:
     def files(self) -> tuple[Path, ...]:
         """The source files that such a checkpoint needs."""
         module = self.causal.__module__.rsplit(".", 1)[-1]
-        return tuple(Path(__file__).with_name(name) for name in (f"{module}.py", "skipped.py"))
+        return tuple(Path(__file__).with_name(name) for name in (f"{module}.py", "layers.py"))
 
 
 CLASSES: dict[str, Classes] = {

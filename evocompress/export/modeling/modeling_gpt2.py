@@ -1,42 +1,65 @@
-"""GPT-2 decoders lacking some attention and MLP sub-layers. Ships inside checkpoints."""
+"""GPT-2 decoders of which each block has its own widths. Ships inside checkpoints."""
 # mypy: disable-error-code="no-untyped-call"
+
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
+from transformers.pytorch_utils import Conv1D
 
-from .skipped import NoAttention, NoMLP, SkippedConfig, remove_sublayers
+from .layers import LayerConfig, NoAttention, NoMLP, Parts, PerLayerConfig, shape_layers
 
-PARTS = {
-    "attention": {"ln_1": nn.Identity, "attn": NoAttention},
-    "mlp": {"ln_2": nn.Identity, "mlp": NoMLP},
-}
+
+def rebuild_attention(block: Any, config: LayerConfig, layer: int) -> None:
+    """Fewer heads of the same size, which the class would derive from their number."""
+    attention = block.attn
+    attention.num_heads = config.num_attention_heads
+    attention.split_size = attention.num_heads * attention.head_dim
+    attention.c_attn = Conv1D(3 * attention.split_size, attention.embed_dim)
+    attention.c_proj = Conv1D(attention.embed_dim, attention.split_size)
+
+
+def rebuild_mlp(block: Any, config: LayerConfig, layer: int) -> None:
+    """A new ``mlp`` of the same class."""
+    block.mlp = type(block.mlp)(config.intermediate_size, config)
+
+
+PARTS = Parts(
+    stand_ins={
+        "attention": {"ln_1": nn.Identity, "attn": NoAttention},
+        "mlp": {"ln_2": nn.Identity, "mlp": NoMLP},
+    },
+    outputs={"attention": "attn.c_proj", "mlp": "mlp.c_proj"},
+    rebuild={"attention": rebuild_attention, "mlp": rebuild_mlp},
+)
 
 
 @strict
-class EvocompressGPT2Config(SkippedConfig, GPT2Config):
-    """The family's config; ``per_layer_config`` names the skipped sub-layers."""
+class EvocompressGPT2Config(PerLayerConfig, GPT2Config):
+    """The family's config; ``per_layer_config`` says how layers differ."""
 
     model_type = "evocompress_gpt2"
+    attribute_map = {**GPT2Config.attribute_map, "intermediate_size": "n_inner"}
 
 
 class EvocompressGPT2Model(GPT2Model):
-    """The body, without the skipped sub-layers."""
+    """The body, each layer with its own widths."""
 
     config: EvocompressGPT2Config
     config_class = EvocompressGPT2Config
 
     def __init__(self, config: EvocompressGPT2Config) -> None:
         super().__init__(config)
-        remove_sublayers(self.h, config, PARTS)
+        shape_layers(self.h, config, PARTS)
 
 
 class EvocompressGPT2LMHeadModel(GPT2LMHeadModel):
-    """The body and its language modeling head, without the skipped sub-layers."""
+    """The body and its language modeling head, each layer with its own widths."""
 
     config: EvocompressGPT2Config
     config_class = EvocompressGPT2Config
 
     def __init__(self, config: EvocompressGPT2Config) -> None:
         super().__init__(config)
-        remove_sublayers(self.transformer.h, config, PARTS)
+        shape_layers(self.transformer.h, config, PARTS)

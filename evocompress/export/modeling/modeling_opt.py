@@ -1,47 +1,72 @@
-"""OPT decoders lacking some attention and MLP sub-layers. Ships inside checkpoints."""
+"""OPT decoders of which each block has its own widths. Ships inside checkpoints."""
 # mypy: disable-error-code="no-untyped-call"
+
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers import OPTConfig, OPTForCausalLM, OPTModel
 
-from .skipped import NoAttention, NoMLP, SkippedConfig, remove_sublayers
+from .layers import LayerConfig, NoAttention, NoMLP, Parts, PerLayerConfig, shape_layers
 
-PARTS = {
-    "attention": {"self_attn_layer_norm": nn.Identity, "self_attn": NoAttention},
-    "mlp": {
-        "final_layer_norm": nn.Identity,
-        "fc1": nn.Identity,
-        "activation_fn": nn.Identity,
-        "fc2": NoMLP,
+
+def rebuild_attention(block: Any, config: LayerConfig, layer: int) -> None:
+    """Fewer heads of the same size, which the class would derive from their number."""
+    attention, hidden, bias = block.self_attn, config.hidden_size, config.enable_bias
+    attention.num_heads = config.num_attention_heads
+    width = attention.num_heads * attention.head_dim
+    for name in ("q_proj", "k_proj", "v_proj"):
+        setattr(attention, name, nn.Linear(hidden, width, bias=bias))
+    attention.out_proj = nn.Linear(width, hidden, bias=bias)
+
+
+def rebuild_mlp(block: Any, config: LayerConfig, layer: int) -> None:
+    """New matrices, which lie in the block itself."""
+    hidden, channels, bias = config.hidden_size, config.intermediate_size, config.enable_bias
+    block.fc1 = nn.Linear(hidden, channels, bias=bias)
+    block.fc2 = nn.Linear(channels, hidden, bias=bias)
+
+
+PARTS = Parts(
+    stand_ins={
+        "attention": {"self_attn_layer_norm": nn.Identity, "self_attn": NoAttention},
+        "mlp": {
+            "final_layer_norm": nn.Identity,
+            "fc1": nn.Identity,
+            "activation_fn": nn.Identity,
+            "fc2": NoMLP,
+        },
     },
-}
+    outputs={"attention": "self_attn.out_proj", "mlp": "fc2"},
+    rebuild={"attention": rebuild_attention, "mlp": rebuild_mlp},
+)
 
 
 @strict
-class EvocompressOPTConfig(SkippedConfig, OPTConfig):
-    """The family's config; ``per_layer_config`` names the skipped sub-layers."""
+class EvocompressOPTConfig(PerLayerConfig, OPTConfig):
+    """The family's config; ``per_layer_config`` says how layers differ."""
 
     model_type = "evocompress_opt"
+    attribute_map = {**OPTConfig.attribute_map, "intermediate_size": "ffn_dim"}
 
 
 class EvocompressOPTModel(OPTModel):
-    """The body, without the skipped sub-layers."""
+    """The body, each layer with its own widths."""
 
     config: EvocompressOPTConfig
     config_class = EvocompressOPTConfig
 
     def __init__(self, config: EvocompressOPTConfig) -> None:
         super().__init__(config)
-        remove_sublayers(self.decoder.layers, config, PARTS)
+        shape_layers(self.decoder.layers, config, PARTS)
 
 
 class EvocompressOPTForCausalLM(OPTForCausalLM):
-    """The body and its language modeling head, without the skipped sub-layers."""
+    """The body and its language modeling head, each layer with its own widths."""
 
     config: EvocompressOPTConfig
     config_class = EvocompressOPTConfig
 
     def __init__(self, config: EvocompressOPTConfig) -> None:
         super().__init__(config)
-        remove_sublayers(self.model.decoder.layers, config, PARTS)
+        shape_layers(self.model.decoder.layers, config, PARTS)

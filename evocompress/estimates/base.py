@@ -1,0 +1,66 @@
+"""What an estimate is, and the residual stream that several of them look at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from evocompress.apply import LiveModel
+from evocompress.families import Family
+from evocompress.types import Candidate
+
+Rows = dict[str, tuple[float, ...]]
+"""For each unit that the estimate is about its values."""
+
+Estimator = Callable[[LiveModel, Sequence[Tensor], Candidate], Rows]
+"""Estimates at a candidate from micro-batches of token ids (b, S) on the model's device.
+
+The live model is left with the candidate applied; the caller restores it.
+"""
+
+
+@dataclass(frozen=True)
+class BlockStates:
+    """The residual stream around one block.
+
+    Attributes:
+        before: What enters the attention branch (b, S, H).
+        between: What enters the MLP branch (b, S, H).
+        after: What leaves the block (b, S, H).
+    """
+
+    before: Tensor
+    between: Tensor
+    after: Tensor
+
+
+def block_name(family: Family, index: int) -> str:
+    """Name of a block's unit; ``.attention`` and ``.mlp`` behind it are its sub-layers'."""
+    return f"{family.layers_path}.{index}"
+
+
+@torch.inference_mode()
+def block_states(live: LiveModel, ids: Tensor) -> Iterator[BlockStates]:
+    """The residual stream around every block of the model as it stands, block by block."""
+    family, model = live.loaded.family, live.loaded.model
+    hidden, arguments = family.block_inputs(model, ids)
+    for block, keywords in zip(family.blocks(model), arguments, strict=True):
+        yield (states := _run(family, block, hidden, keywords))
+        hidden = states.after
+
+
+def _run(family: Family, block: nn.Module, hidden: Tensor, keywords: dict[str, Any]) -> BlockStates:
+    """Runs a block; the first module around the MLP is called with what enters that branch."""
+    between: list[Tensor] = []
+    handle = block.get_submodule(family.mlp.around[0]).register_forward_pre_hook(
+        lambda _, inputs: between.append(inputs[0])
+    )
+    try:
+        after = block(hidden, **keywords)
+    finally:
+        handle.remove()
+    return BlockStates(hidden, between[0].view_as(hidden), after)

@@ -1,0 +1,93 @@
+"""FLAP's fluctuation scores of heads and channels (An et al. 2023, 2312.11983)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from evocompress.apply import LiveModel
+from evocompress.estimates.base import Rows, block_name
+from evocompress.families import SubLayerName
+from evocompress.types import DROP, Candidate
+
+SUBLAYERS: tuple[SubLayerName, ...] = ("attention", "mlp")
+
+
+def fluctuation(live: LiveModel, micro_batches: Sequence[Tensor], candidate: Candidate) -> Rows:
+    """FLAP's score of every head and channel, standardised so that layers are comparable.
+
+    WIFV, the variance of an input of the sub-layer's output matrix times the squared norm of its
+    column. As published, attention's are squared, then the columns of each layer standardised,
+    then those of each head averaged. The last cannot be done in another order, which is why the
+    values are not raw.
+
+    Returns:
+        For every attention and MLP that the candidate keeps, one value per query head or
+        channel that is left in it.
+    """
+    live.restore()
+    head_dim = live.loaded.family.architecture(live.loaded.model).head_dim
+    live.apply(candidate)
+    observed = dict(_outputs(live, candidate))
+    handles = [output.module.register_forward_pre_hook(output.add) for output in observed.values()]
+    try:
+        with torch.inference_mode():
+            for ids in micro_batches:
+                live.loaded.family.hidden_states(live.loaded.model, ids)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {
+        name: output.channels() if name.endswith(".mlp") else output.heads(head_dim)
+        for name, output in observed.items()
+    }
+
+
+class _Output:
+    """The output matrix of a sub-layer and the moments of what it reads."""
+
+    def __init__(self, module: nn.Module, *, transposed: bool) -> None:
+        weight = module.get_parameter("weight").data.double()
+        self.module = module
+        self._norms = weight.square().sum(1 if transposed else 0)
+        self._sums = torch.zeros_like(self._norms)
+        self._squares = torch.zeros_like(self._norms)
+        self._tokens = 0
+
+    def add(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        """A forward pre-hook."""
+        rows = inputs[0].flatten(0, -2).double()
+        self._sums += rows.sum(0)
+        self._squares += rows.square().sum(0)
+        self._tokens += len(rows)
+
+    def channels(self) -> tuple[float, ...]:
+        """The score of every input."""
+        return tuple(_standardised(self._wifv()).tolist())
+
+    def heads(self, head_dim: int) -> tuple[float, ...]:
+        """The score of every `head_dim` inputs."""
+        scores = _standardised(self._wifv().square())
+        return tuple(scores.view(-1, head_dim).mean(1).tolist())
+
+    def _wifv(self) -> Tensor:
+        variances = self._squares / self._tokens - (self._sums / self._tokens).square()
+        return variances * self._norms
+
+
+def _outputs(live: LiveModel, candidate: Candidate) -> Iterator[tuple[str, _Output]]:
+    """The output matrix of every sub-layer that is kept, by the sub-layer's name."""
+    family = live.loaded.family
+    for index, block in enumerate(family.blocks(live.loaded.model)):
+        for sublayer in SUBLAYERS:
+            name = f"{block_name(family, index)}.{sublayer}"
+            if candidate.by_name.get(name) != DROP:
+                matrix = family.output(sublayer)
+                module = block.get_submodule(matrix.path)
+                yield name, _Output(module, transposed=matrix.transposed)
+
+
+def _standardised(scores: Tensor) -> Tensor:
+    return (scores - scores.mean()) / scores.std()

@@ -1,0 +1,86 @@
+"""First-order Taylor importance of blocks and sub-layers (Shortened-LLaMA, 2402.02834)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from evocompress.apply import LiveModel
+from evocompress.estimates.base import Rows, block_name
+from evocompress.types import DROP, Candidate
+
+
+def taylor(live: LiveModel, micro_batches: Sequence[Tensor], candidate: Candidate) -> Rows:
+    """The sum of |weight times gradient| over the matrices of a unit.
+
+    The gradient is that of the mean negative log-likelihood of the next token over all
+    micro-batches, so it is summed with its sign before the magnitude is taken. One backward
+    pass per micro-batch; gradients are summed in float32.
+
+    Returns:
+        One value for every block, attention and MLP; 0 for what the candidate drops.
+    """
+    live.apply(candidate)
+    family = live.loaded.family
+    rows: Rows = {}
+    saliences = _saliences(live, micro_batches, _kept_matrices(live, candidate))
+    for index in range(len(family.blocks(live.loaded.model))):
+        name = block_name(family, index)
+        attention, mlp = (saliences.get(f"{name}.{part}", 0.0) for part in ("attention", "mlp"))
+        rows |= {name: (attention + mlp,), f"{name}.attention": (attention,), f"{name}.mlp": (mlp,)}
+    return rows
+
+
+def _kept_matrices(live: LiveModel, candidate: Candidate) -> dict[str, list[nn.Parameter]]:
+    """The weights of every sub-layer that is kept, by the sub-layer's name."""
+    family = live.loaded.family
+    kept: dict[str, list[nn.Parameter]] = {}
+    for index, block in enumerate(family.blocks(live.loaded.model)):
+        for matrix in family.matrices:
+            name = f"{block_name(family, index)}.{matrix.sublayer}"
+            if candidate.by_name.get(name) != DROP:
+                kept.setdefault(name, []).append(block.get_parameter(f"{matrix.path}.weight"))
+    return kept
+
+
+def _saliences(
+    live: LiveModel, micro_batches: Sequence[Tensor], kept: dict[str, list[nn.Parameter]]
+) -> dict[str, float]:
+    """{sub-layer: the sum of |weight times gradient| over its matrices}."""
+    weights = [weight for of_sublayer in kept.values() for weight in of_sublayer]
+    gradients = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]
+    positions = sum(ids[:, 1:].numel() for ids in micro_batches)
+    with _differentiable(weights):
+        for ids in micro_batches:
+            loss = _loss(live, ids) / positions
+            for total, gradient in zip(gradients, torch.autograd.grad(loss, weights), strict=True):
+                total += gradient
+    products = (
+        float((weight.float() * gradient).abs().sum(dtype=torch.float64))
+        for weight, gradient in zip(weights, gradients, strict=True)
+    )
+    return {name: sum(next(products) for _ in of_sublayer) for name, of_sublayer in kept.items()}
+
+
+@contextmanager
+def _differentiable(weights: Collection[nn.Parameter]) -> Iterator[None]:
+    """Lets gradients flow to the weights for a while."""
+    for weight in weights:
+        weight.requires_grad_(True)
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        for weight in weights:
+            weight.requires_grad_(False)
+
+
+def _loss(live: LiveModel, ids: Tensor) -> Tensor:
+    """The negative log-likelihood of every next token, summed."""
+    family, model = live.loaded.family, live.loaded.model
+    logits = family.logits(model, family.hidden_states(model, ids)[:, :-1])
+    return F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")

@@ -1,0 +1,65 @@
+"""Configs of the model's own class, for fewer blocks and other widths."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from transformers import PreTrainedConfig
+
+from evocompress.export.layout import Block
+from evocompress.families.coupling import Widths
+from evocompress.models import LoadedModel
+
+CHANNEL_KEYS = ("intermediate_size", "ffn_dim", "n_inner")
+
+
+def depends_on_index(config: PreTrainedConfig) -> bool:
+    """Whether a block computes something else when it is numbered differently."""
+    return bool(getattr(config, "scale_attn_by_inverse_layer_idx", False))
+
+
+def cut_config(config: PreTrainedConfig, kept: Sequence[Block]) -> PreTrainedConfig:
+    """A copy of the config for a model of which only the blocks `kept` are left."""
+    cut = copy.deepcopy(config)
+    indices = [block.index for block in kept]
+    if getattr(config, "layer_types", None) is not None:
+        cut.layer_types = [config.layer_types[index] for index in indices]
+    if getattr(config, "max_window_layers", None) is not None:
+        cut.max_window_layers = sum(index < config.max_window_layers for index in indices)
+    cut.num_hidden_layers = len(kept)
+    return cut
+
+
+def set_widths(config: PreTrainedConfig, widths: Widths, dense: Widths) -> None:
+    """Gives all layers of a dense config, in place, other widths.
+
+    The size of a head is written out, because it follows from the number of heads otherwise.
+    """
+    if (widths.heads, widths.kv_heads) != (dense.heads, dense.kv_heads):
+        config.head_dim = widths.head_dim
+        config.num_attention_heads = widths.heads
+        if hasattr(config, "num_key_value_heads"):
+            config.num_key_value_heads = widths.kv_heads
+    if widths.channels != dense.channels:
+        setattr(config, next(key for key in CHANNEL_KEYS if hasattr(config, key)), widths.channels)
+
+
+def is_taken(config: PreTrainedConfig, loaded: LoadedModel) -> bool:
+    """Whether the model's classes take the heads that `set_widths` gave a config.
+
+    Some want their number to divide the hidden size; others derive their size from it.
+    """
+    family = loaded.family
+    block = family.blocks(loaded.model)[0]
+    attention: Any = type(block.get_submodule(family.attention.core))
+    try:
+        config.validate()
+        with torch.device("meta"):
+            built = attention(config, layer_idx=0)
+    except (StrictDataclassError, ValueError):
+        return False
+    return bool(built.head_dim == config.head_dim)

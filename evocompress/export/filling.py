@@ -1,0 +1,79 @@
+"""Matrices of narrow and of dropped sub-layers, filled up with zeros to a common width."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from evocompress.export.layout import Block
+from evocompress.families import Matrix, SubLayerName
+from evocompress.families.coupling import Kept, Widths, index_of
+from evocompress.types import Axis
+
+
+@dataclass(frozen=True)
+class Target:
+    """What all layers become.
+
+    Attributes:
+        widths: At least those of the widest layer, query heads counted within a group.
+        biased: Sub-layers whose matrices all get a bias, which they had not.
+    """
+
+    widths: Widths
+    biased: frozenset[SubLayerName]
+
+
+def filled(
+    name: str, matrix: Matrix, block: Block, target: Target, state: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The weight and bias of a matrix at the common width; all zeros where it is dropped.
+
+    What is filled in changes nothing: its columns in the output matrix are zero.
+
+    Args:
+        name: Of the matrix in `state`.
+        matrix: The family's description of it.
+        block: What is left of its block.
+        target: What all layers become.
+        state: Tensors by parameter name, at the widths of `block`.
+    """
+    places = None
+    if matrix.sublayer not in block.dropped:
+        places = _places(matrix.sublayer, block.widths, target.widths)
+    rows, columns = (1, 0) if matrix.transposed else (0, 1)
+    weight = _spread(state[f"{name}.weight"], rows, matrix.rows, places, target.widths)
+    weight = _spread(weight, columns, matrix.columns, places, target.widths)
+    tensors = {f"{name}.weight": weight}
+    if f"{name}.bias" in state:
+        bias = _spread(state[f"{name}.bias"], 0, matrix.rows, places, target.widths)
+        tensors[f"{name}.bias"] = bias
+    elif matrix.sublayer in target.biased:
+        tensors[f"{name}.bias"] = weight.new_zeros(weight.shape[rows])
+    return tensors
+
+
+def _places(sublayer: SubLayerName, widths: Widths, wide: Widths) -> Kept:
+    """Which heads or channels of the common width a sub-layer takes: each group's first ones."""
+    if sublayer == "mlp":
+        return Kept(torch.zeros(1, dtype=torch.int64), torch.arange(widths.channels))
+    groups = torch.arange(widths.kv_heads)
+    within = torch.arange(widths.heads // widths.kv_heads)
+    return Kept(groups, (groups[:, None] * (wide.heads // wide.kv_heads) + within).flatten())
+
+
+def _spread(
+    tensor: Tensor, dim: int, axes: tuple[Axis, ...], places: Kept | None, wide: Widths
+) -> Tensor:
+    """A tensor with its rows or columns at their places among zeros; all zeros without places."""
+    shape = list(tensor.shape)
+    if axes:
+        shape[dim] = sum(wide.lengths[a] * (1 if a == "channel" else wide.head_dim) for a in axes)
+    zeros = tensor.new_zeros(shape)
+    if places is None:
+        return zeros
+    index = index_of(axes, places, wide.lengths, wide.head_dim)
+    return tensor if index is None else zeros.index_copy_(dim, index.to(tensor.device), tensor)

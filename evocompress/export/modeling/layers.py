@@ -1,0 +1,162 @@
+"""Decoder blocks of which each has its own widths, for any family. Ships inside checkpoints.
+
+``config.per_layer_config[i]`` says how block i differs from the others: ``skip`` names the
+sub-layers that it does not have, ``num_attention_heads``, ``num_key_value_heads`` and
+``intermediate_size`` are its own, and ``bias`` names the sub-layers whose output matrix has a
+bias although the family's has none. The family's own block runs unchanged; a sub-layer with
+its own width is the family's too, and what belongs to a missing one is replaced by modules
+without weights that add nothing to the residual stream.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from transformers import Cache, PreTrainedConfig
+from transformers.cache_utils import DummyLayer
+
+WIDTHS = {
+    "attention": ("num_attention_heads", "num_key_value_heads"),
+    "mlp": ("intermediate_size",),
+}
+"""The settings that a layer may have on its own, by sub-layer."""
+
+
+class NoMLP(nn.Module):
+    """Stands where an MLP was: a zero for the residual addition."""
+
+    def __init__(self, layer_idx: int) -> None:
+        super().__init__()
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """A scalar zero, which broadcasts over the residual stream."""
+        return hidden_states.new_zeros(())
+
+
+class NoAttention(nn.Module):
+    """Stands where an attention was: a zero for the residual addition, and no cache entry.
+
+    A cache that gives this layer a slot for keys would report a length of zero here, and
+    positions and masks would silently be wrong; so such a cache is refused.
+    """
+
+    def __init__(self, layer_idx: int) -> None:
+        super().__init__()
+        self.layer_idx = layer_idx
+
+    def forward(
+        self, hidden_states: torch.Tensor, *, past_key_values: Cache | None = None, **_: Any
+    ) -> tuple[torch.Tensor, None]:
+        """A scalar zero and no attention weights.
+
+        Raises:
+            ValueError: If the cache was made without this model's config.
+        """
+        if past_key_values is not None and not self._without_slot(past_key_values):
+            raise ValueError(
+                f"layer {self.layer_idx} has no attention, but the cache has a slot for it: make "
+                "the cache with DynamicCache(config=model.config) and transformers 5.23 or newer"
+            )
+        return hidden_states.new_zeros(()), None
+
+    def _without_slot(self, cache: Cache) -> bool:
+        layers = cache.layers
+        return self.layer_idx < len(layers) and isinstance(layers[self.layer_idx], DummyLayer)
+
+
+class PerLayerConfig:
+    """Mixin for a family's config whose layers differ."""
+
+    skip: ClassVar[Sequence[str]] = ()
+    bias: ClassVar[Sequence[str]] = ()
+
+    def __getattribute__(self, name: str) -> Any:
+        # transformers refuses to read a setting that layers override; but the family's own
+        # checks and constructors read it, and here it is what every other layer has.
+        names = object.__getattribute__(self, "attribute_map")
+        return object.__getattribute__(self, names.get(name, name))
+
+    @property
+    def kv_sharing_modes(self) -> list[str | None]:
+        """``"reuse"`` for a layer without attention: transformers gives it no cache slot.
+
+        Unlike a mark in ``layer_types`` this leaves the masks and rotary embeddings alone
+        that Qwen and Gemma choose by layer type.
+        """
+        layers: Sequence[PerLayerConfig] = self.per_layer_config
+        return ["reuse" if "attention" in layer.skip else None for layer in layers]
+
+
+class LayerConfig:
+    """The config as one layer sees it: its own widths, all else the model's at any time.
+
+    A copy would miss what is set later, such as another attention implementation.
+    """
+
+    def __init__(self, config: PreTrainedConfig, layer: int) -> None:
+        self._config = config
+        own = config.per_layer_config[layer]
+        for name in (name for names in WIDTHS.values() for name in names if hasattr(own, name)):
+            setattr(self, name, getattr(own, name))
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # of copying and pickling, which ask before there is a config
+            raise AttributeError(name)
+        return getattr(self._config, name)
+
+
+Rebuild = Callable[[Any, LayerConfig, int], None]
+"""Gives, in place, a sub-layer of a block the width that the config of its layer says."""
+
+
+def rebuild_attention(block: Any, config: LayerConfig, layer: int) -> None:
+    """A new ``self_attn`` of the same class."""
+    block.self_attn = type(block.self_attn)(config, layer)
+
+
+def rebuild_mlp(block: Any, config: LayerConfig, layer: int) -> None:
+    """A new ``mlp`` of the same class."""
+    block.mlp = type(block.mlp)(config)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Where a family's block holds its sub-layers, by ``attention`` and ``mlp``.
+
+    Attributes:
+        stand_ins: {module path within the block: what replaces it where the sub-layer is missing}.
+        outputs: Module path of the matrix that writes to the residual stream.
+        rebuild: What gives a sub-layer another width.
+    """
+
+    stand_ins: Mapping[str, Mapping[str, type[nn.Module]]]
+    outputs: Mapping[str, str] = field(
+        default_factory=lambda: {"attention": "self_attn.o_proj", "mlp": "mlp.down_proj"}
+    )
+    rebuild: Mapping[str, Rebuild] = field(
+        default_factory=lambda: {"attention": rebuild_attention, "mlp": rebuild_mlp}
+    )
+
+
+def shape_layers(blocks: nn.ModuleList, config: PreTrainedConfig, parts: Parts) -> None:
+    """Give each block, in place, the sub-layers and widths that the config says."""
+    for layer, block in enumerate(blocks):
+        for sublayer in WIDTHS:
+            _shape(block, sublayer, config, layer, parts)
+
+
+def _shape(
+    block: nn.Module, sublayer: str, config: PreTrainedConfig, layer: int, parts: Parts
+) -> None:
+    own = config.per_layer_config[layer]
+    if sublayer in own.skip:
+        for path, stand_in in parts.stand_ins[sublayer].items():
+            block.set_submodule(path, stand_in(layer))
+        return
+    if any(getattr(own, name, None) != getattr(config, name, None) for name in WIDTHS[sublayer]):
+        parts.rebuild[sublayer](block, LayerConfig(config, layer), layer)
+    if sublayer in own.bias:
+        output: Any = block.get_submodule(parts.outputs[sublayer])
+        output.bias = nn.Parameter(output.weight.new_zeros(output.out_features))

@@ -1,0 +1,96 @@
+"""Format ``padded``: the model's own class, every layer filled with zeros to the widest one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from evocompress.export.configs import cut_config, depends_on_index, is_taken, set_widths
+from evocompress.export.filling import Target, filled
+from evocompress.export.layout import Block, Layout, layout, without_blocks
+from evocompress.export.stock import LOADING
+from evocompress.export.weights import LevelWeights, assemble, compressed_state
+from evocompress.families import SubLayerName
+from evocompress.families.coupling import Widths
+from evocompress.models import LoadedModel
+from evocompress.types import Candidate
+
+BIAS_KEYS: dict[SubLayerName, str] = {"attention": "attention_bias", "mlp": "mlp_bias"}
+"""The settings that give all matrices of a sub-layer a bias, where a class has them."""
+
+
+class Padded:
+    """The same function in the model's own class; no faster than if all layers were the widest."""
+
+    loading = LOADING
+    note = (
+        "Format `padded`: every layer is filled up with zeros to the width of the widest, and a "
+        "dropped sub-layer is all zeros. The function is that of the compressed model, but it is "
+        "neither smaller nor faster than a model whose layers are all that wide. The measured "
+        "costs count what is stored, zeros included in `params`. Format `hf` is really smaller."
+    )
+
+    def obstacle(self, loaded: LoadedModel, candidate: Candidate) -> str | None:
+        """A model without blocks, or a bias that the class does not have."""
+        left, config = layout(loaded, candidate), loaded.model.config
+        unit = left.first(lambda b, kind: kind in b.biased and not hasattr(config, BIAS_KEYS[kind]))
+        if unit is not None:
+            return f"cannot give the output of {unit} a bias"
+        return without_blocks(left)
+
+    def build(
+        self, loaded: LoadedModel, library: LevelWeights | None, candidate: Candidate
+    ) -> PreTrainedModel:
+        """A model of the dense model's class in which each layer is as wide as the widest."""
+        left = layout(loaded, candidate)
+        blocks = left.blocks if depends_on_index(loaded.model.config) else left.kept
+        target = _target(left, loaded)
+        state = compressed_state(loaded, library, candidate)
+        for block in blocks:
+            for matrix in loaded.family.matrices:
+                name = f"{left.path}.{block.index}.{matrix.path}"
+                state |= filled(name, matrix, block, target, state)
+        config = _config(loaded, blocks, left.dense, target)
+        kept = [block.index for block in blocks]
+        return assemble(type(loaded.model), config, state, left.path, kept)
+
+    def add_files(self, loaded: LoadedModel, folder: Path) -> None:
+        """Nothing: the class comes with transformers."""
+
+
+def _target(left: Layout, loaded: LoadedModel) -> Target:
+    """The least widths that hold every layer and that the model's class takes."""
+    biased = frozenset(kind for block in left.blocks for kind in block.biased)
+    channels = max((b.widths.channels for b in left.having("mlp")), default=left.dense.channels)
+    dense = replace(left.dense, channels=channels)
+    for heads, kv_heads in _grids(left):
+        widths = replace(dense, heads=heads, kv_heads=kv_heads)
+        if is_taken(_config(loaded, left.blocks, left.dense, Target(widths, biased)), loaded):
+            return Target(widths, biased)
+    return Target(dense, biased)
+
+
+def _grids(left: Layout) -> list[tuple[int, int]]:
+    """(query heads, key-value heads) that hold every layer, fewest first, below the dense ones."""
+    dense, kept = left.dense, [block.widths for block in left.having("attention")]
+    groups = max((widths.kv_heads for widths in kept), default=1)
+    within = max((widths.heads // widths.kv_heads for widths in kept), default=1)
+    pairs = product(
+        range(groups, dense.kv_heads + 1), range(within, dense.heads // dense.kv_heads + 1)
+    )
+    return sorted((g * q, g) for g, q in pairs if g * q < dense.heads)
+
+
+def _config(
+    loaded: LoadedModel, blocks: Sequence[Block], dense: Widths, target: Target
+) -> PreTrainedConfig:
+    """The config of a model of some blocks that all have the target's widths and biases."""
+    config = cut_config(loaded.model.config, blocks)
+    set_widths(config, target.widths, dense)
+    for sublayer in target.biased:
+        setattr(config, BIAS_KEYS[sublayer], True)
+    return config

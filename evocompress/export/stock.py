@@ -1,0 +1,88 @@
+"""Format ``stock``: the model's own class with fewer blocks, or with one width for all of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from evocompress.export.configs import cut_config, depends_on_index, is_taken, set_widths
+from evocompress.export.layout import SUBLAYERS, Layout, layout, without_blocks
+from evocompress.export.weights import LevelWeights, assemble, compressed_state
+from evocompress.models import LoadedModel
+from evocompress.types import Candidate
+
+LOADING = """from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{path}")
+tokenizer = AutoTokenizer.from_pretrained("{path}")"""
+
+
+class Stock:
+    """Zeros in matrices, whole removed blocks and one width for all layers, nothing else."""
+
+    loading = LOADING
+    note = ""
+
+    def obstacle(self, loaded: LoadedModel, candidate: Candidate) -> str | None:
+        """What differs from layer to layer, or what the class cannot be configured to."""
+        left = layout(loaded, candidate)
+        checks = (_alone, _numbered, _biased, _uneven, _refused)
+        reasons = (check(left, loaded) for check in checks)
+        return without_blocks(left) or next(filter(None, reasons), None)
+
+    def build(
+        self, loaded: LoadedModel, library: LevelWeights | None, candidate: Candidate
+    ) -> PreTrainedModel:
+        """A model of the dense model's class with fewer or narrower blocks."""
+        left = layout(loaded, candidate)
+        state = compressed_state(loaded, library, candidate)
+        kept = [block.index for block in left.kept]
+        return assemble(type(loaded.model), _config(left, loaded), state, left.path, kept)
+
+    def add_files(self, loaded: LoadedModel, folder: Path) -> None:
+        """Nothing: the class comes with transformers."""
+
+
+def _config(left: Layout, loaded: LoadedModel) -> PreTrainedConfig:
+    """The config of a model whose layers are all as wide as the first one left."""
+    config = cut_config(loaded.model.config, left.kept)
+    set_widths(config, left.kept[0].widths, left.dense)
+    return config
+
+
+def _alone(left: Layout, _: LoadedModel) -> str | None:
+    unit = left.first(lambda block, sublayer: block.dropped == (sublayer,))
+    return unit and f"cannot leave out {unit} alone"
+
+
+def _numbered(left: Layout, loaded: LoadedModel) -> str | None:
+    unit = left.first(lambda block, sublayer: sublayer in block.dropped)
+    if unit is None or not depends_on_index(loaded.model.config):
+        return None
+    return (
+        f"cannot leave out {unit}, because this {loaded.family.model_type} "
+        "model scales attention by the block's index"
+    )
+
+
+def _biased(left: Layout, _: LoadedModel) -> str | None:
+    unit = left.first(lambda block, sublayer: sublayer in block.biased)
+    return unit and f"cannot give the output of {unit} a bias"
+
+
+def _uneven(left: Layout, _: LoadedModel) -> str | None:
+    uneven = [kind for kind in SUBLAYERS if len({block.width(kind) for block in left.kept}) > 1]
+    unit = left.first(lambda block, sublayer: sublayer in uneven and sublayer in block.narrow)
+    return unit and f"cannot make {unit} narrower than in other blocks"
+
+
+def _refused(left: Layout, loaded: LoadedModel) -> str | None:
+    first, config = left.kept[0], _config(left, loaded)
+    if "attention" not in first.narrow or is_taken(config, loaded):
+        return None
+    return (
+        f"cannot write {left.path}.{first.index}.attention, because no "
+        f"{type(config).__name__} of hidden size {config.hidden_size} has {first.widths.heads} "
+        f"heads of {first.widths.head_dim}"
+    )

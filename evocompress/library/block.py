@@ -1,0 +1,156 @@
+"""Making the file of one block: its matrices with zeros, its sub-layers at their widths."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from evocompress.criteria import Cut, Statistics, Structure, reconstructed
+from evocompress.criteria.base import output_energy, relative_errors
+from evocompress.library.dense import Coupled, DenseModel, Linear
+from evocompress.library.files import TensorWriter, durable_file
+from evocompress.library.manifest import BlockRecord, InputRecord
+from evocompress.library.order import BlockOrder, Levels, statistics_key, tensor_key
+
+Errors = dict[str, tuple[float, ...]]
+
+
+@dataclass(frozen=True, eq=False)
+class BlockMaker:
+    """Makes the file of one block.
+
+    Attributes:
+        order: What is to be made.
+        dense: The dense matrices.
+        statistics: Of each input that the order needs.
+        gradients: Of each matrix (out, in), where the order needs them.
+    """
+
+    order: BlockOrder
+    dense: DenseModel
+    statistics: Mapping[str, Statistics]
+    gradients: Mapping[str, Tensor]
+
+    def write(self, path: Path) -> BlockRecord:
+        """Write the file, one matrix after the other."""
+        errors: Errors = {}
+        with durable_file(path) as file:
+            writer = TensorWriter(file, self.order.layout(self.dense.dtype))
+            for linear, levels in self.order.matrices:
+                errors |= self._write_matrix(writer, linear, levels)
+            self._write_statistics(writer)
+            small: dict[str, Tensor] = {}
+            for coupled, levels in self.order.widths:
+                structure, cuts = self._cuts(coupled, levels)
+                small |= _write_weights(writer, coupled, levels, cuts)
+                errors |= self._width_errors(coupled, structure, cuts)
+            for key, tensor in small.items():
+                writer.add(key, tensor)
+        return BlockRecord(path.name, writer.bytes, writer.sha256, self._input_records(), errors)
+
+    def _write_matrix(self, writer: TensorWriter, linear: Linear, levels: Levels) -> Errors:
+        """Write all levels of a matrix; returns their errors where they can be measured."""
+        assert self.order.methods.criterion is not None
+        weight = self.dense.weight(linear.name)
+        known = self.statistics.get(linear.input, Statistics())
+        results = self.order.methods.criterion.compress(weight, known, levels)
+        for level, result in zip(levels, results, strict=True):
+            writer.add(tensor_key(linear.name, level, "weight"), linear.oriented(result))
+        if known.gram is None:
+            return {}
+        return {linear.name: tuple(relative_errors(weight, results, known.gram))}
+
+    def _write_statistics(self, writer: TensorWriter) -> None:
+        for word in self.order.kept_inputs:
+            known = self.statistics[word]
+            for need in self.order.methods.matrix_needs:
+                squares = known.squares if known.gram is None else known.gram.diagonal()
+                value = known.gram if need == "gram" else squares
+                assert value is not None
+                writer.add(statistics_key(word, need), value)
+
+    def _cuts(self, coupled: Coupled, levels: Levels) -> tuple[Structure, list[Cut]]:
+        """The dense sub-layer, and the same at each level."""
+        methods = self.order.methods
+        assert methods.structured is not None
+        structure = coupled.structure(
+            {linear.name: self.dense.weight(linear.name) for linear in coupled.matrices},
+            self.gradients if methods.gradients else None,
+            self.dense.bias(coupled.output.name),
+        )
+        known = self._of(coupled)
+        cuts = methods.structured.cut(structure, known, [coupled.width(one) for one in levels])
+        return structure, reconstructed(structure, known, cuts) if methods.reconstruct else cuts
+
+    def _width_errors(self, coupled: Coupled, structure: Structure, cuts: list[Cut]) -> Errors:
+        known = self._of(coupled)
+        if known.gram is None:
+            return {}
+        return {coupled.unit.name: tuple(width_errors(structure, cuts, known))}
+
+    def _of(self, coupled: Coupled) -> Statistics:
+        """Statistics of what the output matrix of a sub-layer reads."""
+        return self.statistics.get(coupled.output.input, Statistics())
+
+    def _input_records(self) -> dict[str, InputRecord]:
+        """What the manifest keeps of the statistics."""
+        return {
+            word: InputRecord(
+                trace=_trace(known),
+                damping=known.factor.damping if word in self.order.factored else None,
+            )
+            for word, known in self.statistics.items()
+        }
+
+
+def _write_weights(
+    writer: TensorWriter, coupled: Coupled, levels: Levels, cuts: list[Cut]
+) -> dict[str, Tensor]:
+    """Write the output matrices of a sub-layer; returns the smaller tensors for later."""
+    unit = coupled.unit.name
+    small: dict[str, Tensor] = {}
+    for level, cut in zip(levels, cuts, strict=True):
+        writer.add(tensor_key(unit, level, "weight"), coupled.output.oriented(cut.weight))
+        small[tensor_key(unit, level, "groups")] = cut.groups
+        small[tensor_key(unit, level, "items")] = cut.items
+        if cut.bias is not None:
+            small[tensor_key(unit, level, "bias")] = cut.bias
+    return small
+
+
+def width_errors(structure: Structure, cuts: Sequence[Cut], known: Statistics) -> list[float]:
+    """Output error ‖W·x + b − W'·x' − b'‖² / ‖W·x‖² of each cut, summed over the tokens.
+
+    Args:
+        structure: The sub-layer with its dense weights.
+        cuts: With W', which reads the inputs x' that are left, and b'.
+        known: With the Gram matrix; a bias counts where the sums are known as well.
+
+    Returns:
+        One number for each cut; 0 where the dense output is zero.
+    """
+    assert known.gram is not None
+    energy = output_energy(structure.output, known.gram)
+    return [_lost_energy(structure, cut, known) / energy if energy else 0.0 for cut in cuts]
+
+
+def _lost_energy(structure: Structure, cut: Cut, known: Statistics) -> float:
+    assert known.gram is not None
+    change = structure.output.clone()
+    change[:, structure.columns(cut.items)] -= cut.weight
+    lost = output_energy(change, known.gram)
+    if cut.bias is None or known.sums is None:
+        return lost
+    shift = cut.bias.double() if structure.bias is None else (cut.bias - structure.bias).double()
+    mean_effect = float(shift @ (change @ known.sums).double())
+    return lost - 2 * mean_effect + known.tokens * float(shift.square().sum())
+
+
+def _trace(known: Statistics) -> float | None:
+    """Sum of the squares of an input over tokens and features, where it was collected."""
+    if known.gram is not None:
+        return float(known.gram.trace())
+    return None if known.squares is None else float(known.squares.sum())

@@ -1,0 +1,238 @@
+"""The dense model as a library sees it: its matrices, and which are narrowed together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from evocompress.criteria import Structure
+from evocompress.errors import LibraryError
+from evocompress.families.coupling import Kept, axis_lengths, index_of
+from evocompress.models import LoadedModel
+from evocompress.types import Axis, Level, Unit
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A matrix unit with what its family knows of it.
+
+    Attributes:
+        unit: The unit.
+        input: What it reads; see `evocompress.families.Matrix`.
+        transposed: The module stores (in, out).
+    """
+
+    unit: Unit
+    input: str
+    transposed: bool
+
+    @property
+    def name(self) -> str:
+        """Name of the unit, which is its module's path."""
+        return self.unit.name
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in), whatever order the module stores."""
+        assert self.unit.shape is not None
+        return self.unit.shape
+
+    def oriented(self, weight: Tensor) -> Tensor:
+        """A matrix (out, in) as the module stores it, or one of the module's as (out, in)."""
+        return weight.T if self.transposed else weight
+
+
+@dataclass(frozen=True)
+class Coupled:
+    """An attention or MLP unit with the matrices that are narrowed together.
+
+    Attributes:
+        unit: The unit.
+        matrices: Its matrices, in the order of computation.
+        lengths: Heads or channels of each axis.
+        head_dim: Rows or columns of a head.
+    """
+
+    unit: Unit
+    matrices: tuple[Linear, ...]
+    lengths: Mapping[Axis, int]
+    head_dim: int
+
+    @property
+    def output(self) -> Linear:
+        """The matrix whose inputs belong to the heads or channels."""
+        return next(linear for linear in self.matrices if linear.unit.columns)
+
+    @property
+    def size(self) -> int:
+        """Inputs of the output matrix that belong to one head or channel."""
+        return self.head_dim if self.unit.kind == "attention" else 1
+
+    @property
+    def full(self) -> tuple[int, int]:
+        """(groups, heads or channels in each of them) of the dense unit; an MLP is one group."""
+        if self.unit.kind == "mlp":
+            return 1, self.lengths["channel"]
+        return self.lengths["key"], self.lengths["query"] // self.lengths["key"]
+
+    def width(self, level: Level) -> tuple[int, int]:
+        """(groups, heads or channels in each of them) that a narrow level keeps."""
+        if self.unit.kind == "mlp":
+            return 1, level.channels or 0
+        return level.kv_groups or 0, level.group_heads or 0
+
+    def inputs_left(self, level: Level) -> int:
+        """Inputs of the output matrix at a narrow level."""
+        groups, items = self.width(level)
+        return groups * items * self.size
+
+    def check(self, level: Level, *, bias: bool) -> None:
+        """Refuse a level that the unit cannot have.
+
+        Args:
+            level: A level that is not dense.
+            bias: Whether the output of the narrowed unit needs an additional bias.
+
+        Raises:
+            LibraryError: The level drops the unit, has the other kind's width or as much as
+                the dense unit, or is wrong about the bias.
+        """
+        width, full = self.width(level), self.full
+        mixed = (level.kv_groups is None) == (level.channels is None)
+        inside = all(0 < kept <= dense for kept, dense in zip(width, full, strict=True))
+        if mixed or not inside or width == full:
+            raise LibraryError(f"{self.unit.name} cannot be narrowed to {level.key}: {self._range}")
+        if level.bias != bias:
+            raise LibraryError(
+                f"{self.unit.name} at {level.key}: the level must "
+                f"{'say' if bias else 'not say'} that a bias is added, as library.width_criterion "
+                f"{'adds one' if bias else 'adds none'} to this output"
+            )
+
+    @property
+    def _range(self) -> str:
+        groups, items = self.full
+        if self.unit.kind == "mlp":
+            return f"give 1 to {items - 1} channels"
+        return f"give 1 to {groups} kv_groups and 1 to {items} group_heads, but not both in full"
+
+    def index(self, linear: Linear, kept: Kept) -> tuple[Tensor | slice, Tensor | slice]:
+        """Which (rows, columns) of a matrix (out, in) stay; a slice is all of them."""
+        rows, columns = (
+            index_of(axes, kept, self.lengths, self.head_dim)
+            for axes in (linear.unit.rows, linear.unit.columns)
+        )
+        return slice(None) if rows is None else rows, slice(None) if columns is None else columns
+
+    def structure(
+        self,
+        weights: Mapping[str, Tensor],
+        gradients: Mapping[str, Tensor] | None,
+        bias: Tensor | None,
+    ) -> Structure:
+        """The unit as its criterion sees it.
+
+        Args:
+            weights: Each matrix (out, in) float32 by unit name.
+            gradients: Their gradients, where the criterion needs them.
+            bias: The output matrix's own bias (out,).
+        """
+        output, inputs, shared = self._parts(weights)
+        return Structure(
+            output=output,
+            size=self.size,
+            groups=self.full[0],
+            inputs=inputs,
+            shared=shared,
+            gradients=() if gradients is None else _flat(self._parts(gradients)),
+            bias=bias,
+        )
+
+    def _parts(self, tensors: Mapping[str, Tensor]) -> _Parts:
+        """The output matrix, and the others cut at the borders of their axes."""
+        inputs: list[Tensor] = []
+        shared: list[Tensor] = []
+        for linear in self.matrices:
+            axes = linear.unit.rows
+            lengths = [self.lengths[axis] * self.size for axis in axes]
+            parts = torch.split(tensors[linear.name], lengths) if axes else ()
+            for axis, part in zip(axes, parts, strict=True):
+                (shared if axis in ("key", "value") else inputs).append(part)
+        return tensors[self.output.name], tuple(inputs), tuple(shared)
+
+
+_Parts = tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]
+
+
+def _flat(parts: _Parts) -> tuple[Tensor, ...]:
+    output, inputs, shared = parts
+    return (output, *inputs, *shared)
+
+
+class DenseModel:
+    """The matrices of a model as they are now, whatever is put into the model later.
+
+    Nothing is copied: the tensors are the model's own.
+
+    Args:
+        loaded: The model, dense.
+
+    Attributes:
+        fingerprint: The model's.
+        dtype, device: Of its weights.
+        units: Its units by name.
+        linears: Its matrix units by name.
+        coupled: Its attention and MLP units by name.
+    """
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        family, model = loaded.family, loaded.model
+        self.fingerprint = loaded.fingerprint
+        self.dtype: torch.dtype = model.dtype
+        self.device = model.device
+        self.units = {unit.name: unit for unit in family.units(model)}
+        self.linears = _linears(loaded, self.units)
+        self.coupled = _coupled(loaded, self.units, self.linears)
+        self._weights = {name: model.get_parameter(f"{name}.weight").data for name in self.linears}
+        self._biases = {
+            name: model.get_parameter(f"{name}.bias").data
+            for name, linear in self.linears.items()
+            if linear.unit.bias
+        }
+
+    def weight(self, unit: str) -> Tensor:
+        """A matrix as (out, in) float32."""
+        return self.linears[unit].oriented(self._weights[unit].float())
+
+    def bias(self, unit: str) -> Tensor | None:
+        """The bias of a matrix unit (out,) float32, if it has one."""
+        return self._biases[unit].float() if unit in self._biases else None
+
+
+def _linears(loaded: LoadedModel, units: Mapping[str, Unit]) -> dict[str, Linear]:
+    family = loaded.family
+    found = {}
+    for block in range(len(family.blocks(loaded.model))):
+        for matrix in family.matrices:
+            name = f"{family.layers_path}.{block}.{matrix.path}"
+            found[name] = Linear(units[name], matrix.input, matrix.transposed)
+    return found
+
+
+def _coupled(
+    loaded: LoadedModel, units: Mapping[str, Unit], linears: Mapping[str, Linear]
+) -> dict[str, Coupled]:
+    architecture = loaded.family.architecture(loaded.model)
+    return {
+        name: Coupled(
+            unit,
+            tuple(linear for linear in linears.values() if linear.unit.parent == name),
+            axis_lengths(architecture, unit.block),
+            architecture.head_dim,
+        )
+        for name, unit in units.items()
+        if unit.kind in ("attention", "mlp")
+    }

@@ -1,0 +1,129 @@
+"""Matrices that are narrowed and have zeros as well, made when they are first needed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from evocompress.criteria import CRITERIA, Statistics
+from evocompress.criteria.masks import parse_pattern
+from evocompress.families.coupling import Kept
+from evocompress.library.cache import Cache
+from evocompress.library.dense import Coupled, DenseModel, Linear
+from evocompress.library.manifest import Manifest
+from evocompress.library.order import statistics_key
+from evocompress.library.reader import BlockReader
+from evocompress.types import Level
+
+Index = Tensor | slice
+
+
+class NarrowedMatrices:
+    """Gives zeros to matrices of narrowed sub-layers.
+
+    The weights are those of the width: rows of the dense matrix, or the output matrix as the
+    structured criterion left it. The Hessian of an output matrix is restricted to the inputs
+    that are left; the others keep all inputs.
+
+    Args:
+        manifest: How the library was made.
+        dense: The dense model.
+        reader: Where widths and statistics are read.
+        limit: Bytes of results, and of factored Hessians, that are kept for later.
+    """
+
+    def __init__(
+        self, manifest: Manifest, dense: DenseModel, reader: BlockReader, limit: int
+    ) -> None:
+        self._manifest = manifest
+        self._dense = dense
+        self._reader = reader
+        self.cache = Cache(limit)
+
+    def weight(self, unit: str, level: Level, width: Level) -> Tensor:
+        """A matrix at a level in its sub-layer at a narrow width.
+
+        Args:
+            unit: The matrix unit.
+            level: Its level; the zeros are scaled to the narrowed matrix by `scaled`.
+            width: Level of its sub-layer.
+
+        Returns:
+            The weight in the module's orientation and the model's type, in main memory.
+
+        Raises:
+            LibraryError: The level is impossible at this width, or the file is damaged.
+        """
+        key = f"{unit}::{width.key}::{level.key}"
+        return self.cache.get(
+            key, lambda: self._made(self._dense.linears[unit], level, width), lambda w: w.nbytes
+        )
+
+    def _made(self, linear: Linear, level: Level, width: Level) -> Tensor:
+        criterion = CRITERIA[self._manifest.recipe.criterion or ""]
+        coupled = self._dense.coupled[linear.unit.parent or ""]
+        stored = self._reader.level(coupled.unit.name, width)
+        rows, columns = coupled.index(linear, Kept(stored["groups"], stored["items"]))
+        dense = self._dense.weight(linear.name)
+        if linear.unit.columns:
+            narrow = linear.oriented(stored["weight"]).to(dense.device).float()
+        else:
+            narrow = dense[rows]
+        level_left = scaled(level, dense.numel(), narrow.numel())
+        known = self._statistics(linear, columns, width if linear.unit.columns else None)
+        (result,) = criterion.compress(narrow, known, [level_left])
+        return linear.oriented(result).to("cpu", self._dense.dtype).contiguous()
+
+    def _statistics(self, linear: Linear, columns: Index, width: Level | None) -> Statistics:
+        """Statistics of the inputs that are left; matrices that read the same share them."""
+        key = f"{linear.unit.block}::{linear.input}::{width.key if width else 'all'}"
+        return self.cache.get(key, lambda: self._restricted(linear, columns), _bytes)
+
+    def _restricted(self, linear: Linear, columns: Index) -> Statistics:
+        recipe, block = self._manifest.recipe, linear.unit.block
+        known = Statistics(
+            sequences=self._manifest.sequences,
+            tokens=self._manifest.tokens,
+            damping=recipe.damping,
+        )
+        needs = CRITERIA[recipe.criterion or ""].needs
+        if needs == "nothing":
+            return known
+        device = self._dense.device
+        stored = self._reader.tensor(block, statistics_key(linear.input, needs)).to(device)
+        if needs == "squares":
+            return replace(known, squares=stored[columns])
+        return replace(known, gram=stored[columns][:, columns])
+
+
+def scaled(level: Level, dense: int, left: int) -> Level:
+    """A matrix level as it is in a narrowed matrix.
+
+    Args:
+        level: The level at full width.
+        dense: Weights of the full matrix.
+        left: Weights of the narrowed one.
+    """
+    if level.pattern:
+        zeros, group = parse_pattern(level.pattern)
+        return Level(zeros=left * zeros // group, pattern=level.pattern)
+    return Level(zeros=level.zeros * left // dense)
+
+
+def padded(coupled: Coupled, linear: Linear, dense: Tensor, narrow: Tensor, kept: Kept) -> Tensor:
+    """A narrowed matrix (out, in) at full size, so that the dense block computes the same.
+
+    Inputs of the output matrix that are gone weigh nothing; the outputs of the others that are
+    gone are as in the dense matrix, and not read.
+    """
+    result = torch.zeros_like(dense) if linear.unit.columns else dense.clone()
+    result[coupled.index(linear, kept)] = narrow.to(result)
+    return result
+
+
+def _bytes(known: Statistics) -> int:
+    """Of statistics with the factor that is made from a Gram matrix."""
+    tensors = (known.gram, known.gram, known.squares)
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)

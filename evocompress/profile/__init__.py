@@ -1,0 +1,50 @@
+"""Latency tables: measured once for a model, device, dtype, batch and length, then reused."""
+
+from __future__ import annotations
+
+from evocompress.apply import LiveModel
+from evocompress.config import LatencyConfig
+from evocompress.costs.latency import LatencyTable
+from evocompress.models import LoadedModel
+from evocompress.profile.first_items import FirstItems
+from evocompress.profile.measure import measure
+from evocompress.profile.rows import table_rows
+from evocompress.profile.tables import check_table, read_table, table_path, write_table
+from evocompress.progress import Advance
+
+__all__ = [
+    "check_table",
+    "measure",
+    "profile",
+    "read_table",
+    "table_path",
+    "table_rows",
+    "write_table",
+]
+
+
+def profile(
+    loaded: LoadedModel, config: LatencyConfig, *, progress: Advance, anew: bool = False
+) -> LatencyTable:
+    """The latency table of a model on its device: opened where there is one, else measured.
+
+    Args:
+        loaded: The model, dense.
+        config: Batch, lengths, repeats, and perhaps the file.
+        progress: Told how far the measuring is.
+        anew: Measure even where there is a table, which is replaced.
+
+    Raises:
+        ConfigError: The table is of another model, device, dtype, thread count, batch or
+            length, or the lengths do not fit the model.
+        RunError: The file is damaged, or the disk is full.
+    """
+    path = table_path(loaded, config)
+    if path.exists() and not anew:
+        table = read_table(path)
+        check_table(table, loaded, config)
+        return table
+    with LiveModel(loaded, FirstItems(loaded)) as live:
+        table = measure(loaded, config, live, progress=progress)
+    write_table(path, table)
+    return table

@@ -1,0 +1,94 @@
+"""Files of latency tables: where they are, and whether one may be used here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from evocompress.config import LatencyConfig
+from evocompress.costs.latency import Circumstances, LatencyTable
+from evocompress.demo_model import cache_folder
+from evocompress.environment import describe
+from evocompress.errors import ConfigError
+from evocompress.files import read_json, write_json
+from evocompress.models import LoadedModel
+from evocompress.profile.layouts import grid
+
+
+def circumstances(loaded: LoadedModel, config: LatencyConfig) -> Circumstances:
+    """Under which circumstances a table of this model is measured now."""
+    model = loaded.model
+    return Circumstances(
+        device=describe(model.device),
+        dtype=str(model.dtype).removeprefix("torch."),
+        threads=torch.get_num_threads() if model.device.type == "cpu" else 0,
+        kernel=model.config._attn_implementation,
+        torch=torch.__version__,
+        model=loaded.fingerprint,
+        prefill=config.prefill,
+        decode=config.decode,
+    )
+
+
+def table_path(loaded: LoadedModel, config: LatencyConfig) -> Path:
+    """The file of the table: the configured one, or one in the cache folder.
+
+    The latter is named by device, dtype and model, and by a hash of all circumstances, so that
+    it is the right one wherever it exists.
+    """
+    if config.table is not None:
+        return config.table
+    made = circumstances(loaded, config)
+    text = json.dumps(asdict(made), sort_keys=True)
+    digest = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+    device = re.sub(r"[^a-z0-9]+", "-", made.device.lower()).strip("-")
+    return cache_folder() / "latency" / f"{device}-{made.dtype}-{made.model}-{digest}.json"
+
+
+def write_table(path: Path, table: LatencyTable) -> None:
+    """Write a table, whole or not at all; its folder is made.
+
+    Raises:
+        RunError: The disk is full.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, table.to_json())
+
+
+def read_table(path: Path) -> LatencyTable:
+    """Read a table.
+
+    Raises:
+        RunError: The file is missing or is not JSON.
+        ConfigError: It is no latency table.
+    """
+    return LatencyTable.from_json(read_json(path), str(path))
+
+
+def check_table(table: LatencyTable, loaded: LoadedModel, config: LatencyConfig) -> None:
+    """Whether a table tells the latency of a model here.
+
+    Raises:
+        ConfigError: It was measured under other circumstances and ``latency.force`` is not set,
+            or it is of a model with other widths, which nothing can mend.
+    """
+    path = table_path(loaded, config)
+    widths = grid(loaded.family.architecture(loaded.model))
+    full = (widths.attention[-1], widths.mlp[-1])
+    if {table.prefill.full, table.decode.full} != {full}:
+        raise ConfigError(
+            f"the latency table {path} is of a model of other widths: measure one of this model "
+            "with 'evocompress profile'"
+        )
+    here, made = asdict(circumstances(loaded, config)), asdict(table.made)
+    differing = [f"{key} {made[key]}, here {here[key]}" for key in here if made[key] != here[key]]
+    if differing and not config.force:
+        raise ConfigError(
+            f"the latency table {path} was measured for another case ({'; '.join(differing)}): "
+            "measure one with 'evocompress profile', or set latency.force=true"
+        )

@@ -1,0 +1,221 @@
+"""The one pruning backend: the tensors of compressed matrices, for live models and checkpoints.
+
+What belongs together is cut together: with a head go its rows of the query, key and value
+matrices and biases, with a channel its rows of the MLP's first matrices. Which of them stay,
+and what the matrix that reads them becomes, the level library has decided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from evocompress.errors import LibraryError
+from evocompress.families import Matrix
+from evocompress.families.base import head_shape
+from evocompress.families.coupling import Kept, Widths, index_of
+from evocompress.models import LoadedModel
+from evocompress.types import DENSE, Level, Unit
+
+PARTS = ("weight", "bias")
+
+
+class LevelStore(Protocol):
+    """Compressed tensors by unit and level: an `evocompress.library.store.Library`."""
+
+    def load(self, unit: str, level: Level, width: Level = ...) -> dict[str, Tensor]:
+        """The tensors of a unit at a level, in a sub-layer of a width."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """What becomes of one matrix.
+
+    Attributes:
+        level: Its own level: sparsity.
+        width: The level of its sub-layer: dense or narrow.
+        merge: How many of the next blocks are merged into its block.
+    """
+
+    level: Level = DENSE
+    width: Level = DENSE
+    merge: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Where the tensors of a compressed model come from.
+
+    Attributes:
+        loaded: The model; only its family and config are used, so it may be in any state.
+        dense: The dense tensors of its matrices and their biases, by parameter name.
+        library: The compressed ones; ``None`` where nothing is sparse or narrow.
+    """
+
+    loaded: LoadedModel
+    dense: Mapping[str, Tensor]
+    library: LevelStore | None
+
+    def tensors(self, block: int, matrix: Matrix, form: Form) -> dict[str, Tensor]:
+        """The weight and bias of a matrix in a form.
+
+        Args:
+            block: Index of its block.
+            matrix: One of the family's matrices.
+            form: What becomes of it.
+
+        Returns:
+            {parameter name: tensor} in the module's own orientation and type, on the device of
+            the dense tensors. A bias that the dense matrix does not have may be among them.
+
+        Raises:
+            LibraryError: There is no such level, or no library; or the matrix is merged and
+                compressed as well.
+        """
+        name = self._name(block, matrix.path)
+        if form.merge and form != Form(merge=form.merge):
+            raise LibraryError(
+                f"{name} is merged with those of the next blocks: it cannot be made sparse or "
+                "narrow as well"
+            )
+        if form.merge:
+            return self._merged(block, matrix, form.merge)
+        if form.width.narrow:
+            return self._narrow(block, matrix, form)
+        if form.level.dense:
+            return self._own(name)
+        return self._own(name) | self._renamed(name, self._store(name, form).load(name, form.level))
+
+    def widths(self, block: int) -> Widths:
+        """How wide the sub-layers of a block are in the dense model."""
+        heads, kv_heads, head_dim = head_shape(self.loaded.model.config)
+        output = self.loaded.family.output("mlp")
+        weight = self.dense[f"{self._name(block, output.path)}.weight"]
+        return Widths(heads, kv_heads, head_dim, weight.shape[0 if output.transposed else 1])
+
+    def _name(self, block: int, path: str) -> str:
+        return f"{self.loaded.family.layers_path}.{block}.{path}"
+
+    def _own(self, name: str) -> dict[str, Tensor]:
+        """The dense weight and, where there is one, bias of a matrix."""
+        keys = [f"{name}.{part}" for part in PARTS]
+        return {key: self.dense[key] for key in keys if key in self.dense}
+
+    def _store(self, unit: str, form: Form) -> LevelStore:
+        """The library, which `unit` needs for `form`."""
+        if self.library is None:
+            key = (form.level if form.level != DENSE else form.width).key
+            raise LibraryError(f"{unit} at {key} needs a level library: give one")
+        return self.library
+
+    def _renamed(self, name: str, entry: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The library's weight and bias under the parameter names of matrix `name`."""
+        like = self.dense[f"{name}.weight"]
+        return {
+            f"{name}.{part}": entry[part].to(like, non_blocking=True)
+            for part in PARTS
+            if part in entry
+        }
+
+    def _narrow(self, block: int, matrix: Matrix, form: Form) -> dict[str, Tensor]:
+        """A matrix of a narrowed sub-layer: the output from the library, rows of the others."""
+        name, unit = self._name(block, matrix.path), self._name(block, matrix.sublayer)
+        library = self._store(unit, form)
+        cut = library.load(unit, form.width)
+        if matrix.columns:
+            tensors = self._own(name) | self._renamed(name, cut)
+        else:
+            kept = Kept(cut["groups"], cut["items"])
+            tensors = self._rows(block, matrix, kept)
+        if form.level.dense:
+            return tensors
+        return tensors | self._renamed(name, library.load(name, form.level, form.width))
+
+    def _rows(self, block: int, matrix: Matrix, kept: Kept) -> dict[str, Tensor]:
+        """The rows that stay of a dense matrix and its bias."""
+        widths = self.widths(block)
+        index = index_of(matrix.rows, kept, widths.lengths, widths.head_dim)
+        own = self._own(self._name(block, matrix.path))
+        if index is None:
+            return own
+        return {
+            key: tensor.index_select(
+                tensor.ndim - 1 if matrix.transposed else 0, index.to(tensor.device)
+            )
+            for key, tensor in own.items()
+        }
+
+    def _merged(self, block: int, matrix: Matrix, count: int) -> dict[str, Tensor]:
+        """A matrix and its bias with those of the next blocks merged in."""
+        if f"{self._name(block + count, matrix.path)}.weight" not in self.dense:
+            raise LibraryError(
+                f"{self._name(block, matrix.path)} cannot be merged with those of the next "
+                f"{count} blocks: there are fewer"
+            )
+        chain = [self._own(self._name(block + k, matrix.path)) for k in range(count + 1)]
+        parts = zip(chain[0], zip(*(own.values() for own in chain), strict=True), strict=True)
+        return {name: _merge(tensors) for name, tensors in parts}
+
+
+def sublayer_tensors(
+    loaded: LoadedModel,
+    dense: Mapping[str, Tensor],
+    library: LevelStore,
+    unit: Unit,
+    level: Level,
+    matrices: Mapping[str, Level],
+) -> dict[str, Tensor]:
+    """The matrices and biases of a narrowed sub-layer; see `Source` for the first three.
+
+    Args:
+        loaded: The model.
+        dense: The model's dense tensors by parameter name.
+        library: Stores `level` of `unit`, and the sparse matrices at that width.
+        unit: An attention or MLP unit.
+        level: Its narrow level.
+        matrices: Levels by name of matrix units; those not named are not sparse.
+
+    Returns:
+        {parameter name: tensor} in the module's own orientation and type. Where the level
+        needs a bias and the output matrix has none, the name of its new bias is among them.
+
+    Raises:
+        LibraryError: The library has no such level.
+    """
+    source = Source(loaded, dense, library)
+    tensors: dict[str, Tensor] = {}
+    for matrix in loaded.family.matrices:
+        if matrix.sublayer == unit.kind:
+            own = matrices.get(f"{unit.parent}.{matrix.path}", DENSE)
+            tensors |= source.tensors(unit.block, matrix, Form(own, width=level))
+    return tensors
+
+
+def merged_tensors(
+    loaded: LoadedModel, dense: Mapping[str, Tensor], unit: Unit, level: Level
+) -> dict[str, Tensor]:
+    """The matrices and biases of a block that the next ones are merged into, by parameter name.
+
+    Args:
+        loaded: The model.
+        dense: The model's dense tensors by parameter name.
+        unit: A block.
+        level: Its merge level.
+
+    Raises:
+        LibraryError: There are fewer blocks after it.
+    """
+    source = Source(loaded, dense, library=None)
+    tensors: dict[str, Tensor] = {}
+    for matrix in loaded.family.matrices:
+        tensors |= source.tensors(unit.block, matrix, Form(merge=level.merge))
+    return tensors
+
+
+def _merge(tensors: Sequence[Tensor]) -> Tensor:
+    """θ_0 + Σ_k (θ_k − θ_0) of tensors of one shape (LaCo, Yang et al., arXiv 2402.11187)."""
+    first = tensors[0].float()
+    return (first + sum(tensor.float() - first for tensor in tensors[1:])).to(tensors[0])

@@ -1,0 +1,139 @@
+"""The front: value against a cost, and the layers of each of its candidates on a click."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from typing import Any
+
+import plotly.graph_objects as go
+from markupsafe import Markup
+
+from evocompress.report.columns import number, percent, scale
+from evocompress.report.data import FrontPoint
+from evocompress.report.notes import cost_name
+from evocompress.report.style import BLUE, GREY, ORANGE, blank, value_axis
+
+REFERENCES = (("diamond", "#3f8f63"), ("square", "#8a63b8"), ("triangle-up", "#b0892c"))
+DETAILED = 60  # candidates whose layers are put into the page
+
+
+def varying_cost(points: Iterable[FrontPoint], preferred: Iterable[str]) -> str | None:
+    """The first preferred cost in which points differ, else any; ``None`` if all cost the same."""
+    points = list(points)
+    names = dict.fromkeys([*preferred, *(name for point in points for name in point.costs)])
+    known = [name for name in names if all(name in point.costs for point in points)]
+    return next((name for name in known if len({p.costs[name] for p in points}) > 1), None)
+
+
+def front_scatter(
+    points: Sequence[FrontPoint],
+    cost: str,
+    dense: float | None,
+    winner: str | None,
+    value_name: str,
+    *,
+    knee: str | None = None,
+    line: bool = False,
+) -> go.Figure:
+    """Value against one cost, as a share of the dense model where that is known.
+
+    Args:
+        points: The candidates; those with a label are references and a series of their own.
+        cost: The cost on the horizontal axis.
+        dense: The dense model's cost.
+        winner: Id of the candidate that gets a ring.
+        value_name: Title of the vertical axis.
+        knee: Id of the candidate that gets a cross.
+        line: Whether this cost and the value alone span the front, so that a line through it
+            says what was reached at each cost.
+    """
+    figure = blank(380)
+    size, prefix = (dense / 100, "") if dense else scale([point.costs[cost] for point in points])
+    front = sorted((p for p in points if p.non_dominated), key=lambda p: p.costs[cost])
+    beaten = [p for p in points if not p.non_dominated and not p.label]
+    faint = {"color": GREY, "size": 7, "opacity": 0.45}
+    _add(figure, beaten, cost, size, "dominated", marker=faint)
+    strong = {"color": BLUE, "size": 9}
+    path = {"shape": "hv", "width": 1.2, "color": BLUE}
+    _add(figure, front, cost, size, "front", marker=strong, line=path if line else None)
+    for label, (symbol, colour) in _references(points):
+        named = [point for point in points if point.label == label]
+        marker = {"color": colour, "size": 11, "symbol": symbol}
+        _add(figure, named, cost, size, escape(label), marker=marker)
+    ring = {"color": ORANGE, "size": 17, "symbol": "circle-open", "line": {"width": 2.5}}
+    cross = {"color": ORANGE, "size": 9, "symbol": "x-thin", "line": {"width": 2, "color": ORANGE}}
+    chosen = [point for point in points if point.id == winner]
+    _add(figure, chosen, cost, size, "winner", marker=ring)
+    balanced = [point for point in points if point.id == knee]
+    _add(figure, balanced, cost, size, "knee", marker=cross)
+    unit = ", % of dense" if dense else f", {prefix}" if prefix else ""
+    figure.update_xaxes(title_text=cost_name(cost) + unit)
+    figure.update_yaxes(title_text=value_name, **value_axis([point.value for point in points]))
+    figure.update_layout(showlegend=True, hovermode="closest")
+    return figure
+
+
+def detailed(points: Sequence[FrontPoint], winner: str | None) -> list[FrontPoint]:
+    """The candidates whose layers the page shows: the winner, front and references first."""
+    first = sorted(points, key=lambda p: (p.id != winner, not p.non_dominated, p.label is None))
+    return first[:DETAILED]
+
+
+def choice(point: FrontPoint, cost: str, dense: float | None) -> str:
+    """One candidate in a line of text, for the list below the front."""
+    amount = percent(point.costs[cost] / dense) if dense else number(point.costs[cost], 0)
+    label = f" ({point.label})" if point.label else "" if point.non_dominated else " (dominated)"
+    return f"{cost_name(cost)} {amount}, value {number(point.value, 4)}, {point.id}{label}"
+
+
+def embedded(maps: Mapping[str, go.Figure]) -> Markup:
+    """Figures by candidate id as JSON that can stand inside a script element."""
+    data = {name: _drawn(figure) for name, figure in maps.items()}
+    return Markup(json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"))
+
+
+def _drawn(figure: go.Figure) -> dict[str, Any]:
+    whole: dict[str, Any] = json.loads(figure.to_json())
+    return {"data": whole["data"], "layout": whole["layout"]}
+
+
+def _references(points: Sequence[FrontPoint]) -> Iterable[tuple[str, tuple[str, str]]]:
+    labels = dict.fromkeys(point.label for point in points if point.label)
+    looks = [REFERENCES[index % len(REFERENCES)] for index in range(len(labels))]
+    return zip(labels, looks, strict=True)
+
+
+def _add(
+    figure: go.Figure,
+    points: Sequence[FrontPoint],
+    cost: str,
+    size: float,
+    name: str,
+    *,
+    marker: dict[str, Any],
+    line: dict[str, Any] | None = None,
+) -> None:
+    """A series of candidates; nothing where there are none."""
+    if not points:
+        return
+    figure.add_scatter(
+        x=[point.costs[cost] / size for point in points],
+        y=[point.value for point in points],
+        mode="lines+markers" if line else "markers",
+        marker=marker,
+        line=line,
+        name=name,
+        customdata=[point.id for point in points],
+        hovertext=[_hover(point) for point in points],
+        hoverinfo="text",
+    )
+
+
+def _hover(point: FrontPoint) -> str:
+    label = f"{escape(point.label)}<br>" if point.label else ""
+    return (
+        f"{label}<b>{escape(point.id)}</b><br>"
+        f"{number(point.value, 4)}, {number(point.tokens, 0)} positions"
+    )

@@ -1,0 +1,75 @@
+"""The value and the costs that a search weighs against each other, and their range."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evocompress.budget import check_cost, check_reachable
+from evocompress.config_file import nearest
+from evocompress.errors import ConfigError
+from evocompress.pareto import Points
+from evocompress.space import Genome, SearchSpace
+
+
+@dataclass(frozen=True, eq=False)
+class Objectives:
+    """The proxy's value and M costs, all to be small.
+
+    Attributes:
+        costs: Names of the costs.
+        floors: For each cost the amount (M,) below which less is no better.
+    """
+
+    costs: tuple[str, ...]
+    floors: NDArray[np.float64]
+
+    def points(
+        self, space: SearchSpace, genomes: Sequence[Genome], values: Sequence[float]
+    ) -> Points:
+        """Value and costs (N, 1 + M) of genomes (U,) with the given values."""
+        found = space.costs(np.stack(genomes))
+        costs = np.stack([found[name] for name in self.costs], axis=1)
+        return np.column_stack([values, np.maximum(costs, self.floors)])
+
+
+def choose(
+    space: SearchSpace, names: Sequence[str], ranges: Mapping[str, tuple[float, float]]
+) -> tuple[SearchSpace, Objectives]:
+    """The objectives, and the space with the upper ends of their ranges added to its budget.
+
+    Args:
+        space: The space; its budget's costs are the objectives where none is named.
+        names: Costs.
+        ranges: For some of them the lowest and highest amount that matters; at most 1 means a
+            share of the dense model's cost.
+
+    Raises:
+        ConfigError: There is no such cost, none is left, or a range is empty or of no objective.
+        BudgetError: No genome of the space costs as little as a range asks for.
+    """
+    costs = tuple(names) or tuple(dict.fromkeys([*space.budget, *ranges]))
+    if not costs:
+        raise ConfigError("search.objectives: name the costs of the front, e.g. [params]")
+    for name in costs:
+        check_cost(name, space.cost_model, "search.objectives")
+    dense = space.cost_model.dense()
+    bounds, floors = dict(space.budget), dict.fromkeys(costs, 0.0)
+    for name, ends in ranges.items():
+        if name not in costs:
+            raise ConfigError(f"search.range: '{name}' is no objective; {nearest(name, costs)}")
+        if ends[0] >= ends[1]:
+            raise ConfigError(f"search.range.{name}: {ends[0]} is not below {ends[1]}")
+        floors[name], high = (_amount(end, dense[name]) for end in ends)
+        bounds[name] = min(high, bounds.get(name, high))
+    narrowed = replace(space, budget=bounds)
+    if ranges:
+        check_reachable(narrowed)
+    return narrowed, Objectives(costs, np.array([floors[name] for name in costs]))
+
+
+def _amount(bound: float, dense: float) -> float:
+    return bound * dense if bound <= 1 else bound

@@ -1,0 +1,188 @@
+"""Contract of an estimate: what every entry of `evocompress.estimates.ESTIMATES` must hold to."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from math import pi
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from evocompress.apply import LiveModel
+from evocompress.estimates.base import Estimator, Rows
+from evocompress.families import Family
+from evocompress.models import LoadedModel
+from evocompress.types import Candidate
+
+Reference = Callable[[Family, PreTrainedModel, Sequence[Tensor]], Rows]
+"""The rows of a float64 model as it stands, from plain forward and backward passes."""
+
+TOLERANCE = 2e-4
+
+
+def reference_influence(
+    family: Family, model: PreTrainedModel, micro_batches: Sequence[Tensor]
+) -> Rows:
+    """One minus the mean cosine, each branch's input found by running the block without it."""
+    blocks = [list(_blocks(family, model, ids)) for ids in micro_batches]
+    rows: Rows = {}
+    for states in zip(*blocks, strict=True):
+        name = states[0][0]
+        before, between, after = (torch.cat([state[1][k] for state in states]) for k in range(3))
+        for unit, one, other in (
+            (name, before, after),
+            (f"{name}.attention", before, between),
+            (f"{name}.mlp", between, after),
+        ):
+            rows[unit] = (1 - float(F.cosine_similarity(one, other, dim=-1).mean()),)
+    return rows
+
+
+def reference_distance(
+    family: Family, model: PreTrainedModel, micro_batches: Sequence[Tensor], *, last: bool = False
+) -> Rows:
+    """The arccos of the cosine between every two points of the residual stream, over pi."""
+    streams = []
+    for ids in micro_batches:
+        blocks = [states for _, states in _blocks(family, model, ids)]
+        stream = torch.stack([*(before for before, _, _ in blocks), blocks[-1][2]])
+        streams.append((stream[:, :, -1:] if last else stream).flatten(1, 2))
+    points = torch.cat(streams, dim=1)
+    names = [f"{family.layers_path}.{index}" for index in range(len(points) - 1)]
+    return {
+        name: tuple(
+            float(F.cosine_similarity(points[i], point, dim=-1).clamp(max=1).acos().mean() / pi)
+            for point in points[i + 1 :]
+        )
+        for i, name in enumerate(names)
+    }
+
+
+def reference_last_distance(
+    family: Family, model: PreTrainedModel, micro_batches: Sequence[Tensor]
+) -> Rows:
+    """The same on last tokens."""
+    return reference_distance(family, model, micro_batches, last=True)
+
+
+def reference_fluctuation(
+    family: Family, model: PreTrainedModel, micro_batches: Sequence[Tensor]
+) -> Rows:
+    """WIFV from all inputs kept, column by column."""
+    rows: Rows = {}
+    head_dim = family.architecture(model).head_dim
+    for index, block in enumerate(family.blocks(model)):
+        for branch in (family.attention, family.mlp):
+            seen: list[Tensor] = []
+            module = block.get_submodule(branch.output.path)
+            handle = module.register_forward_pre_hook(
+                lambda _, inputs, seen=seen: seen.append(inputs[0].flatten(0, -2))
+            )
+            for ids in micro_batches:
+                family.hidden_states(model, ids)
+            handle.remove()
+            weight = module.get_parameter("weight")
+            columns = weight if branch.output.transposed else weight.T
+            variances = torch.cat(seen).var(0, unbiased=False)
+            scores = torch.stack(
+                [
+                    variance * sum(w * w for w in column)
+                    for variance, column in zip(variances, columns, strict=True)
+                ]
+            )
+            attention = branch is family.attention
+            scores = scores**2 if attention else scores
+            scores = (scores - scores.mean()) / scores.std()
+            size = head_dim if attention else 1
+            name = f"{family.layers_path}.{index}.{branch.output.sublayer}"
+            rows[name] = tuple(float(part.mean()) for part in torch.split(scores, size))
+    return rows
+
+
+def reference_taylor(
+    family: Family, model: PreTrainedModel, micro_batches: Sequence[Tensor]
+) -> Rows:
+    """|weight times gradient| of the mean loss of all tokens at once."""
+    ids = torch.cat(list(micro_batches))
+    rows: Rows = {}
+    model.requires_grad_(True)
+    with torch.enable_grad():
+        logits = model(ids).logits[:, :-1]
+        torch.autograd.backward(F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()))
+    for index, block in enumerate(family.blocks(model)):
+        name = f"{family.layers_path}.{index}"
+        for matrix in family.matrices:
+            weight = block.get_parameter(f"{matrix.path}.weight")
+            assert weight.grad is not None
+            product = float((weight.detach() * weight.grad).abs().sum())
+            for unit in (name, f"{name}.{matrix.sublayer}"):
+                rows[unit] = (rows.get(unit, (0.0,))[0] + product,)
+    return rows
+
+
+REFERENCES: Mapping[str, Reference] = {
+    "block_influence": reference_influence,
+    "angular_distance": reference_distance,
+    "last_angular_distance": reference_last_distance,
+    "fluctuation": reference_fluctuation,
+    "taylor": reference_taylor,
+}
+
+
+def check_matches_reference(
+    estimator: Estimator, reference: Reference, loaded: LoadedModel, batches: Sequence[Tensor]
+) -> None:
+    """The rows at the dense model are the brute-force ones; the model is as it was."""
+    expected = reference(loaded.family, copy.deepcopy(loaded.model).double(), batches)
+    before = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
+    with LiveModel(loaded) as live:
+        rows = estimator(live, batches, Candidate())
+    assert rows.keys() == expected.keys()
+    for name, row in rows.items():
+        torch.testing.assert_close(row, expected[name], rtol=TOLERANCE, atol=1e-6)
+    assert all(torch.equal(before[name], t) for name, t in loaded.model.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
+
+
+def check_history_does_not_matter(
+    estimator: Estimator, loaded: LoadedModel, batches: Sequence[Tensor], other: Candidate
+) -> None:
+    """Rows depend neither on what the model was before, nor on how it is asked."""
+    with LiveModel(loaded) as live:
+        first = estimator(live, batches, Candidate())
+        changed = estimator(live, batches, other)
+        assert estimator(live, batches, Candidate()) == first
+        assert changed != first
+    with LiveModel(loaded) as live:
+        assert estimator(live, batches, other) == changed
+
+
+def check_dropped_has_no_influence(
+    estimator: Estimator, loaded: LoadedModel, batches: Sequence[Tensor], candidate: Candidate
+) -> None:
+    """What a candidate drops has the value zero, or no row; the rest has none that is zero."""
+    with LiveModel(loaded) as live:
+        rows = estimator(live, batches, candidate)
+    for name, row in rows.items():
+        if name in candidate.by_name:
+            assert all(abs(value) < 1e-6 for value in row), name
+        elif name.endswith((".attention", ".mlp")):
+            assert all(value != 0 for value in row), name
+
+
+@torch.inference_mode()
+def _blocks(
+    family: Family, model: PreTrainedModel, ids: Tensor
+) -> Iterator[tuple[str, tuple[Tensor, Tensor, Tensor]]]:
+    """For each block its name and the residual stream before, within and after it (N, H)."""
+    hidden, arguments = family.block_inputs(model, ids)
+    for index, (block, keywords) in enumerate(zip(family.blocks(model), arguments, strict=True)):
+        attention_alone = copy.deepcopy(block)
+        for path, module in family.replacements(attention_alone, "mlp").items():
+            attention_alone.set_submodule(path, module)
+        between, after = attention_alone(hidden, **keywords), block(hidden, **keywords)
+        yield f"{family.layers_path}.{index}", (hidden, between, after)
+        hidden = after

@@ -1,0 +1,185 @@
+"""What every checkpoint format must fulfil, checked on tiny random models.
+
+`FormatContract` is the base of a test class; give it the fixtures ``format`` (a name in
+`evocompress.export.FORMATS`) and ``loaded`` (a model of four blocks). The reference is the
+candidate in memory, put there by `evocompress.apply.LiveModel`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+import evocompress.hf  # noqa: F401
+from evocompress.apply import LiveModel
+from evocompress.canonical import canonical
+from evocompress.errors import ExportError
+from evocompress.export import FORMATS, choose_format, materialize, read_record
+from evocompress.models import LoadedModel, fingerprint
+from evocompress.testing.families import random_ids
+from evocompress.testing.plain_library import PlainLibrary
+from evocompress.types import DROP, Candidate, Level
+
+NEW_TOKENS = 12
+ROUNDING = 1e-4
+"""By how much logits may differ: zeros in a sum change the order in which it is taken."""
+
+Levels = dict[str, Level]
+"""By the end of the unit names, such as ``2.mlp``."""
+
+
+def candidate_of(loaded: LoadedModel, levels: Mapping[str, Level]) -> Candidate:
+    """The canonical candidate of some levels."""
+    path = loaded.family.layers_path
+    named = {f"{path}.{name}": level for name, level in levels.items()}
+    return canonical(named, loaded.family.units(loaded.model))
+
+
+def heads(loaded: LoadedModel) -> list[Level]:
+    """All narrow levels of an attention: one head first, one query head less than dense last."""
+    architecture = loaded.family.architecture(loaded.model)
+    groups = architecture.kv_heads[0]
+    within = architecture.heads[0] // groups
+    every = [(g, q) for g in range(1, groups + 1) for q in range(1, within + 1)]
+    return [Level(kv_groups=g, group_heads=q) for g, q in every[:-1]]
+
+
+def needing_bias(loaded: LoadedModel, level: Level) -> Level:
+    """The level with a bias, where the output matrix has none of its own."""
+    block = loaded.family.blocks(loaded.model)[0]
+    return replace(level, bias=block.get_submodule(loaded.family.output("mlp").path).bias is None)
+
+
+def with_zeros(loaded: LoadedModel, levels: Mapping[str, Level]) -> Levels:
+    """The levels, and a third of each matrix zero."""
+    prefix = f"{loaded.family.layers_path}."
+    matrices = [unit for unit in loaded.family.units(loaded.model) if unit.kind == "matrix"]
+    zeros = {m.name.removeprefix(prefix): Level(zeros=m.numel // 3) for m in matrices}
+    return zeros | dict(levels)
+
+
+def uneven(loaded: LoadedModel) -> Levels:
+    """Widths that differ in each of four blocks, block 1 and another attention dropped."""
+    return {
+        "0.attention": heads(loaded)[-1],
+        "0.mlp": Level(channels=100),
+        "1": DROP,
+        "2.attention": heads(loaded)[0],
+        "2.mlp": Level(channels=40),
+        "3.attention": DROP,
+    }
+
+
+def with_bias(loaded: LoadedModel) -> Levels:
+    """`uneven`, and biases for what was cut in block 2."""
+    levels = uneven(loaded)
+    return levels | {n: needing_bias(loaded, levels[n]) for n in ("2.attention", "2.mlp")}
+
+
+def even_channels(_: LoadedModel) -> Levels:
+    """The same number of channels in all blocks but block 1, which is dropped."""
+    return {f"{i}.mlp": Level(channels=72) for i in (0, 2, 3)} | {"1": DROP}
+
+
+def even_heads(loaded: LoadedModel) -> Levels:
+    """The same number of heads in all blocks."""
+    return {f"{i}.attention": heads(loaded)[1] for i in range(4)}
+
+
+CASES: dict[str, Callable[[LoadedModel], Levels]] = {
+    "dense": lambda _: {},
+    "sparse": lambda loaded: with_zeros(loaded, {"1": DROP}),
+    "merged": lambda _: {"0": Level(merge=2), "1": DROP, "2": DROP},
+    "lacking": lambda loaded: with_zeros(loaded, {"0.attention": DROP, "2.mlp": DROP}),
+    "channels": lambda loaded: with_zeros(loaded, even_channels(loaded)),
+    "heads": lambda loaded: with_zeros(loaded, even_heads(loaded)),
+    "uneven": lambda loaded: with_zeros(loaded, uneven(loaded)),
+    "biased": with_bias,
+}
+"""Candidates of every kind."""
+
+
+def greedy(model: Any, ids: Tensor, *, cache: bool) -> Tensor:
+    """The tokens `ids` (B, S) and the most likely ones after them."""
+    tokens: Tensor = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=NEW_TOKENS,
+        do_sample=False,
+        use_cache=cache,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    return tokens
+
+
+def in_memory(loaded: LoadedModel, candidate: Candidate, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits and greedy tokens of the live model, whose caches know of no dropped attention."""
+    with LiveModel(loaded, PlainLibrary(loaded)) as live:
+        live.apply(candidate)
+        return loaded.model(ids).logits, greedy(loaded.model, ids, cache=False)
+
+
+def reload(folder: Path) -> PreTrainedModel:
+    """The model in a folder, for which nothing may be missing or left over."""
+    answer: Any = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    model, info = answer
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert isinstance(model, PreTrainedModel)
+    return model
+
+
+def assert_same(model: PreTrainedModel, loaded: LoadedModel, candidate: Candidate) -> None:
+    """The model computes what the candidate does in memory, with a cache and without."""
+    ids = random_ids()
+    logits, tokens = in_memory(loaded, candidate, ids)
+    torch.testing.assert_close(model(ids).logits, logits, rtol=0, atol=ROUNDING)
+    for cache in (False, True):
+        assert torch.equal(greedy(model, ids, cache=cache), tokens)
+
+
+class FormatContract:
+    """The checks; subclasses are collected by pytest."""
+
+    @pytest.mark.parametrize("case", CASES)
+    def test_it_writes_the_candidate_or_says_who_can(
+        self, format: str, loaded: LoadedModel, case: str, tmp_path: Path
+    ) -> None:
+        """What is read back is the candidate; what is refused others really can write."""
+        before = fingerprint(loaded.model)
+        candidate = candidate_of(loaded, CASES[case](loaded))
+        obstacle = FORMATS[format].obstacle(loaded, candidate)
+        if obstacle is None:
+            self.check_written(format, loaded, candidate, tmp_path / "out")
+        else:
+            self.check_refused(format, loaded, candidate, obstacle)
+        assert fingerprint(loaded.model) == before
+
+    def check_written(
+        self, format: str, loaded: LoadedModel, candidate: Candidate, out: Path
+    ) -> None:
+        """The checkpoint holds the candidate and its record."""
+        materialize(loaded, PlainLibrary(loaded), candidate, out, format=format)
+        record = read_record(out)
+        assert (record.id, record.format) == (candidate.id, format)
+        assert_same(reload(out), loaded, candidate)
+
+    def check_refused(
+        self, format: str, loaded: LoadedModel, candidate: Candidate, obstacle: str
+    ) -> None:
+        """One line names the format, a unit of the candidate, and all formats that can."""
+        with pytest.raises(ExportError) as caught:
+            choose_format(loaded, candidate, format)
+        text = str(caught.value)
+        assert "\n" not in text
+        assert text.startswith(f"format '{format}' {obstacle}: ")
+        assert any(name in obstacle for name in candidate.by_name)
+        able = {name for name in FORMATS if FORMATS[name].obstacle(loaded, candidate) is None}
+        assert {name for name in FORMATS if f"'{name}'" in text.rsplit(": ", 1)[1]} == able

@@ -1,0 +1,244 @@
+"""What every model family must fulfil when heads and channels are cut, on a tiny random model.
+
+`NarrowingContract` is the base of a test class; give it a ``family`` fixture. The reference is
+the dense model in which the cut heads or channels are silenced: the columns of the output
+matrix that read them are zero.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from evocompress.apply import LiveModel
+from evocompress.families import Family, SubLayerName
+from evocompress.models import LoadedModel
+from evocompress.testing.families import SUBLAYERS, random_ids, silence
+from evocompress.testing.plain_library import PlainLibrary
+from evocompress.testing.tiny import tiny_loaded
+from evocompress.types import DROP, Architecture, Candidate, Level
+
+
+def candidate_of(levels: Mapping[str, Level]) -> Candidate:
+    """A candidate from levels in any order."""
+    return Candidate(tuple(sorted(levels.items())))
+
+
+def widths(architecture: Architecture, sublayer: SubLayerName, *, bias: bool) -> list[Level]:
+    """Narrow levels of the first block: all numbers of heads, and some of channels."""
+    if sublayer == "mlp":
+        channels = architecture.channels[0]
+        return [Level(channels=c, bias=bias) for c in (channels - 1, channels // 3, 1)]
+    groups = architecture.kv_heads[0]
+    size = architecture.heads[0] // groups
+    every = [(g, q) for g in range(1, groups + 1) for q in range(1, size + 1)]
+    return [Level(kv_groups=g, group_heads=q, bias=bias) for g, q in every if (g, q) != every[-1]]
+
+
+def state(model: nn.Module) -> dict[str, Any]:
+    """Everything that modules hold, by identity: attributes, children, parameters, their data."""
+    held = {
+        f"{path}.{name}": id(value)
+        for path, module in model.named_modules()
+        for place in (vars(module), module._parameters, module._modules)
+        for name, value in place.items()
+    }
+    return held | {name: value.data_ptr() for name, value in model.named_parameters()}
+
+
+class NarrowingContract:
+    """The checks; subclasses are collected by pytest and provide the fixture ``family``."""
+
+    @pytest.fixture
+    def loaded(self, family: Family) -> LoadedModel:
+        """A tiny random model of the family."""
+        return tiny_loaded(family.model_type)
+
+    @pytest.fixture
+    def library(self, loaded: LoadedModel) -> PlainLibrary:
+        """Its levels."""
+        return PlainLibrary(loaded)
+
+    @pytest.mark.parametrize("sublayer", SUBLAYERS)
+    @pytest.mark.parametrize("bias", [False, True])
+    def test_a_narrow_sublayer_is_the_silenced_one(
+        self, loaded: LoadedModel, library: PlainLibrary, sublayer: SubLayerName, bias: bool
+    ) -> None:
+        """At every width, in the first block and in another, and with an additional bias."""
+        ids, dense = random_ids(), loaded.model(random_ids()).logits
+        for level in widths(loaded.family.architecture(loaded.model), sublayer, bias=bias):
+            levels = {f"{loaded.family.layers_path}.{i}.{sublayer}": level for i in (0, 2)}
+            expected = reference(loaded, library, levels)(ids).logits
+            with LiveModel(loaded, library) as live:
+                live.apply(candidate_of(levels))
+                narrow = loaded.model(ids).logits
+            torch.testing.assert_close(narrow, expected, rtol=1e-4, atol=1e-4)
+            assert (narrow - dense).abs().max() > 0.01
+
+    def test_parameters_are_really_fewer(self, loaded: LoadedModel, library: PlainLibrary) -> None:
+        """The rows and columns of a matrix are those of the heads and channels that stay."""
+        path = loaded.family.layers_path
+        head_dim = loaded.family.architecture(loaded.model).head_dim
+        levels = {
+            f"{path}.1.attention": Level(kv_groups=1, group_heads=1),
+            f"{path}.1.mlp": Level(channels=5),
+        }
+        left = {"query": head_dim, "key": head_dim, "value": head_dim, "channel": 5}
+        units = [unit for unit in loaded.family.units(loaded.model) if unit.parent in levels]
+        with LiveModel(loaded, library) as live:
+            live.apply(candidate_of(levels))
+            shapes = {unit.name: unit.shape for unit in loaded.family.units(loaded.model)}
+        for unit in units:
+            assert unit.shape is not None
+            rows = sum(left[axis] for axis in unit.rows) or unit.shape[0]
+            columns = sum(left[axis] for axis in unit.columns) or unit.shape[1]
+            assert shapes[unit.name] == (rows, columns)
+
+    @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+    def test_both_sublayers_in_both_kernels(
+        self, loaded: LoadedModel, library: PlainLibrary, implementation: str
+    ) -> None:
+        """Narrow sub-layers beside a dropped one, with either attention kernel."""
+        if getattr(loaded.model.config, "attn_logit_softcapping", None) is not None:
+            implementation = "eager"
+        loaded.model.set_attn_implementation(implementation)
+        levels = mixed(loaded)
+        expected = reference(loaded, library, levels)(random_ids()).logits
+        with LiveModel(loaded, library) as live:
+            live.apply(candidate_of(levels))
+            torch.testing.assert_close(
+                loaded.model(random_ids()).logits, expected, rtol=1e-4, atol=1e-4
+            )
+
+    def test_generation_with_a_cache_is_that_without(
+        self, loaded: LoadedModel, library: PlainLibrary
+    ) -> None:
+        """Greedy tokens, beyond the attention windows, where layers differ in their heads."""
+        ids = random_ids(batch=2, length=6)
+        path = loaded.family.layers_path
+        every = widths(loaded.family.architecture(loaded.model), "attention", bias=False)
+        levels = {
+            f"{path}.0.attention": every[0],
+            f"{path}.2.attention": every[-1],
+            f"{path}.1.mlp": Level(channels=7),
+        }
+        with LiveModel(loaded, library) as live:
+            live.apply(candidate_of(levels))
+            cached, plain = (generate(loaded.model, ids, cache=cache) for cache in (True, False))
+        assert torch.equal(cached, plain)
+
+    def test_restore_gives_the_very_same_model(
+        self, loaded: LoadedModel, library: PlainLibrary
+    ) -> None:
+        """Tensors, modules and attributes, after every kind of change and back."""
+        before, dense = state(loaded.model), loaded.model(random_ids()).logits
+        with LiveModel(loaded, library) as live:
+            for levels in way(loaded):
+                live.apply(candidate_of(levels))
+                assert state(loaded.model) != before
+        assert state(loaded.model) == before
+        assert torch.equal(loaded.model(random_ids()).logits, dense)
+
+    def test_the_way_does_not_matter(self, loaded: LoadedModel, library: PlainLibrary) -> None:
+        """Between wide, narrow, other, dropped and merged, each candidate is always the same."""
+        way_there = [candidate_of(levels) for levels in way(loaded)]
+        direct = []
+        for candidate in way_there:
+            with LiveModel(loaded, library) as live:
+                live.apply(candidate)
+                direct.append(loaded.model(random_ids()).logits)
+        with LiveModel(loaded, library) as live:
+            for candidate, logits in [*zip(way_there, direct, strict=True)] * 2:
+                live.apply(candidate)
+                assert torch.equal(loaded.model(random_ids()).logits, logits)
+
+    @pytest.mark.parametrize("count", [1, 2])
+    def test_a_merged_block_is_the_sum_of_differences(
+        self, loaded: LoadedModel, library: PlainLibrary, count: int
+    ) -> None:
+        """Matrices and biases as LaCo's equation says; norms are the block's own."""
+        family, model = loaded.family, copy.deepcopy(loaded.model)
+        blocks = family.blocks(model)
+        for matrix in family.matrices:
+            chain = [dict(b.get_submodule(matrix.path).named_parameters()) for b in blocks]
+            for name, first in chain[0].items():
+                differences = [chain[k][name] - first for k in range(1, count + 1)]
+                first.copy_(first + sum(differences))
+        for index in range(1, count + 1):
+            for sublayer in SUBLAYERS:
+                silence(family, blocks[index], sublayer)
+        with LiveModel(loaded, library) as live:
+            live.apply(candidate_of(merged(loaded, count)))
+            logits = loaded.model(random_ids()).logits
+        torch.testing.assert_close(logits, model(random_ids()).logits, rtol=1e-4, atol=1e-4)
+
+
+def reference(
+    loaded: LoadedModel, library: PlainLibrary, levels: Mapping[str, Level]
+) -> PreTrainedModel:
+    """A copy of the dense model with what is cut or dropped silenced, and the biases added."""
+    model: PreTrainedModel = copy.deepcopy(loaded.model)
+    for name, level in levels.items():
+        unit = library.units[name]
+        if level.drop:
+            block = loaded.family.blocks(model)[unit.block]
+            silence(loaded.family, block, "attention" if unit.kind == "attention" else "mlp")
+            continue
+        output = model.get_submodule(library.output(name))
+        output.get_parameter("weight").copy_(library.silenced(name, level))
+        if level.bias:
+            bias = library.load(name, level)["bias"]
+            output.register_parameter("bias", nn.Parameter(bias, requires_grad=False))
+    return model
+
+
+def mixed(loaded: LoadedModel) -> dict[str, Level]:
+    """Levels with both kinds of narrow sub-layers, in one block and beside a dropped one."""
+    path, architecture = loaded.family.layers_path, loaded.family.architecture(loaded.model)
+    heads = widths(architecture, "attention", bias=False)
+    return {
+        f"{path}.0.attention": heads[-1],
+        f"{path}.0.mlp": Level(channels=10),
+        f"{path}.1.attention": DROP,
+        f"{path}.1.mlp": Level(channels=40, bias=True),
+        f"{path}.2.attention": heads[0],
+    }
+
+
+def merged(loaded: LoadedModel, count: int) -> dict[str, Level]:
+    """The first block with the next ones merged into it."""
+    path = loaded.family.layers_path
+    dropped = {f"{path}.{i}.{s}": DROP for i in range(1, count + 1) for s in SUBLAYERS}
+    return dropped | {f"{path}.0": Level(merge=count)}
+
+
+def way(loaded: LoadedModel) -> list[dict[str, Level]]:
+    """Candidates between which each kind of level follows each other one."""
+    path, architecture = loaded.family.layers_path, loaded.family.architecture(loaded.model)
+    heads = widths(architecture, "attention", bias=True)
+    return [
+        mixed(loaded),
+        {f"{path}.0.attention": DROP, f"{path}.1.mlp": Level(channels=40)},
+        {f"{path}.0.attention": heads[0], f"{path}.1.attention": heads[-1]},
+        merged(loaded, 1),
+        mixed(loaded),
+    ]
+
+
+def generate(model: Any, ids: Tensor, *, cache: bool) -> Tensor:
+    """Twelve greedy tokens after `ids` (B, S)."""
+    tokens: Tensor = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=12,
+        min_new_tokens=12,
+        do_sample=False,
+        use_cache=cache,
+    )
+    return tokens

@@ -1,0 +1,118 @@
+"""The local executor, alone and with a model under a whole search."""
+
+import numpy as np
+import pytest
+
+from evocompress.apply import LiveModel
+from evocompress.config import ProxyConfig, SpaceConfig
+from evocompress.distributed import LocalExecutor
+from evocompress.estimates import ESTIMATES
+from evocompress.estimates.answer import LiveEstimates
+from evocompress.journal import Journal
+from evocompress.proxies import PROXIES
+from evocompress.run import search
+from evocompress.search import SEARCHERS
+from evocompress.search.base import Problem
+from evocompress.space import build_space
+from evocompress.testing.proxies import micro_batches
+from evocompress.testing.tiny import tiny_loaded
+from evocompress.types import Candidate, Estimate, Estimation, Evaluate, Pool, Result
+
+BLOCKS = {"units": ["block"], "protect": []}
+CASES = {
+    "shortgpt": ({}, {}),
+    "window": (BLOCKS, {}),
+    "shortened_llama": (BLOCKS, {"metric": "taylor", "shield": (1, 0)}),
+    "sleb": (BLOCKS, {}),
+}
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return tiny_loaded("llama", layers=4)
+
+
+class Numbered:
+    """A proxy and a source of estimates that count what they are asked."""
+
+    def __init__(self):
+        self.asked = []
+
+    def evaluate(self, requests):
+        self.asked += requests
+        return [Result(request, ()) for request in requests]
+
+    def estimate(self, request):
+        self.asked.append(request)
+        return Estimation(request, (), ())
+
+
+def test_answers_come_one_by_one_in_the_order_asked():
+    source = Numbered()
+    requests = [
+        Evaluate(Candidate(), (0,)),
+        Estimate(Candidate(), "taylor", (1,)),
+        Evaluate(Candidate(), (2,)),
+    ]
+    answers = LocalExecutor(source, source).map(requests)
+    for count, request in enumerate(requests, start=1):
+        assert next(answers).request == request
+        assert source.asked == requests[:count]
+
+
+def run(loaded, path, name, die_after=None):
+    """A whole search on the model; the incumbent and what was computed."""
+    drop, settings = CASES[name]
+    family, batches = loaded.family, micro_batches(loaded)
+    config = SpaceConfig(drop=drop, budget={"body_params": 0.7})
+    space = build_space(family.units(loaded.model), family.architecture(loaded.model), config)
+    pool = Pool(tuple(ids.numel() for ids in batches))
+    cls = SEARCHERS[name]
+    searcher = cls(Problem(space, pool), cls.Settings(**settings), np.random.default_rng(0))
+    path.mkdir(exist_ok=True)
+    with LiveModel(loaded) as live, Journal(path / "journal", {}) as journal:
+        executor = Mortal(
+            PROXIES["perplexity"](live, batches, ProxyConfig()),
+            LiveEstimates(live, batches),
+            die_after,
+        )
+        best = search(searcher, executor, journal, pool).best
+    return best, executor.done, space
+
+
+class Mortal(LocalExecutor):
+    """Dies after a number of answers."""
+
+    def __init__(self, proxy, estimates, die_after):
+        super().__init__(proxy, estimates)
+        self._die_after = die_after
+        self.done = 0
+
+    def map(self, requests):
+        for answer in super().map(requests):
+            if self.done == self._die_after:
+                raise KeyboardInterrupt
+            self.done += 1
+            yield answer
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_search_with_a_model_goes_on_where_it_was_killed(loaded, tmp_path, name):
+    best, count, space = run(loaded, tmp_path / "whole", name)
+    assert space.feasible(space.genome(best.candidate)[None])[0]
+    expected = (tmp_path / "whole" / "journal").read_bytes()
+    for die_after in range(count):
+        with pytest.raises(KeyboardInterrupt):
+            run(loaded, tmp_path / f"cut{die_after}", name, die_after)
+        again, rest, _ = run(loaded, tmp_path / f"cut{die_after}", name)
+        assert (again, rest) == (best, count - die_after)
+        assert (tmp_path / f"cut{die_after}" / "journal").read_bytes() == expected
+
+
+def test_shortgpt_removes_what_turns_the_stream_least(loaded, tmp_path):
+    best, _, space = run(loaded, tmp_path, "shortgpt")
+    with LiveModel(loaded) as live:
+        rows = ESTIMATES["block_influence"](live, micro_batches(loaded), Candidate())
+    removed = {name for name, _ in best.candidate.levels}
+    kept = {unit.name for unit in space.units} - removed
+    assert max(rows[name] for name in removed) < min(rows[name] for name in kept)

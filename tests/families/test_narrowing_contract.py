@@ -1,0 +1,11 @@
+from __future__ import annotations
+
+import pytest
+
+from evocompress.families import FAMILIES
+from evocompress.testing.narrowing import NarrowingContract
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())
+class TestNarrowing(NarrowingContract):
+    pass

@@ -1,0 +1,61 @@
+"""What a timed forward pass runs; how long it takes is the machine's business."""
+
+import pytest
+import torch
+
+from evocompress.profile import timing
+from evocompress.testing.tiny import tiny_model
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@pytest.fixture
+def calls():
+    """A tiny model, and the shape of the ids of every call of it."""
+    model, shapes = tiny_model("llama"), []
+
+    def record(module, positional, keywords):
+        ids = positional[0] if positional else keywords["input_ids"]
+        cache = keywords.get("past_key_values")
+        shapes.append((*ids.shape, cache.get_seq_length() if cache else 0))
+
+    model.register_forward_pre_hook(record, with_kwargs=True)
+    return model, shapes
+
+
+def test_a_prefill_is_one_call(calls):
+    model, shapes = calls
+    run = timing.prefill(model, 2, 5)
+    assert run() > 0
+    assert shapes == [(2, 5, 0)]
+
+
+def test_decoding_starts_at_the_context(calls):
+    model, shapes = calls
+    run = timing.decoding(model, 3, 7)
+    assert run() > 0
+    assert shapes == [(3, 7, 0), *((3, 1, 7 + step) for step in range(1 + timing.STEPS))]
+    assert 1 + timing.STEPS <= timing.UNTIMED_STEPS + timing.STEPS
+
+
+def test_decoding_takes_the_median_step(calls, monkeypatch):
+    times = iter([9.0, 1.0, 2.0, 3.0, 1.0, 8.0, 2.0, 2.0])
+    monkeypatch.setattr(timing, "cpu_seconds", lambda call: next(times))
+    assert timing.decoding(calls[0], 1, 4)() == 2.0
+
+
+def test_only_a_gpu_has_graphs():
+    assert not timing.can_be_captured(tiny_model("llama"))
+
+
+@needs_cuda
+def test_a_captured_step_takes_less_time():
+    model = tiny_model("llama").to("cuda")
+    assert timing.can_be_captured(model)
+    graph, eager = timing.decoding(model, 1, 16, graph=True), timing.decoding(model, 1, 16)
+    assert 0 < min(graph() for _ in range(5)) < min(eager() for _ in range(5))
+
+
+@needs_cuda
+def test_a_prefill_on_a_gpu_is_timed_by_events():
+    assert timing.prefill(tiny_model("llama").to("cuda"), 1, 16)() > 0
