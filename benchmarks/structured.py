@@ -47,6 +47,7 @@ from evocompress.workbench import Workbench
 BUDGETS = (0.85, 0.70, 0.55)
 SHARED = "obs_structured"
 DEPTH = {"drop": {"units": ["block"], "protect": []}}
+QUARTERS = (0.25, 0.5, 0.75)
 SUBLAYERS = {"drop": {"units": ["attention", "mlp"], "protect": []}}
 
 
@@ -117,18 +118,22 @@ def _methods(
     channels: tuple[float, ...],
     multiple_of: int,
     search: Mapping[str, Any],
-    greedy_tokens: int,
+    tokens: tuple[int, int],
 ) -> dict[str, Method]:
+    """The contestants; `tokens` are those on which greedy methods try units, and widths."""
     width = {"channels": channels, "multiple_of": multiple_of}
     free = {"width": {**width, "protect": []}, **SUBLAYERS}
-    tried = {"candidate_tokens": greedy_tokens}
+    # Every step tries every layer: in small steps MultiPruner would ask for many millions.
+    coarse = {"width": {**width, "channels": QUARTERS, "protect": []}, **SUBLAYERS}
+    tried = {"candidate_tokens": tokens[0]}
+    steps = {"width_tokens": tokens[1]}
     return {
         "uniform": Method({"name": "uniform"}, {"width": {**width, "uniform": True}}, "minitron"),
         "shortgpt": Method({"name": "shortgpt"}, DEPTH),
         "sleb": Method({"name": "sleb", **tried}, DEPTH),
         "blockpruner": Method({"name": "blockpruner", **tried}, SUBLAYERS),
         "flap": Method({"name": "flap"}, free, "flap"),
-        "multipruner": Method({"name": "multipruner", **tried}, free, "magnitude"),
+        "multipruner": Method({"name": "multipruner", **tried, **steps}, coarse, "magnitude"),
         "search": Method(search, {"width": width, "drop": {"units": ["attention", "mlp"]}}, SHARED),
     }
 
@@ -146,7 +151,7 @@ def _full(arguments: argparse.Namespace) -> Setup:
         "stage_tokens": (1024, 4096),
         "tokens": 660_000,
     }
-    methods = _methods(channels, 96, search, 1024)
+    methods = _methods(channels, 96, search, (1024, 512))
     chosen = arguments.methods or list(methods)
     return Setup(
         model={"source": "demo:smollm2-135m", "dtype": "bfloat16"},
@@ -155,7 +160,7 @@ def _full(arguments: argparse.Namespace) -> Setup:
             "search_sequences": 64,
             "heldout_sequences": 20,
             "length": 512,
-            "micro_batch": 2,
+            "micro_batch": 1,
         },
         channels=channels,
         multiple_of=96,
@@ -180,7 +185,7 @@ def _quick(folder: Path) -> Setup:
         "survivors": (2, 1),
         "stage_tokens": (64, 256),
     }
-    channels = (0.25, 0.5, 0.75)
+    channels = QUARTERS
     return Setup(
         model={"source": str(tiny_checkpoint(folder / "model", "llama"))},
         calibration={
@@ -192,7 +197,7 @@ def _quick(folder: Path) -> Setup:
         },
         channels=channels,
         multiple_of=8,
-        methods=_methods(channels, 8, search, 64),
+        methods=_methods(channels, 8, search, (64, 64)),
         text=str(text),
         heldout=str(heldout),
         results=folder / "results",
@@ -310,6 +315,8 @@ class _Seed:
 
     def _method(self, name: str, method: Method, table: str, criterion: str) -> dict[str, float]:
         """One method at all budgets, the tightest first: looser ones replay its trajectory."""
+        if "width" in method.space:
+            self._build_library(criterion)
         found: dict[str, float] = {}
         journals: list[Journal] = []
         for budget in sorted(BUDGETS):
@@ -325,6 +332,13 @@ class _Seed:
             found[f"{table}params_{suffix}"] = costs["body_params"][0] / dense
             found[f"{table}tokens_{suffix}"] = tokens
         return found
+
+    def _build_library(self, criterion: str) -> None:
+        """Makes the library with every width that any method asks for."""
+        width = {"channels": self._setup.channels, "multiple_of": self._setup.multiple_of}
+        everything = Method({}, {"width": {**width, "protect": []}})
+        bench = self._bench(self._config("library", everything, criterion, min(BUDGETS)))
+        bench.library  # noqa: B018  (made here where it is missing)
 
     def _bench(self, config: RunConfig) -> Workbench:
         bench = Workbench(config, RunFolder(config.folder), self._reporter)

@@ -11,6 +11,7 @@ FOLDER = Path(__file__).parent.parent / "benchmarks"
 SHARED = {"common", "cells"}
 FIGURES = {
     "proxy": ["vs_forward", "vs_two_sided_kl", "peak_mib", "peak_mib_two_sided"],
+    "prefix": ["single_drops_speedup", "nothing_common_speedup", "different"],
     "library": ["vs_per_level_sweeps", "max_relative_difference"],
     "latency_model": [
         *("median_abs_error", "shortest", "batch", "tokens", "spread"),
@@ -25,6 +26,7 @@ FIGURES = {
         }.items()
         for method in methods
     ],
+    "front": ["points", "hypervolume_front", "hypervolume_baselines", "ratio"],
     "sparsity50": [
         *("uniform_kl_top256", "kl_217k_top256", "kl_438k_top256", "kl_659k_top256"),
         *("uniform_kl", "kl_217k", "kl_438k", "kl_659k"),
