@@ -89,6 +89,11 @@ def _channel_levels(whole: int, config: WidthSpace, bias: bool) -> tuple[Level, 
     exact = _counts(config.channels, whole, "channels", "FFN channels")
     rounded = {ceil(count / multiple) * multiple for count in exact}
     narrow = sorted((count for count in rounded if count < whole), reverse=True)
+    if not narrow:
+        raise ConfigError(
+            f"space.width.channels: rounded up to multiples of {multiple}, every width is the "
+            f"dense one of {whole} channels; lower multiple_of, or leave mlp out of units"
+        )
     return tuple(Level(channels=count, bias=bias) for count in narrow)
 
 
@@ -115,11 +120,12 @@ def _counts(widths: Sequence[float] | str, whole: int, key: str, what: str) -> s
         if count != int(count):
             raise ConfigError(
                 f"space.width.{key}: {count} is neither a fraction of at most 1 nor a whole "
-                f"number of {what}"
+                f"number of {what}; give 1 to {whole}, or fractions"
             )
         if count > whole:
             raise ConfigError(
-                f"space.width.{key}: {count:.0f} is more than the model's {whole} {what}"
+                f"space.width.{key}: {count:.0f} is more than the model's {whole} {what}; "
+                f"give 1 to {whole}"
             )
     return {max(ceil(width * whole - _ROUNDING), 1) for width in fractions} | set(map(int, counts))
 

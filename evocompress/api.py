@@ -26,8 +26,8 @@ from evocompress.config_file import changed
 from evocompress.costs import LatencyTable
 from evocompress.environment import describe, environment
 from evocompress.errors import RunError
+from evocompress.export import check_format, read_candidate
 from evocompress.export import materialize as write_checkpoint
-from evocompress.export import read_candidate
 from evocompress.export.reload import read_checkpoint
 from evocompress.files import read_json, write_json
 from evocompress.heal import heal as distil
@@ -127,6 +127,7 @@ def materialize(
     Raises:
         EvoCompressError: Anything the user can mend.
     """
+    check_format(form)
     bench = _finished(path, reporter)
     chosen = _candidate(bench, candidate)
     target = out or bench.folder.checkpoint
@@ -259,7 +260,7 @@ def _finished(path: Path, reporter: Reporter | None, overrides: Sequence[str] = 
     config = changed(folder.config(), overrides)
     if not folder.winner.exists():
         raise RunError(f"{path} has no winner yet: finish it with 'evocompress search --resume'")
-    bench = Workbench(config, folder, reporter or Silent())
+    bench = Workbench(config, folder, reporter or Silent(), finished=True)
     bench.reporter.log_to(folder.log)
     return bench
 
@@ -312,12 +313,12 @@ def _evolve(bench: Workbench, searcher: Searcher, journal: Journal) -> run.Outco
 
 
 def _even(bench: Workbench) -> Candidate:
-    """The even candidate of the budget; without one, of what the winner costs."""
+    """The even candidate of the budget, and of what the winner costs of each objective."""
     space = bench.space
-    if not space.budget:
-        winner = Candidate.from_json(read_json(bench.folder.winner)["levels"])
-        costs = costs_of(space, winner)
-        space = replace(space, budget={name: costs[name] for name in bench.searcher().objectives})
+    winner = Candidate.from_json(read_json(bench.folder.winner)["levels"])
+    costs = costs_of(space, winner)
+    bounds = {name: costs[name] for name in bench.searcher().objectives}
+    space = replace(space, budget=space.budget | bounds)
     return space.candidate(space.uniform())
 
 

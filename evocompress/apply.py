@@ -8,10 +8,10 @@ from types import TracebackType
 from torch import Tensor, nn
 
 from evocompress.errors import LibraryError
-from evocompress.families import Matrix, SubLayerName
+from evocompress.families import SubLayerName
 from evocompress.families.base import Attributes
 from evocompress.models import LoadedModel
-from evocompress.prune import PARTS, Form, LevelStore, Source
+from evocompress.prune import PARTS, LevelStore, Source, form_of
 from evocompress.types import DENSE, Candidate, Level, Unit
 
 
@@ -27,6 +27,9 @@ class LiveModel:
         loaded: The model, dense.
         library: Where compressed weights come from; ``None`` if candidates only drop or merge.
 
+    Attributes:
+        units: Every unit of the model by name.
+
     Example:
         >>> with LiveModel(loaded, library) as live:
         ...     live.apply(candidate)
@@ -37,12 +40,12 @@ class LiveModel:
         self.loaded = loaded
         self.library = library
         self._current = Candidate()
-        self._units = {unit.name: unit for unit in loaded.family.units(loaded.model)}
+        self.units = {unit.name: unit for unit in loaded.family.units(loaded.model)}
         self._blocks = list(loaded.family.blocks(loaded.model))
         # Modules are looked up while all are in place: a dropped one cannot be found.
         self._modules = {
             name: loaded.model.get_submodule(name)
-            for name, unit in self._units.items()
+            for name, unit in self.units.items()
             if unit.kind == "matrix"
         }
         self._source = Source(loaded, _tensors(self._modules), library)
@@ -73,8 +76,8 @@ class LiveModel:
         for name, parts in tensors.items():
             self._put(name, parts)
         for name, level in changed.items():
-            if self._units[name].kind in ("attention", "mlp"):
-                self._reshape(self._units[name], level)
+            if self.units[name].kind in ("attention", "mlp"):
+                self._reshape(self.units[name], level)
         self._current = candidate
 
     def restore(self) -> None:
@@ -94,9 +97,9 @@ class LiveModel:
 
     def _check(self, name: str, level: Level) -> None:
         """Refuse units that the model does not have, and levels that are of another kind."""
-        if name not in self._units:
+        if name not in self.units:
             raise LibraryError(f"the model has no unit {name}: the candidate is of another one")
-        kind = self._units[name].kind
+        kind = self.units[name].kind
         if kind == "block" and not (level.dense or level.merge):
             raise LibraryError(
                 f"{name} is a block: a candidate drops its two sub-layers or merges it"
@@ -110,25 +113,13 @@ class LiveModel:
     ) -> dict[str, dict[str, Tensor]]:
         """The new tensors of each matrix whose form changes; raises where there are none."""
         tensors: dict[str, dict[str, Tensor]] = {}
-        for block in sorted({self._units[name].block for name in changed}):
+        for index in sorted({self.units[name].block for name in changed}):
+            block = f"{self.loaded.family.layers_path}.{index}"
             for matrix in self.loaded.family.matrices:
-                form = self._form(block, matrix, after)
-                if form != self._form(block, matrix, before):
-                    name = f"{self._name(block)}.{matrix.path}"
-                    tensors[name] = self._source.tensors(block, matrix, form)
+                form = form_of(block, matrix, after)
+                if form != form_of(block, matrix, before):
+                    tensors[f"{block}.{matrix.path}"] = self._source.tensors(index, matrix, form)
         return tensors
-
-    def _form(self, block: int, matrix: Matrix, levels: Mapping[str, Level]) -> Form:
-        """What becomes of a matrix of a block; it is left dense where its sub-layer is dropped."""
-        name = self._name(block)
-        width = levels.get(f"{name}.{matrix.sublayer}", DENSE)
-        if width.drop:
-            return Form()
-        own = levels.get(f"{name}.{matrix.path}", DENSE)
-        return Form(own, width, levels.get(name, DENSE).merge)
-
-    def _name(self, block: int) -> str:
-        return f"{self.loaded.family.layers_path}.{block}"
 
     def _put(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Swap the weight and bias of a matrix; a bias it lacks when dense comes and goes."""

@@ -46,7 +46,7 @@ def check_cost(name: str, model: CostModel, key: str) -> None:
 
 
 def resolve(budget: Mapping[str, float], model: CostModel) -> dict[str, float]:
-    """Absolute bounds; a bound of at most 1 is a fraction of the dense model's cost.
+    """Absolute bounds, see `absolute`.
 
     Raises:
         ConfigError: A cost is unknown.
@@ -54,9 +54,12 @@ def resolve(budget: Mapping[str, float], model: CostModel) -> dict[str, float]:
     for name in budget:
         check_cost(name, model, "space.budget")
     dense = model.dense()
-    return {
-        name: bound * dense[name] if bound <= 1 else float(bound) for name, bound in budget.items()
-    }
+    return {name: absolute(bound, dense[name]) for name, bound in budget.items()}
+
+
+def absolute(bound: float, dense: float) -> float:
+    """A bound in the cost's own unit; one of at most 1 is a share of the dense model's cost."""
+    return bound * dense if bound <= 1 else float(bound)
 
 
 def require(space: SearchSpace) -> None:

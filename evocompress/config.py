@@ -84,7 +84,8 @@ class DropSpace(Strict):
     Attributes:
         units: ``[attention, mlp]``, one of them, or ``[block]``.
         protect: Globs over names of units that are never removed; by default the first
-            attention, which several programs cannot do without.
+            attention, which several programs cannot do without, and so with ``[block]`` the
+            first block.
         merge: Removed blocks are merged into the last kept block before them (LaCo,
             2402.11187); only with ``[block]``.
     """
@@ -148,8 +149,9 @@ class SpaceConfig(Strict):
         sparsity: Zeros in matrices.
         width: Narrower attention and FFN.
         drop: Removed sub-layers or blocks.
-        budget: Upper bounds {cost name: bound}; a bound of at most 1 is a fraction of the
-            dense model, a larger one is absolute. See `evocompress.costs.COSTS`.
+        budget: Upper bounds {cost name: bound}; a bound of at most 1 is always a fraction of
+            the dense model, a larger one is absolute: a latency of under a second is given as
+            a fraction. See `evocompress.costs.COSTS`.
     """
 
     sparsity: SparsitySpace | None = None
@@ -202,7 +204,7 @@ class SearchConfig(BaseModel):
 
     Attributes:
         name: A name from `evocompress.search.SEARCHERS`.
-        tokens: Requested tokens after which the run stops.
+        tokens: The most tokens that may be requested; the run ends before it would ask for more.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -271,8 +273,9 @@ class LatencyConfig(Strict):
         validation: Random whole candidates that check the table and fit scale and offset.
         table: File of the table; ``None`` keeps it with the tables of other devices in the
             cache folder.
-        force: Use a table that was measured on another device, in another dtype or with
-            another batch or length.
+        force: Use a table that was measured under other circumstances: device, dtype, threads,
+            attention kernel, version of torch, model of the same widths, batch and length of
+            prefill or decoding step, way of measuring.
     """
 
     prefill: tuple[Positive, Positive] = (1, 512)

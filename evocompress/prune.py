@@ -18,7 +18,7 @@ from evocompress.families import Matrix
 from evocompress.families.base import head_shape
 from evocompress.families.coupling import Kept, Widths, index_of
 from evocompress.models import LoadedModel
-from evocompress.types import DENSE, Level, Unit
+from evocompress.types import DENSE, Level
 
 PARTS = ("weight", "bias")
 
@@ -43,6 +43,21 @@ class Form:
     level: Level = DENSE
     width: Level = DENSE
     merge: int = 0
+
+
+def form_of(block: str, matrix: Matrix, levels: Mapping[str, Level]) -> Form:
+    """What becomes of a matrix; it is left dense where its sub-layer is dropped.
+
+    Args:
+        block: Name of its block.
+        matrix: One of the family's matrices.
+        levels: A candidate's levels by unit name.
+    """
+    width = levels.get(f"{block}.{matrix.sublayer}", DENSE)
+    if width.drop:
+        return Form()
+    own = levels.get(f"{block}.{matrix.path}", DENSE)
+    return Form(own, width, levels.get(block, DENSE).merge)
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,61 +173,6 @@ class Source:
         chain = [self._own(self._name(block + k, matrix.path)) for k in range(count + 1)]
         parts = zip(chain[0], zip(*(own.values() for own in chain), strict=True), strict=True)
         return {name: _merge(tensors) for name, tensors in parts}
-
-
-def sublayer_tensors(
-    loaded: LoadedModel,
-    dense: Mapping[str, Tensor],
-    library: LevelStore,
-    unit: Unit,
-    level: Level,
-    matrices: Mapping[str, Level],
-) -> dict[str, Tensor]:
-    """The matrices and biases of a narrowed sub-layer; see `Source` for the first three.
-
-    Args:
-        loaded: The model.
-        dense: The model's dense tensors by parameter name.
-        library: Stores `level` of `unit`, and the sparse matrices at that width.
-        unit: An attention or MLP unit.
-        level: Its narrow level.
-        matrices: Levels by name of matrix units; those not named are not sparse.
-
-    Returns:
-        {parameter name: tensor} in the module's own orientation and type. Where the level
-        needs a bias and the output matrix has none, the name of its new bias is among them.
-
-    Raises:
-        LibraryError: The library has no such level.
-    """
-    source = Source(loaded, dense, library)
-    tensors: dict[str, Tensor] = {}
-    for matrix in loaded.family.matrices:
-        if matrix.sublayer == unit.kind:
-            own = matrices.get(f"{unit.parent}.{matrix.path}", DENSE)
-            tensors |= source.tensors(unit.block, matrix, Form(own, width=level))
-    return tensors
-
-
-def merged_tensors(
-    loaded: LoadedModel, dense: Mapping[str, Tensor], unit: Unit, level: Level
-) -> dict[str, Tensor]:
-    """The matrices and biases of a block that the next ones are merged into, by parameter name.
-
-    Args:
-        loaded: The model.
-        dense: The model's dense tensors by parameter name.
-        unit: A block.
-        level: Its merge level.
-
-    Raises:
-        LibraryError: There are fewer blocks after it.
-    """
-    source = Source(loaded, dense, library=None)
-    tensors: dict[str, Tensor] = {}
-    for matrix in loaded.family.matrices:
-        tensors |= source.tensors(unit.block, matrix, Form(merge=level.merge))
-    return tensors
 
 
 def _merge(tensors: Sequence[Tensor]) -> Tensor:

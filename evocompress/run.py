@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from math import isfinite
 from typing import Protocol
 
@@ -75,7 +76,8 @@ def search(
         executor: Answers what the journal does not know.
         journal: The record of this run.
         pool: Sizes of the micro-batches.
-        tokens: Stop before the next ask once this many tokens were requested.
+        tokens: The most tokens that may be requested: the search ends before an ask that would
+            bring the sum above.
         listener: Told about progress.
 
     Returns:
@@ -86,9 +88,9 @@ def search(
     """
     account = _Account(pool)
     step: Step | None = None
-    for number in _until_spent(account, tokens):
+    for number in count():
         requests = searcher.ask()
-        if not requests:
+        if not requests or (tokens is not None and account.after(requests) > tokens):
             break
         for done, total in _answer(requests, executor, journal):
             listener(Progress(step, done, total))
@@ -143,6 +145,10 @@ class _Account:
         self.computed = 0
         self.fidelity: dict[str, int] = {}
 
+    def after(self, requests: Iterable[Request]) -> int:
+        """The requested tokens once these requests are added."""
+        return self.requested + sum(self._pool.requested(request) for request in requests)
+
     def add(self, requests: Iterable[Request]) -> None:
         for request in requests:
             self.requested += self._pool.requested(request)
@@ -163,13 +169,6 @@ class _Account:
     def _look(self, request: Evaluate) -> None:
         known = self.fidelity.get(request.candidate.id, 0)
         self.fidelity[request.candidate.id] = max(known, self._pool.requested(request))
-
-
-def _until_spent(account: _Account, tokens: int | None) -> Iterator[int]:
-    number = 0
-    while tokens is None or account.requested < tokens:
-        yield number
-        number += 1
 
 
 def _answer(

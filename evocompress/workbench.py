@@ -16,19 +16,21 @@ from torch import Tensor
 from evocompress.apply import LiveModel
 from evocompress.config import CalibrationConfig, LibraryConfig, RunConfig, SearchConfig
 from evocompress.config_file import nearest, validate
-from evocompress.costs import LatencyTable
-from evocompress.costs.timing import TIMED
+from evocompress.costs import TIMED, LatencyTable
 from evocompress.criteria import CRITERIA, STRUCTURED
 from evocompress.distributed import EXECUTORS
-from evocompress.errors import ConfigError, LibraryError
+from evocompress.errors import ConfigError, LibraryError, RunError
 from evocompress.estimates.answer import LiveEstimates
 from evocompress.evaluation import check_lengths
+from evocompress.genes import Genes
 from evocompress.library import Library, build_library, check_library, open_library
 from evocompress.models import LoadedModel, load
-from evocompress.profile import profile, read_table, table_path
+from evocompress.profile import check_lengths as check_timed_lengths
+from evocompress.profile import check_table, profile, read_table, table_path
 from evocompress.progress import Reporter
 from evocompress.proxies import PROXIES, Proxy
 from evocompress.proxies.calibration import Calibration, check_length, load_calibration
+from evocompress.rehearsal import UNMEASURED, unbounded
 from evocompress.run import Executor
 from evocompress.run_folder import RunFolder
 from evocompress.search import SEARCHERS
@@ -45,11 +47,13 @@ class Workbench:
         config: The run's configuration.
         folder: The run's folder; it need not exist before something is written.
         reporter: Told about slow steps.
+        finished: Whether the search is over, after which no latency table is measured.
     """
 
     config: RunConfig
     folder: RunFolder
     reporter: Reporter
+    finished: bool = False
 
     @cached_property
     def loaded(self) -> LoadedModel:
@@ -73,12 +77,20 @@ class Workbench:
     @cached_property
     def space(self) -> SearchSpace:
         """The search space with its costs and budget."""
+        return self._space(self.config, self.latency_table)
+
+    @cached_property
+    def untimed_space(self) -> SearchSpace:
+        """The same units and levels without a latency table, which takes long to measure."""
+        return self._space(unbounded(self.config), UNMEASURED) if self._timed else self.space
+
+    def _space(self, config: RunConfig, table: LatencyTable | None) -> SearchSpace:
         return build_space(
             self.units,
             self.loaded.family.architecture(self.loaded.model),
-            self.config.space,
-            adds_bias=STRUCTURED[self.config.library.width_criterion].adds_bias,
-            latency=self.latency_table,
+            config.space,
+            adds_bias=STRUCTURED[config.library.width_criterion].adds_bias,
+            latency=table,
         )
 
     @cached_property
@@ -86,18 +98,31 @@ class Workbench:
         """The run's own table, or the one of this machine, measured where it is missing.
 
         ``None`` where neither budget nor objectives ask for a latency.
+
+        Raises:
+            RunError: A finished run has lost its own.
         """
+        if not self._timed:
+            return None
         if self.folder.latency.exists():
             return read_table(self.folder.latency)
+        if self.finished:
+            raise RunError(
+                f"{self.folder.latency} is missing, which told the search all latencies: restore "
+                "it, or search again with name=..."
+            )
+        return self.profile()
+
+    @cached_property
+    def _timed(self) -> bool:
+        """Whether budget or objectives name a cost that only a latency table knows."""
         settings = searcher_settings(self.config)
         wanted = {
             *self.config.space.budget,
             *getattr(settings, "objectives", ()),
             *getattr(settings, "range", ()),
         }
-        if not wanted & set(TIMED):
-            return None
-        return self.profile()
+        return not wanted.isdisjoint(TIMED)
 
     def profile(self, *, anew: bool = False) -> LatencyTable:
         """The latency table of this machine, measured where it is missing or wanted `anew`."""
@@ -115,7 +140,7 @@ class Workbench:
     @cached_property
     def wanted_levels(self) -> dict[str, tuple[Level, ...]]:
         """For each unit of the space, its levels that need stored weights."""
-        genes = self.space.genes
+        genes = self.untimed_space.genes
         return {
             unit.name: stored
             for units, levels in zip(genes.members, genes.levels, strict=True)
@@ -130,17 +155,30 @@ class Workbench:
     def check(self) -> None:
         """Whether data, settings, space and library fit; nothing is written in the run's folder.
 
+        A latency table that is missing is measured last: it takes longest.
+
         Raises:
             EvoCompressError: Something does not.
         """
         context = self.loaded.family.architecture(self.loaded.model).context
         check_length(self.config.calibration, self.loaded)
         check_lengths(self.config.evaluate, context)
-        self.searcher()
+        if self._timed:
+            check_timed_lengths(self.config.latency, context)
+        make_searcher(unbounded(self.config), self.untimed_space)
         if self.wanted_levels:
             check_library(*self._library_order(), batch=self.config.calibration.micro_batch)
         else:
             self.calibration  # noqa: B018  (may refuse the data)
+        if self._timed:
+            self._check_latency()
+
+    def _check_latency(self) -> None:
+        """Whether the run's own latency table is of this machine, and the bounds within it."""
+        table, path = self.latency_table, self.folder.latency
+        if table and path.exists():
+            check_table(table, self.loaded, self.config.latency, path, own=True)
+        self.searcher()
 
     @cached_property
     def library(self) -> Library | None:
@@ -195,9 +233,7 @@ class Workbench:
 
     def searcher(self) -> Searcher:
         """A new searcher; its settings are checked against space and pool."""
-        problem = Problem(self.space, pool(self.config.calibration), self.config.search.tokens)
-        rng = np.random.default_rng(self.config.seed)
-        return SEARCHERS[self.config.search.name](problem, searcher_settings(self.config), rng)
+        return make_searcher(self.config, self.space)
 
     def header(self) -> dict[str, Any]:
         """What the values of the journal depend on."""
@@ -206,9 +242,9 @@ class Workbench:
             "model": self.loaded.fingerprint,
             "calibration": self.calibration.fingerprint,
             "library": self.library.fingerprint if self.library else None,
-            "space": _digest([u.name for u in self.space.units], self.space.levels),
+            "space": _genes_digest(self.space.genes),
             "budget": dict(self.space.budget),
-            "latency": asdict(self.latency_table.made) if self.latency_table else None,
+            "latency": _table_facts(self.latency_table) if self.latency_table else None,
             "proxy": self.config.proxy.model_dump(),
             "searcher": self.config.search.name,
             "settings": searcher_settings(self.config).model_dump(mode="json"),
@@ -225,6 +261,17 @@ def pool(config: CalibrationConfig) -> Pool:
     full, rest = divmod(config.search_sequences, config.micro_batch)
     sizes = [config.micro_batch] * full + [rest] * bool(rest)
     return Pool(tuple(size * config.length for size in sizes))
+
+
+def make_searcher(config: RunConfig, space: SearchSpace) -> Searcher:
+    """A new searcher of a run's settings.
+
+    Raises:
+        EvoCompressError: They do not fit the space or the calibration pool.
+    """
+    problem = Problem(space, pool(config.calibration), config.search.tokens)
+    rng = np.random.default_rng(config.seed)
+    return SEARCHERS[config.search.name](problem, searcher_settings(config), rng)
 
 
 def searcher_settings(config: RunConfig) -> SearcherSettings:
@@ -261,7 +308,17 @@ def check_names(config: RunConfig) -> None:
             raise ConfigError(f"library.{key}: unknown criterion '{name}': {known}")
 
 
-def _digest(names: list[str], levels: tuple[tuple[Level, ...], ...]) -> str:
-    keys = [[level.key for level in options] for options in levels]
-    text = json.dumps([names, keys], separators=(",", ":"))
+def _table_facts(table: LatencyTable) -> dict[str, Any]:
+    """Where a table was measured, and a digest of what it says."""
+    return asdict(table.made) | {"digest": _digest(table.to_json())}
+
+
+def _genes_digest(genes: Genes) -> str:
+    names = [[unit.name for unit in members] for members in genes.members]
+    keys = [[level.key for level in options] for options in genes.levels]
+    return _digest([names, keys, genes.start.tolist(), genes.merges])
+
+
+def _digest(content: Any) -> str:
+    text = json.dumps(content, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from evocompress.apply import LiveModel
 from evocompress.errors import LibraryError
 from evocompress.models import loaded as make_loaded
-from evocompress.prune import merged_tensors, sublayer_tensors
+from evocompress.prune import Form, Source, form_of
 from evocompress.testing.families import random_ids
 from evocompress.testing.narrowing import candidate_of, merged, mixed, reference, way, widths
 from evocompress.testing.plain_library import PlainLibrary
@@ -104,28 +104,36 @@ def test_narrow_and_sparse_matrices_are_the_library_s(world):
         assert world.logits().isfinite().all()
 
 
-def test_the_functions_give_what_the_live_model_has(world):
-    """One backend: `sublayer_tensors` and `merged_tensors` against the parameters in place."""
-    dense = dict(world.parameters())
-    pointers = {name: parameter.data for name, parameter in dense.items()}
-    levels = narrow_and_sparse(world)
+def test_a_source_gives_what_the_live_model_has(world):
+    """One backend: `Source.tensors` of narrow, sparse and merged matrices, as put in place."""
+    dense = {name: parameter.data for name, parameter in world.parameters().items()}
+    source = Source(world.loaded, dense, world.library)
+    narrow, merging = narrow_and_sparse(world), merged(world.loaded, 2)
     with LiveModel(world.loaded, world.library) as live:
-        live.apply(candidate_of(levels))
-        for name in (f"{world.path}.2.attention", f"{world.path}.2.mlp"):
-            tensors = sublayer_tensors(
-                world.loaded,
-                pointers,
-                world.library,
-                world.library.units[name],
-                levels[name],
-                levels,
-            )
-            assert_in_place(world, tensors, world.matrices(name))
-        live.apply(candidate_of(merged(world.loaded, 2)))
-        block = world.library.units[f"{world.path}.0"]
-        tensors = merged_tensors(world.loaded, pointers, block, Level(merge=2))
-        names = world.matrices(f"{block.name}.attention") + world.matrices(f"{block.name}.mlp")
-        assert_in_place(world, tensors, names)
+        for block, levels in ((2, narrow), (0, merging)):
+            live.apply(candidate_of(levels))
+            name = f"{world.path}.{block}"
+            tensors = {}
+            for matrix in world.loaded.family.matrices:
+                tensors |= source.tensors(block, matrix, form_of(name, matrix, levels))
+            names = world.matrices(f"{name}.attention") + world.matrices(f"{name}.mlp")
+            assert_in_place(world, tensors, names)
+
+
+def test_the_form_of_a_matrix(llama):
+    query, down = (llama.loaded.family.matrices[index] for index in (0, -1))
+    narrow, sparse = Level(channels=24), Level(zeros=5)
+    levels = {
+        "b.attention": DROP,
+        f"b.{query.path}": sparse,
+        "b.mlp": narrow,
+        f"b.{down.path}": sparse,
+        "c": Level(merge=2),
+    }
+    assert form_of("b", query, levels) == Form(), "dropped with its sub-layer"
+    assert form_of("b", down, levels) == Form(sparse, width=narrow)
+    assert form_of("c", down, levels) == Form(merge=2)
+    assert form_of("d", down, levels) == Form()
 
 
 def assert_in_place(world, tensors, matrices):

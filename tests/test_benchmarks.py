@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
-SHARED = {"common", "cells"}
+SHARED = {"common", "cells", "contest", "heldout"}
 FIGURES = {
     "proxy": ["vs_forward", "vs_two_sided_kl", "peak_mib", "peak_mib_two_sided"],
     "prefix": ["single_drops_speedup", "nothing_common_speedup", "different"],
@@ -20,13 +20,12 @@ FIGURES = {
     "structured": [
         f"{table}kl_{method}_{budget}"
         for budget in ("085", "070", "055")
-        for table, methods in {
-            "": ("uniform", "shortgpt", "sleb", "blockpruner", "flap", "multipruner", "search"),
-            "native_": ("uniform", "flap", "multipruner", "search"),
-        }.items()
-        for method in methods
+        for table in ("", "native_")
+        for method in (
+            *("uniform", "shortgpt", "sleb", "blockpruner", "flap", "multipruner", "search"),
+        )
     ],
-    "front": ["points", "hypervolume_front", "hypervolume_baselines", "ratio"],
+    "front": ["points", "hypervolume_search", "hypervolume_baselines", "ratio"],
     "sparsity50": [
         *("uniform_kl_top256", "kl_217k_top256", "kl_438k_top256", "kl_659k_top256"),
         *("uniform_kl", "kl_217k", "kl_438k", "kl_659k"),

@@ -227,7 +227,7 @@ def test_stages_in_the_wrong_order_say_what_is_missing(monkeypatch, run_file, tm
 
 
 def test_help_names_every_command_with_an_example(monkeypatch, capsys):
-    commands = ["demo", "search", "materialize", "heal", "evaluate", "report"]
+    commands = ["demo", "search", "profile", "materialize", "heal", "evaluate", "report"]
     for words in [[c] for c in commands] + [["library", "build"], ["library", "inspect"]]:
         assert call(monkeypatch, *words, "--help") == 0
         assert "Example" in capsys.readouterr().out, words

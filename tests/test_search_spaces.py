@@ -69,6 +69,11 @@ def test_search_starts(path):
         assert [request.kind for request in requests] == ["fluctuation"]
         return
     assert all(isinstance(request, Evaluate) for request in requests)
+    if config.search.settings.get("effect_rounds"):
+        movable = len(problem.space.units)
+        assert all(request.probe for request in requests)
+        assert movable < len(requests) <= 1 + movable * settings.effect_levels
+        return
     assert len(requests) == config.search.settings.get("initial", settings.offspring)
 
 
@@ -84,9 +89,17 @@ def test_uniform_candidate_removes_what_the_name_says(path):
 @pytest.mark.parametrize("path", [*FILES, DEMO], ids=lambda path: path.stem)
 def test_library_fits_the_stated_disk_space(path):
     space = space_of(load_config(path))
-    weights = sum(
-        unit.numel * len(levels)
-        for unit, levels in zip(space.units, space.levels, strict=True)
-        if unit.kind == "matrix"
-    )
-    assert weights * SMOLLM2_135M.architecture().dtype_bytes < LARGEST_LIBRARY
+    rows = SMOLLM2_135M.architecture()
+    stored = 0
+    for members, levels in zip(space.genes.members, space.levels, strict=True):
+        for unit in members:
+            stored += sum(weights(unit, level, rows) for level in levels)
+    assert stored * rows.dtype_bytes < LARGEST_LIBRARY
+
+
+def weights(unit, level, architecture):
+    """How many a library stores of a unit at a level: a matrix, or a narrowed output matrix."""
+    if level.narrow:
+        heads = (level.kv_groups or 0) * (level.group_heads or 0)
+        return architecture.hidden * (level.channels or heads * architecture.head_dim)
+    return unit.numel

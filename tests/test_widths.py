@@ -143,7 +143,7 @@ def test_levels_need_a_bias_where_the_output_has_none(own):
         ({"width": {"protect": ["*.ffn"]}}, r"protect: '\*.ffn' matches no unit"),
         (
             {"width": {"channels": [1.0], "kv_groups": [1.0], "group_heads": [1.0]}},
-            "no width asked for is narrower",
+            "every width is the dense one of 100 channels",
         ),
         (
             {"width": {"uniform": True}, "drop": {}},

@@ -10,6 +10,7 @@ from evocompress.costs.memory import memory_costs
 from evocompress.costs.model import Cost, CostModel, CostTable
 from evocompress.costs.parameters import parameter_costs
 from evocompress.costs.sublayers import Left, Part, outline
+from evocompress.costs.text import amount_text
 from evocompress.costs.timing import TIMED, timing_costs
 from evocompress.errors import ConfigError
 from evocompress.types import Architecture, Unit
@@ -24,6 +25,7 @@ __all__ = [
     "LatencyTable",
     "Left",
     "Part",
+    "amount_text",
     "cost_model",
     "outline",
 ]
@@ -41,7 +43,7 @@ COSTS: dict[str, str] = {
     "weight_bytes": "bytes of all weights stored densely: tied weights once, zeros counted",
     "kv_bytes": "bytes of the key-value cache of one sequence",
     "latency": "seconds of a prefill, from a table measured by `evocompress profile`",
-    "decode_latency": "seconds of one decoded token, from the same table",
+    "decode_latency": "seconds of a decoding step of decode[0] sequences, same table",
 }
 
 

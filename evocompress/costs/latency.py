@@ -123,6 +123,7 @@ class Circumstances:
         model: Fingerprint of the dense model.
         prefill: (batch, tokens) of the prefill.
         decode: (batch, context tokens) of the decoding step.
+        method: Version of the way of measuring; 0 where a table does not tell.
     """
 
     device: str
@@ -133,6 +134,7 @@ class Circumstances:
     model: str
     prefill: tuple[int, int]
     decode: tuple[int, int]
+    method: int = 0
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,6 @@ class LatencyTable:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(
-                f"{where} is no latency table of this version ({error}): delete it, and "
-                "'evocompress profile' measures a new one"
+                f"{where} is no latency table of this version ({error}): name another "
+                "latency.table, or measure over it with 'evocompress profile --anew'"
             ) from error

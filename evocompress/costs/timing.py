@@ -11,7 +11,7 @@ TIMED = ("latency", "decode_latency")
 
 
 def timing_costs(table: LatencyTable) -> dict[str, Cost]:
-    """The costs of `TIMED`: seconds of a prefill, and of one decoded token."""
+    """The costs of `TIMED`: seconds of a prefill, and of one decoding step."""
     phases = (table.prefill, table.decode)
     return {name: _seconds(phase) for name, phase in zip(TIMED, phases, strict=True)}
 

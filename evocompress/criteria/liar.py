@@ -23,11 +23,12 @@ def reconstructed(structure: Structure, statistics: Statistics, cuts: Sequence[C
     With kept inputs k and cut ones p the new weights are W_k + W_p·C_pk·(C_kk + r·I)⁻¹, where
     C is the Gram matrix and r is the statistics' damping times its mean diagonal. Only the
     dense weights and the choice of the items enter, no update that the criterion made;
-    structured OBS ends at these very weights, so there nothing changes.
+    structured OBS ends at these very weights, so after it nothing changes where there is no bias.
 
     Where a cut has a bias and the sums of the inputs are known, the bias is refit too: C is
-    centred, and the bias makes the mean output that of the dense matrix. A bias whose inputs'
-    sums are not known stays as it is.
+    centred, and the bias makes the mean output that of the dense matrix. This affine fit differs
+    from what structured OBS, which keeps an own bias, ends at. A bias whose inputs' sums are not
+    known stays as it is.
 
     Args:
         structure: The sub-layer.

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from evocompress.apply import LiveModel
 from evocompress.estimates.base import Rows, block_name
+from evocompress.gradients import summed_gradients
 from evocompress.types import DROP, Candidate
 
 
@@ -52,35 +51,10 @@ def _saliences(
 ) -> dict[str, float]:
     """{sub-layer: the sum of |weight times gradient| over its matrices}."""
     weights = [weight for of_sublayer in kept.values() for weight in of_sublayer]
-    gradients = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]
     positions = sum(ids[:, 1:].numel() for ids in micro_batches)
-    with _differentiable(weights):
-        for ids in micro_batches:
-            loss = _loss(live, ids) / positions
-            for total, gradient in zip(gradients, torch.autograd.grad(loss, weights), strict=True):
-                total += gradient
+    gradients = summed_gradients(live.loaded, weights, micro_batches, scale=1 / positions)
     products = (
         float((weight.float() * gradient).abs().sum(dtype=torch.float64))
         for weight, gradient in zip(weights, gradients, strict=True)
     )
     return {name: sum(next(products) for _ in of_sublayer) for name, of_sublayer in kept.items()}
-
-
-@contextmanager
-def _differentiable(weights: Collection[nn.Parameter]) -> Iterator[None]:
-    """Lets gradients flow to the weights for a while."""
-    for weight in weights:
-        weight.requires_grad_(True)
-    try:
-        with torch.enable_grad():
-            yield
-    finally:
-        for weight in weights:
-            weight.requires_grad_(False)
-
-
-def _loss(live: LiveModel, ids: Tensor) -> Tensor:
-    """The negative log-likelihood of every next token, summed."""
-    family, model = live.loaded.family, live.loaded.model
-    logits = family.logits(model, family.hidden_states(model, ids)[:, :-1])
-    return F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")

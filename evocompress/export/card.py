@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from evocompress.costs import Part
+from evocompress.costs import Part, amount_text
 from evocompress.export.record import Record
 from evocompress.types import DENSE, DROP, Candidate, Level
 
@@ -102,10 +102,10 @@ def _cost_table(record: Record) -> str:
     names = dict.fromkeys([*record.measured, *record.predicted])
     rows = ["| cost | predicted | measured |", "|---|---|---|"]
     for name in names:
-        predicted, measured = record.predicted.get(name), record.measured.get(name)
-        rows.append(f"| {name} | {_number(predicted)} | {_number(measured)} |")
+        cells = (_amount(name, costs) for costs in (record.predicted, record.measured))
+        rows.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(rows)
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:,.0f}"
+def _amount(name: str, costs: Mapping[str, float]) -> str:
+    return amount_text(name, costs[name]) if name in costs else ""

@@ -82,15 +82,24 @@ def materialize(
     return out
 
 
+def check_format(name: str) -> None:
+    """Refuse the name of a format that there is not.
+
+    Raises:
+        ExportError: It is neither ``auto`` nor a key of `FORMATS`.
+    """
+    if name not in ("auto", *FORMATS):
+        raise ExportError(f"unknown format '{name}': choose one of auto, {', '.join(FORMATS)}")
+
+
 def choose_format(loaded: LoadedModel, candidate: Candidate, name: str = "auto") -> str:
     """The format to write a candidate in: `name`, or for ``auto`` the first that can.
 
     Raises:
         ExportError: There is no such format, or it cannot express the candidate.
     """
+    check_format(name)
     names = AUTOMATIC if name == "auto" else (name,)
-    if not set(names) <= set(FORMATS):
-        raise ExportError(f"unknown format '{name}': choose one of auto, {', '.join(FORMATS)}")
     obstacles = {choice: FORMATS[choice].obstacle(loaded, candidate) for choice in FORMATS}
     able = [choice for choice in FORMATS if obstacles[choice] is None]
     for choice in names:

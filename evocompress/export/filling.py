@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from evocompress.export.layout import Block
 from evocompress.families import Matrix, SubLayerName
-from evocompress.families.coupling import Kept, Widths, index_of
+from evocompress.families.coupling import Kept, Widths, first_items, index_of
 from evocompress.types import Axis
 
 
@@ -43,7 +42,7 @@ def filled(
     """
     places = None
     if matrix.sublayer not in block.dropped:
-        places = _places(matrix.sublayer, block.widths, target.widths)
+        places = first_items(matrix.sublayer, block.widths, target.widths)
     rows, columns = (1, 0) if matrix.transposed else (0, 1)
     weight = _spread(state[f"{name}.weight"], rows, matrix.rows, places, target.widths)
     weight = _spread(weight, columns, matrix.columns, places, target.widths)
@@ -54,15 +53,6 @@ def filled(
     elif matrix.sublayer in target.biased:
         tensors[f"{name}.bias"] = weight.new_zeros(weight.shape[rows])
     return tensors
-
-
-def _places(sublayer: SubLayerName, widths: Widths, wide: Widths) -> Kept:
-    """Which heads or channels of the common width a sub-layer takes: each group's first ones."""
-    if sublayer == "mlp":
-        return Kept(torch.zeros(1, dtype=torch.int64), torch.arange(widths.channels))
-    groups = torch.arange(widths.kv_heads)
-    within = torch.arange(widths.heads // widths.kv_heads)
-    return Kept(groups, (groups[:, None] * (wide.heads // wide.kv_heads) + within).flatten())
 
 
 def _spread(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from evocompress.families import SubLayerName
-from evocompress.families.coupling import Widths
+from evocompress.families.coupling import Widths, dense_widths
 from evocompress.models import LoadedModel
 from evocompress.types import DENSE, Candidate
 
@@ -80,7 +80,8 @@ def without_blocks(left: Layout) -> str | None:
 def layout(loaded: LoadedModel, candidate: Candidate) -> Layout:
     """What a candidate leaves of a model."""
     path, levels = loaded.family.layers_path, candidate.by_name
-    dense, unbiased = _dense_widths(loaded), _unbiased(loaded)
+    dense = dense_widths(loaded.family.architecture(loaded.model), 0)
+    unbiased = _unbiased(loaded)
     blocks = []
     for index in range(len(loaded.family.blocks(loaded.model))):
         own = {kind: levels.get(f"{path}.{index}.{kind}", DENSE) for kind in SUBLAYERS}
@@ -93,16 +94,6 @@ def layout(loaded: LoadedModel, candidate: Candidate) -> Layout:
         )
         blocks.append(block)
     return Layout(path, dense, tuple(blocks))
-
-
-def _dense_widths(loaded: LoadedModel) -> Widths:
-    architecture = loaded.family.architecture(loaded.model)
-    return Widths(
-        heads=architecture.heads[0],
-        kv_heads=architecture.kv_heads[0],
-        head_dim=architecture.head_dim,
-        channels=architecture.channels[0],
-    )
 
 
 def _unbiased(loaded: LoadedModel) -> tuple[SubLayerName, ...]:

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from evocompress.families import Matrix
 from evocompress.models import LoadedModel
-from evocompress.prune import Form, LevelStore, Source
-from evocompress.types import DENSE, Candidate, Level
+from evocompress.prune import LevelStore, Source, form_of
+from evocompress.types import Candidate
 
 
 class LevelWeights(LevelStore, Protocol):
@@ -41,19 +40,9 @@ def compressed_state(
     path, levels = loaded.family.layers_path, candidate.by_name
     for index in range(len(loaded.family.blocks(loaded.model))):
         for matrix in loaded.family.matrices:
-            form = _form(f"{path}.{index}", matrix, levels)
-            if form is not None:
-                state |= source.tensors(index, matrix, form)
+            form = form_of(f"{path}.{index}", matrix, levels)
+            state |= source.tensors(index, matrix, form)
     return state
-
-
-def _form(block: str, matrix: Matrix, levels: Mapping[str, Level]) -> Form | None:
-    """What becomes of a matrix of a block; ``None`` if it is dropped."""
-    width = levels.get(f"{block}.{matrix.sublayer}", DENSE)
-    if width.drop:
-        return None
-    own = levels.get(f"{block}.{matrix.path}", DENSE)
-    return Form(own, width, levels.get(block, DENSE).merge)
 
 
 def assemble(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from evocompress.types import Architecture, Axis, Level
+from evocompress.types import Architecture, Axis, Level, UnitKind
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,14 +55,34 @@ class Widths:
         return replace(self, heads=level.kv_groups * level.group_heads, kv_heads=level.kv_groups)
 
 
-def axis_lengths(architecture: Architecture, block: int) -> dict[Axis, int]:
-    """How many heads (of queries, keys, values) or channels a dense block has."""
+def dense_widths(architecture: Architecture, block: int) -> Widths:
+    """How wide the sub-layers of a dense block are."""
     return Widths(
         heads=architecture.heads[block],
         kv_heads=architecture.kv_heads[block],
         head_dim=architecture.head_dim,
         channels=architecture.channels[block],
-    ).lengths
+    )
+
+
+def axis_lengths(architecture: Architecture, block: int) -> dict[Axis, int]:
+    """How many heads (of queries, keys, values) or channels a dense block has."""
+    return dense_widths(architecture, block).lengths
+
+
+def first_items(kind: UnitKind, widths: Widths, wide: Widths) -> Kept:
+    """The first channels of an MLP, or the first query heads of an attention's first groups.
+
+    Args:
+        kind: ``mlp`` or ``attention``.
+        widths: How many.
+        wide: The widths of the sub-layer that they are in.
+    """
+    if kind == "mlp":
+        return Kept(torch.zeros(1, dtype=torch.int64), torch.arange(widths.channels))
+    groups = torch.arange(widths.kv_heads)
+    within = torch.arange(widths.heads // widths.kv_heads)
+    return Kept(groups, (groups[:, None] * (wide.heads // wide.kv_heads) + within).flatten())
 
 
 def index_of(

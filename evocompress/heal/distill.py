@@ -69,7 +69,7 @@ def heal(
     resume: bool = False,
     progress: Progress | None = None,
 ) -> HealReport:
-    """Distils the teacher into a compressed checkpoint; zeros of its matrices stay zero.
+    """Distils the teacher into a compressed checkpoint; what `zero_masks` finds stays zero.
 
     Writes into `out`: ``checkpoint`` (the step that was best on `validation`, in the student's
     format), ``heal.jsonl`` (the history), ``heal.json`` (the report) and ``state`` (what a

@@ -39,14 +39,25 @@ def load_student(path: Path, teacher: LoadedModel) -> PreTrainedModel:
 
 
 def zero_masks(model: PreTrainedModel, family: Family) -> dict[str, Tensor]:
-    """Where the linear matrices of the blocks are zero: {parameter name: boolean, same shape}."""
-    paths = {f"{matrix.path}.weight" for matrix in family.matrices}
-    prefix = f"{family.layers_path}."
-    masks = {
-        name: parameter.detach() == 0
-        for name, parameter in model.named_parameters()
-        if name.startswith(prefix) and name.removeprefix(prefix).split(".", 1)[1] in paths
-    }
+    """Where the matrices of the blocks stay zero: {parameter name: boolean, same shape}.
+
+    A bias stays zero with the row that it belongs to, and where all of it is zero: those are
+    what the format ``padded`` filled in for dropped sub-layers, cut heads and channels, and
+    layers that need no bias.
+    """
+    parameters = dict(model.named_parameters())
+    masks: dict[str, Tensor] = {}
+    for index in range(len(family.blocks(model))):
+        for matrix in family.matrices:
+            name = f"{family.layers_path}.{index}.{matrix.path}"
+            if f"{name}.weight" not in parameters:
+                continue  # of a dropped sub-layer
+            weight = parameters[f"{name}.weight"].detach() == 0
+            masks[f"{name}.weight"] = weight
+            if f"{name}.bias" in parameters:
+                bias = parameters[f"{name}.bias"].detach() == 0
+                gone = weight.all(0 if matrix.transposed else 1)
+                masks[f"{name}.bias"] = bias & (gone | bias.all())
     return {name: mask for name, mask in masks.items() if mask.any()}
 
 

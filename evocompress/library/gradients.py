@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch import Tensor
 
+from evocompress.gradients import summed_gradients
 from evocompress.models import LoadedModel
 
 
@@ -33,30 +32,10 @@ def loss_gradients(
         For each unit its gradient, float32, in the module's orientation.
     """
     parameters = [loaded.model.get_parameter(f"{unit}.weight") for unit in units]
-    sums = [torch.zeros_like(parameter, dtype=torch.float32) for parameter in parameters]
-    with _differentiable(parameters):
+
+    def batches() -> Iterator[Tensor]:
         for position, ids in enumerate(torch.split(tokens, batch)):
             advance(position * batch)
-            loss = _loss(loaded, ids.to(loaded.model.device))
-            for total, gradient in zip(sums, torch.autograd.grad(loss, parameters), strict=True):
-                total.add_(gradient)
-    return dict(zip(units, sums, strict=True))
+            yield ids
 
-
-@contextmanager
-def _differentiable(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    for parameter in parameters:
-        parameter.requires_grad_(True)
-    try:
-        with torch.enable_grad():
-            yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(False)
-
-
-def _loss(loaded: LoadedModel, ids: Tensor) -> Tensor:
-    """The cross-entropy of every next token in `ids` (B, S), summed."""
-    hidden = loaded.family.hidden_states(loaded.model, ids[:, :-1])
-    logits = loaded.family.logits(loaded.model, hidden)
-    return cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="sum")
+    return dict(zip(units, summed_gradients(loaded, parameters, batches()), strict=True))

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from evocompress.criteria import CRITERIA, Statistics
-from evocompress.criteria.masks import parse_pattern
 from evocompress.families.coupling import Kept
 from evocompress.library.cache import Cache
 from evocompress.library.dense import Coupled, DenseModel, Linear
@@ -47,7 +46,7 @@ class NarrowedMatrices:
 
         Args:
             unit: The matrix unit.
-            level: Its level; the zeros are scaled to the narrowed matrix by `scaled`.
+            level: Its level at full width; see `Level.zeros_left`.
             width: Level of its sub-layer.
 
         Returns:
@@ -71,9 +70,9 @@ class NarrowedMatrices:
             narrow = linear.oriented(stored["weight"]).to(dense.device).float()
         else:
             narrow = dense[rows]
-        level_left = scaled(level, dense.numel(), narrow.numel())
+        zeros = level.zeros_left(dense.numel(), narrow.numel())
         known = self._statistics(linear, columns, width if linear.unit.columns else None)
-        (result,) = criterion.compress(narrow, known, [level_left])
+        (result,) = criterion.compress(narrow, known, [replace(level, zeros=zeros)])
         return linear.oriented(result).to("cpu", self._dense.dtype).contiguous()
 
     def _statistics(self, linear: Linear, columns: Index, width: Level | None) -> Statistics:
@@ -96,20 +95,6 @@ class NarrowedMatrices:
         if needs == "squares":
             return replace(known, squares=stored[columns])
         return replace(known, gram=stored[columns][:, columns])
-
-
-def scaled(level: Level, dense: int, left: int) -> Level:
-    """A matrix level as it is in a narrowed matrix.
-
-    Args:
-        level: The level at full width.
-        dense: Weights of the full matrix.
-        left: Weights of the narrowed one.
-    """
-    if level.pattern:
-        zeros, group = parse_pattern(level.pattern)
-        return Level(zeros=left * zeros // group, pattern=level.pattern)
-    return Level(zeros=level.zeros * left // dense)
 
 
 def padded(coupled: Coupled, linear: Linear, dense: Tensor, narrow: Tensor, kept: Kept) -> Tensor:

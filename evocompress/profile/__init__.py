@@ -7,12 +7,13 @@ from evocompress.config import LatencyConfig
 from evocompress.costs.latency import LatencyTable
 from evocompress.models import LoadedModel
 from evocompress.profile.first_items import FirstItems
-from evocompress.profile.measure import measure
+from evocompress.profile.measure import check_lengths, measure
 from evocompress.profile.rows import table_rows
 from evocompress.profile.tables import check_table, read_table, table_path, write_table
 from evocompress.progress import Advance
 
 __all__ = [
+    "check_lengths",
     "check_table",
     "measure",
     "profile",
@@ -35,14 +36,14 @@ def profile(
         anew: Measure even where there is a table, which is replaced.
 
     Raises:
-        ConfigError: The table is of another model, device, dtype, thread count, batch or
-            length, or the lengths do not fit the model.
+        ConfigError: The table was measured under other circumstances
+            (`evocompress.costs.latency.Circumstances`), or the lengths do not fit the model.
         RunError: The file is damaged, or the disk is full.
     """
     path = table_path(loaded, config)
     if path.exists() and not anew:
         table = read_table(path)
-        check_table(table, loaded, config)
+        check_table(table, loaded, config, path)
         return table
     with LiveModel(loaded, FirstItems(loaded)) as live:
         table = measure(loaded, config, live, progress=progress)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from evocompress.errors import LibraryError
-from evocompress.families.coupling import Kept, axis_lengths, index_of
+from evocompress.families.coupling import dense_widths, first_items, index_of
 from evocompress.models import LoadedModel
 from evocompress.types import DENSE, Level
 
@@ -38,19 +37,10 @@ class FirstItems:
             raise LibraryError(f"{unit} at {level.key} cannot be timed: only widths can")
         block, kind = self._units[unit].block, self._units[unit].kind
         matrix = self._family.output("attention" if kind == "attention" else "mlp")
-        lengths = axis_lengths(self._architecture, block)
-        kept = _first(level, lengths["query"] // lengths["key"])
-        index = index_of(matrix.columns, kept, lengths, self._architecture.head_dim)
+        wide = dense_widths(self._architecture, block)
+        kept = first_items(kind, wide.at(level), wide)
+        index = index_of(matrix.columns, kept, wide.lengths, wide.head_dim)
         assert index is not None  # an output matrix has columns
         dense = self._dense[f"{self._family.layers_path}.{block}.{matrix.path}.weight"]
         weight = dense.index_select(0 if matrix.transposed else 1, index.to(dense.device))
         return {"groups": kept.groups, "items": kept.items, "weight": weight}
-
-
-def _first(level: Level, group_heads: int) -> Kept:
-    """The first channels, or the first query heads of the first groups of `group_heads`."""
-    if level.kv_groups is None or level.group_heads is None:
-        return Kept(torch.zeros(1, dtype=torch.int64), torch.arange(level.channels or 0))
-    groups = torch.arange(level.kv_groups)
-    items = groups[:, None] * group_heads + torch.arange(level.group_heads)
-    return Kept(groups, items.flatten())

@@ -18,6 +18,10 @@ from evocompress.errors import ConfigError
 from evocompress.files import read_json, write_json
 from evocompress.models import LoadedModel
 from evocompress.profile.layouts import grid
+from evocompress.profile.timing import METHOD
+
+ANEW = "name another latency.table, or measure over it with 'evocompress profile --anew'"
+NEW_RUN = "go on under those circumstances, or begin a new run with name=..."
 
 
 def circumstances(loaded: LoadedModel, config: LatencyConfig) -> Circumstances:
@@ -32,6 +36,7 @@ def circumstances(loaded: LoadedModel, config: LatencyConfig) -> Circumstances:
         model=loaded.fingerprint,
         prefill=config.prefill,
         decode=config.decode,
+        method=METHOD,
     )
 
 
@@ -70,25 +75,37 @@ def read_table(path: Path) -> LatencyTable:
     return LatencyTable.from_json(read_json(path), str(path))
 
 
-def check_table(table: LatencyTable, loaded: LoadedModel, config: LatencyConfig) -> None:
+def check_table(
+    table: LatencyTable,
+    loaded: LoadedModel,
+    config: LatencyConfig,
+    path: Path,
+    *,
+    own: bool = False,
+) -> None:
     """Whether a table tells the latency of a model here.
+
+    Args:
+        table: The table.
+        loaded: The model, dense.
+        config: Batch and lengths that are wanted.
+        path: The table's file, for the message.
+        own: Whether it is the record of a run, which can be neither replaced nor forced later.
 
     Raises:
         ConfigError: It was measured under other circumstances and ``latency.force`` is not set,
             or it is of a model with other widths, which nothing can mend.
     """
-    path = table_path(loaded, config)
     widths = grid(loaded.family.architecture(loaded.model))
     full = (widths.attention[-1], widths.mlp[-1])
     if {table.prefill.full, table.decode.full} != {full}:
-        raise ConfigError(
-            f"the latency table {path} is of a model of other widths: measure one of this model "
-            "with 'evocompress profile'"
-        )
+        remedy = NEW_RUN if own else ANEW
+        raise ConfigError(f"the latency table {path} is of a model of other widths: {remedy}")
     here, made = asdict(circumstances(loaded, config)), asdict(table.made)
     differing = [f"{key} {made[key]}, here {here[key]}" for key in here if made[key] != here[key]]
     if differing and not config.force:
+        remedy = NEW_RUN if own else f"{ANEW}, or set latency.force=true"
         raise ConfigError(
             f"the latency table {path} was measured for another case ({'; '.join(differing)}): "
-            "measure one with 'evocompress profile', or set latency.force=true"
+            f"{remedy}"
         )

@@ -12,11 +12,19 @@ import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
+from evocompress.evaluation.latency import as_loaded
+
 Run = Callable[[], float]
 """Seconds of one forward pass of a model in its present form."""
 
 Stopwatch = Callable[[Callable[[], object]], float]
 """Seconds that a call takes, until its device is done."""
+
+METHOD = 1
+"""Version of the way of measuring, to be raised whenever the same model gets other times.
+
+1: weights are marked trainable while they are timed (`as_loaded`).
+"""
 
 STEPS = 8
 """Decoding steps that are timed one after the other; the cache grows by as many tokens."""
@@ -53,7 +61,8 @@ def prefill(model: PreTrainedModel, batch: int, tokens: int) -> Run:
 
     @torch.inference_mode()
     def run() -> float:
-        return watch(lambda: model(ids, use_cache=True, logits_to_keep=1))
+        with as_loaded(model):
+            return watch(lambda: model(ids, use_cache=True, logits_to_keep=1))
 
     return run
 
@@ -72,10 +81,11 @@ def decoding(model: PreTrainedModel, batch: int, context: int, *, graph: bool = 
 
     @torch.inference_mode()
     def run() -> float:
-        step = _Step.after(model, ids)
-        step()
-        call = _Graph.of(step) if graph else step
-        return statistics.median(watch(call) for _ in range(STEPS))
+        with as_loaded(model):
+            step = _Step.after(model, ids)
+            step()
+            call = _Graph.of(step) if graph else step
+            return statistics.median(watch(call) for _ in range(STEPS))
 
     return run
 
@@ -89,11 +99,12 @@ def can_be_captured(model: PreTrainedModel) -> bool:
     """
     if model.device.type != "cuda":
         return False
-    step = _Step.after(model, _random_ids(model, 1, 1))
-    try:
-        _Graph.of(step)
-    except RuntimeError:
-        return False
+    with as_loaded(model):
+        step = _Step.after(model, _random_ids(model, 1, 1))
+        try:
+            _Graph.of(step)
+        except RuntimeError:
+            return False
     return True
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from evocompress.apply import LiveModel
 from evocompress.proxies.head import logit_chunks
+from evocompress.proxies.prefix import PrefixStates
 from evocompress.types import Evaluate, MicroBatchValue, Result
 
 Target = TypeVar("Target")
@@ -49,6 +50,7 @@ class PositionProxy(ABC, Generic[Target]):
         self._family = live.loaded.family
         self._model = live.loaded.model
         self._ids = tuple(ids.to(self._model.device) for ids in micro_batches)
+        self._prefixes = PrefixStates(live, self._ids)
         self._targets: dict[int, list[Target]] = {}
 
     def evaluate(self, requests: Sequence[Evaluate]) -> list[Result]:
@@ -99,6 +101,7 @@ class PositionProxy(ABC, Generic[Target]):
             if not is_out_of_memory(error):
                 raise
         self._live.restore()
+        self._prefixes.clear()
         if self._model.device.type == "cuda":
             torch.cuda.empty_cache()
         return Result(request, (), failed="out of memory")
@@ -136,7 +139,8 @@ class LogitsProxy(PositionProxy[Target]):
     """Values the logits (R, V) of candidates at each position."""
 
     def _chunks(self, micro_batch: int) -> Iterator[Tensor]:
-        return logit_chunks(self._family, self._model, self._ids[micro_batch])
+        hidden = self._prefixes.hidden_states(micro_batch)
+        return logit_chunks(self._family, self._model, hidden)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

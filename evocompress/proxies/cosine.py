@@ -30,8 +30,7 @@ class CosineProxy(PositionProxy[Tensor]):
         super().__init__(live, micro_batches)
 
     def _chunks(self, micro_batch: int) -> Iterator[Tensor]:
-        hidden = self._family.hidden_states(self._model, self._ids[micro_batch])
-        yield hidden[:, :-1].flatten(0, 1)
+        yield self._prefixes.hidden_states(micro_batch)[:, :-1].flatten(0, 1)
 
     @torch.inference_mode()
     def _make_targets(self, micro_batch: int) -> list[Tensor]:

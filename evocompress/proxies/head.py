@@ -23,19 +23,18 @@ GPU_BYTES = 256 * 2**20
 SMALLEST = torch.finfo(torch.float32).tiny
 
 
-def logit_chunks(family: Family, model: PreTrainedModel, ids: Tensor) -> Iterator[Tensor]:
-    """Run the body once, then yield the logits of every position but each sequence's last.
+def logit_chunks(family: Family, model: PreTrainedModel, hidden: Tensor) -> Iterator[Tensor]:
+    """The logits of every position but each sequence's last.
 
     Args:
         family: Splits the model into body and head.
-        model: The model as it stands.
-        ids: Token ids (B, S).
+        model: Its head is used.
+        hidden: The body's final hidden states (B, S, H).
 
     Yields:
         Logits (rows, V) in the model's dtype, in total B·(S-1) rows, sequence by sequence.
     """
-    hidden = family.hidden_states(model, ids)[:, :-1].flatten(0, 1)
-    for rows in torch.split(hidden, chunk_rows(model)):
+    for rows in torch.split(hidden[:, :-1].flatten(0, 1), chunk_rows(model)):
         yield family.logits(model, rows)
 
 

@@ -142,6 +142,13 @@ class HealStep(Record):
     learning_rate: float | None = None
 
 
+class Outline(Record):
+    """The units with the model's dimensions beside them (``units.json``)."""
+
+    units: tuple[Unit, ...]
+    architecture: Architecture
+
+
 @dataclass(frozen=True)
 class RunData:
     """All that a report is made of; `candidates` is every one of the journal, by id."""
@@ -231,8 +238,8 @@ def _read_units(path: Path) -> tuple[tuple[Unit, ...], Architecture | None]:
     data = read_json(path)
     if not isinstance(data, Mapping):
         return _parse(path, tuple[Unit, ...], data), None
-    units = _parse(path, tuple[Unit, ...], data["units"])
-    return units, _parse(path, Architecture, data["architecture"])
+    outline = _parse(path, Outline, data)
+    return outline.units, outline.architecture
 
 
 def _read_healing(path: Path) -> tuple[HealStep, ...]:

@@ -10,6 +10,7 @@ from typing import Any
 import plotly.graph_objects as go
 from markupsafe import Markup
 
+from evocompress.costs import TIMED, amount_text
 from evocompress.report.columns import number, percent, scale
 from evocompress.report.data import FrontPoint
 from evocompress.report.notes import cost_name
@@ -50,7 +51,7 @@ def front_scatter(
             says what was reached at each cost.
     """
     figure = blank(380)
-    size, prefix = (dense / 100, "") if dense else scale([point.costs[cost] for point in points])
+    size, unit = _unit([point.costs[cost] for point in points], cost, dense)
     front = sorted((p for p in points if p.non_dominated), key=lambda p: p.costs[cost])
     beaten = [p for p in points if not p.non_dominated and not p.label]
     faint = {"color": GREY, "size": 7, "opacity": 0.45}
@@ -68,8 +69,7 @@ def front_scatter(
     _add(figure, chosen, cost, size, "winner", marker=ring)
     balanced = [point for point in points if point.id == knee]
     _add(figure, balanced, cost, size, "knee", marker=cross)
-    unit = ", % of dense" if dense else f", {prefix}" if prefix else ""
-    figure.update_xaxes(title_text=cost_name(cost) + unit)
+    figure.update_xaxes(title_text=", ".join(filter(None, (cost_name(cost), unit))))
     figure.update_yaxes(title_text=value_name, **value_axis([point.value for point in points]))
     figure.update_layout(showlegend=True, hovermode="closest")
     return figure
@@ -83,7 +83,8 @@ def detailed(points: Sequence[FrontPoint], winner: str | None) -> list[FrontPoin
 
 def choice(point: FrontPoint, cost: str, dense: float | None) -> str:
     """One candidate in a line of text, for the list below the front."""
-    amount = percent(point.costs[cost] / dense) if dense else number(point.costs[cost], 0)
+    spent = point.costs[cost]
+    amount = percent(spent / dense) if dense else amount_text(cost, spent)
     label = f" ({point.label})" if point.label else "" if point.non_dominated else " (dominated)"
     return f"{cost_name(cost)} {amount}, value {number(point.value, 4)}, {point.id}{label}"
 
@@ -92,6 +93,13 @@ def embedded(maps: Mapping[str, go.Figure]) -> Markup:
     """Figures by candidate id as JSON that can stand inside a script element."""
     data = {name: _drawn(figure) for name, figure in maps.items()}
     return Markup(json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"))
+
+
+def _unit(amounts: Sequence[float], cost: str, dense: float | None) -> tuple[float, str]:
+    """What amounts of a cost are divided by to be shown, and the unit that they then have."""
+    if dense:
+        return dense / 100, "% of dense"
+    return (1e-3, "ms") if cost in TIMED else scale(amounts)
 
 
 def _drawn(figure: go.Figure) -> dict[str, Any]:

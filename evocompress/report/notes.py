@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from evocompress.costs import COSTS
+from evocompress.costs import COSTS, amount_text
 from evocompress.report.allocation import Grid, GridCell
 from evocompress.report.columns import LATENCIES, number, percent
 from evocompress.report.data import (
@@ -15,6 +15,7 @@ from evocompress.report.data import (
     Heldout,
     Row,
     RunData,
+    Timing,
     budget_of,
 )
 
@@ -31,6 +32,13 @@ COST_NAMES = {
     "latency": "latency of a prefill",
     "decode_latency": "latency of a decoded token",
 }
+COUNTED_WITH = {
+    "body_params": "params",
+    "body_nonzeros": "nonzeros",
+    "matrix_nonzeros": "nonzeros",
+}
+"""For costs of the blocks alone, what is counted in the comparison's whole models."""
+
 WRITTEN_BY_MODEL = "text that the dense model wrote itself"
 MAIN_VERSIONS = ("evocompress", "python", "torch", "transformers", "numpy")
 
@@ -51,10 +59,11 @@ def cost_name(name: str) -> str:
 
 def budget_text(budget: Mapping[str, float]) -> str:
     """Bounds in words; a bound of at most 1 is a share of the dense model."""
-    bounds = [
-        f"{cost_name(name)} ≤ " + (f"{percent(bound)} of dense" if bound <= 1 else number(bound, 0))
+    bounds = (
+        f"{cost_name(name)} ≤ "
+        + (f"{percent(bound)} of dense" if bound <= 1 else amount_text(name, bound))
         for name, bound in budget.items()
-    ]
+    )
     return ", ".join(bounds) or "none"
 
 
@@ -88,14 +97,7 @@ def headlines(evaluation: Evaluation, costs: Sequence[str]) -> list[Headline]:
     )
     if searched is None:
         return []
-    result = []
-    known = [name for name in costs if name in {*Row.model_fields, *LATENCIES}]
-    limited = known[0] if known else "nonzeros"
-    cost, whole = measured(searched, limited), measured(dense, limited) if dense else None
-    if cost and whole:
-        title = cost_name(limited)
-        share = percent(cost / whole)
-        result.append(Headline(title[0].upper() + title[1:], share, "of the dense model"))
+    result = list(_cost_headline(searched, dense, costs)) if dense else []
     if searched.kl is not None:
         note = _against("uniform", searched.kl, uniform.kl if uniform else None)
         result.append(Headline("Held-out KL", number(searched.kl, 3), note))
@@ -109,13 +111,31 @@ def headlines(evaluation: Evaluation, costs: Sequence[str]) -> list[Headline]:
     return result
 
 
-def measured(row: Row, cost: str) -> float | None:
+def _cost_headline(searched: Row, dense: Row, costs: Sequence[str]) -> Iterator[Headline]:
+    """The share of the first cost that is known of both models; measured rather than predicted."""
+    for name in (*costs, "nonzeros"):
+        cost = COUNTED_WITH.get(name, name)
+        for amount, how in ((_measured, ""), (_predicted, ", predicted")):
+            part, whole = amount(searched, cost), amount(dense, cost)
+            if part is not None and whole:
+                title = cost_name(cost)
+                note = f"of the dense model{how}"
+                yield Headline(title[0].upper() + title[1:], percent(part / whole), note)
+                return
+
+
+def _measured(row: Row, cost: str) -> float | None:
     """What a model was measured to cost; latencies in milliseconds, by their median."""
-    if cost not in LATENCIES:
-        amount: float | None = getattr(row, cost)
-        return amount
-    timing = getattr(row, LATENCIES[cost])
-    return timing.median if timing else None
+    if cost in LATENCIES:
+        timing: Timing | None = getattr(row, LATENCIES[cost])
+        return timing.median if timing else None
+    amount: float | None = getattr(row, cost) if cost in Row.model_fields else None
+    return amount
+
+
+def _predicted(row: Row, cost: str) -> float | None:
+    """What the cost model says of a model."""
+    return (row.predicted or {}).get(cost)
 
 
 def allocation_text(cells: Grid | None) -> str:

@@ -21,6 +21,14 @@ from evocompress.report.front import choice, detailed, embedded, front_scatter, 
 from evocompress.report.maps import allocation_map
 from evocompress.report.notes import allocation_text, facts, front_text, headlines, notes
 
+VALUE_NAMES = {
+    "kl": "KL to the dense model, nats/token",
+    "js": "Jensen-Shannon divergence to the dense model, nats/token",
+    "perplexity": "log-perplexity, nats/token",
+    "cosine": "cosine distance of final states to the dense model's",
+}
+"""What each proxy's value is, for the axes of figures."""
+
 HTML_IN_MARKDOWN = {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
 MARKDOWN_SPECIAL = str.maketrans(
     HTML_IN_MARKDOWN | {sign: f"\\{sign}" for sign in "\\|`*_[]"} | {"\n": " "}
@@ -92,14 +100,8 @@ def _sections(run: RunData) -> list[Section]:
     return [section for section in sections if section is not None]
 
 
-def _value_name(run: RunData) -> str:
-    if run.config.proxy.kind == "kl":
-        return "KL to the dense model, nats/token"
-    return "log-perplexity, nats/token"
-
-
 def _search(run: RunData) -> Section | None:
-    figure = search_curve(run.history, _value_name(run))
+    figure = search_curve(run.history, VALUE_NAMES[run.config.proxy.kind])
     if figure is None:
         return None
     text = (
@@ -135,7 +137,7 @@ def _front(run: RunData) -> Section | None:
         cost,
         winner.dense_costs.get(cost) if winner else None,
         winner.id if winner else None,
-        _value_name(run),
+        VALUE_NAMES[run.config.proxy.kind],
         knee=winner.front.knee if winner and winner.front else None,
         line=spans == (cost,),
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from evocompress.budget import check_cost, check_reachable
+from evocompress.budget import absolute, check_cost, check_reachable
 from evocompress.config_file import nearest
 from evocompress.errors import ConfigError
 from evocompress.pareto import Points
@@ -63,13 +63,9 @@ def choose(
             raise ConfigError(f"search.range: '{name}' is no objective; {nearest(name, costs)}")
         if ends[0] >= ends[1]:
             raise ConfigError(f"search.range.{name}: {ends[0]} is not below {ends[1]}")
-        floors[name], high = (_amount(end, dense[name]) for end in ends)
+        floors[name], high = (absolute(end, dense[name]) for end in ends)
         bounds[name] = min(high, bounds.get(name, high))
     narrowed = replace(space, budget=bounds)
     if ranges:
         check_reachable(narrowed)
     return narrowed, Objectives(costs, np.array([floors[name] for name in costs]))
-
-
-def _amount(bound: float, dense: float) -> float:
-    return bound * dense if bound <= 1 else bound

@@ -86,6 +86,16 @@ def test_structured_obs_is_there_already(shape):
         torch.testing.assert_close(after.weight, before.weight, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("shape", ["mlp with bias", "gqa with bias"])
+def test_with_a_bias_there_is_something_to_gain_after_structured_obs(shape):
+    example, cuts = narrow("obs_structured", shape)
+    results = reconstructed(example.structure, example.statistics, cuts)
+    for before, after in zip(cuts, results, strict=True):
+        assert torch.equal(before.bias, example.structure.bias)
+        assert not torch.allclose(after.bias, before.bias, rtol=1e-2)
+        assert missed(example, after) < missed(example, before)
+
+
 def test_the_full_width_is_given_back():
     example = structured_example(SHAPES["mlp with bias"])
     cuts = example.cut(STRUCTURED["flap"], [(1, 40), (1, 20)])

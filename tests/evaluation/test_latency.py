@@ -79,3 +79,14 @@ def test_texts_longer_than_the_context_are_named(
         check_lengths(config, context)
     check_lengths(config, context + 1)
     check_lengths(config.model_copy(update={"latency": False}), context)
+
+
+def test_models_are_timed_as_users_load_them_and_left_as_they_were():
+    model = tiny_model("llama")
+    seen = []
+    model.get_output_embeddings().register_forward_pre_hook(
+        lambda module, _: seen.append(module.weight.requires_grad)
+    )
+    measure_latency({"frozen": model}, prefill=(1, 8), decode=(4, 2), repeats=1)
+    assert seen and all(seen)
+    assert not any(parameter.requires_grad for parameter in model.parameters())

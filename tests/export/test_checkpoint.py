@@ -151,6 +151,14 @@ def test_card_tells_what_was_done_and_how_to_load(llama: LoadedModel, tmp_path: 
         assert text in card
 
 
+def test_card_shows_latencies_in_milliseconds(llama: LoadedModel, tmp_path: Path) -> None:
+    costs = {"params": 1_000_000.0, "latency": 0.0123456}
+    out = materialize(llama, None, Candidate(), tmp_path / "out", predicted=costs)
+    card = (out / "README.md").read_text()
+    assert "| latency | 12.35 ms |  |" in card
+    assert f"| params | 1,000,000 | {read_record(out).measured['params']:,} |" in card
+
+
 def test_stock_refuses_a_single_sub_layer(llama: LoadedModel, tmp_path: Path) -> None:
     candidate = Candidate((("model.layers.2.mlp", DROP),))
     with pytest.raises(ExportError, match=r"leave out model\.layers\.2\.mlp alone: format 'hf'"):

@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from evocompress.families.coupling import Kept, Widths, axis_lengths, index_of
+from evocompress.families.coupling import (
+    Kept,
+    Widths,
+    axis_lengths,
+    dense_widths,
+    first_items,
+    index_of,
+)
 from evocompress.testing.decoders import SMOLLM2_135M
 from evocompress.types import DENSE, DROP, Level
 
@@ -45,3 +52,18 @@ def test_widths_at_a_level():
     assert dense.at(Level(kv_groups=2, group_heads=3)) == Widths(6, 2, 64, 1536)
     assert dense.at(Level(channels=512, bias=True)) == Widths(9, 3, 64, 512)
     assert all(dense.at(level) == dense for level in (DENSE, DROP, Level(merge=1)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "level", "groups", "items"),
+    [
+        ("attention", Level(kv_groups=2, group_heads=2), [0, 1], [0, 1, 3, 4]),
+        ("attention", Level(kv_groups=3, group_heads=1), [0, 1, 2], [0, 3, 6]),
+        ("mlp", Level(channels=3), [0], [0, 1, 2]),
+    ],
+)
+def test_first_items(kind, level, groups, items):
+    wide = dense_widths(SMOLLM2_135M.architecture(), block=7)
+    kept = first_items(kind, wide.at(level), wide)
+    assert kept.groups.tolist() == groups and kept.items.tolist() == items
+    assert {kept.groups.dtype, kept.items.dtype} == {torch.int64}

@@ -9,7 +9,6 @@ from safetensors import safe_open
 from evocompress.criteria import CRITERIA, Statistics
 from evocompress.errors import LibraryError
 from evocompress.library import open_library
-from evocompress.library.narrowed import scaled
 from evocompress.types import DENSE, Level
 
 UP, DOWN = "model.layers.1.mlp.up_proj", "model.layers.1.mlp.down_proj"
@@ -83,13 +82,6 @@ def test_patterns_follow_the_width(tmp_path):
     assert library.load(UP, setting.wanted[UP][0], odd)["weight"].shape == (30, 64)
     with pytest.raises(LibraryError, match="pattern 2:4 does not divide the 30 inputs"):
         library.load(DOWN, setting.wanted[DOWN][0], odd)
-
-
-def test_zeros_are_scaled_down_to_the_integer_below():
-    assert scaled(Level(zeros=100), 1000, 333) == Level(zeros=33)
-    assert scaled(Level(zeros=999), 1000, 999) == Level(zeros=998)
-    assert scaled(Level(zeros=1), 1000, 999) == DENSE
-    assert scaled(Level(500, "2:4"), 1000, 100) == Level(50, "2:4")
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """The tables' files: written once, reused, and refused where they do not belong."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +10,15 @@ from evocompress.config import LatencyConfig
 from evocompress.costs.latency import LatencyTable
 from evocompress.errors import ConfigError, RunError
 from evocompress.files import read_json
-from evocompress.profile import check_table, profile, read_table, table_path, table_rows
+from evocompress.profile import (
+    check_table,
+    profile,
+    read_table,
+    table_path,
+    table_rows,
+    tables,
+    timing,
+)
 from evocompress.profile.tables import write_table
 from evocompress.testing.tiny import tiny_loaded
 
@@ -89,6 +98,7 @@ def test_the_default_file_is_named_by_device_dtype_and_model(loaded, monkeypatch
         ({"prefill": (1, 512)}, r"prefill \(1, 512\), here \(1, 16\)"),
         ({"decode": (4, 8)}, r"decode \(4, 8\), here \(1, 8\)"),
         ({"model": "0123"}, "model 0123, here"),
+        ({"method": 0}, f"method 0, here {timing.METHOD}"),
     ],
 )
 def test_a_table_of_another_case_is_refused_unless_forced(loaded, table, tmp_path, change, words):
@@ -99,6 +109,9 @@ def test_a_table_of_another_case_is_refused_unless_forced(loaded, table, tmp_pat
     with pytest.raises(ConfigError, match=words) as caught:
         profile(loaded, config, progress=must_not_measure)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    assert "profile --anew" in str(caught.value) and "latency.force" in str(caught.value)
+    with pytest.raises(ConfigError, match=r"name=\.\.\.$"):
+        check_table(foreign, loaded, config, path, own=True)
     forced = config.model_copy(update={"force": True})
     assert profile(loaded, forced, progress=must_not_measure) == foreign
 
@@ -106,8 +119,24 @@ def test_a_table_of_another_case_is_refused_unless_forced(loaded, table, tmp_pat
 def test_a_table_of_other_widths_is_refused_even_if_forced(table):
     wider = tiny_loaded(layers=2, hidden=96)
     forced = CONFIG.model_copy(update={"force": True})
-    with pytest.raises(ConfigError, match="of a model of other widths"):
-        check_table(table, wider, forced)
+    for own, remedy in ((False, "--anew"), (True, "name=")):
+        with pytest.raises(ConfigError, match=f"of a model of other widths: .*{remedy}"):
+            check_table(table, wider, forced, Path("table.json"), own=own)
+
+
+def test_a_table_that_tells_no_method_is_neither_found_nor_used(
+    loaded, table, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("EVOCOMPRESS_CACHE", str(tmp_path))
+    now = table_path(loaded, CONFIG)
+    monkeypatch.setattr(tables, "METHOD", 0)
+    assert table_path(loaded, CONFIG) != now
+    monkeypatch.undo()
+    data = table.to_json()
+    del data["made"]["method"]
+    older = LatencyTable.from_json(data, "older.json")
+    with pytest.raises(ConfigError, match="method 0"):
+        check_table(older, loaded, CONFIG, tmp_path / "older.json")
 
 
 def test_files_that_are_no_tables_are_refused(loaded, tmp_path):

@@ -3,8 +3,13 @@
 import pytest
 import torch
 
+from evocompress.apply import LiveModel
+from evocompress.evaluation import measure_latency
+from evocompress.export import materialize
+from evocompress.export.reload import read_checkpoint
 from evocompress.profile import timing
-from evocompress.testing.tiny import tiny_model
+from evocompress.testing.tiny import tiny_loaded, tiny_model
+from evocompress.types import DROP, Candidate
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -46,6 +51,43 @@ def test_decoding_takes_the_median_step(calls, monkeypatch):
 
 def test_only_a_gpu_has_graphs():
     assert not timing.can_be_captured(tiny_model("llama"))
+
+
+def test_a_candidate_is_timed_alike_in_place_and_as_its_checkpoint(tmp_path):
+    """Trainable and frozen weights take different kernels for a single position."""
+    loaded = tiny_loaded()
+    candidate = Candidate((("model.layers.1.mlp", DROP), ("model.layers.2.attention", DROP)))
+    written = read_checkpoint(
+        materialize(loaded, None, candidate, tmp_path / "checkpoint"), loaded.model
+    )
+    with LiveModel(loaded) as live:
+        live.apply(candidate)
+        in_place = trainable_when_timed(loaded.model)
+    assert in_place == trainable_when_timed(written) == {True}
+    assert {parameter.requires_grad for parameter in loaded.model.parameters()} == {False}
+
+
+def trainable_when_timed(model):
+    """``requires_grad`` of all weights, in every forward pass of every way of timing."""
+    seen = set()
+    hook = model.register_forward_pre_hook(
+        lambda module, _: seen.update(weight.requires_grad for weight in module.parameters())
+    )
+    timing.prefill(model, 1, 4)()
+    timing.decoding(model, 1, 4)()
+    measure_latency({"it": model}, prefill=(1, 4), decode=(2, 2), repeats=1)
+    hook.remove()
+    return seen
+
+
+@needs_cuda
+def test_the_trial_capture_runs_as_the_timed_steps_do():
+    model, seen = tiny_model("llama").to("cuda"), set()
+    model.register_forward_pre_hook(
+        lambda module, _: seen.update(weight.requires_grad for weight in module.parameters())
+    )
+    assert timing.can_be_captured(model)
+    assert seen == {True}
 
 
 @needs_cuda

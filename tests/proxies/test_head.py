@@ -14,7 +14,8 @@ def test_chunks_are_the_logits_of_a_plain_forward_pass(
     loaded = tiny_loaded(model_type)
     ids = torch.randint(256, (2, 9), generator=torch.Generator().manual_seed(1))
     monkeypatch.setattr("evocompress.proxies.head.CPU_LOGIT_BYTES", 5 * 256 * 4)
-    chunks = list(logit_chunks(loaded.family, loaded.model, ids))
+    hidden = loaded.family.hidden_states(loaded.model, ids)
+    chunks = list(logit_chunks(loaded.family, loaded.model, hidden))
     assert [len(chunk) for chunk in chunks] == [5, 5, 5, 1]
     assert chunk_rows(loaded.model) == 5
     expected = loaded.model(ids, use_cache=False).logits[:, :-1].flatten(0, 1)

@@ -77,16 +77,17 @@ OUTCOMES = {
 def test_survives_bad_candidates(kind: str, outcome: str, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = tiny_loaded()
     event, reason = OUTCOMES[outcome]
-    original = loaded.family.hidden_states
+    norm = loaded.model.get_submodule(loaded.family.norm_path)
+    original = norm.forward
 
-    def broken_once(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    def broken_once(hidden: torch.Tensor) -> torch.Tensor:
         monkeypatch.undo()
         if isinstance(event, Exception):
             raise event
-        return original(model, ids) * event
+        return original(hidden) * event
 
     def break_model() -> None:
-        monkeypatch.setattr(type(loaded.family), "hidden_states", staticmethod(broken_once))
+        monkeypatch.setattr(norm, "forward", broken_once)
 
     contract.check_survives_bad_candidates(PROXIES[kind], loaded, break_model)
     with LiveModel(loaded) as live:
@@ -107,7 +108,7 @@ def test_other_errors_are_not_hidden(
         def wrong(*_: object) -> None:
             raise RuntimeError("shapes do not match")
 
-        monkeypatch.setattr(type(llama.family), "hidden_states", wrong)
+        monkeypatch.setattr(llama.model.model.norm, "forward", wrong)
         with pytest.raises(RuntimeError, match="shapes"):
             proxy.evaluate([Evaluate(Candidate(), (0,))])
 

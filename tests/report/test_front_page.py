@@ -11,7 +11,7 @@ from fabricate_front import front_run
 
 from evocompress.report import write_report
 from evocompress.report.data import read_run
-from evocompress.report.front import DETAILED, choice, detailed, embedded
+from evocompress.report.front import DETAILED, choice, detailed, embedded, front_scatter
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +143,17 @@ def test_a_choice_names_cost_value_and_label(folder: Path) -> None:
     flap = next(point for point in read_run(folder).front if point.label == "FLAP")
     line = choice(flap, "latency", 0.8)
     assert line == f"latency of a prefill 40%, value {flap.value:.4f}, {flap.id} (FLAP)"
+
+
+def test_without_a_dense_cost_latencies_are_in_milliseconds(folder: Path) -> None:
+    points = read_run(folder).front
+    line = choice(points[0], "latency", None)
+    assert line.startswith(f"latency of a prefill {1000 * points[0].costs['latency']:.1f} ms, ")
+    figure = front_scatter(points, "latency", None, None, "value")
+    assert figure.layout.xaxis.title.text == "latency of a prefill, ms"
+    drawn = next(trace for trace in figure.data if trace.name == "FLAP")
+    expected = [1000 * p.costs["latency"] for p in points if p.label == "FLAP"]
+    assert drawn.x == pytest.approx(expected)
 
 
 def test_embedded_data_has_no_tags() -> None:

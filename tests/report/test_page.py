@@ -1,14 +1,20 @@
 import json
 import re
+from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from fabricate import config, evaluation, run_folder, write_json
 
+from evocompress.config import ProxyConfig
 from evocompress.config_file import dump_config
 from evocompress.errors import RunError
+from evocompress.proxies import PROXIES
 from evocompress.report import write_report
+from evocompress.report.data import read_run
+from evocompress.report.page import VALUE_NAMES
+from evocompress.testing.decoders import SMOLLM2_135M
 
 SECTIONS = ["Comparison", "Search", "Allocation", "Front", "Healing", "Reading the numbers"]
 LOADING = {"src", "srcset", "href", "data", "poster", "action"}
@@ -52,9 +58,20 @@ def page_of(folder: Path) -> Page:
 
 def figure_data(html: str, name: str) -> list[dict]:
     """The traces that the page hands to plotly for a figure."""
+    return figure_parts(html, name)[0]
+
+
+def figure_layout(html: str, name: str) -> dict:
+    """The layout that the page hands to plotly for a figure."""
+    return figure_parts(html, name)[1]
+
+
+def figure_parts(html: str, name: str) -> tuple[list[dict], dict]:
     start = re.search(rf'Plotly\.newPlot\(\s*"figure-{name}",\s*', html)
     assert start is not None
-    return json.JSONDecoder().raw_decode(html[start.end() :])[0]
+    decoder, rest = json.JSONDecoder(), html[start.end() :]
+    traces, end = decoder.raw_decode(rest)
+    return traces, decoder.raw_decode(rest[end:].lstrip(", \n"))[0]
 
 
 def without_plotly(html: str) -> str:
@@ -126,6 +143,33 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     write_json(folder / "evaluation.json", data)
     with pytest.raises(RunError, match=r"evaluation\.json: 'rows\.1\.kl'"):
         write_report(folder)
+
+
+@pytest.mark.parametrize("gone", ["units", "architecture"])
+def test_incomplete_units_are_one_clear_line(tmp_path: Path, gone: str) -> None:
+    folder = run_folder(tmp_path / "run")
+    data = {
+        "units": json.loads((folder / "units.json").read_text()),
+        "architecture": asdict(SMOLLM2_135M.architecture()),
+    }
+    write_json(folder / "units.json", data)
+    assert read_run(folder).architecture == SMOLLM2_135M.architecture()
+    write_json(folder / "units.json", {name: data[name] for name in data if name != gone})
+    with pytest.raises(RunError, match=rf"units\.json: '{gone}': .*write the file anew") as caught:
+        read_run(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_proxy_has_a_name_for_its_value(tmp_path: Path) -> None:
+    assert VALUE_NAMES.keys() == PROXIES.keys()
+    folder = run_folder(tmp_path / "run")
+    plain = config("tiny")
+    for kind, name in VALUE_NAMES.items():
+        changed = plain.model_copy(update={"proxy": ProxyConfig(kind=kind)})
+        (folder / "config.yaml").write_text(dump_config(changed))
+        html = write_report(folder).read_text()
+        for figure in ("search", "front"):
+            assert figure_layout(html, figure)["yaxis"]["title"]["text"] == name
 
 
 def test_table_has_the_values_with_units(finished: Path) -> None:

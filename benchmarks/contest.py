@@ -1,0 +1,217 @@
+"""Runs of several methods on one draw of calibration sequences, each kept and resumable."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from heldout import heldout
+from rich.console import Console
+from safetensors.torch import save_file
+
+from evocompress import run
+from evocompress.apply import LiveModel
+from evocompress.config import RunConfig
+from evocompress.journal import Journal
+from evocompress.models import LoadedModel
+from evocompress.progress import Reporter
+from evocompress.proxies.sources import token_streams
+from evocompress.run_folder import RunFolder
+from evocompress.types import Answer, Candidate, Request
+from evocompress.workbench import Workbench
+
+BUDGETS = (0.85, 0.70, 0.55)
+SHARED = "obs_structured"
+
+
+@dataclass(frozen=True)
+class Method:
+    """One contestant.
+
+    Attributes:
+        search: Name and settings of its searcher.
+        space: What it may do.
+        native: The criterion it was published with; of no account where it only removes.
+        metric: The proxy by which its published form compares; in the table of one library all
+            compare by KL.
+    """
+
+    search: Mapping[str, Any]
+    space: Mapping[str, Any]
+    native: str = SHARED
+    metric: str = "kl"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything that the full and the quick run do not share.
+
+    Attributes:
+        model: Source and dtype.
+        calibration: Sizes of the parts.
+        channels: FFN widths, as fractions.
+        multiple_of: Of the number of channels.
+        methods: The contestants by name.
+        text: Calibration text, from which the seeds draw.
+        heldout: Held-out text.
+        results: Where everything is kept.
+    """
+
+    model: Mapping[str, Any]
+    calibration: Mapping[str, Any]
+    channels: tuple[float, ...]
+    multiple_of: int
+    methods: Mapping[str, Method]
+    text: str
+    heldout: str
+    results: Path
+
+
+class _Replay:
+    """An executor that computes only what none of some journals knows."""
+
+    def __init__(self, journals: Sequence[Journal], executor: run.Executor) -> None:
+        self._journals = journals
+        self._executor = executor
+
+    def map(self, requests: Sequence[Request]) -> Iterator[Answer]:
+        """The answers, in order."""
+        for request in requests:
+            known = (journal.answer(request) for journal in self._journals)
+            answer = next((found for found in known if found is not None), None)
+            yield from [answer] if answer is not None else self._executor.map([request])
+
+    def close(self) -> None:
+        """Closes the executor."""
+        self._executor.close()
+
+
+class Seed:
+    """All runs of one draw of calibration sequences."""
+
+    def __init__(self, setup: Setup, seed: int, loaded: LoadedModel, reporter: Reporter) -> None:
+        self._setup = setup
+        self._seed = seed
+        self._loaded = loaded
+        self._reporter = reporter
+        self._folder = setup.results / f"seed{seed}"
+        self._tokens = self._folder / "tokens"
+
+    def figures(self) -> dict[str, float]:
+        """Held-out KL, perplexity, parameters and tokens of every method at every budget."""
+        self._draw()
+        found: dict[str, float] = {}
+        for name, method in self._setup.methods.items():
+            forms = {"": (SHARED, "kl"), "native_": (method.native, method.metric)}
+            for table, form in forms.items():
+                values = self._method(name, method, *form)
+                found |= {f"{table}{key}": value for key, value in values.items()}
+                _print(found, f"{table}kl_{name}")
+        return found
+
+    def _draw(self) -> None:
+        """Writes the seed's sequences as a token file, unless they are there."""
+        file = self._tokens / "tokens.safetensors"
+        if file.exists():
+            return
+        sizes = self._setup.calibration
+        (stream,) = token_streams(self._setup.text, self._loaded.tokenizer)
+        length = sizes["length"]
+        sequences = stream[: len(stream) // length * length].view(-1, length)
+        wanted = sizes["library_sequences"] + sizes["search_sequences"]
+        order = np.random.default_rng(self._seed).permutation(len(sequences))[:wanted]
+        self._tokens.mkdir(parents=True, exist_ok=True)
+        save_file({"tokens": sequences[torch.from_numpy(order)].contiguous()}, file)
+
+    def _config(
+        self, name: str, method: Method, criterion: str, budget: float, metric: str = "kl"
+    ) -> RunConfig:
+        form = criterion if metric == "kl" else f"{criterion}-{metric}"
+        space = {**method.space, "budget": {"body_params": budget}}
+        calibration = {
+            **self._setup.calibration,
+            "source": str(self._tokens),
+            "heldout_source": self._setup.heldout,
+        }
+        library = {
+            "path": self._folder / f"library-{criterion}",
+            "width_criterion": criterion,
+        }
+        return RunConfig.model_validate(
+            {
+                "name": f"{name}-{form}-{100 * budget:03.0f}",
+                "runs": self._folder,
+                "seed": self._seed,
+                "model": self._setup.model,
+                "calibration": calibration,
+                "space": space,
+                "library": library,
+                "proxy": {"kind": metric},
+                "search": method.search,
+            }
+        )
+
+    def _method(self, name: str, method: Method, criterion: str, metric: str) -> dict[str, float]:
+        """One method at all budgets, the tightest first: looser ones replay its trajectory."""
+        if "width" in method.space:
+            self._build_library(criterion)
+        found: dict[str, float] = {}
+        with ExitStack() as journals:
+            known: list[Journal] = []
+            for budget in sorted(BUDGETS):
+                bench = self._bench(self._config(name, method, criterion, budget, metric))
+                bench.folder.path.mkdir(parents=True, exist_ok=True)
+                journal = journals.enter_context(Journal(bench.folder.journal, bench.header()))
+                candidate = self._search(bench, journal, known)
+                known.append(journal)
+                quality = heldout(bench, candidate, self._folder / "quality")
+                suffix = f"{name}_{100 * budget:03.0f}"
+                found[f"kl_{suffix}"] = quality["kl"]
+                found[f"ppl_{suffix}"] = quality["perplexity"]
+                found[f"params_{suffix}"] = _share(bench, candidate)
+                found[f"tokens_{suffix}"] = journal.steps[-1].requested
+        return found
+
+    def _build_library(self, criterion: str) -> None:
+        """Makes the library with every width that any method asks for."""
+        width = {"channels": self._setup.channels, "multiple_of": self._setup.multiple_of}
+        everything = Method({}, {"width": {**width, "protect": []}})
+        bench = self._bench(self._config("library", everything, criterion, min(BUDGETS)))
+        bench.library  # noqa: B018  (made here where it is missing)
+
+    def _bench(self, config: RunConfig) -> Workbench:
+        bench = Workbench(config, RunFolder(config.folder), self._reporter)
+        bench.__dict__["loaded"] = self._loaded
+        return bench
+
+    def _search(self, bench: Workbench, journal: Journal, known: Sequence[Journal]) -> Candidate:
+        """The winner of a run."""
+        with (
+            LiveModel(self._loaded, bench.library) as live,
+            closing(bench.executor(live)) as executor,
+            self._reporter.stage(bench.config.name),
+        ):
+            return run.search(
+                bench.searcher(),
+                _Replay(known, executor),
+                journal,
+                bench.calibration.pool,
+                tokens=bench.config.search.tokens,
+            ).best.candidate
+
+
+def _share(bench: Workbench, candidate: Candidate) -> float:
+    """The candidate's parameters in the blocks, as a fraction of the dense model's."""
+    costs = bench.space.cost_model.of([candidate])["body_params"]
+    return float(costs[0] / bench.space.cost_model.dense()["body_params"])
+
+
+def _print(found: Mapping[str, float], prefix: str) -> None:
+    shown = {key: round(value, 4) for key, value in found.items() if key.startswith(prefix)}
+    Console().print(json.dumps(shown))
