@@ -153,18 +153,19 @@ class _Account:
         for request in requests:
             self.requested += self._pool.requested(request)
             if isinstance(request, Estimate):
-                self._compute((request,), request.micro_batches)
+                self._compute((request,), self._pool.requested(request))
                 continue
             for index in request.micro_batches:
-                self._compute((request.candidate.id, request.treatment, index), (index,))
+                key = (request.candidate.id, request.treatment, index)
+                self._compute(key, self._pool.tokens[index])
             if not request.probe:
                 self._look(request)
 
-    def _compute(self, key: tuple[Hashable, ...], micro_batches: Sequence[int]) -> None:
+    def _compute(self, key: tuple[Hashable, ...], tokens: int) -> None:
         """Counts the tokens of what the journal cannot know yet."""
         if key not in self._seen:
             self._seen.add(key)
-            self.computed += sum(self._pool.tokens[index] for index in micro_batches)
+            self.computed += tokens
 
     def _look(self, request: Evaluate) -> None:
         known = self.fidelity.get(request.candidate.id, 0)

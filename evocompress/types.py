@@ -224,11 +224,13 @@ class Estimate:
         candidate: Where to estimate.
         kind: Which estimate, e.g. ``"block_influence"``.
         micro_batches: Indices into the calibration pool.
+        forwards: How many forward passes over them it counts as; a backward pass is two.
     """
 
     candidate: Candidate
     kind: str
     micro_batches: tuple[int, ...]
+    forwards: int = 1
 
 
 Request = Evaluate | Estimate
@@ -312,4 +314,5 @@ class Pool:
 
     def requested(self, request: Request) -> int:
         """Tokens that a request asks for, repeats included."""
-        return sum(self.tokens[index] for index in request.micro_batches)
+        tokens = sum(self.tokens[index] for index in request.micro_batches)
+        return tokens * request.forwards if isinstance(request, Estimate) else tokens

@@ -149,6 +149,13 @@ class Workbench:
         }
 
     @property
+    def _levels_by_unit(self) -> dict[str, tuple[Level, ...]]:
+        """For each unit of the space all levels of its gene."""
+        genes = self.space.genes
+        pairs = zip(genes.members, genes.levels, strict=True)
+        return {unit.name: levels for units, levels in pairs for unit in units}
+
+    @property
     def _library_path(self) -> Path:
         return self.config.library.path or self.folder.library
 
@@ -228,7 +235,7 @@ class Workbench:
 
     def executor(self, live: LiveModel) -> Executor:
         """What answers the searcher's requests on the search part of the calibration tokens."""
-        estimates = LiveEstimates(live, self.calibration.search)
+        estimates = LiveEstimates(live, self.calibration.search, self._levels_by_unit)
         return EXECUTORS[self.config.executor](self.proxy(live), estimates)
 
     def searcher(self) -> Searcher:

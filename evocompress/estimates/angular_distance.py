@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import pi
 
 import torch
@@ -10,38 +9,32 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from evocompress.apply import LiveModel
-from evocompress.estimates.base import Rows, block_name, block_states
-from evocompress.types import Candidate
+from evocompress.estimates.base import Rows, Subject, block_name, block_states
 
 
-def angular_distance(
-    live: LiveModel, micro_batches: Sequence[Tensor], candidate: Candidate
-) -> Rows:
+def angular_distance(subject: Subject) -> Rows:
     """arccos(cos(input of block l, input of block l + n)) / pi, mean over all tokens.
 
     Returns:
         For every block l the values of n = 1, 2, ... up to the last block's output, which
         stands for the input of a block behind it; so the rows grow shorter.
     """
-    return _distances(live, micro_batches, candidate, slice(None))
+    return _distances(subject, slice(None))
 
 
-def last_angular_distance(
-    live: LiveModel, micro_batches: Sequence[Tensor], candidate: Candidate
-) -> Rows:
+def last_angular_distance(subject: Subject) -> Rows:
     """As `angular_distance`, but on the last token of each sequence alone, as published."""
-    return _distances(live, micro_batches, candidate, slice(-1, None))
+    return _distances(subject, slice(-1, None))
 
 
-def _distances(
-    live: LiveModel, micro_batches: Sequence[Tensor], candidate: Candidate, tokens: slice
-) -> Rows:
-    live.apply(candidate)
+def _distances(subject: Subject, tokens: slice) -> Rows:
+    live = subject.live
+    live.apply(subject.candidate)
     family = live.loaded.family
     layers = len(family.blocks(live.loaded.model))
     totals = torch.zeros(layers, layers, dtype=torch.float64)
     positions = 0
-    for ids in micro_batches:
+    for ids in subject.micro_batches:
         stream = _stream(live, ids, tokens)
         positions += stream.shape[1]
         for n in range(1, layers + 1):

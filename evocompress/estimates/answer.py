@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import isfinite
 
 import torch
@@ -10,9 +10,9 @@ from torch import Tensor
 
 from evocompress.apply import LiveModel
 from evocompress.estimates import ESTIMATES
-from evocompress.estimates.base import Rows
+from evocompress.estimates.base import Rows, Subject
 from evocompress.proxies.base import is_out_of_memory
-from evocompress.types import Estimate, Estimation
+from evocompress.types import Estimate, Estimation, Level
 
 
 class LiveEstimates:
@@ -21,10 +21,17 @@ class LiveEstimates:
     Args:
         live: The model, which an estimate leaves in the state of its candidate.
         micro_batches: Token ids (b, S) of each.
+        levels: {unit: the levels that estimates are about}.
     """
 
-    def __init__(self, live: LiveModel, micro_batches: Sequence[Tensor]) -> None:
+    def __init__(
+        self,
+        live: LiveModel,
+        micro_batches: Sequence[Tensor],
+        levels: Mapping[str, Sequence[Level]] | None = None,
+    ) -> None:
         self._live = live
+        self._levels = levels or {}
         device = live.loaded.model.device
         self._ids = tuple(ids.to(device) for ids in micro_batches)
 
@@ -38,7 +45,8 @@ class LiveEstimates:
             raise ValueError(f"unknown estimate {request.kind!r}; there are {sorted(ESTIMATES)}")
         ids = [self._ids[index] for index in request.micro_batches]
         try:
-            rows = ESTIMATES[request.kind](self._live, ids, request.candidate)
+            subject = Subject(self._live, ids, request.candidate, self._levels)
+            rows = ESTIMATES[request.kind](subject)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

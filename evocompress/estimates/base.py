@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,16 +11,32 @@ from torch import Tensor, nn
 
 from evocompress.apply import LiveModel
 from evocompress.families import Family
-from evocompress.types import Candidate
+from evocompress.types import Candidate, Level
 
 Rows = dict[str, tuple[float, ...]]
 """For each unit that the estimate is about its values."""
 
-Estimator = Callable[[LiveModel, Sequence[Tensor], Candidate], Rows]
-"""Estimates at a candidate from micro-batches of token ids (b, S) on the model's device.
 
-The live model is left with the candidate applied; the caller restores it.
-"""
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """What an estimate is about.
+
+    Attributes:
+        live: The model.
+        micro_batches: Token ids (b, S) of each micro-batch, on the model's device.
+        candidate: Where to estimate.
+        levels: {unit: the levels that are asked about}, for the estimates that are about
+            levels.
+    """
+
+    live: LiveModel
+    micro_batches: Sequence[Tensor]
+    candidate: Candidate
+    levels: Mapping[str, Sequence[Level]] = field(default_factory=dict)
+
+
+Estimator = Callable[[Subject], Rows]
+"""Estimates at a candidate, which the live model may be left as; the caller restores it."""
 
 
 @dataclass(frozen=True)

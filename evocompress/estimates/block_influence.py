@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from evocompress.apply import LiveModel
-from evocompress.estimates.base import Rows, block_name, block_states
-from evocompress.types import Candidate
+from evocompress.estimates.base import Rows, Subject, block_name, block_states
 
 
-def block_influence(live: LiveModel, micro_batches: Sequence[Tensor], candidate: Candidate) -> Rows:
+def block_influence(subject: Subject) -> Rows:
     """ShortGPT's block influence, 1 - mean over tokens of cos(input, output) (2403.03853).
 
     Returns:
         One value for every block, and, from the stream around its branch alone, for every
         attention and MLP; 0 for what the candidate drops.
     """
-    live.apply(candidate)
+    live = subject.live
+    live.apply(subject.candidate)
     family = live.loaded.family
     totals: defaultdict[str, float] = defaultdict(float)
     tokens = 0
-    for ids in micro_batches:
+    for ids in subject.micro_batches:
         tokens += ids.numel()
         for index, states in enumerate(block_states(live, ids)):
             name = block_name(family, index)

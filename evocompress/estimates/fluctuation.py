@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
 from evocompress.apply import LiveModel
-from evocompress.estimates.base import Rows, block_name
+from evocompress.estimates.base import Rows, Subject, block_name
 from evocompress.families import SubLayerName
 from evocompress.types import DROP, Candidate
 
 SUBLAYERS: tuple[SubLayerName, ...] = ("attention", "mlp")
 
 
-def fluctuation(live: LiveModel, micro_batches: Sequence[Tensor], candidate: Candidate) -> Rows:
+def fluctuation(subject: Subject) -> Rows:
     """FLAP's score of every head and channel, standardised so that layers are comparable.
 
     WIFV, the variance of an input of the sub-layer's output matrix times the squared norm of its
@@ -27,6 +27,7 @@ def fluctuation(live: LiveModel, micro_batches: Sequence[Tensor], candidate: Can
         For every attention and MLP that the candidate keeps, one value per query head or
         channel that is left in it.
     """
+    live, candidate = subject.live, subject.candidate
     live.restore()
     head_dim = live.loaded.family.architecture(live.loaded.model).head_dim
     live.apply(candidate)
@@ -34,7 +35,7 @@ def fluctuation(live: LiveModel, micro_batches: Sequence[Tensor], candidate: Can
     handles = [output.module.register_forward_pre_hook(output.add) for output in observed.values()]
     try:
         with torch.inference_mode():
-            for ids in micro_batches:
+            for ids in subject.micro_batches:
                 live.loaded.family.hidden_states(live.loaded.model, ids)
     finally:
         for handle in handles:

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from evocompress.apply import LiveModel
-from evocompress.estimates.base import Rows, block_name
+from evocompress.estimates.base import Rows, Subject, block_name
 from evocompress.gradients import summed_gradients
 from evocompress.types import DROP, Candidate
 
 
-def taylor(live: LiveModel, micro_batches: Sequence[Tensor], candidate: Candidate) -> Rows:
+def taylor(subject: Subject) -> Rows:
     """The sum of |weight times gradient| over the matrices of a unit.
 
     The gradient is that of the mean negative log-likelihood of the next token over all
@@ -23,10 +23,11 @@ def taylor(live: LiveModel, micro_batches: Sequence[Tensor], candidate: Candidat
     Returns:
         One value for every block, attention and MLP; 0 for what the candidate drops.
     """
+    live, candidate = subject.live, subject.candidate
     live.apply(candidate)
     family = live.loaded.family
     rows: Rows = {}
-    saliences = _saliences(live, micro_batches, _kept_matrices(live, candidate))
+    saliences = _saliences(live, subject.micro_batches, _kept_matrices(live, candidate))
     for index in range(len(family.blocks(live.loaded.model))):
         name = block_name(family, index)
         attention, mlp = (saliences.get(f"{name}.{part}", 0.0) for part in ("attention", "mlp"))

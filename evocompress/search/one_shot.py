@@ -37,10 +37,12 @@ class OneShotRemoval(Removal):
             [without(self._space, genes.start, order[:count]) for count in range(most + 1)]
         )
 
-    def _estimated(self, kind: str) -> Steps[NDArray[np.float64] | None]:
-        """An estimate of one value a unit as importance."""
+    def _estimated(self, kind: str, *, forwards: int = 1) -> Steps[NDArray[np.float64] | None]:
+        """An estimate of one value a unit as importance; it counts as so many forward passes."""
         genes = self._space.genes
-        estimation = yield from self._estimate(genes.start, kind, self._micro_batches)
+        estimation = yield from self._estimate(
+            genes.start, kind, self._micro_batches, forwards=forwards
+        )
         if estimation.failed is not None:
             return None
         rows = estimation.by_unit

@@ -79,10 +79,18 @@ class ProceduralSearcher(ABC):
         return [answer for answer in answers if isinstance(answer, Result)]
 
     def _estimate(
-        self, genome: Genome, kind: str, micro_batches: tuple[int, ...]
+        self, genome: Genome, kind: str, micro_batches: tuple[int, ...], *, forwards: int = 1
     ) -> Steps[Estimation]:
-        """An estimate at a genome (U,); it may have failed."""
-        [answer] = yield [Estimate(self._space.candidate(genome), kind, micro_batches)]
+        """An estimate at a genome (U,); it may have failed.
+
+        Args:
+            genome: Where to estimate.
+            kind: Which estimate.
+            micro_batches: On which tokens.
+            forwards: How many forward passes over them it counts as; a backward pass is two.
+        """
+        candidate = self._space.candidate(genome)
+        [answer] = yield [Estimate(candidate, kind, micro_batches, forwards)]
         assert isinstance(answer, Estimation)
         return answer
 

@@ -50,7 +50,7 @@ class ShortenedLlama(OneShotRemoval):
 
     def _importance(self) -> Steps[NDArray[np.float64] | None]:
         importance = yield from (
-            self._estimated("taylor") if self._metric == "taylor" else self._measured()
+            self._estimated("taylor", forwards=3) if self._metric == "taylor" else self._measured()
         )
         return None if importance is None else np.where(self._shielded(), np.inf, importance)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from evocompress.apply import LiveModel
-from evocompress.estimates.base import Estimator, Rows
+from evocompress.estimates.base import Estimator, Rows, Subject
 from evocompress.families import Family
 from evocompress.models import LoadedModel
 from evocompress.types import Candidate
@@ -139,7 +139,7 @@ def check_matches_reference(
     expected = reference(loaded.family, copy.deepcopy(loaded.model).double(), batches)
     before = {name: tensor.clone() for name, tensor in loaded.model.state_dict().items()}
     with LiveModel(loaded) as live:
-        rows = estimator(live, batches, Candidate())
+        rows = estimator(Subject(live, batches, Candidate()))
     assert rows.keys() == expected.keys()
     for name, row in rows.items():
         torch.testing.assert_close(row, expected[name], rtol=TOLERANCE, atol=1e-6)
@@ -152,12 +152,12 @@ def check_history_does_not_matter(
 ) -> None:
     """Rows depend neither on what the model was before, nor on how it is asked."""
     with LiveModel(loaded) as live:
-        first = estimator(live, batches, Candidate())
-        changed = estimator(live, batches, other)
-        assert estimator(live, batches, Candidate()) == first
+        first = estimator(Subject(live, batches, Candidate()))
+        changed = estimator(Subject(live, batches, other))
+        assert estimator(Subject(live, batches, Candidate())) == first
         assert changed != first
     with LiveModel(loaded) as live:
-        assert estimator(live, batches, other) == changed
+        assert estimator(Subject(live, batches, other)) == changed
 
 
 def check_dropped_has_no_influence(
@@ -165,7 +165,7 @@ def check_dropped_has_no_influence(
 ) -> None:
     """What a candidate drops has the value zero, or no row; the rest has none that is zero."""
     with LiveModel(loaded) as live:
-        rows = estimator(live, batches, candidate)
+        rows = estimator(Subject(live, batches, candidate))
     for name, row in rows.items():
         if name in candidate.by_name:
             assert all(abs(value) < 1e-6 for value in row), name

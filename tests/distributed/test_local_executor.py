@@ -8,6 +8,7 @@ from evocompress.config import ProxyConfig, SpaceConfig
 from evocompress.distributed import LocalExecutor
 from evocompress.estimates import ESTIMATES
 from evocompress.estimates.answer import LiveEstimates
+from evocompress.estimates.base import Subject
 from evocompress.journal import Journal
 from evocompress.proxies import PROXIES
 from evocompress.run import search
@@ -112,7 +113,7 @@ def test_a_search_with_a_model_goes_on_where_it_was_killed(loaded, tmp_path, nam
 def test_shortgpt_removes_what_turns_the_stream_least(loaded, tmp_path):
     best, _, space = run(loaded, tmp_path, "shortgpt")
     with LiveModel(loaded) as live:
-        rows = ESTIMATES["block_influence"](live, micro_batches(loaded), Candidate())
+        rows = ESTIMATES["block_influence"](Subject(live, micro_batches(loaded), Candidate()))
     removed = {name for name, _ in best.candidate.levels}
     kept = {unit.name for unit in space.units} - removed
     assert max(rows[name] for name in removed) < min(rows[name] for name in kept)

@@ -6,6 +6,7 @@ import torch
 from evocompress.apply import LiveModel
 from evocompress.estimates import ESTIMATES
 from evocompress.estimates.answer import LiveEstimates
+from evocompress.estimates.base import Subject
 from evocompress.families import FAMILIES
 from evocompress.testing import estimates as contract
 from evocompress.testing.proxies import dropped
@@ -55,7 +56,7 @@ def test_what_is_dropped_has_no_influence(name, model_type):
 def test_no_distance_over_a_dropped_block(llama):
     candidate = dropped(llama, "1.attention", "1.mlp")
     with LiveModel(llama) as live:
-        rows = ESTIMATES["angular_distance"](live, batches(), candidate)
+        rows = ESTIMATES["angular_distance"](Subject(live, batches(), candidate))
     assert [len(row) for row in rows.values()] == [3, 2, 1]
     assert rows["model.layers.1"][0] < 1e-6
     assert rows["model.layers.0"][1] == pytest.approx(rows["model.layers.0"][0])
@@ -65,8 +66,8 @@ def test_bfloat16_gradients_are_summed_in_float32():
     loaded = tiny_loaded("llama", dtype=torch.bfloat16)
     many = batches(1) * 40
     with LiveModel(loaded) as live:
-        once = ESTIMATES["taylor"](live, many[:1], Candidate())
-        often = ESTIMATES["taylor"](live, many, Candidate())
+        once = ESTIMATES["taylor"](Subject(live, many[:1], Candidate()))
+        often = ESTIMATES["taylor"](Subject(live, many, Candidate()))
     for name, (value,) in once.items():
         # Forty gradients, each a fortieth: a sum kept in bfloat16 would be off by percents.
         assert often[name][0] == pytest.approx(value, rel=0.01)
@@ -78,7 +79,7 @@ class TestAnswers:
         with LiveModel(llama) as live:
             answer = LiveEstimates(live, batches()).estimate(request)
             chosen = [batches()[2], batches()[0]]
-            assert answer.by_unit == ESTIMATES[kind](live, chosen, request.candidate)
+            assert answer.by_unit == ESTIMATES[kind](Subject(live, chosen, request.candidate))
         assert answer.request == request
         assert answer.failed is None
 
