@@ -1,0 +1,239 @@
+"""The feasible genome of the least sum of harms: what additive estimates make of a budget.
+
+Each level of each gene has a harm, and harms are taken to add up (as SPDY does, Frantar & Alistarh
+2022, 2201.13096). With one bound and genes whose costs add up as well this is a knapsack, solved by
+dynamic programming: exactly where costs are multiples of one step, else on costs rounded up to
+buckets. Several bounds, or genes that change each other's costs, get Lagrange multipliers and
+single changes for the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evocompress.space import Genome, SearchSpace
+
+Harms = Sequence[NDArray[np.float64]]
+"""For each gene the harm of each of its levels (levels,); infinity forbids one."""
+
+BUCKETS = 20_000
+"""The most steps of a bound that dynamic programming tells apart."""
+
+_BISECTIONS = 40
+_SWEEPS = 3
+_TURNS = 8
+_INSIDE_OUT = ("matrix", "attention", "mlp", "block")
+_PRICES = (1e-9, 1e12)
+_SAME = 1e-12
+_ROUNDING = 1e-4
+
+
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """What is to be solved.
+
+    Attributes:
+        space: With at least one bound.
+        harms: Of every level of every gene (U, L), infinite where there is no such level.
+        start: Where single changes begin (U,).
+    """
+
+    space: SearchSpace
+    harms: NDArray[np.float64]
+    start: Genome
+
+    def total(self, genomes: Genome) -> NDArray[np.float64]:
+        """The sums of harms (N,) of settled genomes (N, U); void genes have none."""
+        each = self.harms[np.arange(len(self.start)), genomes]
+        sums: NDArray[np.float64] = np.where(self.space.genes.void(genomes), 0.0, each).sum(axis=1)
+        return sums
+
+    @cached_property
+    def own_costs(self) -> NDArray[np.float64]:
+        """The bounds' shares at each level of each gene, the others at the start (U, L, bounds)."""
+        genes, levels = self.space.genes.options
+        rows = np.tile(self.start, (len(genes), 1))
+        rows[np.arange(len(genes)), genes] = levels
+        costs = np.full((*self.harms.shape, len(self.space.budget)), np.inf)
+        costs[genes, levels] = self.space.used(rows)
+        return costs
+
+
+def knapsack(space: SearchSpace, harms: Harms, start: Genome) -> Genome | None:
+    """The feasible genome (U,) of the least sum of harms, or nearly so.
+
+    Args:
+        space: With at least one bound.
+        harms: Of every level; those of void genes do not count.
+        start: A genome (U,) of allowed levels; where genes change each other's costs, they
+            begin here.
+
+    Returns:
+        ``None`` where no allowed genome that was found meets the budget.
+    """
+    task = _Task(space, _padded(harms), start)
+    apart = separable(space)
+    if apart and len(space.budget) == 1:
+        best = _dynamic(task)
+    else:
+        best = _priced(task, _cheapest_apart if apart else _cheapest_in_turn)
+    return None if best is None else _polished(task, best)
+
+
+def separable(space: SearchSpace) -> bool:
+    """Whether no gene changes what another one costs or means."""
+    genes = space.genes
+    kinds = genes.by_kind.keys()
+    nested = ("block" in kinds) + bool(kinds & {"attention", "mlp"}) + ("matrix" in kinds) > 1
+    return not nested and bool(genes.keep_attention((genes.sizes - 1)[None])[0])
+
+
+def sum_of(space: SearchSpace, harms: Harms, genomes: Genome) -> NDArray[np.float64]:
+    """The sums of harms (N,) of genomes (N, U), void genes left out."""
+    return _Task(space, _padded(harms), genomes[0]).total(space.settle(genomes))
+
+
+def _padded(harms: Harms) -> NDArray[np.float64]:
+    table = np.full((len(harms), max(len(row) for row in harms)), np.inf)
+    for row, values in zip(table, harms, strict=True):
+        row[: len(values)] = values
+    return table
+
+
+def _polished(task: _Task, genome: Genome) -> Genome:
+    """A feasible genome (U,) after single changes that lower the sum of harms, best first."""
+    genes, levels = task.space.genes.options
+    value = task.total(genome[None])[0]
+    while True:
+        changed = np.tile(genome, (len(genes), 1))
+        changed[np.arange(len(genes)), genes] = levels
+        changed = task.space.settle(changed)
+        values = np.where(task.space.feasible(changed), task.total(changed), np.inf)
+        best = int(np.argmin(values))
+        if not values[best] < value:
+            return genome
+        genome, value = changed[best], values[best]
+
+
+def _dynamic(task: _Task) -> Genome | None:
+    """The optimum on costs in buckets: exact where one step divides all costs."""
+    costs = task.own_costs[:, :, 0]
+    own = costs[np.arange(len(costs)), task.start]
+    floor = costs.min(axis=1)
+    room = 1 - task.space.used(task.start[None])[0, 0] + float((own - floor).sum())
+    if room < 0:
+        return None
+    sizes, capacity = _buckets(costs - floor[:, None], room)
+    least = np.zeros(capacity + 1)
+    picks = np.zeros((len(costs), capacity + 1), dtype=np.int64)
+    for gene, (size, harm) in enumerate(zip(sizes, task.harms, strict=True)):
+        least, picks[gene] = _with_gene(least, size, harm)
+    if not np.isfinite(least[-1]):
+        return None
+    genome = np.zeros_like(task.start)
+    for gene in reversed(range(len(costs))):
+        genome[gene] = picks[gene, capacity]
+        capacity -= int(sizes[gene, genome[gene]])
+    return genome
+
+
+def _with_gene(
+    least: NDArray[np.float64], size: NDArray[np.int64], harm: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Least harm within each capacity (C,) with one gene more, and the level it then has (C,)."""
+    found = np.full((len(harm), len(least)), np.inf)
+    for row, own, extra in zip(found, size.tolist(), harm.tolist(), strict=True):
+        if own < len(least):
+            row[own:] = least[: len(least) - own] + extra
+    picks = found.argmin(axis=0)
+    return found[picks, np.arange(len(least))], picks
+
+
+def _buckets(costs: NDArray[np.float64], room: float) -> tuple[NDArray[np.int64], int]:
+    """Costs in whole buckets, more than there is room for where infinite; and the room."""
+    known = np.isfinite(costs)
+    step = _common_step(costs[known])
+    exact = bool(step) and room / step <= BUCKETS
+    capacity = int(room / step + _ROUNDING) if exact else BUCKETS
+    scaled = np.where(known, costs, 0.0) / (step if exact else room / BUCKETS or 1.0)
+    whole = np.rint(scaled) if exact else np.ceil(scaled - _ROUNDING)
+    return np.where(known, whole, capacity + 1).astype(np.int64), capacity
+
+
+def _common_step(costs: NDArray[np.float64]) -> float:
+    """The smallest difference of costs, if all costs are multiples of it; else 0."""
+    differences = np.diff(np.unique(np.append(costs, 0.0)))
+    apart = differences[differences > _SAME]
+    if not apart.size:
+        return 0.0
+    multiples = costs / apart.min()
+    return float(apart.min()) if np.abs(multiples - np.rint(multiples)).max() < _ROUNDING else 0.0
+
+
+def _priced(task: _Task, cheapest: _Cheapest) -> Genome | None:
+    """The best feasible of the genomes that Lagrange multipliers choose.
+
+    The weights of several bounds against each other are shifted, turn by turn, to those that
+    are used most.
+    """
+    weights = np.ones(len(task.space.budget))
+    best: Genome | None = None
+    for _ in range(_TURNS if len(weights) > 1 else 1):
+        genome = _bisected(task, cheapest, weights)
+        if genome is None:
+            break
+        if best is None or task.total(genome[None])[0] < task.total(best[None])[0]:
+            best = genome
+        weights = weights * task.space.used(genome[None])[0] ** 4
+    return best
+
+
+def _bisected(task: _Task, cheapest: _Cheapest, weights: NDArray[np.float64]) -> Genome | None:
+    """The genome at the lowest price that meets the budget."""
+    found = None
+    low, high = _PRICES
+    for _ in range(_BISECTIONS):
+        price = float(np.sqrt(low * high))
+        genome = cheapest(task, price * weights)
+        if task.space.feasible(genome[None])[0]:
+            found, high = genome, price
+        else:
+            low = price
+    return found
+
+
+def _cheapest_apart(task: _Task, prices: NDArray[np.float64]) -> Genome:
+    """The genome (U,) of least harm and priced cost, where genes do not touch each other."""
+    genome: Genome = (task.harms + task.own_costs @ prices).argmin(axis=1)
+    return genome
+
+
+def _cheapest_in_turn(task: _Task, prices: NDArray[np.float64]) -> Genome:
+    """The same gene after gene, given the others, until none changes.
+
+    What lies in a unit is chosen before the unit, which is so dropped for its best form.
+    """
+    space, genome = task.space, task.start
+    kinds = space.genes.by_kind
+    inside_out = [gene for kind in _INSIDE_OUT if kind in kinds for gene in kinds[kind].tolist()]
+    for _ in range(_SWEEPS):
+        before = genome
+        for gene in inside_out:
+            rows = np.tile(genome, (space.genes.sizes[gene], 1))
+            rows[:, gene] = np.arange(len(rows))
+            rows = space.settle(rows)
+            values = task.total(rows) + space.used(rows) @ prices
+            values[~space.genes.keep_attention(rows)] = np.inf
+            genome = rows[int(np.argmin(values))]
+        if (genome == before).all():
+            break
+    return genome
+
+
+_Cheapest = Callable[[_Task, NDArray[np.float64]], Genome]
+"""The genome of least harm and priced cost, for the bounds' prices (bounds,)."""
