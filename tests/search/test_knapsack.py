@@ -40,9 +40,10 @@ def space_of(name):
 
 
 def harms_of(space, seed):
-    """Random harms that grow with the level, but not always."""
+    """Random harms that mostly grow with the level; the first level has none."""
     rng = np.random.default_rng(seed)
-    return [rng.uniform(0, 1, len(levels)).cumsum() - 0.3 for levels in space.levels]
+    steps = [np.append(0.0, rng.uniform(-0.3, 1, len(levels) - 1)) for levels in space.levels]
+    return [step.cumsum() for step in steps]
 
 
 def every_genome(space):
@@ -62,7 +63,7 @@ def test_no_genome_is_much_better(name, seed):
     if name in EXACT:
         assert value == pytest.approx(values[0])
     else:
-        assert (values < value - 1e-9).sum() <= max(2, 0.02 * len(values))
+        assert (values < value - 1e-9).sum() <= 0.06 * len(values)
 
 
 @pytest.mark.parametrize("name", SPACES)
