@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from evocompress.errors import LibraryError
 from evocompress.families import SubLayerName
 from evocompress.families.base import Attributes
+from evocompress.families.coupling import Widths
 from evocompress.models import LoadedModel
 from evocompress.prune import PARTS, LevelStore, Source, form_of
 from evocompress.types import DENSE, Candidate, Level, Unit
@@ -56,6 +57,15 @@ class LiveModel:
     def current(self) -> Candidate:
         """The candidate that the model is now."""
         return self._current
+
+    @property
+    def dense(self) -> Mapping[str, Tensor]:
+        """The dense tensors of the matrices and their biases, by parameter name."""
+        return self._source.dense
+
+    def widths(self, block: int) -> Widths:
+        """How wide the sub-layers of a block are in the dense model."""
+        return self._source.widths(block)
 
     def apply(self, candidate: Candidate) -> None:
         """Make the model the candidate.

@@ -6,6 +6,14 @@ from evocompress.estimates.angular_distance import angular_distance, last_angula
 from evocompress.estimates.base import Estimator
 from evocompress.estimates.block_influence import block_influence
 from evocompress.estimates.fluctuation import fluctuation
+from evocompress.estimates.lamp import lamp
+from evocompress.estimates.linear import curvature, linearised
+from evocompress.estimates.magnitude import magnitude
+from evocompress.estimates.outliers import outliers
+from evocompress.estimates.output_error import output_error
+from evocompress.estimates.perturbation import perturbation
+from evocompress.estimates.pq_index import pq_index
+from evocompress.estimates.tail_exponent import tail_exponent
 from evocompress.estimates.taylor import taylor
 
 __all__ = ["ESTIMATES"]
@@ -16,4 +24,13 @@ ESTIMATES: dict[str, Estimator] = {
     "last_angular_distance": last_angular_distance,
     "fluctuation": fluctuation,
     "taylor": taylor,
+    "curvature": curvature,
+    "linearised": linearised,
+    "magnitude": magnitude,
+    "lamp": lamp,
+    "outliers": outliers,
+    "tail_exponent": tail_exponent,
+    "perturbation": perturbation,
+    "pq_index": pq_index,
+    "output_error": output_error,
 }

@@ -32,6 +32,7 @@ class LiveEstimates:
     ) -> None:
         self._live = live
         self._levels = levels or {}
+        self._dense_states: dict[bytes, Tensor] = {}
         device = live.loaded.model.device
         self._ids = tuple(ids.to(device) for ids in micro_batches)
 
@@ -45,7 +46,7 @@ class LiveEstimates:
             raise ValueError(f"unknown estimate {request.kind!r}; there are {sorted(ESTIMATES)}")
         ids = [self._ids[index] for index in request.micro_batches]
         try:
-            subject = Subject(self._live, ids, request.candidate, self._levels)
+            subject = Subject(self._live, ids, request.candidate, self._levels, self._dense_states)
             rows = ESTIMATES[request.kind](subject)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):

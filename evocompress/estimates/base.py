@@ -27,12 +27,15 @@ class Subject:
         candidate: Where to estimate.
         levels: {unit: the levels that are asked about}, for the estimates that are about
             levels.
+        dense_states: The dense model's final hidden states (1, S, H) by the bytes of a sequence:
+            what is there need not be computed again.
     """
 
     live: LiveModel
     micro_batches: Sequence[Tensor]
     candidate: Candidate
     levels: Mapping[str, Sequence[Level]] = field(default_factory=dict)
+    dense_states: dict[bytes, Tensor] = field(default_factory=dict)
 
 
 Estimator = Callable[[Subject], Rows]

@@ -77,9 +77,10 @@ class TestAnswers:
     def test_an_answer_uses_the_micro_batches_that_were_asked_for(self, kind, llama):
         request = Estimate(dropped(llama, "1.mlp"), kind, (2, 0))
         with LiveModel(llama) as live:
-            answer = LiveEstimates(live, batches()).estimate(request)
+            answer = LiveEstimates(live, batches(), contract.drops(live)).estimate(request)
             chosen = [batches()[2], batches()[0]]
-            assert answer.by_unit == ESTIMATES[kind](Subject(live, chosen, request.candidate))
+            subject = contract.subject_of(live, chosen, request.candidate)
+            assert answer.by_unit == ESTIMATES[kind](subject)
         assert answer.request == request
         assert answer.failed is None
 
@@ -90,7 +91,7 @@ class TestAnswers:
         monkeypatch.setattr(llama.family, "hidden_states", full)
         with LiveModel(llama) as live:
             request = Estimate(dropped(llama, "1.mlp"), kind, (0,))
-            answer = LiveEstimates(live, batches()).estimate(request)
+            answer = LiveEstimates(live, batches(), contract.drops(live)).estimate(request)
             assert answer.failed == "out of memory"
             assert live.current == Candidate()
         assert not any(parameter.requires_grad for parameter in llama.model.parameters())
@@ -101,16 +102,22 @@ class TestAnswers:
 
         monkeypatch.setattr(llama.family, "hidden_states", wrong)
         with LiveModel(llama) as live, pytest.raises(RuntimeError, match="shapes"):
-            LiveEstimates(live, batches()).estimate(Estimate(Candidate(), kind, (0,)))
+            LiveEstimates(live, batches(), contract.drops(live)).estimate(
+                Estimate(Candidate(), kind, (0,))
+            )
 
     def test_values_that_are_not_finite_are_a_failure(self, kind):
         loaded = tiny_loaded("llama")
         loaded.model.get_input_embeddings().weight.fill_(float("nan"))
         with LiveModel(loaded) as live:
-            answer = LiveEstimates(live, batches()).estimate(Estimate(Candidate(), kind, (0,)))
+            answer = LiveEstimates(live, batches(), contract.drops(live)).estimate(
+                Estimate(Candidate(), kind, (0,))
+            )
         assert "is not finite" in answer.failed
         assert answer.rows == ()
 
     def test_an_unknown_kind_is_refused(self, llama):
         with LiveModel(llama) as live, pytest.raises(ValueError, match="unknown estimate 'luck'"):
-            LiveEstimates(live, batches()).estimate(Estimate(Candidate(), "luck", (0,)))
+            LiveEstimates(live, batches(), contract.drops(live)).estimate(
+                Estimate(Candidate(), "luck", (0,))
+            )

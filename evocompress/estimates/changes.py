@@ -1,0 +1,206 @@
+"""The weights that each level changes, all at the dense model's width.
+
+A narrowed sub-layer computes the same as a wide one in whose output matrix the columns of the cut
+heads or channels are zero, and a dropped one the same as one whose output matrix is zero. So every
+level is a value of matrices of one shape, gradients by which tell what a change to it does; also
+what it does to restore what was cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from evocompress.apply import LiveModel
+from evocompress.families import Matrix, SubLayerName
+from evocompress.families.coupling import Kept, index_of
+from evocompress.types import DENSE, Candidate, Level, Unit
+
+SUBLAYERS: tuple[SubLayerName, ...] = ("attention", "mlp")
+
+
+@dataclass(frozen=True, eq=False)
+class Value:
+    """A parameter at one level; zero in the rows or columns that are not kept.
+
+    Attributes:
+        tensor: What is kept.
+        axis: Which axis `kept` is about.
+        kept: Indices that are kept; ``None`` means all.
+    """
+
+    tensor: Tensor
+    axis: int = 0
+    kept: Tensor | None = None
+
+    def dot(self, gradient: Tensor) -> float:
+        """The inner product with a gradient of the whole parameter, in float32."""
+        part = gradient if self.kept is None else gradient.index_select(self.axis, self.kept)
+        left, right = part.flatten().float(), self.tensor.flatten().float()
+        return float(torch.dot(left, right))
+
+    def whole(self, like: Tensor) -> Tensor:
+        """The parameter at its full shape."""
+        if self.kept is None:
+            return self.tensor
+        return torch.zeros_like(like).index_copy_(self.axis, self.kept, self.tensor.to(like))
+
+
+Values = Mapping[str, Value]
+"""{parameter name: its value}; a parameter that is not named is zero."""
+
+
+class Wide:
+    """The levels of a model's units as values of its parameters at full width.
+
+    Args:
+        live: The model.
+        candidate: What the model is: it says which inputs of an output matrix are cut.
+    """
+
+    def __init__(self, live: LiveModel, candidate: Candidate) -> None:
+        self._live = live
+        self._family = live.loaded.family
+        self._levels = candidate.by_name
+
+    def values(self, unit: Unit, level: Level) -> Values:
+        """The parameters of a unit at a level."""
+        if level.drop:
+            return {}
+        if unit.kind == "matrix":
+            return {f"{unit.name}.weight": self._matrix(unit, level)}
+        found: dict[str, Value] = {}
+        for sublayer in self._sublayers(unit):
+            name = self._output(unit, sublayer)
+            if level.narrow:
+                found |= self._narrow(unit, name, self._family.output(sublayer), level)
+            else:
+                found |= {key: Value(self._live.dense[key]) for key in self._tensor_names(name)}
+        return found
+
+    def current(self, name: str) -> Level:
+        """The level that a unit has now."""
+        return self._levels.get(name, DENSE)
+
+    def padded(self, unit: Unit) -> dict[str, Tensor]:
+        """The tensors of the output matrix of a narrowed sub-layer as it is now, at full width."""
+        (sublayer,) = self._sublayers(unit)
+        matrix, level = self._family.output(sublayer), self._levels[unit.name]
+        name = self._output(unit, sublayer)
+        values = self._narrow(unit, name, matrix, level)
+        own = self.current(name)
+        if not own.dense:
+            narrow = values[f"{name}.weight"]
+            assert self._live.library is not None
+            sparse = self._live.library.load(name, own, level)["weight"]
+            values[f"{name}.weight"] = Value(sparse, narrow.axis, narrow.kept)
+        dense = self._live.dense
+        return {key: value.whole(dense.get(key, value.tensor)) for key, value in values.items()}
+
+    def no_bias(self, unit: Unit) -> dict[str, Tensor]:
+        """A zero bias of the output matrix of a sub-layer."""
+        (sublayer,) = self._sublayers(unit)
+        matrix, name = self._family.output(sublayer), self._output(unit, sublayer)
+        weight = self._live.dense[f"{name}.weight"]
+        return {f"{name}.bias": weight.new_zeros(weight.shape[1 if matrix.transposed else 0])}
+
+    def _sublayers(self, unit: Unit) -> tuple[SubLayerName, ...]:
+        return SUBLAYERS if unit.kind == "block" else tuple(s for s in SUBLAYERS if s == unit.kind)
+
+    def _output(self, unit: Unit, sublayer: SubLayerName) -> str:
+        """Name of the matrix through which a sub-layer of a unit acts."""
+        block = f"{self._family.layers_path}.{unit.block}"
+        return f"{block}.{self._family.output(sublayer).path}"
+
+    def _tensor_names(self, matrix: str) -> list[str]:
+        names = [f"{matrix}.weight", f"{matrix}.bias"]
+        return [name for name in names if name in self._live.dense]
+
+    def _matrix(self, unit: Unit, level: Level) -> Value:
+        """A matrix with zeros, without the inputs that are cut now."""
+        tensor = self._live.dense[f"{unit.name}.weight"]
+        if not level.dense:
+            assert self._live.library is not None
+            tensor = self._live.library.load(unit.name, level)["weight"].to(tensor)
+        width = self.current(unit.parent or "")
+        if not (unit.columns and width.narrow):
+            return Value(tensor)
+        owner = self._live.units[unit.parent or ""]
+        sublayer: SubLayerName = "attention" if owner.kind == "attention" else "mlp"
+        axis, kept = self._kept(owner, self._family.output(sublayer), width)
+        return Value(tensor.index_select(axis, kept), axis, kept)
+
+    def _narrow(self, unit: Unit, name: str, matrix: Matrix, level: Level) -> dict[str, Value]:
+        """The output matrix of a narrowed sub-layer, and its bias where it has one."""
+        assert self._live.library is not None
+        entry = self._live.library.load(unit.name, level)
+        axis, kept = self._kept(unit, matrix, level)
+        device = self._live.dense[f"{name}.weight"].device
+        found = {f"{name}.weight": Value(entry["weight"].to(device), axis, kept)}
+        bias = entry.get("bias", self._live.dense.get(f"{name}.bias"))
+        if bias is not None:
+            found[f"{name}.bias"] = Value(bias.to(device))
+        return found
+
+    def _kept(self, unit: Unit, matrix: Matrix, level: Level) -> tuple[int, Tensor]:
+        """The axis of a stored output matrix that its inputs are on, and those that stay."""
+        assert self._live.library is not None
+        entry = self._live.library.load(unit.name, level)
+        widths = self._live.widths(unit.block)
+        kept = Kept(entry["groups"], entry["items"])
+        index = index_of(matrix.columns, kept, widths.lengths, widths.head_dim)
+        assert index is not None
+        device = self._live.loaded.model.device
+        return (0 if matrix.transposed else 1), index.to(device)
+
+
+@contextmanager
+def wide_form(
+    live: LiveModel, candidate: Candidate, levels: Mapping[str, Sequence[Level]]
+) -> Iterator[Wide]:
+    """Makes the model a candidate with its narrowed sub-layers at full width, for a while.
+
+    It computes the same; what is dropped stays dropped. Afterwards the model is dense.
+
+    Args:
+        live: The model.
+        candidate: What it becomes.
+        levels: {unit: levels that are asked about}: a bias that one of them adds is there from
+            the beginning, as zero.
+    """
+    wide = Wide(live, candidate)
+    plain = tuple((name, level) for name, level in candidate.levels if not level.narrow)
+    live.apply(Candidate(plain))
+    tensors: dict[str, Tensor] = {}
+    for name, options in levels.items():
+        if any(level.bias for level in options) and not wide.current(name).drop:
+            tensors |= wide.no_bias(live.units[name])
+    for name, level in candidate.levels:
+        if level.narrow:
+            tensors |= wide.padded(live.units[name])
+    former = _put(live, tensors)
+    try:
+        yield wide
+    finally:
+        _put(live, former)
+        live.restore()
+
+
+def _put(live: LiveModel, tensors: Mapping[str, Tensor | None]) -> dict[str, Tensor | None]:
+    """Gives parameters other tensors, or none; returns the former ones."""
+    former: dict[str, Tensor | None] = {}
+    for name, tensor in tensors.items():
+        path, _, part = name.rpartition(".")
+        module = live.loaded.model.get_submodule(path)
+        parameter = getattr(module, part)
+        former[name] = None if parameter is None else parameter.data
+        if parameter is not None and tensor is not None:
+            parameter.data = tensor
+        else:
+            new = None if tensor is None else nn.Parameter(tensor, requires_grad=False)
+            module.register_parameter(part, new)
+    return former

@@ -1,0 +1,151 @@
+"""What every level of every unit does to the output distribution, to first and second order."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from evocompress.estimates.base import Rows, Subject
+from evocompress.estimates.changes import Values, Wide, wide_form
+from evocompress.estimates.score import (
+    Loss,
+    differentiable,
+    divergence,
+    read_gradients,
+    sampled_score,
+)
+
+Products = dict[str, NDArray[np.float64]]
+"""For each unit the inner products (losses, levels, sequences)."""
+
+
+def curvature(subject: Subject) -> Rows:
+    """⟨∇ log q(y), W_level - W_now⟩ per sequence, with y drawn from the model (Fisher information).
+
+    Half the mean of the squares is the second-order term of the divergence, per position: exact
+    for the dense model and small changes (see `evocompress.estimates.score`). One backward pass
+    a sequence for all units and levels.
+
+    Returns:
+        For every unit asked about, (levels, sequences) in that order, each divided by the root
+        of the number of positions. 0 for the present level, and for what lies in dropped units.
+    """
+    products = _products(subject, [partial(_score, subject)])
+    roots = np.sqrt(_positions(subject))
+    return {name: _row(values[0] / roots) for name, values in products.items()}
+
+
+def linearised(subject: Subject) -> Rows:
+    """The same at a candidate that is not dense, with the slope of its divergence before it.
+
+    The slope is ⟨∇ KL(dense || candidate), W_level - W_now⟩: two backward passes a sequence.
+
+    Returns:
+        For every unit asked about, (2, levels, sequences) in that order: slopes divided by the
+        number of positions, then what `curvature` gives.
+    """
+    _remember_dense(subject)
+    products = _products(subject, [partial(_slope, subject), partial(_score, subject)])
+    positions = _positions(subject)
+    scale = np.stack([positions, np.sqrt(positions)])[:, None, :]
+    return {name: _row(values / scale) for name, values in products.items()}
+
+
+def _score(subject: Subject, ids: Tensor) -> Loss:
+    return sampled_score(ids, subject.candidate, ids.shape[1] - 1)
+
+
+def _slope(subject: Subject, ids: Tensor) -> Loss:
+    return divergence(subject.live.loaded, subject.dense_states[_key(ids)][0])
+
+
+def _products(subject: Subject, kinds: Sequence[Callable[[Tensor], Loss]]) -> Products:
+    """The inner products of the gradients of several kinds of loss with all levels' changes."""
+    live = subject.live
+    sequences = list(_sequences(subject))
+    found: Products = {
+        name: np.zeros((len(kinds), len(levels), len(sequences)))
+        for name, levels in subject.levels.items()
+    }
+    with wide_form(live, subject.candidate, subject.levels) as wide:
+        watch = _Watch(wide, subject, found)
+        parameters = {name: live.loaded.model.get_parameter(name) for name in watch.parameters}
+        with differentiable(parameters):
+            for index, ids in enumerate(sequences):
+                losses = [kind(ids) for kind in kinds]
+                readers = [partial(watch.read, (kind, index)) for kind in range(len(kinds))]
+                read_gradients(live.loaded, ids, losses, readers)
+    return found
+
+
+class _Watch:
+    """Adds up the inner products of gradients with the values of every level.
+
+    Attributes:
+        parameters: {parameter: the units whose levels change it}.
+    """
+
+    def __init__(self, wide: Wide, subject: Subject, sums: Products) -> None:
+        """Looks up the values: nothing is computed, and what is mapped is not read yet."""
+        self._sums = sums
+        self._present: dict[str, Values] = {}
+        self._values: dict[str, list[Values]] = {}
+        self.parameters: defaultdict[str, list[str]] = defaultdict(list)
+        for name, levels in subject.levels.items():
+            unit = subject.live.units[name]
+            if wide.current(name).drop or wide.current(unit.parent or "").drop:
+                continue
+            self._present[name] = wide.values(unit, wide.current(name))
+            self._values[name] = [wide.values(unit, level) for level in levels]
+            for parameter in {key for values in self._values[name] for key in values}:
+                self.parameters[parameter].append(name)
+
+    def read(self, place: tuple[int, int], parameter: str, gradient: Tensor) -> None:
+        """Takes a parameter's gradient of a (loss, sequence)."""
+        whole = gradient.float()
+        for unit in self.parameters[parameter]:
+            now = _dot(self._present[unit], parameter, whole)
+            products = [_dot(values, parameter, whole) - now for values in self._values[unit]]
+            kind, sequence = place
+            self._sums[unit][kind, :, sequence] += products
+
+
+def _dot(values: Values, parameter: str, gradient: Tensor) -> float:
+    return values[parameter].dot(gradient) if parameter in values else 0.0
+
+
+@torch.no_grad()
+def _remember_dense(subject: Subject) -> None:
+    """Has the dense model's final hidden states of every sequence."""
+    live = subject.live
+    missing = [ids for ids in _sequences(subject) if _key(ids) not in subject.dense_states]
+    if missing:
+        live.restore()
+    for ids in missing:
+        states = live.loaded.family.hidden_states(live.loaded.model, ids)
+        subject.dense_states[_key(ids)] = states[:, :-1].clone()
+
+
+def _sequences(subject: Subject) -> Iterator[Tensor]:
+    """Every sequence (1, S): one backward pass each keeps their squares apart."""
+    for ids in subject.micro_batches:
+        yield from torch.split(ids, 1)
+
+
+def _positions(subject: Subject) -> NDArray[np.float64]:
+    return np.array([ids.shape[1] - 1 for ids in _sequences(subject)], dtype=np.float64)
+
+
+def _key(ids: Tensor) -> bytes:
+    content: bytes = ids.cpu().numpy().tobytes()
+    return content
+
+
+def _row(values: NDArray[np.float64]) -> tuple[float, ...]:
+    return tuple(values.ravel().tolist())

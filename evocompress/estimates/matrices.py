@@ -1,0 +1,58 @@
+"""The matrices that a candidate keeps: what the estimates of allocation heuristics look at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from evocompress.apply import LiveModel
+from evocompress.estimates.base import block_name
+from evocompress.types import DROP, Candidate
+
+
+@dataclass(frozen=True, eq=False)
+class KeptMatrix:
+    """One linear matrix that is in the model.
+
+    Attributes:
+        name: Of its unit.
+        block: Of the unit of its block.
+        module: What holds it.
+        transposed: The module stores (in, out).
+    """
+
+    name: str
+    block: str
+    module: nn.Module
+    transposed: bool
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """The weight as the module stores it."""
+        return self.module.get_parameter("weight")
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight (out, in)."""
+        return self.parameter.data.T if self.transposed else self.parameter.data
+
+
+def kept_matrices(live: LiveModel, candidate: Candidate) -> Iterator[KeptMatrix]:
+    """Makes the model the candidate and gives every matrix that is left, in model order."""
+    live.apply(candidate)
+    family = live.loaded.family
+    for index, block in enumerate(family.blocks(live.loaded.model)):
+        name = block_name(family, index)
+        for matrix in family.matrices:
+            if candidate.by_name.get(f"{name}.{matrix.sublayer}") != DROP:
+                module = block.get_submodule(matrix.path)
+                yield KeptMatrix(f"{name}.{matrix.path}", name, module, matrix.transposed)
+
+
+def ranks(count: int, points: int) -> Tensor:
+    """Of `count` sorted values the last one of each of `points` equal parts: indices, int64."""
+    parts = torch.arange(1, points + 1, dtype=torch.int64)
+    return (parts * count + points - 1) // points - 1
