@@ -41,14 +41,24 @@ def curvature(subject: Subject) -> Rows:
     return {name: _row(values[0] / roots) for name, values in products.items()}
 
 
-def linearised(subject: Subject) -> Rows:
-    """The same at a candidate that is not dense, with the slope of its divergence before it.
-
-    The slope is ⟨∇ KL(dense || candidate), W_level - W_now⟩: two backward passes a sequence.
+def slope(subject: Subject) -> Rows:
+    """⟨∇ KL(dense || candidate), W_level - W_now⟩ per sequence: one backward pass each.
 
     Returns:
-        For every unit asked about, (2, levels, sequences) in that order: slopes divided by the
-        number of positions, then what `curvature` gives.
+        For every unit asked about, (levels, sequences) in that order, divided by the number of
+        positions: the first-order term of the divergence per position.
+    """
+    _remember_dense(subject)
+    products = _products(subject, [partial(_slope, subject)])
+    positions = _positions(subject)
+    return {name: _row(values[0] / positions) for name, values in products.items()}
+
+
+def linearised(subject: Subject) -> Rows:
+    """What `slope` and `curvature` give, of one forward and two backward passes a sequence.
+
+    Returns:
+        For every unit asked about, (2, levels, sequences) in that order, slopes first.
     """
     _remember_dense(subject)
     products = _products(subject, [partial(_slope, subject), partial(_score, subject)])

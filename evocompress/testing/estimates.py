@@ -146,10 +146,18 @@ def reference_curvature(
     return {name: (0.0,) * len(sequences) + tuple(row) for name, row in rows.items()}
 
 
-def reference_linearised(
+def reference_slope(
     family: Family, model: PreTrainedModel, micro_batches: Sequence[Tensor]
 ) -> Rows:
     """At the dense model the divergence has no slope."""
+    rows = reference_curvature(family, model, micro_batches)
+    return {name: (0.0,) * len(row) for name, row in rows.items()}
+
+
+def reference_linearised(
+    family: Family, model: PreTrainedModel, micro_batches: Sequence[Tensor]
+) -> Rows:
+    """Both."""
     rows = reference_curvature(family, model, micro_batches)
     return {name: (0.0,) * len(row) + row for name, row in rows.items()}
 
@@ -172,6 +180,7 @@ REFERENCES: Mapping[str, Reference] = {
     "fluctuation": reference_fluctuation,
     "taylor": reference_taylor,
     "curvature": reference_curvature,
+    "slope": reference_slope,
     "linearised": reference_linearised,
     "magnitude": heuristics.reference_magnitude,
     "lamp": heuristics.reference_lamp,
