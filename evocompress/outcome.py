@@ -59,7 +59,7 @@ def front_rows(
     """The content of front.json: the candidates that were looked at most closely.
 
     Only those with a request of the largest size are compared; each by its mean over every
-    micro-batch on which it was measured.
+    micro-batch on which it was measured after the same treatment.
 
     Args:
         space: For the costs, those of the budget being other axes.
@@ -80,7 +80,8 @@ def front_rows(
         }
         for candidate in journal.candidates.values()
         if outcome.fidelity.get(candidate.id) == largest
-        for mean, tokens in [_measured(journal, candidate, micro_batches)]
+        for treatment in [outcome.treatments[candidate.id]]
+        for mean, tokens in [_measured(journal, candidate, treatment, micro_batches)]
         if tokens
     ]
     points = _points(rows, axes(space, objectives))
@@ -124,9 +125,12 @@ def _points(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Points:
     return np.array(coordinates, dtype=np.float64).reshape(len(rows), 1 + len(names))
 
 
-def _measured(journal: Journal, candidate: Candidate, micro_batches: int) -> tuple[float, int]:
+def _measured(
+    journal: Journal, candidate: Candidate, treatment: str, micro_batches: int
+) -> tuple[float, int]:
     """(mean value, positions) over all micro-batches on which a candidate was measured."""
-    answers = [journal.result(Evaluate(candidate, (index,))) for index in range(micro_batches)]
+    requests = [Evaluate(candidate, (index,), treatment) for index in range(micro_batches)]
+    answers = [journal.result(request) for request in requests]
     values = [value for answer in answers if answer for value in answer.values]
     positions = sum(sum(value.counts) for value in values)
     total = sum(sum(value.sums) for value in values)

@@ -48,10 +48,12 @@ class Outcome:
     Attributes:
         best: The best candidate and its value.
         fidelity: For each candidate's id, the tokens of its largest request; probes left out.
+        treatments: For each of these ids the treatment in that request.
     """
 
     best: Incumbent
     fidelity: Mapping[str, int]
+    treatments: Mapping[str, str]
 
 
 Listener = Callable[[Progress], None]
@@ -99,7 +101,7 @@ def search(
         step = _step(number, account, searcher.incumbent())
         journal.step(step)
         listener(Progress(step, 0, 0))
-    return Outcome(_winner(searcher), account.fidelity)
+    return Outcome(_winner(searcher), account.fidelity, account.treatments)
 
 
 def replay(searcher: Searcher, journal: Journal) -> Incumbent:
@@ -144,6 +146,7 @@ class _Account:
         self.requested = 0
         self.computed = 0
         self.fidelity: dict[str, int] = {}
+        self.treatments: dict[str, str] = {}
 
     def after(self, requests: Iterable[Request]) -> int:
         """The requested tokens once these requests are added."""
@@ -155,11 +158,18 @@ class _Account:
             if isinstance(request, Estimate):
                 self._compute((request,), self._pool.requested(request))
                 continue
-            for index in request.micro_batches:
-                key = (request.candidate.id, request.treatment, index)
-                self._compute(key, self._pool.tokens[index])
+            self._evaluate(request)
             if not request.probe:
                 self._look(request)
+
+    def _evaluate(self, request: Evaluate) -> None:
+        """Counts what is new of an evaluation; where anything is, the treatment was given."""
+        before = self.computed
+        for index in request.micro_batches:
+            key = (request.candidate.id, request.treatment, index)
+            self._compute(key, self._pool.tokens[index])
+        if self.computed > before:
+            self.computed += request.training
 
     def _compute(self, key: tuple[Hashable, ...], tokens: int) -> None:
         """Counts the tokens of what the journal cannot know yet."""
@@ -168,8 +178,9 @@ class _Account:
             self.computed += tokens
 
     def _look(self, request: Evaluate) -> None:
-        known = self.fidelity.get(request.candidate.id, 0)
-        self.fidelity[request.candidate.id] = max(known, self._pool.requested(request))
+        name, tokens = request.candidate.id, self._pool.requested(request)
+        if tokens > self.fidelity.get(name, 0):
+            self.fidelity[name], self.treatments[name] = tokens, request.treatment
 
 
 def _answer(

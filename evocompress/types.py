@@ -197,6 +197,10 @@ class Architecture:
     context: int
 
 
+UNTREATED = "none"
+"""The treatment of a candidate that is measured as the level library gives it."""
+
+
 @dataclass(frozen=True)
 class Evaluate:
     """Ask how good a candidate is on the given micro-batches.
@@ -204,16 +208,24 @@ class Evaluate:
     Attributes:
         candidate: What to evaluate.
         micro_batches: Indices into the calibration pool.
-        treatment: ``"none"``, or the hash of a fine-tuning recipe and its tokens.
+        treatment: `UNTREATED`, or the hash of a fine-tuning recipe and its tokens
+            (`evocompress.treatments`).
         stop_above: Mean value above which the evaluation may stop; the result is censored.
         probe: Outside the budget: counts tokens and can never win.
+        tuning_tokens: Tokens that the treatment trains on.
     """
 
     candidate: Candidate
     micro_batches: tuple[int, ...]
-    treatment: str = "none"
+    treatment: str = UNTREATED
     stop_above: float | None = None
     probe: bool = False
+    tuning_tokens: int = 0
+
+    @property
+    def training(self) -> int:
+        """Tokens that the treatment counts for: a backward pass is two forward passes."""
+        return 3 * self.tuning_tokens
 
 
 @dataclass(frozen=True)
@@ -313,6 +325,8 @@ class Pool:
     tokens: tuple[int, ...]
 
     def requested(self, request: Request) -> int:
-        """Tokens that a request asks for, repeats included."""
+        """Tokens that a request asks for, repeats and training included."""
         tokens = sum(self.tokens[index] for index in request.micro_batches)
-        return tokens * request.forwards if isinstance(request, Estimate) else tokens
+        if isinstance(request, Estimate):
+            return tokens * request.forwards
+        return tokens + request.training

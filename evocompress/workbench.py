@@ -30,6 +30,7 @@ from evocompress.profile import check_table, profile, read_table, table_path
 from evocompress.progress import Reporter
 from evocompress.proxies import PROXIES, Proxy
 from evocompress.proxies.calibration import Calibration, check_length, load_calibration
+from evocompress.proxies.tuned import fine_tunings
 from evocompress.rehearsal import UNMEASURED, unbounded
 from evocompress.run import Executor
 from evocompress.run_folder import RunFolder
@@ -230,8 +231,14 @@ class Workbench:
         )
 
     def proxy(self, live: LiveModel) -> Proxy:
-        """The proxy on the search part of the calibration tokens."""
-        return PROXIES[self.config.proxy.kind](live, self.calibration.search, self.config.proxy)
+        """The proxy on the search part of the calibration tokens.
+
+        Candidates are fine-tuned, where the searcher has that done, on the library part.
+        """
+        recipes = searcher_settings(self.config).recipes
+        treatments = fine_tunings(self.loaded, self.calibration.library, recipes)
+        make = PROXIES[self.config.proxy.kind]
+        return make(live, self.calibration.search, self.config.proxy, treatments)
 
     def executor(self, live: LiveModel) -> Executor:
         """What answers the searcher's requests on the search part of the calibration tokens."""

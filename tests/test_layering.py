@@ -32,7 +32,8 @@ ALLOWED = {
     "repair": SPACE,
     "start": SPACE,
     "space": SPACE,
-    "search": SPACE | {"search"},
+    "treatments": {"types"},
+    "search": SPACE | {"search", "treatments"},
     "criteria": {"types", "errors", "criteria"},
     "run": SPACE | {"search", "journal"},
 }

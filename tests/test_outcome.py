@@ -9,7 +9,7 @@ from evocompress.run import Outcome
 from evocompress.search.base import Incumbent
 from evocompress.space import build_space
 from evocompress.testing.decoders import Decoder
-from evocompress.types import Evaluate, MicroBatchValue, Result
+from evocompress.types import UNTREATED, Evaluate, MicroBatchValue, Result
 
 TOKENS = 10
 MICRO_BATCHES = 2
@@ -29,17 +29,18 @@ def candidates(space):
     return [space.candidate(genome) for genome in (space.uniform(), other)]
 
 
-def rows_of(space, path, *, values, fidelity, **options):
+def rows_of(space, path, *, values, fidelity, treatment=UNTREATED, **options):
     """The front of candidates with a mean value each, or ``None`` where they failed."""
     with Journal(path, {}) as journal:
         for candidate, value in values.items():
-            journal.record(answer(candidate, value))
+            journal.record(answer(candidate, value, treatment))
         best = Incumbent(next(iter(values)), 1.0)
-        return front_rows(space, journal, Outcome(best, fidelity), MICRO_BATCHES, **options)
+        outcome = Outcome(best, fidelity, dict.fromkeys(fidelity, treatment))
+        return front_rows(space, journal, outcome, MICRO_BATCHES, **options)
 
 
-def answer(candidate, value):
-    request = Evaluate(candidate, tuple(range(MICRO_BATCHES)))
+def answer(candidate, value, treatment=UNTREATED):
+    request = Evaluate(candidate, tuple(range(MICRO_BATCHES)), treatment)
     if value is None:
         return Result(request, (), failed="NaN")
     sums = (value * TOKENS,)

@@ -7,7 +7,7 @@ from evocompress.estimates.base import Estimator
 from evocompress.estimates.block_influence import block_influence
 from evocompress.estimates.fluctuation import fluctuation
 from evocompress.estimates.lamp import lamp
-from evocompress.estimates.linear import curvature, linearised
+from evocompress.estimates.linear import curvature, linearised, slope
 from evocompress.estimates.magnitude import magnitude
 from evocompress.estimates.outliers import outliers
 from evocompress.estimates.output_error import output_error
@@ -25,6 +25,7 @@ ESTIMATES: dict[str, Estimator] = {
     "fluctuation": fluctuation,
     "taylor": taylor,
     "curvature": curvature,
+    "slope": slope,
     "linearised": linearised,
     "magnitude": magnitude,
     "lamp": lamp,

@@ -29,7 +29,7 @@ def lamp(subject: Subject) -> Rows:
 def _quantiles(weight: Tensor) -> tuple[float, ...]:
     squares = weight.flatten().double().square().sort().values.cpu()
     chosen = squares[ranks(len(squares), POINTS)]
-    # Equal weights share a sum: it begins at the first of them.
-    first = torch.searchsorted(squares, chosen)
+    # Equal weights share a sum: it begins at the first of them. Nothing is as large as a NaN.
+    first = torch.searchsorted(squares, chosen).clamp(max=len(squares) - 1)
     sums = squares.flip(0).cumsum(0).flip(0)[first]
     return tuple((chosen / sums.clamp(min=torch.finfo(torch.float64).tiny)).tolist())

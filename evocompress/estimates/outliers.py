@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import isfinite, nan
+
 import torch
 from torch import Tensor, nn
 
@@ -54,8 +56,10 @@ class _Observed:
 
 
 def _percentages(observed: list[_Observed]) -> tuple[float, ...]:
-    """For each multiple of the mean the percentage of scores above it."""
+    """For each multiple of the mean the percentage of scores above it; NaN without a mean."""
     pooled = torch.cat([each.scores().flatten() for each in observed])
     mean = float(pooled.mean(dtype=torch.float64))
+    if not isfinite(mean):
+        return (nan,) * MULTIPLES
     above = [int((pooled > multiple * mean).sum()) for multiple in range(1, MULTIPLES + 1)]
     return tuple(100 * count / len(pooled) for count in above)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import nan
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -28,16 +30,21 @@ def tail_exponent(subject: Subject) -> Rows:
         One value for every matrix that the candidate keeps.
     """
     return {
-        matrix.name: (hill_exponent(_spectrum(matrix.weight)),)
+        matrix.name: (_exponent(matrix.weight),)
         for matrix in kept_matrices(subject.live, subject.candidate)
     }
+
+
+def _exponent(weight: Tensor) -> float:
+    """The exponent of a matrix; NaN where one of its values is not finite."""
+    return hill_exponent(_spectrum(weight)) if weight.isfinite().all() else nan
 
 
 def hill_exponent(eigenvalues: NDArray[np.float64]) -> float:
     """The exponent of ascending eigenvalues (n,); NaN where fewer than two are above zero."""
     positive = eigenvalues[eigenvalues > _ZERO * eigenvalues[-1]]
     if len(positive) < 2:
-        return float("nan")
+        return nan
     counts, edges = np.histogram(np.log10(positive), bins=_BINS)
     peak = 10 ** edges[int(np.argmax(counts))]
     low, high = (factor * peak for factor in _AROUND_PEAK)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
 from torch import Tensor
 
@@ -13,8 +14,24 @@ from evocompress.proxies.cosine import CosineProxy
 from evocompress.proxies.js import JensenShannonProxy
 from evocompress.proxies.kl import DivergenceProxy
 from evocompress.proxies.perplexity import PerplexityProxy
+from evocompress.proxies.tuned import Treatments
 
-PROXIES: dict[str, Callable[[LiveModel, Sequence[Tensor], ProxyConfig], Proxy]] = {
+
+class ProxyFactory(Protocol):
+    """Makes a proxy."""
+
+    def __call__(
+        self,
+        live: LiveModel,
+        micro_batches: Sequence[Tensor],
+        config: ProxyConfig,
+        treatments: Treatments | None = None,
+    ) -> Proxy:
+        """The proxy of a model on micro-batches (b, S); see `PositionProxy`."""
+        ...
+
+
+PROXIES: dict[str, ProxyFactory] = {
     "kl": DivergenceProxy,
     "perplexity": PerplexityProxy,
     "js": JensenShannonProxy,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from math import isfinite
 from typing import ClassVar, Generic, Protocol, TypeVar
 
@@ -13,7 +14,8 @@ from torch import Tensor
 from evocompress.apply import LiveModel
 from evocompress.proxies.head import logit_chunks
 from evocompress.proxies.prefix import PrefixStates
-from evocompress.types import Evaluate, MicroBatchValue, Result
+from evocompress.proxies.tuned import Treatments
+from evocompress.types import UNTREATED, Evaluate, MicroBatchValue, Result
 
 Target = TypeVar("Target")
 
@@ -39,12 +41,15 @@ class PositionProxy(ABC, Generic[Target]):
 
     name: ClassVar[str]
 
-    def __init__(self, live: LiveModel, micro_batches: Sequence[Tensor]) -> None:
+    def __init__(
+        self, live: LiveModel, micro_batches: Sequence[Tensor], treatments: Treatments | None = None
+    ) -> None:
         """Nothing is computed yet.
 
         Args:
             live: The model, which evaluations leave in the state of the last candidate.
             micro_batches: Token ids (b, S) of each, S at least 2.
+            treatments: What may be done to a candidate before it is measured.
         """
         self._live = live
         self._family = live.loaded.family
@@ -52,6 +57,7 @@ class PositionProxy(ABC, Generic[Target]):
         self._ids = tuple(ids.to(self._model.device) for ids in micro_batches)
         self._prefixes = PrefixStates(live, self._ids)
         self._targets: dict[int, list[Target]] = {}
+        self._treatments = treatments or {}
 
     def evaluate(self, requests: Sequence[Evaluate]) -> list[Result]:
         """Evaluate requests one after the other.
@@ -59,7 +65,7 @@ class PositionProxy(ABC, Generic[Target]):
         The live model is left with the last candidate applied; the caller restores it.
 
         Args:
-            requests: Their treatment must be ``"none"``.
+            requests: Their treatments must be among those that the proxy has.
 
         Returns:
             One result per request, in order. A candidate whose value is not finite, or that
@@ -67,11 +73,11 @@ class PositionProxy(ABC, Generic[Target]):
             request's `stop_above` any more is stopped and gives a censored one.
 
         Raises:
-            ValueError: A request has a treatment.
+            ValueError: A request has another treatment.
             ModelError: The dense model's own logits are not finite.
         """
         for request in requests:
-            if request.treatment != "none":
+            if request.treatment not in (UNTREATED, *self._treatments):
                 raise ValueError(f"proxy {self.name} knows no treatment {request.treatment!r}")
         self._prepare(index for request in requests for index in request.micro_batches)
         return [self._result(request) for request in requests]
@@ -96,7 +102,8 @@ class PositionProxy(ABC, Generic[Target]):
     def _result(self, request: Evaluate) -> Result:
         try:
             self._live.apply(request.candidate)
-            return self._run(request)
+            with self._treated(request.treatment):
+                return self._run(request)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -105,6 +112,19 @@ class PositionProxy(ABC, Generic[Target]):
         if self._model.device.type == "cuda":
             torch.cuda.empty_cache()
         return Result(request, (), failed="out of memory")
+
+    @contextmanager
+    def _treated(self, treatment: str) -> Iterator[None]:
+        """The applied candidate after a treatment: it shares no states with what it was."""
+        if treatment == UNTREATED:
+            yield
+            return
+        self._prefixes.clear()
+        try:
+            with self._treatments[treatment]():
+                yield
+        finally:
+            self._prefixes.clear()
 
     def _run(self, request: Evaluate) -> Result:
         """Run the applied candidate until the last micro-batch, or until it cannot win."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from evocompress.apply import LiveModel
 from evocompress.config import ProxyConfig
 from evocompress.proxies.base import PositionProxy
+from evocompress.proxies.tuned import Treatments
 
 
 class CosineProxy(PositionProxy[Tensor]):
@@ -24,10 +25,14 @@ class CosineProxy(PositionProxy[Tensor]):
     name: ClassVar[str] = "cosine"
 
     def __init__(
-        self, live: LiveModel, micro_batches: Sequence[Tensor], config: ProxyConfig
+        self,
+        live: LiveModel,
+        micro_batches: Sequence[Tensor],
+        config: ProxyConfig,
+        treatments: Treatments | None = None,
     ) -> None:
         """See `PositionProxy`; nothing of `config` matters here."""
-        super().__init__(live, micro_batches)
+        super().__init__(live, micro_batches, treatments)
 
     def _chunks(self, micro_batch: int) -> Iterator[Tensor]:
         yield self._prefixes.hidden_states(micro_batch)[:, :-1].flatten(0, 1)

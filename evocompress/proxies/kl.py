@@ -20,6 +20,7 @@ from evocompress.config import ProxyConfig
 from evocompress.errors import ModelError
 from evocompress.proxies.base import LogitsProxy
 from evocompress.proxies.head import bucket_log_probabilities
+from evocompress.proxies.tuned import Treatments
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,14 @@ class DivergenceProxy(LogitsProxy[Buckets]):
     name: ClassVar[str] = "kl"
 
     def __init__(
-        self, live: LiveModel, micro_batches: Sequence[Tensor], config: ProxyConfig
+        self,
+        live: LiveModel,
+        micro_batches: Sequence[Tensor],
+        config: ProxyConfig,
+        treatments: Treatments | None = None,
     ) -> None:
         """See `LogitsProxy`; `config` gives the number of buckets."""
-        super().__init__(live, micro_batches)
+        super().__init__(live, micro_batches, treatments)
         self._top_k = config.top_k
 
     @torch.inference_mode()

@@ -12,6 +12,7 @@ from evocompress.apply import LiveModel
 from evocompress.config import ProxyConfig
 from evocompress.proxies.base import LogitsProxy
 from evocompress.proxies.head import bucket_log_probabilities, chunk_rows
+from evocompress.proxies.tuned import Treatments
 
 
 class PerplexityProxy(LogitsProxy[Tensor]):
@@ -20,10 +21,14 @@ class PerplexityProxy(LogitsProxy[Tensor]):
     name: ClassVar[str] = "log-perplexity"
 
     def __init__(
-        self, live: LiveModel, micro_batches: Sequence[Tensor], config: ProxyConfig
+        self,
+        live: LiveModel,
+        micro_batches: Sequence[Tensor],
+        config: ProxyConfig,
+        treatments: Treatments | None = None,
     ) -> None:
         """See `LogitsProxy`; nothing of `config` matters here."""
-        super().__init__(live, micro_batches)
+        super().__init__(live, micro_batches, treatments)
 
     def _make_targets(self, micro_batch: int) -> list[Tensor]:
         following = self._ids[micro_batch][:, 1:].flatten()

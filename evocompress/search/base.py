@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from evocompress.space import SearchSpace
+from evocompress.treatments import Recipe
 from evocompress.types import Answer, Candidate, Pool, Request
 
 
@@ -17,6 +18,11 @@ class SearcherSettings(BaseModel):
     """Base of every searcher's settings: immutable, unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @property
+    def recipes(self) -> tuple[Recipe, ...]:
+        """How candidates are fine-tuned before some requests are answered: not at all."""
+        return ()
 
 
 @dataclass(frozen=True)

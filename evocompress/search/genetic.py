@@ -1,48 +1,132 @@
-"""NSGA-II as pymoo has it, asked for genomes and told their points.
+"""Evolutions of pymoo, asked for genomes and told their points.
 
-Deb et al. 2002, "A fast and elitist multiobjective genetic algorithm: NSGA-II". Selection,
-non-dominated sorting and crowding are pymoo's; crossover, mutation and repair are of this
-project, because its genomes are levels and not numbers. All randomness comes from one seed:
-pymoo 0.6.2 hands a generator of its own to every operator.
+Selection and survival are pymoo's; crossover, mutation and repair are of this project, because
+its genomes are levels and not numbers. All randomness comes from one seed: pymoo 0.6.2 hands a
+generator of its own to every operator.
 
 Importing this module loads pymoo, so only a running search does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
+from dataclasses import dataclass
+from math import comb
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from pymoo.algorithms.base.genetic import GeneticAlgorithm
 from pymoo.algorithms.moo.nsga2 import NSGA2
-from pymoo.core.crossover import Crossover
-from pymoo.core.duplicate import DuplicateElimination
-from pymoo.core.mutation import Mutation
+from pymoo.algorithms.moo.nsga3 import NSGA3
 from pymoo.core.population import Population
 from pymoo.core.problem import Problem
-from pymoo.core.repair import Repair
 from pymoo.core.termination import NoTermination
+from pymoo.operators.selection.tournament import TournamentSelection
+from pymoo.util.ref_dirs import get_reference_directions
 
 from evocompress.pareto import Points
+from evocompress.search.decomposition import Decomposed
+from evocompress.search.operators import (
+    BlockExchange,
+    Feasible,
+    Move,
+    Moves,
+    NeverTwice,
+    feasible_first,
+    keys,
+)
 from evocompress.space import Genome, SearchSpace
 
-Move = Callable[[Genome, np.random.Generator], Genome]
-"""Makes of one genome (U,) another one."""
+_TRIES = 100
 
-CROSSOVER, MUTATION = 0.9, 0.9
-"""Shares of the pairs that exchange genes and of the children that mutate (Deb et al. 2002)."""
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """What every algorithm is made of.
+
+    Attributes:
+        space: The space of the genomes.
+        seeds: The first population (N, U).
+        mutation: Of this project, as is the repair.
+        repair: Brings genomes below the budget.
+        objectives: Coordinates of a point.
+        population: How many survive a generation.
+        offspring: How many are new in one.
+        known: What was given out before, by `keys`; it grows.
+    """
+
+    space: SearchSpace
+    seeds: Genome
+    mutation: Moves
+    repair: Feasible
+    objectives: int
+    population: int
+    offspring: int
+    known: Container[bytes]
+
+
+def _nsga2(parts: Parts) -> GeneticAlgorithm:
+    """Deb et al. 2002: non-dominated sorting and crowding."""
+    return NSGA2(
+        pop_size=parts.population,
+        n_offsprings=parts.offspring,
+        sampling=parts.seeds,
+        crossover=BlockExchange(parts.space),
+        mutation=parts.mutation,
+        repair=parts.repair,
+        eliminate_duplicates=NeverTwice(parts.known),
+    )
+
+
+def _nsga3(parts: Parts) -> GeneticAlgorithm:
+    """Deb & Jain 2014: non-dominated sorting and reference directions."""
+    directions = reference_directions(parts.objectives, parts.population)
+    return NSGA3(
+        directions,
+        pop_size=max(parts.population, len(directions)),
+        n_offsprings=parts.offspring,
+        sampling=parts.seeds,
+        selection=TournamentSelection(func_comp=feasible_first),
+        crossover=BlockExchange(parts.space),
+        mutation=parts.mutation,
+        repair=parts.repair,
+        eliminate_duplicates=NeverTwice(parts.known),
+    )
+
+
+def _moead(parts: Parts) -> GeneticAlgorithm:
+    """Zhang & Li 2007: one candidate for each direction, neighbours a fifth of the others."""
+    directions = reference_directions(parts.objectives, len(parts.seeds))
+    return Decomposed(
+        directions,
+        n_neighbors=max(2, len(directions) // 5),
+        n_offsprings=min(parts.offspring, len(directions)),
+        # A space that is too small for as many candidates has some of them twice.
+        sampling=np.resize(parts.seeds, (len(directions), parts.seeds.shape[1])),
+        crossover=BlockExchange(parts.space, children=1),
+        mutation=parts.mutation,
+        repair=parts.repair,
+    )
+
+
+ALGORITHMS: dict[str, Callable[[Parts], GeneticAlgorithm]] = {
+    "nsga2": _nsga2,
+    "nsga3": _nsga3,
+    "moead": _moead,
+}
 
 
 class Evolution:
     """A population that is asked for new genomes and told how good they are.
 
     No genome is given out twice: pymoo does not evaluate survivors again, and neither need
-    the search, as all are measured on the same tokens.
+    the search, as all are measured on the same tokens. An algorithm that makes a child again
+    is told its point from memory.
     """
 
     def __init__(
         self,
+        algorithm: str,
         space: SearchSpace,
         seeds: Genome,
         mutate: Move,
@@ -55,6 +139,7 @@ class Evolution:
         """Prepares the first population.
 
         Args:
+            algorithm: Which one of `ALGORITHMS`.
             space: Gives the levels, and repairs what exceeds the budget.
             seeds: The first population (N, U).
             mutate: The mutation of one genome.
@@ -63,21 +148,24 @@ class Evolution:
             offspring: How many are new in one.
             rng: Gives pymoo's seed.
         """
-        self._unseen = _NeverTwice()
-        self._algorithm = NSGA2(
-            pop_size=population,
-            n_offsprings=offspring,
-            sampling=seeds,
-            crossover=_BlockExchange(_blocks(space)),
-            mutation=_Move(mutate),
-            repair=_Feasible(space),
-            eliminate_duplicates=self._unseen,
+        self._known: dict[bytes, Points] = {}
+        self._algorithm = ALGORITHMS[algorithm](
+            Parts(
+                space=space,
+                seeds=seeds,
+                mutation=Moves(mutate),
+                repair=Feasible(space),
+                objectives=objectives,
+                population=population,
+                offspring=offspring,
+                known=self._known,
+            )
         )
         self._algorithm.setup(
             Problem(
                 n_var=len(space.units),
                 n_obj=objectives,
-                n_ieq_constr=1,
+                n_ieq_constr=0 if algorithm == "moead" else 1,
                 xl=np.zeros_like(space.genes.sizes),
                 xu=space.genes.sizes - 1,
                 vtype=int,
@@ -85,96 +173,51 @@ class Evolution:
             termination=NoTermination(),
             seed=int(rng.integers(2**32)),
         )
-        self._asked: Any = None
+        self._failed = np.full(objectives, np.inf)
+        self._asked: Any = Population.create()
+        self._new: dict[bytes, Genome] = {}
 
     def ask(self) -> list[Genome]:
         """New feasible genomes (U,); none where the space has no more within reach."""
-        asked = self._algorithm.ask()
-        self._asked = Population.create() if asked is None else asked
-        self._unseen.given.update(_keys(self._asked))
-        return [individual.X.astype(np.int64) for individual in self._asked]
+        for _ in range(_TRIES):
+            asked = self._algorithm.ask()
+            self._asked = Population.create() if asked is None else asked
+            self._new = {
+                key: individual.X.astype(np.int64)
+                for key, individual in zip(keys(self._asked), self._asked, strict=True)
+                if key not in self._known
+            }
+            if self._new or not len(self._asked):
+                break
+            self._advance()
+        return list(self._new.values())
 
     def tell(self, points: Points) -> None:
         """The points (N, M) of the first N genomes of the last `ask`, to be small everywhere.
 
-        One with an infinite coordinate failed: it is worse than every other one.
+        One with an infinite coordinate failed: it is worse than every other one. So does a
+        genome whose point is not told.
         """
+        told = dict(zip(self._new, points, strict=False))
+        self._known.update({key: told.get(key, self._failed) for key in self._new})
+        self._advance()
+
+    def _advance(self) -> None:
+        """Lets the algorithm choose, all that it asked for being known."""
+        points = np.stack([self._known[key] for key in keys(self._asked)])
         valid = np.isfinite(points).all(axis=1, keepdims=True)
-        measured = self._asked[: len(points)]
-        measured.set("F", np.where(valid, points, 0.0))
-        measured.set("G", np.where(valid, -1.0, 1.0))
-        self._algorithm.tell(infills=measured)
+        self._asked.set("F", np.where(valid, points, np.inf))
+        self._asked.set("G", np.where(valid, -1.0, 1.0))
+        self._algorithm.tell(infills=self._asked)
 
 
-def _blocks(space: SearchSpace) -> NDArray[np.int64]:
-    """For each gene the group (U,) with which it is inherited: its block of the model.
+def reference_directions(objectives: int, most: int) -> Points:
+    """Up to `most` weightings (D, M) that lie evenly, but never fewer than objectives.
 
-    Where the genes of all layers are tied there is one block, and each gene goes alone.
+    Das & Dennis 1998: all whose weights are multiples of a fraction 1/p and sum to 1.
     """
-    blocks = np.unique([unit.block for unit in space.units], return_inverse=True)[1]
-    return blocks if blocks.any() else np.arange(len(blocks))
-
-
-class _BlockExchange(Crossover):  # type: ignore[misc]
-    """Two children of two parents, who exchange each block with a chance of one half."""
-
-    def __init__(self, blocks: NDArray[np.int64]) -> None:
-        super().__init__(n_parents=2, n_offsprings=2, prob=CROSSOVER)
-        self._blocks = blocks
-
-    def _do(
-        self, problem: Problem, x: Genome, random_state: np.random.Generator, **pymoo: Any
-    ) -> Genome:
-        first, second = x
-        groups = int(self._blocks.max()) + 1
-        swapped = (random_state.random((len(first), groups)) < 0.5)[:, self._blocks]
-        children: Genome = np.stack(
-            [np.where(swapped, second, first), np.where(swapped, first, second)]
-        )
-        return children
-
-
-class _Move(Mutation):  # type: ignore[misc]
-    def __init__(self, mutate: Move) -> None:
-        super().__init__(prob=MUTATION)
-        self._mutate = mutate
-
-    def _do(
-        self, problem: Problem, x: Genome, random_state: np.random.Generator, **pymoo: Any
-    ) -> Genome:
-        return np.stack([self._mutate(genome, random_state) for genome in x])
-
-
-class _Feasible(Repair):  # type: ignore[misc]
-    """Void genes at their start, an attention kept, and the budget met where there is one."""
-
-    def __init__(self, space: SearchSpace) -> None:
-        super().__init__()
-        self._space = space
-
-    def _do(
-        self, problem: Problem, x: Genome, random_state: np.random.Generator, **pymoo: Any
-    ) -> Genome:
-        genomes = x.astype(np.int64)
-        return np.stack([self._space.repair(genome, random_state) for genome in genomes])
-
-
-class _NeverTwice(DuplicateElimination):  # type: ignore[misc]
-    """Removes equal genomes, and those that were given out in any generation before."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.given: set[bytes] = set()
-
-    def do(self, pop: Population, *others: Population, **pymoo: Any) -> Population:
-        known = self.given.union(*(_keys(other) for other in others))
-        fresh = []
-        for index, key in enumerate(_keys(pop)):
-            if key not in known:
-                known.add(key)
-                fresh.append(index)
-        return pop[fresh]
-
-
-def _keys(population: Population) -> list[bytes]:
-    return [individual.X.tobytes() for individual in population]
+    parts = 1
+    while comb(objectives + parts, parts + 1) <= most:
+        parts += 1
+    directions: Points = get_reference_directions("das-dennis", objectives, n_partitions=parts)
+    return directions

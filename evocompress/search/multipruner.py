@@ -15,6 +15,7 @@ from evocompress.search import batches
 from evocompress.search.base import Problem, SearcherSettings
 from evocompress.search.procedure import ProceduralSearcher, Procedure
 from evocompress.search.removal import present, without_each
+from evocompress.search.steps import only_cuts
 from evocompress.space import Genome, SearchSpace
 from evocompress.types import Level
 
@@ -124,15 +125,4 @@ class MultiPruner(ProceduralSearcher):
 def _next_width(levels: tuple[Level, ...], index: int) -> int | None:
     """The index of the first narrower level that keeps nothing which the present one cuts."""
     narrower = range(index + 1, len(levels))
-    return next((later for later in narrower if _within(levels[later], levels[index])), None)
-
-
-def _within(level: Level, wider: Level) -> bool:
-    """Whether a level only cuts further."""
-    if not level.narrow or wider.dense:
-        return level.narrow
-    if level.channels is not None:
-        return True
-    assert level.kv_groups is not None and level.group_heads is not None
-    assert wider.kv_groups is not None and wider.group_heads is not None
-    return level.kv_groups <= wider.kv_groups and level.group_heads <= wider.group_heads
+    return next((later for later in narrower if only_cuts(levels[later], levels[index])), None)

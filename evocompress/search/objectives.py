@@ -11,8 +11,19 @@ from numpy.typing import NDArray
 from evocompress.budget import absolute, check_cost, check_reachable
 from evocompress.config_file import nearest
 from evocompress.errors import ConfigError
-from evocompress.pareto import Points
+from evocompress.pareto import Points, knee
+from evocompress.search.base import Incumbent
 from evocompress.space import Genome, SearchSpace
+from evocompress.types import Candidate
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """A genome (U,), its candidate and the candidate's value where it was last compared."""
+
+    genome: Genome
+    candidate: Candidate
+    value: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +31,7 @@ class Objectives:
     """The proxy's value and M costs, all to be small.
 
     Attributes:
-        costs: Names of the costs.
+        costs: Names of the costs; none where only the value counts.
         floors: For each cost the amount (M,) below which less is no better.
     """
 
@@ -32,8 +43,28 @@ class Objectives:
     ) -> Points:
         """Value and costs (N, 1 + M) of genomes (U,) with the given values."""
         found = space.costs(np.stack(genomes))
-        costs = np.stack([found[name] for name in self.costs], axis=1)
-        return np.column_stack([values, np.maximum(costs, self.floors)])
+        costs = [
+            np.maximum(found[name], floor)
+            for name, floor in zip(self.costs, self.floors, strict=True)
+        ]
+        return np.column_stack([values, *costs])
+
+    def of(self, space: SearchSpace, measured: Sequence[Measured]) -> Points:
+        """Value and costs (N, 1 + M) of what was measured."""
+        return self.points(
+            space, [entry.genome for entry in measured], [entry.value for entry in measured]
+        )
+
+    def balanced(self, space: SearchSpace, measured: Sequence[Measured]) -> Incumbent | None:
+        """The knee of the front, ``None`` where nothing could be evaluated.
+
+        The dense model is not on it: it is known anyway.
+        """
+        valid = [e for e in measured if e.candidate.levels and np.isfinite(e.value)]
+        if not valid:
+            return None
+        best = valid[knee(self.of(space, valid))]
+        return Incumbent(best.candidate, best.value)
 
 
 def choose(

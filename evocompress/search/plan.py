@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,8 +20,8 @@ class Plan:
     """Two nested sets of micro-batches and what the tokens allow.
 
     Attributes:
-        search: On which all candidates are compared: pymoo measures no survivor again, so
-            that they must always be the same.
+        search: On which all candidates are compared: none is measured again before the end,
+            so that they must always be the same.
         front: On which the front is measured at the end; `search` is among them.
         search_tokens: Tokens of `search`.
         front_tokens: Tokens of `front`.
@@ -56,6 +57,7 @@ def plan(
     finalists: int,
     first: int,
     estimates: int,
+    levers: Sequence[str],
 ) -> Plan:
     """Draws the micro-batches and checks that the tokens suffice.
 
@@ -68,6 +70,7 @@ def plan(
         finalists: How many candidates are measured at the end, at most.
         first: Candidates of the start, first population included.
         estimates: Estimates that are made at the start, each on `Plan.front`.
+        levers: Settings that make start or end smaller, for the message.
 
     Raises:
         ConfigError: The pool cannot give the tokens, or the limit does not allow for the start
@@ -89,6 +92,6 @@ def plan(
         raise ConfigError(
             f"search.tokens: {limit} is less than the {needed} that the start of {first} "
             f"candidates on {tokens} tokens and the end of {finalists} on {whole} take; raise it "
-            "or lower front_tokens, front_size, rungs, population or effect_rounds"
+            f"or lower {', '.join(levers[:-1])} or {levers[-1]}"
         )
     return Plan(search, front, tokens, whole, limit)

@@ -15,6 +15,7 @@ from evocompress.search import batches
 from evocompress.search.base import Incumbent, Problem, SearcherSettings
 from evocompress.search.procedure import ProceduralSearcher, Procedure, Steps, ranked
 from evocompress.space import Genome, SearchSpace
+from evocompress.treatments import Recipe
 from evocompress.types import Pool, Result
 
 Selection = Steps[Genome | None]
@@ -45,18 +46,33 @@ class StagedSettings(SearcherSettings):
 
 
 @dataclass(frozen=True)
+class Stage:
+    """One comparison of a generation.
+
+    Attributes:
+        tokens: On which it compares.
+        survivors: How many candidates it keeps.
+        recipe: How each is fine-tuned before it is measured, if at all.
+    """
+
+    tokens: int
+    survivors: int
+    recipe: Recipe | None = None
+
+
+@dataclass(frozen=True)
 class Schedule:
     """Settings with every default filled in.
 
     Attributes:
         generations: Rounds of selection.
         offspring: New candidates of a generation.
-        stages: For each stage the tokens on which it compares and how many it keeps.
+        stages: Of each generation.
     """
 
     generations: int
     offspring: int
-    stages: tuple[tuple[int, int], ...]
+    stages: tuple[Stage, ...]
 
 
 @dataclass(frozen=True)
@@ -104,10 +120,15 @@ def schedule(settings: StagedSettings, space: SearchSpace, pool: Pool) -> Schedu
     offspring = settings.offspring or usual.offspring
     survivors = settings.survivors or usual.survivors
     tokens = settings.stage_tokens or tuple(batches.fitting(pool, n) for n in usual.tokens)
+    recipes = settings.recipes or (None,) * len(tokens)
     if len(survivors) != len(tokens):
         raise ConfigError(
             f"search: {len(survivors)} survivors but {len(tokens)} stage_tokens; "
             "give one of each per stage"
+        )
+    if len(recipes) != len(tokens):
+        raise ConfigError(
+            f"search: {len(tokens)} stages but {len(recipes)} tuning_tokens; give one per stage"
         )
     if survivors[-1] != 1 or list(survivors) != sorted(survivors, reverse=True):
         raise ConfigError(f"search.survivors must fall to 1 at the last stage, not {survivors}")
@@ -115,7 +136,8 @@ def schedule(settings: StagedSettings, space: SearchSpace, pool: Pool) -> Schedu
         raise ConfigError(f"search.survivors: {survivors[0]} of only {offspring} offspring")
     checked = [batches.check(pool, count, "search.stage_tokens") for count in tokens]
     generations = settings.generations or usual.generations or _depth_generations(space)
-    return Schedule(generations, offspring, tuple(zip(checked, survivors, strict=True)))
+    stages = map(Stage, checked, survivors, recipes)
+    return Schedule(generations, offspring, tuple(stages))
 
 
 def _depth_generations(space: SearchSpace) -> int:
@@ -159,28 +181,29 @@ class StagedSearcher(ProceduralSearcher):
 
     def _select(self, parent: Genome | None, offspring: list[Genome]) -> Selection:
         """The best of the offspring and the parent; the parent where all others failed."""
-        *early, (last_tokens, _) = self._schedule.stages
+        *early, last = self._schedule.stages
         entrants = offspring
-        for tokens, survivors in early:
-            ranking = yield from self._compare(entrants, tokens)
-            entrants = [genome for genome, _ in ranking[:survivors]]
+        for stage in early:
+            ranking = yield from self._compare(entrants, stage.tokens, stage.recipe)
+            entrants = [genome for genome, _ in ranking[: stage.survivors]]
         finalists = entrants if parent is None else [*entrants, parent]
-        winner = yield from self._crown(finalists, last_tokens)
+        winner = yield from self._crown(finalists, last.tokens, last.recipe)
         return parent if winner is None else winner
 
-    def _crown(self, genomes: list[Genome], tokens: int) -> Selection:
+    def _crown(self, genomes: list[Genome], tokens: int, recipe: Recipe | None = None) -> Selection:
         """The best of the genomes, which becomes the incumbent; ``None`` if all failed."""
-        ranking = yield from self._compare(genomes, tokens)
+        ranking = yield from self._compare(genomes, tokens, recipe)
         if not ranking:
             return None
         genome, result = ranking[0]
         self._best = Incumbent(result.request.candidate, result.mean)
         return genome
 
-    def _compare(self, genomes: list[Genome], tokens: int) -> Ranking:
+    def _compare(self, genomes: list[Genome], tokens: int, recipe: Recipe | None) -> Ranking:
         """The genomes that could be evaluated with their results, best first."""
         if not genomes:
             return []
-        micro_batches = batches.draw(self._pool, tokens, self._rng)
-        results = yield from self._evaluate(genomes, micro_batches)
+        requests = self._requests(genomes, batches.draw(self._pool, tokens, self._rng))
+        answers = yield [recipe.before(request) for request in requests] if recipe else requests
+        results = [answer for answer in answers if isinstance(answer, Result)]
         return ranked(genomes, results)

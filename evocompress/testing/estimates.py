@@ -23,6 +23,8 @@ Reference = Callable[[Family, PreTrainedModel, Sequence[Tensor]], Rows]
 """The rows of a float64 model as it stands, from plain forward and backward passes."""
 
 TOLERANCE = 2e-4
+TOLERANCES = {"perturbation": 2e-3}
+"""Of kinds that are less exact: a difference of float32 losses, divided by 0.002."""
 
 
 def reference_influence(
@@ -131,7 +133,7 @@ def reference_curvature(
     """The score of drawn tokens times minus what each sub-layer's output matrix holds."""
     rows: dict[str, list[float]] = {}
     model.requires_grad_(True)
-    sequences = [ids for batch in micro_batches for ids in batch.split(1)]
+    sequences = [ids for batch in micro_batches for ids in torch.split(batch, 1)]
     for ids in sequences:
         scores = _drawn_log_likelihood(model, ids)
         model.zero_grad()
@@ -139,9 +141,13 @@ def reference_curvature(
         for index, block in enumerate(family.blocks(model)):
             for branch in (family.attention, family.mlp):
                 output = block.get_submodule(branch.output.path)
-                product = sum(float((p.detach() * p.grad).sum()) for p in output.parameters())
+                products = [
+                    float((parameter.detach() * parameter.grad).sum())
+                    for parameter in output.parameters()
+                    if parameter.grad is not None
+                ]
                 name = f"{family.layers_path}.{index}.{branch.output.sublayer}"
-                rows.setdefault(name, []).append(-product)
+                rows.setdefault(name, []).append(-sum(products))
     # First the dense level, which changes nothing.
     return {name: (0.0,) * len(sequences) + tuple(row) for name, row in rows.items()}
 
@@ -204,7 +210,11 @@ def subject_of(live: LiveModel, batches: Sequence[Tensor], candidate: Candidate)
 
 
 def check_matches_reference(
-    estimator: Estimator, reference: Reference, loaded: LoadedModel, batches: Sequence[Tensor]
+    estimator: Estimator,
+    reference: Reference,
+    loaded: LoadedModel,
+    batches: Sequence[Tensor],
+    tolerance: float = TOLERANCE,
 ) -> None:
     """The rows at the dense model are the brute-force ones; the model is as it was."""
     expected = reference(loaded.family, copy.deepcopy(loaded.model).double(), batches)
@@ -213,7 +223,7 @@ def check_matches_reference(
         rows = estimator(subject_of(live, batches, Candidate()))
     assert rows.keys() == expected.keys()
     for name, row in rows.items():
-        torch.testing.assert_close(row, expected[name], rtol=TOLERANCE, atol=2e-5)
+        torch.testing.assert_close(row, expected[name], rtol=tolerance, atol=2e-5)
     assert all(torch.equal(before[name], t) for name, t in loaded.model.state_dict().items())
     assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
 

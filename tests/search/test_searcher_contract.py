@@ -11,10 +11,27 @@ from evocompress.testing import searchers as contract
 from evocompress.testing.decoders import Decoder
 
 DECODER = Decoder(layers=6)
+TOKENS = {SEARCHERS["auto"]: 30_000}
 STAGED = {"generations": 4, "offspring": 8, "survivors": (3, 1), "stage_tokens": (128, 512)}
+OPTUNA = {
+    "candidates": 14,
+    "startup": 8,
+    "batch": 4,
+    "candidate_tokens": 128,
+    "final_tokens": 512,
+    "finalists": 3,
+}
+FRONT = {"candidate_tokens": 128, "front_tokens": 512, "front_size": 4}
+EVOLVED = {**FRONT, "population": 6, "generations": 3, "rungs": 3, "reference": ("uniform",)}
 SETTINGS = {
+    "auto": {},
     "evopress": STAGED,
     "random": STAGED,
+    "stratified_random": {**FRONT, "candidates": 12, "batch": 5},
+    "moasha": {"configurations": 18, "batch": 9, "grace_tokens": 128},
+    "darwinlm": {**STAGED, "tuning_tokens": (100, 300)},
+    "greedy": {"candidate_tokens": 256},
+    "divide_and_conquer": {"candidate_tokens": 128, "final_tokens": 512, "kept": 4},
     "uniform": {"candidate_tokens": 256},
     "shortgpt": {"candidate_tokens": 256},
     "window": {"candidate_tokens": 256},
@@ -25,15 +42,15 @@ SETTINGS = {
     "laco": {"candidate_tokens": 256, "blocks": 2, "threshold": 0.2},
     "multipruner": {"candidate_tokens": 256, "width_tokens": 128},
     "flap": {"candidate_tokens": 256},
-    "nsga2": {
-        "population": 6,
-        "generations": 3,
-        "candidate_tokens": 128,
-        "front_tokens": 512,
-        "front_size": 4,
-        "rungs": 3,
-        "reference": ("uniform",),
-    },
+    "allocation": {"method": "lamp", "candidate_tokens": 256},
+    "evopress_dp": {"candidate_tokens": 256},
+    "distortion_dp": {"rounds": 2, "levels": 2, "probe_tokens": 128, "candidate_tokens": 256},
+    "nsga2": EVOLVED,
+    "nsga3": EVOLVED,
+    "moead": EVOLVED,
+    "optuna_nsga2": {**OPTUNA, "population": 6, "startup": 6},
+    "tpe": OPTUNA,
+    "gp": OPTUNA,
 }
 SPACES = {
     name: build_space(DECODER.units(), DECODER.architecture(), SpaceConfig(**config))
@@ -62,6 +79,9 @@ SUITED = {
     "laco": {"merge"},
     "multipruner": {"width", "shape"},
     "flap": {"width", "shape"},
+    "allocation": {"sparsity", "joint"},
+    "evopress_dp": {"sparsity", "joint", "width", "shape"},
+    "gp": {"blocks", "width"},
 }
 CASES = [
     pytest.param(SEARCHERS[name], SETTINGS[name], space, id=f"{name}-{kind}")
@@ -73,7 +93,7 @@ CASES = [
 
 def maker(cls, settings, space):
     def make():
-        problem = Problem(space, contract.POOL)
+        problem = Problem(space, contract.POOL, TOKENS.get(cls))
         return cls(problem, cls.Settings(**settings), np.random.default_rng(7))
 
     return make

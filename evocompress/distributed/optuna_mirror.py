@@ -1,0 +1,127 @@
+"""A run's journal as a study of Optuna, for people to look at with optuna-dashboard.
+
+A mirror is only ever written: no search reads it, and it is made anew from the journal, at any
+time, also while the run is still going on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from evocompress.errors import RunError
+from evocompress.files import naming_full_disk, replacing
+from evocompress.report.history import read_records
+from evocompress.types import DENSE, Level
+
+Record = Mapping[str, Any]
+
+
+def mirror(folder: Path, target: Path) -> int:
+    """Writes the journal of a run as the file of an Optuna study, in place of an older mirror.
+
+    Each candidate is a trial: its parameters are the levels' names by unit, its value the mean
+    over all that it was measured on. Probes are among them, as a journal does not tell them
+    apart. What could not be measured is a failed trial, what was stopped early a pruned one.
+
+    Args:
+        folder: The run's folder.
+        target: A file that Optuna's `JournalFileBackend` and optuna-dashboard read.
+
+    Returns:
+        How many trials there are.
+
+    Raises:
+        RunError: The folder has no journal, a line of it is damaged, or the target is the
+            journal itself.
+    """
+    journal = folder / "journal.jsonl"
+    if not journal.is_file():
+        raise RunError(f"{folder} is not a run folder: it has no journal.jsonl")
+    if target.resolve() == journal.resolve():
+        raise RunError(f"{target} is the journal itself: give the mirror another name")
+    found = trials(read_records(journal))
+    with naming_full_disk(target), replacing(target) as temporary:
+        storage = JournalStorage(JournalFileBackend(str(temporary)))
+        study = optuna.create_study(
+            storage=storage, study_name=folder.resolve().name, direction="minimize"
+        )
+        study.add_trials(found)
+    return len(found)
+
+
+def trials(records: Iterable[Record]) -> list[FrozenTrial]:
+    """One trial per candidate and treatment, in the order in which they were first answered."""
+    levels: dict[str, dict[str, Level]] = {}
+    answers: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        if record["type"] == "candidate":
+            specs = record["levels"].items()
+            levels[record["id"]] = {name: Level.from_json(spec) for name, spec in specs}
+        elif record["type"] in ("value", "failure", "censored"):
+            answers.setdefault((record["candidate"], record["treatment"]), []).append(record)
+    choices = _choices(levels.values())
+    return [
+        _trial(candidate, treatment, levels[candidate], own, choices)
+        for (candidate, treatment), own in answers.items()
+    ]
+
+
+def _trial(
+    candidate: str,
+    treatment: str,
+    levels: Mapping[str, Level],
+    answers: Iterable[Record],
+    choices: Mapping[str, BaseDistribution],
+) -> FrozenTrial:
+    by_type: dict[str, list[Record]] = {}
+    for answer in answers:
+        by_type.setdefault(answer["type"], []).append(answer)
+    values = by_type.get("value", [])
+    positions = sum(sum(value["counts"]) for value in values)
+    notes = {
+        "candidate": candidate,
+        "treatment": treatment,
+        "micro_batches": len(values),
+        "positions": positions,
+    }
+    state = TrialState.COMPLETE
+    if "failure" in by_type:
+        state = TrialState.FAIL
+        notes["failure"] = by_type["failure"][0]["reason"]
+    elif "censored" in by_type:
+        state = TrialState.PRUNED
+    total = sum(sum(value["sums"]) for value in values)
+    return create_trial(
+        state=state,
+        value=total / positions if state == TrialState.COMPLETE else None,
+        params={name: levels.get(name, DENSE).key for name in choices},
+        distributions=dict(choices),
+        user_attrs=notes,
+    )
+
+
+def _choices(candidates: Iterable[Mapping[str, Level]]) -> dict[str, BaseDistribution]:
+    """For each unit that any candidate names, the names of its levels, from dense to dropped."""
+    seen: dict[str, set[Level]] = {}
+    for levels in candidates:
+        for name, level in levels.items():
+            seen.setdefault(name, {DENSE}).add(level)
+    return {
+        name: CategoricalDistribution([level.key for level in sorted(seen[name], key=_compression)])
+        for name in sorted(seen)
+    }
+
+
+def _compression(level: Level) -> tuple[float, ...]:
+    """Sorts the levels of a unit from the least compressed to the most."""
+    widths = (level.kv_groups, level.group_heads, level.channels)
+    kept = [float("inf") if width is None else width for width in widths]
+    return (level.drop, level.zeros, level.merge, *(-width for width in kept))

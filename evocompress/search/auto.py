@@ -1,0 +1,228 @@
+"""The default search: an estimated start, steps along estimates, then a guided evolution.
+
+One number says how much it may do: the requested tokens. What it does with them follows from the
+space. Levels that are close to each other (sparsities, widths) have a second-order estimate of
+their harm from one backward pass a sequence, whose best sum is the start; estimates at the best
+candidate so far then lead to a better one within a few levels, as long as measured values fall.
+Drops are no small changes: their effects are measured. The rest of the tokens goes to races
+between mutations that estimates and a model of all measurements hold for promising.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import cycle, islice
+from typing import ClassVar
+
+import numpy as np
+
+from evocompress.budget import require
+from evocompress.repair import spend
+from evocompress.search.base import Incumbent, Problem, SearcherSettings
+from evocompress.search.effects import approach
+from evocompress.search.forecast import Forecast
+from evocompress.search.knapsack import knapsack
+from evocompress.search.linear import Expansion, Tables, expansion, monotone, step
+from evocompress.search.procedure import ProceduralSearcher, Procedure, Steps
+from evocompress.search.proposals import propose
+from evocompress.search.purse import Purse, parts
+from evocompress.search.racing import Rung, race
+from evocompress.search.scoreboard import Scoreboard
+from evocompress.space import Genome
+from evocompress.types import Candidate, Estimate, Estimation, Evaluate, Request, Result
+
+RADII = (1, 2, 4)
+"""How many levels a gene may move in one step along estimates: all three are compared."""
+
+EFFECT_ROUNDS = 3
+ARCHIVE = 4
+"""Former incumbents that mutations may borrow from, and that are compared again at the end."""
+
+_IDLE_RACES = 5
+"""Races in a row in which everything was known already: the space has little else to try."""
+
+
+class AutoSettings(SearcherSettings):
+    """Settings of `Auto`: switches that take a part out, to see what it is worth.
+
+    Attributes:
+        estimates: The estimated start and the steps along estimates.
+        guided: Mutations in proportion to their predicted gain.
+        surrogate: A model of what was measured, as a part of the prediction.
+        racing: Rivals leave as soon as they are certainly worse.
+    """
+
+    estimates: bool = True
+    guided: bool = True
+    surrogate: bool = True
+    racing: bool = True
+
+
+class Auto(ProceduralSearcher):
+    """Chooses start, moves and schedule from the space, the pool and the number of tokens."""
+
+    Settings: ClassVar[type[SearcherSettings]] = AutoSettings
+
+    def __init__(self, problem: Problem, settings: AutoSettings, rng: np.random.Generator) -> None:
+        require(problem.space)
+        super().__init__(problem, rng)
+        self._settings = settings
+        self._purse = Purse(problem.pool, problem.tokens)
+        self._parts = parts(problem.pool, rng)
+        self._to_estimate = cycle(self._parts.estimated)
+        self._board = Scoreboard()
+        self._forecast = Forecast(problem.space, surrogate=settings.surrogate)
+        self._scores: Tables | None = None
+        self._archive: list[Genome] = []
+        self._origins: dict[str, str] = {}
+
+    def origins(self) -> Mapping[str, str]:
+        """What the starts, and the steps along estimates, are called."""
+        return dict(self._origins)
+
+    def _search(self) -> Procedure:
+        starts = {"uniform": self._space.uniform()}
+        if self._settings.estimates:
+            starts |= yield from self._estimated_starts()
+        best = yield from self._compared(starts)
+        if self._settings.estimates and self._smooth:
+            best = yield from self._along_estimates(best)
+        yield from self._evolve(best)
+
+    @property
+    def _smooth(self) -> bool:
+        """Whether there are levels close enough to each other for estimates."""
+        genes = self._space.genes
+        return bool(genes.matrices.size or genes.widths.size)
+
+    def _estimated_starts(self) -> Steps[dict[str, Genome]]:
+        """The first genomes that estimates lead to, by name."""
+        if self._space.genes.droppable.size or not self._smooth:
+            return {"measured effects": (yield from self._measured_effects())}
+        micro_batches = self._next(self._purse.start(self._parts.estimated, 3))
+        if not micro_batches:
+            return {}
+        estimation = yield from self._ask_estimate(Candidate(), "curvature", micro_batches, 3)
+        if estimation.failed is not None:
+            return {}
+        found = expansion(self._space, estimation)
+        tables = {"second order": found.harms(), "second order, monotone": monotone(found.harms())}
+        start = self._space.genes.start
+        picks = {name: knapsack(self._space, harms, start) for name, harms in tables.items()}
+        self._scores = found.scores
+        return {name: genome for name, genome in picks.items() if genome is not None}
+
+    def _measured_effects(self) -> Steps[Genome]:
+        """The best sum of single changes, measured in rounds (`evocompress.search.effects`)."""
+        order = self._rng.permutation(self._parts.compared).tolist()
+
+        def measure(genomes: Sequence[Genome]) -> Steps[list[Result]]:
+            rung = self._purse.rungs(order)[0].micro_batches
+            results = yield from self._evaluate(genomes, rung, probe=True)
+            self._purse.pay([result.request for result in results])
+            self._forecast.learn_effects(genomes, results)
+            return results
+
+        genome = yield from approach(
+            self._space, measure, rounds=EFFECT_ROUNDS, per_gene=2 if self._smooth else 1
+        )
+        return spend(self._space, self._space.repair(genome, self._rng), self._rng)
+
+    def _compared(self, named: Mapping[str, Genome]) -> Steps[Genome]:
+        """The best of some genomes, which becomes the incumbent."""
+        for name, genome in named.items():
+            self._origins[self._space.candidate(genome).id] = name
+        first, *others = {genome.tobytes(): genome for genome in named.values()}.values()
+        return (yield from self._race(first, others, self._rungs()))
+
+    def _along_estimates(self, best: Genome) -> Steps[Genome]:
+        """Steps along estimates from the best genome on, as long as measured values fall."""
+        count = 0
+        while micro_batches := self._next(self._purse.step(self._parts.estimated, 5)):
+            count += 1
+            candidate = self._space.candidate(best)
+            estimation = yield from self._ask_estimate(candidate, "linearised", micro_batches, 5)
+            if estimation.failed is not None:
+                break
+            found = self._pooled(best, expansion(self._space, estimation))
+            self._forecast.expand(best, found)
+            picks = {
+                f"step {count} along estimates, {radius}": pick
+                for radius in RADII
+                if (pick := step(self._space, best, found, radius)) is not None
+            }
+            before = best
+            best = yield from self._compared({"": before} | picks)
+            if best is before:
+                break
+        return best
+
+    def _pooled(self, genome: Genome, found: Expansion) -> Expansion:
+        """An expansion with the scores of all former ones as well."""
+        if self._scores is not None:
+            known = Expansion(self._scores, self._scores).scores_around(genome)
+            found = found.with_scores(known)
+        self._scores = found.scores
+        return found
+
+    def _evolve(self, best: Genome) -> Procedure:
+        """Races of guided mutations until the tokens, or what can be measured, are spent."""
+        idle = 0
+        while idle < _IDLE_RACES:
+            rungs, left = self._rungs(), self._purse.left
+            count = self._purse.rivals(rungs)
+            if count < 1:
+                return
+            predict = self._forecast.predictor() if self._settings.guided else None
+            others = [genome for genome in self._archive if genome is not best]
+            children = propose(self._space, best, predict, count, self._rng, others)
+            if not children:
+                return
+            best = yield from self._race(best, children, rungs)
+            idle = idle + 1 if self._purse.left == left else 0
+
+    def _race(self, best: Genome, rivals: Sequence[Genome], rungs: Sequence[Rung]) -> Steps[Genome]:
+        """The winner of a race, which becomes the incumbent."""
+        genomes = {self._space.candidate(genome).id: genome for genome in [*rivals, best]}
+        candidates = {key: self._space.candidate(genome) for key, genome in genomes.items()}
+        incumbent = self._space.candidate(best)
+        winner = yield from race(
+            self._board,
+            self._measure,
+            incumbent,
+            [candidate for key, candidate in candidates.items() if key != incumbent.id],
+            rungs,
+            by_chance=self._settings.racing,
+        )
+        value = self._board.mean(winner, rungs[-1].micro_batches)
+        if np.isfinite(value):
+            self._best = Incumbent(winner, value)
+        self._forecast.learn(self._board, incumbent, list(candidates.values()), genomes, rungs)
+        genome = genomes[winner.id]
+        self._archive = [*(g for g in self._archive if g is not genome), genome][-ARCHIVE:]
+        return genome
+
+    def _measure(self, wanted: Sequence[tuple[Candidate, tuple[int, ...]]]) -> Steps[list[Result]]:
+        if not wanted:
+            return []
+        requests: list[Request] = [Evaluate(*pair) for pair in wanted]
+        self._purse.pay(requests)
+        answers = yield requests
+        return [answer for answer in answers if isinstance(answer, Result)]
+
+    def _ask_estimate(
+        self, candidate: Candidate, kind: str, micro_batches: tuple[int, ...], forwards: int
+    ) -> Steps[Estimation]:
+        request = Estimate(candidate, kind, micro_batches, forwards)
+        self._purse.pay([request])
+        [answer] = yield [request]
+        assert isinstance(answer, Estimation)
+        return answer
+
+    def _rungs(self) -> tuple[Rung, ...]:
+        """A race on micro-batches in a new order."""
+        return self._purse.rungs(self._rng.permutation(self._parts.compared).tolist())
+
+    def _next(self, sample: Sequence[int]) -> tuple[int, ...]:
+        """As many of the micro-batches for estimates as in the sample, the next ones in turn."""
+        return tuple(islice(self._to_estimate, len(sample)))

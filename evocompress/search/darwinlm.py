@@ -1,0 +1,39 @@
+"""DarwinLM (Tang et al. 2025, 2502.07780): what a candidate is worth after some fine-tuning."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from evocompress.search.base import SearcherSettings
+from evocompress.search.evopress import EvoPress, EvoPressSettings
+from evocompress.treatments import Recipe
+
+
+class DarwinLMSettings(EvoPressSettings):
+    """Settings of `DarwinLM`; the published schedule is that of widths in any space.
+
+    Attributes:
+        tuning_tokens: Tokens that each stage fine-tunes its candidates on.
+        learning_rate: AdamW's, the same in every step.
+    """
+
+    kind: Literal["auto", "sparsity", "depth", "width"] = "width"
+    tuning_tokens: tuple[Annotated[int, Field(ge=2)], ...] = (10_000, 50_000, 100_000, 200_000)
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-5
+
+    @property
+    def recipes(self) -> tuple[Recipe, ...]:
+        """How each stage fine-tunes."""
+        return tuple(Recipe(tokens, self.learning_rate) for tokens in self.tuning_tokens)
+
+
+class DarwinLM(EvoPress):
+    """Evolution like EvoPress whose stages fine-tune each candidate before they measure it.
+
+    So it looks for what is good after a training, not before one. The tuned weights are
+    forgotten: a survivor is fine-tuned anew, and longer, in the next stage.
+    """
+
+    Settings: ClassVar[type[SearcherSettings]] = DarwinLMSettings

@@ -1,0 +1,105 @@
+"""How the tokens of a search are divided, and what is left of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+
+from evocompress.search.racing import Rung
+from evocompress.types import Pool, Request
+
+DEFAULT_TOKENS = 500_000
+
+_START, _STEP = 32_768, 20_480
+"""Tokens after which a second-order start, and a step along estimates, hardly get better."""
+
+_START_SHARE, _STEP_SHARE = 0.45, 0.46
+"""The most of all tokens that each of them may cost."""
+
+_FIRST_RUNG = 1024
+"""Tokens on which many rivals are told apart roughly (EvoPress's first stage, for depth)."""
+
+_RUNGS = ((1, 4), (4, 2), (8, 1))
+"""For each rung of a race its length, in first rungs, and how many rivals it leaves."""
+
+OFFSPRING = 16
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The calibration pool in two parts, so that nothing is chosen on what it was made from.
+
+    Attributes:
+        estimated: Micro-batches of estimates, two thirds of the pool.
+        compared: Micro-batches of comparisons.
+    """
+
+    estimated: tuple[int, ...]
+    compared: tuple[int, ...]
+
+
+def parts(pool: Pool, rng: np.random.Generator) -> Parts:
+    """The pool in two random parts; a pool of one micro-batch is both."""
+    order = rng.permutation(len(pool.tokens)).tolist()
+    cut = min(-(-2 * len(order) // 3), max(len(order) - 1, 1))
+    return Parts(tuple(order[:cut]), tuple(order[cut:] or order))
+
+
+class Purse:
+    """The tokens of one search.
+
+    Args:
+        pool: Sizes of the micro-batches.
+        limit: Tokens that may be requested; `DEFAULT_TOKENS` if left out.
+    """
+
+    def __init__(self, pool: Pool, limit: int | None) -> None:
+        self._pool = pool
+        self.limit = limit or DEFAULT_TOKENS
+        self.left = self.limit
+
+    def pay(self, requests: Sequence[Request]) -> None:
+        """Takes the tokens of requests out."""
+        self.left -= sum(self._pool.requested(request) for request in requests)
+
+    def start(self, micro_batches: Sequence[int], forwards: int) -> tuple[int, ...]:
+        """The first of the micro-batches, as many as a start along estimates should use."""
+        return self._first(micro_batches, min(_START, self._affordable(_START_SHARE, forwards)))
+
+    def step(self, micro_batches: Sequence[int], forwards: int) -> tuple[int, ...]:
+        """The same for a step; none where the tokens are too few for one and its comparison."""
+        tokens = min(_STEP, self._affordable(_STEP_SHARE, forwards))
+        return self._first(micro_batches, tokens)
+
+    def rungs(self, order: Sequence[int]) -> tuple[Rung, ...]:
+        """The rungs of a race on the first of some micro-batches."""
+        lengths = [self._first(order, _FIRST_RUNG * length) for length, _ in _RUNGS]
+        return tuple(
+            Rung(length or tuple(order[:1]), keep)
+            for length, (_, keep) in zip(lengths, _RUNGS, strict=True)
+        )
+
+    def rivals(self, rungs: Sequence[Rung]) -> int:
+        """How many rivals can still be raced, the incumbent measured on everything."""
+        last = self._size(rungs[-1].micro_batches)
+        later = sum(
+            before.keep * (self._size(rung.micro_batches) - self._size(before.micro_batches))
+            for before, rung in zip(rungs, rungs[1:], strict=False)
+        )
+        first = self._size(rungs[0].micro_batches)
+        return max(min(OFFSPRING, (self.left - last - later) // first), 0)
+
+    def _affordable(self, share: float, forwards: int) -> int:
+        """Tokens of micro-batches that an estimate may use, a race being left for afterwards."""
+        race = _FIRST_RUNG * (_RUNGS[-1][0] + OFFSPRING)
+        return int(min(share * self.limit, self.left - race) // forwards)
+
+    def _first(self, micro_batches: Sequence[int], tokens: int) -> tuple[int, ...]:
+        sums = accumulate(self._pool.tokens[index] for index in micro_batches)
+        return tuple(i for i, total in zip(micro_batches, sums, strict=True) if total <= tokens)
+
+    def _size(self, micro_batches: Sequence[int]) -> int:
+        return sum(self._pool.tokens[index] for index in micro_batches)

@@ -1,0 +1,287 @@
+"""The default search and its parts, on the synthetic objective."""
+
+import numpy as np
+import pytest
+
+from evocompress.config import SpaceConfig
+from evocompress.search.auto import RADII, Auto
+from evocompress.search.base import Problem
+from evocompress.search.forecast import Forecast
+from evocompress.search.knapsack import sum_of
+from evocompress.search.linear import Expansion, expansion, monotone, step
+from evocompress.search.proposals import blend, propose
+from evocompress.search.purse import OFFSPRING, Purse, parts
+from evocompress.search.racing import Rung, race
+from evocompress.search.scoreboard import Scoreboard
+from evocompress.space import build_space
+from evocompress.testing.decoders import Decoder
+from evocompress.testing.searchers import Separable, run
+from evocompress.types import DROP, Candidate, Estimate, Evaluate, MicroBatchValue, Pool, Result
+
+POOL = Pool((64,) * 64)
+TOKENS = 60_000
+
+
+def space_of(layers=4, **config):
+    decoder = Decoder(layers=layers)
+    return build_space(decoder.units(), decoder.architecture(), SpaceConfig(**config))
+
+
+@pytest.fixture
+def sparse():
+    return space_of(sparsity={"target": 0.5, "levels": 3})
+
+
+@pytest.fixture
+def depth():
+    return space_of(8, drop={}, budget={"body_params": 0.7})
+
+
+def searched(space, objective, tokens=TOKENS, seed=0, **settings):
+    searcher = Auto(
+        Problem(space, POOL, tokens), Auto.Settings(**settings), np.random.default_rng(seed)
+    )
+    return searcher, run(searcher, objective)
+
+
+def requested(steps):
+    return sum(POOL.requested(request) for requests, _ in steps for request in requests)
+
+
+class TestExpansion:
+    def test_predicts_the_true_change_from_anywhere(self, sparse):
+        objective = Separable.of(sparse)
+        rng = np.random.default_rng(1)
+        here, there = sparse.random(rng), sparse.random(rng)
+        request = Estimate(sparse.candidate(here), "linearised", (0,))
+        found = expansion(sparse, objective(request))
+        predicted = sum_of(sparse, found.harms(), there[None])[0]
+        values = [objective.value(sparse.candidate(genome)) for genome in (here, there)]
+        assert predicted == pytest.approx(values[1] - values[0])
+
+    def test_scores_are_carried_to_another_genome(self, sparse):
+        objective = Separable.of(sparse)
+        genome = sparse.random(np.random.default_rng(2))
+        at_dense = expansion(sparse, objective(Estimate(Candidate(), "curvature", (0,))))
+        here = expansion(sparse, objective(Estimate(sparse.candidate(genome), "curvature", (0,))))
+        for carried, direct in zip(at_dense.scores_around(genome), here.scores, strict=True):
+            np.testing.assert_allclose(carried, direct)
+
+    def test_a_step_finds_the_optimum_within_reach(self, sparse):
+        objective = Separable.of(sparse)
+        genome = sparse.uniform()
+        request = Estimate(sparse.candidate(genome), "linearised", (0,))
+        found = expansion(sparse, objective(request))
+        near = step(sparse, genome, found, 1)
+        assert np.abs(near - genome).max() == 1
+        far = step(
+            sparse,
+            near,
+            expansion(sparse, objective(Estimate(sparse.candidate(near), "linearised", (0,)))),
+            9,
+        )
+        values = [objective.value(sparse.candidate(g)) for g in (genome, near, far)]
+        assert values[0] > values[1] > values[2]
+        rng = np.random.default_rng(3)
+        others = [objective.value(sparse.candidate(sparse.random(rng))) for _ in range(300)]
+        assert values[2] < min(others)
+
+    def test_more_scores_are_averaged(self):
+        found = Expansion((np.zeros((2, 1)),), (np.array([[0.0], [2.0]]),))
+        joined = found.with_scores((np.array([[0.0], [4.0]]),))
+        np.testing.assert_allclose(joined.harms()[0], [0.0, (2.0 + 8.0) / 2])
+
+
+def test_monotone_harms_are_the_closest_that_never_fall():
+    [found] = monotone([np.array([0.0, 3.0, 1.0, 2.0, 5.0])])
+    np.testing.assert_allclose(found, [0.0, 2.0, 2.0, 2.0, 5.0])
+
+
+class TestScoreboard:
+    def result(self, name, values):
+        request = Evaluate(Candidate(((name, level()),)), tuple(range(len(values))))
+        return Result(request, tuple(MicroBatchValue(i, v, (10, 10)) for i, v in enumerate(values)))
+
+    def test_gaps_are_paired(self):
+        board, rng = Scoreboard(), np.random.default_rng(0)
+        text = rng.uniform(10, 90, (8, 2))
+        first = self.result("a", [tuple(row) for row in text])
+        second = self.result("b", [tuple(row + 1) for row in text])
+        board.add([first, second])
+        gap = board.gap(second.request.candidate, first.request.candidate, range(8))
+        assert gap.mean == pytest.approx(0.1)
+        assert gap.error < 1e-9
+        assert gap.hopeless
+
+    def test_what_failed_is_hopeless(self):
+        board = Scoreboard()
+        good = self.result("a", [(1.0, 2.0)])
+        bad = Result(Evaluate(Candidate((("b", level()),)), (0,)), (), failed="nan")
+        board.add([good, bad])
+        assert board.mean(bad.request.candidate, (0,)) == np.inf
+        assert board.gap(bad.request.candidate, good.request.candidate, (0,)).hopeless
+
+    def test_only_new_micro_batches_are_missing(self):
+        board = Scoreboard()
+        board.add([result := self.result("a", [(1.0, 2.0)])])
+        assert board.missing(result.request.candidate, (0, 3)) == (3,)
+
+
+def level():
+    return DROP
+
+
+class TestRace:
+    RUNGS = (Rung((0, 1, 2, 3), 3), Rung(tuple(range(12)), 1))
+
+    def go(self, space, objective, incumbent, rivals, **options):
+        """The winner, and which micro-batches each candidate was asked for."""
+        asked = {}
+
+        def measure(wanted):
+            for candidate, micro_batches in wanted:
+                asked.setdefault(candidate.id, []).extend(micro_batches)
+            return [objective(Evaluate(*pair)) for pair in wanted]
+            yield
+
+        steps = race(Scoreboard(), measure, incumbent, rivals, self.RUNGS, **options)
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value, asked
+        raise AssertionError("the measure above never waits")
+
+    def test_the_best_wins_and_pays_only_for_what_is_new(self, sparse):
+        objective = Separable.of(sparse)
+        rng = np.random.default_rng(0)
+        rivals = [sparse.candidate(sparse.random(rng)) for _ in range(6)]
+        incumbent = sparse.candidate(sparse.random(rng))
+        winner, asked = self.go(sparse, objective, incumbent, rivals)
+        assert winner == min([*rivals, incumbent], key=objective.value)
+        assert all(len(found) == len(set(found)) for found in asked.values())
+
+    def test_what_is_certainly_worse_leaves_at_once(self, sparse):
+        objective = Separable.of(sparse)
+        ordered = sorted(
+            (sparse.candidate(sparse.random(np.random.default_rng(s))) for s in range(5)),
+            key=objective.value,
+        )
+        winner, asked = self.go(sparse, objective, ordered[0], ordered[1:])
+        assert winner == ordered[0]
+        assert all(len(asked[rival.id]) == 4 for rival in ordered[1:])
+        _, patient = self.go(sparse, objective, ordered[0], ordered[1:], by_chance=False)
+        assert sorted(len(patient[rival.id]) for rival in ordered[1:]) == [4, 12, 12, 12]
+
+
+class TestProposals:
+    def test_guided_ones_are_better_on_average(self, sparse):
+        objective = Separable.of(sparse)
+        parent = sparse.uniform()
+
+        def predict(genomes):
+            return np.array([objective.value(sparse.candidate(genome)) for genome in genomes])
+
+        def mean(guide):
+            found = propose(sparse, parent, guide, 16, np.random.default_rng(0))
+            assert len({genome.tobytes() for genome in found} - {parent.tobytes()}) == 16
+            assert sparse.feasible(np.stack(found)).all()
+            return predict(found).mean()
+
+        assert mean(predict) < mean(None) - 1e-3
+
+    def test_a_blend_has_genes_of_both(self, depth):
+        rng = np.random.default_rng(0)
+        for _ in range(20):
+            one, other = depth.random(rng), depth.random(rng)
+            child = blend(depth, one, other, rng)
+            assert depth.feasible(child[None])[0]
+
+
+class TestPurse:
+    def test_parts_do_not_overlap(self):
+        found = parts(POOL, np.random.default_rng(0))
+        assert not set(found.estimated) & set(found.compared)
+        assert len(found.estimated) + len(found.compared) == len(POOL.tokens)
+        alone = parts(Pool((64,)), np.random.default_rng(0))
+        assert alone.estimated == alone.compared == (0,)
+
+    def test_a_start_leaves_enough_for_a_race(self):
+        for limit in (60_000, 110_000, 660_000):
+            purse = Purse(POOL, limit)
+            micro_batches = purse.start(range(64), 3)
+            purse.pay([Estimate(Candidate(), "curvature", micro_batches, 3)])
+            assert purse.left >= 0.5 * limit
+            rivals = purse.rivals(purse.rungs(range(64)))
+            assert rivals == OFFSPRING or limit < 110_000
+            assert rivals >= len(RADII)
+
+
+class TestAuto:
+    @pytest.mark.parametrize("limit", [25_000, 60_000, 200_000])
+    def test_keeps_to_its_tokens_and_uses_them(self, sparse, limit):
+        _, steps = searched(sparse, Separable.of(sparse, noise=0.05), limit)
+        assert 0.6 * limit < requested(steps) <= limit
+
+    def test_finds_what_random_search_does_not(self, sparse):
+        objective = Separable.of(sparse, noise=0.02)
+        searcher, _ = searched(sparse, objective)
+        rng = np.random.default_rng(5)
+        others = [objective.value(sparse.candidate(sparse.random(rng))) for _ in range(500)]
+        assert objective.value(searcher.incumbent().candidate) < min(others)
+
+    def test_drops_start_from_measured_effects(self, depth):
+        objective = Separable.of(depth)
+        searcher, steps = searched(depth, objective, 150_000)
+        kinds = {type(request) for requests, _ in steps for request in requests}
+        assert kinds == {Evaluate}
+        assert "measured effects" in searcher.origins().values()
+        rng = np.random.default_rng(5)
+        others = [objective.value(depth.candidate(depth.random(rng))) for _ in range(500)]
+        assert objective.value(searcher.incumbent().candidate) <= min(others)
+
+    @pytest.mark.parametrize("part", ["estimates", "guided", "surrogate", "racing"])
+    def test_each_part_can_be_taken_out(self, sparse, part):
+        objective = Separable.of(sparse, noise=0.02)
+        searcher, steps = searched(sparse, objective, **{part: False})
+        assert searcher.incumbent() is not None
+        asked = any(isinstance(r, Estimate) for requests, _ in steps for r in requests)
+        assert asked == (part != "estimates")
+
+    def test_says_what_it_began_with(self, sparse):
+        searcher, _ = searched(sparse, Separable.of(sparse))
+        assert {"uniform", "second order"} & set(searcher.origins().values())
+
+    def test_goes_on_where_estimates_fail(self, sparse):
+        objective = Separable.of(sparse, noise=0.02)
+
+        def failing(request):
+            answer = objective(request)
+            if isinstance(request, Estimate):
+                return type(answer)(request, (), (), failed="out of memory")
+            return answer
+
+        searcher, _ = searched(sparse, failing)
+        assert searcher.incumbent() is not None
+
+
+def test_a_forecast_fills_in_what_was_not_tried():
+    space = space_of(
+        2,
+        width={"channels": [0.25, 0.5, 0.75], "multiple_of": 8, "protect": []},
+        drop={"protect": []},
+        budget={"body_params": 0.6},
+    )
+    first = space.genes.start
+    gene = int(space.genes.widths[-1])
+    changed = first.copy()
+    changed[gene] = len(space.levels[gene]) - 1
+    forecast = Forecast(space, surrogate=False)
+    results = [
+        Result(Evaluate(space.candidate(genome), (0,)), (MicroBatchValue(0, (value,), (10,)),))
+        for genome, value in ((first, 0.0), (changed, 4.0))
+    ]
+    forecast.learn_effects([first, changed], results)
+    rows = np.tile(first, (len(space.levels[gene]), 1))
+    rows[:, gene] = np.arange(len(rows))
+    found = forecast.predictor()(rows)
+    np.testing.assert_allclose(found, np.linspace(0, 0.4, len(rows)))

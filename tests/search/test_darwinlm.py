@@ -1,0 +1,197 @@
+"""DarwinLM: its stages' treatments, what they count for, and whole runs that are killed."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+from evocompress import api
+from evocompress.config import SpaceConfig
+from evocompress.config_file import load_config
+from evocompress.distributed import EXECUTORS
+from evocompress.errors import ConfigError
+from evocompress.files import read_json
+from evocompress.journal import Journal
+from evocompress.run import search
+from evocompress.search.base import Problem
+from evocompress.search.darwinlm import DarwinLM
+from evocompress.search.evopress import EvoPress
+from evocompress.space import build_space
+from evocompress.testing.decoders import Decoder
+from evocompress.testing.searchers import POOL, Separable, run
+from evocompress.testing.tiny import tiny_checkpoint
+from evocompress.treatments import Recipe
+from evocompress.types import UNTREATED, Evaluate, Pool
+
+DECODER = Decoder(layers=6)
+WIDTH = {"width": {"multiple_of": 4}, "budget": {"body_params": 0.6}}
+SPACE = build_space(DECODER.units(), DECODER.architecture(), SpaceConfig(**WIDTH))
+STAGED = {"generations": 5, "offspring": 8, "survivors": (3, 1), "stage_tokens": (128, 512)}
+TUNED = STAGED | {"tuning_tokens": (100, 300), "learning_rate": 1e-3}
+RECIPES = (Recipe(100, 1e-3), Recipe(300, 1e-3))
+
+
+def searcher(cls=DarwinLM, **settings):
+    return cls(Problem(SPACE, POOL), cls.Settings(**settings), np.random.default_rng(0))
+
+
+class Trained:
+    """Candidates that a training makes as good as another objective says."""
+
+    def __init__(self):
+        self.before = Separable.of(SPACE, seed=0)
+        self.after = Separable.of(SPACE, seed=1)
+        self.answered = []
+
+    def __call__(self, request):
+        self.answered.append(request)
+        return (self.before if request.treatment == UNTREATED else self.after)(request)
+
+    def map(self, requests):
+        return map(self, requests)
+
+    def close(self):
+        pass
+
+
+def test_each_stage_has_its_treatment():
+    first, second = (requests for requests, _ in run(searcher(**TUNED), Trained())[:2])
+    for requests, recipe, count in ((first, RECIPES[0], 8), (second, RECIPES[1], 4)):
+        assert len(requests) == count
+        assert {request.treatment for request in requests} == {recipe.treatment}
+        assert {request.tuning_tokens for request in requests} == {recipe.tokens}
+    assert DarwinLM.Settings(**TUNED).recipes == RECIPES
+    assert EvoPress.Settings(**STAGED).recipes == ()
+
+
+def test_published_defaults():
+    pool = Pool((512,) * 64)
+    darwin = DarwinLM(Problem(SPACE, pool), DarwinLM.Settings(), np.random.default_rng(0))
+    requests = darwin.ask()
+    assert len(requests) == 16 and pool.requested(requests[0]) == 1024 + 3 * 10_000
+    assert [r.tokens for r in DarwinLM.Settings().recipes] == [10_000, 50_000, 100_000, 200_000]
+    assert {recipe.learning_rate for recipe in DarwinLM.Settings().recipes} == {1e-5}
+
+
+def test_a_treatment_for_each_stage_is_needed():
+    with pytest.raises(ConfigError, match="2 stages but 4 tuning_tokens"):
+        searcher(**STAGED)
+
+
+def test_what_a_training_makes_good_is_found():
+    oracle, found = Trained(), {}
+    for cls, settings in ((DarwinLM, TUNED), (EvoPress, STAGED)):
+        search = searcher(cls, **settings | {"generations": 60})
+        run(search, oracle)
+        found[cls] = search.incumbent().candidate
+    tuned, untuned = found[DarwinLM], found[EvoPress]
+    assert oracle.after.value(tuned) < oracle.after.value(untuned)
+    assert oracle.before.value(untuned) < oracle.before.value(tuned)
+
+
+def test_training_counts_three_times(tmp_path):
+    oracle = Trained()
+    with Journal(tmp_path / "j", {}) as journal:
+        outcome = search(searcher(**TUNED), oracle, journal, POOL)
+        last = journal.steps[-1]
+        asked = [
+            request for requests, _ in run(searcher(**TUNED), Trained()) for request in requests
+        ]
+    tokens = {
+        request: 64 * len(request.micro_batches) + 3 * request.tuning_tokens for request in asked
+    }
+    assert last.requested == sum(tokens[request] for request in asked)
+    assert last.requested == 5 * (8 * (128 + 300) + 4 * (512 + 900))
+    # A tuned candidate that is measured on more micro-batches is tuned again.
+    done = [64 * len(r.micro_batches) + 3 * r.tuning_tokens for r in oracle.answered]
+    assert last.computed == sum(done) < last.requested
+    assert set(outcome.treatments.values()) == {recipe.treatment for recipe in RECIPES}
+    assert outcome.fidelity[outcome.best.candidate.id] == 512 + 900
+
+
+def test_a_journal_answers_treated_and_untreated_requests_apart(tmp_path):
+    candidate = SPACE.candidate(SPACE.uniform())
+    plain = Evaluate(candidate, (0, 1))
+    treated = RECIPES[0].before(plain)
+    oracle = Trained()
+    with Journal(tmp_path / "j", {}) as journal:
+        journal.record(oracle(plain))
+        assert journal.missing([plain, treated]) == [treated]
+        journal.record(oracle(treated))
+    with Journal(tmp_path / "j", {}) as journal:
+        assert journal.result(plain).mean == pytest.approx(oracle.before.value(candidate))
+        assert journal.result(treated).mean == pytest.approx(oracle.after.value(candidate))
+        assert journal.result(RECIPES[1].before(plain)) is None
+
+
+RUN = {
+    "threads": 1,
+    "calibration": {
+        "library_sequences": 3,
+        "search_sequences": 8,
+        "heldout_sequences": 4,
+        "length": 32,
+        "micro_batch": 2,
+    },
+    "space": {"width": {"multiple_of": 8}, "budget": {"body_params": 0.7}},
+    "search": {
+        "name": "darwinlm",
+        "generations": 2,
+        "offspring": 4,
+        "survivors": [2, 1],
+        "stage_tokens": [64, 128],
+        "tuning_tokens": [50, 120],
+        "learning_rate": 1e-3,
+    },
+}
+
+
+class Killed(BaseException):
+    """What stops a search in the middle."""
+
+
+def dying(after):
+    """The local executor, which stops for good once it has given some answers."""
+
+    class Dying(EXECUTORS["local"]):
+        left = after
+
+        def map(self, requests):
+            for answer in super().map(requests):
+                if not Dying.left:
+                    raise Killed
+                Dying.left -= 1
+                yield answer
+
+    return Dying
+
+
+def test_a_run_that_was_killed_is_resumed_to_the_same_bytes(monkeypatch, tmp_path):
+    (tmp_path / "text.txt").write_text(" ".join(f"word{n * n % 97}" for n in range(3000)))
+    source = {"source": str(tmp_path / "text.txt")}
+    model = {"source": str(tiny_checkpoint(tmp_path / "tiny"))}
+    content = RUN | {"runs": str(tmp_path / "runs"), "model": model}
+    content["calibration"] = RUN["calibration"] | source
+    (tmp_path / "trial.yaml").write_text(yaml.safe_dump(content))
+
+    def config(name):
+        words = [f"name={name}", f"library.path={tmp_path / 'library'}"]
+        return load_config(tmp_path / "trial.yaml", words)
+
+    whole = api.search(config("whole"))
+    records = [json.loads(line) for line in (whole / "journal.jsonl").read_text().splitlines()]
+    treatments = {record["treatment"] for record in records if record["type"] == "value"}
+    assert treatments == {Recipe(tokens, 1e-3).treatment for tokens in (50, 120)}
+    rows = read_json(whole / "front.json")
+    winner = read_json(whole / "winner.json")
+    assert winner["id"] in {row["id"] for row in rows}
+    assert api.report(whole).exists()
+    for after in (0, 3, 7):
+        with monkeypatch.context() as patch:
+            patch.setitem(EXECUTORS, "local", dying(after))
+            with pytest.raises(Killed):
+                api.search(config(f"cut{after}"))
+        cut = api.search(config(f"cut{after}"), resume=True)
+        for file in ("journal.jsonl", "winner.json", "front.json"):
+            assert (cut / file).read_bytes() == (whole / file).read_bytes(), (after, file)
