@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
-SHARED = {"common", "cells", "contest", "heldout"}
+SHARED = {"common", "cells", "contest", "contest_cells", "heldout"}
 FIGURES = {
     "proxy": ["vs_forward", "vs_two_sided_kl", "peak_mib", "peak_mib_two_sided"],
     "prefix": ["single_drops_speedup", "nothing_common_speedup", "different"],
@@ -16,6 +16,11 @@ FIGURES = {
     "latency_model": [
         *("median_abs_error", "shortest", "batch", "tokens", "spread"),
         *("decode_median_abs_error", "decode_shortest"),
+    ],
+    "search": [
+        f"{case}_{key}"
+        for case in ("sparsity50", "depth")
+        for key in ("auto_kl_all_top256", "evopress_kl_sixth_top256", "evopress_computed")
     ],
     "structured": [
         f"{table}kl_{method}_{budget}"

@@ -19,7 +19,7 @@ import numpy as np
 from evocompress.budget import require
 from evocompress.repair import spend
 from evocompress.search.base import Incumbent, Problem, SearcherSettings
-from evocompress.search.effects import approach
+from evocompress.search.effects import approach, changes
 from evocompress.search.forecast import Forecast
 from evocompress.search.knapsack import knapsack
 from evocompress.search.linear import Expansion, Tables, expansion, monotone, step
@@ -34,7 +34,6 @@ from evocompress.types import Candidate, Estimate, Estimation, Evaluate, Request
 RADII = (1, 2, 4)
 """How many levels a gene may move in one step along estimates: all three are compared."""
 
-EFFECT_ROUNDS = 3
 ARCHIVE = 4
 """Former incumbents that mutations may borrow from, and that are compared again at the end."""
 
@@ -98,7 +97,7 @@ class Auto(ProceduralSearcher):
     def _estimated_starts(self) -> Steps[dict[str, Genome]]:
         """The first genomes that estimates lead to, by name."""
         if self._space.genes.droppable.size or not self._smooth:
-            return {"measured effects": (yield from self._measured_effects())}
+            return (yield from self._measured_effects())
         micro_batches = self._next(self._purse.start(self._parts.estimated, 3))
         if not micro_batches:
             return {}
@@ -112,21 +111,24 @@ class Auto(ProceduralSearcher):
         self._scores = found.scores
         return {name: genome for name, genome in picks.items() if genome is not None}
 
-    def _measured_effects(self) -> Steps[Genome]:
+    def _measured_effects(self) -> Steps[dict[str, Genome]]:
         """The best sum of single changes, measured in rounds (`evocompress.search.effects`)."""
+        per_gene = 2 if self._smooth else 1
+        tries = 1 + len(changes(self._space, self._space.genes.start, per_gene))
         order = self._rng.permutation(self._parts.compared).tolist()
+        rounds, micro_batches = self._purse.effects(order, tries)
+        if not rounds:
+            return {}
 
         def measure(genomes: Sequence[Genome]) -> Steps[list[Result]]:
-            rung = self._purse.rungs(order)[0].micro_batches
-            results = yield from self._evaluate(genomes, rung, probe=True)
+            results = yield from self._evaluate(genomes, micro_batches, probe=True)
             self._purse.pay([result.request for result in results])
             self._forecast.learn_effects(genomes, results)
             return results
 
-        genome = yield from approach(
-            self._space, measure, rounds=EFFECT_ROUNDS, per_gene=2 if self._smooth else 1
-        )
-        return spend(self._space, self._space.repair(genome, self._rng), self._rng)
+        genome = yield from approach(self._space, measure, rounds=rounds, per_gene=per_gene)
+        feasible = self._space.repair(genome, self._rng)
+        return {"measured effects": spend(self._space, feasible, self._rng)}
 
     def _compared(self, named: Mapping[str, Genome]) -> Steps[Genome]:
         """The best of some genomes, which becomes the incumbent."""

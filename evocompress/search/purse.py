@@ -22,6 +22,12 @@ _START_SHARE, _STEP_SHARE = 0.45, 0.46
 _FIRST_RUNG = 1024
 """Tokens on which many rivals are told apart roughly (EvoPress's first stage, for depth)."""
 
+_FEWEST_RUNGS = 60
+"""First rungs that a search must be able to pay for: so many evaluations that theirs is shorter."""
+
+_EFFECT_ROUNDS = 3
+_EFFECT_SHARE = 0.45
+
 _RUNGS = ((1, 4), (4, 2), (8, 1))
 """For each rung of a race its length, in first rungs, and how many rivals it leaves."""
 
@@ -60,6 +66,7 @@ class Purse:
         self._pool = pool
         self.limit = limit or DEFAULT_TOKENS
         self.left = self.limit
+        self._rung = min(_FIRST_RUNG, self.limit // _FEWEST_RUNGS)
 
     def pay(self, requests: Sequence[Request]) -> None:
         """Takes the tokens of requests out."""
@@ -74,9 +81,25 @@ class Purse:
         tokens = min(_STEP, self._affordable(_STEP_SHARE, forwards))
         return self._first(micro_batches, tokens)
 
+    def effects(self, micro_batches: Sequence[int], tries: int) -> tuple[int, tuple[int, ...]]:
+        """In how many rounds to measure single changes, and on which of the micro-batches.
+
+        Args:
+            micro_batches: Where they may be measured.
+            tries: How many are tried in a round.
+
+        Returns:
+            As many rounds as there can be on at least one micro-batch; 0 where there is none.
+        """
+        for rounds in range(_EFFECT_ROUNDS, 0, -1):
+            tokens = int(_EFFECT_SHARE * self.limit / (rounds * tries))
+            if chosen := self._first(micro_batches, min(tokens, _FIRST_RUNG)):
+                return rounds, chosen
+        return 0, ()
+
     def rungs(self, order: Sequence[int]) -> tuple[Rung, ...]:
         """The rungs of a race on the first of some micro-batches."""
-        lengths = [self._first(order, _FIRST_RUNG * length) for length, _ in _RUNGS]
+        lengths = [self._first(order, self._rung * length) for length, _ in _RUNGS]
         return tuple(
             Rung(length or tuple(order[:1]), keep)
             for length, (_, keep) in zip(lengths, _RUNGS, strict=True)
@@ -94,7 +117,7 @@ class Purse:
 
     def _affordable(self, share: float, forwards: int) -> int:
         """Tokens of micro-batches that an estimate may use, a race being left for afterwards."""
-        race = _FIRST_RUNG * (_RUNGS[-1][0] + OFFSPRING)
+        race = self._rung * (_RUNGS[-1][0] + OFFSPRING)
         return int(min(share * self.limit, self.left - race) // forwards)
 
     def _first(self, micro_batches: Sequence[int], tokens: int) -> tuple[int, ...]:

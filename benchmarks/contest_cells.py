@@ -1,0 +1,162 @@
+"""One searcher with one seed on one case, read at several numbers of requested tokens."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from cells import cell
+
+from evocompress import run
+from evocompress.apply import LiveModel
+from evocompress.config import RunConfig
+from evocompress.evaluation import heldout_quality
+from evocompress.journal import Journal, Step, read_candidates
+from evocompress.models import LoadedModel
+from evocompress.progress import Reporter
+from evocompress.run_folder import RunFolder
+from evocompress.types import Candidate
+from evocompress.workbench import Workbench
+
+PLANNING = ("auto",)
+"""Searchers that divide their tokens beforehand: a part of a longer run is no shorter one."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A space, and what it is compared on.
+
+    Attributes:
+        space: As in a run's configuration.
+        calibration: The same.
+        results: Where everything of the case is kept.
+        looked_at: How many of the first held-out sequences are measured.
+        model: As in a run's configuration.
+        fresh: Whether the second half of the held-out sequences is measured, too.
+    """
+
+    space: Mapping[str, Any]
+    calibration: Mapping[str, Any]
+    results: Path
+    looked_at: int
+    model: Mapping[str, Any] = field(default_factory=dict)
+    fresh: bool = False
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The incumbent of a search at one moment.
+
+    Attributes:
+        asked: Tokens that the search was to spend by then.
+        requested: Those that it had.
+        computed: Those that were really run.
+        seconds: Wall time of the search until its end.
+        kl: Held-out divergence over the whole vocabulary, nats per token.
+        top256: The same in the buckets of the proxy.
+        fresh: The same on untouched sequences, where they were measured.
+    """
+
+    asked: int
+    requested: int
+    computed: int
+    seconds: float
+    kl: float
+    top256: float
+    fresh: float | None = None
+
+
+def readings(
+    case: Case,
+    loaded: LoadedModel,
+    searcher: str,
+    settings: Mapping[str, Any],
+    seed: int,
+    asked: Sequence[int],
+    reporter: Reporter,
+) -> list[Reading]:
+    """What one searcher found after each of some numbers of tokens."""
+    name = searcher.split("_no_")[0].removesuffix("_unguided")
+    again = name in PLANNING
+    found = []
+    for tokens in asked:
+        limit = tokens if again else asked[-1]
+        config = _config(case, f"{searcher}-{seed}-{limit}", name, settings, seed, limit)
+        bench = Workbench(config, RunFolder(config.folder), reporter)
+        bench.__dict__["loaded"] = loaded
+        steps, seconds = _searched(bench)
+        within = [step for step in steps if step.requested <= tokens and step.incumbent]
+        if not within:
+            raise SystemExit(f"{searcher}: {tokens} tokens are too few for a first comparison")
+        last = within[-1]
+        candidate = read_candidates(bench.folder.journal)[last.incumbent or ""]
+        quality = _quality(bench, case, candidate)
+        found.append(Reading(tokens, last.requested, last.computed, seconds, **quality))
+    return found
+
+
+def _config(
+    case: Case, name: str, searcher: str, settings: Mapping[str, Any], seed: int, tokens: int
+) -> RunConfig:
+    return RunConfig.model_validate(
+        {
+            "name": name,
+            "runs": case.results,
+            "seed": seed,
+            "model": case.model,
+            "calibration": case.calibration,
+            "space": case.space,
+            "library": {"path": case.results / "library"},
+            "search": {"name": searcher, "tokens": tokens, **settings},
+        }
+    )
+
+
+def _searched(bench: Workbench) -> tuple[Sequence[Step], float]:
+    """The steps of a search, run or continued to its end, and its seconds where it ran at once."""
+    bench.folder.path.mkdir(parents=True, exist_ok=True)
+
+    def search() -> dict[str, Any]:
+        begun = time.perf_counter()
+        library = bench.library
+        with (
+            Journal(bench.folder.journal, bench.header()) as journal,
+            LiveModel(bench.loaded, library) as live,
+            closing(bench.executor(live)) as executor,
+            bench.reporter.stage(bench.config.name),
+        ):
+            pool, tokens = bench.calibration.pool, bench.config.search.tokens
+            run.search(bench.searcher(), executor, journal, pool, tokens=tokens)
+            steps = [asdict(step) for step in journal.steps]
+        return {"seconds": time.perf_counter() - begun, "steps": steps}
+
+    bench.library  # noqa: B018  (made here, so that it does not count as search)
+    found = cell(bench.folder.path, "searched", search)
+    return [Step(**step) for step in found["steps"]], found["seconds"]
+
+
+def _quality(bench: Workbench, case: Case, candidate: Candidate) -> dict[str, float]:
+    """Held-out quality, and that on fresh sequences where it is wanted."""
+    folder = case.results / "quality"
+    sequences = bench.calibration.heldout
+    looked_at = sequences[: case.looked_at]
+    quality = cell(folder, candidate.id, lambda: _measured(bench, candidate, looked_at))
+    found = {"kl": quality["kl"], "top256": quality["kl_top256"]}
+    if case.fresh:
+        rest = sequences[len(sequences) // 2 :]
+        name = f"{candidate.id}-fresh"
+        found["fresh"] = cell(folder, name, lambda: _measured(bench, candidate, rest))["kl_top256"]
+    return found
+
+
+def _measured(bench: Workbench, candidate: Candidate, sequences: Any) -> dict[str, float]:
+    dense = bench.loaded.model
+    twin = copy.deepcopy(dense)
+    LiveModel(replace(bench.loaded, model=twin), bench.library).apply(candidate)
+    quality = heldout_quality(dense, {"candidate": twin}, sequences)["candidate"]
+    return {"kl": quality.kl, "kl_top256": quality.kl_topk, "perplexity": quality.perplexity}

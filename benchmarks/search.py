@@ -1,0 +1,256 @@
+"""Searchers against each other at equal requested tokens, on SmolLM2-135M and WikiText-2.
+
+A case is a space and its library; a cell is one searcher with one seed on it. A searcher that
+divides its tokens beforehand (`auto` and those like it) runs anew for a sixth, a third and all of
+them; the others run once and are read where they had spent as much. Held-out quality is measured
+over the whole vocabulary, and in the top 256 buckets, on the first 20 sequences of the held-out
+file; with ``--fresh`` also on its sequences 100 to 199, which nothing was ever tuned on.
+
+    python benchmarks/search.py --calibration valid.txt --heldout test.txt --json out.json
+    python benchmarks/search.py --case sparsity50 --searchers auto evopress --seeds 0 1 2 ...
+
+Libraries, searches and every measurement are kept in the results folder: an interrupted run goes
+on. Half a million tokens take about a quarter of an hour on two cores. ``--quick`` does the same
+in a minute on a tiny random model and text of its own.
+
+Figures: `CASE_SEARCHER_kl_SHARE` and `..._top256`, means over the seeds, with `sd_` their standard
+deviation; `CASE_SEARCHER_computed`, the tokens that were really run, and `_seconds`, both at all
+tokens; `CASE_ratio_SEARCHER`, all tokens divided by those after which `auto` was first at most at
+the other searcher's final KL, mean over the seeds that it ever was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from common import Figure, emit
+from contest_cells import Case, Reading, readings
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from evocompress.config import ModelConfig
+from evocompress.models import load
+from evocompress.progress import Reporter
+
+SHARES = {"sixth": 1 / 6, "third": 1 / 3, "all": 1.0}
+STAGES = {"offspring": 16, "survivors": (4, 1), "stage_tokens": (1024, 4096)}
+FRONT = {"objectives": ["params"]}
+DEPTH = {"offspring": 16, "survivors": (2, 1), "stage_tokens": (1024, 4096)}
+ENDLESS = 10**6
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is compared.
+
+    Attributes:
+        model: Source and dtype.
+        cases: By name.
+        searchers: {name: {case, or "" for all others: its settings}}.
+        tokens: Requested tokens of each search.
+        fresh: Whether the untouched sequences are measured, too.
+    """
+
+    model: Mapping[str, Any]
+    cases: Mapping[str, Case]
+    searchers: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    tokens: int
+    fresh: bool
+
+
+def main() -> None:
+    """Runs or continues the comparison and prints its figures."""
+    arguments = _arguments()
+    with tempfile.TemporaryDirectory() as scratch:
+        plan = _quick(Path(scratch)) if arguments.quick else _full(arguments)
+        seeds = [0] if arguments.quick else arguments.seeds
+        figures = _figures(plan, seeds)
+        emit("search", figures, arguments.json)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--calibration", help="text file for library and search")
+    parser.add_argument("--heldout", help="text file for the held-out sequences")
+    parser.add_argument("--results", type=Path, default=Path("results/search"))
+    parser.add_argument("--case", nargs="+", default=list(_cases()), choices=list(_cases()))
+    parser.add_argument("--searchers", nargs="+", default=["auto", "evopress"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--tokens", type=int, default=660_000)
+    parser.add_argument("--fresh", action="store_true", help="measure the untouched sequences")
+    parser.add_argument("--json")
+    parser.add_argument("--quick", action="store_true")
+    arguments = parser.parse_args()
+    if not arguments.quick and not (arguments.calibration and arguments.heldout):
+        parser.error("give --calibration and --heldout, or --quick")
+    unknown = set(arguments.searchers) - set(_searchers())
+    if unknown:
+        parser.error(f"--searchers: {sorted(unknown)} unknown; there are {sorted(_searchers())}")
+    return arguments
+
+
+def _cases() -> dict[str, Mapping[str, Any]]:
+    """The spaces."""
+    channels = [step / 16 for step in range(1, 16)]
+    share = 23 / 30
+    return {
+        "sparsity50": {"sparsity": {"target": 0.5, "step": 20736, "levels": 6}},
+        "sparsity70": {"sparsity": {"target": 0.7, "step": 12441, "levels": 6}},
+        # As many parameters and keys as without seven attentions and seven MLPs of thirty.
+        "depth": {"drop": {"protect": []}, "budget": {"body_params": share, "kv_bytes": share}},
+        "params70": {
+            "width": {"channels": channels, "multiple_of": 96},
+            "drop": {},
+            "budget": {"body_params": 0.70},
+        },
+    }
+
+
+def _searchers() -> dict[str, dict[str, dict[str, Any]]]:
+    """Settings of every searcher that is compared; what ends by the tokens has no end itself."""
+    endless = {"generations": ENDLESS}
+    candidates = {"candidates": ENDLESS, "candidate_tokens": 4096}
+    return {
+        "auto": {"": {}},
+        "auto_no_estimates": {"": {"estimates": False}},
+        "auto_unguided": {"": {"guided": False}},
+        "auto_no_surrogate": {"": {"surrogate": False}},
+        "auto_no_racing": {"": {"racing": False}},
+        "evopress": {"": {**STAGES, **endless}, "depth": {**DEPTH, **endless, "initial": 32}},
+        "random": {"": {**STAGES, **endless}},
+        "nsga2": {"": {**FRONT, "candidate_tokens": 4096}},
+        "tpe": {"": candidates},
+        "greedy": {"": {"candidate_tokens": 1024}},
+        "evopress_dp": {"": {}},
+        "distortion_dp": {"": {"levels": 2, "probe_tokens": 1024}},
+    }
+
+
+def _full(arguments: argparse.Namespace) -> Plan:
+    calibration = {
+        "source": arguments.calibration,
+        "heldout_source": arguments.heldout,
+        "library_sequences": 128,
+        "search_sequences": 406,
+        "heldout_sequences": 200,
+        "length": 512,
+        "micro_batch": 1,
+    }
+    known, cases = _searchers(), _cases()
+    return Plan(
+        model={"source": "demo:smollm2-135m", "dtype": "bfloat16"},
+        cases={
+            name: Case(cases[name], calibration, arguments.results / name, looked_at=20)
+            for name in arguments.case
+        },
+        searchers={name: known[name] for name in arguments.searchers},
+        tokens=arguments.tokens,
+        fresh=arguments.fresh,
+    )
+
+
+def _quick(folder: Path) -> Plan:
+    from evocompress.testing.tiny import tiny_checkpoint
+
+    text = folder / "text.txt"
+    text.write_text(" ".join(f"word{number * number % 97}" for number in range(4000)))
+    calibration = {
+        "source": str(text),
+        "library_sequences": 8,
+        "search_sequences": 64,
+        "heldout_sequences": 6,
+        "length": 32,
+        "micro_batch": 1,
+    }
+    staged = {"offspring": 8, "survivors": (2, 1), "stage_tokens": (64, 256), "generations": 99}
+    spaces = {
+        "sparsity50": {"sparsity": {"target": 0.5, "step": 64, "levels": 4}},
+        "depth": {"drop": {"protect": []}, "budget": {"body_params": 0.7}},
+    }
+    return Plan(
+        model={"source": str(tiny_checkpoint(folder / "model", "llama"))},
+        cases={
+            name: Case(space, calibration, folder / name, looked_at=4)
+            for name, space in spaces.items()
+        },
+        searchers={
+            "auto": {"": {}},
+            "evopress": {"": {**staged, "initial": 4, "initial_tokens": 64}},
+        },
+        tokens=12_000,
+        fresh=True,
+    )
+
+
+def _figures(plan: Plan, seeds: Sequence[int]) -> dict[str, Figure]:
+    """The figures of all cells."""
+    reporter = Reporter()
+    model = ModelConfig.model_validate(plan.model)
+    loaded = load(model.source, dtype=model.dtype)
+    figures: dict[str, Figure] = {"seeds": len(seeds), "tokens": plan.tokens}
+    for case_name, case in plan.cases.items():
+        found: defaultdict[str, list[list[Reading]]] = defaultdict(list)
+        for searcher, settings in plan.searchers.items():
+            chosen = settings.get(case_name, settings[""])
+            for seed in seeds:
+                run = replace(case, model=plan.model, fresh=plan.fresh)
+                spent = [round(plan.tokens * share) for share in SHARES.values()]
+                row = readings(run, loaded, searcher, chosen, seed, spent, reporter)
+                found[searcher].append(row)
+                Console().print(case_name, searcher, seed, [round(r.top256, 4) for r in row])
+        figures |= {f"{case_name}_{key}": value for key, value in _summary(found).items()}
+        _print(case_name, found)
+    return figures
+
+
+def _summary(found: Mapping[str, Sequence[Sequence[Reading]]]) -> dict[str, Figure]:
+    figures: dict[str, Figure] = {}
+    for searcher, rows in found.items():
+        for place, share in enumerate(SHARES):
+            column = [row[place] for row in rows]
+            figures[f"{searcher}_kl_{share}"] = _mean(reading.kl for reading in column)
+            top = [reading.top256 for reading in column]
+            figures[f"{searcher}_kl_{share}_top256"] = _mean(top)
+            if len(top) > 1:
+                figures[f"sd_{searcher}_kl_{share}_top256"] = statistics.stdev(top)
+        last = [row[-1] for row in rows]
+        figures[f"{searcher}_computed"] = _mean(reading.computed for reading in last)
+        figures[f"{searcher}_seconds"] = _mean(reading.seconds for reading in last)
+        if all(reading.fresh is not None for reading in last):
+            figures[f"{searcher}_fresh_kl"] = _mean(reading.fresh or 0.0 for reading in last)
+        if searcher != "auto" and "auto" in found:
+            figures[f"ratio_{searcher}"] = _ratio(found["auto"], rows)
+    return figures
+
+
+def _ratio(ours: Sequence[Sequence[Reading]], theirs: Sequence[Sequence[Reading]]) -> float | None:
+    """All tokens over those after which we were first as good as they in the end; mean."""
+    ratios = []
+    for mine, other in zip(ours, theirs, strict=True):
+        good = [reading.asked for reading in mine if reading.top256 <= other[-1].top256]
+        ratios += [other[-1].asked / good[0]] if good else []
+    return statistics.fmean(ratios) if len(ratios) == len(ours) else None
+
+
+def _mean(values: Any) -> float:
+    return statistics.fmean(values)
+
+
+def _print(case: str, found: Mapping[str, Sequence[Sequence[Reading]]]) -> None:
+    table = Table("held-out KL, top 256", *SHARES, title=case, box=SIMPLE)
+    for searcher, rows in found.items():
+        means = [_mean(row[place].top256 for row in rows) for place in range(len(SHARES))]
+        table.add_row(searcher, *(f"{mean:.4f}" for mean in means))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
