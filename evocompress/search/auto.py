@@ -225,6 +225,6 @@ class Auto(ProceduralSearcher):
         """A race on micro-batches in a new order."""
         return self._purse.rungs(self._rng.permutation(self._parts.compared).tolist())
 
-    def _next(self, sample: Sequence[int]) -> tuple[int, ...]:
-        """As many of the micro-batches for estimates as in the sample, the next ones in turn."""
-        return tuple(islice(self._to_estimate, len(sample)))
+    def _next(self, count: int) -> tuple[int, ...]:
+        """The next micro-batches for estimates, in turn: other ones each time while there are."""
+        return tuple(islice(self._to_estimate, count))

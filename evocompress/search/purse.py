@@ -72,14 +72,15 @@ class Purse:
         """Takes the tokens of requests out."""
         self.left -= sum(self._pool.requested(request) for request in requests)
 
-    def start(self, micro_batches: Sequence[int], forwards: int) -> tuple[int, ...]:
-        """The first of the micro-batches, as many as a start along estimates should use."""
-        return self._first(micro_batches, min(_START, self._affordable(_START_SHARE, forwards)))
+    def start(self, micro_batches: Sequence[int], forwards: int) -> int:
+        """How many of the micro-batches an estimated start should use."""
+        tokens = min(_START, self._affordable(_START_SHARE, forwards))
+        return len(self._first(micro_batches, tokens))
 
-    def step(self, micro_batches: Sequence[int], forwards: int) -> tuple[int, ...]:
-        """The same for a step; none where the tokens are too few for one and its comparison."""
+    def step(self, micro_batches: Sequence[int], forwards: int) -> int:
+        """The same for a step; 0 where the tokens are too few for one and its comparison."""
         tokens = min(_STEP, self._affordable(_STEP_SHARE, forwards))
-        return self._first(micro_batches, tokens)
+        return len(self._first(micro_batches, tokens))
 
     def effects(self, micro_batches: Sequence[int], tries: int) -> tuple[int, tuple[int, ...]]:
         """In how many rounds to measure single changes, and on which of the micro-batches.

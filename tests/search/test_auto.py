@@ -208,7 +208,7 @@ class TestPurse:
     def test_a_start_leaves_enough_for_a_race(self):
         for limit in (60_000, 110_000, 660_000):
             purse = Purse(POOL, limit)
-            micro_batches = purse.start(range(64), 3)
+            micro_batches = tuple(range(purse.start(range(64), 3)))
             purse.pay([Estimate(Candidate(), "curvature", micro_batches, 3)])
             assert purse.left >= 0.5 * limit
             rivals = purse.rivals(purse.rungs(range(64)))
