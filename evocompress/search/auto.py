@@ -11,6 +11,7 @@ between mutations that estimates and a model of all measurements hold for promis
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import cycle, islice
 from typing import ClassVar
 
@@ -26,10 +27,10 @@ from evocompress.search.linear import Expansion, Tables, expansion, monotone, st
 from evocompress.search.procedure import ProceduralSearcher, Procedure, Steps
 from evocompress.search.proposals import propose
 from evocompress.search.purse import Purse, parts
-from evocompress.search.racing import Rung, race
+from evocompress.search.racing import Rung, Wanted, race
 from evocompress.search.scoreboard import Scoreboard
 from evocompress.space import Genome
-from evocompress.types import Candidate, Estimate, Estimation, Evaluate, Request, Result
+from evocompress.types import Candidate, Estimate, Estimation, Evaluate, Result
 
 RADII = (1, 2, 4)
 """How many levels a gene may move in one step along estimates: all three are compared."""
@@ -188,29 +189,21 @@ class Auto(ProceduralSearcher):
         genomes = {self._space.candidate(genome).id: genome for genome in [*rivals, best]}
         candidates = {key: self._space.candidate(genome) for key, genome in genomes.items()}
         incumbent = self._space.candidate(best)
-        winner = yield from race(
+        winner, seen = yield from race(
             self._board,
-            self._measure,
+            _Paid(self._purse),
             incumbent,
             [candidate for key, candidate in candidates.items() if key != incumbent.id],
             rungs,
             by_chance=self._settings.racing,
         )
-        value = self._board.mean(winner, rungs[-1].micro_batches)
+        value = self._board.mean(winner, seen) if seen else np.inf
         if np.isfinite(value):
             self._best = Incumbent(winner, value)
         self._forecast.learn(self._board, incumbent, list(candidates.values()), genomes, rungs)
         genome = genomes[winner.id]
         self._archive = [*(g for g in self._archive if g is not genome), genome][-ARCHIVE:]
         return genome
-
-    def _measure(self, wanted: Sequence[tuple[Candidate, tuple[int, ...]]]) -> Steps[list[Result]]:
-        if not wanted:
-            return []
-        requests: list[Request] = [Evaluate(*pair) for pair in wanted]
-        self._purse.pay(requests)
-        answers = yield requests
-        return [answer for answer in answers if isinstance(answer, Result)]
 
     def _ask_estimate(
         self, candidate: Candidate, kind: str, micro_batches: tuple[int, ...], forwards: int
@@ -228,3 +221,21 @@ class Auto(ProceduralSearcher):
     def _next(self, count: int) -> tuple[int, ...]:
         """The next micro-batches for estimates, in turn: other ones each time while there are."""
         return tuple(islice(self._to_estimate, count))
+
+
+@dataclass(frozen=True)
+class _Paid:
+    """Measures, and pays for it."""
+
+    purse: Purse
+
+    def affords(self, wanted: Wanted) -> bool:
+        return self.purse.affords([Evaluate(*pair) for pair in wanted])
+
+    def __call__(self, wanted: Wanted) -> Steps[list[Result]]:
+        if not wanted:
+            return []
+        requests = [Evaluate(*pair) for pair in wanted]
+        self.purse.pay(requests)
+        answers = yield requests
+        return [answer for answer in answers if isinstance(answer, Result)]

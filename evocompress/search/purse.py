@@ -33,6 +33,9 @@ _RUNGS = ((1, 4), (4, 2), (8, 1))
 
 OFFSPRING = 16
 
+_FEW_RIVALS_COST = 32
+"""First rungs that a race of three rivals costs, rounded up."""
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -71,6 +74,10 @@ class Purse:
     def pay(self, requests: Sequence[Request]) -> None:
         """Takes the tokens of requests out."""
         self.left -= sum(self._pool.requested(request) for request in requests)
+
+    def affords(self, requests: Sequence[Request]) -> bool:
+        """Whether there are tokens left for requests."""
+        return sum(self._pool.requested(request) for request in requests) <= self.left
 
     def start(self, micro_batches: Sequence[int], forwards: int) -> int:
         """How many of the micro-batches an estimated start should use."""
@@ -118,7 +125,7 @@ class Purse:
 
     def _affordable(self, share: float, forwards: int) -> int:
         """Tokens of micro-batches that an estimate may use, a race being left for afterwards."""
-        race = self._rung * (_RUNGS[-1][0] + OFFSPRING)
+        race = self._rung * _FEW_RIVALS_COST
         return int(min(share * self.limit, self.left - race) // forwards)
 
     def _first(self, micro_batches: Sequence[int], tokens: int) -> tuple[int, ...]:

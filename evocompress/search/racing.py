@@ -7,15 +7,28 @@ and a small gain is seen on few tokens (as in Hoeffding races, Maron & Moore 199
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from evocompress.search.procedure import Steps
 from evocompress.search.scoreboard import Scoreboard
 from evocompress.types import Candidate, Result
 
-Measure = Callable[[Sequence[tuple[Candidate, tuple[int, ...]]]], Steps[list[Result]]]
-"""Evaluates candidates, each on its own micro-batches."""
+Wanted = Sequence[tuple[Candidate, tuple[int, ...]]]
+"""Candidates, each with the micro-batches on which it is to be measured."""
+
+
+class Measure(Protocol):
+    """Has candidates evaluated."""
+
+    def affords(self, wanted: Wanted) -> bool:
+        """Whether there are tokens left for it."""
+        ...
+
+    def __call__(self, wanted: Wanted) -> Steps[list[Result]]:
+        """The results."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -39,8 +52,10 @@ def race(
     rungs: Sequence[Rung],
     *,
     by_chance: bool = True,
-) -> Steps[Candidate]:
+) -> Steps[tuple[Candidate, tuple[int, ...]]]:
     """The winner: the rival with the lowest mean at the end, if it is lower than the incumbent's.
+
+    Where the tokens do not suffice for a rung, the one before it was the end.
 
     Args:
         board: What is known; new values are added.
@@ -50,15 +65,23 @@ def race(
         rungs: In order.
         by_chance: Whether a rival leaves as soon as it is certainly worse than the incumbent;
             else only the numbers decide.
+
+    Returns:
+        The winner, and the micro-batches on which it was compared last; none where the tokens
+        did not suffice for the first rung.
     """
-    left = list(rivals)
+    left, seen = list(rivals), tuple[int, ...]()
     for rung in rungs:
         entrants = [incumbent, *left]
-        wanted = [(entrant, board.missing(entrant, rung.micro_batches)) for entrant in entrants]
-        board.add((yield from measure([pair for pair in wanted if pair[1]])))
-        gaps = {rival.id: board.gap(rival, incumbent, rung.micro_batches) for rival in left}
+        missing = [(entrant, board.missing(entrant, rung.micro_batches)) for entrant in entrants]
+        wanted = [pair for pair in missing if pair[1]]
+        if not measure.affords(wanted):
+            break
+        seen = rung.micro_batches
+        board.add((yield from measure(wanted)))
+        gaps = {rival.id: board.gap(rival, incumbent, seen) for rival in left}
         left = [rival for rival in left if not (by_chance and gaps[rival.id].hopeless)]
         left = sorted(left, key=lambda rival: gaps[rival.id].mean)[: rung.keep]
-    if left and board.gap(left[0], incumbent, rungs[-1].micro_batches).mean < 0:
-        return left[0]
-    return incumbent
+    if seen and left and board.gap(left[0], incumbent, seen).mean < 0:
+        return left[0], seen
+    return incumbent, seen

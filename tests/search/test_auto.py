@@ -134,29 +134,24 @@ def level():
 class TestRace:
     RUNGS = (Rung((0, 1, 2, 3), 3), Rung(tuple(range(12)), 1))
 
-    def go(self, space, objective, incumbent, rivals, **options):
+    def go(self, objective, incumbent, rivals, tokens=10**9, **options):
         """The winner, and which micro-batches each candidate was asked for."""
-        asked = {}
-
-        def measure(wanted):
-            for candidate, micro_batches in wanted:
-                asked.setdefault(candidate.id, []).extend(micro_batches)
-            return [objective(Evaluate(*pair)) for pair in wanted]
-            yield
-
+        measure = Measured(objective, tokens)
         steps = race(Scoreboard(), measure, incumbent, rivals, self.RUNGS, **options)
         try:
             next(steps)
         except StopIteration as end:
-            return end.value, asked
-        raise AssertionError("the measure above never waits")
+            winner, seen = end.value
+            return winner, seen, measure.asked
+        raise AssertionError("the measure below never waits")
 
     def test_the_best_wins_and_pays_only_for_what_is_new(self, sparse):
         objective = Separable.of(sparse)
         rng = np.random.default_rng(0)
         rivals = [sparse.candidate(sparse.random(rng)) for _ in range(6)]
         incumbent = sparse.candidate(sparse.random(rng))
-        winner, asked = self.go(sparse, objective, incumbent, rivals)
+        winner, seen, asked = self.go(objective, incumbent, rivals)
+        assert seen == tuple(range(12))
         assert winner == min([*rivals, incumbent], key=objective.value)
         assert all(len(found) == len(set(found)) for found in asked.values())
 
@@ -166,11 +161,39 @@ class TestRace:
             (sparse.candidate(sparse.random(np.random.default_rng(s))) for s in range(5)),
             key=objective.value,
         )
-        winner, asked = self.go(sparse, objective, ordered[0], ordered[1:])
+        winner, _, asked = self.go(objective, ordered[0], ordered[1:])
         assert winner == ordered[0]
         assert all(len(asked[rival.id]) == 4 for rival in ordered[1:])
-        _, patient = self.go(sparse, objective, ordered[0], ordered[1:], by_chance=False)
+        _, _, patient = self.go(objective, ordered[0], ordered[1:], by_chance=False)
         assert sorted(len(patient[rival.id]) for rival in ordered[1:]) == [4, 12, 12, 12]
+
+    def test_without_tokens_for_a_rung_the_one_before_decides(self, sparse):
+        objective = Separable.of(sparse)
+        rng = np.random.default_rng(0)
+        rivals = [sparse.candidate(sparse.random(rng)) for _ in range(6)]
+        incumbent = max(rivals, key=objective.value)
+        others = [rival for rival in rivals if rival is not incumbent]
+        winner, seen, _ = self.go(objective, incumbent, others, tokens=24)
+        assert (winner, seen) == (min(rivals, key=objective.value), (0, 1, 2, 3))
+        winner, seen, asked = self.go(objective, incumbent, others, tokens=23)
+        assert (winner, seen, asked) == (incumbent, (), {})
+
+
+class Measured:
+    """Answers at once, as long as there are tokens: one for each micro-batch."""
+
+    def __init__(self, objective, tokens):
+        self.objective, self.tokens, self.asked = objective, tokens, {}
+
+    def affords(self, wanted):
+        return sum(len(micro_batches) for _, micro_batches in wanted) <= self.tokens
+
+    def __call__(self, wanted):
+        for candidate, micro_batches in wanted:
+            self.asked.setdefault(candidate.id, []).extend(micro_batches)
+            self.tokens -= len(micro_batches)
+        return [self.objective(Evaluate(*pair)) for pair in wanted]
+        yield
 
 
 class TestProposals:
