@@ -38,6 +38,9 @@ RADII = (1, 2, 4)
 ARCHIVE = 4
 """Former incumbents that mutations may borrow from, and that are compared again at the end."""
 
+_KNOWN = "best of a race"
+"""What a candidate is called that has no name yet when a step along estimates begins at it."""
+
 _IDLE_RACES = 5
 """Races in a row in which everything was known already: the space has little else to try."""
 
@@ -134,7 +137,7 @@ class Auto(ProceduralSearcher):
     def _compared(self, named: Mapping[str, Genome]) -> Steps[Genome]:
         """The best of some genomes, which becomes the incumbent."""
         for name, genome in named.items():
-            self._origins[self._space.candidate(genome).id] = name
+            self._origins.setdefault(self._space.candidate(genome).id, name)
         first, *others = {genome.tobytes(): genome for genome in named.values()}.values()
         return (yield from self._race(first, others, self._rungs()))
 
@@ -155,7 +158,7 @@ class Auto(ProceduralSearcher):
                 if (pick := step(self._space, best, found, radius)) is not None
             }
             before = best
-            best = yield from self._compared({"": before} | picks)
+            best = yield from self._compared({_KNOWN: before} | picks)
             if best is before:
                 break
         return best
