@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cells import cell
+from heldout import heldout
 
 from evocompress import run
 from evocompress.apply import LiveModel
 from evocompress.config import RunConfig
-from evocompress.evaluation import heldout_quality
 from evocompress.journal import Journal, Step, read_candidates
 from evocompress.models import LoadedModel
 from evocompress.progress import Reporter
@@ -143,20 +142,9 @@ def _searched(bench: Workbench) -> tuple[Sequence[Step], float]:
 def _quality(bench: Workbench, case: Case, candidate: Candidate) -> dict[str, float]:
     """Held-out quality, and that on fresh sequences where it is wanted."""
     folder = case.results / "quality"
-    sequences = bench.calibration.heldout
-    looked_at = sequences[: case.looked_at]
-    quality = cell(folder, candidate.id, lambda: _measured(bench, candidate, looked_at))
+    quality = heldout(bench, candidate, folder, slice(0, case.looked_at))
     found = {"kl": quality["kl"], "top256": quality["kl_top256"]}
     if case.fresh:
-        rest = sequences[len(sequences) // 2 :]
-        name = f"{candidate.id}-fresh"
-        found["fresh"] = cell(folder, name, lambda: _measured(bench, candidate, rest))["kl_top256"]
+        half = slice(len(bench.calibration.heldout) // 2, None)
+        found["fresh"] = heldout(bench, candidate, folder, half)["kl_top256"]
     return found
-
-
-def _measured(bench: Workbench, candidate: Candidate, sequences: Any) -> dict[str, float]:
-    dense = bench.loaded.model
-    twin = copy.deepcopy(dense)
-    LiveModel(replace(bench.loaded, model=twin), bench.library).apply(candidate)
-    quality = heldout_quality(dense, {"candidate": twin}, sequences)["candidate"]
-    return {"kl": quality.kl, "kl_top256": quality.kl_topk, "perplexity": quality.perplexity}

@@ -13,19 +13,27 @@ from evocompress.evaluation import heldout_quality
 from evocompress.types import Candidate
 from evocompress.workbench import Workbench
 
+EVERYTHING = slice(None)
 
-def heldout(bench: Workbench, candidate: Candidate, folder: Path) -> dict[str, float]:
+
+def heldout(
+    bench: Workbench, candidate: Candidate, folder: Path, part: slice = EVERYTHING
+) -> dict[str, float]:
     """KL to the dense model (nats/token), that of its top 256 buckets, and perplexity.
 
-    Measured once for each candidate and library, and kept in a folder.
+    Measured once for each candidate, library and part of the held-out sequences, and kept in a
+    folder.
     """
     library = bench.library.fingerprint if bench.library else "none"
-    return cell(folder, f"{library}-{candidate.id}", lambda: _measure(bench, candidate))
+    suffix = "" if part == EVERYTHING else f"-{part.start or 0}-{part.stop or 'end'}"
+    name = f"{library}-{candidate.id}{suffix}"
+    return cell(folder, name, lambda: _measure(bench, candidate, part))
 
 
-def _measure(bench: Workbench, candidate: Candidate) -> dict[str, float]:
+def _measure(bench: Workbench, candidate: Candidate, part: slice) -> dict[str, float]:
     dense = bench.loaded.model
     twin = copy.deepcopy(dense)
     LiveModel(replace(bench.loaded, model=twin), bench.library).apply(candidate)
-    quality = heldout_quality(dense, {"candidate": twin}, bench.calibration.heldout)["candidate"]
+    sequences = bench.calibration.heldout[part]
+    quality = heldout_quality(dense, {"candidate": twin}, sequences)["candidate"]
     return {"kl": quality.kl, "kl_top256": quality.kl_topk, "perplexity": quality.perplexity}

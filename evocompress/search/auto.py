@@ -84,10 +84,8 @@ class Auto(ProceduralSearcher):
         return dict(self._origins)
 
     def _search(self) -> Procedure:
-        starts = {"uniform": self._space.uniform()}
-        if self._settings.estimates:
-            starts |= yield from self._estimated_starts()
-        best = yield from self._compared(starts)
+        starts = (yield from self._estimated_starts()) if self._settings.estimates else {}
+        best = yield from self._compared({**starts, "uniform": self._space.uniform()})
         if self._settings.estimates and self._smooth:
             best = yield from self._along_estimates(best)
         yield from self._evolve(best)
@@ -107,7 +105,7 @@ class Auto(ProceduralSearcher):
             return {}
         estimation = yield from self._ask_estimate(Candidate(), "curvature", micro_batches, 3)
         if estimation.failed is not None:
-            return {}
+            return {f"uniform; the estimate failed: {estimation.failed}": self._space.uniform()}
         found = expansion(self._space, estimation)
         tables = {"second order": found.harms(), "second order, monotone": monotone(found.harms())}
         start = self._space.genes.start

@@ -287,6 +287,7 @@ class TestAuto:
 
         searcher, _ = searched(sparse, failing)
         assert searcher.incumbent() is not None
+        assert "uniform; the estimate failed: out of memory" in searcher.origins().values()
 
 
 def test_a_forecast_fills_in_what_was_not_tried():
