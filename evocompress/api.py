@@ -302,13 +302,17 @@ def _evolve(bench: Workbench, searcher: Searcher, journal: Journal) -> run.Outco
         closing(bench.executor(live)) as executor,
         bench.reporter.stage(f"search: {bench.config.search.name}") as advance,
     ):
+        said = ""
+
+        def listener(progress: run.Progress) -> None:
+            nonlocal said
+            if progress.phase != said:
+                said = progress.phase
+                bench.reporter.say(f"  {said}")
+            _show(advance, progress, tokens)
+
         return run.search(
-            searcher,
-            executor,
-            journal,
-            bench.calibration.pool,
-            tokens=tokens,
-            listener=lambda progress: _show(advance, progress, tokens),
+            searcher, executor, journal, bench.calibration.pool, tokens=tokens, listener=listener
         )
 
 

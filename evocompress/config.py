@@ -209,7 +209,7 @@ class SearchConfig(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    name: str = "evopress"
+    name: str = "auto"
     tokens: Positive | None = None
 
     @property

@@ -43,6 +43,7 @@ class Step:
         computed: Tokens that were really run so far.
         incumbent: Id of the best candidate, if any.
         value: Its proxy value where it was last compared.
+        phase: What the searcher said that the step was for.
     """
 
     step: int
@@ -50,6 +51,7 @@ class Step:
     computed: int
     incumbent: str | None
     value: float | None
+    phase: str = ""
 
 
 class Journal:

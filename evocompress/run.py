@@ -34,11 +34,13 @@ class Progress:
         step: The last completed step, ``None`` before the first.
         done: Requests answered in the current step.
         total: Requests of the current step that the journal does not know.
+        phase: What the searcher says that the current step is for.
     """
 
     step: Step | None
     done: int
     total: int
+    phase: str = ""
 
 
 @dataclass(frozen=True)
@@ -95,12 +97,13 @@ def search(
         if not requests or (tokens is not None and account.after(requests) > tokens):
             break
         for done, total in _answer(requests, executor, journal):
-            listener(Progress(step, done, total))
+            listener(Progress(step, done, total, searcher.phase()))
         account.add(requests)
+        phase = searcher.phase()
         searcher.tell([_recorded(journal, request) for request in requests])
-        step = _step(number, account, searcher.incumbent())
+        step = _step(number, phase, account, searcher.incumbent())
         journal.step(step)
-        listener(Progress(step, 0, 0))
+        listener(Progress(step, 0, 0, phase))
     return Outcome(_winner(searcher), account.fidelity, account.treatments)
 
 
@@ -201,11 +204,12 @@ def _recorded(journal: Journal, request: Request) -> Answer:
     return answer
 
 
-def _step(number: int, account: _Account, best: Incumbent | None) -> Step:
+def _step(number: int, phase: str, account: _Account, best: Incumbent | None) -> Step:
     return Step(
         step=number,
         requested=account.requested,
         computed=account.computed,
         incumbent=best.candidate.id if best else None,
         value=best.value if best and isfinite(best.value) else None,
+        phase=phase,
     )

@@ -58,6 +58,9 @@ class Climber:
     def incumbent(self):
         return self._best
 
+    def phase(self):
+        return f"stage {self._stage}"
+
 
 class Ranker(Climber):
     """Asks for estimates, twice for the same one, before it climbs from what they say."""

@@ -86,7 +86,8 @@ def read_history(path: Path, units: Sequence[Unit], sparsity: SparsitySpace | No
 
 
 def _step(record: Mapping[str, Any]) -> Step:
-    return Step(**{name: record[name] for name in Step.__dataclass_fields__})
+    fields = Step.__dataclass_fields__.keys() & record.keys()
+    return Step(**{name: record[name] for name in fields})
 
 
 def _uniform_id(

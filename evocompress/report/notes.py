@@ -87,6 +87,8 @@ def facts(run: RunData) -> dict[str, str]:
         f"{config.calibration.length} tokens from {_source_text(config.calibration.source)}",
         "Seed": str(config.seed),
     }
+    if course := _course_text(run):
+        result["Course of the search"] = course
     return result | (_environment_facts(run.environment) if run.environment else {})
 
 
@@ -303,6 +305,15 @@ def _token_text(run: RunData) -> str:
     asked = run.config.search.tokens
     limit = f" of {number(asked, 0)}" if asked else ""
     return f"{number(last.requested, 0)}{limit} requested, {number(last.computed, 0)} computed"
+
+
+def _course_text(run: RunData) -> str:
+    """What the searcher said that it was doing, each with the tokens that were spent by its end."""
+    spent: dict[str, int] = {}
+    for step in run.history.steps:
+        if step.phase:
+            spent[step.phase] = step.requested
+    return "; ".join(f"{phase} (by {number(tokens, 0)} tokens)" for phase, tokens in spent.items())
 
 
 def _environment_facts(environment: Environment) -> dict[str, str]:

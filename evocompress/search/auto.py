@@ -23,10 +23,11 @@ from evocompress.search.base import Incumbent, Problem, SearcherSettings
 from evocompress.search.effects import approach, changes
 from evocompress.search.forecast import Forecast
 from evocompress.search.knapsack import knapsack
-from evocompress.search.linear import Expansion, Tables, expansion, monotone, step
+from evocompress.search.linear import Expansion, Tables, expansion, monotone
 from evocompress.search.procedure import ProceduralSearcher, Procedure, Steps
-from evocompress.search.proposals import propose
+from evocompress.search.proposals import Reach, propose
 from evocompress.search.purse import Purse, parts
+from evocompress.search.quadratic import best_coupling, quadratic, step
 from evocompress.search.racing import Rung, Wanted, race
 from evocompress.search.scoreboard import Scoreboard
 from evocompress.space import Genome
@@ -35,8 +36,17 @@ from evocompress.types import Candidate, Estimate, Estimation, Evaluate, Result
 RADII = (1, 2, 4)
 """How many levels a gene may move in one step along estimates: all three are compared."""
 
+_TYPICAL = 2
+"""The radius for which it is decided how much changes touch each other."""
+
 ARCHIVE = 4
 """Former incumbents that mutations may borrow from, and that are compared again at the end."""
+
+_EXCHANGES = 3
+"""The most exchanges of a mutation, before a race is lost."""
+
+_LOST_RACES = 4
+"""Races that the incumbent wins in a row until mutations start from former ones."""
 
 _KNOWN = "best of a race"
 """What a candidate is called that has no name yet when a step along estimates begins at it."""
@@ -76,8 +86,13 @@ class Auto(ProceduralSearcher):
         self._board = Scoreboard()
         self._forecast = Forecast(problem.space, surrogate=settings.surrogate)
         self._scores: Tables | None = None
-        self._archive: list[Genome] = []
+        self._archive: dict[bytes, Genome] = {}
         self._origins: dict[str, str] = {}
+        self._doing = ""
+
+    def phase(self) -> str:
+        """What the last ask is for."""
+        return self._doing
 
     def origins(self) -> Mapping[str, str]:
         """What the starts, and the steps along estimates, are called."""
@@ -88,7 +103,8 @@ class Auto(ProceduralSearcher):
         best = yield from self._compared({**starts, "uniform": self._space.uniform()})
         if self._settings.estimates and self._smooth:
             best = yield from self._along_estimates(best)
-        yield from self._evolve(best)
+        best = yield from self._evolve(best)
+        yield from self._rescored(best)
 
     @property
     def _smooth(self) -> bool:
@@ -103,6 +119,7 @@ class Auto(ProceduralSearcher):
         micro_batches = self._next(self._purse.start(self._parts.estimated, 3))
         if not micro_batches:
             return {}
+        self._doing = f"second-order start: an estimate on {self._sequences(micro_batches)}"
         estimation = yield from self._ask_estimate(Candidate(), "curvature", micro_batches, 3)
         if estimation.failed is not None:
             return {f"uniform; the estimate failed: {estimation.failed}": self._space.uniform()}
@@ -110,6 +127,9 @@ class Auto(ProceduralSearcher):
         tables = {"second order": found.harms(), "second order, monotone": monotone(found.harms())}
         start = self._space.genes.start
         picks = {name: knapsack(self._space, harms, start) for name, harms in tables.items()}
+        if coupling := best_coupling(self._space, start, found):
+            pick = step(self._space, start, found, coupling)
+            picks[f"second order, coupled by {coupling}"] = pick
         self._scores = found.scores
         return {name: genome for name, genome in picks.items() if genome is not None}
 
@@ -117,10 +137,13 @@ class Auto(ProceduralSearcher):
         """The best sum of single changes, measured in rounds (`evocompress.search.effects`)."""
         per_gene = 2 if self._smooth else 1
         tries = 1 + len(changes(self._space, self._space.genes.start, per_gene))
-        order = self._rng.permutation(self._parts.compared).tolist()
-        rounds, micro_batches = self._purse.effects(order, tries)
+        rounds, micro_batches = self._purse.effects(self._shuffled(), tries)
         if not rounds:
             return {}
+        self._doing = (
+            f"measured start: {tries - 1} single changes, {rounds} times on "
+            f"{self._sequences(micro_batches)}"
+        )
 
         def measure(genomes: Sequence[Genome]) -> Steps[list[Result]]:
             results = yield from self._evaluate(genomes, micro_batches, probe=True)
@@ -136,8 +159,9 @@ class Auto(ProceduralSearcher):
         """The best of some genomes, which becomes the incumbent."""
         for name, genome in named.items():
             self._origins.setdefault(self._space.candidate(genome).id, name)
+        self._doing = f"comparing {', '.join(named)}"
         first, *others = {genome.tobytes(): genome for genome in named.values()}.values()
-        return (yield from self._race(first, others, self._rungs()))
+        return (yield from self._race(first, others, self._purse.rungs(self._shuffled())))
 
     def _along_estimates(self, best: Genome) -> Steps[Genome]:
         """Steps along estimates from the best genome on, as long as measured values fall."""
@@ -145,15 +169,17 @@ class Auto(ProceduralSearcher):
         while micro_batches := self._next(self._purse.step(self._parts.estimated, 5)):
             count += 1
             candidate = self._space.candidate(best)
+            self._doing = f"step {count}: estimates at the best on {self._sequences(micro_batches)}"
             estimation = yield from self._ask_estimate(candidate, "linearised", micro_batches, 5)
             if estimation.failed is not None:
                 break
             found = self._pooled(best, expansion(self._space, estimation))
-            self._forecast.expand(best, found)
+            coupling = best_coupling(self._space, best, found, _TYPICAL)
+            self._forecast.expand(quadratic(self._space, best, found, coupling))
             picks = {
-                f"step {count} along estimates, {radius}": pick
+                f"step {count} along estimates, {radius}, coupled by {coupling}": pick
                 for radius in RADII
-                if (pick := step(self._space, best, found, radius)) is not None
+                if (pick := step(self._space, best, found, coupling, radius)) is not None
             }
             before = best
             best = yield from self._compared({_KNOWN: before} | picks)
@@ -169,21 +195,44 @@ class Auto(ProceduralSearcher):
         self._scores = found.scores
         return found
 
-    def _evolve(self, best: Genome) -> Procedure:
-        """Races of guided mutations until the tokens, or what can be measured, are spent."""
-        idle = 0
+    def _evolve(self, best: Genome) -> Steps[Genome]:
+        """Races of mutations until the tokens, or what can be measured, are spent.
+
+        Races that nobody wins make the next mutations larger, and later ones start from former
+        incumbents: a restart that costs nothing but its own race.
+        """
+        idle = lost = 0
         while idle < _IDLE_RACES:
-            rungs, left = self._rungs(), self._purse.left
-            count = self._purse.rivals(rungs)
+            left, before = self._purse.left, best
+            rungs, count = self._purse.race(self._shuffled())
             if count < 1:
-                return
+                break
+            others = self._others(best)
+            parents = others if others and lost >= _LOST_RACES else [best]
+            parent = parents[int(self._rng.integers(len(parents)))]
             predict = self._forecast.predictor() if self._settings.guided else None
-            others = [genome for genome in self._archive if genome is not best]
-            children = propose(self._space, best, predict, count, self._rng, others)
+            reach = Reach(_EXCHANGES + lost, others)
+            children = propose(self._space, parent, predict, count, self._rng, reach)
             if not children:
-                return
+                break
+            self._doing = f"races of mutations, {self._forecast.guide if predict else 'unguided'}"
             best = yield from self._race(best, children, rungs)
             idle = idle + 1 if self._purse.left == left else 0
+            lost = lost + 1 if best is before else 0
+        return best
+
+    def _rescored(self, best: Genome) -> Procedure:
+        """The best of the last incumbents, on as many new tokens as are left for it."""
+        rivals = self._others(best)
+        micro_batches = self._purse.final(self._shuffled(), 1 + len(rivals))
+        if rivals and micro_batches:
+            count = self._sequences(micro_batches)
+            self._doing = f"the last {1 + len(rivals)} incumbents once more on {count}"
+            yield from self._race(best, rivals, [Rung(micro_batches, 1)])
+
+    def _sequences(self, micro_batches: Sequence[int]) -> str:
+        tokens = sum(self._pool.tokens[index] for index in micro_batches)
+        return f"{tokens:,} tokens"
 
     def _race(self, best: Genome, rivals: Sequence[Genome], rungs: Sequence[Rung]) -> Steps[Genome]:
         """The winner of a race, which becomes the incumbent."""
@@ -203,8 +252,13 @@ class Auto(ProceduralSearcher):
             self._best = Incumbent(winner, value)
         self._forecast.learn(self._board, incumbent, list(candidates.values()), genomes, rungs)
         genome = genomes[winner.id]
-        self._archive = [*(g for g in self._archive if g is not genome), genome][-ARCHIVE:]
+        former = [(key, other) for key, other in self._archive.items() if key != genome.tobytes()]
+        self._archive = dict([*former, (genome.tobytes(), genome)][-ARCHIVE:])
         return genome
+
+    def _others(self, best: Genome) -> list[Genome]:
+        """The last incumbents but the best one."""
+        return [other for key, other in self._archive.items() if key != best.tobytes()]
 
     def _ask_estimate(
         self, candidate: Candidate, kind: str, micro_batches: tuple[int, ...], forwards: int
@@ -215,9 +269,9 @@ class Auto(ProceduralSearcher):
         assert isinstance(answer, Estimation)
         return answer
 
-    def _rungs(self) -> tuple[Rung, ...]:
-        """A race on micro-batches in a new order."""
-        return self._purse.rungs(self._rng.permutation(self._parts.compared).tolist())
+    def _shuffled(self) -> list[int]:
+        """The micro-batches of comparisons in a new order."""
+        return [int(index) for index in self._rng.permutation(self._parts.compared)]
 
     def _next(self, count: int) -> tuple[int, ...]:
         """The next micro-batches for estimates, in turn: other ones each time while there are."""

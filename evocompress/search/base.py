@@ -82,3 +82,7 @@ class Searcher(Protocol):
     def origins(self) -> Mapping[str, str]:
         """{candidate id: what it stands for} of the candidates that are known by a name."""
         ...
+
+    def phase(self) -> str:
+        """What the last ask is for, in a few words; empty where there is nothing to be said."""
+        ...

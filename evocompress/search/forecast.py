@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from evocompress.search.knapsack import sum_of
-from evocompress.search.linear import Expansion
+from evocompress.search.knapsack import padded
 from evocompress.search.proposals import Predict
+from evocompress.search.quadratic import Quadratic
 from evocompress.search.racing import Rung
 from evocompress.search.scoreboard import Scoreboard
 from evocompress.search.surrogate import Screen, Surrogate
@@ -30,21 +30,21 @@ class Forecast:
 
     def __init__(self, space: SearchSpace, *, surrogate: bool) -> None:
         self._space = space
-        self._harms: list[NDArray[np.float64]] | None = None
+        self._prior: Quadratic | None = None
         self._use_surrogate = surrogate
         self._screen = Screen()
         self._measured: dict[bytes, tuple[Genome, float]] = {}
         self._level: dict[str, float] = {}
         self._model: Surrogate | None = None
 
-    def expand(self, genome: Genome, found: Expansion) -> None:
-        """Expects from now on what an expansion around a genome (U,) predicts."""
-        self._harms = found.harms()
+    def expand(self, prior: Quadratic) -> None:
+        """Expects from now on what an expansion around a genome predicts."""
+        self._prior = prior
         self._model = self._fitted()
 
     def learn_effects(self, genomes: Sequence[Genome], results: Sequence[Result]) -> None:
         """Takes the first round of measured single changes, the first of which is none."""
-        if self._harms is not None or not np.isfinite(results[0].mean):
+        if self._prior is not None or not np.isfinite(results[0].mean):
             return
         first, now = genomes[0], results[0].mean
         harms = [np.full(size, np.nan) for size in self._space.genes.sizes.tolist()]
@@ -54,7 +54,8 @@ class Forecast:
             [gene] = np.flatnonzero(genome != first)
             if np.isfinite(result.mean):
                 harms[gene][genome[gene]] = max(result.mean - now, 0.0)
-        self._harms = [_filled(harm) for harm in harms]
+        table = padded([_filled(harm) for harm in harms], np.inf)
+        self._prior = Quadratic(table, np.zeros((*table.shape, 1)), 0.0)
 
     def learn(
         self,
@@ -88,18 +89,27 @@ class Forecast:
             self._measured[genome.tobytes()] = (genome, value)
         self._model = self._fitted()
 
+    @property
+    def guide(self) -> str:
+        """What predicts now, in words."""
+        model = self._model
+        if model is not None and self._screen.trusted:
+            return f"guided by a model ({model.name}) of what was measured"
+        return "guided by estimates" if self._prior is not None else "unguided"
+
     def predictor(self) -> Predict | None:
         """What predicts now; ``None`` where nothing is known."""
         model = self._model
         if model is not None and self._screen.trusted:
             return lambda genomes: model.predict(genomes, self._estimates(genomes))
-        return self._estimates if self._harms is not None else None
+        return self._estimates if self._prior is not None else None
 
     def _estimates(self, genomes: Genome) -> NDArray[np.float64]:
-        """The sums of harms (N,) of genomes (N, U); 0 where there are no estimates."""
-        if self._harms is None:
+        """What estimates say (N,) of genomes (N, U); 0 where there are none."""
+        if self._prior is None:
             return np.zeros(len(genomes))
-        return sum_of(self._space, self._harms, genomes)
+        settled = self._space.settle(genomes)
+        return self._prior.values(settled, self._space.genes.void(settled))
 
     def _fitted(self) -> Surrogate | None:
         """A model of all that was measured, once there is enough of it."""

@@ -9,13 +9,14 @@ single changes for the rest.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from evocompress.search.multipliers import own_costs, priced
 from evocompress.space import Genome, SearchSpace
 
 Harms = Sequence[NDArray[np.float64]]
@@ -24,11 +25,8 @@ Harms = Sequence[NDArray[np.float64]]
 BUCKETS = 20_000
 """The most steps of a bound that dynamic programming tells apart."""
 
-_BISECTIONS = 30
 _SWEEPS = 3
-_TURNS = 5
 _INSIDE_OUT = (("matrix",), ("attention", "mlp"), ("block",))
-_PRICES = (1e-9, 1e12)
 _SAME = 1e-12
 _ROUNDING = 1e-4
 
@@ -53,15 +51,14 @@ class _Task:
         sums: NDArray[np.float64] = np.where(self.space.genes.void(genomes), 0.0, each).sum(axis=1)
         return sums
 
+    def value(self, genome: Genome) -> float:
+        """The sum of harms of one settled genome (U,)."""
+        return float(self.total(genome[None])[0])
+
     @cached_property
     def own_costs(self) -> NDArray[np.float64]:
-        """The bounds' shares at each level of each gene, the others at the start (U, L, bounds)."""
-        genes, levels = self.space.genes.options
-        rows = np.tile(self.start, (len(genes), 1))
-        rows[np.arange(len(genes)), genes] = levels
-        costs = np.full((*self.harms.shape, len(self.space.budget)), np.inf)
-        costs[genes, levels] = self.space.used(rows)
-        return costs
+        """What each level of each gene costs (U, L, bounds); see `own_costs`."""
+        return own_costs(self.space, self.start)
 
 
 def knapsack(space: SearchSpace, harms: Harms, start: Genome) -> Genome | None:
@@ -76,12 +73,13 @@ def knapsack(space: SearchSpace, harms: Harms, start: Genome) -> Genome | None:
     Returns:
         ``None`` where no allowed genome that was found meets the budget.
     """
-    task = _Task(space, _padded(harms), start)
+    task = _Task(space, padded(harms, np.inf), start)
     apart = separable(space)
     if apart and len(space.budget) == 1:
         best = _dynamic(task)
     else:
-        best = _priced(task, _cheapest_apart if apart else _cheapest_in_turn)
+        cheapest = _cheapest_apart if apart else _cheapest_in_turn
+        best = priced(space, lambda prices: cheapest(task, prices), task.value)
     return None if best is None else _polished(task, best)
 
 
@@ -93,22 +91,19 @@ def separable(space: SearchSpace) -> bool:
     return not nested and bool(genes.keep_attention((genes.sizes - 1)[None])[0])
 
 
-def sum_of(space: SearchSpace, harms: Harms, genomes: Genome) -> NDArray[np.float64]:
-    """The sums of harms (N,) of genomes (N, U), void genes left out."""
-    return _Task(space, _padded(harms), genomes[0]).total(space.settle(genomes))
-
-
-def _padded(harms: Harms) -> NDArray[np.float64]:
-    table = np.full((len(harms), max(len(row) for row in harms)), np.inf)
-    for row, values in zip(table, harms, strict=True):
-        row[: len(values)] = values
-    return table
+def padded(tables: Sequence[NDArray[np.float64]], fill: float) -> NDArray[np.float64]:
+    """Tables of genes (levels, ...) as one array (U, L, ...), filled up where levels are fewer."""
+    longest = max(len(table) for table in tables)
+    found = np.full((len(tables), longest, *tables[0].shape[1:]), fill)
+    for row, table in zip(found, tables, strict=True):
+        row[: len(table)] = table
+    return found
 
 
 def _polished(task: _Task, genome: Genome) -> Genome:
     """A feasible genome (U,) after single changes that lower the sum of harms, best first."""
     genes, levels = task.space.genes.options
-    value = task.total(genome[None])[0]
+    value = task.value(genome)
     while True:
         changed = np.tile(genome, (len(genes), 1))
         changed[np.arange(len(genes)), genes] = levels
@@ -175,38 +170,6 @@ def _common_step(costs: NDArray[np.float64]) -> float:
     return float(apart.min()) if np.abs(multiples - np.rint(multiples)).max() < _ROUNDING else 0.0
 
 
-def _priced(task: _Task, cheapest: _Cheapest) -> Genome | None:
-    """The best feasible of the genomes that Lagrange multipliers choose.
-
-    The weights of several bounds against each other are shifted, turn by turn, to those that
-    are used most.
-    """
-    weights = np.ones(len(task.space.budget))
-    best: Genome | None = None
-    for _ in range(_TURNS if len(weights) > 1 else 1):
-        genome = _bisected(task, cheapest, weights)
-        if genome is None:
-            break
-        if best is None or task.total(genome[None])[0] < task.total(best[None])[0]:
-            best = genome
-        weights = weights * task.space.used(genome[None])[0] ** 4
-    return best
-
-
-def _bisected(task: _Task, cheapest: _Cheapest, weights: NDArray[np.float64]) -> Genome | None:
-    """The genome at the lowest price that meets the budget."""
-    found = None
-    low, high = _PRICES
-    for _ in range(_BISECTIONS):
-        price = float(np.sqrt(low * high))
-        genome = cheapest(task, price * weights)
-        if task.space.feasible(genome[None])[0]:
-            found, high = genome, price
-        else:
-            low = price
-    return found
-
-
 def _cheapest_apart(task: _Task, prices: NDArray[np.float64]) -> Genome:
     """The genome (U,) of least harm and priced cost, where genes do not touch each other."""
     genome: Genome = (task.harms + task.own_costs @ prices).argmin(axis=1)
@@ -260,7 +223,3 @@ def _cheapest_of(
         best = rows[int(np.argmin(values))]
     settled: Genome = space.settle(best[None])[0]
     return settled
-
-
-_Cheapest = Callable[[_Task, NDArray[np.float64]], Genome]
-"""The genome of least harm and priced cost, for the bounds' prices (bounds,)."""

@@ -1,8 +1,9 @@
-"""What estimates at one candidate predict of its neighbours, and the best step they allow.
+"""What estimates at one candidate predict of its neighbours.
 
 Around a candidate the divergence of a neighbour is taken as ½·mean⟨score, change⟩², to which comes,
 where the candidate is not dense, the slope ⟨∇KL, change⟩ (see `evocompress.estimates.linear`). The
-terms of different genes are taken to add up: exactly so for slopes.
+terms of different genes are taken to add up here: exactly so for slopes, and see
+`evocompress.search.quadratic` for the rest of the others.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from evocompress.search.knapsack import knapsack
 from evocompress.space import Genome, SearchSpace
 from evocompress.types import Estimation
 
@@ -100,8 +100,3 @@ def within(space: SearchSpace, genome: Genome, harms: Sequence[Array], radius: i
         near = (np.abs(levels - now) <= radius) & ((levels == drop) == (now == drop))
         allowed.append(np.where(near, harm, np.inf))
     return allowed
-
-
-def step(space: SearchSpace, genome: Genome, found: Expansion, radius: int) -> Genome | None:
-    """The best feasible genome (U,) within some levels of another one, as predicted."""
-    return knapsack(space, within(space, genome, found.harms(), radius), genome)

@@ -48,6 +48,10 @@ class ProceduralSearcher(ABC):
         """{candidate id: what it stands for}: nothing has a name."""
         return {}
 
+    def phase(self) -> str:
+        """What the last ask is for: nothing to be said."""
+        return ""
+
     def ask(self) -> list[Request]:
         """The next requests, the same until they are answered; empty at the end."""
         if self._asked is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,24 @@ _TRIED = 6
 _FLOOR = 0.25
 """Share of the proposals that are drawn without regard to any prediction."""
 
-_MOST_EXCHANGES = 3
+_CLIMBED = 0.25
+"""Share of the proposals that follow the prediction for several exchanges."""
+
+_CHOICES = 24
+"""Exchanges of which the best is the next step of a climb."""
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How far proposals go.
+
+    Attributes:
+        exchanges: The most exchanges that make one.
+        targets: Genomes (U,) towards which some go: others that may be good.
+    """
+
+    exchanges: int = 3
+    targets: Sequence[Genome] = ()
 
 
 def propose(
@@ -29,13 +47,13 @@ def propose(
     predict: Predict | None,
     count: int,
     rng: np.random.Generator,
-    targets: Sequence[Genome] = (),
+    reach: Reach = Reach(),  # noqa: B008  (frozen)
 ) -> list[Genome]:
     """Different feasible genomes (U,) near a parent, none of them the parent.
 
     Many are made by exchanges and by steps towards the targets. Most of those proposed are drawn
-    in proportion to their predicted gain over the mean of all; the rest evenly, so that nothing
-    within reach is excluded.
+    in proportion to their predicted gain over the mean of all, or climb from there as long as
+    the prediction falls; the rest are drawn evenly, so that nothing within reach is excluded.
 
     Args:
         space: The space.
@@ -43,9 +61,9 @@ def propose(
         predict: What is expected of genomes; without it all are drawn evenly.
         count: How many are wanted, at most.
         rng: Source of randomness.
-        targets: Genomes (U,) that may be better than the parent, or other good ones.
+        reach: How far they may go.
     """
-    pool = _pool(space, parent, count * (_TRIED if predict else 1), rng, targets)
+    pool = _pool(space, parent, count * (_TRIED if predict else 1), rng, reach)
     if predict is None or len(pool) <= count:
         return pool[:count]
     guided = count - round(_FLOOR * count)
@@ -54,8 +72,27 @@ def propose(
         len(pool), size=min(guided, int((weights > 0).sum())), replace=False, p=weights
     )
     rest = rng.permutation(np.setdiff1d(np.arange(len(pool)), picked))
-    chosen = [*picked.tolist(), *rest.tolist()][:count]
-    return [pool[index] for index in chosen]
+    climbing = [pool[index] for index in picked[: round(_CLIMBED * count)]]
+    climbed = [climb(space, genome, predict, reach.exchanges, rng) for genome in climbing]
+    chosen = [*climbed, *(pool[index] for index in [*picked[len(climbed) :], *rest])]
+    different = {genome.tobytes(): genome for genome in chosen}
+    different.pop(parent.tobytes(), None)
+    return list(different.values())[:count]
+
+
+def climb(
+    space: SearchSpace, genome: Genome, predict: Predict, steps: int, rng: np.random.Generator
+) -> Genome:
+    """A feasible genome (U,) after up to so many exchanges, each the best predicted of several."""
+    value = predict(genome[None])[0]
+    for _ in range(steps):
+        choices = np.stack([exchange(space, genome, rng) for _ in range(_CHOICES)])
+        values = predict(choices)
+        best = int(values.argmin())
+        if not values[best] < value:
+            break
+        genome, value = choices[best], values[best]
+    return genome
 
 
 def blend(space: SearchSpace, genome: Genome, other: Genome, rng: np.random.Generator) -> Genome:
@@ -71,16 +108,16 @@ def _pool(
     parent: Genome,
     size: int,
     rng: np.random.Generator,
-    targets: Sequence[Genome],
+    reach: Reach,
 ) -> list[Genome]:
     """Up to `size` different genomes, in the order in which they were made."""
-    found = {parent.tobytes(): parent}
+    found, targets = {parent.tobytes(): parent}, reach.targets
     for _ in range(2 * size):
         if targets and rng.random() < 0.5:
             child = blend(space, parent, targets[int(rng.integers(len(targets)))], rng)
         else:
             child = parent
-            for _ in range(int(rng.integers(1, _MOST_EXCHANGES + 1))):
+            for _ in range(int(rng.integers(1, reach.exchanges + 1))):
                 child = exchange(space, child, rng)
         found.setdefault(child.tobytes(), child)
         if len(found) > size:

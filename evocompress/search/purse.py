@@ -28,10 +28,16 @@ _FEWEST_RUNGS = 60
 _EFFECT_ROUNDS = 3
 _EFFECT_SHARE = 0.45
 
+_FINAL_SHARE = 0.06
+"""Share of the tokens that is kept for the last comparison."""
+
 _RUNGS = ((1, 4), (4, 2), (8, 1))
 """For each rung of a race its length, in first rungs, and how many rivals it leaves."""
 
 OFFSPRING = 16
+
+_FEWEST_RIVALS = 4
+"""With fewer the later rungs are left out."""
 
 _FEW_RIVALS_COST = 32
 """First rungs that a race of three rivals costs, rounded up."""
@@ -63,12 +69,16 @@ class Purse:
     Args:
         pool: Sizes of the micro-batches.
         limit: Tokens that may be requested; `DEFAULT_TOKENS` if left out.
+
+    Attributes:
+        left: Tokens that are left before the last comparison, whose share is kept apart.
     """
 
     def __init__(self, pool: Pool, limit: int | None) -> None:
         self._pool = pool
         self.limit = limit or DEFAULT_TOKENS
-        self.left = self.limit
+        self._reserve = int(_FINAL_SHARE * self.limit)
+        self.left = self.limit - self._reserve
         self._rung = min(_FIRST_RUNG, self.limit // _FEWEST_RUNGS)
 
     def pay(self, requests: Sequence[Request]) -> None:
@@ -113,8 +123,18 @@ class Purse:
             for length, (_, keep) in zip(lengths, _RUNGS, strict=True)
         )
 
-    def rivals(self, rungs: Sequence[Rung]) -> int:
-        """How many rivals can still be raced, the incumbent measured on everything."""
+    def race(self, order: Sequence[int]) -> tuple[tuple[Rung, ...], int]:
+        """The rungs of the next race, and how many rivals can be in it.
+
+        With few tokens left it ends on an earlier rung; without enough for that there are none.
+        """
+        rungs = self.rungs(order)
+        while len(rungs) > 1 and self._rivals(rungs) < _FEWEST_RIVALS:
+            rungs = rungs[:-1]
+        return rungs, self._rivals(rungs)
+
+    def _rivals(self, rungs: Sequence[Rung]) -> int:
+        """How many rivals can be raced over rungs, the incumbent measured on everything."""
         last = self._size(rungs[-1].micro_batches)
         later = sum(
             before.keep * (self._size(rung.micro_batches) - self._size(before.micro_batches))
@@ -122,6 +142,12 @@ class Purse:
         )
         first = self._size(rungs[0].micro_batches)
         return max(min(OFFSPRING, (self.left - last - later) // first), 0)
+
+    def final(self, order: Sequence[int], entrants: int) -> tuple[int, ...]:
+        """The first of some micro-batches on which everybody can be measured at the end."""
+        self.left += self._reserve
+        self._reserve = 0
+        return self._first(order, self.left // entrants)
 
     def _affordable(self, share: float, forwards: int) -> int:
         """Tokens of micro-batches that an estimate may use, a race being left for afterwards."""

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from evocompress.config import SpaceConfig
-from evocompress.search.auto import RADII, Auto
+from evocompress.search.auto import ARCHIVE, RADII, Auto
 from evocompress.search.base import Problem
 from evocompress.search.forecast import Forecast
-from evocompress.search.knapsack import sum_of
-from evocompress.search.linear import Expansion, expansion, monotone, step
-from evocompress.search.proposals import blend, propose
+from evocompress.search.linear import Expansion, expansion, monotone
+from evocompress.search.proposals import blend, climb, propose
 from evocompress.search.purse import OFFSPRING, Purse, parts
+from evocompress.search.quadratic import quadratic, step
 from evocompress.search.racing import Rung, race
 from evocompress.search.scoreboard import Scoreboard
 from evocompress.space import build_space
@@ -37,9 +37,9 @@ def depth():
     return space_of(8, drop={}, budget={"body_params": 0.7})
 
 
-def searched(space, objective, tokens=TOKENS, seed=0, **settings):
+def searched(space, objective, tokens=TOKENS, seed=0, pool=POOL, **settings):
     searcher = Auto(
-        Problem(space, POOL, tokens), Auto.Settings(**settings), np.random.default_rng(seed)
+        Problem(space, pool, tokens), Auto.Settings(**settings), np.random.default_rng(seed)
     )
     return searcher, run(searcher, objective)
 
@@ -55,7 +55,7 @@ class TestExpansion:
         here, there = sparse.random(rng), sparse.random(rng)
         request = Estimate(sparse.candidate(here), "linearised", (0,))
         found = expansion(sparse, objective(request))
-        predicted = sum_of(sparse, found.harms(), there[None])[0]
+        predicted = quadratic(sparse, here, found, 0.0).values(there[None])[0]
         values = [objective.value(sparse.candidate(genome)) for genome in (here, there)]
         assert predicted == pytest.approx(values[1] - values[0])
 
@@ -72,13 +72,12 @@ class TestExpansion:
         genome = sparse.uniform()
         request = Estimate(sparse.candidate(genome), "linearised", (0,))
         found = expansion(sparse, objective(request))
-        near = step(sparse, genome, found, 1)
+        near = step(sparse, genome, found, radius=1)
         assert np.abs(near - genome).max() == 1
         far = step(
             sparse,
             near,
             expansion(sparse, objective(Estimate(sparse.candidate(near), "linearised", (0,)))),
-            9,
         )
         values = [objective.value(sparse.candidate(g)) for g in (genome, near, far)]
         assert values[0] > values[1] > values[2]
@@ -212,6 +211,18 @@ class TestProposals:
 
         assert mean(predict) < mean(None) - 1e-3
 
+    def test_a_climb_ends_lower_and_feasible(self, depth):
+        objective = Separable.of(depth)
+
+        def predict(genomes):
+            return np.array([objective.value(depth.candidate(genome)) for genome in genomes])
+
+        start = depth.random(np.random.default_rng(1))
+        found = climb(depth, start, predict, 6, np.random.default_rng(0))
+        assert predict(found[None]) < predict(start[None])
+        assert depth.feasible(found[None])[0]
+        assert (climb(depth, start, predict, 0, np.random.default_rng(0)) == start).all()
+
     def test_a_blend_has_genes_of_both(self, depth):
         rng = np.random.default_rng(0)
         for _ in range(20):
@@ -234,9 +245,27 @@ class TestPurse:
             micro_batches = tuple(range(purse.start(range(64), 3)))
             purse.pay([Estimate(Candidate(), "curvature", micro_batches, 3)])
             assert purse.left >= 0.5 * limit
-            rivals = purse.rivals(purse.rungs(range(64)))
+            rungs, rivals = purse.race(range(64))
+            assert len(rungs) == 3
             assert rivals == OFFSPRING or limit < 110_000
             assert rivals >= len(RADII)
+
+    def test_the_last_races_are_shorter(self):
+        pool, limit = Pool((64,) * 640), 110_000
+        lengths, purse = [], Purse(pool, limit)
+        while (found := purse.race(range(640)))[1]:
+            lengths.append(len(found[0]))
+            purse.pay([Evaluate(Candidate(), (0,) * 64)])
+        assert lengths == sorted(lengths, reverse=True)
+        assert set(lengths) == {1, 2, 3}
+
+    def test_the_end_has_its_share_and_what_is_left(self):
+        purse = Purse(POOL, 100_000)
+        kept = 100_000 - purse.left
+        assert kept > 0
+        purse.pay([Evaluate(Candidate(), (0,) * (purse.left // 64))])
+        final = purse.final(range(64), 3)
+        assert kept - 3 * 64 < 3 * 64 * len(final) <= kept + 64
 
 
 class TestAuto:
@@ -275,6 +304,24 @@ class TestAuto:
         names = set(searcher.origins().values())
         assert {"uniform", "second order"} <= names
         assert "" not in names
+
+    def test_ends_with_its_last_incumbents_on_the_same_sequences(self, sparse):
+        objective, pool = Separable.of(sparse, noise=0.3), Pool((64,) * 1024)
+        searcher, steps = searched(sparse, objective, 200_000, pool=pool)
+        last, _ = steps[-1]
+        assert 2 <= len(last) <= ARCHIVE
+        assert searcher.incumbent().candidate.id in {request.candidate.id for request in last}
+        assert searcher.phase().startswith(f"the last {len(last)} incumbents once more")
+
+    def test_says_what_it_does(self, sparse):
+        searcher = Auto(Problem(sparse, POOL, TOKENS), Auto.Settings(), np.random.default_rng(0))
+        objective, phases = Separable.of(sparse, noise=0.02), []
+        while requests := searcher.ask():
+            phases.append(searcher.phase())
+            searcher.tell([objective(request) for request in requests])
+        heads = list(dict.fromkeys(phase.split()[0] for phase in phases))
+        assert heads[:4] == ["second-order", "comparing", "step", "races"]
+        assert any("guided by" in phase for phase in phases)
 
     def test_goes_on_where_estimates_fail(self, sparse):
         objective = Separable.of(sparse, noise=0.02)
