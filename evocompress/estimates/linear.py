@@ -11,15 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from evocompress.estimates.backward import Loss, differentiable, read_gradients
 from evocompress.estimates.base import Rows, Subject
 from evocompress.estimates.changes import Values, Wide, wide_form
-from evocompress.estimates.score import (
-    Loss,
-    differentiable,
-    divergence,
-    read_gradients,
-    sampled_score,
-)
+from evocompress.estimates.score import divergence, sampled_score
 
 Products = dict[str, NDArray[np.float64]]
 """For each unit the inner products (losses, levels, sequences)."""

@@ -1,0 +1,215 @@
+"""Backward passes whose gradients are read and forgotten, in the memory that there is.
+
+What a backward pass needs of the forward pass is kept for the whole model where it fits. Where
+memory is short only what enters each block is kept, in main memory, and block after block is
+computed once more on the way back (Chen et al. 2016, 1604.06174).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from evocompress.models import LoadedModel
+from evocompress.proxies.head import chunk_rows
+
+Loss = Callable[[Tensor, slice], Tensor]
+"""The gradient (R, V) by the logits of some rows (a slice of positions), given their softmax."""
+
+Reader = Callable[[str, Tensor], None]
+"""Told the name and the gradient of a parameter, which is freed afterwards."""
+
+Arguments = Sequence[Mapping[str, Any]]
+"""For each block what it is called with beside the hidden states."""
+
+_SHARE = 0.5
+"""Of the memory that is available what a backward pass may take."""
+
+
+def read_gradients(
+    loaded: LoadedModel,
+    ids: Tensor,
+    losses: Sequence[Loss],
+    readers: Sequence[Reader],
+    *,
+    by_block: bool | None = None,
+) -> None:
+    """One forward pass, and one backward pass for each loss, over one sequence.
+
+    Only one parameter's gradient is in memory at a time.
+
+    Args:
+        loaded: The model as it stands.
+        ids: Tokens (1, S); all positions but the last count.
+        losses: What to differentiate, summed over the positions.
+        readers: For each loss who is told the gradients of the parameters that require one.
+        by_block: Whether to compute each block twice and keep what enters it only; ``None``:
+            where the whole would take more than half of the memory that is available.
+    """
+    inputs, arguments = loaded.family.block_inputs(loaded.model, ids)
+    blocks = loaded.family.blocks(loaded.model)
+    if by_block is None:
+        needed = len(blocks) * kept_bytes(blocks[0], inputs, arguments[0])
+        by_block = needed > _SHARE * available_bytes(ids.device)
+    run = _by_block if by_block else _at_once
+    run(loaded, inputs, arguments, losses, readers)
+
+
+def kept_bytes(block: nn.Module, hidden: Tensor, arguments: Mapping[str, Any]) -> int:
+    """What a backward pass through a block needs of its forward pass, but for the weights."""
+    own = {parameter.untyped_storage().data_ptr() for parameter in block.parameters()}
+    sizes: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    kept = []
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+        # Kept until all is counted: what is freed may come again at the same address.
+        kept.append(block(hidden.detach().requires_grad_(True), **arguments))
+    return sum(sizes.values())
+
+
+def available_bytes(device: torch.device) -> int:
+    """Memory that can still be had where the model is."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free
+    return int(psutil.virtual_memory().available)
+
+
+def _at_once(
+    loaded: LoadedModel,
+    hidden: Tensor,
+    arguments: Arguments,
+    losses: Sequence[Loss],
+    readers: Sequence[Reader],
+) -> None:
+    family, model = loaded.family, loaded.model
+    with torch.enable_grad():
+        for block, keywords in zip(family.blocks(model), arguments, strict=True):
+            hidden = block(hidden, **keywords)
+        final = model.get_submodule(family.norm_path)(hidden)
+    seeds = _hidden_gradients(loaded, final.detach(), losses)
+    _backward(model, "", final, seeds, readers)
+
+
+def _by_block(
+    loaded: LoadedModel,
+    hidden: Tensor,
+    arguments: Arguments,
+    losses: Sequence[Loss],
+    readers: Sequence[Reader],
+) -> None:
+    family, model = loaded.family, loaded.model
+    blocks, inputs = family.blocks(model), list[Tensor]()
+    with torch.no_grad():
+        for block, keywords in zip(blocks, arguments, strict=True):
+            inputs.append(hidden.cpu())
+            hidden = block(hidden, **keywords)
+    norm, entering = model.get_submodule(family.norm_path), hidden.detach().requires_grad_(True)
+    with torch.enable_grad():
+        final = norm(entering)
+    seeds = _hidden_gradients(loaded, final.detach(), losses)
+    seeds = _backward(norm, f"{family.norm_path}.", final, seeds, readers, entering)
+    for index in reversed(range(len(blocks))):
+        entering = inputs.pop().to(hidden.device).detach().requires_grad_(True)
+        with torch.enable_grad():
+            leaving = blocks[index](entering, **arguments[index])
+        path = f"{family.layers_path}.{index}."
+        seeds = _backward(blocks[index], path, leaving, seeds, readers, entering)
+
+
+def _backward(
+    module: nn.Module,
+    prefix: str,
+    leaving: Tensor,
+    seeds: Sequence[Tensor],
+    readers: Sequence[Reader],
+    entering: Tensor | None = None,
+) -> list[Tensor]:
+    """Has the gradients of a module's parameters read, for each loss.
+
+    Args:
+        module: What was run.
+        prefix: Of the names of its parameters.
+        leaving: What came out.
+        seeds: For each loss its gradient by that.
+        readers: For each loss who is told.
+        entering: What went in, if its gradients are wanted.
+
+    Returns:
+        For each loss its gradient by what went in.
+    """
+    named = [(prefix + name, p) for name, p in module.named_parameters() if p.requires_grad]
+    passed_on = []
+    for index, (seed, reader) in enumerate(zip(seeds, readers, strict=True)):
+        with _reading(named, reader):
+            torch.autograd.backward(leaving, seed, retain_graph=index + 1 < len(seeds))
+        if entering is not None:
+            assert entering.grad is not None
+            passed_on.append(entering.grad)
+            entering.grad = None
+    return passed_on
+
+
+def _hidden_gradients(loaded: LoadedModel, hidden: Tensor, losses: Sequence[Loss]) -> list[Tensor]:
+    """The gradient of each loss by the final hidden states (1, S, H), in row chunks."""
+    seeds = [torch.zeros_like(hidden) for _ in losses]
+    positions = hidden.shape[1] - 1
+    step = chunk_rows(loaded.model)
+    for begin in range(0, positions, step):
+        rows = slice(begin, min(begin + step, positions))
+        part = hidden[0, rows].clone().requires_grad_(True)
+        with torch.enable_grad():
+            logits = loaded.family.logits(loaded.model, part)
+        probabilities = logits.detach().float().softmax(-1)
+        for seed, loss in zip(seeds, losses, strict=True):
+            outer = loss(probabilities, rows).to(logits.dtype)
+            (seed[0, rows],) = torch.autograd.grad(logits, part, outer, retain_graph=True)
+    return seeds
+
+
+@contextmanager
+def _reading(named: Sequence[tuple[str, nn.Parameter]], reader: Reader) -> Iterator[None]:
+    """Hands every gradient over as soon as it is there, and frees it."""
+
+    def hook(name: str) -> Callable[[Tensor], None]:
+        def take(parameter: Tensor) -> None:
+            assert parameter.grad is not None
+            reader(name, parameter.grad)
+            parameter.grad = None
+
+        return take
+
+    handles: list[RemovableHandle] = [
+        parameter.register_post_accumulate_grad_hook(hook(name))  # type: ignore[no-untyped-call]
+        for name, parameter in named
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def differentiable(parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    """Lets gradients flow to parameters for a while."""
+    for parameter in parameters.values():
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter in parameters.values():
+            parameter.requires_grad_(False)
+            parameter.grad = None
