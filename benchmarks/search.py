@@ -9,14 +9,18 @@ file; with ``--fresh`` also on its sequences 100 to 199, which nothing was ever 
     python benchmarks/search.py --calibration valid.txt --heldout test.txt --json out.json
     python benchmarks/search.py --case sparsity50 --searchers auto evopress --seeds 0 1 2 ...
 
-Libraries, searches and every measurement are kept in the results folder: an interrupted run goes
-on. Half a million tokens take about a quarter of an hour on two cores. ``--quick`` does the same
-in a minute on a tiny random model and text of its own.
+The case ``front`` is one search for a front of divergence against parameters, beside five
+published searches with a budget each and a fifth of the tokens (`contest_front.py`).
+
+Libraries, searches, every measurement and a picture of each case are kept in the results folder:
+an interrupted run goes on. Half a million tokens take about a quarter of an hour on two cores.
+``--quick`` does the same in a minute on a tiny random model and text of its own.
 
 Figures: `CASE_SEARCHER_kl_SHARE` and `..._top256`, means over the seeds, with `sd_` their standard
 deviation; `CASE_SEARCHER_computed`, the tokens that were really run, and `_seconds`, both at all
 tokens; `CASE_ratio_SEARCHER`, all tokens divided by those after which `auto` was first at most at
-the other searcher's final KL, mean over the seeds that it ever was.
+the other searcher's final KL, mean over the seeds. `hypervolume` and `hypervolume_baseline` are
+those of the front.
 """
 
 from __future__ import annotations
@@ -32,6 +36,9 @@ from typing import Any
 
 from common import Figure, emit
 from contest_cells import Case, Reading, readings
+from contest_front import FrontContest, fronts
+from pictures import curves
+from pictures import fronts as draw_fronts
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
@@ -45,6 +52,8 @@ STAGES = {"offspring": 16, "survivors": (4, 1), "stage_tokens": (1024, 4096)}
 FRONT = {"objectives": ["params"]}
 DEPTH = {"offspring": 16, "survivors": (2, 1), "stage_tokens": (1024, 4096)}
 ENDLESS = 10**6
+FRONT_CASE = "front"
+BUDGETS = (0.6, 0.68, 0.76, 0.84, 0.92)
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,7 @@ class Plan:
         searchers: {name: {case, or "" for all others: its settings}}.
         tokens: Requested tokens of each search.
         fresh: Whether the untouched sequences are measured, too.
+        front: The comparison of fronts, if it is wanted.
     """
 
     model: Mapping[str, Any]
@@ -64,6 +74,7 @@ class Plan:
     searchers: Mapping[str, Mapping[str, Mapping[str, Any]]]
     tokens: int
     fresh: bool
+    front: FrontContest | None = None
 
 
 def main() -> None:
@@ -72,7 +83,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         plan = _quick(Path(scratch)) if arguments.quick else _full(arguments)
         seeds = [0] if arguments.quick else arguments.seeds
-        figures = _figures(plan, seeds)
+        figures = _figures(plan, seeds) | _front_figures(plan, seeds)
         emit("search", figures, arguments.json)
 
 
@@ -81,7 +92,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--calibration", help="text file for library and search")
     parser.add_argument("--heldout", help="text file for the held-out sequences")
     parser.add_argument("--results", type=Path, default=Path("results/search"))
-    parser.add_argument("--case", nargs="+", default=list(_cases()), choices=list(_cases()))
+    cases = [*_cases(), FRONT_CASE]
+    parser.add_argument("--case", nargs="+", default=cases, choices=cases)
     parser.add_argument("--searchers", nargs="+", default=["auto", "evopress"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--tokens", type=int, default=660_000)
@@ -112,6 +124,11 @@ def _cases() -> dict[str, Mapping[str, Any]]:
             "budget": {"body_params": 0.70},
         },
     }
+
+
+def _front_space() -> Mapping[str, Any]:
+    """The space of the fronts: that of `params70`, which has no budget of its own there."""
+    return {key: value for key, value in _cases()["params70"].items() if key != "budget"}
 
 
 def _searchers() -> dict[str, dict[str, dict[str, Any]]]:
@@ -145,15 +162,29 @@ def _full(arguments: argparse.Namespace) -> Plan:
         "micro_batch": 1,
     }
     known, cases = _searchers(), _cases()
+    model = {"source": "demo:smollm2-135m", "dtype": "bfloat16"}
+    front = FrontContest(
+        Case(_front_space(), calibration, arguments.results / FRONT_CASE, 20, model),
+        {
+            **{"name": "nsga2", **FRONT, "range": {"params": [BUDGETS[0], 1.0]}},
+            **{"effect_rounds": 2, "effect_levels": 2, "population": 40},
+            **{"candidate_tokens": 1024, "front_tokens": 4096, "front_size": 24},
+        },
+        {"name": "evopress", **STAGES, "generations": ENDLESS},
+        BUDGETS,
+        arguments.tokens,
+    )
     return Plan(
-        model={"source": "demo:smollm2-135m", "dtype": "bfloat16"},
+        model=model,
         cases={
             name: Case(cases[name], calibration, arguments.results / name, looked_at=20)
             for name in arguments.case
+            if name != FRONT_CASE
         },
         searchers={name: known[name] for name in arguments.searchers},
         tokens=arguments.tokens,
         fresh=arguments.fresh,
+        front=front if FRONT_CASE in arguments.case else None,
     )
 
 
@@ -175,8 +206,18 @@ def _quick(folder: Path) -> Plan:
         "sparsity50": {"sparsity": {"target": 0.5, "step": 64, "levels": 4}},
         "depth": {"drop": {"protect": []}, "budget": {"body_params": 0.7}},
     }
+    model = {"source": str(tiny_checkpoint(folder / "model", "llama"))}
+    width = {"width": {"channels": [0.25, 0.5, 0.75], "multiple_of": 8}, "drop": {}}
+    tiny = {"candidate_tokens": 64, "front_tokens": 128, "front_size": 8, "population": 12}
+    front = FrontContest(
+        Case(width, calibration, folder / FRONT_CASE, 4, model),
+        {"name": "nsga2", **FRONT, "rungs": 3, **tiny},
+        {"name": "evopress", **staged},
+        (0.8, 0.9),
+        6_000,
+    )
     return Plan(
-        model={"source": str(tiny_checkpoint(folder / "model", "llama"))},
+        model=model,
         cases={
             name: Case(space, calibration, folder / name, looked_at=4)
             for name, space in spaces.items()
@@ -187,6 +228,7 @@ def _quick(folder: Path) -> Plan:
         },
         tokens=12_000,
         fresh=True,
+        front=front,
     )
 
 
@@ -208,7 +250,29 @@ def _figures(plan: Plan, seeds: Sequence[int]) -> dict[str, Figure]:
                 Console().print(case_name, searcher, seed, [round(r.top256, 4) for r in row])
         figures |= {f"{case_name}_{key}": value for key, value in _summary(found).items()}
         _print(case_name, found)
+        _draw(case.results.with_suffix(".png"), case_name, found)
     return figures
+
+
+def _front_figures(plan: Plan, seeds: Sequence[int]) -> dict[str, Figure]:
+    """The figures of the fronts, means over the seeds."""
+    if plan.front is None:
+        return {}
+    loaded = load(plan.model["source"], dtype=plan.model.get("dtype", "auto"))
+    found = [fronts(plan.front, loaded, seed, Reporter()) for seed in seeds]
+    points = {"one search": found[0].ours, "a search for each budget": found[0].theirs}
+    labels = ("parameters, share of dense", "held-out KL, nats per token")
+    draw_fronts(plan.front.case.results.with_suffix(".png"), "SmolLM2-135M", points, labels)
+    rows = [each.figures() for each in found]
+    return {key: _mean(row[key] for row in rows) for key in rows[0]}
+
+
+def _draw(path: Path, case: str, found: Mapping[str, Sequence[Sequence[Reading]]]) -> None:
+    lines = {
+        searcher: [[(reading.requested, reading.top256) for reading in row] for row in rows]
+        for searcher, rows in found.items()
+    }
+    curves(path, case, lines, ("requested tokens", "held-out KL in top-256 buckets"))
 
 
 def _summary(found: Mapping[str, Sequence[Sequence[Reading]]]) -> dict[str, Figure]:
