@@ -81,11 +81,16 @@ class _Replay:
         self._executor = executor
 
     def map(self, requests: Sequence[Request]) -> Iterator[Answer]:
-        """The answers, in order."""
+        """The answers, those that are known first."""
+        unknown = []
         for request in requests:
             known = (journal.answer(request) for journal in self._journals)
             answer = next((found for found in known if found is not None), None)
-            yield from [answer] if answer is not None else self._executor.map([request])
+            if answer is None:
+                unknown.append(request)
+            else:
+                yield answer
+        yield from self._executor.map(unknown)
 
     def close(self) -> None:
         """Closes the executor."""

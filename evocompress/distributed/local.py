@@ -1,4 +1,4 @@
-"""Evaluation in this process, one request after the other."""
+"""Evaluation in this process."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from evocompress.types import Answer, Estimate, Estimation, Evaluate, Request, R
 class Proxy(Protocol):
     """What an executor needs of a proxy."""
 
-    def evaluate(self, requests: Sequence[Evaluate]) -> list[Result]:
-        """The results, in the order of the requests."""
+    def stream(self, requests: Sequence[Evaluate]) -> Iterator[Result]:
+        """The results, each as soon as it is there, in whatever order is cheapest."""
         ...
 
 
@@ -25,19 +25,18 @@ class Estimates(Protocol):
 
 
 class LocalExecutor:
-    """Answers requests in order with one proxy and one source of estimates."""
+    """Answers requests with one proxy and one source of estimates."""
 
     def __init__(self, proxy: Proxy, estimates: Estimates) -> None:
         self._proxy = proxy
         self._estimates = estimates
 
     def map(self, requests: Sequence[Request]) -> Iterator[Answer]:
-        """Yields each answer as soon as it is there, in the order of the requests."""
+        """Yields each answer as soon as it is there: estimates first, the rest in any order."""
         for request in requests:
             if isinstance(request, Estimate):
                 yield self._estimates.estimate(request)
-            else:
-                yield from self._proxy.evaluate([request])
+        yield from self._proxy.stream([r for r in requests if isinstance(r, Evaluate)])
 
     def close(self) -> None:
         """Nothing to free: proxy and estimates belong to the caller."""

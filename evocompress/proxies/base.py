@@ -13,6 +13,7 @@ from torch import Tensor
 
 from evocompress.apply import LiveModel
 from evocompress.proxies.head import logit_chunks
+from evocompress.proxies.order import depth_first
 from evocompress.proxies.prefix import PrefixStates
 from evocompress.proxies.tuned import Treatments
 from evocompress.types import UNTREATED, Evaluate, MicroBatchValue, Result
@@ -27,6 +28,10 @@ class Proxy(Protocol):
 
     def evaluate(self, requests: Sequence[Evaluate]) -> list[Result]:
         """The results, in the order of the requests."""
+        ...
+
+    def stream(self, requests: Sequence[Evaluate]) -> Iterator[Result]:
+        """The results, each as soon as it is there, in whatever order is cheapest."""
         ...
 
 
@@ -60,27 +65,30 @@ class PositionProxy(ABC, Generic[Target]):
         self._treatments = treatments or {}
 
     def evaluate(self, requests: Sequence[Evaluate]) -> list[Result]:
-        """Evaluate requests one after the other.
+        """The results in the order of the requests; see `stream`."""
+        return list(self._results(requests, range(len(requests))))
+
+    def stream(self, requests: Sequence[Evaluate]) -> Iterator[Result]:
+        """Evaluate requests, those one after the other whose candidates begin alike.
 
         The live model is left with the last candidate applied; the caller restores it.
 
         Args:
             requests: Their treatments must be among those that the proxy has.
 
-        Returns:
-            One result per request, in order. A candidate whose value is not finite, or that
-            does not fit into memory, gives a failed result; one that cannot get below the
-            request's `stop_above` any more is stopped and gives a censored one.
+        Yields:
+            One result per request, as soon as it is there. A candidate whose value is not
+            finite, or that does not fit into memory, gives a failed result; one that cannot
+            get below the request's `stop_above` any more is stopped and gives a censored one.
 
         Raises:
             ValueError: A request has another treatment.
             ModelError: The dense model's own logits are not finite.
         """
-        for request in requests:
-            if request.treatment not in (UNTREATED, *self._treatments):
-                raise ValueError(f"proxy {self.name} knows no treatment {request.treatment!r}")
-        self._prepare(index for request in requests for index in request.micro_batches)
-        return [self._result(request) for request in requests]
+        candidates = [request.candidate for request in requests]
+        yield from self._results(
+            requests, depth_first(candidates, self._live.units, self._live.current)
+        )
 
     @abstractmethod
     def _chunks(self, micro_batch: int) -> Iterator[Tensor]:
@@ -93,6 +101,15 @@ class PositionProxy(ABC, Generic[Target]):
     @abstractmethod
     def _row_values(self, chunk: Tensor, target: Target) -> Tensor:
         """Values (R,), none negative, of a chunk of the candidate's."""
+
+    def _results(self, requests: Sequence[Evaluate], order: Iterable[int]) -> Iterator[Result]:
+        """The results in some order."""
+        for request in requests:
+            if request.treatment not in (UNTREATED, *self._treatments):
+                raise ValueError(f"proxy {self.name} knows no treatment {request.treatment!r}")
+        self._prepare(index for request in requests for index in request.micro_batches)
+        for index in order:
+            yield self._result(requests[index])
 
     def _prepare(self, micro_batches: Iterable[int]) -> None:
         missing = sorted(set(micro_batches) - self._targets.keys())

@@ -132,7 +132,9 @@ def check_company_does_not_matter(factory: ProxyFactory, loaded: LoadedModel) ->
         together = factory(live, batches, ProxyConfig()).evaluate(requests)
         alone = factory(live, batches, ProxyConfig())
         separately = [alone.evaluate([request])[0] for request in reversed(requests)]
+        streamed = list(factory(live, batches, ProxyConfig()).stream(requests))
     assert together == separately[::-1]
+    assert len(streamed) == len(requests) and all(result in together for result in streamed)
 
 
 def check_stops_when_hopeless(factory: ProxyFactory, loaded: LoadedModel) -> None:

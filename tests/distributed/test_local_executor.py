@@ -39,16 +39,17 @@ class Numbered:
     def __init__(self):
         self.asked = []
 
-    def evaluate(self, requests):
-        self.asked += requests
-        return [Result(request, ()) for request in requests]
+    def stream(self, requests):
+        for request in reversed(requests):
+            self.asked.append(request)
+            yield Result(request, ())
 
     def estimate(self, request):
         self.asked.append(request)
         return Estimation(request, (), ())
 
 
-def test_answers_come_one_by_one_in_the_order_asked():
+def test_answers_come_one_by_one_estimates_first():
     source = Numbered()
     requests = [
         Evaluate(Candidate(), (0,)),
@@ -56,9 +57,10 @@ def test_answers_come_one_by_one_in_the_order_asked():
         Evaluate(Candidate(), (2,)),
     ]
     answers = LocalExecutor(source, source).map(requests)
-    for count, request in enumerate(requests, start=1):
+    order = [requests[1], requests[2], requests[0]]
+    for count, request in enumerate(order, start=1):
         assert next(answers).request == request
-        assert source.asked == requests[:count]
+        assert source.asked == order[:count]
 
 
 def run(loaded, path, name, die_after=None):

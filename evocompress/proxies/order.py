@@ -1,0 +1,43 @@
+"""In which order to evaluate candidates so that each runs as few blocks as possible.
+
+Candidates that agree up to a block share what leaves it, so together they are a trie over the
+blocks. Walked depth first, every node is computed once, although only the states along one path
+are kept (`evocompress.proxies.prefix`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from evocompress.proxies.prefix import BlockLevels, levels_by_block
+from evocompress.types import Candidate, Unit
+
+
+def depth_first(
+    candidates: Sequence[Candidate], units: Mapping[str, Unit], before: Candidate
+) -> list[int]:
+    """Indices of candidates in the order of a walk over their trie, equal ones as they come.
+
+    Args:
+        candidates: Of the model.
+        units: All units of the model.
+        before: What was evaluated last: at every node its branch comes first.
+    """
+    last = levels_by_block(before, units)
+    levels = [levels_by_block(candidate, units) for candidate in candidates]
+
+    def place(index: int) -> list[tuple[bool, str]]:
+        pairs = zip(levels[index], last, strict=True)
+        return [(now != then, _text(now)) for now, then in pairs]
+
+    return sorted(range(len(candidates)), key=place)
+
+
+def nodes(candidates: Sequence[Candidate], units: Mapping[str, Unit]) -> int:
+    """How many blocks candidates compute together at least: the nodes of their trie."""
+    paths = [levels_by_block(candidate, units) for candidate in candidates]
+    return len({tuple(path[: depth + 1]) for path in paths for depth in range(len(path))})
+
+
+def _text(levels: BlockLevels) -> str:
+    return ";".join(f"{name}:{level.key}" for name, level in levels)
