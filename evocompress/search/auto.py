@@ -10,9 +10,9 @@ between mutations that estimates and a model of all measurements hold for promis
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import cycle, islice
 from typing import ClassVar
 
 import numpy as np
@@ -24,6 +24,7 @@ from evocompress.search.effects import approach, changes
 from evocompress.search.forecast import Forecast
 from evocompress.search.knapsack import knapsack
 from evocompress.search.linear import Expansion, Tables, expansion, monotone
+from evocompress.search.measured_step import harms_around, neighbours, steps
 from evocompress.search.procedure import ProceduralSearcher, Procedure, Steps
 from evocompress.search.proposals import Reach, propose
 from evocompress.search.purse import Purse, parts
@@ -82,7 +83,7 @@ class Auto(ProceduralSearcher):
         self._settings = settings
         self._purse = Purse(problem.pool, problem.tokens)
         self._parts = parts(problem.pool, rng)
-        self._to_estimate = cycle(self._parts.estimated)
+        self._to_estimate = itertools.cycle(self._parts.estimated)
         self._board = Scoreboard()
         self._forecast = Forecast(problem.space, surrogate=settings.surrogate)
         self._scores: Tables | None = None
@@ -103,6 +104,8 @@ class Auto(ProceduralSearcher):
         best = yield from self._compared({**starts, "uniform": self._space.uniform()})
         if self._settings.estimates and self._smooth:
             best = yield from self._along_estimates(best)
+        if self._settings.estimates and self._space.genes.droppable.size:
+            best = yield from self._along_effects(best)
         best = yield from self._evolve(best)
         yield from self._rescored(best)
 
@@ -135,9 +138,9 @@ class Auto(ProceduralSearcher):
 
     def _measured_effects(self) -> Steps[dict[str, Genome]]:
         """The best sum of single changes, measured in rounds (`evocompress.search.effects`)."""
-        per_gene = 2 if self._smooth else 1
+        per_gene, keep = (2, 1.0) if self._smooth else (1, 0.5)
         tries = 1 + len(changes(self._space, self._space.genes.start, per_gene))
-        rounds, micro_batches = self._purse.effects(self._shuffled(), tries)
+        rounds, micro_batches = self._purse.effects(self._shuffled(), tries, keep)
         if not rounds:
             return {}
         self._doing = (
@@ -151,7 +154,9 @@ class Auto(ProceduralSearcher):
             self._forecast.learn_effects(genomes, results)
             return results
 
-        genome = yield from approach(self._space, measure, rounds=rounds, per_gene=per_gene)
+        genome = yield from approach(
+            self._space, measure, rounds=rounds, per_gene=per_gene, keep=keep
+        )
         feasible = self._space.repair(genome, self._rng)
         return {"measured effects": spend(self._space, feasible, self._rng)}
 
@@ -180,6 +185,31 @@ class Auto(ProceduralSearcher):
                 f"step {count} along estimates, {radius}, coupled by {coupling}": pick
                 for radius in RADII
                 if (pick := step(self._space, best, found, coupling, radius)) is not None
+            }
+            before = best
+            best = yield from self._compared({_KNOWN: before} | picks)
+            if best is before:
+                break
+        return best
+
+    def _along_effects(self, best: Genome) -> Steps[Genome]:
+        """Exchanges of drops by their measured effects, as long as measured values fall."""
+        for count in itertools.count(1):
+            tried = neighbours(self._space, best, self._forecast.predictor(), self._rng)
+            micro_batches = self._purse.probes(self._shuffled(), 1 + len(tried))
+            if not (tried and micro_batches):
+                break
+            size = self._sequences(micro_batches)
+            self._doing = f"step {count}: {len(tried)} single drops and restorations on {size}"
+            results = yield from self._evaluate([best, *tried], micro_batches, probe=True)
+            self._purse.pay([result.request for result in results])
+            now, *after = (result.mean for result in results)
+            effects = [value - now for value in after]
+            harms = harms_around(self._space, best, tried, effects)
+            self._forecast.measured_around(best, harms)
+            picks = {
+                f"step {count} along measured effects, {swaps} exchanges": pick
+                for swaps, pick in steps(self._space, best, harms).items()
             }
             before = best
             best = yield from self._compared({_KNOWN: before} | picks)
@@ -275,7 +305,7 @@ class Auto(ProceduralSearcher):
 
     def _next(self, count: int) -> tuple[int, ...]:
         """The next micro-batches for estimates, in turn: other ones each time while there are."""
-        return tuple(islice(self._to_estimate, count))
+        return tuple(itertools.islice(self._to_estimate, count))
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,20 @@ class Forecast:
         table = padded([_filled(harm) for harm in harms], np.inf)
         self._prior = Quadratic(table, np.zeros((*table.shape, 1)), 0.0)
 
+    def measured_around(self, genome: Genome, harms: Sequence[NDArray[np.float64]]) -> None:
+        """Expects from now on what single changes of a genome (U,) were measured to do.
+
+        Args:
+            genome: Where they were measured.
+            harms: Of the levels of each gene (levels,), infinite where there is no measurement:
+                there the former expectation stays, from the present level on.
+        """
+        table = padded(harms, np.inf)
+        former = np.zeros_like(table) if self._prior is None else self._prior.changes(genome)
+        table = np.where(np.isfinite(table), table, former)
+        self._prior = Quadratic(table, np.zeros((*table.shape, 1)), 0.0)
+        self._model = self._fitted()
+
     def learn(
         self,
         board: Scoreboard,

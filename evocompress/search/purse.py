@@ -99,21 +99,31 @@ class Purse:
         tokens = min(_STEP, self._affordable(_STEP_SHARE, forwards))
         return len(self._first(micro_batches, tokens))
 
-    def effects(self, micro_batches: Sequence[int], tries: int) -> tuple[int, tuple[int, ...]]:
+    def effects(
+        self, micro_batches: Sequence[int], tries: int, keep: float
+    ) -> tuple[int, tuple[int, ...]]:
         """In how many rounds to measure single changes, and on which of the micro-batches.
 
         Args:
             micro_batches: Where they may be measured.
-            tries: How many are tried in a round.
+            tries: How many are tried in the first round.
+            keep: The share of them that is tried in later ones.
 
         Returns:
             As many rounds as there can be on at least one micro-batch; 0 where there is none.
         """
         for rounds in range(_EFFECT_ROUNDS, 0, -1):
-            tokens = int(_EFFECT_SHARE * self.limit / (rounds * tries))
+            times = tries * (1 + keep * (rounds - 1))
+            tokens = int(_EFFECT_SHARE * self.limit / times)
             if chosen := self._first(micro_batches, min(tokens, _FIRST_RUNG)):
                 return rounds, chosen
         return 0, ()
+
+    def probes(self, order: Sequence[int], tries: int) -> tuple[int, ...]:
+        """On which of some micro-batches to try so many changes; none without enough tokens."""
+        race = self._rung * _FEW_RIVALS_COST
+        chosen = self._first(order, self._rung) or tuple(order[:1])
+        return chosen if tries * self._size(chosen) + race <= self.left else ()
 
     def rungs(self, order: Sequence[int]) -> tuple[Rung, ...]:
         """The rungs of a race on the first of some micro-batches."""
