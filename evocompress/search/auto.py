@@ -23,13 +23,15 @@ from evocompress.search.base import Incumbent, Problem, SearcherSettings
 from evocompress.search.effects import approach, changes
 from evocompress.search.forecast import Forecast
 from evocompress.search.knapsack import knapsack
+from evocompress.search.lazy_greedy import lazily_removed
 from evocompress.search.linear import Expansion, Tables, expansion, monotone
 from evocompress.search.measured_step import harms_around, neighbours, steps
 from evocompress.search.procedure import ProceduralSearcher, Procedure, Steps
 from evocompress.search.proposals import Reach, propose
-from evocompress.search.purse import Purse, parts
+from evocompress.search.purse import RETRIES, Purse, parts
 from evocompress.search.quadratic import best_coupling, quadratic, step
 from evocompress.search.racing import Rung, Wanted, race
+from evocompress.search.removal import without_blocks
 from evocompress.search.scoreboard import Scoreboard
 from evocompress.space import Genome
 from evocompress.types import Candidate, Estimate, Estimation, Evaluate, Result
@@ -39,6 +41,12 @@ RADII = (1, 2, 4)
 
 _TYPICAL = 2
 """The radius for which it is decided how much changes touch each other."""
+
+_TRIED_LEVELS = 2
+"""Levels of a width or drop that are measured in each round of a measured start."""
+
+_INFLUENCE = 50
+"""The influence of blocks is estimated on one token of so many."""
 
 ARCHIVE = 4
 """Former incumbents that mutations may borrow from, and that are compared again at the end."""
@@ -100,7 +108,7 @@ class Auto(ProceduralSearcher):
         return dict(self._origins)
 
     def _search(self) -> Procedure:
-        starts = (yield from self._estimated_starts()) if self._settings.estimates else {}
+        starts = (yield from self._starts()) if self._settings.estimates else {}
         best = yield from self._compared({**starts, "uniform": self._space.uniform()})
         if self._settings.estimates and self._smooth:
             best = yield from self._along_estimates(best)
@@ -115,10 +123,16 @@ class Auto(ProceduralSearcher):
         genes = self._space.genes
         return bool(genes.matrices.size or genes.widths.size)
 
-    def _estimated_starts(self) -> Steps[dict[str, Genome]]:
-        """The first genomes that estimates lead to, by name."""
-        if self._space.genes.droppable.size or not self._smooth:
+    def _starts(self) -> Steps[dict[str, Genome]]:
+        """The first genomes, by name: from estimates, or from what drops were measured to do."""
+        if not self._space.genes.droppable.size:
+            return (yield from self._estimated_starts())
+        if self._smooth:
             return (yield from self._measured_effects())
+        return (yield from self._removals())
+
+    def _estimated_starts(self) -> Steps[dict[str, Genome]]:
+        """The best genomes by the estimate at the dense model."""
         micro_batches = self._next(self._purse.start(self._parts.estimated, 3))
         if not micro_batches:
             return {}
@@ -138,9 +152,8 @@ class Auto(ProceduralSearcher):
 
     def _measured_effects(self) -> Steps[dict[str, Genome]]:
         """The best sum of single changes, measured in rounds (`evocompress.search.effects`)."""
-        per_gene, keep = (2, 1.0) if self._smooth else (1, 0.5)
-        tries = 1 + len(changes(self._space, self._space.genes.start, per_gene))
-        rounds, micro_batches = self._purse.effects(self._shuffled(), tries, keep)
+        tries = 1 + len(changes(self._space, self._space.genes.start, _TRIED_LEVELS))
+        rounds, micro_batches = self._purse.effects(self._shuffled(), tries)
         if not rounds:
             return {}
         self._doing = (
@@ -149,16 +162,50 @@ class Auto(ProceduralSearcher):
         )
 
         def measure(genomes: Sequence[Genome]) -> Steps[list[Result]]:
-            results = yield from self._evaluate(genomes, micro_batches, probe=True)
-            self._purse.pay([result.request for result in results])
+            results = yield from self._probed(genomes, micro_batches)
             self._forecast.learn_effects(genomes, results)
             return results
 
-        genome = yield from approach(
-            self._space, measure, rounds=rounds, per_gene=per_gene, keep=keep
+        genome = yield from approach(self._space, measure, rounds=rounds, per_gene=_TRIED_LEVELS)
+        return {"measured effects": self._made_feasible(genome)}
+
+    def _removals(self) -> Steps[dict[str, Genome]]:
+        """Whole blocks by their influence, and units one after the other by measured harm."""
+        genes, found = self._space.genes, dict[str, Genome]()
+        micro_batches = self._next(
+            len(self._purse.some(self._parts.estimated, self._purse.limit // _INFLUENCE))
         )
-        feasible = self._space.repair(genome, self._rng)
-        return {"measured effects": spend(self._space, feasible, self._rng)}
+        self._doing = f"influence of blocks on {self._sequences(micro_batches)}"
+        estimation = yield from self._ask_estimate(Candidate(), "block_influence", micro_batches, 1)
+        if estimation.failed is None:
+            blocks = without_blocks(self._space, estimation.by_unit)
+            found["blocks of least influence"] = self._made_feasible(blocks)
+        needed = int(genes.dropped(self._space.uniform()[None]).sum())
+        tokens, take = self._purse.removals(genes.droppable.size, needed)
+        if not tokens:
+            return found
+
+        def measure(genomes: Sequence[Genome]) -> Steps[list[Result]]:
+            micro_batches = self._purse.some(self._shuffled(), tokens)
+            results = yield from self._probed(genomes, micro_batches)
+            self._forecast.learn_effects(genomes, results)
+            return results
+
+        self._doing = f"greedy removal, {tokens:,} tokens a trial, {take} at a time"
+        genome = yield from lazily_removed(self._space, measure, tries=RETRIES, take=take)
+        return found | {"greedy removal": self._made_feasible(genome)}
+
+    def _probed(
+        self, genomes: Sequence[Genome], micro_batches: tuple[int, ...]
+    ) -> Steps[list[Result]]:
+        """Results that count for nothing but what is learnt of them, paid for."""
+        results = yield from self._evaluate(genomes, micro_batches, probe=True)
+        self._purse.pay([result.request for result in results])
+        return results
+
+    def _made_feasible(self, genome: Genome) -> Genome:
+        """A genome that keeps the budget, and uses it up."""
+        return spend(self._space, self._space.repair(genome, self._rng), self._rng)
 
     def _compared(self, named: Mapping[str, Genome]) -> Steps[Genome]:
         """The best of some genomes, which becomes the incumbent."""
@@ -201,8 +248,7 @@ class Auto(ProceduralSearcher):
                 break
             size = self._sequences(micro_batches)
             self._doing = f"step {count}: {len(tried)} single drops and restorations on {size}"
-            results = yield from self._evaluate([best, *tried], micro_batches, probe=True)
-            self._purse.pay([result.request for result in results])
+            results = yield from self._probed([best, *tried], micro_batches)
             now, *after = (result.mean for result in results)
             effects = [value - now for value in after]
             harms = harms_around(self._space, best, tried, effects)

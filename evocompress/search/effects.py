@@ -9,9 +9,9 @@ measures where the one before it ended.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import isfinite
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,9 +24,6 @@ Measure = Callable[[Sequence[Genome]], Steps[list[Result]]]
 """Evaluates genomes as probes, all on the same tokens."""
 
 _BISECTIONS = 60
-_CHOICE = 1.5
-"""Genes that are left to choose from, for each that the budget needs."""
-
 _LEAST_EFFECT = 1e-6
 """Floor of a measured effect: noise may make a change look free, or better than none."""
 
@@ -46,9 +43,7 @@ class Change:
     saving: float
 
 
-def approach(
-    space: SearchSpace, measure: Measure, *, rounds: int, per_gene: int, keep: float = 1.0
-) -> Steps[Genome]:
+def approach(space: SearchSpace, measure: Measure, *, rounds: int, per_gene: int) -> Steps[Genome]:
     """A genome (U,) that meets the budget, or nearly so, from the least compressed one on.
 
     Args:
@@ -56,47 +51,21 @@ def approach(
         measure: Evaluates what is tried.
         rounds: In how many steps.
         per_gene: How many levels of each gene are tried in a round.
-        keep: The share of the genes that is tried again after the first round: those that did
-            least harm for what they save.
     """
-    genome, promising = space.genes.start, frozenset(range(len(space.units)))
+    genome = space.genes.start
     used = space.used(genome[None])[0]
     for step in range(1, rounds + 1):
         # A bound that is met already may be used up to the whole of it.
         target = np.maximum(used + (1 - used) * step / rounds, 1.0)
-        tries = [c for c in changes(space, genome, per_gene) if c.gene in promising]
+        tries = changes(space, genome, per_gene)
         genomes = [genome, *(applied(genome, change) for change in tries)]
         results = yield from measure(genomes)
         now, *after = (result.mean for result in results)
-        if not math.isfinite(now):
+        if not isfinite(now):
             break
         effects = [value - now for value in after]
-        measured = list(zip(tries, effects, strict=True))
-        genome = best_sum(space, genome, measured, target)
-        if step == 1:
-            promising = _least_harmful(space, measured, keep)
+        genome = best_sum(space, genome, list(zip(tries, effects, strict=True)), target)
     return genome
-
-
-def _least_harmful(
-    space: SearchSpace, measured: Sequence[tuple[Change, float]], keep: float
-) -> frozenset[int]:
-    """The share of the genes that harm least for what they save.
-
-    More where these, all at their last level, leave no choice on the way to the budget.
-    """
-    rates: dict[int, float] = {}
-    last: dict[int, int] = {}
-    for change, effect in measured:
-        rate = max(effect, _LEAST_EFFECT) / change.saving
-        rates[change.gene] = min(rate, rates.get(change.gene, np.inf))
-        last[change.gene] = change.level
-    order = sorted(rates, key=lambda gene: rates[gene])
-    genome, needed = space.genes.start.copy(), 0
-    while needed < len(order) and not space.feasible(space.settle(genome[None]))[0]:
-        genome[order[needed]] = last[order[needed]]
-        needed += 1
-    return frozenset(order[: max(math.ceil(keep * len(order)), math.ceil(_CHOICE * needed))])
 
 
 def changes(space: SearchSpace, genome: Genome, per_gene: int) -> list[Change]:

@@ -43,7 +43,7 @@ class Forecast:
         self._model = self._fitted()
 
     def learn_effects(self, genomes: Sequence[Genome], results: Sequence[Result]) -> None:
-        """Takes the first round of measured single changes, the first of which is none."""
+        """Takes the single changes of the first measured round, which begins with no change."""
         if self._prior is not None or not np.isfinite(results[0].mean):
             return
         first, now = genomes[0], results[0].mean
@@ -51,8 +51,9 @@ class Forecast:
         for harm, level in zip(harms, first.tolist(), strict=True):
             harm[level] = 0.0
         for genome, result in zip(genomes[1:], results[1:], strict=True):
-            [gene] = np.flatnonzero(genome != first)
-            if np.isfinite(result.mean):
+            changed = np.flatnonzero(genome != first)
+            if np.isfinite(result.mean) and len(changed) == 1:
+                [gene] = changed
                 harms[gene][genome[gene]] = max(result.mean - now, 0.0)
         table = padded([_filled(harm) for harm in harms], np.inf)
         self._prior = Quadratic(table, np.zeros((*table.shape, 1)), 0.0)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evocompress.repair import repair, spend
 from evocompress.space import Genome, SearchSpace
+from evocompress.types import Level
 
 _TRIES = 100
 
@@ -75,6 +78,38 @@ def exchange(space: SearchSpace, genome: Genome, rng: np.random.Generator) -> Ge
     child = spend(space, child, rng, keep=changed)
     # What the others could not use: a change may have to be taken back in part.
     return spend(space, child, rng)
+
+
+def transpose(space: SearchSpace, genome: Genome, rng: np.random.Generator) -> Genome:
+    """A copy of a genome (U,) in which two blocks have each other's levels.
+
+    Only blocks whose genes have the same choices can, so the budget stays as it was. The blocks
+    are random ones that differ; where there are none the genome stays as it is.
+    """
+    pairs = [
+        (one, other)
+        for alike in _alike_blocks(space)
+        for one, other in combinations(alike, 2)
+        if (genome[one] != genome[other]).any()
+    ]
+    if not pairs:
+        return genome
+    one, other = pairs[int(rng.integers(len(pairs)))]
+    child = genome.copy()
+    child[one], child[other] = genome[other], genome[one]
+    return child
+
+
+def _alike_blocks(space: SearchSpace) -> list[list[NDArray[np.int64]]]:
+    """The genes of each block, those of blocks with the same choices together."""
+    blocks = np.array([unit.block for unit in space.units])
+    alike: defaultdict[tuple[tuple[str, int, tuple[Level, ...]], ...], list[NDArray[np.int64]]]
+    alike = defaultdict(list)
+    for block in np.unique(blocks):
+        genes = np.flatnonzero(blocks == block)
+        choices = tuple((space.units[g].role, space.units[g].numel, space.levels[g]) for g in genes)
+        alike[choices].append(genes)
+    return list(alike.values())
 
 
 def distinct(

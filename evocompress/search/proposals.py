@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evocompress.repair import repair, spend
-from evocompress.search.moves import exchange
+from evocompress.search.moves import exchange, transpose
 from evocompress.space import Genome, SearchSpace
 
 Predict = Callable[[Genome], NDArray[np.float64]]
@@ -20,6 +20,9 @@ _TRIED = 6
 
 _FLOOR = 0.25
 """Share of the proposals that are drawn without regard to any prediction."""
+
+_TRANSPOSED = 0.5
+"""Share of the moves in which two blocks change places, where units can be dropped."""
 
 _CLIMBED = 0.25
 """Share of the proposals that follow the prediction for several exchanges."""
@@ -112,13 +115,16 @@ def _pool(
 ) -> list[Genome]:
     """Up to `size` different genomes, in the order in which they were made."""
     found, targets = {parent.tobytes(): parent}, reach.targets
+    # Where levels are close to each other blocks differ little, and in much.
+    transposed = _TRANSPOSED if space.genes.droppable.size else 0.0
     for _ in range(2 * size):
         if targets and rng.random() < 0.5:
             child = blend(space, parent, targets[int(rng.integers(len(targets)))], rng)
         else:
             child = parent
             for _ in range(int(rng.integers(1, reach.exchanges + 1))):
-                child = exchange(space, child, rng)
+                move = transpose if rng.random() < transposed else exchange
+                child = move(space, child, rng)
         found.setdefault(child.tobytes(), child)
         if len(found) > size:
             break

@@ -25,6 +25,9 @@ _FIRST_RUNG = 1024
 _FEWEST_RUNGS = 60
 """First rungs that a search must be able to pay for: so many evaluations that theirs is shorter."""
 
+RETRIES = 8
+"""Drops that are tried again in each round of a greedy removal."""
+
 _EFFECT_ROUNDS = 3
 _EFFECT_SHARE = 0.45
 
@@ -99,30 +102,49 @@ class Purse:
         tokens = min(_STEP, self._affordable(_STEP_SHARE, forwards))
         return len(self._first(micro_batches, tokens))
 
-    def effects(
-        self, micro_batches: Sequence[int], tries: int, keep: float
-    ) -> tuple[int, tuple[int, ...]]:
+    def effects(self, micro_batches: Sequence[int], tries: int) -> tuple[int, tuple[int, ...]]:
         """In how many rounds to measure single changes, and on which of the micro-batches.
 
         Args:
             micro_batches: Where they may be measured.
-            tries: How many are tried in the first round.
-            keep: The share of them that is tried in later ones.
+            tries: How many are tried in a round.
 
         Returns:
             As many rounds as there can be on at least one micro-batch; 0 where there is none.
         """
         for rounds in range(_EFFECT_ROUNDS, 0, -1):
-            times = tries * (1 + keep * (rounds - 1))
-            tokens = int(_EFFECT_SHARE * self.limit / times)
+            tokens = int(_EFFECT_SHARE * self.limit / (rounds * tries))
             if chosen := self._first(micro_batches, min(tokens, _FIRST_RUNG)):
                 return rounds, chosen
         return 0, ()
 
+    def removals(self, units: int, needed: int) -> tuple[int, int]:
+        """How to drop units one after the other.
+
+        Args:
+            units: How many can be dropped, two of each block.
+            needed: How many have to be, about.
+
+        Returns:
+            The tokens of each trial, and how many units a round drops: one, or more where the
+            tokens are few; no tokens where they are too few for that, too.
+        """
+        smallest = min(self._pool.tokens)
+        for take in range(1, needed + 1):
+            trials = 1 + 1.5 * units + (needed / take - 1) * (1 + RETRIES)
+            tokens = int(min(_EFFECT_SHARE * self.limit / trials, _FIRST_RUNG))
+            if tokens >= smallest:
+                return tokens, take
+        return 0, 0
+
+    def some(self, order: Sequence[int], tokens: int) -> tuple[int, ...]:
+        """The first of some micro-batches that have together at most so many tokens, or one."""
+        return self._first(order, tokens) or tuple(order[:1])
+
     def probes(self, order: Sequence[int], tries: int) -> tuple[int, ...]:
         """On which of some micro-batches to try so many changes; none without enough tokens."""
         race = self._rung * _FEW_RIVALS_COST
-        chosen = self._first(order, self._rung) or tuple(order[:1])
+        chosen = self.some(order, self._rung)
         return chosen if tries * self._size(chosen) + race <= self.left else ()
 
     def rungs(self, order: Sequence[int]) -> tuple[Rung, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -90,6 +91,28 @@ def without(space: SearchSpace, genome: Genome, genes: Genes) -> Genome:
 def without_each(space: SearchSpace, genome: Genome, genes: Genes) -> list[Genome]:
     """For each of the genes the genome (U,) with it alone dropped."""
     return [without(space, genome, genes[[place]]) for place in range(len(genes))]
+
+
+def without_blocks(space: SearchSpace, influence: Mapping[str, Sequence[float]]) -> Genome:
+    """The genome (U,) without the blocks of least influence that are enough for the budget.
+
+    Args:
+        space: Whole blocks go as far as their parts can be dropped.
+        influence: One value for each block, by its name.
+    """
+    genes, dropped = present(space, space.genes.start), list[int]()
+    blocks = {
+        unit.block: influence[unit.name][0] for unit in space.genes.tree if unit.kind == "block"
+    }
+    for block in sorted(blocks, key=lambda block: blocks[block]):
+        genome = without(space, space.genes.start, np.array(dropped, dtype=np.int64))
+        if space.feasible(genome[None])[0]:
+            return genome
+        more = [gene for gene in genes.tolist() if space.units[gene].block == block]
+        longer = without(space, space.genes.start, np.array([*dropped, *more], dtype=np.int64))
+        if space.genes.keep_attention(longer[None])[0]:
+            dropped += more
+    return without(space, space.genes.start, np.array(dropped, dtype=np.int64))
 
 
 def _check_kinds(space: SearchSpace, name: str, kinds: tuple[UnitKind, ...]) -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from evocompress.config import SpaceConfig
 from evocompress.search.base import Problem
-from evocompress.search.effects import applied, approach, best_sum, changes
+from evocompress.search.effects import applied, best_sum, changes
 from evocompress.search.evopress import EvoPress
 from evocompress.space import build_space
 from evocompress.testing.decoders import Decoder
@@ -115,31 +115,3 @@ def test_the_measured_start_beats_the_even_one_and_several_bounds_are_met():
     found = searcher.incumbent().candidate
     assert space.feasible(space.genome(found)[None])[0]
     assert objective.value(found) < objective.value(space.candidate(space.uniform()))
-
-
-@pytest.mark.parametrize(("budget", "least", "most"), [(0.9, 4, 4), (0.3, 7, 8)])
-def test_later_rounds_try_what_harmed_least_and_enough_of_it(budget, least, most):
-    decoder = Decoder(layers=4)
-    config = SpaceConfig(drop={"protect": []}, budget={"body_params": budget})
-    space = build_space(decoder.units(), decoder.architecture(), config)
-    objective, asked = Separable.of(space), []
-
-    def measure(genomes):
-        asked.append(genomes)
-        return [objective(Evaluate(space.candidate(genome), (0,))) for genome in genomes]
-        yield
-
-    found = finished(approach(space, measure, rounds=2, per_gene=1, keep=0.5))
-    first, second = ({tuple(np.flatnonzero(g != b[0])) for g in b[1:]} for b in asked)
-    dropped = {(int(gene),) for gene in np.flatnonzero(asked[1][0] != asked[0][0])}
-    assert len(first) == 8
-    assert second <= first and least <= len(second | dropped) <= most
-    assert space.feasible(found[None])[0]
-
-
-def finished(steps):
-    try:
-        next(steps)
-    except StopIteration as end:
-        return end.value
-    raise AssertionError("it asked for more")
