@@ -90,6 +90,19 @@ class Genes:
         return np.flatnonzero([any(level.narrow for level in levels) for levels in self.levels])
 
     @cached_property
+    def alike_blocks(self) -> tuple[NDArray[np.int64], ...]:
+        """The genes (B, G) of each group of B blocks with the same choices, G genes each."""
+        blocks = np.array([unit.block for unit in self.units])
+        alike: dict[tuple[tuple[str, int, tuple[Level, ...]], ...], list[NDArray[np.int64]]] = {}
+        for block in np.unique(blocks):
+            genes = np.flatnonzero(blocks == block)
+            choices = tuple(
+                (self.units[gene].role, self.units[gene].numel, self.levels[gene]) for gene in genes
+            )
+            alike.setdefault(choices, []).append(genes)
+        return tuple(np.stack(group) for group in alike.values())
+
+    @cached_property
     def parts(self) -> tuple[Unit, ...]:
         """The P sub-layers of the model, in model order."""
         return tuple(unit for unit in self.tree if unit.kind in SUBLAYERS)

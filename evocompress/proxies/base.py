@@ -86,9 +86,7 @@ class PositionProxy(ABC, Generic[Target]):
             ModelError: The dense model's own logits are not finite.
         """
         candidates = [request.candidate for request in requests]
-        yield from self._results(
-            requests, depth_first(candidates, self._live.units, self._live.current)
-        )
+        yield from self._results(requests, depth_first(candidates, self._live.units))
 
     @abstractmethod
     def _chunks(self, micro_batch: int) -> Iterator[Tensor]:

@@ -13,24 +13,17 @@ from evocompress.proxies.prefix import BlockLevels, levels_by_block
 from evocompress.types import Candidate, Unit
 
 
-def depth_first(
-    candidates: Sequence[Candidate], units: Mapping[str, Unit], before: Candidate
-) -> list[int]:
+def depth_first(candidates: Sequence[Candidate], units: Mapping[str, Unit]) -> list[int]:
     """Indices of candidates in the order of a walk over their trie, equal ones as they come.
+
+    The order depends on nothing else, so that an interrupted run goes on in the same one.
 
     Args:
         candidates: Of the model.
         units: All units of the model.
-        before: What was evaluated last: at every node its branch comes first.
     """
-    last = levels_by_block(before, units)
-    levels = [levels_by_block(candidate, units) for candidate in candidates]
-
-    def place(index: int) -> list[tuple[bool, str]]:
-        pairs = zip(levels[index], last, strict=True)
-        return [(now != then, _text(now)) for now, then in pairs]
-
-    return sorted(range(len(candidates)), key=place)
+    paths = [[_text(of) for of in levels_by_block(each, units)] for each in candidates]
+    return sorted(range(len(candidates)), key=paths.__getitem__)
 
 
 def nodes(candidates: Sequence[Candidate], units: Mapping[str, Unit]) -> int:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import ClassVar
 
 import numpy as np
@@ -25,14 +26,13 @@ from evocompress.search.forecast import Forecast
 from evocompress.search.knapsack import knapsack
 from evocompress.search.lazy_greedy import lazily_removed
 from evocompress.search.linear import Expansion, Tables, expansion, monotone
-from evocompress.search.measured_step import harms_around, neighbours, steps
 from evocompress.search.procedure import ProceduralSearcher, Procedure, Steps
 from evocompress.search.proposals import Reach, propose
 from evocompress.search.purse import RETRIES, Purse, parts
 from evocompress.search.quadratic import best_coupling, quadratic, step
 from evocompress.search.racing import Rung, Wanted, race
-from evocompress.search.removal import without_blocks
-from evocompress.search.scoreboard import Scoreboard
+from evocompress.search.removal import drop_harms, without_blocks
+from evocompress.search.scoreboard import Scoreboard, deviation, spread
 from evocompress.space import Genome
 from evocompress.types import Candidate, Estimate, Estimation, Evaluate, Result
 
@@ -51,14 +51,17 @@ _INFLUENCE = 50
 ARCHIVE = 4
 """Former incumbents that mutations may borrow from, and that are compared again at the end."""
 
-_EXCHANGES = 3
-"""The most exchanges of a mutation, before a race is lost."""
+_EXCHANGES, _MOST_EXCHANGES = 3, 6
+"""The most exchanges of a mutation, before a race is lost and after several were."""
 
 _LOST_RACES = 4
 """Races that the incumbent wins in a row until mutations start from former ones."""
 
 _KNOWN = "best of a race"
 """What a candidate is called that has no name yet when a step along estimates begins at it."""
+
+_TO_COMPARE = 4
+"""Rivals that say how far apart they lie."""
 
 _IDLE_RACES = 5
 """Races in a row in which everything was known already: the space has little else to try."""
@@ -112,8 +115,6 @@ class Auto(ProceduralSearcher):
         best = yield from self._compared({**starts, "uniform": self._space.uniform()})
         if self._settings.estimates and self._smooth:
             best = yield from self._along_estimates(best)
-        if self._settings.estimates and self._space.genes.droppable.size:
-            best = yield from self._along_effects(best)
         best = yield from self._evolve(best)
         yield from self._rescored(best)
 
@@ -180,6 +181,11 @@ class Auto(ProceduralSearcher):
         if estimation.failed is None:
             blocks = without_blocks(self._space, estimation.by_unit)
             found["blocks of least influence"] = self._made_feasible(blocks)
+            harms = drop_harms(self._space, estimation.by_unit)
+            self._forecast.expect(harms)
+            units = knapsack(self._space, harms, genes.start)
+            if units is not None:
+                found["units of least influence"] = units
         needed = int(genes.dropped(self._space.uniform()[None]).sum())
         tokens, take = self._purse.removals(genes.droppable.size, needed)
         if not tokens:
@@ -239,30 +245,6 @@ class Auto(ProceduralSearcher):
                 break
         return best
 
-    def _along_effects(self, best: Genome) -> Steps[Genome]:
-        """Exchanges of drops by their measured effects, as long as measured values fall."""
-        for count in itertools.count(1):
-            tried = neighbours(self._space, best, self._forecast.predictor(), self._rng)
-            micro_batches = self._purse.probes(self._shuffled(), 1 + len(tried))
-            if not (tried and micro_batches):
-                break
-            size = self._sequences(micro_batches)
-            self._doing = f"step {count}: {len(tried)} single drops and restorations on {size}"
-            results = yield from self._probed([best, *tried], micro_batches)
-            now, *after = (result.mean for result in results)
-            effects = [value - now for value in after]
-            harms = harms_around(self._space, best, tried, effects)
-            self._forecast.measured_around(best, harms)
-            picks = {
-                f"step {count} along measured effects, {swaps} exchanges": pick
-                for swaps, pick in steps(self._space, best, harms).items()
-            }
-            before = best
-            best = yield from self._compared({_KNOWN: before} | picks)
-            if best is before:
-                break
-        return best
-
     def _pooled(self, genome: Genome, found: Expansion) -> Expansion:
         """An expansion with the scores of all former ones as well."""
         if self._scores is not None:
@@ -278,23 +260,28 @@ class Auto(ProceduralSearcher):
         incumbents: a restart that costs nothing but its own race.
         """
         idle = lost = 0
+        order = self._shuffled()
         while idle < _IDLE_RACES:
             left, before = self._purse.left, best
-            rungs, count = self._purse.race(self._shuffled())
+            rungs, count = self._purse.race(order)
             if count < 1:
                 break
             others = self._others(best)
             parents = others if others and lost >= _LOST_RACES else [best]
             parent = parents[int(self._rng.integers(len(parents)))]
-            predict = self._forecast.predictor() if self._settings.guided else None
-            reach = Reach(_EXCHANGES + lost, others)
-            children = propose(self._space, parent, predict, count, self._rng, reach)
+            guide = self._forecast.predictor() if self._settings.guided else None
+            reach = Reach(min(_EXCHANGES + lost, _MOST_EXCHANGES), others)
+            children = propose(self._space, parent, guide, count, self._rng, reach)
             if not children:
                 break
-            self._doing = f"races of mutations, {self._forecast.guide if predict else 'unguided'}"
+            self._doing = f"races of mutations, {self._forecast.guide if guide else 'unguided'}"
             best = yield from self._race(best, children, rungs)
             idle = idle + 1 if self._purse.left == left else 0
-            lost = lost + 1 if best is before else 0
+            if best is before:
+                lost += 1
+            else:
+                # Until then its own values are known: only its rivals have to be measured.
+                lost, order = 0, self._shuffled()
         return best
 
     def _rescored(self, best: Genome) -> Procedure:
@@ -327,10 +314,21 @@ class Auto(ProceduralSearcher):
         if np.isfinite(value):
             self._best = Incumbent(winner, value)
         self._forecast.learn(self._board, incumbent, list(candidates.values()), genomes, rungs)
+        self._adapt(list(candidates.values()), incumbent, rungs)
         genome = genomes[winner.id]
         former = [(key, other) for key, other in self._archive.items() if key != genome.tobytes()]
         self._archive = dict([*former, (genome.tobytes(), genome)][-ARCHIVE:])
         return genome
+
+    def _adapt(
+        self, raced: Sequence[Candidate], incumbent: Candidate, rungs: Sequence[Rung]
+    ) -> None:
+        """Makes the next races as long as this one's rivals were hard to tell apart."""
+        by_rung = [self._board.gaps(raced, incumbent, rung.micro_batches) for rung in rungs]
+        first, *_ = by_rung
+        *_, longest = (gaps for gaps in by_rung if gaps) if first else (first,)
+        if len(first) >= _TO_COMPARE and isfinite(noise := deviation(longest)):
+            self._purse.adapt(spread(first), noise / np.sqrt(first[0].sequences))
 
     def _others(self, best: Genome) -> list[Genome]:
         """The last incumbents but the best one."""

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evocompress.search.knapsack import padded
-from evocompress.search.proposals import Predict
+from evocompress.search.proposals import Guide
 from evocompress.search.quadratic import Quadratic
 from evocompress.search.racing import Rung
 from evocompress.search.scoreboard import Scoreboard
@@ -16,7 +16,16 @@ from evocompress.search.surrogate import Screen, Surrogate
 from evocompress.space import Genome, SearchSpace
 from evocompress.types import Candidate, Result
 
-_FEWEST = 24
+_SMALLEST = 1e-9
+"""Floor of values whose logarithm is taken."""
+
+_MOST = 400
+"""The latest measured genomes from which it is made: fitting takes the cube of their number."""
+
+_GROWN = 1.5
+"""Growth of what was measured after which the kind of model is chosen anew."""
+
+_FEWEST = 12
 """Measured genomes below which no model of them is made."""
 
 
@@ -36,10 +45,17 @@ class Forecast:
         self._measured: dict[bytes, tuple[Genome, float]] = {}
         self._level: dict[str, float] = {}
         self._model: Surrogate | None = None
+        self._chosen_with = 0
 
     def expand(self, prior: Quadratic) -> None:
         """Expects from now on what an expansion around a genome predicts."""
         self._prior = prior
+        self._model = self._fitted()
+
+    def expect(self, harms: Sequence[NDArray[np.float64]]) -> None:
+        """Expects from now on that harms of levels add up, on any scale."""
+        table = padded(harms, np.inf)
+        self._prior = Quadratic(table, np.zeros((*table.shape, 1)), 0.0)
         self._model = self._fitted()
 
     def learn_effects(self, genomes: Sequence[Genome], results: Sequence[Result]) -> None:
@@ -55,22 +71,7 @@ class Forecast:
             if np.isfinite(result.mean) and len(changed) == 1:
                 [gene] = changed
                 harms[gene][genome[gene]] = max(result.mean - now, 0.0)
-        table = padded([_filled(harm) for harm in harms], np.inf)
-        self._prior = Quadratic(table, np.zeros((*table.shape, 1)), 0.0)
-
-    def measured_around(self, genome: Genome, harms: Sequence[NDArray[np.float64]]) -> None:
-        """Expects from now on what single changes of a genome (U,) were measured to do.
-
-        Args:
-            genome: Where they were measured.
-            harms: Of the levels of each gene (levels,), infinite where there is no measurement:
-                there the former expectation stays, from the present level on.
-        """
-        table = padded(harms, np.inf)
-        former = np.zeros_like(table) if self._prior is None else self._prior.changes(genome)
-        table = np.where(np.isfinite(table), table, former)
-        self._prior = Quadratic(table, np.zeros((*table.shape, 1)), 0.0)
-        self._model = self._fitted()
+        self.expect([_filled(harm) for harm in harms])
 
     def learn(
         self,
@@ -80,20 +81,24 @@ class Forecast:
         genomes: Mapping[str, Genome],
         rungs: Sequence[Rung],
     ) -> None:
-        """Takes the results of a race, as differences from its incumbent.
+        """Takes the results of a race, as logarithms of multiples of its incumbent's value.
 
         Incumbents are linked by the race that one lost to the other, so all values are on one
-        scale though all races are on tokens of their own.
+        scale though all races are on tokens of their own. In logarithms what two changes do
+        adds up better, and one text is less unlike another.
         """
         level = self._level.setdefault(incumbent.id, 0.0)
         found: list[tuple[Genome, float]] = []
         for candidate in raced:
             seen = [r for r in rungs if not board.missing(candidate, r.micro_batches)]
             if seen:
-                gap = board.gap(candidate, incumbent, seen[-1].micro_batches)
-                if np.isfinite(gap.mean):
-                    self._level.setdefault(candidate.id, level + gap.mean)
-                    found.append((genomes[candidate.id], level + gap.mean))
+                micro_batches = seen[-1].micro_batches
+                means = [board.mean(each, micro_batches) for each in (candidate, incumbent)]
+                if np.isfinite(means).all():
+                    own, other = np.log(np.maximum(means, _SMALLEST))
+                    value = level + float(own - other)
+                    self._level.setdefault(candidate.id, value)
+                    found.append((genomes[candidate.id], value))
         if not found:
             return
         rows, values = np.stack([genome for genome, _ in found]), np.array([v for _, v in found])
@@ -112,12 +117,12 @@ class Forecast:
             return f"guided by a model ({model.name}) of what was measured"
         return "guided by estimates" if self._prior is not None else "unguided"
 
-    def predictor(self) -> Predict | None:
+    def predictor(self) -> Guide | None:
         """What predicts now; ``None`` where nothing is known."""
         model = self._model
         if model is not None and self._screen.trusted:
-            return lambda genomes: model.predict(genomes, self._estimates(genomes))
-        return self._estimates if self._prior is not None else None
+            return Guide(lambda rows: model.predict(rows, self._estimates(rows)), model.error)
+        return Guide(self._estimates) if self._prior is not None else None
 
     def _estimates(self, genomes: Genome) -> NDArray[np.float64]:
         """What estimates say (N,) of genomes (N, U); 0 where there are none."""
@@ -130,9 +135,14 @@ class Forecast:
         """A model of all that was measured, once there is enough of it."""
         if not self._use_surrogate or len(self._measured) < _FEWEST:
             return None
-        rows = np.stack([genome for genome, _ in self._measured.values()])
-        values = np.array([value for _, value in self._measured.values()])
-        return Surrogate.fit(rows, values, self._estimates(rows))
+        latest = list(self._measured.values())[-_MOST:]
+        rows = np.stack([genome for genome, _ in latest])
+        values = np.array([value for _, value in latest])
+        estimates = self._estimates(rows)
+        if self._model is not None and len(self._measured) < _GROWN * self._chosen_with:
+            return self._model.refitted(rows, values, estimates)
+        self._chosen_with = len(self._measured)
+        return Surrogate.fit(rows, values, estimates)
 
 
 def _filled(harm: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable
-from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evocompress.repair import repair, spend
 from evocompress.space import Genome, SearchSpace
-from evocompress.types import Level
 
 _TRIES = 100
 
@@ -86,30 +83,17 @@ def transpose(space: SearchSpace, genome: Genome, rng: np.random.Generator) -> G
     Only blocks whose genes have the same choices can, so the budget stays as it was. The blocks
     are random ones that differ; where there are none the genome stays as it is.
     """
-    pairs = [
-        (one, other)
-        for alike in _alike_blocks(space)
-        for one, other in combinations(alike, 2)
-        if (genome[one] != genome[other]).any()
-    ]
-    if not pairs:
+    found = []
+    for blocks in space.genes.alike_blocks:
+        levels = genome[blocks]
+        differ = np.triu((levels[:, None] != levels[None]).any(axis=2))
+        found += [(blocks[one], blocks[other]) for one, other in np.argwhere(differ)]
+    if not found:
         return genome
-    one, other = pairs[int(rng.integers(len(pairs)))]
+    one, other = found[int(rng.integers(len(found)))]
     child = genome.copy()
     child[one], child[other] = genome[other], genome[one]
     return child
-
-
-def _alike_blocks(space: SearchSpace) -> list[list[NDArray[np.int64]]]:
-    """The genes of each block, those of blocks with the same choices together."""
-    blocks = np.array([unit.block for unit in space.units])
-    alike: defaultdict[tuple[tuple[str, int, tuple[Level, ...]], ...], list[NDArray[np.int64]]]
-    alike = defaultdict(list)
-    for block in np.unique(blocks):
-        genes = np.flatnonzero(blocks == block)
-        choices = tuple((space.units[g].role, space.units[g].numel, space.levels[g]) for g in genes)
-        alike[choices].append(genes)
-    return list(alike.values())
 
 
 def distinct(

@@ -4,30 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import erf
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evocompress.repair import repair, spend
-from evocompress.search.moves import exchange, transpose
+from evocompress.search.moves import distinct, exchange, mutate, transpose
 from evocompress.space import Genome, SearchSpace
 
 Predict = Callable[[Genome], NDArray[np.float64]]
 """The predicted values (N,) of genomes (N, U), on any scale: lower is better."""
 
-_TRIED = 6
+_TRIED = 12
 """Moves that are drawn for each that is proposed."""
 
-_FLOOR = 0.25
+_FLOOR = 0.125
 """Share of the proposals that are drawn without regard to any prediction."""
 
 _TRANSPOSED = 0.5
 """Share of the moves in which two blocks change places, where units can be dropped."""
 
-_CLIMBED = 0.25
+_CLIMBED = 0.4
 """Share of the proposals that follow the prediction for several exchanges."""
 
-_CHOICES = 24
+_CHOICES = 32
 """Exchanges of which the best is the next step of a climb."""
 
 
@@ -44,10 +45,24 @@ class Reach:
     targets: Sequence[Genome] = ()
 
 
+@dataclass(frozen=True)
+class Guide:
+    """What guides proposals.
+
+    Attributes:
+        predict: Expected values.
+        error: The typical error of a prediction, on their scale; ``None``: not known, and taken
+            for half of what lies between different proposals.
+    """
+
+    predict: Predict
+    error: float | None = None
+
+
 def propose(
     space: SearchSpace,
     parent: Genome,
-    predict: Predict | None,
+    guide: Guide | None,
     count: int,
     rng: np.random.Generator,
     reach: Reach = Reach(),  # noqa: B008  (frozen)
@@ -55,28 +70,30 @@ def propose(
     """Different feasible genomes (U,) near a parent, none of them the parent.
 
     Many are made by exchanges and by steps towards the targets. Most of those proposed are drawn
-    in proportion to their predicted gain over the mean of all, or climb from there as long as
-    the prediction falls; the rest are drawn evenly, so that nothing within reach is excluded.
+    in proportion to their expected improvement on the parent (Mockus 1975), or climb from there
+    as long as the prediction falls; the rest are drawn evenly, so that nothing within reach is
+    excluded.
 
     Args:
         space: The space.
         parent: A feasible genome (U,).
-        predict: What is expected of genomes; without it all are drawn evenly.
+        guide: What is expected of genomes; without it all are drawn evenly.
         count: How many are wanted, at most.
         rng: Source of randomness.
         reach: How far they may go.
     """
-    pool = _pool(space, parent, count * (_TRIED if predict else 1), rng, reach)
-    if predict is None or len(pool) <= count:
+    pool = _pool(space, parent, count * (_TRIED if guide else 1), rng, reach)
+    if guide is None or len(pool) <= count:
         return pool[:count]
     guided = count - round(_FLOOR * count)
-    weights = _weights(predict(np.stack(pool)))
+    before, *values = guide.predict(np.stack([parent, *pool]))
+    weights = _weights(np.array(values) - before, guide.error)
     picked = rng.choice(
         len(pool), size=min(guided, int((weights > 0).sum())), replace=False, p=weights
     )
     rest = rng.permutation(np.setdiff1d(np.arange(len(pool)), picked))
     climbing = [pool[index] for index in picked[: round(_CLIMBED * count)]]
-    climbed = [climb(space, genome, predict, reach.exchanges, rng) for genome in climbing]
+    climbed = [climb(space, genome, guide.predict, reach.exchanges, rng) for genome in climbing]
     chosen = [*climbed, *(pool[index] for index in [*picked[len(climbed) :], *rest])]
     different = {genome.tobytes(): genome for genome in chosen}
     different.pop(parent.tobytes(), None)
@@ -89,7 +106,7 @@ def climb(
     """A feasible genome (U,) after up to so many exchanges, each the best predicted of several."""
     value = predict(genome[None])[0]
     for _ in range(steps):
-        choices = np.stack([exchange(space, genome, rng) for _ in range(_CHOICES)])
+        choices = np.stack([_moved(space, genome, rng) for _ in range(_CHOICES)])
         values = predict(choices)
         best = int(values.argmin())
         if not values[best] < value:
@@ -107,32 +124,51 @@ def blend(space: SearchSpace, genome: Genome, other: Genome, rng: np.random.Gene
 
 
 def _pool(
-    space: SearchSpace,
-    parent: Genome,
-    size: int,
-    rng: np.random.Generator,
-    reach: Reach,
+    space: SearchSpace, parent: Genome, size: int, rng: np.random.Generator, reach: Reach
 ) -> list[Genome]:
     """Up to `size` different genomes, in the order in which they were made."""
-    found, targets = {parent.tobytes(): parent}, reach.targets
-    # Where levels are close to each other blocks differ little, and in much.
-    transposed = _TRANSPOSED if space.genes.droppable.size else 0.0
-    for _ in range(2 * size):
+    targets = reach.targets
+
+    def child() -> Genome:
         if targets and rng.random() < 0.5:
-            child = blend(space, parent, targets[int(rng.integers(len(targets)))], rng)
-        else:
-            child = parent
-            for _ in range(int(rng.integers(1, reach.exchanges + 1))):
-                move = transpose if rng.random() < transposed else exchange
-                child = move(space, child, rng)
-        found.setdefault(child.tobytes(), child)
-        if len(found) > size:
-            break
-    return list(found.values())[1:]
+            return blend(space, parent, targets[int(rng.integers(len(targets)))], rng)
+        genome = parent
+        for _ in range(int(rng.integers(1, reach.exchanges + 1))):
+            genome = _moved(space, genome, rng)
+        return genome
+
+    return distinct(child, size, excluded=parent)
 
 
-def _weights(predicted: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Chances (N,) in proportion to the predicted gain over the mean; even where all are alike."""
-    gains = np.maximum(predicted.mean() - predicted, 0.0)
+def _moved(space: SearchSpace, genome: Genome, rng: np.random.Generator) -> Genome:
+    """A feasible genome (U,) after one exchange of levels, or of two whole blocks.
+
+    Blocks change places where units can be dropped: else all their levels are close to each
+    other. Matrices alone are swapped, which takes much less time, where that keeps the budget.
+    """
+    if space.genes.droppable.size and rng.random() < _TRANSPOSED:
+        return transpose(space, genome, rng)
+    if space.genes.stepped.all():
+        swapped = mutate(space, genome, rng)
+        if space.feasible(swapped[None])[0]:
+            return swapped
+    return exchange(space, genome, rng)
+
+
+def _weights(predicted: NDArray[np.float64], error: float | None) -> NDArray[np.float64]:
+    """Chances (N,) in proportion to the expected improvement; even where all are alike.
+
+    Args:
+        predicted: Changes (N,) of the value; lower is better.
+        error: The standard deviation of what is measured around what is predicted.
+    """
+    spread = error if error is not None else float(predicted.std()) / 2
+    if spread <= 0:
+        gains = np.maximum(-predicted, 0.0)
+    else:
+        depth = -predicted / spread
+        density = np.exp(-(depth**2) / 2) / np.sqrt(2 * np.pi)
+        below = np.array([(1 + erf(each / np.sqrt(2))) / 2 for each in depth.tolist()])
+        gains = np.maximum(spread * (density + depth * below), 0.0)
     total = gains.sum()
     return gains / total if total > 0 else np.full(len(gains), 1 / len(gains))

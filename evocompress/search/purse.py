@@ -22,6 +22,14 @@ _START_SHARE, _STEP_SHARE = 0.45, 0.46
 _FIRST_RUNG = 1024
 """Tokens on which many rivals are told apart roughly (EvoPress's first stage, for depth)."""
 
+_LONGEST_RUNG = 4096
+
+_CLEAR, _UNCLEAR = 4.0, 1.5
+"""Spread of rivals, in errors, at which the first rung is longer or shorter than it has to be."""
+
+_USUAL_RUNGS = 400
+"""First rungs that a search can pay for at the beginning; later ones are as long as they must."""
+
 _FEWEST_RUNGS = 60
 """First rungs that a search must be able to pay for: so many evaluations that theirs is shorter."""
 
@@ -34,7 +42,10 @@ _EFFECT_SHARE = 0.45
 _FINAL_SHARE = 0.06
 """Share of the tokens that is kept for the last comparison."""
 
-_RUNGS = ((1, 4), (4, 2), (8, 1))
+_REMOVAL_SHARE = 0.15
+"""The most of all tokens that single effects, or a greedy removal, may cost."""
+
+_RUNGS = ((1, 3), (3, 1), (8, 1))
 """For each rung of a race its length, in first rungs, and how many rivals it leaves."""
 
 OFFSPRING = 16
@@ -82,7 +93,7 @@ class Purse:
         self.limit = limit or DEFAULT_TOKENS
         self._reserve = int(_FINAL_SHARE * self.limit)
         self.left = self.limit - self._reserve
-        self._rung = min(_FIRST_RUNG, self.limit // _FEWEST_RUNGS)
+        self._rung = min(_FIRST_RUNG, self.limit // _USUAL_RUNGS)
 
     def pay(self, requests: Sequence[Request]) -> None:
         """Takes the tokens of requests out."""
@@ -132,7 +143,7 @@ class Purse:
         smallest = min(self._pool.tokens)
         for take in range(1, needed + 1):
             trials = 1 + 1.5 * units + (needed / take - 1) * (1 + RETRIES)
-            tokens = int(min(_EFFECT_SHARE * self.limit / trials, _FIRST_RUNG))
+            tokens = int(min(_REMOVAL_SHARE * self.limit / trials, _FIRST_RUNG))
             if tokens >= smallest:
                 return tokens, take
         return 0, 0
@@ -141,12 +152,6 @@ class Purse:
         """The first of some micro-batches that have together at most so many tokens, or one."""
         return self._first(order, tokens) or tuple(order[:1])
 
-    def probes(self, order: Sequence[int], tries: int) -> tuple[int, ...]:
-        """On which of some micro-batches to try so many changes; none without enough tokens."""
-        race = self._rung * _FEW_RIVALS_COST
-        chosen = self.some(order, self._rung)
-        return chosen if tries * self._size(chosen) + race <= self.left else ()
-
     def rungs(self, order: Sequence[int]) -> tuple[Rung, ...]:
         """The rungs of a race on the first of some micro-batches."""
         lengths = [self._first(order, self._rung * length) for length, _ in _RUNGS]
@@ -154,6 +159,18 @@ class Purse:
             Rung(length or tuple(order[:1]), keep)
             for length, (_, keep) in zip(lengths, _RUNGS, strict=True)
         )
+
+    def adapt(self, spread: float, error: float) -> None:
+        """Makes the next races' first rung as long as it has to be to tell rivals apart.
+
+        Args:
+            spread: Standard deviation of the rivals' gaps to the incumbent there.
+            error: Typical standard error of these gaps.
+        """
+        if spread > _CLEAR * error:
+            self._rung = max(self._rung // 2, min(self._pool.tokens))
+        elif spread < _UNCLEAR * error:
+            self._rung = min(2 * self._rung, _LONGEST_RUNG, self.limit // _FEWEST_RUNGS)
 
     def race(self, order: Sequence[int]) -> tuple[tuple[Rung, ...], int]:
         """The rungs of the next race, and how many rivals can be in it.

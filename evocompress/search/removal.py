@@ -115,6 +115,23 @@ def without_blocks(space: SearchSpace, influence: Mapping[str, Sequence[float]])
     return without(space, space.genes.start, np.array(dropped, dtype=np.int64))
 
 
+def drop_harms(
+    space: SearchSpace, influence: Mapping[str, Sequence[float]]
+) -> list[NDArray[np.float64]]:
+    """For each gene the harm of its levels (levels,): the influence of its units where dropped.
+
+    Args:
+        space: Levels that drop nothing have no harm.
+        influence: One value for each unit, by its name.
+    """
+    harms = [np.zeros(size) for size in space.genes.sizes.tolist()]
+    for gene in space.genes.droppable.tolist():
+        members = space.genes.members[gene]
+        drop = int(space.genes.drop_index[gene])
+        harms[gene][drop] = sum(influence[unit.name][0] for unit in members)
+    return harms
+
+
 def _check_kinds(space: SearchSpace, name: str, kinds: tuple[UnitKind, ...]) -> None:
     there = {space.units[gene].kind for gene in space.genes.droppable}
     if not there:

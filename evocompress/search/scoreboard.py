@@ -13,6 +13,9 @@ from evocompress.types import Candidate, Result
 
 Floats = NDArray[np.float64]
 
+_QUARTILES = 1.349
+"""Distance of the quartiles of a normal distribution, in standard deviations."""
+
 _CERTAIN = 2.0
 """Standard errors of a mean difference that are taken for a certain one."""
 
@@ -24,10 +27,12 @@ class Gap:
     Attributes:
         mean: Mean difference of the value per position.
         error: Standard error of the mean; infinite where there are too few sequences to tell.
+        sequences: How many there were.
     """
 
     mean: float
     error: float
+    sequences: int = 1
 
     @property
     def hopeless(self) -> bool:
@@ -75,11 +80,30 @@ class Scoreboard:
         if not isfinite(mean):
             return Gap(inf, inf)
         differences = self._means(candidate, micro_batches) - self._means(other, micro_batches)
-        if len(differences) < 2:
+        count = len(differences)
+        if count < 2:
             return Gap(mean, inf)
-        return Gap(mean, float(differences.std(ddof=1) / np.sqrt(len(differences))))
+        return Gap(mean, float(differences.std(ddof=1) / np.sqrt(count)), count)
+
+    def gaps(
+        self, candidates: Iterable[Candidate], other: Candidate, micro_batches: Sequence[int]
+    ) -> list[Gap]:
+        """The gaps of all others to one candidate that were measured there and did not fail."""
+        pairs = (self.gap(c, other, micro_batches) for c in candidates if c.id != other.id)
+        return [gap for gap in pairs if isfinite(gap.mean)]
 
     def _means(self, candidate: Candidate, micro_batches: Sequence[int]) -> Floats:
         """The value per position of each sequence (sequences,)."""
         known = self._values[candidate.id]
         return np.concatenate([known[index][0] / known[index][1] for index in micro_batches])
+
+
+def spread(gaps: Sequence[Gap]) -> float:
+    """How far gaps lie apart: a standard deviation, for which a few hopeless ones do not count."""
+    low, high = np.quantile([gap.mean for gap in gaps], [0.25, 0.75])
+    return float(high - low) / _QUARTILES
+
+
+def deviation(gaps: Sequence[Gap]) -> float:
+    """The standard deviation of a difference from sequence to sequence, as a median over gaps."""
+    return float(np.median([gap.error * np.sqrt(gap.sequences) for gap in gaps]))

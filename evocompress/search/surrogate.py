@@ -45,12 +45,14 @@ class Surrogate:
             ``prior`` where the estimate alone does.
         skill: The rank correlation of its predictions with values that it was not shown, mean
             of five folds.
+        error: The typical error of these predictions.
         prior: What the regression corrects.
         correction: The regression, of levels and estimate (N, U + 1); ``None``: no correction.
     """
 
     name: str
     skill: float
+    error: float
     prior: Prior
     correction: Prediction | None
 
@@ -78,14 +80,24 @@ class Surrogate:
         known = _known(genomes, estimates)[valid]
         values = values[valid]
         folds = np.random.default_rng(seed).permutation(len(values)) % _FOLDS
-        fittings: dict[str, Fitting | None] = {"ridge": ridge, "trees": trees(seed), "prior": None}
-        skills = {name: _skills(way, known, values, folds) for name, way in fittings.items()}
+        fittings = _fittings(seed)
+        trials = {name: _trial(way, known, values, folds) for name, way in fittings.items()}
         name = "ridge"
         for rival in fittings:
-            if _surely_positive(skills[rival] - skills[name]):
+            if _surely_positive(trials[rival].skills - trials[name].skills):
                 name = rival
-        skill = float(skills[name].mean()) if skills[name].size else 0.0
-        return cls(name, skill, *_fitted(fittings[name], known, values))
+        skills, errors = trials[name].skills, trials[name].errors
+        skill = float(skills.mean()) if skills.size else 0.0
+        error = float(np.sqrt((errors**2).mean())) if errors.size else float(values.std())
+        return cls(name, skill, error, *_fitted(fittings[name], known, values))
+
+    def refitted(
+        self, genomes: Genome, values: Floats, estimates: Floats, *, seed: int = 0
+    ) -> Surrogate:
+        """The same kind of model of other measurements, without choosing anew between kinds."""
+        known = _known(genomes, estimates)
+        prior, correction = _fitted(_fittings(seed)[self.name], known, values)
+        return replace(self, prior=prior, correction=correction)
 
     def predict(self, genomes: Genome, estimates: Floats | None = None) -> Floats:
         """The values (N,) expected of genomes (N, U).
@@ -106,7 +118,8 @@ class Screen:
     not trusted: so screening switches itself on, off and on again.
 
     Attributes:
-        window: How many of the last measurements count, and at least half as many are needed.
+        window: How many of the last measurements count, and at least a quarter as many are
+            needed.
         threshold: The rank correlation at which predictions are trusted.
         pairs: (predicted, measured), both from the mean of their batch, the latest last.
     """
@@ -137,7 +150,7 @@ class Screen:
     @property
     def trusted(self) -> bool:
         """Whether predictions may decide what is measured."""
-        return 2 * len(self.pairs) >= self.window and self.correlation >= self.threshold
+        return 4 * len(self.pairs) >= self.window and self.correlation >= self.threshold
 
 
 def rank_correlation(first: Floats, second: Floats) -> float:
@@ -157,6 +170,10 @@ def _ranks(series: Floats) -> Floats:
     _, places, counts = np.unique(series, return_inverse=True, return_counts=True)
     ranks: Floats = counts.cumsum() - (counts - 1) / 2
     return ranks[places]
+
+
+def _fittings(seed: int) -> dict[str, Fitting | None]:
+    return {"ridge": ridge, "trees": trees(seed), "prior": None}
 
 
 def _known(genomes: Genome, estimates: Floats | None) -> Floats:
@@ -186,19 +203,30 @@ def _prior(estimates: Floats, values: Floats) -> Prior:
     return Prior(float(values.mean()) - slope * float(estimates.mean()), slope)
 
 
-def _skills(
-    fitting: Fitting | None, known: Floats, values: Floats, folds: NDArray[np.int64]
-) -> Floats:
-    """For each fold the rank correlation of its values with what a fit to the others predicts.
+@dataclass(frozen=True, eq=False)
+class _Trial:
+    """What fits predict of values that they were not shown.
 
-    Not for all folds together: their fits differ in level, and against the values' own.
+    Attributes:
+        skills: Rank correlation in each fold: not in all together, as fits differ in level.
+        errors: Of every value.
     """
-    found = []
+
+    skills: Floats
+    errors: Floats
+
+
+def _trial(
+    fitting: Fitting | None, known: Floats, values: Floats, folds: NDArray[np.int64]
+) -> _Trial:
+    skills, errors = [], [np.zeros(0)]
     for held in (folds == fold for fold in range(_FOLDS)):
         if held.sum() > 1 and not held.all():
             fitted = _fitted(fitting, known[~held], values[~held])
-            found.append(rank_correlation(_predicted(*fitted, known[held]), values[held]))
-    return np.array(found)
+            predicted = _predicted(*fitted, known[held])
+            skills.append(rank_correlation(predicted, values[held]))
+            errors.append(predicted - values[held])
+    return _Trial(np.array(skills), np.concatenate(errors))
 
 
 def _surely_positive(gains: Floats) -> bool:

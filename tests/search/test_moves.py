@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from evocompress.config import SpaceConfig
-from evocompress.search.moves import distinct, flips, mutate
+from evocompress.search.moves import distinct, flips, mutate, transpose
 from evocompress.space import build_space
 from evocompress.testing.decoders import Decoder
 
@@ -106,3 +106,24 @@ def test_distinct_gives_up_when_nothing_is_new():
     endless = iter(np.array([[0], [1], [1], [0]] + [[1]] * 1000))
     found = distinct(lambda: next(endless), 5, excluded=np.array([0]))
     assert [genome.tolist() for genome in found] == [[1]]
+
+
+@pytest.mark.parametrize(
+    "space", [SPARSITY, DEPTH, BLOCKS, JOINT], ids=["sparsity", "depth", "blocks", "joint"]
+)
+def test_two_blocks_change_places(space):
+    rng = np.random.default_rng(3)
+    blocks = np.array([unit.block for unit in space.units])
+    for _ in range(50):
+        parent = space.random(rng)
+        child = transpose(space, parent, rng)
+        changed = np.unique(blocks[child != parent])
+        assert len(changed) == 2
+        one, other = (np.flatnonzero(blocks == block) for block in changed)
+        assert (child[one] == parent[other]).all() and (child[other] == parent[one]).all()
+        assert space.feasible(child[None])[0]
+
+
+def test_blocks_that_are_all_alike_stay():
+    parent = SPARSITY.uniform()
+    assert (transpose(SPARSITY, parent, np.random.default_rng(0)) == parent).all()

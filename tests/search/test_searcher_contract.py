@@ -11,7 +11,7 @@ from evocompress.testing import searchers as contract
 from evocompress.testing.decoders import Decoder
 
 DECODER = Decoder(layers=6)
-TOKENS = {SEARCHERS["auto"]: 30_000}
+TOKENS = {SEARCHERS["auto"]: 8_000}
 STAGED = {"generations": 4, "offspring": 8, "survivors": (3, 1), "stage_tokens": (128, 512)}
 OPTUNA = {
     "candidates": 14,

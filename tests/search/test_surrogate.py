@@ -165,8 +165,8 @@ class TestScreen:
             trusted.append(screen.trusted)
         assert trusted == [False, True, False, True]
 
-    def test_trusts_nothing_before_half_of_the_window_is_full(self):
-        rng, screen, trusted = np.random.default_rng(0), Screen(window=32), []
+    def test_trusts_nothing_before_a_quarter_of_the_window_is_full(self):
+        rng, screen, trusted = np.random.default_rng(0), Screen(window=64), []
         for _ in range(3):
             screen = screen.after(*self.batch(1.0, rng))
             trusted.append(screen.trusted)
