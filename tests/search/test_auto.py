@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 
 from evocompress.config import SpaceConfig
-from evocompress.search.auto import ARCHIVE, RADII, Auto
+from evocompress.search.auto import ARCHIVE, Auto
 from evocompress.search.base import Problem
 from evocompress.search.forecast import Forecast
 from evocompress.search.linear import Expansion, expansion, monotone
 from evocompress.search.proposals import Guide, blend, climb, propose
-from evocompress.search.purse import OFFSPRING, Purse, parts
 from evocompress.search.quadratic import quadratic, step
 from evocompress.search.racing import Rung, race
 from evocompress.search.scoreboard import Scoreboard
@@ -245,62 +244,6 @@ class TestProposals:
             one, other = depth.random(rng), depth.random(rng)
             child = blend(depth, one, other, rng)
             assert depth.feasible(child[None])[0]
-
-
-class TestPurse:
-    def test_parts_do_not_overlap(self):
-        found = parts(POOL, np.random.default_rng(0))
-        assert not set(found.estimated) & set(found.compared)
-        assert len(found.estimated) + len(found.compared) == len(POOL.tokens)
-        alone = parts(Pool((64,)), np.random.default_rng(0))
-        assert alone.estimated == alone.compared == (0,)
-
-    def test_a_start_leaves_enough_for_a_race(self):
-        for limit in (60_000, 110_000, 660_000):
-            purse = Purse(POOL, limit)
-            micro_batches = tuple(range(purse.start(range(64), 3)))
-            purse.pay([Estimate(Candidate(), "curvature", micro_batches, 3)])
-            assert purse.left >= 0.5 * limit
-            rungs, rivals = purse.race(range(64))
-            assert len(rungs) == 3
-            assert rivals == OFFSPRING or limit < 110_000
-            assert rivals >= len(RADII)
-
-    def test_rungs_are_as_long_as_they_must_be(self):
-        purse = Purse(Pool((64,) * 2048), 409_600)
-        first = len(purse.rungs(range(2048))[0].micro_batches)
-        purse.adapt(1.0, 1.0)
-        assert len(purse.rungs(range(2048))[0].micro_batches) == 2 * first
-        purse.adapt(1.0, 0.5)
-        assert len(purse.rungs(range(2048))[0].micro_batches) == 2 * first
-        for _ in range(20):
-            purse.adapt(1.0, 0.1)
-        assert len(purse.rungs(range(2048))[0].micro_batches) == 1
-
-    def test_removals_take_as_few_at_a_time_as_the_tokens_allow(self):
-        takes = [Purse(POOL, limit).removals(60, 14) for limit in (30_000, 60_000, 120_000)]
-        assert takes[0] == (0, 0)
-        assert takes[1][1] > takes[2][1] >= 1
-        for (tokens, take), limit in zip(takes[1:], (60_000, 120_000), strict=True):
-            assert 64 <= tokens <= 1024
-            assert tokens * (1 + 90 + (14 / take - 1) * 9) <= 0.15 * limit
-
-    def test_the_last_races_are_shorter(self):
-        pool, limit = Pool((64,) * 640), 110_000
-        lengths, purse = [], Purse(pool, limit)
-        while (found := purse.race(range(640)))[1]:
-            lengths.append(len(found[0]))
-            purse.pay([Evaluate(Candidate(), (0,) * 64)])
-        assert lengths == sorted(lengths, reverse=True)
-        assert set(lengths) == {1, 2, 3}
-
-    def test_the_end_has_its_share_and_what_is_left(self):
-        purse = Purse(POOL, 100_000)
-        kept = 100_000 - purse.left
-        assert kept > 0
-        purse.pay([Evaluate(Candidate(), (0,) * (purse.left // 64))])
-        final = purse.final(range(64), 3)
-        assert kept - 3 * 64 < 3 * 64 * len(final) <= kept + 64
 
 
 class TestAuto:
