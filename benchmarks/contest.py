@@ -23,7 +23,7 @@ from evocompress.models import LoadedModel
 from evocompress.progress import Reporter
 from evocompress.proxies.sources import token_streams
 from evocompress.run_folder import RunFolder
-from evocompress.types import Answer, Candidate, Request
+from evocompress.types import Answer, Candidate, Evaluate, Request
 from evocompress.workbench import Workbench
 
 BUDGETS = (0.85, 0.70, 0.55)
@@ -38,8 +38,7 @@ class Method:
         search: Name and settings of its searcher.
         space: What it may do.
         native: The criterion it was published with; of no account where it only removes.
-        metric: The proxy by which its published form compares; in the table of one library all
-            compare by KL.
+        metric: The proxy by which it compares.
     """
 
     search: Mapping[str, Any]
@@ -74,18 +73,26 @@ class Setup:
 
 
 class _Replay:
-    """An executor that computes only what none of some journals knows."""
+    """An executor that computes only what no journal knows.
 
-    def __init__(self, journals: Sequence[Journal], executor: run.Executor) -> None:
+    Args:
+        journals: Of the same library.
+        others: Of other libraries, from which candidates that only remove take nothing.
+        executor: Computes the rest.
+    """
+
+    def __init__(
+        self, journals: Sequence[Journal], others: Sequence[Journal], executor: run.Executor
+    ) -> None:
         self._journals = journals
+        self._others = others
         self._executor = executor
 
     def map(self, requests: Sequence[Request]) -> Iterator[Answer]:
         """The answers, those that are known first."""
         unknown = []
         for request in requests:
-            known = (journal.answer(request) for journal in self._journals)
-            answer = next((found for found in known if found is not None), None)
+            answer = self._known(request)
             if answer is None:
                 unknown.append(request)
             else:
@@ -95,6 +102,14 @@ class _Replay:
     def close(self) -> None:
         """Closes the executor."""
         self._executor.close()
+
+    def _known(self, request: Request) -> Answer | None:
+        removes = isinstance(request, Evaluate) and all(
+            level.drop for _, level in request.candidate.levels
+        )
+        places = [*self._journals, *(self._others if removes else ())]
+        answers = (journal.answer(request) for journal in places)
+        return next((answer for answer in answers if answer is not None), None)
 
 
 class Seed:
@@ -107,17 +122,22 @@ class Seed:
         self._reporter = reporter
         self._folder = setup.results / f"seed{seed}"
         self._tokens = self._folder / "tokens"
+        self._by_metric: dict[str, list[Journal]] = {}
 
     def figures(self) -> dict[str, float]:
         """Held-out KL, perplexity, parameters and tokens of every method at every budget."""
         self._draw()
         found: dict[str, float] = {}
-        for name, method in self._setup.methods.items():
-            forms = {"": (SHARED, "kl"), "native_": (method.native, method.metric)}
-            for table, form in forms.items():
-                values = self._method(name, method, *form)
-                found |= {f"{table}{key}": value for key, value in values.items()}
-                _print(found, f"{table}kl_{name}")
+        with ExitStack() as journals:
+            for name, method in self._setup.methods.items():
+                by_criterion = {
+                    criterion: self._method(name, method, criterion, journals)
+                    for criterion in dict.fromkeys((SHARED, method.native))
+                }
+                for table, criterion in {"": SHARED, "native_": method.native}.items():
+                    values = by_criterion[criterion]
+                    found |= {f"{table}{key}": value for key, value in values.items()}
+                    _print(found, f"{table}kl_{name}")
         return found
 
     def _draw(self) -> None:
@@ -134,10 +154,7 @@ class Seed:
         self._tokens.mkdir(parents=True, exist_ok=True)
         save_file({"tokens": sequences[torch.from_numpy(order)].contiguous()}, file)
 
-    def _config(
-        self, name: str, method: Method, criterion: str, budget: float, metric: str = "kl"
-    ) -> RunConfig:
-        form = criterion if metric == "kl" else f"{criterion}-{metric}"
+    def _config(self, name: str, method: Method, criterion: str, budget: float) -> RunConfig:
         space = {**method.space, "budget": {"body_params": budget}}
         calibration = {
             **self._setup.calibration,
@@ -150,37 +167,40 @@ class Seed:
         }
         return RunConfig.model_validate(
             {
-                "name": f"{name}-{form}-{100 * budget:03.0f}",
+                "name": f"{name}-{criterion}-{100 * budget:03.0f}",
                 "runs": self._folder,
                 "seed": self._seed,
                 "model": self._setup.model,
                 "calibration": calibration,
                 "space": space,
                 "library": library,
-                "proxy": {"kind": metric},
+                "proxy": {"kind": method.metric},
                 "search": method.search,
             }
         )
 
-    def _method(self, name: str, method: Method, criterion: str, metric: str) -> dict[str, float]:
+    def _method(
+        self, name: str, method: Method, criterion: str, journals: ExitStack
+    ) -> dict[str, float]:
         """One method at all budgets, the tightest first: looser ones replay its trajectory."""
         if "width" in method.space:
             self._build_library(criterion)
         found: dict[str, float] = {}
-        with ExitStack() as journals:
-            known: list[Journal] = []
-            for budget in sorted(BUDGETS):
-                bench = self._bench(self._config(name, method, criterion, budget, metric))
-                bench.folder.path.mkdir(parents=True, exist_ok=True)
-                journal = journals.enter_context(Journal(bench.folder.journal, bench.header()))
-                candidate = self._search(bench, journal, known)
-                known.append(journal)
-                quality = heldout(bench, candidate, self._folder / "quality")
-                suffix = f"{name}_{100 * budget:03.0f}"
-                found[f"kl_{suffix}"] = quality["kl"]
-                found[f"ppl_{suffix}"] = quality["perplexity"]
-                found[f"params_{suffix}"] = _share(bench, candidate)
-                found[f"tokens_{suffix}"] = journal.steps[-1].requested
+        others = self._by_metric.setdefault(method.metric, [])
+        known: list[Journal] = []
+        for budget in sorted(BUDGETS):
+            bench = self._bench(self._config(name, method, criterion, budget))
+            bench.folder.path.mkdir(parents=True, exist_ok=True)
+            journal = journals.enter_context(Journal(bench.folder.journal, bench.header()))
+            candidate = self._search(bench, journal, known)
+            known.append(journal)
+            quality = heldout(bench, candidate, self._folder / "quality")
+            suffix = f"{name}_{100 * budget:03.0f}"
+            found[f"kl_{suffix}"] = quality["kl"]
+            found[f"ppl_{suffix}"] = quality["perplexity"]
+            found[f"params_{suffix}"] = _share(bench, candidate)
+            found[f"tokens_{suffix}"] = journal.steps[-1].requested
+        others += known
         return found
 
     def _build_library(self, criterion: str) -> None:
@@ -204,7 +224,7 @@ class Seed:
         ):
             return run.search(
                 bench.searcher(),
-                _Replay(known, executor),
+                _Replay(known, self._by_metric[bench.config.proxy.kind], executor),
                 journal,
                 bench.calibration.pool,
                 tokens=bench.config.search.tokens,

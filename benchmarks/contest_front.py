@@ -24,6 +24,7 @@ from evocompress.models import LoadedModel
 from evocompress.pareto import hypervolume, non_dominated
 from evocompress.progress import Reporter
 from evocompress.run_folder import RunFolder
+from evocompress.types import Candidate
 from evocompress.workbench import Workbench
 
 COST = "params"
@@ -160,6 +161,6 @@ def _points(contest: FrontContest, entries: Sequence[tuple[Workbench, str]]) -> 
     return np.array(found).reshape(-1, 2)
 
 
-def _quality(contest: FrontContest, bench: Workbench, candidate: Any) -> float:
+def _quality(contest: FrontContest, bench: Workbench, candidate: Candidate) -> float:
     part = slice(0, contest.case.looked_at)
     return heldout(bench, candidate, contest.case.results / "quality", part)["kl"]

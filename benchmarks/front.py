@@ -75,7 +75,7 @@ def _full(arguments: argparse.Namespace) -> RunConfig:
     }
     return _config(
         arguments.results,
-        model={"source": "demo:smollm2-135m", "dtype": "bfloat16"},
+        model={"source": "demo:smollm2-135m", "dtype": "auto"},
         calibration={
             "source": arguments.calibration,
             "heldout_source": arguments.heldout,

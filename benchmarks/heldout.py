@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 from cells import cell
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from evocompress.apply import LiveModel
 from evocompress.evaluation import heldout_quality
@@ -30,10 +34,32 @@ def heldout(
     return cell(folder, name, lambda: _measure(bench, candidate, part))
 
 
+class Remembered:
+    """A model that keeps the logits of every sequence it has seen, in its own dtype."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.device = model.device
+        self._model = model
+        self._logits: dict[bytes, Tensor] = {}
+
+    def __call__(self, ids: Tensor, *, use_cache: bool) -> SimpleNamespace:
+        """What the model gives for token ids (B, S), of which only the logits are kept."""
+        key = ids.cpu().numpy().tobytes()
+        if key not in self._logits:
+            self._logits[key] = self._model(ids, use_cache=use_cache).logits
+        return SimpleNamespace(logits=self._logits[key])
+
+
+@cache
+def _remembered(model: PreTrainedModel) -> Remembered:
+    """One for each model: a comparison measures many candidates on the same sequences."""
+    return Remembered(model)
+
+
 def _measure(bench: Workbench, candidate: Candidate, part: slice) -> dict[str, float]:
     dense = bench.loaded.model
     twin = copy.deepcopy(dense)
     LiveModel(replace(bench.loaded, model=twin), bench.library).apply(candidate)
     sequences = bench.calibration.heldout[part]
-    quality = heldout_quality(dense, {"candidate": twin}, sequences)["candidate"]
+    quality = heldout_quality(_remembered(dense), {"candidate": twin}, sequences)["candidate"]
     return {"kl": quality.kl, "kl_top256": quality.kl_topk, "perplexity": quality.perplexity}

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-
-mpl.use("Agg")
 
 
 def curves(
@@ -51,7 +49,7 @@ def fronts(
     _save(figure, axes, path)
 
 
-def _empty(title: str, labels: tuple[str, str]) -> tuple[Figure, mpl.axes.Axes]:
+def _empty(title: str, labels: tuple[str, str]) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(7.5, 4.8), dpi=130, layout="constrained")
     axes = figure.subplots()
     axes.set(title=title, xlabel=labels[0], ylabel=labels[1])
@@ -59,7 +57,7 @@ def _empty(title: str, labels: tuple[str, str]) -> tuple[Figure, mpl.axes.Axes]:
     return figure, axes
 
 
-def _save(figure: Figure, axes: mpl.axes.Axes, path: Path) -> None:
+def _save(figure: Figure, axes: Axes, path: Path) -> None:
     axes.legend(frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)

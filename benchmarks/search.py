@@ -162,7 +162,7 @@ def _full(arguments: argparse.Namespace) -> Plan:
         "micro_batch": 1,
     }
     known, cases = _searchers(), _cases()
-    model = {"source": "demo:smollm2-135m", "dtype": "bfloat16"}
+    model = {"source": "demo:smollm2-135m", "dtype": "auto"}
     front = FrontContest(
         Case(_front_space(), calibration, arguments.results / FRONT_CASE, 20, model),
         {

@@ -81,7 +81,7 @@ def _configs(arguments: argparse.Namespace) -> list[RunConfig]:
         _config(
             seed,
             arguments.results,
-            model={"source": "demo:smollm2-135m", "dtype": "bfloat16"},
+            model={"source": "demo:smollm2-135m", "dtype": "auto"},
             calibration={
                 "source": arguments.calibration,
                 "heldout_source": arguments.heldout,

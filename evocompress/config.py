@@ -22,7 +22,7 @@ class ModelConfig(Strict):
 
     Attributes:
         source: Local folder, hub id, ``.gguf`` file, or ``demo:smollm2-135m``.
-        dtype: ``auto`` takes the checkpoint's.
+        dtype: ``auto`` takes the checkpoint's, or float32 on a CPU that is slow at that.
         device: ``auto`` takes a GPU where there is one.
         trust_remote_code: Run code that comes with the checkpoint.
     """

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from evocompress.arithmetic import slow_on_cpu
 from evocompress.demo_model import DEMO_SOURCE, demo_checkpoint
 from evocompress.errors import ModelError
 from evocompress.families import Family, family_named, family_of
@@ -47,6 +48,8 @@ class LoadedModel:
         family: What knows its layout.
         source: As the user named it.
         fingerprint: See `fingerprint`.
+        widened: The dtype of a checkpoint that is computed in float32 instead, because this
+            processor multiplies that one in software.
     """
 
     model: PreTrainedModel
@@ -54,6 +57,7 @@ class LoadedModel:
     family: Family
     source: str
     fingerprint: str
+    widened: torch.dtype | None = None
 
 
 def load(
@@ -63,7 +67,8 @@ def load(
 
     Args:
         source: A local folder, a hub id, a ``.gguf`` file, or ``demo:smollm2-135m``.
-        dtype: ``auto`` (the checkpoint's), ``float32``, ``bfloat16`` or ``float16``.
+        dtype: ``float32``, ``bfloat16``, ``float16`` or ``auto``: the checkpoint's, but float32
+            on a CPU that is slow at it (`evocompress.arithmetic`).
         device: ``auto`` (a GPU where there is one), or a name such as ``cpu`` or ``cuda:1``.
         trust_remote_code: Run code that comes with the checkpoint.
 
@@ -82,7 +87,18 @@ def load(
         tokenizer = read_tokenizer(checkpoint)
         model = read_model(checkpoint, dtype)
     torch.nn.Module.to(model, target)
-    return loaded(model, tokenizer, source)
+    widened = _widened(model) if dtype == "auto" else None
+    return replace(loaded(model, tokenizer, source), widened=widened)
+
+
+def _widened(model: PreTrainedModel) -> torch.dtype | None:
+    """The dtype that a model had, if it is slow here: then its weights become float32."""
+    stored = model.dtype
+    if model.device.type != "cpu" or not slow_on_cpu(stored):
+        return None
+    torch.nn.Module.float(model)
+    model.config.dtype = torch.float32
+    return stored
 
 
 def loaded(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str) -> LoadedModel:

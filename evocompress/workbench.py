@@ -63,12 +63,19 @@ class Workbench:
             torch.set_num_threads(self.config.threads)
         model = self.config.model
         with self.reporter.stage(f"load {model.source}"):
-            return load(
+            found = load(
                 model.source,
                 dtype=model.dtype,
                 device=model.device,
                 trust_remote_code=model.trust_remote_code,
             )
+        if found.widened is not None:
+            name = str(found.widened).removeprefix("torch.")
+            self.reporter.say(
+                f"this processor is slow at {name}: everything is computed, and written, in "
+                f"float32; model.dtype={name} keeps the checkpoint's"
+            )
+        return found
 
     @cached_property
     def units(self) -> tuple[Unit, ...]:

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
-SHARED = {"common", "cells", "contest", "contest_cells", "heldout"}
+SHARED = {
+    *("common", "cells", "heldout", "pictures"),
+    *("contest", "contest_cells", "contest_front"),
+}
 FIGURES = {
     "proxy": ["vs_forward", "vs_two_sided_kl", "peak_mib", "peak_mib_two_sided"],
     "prefix": ["single_drops_speedup", "nothing_common_speedup", "different"],

@@ -47,11 +47,37 @@ def test_a_saved_model_comes_back(checkpoint: Path) -> None:
     assert loaded.tokenizer("abc").input_ids == original.tokenizer("abc").input_ids
 
 
-def test_the_dtype_is_the_checkpoints_unless_named(tmp_path: Path) -> None:
+@pytest.fixture
+def half(tmp_path: Path) -> str:
+    """A checkpoint in bfloat16."""
     folder = tiny_checkpoint(tmp_path)
     tiny_model("llama", dtype=torch.bfloat16).save_pretrained(folder)
-    assert load(str(folder), device="cpu").model.dtype == torch.bfloat16
-    assert load(str(folder), dtype="float32", device="cpu").model.dtype == torch.float32
+    return str(folder)
+
+
+def test_the_dtype_is_the_checkpoints_unless_named(
+    half: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "slow_on_cpu", lambda _: False)
+    loaded = load(half, device="cpu")
+    assert loaded.model.dtype == torch.bfloat16
+    assert loaded.widened is None
+    assert load(half, dtype="float32", device="cpu").model.dtype == torch.float32
+
+
+def test_a_dtype_that_the_cpu_is_slow_at_is_widened_unless_named(
+    half: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[torch.dtype] = []
+    monkeypatch.setattr(models, "slow_on_cpu", lambda dtype: asked.append(dtype) or True)
+    loaded, plain = load(half, device="cpu"), load(half, dtype="float32", device="cpu")
+    assert loaded.widened == torch.bfloat16
+    assert loaded.model.dtype == loaded.model.config.dtype == torch.float32
+    assert loaded.fingerprint == plain.fingerprint
+    named = load(half, dtype="bfloat16", device="cpu")
+    assert named.model.dtype == torch.bfloat16
+    assert plain.widened is named.widened is None
+    assert asked == [torch.bfloat16]
 
 
 def test_loading_is_silent(checkpoint: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -265,7 +291,8 @@ def test_the_cache_folder_can_be_chosen(tmp_path: Path, monkeypatch: pytest.Monk
 def test_conversion_writes_bfloat16(checkpoint: Path, tmp_path: Path) -> None:
     target = tmp_path / "cache" / "converted"
     convert(locate(str(checkpoint)), target)
-    loaded = load(str(target), device="cpu")
+    loaded = load(str(target), dtype="bfloat16", device="cpu")
+    assert '"dtype": "bfloat16"' in (target / "config.json").read_text()
     assert loaded.fingerprint == tiny_loaded("llama", dtype=torch.bfloat16).fingerprint
     assert list(target.parent.iterdir()) == [target]
 
@@ -302,7 +329,7 @@ def test_the_demo_model_is_converted_once(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(demo_model, "convert", must_not_run)
     loaded = load(DEMO_SOURCE, device="cpu")
     assert loaded.model.num_parameters() == 134_515_008
-    assert loaded.model.dtype == torch.bfloat16
+    assert torch.bfloat16 in (loaded.model.dtype, loaded.widened)
     assert len(loaded.family.blocks(loaded.model)) == 30
     architecture, units = (
         loaded.family.architecture(loaded.model),
@@ -326,7 +353,7 @@ def test_a_gguf_file_is_read_directly() -> None:
     assert demo_model._gguf_path().name == GGUF_NAME
     loaded, converted = (
         load(str(demo_model._gguf_path()), device="cpu"),
-        load(DEMO_SOURCE, device="cpu"),
+        load(DEMO_SOURCE, dtype="bfloat16", device="cpu"),
     )
     assert loaded.model.dtype == torch.float32
     assert not hasattr(loaded.model.config, "quantization_config")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import psutil
@@ -25,9 +26,6 @@ Loss = Callable[[Tensor, slice], Tensor]
 Reader = Callable[[str, Tensor], None]
 """Told the name and the gradient of a parameter, which is freed afterwards."""
 
-Arguments = Sequence[Mapping[str, Any]]
-"""For each block what it is called with beside the hidden states."""
-
 _SHARE = 0.5
 """Of the memory that is available what a backward pass may take."""
 
@@ -38,7 +36,7 @@ def read_gradients(
     losses: Sequence[Loss],
     readers: Sequence[Reader],
     *,
-    by_block: bool | None = None,
+    by_block: bool = False,
 ) -> None:
     """One forward pass, and one backward pass for each loss, over one sequence.
 
@@ -49,16 +47,19 @@ def read_gradients(
         ids: Tokens (1, S); all positions but the last count.
         losses: What to differentiate, summed over the positions.
         readers: For each loss who is told the gradients of the parameters that require one.
-        by_block: Whether to compute each block twice and keep what enters it only; ``None``:
-            where the whole would take more than half of the memory that is available.
+        by_block: Whether to compute each block twice and keep what enters it only.
     """
-    inputs, arguments = loaded.family.block_inputs(loaded.model, ids)
-    blocks = loaded.family.blocks(loaded.model)
-    if by_block is None:
-        needed = len(blocks) * kept_bytes(blocks[0], inputs, arguments[0])
-        by_block = needed > _SHARE * available_bytes(ids.device)
+    hidden, arguments = loaded.family.block_inputs(loaded.model, ids)
     run = _by_block if by_block else _at_once
-    run(loaded, inputs, arguments, losses, readers)
+    run(loaded, _Pass(hidden, arguments, losses, readers))
+
+
+def short_of_memory(loaded: LoadedModel, ids: Tensor) -> bool:
+    """Whether a pass over a sequence (1, S) would take more than half of the free memory."""
+    hidden, arguments = loaded.family.block_inputs(loaded.model, ids)
+    blocks = loaded.family.blocks(loaded.model)
+    needed = len(blocks) * kept_bytes(blocks[0], hidden, arguments[0])
+    return needed > _SHARE * available_bytes(ids.device)
 
 
 def kept_bytes(block: nn.Module, hidden: Tensor, arguments: Mapping[str, Any]) -> int:
@@ -87,46 +88,51 @@ def available_bytes(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def _at_once(
-    loaded: LoadedModel,
-    hidden: Tensor,
-    arguments: Arguments,
-    losses: Sequence[Loss],
-    readers: Sequence[Reader],
-) -> None:
-    family, model = loaded.family, loaded.model
+@dataclass(frozen=True, eq=False)
+class _Pass:
+    """One sequence before the blocks.
+
+    Attributes:
+        hidden: What enters the first block (1, S, H).
+        arguments: For each block what it is called with beside the hidden states.
+        losses: What to differentiate.
+        readers: For each loss who is told.
+    """
+
+    hidden: Tensor
+    arguments: Sequence[Mapping[str, Any]]
+    losses: Sequence[Loss]
+    readers: Sequence[Reader]
+
+
+def _at_once(loaded: LoadedModel, task: _Pass) -> None:
+    family, model, hidden = loaded.family, loaded.model, task.hidden
     with torch.enable_grad():
-        for block, keywords in zip(family.blocks(model), arguments, strict=True):
+        for block, keywords in zip(family.blocks(model), task.arguments, strict=True):
             hidden = block(hidden, **keywords)
         final = model.get_submodule(family.norm_path)(hidden)
-    seeds = _hidden_gradients(loaded, final.detach(), losses)
-    _backward(model, "", final, seeds, readers)
+    seeds = _hidden_gradients(loaded, final.detach(), task.losses)
+    _backward(model, "", final, seeds, task.readers)
 
 
-def _by_block(
-    loaded: LoadedModel,
-    hidden: Tensor,
-    arguments: Arguments,
-    losses: Sequence[Loss],
-    readers: Sequence[Reader],
-) -> None:
-    family, model = loaded.family, loaded.model
+def _by_block(loaded: LoadedModel, task: _Pass) -> None:
+    family, model, hidden = loaded.family, loaded.model, task.hidden
     blocks, inputs = family.blocks(model), list[Tensor]()
     with torch.no_grad():
-        for block, keywords in zip(blocks, arguments, strict=True):
+        for block, keywords in zip(blocks, task.arguments, strict=True):
             inputs.append(hidden.cpu())
             hidden = block(hidden, **keywords)
     norm, entering = model.get_submodule(family.norm_path), hidden.detach().requires_grad_(True)
     with torch.enable_grad():
         final = norm(entering)
-    seeds = _hidden_gradients(loaded, final.detach(), losses)
-    seeds = _backward(norm, f"{family.norm_path}.", final, seeds, readers, entering)
+    seeds = _hidden_gradients(loaded, final.detach(), task.losses)
+    seeds = _backward(norm, f"{family.norm_path}.", final, seeds, task.readers, entering)
     for index in reversed(range(len(blocks))):
         entering = inputs.pop().to(hidden.device).detach().requires_grad_(True)
         with torch.enable_grad():
-            leaving = blocks[index](entering, **arguments[index])
+            leaving = blocks[index](entering, **task.arguments[index])
         path = f"{family.layers_path}.{index}."
-        seeds = _backward(blocks[index], path, leaving, seeds, readers, entering)
+        seeds = _backward(blocks[index], path, leaving, seeds, task.readers, entering)
 
 
 def _backward(

@@ -11,7 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from evocompress.estimates.backward import Loss, differentiable, read_gradients
+from evocompress.estimates.backward import (
+    Loss,
+    differentiable,
+    read_gradients,
+    short_of_memory,
+)
 from evocompress.estimates.base import Rows, Subject
 from evocompress.estimates.changes import Values, Wide, wide_form
 from evocompress.estimates.score import divergence, sampled_score
@@ -81,11 +86,13 @@ def _products(subject: Subject, kinds: Sequence[Callable[[Tensor], Loss]]) -> Pr
     with wide_form(live, subject.candidate, subject.levels) as wide:
         watch = _Watch(wide, subject, found)
         parameters = {name: live.loaded.model.get_parameter(name) for name in watch.parameters}
+        longest = max(sequences, key=lambda ids: ids.shape[1])
         with differentiable(parameters):
+            by_block = short_of_memory(live.loaded, longest)
             for index, ids in enumerate(sequences):
                 losses = [kind(ids) for kind in kinds]
                 readers = [partial(watch.read, (kind, index)) for kind in range(len(kinds))]
-                read_gradients(live.loaded, ids, losses, readers)
+                read_gradients(live.loaded, ids, losses, readers, by_block=by_block)
     return found
 
 

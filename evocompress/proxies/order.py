@@ -26,11 +26,5 @@ def depth_first(candidates: Sequence[Candidate], units: Mapping[str, Unit]) -> l
     return sorted(range(len(candidates)), key=paths.__getitem__)
 
 
-def nodes(candidates: Sequence[Candidate], units: Mapping[str, Unit]) -> int:
-    """How many blocks candidates compute together at least: the nodes of their trie."""
-    paths = [levels_by_block(candidate, units) for candidate in candidates]
-    return len({tuple(path[: depth + 1]) for path in paths for depth in range(len(path))})
-
-
 def _text(levels: BlockLevels) -> str:
     return ";".join(f"{name}:{level.key}" for name, level in levels)

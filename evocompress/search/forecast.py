@@ -19,14 +19,14 @@ from evocompress.types import Candidate, Result
 _SMALLEST = 1e-9
 """Floor of values whose logarithm is taken."""
 
+_FEWEST = 12
+"""Measured genomes below which no model of them is made."""
+
 _MOST = 400
-"""The latest measured genomes from which it is made: fitting takes the cube of their number."""
+"""The latest of them that a model is made of: fitting takes the cube of their number."""
 
 _GROWN = 1.5
 """Growth of what was measured after which the kind of model is chosen anew."""
-
-_FEWEST = 12
-"""Measured genomes below which no model of them is made."""
 
 
 class Forecast:
@@ -49,14 +49,13 @@ class Forecast:
 
     def expand(self, prior: Quadratic) -> None:
         """Expects from now on what an expansion around a genome predicts."""
-        self._prior = prior
+        self._prior, self._chosen_with = prior, 0
         self._model = self._fitted()
 
     def expect(self, harms: Sequence[NDArray[np.float64]]) -> None:
         """Expects from now on that harms of levels add up, on any scale."""
         table = padded(harms, np.inf)
-        self._prior = Quadratic(table, np.zeros((*table.shape, 1)), 0.0)
-        self._model = self._fitted()
+        self.expand(Quadratic(table, np.zeros((*table.shape, 1)), 0.0))
 
     def learn_effects(self, genomes: Sequence[Genome], results: Sequence[Result]) -> None:
         """Takes the single changes of the first measured round, which begins with no change."""

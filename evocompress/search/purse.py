@@ -93,7 +93,7 @@ class Purse:
         self.limit = limit or DEFAULT_TOKENS
         self._reserve = int(_FINAL_SHARE * self.limit)
         self.left = self.limit - self._reserve
-        self._rung = min(_FIRST_RUNG, self.limit // _USUAL_RUNGS)
+        self._rung = max(min(_FIRST_RUNG, self.limit // _USUAL_RUNGS), min(pool.tokens))
 
     def pay(self, requests: Sequence[Request]) -> None:
         """Takes the tokens of requests out."""

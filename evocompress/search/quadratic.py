@@ -106,7 +106,8 @@ def quadratic(
     harms = padded(_allowed(space, genome, found, radius), np.inf)
     scores = padded(found.scores, 0.0)
     void = space.genes.void(genome[None])[0]
-    harms[void], scores[void] = 0.0, 0.0
+    harms[void] = np.where(np.isfinite(harms[void]), 0.0, np.inf)
+    scores[void] = 0.0
     return Quadratic(harms, scores, coupling)
 
 

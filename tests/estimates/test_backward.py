@@ -3,11 +3,18 @@
 import pytest
 import torch
 
-from evocompress.estimates import backward
-from evocompress.estimates.backward import differentiable, kept_bytes, read_gradients
+from evocompress.apply import LiveModel
+from evocompress.estimates import ESTIMATES, backward
+from evocompress.estimates.backward import (
+    differentiable,
+    kept_bytes,
+    read_gradients,
+    short_of_memory,
+)
+from evocompress.estimates.base import Subject
 from evocompress.estimates.score import sampled_score
 from evocompress.testing.tiny import tiny_loaded
-from evocompress.types import Candidate
+from evocompress.types import DENSE, DROP, Candidate
 
 IDS = torch.randint(256, (1, 12), generator=torch.Generator().manual_seed(5))
 
@@ -47,13 +54,23 @@ def test_where_memory_is_short_it_goes_block_by_block(loaded, monkeypatch):
     hidden, arguments = loaded.family.block_inputs(loaded.model, IDS)
     blocks = loaded.family.blocks(loaded.model)
     needed = len(blocks) * kept_bytes(blocks[0], hidden, arguments[0])
-    ways = []
-    for way in ("_at_once", "_by_block"):
-        monkeypatch.setattr(backward, way, lambda *_, way=way: ways.append(way))
+    short = []
     for available in (2 * needed, 2 * needed - 1):
         monkeypatch.setattr(backward, "available_bytes", lambda _, free=available: free)
-        read_gradients(loaded, IDS, [], [])
-    assert ways == ["_at_once", "_by_block"]
+        short.append(short_of_memory(loaded, IDS))
+    assert short == [False, True]
+
+
+def test_an_estimate_is_the_same_where_memory_is_short(loaded, monkeypatch):
+    unit = next(name for name in LiveModel(loaded).units if name.endswith("1.mlp"))
+    found = []
+    for available in (2**60, 1):
+        monkeypatch.setattr(backward, "available_bytes", lambda _, free=available: free)
+        with LiveModel(loaded) as live:
+            subject = Subject(live, [IDS], Candidate(), {unit: (DENSE, DROP)})
+            found.append(ESTIMATES["linearised"](subject)[unit])
+    assert found[0] == pytest.approx(found[1], rel=1e-4, abs=1e-6)
+    assert any(found[0])
 
 
 def test_what_a_pass_keeps_is_counted_without_the_weights():

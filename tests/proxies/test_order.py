@@ -8,7 +8,8 @@ from evocompress.apply import LiveModel
 from evocompress.canonical import canonical
 from evocompress.config import ProxyConfig
 from evocompress.proxies import PROXIES
-from evocompress.proxies.order import depth_first, nodes
+from evocompress.proxies.order import depth_first
+from evocompress.proxies.prefix import levels_by_block
 from evocompress.testing.plain_library import PlainLibrary
 from evocompress.testing.proxies import dropped, micro_batches
 from evocompress.testing.tiny import tiny_loaded
@@ -37,6 +38,12 @@ def mutations(live, count, seed):
             child[rng.choice(parts)] = DROP
         found.append(canonical(child, list(live.units.values())))
     return found
+
+
+def nodes(candidates, units):
+    """How many different beginnings of candidates there are, block by block."""
+    paths = [levels_by_block(candidate, units) for candidate in candidates]
+    return len({tuple(path[: depth + 1]) for path in paths for depth in range(len(path))})
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -317,7 +317,20 @@ class TestAuto:
 
         searcher, _ = searched(sparse, failing)
         assert searcher.incumbent() is not None
-        assert "uniform; the estimate failed: out of memory" in searcher.origins().values()
+        assert searcher.phase().endswith("; the estimate linearised failed: out of memory")
+
+    def test_drops_go_on_without_their_influence(self, depth):
+        objective = Separable.of(depth)
+
+        def failing(request):
+            answer = objective(request)
+            if isinstance(request, Estimate):
+                return type(answer)(request, (), (), failed="out of memory")
+            return answer
+
+        searcher, _ = searched(depth, failing, 8_000)
+        assert searcher.incumbent() is not None
+        assert searcher.phase().endswith("; the estimate block_influence failed: out of memory")
 
 
 def test_a_forecast_fills_in_what_was_not_tried():

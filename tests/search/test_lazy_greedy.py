@@ -65,7 +65,7 @@ def test_the_other_half_of_a_block_is_tried_again():
     space = space_of()
     found, asked = finished(space, Separable.of(space), tries=1, take=1)
     for before, after in zip(asked, asked[1:], strict=False):
-        gone = np.flatnonzero(after[0] != before[0][: len(after[0])])
+        gone = np.flatnonzero(after[0] != before[0])
         blocks = {space.units[gene].block for gene in gone}
         left = [g for g in np.flatnonzero(after[0] == 0) if space.units[g].block in blocks]
         tried = {tuple(np.flatnonzero(genome != after[0])) for genome in after[1:]}

@@ -1,0 +1,151 @@
+"""Where the default search begins: at what estimates or measured effects make of the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from evocompress.repair import spend
+from evocompress.search.asking import Asking
+from evocompress.search.effects import approach, changes
+from evocompress.search.flap import thresholds, trajectory
+from evocompress.search.forecast import Forecast
+from evocompress.search.knapsack import knapsack
+from evocompress.search.lazy_greedy import lazily_removed
+from evocompress.search.linear import Tables, expansion, monotone
+from evocompress.search.procedure import Steps, first_feasible
+from evocompress.search.purse import RETRIES
+from evocompress.search.quadratic import best_coupling, step
+from evocompress.search.removal import drop_harms, without_blocks
+from evocompress.space import Genome, SearchSpace
+from evocompress.types import Candidate, Result
+
+Named = dict[str, Genome]
+"""Genomes (U,) by what they stand for."""
+
+_TRIED_LEVELS = 2
+"""Levels of a width or drop that are measured in each round of a measured start."""
+
+_ONE_PASS = 50
+"""What one forward pass tells is taken from one token of so many of the whole search."""
+
+
+class Starts:
+    """The first genomes of a search; which there are follows from the space.
+
+    Args:
+        space: What is searched.
+        asking: Asks and pays.
+        forecast: Told what was measured.
+        rng: Source of randomness.
+
+    Attributes:
+        scores: Those of the estimate at the dense model, if one was made.
+    """
+
+    def __init__(
+        self, space: SearchSpace, asking: Asking, forecast: Forecast, rng: np.random.Generator
+    ) -> None:
+        self._space, self._asking, self._forecast, self._rng = space, asking, forecast, rng
+        self.scores: Tables | None = None
+
+    def found(self) -> Steps[Named]:
+        """All of them, by name."""
+        genes = self._space.genes
+        if not genes.droppable.size:
+            named = yield from self._estimated()
+        elif genes.matrices.size or genes.widths.size:
+            named = yield from self._measured_effects()
+        else:
+            named = yield from self._removals()
+        if genes.widths.size:
+            named |= yield from self._least_fluctuation()
+        return named
+
+    def _estimated(self) -> Steps[Named]:
+        """The best genomes by the estimate at the dense model."""
+        asking, space = self._asking, self._space
+        micro_batches = asking.next(asking.purse.start(asking.estimated, 3))
+        if not micro_batches:
+            return {}
+        asking.doing = f"second-order start: an estimate on {asking.tokens(micro_batches)}"
+        estimation = yield from asking.estimate(Candidate(), "curvature", micro_batches, 3)
+        if estimation.failed is not None:
+            return {}
+        found = expansion(space, estimation)
+        tables = {"second order": found.harms(), "second order, monotone": monotone(found.harms())}
+        start = space.genes.start
+        picks = {name: knapsack(space, harms, start) for name, harms in tables.items()}
+        if coupling := best_coupling(space, start, found):
+            picks[f"second order, coupled by {coupling}"] = step(space, start, found, coupling)
+        self.scores = found.scores
+        return {name: genome for name, genome in picks.items() if genome is not None}
+
+    def _measured_effects(self) -> Steps[Named]:
+        """The best sum of single changes, measured in rounds (`evocompress.search.effects`)."""
+        asking = self._asking
+        tries = 1 + len(changes(self._space, self._space.genes.start, _TRIED_LEVELS))
+        rounds, micro_batches = asking.purse.effects(asking.shuffled(), tries)
+        if not rounds:
+            return {}
+        asking.doing = (
+            f"measured start: {tries - 1} single changes, {rounds} times on "
+            f"{asking.tokens(micro_batches)}"
+        )
+
+        def measure(genomes: Sequence[Genome]) -> Steps[list[Result]]:
+            results = yield from asking.probe(genomes, micro_batches)
+            self._forecast.learn_effects(genomes, results)
+            return results
+
+        genome = yield from approach(self._space, measure, rounds=rounds, per_gene=_TRIED_LEVELS)
+        return {"measured effects": self._made_feasible(genome)}
+
+    def _least_fluctuation(self) -> Steps[Named]:
+        """FLAP's ranking of all heads and channels (`evocompress.search.flap`)."""
+        asking, micro_batches = self._asking, self._for_one_pass()
+        asking.doing = f"fluctuation of heads and channels on {asking.tokens(micro_batches)}"
+        estimation = yield from asking.estimate(Candidate(), "fluctuation", micro_batches, 1)
+        if estimation.failed is not None:
+            return {}
+        path = trajectory(self._space, thresholds(self._space, estimation.by_unit))
+        genome = first_feasible(self._space, path)
+        return {"least fluctuation": self._made_feasible(genome)}
+
+    def _removals(self) -> Steps[Named]:
+        """Whole blocks by their influence, and units one after the other by measured harm."""
+        asking, space, named = self._asking, self._space, Named()
+        micro_batches = self._for_one_pass()
+        asking.doing = f"influence of blocks on {asking.tokens(micro_batches)}"
+        estimation = yield from asking.estimate(Candidate(), "block_influence", micro_batches, 1)
+        if estimation.failed is None:
+            blocks = without_blocks(space, estimation.by_unit)
+            named["blocks of least influence"] = self._made_feasible(blocks)
+            harms = drop_harms(space, estimation.by_unit)
+            self._forecast.expect(harms)
+            units = knapsack(space, harms, space.genes.start)
+            if units is not None:
+                named["units of least influence"] = units
+        needed = int(space.genes.dropped(space.uniform()[None]).sum())
+        tokens, take = asking.purse.removals(space.genes.droppable.size, needed)
+        if not tokens:
+            return named
+
+        def measure(genomes: Sequence[Genome]) -> Steps[list[Result]]:
+            results = yield from asking.probe(genomes, asking.purse.some(asking.shuffled(), tokens))
+            self._forecast.learn_effects(genomes, results)
+            return results
+
+        asking.doing = f"greedy removal, {tokens:,} tokens a trial, {take} at a time"
+        genome = yield from lazily_removed(space, measure, tries=RETRIES, take=take)
+        return named | {"greedy removal": self._made_feasible(genome)}
+
+    def _for_one_pass(self) -> tuple[int, ...]:
+        """The next micro-batches for what one forward pass tells."""
+        purse = self._asking.purse
+        return self._asking.next(len(purse.some(self._asking.estimated, purse.limit // _ONE_PASS)))
+
+    def _made_feasible(self, genome: Genome) -> Genome:
+        """A genome that keeps the budget, and uses it up."""
+        return spend(self._space, self._space.repair(genome, self._rng), self._rng)
