@@ -6,6 +6,7 @@ import pytest
 from evocompress.config import SpaceConfig
 from evocompress.search.auto import ARCHIVE, Auto
 from evocompress.search.base import Problem
+from evocompress.search.flap import Flap
 from evocompress.search.forecast import Forecast
 from evocompress.search.linear import Expansion, expansion, monotone
 from evocompress.search.proposals import Guide, blend, climb, propose
@@ -268,6 +269,23 @@ class TestAuto:
         rng = np.random.default_rng(5)
         others = [objective.value(depth.candidate(depth.random(rng))) for _ in range(500)]
         assert objective.value(searcher.incumbent().candidate) <= min(others)
+
+    @pytest.mark.parametrize("drop", [{}, None])
+    def test_widths_start_from_the_ranking_of_flap_too(self, drop):
+        parts = {"width": {"channels": [0.25, 0.5, 0.75], "multiple_of": 8}, "drop": drop}
+        space = space_of(
+            budget={"body_params": 0.7}, **{k: v for k, v in parts.items() if v is not None}
+        )
+        objective = Separable.of(space)
+        searcher, _ = searched(space, objective)
+        by_name = {name: key for key, name in searcher.origins().items()}
+        assert "least fluctuation" in by_name
+        flap = Flap(Problem(space, POOL), Flap.Settings(), np.random.default_rng(0))
+        run(flap, objective)
+        # Its own threshold leaves some of the budget unused; here the rest is spent as well.
+        alone = flap.incumbent().candidate
+        ours, theirs = (objective.value(c) for c in (searcher.incumbent().candidate, alone))
+        assert ours <= theirs
 
     @pytest.mark.parametrize("part", ["estimates", "guided", "surrogate", "racing"])
     def test_each_part_can_be_taken_out(self, sparse, part):
