@@ -13,13 +13,17 @@ ones would ask for many millions; its first stage asks what BlockPruner asked, a
     python benchmarks/structured.py --calibration valid.txt --heldout test.txt --json out.json
 
 Libraries, searches and every measurement are kept in the results folder: an interrupted run goes
-on. ``--quick`` does the same in a minute on a tiny random model and text of its own.
+on. A seed takes hours on two cores: ``--seeds 0 --json 0.json``, on as many machines as there are
+seeds, and ``--join 0.json 1.json 2.json --json out.json`` is the same comparison. ``--quick`` does
+it in a minute on a tiny random model and text of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
+import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -45,7 +49,9 @@ def main() -> None:
     arguments = _arguments()
     with tempfile.TemporaryDirectory() as scratch:
         setup = _quick(Path(scratch)) if arguments.quick else _full(arguments)
-        found = _figures(setup, [0] if arguments.quick else arguments.seeds)
+        seeds = [0] if arguments.quick else arguments.seeds
+        rows = _read(arguments.join) if arguments.join else _measured(setup, seeds)
+        found = _figures(setup, rows)
         _tables(setup.methods, found)
         figures: dict[str, Figure] = dict(found)
         emit("structured", figures, arguments.json)
@@ -58,11 +64,13 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--results", type=Path, default=Path("results/structured"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", help="only these")
+    parser.add_argument("--join", type=Path, nargs="+", help="figures of single seeds, as JSON")
     parser.add_argument("--json")
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
-    if not arguments.quick and not (arguments.calibration and arguments.heldout):
-        parser.error("give --calibration and --heldout, or --quick")
+    texts = arguments.calibration and arguments.heldout
+    if not (arguments.quick or arguments.join or texts):
+        parser.error("give --calibration and --heldout, or --join, or --quick")
     return arguments
 
 
@@ -148,14 +156,27 @@ def _quick(folder: Path) -> Setup:
     )
 
 
-def _figures(setup: Setup, seeds: Sequence[int]) -> dict[str, float]:
-    """Means over the seeds of every quality, and the margins of the search."""
+def _measured(setup: Setup, seeds: Sequence[int]) -> list[dict[str, float]]:
+    """The figures of each seed."""
     reporter = Reporter()
     model = ModelConfig.model_validate(setup.model)
     loaded = load(model.source, dtype=model.dtype)
-    rows = [Seed(setup, seed, loaded, reporter).figures() for seed in seeds]
+    return [Seed(setup, seed, loaded, reporter).figures() for seed in seeds]
+
+
+def _read(files: Sequence[Path]) -> list[dict[str, float]]:
+    """The figures that earlier runs, of one seed each, wrote."""
+    rows = [json.loads(file.read_text())["figures"] for file in files]
+    for file, row in zip(files, rows, strict=True):
+        if row["seeds"] != 1:
+            sys.exit(f"{file} is of {row['seeds']} seeds: join files of one seed each")
+    return rows
+
+
+def _figures(setup: Setup, rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Means over the seeds of every quality, and the margins of the search."""
     figures: dict[str, float] = {"seeds": len(rows)}
-    for key in rows[0]:
+    for key in (key for key in rows[0] if "margin" not in key and key != "seeds"):
         values = [row[key] for row in rows]
         figures[key] = statistics.fmean(values)
         if len(values) > 1 and "kl_" in key:

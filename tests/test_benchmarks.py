@@ -60,3 +60,31 @@ def test_quick_run_prints_and_writes_the_figures(name, tmp_path):
         assert document["figures"][key] >= 0
     printed = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("│")]
     assert printed == list(document["figures"])
+
+
+def test_seeds_of_several_machines_are_joined(tmp_path):
+    methods = {key.removesuffix("_085") for key in FIGURES["structured"] if key.endswith("_085")}
+    files = []
+    for seed, shift in enumerate((0.0, 1.0, 5.0)):
+        figures = {"seeds": 1, "margin_085": 9.0}
+        for kind in methods:
+            for budget in ("085", "070", "055"):
+                ours = kind.endswith("search")
+                figures[f"{kind}_{budget}"] = shift * ours + 4
+                figures[f"{kind.replace('kl_', 'params_')}_{budget}"] = 0.8
+        files.append(tmp_path / f"{seed}.json")
+        files[-1].write_text(json.dumps({"figures": figures}))
+    out = tmp_path / "joined.json"
+    script = str(FOLDER / "structured.py")
+    command = [sys.executable, script, "--json", str(out), "--join", *map(str, files)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())["figures"]
+    assert found["seeds"] == 3
+    assert found["kl_search_070"] == 6
+    assert found["sd_native_kl_search_070"] == pytest.approx(7**0.5)
+    assert found["margin_085"] == found["native_margin_055"] == -2
+    command[-3:] = [str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith("joined.json is of 3 seeds: join files of one seed each")
