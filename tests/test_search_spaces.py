@@ -65,16 +65,14 @@ def test_search_starts(path):
     settings = validate(cls.Settings, config.search.settings, path.name)
     problem = Problem(space_of(config), pool_of(config.calibration), config.search.tokens)
     requests = cls(problem, settings, np.random.default_rng(config.seed)).ask()
-    if config.search.name == "nsga2":
-        assert [request.kind for request in requests] == ["fluctuation"]
+    genes = problem.space.genes
+    if genes.droppable.size and genes.widths.size and config.search.name == "auto":
+        assert all(isinstance(request, Evaluate) and request.probe for request in requests)
+        assert genes.widths.size < len(requests)
         return
-    assert all(isinstance(request, Evaluate) for request in requests)
-    if config.search.settings.get("effect_rounds"):
-        movable = len(problem.space.units)
-        assert all(request.probe for request in requests)
-        assert movable < len(requests) <= 1 + movable * settings.effect_levels
-        return
-    assert len(requests) == config.search.settings.get("initial", settings.offspring)
+    estimate = "block_influence" if genes.droppable.size else "curvature"
+    wanted = "fluctuation" if config.search.name == "nsga2" else estimate
+    assert [request.kind for request in requests] == [wanted]
 
 
 @pytest.mark.parametrize("path", PLAIN, ids=lambda path: path.stem)
