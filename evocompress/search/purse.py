@@ -37,12 +37,11 @@ RETRIES = 8
 """Drops that are tried again in each round of a greedy removal."""
 
 _EFFECT_ROUNDS = 3
-_EFFECT_SHARE = 0.45
 
 _FINAL_SHARE = 0.06
 """Share of the tokens that is kept for the last comparison."""
 
-_REMOVAL_SHARE = 0.15
+_MEASURED_SHARE = 0.15
 """The most of all tokens that single effects, or a greedy removal, may cost."""
 
 _RUNGS = ((1, 3), (3, 1), (8, 1))
@@ -124,7 +123,7 @@ class Purse:
             As many rounds as there can be on at least one micro-batch; 0 where there is none.
         """
         for rounds in range(_EFFECT_ROUNDS, 0, -1):
-            tokens = int(_EFFECT_SHARE * self.limit / (rounds * tries))
+            tokens = int(_MEASURED_SHARE * self.limit / (rounds * tries))
             if chosen := self._first(micro_batches, min(tokens, _FIRST_RUNG)):
                 return rounds, chosen
         return 0, ()
@@ -143,7 +142,7 @@ class Purse:
         smallest = min(self._pool.tokens)
         for take in range(1, needed + 1):
             trials = 1 + 1.5 * units + (needed / take - 1) * (1 + RETRIES)
-            tokens = int(min(_REMOVAL_SHARE * self.limit / trials, _FIRST_RUNG))
+            tokens = int(min(_MEASURED_SHARE * self.limit / trials, _FIRST_RUNG))
             if tokens >= smallest:
                 return tokens, take
         return 0, 0

@@ -52,13 +52,13 @@ class Starts:
 
     def found(self) -> Steps[Named]:
         """All of them, by name."""
-        genes = self._space.genes
-        if not genes.droppable.size:
-            named = yield from self._estimated()
-        elif genes.matrices.size or genes.widths.size:
-            named = yield from self._measured_effects()
+        genes, named = self._space.genes, Named()
+        smooth = bool(genes.matrices.size or genes.widths.size)
+        if genes.droppable.size:
+            named |= yield from self._least_influence(alone=not smooth)
+            named |= yield from (self._measured_effects() if smooth else self._removed())
         else:
-            named = yield from self._removals()
+            named |= yield from self._estimated()
         if genes.widths.size:
             named |= yield from self._least_fluctuation()
         return named
@@ -113,24 +113,35 @@ class Starts:
         genome = first_feasible(self._space, path)
         return {"least fluctuation": self._made_feasible(genome)}
 
-    def _removals(self) -> Steps[Named]:
-        """Whole blocks by their influence, and units one after the other by measured harm."""
+    def _least_influence(self, *, alone: bool) -> Steps[Named]:
+        """Whole blocks, and units, without which the hidden states change least.
+
+        Args:
+            alone: Whether the space has nothing but drops, of which this is then expected.
+        """
         asking, space, named = self._asking, self._space, Named()
         micro_batches = self._for_one_pass()
         asking.doing = f"influence of blocks on {asking.tokens(micro_batches)}"
         estimation = yield from asking.estimate(Candidate(), "block_influence", micro_batches, 1)
-        if estimation.failed is None:
-            blocks = without_blocks(space, estimation.by_unit)
-            named["blocks of least influence"] = self._made_feasible(blocks)
-            harms = drop_harms(space, estimation.by_unit)
+        if estimation.failed is not None:
+            return named
+        blocks = without_blocks(space, estimation.by_unit)
+        named["blocks of least influence"] = self._made_feasible(blocks)
+        harms = drop_harms(space, estimation.by_unit)
+        if alone:
             self._forecast.expect(harms)
-            units = knapsack(space, harms, space.genes.start)
-            if units is not None:
-                named["units of least influence"] = units
+        units = knapsack(space, harms, space.genes.start)
+        if units is not None:
+            named["units of least influence"] = units
+        return named
+
+    def _removed(self) -> Steps[Named]:
+        """Units one after the other by measured harm."""
+        asking, space = self._asking, self._space
         needed = int(space.genes.dropped(space.uniform()[None]).sum())
         tokens, take = asking.purse.removals(space.genes.droppable.size, needed)
         if not tokens:
-            return named
+            return {}
 
         def measure(genomes: Sequence[Genome]) -> Steps[list[Result]]:
             results = yield from asking.probe(genomes, asking.purse.some(asking.shuffled(), tokens))
@@ -139,7 +150,7 @@ class Starts:
 
         asking.doing = f"greedy removal, {tokens:,} tokens a trial, {take} at a time"
         genome = yield from lazily_removed(space, measure, tries=RETRIES, take=take)
-        return named | {"greedy removal": self._made_feasible(genome)}
+        return {"greedy removal": self._made_feasible(genome)}
 
     def _for_one_pass(self) -> tuple[int, ...]:
         """The next micro-batches for what one forward pass tells."""
