@@ -1,11 +1,10 @@
-"""The default search: an estimated start, steps along estimates, then a guided evolution.
+"""The default search: the best of several starts, steps along estimates, then a guided evolution.
 
 One number says how much it may do: the requested tokens. What it does with them follows from the
-space. Levels that are close to each other (sparsities, widths) have a second-order estimate of
-their harm from one backward pass a sequence, whose best sum is the start; estimates at the best
-candidate so far then lead to a better one within a few levels, as long as measured values fall.
-Drops are no small changes: alone they start from influence and measured removals, beside widths
-from measured effects. The rest of the tokens goes to races between mutations that estimates and a
+space (`evocompress.search.starts`). Levels that are close to each other (sparsities, widths) have
+a second-order estimate of their harm from one backward pass a sequence; estimates at the best
+candidate so far lead to a better one within a few levels, as long as measured values fall. Drops
+are no small changes. The rest of the tokens goes to races between mutations that estimates and a
 model of all measurements hold for promising.
 """
 

@@ -287,6 +287,17 @@ class TestAuto:
         ours, theirs = (objective.value(c) for c in (searcher.incumbent().candidate, alone))
         assert ours <= theirs
 
+    def test_drops_beside_widths_start_from_influence(self):
+        width = {"channels": [0.25, 0.5, 0.75], "multiple_of": 8}
+        space = space_of(8, width=width, drop={}, budget={"body_params": 0.7})
+        searcher, steps = searched(space, Separable.of(space))
+        names = searcher.origins()
+        assert {"blocks of least influence", "units of least influence"} <= set(names.values())
+        by_id = {r.candidate.id: r.candidate for requests, _ in steps for r in requests}
+        units = next(key for key, name in names.items() if name.startswith("units of least"))
+        assert by_id[units].levels
+        assert all(level.drop for _, level in by_id[units].levels)
+
     @pytest.mark.parametrize("part", ["estimates", "guided", "surrogate", "racing"])
     def test_each_part_can_be_taken_out(self, sparse, part):
         objective = Separable.of(sparse, noise=0.02)
