@@ -11,15 +11,19 @@ from evocompress.config_file import load_config, validate
 from evocompress.costs.latency import Circumstances, LatencyTable, Phase
 from evocompress.criteria import STRUCTURED
 from evocompress.search import SEARCHERS
+from evocompress.search.auto import Auto
 from evocompress.search.base import Problem
 from evocompress.space import build_space
 from evocompress.testing.decoders import SMOLLM2_135M
+from evocompress.testing.searchers import Separable, run
 from evocompress.types import Pool
 
 FOLDER = Path(__file__).parent.parent / "search_spaces"
 FILES = sorted(FOLDER.glob("*.yaml"))
 PLAIN = [path for path in FILES if path.stem.split("_")[1] in ("sparsity", "depth")]
 DEMO = Path(evocompress.__file__).with_name("demo.yaml")
+KINDS = ("sparsity_50", "depth_25", "width_70", "uniform_width_70", "joint_50", "latency70")
+AUTO = [*(FOLDER / f"smollm2_{kind}.yaml" for kind in KINDS), DEMO]
 LARGEST_LIBRARY = 2.2e9
 
 
@@ -69,6 +73,22 @@ def test_search_starts(path):
     estimate = "block_influence" if genes.droppable.size else "curvature"
     wanted = "fluctuation" if config.search.name == "nsga2" else estimate
     assert [request.kind for request in requests] == [wanted]
+
+
+@pytest.mark.parametrize("path", AUTO, ids=lambda path: path.stem)
+def test_search_ends_in_a_better_candidate_within_its_tokens(path):
+    config = load_config(path)
+    space, pool = space_of(config), pool_of(config.calibration)
+    tokens = config.search.tokens // 8
+    rng = np.random.default_rng(config.seed)
+    searcher = Auto(Problem(space, pool, tokens), Auto.Settings(), rng)
+    objective = Separable.of(space, noise=0.01)
+    steps = run(searcher, objective)
+    asked = sum(pool.requested(request) for requests, _ in steps for request in requests)
+    assert 0.5 * tokens < asked <= tokens
+    best = searcher.incumbent().candidate
+    assert space.feasible(space.genome(best)[None])[0]
+    assert objective.value(best) < objective.value(space.candidate(space.uniform()))
 
 
 @pytest.mark.parametrize("path", PLAIN, ids=lambda path: path.stem)
