@@ -1,7 +1,7 @@
 """A front of quality against latency by one NSGA-II run, beside uniform width and FLAP.
 
 SmolLM2-135M on WikiText-2: a library of 128 sequences of 512 tokens, 64 more for the search, at
-most 660,000 requested tokens in all. The front of the search, the even candidates and those of
+most 440,000 requested tokens in all. The front of the search, the even candidates and those of
 FLAP's ranking are then measured on the first 20 sequences of the held-out file, over the whole
 vocabulary.
 
@@ -65,13 +65,13 @@ def _arguments() -> argparse.Namespace:
 
 def _full(arguments: argparse.Namespace) -> RunConfig:
     search = {
-        "effect_rounds": 2,
+        "effect_rounds": 1,
         "effect_levels": 2,
         "population": 40,
         "candidate_tokens": 1024,
         "front_tokens": 4096,
         "front_size": 24,
-        "tokens": 660_000,
+        "tokens": 440_000,
     }
     return _config(
         arguments.results,
