@@ -269,7 +269,8 @@ def _describe(bench: Workbench) -> None:
     """Writes what the run was made with, once."""
     folder = bench.folder
     if not folder.environment.exists():
-        write_json(folder.environment, environment(bench.loaded.model.device))
+        model = bench.loaded.model
+        write_json(folder.environment, environment(model.device, model.dtype))
     if not folder.units.exists():
         architecture = bench.loaded.family.architecture(bench.loaded.model)
         units = [asdict(unit) for unit in bench.units]

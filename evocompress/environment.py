@@ -14,11 +14,12 @@ import torch
 PACKAGES = ("evocompress", "torch", "transformers", "numpy", "numba", "safetensors", "pymoo")
 
 
-def environment(device: torch.device) -> dict[str, Any]:
+def environment(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """The facts written to a run's environment.json."""
     return {
         "versions": {"python": platform.python_version(), **versions()},
         "device": describe(device),
+        "dtype": str(dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "platform": platform.platform(),
         "git": _commit(),

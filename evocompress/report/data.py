@@ -31,6 +31,7 @@ class Environment(Record):
 
     versions: dict[str, str] = {}
     device: str = ""
+    dtype: str = ""
     threads: int | None = None
     git: str | None = None
     platform: str = ""

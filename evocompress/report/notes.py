@@ -89,7 +89,7 @@ def facts(run: RunData) -> dict[str, str]:
     }
     if course := _course_text(run):
         result["Course of the search"] = course
-    return result | (_environment_facts(run.environment) if run.environment else {})
+    return result | (environment_facts(run.environment) if run.environment else {})
 
 
 def headlines(evaluation: Evaluation, costs: Sequence[str]) -> list[Headline]:
@@ -316,7 +316,8 @@ def _course_text(run: RunData) -> str:
     return "; ".join(f"{phase} (by {number(tokens, 0)} tokens)" for phase, tokens in spent.items())
 
 
-def _environment_facts(environment: Environment) -> dict[str, str]:
+def environment_facts(environment: Environment) -> dict[str, str]:
+    """When, on what and with which versions a run was started; what is not known is left out."""
     names = [name for name in MAIN_VERSIONS if name in environment.versions]
     result = {
         "Started": environment.started.replace("T", " ")[:16],
@@ -329,7 +330,8 @@ def _environment_facts(environment: Environment) -> dict[str, str]:
 
 def _machine_text(environment: Environment) -> str:
     threads = f"{environment.threads} threads" if environment.threads else ""
-    return ", ".join(part for part in (environment.device, threads, environment.platform) if part)
+    parts = (environment.device, environment.dtype, threads, environment.platform)
+    return ", ".join(part for part in parts if part)
 
 
 def _against(name: str, value: float, other: float | None) -> str:

@@ -138,6 +138,7 @@ def environment() -> dict[str, Any]:
     return {
         "versions": versions,
         "device": "cpu: Example 9000",
+        "dtype": "bfloat16",
         "threads": 2,
         "git": "v0.1.0-3-g0123456-dirty",
         "platform": "Linux-6.1-x86_64",

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from fabricate import evaluation
+from fabricate import environment, evaluation
 
-from evocompress.report.data import Evaluation
-from evocompress.report.notes import Headline, budget_text, headlines
+from evocompress.report.data import Environment, Evaluation
+from evocompress.report.notes import Headline, budget_text, environment_facts, headlines
 
 
 def test_a_budget_in_words() -> None:
@@ -52,3 +52,10 @@ def test_without_a_known_cost_the_headline_is_of_the_non_zeros() -> None:
     assert first_headline([]).title == "Non-zero parameters"
     assert first_headline(["latency"], prefill_ms=None).title == "Non-zero parameters"
     assert first_headline(["latency", "params"], prefill_ms=None).title == "Parameters"
+
+
+def test_the_machine_is_told_with_the_dtype_that_it_computed_in() -> None:
+    told = environment_facts(Environment.model_validate(environment()))
+    assert told["Machine"] == "cpu: Example 9000, bfloat16, 2 threads, Linux-6.1-x86_64"
+    older = environment_facts(Environment(device="cpu: Example 9000"))
+    assert older["Machine"] == "cpu: Example 9000"
