@@ -1,15 +1,23 @@
 """What a run depends on, and what a check before measuring leaves out."""
 
+import io
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pytest
+import torch
+from rich.console import Console
 
+from evocompress import models
 from evocompress.config import RunConfig
 from evocompress.families import FAMILIES
+from evocompress.progress import Reporter
 from evocompress.rehearsal import unbounded
+from evocompress.run_folder import RunFolder
 from evocompress.space import build_space
-from evocompress.testing.tiny import tiny_model
-from evocompress.workbench import _genes_digest
+from evocompress.testing.tiny import tiny_checkpoint, tiny_model
+from evocompress.workbench import Workbench, _genes_digest
 
 
 def config(**changes):
@@ -46,3 +54,19 @@ def test_only_bounds_on_latencies_are_lifted():
     assert lifted.model_copy(update={"space": run.space, "search": run.search}) == run
     plain = config(space={"width": {}, "budget": {"params": 0.5}})
     assert unbounded(plain) == plain
+
+
+@pytest.mark.parametrize("slow", [True, False])
+def test_it_is_said_where_a_model_is_computed_in_another_dtype(tmp_path, monkeypatch, slow):
+    folder = tiny_checkpoint(tmp_path / "model")
+    tiny_model("llama", dtype=torch.bfloat16).save_pretrained(folder)
+    monkeypatch.setattr(models, "slow_on_cpu", lambda _: slow)
+    run = config(model={"source": str(folder), "device": "cpu"})
+    text = io.StringIO()
+    reporter = Reporter(Console(file=text, width=400))
+    bench = Workbench(run, RunFolder(Path("none")), reporter)
+    wanted = torch.float32 if slow else torch.bfloat16
+    assert bench.loaded.model.dtype == wanted
+    assert (
+        "slow at bfloat16: everything is computed, and written, in float32" in text.getvalue()
+    ) == slow
