@@ -69,7 +69,7 @@ class Workbench:
                 device=model.device,
                 trust_remote_code=model.trust_remote_code,
             )
-        if found.widened is not None:
+        if found.widened is not None and not self.finished:
             name = str(found.widened).removeprefix("torch.")
             self.reporter.say(
                 f"this processor is slow at {name}: everything is computed, and written, in "
