@@ -19,8 +19,8 @@ SHAPE = (256, 1024, 1024)
 def slow_on_cpu(dtype: torch.dtype) -> bool:
     """Whether matrix products of a dtype take much longer than float32 ones on this CPU.
 
-    A processor without instructions for bfloat16 or float16 multiplies them in software: eight
-    times slower than float32 on x86 with AVX2 alone. No list of instruction sets is complete, so
+    A processor without instructions for bfloat16 or float16, such as x86 with AVX2 alone,
+    multiplies them in software, many times slower. No list of instruction sets is complete, so
     it is measured, once a process: the fastest of several turns, which other load hardly moves.
     """
     if dtype in (torch.float32, torch.float64):
