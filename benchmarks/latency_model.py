@@ -95,10 +95,10 @@ def _arguments() -> argparse.Namespace:
 
 
 def _load(source: str) -> LoadedModel:
-    """The model in bfloat16; the tiny one in float32."""
+    """The model in the dtype that a run would give it; the tiny one in float32."""
     if source == TINY:
         return tiny_loaded()
-    return load(source, dtype="bfloat16")
+    return load(source)
 
 
 def _config(arguments: argparse.Namespace, scratch: Path) -> LatencyConfig:

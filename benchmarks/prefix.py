@@ -53,7 +53,7 @@ def main() -> None:
     if arguments.model == TINY:
         loaded = tiny_loaded(layers=6, vocabulary=4096, dtype=torch.bfloat16)
     else:
-        loaded = load(arguments.model, dtype="bfloat16")
+        loaded = load(arguments.model)
     emit("prefix", figures(arguments, loaded), arguments.json)
 
 

@@ -166,10 +166,15 @@ def _measured(setup: Setup, seeds: Sequence[int]) -> list[dict[str, float]]:
 
 def _read(files: Sequence[Path]) -> list[dict[str, float]]:
     """The figures that earlier runs, of one seed each, wrote."""
+    missing = [str(file) for file in files if not file.is_file()]
+    if missing:
+        sys.exit(f"there is no file {missing[0]}: --join takes what --json wrote")
     rows = [json.loads(file.read_text())["figures"] for file in files]
     for file, row in zip(files, rows, strict=True):
         if row["seeds"] != 1:
             sys.exit(f"{file} is of {row['seeds']} seeds: join files of one seed each")
+        if row.keys() != rows[0].keys():
+            sys.exit(f"{file} is of other methods than {files[0]}: join files of the same ones")
     return rows
 
 

@@ -84,7 +84,10 @@ def test_seeds_of_several_machines_are_joined(tmp_path):
     assert found["kl_search_070"] == 6
     assert found["sd_native_kl_search_070"] == pytest.approx(7**0.5)
     assert found["margin_085"] == found["native_margin_055"] == -2
-    command[-3:] = [str(out)]
+    command[-3:] = [str(tmp_path / "none.json")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.stderr.strip().endswith("none.json: --join takes what --json wrote")
+    command[-1:] = [str(out)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.strip().endswith("joined.json is of 3 seeds: join files of one seed each")

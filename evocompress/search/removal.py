@@ -121,13 +121,14 @@ def drop_harms(
     """For each gene the harm of its levels (levels,): the influence of its units where dropped.
 
     Args:
-        space: The least compressed level of a gene has no harm; what is neither that nor a drop
-            is forbidden, as influence says nothing of it.
+        space: Levels that drop nothing have no harm, but widths and sparsities other than the
+            least compressed are forbidden, as influence says nothing of them.
         influence: One value for each unit, by its name.
     """
-    harms = [np.full(size, np.inf) for size in space.genes.sizes.tolist()]
-    for harm, level in zip(harms, space.genes.start.tolist(), strict=True):
-        harm[level] = 0.0
+    harms = [np.zeros(size) for size in space.genes.sizes.tolist()]
+    for gene in np.union1d(space.genes.widths, space.genes.matrices).tolist():
+        harms[gene][:] = np.inf
+        harms[gene][space.genes.start[gene]] = 0.0
     for gene in space.genes.droppable.tolist():
         members = space.genes.members[gene]
         drop = int(space.genes.drop_index[gene])
