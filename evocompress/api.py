@@ -209,13 +209,16 @@ def evaluate(
         EvoCompressError: Anything the user can mend.
     """
     bench = _finished(path, reporter, overrides)
-    heldout = bench.calibration.heldout
+    heldout, config = bench.calibration.heldout, bench.config.evaluate
+    if bench.loaded.cache is not None and config.latency:
+        bench.reporter.say("no latencies: the dense model's blocks come and go while it runs")
+        config = config.model_copy(update={"latency": False})
     with bench.folder.locked(), bench.reporter.stage("evaluate"):
         rows = compare(
             bench.loaded.model,
             _contestants(bench),
             heldout,
-            bench.config.evaluate,
+            config,
             batch=bench.config.calibration.micro_batch,
             length=bench.space.cost_model.length,
         )
@@ -227,7 +230,7 @@ def evaluate(
         }
         record = {
             "heldout": facts,
-            "settings": bench.config.evaluate.model_dump(mode="json"),
+            "settings": config.model_dump(mode="json"),
             "device": f"{describe(bench.loaded.model.device)}, {torch.get_num_threads()} threads",
             "rows": rows,
         }

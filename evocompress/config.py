@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ByteSize, ConfigDict, Field, field_validator, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -24,12 +24,15 @@ class ModelConfig(Strict):
         source: Local folder, hub id, ``.gguf`` file, or ``demo:smollm2-135m``.
         dtype: ``auto`` takes the checkpoint's, or float32 on a CPU that is slow at that.
         device: ``auto`` takes a GPU where there is one.
+        device_memory: Weights that may be on the device at a time, in bytes or as ``20GiB``:
+            a model with more is streamed there block by block. ``None`` puts all of it there.
         trust_remote_code: Run code that comes with the checkpoint.
     """
 
     source: str
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"
+    device_memory: Annotated[ByteSize, Field(gt=0)] | None = None
     trust_remote_code: bool = False
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
+from evocompress.backward import Loss, differentiable, read_gradients
 from evocompress.models import LoadedModel
 
 
@@ -21,40 +20,38 @@ def summed_gradients(
 ) -> list[Tensor]:
     """Gradients of the cross-entropy of every next token, summed with their signs.
 
+    One backward pass a sequence; one parameter's gradient is in memory at a time beside the sums.
+
     Args:
         loaded: The model in any state; it is as before when this returns or raises.
         parameters: Those of its parameters that are asked about.
-        batches: Sequences (B, S) int64 of one backward pass each. How they are split changes
-            the result only by rounding.
+        batches: Sequences (B, S) int64. How they are split changes nothing.
         scale: Factor of the loss, applied before the backward pass.
 
     Returns:
-        For each parameter its gradient, float32.
+        For each parameter its gradient, float32, where the parameter is.
     """
-    sums = [torch.zeros_like(parameter, dtype=torch.float32) for parameter in parameters]
-    with _differentiable(parameters):
-        for ids in batches:
-            loss = scale * _loss(loaded, ids.to(loaded.model.device))
-            for total, gradient in zip(sums, torch.autograd.grad(loss, parameters), strict=True):
-                total.add_(gradient)
-    return sums
+    sums = {parameter: torch.zeros_like(parameter, dtype=torch.float32) for parameter in parameters}
+    named = {name: p for name, p in loaded.model.named_parameters() if p in sums}
+
+    def add(name: str, gradient: Tensor) -> None:
+        total = sums[named[name]]
+        total.add_(gradient.to(total.device))
+
+    with differentiable(named):
+        for batch in batches:
+            for ids in torch.split(batch.to(loaded.model.device), 1):
+                loss = _cross_entropy(ids, scale)
+                read_gradients(loaded, ids, [loss], [add], by_block=loaded.cache is not None)
+    return [sums[parameter] for parameter in parameters]
 
 
-@contextmanager
-def _differentiable(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Lets gradients flow to parameters for a while."""
-    for parameter in parameters:
-        parameter.requires_grad_(True)
-    try:
-        with torch.enable_grad():
-            yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(False)
+def _cross_entropy(ids: Tensor, scale: float) -> Loss:
+    """The gradient of the scaled negative log-likelihood of each next token of `ids` (1, S)."""
+    following = ids[0, 1:, None]
 
+    def gradient(probabilities: Tensor, rows: slice) -> Tensor:
+        ones = torch.full_like(following[rows], -1, dtype=probabilities.dtype)
+        return probabilities.scatter_add(-1, following[rows], ones).mul_(scale)
 
-def _loss(loaded: LoadedModel, ids: Tensor) -> Tensor:
-    """The cross-entropy of every next token in `ids` (B, S), summed."""
-    hidden = loaded.family.hidden_states(loaded.model, ids[:, :-1])
-    logits = loaded.family.logits(loaded.model, hidden)
-    return cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="sum")
+    return gradient

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from evocompress.arithmetic import slow_on_cpu
+from evocompress.block_cache import BlockCache, stream_blocks
 from evocompress.demo_model import DEMO_SOURCE, demo_checkpoint
 from evocompress.errors import ModelError
 from evocompress.families import Family, family_named, family_of
@@ -50,6 +51,7 @@ class LoadedModel:
         fingerprint: See `fingerprint`.
         widened: The dtype of a checkpoint that is computed in float32 instead, because this
             processor multiplies that one in software.
+        cache: Brings blocks to the device when they run; ``None`` where the whole model is there.
     """
 
     model: PreTrainedModel
@@ -58,10 +60,16 @@ class LoadedModel:
     source: str
     fingerprint: str
     widened: torch.dtype | None = None
+    cache: BlockCache | None = None
 
 
 def load(
-    source: str, *, dtype: DType = "auto", device: str = "auto", trust_remote_code: bool = False
+    source: str,
+    *,
+    dtype: DType = "auto",
+    device: str = "auto",
+    device_memory: int | None = None,
+    trust_remote_code: bool = False,
 ) -> LoadedModel:
     """Load a model with its tokenizer.
 
@@ -70,11 +78,14 @@ def load(
         dtype: ``float32``, ``bfloat16``, ``float16`` or ``auto``: the checkpoint's, but float32
             on a CPU that is slow at it (`evocompress.arithmetic`).
         device: ``auto`` (a GPU where there is one), or a name such as ``cpu`` or ``cuda:1``.
+        device_memory: Bytes of weights that may be on the device at a time; ``None`` puts the
+            whole model there.
         trust_remote_code: Run code that comes with the checkpoint.
 
     Raises:
         ModelError: The model is missing, damaged, incomplete or of an unknown family, the
-            device does not exist, or a package that the format needs is not installed.
+            device does not exist or has too little memory for a block, or a package that the
+            format needs is not installed.
     """
     target = _device(device)
     if source == DEMO_SOURCE:
@@ -86,15 +97,18 @@ def load(
     with quiet_transformers():
         tokenizer = read_tokenizer(checkpoint)
         model = read_model(checkpoint, dtype)
-    torch.nn.Module.to(model, target)
-    widened = _widened(model) if dtype == "auto" else None
-    return replace(loaded(model, tokenizer, source), widened=widened)
+    widened = _widened(model, target) if dtype == "auto" else None
+    found = replace(loaded(model, tokenizer, source), widened=widened)
+    if device_memory is None:
+        torch.nn.Module.to(model, target)
+        return found
+    return replace(found, cache=stream_blocks(model, found.family, target, device_memory))
 
 
-def _widened(model: PreTrainedModel) -> torch.dtype | None:
-    """The dtype that a model had, if it is slow here: then its weights become float32."""
+def _widened(model: PreTrainedModel, target: torch.device) -> torch.dtype | None:
+    """The dtype that a model had, if a device is slow at it: then its weights become float32."""
     stored = model.dtype
-    if model.device.type != "cpu" or not slow_on_cpu(stored):
+    if target.type != "cpu" or not slow_on_cpu(stored):
         return None
     torch.nn.Module.float(model)
     model.config.dtype = torch.float32

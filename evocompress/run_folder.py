@@ -16,6 +16,9 @@ from evocompress.files import naming_full_disk, write_text
 
 LOCK = ".lock"
 
+MAY_DIFFER = {"model.device_memory"}
+"""Settings that no result depends on, so that a run may go on with others."""
+
 PLACES = {
     "config_file": "config.yaml",
     "environment": "environment.json",
@@ -114,7 +117,8 @@ def check(config: RunConfig, resume: bool) -> RunFolder:
             f"{folder.path} exists already: continue it with --resume, or choose another name "
             "with name=..."
         )
-    changed = _changed(folder.config().model_dump(mode="json"), config.model_dump(mode="json"))
+    before, after = (each.model_dump(mode="json") for each in (folder.config(), config))
+    changed = [key for key in _changed(before, after) if key not in MAY_DIFFER]
     if changed:
         raise RunError(
             f"{folder.path} was begun with another configuration ({', '.join(changed)} differ): "

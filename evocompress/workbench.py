@@ -67,6 +67,7 @@ class Workbench:
                 model.source,
                 dtype=model.dtype,
                 device=model.device,
+                device_memory=model.device_memory,
                 trust_remote_code=model.trust_remote_code,
             )
         if found.widened is not None and not self.finished:
@@ -175,6 +176,8 @@ class Workbench:
         Raises:
             EvoCompressError: Something does not.
         """
+        if self.config.model.device_memory is not None:
+            self._check_streamed()
         context = self.loaded.family.architecture(self.loaded.model).context
         check_length(self.config.calibration, self.loaded)
         check_lengths(self.config.evaluate, context)
@@ -187,6 +190,18 @@ class Workbench:
             self.calibration  # noqa: B018  (may refuse the data)
         if self._timed:
             self._check_latency()
+
+    def _check_streamed(self) -> None:
+        """Refuses what needs the whole model on the device at once."""
+        blocked = None
+        if self._timed:
+            blocked = "a latency in budget or objectives"
+        elif searcher_settings(self.config).recipes:
+            blocked = f"search.name={self.config.search.name}, which fine-tunes candidates,"
+        if blocked:
+            raise ConfigError(
+                f"{blocked} needs the whole model on the device: unset model.device_memory"
+            )
 
     def _check_latency(self) -> None:
         """Whether the run's own latency table is of this machine, and the bounds within it."""

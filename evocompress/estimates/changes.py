@@ -39,9 +39,10 @@ class Value:
 
     def dot(self, gradient: Tensor) -> float:
         """The inner product with a gradient of the whole parameter, in float32."""
-        part = gradient if self.kept is None else gradient.index_select(self.axis, self.kept)
-        left, right = part.flatten().float(), self.tensor.flatten().float()
-        return float(torch.dot(left, right))
+        device, kept = gradient.device, self.kept
+        part = gradient if kept is None else gradient.index_select(self.axis, kept.to(device))
+        value = self.tensor.to(device)
+        return float(torch.dot(part.flatten().float(), value.flatten().float()))
 
     def whole(self, like: Tensor) -> Tensor:
         """The parameter at its full shape."""
@@ -154,7 +155,8 @@ class Wide:
         kept = Kept(entry["groups"], entry["items"])
         index = index_of(matrix.columns, kept, widths.lengths, widths.head_dim)
         assert index is not None
-        device = self._live.loaded.model.device
+        name = self._output(unit, matrix.sublayer)
+        device = self._live.dense[f"{name}.weight"].device
         return (0 if matrix.transposed else 1), index.to(device)
 
 

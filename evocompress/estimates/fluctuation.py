@@ -59,9 +59,9 @@ class _Output:
 
     def add(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         """A forward pre-hook."""
-        rows = inputs[0].flatten(0, -2).double()
-        self._sums += rows.sum(0)
-        self._squares += rows.square().sum(0)
+        rows, device = inputs[0].flatten(0, -2).double(), self._sums.device
+        self._sums += rows.sum(0).to(device)
+        self._squares += rows.square().sum(0).to(device)
         self._tokens += len(rows)
 
     def channels(self) -> tuple[float, ...]:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from evocompress.estimates.backward import (
+from evocompress.backward import (
     Loss,
     differentiable,
     read_gradients,

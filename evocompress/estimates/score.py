@@ -15,7 +15,7 @@ import hashlib
 import torch
 from torch import Tensor
 
-from evocompress.estimates.backward import Loss
+from evocompress.backward import Loss
 from evocompress.models import LoadedModel
 from evocompress.types import Candidate
 

@@ -18,7 +18,7 @@ def taylor(subject: Subject) -> Rows:
 
     The gradient is that of the mean negative log-likelihood of the next token over all
     micro-batches, so it is summed with its sign before the magnitude is taken. One backward
-    pass per micro-batch; gradients are summed in float32.
+    pass a sequence; gradients are summed in float32.
 
     Returns:
         One value for every block, attention and MLP; 0 for what the candidate drops.

@@ -182,7 +182,8 @@ class DenseModel:
 
     Attributes:
         fingerprint: The model's.
-        dtype, device: Of its weights.
+        dtype: Of its weights.
+        device: Where it is run.
         units: Its units by name.
         linears: Its matrix units by name.
         coupled: Its attention and MLP units by name.
@@ -204,12 +205,12 @@ class DenseModel:
         }
 
     def weight(self, unit: str) -> Tensor:
-        """A matrix as (out, in) float32."""
-        return self.linears[unit].oriented(self._weights[unit].float())
+        """A matrix as (out, in) float32, on the device."""
+        return self.linears[unit].oriented(self._weights[unit].to(self.device).float())
 
     def bias(self, unit: str) -> Tensor | None:
         """The bias of a matrix unit (out,) float32, if it has one."""
-        return self._biases[unit].float() if unit in self._biases else None
+        return self._biases[unit].to(self.device).float() if unit in self._biases else None
 
 
 def _linears(loaded: LoadedModel, units: Mapping[str, Unit]) -> dict[str, Linear]:

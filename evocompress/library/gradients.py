@@ -25,8 +25,8 @@ def loss_gradients(
         loaded: The dense model; it is as before when this returns or raises.
         units: Matrix units.
         tokens: Sequences (N, S), int64.
-        batch: Sequences of one backward pass; it changes the result only by rounding.
-        advance: Told before each pass how many sequences are done.
+        batch: Sequences between two calls of `advance`.
+        advance: Told before each batch how many sequences are done.
 
     Returns:
         For each unit its gradient, float32, in the module's orientation.

@@ -7,9 +7,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from evocompress.cache import Cache
 from evocompress.criteria import CRITERIA, Statistics
 from evocompress.families.coupling import Kept
-from evocompress.library.cache import Cache
 from evocompress.library.dense import Coupled, DenseModel, Linear
 from evocompress.library.manifest import Manifest
 from evocompress.library.order import statistics_key

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from math import isfinite
 from typing import ClassVar, Generic, Protocol, TypeVar
 
@@ -13,12 +14,16 @@ from torch import Tensor
 
 from evocompress.apply import LiveModel
 from evocompress.proxies.head import logit_chunks
+from evocompress.proxies.layered import LayeredStates
 from evocompress.proxies.order import depth_first
 from evocompress.proxies.prefix import PrefixStates
 from evocompress.proxies.tuned import Treatments
-from evocompress.types import UNTREATED, Evaluate, MicroBatchValue, Result
+from evocompress.types import UNTREATED, Candidate, Evaluate, MicroBatchValue, Result
 
 Target = TypeVar("Target")
+
+States = Callable[[int], Tensor]
+"""The final hidden states (b, S, H) of a candidate on a micro-batch."""
 
 ALLOCATION_FAILURES = ("out of memory", "can't allocate memory", "not enough memory")
 
@@ -61,6 +66,8 @@ class PositionProxy(ABC, Generic[Target]):
         self._model = live.loaded.model
         self._ids = tuple(ids.to(self._model.device) for ids in micro_batches)
         self._prefixes = PrefixStates(live, self._ids)
+        # Where blocks come and go, candidates are run together, block after block.
+        self._layers = LayeredStates(live, self._ids) if live.loaded.cache else None
         self._targets: dict[int, list[Target]] = {}
         self._treatments = treatments or {}
 
@@ -89,11 +96,11 @@ class PositionProxy(ABC, Generic[Target]):
         yield from self._results(requests, depth_first(candidates, self._live.units))
 
     @abstractmethod
-    def _chunks(self, micro_batch: int) -> Iterator[Tensor]:
-        """What the model as it stands gives at the positions of a micro-batch, chunks (R, ...)."""
+    def _chunks(self, hidden: Tensor) -> Iterator[Tensor]:
+        """What final hidden states (b, S, H) give at the positions of a micro-batch, (R, ...)."""
 
     @abstractmethod
-    def _make_targets(self, micro_batch: int) -> list[Target]:
+    def _make_targets(self, micro_batch: int, dense: States) -> list[Target]:
         """What each chunk of a micro-batch is compared with."""
 
     @abstractmethod
@@ -106,22 +113,53 @@ class PositionProxy(ABC, Generic[Target]):
             if request.treatment not in (UNTREATED, *self._treatments):
                 raise ValueError(f"proxy {self.name} knows no treatment {request.treatment!r}")
         self._prepare(index for request in requests for index in request.micro_batches)
-        for index in order:
-            yield self._result(requests[index])
+        ordered = [requests[index] for index in order]
+        if self._layers is None:
+            yield from map(self._result, ordered)
+            return
+        for group in self._layers.groups([_ask(request) for request in ordered]):
+            yield from self._together(self._layers, [ordered[index] for index in group])
 
     def _prepare(self, micro_batches: Iterable[int]) -> None:
         missing = sorted(set(micro_batches) - self._targets.keys())
+        if not missing:
+            return
+        self._live.restore()
+        dense = self._prefixes.hidden_states
+        if self._layers is not None:
+            dense = _Together(self._layers, missing)
         for index in missing:
-            self._targets[index] = self._make_targets(index)
+            self._targets[index] = self._make_targets(index, dense)
 
     def _result(self, request: Evaluate) -> Result:
+        """The result of one request, block by block from where it differs from the one before."""
         try:
             self._live.apply(request.candidate)
             with self._treated(request.treatment):
-                return self._run(request)
+                return self._run(request, self._prefixes.hidden_states)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
+        return self._out_of_memory(request)
+
+    def _together(self, layers: LayeredStates, requests: Sequence[Evaluate]) -> Iterator[Result]:
+        """The results of several requests, or, where memory does not suffice, of each alone."""
+        try:
+            found = layers.hidden_states([_ask(request) for request in requests])
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            found = None
+        if found is not None:
+            for request, states in zip(requests, found, strict=True):
+                yield self._run(request, states.__getitem__)
+        elif len(requests) == 1:
+            yield self._out_of_memory(requests[0])
+        else:
+            for request in requests:
+                yield from self._together(layers, [request])
+
+    def _out_of_memory(self, request: Evaluate) -> Result:
         self._live.restore()
         self._prefixes.clear()
         if self._model.device.type == "cuda":
@@ -141,13 +179,13 @@ class PositionProxy(ABC, Generic[Target]):
         finally:
             self._prefixes.clear()
 
-    def _run(self, request: Evaluate) -> Result:
-        """Run the applied candidate until the last micro-batch, or until it cannot win."""
+    def _run(self, request: Evaluate, states: States) -> Result:
+        """Run a candidate until the last micro-batch, or until it cannot win."""
         values: list[MicroBatchValue] = []
         asked = sum(self._positions(index) for index in request.micro_batches)
         total = 0.0
         for index in request.micro_batches:
-            values.append(self._value(index))
+            values.append(self._value(index, states))
             total += sum(values[-1].sums)
             if not isfinite(total):
                 return Result(request, (), failed=f"{self.name} of micro-batch {index} is {total}")
@@ -158,9 +196,10 @@ class PositionProxy(ABC, Generic[Target]):
         return Result(request, tuple(values))
 
     @torch.inference_mode()
-    def _value(self, index: int) -> MicroBatchValue:
+    def _value(self, index: int, states: States) -> MicroBatchValue:
         sequences, length = self._ids[index].shape
-        chunks, targets = self._chunks(index), self._targets[index]
+        hidden = states(index).to(self._model.device)
+        chunks, targets = self._chunks(hidden), self._targets[index]
         rows = [self._row_values(*pair) for pair in zip(chunks, targets, strict=True)]
         sums = torch.cat(rows).view(sequences, length - 1).double().sum(1)
         return MicroBatchValue(index, tuple(sums.tolist()), (length - 1,) * sequences)
@@ -173,9 +212,27 @@ class PositionProxy(ABC, Generic[Target]):
 class LogitsProxy(PositionProxy[Target]):
     """Values the logits (R, V) of candidates at each position."""
 
-    def _chunks(self, micro_batch: int) -> Iterator[Tensor]:
-        hidden = self._prefixes.hidden_states(micro_batch)
+    def _chunks(self, hidden: Tensor) -> Iterator[Tensor]:
         return logit_chunks(self._family, self._model, hidden)
+
+
+class _Together:
+    """The dense model's states on some micro-batches, all of them made when one is asked for."""
+
+    def __init__(self, layers: LayeredStates, micro_batches: Sequence[int]) -> None:
+        self._layers = layers
+        self._micro_batches = micro_batches
+
+    def __call__(self, micro_batch: int) -> Tensor:
+        return self._states[micro_batch]
+
+    @cached_property
+    def _states(self) -> Mapping[int, Tensor]:
+        return self._layers.hidden_states([(Candidate(), self._micro_batches)])[0]
+
+
+def _ask(request: Evaluate) -> tuple[Candidate, Sequence[int]]:
+    return request.candidate, request.micro_batches
 
 
 def is_out_of_memory(error: BaseException) -> bool:

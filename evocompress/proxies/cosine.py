@@ -11,7 +11,7 @@ from torch import Tensor
 
 from evocompress.apply import LiveModel
 from evocompress.config import ProxyConfig
-from evocompress.proxies.base import PositionProxy
+from evocompress.proxies.base import PositionProxy, States
 from evocompress.proxies.tuned import Treatments
 
 
@@ -34,13 +34,12 @@ class CosineProxy(PositionProxy[Tensor]):
         """See `PositionProxy`; nothing of `config` matters here."""
         super().__init__(live, micro_batches, treatments)
 
-    def _chunks(self, micro_batch: int) -> Iterator[Tensor]:
-        yield self._prefixes.hidden_states(micro_batch)[:, :-1].flatten(0, 1)
+    def _chunks(self, hidden: Tensor) -> Iterator[Tensor]:
+        yield hidden[:, :-1].flatten(0, 1)
 
     @torch.inference_mode()
-    def _make_targets(self, micro_batch: int) -> list[Tensor]:
-        self._live.restore()
-        return list(self._chunks(micro_batch))
+    def _make_targets(self, micro_batch: int, dense: States) -> list[Tensor]:
+        return list(self._chunks(dense(micro_batch).to(self._model.device)))
 
     def _row_values(self, chunk: Tensor, target: Tensor) -> Tensor:
         cosines = F.cosine_similarity(chunk.float(), target.float(), dim=-1)

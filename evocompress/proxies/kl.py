@@ -18,7 +18,7 @@ from torch import Tensor
 from evocompress.apply import LiveModel
 from evocompress.config import ProxyConfig
 from evocompress.errors import ModelError
-from evocompress.proxies.base import LogitsProxy
+from evocompress.proxies.base import LogitsProxy, States
 from evocompress.proxies.head import bucket_log_probabilities
 from evocompress.proxies.tuned import Treatments
 
@@ -67,9 +67,9 @@ class DivergenceProxy(LogitsProxy[Buckets]):
         self._top_k = config.top_k
 
     @torch.inference_mode()
-    def _make_targets(self, micro_batch: int) -> list[Buckets]:
-        self._live.restore()
-        buckets = [Buckets.of(logits, self._top_k) for logits in self._chunks(micro_batch)]
+    def _make_targets(self, micro_batch: int, dense: States) -> list[Buckets]:
+        hidden = dense(micro_batch).to(self._model.device)
+        buckets = [Buckets.of(logits, self._top_k) for logits in self._chunks(hidden)]
         if not all(part.rest.isfinite().all() for part in buckets):
             raise ModelError(
                 f"the dense model's logits are not finite in {self._model.dtype}; "

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from evocompress.apply import LiveModel
 from evocompress.config import ProxyConfig
-from evocompress.proxies.base import LogitsProxy
+from evocompress.proxies.base import LogitsProxy, States
 from evocompress.proxies.head import bucket_log_probabilities, chunk_rows
 from evocompress.proxies.tuned import Treatments
 
@@ -30,7 +30,7 @@ class PerplexityProxy(LogitsProxy[Tensor]):
         """See `LogitsProxy`; nothing of `config` matters here."""
         super().__init__(live, micro_batches, treatments)
 
-    def _make_targets(self, micro_batch: int) -> list[Tensor]:
+    def _make_targets(self, micro_batch: int, dense: States) -> list[Tensor]:
         following = self._ids[micro_batch][:, 1:].flatten()
         return list(torch.split(following, chunk_rows(self._model)))
 

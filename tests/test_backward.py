@@ -3,14 +3,15 @@
 import pytest
 import torch
 
+from evocompress import backward
 from evocompress.apply import LiveModel
-from evocompress.estimates import ESTIMATES, backward
-from evocompress.estimates.backward import (
+from evocompress.backward import (
     differentiable,
     kept_bytes,
     read_gradients,
     short_of_memory,
 )
+from evocompress.estimates import ESTIMATES
 from evocompress.estimates.base import Subject
 from evocompress.estimates.score import sampled_score
 from evocompress.testing.tiny import tiny_loaded

@@ -2,13 +2,14 @@
 
 What a backward pass needs of the forward pass is kept for the whole model where it fits. Where
 memory is short only what enters each block is kept, in main memory, and block after block is
-computed once more on the way back (Chen et al. 2016, 1604.06174).
+computed once more on the way back (Chen et al. 2016, 1604.06174); so it is, too, where the
+blocks themselves are on the device only while they run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,7 +56,12 @@ def read_gradients(
 
 
 def short_of_memory(loaded: LoadedModel, ids: Tensor) -> bool:
-    """Whether a pass over a sequence (1, S) would take more than half of the free memory."""
+    """Whether a pass over a sequence (1, S) would take more than half of the free memory.
+
+    Also where not all blocks are on the device at once.
+    """
+    if loaded.cache is not None:
+        return True
     hidden, arguments = loaded.family.block_inputs(loaded.model, ids)
     blocks = loaded.family.blocks(loaded.model)
     needed = len(blocks) * kept_bytes(blocks[0], hidden, arguments[0])
@@ -129,10 +135,16 @@ def _by_block(loaded: LoadedModel, task: _Pass) -> None:
     seeds = _backward(norm, f"{family.norm_path}.", final, seeds, task.readers, entering)
     for index in reversed(range(len(blocks))):
         entering = inputs.pop().to(hidden.device).detach().requires_grad_(True)
-        with torch.enable_grad():
-            leaving = blocks[index](entering, **task.arguments[index])
-        path = f"{family.layers_path}.{index}."
-        seeds = _backward(blocks[index], path, leaving, seeds, task.readers, entering)
+        with _held(loaded, blocks[index]):
+            with torch.enable_grad():
+                leaving = blocks[index](entering, **task.arguments[index])
+            path = f"{family.layers_path}.{index}."
+            seeds = _backward(blocks[index], path, leaving, seeds, task.readers, entering)
+
+
+def _held(loaded: LoadedModel, block: nn.Module) -> AbstractContextManager[None]:
+    """Keeps a block's weights on the device, where they come and go."""
+    return nullcontext() if loaded.cache is None else loaded.cache.held(block)
 
 
 def _backward(

@@ -41,9 +41,13 @@ class Cache:
             self._keep(key, value, size(value))
         return value
 
-    def _keep(self, key: str, value: object, size: int) -> None:
+    def make_room(self, size: int) -> None:
+        """Forgets as many values as a new one of so many bytes, at most `limit`, needs."""
         while self.bytes + size > self.limit:
             _, (_, freed) = self._values.popitem(last=False)
             self.bytes -= freed
+
+    def _keep(self, key: str, value: object, size: int) -> None:
+        self.make_room(size)
         self._values[key] = (value, size)
         self.bytes += size

@@ -1,4 +1,4 @@
-from evocompress.library.cache import Cache
+from evocompress.cache import Cache
 
 
 def sizes(cache, *keys):
