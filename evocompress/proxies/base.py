@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from math import isfinite
+from itertools import takewhile
 from typing import ClassVar, Generic, Protocol, TypeVar
 
 import torch
@@ -17,6 +16,7 @@ from evocompress.proxies.head import logit_chunks
 from evocompress.proxies.layered import LayeredStates
 from evocompress.proxies.order import depth_first
 from evocompress.proxies.prefix import PrefixStates
+from evocompress.proxies.running import Running
 from evocompress.proxies.tuned import Treatments
 from evocompress.types import UNTREATED, Candidate, Evaluate, MicroBatchValue, Result
 
@@ -24,6 +24,9 @@ Target = TypeVar("Target")
 
 States = Callable[[int], Tensor]
 """The final hidden states (b, S, H) of a candidate on a micro-batch."""
+
+Placed = tuple[int, Evaluate]
+"""A request with its number, as the same one may be asked twice."""
 
 ALLOCATION_FAILURES = ("out of memory", "can't allocate memory", "not enough memory")
 
@@ -73,7 +76,8 @@ class PositionProxy(ABC, Generic[Target]):
 
     def evaluate(self, requests: Sequence[Evaluate]) -> list[Result]:
         """The results in the order of the requests; see `stream`."""
-        return list(self._results(requests, range(len(requests))))
+        found = dict(self._results(list(enumerate(requests))))
+        return [found[place] for place in range(len(requests))]
 
     def stream(self, requests: Sequence[Evaluate]) -> Iterator[Result]:
         """Evaluate requests, those one after the other whose candidates begin alike.
@@ -92,8 +96,9 @@ class PositionProxy(ABC, Generic[Target]):
             ValueError: A request has another treatment.
             ModelError: The dense model's own logits are not finite.
         """
-        candidates = [request.candidate for request in requests]
-        yield from self._results(requests, depth_first(candidates, self._live.units))
+        order = depth_first([request.candidate for request in requests], self._live.units)
+        for _, result in self._results([(place, requests[place]) for place in order]):
+            yield result
 
     @abstractmethod
     def _chunks(self, hidden: Tensor) -> Iterator[Tensor]:
@@ -107,18 +112,17 @@ class PositionProxy(ABC, Generic[Target]):
     def _row_values(self, chunk: Tensor, target: Target) -> Tensor:
         """Values (R,), none negative, of a chunk of the candidate's."""
 
-    def _results(self, requests: Sequence[Evaluate], order: Iterable[int]) -> Iterator[Result]:
-        """The results in some order."""
-        for request in requests:
+    def _results(self, asked: Sequence[Placed]) -> Iterator[tuple[int, Result]]:
+        """The result of each request beside its number, in any order."""
+        for _, request in asked:
             if request.treatment not in (UNTREATED, *self._treatments):
                 raise ValueError(f"proxy {self.name} knows no treatment {request.treatment!r}")
-        self._prepare(index for request in requests for index in request.micro_batches)
-        ordered = [requests[index] for index in order]
+        self._prepare(index for _, request in asked for index in request.micro_batches)
         if self._layers is None:
-            yield from map(self._result, ordered)
+            yield from self._one_by_one(asked)
             return
-        for group in self._layers.groups([_ask(request) for request in ordered]):
-            yield from self._together(self._layers, [ordered[index] for index in group])
+        for group in self._layers.groups([_ask(request) for _, request in asked]):
+            yield from self._together(self._layers, [asked[index] for index in group])
 
     def _prepare(self, micro_batches: Iterable[int]) -> None:
         missing = sorted(set(micro_batches) - self._targets.keys())
@@ -131,33 +135,78 @@ class PositionProxy(ABC, Generic[Target]):
         for index in missing:
             self._targets[index] = self._make_targets(index, dense)
 
-    def _result(self, request: Evaluate) -> Result:
-        """The result of one request, block by block from where it differs from the one before."""
+    def _one_by_one(self, asked: Sequence[Placed]) -> Iterator[tuple[int, Result]]:
+        """The results of requests, each block by block from where it differs from the last one.
+
+        All are run on some micro-batches before any is run on the next ones: as many as states
+        can be kept of. Each goes through its own in the order that it names, which decides
+        where it stops.
+        """
+        pending = []
+        for place, request in asked:
+            if request.treatment == UNTREATED:
+                pending.append((place, Running(request, self._asked(request))))
+            else:
+                yield place, self._treated(request)
+        indices = [index for _, running in pending for index in running.rest]
+        while pending:
+            for chunk in self._prefixes.chunks(list(dict.fromkeys(indices))):
+                waiting = []
+                for place, running in pending:
+                    result = self._advance(running, chunk)
+                    if result is None:
+                        waiting.append((place, running))
+                    else:
+                        yield place, result
+                pending = waiting
+
+    def _advance(self, running: Running, chunk: Collection[int]) -> Result | None:
+        """Run a candidate on as many of its next micro-batches as there are; its result, if any."""
+        part = list(takewhile(chunk.__contains__, running.rest))
+        if not part:
+            return None
         try:
-            self._live.apply(request.candidate)
-            with self._treated(request.treatment):
-                return self._run(request, self._prefixes.hidden_states)
+            self._live.apply(running.request.candidate)
+            return self._run(running, part, self._prefixes.hidden_states)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
+        return self._out_of_memory(running.request)
+
+    def _treated(self, request: Evaluate) -> Result:
+        """The result after a treatment: the candidate shares no states with what it was."""
+        running = Running(request, self._asked(request))
+        self._prefixes.clear()
+        try:
+            self._live.apply(request.candidate)
+            with self._treatments[request.treatment]():
+                return self._whole(running, self._prefixes.hidden_states)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        finally:
+            self._prefixes.clear()
         return self._out_of_memory(request)
 
-    def _together(self, layers: LayeredStates, requests: Sequence[Evaluate]) -> Iterator[Result]:
+    def _together(
+        self, layers: LayeredStates, asked: Sequence[Placed]
+    ) -> Iterator[tuple[int, Result]]:
         """The results of several requests, or, where memory does not suffice, of each alone."""
         try:
-            found = layers.hidden_states([_ask(request) for request in requests])
+            found = layers.hidden_states([_ask(request) for _, request in asked])
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             found = None
         if found is not None:
-            for request, states in zip(requests, found, strict=True):
-                yield self._run(request, states.__getitem__)
-        elif len(requests) == 1:
-            yield self._out_of_memory(requests[0])
+            for (place, request), states in zip(asked, found, strict=True):
+                running = Running(request, self._asked(request))
+                yield place, self._whole(running, states.__getitem__)
+        elif len(asked) == 1:
+            yield asked[0][0], self._out_of_memory(asked[0][1])
         else:
-            for request in requests:
-                yield from self._together(layers, [request])
+            for one in asked:
+                yield from self._together(layers, [one])
 
     def _out_of_memory(self, request: Evaluate) -> Result:
         self._live.restore()
@@ -166,34 +215,19 @@ class PositionProxy(ABC, Generic[Target]):
             torch.cuda.empty_cache()
         return Result(request, (), failed="out of memory")
 
-    @contextmanager
-    def _treated(self, treatment: str) -> Iterator[None]:
-        """The applied candidate after a treatment: it shares no states with what it was."""
-        if treatment == UNTREATED:
-            yield
-            return
-        self._prefixes.clear()
-        try:
-            with self._treatments[treatment]():
-                yield
-        finally:
-            self._prefixes.clear()
+    def _whole(self, running: Running, states: States) -> Result:
+        """The result of a candidate, run on all of its micro-batches."""
+        result = self._run(running, running.rest, states)
+        assert result is not None
+        return result
 
-    def _run(self, request: Evaluate, states: States) -> Result:
-        """Run a candidate until the last micro-batch, or until it cannot win."""
-        values: list[MicroBatchValue] = []
-        asked = sum(self._positions(index) for index in request.micro_batches)
-        total = 0.0
-        for index in request.micro_batches:
-            values.append(self._value(index, states))
-            total += sum(values[-1].sums)
-            if not isfinite(total):
-                return Result(request, (), failed=f"{self.name} of micro-batch {index} is {total}")
-            # Values are never negative, so the rest can only raise the mean.
-            hopeless = request.stop_above is not None and total / asked > request.stop_above
-            if hopeless and len(values) < len(request.micro_batches):
-                return Result(request, tuple(values), censored=True)
-        return Result(request, tuple(values))
+    def _run(self, running: Running, micro_batches: Iterable[int], states: States) -> Result | None:
+        """Run a candidate on its next micro-batches, unless it is decided before."""
+        for index in micro_batches:
+            result = running.add(self._value(index, states), self.name)
+            if result is not None:
+                return result
+        return None
 
     @torch.inference_mode()
     def _value(self, index: int, states: States) -> MicroBatchValue:
@@ -204,9 +238,10 @@ class PositionProxy(ABC, Generic[Target]):
         sums = torch.cat(rows).view(sequences, length - 1).double().sum(1)
         return MicroBatchValue(index, tuple(sums.tolist()), (length - 1,) * sequences)
 
-    def _positions(self, index: int) -> int:
-        sequences, length = self._ids[index].shape
-        return sequences * (length - 1)
+    def _asked(self, request: Evaluate) -> int:
+        """Positions of all its micro-batches."""
+        shapes = (self._ids[index].shape for index in request.micro_batches)
+        return sum(sequences * (length - 1) for sequences, length in shapes)
 
 
 class LogitsProxy(PositionProxy[Target]):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import ceil
 from typing import Any
 
 import torch
@@ -32,32 +33,49 @@ class Stream:
 
     Attributes:
         arguments: For each block the keyword arguments that it is called with.
-        states: What enters the first block (b, S, H), and what leaves each block run so far.
-        levels: What the candidate said of each of these blocks.
+        states: By how many blocks lie before it: what enters the first block (b, S, H), and
+            what leaves every `every`-th block run so far, and the last.
+        every: Blocks between two kept states. One that is not kept is computed from the one
+            before it.
+        levels: What the candidate said of each block run so far.
     """
 
     arguments: Sequence[dict[str, Any]]
-    states: list[Tensor]
+    states: dict[int, Tensor]
+    every: int = 1
     levels: list[BlockLevels] = field(default_factory=list)
 
-    @cached_property
+    @property
     def nbytes(self) -> int:
         """Bytes that it takes once every block has been run."""
+        return self.bytes_with(self.every)
+
+    def bytes_with(self, every: int) -> int:
+        """Bytes that it would take with so many blocks between two kept states."""
+        return self.states[0].nbytes * (1 + ceil(len(self.arguments) / every)) + self._of_arguments
+
+    @cached_property
+    def _of_arguments(self) -> int:
         storages = [tensor.untyped_storage() for tensor in tensors(self.arguments)]
         # Blocks share most of their arguments.
-        of_arguments = {storage.data_ptr(): storage.nbytes() for storage in storages}
-        return self.states[0].nbytes * (len(self.arguments) + 1) + sum(of_arguments.values())
+        return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
     def run(self, blocks: nn.ModuleList, levels: Sequence[BlockLevels]) -> Tensor:
-        """What leaves the last block; runs those from the first with other levels than before."""
+        """What leaves the last block; runs those from the last kept state that is still true."""
         pairs = zip(self.levels, levels, strict=False)
         same = next((i for i, (old, new) in enumerate(pairs) if old != new), len(self.levels))
-        del self.levels[same:], self.states[same + 1 :]
+        del self.levels[same:]
+        self.states = {place: state for place, state in self.states.items() if place <= same}
+        begin = max(self.states)
+        hidden = self.states[begin]
         # Each state is noted together with its levels, so that a failure leaves what is true.
-        for index in range(same, len(blocks)):
-            self.states.append(blocks[index](self.states[-1], **self.arguments[index]))
-            self.levels.append(levels[index])
-        return self.states[-1]
+        for index in range(begin, len(blocks)):
+            hidden = blocks[index](hidden, **self.arguments[index])
+            if index == len(self.levels):
+                self.levels.append(levels[index])
+            if (index + 1) % self.every == 0 or index + 1 == len(blocks):
+                self.states[index + 1] = hidden
+        return hidden
 
     def pass_through(self, blocks: nn.ModuleList) -> Tensor:
         """What leaves the last block; runs all of them and keeps nothing."""
@@ -71,7 +89,8 @@ class PrefixStates:
     """Final hidden states of candidates, computed from where they differ from the one before.
 
     For each micro-batch the states of the candidate that was run on it last are kept, within
-    `LIMIT_BYTES`. The least recently used micro-batches give way, but never for one of the same
+    `LIMIT_BYTES`; those of every second block, every third, ..., where all of one micro-batch are
+    too much. The least recently used micro-batches give way, but never for one of the same
     candidate: candidates mostly run over the same ones in the same order, in which each would
     be gone just before its turn.
 
@@ -85,6 +104,7 @@ class PrefixStates:
         self._ids = micro_batches
         # The least recently used one comes first.
         self._streams: dict[int, Stream] = {}
+        self._sizes: dict[torch.Size, int] = {}
 
     @property
     def nbytes(self) -> int:
@@ -109,6 +129,31 @@ class PrefixStates:
         final: Tensor = model.get_submodule(family.norm_path)(hidden)
         return final
 
+    def chunks(self, micro_batches: Sequence[int]) -> Iterator[list[int]]:
+        """Groups of micro-batches, in their order, whose states can be kept at the same time.
+
+        Candidates that are run on one group after the other share states on all of them.
+        """
+        chunk: list[int] = []
+        used = 0
+        for index in micro_batches:
+            size = self._size(index)
+            if chunk and used + size > LIMIT_BYTES:
+                yield chunk
+                chunk, used = [], 0
+            chunk.append(index)
+            used += size
+        if chunk:
+            yield chunk
+
+    @torch.inference_mode()
+    def _size(self, micro_batch: int) -> int:
+        """Bytes that the states of a micro-batch take."""
+        shape = self._ids[micro_batch].shape
+        if shape not in self._sizes:
+            self._sizes[shape] = self._begin(micro_batch).nbytes
+        return self._sizes[shape]
+
     def clear(self) -> None:
         """Keep nothing, and so give the memory back."""
         self._streams.clear()
@@ -117,7 +162,11 @@ class PrefixStates:
         """A micro-batch before the first block, which no candidate changes."""
         loaded = self._live.loaded
         hidden, arguments = loaded.family.block_inputs(loaded.model, self._ids[micro_batch])
-        return Stream(arguments, [hidden])
+        stream = Stream(arguments, {0: hidden})
+        choices = range(1, len(arguments) + 1)
+        fitting = (every for every in choices if stream.bytes_with(every) <= LIMIT_BYTES)
+        stream.every = next(fitting, len(arguments))
+        return stream
 
     def _make_room(self, nbytes: int, levels: Sequence[BlockLevels]) -> bool:
         """Whether so many bytes more fit; what other candidates left gives way for them."""

@@ -3,6 +3,8 @@
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from math import ceil
 
 import pytest
 import torch
@@ -218,17 +220,18 @@ def test_a_candidate_without_memory_leaves_nothing_behind(world: World) -> None:
         assert world.ran == list(range(LAYERS))
 
 
+@pytest.mark.parametrize("every", [1, 2, 3, LAYERS])
 @pytest.mark.parametrize("model_type", sorted(FAMILIES))
-def test_bytes_are_those_of_everything_kept(model_type: str) -> None:
+def test_bytes_are_those_of_everything_kept(model_type: str, every: int) -> None:
     loaded = tiny_loaded(model_type, layers=LAYERS)
     loaded.model.set_attn_implementation("eager")
     hidden, arguments = loaded.family.block_inputs(loaded.model, micro_batches(loaded)[0])
-    stream = Stream(arguments, [hidden])
+    stream = Stream(arguments, {0: hidden}, every)
     promised = stream.nbytes
     stream.run(loaded.family.blocks(loaded.model), [()] * LAYERS)
     held = [tensor.untyped_storage() for tensor in tensors([stream.states, stream.arguments])]
     assert promised == sum({s.data_ptr(): s.nbytes() for s in held}.values())
-    assert len(stream.states) == LAYERS + 1
+    assert len(stream.states) == 1 + ceil(LAYERS / every)
 
 
 def limited(world: World, monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
@@ -276,9 +279,78 @@ def test_the_least_recently_used_gives_way(world: World, monkeypatch: pytest.Mon
         assert kept(world, next(candidates), 2, 0) == [True, False]
 
 
+def test_with_little_room_some_states_are_kept(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of five blocks those behind the second, the fourth and the last."""
+    limited(world, monkeypatch, 0.8)
+    blocks = {"4.mlp": [4], "3.mlp": [2, 3, 4], "1.attention": [0, 1, 2, 3, 4]}
+    with world.live:
+        for name, ran in blocks.items():
+            world.run(Candidate(), 0)
+            assert world.run(world.without(name), 0) == ran
+            assert 0 < world.states.nbytes <= prefix.LIMIT_BYTES
+
+
+@pytest.mark.parametrize("block", range(1, LAYERS))
+def test_a_failure_between_kept_states_leaves_what_is_true(
+    world: World, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limited(world, monkeypatch, 0.8)
+    one, other = world.without("4.mlp"), world.without("1.mlp")
+    with world.live:
+        world.run(one, 0)
+        world.live.apply(other)
+        with failing(world, block, OUT_OF_MEMORY), pytest.raises(torch.OutOfMemoryError):
+            world.states.hidden_states(0)
+        world.run(other, 0)
+        world.run(one, 0)
+
+
 def test_without_room_nothing_is_kept(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    limited(world, monkeypatch, 0.9)
+    limited(world, monkeypatch, 0.2)
     with world.live:
         for candidate in (Candidate(), world.without("4.mlp")):
             assert world.run(candidate, 0) == list(range(LAYERS))
             assert world.states.nbytes == 0
+
+
+def test_states_are_shared_on_any_number_of_micro_batches(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With room for two of three, candidates are run on two and then on the third."""
+    limited(world, monkeypatch, 2)
+    drops = [world.without(f"{block}.mlp") for block in (4, 3)]
+    with world.live:
+        proxy = PROXIES["kl"](world.live, world.batches, ProxyConfig())
+        proxy.evaluate([Evaluate(Candidate(), (0, 1, 2))])
+        world.live.restore()
+        proxy._prefixes.clear()
+        world.ran.clear()
+        results = proxy.evaluate([Evaluate(each, (0, 1, 2)) for each in drops])
+        whole, rest = list(range(LAYERS)), [3, 4]
+        assert world.ran == [*whole * 2, *rest * 2, *whole, *rest]
+        alone = [proxy.evaluate([Evaluate(each, (2, 1, 0))])[0] for each in drops]
+    for result, other in zip(results, alone, strict=True):
+        assert result.values == other.values[::-1]
+
+
+def test_each_request_goes_through_its_own_order(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which decides where it stops; nothing is lost where two orders contradict each other."""
+    orders = [(0, 1, 2), (2, 1, 0), (1,), (0, 2)]
+    found = []
+    for factor in (3, 1):
+        limited(world, monkeypatch, factor)
+        with world.live:
+            proxy = PROXIES["kl"](world.live, world.batches, ProxyConfig())
+            drops = [world.without(f"{block}.mlp") for block in range(4)]
+            plain = [Evaluate(*pair) for pair in zip(drops, orders, strict=True)]
+            full = proxy.evaluate(plain)
+            limits = [replace(r.request, stop_above=0.7 * r.mean) for r in full]
+            found.append((full, proxy.evaluate(limits)))
+    assert found[0] == found[1]
+    for result, order in zip(found[1][0], orders, strict=True):
+        assert tuple(value.micro_batch for value in result.values) == order
+    assert any(len(result.values) == 2 for result in found[1][1])
