@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import cycle
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
 from evocompress.config import Positive
-from evocompress.repair import spend
+from evocompress.repair import repair, spend
 from evocompress.search import batches
 from evocompress.search.base import Problem, SearcherSettings
 from evocompress.search.effects import approach
@@ -37,6 +38,9 @@ class EvoPressSettings(StagedSettings):
         effect_tokens: Tokens on which they are tried, the same ones in a round.
         max_level: Largest distance of a matrix from its target, in levels.
         max_total: Largest sum of these distances.
+        windows: Generations take turns: in one all blocks may change, in the next all but the
+            first of so many equal parts, at last only those of the last part. What candidates
+            share is computed once, so generations of late changes take less time.
     """
 
     moves: Literal["auto", "swap", "exchange"] = "auto"
@@ -47,6 +51,7 @@ class EvoPressSettings(StagedSettings):
     effect_tokens: Positive | None = None
     max_level: Positive | None = None
     max_total: Positive | None = None
+    windows: Positive = 1
 
 
 def exchanges(settings: EvoPressSettings, space: SearchSpace) -> bool:
@@ -74,6 +79,7 @@ class EvoPress(StagedSearcher):
         self._initial = usual if settings.initial is None else settings.initial
         self._initial_tokens = _tokens(pool, settings.initial_tokens, "initial_tokens")
         self._effects = settings
+        self._fixed = cycle(_windows(problem.space, settings.windows))
         self._effect_tokens = _tokens(pool, settings.effect_tokens, "effect_tokens")
 
     def _start(self) -> Selection:
@@ -101,16 +107,19 @@ class EvoPress(StagedSearcher):
 
     def _offspring(self, parent: Genome | None) -> list[Genome]:
         assert parent is not None
-        child = partial(self._child, parent)
-        return distinct(child, self._schedule.offspring, excluded=parent)
+        for fixed in (next(self._fixed), []):
+            child = partial(self._child, parent, fixed)
+            if offspring := distinct(child, self._schedule.offspring, excluded=parent):
+                return offspring
+        return []
 
-    def _child(self, parent: Genome) -> Genome | None:
+    def _child(self, parent: Genome, fixed: Sequence[int]) -> Genome | None:
         """A feasible mutation of the parent, or ``None`` if it goes too far from the start."""
         if self._exchanges:
-            child = exchange(self._space, parent, self._rng)
+            child = exchange(self._space, parent, self._rng, fixed)
         else:
-            swapped = mutate(self._space, parent, self._rng, self._max_level)
-            child = self._space.repair(swapped, self._rng)
+            swapped = mutate(self._space, parent, self._rng, self._max_level, fixed)
+            child = repair(self._space, swapped, self._rng, fixed)
         return child if self._within_caps(child) else None
 
     def _random(self) -> Genome | None:
@@ -125,6 +134,13 @@ class EvoPress(StagedSearcher):
             (self._max_level is None or farthest <= self._max_level)
             and (self._max_total is None or total <= self._max_total)
         )
+
+
+def _windows(space: SearchSpace, count: int) -> list[list[int]]:
+    """For each of `count` windows, which begin ever later, the genes of the blocks before it."""
+    blocks = np.array([unit.block for unit in space.genes.units])
+    begins = np.arange(count) * (blocks.max(initial=-1) + 1) / count
+    return [np.flatnonzero(blocks < begin).tolist() for begin in begins]
 
 
 def _tokens(pool: Pool, given: int | None, name: str) -> int:

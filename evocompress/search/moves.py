@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,11 @@ def flips(rng: np.random.Generator) -> int:
 
 
 def mutate(
-    space: SearchSpace, genome: Genome, rng: np.random.Generator, max_level: int | None = None
+    space: SearchSpace,
+    genome: Genome,
+    rng: np.random.Generator,
+    max_level: int | None = None,
+    fixed: Sequence[int] = (),
 ) -> Genome:
     """A copy of a genome (U,), changed by swaps (EvoPress, 2410.14649).
 
@@ -33,10 +37,11 @@ def mutate(
         genome: The parent; not changed.
         rng: Source of randomness.
         max_level: Largest distance of a matrix from its target, in levels.
+        fixed: Genes that do not move.
     """
     child = genome.copy()
     for _ in range(flips(rng)):
-        moves = _possible(space, child, max_level)
+        moves = _possible(space, child, max_level, fixed)
         if not moves:
             break
         down, up = moves[int(rng.integers(len(moves)))]
@@ -48,7 +53,9 @@ def mutate(
     return settled
 
 
-def exchange(space: SearchSpace, genome: Genome, rng: np.random.Generator) -> Genome:
+def exchange(
+    space: SearchSpace, genome: Genome, rng: np.random.Generator, fixed: Sequence[int] = ()
+) -> Genome:
     """A changed copy of a feasible genome (U,), in which cost has moved between any genes.
 
     As many genes as a mutation has moves get another level: a matrix the next one up or down,
@@ -61,20 +68,21 @@ def exchange(space: SearchSpace, genome: Genome, rng: np.random.Generator) -> Ge
         space: The space of the genome.
         genome: The parent; not changed.
         rng: Source of randomness.
+        fixed: Genes that do not move, where the others can meet the budget.
     """
     child = genome.copy()
     changed: list[int] = []
     for _ in range(flips(rng)):
-        movable = _movable(space, child)
+        movable = _movable(space, child, fixed)
         if not movable:
             break
         gene = int(rng.choice(movable[int(rng.integers(len(movable)))]))
         child[gene] = _another_level(space, child, gene, rng)
         changed.append(gene)
-    child = repair(space, child, rng, keep=changed)
-    child = spend(space, child, rng, keep=changed)
+    child = repair(space, child, rng, keep=[*changed, *fixed])
+    child = spend(space, child, rng, keep=[*changed, *fixed])
     # What the others could not use: a change may have to be taken back in part.
-    return spend(space, child, rng)
+    return spend(space, child, rng, keep=fixed)
 
 
 def transpose(space: SearchSpace, genome: Genome, rng: np.random.Generator) -> Genome:
@@ -117,10 +125,11 @@ def distinct(
     return found
 
 
-def _movable(space: SearchSpace, genome: Genome) -> list[NDArray[np.int64]]:
+def _movable(space: SearchSpace, genome: Genome, fixed: Sequence[int]) -> list[NDArray[np.int64]]:
     """For each kind of unit that can move, its genes that are not void and have a choice."""
     genes = space.genes
     free = ~genes.void(genome[None])[0] & (genes.sizes > 1)
+    free[list(fixed)] = False
     kinds = [units[free[units]] for units in genes.by_kind.values()]
     return [units for units in kinds if units.size]
 
@@ -134,12 +143,13 @@ def _another_level(space: SearchSpace, genome: Genome, gene: int, rng: np.random
 
 
 def _possible(
-    space: SearchSpace, genome: Genome, max_level: int | None
+    space: SearchSpace, genome: Genome, max_level: int | None, fixed: Sequence[int]
 ) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """For each kind of unit that can move: the units that can go down, and those that can go up."""
     genes = space.genes
     reach = int(genes.sizes.max()) if max_level is None else max_level
     present = ~genes.void(genome[None])[0]
+    present[list(fixed)] = False
     down = present & (genome > np.maximum(genes.start - reach, 0))
     up = present & (genome < np.minimum(genes.start + reach, genes.sizes - 1))
     moves = [(units[down[units]], units[up[units]]) for units in genes.by_kind.values()]

@@ -34,6 +34,9 @@ def shapes(steps):
     return [(len(requests), len(requests[0].micro_batches)) for requests, _ in steps]
 
 
+WIDTHS = space_of(width={"multiple_of": 8}, drop={}, budget={"body_params": 0.7})
+
+
 # ---- the course of a search
 
 
@@ -233,3 +236,32 @@ def test_what_a_favourable_drop_saves_is_spent_on_the_matrices():
     relaxable = (genomes[:, matrices] > 0) & ~space.genes.void(genomes)[:, matrices]
     assert (slack >= 0).all()
     assert ((slack < 64) | ~relaxable.any(axis=1)).all()
+
+
+DEEP = space_of(layers=12, drop={}, budget={"body_params": 0.6})
+
+
+@pytest.mark.parametrize("space", [SPARSITY, DEEP, WIDTHS], ids=["sparsity", "depth", "widths"])
+def test_generations_take_turns_in_ever_later_windows(space):
+    search = searcher(space, windows=3, **QUICK)
+    blocks = np.array([unit.block for unit in space.genes.units])
+    parent = space.repair(space.random(np.random.default_rng(1)), np.random.default_rng(2))
+    third = (blocks.max() + 1) // 3
+    first_changed = []
+    for begin in (0, third, 2 * third) * 2:
+        offspring = search._offspring(parent)
+        assert offspring and space.feasible(np.stack(offspring)).all()
+        changed = {blocks[np.flatnonzero(child != parent)].min() for child in offspring}
+        assert min(changed) >= begin
+        first_changed.append(min(changed))
+    assert first_changed[0] < third <= first_changed[1] < 2 * third
+
+
+def test_a_window_without_moves_gives_way_to_all_blocks():
+    space = space_of(
+        drop={"units": ["attention"], "protect": ["*.[345].*"]}, budget={"params": 0.9}
+    )
+    search = searcher(space, windows=2, **QUICK)
+    parent = space.uniform()
+    both = [search._offspring(parent) for _ in range(2)]
+    assert all(both)
