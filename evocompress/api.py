@@ -22,10 +22,10 @@ from evocompress import run
 from evocompress.apply import LiveModel
 from evocompress.comparison import Contestant, compare
 from evocompress.config import RunConfig
-from evocompress.config_file import changed
+from evocompress.config_file import changed, nearest
 from evocompress.costs import LatencyTable
 from evocompress.environment import describe, environment
-from evocompress.errors import RunError
+from evocompress.errors import ConfigError, RunError
 from evocompress.export import check_format, read_candidate
 from evocompress.export import materialize as write_checkpoint
 from evocompress.export.reload import read_checkpoint
@@ -33,6 +33,7 @@ from evocompress.files import read_json, write_json
 from evocompress.heal import heal as distil
 from evocompress.journal import Journal, read_candidates
 from evocompress.outcome import costs_of, front_rows, winner_record
+from evocompress.planning import DEVICES, HERE, Plan, make_plan, outline, plan_here, preflight
 from evocompress.profile import table_path, write_table
 from evocompress.progress import Advance, Reporter, Silent
 from evocompress.report import write_report
@@ -63,6 +64,8 @@ def search(config: RunConfig, *, resume: bool = False, reporter: Reporter | None
     with folder.locked():
         bench.reporter.log_to(folder.log)
         _describe(bench)
+        for line in preflight(bench):
+            bench.reporter.say(line)
         bench.library  # noqa: B018  (a stage of its own, before the search is timed)
         with Journal(folder.journal, bench.header()) as journal:
             _conclude(bench, journal)
@@ -88,6 +91,27 @@ def profile(
     bench = Workbench(config, RunFolder(config.folder), reporter or Silent())
     table = bench.profile(anew=anew)
     return table_path(bench.loaded, config.latency), table
+
+
+def plan(config: RunConfig, device: str = "here") -> Plan:
+    """What a run would take, from the model's config alone.
+
+    Args:
+        config: The run.
+        device: ``here``, which is measured for some seconds, or a name of
+            `evocompress.planning.DEVICES`.
+
+    Raises:
+        EvoCompressError: Anything the user can mend.
+    """
+    check_names(config)
+    if device != HERE and device not in DEVICES:
+        known = nearest(device, (HERE, *DEVICES))
+        raise ConfigError(f"--device: unknown device '{device}': {known}")
+    if device == HERE:
+        return plan_here(config)
+    loaded = outline(config.model.source, config.model.dtype)
+    return make_plan(config, loaded, DEVICES[device])
 
 
 def build_library(config: RunConfig, *, reporter: Reporter | None = None) -> Path:

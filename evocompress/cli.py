@@ -91,6 +91,40 @@ def profile(
     typer.echo(f"Table: {path}")
 
 
+@app.command(
+    epilog="Examples: `evocompress plan meta-llama/Llama-3.1-8B --space "
+    "search_spaces/smollm2_params70.yaml --device h200`; "
+    "`evocompress plan demo:smollm2-135m --space run.yaml --tokens 100000 heal.steps=50`"
+)
+def plan(
+    model: Annotated[
+        str, typer.Argument(help="Folder, config.json, hub id or demo.", show_default=False)
+    ],
+    space: Annotated[Path, typer.Option(help="YAML file of a run.", show_default=False)],
+    overrides: Overrides = None,
+    device: Annotated[
+        str, typer.Option(help="`here`, `h200`, `h100`, `a100`, `l40s` or `rtx4090`.")
+    ] = "here",
+    tokens: Annotated[
+        int | None, typer.Option(help="Requested tokens of the search.", show_default=False)
+    ] = None,
+) -> None:
+    """Foretell time, memory and disk of library, search and healing from a model's config alone.
+
+    No weights are read. On `here` this machine is measured for some seconds.
+    """
+    from evocompress import api
+    from evocompress.config_file import load_config
+    from evocompress.planning import plan_notes, plan_rows
+
+    changes = [f"model.source={model}", *(overrides or [])]
+    changes += [f"search.tokens={tokens}"] if tokens is not None else []
+    found = api.plan(load_config(space, changes), device)
+    _print_table(_columns(plan_rows(found)))
+    for note in plan_notes(found):
+        typer.echo(note)
+
+
 @library_app.command(
     "build", epilog="Example: `evocompress library build run.yaml library.path=libraries/smollm2`"
 )

@@ -87,7 +87,7 @@ def load(
             device does not exist or has too little memory for a block, or a package that the
             format needs is not installed.
     """
-    target = _device(device)
+    target = device_named(device)
     if source == DEMO_SOURCE:
         checkpoint = demo_checkpoint()
     else:
@@ -154,7 +154,12 @@ def _check_type(checkpoint: Checkpoint) -> None:
     family_named(kind)
 
 
-def _device(name: str) -> torch.device:
+def device_named(name: str) -> torch.device:
+    """The device of a name; ``auto`` is a GPU where there is one.
+
+    Raises:
+        ModelError: There is no such device.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

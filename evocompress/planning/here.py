@@ -1,0 +1,45 @@
+"""Planning for this machine, which is measured first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from evocompress.config import RunConfig
+from evocompress.models import device_named
+from evocompress.planning.measure import measured
+from evocompress.planning.outline import outline
+from evocompress.planning.plan import Plan, bench_of, make_plan
+
+HERE = "here"
+
+
+def plan_here(config: RunConfig) -> Plan:
+    """The plan of a run on the device that it names.
+
+    Raises:
+        EvoCompressError: The run's settings do not fit the model or this machine.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    target = device_named(config.model.device)
+    loaded = outline(config.model.source, config.model.dtype, on_cpu=target.type == "cpu")
+    bench = bench_of(config, loaded)
+    deepest = max((len(levels) for levels in bench.wanted_levels.values()), default=1)
+    calibration = config.calibration
+    device = measured(
+        loaded.family.architecture(loaded.model),
+        loaded.model.dtype,
+        target,
+        rows=calibration.micro_batch * calibration.length,
+        levels=deepest,
+        top_k=config.proxy.top_k,
+        folder=_existing(config.library.path or config.folder),
+    )
+    return make_plan(config, loaded, device)
+
+
+def _existing(path: Path) -> Path:
+    """The nearest folder above a path that exists."""
+    return next(parent for parent in (path, *path.absolute().parents) if parent.is_dir())

@@ -1,0 +1,65 @@
+"""A model without weights: all that its config says of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from evocompress.arithmetic import slow_on_cpu
+from evocompress.demo_model import DEMO_SOURCE, demo_checkpoint
+from evocompress.errors import ModelError, one_line
+from evocompress.families import family_of
+from evocompress.models import LoadedModel
+from evocompress.sources import DType, quiet_transformers
+
+
+def outline(source: str, dtype: DType = "auto", *, on_cpu: bool = False) -> LoadedModel:
+    """A model whose tensors have shapes and no values; it can be planned with and not run.
+
+    Args:
+        source: A local folder or ``config.json``, a hub id (only its config is downloaded), or
+            ``demo:smollm2-135m``.
+        dtype: ``auto`` is the config's.
+        on_cpu: It will run on this machine's CPU, where ``auto`` may become float32.
+
+    Raises:
+        ModelError: There is no such config, or its family is unknown.
+    """
+    path: Any = demo_checkpoint().folder if source == DEMO_SOURCE else _place(source)
+    with quiet_transformers():
+        try:
+            config = AutoConfig.from_pretrained(path)
+        except Exception as error:  # parsers of a damaged file fail with any type of error
+            raise ModelError(
+                f"no config of a model can be read from {source}: give a folder, a config.json or "
+                f"a hub id ({one_line(error)})"
+            ) from None
+        chosen = _dtype(config, dtype, on_cpu)
+        try:
+            with torch.device("meta"):
+                model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=chosen)
+        except ValueError as error:
+            raise ModelError(f"{source} is no causal language model: {one_line(error)}") from None
+    model.eval().requires_grad_(False)
+    tokenizer: Any = None
+    return LoadedModel(model, tokenizer, family_of(model), source, fingerprint="")
+
+
+def _place(source: str) -> str | Path:
+    """A local folder, or what may be a hub id."""
+    path = Path(source).expanduser()
+    if path.name == "config.json":
+        path = path.parent
+    return path if path.is_dir() else source
+
+
+def _dtype(config: Any, dtype: DType, on_cpu: bool) -> torch.dtype:
+    if dtype != "auto":
+        found: torch.dtype = getattr(torch, dtype)
+        return found
+    stored = config.dtype or torch.float32
+    stored = getattr(torch, stored) if isinstance(stored, str) else stored
+    return torch.float32 if on_cpu and slow_on_cpu(stored) else stored

@@ -1,0 +1,321 @@
+"""What the stages of a run take: work, memory and disk, by counting."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from evocompress.library.dense import DenseModel
+from evocompress.library.order import BlockOrder, block_orders
+from evocompress.library.plan import LibraryPlan, plan_library
+from evocompress.library.recipe import methods_for
+from evocompress.planning.work import Work, removal_operations, sweep_operations
+from evocompress.proxies.head import CPU_LOGIT_BYTES, GPU_BYTES
+from evocompress.proxies.prefix import LIMIT_BYTES
+from evocompress.types import Architecture, Candidate, Level
+from evocompress.workbench import Workbench, pool
+
+USUAL_TOKENS = 500_000
+"""Requested tokens where a run does not say how many."""
+
+FLOAT32 = 4
+
+ACTIVATIONS = 2
+"""Times that the inputs and outputs of matrices are read or written beside the products."""
+
+KERNELS = 40
+"""That a GPU runs for a block."""
+
+SWEEP_KERNELS = 8
+"""For each column of a matrix, all levels together."""
+
+REMOVAL_KERNELS = 15
+"""For each column that is removed."""
+
+ESTIMATED = 0.4
+"""Share of the tokens that `auto` spends on estimates, where levels have stored weights."""
+
+FORWARDS = 5
+"""What an estimate counts as: one forward and two backward passes."""
+
+TOGETHER = 16
+"""Candidates of a step: where blocks come and go, each comes once a step."""
+
+MASTER_BYTES = 20
+"""Of each weight that is healed: float32 copy, gradient, two moments, and a sum of gradients."""
+
+STATE_BYTES = 12
+"""Of each weight in the state from which healing is resumed."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage takes.
+
+    Attributes:
+        name: Of the stage.
+        work: That takes time.
+        device_bytes: Memory of the device; on a CPU main memory.
+        main_bytes: Main memory beside that.
+        disk_bytes: Files that it writes.
+    """
+
+    name: str
+    work: Work
+    device_bytes: int
+    main_bytes: int
+    disk_bytes: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is planned.
+
+    Attributes:
+        bench: With the model or its outline.
+        shared: Whether it will run in main memory, on a CPU.
+    """
+
+    bench: Workbench
+    shared: bool
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """In which it is computed."""
+        found: torch.dtype = self.bench.loaded.model.dtype
+        return found
+
+    @cached_property
+    def weight_bytes(self) -> int:
+        """Of the dense model."""
+        return sum(parameter.nbytes for parameter in self.bench.loaded.model.parameters())
+
+    @cached_property
+    def on_device(self) -> int:
+        """Bytes of its weights that are on the device at a time."""
+        allowed = self.bench.config.model.device_memory
+        return self.weight_bytes if allowed is None else min(self.weight_bytes, allowed)
+
+    @cached_property
+    def least_on_device(self) -> int:
+        """The fewest bytes that it could be run with: all but the blocks, and the largest block."""
+        blocks = self.bench.loaded.family.blocks(self.bench.loaded.model)
+        sizes = [sum(parameter.nbytes for parameter in block.parameters()) for block in blocks]
+        return self.weight_bytes - sum(sizes) + max(sizes)
+
+    @cached_property
+    def streamed(self) -> bool:
+        """Whether blocks come and go."""
+        return self.on_device < self.weight_bytes
+
+    @cached_property
+    def candidate(self) -> Candidate:
+        """A candidate of the size of all that are searched: the even one."""
+        space = self.bench.untimed_space
+        return space.genes.candidate(space.uniform())
+
+    @cached_property
+    def costs(self) -> tuple[Mapping[str, float], Mapping[str, float]]:
+        """Those of the dense model and of the candidate."""
+        model = self.bench.untimed_space.cost_model
+        found = model.of([Candidate(), self.candidate])
+        dense, other = ({name: float(v[i]) for name, v in found.items()} for i in (0, 1))
+        return dense, other
+
+    def products(self, tokens: float, *, dense: bool = False, head: bool = True) -> Work:
+        """A forward pass of the dense model or of a candidate."""
+        costs, length = self.costs[0 if dense else 1], self.bench.untimed_space.cost_model.length
+        of_head = 0.0 if head else 2.0 * self._hidden * self._vocabulary
+        passes, left = tokens / self._micro_batch, costs["params"] / self.costs[0]["params"]
+        return Work(
+            products=tokens * (costs["flops"] / length - of_head),
+            weights=passes * self.weight_bytes * left,
+            moved=tokens * left * ACTIVATIONS * self.features * self.dtype.itemsize,
+            launches=passes
+            * KERNELS
+            * len(self.bench.loaded.family.blocks(self.bench.loaded.model)),
+        )
+
+    def compared(self, tokens: float) -> Work:
+        """Comparing the logits of so many tokens."""
+        return Work(logits=tokens * self._vocabulary)
+
+    @property
+    def tokens(self) -> Mapping[str, int]:
+        """Of the parts of the calibration data."""
+        calibration = self.bench.config.calibration
+        return {
+            "library": calibration.library_sequences * calibration.length,
+            "search": sum(pool(calibration).tokens),
+            "sequence": calibration.length,
+        }
+
+    @property
+    def head_bytes(self) -> int:
+        """What the logits take that are in memory at a time."""
+        return 2 * (CPU_LOGIT_BYTES if self.shared else GPU_BYTES)
+
+    @property
+    def kept_bytes(self) -> int:
+        """What a backward pass over a sequence keeps of the forward pass: inputs and outputs."""
+        return self.tokens["sequence"] * self.features * self.dtype.itemsize
+
+    @cached_property
+    def features(self) -> int:
+        """Inputs and outputs of all matrices, for one token."""
+        return sum(sum(unit.shape) for unit in self.bench.units if unit.shape)
+
+    @cached_property
+    def _architecture(self) -> Architecture:
+        return self.bench.loaded.family.architecture(self.bench.loaded.model)
+
+    @property
+    def _hidden(self) -> int:
+        return self._architecture.hidden
+
+    @property
+    def _vocabulary(self) -> int:
+        return self._architecture.vocabulary
+
+    @property
+    def _micro_batch(self) -> int:
+        calibration = self.bench.config.calibration
+        return calibration.micro_batch * calibration.length
+
+
+def library_stage(run: Run) -> Stage | None:
+    """Building the level library; ``None`` where nothing has stored weights."""
+    bench = run.bench
+    if not bench.wanted_levels:
+        return None
+    config, calibration = bench.config.library, bench.config.calibration
+    plan = library_plan(run)
+    dense = DenseModel(bench.loaded)
+    methods = methods_for(dense, bench.wanted_levels, config)
+    orders = block_orders(dense, bench.wanted_levels, methods)
+    work = Work(written=plan.disk_bytes)
+    if any(order.needs for order in orders.values()):
+        passes = 2 if config.hessians == "propagated" else 1
+        work += run.products(run.tokens["library"], dense=True, head=False) * passes
+    if methods.gradients:
+        work += run.products(run.tokens["library"], dense=True) * 3
+    for order in orders.values():
+        work += _block_work(order, run.tokens["library"])
+    if run.streamed:
+        work += Work(brought=run.weight_bytes)
+    states = calibration.library_sequences * calibration.length
+    hidden = states * bench.loaded.family.architecture(bench.loaded.model).hidden
+    device, main = run.on_device + plan.memory_bytes, hidden * run.dtype.itemsize
+    return Stage("library", work, device, main, plan.disk_bytes)
+
+
+def library_plan(run: Run) -> LibraryPlan:
+    """Disk and memory of the library."""
+    bench, calibration = run.bench, run.bench.config.calibration
+    shape = (calibration.library_sequences, calibration.length)
+    return plan_library(
+        bench.loaded,
+        bench.wanted_levels,
+        torch.empty(shape, dtype=torch.int64, device="meta"),
+        bench.config.library,
+        batch=calibration.micro_batch,
+    )
+
+
+def _block_work(order: BlockOrder, tokens: int) -> Work:
+    """Statistics and criteria of one block."""
+    work = Work()
+    for word, kinds in order.needs.items():
+        inputs = order.readers[word].shape[1]
+        if "gram" in kinds:
+            work += Work(statistics=2.0 * tokens * inputs**2)
+    factored: set[str] = set()
+    for linear, levels in order.matrices:
+        outputs, inputs = linear.shape
+        if "gram" in order.methods.matrix_needs:
+            shared = 0.0 if linear.input in factored else 2.0 * inputs**3
+            work += Work(
+                launches=SWEEP_KERNELS * inputs,
+                sweep=sweep_operations(outputs, inputs, len(levels)) - 2.0 * inputs**3 + shared,
+                statistics=_error_operations(outputs, inputs, len(levels)),
+            )
+            factored.add(linear.input)
+    for coupled, levels in order.widths:
+        outputs, inputs = coupled.output.shape
+        if "gram" in order.methods.width_needs:
+            work += Work(
+                launches=REMOVAL_KERNELS * inputs,
+                removal=removal_operations(outputs, inputs),
+                statistics=_error_operations(outputs, inputs, len(levels)),
+            )
+    return work
+
+
+def _error_operations(outputs: int, inputs: int, levels: int) -> float:
+    """Of the output errors of all levels and of the dense matrix."""
+    return 2.0 * (levels + 1) * outputs * inputs**2
+
+
+def search_stage(run: Run) -> Stage:
+    """The search, at most so many requested tokens as the run allows."""
+    bench = run.bench
+    requested = bench.config.search.tokens or USUAL_TOKENS
+    estimated = _estimated(run) * requested
+    work = run.products(requested) + run.compared(requested)
+    work += run.products(run.tokens["search"], dense=True) + run.compared(run.tokens["search"])
+    sequences = estimated / (FORWARDS * run.tokens["sequence"])
+    stored = sum(_stored_bytes(run))
+    # Two inner products with every level, in float32; a GPU gets the levels from main memory.
+    work += Work(moved=2 * sequences * stored * FLOAT32 / run.dtype.itemsize)
+    if not run.shared:
+        work += Work(brought=2 * sequences * stored)
+    if run.streamed:
+        calibration = bench.config.calibration
+        step = TOGETHER * calibration.micro_batch * calibration.length
+        work += Work(brought=run.weight_bytes * requested / step)
+    targets = run.tokens["search"] * (8 * bench.config.proxy.top_k + FLOAT32)
+    device = run.on_device + targets + LIMIT_BYTES + run.head_bytes
+    device += run.kept_bytes if estimated and not run.streamed else 0
+    cache = library_plan(run).cache_bytes if bench.wanted_levels else 0
+    return Stage("search", work, device, cache, 0)
+
+
+def _estimated(run: Run) -> float:
+    """Share of the tokens that goes into estimates of stored levels."""
+    return ESTIMATED if run.bench.config.search.name == "auto" and run.bench.wanted_levels else 0
+
+
+def _stored_bytes(run: Run) -> Iterable[int]:
+    """Bytes of the weights of every level that an estimate multiplies with gradients."""
+    sizes = {unit.name: unit for unit in run.bench.units}
+    outputs = {unit.parent: unit for unit in run.bench.units if unit.columns}
+    for name, levels in run.bench.wanted_levels.items():
+        matrix = sizes[name] if sizes[name].kind == "matrix" else outputs[name]
+        yield from (_left(level, matrix.numel) * run.dtype.itemsize for level in levels)
+
+
+def _left(level: Level, dense: int) -> int:
+    return dense if not level.narrow else dense // 2
+
+
+def heal_stage(run: Run) -> Stage:
+    """The distillation of the dense model into the candidate."""
+    config, length = run.bench.config.heal, run.bench.config.calibration.length
+    tokens = config.steps * config.accumulate * config.batch * length
+    params = run.costs[1]["params"]
+    measured = 1 + config.steps // config.evaluate_every
+    validation = config.validation_sequences * length
+    work = run.products(tokens, dense=True) + run.products(tokens) * 3 + run.compared(3 * tokens)
+    work += (run.products(validation) + run.compared(validation)) * measured
+    per_step = 2 * MASTER_BYTES + config.accumulate * 2 * FLOAT32
+    work += Work(moved=config.steps * params * per_step)
+    checkpoint = params * run.dtype.itemsize
+    work += Work(written=measured * (checkpoint + params * STATE_BYTES))
+    student = params * (run.dtype.itemsize + MASTER_BYTES)
+    activations = config.batch * run.kept_bytes * 2
+    device = run.on_device + student + activations + run.head_bytes
+    disk = checkpoint + params * (STATE_BYTES + FLOAT32)
+    return Stage("heal", work, int(device), 0, int(disk))

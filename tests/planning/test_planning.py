@@ -1,0 +1,175 @@
+"""Plans: amounts of work and memory against counting on a model, and what helps where they fail."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import AutoConfig
+
+from evocompress import api
+from evocompress.config import RunConfig
+from evocompress.errors import ConfigError, ModelError
+from evocompress.evaluation import count_flops
+from evocompress.families import FAMILIES
+from evocompress.planning import DEVICES, make_plan, outline, plan_notes, plan_rows, preflight
+from evocompress.planning.device import Device
+from evocompress.planning.plan import bench_of
+from evocompress.planning.stages import Run, search_stage
+from evocompress.planning.work import Work
+from evocompress.testing.tiny import tiny_checkpoint, tiny_loaded, tiny_model
+
+LENGTH = 32
+SPARSE = {"sparsity": {"target": 0.5, "levels": 2}}
+NARROW = {"width": {"multiple_of": 8}, "drop": {}, "budget": {"body_params": 0.7}}
+SLOW = Device("slow", 10**9, {"float32": 10.0}, 20.0, 40.0, 50.0, 100.0, 25.0, 5.0, 0.5)
+
+
+def config(model="m", space=NARROW, **changes):
+    calibration = {
+        "source": "text.txt",
+        "library_sequences": 6,
+        "search_sequences": 8,
+        "length": LENGTH,
+    }
+    return RunConfig.model_validate(
+        {
+            "name": "n",
+            "model": {"source": str(model)},
+            "calibration": calibration,
+            "space": space,
+            "search": {"name": "auto", "tokens": 4000},
+            **changes,
+        }
+    )
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    return tiny_checkpoint(tmp_path / "model")
+
+
+def test_work_takes_the_slower_of_products_weights_and_transfers_and_the_rest_beside():
+    work = Work(products=30, statistics=10, sweep=20, removal=40, logits=50, written=5, launches=4)
+    assert work.seconds(SLOW, "float32") == pytest.approx(3 + 1 + 1 + 1 + 1 + 1 + 2)
+    heavy = work + Work(weights=700, brought=50, moved=100)
+    assert heavy.seconds(SLOW, "float32") == pytest.approx(7 + 1 + 1 + 1 + 1 + 1 + 2 + 1)
+    assert (work * 3).seconds(SLOW, "float32") == pytest.approx(3 * work.seconds(SLOW, "float32"))
+
+
+@pytest.mark.parametrize("model_type", sorted(FAMILIES))
+def test_an_outline_knows_all_of_a_model_but_its_weights(tmp_path, model_type):
+    model = tiny_model(model_type)
+    model.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    for source in (tmp_path, tmp_path / "config.json"):
+        found, family = outline(str(source)), FAMILIES[model_type]
+        assert found.model.device.type == "meta"
+        assert found.family.units(found.model) == family.units(model)
+        assert found.family.architecture(found.model) == family.architecture(model)
+
+
+def test_an_outline_has_the_dtype_of_the_config_or_the_wanted_one(tmp_path):
+    tiny_model("llama", dtype=torch.bfloat16).save_pretrained(tmp_path)
+    assert outline(str(tmp_path)).model.dtype == torch.bfloat16
+    assert outline(str(tmp_path), "float16").model.dtype == torch.float16
+
+
+def test_what_is_no_model_is_refused(tmp_path):
+    AutoConfig.for_model("bert").save_pretrained(tmp_path / "bert")
+    with pytest.raises(ModelError, match="bert"):
+        outline(str(tmp_path / "bert"))
+    with pytest.raises(ModelError, match="no config of a model can be read"):
+        outline(str(tmp_path / "nothing"))
+
+
+@pytest.mark.parametrize("space", [SPARSE, NARROW], ids=["sparse", "narrow"])
+def test_products_of_the_dense_model_are_those_that_torch_counts(space):
+    loaded = tiny_loaded()
+    run = Run(bench_of(config(space=space), loaded), shared=True)
+    length = run.bench.untimed_space.cost_model.length
+    counted = count_flops(loaded.model, length)
+    assert run.products(3 * length, dense=True).products == pytest.approx(3 * counted, rel=1e-6)
+    of_head = 2 * 64 * 256 * length
+    without = run.products(length, dense=True, head=False).products
+    assert without == pytest.approx(counted - of_head, rel=1e-6)
+    share = run.products(length).products / counted
+    assert share == pytest.approx(1.0) if space is SPARSE else 0.5 < share < 0.9
+
+
+def test_a_search_compares_each_logit_that_it_asks_for_and_the_dense_models():
+    run = Run(bench_of(config(), tiny_loaded()), shared=True)
+    assert search_stage(run).work.logits == (4000 + 8 * LENGTH) * 256
+    asked = Run(bench_of(config(search={"name": "uniform"}), tiny_loaded()), shared=True)
+    assert search_stage(asked).work.logits == (500_000 + 8 * LENGTH) * 256
+
+
+@pytest.mark.parametrize("space", [SPARSE, NARROW], ids=["sparse", "narrow"])
+def test_the_disk_of_a_library_is_that_of_one_that_is_built(tmp_path, checkpoint, space):
+    (tmp_path / "text.txt").write_text(" ".join(f"word{n * n % 97}" for n in range(3000)))
+    found = config(checkpoint, space, runs=tmp_path / "runs")
+    calibration = found.calibration.model_copy(update={"source": str(tmp_path / "text.txt")})
+    found = found.model_copy(update={"calibration": calibration})
+    plan = make_plan(found, outline(str(checkpoint)), DEVICES["h200"])
+    library = api.build_library(found)
+    built = sum(file.stat().st_size for file in library.glob("*.safetensors"))
+    assert [stage.name for stage in plan.stages] == ["library", "search", "heal"]
+    assert plan.stages[0].disk_bytes == built
+
+
+def test_removal_alone_needs_no_library():
+    space = {"drop": {}, "budget": {"body_params": 0.7}}
+    plan = make_plan(config(space=space), tiny_loaded(), DEVICES["h100"])
+    assert [stage.name for stage in plan.stages] == ["search", "heal"]
+
+
+@pytest.mark.parametrize("name", DEVICES)
+def test_every_device_plans_every_kind_of_space(name):
+    for space in (SPARSE, NARROW, {**SPARSE, **NARROW}):
+        plan = make_plan(config(space=space), tiny_loaded(), DEVICES[name])
+        assert all(0 < plan.seconds(stage) < math.inf for stage in plan.stages)
+        rows = plan_rows(plan)
+        assert [row[0] for row in rows] == ["stage", "library", "search", "heal", "all"]
+        assert len({len(row) for row in rows}) == 1
+        assert plan.advice == ()
+
+
+def test_where_memory_is_short_the_advice_helps():
+    loaded = tiny_loaded(layers=40)
+    weights = sum(parameter.nbytes for parameter in loaded.model.parameters())
+    settings = config(space={"drop": {}, "budget": {"body_params": 0.7}})
+    needed = make_plan(settings, loaded, DEVICES["a100"]).stages[0].device_bytes
+    small = replace(DEVICES["a100"], name="small", memory=needed - weights // 2)
+    plan = make_plan(settings, loaded, small)
+    (advice,) = (line for line in plan.advice if line.startswith("search"))
+    assert advice in list(plan_notes(plan))
+    setting = advice.split("model.device_memory=")[1].split()[0]
+    memory = {"source": "m", "device_memory": setting}
+    streamed = make_plan(
+        settings.model_copy(update={"model": memory_config(memory)}), loaded, small
+    )
+    assert not [line for line in streamed.advice if line.startswith("search")]
+    assert streamed.stages[0].work.brought > plan.stages[0].work.brought == 0
+
+
+def memory_config(settings):
+    return config().model.model_validate(settings)
+
+
+def test_a_search_says_what_it_needs_before_it_begins():
+    first, *advice = preflight(bench_of(config(), tiny_loaded()))
+    assert first.startswith("needs up to ") and "disk" in first
+    assert advice == []
+
+
+def test_the_command_plans_for_here_and_for_others(tmp_path, checkpoint, monkeypatch):
+    from evocompress.planning import measure
+
+    for name, small in (("COPIED", 2**16), ("WRITTEN", 2**16), ("TURNS", 1), ("SIDE", 64)):
+        monkeypatch.setattr(measure, name, small)
+    for device in ("here", "l40s"):
+        plan = api.plan(config(checkpoint, runs=tmp_path), device)
+        assert all(0 < plan.seconds(stage) < math.inf for stage in plan.stages)
+        assert plan.device.shared == (device == "here")
+    with pytest.raises(ConfigError, match="unknown device 'h20': did you mean 'h200'"):
+        api.plan(config(checkpoint), "h20")
