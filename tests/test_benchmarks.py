@@ -15,6 +15,7 @@ SHARED = {
 FIGURES = {
     "proxy": ["vs_forward", "vs_two_sided_kl", "peak_mib", "peak_mib_two_sided"],
     "prefix": ["single_drops_speedup", "nothing_common_speedup", "different"],
+    "plan": ["plan_time_error", "plan_memory_error", "plan_disk_error"],
     "library": ["vs_per_level_sweeps", "max_relative_difference"],
     "latency_model": [
         *("median_abs_error", "shortest", "batch", "tokens", "spread"),

@@ -8,6 +8,7 @@ from functools import cached_property
 
 import torch
 
+from evocompress.heal.distill import BYTES_PER_WEIGHT
 from evocompress.library.dense import DenseModel
 from evocompress.library.order import BlockOrder, block_orders
 from evocompress.library.plan import LibraryPlan, plan_library
@@ -44,11 +45,11 @@ FORWARDS = 5
 TOGETHER = 16
 """Candidates of a step: where blocks come and go, each comes once a step."""
 
-MASTER_BYTES = 20
-"""Of each weight that is healed: float32 copy, gradient, two moments, and a sum of gradients."""
+MASTER_BYTES = 16
+"""Of each weight that is healed: its float32 copy, that one's gradient and two moments."""
 
 STATE_BYTES = 12
-"""Of each weight in the state from which healing is resumed."""
+"""Of each weight in the state from which healing is resumed: the copy and the moments."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,12 @@ class Run:
     def head_bytes(self) -> int:
         """What the logits take that are in memory at a time."""
         return 2 * (CPU_LOGIT_BYTES if self.shared else GPU_BYTES)
+
+    @property
+    def prefix_bytes(self) -> int:
+        """What the states between blocks take that candidates share."""
+        states = self.tokens["search"] * self._hidden * self.dtype.itemsize
+        return min(LIMIT_BYTES, states * (1 + len(self._architecture.heads)))
 
     @property
     def kept_bytes(self) -> int:
@@ -277,7 +284,7 @@ def search_stage(run: Run) -> Stage:
         step = TOGETHER * calibration.micro_batch * calibration.length
         work += Work(brought=run.weight_bytes * requested / step)
     targets = run.tokens["search"] * (8 * bench.config.proxy.top_k + FLOAT32)
-    device = run.on_device + targets + LIMIT_BYTES + run.head_bytes
+    device = run.on_device + targets + run.prefix_bytes + run.head_bytes
     device += run.kept_bytes if estimated and not run.streamed else 0
     cache = library_plan(run).cache_bytes if bench.wanted_levels else 0
     return Stage("search", work, device, cache, 0)
@@ -314,8 +321,7 @@ def heal_stage(run: Run) -> Stage:
     work += Work(moved=config.steps * params * per_step)
     checkpoint = params * run.dtype.itemsize
     work += Work(written=measured * (checkpoint + params * STATE_BYTES))
-    student = params * (run.dtype.itemsize + MASTER_BYTES)
+    student = params * (2 * run.dtype.itemsize + MASTER_BYTES)
     activations = config.batch * run.kept_bytes * 2
     device = run.on_device + student + activations + run.head_bytes
-    disk = checkpoint + params * (STATE_BYTES + FLOAT32)
-    return Stage("heal", work, int(device), 0, int(disk))
+    return Stage("heal", work, int(device), 0, int(params * BYTES_PER_WEIGHT))
