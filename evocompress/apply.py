@@ -8,11 +8,11 @@ from types import TracebackType
 from torch import Tensor, nn
 
 from evocompress.errors import LibraryError
-from evocompress.families import SubLayerName
+from evocompress.families import Matrix, SubLayerName
 from evocompress.families.base import Attributes
 from evocompress.families.coupling import Widths
 from evocompress.models import LoadedModel
-from evocompress.prune import PARTS, LevelStore, Source, form_of
+from evocompress.prune import LevelStore, Source, form_of
 from evocompress.types import DENSE, Candidate, Level, Unit
 
 
@@ -50,6 +50,9 @@ class LiveModel:
             if unit.kind == "matrix"
         }
         self._source = Source(loaded, _tensors(self._modules), library)
+        self._keys = {name: (f"{name}.weight", f"{name}.bias") for name in self._modules}
+        self._weights = {name: m.get_parameter("weight") for name, m in self._modules.items()}
+        self._within = _matrices_within(loaded, self.units)
         self._removed: dict[str, dict[str, nn.Module]] = {}
         self._attributes: dict[str, Attributes] = {}
 
@@ -74,15 +77,12 @@ class LiveModel:
             LibraryError: The model has no such unit, or the library no such level.
         """
         before, after = self._current.by_name, candidate.by_name
-        changed = {
-            name: after.get(name, DENSE)
-            for name in before.keys() | after.keys()
-            if before.get(name) != after.get(name)
-        }
+        changed = {name: level for name, level in after.items() if before.get(name) != level}
+        changed |= {name: DENSE for name in before.keys() - after.keys()}
         for name, level in changed.items():
             self._check(name, level)
         # Everything that can fail comes before the first change.
-        tensors = self._changed_tensors(changed, before, after)
+        tensors = self._changed_tensors(changed, after)
         for name, parts in tensors.items():
             self._put(name, parts)
         for name, level in changed.items():
@@ -119,27 +119,26 @@ class LiveModel:
             raise LibraryError(f"{name} can only be dropped, narrowed or dense, not {level.key}")
 
     def _changed_tensors(
-        self, changed: Iterable[str], before: Mapping[str, Level], after: Mapping[str, Level]
-    ) -> dict[str, dict[str, Tensor]]:
-        """The new tensors of each matrix whose form changes; raises where there are none."""
-        tensors: dict[str, dict[str, Tensor]] = {}
-        for index in sorted({self.units[name].block for name in changed}):
-            block = f"{self.loaded.family.layers_path}.{index}"
-            for matrix in self.loaded.family.matrices:
-                form = form_of(block, matrix, after)
-                if form != form_of(block, matrix, before):
-                    tensors[f"{block}.{matrix.path}"] = self._source.tensors(index, matrix, form)
+        self, changed: Iterable[str], after: Mapping[str, Level]
+    ) -> dict[str, Mapping[str, Tensor]]:
+        """The new tensors of each matrix of the changed units; raises where there are none."""
+        tensors: dict[str, Mapping[str, Tensor]] = {}
+        for unit in changed:
+            for index, block, matrix, name in self._within[unit]:
+                if name not in tensors:
+                    form = form_of(block, matrix, after)
+                    tensors[name] = self._source.tensors(index, matrix, form)
         return tensors
 
     def _put(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Swap the weight and bias of a matrix; a bias it lacks when dense comes and goes."""
-        module = self._modules[name]
-        weight, bias = (f"{name}.{part}" for part in PARTS)
-        module.get_parameter("weight").data = tensors[weight]
+        module, (weight, bias) = self._modules[name], self._keys[name]
+        self._weights[name].data = tensors[weight]
         if bias in self._source.dense:
             module.get_parameter("bias").data = tensors[bias]
-        else:
-            new = tensors.get(bias)
+            return
+        new = tensors.get(bias)
+        if new is not None or module.bias is not None:
             module.register_parameter(
                 "bias", None if new is None else nn.Parameter(new, requires_grad=False)
             )
@@ -156,6 +155,22 @@ class LiveModel:
             widths = self._source.widths(unit.block).at(level)
             attributes = family.narrowing(block, sublayer, widths)
             self._attributes[unit.name] = _put_attributes(block, attributes)
+
+
+_Place = tuple[int, str, Matrix, str]
+"""A matrix: index and name of its block, what its family says of it, and its own name."""
+
+
+def _matrices_within(loaded: LoadedModel, units: Mapping[str, Unit]) -> dict[str, list[_Place]]:
+    """For each unit the matrices that are in it, or that it is."""
+    within: dict[str, list[_Place]] = {name: [] for name in units}
+    for index in range(len(loaded.family.blocks(loaded.model))):
+        block = f"{loaded.family.layers_path}.{index}"
+        for matrix in loaded.family.matrices:
+            name = f"{block}.{matrix.path}"
+            for unit in (block, f"{block}.{matrix.sublayer}", name):
+                within[unit].append((index, block, matrix, name))
+    return within
 
 
 def _tensors(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:

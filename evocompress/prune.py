@@ -8,7 +8,7 @@ and what the matrix that reads them becomes, the level library has decided.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor
@@ -68,13 +68,15 @@ class Source:
         loaded: The model; only its family and config are used, so it may be in any state.
         dense: The dense tensors of its matrices and their biases, by parameter name.
         library: The compressed ones; ``None`` where nothing is sparse or narrow.
+        stored: Those that were asked for and are no copies: backed by the library's files.
     """
 
     loaded: LoadedModel
     dense: Mapping[str, Tensor]
     library: LevelStore | None
+    stored: dict[tuple[str, Level], Mapping[str, Tensor]] = field(default_factory=dict)
 
-    def tensors(self, block: int, matrix: Matrix, form: Form) -> dict[str, Tensor]:
+    def tensors(self, block: int, matrix: Matrix, form: Form) -> Mapping[str, Tensor]:
         """The weight and bias of a matrix in a form.
 
         Args:
@@ -102,7 +104,7 @@ class Source:
             return self._narrow(block, matrix, form)
         if form.level.dense:
             return self._own(name)
-        return self._own(name) | self._renamed(name, self._store(name, form).load(name, form.level))
+        return self.stored.get((name, form.level)) or self._sparse(name, form)
 
     def widths(self, block: int) -> Widths:
         """How wide the sub-layers of a block are in the dense model."""
@@ -113,6 +115,15 @@ class Source:
 
     def _name(self, block: int, path: str) -> str:
         return f"{self.loaded.family.layers_path}.{block}.{path}"
+
+    def _sparse(self, name: str, form: Form) -> Mapping[str, Tensor]:
+        """A matrix with zeros in a sub-layer of full width, and its bias."""
+        entry = self._store(name, form).load(name, form.level)
+        renamed = self._renamed(name, entry)
+        tensors = self._own(name) | renamed
+        if all(any(tensor is one for one in entry.values()) for tensor in renamed.values()):
+            self.stored[name, form.level] = tensors
+        return tensors
 
     def _own(self, name: str) -> dict[str, Tensor]:
         """The dense weight and, where there is one, bias of a matrix."""

@@ -11,10 +11,16 @@ FOLDER = Path(__file__).parent.parent / "benchmarks"
 SHARED = {
     *("common", "cells", "heldout", "pictures"),
     *("contest", "contest_cells", "contest_front"),
+    *("speed_setting", "speed_candidates", "speed_search", "speed_library"),
 }
 FIGURES = {
     "proxy": ["vs_forward", "vs_two_sided_kl", "peak_mib", "peak_mib_two_sided"],
     "prefix": ["single_drops_speedup", "nothing_common_speedup", "different"],
+    "speed": [
+        *("vs_forward", "trie_efficiency", "evopress_workload", "depth_efficiency"),
+        *("window_workload", "vs_published_recipe", "swap_ms_per_100", "cost_10k_ms"),
+        *("overhead_fraction", "sweeps_vs_per_level", "library_vs_per_level"),
+    ],
     "plan": ["plan_time_error", "plan_memory_error", "plan_disk_error"],
     "library": ["vs_per_level_sweeps", "max_relative_difference"],
     "latency_model": [

@@ -1,0 +1,98 @@
+"""What the parts of `speed.py` share: a model, a sparsity space with its library, and tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from evocompress.arithmetic import slow_on_cpu
+from evocompress.config import LibraryConfig, SpaceConfig
+from evocompress.library import Library, build_library
+from evocompress.models import LoadedModel, load
+from evocompress.space import SearchSpace, build_space
+from evocompress.testing.tiny import tiny_loaded
+
+TINY = "tiny"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where and what is measured.
+
+    Attributes:
+        folder: For libraries and weight files.
+        source: The model.
+        length: Tokens of a sequence.
+        repeats: Turns of each comparison.
+        generation: Mutations of a generation.
+        library_sequences: Calibration sequences of the library that is timed.
+        levels: Levels up and down of its matrices.
+    """
+
+    folder: Path
+    source: str
+    length: int
+    repeats: int
+    generation: int
+    library_sequences: int
+    levels: int
+
+    def load(self, dtype: str = "auto") -> LoadedModel:
+        """The model."""
+        if self.source == TINY:
+            kind = torch.float32 if dtype == "auto" else getattr(torch, dtype)
+            return tiny_loaded(layers=6, vocabulary=4096, dtype=kind)
+        return load(self.source, dtype=dtype)  # type: ignore[arg-type]
+
+    @cached_property
+    def loaded(self) -> LoadedModel:
+        """The model in the dtype of a run."""
+        return self.load()
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        """Those that this machine multiplies in hardware."""
+        return ("float32",) if slow_on_cpu(torch.bfloat16) else ("float32", "bfloat16")
+
+    def space(self, **config: object) -> SearchSpace:
+        """A search space of the model."""
+        family, model = self.loaded.family, self.loaded.model
+        settings = SpaceConfig.model_validate(config)
+        return build_space(tuple(family.units(model)), family.architecture(model), settings)
+
+    @cached_property
+    def sparsity(self) -> SearchSpace:
+        """50% sparsity, a few levels up and down."""
+        return self.space(sparsity={"target": 0.5, "levels": 2})
+
+    @cached_property
+    def library(self) -> Library:
+        """Its levels, by magnitude: quickly made, and as large as any."""
+        genes = self.sparsity.genes
+        wanted = {
+            members[0].name: tuple(level for level in levels if not level.dense)
+            for members, levels in zip(genes.members, genes.levels, strict=True)
+        }
+        config = LibraryConfig(criterion="magnitude")
+        path = self.folder / "levels"
+        return build_library(self.loaded, wanted, self.tokens(1), "none", config, path, batch=1)
+
+    def tokens(self, sequences: int) -> Tensor:
+        """Random tokens: what they are does not matter to the time."""
+        generator = torch.Generator().manual_seed(0)
+        vocabulary = self.loaded.model.config.vocab_size
+        return torch.randint(vocabulary, (sequences, self.length), generator=generator)
+
+
+def full(folder: Path, repeats: int) -> Setting:
+    """SmolLM2-135M."""
+    return Setting(folder, "demo:smollm2-135m", 512, repeats, 32, 128, 6)
+
+
+def quick(folder: Path, repeats: int) -> Setting:
+    """A tiny model."""
+    return Setting(folder, TINY, 32, min(repeats, 2), 8, 4, 2)
