@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from types import TracebackType
 
+import torch
 from torch import Tensor, nn
 
+from evocompress.cache import Cache
 from evocompress.errors import LibraryError
 from evocompress.families import Matrix, SubLayerName
 from evocompress.families.base import Attributes
@@ -14,6 +16,9 @@ from evocompress.families.coupling import Widths
 from evocompress.models import LoadedModel
 from evocompress.prune import LevelStore, Source, form_of
 from evocompress.types import DENSE, Candidate, Level, Unit
+
+GPU_SHARE = 0.3
+"""Of a GPU's free memory what copies of compressed matrices may take."""
 
 
 class LiveModel:
@@ -49,7 +54,7 @@ class LiveModel:
             for name, unit in self.units.items()
             if unit.kind == "matrix"
         }
-        self._source = Source(loaded, _tensors(self._modules), library)
+        self._source = Source(loaded, _tensors(self._modules), library, _copies(loaded))
         self._keys = {name: (f"{name}.weight", f"{name}.bias") for name in self._modules}
         self._weights = {name: m.get_parameter("weight") for name, m in self._modules.items()}
         self._within = _matrices_within(loaded, self.units)
@@ -155,6 +160,14 @@ class LiveModel:
             widths = self._source.widths(unit.block).at(level)
             attributes = family.narrowing(block, sublayer, widths)
             self._attributes[unit.name] = _put_attributes(block, attributes)
+
+
+def _copies(loaded: LoadedModel) -> Cache | None:
+    """Room on a GPU for levels that candidates have in common; ``None`` where none is needed."""
+    device = loaded.model.device
+    if device.type != "cuda" or loaded.cache is not None:
+        return None
+    return Cache(int(GPU_SHARE * torch.cuda.mem_get_info(device)[0]))
 
 
 _Place = tuple[int, str, Matrix, str]

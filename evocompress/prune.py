@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 from torch import Tensor
 
+from evocompress.cache import Cache
 from evocompress.errors import LibraryError
 from evocompress.families import Matrix
 from evocompress.families.base import head_shape
@@ -68,12 +70,14 @@ class Source:
         loaded: The model; only its family and config are used, so it may be in any state.
         dense: The dense tensors of its matrices and their biases, by parameter name.
         library: The compressed ones; ``None`` where nothing is sparse or narrow.
+        copies: Holds copies of the library's tensors on a device that is not the library's.
         stored: Those that were asked for and are no copies: backed by the library's files.
     """
 
     loaded: LoadedModel
     dense: Mapping[str, Tensor]
     library: LevelStore | None
+    copies: Cache | None = None
     stored: dict[tuple[str, Level], Mapping[str, Tensor]] = field(default_factory=dict)
 
     def tensors(self, block: int, matrix: Matrix, form: Form) -> Mapping[str, Tensor]:
@@ -119,7 +123,11 @@ class Source:
     def _sparse(self, name: str, form: Form) -> Mapping[str, Tensor]:
         """A matrix with zeros in a sub-layer of full width, and its bias."""
         entry = self._store(name, form).load(name, form.level)
-        renamed = self._renamed(name, entry)
+        if self.copies is None:
+            renamed = self._renamed(name, entry)
+        else:
+            make = partial(self._renamed, name, entry)
+            renamed = self.copies.get(f"{name} {form.level.key}", make, _bytes)
         tensors = self._own(name) | renamed
         if all(any(tensor is one for one in entry.values()) for tensor in renamed.values()):
             self.stored[name, form.level] = tensors
@@ -184,6 +192,10 @@ class Source:
         chain = [self._own(self._name(block + k, matrix.path)) for k in range(count + 1)]
         parts = zip(chain[0], zip(*(own.values() for own in chain), strict=True), strict=True)
         return {name: _merge(tensors) for name, tensors in parts}
+
+
+def _bytes(tensors: Mapping[str, Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors.values())
 
 
 def _merge(tensors: Sequence[Tensor]) -> Tensor:

@@ -5,12 +5,14 @@ import copy
 import pytest
 import torch
 
+from evocompress import apply
 from evocompress.apply import LiveModel
+from evocompress.cache import Cache
 from evocompress.config import LibraryConfig
 from evocompress.errors import LibraryError
 from evocompress.library import build_library
 from evocompress.testing.tiny import tiny_loaded
-from evocompress.types import DROP, Candidate, Level
+from evocompress.types import DENSE, DROP, Candidate, Level
 
 FAMILIES = ["llama", "gpt2", "opt", "gemma3_text"]
 
@@ -140,6 +142,36 @@ def test_weights_are_the_library_s_memory(world):
         parameter = world.loaded.model.get_parameter(f"{unit.name}.weight")
         stored = world.library.load(unit.name, half(world, 0))["weight"]
         assert parameter.data_ptr() == stored.data_ptr()
+
+
+class Elsewhere:
+    """A library on another device, as far as a CPU can have one: of another type."""
+
+    def __init__(self, library):
+        self._library = library
+        self.loads = 0
+
+    def load(self, unit, level, width=DENSE):
+        self.loads += 1
+        return {part: t.double() for part, t in self._library.load(unit, level, width).items()}
+
+
+def test_copies_of_levels_are_kept_as_long_as_there_is_room(world, monkeypatch):
+    sizes = [unit.numel * 4 for unit in world.matrices]
+    cache = Cache(sizes[0] + sizes[3])
+    monkeypatch.setattr(apply, "_copies", lambda loaded: cache)
+    one, other = world.candidate(matrix_0=half(world, 0)), world.candidate(matrix_3=half(world, 3))
+    names = [f"{world.matrices[place].name}.weight" for place in (0, 3)]
+    with LiveModel(world.loaded, Elsewhere(world.library)) as live:
+        found = []
+        for candidate in (one, other, one, other):
+            live.apply(candidate)
+            found.append([world.loaded.model.get_parameter(name).data_ptr() for name in names])
+            assert torch.equal(world.logits(), world.expected(candidate))
+        assert found[:2] == found[2:]
+        assert cache.bytes == cache.limit
+        live.apply(world.candidate(matrix_1=half(world, 1)))
+        assert cache.bytes <= cache.limit
 
 
 def bad_candidates(world):

@@ -223,20 +223,27 @@ class PositionProxy(ABC, Generic[Target]):
 
     def _run(self, running: Running, micro_batches: Iterable[int], states: States) -> Result | None:
         """Run a candidate on its next micro-batches, unless it is decided before."""
-        for index in micro_batches:
-            result = running.add(self._value(index, states), self.name)
+        sums: Iterable[tuple[int, Tensor]]
+        sums = ((index, self._sums(index, states)) for index in micro_batches)
+        if running.request.stop_above is None:
+            # Reading a value waits for a GPU: no pass depends on it, so all are begun before.
+            sums = list(sums)
+        for index, found in sums:
+            counts = (self._ids[index].shape[1] - 1,) * len(found)
+            value = MicroBatchValue(index, tuple(found.tolist()), counts)
+            result = running.add(value, self.name)
             if result is not None:
                 return result
         return None
 
     @torch.inference_mode()
-    def _value(self, index: int, states: States) -> MicroBatchValue:
+    def _sums(self, index: int, states: States) -> Tensor:
+        """The sum over the positions of each sequence (b,) of a micro-batch, float64."""
         sequences, length = self._ids[index].shape
         hidden = states(index).to(self._model.device)
         chunks, targets = self._chunks(hidden), self._targets[index]
         rows = [self._row_values(*pair) for pair in zip(chunks, targets, strict=True)]
-        sums = torch.cat(rows).view(sequences, length - 1).double().sum(1)
-        return MicroBatchValue(index, tuple(sums.tolist()), (length - 1,) * sequences)
+        return torch.cat(rows).view(sequences, length - 1).double().sum(1)
 
     def _asked(self, request: Evaluate) -> int:
         """Positions of all its micro-batches."""
