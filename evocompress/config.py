@@ -196,10 +196,13 @@ class ProxyConfig(Strict):
         kind: ``kl`` to the dense model, ``perplexity`` (its logarithm is what is kept), ``js``
             (Jensen-Shannon divergence) or ``cosine`` (distance of the final hidden states).
         top_k: Teacher probabilities kept for each position; the rest is one bucket.
+        targets: Where these are kept: in ``memory``, on the device, or on ``disk``, in a temporary
+            folder, from where they are mapped.
     """
 
     kind: Literal["kl", "perplexity", "js", "cosine"] = "kl"
     top_k: Positive = 256
+    targets: Literal["memory", "disk"] = "memory"
 
 
 class SearchConfig(BaseModel):

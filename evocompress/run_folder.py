@@ -16,7 +16,7 @@ from evocompress.files import naming_full_disk, write_text
 
 LOCK = ".lock"
 
-MAY_DIFFER = {"model.device_memory"}
+MAY_DIFFER = {"model.device_memory", "proxy.targets"}
 """Settings that no result depends on, so that a run may go on with others."""
 
 PLACES = {

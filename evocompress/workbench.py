@@ -281,7 +281,7 @@ class Workbench:
             "space": _genes_digest(self.space.genes),
             "budget": dict(self.space.budget),
             "latency": _table_facts(self.latency_table) if self.latency_table else None,
-            "proxy": self.config.proxy.model_dump(),
+            "proxy": self.config.proxy.model_dump(exclude={"targets"}),
             "searcher": self.config.search.name,
             "settings": searcher_settings(self.config).model_dump(mode="json"),
             "seed": self.config.seed,

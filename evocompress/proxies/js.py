@@ -25,6 +25,7 @@ class JensenShannonProxy(DivergenceProxy):
     name: ClassVar[str] = "js"
 
     def _row_values(self, chunk: Tensor, target: Buckets) -> Tensor:
+        target = target.to(chunk.device)
         top, rest = bucket_log_probabilities(chunk, target.tokens)
         candidate = torch.cat([top, rest[:, None]], dim=-1)
         dense = torch.cat([target.top, target.rest[:, None]], dim=-1)

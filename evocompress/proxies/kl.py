@@ -9,15 +9,20 @@ divergence over the whole vocabulary, and equal to it for k = V.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import ClassVar
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from evocompress.apply import LiveModel
 from evocompress.config import ProxyConfig
 from evocompress.errors import ModelError
+from evocompress.files import naming_full_disk
 from evocompress.proxies.base import LogitsProxy, States
 from evocompress.proxies.head import bucket_log_probabilities
 from evocompress.proxies.tuned import Treatments
@@ -43,6 +48,10 @@ class Buckets:
         tokens = logits.topk(min(top_k, logits.shape[-1]), sorted=False).indices.int()
         return cls(tokens, *bucket_log_probabilities(logits, tokens))
 
+    def to(self, device: torch.device) -> Buckets:
+        """The same on a device."""
+        return Buckets(*(tensor.to(device) for tensor in (self.tokens, self.top, self.rest)))
+
     def divergence(self, logits: Tensor) -> Tensor:
         """KL(self || softmax of `logits` (R, V)) in nats, float32 (R,)."""
         top, rest = bucket_log_probabilities(logits, self.tokens)
@@ -65,6 +74,7 @@ class DivergenceProxy(LogitsProxy[Buckets]):
         """See `LogitsProxy`; `config` gives the number of buckets."""
         super().__init__(live, micro_batches, treatments)
         self._top_k = config.top_k
+        self._files = TargetFiles() if config.targets == "disk" else None
 
     @torch.inference_mode()
     def _make_targets(self, micro_batch: int, dense: States) -> list[Buckets]:
@@ -75,7 +85,31 @@ class DivergenceProxy(LogitsProxy[Buckets]):
                 f"the dense model's logits are not finite in {self._model.dtype}; "
                 "set model.dtype to bfloat16 or float32"
             )
-        return buckets
+        return buckets if self._files is None else self._files.kept(micro_batch, buckets)
 
     def _row_values(self, chunk: Tensor, target: Buckets) -> Tensor:
-        return target.divergence(chunk)
+        return target.to(chunk.device).divergence(chunk)
+
+
+class TargetFiles:
+    """Targets in files of a temporary folder, mapped: no memory is theirs but the disk's cache."""
+
+    def __init__(self) -> None:
+        self._folder = TemporaryDirectory(prefix="evocompress-targets-")
+
+    def kept(self, micro_batch: int, targets: Sequence[Buckets]) -> list[Buckets]:
+        """The targets of a micro-batch, out of a new file."""
+        path = Path(self._folder.name) / f"{micro_batch}.safetensors"
+        names = [field.name for field in fields(Buckets)]
+        tensors = {
+            f"{index}.{name}": getattr(target, name).cpu().contiguous()
+            for index, target in enumerate(targets)
+            for name in names
+        }
+        with naming_full_disk(path):
+            save_file(tensors, path)
+        with safe_open(path, framework="pt") as file:
+            return [
+                Buckets(*(file.get_tensor(f"{index}.{name}") for name in names))
+                for index in range(len(targets))
+            ]

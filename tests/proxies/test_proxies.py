@@ -1,3 +1,6 @@
+import gc
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -5,7 +8,7 @@ from evocompress.apply import LiveModel
 from evocompress.config import ProxyConfig
 from evocompress.errors import ModelError
 from evocompress.models import LoadedModel
-from evocompress.proxies import PROXIES, head
+from evocompress.proxies import PROXIES, DivergenceProxy, head
 from evocompress.testing import proxies as contract
 from evocompress.testing.tiny import tiny_loaded
 from evocompress.types import Candidate, Evaluate
@@ -143,3 +146,21 @@ def test_the_size_of_chunks_does_not_matter(
         sums.append([value for part in result.values for value in part.sums])
     for other in sums[1:]:
         torch.testing.assert_close(other, sums[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["kl", "js"], indirect=False)
+def test_targets_on_disk_give_the_same_values(kind: str) -> None:
+    loaded, results = tiny_loaded("llama"), []
+    batches = contract.micro_batches(loaded)
+    for targets in ("memory", "disk"):
+        with LiveModel(loaded) as live:
+            proxy = PROXIES[kind](live, batches, ProxyConfig(targets=targets))
+            drops = [contract.dropped(loaded, f"{block}.mlp") for block in range(3)]
+            results.append(proxy.evaluate([Evaluate(drop, (0, 1, 2)) for drop in drops]))
+    assert results[0] == results[1]
+    assert isinstance(proxy, DivergenceProxy) and proxy._files is not None
+    folder = Path(proxy._files._folder.name)
+    assert len(list(folder.iterdir())) == 3
+    del proxy, live
+    gc.collect()
+    assert not folder.exists()
