@@ -292,6 +292,24 @@ class LatencyConfig(Strict):
     force: bool = False
 
 
+class RayConfig(Strict):
+    """Where candidates are evaluated with ``executor: ray``.
+
+    Attributes:
+        address: Of a cluster; ``auto`` is the one that this machine belongs to, ``None`` starts
+            one on this machine alone.
+        workers: How many hold the model; ``auto`` is as many as there are GPUs, or as the CPUs
+            of the cluster allow.
+        cpus: CPU cores of each.
+        gpus: GPUs of each; ``None`` is one where there are any.
+    """
+
+    address: str | None = None
+    workers: Positive | Literal["auto"] = "auto"
+    cpus: Annotated[float, Field(gt=0)] = 1
+    gpus: Annotated[float, Field(ge=0)] | None = None
+
+
 class RunConfig(Strict):
     """Everything a run needs; written resolved into the run folder.
 
@@ -301,6 +319,7 @@ class RunConfig(Strict):
         seed: Seed of the search.
         threads: CPU threads of torch; ``None`` leaves torch's choice.
         executor: Where candidates are evaluated: a name from `evocompress.distributed.EXECUTORS`.
+        ray: How, with ``executor: ray``.
     """
 
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
@@ -308,6 +327,7 @@ class RunConfig(Strict):
     seed: int = 0
     threads: Positive | None = None
     executor: str = "local"
+    ray: RayConfig = RayConfig()
     model: ModelConfig
     calibration: CalibrationConfig = CalibrationConfig()
     space: SpaceConfig

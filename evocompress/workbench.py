@@ -59,8 +59,9 @@ class Workbench:
     @cached_property
     def loaded(self) -> LoadedModel:
         """The dense model."""
-        if self.config.threads:
-            torch.set_num_threads(self.config.threads)
+        threads = threads_of(self.config)
+        if threads:
+            torch.set_num_threads(threads)
         model = self.config.model
         with self.reporter.stage(f"load {model.source}"):
             found = load(
@@ -264,8 +265,11 @@ class Workbench:
 
     def executor(self, live: LiveModel) -> Executor:
         """What answers the searcher's requests on the search part of the calibration tokens."""
-        estimates = LiveEstimates(live, self.calibration.search, self._levels_by_unit)
-        return EXECUTORS[self.config.executor](self.proxy(live), estimates)
+        return EXECUTORS[self.config.executor](self, live)
+
+    def estimates(self, live: LiveModel) -> LiveEstimates:
+        """What answers estimates on the search part of the calibration tokens."""
+        return LiveEstimates(live, self.calibration.search, self._levels_by_unit)
 
     def searcher(self) -> Searcher:
         """A new searcher; its settings are checked against space and pool."""
@@ -273,11 +277,9 @@ class Workbench:
 
     def header(self) -> dict[str, Any]:
         """What the values of the journal depend on."""
-        model = self.loaded.model
+        circumstances = self.circumstances()
         return {
-            "model": self.loaded.fingerprint,
-            "calibration": self.calibration.fingerprint,
-            "library": self.library.fingerprint if self.library else None,
+            **{key: circumstances.pop(key) for key in ("model", "calibration", "library")},
             "space": _genes_digest(self.space.genes),
             "budget": dict(self.space.budget),
             "latency": _table_facts(self.latency_table) if self.latency_table else None,
@@ -285,6 +287,16 @@ class Workbench:
             "searcher": self.config.search.name,
             "settings": searcher_settings(self.config).model_dump(mode="json"),
             "seed": self.config.seed,
+            **circumstances,
+        }
+
+    def circumstances(self) -> dict[str, Any]:
+        """What a value depends on beside the candidate: the same in every process of a run."""
+        model = self.loaded.model
+        return {
+            "model": self.loaded.fingerprint,
+            "calibration": self.calibration.fingerprint,
+            "library": self.library.fingerprint if self.library else None,
             "device": model.device.type,
             "dtype": str(model.dtype).removeprefix("torch."),
             "kernel": model.config._attn_implementation,
@@ -297,6 +309,13 @@ def pool(config: CalibrationConfig) -> Pool:
     full, rest = divmod(config.search_sequences, config.micro_batch)
     sizes = [config.micro_batch] * full + [rest] * bool(rest)
     return Pool(tuple(size * config.length for size in sizes))
+
+
+def threads_of(config: RunConfig) -> int | None:
+    """CPU threads of torch; with Ray those of a worker, so that all compute alike."""
+    if config.threads or config.executor != "ray":
+        return config.threads
+    return max(1, int(config.ray.cpus))
 
 
 def make_searcher(config: RunConfig, space: SearchSpace) -> Searcher:

@@ -1,0 +1,63 @@
+"""The actors of a run: what each of them is given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from evocompress.distributed.ray import RayExecutor, gpus_each, places, start
+from evocompress.distributed.worker import Assignment, Worker
+from evocompress.types import Evaluate, Request
+
+if TYPE_CHECKING:
+    from evocompress.apply import LiveModel
+    from evocompress.run import Executor
+    from evocompress.workbench import Workbench
+
+
+def ray_executor(bench: Workbench, live: LiveModel) -> Executor:
+    """Evaluation on Ray actors, each of which loads the model and maps the library.
+
+    Calibration tokens go through the object store, once for each node.
+
+    Raises:
+        ConfigError: Ray is not installed, or there is no such cluster.
+    """
+    stop = start(bench.config.ray)
+    import ray
+
+    calibration, config = ray.put(bench.calibration), bench.config.ray
+    assignment = assignment_of(bench)
+    actor = ray.remote(Worker).options(num_cpus=config.cpus, num_gpus=gpus_each(config))
+
+    def make() -> Any:
+        return actor.remote(assignment, calibration)
+
+    def order(requests: Sequence[Request]) -> list[Request]:
+        return trie_order(requests, live)
+
+    pool = bench.calibration.pool
+    return RayExecutor(make, lambda: places(config), order, pool.requested, stop)
+
+
+def assignment_of(bench: Workbench) -> Assignment:
+    """What the workers of a run are made from."""
+    import torch
+
+    library = bench.library
+    return Assignment(
+        config=bench.config.model_dump_json(),
+        library=str(library.path.absolute()) if library else None,
+        expected=bench.circumstances(),
+        threads=torch.get_num_threads(),
+    )
+
+
+def trie_order(requests: Sequence[Request], live: LiveModel) -> list[Request]:
+    """Estimates first, then evaluations in the order of a walk over their trie."""
+    from evocompress.proxies.order import depth_first
+
+    evaluations = [request for request in requests if isinstance(request, Evaluate)]
+    order = depth_first([request.candidate for request in evaluations], live.units)
+    others: list[Request] = [request for request in requests if not isinstance(request, Evaluate)]
+    return [*others, *(evaluations[index] for index in order)]

@@ -1,0 +1,107 @@
+"""What a worker is: a process that holds the model and answers requests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evocompress.errors import EvoCompressError, one_line
+from evocompress.types import Answer, Request
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What a worker is made from.
+
+    Attributes:
+        config: The run's configuration, JSON.
+        library: Folder of its level library, which every node must see.
+        expected: The fingerprints that the worker must come to, too.
+        threads: CPU threads of torch.
+    """
+
+    config: str
+    library: str | None
+    expected: dict[str, Any]
+    threads: int
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a worker cannot answer: a problem that the user can mend.
+
+    Attributes:
+        reason: One line.
+    """
+
+    reason: str
+
+
+class Worker:
+    """Holds model, library and calibration tokens, loaded once.
+
+    Args:
+        assignment: The run.
+        calibration: Its tokens, out of the object store.
+    """
+
+    def __init__(self, assignment: Assignment, calibration: Any) -> None:
+        self._refusal: Refusal | None = None
+        try:
+            self._executor = _executor(assignment, calibration)
+        except EvoCompressError as error:
+            # A constructor that raises would only show as a death.
+            self._refusal = Refusal(one_line(error))
+
+    def ready(self) -> Refusal | dict[str, Any]:
+        """Who it is, once everything is loaded."""
+        return self._refusal or {"pid": os.getpid()}
+
+    def answer(self, requests: Sequence[Request]) -> list[Answer] | Refusal:
+        """The answers to a batch, in any order."""
+        if self._refusal:
+            return self._refusal
+        try:
+            return list(self._executor.map(requests))
+        except EvoCompressError as error:
+            return Refusal(one_line(error))
+
+
+def _executor(assignment: Assignment, calibration: Any) -> Any:
+    """A local executor on this process's own model."""
+    import torch
+
+    from evocompress.apply import LiveModel
+    from evocompress.config import RunConfig
+    from evocompress.progress import Silent
+    from evocompress.run_folder import RunFolder
+    from evocompress.workbench import Workbench
+
+    config = RunConfig.model_validate_json(assignment.config)
+    library = config.library.model_copy(
+        update={"path": Path(assignment.library) if assignment.library else None}
+    )
+    config = config.model_copy(update={"executor": "local", "library": library, "threads": None})
+    torch.set_num_threads(assignment.threads)
+    bench = Workbench(config, RunFolder(config.folder), Silent(), finished=True)
+    bench.__dict__["calibration"] = calibration
+    bench.__dict__["library"] = bench.existing_library() if assignment.library else None
+    _check(bench, assignment)
+    return bench.executor(LiveModel(bench.loaded, bench.library))
+
+
+def _check(bench: Any, assignment: Assignment) -> None:
+    """Whether this worker computes what the run's record says."""
+    from evocompress.errors import RunError
+
+    found = bench.circumstances()
+    wrong = [key for key, value in assignment.expected.items() if found[key] != value]
+    if wrong:
+        raise RunError(
+            f"a worker differs from the run in {', '.join(wrong)} "
+            f"({', '.join(f'{found[key]} instead of {assignment.expected[key]}' for key in wrong)})"
+            ": give all nodes the same model, library and kind of device"
+        )

@@ -1,0 +1,125 @@
+"""Batches, and the requests of workers that died."""
+
+import numpy as np
+import pytest
+
+from evocompress.distributed.queue import BATCH_SECONDS, DEATHS, LEAST_PATIENCE, Pace, Queue
+from evocompress.distributed.ray import _Pieces
+from evocompress.types import (
+    DROP,
+    Candidate,
+    Estimate,
+    Estimation,
+    Evaluate,
+    MicroBatchValue,
+    Result,
+)
+
+
+def request(number, micro_batches=(0,), **more):
+    return Evaluate(Candidate(((f"u{number}", DROP),)), micro_batches, **more)
+
+
+def queue(count, workers=2, pace=None, tokens=lambda _: 100):
+    return Queue([request(n) for n in range(count)], tokens, workers, pace or Pace())
+
+
+def drain(waiting):
+    batches = []
+    while waiting:
+        batches.append(waiting.take())
+    return batches
+
+
+def test_a_step_is_cut_into_several_batches_for_each_worker_in_order():
+    batches = drain(queue(64, workers=4))
+    assert len(batches) == 16
+    assert [r for batch in batches for r in batch] == [request(n) for n in range(64)]
+
+
+def test_batches_take_about_a_second_once_the_pace_is_known():
+    pace = Pace()
+    for _ in range(30):
+        pace.add(1000, 2.0)
+    assert pace.tokens_per_second == pytest.approx(500)
+    assert {len(batch) for batch in drain(queue(1000, workers=1, pace=pace))} == {
+        int(BATCH_SECONDS * 500 / 100)
+    }
+    slow = Pace()
+    slow.add(10, 60.0)
+    assert {len(batch) for batch in drain(queue(8, pace=slow))} == {1}
+
+
+def test_the_pace_follows_a_change():
+    pace = Pace()
+    for seconds in (1.0,) * 50 + (4.0,) * 50:
+        pace.add(1000, seconds)
+    assert pace.tokens_per_second == pytest.approx(250, rel=0.01)
+    assert pace.patience(1000) == pytest.approx(LEAST_PATIENCE + 20 * 4, rel=0.01)
+
+
+def test_what_a_dead_worker_had_goes_alone_and_first():
+    waiting = queue(16, workers=1)
+    batch = waiting.take()
+    assert len(batch) == 4
+    assert waiting.lost(batch) == []
+    assert [waiting.take() for _ in range(4)] == [(r,) for r in batch]
+    assert waiting.take() == tuple(request(n) for n in range(4, 8))
+
+
+def test_only_what_kills_alone_is_given_up():
+    waiting = queue(4, workers=1, tokens=lambda _: 1)
+    poison = request(2)
+    lost, answers = 0, []
+    while waiting:
+        batch = waiting.take()
+        if poison in batch:
+            lost += 1
+            answers += waiting.lost(batch)
+    assert [(answer.request, answer.failed) for answer in answers] == [
+        (poison, f"{DEATHS} workers died of it")
+    ]
+    assert lost == DEATHS
+
+
+def test_an_estimate_that_kills_is_a_failed_estimation():
+    asked = Estimate(Candidate(), "taylor", (0,))
+    waiting = Queue([asked], lambda _: 1, 1, Pace())
+    answers = [waiting.lost(waiting.take()) for _ in range(DEATHS)]
+    assert answers[:-1] == [[], []]
+    assert isinstance(answers[-1][0], Estimation) and answers[-1][0].failed
+
+
+def result(piece, failed=None):
+    values = tuple(MicroBatchValue(m, (float(m),), (1,)) for m in piece.micro_batches)
+    return Result(piece, () if failed else values, failed=failed)
+
+
+def test_few_requests_are_cut_by_micro_batches_and_joined_in_any_order():
+    whole = [request(0, (5, 1, 3, 2)), request(1, (0,)), request(2, (1, 2), stop_above=1.0)]
+    pieces = _Pieces(whole, workers=12)
+    assert [p.micro_batches for p in pieces.requests] == [
+        *((5,), (1,), (3,), (2,)),
+        (0,),
+        (1, 2),
+    ]
+    rng, joined = np.random.default_rng(0), []
+    for place in rng.permutation(len(pieces.requests)):
+        joined += pieces.joined(result(pieces.requests[place]))
+    assert sorted(joined, key=lambda r: r.request.candidate.id) == sorted(
+        map(result, whole), key=lambda r: r.request.candidate.id
+    )
+
+
+def test_a_failed_piece_fails_the_whole_once():
+    whole = request(0, (0, 1, 2))
+    pieces = _Pieces([whole], workers=3)
+    joined = []
+    for number, piece in enumerate(pieces.requests):
+        joined += pieces.joined(result(piece, "nan" if number == 1 else None))
+    assert joined == [Result(whole, (), failed="nan")]
+
+
+def test_enough_requests_stay_whole():
+    whole = [request(n, (0, 1)) for n in range(4)]
+    assert _Pieces(whole, workers=4).requests == whole
