@@ -52,9 +52,21 @@ def demo(
 @app.command(
     epilog="Examples: `evocompress search search_spaces/smollm2_sparsity_50.yaml`; "
     "`evocompress search run.yaml name=trial search.generations=20`; "
-    "`evocompress search run.yaml --resume`"
+    "`evocompress search run.yaml --resume`; `evocompress search run.yaml --workers 2`; "
+    "`evocompress search run.yaml --ray auto`"
 )
-def search(run_file: RunFile, overrides: Overrides = None, resume: Resume = False) -> None:
+def search(
+    run_file: RunFile,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    workers: Annotated[
+        int | None, typer.Option(help="Ray workers that hold the model.", show_default=False)
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(help="Address of a Ray cluster; `auto`: this machine's.", show_default=False),
+    ] = None,
+) -> None:
     """Search for the best candidate; first makes what is missing: level library, latency table.
 
     The table is measured where budget or objectives name a latency: about a quarter of an hour
@@ -64,8 +76,12 @@ def search(run_file: RunFile, overrides: Overrides = None, resume: Resume = Fals
     from evocompress.config_file import load_config
     from evocompress.progress import Reporter
 
-    config = load_config(run_file, overrides or [])
-    folder = api.search(config, resume=resume, reporter=Reporter())
+    changes = list(overrides or [])
+    if workers is not None or ray is not None:
+        changes.append("executor=ray")
+    changes += [f"ray.workers={workers}"] if workers is not None else []
+    changes += [f"ray.address={ray}"] if ray is not None else []
+    folder = api.search(load_config(run_file, changes), resume=resume, reporter=Reporter())
     typer.echo(f"Winner: {folder / 'winner.json'}")
     typer.echo(f"Next: evocompress materialize {folder}")
 

@@ -16,7 +16,7 @@ from evocompress.files import naming_full_disk, write_text
 
 LOCK = ".lock"
 
-MAY_DIFFER = {"model.device_memory", "proxy.targets"}
+MAY_DIFFER = ("model.device_memory", "proxy.targets", "executor", "ray.")
 """Settings that no result depends on, so that a run may go on with others."""
 
 PLACES = {
@@ -118,7 +118,7 @@ def check(config: RunConfig, resume: bool) -> RunFolder:
             "with name=..."
         )
     before, after = (each.model_dump(mode="json") for each in (folder.config(), config))
-    changed = [key for key in _changed(before, after) if key not in MAY_DIFFER]
+    changed = [key for key in _changed(before, after) if not key.startswith(MAY_DIFFER)]
     if changed:
         raise RunError(
             f"{folder.path} was begun with another configuration ({', '.join(changed)} differ): "

@@ -1,0 +1,218 @@
+"""What Ray costs: the driver's own time, and how workers add up.
+
+Workers that only sleep, 200 ms for a candidate, without torch and on a hundredth of a core each:
+
+- `overhead_ms`: of the driver for each candidate, with one worker, beside the sleeping (aim: 5);
+- `efficiency_64`: of 64 such workers on one flat generation, against 64 times one (aim: 0.9);
+- `efficiency_64_staged`: the same on stages of 256, 64, 16 and 4 candidates, each on four times as
+  many micro-batches as the one before;
+- `driver_limit_per_second`: candidates that the driver hands out in a second to `--simulated`
+  workers that do not sleep at all.
+
+With the real proxy on SmolLM2-135M:
+
+- `two_workers_speedup`: two workers of one core each against one (aim: 1.7).
+- `memory_per_worker_mib`: what the second worker adds to the memory of this machine, beside mapped
+  files (aim: below the library's size, `library_mib`).
+
+    python benchmarks/ray_scaling.py --json ray.json
+
+``--quick`` sleeps less, has fewer workers, and a tiny random model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import psutil
+import ray
+from common import Figure, emit
+
+from evocompress.apply import LiveModel
+from evocompress.config import RunConfig
+from evocompress.distributed.ray import RayExecutor
+from evocompress.progress import Silent
+from evocompress.run_folder import RunFolder
+from evocompress.types import DROP, Answer, Candidate, Evaluate, MicroBatchValue, Request, Result
+from evocompress.workbench import Workbench
+
+CORES = 0.01
+STAGES = (256, 64, 16, 4)
+
+
+class Sleeper:
+    """A worker that sleeps for each micro-batch."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    def ready(self) -> dict[str, int]:
+        """At once."""
+        return {}
+
+    def answer(self, requests: Sequence[Evaluate]) -> list[Answer]:
+        """Values of nothing."""
+        return [self._one(request) for request in requests]
+
+    def _one(self, request: Evaluate) -> Result:
+        time.sleep(self._seconds * len(request.micro_batches))
+        values = (MicroBatchValue(index, (0.0,), (1,)) for index in request.micro_batches)
+        return Result(request, tuple(values))
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", help="file for the figures")
+    parser.add_argument("--simulated", type=int, default=512)
+    parser.add_argument("--quick", action="store_true")
+    arguments = parser.parse_args()
+    quick: bool = arguments.quick
+    ray.init(
+        num_cpus=16, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1"
+    )
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    figures = sleeping(0.02 if quick else 0.2, 4 if quick else 64)
+    figures |= limit(4 if quick else arguments.simulated)
+    figures |= real(quick)
+    ray.shutdown()
+    emit("ray_scaling", figures, arguments.json)
+
+
+@contextmanager
+def workers(count: int, seconds: float) -> Iterator[RayExecutor]:
+    """So many sleepers that have begun."""
+    actor = ray.remote(Sleeper).options(num_cpus=CORES)
+    made = RayExecutor(
+        lambda: actor.remote(seconds), lambda: count, list, lambda r: len(r.micro_batches), _nothing
+    )
+    with closing(made) as executor:
+        executor._staff()
+        ray.get([hand.starting for hand in executor._hands])
+        # So that it knows the pace.
+        list(executor.map(candidates(2 * count)))
+        yield executor
+
+
+def _nothing() -> None:
+    """The cluster goes on."""
+
+
+def candidates(count: int, micro_batches: int = 1) -> list[Request]:
+    """So many different ones."""
+    places = tuple(range(micro_batches))
+    return [Evaluate(Candidate(((f"unit{n}", DROP),)), places) for n in range(count)]
+
+
+def elapsed(executor: RayExecutor, requests: Sequence[Request]) -> float:
+    """Seconds until all are answered."""
+    start = time.perf_counter()
+    assert len(list(executor.map(requests))) == len(requests)
+    return time.perf_counter() - start
+
+
+def sleeping(seconds: float, many: int) -> dict[str, Figure]:
+    """Overhead, and efficiency of many."""
+    with workers(1, seconds) as one:
+        count = 20
+        overhead = elapsed(one, candidates(count)) / count - seconds
+    with workers(many, seconds) as crowd:
+        flat = elapsed(crowd, candidates(10 * many))
+        staged = sum(
+            elapsed(crowd, candidates(count, 4**place)) for place, count in enumerate(STAGES)
+        )
+    work = sum(count * 4**place for place, count in enumerate(STAGES)) * seconds
+    return {
+        "overhead_ms": 1000 * overhead,
+        "efficiency_64": 10 * seconds / flat,
+        "efficiency_64_staged": work / many / staged,
+    }
+
+
+def limit(many: int) -> dict[str, Figure]:
+    """How many candidates the driver can hand out."""
+    with workers(many, 0.0) as crowd:
+        count = 20 * many
+        return {"driver_limit_per_second": count / elapsed(crowd, candidates(count))}
+
+
+def real(quick: bool) -> dict[str, Figure]:
+    """One worker and two that hold a model."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        times, memory = {}, {}
+        for count in (1, 2):
+            bench = workbench(folder, count, quick)
+            before = used()
+            with LiveModel(bench.loaded, bench.library) as live:
+                executor = bench.executor(live)
+                with closing(executor):
+                    rng_requests = drops(bench, 2 if quick else 24)
+                    list(executor.map(rng_requests[:count]))
+                    start = time.perf_counter()
+                    list(executor.map(rng_requests))
+                    times[count] = time.perf_counter() - start
+                    memory[count] = used() - before
+            library = bench.library
+            size = sum(file.stat().st_size for file in library.path.iterdir()) if library else 0
+    return {
+        "two_workers_speedup": times[1] / times[2],
+        "memory_per_worker_mib": (memory[2] - memory[1]) / 2**20,
+        "library_mib": size / 2**20,
+    }
+
+
+def used() -> int:
+    """Memory of this machine that is in use, mapped files apart."""
+    return int(psutil.virtual_memory().used)
+
+
+def drops(bench: Workbench, count: int) -> list[Request]:
+    """Candidates without the last block's attention, the one's before, ..."""
+    names = [unit.name for unit in bench.units if unit.kind in ("attention", "mlp")]
+    places = tuple(range(len(bench.calibration.search)))
+    chosen = names[::-1][:count]
+    return [Evaluate(Candidate(((name, DROP),)), places) for name in chosen]
+
+
+def workbench(folder: Path, count: int, quick: bool) -> Workbench:
+    """A run with a small library, on so many workers of a core."""
+    text = folder / "text.txt"
+    text.write_text(" ".join(f"word{number * number % 997}" for number in range(20_000)))
+    source = "demo:smollm2-135m"
+    if quick:
+        from evocompress.testing.tiny import tiny_checkpoint
+
+        source = str(tiny_checkpoint(folder / f"model{count}"))
+    config = RunConfig.model_validate(
+        {
+            "name": "scaling",
+            "runs": folder,
+            "executor": "ray",
+            "ray": {"workers": count, "cpus": 1},
+            "model": {"source": source},
+            "calibration": {
+                "source": str(text),
+                "library_sequences": 1,
+                "search_sequences": 2,
+                "heldout_sequences": 1,
+                "length": 32 if quick else 256,
+                "micro_batch": 1,
+            },
+            "space": {"sparsity": {"target": 0.5, "levels": 2}, "drop": {}},
+            "library": {"criterion": "magnitude", "path": folder / "library"},
+        }
+    )
+    return Workbench(config, RunFolder(config.folder), Silent())
+
+
+if __name__ == "__main__":
+    main()

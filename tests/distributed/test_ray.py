@@ -1,0 +1,302 @@
+"""Ray: the same answers from any number of workers, whatever dies meanwhile."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import yaml
+
+from evocompress import api
+from evocompress.config import RayConfig
+from evocompress.config_file import load_config
+from evocompress.distributed import queue as queues
+from evocompress.distributed.ray import RayExecutor, places, start
+from evocompress.distributed.worker import Refusal
+from evocompress.errors import ConfigError, RunError
+from evocompress.testing.tiny import tiny_checkpoint
+from evocompress.types import (
+    DROP,
+    Candidate,
+    Estimate,
+    Estimation,
+    Evaluate,
+    MicroBatchValue,
+    Result,
+)
+
+ray = pytest.importorskip("ray")
+
+pytestmark = pytest.mark.cluster
+
+TEXT = " ".join(f"word{number * number % 97}" for number in range(3000))
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A cluster of one node, larger than this machine: its workers share the cores."""
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+    ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
+    yield
+    ray.shutdown()
+    ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+
+
+class Fake:
+    """A worker without a model, which does what the names of candidates say."""
+
+    def __init__(self, seconds=0.0, die_at_start=False):
+        if die_at_start:
+            os._exit(1)
+        self.seconds = seconds
+
+    def ready(self):
+        return {"pid": os.getpid()}
+
+    def answer(self, requests):
+        return [self.one(request) for request in requests]
+
+    def one(self, request):
+        names = [name for name, _ in request.candidate.levels]
+        if "poison" in names:
+            os._exit(1)
+        if "hang" in names:
+            time.sleep(1000)
+        if "bug" in names:
+            raise ZeroDivisionError("a bug")
+        time.sleep(self.seconds)
+        if isinstance(request, Estimate):
+            return Estimation(request, ("u",), ((1.0,),))
+        return expected(request)
+
+
+class Refusing(Fake):
+    """A worker that has another model."""
+
+    def ready(self):
+        return Refusal("a worker differs from the run in model")
+
+
+def expected(request):
+    total = float(sum(map(ord, request.candidate.id)))
+    values = (MicroBatchValue(m, (total + m,), (1,)) for m in request.micro_batches)
+    return Result(request, tuple(values))
+
+
+def ask(name, micro_batches=(0,)):
+    return Evaluate(Candidate(((name, DROP),)), micro_batches)
+
+
+def executor(workers=2, kind=Fake, **settings):
+    actor = ray.remote(kind).options(num_cpus=0.1)
+    return RayExecutor(
+        lambda: actor.remote(**settings), lambda: workers, list, lambda _: 10, lambda: None
+    )
+
+
+def pids(executor):
+    return [ray.get(hand.actor.ready.remote())["pid"] for hand in executor._hands]
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_every_request_is_answered_once(cluster, workers):
+    requests = [ask(f"u{n}", (0, 1)) for n in range(40)]
+    requests.append(Estimate(Candidate(), "taylor", (0,)))
+    with closing(executor(workers)) as many:
+        for _ in range(2):
+            answers = list(many.map(requests))
+            assert len(answers) == 41 and {answer.request for answer in answers} == set(requests)
+            assert all(a == expected(a.request) for a in answers if isinstance(a, Result))
+
+
+def test_one_request_is_shared_by_all_workers(cluster):
+    with closing(executor(4, seconds=0.3)) as many:
+        list(many.map([ask("first")]))
+        wide = ask("wide", tuple(range(8)))
+        assert list(many.map([wide])) == [expected(wide)]
+
+
+def test_a_request_that_kills_is_given_up_and_no_other(cluster):
+    requests = [ask("poison" if n == 5 else f"u{n}") for n in range(12)]
+    with closing(executor(2)) as many:
+        answers = {answer.request: answer for answer in many.map(requests)}
+        assert answers.pop(requests[5]).failed == "3 workers died of it"
+        assert all(answer == expected(request) for request, answer in answers.items())
+        assert list(many.map([ask("after")])) == [expected(ask("after"))]
+
+
+def test_what_hangs_is_ended(cluster, monkeypatch):
+    monkeypatch.setattr(queues, "LEAST_PATIENCE", 0.2)
+    monkeypatch.setattr(queues, "DEATHS", 1)
+    requests = [ask("hang"), *(ask(f"u{n}") for n in range(6))]
+    with closing(executor(2)) as many:
+        answers = {answer.request: answer for answer in many.map(requests)}
+    assert answers[requests[0]].failed
+    assert all(answers[request] == expected(request) for request in requests[1:])
+
+
+def test_killed_workers_are_replaced(cluster):
+    requests = [ask(f"u{n}") for n in range(60)]
+    rng, stop = random.Random(0), threading.Event()
+    with closing(executor(3, seconds=0.1)) as many:
+        list(many.map([ask("first")]))
+        victims = pids(many)
+
+        def kill():
+            for pid in rng.sample(victims, 2):
+                stop.wait(0.7)
+                os.kill(pid, signal.SIGKILL)
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        answers = list(many.map(requests))
+        killer.join()
+        assert len(answers) == 60 and all(a == expected(a.request) for a in answers)
+        list(many.map(requests))
+        assert len(set(pids(many)) & set(victims)) == 1
+
+
+def test_a_bug_in_a_worker_is_one_line_with_its_log(cluster):
+    with closing(executor(1)) as many, pytest.raises(RunError) as caught:
+        list(many.map([ask("bug")]))
+    assert "\n" not in str(caught.value)
+    assert "a bug" in str(caught.value) and "logs" in str(caught.value)
+
+
+def test_a_worker_that_differs_is_refused(cluster):
+    with closing(executor(1, Refusing)) as many, pytest.raises(RunError, match="differs"):
+        list(many.map([ask("u")]))
+
+
+def test_workers_that_never_start_are_given_up(cluster):
+    with (
+        closing(executor(1, die_at_start=True)) as many,
+        pytest.raises(RunError, match="5 workers"),
+    ):
+        list(many.map([ask("u")]))
+
+
+def test_whoever_stops_listening_frees_the_workers(cluster):
+    with closing(executor(2, seconds=0.2)) as many:
+        answers = many.map([ask(f"u{n}") for n in range(50)])
+        next(answers)
+        answers.close()
+        began = time.monotonic()
+        assert list(many.map([ask("next")])) == [expected(ask("next"))]
+        assert time.monotonic() - began < 30
+
+
+def test_places_follow_the_cluster(cluster):
+    assert places(RayConfig(cpus=2)) == 4
+    assert places(RayConfig(workers=3, cpus=2)) == 3
+    assert start(RayConfig())() is None  # a cluster that is there is joined, and left alone
+    assert ray.is_initialized()
+
+
+# ---- whole searches
+
+
+@pytest.fixture(scope="module")
+def run_file(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "text.txt").write_text(TEXT)
+    run = {
+        "name": "run",
+        "runs": str(folder / "runs"),
+        "threads": 1,
+        "model": {"source": str(tiny_checkpoint(folder / "model"))},
+        "calibration": {
+            "source": str(folder / "text.txt"),
+            "library_sequences": 4,
+            "search_sequences": 12,
+            "heldout_sequences": 2,
+            "length": 32,
+            "micro_batch": 2,
+        },
+        "space": {
+            "width": {"multiple_of": 8, "channels": [0.5, 0.75]},
+            "drop": {},
+            "budget": {"body_params": 0.7},
+        },
+        "search": {"name": "auto", "tokens": 9000},
+    }
+    file = folder / "run.yaml"
+    file.write_text(yaml.safe_dump(run))
+    return file
+
+
+def found(folder):
+    """The journal's records in any order, without what says how far it was, and the winner."""
+    lines = (folder / "journal.jsonl").read_text().splitlines()
+    return sorted(lines), json.loads((folder / "winner.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def local(run_file):
+    return found(api.search(load_config(run_file, ["name=local"])))
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_any_number_of_workers_finds_the_same(cluster, run_file, local, workers):
+    changes = [f"name=ray{workers}", "executor=ray", f"ray.workers={workers}"]
+    assert found(api.search(load_config(run_file, changes))) == local
+
+
+def test_a_search_whose_workers_are_killed_finds_the_same(cluster, run_file, local):
+    stop = threading.Event()
+
+    def kill():
+        rng = random.Random(1)
+        while not stop.wait(5.0):
+            listed = ["pgrep", "-f", "ray::Worker"]
+            names = subprocess.run(listed, capture_output=True, text=True).stdout.split()
+            if names:
+                os.kill(int(rng.choice(names)), signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        changes = ["name=killed", "executor=ray", "ray.workers=2"]
+        outcome = found(api.search(load_config(run_file, changes)))
+    finally:
+        stop.set()
+        killer.join()
+    assert outcome == local
+
+
+def test_a_driver_that_is_killed_goes_on(cluster, run_file, local):
+    folder = Path(load_config(run_file, []).runs) / "driver"
+    command = [sys.executable, "-m", "evocompress", "search", str(run_file), "name=driver"]
+    command += ["--workers", "2"]
+    driver = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    journal, lines = folder / "journal.jsonl", 0
+    deadline = time.monotonic() + 240
+    while lines < 40 and time.monotonic() < deadline and driver.poll() is None:
+        time.sleep(0.05)
+        lines = len(journal.read_text().splitlines()) if journal.exists() else 0
+    driver.kill()
+    driver.wait()
+    assert lines >= 40 and not (folder / "winner.json").exists()
+    subprocess.run([*command, "--resume"], check=True, timeout=300)
+    assert found(folder) == local
+
+
+def test_no_cluster_at_an_address_is_one_line():
+    code = (
+        "from evocompress.config import RayConfig\n"
+        "from evocompress.distributed.ray import start\n"
+        "start(RayConfig(address='127.0.0.1:1'))"
+    )
+    environment = os.environ | {"RAY_gcs_rpc_server_connect_timeout_s": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120
+    )
+    assert done.returncode and ConfigError.__name__ in done.stderr
