@@ -8,7 +8,6 @@ from functools import cached_property
 
 import torch
 
-from evocompress.heal.distill import BYTES_PER_WEIGHT
 from evocompress.library.dense import DenseModel
 from evocompress.library.order import BlockOrder, block_orders
 from evocompress.library.plan import LibraryPlan, plan_library
@@ -324,4 +323,17 @@ def heal_stage(run: Run) -> Stage:
     student = params * (2 * run.dtype.itemsize + MASTER_BYTES)
     activations = config.batch * run.kept_bytes * 2
     device = run.on_device + student + activations + run.head_bytes
-    return Stage("heal", work, int(device), 0, int(params * BYTES_PER_WEIGHT))
+    return Stage("heal", work, int(device), 0, int(params * _healing_bytes(run)))
+
+
+def _healing_bytes(run: Run) -> int:
+    """Disk for each weight at the worst moment: a file stays until its successor is whole.
+
+    A state is written at every measurement but the first and the last, a checkpoint at any of
+    them before the state.
+    """
+    config, checkpoint = run.bench.config.heal, run.dtype.itemsize
+    states = (config.steps - 1) // config.evaluate_every
+    while_state = min(states, 2) * STATE_BYTES + checkpoint
+    while_checkpoint = min(states, 1) * STATE_BYTES + 2 * checkpoint
+    return max(while_state, while_checkpoint)
