@@ -68,14 +68,16 @@ class SearchSpace:
 
     def costs(self, genomes: Genome) -> dict[str, NDArray[np.float64]]:
         """For each cost of the cost model the values (N,) of genomes (N, U)."""
-        return self.table.at(self.genes.states(genomes), genomes[:, self.genes.matrices])
+        return self.table.at(self.genes.states(genomes), genomes.take(self.genes.matrices, axis=1))
 
     def used(self, genomes: Genome) -> NDArray[np.float64]:
         """The budget's costs of genomes (N, U) as multiples of their bounds (N, bounds).
 
         At most 1 where a bound is met; the bounds are widened by a relative 1e-9.
         """
-        costs = self._bounded.totals(self.genes.states(genomes), genomes[:, self.genes.matrices])
+        costs = self._bounded.totals(
+            self.genes.states(genomes), genomes.take(self.genes.matrices, axis=1)
+        )
         bounds = np.array(list(self.budget.values())) * (1 + budgets.TOLERANCE)
         used: NDArray[np.float64] = costs / bounds
         return used

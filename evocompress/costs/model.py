@@ -89,7 +89,8 @@ class CostTable:
             return constant
         entries = states + np.arange(parts) * columns
         tables = self.amounts.reshape(parts * columns, costs).T
-        return np.stack([table[entries].sum(axis=1) for table in tables], axis=1)
+        # All entries are within bounds: "clip" only spares a check that copies them.
+        return np.stack([table.take(entries, mode="clip").sum(axis=1) for table in tables], axis=1)
 
     def _zeros(self, states: NDArray[np.int64], choices: NDArray[np.int64]) -> NDArray[np.int64]:
         """Zeros in all matrices (N,)."""
@@ -98,8 +99,8 @@ class CostTable:
             return np.zeros(len(states), dtype=np.int64)
         entries = choices + np.arange(matrices) * (columns * levels)
         if columns > 1:
-            entries += states[:, self.homes] * levels
-        counted: NDArray[np.int64] = self.zeros.ravel()[entries].sum(axis=1)
+            entries += states.take(self.homes, axis=1, mode="clip") * levels
+        counted: NDArray[np.int64] = self.zeros.ravel().take(entries, mode="clip").sum(axis=1)
         return counted
 
 

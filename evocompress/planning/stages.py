@@ -13,7 +13,7 @@ from evocompress.library.order import BlockOrder, block_orders
 from evocompress.library.plan import LibraryPlan, plan_library
 from evocompress.library.recipe import methods_for
 from evocompress.planning.work import Work, removal_operations, sweep_operations
-from evocompress.proxies.head import CPU_LOGIT_BYTES, GPU_BYTES
+from evocompress.proxies.head import chunk_bytes
 from evocompress.proxies.prefix import LIMIT_BYTES
 from evocompress.types import Architecture, Candidate, Level
 from evocompress.workbench import Workbench, pool
@@ -156,7 +156,7 @@ class Run:
     @property
     def head_bytes(self) -> int:
         """What the logits take that are in memory at a time."""
-        return 2 * (CPU_LOGIT_BYTES if self.shared else GPU_BYTES)
+        return 2 * chunk_bytes(self.shared, self.dtype.itemsize)
 
     @property
     def prefix_bytes(self) -> int:

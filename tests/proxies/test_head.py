@@ -13,7 +13,7 @@ def test_chunks_are_the_logits_of_a_plain_forward_pass(
 ) -> None:
     loaded = tiny_loaded(model_type)
     ids = torch.randint(256, (2, 9), generator=torch.Generator().manual_seed(1))
-    monkeypatch.setattr("evocompress.proxies.head.CPU_LOGIT_BYTES", 5 * 256 * 4)
+    monkeypatch.setattr("evocompress.proxies.head.CPU_FLOAT32_LOGIT_BYTES", 5 * 256 * 4)
     hidden = loaded.family.hidden_states(loaded.model, ids)
     chunks = list(logit_chunks(loaded.family, loaded.model, hidden))
     assert [len(chunk) for chunk in chunks] == [5, 5, 5, 1]

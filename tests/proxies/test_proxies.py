@@ -138,7 +138,7 @@ def test_the_size_of_chunks_does_not_matter(
     request = Evaluate(contract.dropped(llama, "0.mlp"), (0, 2))
     sums = []
     for logit_rows, float_rows in ((1, 1), (7, 3), (1000, 11), (1000, 1000)):
-        monkeypatch.setattr(head, "CPU_LOGIT_BYTES", logit_rows * 256 * 4)
+        monkeypatch.setattr(head, "CPU_FLOAT32_LOGIT_BYTES", logit_rows * 256 * 4)
         monkeypatch.setattr(head, "CPU_FLOAT32_BYTES", float_rows * 256 * 4)
         with LiveModel(llama) as live:
             proxy = PROXIES[kind](live, contract.micro_batches(llama), ProxyConfig(top_k=16))
