@@ -7,7 +7,7 @@ Workers that only sleep, 200 ms for a candidate, without torch and on a hundredt
 - `efficiency_64_staged`: the same on stages of 256, 64, 16 and 4 candidates, each on four times as
   many micro-batches as the one before;
 - `driver_limit_per_second`: candidates that the driver hands out in a second to `--simulated`
-  workers that do not sleep at all.
+  workers, 64 to a process, that do not sleep at all.
 
 With the real proxy on SmolLM2-135M:
 
@@ -28,6 +28,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from itertools import cycle
 from pathlib import Path
 
 import psutil
@@ -44,6 +45,7 @@ from evocompress.workbench import Workbench
 
 CORES = 0.01
 STAGES = (256, 64, 16, 4)
+PROCESSES = 8
 
 
 class Sleeper:
@@ -88,11 +90,13 @@ def main() -> None:
 
 
 @contextmanager
-def workers(count: int, seconds: float) -> Iterator[RayExecutor]:
-    """So many sleepers that have begun."""
-    actor = ray.remote(Sleeper).options(num_cpus=CORES)
+def workers(count: int, seconds: float, processes: int | None = None) -> Iterator[RayExecutor]:
+    """So many sleepers that have begun, each in a process of its own or some of them in one."""
+    homes = processes or count
+    actor = ray.remote(Sleeper).options(num_cpus=CORES, max_concurrency=-(-count // homes))
+    handles = cycle([actor.remote(seconds) for _ in range(homes)])
     made = RayExecutor(
-        lambda: actor.remote(seconds), lambda: count, list, lambda r: len(r.micro_batches), _nothing
+        lambda: next(handles), lambda: count, list, lambda r: len(r.micro_batches), _nothing
     )
     with closing(made) as executor:
         executor._staff()
@@ -139,7 +143,7 @@ def sleeping(seconds: float, many: int) -> dict[str, Figure]:
 
 def limit(many: int) -> dict[str, Figure]:
     """How many candidates the driver can hand out."""
-    with workers(many, 0.0) as crowd:
+    with workers(many, 0.0, processes=min(many, PROCESSES)) as crowd:
         count = 20 * many
         return {"driver_limit_per_second": count / elapsed(crowd, candidates(count))}
 

@@ -16,6 +16,10 @@ SHARED = {
 FIGURES = {
     "proxy": ["vs_forward", "vs_two_sided_kl", "peak_mib", "peak_mib_two_sided"],
     "prefix": ["single_drops_speedup", "nothing_common_speedup", "different"],
+    "ray_scaling": [
+        *("overhead_ms", "efficiency_64", "efficiency_64_staged", "driver_limit_per_second"),
+        *("two_workers_speedup", "library_mib"),
+    ],
     "speed": [
         *("vs_forward", "trie_efficiency", "evopress_workload", "depth_efficiency"),
         *("window_workload", "vs_published_recipe", "swap_ms_per_100", "cost_10k_ms"),

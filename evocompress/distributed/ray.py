@@ -7,6 +7,7 @@ actors died of alone is a failed answer. Actors may come and go with the cluster
 
 from __future__ import annotations
 
+import socket
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +22,9 @@ from evocompress.types import UNTREATED, Answer, Evaluate, Request, Result
 
 POLL_SECONDS = 1.0
 """How often it is looked whether a worker takes too long, or nodes have come."""
+
+CONNECT_SECONDS = 10.0
+"""In which a cluster must answer."""
 
 STARTS = 5
 """Workers in a row that may die before they are ready."""
@@ -288,6 +292,7 @@ def start(config: RayConfig, name: str = "evocompress") -> Callable[[], None]:
         raise ConfigError(NOT_INSTALLED) from None
     if ray.is_initialized():
         return lambda: None
+    _check_address(config.address)
     options: dict[str, Any] = {"namespace": name, "log_to_driver": False, "logging_level": "error"}
     if config.address is None:
         options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
@@ -298,6 +303,24 @@ def start(config: RayConfig, name: str = "evocompress") -> Callable[[], None]:
             f"ray.address={config.address}: no cluster can be joined there ({one_line(error)})"
         ) from None
     return lambda: ray.shutdown()
+
+
+def _check_address(address: str | None) -> None:
+    """Refuses an address at which nobody listens: Ray itself tries for minutes.
+
+    Raises:
+        ConfigError: It is such a one.
+    """
+    if address in (None, "auto", "local"):
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"ray.address={address}: no cluster answers there ({one_line(error)}); give auto, or "
+            "HOST:PORT as 'ray start --head' prints it"
+        ) from None
 
 
 def places(config: RayConfig) -> int:
