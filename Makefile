@@ -13,7 +13,7 @@ test: $(READY)
 	$(BIN)/python -m pytest
 
 test-fast: $(READY)
-	$(BIN)/python -m pytest -m "not real"
+	$(BIN)/python -m pytest -m "not real and not cluster"
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from evocompress import api, cli, workbench
 from evocompress.config_file import load_config
 from evocompress.costs.latency import LatencyTable, Phase
-from evocompress.distributed import EXECUTORS
+from evocompress.distributed import EXECUTORS, LocalExecutor
 from evocompress.files import read_json, write_json
 from evocompress.profile import write_table
 from evocompress.profile.tables import circumstances
@@ -305,7 +305,7 @@ class Killed(BaseException):
 def dying(after):
     """The local executor, which stops for good once it has given some answers."""
 
-    class Dying(EXECUTORS["local"]):
+    class Dying(LocalExecutor):
         left = after
 
         def map(self, requests):
@@ -315,7 +315,7 @@ def dying(after):
                 Dying.left -= 1
                 yield answer
 
-    return Dying
+    return lambda bench, live: Dying(bench.proxy(live), bench.estimates(live))
 
 
 def test_a_front_that_was_killed_is_resumed_to_the_same_bytes(monkeypatch, run_file, tmp_path):

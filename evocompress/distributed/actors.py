@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from evocompress.distributed.ray import RayExecutor, gpus_each, places, start
+from evocompress.distributed.cluster import gpus_each, places, start
+from evocompress.distributed.ray import RayExecutor
 from evocompress.distributed.worker import Assignment, Worker
 from evocompress.types import Evaluate, Request
 

@@ -14,7 +14,8 @@ BATCH_SECONDS = 1.0
 """How long a batch should take: much longer than it is on its way, and not long to repeat."""
 
 PER_WORKER = 4
-"""Batches for each worker that a step is cut into at least, so that all end together."""
+"""Of what waits a batch is at most this part of a worker's share: the last ones are small, so that
+all workers end together (Polychronopoulos & Kuck 1987)."""
 
 DEATHS = 3
 """Workers that a request must have killed alone before it is given up."""
@@ -72,7 +73,8 @@ class Queue:
         self._killed: Counter[Request] = Counter()
         self._tokens = tokens
         self._pace = pace
-        self._share = sum(map(tokens, requests)) / max(1, workers * PER_WORKER)
+        self._parts = max(1, workers * PER_WORKER)
+        self._left = sum(map(tokens, requests))
 
     def __bool__(self) -> bool:
         return bool(self._waiting or self._suspects)
@@ -85,14 +87,20 @@ class Queue:
         if self._suspects:
             return (self._suspects.popleft(),)
         batch: list[Request] = []
-        size = 0
-        while self._waiting and (not batch or size + self._tokens(self._waiting[0]) <= self._limit):
+        size, limit = 0, self._limit
+        while self._waiting and (not batch or size + self._tokens(self._waiting[0]) <= limit):
             batch.append(self._waiting.popleft())
             size += self._tokens(batch[-1])
+        self._left -= size
         return tuple(batch)
 
+    def back(self, batch: Sequence[Request]) -> None:
+        """A batch that no worker has begun waits again."""
+        self._waiting.extendleft(reversed(batch))
+        self._left += sum(map(self._tokens, batch))
+
     def lost(self, batch: Sequence[Request]) -> list[Answer]:
-        """A worker died with a batch: its requests wait again, or are given up with a reason."""
+        """A worker died of a batch: its requests wait again, or are given up with a reason."""
         given_up: list[Answer] = []
         for request in batch:
             self._killed[request] += len(batch) == 1
@@ -105,8 +113,8 @@ class Queue:
     @property
     def _limit(self) -> float:
         """Tokens of a batch."""
-        rate = self._pace.tokens_per_second
-        return self._share if rate is None else min(self._share, rate * BATCH_SECONDS)
+        rate, share = self._pace.tokens_per_second, self._left / self._parts
+        return share if rate is None else min(share, rate * BATCH_SECONDS)
 
 
 def failure(request: Request, reason: str) -> Answer:

@@ -11,6 +11,7 @@ import time
 from contextlib import closing
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -18,7 +19,8 @@ from evocompress import api
 from evocompress.config import RayConfig
 from evocompress.config_file import load_config
 from evocompress.distributed import queue as queues
-from evocompress.distributed.ray import RayExecutor, _check_address, places, start
+from evocompress.distributed.cluster import _check_address, places, start
+from evocompress.distributed.ray import RayExecutor
 from evocompress.distributed.worker import Refusal
 from evocompress.errors import ConfigError, RunError
 from evocompress.testing.tiny import tiny_checkpoint
@@ -34,7 +36,7 @@ from evocompress.types import (
 
 ray = pytest.importorskip("ray")
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
 TEXT = " ".join(f"word{number * number % 97}" for number in range(3000))
 
@@ -256,11 +258,10 @@ def test_a_search_whose_workers_are_killed_finds_the_same(cluster, run_file, loc
     def kill():
         rng = random.Random(1)
         while not stop.wait(5.0):
-            listed = ["pgrep", "-f", "ray::Worker"]
-            names = subprocess.run(listed, capture_output=True, text=True).stdout.split()
-            if names:
-                killed.append(int(rng.choice(names)))
-                os.kill(killed[-1], signal.SIGKILL)
+            workers = [p for p in psutil.process_iter(["name"]) if "ray::Worker" in p.info["name"]]
+            if workers:
+                killed.append(rng.choice(workers))
+                killed[-1].kill()
 
     killer = threading.Thread(target=kill)
     killer.start()
@@ -294,3 +295,22 @@ def test_a_driver_that_is_killed_goes_on(cluster, run_file, local):
 def test_an_address_where_nobody_listens_is_refused_at_once(address):
     with pytest.raises(ConfigError, match=f"ray.address={address}: no cluster answers there"):
         _check_address(address)
+
+
+def test_a_cluster_of_its_own_is_reached_by_this_machine_only():
+    code = (
+        "from evocompress.config import RayConfig\n"
+        "from evocompress.distributed.cluster import start\n"
+        "stop = start(RayConfig())\n"
+        "import ray, psutil\n"
+        "node = ray.nodes()[0]['NodeManagerAddress']\n"
+        "mine = [p for p in psutil.process_iter() if 'ray' in ' '.join(p.cmdline())]\n"
+        "open_ports = {c.laddr.ip for p in mine for c in p.net_connections('tcp')\n"
+        "              if c.status == 'LISTEN'}\n"
+        "print(node, sorted(open_ports))\n"
+        "stop()"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    print(done.stdout)
+    assert done.stdout.splitlines()[-1].startswith("127.0.0.1 ")

@@ -9,7 +9,7 @@ import yaml
 from evocompress import api
 from evocompress.config import SpaceConfig
 from evocompress.config_file import load_config
-from evocompress.distributed import EXECUTORS
+from evocompress.distributed import EXECUTORS, LocalExecutor
 from evocompress.errors import ConfigError
 from evocompress.files import read_json
 from evocompress.journal import Journal
@@ -154,7 +154,7 @@ class Killed(BaseException):
 def dying(after):
     """The local executor, which stops for good once it has given some answers."""
 
-    class Dying(EXECUTORS["local"]):
+    class Dying(LocalExecutor):
         left = after
 
         def map(self, requests):
@@ -164,7 +164,7 @@ def dying(after):
                 Dying.left -= 1
                 yield answer
 
-    return Dying
+    return lambda bench, live: Dying(bench.proxy(live), bench.estimates(live))
 
 
 def test_a_run_that_was_killed_is_resumed_to_the_same_bytes(monkeypatch, tmp_path):

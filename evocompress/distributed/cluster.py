@@ -1,0 +1,89 @@
+"""Joining a Ray cluster, or starting one, and how many workers it has room for."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from evocompress.config import RayConfig
+from evocompress.errors import ConfigError, one_line
+
+NOT_INSTALLED = "executor=ray needs a package that is not installed: pip install 'evocompress[ray]'"
+
+LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Environment variable with which Ray keeps to one machine, as it does elsewhere by itself."""
+
+CONNECT_SECONDS = 10.0
+"""In which a cluster must answer."""
+
+
+def start(config: RayConfig, name: str = "evocompress") -> Callable[[], None]:
+    """Joins a cluster, or starts one on this machine that only this machine can reach.
+
+    Returns:
+        What leaves or ends it.
+
+    Raises:
+        ConfigError: Ray is not installed, or there is no such cluster.
+    """
+    if config.address is None:
+        # Read when Ray is imported: a node's address is then the loopback one, on Linux, too.
+        os.environ.setdefault(LOOPBACK, "0")
+    try:
+        import ray
+    except ImportError:
+        raise ConfigError(NOT_INSTALLED) from None
+    if ray.is_initialized():
+        return lambda: None
+    _check_address(config.address)
+    options: dict[str, Any] = {"namespace": name, "log_to_driver": False, "logging_level": "error"}
+    if config.address is None:
+        options["include_dashboard"] = False
+    try:
+        ray.init(address=config.address or "local", **options)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise ConfigError(
+            f"ray.address={config.address}: no cluster can be joined there ({one_line(error)})"
+        ) from None
+    return lambda: ray.shutdown()
+
+
+def _check_address(address: str | None) -> None:
+    """Refuses an address at which nobody listens: Ray itself tries for minutes.
+
+    Raises:
+        ConfigError: It is such a one.
+    """
+    if address in (None, "auto", "local"):
+        return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"ray.address={address}: no cluster answers there ({one_line(error)}); give auto, or "
+            "HOST:PORT as 'ray start --head' prints it"
+        ) from None
+
+
+def places(config: RayConfig) -> int:
+    """How many workers there should be now."""
+    import ray
+
+    if config.workers != "auto":
+        return config.workers
+    there = ray.cluster_resources()
+    by_cpu = int(there.get("CPU", 0) / config.cpus)
+    gpus = gpus_each(config)
+    return max(1, min(by_cpu, int(there.get("GPU", 0) / gpus)) if gpus else by_cpu)
+
+
+def gpus_each(config: RayConfig) -> float:
+    """GPUs of each worker: one, where there are any, unless the configuration says otherwise."""
+    import ray
+
+    if config.gpus is not None:
+        return config.gpus
+    return 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
