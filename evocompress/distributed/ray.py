@@ -145,6 +145,9 @@ class RayExecutor:
             time.sleep(POLL_SECONDS)
             return
         done, _ = self._ray.wait(references, num_returns=1, timeout=POLL_SECONDS)
+        if done:
+            # Others may have come meanwhile: each look at thousands of them takes milliseconds.
+            done, _ = self._ray.wait(references, num_returns=len(references), timeout=0)
         for reference in done:
             if reference in starting:
                 self._begin(starting[reference])
