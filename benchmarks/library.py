@@ -115,14 +115,17 @@ def one_sweep(case: Case) -> list[Tensor]:
 
 def sweep_per_level(case: Case) -> list[Tensor]:
     """The opponent: plain SparseGPT once for each level."""
-    return [plain_sparsegpt(case, level.zeros) for level in case.levels]
+    return [
+        plain_sparsegpt(case.weight, case.gram, case.sequences, level.zeros)
+        for level in case.levels
+    ]
 
 
-def plain_sparsegpt(case: Case, zeros: int) -> Tensor:
+def plain_sparsegpt(dense: Tensor, gram: Tensor, sequences: int, zeros: int) -> Tensor:
     """SparseGPT from its formula: inverse Hessian factor, column loop, lazy block updates."""
-    weight = case.weight.float()
+    weight = dense.to(torch.float32, copy=True)
     columns = weight.shape[1]
-    factor = inverse_factor(case.gram * (2 / case.sequences))
+    factor = inverse_factor(gram * (2 / sequences))
     for begin in range(0, columns, BLOCK):
         end = min(begin + BLOCK, columns)
         block, inner = weight[:, begin:end].clone(), factor[begin:end, begin:end]

@@ -6,6 +6,7 @@ follow each other. The figures, with their aims:
 - `vs_forward` (0.93): tokens per second of evaluating a candidate over those of a bare forward
   pass of it, nothing shared; the lower of float32 and bfloat16 (`vs_forward_float32`,
   `vs_forward_bfloat16`, the latter only where the processor multiplies it in hardware).
+- `head_N_rows`: output head and divergence in chunks of N rows, over the head's product alone.
 - `evopress_workload` (1.15): a generation of 32 mutations, evaluated together, over each alone;
   `trie_efficiency` (0.9): that gain over the one that the trie's nodes predict.
 - `depth_workload`: 32 candidates without a quarter of their sub-layers, together, over 32 dense

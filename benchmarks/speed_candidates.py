@@ -22,6 +22,7 @@ from evocompress.costs.model import CostModel
 from evocompress.library import Library
 from evocompress.models import LoadedModel
 from evocompress.proxies import DivergenceProxy, prefix
+from evocompress.proxies.head import bucket_log_probabilities
 from evocompress.proxies.prefix import levels_by_block
 from evocompress.search.moves import distinct, mutate
 from evocompress.space import SearchSpace
@@ -29,11 +30,12 @@ from evocompress.types import DROP, Candidate, Evaluate
 
 LIMIT = prefix.LIMIT_BYTES
 MATRICES = 100
+CHUNKS = (42, 85, 170, 341, 1022)
 
 
 def candidates(setting: Setting) -> dict[str, Figure]:
     """All figures of this part."""
-    figures = forward(setting)
+    figures = forward(setting) | head_chunks(setting)
     figures |= generations(setting)
     figures |= depth(setting)
     figures["swap_ms_per_100"] = swap(setting)
@@ -59,6 +61,27 @@ def forward(setting: Setting) -> dict[str, Figure]:
             prefix.LIMIT_BYTES = LIMIT
         figures[f"vs_forward_{dtype}"] = median_ratio(seconds["bare"], seconds["proxy"])
     return figures | {"vs_forward": min(float(value or 0) for value in figures.values())}
+
+
+@torch.inference_mode()
+def head_chunks(setting: Setting) -> dict[str, Figure]:
+    """Head and divergence in chunks of several numbers of rows, over the head's product alone."""
+    model, ids = setting.loaded.model, setting.tokens(2)
+    family = setting.loaded.family
+    rows = family.hidden_states(model, ids)[:, :-1].flatten(0, 1)
+    target = family.logits(model, rows).topk(ProxyConfig().top_k).indices
+
+    def chunked(count: int) -> None:
+        for part, tokens in zip(torch.split(rows, count), torch.split(target, count), strict=True):
+            bucket_log_probabilities(family.logits(model, part), tokens)
+
+    functions: dict[str, Callable[[], object]] = {"product": lambda: family.logits(model, rows)}
+    functions |= {str(count): partial(chunked, count) for count in CHUNKS}
+    seconds = interleaved(functions, setting.repeats)
+    return {
+        f"head_{count}_rows": median_ratio(seconds[str(count)], seconds["product"])
+        for count in CHUNKS
+    }
 
 
 @torch.inference_mode()

@@ -6,7 +6,7 @@ import time
 
 import torch
 from common import Figure, PeakMemory
-from library import inverse_factor, smallest
+from library import plain_sparsegpt
 from speed_setting import Setting
 from torch import Tensor
 
@@ -17,8 +17,6 @@ from evocompress.library.dense import DenseModel
 from evocompress.library.gram import collecting
 from evocompress.library.hidden import HiddenStates
 from evocompress.types import Level
-
-BLOCK = 128
 
 
 def libraries(setting: Setting) -> dict[str, Figure]:
@@ -108,7 +106,7 @@ class PerLevel:
             weight, gram = self._dense.weight(one.name), grams[one.name]
             start = time.perf_counter()
             for level in self._wanted[one.name]:
-                sweep(weight, gram, len(self._tokens), level.zeros)
+                plain_sparsegpt(weight, gram, len(self._tokens), level.zeros)
             spent = time.perf_counter() - start
             self.sweeping += spent
             self.seconds += spent
@@ -118,26 +116,3 @@ class PerLevel:
             )
             CRITERIA["sparsegpt"].compress(weight, shared, self._wanted[one.name])
             self.ours += time.perf_counter() - start
-
-
-def sweep(weight: Tensor, gram: Tensor, sequences: int, zeros: int) -> Tensor:
-    """One SparseGPT sweep (2301.00774), factorisation included, columns one by one."""
-    weight = weight.clone()
-    columns = weight.shape[1]
-    factor = inverse_factor(gram * (2 / sequences))
-    for begin in range(0, columns, BLOCK):
-        end = min(begin + BLOCK, columns)
-        block, inner = weight[:, begin:end].clone(), factor[begin:end, begin:end]
-        count = zeros * end // columns - zeros * begin // columns
-        mask = smallest(block**2 / inner.diagonal() ** 2, count)
-        errors = torch.zeros_like(block)
-        for column in range(end - begin):
-            kept = block[:, column].clone()
-            kept[mask[:, column]] = 0
-            error = (block[:, column] - kept) / inner[column, column]
-            block[:, column:] -= error[:, None] @ inner[column, column:][None]
-            block[:, column] = kept
-            errors[:, column] = error
-        weight[:, begin:end] = block
-        weight[:, end:] -= errors @ factor[begin:end, end:]
-    return weight

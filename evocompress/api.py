@@ -22,10 +22,10 @@ from evocompress import run
 from evocompress.apply import LiveModel
 from evocompress.comparison import Contestant, compare
 from evocompress.config import RunConfig
-from evocompress.config_file import changed, nearest
+from evocompress.config_file import changed
 from evocompress.costs import LatencyTable
 from evocompress.environment import describe, environment
-from evocompress.errors import ConfigError, RunError
+from evocompress.errors import RunError
 from evocompress.export import check_format, read_candidate
 from evocompress.export import materialize as write_checkpoint
 from evocompress.export.reload import read_checkpoint
@@ -33,7 +33,7 @@ from evocompress.files import read_json, write_json
 from evocompress.heal import heal as distil
 from evocompress.journal import Journal, read_candidates
 from evocompress.outcome import costs_of, front_rows, winner_record
-from evocompress.planning import DEVICES, HERE, Plan, make_plan, outline, plan_here, preflight
+from evocompress.planning import Plan, plan_on, preflight
 from evocompress.profile import table_path, write_table
 from evocompress.progress import Advance, Reporter, Silent
 from evocompress.report import write_report
@@ -105,13 +105,7 @@ def plan(config: RunConfig, device: str = "here") -> Plan:
         EvoCompressError: Anything the user can mend.
     """
     check_names(config)
-    if device != HERE and device not in DEVICES:
-        known = nearest(device, (HERE, *DEVICES))
-        raise ConfigError(f"--device: unknown device '{device}': {known}")
-    if device == HERE:
-        return plan_here(config)
-    loaded = outline(config.model.source, config.model.dtype)
-    return make_plan(config, loaded, DEVICES[device])
+    return plan_on(config, device)
 
 
 def build_library(config: RunConfig, *, reporter: Reporter | None = None) -> Path:

@@ -1,6 +1,7 @@
 """Blocks that come to the device when they run: the same results, within the memory allowed."""
 
 import weakref
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -96,6 +97,16 @@ def test_values_are_those_of_the_whole_model(kind, model_type):
     assert any(result.censored for result in found[1])
     assert 0 < counted.most <= counted.limit == pytest.approx(2.5 * counted.block_bytes, rel=0.01)
     assert counted.cache.peak == counted.most
+
+
+def test_a_treatment_is_refused_and_not_left_out():
+    loaded = Counted().loaded
+    request = Evaluate(Candidate(), (0,), treatment="tuned")
+    with LiveModel(loaded) as live:
+        batches, treatments = micro_batches(loaded), {"tuned": nullcontext}
+        proxy = PROXIES["kl"](live, batches, ProxyConfig(), treatments)
+        with pytest.raises(ValueError, match="knows no treatment 'tuned'"):
+            proxy.evaluate([request])
 
 
 def test_each_block_comes_once_for_all_candidates():

@@ -1,7 +1,7 @@
 """How long a run takes and what it needs, foretold from the model's config alone."""
 
 from evocompress.planning.device import DEVICES, Device
-from evocompress.planning.here import HERE, plan_here
+from evocompress.planning.here import HERE, plan_on
 from evocompress.planning.measure import measured
 from evocompress.planning.outline import outline
 from evocompress.planning.plan import Plan, make_plan, preflight
@@ -17,8 +17,8 @@ __all__ = [
     "make_plan",
     "measured",
     "outline",
-    "plan_here",
     "plan_notes",
+    "plan_on",
     "plan_rows",
     "preflight",
 ]

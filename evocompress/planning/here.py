@@ -1,4 +1,4 @@
-"""Planning for this machine, which is measured first."""
+"""Planning for a device by its name: this machine is measured first."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from pathlib import Path
 import torch
 
 from evocompress.config import RunConfig
+from evocompress.config_file import nearest
+from evocompress.errors import ConfigError
 from evocompress.models import device_named
+from evocompress.planning.device import DEVICES
 from evocompress.planning.measure import measured
 from evocompress.planning.outline import outline
 from evocompress.planning.plan import Plan, bench_of, make_plan
@@ -15,12 +18,22 @@ from evocompress.planning.plan import Plan, bench_of, make_plan
 HERE = "here"
 
 
-def plan_here(config: RunConfig) -> Plan:
-    """The plan of a run on the device that it names.
+def plan_on(config: RunConfig, device: str) -> Plan:
+    """The plan of a run on this machine, `HERE`, or on one of `DEVICES`.
 
     Raises:
-        EvoCompressError: The run's settings do not fit the model or this machine.
+        EvoCompressError: There is no such device, or the run's settings do not fit.
     """
+    if device == HERE:
+        return _plan_here(config)
+    if device not in DEVICES:
+        known = nearest(device, (HERE, *DEVICES))
+        raise ConfigError(f"--device: unknown device '{device}': {known}")
+    return make_plan(config, outline(config.model.source, config.model.dtype), DEVICES[device])
+
+
+def _plan_here(config: RunConfig) -> Plan:
+    """The plan of a run on the device of this machine that it names."""
     if config.threads:
         torch.set_num_threads(config.threads)
     target = device_named(config.model.device)

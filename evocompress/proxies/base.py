@@ -114,8 +114,10 @@ class PositionProxy(ABC, Generic[Target]):
 
     def _results(self, asked: Sequence[Placed]) -> Iterator[tuple[int, Result]]:
         """The result of each request beside its number, in any order."""
+        # Where blocks come and go there is no whole model that could be treated.
+        known = (UNTREATED,) if self._layers else (UNTREATED, *self._treatments)
         for _, request in asked:
-            if request.treatment not in (UNTREATED, *self._treatments):
+            if request.treatment not in known:
                 raise ValueError(f"proxy {self.name} knows no treatment {request.treatment!r}")
         self._prepare(index for _, request in asked for index in request.micro_batches)
         if self._layers is None:

@@ -17,9 +17,9 @@ from evocompress.families import Family
 # On a CPU a chunk of logits should stay in the last-level cache until it has been used, and
 # its float32 working copy in the cores' own; a GPU wants few large kernels instead. In float32
 # the head's weights are so large that reading them once a chunk costs more than the cache saves:
-# with 49,152 tokens, on two AVX2 cores, 42, 85, 170, 341 and 1022 rows a chunk took 2.5, 1.6, 1.4,
-# 1.1 and 1.3 times the bare product. Not measured anew at each start: the last digits of logits
-# depend on it.
+# with 49,152 tokens, on two AVX2 cores, chunks of 42, 85, 170, 341 and 1022 rows took 2.2, 1.6,
+# 1.3, 1.2 and 1.1 times the bare product (`benchmarks/speed.py`). Not measured anew at each start:
+# the last digits of logits depend on it.
 CPU_LOGIT_BYTES = 16 * 2**20
 CPU_FLOAT32_LOGIT_BYTES = 64 * 2**20
 CPU_FLOAT32_BYTES = 4 * 2**20
