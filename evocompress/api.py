@@ -11,34 +11,31 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 
-from evocompress import run
-from evocompress.apply import LiveModel
 from evocompress.comparison import Contestant, compare
 from evocompress.config import RunConfig
 from evocompress.config_file import changed
 from evocompress.costs import LatencyTable
-from evocompress.environment import describe, environment
+from evocompress.environment import describe
 from evocompress.errors import RunError
 from evocompress.export import check_format, read_candidate
 from evocompress.export import materialize as write_checkpoint
 from evocompress.export.reload import read_checkpoint
 from evocompress.files import read_json, write_json
+from evocompress.finding import find
 from evocompress.heal import heal as distil
-from evocompress.journal import Journal, read_candidates
-from evocompress.outcome import costs_of, front_rows, winner_record
-from evocompress.planning import Plan, plan_on, preflight
-from evocompress.profile import table_path, write_table
-from evocompress.progress import Advance, Reporter, Silent
+from evocompress.journal import read_candidates
+from evocompress.outcome import costs_of
+from evocompress.planning import Plan, plan_on
+from evocompress.profile import table_path
+from evocompress.progress import Reporter, Silent
 from evocompress.report import write_report
 from evocompress.run_folder import RunFolder, begin, check
-from evocompress.search.base import Searcher
 from evocompress.types import Candidate
 from evocompress.workbench import Workbench, check_names
 
@@ -63,12 +60,7 @@ def search(config: RunConfig, *, resume: bool = False, reporter: Reporter | None
     folder = bench.folder
     with folder.locked():
         bench.reporter.log_to(folder.log)
-        _describe(bench)
-        for line in preflight(bench):
-            bench.reporter.say(line)
-        bench.library  # noqa: B018  (a stage of its own, before the search is timed)
-        with Journal(folder.journal, bench.header()) as journal:
-            _conclude(bench, journal)
+        find(bench)
     return folder.path
 
 
@@ -286,58 +278,6 @@ def _finished(path: Path, reporter: Reporter | None, overrides: Sequence[str] = 
     return bench
 
 
-def _describe(bench: Workbench) -> None:
-    """Writes what the run was made with, once."""
-    folder = bench.folder
-    if not folder.environment.exists():
-        model = bench.loaded.model
-        write_json(folder.environment, environment(model.device, model.dtype))
-    if not folder.units.exists():
-        architecture = bench.loaded.family.architecture(bench.loaded.model)
-        units = [asdict(unit) for unit in bench.units]
-        write_json(folder.units, {"units": units, "architecture": asdict(architecture)})
-    if bench.latency_table is not None and not folder.latency.exists():
-        write_table(folder.latency, bench.latency_table)
-
-
-def _conclude(bench: Workbench, journal: Journal) -> None:
-    """Runs the search, and writes the winner and the front."""
-    searcher, folder = bench.searcher(), bench.folder
-    outcome = _evolve(bench, searcher, journal)
-    rows = front_rows(
-        bench.space,
-        journal,
-        outcome,
-        len(bench.calibration.search),
-        objectives=searcher.objectives,
-        origins=searcher.origins(),
-    )
-    winner = winner_record(bench.space, outcome.best, rows, objectives=searcher.objectives)
-    write_json(folder.winner, winner)
-    write_json(folder.front, rows)
-
-
-def _evolve(bench: Workbench, searcher: Searcher, journal: Journal) -> run.Outcome:
-    tokens = bench.config.search.tokens
-    with (
-        LiveModel(bench.loaded, bench.library) as live,
-        closing(bench.executor(live)) as executor,
-        bench.reporter.stage(f"search: {bench.config.search.name}") as advance,
-    ):
-        said = ""
-
-        def listener(progress: run.Progress) -> None:
-            nonlocal said
-            if progress.phase != said:
-                said = progress.phase
-                bench.reporter.say(f"  {said}")
-            _show(advance, progress, tokens)
-
-        return run.search(
-            searcher, executor, journal, bench.calibration.pool, tokens=tokens, listener=listener
-        )
-
-
 def _even(bench: Workbench) -> Candidate:
     """The even candidate of the budget, and of what the winner costs of each objective."""
     space = bench.space
@@ -385,15 +325,3 @@ def _is_healed(folder: RunFolder) -> bool:
     return folder.heal_report.exists() and (
         read_candidate(folder.healed_checkpoint) == read_candidate(folder.checkpoint)
     )
-
-
-def _show(advance: Advance, progress: run.Progress, tokens: int | None) -> None:
-    step = progress.step
-    if step is None:
-        return
-    most = f" of at most {tokens:,}" if tokens else ""
-    best = "" if step.value is None else f", best {step.value:.4f}"
-    asked = f"{progress.done} of {progress.total} evaluations of the next step"
-    text = f"step {step.step + 1}, {step.requested:,}{most} tokens{best}; {asked}"
-    # Only the searcher knows when it will end, so no time left is given.
-    advance(step.requested, None, text)
