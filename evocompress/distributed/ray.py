@@ -1,8 +1,8 @@
 """Evaluation on Ray actors, one for each GPU or for so many cores, which hold the model.
 
-Requests go in batches of about a second to whoever is free. An actor that dies, or that is given up
-because it does not answer, is replaced, and its requests are asked again one by one; what three
-actors died of alone is a failed answer. Actors may come and go with the cluster's nodes.
+Requests go in batches of about a second, neighbours to the same actor. An actor that dies, or that
+is given up because it does not answer, is replaced, and its requests are asked again one by one;
+what three actors died of alone is a failed answer. Actors may come and go with the cluster's nodes.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ class RayExecutor:
         for place in range(IN_FLIGHT):
             for hand in self._hands:
                 if queue and hand.starting is None and jobs[hand] == place:
-                    batch = queue.take()
+                    batch = queue.take(hand)
                     reference = hand.actor.answer.remote(batch)
                     running[reference] = _Job(hand, batch, time.monotonic())
                     jobs[hand] += 1
@@ -203,6 +203,7 @@ class RayExecutor:
             else:
                 answers += arrived
         self._dismiss(hand)
+        queue.leave(hand)
         for batch in reversed(lost[1:]):
             queue.back(batch)
         return answers + (queue.lost(lost[0]) if lost else [])
