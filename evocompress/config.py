@@ -302,12 +302,18 @@ class RayConfig(Strict):
             of the cluster allow.
         cpus: CPU cores of each.
         gpus: GPUs of each; ``None`` is one where there are any.
+        storage: Folder from which every node copies the level library, once, to its own cache:
+            ``/shared/folder``, ``s3://bucket/folder`` or whatever fsspec knows. ``None``: all
+            nodes see the library under its own path.
+        runtime_env: Of the workers, as Ray has it: ``pip``, ``env_vars``, ``working_dir``, ...
     """
 
     address: str | None = None
     workers: Positive | Literal["auto"] = "auto"
     cpus: Annotated[float, Field(gt=0)] = 1
     gpus: Annotated[float, Field(ge=0)] | None = None
+    storage: str | None = None
+    runtime_env: dict[str, Any] = {}
 
 
 class RunConfig(Strict):

@@ -26,6 +26,7 @@ PLACES = {
     "latency": "latency.json",
     "journal": "journal.jsonl",
     "log": "log.txt",
+    "workers": "workers",
     "winner": "winner.json",
     "front": "front.json",
     "evaluation": "evaluation.json",
@@ -49,6 +50,7 @@ class RunFolder:
         latency: The latency table of a search that needs one, JSON.
         journal: The append-only record, JSON lines.
         log: What was said while the run was made.
+        workers: What workers on Ray printed, one file each.
         winner: The best candidate with its costs, JSON.
         front: The candidates measured at the last fidelity, JSON.
         evaluation: The final comparison, JSON.
@@ -66,6 +68,7 @@ class RunFolder:
     latency: Path = field(init=False)
     journal: Path = field(init=False)
     log: Path = field(init=False)
+    workers: Path = field(init=False)
     winner: Path = field(init=False)
     front: Path = field(init=False)
     evaluation: Path = field(init=False)

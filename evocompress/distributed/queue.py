@@ -99,6 +99,12 @@ class Queue:
     def __bool__(self) -> bool:
         return bool(self._free or self._owned or self._suspects)
 
+    @property
+    def waiting(self) -> int:
+        """How many no worker has."""
+        stretches = (*self._free, *self._owned.values())
+        return len(self._suspects) + sum(len(stretch.requests) for stretch in stretches)
+
     def take(self, taker: Hashable) -> tuple[Request, ...]:
         """The next batch for a worker; empty where nothing waits.
 
