@@ -67,6 +67,10 @@ def run_trial(params: Mapping[str, Any], task: Task) -> None:
         except Exception as error:
             clock.keep(failed=one_line(error), session=task.session)
             raise RunError(one_line(error)) from None
+        except SystemExit:
+            # So a report ends that Tune answers by stopping the trial.
+            clock.keep()
+            raise
         finally:
             _free_memory()
         clock.keep()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
+from rich.console import JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
@@ -17,7 +18,7 @@ from evocompress.sweep.folder import SweepFolder
 from evocompress.sweep.outcome import TrialOutcome, read_outcomes
 from evocompress.sweep.trials import group_of, value_text
 
-VALUE = "Value"
+VALUE, ENDED = "Value", "Ended"
 MOST_COSTS = 3
 LONGEST_REASON = 60
 
@@ -63,7 +64,7 @@ def trial_table(outcomes: Sequence[TrialOutcome]) -> TrialTable:
         *(Heading(_capital(cost_name(cost)), "of dense") for cost in costs),
         Heading("Tokens", "requested"),
         Heading("Time", "s"),
-        Heading("Ended"),
+        Heading(ENDED),
     ]
     best = best_of_groups(outcomes)
     rows = []
@@ -105,7 +106,8 @@ def sweep_table(path: Path) -> Table:
     result = Table(box=box.SIMPLE_HEAD, caption=Text(caption), caption_justify="left")
     for heading in table.headings:
         title = Text(heading.title).append(f"  {heading.unit}" if heading.unit else "", style="dim")
-        result.add_column(title, justify="right", overflow="fold")
+        justify: JustifyMethod = "left" if heading.title == ENDED else "right"
+        result.add_column(title, justify=justify, overflow="fold")
     for row in table.rows:
         cells = list(map(Text, row.cells))
         if row.best:
