@@ -38,7 +38,6 @@ from evocompress.report import write_report, write_sweep_report
 from evocompress.run import Listener
 from evocompress.run_folder import RunFolder, begin, check
 from evocompress.sweep import SweepConfig, SweepFolder, check_groups, samples
-from evocompress.sweep import begin as begin_sweep
 from evocompress.sweep import check as check_sweep
 from evocompress.types import Candidate
 from evocompress.workbench import Workbench, check_names
@@ -97,12 +96,9 @@ def sweep(config: SweepConfig, *, resume: bool = False, reporter: Reporter | Non
         check_names(trial.config)
     from evocompress.distributed.sweep import run_sweep
 
-    folder, told = check_sweep(config, resume), reporter or Silent()
-    begin_sweep(folder, config)
-    with folder.locked():
-        told.log_to(folder.log)
-        run_sweep(config, folder, told)
-        write_sweep_report(folder.path)
+    folder = check_sweep(config, resume)
+    run_sweep(config, folder, reporter or Silent())
+    write_sweep_report(folder.path)
     return folder.path
 
 

@@ -226,8 +226,30 @@ def test_stages_in_the_wrong_order_say_what_is_missing(monkeypatch, run_file, tm
     assert "exists" in call(monkeypatch, "materialize", folder)
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["vary.sede=[0]"], "unknown key 'sede': did you mean 'seed'"),
+        (["vary.seed=[]"], "vary.seed: the list is empty"),
+        (["vary.search.offsprin=[2]"], "did you mean 'offspring'"),
+        (["run.search.offsprin=2"], "did you mean 'offspring'"),
+        (["run.library.criterion=sparsgpt"], "did you mean 'sparsegpt'"),
+        (["ray.address=127.0.0.1:1"], "no cluster answers there"),
+        (["tirals=3"], "did you mean 'trials'"),
+    ],
+)
+def test_a_bad_sweep_is_one_line(monkeypatch, run_file, tmp_path, words, message):
+    sweep = tmp_path / "many.yaml"
+    parts = {"run": run_file.name, "runs": str(tmp_path / "runs"), "vary": {"seed": [0, 1]}}
+    sweep.write_text(yaml.safe_dump(parts))
+    code = call(monkeypatch, "sweep", sweep, *words)
+    assert isinstance(code, str) and code.startswith("error: ")
+    assert message in code and "\n" not in code
+    assert not (tmp_path / "runs").exists()
+
+
 def test_help_names_every_command_with_an_example(monkeypatch, capsys):
-    commands = ["demo", "search", "profile", "materialize", "heal", "evaluate", "report"]
+    commands = ["demo", "search", "sweep", "profile", "materialize", "heal", "evaluate", "report"]
     for words in [[c] for c in commands] + [["library", "build"], ["library", "inspect"]]:
         assert call(monkeypatch, *words, "--help") == 0
         assert "Example" in capsys.readouterr().out, words

@@ -24,7 +24,7 @@ from evocompress.errors import ConfigError, RunError, one_line
 from evocompress.progress import Reporter
 from evocompress.run_folder import RunFolder
 from evocompress.sweep.config import Range, SweepConfig
-from evocompress.sweep.folder import SweepFolder
+from evocompress.sweep.folder import SweepFolder, begin
 from evocompress.sweep.outcome import Status, is_finished, outcomes
 from evocompress.sweep.trials import trial_of
 
@@ -51,14 +51,14 @@ def run_sweep(sweep: SweepConfig, folder: SweepFolder, reporter: Reporter) -> No
     """Runs all trials that are not finished.
 
     Args:
-        sweep: Checked, and begun in its folder, which is locked.
-        folder: Its folder.
+        sweep: Checked.
+        folder: Its folder, which is made once it is known that trials can run.
         reporter: Told about progress.
 
     Raises:
         ConfigError: Ray or Optuna is not installed, there is no such cluster, or no room for a
             trial.
-        RunError: Tune came to an untimely end.
+        RunError: Tune came to an untimely end, or another process makes this sweep.
     """
     if sweep.mode == "grid" and not _has(sweep, folder, "failed", "unfinished", "waiting"):
         return
@@ -73,8 +73,11 @@ def run_sweep(sweep: SweepConfig, folder: SweepFolder, reporter: Reporter) -> No
         for name in ("ray", "ray.tune"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         _check_room(sweep.ray)
-        with watching(sweep, folder, reporter):
-            _run(sweep, folder, reporter)
+        begin(folder, sweep)
+        with folder.locked():
+            reporter.log_to(folder.log)
+            with watching(sweep, folder, reporter):
+                _run(sweep, folder, reporter)
     finally:
         stop()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -98,7 +99,8 @@ class SweepConfig(Strict):
         name: Name of the sweep's folder below `runs`.
         runs: Folder of all runs.
         run: The base run, as a run file has it; a file name is replaced by what is in it.
-        vary: {dotted key of a run: values or a range}; a value may be a whole sub-tree.
+        vary: {dotted key of a run: values or a range}; a value may be a whole sub-tree. Keys may
+            be nested in the file, where the last of two that name the same thing counts.
         mode: ``grid`` runs every combination; ``optuna`` lets Optuna propose them one after the
             other, by what the earlier ones were worth.
         trials: How many Optuna proposes.
@@ -123,7 +125,7 @@ class SweepConfig(Strict):
         return self.runs / self.name
 
 
-def load_sweep(path: Path, overrides: tuple[str, ...] | list[str] = ()) -> SweepConfig:
+def load_sweep(path: Path, overrides: Sequence[str] = ()) -> SweepConfig:
     """The sweep in a YAML file, changed by ``key.key=value`` overrides.
 
     ``run``, and a value that ``space`` is set to, may name another YAML file, relative to this
@@ -140,7 +142,7 @@ def load_sweep(path: Path, overrides: tuple[str, ...] | list[str] = ()) -> Sweep
     vary = data.get("vary")
     if not isinstance(vary, dict) or not vary:
         raise ConfigError(f"{path}: nothing to vary: give vary: {{KEY: [VALUE, ...]}}")
-    data["vary"] = {key: _axis(path, key, axis) for key, axis in vary.items()}
+    data["vary"] = {key: _axis(path, key, axis) for key, axis in _flat(vary)}
     sweep = validate(SweepConfig, data, str(path))
     _check(sweep, path)
     return sweep
@@ -152,6 +154,15 @@ def _run_file(path: Path) -> dict[str, Any]:
     if isinstance(data.get("space"), str):
         data["space"] = read_yaml(path.parent / data["space"])
     return data
+
+
+def _flat(vary: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and their axes, where keys may be nested, too; only ranges are mappings."""
+    for key, axis in vary.items():
+        if isinstance(axis, dict) and axis and axis.keys().isdisjoint(("low", "high")):
+            yield from _flat(axis, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", axis
 
 
 def _axis(path: Path, key: str, axis: Any) -> Any:
