@@ -18,15 +18,17 @@ from uuid import uuid4
 from evocompress.config import RayConfig
 from evocompress.distributed.cluster import gpus_each, start
 from evocompress.distributed.origin import is_own, sign
-from evocompress.distributed.trial import VALUE, Task, run_trial, settings_of
+from evocompress.distributed.trial import Task, run_trial, settings_of
+from evocompress.distributed.tuner import new_tuner
 from evocompress.distributed.watch import watching
 from evocompress.errors import ConfigError, RunError, one_line
+from evocompress.files import read_json
 from evocompress.progress import Reporter
 from evocompress.run_folder import RunFolder
-from evocompress.sweep.config import Range, SweepConfig
+from evocompress.sweep.config import SweepConfig
 from evocompress.sweep.folder import SweepFolder, begin
 from evocompress.sweep.outcome import Status, is_finished, outcomes
-from evocompress.sweep.trials import trial_of
+from evocompress.sweep.trials import size_of, trial_of
 
 QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -36,9 +38,6 @@ QUIET = {
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
 }
 """Environment variables without which Tune prints tables, writes logs and catches Ctrl-C."""
-
-DEATHS = 3
-"""How often the process of a trial may die before the trial has failed."""
 
 LONGEST_REASON = 200
 """Letters of what Ray says about a death."""
@@ -85,26 +84,48 @@ def run_sweep(sweep: SweepConfig, folder: SweepFolder, reporter: Reporter) -> No
 def _run(sweep: SweepConfig, folder: SweepFolder, reporter: Reporter) -> None:
     """Goes on with what Tune left in the folder; what is then still open it runs anew."""
     trainable = _trainable(sweep)
-    if any(folder.tune.glob(STATE)) and is_own(folder.tune):
-        from ray import tune
-
-        place = str(folder.tune.absolute())
-        try:
-            restored = tune.Tuner.restore(place, trainable, resume_errored=True)
-            _conclude(sweep, folder, restored.fit())
-        except Exception as error:  # whatever a file that was cut off leads to
-            reporter.say(f"Tune's own state in {place} is of no use ({one_line(error)})")
-        # Tune may hold a trial for finished whose folder was deleted.
-        if not _has(sweep, folder, "unfinished", "waiting"):
-            return
     if folder.tune.exists():
-        reporter.say("Tune begins anew; what trials have done is in their journals")
+        why = _unusable(folder.tune) or _restored(sweep, folder, trainable)
+        if not why:
+            return
+        reporter.say(f"Tune begins anew ({why}); what trials have done is in their journals")
         shutil.rmtree(folder.tune)
     sign(folder.tune)
     try:
-        _conclude(sweep, folder, _new_tuner(sweep, folder.tune.absolute(), trainable).fit())
+        _conclude(sweep, folder, new_tuner(sweep, folder.tune.absolute(), trainable).fit())
     except Exception as error:
         raise RunError(f"Ray Tune gave up ({one_line(error)}): go on with --resume") from None
+
+
+def _unusable(place: Path) -> str:
+    """Why Tune's state cannot be restored; empty where it can."""
+    if not is_own(place):
+        return f"{place} was not written here"
+    newest = max(place.glob(STATE), default=None)
+    if newest is None or not (place / "tuner.pkl").exists():
+        return "it had not yet written down its state"
+    try:
+        read_json(newest)
+    except RunError as error:
+        return one_line(error)
+    return ""
+
+
+def _restored(sweep: SweepConfig, folder: SweepFolder, trainable: Any) -> str:
+    """Has Tune go on from its state; says why trials are left nevertheless, if any are."""
+    from ray import tune
+
+    try:
+        tuner = tune.Tuner.restore(str(folder.tune.absolute()), trainable, resume_errored=True)
+        results = tuner.fit()
+        _conclude(sweep, folder, results)
+    except Exception as error:  # whatever a file that was cut off leads to
+        return f"its state is damaged: {one_line(error)}"
+    # Where it cannot read its state Tune may begin with fewer trials; and it takes trials for
+    # finished whose folders were deleted.
+    if len(results) < size_of(sweep) or _has(sweep, folder, "unfinished", "waiting"):
+        return "its state lacks trials"
+    return ""
 
 
 def _check_room(config: RayConfig) -> None:
@@ -134,97 +155,18 @@ def _trainable(sweep: SweepConfig) -> Any:
     return tune.with_resources(tune.with_parameters(run_trial, task=task), needs)
 
 
-def _new_tuner(sweep: SweepConfig, place: Path, trainable: Any) -> Any:
-    from ray import tune
-
-    return tune.Tuner(
-        trainable,
-        param_space=_params(sweep),
-        tune_config=tune.TuneConfig(
-            metric=VALUE,
-            mode="min",
-            search_alg=_optuna(sweep) if sweep.mode == "optuna" else None,
-            scheduler=_scheduler(sweep),
-            num_samples=sweep.trials or 1,
-            max_concurrent_trials=None if sweep.ray.workers == "auto" else sweep.ray.workers,
-            # Loading torch takes longer than a small search.
-            reuse_actors=True,
-            trial_dirname_creator=_folder_name,
-        ),
-        run_config=tune.RunConfig(
-            name=place.name,
-            storage_path=str(place.parent),
-            failure_config=tune.FailureConfig(max_failures=DEATHS - 1),
-            verbose=0,
-        ),
-    )
-
-
-def _params(sweep: SweepConfig) -> dict[str, Any]:
-    """What Tune chooses from: numbers of ranges, else places in lists."""
-    from ray import tune
-
-    if sweep.mode == "grid":
-        sizes = {
-            key: len(axis.values() if isinstance(axis, Range) else axis)
-            for key, axis in sweep.vary.items()
-        }
-        return {key: tune.grid_search(list(range(size))) for key, size in sizes.items()}
-    return {key: _domain(axis) for key, axis in sweep.vary.items()}
-
-
-def _domain(axis: tuple[Any, ...] | Range) -> Any:
-    """The axis as Tune describes it; its whole ranges do not include their end."""
-    from ray import tune
-
-    if not isinstance(axis, Range):
-        return tune.choice(list(range(len(axis))))
-    low, high = axis.low, axis.high
-    if axis.whole:
-        if axis.log:
-            return tune.lograndint(int(low), int(high) + 1)
-        if axis.step is None:
-            return tune.randint(int(low), int(high) + 1)
-        return tune.qrandint(int(low), int(high), int(axis.step))
-    if axis.log:
-        return tune.loguniform(low, high)
-    return tune.uniform(low, high) if axis.step is None else tune.quniform(low, high, axis.step)
-
-
-def _optuna(sweep: SweepConfig) -> Any:
-    """Optuna's TPE as a searcher of Tune."""
-    import optuna
-    from ray.tune.search.optuna import OptunaSearch
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    return OptunaSearch(seed=sweep.seed)
-
-
-def _scheduler(sweep: SweepConfig) -> Any:
-    if sweep.asha is None:
-        return None
-    from evocompress.distributed.halving import GroupedHalving
-
-    return GroupedHalving(sweep)
-
-
-def _folder_name(trial: Any) -> str:
-    """Of Tune's own folder for a trial."""
-    return str(trial.trial_id)
-
-
 def _conclude(sweep: SweepConfig, folder: SweepFolder, results: Any) -> None:
     """Records what only Tune knows: whose processes died, and who was stopped early."""
     for result in results:
         name = trial_of(sweep, settings_of(sweep, result.config)).name
-        record = folder.record(name)
+        record = folder.records.read(name)
         if record is None or record.failed or is_finished(RunFolder(folder.path / name)):
             continue
         if result.error is not None:
             reason = f"its process died ({one_line(result.error)[:LONGEST_REASON]})"
-            folder.keep(name, replace(record, failed=reason))
+            folder.records.keep(name, replace(record, failed=reason))
         elif sweep.asha:
-            folder.keep(name, replace(record, stopped=True))
+            folder.records.keep(name, replace(record, stopped=True))
 
 
 def _has(sweep: SweepConfig, folder: SweepFolder, *statuses: Status) -> bool:

@@ -11,8 +11,9 @@ from evocompress.errors import RunError, one_line
 from evocompress.files import read_json
 from evocompress.run_folder import RunFolder
 from evocompress.sweep.config import Range, SweepConfig
-from evocompress.sweep.folder import Clock, SweepFolder
+from evocompress.sweep.folder import SweepFolder
 from evocompress.sweep.outcome import is_finished
+from evocompress.sweep.record import Clock
 from evocompress.sweep.trials import Settings, Trial, trial_of
 
 if TYPE_CHECKING:
@@ -56,12 +57,12 @@ def run_trial(params: Mapping[str, Any], task: Task) -> None:
     sweep = SweepConfig.model_validate_json(task.sweep)
     folder = SweepFolder(sweep.folder)
     trial = trial_of(sweep, settings_of(sweep, params))
-    with folder.turn(trial.name):
-        known = folder.record(trial.name)
+    with folder.records.turn(trial.name):
+        known = folder.records.read(trial.name)
         if known and known.failed and known.session == task.session:
             # Tune tries again whatever ended badly; that helps where a process died only.
             raise RunError(known.failed)
-        clock = Clock(folder, trial)
+        clock = Clock(folder.records, trial)
         try:
             _search(trial, clock, tune.report if sweep.asha else None)
         except Exception as error:

@@ -11,7 +11,8 @@ from evocompress.files import read_json, write_json
 from evocompress.journal import last_step
 from evocompress.run_folder import RunFolder
 from evocompress.sweep.config import SweepConfig
-from evocompress.sweep.folder import Record, SweepFolder
+from evocompress.sweep.folder import SweepFolder
+from evocompress.sweep.record import Record
 from evocompress.sweep.trials import planned
 
 Status = Literal["finished", "failed", "stopped", "unfinished", "waiting"]
@@ -58,7 +59,7 @@ def is_finished(run: RunFolder) -> bool:
 
 def outcomes(folder: SweepFolder, sweep: SweepConfig) -> list[TrialOutcome]:
     """What became of every trial: of a grid all, else those that were begun, in that order."""
-    records = folder.begun()
+    records = folder.records.all()
     settings = {name: dict(found) for name, found in planned(sweep).items()}
     settings = settings or {name: record.settings for name, record in records.items()}
     return [_outcome(folder, name, settings[name], records.get(name)) for name in settings]

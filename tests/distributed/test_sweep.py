@@ -15,6 +15,8 @@ from evocompress import api
 from evocompress.config_file import changed, load_config
 from evocompress.distributed import sweep as sweeps
 from evocompress.distributed.origin import is_own, sign
+from evocompress.distributed.trial import settings_of
+from evocompress.distributed.tuner import new_tuner
 from evocompress.errors import ConfigError
 from evocompress.progress import Silent
 from evocompress.sweep import SweepConfig, SweepFolder, begin
@@ -152,7 +154,7 @@ def test_early_stopping_compares_within_a_group_only(cluster, tmp_path):
         asha={"grace_tokens": 20, "max_tokens": 100, "reduction": 2},
         ray={"workers": 1},
     )
-    results = sweeps._new_tuner(sweep, tmp_path / "tune", slow_learner).fit()
+    results = new_tuner(sweep, tmp_path / "tune", slow_learner).fit()
     told = {(r.config["model.source"], r.config["seed"]): r.metrics["tokens"] for r in results}
     for model in (0, 1):
         # The best of each model goes on to the end, however bad that model is.
@@ -167,8 +169,8 @@ def test_optuna_proposes_from_lists_and_ranges(cluster, tmp_path):
         "seed": [5, 6],
     }
     sweep = SweepConfig(name="o", run=BASE, vary=vary, mode="optuna", trials=9)
-    results = sweeps._new_tuner(sweep, tmp_path / "tune", quadratic).fit()
-    found = [sweeps.settings_of(sweep, result.config) for result in results]
+    results = new_tuner(sweep, tmp_path / "tune", quadratic).fit()
+    found = [settings_of(sweep, result.config) for result in results]
     assert len(found) == 9 and results.num_errors == 0
     assert {f["search.b"] for f in found} <= {1, 2, 3} and {f["seed"] for f in found} == {5, 6}
     assert all(0 <= f["search.a"] <= 8 and f["search.a"] % 0.5 == 0 for f in found)
@@ -199,20 +201,26 @@ def test_only_folders_of_ones_own_are_unpickled(tmp_path, monkeypatch):
     assert not is_own(tmp_path / "yours")
 
 
-def test_tunes_state_of_unknown_origin_is_not_read(tmp_path, monkeypatch):
+@pytest.mark.parametrize("origin", ["unknown", "own, cut off", "own, of a kill"])
+def test_tunes_state_that_is_foreign_or_damaged_is_not_read(tmp_path, monkeypatch, origin):
     sweep = SweepConfig(name="s", runs=tmp_path, run=BASE, vary={"seed": [0]})
-    folder, fitted = SweepFolder(sweep.folder), []
+    folder, begun = SweepFolder(sweep.folder), []
+    monkeypatch.setenv("EVOCOMPRESS_CACHE", str(tmp_path / "cache"))
     begin(folder, sweep)
     folder.tune.mkdir()
+    if origin != "unknown":
+        sign(folder.tune)
     (folder.tune / "tuner.pkl").write_bytes(b"anything")
-    (folder.tune / "experiment_state-1.json").write_text("{}")
+    state = {"unknown": "{}", "own, cut off": '{"trial_data": [', "own, of a kill": None}[origin]
+    if state is not None:
+        (folder.tune / "experiment_state-1.json").write_text(state)
 
     def new(sweep, place, trainable):
-        assert is_own(place) and not (place / "tuner.pkl").exists()
-        return SimpleNamespace(fit=lambda: fitted)
+        begun.append(is_own(place) and not (place / "tuner.pkl").exists())
+        return SimpleNamespace(fit=lambda: [])
 
-    monkeypatch.setenv("EVOCOMPRESS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(sweeps, "_trainable", lambda sweep: None)
-    monkeypatch.setattr(sweeps, "_new_tuner", new)
+    monkeypatch.setattr(sweeps, "new_tuner", new)
     monkeypatch.setattr("ray.tune.Tuner.restore", None)
     sweeps._run(sweep, folder, Silent())
+    assert begun == [True]

@@ -10,7 +10,7 @@ from test_page import Page, figure_data, without_plotly
 from evocompress.errors import RunError
 from evocompress.report import sweep_table, write_sweep_report
 from evocompress.sweep import SweepConfig, SweepFolder, begin
-from evocompress.sweep.folder import Record
+from evocompress.sweep.record import Record
 from evocompress.sweep.trials import planned
 
 ATTACK = "<img src=x onerror=alert(1)>"
@@ -33,9 +33,9 @@ def folder(tmp_path):
     for index, (name, settings) in enumerate(planned(sweep).items()):
         record = Record(settings, f"2026-01-0{index + 1}", seconds=60.0 + index)
         if index == 5:
-            found.keep(name, Record(settings, "2026-01-09", failed=f"no {ATTACK} to load"))
+            found.records.keep(name, Record(settings, "2026-01-09", failed=f"no {ATTACK} to load"))
             continue
-        found.keep(name, record)
+        found.records.keep(name, record)
         value = 0.5 - 0.1 * index
         run = found.path / name
         run.mkdir()

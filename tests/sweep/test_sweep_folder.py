@@ -7,8 +7,8 @@ import pytest
 
 from evocompress.errors import RunError
 from evocompress.sweep import SweepConfig, SweepFolder, begin, check, failures
-from evocompress.sweep.folder import Clock
 from evocompress.sweep.outcome import outcomes, read_outcomes, write_outcomes
+from evocompress.sweep.record import Clock
 from evocompress.sweep.trials import trial_of
 
 RUN = {"model": {"source": "m"}, "space": {"drop": {}, "budget": {"params": 0.5}}}
@@ -39,7 +39,7 @@ def test_a_sweep_goes_on_only_when_asked_and_only_as_the_same_one(sweep, folder)
 
 
 def test_what_a_kill_left_before_the_first_file_can_be_used(sweep):
-    SweepFolder(sweep.folder).records.mkdir(parents=True)
+    SweepFolder(sweep.folder).records.path.mkdir(parents=True)
     check(sweep, resume=False)
     (sweep.folder / "notes.txt").touch()
     with pytest.raises(RunError, match="exists already"):
@@ -53,13 +53,19 @@ def test_only_one_process_makes_a_sweep(folder):
 
 def test_the_time_of_all_attempts_is_kept_and_a_failure_only_until_the_next(sweep, folder):
     trial = trial_of(sweep, {"seed": 0})
-    Clock(folder, trial).keep(failed="no disk", session="one")
-    first = folder.record(trial.name)
+    Clock(folder.records, trial).keep(failed="no disk", session="one")
+    first = folder.records.read(trial.name)
     assert first.failed == "no disk" and first.session == "one" and first.settings == {"seed": 0}
-    folder.keep(trial.name, replace(first, seconds=10.0))
-    Clock(folder, trial)
-    second = folder.record(trial.name)
+    folder.records.keep(trial.name, replace(first, seconds=10.0))
+    Clock(folder.records, trial)
+    second = folder.records.read(trial.name)
     assert second.failed is None and second.seconds >= 10.0 and second.begun == first.begun
+
+
+def test_a_damaged_record_is_named(folder):
+    (folder.records.path / "t.json").write_text('{"nothing": 1}')
+    with pytest.raises(RunError, match=r"t\.json is damaged"):
+        folder.records.read("t")
 
 
 def test_what_became_of_each_trial_is_read_from_its_folder(sweep, folder):
@@ -67,7 +73,7 @@ def test_what_became_of_each_trial_is_read_from_its_folder(sweep, folder):
     for name in names[:4]:
         (folder.path / name).mkdir()
         trial = trial_of(sweep, {"seed": names.index(name)})
-        Clock(folder, trial)
+        Clock(folder.records, trial)
     step = {"type": "step", "step": 3, "requested": 90, "computed": 80, "incumbent": "i"}
     line = json.dumps(step | {"value": 0.5, "phase": ""}, separators=(",", ":"))
     for name in names[:3]:
@@ -77,9 +83,9 @@ def test_what_became_of_each_trial_is_read_from_its_folder(sweep, folder):
     (folder.path / names[0] / "winner.json").write_text(json.dumps(winner))
     (folder.path / names[1] / "winner.json").write_text(json.dumps(winner))
     (folder.path / names[0] / "front.json").write_text("[]")
-    stopped, failed = folder.record(names[2]), folder.record(names[3])
-    folder.keep(names[2], replace(stopped, stopped=True))
-    folder.keep(names[3], replace(failed, failed="no disk"))
+    stopped, failed = folder.records.read(names[2]), folder.records.read(names[3])
+    folder.records.keep(names[2], replace(stopped, stopped=True))
+    folder.records.keep(names[3], replace(failed, failed="no disk"))
     found = outcomes(folder, sweep)
     assert [each.name for each in found] == names
     expected = ["finished", "unfinished", "stopped", "failed", "waiting"]
