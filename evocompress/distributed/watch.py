@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
+from evocompress.errors import RunError
 from evocompress.progress import Reporter
 from evocompress.sweep.config import SweepConfig
 from evocompress.sweep.folder import SweepFolder
@@ -35,7 +36,9 @@ def watching(sweep: SweepConfig, folder: SweepFolder, reporter: Reporter) -> Ite
 
         def watch() -> None:
             while not over.wait(EVERY):
-                look()
+                # A trial may be writing, or somebody deleting; the next look will do.
+                with suppress(OSError, RunError):
+                    look()
 
         watcher = threading.Thread(target=watch, name="sweep-watcher", daemon=True)
         watcher.start()

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
@@ -15,16 +16,17 @@ from evocompress import api
 from evocompress.config_file import changed, load_config
 from evocompress.distributed import sweep as sweeps
 from evocompress.distributed.origin import is_own, sign
-from evocompress.distributed.trial import settings_of
+from evocompress.distributed.trial import Task, run_trial, settings_of
 from evocompress.distributed.tuner import new_tuner
-from evocompress.errors import ConfigError
+from evocompress.errors import ConfigError, RunError
 from evocompress.progress import Silent
-from evocompress.sweep import SweepConfig, SweepFolder, begin
+from evocompress.sweep import SweepConfig, SweepFolder, begin, load_sweep
+from evocompress.sweep.outcome import outcomes
 from evocompress.testing.tiny import tiny_checkpoint
 
 pytest.importorskip("ray")
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 TEXT = " ".join(f"word{number * number % 97}" for number in range(3000))
 BASE = {"model": {"source": "m"}, "space": {"drop": {}}}
@@ -75,7 +77,7 @@ def test_a_sweep_that_is_killed_in_the_middle_ends_as_undisturbed_runs(sweep_fil
     before = wait_for_some(folder, driver)
     kill_all(driver)
     assert 0 < len(before) < 8 and not (folder / "sweep.json").exists()
-    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=240)
+    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("finished") == 8 and "Traceback" not in done.stderr
     trials = json.loads((folder / "sweep.json").read_text())["trials"]
@@ -99,7 +101,7 @@ def winners(folder):
 
 def wait_for_some(folder, driver):
     """The winners at the moment when two trials are over and another one is at work."""
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 240
     while time.monotonic() < deadline and driver.poll() is None:
         found, begun = winners(folder), list(folder.glob("*/journal.jsonl"))
         if len(found) >= 2 and len(begun) > len(found):
@@ -174,6 +176,68 @@ def test_optuna_proposes_from_lists_and_ranges(cluster, tmp_path):
     assert len(found) == 9 and results.num_errors == 0
     assert {f["search.b"] for f in found} <= {1, 2, 3} and {f["seed"] for f in found} == {5, 6}
     assert all(0 <= f["search.a"] <= 8 and f["search.a"] % 0.5 == 0 for f in found)
+
+
+@pytest.fixture
+def one_trial(sweep_file, monkeypatch):
+    """Runs one trial in this process; returns what Tune was told."""
+    told = []
+    monkeypatch.setattr("ray.tune.report", told.append)
+    monkeypatch.chdir(sweep_file.parent)
+
+    def run(*overrides, session="first", **params):
+        told.clear()
+        sweep = load_sweep(sweep_file, [*overrides, "run.search.generations=2"])
+        begin(SweepFolder(sweep.folder), sweep)
+        places = {"model.source": 0, "space.budget": 0, "seed": 0} | params
+        run_trial(places, Task(sweep.model_dump_json(), str(sweep_file.parent), session))
+        return list(told), SweepFolder(sweep.folder)
+
+    return run
+
+
+def test_a_trial_tells_its_winners_value_and_a_finished_one_nothing_else(one_trial, monkeypatch):
+    told, folder = one_trial()
+    found = [json.loads(path.read_text()) for path in folder.path.glob("*/winner.json")]
+    assert told == [{"value": found[0]["value"]}]
+    monkeypatch.setattr(api, "search", None)
+    assert one_trial()[0] == told
+
+
+def test_with_early_stopping_every_step_is_told_and_a_stop_leaves_the_journal(
+    one_trial, monkeypatch
+):
+    asha = "asha={grace_tokens: 9, max_tokens: 99}"
+    told, folder = one_trial(asha)
+    steps = told[:-1]
+    assert len(steps) >= 2 and all(step.keys() == {"value", "tokens"} for step in steps)
+    assert [step["tokens"] for step in steps] == sorted({step["tokens"] for step in steps})
+
+    def stop(metrics):
+        raise SystemExit
+
+    monkeypatch.setattr("ray.tune.report", stop)
+    with pytest.raises(SystemExit):
+        one_trial(asha, "name=stopped")
+    stopped = SweepFolder(folder.path.with_name("stopped"))
+    (record,) = stopped.records.all().values()
+    assert record.failed is None and record.seconds > 0
+    assert list(stopped.path.glob("*/journal.jsonl")) and not winners(stopped.path)
+
+
+def test_a_trial_fails_once_in_a_session_with_its_reason(one_trial, monkeypatch):
+    bad = "vary.model.source=[/nowhere/model]"
+    tries = []
+    search = api.search
+    monkeypatch.setattr(api, "search", lambda *a, **k: tries.append(1) or search(*a, **k))
+    for session, expected in (("first", 1), ("first", 1), ("second", 2)):
+        with pytest.raises(RunError, match="no model at '/nowhere/model'") as caught:
+            one_trial(bad, "name=bad", session=session)
+        assert "\n" not in str(caught.value) and len(tries) == expected
+    sweep = load_sweep(next((Path.cwd() / "runs").glob("bad/sweep.yaml")))
+    found = outcomes(SweepFolder(sweep.folder), sweep)
+    assert [each.status for each in found] == ["failed", *["waiting"] * 3]
+    assert "/nowhere/model" in found[0].reason
 
 
 def test_no_room_for_a_trial_is_said_at_once(monkeypatch):
