@@ -34,13 +34,22 @@ from evocompress.outcome import costs_of
 from evocompress.planning import Plan, plan_on
 from evocompress.profile import table_path
 from evocompress.progress import Reporter, Silent
-from evocompress.report import write_report
+from evocompress.report import write_report, write_sweep_report
+from evocompress.run import Listener
 from evocompress.run_folder import RunFolder, begin, check
+from evocompress.sweep import SweepConfig, SweepFolder, check_groups, samples
+from evocompress.sweep import check as check_sweep
 from evocompress.types import Candidate
 from evocompress.workbench import Workbench, check_names
 
 
-def search(config: RunConfig, *, resume: bool = False, reporter: Reporter | None = None) -> Path:
+def search(
+    config: RunConfig,
+    *,
+    resume: bool = False,
+    reporter: Reporter | None = None,
+    listener: Listener | None = None,
+) -> Path:
     """Finds the best candidate and writes it, with the journal, into the run's folder.
 
     Everything that can be checked is checked before the folder is made.
@@ -49,6 +58,7 @@ def search(config: RunConfig, *, resume: bool = False, reporter: Reporter | None
         config: The run.
         resume: Go on in a folder that exists.
         reporter: Told about progress.
+        listener: Told about every step as well.
 
     Returns:
         The run's folder.
@@ -60,7 +70,35 @@ def search(config: RunConfig, *, resume: bool = False, reporter: Reporter | None
     folder = bench.folder
     with folder.locked():
         bench.reporter.log_to(folder.log)
-        find(bench)
+        find(bench, listener)
+    return folder.path
+
+
+def sweep(config: SweepConfig, *, resume: bool = False, reporter: Reporter | None = None) -> Path:
+    """Runs all trials of a sweep on Ray Tune and writes the combined report.
+
+    A trial that fails keeps no other from going on; its reason is in sweep.json.
+
+    Args:
+        config: The sweep.
+        resume: Go on in a folder that exists.
+        reporter: Told about progress.
+
+    Returns:
+        The sweep's folder.
+
+    Raises:
+        EvoCompressError: Anything the user can mend; nothing is begun where the configuration
+            of a trial is wrong.
+    """
+    check_groups(config)
+    for trial in samples(config):
+        check_names(trial.config)
+    from evocompress.distributed.sweep import run_sweep
+
+    folder = check_sweep(config, resume)
+    run_sweep(config, folder, reporter or Silent())
+    write_sweep_report(folder.path)
     return folder.path
 
 
@@ -249,11 +287,13 @@ def evaluate(
 
 
 def report(path: Path) -> Path:
-    """Writes report.html and summary.md from the files in a run's folder.
+    """Writes report.html and summary.md of a run, or sweep.html and sweep.json of a sweep.
 
     Raises:
-        RunError: The folder is not a run.
+        RunError: The folder is neither a run nor a sweep.
     """
+    if SweepFolder(path).config_file.exists():
+        return write_sweep_report(path)
     return write_report(path)
 
 

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from evocompress.errors import EvoCompressError, one_line
+from evocompress.errors import EvoCompressError, RunError, one_line
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -84,6 +84,33 @@ def search(
     folder = api.search(load_config(run_file, changes), resume=resume, reporter=Reporter())
     typer.echo(f"Winner: {folder / 'winner.json'}")
     typer.echo(f"Next: evocompress materialize {folder}")
+
+
+@app.command(
+    epilog="Examples: `evocompress sweep search_spaces/smollm2_sweep.yaml`; "
+    "`evocompress sweep sweep.yaml --resume`; "
+    "`evocompress sweep sweep.yaml name=trial ray.workers=2`"
+)
+def sweep(
+    sweep_file: Annotated[Path, typer.Argument(help="YAML file of the sweep.", show_default=False)],
+    overrides: Overrides = None,
+    resume: Resume = False,
+) -> None:
+    """Search many times, over models, spaces, budgets, seeds and settings, on Ray Tune.
+
+    Ends with a table of all trials, and with a non-zero exit status where one has failed.
+    """
+    from evocompress import api
+    from evocompress.progress import Reporter
+    from evocompress.report import sweep_table
+    from evocompress.sweep import failures, load_sweep
+
+    config = load_sweep(sweep_file, overrides or [])
+    folder = api.sweep(config, resume=resume, reporter=Reporter())
+    _print_table(sweep_table(folder))
+    typer.echo(f"Report: {folder / 'sweep.html'}")
+    if failed := failures(folder):
+        raise RunError(f"{failed}; once it is mended, the same command with --resume tries again")
 
 
 @app.command(
@@ -206,7 +233,7 @@ def evaluate(folder: Folder, overrides: Overrides = None) -> None:
 
 @app.command(epilog="Example: `evocompress report runs/demo`")
 def report(folder: Folder) -> None:
-    """Write `report.html` and `summary.md` from the files in the run's folder."""
+    """Write `report.html` and `summary.md` of a run, or `sweep.html` of a sweep, from its files."""
     from evocompress import api
 
     typer.echo(api.report(folder))
@@ -222,7 +249,7 @@ def main() -> None:
         sys.exit(f"error: {one_line(error)}")
     except SystemExit as stop:
         if stop.code == INTERRUPTED:
-            print("interrupted: search and heal go on with --resume", file=sys.stderr)
+            print("interrupted: search, heal and sweep go on with --resume", file=sys.stderr)
         raise
 
 

@@ -121,7 +121,7 @@ def check(config: RunConfig, resume: bool) -> RunFolder:
             "with name=..."
         )
     before, after = (each.model_dump(mode="json") for each in (folder.config(), config))
-    changed = [key for key in _changed(before, after) if not key.startswith(MAY_DIFFER)]
+    changed = [key for key in changed_keys(before, after) if not key.startswith(MAY_DIFFER)]
     if changed:
         raise RunError(
             f"{folder.path} was begun with another configuration ({', '.join(changed)} differ): "
@@ -149,12 +149,13 @@ def begin(folder: RunFolder, config: RunConfig) -> None:
         write_text(folder.config_file, dump_config(config))
 
 
-def _changed(old: dict[str, object], new: dict[str, object], prefix: str = "") -> list[str]:
+def changed_keys(old: dict[str, object], new: dict[str, object], prefix: str = "") -> list[str]:
+    """Dotted keys that differ between two nested mappings."""
     changed: list[str] = []
     for key in sorted(old.keys() | new.keys()):
         before, after = old.get(key), new.get(key)
         if isinstance(before, dict) and isinstance(after, dict):
-            changed += _changed(before, after, f"{prefix}{key}.")
+            changed += changed_keys(before, after, f"{prefix}{key}.")
         elif before != after:
             changed.append(prefix + key)
     return changed

@@ -36,6 +36,7 @@ ALLOWED = {
     "search": SPACE | {"search", "treatments"},
     "criteria": {"types", "errors", "criteria"},
     "run": SPACE | {"search", "journal"},
+    "sweep": LOWER | {"sweep", "run_folder", "files", "journal"},
 }
 NUMPY_ONLY = sorted(set(ALLOWED) - {"criteria", "run"})
 
@@ -130,6 +131,7 @@ def calls(path: Path, names: set[str]) -> Iterator[str]:
         ("evocompress.space", {"torch", "transformers", "ray"}),
         ("evocompress.search", {"torch", "transformers", "ray", "optuna", "pymoo"}),
         ("evocompress.run", {"torch", "transformers", "ray"}),
+        ("evocompress.sweep", {"torch", "transformers", "ray", "optuna"}),
     ],
 )
 def test_import_stays_light(module, absent):
