@@ -37,8 +37,8 @@ from common import Figure, emit
 
 from evocompress.apply import LiveModel
 from evocompress.config import RunConfig
+from evocompress.distributed.instruments import Instruments, Who, who
 from evocompress.distributed.ray import RayExecutor
-from evocompress.distributed.watching import Watch, Who, who
 from evocompress.progress import Silent
 from evocompress.run_folder import RunFolder
 from evocompress.types import DROP, Answer, Candidate, Evaluate, MicroBatchValue, Request, Result
@@ -105,7 +105,7 @@ def workers(count: int, seconds: float, processes: int | None = None) -> Iterato
                 list,
                 lambda r: len(r.micro_batches),
                 _nothing,
-                Watch("scaling", Path(logs)),
+                Instruments("scaling", Path(logs)),
             )
         ) as executor,
     ):

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from evocompress.distributed.cluster import gpus_each, places, start
+from evocompress.distributed.instruments import Instruments
 from evocompress.distributed.ray import RayExecutor
 from evocompress.distributed.storage import publish
-from evocompress.distributed.watching import Watch
 from evocompress.distributed.worker import Assignment, Worker
 from evocompress.types import Evaluate, Request
 
@@ -42,8 +42,8 @@ def ray_executor(bench: Workbench, live: LiveModel) -> Executor:
         return trie_order(requests, live)
 
     pool = bench.calibration.pool
-    watch = Watch(bench.config.name, bench.folder.workers)
-    return RayExecutor(make, lambda: places(config), order, pool.requested, stop, watch)
+    instruments = Instruments(bench.config.name, bench.folder.workers)
+    return RayExecutor(make, lambda: places(config), order, pool.requested, stop, instruments)
 
 
 def assignment_of(bench: Workbench) -> Assignment:

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from evocompress.distributed.instruments import Instruments, Who, where
 from evocompress.distributed.pieces import Pieces
 from evocompress.distributed.queue import Pace, Queue
-from evocompress.distributed.watching import Watch, Who, where
 from evocompress.distributed.worker import Refusal
 from evocompress.errors import RunError, one_line
 from evocompress.types import Answer, Request
@@ -77,7 +77,7 @@ class RayExecutor:
         order: Sorts requests so that neighbours share most.
         tokens: Of a request.
         stop: Called at the end.
-        watch: Told what workers do.
+        instruments: Told what workers do.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class RayExecutor:
         order: Callable[[Sequence[Request]], Sequence[Request]],
         tokens: Callable[[Request], int],
         stop: Callable[[], None],
-        watch: Watch,
+        instruments: Instruments,
     ) -> None:
         import ray
 
@@ -97,7 +97,7 @@ class RayExecutor:
         self._order = order
         self._tokens = tokens
         self._stop = stop
-        self._watch = watch
+        self._instruments = instruments
         self._looked = 0.0
         self._pace = Pace()
         self._hands: list[_Hand] = []
@@ -136,7 +136,7 @@ class RayExecutor:
         if time.monotonic() - self._looked > POLL_SECONDS:
             self._looked = time.monotonic()
             ready = sum(hand.who is not None for hand in self._hands)
-            self._watch.state(queue.waiting, ready)
+            self._instruments.state(queue.waiting, ready)
 
     def _staff(self) -> None:
         """Has as many actors as the cluster has room for."""
@@ -207,7 +207,7 @@ class RayExecutor:
         seconds = now - max(job.since, job.hand.free_since)
         self._pace.add(tokens, seconds)
         assert job.hand.who is not None
-        self._watch.answered(job.hand.who, len(answers), tokens, seconds)
+        self._instruments.answered(job.hand.who, len(answers), tokens, seconds)
         job.hand.free_since = now
         yield from answers
 
@@ -268,7 +268,7 @@ class RayExecutor:
         if hand in self._hands:
             self._hands.remove(hand)
             if hand.who:
-                self._watch.ended(hand.who, lambda: self._printed(hand))
+                self._instruments.ended(hand.who, lambda: self._printed(hand))
             self._ray.kill(hand.actor)
 
     def _printed(self, hand: _Hand) -> str | None:

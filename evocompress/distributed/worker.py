@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evocompress.distributed.watching import tail, who
+from evocompress.distributed.instruments import tail, who
 from evocompress.errors import EvoCompressError, RunError, one_line
 from evocompress.types import Answer, Request
 

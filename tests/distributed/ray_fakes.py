@@ -6,8 +6,8 @@ import time
 
 import pytest
 
+from evocompress.distributed.instruments import Instruments, who
 from evocompress.distributed.ray import RayExecutor
-from evocompress.distributed.watching import Watch, who
 from evocompress.distributed.worker import Refusal
 from evocompress.types import (
     DROP,
@@ -78,5 +78,5 @@ def executor(logs, workers=2, kind=Fake, cpus=0.1, **settings):
         list,
         lambda _: 10,
         lambda: None,
-        Watch("fakes", logs),
+        Instruments("fakes", logs),
     )
