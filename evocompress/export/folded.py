@@ -23,8 +23,8 @@ from evocompress.models import LoadedModel
 from evocompress.types import Candidate
 
 NOTE = (
-    "Format `folded`: a block that has lost its attention is no layer of its own. Its MLP is run by "
-    "the layer before it (`after` in `per_layer_config`), or by the first one (`before`). The "
+    "Format `folded`: a block that has lost its attention is no layer of its own. Its MLP is run "
+    "by the layer before it (`after` in `per_layer_config`), or by the first one (`before`). The "
     "function and the weights are those of the blocks one after the other."
 )
 

@@ -8,9 +8,10 @@ from typing import ClassVar, Protocol
 from transformers import PreTrainedModel
 
 from evocompress.export.folded import Folded
+from evocompress.export.gguf import Gguf
+from evocompress.export.gguf_writing import TYPES
 from evocompress.export.modeling_file import ModelingFile
 from evocompress.export.padded import Padded
-from evocompress.export.pretrained import DTYPES
 from evocompress.export.stock import Stock
 from evocompress.export.weights import State
 from evocompress.models import LoadedModel
@@ -62,7 +63,8 @@ FORMATS: dict[str, Format] = {
     "hf": ModelingFile(),
     "padded": Padded(),
     "folded": Folded(),
+    "gguf": Gguf(),
 }
 
-WEIGHTS = (*DTYPES,)
+WEIGHTS = tuple(TYPES)
 """Types of weights that a checkpoint can be written in."""
