@@ -7,6 +7,7 @@ from typing import ClassVar, Protocol
 
 from transformers import PreTrainedModel
 
+from evocompress.export.deci import Deci
 from evocompress.export.folded import Folded
 from evocompress.export.gguf import Gguf
 from evocompress.export.gguf_writing import TYPES
@@ -63,6 +64,7 @@ FORMATS: dict[str, Format] = {
     "hf": ModelingFile(),
     "padded": Padded(),
     "folded": Folded(),
+    "deci": Deci(),
     "gguf": Gguf(),
 }
 

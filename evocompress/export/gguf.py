@@ -17,15 +17,11 @@ from evocompress.export.gguf_measure import measured_costs
 from evocompress.export.gguf_tokenizer import tokenizer_obstacle
 from evocompress.export.gguf_writing import GGUF_FILE, TYPES, write_gguf
 from evocompress.export.layout import layout
+from evocompress.export.llama_like import first_without_attention, unlike_llama
 from evocompress.export.modeling_file import ModelingFile
 from evocompress.export.weights import State
-from evocompress.families.base import attention_windows
 from evocompress.models import LoadedModel
 from evocompress.types import Candidate
-
-FAMILIES = ("llama", "mistral", "qwen2")
-"""Those whose blocks llama.cpp's ``deci`` computes: others have norms of queries and keys, or more
-norms, or other activations."""
 
 ROPES = ("default", "linear", "llama3")
 """Kinds of rotary embeddings that only divide the frequencies."""
@@ -48,12 +44,11 @@ class Gguf:
 
     def obstacle(self, loaded: LoadedModel, candidate: Candidate) -> str | None:
         """A model that ``deci`` does not compute, or a first layer without attention."""
-        left = layout(loaded, candidate)
-        unfit = _unfit(loaded) or ModelingFile().obstacle(loaded, candidate)
-        if unfit is None and "attention" in left.kept[0].dropped:
-            name = f"{left.path}.{left.kept[0].index}.attention"
-            return f"cannot leave out {name}, because llama.cpp needs one in the first layer"
-        return unfit
+        return (
+            _unfit(loaded)
+            or ModelingFile().obstacle(loaded, candidate)
+            or first_without_attention(layout(loaded, candidate), "llama.cpp")
+        )
 
     def note(self, loaded: LoadedModel, candidate: Candidate) -> str:
         """What the architecture is, and what is added."""
@@ -115,16 +110,11 @@ class Gguf:
 
 def _unfit(loaded: LoadedModel) -> str | None:
     """Why llama.cpp's ``deci`` does not compute a model, whatever is done to it."""
-    family, config = loaded.family.model_type, loaded.model.config
-    if family not in FAMILIES:
-        return f"cannot hold {family} models, only {', '.join(FAMILIES)}"
-    if config.hidden_act != "silu":
-        return f"cannot hold this {family} model, whose activation is {config.hidden_act}"
+    config = loaded.model.config
+    other = unlike_llama(loaded)
+    if other is not None:
+        return other
     rope = (config.rope_parameters or {}).get("rope_type", "default")
     if rope not in ROPES:
-        return f"cannot hold this {family} model, whose rotary embeddings are of type {rope}"
-    windows = attention_windows(config, config.num_hidden_layers)
-    narrowest = min((window for window in windows if window), default=None)
-    if narrowest is not None and narrowest < config.max_position_embeddings:
-        return f"cannot hold this {family} model, whose attention window is {narrowest} tokens"
+        return f"cannot hold this {config.model_type} model, whose rotary embeddings are {rope}"
     return tokenizer_obstacle(loaded)

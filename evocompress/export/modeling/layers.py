@@ -16,8 +16,7 @@ from typing import Any, ClassVar
 import torch
 import transformers
 from torch import nn
-from transformers import Cache, PreTrainedConfig
-from transformers.cache_utils import DummyLayer
+from transformers import Cache, PreTrainedConfig, cache_utils
 
 if not hasattr(PreTrainedConfig, "per_layer_config"):
     raise ImportError(
@@ -69,8 +68,10 @@ class NoAttention(nn.Module):
         return hidden_states.new_zeros(()), None
 
     def _without_slot(self, cache: Cache) -> bool:
+        # Programs that have caches of their own, such as vLLM, may come with an older transformers.
+        no_slot: type = getattr(cache_utils, "DummyLayer", type(None))
         layers = cache.layers
-        return self.layer_idx < len(layers) and isinstance(layers[self.layer_idx], DummyLayer)
+        return self.layer_idx < len(layers) and isinstance(layers[self.layer_idx], no_slot)
 
 
 class Branch(nn.Module):
@@ -145,8 +146,8 @@ class LayerConfig:
 
     def __init__(self, config: PreTrainedConfig, widths: Mapping[str, Any]) -> None:
         self._config = config
-        for name in (name for names in WIDTHS.values() for name in names if name in widths):
-            setattr(self, name, widths[name])
+        for name, width in widths.items():
+            setattr(self, name, width)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # of copying and pickling, which ask before there is a config
@@ -244,7 +245,8 @@ def fold(
 
     def branch(own: Mapping[str, Any]) -> Branch:
         whole = donor(config, layer)
-        shape(whole, "mlp", config, layer, parts, own, bias=own.get("bias", False))
+        widths = {"intermediate_size": own["intermediate_size"]}
+        shape(whole, "mlp", config, layer, parts, widths, bias=own.get("bias", False))
         return Branch(whole, tuple(parts.stand_ins["mlp"]))
 
     block.before = nn.ModuleList(branch(own) for own in before)
