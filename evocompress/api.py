@@ -23,7 +23,13 @@ from evocompress.config_file import changed
 from evocompress.costs import LatencyTable
 from evocompress.environment import describe
 from evocompress.errors import RunError
-from evocompress.export import check_format, read_candidate
+from evocompress.export import (
+    check_format,
+    check_weights,
+    choose_for,
+    program_named,
+    read_candidate,
+)
 from evocompress.export import materialize as write_checkpoint
 from evocompress.export.reload import read_checkpoint
 from evocompress.files import read_json, write_json
@@ -119,6 +125,8 @@ def materialize(
     *,
     out: Path | None = None,
     form: str = "auto",
+    program: str | None = None,
+    weights: str | None = None,
     candidate: str = "winner",
     reporter: Reporter | None = None,
 ) -> Path:
@@ -127,7 +135,10 @@ def materialize(
     Args:
         path: The run's folder.
         out: Where to; by default ``checkpoint`` in the run's folder.
-        form: ``stock``, ``hf``, ``padded`` or ``auto``.
+        form: A key of `evocompress.export.FORMATS`, or ``auto``.
+        program: What is to load it, a key of `evocompress.export.PROGRAMS`; ``None`` is
+            transformers. The format that ``auto`` takes, and why, is told to the reporter.
+        weights: One of `evocompress.export.WEIGHTS`; ``None`` keeps what the run computes in.
         candidate: ``winner``, ``uniform``, or an id of the journal.
         reporter: Told about progress.
 
@@ -138,8 +149,16 @@ def materialize(
         EvoCompressError: Anything the user can mend.
     """
     check_format(form)
+    if program is not None:
+        program_named(program)
+    if weights is not None:
+        check_weights(weights)
     bench = _finished(path, reporter)
     chosen = _candidate(bench, candidate)
+    if program is not None:
+        choice = choose_for(bench.loaded, chosen, program, form)
+        bench.reporter.say(choice.reason)
+        form = choice.name
     target = out or bench.folder.checkpoint
     library = bench.existing_library()
     with bench.folder.locked(), bench.reporter.stage(f"materialize {candidate} in {target}"):
@@ -149,6 +168,7 @@ def materialize(
             chosen,
             target,
             format=form,
+            weights=weights,
             predicted=costs_of(bench.space, chosen),
         )
 
