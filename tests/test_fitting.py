@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import pytest
@@ -10,6 +10,7 @@ import pytest
 from evocompress.config import SpaceConfig
 from evocompress.errors import ConfigError
 from evocompress.export import FORMATS
+from evocompress.models import LoadedModel
 from evocompress.space import SearchSpace, build_space
 from evocompress.testing.tiny import tiny_loaded
 from evocompress.types import DROP
@@ -26,10 +27,15 @@ SPACES = {
 }
 
 
+@cache
+def model(family: str) -> LoadedModel:
+    return tiny_loaded(family, layers=LAYERS)
+
+
 def space_of(
     settings: dict, fits: str, family: str = "llama", *, bias: bool = False
 ) -> SearchSpace:
-    loaded = tiny_loaded(family, layers=LAYERS)
+    loaded = model(family)
     return build_space(
         loaded.family.units(loaded.model),
         loaded.family.architecture(loaded.model),

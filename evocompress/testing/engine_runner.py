@@ -4,8 +4,8 @@
 
 The request: ``prompts`` (lists of token ids), ``new_tokens``, ``threads``, ``repeats`` (how often
 everything is timed, beyond the first run), ``texts`` (to be tokenised by llama.cpp). The answer is
-the last line that is printed: ``version``, ``tokens`` (the new ones of each prompt), ``seconds`` (of
-each timed repeat, all prompts one after the other) and ``texts`` (their token ids).
+the last line that is printed: ``version``, ``tokens`` (the new ones of each prompt), ``seconds``
+(of each timed repeat, all prompts one after the other) and ``texts`` (their token ids).
 
 It imports nothing of evocompress, which needs a newer transformers than vLLM allows.
 """
