@@ -77,5 +77,10 @@ def _first(loaded: LoadedModel, candidate: Candidate, formats: Sequence[str], na
             return Choice(choice, "; ".join(passed))
         passed.append(f"format '{choice}' {obstacles[choice]}")
     able = [choice for choice in FORMATS if obstacles[choice] is None]
-    others = " and ".join(f"format '{choice}'" for choice in able) or "no format"
-    raise ExportError(f"format '{names[-1]}' {obstacles[names[-1]]}: {others} can")
+    raise ExportError(f"format '{names[-1]}' {obstacles[names[-1]]}: {_listed(able)} can")
+
+
+def _listed(formats: Sequence[str]) -> str:
+    """The formats in words."""
+    names = ", ".join(f"'{name}'" for name in formats)
+    return f"format{'s' * (len(formats) > 1)} {names}" if formats else "no format"

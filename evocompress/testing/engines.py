@@ -90,10 +90,10 @@ def generate(
         "repeats": repeats,
         "texts": list(texts),
     }
-    # The engine has another transformers than the packages on our own path.
+    # Neither packages on our own path nor the modules beside the runner are the engine's business.
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(
-        [python.absolute(), RUNNER, engine, checkpoint],
+        [python.absolute(), "-P", RUNNER, engine, checkpoint],
         input=json.dumps(request),
         capture_output=True,
         text=True,

@@ -17,12 +17,12 @@ from evocompress.apply import LiveModel
 from evocompress.export import PROGRAMS, materialize
 from evocompress.export.programs import check_version
 from evocompress.models import LoadedModel
+from evocompress.testing.byte_tokenizers import TEXTS, trained_tokenizer
 from evocompress.testing.engines import divergence, generate, greedy_tokens, missing
 from evocompress.testing.formats import CASES, Levels, candidate_of
 from evocompress.testing.gguf_reference import GgufReference
 from evocompress.testing.plain_library import PlainLibrary
 from evocompress.testing.tiny import windowless
-from evocompress.testing.tokenizers import TEXTS, trained_tokenizer
 from evocompress.types import DROP, Level
 
 pytestmark = pytest.mark.engines
