@@ -128,6 +128,7 @@ def materialize(
     program: str | None = None,
     weights: str | None = None,
     candidate: str = "winner",
+    healed: bool = False,
     reporter: Reporter | None = None,
 ) -> Path:
     """Writes a candidate of a finished search as a checkpoint.
@@ -140,6 +141,7 @@ def materialize(
             transformers. The format that ``auto`` takes, and why, is told to the reporter.
         weights: One of `evocompress.export.WEIGHTS`; ``None`` keeps what the run computes in.
         candidate: ``winner``, ``uniform``, or an id of the journal.
+        healed: Write what `heal` made of the run's checkpoint, whatever `candidate` says.
         reporter: Told about progress.
 
     Returns:
@@ -154,7 +156,8 @@ def materialize(
     if weights is not None:
         check_weights(weights)
     bench = _finished(path, reporter)
-    chosen = _candidate(bench, candidate)
+    source = _healed_source(bench.folder, out) if healed else None
+    chosen = read_candidate(source) if source else _candidate(bench, candidate)
     if program is not None:
         choice = choose_for(bench.loaded, chosen, program, form)
         bench.reporter.say(choice.reason)
@@ -169,6 +172,10 @@ def materialize(
             target,
             format=form,
             weights=weights,
+            healed=source,
+            notes=[f"The weights were healed by a distillation of the dense model: `{source}`."]
+            if source
+            else [],
             predicted=costs_of(bench.space, chosen),
         )
 
@@ -318,6 +325,15 @@ def _candidate(bench: Workbench, name: str) -> Candidate:
     if name in known:
         return known[name]
     raise RunError(f"{bench.folder.journal} has no candidate '{name}'; 'winner' is the best one")
+
+
+def _healed_source(folder: RunFolder, out: Path | None) -> Path:
+    """The healed checkpoint of a run, to be written again elsewhere."""
+    if not _is_healed(folder):
+        raise RunError(f"{folder.path} has no healed checkpoint: run 'evocompress heal' first")
+    if out is None:
+        raise RunError("--healed writes a second checkpoint: say where with --out")
+    return folder.healed_checkpoint
 
 
 def _contestants(bench: Workbench) -> dict[str, Contestant]:

@@ -193,6 +193,9 @@ def materialize(
     candidate: Annotated[
         str, typer.Option(help="`winner`, `uniform`, or the id of a candidate of the journal.")
     ] = "winner",
+    healed: Annotated[
+        bool, typer.Option("--healed", help="Write what heal made of the run's checkpoint.")
+    ] = False,
 ) -> None:
     """Write a candidate as a checkpoint that transformers, vLLM or llama.cpp loads."""
     from evocompress import api
@@ -205,6 +208,7 @@ def materialize(
         program=program,
         weights=weights,
         candidate=candidate,
+        healed=healed,
         reporter=Reporter(),
     )
     typer.echo(written)

@@ -12,6 +12,7 @@ from evocompress.export.card import model_card
 from evocompress.export.choice import choose_format
 from evocompress.export.folder import check_room, check_target, whole_folder
 from evocompress.export.formats import FORMATS, WEIGHTS
+from evocompress.export.healed import checkpoint_state
 from evocompress.export.record import CANDIDATE_FILE, Record
 from evocompress.export.weights import LevelWeights, compressed_state
 from evocompress.models import LoadedModel
@@ -26,6 +27,7 @@ def materialize(
     *,
     format: str = "auto",
     weights: str | None = None,
+    healed: Path | None = None,
     predicted: Mapping[str, float] | None = None,
     notes: Sequence[str] = (),
     overwrite: bool = False,
@@ -43,6 +45,8 @@ def materialize(
         format: A key of `FORMATS`, or ``auto``: ``stock`` if it can express the candidate,
             else ``hf``. For another program see `evocompress.export.choose_for`.
         weights: One of `WEIGHTS`; ``None`` keeps the type that the model is computed in.
+        healed: A checkpoint of the same candidate, whose weights are written instead of the
+            library's.
         predicted: The candidate's costs by the cost model, written beside the measured ones.
         notes: Paragraphs for the README.md.
         overwrite: Replace a checkpoint that is in `out` already.
@@ -61,7 +65,11 @@ def materialize(
     if weights is not None:
         check_weights(weights)
         form.check_weights(loaded, candidate, weights)
-    model = form.build(loaded, compressed_state(loaded, library, candidate), candidate)
+    if healed is None:
+        state = compressed_state(loaded, library, candidate)
+    else:
+        state = checkpoint_state(healed, loaded)
+    model = form.build(loaded, state, candidate)
     model.generation_config = copy.deepcopy(loaded.model.generation_config)
     check_room(out, sum(weight.numel() * weight.itemsize for weight in model.parameters()))
     with whole_folder(out) as folder:

@@ -61,13 +61,17 @@ class Folded(ModelingFile):
 
     def build(self, loaded: LoadedModel, state: State, candidate: Candidate) -> PreTrainedModel:
         """A model of the family's class in `evocompress.export.modeling`."""
-        left = layout(loaded, candidate)
-        layers = fold(left)
+        layers = fold(layout(loaded, candidate))
         grouped = hasattr(loaded.model.config, "num_key_value_heads")
         own = [_overrides(layer, grouped=grouped) for layer in layers]
         config = uneven_config(loaded, [layer.attention for layer in layers], own)
-        names = _names(left, layers, loaded.family)
-        return assemble(CLASSES[loaded.family.model_type].causal, config, state, names)
+        cls = CLASSES[loaded.family.model_type].causal
+        return assemble(cls, config, state, self.name_of(loaded, candidate))
+
+    def name_of(self, loaded: LoadedModel, candidate: Candidate) -> Callable[[str], str]:
+        """The MLPs of a layer may be of several blocks."""
+        left = layout(loaded, candidate)
+        return _names(left, fold(left), loaded.family)
 
 
 def fold(left: Layout) -> list[Layer]:

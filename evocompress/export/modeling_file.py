@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,17 +45,27 @@ class ModelingFile(Pretrained):
 
     def build(self, loaded: LoadedModel, state: State, candidate: Candidate) -> PreTrainedModel:
         """A model of the family's class in `evocompress.export.modeling`."""
-        left = layout(loaded, candidate)
-        blocks = left.blocks if depends_on_index(loaded.model.config) else left.kept
+        blocks = _blocks(loaded, candidate)
         grouped = hasattr(loaded.model.config, "num_key_value_heads")
         own = [overrides(block, grouped=grouped) for block in blocks]
         config = uneven_config(loaded, blocks, own)
-        names = renumbered(left.path, [block.index for block in blocks])
-        return assemble(CLASSES[loaded.family.model_type].causal, config, state, names)
+        cls = CLASSES[loaded.family.model_type].causal
+        return assemble(cls, config, state, self.name_of(loaded, candidate))
+
+    def name_of(self, loaded: LoadedModel, candidate: Candidate) -> Callable[[str], str]:
+        """Blocks have other numbers."""
+        indices = [block.index for block in _blocks(loaded, candidate)]
+        return renumbered(loaded.family.layers_path, indices)
 
     def files(self, loaded: LoadedModel) -> tuple[Path, ...]:
         """The Python files that ``auto_map`` names."""
         return CLASSES[loaded.family.model_type].files
+
+
+def _blocks(loaded: LoadedModel, candidate: Candidate) -> tuple[Block, ...]:
+    """The blocks that are written: all where they must keep their numbers, else what is left."""
+    left = layout(loaded, candidate)
+    return left.blocks if depends_on_index(loaded.model.config) else left.kept
 
 
 def uneven_config(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
@@ -66,6 +67,10 @@ class Pretrained:
             loaded.tokenizer.save_pretrained(folder)
         for source in self.files(loaded):
             shutil.copyfile(source, folder / source.name)
+
+    def name_of(self, loaded: LoadedModel, candidate: Candidate) -> Callable[[str], str] | None:
+        """What a parameter is called in the dense model; ``None`` where some have other shapes."""
+        return None
 
     def files(self, loaded: LoadedModel) -> tuple[Path, ...]:
         """Files to copy into the folder: none where the class comes with transformers."""

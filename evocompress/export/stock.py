@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from evocompress.export.configs import cut_config, depends_on_index, is_taken, set_widths
@@ -24,9 +26,13 @@ class Stock(Pretrained):
 
     def build(self, loaded: LoadedModel, state: State, candidate: Candidate) -> PreTrainedModel:
         """A model of the dense model's class with fewer or narrower blocks."""
+        config = _config(layout(loaded, candidate), loaded)
+        return assemble(type(loaded.model), config, state, self.name_of(loaded, candidate))
+
+    def name_of(self, loaded: LoadedModel, candidate: Candidate) -> Callable[[str], str]:
+        """Blocks have other numbers."""
         left = layout(loaded, candidate)
-        names = renumbered(left.path, [block.index for block in left.kept])
-        return assemble(type(loaded.model), _config(left, loaded), state, names)
+        return renumbered(left.path, [block.index for block in left.kept])
 
 
 def _config(left: Layout, loaded: LoadedModel) -> PreTrainedConfig:
