@@ -1,14 +1,15 @@
 """Sizes and speed of dense and compressed checkpoints in transformers, vLLM and llama.cpp.
 
-The compressed model is drawn at random from a space of widths and dropped sub-layers, at 0.75 of the
-parameters; its weights are those of the dense model, cut at random: speed does not depend on them.
-8 prompts of 32 tokens are continued by 32 tokens each, one after the other, in float32, and with
-llama.cpp in Q8_0 as well. Engines are run in the environment that `make engines` makes (or that
-``EVOCOMPRESS_ENGINES`` names); one that is not there has no figures.
+The compressed model is drawn at random from a space of widths and dropped sub-layers, at 0.75 of
+the parameters; its weights are those of the dense model, cut at random: speed does not depend on
+them. 8 prompts of 32 tokens are continued by 32 tokens each, one after the other, in float32, and
+with llama.cpp in Q8_0 as well. vLLM gets the format that is chosen for it, and format ``deci``.
+Engines are run in the environment that `make engines` makes (or that ``EVOCOMPRESS_ENGINES``
+names); one that is not there has no figures.
 
-Figures: `{case}_mib` of the weights, and `{engine}_{case}_tokens_per_second`, of new tokens, prompts
-included; `{engine}_{case}_equal`, the prompts after which the engine's tokens are transformers' (a
-token whose logit is within 1e-3 of the best counts, and is printed).
+Figures: `{run}_{case}_mib` of the weights; `{run}_{case}_tokens_per_second`, of new tokens, prompts
+included, the median of several repeats; `{run}_{case}_equal`, the prompts after which the engine's
+tokens are transformers' (a token whose logit is within 1e-3 of the best counts, and is printed).
 
     python benchmarks/engines.py --json engines.json
     python benchmarks/engines.py --quick
@@ -40,6 +41,14 @@ from evocompress.types import DROP, Candidate
 
 Figures = dict[str, Figure]
 
+RUNS = {
+    "vllm": ("vllm", "auto", None),
+    "vllm_deci": ("vllm", "deci", None),
+    "llama_cpp": ("llama.cpp", "auto", None),
+    "llama_cpp_q8_0": ("llama.cpp", "auto", "q8_0"),
+}
+"""{run: (engine, format, type of weights)}."""
+
 PROMPTS = 8
 SHARE = 0.75
 
@@ -49,7 +58,11 @@ def main() -> None:
     arguments = _arguments()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    loaded = windowless("llama") if arguments.quick else load(arguments.model, dtype="float32")
+    loaded = (
+        windowless("llama", hidden=256)
+        if arguments.quick
+        else load(arguments.model, dtype="float32")
+    )
     length, new, repeats = (6, 4, 1) if arguments.quick else (32, 32, arguments.repeats)
     draws = torch.Generator().manual_seed(0)
     prompts = torch.randint(5, 240, (PROMPTS, length), generator=draws).tolist()
@@ -72,6 +85,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--quick", action="store_true")
     return parser.parse_args()
+
+
+def small() -> LoadedModel:
+    """A random model whose heads are as wide as engines want them."""
+    return windowless("llama", hidden=256)
 
 
 def compressed(loaded: LoadedModel) -> Candidate:
@@ -112,18 +130,17 @@ def measure(
     count = len(prompts) * new
     figures: Figures = {f"{case}_mib": _mib(out)}
     figures[f"transformers_{case}_tokens_per_second"] = count / statistics.median(seconds)
-    for engine, weights in (("vllm", None), ("llama.cpp", None), ("llama.cpp", "q8_0")):
-        key = engine.replace(".", "_") + (f"_{weights}" if weights else "")
+    for key, (engine, form, weights) in RUNS.items():
         reason = missing(engine)
         if reason is not None:
-            print(reason)
-            names = ("tokens_per_second", "equal")
+            print(f"{key}: {reason}")
+            names = ("mib", "tokens_per_second", "equal")
             figures |= dict.fromkeys(f"{key}_{case}_{name}" for name in names)
             continue
-        form = choose_for(loaded, candidate, engine)
-        print(form.reason)
+        choice = choose_for(loaded, candidate, engine, form)
+        print(choice.reason)
         target = folder / key
-        materialize(loaded, library, candidate, target, format=form.name, weights=weights)
+        materialize(loaded, library, candidate, target, format=choice.name, weights=weights)
         found = generate(
             engine,
             target,
