@@ -34,8 +34,8 @@ def materialize(
 ) -> Path:
     """Writes the compressed model to a new folder; the loaded model is not touched.
 
-    The folder holds weights, config, generation config, tokenizer (format ``gguf``: one file with
-    all of them), ``candidate.json`` and a README.md. It appears whole or not at all.
+    The folder holds weights, config, generation config and tokenizer (or one GGUF file),
+    ``candidate.json`` and a README.md. It appears whole or not at all.
 
     Args:
         loaded: The dense model.
@@ -85,13 +85,19 @@ def materialize(
             measured=form.measured(folder, loaded),
         )
         (folder / CANDIDATE_FILE).write_text(record.text(), encoding="utf-8")
-        family = loaded.family
-        parts = outline(family.units(loaded.model), family.architecture(loaded.model))
-        own_notes = [note for note in (form.note(loaded, candidate), *notes) if note]
-        loading = form.loading.format(path=out.name)
-        card = model_card(record, candidate, parts, loading, own_notes)
+        card = _card(record, loaded, candidate, out.name, notes)
         (folder / "README.md").write_text(card, encoding="utf-8")
     return out
+
+
+def _card(
+    record: Record, loaded: LoadedModel, candidate: Candidate, name: str, notes: Sequence[str]
+) -> str:
+    """The text of README.md for a folder of some name."""
+    family, form = loaded.family, FORMATS[record.format]
+    parts = outline(family.units(loaded.model), family.architecture(loaded.model))
+    own_notes = [note for note in (form.note(loaded, candidate), *notes) if note]
+    return model_card(record, candidate, parts, form.loading.format(path=name), own_notes)
 
 
 def check_weights(name: str) -> None:

@@ -130,7 +130,10 @@ def _tensors(model: PreTrainedModel, loaded: LoadedModel) -> Iterator[tuple[str,
             continue
         turned = ".q_proj." in name or ".k_proj." in name
         tensor = interleaved(tensor, config.head_dim) if turned else tensor
-        yield names.get_name(name, try_suffixes=(".weight", ".bias")), tensor
+        place = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        if place is None:
+            raise ExportError(f"llama.cpp's architecture deci has no place for {name}")
+        yield place, tensor
     for layer, own in enumerate(config.per_layer_config):
         if "mlp" in own.skip:
             yield from _zero_mlp(layer, state["model.norm.weight"])
