@@ -34,7 +34,7 @@ from evocompress.export import FORMATS, choose_for, materialize, read_record
 from evocompress.export.reload import read_checkpoint
 from evocompress.models import LoadedModel, load
 from evocompress.space import build_space
-from evocompress.testing.engines import divergence, generate, greedy_tokens, missing
+from evocompress.testing.engines import divergence, generate, missing
 from evocompress.testing.plain_library import PlainLibrary
 from evocompress.testing.tiny import windowless
 from evocompress.types import DROP, Candidate
@@ -125,8 +125,13 @@ def measure(
     library = PlainLibrary(loaded)
     out = materialize(loaded, library, candidate, folder / "hf")
     model = read_checkpoint(out, loaded.model)
-    ours = [greedy_tokens(model, prompt, new) for prompt in prompts]
-    seconds = [_seconds(model, prompts, new) for _ in range(repeats + 1)][1:]
+    ours = [continued(model, prompt, new) for prompt in prompts]
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        for prompt in prompts:
+            continued(model, prompt, new)
+        seconds.append(time.perf_counter() - start)
     count = len(prompts) * new
     figures: Figures = {f"{case}_mib": _mib(out)}
     figures[f"transformers_{case}_tokens_per_second"] = count / statistics.median(seconds)
@@ -161,20 +166,18 @@ def measure(
     return figures
 
 
-def _seconds(model: PreTrainedModel, prompts: list[list[int]], new: int) -> float:
-    """Of transformers' own generation with its cache, one prompt after the other."""
-    start = time.perf_counter()
-    for prompt in prompts:
-        ids = torch.tensor([prompt])
-        model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=new,
-            do_sample=False,
-            eos_token_id=None,
-            pad_token_id=0,
-        )
-    return time.perf_counter() - start
+def continued(model: PreTrainedModel, prompt: list[int], new: int) -> list[int]:
+    """The new tokens by transformers' own generation, with its cache."""
+    ids = torch.tensor([prompt])
+    tokens = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=new,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    return tokens[0, len(prompt) :].tolist()
 
 
 def _mib(folder: Path) -> float:

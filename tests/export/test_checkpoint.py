@@ -64,11 +64,12 @@ def test_reloaded_checkpoint_equals_candidate_in_memory(
 
 def test_both_ways_of_loading_agree(ids: Tensor, tmp_path: Path) -> None:
     folders = []
-    for name in FAMILIES:
+    forms = [*((name, "hf") for name in FAMILIES), ("llama", "folded"), ("llama", "deci")]
+    for name, form in forms:
         loaded = tiny_loaded(name, layers=4)
         candidate = candidate_of(loaded, with_zeros(loaded, with_bias(loaded)))
-        out = tmp_path / name
-        folders.append(materialize(loaded, PlainLibrary(loaded), candidate, out, format="hf"))
+        out = tmp_path / f"{name}_{form}"
+        folders.append(materialize(loaded, PlainLibrary(loaded), candidate, out, format=form))
     save_file({"ids": ids}, tmp_path / "ids.safetensors")
     command = [sys.executable, "-c", LOAD_REMOTE_CODE, tmp_path / "ids.safetensors", *folders]
     subprocess.run(command, check=True, cwd=tmp_path, timeout=240)
