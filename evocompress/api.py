@@ -23,7 +23,13 @@ from evocompress.config_file import changed
 from evocompress.costs import LatencyTable
 from evocompress.environment import describe
 from evocompress.errors import RunError
-from evocompress.export import check_format, read_candidate
+from evocompress.export import (
+    check_format,
+    check_weights,
+    choose_for,
+    program_named,
+    read_candidate,
+)
 from evocompress.export import materialize as write_checkpoint
 from evocompress.export.reload import read_checkpoint
 from evocompress.files import read_json, write_json
@@ -157,7 +163,10 @@ def materialize(
     *,
     out: Path | None = None,
     form: str = "auto",
+    program: str | None = None,
+    weights: str | None = None,
     candidate: str = "winner",
+    healed: bool = False,
     reporter: Reporter | None = None,
 ) -> Path:
     """Writes a candidate of a finished search as a checkpoint.
@@ -165,8 +174,12 @@ def materialize(
     Args:
         path: The run's folder.
         out: Where to; by default ``checkpoint`` in the run's folder.
-        form: ``stock``, ``hf``, ``padded`` or ``auto``.
+        form: A key of `evocompress.export.FORMATS`, or ``auto``.
+        program: What is to load it, a key of `evocompress.export.PROGRAMS`; ``None`` is
+            transformers. The format that ``auto`` takes, and why, is told to the reporter.
+        weights: One of `evocompress.export.WEIGHTS`; ``None`` keeps what the run computes in.
         candidate: ``winner``, ``uniform``, or an id of the journal.
+        healed: Write what `heal` made of the run's checkpoint, whatever `candidate` says.
         reporter: Told about progress.
 
     Returns:
@@ -176,8 +189,17 @@ def materialize(
         EvoCompressError: Anything the user can mend.
     """
     check_format(form)
+    if program is not None:
+        program_named(program)
+    if weights is not None:
+        check_weights(weights)
     bench = _finished(path, reporter)
-    chosen = _candidate(bench, candidate)
+    source = _healed_source(bench.folder, out) if healed else None
+    chosen = read_candidate(source) if source else _candidate(bench, candidate)
+    if program is not None:
+        choice = choose_for(bench.loaded, chosen, program, form)
+        bench.reporter.say(choice.reason)
+        form = choice.name
     target = out or bench.folder.checkpoint
     library = bench.existing_library()
     with bench.folder.locked(), bench.reporter.stage(f"materialize {candidate} in {target}"):
@@ -187,6 +209,11 @@ def materialize(
             chosen,
             target,
             format=form,
+            weights=weights,
+            healed=source,
+            notes=[f"The weights were healed by a distillation of the dense model: `{source}`."]
+            if source
+            else [],
             predicted=costs_of(bench.space, chosen),
         )
 
@@ -338,6 +365,15 @@ def _candidate(bench: Workbench, name: str) -> Candidate:
     if name in known:
         return known[name]
     raise RunError(f"{bench.folder.journal} has no candidate '{name}'; 'winner' is the best one")
+
+
+def _healed_source(folder: RunFolder, out: Path | None) -> Path:
+    """The healed checkpoint of a run, to be written again elsewhere."""
+    if not _is_healed(folder):
+        raise RunError(f"{folder.path} has no healed checkpoint: run 'evocompress heal' first")
+    if out is None:
+        raise RunError("--healed writes a second checkpoint: say where with --out")
+    return folder.healed_checkpoint
 
 
 def _contestants(bench: Workbench) -> dict[str, Contestant]:

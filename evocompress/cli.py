@@ -191,24 +191,54 @@ def library_inspect(
     _print_table(summary(path, verify=verify))
 
 
-@app.command(epilog="Example: `evocompress materialize runs/demo --out smaller-model`")
+@app.command(
+    epilog="Examples: `evocompress materialize runs/demo --out smaller-model`; "
+    "`evocompress materialize runs/demo --for llama.cpp --weights q8_0 --out smaller-gguf`"
+)
 def materialize(
     folder: Folder,
     out: Annotated[Path | None, typer.Option(help="Default: `checkpoint` in the run.")] = None,
     form: Annotated[
-        str, typer.Option("--format", help="`stock`, `hf` (modeling file), `padded` or `auto`.")
+        str,
+        typer.Option(
+            "--format", help="`stock`, `hf`, `padded`, `folded`, `deci`, `gguf` or `auto`."
+        ),
     ] = "auto",
+    program: Annotated[
+        str | None,
+        typer.Option(
+            "--for", help="What loads it: `transformers`, `vllm`, `llama.cpp`.", show_default=False
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="`float32`, `float16`, `bfloat16`, or `q8_0` (GGUF); default: the run's.",
+            show_default=False,
+        ),
+    ] = None,
     candidate: Annotated[
         str, typer.Option(help="`winner`, `uniform`, or the id of a candidate of the journal.")
     ] = "winner",
+    healed: Annotated[
+        bool, typer.Option("--healed", help="Write what heal made of the run's checkpoint.")
+    ] = False,
 ) -> None:
-    """Write a candidate as a checkpoint that transformers loads."""
+    """Write a candidate as a checkpoint that transformers, vLLM or llama.cpp loads."""
     from evocompress import api
     from evocompress.progress import Reporter
 
-    typer.echo(
-        api.materialize(folder, out=out, form=form, candidate=candidate, reporter=Reporter())
+    written = api.materialize(
+        folder,
+        out=out,
+        form=form,
+        program=program,
+        weights=weights,
+        candidate=candidate,
+        healed=healed,
+        reporter=Reporter(),
     )
+    typer.echo(written)
 
 
 @app.command(epilog="Example: `evocompress heal runs/demo heal.steps=100`")

@@ -155,12 +155,15 @@ class SpaceConfig(Strict):
         budget: Upper bounds {cost name: bound}; a bound of at most 1 is always a fraction of
             the dense model, a larger one is absolute: a latency of under a second is given as
             a fraction. See `evocompress.costs.COSTS`.
+        fits: A checkpoint format, a key of `evocompress.export.FORMATS`, that every candidate must
+            be written in: what it cannot express is not sampled.
     """
 
     sparsity: SparsitySpace | None = None
     width: WidthSpace | None = None
     drop: DropSpace | None = None
     budget: dict[str, Annotated[float, Field(gt=0)]] = {}
+    fits: str | None = None
 
 
 class LibraryConfig(Strict):

@@ -18,6 +18,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # The lower layers, and which modules of the package each may import.
 LOWER = {"types", "errors", "config", "config_file", "pareto"}
 SPACE = LOWER | {"space", "canonical", "genes", "admissible", "budget", "repair", "start", "costs"}
+SPACE |= {"fitting"}
 ALLOWED = {
     "types": set(),
     "errors": set(),
@@ -31,6 +32,7 @@ ALLOWED = {
     "budget": SPACE,
     "repair": SPACE,
     "start": SPACE,
+    "fitting": SPACE,
     "space": SPACE,
     "treatments": {"types"},
     "search": SPACE | {"search", "treatments"},
