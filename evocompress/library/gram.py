@@ -12,10 +12,23 @@ LEAST_PANEL, PANELS = 192, 8
 """A Gram matrix is summed in panels of rows, at most so many, and at least so wide."""
 
 
+def gram_operations(tokens: int, inputs: int) -> float:
+    """Floating-point operations of summing a Gram matrix."""
+    panel = _panel(inputs)
+    entries = sum(
+        min(panel, inputs - start) * (inputs - start) for start in range(0, inputs, panel)
+    )
+    return 2.0 * tokens * entries
+
+
+def _panel(inputs: int) -> int:
+    return max(LEAST_PANEL, -(-inputs // PANELS))
+
+
 def _add_gram(total: Tensor, inputs: Tensor) -> None:
     """Add to what lies on the diagonal and right of it: little more than half of the products."""
     rows = inputs.flatten(0, 1)
-    panel = max(LEAST_PANEL, -(-len(total) // PANELS))
+    panel = _panel(len(total))
     for start in range(0, len(total), panel):
         inside = slice(start, start + panel)
         total[inside, start:].addmm_(rows[:, inside].T, rows[:, start:])
