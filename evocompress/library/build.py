@@ -14,7 +14,7 @@ from torch import Tensor
 from evocompress import __version__
 from evocompress.config import LibraryConfig
 from evocompress.errors import LibraryError
-from evocompress.library.builder import Builder, Progress
+from evocompress.library.builder import MakeBlocks, Progress, make_blocks
 from evocompress.library.dense import DenseModel
 from evocompress.library.files import remove_leftovers
 from evocompress.library.manifest import NAME, Manifest, Recipe, read_manifest
@@ -36,6 +36,7 @@ def build_library(
     batch: int,
     propagate: Mapping[str, Level] | None = None,
     progress: Progress | None = None,
+    blocks: MakeBlocks = make_blocks,
 ) -> Library:
     """Make a level library, finish one that was interrupted, or open one that is there.
 
@@ -54,6 +55,7 @@ def build_library(
         propagate: With propagated Hessians, the level of each unit that later blocks see; by
             default its middle level by what it takes away (the lower of two).
         progress: Told of every block; only blocks that are really made are counted.
+        blocks: Makes them: here, or on other machines.
 
     Raises:
         LibraryError: Disk or memory do not suffice, the library at `path` is damaged or was
@@ -65,7 +67,10 @@ def build_library(
         path.mkdir(parents=True, exist_ok=True)
         with _only_builder(path):
             remove_leftovers(path)
-            Builder(loaded, path, manifest, tokens, batch).build(progress or _silent)
+            manifest.write(path)
+            for index, record in blocks(loaded, path, manifest, tokens, batch, progress or _silent):
+                manifest = manifest.with_block(index, record)
+                manifest.write(path)
     return open_library(path, loaded, cache_mib=config.cache_mib)
 
 
