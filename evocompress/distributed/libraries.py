@@ -74,7 +74,11 @@ def ray_blocks(config: RunConfig, say: Say) -> MakeBlocks:
         if not manifest.missing:
             return
         observed = observes(orders_of(DenseModel(loaded), manifest))
-        yield from _build(config.ray, site, manifest.missing, tokens, observed, progress)
+        stop = start(config.ray)
+        try:
+            yield from _build(config.ray, site, manifest.missing, tokens, observed, progress)
+        finally:
+            stop()
 
     return blocks
 
@@ -173,7 +177,6 @@ def _build(
     progress: Progress,
 ) -> Iterator[tuple[int, BlockRecord]]:
     """Starts all tasks, and yields what they make as it comes."""
-    stop = start(config)
     import ray
 
     from evocompress.library.files import remove_leftovers
@@ -209,7 +212,6 @@ def _build(
     finally:
         for task in running:
             ray.cancel(task, force=True)
-        stop()
 
 
 def _entering(
