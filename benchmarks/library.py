@@ -122,10 +122,14 @@ def sweep_per_level(case: Case) -> list[Tensor]:
 
 
 def plain_sparsegpt(dense: Tensor, gram: Tensor, sequences: int, zeros: int) -> Tensor:
-    """SparseGPT from its formula: inverse Hessian factor, column loop, lazy block updates."""
+    """SparseGPT from its formula."""
+    return plain_sweep(dense, inverse_factor(gram * (2 / sequences)), zeros)
+
+
+def plain_sweep(dense: Tensor, factor: Tensor, zeros: int) -> Tensor:
+    """Its sweep, given the inverse Hessian's factor: column loop, lazy block updates."""
     weight = dense.to(torch.float32, copy=True)
     columns = weight.shape[1]
-    factor = inverse_factor(gram * (2 / sequences))
     for begin in range(0, columns, BLOCK):
         end = min(begin + BLOCK, columns)
         block, inner = weight[:, begin:end].clone(), factor[begin:end, begin:end]
@@ -136,11 +140,11 @@ def plain_sparsegpt(dense: Tensor, gram: Tensor, sequences: int, zeros: int) -> 
             kept = block[:, column].clone()
             kept[mask[:, column]] = 0
             error = (block[:, column] - kept) / inner[column, column]
-            block[:, column:] -= error[:, None] @ inner[column, column:][None]
+            block[:, column:].addr_(error, inner[column, column:], alpha=-1)
             block[:, column] = kept
             errors[:, column] = error
         weight[:, begin:end] = block
-        weight[:, end:] -= errors @ factor[begin:end, end:]
+        weight[:, end:].addmm_(errors, factor[begin:end, end:], alpha=-1)
     return weight
 
 

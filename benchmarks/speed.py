@@ -18,7 +18,11 @@ follow each other. The figures, with their aims:
 - `cost_10k_ms` (50): costs of 10,000 candidates.
 - `overhead_fraction` (0.02): of a generation's time what is not evaluation.
 - `library_vs_per_level` (3), `sweeps_vs_per_level` (5): 13 SparseGPT levels of all matrices against
-  one sweep a level, with and without forward passes and Hessians (`--parts library`).
+  EvoPress's released code (a sweep a level, a factorisation and a Hessian a matrix, two passes),
+  in all and factorisations and sweeps alone; `..._anew`: against SparseGPT run anew for each level,
+  which factors each time. One block is built, and its time multiplied by their number.
+- `library_peak_of_model` (2.5): the build's peak memory, the model included and one block's
+  Hessians left out, over the model's bytes.
 
     python benchmarks/speed.py --json speed.json
     python benchmarks/speed.py --parts library --json library.json

@@ -1,118 +1,239 @@
-"""The part of `speed.py` that is about building a level library."""
+"""The part of `speed.py` that is about building a level library.
+
+All blocks of a model have the same shapes, and what they hold does not matter to the time, so one
+block is built, in turns with the reference, and its time multiplied by their number.
+"""
 
 from __future__ import annotations
 
+import shutil
 import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields
+from statistics import median
 
 import torch
 from common import Figure, PeakMemory
-from library import plain_sparsegpt
+from library import inverse_factor, plain_sweep
+from safetensors.torch import save_file
 from speed_setting import Setting
 from torch import Tensor
 
 from evocompress.config import LibraryConfig
 from evocompress.criteria import CRITERIA, Statistics
 from evocompress.library import build_library
-from evocompress.library.dense import DenseModel
+from evocompress.library.dense import DenseModel, Linear
 from evocompress.library.gram import collecting
 from evocompress.library.hidden import HiddenStates
+from evocompress.library.order import block_orders, methods_named
 from evocompress.types import Level
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Seconds of one block.
+
+    Attributes:
+        start: Until the first block: tokens become hidden states.
+        build: The program's build: all that follows, and output errors and a file that is on
+            the disk.
+        collecting, sweeping: Of these, forward pass and Hessians; factorisations and sweeps.
+        forward: A bare forward pass.
+        reference: The reference's build.
+        per_level: Of these, factorisations and sweeps.
+        factoring: Of these, one factorisation for each matrix.
+        factoring_again: What SparseGPT, run anew for each level, would factor beside that.
+    """
+
+    start: float
+    build: float
+    collecting: float
+    sweeping: float
+    forward: float
+    reference: float
+    per_level: float
+    factoring: float
+    factoring_again: float
 
 
 def libraries(setting: Setting) -> dict[str, Figure]:
     """A build by the program, and one by a sweep a level."""
-    space = setting.space(sparsity={"target": 0.5, "levels": setting.levels})
-    wanted = {
-        members[0].name: tuple(level for level in levels if not level.dense)
-        for members, levels in zip(space.genes.members, space.genes.levels, strict=True)
-    }
-    tokens = setting.tokens(setting.library_sequences)
+    bench = OneBlock(setting)
     with PeakMemory(interval=0.01) as memory:
-        start = time.perf_counter()
-        build_library(
-            setting.loaded,
-            wanted,
-            tokens,
-            "speed",
-            LibraryConfig(),
-            setting.folder / "library",
-            batch=1,
-        )
-        ours = time.perf_counter() - start
-    naive = PerLevel(setting, wanted, tokens)
-    naive.build()
+        bench.build()
+    turns = [bench.turn() for _ in range(setting.repeats)]
+    blocks = bench.blocks
+    seconds = {
+        field.name: blocks * median(getattr(turn, field.name) for turn in turns)
+        for field in fields(Turn)
+    }
+    ours = [turn.start + blocks * turn.build for turn in turns]
+    theirs = [turn.start + blocks * turn.reference for turn in turns]
+    sweeping = [turn.sweeping for turn in turns]
+    anew = [turn.start + blocks * (turn.reference + turn.factoring_again) for turn in turns]
     weights = sum(parameter.nbytes for parameter in setting.loaded.model.parameters())
-    hessians = naive.hessian_bytes
     return {
-        "library_seconds": ours,
-        "library_per_level_seconds": naive.seconds,
-        "library_vs_per_level": naive.seconds / ours,
-        "sweeps_per_level_seconds": naive.sweeping,
-        "sweeps_seconds": naive.ours,
-        "sweeps_vs_per_level": naive.sweeping / naive.ours,
+        "library_seconds": median(ours),
+        "library_forward_seconds": seconds["forward"],
+        "library_forward_and_hessian_seconds": seconds["collecting"],
+        "sweeps_seconds": seconds["sweeping"],
+        "library_per_level_seconds": median(theirs),
+        "sweeps_per_level_seconds": seconds["per_level"],
+        "factoring_per_matrix_seconds": seconds["factoring"],
+        "library_vs_per_level": ratio(theirs, ours),
+        "library_vs_per_level_anew": ratio(anew, ours),
+        "sweeps_vs_per_level": ratio([one.per_level for one in turns], sweeping),
+        "sweeps_vs_per_level_anew": ratio(
+            [one.per_level + one.factoring_again for one in turns], sweeping
+        ),
         "library_peak_mib": memory.mib,
-        "library_peak_of_model": (memory.mib * 2**20 - hessians) / weights,
+        "library_peak_of_model": 1 + (memory.mib * 2**20 - bench.hessian_bytes) / weights,
     }
 
 
-class PerLevel:
-    """A library as EvoPress's released code makes it (2410.14649): a SparseGPT sweep a level.
+def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> float:
+    """Median over the turns, which a slow spell hits alike."""
+    return median(a / b for a, b in zip(numerator, denominator, strict=True))
 
-    Hessians are summed in float32, once for each matrix; every level of it begins with its own
-    factorisation. Nothing is written. Beside each matrix the program's sweep over all levels is
-    timed on the same Hessian.
+
+class OneBlock:
+    """The first block, built by the program and by the reference.
+
+    The reference is EvoPress's released code (2410.14649): a pass through the block that sums the
+    float32 Hessian of each matrix, also of those that read the same input; a factorisation for
+    each matrix; SparseGPT's sweep for each level, in torch; a file for each; and a second pass for
+    the states that enter the next block.
 
     Attributes:
-        seconds: Of the build without that.
-        sweeping: Of these, factorisations and sweeps.
-        ours: The program's factorisations and sweeps.
+        blocks: Of the model.
         hessian_bytes: Of one block.
     """
 
-    def __init__(
-        self, setting: Setting, wanted: dict[str, tuple[Level, ...]], tokens: Tensor
-    ) -> None:
+    def __init__(self, setting: Setting) -> None:
         self._loaded = setting.loaded
-        self._wanted = wanted
-        self._tokens = tokens
+        self._folder = setting.folder
+        self._tokens = setting.tokens(setting.library_sequences)
         self._dense = DenseModel(setting.loaded)
-        self.seconds = self.sweeping = self.ours = 0.0
-        self.hessian_bytes = 0
+        self._linears = [one for one in self._dense.linears.values() if one.unit.block == 0]
+        self._wanted = _wanted(setting, [one.name for one in self._linears])
+        methods = methods_named("sparsegpt", None, False)
+        self._order = block_orders(self._dense, self._wanted, methods)[0]
+        self.blocks = len(setting.loaded.family.blocks(setting.loaded.model))
+        self.hessian_bytes = 4 * sum(one.shape[1] ** 2 for one in self._order.readers.values())
+        words = self._order.readers.items()
+        self._sweep({word: torch.eye(linear.shape[1]) for word, linear in words})  # compiles
+
+    def build(self) -> tuple[float, float]:
+        """The program's build; returns the seconds until the block begins, and those after."""
+        times = [time.perf_counter()]
+        library = self._folder / "library"
+        build_library(
+            self._loaded,
+            self._wanted,
+            self._tokens,
+            "speed",
+            LibraryConfig(),
+            library,
+            batch=1,
+            progress=lambda *_: times.append(time.perf_counter()),
+        )
+        shutil.rmtree(library)
+        return times[1] - times[0], times[-1] - times[1]
 
     @torch.no_grad()
-    def build(self) -> None:
-        """Makes every level of every matrix and throws it away."""
-        start = time.perf_counter()
+    def turn(self) -> Turn:
+        """Everything once."""
+        start, build = self.build()
         states = HiddenStates(self._loaded, self._tokens, 1)
-        self.seconds += time.perf_counter() - start
-        for index in range(len(self._loaded.family.blocks(self._loaded.model))):
-            self._block(index, states)
+        inputs = {word: linear.name for word, linear in self._order.readers.items()}
+        grams, collecting = self._collect(states, inputs)
+        sweeping = self._sweep(grams)
+        # The reference sums a Hessian for each matrix, also of those that read the same input.
+        grams, summing = self._collect(states, {one.name: one.name for one in self._linears})
+        each = [self._one_matrix(one, grams.pop(one.name)) for one in self._linears]
+        begin = time.perf_counter()
+        states.run(0, keep=True)
+        forward = time.perf_counter() - begin
+        return Turn(
+            start=start,
+            build=build,
+            collecting=collecting,
+            sweeping=sweeping,
+            forward=forward,
+            reference=summing
+            + sum(one.factoring + one.sweeps + one.writing for one in each)
+            + forward,
+            per_level=sum(one.factoring + one.sweeps for one in each),
+            factoring=sum(one.factoring for one in each),
+            factoring_again=sum(one.factoring * (one.levels - 1) for one in each),
+        )
 
-    def _block(self, index: int, states: HiddenStates) -> None:
-        linears = [one for one in self._dense.linears.values() if one.unit.block == index]
-        modules = {one.name: self._loaded.model.get_submodule(one.name) for one in linears}
-        needs = {name: frozenset({"gram"}) for name in modules}
-        start = time.perf_counter()
-        # EvoPress sums the Hessian of each matrix, also of those that read the same input.
-        with collecting(modules, needs, self._tokens.shape[1]) as sums:
-            states.run(index, keep=False)
-        states.run(index, keep=True)
-        self.seconds += time.perf_counter() - start
-        grams = {name: totals["gram"] for name, totals in sums.items()}
-        words = {one.input: grams[one.name] for one in linears}
-        self.hessian_bytes = max(self.hessian_bytes, sum(g.nbytes for g in words.values()))
-        known: dict[str, Statistics] = {}
-        for one in linears:
-            weight, gram = self._dense.weight(one.name), grams[one.name]
-            start = time.perf_counter()
-            for level in self._wanted[one.name]:
-                plain_sparsegpt(weight, gram, len(self._tokens), level.zeros)
-            spent = time.perf_counter() - start
-            self.sweeping += spent
-            self.seconds += spent
-            start = time.perf_counter()
-            shared = known.setdefault(
-                one.input, Statistics(words[one.input], sequences=len(self._tokens))
-            )
-            CRITERIA["sparsegpt"].compress(weight, shared, self._wanted[one.name])
-            self.ours += time.perf_counter() - start
+    def _collect(
+        self, states: HiddenStates, inputs: Mapping[str, str]
+    ) -> tuple[dict[str, Tensor], float]:
+        """Gram matrices of what some matrices read, and the seconds of a pass that sums them."""
+        readers = {key: self._loaded.model.get_submodule(name) for key, name in inputs.items()}
+        needs = {key: frozenset({"gram"}) for key in readers}
+        begin = time.perf_counter()
+        with collecting(readers, needs, self._tokens.shape[1]) as sums:
+            states.run(0, keep=False)
+        return {key: found["gram"] for key, found in sums.items()}, time.perf_counter() - begin
+
+    def _sweep(self, grams: Mapping[str, Tensor]) -> float:
+        """Seconds of the program's factorisations and sweeps."""
+        known = {
+            word: Statistics(gram, sequences=len(self._tokens)) for word, gram in grams.items()
+        }
+        begin = time.perf_counter()
+        for batch in self._order.batches:
+            weights = [self._dense.weight(linear.name) for linear, _ in batch]
+            levels = [own for _, own in batch]
+            CRITERIA["sparsegpt"].compress_all(weights, known[batch[0][0].input], levels)
+        return time.perf_counter() - begin
+
+    def _one_matrix(self, linear: Linear, gram: Tensor) -> Matrix:
+        """A matrix as the reference makes it."""
+        begin = time.perf_counter()
+        weight = self._dense.weight(linear.name)
+        factor = inverse_factor(gram * (2 / len(self._tokens)))
+        factored = time.perf_counter()
+        levels = self._wanted[linear.name]
+        made = {level.key: plain_sweep(weight, factor, level.zeros) for level in levels}
+        swept = time.perf_counter()
+        for key, one in made.items():
+            file = self._folder / f"{linear.name}-{key}.safetensors"
+            save_file({"weight": one}, file)
+            file.unlink()
+        return Matrix(
+            levels=len(levels),
+            factoring=factored - begin,
+            sweeps=swept - factored,
+            writing=time.perf_counter() - swept,
+        )
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Seconds that the reference takes for a matrix.
+
+    Attributes:
+        levels: How many it makes.
+        factoring: One factorisation.
+        sweeps: All sweeps.
+        writing: All files.
+    """
+
+    levels: int
+    factoring: float
+    sweeps: float
+    writing: float
+
+
+def _wanted(setting: Setting, names: Collection[str]) -> dict[str, tuple[Level, ...]]:
+    """The levels of some matrices."""
+    genes = setting.space(sparsity={"target": 0.5, "levels": setting.levels}).genes
+    return {
+        members[0].name: tuple(level for level in levels if not level.dense)
+        for members, levels in zip(genes.members, genes.levels, strict=True)
+        if members[0].name in names
+    }

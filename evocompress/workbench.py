@@ -18,7 +18,7 @@ from evocompress.config import CalibrationConfig, LibraryConfig, RunConfig, Sear
 from evocompress.config_file import nearest, validate
 from evocompress.costs import TIMED, LatencyTable
 from evocompress.criteria import CRITERIA, STRUCTURED
-from evocompress.distributed import EXECUTORS
+from evocompress.distributed import EXECUTORS, LIBRARY_BUILDERS
 from evocompress.errors import ConfigError, LibraryError, RunError
 from evocompress.estimates.answer import LiveEstimates
 from evocompress.evaluation import check_lengths
@@ -229,7 +229,10 @@ class Workbench:
         order = self._library_order()
         with self.reporter.stage(f"level library: {self._library_path}") as advance:
             return build_library(
-                *order, batch=self.config.calibration.micro_batch, progress=advance
+                *order,
+                batch=self.config.calibration.micro_batch,
+                progress=advance,
+                blocks=LIBRARY_BUILDERS[self.config.executor](self.config, self.reporter.say),
             )
 
     def _library_order(

@@ -34,7 +34,7 @@ __all__ = [
 CRITERIA: dict[str, Criterion] = {
     "magnitude": Criterion(needs="nothing", compress=magnitude.compress),
     "wanda": Criterion(needs="squares", compress=wanda.compress),
-    "sparsegpt": Criterion(needs="gram", compress=sparsegpt.compress),
+    "sparsegpt": Criterion("gram", sparsegpt.compress, sparsegpt.compress_together),
 }
 
 STRUCTURED: dict[str, StructuredCriterion] = {

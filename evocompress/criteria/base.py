@@ -17,6 +17,9 @@ from evocompress.types import Level
 
 Needs = Literal["nothing", "squares", "gram"]
 
+BLOCK = 256
+"""Inputs that are multiplied together where only a half of a symmetric matrix is needed."""
+
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
@@ -75,6 +78,10 @@ class Statistics:
 
 Compress = Callable[[Tensor, Statistics, Sequence[Level]], list[Tensor]]
 
+CompressTogether = Callable[
+    [Sequence[Tensor], Statistics, Sequence[Sequence[Level]]], list[list[Tensor]]
+]
+
 
 @dataclass(frozen=True)
 class Criterion:
@@ -87,10 +94,25 @@ class Criterion:
             returns it. Unstructured levels mask exactly ``level.zeros`` weights, a pattern
             ``"N:M"`` exactly N of each M consecutive inputs of a row; weights that happen to
             be zero already are masked first.
+        together: ``together(weights, statistics, levels)`` does that for several matrices of one
+            shape that read the same input, each with its own levels; ``None`` where one by one
+            is as fast.
     """
 
     needs: Needs
     compress: Compress
+    together: CompressTogether | None = None
+
+    def compress_all(
+        self, weights: Sequence[Tensor], statistics: Statistics, levels: Sequence[Sequence[Level]]
+    ) -> list[list[Tensor]]:
+        """`compress` of each matrix; of several, they must have one shape."""
+        if self.together is not None and len(weights) > 1:
+            return self.together(weights, statistics, levels)
+        return [
+            self.compress(weight, statistics, own)
+            for weight, own in zip(weights, levels, strict=True)
+        ]
 
 
 def check_levels(weight: Tensor, levels: Sequence[Level]) -> None:
@@ -140,5 +162,14 @@ def relative_errors(weight: Tensor, compressed: Sequence[Tensor], gram: Tensor) 
 
 
 def output_energy(weight: Tensor, gram: Tensor) -> float:
-    """Squared norm of the outputs over all tokens, tr(W·G·Wᵀ)."""
-    return float((weight @ gram).mul_(weight).sum(dtype=torch.float64))
+    """Squared norm of the outputs over all tokens, tr(W·G·Wᵀ).
+
+    As G is symmetric, only its blocks on and left of the diagonal are multiplied.
+    """
+    energy = torch.zeros((), dtype=torch.float64, device=weight.device)
+    for start in range(0, len(gram), BLOCK):
+        inside = slice(start, start + BLOCK)
+        now, earlier = weight[:, inside], weight[:, :start]
+        energy += (now @ gram[inside, inside]).mul_(now).sum(dtype=torch.float64)
+        energy += 2 * (earlier @ gram[:start, inside]).mul_(now).sum(dtype=torch.float64)
+    return float(energy)

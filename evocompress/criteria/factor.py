@@ -11,7 +11,7 @@ from torch import Tensor
 from evocompress.errors import LibraryError
 
 BLOCK = 256
-"""Rows of a factor that are multiplied together."""
+"""Rows of a factor that are multiplied or solved together."""
 
 ATTEMPTS = 4
 """Dampings tried before giving up, each ten times the one before."""
@@ -102,6 +102,22 @@ def _inverse_factor(hessian: Tensor) -> Tensor | None:
     lower, failure = torch.linalg.cholesky_ex(hessian.flip(0, 1))
     if int(failure):
         return None
-    identity = torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)
-    upper: Tensor = torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True)
-    return upper
+    return _inverse(lower.flip(0, 1))
+
+
+def _inverse(upper: Tensor) -> Tensor:
+    """The inverse of an upper triangular matrix.
+
+    [[A, B], [0, C]] has the inverse [[A⁻¹, −A⁻¹BC⁻¹], [0, C⁻¹]]: two thirds of the work of a
+    solution for all columns of the identity, which does not know their zeros.
+    """
+    half = len(upper) // 2
+    if len(upper) <= BLOCK:
+        identity = torch.eye(len(upper), dtype=upper.dtype, device=upper.device)
+        solved: Tensor = torch.linalg.solve_triangular(upper, identity, upper=True)
+        return solved
+    inverse = torch.zeros_like(upper)
+    first = inverse[:half, :half] = _inverse(upper[:half, :half])
+    last = inverse[half:, half:] = _inverse(upper[half:, half:])
+    torch.mm(first, upper[:half, half:] @ last, out=inverse[:half, half:]).neg_()
+    return inverse

@@ -1,4 +1,4 @@
-"""Where requests are evaluated."""
+"""Where requests are evaluated, and libraries built."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from evocompress.distributed.actors import ray_executor
+from evocompress.distributed.libraries import Say, local_blocks, ray_blocks
 from evocompress.distributed.local import LocalExecutor
 
 if TYPE_CHECKING:
     from evocompress.apply import LiveModel
+    from evocompress.config import RunConfig
+    from evocompress.library.builder import MakeBlocks
     from evocompress.run import Executor
     from evocompress.workbench import Workbench
 
@@ -24,4 +27,10 @@ EXECUTORS: dict[str, Callable[[Workbench, LiveModel], Executor]] = {
     "ray": ray_executor,
 }
 
-__all__ = ["EXECUTORS", "LocalExecutor", "local_executor", "ray_executor"]
+LIBRARY_BUILDERS: dict[str, Callable[[RunConfig, Say], MakeBlocks]] = {
+    "local": local_blocks,
+    "ray": ray_blocks,
+}
+"""By the same names."""
+
+__all__ = ["EXECUTORS", "LIBRARY_BUILDERS", "LocalExecutor", "local_executor", "ray_executor"]

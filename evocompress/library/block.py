@@ -10,10 +10,10 @@ from torch import Tensor
 
 from evocompress.criteria import Cut, Statistics, Structure, reconstructed
 from evocompress.criteria.base import output_energy, relative_errors
-from evocompress.library.dense import Coupled, DenseModel, Linear
+from evocompress.library.dense import Coupled, DenseModel
 from evocompress.library.files import TensorWriter, durable_file
 from evocompress.library.manifest import BlockRecord, InputRecord
-from evocompress.library.order import BlockOrder, Levels, statistics_key, tensor_key
+from evocompress.library.order import Batch, BlockOrder, Levels, statistics_key, tensor_key
 
 Errors = dict[str, tuple[float, ...]]
 
@@ -35,12 +35,12 @@ class BlockMaker:
     gradients: Mapping[str, Tensor]
 
     def write(self, path: Path) -> BlockRecord:
-        """Write the file, one matrix after the other."""
+        """Write the file, one batch of matrices after the other."""
         errors: Errors = {}
         with durable_file(path) as file:
             writer = TensorWriter(file, self.order.layout(self.dense.dtype))
-            for linear, levels in self.order.matrices:
-                errors |= self._write_matrix(writer, linear, levels)
+            for batch in self.order.batches:
+                errors |= self._write_matrices(writer, batch)
             self._write_statistics(writer)
             small: dict[str, Tensor] = {}
             for coupled, levels in self.order.widths:
@@ -51,17 +51,19 @@ class BlockMaker:
                 writer.add(key, tensor)
         return BlockRecord(path.name, writer.bytes, writer.sha256, self._input_records(), errors)
 
-    def _write_matrix(self, writer: TensorWriter, linear: Linear, levels: Levels) -> Errors:
-        """Write all levels of a matrix; returns their errors where they can be measured."""
+    def _write_matrices(self, writer: TensorWriter, batch: Batch) -> Errors:
+        """Write all levels of a batch; returns their errors where they can be measured."""
         assert self.order.methods.criterion is not None
-        weight = self.dense.weight(linear.name)
-        known = self.statistics.get(linear.input, Statistics())
-        results = self.order.methods.criterion.compress(weight, known, levels)
-        for level, result in zip(levels, results, strict=True):
-            writer.add(tensor_key(linear.name, level, "weight"), linear.oriented(result))
-        if known.gram is None:
-            return {}
-        return {linear.name: tuple(relative_errors(weight, results, known.gram))}
+        weights = [self.dense.weight(linear.name) for linear, _ in batch]
+        known = self.statistics.get(batch[0][0].input, Statistics())
+        found = self.order.methods.criterion.compress_all(weights, known, [own for _, own in batch])
+        errors: Errors = {}
+        for (linear, levels), weight, results in zip(batch, weights, found, strict=True):
+            for level, result in zip(levels, results, strict=True):
+                writer.add(tensor_key(linear.name, level, "weight"), linear.oriented(result))
+            if known.gram is not None:
+                errors[linear.name] = tuple(relative_errors(weight, results, known.gram))
+        return errors
 
     def _write_statistics(self, writer: TensorWriter) -> None:
         for word in self.order.kept_inputs:

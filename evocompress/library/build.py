@@ -13,7 +13,7 @@ from torch import Tensor
 
 from evocompress import __version__
 from evocompress.config import LibraryConfig
-from evocompress.library.builder import Builder, Progress
+from evocompress.library.builder import MakeBlocks, Progress, make_blocks
 from evocompress.library.dense import DenseModel
 from evocompress.library.files import remove_leftovers
 from evocompress.library.manifest import NAME, Manifest, Recipe, read_manifest
@@ -35,6 +35,7 @@ def build_library(
     batch: int,
     propagate: Mapping[str, Level] | None = None,
     progress: Progress | None = None,
+    blocks: MakeBlocks = make_blocks,
 ) -> Library:
     """Make a level library, finish one that was interrupted, or open one that is there.
 
@@ -54,6 +55,7 @@ def build_library(
         propagate: With propagated Hessians, the level of each unit that later blocks see; by
             default its middle level by what it takes away (the lower of two).
         progress: Told of every block; only blocks that are really made are counted.
+        blocks: Makes them: here, or on other machines.
 
     Raises:
         LibraryError: Disk or memory do not suffice, the library at `path` is damaged or was
@@ -69,7 +71,10 @@ def build_library(
             manifest = _begin(loaded, recipe, tokens, config, path, batch)
             if _is_incomplete(manifest, path):
                 remove_leftovers(path)
-                Builder(loaded, path, manifest, tokens, batch).build(progress)
+                manifest.write(path)
+                for index, record in blocks(loaded, path, manifest, tokens, batch, progress):
+                    manifest = manifest.with_block(index, record)
+                    manifest.write(path)
     return open_library(path, loaded, cache_mib=config.cache_mib)
 
 

@@ -8,7 +8,7 @@ again compressed, and later blocks see what comes out (as SparseGPT, 2301.00774)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -19,7 +19,7 @@ from evocompress.library.dense import DenseModel
 from evocompress.library.gradients import loss_gradients
 from evocompress.library.gram import Sums, collecting
 from evocompress.library.hidden import HiddenStates
-from evocompress.library.manifest import Manifest
+from evocompress.library.manifest import BlockRecord, Manifest
 from evocompress.library.order import BlockOrder, block_orders, methods_named
 from evocompress.library.propagate import compressed
 from evocompress.models import LoadedModel
@@ -28,19 +28,60 @@ Progress = Callable[[float, float, str], None]
 """Called with (blocks done, blocks to do, text) before each block and at the end."""
 
 
+MakeBlocks = Callable[
+    [LoadedModel, Path, Manifest, Tensor, int, Progress], Iterator[tuple[int, BlockRecord]]
+]
+"""Makes the missing blocks of a library from (model, folder, manifest, tokens, batch, progress).
+
+Each block's index and record comes as soon as its file is there, in any order.
+"""
+
+
+def make_blocks(
+    loaded: LoadedModel,
+    path: Path,
+    manifest: Manifest,
+    tokens: Tensor,
+    batch: int,
+    progress: Progress,
+) -> Iterator[tuple[int, BlockRecord]]:
+    """Makes the missing blocks in this process, one after the other."""
+    blocks = range(len(loaded.family.blocks(loaded.model)))
+    yield from Builder(loaded, path, manifest, tokens, batch).build(blocks, progress)
+
+
+def orders_of(dense: DenseModel, manifest: Manifest) -> dict[int, BlockOrder]:
+    """What is to be made of each block of a library."""
+    recipe = manifest.recipe
+    methods = methods_named(recipe.criterion, recipe.width_criterion, recipe.reconstruct or False)
+    return block_orders(dense, recipe.levels, methods)
+
+
+def observes(orders: Mapping[int, BlockOrder]) -> bool:
+    """Whether anything is read of what the matrices read."""
+    return any(order.needs for order in orders.values())
+
+
 class Builder:
-    """Makes the missing blocks of a library.
+    """Makes missing blocks of a library.
 
     Args:
-        loaded: The dense model; it is as before when `build` returns or raises.
+        loaded: The dense model; it is as before when a method returns or raises.
         path: Folder of the library.
         manifest: Its recipe, and the blocks that are there.
         tokens: Calibration sequences (N, S).
         batch: Sequences that pass a block together.
+        entering: What `HiddenStates` takes, where the first block that is made is a later one.
     """
 
     def __init__(
-        self, loaded: LoadedModel, path: Path, manifest: Manifest, tokens: Tensor, batch: int
+        self,
+        loaded: LoadedModel,
+        path: Path,
+        manifest: Manifest,
+        tokens: Tensor,
+        batch: int,
+        entering: Sequence[Tensor] | None = None,
     ) -> None:
         self._loaded = loaded
         self._path = path
@@ -48,24 +89,30 @@ class Builder:
         self._tokens = tokens
         self._batch = batch
         self._dense = DenseModel(loaded)
-        recipe = manifest.recipe
-        methods = methods_named(
-            recipe.criterion, recipe.width_criterion, recipe.reconstruct or False
+        self._orders = orders_of(self._dense, manifest)
+        self._states = (
+            HiddenStates(loaded, tokens, batch, entering) if observes(self._orders) else None
         )
-        self._orders = block_orders(self._dense, recipe.levels, methods)
-        observed = any(order.needs for order in self._orders.values())
-        self._states = HiddenStates(loaded, tokens, batch) if observed else None
 
-    def build(self, progress: Progress) -> None:
-        """Make what is missing; the states pass through finished blocks again."""
-        self._manifest.write(self._path)
-        todo = self._manifest.missing
-        blocks = len(self._loaded.family.blocks(self._loaded.model))
+    def build(self, blocks: range, progress: Progress) -> Iterator[tuple[int, BlockRecord]]:
+        """Makes what is missing; the states pass through finished blocks again.
+
+        Args:
+            blocks: Consecutive blocks; the states are those that enter the first of them.
+            progress: Told before each block that is made.
+
+        Yields:
+            Each block's index and record, as soon as its file is there.
+        """
+        todo = [index for index in self._manifest.missing if index in blocks]
+        count = len(self._loaded.family.blocks(self._loaded.model))
         gradients = self._gradients(todo, progress)
-        for index in range(max(todo, default=-1) + 1):
+        for index in range(blocks.start, max(todo, default=-1) + 1):
             if index in todo:
-                progress(todo.index(index), len(todo), f"block {index + 1} of {blocks}")
-                self._make_block(index, gradients)
+                progress(todo.index(index), len(todo), f"block {index + 1} of {count}")
+                record = self._make_block(index, gradients)
+                self._manifest = self._manifest.with_block(index, record)
+                yield index, record
             if index not in todo or self._manifest.recipe.propagated:
                 self._advance(index)
         progress(len(todo), len(todo), "")
@@ -92,12 +139,10 @@ class Builder:
         )
         return {linear.name: linear.oriented(found[linear.name]) for linear in linears}
 
-    def _make_block(self, index: int, gradients: Mapping[str, Tensor]) -> None:
+    def _make_block(self, index: int, gradients: Mapping[str, Tensor]) -> BlockRecord:
         order = self._orders[index]
         maker = BlockMaker(order, self._dense, self._statistics(index, order), gradients)
-        record = maker.write(self._path / f"block-{index:04d}.safetensors")
-        self._manifest = self._manifest.with_block(index, record)
-        self._manifest.write(self._path)
+        return maker.write(self._path / f"block-{index:04d}.safetensors")
 
     def _statistics(self, index: int, order: BlockOrder) -> dict[str, Statistics]:
         """Statistics of each input of a block; dense states go on to the next block."""

@@ -8,10 +8,35 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
+LEAST_PANEL, PANELS = 192, 8
+"""A Gram matrix is summed in panels of rows, at most so many, and at least so wide."""
+
+
+def gram_operations(tokens: int, inputs: int) -> float:
+    """Floating-point operations of summing a Gram matrix."""
+    panel = _panel(inputs)
+    entries = sum(
+        min(panel, inputs - start) * (inputs - start) for start in range(0, inputs, panel)
+    )
+    return 2.0 * tokens * entries
+
+
+def _panel(inputs: int) -> int:
+    return max(LEAST_PANEL, -(-inputs // PANELS))
+
 
 def _add_gram(total: Tensor, inputs: Tensor) -> None:
+    """Add to what lies on the diagonal and right of it: little more than half of the products."""
     rows = inputs.flatten(0, 1)
-    total.addmm_(rows.T, rows)
+    panel = _panel(len(total))
+    for start in range(0, len(total), panel):
+        inside = slice(start, start + panel)
+        total[inside, start:].addmm_(rows[:, inside].T, rows[:, start:])
+
+
+def _mirror(total: Tensor) -> None:
+    """Make a Gram matrix whole of which only the upper triangle is right."""
+    total.triu_().add_(total.triu(1).T)
 
 
 def _add_squares(total: Tensor, inputs: Tensor) -> None:
@@ -50,7 +75,7 @@ def collecting(
         length: Tokens of a sequence; blocks may hand them to their matrices in one long row.
 
     Yields:
-        The sums so far by input.
+        The sums by input, to be read when the context has ended.
     """
     sums: dict[str, Sums] = {}
     with ExitStack() as hooks:
@@ -58,6 +83,9 @@ def collecting(
             observer = _Observer(sums.setdefault(word, {}), kinds, length)
             hooks.callback(readers[word].register_forward_pre_hook(observer).remove)
         yield sums
+    for found in sums.values():
+        if "gram" in found:
+            _mirror(found["gram"])
 
 
 class _Observer:

@@ -170,7 +170,8 @@ class Manifest:
             },
             "propagated": {unit: lv.to_json() for unit, lv in self.recipe.propagated.items()},
         }
-        blocks = {str(index): asdict(record) for index, record in self.blocks.items()}
+        # Workers finish blocks in any order.
+        blocks = {str(index): asdict(record) for index, record in sorted(self.blocks.items())}
         return {
             "format": FORMAT,
             "recipe": recipe,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 
 import torch
 
@@ -15,6 +16,12 @@ from evocompress.library.files import Layout, TensorSpec
 from evocompress.types import Level
 
 Levels = tuple[Level, ...]
+
+Batch = tuple[tuple[Linear, Levels], ...]
+"""Matrices of one shape that read the same input, each with its levels."""
+
+BATCH_WEIGHTS = 2**26
+"""Weights, of all levels, that a batch of several matrices may come to."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,18 @@ class BlockOrder:
     methods: Methods
     matrices: tuple[tuple[Linear, Levels], ...]
     widths: tuple[tuple[Coupled, Levels], ...]
+
+    @cached_property
+    def batches(self) -> tuple[Batch, ...]:
+        """The matrices in their order, those together that are compressed in one go."""
+        if self.methods.criterion is None or self.methods.criterion.together is None:
+            return tuple((one,) for one in self.matrices)
+        batches: list[Batch] = []
+        for _, group in groupby(self.matrices, key=lambda one: (one[0].input, one[0].shape)):
+            alike = tuple(group)
+            small = sum(linear.unit.numel * len(own) for linear, own in alike) <= BATCH_WEIGHTS
+            batches += [alike] if small else [(one,) for one in alike]
+        return tuple(batches)
 
     @cached_property
     def needs(self) -> dict[str, frozenset[str]]:

@@ -15,7 +15,7 @@ from evocompress.config import LibraryConfig
 from evocompress.errors import LibraryError
 from evocompress.library.dense import Coupled, DenseModel, Linear
 from evocompress.library.files import file_bytes
-from evocompress.library.order import BlockOrder, Levels, block_orders
+from evocompress.library.order import Batch, BlockOrder, Levels, block_orders
 from evocompress.library.recipe import Wanted, methods_for
 from evocompress.models import LoadedModel
 
@@ -120,13 +120,14 @@ def check_fits(plan: LibraryPlan, path: Path) -> None:
 
 def _block_bytes(order: BlockOrder) -> int:
     """Statistics of a block, and the most that one of its units takes beside them."""
-    matrices = (_matrix_bytes(order, linear, levels) for linear, levels in order.matrices)
+    matrices = (_batch_bytes(order, batch) for batch in order.batches)
     widths = (_width_bytes(order, coupled, levels) for coupled, levels in order.widths)
     return _statistics_bytes(order) + max((*matrices, *widths), default=0)
 
 
-def _matrix_bytes(order: BlockOrder, linear: Linear, levels: Levels) -> int:
-    copies = WORKING_MATRICES * FLOAT32 + len(levels) * LEVEL_BYTES
+def _batch_bytes(order: BlockOrder, batch: Batch) -> int:
+    copies = sum(WORKING_MATRICES * FLOAT32 + len(levels) * LEVEL_BYTES for _, levels in batch)
+    linear = batch[0][0]
     return linear.unit.numel * copies + _factoring_bytes(order, linear)
 
 

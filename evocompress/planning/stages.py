@@ -8,7 +8,9 @@ from functools import cached_property
 
 import torch
 
+from evocompress.criteria.base import BLOCK as ENERGY_BLOCK
 from evocompress.library.dense import DenseModel
+from evocompress.library.gram import gram_operations
 from evocompress.library.order import BlockOrder, block_orders
 from evocompress.library.plan import LibraryPlan, plan_library
 from evocompress.library.recipe import methods_for
@@ -29,8 +31,8 @@ ACTIVATIONS = 2
 KERNELS = 40
 """That a GPU runs for a block."""
 
-SWEEP_KERNELS = 8
-"""For each column of a matrix, all levels together."""
+SWEEP_KERNELS = 2
+"""For each input of a batch of matrices, all levels together."""
 
 REMOVAL_KERNELS = 15
 """For each column that is removed."""
@@ -237,16 +239,17 @@ def _block_work(order: BlockOrder, tokens: int) -> Work:
     for word, kinds in order.needs.items():
         inputs = order.readers[word].shape[1]
         if "gram" in kinds:
-            work += Work(statistics=2.0 * tokens * inputs**2)
+            work += Work(statistics=gram_operations(tokens, inputs))
     factored: set[str] = set()
-    for linear, levels in order.matrices:
+    for batch in order.batches:
+        linear, count = batch[0][0], sum(len(levels) for _, levels in batch)
         outputs, inputs = linear.shape
         if "gram" in order.methods.matrix_needs:
             shared = 0.0 if linear.input in factored else 2.0 * inputs**3
             work += Work(
                 launches=SWEEP_KERNELS * inputs,
-                sweep=sweep_operations(outputs, inputs, len(levels)) - 2.0 * inputs**3 + shared,
-                statistics=_error_operations(outputs, inputs, len(levels)),
+                sweep=sweep_operations(outputs, inputs, count) - 2.0 * inputs**3 + shared,
+                statistics=_error_operations(outputs, inputs, count + len(batch)),
             )
             factored.add(linear.input)
     for coupled, levels in order.widths:
@@ -255,14 +258,14 @@ def _block_work(order: BlockOrder, tokens: int) -> Work:
             work += Work(
                 launches=REMOVAL_KERNELS * inputs,
                 removal=removal_operations(outputs, inputs),
-                statistics=_error_operations(outputs, inputs, len(levels)),
+                statistics=_error_operations(outputs, inputs, len(levels) + 1),
             )
     return work
 
 
-def _error_operations(outputs: int, inputs: int, levels: int) -> float:
-    """Of the output errors of all levels and of the dense matrix."""
-    return 2.0 * (levels + 1) * outputs * inputs**2
+def _error_operations(outputs: int, inputs: int, count: int) -> float:
+    """Of the output energies of so many matrices, of which half the products are needed."""
+    return float(count) * outputs * inputs * (inputs + min(ENERGY_BLOCK, inputs))
 
 
 def search_stage(run: Run) -> Stage:

@@ -109,6 +109,18 @@ def check_levels_are_independent(criterion: Criterion) -> None:
         torch.testing.assert_close(result, alone, rtol=1e-5, atol=1e-6)
 
 
+def check_matrices_are_independent(criterion: Criterion) -> None:
+    """A matrix' weights do not depend on which others are compressed with it."""
+    weight, statistics = example()
+    weights = [weight, weight.flip(0), weight.roll(1, 1)]
+    levels = [[*unstructured(), DENSE], patterned(), [*patterned(), unstructured()[2]]]
+    together = criterion.compress_all(weights, statistics, levels)
+    for one, own, results in zip(weights, levels, together, strict=True):
+        for result, expected in zip(results, criterion.compress(one, statistics, own), strict=True):
+            assert torch.equal(result == 0, expected == 0), "another mask alone"
+            torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-6)
+
+
 def _zeros(result: Tensor) -> int:
     return int((result == 0).sum())
 
@@ -121,6 +133,7 @@ CHECKS = (
     check_dense_is_unchanged,
     check_error_grows,
     check_levels_are_independent,
+    check_matrices_are_independent,
 )
 """The whole contract."""
 

@@ -6,13 +6,15 @@ import pytest
 import torch
 
 from evocompress.criteria import Statistics
+from evocompress.criteria.base import BLOCK as ENERGY_BLOCK
 from evocompress.criteria.base import relative_errors
+from evocompress.criteria.factor import BLOCK as FACTOR_BLOCK
 from evocompress.criteria.factor import factorise, scaled_hessian
 from evocompress.criteria.sparsegpt import compress, compress_with
-from evocompress.criteria.sweep import COMPILED, PLAIN
+from evocompress.criteria.sweep import COMPILED, PLAIN, TILE
 from evocompress.errors import LibraryError
 from evocompress.testing.criteria import example, patterned, unstructured
-from evocompress.types import Level
+from evocompress.types import DENSE, Level
 
 BLOCK = 128
 
@@ -52,25 +54,76 @@ def reference(weight, statistics, level):
 
 
 LEVELS = [*unstructured(), *patterned()]
+LARGER = [Level(zeros=20_000), Level(zeros=50_000)]
+SWEEPS = [COMPILED, PLAIN]
 
 
-@pytest.mark.parametrize("sweep", [COMPILED, PLAIN], ids=["compiled", "plain"])
-@pytest.mark.parametrize("dead", [0, 9])
-def test_one_sweep_equals_one_reference_per_level(sweep, dead):
-    weight, statistics = example(dead=dead, seed=3)
-    results = compress_with(weight, statistics, LEVELS, sweep)
-    for level, result in zip(LEVELS, results, strict=True):
+def larger(rows, columns=300):
+    """A matrix of several blocks of inputs and several tiles of outputs."""
+    generator = torch.Generator().manual_seed(rows)
+    inputs = torch.randn(900, columns, generator=generator)
+    inputs += 0.5 * inputs.roll(1, 1)
+    weight = torch.randn(rows, columns, generator=generator)
+    return weight, Statistics(gram=inputs.T @ inputs, sequences=3, tokens=900)
+
+
+def assert_as_reference(weight, statistics, levels, results):
+    live = statistics.gram.diagonal() > 0
+    for level, result in zip(levels, results, strict=True):
         expected = reference(weight, statistics, level)
-        live = statistics.gram.diagonal() > 0
         assert torch.equal((result == 0)[:, live], (expected == 0)[:, live]), level.key
         difference = (result - expected)[:, live].norm() / expected.norm()
         assert float(difference) < 2e-6, level.key
 
 
+@pytest.mark.parametrize("sweep", SWEEPS, ids=["compiled", "plain"])
+@pytest.mark.parametrize("dead", [0, 9])
+def test_one_sweep_equals_one_reference_per_level(sweep, dead):
+    weight, statistics = example(dead=dead, seed=3)
+    (results,) = compress_with([weight], statistics, [LEVELS], sweep)
+    assert_as_reference(weight, statistics, LEVELS, results)
+
+
+@pytest.mark.parametrize("sweep", SWEEPS, ids=["compiled", "plain"])
+@pytest.mark.parametrize("rows", [TILE, TILE + 5])
+def test_several_blocks_and_tiles_and_odd_groups_equal_the_reference(sweep, rows):
+    weight, statistics = larger(rows)
+    count = weight.numel()
+    levels = [Level(zeros=count // 3 + 1), Level(zeros=count * 4 // 5)]
+    levels += [Level(count * n // m, f"{n}:{m}") for n, m in ((5, 10), (7, 15), (2, 3))]
+    (results,) = compress_with([weight], statistics, [levels], sweep)
+    assert_as_reference(weight, statistics, levels, results)
+
+
+@pytest.mark.parametrize("sweep", SWEEPS, ids=["compiled", "plain"])
+def test_matrices_in_one_sweep_equal_one_by_one(sweep):
+    weight, statistics = example(seed=5)
+    weights = [weight, weight.flip(0) * 0.3, weight.roll(7, 1)]
+    levels = [LEVELS, [DENSE, LEVELS[1]], LEVELS[::-2]]
+    together = compress_with(weights, statistics, levels, sweep)
+    for one, own, results in zip(weights, levels, together, strict=True):
+        (alone,) = compress_with([one], statistics, [own], sweep)
+        for level, found, expected in zip(own, results, alone, strict=True):
+            assert torch.equal(found == 0, expected == 0), level.key
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_number_of_threads_changes_nothing_but_rounding(threads):
+    weight, statistics = larger(TILE * 2 + 1)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        results = compress(weight, statistics, LARGER)
+    finally:
+        torch.set_num_threads(before)
+    assert_as_reference(weight, statistics, LARGER, results)
+
+
 def test_compiled_and_plain_sweeps_agree():
     weight, statistics = example(dead=5, seed=4)
-    compiled = compress_with(weight, statistics, LEVELS, COMPILED)
-    plain = compress_with(weight, statistics, LEVELS, PLAIN)
+    (compiled,) = compress_with([weight], statistics, [LEVELS], COMPILED)
+    (plain,) = compress_with([weight], statistics, [LEVELS], PLAIN)
     for level, one, other in zip(LEVELS, compiled, plain, strict=True):
         assert torch.equal(one == 0, other == 0), level.key
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
@@ -94,6 +147,17 @@ def test_relative_error_is_that_of_the_outputs():
     assert relative_errors(0 * weight, [0 * weight], statistics.gram) == [0.0]
 
 
+def test_relative_error_of_more_inputs_than_are_multiplied_together():
+    weight, statistics = larger(20, columns=2 * ENERGY_BLOCK + 30)
+    changed = weight.roll(1, 0)
+    gram = statistics.gram.double()
+    energies = [
+        float((one @ gram * one).sum()) for one in (weight.double(), (weight - changed).double())
+    ]
+    found = relative_errors(weight, [changed], statistics.gram)
+    assert found == [pytest.approx(energies[1] / energies[0], rel=1e-5)]
+
+
 def test_dead_weights_are_masked_first_and_kept_beyond_the_count():
     weight, statistics = example(dead=150)
     dead = statistics.gram.diagonal() == 0
@@ -109,6 +173,15 @@ def test_factor_is_the_upper_cholesky_factor_of_the_inverse():
     assert torch.equal(statistics.factor.dead, dead)
     assert statistics.factor.damping == 0.01
     torch.testing.assert_close(statistics.factor.upper.double(), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("inputs", [FACTOR_BLOCK + 1, 3 * FACTOR_BLOCK - 7])
+def test_factor_of_many_inputs_is_put_together_from_parts(inputs):
+    _, statistics = larger(4, columns=inputs)
+    expected, _ = reference_factor(statistics.gram, statistics.sequences, 0.01)
+    upper = statistics.factor.upper
+    assert torch.equal(upper, upper.triu())
+    torch.testing.assert_close(upper.double(), expected, rtol=1e-3, atol=1e-5)
 
 
 def test_factor_is_computed_once_for_all_matrices():

@@ -208,6 +208,8 @@ def run_file(tmp_path_factory):
             "drop": {},
             "budget": {"body_params": 0.7},
         },
+        # Built once, in this process: see test_libraries.py for the workers.
+        "library": {"path": str(folder / "library")},
         "search": {"name": "auto", "tokens": 9000},
     }
     file = folder / "run.yaml"

@@ -1,0 +1,146 @@
+"""Libraries built on Ray are those that are built in one process, to the byte."""
+
+import os
+import signal
+import threading
+import time
+
+import psutil
+import pytest
+import yaml
+
+from evocompress import api
+from evocompress.config_file import load_config
+from evocompress.distributed.libraries import _shares
+from evocompress.errors import LibraryError
+from evocompress.library.manifest import read_manifest
+from evocompress.testing.tiny import tiny_checkpoint, tiny_model
+
+
+@pytest.mark.parametrize("items, workers", [(1, 3), (7, 3), (8, 4), (9, 1)])
+def test_shares_are_consecutive_and_even(items, workers):
+    shares = _shares(list(range(items)), workers)
+    assert [item for share in shares for item in share] == list(range(items))
+    assert len(shares) == min(items, workers)
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1 and all(shares)
+
+
+ray = pytest.importorskip("ray")
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A cluster of one node, larger than this machine: its workers share the cores."""
+    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def run_file(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "text.txt").write_text(" ".join(f"word{n * n % 97}" for n in range(3000)))
+    model = tiny_checkpoint(folder / "model")
+    tiny_model("llama", layers=5).save_pretrained(model)
+    run = {
+        "name": "run",
+        "runs": str(folder / "runs"),
+        "threads": 1,
+        "model": {"source": str(model)},
+        "calibration": {
+            "source": str(folder / "text.txt"),
+            "library_sequences": 7,
+            "search_sequences": 2,
+            "heldout_sequences": 2,
+            "length": 32,
+            "micro_batch": 2,
+        },
+        "space": {"sparsity": {"target": 0.5, "levels": 1}},
+        "library": {"path": str(folder / "local")},
+    }
+    file = folder / "run.yaml"
+    file.write_text(yaml.safe_dump(run))
+    return file
+
+
+@pytest.fixture(scope="module")
+def local(run_file):
+    return contents(api.build_library(load_config(run_file, [])))
+
+
+def contents(path):
+    return {file.name: file.read_bytes() for file in path.iterdir() if file.name != ".lock"}
+
+
+def on_ray(run_file, name, workers, *changes):
+    path = run_file.parent / name
+    changes = (f"library.path={path}", "executor=ray", f"ray.workers={workers}", *changes)
+    return api.build_library(load_config(run_file, list(changes)))
+
+
+pytestmark = pytest.mark.timeout(300)
+clustered = pytest.mark.cluster
+
+
+@clustered
+def test_several_workers_make_the_same_files(cluster, run_file, local):
+    assert contents(on_ray(run_file, "ray3", 3)) == local
+
+
+@clustered
+def test_missing_blocks_alone_are_made(cluster, run_file, local):
+    path = on_ray(run_file, "gaps", 2)
+    kept = (path / "block-0002.safetensors").stat().st_mtime_ns
+    for index in (1, 3, 4):
+        (path / f"block-{index:04d}.safetensors").unlink()
+    assert contents(on_ray(run_file, "gaps", 2)) == local
+    assert (path / "block-0002.safetensors").stat().st_mtime_ns == kept
+
+
+@clustered
+def test_the_blocks_of_a_dead_worker_are_made_again(cluster, run_file, local):
+    path, killed = run_file.parent / "killed", []
+
+    def kill():
+        """Once the first block is there, whoever is making others."""
+        deadline = time.monotonic() + 120
+        while not killed and time.monotonic() < deadline:
+            time.sleep(0.002)
+            if not (path / "manifest.json").exists() or not read_manifest(path).blocks:
+                continue
+            for process in psutil.process_iter(["name"]):
+                if process.info["name"].startswith("ray::_make_range"):
+                    os.kill(process.pid, signal.SIGKILL)
+                    killed.append(process.pid)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    found = contents(on_ray(run_file, "killed", 2))
+    killer.join()
+    assert killed and found == local
+
+
+@clustered
+def test_propagated_hessians_stay_in_this_process(cluster, run_file):
+    here = api.build_library(
+        load_config(
+            run_file,
+            ["library.hessians=propagated", f"library.path={run_file.parent / 'propagated'}"],
+        )
+    )
+    there = on_ray(run_file, "propagated-ray", 2, "library.hessians=propagated")
+    assert contents(here) == contents(there)
+
+
+@clustered
+def test_what_a_worker_refuses_is_one_line(cluster, run_file, monkeypatch):
+    from evocompress.distributed import libraries
+
+    plain = libraries.Site
+    monkeypatch.setattr(
+        libraries, "Site", lambda **known: plain(**{**known, "fingerprint": "another"})
+    )
+    with pytest.raises(LibraryError, match="give all nodes the same model") as caught:
+        on_ray(run_file, "refused", 2)
+    assert "\n" not in str(caught.value)
