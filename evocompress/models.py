@@ -1,10 +1,11 @@
-"""Loading a causal language model with its tokenizer and family, and fingerprinting it."""
+"""Loading a model with its tokenizer and family, and fingerprinting it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from evocompress.sources import (
     read_model,
     read_tokenizer,
 )
+from evocompress.tasks import CAUSAL
 
 # How the model types of `evocompress.hf` begin.
 COMPRESSED_PREFIX = "evocompress_"
@@ -45,22 +47,30 @@ class LoadedModel:
 
     Attributes:
         model: In evaluation mode, without gradients, on its device.
-        tokenizer: The tokenizer that came with it.
+        tokenizer: The tokenizer that came with it; ``None`` where it reads no text.
         family: What knows its layout.
         source: As the user named it.
         fingerprint: See `fingerprint`.
         widened: The dtype of a checkpoint that is computed in float32 instead, because this
             processor multiplies that one in software.
+        tokens: Of every sequence, where they all have as many: an image's.
+        folder: Where the checkpoint's files are; ``None`` for a model that was made in memory.
         cache: Brings blocks to the device when they run; ``None`` where the whole model is there.
     """
 
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerBase | None
     family: Family
     source: str
     fingerprint: str
     widened: torch.dtype | None = None
+    tokens: int | None = None
+    folder: Path | None = None
     cache: BlockCache | None = None
+
+    def length(self, batch: Tensor) -> int:
+        """Tokens of each sequence of a batch, as the blocks see them: those of an image as well."""
+        return self.tokens or batch.shape[1]
 
 
 def load(
@@ -92,13 +102,12 @@ def load(
         checkpoint = demo_checkpoint()
     else:
         checkpoint = locate(source, trust_remote_code=trust_remote_code)
-    if checkpoint.gguf is None:
-        _check_type(checkpoint)
+    task = CAUSAL if checkpoint.gguf else _family(checkpoint).task
     with quiet_transformers():
-        tokenizer = read_tokenizer(checkpoint)
-        model = read_model(checkpoint, dtype)
+        tokenizer = read_tokenizer(checkpoint) if task.reads_text else None
+        model = read_model(checkpoint, dtype, task.auto)
     widened = _widened(model, target) if dtype == "auto" else None
-    found = replace(loaded(model, tokenizer, source), widened=widened)
+    found = replace(loaded(model, tokenizer, source), widened=widened, folder=checkpoint.folder)
     if device_memory is None:
         torch.nn.Module.to(model, target)
         return found
@@ -115,11 +124,14 @@ def _widened(model: PreTrainedModel, target: torch.device) -> torch.dtype | None
     return stored
 
 
-def loaded(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str) -> LoadedModel:
+def loaded(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, source: str
+) -> LoadedModel:
     """Make a model in memory ready to be compressed; it is frozen and put in evaluation mode."""
     family = family_of(model)
     model.eval().requires_grad_(False)
-    return LoadedModel(model, tokenizer, family, source, fingerprint(model))
+    tokens = family.architecture(model).tokens
+    return LoadedModel(model, tokenizer, family, source, fingerprint(model), tokens=tokens)
 
 
 def fingerprint(model: PreTrainedModel) -> str:
@@ -143,15 +155,15 @@ def _raw_bytes(tensor: Tensor) -> memoryview:
     return flat.view(torch.uint8).numpy().data
 
 
-def _check_type(checkpoint: Checkpoint) -> None:
-    """Refuses what no family serves, before its weights are read or its code is run."""
-    kind = model_type(checkpoint)
+def _family(checkpoint: Checkpoint) -> Family:
+    """What serves a checkpoint, told before its weights are read or its code is run."""
+    kind, architecture = model_type(checkpoint)
     if kind.startswith(COMPRESSED_PREFIX):
         raise ModelError(
             f"{checkpoint} is a compressed checkpoint (type {kind!r}), which cannot be compressed "
             "again: give the original model"
         )
-    family_named(kind)
+    return family_named(kind, architecture)
 
 
 def device_named(name: str) -> torch.device:

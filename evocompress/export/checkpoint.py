@@ -112,5 +112,6 @@ def choose_format(loaded: LoadedModel, candidate: Candidate, name: str = "auto")
 def _write_model(model: PreTrainedModel, loaded: LoadedModel, name: str, folder: Path) -> None:
     with quiet_transformers():
         model.save_pretrained(folder)
-        loaded.tokenizer.save_pretrained(folder)
+        if loaded.tokenizer is not None:
+            loaded.tokenizer.save_pretrained(folder)
     FORMATS[name].add_files(loaded, folder)

@@ -28,7 +28,7 @@ def load_student(path: Path, teacher: LoadedModel) -> PreTrainedModel:
         ModelError: The folder holds no whole checkpoint, or one with another vocabulary.
     """
     model = read_checkpoint(path, teacher.model)
-    ours, theirs = model.config.vocab_size, teacher.model.config.vocab_size
+    ours, theirs = (getattr(m.config, "vocab_size", None) for m in (model, teacher.model))
     if ours != theirs:
         raise ModelError(f"{path} has a vocabulary of {ours} and its teacher one of {theirs}")
     for parameter in model.parameters():
