@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from evocompress.backward import Loss, Outputs, differentiable, read_gradients
-from evocompress.errors import ModelError
-from evocompress.models import LoadedModel
+from evocompress.models import LoadedModel, require_next_token
 
 
 def summed_gradients(
@@ -49,23 +48,6 @@ def summed_gradients(
                 loss = _cross_entropy(ids, scale)
                 read_gradients(loaded, ids, [loss], [add], by_block=loaded.cache is not None)
     return [sums[parameter] for parameter in parameters]
-
-
-def require_next_token(loaded: LoadedModel, what: str) -> None:
-    """Refuse what needs the loss of the next token, which only causal models have.
-
-    Args:
-        loaded: The model.
-        what: What needs it, for the message.
-
-    Raises:
-        ModelError: The model does not tell a next token.
-    """
-    if not loaded.family.task.causal:
-        raise ModelError(
-            f"{what} needs a model that tells the next token, but {loaded.source} is one for "
-            f"{loaded.family.task.name}: use another criterion or searcher"
-        )
 
 
 def _cross_entropy(ids: Tensor, scale: float) -> Loss:

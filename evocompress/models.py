@@ -114,6 +114,23 @@ def load(
     return replace(found, cache=stream_blocks(model, found.family, target, device_memory))
 
 
+def require_next_token(loaded: LoadedModel, what: str) -> None:
+    """Refuse what needs the loss of the next token, which only causal models have.
+
+    Args:
+        loaded: The model.
+        what: What needs it, for the message.
+
+    Raises:
+        ModelError: The model does not tell a next token.
+    """
+    if not loaded.family.task.causal:
+        raise ModelError(
+            f"{what} needs a model that tells the next token, but {loaded.source} is one for "
+            f"{loaded.family.task.name}: use another criterion or searcher"
+        )
+
+
 def _widened(model: PreTrainedModel, target: torch.device) -> torch.dtype | None:
     """The dtype that a model had, if a device is slow at it: then its weights become float32."""
     stored = model.dtype

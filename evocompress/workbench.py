@@ -23,9 +23,8 @@ from evocompress.errors import ConfigError, LibraryError, RunError
 from evocompress.estimates.answer import LiveEstimates
 from evocompress.evaluation import check_lengths
 from evocompress.genes import Genes
-from evocompress.gradients import require_next_token
 from evocompress.library import Library, build_library, check_library, open_library
-from evocompress.models import LoadedModel, load
+from evocompress.models import LoadedModel, load, require_next_token
 from evocompress.profile import check_lengths as check_timed_lengths
 from evocompress.profile import check_table, profile, read_table, table_path
 from evocompress.progress import Reporter

@@ -12,8 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from evocompress.estimates.base import Rows, Subject
 from evocompress.estimates.matrices import KeptMatrix, kept_matrices
-from evocompress.gradients import require_next_token
-from evocompress.models import LoadedModel
+from evocompress.models import LoadedModel, require_next_token
 
 EPSILON = 1e-3
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,6 +21,14 @@ from evocompress.models import LoadedModel
 from evocompress.sources import quiet_transformers
 from evocompress.types import Candidate
 
+COMPANIONS = (
+    *("preprocessor_config.json", "processor_config.json"),
+    *("modules.json", "config_sentence_transformers.json", "sentence_*_config.json"),
+    *("*_Pooling/config.json", "*_Normalize/config.json"),
+)
+"""Files of a dense model that hold for a compressed one: of image processors, and of
+sentence-transformers, whose folders may be empty and then are not needed."""
+
 
 def materialize(
     loaded: LoadedModel,
@@ -34,8 +43,9 @@ def materialize(
 ) -> Path:
     """Writes the compressed model to a new folder; the loaded model is not touched.
 
-    The folder holds weights, config, generation config, tokenizer, ``candidate.json`` and a
-    README.md. It appears whole or not at all.
+    The folder holds weights, config, generation config, tokenizer, ``candidate.json``, a
+    README.md and what else programs need that came with the dense model (`COMPANIONS`). It
+    appears whole or not at all.
 
     Args:
         loaded: The dense model.
@@ -58,7 +68,8 @@ def materialize(
     check_target(out, overwrite)
     name = choose_format(loaded, candidate, format)
     model = FORMATS[name].build(loaded, library, candidate)
-    model.generation_config = copy.deepcopy(loaded.model.generation_config)
+    if loaded.family.task.causal:
+        model.generation_config = copy.deepcopy(loaded.model.generation_config)
     check_room(out, sum(weight.numel() * weight.itemsize for weight in model.parameters()))
     with whole_folder(out) as folder:
         _write_model(model, loaded, name, folder)
@@ -75,7 +86,7 @@ def materialize(
         (folder / CANDIDATE_FILE).write_text(record.text(), encoding="utf-8")
         family = loaded.family
         parts = outline(family.units(loaded.model), family.architecture(loaded.model))
-        loading = FORMATS[name].loading.format(path=out.name)
+        loading = _loading(loaded, name, out.name)
         own_notes = [note for note in (FORMATS[name].note, *notes) if note]
         card = model_card(record, candidate, parts, loading, own_notes)
         (folder / "README.md").write_text(card, encoding="utf-8")
@@ -109,9 +120,32 @@ def choose_format(loaded: LoadedModel, candidate: Candidate, name: str = "auto")
     raise ExportError(f"format '{names[-1]}' {obstacles[names[-1]]}: {others} can")
 
 
+def _loading(loaded: LoadedModel, name: str, folder: str) -> str:
+    """Python that loads a checkpoint, for its README."""
+    text = FORMATS[name].loading.format(path=folder, auto=loaded.family.task.auto.__name__)
+    if loaded.tokenizer is None:
+        return text
+    text = text.replace("\n", ", AutoTokenizer\n", 1)
+    return f'{text}\ntokenizer = AutoTokenizer.from_pretrained("{folder}")'
+
+
 def _write_model(model: PreTrainedModel, loaded: LoadedModel, name: str, folder: Path) -> None:
     with quiet_transformers():
-        model.save_pretrained(folder)
+        # Under the names that its modules have, by which the costs are counted: transformers would
+        # write those of older versions, which it turns into the present ones for its own types.
+        model.save_pretrained(folder, save_original_format=False)
         if loaded.tokenizer is not None:
             loaded.tokenizer.save_pretrained(folder)
+    _copy_companions(loaded, folder)
     FORMATS[name].add_files(loaded, folder)
+
+
+def _copy_companions(loaded: LoadedModel, folder: Path) -> None:
+    """Copies what the dense model's folder says of preparing inputs and of pooling outputs."""
+    if loaded.folder is None:
+        return
+    for pattern in COMPANIONS:
+        for source in loaded.folder.glob(pattern):
+            target = folder / source.relative_to(loaded.folder)
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(source, target)

@@ -12,18 +12,17 @@ from evocompress.export.configs import cut_config, depends_on_index
 from evocompress.export.layout import Block, layout, without_blocks
 from evocompress.export.modeling import CLASSES
 from evocompress.export.weights import LevelWeights, assemble, compressed_state
+from evocompress.families import name_of
 from evocompress.models import LoadedModel
 from evocompress.types import Candidate
 
-LOADING = """from transformers import AutoModelForCausalLM, AutoTokenizer
+LOADING = """from transformers import {auto}
 
 # either with this package, which runs no code from the checkpoint:
 import evocompress.hf
-model = AutoModelForCausalLM.from_pretrained("{path}")
+model = {auto}.from_pretrained("{path}")
 # or without it:
-model = AutoModelForCausalLM.from_pretrained("{path}", trust_remote_code=True)
-
-tokenizer = AutoTokenizer.from_pretrained("{path}")"""
+model = {auto}.from_pretrained("{path}", trust_remote_code=True)"""
 
 
 class ModelingFile:
@@ -34,11 +33,11 @@ class ModelingFile:
 
     def obstacle(self, loaded: LoadedModel, candidate: Candidate) -> str | None:
         """A family without a modeling file, or a model without any attention."""
-        family = loaded.family.model_type
+        family = name_of(loaded.family)
         if family not in CLASSES:
             return f"has no modeling file for the blocks of {family}"
         left = layout(loaded, candidate)
-        if left.kept and not left.having("attention"):
+        if loaded.family.task.causal and left.kept and not left.having("attention"):
             # The cache would have no layer that knows how many tokens there have been.
             return f"cannot leave out every attention, {left.path}.0.attention among them"
         return without_blocks(left)
@@ -47,7 +46,7 @@ class ModelingFile:
         self, loaded: LoadedModel, library: LevelWeights | None, candidate: Candidate
     ) -> PreTrainedModel:
         """A model of the family's class in `evocompress.export.modeling`."""
-        classes = CLASSES[loaded.family.model_type]
+        classes = CLASSES[name_of(loaded.family)]
         left, dense = layout(loaded, candidate), loaded.model.config
         blocks = left.blocks if depends_on_index(dense) else left.kept
         settings = cut_config(dense, blocks).to_dict()
@@ -61,11 +60,11 @@ class ModelingFile:
         config = classes.config.from_dict(settings)
         config._attn_implementation = dense._attn_implementation
         state = compressed_state(loaded, library, candidate)
-        return assemble(classes.causal, config, state, left.path, [b.index for b in blocks])
+        return assemble(classes.head, config, state, left.path, [b.index for b in blocks])
 
     def add_files(self, loaded: LoadedModel, folder: Path) -> None:
         """The Python files that ``auto_map`` names."""
-        for source in CLASSES[loaded.family.model_type].files:
+        for source in CLASSES[name_of(loaded.family)].files:
             shutil.copyfile(source, folder / source.name)
 
 

@@ -12,10 +12,9 @@ from evocompress.export.weights import LevelWeights, assemble, compressed_state
 from evocompress.models import LoadedModel
 from evocompress.types import Candidate
 
-LOADING = """from transformers import AutoModelForCausalLM, AutoTokenizer
+LOADING = """from transformers import {auto}
 
-model = AutoModelForCausalLM.from_pretrained("{path}")
-tokenizer = AutoTokenizer.from_pretrained("{path}")"""
+model = {auto}.from_pretrained("{path}")"""
 
 
 class Stock:

@@ -30,6 +30,7 @@ __all__ = [
     "SubLayerName",
     "family_named",
     "family_of",
+    "name_of",
 ]
 
 FAMILIES: dict[str, Family] = {
@@ -90,6 +91,11 @@ def family_named(model_type: str, architecture: str = "") -> Family:
         raise ModelError(_unknown(model_type))
     named = (f for f in serving if architecture.endswith(f.task.ending))
     return next(named, serving[0])
+
+
+def name_of(family: Family) -> str:
+    """The name of a family in `FAMILIES`."""
+    return next(name for name, known in FAMILIES.items() if known is family)
 
 
 def _unknown(model_type: str) -> str:

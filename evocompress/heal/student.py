@@ -75,7 +75,7 @@ def write_student(model: PreTrainedModel, source: Path, out: Path, note: str) ->
     """
     with whole_folder(out) as folder:
         with quiet_transformers():
-            model.save_pretrained(folder)
+            model.save_pretrained(folder, save_original_format=False)
         ignored = shutil.ignore_patterns(*WEIGHT_FILES)
         shutil.copytree(source, folder, ignore=ignored, dirs_exist_ok=True)
         card = folder / "README.md"

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from evocompress.config import HealConfig
-from evocompress.gradients import require_next_token
 from evocompress.heal.masters import Masters
 from evocompress.heal.student import zero_masks
-from evocompress.models import LoadedModel
+from evocompress.models import LoadedModel, require_next_token
 from evocompress.treatments import Recipe
 
 Treatments = Mapping[str, Callable[[], AbstractContextManager[None]]]

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from evocompress.families import Family, SubLayerName, family_of
+from evocompress.families import Family, SubLayerName, family_of, name_of
 from evocompress.families.base import final_norm
 from evocompress.families.coupling import axis_lengths
 from evocompress.tasks import EMBEDDINGS
-from evocompress.testing.tiny import name_of, tiny_model
+from evocompress.testing.tiny import tiny_model
 
 SUBLAYERS: tuple[SubLayerName, ...] = ("attention", "mlp")
 ENCLOSING: dict[str, set[str | None]] = {

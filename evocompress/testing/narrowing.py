@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from evocompress.apply import LiveModel
-from evocompress.families import Family, SubLayerName
+from evocompress.families import Family, SubLayerName, name_of
 from evocompress.models import LoadedModel
 from evocompress.testing.families import SUBLAYERS, answer, random_batch, random_ids, silence
 from evocompress.testing.plain_library import PlainLibrary
-from evocompress.testing.tiny import name_of, tiny_loaded
+from evocompress.testing.tiny import tiny_loaded
 from evocompress.types import DROP, Architecture, Candidate, Level
 
 

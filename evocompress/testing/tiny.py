@@ -15,7 +15,7 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from evocompress.families import FAMILIES, Family
+from evocompress.families import FAMILIES
 from evocompress.models import LoadedModel, loaded
 from evocompress.sources import quiet_transformers
 
@@ -69,11 +69,6 @@ DECODERS = tuple(name for name, family in FAMILIES.items() if family.task.causal
 
 ENCODERS = ("bert", "bert-classifier", "vit")
 """One of each other task, for what does not depend on the family."""
-
-
-def name_of(family: Family) -> str:
-    """The key of a family in `evocompress.families.FAMILIES`."""
-    return next(name for name, known in FAMILIES.items() if known is family)
 
 
 def tiny_model(
