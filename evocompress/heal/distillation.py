@@ -59,6 +59,11 @@ class Distillation:
             partial(teacher.family.outputs, teacher.model),
         )
 
+    @property
+    def measure(self) -> str:
+        """What is made small, in words."""
+        return "embedding distance" if self._task is EMBEDDINGS else "KL"
+
     def __len__(self) -> int:
         return len(self._micro_batches)
 
@@ -71,7 +76,7 @@ class Distillation:
         return len(self._micro_batches[index]) * self._task.counted(self._length)
 
     def backward(self, index: int, scale: float) -> float:
-        """Adds the gradient of `scale` times the micro-batch's sum; returns the sum, in nats."""
+        """Adds the gradient of `scale` times the micro-batch's sum; returns the sum."""
         student_head, teacher_head = self._heads
         hidden = self._states(self._student, index)
         target = self._teacher_states(index)
@@ -81,7 +86,7 @@ class Distillation:
 
     @torch.no_grad()
     def mean(self) -> float:
-        """Mean over all positions of all micro-batches, in nats."""
+        """Mean over all positions of all micro-batches."""
         student_head, teacher_head = self._heads
         total = sum(
             divergence(
