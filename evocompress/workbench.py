@@ -186,14 +186,21 @@ class Workbench:
         if self._timed:
             check_timed_lengths(self.config.latency, architecture)
         make_searcher(unbounded(self.config), self.untimed_space, self.loaded.tokens)
-        if searcher_settings(self.config).recipes:
-            require_next_token(self.loaded, f"search.name={self.config.search.name}")
+        self._check_next_token()
         if self.wanted_levels:
             check_library(*self._library_order(), batch=self.config.calibration.micro_batch)
         else:
             self.calibration  # noqa: B018  (may refuse the data)
         if self._timed:
             self._check_latency()
+
+    def _check_next_token(self) -> None:
+        """Refuses what needs the loss of the next token, of a model that has none."""
+        name = self.config.library.width_criterion
+        if searcher_settings(self.config).recipes:
+            require_next_token(self.loaded, f"search.name={self.config.search.name}")
+        if self.config.space.width and "gradients" in STRUCTURED[name].needs:
+            require_next_token(self.loaded, f"library.width_criterion={name}")
 
     def _check_streamed(self) -> None:
         """Refuses what needs the whole model on the device at once."""
