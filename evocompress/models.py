@@ -19,13 +19,14 @@ from evocompress.families import Family, family_named, family_of
 from evocompress.sources import (
     Checkpoint,
     DType,
+    check_pooling,
     locate,
     model_type,
     quiet_transformers,
     read_model,
     read_tokenizer,
 )
-from evocompress.tasks import CAUSAL
+from evocompress.tasks import CAUSAL, EMBEDDINGS
 
 # How the model types of `evocompress.hf` begin.
 COMPRESSED_PREFIX = "evocompress_"
@@ -180,7 +181,10 @@ def _family(checkpoint: Checkpoint) -> Family:
             f"{checkpoint} is a compressed checkpoint (type {kind!r}), which cannot be compressed "
             "again: give the original model"
         )
-    return family_named(kind, architecture)
+    family = family_named(kind, architecture)
+    if family.task is EMBEDDINGS:
+        check_pooling(checkpoint.folder)
+    return family
 
 
 def device_named(name: str) -> torch.device:

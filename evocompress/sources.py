@@ -28,10 +28,11 @@ from evocompress.errors import ModelError, one_line
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 WEIGHTS = "model.safetensors"
+POOLING = "1_Pooling/config.json"
 INDEX = "model.safetensors.index.json"
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
 # Copies of the weights in other layouts, and folders for other runtimes.
-NOT_HUB_FILES = ["consolidated*", "*/*"]
+NOT_HUB_FILES = ["consolidated*", "*/*.safetensors", "*/*.txt", "*/*.py", "onnx/*", "openvino/*"]
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,26 @@ def model_type(checkpoint: Checkpoint) -> tuple[str, str]:
     if not isinstance(kind, str):
         raise ModelError(f"{path} names no model_type, so its family is unknown: add it there")
     return kind, str(classes[0])
+
+
+def check_pooling(folder: Path) -> None:
+    """Refuse an embedding model whose embeddings are not the mean over the tokens.
+
+    Raises:
+        ModelError: Its files for sentence-transformers say that it pools otherwise.
+    """
+    path = folder / POOLING
+    if not path.is_file():
+        return
+    pooling = _read_json(path)
+    modes = {key.removeprefix("pooling_mode_") for key, value in pooling.items() if value is True}
+    modes |= {str(pooling.get("pooling_mode", "mean"))}
+    others = sorted(modes - {"mean", "mean_tokens", "include_prompt"})
+    if others:
+        raise ModelError(
+            f"{path} asks for embeddings by {' and '.join(others)}, which is not supported: only "
+            "the mean over the tokens is"
+        )
 
 
 def _download(source: str) -> Path:

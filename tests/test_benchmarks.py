@@ -44,6 +44,9 @@ FIGURES = {
             *("uniform", "shortgpt", "sleb", "blockpruner", "flap", "multipruner", "search"),
         )
     ],
+    "digits": [
+        *("dense_accuracy", "searched_accuracy", "healed_accuracy", "flops", "front_points"),
+    ],
     "front": ["points", "hypervolume_search", "hypervolume_baselines", "ratio"],
     "sparsity50": [
         *("uniform_kl_top256", "kl_217k_top256", "kl_438k_top256", "kl_659k_top256"),

@@ -154,6 +154,23 @@ def test_state_space_models_are_refused_by_name(kind: str, tmp_path: Path) -> No
         load(str(folder))
 
 
+@pytest.mark.parametrize(
+    "pooling", [{"pooling_mode_cls_token": True}, {"pooling_mode": "cls"}, {"pooling_mode": "max"}]
+)
+def test_another_pooling_is_refused(pooling: dict[str, Any], tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path / "model", "bert")
+    (folder / "1_Pooling").mkdir()
+    file = folder / "1_Pooling" / "config.json"
+    for mean in ({"pooling_mode_mean_tokens": True}, {"pooling_mode": "mean"}):
+        file.write_text(json.dumps(mean | {"word_embedding_dimension": 64}))
+        assert load(str(folder)).family is FAMILIES["bert"]
+    file.write_text(json.dumps(pooling))
+    with pytest.raises(
+        ModelError, match=r"1_Pooling/config\.json asks for embeddings by (cls|max)"
+    ):
+        load(str(folder))
+
+
 @pytest.mark.parametrize("labels", [{"num_labels": 1}, {"problem_type": "regression"}])
 def test_outputs_that_are_no_classes_are_refused(labels: dict[str, Any], tmp_path: Path) -> None:
     model = tiny_loaded("bert-classifier").model

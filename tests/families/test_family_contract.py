@@ -27,6 +27,13 @@ def test_the_interface_stays_small() -> None:
     assert len(methods) <= 10
 
 
+def test_the_readme_lists_every_model_type() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    listed = re.search(r"^\| models \| (.*?);", readme, flags=re.MULTILINE)
+    types = dict.fromkeys(family.model_type for family in FAMILIES.values())
+    assert listed is not None and listed[1] == ", ".join(types)
+
+
 def test_the_page_lists_every_family() -> None:
     page = Path(__file__).parents[2] / "docs" / "families.md"
     listed = re.findall(r"^\| `([\w-]+)` \|", page.read_text(), flags=re.MULTILINE)
