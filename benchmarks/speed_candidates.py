@@ -69,13 +69,13 @@ def head_chunks(setting: Setting) -> dict[str, Figure]:
     model, ids = setting.loaded.model, setting.tokens(2)
     family = setting.loaded.family
     rows = family.hidden_states(model, ids)[:, :-1].flatten(0, 1)
-    target = family.logits(model, rows).topk(ProxyConfig().top_k).indices
+    target = family.outputs(model, rows).topk(ProxyConfig().top_k).indices
 
     def chunked(count: int) -> None:
         for part, tokens in zip(torch.split(rows, count), torch.split(target, count), strict=True):
-            bucket_log_probabilities(family.logits(model, part), tokens)
+            bucket_log_probabilities(family.outputs(model, part), tokens)
 
-    functions: dict[str, Callable[[], object]] = {"product": lambda: family.logits(model, rows)}
+    functions: dict[str, Callable[[], object]] = {"product": lambda: family.outputs(model, rows)}
     functions |= {str(count): partial(chunked, count) for count in CHUNKS}
     seconds = interleaved(functions, setting.repeats)
     return {

@@ -290,18 +290,19 @@ def evaluate(
         config = config.model_copy(update={"latency": False})
     with bench.folder.locked(), bench.reporter.stage("evaluate"):
         rows = compare(
-            bench.loaded.model,
+            bench.loaded,
             _contestants(bench),
             heldout,
             config,
             batch=bench.config.calibration.micro_batch,
             length=bench.space.cost_model.length,
+            labels=bench.calibration.labels,
         )
         facts = {
             "source": bench.calibration.heldout_source,
             "self_written": bench.calibration.heldout_source == "self",
             "sequences": len(heldout),
-            "length": heldout.shape[1],
+            "length": bench.calibration.length,
         }
         record = {
             "heldout": facts,

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import psutil
@@ -18,11 +19,29 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from evocompress.families.base import final_norm
 from evocompress.models import LoadedModel
 from evocompress.proxies.head import chunk_rows
 
-Loss = Callable[[Tensor, slice], Tensor]
-"""The gradient (R, V) by the logits of some rows (a slice of positions), given their softmax."""
+
+@dataclass(frozen=True, eq=False)
+class Outputs:
+    """What a model gives at some rows.
+
+    Attributes:
+        values: Its outputs (R, V): logits or embeddings.
+    """
+
+    values: Tensor
+
+    @cached_property
+    def probabilities(self) -> Tensor:
+        """Their softmax, float32, computed once for all losses."""
+        return self.values.float().softmax(-1)
+
+
+Loss = Callable[[Outputs, slice], Tensor]
+"""The gradient (R, V) by the outputs of some rows: a slice of positions, or of sequences."""
 
 Reader = Callable[[str, Tensor], None]
 """Told the name and the gradient of a parameter, which is freed afterwards."""
@@ -45,7 +64,7 @@ def read_gradients(
 
     Args:
         loaded: The model as it stands.
-        ids: Tokens (1, S); all positions but the last count.
+        ids: Tokens (1, S), or what else the model takes.
         losses: What to differentiate, summed over the positions.
         readers: For each loss who is told the gradients of the parameters that require one.
         by_block: Whether to compute each block twice and keep what enters it only.
@@ -116,7 +135,7 @@ def _at_once(loaded: LoadedModel, task: _Pass) -> None:
     with torch.enable_grad():
         for block, keywords in zip(family.blocks(model), task.arguments, strict=True):
             hidden = block(hidden, **keywords)
-        final = model.get_submodule(family.norm_path)(hidden)
+        final = final_norm(family, model)(hidden)
     seeds = _hidden_gradients(loaded, final.detach(), task.losses)
     _backward(model, "", final, seeds, task.readers)
 
@@ -128,7 +147,7 @@ def _by_block(loaded: LoadedModel, task: _Pass) -> None:
         for block, keywords in zip(blocks, task.arguments, strict=True):
             inputs.append(hidden.cpu())
             hidden = block(hidden, **keywords)
-    norm, entering = model.get_submodule(family.norm_path), hidden.detach().requires_grad_(True)
+    norm, entering = final_norm(family, model), hidden.detach().requires_grad_(True)
     with torch.enable_grad():
         final = norm(entering)
     seeds = _hidden_gradients(loaded, final.detach(), task.losses)
@@ -183,17 +202,19 @@ def _backward(
 def _hidden_gradients(loaded: LoadedModel, hidden: Tensor, losses: Sequence[Loss]) -> list[Tensor]:
     """The gradient of each loss by the final hidden states (1, S, H), in row chunks."""
     seeds = [torch.zeros_like(hidden) for _ in losses]
-    positions = hidden.shape[1] - 1
+    states = loaded.family.task.states(hidden)
     step = chunk_rows(loaded.model)
-    for begin in range(0, positions, step):
-        rows = slice(begin, min(begin + step, positions))
-        part = hidden[0, rows].clone().requires_grad_(True)
+    for begin in range(0, len(states), step):
+        rows = slice(begin, min(begin + step, len(states)))
+        part = states[rows].clone().requires_grad_(True)
         with torch.enable_grad():
-            logits = loaded.family.logits(loaded.model, part)
-        probabilities = logits.detach().float().softmax(-1)
+            found = loaded.family.outputs(loaded.model, part)
+        outputs = Outputs(found.detach())
         for seed, loss in zip(seeds, losses, strict=True):
-            outer = loss(probabilities, rows).to(logits.dtype)
-            (seed[0, rows],) = torch.autograd.grad(logits, part, outer, retain_graph=True)
+            outer = loss(outputs, rows).to(found.dtype)
+            (gradient,) = torch.autograd.grad(found, part, outer, retain_graph=True)
+            # Of a single sequence these are views of the seed.
+            loaded.family.task.states(seed)[rows] = gradient
     return seeds
 
 

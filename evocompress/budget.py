@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from evocompress.config_file import nearest
-from evocompress.costs import COSTS, TIMED, CostModel
+from evocompress.costs import CACHED, COSTS, TIMED, CostModel
 from evocompress.errors import BudgetError, ConfigError
 
 if TYPE_CHECKING:
@@ -33,10 +33,17 @@ def check_cost(name: str, model: CostModel, key: str) -> None:
         key: The setting that names it, for the message.
 
     Raises:
-        ConfigError: It is unknown, or needs a latency table and there is none.
+        ConfigError: It is unknown, the model has none, or it needs a latency table and there is
+            none.
     """
     if name in model.costs:
         return
+    if name in CACHED and "kv_bytes" not in model.costs:
+        known = ", ".join(name for name in COSTS if name not in CACHED)
+        raise ConfigError(
+            f"{key}: '{name}' is a cost of decoding with a key-value cache, which this model does "
+            f"not have; choose from {known}"
+        )
     if name in TIMED:
         raise ConfigError(
             f"{key}: '{name}' needs a latency table of this model on this device: measure one "

@@ -13,12 +13,15 @@ from transformers import PreTrainedModel
 from evocompress.config import EvaluateConfig
 from evocompress.evaluation import (
     Latency,
+    Quality,
     Timing,
     count,
     count_flops,
     heldout_quality,
     measure_latency,
+    output_quality,
 )
+from evocompress.models import LoadedModel
 
 
 @dataclass(frozen=True)
@@ -35,46 +38,50 @@ class Contestant:
 
 
 def compare(
-    dense: PreTrainedModel,
+    dense: LoadedModel,
     contestants: Mapping[str, Contestant],
     heldout: Tensor,
     config: EvaluateConfig,
     *,
     batch: int,
     length: int,
+    labels: Tensor | None = None,
 ) -> list[dict[str, Any]]:
     """The rows of evaluation.json.
 
     Args:
-        dense: The dense model, to which KL is measured.
+        dense: The dense model, to which all are compared.
         contestants: What is compared, by the name of its row; all in memory at once, so that
             their latencies are measured in turns.
-        heldout: Token ids (M, S).
+        heldout: Token ids (M, S), or what else the models take.
         config: What to measure.
         batch: Sequences of a forward pass.
         length: Tokens of the sequence for which FLOPs are counted.
+        labels: The true classes of the held-out data (M,), where they are known.
     """
+    task = dense.family.task
     models = {name: contestant.model for name, contestant in contestants.items()}
-    qualities = heldout_quality(dense, models, heldout, batch=batch)
+    qualities = _qualities(dense, models, heldout, labels, batch)
     latencies: Mapping[str, Latency] = {}
     if config.latency:
         latencies = measure_latency(
-            models, prefill=config.prefill, decode=config.decode, repeats=config.repeats
+            models,
+            prefill=config.prefill,
+            decode=config.decode,
+            repeats=config.repeats,
+            task=task,
         )
     rows = []
     for name, contestant in contestants.items():
-        counts, quality = count(contestant.model), qualities[name]
+        counts = count(contestant.model)
         rows.append(
             {
                 "name": name,
                 "params": counts.parameters,
                 "nonzeros": counts.nonzeros,
-                "flops": count_flops(contestant.model, length),
+                "flops": count_flops(contestant.model, length, task),
                 "weight_bytes": counts.weight_bytes,
-                "kl": _finite(quality.kl),
-                "kl_sd": _finite(quality.kl_sd),
-                "kl_top256": _finite(quality.kl_topk),
-                "perplexity": _finite(quality.perplexity),
+                **qualities[name],
                 "predicted": dict(contestant.predicted),
                 **_latency(latencies.get(name), config.decode[1]),
             }
@@ -82,9 +89,38 @@ def compare(
     return rows
 
 
-def _finite(value: float) -> float | None:
+def _qualities(
+    dense: LoadedModel,
+    models: Mapping[str, PreTrainedModel],
+    heldout: Tensor,
+    labels: Tensor | None,
+    batch: int,
+) -> dict[str, dict[str, float | None]]:
+    """How good each model is, by the names of evaluation.json."""
+    task = dense.family.task
+    if task.causal:
+        found = heldout_quality(dense.model, models, heldout, batch=batch)
+        qualities = {name: _of_text(quality) for name, quality in found.items()}
+    else:
+        qualities = output_quality(task, dense.model, models, heldout, labels, batch=batch)
+    return {
+        name: {key: _finite(value) for key, value in of_model.items()}
+        for name, of_model in qualities.items()
+    }
+
+
+def _of_text(quality: Quality) -> dict[str, float | None]:
+    return {
+        "kl": quality.kl,
+        "kl_sd": quality.kl_sd,
+        "kl_top256": quality.kl_topk,
+        "perplexity": quality.perplexity,
+    }
+
+
+def _finite(value: float | None) -> float | None:
     """The value, or ``None`` where the model's logits overflowed: JSON knows no NaN."""
-    return value if isfinite(value) else None
+    return value if value is not None and isfinite(value) else None
 
 
 def _latency(latency: Latency | None, new_tokens: int) -> dict[str, Any]:
@@ -92,7 +128,7 @@ def _latency(latency: Latency | None, new_tokens: int) -> dict[str, Any]:
         return {"prefill_ms": None, "decode_ms_per_token": None}
     return {
         "prefill_ms": _milliseconds(latency.prefill, 1),
-        "decode_ms_per_token": _milliseconds(latency.decode, new_tokens),
+        "decode_ms_per_token": latency.decode and _milliseconds(latency.decode, new_tokens),
     }
 
 

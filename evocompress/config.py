@@ -41,12 +41,14 @@ class CalibrationConfig(Strict):
 
     Attributes:
         source: ``self`` (text the model writes), a text file, a folder of token safetensors,
-            or ``datasets:NAME[:CONFIG[:SPLIT]]``.
+            or ``datasets:NAME[:CONFIG[:SPLIT]]``; for a model of images, a folder of safetensors
+            with ``pixel_values``.
         heldout_source: The same choices for the held-out part; ``None`` cuts it from `source`.
         library_sequences: Sequences for the statistics of the level library.
         search_sequences: Sequences of the pool that the search draws from.
         heldout_sequences: Sequences that only the evaluation sees.
-        length: Tokens of a sequence.
+        length: Tokens of a sequence, with those that begin and end an encoder's; images have their
+            own.
         micro_batch: Sequences of a micro-batch.
         seed: Seed of the text the model writes.
     """
@@ -197,13 +199,15 @@ class ProxyConfig(Strict):
 
     Attributes:
         kind: ``kl`` to the dense model, ``perplexity`` (its logarithm is what is kept), ``js``
-            (Jensen-Shannon divergence) or ``cosine`` (distance of the final hidden states).
+            (Jensen-Shannon divergence) or ``cosine`` (distance of the final hidden states);
+            ``embedding`` for embedding models (distance of embeddings and their similarities).
+            Of a classifier ``kl`` and ``js`` are over its classes.
         top_k: Teacher probabilities kept for each position; the rest is one bucket.
         targets: Where these are kept: in ``memory``, on the device, or on ``disk``, in a temporary
             folder, from where they are mapped.
     """
 
-    kind: Literal["kl", "perplexity", "js", "cosine"] = "kl"
+    kind: Literal["kl", "perplexity", "js", "cosine", "embedding"] = "kl"
     top_k: Positive = 256
     targets: Literal["memory", "disk"] = "memory"
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from evocompress.backward import Loss, differentiable, read_gradients
-from evocompress.models import LoadedModel
+from evocompress.backward import Loss, Outputs, differentiable, read_gradients
+from evocompress.models import LoadedModel, require_next_token
 
 
 def summed_gradients(
@@ -28,9 +28,13 @@ def summed_gradients(
         batches: Sequences (B, S) int64. How they are split changes nothing.
         scale: Factor of the loss, applied before the backward pass.
 
+    Raises:
+        ModelError: The model does not tell a next token.
+
     Returns:
         For each parameter its gradient, float32, where the parameter is.
     """
+    require_next_token(loaded, "a gradient of the loss")
     sums = {parameter: torch.zeros_like(parameter, dtype=torch.float32) for parameter in parameters}
     named = {name: p for name, p in loaded.model.named_parameters() if p in sums}
 
@@ -50,7 +54,8 @@ def _cross_entropy(ids: Tensor, scale: float) -> Loss:
     """The gradient of the scaled negative log-likelihood of each next token of `ids` (1, S)."""
     following = ids[0, 1:, None]
 
-    def gradient(probabilities: Tensor, rows: slice) -> Tensor:
+    def gradient(outputs: Outputs, rows: slice) -> Tensor:
+        probabilities = outputs.probabilities
         ones = torch.full_like(following[rows], -1, dtype=probabilities.dtype)
         return probabilities.scatter_add(-1, following[rows], ones).mul_(scale)
 

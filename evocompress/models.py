@@ -1,10 +1,11 @@
-"""Loading a causal language model with its tokenizer and family, and fingerprinting it."""
+"""Loading a model with its tokenizer and family, and fingerprinting it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,12 +19,14 @@ from evocompress.families import Family, family_named, family_of
 from evocompress.sources import (
     Checkpoint,
     DType,
+    check_pooling,
     locate,
     model_type,
     quiet_transformers,
     read_model,
     read_tokenizer,
 )
+from evocompress.tasks import CAUSAL, EMBEDDINGS
 
 # How the model types of `evocompress.hf` begin.
 COMPRESSED_PREFIX = "evocompress_"
@@ -45,22 +48,30 @@ class LoadedModel:
 
     Attributes:
         model: In evaluation mode, without gradients, on its device.
-        tokenizer: The tokenizer that came with it.
+        tokenizer: The tokenizer that came with it; ``None`` where it reads no text.
         family: What knows its layout.
         source: As the user named it.
         fingerprint: See `fingerprint`.
         widened: The dtype of a checkpoint that is computed in float32 instead, because this
             processor multiplies that one in software.
+        tokens: Of every sequence, where they all have as many: an image's.
+        folder: Where the checkpoint's files are; ``None`` for a model that was made in memory.
         cache: Brings blocks to the device when they run; ``None`` where the whole model is there.
     """
 
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerBase | None
     family: Family
     source: str
     fingerprint: str
     widened: torch.dtype | None = None
+    tokens: int | None = None
+    folder: Path | None = None
     cache: BlockCache | None = None
+
+    def length(self, batch: Tensor) -> int:
+        """Tokens of each sequence of a batch, as the blocks see them: those of an image as well."""
+        return self.tokens or batch.shape[1]
 
 
 def load(
@@ -92,17 +103,33 @@ def load(
         checkpoint = demo_checkpoint()
     else:
         checkpoint = locate(source, trust_remote_code=trust_remote_code)
-    if checkpoint.gguf is None:
-        _check_type(checkpoint)
+    task = CAUSAL if checkpoint.gguf else _family(checkpoint).task
     with quiet_transformers():
-        tokenizer = read_tokenizer(checkpoint)
-        model = read_model(checkpoint, dtype)
+        tokenizer = read_tokenizer(checkpoint) if task.reads_text else None
+        model = read_model(checkpoint, dtype, task.auto)
     widened = _widened(model, target) if dtype == "auto" else None
-    found = replace(loaded(model, tokenizer, source), widened=widened)
+    found = replace(loaded(model, tokenizer, source), widened=widened, folder=checkpoint.folder)
     if device_memory is None:
         torch.nn.Module.to(model, target)
         return found
     return replace(found, cache=stream_blocks(model, found.family, target, device_memory))
+
+
+def require_next_token(loaded: LoadedModel, what: str) -> None:
+    """Refuse what needs the loss of the next token, which only causal models have.
+
+    Args:
+        loaded: The model.
+        what: What needs it, for the message.
+
+    Raises:
+        ModelError: The model does not tell a next token.
+    """
+    if not loaded.family.task.causal:
+        raise ModelError(
+            f"{what} needs a model that tells the next token, but {loaded.source} is one for "
+            f"{loaded.family.task.name}: use another criterion or searcher"
+        )
 
 
 def _widened(model: PreTrainedModel, target: torch.device) -> torch.dtype | None:
@@ -115,11 +142,14 @@ def _widened(model: PreTrainedModel, target: torch.device) -> torch.dtype | None
     return stored
 
 
-def loaded(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str) -> LoadedModel:
+def loaded(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, source: str
+) -> LoadedModel:
     """Make a model in memory ready to be compressed; it is frozen and put in evaluation mode."""
     family = family_of(model)
     model.eval().requires_grad_(False)
-    return LoadedModel(model, tokenizer, family, source, fingerprint(model))
+    tokens = family.architecture(model).tokens
+    return LoadedModel(model, tokenizer, family, source, fingerprint(model), tokens=tokens)
 
 
 def fingerprint(model: PreTrainedModel) -> str:
@@ -143,15 +173,18 @@ def _raw_bytes(tensor: Tensor) -> memoryview:
     return flat.view(torch.uint8).numpy().data
 
 
-def _check_type(checkpoint: Checkpoint) -> None:
-    """Refuses what no family serves, before its weights are read or its code is run."""
-    kind = model_type(checkpoint)
+def _family(checkpoint: Checkpoint) -> Family:
+    """What serves a checkpoint, told before its weights are read or its code is run."""
+    kind, architecture = model_type(checkpoint)
     if kind.startswith(COMPRESSED_PREFIX):
         raise ModelError(
             f"{checkpoint} is a compressed checkpoint (type {kind!r}), which cannot be compressed "
             "again: give the original model"
         )
-    family_named(kind)
+    family = family_named(kind, architecture)
+    if family.task is EMBEDDINGS:
+        check_pooling(checkpoint.folder)
+    return family
 
 
 def device_named(name: str) -> torch.device:

@@ -28,10 +28,11 @@ from evocompress.errors import ModelError, one_line
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 WEIGHTS = "model.safetensors"
+POOLING = "1_Pooling/config.json"
 INDEX = "model.safetensors.index.json"
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
 # Copies of the weights in other layouts, and folders for other runtimes.
-NOT_HUB_FILES = ["consolidated*", "*/*"]
+NOT_HUB_FILES = ["consolidated*", "*/*.safetensors", "*/*.txt", "*/*.py", "onnx/*", "openvino/*"]
 
 
 @dataclass(frozen=True)
@@ -89,20 +90,44 @@ def local_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> Checkp
     return Checkpoint(folder, trust_remote_code=trust_remote_code)
 
 
-def model_type(checkpoint: Checkpoint) -> str:
-    """The model type that ``config.json`` names, read without transformers.
+def model_type(checkpoint: Checkpoint) -> tuple[str, str]:
+    """The model type and the class that ``config.json`` names, read without transformers.
 
     Args:
         checkpoint: Of safetensors; a GGUF file tells its architecture only when it is read.
 
+    Returns:
+        The type, and the class of the model; empty where none is named.
+
     Raises:
-        ModelError: ``config.json`` names none.
+        ModelError: ``config.json`` names no type.
     """
     path = checkpoint.folder / "config.json"
-    kind = _read_json(path).get("model_type")
+    config = _read_json(path)
+    kind, classes = config.get("model_type"), config.get("architectures") or [""]
     if not isinstance(kind, str):
         raise ModelError(f"{path} names no model_type, so its family is unknown: add it there")
-    return kind
+    return kind, str(classes[0])
+
+
+def check_pooling(folder: Path) -> None:
+    """Refuse an embedding model whose embeddings are not the mean over the tokens.
+
+    Raises:
+        ModelError: Its files for sentence-transformers say that it pools otherwise.
+    """
+    path = folder / POOLING
+    if not path.is_file():
+        return
+    pooling = _read_json(path)
+    modes = {key.removeprefix("pooling_mode_") for key, value in pooling.items() if value is True}
+    modes |= {str(pooling.get("pooling_mode", "mean"))}
+    others = sorted(modes - {"mean", "mean_tokens", "include_prompt"})
+    if others:
+        raise ModelError(
+            f"{path} asks for embeddings by {' and '.join(others)}, which is not supported: only "
+            "the mean over the tokens is"
+        )
 
 
 def _download(source: str) -> Path:
@@ -190,18 +215,21 @@ def read_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def read_model(checkpoint: Checkpoint, dtype: DType | torch.dtype) -> PreTrainedModel:
+def read_model(
+    checkpoint: Checkpoint, dtype: DType | torch.dtype, auto: Any = AutoModelForCausalLM
+) -> PreTrainedModel:
     """The model of a checkpoint, on the CPU.
 
     Args:
         checkpoint: From `locate`.
         dtype: ``auto`` is the checkpoint's own; float32 for GGUF, whose weights are unpacked.
+        auto: The class of transformers that reads it, of the family's task.
 
     Raises:
         ModelError: It cannot be read, or lacks weights of the model that its config describes.
     """
     try:
-        answer: Any = AutoModelForCausalLM.from_pretrained(
+        answer: Any = auto.from_pretrained(
             checkpoint.folder,
             dtype=dtype,
             use_safetensors=True,

@@ -167,11 +167,11 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Architecture:
-    """What the cost model must know of a decoder, read from its config; no tensors.
+    """What the cost model must know of a model, read from its config; no tensors.
 
     Attributes:
         hidden: Width of the residual stream.
-        vocabulary: Rows of the output head.
+        vocabulary: Rows of the output head, which every position has; 0 without one.
         tied: Whether the head shares the input embedding's weights.
         outer_params: Parameters outside the blocks (embeddings, final norm, untied head).
         heads, kv_heads, head_dim: Attention shape of each block.
@@ -181,6 +181,9 @@ class Architecture:
             matrix unit: norms and biases.
         dtype_bytes: Bytes of one stored weight.
         context: Longest sequence the model takes, in tokens.
+        causal: Whether a token sees only those before it, whose keys and values a cache keeps.
+        outer_flops: Operations of a sequence outside the blocks that do not grow with its length.
+        tokens: Of every sequence, where they all have as many: an image's.
     """
 
     hidden: int
@@ -195,6 +198,9 @@ class Architecture:
     own_params: tuple[tuple[int, int], ...]
     dtype_bytes: int
     context: int
+    causal: bool = True
+    outer_flops: int = 0
+    tokens: int | None = None
 
 
 UNTREATED = "none"

@@ -26,12 +26,12 @@ from evocompress.export import FORMATS
 from evocompress.fitting import Obstacle
 from evocompress.genes import Genes
 from evocompress.library import Library, build_library, check_library, open_library
-from evocompress.models import LoadedModel, load
+from evocompress.models import LoadedModel, load, require_next_token
 from evocompress.profile import check_lengths as check_timed_lengths
 from evocompress.profile import check_table, profile, read_table, table_path
 from evocompress.progress import Reporter
-from evocompress.proxies import PROXIES, Proxy
-from evocompress.proxies.calibration import Calibration, check_length, load_calibration
+from evocompress.proxies import PROXIES, Proxy, check_proxy
+from evocompress.proxies.calibration import Calibration, check_calibration, load_calibration
 from evocompress.proxies.tuned import fine_tunings
 from evocompress.rehearsal import UNMEASURED, unbounded
 from evocompress.run import Executor
@@ -189,18 +189,28 @@ class Workbench:
         """
         if self.config.model.device_memory is not None:
             self._check_streamed()
-        context = self.loaded.family.architecture(self.loaded.model).context
-        check_length(self.config.calibration, self.loaded)
-        check_lengths(self.config.evaluate, context)
+        architecture = self.loaded.family.architecture(self.loaded.model)
+        check_calibration(self.config.calibration, self.loaded)
+        check_proxy(self.config.proxy.kind, self.loaded)
+        check_lengths(self.config.evaluate, architecture)
         if self._timed:
-            check_timed_lengths(self.config.latency, context)
-        make_searcher(unbounded(self.config), self.untimed_space)
+            check_timed_lengths(self.config.latency, architecture)
+        make_searcher(unbounded(self.config), self.untimed_space, self.loaded.tokens)
+        self._check_next_token()
         if self.wanted_levels:
             check_library(*self._library_order(), batch=self.config.calibration.micro_batch)
         else:
             self.calibration  # noqa: B018  (may refuse the data)
         if self._timed:
             self._check_latency()
+
+    def _check_next_token(self) -> None:
+        """Refuses what needs the loss of the next token, of a model that has none."""
+        name = self.config.library.width_criterion
+        if searcher_settings(self.config).recipes:
+            require_next_token(self.loaded, f"search.name={self.config.search.name}")
+        if self.config.space.width and "gradients" in STRUCTURED[name].needs:
+            require_next_token(self.loaded, f"library.width_criterion={name}")
 
     def _check_streamed(self) -> None:
         """Refuses what needs the whole model on the device at once."""
@@ -286,7 +296,7 @@ class Workbench:
 
     def searcher(self) -> Searcher:
         """A new searcher; its settings are checked against space and pool."""
-        return make_searcher(self.config, self.space)
+        return make_searcher(self.config, self.space, self.loaded.tokens)
 
     def header(self) -> dict[str, Any]:
         """What the values of the journal depend on."""
@@ -317,11 +327,16 @@ class Workbench:
         }
 
 
-def pool(config: CalibrationConfig) -> Pool:
-    """The micro-batches that the search part is cut into; the last may be smaller."""
+def pool(config: CalibrationConfig, tokens: int | None = None) -> Pool:
+    """The micro-batches that the search part is cut into; the last may be smaller.
+
+    Args:
+        config: Their sizes.
+        tokens: Of each sequence, where the model and not the configuration says so.
+    """
     full, rest = divmod(config.search_sequences, config.micro_batch)
     sizes = [config.micro_batch] * full + [rest] * bool(rest)
-    return Pool(tuple(size * config.length for size in sizes))
+    return Pool(tuple(size * (tokens or config.length) for size in sizes))
 
 
 def threads_of(config: RunConfig) -> int | None:
@@ -331,13 +346,18 @@ def threads_of(config: RunConfig) -> int | None:
     return max(1, int(config.ray.cpus))
 
 
-def make_searcher(config: RunConfig, space: SearchSpace) -> Searcher:
+def make_searcher(config: RunConfig, space: SearchSpace, tokens: int | None = None) -> Searcher:
     """A new searcher of a run's settings.
+
+    Args:
+        config: The run.
+        space: Its search space.
+        tokens: See `pool`.
 
     Raises:
         EvoCompressError: They do not fit the space or the calibration pool.
     """
-    problem = Problem(space, pool(config.calibration), config.search.tokens)
+    problem = Problem(space, pool(config.calibration, tokens), config.search.tokens)
     rng = np.random.default_rng(config.seed)
     return SEARCHERS[config.search.name](problem, searcher_settings(config), rng)
 

@@ -38,7 +38,10 @@ def gradients(loaded, **options):
 
         return take
 
-    losses = [sampled_score(IDS, Candidate(), 11), lambda probabilities, rows: probabilities - 0.1]
+    def plain(outputs, rows):
+        return outputs.probabilities - 0.1
+
+    losses = [sampled_score(IDS, Candidate(), 11), plain]
     with differentiable(named):
         read_gradients(loaded, IDS, losses, [reader(0), reader(1)], **options)
     assert found.keys() == {(loss, name) for loss in (0, 1) for name in named}

@@ -186,10 +186,10 @@ def weights_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("weights_are_not_read")
-@pytest.mark.parametrize("kind", ["bert", "mixtral", "unheard_of"])
+@pytest.mark.parametrize("kind", ["mpnet", "mixtral", "unheard_of"])
 def test_an_unknown_type_is_named_before_weights_are_read(checkpoint: Path, kind: str) -> None:
     edit_config(checkpoint, model_type=kind)
-    supported = ", ".join(FAMILIES)
+    supported = ", ".join(dict.fromkeys(f.model_type for f in FAMILIES.values()))
     assert f"type {kind!r} are not supported; supported: {supported}" in refusal(checkpoint)
 
 

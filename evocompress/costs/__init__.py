@@ -16,6 +16,7 @@ from evocompress.errors import ConfigError
 from evocompress.types import Architecture, Unit
 
 __all__ = [
+    "CACHED",
     "COSTS",
     "DEFAULT_LENGTH",
     "TIMED",
@@ -47,6 +48,10 @@ COSTS: dict[str, str] = {
 }
 
 
+CACHED = ("decode_flops", "kv_bytes", "decode_latency")
+"""The costs that only a model with a key-value cache has: a causal one."""
+
+
 def cost_model(
     units: Sequence[Unit],
     architecture: Architecture,
@@ -60,13 +65,15 @@ def cost_model(
         units: All units of the model, in model order.
         architecture: The model's dimensions.
         length: Tokens of the sequence of ``flops`` and ``kv_bytes``, and context of
-            ``decode_flops``; 512 where the model takes as many.
+            ``decode_flops``; 512 where the model takes as many, and where it takes sequences of
+            one length only, as of images, that one.
         latency: Adds the costs ``latency`` and ``decode_latency``.
 
     Raises:
         ConfigError: `length` is not between 1 and the model's context.
     """
-    length = min(DEFAULT_LENGTH, architecture.context) if length is None else length
+    if length is None:
+        length = architecture.tokens or min(DEFAULT_LENGTH, architecture.context)
     if not 1 <= length <= architecture.context:
         raise ConfigError(
             f"cost length {length}: give 1 to {architecture.context} tokens, the model's context"
@@ -77,5 +84,6 @@ def cost_model(
         | memory_costs(architecture, length)
         | (timing_costs(latency) if latency else {})
     )
-    ordered = {name: costs[name] for name in COSTS if name in costs}
+    known = COSTS if architecture.causal else [name for name in COSTS if name not in CACHED]
+    ordered = {name: costs[name] for name in known if name in costs}
     return CostModel(outline(units, architecture), ordered, length)

@@ -20,19 +20,20 @@ def flops_costs(architecture: Architecture, length: int) -> dict[str, Cost]:
         length: Tokens of the sequence.
 
     Returns:
-        ``flops`` of a prefill of `length` tokens with logits at each of them;
+        ``flops`` of a prefill of `length` tokens with all outputs;
         ``decode_flops`` of one token that attends to `length` tokens, itself included.
     """
     head = 2 * architecture.hidden * architecture.vocabulary
 
     def prefill(part: Part, left: Left) -> float:
-        pairs = _attended(length, part.window)
+        pairs = _attended(length, part.window) if architecture.causal else length**2
         return 2 * left.weight * length + _per_pair(part, left) * pairs
 
     def decode(part: Part, left: Left) -> float:
         return 2 * left.weight + _per_pair(part, left) * min(length, part.window or length)
 
-    return {"flops": Cost(head * length, prefill), "decode_flops": Cost(head, decode)}
+    outer = head * length + architecture.outer_flops
+    return {"flops": Cost(outer, prefill), "decode_flops": Cost(head, decode)}
 
 
 def _per_pair(part: Part, left: Left) -> int:

@@ -144,16 +144,18 @@ class LatencyTable:
     Attributes:
         made: The circumstances under which it was measured.
         prefill: Of one prefill: the cost ``latency``.
-        decode: Of one decoding step with a full cache: the cost ``decode_latency``.
+        decode: Of one decoding step with a full cache: the cost ``decode_latency``; ``None`` for
+            a model that has no cache.
     """
 
     made: Circumstances
     prefill: Phase
-    decode: Phase
+    decode: Phase | None
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; see `from_json`."""
-        phases = {"prefill": self.prefill.to_json(), "decode": self.decode.to_json()}
+        decode = self.decode.to_json() if self.decode else None
+        phases = {"prefill": self.prefill.to_json(), "decode": decode}
         return {"made": asdict(self.made), "phases": phases}
 
     @classmethod
@@ -170,10 +172,11 @@ class LatencyTable:
         try:
             made = dict(data["made"])
             lengths = {name: tuple(map(int, made[name])) for name in ("prefill", "decode")}
+            prefill, decode = (data["phases"][name] for name in ("prefill", "decode"))
             return cls(
                 Circumstances(**{**made, **lengths}),
-                Phase.from_json(data["phases"]["prefill"]),
-                Phase.from_json(data["phases"]["decode"]),
+                Phase.from_json(prefill),
+                Phase.from_json(decode) if decode is not None else None,
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(

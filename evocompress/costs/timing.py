@@ -11,9 +11,9 @@ TIMED = ("latency", "decode_latency")
 
 
 def timing_costs(table: LatencyTable) -> dict[str, Cost]:
-    """The costs of `TIMED`: seconds of a prefill, and of one decoding step."""
+    """The costs of `TIMED`: seconds of a prefill, and of one decoding step where there are any."""
     phases = (table.prefill, table.decode)
-    return {name: _seconds(phase) for name, phase in zip(TIMED, phases, strict=True)}
+    return {name: _seconds(phase) for name, phase in zip(TIMED, phases, strict=True) if phase}
 
 
 def _seconds(phase: Phase) -> Cost:

@@ -27,7 +27,7 @@ class Subject:
         candidate: Where to estimate.
         levels: {unit: the levels that are asked about}, for the estimates that are about
             levels.
-        dense_states: The dense model's final hidden states (1, S, H) by the bytes of a sequence:
+        dense_states: The dense model's final hidden states (`Task.states`) by a sequence's bytes:
             what is there need not be computed again.
     """
 

@@ -19,7 +19,13 @@ from evocompress.backward import (
 )
 from evocompress.estimates.base import Rows, Subject
 from evocompress.estimates.changes import Values, Wide, wide_form
-from evocompress.estimates.score import divergence, sampled_score
+from evocompress.estimates.score import (
+    distance,
+    divergence,
+    random_direction,
+    sampled_score,
+)
+from evocompress.tasks import EMBEDDINGS
 
 Products = dict[str, NDArray[np.float64]]
 """For each unit the inner products (losses, levels, sequences)."""
@@ -68,11 +74,16 @@ def linearised(subject: Subject) -> Rows:
 
 
 def _score(subject: Subject, ids: Tensor) -> Loss:
-    return sampled_score(ids, subject.candidate, ids.shape[1] - 1)
+    loaded = subject.live.loaded
+    if loaded.family.task is EMBEDDINGS:
+        return random_direction(ids, subject.candidate, loaded.model.config.hidden_size)
+    return sampled_score(ids, subject.candidate, _counted(subject, ids))
 
 
 def _slope(subject: Subject, ids: Tensor) -> Loss:
-    return divergence(subject.live.loaded, subject.dense_states[_key(ids)][0])
+    loaded = subject.live.loaded
+    kind = distance if loaded.family.task is EMBEDDINGS else divergence
+    return kind(loaded, subject.dense_states[_key(ids)])
 
 
 def _products(subject: Subject, kinds: Sequence[Callable[[Tensor], Loss]]) -> Products:
@@ -86,7 +97,7 @@ def _products(subject: Subject, kinds: Sequence[Callable[[Tensor], Loss]]) -> Pr
     with wide_form(live, subject.candidate, subject.levels) as wide:
         watch = _Watch(wide, subject, found)
         parameters = {name: live.loaded.model.get_parameter(name) for name in watch.parameters}
-        longest = max(sequences, key=lambda ids: ids.shape[1])
+        longest = max(sequences, key=live.loaded.length)
         with differentiable(parameters):
             by_block = short_of_memory(live.loaded, longest)
             for index, ids in enumerate(sequences):
@@ -141,7 +152,7 @@ def _remember_dense(subject: Subject) -> None:
         live.restore()
     for ids in missing:
         states = live.loaded.family.hidden_states(live.loaded.model, ids)
-        subject.dense_states[_key(ids)] = states[:, :-1].clone()
+        subject.dense_states[_key(ids)] = live.loaded.family.task.states(states).clone()
 
 
 def _sequences(subject: Subject) -> Iterator[Tensor]:
@@ -151,7 +162,14 @@ def _sequences(subject: Subject) -> Iterator[Tensor]:
 
 
 def _positions(subject: Subject) -> NDArray[np.float64]:
-    return np.array([ids.shape[1] - 1 for ids in _sequences(subject)], dtype=np.float64)
+    counts = [_counted(subject, ids) for ids in _sequences(subject)]
+    return np.array(counts, dtype=np.float64)
+
+
+def _counted(subject: Subject, ids: Tensor) -> int:
+    """Outputs of a sequence (1, ...)."""
+    loaded = subject.live.loaded
+    return loaded.family.task.counted(loaded.length(ids))
 
 
 def _key(ids: Tensor) -> bytes:

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from evocompress.estimates.base import Rows, Subject
 from evocompress.estimates.matrices import KeptMatrix, kept_matrices
-from evocompress.models import LoadedModel
+from evocompress.models import LoadedModel, require_next_token
 
 EPSILON = 1e-3
 
@@ -29,6 +29,7 @@ def perturbation(subject: Subject) -> Rows:
         One value for every matrix that the candidate keeps.
     """
     loaded = subject.live.loaded
+    require_next_token(loaded, "the estimate 'perturbation'")
     return {
         matrix.name: (
             sum(
@@ -71,5 +72,5 @@ def _moved(matrix: KeptMatrix, change: Tensor) -> Iterator[None]:
 def _losses(loaded: LoadedModel, ids: Tensor) -> Tensor:
     """The cross-entropy of every next token of `ids` (B, S), float64 (B * (S - 1),)."""
     hidden = loaded.family.hidden_states(loaded.model, ids[:, :-1])
-    logits = loaded.family.logits(loaded.model, hidden).flatten(0, 1).float()
+    logits = loaded.family.outputs(loaded.model, hidden).flatten(0, 1).float()
     return cross_entropy(logits, ids[:, 1:].flatten(), reduction="none").double()

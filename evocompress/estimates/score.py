@@ -15,7 +15,7 @@ import hashlib
 import torch
 from torch import Tensor
 
-from evocompress.backward import Loss
+from evocompress.backward import Loss, Outputs
 from evocompress.models import LoadedModel
 from evocompress.types import Candidate
 
@@ -30,7 +30,8 @@ def sampled_score(ids: Tensor, candidate: Candidate, positions: int) -> Loss:
     """
     uniform = uniforms(ids, candidate, positions)
 
-    def gradient(probabilities: Tensor, rows: slice) -> Tensor:
+    def gradient(outputs: Outputs, rows: slice) -> Tensor:
+        probabilities = outputs.probabilities
         sums = probabilities.double().cumsum(-1)
         drawn = torch.searchsorted(sums, uniform[rows].to(sums.device) * sums[:, -1:])
         # Only where the model gives no numbers: these come out as none, and are a failure.
@@ -43,9 +44,12 @@ def sampled_score(ids: Tensor, candidate: Candidate, positions: int) -> Loss:
 
 def uniforms(ids: Tensor, candidate: Candidate, positions: int) -> Tensor:
     """The random numbers (positions, 1) with which tokens are drawn, float64."""
+    return torch.rand(positions, 1, generator=_generator(ids, candidate), dtype=torch.float64)
+
+
+def _generator(ids: Tensor, candidate: Candidate) -> torch.Generator:
     digest = hashlib.sha256(candidate.id.encode() + ids.cpu().numpy().tobytes()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-    return torch.rand(positions, 1, generator=generator, dtype=torch.float64)
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 def divergence(loaded: LoadedModel, dense_hidden: Tensor) -> Loss:
@@ -53,11 +57,44 @@ def divergence(loaded: LoadedModel, dense_hidden: Tensor) -> Loss:
 
     Args:
         loaded: The model; its head is used.
-        dense_hidden: The dense model's final hidden states (positions, H).
+        dense_hidden: The dense model's final hidden states (positions, H), or (1, S, H).
     """
 
-    def gradient(probabilities: Tensor, rows: slice) -> Tensor:
-        logits = loaded.family.logits(loaded.model, dense_hidden[rows])
-        return probabilities - logits.float().softmax(-1)
+    def gradient(outputs: Outputs, rows: slice) -> Tensor:
+        logits = loaded.family.outputs(loaded.model, dense_hidden[rows])
+        return outputs.probabilities - logits.float().softmax(-1)
+
+    return gradient
+
+
+def random_direction(ids: Tensor, candidate: Candidate, hidden: int) -> Loss:
+    """The gradient of ⟨v, embedding⟩ with v standard normal: the distance's counterpart of a score.
+
+    The distance 1 - cos of unit vectors is half the square of their difference, so to second order
+    a weight change d causes ½·E_v⟨∇⟨v, embedding⟩, d⟩².
+
+    Args:
+        ids: Tokens (1, S): with `candidate` the seed.
+        candidate: What the model is.
+        hidden: Width of the embedding.
+    """
+    direction = torch.randn(1, hidden, generator=_generator(ids, candidate))
+
+    def gradient(outputs: Outputs, rows: slice) -> Tensor:
+        return direction.to(outputs.values.device)
+
+    return gradient
+
+
+def distance(loaded: LoadedModel, dense_hidden: Tensor) -> Loss:
+    """The gradient of one minus the cosine of dense and present embedding, for one sequence.
+
+    Args:
+        loaded: The model.
+        dense_hidden: The dense model's final hidden states (1, S, H).
+    """
+
+    def gradient(outputs: Outputs, rows: slice) -> Tensor:
+        return -loaded.family.outputs(loaded.model, dense_hidden[rows]).float()
 
     return gradient

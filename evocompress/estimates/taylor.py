@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from evocompress.apply import LiveModel
 from evocompress.estimates.base import Rows, Subject, block_name
 from evocompress.gradients import summed_gradients
+from evocompress.models import require_next_token
 from evocompress.types import DROP, Candidate
 
 
@@ -24,6 +25,7 @@ def taylor(subject: Subject) -> Rows:
         One value for every block, attention and MLP; 0 for what the candidate drops.
     """
     live, candidate = subject.live, subject.candidate
+    require_next_token(live.loaded, "the estimate 'taylor'")
     live.apply(candidate)
     family = live.loaded.family
     rows: Rows = {}

@@ -3,6 +3,7 @@
 from evocompress.evaluation.counts import Counts, count
 from evocompress.evaluation.flops import count_flops
 from evocompress.evaluation.latency import Latency, Timing, check_lengths, measure_latency
+from evocompress.evaluation.outputs import output_quality
 from evocompress.evaluation.quality import Quality, heldout_quality
 
 __all__ = [
@@ -15,4 +16,5 @@ __all__ = [
     "count_flops",
     "heldout_quality",
     "measure_latency",
+    "output_quality",
 ]

@@ -8,6 +8,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
+from evocompress.inputs import random_batch
+from evocompress.tasks import CAUSAL, Task
+
 _ATEN = torch.ops.aten
 
 FUSED_ATTENTION = (
@@ -18,20 +21,21 @@ FUSED_ATTENTION = (
 )
 
 
-def count_flops(model: PreTrainedModel, length: int) -> int:
-    """Operations of a prefill of one sequence with logits at each position.
+def count_flops(model: PreTrainedModel, length: int, task: Task = CAUSAL) -> int:
+    """Operations of a prefill of one sequence with all its outputs.
 
     A multiplication with its addition counts as two. Fused causal attention counts the pairs
     that are attended to; attention that is computed with an explicit mask counts all pairs.
 
     Args:
         model: The model as it is used.
-        length: Tokens of the sequence.
+        length: Tokens of the sequence; an image has as many as its size says.
+        task: What the model is for.
     """
-    ids = torch.zeros(1, length, dtype=torch.long, device=model.device)
+    batch = random_batch(task, model, 1, length)
     mapping = {kernel: _attention_flops for kernel in FUSED_ATTENTION}
     with torch.inference_mode(), FlopCounterMode(display=False, custom_mapping=mapping) as counter:
-        model(ids, use_cache=False)
+        model(**task.inputs(batch))
     return int(counter.get_total_flops())
 
 

@@ -14,6 +14,9 @@ from transformers import PreTrainedModel
 
 from evocompress.config import EvaluateConfig
 from evocompress.errors import ConfigError
+from evocompress.inputs import random_batch
+from evocompress.tasks import CAUSAL, Task
+from evocompress.types import Architecture
 
 WARM_UPS = 1
 
@@ -43,20 +46,21 @@ class Latency:
     """What a user of a model waits for.
 
     Attributes:
-        prefill: One forward pass over a batch of prompts.
-        decode: Greedy decoding of all new tokens of one text, its prompt not counted.
+        prefill: One forward pass over a batch of prompts, or of what else the model takes.
+        decode: Greedy decoding of all new tokens of one text, its prompt not counted; ``None``
+            for a model that is not causal.
     """
 
     prefill: Timing
-    decode: Timing
+    decode: Timing | None
 
 
-def check_lengths(config: EvaluateConfig, context: int) -> None:
-    """Whether the texts to be timed fit into a model.
+def check_lengths(config: EvaluateConfig, architecture: Architecture) -> None:
+    """Whether the texts to be timed fit into a model; of images only the batch counts.
 
     Args:
         config: What is to be measured.
-        context: The most tokens that the model takes.
+        architecture: The model's, whose context is the most tokens that it takes.
 
     Raises:
         ConfigError: The prompt of the prefill, or the prompt and new tokens of the decoding,
@@ -64,7 +68,10 @@ def check_lengths(config: EvaluateConfig, context: int) -> None:
     """
     if not config.latency:
         return
-    lengths = {"prefill": config.prefill[1], "decode": sum(config.decode)}
+    lengths = {} if architecture.tokens else {"prefill": config.prefill[1]}
+    if architecture.causal:
+        lengths["decode"] = sum(config.decode)
+    context = architecture.context
     for key, tokens in lengths.items():
         if tokens > context:
             raise ConfigError(
@@ -81,6 +88,7 @@ def measure_latency(
     decode: tuple[int, int] = (128, 32),
     repeats: int = 5,
     seed: int = 0,
+    task: Task = CAUSAL,
 ) -> dict[str, Latency]:
     """Time models in turns, so that a drift of the machine's speed hits all of them alike.
 
@@ -89,8 +97,13 @@ def measure_latency(
         prefill: (batch, tokens) of the timed prefill.
         decode: (prompt tokens, new tokens) of the timed decoding, batch 1, with a KV cache.
         repeats: Measurements of each, after a warm-up.
-        seed: Of the random token ids.
+        seed: Of the random inputs.
+        task: What the models are for.
     """
+    if not task.causal:
+        inputs = random_batch(task, next(iter(models.values())), *prefill, seed)
+        passes = _in_turns(models, lambda model: _forward_seconds(task, model, inputs), repeats)
+        return {name: Latency(timing, None) for name, timing in passes.items()}
     vocabulary: int = min(model.config.vocab_size for model in models.values())
     generator = torch.Generator().manual_seed(seed)
     batch = torch.randint(vocabulary, prefill, generator=generator)
@@ -132,6 +145,14 @@ def _in_turns(
 
 def _timing(seconds: list[float]) -> Timing:
     return Timing(statistics.median(seconds), min(seconds), max(seconds))
+
+
+def _forward_seconds(task: Task, model: PreTrainedModel, batch: Tensor) -> float:
+    batch = batch.to(model.device)
+    with as_loaded(model):
+        start = _now(model)
+        model(**task.inputs(batch))
+        return _now(model) - start
 
 
 def _prefill_seconds(model: PreTrainedModel, ids: Tensor) -> float:

@@ -39,7 +39,7 @@ def model_card(
     header = ["---", "library_name: transformers", *base, "tags:", "- evocompress", "---"]
     paragraphs = [
         "\n".join(header),
-        "# Compressed language model",
+        "# Compressed model",
         f"Made by evocompress from `{record.source}` (fingerprint `{record.model_fingerprint}`). "
         f"Candidate `{record.id}`; `candidate.json` has every detail.",
         *_what_was_done(candidate, parts),

@@ -11,7 +11,7 @@ from evocompress.errors import ExportError
 from evocompress.export.card import model_card
 from evocompress.export.choice import choose_format
 from evocompress.export.folder import check_room, check_target, whole_folder
-from evocompress.export.formats import FORMATS, WEIGHTS
+from evocompress.export.formats import FORMATS, WEIGHTS, Format
 from evocompress.export.healed import checkpoint_state
 from evocompress.export.record import CANDIDATE_FILE, Record
 from evocompress.export.weights import LevelWeights, compressed_state
@@ -35,7 +35,8 @@ def materialize(
     """Writes the compressed model to a new folder; the loaded model is not touched.
 
     The folder holds weights, config, generation config and tokenizer (or one GGUF file),
-    ``candidate.json`` and a README.md. It appears whole or not at all.
+    ``candidate.json``, a README.md and what else programs need that came with the dense model. It
+    appears whole or not at all.
 
     Args:
         loaded: The dense model.
@@ -70,7 +71,8 @@ def materialize(
     else:
         state = checkpoint_state(healed, loaded)
     model = form.build(loaded, state, candidate)
-    model.generation_config = copy.deepcopy(loaded.model.generation_config)
+    if loaded.family.task.causal:
+        model.generation_config = copy.deepcopy(loaded.model.generation_config)
     check_room(out, sum(weight.numel() * weight.itemsize for weight in model.parameters()))
     with whole_folder(out) as folder:
         form.save(model, loaded, folder, weights)
@@ -97,7 +99,7 @@ def _card(
     family, form = loaded.family, FORMATS[record.format]
     parts = outline(family.units(loaded.model), family.architecture(loaded.model))
     own_notes = [note for note in (form.note(loaded, candidate), *notes) if note]
-    return model_card(record, candidate, parts, form.loading.format(path=name), own_notes)
+    return model_card(record, candidate, parts, _loading(loaded, form, name), own_notes)
 
 
 def check_weights(name: str) -> None:
@@ -108,3 +110,12 @@ def check_weights(name: str) -> None:
     """
     if name not in WEIGHTS:
         raise ExportError(f"unknown weights '{name}': choose one of {', '.join(WEIGHTS)}")
+
+
+def _loading(loaded: LoadedModel, form: Format, folder: str) -> str:
+    """Python that loads a checkpoint, for its README."""
+    text = form.loading.format(path=folder, auto=loaded.family.task.auto.__name__)
+    if loaded.tokenizer is None or "{auto}" not in form.loading:
+        return text
+    text = text.replace("\n", ", AutoTokenizer\n", 1)
+    return f'{text}\ntokenizer = AutoTokenizer.from_pretrained("{folder}")'

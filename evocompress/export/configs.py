@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -53,13 +52,16 @@ def is_taken(config: PreTrainedConfig, loaded: LoadedModel) -> bool:
 
     Some want their number to divide the hidden size; others derive their size from it.
     """
-    family = loaded.family
-    block = family.blocks(loaded.model)[0]
-    attention: Any = type(block.get_submodule(family.attention.core))
+    single = copy.deepcopy(config)
+    single.num_hidden_layers = 1
+    if getattr(config, "layer_types", None) is not None:
+        single.layer_types = config.layer_types[:1]
     try:
         config.validate()
         with torch.device("meta"):
-            built = attention(config, layer_idx=0)
+            built = type(loaded.model)(single)
     except (StrictDataclassError, ValueError):
         return False
-    return bool(built.head_dim == config.head_dim)
+    attention = next(unit for unit in loaded.family.units(built) if unit.columns == ("query",))
+    assert attention.shape is not None
+    return bool(attention.shape[1] == config.num_attention_heads * config.head_dim)

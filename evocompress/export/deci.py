@@ -81,7 +81,7 @@ class Deci(Pretrained):
         config = DECI.config.from_dict(_settings(loaded, left, heads, biased))
         config._attn_implementation = loaded.model.config._attn_implementation
         names = renumbered(left.path, [block.index for block in left.kept])
-        return assemble(DECI.causal, config, wide, names)
+        return assemble(DECI.head, config, wide, names)
 
     def files(self, loaded: LoadedModel) -> tuple[Path, ...]:
         """The Python files that ``auto_map`` names."""

@@ -18,7 +18,7 @@ from evocompress.export.modeling import CLASSES
 from evocompress.export.modeling_file import ModelingFile, overrides, uneven_config
 from evocompress.export.stock import renumbering
 from evocompress.export.weights import State, assemble
-from evocompress.families import Family
+from evocompress.families import Family, name_of
 from evocompress.models import LoadedModel
 from evocompress.types import Candidate
 
@@ -50,7 +50,9 @@ class Folded(ModelingFile):
     """Each layer has an attention, and any number of MLPs."""
 
     def obstacle(self, loaded: LoadedModel, candidate: Candidate) -> str | None:
-        """As of ``hf``, and a model in which the numbers of blocks matter."""
+        """As of ``hf``, and a model without a cache, or in which the numbers of blocks matter."""
+        if not loaded.family.task.causal:
+            return f"cannot hold {name_of(loaded.family)} models, which have no cache"
         left = layout(loaded, candidate)
         return super().obstacle(loaded, candidate) or renumbering(left, loaded)
 
@@ -65,8 +67,8 @@ class Folded(ModelingFile):
         grouped = hasattr(loaded.model.config, "num_key_value_heads")
         own = [_overrides(layer, grouped=grouped) for layer in layers]
         config = uneven_config(loaded, [layer.attention for layer in layers], own)
-        cls = CLASSES[loaded.family.model_type].causal
-        return assemble(cls, config, state, self.name_of(loaded, candidate))
+        head = CLASSES[name_of(loaded.family)].head
+        return assemble(head, config, state, self.name_of(loaded, candidate))
 
     def name_of(self, loaded: LoadedModel, candidate: Candidate) -> Callable[[str], str]:
         """The MLPs of a layer may be of several blocks."""

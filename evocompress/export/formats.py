@@ -23,7 +23,8 @@ class Format(Protocol):
     """A way to write a compressed model.
 
     Attributes:
-        loading: Python that loads such a checkpoint, for its README; ``{path}`` is filled in.
+        loading: Python that loads such a checkpoint, for its README; ``{path}`` and ``{auto}``, the
+            class of transformers, are filled in.
     """
 
     loading: ClassVar[str]

@@ -60,10 +60,10 @@ def add_tokenizer(writer: Any, loaded: LoadedModel, rows: int) -> None:
         ExportError: The model's GGUF file is gone, or holds another number of tokens.
     """
     source = source_gguf(loaded)
-    if source is None:
-        _add_made(writer, loaded.tokenizer, rows)
-    else:
+    if source is not None:
         _add_copied(writer, source, rows)
+    elif loaded.tokenizer is not None:
+        _add_made(writer, loaded.tokenizer, rows)
 
 
 def _add_copied(writer: Any, source: Path, rows: int) -> None:

@@ -13,18 +13,17 @@ from evocompress.export.layout import Block, layout, without_blocks
 from evocompress.export.modeling import CLASSES
 from evocompress.export.pretrained import Pretrained
 from evocompress.export.weights import State, assemble, renumbered
+from evocompress.families import name_of
 from evocompress.models import LoadedModel
 from evocompress.types import Candidate
 
-LOADING = """from transformers import AutoModelForCausalLM, AutoTokenizer
+LOADING = """from transformers import {auto}
 
 # either with this package, which runs no code from the checkpoint:
 import evocompress.hf
-model = AutoModelForCausalLM.from_pretrained("{path}")
+model = {auto}.from_pretrained("{path}")
 # or without it:
-model = AutoModelForCausalLM.from_pretrained("{path}", trust_remote_code=True)
-
-tokenizer = AutoTokenizer.from_pretrained("{path}")"""
+model = {auto}.from_pretrained("{path}", trust_remote_code=True)"""
 
 
 class ModelingFile(Pretrained):
@@ -34,11 +33,11 @@ class ModelingFile(Pretrained):
 
     def obstacle(self, loaded: LoadedModel, candidate: Candidate) -> str | None:
         """A family without a modeling file, or a model without any attention."""
-        family = loaded.family.model_type
+        family = name_of(loaded.family)
         if family not in CLASSES:
             return f"has no modeling file for the blocks of {family}"
         left = layout(loaded, candidate)
-        if left.kept and not left.having("attention"):
+        if loaded.family.task.causal and left.kept and not left.having("attention"):
             # The cache would have no layer that knows how many tokens there have been.
             return f"cannot leave out every attention, {left.path}.0.attention among them"
         return without_blocks(left)
@@ -49,8 +48,8 @@ class ModelingFile(Pretrained):
         grouped = hasattr(loaded.model.config, "num_key_value_heads")
         own = [overrides(block, grouped=grouped) for block in blocks]
         config = uneven_config(loaded, blocks, own)
-        cls = CLASSES[loaded.family.model_type].causal
-        return assemble(cls, config, state, self.name_of(loaded, candidate))
+        head = CLASSES[name_of(loaded.family)].head
+        return assemble(head, config, state, self.name_of(loaded, candidate))
 
     def name_of(self, loaded: LoadedModel, candidate: Candidate) -> Callable[[str], str]:
         """Blocks have other numbers."""
@@ -59,7 +58,7 @@ class ModelingFile(Pretrained):
 
     def files(self, loaded: LoadedModel) -> tuple[Path, ...]:
         """The Python files that ``auto_map`` names."""
-        return CLASSES[loaded.family.model_type].files
+        return CLASSES[name_of(loaded.family)].files
 
 
 def _blocks(loaded: LoadedModel, candidate: Candidate) -> tuple[Block, ...]:
@@ -79,7 +78,7 @@ def uneven_config(
         own: For each layer what ``per_layer_config`` says of it.
     """
     dense = loaded.model.config
-    classes = CLASSES[loaded.family.model_type]
+    classes = CLASSES[name_of(loaded.family)]
     settings = cut_config(dense, blocks).to_dict()
     settings["per_layer_config"] = {layer: entry for layer, entry in enumerate(own) if entry}
     # Where layers have fewer heads, their size does not follow from the number.

@@ -33,11 +33,15 @@ class Padded(Pretrained):
     """The same function in the model's own class; no faster than if all layers were the widest."""
 
     def obstacle(self, loaded: LoadedModel, candidate: Candidate) -> str | None:
-        """A model without blocks, or a bias that the class does not have."""
+        """No block left, a bias that the class does not have, or a norm that would stay."""
         left, config = layout(loaded, candidate), loaded.model.config
         unit = left.first(lambda b, kind: kind in b.biased and not hasattr(config, BIAS_KEYS[kind]))
         if unit is not None:
             return f"cannot give the output of {unit} a bias"
+        if loaded.family.attention.norm_after:
+            unit = left.first(lambda block, kind: block.dropped == (kind,))
+            if unit is not None:
+                return f"cannot leave out {unit} alone, because the norm behind it would stay"
         return without_blocks(left)
 
     def note(self, loaded: LoadedModel, candidate: Candidate) -> str:

@@ -17,10 +17,17 @@ from evocompress.models import LoadedModel
 from evocompress.sources import quiet_transformers
 from evocompress.types import Candidate
 
-LOADING = """from transformers import AutoModelForCausalLM, AutoTokenizer
+LOADING = """from transformers import {auto}
 
-model = AutoModelForCausalLM.from_pretrained("{path}")
-tokenizer = AutoTokenizer.from_pretrained("{path}")"""
+model = {auto}.from_pretrained("{path}")"""
+
+COMPANIONS = (
+    *("preprocessor_config.json", "processor_config.json"),
+    *("modules.json", "config_sentence_transformers.json", "sentence_*_config.json"),
+    *("*_Pooling/config.json", "*_Normalize/config.json"),
+)
+"""Files of a dense model that hold for a compressed one: of image processors, and of
+sentence-transformers, whose folders may be empty and then are not needed."""
 
 DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
@@ -51,7 +58,7 @@ class Pretrained:
     def save(
         self, model: PreTrainedModel, loaded: LoadedModel, folder: Path, weights: str | None
     ) -> None:
-        """Writes model, tokenizer and `files` into a folder.
+        """Writes model, tokenizer, `COMPANIONS` and `files` into a folder.
 
         Args:
             model: From `build`.
@@ -63,8 +70,12 @@ class Pretrained:
             nn.Module.to(model, DTYPES[weights])
             model.config.dtype = DTYPES[weights]
         with quiet_transformers():
-            model.save_pretrained(folder)
-            loaded.tokenizer.save_pretrained(folder)
+            # Under the names that its modules have, by which costs are counted: transformers would
+            # write those of older versions, which it turns into the present ones for its own types.
+            model.save_pretrained(folder, save_original_format=False)
+            if loaded.tokenizer is not None:
+                loaded.tokenizer.save_pretrained(folder)
+        _copy_companions(loaded, folder)
         for source in self.files(loaded):
             shutil.copyfile(source, folder / source.name)
 
@@ -79,3 +90,14 @@ class Pretrained:
     def measured(self, folder: Path, loaded: LoadedModel) -> dict[str, int]:
         """The costs that can be counted in the files; see `measured_costs`."""
         return measured_costs(folder, loaded.family)
+
+
+def _copy_companions(loaded: LoadedModel, folder: Path) -> None:
+    """Copies what the dense model's folder says of preparing inputs and of pooling outputs."""
+    if loaded.folder is None:
+        return
+    for pattern in COMPANIONS:
+        for source in loaded.folder.glob(pattern):
+            target = folder / source.relative_to(loaded.folder)
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(source, target)

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 import evocompress.hf  # noqa: F401  (checkpoints of format "hf" load without their own code)
 from evocompress.errors import ModelError
 from evocompress.export.gguf_writing import GGUF_FILE
+from evocompress.families import family_of
 from evocompress.sources import local_checkpoint, quiet_transformers, read_model
 
 
@@ -18,7 +19,7 @@ def read_checkpoint(path: Path, like: PreTrainedModel) -> PreTrainedModel:
 
     Args:
         path: The folder.
-        like: The model whose dtype and device it gets.
+        like: The dense model, whose task, dtype and device it gets.
 
     Raises:
         ModelError: The folder holds no checkpoint, one that only llama.cpp loads, or a file of it
@@ -30,7 +31,7 @@ def read_checkpoint(path: Path, like: PreTrainedModel) -> PreTrainedModel:
             "format there, and the GGUF file can be written elsewhere with --out"
         )
     with quiet_transformers():
-        model = read_model(local_checkpoint(path), like.dtype)
+        model = read_model(local_checkpoint(path), like.dtype, family_of(like).task.auto)
     nn.Module.to(model, like.device)
     model.eval()
     return model

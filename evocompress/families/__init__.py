@@ -4,6 +4,14 @@ from transformers import PreTrainedModel
 
 from evocompress.errors import ModelError
 from evocompress.families.base import Family, Matrix, SubLayer, SubLayerName
+from evocompress.families.bert import (
+    Bert,
+    BertClassifier,
+    Roberta,
+    RobertaClassifier,
+    XLMRoberta,
+    XLMRobertaClassifier,
+)
 from evocompress.families.gemma import Gemma2, Gemma3Text
 from evocompress.families.gpt2 import GPT2
 from evocompress.families.llama import Llama
@@ -12,6 +20,7 @@ from evocompress.families.opt import OPT
 from evocompress.families.phi3 import Phi3
 from evocompress.families.qwen2 import Qwen2
 from evocompress.families.qwen3 import Qwen3
+from evocompress.families.vit import DeiT, DistilledDeiT, ViT
 
 __all__ = [
     "FAMILIES",
@@ -21,6 +30,7 @@ __all__ = [
     "SubLayerName",
     "family_named",
     "family_of",
+    "name_of",
 ]
 
 FAMILIES: dict[str, Family] = {
@@ -33,7 +43,26 @@ FAMILIES: dict[str, Family] = {
     "gemma3_text": Gemma3Text(),
     "gpt2": GPT2(),
     "opt": OPT(),
+    "bert": Bert(),
+    "bert-classifier": BertClassifier(),
+    "roberta": Roberta(),
+    "roberta-classifier": RobertaClassifier(),
+    "xlm-roberta": XLMRoberta(),
+    "xlm-roberta-classifier": XLMRobertaClassifier(),
+    "vit": ViT(),
+    "deit": DeiT(),
+    "deit-distilled": DistilledDeiT(),
 }
+"""By model type; where models of a type serve several tasks, the others have a name behind it."""
+
+STATE_SPACE = {
+    *("mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm", "jamba", "bamba", "zamba", "zamba2"),
+    *("nemotron_h", "falcon_h1", "granitemoehybrid", "recurrent_gemma", "qwen3_next", "lfm2"),
+    *("minimax", "kimi_linear", "lfm2_moe", "qwen3_5", "qwen3_5_text", "olmo_hybrid"),
+}
+"""Model types with state-space, recurrent, convolutional or linear-attention blocks."""
+
+DOCUMENTATION = "docs/families.md"
 
 
 def family_of(model: PreTrainedModel) -> Family:
@@ -42,18 +71,40 @@ def family_of(model: PreTrainedModel) -> Family:
     Raises:
         ModelError: No family serves the model's type, or not in this variant.
     """
-    family = family_named(model.config.model_type)
+    family = family_named(model.config.model_type, type(model).__name__)
     family.check(model)
     return family
 
 
-def family_named(model_type: str) -> Family:
+def family_named(model_type: str, architecture: str = "") -> Family:
     """The family that serves a model type.
+
+    Args:
+        model_type: Of a config.
+        architecture: The model's class, where the type serves several tasks.
 
     Raises:
         ModelError: None does.
     """
-    if model_type not in FAMILIES:
-        known = ", ".join(FAMILIES)
-        raise ModelError(f"models of type {model_type!r} are not supported; supported: {known}")
-    return FAMILIES[model_type]
+    serving = [family for family in FAMILIES.values() if family.model_type == model_type]
+    if not serving:
+        raise ModelError(_unknown(model_type))
+    named = (f for f in serving if architecture.endswith(f.task.ending))
+    return next(named, serving[0])
+
+
+def name_of(family: Family) -> str:
+    """The name of a family in `FAMILIES`."""
+    return next(name for name, known in FAMILIES.items() if known is family)
+
+
+def _unknown(model_type: str) -> str:
+    known = ", ".join(dict.fromkeys(family.model_type for family in FAMILIES.values()))
+    where = f"{DOCUMENTATION} says what they have in common and how to add one"
+    if model_type in STATE_SPACE:
+        return (
+            f"models of type {model_type!r} have state-space, recurrent or linear-attention "
+            "blocks, which cannot be compressed: only blocks of attention and MLP can; supported: "
+            f"{known} ({where})"
+        )
+    return f"models of type {model_type!r} are not supported; supported: {known} ({where})"

@@ -1,7 +1,8 @@
 """The interface of a model family: where units live, how one is removed, what widths couple.
 
 A family is a small declaration. The class below describes a decoder laid out like Llama's;
-another family overrides the attributes, and only rarely a method.
+another family overrides the attributes, and only rarely a method. `Encoder`
+(`evocompress.families.encoder`) is the base of those that are no decoders.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from evocompress.families.coupling import Widths
+from evocompress.tasks import CAUSAL, Task
 from evocompress.types import Architecture, Axis, Unit
 
 SubLayerName = Literal["attention", "mlp"]
@@ -58,11 +60,14 @@ class SubLayer:
             that become the identity when the branch is removed.
         core: Path of the module that yields zero when the branch is removed; it lies after
             every module of `around` that could turn a zero into something else.
+        norm_after: Path of the norm of the sum of branch and residual stream, where there is one
+            (a post-norm block). It is one of `around`: it belongs to the branch and goes with it.
     """
 
     matrices: tuple[Matrix, ...]
     around: tuple[str, ...]
     core: str
+    norm_after: str = ""
 
     @property
     def output(self) -> Matrix:
@@ -141,13 +146,15 @@ class Family:
 
     Attributes:
         model_type: The ``config.model_type`` that the family serves.
+        task: What its models are for.
         layers_path: Module path of the list of blocks.
-        norm_path: Module path of the norm after the last block.
+        norm_path: Module path of the norm after the last block; empty where there is none.
         attention: The attention branch of each block.
         mlp: The MLP branch of each block.
     """
 
     model_type: ClassVar[str]
+    task: ClassVar[Task] = CAUSAL
     layers_path: ClassVar[str] = "model.layers"
     norm_path: ClassVar[str] = "model.norm"
     attention: ClassVar[SubLayer] = llama_attention()
@@ -202,14 +209,14 @@ class Family:
     def architecture(self, model: PreTrainedModel) -> Architecture:
         """What the cost model must know; parameters are counted, tied weights once."""
         config = model.config
-        head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+        head = model.get_output_embeddings()
         blocks = self.blocks(model)
         heads, kv_heads, head_dim = head_shape(config)
         in_blocks = sum(parameter.numel() for parameter in blocks.parameters())
         return Architecture(
             hidden=config.hidden_size,
-            vocabulary=head.weight.shape[0],
-            tied=head.weight is embedding.weight,
+            vocabulary=0 if head is None else head.weight.shape[0],
+            tied=head is not None and head.weight is model.get_input_embeddings().weight,
             outer_params=sum(p.numel() for p in model.parameters()) - in_blocks,
             heads=(heads,) * len(blocks),
             kv_heads=(kv_heads,) * len(blocks),
@@ -221,17 +228,37 @@ class Family:
                 for block in blocks
             ),
             dtype_bytes=model.dtype.itemsize,
-            context=config.max_position_embeddings,
+            context=self._context(model),
+            causal=self.task.causal,
+            outer_flops=self._outer_flops(model),
         )
 
-    def hidden_states(self, model: PreTrainedModel, ids: Tensor) -> Tensor:
-        """The hidden states (B, S, H) of `ids` (B, S) after the final norm; no logits."""
-        output = model.base_model(input_ids=ids, use_cache=False)
+    def _context(self, model: PreTrainedModel) -> int:
+        """The longest sequence in tokens."""
+        context: int = model.config.max_position_embeddings
+        return context
+
+    def _outer_flops(self, model: PreTrainedModel) -> int:
+        """Operations of a sequence outside the blocks, the head at each position apart."""
+        return 0
+
+    def hidden_states(self, model: PreTrainedModel, batch: Tensor) -> Tensor:
+        """The hidden states (B, S, H) of a batch after the final norm; no outputs."""
+        output = model.base_model(**self.task.inputs(batch))
         states: Tensor = output.last_hidden_state
         return states
 
-    def logits(self, model: PreTrainedModel, hidden: Tensor) -> Tensor:
-        """The logits (..., V) of hidden states (..., H) from `hidden_states`."""
+    def outputs(self, model: PreTrainedModel, hidden: Tensor) -> Tensor:
+        """What is compared with the dense model's, of hidden states from `hidden_states`.
+
+        Args:
+            model: Its head is used.
+            hidden: Some of the states that `Task.states` gives.
+
+        Returns:
+            Of a causal language model the logits (..., V) of (..., H); of other tasks the
+            logits or embeddings (B, C) of whole sequences (B, S, H).
+        """
         logits: Tensor = model.get_output_embeddings()(hidden)
         return logits
 
@@ -262,9 +289,9 @@ class Family:
         return {(self.attention.core, "num_key_value_groups"): widths.heads // widths.kv_heads}
 
     def block_inputs(
-        self, model: PreTrainedModel, ids: Tensor
+        self, model: PreTrainedModel, batch: Tensor
     ) -> tuple[Tensor, list[dict[str, Any]]]:
-        """What the blocks are called with for `ids` (B, S), without running any block.
+        """What the blocks are called with for a batch, without running any block.
 
         Returns:
             The hidden state (B, S, H) that enters block 0, and for each block its keyword
@@ -276,7 +303,7 @@ class Family:
         recorders = [_Recorder(block) for block in originals]
         try:
             _put(recorders, blocks)
-            self.hidden_states(model, ids)
+            self.hidden_states(model, batch)
         finally:
             _put(originals, blocks)
         return recorders[0].hidden, [recorder.arguments for recorder in recorders]
@@ -286,6 +313,11 @@ class Family:
 
     def _branches(self) -> tuple[tuple[SubLayerName, SubLayer], ...]:
         return (("attention", self.attention), ("mlp", self.mlp))
+
+
+def final_norm(family: Family, model: PreTrainedModel) -> nn.Module:
+    """The norm after the last block; the identity where a family has none."""
+    return model.get_submodule(family.norm_path) if family.norm_path else nn.Identity()
 
 
 def head_shape(config: PreTrainedConfig) -> tuple[int, int, int]:

@@ -17,9 +17,9 @@ class Gemma2(Family):
     attention = llama_attention(around=("input_layernorm", "post_attention_layernorm"))
     mlp = llama_mlp(around=("pre_feedforward_layernorm", "post_feedforward_layernorm"))
 
-    def logits(self, model: PreTrainedModel, hidden: Tensor) -> Tensor:
+    def outputs(self, model: PreTrainedModel, hidden: Tensor) -> Tensor:
         """The logits (..., V) of hidden states (..., H), soft-capped where the config says."""
-        logits = super().logits(model, hidden)
+        logits = super().outputs(model, hidden)
         cap = model.config.final_logit_softcapping
         return logits if cap is None else torch.tanh(logits / cap) * cap
 

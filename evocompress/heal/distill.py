@@ -37,6 +37,8 @@ BYTES_PER_WEIGHT = 28
 class HealReport:
     """How a healing went; written as ``heal.json``.
 
+    Where the model gives embeddings, their distance stands in the place of the KL.
+
     Attributes:
         checkpoint: Folder of the best model.
         steps: Optimizer steps.
@@ -210,8 +212,8 @@ class _Healing:
     def _note(self) -> str:
         initial = self.history[0].validation_kl
         return (
-            f"Distilled from the dense model for {self.best.step} steps: KL on validation "
-            f"sequences {initial:.4f} before, {self.best.kl:.4f} after."
+            f"Distilled from the dense model for {self.best.step} steps: {self.train.measure} on "
+            f"validation sequences {initial:.4f} before, {self.best.kl:.4f} after."
         )
 
 

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from evocompress.heal.loss import backward_divergence, chunk_rows, divergence
+from evocompress.heal.loss import (
+    Comparison,
+    backward_divergence,
+    chunk_rows,
+    divergence,
+    of_embeddings,
+    of_logits,
+)
 from evocompress.models import LoadedModel
+from evocompress.tasks import EMBEDDINGS
 
 CACHE_BYTES = 2**30
 """The teacher's hidden states are kept, rather than made again in each epoch, up to this."""
@@ -18,7 +27,9 @@ CACHE_BYTES = 2**30
 class Distillation:
     """KL(teacher‖student) on sequences that are cut once into micro-batches.
 
-    As everywhere in this package, every position but the last of a sequence counts.
+    As everywhere in this package, every position but the last of a sequence counts; a classifier's
+    sequence counts as one position. Of embedding models the distance counts by which candidates
+    are searched.
     """
 
     def __init__(
@@ -29,43 +40,53 @@ class Distillation:
         Args:
             student: Of the teacher's family, perhaps with fewer blocks or sub-layers.
             teacher: The dense model.
-            tokens: Token ids (N, S).
+            tokens: Token ids (N, S), or what else the models take.
             batch: Sequences of a micro-batch; the last one may have fewer.
         """
         self._student = student
         self._teacher = teacher
         self._micro_batches = torch.split(tokens.to(student.device), batch)
         self._hidden: dict[int, Tensor] = {}
+        self._task = teacher.family.task
+        self._length = teacher.length(tokens)
         width = teacher.model.config.hidden_size * teacher.model.dtype.itemsize
-        self._keep = tokens.numel() * width <= CACHE_BYTES
-        self._rows = chunk_rows(teacher.model.config.vocab_size)
+        self._keep = len(tokens) * self._length * width <= CACHE_BYTES
+        causal = self._task.causal
+        self._rows = chunk_rows(teacher.model.config.vocab_size) if causal else sys.maxsize
+        self._compare: Comparison = of_embeddings if self._task is EMBEDDINGS else of_logits
         self._heads = (
-            partial(teacher.family.logits, student),
-            partial(teacher.family.logits, teacher.model),
+            partial(teacher.family.outputs, student),
+            partial(teacher.family.outputs, teacher.model),
         )
+
+    @property
+    def measure(self) -> str:
+        """What is made small, in words."""
+        return "embedding distance" if self._task is EMBEDDINGS else "KL"
 
     def __len__(self) -> int:
         return len(self._micro_batches)
 
     def tokens(self, index: int) -> int:
         """Tokens of a micro-batch."""
-        return self._micro_batches[index].numel()
+        return len(self._micro_batches[index]) * self._length
 
     def positions(self, index: int) -> int:
         """Counted positions of a micro-batch."""
-        sequences, length = self._micro_batches[index].shape
-        return int(sequences * (length - 1))
+        return len(self._micro_batches[index]) * self._task.counted(self._length)
 
     def backward(self, index: int, scale: float) -> float:
-        """Adds the gradient of `scale` times the micro-batch's sum; returns the sum, in nats."""
+        """Adds the gradient of `scale` times the micro-batch's sum; returns the sum."""
         student_head, teacher_head = self._heads
         hidden = self._states(self._student, index)
         target = self._teacher_states(index)
-        return backward_divergence(hidden, student_head, target, teacher_head, self._rows, scale)
+        return backward_divergence(
+            hidden, student_head, target, teacher_head, self._rows, scale, self._compare
+        )
 
     @torch.no_grad()
     def mean(self) -> float:
-        """Mean over all positions of all micro-batches, in nats."""
+        """Mean over all positions of all micro-batches."""
         student_head, teacher_head = self._heads
         total = sum(
             divergence(
@@ -74,15 +95,16 @@ class Distillation:
                 self._teacher_states(index),
                 teacher_head,
                 self._rows,
+                self._compare,
             )
             for index in range(len(self))
         )
         return total / sum(self.positions(index) for index in range(len(self)))
 
     def _states(self, model: PreTrainedModel, index: int) -> Tensor:
-        """Hidden states of the counted positions: (positions, H)."""
+        """Hidden states that outputs come from: (positions, H), or (B, S, H)."""
         hidden = self._teacher.family.hidden_states(model, self._micro_batches[index])
-        return hidden[:, :-1].flatten(0, 1)
+        return self._task.states(hidden)
 
     @torch.no_grad()
     def _teacher_states(self, index: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""KL divergence between two models' next-token distributions, in row chunks.
+"""KL divergence between two models' distributions, in row chunks, and distance of embeddings.
 
 The logits of a chunk of rows are made, used and forgotten, so that the full logits never exist;
 their gradient has a closed form, so that autograd keeps nothing of the vocabulary's size either.
@@ -11,8 +11,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from evocompress.embedding_distance import distances
+
 Head = Callable[[Tensor], Tensor]
 """Hidden states (R, H) to logits (R, V)."""
+
+Comparison = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Of outputs (R, V) and what they should be: a sum over the rows, and its gradient by outputs."""
 
 CHUNK_BYTES = 64 * 2**20
 """Of one model's float32 logits. Each chunk adds to the head's whole gradient: few are faster."""
@@ -23,8 +28,25 @@ def chunk_rows(vocabulary: int) -> int:
     return max(1, CHUNK_BYTES // (4 * vocabulary))
 
 
-def divergence(hidden: Tensor, head: Head, target: Tensor, target_head: Head, rows: int) -> float:
-    """Sum over rows of KL(target‖model), over the full vocabulary at temperature 1.
+def of_logits(logits: Tensor, target_logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum over rows of KL(softmax(target_logits)‖softmax(logits)) and d(sum)/d(logits)."""
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    log_p = target_logits.to(wide).log_softmax(-1)
+    log_q = logits.to(wide).log_softmax(-1)
+    p = log_p.exp()
+    value = log_p.sub_(log_q).mul_(p).sum()
+    return value, log_q.exp_().sub_(p)
+
+
+def divergence(
+    hidden: Tensor,
+    head: Head,
+    target: Tensor,
+    target_head: Head,
+    rows: int,
+    compare: Comparison = of_logits,
+) -> float:
+    """Sum over rows of what is compared: KL(target‖model), over the full vocabulary, or another.
 
     Args:
         hidden: The model's hidden states (R, H).
@@ -32,20 +54,27 @@ def divergence(hidden: Tensor, head: Head, target: Tensor, target_head: Head, ro
         target: The target's hidden states (R, H').
         target_head: Makes the target's logits.
         rows: Of a chunk.
+        compare: What is summed.
 
     Returns:
-        The sum in nats.
+        The sum.
     """
     with torch.no_grad():
         sums = [
-            _divergence_and_gradient(head(part), target_head(target_part))[0]
+            compare(head(part), target_head(target_part))[0]
             for part, target_part in _chunks(hidden, target, rows)
         ]
     return float(torch.stack(sums).sum())
 
 
 def backward_divergence(
-    hidden: Tensor, head: Head, target: Tensor, target_head: Head, rows: int, scale: float
+    hidden: Tensor,
+    head: Head,
+    target: Tensor,
+    target_head: Head,
+    rows: int,
+    scale: float,
+    compare: Comparison = of_logits,
 ) -> float:
     """As `divergence`, and adds the gradient of `scale` times the sum to every parameter.
 
@@ -56,9 +85,10 @@ def backward_divergence(
         target_head: Makes the target's logits.
         rows: Of a chunk.
         scale: Factor of the gradient, e.g. one over the rows of an optimizer step.
+        compare: What is summed.
 
     Returns:
-        The sum in nats, not scaled.
+        The sum, not scaled.
     """
     leaf = hidden.detach()
     sums, gradients = [], []
@@ -66,7 +96,7 @@ def backward_divergence(
         part.requires_grad_()
         logits = head(part)
         with torch.no_grad():
-            value, gradient = _divergence_and_gradient(logits, target_head(target_part))
+            value, gradient = compare(logits, target_head(target_part))
         torch.autograd.backward(logits, gradient.mul_(scale).to(logits.dtype))
         assert part.grad is not None
         sums.append(value)
@@ -79,11 +109,14 @@ def _chunks(hidden: Tensor, target: Tensor, rows: int) -> list[tuple[Tensor, Ten
     return list(zip(torch.split(hidden, rows), torch.split(target, rows), strict=True))
 
 
-def _divergence_and_gradient(logits: Tensor, target_logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum over rows of KL(softmax(target_logits)‖softmax(logits)) and d(sum)/d(logits)."""
-    wide = torch.promote_types(logits.dtype, torch.float32)
-    log_p = target_logits.to(wide).log_softmax(-1)
-    log_q = logits.to(wide).log_softmax(-1)
-    p = log_p.exp()
-    value = log_p.sub_(log_q).mul_(p).sum()
-    return value, log_q.exp_().sub_(p)
+def of_embeddings(embeddings: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum over rows of `evocompress.embedding_distance.distances`, and its gradient.
+
+    All rows of a micro-batch must come at once, because their similarities count.
+    """
+    wide = torch.promote_types(embeddings.dtype, torch.float32)
+    with torch.enable_grad():
+        leaf = embeddings.detach().to(wide).requires_grad_()
+        value = distances(leaf, target.to(wide)).sum()
+        (gradient,) = torch.autograd.grad(value, leaf)
+    return value.detach(), gradient

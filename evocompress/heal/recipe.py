@@ -31,5 +31,6 @@ def recipe(
 
 
 def _digest(tokens: Tensor) -> str:
-    data = tokens.to("cpu", torch.int64).contiguous().numpy()
+    whole = tokens if tokens.is_floating_point() else tokens.to(torch.int64)
+    data = whole.cpu().contiguous().numpy()
     return hashlib.blake2b(data.tobytes(), digest_size=8).hexdigest()

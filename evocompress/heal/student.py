@@ -29,7 +29,7 @@ def load_student(path: Path, teacher: LoadedModel) -> PreTrainedModel:
         ModelError: The folder holds no whole checkpoint, or one with another vocabulary.
     """
     model = read_checkpoint(path, teacher.model)
-    ours, theirs = model.config.vocab_size, teacher.model.config.vocab_size
+    ours, theirs = (getattr(m.config, "vocab_size", None) for m in (model, teacher.model))
     if ours != theirs:
         raise ModelError(f"{path} has a vocabulary of {ours} and its teacher one of {theirs}")
     for parameter in model.parameters():
@@ -75,7 +75,7 @@ def write_student(model: PreTrainedModel, source: Path, out: Path, note: str) ->
     """
     with whole_folder(out) as folder:
         with quiet_transformers():
-            model.save_pretrained(folder)
+            model.save_pretrained(folder, save_original_format=False)
         ignored = shutil.ignore_patterns(*WEIGHT_FILES)
         shutil.copytree(source, folder, ignore=ignored, dirs_exist_ok=True)
         card = folder / "README.md"

@@ -144,7 +144,7 @@ def _new(loaded: LoadedModel, recipe: Recipe, tokens: Tensor) -> Manifest:
         recipe,
         versions={"evocompress": __version__, "torch": torch.__version__},
         sequences=len(tokens),
-        tokens=tokens.numel(),
+        tokens=len(tokens) * loaded.length(tokens),
         units={unit: blocks[unit] for unit in recipe.levels},
         blocks={},
     )

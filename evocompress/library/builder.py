@@ -152,7 +152,7 @@ class Builder:
             word: self._loaded.model.get_submodule(linear.name)
             for word, linear in order.readers.items()
         }
-        with collecting(readers, order.needs, self._tokens.shape[1]) as sums:
+        with collecting(readers, order.needs, self._loaded.length(self._tokens)) as sums:
             self._states.run(index, keep=not self._manifest.recipe.propagated)
         return {word: self._summed(totals) for word, totals in sums.items()}
 
@@ -162,7 +162,7 @@ class Builder:
             gram=totals.get("gram"),
             squares=totals.get("squares"),
             sequences=len(self._tokens),
-            tokens=self._tokens.numel(),
+            tokens=len(self._tokens) * self._loaded.length(self._tokens),
             damping=self._manifest.recipe.damping,
             sums=totals.get("sums"),
             magnitudes=None if magnitudes is None else magnitudes.sqrt(),

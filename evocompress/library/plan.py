@@ -156,8 +156,9 @@ def _activation_bytes(loaded: LoadedModel, dense: DenseModel, tokens: Tensor, ba
     """Hidden states of all sequences, and what one batch makes within a block."""
     hidden = loaded.family.architecture(loaded.model).hidden
     widest = max(max(linear.shape) for linear in dense.linears.values())
-    in_flight = min(batch, len(tokens)) * tokens.shape[1] * widest * FLOAT32 * ACTIVATIONS
-    return tokens.numel() * hidden * dense.dtype.itemsize + in_flight
+    length = loaded.length(tokens)
+    in_flight = min(batch, len(tokens)) * length * widest * FLOAT32 * ACTIVATIONS
+    return len(tokens) * length * hidden * dense.dtype.itemsize + in_flight
 
 
 def _gradient_bytes(orders: Iterable[BlockOrder]) -> int:
@@ -177,7 +178,7 @@ def _backward_bytes(
     features = sum(sum(linear.shape) for linear in dense.linears.values())
     vocabulary = loaded.family.architecture(loaded.model).vocabulary
     saved = SAVED_ACTIVATIONS * features + SAVED_LOGITS * vocabulary
-    in_flight = min(batch, len(tokens)) * tokens.shape[1] * saved * FLOAT32
+    in_flight = min(batch, len(tokens)) * loaded.length(tokens) * saved * FLOAT32
     return 2 * _gradient_bytes(orders) + in_flight
 
 

@@ -41,11 +41,12 @@ def _plan_here(config: RunConfig) -> Plan:
     bench = bench_of(config, loaded)
     deepest = max((len(levels) for levels in bench.wanted_levels.values()), default=1)
     calibration = config.calibration
+    architecture = loaded.family.architecture(loaded.model)
     device = measured(
-        loaded.family.architecture(loaded.model),
+        architecture,
         loaded.model.dtype,
         target,
-        rows=calibration.micro_batch * calibration.length,
+        rows=calibration.micro_batch * (architecture.tokens or calibration.length),
         levels=deepest,
         top_k=config.proxy.top_k,
         folder=_existing(config.library.path or config.folder),

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from evocompress.arithmetic import slow_on_cpu
 from evocompress.demo_model import DEMO_SOURCE, demo_checkpoint
 from evocompress.errors import ModelError, one_line
-from evocompress.families import family_of
+from evocompress.families import family_named, family_of
 from evocompress.models import LoadedModel
 from evocompress.sources import DType, quiet_transformers
 
@@ -37,15 +37,19 @@ def outline(source: str, dtype: DType = "auto", *, on_cpu: bool = False) -> Load
                 f"no config of a model can be read from {source}: give a folder, a config.json or "
                 f"a hub id ({one_line(error)})"
             ) from None
+        architectures = getattr(config, "architectures", None) or [""]
+        task = family_named(config.model_type, architectures[0]).task
         chosen = _dtype(config, dtype, on_cpu)
         try:
             with torch.device("meta"):
-                model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=chosen)
+                model: PreTrainedModel = task.auto.from_config(config, dtype=chosen)
         except ValueError as error:
-            raise ModelError(f"{source} is no causal language model: {one_line(error)}") from None
+            raise ModelError(f"{source} is no model for {task.name}: {one_line(error)}") from None
     model.eval().requires_grad_(False)
     tokenizer: Any = None
-    return LoadedModel(model, tokenizer, family_of(model), source, fingerprint="")
+    family = family_of(model)
+    tokens = family.architecture(model).tokens
+    return LoadedModel(model, tokenizer, family, source, fingerprint="", tokens=tokens)
 
 
 def _place(source: str) -> str | Path:

@@ -150,10 +150,15 @@ class Run:
         """Of the parts of the calibration data."""
         calibration = self.bench.config.calibration
         return {
-            "library": calibration.library_sequences * calibration.length,
-            "search": sum(pool(calibration).tokens),
-            "sequence": calibration.length,
+            "library": calibration.library_sequences * self.length,
+            "search": sum(pool(calibration, self._architecture.tokens).tokens),
+            "sequence": self.length,
         }
+
+    @property
+    def length(self) -> int:
+        """Tokens of a sequence of the calibration data."""
+        return self._architecture.tokens or self.bench.config.calibration.length
 
     @property
     def head_bytes(self) -> int:
@@ -190,8 +195,7 @@ class Run:
 
     @property
     def _micro_batch(self) -> int:
-        calibration = self.bench.config.calibration
-        return calibration.micro_batch * calibration.length
+        return self.bench.config.calibration.micro_batch * self.length
 
 
 def library_stage(run: Run) -> Stage | None:
@@ -199,7 +203,7 @@ def library_stage(run: Run) -> Stage | None:
     bench = run.bench
     if not bench.wanted_levels:
         return None
-    config, calibration = bench.config.library, bench.config.calibration
+    config = bench.config.library
     plan = library_plan(run)
     dense = DenseModel(bench.loaded)
     methods = methods_for(dense, bench.wanted_levels, config)
@@ -214,7 +218,7 @@ def library_stage(run: Run) -> Stage | None:
         work += _block_work(order, run.tokens["library"])
     if run.streamed:
         work += Work(brought=run.weight_bytes)
-    states = calibration.library_sequences * calibration.length
+    states = run.tokens["library"]
     hidden = states * bench.loaded.family.architecture(bench.loaded.model).hidden
     device, main = run.on_device + plan.memory_bytes, hidden * run.dtype.itemsize
     return Stage("library", work, device, main, plan.disk_bytes)
@@ -223,7 +227,7 @@ def library_stage(run: Run) -> Stage | None:
 def library_plan(run: Run) -> LibraryPlan:
     """Disk and memory of the library."""
     bench, calibration = run.bench, run.bench.config.calibration
-    shape = (calibration.library_sequences, calibration.length)
+    shape = (calibration.library_sequences, run.length)
     return plan_library(
         bench.loaded,
         bench.wanted_levels,
@@ -283,7 +287,7 @@ def search_stage(run: Run) -> Stage:
         work += Work(brought=2 * sequences * stored)
     if run.streamed:
         calibration = bench.config.calibration
-        step = TOGETHER * calibration.micro_batch * calibration.length
+        step = TOGETHER * calibration.micro_batch * run.length
         work += Work(brought=run.weight_bytes * requested / step)
     targets = run.tokens["search"] * (8 * bench.config.proxy.top_k + FLOAT32)
     device = run.on_device + targets + run.prefix_bytes + run.head_bytes
@@ -312,7 +316,7 @@ def _left(level: Level, dense: int) -> int:
 
 def heal_stage(run: Run) -> Stage:
     """The distillation of the dense model into the candidate."""
-    config, length = run.bench.config.heal, run.bench.config.calibration.length
+    config, length = run.bench.config.heal, run.length
     tokens = config.steps * config.accumulate * config.batch * length
     params = run.costs[1]["params"]
     measured = 1 + config.steps // config.evaluate_every

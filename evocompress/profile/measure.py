@@ -9,6 +9,7 @@ from functools import partial
 from typing import Protocol
 
 import numpy as np
+from transformers import PreTrainedModel
 
 from evocompress.config import LatencyConfig
 from evocompress.costs.latency import LatencyTable, Phase
@@ -21,7 +22,7 @@ from evocompress.profile.random_layouts import random_layouts
 from evocompress.profile.tables import circumstances
 from evocompress.profile.turns import WARM_UP_TURNS, Ratios, measure_ratios
 from evocompress.progress import Advance
-from evocompress.types import Candidate, Unit
+from evocompress.types import Architecture, Candidate, Unit
 
 VALIDATION_SEED = 0
 
@@ -68,18 +69,21 @@ class Bench:
         )
 
 
-def check_lengths(config: LatencyConfig, context: int) -> None:
-    """Whether the texts to be timed fit into a model.
+def check_lengths(config: LatencyConfig, architecture: Architecture) -> None:
+    """Whether the texts to be timed fit into a model; of images only the batch counts.
 
     Args:
         config: What is to be measured.
-        context: The most tokens that the model takes.
+        architecture: The model's, whose context is the most tokens that it takes.
 
     Raises:
         ConfigError: The prompt, or the cache after the timed steps, is longer.
     """
     steps = timing.UNTIMED_STEPS + timing.STEPS
-    needed = {"prefill": config.prefill[1], "decode": config.decode[1] + steps}
+    needed = {} if architecture.tokens else {"prefill": config.prefill[1]}
+    if architecture.causal:
+        needed["decode"] = config.decode[1] + steps
+    context = architecture.context
     for key, tokens in needed.items():
         if tokens > context:
             raise ConfigError(
@@ -103,19 +107,21 @@ def measure(
         ConfigError: A length is beyond the model's context.
     """
     model, architecture = loaded.model, loaded.family.architecture(loaded.model)
-    check_lengths(config, architecture.context)
+    check_lengths(config, architecture)
     counter = _Counter(progress)
     units, widths = loaded.family.units(model), grid(architecture)
     bench = Bench(live, units, widths, config.repeats, config.validation, counter.advance)
-    counter.total = 2 * bench.timings
+    counter.total = (2 if architecture.causal else 1) * bench.timings
+    kind = timing.prefill if architecture.causal else partial(timing.forward, loaded.family.task)
+    prefill = measure_phase(bench, kind(model, *config.prefill), config.prefill)
+    decode = _measure_decoding(bench, model, config) if architecture.causal else None
+    return LatencyTable(circumstances(loaded, config), prefill, decode)
+
+
+def _measure_decoding(bench: Bench, model: PreTrainedModel, config: LatencyConfig) -> Phase:
     graph = timing.can_be_captured(model)
-    prefill = timing.prefill(model, *config.prefill)
-    decode = timing.decoding(model, *config.decode, graph=graph)
-    return LatencyTable(
-        circumstances(loaded, config),
-        measure_phase(bench, prefill, config.prefill),
-        measure_phase(bench, decode, config.decode, graph=graph),
-    )
+    run = timing.decoding(model, *config.decode, graph=graph)
+    return measure_phase(bench, run, config.decode, graph=graph)
 
 
 def measure_phase(

@@ -9,19 +9,20 @@ from functools import partial
 from evocompress.costs.latency import LatencyTable, Phase
 
 Row = tuple[str, str, str]
-"""What it is, its value for a prefill, and for a decoding step."""
+"""What it is, its value for a prefill, and for a decoding step (empty where there is none)."""
 
 
 def table_rows(table: LatencyTable) -> list[Row]:
     """What a table says, for printing; the first row is the heading."""
 
     def row(name: str, value: Callable[[Phase], str]) -> Row:
-        return name, value(table.prefill), value(table.decode)
+        return name, value(table.prefill), value(table.decode) if table.decode else ""
 
     attention = sorted(table.prefill.attention, reverse=True)
     mlp = sorted(table.prefill.mlp, reverse=True)
+    names = ("prefill", "decoding step")
     return [
-        ("milliseconds", f"prefill {_size(table.prefill)}", f"decoding step {_size(table.decode)}"),
+        row("milliseconds", lambda phase: f"{names[phase is table.decode]} {_size(phase)}"),
         row("dense model", lambda phase: _ms(phase.dense)),
         row("embedding, last norm, head", lambda phase: _ms(phase.base)),
         *(row(f"attention, {g} x {q} heads", partial(_attention, g, q)) for g, q in attention),

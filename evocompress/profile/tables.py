@@ -98,7 +98,7 @@ def check_table(
     """
     widths = grid(loaded.family.architecture(loaded.model))
     full = (widths.attention[-1], widths.mlp[-1])
-    if {table.prefill.full, table.decode.full} != {full}:
+    if any(phase.full != full for phase in (table.prefill, table.decode) if phase):
         remedy = NEW_RUN if own else ANEW
         raise ConfigError(f"the latency table {path} is of a model of other widths: {remedy}")
     here, made = asdict(circumstances(loaded, config)), asdict(table.made)

@@ -13,6 +13,8 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
 from evocompress.evaluation.latency import as_loaded
+from evocompress.inputs import random_batch
+from evocompress.tasks import CAUSAL, Task
 
 Run = Callable[[], float]
 """Seconds of one forward pass of a model in its present form."""
@@ -57,12 +59,24 @@ def stopwatch(device: torch.device) -> Stopwatch:
 
 def prefill(model: PreTrainedModel, batch: int, tokens: int) -> Run:
     """Times a prefill of random tokens (batch, tokens) with a new KV cache, logits at the end."""
-    ids, watch = _random_ids(model, batch, tokens), stopwatch(model.device)
+    ids, watch = random_batch(CAUSAL, model, batch, tokens), stopwatch(model.device)
 
     @torch.inference_mode()
     def run() -> float:
         with as_loaded(model):
             return watch(lambda: model(ids, use_cache=True, logits_to_keep=1))
+
+    return run
+
+
+def forward(task: Task, model: PreTrainedModel, batch: int, tokens: int) -> Run:
+    """Times a pass of a model that has no cache over random texts (batch, tokens), or images."""
+    inputs, watch = random_batch(task, model, batch, tokens), stopwatch(model.device)
+
+    @torch.inference_mode()
+    def run() -> float:
+        with as_loaded(model):
+            return watch(lambda: model(**task.inputs(inputs)))
 
     return run
 
@@ -77,7 +91,7 @@ def decoding(model: PreTrainedModel, batch: int, context: int, *, graph: bool = 
         graph: Replay the step as a CUDA graph, as an inference engine would: launching the
             operations of a small step one by one takes longer than the step itself.
     """
-    ids, watch = _random_ids(model, batch, context), stopwatch(model.device)
+    ids, watch = random_batch(CAUSAL, model, batch, context), stopwatch(model.device)
 
     @torch.inference_mode()
     def run() -> float:
@@ -100,7 +114,7 @@ def can_be_captured(model: PreTrainedModel) -> bool:
     if model.device.type != "cuda":
         return False
     with as_loaded(model):
-        step = _Step.after(model, _random_ids(model, 1, 1))
+        step = _Step.after(model, random_batch(CAUSAL, model, 1, 1))
         try:
             _Graph.of(step)
         except RuntimeError:
@@ -158,9 +172,3 @@ class _Graph:
 
     def __call__(self) -> None:
         self.graph.replay()
-
-
-def _random_ids(model: PreTrainedModel, batch: int, tokens: int) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    vocabulary = model.config.vocab_size
-    return torch.randint(vocabulary, (batch, tokens), generator=generator).to(model.device)

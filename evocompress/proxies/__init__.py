@@ -9,8 +9,11 @@ from torch import Tensor
 
 from evocompress.apply import LiveModel
 from evocompress.config import ProxyConfig
+from evocompress.errors import ConfigError
+from evocompress.models import LoadedModel
 from evocompress.proxies.base import Proxy
 from evocompress.proxies.cosine import CosineProxy
+from evocompress.proxies.embedding import EmbeddingProxy
 from evocompress.proxies.js import JensenShannonProxy
 from evocompress.proxies.kl import DivergenceProxy
 from evocompress.proxies.perplexity import PerplexityProxy
@@ -36,6 +39,21 @@ PROXIES: dict[str, ProxyFactory] = {
     "perplexity": PerplexityProxy,
     "js": JensenShannonProxy,
     "cosine": CosineProxy,
+    "embedding": EmbeddingProxy,
 }
 
-__all__ = ["PROXIES", "DivergenceProxy", "PerplexityProxy", "Proxy"]
+__all__ = ["PROXIES", "DivergenceProxy", "PerplexityProxy", "Proxy", "check_proxy"]
+
+
+def check_proxy(kind: str, loaded: LoadedModel) -> None:
+    """Whether a proxy can tell how good candidates of a model are.
+
+    Raises:
+        ConfigError: It is for models of another task.
+    """
+    task = loaded.family.task
+    if kind not in task.proxies:
+        raise ConfigError(
+            f"proxy.kind={kind} is not for {loaded.source}, a model for {task.name}: choose "
+            f"{' or '.join(task.proxies)}"
+        )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from evocompress.apply import LiveModel
-from evocompress.proxies.head import logit_chunks
+from evocompress.proxies.head import output_chunks
 from evocompress.proxies.layered import LayeredStates
 from evocompress.proxies.order import depth_first
 from evocompress.proxies.prefix import PrefixStates
@@ -46,7 +46,8 @@ class Proxy(Protocol):
 class PositionProxy(ABC, Generic[Target]):
     """Runs candidates over micro-batches and values what they give at each position.
 
-    Every position counts but the last of each sequence. Micro-batches are always run in their
+    Every position counts but the last of each sequence; where the model's task is about whole
+    sequences, each counts as one position. Micro-batches are always run in their
     own shape, on which bfloat16 results depend, so a value does not depend on what else was
     asked. What a position is compared with, its target, is made the first time that its
     micro-batch is asked for, and kept.
@@ -61,7 +62,7 @@ class PositionProxy(ABC, Generic[Target]):
 
         Args:
             live: The model, which evaluations leave in the state of the last candidate.
-            micro_batches: Token ids (b, S) of each, S at least 2.
+            micro_batches: Token ids (b, S) of each, S at least 2; or what else the model takes.
             treatments: What may be done to a candidate before it is measured.
         """
         self._live = live
@@ -231,7 +232,7 @@ class PositionProxy(ABC, Generic[Target]):
             # Reading a value waits for a GPU: no pass depends on it, so all are begun before.
             sums = list(sums)
         for index, found in sums:
-            counts = (self._ids[index].shape[1] - 1,) * len(found)
+            counts = (self._counted(index),) * len(found)
             value = MicroBatchValue(index, tuple(found.tolist()), counts)
             result = running.add(value, self.name)
             if result is not None:
@@ -241,23 +242,25 @@ class PositionProxy(ABC, Generic[Target]):
     @torch.inference_mode()
     def _sums(self, index: int, states: States) -> Tensor:
         """The sum over the positions of each sequence (b,) of a micro-batch, float64."""
-        sequences, length = self._ids[index].shape
         hidden = states(index).to(self._model.device)
         chunks, targets = self._chunks(hidden), self._targets[index]
         rows = [self._row_values(*pair) for pair in zip(chunks, targets, strict=True)]
-        return torch.cat(rows).view(sequences, length - 1).double().sum(1)
+        return torch.cat(rows).view(-1, self._counted(index)).double().sum(1)
 
     def _asked(self, request: Evaluate) -> int:
         """Positions of all its micro-batches."""
-        shapes = (self._ids[index].shape for index in request.micro_batches)
-        return sum(sequences * (length - 1) for sequences, length in shapes)
+        return sum(len(self._ids[i]) * self._counted(i) for i in request.micro_batches)
+
+    def _counted(self, micro_batch: int) -> int:
+        """Positions of each sequence of a micro-batch."""
+        return self._family.task.counted(self._live.loaded.length(self._ids[micro_batch]))
 
 
 class LogitsProxy(PositionProxy[Target]):
-    """Values the logits (R, V) of candidates at each position."""
+    """Values the logits (R, V) of candidates at each position, or of each sequence."""
 
     def _chunks(self, hidden: Tensor) -> Iterator[Tensor]:
-        return logit_chunks(self._family, self._model, hidden)
+        return output_chunks(self._family, self._model, hidden)
 
 
 class _Together:

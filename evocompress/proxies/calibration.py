@@ -1,20 +1,23 @@
-"""Calibration tokens: read from their source, cut into sequences, split into disjoint parts."""
+"""Calibration data: read from their source, cut into sequences, split into disjoint parts."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from evocompress.config import CalibrationConfig
 from evocompress.errors import DataError
 from evocompress.models import LoadedModel
+from evocompress.proxies.images import Images, read_images
 from evocompress.proxies.self_text import Writing, self_written
 from evocompress.proxies.sources import SELF, token_streams
 from evocompress.types import Pool
@@ -24,12 +27,16 @@ from evocompress.types import Pool
 class Calibration:
     """Token ids on the CPU, int64, in three parts that share no sequence.
 
+    For a model of images, pixel values (N, C, H, W) instead, float32.
+
     Attributes:
         library: For the statistics of the level library (N, S).
         search: Micro-batches (b, S) that the search draws from; the last may be smaller.
         heldout: For the final evaluation only (M, S).
         source: Where library and search part come from.
         heldout_source: Where the held-out part comes from.
+        length: Tokens of each sequence, as the model's blocks see them.
+        labels: The true classes of the held-out part (M,), where all are known.
     """
 
     library: Tensor
@@ -37,6 +44,8 @@ class Calibration:
     heldout: Tensor
     source: str
     heldout_source: str
+    length: int
+    labels: Tensor | None = None
 
     @property
     def self_written(self) -> bool:
@@ -46,7 +55,7 @@ class Calibration:
     @property
     def pool(self) -> Pool:
         """The search part as a searcher sees it."""
-        return Pool(tuple(ids.numel() for ids in self.search))
+        return Pool(tuple(len(ids) * self.length for ids in self.search))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -76,7 +85,9 @@ def load_calibration(
         DataError: A source is missing, unreadable, too short, or not made for this model, or
             the sequences are longer than its context.
     """
-    check_length(config, loaded)
+    check_calibration(config, loaded)
+    if not loaded.family.task.reads_text:
+        return _images(config, loaded)
     heldout_source = config.heldout_source or config.source
     counts = [config.library_sequences, config.search_sequences]
     if heldout_source == config.source:
@@ -92,15 +103,50 @@ def load_calibration(
         heldout=heldout,
         source=config.source,
         heldout_source=heldout_source,
+        length=config.length,
     )
 
 
-def check_length(config: CalibrationConfig, loaded: LoadedModel) -> None:
-    """Whether the model takes sequences of the configured length.
+def _images(config: CalibrationConfig, loaded: LoadedModel) -> Calibration:
+    """As `load_calibration`, for a model of images."""
+    heldout_source = config.heldout_source or config.source
+    counts = [config.library_sequences, config.search_sequences]
+    images = read_images(
+        config.source,
+        sum(counts) + config.heldout_sequences * (heldout_source == config.source),
+        loaded,
+    )
+    rest = sum(counts)
+    heldout = Images(images.pixels[rest:], images.labels[rest:])
+    if heldout_source != config.source:
+        heldout = read_images(heldout_source, config.heldout_sequences, loaded)
+    library, search = torch.split(images.pixels[:rest], counts)
+    return Calibration(
+        library=library,
+        search=torch.split(search, config.micro_batch),
+        heldout=heldout.pixels,
+        source=config.source,
+        heldout_source=heldout_source,
+        length=loaded.length(heldout.pixels),
+        labels=heldout.labels if int(heldout.labels.min()) >= 0 else None,
+    )
+
+
+def check_calibration(config: CalibrationConfig, loaded: LoadedModel) -> None:
+    """Whether the model can be calibrated with sequences of the configured length and source.
 
     Raises:
-        DataError: They are longer than its context.
+        DataError: They are longer than its context, or the model would have to write text and
+            cannot.
     """
+    task = loaded.family.task
+    if SELF in (config.source, config.heldout_source) and not task.causal:
+        raise DataError(
+            f"calibration.source=self: {loaded.source} is a model for {task.name}, which writes "
+            f"no text: give {'a text file, or datasets:NAME' if task.reads_text else 'a folder'}"
+        )
+    if not task.reads_text:
+        return
     context = loaded.family.architecture(loaded.model).context
     if config.length > context:
         raise DataError(
@@ -121,7 +167,10 @@ def _read(
     if source == SELF:
         sequences = self_written(loaded, Writing(wanted, config.length, config.seed), cache)
     else:
-        cut = _cut(token_streams(source, loaded.tokenizer), config.length)
+        assert loaded.tokenizer is not None
+        around = ((), ()) if loaded.family.task.causal else special_tokens(loaded.tokenizer)
+        streams = token_streams(source, loaded.tokenizer)
+        cut = _cut(streams, config.length, *around)
         found = list(islice(cut, wanted))
         if len(found) < wanted:
             raise DataError(_too_few(source, len(found), counts, config))
@@ -130,10 +179,30 @@ def _read(
     return list(torch.split(sequences, counts))
 
 
-def _cut(streams: Iterator[Tensor], length: int) -> Iterator[Tensor]:
-    """Sequences (length,) one after the other; what is left at a stream's end is dropped."""
+def _cut(
+    streams: Iterator[Tensor], length: int, before: Sequence[int] = (), after: Sequence[int] = ()
+) -> Iterator[Tensor]:
+    """Sequences (length,) one after the other; what is left at a stream's end is dropped.
+
+    Args:
+        streams: Tokens.
+        length: Of a sequence, with the special tokens.
+        before: Special tokens that begin each sequence.
+        after: Those that end it.
+    """
+    begin, end = torch.tensor(before, dtype=torch.int64), torch.tensor(after, dtype=torch.int64)
+    inner = length - len(before) - len(after)
     for stream in streams:
-        yield from stream[: len(stream) // length * length].view(-1, length)
+        for part in stream[: len(stream) // inner * inner].view(-1, inner):
+            yield torch.cat([begin, part, end])
+
+
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[Sequence[int], Sequence[int]]:
+    """What a tokenizer puts before and after every text, such as ``[CLS]`` and ``[SEP]``."""
+    whole: Any = tokenizer("a")["input_ids"]
+    bare: Any = tokenizer("a", add_special_tokens=False)["input_ids"]
+    begin = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
+    return whole[:begin], whole[begin + len(bare) :]
 
 
 def _too_few(source: str, found: int, counts: list[int], config: CalibrationConfig) -> str:
@@ -148,7 +217,9 @@ def _too_few(source: str, found: int, counts: list[int], config: CalibrationConf
 
 
 def _check_vocabulary(source: str, sequences: Tensor, loaded: LoadedModel) -> None:
-    vocabulary = loaded.model.get_output_embeddings().weight.shape[0]
+    # A head has as many rows, where there is one over the vocabulary.
+    embedding: Any = loaded.model.get_input_embeddings()
+    vocabulary = embedding.weight.shape[0]
     low, high = int(sequences.min()), int(sequences.max())
     if low < 0 or high >= vocabulary:
         raise DataError(

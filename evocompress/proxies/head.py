@@ -6,6 +6,7 @@ forward pass makes them, and turned into float32 a few rows at a time.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 import torch
@@ -28,8 +29,10 @@ GPU_BYTES = 256 * 2**20
 SMALLEST = torch.finfo(torch.float32).tiny
 
 
-def logit_chunks(family: Family, model: PreTrainedModel, hidden: Tensor) -> Iterator[Tensor]:
-    """The logits of every position but each sequence's last.
+def output_chunks(family: Family, model: PreTrainedModel, hidden: Tensor) -> Iterator[Tensor]:
+    """The outputs that are compared: the logits of every position but each sequence's last.
+
+    Other tasks have one output a sequence, which come all at once.
 
     Args:
         family: Splits the model into body and head.
@@ -37,15 +40,21 @@ def logit_chunks(family: Family, model: PreTrainedModel, hidden: Tensor) -> Iter
         hidden: The body's final hidden states (B, S, H).
 
     Yields:
-        Logits (rows, V) in the model's dtype, in total B·(S-1) rows, sequence by sequence.
+        Outputs (rows, V) in the model's dtype, in total B·(S-1) rows, sequence by sequence.
     """
-    for rows in torch.split(hidden[:, :-1].flatten(0, 1), chunk_rows(model)):
-        yield family.logits(model, rows)
+    for rows in torch.split(family.task.states(hidden), chunk_rows(model)):
+        yield family.outputs(model, rows)
 
 
 def chunk_rows(model: PreTrainedModel) -> int:
-    """Rows of each chunk that `logit_chunks` yields; the last one may be shorter."""
-    head = model.get_output_embeddings().weight
+    """Rows of each chunk that `output_chunks` yields; the last one may be shorter.
+
+    Without a head over a vocabulary nothing is large, and all rows come at once.
+    """
+    embeddings = model.get_output_embeddings()
+    if embeddings is None:
+        return sys.maxsize
+    head = embeddings.weight
     limit = chunk_bytes(head.device.type == "cpu", head.element_size())
     return _rows(limit, head.shape[0] * head.element_size())
 

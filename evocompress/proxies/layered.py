@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from evocompress.apply import LiveModel
+from evocompress.families.base import final_norm
 from evocompress.proxies.prefix import BlockLevels, levels_by_block
 from evocompress.types import Candidate
 
@@ -87,7 +88,7 @@ class LayeredStates:
         family, model = self._live.loaded.family, self._live.loaded.model
         for depth in range(len(family.blocks(model))):
             states = self._through(depth, states, _nodes(paths, wanted, depth + 1), entries)
-        norm = model.get_submodule(family.norm_path)
+        norm = final_norm(family, model)
         return [
             {index: self._passed(norm, states[tuple(path)][index], {}) for index in micro_batches}
             for path, micro_batches in zip(paths, wanted, strict=True)
@@ -129,7 +130,8 @@ class LayeredStates:
     def _state_bytes(self, micro_batch: int) -> int:
         config = self._live.loaded.model.config
         itemsize: int = self._live.loaded.model.dtype.itemsize
-        return self._ids[micro_batch].numel() * int(config.hidden_size) * itemsize
+        ids = self._ids[micro_batch]
+        return len(ids) * self._live.loaded.length(ids) * int(config.hidden_size) * itemsize
 
 
 def _nodes(

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from evocompress.apply import LiveModel
+from evocompress.families.base import final_norm
 from evocompress.types import Candidate, Level, Unit
 
 # For all micro-batches together. A micro-batch of 1024 tokens takes 37 MB of SmolLM2-135M in
@@ -126,7 +127,7 @@ class PrefixStates:
             hidden = stream.run(blocks, levels)
         else:
             hidden = stream.pass_through(blocks)
-        final: Tensor = model.get_submodule(family.norm_path)(hidden)
+        final: Tensor = final_norm(family, model)(hidden)
         return final
 
     def chunks(self, micro_batches: Sequence[int]) -> Iterator[list[int]]:

@@ -85,6 +85,7 @@ def write(loaded: LoadedModel, writing: Writing) -> Tensor:
     """
     generator = torch.Generator(loaded.model.device).manual_seed(writing.seed)
     allowed = _allowed_tokens(loaded)
+    assert loaded.tokenizer is not None
     opening = _opening(loaded.tokenizer)
     batches = ceil(writing.sequences / writing.batch)
     # Small batches are hardly faster than large ones, so the sequences are shared out evenly.
@@ -131,6 +132,7 @@ def _continue(
 
 def _allowed_tokens(loaded: LoadedModel) -> Tensor:
     """Which tokens may be drawn (V,): all but special ones, so that no text ends early."""
+    assert loaded.tokenizer is not None
     vocabulary = loaded.model.get_output_embeddings().weight.shape[0]
     allowed = torch.zeros(vocabulary, dtype=torch.bool)
     # A vocabulary padded to a round number has rows that the tokenizer does not know.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from itertools import cycle
@@ -14,14 +14,14 @@ from torch.nn.functional import cross_entropy
 from evocompress.config import HealConfig
 from evocompress.heal.masters import Masters
 from evocompress.heal.student import zero_masks
-from evocompress.models import LoadedModel
+from evocompress.models import LoadedModel, require_next_token
 from evocompress.treatments import Recipe
 
 Treatments = Mapping[str, Callable[[], AbstractContextManager[None]]]
 """By the name that requests give it, what changes the model and then puts back what it was."""
 
 
-def fine_tunings(loaded: LoadedModel, sequences: Tensor, recipes: Iterable[Recipe]) -> Treatments:
+def fine_tunings(loaded: LoadedModel, sequences: Tensor, recipes: Collection[Recipe]) -> Treatments:
     """The treatments of some recipes.
 
     Args:
@@ -29,6 +29,8 @@ def fine_tunings(loaded: LoadedModel, sequences: Tensor, recipes: Iterable[Recip
         sequences: What they train on (N, S); nothing that candidates are measured on.
         recipes: What requests may ask for.
     """
+    if recipes:
+        require_next_token(loaded, "fine-tuning candidates")
     return {recipe.treatment: partial(tuned, loaded, sequences, recipe) for recipe in recipes}
 
 
@@ -87,5 +89,5 @@ def _lessons(sequences: Tensor, tokens: int) -> Iterator[Tensor]:
 def _loss(loaded: LoadedModel, ids: Tensor) -> Tensor:
     """The mean cross-entropy of every next token in `ids` (1, S)."""
     hidden = loaded.family.hidden_states(loaded.model, ids[:, :-1])
-    logits = loaded.family.logits(loaded.model, hidden)
+    logits = loaded.family.outputs(loaded.model, hidden)
     return cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())

@@ -46,10 +46,16 @@ def columns(rows: Sequence[Row]) -> list[Column]:
         _cost("FLOPs", "", "flops", rows),
         _cost("Weights", "B", "weight_bytes", rows),
     ]
+    of_tokens = any(row.perplexity is not None for row in rows)
+    unit = "nats/token" if of_tokens else "nats"
     quality = [
-        Column("Held-out KL", "nats/token", tuple(_divergence(row) for row in rows)),
+        _share("Accuracy", rows, lambda row: row.accuracy),
+        _share("Class of dense", rows, lambda row: row.agreement),
+        Column("Held-out KL", unit, tuple(_divergence(row) for row in rows)),
         _plain("KL, top 256", "nats/token", rows, lambda row: row.kl_top256, 4),
         _plain("Perplexity", "", rows, lambda row: row.perplexity, 2),
+        _plain("Embedding distance", "", rows, lambda row: row.distance, 5),
+        _plain("Similarities, Spearman", "", rows, lambda row: row.spearman, 4),
     ]
     speed = [
         _latency("Prefill", "ms", "latency", rows),
@@ -110,6 +116,15 @@ def _plain(
     decimals: int,
 ) -> Column:
     return Column(title, unit, tuple(Cell(number(value(row), decimals)) for row in rows))
+
+
+def _share(title: str, rows: Sequence[Row], value: Callable[[Row], float | None]) -> Column:
+    """A share of the held-out data, in percent."""
+    return _plain(title, "%", rows, lambda row: _times(value(row), 100), 1)
+
+
+def _times(value: float | None, factor: float) -> float | None:
+    return None if value is None else factor * value
 
 
 def _divergence(row: Row) -> Cell:

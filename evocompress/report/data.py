@@ -113,6 +113,10 @@ class Row(Record):
     kl_sd: float | None = None
     kl_top256: float | None = None
     perplexity: float | None = None
+    accuracy: float | None = None
+    agreement: float | None = None
+    distance: float | None = None
+    spearman: float | None = None
     prefill_ms: Timing | None = None
     decode_ms_per_token: Timing | None = None
     predicted: dict[str, float] | None = None

@@ -110,6 +110,12 @@ def headlines(evaluation: Evaluation, costs: Sequence[str]) -> list[Headline]:
     if best.perplexity is not None and dense:
         note = f"dense {number(dense.perplexity, 2)}"
         result.append(Headline("Perplexity", number(best.perplexity, 2), note))
+    if best.accuracy is not None and dense:
+        note = f"dense {percent(dense.accuracy or 0)}"
+        result.append(Headline("Accuracy", percent(best.accuracy), note))
+    if best.spearman is not None:
+        note = "rank correlation with the dense model's"
+        result.append(Headline("Similarities", number(best.spearman, 4), note))
     return result
 
 
@@ -207,9 +213,9 @@ def notes(run: RunData) -> list[str]:
 def _evaluation_notes(evaluation: Evaluation) -> Iterator[str]:
     heldout = evaluation.heldout
     yield (
-        heldout_text(heldout) + " Neither the level library nor the search saw them. KL is to the "
-        "dense model, over the full vocabulary in float32; ± is the standard deviation over the "
-        "sequences, not the error of the mean."
+        heldout_text(heldout)
+        + " Neither the level library nor the search saw them. "
+        + _measure_text(evaluation)
     )
     if any(row.flops for row in evaluation.rows):
         yield (
@@ -221,6 +227,22 @@ def _evaluation_notes(evaluation: Evaluation) -> Iterator[str]:
             "The perplexity is of text that the dense model wrote itself: it is lower than on "
             "text by people and only compares the rows of this table, not with published values."
         )
+
+
+def _measure_text(evaluation: Evaluation) -> str:
+    """What the quality is about."""
+    if any(row.distance is not None for row in evaluation.rows):
+        return (
+            "The embedding distance is one minus the cosine to the dense model's embedding; "
+            "Spearman's correlation is that of all pairwise similarities with the dense model's."
+        )
+    over = "vocabulary in float32"
+    if any(row.agreement is not None for row in evaluation.rows):
+        over = "set of classes in float64"
+    return (
+        f"KL is to the dense model, over the full {over}; ± is the standard deviation over the "
+        "sequences, not the error of the mean."
+    )
 
 
 def _winner_notes(run: RunData) -> Iterator[str]:
@@ -256,8 +278,13 @@ def _timing_notes(run: RunData) -> Iterator[str]:
     if timed is not None:
         text += (
             f" Each was timed {timed.repeats} times. Prefill is {timed.prefill[1]} tokens at batch "
-            f"{timed.prefill[0]}; decode is {timed.decode[1]} new tokens after {timed.decode[0]}, "
-            "at batch 1."
+            f"{timed.prefill[0]}"
+        )
+        decoded = any(row.decode_ms_per_token for row in evaluation.rows)
+        text += (
+            f"; decode is {timed.decode[1]} new tokens after {timed.decode[0]}, at batch 1."
+            if decoded
+            else "."
         )
     if any(name in (row.predicted or {}) for row in evaluation.rows for name in LATENCIES):
         text += _prediction_text(run)

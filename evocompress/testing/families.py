@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from evocompress.families import Family, SubLayerName, family_of
+from evocompress.families import Family, SubLayerName, family_of, name_of
+from evocompress.families.base import final_norm
 from evocompress.families.coupling import axis_lengths
+from evocompress.tasks import EMBEDDINGS
 from evocompress.testing.tiny import tiny_model
 
 SUBLAYERS: tuple[SubLayerName, ...] = ("attention", "mlp")
@@ -35,6 +37,25 @@ def random_ids(batch: int = 2, length: int = 24) -> Tensor:
     return torch.randint(0, 244, (batch, length), generator=torch.Generator().manual_seed(1))
 
 
+def random_batch(family: Family, model: PreTrainedModel, batch: int = 2) -> Tensor:
+    """What a tiny model is called with: token ids (batch, 24), or images (batch, 1, 8, 8)."""
+    if family.task.reads_text:
+        return random_ids(batch)
+    size: int = model.config.image_size
+    generator = torch.Generator().manual_seed(1)
+    return torch.rand(batch, model.config.num_channels, size, size, generator=generator)
+
+
+def answer(family: Family, model: PreTrainedModel, batch: Tensor) -> Tensor:
+    """What a user sees of a model's own forward pass: logits, or the mean of the last states."""
+    output = model(**family.task.inputs(batch))
+    if "logits" in output:
+        logits: Tensor = output.logits
+        return logits
+    mean: Tensor = output.last_hidden_state.mean(1)
+    return mean / mean.square().sum(-1, keepdim=True).sqrt()
+
+
 def last_matrix(family: Family, block: nn.Module, sublayer: SubLayerName) -> nn.Module:
     """The module whose output a sub-layer adds to the residual stream."""
     path = [m.path for m in family.matrices if m.sublayer == sublayer][-1]
@@ -42,9 +63,15 @@ def last_matrix(family: Family, block: nn.Module, sublayer: SubLayerName) -> nn.
 
 
 def silence(family: Family, block: nn.Module, sublayer: SubLayerName) -> None:
-    """Remove a sub-layer by brute force: zero weights and bias in its last matrix."""
+    """Remove a sub-layer by brute force: zero weights and bias in its last matrix.
+
+    A norm of the sum with the residual stream is taken out with it.
+    """
     for parameter in last_matrix(family, block, sublayer).parameters():
         parameter.zero_()
+    branch = family.attention if sublayer == "attention" else family.mlp
+    if branch.norm_after:
+        block.set_submodule(branch.norm_after, nn.Identity())
 
 
 def replace_modules(block: nn.Module, modules: dict[str, nn.Module]) -> None:
@@ -64,7 +91,7 @@ class FamilyContract:
     @pytest.fixture
     def model(self, family: Family) -> PreTrainedModel:
         """A tiny random model of the family."""
-        return tiny_model(family.model_type)
+        return tiny_model(name_of(family))
 
     def test_serves_its_models(self, family: Family, model: PreTrainedModel) -> None:
         """`family_of` finds the family by the model's type."""
@@ -113,7 +140,7 @@ class FamilyContract:
             for unit in family.units(model)
             if unit.kind == "matrix"
         ]
-        family.hidden_states(model, random_ids())
+        family.hidden_states(model, random_batch(family, model))
         for handle in handles:
             handle.remove()
         assert shapes == {u.name: u.shape for u in family.units(model) if u.kind == "matrix"}
@@ -145,7 +172,7 @@ class FamilyContract:
                 )
                 for matrix in family.matrices
             ]
-            family.hidden_states(model, random_ids())
+            family.hidden_states(model, random_batch(family, model))
             for handle in handles:
                 handle.remove()
             for one in family.matrices:
@@ -181,10 +208,13 @@ class FamilyContract:
     def test_architecture_tells_the_shape(self, family: Family, model: PreTrainedModel) -> None:
         """Widths agree with the modules, and tuples have an entry for each block."""
         architecture, layers = family.architecture(model), len(family.blocks(model))
-        head = model.get_output_embeddings().weight
-        assert (architecture.vocabulary, architecture.hidden) == tuple(head.shape)
-        assert architecture.tied == (head is model.get_input_embeddings().weight)
-        assert architecture.dtype_bytes == head.element_size()
+        head, rows = model.get_output_embeddings(), 0
+        if head is not None:
+            rows, hidden = head.weight.shape
+            assert architecture.hidden == hidden
+        assert architecture.vocabulary == rows
+        assert architecture.tied == (head is not None and head.weight is embedding(model))
+        assert architecture.dtype_bytes == model.dtype.itemsize
         per_block = (
             architecture.heads,
             architecture.kv_heads,
@@ -200,11 +230,11 @@ class FamilyContract:
 
     def test_windows_are_those_of_the_masks(self, family: Family, model: PreTrainedModel) -> None:
         """A token influences a block's output exactly within the block's window."""
-        architecture, ids = family.architecture(model), random_ids(batch=1)
-        hidden, arguments = family.block_inputs(model, ids)
+        architecture = family.architecture(model)
+        hidden, arguments = family.block_inputs(model, random_batch(family, model, 1))
         nudged = hidden.clone()
         nudged[:, 0] += torch.linspace(-1, 1, hidden.shape[-1])
-        length = ids.shape[1]
+        length = hidden.shape[1]
         for block, kwargs, window in zip(
             family.blocks(model), arguments, architecture.windows, strict=True
         ):
@@ -213,44 +243,66 @@ class FamilyContract:
             assert (moved[:reach] > 0).all()
             assert (moved[reach:] == 0).all()
 
-    def test_body_and_head_make_the_logits(self, family: Family, model: PreTrainedModel) -> None:
-        """The head on the hidden states gives the model's own logits."""
-        ids = random_ids()
-        logits = family.logits(model, family.hidden_states(model, ids))
-        assert_equal(logits, model(ids).logits)
+    def test_a_token_sees_those_behind_it_unless_causal(
+        self, family: Family, model: PreTrainedModel
+    ) -> None:
+        """The last token influences the first one's state in an encoder only."""
+        hidden, arguments = family.block_inputs(model, random_batch(family, model, 1))
+        nudged = hidden.clone()
+        nudged[:, -1] += torch.linspace(-1, 1, hidden.shape[-1])
+        block = family.blocks(model)[0]
+        moved = (block(nudged, **arguments[0]) - block(hidden, **arguments[0]))[0, 0].abs().max()
+        assert (moved == 0) == family.architecture(model).causal == family.task.causal
+
+    def test_every_sequence_is_as_long_as_it_says(
+        self, family: Family, model: PreTrainedModel
+    ) -> None:
+        """Text has a token for each id; where all inputs are alike, so many tokens are told."""
+        batch, tokens = random_batch(family, model), family.architecture(model).tokens
+        hidden, _ = family.block_inputs(model, batch)
+        assert hidden.shape[1] == (batch.shape[1] if tokens is None else tokens)
+        assert (tokens is None) == family.task.reads_text
+
+    def test_body_and_head_make_the_outputs(self, family: Family, model: PreTrainedModel) -> None:
+        """The head on the hidden states gives the model's own outputs."""
+        batch = random_batch(family, model)
+        outputs = family.outputs(model, family.hidden_states(model, batch))
+        # A mean is taken in another order by hand; logits must be the very same.
+        atol = 1e-6 if family.task is EMBEDDINGS else 0
+        torch.testing.assert_close(outputs, answer(family, model, batch), rtol=0, atol=atol)
 
     def test_blocks_by_hand_make_the_hidden_states(
         self, family: Family, model: PreTrainedModel
     ) -> None:
         """`block_inputs`, then the blocks one by one and the final norm, equal the body."""
-        ids = random_ids()
+        batch = random_batch(family, model)
         blocks = list(family.blocks(model))
-        hidden, arguments = family.block_inputs(model, ids)
+        hidden, arguments = family.block_inputs(model, batch)
         assert list(family.blocks(model)) == blocks
         for block, kwargs in zip(blocks, arguments, strict=True):
             hidden = block(hidden, **kwargs)
-        final = model.get_submodule(family.norm_path)(hidden)
-        assert_equal(final, family.hidden_states(model, ids))
+        final = final_norm(family, model)(hidden)
+        assert_equal(final, family.hidden_states(model, batch))
 
     def test_no_block_runs_for_block_inputs(self, family: Family, model: PreTrainedModel) -> None:
         """`block_inputs` costs no block's computation, whatever it is made for."""
         for block in family.blocks(model):
             block.register_forward_pre_hook(_must_not_run)
-        family.block_inputs(model, random_ids())
+        family.block_inputs(model, random_batch(family, model))
 
     @pytest.mark.parametrize("sublayer", SUBLAYERS)
     @pytest.mark.parametrize("index", [0, 2])
     def test_a_dropped_sublayer_adds_nothing(
         self, family: Family, model: PreTrainedModel, index: int, sublayer: SubLayerName
     ) -> None:
-        """Dropping equals zeroing the sub-layer's last matrix, and changes the logits."""
-        ids, reference = random_ids(), copy.deepcopy(model)
-        dense = model(ids).logits
+        """Dropping equals zeroing the sub-layer's last matrix, and changes the outputs."""
+        batch, reference = random_batch(family, model), copy.deepcopy(model)
+        dense = answer(family, model, batch)
         silence(family, family.blocks(reference)[index], sublayer)
         block = family.blocks(model)[index]
         replace_modules(block, family.replacements(block, sublayer))
-        dropped = model(ids).logits
-        assert_equal(dropped, reference(ids).logits)
+        dropped = answer(family, model, batch)
+        assert_equal(dropped, answer(family, reference, batch))
         assert (dropped - dense).abs().max() > 0.01
 
     def test_a_dropped_sublayer_computes_nothing(
@@ -267,7 +319,7 @@ class FamilyContract:
         self, family: Family, model: PreTrainedModel
     ) -> None:
         """With both sub-layers dropped a block is the identity."""
-        hidden, arguments = family.block_inputs(model, random_ids())
+        hidden, arguments = family.block_inputs(model, random_batch(family, model))
         block = family.blocks(model)[1]
         for sublayer in SUBLAYERS:
             replace_modules(block, family.replacements(block, sublayer))
@@ -275,14 +327,21 @@ class FamilyContract:
 
     def test_replacements_can_be_taken_back(self, family: Family, model: PreTrainedModel) -> None:
         """Putting the former modules back gives the dense model again."""
-        ids, block = random_ids(), family.blocks(model)[1]
-        dense = model(ids).logits
+        batch, block = random_batch(family, model), family.blocks(model)[1]
+        dense = answer(family, model, batch)
         for sublayer in SUBLAYERS:
             modules = family.replacements(block, sublayer)
             former = {path: block.get_submodule(path) for path in modules}
             replace_modules(block, modules)
             replace_modules(block, former)
-        assert_equal(model(ids).logits, dense)
+        assert_equal(answer(family, model, batch), dense)
+
+
+def embedding(model: PreTrainedModel) -> Tensor:
+    """The weight of the input embeddings."""
+    table: Any = model.get_input_embeddings()
+    weight: Tensor = table.weight
+    return weight
 
 
 def _note_shape(

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 import evocompress.hf  # noqa: F401
 from evocompress.apply import LiveModel
@@ -25,7 +25,8 @@ from evocompress.errors import ExportError
 from evocompress.export import FORMATS, choose_format, materialize, read_record
 from evocompress.export.gguf_writing import GGUF_FILE
 from evocompress.models import LoadedModel, fingerprint
-from evocompress.testing.families import random_ids
+from evocompress.tasks import CAUSAL, Task
+from evocompress.testing.families import answer, random_batch, random_ids
 from evocompress.testing.gguf_reference import GgufReference
 from evocompress.testing.plain_library import PlainLibrary
 from evocompress.types import DROP, Candidate, Level
@@ -123,17 +124,25 @@ def greedy(model: Any, ids: Tensor, *, cache: bool) -> Tensor:
     return tokens
 
 
-def in_memory(loaded: LoadedModel, candidate: Candidate, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits and greedy tokens of the live model, whose caches know of no dropped attention."""
+def in_memory(loaded: LoadedModel, candidate: Candidate, batch: Tensor | None = None) -> Tensor:
+    """The outputs of the live model, by default on the family's random batch."""
+    if batch is None:
+        batch = random_batch(loaded.family, loaded.model)
     with LiveModel(loaded, PlainLibrary(loaded)) as live:
         live.apply(candidate)
-        return loaded.model(ids).logits, greedy(loaded.model, ids, cache=False)
+        return answer(loaded.family, loaded.model, batch)
 
 
-def reload(folder: Path) -> PreTrainedModel:
+def greedy_in_memory(loaded: LoadedModel, candidate: Candidate, ids: Tensor) -> Tensor:
+    """Greedy tokens of the live model, whose caches know of no dropped attention."""
+    with LiveModel(loaded, PlainLibrary(loaded)) as live:
+        live.apply(candidate)
+        return greedy(loaded.model, ids, cache=False)
+
+
+def reload(folder: Path, task: Task = CAUSAL) -> PreTrainedModel:
     """The model in a folder, for which nothing may be missing or left over."""
-    answer: Any = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
-    model, info = answer
+    model, info = task.auto.from_pretrained(folder, output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert isinstance(model, PreTrainedModel)
     return model
@@ -144,13 +153,13 @@ def assert_written(folder: Path, loaded: LoadedModel, candidate: Candidate) -> N
     if (folder / GGUF_FILE).exists():
         assert_gguf_same(folder / GGUF_FILE, loaded, candidate)
     else:
-        assert_same(reload(folder), loaded, candidate)
+        assert_same(reload(folder, loaded.family.task), loaded, candidate)
 
 
 def assert_gguf_same(file: Path, loaded: LoadedModel, candidate: Candidate) -> None:
     """A GGUF file, read by another program, gives the candidate's logits and greedy tokens."""
     ids = random_ids()
-    logits, tokens = in_memory(loaded, candidate, ids)
+    logits, tokens = in_memory(loaded, candidate, ids), greedy_in_memory(loaded, candidate, ids)
     model = GgufReference(file)
     for row, sequence in enumerate(ids.numpy()):
         np.testing.assert_allclose(model.logits(sequence), logits[row], rtol=0, atol=ROUNDING)
@@ -161,11 +170,13 @@ def assert_gguf_same(file: Path, loaded: LoadedModel, candidate: Candidate) -> N
 
 def assert_same(model: PreTrainedModel, loaded: LoadedModel, candidate: Candidate) -> None:
     """The model computes what the candidate does in memory, with a cache and without."""
-    ids = random_ids()
-    logits, tokens = in_memory(loaded, candidate, ids)
-    torch.testing.assert_close(model(ids).logits, logits, rtol=0, atol=ROUNDING)
-    for cache in (False, True):
-        assert torch.equal(greedy(model, ids, cache=cache), tokens)
+    batch = random_batch(loaded.family, loaded.model)
+    outputs, expected = answer(loaded.family, model, batch), in_memory(loaded, candidate)
+    torch.testing.assert_close(outputs, expected, rtol=0, atol=ROUNDING)
+    if loaded.family.task.causal:
+        tokens = greedy_in_memory(loaded, candidate, batch)
+        for cache in (False, True):
+            assert torch.equal(greedy(model, batch, cache=cache), tokens)
 
 
 class FormatContract:

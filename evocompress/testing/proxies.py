@@ -12,16 +12,18 @@ from transformers import PreTrainedModel
 
 from evocompress.apply import LiveModel
 from evocompress.config import ProxyConfig
+from evocompress.inputs import random_batch
 from evocompress.models import LoadedModel
 from evocompress.proxies import Proxy
+from evocompress.tasks import Task
 from evocompress.types import DROP, Candidate, Evaluate, Result
 
 ProxyFactory = Callable[[LiveModel, Sequence[Tensor], ProxyConfig], Proxy]
 
 
-TokenReference = Callable[[Tensor, Tensor, Tensor, int], Tensor]
-"""Values (S-1,) of a sequence: from what the dense model and the candidate give at its positions
-(S, ...), its token ids (S,), and how many buckets there are."""
+RowReference = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+"""Values (R,) of a sequence: from what the dense model and the candidate give at its counted
+positions (R, ...), the sequence itself, and how many buckets there are."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Reference:
         of_states: From the final hidden states, not the logits.
     """
 
-    values: TokenReference
+    values: RowReference
     of_states: bool = False
 
 
@@ -42,10 +44,9 @@ TOLERANCE = 2e-5
 
 
 def micro_batches(loaded: LoadedModel, *, seed: int = 0) -> list[Tensor]:
-    """Three micro-batches of random tokens, the last one smaller."""
-    generator = torch.Generator().manual_seed(seed)
-    vocabulary = loaded.model.config.vocab_size
-    return [torch.randint(vocabulary, (b, 24), generator=generator) for b in (3, 3, 2)]
+    """Three micro-batches of random tokens or images, the last one smaller."""
+    batch = random_batch(loaded.family.task, loaded.model, 8, 24, seed)
+    return list(torch.split(batch, 3))
 
 
 def dropped(loaded: LoadedModel, *names: str) -> Candidate:
@@ -55,26 +56,26 @@ def dropped(loaded: LoadedModel, *names: str) -> Candidate:
 
 
 def reference_kl(dense: Tensor, logits: Tensor, ids: Tensor, top_k: int) -> Tensor:
-    """KL in top-k buckets of each position, by sorting, in float64 (S-1,)."""
-    return _kl(*_buckets(dense, logits, top_k))[:-1]
+    """KL in top-k buckets of each position, by sorting, in float64 (R,)."""
+    return _kl(*_buckets(dense, logits, top_k))
 
 
 def reference_js(dense: Tensor, logits: Tensor, ids: Tensor, top_k: int) -> Tensor:
-    """Jensen-Shannon divergence in the same buckets, in float64 (S-1,)."""
+    """Jensen-Shannon divergence in the same buckets, in float64 (R,)."""
     p, q = _buckets(dense, logits, top_k)
-    return ((_kl(p, (p + q) / 2) + _kl(q, (p + q) / 2)) / 2)[:-1]
+    return (_kl(p, (p + q) / 2) + _kl(q, (p + q) / 2)) / 2
 
 
 def reference_cosine(dense: Tensor, states: Tensor, ids: Tensor, top_k: int) -> Tensor:
-    """One minus the cosine of the final hidden states, in float64 (S-1,)."""
-    one, other = dense.double()[:-1], states.double()[:-1]
+    """One minus the cosine of the final hidden states, in float64 (R,)."""
+    one, other = dense.double(), states.double()
     norms = (one.square().sum(-1) * other.square().sum(-1)).sqrt()
     return 1 - (one * other).sum(-1) / norms
 
 
 def reference_loss(dense: Tensor, logits: Tensor, ids: Tensor, top_k: int) -> Tensor:
-    """Negative log-likelihood of each next token, in float64 (S-1,)."""
-    return -logits.double().log_softmax(-1)[:-1].gather(-1, ids[1:, None])[:, 0]
+    """Negative log-likelihood of each next token, in float64 (R,)."""
+    return -logits.double().log_softmax(-1).gather(-1, ids[1:, None])[:, 0]
 
 
 REFERENCES: Mapping[str, Reference] = {
@@ -105,19 +106,19 @@ def check_matches_reference(
     factory: ProxyFactory, reference: Reference, loaded: LoadedModel, top_k: int = TOP_K
 ) -> None:
     """Every per-sequence value is the brute-force one, from plain forward passes."""
-    batches = micro_batches(loaded)
+    task, batches = loaded.family.task, micro_batches(loaded)
     candidate = dropped(loaded, "0.mlp", "2.attention")
     with LiveModel(loaded) as live:
         proxy = factory(live, batches, ProxyConfig(top_k=top_k))
         [result] = proxy.evaluate([Evaluate(candidate, (2, 0))])
         live.restore()
-        dense = [_outputs(loaded.model, ids, reference.of_states) for ids in batches]
+        dense = [plain_outputs(task, loaded.model, ids, reference.of_states) for ids in batches]
         live.apply(candidate)
-        changed = [_outputs(loaded.model, ids, reference.of_states) for ids in batches]
+        changed = [plain_outputs(task, loaded.model, ids, reference.of_states) for ids in batches]
     assert [value.micro_batch for value in result.values] == [2, 0]
     for value in result.values:
         ids = batches[value.micro_batch]
-        assert value.counts == (ids.shape[1] - 1,) * len(ids)
+        assert value.counts == (len(dense[value.micro_batch][0]),) * len(ids)
         rows = zip(dense[value.micro_batch], changed[value.micro_batch], ids, strict=True)
         expected = [float(reference.values(*row, top_k).sum()) for row in rows]
         torch.testing.assert_close(list(value.sums), expected, rtol=TOLERANCE, atol=TOLERANCE)
@@ -172,6 +173,39 @@ def check_survives_bad_candidates(
     assert after == good
 
 
+def check_embedding_distance(factory: ProxyFactory, loaded: LoadedModel) -> None:
+    """The values of every sequence are those of brute force, pair by pair."""
+    batches = micro_batches(loaded)
+    candidate = dropped(loaded, "0.mlp", "2.attention")
+    with LiveModel(loaded) as live:
+        proxy = factory(live, batches, ProxyConfig())
+        [result] = proxy.evaluate([Evaluate(candidate, (2, 0))])
+        live.restore()
+        dense = [_unit_means(loaded, batch) for batch in batches]
+        live.apply(candidate)
+        changed = [_unit_means(loaded, batch) for batch in batches]
+    for value in result.values:
+        one, other = dense[value.micro_batch], changed[value.micro_batch]
+        expected = []
+        for i in range(len(one)):
+            errors = [
+                float(other[i] @ other[j] - one[i] @ one[j]) for j in range(len(one)) if j != i
+            ]
+            pairs = sum(error**2 for error in errors) / len(errors)
+            expected.append(1 - float(one[i] @ other[i]) + pairs)
+        assert value.counts == (1,) * len(one)
+        torch.testing.assert_close(list(value.sums), expected, rtol=TOLERANCE, atol=TOLERANCE)
+
+
+@torch.inference_mode()
+def _unit_means(loaded: LoadedModel, batch: Tensor) -> Tensor:
+    """The mean of the last states of a plain forward pass, of unit length, in float64 (B, H)."""
+    output = loaded.model(**loaded.family.task.inputs(batch))
+    means: Tensor = output.last_hidden_state.double().mean(1)
+    lengths: Tensor = means.square().sum(-1, keepdim=True).sqrt()
+    return means / lengths
+
+
 def check_dense_has_no_divergence(factory: ProxyFactory, loaded: LoadedModel) -> None:
     """The dense model diverges from itself by nothing, any other candidate by something."""
     results = _results(factory, loaded, [Candidate(), dropped(loaded, "0.mlp")])
@@ -197,8 +231,8 @@ def _results(
 
 
 @torch.inference_mode()
-def _outputs(model: PreTrainedModel, ids: Tensor, of_states: bool) -> Tensor:
-    """The logits or final hidden states of a plain forward pass."""
-    outputs = model(ids, use_cache=False, output_hidden_states=True)
+def plain_outputs(task: Task, model: PreTrainedModel, batch: Tensor, of_states: bool) -> Tensor:
+    """The logits or final hidden states of a plain forward pass, at counted positions (B, R, V)."""
+    outputs = model(**task.inputs(batch), output_hidden_states=True)
     given: Tensor = outputs.hidden_states[-1] if of_states else outputs.logits
-    return given
+    return given[:, :-1] if task.by_position else given[:, None]

@@ -10,14 +10,15 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 from transformers.pytorch_utils import Conv1D
 
+from evocompress.families import FAMILIES
 from evocompress.models import LoadedModel, loaded
 from evocompress.sources import quiet_transformers
+from evocompress.tasks import CAUSAL
 
 HEADS = 4
 KV_HEADS = 2
@@ -25,11 +26,21 @@ WINDOW = 8
 CONTEXT = 512
 END_OF_TEXT = "<|endoftext|>"
 END_OF_TEXT_ID = 0
+CLASSES = 10
 NEVER_IN_UTF8 = {0xC0, 0xC1, *range(0xF5, 0x100)}
 
 _GROUPED: dict[str, Any] = {"num_key_value_heads": KV_HEADS}
 _WIDE_HEADS: dict[str, Any] = _GROUPED | {"head_dim": 24}
 _GEMMA: dict[str, Any] = _WIDE_HEADS | {"query_pre_attn_scalar": 24, "sliding_window": WINDOW}
+_CLASSES: dict[str, Any] = {"num_labels": CLASSES}
+_PADDED: dict[str, Any] = {"pad_token_id": 1, "max_position_embeddings": CONTEXT + 2}
+_IMAGES: dict[str, Any] = _CLASSES | {"image_size": 8, "patch_size": 2, "num_channels": 1}
+_TEXT: dict[str, Any] = {
+    "max_position_embeddings": CONTEXT,
+    "bos_token_id": END_OF_TEXT_ID,
+    "eos_token_id": END_OF_TEXT_ID,
+    "pad_token_id": None,
+}
 _SETTINGS: dict[str, dict[str, Any]] = {
     "llama": _GROUPED | {"tie_word_embeddings": True},
     "mistral": _GROUPED | {"sliding_window": WINDOW},
@@ -41,12 +52,28 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "gemma3_text": _GEMMA | {"sliding_window_pattern": 2, "final_logit_softcapping": 20.0},
     "gpt2": {},
     "opt": {},
+    "bert": {},
+    "bert-classifier": _CLASSES,
+    "roberta": _PADDED,
+    "roberta-classifier": _PADDED | _CLASSES,
+    "xlm-roberta": _PADDED,
+    "xlm-roberta-classifier": _PADDED | _CLASSES,
+    "vit": _IMAGES,
+    "deit": _IMAGES | {"architectures": ["DeiTForImageClassification"]},
+    "deit-distilled": _IMAGES | {"architectures": ["DeiTForImageClassificationWithTeacher"]},
 }
 _INNER_NAME = {"gpt2": "n_inner", "opt": "ffn_dim"}
 
 
+DECODERS = tuple(name for name, family in FAMILIES.items() if family.task.causal)
+"""The keys of `FAMILIES` whose models are causal."""
+
+ENCODERS = ("bert", "bert-classifier", "vit")
+"""One of each other task, for what does not depend on the family."""
+
+
 def tiny_model(
-    model_type: str,
+    name: str,
     *,
     seed: int = 0,
     layers: int = 3,
@@ -57,30 +84,28 @@ def tiny_model(
     """A random model of a family, on the CPU and ready to be run.
 
     It has 4 heads, 2 key-value heads and attention windows of 8 tokens where the family has
-    such things. Weights are drawn large enough that every part of it changes the logits.
+    such things; images have 8 x 8 pixels. Weights are drawn large enough that every part of it
+    changes the outputs.
 
     Args:
-        model_type: A key of `evocompress.families.FAMILIES`.
+        name: A key of `evocompress.families.FAMILIES`.
         seed: Of the weights.
         layers: Number of blocks.
         hidden: Width of the residual stream; the MLP is twice as wide.
         vocabulary: Number of tokens; at least 244 for use with `tiny_tokenizer`.
         dtype: Of the weights.
     """
-    config = AutoConfig.for_model(
-        model_type,
-        vocab_size=vocabulary,
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=HEADS,
-        max_position_embeddings=CONTEXT,
-        bos_token_id=END_OF_TEXT_ID,
-        eos_token_id=END_OF_TEXT_ID,
-        pad_token_id=None,
-        **{_INNER_NAME.get(model_type, "intermediate_size"): 2 * hidden},
-        **_SETTINGS[model_type],
-    )
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    family = FAMILIES[name]
+    settings: dict[str, Any] = {
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": HEADS,
+        _INNER_NAME.get(name, "intermediate_size"): 2 * hidden,
+    }
+    if family.task.reads_text:
+        settings |= _TEXT | {"vocab_size": vocabulary}
+    config = AutoConfig.for_model(family.model_type, **settings | _SETTINGS[name])
+    model: PreTrainedModel = family.task.auto.from_config(config, dtype=torch.float32)
     model.requires_grad_(False)
     _randomise(model, torch.Generator().manual_seed(seed))
     nn.Module.to(model, dtype)
@@ -111,7 +136,7 @@ def windowless(
         eos_token_id=END_OF_TEXT_ID,
         pad_token_id=None,
     )
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model: PreTrainedModel = CAUSAL.auto.from_config(config, dtype=torch.float32)
     model.requires_grad_(False)
     _randomise(model, torch.Generator().manual_seed(0))
     return loaded(model, tiny_tokenizer(), f"tiny:{model_type}")
@@ -168,7 +193,7 @@ def _byte_alphabet() -> dict[int, str]:
 
 
 def tiny_loaded(
-    model_type: str = "llama",
+    name: str = "llama",
     *,
     seed: int = 0,
     layers: int = 3,
@@ -178,14 +203,14 @@ def tiny_loaded(
 ) -> LoadedModel:
     """`tiny_model` with `tiny_tokenizer`, as `evocompress.models.load` would give them."""
     model = tiny_model(
-        model_type, seed=seed, layers=layers, hidden=hidden, vocabulary=vocabulary, dtype=dtype
+        name, seed=seed, layers=layers, hidden=hidden, vocabulary=vocabulary, dtype=dtype
     )
-    return loaded(model, tiny_tokenizer(), f"tiny:{model_type}")
+    return loaded(model, tiny_tokenizer(), f"tiny:{name}")
 
 
-def tiny_checkpoint(folder: Path, model_type: str = "llama") -> Path:
+def tiny_checkpoint(folder: Path, name: str = "llama") -> Path:
     """Save `tiny_model` and `tiny_tokenizer` into `folder`, and return it."""
     with quiet_transformers():
-        tiny_model(model_type).save_pretrained(folder)
+        tiny_model(name).save_pretrained(folder)
         tiny_tokenizer().save_pretrained(folder)
     return folder

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from evocompress.costs import CostModel, cost_model
 from evocompress.families import FAMILIES, family_of
+from evocompress.inputs import random_batch
 from evocompress.space import canonical
 from evocompress.testing.tiny import tiny_model
 from evocompress.types import DROP, Architecture, Candidate
@@ -25,7 +26,7 @@ def reduced(
     units, architecture = family.units(model), family.architecture(model)
     prefix = family.layers_path
     candidate = canonical({f"{prefix}.{i}.{name}": DROP for i, name in dropped}, units)
-    predicted = cost_model(units, architecture, length=LENGTH)
+    predicted = cost_model(units, architecture, length=architecture.tokens or LENGTH)
     for index, sublayer in dropped:
         block = family.blocks(model)[index]
         for path, module in family.replacements(block, sublayer).items():
@@ -59,19 +60,22 @@ def test_flops_of_matrices_are_those_torch_counts(model_type, dropped):
     model, architecture, predicted, candidate = reduced(model_type, dropped)
     model.set_attn_implementation("eager")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.zeros(1, LENGTH, dtype=torch.long), use_cache=False)
+        task = family_of(model).task
+        model(**task.inputs(random_batch(task, model, 1, LENGTH)))
     operators = counter.get_flop_counts()["Global"]
-    linear = sum(operators.get(op, 0) for op in (torch.ops.aten.mm, torch.ops.aten.addmm))
+    kinds = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.convolution)
+    linear = sum(operators.get(op, 0) for op in kinds)
     assert predicted.of([candidate])["flops"].item() == linear + attention(architecture, dropped)
 
 
 def attention(architecture: Architecture, dropped: list[tuple[int, str]]) -> int:
-    """Operations of causal, windowed attention, pair by pair."""
+    """Operations of attention, causal and windowed where it is, pair by pair."""
+    length = architecture.tokens or LENGTH
     pairs = {
         block: sum(
-            query - (window or LENGTH) < key <= query
-            for query in range(LENGTH)
-            for key in range(LENGTH)
+            query - (window or length) < key and (key <= query or not architecture.causal)
+            for query in range(length)
+            for key in range(length)
         )
         for block, window in enumerate(architecture.windows)
         if (block, "attention") not in dropped

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from evocompress.apply import LiveModel
+from evocompress.backward import Outputs
 from evocompress.estimates import ESTIMATES
 from evocompress.estimates.base import Subject
 from evocompress.estimates.changes import wide_form
@@ -165,7 +166,7 @@ def test_the_wide_form_computes_the_same(live):
 def test_drawn_tokens_follow_the_model():
     probabilities = torch.tensor([0.5, 0.3, 0.15, 0.05]).repeat(4000, 1)
     ids = torch.zeros(1, 4001, dtype=torch.int64)
-    gradient = sampled_score(ids, Candidate(), 4000)(probabilities, slice(0, 4000))
+    gradient = sampled_score(ids, Candidate(), 4000)(Outputs(probabilities.log()), slice(0, 4000))
     drawn = (gradient + probabilities).mean(0)
     torch.testing.assert_close(drawn, probabilities[0], rtol=0, atol=0.025)
     torch.testing.assert_close(gradient.sum(-1), torch.zeros(4000), rtol=0, atol=1e-6)

@@ -6,6 +6,7 @@ import torch
 from evocompress.config import EvaluateConfig
 from evocompress.errors import ConfigError
 from evocompress.evaluation import Timing, check_lengths, latency, measure_latency
+from evocompress.testing.decoders import Decoder
 from evocompress.testing.tiny import tiny_model
 
 
@@ -76,9 +77,10 @@ def test_texts_longer_than_the_context_are_named(
 ) -> None:
     config = EvaluateConfig.model_validate(settings)
     with pytest.raises(ConfigError, match=message):
-        check_lengths(config, context)
-    check_lengths(config, context + 1)
-    check_lengths(config.model_copy(update={"latency": False}), context)
+        check_lengths(config, Decoder(context=context).architecture())
+    check_lengths(config, Decoder(context=context + 1).architecture())
+    switched_off = config.model_copy(update={"latency": False})
+    check_lengths(switched_off, Decoder(context=context).architecture())
 
 
 def test_models_are_timed_as_users_load_them_and_left_as_they_were():

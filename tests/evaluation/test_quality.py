@@ -24,7 +24,7 @@ def pair(model_type: str) -> tuple[PreTrainedModel, PreTrainedModel]:
 
 def brute_force(dense: PreTrainedModel, model: PreTrainedModel, top_k: int) -> Quality:
     p, q = (each(IDS, use_cache=False).logits for each in (dense, model))
-    rows = list(zip(p, q, IDS, strict=True))
+    rows = list(zip(p[:, :-1], q[:, :-1], IDS, strict=True))
     full = [float(reference_kl(*row, 256).mean()) for row in rows]
     bucketed = [float(reference_kl(*row, top_k).mean()) for row in rows]
     loss = [float(reference_loss(*row, top_k).mean()) for row in rows]

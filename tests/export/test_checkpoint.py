@@ -13,7 +13,7 @@ import torch
 from export_cases import ZeroingLibrary, applied, mixed_candidate
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModel, AutoTokenizer
 
 import evocompress.hf  # noqa: F401
 from evocompress.costs import cost_model
@@ -21,7 +21,8 @@ from evocompress.errors import ExportError, LibraryError
 from evocompress.export import FORMATS, materialize, read_candidate, read_record
 from evocompress.families import FAMILIES
 from evocompress.models import LoadedModel, fingerprint
-from evocompress.testing.formats import candidate_of, with_bias, with_zeros
+from evocompress.testing.families import answer, random_batch
+from evocompress.testing.formats import candidate_of, reload, with_bias, with_zeros
 from evocompress.testing.plain_library import PlainLibrary
 from evocompress.testing.tiny import tiny_loaded
 from evocompress.types import DROP, Candidate, Level
@@ -29,40 +30,36 @@ from evocompress.types import DROP, Candidate, Level
 LOAD_REMOTE_CODE = """
 import sys
 from pathlib import Path
+import transformers
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForCausalLM
-ids = load_file(sys.argv[1])["ids"]
-for folder in map(Path, sys.argv[2:]):
-    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
-    body = AutoModel.from_pretrained(folder, trust_remote_code=True)
-    tensors = {"logits": model(ids).logits, "hidden": body(ids).last_hidden_state}
+for folder in map(Path, sys.argv[1:]):
+    batch = load_file(folder / "batch.safetensors")["batch"]
+    auto = getattr(transformers, (folder / "auto").read_text())
+    model = auto.from_pretrained(folder, trust_remote_code=True)
+    body = transformers.AutoModel.from_pretrained(folder, trust_remote_code=True)
+    tensors = {"first": model(batch)[0], "hidden": body(batch).last_hidden_state}
     save_file(tensors, folder / "remote.safetensors")
 assert "evocompress" not in sys.modules
 """
 
 
-def reload(path: Path) -> PreTrainedModel:
-    model, info = AutoModelForCausalLM.from_pretrained(path, output_loading_info=True)
-    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    return model
-
-
 @pytest.mark.parametrize("format", ["stock", "hf"])
 def test_reloaded_checkpoint_equals_candidate_in_memory(
-    loaded: LoadedModel, ids: Tensor, tmp_path: Path, format: str
+    loaded: LoadedModel, tmp_path: Path, format: str
 ) -> None:
     library = ZeroingLibrary(loaded.model)
     candidate = mixed_candidate(loaded, single_drops=format == "hf")
     before = fingerprint(loaded.model)
     out = materialize(loaded, library, candidate, tmp_path / "out")
     assert read_record(out).format == format
-    model = reload(out)
-    assert torch.equal(model(ids).logits, applied(loaded, library, candidate)(ids).logits)
+    model, family = reload(out, loaded.family.task), loaded.family
+    batch, expected = random_batch(family, loaded.model), applied(loaded, library, candidate)
+    assert torch.equal(answer(family, model, batch), answer(family, expected, batch))
     assert model.config.num_hidden_layers == len(loaded.family.blocks(loaded.model)) - 1
     assert fingerprint(loaded.model) == before
 
 
-def test_both_ways_of_loading_agree(ids: Tensor, tmp_path: Path) -> None:
+def test_both_ways_of_loading_agree(tmp_path: Path) -> None:
     folders = []
     forms = [*((name, "hf") for name in FAMILIES), ("llama", "folded"), ("llama", "deci")]
     for name, form in forms:
@@ -70,15 +67,19 @@ def test_both_ways_of_loading_agree(ids: Tensor, tmp_path: Path) -> None:
         candidate = candidate_of(loaded, with_zeros(loaded, with_bias(loaded)))
         out = tmp_path / f"{name}_{form}"
         folders.append(materialize(loaded, PlainLibrary(loaded), candidate, out, format=form))
-    save_file({"ids": ids}, tmp_path / "ids.safetensors")
-    command = [sys.executable, "-c", LOAD_REMOTE_CODE, tmp_path / "ids.safetensors", *folders]
+        batch = random_batch(loaded.family, loaded.model)
+        save_file({"batch": batch}, out / "batch.safetensors")
+        (out / "auto").write_text(loaded.family.task.auto.__name__)
+    command = [sys.executable, "-c", LOAD_REMOTE_CODE, *folders]
     subprocess.run(command, check=True, cwd=tmp_path, timeout=240)
-    for folder in folders:
+    for folder, (name, _) in zip(folders, forms, strict=True):
         remote = load_file(folder / "remote.safetensors")
-        (folder / "remote.safetensors").unlink()
-        body = AutoModel.from_pretrained(folder)
-        assert torch.equal(reload(folder)(ids).logits, remote["logits"])
-        assert torch.equal(body(ids).last_hidden_state, remote["hidden"])
+        batch = load_file(folder / "batch.safetensors")["batch"]
+        for extra in ("remote.safetensors", "batch.safetensors"):
+            (folder / extra).unlink()
+        model, body = reload(folder, FAMILIES[name].task), AutoModel.from_pretrained(folder)
+        assert torch.equal(model(batch)[0], remote["first"])
+        assert torch.equal(body(batch).last_hidden_state, remote["hidden"])
 
 
 def test_removed_weights_are_absent_from_the_files(llama: LoadedModel, tmp_path: Path) -> None:

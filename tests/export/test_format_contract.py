@@ -3,10 +3,12 @@ from __future__ import annotations
 import pytest
 
 from evocompress.export import FORMATS
+from evocompress.families import FAMILIES, name_of
 from evocompress.models import LoadedModel
 from evocompress.testing.formats import CASES, FormatContract, candidate_of
 
-OWN_HEAD_SIZE = {"gpt2", "opt"}
+BERTS = {name for name, family in FAMILIES.items() if family.attention.norm_after}
+OWN_HEAD_SIZE = {"gpt2", "opt"} | BERTS
 """Their head size is the hidden size over the number of heads, whatever the config says."""
 
 WITHOUT_BIASES = {"mistral", "qwen2", "qwen3", "phi3", "gemma2", "gemma3_text"}
@@ -23,12 +25,15 @@ def refused(format: str, loaded: LoadedModel) -> set[str]:
 
 
 def test_what_each_format_refuses(loaded: LoadedModel) -> None:
-    family = loaded.family.model_type
+    family = name_of(loaded.family)
     heads = {"heads"} if family in OWN_HEAD_SIZE else set()
     assert refused("stock", loaded) == {"lacking", "uneven", "biased"} | heads
     assert refused("hf", loaded) == set()
-    assert refused("padded", loaded) == ({"biased"} if family in WITHOUT_BIASES else set())
-    assert refused("folded", loaded) == set()
+    padded = {"biased"} if family in WITHOUT_BIASES else set()
+    # The norm behind a sub-layer that is left out alone would stay.
+    padded |= {"lacking", "uneven", "biased"} if family in BERTS else set()
+    assert refused("padded", loaded) == padded
+    assert refused("folded", loaded) == (set() if loaded.family.task.causal else set(CASES))
     for format in ("deci", "gguf"):
         # The small Mistral and Qwen have attention windows.
         assert refused(format, loaded) == ({"lacking"} if family == "llama" else set(CASES))

@@ -159,7 +159,7 @@ def test_gguf_weights(weights: str, kind: int, error: float, tmp_path: Path) -> 
     kinds = {int(t.tensor_type) for t in GGUFReader(out / "model.gguf").tensors if len(t.shape) > 1}
     assert kinds == {kind}
     ids = torch.arange(1, 9)
-    logits, _ = in_memory(loaded, candidate, ids[None])
+    logits = in_memory(loaded, candidate, ids[None])
     difference = abs(GgufReference(out / "model.gguf").logits(ids.numpy()) - logits[0].numpy())
     assert difference.max() < error
 

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from evocompress.export import choose_format
 from evocompress.models import LoadedModel
 from evocompress.models import loaded as make_loaded
-from evocompress.testing.formats import assert_same, candidate_of, reload, uneven
+from evocompress.testing.formats import assert_same, candidate_of, even_channels, reload, uneven
 from evocompress.testing.tiny import tiny_loaded, tiny_tokenizer
 from evocompress.types import DROP, Candidate, Level
 
@@ -41,8 +41,9 @@ def with_heads(loaded: LoadedModel, count: int) -> Candidate:
 
 
 def test_it_is_of_the_models_own_class_and_honest(loaded: LoadedModel, tmp_path: Path) -> None:
-    out = write(loaded, candidate_of(loaded, uneven(loaded)), tmp_path / "out", "padded")
-    assert type(reload(out)) is type(loaded.model)
+    levels = even_channels(loaded) if loaded.family.attention.norm_after else uneven(loaded)
+    out = write(loaded, candidate_of(loaded, levels), tmp_path / "out", "padded")
+    assert type(reload(out, loaded.family.task)) is type(loaded.model)
     assert "neither smaller nor faster" in (out / "README.md").read_text()
 
 

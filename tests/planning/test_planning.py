@@ -76,9 +76,9 @@ def test_an_outline_has_the_dtype_of_the_config_or_the_wanted_one(tmp_path):
 
 
 def test_what_is_no_model_is_refused(tmp_path):
-    AutoConfig.for_model("bert").save_pretrained(tmp_path / "bert")
-    with pytest.raises(ModelError, match="bert"):
-        outline(str(tmp_path / "bert"))
+    AutoConfig.for_model("mpnet").save_pretrained(tmp_path / "mpnet")
+    with pytest.raises(ModelError, match="mpnet"):
+        outline(str(tmp_path / "mpnet"))
     with pytest.raises(ModelError, match="no config of a model can be read"):
         outline(str(tmp_path / "nothing"))
 

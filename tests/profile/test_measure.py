@@ -8,6 +8,7 @@ from evocompress.families import FAMILIES
 from evocompress.profile.fit import seconds
 from evocompress.profile.layouts import candidate_of, grid, measured_layouts
 from evocompress.profile.measure import Bench, check_lengths, measure_phase
+from evocompress.testing.decoders import Decoder
 from evocompress.testing.tiny import tiny_model
 from evocompress.types import DENSE, Candidate
 
@@ -75,8 +76,9 @@ def test_a_phase_that_adds_up_is_found_exactly(tiny):
 def test_lengths_beyond_the_context_are_refused(settings, message):
     config = LatencyConfig(**{"prefill": (1, 100), "decode": (1, 88)} | settings)
     with pytest.raises(ConfigError, match=message):
-        check_lengths(config, 100)
+        check_lengths(config, Decoder(context=100).architecture())
 
 
 def test_lengths_that_just_fit():
-    check_lengths(LatencyConfig(prefill=(1, 100), decode=(1, 88)), 100)
+    config = LatencyConfig(prefill=(1, 100), decode=(1, 88))
+    check_lengths(config, Decoder(context=100).architecture())

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from evocompress.proxies.head import bucket_log_probabilities, chunk_rows, logit_chunks
+from evocompress.proxies.head import bucket_log_probabilities, chunk_rows, output_chunks
 from evocompress.testing.tiny import tiny_loaded
 
 
@@ -15,7 +15,7 @@ def test_chunks_are_the_logits_of_a_plain_forward_pass(
     ids = torch.randint(256, (2, 9), generator=torch.Generator().manual_seed(1))
     monkeypatch.setattr("evocompress.proxies.head.CPU_FLOAT32_LOGIT_BYTES", 5 * 256 * 4)
     hidden = loaded.family.hidden_states(loaded.model, ids)
-    chunks = list(logit_chunks(loaded.family, loaded.model, hidden))
+    chunks = list(output_chunks(loaded.family, loaded.model, hidden))
     assert [len(chunk) for chunk in chunks] == [5, 5, 5, 1]
     assert chunk_rows(loaded.model) == 5
     expected = loaded.model(ids, use_cache=False).logits[:, :-1].flatten(0, 1)

@@ -1,19 +1,22 @@
 import gc
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from evocompress.apply import LiveModel
 from evocompress.config import ProxyConfig
-from evocompress.errors import ModelError
+from evocompress.errors import ConfigError, ModelError
+from evocompress.families import FAMILIES
+from evocompress.families.base import final_norm
 from evocompress.models import LoadedModel
-from evocompress.proxies import PROXIES, DivergenceProxy, head
+from evocompress.proxies import PROXIES, DivergenceProxy, check_proxy, head
 from evocompress.testing import proxies as contract
 from evocompress.testing.tiny import tiny_loaded
 from evocompress.types import Candidate, Evaluate
 
-FAMILIES = ("llama", "gpt2", "gemma2", "opt")
+NAMES = ("llama", "gpt2", "gemma2", "opt")
 DISTANCES = ("kl", "js", "cosine")
 
 
@@ -27,10 +30,35 @@ def kind(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
-def test_values_are_those_of_brute_force(kind: str, model_type: str) -> None:
-    loaded = tiny_loaded(model_type)
-    contract.check_matches_reference(PROXIES[kind], contract.REFERENCES[kind], loaded)
+@pytest.fixture
+def model(kind: str) -> LoadedModel:
+    """A model that the proxy is for."""
+    return tiny_loaded("bert" if kind == "embedding" else "llama")
+
+
+def served(*names: str) -> list[tuple[str, str]]:
+    """(proxy, family) of each that has a brute-force reference."""
+    pairs = [(kind, name) for name in names for kind in FAMILIES[name].task.proxies]
+    return [pair for pair in pairs if pair[0] in contract.REFERENCES]
+
+
+@pytest.mark.parametrize(("kind", "name"), served(*NAMES, "bert-classifier", "vit"))
+def test_values_are_those_of_brute_force(kind: str, name: str) -> None:
+    loaded = tiny_loaded(name)
+    contract.check_matches_reference(PROXIES[kind], contract.REFERENCES[kind], loaded, top_k=7)
+
+
+def test_embeddings_are_compared_as_by_brute_force() -> None:
+    for name in ("bert", "roberta"):
+        contract.check_embedding_distance(PROXIES["embedding"], tiny_loaded(name))
+
+
+def test_a_proxy_of_another_task_is_refused() -> None:
+    for kind, name in (("kl", "bert"), ("perplexity", "vit"), ("embedding", "llama")):
+        loaded = tiny_loaded(name)
+        with pytest.raises(ConfigError, match=f"proxy.kind={kind} is not for tiny:{name}"):
+            check_proxy(kind, loaded)
+        check_proxy(loaded.family.task.proxies[0], loaded)
 
 
 @pytest.mark.parametrize("divergence", ["kl", "js"])
@@ -39,16 +67,16 @@ def test_all_tokens_kept_gives_the_full_divergence(divergence: str, llama: Loade
     contract.check_matches_reference(PROXIES[divergence], reference, llama, top_k=256)
 
 
-def test_company_does_not_matter(kind: str, llama: LoadedModel) -> None:
-    contract.check_company_does_not_matter(PROXIES[kind], llama)
+def test_company_does_not_matter(kind: str, model: LoadedModel) -> None:
+    contract.check_company_does_not_matter(PROXIES[kind], model)
 
 
-def test_stops_when_hopeless(kind: str, llama: LoadedModel) -> None:
-    contract.check_stops_when_hopeless(PROXIES[kind], llama)
+def test_stops_when_hopeless(kind: str, model: LoadedModel) -> None:
+    contract.check_stops_when_hopeless(PROXIES[kind], model)
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", NAMES)
 def test_dense_model_does_not_diverge_from_itself(distance: str, model_type: str) -> None:
     contract.check_dense_has_no_divergence(PROXIES[distance], tiny_loaded(model_type))
 
@@ -62,6 +90,13 @@ def test_bfloat16_dense_model_does_not_diverge_from_itself(distance: str) -> Non
 @pytest.mark.parametrize("divergence", ["kl", "js"])
 def test_divergence_in_buckets_is_a_lower_bound(divergence: str, llama: LoadedModel) -> None:
     contract.check_more_buckets_never_lower(PROXIES[divergence], llama)
+
+
+def place(loaded: LoadedModel) -> tuple[Any, str]:
+    """Object and name of a function that every evaluation calls, whatever states are shared."""
+    if loaded.family.norm_path:
+        return final_norm(loaded.family, loaded.model), "forward"
+    return type(loaded.family), "outputs"
 
 
 OUTCOMES = {
@@ -78,19 +113,19 @@ OUTCOMES = {
 
 @pytest.mark.parametrize("outcome", sorted(OUTCOMES))
 def test_survives_bad_candidates(kind: str, outcome: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded = tiny_loaded()
+    loaded = tiny_loaded("bert" if kind == "embedding" else "llama")
     event, reason = OUTCOMES[outcome]
-    norm = loaded.model.get_submodule(loaded.family.norm_path)
-    original = norm.forward
+    owner, name = place(loaded)
+    original = getattr(owner, name)
 
-    def broken_once(hidden: torch.Tensor) -> torch.Tensor:
+    def broken_once(*arguments: Any) -> torch.Tensor:
         monkeypatch.undo()
         if isinstance(event, Exception):
             raise event
-        return original(hidden) * event
+        return original(*arguments) * event
 
     def break_model() -> None:
-        monkeypatch.setattr(norm, "forward", broken_once)
+        monkeypatch.setattr(owner, name, broken_once)
 
     contract.check_survives_bad_candidates(PROXIES[kind], loaded, break_model)
     with LiveModel(loaded) as live:
@@ -102,23 +137,23 @@ def test_survives_bad_candidates(kind: str, outcome: str, monkeypatch: pytest.Mo
 
 
 def test_other_errors_are_not_hidden(
-    kind: str, llama: LoadedModel, monkeypatch: pytest.MonkeyPatch
+    kind: str, model: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with LiveModel(llama) as live:
-        proxy = PROXIES[kind](live, contract.micro_batches(llama), ProxyConfig())
+    with LiveModel(model) as live:
+        proxy = PROXIES[kind](live, contract.micro_batches(model), ProxyConfig())
         proxy.evaluate([Evaluate(Candidate(), (0,))])
 
         def wrong(*_: object) -> None:
             raise RuntimeError("shapes do not match")
 
-        monkeypatch.setattr(llama.model.model.norm, "forward", wrong)
+        monkeypatch.setattr(*place(model), wrong)
         with pytest.raises(RuntimeError, match="shapes"):
             proxy.evaluate([Evaluate(Candidate(), (0,))])
 
 
-def test_treatments_are_refused(kind: str, llama: LoadedModel) -> None:
-    with LiveModel(llama) as live:
-        proxy = PROXIES[kind](live, contract.micro_batches(llama), ProxyConfig())
+def test_treatments_are_refused(kind: str, model: LoadedModel) -> None:
+    with LiveModel(model) as live:
+        proxy = PROXIES[kind](live, contract.micro_batches(model), ProxyConfig())
         with pytest.raises(ValueError, match="treatment 'abc'"):
             proxy.evaluate([Evaluate(Candidate(), (0,), treatment="abc")])
 
@@ -133,15 +168,15 @@ def test_broken_dense_model_is_an_error() -> None:
 
 
 def test_the_size_of_chunks_does_not_matter(
-    kind: str, llama: LoadedModel, monkeypatch: pytest.MonkeyPatch
+    kind: str, model: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    request = Evaluate(contract.dropped(llama, "0.mlp"), (0, 2))
+    request = Evaluate(contract.dropped(model, "0.mlp"), (0, 2))
     sums = []
     for logit_rows, float_rows in ((1, 1), (7, 3), (1000, 11), (1000, 1000)):
         monkeypatch.setattr(head, "CPU_FLOAT32_LOGIT_BYTES", logit_rows * 256 * 4)
         monkeypatch.setattr(head, "CPU_FLOAT32_BYTES", float_rows * 256 * 4)
-        with LiveModel(llama) as live:
-            proxy = PROXIES[kind](live, contract.micro_batches(llama), ProxyConfig(top_k=16))
+        with LiveModel(model) as live:
+            proxy = PROXIES[kind](live, contract.micro_batches(model), ProxyConfig(top_k=16))
             [result] = proxy.evaluate([request])
         sums.append([value for part in result.values for value in part.sums])
     for other in sums[1:]:

@@ -5,10 +5,19 @@ The files import only torch, transformers and each other, so that a copy works o
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from evocompress.export.modeling import (
+    modeling_bert,
     modeling_deci,
     modeling_gemma2,
     modeling_gemma3_text,
@@ -19,6 +28,7 @@ from evocompress.export.modeling import (
     modeling_phi3,
     modeling_qwen2,
     modeling_qwen3,
+    modeling_vit,
 )
 
 
@@ -29,25 +39,27 @@ class Classes:
     Attributes:
         config: Registered for ``AutoConfig``.
         body: Registered for ``AutoModel``.
-        causal: Registered for ``AutoModelForCausalLM``.
+        head: Registered for `auto`; the body itself where there is no head.
+        auto: The class of transformers that loads models of the family's task.
     """
 
     config: type[PreTrainedConfig]
     body: type[PreTrainedModel]
-    causal: type[PreTrainedModel]
+    head: type[PreTrainedModel]
+    auto: Any = AutoModelForCausalLM
 
     @property
     def auto_map(self) -> dict[str, str]:
         """What ``config.json`` must say for a load with ``trust_remote_code``."""
         autos = {"AutoConfig": self.config, "AutoModel": self.body}
-        autos["AutoModelForCausalLM"] = self.causal
-        module = self.causal.__module__.rsplit(".", 1)[-1]
+        autos[self.auto.__name__] = self.head
+        module = self.head.__module__.rsplit(".", 1)[-1]
         return {auto: f"{module}.{cls.__name__}" for auto, cls in autos.items()}
 
     @property
     def files(self) -> tuple[Path, ...]:
         """The source files that such a checkpoint needs."""
-        module = self.causal.__module__.rsplit(".", 1)[-1]
+        module = self.head.__module__.rsplit(".", 1)[-1]
         return tuple(Path(__file__).with_name(name) for name in (f"{module}.py", "layers.py"))
 
 
@@ -102,4 +114,59 @@ CLASSES: dict[str, Classes] = {
         modeling_opt.EvocompressOPTModel,
         modeling_opt.EvocompressOPTForCausalLM,
     ),
+    "bert": Classes(
+        modeling_bert.EvocompressBertConfig,
+        modeling_bert.EvocompressBertModel,
+        modeling_bert.EvocompressBertModel,
+        AutoModel,
+    ),
+    "bert-classifier": Classes(
+        modeling_bert.EvocompressBertConfig,
+        modeling_bert.EvocompressBertModel,
+        modeling_bert.EvocompressBertForSequenceClassification,
+        AutoModelForSequenceClassification,
+    ),
+    "roberta": Classes(
+        modeling_bert.EvocompressRobertaConfig,
+        modeling_bert.EvocompressRobertaModel,
+        modeling_bert.EvocompressRobertaModel,
+        AutoModel,
+    ),
+    "roberta-classifier": Classes(
+        modeling_bert.EvocompressRobertaConfig,
+        modeling_bert.EvocompressRobertaModel,
+        modeling_bert.EvocompressRobertaForSequenceClassification,
+        AutoModelForSequenceClassification,
+    ),
+    "xlm-roberta": Classes(
+        modeling_bert.EvocompressXLMRobertaConfig,
+        modeling_bert.EvocompressXLMRobertaModel,
+        modeling_bert.EvocompressXLMRobertaModel,
+        AutoModel,
+    ),
+    "xlm-roberta-classifier": Classes(
+        modeling_bert.EvocompressXLMRobertaConfig,
+        modeling_bert.EvocompressXLMRobertaModel,
+        modeling_bert.EvocompressXLMRobertaForSequenceClassification,
+        AutoModelForSequenceClassification,
+    ),
+    "vit": Classes(
+        modeling_vit.EvocompressViTConfig,
+        modeling_vit.EvocompressViTModel,
+        modeling_vit.EvocompressViTForImageClassification,
+        AutoModelForImageClassification,
+    ),
+    "deit": Classes(
+        modeling_vit.EvocompressDeiTConfig,
+        modeling_vit.EvocompressDeiTModel,
+        modeling_vit.EvocompressDeiTForImageClassification,
+        AutoModelForImageClassification,
+    ),
+    "deit-distilled": Classes(
+        modeling_vit.EvocompressDistilledDeiTConfig,
+        modeling_vit.EvocompressDistilledDeiTModel,
+        modeling_vit.EvocompressDeiTForImageClassificationWithTeacher,
+        AutoModelForImageClassification,
+    ),
 }
+"""By the names of `evocompress.families.FAMILIES`."""

@@ -1,4 +1,4 @@
-"""Decoder blocks of which each has its own widths, for any family. Ships inside checkpoints.
+"""Blocks of which each has its own widths, for any family. Ships inside checkpoints.
 
 ``config.per_layer_config[i]`` says how block i differs from the others: ``skip`` names the
 sub-layers that it does not have, ``num_attention_heads``, ``num_key_value_heads`` and
@@ -53,7 +53,7 @@ class NoAttention(nn.Module):
         self.layer_idx = layer_idx
 
     def forward(
-        self, hidden_states: torch.Tensor, *, past_key_values: Cache | None = None, **_: Any
+        self, hidden_states: torch.Tensor, *_: Any, past_key_values: Cache | None = None, **__: Any
     ) -> tuple[torch.Tensor, None]:
         """A scalar zero and no attention weights.
 

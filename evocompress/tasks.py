@@ -1,0 +1,85 @@
+"""Tasks: what a model is for, which decides how it is fed and what of it is compared.
+
+A family serves one task. Sequences of one batch have one length and no padding, so one tensor is
+all that a model is called with.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a model is for.
+
+    Attributes:
+        name: In words.
+        auto: The class of transformers that loads such models.
+        ending: How the names of their classes end.
+        input: The argument by which a model takes a batch.
+        causal: A token sees only those before it, and a key-value cache serves the next one.
+        by_position: Every position but the last has an output, the next token's logits; otherwise
+            a sequence has one.
+        proxies: The proxies (`evocompress.proxies.PROXIES`) that can tell two outputs apart.
+    """
+
+    name: str
+    auto: Any
+    ending: str
+    input: str = "input_ids"
+    causal: bool = False
+    by_position: bool = False
+    proxies: tuple[str, ...] = ("kl", "js")
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether a batch is token ids (B, S); otherwise it is pixel values (B, C, H, W)."""
+        return self.input == "input_ids"
+
+    def inputs(self, batch: Tensor) -> dict[str, Any]:
+        """The keyword arguments with which a model is called for a batch."""
+        return {self.input: batch} | ({"use_cache": False} if self.causal else {})
+
+    def counted(self, length: int) -> int:
+        """How many outputs a sequence of so many tokens has."""
+        return length - 1 if self.by_position else 1
+
+    def states(self, hidden: Tensor) -> Tensor:
+        """Of final hidden states (B, S, H) those that outputs come from, an entry for each output.
+
+        Returns:
+            (B * (S - 1), H) where every position has an output, sequence by sequence; otherwise
+            (B, S, H), all of a sequence.
+        """
+        return hidden[:, :-1].flatten(0, 1) if self.by_position else hidden
+
+
+CAUSAL = Task(
+    "causal language model",
+    AutoModelForCausalLM,
+    ending="LM",
+    causal=True,
+    by_position=True,
+    proxies=("kl", "perplexity", "js", "cosine"),
+)
+EMBEDDINGS = Task("embeddings", AutoModel, ending="Model", proxies=("embedding",))
+TEXT_CLASSES = Task(
+    "text classification", AutoModelForSequenceClassification, ending="ForSequenceClassification"
+)
+IMAGE_CLASSES = Task(
+    "image classification",
+    AutoModelForImageClassification,
+    ending="ForImageClassification",
+    input="pixel_values",
+)
+DISTILLED_IMAGE_CLASSES = replace(IMAGE_CLASSES, ending="ForImageClassificationWithTeacher")

@@ -1,0 +1,52 @@
+"""Distilling models with one output a sequence, against autograd through the plain loss."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from evocompress.heal.distillation import Distillation
+from evocompress.inputs import random_batch
+from evocompress.testing.families import answer
+from evocompress.testing.tiny import ENCODERS, tiny_loaded, tiny_model
+
+
+def plain_loss(name: str, outputs: Tensor, target: Tensor) -> Tensor:
+    """The sum over the sequences of a micro-batch."""
+    if name != "bert":
+        p = target.softmax(-1)
+        return (p * (p.log() - outputs.log_softmax(-1))).sum()
+    total = (1 - (outputs * target).sum(-1)).sum()
+    for i in range(len(outputs)):
+        others = [j for j in range(len(outputs)) if j != i]
+        errors = [outputs[i] @ outputs[j] - target[i] @ target[j] for j in others]
+        total = total + sum(error**2 for error in errors) / max(1, len(others))
+    return total
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_loss_and_gradients_are_those_of_the_plain_loss(name: str) -> None:
+    teacher, student = tiny_loaded(name), tiny_model(name, seed=1)
+    family = teacher.family
+    batch = random_batch(family.task, student, 5, 12)
+    student.requires_grad_(True)
+    distillation = Distillation(student, teacher, batch, 3)
+    assert [distillation.positions(index) for index in (0, 1)] == [3, 2]
+    assert distillation.tokens(0) == 3 * (17 if name == "vit" else 12)
+    value = distillation.backward(0, 0.25)
+    found = {n: p.grad for n, p in student.named_parameters() if p.grad is not None}
+    student.zero_grad()
+    with torch.enable_grad():
+        target = answer(family, teacher.model, batch[:3]).detach()
+        loss = plain_loss(name, answer(family, student, batch[:3]), target)
+        (0.25 * loss).backward()
+    assert value == pytest.approx(loss.item(), rel=1e-4)
+    expected = {n: p.grad for n, p in student.named_parameters() if p.grad is not None}
+    assert found.keys() == expected.keys()
+    for key, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[key], rtol=1e-3, atol=1e-5)
+    last = plain_loss(
+        name, answer(family, student, batch[3:]), answer(family, teacher.model, batch[3:])
+    )
+    assert distillation.mean() == pytest.approx((loss.item() + float(last)) / 5, rel=1e-4)

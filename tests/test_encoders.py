@@ -1,0 +1,179 @@
+"""Whole runs of models that are no decoders, from a checkpoint on disk to the report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import evocompress.hf  # noqa: F401
+from evocompress import api
+from evocompress.config import LatencyConfig, RunConfig
+from evocompress.costs import CACHED
+from evocompress.errors import ConfigError, ModelError
+from evocompress.export import materialize
+from evocompress.families import FAMILIES
+from evocompress.files import read_json
+from evocompress.models import load
+from evocompress.profile import check_table, profile, table_rows
+from evocompress.testing.families import answer, random_batch
+from evocompress.testing.tiny import tiny_checkpoint, tiny_loaded
+from evocompress.types import Candidate
+
+TEXT = " ".join(f"word{number * number % 97}" for number in range(3000))
+SENTENCE_TRANSFORMERS = {
+    "modules.json": "[]",
+    "config_sentence_transformers.json": "{}",
+    "sentence_bert_config.json": "{}",
+    "1_Pooling/config.json": '{"pooling_mode_mean_tokens": true}',
+    "notes.txt": "of no use to anybody",
+}
+
+
+def run_of(folder: Path, name: str, **changes: Any) -> RunConfig:
+    """A run of a tiny model whose data lie in a folder."""
+    if FAMILIES[name].task.reads_text:
+        (folder / "data").write_text(TEXT)
+    else:
+        (folder / "data").mkdir(exist_ok=True)
+        images = {"pixel_values": torch.rand(18, 1, 8, 8), "labels": torch.arange(18) % 10}
+        save_file(images, folder / "data" / "images.safetensors")
+    run = {
+        "name": "trial",
+        "runs": folder / "runs",
+        "model": {"source": str(folder / "model")},
+        "calibration": {
+            "source": str(folder / "data"),
+            "library_sequences": 6,
+            "search_sequences": 8,
+            "heldout_sequences": 4,
+            "length": 16,
+            "micro_batch": 2,
+        },
+        "space": {
+            "width": {"channels": [0.5, 0.25], "multiple_of": 8},
+            "drop": {},
+            "budget": {"flops": 0.6},
+        },
+        "proxy": {"kind": FAMILIES[name].task.proxies[0]},
+        "search": {"tokens": 3000},
+        "heal": {"steps": 4, "evaluate_every": 2, "validation_sequences": 2},
+        "evaluate": {"prefill": [1, 16], "repeats": 2},
+    }
+    return RunConfig.model_validate(run | changes)
+
+
+@pytest.mark.parametrize("name", ["bert", "vit"])
+def test_from_a_checkpoint_to_the_report(name: str, tmp_path: Path) -> None:
+    tiny_checkpoint(tmp_path / "model", name)
+    run = api.search(run_of(tmp_path, name))
+    winner = read_json(run / "winner.json")
+    assert winner["costs"]["flops"] <= 0.6 * winner["dense_costs"]["flops"]
+    assert not set(winner["costs"]) & set(CACHED)
+    out = api.materialize(run)
+    api.heal(run)
+    rows = {row["name"]: row for row in read_json(api.evaluate(run))["rows"]}
+    assert rows["searched"]["flops"] == winner["costs"]["flops"]
+    assert rows["dense"]["flops"] == winner["dense_costs"]["flops"]
+    assert rows["healed"]["prefill_ms"] and rows["healed"]["decode_ms_per_token"] is None
+    measure = "distance" if name == "bert" else "kl"
+    assert rows["dense"][measure] == pytest.approx(0, abs=1e-6) and rows["searched"][measure] > 0
+    assert rows["healed"][measure] < rows["searched"][measure] * 1.2
+    assert (rows["dense"].get("accuracy") is not None) == (name == "vit")
+    api.report(run)
+    assert ("Perplexity" in (run / "summary.md").read_text()) is False
+    auto = FAMILIES[name].task.auto.__name__
+    assert f"from transformers import {auto}" in (out / "README.md").read_text()
+
+
+def test_files_of_sentence_transformers_come_along(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path / "model", "bert")
+    for path, text in SENTENCE_TRANSFORMERS.items():
+        (folder / path).parent.mkdir(exist_ok=True)
+        (folder / path).write_text(text)
+    out = materialize(load(str(folder)), None, Candidate(), tmp_path / "out")
+    for path, text in SENTENCE_TRANSFORMERS.items():
+        if path != "notes.txt":
+            assert (out / path).read_text() == text
+    assert not (out / "notes.txt").exists()
+
+
+@pytest.mark.parametrize("name", ["bert", "vit"])
+@pytest.mark.parametrize("cost", CACHED)
+def test_costs_of_a_cache_are_refused_by_name(name: str, cost: str, tmp_path: Path) -> None:
+    tiny_checkpoint(tmp_path / "model", name)
+    config = run_of(tmp_path, name, space={"drop": {}, "budget": {cost: 0.5}})
+    with pytest.raises(ConfigError, match=f"'{cost}' is a cost of decoding with a key-value"):
+        api.search(config)
+    assert not config.folder.exists()
+
+
+def test_what_a_task_does_not_have_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    tiny_checkpoint(tmp_path / "model", "bert")
+    with pytest.raises(ConfigError, match="proxy.kind=kl is not for .*: choose embedding"):
+        api.search(run_of(tmp_path, "bert", proxy={"kind": "kl"}))
+    with pytest.raises(ModelError, match="search.name=darwinlm needs a model that tells the next"):
+        api.search(run_of(tmp_path, "bert", search={"name": "darwinlm"}))
+    taylor = {"width_criterion": "taylor"}
+    with pytest.raises(ModelError, match="library.width_criterion=taylor needs a model that"):
+        api.search(run_of(tmp_path, "bert", library=taylor))
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", ["bert", "vit"])
+def test_a_latency_table_has_no_decoding_step(name: str, tmp_path: Path) -> None:
+    loaded = tiny_loaded(name)
+    config = LatencyConfig(prefill=(2, 16), repeats=3, validation=4, table=tmp_path / "table.json")
+    table = profile(loaded, config, progress=lambda *_: None)
+    assert table.decode is None and table.prefill.dense > 0
+    again = profile(loaded, config, progress=lambda *_: None)
+    assert again == table
+    check_table(table, loaded, config, tmp_path / "table.json")
+    assert all(row[2] == "" for row in table_rows(table))
+
+
+def test_a_classifier_is_told_from_an_embedding_model_by_its_class(tmp_path: Path) -> None:
+    for name in ("bert", "bert-classifier", "roberta-classifier", "deit", "deit-distilled"):
+        loaded = load(str(tiny_checkpoint(tmp_path / name, name)))
+        assert loaded.family is FAMILIES[name]
+        assert loaded.folder == tmp_path / name
+        batch = random_batch(loaded.family, loaded.model)
+        expected = answer(loaded.family, tiny_loaded(name).model, batch)
+        torch.testing.assert_close(answer(loaded.family, loaded.model, batch), expected)
+
+
+@pytest.mark.parametrize("kind", ["mamba2", "jamba", "recurrent_gemma"])
+def test_state_space_models_are_refused_by_name(kind: str, tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": kind}))
+    with pytest.raises(ModelError, match=rf"'{kind}' have state-space, .*docs/families\.md"):
+        load(str(folder))
+
+
+@pytest.mark.parametrize(
+    "pooling", [{"pooling_mode_cls_token": True}, {"pooling_mode": "cls"}, {"pooling_mode": "max"}]
+)
+def test_another_pooling_is_refused(pooling: dict[str, Any], tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path / "model", "bert")
+    (folder / "1_Pooling").mkdir()
+    file = folder / "1_Pooling" / "config.json"
+    for mean in ({"pooling_mode_mean_tokens": True}, {"pooling_mode": "mean"}):
+        file.write_text(json.dumps(mean | {"word_embedding_dimension": 64}))
+        assert load(str(folder)).family is FAMILIES["bert"]
+    file.write_text(json.dumps(pooling))
+    with pytest.raises(ModelError, match=r"config\.json asks for embeddings by (cls|max)"):
+        load(str(folder))
+
+
+@pytest.mark.parametrize("labels", [{"num_labels": 1}, {"problem_type": "regression"}])
+def test_outputs_that_are_no_classes_are_refused(labels: dict[str, Any], tmp_path: Path) -> None:
+    model = tiny_loaded("bert-classifier").model
+    for key, value in labels.items():
+        setattr(model.config, key, value)
+    with pytest.raises(ModelError, match="no distribution over classes"):
+        FAMILIES["bert-classifier"].check(model)
