@@ -52,7 +52,7 @@ class Folded(ModelingFile):
     def obstacle(self, loaded: LoadedModel, candidate: Candidate) -> str | None:
         """As of ``hf``, and a model without a cache, or in which the numbers of blocks matter."""
         if not loaded.family.task.causal:
-            return f"cannot hold {name_of(loaded.family)} models, which have no cache"
+            return f"cannot hold {loaded.family.model_type} models, which have no cache"
         left = layout(loaded, candidate)
         return super().obstacle(loaded, candidate) or renumbering(left, loaded)
 
