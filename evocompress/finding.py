@@ -18,11 +18,12 @@ from evocompress.search.base import Searcher
 from evocompress.workbench import Workbench
 
 
-def find(bench: Workbench) -> None:
+def find(bench: Workbench, listener: run.Listener | None = None) -> None:
     """Searches, and writes journal, winner and front into the run's folder.
 
     Args:
         bench: Of a run whose settings were checked and whose folder is locked.
+        listener: Told about progress, beside the bench's reporter.
 
     Raises:
         EvoCompressError: Anything the user can mend.
@@ -32,7 +33,7 @@ def find(bench: Workbench) -> None:
         bench.reporter.say(line)
     bench.library  # noqa: B018  (a stage of its own, before the search is timed)
     with Journal(bench.folder.journal, bench.header()) as journal:
-        _conclude(bench, journal)
+        _conclude(bench, journal, listener)
 
 
 def _describe(bench: Workbench) -> None:
@@ -49,10 +50,10 @@ def _describe(bench: Workbench) -> None:
         write_table(folder.latency, bench.latency_table)
 
 
-def _conclude(bench: Workbench, journal: Journal) -> None:
+def _conclude(bench: Workbench, journal: Journal, listener: run.Listener | None) -> None:
     """Runs the search, and writes the winner and the front."""
     searcher, folder = bench.searcher(), bench.folder
-    outcome = _evolve(bench, searcher, journal)
+    outcome = _evolve(bench, searcher, journal, listener)
     rows = front_rows(
         bench.space,
         journal,
@@ -66,7 +67,9 @@ def _conclude(bench: Workbench, journal: Journal) -> None:
     write_json(folder.front, rows)
 
 
-def _evolve(bench: Workbench, searcher: Searcher, journal: Journal) -> run.Outcome:
+def _evolve(
+    bench: Workbench, searcher: Searcher, journal: Journal, listener: run.Listener | None
+) -> run.Outcome:
     tokens = bench.config.search.tokens
     with (
         LiveModel(bench.loaded, bench.library) as live,
@@ -75,15 +78,17 @@ def _evolve(bench: Workbench, searcher: Searcher, journal: Journal) -> run.Outco
     ):
         said = ""
 
-        def listener(progress: run.Progress) -> None:
+        def told(progress: run.Progress) -> None:
             nonlocal said
             if progress.phase != said:
                 said = progress.phase
                 bench.reporter.say(f"  {said}")
             _show(advance, progress, tokens)
+            if listener:
+                listener(progress)
 
         return run.search(
-            searcher, executor, journal, bench.calibration.pool, tokens=tokens, listener=listener
+            searcher, executor, journal, bench.calibration.pool, tokens=tokens, listener=told
         )
 
 

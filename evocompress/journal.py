@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from os import SEEK_END
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -27,6 +28,12 @@ from evocompress.types import (
     Request,
     Result,
 )
+
+TAIL = 1 << 14
+"""Bytes from the end of a journal in which its last step is looked for first."""
+
+STEP = b'{"type":"step"'
+"""How the line of a step begins."""
 
 _CandidateKey = tuple[str, str]
 _CensorKey = tuple[str, str, tuple[int, ...], float]
@@ -289,6 +296,26 @@ def read_candidates(path: Path) -> dict[str, Candidate]:
     lines = path.read_bytes().splitlines(keepends=True)
     records = _parse(path, [line for line in lines if line.endswith(b"\n")])
     return {r["id"]: Candidate.from_json(r["levels"]) for r in records if r["type"] == "candidate"}
+
+
+def last_step(path: Path) -> Step | None:
+    """The last step of a journal, found from its end; the file is only read.
+
+    Raises:
+        RunError: A record is damaged.
+    """
+    with path.open("rb") as file:
+        size, tail = file.seek(0, SEEK_END), TAIL
+        while True:
+            file.seek(max(0, size - tail))
+            lines = file.read().splitlines(keepends=True)[0 if tail >= size else 1 :]
+            whole = [line for line in lines if line.endswith(b"\n") and line.startswith(STEP)]
+            if whole:
+                fields = _parse(path, whole[-1:])[0]
+                return Step(**{name: fields[name] for name in Step.__dataclass_fields__})
+            if tail >= size:
+                return None
+            tail *= 8
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

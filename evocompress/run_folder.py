@@ -26,6 +26,7 @@ PLACES = {
     "latency": "latency.json",
     "journal": "journal.jsonl",
     "log": "log.txt",
+    "workers": "workers",
     "winner": "winner.json",
     "front": "front.json",
     "evaluation": "evaluation.json",
@@ -49,6 +50,7 @@ class RunFolder:
         latency: The latency table of a search that needs one, JSON.
         journal: The append-only record, JSON lines.
         log: What was said while the run was made.
+        workers: What workers on Ray printed, one file each.
         winner: The best candidate with its costs, JSON.
         front: The candidates measured at the last fidelity, JSON.
         evaluation: The final comparison, JSON.
@@ -66,6 +68,7 @@ class RunFolder:
     latency: Path = field(init=False)
     journal: Path = field(init=False)
     log: Path = field(init=False)
+    workers: Path = field(init=False)
     winner: Path = field(init=False)
     front: Path = field(init=False)
     evaluation: Path = field(init=False)
@@ -118,7 +121,7 @@ def check(config: RunConfig, resume: bool) -> RunFolder:
             "with name=..."
         )
     before, after = (each.model_dump(mode="json") for each in (folder.config(), config))
-    changed = [key for key in _changed(before, after) if not key.startswith(MAY_DIFFER)]
+    changed = [key for key in changed_keys(before, after) if not key.startswith(MAY_DIFFER)]
     if changed:
         raise RunError(
             f"{folder.path} was begun with another configuration ({', '.join(changed)} differ): "
@@ -146,12 +149,13 @@ def begin(folder: RunFolder, config: RunConfig) -> None:
         write_text(folder.config_file, dump_config(config))
 
 
-def _changed(old: dict[str, object], new: dict[str, object], prefix: str = "") -> list[str]:
+def changed_keys(old: dict[str, object], new: dict[str, object], prefix: str = "") -> list[str]:
+    """Dotted keys that differ between two nested mappings."""
     changed: list[str] = []
     for key in sorted(old.keys() | new.keys()):
         before, after = old.get(key), new.get(key)
         if isinstance(before, dict) and isinstance(after, dict):
-            changed += _changed(before, after, f"{prefix}{key}.")
+            changed += changed_keys(before, after, f"{prefix}{key}.")
         elif before != after:
             changed.append(prefix + key)
     return changed

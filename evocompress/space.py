@@ -17,6 +17,7 @@ from evocompress.canonical import SUBLAYERS, canonical
 from evocompress.config import SpaceConfig
 from evocompress.costs import CostModel, CostTable, LatencyTable, cost_model
 from evocompress.errors import ConfigError
+from evocompress.fitting import Obstacle, fitting
 from evocompress.genes import Genes, Genome
 from evocompress.types import DENSE, DROP, Architecture, Candidate, Level, Unit
 
@@ -114,6 +115,7 @@ def build_space(
     length: int | None = None,
     adds_bias: bool = False,
     latency: LatencyTable | None = None,
+    obstacle: Obstacle | None = None,
 ) -> SearchSpace:
     """The search space that a configuration describes for a model.
 
@@ -129,12 +131,16 @@ def build_space(
             (`evocompress.criteria.base.StructuredCriterion`). Levels say so where the output
             matrix has none of its own.
         latency: The table of the costs ``latency`` and ``decode_latency``.
+        obstacle: What keeps the format that ``fits`` names from expressing a candidate, if
+            something does. Levels for which there is such a thing are left out.
 
     Raises:
         ConfigError: A value of the configuration does not fit the model.
         BudgetError: No genome meets the budget.
     """
     genes = _genes(units, architecture, config, adds_bias)
+    if obstacle is not None:
+        genes = fitting(genes, obstacle, f"space.fits: format '{config.fits}'")
     model = cost_model(units, architecture, length=length, latency=latency)
     matrices = {genes.units[index].name: genes.levels[index] for index in genes.matrices}
     table = model.table(genes.part_levels, matrices)

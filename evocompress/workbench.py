@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from evocompress.distributed import EXECUTORS, LIBRARY_BUILDERS
 from evocompress.errors import ConfigError, LibraryError, RunError
 from evocompress.estimates.answer import LiveEstimates
 from evocompress.evaluation import check_lengths
+from evocompress.export import FORMATS
+from evocompress.fitting import Obstacle
 from evocompress.genes import Genes
 from evocompress.library import Library, build_library, check_library, open_library
 from evocompress.models import LoadedModel, load
@@ -101,7 +103,15 @@ class Workbench:
             config.space,
             adds_bias=STRUCTURED[config.library.width_criterion].adds_bias,
             latency=table,
+            obstacle=self._obstacle,
         )
+
+    @property
+    def _obstacle(self) -> Obstacle | None:
+        """What keeps the format that the space must fit from expressing a candidate."""
+        if self.config.space.fits is None:
+            return None
+        return partial(FORMATS[self.config.space.fits].obstacle, self.loaded)
 
     @cached_property
     def latency_table(self) -> LatencyTable | None:
@@ -349,7 +359,7 @@ def searcher_settings(config: RunConfig) -> SearcherSettings:
 
 
 def check_names(config: RunConfig) -> None:
-    """Whether searcher, settings, executor and criterion exist, before anything slow is begun.
+    """Whether all that the configuration names exists, before anything slow is begun.
 
     Raises:
         ConfigError: One of them does not.
@@ -358,6 +368,9 @@ def check_names(config: RunConfig) -> None:
     if config.executor not in EXECUTORS:
         known = nearest(config.executor, EXECUTORS)
         raise ConfigError(f"executor: unknown executor '{config.executor}': {known}")
+    fits = config.space.fits
+    if fits is not None and fits not in FORMATS:
+        raise ConfigError(f"space.fits: unknown format '{fits}': {nearest(fits, FORMATS)}")
     choices = {"criterion": list(CRITERIA), "width_criterion": list(STRUCTURED)}
     for key, known_names in choices.items():
         name = getattr(config.library, key)

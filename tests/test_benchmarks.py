@@ -44,6 +44,10 @@ FIGURES = {
             *("uniform", "shortgpt", "sleb", "blockpruner", "flap", "multipruner", "search"),
         )
     ],
+    "engines": [
+        *("dense_mib", "compressed_mib"),
+        *("transformers_dense_tokens_per_second", "transformers_compressed_tokens_per_second"),
+    ],
     "front": ["points", "hypervolume_search", "hypervolume_baselines", "ratio"],
     "sparsity50": [
         *("uniform_kl_top256", "kl_217k_top256", "kl_438k_top256", "kl_659k_top256"),

@@ -13,6 +13,8 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from evocompress import cli
+from evocompress.sweep import SweepFolder, TrialOutcome
+from evocompress.sweep.outcome import write_outcomes
 from evocompress.testing.tiny import tiny_checkpoint
 
 TEXT = " ".join(f"word{number * number % 97}" for number in range(3000))
@@ -226,8 +228,45 @@ def test_stages_in_the_wrong_order_say_what_is_missing(monkeypatch, run_file, tm
     assert "exists" in call(monkeypatch, "materialize", folder)
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["vary.sede=[0]"], "unknown key 'sede': did you mean 'seed'"),
+        (["vary.seed=[]"], "vary.seed: the list is empty"),
+        (["vary.search.offsprin=[2]"], "did you mean 'offspring'"),
+        (["run.search.offsprin=2"], "did you mean 'offspring'"),
+        (["run.library.criterion=sparsgpt"], "did you mean 'sparsegpt'"),
+        (["ray.address=127.0.0.1:1"], "no cluster answers there"),
+        (["tirals=3"], "did you mean 'trials'"),
+    ],
+)
+def test_a_bad_sweep_is_one_line(monkeypatch, run_file, tmp_path, words, message):
+    sweep = tmp_path / "many.yaml"
+    parts = {"run": run_file.name, "runs": str(tmp_path / "runs"), "vary": {"seed": [0, 1]}}
+    sweep.write_text(yaml.safe_dump(parts))
+    code = call(monkeypatch, "sweep", sweep, *words)
+    assert isinstance(code, str) and code.startswith("error: ")
+    assert message in code and "\n" not in code
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_sweep_with_a_failed_trial_shows_all_and_ends_with_an_error(
+    monkeypatch, capsys, run_file, tmp_path
+):
+    sweep, folder = tmp_path / "many.yaml", SweepFolder(tmp_path / "runs" / "many")
+    sweep.write_text(yaml.safe_dump({"run": run_file.name, "vary": {"seed": [0, 1]}}))
+    folder.path.mkdir(parents=True)
+    good = TrialOutcome("good", {"seed": 0}, "finished", value=0.5)
+    write_outcomes(folder, [good, TrialOutcome("bad", {"seed": 1}, "failed", "no disk")])
+    monkeypatch.setattr("evocompress.api.sweep", lambda config, **options: folder.path)
+    code = call(monkeypatch, "sweep", sweep)
+    assert code.startswith("error: 1 of 2 trials failed (bad: no disk)") and "--resume" in code
+    out = capsys.readouterr().out
+    assert "0.5000" in out and "failed: no disk" in out and "sweep.html" in out
+
+
 def test_help_names_every_command_with_an_example(monkeypatch, capsys):
-    commands = ["demo", "search", "profile", "materialize", "heal", "evaluate", "report"]
+    commands = ["demo", "search", "sweep", "profile", "materialize", "heal", "evaluate", "report"]
     for words in [[c] for c in commands] + [["library", "build"], ["library", "inspect"]]:
         assert call(monkeypatch, *words, "--help") == 0
         assert "Example" in capsys.readouterr().out, words

@@ -350,9 +350,9 @@ def test_the_demo_model_writes_sense() -> None:
 
 @pytest.mark.real
 def test_a_gguf_file_is_read_directly() -> None:
-    assert demo_model._gguf_path().name == GGUF_NAME
+    assert demo_model.demo_gguf().name == GGUF_NAME
     loaded, converted = (
-        load(str(demo_model._gguf_path()), device="cpu"),
+        load(str(demo_model.demo_gguf()), device="cpu"),
         load(DEMO_SOURCE, dtype="bfloat16", device="cpu"),
     )
     assert loaded.model.dtype == torch.float32

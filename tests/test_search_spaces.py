@@ -14,12 +14,14 @@ from evocompress.search import SEARCHERS
 from evocompress.search.auto import Auto
 from evocompress.search.base import Problem
 from evocompress.space import build_space
+from evocompress.sweep import check_groups, load_sweep, samples
 from evocompress.testing.decoders import SMOLLM2_135M
 from evocompress.testing.searchers import Separable, run
 from evocompress.types import Pool
 
 FOLDER = Path(__file__).parent.parent / "search_spaces"
-FILES = sorted(FOLDER.glob("*.yaml"))
+SWEEPS = sorted(FOLDER.glob("*sweep*.yaml"))
+FILES = sorted(set(FOLDER.glob("*.yaml")) - set(SWEEPS))
 PLAIN = [path for path in FILES if path.stem.split("_")[1] in ("sparsity", "depth")]
 DEMO = Path(evocompress.__file__).with_name("demo.yaml")
 KINDS = ("sparsity_50", "depth_25", "width_70", "uniform_width_70", "joint_50", "latency70")
@@ -60,6 +62,7 @@ def test_all_are_there():
         *("smollm2_width_70", "smollm2_uniform_width_70", "smollm2_joint_50"),
         *("smollm2_latency70", "smollm2_latency_front"),
     }
+    assert {path.stem for path in SWEEPS} == {"smollm2_sweep"}
 
 
 @pytest.mark.parametrize("path", [*FILES, DEMO], ids=lambda path: path.stem)
@@ -73,6 +76,20 @@ def test_search_starts(path):
     estimate = "block_influence" if genes.droppable.size else "curvature"
     wanted = "fluctuation" if config.search.name == "nsga2" else estimate
     assert [request.kind for request in requests] == [wanted]
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_every_trial_of_a_sweep_starts_and_keeps_its_budget(path):
+    sweep = load_sweep(path)
+    check_groups(sweep)
+    trials = list(samples(sweep))
+    assert 2 <= len(trials) <= 20 and len({trial.name for trial in trials}) == len(trials)
+    for config in (trial.config for trial in trials):
+        space, name = space_of(config), config.search.name
+        settings = validate(SEARCHERS[name].Settings, config.search.settings, path.name)
+        problem = Problem(space, pool_of(config.calibration), config.search.tokens)
+        assert SEARCHERS[name](problem, settings, np.random.default_rng(config.seed)).ask()
+        assert space.feasible(space.uniform()[None])[0]
 
 
 @pytest.mark.parametrize("path", AUTO, ids=lambda path: path.stem)

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from evocompress.distributed.cluster import gpus_each, places, start
+from evocompress.distributed.instruments import Instruments
 from evocompress.distributed.ray import RayExecutor
+from evocompress.distributed.storage import publish
 from evocompress.distributed.worker import Assignment, Worker
 from evocompress.types import Evaluate, Request
 
@@ -29,7 +31,9 @@ def ray_executor(bench: Workbench, live: LiveModel) -> Executor:
 
     calibration, config = ray.put(bench.calibration), bench.config.ray
     assignment = assignment_of(bench)
-    actor = ray.remote(Worker).options(num_cpus=config.cpus, num_gpus=gpus_each(config))
+    actor = ray.remote(Worker).options(
+        num_cpus=config.cpus, num_gpus=gpus_each(config), runtime_env=config.runtime_env or None
+    )
 
     def make() -> Any:
         return actor.remote(assignment, calibration)
@@ -38,19 +42,25 @@ def ray_executor(bench: Workbench, live: LiveModel) -> Executor:
         return trie_order(requests, live)
 
     pool = bench.calibration.pool
-    return RayExecutor(make, lambda: places(config), order, pool.requested, stop)
+    instruments = Instruments(bench.config.name, bench.folder.workers)
+    return RayExecutor(make, lambda: places(config), order, pool.requested, stop, instruments)
 
 
 def assignment_of(bench: Workbench) -> Assignment:
     """What the workers of a run are made from."""
     import torch
 
-    library = bench.library
+    library, storage = bench.library, bench.config.ray.storage
+    table = None if bench.config.latency.force else bench.latency_table
+    place = str(library.path.absolute()) if library else None
+    if library and storage:
+        place = publish(library.path, f"library-{library.fingerprint}", storage)
     return Assignment(
         config=bench.config.model_dump_json(),
-        library=str(library.path.absolute()) if library else None,
+        library=place,
         expected=bench.circumstances(),
         threads=torch.get_num_threads(),
+        timed_on=table.made.device if table else None,
     )
 
 

@@ -60,8 +60,13 @@ def ray_blocks(config: RunConfig, say: Say) -> MakeBlocks:
         from evocompress.library.builder import make_blocks, observes, orders_of
         from evocompress.library.dense import DenseModel
 
+        alone = None
         if manifest.recipe.propagated:
-            say("library.hessians=propagated: blocks are made one after the other, in this process")
+            alone = "library.hessians=propagated"
+        elif config.ray.storage:
+            alone = "ray.storage"
+        if alone:
+            say(f"{alone}: blocks are made one after the other, in this process")
             yield from make_blocks(loaded, path, manifest, tokens, batch, progress)
             return
         site = Site(

@@ -6,16 +6,18 @@ Nothing here knows Ray: a worker is whoever takes a batch.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 
 from evocompress.types import Answer, Estimate, Estimation, Request, Result
 
 BATCH_SECONDS = 1.0
 """How long a batch should take: much longer than it is on its way, and not long to repeat."""
 
-PER_WORKER = 4
-"""Of what waits a batch is at most this part of a worker's share: the last ones are small, so that
-all workers end together (Polychronopoulos & Kuck 1987)."""
+PARTS = 4
+"""Of what waits for a worker a batch is at most this part: the last ones are small, so that all
+workers end together (Polychronopoulos & Kuck 1987)."""
 
 DEATHS = 3
 """Workers that a request must have killed alone before it is given up."""
@@ -51,8 +53,24 @@ class Pace:
         return LEAST_PATIENCE + (PATIENCE * tokens / rate if rate else 10 * LEAST_PATIENCE)
 
 
+@dataclass(eq=False)
+class _Stretch:
+    """Neighbours in the order of a step, which wait together.
+
+    Attributes:
+        requests: They.
+        tokens: Of all of them.
+    """
+
+    requests: deque[Request]
+    tokens: int
+
+
 class Queue:
     """The requests of one step, in an order in which neighbours share most.
+
+    Every worker goes through a stretch of its own, in which it shares with itself; one that has
+    done its own takes the far half of the longest one left (Hendler & Shavit 2002).
 
     Args:
         requests: In that order.
@@ -68,36 +86,47 @@ class Queue:
         workers: int,
         pace: Pace,
     ) -> None:
-        self._waiting = deque(requests)
         self._suspects: deque[Request] = deque()
         self._killed: Counter[Request] = Counter()
         self._tokens = tokens
         self._pace = pace
-        self._parts = max(1, workers * PER_WORKER)
-        self._left = sum(map(tokens, requests))
+        count = max(1, min(workers, len(requests)))
+        borders = [part * len(requests) // count for part in range(count + 1)]
+        parts = (requests[begin:end] for begin, end in pairwise(borders))
+        self._free = deque(self._stretch(part) for part in parts if part)
+        self._owned: dict[Hashable, _Stretch] = {}
 
     def __bool__(self) -> bool:
-        return bool(self._waiting or self._suspects)
+        return bool(self._free or self._owned or self._suspects)
 
-    def take(self) -> tuple[Request, ...]:
-        """The next batch; empty where nothing waits.
+    @property
+    def waiting(self) -> int:
+        """How many no worker has."""
+        stretches = (*self._free, *self._owned.values())
+        return len(self._suspects) + sum(len(stretch.requests) for stretch in stretches)
+
+    def take(self, taker: Hashable) -> tuple[Request, ...]:
+        """The next batch for a worker; empty where nothing waits.
 
         A request that was with a worker that died goes alone, so that only itself is to blame.
         """
         if self._suspects:
             return (self._suspects.popleft(),)
-        batch: list[Request] = []
-        size, limit = 0, self._limit
-        while self._waiting and (not batch or size + self._tokens(self._waiting[0]) <= limit):
-            batch.append(self._waiting.popleft())
-            size += self._tokens(batch[-1])
-        self._left -= size
-        return tuple(batch)
+        if taker not in self._owned:
+            found = self._free.popleft() if self._free else self._far_half()
+            if found is None:
+                return ()
+            self._owned[taker] = found
+        return self._batch(taker)
 
     def back(self, batch: Sequence[Request]) -> None:
-        """A batch that no worker has begun waits again."""
-        self._waiting.extendleft(reversed(batch))
-        self._left += sum(map(self._tokens, batch))
+        """A batch that no worker has begun waits for whoever comes first."""
+        self._free.appendleft(self._stretch(batch))
+
+    def leave(self, taker: Hashable) -> None:
+        """A worker is gone: what waited for it waits for whoever comes first."""
+        if taker in self._owned:
+            self._free.appendleft(self._owned.pop(taker))
 
     def lost(self, batch: Sequence[Request]) -> list[Answer]:
         """A worker died of a batch: its requests wait again, or are given up with a reason."""
@@ -110,10 +139,37 @@ class Queue:
                 given_up.append(failure(request, f"{DEATHS} workers died of it"))
         return given_up
 
-    @property
-    def _limit(self) -> float:
-        """Tokens of a batch."""
-        rate, share = self._pace.tokens_per_second, self._left / self._parts
+    def _batch(self, taker: Hashable) -> tuple[Request, ...]:
+        """The next requests of a worker's own stretch."""
+        stretch = self._owned[taker]
+        waiting, limit, size = stretch.requests, self._limit(stretch), 0
+        batch: list[Request] = []
+        while waiting and (not batch or size + self._tokens(waiting[0]) <= limit):
+            batch.append(waiting.popleft())
+            size += self._tokens(batch[-1])
+        stretch.tokens -= size
+        if not waiting:
+            del self._owned[taker]
+        return tuple(batch)
+
+    def _far_half(self) -> _Stretch | None:
+        """The far half of the longest stretch, or all of it if that is one request."""
+        if not self._owned:
+            return None
+        owner, longest = max(self._owned.items(), key=lambda item: item[1].tokens)
+        if len(longest.requests) == 1:
+            return self._owned.pop(owner)
+        half = [longest.requests.pop() for _ in range(len(longest.requests) // 2)]
+        far = self._stretch(half[::-1])
+        longest.tokens -= far.tokens
+        return far
+
+    def _stretch(self, requests: Sequence[Request]) -> _Stretch:
+        return _Stretch(deque(requests), sum(map(self._tokens, requests)))
+
+    def _limit(self, stretch: _Stretch) -> float:
+        """Tokens of the next batch out of a stretch."""
+        rate, share = self._pace.tokens_per_second, stretch.tokens / PARTS
         return share if rate is None else min(share, rate * BATCH_SECONDS)
 
 

@@ -1,8 +1,8 @@
 """Evaluation on Ray actors, one for each GPU or for so many cores, which hold the model.
 
-Requests go in batches of about a second to whoever is free. An actor that dies, or that is given up
-because it does not answer, is replaced, and its requests are asked again one by one; what three
-actors died of alone is a failed answer. Actors may come and go with the cluster's nodes.
+Requests go in batches of about a second, neighbours to the same actor. An actor that dies, or that
+is given up because it does not answer, is replaced, and its requests are asked again one by one;
+what three actors died of alone is a failed answer. Actors may come and go with the cluster's nodes.
 """
 
 from __future__ import annotations
@@ -13,11 +13,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from evocompress.distributed.instruments import Instruments, Who, where
 from evocompress.distributed.pieces import Pieces
 from evocompress.distributed.queue import Pace, Queue
 from evocompress.distributed.worker import Refusal
 from evocompress.errors import RunError, one_line
 from evocompress.types import Answer, Request
+
+ANSWER_SECONDS = 2.0
+"""In which a worker on another node must say what it printed."""
 
 POLL_SECONDS = 1.0
 """How often it is looked whether a worker takes too long, or nodes have come."""
@@ -39,11 +43,13 @@ class _Hand:
     Attributes:
         actor: Its handle.
         starting: What tells that it is ready; ``None`` once it is.
+        who: What it said of itself then.
         free_since: When it finished its last batch.
     """
 
     actor: Any
     starting: Any
+    who: Who | None = None
     free_since: float = 0.0
 
 
@@ -71,6 +77,7 @@ class RayExecutor:
         order: Sorts requests so that neighbours share most.
         tokens: Of a request.
         stop: Called at the end.
+        instruments: Told what workers do.
     """
 
     def __init__(
@@ -80,6 +87,7 @@ class RayExecutor:
         order: Callable[[Sequence[Request]], Sequence[Request]],
         tokens: Callable[[Request], int],
         stop: Callable[[], None],
+        instruments: Instruments,
     ) -> None:
         import ray
 
@@ -89,6 +97,8 @@ class RayExecutor:
         self._order = order
         self._tokens = tokens
         self._stop = stop
+        self._instruments = instruments
+        self._looked = 0.0
         self._pace = Pace()
         self._hands: list[_Hand] = []
         self._failed_starts = 0
@@ -105,7 +115,7 @@ class RayExecutor:
         running: dict[Any, _Job] = {}
         try:
             while queue or running:
-                self._staff()
+                self._look(queue)
                 self._send(queue, running)
                 for answer in self._collect(queue, running):
                     yield from pieces.joined(answer)
@@ -120,6 +130,14 @@ class RayExecutor:
             self._dismiss(hand)
         self._stop()
 
+    def _look(self, queue: Queue) -> None:
+        """Starts actors for which there is room by now, and shows how many requests wait."""
+        self._staff()
+        if time.monotonic() - self._looked > POLL_SECONDS:
+            self._looked = time.monotonic()
+            ready = sum(hand.who is not None for hand in self._hands)
+            self._instruments.state(queue.waiting, ready)
+
     def _staff(self) -> None:
         """Has as many actors as the cluster has room for."""
         for _ in range(self._wanted() - len(self._hands)):
@@ -132,7 +150,7 @@ class RayExecutor:
         for place in range(IN_FLIGHT):
             for hand in self._hands:
                 if queue and hand.starting is None and jobs[hand] == place:
-                    batch = queue.take()
+                    batch = queue.take(hand)
                     reference = hand.actor.answer.remote(batch)
                     running[reference] = _Job(hand, batch, time.monotonic())
                     jobs[hand] += 1
@@ -161,9 +179,9 @@ class RayExecutor:
     def _begin(self, hand: _Hand) -> None:
         """An actor has loaded everything, or has died before."""
         try:
-            self._heard(self._ray.get(hand.starting))
+            hand.who = self._heard(self._ray.get(hand.starting))
         except self._ray.exceptions.RayError as error:
-            self._raise_bug(error)
+            self._raise_bug(error, hand)
             self._dismiss(hand)
             self._failed_starts += 1
             if self._failed_starts >= STARTS:
@@ -181,12 +199,15 @@ class RayExecutor:
         try:
             answers = self._heard(self._ray.get(reference))
         except self._ray.exceptions.RayError as error:
-            self._raise_bug(error)
+            self._raise_bug(error, job.hand)
             yield from self._lose(queue, job.hand, running)
             return
         del running[reference]
-        now = time.monotonic()
-        self._pace.add(self._size(job.batch), now - max(job.since, job.hand.free_since))
+        now, tokens = time.monotonic(), self._size(job.batch)
+        seconds = now - max(job.since, job.hand.free_since)
+        self._pace.add(tokens, seconds)
+        assert job.hand.who is not None
+        self._instruments.answered(job.hand.who, len(answers), tokens, seconds)
         job.hand.free_since = now
         yield from answers
 
@@ -203,6 +224,7 @@ class RayExecutor:
             else:
                 answers += arrived
         self._dismiss(hand)
+        queue.leave(hand)
         for batch in reversed(lost[1:]):
             queue.back(batch)
         return answers + (queue.lost(lost[0]) if lost else [])
@@ -228,11 +250,12 @@ class RayExecutor:
             raise RunError(said.reason)
         return said
 
-    def _raise_bug(self, error: Exception) -> None:
+    def _raise_bug(self, error: Exception, hand: _Hand) -> None:
         """Raises an error within a worker's own code; the others are deaths of some kind."""
         if isinstance(error, self._ray.exceptions.RayTaskError):
             cause = getattr(error, "cause", error)
-            raise RunError(f"a worker failed ({one_line(cause)}): {self._logs}") from None
+            log = f"see {where(hand.who)}" if hand.who else self._logs
+            raise RunError(f"a worker failed ({one_line(cause)}): {log}") from None
 
     @property
     def _logs(self) -> str:
@@ -244,7 +267,17 @@ class RayExecutor:
     def _dismiss(self, hand: _Hand) -> None:
         if hand in self._hands:
             self._hands.remove(hand)
+            if hand.who:
+                self._instruments.ended(hand.who, lambda: self._printed(hand))
             self._ray.kill(hand.actor)
+
+    def _printed(self, hand: _Hand) -> str | None:
+        """What an actor printed, if it is alive and not busy."""
+        try:
+            text: str | None = self._ray.get(hand.actor.log.remote(), timeout=ANSWER_SECONDS)
+        except self._ray.exceptions.RayError:
+            return None
+        return text
 
     def _size(self, batch: Sequence[Request]) -> int:
         return sum(map(self._tokens, batch))

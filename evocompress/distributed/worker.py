@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from evocompress.errors import EvoCompressError, one_line
+from evocompress.distributed.instruments import tail, who
+from evocompress.errors import EvoCompressError, RunError, one_line
 from evocompress.types import Answer, Request
+
+if TYPE_CHECKING:
+    from evocompress.config import RunConfig
+    from evocompress.workbench import Workbench
 
 
 @dataclass(frozen=True)
@@ -18,15 +22,17 @@ class Assignment:
 
     Attributes:
         config: The run's configuration, JSON.
-        library: Folder of its level library, which every node must see.
+        library: Folder of its level library: one that every node sees, or in shared storage.
         expected: The fingerprints that the worker must come to, too.
         threads: CPU threads of torch.
+        timed_on: The device, in words, of the run's latency table, unless it is forced.
     """
 
     config: str
     library: str | None
     expected: dict[str, Any]
     threads: int
+    timed_on: str | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,11 @@ class Worker:
 
     def ready(self) -> Refusal | dict[str, Any]:
         """Who it is, once everything is loaded."""
-        return self._refusal or {"pid": os.getpid()}
+        return self._refusal or who()
+
+    def log(self) -> str | None:
+        """The end of what it printed."""
+        return tail(who()["log"])
 
     def answer(self, requests: Sequence[Request]) -> list[Answer] | Refusal:
         """The answers to a batch, in any order."""
@@ -81,9 +91,7 @@ def _executor(assignment: Assignment, calibration: Any) -> Any:
     from evocompress.workbench import Workbench
 
     config = RunConfig.model_validate_json(assignment.config)
-    library = config.library.model_copy(
-        update={"path": Path(assignment.library) if assignment.library else None}
-    )
+    library = config.library.model_copy(update={"path": _library(assignment.library, config)})
     config = config.model_copy(update={"executor": "local", "library": library, "threads": None})
     torch.set_num_threads(assignment.threads)
     bench = Workbench(config, RunFolder(config.folder), Silent(), finished=True)
@@ -93,9 +101,23 @@ def _executor(assignment: Assignment, calibration: Any) -> Any:
     return bench.executor(LiveModel(bench.loaded, bench.library))
 
 
-def _check(bench: Any, assignment: Assignment) -> None:
-    """Whether this worker computes what the run's record says."""
-    from evocompress.errors import RunError
+def _library(place: str | None, config: RunConfig) -> Path | None:
+    """The folder of the library on this node."""
+    from evocompress.demo_model import cache_folder
+    from evocompress.distributed.storage import fetched
+
+    if place is None:
+        return None
+    return fetched(place, cache_folder() / "libraries") if config.ray.storage else Path(place)
+
+
+def _check(bench: Workbench, assignment: Assignment) -> None:
+    """Whether this worker computes what the run's record says.
+
+    Raises:
+        RunError: It does not.
+    """
+    from evocompress.environment import describe
 
     found = bench.circumstances()
     wrong = [key for key, value in assignment.expected.items() if found[key] != value]
@@ -104,4 +126,11 @@ def _check(bench: Any, assignment: Assignment) -> None:
             f"a worker differs from the run in {', '.join(wrong)} "
             f"({', '.join(f'{found[key]} instead of {assignment.expected[key]}' for key in wrong)})"
             ": give all nodes the same model, library and kind of device"
+        )
+    device = describe(bench.loaded.model.device)
+    if assignment.timed_on not in (None, device):
+        raise RunError(
+            f"a worker computes on '{device}', but the latency table is of "
+            f"'{assignment.timed_on}': give all nodes that device, or take the table for theirs "
+            "with latency.force=true"
         )

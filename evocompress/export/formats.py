@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from transformers import PreTrainedModel
 
+from evocompress.export.deci import Deci
+from evocompress.export.folded import Folded
+from evocompress.export.gguf import Gguf
+from evocompress.export.gguf_writing import TYPES
 from evocompress.export.modeling_file import ModelingFile
 from evocompress.export.padded import Padded
 from evocompress.export.stock import Stock
-from evocompress.export.weights import LevelWeights
+from evocompress.export.weights import State
 from evocompress.models import LoadedModel
 from evocompress.types import Candidate
 
@@ -20,28 +24,49 @@ class Format(Protocol):
 
     Attributes:
         loading: Python that loads such a checkpoint, for its README; ``{path}`` is filled in.
-        note: Paragraph for its README on what the format costs; may be empty.
     """
 
-    loading: str
-    note: str
+    loading: ClassVar[str]
 
     def obstacle(self, loaded: LoadedModel, candidate: Candidate) -> str | None:
         """What of which unit this format cannot express, after its name; ``None`` if it can."""
         ...
 
-    def build(
-        self, loaded: LoadedModel, library: LevelWeights | None, candidate: Candidate
-    ) -> PreTrainedModel:
-        """The compressed model, sharing tensors with the dense one; to be saved, not run."""
+    def note(self, loaded: LoadedModel, candidate: Candidate) -> str:
+        """A paragraph for the README on what the format costs; may be empty."""
         ...
 
-    def add_files(self, loaded: LoadedModel, folder: Path) -> None:
-        """Adds what `save_pretrained` does not write."""
+    def check_weights(self, loaded: LoadedModel, candidate: Candidate, weights: str) -> None:
+        """Refuse a type of weights of `WEIGHTS` that the candidate cannot be stored in.
+
+        Raises:
+            ExportError: With the unit, or the formats that have the type.
+        """
+        ...
+
+    def build(self, loaded: LoadedModel, state: State, candidate: Candidate) -> PreTrainedModel:
+        """The compressed model, sharing tensors with `state`; to be saved, not run."""
+        ...
+
+    def save(
+        self, model: PreTrainedModel, loaded: LoadedModel, folder: Path, weights: str | None
+    ) -> None:
+        """Writes what `build` made into an empty folder; ``None`` keeps the type of weights."""
+        ...
+
+    def measured(self, folder: Path, loaded: LoadedModel) -> dict[str, int]:
+        """Costs counted in the written files; see `evocompress.export.measure`."""
         ...
 
 
-FORMATS: dict[str, Format] = {"stock": Stock(), "hf": ModelingFile(), "padded": Padded()}
+FORMATS: dict[str, Format] = {
+    "stock": Stock(),
+    "hf": ModelingFile(),
+    "padded": Padded(),
+    "folded": Folded(),
+    "deci": Deci(),
+    "gguf": Gguf(),
+}
 
-AUTOMATIC = ("stock", "hf")
-"""The formats that ``auto`` chooses from, in this order."""
+WEIGHTS = tuple(TYPES)
+"""Types of weights that a checkpoint can be written in."""

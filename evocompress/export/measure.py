@@ -25,7 +25,7 @@ def measured_costs(folder: Path, family: Family) -> dict[str, int]:
         weights) and ``weight_bytes``. As in the cost model only zeros of the blocks' linear
         matrices are not counted as non-zero.
     """
-    block = re.escape(family.layers_path) + r"\.\d+\."
+    block = re.escape(family.layers_path) + r"\.\d+\.((before|after)\.\d+\.)?"
     paths = "|".join(re.escape(matrix.path) for matrix in family.matrices)
     matrix = re.compile(rf"{block}({paths})\.weight")
     total = body = matrices = zeros = size = 0

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from evocompress.export.configs import cut_config, depends_on_index
 from evocompress.export.layout import Block, layout, without_blocks
 from evocompress.export.modeling import CLASSES
-from evocompress.export.weights import LevelWeights, assemble, compressed_state
+from evocompress.export.pretrained import Pretrained
+from evocompress.export.weights import State, assemble, renumbered
 from evocompress.models import LoadedModel
 from evocompress.types import Candidate
 
@@ -26,11 +27,10 @@ model = AutoModelForCausalLM.from_pretrained("{path}", trust_remote_code=True)
 tokenizer = AutoTokenizer.from_pretrained("{path}")"""
 
 
-class ModelingFile:
+class ModelingFile(Pretrained):
     """Each block has its own widths, or lacks a sub-layer; `evocompress.hf` has the class too."""
 
     loading = LOADING
-    note = ""
 
     def obstacle(self, loaded: LoadedModel, candidate: Candidate) -> str | None:
         """A family without a modeling file, or a model without any attention."""
@@ -43,33 +43,55 @@ class ModelingFile:
             return f"cannot leave out every attention, {left.path}.0.attention among them"
         return without_blocks(left)
 
-    def build(
-        self, loaded: LoadedModel, library: LevelWeights | None, candidate: Candidate
-    ) -> PreTrainedModel:
+    def build(self, loaded: LoadedModel, state: State, candidate: Candidate) -> PreTrainedModel:
         """A model of the family's class in `evocompress.export.modeling`."""
-        classes = CLASSES[loaded.family.model_type]
-        left, dense = layout(loaded, candidate), loaded.model.config
-        blocks = left.blocks if depends_on_index(dense) else left.kept
-        settings = cut_config(dense, blocks).to_dict()
-        grouped = "num_key_value_heads" in settings
-        own = [_overrides(block, grouped=grouped) for block in blocks]
-        settings["per_layer_config"] = {layer: entry for layer, entry in enumerate(own) if entry}
-        # Where layers have fewer heads, their size does not follow from the number.
-        settings["head_dim"] = left.dense.head_dim
-        settings["auto_map"] = classes.auto_map
-        del settings["model_type"]
-        config = classes.config.from_dict(settings)
-        config._attn_implementation = dense._attn_implementation
-        state = compressed_state(loaded, library, candidate)
-        return assemble(classes.causal, config, state, left.path, [b.index for b in blocks])
+        blocks = _blocks(loaded, candidate)
+        grouped = hasattr(loaded.model.config, "num_key_value_heads")
+        own = [overrides(block, grouped=grouped) for block in blocks]
+        config = uneven_config(loaded, blocks, own)
+        cls = CLASSES[loaded.family.model_type].causal
+        return assemble(cls, config, state, self.name_of(loaded, candidate))
 
-    def add_files(self, loaded: LoadedModel, folder: Path) -> None:
+    def name_of(self, loaded: LoadedModel, candidate: Candidate) -> Callable[[str], str]:
+        """Blocks have other numbers."""
+        indices = [block.index for block in _blocks(loaded, candidate)]
+        return renumbered(loaded.family.layers_path, indices)
+
+    def files(self, loaded: LoadedModel) -> tuple[Path, ...]:
         """The Python files that ``auto_map`` names."""
-        for source in CLASSES[loaded.family.model_type].files:
-            shutil.copyfile(source, folder / source.name)
+        return CLASSES[loaded.family.model_type].files
 
 
-def _overrides(block: Block, *, grouped: bool) -> dict[str, Any]:
+def _blocks(loaded: LoadedModel, candidate: Candidate) -> tuple[Block, ...]:
+    """The blocks that are written: all where they must keep their numbers, else what is left."""
+    left = layout(loaded, candidate)
+    return left.blocks if depends_on_index(loaded.model.config) else left.kept
+
+
+def uneven_config(
+    loaded: LoadedModel, blocks: Sequence[Block], own: Sequence[Mapping[str, Any]]
+) -> PreTrainedConfig:
+    """The config of a family's class in `evocompress.export.modeling`.
+
+    Args:
+        loaded: The dense model.
+        blocks: For each layer the block whose attention it has.
+        own: For each layer what ``per_layer_config`` says of it.
+    """
+    dense = loaded.model.config
+    classes = CLASSES[loaded.family.model_type]
+    settings = cut_config(dense, blocks).to_dict()
+    settings["per_layer_config"] = {layer: entry for layer, entry in enumerate(own) if entry}
+    # Where layers have fewer heads, their size does not follow from the number.
+    settings["head_dim"] = loaded.family.architecture(loaded.model).head_dim
+    settings["auto_map"] = classes.auto_map
+    del settings["model_type"]
+    config = classes.config.from_dict(settings)
+    config._attn_implementation = dense._attn_implementation
+    return config
+
+
+def overrides(block: Block, *, grouped: bool) -> dict[str, Any]:
     """What ``per_layer_config`` says of one block."""
     own: dict[str, Any] = {}
     if block.dropped:

@@ -5,34 +5,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
-from pathlib import Path
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from evocompress.export.configs import cut_config, depends_on_index, is_taken, set_widths
 from evocompress.export.filling import Target, filled
 from evocompress.export.layout import Block, Layout, layout, without_blocks
-from evocompress.export.stock import LOADING
-from evocompress.export.weights import LevelWeights, assemble, compressed_state
+from evocompress.export.pretrained import Pretrained
+from evocompress.export.weights import State, assemble, renumbered
 from evocompress.families import SubLayerName
 from evocompress.families.coupling import Widths
 from evocompress.models import LoadedModel
 from evocompress.types import Candidate
 
+NOTE = (
+    "Format `padded`: every layer is filled up with zeros to the width of the widest, and a "
+    "dropped sub-layer is all zeros. The function is that of the compressed model, but it is "
+    "neither smaller nor faster than a model whose layers are all that wide. The measured "
+    "costs count what is stored, zeros included in `params`. Format `hf` is really smaller."
+)
+
 BIAS_KEYS: dict[SubLayerName, str] = {"attention": "attention_bias", "mlp": "mlp_bias"}
 """The settings that give all matrices of a sub-layer a bias, where a class has them."""
 
 
-class Padded:
+class Padded(Pretrained):
     """The same function in the model's own class; no faster than if all layers were the widest."""
-
-    loading = LOADING
-    note = (
-        "Format `padded`: every layer is filled up with zeros to the width of the widest, and a "
-        "dropped sub-layer is all zeros. The function is that of the compressed model, but it is "
-        "neither smaller nor faster than a model whose layers are all that wide. The measured "
-        "costs count what is stored, zeros included in `params`. Format `hf` is really smaller."
-    )
 
     def obstacle(self, loaded: LoadedModel, candidate: Candidate) -> str | None:
         """A model without blocks, or a bias that the class does not have."""
@@ -42,24 +40,23 @@ class Padded:
             return f"cannot give the output of {unit} a bias"
         return without_blocks(left)
 
-    def build(
-        self, loaded: LoadedModel, library: LevelWeights | None, candidate: Candidate
-    ) -> PreTrainedModel:
+    def note(self, loaded: LoadedModel, candidate: Candidate) -> str:
+        """What it costs."""
+        return NOTE
+
+    def build(self, loaded: LoadedModel, state: State, candidate: Candidate) -> PreTrainedModel:
         """A model of the dense model's class in which each layer is as wide as the widest."""
         left = layout(loaded, candidate)
         blocks = left.blocks if depends_on_index(loaded.model.config) else left.kept
         target = _target(left, loaded)
-        state = compressed_state(loaded, library, candidate)
+        wide = dict(state)
         for block in blocks:
             for matrix in loaded.family.matrices:
                 name = f"{left.path}.{block.index}.{matrix.path}"
-                state |= filled(name, matrix, block, target, state)
+                wide |= filled(name, matrix, block, target, state)
         config = _config(loaded, blocks, left.dense, target)
-        kept = [block.index for block in blocks]
-        return assemble(type(loaded.model), config, state, left.path, kept)
-
-    def add_files(self, loaded: LoadedModel, folder: Path) -> None:
-        """Nothing: the class comes with transformers."""
+        names = renumbered(left.path, [block.index for block in blocks])
+        return assemble(type(loaded.model), config, wide, names)
 
 
 def _target(left: Layout, loaded: LoadedModel) -> Target:

@@ -8,6 +8,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 import evocompress.hf  # noqa: F401  (checkpoints of format "hf" load without their own code)
+from evocompress.errors import ModelError
+from evocompress.export.gguf_writing import GGUF_FILE
 from evocompress.sources import local_checkpoint, quiet_transformers, read_model
 
 
@@ -19,8 +21,14 @@ def read_checkpoint(path: Path, like: PreTrainedModel) -> PreTrainedModel:
         like: The model whose dtype and device it gets.
 
     Raises:
-        ModelError: The folder holds no checkpoint, or a file of it is missing or damaged.
+        ModelError: The folder holds no checkpoint, one that only llama.cpp loads, or a file of it
+            is missing or damaged.
     """
+    if (path / GGUF_FILE).exists():
+        raise ModelError(
+            f"{path} is of format gguf, which only llama.cpp loads: heal and evaluate want another "
+            "format there, and the GGUF file can be written elsewhere with --out"
+        )
     with quiet_transformers():
         model = read_model(local_checkpoint(path), like.dtype)
     nn.Module.to(model, like.device)

@@ -2,46 +2,37 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from evocompress.export.configs import cut_config, depends_on_index, is_taken, set_widths
 from evocompress.export.layout import SUBLAYERS, Layout, layout, without_blocks
-from evocompress.export.weights import LevelWeights, assemble, compressed_state
+from evocompress.export.pretrained import Pretrained
+from evocompress.export.weights import State, assemble, renumbered
 from evocompress.models import LoadedModel
 from evocompress.types import Candidate
 
-LOADING = """from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("{path}")
-tokenizer = AutoTokenizer.from_pretrained("{path}")"""
-
-
-class Stock:
+class Stock(Pretrained):
     """Zeros in matrices, whole removed blocks and one width for all layers, nothing else."""
-
-    loading = LOADING
-    note = ""
 
     def obstacle(self, loaded: LoadedModel, candidate: Candidate) -> str | None:
         """What differs from layer to layer, or what the class cannot be configured to."""
         left = layout(loaded, candidate)
-        checks = (_alone, _numbered, _biased, _uneven, _refused)
+        checks = (_alone, renumbering, _biased, _uneven, _refused)
         reasons = (check(left, loaded) for check in checks)
         return without_blocks(left) or next(filter(None, reasons), None)
 
-    def build(
-        self, loaded: LoadedModel, library: LevelWeights | None, candidate: Candidate
-    ) -> PreTrainedModel:
+    def build(self, loaded: LoadedModel, state: State, candidate: Candidate) -> PreTrainedModel:
         """A model of the dense model's class with fewer or narrower blocks."""
-        left = layout(loaded, candidate)
-        state = compressed_state(loaded, library, candidate)
-        kept = [block.index for block in left.kept]
-        return assemble(type(loaded.model), _config(left, loaded), state, left.path, kept)
+        config = _config(layout(loaded, candidate), loaded)
+        return assemble(type(loaded.model), config, state, self.name_of(loaded, candidate))
 
-    def add_files(self, loaded: LoadedModel, folder: Path) -> None:
-        """Nothing: the class comes with transformers."""
+    def name_of(self, loaded: LoadedModel, candidate: Candidate) -> Callable[[str], str]:
+        """Blocks have other numbers."""
+        left = layout(loaded, candidate)
+        return renumbered(left.path, [block.index for block in left.kept])
 
 
 def _config(left: Layout, loaded: LoadedModel) -> PreTrainedConfig:
@@ -56,7 +47,8 @@ def _alone(left: Layout, _: LoadedModel) -> str | None:
     return unit and f"cannot leave out {unit} alone"
 
 
-def _numbered(left: Layout, loaded: LoadedModel) -> str | None:
+def renumbering(left: Layout, loaded: LoadedModel) -> str | None:
+    """The obstacle of a model whose blocks must keep their numbers."""
     unit = left.first(lambda block, sublayer: sublayer in block.dropped)
     if unit is None or not depends_on_index(loaded.model.config):
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -13,6 +13,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from evocompress.models import LoadedModel
 from evocompress.prune import LevelStore, Source, form_of
 from evocompress.types import Candidate
+
+State = Mapping[str, Tensor]
+"""The tensors of a compressed model by the names of the dense one."""
 
 
 class LevelWeights(LevelStore, Protocol):
@@ -48,9 +51,8 @@ def compressed_state(
 def assemble(
     cls: type[PreTrainedModel],
     config: PreTrainedConfig,
-    state: Mapping[str, Tensor],
-    blocks: str,
-    kept: Sequence[int],
+    state: State,
+    name_of: Callable[[str], str],
 ) -> PreTrainedModel:
     """A model of class `cls` that holds the tensors of `state`, to be saved and not to be run.
 
@@ -60,17 +62,22 @@ def assemble(
         cls: The class to make.
         config: Its config.
         state: By the names of the dense model; what the new model lacks is left out.
-        blocks: Module path of the list of blocks.
-        kept: For each block of the new model its index in `state`.
+        name_of: The name in `state` of a parameter of the new model.
     """
     with torch.device("meta"):
         model = cls(config)
-    block = re.compile(rf"^{re.escape(blocks)}\.(\d+)\.")
-
-    def old_name(name: str) -> str:
-        return block.sub(lambda match: f"{blocks}.{kept[int(match[1])]}.", name)
-
-    model.load_state_dict({name: state[old_name(name)] for name in model.state_dict()}, assign=True)
+    model.load_state_dict({name: state[name_of(name)] for name in model.state_dict()}, assign=True)
     model.tie_weights()
     model.eval()
     return model
+
+
+def renumbered(blocks: str, kept: Sequence[int]) -> Callable[[str], str]:
+    """What a parameter of a model of fewer blocks is called in the dense one.
+
+    Args:
+        blocks: Module path of the list of blocks.
+        kept: For each block of the new model its index in the dense one.
+    """
+    block = re.compile(rf"^{re.escape(blocks)}\.(\d+)\.")
+    return lambda name: block.sub(lambda match: f"{blocks}.{kept[int(match[1])]}.", name)

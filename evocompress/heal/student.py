@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -46,12 +47,11 @@ def zero_masks(model: PreTrainedModel, family: Family) -> dict[str, Tensor]:
     layers that need no bias.
     """
     parameters = dict(model.named_parameters())
+    block = re.escape(family.layers_path) + r"\.\d+\.((before|after)\.\d+\.)?"
     masks: dict[str, Tensor] = {}
-    for index in range(len(family.blocks(model))):
-        for matrix in family.matrices:
-            name = f"{family.layers_path}.{index}.{matrix.path}"
-            if f"{name}.weight" not in parameters:
-                continue  # of a dropped sub-layer
+    for matrix in family.matrices:
+        pattern = re.compile(f"({block}{re.escape(matrix.path)})\\.weight")
+        for name in (found[1] for found in map(pattern.fullmatch, parameters) if found):
             weight = parameters[f"{name}.weight"].detach() == 0
             masks[f"{name}.weight"] = weight
             if f"{name}.bias" in parameters:

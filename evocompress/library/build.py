@@ -13,7 +13,6 @@ from torch import Tensor
 
 from evocompress import __version__
 from evocompress.config import LibraryConfig
-from evocompress.errors import LibraryError
 from evocompress.library.builder import MakeBlocks, Progress, make_blocks
 from evocompress.library.dense import DenseModel
 from evocompress.library.files import remove_leftovers
@@ -41,7 +40,8 @@ def build_library(
     """Make a level library, finish one that was interrupted, or open one that is there.
 
     A library at `path` serves if it was made in the same way and has at least the wanted
-    levels. The result depends on `batch` only by rounding.
+    levels. Where another process is making it, this one waits. The result depends on `batch`
+    only by rounding.
 
     Args:
         loaded: The model, dense; it is as before when this returns or raises.
@@ -62,15 +62,19 @@ def build_library(
             made otherwise, or a unit, level or criterion is impossible.
     """
     recipe = make_recipe(DenseModel(loaded), wanted, calibration_fingerprint, config, propagate)
+    progress = progress or _silent
     manifest = _begin(loaded, recipe, tokens, config, path, batch)
-    if manifest.missing or not (path / NAME).exists():
+    if _is_incomplete(manifest, path):
         path.mkdir(parents=True, exist_ok=True)
-        with _only_builder(path):
-            remove_leftovers(path)
-            manifest.write(path)
-            for index, record in blocks(loaded, path, manifest, tokens, batch, progress or _silent):
-                manifest = manifest.with_block(index, record)
+        with _only_builder(path, progress):
+            # While this process waited, another one may have made it.
+            manifest = _begin(loaded, recipe, tokens, config, path, batch)
+            if _is_incomplete(manifest, path):
+                remove_leftovers(path)
                 manifest.write(path)
+                for index, record in blocks(loaded, path, manifest, tokens, batch, progress):
+                    manifest = manifest.with_block(index, record)
+                    manifest.write(path)
     return open_library(path, loaded, cache_mib=config.cache_mib)
 
 
@@ -110,15 +114,23 @@ def _begin(
     return manifest
 
 
+def _is_incomplete(manifest: Manifest, path: Path) -> bool:
+    return bool(manifest.missing) or not (path / NAME).exists()
+
+
 @contextmanager
-def _only_builder(path: Path) -> Iterator[None]:
+def _only_builder(path: Path, progress: Progress) -> Iterator[None]:
+    """Waits until no other process builds the library; the lock ends with its holder."""
+    lock = FileLock(path / ".lock")
     try:
-        with FileLock(path / ".lock", timeout=0):
-            yield
-    except Timeout as error:
-        raise LibraryError(
-            f"another process is building the level library at {path}: wait for it"
-        ) from error
+        lock.acquire(timeout=0)
+    except Timeout:
+        progress(0, 1, "waiting for another process that builds it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _silent(done: float, total: float, text: str) -> None:

@@ -1,6 +1,8 @@
 """What a run found, for people: an HTML page, a Markdown summary and a table for the terminal."""
 
 from evocompress.report.page import write_report
+from evocompress.report.sweep import write_sweep_report
 from evocompress.report.terminal import table
+from evocompress.report.trials import sweep_table
 
-__all__ = ["table", "write_report"]
+__all__ = ["sweep_table", "table", "write_report", "write_sweep_report"]

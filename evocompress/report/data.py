@@ -201,10 +201,19 @@ def read_run(folder: Path) -> RunData:
         units=units,
         architecture=architecture,
         winner=_optional(folder / "winner.json", Winner),
-        front=_optional(folder / "front.json", tuple[FrontPoint, ...]) or (),
+        front=read_front(folder),
         evaluation=_optional(folder / "evaluation.json", Evaluation),
         healing=_read_healing(folder / "heal" / "heal.jsonl"),
     )
+
+
+def read_front(folder: Path) -> tuple[FrontPoint, ...]:
+    """Reads the front alone; empty where there is none yet.
+
+    Raises:
+        RunError: The file is damaged.
+    """
+    return _optional(folder / "front.json", tuple[FrontPoint, ...]) or ()
 
 
 def read_evaluation(folder: Path) -> Evaluation:

@@ -59,15 +59,15 @@ def write_report(folder: Path) -> Path:
     """
     run = read_run(folder)
     content = _content(run)
-    templates = _templates()
-    page = templates.get_template("page.html.j2")
+    found = templates()
+    page = found.get_template("page.html.j2")
     html = page.render(content, sections=_sections(run), plotly_js=Markup(get_plotlyjs()))
-    write_text(folder / "summary.md", templates.get_template("summary.md.j2").render(content))
+    write_text(folder / "summary.md", found.get_template("summary.md.j2").render(content))
     write_text(folder / "report.html", html)
     return folder / "report.html"
 
 
-def _templates() -> Environment:
+def templates() -> Environment:
     """Templates of this folder; the page escapes everything that is not marked as HTML."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -158,12 +158,12 @@ def _layers(run: RunData, cost: str) -> Markup:
         )
         for point in shown
     }
-    template = _templates().get_template("layers.html.j2")
+    template = templates().get_template("layers.html.j2")
     listed = sorted(shown, key=lambda point: -point.costs[cost])
     html = template.render(
         choices=[(point.id, choice(point, cost, dense)) for point in listed],
         chosen=shown[0].id,
-        figure=_html(maps[shown[0].id], "figure-layers"),
+        figure=figure_html(maps[shown[0].id], "figure-layers"),
         maps=embedded(maps),
     )
     return Markup(html)
@@ -180,10 +180,10 @@ def _healing(run: RunData) -> Section | None:
 
 
 def _section(title: str, text: str, figure: go.Figure) -> Section:
-    return Section(title, text, _html(figure, f"figure-{title.lower()}"))
+    return Section(title, text, figure_html(figure, f"figure-{title.lower()}"))
 
 
-def _html(figure: go.Figure, name: str) -> Markup:
+def figure_html(figure: go.Figure, name: str) -> Markup:
     """A figure as an element of that id; plotly itself is in the page already."""
     html = to_html(
         figure,

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import plotly.graph_objects as go
 
 BLUE, ORANGE, GREY = "#3d7eb8", "#cf6a3a", "#8b939c"
+PALETTE = (BLUE, ORANGE, "#3f8f63", "#8a63b8", "#b0892c", "#c4527a", "#4f9aa8", GREY)
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x")
 GRID = "rgba(128,140,152,.22)"
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
 LOGARITHMIC_ABOVE = 8.0  # ratio of the largest to the smallest value

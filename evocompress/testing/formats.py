@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -22,8 +23,10 @@ from evocompress.apply import LiveModel
 from evocompress.canonical import canonical
 from evocompress.errors import ExportError
 from evocompress.export import FORMATS, choose_format, materialize, read_record
+from evocompress.export.gguf_writing import GGUF_FILE
 from evocompress.models import LoadedModel, fingerprint
 from evocompress.testing.families import random_ids
+from evocompress.testing.gguf_reference import GgufReference
 from evocompress.testing.plain_library import PlainLibrary
 from evocompress.types import DROP, Candidate, Level
 
@@ -136,6 +139,26 @@ def reload(folder: Path) -> PreTrainedModel:
     return model
 
 
+def assert_written(folder: Path, loaded: LoadedModel, candidate: Candidate) -> None:
+    """A checkpoint of any format computes what the candidate does in memory."""
+    if (folder / GGUF_FILE).exists():
+        assert_gguf_same(folder / GGUF_FILE, loaded, candidate)
+    else:
+        assert_same(reload(folder), loaded, candidate)
+
+
+def assert_gguf_same(file: Path, loaded: LoadedModel, candidate: Candidate) -> None:
+    """A GGUF file, read by another program, gives the candidate's logits and greedy tokens."""
+    ids = random_ids()
+    logits, tokens = in_memory(loaded, candidate, ids)
+    model = GgufReference(file)
+    for row, sequence in enumerate(ids.numpy()):
+        np.testing.assert_allclose(model.logits(sequence), logits[row], rtol=0, atol=ROUNDING)
+    # One pass over the whole continuation: each of its tokens is the best after those before it.
+    best = model.logits(tokens[0, :-1].numpy()).argmax(axis=-1)
+    assert (best[-NEW_TOKENS:] == tokens[0, -NEW_TOKENS:].numpy()).all()
+
+
 def assert_same(model: PreTrainedModel, loaded: LoadedModel, candidate: Candidate) -> None:
     """The model computes what the candidate does in memory, with a cache and without."""
     ids = random_ids()
@@ -169,17 +192,18 @@ class FormatContract:
         materialize(loaded, PlainLibrary(loaded), candidate, out, format=format)
         record = read_record(out)
         assert (record.id, record.format) == (candidate.id, format)
-        assert_same(reload(out), loaded, candidate)
+        assert_written(out, loaded, candidate)
 
     def check_refused(
         self, format: str, loaded: LoadedModel, candidate: Candidate, obstacle: str
     ) -> None:
-        """One line names the format, a unit of the candidate, and all formats that can."""
+        """One line names the format, a unit or the kind of model, and all formats that can."""
         with pytest.raises(ExportError) as caught:
             choose_format(loaded, candidate, format)
         text = str(caught.value)
         assert "\n" not in text
         assert text.startswith(f"format '{format}' {obstacle}: ")
-        assert any(name in obstacle for name in candidate.by_name)
+        units = (*candidate.by_name, f"{loaded.family.model_type} model")
+        assert any(name in obstacle for name in units)
         able = {name for name in FORMATS if FORMATS[name].obstacle(loaded, candidate) is None}
         assert {name for name in FORMATS if f"'{name}'" in text.rsplit(": ", 1)[1]} == able

@@ -88,6 +88,35 @@ def tiny_model(
     return model
 
 
+def windowless(
+    model_type: str, *, layers: int = 4, hidden: int = 64, vocabulary: int = 256
+) -> LoadedModel:
+    """A random Llama, Mistral or Qwen with full attention, as other programs want it.
+
+    It has 4 heads of hidden / 4, 2 key-value heads and an MLP twice as wide as `hidden`; engines
+    want heads of 64.
+    """
+    config = AutoConfig.for_model(
+        model_type,
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=HEADS,
+        num_key_value_heads=KV_HEADS,
+        head_dim=hidden // HEADS,
+        max_position_embeddings=CONTEXT,
+        sliding_window=None,
+        bos_token_id=END_OF_TEXT_ID,
+        eos_token_id=END_OF_TEXT_ID,
+        pad_token_id=None,
+    )
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.requires_grad_(False)
+    _randomise(model, torch.Generator().manual_seed(0))
+    return loaded(model, tiny_tokenizer(), f"tiny:{model_type}")
+
+
 def _randomise(model: PreTrainedModel, generator: torch.Generator) -> None:
     """Matrices that keep the scale of their input, varied norms, biases that are not zero.
 

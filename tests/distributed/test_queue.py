@@ -1,5 +1,7 @@
 """Batches, and the requests of workers that died."""
 
+from itertools import cycle
+
 import numpy as np
 import pytest
 
@@ -24,26 +26,62 @@ def queue(count, workers=2, pace=None, tokens=lambda _: 100):
     return Queue([request(n) for n in range(count)], tokens, workers, pace or Pace())
 
 
-def drain(waiting):
+def drain(waiting, takers=("a",)):
+    """Batches of workers that take turns."""
     batches = []
-    while waiting:
-        batches.append(waiting.take())
-    return batches
+    for taker in cycle(takers):
+        if not waiting:
+            return batches
+        batches.append(waiting.take(taker))
+
+
+def flat(batches):
+    return [r for batch in batches for r in batch]
 
 
 def test_a_step_is_cut_into_ever_smaller_batches_in_order():
-    batches = drain(queue(64, workers=4))
+    batches = drain(queue(64, workers=1))
     sizes = [len(batch) for batch in batches]
-    assert sizes[0] == 4 and sizes == sorted(sizes, reverse=True) and sizes[-12:] == [1] * 12
-    assert [r for batch in batches for r in batch] == [request(n) for n in range(64)]
+    assert sizes[0] == 16 and sizes == sorted(sizes, reverse=True) and sizes[-7:] == [1] * 7
+    assert flat(batches) == [request(n) for n in range(64)]
+
+
+def test_every_worker_goes_through_a_stretch_of_its_own():
+    batches = drain(queue(64, workers=4), "abcd")
+    for place in range(4):
+        assert flat(batches[place::4]) == [request(n) for n in range(16 * place, 16 * place + 16)]
+
+
+def test_who_is_done_takes_the_far_half_of_the_longest_stretch():
+    waiting = queue(40, workers=2)
+    assert waiting.take("slow") == tuple(request(n) for n in range(5))
+    own = [waiting.take("fast") for _ in range(11)]
+    assert flat(own) == [request(n) for n in range(20, 40)]
+    assert waiting.take("fast")[0] == request(13)
+    rest = flat(drain(waiting, ["slow", "fast"]))
+    assert {r.candidate.levels[0][0] for r in rest} == {
+        f"u{n}" for n in (*range(5, 13), *range(14, 20))
+    }
+
+
+def test_a_single_worker_does_what_was_cut_for_many():
+    assert flat(drain(queue(10, workers=4))) == [request(n) for n in range(10)]
+
+
+def test_what_waited_for_a_worker_that_left_is_for_whoever_comes():
+    waiting = queue(16, workers=1)
+    waiting.take("a")
+    waiting.leave("a")
+    assert flat(drain(waiting, "b")) == [request(n) for n in range(4, 16)]
 
 
 def test_what_no_worker_has_begun_comes_back_in_its_place():
     waiting = queue(16, workers=1)
-    first, second = waiting.take(), waiting.take()
+    first, second = waiting.take("a"), waiting.take("a")
+    waiting.leave("a")
     waiting.back(second)
     waiting.back(first)
-    assert [r for batch in drain(waiting) for r in batch] == [request(n) for n in range(16)]
+    assert flat(drain(waiting, "b")) == [request(n) for n in range(16)]
 
 
 def test_batches_take_about_a_second_once_the_pace_is_known():
@@ -68,11 +106,11 @@ def test_the_pace_follows_a_change():
 
 def test_what_a_dead_worker_had_goes_alone_and_first():
     waiting = queue(16, workers=1)
-    batch = waiting.take()
+    batch = waiting.take("a")
     assert len(batch) == 4
     assert waiting.lost(batch) == []
-    assert [waiting.take() for _ in range(4)] == [(r,) for r in batch]
-    assert waiting.take() == tuple(request(n) for n in range(4, 7))
+    assert [waiting.take("a") for _ in range(4)] == [(r,) for r in batch]
+    assert waiting.take("a") == tuple(request(n) for n in range(4, 7))
 
 
 def test_only_what_kills_alone_is_given_up():
@@ -80,7 +118,7 @@ def test_only_what_kills_alone_is_given_up():
     poison = request(2)
     lost, answers = 0, []
     while waiting:
-        batch = waiting.take()
+        batch = waiting.take("a")
         if poison in batch:
             lost += 1
             answers += waiting.lost(batch)
@@ -93,7 +131,7 @@ def test_only_what_kills_alone_is_given_up():
 def test_an_estimate_that_kills_is_a_failed_estimation():
     asked = Estimate(Candidate(), "taylor", (0,))
     waiting = Queue([asked], lambda _: 1, 1, Pace())
-    answers = [waiting.lost(waiting.take()) for _ in range(DEATHS)]
+    answers = [waiting.lost(waiting.take("a")) for _ in range(DEATHS)]
     assert answers[:-1] == [[], []]
     assert isinstance(answers[-1][0], Estimation) and answers[-1][0].failed
 

@@ -18,7 +18,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrai
 import evocompress.hf  # noqa: F401
 from evocompress.costs import cost_model
 from evocompress.errors import ExportError, LibraryError
-from evocompress.export import materialize, read_candidate, read_record
+from evocompress.export import FORMATS, materialize, read_candidate, read_record
 from evocompress.families import FAMILIES
 from evocompress.models import LoadedModel, fingerprint
 from evocompress.testing.formats import candidate_of, with_bias, with_zeros
@@ -64,11 +64,12 @@ def test_reloaded_checkpoint_equals_candidate_in_memory(
 
 def test_both_ways_of_loading_agree(ids: Tensor, tmp_path: Path) -> None:
     folders = []
-    for name in FAMILIES:
+    forms = [*((name, "hf") for name in FAMILIES), ("llama", "folded"), ("llama", "deci")]
+    for name, form in forms:
         loaded = tiny_loaded(name, layers=4)
         candidate = candidate_of(loaded, with_zeros(loaded, with_bias(loaded)))
-        out = tmp_path / name
-        folders.append(materialize(loaded, PlainLibrary(loaded), candidate, out, format="hf"))
+        out = tmp_path / f"{name}_{form}"
+        folders.append(materialize(loaded, PlainLibrary(loaded), candidate, out, format=form))
     save_file({"ids": ids}, tmp_path / "ids.safetensors")
     command = [sys.executable, "-c", LOAD_REMOTE_CODE, tmp_path / "ids.safetensors", *folders]
     subprocess.run(command, check=True, cwd=tmp_path, timeout=240)
@@ -161,7 +162,7 @@ def test_card_shows_latencies_in_milliseconds(llama: LoadedModel, tmp_path: Path
 
 def test_stock_refuses_a_single_sub_layer(llama: LoadedModel, tmp_path: Path) -> None:
     candidate = Candidate((("model.layers.2.mlp", DROP),))
-    with pytest.raises(ExportError, match=r"leave out model\.layers\.2\.mlp alone: format 'hf'"):
+    with pytest.raises(ExportError, match=r"leave out model\.layers\.2\.mlp alone: formats 'hf'"):
         materialize(llama, None, candidate, tmp_path / "out", format="stock")
     assert not any(tmp_path.iterdir())
 
@@ -172,7 +173,9 @@ def test_blocks_that_know_their_index_are_kept_in_place(ids: Tensor, tmp_path: P
         block.attn.scaling /= index + 1
     loaded.model.config.scale_attn_by_inverse_layer_idx = True
     library, candidate = ZeroingLibrary(loaded.model), mixed_candidate(loaded, single_drops=False)
-    with pytest.raises(ExportError, match=r"transformer\.h\.1\.attention.* format 'hf' and"):
+    with pytest.raises(
+        ExportError, match=r"transformer\.h\.1\.attention.* formats 'hf', 'padded' can"
+    ):
         materialize(loaded, library, candidate, tmp_path / "out", format="stock")
     expected = applied(loaded, library, candidate)(ids).logits
     for format in ("hf", "padded"):
@@ -181,7 +184,7 @@ def test_blocks_that_know_their_index_are_kept_in_place(ids: Tensor, tmp_path: P
         torch.testing.assert_close(model(ids).logits, expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("format", ["auto", "stock", "hf", "padded"])
+@pytest.mark.parametrize("format", ["auto", *FORMATS])
 def test_a_model_without_any_block_is_refused(
     llama: LoadedModel, tmp_path: Path, format: str
 ) -> None:
@@ -200,9 +203,9 @@ def test_compressed_matrices_need_a_library(llama: LoadedModel, tmp_path: Path) 
 
 def test_unknown_format_is_named(llama: LoadedModel, tmp_path: Path) -> None:
     with pytest.raises(
-        ExportError, match="unknown format 'gguf': choose one of auto, stock, hf, padded"
+        ExportError, match="unknown format 'onnx': choose one of auto, stock, hf, padded"
     ):
-        materialize(llama, None, Candidate(), tmp_path / "out", format="gguf")
+        materialize(llama, None, Candidate(), tmp_path / "out", format="onnx")
 
 
 def test_existing_folder_is_replaced_only_when_asked(llama: LoadedModel, tmp_path: Path) -> None:

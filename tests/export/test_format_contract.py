@@ -28,3 +28,7 @@ def test_what_each_format_refuses(loaded: LoadedModel) -> None:
     assert refused("stock", loaded) == {"lacking", "uneven", "biased"} | heads
     assert refused("hf", loaded) == set()
     assert refused("padded", loaded) == ({"biased"} if family in WITHOUT_BIASES else set())
+    assert refused("folded", loaded) == set()
+    for format in ("deci", "gguf"):
+        # The small Mistral and Qwen have attention windows.
+        assert refused(format, loaded) == ({"lacking"} if family == "llama" else set(CASES))

@@ -23,7 +23,7 @@ def test_a_single_narrow_unit(llama: LoadedModel, name: str) -> None:
     levels = {f"2.{name}": {"mlp": Level(channels=64), "attention": heads(llama)[0]}[name]}
     assert refusal(llama, levels, "stock") == (
         f"format 'stock' cannot make model.layers.2.{name} narrower than in other blocks: "
-        "format 'hf' and format 'padded' can"
+        "formats 'hf', 'padded', 'folded', 'deci', 'gguf' can"
     )
     assert choose_format(llama, candidate_of(llama, levels)) == "hf"
 
@@ -33,11 +33,15 @@ def test_heads_whose_size_would_change(family: str) -> None:
     loaded = tiny_loaded(family, layers=4)
     text = refusal(loaded, even_heads(loaded), "stock")
     assert f"{loaded.family.layers_path}.0.attention, because no" in text
-    assert "of hidden size 64 has 2 heads of 16: format 'hf' and format 'padded' can" in text
+    assert "of hidden size 64 has 2 heads of 16: formats 'hf', 'padded', 'folded' can" in text
 
 
 @pytest.mark.parametrize(
-    ("family", "able"), [("llama", "format 'hf' and format 'padded'"), ("qwen3", "format 'hf'")]
+    ("family", "able"),
+    [
+        ("llama", "formats 'hf', 'padded', 'folded', 'deci', 'gguf'"),
+        ("qwen3", "formats 'hf', 'folded'"),
+    ],
 )
 def test_a_bias_that_the_class_does_not_have(family: str, able: str) -> None:
     loaded = tiny_loaded(family, layers=4)

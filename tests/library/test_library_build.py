@@ -1,8 +1,10 @@
 """Libraries of tiny models against the whole model run plainly with hooks on every matrix."""
 
+import threading
+import time
+
 import pytest
 import torch
-from filelock import FileLock
 from library_setting import (
     Killed,
     Setting,
@@ -241,6 +243,24 @@ def test_impossible_wishes_are_refused(setting, tmp_path):
         setting.build(tmp_path / "criterion")
 
 
-def test_a_second_builder_is_kept_out(setting, tmp_path):
-    with FileLock(tmp_path / ".lock"), pytest.raises(LibraryError, match="another process"):
-        setting.build(tmp_path)
+def test_a_second_builder_waits_and_takes_what_the_first_has_made(setting, tmp_path):
+    said, go_on = {"first": [], "second": []}, threading.Event()
+
+    def build(name):
+        def progress(done, total, text):
+            said[name].append(text)
+            if name == "first":
+                go_on.wait()
+
+        setting.build(tmp_path, progress=progress)
+
+    builders = {name: threading.Thread(target=build, args=(name,)) for name in said}
+    for name, builder in builders.items():
+        builder.start()
+        while not said[name]:
+            time.sleep(0.01)
+    go_on.set()
+    for builder in builders.values():
+        builder.join()
+    assert len(said["first"]) > 1
+    assert said["second"] == ["waiting for another process that builds it"]

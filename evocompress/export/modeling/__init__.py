@@ -9,6 +9,7 @@ from pathlib import Path
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from evocompress.export.modeling import (
+    modeling_deci,
     modeling_gemma2,
     modeling_gemma3_text,
     modeling_gpt2,
@@ -49,6 +50,11 @@ class Classes:
         module = self.causal.__module__.rsplit(".", 1)[-1]
         return tuple(Path(__file__).with_name(name) for name in (f"{module}.py", "layers.py"))
 
+
+DECI = Classes(
+    modeling_deci.DeciLMConfig, modeling_deci.DeciLMModel, modeling_deci.DeciLMForCausalLM
+)
+"""Of the format ``deci``, for every family that it can hold."""
 
 CLASSES: dict[str, Classes] = {
     "llama": Classes(

@@ -10,12 +10,18 @@ without weights that add nothing to the residual stream.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, ClassVar
 
 import torch
+import transformers
 from torch import nn
-from transformers import Cache, PreTrainedConfig
-from transformers.cache_utils import DummyLayer
+from transformers import Cache, PreTrainedConfig, cache_utils
+
+if not hasattr(PreTrainedConfig, "per_layer_config"):
+    raise ImportError(
+        f"this checkpoint needs transformers 5.16 or newer, and {transformers.__version__} is here"
+    )
 
 WIDTHS = {
     "attention": ("num_attention_heads", "num_key_value_heads"),
@@ -62,8 +68,49 @@ class NoAttention(nn.Module):
         return hidden_states.new_zeros(()), None
 
     def _without_slot(self, cache: Cache) -> bool:
+        # Programs that have caches of their own, such as vLLM, may come with an older transformers.
+        no_slot: type = getattr(cache_utils, "DummyLayer", type(None))
         layers = cache.layers
-        return self.layer_idx < len(layers) and isinstance(layers[self.layer_idx], DummyLayer)
+        return self.layer_idx < len(layers) and isinstance(layers[self.layer_idx], no_slot)
+
+
+class Branch(nn.Module):
+    """A sub-layer on its own: its modules one after the other, and the residual addition."""
+
+    def __init__(self, block: nn.Module, paths: Sequence[str]) -> None:
+        super().__init__()
+        self.paths = tuple(paths)
+        for path in self.paths:
+            self.add_module(path, block.get_submodule(path))
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """The residual stream with what the sub-layer adds to it."""
+        branch = hidden_states
+        for path in self.paths:
+            branch = getattr(self, path)(branch)
+        return hidden_states + branch
+
+
+class FoldedBlock(nn.Module):
+    """Mixin for a family's block with MLPs of other blocks ``before`` and ``after`` it."""
+
+    before: nn.ModuleList
+    after: nn.ModuleList
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """As the family's own."""
+        for branch in self.before:
+            hidden_states = branch(hidden_states)
+        hidden_states = super().forward(hidden_states, *args, **kwargs)
+        for branch in self.after:
+            hidden_states = branch(hidden_states)
+        return hidden_states
+
+
+@cache
+def folded(block: type[nn.Module]) -> type[nn.Module]:
+    """The class of a family's block with other MLPs around it; it has the same name."""
+    return type(block.__name__, (FoldedBlock, block), {})
 
 
 class PerLayerConfig:
@@ -71,6 +118,8 @@ class PerLayerConfig:
 
     skip: ClassVar[Sequence[str]] = ()
     bias: ClassVar[Sequence[str]] = ()
+    before: ClassVar[Sequence[Mapping[str, Any]]] = ()
+    after: ClassVar[Sequence[Mapping[str, Any]]] = ()
 
     def __getattribute__(self, name: str) -> Any:
         # transformers refuses to read a setting that layers override; but the family's own
@@ -95,11 +144,10 @@ class LayerConfig:
     A copy would miss what is set later, such as another attention implementation.
     """
 
-    def __init__(self, config: PreTrainedConfig, layer: int) -> None:
+    def __init__(self, config: PreTrainedConfig, widths: Mapping[str, Any]) -> None:
         self._config = config
-        own = config.per_layer_config[layer]
-        for name in (name for names in WIDTHS.values() for name in names if hasattr(own, name)):
-            setattr(self, name, getattr(own, name))
+        for name, width in widths.items():
+            setattr(self, name, width)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # of copying and pickling, which ask before there is a config
@@ -143,20 +191,64 @@ class Parts:
 def shape_layers(blocks: nn.ModuleList, config: PreTrainedConfig, parts: Parts) -> None:
     """Give each block, in place, the sub-layers and widths that the config says."""
     for layer, block in enumerate(blocks):
-        for sublayer in WIDTHS:
-            _shape(block, sublayer, config, layer, parts)
+        own = config.per_layer_config[layer]
+        fold(block, config, layer, parts, before=own.before, after=own.after)
+        for sublayer, names in WIDTHS.items():
+            if sublayer in own.skip:
+                for path, stand_in in parts.stand_ins[sublayer].items():
+                    block.set_submodule(path, stand_in(layer))
+            else:
+                widths = {name: getattr(own, name) for name in names if hasattr(own, name)}
+                shape(block, sublayer, config, layer, parts, widths, bias=sublayer in own.bias)
 
 
-def _shape(
-    block: nn.Module, sublayer: str, config: PreTrainedConfig, layer: int, parts: Parts
+def shape(
+    block: nn.Module,
+    sublayer: str,
+    config: PreTrainedConfig,
+    layer: int,
+    parts: Parts,
+    widths: Mapping[str, Any],
+    *,
+    bias: bool,
 ) -> None:
-    own = config.per_layer_config[layer]
-    if sublayer in own.skip:
-        for path, stand_in in parts.stand_ins[sublayer].items():
-            block.set_submodule(path, stand_in(layer))
-        return
-    if any(getattr(own, name, None) != getattr(config, name, None) for name in WIDTHS[sublayer]):
-        parts.rebuild[sublayer](block, LayerConfig(config, layer), layer)
-    if sublayer in own.bias:
+    """Give a sub-layer of a block, in place, other widths, and its output matrix a bias."""
+    if any(width != getattr(config, name, None) for name, width in widths.items()):
+        parts.rebuild[sublayer](block, LayerConfig(config, widths), layer)
+    if bias:
         output: Any = block.get_submodule(parts.outputs[sublayer])
         output.bias = nn.Parameter(output.weight.new_zeros(output.out_features))
+
+
+def fold(
+    block: nn.Module,
+    config: PreTrainedConfig,
+    layer: int,
+    parts: Parts,
+    *,
+    before: Sequence[Mapping[str, Any]],
+    after: Sequence[Mapping[str, Any]],
+) -> None:
+    """Give a block, in place, MLPs of other blocks.
+
+    Args:
+        block: One of the family's own.
+        config: Of the model.
+        layer: The block's index.
+        parts: Where the block holds its sub-layers.
+        before: For each MLP in front of the block its ``intermediate_size`` and ``bias``.
+        after: The same of those behind it.
+    """
+    if not (before or after):
+        return
+    donor: Any = type(block)
+
+    def branch(own: Mapping[str, Any]) -> Branch:
+        whole = donor(config, layer)
+        widths = {"intermediate_size": own["intermediate_size"]}
+        shape(whole, "mlp", config, layer, parts, widths, bias=own.get("bias", False))
+        return Branch(whole, tuple(parts.stand_ins["mlp"]))
+
+    block.before = nn.ModuleList(branch(own) for own in before)
+    block.after = nn.ModuleList(branch(own) for own in after)
+    block.__class__ = folded(donor)

@@ -1,0 +1,50 @@
+"""Whether a folder that is about to be unpickled was written on this machine by this user.
+
+Tune's state can hold any code, and a sweep's folder may come from someone else. So a folder is
+signed, for the place where it lies, with a key that never leaves the user's cache folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import secrets
+from pathlib import Path
+
+from evocompress.demo_model import cache_folder
+
+KEY = "sweep-key"
+SIGNATURE = "origin"
+
+
+def sign(folder: Path) -> None:
+    """Makes a folder that `is_own` will know."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / SIGNATURE).write_text(_signature(folder, _key(make=True)))
+
+
+def is_own(folder: Path) -> bool:
+    """Whether `sign` made this folder, here."""
+    path = folder / SIGNATURE
+    if not path.is_file() or not (cache_folder() / KEY).is_file():
+        return False
+    found = path.read_bytes()
+    return hmac.compare_digest(found, _signature(folder, _key()).encode())
+
+
+def _signature(folder: Path, key: bytes) -> str:
+    return hmac.new(key, str(folder.resolve()).encode(), hashlib.sha256).hexdigest()
+
+
+def _key(*, make: bool = False) -> bytes:
+    """The user's key, which others cannot read."""
+    path = cache_folder() / KEY
+    if make and not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(handle, "wb") as file:
+            file.write(secrets.token_bytes(32))
+        os.replace(temporary, path)
+    return path.read_bytes()

@@ -1,0 +1,99 @@
+"""A level library on shared storage, from where every node takes its own copy, once."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from evocompress.errors import ConfigError, one_line
+
+MANIFEST = "manifest.json"
+"""The file without which a library is not complete."""
+
+
+def publish(library: Path, name: str, storage: str) -> str:
+    """Puts a library into shared storage, unless it is there.
+
+    Args:
+        library: Its folder.
+        name: Of what it holds; another one has another name.
+        storage: Folder, as fsspec writes it: ``s3://bucket/folder``, ``/shared/folder``.
+
+    Returns:
+        Where it is then.
+
+    Raises:
+        ConfigError: It cannot be written there.
+    """
+    url = f"{storage.rstrip('/')}/{name}"
+    try:
+        files, root = _open(url)
+        if files.exists(f"{root}/{MANIFEST}"):
+            return url
+        files.makedirs(root, exist_ok=True)
+        # The manifest comes last.
+        for file in sorted(_parts(library), key=lambda file: file.name == MANIFEST):
+            files.put_file(str(file), f"{root}/{file.name}")
+    except Exception as error:  # whatever the file system's own library raises
+        raise _problem(url, error) from None
+    return url
+
+
+def fetched(url: str, cache: Path) -> Path:
+    """This node's copy of a library in shared storage, made where it is missing.
+
+    Several processes of a node may ask at the same time: one of them copies.
+
+    Args:
+        url: What `publish` returned.
+        cache: Folder of such copies.
+
+    Raises:
+        ConfigError: It cannot be read.
+    """
+    target = cache / url.rsplit("/", 1)[1]
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if not target.exists():
+            _copy(url, target)
+    return target
+
+
+def _copy(url: str, target: Path) -> None:
+    """Takes its name when it is whole."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        files, root = _open(url)
+        temporary.mkdir()
+        for file in files.ls(root, detail=False):
+            files.get_file(file, str(temporary / file.rsplit("/", 1)[1]))
+        if not (temporary / MANIFEST).exists():
+            raise FileNotFoundError(f"there is no {MANIFEST}")
+        os.replace(temporary, target)
+    except Exception as error:  # whatever the file system's own library raises
+        raise _problem(url, error) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _open(url: str) -> tuple[Any, str]:
+    """The file system and the path in it."""
+    import fsspec
+
+    files, root = fsspec.core.url_to_fs(url)
+    return files, root.rstrip("/")
+
+
+def _parts(library: Path) -> list[Path]:
+    return [file for file in library.iterdir() if file.suffix in (".safetensors", ".json")]
+
+
+def _problem(url: str, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"ray.storage: {url} cannot be used ({one_line(error) or type(error).__name__}); give a "
+        "folder that all nodes reach, as fsspec writes it, and install the package of its protocol"
+    )

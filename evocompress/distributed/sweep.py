@@ -1,0 +1,174 @@
+"""Sweeps on Ray Tune, which says which trials run, and where and when.
+
+What a trial has found is in its own folder; of that Tune knows a number only. Its own state, with
+which `Tuner.restore` goes on, is pickled by it below the sweep's folder; losing it loses no work.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from evocompress.config import RayConfig
+from evocompress.distributed.cluster import gpus_each, start
+from evocompress.distributed.origin import is_own, sign
+from evocompress.distributed.trial import Task, run_trial, settings_of
+from evocompress.distributed.tuner import new_tuner
+from evocompress.distributed.watch import watching
+from evocompress.errors import ConfigError, RunError, one_line
+from evocompress.files import read_json
+from evocompress.progress import Reporter
+from evocompress.run_folder import RunFolder
+from evocompress.sweep.config import SweepConfig
+from evocompress.sweep.folder import SweepFolder, begin
+from evocompress.sweep.outcome import Status, is_finished, outcomes
+from evocompress.sweep.trials import size_of, trial_of
+
+QUIET = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+}
+"""Environment variables without which Tune prints tables, writes logs and catches Ctrl-C."""
+
+LONGEST_REASON = 200
+"""Letters of what Ray says about a death."""
+
+STATE = "experiment_state-*.json"
+"""Files of Tune without which it cannot go on."""
+
+
+def run_sweep(sweep: SweepConfig, folder: SweepFolder, reporter: Reporter) -> None:
+    """Runs all trials that are not finished.
+
+    Args:
+        sweep: Checked.
+        folder: Its folder, which is made once it is known that trials can run.
+        reporter: Told about progress.
+
+    Raises:
+        ConfigError: Ray or Optuna is not installed, there is no such cluster, or no room for a
+            trial.
+        RunError: Tune came to an untimely end, or another process makes this sweep.
+    """
+    if sweep.mode == "grid" and not _has(sweep, folder, "failed", "unfinished", "waiting"):
+        return
+    for key, value in QUIET.items():
+        os.environ.setdefault(key, value)
+    if sweep.mode == "optuna" and find_spec("optuna") is None:
+        raise ConfigError(
+            "mode=optuna needs a package that is not installed: pip install 'evocompress[optuna]'"
+        )
+    stop = start(sweep.ray)
+    try:
+        for name in ("ray", "ray.tune"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        _check_room(sweep.ray)
+        begin(folder, sweep)
+        with folder.locked():
+            reporter.log_to(folder.log)
+            with watching(sweep, folder, reporter):
+                _run(sweep, folder, reporter)
+    finally:
+        stop()
+
+
+def _run(sweep: SweepConfig, folder: SweepFolder, reporter: Reporter) -> None:
+    """Goes on with what Tune left in the folder; what is then still open it runs anew."""
+    trainable = _trainable(sweep)
+    if folder.tune.exists():
+        why = _unusable(folder.tune) or _restored(sweep, folder, trainable)
+        if not why:
+            return
+        reporter.say(f"Tune begins anew ({why}); what trials have done is in their journals")
+        shutil.rmtree(folder.tune)
+    sign(folder.tune)
+    try:
+        _conclude(sweep, folder, new_tuner(sweep, folder.tune.absolute(), trainable).fit())
+    except Exception as error:
+        raise RunError(f"Ray Tune gave up ({one_line(error)}): go on with --resume") from None
+
+
+def _unusable(place: Path) -> str:
+    """Why Tune's state cannot be restored; empty where it can."""
+    if not is_own(place):
+        return f"{place} was not written here"
+    newest = max(place.glob(STATE), default=None)
+    if newest is None or not (place / "tuner.pkl").exists():
+        return "it had not yet written down its state"
+    try:
+        read_json(newest)
+    except RunError as error:
+        return one_line(error)
+    return ""
+
+
+def _restored(sweep: SweepConfig, folder: SweepFolder, trainable: Any) -> str:
+    """Has Tune go on from its state; says why trials are left nevertheless, if any are."""
+    from ray import tune
+
+    try:
+        tuner = tune.Tuner.restore(str(folder.tune.absolute()), trainable, resume_errored=True)
+        results = tuner.fit()
+        _conclude(sweep, folder, results)
+    except Exception as error:  # whatever a file that was cut off leads to
+        return f"its state is damaged: {one_line(error)}"
+    # Where it cannot read its state Tune may begin with fewer trials; and it takes trials for
+    # finished whose folders were deleted.
+    if len(results) < size_of(sweep) or _has(sweep, folder, "unfinished", "waiting"):
+        return "its state lacks trials"
+    return ""
+
+
+def _check_room(config: RayConfig) -> None:
+    """Refuses what no node of the cluster could ever run.
+
+    Raises:
+        ConfigError: That many CPUs or GPUs are on no node.
+    """
+    import ray
+
+    wanted = {"CPU": config.cpus, "GPU": gpus_each(config)}
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if not any(all(node.get(k, 0) >= amount for k, amount in wanted.items()) for node in nodes):
+        most = {k: max((node.get(k, 0) for node in nodes), default=0) for k in wanted}
+        raise ConfigError(
+            f"ray.cpus={wanted['CPU']:g}, ray.gpus={wanted['GPU']:g}: no node has so many (at most "
+            f"{most['CPU']:g} CPUs, {most['GPU']:g} GPUs): give a trial less"
+        )
+
+
+def _trainable(sweep: SweepConfig) -> Any:
+    """What Tune runs for each trial, and what it needs."""
+    from ray import tune
+
+    task = Task(sweep.model_dump_json(), os.getcwd(), uuid4().hex)
+    needs = {"cpu": sweep.ray.cpus, "gpu": gpus_each(sweep.ray)}
+    return tune.with_resources(tune.with_parameters(run_trial, task=task), needs)
+
+
+def _conclude(sweep: SweepConfig, folder: SweepFolder, results: Any) -> None:
+    """Records what only Tune knows: whose processes died, and who was stopped early."""
+    for result in results:
+        name = trial_of(sweep, settings_of(sweep, result.config)).name
+        record = folder.records.read(name)
+        if record is None or record.failed or is_finished(RunFolder(folder.path / name)):
+            continue
+        if result.error is not None:
+            reason = f"its process died ({one_line(result.error)[:LONGEST_REASON]})"
+            folder.records.keep(name, replace(record, failed=reason))
+        elif sweep.asha:
+            folder.records.keep(name, replace(record, stopped=True))
+
+
+def _has(sweep: SweepConfig, folder: SweepFolder, *statuses: Status) -> bool:
+    """Whether any of the known trials has come to one of these."""
+    return any(found.status in statuses for found in outcomes(folder, sweep))

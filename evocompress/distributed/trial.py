@@ -1,0 +1,130 @@
+"""A trial of a sweep as Ray Tune runs it: an ordinary search in a process of its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from evocompress.errors import RunError, one_line
+from evocompress.files import read_json
+from evocompress.run_folder import RunFolder
+from evocompress.sweep.config import Range, SweepConfig
+from evocompress.sweep.folder import SweepFolder
+from evocompress.sweep.outcome import is_finished
+from evocompress.sweep.record import Clock
+from evocompress.sweep.trials import Settings, Trial, trial_of
+
+if TYPE_CHECKING:
+    from evocompress.run import Progress
+
+VALUE = "value"
+"""What Tune minimises: the winner's value, or the best one so far."""
+
+TOKENS = "tokens"
+"""By what early stopping measures time: requested tokens."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What all trials of a sweep are made from.
+
+    Attributes:
+        sweep: The sweep, JSON.
+        home: Folder from which relative paths lead.
+        session: Names this start of the sweep.
+    """
+
+    sweep: str
+    home: str
+    session: str
+
+
+def run_trial(params: Mapping[str, Any], task: Task) -> None:
+    """Makes the run of a trial, or goes on with it from its journal; reports its value to Tune.
+
+    Args:
+        params: What Tune chose, see `settings_of`.
+        task: The sweep.
+
+    Raises:
+        RunError: The trial failed.
+    """
+    from ray import tune
+
+    _go(task.home)
+    sweep = SweepConfig.model_validate_json(task.sweep)
+    folder = SweepFolder(sweep.folder)
+    trial = trial_of(sweep, settings_of(sweep, params))
+    with folder.records.turn(trial.name):
+        known = folder.records.read(trial.name)
+        if known and known.failed and known.session == task.session:
+            # Tune tries again whatever ended badly; that helps where a process died only.
+            raise RunError(known.failed)
+        clock = Clock(folder.records, trial)
+        try:
+            _search(trial, clock, tune.report if sweep.asha else None)
+        except Exception as error:
+            clock.keep(failed=one_line(error), session=task.session)
+            raise RunError(one_line(error)) from None
+        except SystemExit:
+            # So a report ends that Tune answers by stopping the trial.
+            clock.keep()
+            raise
+        finally:
+            _free_memory()
+        clock.keep()
+    tune.report({VALUE: read_json(RunFolder(trial.config.folder).winner)["value"]})
+
+
+def settings_of(sweep: SweepConfig, params: Mapping[str, Any]) -> Settings:
+    """What the parameters of Tune stand for: numbers of a range, else places in a list."""
+    return {key: _value(sweep, key, params[key]) for key in sweep.vary}
+
+
+def _value(sweep: SweepConfig, key: str, chosen: Any) -> Any:
+    axis = sweep.vary[key]
+    if not isinstance(axis, Range):
+        return axis[chosen]
+    return axis.values()[chosen] if sweep.mode == "grid" else chosen
+
+
+def _go(home: str) -> None:
+    """Has relative paths mean in this process what they mean to the driver."""
+    try:
+        os.chdir(home)
+    except OSError as error:
+        raise RunError(
+            f"a node cannot enter {home} ({one_line(error)}): all nodes must see it"
+        ) from None
+
+
+def _free_memory() -> None:
+    """Leaves nothing of a trial to the next one in this process, nor on the device."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _search(trial: Trial, clock: Clock, report: Callable[[dict[str, Any]], None] | None) -> None:
+    """Searches, unless that was done, telling every step to who wants to know."""
+    if is_finished(RunFolder(trial.config.folder)):
+        return
+    from evocompress import api
+
+    last = -1
+
+    def listener(progress: Progress) -> None:
+        nonlocal last
+        clock.tick()
+        step = progress.step
+        if report and step and step.step > last and step.value is not None:
+            last = step.step
+            report({VALUE: step.value, TOKENS: step.requested})
+
+    api.search(trial.config, resume=True, listener=listener)

@@ -1,0 +1,86 @@
+"""Which format a candidate is written in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from evocompress.errors import ExportError
+from evocompress.export.formats import FORMATS
+from evocompress.export.programs import PROGRAMS, check_version, program_named
+from evocompress.models import LoadedModel
+from evocompress.types import Candidate
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A format, and in one line why it is taken."""
+
+    name: str
+    reason: str
+
+
+def check_format(name: str) -> None:
+    """Refuse the name of a format that there is not.
+
+    Raises:
+        ExportError: It is neither ``auto`` nor a key of `FORMATS`.
+    """
+    if name not in ("auto", *FORMATS):
+        raise ExportError(f"unknown format '{name}': choose one of auto, {', '.join(FORMATS)}")
+
+
+def choose_format(loaded: LoadedModel, candidate: Candidate, name: str = "auto") -> str:
+    """The format to write a candidate in: `name`, or for ``auto`` the first for transformers.
+
+    Raises:
+        ExportError: There is no such format, or it cannot express the candidate.
+    """
+    check_format(name)
+    return _first(loaded, candidate, tuple(PROGRAMS["transformers"].formats), name).name
+
+
+def choose_for(
+    loaded: LoadedModel, candidate: Candidate, program: str, name: str = "auto"
+) -> Choice:
+    """The format to write a candidate in for a program.
+
+    Args:
+        loaded: The dense model.
+        candidate: What is to be written.
+        program: A key of `evocompress.export.programs.PROGRAMS`.
+        name: ``auto``, or one of the program's formats.
+
+    Raises:
+        ExportError: There is no such program, its version here is too old, it does not load the
+            format, or none of its formats can express the candidate.
+    """
+    check_format(name)
+    known = program_named(program)
+    if name not in ("auto", *known.formats):
+        raise ExportError(
+            f"{program} does not load format '{name}': choose auto, {', '.join(known.formats)}"
+        )
+    choice = _first(loaded, candidate, tuple(known.formats), name)
+    remarks = filter(None, (choice.reason, check_version(program)))
+    how = f"format '{choice.name}' for {program}, run by {known.formats[choice.name]}"
+    return Choice(choice.name, "; ".join((how, *remarks)))
+
+
+def _first(loaded: LoadedModel, candidate: Candidate, formats: Sequence[str], name: str) -> Choice:
+    """The first of some formats, or the one asked for, that can express a candidate."""
+    names = formats if name == "auto" else (name,)
+    obstacles = {choice: FORMATS[choice].obstacle(loaded, candidate) for choice in FORMATS}
+    passed: list[str] = []
+    for choice in names:
+        if obstacles[choice] is None:
+            return Choice(choice, "; ".join(passed))
+        passed.append(f"format '{choice}' {obstacles[choice]}")
+    able = [choice for choice in FORMATS if obstacles[choice] is None]
+    raise ExportError(f"format '{names[-1]}' {obstacles[names[-1]]}: {_listed(able)} can")
+
+
+def _listed(formats: Sequence[str]) -> str:
+    """The formats in words."""
+    names = ", ".join(f"'{name}'" for name in formats)
+    return f"format{'s' * (len(formats) > 1)} {names}" if formats else "no format"

@@ -1,0 +1,120 @@
+"""Format ``gguf``: one file for llama.cpp, in whose architecture ``deci`` layers differ in width.
+
+Layers are those of format ``hf``. llama.cpp needs an attention in the first one, and an MLP
+wherever there is an attention: a missing one is written as 32 channels of zeros.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import ClassVar
+
+from transformers import PreTrainedModel
+
+from evocompress.errors import ExportError
+from evocompress.export.gguf_measure import measured_costs
+from evocompress.export.gguf_tokenizer import tokenizer_obstacle
+from evocompress.export.gguf_writing import GGUF_FILE, TYPES, write_gguf
+from evocompress.export.layout import layout
+from evocompress.export.llama_like import first_without_attention, unlike_llama
+from evocompress.export.modeling_file import ModelingFile
+from evocompress.export.weights import State
+from evocompress.models import LoadedModel
+from evocompress.types import Candidate
+
+ROPES = ("default", "linear", "llama3")
+"""Kinds of rotary embeddings that only divide the frequencies."""
+
+LOADING = """from llama_cpp import Llama  # or llama-cli -m {path}/model.gguf
+
+model = Llama("{path}/model.gguf")"""
+
+NOTE = (
+    "Format `gguf`: llama.cpp's architecture `deci`. Where a block has an attention and no MLP, "
+    "there is an MLP of 32 channels that are all zeros, because llama.cpp needs one; `params` "
+    "counts it."
+)
+
+
+class Gguf:
+    """A GGUF file with arrays of head counts and FFN widths."""
+
+    loading: ClassVar[str] = LOADING
+
+    def obstacle(self, loaded: LoadedModel, candidate: Candidate) -> str | None:
+        """A model that ``deci`` does not compute, or a first layer without attention."""
+        return (
+            _unfit(loaded)
+            or ModelingFile().obstacle(loaded, candidate)
+            or first_without_attention(layout(loaded, candidate), "llama.cpp")
+        )
+
+    def note(self, loaded: LoadedModel, candidate: Candidate) -> str:
+        """What the architecture is, and what is added."""
+        return NOTE
+
+    def check_weights(self, loaded: LoadedModel, candidate: Candidate, weights: str) -> None:
+        """Refuse widths that the type of weights cannot be cut into blocks of.
+
+        Raises:
+            ExportError: With the unit.
+        """
+        block, left = TYPES[weights].block, layout(loaded, candidate)
+        for kept in left.kept:
+            sizes = {
+                "attention": (kept.widths.heads * kept.widths.head_dim, "columns of its heads"),
+                "mlp": (kept.widths.channels, "FFN channels"),
+            }
+            for kind, (size, what) in sizes.items():
+                if kind not in kept.dropped and size % block:
+                    raise ExportError(
+                        f"weights {weights}: {left.path}.{kept.index}.{kind} has {size} {what}, "
+                        f"no multiple of {block}: choose other weights, or search with "
+                        f"space.width.multiple_of={block}"
+                    )
+        hidden = loaded.family.architecture(loaded.model).hidden
+        if hidden % block:
+            raise ExportError(
+                f"weights {weights}: the hidden size {hidden} is no multiple of {block}: choose "
+                "other weights"
+            )
+
+    def build(self, loaded: LoadedModel, state: State, candidate: Candidate) -> PreTrainedModel:
+        """The model of format ``hf``.
+
+        Raises:
+            ExportError: The package that writes GGUF files is not installed.
+        """
+        if find_spec("gguf") is None:
+            raise ExportError(
+                "format 'gguf' needs a package that is not installed: "
+                "pip install 'evocompress[gguf]'"
+            )
+        return ModelingFile().build(loaded, state, candidate)
+
+    def save(
+        self, model: PreTrainedModel, loaded: LoadedModel, folder: Path, weights: str | None
+    ) -> None:
+        """Writes ``model.gguf``.
+
+        Raises:
+            ExportError: A weight is too large for the type of weights.
+        """
+        write_gguf(model, loaded, folder / GGUF_FILE, weights)
+
+    def measured(self, folder: Path, loaded: LoadedModel) -> dict[str, int]:
+        """The costs that can be counted in the file."""
+        return measured_costs(folder / GGUF_FILE)
+
+
+def _unfit(loaded: LoadedModel) -> str | None:
+    """Why llama.cpp's ``deci`` does not compute a model, whatever is done to it."""
+    config = loaded.model.config
+    other = unlike_llama(loaded)
+    if other is not None:
+        return other
+    rope = (config.rope_parameters or {}).get("rope_type", "default")
+    if rope not in ROPES:
+        return f"cannot hold this {config.model_type} model, whose rotary embeddings are {rope}"
+    return tokenizer_obstacle(loaded)

@@ -1,0 +1,42 @@
+"""Counts what a GGUF file really holds, as `evocompress.export.measure` does for safetensors."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from evocompress.export.gguf_writing import ROPE_FACTORS
+
+MATRIX = re.compile(r"blk\.\d+\.(attn_(q|k|v|output)|ffn_(gate|up|down))\.weight")
+
+
+def measured_costs(path: Path) -> dict[str, int]:
+    """The costs that can be counted in a file; factors of the rotary embedding are no parameters.
+
+    Args:
+        path: The GGUF file.
+    """
+    from gguf import GGUFReader, dequantize
+
+    total = body = matrices = zeros = size = 0
+    for tensor in GGUFReader(path).tensors:
+        if tensor.name == ROPE_FACTORS:
+            continue
+        count = int(tensor.n_elements)
+        total += count
+        size += int(tensor.n_bytes)
+        body += count if tensor.name.startswith("blk.") else 0
+        if MATRIX.fullmatch(tensor.name):
+            matrices += count
+            weights = dequantize(tensor.data, tensor.tensor_type)
+            zeros += count - int(np.count_nonzero(weights))
+    return {
+        "params": total,
+        "body_params": body,
+        "nonzeros": total - zeros,
+        "body_nonzeros": body - zeros,
+        "matrix_nonzeros": matrices - zeros,
+        "weight_bytes": size,
+    }

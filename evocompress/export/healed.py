@@ -1,0 +1,39 @@
+"""The weights of a checkpoint by the names of the dense model, to be written in another format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from evocompress.errors import ExportError
+from evocompress.export.formats import FORMATS
+from evocompress.export.pretrained import Pretrained
+from evocompress.export.record import read_record
+from evocompress.export.reload import read_checkpoint
+from evocompress.models import LoadedModel
+from evocompress.types import Candidate
+
+
+def checkpoint_state(path: Path, loaded: LoadedModel) -> dict[str, Tensor]:
+    """The dense model's state with the weights of a checkpoint of it in place.
+
+    Args:
+        path: Its folder.
+        loaded: The dense model that it was made from.
+
+    Raises:
+        ExportError: It was made from another model, or is of a format that adds zeros.
+    """
+    record = read_record(path)
+    if record.model_fingerprint != loaded.fingerprint:
+        raise ExportError(f"{path} was made from another model than {loaded.source}")
+    form, candidate = FORMATS[record.format], Candidate.from_json(record.levels)
+    name_of = form.name_of(loaded, candidate) if isinstance(form, Pretrained) else None
+    if name_of is None:
+        raise ExportError(
+            f"{path} is of format '{record.format}', which adds zeros and so cannot be written in "
+            "another: materialize and heal it in format 'hf'"
+        )
+    tensors = read_checkpoint(path, loaded.model).state_dict()
+    return dict(loaded.model.state_dict()) | {name_of(n): tensor for n, tensor in tensors.items()}

@@ -1,0 +1,34 @@
+"""What programs ask of a model that they run as a Llama whose layers differ."""
+
+from __future__ import annotations
+
+from evocompress.export.layout import Layout
+from evocompress.families.base import attention_windows
+from evocompress.models import LoadedModel
+
+FAMILIES = ("llama", "mistral", "qwen2")
+"""Those with Llama's blocks, biases apart. Others have norms of queries and keys, more norms or
+other activations."""
+
+
+def unlike_llama(loaded: LoadedModel) -> str | None:
+    """The obstacle of a model that has other blocks than Llama's."""
+    family, config = loaded.family.model_type, loaded.model.config
+    if family not in FAMILIES:
+        return f"cannot hold {family} models, only {', '.join(FAMILIES)}"
+    if config.hidden_act != "silu":
+        return f"cannot hold this {family} model, whose activation is {config.hidden_act}"
+    windows = attention_windows(config, config.num_hidden_layers)
+    narrowest = min((window for window in windows if window), default=None)
+    if narrowest is not None and narrowest < config.max_position_embeddings:
+        return f"cannot hold this {family} model, whose attention window is {narrowest} tokens"
+    return None
+
+
+def first_without_attention(left: Layout, program: str) -> str | None:
+    """The obstacle of a model whose first layer would have no attention."""
+    first = left.kept[0]
+    if "attention" not in first.dropped:
+        return None
+    name = f"{left.path}.{first.index}.attention"
+    return f"cannot leave out {name}, because {program} needs one in the first layer"

@@ -1,0 +1,121 @@
+"""A sweep's folder: what lies where, how it is begun and how it is continued."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from evocompress.config_file import dump_config, read_yaml, validate
+from evocompress.errors import RunError
+from evocompress.files import naming_full_disk, write_text
+from evocompress.run_folder import changed_keys
+from evocompress.sweep.config import SweepConfig
+from evocompress.sweep.record import Records
+
+MAY_DIFFER = "ray.address"
+"""The one setting that no trial depends on."""
+
+
+@dataclass(frozen=True)
+class SweepFolder:
+    """Paths inside a sweep's folder.
+
+    Attributes:
+        path: The folder; trials lie in it under their names.
+        config_file: The sweep with everything that it refers to, YAML.
+        records: What is kept of each trial that was begun.
+        tune: Ray Tune's own state.
+        log: What was said while the sweep was made.
+        summary: The combined result, JSON.
+        page: The combined report, HTML.
+    """
+
+    path: Path
+    config_file: Path = field(init=False)
+    records: Records = field(init=False)
+    tune: Path = field(init=False)
+    log: Path = field(init=False)
+    summary: Path = field(init=False)
+    page: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        places = {
+            "config_file": "sweep.yaml",
+            "tune": "tune",
+            "log": "log.txt",
+            "summary": "sweep.json",
+            "page": "sweep.html",
+        }
+        for name, place in places.items():
+            object.__setattr__(self, name, self.path / place)
+        object.__setattr__(self, "records", Records(self.path / "records"))
+
+    def config(self) -> SweepConfig:
+        """The sweep.
+
+        Raises:
+            RunError: The folder is not a sweep's.
+        """
+        if not self.config_file.is_file():
+            raise RunError(f"{self.path} is not a sweep's folder: it has no sweep.yaml")
+        return validate(SweepConfig, read_yaml(self.config_file), str(self.config_file))
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps a second process from making the same sweep.
+
+        Raises:
+            RunError: Another process does.
+        """
+        try:
+            with FileLock(self.path / ".lock", timeout=0):
+                yield
+        except Timeout as error:
+            raise RunError(f"{self.path} is in use by another process; wait for it") from error
+
+
+def check(sweep: SweepConfig, resume: bool) -> SweepFolder:
+    """Whether a sweep may begin or go on in its folder; nothing is written.
+
+    Raises:
+        RunError: The folder exists and `resume` is false, or it is of another sweep.
+    """
+    folder = SweepFolder(sweep.folder)
+    if not _begun(folder):
+        return folder
+    if not resume:
+        raise RunError(
+            f"{folder.path} exists already: continue it with --resume, or choose another name "
+            "with name=..."
+        )
+    before, after = (each.model_dump(mode="json") for each in (folder.config(), sweep))
+    changed = [key for key in changed_keys(before, after) if key != MAY_DIFFER]
+    if changed:
+        raise RunError(
+            f"{folder.path} was begun as another sweep ({', '.join(changed)} differ): resume "
+            "with the same one, or choose another name with name=..."
+        )
+    return folder
+
+
+def begin(folder: SweepFolder, sweep: SweepConfig) -> None:
+    """Makes the folder and writes the sweep into it, unless it is there already."""
+    with naming_full_disk(folder.path):
+        folder.records.path.mkdir(parents=True, exist_ok=True)
+    if not folder.config_file.exists():
+        write_text(folder.config_file, dump_config(sweep))
+
+
+def _begun(folder: SweepFolder) -> bool:
+    """Whether the folder holds more than what a kill left before the first file."""
+    if folder.config_file.exists() or not folder.path.exists():
+        return folder.config_file.exists()
+    leftovers = (".lock", folder.records.path.name)
+    return any(
+        entry.name not in leftovers and not entry.name.endswith(".tmp")
+        for entry in folder.path.iterdir()
+    )

