@@ -190,6 +190,7 @@ def _build(
         "num_cpus": config.cpus,
         "num_gpus": gpus_each(config),
         "max_retries": RETRIES,
+        "runtime_env": config.runtime_env or None,
     }
     workers = places(config)
     shares = _shares(todo, workers)
