@@ -11,15 +11,14 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 
-from evocompress.comparison import Contestant, compare
+from evocompress.comparison import compare
 from evocompress.config import RunConfig
 from evocompress.config_file import changed
+from evocompress.contestants import contestants, healed_source, named_candidate
 from evocompress.costs import LatencyTable
 from evocompress.environment import describe
 from evocompress.errors import RunError
@@ -31,11 +30,9 @@ from evocompress.export import (
     read_candidate,
 )
 from evocompress.export import materialize as write_checkpoint
-from evocompress.export.reload import read_checkpoint
-from evocompress.files import read_json, write_json
+from evocompress.files import write_json
 from evocompress.finding import find
 from evocompress.heal import heal as distil
-from evocompress.journal import read_candidates
 from evocompress.outcome import costs_of
 from evocompress.planning import Plan, plan_on
 from evocompress.profile import table_path
@@ -43,10 +40,10 @@ from evocompress.progress import Reporter, Silent
 from evocompress.report import write_report, write_sweep_report
 from evocompress.run import Listener
 from evocompress.run_folder import RunFolder, begin, check
+from evocompress.settings import check_names
 from evocompress.sweep import SweepConfig, SweepFolder, check_groups, samples
 from evocompress.sweep import check as check_sweep
-from evocompress.types import Candidate
-from evocompress.workbench import Workbench, check_names
+from evocompress.workbench import Workbench
 
 
 def search(
@@ -194,8 +191,8 @@ def materialize(
     if weights is not None:
         check_weights(weights)
     bench = _finished(path, reporter)
-    source = _healed_source(bench.folder, out) if healed else None
-    chosen = read_candidate(source) if source else _candidate(bench, candidate)
+    source = healed_source(bench.folder, out) if healed else None
+    chosen = read_candidate(source) if source else named_candidate(bench, candidate)
     if program is not None:
         choice = choose_for(bench.loaded, chosen, program, form)
         bench.reporter.say(choice.reason)
@@ -291,7 +288,7 @@ def evaluate(
     with bench.folder.locked(), bench.reporter.stage("evaluate"):
         rows = compare(
             bench.loaded,
-            _contestants(bench),
+            contestants(bench),
             heldout,
             config,
             batch=bench.config.calibration.micro_batch,
@@ -344,61 +341,3 @@ def _finished(path: Path, reporter: Reporter | None, overrides: Sequence[str] = 
     bench = Workbench(config, folder, reporter or Silent(), finished=True)
     bench.reporter.log_to(folder.log)
     return bench
-
-
-def _even(bench: Workbench) -> Candidate:
-    """The even candidate of the budget, and of what the winner costs of each objective."""
-    space = bench.space
-    winner = Candidate.from_json(read_json(bench.folder.winner)["levels"])
-    costs = costs_of(space, winner)
-    bounds = {name: costs[name] for name in bench.searcher().objectives}
-    space = replace(space, budget=space.budget | bounds)
-    return space.candidate(space.uniform())
-
-
-def _candidate(bench: Workbench, name: str) -> Candidate:
-    if name == "uniform":
-        return _even(bench)
-    winner = read_json(bench.folder.winner)
-    if name in ("winner", winner["id"]):
-        return Candidate.from_json(winner["levels"])
-    known = read_candidates(bench.folder.journal)
-    if name in known:
-        return known[name]
-    raise RunError(f"{bench.folder.journal} has no candidate '{name}'; 'winner' is the best one")
-
-
-def _healed_source(folder: RunFolder, out: Path | None) -> Path:
-    """The healed checkpoint of a run, to be written again elsewhere."""
-    if not _is_healed(folder):
-        raise RunError(f"{folder.path} has no healed checkpoint: run 'evocompress heal' first")
-    if out is None:
-        raise RunError("--healed writes a second checkpoint: say where with --out")
-    return folder.healed_checkpoint
-
-
-def _contestants(bench: Workbench) -> dict[str, Contestant]:
-    folder, library, space = bench.folder, bench.existing_library(), bench.space
-    if not folder.checkpoint.exists():
-        raise RunError(f"{folder.checkpoint} does not exist: run 'evocompress materialize' first")
-    dense = bench.loaded.model
-    uniform = _even(bench)
-    searched = costs_of(space, read_candidate(folder.checkpoint))
-    with TemporaryDirectory(dir=folder.path) as scratch:
-        written = write_checkpoint(bench.loaded, library, uniform, Path(scratch) / "uniform")
-        uniform_model = read_checkpoint(written, dense)
-    rows = {
-        "dense": Contestant(dense, space.cost_model.dense()),
-        "uniform": Contestant(uniform_model, costs_of(space, uniform)),
-        "searched": Contestant(read_checkpoint(folder.checkpoint, dense), searched),
-    }
-    if _is_healed(folder):
-        rows["healed"] = Contestant(read_checkpoint(folder.healed_checkpoint, dense), searched)
-    return rows
-
-
-def _is_healed(folder: RunFolder) -> bool:
-    """Whether a finished healing of the present checkpoint is there."""
-    return folder.heal_report.exists() and (
-        read_candidate(folder.healed_checkpoint) == read_candidate(folder.checkpoint)
-    )

@@ -9,15 +9,13 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from evocompress.apply import LiveModel
-from evocompress.config import CalibrationConfig, LibraryConfig, RunConfig, SearchConfig
-from evocompress.config_file import nearest, validate
+from evocompress.config import LibraryConfig, RunConfig
 from evocompress.costs import TIMED, LatencyTable
-from evocompress.criteria import CRITERIA, STRUCTURED
+from evocompress.criteria import STRUCTURED
 from evocompress.distributed import EXECUTORS, LIBRARY_BUILDERS
 from evocompress.errors import ConfigError, LibraryError, RunError
 from evocompress.estimates.answer import LiveEstimates
@@ -36,10 +34,10 @@ from evocompress.proxies.tuned import fine_tunings
 from evocompress.rehearsal import UNMEASURED, unbounded
 from evocompress.run import Executor
 from evocompress.run_folder import RunFolder
-from evocompress.search import SEARCHERS
-from evocompress.search.base import Problem, Searcher, SearcherSettings
+from evocompress.search.base import Searcher
+from evocompress.settings import make_searcher, searcher_settings, threads_of
 from evocompress.space import SearchSpace, build_space
-from evocompress.types import Level, Pool, Unit
+from evocompress.types import Level, Unit
 
 
 @dataclass(frozen=True)
@@ -325,78 +323,6 @@ class Workbench:
             "kernel": model.config._attn_implementation,
             "threads": torch.get_num_threads(),
         }
-
-
-def pool(config: CalibrationConfig, tokens: int | None = None) -> Pool:
-    """The micro-batches that the search part is cut into; the last may be smaller.
-
-    Args:
-        config: Their sizes.
-        tokens: Of each sequence, where the model and not the configuration says so.
-    """
-    full, rest = divmod(config.search_sequences, config.micro_batch)
-    sizes = [config.micro_batch] * full + [rest] * bool(rest)
-    return Pool(tuple(size * (tokens or config.length) for size in sizes))
-
-
-def threads_of(config: RunConfig) -> int | None:
-    """CPU threads of torch; with Ray those of a worker, so that all compute alike."""
-    if config.threads or config.executor != "ray":
-        return config.threads
-    return max(1, int(config.ray.cpus))
-
-
-def make_searcher(config: RunConfig, space: SearchSpace, tokens: int | None = None) -> Searcher:
-    """A new searcher of a run's settings.
-
-    Args:
-        config: The run.
-        space: Its search space.
-        tokens: See `pool`.
-
-    Raises:
-        EvoCompressError: They do not fit the space or the calibration pool.
-    """
-    problem = Problem(space, pool(config.calibration, tokens), config.search.tokens)
-    rng = np.random.default_rng(config.seed)
-    return SEARCHERS[config.search.name](problem, searcher_settings(config), rng)
-
-
-def searcher_settings(config: RunConfig) -> SearcherSettings:
-    """The searcher's own settings, validated by its class.
-
-    Raises:
-        ConfigError: There is no such searcher, or a setting is wrong.
-    """
-    name = config.search.name
-    if name not in SEARCHERS:
-        raise ConfigError(f"search.name: unknown searcher '{name}': {nearest(name, SEARCHERS)}")
-    settings = SEARCHERS[name].Settings
-    known = {*SearchConfig.model_fields, *settings.model_fields}
-    for key in config.search.settings.keys() - known:
-        raise ConfigError(f"search ({name}): unknown key 'search.{key}': {nearest(key, known)}")
-    return validate(settings, config.search.settings, f"search ({name})")
-
-
-def check_names(config: RunConfig) -> None:
-    """Whether all that the configuration names exists, before anything slow is begun.
-
-    Raises:
-        ConfigError: One of them does not.
-    """
-    searcher_settings(config)
-    if config.executor not in EXECUTORS:
-        known = nearest(config.executor, EXECUTORS)
-        raise ConfigError(f"executor: unknown executor '{config.executor}': {known}")
-    fits = config.space.fits
-    if fits is not None and fits not in FORMATS:
-        raise ConfigError(f"space.fits: unknown format '{fits}': {nearest(fits, FORMATS)}")
-    choices = {"criterion": list(CRITERIA), "width_criterion": list(STRUCTURED)}
-    for key, known_names in choices.items():
-        name = getattr(config.library, key)
-        if name not in known_names:
-            known = nearest(name, known_names)
-            raise ConfigError(f"library.{key}: unknown criterion '{name}': {known}")
 
 
 def _table_facts(table: LatencyTable) -> dict[str, Any]:

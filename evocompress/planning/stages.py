@@ -17,8 +17,9 @@ from evocompress.library.recipe import methods_for
 from evocompress.planning.work import Work, removal_operations, sweep_operations
 from evocompress.proxies.head import chunk_bytes
 from evocompress.proxies.prefix import LIMIT_BYTES
+from evocompress.settings import pool
 from evocompress.types import Architecture, Candidate, Level
-from evocompress.workbench import Workbench, pool
+from evocompress.workbench import Workbench
 
 USUAL_TOKENS = 500_000
 """Requested tokens where a run does not say how many."""

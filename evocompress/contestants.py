@@ -1,0 +1,91 @@
+"""The candidates and checkpoints of a finished run: which there are, and by what names."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from evocompress.comparison import Contestant
+from evocompress.errors import RunError
+from evocompress.export import materialize as write_checkpoint
+from evocompress.export import read_candidate
+from evocompress.export.reload import read_checkpoint
+from evocompress.files import read_json
+from evocompress.journal import read_candidates
+from evocompress.outcome import costs_of
+from evocompress.run_folder import RunFolder
+from evocompress.types import Candidate
+from evocompress.workbench import Workbench
+
+
+def even_candidate(bench: Workbench) -> Candidate:
+    """The even candidate of the budget, and of what the winner costs of each objective."""
+    space = bench.space
+    winner = Candidate.from_json(read_json(bench.folder.winner)["levels"])
+    costs = costs_of(space, winner)
+    bounds = {name: costs[name] for name in bench.searcher().objectives}
+    space = replace(space, budget=space.budget | bounds)
+    return space.candidate(space.uniform())
+
+
+def named_candidate(bench: Workbench, name: str) -> Candidate:
+    """``winner``, ``uniform``, or a candidate of the journal by its id.
+
+    Raises:
+        RunError: There is none.
+    """
+    if name == "uniform":
+        return even_candidate(bench)
+    winner = read_json(bench.folder.winner)
+    if name in ("winner", winner["id"]):
+        return Candidate.from_json(winner["levels"])
+    known = read_candidates(bench.folder.journal)
+    if name in known:
+        return known[name]
+    raise RunError(f"{bench.folder.journal} has no candidate '{name}'; 'winner' is the best one")
+
+
+def healed_source(folder: RunFolder, out: Path | None) -> Path:
+    """The healed checkpoint of a run, to be written again elsewhere.
+
+    Raises:
+        RunError: There is none, or `out` is not said.
+    """
+    if not is_healed(folder):
+        raise RunError(f"{folder.path} has no healed checkpoint: run 'evocompress heal' first")
+    if out is None:
+        raise RunError("--healed writes a second checkpoint: say where with --out")
+    return folder.healed_checkpoint
+
+
+def contestants(bench: Workbench) -> dict[str, Contestant]:
+    """Dense, uniform, searched and, where there is one, healed, by their names.
+
+    Raises:
+        RunError: The run has no checkpoint.
+    """
+    folder, library, space = bench.folder, bench.existing_library(), bench.space
+    if not folder.checkpoint.exists():
+        raise RunError(f"{folder.checkpoint} does not exist: run 'evocompress materialize' first")
+    dense = bench.loaded.model
+    uniform = even_candidate(bench)
+    searched = costs_of(space, read_candidate(folder.checkpoint))
+    with TemporaryDirectory(dir=folder.path) as scratch:
+        written = write_checkpoint(bench.loaded, library, uniform, Path(scratch) / "uniform")
+        uniform_model = read_checkpoint(written, dense)
+    rows = {
+        "dense": Contestant(dense, space.cost_model.dense()),
+        "uniform": Contestant(uniform_model, costs_of(space, uniform)),
+        "searched": Contestant(read_checkpoint(folder.checkpoint, dense), searched),
+    }
+    if is_healed(folder):
+        rows["healed"] = Contestant(read_checkpoint(folder.healed_checkpoint, dense), searched)
+    return rows
+
+
+def is_healed(folder: RunFolder) -> bool:
+    """Whether a finished healing of the present checkpoint is there."""
+    return folder.heal_report.exists() and (
+        read_candidate(folder.healed_checkpoint) == read_candidate(folder.checkpoint)
+    )
