@@ -176,7 +176,7 @@ def materialize(
             transformers. The format that ``auto`` takes, and why, is told to the reporter.
         weights: One of `evocompress.export.WEIGHTS`; ``None`` keeps what the run computes in.
         candidate: ``winner``, ``uniform``, or an id of the journal.
-        healed: Write what `heal` made of the run's checkpoint, whatever `candidate` says.
+        healed: Write what `heal` made of the run's checkpoint, whose candidate it then is.
         reporter: Told about progress.
 
     Returns:
@@ -191,15 +191,17 @@ def materialize(
     if weights is not None:
         check_weights(weights)
     bench = _finished(path, reporter)
+    if healed and candidate != "winner":
+        raise RunError("--healed and --candidate exclude each other: only the checkpoint is healed")
     source = healed_source(bench.folder, out) if healed else None
     chosen = read_candidate(source) if source else named_candidate(bench, candidate)
     if program is not None:
         choice = choose_for(bench.loaded, chosen, program, form)
         bench.reporter.say(choice.reason)
         form = choice.name
-    target = out or bench.folder.checkpoint
+    target, what = out or bench.folder.checkpoint, "healed" if healed else candidate
     library = bench.existing_library()
-    with bench.folder.locked(), bench.reporter.stage(f"materialize {candidate} in {target}"):
+    with bench.folder.locked(), bench.reporter.stage(f"materialize {what} in {target}"):
         return write_checkpoint(
             bench.loaded,
             library,

@@ -116,6 +116,7 @@ def check_pooling(folder: Path) -> None:
     Raises:
         ModelError: Its files for sentence-transformers say that it pools otherwise.
     """
+    _check_modules(folder / "modules.json")
     path = folder / POOLING
     if not path.is_file():
         return
@@ -127,6 +128,24 @@ def check_pooling(folder: Path) -> None:
         raise ModelError(
             f"{path} asks for embeddings by {' and '.join(others)}, which is not supported: only "
             "the mean over the tokens is"
+        )
+
+
+def _check_modules(path: Path) -> None:
+    """Refuse steps of sentence-transformers that would be left out.
+
+    Raises:
+        ModelError: There are such.
+    """
+    try:
+        modules = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+        kinds = {str(module["type"]).rsplit(".", 1)[-1] for module in modules}
+    except (ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"{path} is damaged, replace it: {one_line(error)}") from None
+    if others := sorted(kinds - {"Transformer", "Pooling", "Normalize"}):
+        raise ModelError(
+            f"{path} puts {' and '.join(others)} behind the model, which is not supported: only "
+            "pooling and normalization are"
         )
 
 

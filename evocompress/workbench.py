@@ -205,7 +205,7 @@ class Workbench:
     def _check_next_token(self) -> None:
         """Refuses what needs the loss of the next token, of a model that has none."""
         name = self.config.library.width_criterion
-        if searcher_settings(self.config).recipes:
+        if searcher_settings(self.config).needs_next_token:
             require_next_token(self.loaded, f"search.name={self.config.search.name}")
         if self.config.space.width and "gradients" in STRUCTURED[name].needs:
             require_next_token(self.loaded, f"library.width_criterion={name}")

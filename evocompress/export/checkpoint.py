@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from math import ceil
 from pathlib import Path
+
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from evocompress.costs import outline
 from evocompress.errors import ExportError
@@ -12,6 +17,7 @@ from evocompress.export.card import model_card
 from evocompress.export.choice import choose_format
 from evocompress.export.folder import check_room, check_target, whole_folder
 from evocompress.export.formats import FORMATS, WEIGHTS, Format
+from evocompress.export.gguf_writing import TYPES
 from evocompress.export.healed import checkpoint_state
 from evocompress.export.record import CANDIDATE_FILE, Record
 from evocompress.export.weights import LevelWeights, compressed_state
@@ -66,30 +72,51 @@ def materialize(
     if weights is not None:
         check_weights(weights)
         form.check_weights(loaded, candidate, weights)
-    if healed is None:
-        state = compressed_state(loaded, library, candidate)
-    else:
-        state = checkpoint_state(healed, loaded)
-    model = form.build(loaded, state, candidate)
+    model = form.build(loaded, _state(loaded, library, candidate, healed), candidate)
     if loaded.family.task.causal:
         model.generation_config = copy.deepcopy(loaded.model.generation_config)
-    check_room(out, sum(weight.numel() * weight.itemsize for weight in model.parameters()))
+    check_room(out, _bytes(model, weights))
     with whole_folder(out) as folder:
         form.save(model, loaded, folder, weights)
-        record = Record(
-            id=candidate.id,
-            levels=candidate.to_json(),
-            format=name,
-            source=loaded.source,
-            model_fingerprint=loaded.fingerprint,
-            library_fingerprint=library.fingerprint if library else None,
-            predicted=dict(predicted or {}),
-            measured=form.measured(folder, loaded),
-        )
+        record = _record(loaded, library, candidate, name)
+        measured = form.measured(folder, loaded)
+        record = replace(record, predicted=dict(predicted or {}), measured=measured)
         (folder / CANDIDATE_FILE).write_text(record.text(), encoding="utf-8")
         card = _card(record, loaded, candidate, out.name, notes)
         (folder / "README.md").write_text(card, encoding="utf-8")
     return out
+
+
+def _state(
+    loaded: LoadedModel, library: LevelWeights | None, candidate: Candidate, healed: Path | None
+) -> dict[str, Tensor]:
+    """The dense model's state with a candidate's weights in place."""
+    if healed is not None:
+        return checkpoint_state(healed, loaded, candidate)
+    return compressed_state(loaded, library, candidate)
+
+
+def _bytes(model: PreTrainedModel, weights: str | None) -> int:
+    """Room for a model's weights, of their own type or another one."""
+    if weights is None:
+        return sum(weight.numel() * weight.itemsize for weight in model.parameters())
+    return ceil(sum(weight.numel() for weight in model.parameters()) * TYPES[weights].bytes)
+
+
+def _record(
+    loaded: LoadedModel, library: LevelWeights | None, candidate: Candidate, name: str
+) -> Record:
+    """What a checkpoint of some format was made from."""
+    return Record(
+        id=candidate.id,
+        levels=candidate.to_json(),
+        format=name,
+        source=loaded.source,
+        model_fingerprint=loaded.fingerprint,
+        library_fingerprint=library.fingerprint if library else None,
+        predicted={},
+        measured={},
+    )
 
 
 def _card(

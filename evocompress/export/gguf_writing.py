@@ -31,18 +31,20 @@ class WeightType:
 
     Attributes:
         name: gguf-py's.
+        bytes: Of a weight.
         block: How many weights of a row are stored together.
     """
 
     name: str
+    bytes: float
     block: int = 1
 
 
 TYPES: dict[str, WeightType] = {
-    "float32": WeightType("F32"),
-    "float16": WeightType("F16"),
-    "bfloat16": WeightType("BF16"),
-    "q8_0": WeightType("Q8_0", block=32),
+    "float32": WeightType("F32", bytes=4),
+    "float16": WeightType("F16", bytes=2),
+    "bfloat16": WeightType("BF16", bytes=2),
+    "q8_0": WeightType("Q8_0", bytes=34 / 32, block=32),
 }
 
 

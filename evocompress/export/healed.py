@@ -15,20 +15,23 @@ from evocompress.models import LoadedModel
 from evocompress.types import Candidate
 
 
-def checkpoint_state(path: Path, loaded: LoadedModel) -> dict[str, Tensor]:
+def checkpoint_state(path: Path, loaded: LoadedModel, candidate: Candidate) -> dict[str, Tensor]:
     """The dense model's state with the weights of a checkpoint of it in place.
 
     Args:
         path: Its folder.
         loaded: The dense model that it was made from.
+        candidate: What it must be of.
 
     Raises:
-        ExportError: It was made from another model, or is of a format that adds zeros.
+        ExportError: It was made from another model or candidate, or is of a format that adds zeros.
     """
     record = read_record(path)
     if record.model_fingerprint != loaded.fingerprint:
         raise ExportError(f"{path} was made from another model than {loaded.source}")
-    form, candidate = FORMATS[record.format], Candidate.from_json(record.levels)
+    if record.id != candidate.id:
+        raise ExportError(f"{path} is of candidate {record.id}, not of {candidate.id}")
+    form = FORMATS[record.format]
     name_of = form.name_of(loaded, candidate) if isinstance(form, Pretrained) else None
     if name_of is None:
         raise ExportError(

@@ -82,7 +82,7 @@ def check_version(name: str, found: str | None = None) -> str:
     if Version(found) < Version(program.tried):
         raise ExportError(
             f"{program.package} {found} is older than {program.tried}, with which the formats for "
-            f"{name} were tried: upgrade it, or choose the format yourself with --format"
+            f"{name} were tried: upgrade it, or leave --for out and choose the format with --format"
         )
     return f"{program.package} {found} is newer than {program.tried}, with which this was tried"
 

@@ -84,13 +84,19 @@ def family_named(model_type: str, architecture: str = "") -> Family:
         architecture: The model's class, where the type serves several tasks.
 
     Raises:
-        ModelError: None does.
+        ModelError: None does, or none of that type the task of that class.
     """
     serving = [family for family in FAMILIES.values() if family.model_type == model_type]
     if not serving:
         raise ModelError(_unknown(model_type))
-    named = (f for f in serving if architecture.endswith(f.task.ending))
-    return next(named, serving[0])
+    named = next((f for f in serving if architecture.endswith(f.task.ending)), None)
+    if named is None and architecture and not serving[0].task.causal:
+        endings = " or ".join(f"...{family.task.ending}" for family in serving)
+        raise ModelError(
+            f"models of class {architecture} are not supported: of type {model_type!r} only those "
+            f"whose class is {endings} ({DOCUMENTATION})"
+        )
+    return named or serving[0]
 
 
 def name_of(family: Family) -> str:

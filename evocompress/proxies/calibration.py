@@ -136,8 +136,8 @@ def check_calibration(config: CalibrationConfig, loaded: LoadedModel) -> None:
     """Whether the model can be calibrated with sequences of the configured length and source.
 
     Raises:
-        DataError: They are longer than its context, or the model would have to write text and
-            cannot.
+        DataError: They are longer than its context or too short for its special tokens, or the
+            model would have to write text and cannot.
     """
     task = loaded.family.task
     if SELF in (config.source, config.heldout_source) and not task.causal:
@@ -152,6 +152,15 @@ def check_calibration(config: CalibrationConfig, loaded: LoadedModel) -> None:
         raise DataError(
             f"calibration.length is {config.length}, but {loaded.source} takes at most "
             f"{context} tokens: lower calibration.length"
+        )
+    if task.causal or loaded.tokenizer is None:
+        return
+    before, after = special_tokens(loaded.tokenizer)
+    special = len(before) + len(after)
+    if config.length <= special:
+        raise DataError(
+            f"calibration.length is {config.length}, but the {special} special tokens of "
+            f"{loaded.source} need room beside the text: raise calibration.length"
         )
 
 

@@ -48,6 +48,11 @@ class AllocationSettings(SearcherSettings):
     estimate_tokens: Positive | None = None
     spread: Annotated[float, Field(gt=0, lt=1)] | None = None
 
+    @property
+    def needs_next_token(self) -> bool:
+        """Where the heuristic asks for gradients of the loss."""
+        return METHODS[self.method].kind == "perturbation"
+
 
 class Allocation(ProceduralSearcher):
     """Measures the candidate of one heuristic and ends."""

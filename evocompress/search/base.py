@@ -24,6 +24,11 @@ class SearcherSettings(BaseModel):
         """How candidates are fine-tuned before some requests are answered: not at all."""
         return ()
 
+    @property
+    def needs_next_token(self) -> bool:
+        """Whether something rests on the loss of the next token, which only decoders have."""
+        return bool(self.recipes)
+
 
 @dataclass(frozen=True)
 class Problem:

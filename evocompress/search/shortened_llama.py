@@ -29,6 +29,11 @@ class ShortenedLlamaSettings(RemovalSettings):
     metric: Literal["proxy", "taylor"] = "proxy"
     shield: tuple[Count, Count] | None = None
 
+    @property
+    def needs_next_token(self) -> bool:
+        """Where it takes gradients."""
+        return self.metric == "taylor"
+
 
 class ShortenedLlama(OneShotRemoval):
     """Ranks every unit on its own; published for whole blocks, here for sub-layers, too.
