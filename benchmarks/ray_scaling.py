@@ -105,7 +105,7 @@ def workers(count: int, seconds: float, processes: int | None = None) -> Iterato
                 list,
                 lambda r: len(r.micro_batches),
                 _nothing,
-                Instruments("scaling", Path(logs)),
+                Instruments("scaling", Path(logs), print),
             )
         ) as executor,
     ):

@@ -169,7 +169,7 @@ class Workbench:
     @property
     def _levels_by_unit(self) -> dict[str, tuple[Level, ...]]:
         """For each unit of the space all levels of its gene."""
-        genes = self.space.genes
+        genes = self.untimed_space.genes
         pairs = zip(genes.members, genes.levels, strict=True)
         return {unit.name: levels for units, levels in pairs for unit in units}
 

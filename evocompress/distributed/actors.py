@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from evocompress.distributed.cluster import gpus_each, places, start
+from evocompress.distributed.cluster import absolute, check_room, gpus_each, places, start
 from evocompress.distributed.instruments import Instruments
 from evocompress.distributed.ray import RayExecutor
 from evocompress.distributed.storage import publish
@@ -24,13 +24,24 @@ def ray_executor(bench: Workbench, live: LiveModel) -> Executor:
     Calibration tokens go through the object store, once for each node.
 
     Raises:
-        ConfigError: Ray is not installed, or there is no such cluster.
+        ConfigError: Ray is not installed, there is no such cluster, no room for a worker in it, or
+            the shared storage cannot be used.
     """
     stop = start(bench.config.ray)
+    try:
+        return _executor(bench, live, stop)
+    except BaseException:
+        stop()
+        raise
+
+
+def _executor(bench: Workbench, live: LiveModel, stop: Callable[[], None]) -> RayExecutor:
+    """The executor on a cluster that is there."""
     import ray
 
-    calibration, config = ray.put(bench.calibration), bench.config.ray
-    assignment = assignment_of(bench)
+    config = bench.config.ray
+    check_room(config)
+    calibration, assignment = ray.put(bench.calibration), assignment_of(bench)
     actor = ray.remote(Worker).options(
         num_cpus=config.cpus, num_gpus=gpus_each(config), runtime_env=config.runtime_env or None
     )
@@ -42,7 +53,7 @@ def ray_executor(bench: Workbench, live: LiveModel) -> Executor:
         return trie_order(requests, live)
 
     pool = bench.calibration.pool
-    instruments = Instruments(bench.config.name, bench.folder.workers)
+    instruments = Instruments(bench.config.name, bench.folder.workers, bench.reporter.say)
     return RayExecutor(make, lambda: places(config), order, pool.requested, stop, instruments)
 
 
@@ -55,8 +66,9 @@ def assignment_of(bench: Workbench) -> Assignment:
     place = str(library.path.absolute()) if library else None
     if library and storage:
         place = publish(library.path, f"library-{library.fingerprint}", storage)
+    config = bench.config.model_copy(update={"model": absolute(bench.config.model)})
     return Assignment(
-        config=bench.config.model_dump_json(),
+        config=config.model_dump_json(),
         library=place,
         expected=bench.circumstances(),
         threads=torch.get_num_threads(),

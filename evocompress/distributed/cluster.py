@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
+from math import ceil
+from pathlib import Path
 from typing import Any
 
-from evocompress.config import RayConfig
+from evocompress.config import ModelConfig, RayConfig
 from evocompress.errors import ConfigError, one_line
 
 NOT_INSTALLED = "executor=ray needs a package that is not installed: pip install 'evocompress[ray]'"
@@ -40,7 +42,7 @@ def start(config: RayConfig, name: str = "evocompress") -> Callable[[], None]:
     _check_address(config.address)
     options: dict[str, Any] = {"namespace": name, "log_to_driver": False, "logging_level": "error"}
     if config.address is None:
-        options["include_dashboard"] = False
+        options |= {"include_dashboard": False, "num_cpus": _cores(config)}
     try:
         ray.init(address=config.address or "local", **options)
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -48,6 +50,39 @@ def start(config: RayConfig, name: str = "evocompress") -> Callable[[], None]:
             f"ray.address={config.address}: no cluster can be joined there ({one_line(error)})"
         ) from None
     return lambda: ray.shutdown()
+
+
+def _cores(config: RayConfig) -> int:
+    """CPUs of a cluster of its own: all, or as many as the workers that are asked for take."""
+    wanted = 0 if config.workers == "auto" else ceil(config.workers * config.cpus)
+    return max(os.cpu_count() or 1, wanted)
+
+
+def absolute(config: ModelConfig) -> ModelConfig:
+    """The model with a local path that does not depend on the folder that a process is in."""
+    path = Path(config.source).expanduser()
+    if not path.exists():
+        return config
+    return config.model_copy(update={"source": str(path.absolute())})
+
+
+def check_room(config: RayConfig) -> None:
+    """Refuses workers that a cluster of its own, which does not grow, could never run.
+
+    Raises:
+        ConfigError: It has not so many CPUs or GPUs.
+    """
+    import ray
+
+    if config.address is not None:
+        return
+    there = ray.cluster_resources()
+    for name, key, each in (("CPU", "cpus", config.cpus), ("GPU", "gpus", gpus_each(config))):
+        if each > there.get(name, 0):
+            raise ConfigError(
+                f"ray.{key}={each:g}: this machine has only {there.get(name, 0):g} {name}s: give a "
+                "worker fewer, or name a cluster with ray.address"
+            )
 
 
 def _check_address(address: str | None) -> None:

@@ -22,14 +22,16 @@ class Instruments:
     Args:
         run: The run's name, a tag of every number.
         logs: Folder for what workers printed; made when there is something to keep.
+        say: Told what a user should know.
     """
 
-    def __init__(self, run: str, logs: Path) -> None:
+    def __init__(self, run: str, logs: Path, say: Callable[[str], None]) -> None:
         from ray.util.metrics import Counter, Gauge
 
         whole, each = ("run",), ("run", "worker")
         self._run = run
         self._logs = logs
+        self.say = say
         self._waiting = Gauge("evocompress_waiting", "Requests that wait.", whole)
         self._workers = Gauge("evocompress_workers", "Workers that there are.", whole)
         self._answers = Counter("evocompress_answers", "Requests answered.", each)

@@ -26,7 +26,10 @@ PATIENCE = 20.0
 """Times the expected duration after which a batch counts as lost."""
 
 LEAST_PATIENCE = 120.0
-"""Seconds that every batch has: a model is loaded, targets are made."""
+"""Seconds that every batch has: targets are made."""
+
+FIRST_PATIENCE = 4 * 3600.0
+"""Seconds that a batch has as long as nothing is known of the pace: it may be a slow machine."""
 
 
 class Pace:
@@ -50,7 +53,7 @@ class Pace:
     def patience(self, tokens: int) -> float:
         """Seconds after which a batch of so many tokens counts as lost."""
         rate = self.tokens_per_second
-        return LEAST_PATIENCE + (PATIENCE * tokens / rate if rate else 10 * LEAST_PATIENCE)
+        return LEAST_PATIENCE + PATIENCE * tokens / rate if rate else FIRST_PATIENCE
 
 
 @dataclass(eq=False)
@@ -168,9 +171,9 @@ class Queue:
         return _Stretch(deque(requests), sum(map(self._tokens, requests)))
 
     def _limit(self, stretch: _Stretch) -> float:
-        """Tokens of the next batch out of a stretch."""
-        rate, share = self._pace.tokens_per_second, stretch.tokens / PARTS
-        return share if rate is None else min(share, rate * BATCH_SECONDS)
+        """Tokens of the next batch out of a stretch; one request until the pace is known."""
+        rate = self._pace.tokens_per_second
+        return min(stretch.tokens / PARTS, rate * BATCH_SECONDS) if rate else 0.0
 
 
 def failure(request: Request, reason: str) -> Answer:

@@ -7,13 +7,14 @@ what three actors died of alone is a failed answer. Actors may come and go with 
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from evocompress.distributed.instruments import Instruments, Who, where
+from evocompress.distributed.instruments import Instruments, Who, tail, where
 from evocompress.distributed.pieces import Pieces
 from evocompress.distributed.queue import Pace, Queue
 from evocompress.distributed.worker import Refusal
@@ -22,6 +23,9 @@ from evocompress.types import Answer, Request
 
 ANSWER_SECONDS = 2.0
 """In which a worker on another node must say what it printed."""
+
+LONG_SECONDS = 60.0
+"""After which it is said that no worker is ready."""
 
 POLL_SECONDS = 1.0
 """How often it is looked whether a worker takes too long, or nodes have come."""
@@ -99,6 +103,9 @@ class RayExecutor:
         self._stop = stop
         self._instruments = instruments
         self._looked = 0.0
+        self._idle_since: float | None = None
+        self._warned = False
+        self._places = 1
         self._pace = Pace()
         self._hands: list[_Hand] = []
         self._failed_starts = 0
@@ -126,21 +133,43 @@ class RayExecutor:
 
     def close(self) -> None:
         """Ends all actors."""
-        for hand in list(self._hands):
-            self._dismiss(hand)
-        self._stop()
+        away = [hand for hand in self._hands if hand.who and tail(hand.who["log"]) is None]
+        said = {hand: hand.actor.log.remote() for hand in away}
+        try:
+            if said:
+                self._ray.wait([*said.values()], num_returns=len(said), timeout=ANSWER_SECONDS)
+            for hand in list(self._hands):
+                self._dismiss(hand, said.get(hand))
+        finally:
+            for hand in self._hands:
+                self._ray.kill(hand.actor)
+            self._stop()
 
     def _look(self, queue: Queue) -> None:
         """Starts actors for which there is room by now, and shows how many requests wait."""
+        if time.monotonic() - self._looked < POLL_SECONDS:
+            return
+        self._looked = time.monotonic()
         self._staff()
-        if time.monotonic() - self._looked > POLL_SECONDS:
-            self._looked = time.monotonic()
-            ready = sum(hand.who is not None for hand in self._hands)
-            self._instruments.state(queue.waiting, ready)
+        ready = sum(hand.who is not None for hand in self._hands)
+        self._instruments.state(queue.waiting, ready)
+        if ready:
+            self._idle_since = None
+        elif self._idle_since is None:
+            self._idle_since = self._looked
+        elif self._looked - self._idle_since > LONG_SECONDS and not self._warned:
+            self._warned = True
+            self._instruments.say(
+                f"no worker is ready after {LONG_SECONDS:.0f} s: it loads the model, or the "
+                "cluster has no room for it ('ray status' tells)"
+            )
 
     def _staff(self) -> None:
         """Has as many actors as the cluster has room for."""
-        for _ in range(self._wanted() - len(self._hands)):
+        # What the cluster does not answer while its head restarts is asked again later.
+        with contextlib.suppress(self._ray.exceptions.RayError):
+            self._places = self._wanted()
+        for _ in range(self._places - len(self._hands)):
             actor = self._make()
             self._hands.append(_Hand(actor, actor.ready.remote()))
 
@@ -264,17 +293,23 @@ class RayExecutor:
         folder = node.get_logs_dir_path() if node else "/tmp/ray/session_latest/logs"
         return f"see worker-*.err in {folder}"
 
-    def _dismiss(self, hand: _Hand) -> None:
-        if hand in self._hands:
-            self._hands.remove(hand)
+    def _dismiss(self, hand: _Hand, said: Any = None) -> None:
+        """Ends an actor and keeps what it printed, which it may have been asked for."""
+        if hand not in self._hands:
+            return
+        self._hands.remove(hand)
+        try:
             if hand.who:
-                self._instruments.ended(hand.who, lambda: self._printed(hand))
+                self._instruments.ended(hand.who, lambda: self._printed(said))
+        finally:
             self._ray.kill(hand.actor)
 
-    def _printed(self, hand: _Hand) -> str | None:
-        """What an actor printed, if it is alive and not busy."""
+    def _printed(self, said: Any) -> str | None:
+        """What an actor on another node printed, if it has said so."""
+        if said is None:
+            return None
         try:
-            text: str | None = self._ray.get(hand.actor.log.remote(), timeout=ANSWER_SECONDS)
+            text: str | None = self._ray.get(said, timeout=0)
         except self._ray.exceptions.RayError:
             return None
         return text

@@ -29,7 +29,9 @@ def publish(library: Path, name: str, storage: str) -> str:
     Raises:
         ConfigError: It cannot be written there.
     """
-    url = f"{storage.rstrip('/')}/{name}"
+    local = "://" not in storage
+    folder = str(Path(storage).expanduser().absolute()) if local else storage.rstrip("/")
+    url = f"{folder}/{name}"
     try:
         files, root = _open(url)
         if files.exists(f"{root}/{MANIFEST}"):
@@ -65,6 +67,8 @@ def fetched(url: str, cache: Path) -> Path:
 
 def _copy(url: str, target: Path) -> None:
     """Takes its name when it is whole."""
+    for left in target.parent.glob(f".{target.name}.*.tmp"):  # of a process that was killed
+        shutil.rmtree(left)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         files, root = _open(url)

@@ -78,5 +78,5 @@ def executor(logs, workers=2, kind=Fake, cpus=0.1, **settings):
         list,
         lambda _: 10,
         lambda: None,
-        Instruments("fakes", logs),
+        Instruments("fakes", logs, print),
     )

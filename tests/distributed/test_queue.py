@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from evocompress.distributed.pieces import Pieces
-from evocompress.distributed.queue import BATCH_SECONDS, DEATHS, LEAST_PATIENCE, Pace, Queue
+from evocompress.distributed.queue import (
+    BATCH_SECONDS,
+    DEATHS,
+    FIRST_PATIENCE,
+    LEAST_PATIENCE,
+    Pace,
+    Queue,
+)
 from evocompress.types import (
     DROP,
     Candidate,
@@ -23,7 +30,10 @@ def request(number, micro_batches=(0,), **more):
 
 
 def queue(count, workers=2, pace=None, tokens=lambda _: 100):
-    return Queue([request(n) for n in range(count)], tokens, workers, pace or Pace())
+    if pace is None:
+        pace = Pace()
+        pace.add(10**9, 1.0)
+    return Queue([request(n) for n in range(count)], tokens, workers, pace)
 
 
 def drain(waiting, takers=("a",)):
@@ -44,6 +54,12 @@ def test_a_step_is_cut_into_ever_smaller_batches_in_order():
     sizes = [len(batch) for batch in batches]
     assert sizes[0] == 16 and sizes == sorted(sizes, reverse=True) and sizes[-7:] == [1] * 7
     assert flat(batches) == [request(n) for n in range(64)]
+
+
+def test_one_at_a_time_until_the_pace_is_known():
+    pace = Pace()
+    assert {len(batch) for batch in drain(queue(20, pace=pace))} == {1}
+    assert pace.patience(10**9) == FIRST_PATIENCE
 
 
 def test_every_worker_goes_through_a_stretch_of_its_own():

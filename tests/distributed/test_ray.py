@@ -79,6 +79,7 @@ def test_a_request_that_kills_is_given_up_and_no_other(cluster, tmp_path):
 
 def test_what_hangs_is_ended(cluster, tmp_path, monkeypatch):
     monkeypatch.setattr(queues, "LEAST_PATIENCE", 0.2)
+    monkeypatch.setattr(queues, "FIRST_PATIENCE", 2.0)
     monkeypatch.setattr(queues, "DEATHS", 1)
     requests = [ask("hang"), *(ask(f"u{n}") for n in range(6))]
     with closing(executor(tmp_path, 2)) as many:
@@ -150,7 +151,7 @@ def test_what_workers_do_is_measured(cluster, tmp_path, monkeypatch):
         list(many.map([ask(f"u{n}") for n in range(10)]))
     assert told["evocompress_answers"] == 10 and told["evocompress_tokens"] == 100
     assert told["evocompress_busy_seconds"] >= 1.9
-    assert told["evocompress_workers"] >= 0 and "evocompress_waiting" in told
+    assert {"evocompress_workers", "evocompress_waiting"} <= told.keys()
 
 
 def test_a_worker_that_differs_is_refused(cluster, tmp_path):

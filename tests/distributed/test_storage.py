@@ -1,5 +1,6 @@
 """Libraries in shared storage, and the copies of nodes."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 import fsspec
@@ -67,6 +68,16 @@ def test_processes_of_a_node_copy_once(library, storage, tmp_path):
     with ThreadPoolExecutor(8) as threads:
         copies = list(threads.map(lambda _: fetched(url, tmp_path / "cache"), range(8)))
     assert set(copies) == {tmp_path / "cache" / "one"} and contents(copies[0]) == contents(library)
+
+
+def test_what_a_killed_process_left_is_no_hindrance(library, storage, tmp_path):
+    url = publish(library, "one", storage)
+    left = tmp_path / "cache" / ".one.17.tmp"
+    left.mkdir(parents=True)
+    mine = tmp_path / "cache" / f".one.{os.getpid()}.tmp"
+    mine.mkdir()
+    assert contents(fetched(url, tmp_path / "cache")) == contents(library)
+    assert not left.exists() and not mine.exists()
 
 
 def test_storage_that_cannot_be_used_is_one_line(library):
