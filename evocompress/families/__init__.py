@@ -20,6 +20,7 @@ from evocompress.families.opt import OPT
 from evocompress.families.phi3 import Phi3
 from evocompress.families.qwen2 import Qwen2
 from evocompress.families.qwen3 import Qwen3
+from evocompress.families.starcoder2 import Starcoder2
 from evocompress.families.vit import DeiT, DistilledDeiT, ViT
 
 __all__ = [
@@ -43,6 +44,7 @@ FAMILIES: dict[str, Family] = {
     "gemma3_text": Gemma3Text(),
     "gpt2": GPT2(),
     "opt": OPT(),
+    "starcoder2": Starcoder2(),
     "bert": Bert(),
     "bert-classifier": BertClassifier(),
     "roberta": Roberta(),

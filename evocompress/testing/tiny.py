@@ -52,6 +52,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "gemma3_text": _GEMMA | {"sliding_window_pattern": 2, "final_logit_softcapping": 20.0},
     "gpt2": {},
     "opt": {},
+    "starcoder2": _GROUPED | {"sliding_window": WINDOW},
     "bert": {},
     "bert-classifier": _CLASSES,
     "roberta": _PADDED,

@@ -38,3 +38,9 @@ def test_the_page_lists_every_family() -> None:
     page = Path(__file__).parents[2] / "docs" / "families.md"
     listed = re.findall(r"^\| `([\w-]+)` \|", page.read_text(), flags=re.MULTILINE)
     assert listed == list(FAMILIES)
+
+
+def test_the_example_of_the_page_is_the_file() -> None:
+    root = Path(__file__).parents[2]
+    file = root / "evocompress" / "families" / "starcoder2.py"
+    assert f"```python\n{file.read_text()}```" in (root / "docs" / "families.md").read_text()

@@ -28,6 +28,7 @@ from evocompress.export.modeling import (
     modeling_phi3,
     modeling_qwen2,
     modeling_qwen3,
+    modeling_starcoder2,
     modeling_vit,
 )
 
@@ -113,6 +114,11 @@ CLASSES: dict[str, Classes] = {
         modeling_opt.EvocompressOPTConfig,
         modeling_opt.EvocompressOPTModel,
         modeling_opt.EvocompressOPTForCausalLM,
+    ),
+    "starcoder2": Classes(
+        modeling_starcoder2.EvocompressStarcoder2Config,
+        modeling_starcoder2.EvocompressStarcoder2Model,
+        modeling_starcoder2.EvocompressStarcoder2ForCausalLM,
     ),
     "bert": Classes(
         modeling_bert.EvocompressBertConfig,
