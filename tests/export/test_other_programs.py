@@ -368,6 +368,16 @@ def test_weights_are_converted(llama: LoadedModel, tmp_path: Path) -> None:
     assert llama.model.dtype == torch.float32
 
 
+@pytest.mark.parametrize("format", ["hf", "stock", "gguf"])
+def test_weights_beyond_float16_are_refused(format: str, tmp_path: Path) -> None:
+    loaded = windowless("llama", layers=2)
+    loaded.model.base_model.layers[1].mlp.up_proj.weight[3, 5] = 1e6
+    with pytest.raises(ExportError, match="beyond the range of (float16|F16): choose bfloat16"):
+        materialize(loaded, None, Candidate(), tmp_path / "o", format=format, weights="float16")
+    assert not list(tmp_path.iterdir())
+    materialize(loaded, None, Candidate(), tmp_path / "o", format=format, weights="bfloat16")
+
+
 # ---- healed checkpoints
 
 
