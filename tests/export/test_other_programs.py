@@ -18,6 +18,7 @@ from evocompress.errors import ExportError, ModelError
 from evocompress.export import choose_for, materialize, programs, read_record
 from evocompress.export.deci import shared_heads
 from evocompress.export.gguf_tokenizer import KNOWN, tokenizer_obstacle
+from evocompress.export.healed import checkpoint_state
 from evocompress.export.layout import layout
 from evocompress.export.programs import PROGRAMS, check_version
 from evocompress.export.reload import read_checkpoint
@@ -412,3 +413,14 @@ def test_a_checkpoint_with_added_zeros_or_of_another_model_is_no_source(
     other = tiny_loaded("llama", layers=4, seed=1)
     with pytest.raises(ExportError, match="made from another model"):
         materialize(other, None, candidate, tmp_path / "out", healed=padded)
+
+
+def test_a_checkpoint_of_another_candidate_is_no_source(llama: LoadedModel, tmp_path: Path) -> None:
+    ours, other = (candidate_of(llama, {f"{index}.attention": DROP}) for index in (1, 2))
+    healed = write(llama, other, tmp_path / "healed", "hf")
+    assert checkpoint_state(healed, llama, other)
+    with pytest.raises(ExportError, match=f"of candidate {other.id}, not of {ours.id}"):
+        checkpoint_state(healed, llama, ours)
+    with pytest.raises(ExportError, match=f"of candidate {other.id}, not of {ours.id}"):
+        materialize(llama, None, ours, tmp_path / "out", healed=healed)
+    assert not (tmp_path / "out").exists()
