@@ -87,11 +87,6 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def small() -> LoadedModel:
-    """A random model whose heads are as wide as engines want them."""
-    return windowless("llama", hidden=256)
-
-
 def compressed(loaded: LoadedModel) -> Candidate:
     """A random candidate within the budget that lacks an attention and an MLP of other blocks."""
     family, model = loaded.family, loaded.model

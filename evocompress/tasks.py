@@ -17,6 +17,9 @@ from transformers import (
     AutoModelForSequenceClassification,
 )
 
+ALL_ROWS = 2**31 - 1
+"""Rows of a chunk where nothing is cut; torch adds to them, so it is not the largest integer."""
+
 
 @dataclass(frozen=True)
 class Task:

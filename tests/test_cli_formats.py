@@ -55,6 +55,7 @@ def test_a_format_for_a_program(monkeypatch, capsys, run, tmp_path, words, forma
         (("--weights", "q2_k"), "unknown weights 'q2_k'"),
         (("--weights", "q8_0", "--format", "hf"), "only format 'gguf' has weights"),
         (("--weights", "q8_0", "--for", "llama.cpp"), "no multiple of 32"),
+        (("--healed", "--candidate", "uniform"), "--healed and --candidate exclude each other"),
     ],
 )
 def test_bad_input_is_one_line(monkeypatch, run, tmp_path, words, message):

@@ -7,7 +7,13 @@ from dataclasses import dataclass
 
 from evocompress.errors import ExportError
 from evocompress.export.formats import FORMATS
-from evocompress.export.programs import PROGRAMS, check_version, program_named
+from evocompress.export.programs import (
+    PROGRAMS,
+    check_task,
+    check_version,
+    program_named,
+    untried,
+)
 from evocompress.models import LoadedModel
 from evocompress.types import Candidate
 
@@ -37,7 +43,7 @@ def choose_format(loaded: LoadedModel, candidate: Candidate, name: str = "auto")
         ExportError: There is no such format, or it cannot express the candidate.
     """
     check_format(name)
-    return _first(loaded, candidate, tuple(PROGRAMS["transformers"].formats), name).name
+    return _first(loaded, candidate, PROGRAMS["transformers"].preferred, name).name
 
 
 def choose_for(
@@ -49,11 +55,12 @@ def choose_for(
         loaded: The dense model.
         candidate: What is to be written.
         program: A key of `evocompress.export.programs.PROGRAMS`.
-        name: ``auto``, or one of the program's formats.
+        name: One of the program's formats; ``auto`` is the first preferred one that can.
 
     Raises:
         ExportError: There is no such program, its version here is too old, it does not load the
-            format, or none of its formats can express the candidate.
+            format or was not tried with the model's task, or none of its formats can express the
+            candidate.
     """
     check_format(name)
     known = program_named(program)
@@ -61,10 +68,15 @@ def choose_for(
         raise ExportError(
             f"{program} does not load format '{name}': choose auto, {', '.join(known.formats)}"
         )
-    choice = _first(loaded, candidate, tuple(known.formats), name)
-    remarks = filter(None, (choice.reason, check_version(program)))
-    how = f"format '{choice.name}' for {program}, run by {known.formats[choice.name]}"
-    return Choice(choice.name, "; ".join((how, *remarks)))
+    check_task(program, loaded.family)
+    choice = _first(loaded, candidate, known.preferred, name)
+    remarks = (
+        choice.reason,
+        untried(program, choice.name, loaded.family),
+        check_version(program),
+    )
+    how = f"format '{choice.name}' for {program}, run by {known.formats[choice.name].how}"
+    return Choice(choice.name, "; ".join((how, *filter(None, remarks))))
 
 
 def _first(loaded: LoadedModel, candidate: Candidate, formats: Sequence[str], name: str) -> Choice:

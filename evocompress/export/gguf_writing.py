@@ -192,7 +192,8 @@ def _stored(name: str, tensor: Tensor, kind: WeightType) -> NDArray[Any]:
     from gguf import GGMLQuantizationType, quantize
 
     values = tensor.detach().float().cpu().contiguous().numpy()
-    stored: NDArray[Any] = quantize(values, GGMLQuantizationType[_type_of(tensor, kind)])
+    with np.errstate(over="ignore"):
+        stored: NDArray[Any] = quantize(values, GGMLQuantizationType[_type_of(tensor, kind)])
     if stored.dtype.kind == "f" and not np.isfinite(stored).all():
         raise ExportError(f"{name} has weights beyond the range of {kind.name}: choose bfloat16")
     return stored

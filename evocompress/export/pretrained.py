@@ -65,10 +65,14 @@ class Pretrained:
             loaded: The dense model.
             folder: An empty one.
             weights: A key of `DTYPES`; ``None`` keeps the model's.
+
+        Raises:
+            ExportError: A weight is too large for the type of weights.
         """
         if weights is not None:
             nn.Module.to(model, DTYPES[weights])
             model.config.dtype = DTYPES[weights]
+            _check_finite(model, weights)
         with quiet_transformers():
             # Under the names that its modules have, by which costs are counted: transformers would
             # write those of older versions, which it turns into the present ones for its own types.
@@ -90,6 +94,12 @@ class Pretrained:
     def measured(self, folder: Path, loaded: LoadedModel) -> dict[str, int]:
         """The costs that can be counted in the files; see `measured_costs`."""
         return measured_costs(folder, loaded.family)
+
+
+def _check_finite(model: PreTrainedModel, weights: str) -> None:
+    for name, tensor in model.named_parameters():
+        if not torch.isfinite(tensor).all():
+            raise ExportError(f"{name} has weights beyond the range of {weights}: choose bfloat16")
 
 
 def _copy_companions(loaded: LoadedModel, folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from functools import partial
 
 import torch
@@ -18,7 +17,7 @@ from evocompress.heal.loss import (
     of_logits,
 )
 from evocompress.models import LoadedModel
-from evocompress.tasks import EMBEDDINGS
+from evocompress.tasks import ALL_ROWS, EMBEDDINGS
 
 CACHE_BYTES = 2**30
 """The teacher's hidden states are kept, rather than made again in each epoch, up to this."""
@@ -52,7 +51,7 @@ class Distillation:
         width = teacher.model.config.hidden_size * teacher.model.dtype.itemsize
         self._keep = len(tokens) * self._length * width <= CACHE_BYTES
         causal = self._task.causal
-        self._rows = chunk_rows(teacher.model.config.vocab_size) if causal else sys.maxsize
+        self._rows = chunk_rows(teacher.model.config.vocab_size) if causal else ALL_ROWS
         self._compare: Comparison = of_embeddings if self._task is EMBEDDINGS else of_logits
         self._heads = (
             partial(teacher.family.outputs, student),

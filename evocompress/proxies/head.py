@@ -6,7 +6,6 @@ forward pass makes them, and turned into float32 a few rows at a time.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from evocompress.families import Family
+from evocompress.tasks import ALL_ROWS
 
 # On a CPU a chunk of logits should stay in the last-level cache until it has been used, and
 # its float32 working copy in the cores' own; a GPU wants few large kernels instead. In float32
@@ -53,7 +53,7 @@ def chunk_rows(model: PreTrainedModel) -> int:
     """
     embeddings = model.get_output_embeddings()
     if embeddings is None:
-        return sys.maxsize
+        return ALL_ROWS
     head = embeddings.weight
     limit = chunk_bytes(head.device.type == "cpu", head.element_size())
     return _rows(limit, head.shape[0] * head.element_size())

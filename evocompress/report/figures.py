@@ -44,8 +44,14 @@ def search_curve(history: History, value_name: str) -> go.Figure | None:
     return figure
 
 
-def healing_curve(steps: Sequence[HealStep]) -> go.Figure:
-    """Training loss and validation KL over the optimizer steps."""
+def healing_curve(steps: Sequence[HealStep], measure: str, value_name: str) -> go.Figure:
+    """Training loss and validation over the optimizer steps.
+
+    Args:
+        steps: Of the healing.
+        measure: What is made small, in a word.
+        value_name: The same with its unit, for the axis.
+    """
     figure = blank(320)
     trained = [(step.step, step.train_loss) for step in steps if step.train_loss is not None]
     measured = [(s.step, s.validation_kl) for s in steps if s.validation_kl is not None]
@@ -58,14 +64,14 @@ def healing_curve(steps: Sequence[HealStep]) -> go.Figure:
     figure.add_scatter(
         x=[step for step, _ in measured],
         y=[divergence for _, divergence in measured],
-        name="validation KL",
+        name=f"validation {measure}",
         mode="lines+markers",
         line={"color": BLUE, "width": 2},
         marker={"size": 7},
     )
     values = value_axis([value for _, value in trained + measured])
     figure.update_xaxes(title_text="optimizer step")
-    figure.update_yaxes(title_text="KL to the dense model, nats/token", **values)
+    figure.update_yaxes(title_text=value_name, **values)
     figure.update_layout(showlegend=True)
     return figure
 

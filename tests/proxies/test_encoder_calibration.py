@@ -12,7 +12,11 @@ from tokenizers.processors import TemplateProcessing
 from evocompress.config import CalibrationConfig
 from evocompress.errors import DataError
 from evocompress.models import LoadedModel
-from evocompress.proxies.calibration import load_calibration, special_tokens
+from evocompress.proxies.calibration import (
+    check_calibration,
+    load_calibration,
+    special_tokens,
+)
 from evocompress.testing.tiny import tiny_loaded
 
 TEXT = "".join(f"Line {number} of a text, and no two lines are the same.\n" for number in range(90))
@@ -117,3 +121,10 @@ def test_bad_images_are_refused_by_name(vit: LoadedModel, tmp_path: Path) -> Non
     )
     with pytest.raises(DataError, match="labels must hold an integer for each image"):
         load_calibration(config(folder), vit)
+
+
+def test_special_tokens_must_leave_room_for_text(bert: LoadedModel, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text(TEXT)
+    check_calibration(config(tmp_path / "text.txt", length=3), bert)
+    with pytest.raises(DataError, match="length is 2, but the 2 special tokens .*: raise calib"):
+        check_calibration(config(tmp_path / "text.txt", length=2), bert)

@@ -59,6 +59,9 @@ def test_front_is_drawn_over_a_cost_that_varies() -> None:
 
 def test_healing_curve_has_validation_only_where_measured() -> None:
     steps = [HealStep(step=0, train_loss=0.3, validation_kl=0.35), HealStep(step=1, train_loss=0.2)]
-    loss, validation = healing_curve(steps).data
+    figure = healing_curve(steps, "distance", "distance to the dense model's")
+    loss, validation = figure.data
+    assert validation.name == "validation distance"
+    assert figure.layout.yaxis.title.text == "distance to the dense model's"
     assert loss.y == (0.3, 0.2)
     assert (validation.x, validation.y) == ((0,), (0.35,))

@@ -1,6 +1,6 @@
 import json
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -143,6 +143,41 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     write_json(folder / "evaluation.json", data)
     with pytest.raises(RunError, match=r"evaluation\.json: 'rows\.1\.kl'"):
         write_report(folder)
+
+
+@pytest.mark.parametrize(
+    ("proxy", "healed", "axis"),
+    [
+        ("kl", "validation KL", "KL to the dense model, nats"),
+        ("embedding", "validation distance", VALUE_NAMES["embedding"]),
+    ],
+)
+def test_an_encoder_has_values_of_sequences(
+    tmp_path: Path, proxy: str, healed: str, axis: str
+) -> None:
+    folder = run_folder(tmp_path / "run")
+    changed = config("model").model_copy(update={"proxy": ProxyConfig(kind=proxy)})
+    (folder / "config.yaml").write_text(dump_config(changed))
+    encoder = asdict(replace(SMOLLM2_135M.architecture(), causal=False, tokens=17))
+    units = json.loads((folder / "units.json").read_text())
+    write_json(folder / "units.json", {"units": units, "architecture": encoder})
+    data = evaluation()
+    for row in data["rows"]:
+        row["decode_ms_per_token"] = None
+        row["predicted"] = {"latency": 0.4}
+    write_json(folder / "evaluation.json", data)
+    html = write_report(folder).read_text()
+    for figure in ("search", "front", "healing"):
+        assert figure_layout(html, figure)["yaxis"]["title"]["text"] == axis
+    assert healed in [trace["name"] for trace in figure_data(html, "healing")]
+    text = (folder / "summary.md").read_text()
+    for told in (
+        "sequences of 17 tokens from",
+        "Prefill is 17 tokens at batch 1.",
+        "a table of 17 tokens at batch 1; shares",
+    ):
+        assert told in text
+    assert "decode" not in text.lower()
 
 
 @pytest.mark.parametrize("gone", ["units", "architecture"])

@@ -3,7 +3,9 @@
 ``config.per_layer_config[i]`` says how block i differs from the others: ``skip`` names the
 sub-layers that it does not have, ``num_attention_heads``, ``num_key_value_heads`` and
 ``intermediate_size`` are its own, and ``bias`` names the sub-layers whose output matrix has a
-bias although the family's has none. The family's own block runs unchanged; a sub-layer with
+bias although the family's has none. ``before`` and ``after`` list MLPs of blocks without
+attention that run in front of the block and behind it, each with its ``intermediate_size``, and
+``bias`` where its output matrix has one. The family's own block runs unchanged; a sub-layer with
 its own width is the family's too, and what belongs to a missing one is replaced by modules
 without weights that add nothing to the residual stream.
 """
