@@ -157,7 +157,8 @@ def _make_range(
 ) -> Iterator[tuple[int, BlockRecord]]:
     """Makes some blocks; `parts` are the states of all batches that enter the first of them.
 
-    There are none where that is the model's first block, or no block reads any. Where this is the second attempt, what the first one has made is not made again.
+    There are none where that is the model's first block, or no block reads any. Where this is
+    the second attempt, what the first one has made is not made again.
     """
     from evocompress.library.builder import Builder
     from evocompress.library.manifest import read_manifest
