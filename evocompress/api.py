@@ -100,7 +100,7 @@ def sweep(config: SweepConfig, *, resume: bool = False, reporter: Reporter | Non
     from evocompress.distributed.sweep import run_sweep
 
     folder = check_sweep(config, resume)
-    run_sweep(config, folder, reporter or Silent())
+    run_sweep(config, folder, resume, reporter or Silent())
     write_sweep_report(folder.path)
     return folder.path
 

@@ -78,7 +78,7 @@ def _mark(scores: Array, threshold: float, count: int, mask: Array) -> None:
         mask[index] = scores[index] < threshold
         missing -= scores[index] < threshold
     index = 0
-    while missing > 0:
+    while missing > 0 and index < len(scores):  # nothing equals NaN, and bounds are not checked
         if scores[index] == threshold:
             mask[index] = True
             missing -= 1

@@ -157,7 +157,8 @@ def _make_range(
 ) -> Iterator[tuple[int, BlockRecord]]:
     """Makes some blocks; `parts` are the states of all batches that enter the first of them.
 
-    Where this is the second attempt, what the first one has made is not made again.
+    There are none where that is the model's first block, or no block reads any. Where this is
+    the second attempt, what the first one has made is not made again.
     """
     from evocompress.library.builder import Builder
     from evocompress.library.manifest import read_manifest
@@ -165,8 +166,7 @@ def _make_range(
     manifest = read_manifest(site.path)
     entering = [states for part in parts for states in part] if parts else None
     builder = Builder(site.load(), site.path, manifest, tokens, site.batch, entering)
-    first = todo[0] if parts else 0
-    made = builder.build(range(first, todo[-1] + 1), lambda *_: None)
+    made = builder.build(todo, lambda *_: None, first=todo[0] if parts else 0)
     # A generator that Ray starts again has to yield the same once more.
     for index in todo:
         finished = manifest.blocks.get(index)

@@ -1,7 +1,8 @@
-"""Whether a folder that is about to be unpickled was written on this machine by this user.
+"""Whether a folder that is about to be unpickled was made at this place by this user.
 
-Tune's state can hold any code, and a sweep's folder may come from someone else. So a folder is
-signed, for the place where it lies, with a key that never leaves the user's cache folder.
+Tune's state can hold any code, and a sweep's folder may come from someone else. So the path of a
+folder is signed, with a key that never leaves the user's cache folder. What is in the folder is
+not: this is no protection from who can write into it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def sign(folder: Path) -> None:
 
 
 def is_own(folder: Path) -> bool:
-    """Whether `sign` made this folder, here."""
+    """Whether `sign` made the folder at this path; its files may be anybody's."""
     path = folder / SIGNATURE
     if not path.is_file() or not (cache_folder() / KEY).is_file():
         return False

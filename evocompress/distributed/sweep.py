@@ -15,19 +15,20 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from evocompress.config import RayConfig
-from evocompress.distributed.cluster import gpus_each, start
+from evocompress.distributed.cluster import gpus_each
 from evocompress.distributed.origin import is_own, sign
+from evocompress.distributed.sweep_cluster import check_room, start_for_trials
 from evocompress.distributed.trial import Task, run_trial, settings_of
 from evocompress.distributed.tuner import new_tuner
 from evocompress.distributed.watch import watching
-from evocompress.errors import ConfigError, RunError, one_line
-from evocompress.files import read_json
+from evocompress.errors import ConfigError, EvoCompressError, RunError, one_line
+from evocompress.files import read_json, write_text
 from evocompress.progress import Reporter
 from evocompress.run_folder import RunFolder
 from evocompress.sweep.config import SweepConfig
-from evocompress.sweep.folder import SweepFolder, begin
+from evocompress.sweep.folder import SweepFolder, begin, check
 from evocompress.sweep.outcome import Status, is_finished, outcomes
+from evocompress.sweep.record import new_record
 from evocompress.sweep.trials import size_of, trial_of
 
 QUIET = {
@@ -42,22 +43,27 @@ QUIET = {
 LONGEST_REASON = 200
 """Letters of what Ray says about a death."""
 
+WORKERS = "workers"
+"""File beside Tune's state with the `ray.workers` that it was begun with."""
+
 STATE = "experiment_state-*.json"
 """Files of Tune without which it cannot go on."""
 
 
-def run_sweep(sweep: SweepConfig, folder: SweepFolder, reporter: Reporter) -> None:
+def run_sweep(sweep: SweepConfig, folder: SweepFolder, resume: bool, reporter: Reporter) -> None:
     """Runs all trials that are not finished.
 
     Args:
         sweep: Checked.
         folder: Its folder, which is made once it is known that trials can run.
+        resume: Whether it may have been begun already.
         reporter: Told about progress.
 
     Raises:
         ConfigError: Ray or Optuna is not installed, there is no such cluster, or no room for a
             trial.
-        RunError: Tune came to an untimely end, or another process makes this sweep.
+        RunError: Tune came to an untimely end, or another process makes this sweep or has begun
+            another one in its folder.
     """
     if sweep.mode == "grid" and not _has(sweep, folder, "failed", "unfinished", "waiting"):
         return
@@ -67,13 +73,14 @@ def run_sweep(sweep: SweepConfig, folder: SweepFolder, reporter: Reporter) -> No
         raise ConfigError(
             "mode=optuna needs a package that is not installed: pip install 'evocompress[optuna]'"
         )
-    stop = start(sweep.ray)
+    stop = start_for_trials(sweep.ray)
     try:
         for name in ("ray", "ray.tune"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        _check_room(sweep.ray)
-        begin(folder, sweep)
+        check_room(sweep.ray, reporter)
         with folder.locked():
+            check(sweep, resume)  # again: until now another process could begin it
+            begin(folder, sweep)
             reporter.log_to(folder.log)
             with watching(sweep, folder, reporter):
                 _run(sweep, folder, reporter)
@@ -85,19 +92,24 @@ def _run(sweep: SweepConfig, folder: SweepFolder, reporter: Reporter) -> None:
     """Goes on with what Tune left in the folder; what is then still open it runs anew."""
     trainable = _trainable(sweep)
     if folder.tune.exists():
-        why = _unusable(folder.tune) or _restored(sweep, folder, trainable)
+        why = _unusable(sweep, folder.tune) or _restored(sweep, folder, trainable)
         if not why:
             return
         reporter.say(f"Tune begins anew ({why}); what trials have done is in their journals")
         shutil.rmtree(folder.tune)
     sign(folder.tune)
+    write_text(folder.tune / WORKERS, str(sweep.ray.workers))
+    tuner = new_tuner(sweep, folder.tune.absolute(), trainable)
     try:
-        _conclude(sweep, folder, new_tuner(sweep, folder.tune.absolute(), trainable).fit())
+        results = tuner.fit()
+    except EvoCompressError:
+        raise
     except Exception as error:
         raise RunError(f"Ray Tune gave up ({one_line(error)}): go on with --resume") from None
+    _conclude(sweep, folder, results)
 
 
-def _unusable(place: Path) -> str:
+def _unusable(sweep: SweepConfig, place: Path) -> str:
     """Why Tune's state cannot be restored; empty where it can."""
     if not is_own(place):
         return f"{place} was not written here"
@@ -108,6 +120,10 @@ def _unusable(place: Path) -> str:
         read_json(newest)
     except RunError as error:
         return one_line(error)
+    workers = place / WORKERS
+    # A restored Tune runs as many trials at a time as before.
+    if not workers.exists() or workers.read_text() != str(sweep.ray.workers):
+        return "ray.workers is another one"
     return ""
 
 
@@ -118,32 +134,16 @@ def _restored(sweep: SweepConfig, folder: SweepFolder, trainable: Any) -> str:
     try:
         tuner = tune.Tuner.restore(str(folder.tune.absolute()), trainable, resume_errored=True)
         results = tuner.fit()
-        _conclude(sweep, folder, results)
+    except EvoCompressError:
+        raise
     except Exception as error:  # whatever a file that was cut off leads to
         return f"its state is damaged: {one_line(error)}"
+    _conclude(sweep, folder, results)
     # Where it cannot read its state Tune may begin with fewer trials; and it takes trials for
     # finished whose folders were deleted.
     if len(results) < size_of(sweep) or _has(sweep, folder, "unfinished", "waiting"):
         return "its state lacks trials"
     return ""
-
-
-def _check_room(config: RayConfig) -> None:
-    """Refuses what no node of the cluster could ever run.
-
-    Raises:
-        ConfigError: That many CPUs or GPUs are on no node.
-    """
-    import ray
-
-    wanted = {"CPU": config.cpus, "GPU": gpus_each(config)}
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if not any(all(node.get(k, 0) >= amount for k, amount in wanted.items()) for node in nodes):
-        most = {k: max((node.get(k, 0) for node in nodes), default=0) for k in wanted}
-        raise ConfigError(
-            f"ray.cpus={wanted['CPU']:g}, ray.gpus={wanted['GPU']:g}: no node has so many (at most "
-            f"{most['CPU']:g} CPUs, {most['GPU']:g} GPUs): give a trial less"
-        )
 
 
 def _trainable(sweep: SweepConfig) -> Any:
@@ -158,15 +158,25 @@ def _trainable(sweep: SweepConfig) -> Any:
 def _conclude(sweep: SweepConfig, folder: SweepFolder, results: Any) -> None:
     """Records what only Tune knows: whose processes died, and who was stopped early."""
     for result in results:
-        name = trial_of(sweep, settings_of(sweep, result.config)).name
-        record = folder.records.read(name)
-        if record is None or record.failed or is_finished(RunFolder(folder.path / name)):
+        trial = trial_of(sweep, settings_of(sweep, result.config))
+        known = folder.records.read(trial.name)
+        if (known and known.failed) or is_finished(RunFolder(folder.path / trial.name)):
             continue
         if result.error is not None:
-            reason = f"its process died ({one_line(result.error)[:LONGEST_REASON]})"
-            folder.records.keep(name, replace(record, failed=reason))
-        elif sweep.asha:
-            folder.records.keep(name, replace(record, stopped=True))
+            # Without a record it failed before its search began.
+            failed = replace(known or new_record(trial), failed=_reason(result.error))
+            folder.records.keep(trial.name, failed)
+        elif known and sweep.asha:
+            folder.records.keep(trial.name, replace(known, stopped=True))
+
+
+def _reason(error: Exception) -> str:
+    """Why a trial failed that could not say it itself."""
+    cause = getattr(error, "cause", None)  # of what Ray found raised in a process
+    if isinstance(cause, EvoCompressError):
+        return one_line(cause)
+    what = "it failed" if isinstance(cause, Exception) else "its process died"
+    return f"{what} ({one_line(cause or error)[:LONGEST_REASON]})"
 
 
 def _has(sweep: SweepConfig, folder: SweepFolder, *statuses: Status) -> bool:

@@ -79,7 +79,7 @@ def run_trial(params: Mapping[str, Any], task: Task) -> None:
 
 
 def settings_of(sweep: SweepConfig, params: Mapping[str, Any]) -> Settings:
-    """What the parameters of Tune stand for: numbers of a range, else places in a list."""
+    """What the parameters of Tune stand for: places in a list or among steps, or numbers."""
     return {key: _value(sweep, key, params[key]) for key in sweep.vary}
 
 
@@ -87,7 +87,7 @@ def _value(sweep: SweepConfig, key: str, chosen: Any) -> Any:
     axis = sweep.vary[key]
     if not isinstance(axis, Range):
         return axis[chosen]
-    return axis.values()[chosen] if sweep.mode == "grid" else chosen
+    return axis.values()[chosen] if sweep.mode == "grid" or axis.step is not None else chosen
 
 
 def _go(home: str) -> None:

@@ -46,7 +46,7 @@ def new_tuner(sweep: SweepConfig, place: Path, trainable: Any) -> Any:
 
 
 def _params(sweep: SweepConfig) -> dict[str, Any]:
-    """What Tune chooses from: numbers of ranges, else places in lists."""
+    """What Tune chooses from: places in lists and grids, else numbers of ranges."""
     from ray import tune
 
     if sweep.mode == "grid":
@@ -64,16 +64,13 @@ def _domain(axis: tuple[Any, ...] | Range) -> Any:
 
     if not isinstance(axis, Range):
         return tune.choice(list(range(len(axis))))
+    if axis.step is not None:
+        # Tune's own steps are counted from zero.
+        return tune.randint(0, len(axis.values()))
     low, high = axis.low, axis.high
     if axis.whole:
-        if axis.log:
-            return tune.lograndint(int(low), int(high) + 1)
-        if axis.step is None:
-            return tune.randint(int(low), int(high) + 1)
-        return tune.qrandint(int(low), int(high), int(axis.step))
-    if axis.log:
-        return tune.loguniform(low, high)
-    return tune.uniform(low, high) if axis.step is None else tune.quniform(low, high, axis.step)
+        return (tune.lograndint if axis.log else tune.randint)(int(low), int(high) + 1)
+    return (tune.loguniform if axis.log else tune.uniform)(low, high)
 
 
 def _optuna(sweep: SweepConfig) -> Any:

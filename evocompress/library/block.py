@@ -10,6 +10,7 @@ from torch import Tensor
 
 from evocompress.criteria import Cut, Statistics, Structure, reconstructed
 from evocompress.criteria.base import output_energy, relative_errors
+from evocompress.errors import LibraryError
 from evocompress.library.dense import Coupled, DenseModel
 from evocompress.library.files import TensorWriter, durable_file
 from evocompress.library.manifest import BlockRecord, InputRecord
@@ -35,7 +36,11 @@ class BlockMaker:
     gradients: Mapping[str, Tensor]
 
     def write(self, path: Path) -> BlockRecord:
-        """Write the file, one batch of matrices after the other."""
+        """Write the file, one batch of matrices after the other.
+
+        Raises:
+            LibraryError: A weight is not finite, or a level is impossible.
+        """
         errors: Errors = {}
         with durable_file(path) as file:
             writer = TensorWriter(file, self.order.layout(self.dense.dtype))
@@ -54,7 +59,7 @@ class BlockMaker:
     def _write_matrices(self, writer: TensorWriter, batch: Batch) -> Errors:
         """Write all levels of a batch; returns their errors where they can be measured."""
         assert self.order.methods.criterion is not None
-        weights = [self.dense.weight(linear.name) for linear, _ in batch]
+        weights = [self._weight(linear.name) for linear, _ in batch]
         known = self.statistics.get(batch[0][0].input, Statistics())
         found = self.order.methods.criterion.compress_all(weights, known, [own for _, own in batch])
         errors: Errors = {}
@@ -79,7 +84,7 @@ class BlockMaker:
         methods = self.order.methods
         assert methods.structured is not None
         structure = coupled.structure(
-            {linear.name: self.dense.weight(linear.name) for linear in coupled.matrices},
+            {linear.name: self._weight(linear.name) for linear in coupled.matrices},
             self.gradients if methods.gradients else None,
             self.dense.bias(coupled.output.name),
         )
@@ -92,6 +97,16 @@ class BlockMaker:
         if known.gram is None:
             return {}
         return {coupled.unit.name: tuple(width_errors(structure, cuts, known))}
+
+    def _weight(self, unit: str) -> Tensor:
+        """A dense matrix (out, in), which can be ranked."""
+        weight = self.dense.weight(unit)
+        if not bool(weight.isfinite().all()):
+            raise LibraryError(
+                f"{unit} has weights that are not finite: load the model in bfloat16 or float32 "
+                "with model.dtype=..., or mend the checkpoint"
+            )
+        return weight
 
     def _of(self, coupled: Coupled) -> Statistics:
         """Statistics of what the output matrix of a sub-layer reads."""

@@ -71,7 +71,7 @@ class Builder:
         manifest: Its recipe, and the blocks that are there.
         tokens: Calibration sequences (N, S).
         batch: Sequences that pass a block together.
-        entering: What `HiddenStates` takes, where the first block that is made is a later one.
+        entering: What `HiddenStates` takes, where the states do not enter the first block.
     """
 
     def __init__(
@@ -94,12 +94,15 @@ class Builder:
             HiddenStates(loaded, tokens, batch, entering) if observes(self._orders) else None
         )
 
-    def build(self, blocks: range, progress: Progress) -> Iterator[tuple[int, BlockRecord]]:
-        """Makes what is missing; the states pass through finished blocks again.
+    def build(
+        self, blocks: Sequence[int], progress: Progress, *, first: int = 0
+    ) -> Iterator[tuple[int, BlockRecord]]:
+        """Makes what is missing of some blocks; the states pass through the others again.
 
         Args:
-            blocks: Consecutive blocks; the states are those that enter the first of them.
+            blocks: Which may be made.
             progress: Told before each block that is made.
+            first: Block that the states enter, none of `blocks` being before it.
 
         Yields:
             Each block's index and record, as soon as its file is there.
@@ -107,7 +110,7 @@ class Builder:
         todo = [index for index in self._manifest.missing if index in blocks]
         count = len(self._loaded.family.blocks(self._loaded.model))
         gradients = self._gradients(todo, progress)
-        for index in range(blocks.start, max(todo, default=-1) + 1):
+        for index in range(first, max(todo, default=-1) + 1):
             if index in todo:
                 progress(todo.index(index), len(todo), f"block {index + 1} of {count}")
                 record = self._make_block(index, gradients)

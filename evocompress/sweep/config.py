@@ -128,16 +128,23 @@ class SweepConfig(Strict):
 def load_sweep(path: Path, overrides: Sequence[str] = ()) -> SweepConfig:
     """The sweep in a YAML file, changed by ``key.key=value`` overrides.
 
-    ``run``, and a value that ``space`` is set to, may name another YAML file, relative to this
-    one. ``name`` defaults to the file's stem.
+    ``run``, its ``space``, and a value that ``space`` is set to, may name another YAML file,
+    relative to this one; the space in a run file is relative to that one. ``name`` defaults to
+    the file's stem.
 
     Raises:
         ConfigError: A file is missing or is not YAML, or a key or value is wrong.
     """
     data = read_yaml(path)
+    # Files come first, so that the other overrides can change what is in them.
+    first = [override for override in overrides if override.startswith(("run=", "run.space="))]
+    apply(data, [override for override in first if override.startswith("run=")])
     if isinstance(data.get("run"), str):
         data["run"] = _run_file(path.parent / data["run"])
-    apply(data, overrides)
+    apply(data, [override for override in first if override.startswith("run.space=")])
+    if isinstance(data.get("run"), dict):
+        _read_space(data["run"], path)
+    apply(data, [override for override in overrides if override not in first])
     data.setdefault("name", path.stem)
     vary = data.get("vary")
     if not isinstance(vary, dict) or not vary:
@@ -151,9 +158,14 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> SweepConfig:
 def _run_file(path: Path) -> dict[str, Any]:
     """A run file as it is written, with its space in it."""
     data = read_yaml(path)
-    if isinstance(data.get("space"), str):
-        data["space"] = read_yaml(path.parent / data["space"])
+    _read_space(data, path)
     return data
+
+
+def _read_space(run: dict[str, Any], path: Path) -> None:
+    """Puts the space of a run in the place of its file's name, which is relative to `path`."""
+    if isinstance(run.get("space"), str):
+        run["space"] = read_yaml(path.parent / run["space"])
 
 
 def _flat(vary: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
@@ -187,6 +199,11 @@ def _axis(path: Path, key: str, axis: Any) -> Any:
 
 def _check(sweep: SweepConfig, path: Path) -> None:
     """Whether the parts of a sweep fit together."""
+    if sweep.ray.storage is not None:
+        raise ConfigError(
+            f"{path}: ray.storage is for executor: ray; leave it out: all nodes must see the "
+            "folder of a sweep, and its libraries lie there"
+        )
     ranges = {key: axis for key, axis in sweep.vary.items() if isinstance(axis, Range)}
     if sweep.mode == "optuna":
         if sweep.trials is None:

@@ -16,8 +16,8 @@ from evocompress.run_folder import changed_keys
 from evocompress.sweep.config import SweepConfig
 from evocompress.sweep.record import Records
 
-MAY_DIFFER = "ray.address"
-"""The one setting that no trial depends on."""
+MAY_DIFFER = ("ray.address", "ray.workers")
+"""Settings that no trial depends on."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,13 @@ class SweepFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps a second process from making the same sweep.
+        """Makes the folder, and keeps a second process from making the same sweep.
 
         Raises:
-            RunError: Another process does.
+            RunError: Another process does, or the disk is full.
         """
+        with naming_full_disk(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(self.path / ".lock", timeout=0):
                 yield
@@ -93,7 +95,7 @@ def check(sweep: SweepConfig, resume: bool) -> SweepFolder:
             "with name=..."
         )
     before, after = (each.model_dump(mode="json") for each in (folder.config(), sweep))
-    changed = [key for key in changed_keys(before, after) if key != MAY_DIFFER]
+    changed = [key for key in changed_keys(before, after) if key not in MAY_DIFFER]
     if changed:
         raise RunError(
             f"{folder.path} was begun as another sweep ({', '.join(changed)} differ): resume "

@@ -41,6 +41,11 @@ class Record:
     stopped: bool = False
 
 
+def new_record(trial: Trial) -> Record:
+    """Of a trial that is begun now."""
+    return Record(dict(trial.settings), datetime.now(UTC).isoformat(timespec="microseconds"))
+
+
 @dataclass(frozen=True)
 class Records:
     """A folder with a record of each trial that was begun.
@@ -94,8 +99,7 @@ class Clock:
     """
 
     def __init__(self, records: Records, trial: Trial) -> None:
-        now = datetime.now(UTC).isoformat(timespec="microseconds")
-        known = records.read(trial.name) or Record(dict(trial.settings), now)
+        known = records.read(trial.name) or new_record(trial)
         self._records, self._name = records, trial.name
         self._before = replace(known, failed=None, session=None, stopped=False)
         self._started = self._kept = time.monotonic()

@@ -81,6 +81,12 @@ def test_smallest_is_exact_among_ties():
     assert mask.tolist() == [[False, True, True, False, True], [True, True, False, False, False]]
 
 
+def test_scores_that_are_nan_end():
+    """With bounds that nobody checks it would go on through the memory behind them."""
+    mask = smallest(torch.full((1, 5), torch.nan), [3])
+    assert not mask.any()
+
+
 @pytest.mark.parametrize("name", CRITERIA)
 @pytest.mark.parametrize(
     ("level", "words"),

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -11,10 +12,13 @@ import yaml
 
 from evocompress import api
 from evocompress.config_file import load_config
-from evocompress.distributed.libraries import _shares
+from evocompress.distributed.libraries import Site, _make_range, _shares
 from evocompress.errors import LibraryError
 from evocompress.library.manifest import read_manifest
+from evocompress.progress import Silent
+from evocompress.run_folder import RunFolder
 from evocompress.testing.tiny import tiny_checkpoint, tiny_model
+from evocompress.workbench import Workbench
 
 
 @pytest.mark.parametrize("items, workers", [(1, 3), (7, 3), (8, 4), (9, 1)])
@@ -64,13 +68,25 @@ def run_file(tmp_path_factory):
     return file
 
 
+UNOBSERVED = {
+    "magnitude": ["library.criterion=magnitude"],
+    "taylor": ["space.sparsity=null", "space.width={}", "library.width_criterion=taylor"],
+}
+"""Libraries that are made without looking at what the matrices read."""
+
+
 @pytest.fixture(scope="module")
 def local(run_file):
-    return contents(api.build_library(load_config(run_file, [])))
+    return contents(on_one(run_file, "local"))
 
 
 def contents(path):
     return {file.name: file.read_bytes() for file in path.iterdir() if file.name != ".lock"}
+
+
+def on_one(run_file, name, *changes):
+    changes = (f"library.path={run_file.parent / name}", *changes)
+    return api.build_library(load_config(run_file, list(changes)))
 
 
 def on_ray(run_file, name, workers, *changes):
@@ -86,6 +102,30 @@ clustered = pytest.mark.cluster
 @clustered
 def test_several_workers_make_the_same_files(cluster, run_file, local):
     assert contents(on_ray(run_file, "ray3", 3)) == local
+
+
+@pytest.mark.parametrize("criterion", UNOBSERVED)
+def test_a_task_makes_its_own_blocks_also_where_no_states_enter_them(run_file, criterion):
+    path = on_one(run_file, f"{criterion}-own", *UNOBSERVED[criterion])
+    whole, files = read_manifest(path), contents(path)
+    for record in whole.blocks.values():
+        (path / record.file).unlink()
+    replace(whole, blocks={}).write(path)
+    bench = Workbench(load_config(run_file), RunFolder(run_file.parent / "none"), Silent())
+    site = Site(bench.config.model, bench.loaded.fingerprint, path, batch=2, threads=1)
+    own = [2, 3, 4]
+    made = dict(_make_range(site, bench.calibration.library, own))
+    assert made == {index: whole.blocks[index] for index in own}
+    found = {file.name: file.read_bytes() for file in path.glob("block-*")}
+    assert found == {name: files[name] for name in (whole.blocks[index].file for index in own)}
+
+
+@clustered
+@pytest.mark.parametrize("criterion", UNOBSERVED)
+def test_what_reads_no_inputs_is_the_same_on_several_workers(cluster, run_file, criterion):
+    here = on_one(run_file, f"{criterion}-here", *UNOBSERVED[criterion])
+    there = on_ray(run_file, f"{criterion}-there", 2, *UNOBSERVED[criterion])
+    assert contents(there) == contents(here)
 
 
 @clustered
@@ -123,12 +163,7 @@ def test_the_blocks_of_a_dead_worker_are_made_again(cluster, run_file, local):
 
 @clustered
 def test_propagated_hessians_stay_in_this_process(cluster, run_file):
-    here = api.build_library(
-        load_config(
-            run_file,
-            ["library.hessians=propagated", f"library.path={run_file.parent / 'propagated'}"],
-        )
-    )
+    here = on_one(run_file, "propagated", "library.hessians=propagated")
     there = on_ray(run_file, "propagated-ray", 2, "library.hessians=propagated")
     assert contents(here) == contents(there)
 

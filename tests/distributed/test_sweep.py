@@ -13,15 +13,19 @@ import pytest
 import yaml
 
 from evocompress import api
+from evocompress.config import RayConfig
 from evocompress.config_file import changed, load_config
 from evocompress.distributed import sweep as sweeps
+from evocompress.distributed import sweep_cluster
 from evocompress.distributed.origin import is_own, sign
+from evocompress.distributed.sweep_cluster import JOB, check_room, start_for_trials
 from evocompress.distributed.trial import Task, run_trial, settings_of
-from evocompress.distributed.tuner import new_tuner
+from evocompress.distributed.tuner import _params, new_tuner
 from evocompress.errors import ConfigError, RunError
 from evocompress.progress import Silent
-from evocompress.sweep import SweepConfig, SweepFolder, begin, load_sweep
+from evocompress.sweep import SweepConfig, SweepFolder, begin, check, load_sweep
 from evocompress.sweep.outcome import outcomes
+from evocompress.sweep.trials import trial_of
 from evocompress.testing.tiny import tiny_checkpoint
 
 pytest.importorskip("ray")
@@ -178,6 +182,23 @@ def test_optuna_proposes_from_lists_and_ranges(cluster, tmp_path):
     assert all(0 <= f["search.a"] <= 8 and f["search.a"] % 0.5 == 0 for f in found)
 
 
+@pytest.mark.parametrize(
+    ("axis", "known"),
+    [
+        ({"low": 0.4, "high": 0.75, "step": 0.1}, {0.4, 0.5, 0.6, 0.7}),
+        ({"low": 1, "high": 6, "step": 2}, {1, 3, 5}),
+        ({"low": 2, "high": 4}, {2, 3, 4}),
+    ],
+)
+def test_optuna_proposes_every_step_of_a_range_counted_from_its_low_end(axis, known):
+    from ray.tune.search.optuna import OptunaSearch
+
+    sweep = SweepConfig(name="o", run=BASE, vary={"a.b": axis}, mode="optuna", trials=30)
+    search = OptunaSearch(space=_params(sweep), metric="value", mode="min", seed=0)
+    found = [settings_of(sweep, search.suggest(f"trial{n}")) for n in range(30)]
+    assert {settings["a.b"] for settings in found} == known
+
+
 @pytest.fixture
 def one_trial(sweep_file, monkeypatch):
     """Runs one trial in this process; returns what Tune was told."""
@@ -240,15 +261,98 @@ def test_a_trial_fails_once_in_a_session_with_its_reason(one_trial, monkeypatch)
     assert "/nowhere/model" in found[0].reason
 
 
+class Said(Silent):
+    """A reporter that remembers."""
+
+    def __init__(self):
+        self.lines = []
+
+    def say(self, text):
+        self.lines.append(text)
+
+
 def test_no_room_for_a_trial_is_said_at_once(monkeypatch):
     import ray
 
     node = {"Alive": True, "Resources": {"CPU": 4.0, "GPU": 1.0}}
     monkeypatch.setattr(ray, "nodes", lambda: [node, {"Alive": False, "Resources": {"CPU": 64.0}}])
-    config = SweepConfig(name="s", run=BASE, vary={"seed": [0]}).ray
-    sweeps._check_room(config.model_copy(update={"cpus": 4, "gpus": 0.5}))
+    reporter, config = Said(), RayConfig(cpus=4, gpus=0.5)
+    check_room(config, reporter)
+    too_large = config.model_copy(update={"cpus": 5, "gpus": 0})
     with pytest.raises(ConfigError, match=r"no node has so many \(at most 4 CPUs, 1 GPUs\)"):
-        sweeps._check_room(config.model_copy(update={"cpus": 5, "gpus": 0}))
+        check_room(too_large, reporter)
+    assert not reporter.lines
+    check_room(too_large.model_copy(update={"address": "auto"}), reporter)
+    assert len(reporter.lines) == 1 and "trials wait until" in reporter.lines[0]
+
+
+def test_the_processes_of_trials_get_the_runtime_environment(monkeypatch):
+    seen = []
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr(sweep_cluster, "start", lambda config: seen.append(os.environ.get(JOB)))
+    monkeypatch.delenv(JOB, raising=False)
+    start_for_trials(RayConfig())
+    own = RayConfig(runtime_env={"env_vars": {"A": "1"}, "working_dir": "/code"})
+    start_for_trials(own)
+    assert JOB not in os.environ
+    submitted = '{"runtime_env": {"env_vars": {"A": "0", "B": "2"}, "pip": ["x"]}, "metadata": {}}'
+    monkeypatch.setenv(JOB, submitted)
+    start_for_trials(own)
+    assert os.environ[JOB] == submitted and seen[0] is None
+    assert json.loads(seen[1]) == {"runtime_env": own.runtime_env}
+    assert json.loads(seen[2]) == {
+        "runtime_env": {"env_vars": {"A": "1", "B": "2"}, "pip": ["x"], "working_dir": "/code"},
+        "metadata": {},
+    }
+
+
+def test_a_runtime_environment_that_cannot_be_had_is_refused(monkeypatch):
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    own = RayConfig(runtime_env={"env_vars": {"A": "1"}}, address="ray://far:10001")
+    with pytest.raises(ConfigError, match="cannot be had through ray://far:10001"):
+        start_for_trials(own)
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    with pytest.raises(ConfigError, match="has joined a cluster already"):
+        start_for_trials(own.model_copy(update={"address": None}))
+
+
+def test_a_sweep_that_another_process_began_meanwhile_is_left_alone(tmp_path, monkeypatch):
+    sweep = SweepConfig(name="s", runs=tmp_path, run=BASE, vary={"seed": [0]})
+    folder = check(sweep, resume=False)
+
+    def start(config):
+        """Takes a while, in which somebody else is faster."""
+        begin(folder, sweep.model_copy(update={"vary": {"seed": (1,)}}))
+        return lambda: None
+
+    monkeypatch.setattr(sweeps, "start_for_trials", start)
+    monkeypatch.setattr(sweeps, "check_room", lambda *_: None)
+    monkeypatch.setattr(sweeps, "_run", None)
+    for resume, message in ((False, "exists already"), (True, "another sweep")):
+        with pytest.raises(RunError, match=message):
+            sweeps.run_sweep(sweep, folder, resume, Silent())
+
+
+def test_trials_that_failed_before_their_search_began_have_failed(tmp_path):
+    from ray.exceptions import RayActorError, RayTaskError
+
+    sweep = SweepConfig(name="s", runs=tmp_path, run=BASE, vary={"seed": [3, 4, 5, 6]})
+    folder = SweepFolder(sweep.folder)
+    begin(folder, sweep)
+    own = RayTaskError("train", "trace", RunError("a node cannot enter /there"), "p", 1, "ip")
+    strange = RayTaskError("train", "trace", ImportError("no torch"), "p", 1, "ip")
+    errors = [own, strange, RayActorError(), None]
+    sweeps._conclude(
+        sweep,
+        folder,
+        [SimpleNamespace(config={"seed": n}, error=error) for n, error in enumerate(errors)],
+    )
+    found = outcomes(folder, sweep)
+    assert [each.status for each in found] == ["failed", "failed", "failed", "waiting"]
+    assert found[0].reason == "a node cannot enter /there"
+    assert found[1].reason == "it failed (ImportError: no torch)"
+    assert found[2].reason.startswith("its process died (") and "\n" not in found[2].reason
+    assert folder.records.read(found[0].name).settings == {"seed": 3}
 
 
 def test_only_folders_of_ones_own_are_unpickled(tmp_path, monkeypatch):
@@ -265,7 +369,9 @@ def test_only_folders_of_ones_own_are_unpickled(tmp_path, monkeypatch):
     assert not is_own(tmp_path / "yours")
 
 
-@pytest.mark.parametrize("origin", ["unknown", "own, cut off", "own, of a kill"])
+@pytest.mark.parametrize(
+    "origin", ["unknown", "own, cut off", "own, of a kill", "own, of other workers"]
+)
 def test_tunes_state_that_is_foreign_or_damaged_is_not_read(tmp_path, monkeypatch, origin):
     sweep = SweepConfig(name="s", runs=tmp_path, run=BASE, vary={"seed": [0]})
     folder, begun = SweepFolder(sweep.folder), []
@@ -275,7 +381,8 @@ def test_tunes_state_that_is_foreign_or_damaged_is_not_read(tmp_path, monkeypatc
     if origin != "unknown":
         sign(folder.tune)
     (folder.tune / "tuner.pkl").write_bytes(b"anything")
-    state = {"unknown": "{}", "own, cut off": '{"trial_data": [', "own, of a kill": None}[origin]
+    (folder.tune / "workers").write_text("3" if origin == "own, of other workers" else "auto")
+    state = {"own, cut off": '{"trial_data": [', "own, of a kill": None}.get(origin, "{}")
     if state is not None:
         (folder.tune / "experiment_state-1.json").write_text(state)
 
@@ -287,4 +394,23 @@ def test_tunes_state_that_is_foreign_or_damaged_is_not_read(tmp_path, monkeypatc
     monkeypatch.setattr(sweeps, "new_tuner", new)
     monkeypatch.setattr("ray.tune.Tuner.restore", None)
     sweeps._run(sweep, folder, Silent())
-    assert begun == [True]
+    assert begun == [True] and (folder.tune / "workers").read_text() == "auto"
+
+
+def test_a_damaged_record_does_not_cost_tune_its_state(tmp_path, monkeypatch):
+    sweep = SweepConfig(name="s", runs=tmp_path, run=BASE, vary={"seed": [0]})
+    folder = SweepFolder(sweep.folder)
+    monkeypatch.setenv("EVOCOMPRESS_CACHE", str(tmp_path / "cache"))
+    begin(folder, sweep)
+    sign(folder.tune)
+    for name, text in (("tuner.pkl", ""), ("workers", "auto"), ("experiment_state-1.json", "{}")):
+        (folder.tune / name).write_text(text)
+    name = trial_of(sweep, {"seed": 0}).name
+    (folder.records.path / f"{name}.json").write_text('{"nothing": 1}')
+    result = SimpleNamespace(config={"seed": 0}, error=None)
+    restored = SimpleNamespace(fit=lambda: [result])
+    monkeypatch.setattr(sweeps, "_trainable", lambda sweep: None)
+    monkeypatch.setattr("ray.tune.Tuner.restore", lambda *_, **__: restored)
+    with pytest.raises(RunError, match=rf"{name}\.json is damaged"):
+        sweeps._run(sweep, folder, Silent())
+    assert (folder.tune / "tuner.pkl").exists()

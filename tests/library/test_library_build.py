@@ -264,3 +264,14 @@ def test_a_second_builder_waits_and_takes_what_the_first_has_made(setting, tmp_p
         builder.join()
     assert len(said["first"]) > 1
     assert said["second"] == ["waiting for another process that builds it"]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("widths", [False, True])
+def test_weights_that_are_not_finite_are_refused(bad, widths, tmp_path):
+    chosen = {"criterion": "magnitude", "width_criterion": "magnitude"}
+    setting = Setting(widths=widths, matrices=not widths, **chosen)
+    unit = "model.layers.1.mlp.down_proj"
+    setting.loaded.model.get_parameter(f"{unit}.weight").data[3, 5] = bad
+    with pytest.raises(LibraryError, match=f"{unit} has weights that are not finite"):
+        setting.build(tmp_path / "library")

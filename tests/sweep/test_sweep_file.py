@@ -47,6 +47,23 @@ def test_overrides_reach_the_run_inside(write):
     assert sweep.ray.workers == 2 and sweep.name == "other"
 
 
+def test_files_named_on_the_command_line_are_read(write, tmp_path):
+    (tmp_path / "half.yaml").write_text("sparsity: {target: 0.5}\nbudget: {params: 0.9}\n")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "run.yaml").write_text(yaml.safe_dump(RUN | {"space": "drop.yaml"}))
+    (tmp_path / "other" / "drop.yaml").write_text("drop: {}\n")
+    other = load_sweep(write(), ["run.seed=5", "run=other/run.yaml"])
+    assert other.run == RUN | {"space": {"drop": {}}, "seed": 5}
+    half = load_sweep(
+        write(), ["run.space.budget.params=0.7", "run.space=half.yaml", "run=other/run.yaml"]
+    )
+    assert half.run["space"] == {"sparsity": {"target": 0.5}, "budget": {"params": 0.7}}
+    inline = load_sweep(write(run=RUN | {"space": "half.yaml"}))
+    assert inline.run["space"] == {"sparsity": {"target": 0.5}, "budget": {"params": 0.9}}
+    with pytest.raises(ConfigError, match=r"absent\.yaml: no such configuration file"):
+        load_sweep(write(), ["run.space=absent.yaml"])
+
+
 def test_keys_may_be_nested_and_overridden(write):
     vary = {"space.budget": [{"params": 0.5}], "search": {"offspring": {"low": 2, "high": 4}}}
     sweep = load_sweep(write(vary=vary), ["vary.space.budget=[{params: 0.7}]"])
@@ -98,6 +115,7 @@ def test_a_range_holds_both_its_ends(range_, values):
         ({"trials": 4}, "trials is for mode: optuna"),
         ({"mode": "random"}, "key 'mode'"),
         ({"asha": {"grace_tokens": 9, "max_tokens": 3}}, "max_tokens must not be below"),
+        ({"ray": {"storage": "/shared"}}, "ray.storage is for executor: ray; leave it out"),
         ({"ray": {"cpu": 1}}, "unknown key 'ray.cpu': did you mean 'cpus'"),
     ],
 )
