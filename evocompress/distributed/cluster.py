@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,12 @@ CONNECT_SECONDS = 10.0
 """In which a cluster must answer."""
 
 
-def start(config: RayConfig, name: str = "evocompress") -> Callable[[], None]:
+def start(config: RayConfig, *, runtime_env: Mapping[str, Any] | None = None) -> Callable[[], None]:
     """Joins a cluster, or starts one on this machine that only this machine can reach.
+
+    Args:
+        config: Which one.
+        runtime_env: Of all processes that this one has started there.
 
     Returns:
         What leaves or ends it.
@@ -40,7 +44,13 @@ def start(config: RayConfig, name: str = "evocompress") -> Callable[[], None]:
     if ray.is_initialized():
         return lambda: None
     _check_address(config.address)
-    options: dict[str, Any] = {"namespace": name, "log_to_driver": False, "logging_level": "error"}
+    options: dict[str, Any] = {
+        "namespace": "evocompress",
+        "log_to_driver": False,
+        "logging_level": "error",
+    }
+    if runtime_env:
+        options["runtime_env"] = dict(runtime_env)
     if config.address is None:
         options |= {"include_dashboard": False, "num_cpus": _cores(config)}
     try:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evocompress.config import ModelConfig, RayConfig, RunConfig
-from evocompress.distributed.cluster import gpus_each, places, start
+from evocompress.distributed.cluster import absolute, check_room, gpus_each, places, start
 from evocompress.errors import EvoCompressError, LibraryError, RunError, one_line
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def ray_blocks(config: RunConfig, say: Say) -> MakeBlocks:
             yield from make_blocks(loaded, path, manifest, tokens, batch, progress)
             return
         site = Site(
-            model=config.model,
+            model=absolute(config.model),
             fingerprint=loaded.fingerprint,
             path=path.absolute(),
             batch=batch,
@@ -186,6 +186,7 @@ def _build(
 
     from evocompress.library.files import remove_leftovers
 
+    check_room(config)
     options = {
         "num_cpus": config.cpus,
         "num_gpus": gpus_each(config),

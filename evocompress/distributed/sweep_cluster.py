@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 from collections.abc import Callable
-from typing import Any
 
 from evocompress.config import RayConfig
 from evocompress.distributed.cluster import gpus_each, start
 from evocompress.errors import ConfigError, one_line
 from evocompress.progress import Reporter
-
-JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Environment variable in which Ray hands a job's runtime environment to its driver."""
 
 
 def start_for_trials(config: RayConfig) -> Callable[[], None]:
@@ -29,48 +23,16 @@ def start_for_trials(config: RayConfig) -> Callable[[], None]:
         ConfigError: Ray is not installed, there is no such cluster, or it cannot have this
             environment.
     """
-    if not config.runtime_env:
-        return start(config)
-    _check_takes_environment(config)
-    before = os.environ.get(JOB)
-    job = json.loads(before) if before else {}
-    job["runtime_env"] = _merged(job.get("runtime_env") or {}, config.runtime_env)
-    os.environ[JOB] = json.dumps(job)
-    try:
-        return start(config)
-    except TypeError as error:
-        raise ConfigError(f"ray.runtime_env is not one that Ray knows: {one_line(error)}") from None
-    finally:
-        os.environ.pop(JOB)
-        if before is not None:
-            os.environ[JOB] = before
-
-
-def _check_takes_environment(config: RayConfig) -> None:
-    """Refuses connections whose environment cannot be chosen.
-
-    Raises:
-        ConfigError: It is such a one.
-    """
     # `start` has to set something before Ray is imported.
     ray = sys.modules.get("ray")
-    if ray and ray.is_initialized():
+    if config.runtime_env and ray and ray.is_initialized():
         raise ConfigError(
             "ray.runtime_env: this process has joined a cluster already; give it to ray.init"
         )
-    if (config.address or "").startswith("ray://"):
-        raise ConfigError(
-            f"ray.runtime_env cannot be had through {config.address}: start the sweep on a node of "
-            "the cluster, with ray.address=auto"
-        )
-
-
-def _merged(job: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """Two runtime environments, the sweep's own having the last word."""
-    merged = job | own
-    if variables := job.get("env_vars", {}) | own.get("env_vars", {}):
-        merged["env_vars"] = variables
-    return merged
+    try:
+        return start(config, runtime_env=config.runtime_env)
+    except TypeError as error:
+        raise ConfigError(f"ray.runtime_env is not one that Ray knows: {one_line(error)}") from None
 
 
 def check_room(config: RayConfig, reporter: Reporter) -> None:
