@@ -55,7 +55,7 @@ def test_loss_and_gradients_are_those_of_the_plain_loss(name: str) -> None:
     last = plain_loss(
         name, answer(family, student, batch[3:]), answer(family, teacher.model, batch[3:])
     )
-    assert distillation.mean() == pytest.approx((loss.item() + float(last)) / 5, rel=1e-4)
+    assert distillation.mean() == pytest.approx((loss.item() + last.item()) / 5, rel=1e-4)
 
 
 @pytest.mark.parametrize("name", ENCODERS)
