@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+from pydantic import BaseModel
 
 from evocompress.config import RunConfig
 from evocompress.config_file import dump_config, load_config
@@ -89,11 +90,8 @@ class RunFolder:
         Raises:
             RunError: Another process works in it.
         """
-        try:
-            with FileLock(self.path / LOCK, timeout=0):
-                yield
-        except Timeout as error:
-            raise RunError(f"{self.path} is in use by another process; wait for it") from error
+        with only_process(self.path):
+            yield
 
     def config(self) -> RunConfig:
         """The resolved configuration of the run.
@@ -113,21 +111,60 @@ def check(config: RunConfig, resume: bool) -> RunFolder:
         RunError: The folder exists and `resume` is false, or its configuration differs.
     """
     folder = RunFolder(config.folder)
-    if not _begun(folder):
-        return folder
+    if _begun(folder):
+        check_goes_on(folder.path, resume)
+        check_unchanged(folder.path, folder.config(), config, MAY_DIFFER)
+    return folder
+
+
+def check_goes_on(path: Path, resume: bool) -> None:
+    """Refuses a folder in which something was begun, unless it is to go on.
+
+    Raises:
+        RunError: `resume` is false.
+    """
     if not resume:
         raise RunError(
-            f"{folder.path} exists already: continue it with --resume, or choose another name "
-            "with name=..."
+            f"{path} exists already: continue it with --resume, or choose another name with "
+            "name=..."
         )
-    before, after = (each.model_dump(mode="json") for each in (folder.config(), config))
-    changed = [key for key in changed_keys(before, after) if not key.startswith(MAY_DIFFER)]
+
+
+def check_unchanged(
+    path: Path, before: BaseModel, after: BaseModel, may_differ: tuple[str, ...]
+) -> None:
+    """Refuses to go on with another configuration.
+
+    Args:
+        path: The folder.
+        before: What it was begun with.
+        after: What it is to go on with.
+        may_differ: How the names of settings begin that no result depends on.
+
+    Raises:
+        RunError: Another setting differs.
+    """
+    old, new = (each.model_dump(mode="json") for each in (before, after))
+    changed = [key for key in changed_keys(old, new) if not key.startswith(may_differ)]
     if changed:
         raise RunError(
-            f"{folder.path} was begun with another configuration ({', '.join(changed)} differ): "
-            "resume with the same one, or choose another name with name=..."
+            f"{path} was begun with another configuration ({', '.join(changed)} differ): resume "
+            "with the same one, or choose another name with name=..."
         )
-    return folder
+
+
+@contextmanager
+def only_process(path: Path) -> Iterator[None]:
+    """Keeps a second process out of a folder that exists.
+
+    Raises:
+        RunError: Another process works in it.
+    """
+    try:
+        with FileLock(path / LOCK, timeout=0):
+            yield
+    except Timeout as error:
+        raise RunError(f"{path} is in use by another process; wait for it") from error
 
 
 def _begun(folder: RunFolder) -> bool:

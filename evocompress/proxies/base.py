@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from evocompress.apply import LiveModel
+from evocompress.config import ProxyConfig
 from evocompress.proxies.head import output_chunks
 from evocompress.proxies.layered import LayeredStates
 from evocompress.proxies.order import depth_first
@@ -56,13 +57,18 @@ class PositionProxy(ABC, Generic[Target]):
     name: ClassVar[str]
 
     def __init__(
-        self, live: LiveModel, micro_batches: Sequence[Tensor], treatments: Treatments | None = None
+        self,
+        live: LiveModel,
+        micro_batches: Sequence[Tensor],
+        config: ProxyConfig,
+        treatments: Treatments | None = None,
     ) -> None:
         """Nothing is computed yet.
 
         Args:
             live: The model, which evaluations leave in the state of the last candidate.
             micro_batches: Token ids (b, S) of each, S at least 2; or what else the model takes.
+            config: Settings of proxies.
             treatments: What may be done to a candidate before it is measured.
         """
         self._live = live
@@ -254,6 +260,14 @@ class PositionProxy(ABC, Generic[Target]):
     def _counted(self, micro_batch: int) -> int:
         """Positions of each sequence of a micro-batch."""
         return self._family.task.counted(self._live.loaded.length(self._ids[micro_batch]))
+
+
+class OutputsProxy(PositionProxy[Tensor]):
+    """Compares with what the dense model gives at the same positions."""
+
+    @torch.inference_mode()
+    def _make_targets(self, micro_batch: int, dense: States) -> list[Tensor]:
+        return list(self._chunks(dense(micro_batch).to(self._model.device)))
 
 
 class LogitsProxy(PositionProxy[Target]):

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from evocompress.apply import LiveModel
-from evocompress.config import ProxyConfig
-from evocompress.proxies.base import PositionProxy, States
-from evocompress.proxies.tuned import Treatments
+from evocompress.proxies.base import OutputsProxy
 
 
-class CosineProxy(PositionProxy[Tensor]):
+class CosineProxy(OutputsProxy):
     """1 - cosine of the states after the final norm, mean over positions.
 
     LaCo takes one cosine of all positions of a sentence, flattened; here each position counts
@@ -24,22 +20,8 @@ class CosineProxy(PositionProxy[Tensor]):
 
     name: ClassVar[str] = "cosine"
 
-    def __init__(
-        self,
-        live: LiveModel,
-        micro_batches: Sequence[Tensor],
-        config: ProxyConfig,
-        treatments: Treatments | None = None,
-    ) -> None:
-        """See `PositionProxy`; nothing of `config` matters here."""
-        super().__init__(live, micro_batches, treatments)
-
     def _chunks(self, hidden: Tensor) -> Iterator[Tensor]:
         yield hidden[:, :-1].flatten(0, 1)
-
-    @torch.inference_mode()
-    def _make_targets(self, micro_batch: int, dense: States) -> list[Tensor]:
-        return list(self._chunks(dense(micro_batch).to(self._model.device)))
 
     def _row_values(self, chunk: Tensor, target: Tensor) -> Tensor:
         cosines = F.cosine_similarity(chunk.float(), target.float(), dim=-1)

@@ -72,7 +72,7 @@ class DivergenceProxy(LogitsProxy[Buckets]):
         treatments: Treatments | None = None,
     ) -> None:
         """See `LogitsProxy`; `config` gives the number of buckets."""
-        super().__init__(live, micro_batches, treatments)
+        super().__init__(live, micro_batches, config, treatments)
         self._top_k = config.top_k
         self._files = TargetFiles() if config.targets == "disk" else None
 

@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from evocompress.apply import LiveModel
-from evocompress.config import ProxyConfig
 from evocompress.proxies.base import LogitsProxy, States
 from evocompress.proxies.head import bucket_log_probabilities, chunk_rows
-from evocompress.proxies.tuned import Treatments
 
 
 class PerplexityProxy(LogitsProxy[Tensor]):
     """Negative log-likelihood of the next token, in nats: the logarithm of the perplexity."""
 
     name: ClassVar[str] = "log-perplexity"
-
-    def __init__(
-        self,
-        live: LiveModel,
-        micro_batches: Sequence[Tensor],
-        config: ProxyConfig,
-        treatments: Treatments | None = None,
-    ) -> None:
-        """See `LogitsProxy`; nothing of `config` matters here."""
-        super().__init__(live, micro_batches, treatments)
 
     def _make_targets(self, micro_batch: int, dense: States) -> list[Tensor]:
         following = self._ids[micro_batch][:, 1:].flatten()

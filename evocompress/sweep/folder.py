@@ -7,12 +7,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from evocompress.config_file import dump_config, read_yaml, validate
 from evocompress.errors import RunError
 from evocompress.files import naming_full_disk, write_text
-from evocompress.run_folder import changed_keys
+from evocompress.run_folder import LOCK, check_goes_on, check_unchanged, only_process
 from evocompress.sweep.config import SweepConfig
 from evocompress.sweep.record import Records
 
@@ -73,11 +71,8 @@ class SweepFolder:
         """
         with naming_full_disk(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(self.path / ".lock", timeout=0):
-                yield
-        except Timeout as error:
-            raise RunError(f"{self.path} is in use by another process; wait for it") from error
+        with only_process(self.path):
+            yield
 
 
 def check(sweep: SweepConfig, resume: bool) -> SweepFolder:
@@ -87,20 +82,9 @@ def check(sweep: SweepConfig, resume: bool) -> SweepFolder:
         RunError: The folder exists and `resume` is false, or it is of another sweep.
     """
     folder = SweepFolder(sweep.folder)
-    if not _begun(folder):
-        return folder
-    if not resume:
-        raise RunError(
-            f"{folder.path} exists already: continue it with --resume, or choose another name "
-            "with name=..."
-        )
-    before, after = (each.model_dump(mode="json") for each in (folder.config(), sweep))
-    changed = [key for key in changed_keys(before, after) if key not in MAY_DIFFER]
-    if changed:
-        raise RunError(
-            f"{folder.path} was begun as another sweep ({', '.join(changed)} differ): resume "
-            "with the same one, or choose another name with name=..."
-        )
+    if _begun(folder):
+        check_goes_on(folder.path, resume)
+        check_unchanged(folder.path, folder.config(), sweep, MAY_DIFFER)
     return folder
 
 
@@ -116,7 +100,7 @@ def _begun(folder: SweepFolder) -> bool:
     """Whether the folder holds more than what a kill left before the first file."""
     if folder.config_file.exists() or not folder.path.exists():
         return folder.config_file.exists()
-    leftovers = (".lock", folder.records.path.name)
+    leftovers = (LOCK, folder.records.path.name)
     return any(
         entry.name not in leftovers and not entry.name.endswith(".tmp")
         for entry in folder.path.iterdir()

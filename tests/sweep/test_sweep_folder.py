@@ -34,9 +34,9 @@ def test_a_sweep_goes_on_only_when_asked_and_only_as_the_same_one(sweep, folder)
     elsewhere = sweep.ray.model_copy(update={"address": "auto", "workers": 3})
     assert check(sweep.model_copy(update={"ray": elsewhere}), resume=True) == folder
     larger = sweep.ray.model_copy(update={"cpus": 2})
-    with pytest.raises(RunError, match=r"another sweep \(ray.cpus differ\)"):
+    with pytest.raises(RunError, match=r"another configuration \(ray.cpus differ\)"):
         check(sweep.model_copy(update={"ray": larger}), resume=True)
-    with pytest.raises(RunError, match=r"another sweep \(seed differ\)"):
+    with pytest.raises(RunError, match=r"another configuration \(seed differ\)"):
         check(sweep.model_copy(update={"seed": 1}), resume=True)
     assert folder.config() == sweep
 
