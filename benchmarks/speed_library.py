@@ -7,13 +7,12 @@ block is built, in turns with the reference, and its time multiplied by their nu
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from statistics import median
 
 import torch
-from common import Figure, PeakMemory
+from common import Figure, PeakMemory, clock
 from library import inverse_factor, plain_sweep
 from safetensors.torch import save_file
 from speed_setting import Setting
@@ -125,7 +124,7 @@ class OneBlock:
 
     def build(self) -> tuple[float, float]:
         """The program's build; returns the seconds until the block begins, and those after."""
-        times = [time.perf_counter()]
+        times = [clock()]
         library = self._folder / "library"
         build_library(
             self._loaded,
@@ -135,7 +134,7 @@ class OneBlock:
             LibraryConfig(),
             library,
             batch=1,
-            progress=lambda *_: times.append(time.perf_counter()),
+            progress=lambda *_: times.append(clock()),
         )
         shutil.rmtree(library)
         return times[1] - times[0], times[-1] - times[1]
@@ -151,9 +150,9 @@ class OneBlock:
         # The reference sums a Hessian for each matrix, also of those that read the same input.
         grams, summing = self._collect(states, {one.name: one.name for one in self._linears})
         each = [self._one_matrix(one, grams.pop(one.name)) for one in self._linears]
-        begin = time.perf_counter()
+        begin = clock()
         states.run(0, keep=True)
-        forward = time.perf_counter() - begin
+        forward = clock() - begin
         return Turn(
             start=start,
             build=build,
@@ -174,32 +173,32 @@ class OneBlock:
         """Gram matrices of what some matrices read, and the seconds of a pass that sums them."""
         readers = {key: self._loaded.model.get_submodule(name) for key, name in inputs.items()}
         needs = {key: frozenset({"gram"}) for key in readers}
-        begin = time.perf_counter()
+        begin = clock()
         with collecting(readers, needs, self._tokens.shape[1]) as sums:
             states.run(0, keep=False)
-        return {key: found["gram"] for key, found in sums.items()}, time.perf_counter() - begin
+        return {key: found["gram"] for key, found in sums.items()}, clock() - begin
 
     def _sweep(self, grams: Mapping[str, Tensor]) -> float:
         """Seconds of the program's factorisations and sweeps."""
         known = {
             word: Statistics(gram, sequences=len(self._tokens)) for word, gram in grams.items()
         }
-        begin = time.perf_counter()
+        begin = clock()
         for batch in self._order.batches:
             weights = [self._dense.weight(linear.name) for linear, _ in batch]
             levels = [own for _, own in batch]
             CRITERIA["sparsegpt"].compress_all(weights, known[batch[0][0].input], levels)
-        return time.perf_counter() - begin
+        return clock() - begin
 
     def _one_matrix(self, linear: Linear, gram: Tensor) -> Matrix:
         """A matrix as the reference makes it."""
-        begin = time.perf_counter()
+        begin = clock()
         weight = self._dense.weight(linear.name)
         factor = inverse_factor(gram * (2 / len(self._tokens)))
-        factored = time.perf_counter()
+        factored = clock()
         levels = self._wanted[linear.name]
         made = {level.key: plain_sweep(weight, factor, level.zeros) for level in levels}
-        swept = time.perf_counter()
+        swept = clock()
         for key, one in made.items():
             file = self._folder / f"{linear.name}-{key}.safetensors"
             save_file({"weight": one}, file)
@@ -208,7 +207,7 @@ class OneBlock:
             levels=len(levels),
             factoring=factored - begin,
             sweeps=swept - factored,
-            writing=time.perf_counter() - swept,
+            writing=clock() - swept,
         )
 
 
