@@ -12,8 +12,8 @@ Workers that only sleep, 200 ms for a candidate, without torch and on a hundredt
 With the real proxy on SmolLM2-135M:
 
 - `two_workers_speedup`: two workers of one core each against one (aim: 1.7).
-- `memory_per_worker_mib`: what the second worker adds to the memory of this machine, beside mapped
-  files (aim: below the library's size, `library_mib`).
+- `memory_per_worker_mib`: what each of two workers has for itself alone, so what another one would
+  add (aim: below the library's size, `library_mib`).
 
     python benchmarks/ray_scaling.py --json ray.json
 
@@ -23,6 +23,7 @@ With the real proxy on SmolLM2-135M:
 from __future__ import annotations
 
 import argparse
+import statistics
 import sys
 import tempfile
 import time
@@ -162,31 +163,32 @@ def real(quick: bool) -> dict[str, Figure]:
     """One worker and two that hold a model."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        times, memory = {}, {}
+        times, memory = {}, 0.0
         for count in (1, 2):
             bench = workbench(folder, count, quick)
-            before = used()
             with LiveModel(bench.loaded, bench.library) as live:
                 executor = bench.executor(live)
+                assert isinstance(executor, RayExecutor)
                 with closing(executor):
                     rng_requests = drops(bench, 2 if quick else 24)
                     list(executor.map(rng_requests[:count]))
                     start = time.perf_counter()
                     list(executor.map(rng_requests))
                     times[count] = time.perf_counter() - start
-                    memory[count] = used() - before
+                    memory = statistics.mean(own_memory(executor))
             library = bench.library
             size = sum(file.stat().st_size for file in library.path.iterdir()) if library else 0
     return {
         "two_workers_speedup": times[1] / times[2],
-        "memory_per_worker_mib": (memory[2] - memory[1]) / 2**20,
+        "memory_per_worker_mib": memory / 2**20,
         "library_mib": size / 2**20,
     }
 
 
-def used() -> int:
-    """Memory of this machine that is in use, mapped files apart."""
-    return int(psutil.virtual_memory().used)
+def own_memory(executor: RayExecutor) -> list[int]:
+    """Bytes of each worker that no other process shares: what would be free without it."""
+    pids = [hand.who["pid"] for hand in executor._hands if hand.who]
+    return [psutil.Process(pid).memory_full_info().uss for pid in pids]
 
 
 def drops(bench: Workbench, count: int) -> list[Request]:

@@ -51,6 +51,7 @@ FIGURES = {
     "digits": [
         *("dense_accuracy", "searched_accuracy", "healed_accuracy", "flops", "front_points"),
     ],
+    "minilm": ["searched_spearman", "healed_spearman", "latency", "flops"],
     "front": ["points", "hypervolume_search", "hypervolume_baselines", "ratio"],
     "sparsity50": [
         *("uniform_kl_top256", "kl_217k_top256", "kl_438k_top256", "kl_659k_top256"),
