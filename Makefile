@@ -7,7 +7,7 @@ ENGINES ?= .venv-engines
 ENGINES_READY := $(ENGINES)/.ready
 TORCH_CPU ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test test-fast lint engines test-engines clean
+.PHONY: demo test test-fast test-gpu lint engines test-engines clean
 
 demo: $(READY)
 	$(BIN)/evocompress demo
@@ -17,6 +17,10 @@ test: $(READY)
 
 test-fast: $(READY)
 	$(BIN)/python -m pytest -m "not real and not cluster"
+
+# In an environment whose torch was built for the GPU: make VENV=... test-gpu
+test-gpu: $(READY)
+	$(BIN)/python -m pytest -m gpu
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from transformers import PreTrainedModel
 from evocompress.cache import Cache
 from evocompress.errors import ModelError
 from evocompress.families import Family
+from evocompress.transfer import to_device
 
 MIB = 2**20
 
@@ -119,7 +121,7 @@ def stream_blocks(
             f"{outer + largest} (better twice that)"
         )
     _move_all_but(blocks, model, device)
-    return BlockCache(blocks, limit - outer, lambda source: _copied(source, device))
+    return BlockCache(blocks, limit - outer, partial(to_device, device=device, copy=True))
 
 
 def _move_all_but(blocks: nn.ModuleList, model: nn.Module, device: torch.device) -> None:
@@ -130,7 +132,3 @@ def _move_all_but(blocks: nn.ModuleList, model: nn.Module, device: torch.device)
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(device))
-
-
-def _copied(source: Tensor, device: torch.device) -> Tensor:
-    return torch.empty_like(source, device=device).copy_(source, non_blocking=True)

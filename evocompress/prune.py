@@ -20,6 +20,7 @@ from evocompress.families import Matrix
 from evocompress.families.base import head_shape
 from evocompress.families.coupling import Kept, Widths, index_of
 from evocompress.models import LoadedModel
+from evocompress.transfer import to_device
 from evocompress.types import DENSE, Level
 
 PARTS = ("weight", "bias")
@@ -149,7 +150,7 @@ class Source:
         """The library's weight and bias under the parameter names of matrix `name`."""
         like = self.dense[f"{name}.weight"]
         return {
-            f"{name}.{part}": entry[part].to(like, non_blocking=True)
+            f"{name}.{part}": to_device(entry[part], like.device, like.dtype)
             for part in PARTS
             if part in entry
         }
@@ -177,7 +178,7 @@ class Source:
             return own
         return {
             key: tensor.index_select(
-                tensor.ndim - 1 if matrix.transposed else 0, index.to(tensor.device)
+                tensor.ndim - 1 if matrix.transposed else 0, to_device(index, tensor.device)
             )
             for key, tensor in own.items()
         }

@@ -15,6 +15,7 @@ from evocompress.heal.loss import (
     divergence,
     of_embeddings,
     of_logits,
+    of_states,
 )
 from evocompress.models import LoadedModel
 from evocompress.tasks import ALL_ROWS, EMBEDDINGS
@@ -28,7 +29,7 @@ class Distillation:
 
     As everywhere in this package, every position but the last of a sequence counts; a classifier's
     sequence counts as one position. Of embedding models the distance counts by which candidates
-    are searched.
+    are searched; what is trained on has the distance of all final states beside it.
     """
 
     def __init__(
@@ -52,7 +53,9 @@ class Distillation:
         self._keep = len(tokens) * self._length * width <= CACHE_BYTES
         causal = self._task.causal
         self._rows = chunk_rows(teacher.model.config.vocab_size) if causal else ALL_ROWS
-        self._compare: Comparison = of_embeddings if self._task is EMBEDDINGS else of_logits
+        embeds = self._task is EMBEDDINGS
+        self._compare: Comparison = of_embeddings if embeds else of_logits
+        self._compare_states: Comparison | None = of_states if embeds else None
         self._heads = (
             partial(teacher.family.outputs, student),
             partial(teacher.family.outputs, teacher.model),
@@ -80,7 +83,14 @@ class Distillation:
         hidden = self._states(self._student, index)
         target = self._teacher_states(index)
         return backward_divergence(
-            hidden, student_head, target, teacher_head, self._rows, scale, self._compare
+            hidden,
+            student_head,
+            target,
+            teacher_head,
+            self._rows,
+            scale,
+            self._compare,
+            self._compare_states,
         )
 
     @torch.no_grad()

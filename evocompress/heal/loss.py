@@ -75,6 +75,7 @@ def backward_divergence(
     rows: int,
     scale: float,
     compare: Comparison = of_logits,
+    compare_states: Comparison | None = None,
 ) -> float:
     """As `divergence`, and adds the gradient of `scale` times the sum to every parameter.
 
@@ -86,6 +87,7 @@ def backward_divergence(
         rows: Of a chunk.
         scale: Factor of the gradient, e.g. one over the rows of an optimizer step.
         compare: What is summed.
+        compare_states: What is added to it, of the hidden states themselves.
 
     Returns:
         The sum, not scaled.
@@ -101,7 +103,12 @@ def backward_divergence(
         assert part.grad is not None
         sums.append(value)
         gradients.append(part.grad)
-    torch.autograd.backward(hidden, torch.cat(gradients))
+    whole = torch.cat(gradients)
+    if compare_states is not None:
+        value, gradient = compare_states(leaf, target)
+        sums.append(value)
+        whole += gradient.mul_(scale)
+    torch.autograd.backward(hidden, whole)
     return float(torch.stack(sums).sum())
 
 
@@ -120,3 +127,20 @@ def of_embeddings(embeddings: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         value = distances(leaf, target.to(wide)).sum()
         (gradient,) = torch.autograd.grad(value, leaf)
     return value.detach(), gradient
+
+
+@torch.no_grad()
+def of_states(states: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared distances of hidden states (B, S, H) to others, as shares of the others' squares.
+
+    An embedding is one mean a sequence, from which there is little to learn; its terms are many.
+    That a student learns the teacher's states is Patient Knowledge Distillation (1908.09355).
+
+    Returns:
+        The sum over sequences of the mean over tokens, and its gradient by `states`.
+    """
+    wide = torch.promote_types(states.dtype, torch.float32)
+    difference, wanted = states.to(wide) - target.to(wide), target.to(wide)
+    weights = 1 / (wanted.square().sum(-1, keepdim=True) * states.shape[1])
+    value = (difference.square() * weights).sum()
+    return value, (2 * weights * difference).to(states.dtype)

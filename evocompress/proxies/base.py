@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import takewhile
 from typing import ClassVar, Generic, Protocol, TypeVar
 
@@ -19,12 +20,16 @@ from evocompress.proxies.order import depth_first
 from evocompress.proxies.prefix import PrefixStates
 from evocompress.proxies.running import Running
 from evocompress.proxies.tuned import Treatments
+from evocompress.transfer import to_device
 from evocompress.types import UNTREATED, Candidate, Evaluate, MicroBatchValue, Result
 
 Target = TypeVar("Target")
 
 States = Callable[[int], Tensor]
 """The final hidden states (b, S, H) of a candidate on a micro-batch."""
+
+Read = Callable[[], Result | None]
+"""Waits for the values of a candidate; its result, where they decide it."""
 
 Placed = tuple[int, Evaluate]
 """A request with its number, as the same one may be asked twice."""
@@ -161,26 +166,43 @@ class PositionProxy(ABC, Generic[Target]):
         while pending:
             for chunk in self._prefixes.chunks(list(dict.fromkeys(indices))):
                 waiting = []
-                for place, running in pending:
-                    result = self._advance(running, chunk)
+                for place, running, result in self._read_behind(pending, chunk):
                     if result is None:
                         waiting.append((place, running))
                     else:
                         yield place, result
                 pending = waiting
 
-    def _advance(self, running: Running, chunk: Collection[int]) -> Result | None:
-        """Run a candidate on as many of its next micro-batches as there are; its result, if any."""
+    def _read_behind(
+        self, pending: Iterable[tuple[int, Running]], chunk: Collection[int]
+    ) -> Iterator[tuple[int, Running, Result | None]]:
+        """Each candidate after a chunk of micro-batches, with its result where there is one.
+
+        A GPU is given the next candidate before the values of the last are waited for.
+        """
+        ahead = ahead_on(self._model.device)
+        begun: deque[tuple[int, Running, Read]] = deque()
+        for place, running in pending:
+            begun.append((place, running, self._advance(running, chunk)))
+            if len(begun) > ahead:
+                place, running, read = begun.popleft()
+                yield place, running, read()
+        for place, running, read in begun:
+            yield place, running, read()
+
+    def _advance(self, running: Running, chunk: Collection[int]) -> Read:
+        """Run a candidate on as many of its next micro-batches as there are."""
         part = list(takewhile(chunk.__contains__, running.rest))
-        if not part:
-            return None
-        try:
-            self._live.apply(running.request.candidate)
-            return self._run(running, part, self._prefixes.hidden_states)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-        return self._out_of_memory(running.request)
+        result = None
+        if part:
+            try:
+                self._live.apply(running.request.candidate)
+                return self._run(running, part, self._prefixes.hidden_states)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            result = self._out_of_memory(running.request)
+        return lambda: result
 
     def _treated(self, request: Evaluate) -> Result:
         """The result after a treatment: the candidate shares no states with what it was."""
@@ -226,17 +248,21 @@ class PositionProxy(ABC, Generic[Target]):
 
     def _whole(self, running: Running, states: States) -> Result:
         """The result of a candidate, run on all of its micro-batches."""
-        result = self._run(running, running.rest, states)
+        result = self._run(running, running.rest, states)()
         assert result is not None
         return result
 
-    def _run(self, running: Running, micro_batches: Iterable[int], states: States) -> Result | None:
+    def _run(self, running: Running, micro_batches: Iterable[int], states: States) -> Read:
         """Run a candidate on its next micro-batches, unless it is decided before."""
-        sums: Iterable[tuple[int, Tensor]]
         sums = ((index, self._sums(index, states)) for index in micro_batches)
         if running.request.stop_above is None:
             # Reading a value waits for a GPU: no pass depends on it, so all are begun before.
-            sums = list(sums)
+            return partial(self._read, running, list(sums))
+        result = self._read(running, sums)
+        return lambda: result
+
+    def _read(self, running: Running, sums: Iterable[tuple[int, Tensor]]) -> Result | None:
+        """The result of a candidate, if these values of its next micro-batches decide it."""
         for index, found in sums:
             counts = (self._counted(index),) * len(found)
             value = MicroBatchValue(index, tuple(found.tolist()), counts)
@@ -248,7 +274,7 @@ class PositionProxy(ABC, Generic[Target]):
     @torch.inference_mode()
     def _sums(self, index: int, states: States) -> Tensor:
         """The sum over the positions of each sequence (b,) of a micro-batch, float64."""
-        hidden = states(index).to(self._model.device)
+        hidden = to_device(states(index), self._model.device)
         chunks, targets = self._chunks(hidden), self._targets[index]
         rows = [self._row_values(*pair) for pair in zip(chunks, targets, strict=True)]
         return torch.cat(rows).view(-1, self._counted(index)).double().sum(1)
@@ -267,7 +293,7 @@ class OutputsProxy(PositionProxy[Tensor]):
 
     @torch.inference_mode()
     def _make_targets(self, micro_batch: int, dense: States) -> list[Tensor]:
-        return list(self._chunks(dense(micro_batch).to(self._model.device)))
+        return list(self._chunks(to_device(dense(micro_batch), self._model.device)))
 
 
 class LogitsProxy(PositionProxy[Target]):
@@ -294,6 +320,11 @@ class _Together:
 
 def _ask(request: Evaluate) -> tuple[Candidate, Sequence[int]]:
     return request.candidate, request.micro_batches
+
+
+def ahead_on(device: torch.device) -> int:
+    """How many candidates are begun before the values of one are read."""
+    return 1 if device.type == "cuda" else 0
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -26,6 +26,7 @@ from evocompress.files import naming_full_disk
 from evocompress.proxies.base import LogitsProxy, States
 from evocompress.proxies.head import bucket_log_probabilities
 from evocompress.proxies.tuned import Treatments
+from evocompress.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,9 @@ class Buckets:
 
     def to(self, device: torch.device) -> Buckets:
         """The same on a device."""
-        return Buckets(*(tensor.to(device) for tensor in (self.tokens, self.top, self.rest)))
+        return Buckets(
+            *(to_device(tensor, device) for tensor in (self.tokens, self.top, self.rest))
+        )
 
     def divergence(self, logits: Tensor) -> Tensor:
         """KL(self || softmax of `logits` (R, V)) in nats, float32 (R,)."""

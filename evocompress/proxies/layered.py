@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from evocompress.apply import LiveModel
 from evocompress.families.base import final_norm
 from evocompress.proxies.prefix import BlockLevels, levels_by_block
+from evocompress.transfer import to_device
 from evocompress.types import Candidate
 
 SHARE = 0.25
@@ -119,7 +120,7 @@ class LayeredStates:
         return found
 
     def _passed(self, module: nn.Module, hidden: Tensor, keywords: Mapping[str, Any]) -> Tensor:
-        after: Tensor = module(hidden.to(self._device), **keywords)
+        after: Tensor = module(to_device(hidden, self._device), **keywords)
         return after.cpu()
 
     def _entry(self, micro_batch: int) -> _Entry:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from evocompress.config import HealConfig
 from evocompress.export import materialize
@@ -19,7 +20,7 @@ from evocompress.types import DROP, Candidate
 
 
 def plain_loss(name: str, outputs: Tensor, target: Tensor) -> Tensor:
-    """The sum over the sequences of a micro-batch."""
+    """The sum over the sequences of a micro-batch, by which students are judged."""
     if name != "bert":
         p = target.softmax(-1)
         return (p * (p.log() - outputs.log_softmax(-1))).sum()
@@ -29,6 +30,18 @@ def plain_loss(name: str, outputs: Tensor, target: Tensor) -> Tensor:
         errors = [outputs[i] @ outputs[j] - target[i] @ target[j] for j in others]
         total = total + sum(error**2 for error in errors) / max(1, len(others))
     return total
+
+
+def states_loss(
+    name: str, student: PreTrainedModel, teacher: PreTrainedModel, batch: Tensor
+) -> Tensor:
+    """What is trained on beside it: of embedding models the states of all tokens."""
+    if name != "bert":
+        return torch.zeros(())
+    states = student(input_ids=batch).last_hidden_state
+    wanted = teacher(input_ids=batch).last_hidden_state.detach()
+    shares = (states - wanted).square().sum(-1) / wanted.square().sum(-1)
+    return shares.mean(1).sum()
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -46,8 +59,9 @@ def test_loss_and_gradients_are_those_of_the_plain_loss(name: str) -> None:
     with torch.enable_grad():
         target = answer(family, teacher.model, batch[:3]).detach()
         loss = plain_loss(name, answer(family, student, batch[:3]), target)
-        (0.25 * loss).backward()
-    assert value == pytest.approx(loss.item(), rel=1e-4)
+        trained = loss + states_loss(name, student, teacher.model, batch[:3])
+        (0.25 * trained).backward()
+    assert value == pytest.approx(trained.item(), rel=1e-4)
     expected = {n: p.grad for n, p in student.named_parameters() if p.grad is not None}
     assert found.keys() == expected.keys()
     for key, gradient in found.items():

@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from evocompress.heal.loss import backward_divergence, chunk_rows, divergence
+from evocompress.families.encoder import mean_embedding
+from evocompress.heal.loss import (
+    backward_divergence,
+    chunk_rows,
+    divergence,
+    of_embeddings,
+    of_states,
+)
+from evocompress.tasks import ALL_ROWS
 
 WIDTH, VOCABULARY = 12, 40
 
@@ -49,3 +57,36 @@ def test_equal_models_have_no_divergence_and_no_gradient() -> None:
 def test_chunks_hold_64_mib_of_float32_logits() -> None:
     assert chunk_rows(49_152) == 341
     assert chunk_rows(2**40) == 1
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.25])
+def test_embeddings_are_trained_on_their_distance_and_that_of_all_states(scale: float) -> None:
+    torch.manual_seed(0)
+    body = torch.randn(3, 5, WIDTH, dtype=torch.float64, requires_grad=True)
+    target = torch.randn(3, 5, WIDTH, dtype=torch.float64)
+    expected = of_states_plainly(body, target) + of_embeddings_plainly(body, target)
+    (wanted,) = torch.autograd.grad(scale * expected, body)
+    heads = (mean_embedding, target, mean_embedding, ALL_ROWS, scale, of_embeddings, of_states)
+    value = backward_divergence(body * 1, *heads)
+    assert value == pytest.approx(expected.item(), rel=1e-12)
+    torch.testing.assert_close(body.grad, wanted, rtol=1e-10, atol=1e-12)
+
+
+def of_states_plainly(body: Tensor, target: Tensor) -> Tensor:
+    shares = [
+        ((token - wanted) @ (token - wanted)) / (wanted @ wanted)
+        for sequence, dense in zip(body, target, strict=True)
+        for token, wanted in zip(sequence, dense, strict=True)
+    ]
+    return torch.stack(shares).sum() / body.shape[1]
+
+
+def of_embeddings_plainly(body: Tensor, target: Tensor) -> Tensor:
+    student, dense = (
+        [(means := states.mean(0)) / means.norm() for states in sequences]
+        for sequences in (body, target)
+    )
+    own = [1 - one @ other for one, other in zip(student, dense, strict=True)]
+    pairs = [(i, j) for i in range(3) for j in range(3) if i != j]
+    errors = [(student[i] @ student[j] - dense[i] @ dense[j]) ** 2 for i, j in pairs]
+    return torch.stack(own).sum() + torch.stack(errors).sum() / 2

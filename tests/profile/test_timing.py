@@ -1,7 +1,6 @@
 """What a timed forward pass runs; how long it takes is the machine's business."""
 
 import pytest
-import torch
 
 from evocompress.apply import LiveModel
 from evocompress.evaluation import measure_latency
@@ -10,8 +9,6 @@ from evocompress.export.reload import read_checkpoint
 from evocompress.profile import timing
 from evocompress.testing.tiny import tiny_loaded, tiny_model
 from evocompress.types import DROP, Candidate
-
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 @pytest.fixture
@@ -80,7 +77,7 @@ def trainable_when_timed(model):
     return seen
 
 
-@needs_cuda
+@pytest.mark.gpu
 def test_the_trial_capture_runs_as_the_timed_steps_do():
     model, seen = tiny_model("llama").to("cuda"), set()
     model.register_forward_pre_hook(
@@ -90,7 +87,7 @@ def test_the_trial_capture_runs_as_the_timed_steps_do():
     assert seen == {True}
 
 
-@needs_cuda
+@pytest.mark.gpu
 def test_a_captured_step_takes_less_time():
     model = tiny_model("llama").to("cuda")
     assert timing.can_be_captured(model)
@@ -98,6 +95,6 @@ def test_a_captured_step_takes_less_time():
     assert 0 < min(graph() for _ in range(5)) < min(eager() for _ in range(5))
 
 
-@needs_cuda
+@pytest.mark.gpu
 def test_a_prefill_on_a_gpu_is_timed_by_events():
     assert timing.prefill(tiny_model("llama").to("cuda"), 1, 16)() > 0
