@@ -16,6 +16,7 @@ from evocompress.block_cache import BlockCache, stream_blocks
 from evocompress.demo_model import DEMO_SOURCE, demo_checkpoint
 from evocompress.errors import ModelError
 from evocompress.families import Family, family_named, family_of
+from evocompress.families.base import prepare
 from evocompress.sources import (
     Checkpoint,
     DType,
@@ -147,6 +148,7 @@ def loaded(
 ) -> LoadedModel:
     """Make a model in memory ready to be compressed; it is frozen and put in evaluation mode."""
     family = family_of(model)
+    prepare(family, model)
     model.eval().requires_grad_(False)
     tokens = family.architecture(model).tokens
     return LoadedModel(model, tokenizer, family, source, fingerprint(model), tokens=tokens)

@@ -49,7 +49,7 @@ class Form:
 
 
 def form_of(block: str, matrix: Matrix, levels: Mapping[str, Level]) -> Form:
-    """What becomes of a matrix; it is left dense where its sub-layer is dropped.
+    """What becomes of a matrix; it is left dense where its sub-layer or expert is dropped.
 
     Args:
         block: Name of its block.
@@ -57,7 +57,7 @@ def form_of(block: str, matrix: Matrix, levels: Mapping[str, Level]) -> Form:
         levels: A candidate's levels by unit name.
     """
     width = levels.get(f"{block}.{matrix.sublayer}", DENSE)
-    if width.drop:
+    if width.drop or levels.get(f"{block}.{matrix.owner}", DENSE).drop:
         return Form()
     own = levels.get(f"{block}.{matrix.path}", DENSE)
     return Form(own, width, levels.get(block, DENSE).merge)
@@ -157,7 +157,7 @@ class Source:
 
     def _narrow(self, block: int, matrix: Matrix, form: Form) -> dict[str, Tensor]:
         """A matrix of a narrowed sub-layer: the output from the library, rows of the others."""
-        name, unit = self._name(block, matrix.path), self._name(block, matrix.sublayer)
+        name, unit = self._name(block, matrix.path), self._name(block, matrix.owner)
         library = self._store(unit, form)
         cut = library.load(unit, form.width)
         if matrix.columns:

@@ -84,8 +84,11 @@ class SearchSpace:
         return used
 
     def feasible(self, genomes: Genome) -> NDArray[np.bool_]:
-        """Which genomes (N, U) meet every bound, up to a relative 1e-9, and keep an attention."""
-        feasible = self.genes.keep_attention(genomes)
+        """Which genomes (N, U) meet every bound, up to a relative 1e-9, and are admissible.
+
+        See `evocompress.genes.Genes.admissible`.
+        """
+        feasible = self.genes.admissible(genomes)
         feasible &= (self.used(genomes) <= 1).all(axis=1)
         return feasible
 

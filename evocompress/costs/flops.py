@@ -1,7 +1,8 @@
 """Floating-point operations: a multiplication and an addition are two.
 
 Counted are linear matrices, attention scores with their weighted sum, and the head. Norms,
-activations, rotations and softmax are not. Zeros in a matrix save nothing: a dense kernel
+activations, rotations and softmax are not. Of a mixture of experts those count that a token
+uses, and its router. Zeros in a matrix save nothing: a dense kernel
 multiplies by them, and a sparse one gains less than their share.
 """
 
@@ -27,13 +28,20 @@ def flops_costs(architecture: Architecture, length: int) -> dict[str, Cost]:
 
     def prefill(part: Part, left: Left) -> float:
         pairs = _attended(length, part.window) if architecture.causal else length**2
-        return 2 * left.weight * length + _per_pair(part, left) * pairs
+        return 2 * _multiplied(part, left) * length + _per_pair(part, left) * pairs
 
     def decode(part: Part, left: Left) -> float:
-        return 2 * left.weight + _per_pair(part, left) * min(length, part.window or length)
+        return 2 * _multiplied(part, left) + _per_pair(part, left) * min(
+            length, part.window or length
+        )
 
     outer = head * length + architecture.outer_flops
     return {"flops": Cost(outer, prefill), "decode_flops": Cost(head, decode)}
+
+
+def _multiplied(part: Part, left: Left) -> int:
+    """Weights that a token is multiplied with; of an expert itself only its row of the router."""
+    return left.own if part.unit.kind == "expert" else left.used
 
 
 def _per_pair(part: Part, left: Left) -> int:

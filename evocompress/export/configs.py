@@ -13,7 +13,7 @@ from evocompress.export.layout import Block
 from evocompress.families.coupling import Widths
 from evocompress.models import LoadedModel
 
-CHANNEL_KEYS = ("intermediate_size", "ffn_dim", "n_inner")
+CHANNEL_KEYS = ("moe_intermediate_size", "intermediate_size", "ffn_dim", "n_inner")
 
 
 def depends_on_index(config: PreTrainedConfig) -> bool:
@@ -44,7 +44,12 @@ def set_widths(config: PreTrainedConfig, widths: Widths, dense: Widths) -> None:
         if hasattr(config, "num_key_value_heads"):
             config.num_key_value_heads = widths.kv_heads
     if widths.channels != dense.channels:
-        setattr(config, next(key for key in CHANNEL_KEYS if hasattr(config, key)), widths.channels)
+        setattr(config, channel_key(config), widths.channels)
+
+
+def channel_key(config: PreTrainedConfig) -> str:
+    """The setting of the width of a model's MLPs or experts."""
+    return next(key for key in CHANNEL_KEYS if hasattr(config, key))
 
 
 def is_taken(config: PreTrainedConfig, loaded: LoadedModel) -> bool:

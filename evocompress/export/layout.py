@@ -8,8 +8,9 @@ from functools import cached_property
 
 from evocompress.families import SubLayerName
 from evocompress.families.coupling import Widths, dense_widths
+from evocompress.families.mixture import expert_path
 from evocompress.models import LoadedModel
-from evocompress.types import DENSE, Candidate
+from evocompress.types import DENSE, DROP, Candidate
 
 SUBLAYERS: tuple[SubLayerName, ...] = ("attention", "mlp")
 
@@ -24,6 +25,8 @@ class Block:
         dropped: Its dropped sub-layers, in the order of the block.
         narrow: Its sub-layers that have lost heads or channels.
         biased: Its sub-layers whose output matrix gets a bias that it had not.
+        experts: Of an MLP that is a mixture, the experts that are left, ascending.
+        reduced: Whether experts of a mixture that is not dropped are gone.
     """
 
     index: int
@@ -31,11 +34,15 @@ class Block:
     dropped: tuple[SubLayerName, ...] = ()
     narrow: tuple[SubLayerName, ...] = ()
     biased: tuple[SubLayerName, ...] = ()
+    experts: tuple[int, ...] = ()
+    reduced: bool = False
 
     def width(self, sublayer: SubLayerName) -> tuple[int, ...]:
-        """(query heads, key-value heads) of the attention, (channels,) of the MLP."""
+        """(query heads, key-value heads) of the attention, (channels, experts) of the MLP."""
         widths = self.widths
-        return (widths.heads, widths.kv_heads) if sublayer == "attention" else (widths.channels,)
+        if sublayer == "attention":
+            return widths.heads, widths.kv_heads
+        return widths.channels, len(self.experts)
 
 
 @dataclass(frozen=True)
@@ -77,20 +84,29 @@ def without_blocks(left: Layout) -> str | None:
     return None if left.kept else f"cannot leave out every block, {left.path}.0 among them"
 
 
+def mixed_experts(loaded: LoadedModel) -> str:
+    """The obstacle of a format that knows no mixtures of experts."""
+    return f"cannot hold {loaded.family.model_type} models, whose MLPs are mixtures of experts"
+
+
 def layout(loaded: LoadedModel, candidate: Candidate) -> Layout:
     """What a candidate leaves of a model."""
     path, levels = loaded.family.layers_path, candidate.by_name
     dense = dense_widths(loaded.family.architecture(loaded.model), 0)
     unbiased = _unbiased(loaded)
+    count = loaded.family.mixture.experts(loaded.model)[0] if loaded.family.mixture else 0
     blocks = []
     for index in range(len(loaded.family.blocks(loaded.model))):
         own = {kind: levels.get(f"{path}.{index}.{kind}", DENSE) for kind in SUBLAYERS}
+        gone = {i for i in range(count) if levels.get(f"{path}.{index}.{expert_path(i)}") == DROP}
         block = Block(
             index,
             widths=dense.at(own["attention"]).at(own["mlp"]),
             dropped=tuple(kind for kind in SUBLAYERS if own[kind].drop),
             narrow=tuple(kind for kind in SUBLAYERS if own[kind].narrow),
             biased=tuple(kind for kind in unbiased if own[kind].bias),
+            experts=tuple(i for i in range(count) if i not in gone),
+            reduced=bool(gone),
         )
         blocks.append(block)
     return Layout(path, dense, tuple(blocks))

@@ -26,10 +26,11 @@ def measured_costs(folder: Path, family: Family) -> dict[str, int]:
         matrices are not counted as non-zero.
     """
     block = re.escape(family.layers_path) + r"\.\d+\.((before|after)\.\d+\.)?"
-    paths = "|".join(re.escape(matrix.path) for matrix in family.matrices)
+    paths = "|".join(matrix.pattern for matrix in family.matrices)
     matrix = re.compile(rf"{block}({paths})\.weight")
     total = body = matrices = zeros = size = 0
-    for name, tensor in _tensors(folder):
+    for stored, tensor in _tensors(folder):
+        name = family.mixture.own_name(stored) if family.mixture else stored
         total += tensor.numel()
         size += tensor.numel() * tensor.itemsize
         body += tensor.numel() if re.match(block, name) else 0

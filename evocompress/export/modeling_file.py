@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from evocompress.export.configs import cut_config, depends_on_index
+from evocompress.export.configs import channel_key, cut_config, depends_on_index
 from evocompress.export.layout import Block, layout, without_blocks
 from evocompress.export.modeling import CLASSES
 from evocompress.export.pretrained import Pretrained
@@ -47,14 +47,15 @@ class ModelingFile(Pretrained):
         blocks = _blocks(loaded, candidate)
         grouped = hasattr(loaded.model.config, "num_key_value_heads")
         own = [overrides(block, grouped=grouped) for block in blocks]
+        if loaded.family.mixture is not None:
+            own = [of_mixture(one, block, loaded) for one, block in zip(own, blocks, strict=True)]
         config = uneven_config(loaded, blocks, own)
         head = CLASSES[name_of(loaded.family)].head
         return assemble(head, config, state, self.name_of(loaded, candidate))
 
     def name_of(self, loaded: LoadedModel, candidate: Candidate) -> Callable[[str], str]:
         """Blocks have other numbers."""
-        indices = [block.index for block in _blocks(loaded, candidate)]
-        return renumbered(loaded.family.layers_path, indices)
+        return renumbered(loaded.family.layers_path, _blocks(loaded, candidate))
 
     def files(self, loaded: LoadedModel) -> tuple[Path, ...]:
         """The Python files that ``auto_map`` names."""
@@ -88,6 +89,16 @@ def uneven_config(
     config = classes.config.from_dict(settings)
     config._attn_implementation = dense._attn_implementation
     return config
+
+
+def of_mixture(own: dict[str, Any], block: Block, loaded: LoadedModel) -> dict[str, Any]:
+    """What ``per_layer_config`` says of a block whose MLP is a mixture of experts."""
+    config, mixture = loaded.model.config, loaded.family.mixture
+    assert mixture is not None
+    widths = {channel_key(config): own["intermediate_size"]} if "mlp" in block.narrow else {}
+    experts = {mixture.count_key: len(block.experts)} if block.reduced else {}
+    rest = {name: value for name, value in own.items() if name != "intermediate_size"}
+    return rest | widths | experts
 
 
 def overrides(block: Block, *, grouped: bool) -> dict[str, Any]:

@@ -32,13 +32,15 @@ class Stock(Pretrained):
     def name_of(self, loaded: LoadedModel, candidate: Candidate) -> Callable[[str], str]:
         """Blocks have other numbers."""
         left = layout(loaded, candidate)
-        return renumbered(left.path, [block.index for block in left.kept])
+        return renumbered(left.path, left.kept)
 
 
 def _config(left: Layout, loaded: LoadedModel) -> PreTrainedConfig:
     """The config of a model whose layers are all as wide as the first one left."""
     config = cut_config(loaded.model.config, left.kept)
     set_widths(config, left.kept[0].widths, left.dense)
+    if loaded.family.mixture is not None:
+        setattr(config, loaded.family.mixture.count_key, len(left.kept[0].experts))
     return config
 
 
@@ -66,7 +68,12 @@ def _biased(left: Layout, _: LoadedModel) -> str | None:
 def _uneven(left: Layout, _: LoadedModel) -> str | None:
     uneven = [kind for kind in SUBLAYERS if len({block.width(kind) for block in left.kept}) > 1]
     unit = left.first(lambda block, sublayer: sublayer in uneven and sublayer in block.narrow)
-    return unit and f"cannot make {unit} narrower than in other blocks"
+    if unit:
+        return f"cannot make {unit} narrower than in other blocks"
+    reduced = "mlp" in uneven and next((block for block in left.kept if block.reduced), None)
+    if not reduced:
+        return None
+    return f"cannot give {left.path}.{reduced.index}.mlp fewer experts than other blocks"
 
 
 def _refused(left: Layout, loaded: LoadedModel) -> str | None:

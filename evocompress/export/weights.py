@@ -10,6 +10,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from evocompress.export.layout import Block, layout
+from evocompress.families import prepare_stock
+from evocompress.families.base import matrices_of
+from evocompress.families.mixture import expert_path
 from evocompress.models import LoadedModel
 from evocompress.prune import LevelStore, Source, form_of
 from evocompress.types import Candidate
@@ -42,9 +46,14 @@ def compressed_state(
     source = Source(loaded, dict(state), library)
     path, levels = loaded.family.layers_path, candidate.by_name
     for index in range(len(loaded.family.blocks(loaded.model))):
-        for matrix in loaded.family.matrices:
+        for matrix in matrices_of(loaded.family, loaded.model):
             form = form_of(f"{path}.{index}", matrix, levels)
             state |= source.tensors(index, matrix, form)
+    mixture = loaded.family.mixture
+    for block in layout(loaded, candidate).blocks:
+        if mixture is not None and block.reduced:
+            router = f"{path}.{block.index}.{mixture.core}.gate.weight"
+            state[router] = state[router][list(block.experts)]
     return state
 
 
@@ -66,18 +75,29 @@ def assemble(
     """
     with torch.device("meta"):
         model = cls(config)
+    prepare_stock(model)
     model.load_state_dict({name: state[name_of(name)] for name in model.state_dict()}, assign=True)
     model.tie_weights()
     model.eval()
     return model
 
 
-def renumbered(blocks: str, kept: Sequence[int]) -> Callable[[str], str]:
-    """What a parameter of a model of fewer blocks is called in the dense one.
+def renumbered(blocks: str, kept: Sequence[Block]) -> Callable[[str], str]:
+    """What a parameter of a model of fewer blocks and experts is called in the dense one.
 
     Args:
         blocks: Module path of the list of blocks.
-        kept: For each block of the new model its index in the dense one.
+        kept: The blocks of the new model.
     """
     block = re.compile(rf"^{re.escape(blocks)}\.(\d+)\.")
-    return lambda name: block.sub(lambda match: f"{blocks}.{kept[int(match[1])]}.", name)
+    expert = re.compile(rf"^{re.escape(blocks)}\.(\d+)\.mlp\.experts\.(\d+)\.")
+
+    def dense_name(name: str) -> str:
+        found = expert.match(name)
+        if found:
+            own = kept[int(found[1])]
+            index = own.experts[int(found[2])]
+            return f"{blocks}.{own.index}.{expert_path(index)}.{name[found.end() :]}"
+        return block.sub(lambda match: f"{blocks}.{kept[int(match[1])].index}.", name)
+
+    return dense_name

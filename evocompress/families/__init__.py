@@ -3,7 +3,7 @@
 from transformers import PreTrainedModel
 
 from evocompress.errors import ModelError
-from evocompress.families.base import Family, Matrix, SubLayer, SubLayerName
+from evocompress.families.base import Family, Matrix, SubLayer, SubLayerName, prepare
 from evocompress.families.bert import (
     Bert,
     BertClassifier,
@@ -16,10 +16,12 @@ from evocompress.families.gemma import Gemma2, Gemma3Text
 from evocompress.families.gpt2 import GPT2
 from evocompress.families.llama import Llama
 from evocompress.families.mistral import Mistral
+from evocompress.families.mixtral import Mixtral
 from evocompress.families.opt import OPT
 from evocompress.families.phi3 import Phi3
 from evocompress.families.qwen2 import Qwen2
 from evocompress.families.qwen3 import Qwen3
+from evocompress.families.qwen3_moe import Qwen3Moe
 from evocompress.families.starcoder2 import Starcoder2
 from evocompress.families.vit import DeiT, DistilledDeiT, ViT
 
@@ -32,6 +34,7 @@ __all__ = [
     "family_named",
     "family_of",
     "name_of",
+    "prepare_stock",
 ]
 
 FAMILIES: dict[str, Family] = {
@@ -45,6 +48,8 @@ FAMILIES: dict[str, Family] = {
     "gpt2": GPT2(),
     "opt": OPT(),
     "starcoder2": Starcoder2(),
+    "mixtral": Mixtral(),
+    "qwen3_moe": Qwen3Moe(),
     "bert": Bert(),
     "bert-classifier": BertClassifier(),
     "roberta": Roberta(),
@@ -99,6 +104,12 @@ def family_named(model_type: str, architecture: str = "") -> Family:
             f"whose class is {endings} ({DOCUMENTATION})"
         )
     return named or serving[0]
+
+
+def prepare_stock(model: PreTrainedModel) -> None:
+    """`prepare` for a model of transformers' own class; others are left as they are."""
+    if model.config.model_type in FAMILIES:
+        prepare(FAMILIES[model.config.model_type], model)
 
 
 def name_of(family: Family) -> str:

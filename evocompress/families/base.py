@@ -7,19 +7,22 @@ another family overrides the attributes, and only rarely a method. `Encoder`
 
 from __future__ import annotations
 
-import inspect
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from evocompress.families.coupling import Widths
+from evocompress.families.stand_ins import NoAttention, NoOutput, Recorder
 from evocompress.tasks import CAUSAL, Task
 from evocompress.types import Architecture, Axis, Unit
+
+if TYPE_CHECKING:
+    from evocompress.families.mixture import Mixture
 
 SubLayerName = Literal["attention", "mlp"]
 
@@ -40,6 +43,8 @@ class Matrix:
         rows: What its outputs belong to, one part after the other; empty for the residual
             stream.
         columns: The same of its inputs.
+        expert: Module path of the expert that it is in, relative to the block; empty outside of
+            mixtures. Only the tokens that are sent to the expert pass through it.
     """
 
     path: str
@@ -48,6 +53,21 @@ class Matrix:
     transposed: bool = False
     rows: tuple[Axis, ...] = ()
     columns: tuple[Axis, ...] = ()
+    expert: str = ""
+
+    @property
+    def owner(self) -> str:
+        """What is behind the block's name in that of the unit whose width it shares."""
+        return self.expert or self.sublayer
+
+    @property
+    def pattern(self) -> str:
+        """A regular expression of its path; where it is an expert's, of any expert's."""
+        if not self.expert:
+            return re.escape(self.path)
+        experts, number = self.expert.rsplit(".", 1)
+        within = self.path.removeprefix(f"{experts}.{number}")
+        return rf"{re.escape(experts)}\.\d+{re.escape(within)}"
 
 
 @dataclass(frozen=True)
@@ -73,42 +93,6 @@ class SubLayer:
     def output(self) -> Matrix:
         """The matrix whose input columns belong to heads or channels."""
         return next(matrix for matrix in self.matrices if matrix.columns)
-
-
-class NoAttention(nn.Module):
-    """Takes the place of a removed attention module: exactly zero, nothing computed."""
-
-    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
-        """A zero for `hidden_states` (B, S, H), and no attention weights."""
-        return _zero_like(hidden_states), None
-
-
-class NoOutput(nn.Module):
-    """Takes the place of a removed module with one input and one output: exactly zero."""
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """A zero of the shape of `hidden_states` (..., H)."""
-        return _zero_like(hidden_states)
-
-
-def _zero_like(hidden: Tensor) -> Tensor:
-    """Zeros of the same shape that take up one element of memory."""
-    return hidden.new_zeros(()).expand_as(hidden)
-
-
-class _Recorder(nn.Module):
-    """Stands in for a block: keeps what it was called with and passes the state through."""
-
-    def __init__(self, block: nn.Module) -> None:
-        super().__init__()
-        self.names = list(inspect.signature(block.forward).parameters)[1:]
-        self.hidden = torch.empty(0)
-        self.arguments: dict[str, Any] = {}
-
-    def forward(self, hidden_states: Tensor, *positional: Any, **keywords: Any) -> Tensor:
-        self.hidden = hidden_states
-        self.arguments = dict(zip(self.names, positional, strict=False)) | keywords
-        return hidden_states
 
 
 def llama_attention(around: tuple[str, ...] = ("input_layernorm",)) -> SubLayer:
@@ -151,6 +135,8 @@ class Family:
         norm_path: Module path of the norm after the last block; empty where there is none.
         attention: The attention branch of each block.
         mlp: The MLP branch of each block.
+        mixture: How its experts are held, where it is a mixture of them; `mlp` then names the
+            matrices of the first one.
     """
 
     model_type: ClassVar[str]
@@ -159,17 +145,24 @@ class Family:
     norm_path: ClassVar[str] = "model.norm"
     attention: ClassVar[SubLayer] = llama_attention()
     mlp: ClassVar[SubLayer] = llama_mlp()
+    mixture: ClassVar[Mixture | None] = None
 
     def check(self, model: PreTrainedModel) -> None:
         """Raise `ModelError` for a variant of the family whose blocks are built otherwise."""
 
     @property
     def matrices(self) -> tuple[Matrix, ...]:
-        """Every linear matrix of a block, in the order of computation."""
+        """Every linear matrix of a block, in the order of computation.
+
+        Of a mixture of experts those of the first one, which stand for all; see `matrices_of`.
+        """
         return self.attention.matrices + self.mlp.matrices
 
     def output(self, sublayer: SubLayerName) -> Matrix:
-        """The matrix of a sub-layer whose input columns belong to heads or channels."""
+        """The matrix of a sub-layer whose input columns belong to heads or channels.
+
+        Of a mixture of experts the first expert's, whose widths all share.
+        """
         return self._branch(sublayer).output
 
     def blocks(self, model: PreTrainedModel) -> nn.ModuleList:
@@ -180,24 +173,33 @@ class Family:
 
     def units(self, model: PreTrainedModel) -> list[Unit]:
         """The tree of units: each block, its attention and matrices, its MLP and matrices."""
+        matrices = matrices_of(self, model)
+        active = self.mixture.experts(model)[1] if self.mixture else 0
         return [
             unit
             for index, block in enumerate(self.blocks(model))
-            for unit in self._block_units(index, block)
+            for unit in self._block_units(index, block, matrices, active)
         ]
 
-    def _block_units(self, index: int, block: nn.Module) -> Iterator[Unit]:
+    def _block_units(
+        self, index: int, block: nn.Module, matrices: tuple[Matrix, ...], active: int
+    ) -> Iterator[Unit]:
         name = f"{self.layers_path}.{index}"
-        roles = _roles(self.matrices)
+        roles = _roles(matrices)
         yield Unit(name, "block", None, index, "block")
-        for kind, branch in self._branches():
-            parent = f"{name}.{kind}"
-            yield Unit(parent, kind, name, index, kind)
-            for matrix in branch.matrices:
+        for kind, _ in self._branches():
+            sublayer = f"{name}.{kind}"
+            routed = active if kind == "mlp" else 0
+            yield Unit(sublayer, kind, name, index, kind, active=routed)
+            expert = ""
+            for matrix in (matrix for matrix in matrices if matrix.sublayer == kind):
+                if matrix.expert != expert:
+                    expert = matrix.expert
+                    yield Unit(f"{name}.{expert}", "expert", sublayer, index, expert)
                 yield Unit(
                     name=f"{name}.{matrix.path}",
                     kind="matrix",
-                    parent=parent,
+                    parent=f"{name}.{matrix.owner}",
                     block=index,
                     role=roles[matrix.path],
                     shape=_shape(block, matrix),
@@ -212,6 +214,8 @@ class Family:
         head = model.get_output_embeddings()
         blocks = self.blocks(model)
         heads, kv_heads, head_dim = head_shape(config)
+        matrices = matrices_of(self, model)
+        experts, active = self.mixture.experts(model) if self.mixture else (0, 0)
         in_blocks = sum(parameter.numel() for parameter in blocks.parameters())
         return Architecture(
             hidden=config.hidden_size,
@@ -224,13 +228,18 @@ class Family:
             channels=tuple(_shape(block, self.mlp.output)[1] for block in blocks),
             windows=attention_windows(config, len(blocks)),
             own_params=tuple(
-                (_own_params(block, self.attention), _own_params(block, self.mlp))
+                (
+                    _own_params(block, self.attention, matrices),
+                    _own_params(block, self.mlp, matrices),
+                )
                 for block in blocks
             ),
             dtype_bytes=model.dtype.itemsize,
             context=self._context(model),
             causal=self.task.causal,
             outer_flops=self._outer_flops(model),
+            experts=experts,
+            active_experts=active,
         )
 
     def _context(self, model: PreTrainedModel) -> int:
@@ -300,7 +309,7 @@ class Family:
         """
         blocks = self.blocks(model)
         originals = list(blocks)
-        recorders = [_Recorder(block) for block in originals]
+        recorders = [Recorder(block) for block in originals]
         try:
             _put(recorders, blocks)
             self.hidden_states(model, batch)
@@ -313,6 +322,22 @@ class Family:
 
     def _branches(self) -> tuple[tuple[SubLayerName, SubLayer], ...]:
         return (("attention", self.attention), ("mlp", self.mlp))
+
+
+def matrices_of(family: Family, model: PreTrainedModel) -> tuple[Matrix, ...]:
+    """Every linear matrix of a block in the order of computation, those of all experts too."""
+    if family.mixture is None:
+        return family.matrices
+    return family.mixture.expanded(family.matrices, model)
+
+
+def prepare(family: Family, model: PreTrainedModel) -> None:
+    """Change, in place, how a loaded model holds its weights, but not what it computes.
+
+    Afterwards every matrix is a module of its own, as `matrices_of` says.
+    """
+    if family.mixture is not None:
+        family.mixture.prepare(family.blocks(model))
 
 
 def final_norm(family: Family, model: PreTrainedModel) -> nn.Module:
@@ -355,12 +380,12 @@ def _shape(block: nn.Module, matrix: Matrix) -> tuple[int, int]:
     return (columns, rows) if matrix.transposed else (rows, columns)
 
 
-def _own_params(block: nn.Module, branch: SubLayer) -> int:
-    """Parameters of a branch that are in no matrix: norms and biases."""
-    matrices = {f"{matrix.path}.weight" for matrix in branch.matrices}
+def _own_params(block: nn.Module, branch: SubLayer, matrices: Sequence[Matrix]) -> int:
+    """Parameters of a branch that are in none of a block's matrices: norms, biases, a router."""
+    weights = {f"{matrix.path}.weight" for matrix in matrices}
     parts = (*branch.around, branch.core)
     return sum(
         parameter.numel()
         for name, parameter in block.named_parameters()
-        if name not in matrices and any(name.startswith(f"{part}.") for part in parts)
+        if name not in weights and any(name.startswith(f"{part}.") for part in parts)
     )

@@ -118,6 +118,7 @@ class BlockMaker:
             word: InputRecord(
                 trace=_trace(known),
                 damping=known.factor.damping if word in self.order.factored else None,
+                tokens=known.tokens * known.seen if self.order.readers[word].routed else None,
             )
             for word, known in self.statistics.items()
         }

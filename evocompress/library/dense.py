@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from evocompress.canonical import PARTS
 from evocompress.criteria import Structure
 from evocompress.errors import LibraryError
+from evocompress.families.base import matrices_of
 from evocompress.families.coupling import Kept, axis_lengths, index_of
 from evocompress.models import LoadedModel
 from evocompress.types import Axis, Level, Unit
@@ -23,11 +25,13 @@ class Linear:
         unit: The unit.
         input: What it reads; see `evocompress.families.Matrix`.
         transposed: The module stores (in, out).
+        routed: It is in an expert, which reads only the tokens that are sent to it.
     """
 
     unit: Unit
     input: str
     transposed: bool
+    routed: bool = False
 
     @property
     def name(self) -> str:
@@ -47,7 +51,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class Coupled:
-    """An attention or MLP unit with the matrices that are narrowed together.
+    """An attention, MLP or expert with the matrices that are narrowed together.
 
     Attributes:
         unit: The unit.
@@ -74,13 +78,13 @@ class Coupled:
     @property
     def full(self) -> tuple[int, int]:
         """(groups, heads or channels in each of them) of the dense unit; an MLP is one group."""
-        if self.unit.kind == "mlp":
+        if self.unit.kind != "attention":
             return 1, self.lengths["channel"]
         return self.lengths["key"], self.lengths["query"] // self.lengths["key"]
 
     def width(self, level: Level) -> tuple[int, int]:
         """(groups, heads or channels in each of them) that a narrow level keeps."""
-        if self.unit.kind == "mlp":
+        if self.unit.kind != "attention":
             return 1, level.channels or 0
         return level.kv_groups or 0, level.group_heads or 0
 
@@ -115,7 +119,7 @@ class Coupled:
     @property
     def _range(self) -> str:
         groups, items = self.full
-        if self.unit.kind == "mlp":
+        if self.unit.kind != "attention":
             return f"give 1 to {items - 1} channels"
         return f"give 1 to {groups} kv_groups and 1 to {items} group_heads, but not both in full"
 
@@ -186,7 +190,8 @@ class DenseModel:
         device: Where it is run.
         units: Its units by name.
         linears: Its matrix units by name.
-        coupled: Its attention and MLP units by name.
+        coupled: Its attention and MLP units by name; in place of an MLP that is a mixture its
+            experts.
     """
 
     def __init__(self, loaded: LoadedModel) -> None:
@@ -217,9 +222,11 @@ def _linears(loaded: LoadedModel, units: Mapping[str, Unit]) -> dict[str, Linear
     family = loaded.family
     found = {}
     for block in range(len(family.blocks(loaded.model))):
-        for matrix in family.matrices:
+        for matrix in matrices_of(family, loaded.model):
             name = f"{family.layers_path}.{block}.{matrix.path}"
-            found[name] = Linear(units[name], matrix.input, matrix.transposed)
+            found[name] = Linear(
+                units[name], matrix.input, matrix.transposed, routed=bool(matrix.expert)
+            )
     return found
 
 
@@ -227,6 +234,7 @@ def _coupled(
     loaded: LoadedModel, units: Mapping[str, Unit], linears: Mapping[str, Linear]
 ) -> dict[str, Coupled]:
     architecture = loaded.family.architecture(loaded.model)
+    with_matrices = {linear.unit.parent for linear in linears.values() if linear.unit.columns}
     return {
         name: Coupled(
             unit,
@@ -235,5 +243,5 @@ def _coupled(
             architecture.head_dim,
         )
         for name, unit in units.items()
-        if unit.kind in ("attention", "mlp")
+        if name in with_matrices and unit.kind in PARTS
     }

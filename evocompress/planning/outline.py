@@ -12,6 +12,7 @@ from evocompress.arithmetic import slow_on_cpu
 from evocompress.demo_model import DEMO_SOURCE, demo_checkpoint
 from evocompress.errors import ModelError, one_line
 from evocompress.families import family_named, family_of
+from evocompress.families.base import prepare
 from evocompress.models import LoadedModel
 from evocompress.sources import DType, quiet_transformers
 
@@ -48,6 +49,7 @@ def outline(source: str, dtype: DType = "auto", *, on_cpu: bool = False) -> Load
     model.eval().requires_grad_(False)
     tokenizer: Any = None
     family = family_of(model)
+    prepare(family, model)
     tokens = family.architecture(model).tokens
     return LoadedModel(model, tokenizer, family, source, fingerprint="", tokens=tokens)
 

@@ -7,6 +7,7 @@ against the real model: its own forward pass, its modules, its parameters.
 from __future__ import annotations
 
 import copy
+import re
 from collections import defaultdict
 from functools import partial
 from typing import Any
@@ -18,17 +19,19 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from evocompress.families import Family, SubLayerName, family_of, name_of
-from evocompress.families.base import final_norm
+from evocompress.families.base import final_norm, matrices_of
 from evocompress.families.coupling import axis_lengths
 from evocompress.tasks import EMBEDDINGS
 from evocompress.testing.tiny import tiny_model
+from evocompress.types import Unit
 
 SUBLAYERS: tuple[SubLayerName, ...] = ("attention", "mlp")
 ENCLOSING: dict[str, set[str | None]] = {
     "block": {None},
     "attention": {"block"},
     "mlp": {"block"},
-    "matrix": set(SUBLAYERS),
+    "expert": {"mlp"},
+    "matrix": {*SUBLAYERS, "expert"},
 }
 
 
@@ -56,22 +59,31 @@ def answer(family: Family, model: PreTrainedModel, batch: Tensor) -> Tensor:
     return mean / mean.square().sum(-1, keepdim=True).sqrt()
 
 
-def last_matrix(family: Family, block: nn.Module, sublayer: SubLayerName) -> nn.Module:
-    """The module whose output a sub-layer adds to the residual stream."""
-    path = [m.path for m in family.matrices if m.sublayer == sublayer][-1]
-    return block.get_submodule(path)
+def output_pattern(family: Family, sublayer: SubLayerName) -> str:
+    """Of the modules whose outputs a sub-layer adds to the residual stream."""
+    return [m.pattern for m in family.matrices if m.sublayer == sublayer][-1]
 
 
 def silence(family: Family, block: nn.Module, sublayer: SubLayerName) -> None:
     """Remove a sub-layer by brute force: zero weights and bias in its last matrix.
 
-    A norm of the sum with the residual stream is taken out with it.
+    Of a mixture in the last one of every expert. A norm of the sum with the residual stream is
+    taken out with it.
     """
-    for parameter in last_matrix(family, block, sublayer).parameters():
-        parameter.zero_()
+    last = re.compile(output_pattern(family, sublayer))
+    for path, module in block.named_modules():
+        if last.fullmatch(path):
+            for parameter in module.parameters():
+                parameter.zero_()
     branch = family.attention if sublayer == "attention" else family.mlp
     if branch.norm_after:
         block.set_submodule(branch.norm_after, nn.Identity())
+
+
+def below(units: list[Unit], name: str) -> list[Unit]:
+    """What is in a unit, and in what is in it."""
+    found = [unit for unit in units if unit.parent == name]
+    return found + [unit for inner in found for unit in below(units, inner.name)]
 
 
 def replace_modules(block: nn.Module, modules: dict[str, nn.Module]) -> None:
@@ -128,9 +140,11 @@ class FamilyContract:
                 for path, module in block.named_modules()
                 if isinstance(module, (nn.Linear, Conv1D))
             }
-            named = [matrix.path for matrix in family.matrices]
+            matrices = matrices_of(family, model)
+            named = [matrix.path for matrix in matrices]
             assert sorted(named) == sorted(linear)
-            assert {m.path: m.transposed for m in family.matrices} == linear
+            assert {m.path: m.transposed for m in matrices} == linear
+            assert {m.path for m in family.matrices} <= set(named)
 
     def test_shapes_are_out_by_in(self, family: Family, model: PreTrainedModel) -> None:
         """A matrix unit's shape is (outputs, inputs) of its module, found by running it."""
@@ -159,7 +173,8 @@ class FamilyContract:
                 assert (sum(lengths[axis] for axis in axes) * width or architecture.hidden) == size
             assert unit.bias == (model.get_submodule(unit.name).bias is not None)
             output = family.output("attention" if "attention" in str(unit.parent) else "mlp")
-            assert bool(unit.columns) == unit.name.endswith(f".{output.path}")
+            pattern = rf".*\.{output.pattern}"
+            assert bool(unit.columns) == bool(re.fullmatch(pattern, unit.name))
             assert bool(unit.rows) != bool(unit.columns)
 
     def test_same_input_word_means_same_input(self, family: Family, model: PreTrainedModel) -> None:
@@ -170,13 +185,13 @@ class FamilyContract:
                 block.get_submodule(matrix.path).register_forward_pre_hook(
                     partial(_note_input, inputs, matrix.path)
                 )
-                for matrix in family.matrices
+                for matrix in matrices_of(family, model)
             ]
             family.hidden_states(model, random_batch(family, model))
             for handle in handles:
                 handle.remove()
-            for one in family.matrices:
-                for other in family.matrices:
+            for one in matrices_of(family, model):
+                for other in matrices_of(family, model):
                     same = torch.equal(inputs[one.path], inputs[other.path])
                     assert same == (one.input == other.input), (one, other)
 
@@ -202,7 +217,7 @@ class FamilyContract:
             replace_modules(block, family.replacements(block, sublayer))
             after = sum(parameter.numel() for parameter in block.parameters())
             name = f"{family.layers_path}.0.{sublayer}"
-            matrices = sum(unit.numel for unit in family.units(model) if unit.parent == name)
+            matrices = sum(unit.numel for unit in below(family.units(model), name))
             assert before - after == matrices + architecture.own_params[0][place]
 
     def test_architecture_tells_the_shape(self, family: Family, model: PreTrainedModel) -> None:
@@ -313,7 +328,8 @@ class FamilyContract:
             block = copy.deepcopy(family.blocks(model)[0])
             replace_modules(block, family.replacements(block, sublayer))
             left = [m for m in block.modules() if isinstance(m, (nn.Linear, Conv1D))]
-            assert len(left) == sum(m.sublayer != sublayer for m in family.matrices)
+            matrices = matrices_of(family, model)
+            assert len(left) == sum(m.sublayer != sublayer for m in matrices)
 
     def test_a_dropped_block_passes_its_input_through(
         self, family: Family, model: PreTrainedModel

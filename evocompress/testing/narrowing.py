@@ -18,8 +18,16 @@ from transformers import PreTrainedModel
 
 from evocompress.apply import LiveModel
 from evocompress.families import Family, SubLayerName, name_of
+from evocompress.families.base import matrices_of
 from evocompress.models import LoadedModel
-from evocompress.testing.families import SUBLAYERS, answer, random_batch, random_ids, silence
+from evocompress.testing.families import (
+    SUBLAYERS,
+    answer,
+    below,
+    random_batch,
+    random_ids,
+    silence,
+)
 from evocompress.testing.plain_library import PlainLibrary
 from evocompress.testing.tiny import tiny_loaded
 from evocompress.types import DROP, Architecture, Candidate, Level
@@ -90,7 +98,8 @@ class NarrowingContract:
             f"{path}.1.mlp": Level(channels=5),
         }
         left = {"query": head_dim, "key": head_dim, "value": head_dim, "channel": 5}
-        units = [unit for unit in loaded.family.units(loaded.model) if unit.parent in levels]
+        every = loaded.family.units(loaded.model)
+        units = [u for name in levels for u in below(every, name) if u.kind == "matrix"]
         with LiveModel(loaded, library) as live:
             live.apply(candidate_of(levels))
             shapes = {unit.name: unit.shape for unit in loaded.family.units(loaded.model)}
@@ -165,7 +174,7 @@ class NarrowingContract:
         """Matrices and biases as LaCo's equation says; norms are the block's own."""
         family, model = loaded.family, copy.deepcopy(loaded.model)
         blocks = family.blocks(model)
-        for matrix in family.matrices:
+        for matrix in matrices_of(family, model):
             chain = [dict(b.get_submodule(matrix.path).named_parameters()) for b in blocks]
             for name, first in chain[0].items():
                 differences = [chain[k][name] - first for k in range(1, count + 1)]
@@ -196,11 +205,13 @@ def reference(
             block = loaded.family.blocks(model)[unit.block]
             silence(loaded.family, block, "attention" if unit.kind == "attention" else "mlp")
             continue
-        output = model.get_submodule(library.output(name))
-        output.get_parameter("weight").copy_(library.silenced(name, level))
-        if level.bias:
-            bias = library.load(name, level)["bias"]
-            output.register_parameter("bias", nn.Parameter(bias, requires_grad=False))
+        experts = [u.name for u in library.units.values() if u.parent == name and not u.numel]
+        for owner in experts or [name]:
+            output = model.get_submodule(library.output(owner))
+            output.get_parameter("weight").copy_(library.silenced(owner, level))
+            if level.bias:
+                bias = library.load(owner, level)["bias"]
+                output.register_parameter("bias", nn.Parameter(bias, requires_grad=False))
     return model
 
 

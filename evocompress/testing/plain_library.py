@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from evocompress.errors import LibraryError
+from evocompress.families.base import matrices_of
 from evocompress.families.coupling import Kept, axis_lengths, index_of
 from evocompress.models import LoadedModel
 from evocompress.types import DENSE, Level
@@ -33,7 +34,7 @@ class PlainLibrary:
                 f"{matrix.path}.weight"
             ).data
             for block, module in enumerate(family.blocks(model))
-            for matrix in family.matrices
+            for matrix in matrices_of(family, model)
         }
         self._architecture = family.architecture(model)
         self._transposed = any(matrix.transposed for matrix in family.matrices)

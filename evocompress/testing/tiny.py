@@ -16,6 +16,7 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from evocompress.families import FAMILIES
+from evocompress.families.base import prepare
 from evocompress.models import LoadedModel, loaded
 from evocompress.sources import quiet_transformers
 from evocompress.tasks import CAUSAL
@@ -32,6 +33,7 @@ NEVER_IN_UTF8 = {0xC0, 0xC1, *range(0xF5, 0x100)}
 _GROUPED: dict[str, Any] = {"num_key_value_heads": KV_HEADS}
 _WIDE_HEADS: dict[str, Any] = _GROUPED | {"head_dim": 24}
 _GEMMA: dict[str, Any] = _WIDE_HEADS | {"query_pre_attn_scalar": 24, "sliding_window": WINDOW}
+_MIXTURE: dict[str, Any] = _GROUPED | {"num_experts_per_tok": 2}
 _CLASSES: dict[str, Any] = {"num_labels": CLASSES}
 _PADDED: dict[str, Any] = {"pad_token_id": 1, "max_position_embeddings": CONTEXT + 2}
 _IMAGES: dict[str, Any] = _CLASSES | {"image_size": 8, "patch_size": 2, "num_channels": 1}
@@ -53,6 +55,9 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "gpt2": {},
     "opt": {},
     "starcoder2": _GROUPED | {"sliding_window": WINDOW},
+    "mixtral": _MIXTURE | {"num_local_experts": 4},
+    "qwen3_moe": _WIDE_HEADS
+    | {"num_experts_per_tok": 2, "num_experts": 5, "moe_intermediate_size": 48},
     "bert": {},
     "bert-classifier": _CLASSES,
     "roberta": _PADDED,
@@ -82,7 +87,7 @@ def tiny_model(
     vocabulary: int = 256,
     dtype: torch.dtype = torch.float32,
 ) -> PreTrainedModel:
-    """A random model of a family, on the CPU and ready to be run.
+    """A random model of a family, on the CPU, prepared and ready to be run.
 
     It has 4 heads, 2 key-value heads and attention windows of 8 tokens where the family has
     such things; images have 8 x 8 pixels. Weights are drawn large enough that every part of it
@@ -96,6 +101,16 @@ def tiny_model(
         vocabulary: Number of tokens; at least 244 for use with `tiny_tokenizer`.
         dtype: Of the weights.
     """
+    model = stock_model(name, seed=seed, layers=layers, hidden=hidden, vocabulary=vocabulary)
+    nn.Module.to(model, dtype)
+    prepare(FAMILIES[name], model)
+    return model
+
+
+def stock_model(
+    name: str, *, seed: int = 0, layers: int = 3, hidden: int = 64, vocabulary: int = 256
+) -> PreTrainedModel:
+    """`tiny_model` in float32 as transformers makes it, its experts in fused tensors."""
     family = FAMILIES[name]
     settings: dict[str, Any] = {
         "hidden_size": hidden,
@@ -109,7 +124,6 @@ def tiny_model(
     model: PreTrainedModel = family.task.auto.from_config(config, dtype=torch.float32)
     model.requires_grad_(False)
     _randomise(model, torch.Generator().manual_seed(seed))
-    nn.Module.to(model, dtype)
     model.eval()
     return model
 
@@ -159,6 +173,8 @@ def _randomise(model: PreTrainedModel, generator: torch.Generator) -> None:
 
 def _inputs(module: nn.Module, weight: Tensor) -> int:
     """How many inputs a linear module's weight takes."""
+    if weight.ndim == 3:  # one matrix for each expert
+        return weight.shape[2]
     return weight.shape[0] if isinstance(module, Conv1D) else weight.shape[1]
 
 
@@ -212,6 +228,6 @@ def tiny_loaded(
 def tiny_checkpoint(folder: Path, name: str = "llama") -> Path:
     """Save `tiny_model` and `tiny_tokenizer` into `folder`, and return it."""
     with quiet_transformers():
-        tiny_model(name).save_pretrained(folder)
+        stock_model(name).save_pretrained(folder)
         tiny_tokenizer().save_pretrained(folder)
     return folder

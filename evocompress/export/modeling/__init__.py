@@ -24,10 +24,12 @@ from evocompress.export.modeling import (
     modeling_gpt2,
     modeling_llama,
     modeling_mistral,
+    modeling_mixtral,
     modeling_opt,
     modeling_phi3,
     modeling_qwen2,
     modeling_qwen3,
+    modeling_qwen3_moe,
     modeling_starcoder2,
     modeling_vit,
 )
@@ -119,6 +121,16 @@ CLASSES: dict[str, Classes] = {
         modeling_starcoder2.EvocompressStarcoder2Config,
         modeling_starcoder2.EvocompressStarcoder2Model,
         modeling_starcoder2.EvocompressStarcoder2ForCausalLM,
+    ),
+    "mixtral": Classes(
+        modeling_mixtral.EvocompressMixtralConfig,
+        modeling_mixtral.EvocompressMixtralModel,
+        modeling_mixtral.EvocompressMixtralForCausalLM,
+    ),
+    "qwen3_moe": Classes(
+        modeling_qwen3_moe.EvocompressQwen3MoeConfig,
+        modeling_qwen3_moe.EvocompressQwen3MoeModel,
+        modeling_qwen3_moe.EvocompressQwen3MoeForCausalLM,
     ),
     "bert": Classes(
         modeling_bert.EvocompressBertConfig,
