@@ -24,10 +24,12 @@ def droppable(units: Sequence[Unit], config: DropSpace) -> frozenset[str]:
     """
     named = _protected(units, config.protect, "space.drop.protect")
     above = {unit.parent for unit in units if unit.name in named}
-    free = [unit.name for unit in units if unit.kind in config.units]
+    free = [unit.name for unit in units if unit.kind in config.units and unit.droppable]
     free = [name for name in free if name not in named | above]
     if not free:
         kinds = " or ".join(config.units)
+        if not any(unit.droppable for unit in units if unit.kind in config.units):
+            raise ConfigError(f"space.drop.units: this model has no {kinds} that can be removed")
         raise ConfigError(f"space.drop: protect leaves no {kinds} to remove; protect fewer units")
     return frozenset(free)
 
@@ -133,11 +135,11 @@ def _counts(widths: Sequence[float] | str, whole: int, key: str, what: str) -> s
 def _protected(units: Sequence[Unit], globs: Sequence[str] | None, key: str) -> frozenset[str]:
     """The units that match one of the globs, and what lies below them.
 
-    Without globs it is the first attention: several programs cannot do without it.
+    Without globs it is the first attention, if any: several programs cannot do without it.
     """
     large = [unit for unit in units if unit.kind != "matrix"]
     if globs is None:
-        named = frozenset([next(unit.name for unit in large if unit.kind == "attention")])
+        named = frozenset([unit.name for unit in large if unit.kind == "attention"][:1])
     else:
         named = _matching(large, globs, key)
     return named | {unit.name for unit in large if unit.parent in named}
@@ -183,7 +185,8 @@ def check_patterns(
     """
     for unit in matrices:
         for level in widths.get(unit.parent or "", ()) if unit.columns else ():
-            inputs = level.channels or (level.kv_groups or 0) * (level.group_heads or 0) * head_dim
+            heads = (level.kv_groups or 0) * (level.group_heads or 0) * head_dim
+            inputs = (level.channels or 0) * unit.patch or heads
             pattern = next((s.pattern for s in sparsities.get(unit.name, ()) if s.pattern), "")
             if pattern and inputs % int(pattern.split(":")[1]):
                 raise ConfigError(

@@ -14,7 +14,7 @@ from evocompress.families import Matrix, SubLayerName
 from evocompress.families.base import Attributes
 from evocompress.families.coupling import Widths
 from evocompress.models import LoadedModel
-from evocompress.prune import LevelStore, Source, form_of
+from evocompress.prune import Form, LevelStore, Source, follower_tensors, form_of
 from evocompress.types import DENSE, Candidate, Level, Unit
 
 GPU_SHARE = 0.3
@@ -54,10 +54,17 @@ class LiveModel:
             for name, unit in self.units.items()
             if unit.kind == "matrix"
         }
-        self._source = Source(loaded, _tensors(self._modules), library, _copies(loaded))
+        self._source = Source(
+            loaded, _tensors(self._modules), library, follower_tensors(loaded), _copies(loaded)
+        )
         self._keys = {name: (f"{name}.weight", f"{name}.bias") for name in self._modules}
         self._weights = {name: m.get_parameter("weight") for name, m in self._modules.items()}
         self._within = _matrices_within(loaded, self.units)
+        self._norms = {
+            name: loaded.model.get_submodule(name)
+            for index in range(len(self._blocks))
+            for name in self._source.followers(index, Form())
+        }
         self._removed: dict[str, dict[str, nn.Module]] = {}
         self._attributes: dict[str, Attributes] = {}
 
@@ -88,8 +95,12 @@ class LiveModel:
             self._check(name, level)
         # Everything that can fail comes before the first change.
         tensors = self._changed_tensors(changed, after)
+        norms = self._changed_norms(changed)
         for name, parts in tensors.items():
             self._put(name, parts)
+        for name, parts in norms.items():
+            for part, tensor in parts.items():
+                getattr(self._norms[name], part).data = tensor
         for name, level in changed.items():
             if self.units[name].kind in ("attention", "mlp"):
                 self._reshape(self.units[name], level)
@@ -135,6 +146,14 @@ class LiveModel:
                     tensors[name] = self._source.tensors(index, matrix, form)
         return tensors
 
+    def _changed_norms(self, changed: Mapping[str, Level]) -> dict[str, Mapping[str, Tensor]]:
+        """The new tensors of the norms whose channels change; raises where there are none."""
+        norms: dict[str, Mapping[str, Tensor]] = {}
+        for name, level in changed.items():
+            if self.units[name].kind == "mlp":
+                norms |= self._source.followers(self.units[name].block, Form(width=level))
+        return norms
+
     def _put(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Swap the weight and bias of a matrix; a bias it lacks when dense comes and goes."""
         module, (weight, bias) = self._modules[name], self._keys[name]
@@ -178,7 +197,7 @@ def _matrices_within(loaded: LoadedModel, units: Mapping[str, Unit]) -> dict[str
     """For each unit the matrices that are in it, or that it is."""
     within: dict[str, list[_Place]] = {name: [] for name in units}
     for index in range(len(loaded.family.blocks(loaded.model))):
-        block = f"{loaded.family.layers_path}.{index}"
+        block = loaded.family.block_names[index]
         for matrix in loaded.family.matrices:
             name = f"{block}.{matrix.path}"
             for unit in (block, f"{block}.{matrix.sublayer}", name):

@@ -14,8 +14,12 @@ from typing import Any, Literal
 
 UnitKind = Literal["block", "attention", "mlp", "matrix"]
 
-Axis = Literal["query", "key", "value", "channel"]
-"""What the rows or columns of a matrix belong to: heads of queries, keys or values, or channels."""
+Axis = Literal["query", "key", "value", "channel", "inner"]
+"""What the rows or columns of a matrix belong to: heads of queries, keys or values, or channels.
+
+Where a branch has channels twice, one after the other, ``inner`` are the first of them; there are
+as many as of the others.
+"""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,10 @@ class Unit:
             "value")`` of a fused projection. Empty where they are the residual stream.
         columns: The same of its inputs.
         bias: Whether the matrix has a bias.
+        positions: How often the matrix is applied to a sequence, where that is not once a token: a
+            convolution, whose matrix is (out, in times kernel), is at each place of an image.
+        patch: Columns of a channel: 1, or what the kernel of a convolution reads of it.
+        droppable: Whether the unit can be left out at all.
     """
 
     name: str
@@ -46,6 +54,9 @@ class Unit:
     rows: tuple[Axis, ...] = ()
     columns: tuple[Axis, ...] = ()
     bias: bool = False
+    positions: int | None = None
+    patch: int = 1
+    droppable: bool = True
 
     @property
     def numel(self) -> int:
@@ -184,6 +195,10 @@ class Architecture:
         causal: Whether a token sees only those before it, whose keys and values a cache keeps.
         outer_flops: Operations of a sequence outside the blocks that do not grow with its length.
         tokens: Of every sequence, where they all have as many: an image's.
+        channel_params: For each block the parameters of its MLP that go with one channel and are
+            in no matrix: of norms between its matrices. Empty where there are none.
+        state: Most values of a sequence's state between two blocks, where that is not `hidden`
+            times its tokens.
     """
 
     hidden: int
@@ -201,6 +216,12 @@ class Architecture:
     causal: bool = True
     outer_flops: int = 0
     tokens: int | None = None
+    channel_params: tuple[int, ...] = ()
+    state: int | None = None
+
+    def state_values(self, tokens: int) -> int:
+        """Values of the state between two blocks of a sequence of so many tokens."""
+        return self.state or tokens * self.hidden
 
 
 UNTREATED = "none"

@@ -27,13 +27,18 @@ def flops_costs(architecture: Architecture, length: int) -> dict[str, Cost]:
 
     def prefill(part: Part, left: Left) -> float:
         pairs = _attended(length, part.window) if architecture.causal else length**2
-        return 2 * left.weight * length + _per_pair(part, left) * pairs
+        return 2 * _products(part, left, length) + _per_pair(part, left) * pairs
 
     def decode(part: Part, left: Left) -> float:
         return 2 * left.weight + _per_pair(part, left) * min(length, part.window or length)
 
     outer = head * length + architecture.outer_flops
     return {"flops": Cost(outer, prefill), "decode_flops": Cost(head, decode)}
+
+
+def _products(part: Part, left: Left, length: int) -> int:
+    """Weights that a sequence is multiplied with, each as often as it is."""
+    return sum(left.weights[unit.name] * (unit.positions or length) for unit in part.matrices)
 
 
 def _per_pair(part: Part, left: Left) -> int:

@@ -52,6 +52,7 @@ class Part:
         head_dim: Width of a head.
         hidden: Width of the residual stream.
         window: Attention window in tokens; ``None`` for full attention.
+        channel_params: Of `own` those that go with one channel.
     """
 
     unit: Unit
@@ -63,6 +64,7 @@ class Part:
     head_dim: int
     hidden: int
     window: int | None
+    channel_params: int = 0
 
     def left(self, level: Level) -> Left:
         """What a level that does not drop the sub-layer leaves of it.
@@ -81,15 +83,23 @@ class Part:
             "key": group,
             "value": group,
             "channel": channels,
+            "inner": channels,
         }
-        weights, cut = {}, 0
+        weights, cut = {}, self.channel_params * (self.channels - channels)
         for unit in self.matrices:
             assert unit.shape is not None
             rows = _along(unit.rows, lengths, unit.shape[0])
-            weights[unit.name] = rows * _along(unit.columns, lengths, unit.shape[1])
+            columns = unit.patch * _along(unit.columns, lengths, unit.shape[1] // unit.patch)
+            weights[unit.name] = rows * columns
             cut += (unit.shape[0] - rows) * unit.bias
-        own = self.own - cut + self.hidden * level.bias
+        own = self.own - cut + self._outputs * level.bias
         return Left(kv_heads, group_heads, channels, weights, own)
+
+    @property
+    def _outputs(self) -> int:
+        """Outputs of the sub-layer: the width of the residual stream there."""
+        shapes = [unit.shape for unit in self.matrices if not unit.rows and unit.shape]
+        return shapes[-1][0] if shapes else self.hidden
 
     def _kept(self, level: Level, count: int | None, whole: int) -> int:
         """How many heads or channels stay."""
@@ -129,7 +139,12 @@ def _part(unit: Unit, matrices: tuple[Unit, ...], architecture: Architecture) ->
         head_dim=architecture.head_dim,
         hidden=architecture.hidden,
         window=architecture.windows[block],
+        channel_params=0 if attention else _channel_params(architecture, block),
     )
+
+
+def _channel_params(architecture: Architecture, block: int) -> int:
+    return architecture.channel_params[block] if architecture.channel_params else 0
 
 
 def _along(axes: tuple[Axis, ...], lengths: Mapping[Axis, int], whole: int) -> int:

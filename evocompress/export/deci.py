@@ -19,7 +19,7 @@ from evocompress.export.llama_like import first_without_attention, unlike_llama
 from evocompress.export.modeling import DECI
 from evocompress.export.modeling_file import LOADING, ModelingFile
 from evocompress.export.pretrained import Pretrained
-from evocompress.export.weights import State, assemble, renumbered
+from evocompress.export.weights import State, assemble
 from evocompress.families import SubLayerName
 from evocompress.models import LoadedModel
 from evocompress.types import Candidate
@@ -80,7 +80,7 @@ class Deci(Pretrained):
                     wide |= filled(name, matrix, block, Target(widths, biased), state)
         config = DECI.config.from_dict(_settings(loaded, left, heads, biased))
         config._attn_implementation = loaded.model.config._attn_implementation
-        names = renumbered(left.path, [block.index for block in left.kept])
+        names = left.names.renamed([block.index for block in left.kept])
         return assemble(DECI.head, config, wide, names)
 
     def files(self, loaded: LoadedModel) -> tuple[Path, ...]:

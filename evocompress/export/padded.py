@@ -12,7 +12,7 @@ from evocompress.export.configs import cut_config, depends_on_index, is_taken, s
 from evocompress.export.filling import Target, filled
 from evocompress.export.layout import Block, Layout, layout, without_blocks
 from evocompress.export.pretrained import Pretrained
-from evocompress.export.weights import State, assemble, renumbered
+from evocompress.export.weights import State, assemble
 from evocompress.families import SubLayerName
 from evocompress.families.coupling import Widths
 from evocompress.models import LoadedModel
@@ -35,6 +35,8 @@ class Padded(Pretrained):
     def obstacle(self, loaded: LoadedModel, candidate: Candidate) -> str | None:
         """No block left, a bias that the class does not have, or a norm that would stay."""
         left, config = layout(loaded, candidate), loaded.model.config
+        if "attention" not in left.sublayers:
+            return f"cannot hold {loaded.family.model_type} models, whose layers differ in size"
         unit = left.first(lambda b, kind: kind in b.biased and not hasattr(config, BIAS_KEYS[kind]))
         if unit is not None:
             return f"cannot give the output of {unit} a bias"
@@ -59,7 +61,7 @@ class Padded(Pretrained):
                 name = f"{left.path}.{block.index}.{matrix.path}"
                 wide |= filled(name, matrix, block, target, state)
         config = _config(loaded, blocks, left.dense, target)
-        names = renumbered(left.path, [block.index for block in blocks])
+        names = left.names.renamed([block.index for block in blocks])
         return assemble(type(loaded.model), config, wide, names)
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import torch
@@ -11,8 +10,8 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from evocompress.models import LoadedModel
-from evocompress.prune import LevelStore, Source, form_of
-from evocompress.types import Candidate
+from evocompress.prune import Form, LevelStore, Source, follower_tensors, form_of
+from evocompress.types import DENSE, Candidate
 
 State = Mapping[str, Tensor]
 """The tensors of a compressed model by the names of the dense one."""
@@ -39,12 +38,15 @@ def compressed_state(
         LibraryError: The candidate needs a level that the library lacks, or there is none.
     """
     state: dict[str, Tensor] = dict(loaded.model.state_dict())
-    source = Source(loaded, dict(state), library)
-    path, levels = loaded.family.layers_path, candidate.by_name
+    source = Source(loaded, dict(state), library, follower_tensors(loaded))
+    names, levels = loaded.family.block_names, candidate.by_name
     for index in range(len(loaded.family.blocks(loaded.model))):
         for matrix in loaded.family.matrices:
-            form = form_of(f"{path}.{index}", matrix, levels)
+            form = form_of(names[index], matrix, levels)
             state |= source.tensors(index, matrix, form)
+        width = levels.get(f"{names[index]}.mlp", DENSE)
+        for name, tensors in source.followers(index, Form(width=width)).items():
+            state |= {f"{name}.{part}": tensor for part, tensor in tensors.items()}
     return state
 
 
@@ -70,14 +72,3 @@ def assemble(
     model.tie_weights()
     model.eval()
     return model
-
-
-def renumbered(blocks: str, kept: Sequence[int]) -> Callable[[str], str]:
-    """What a parameter of a model of fewer blocks is called in the dense one.
-
-    Args:
-        blocks: Module path of the list of blocks.
-        kept: For each block of the new model its index in the dense one.
-    """
-    block = re.compile(rf"^{re.escape(blocks)}\.(\d+)\.")
-    return lambda name: block.sub(lambda match: f"{blocks}.{kept[int(match[1])]}.", name)

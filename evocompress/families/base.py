@@ -7,17 +7,18 @@ another family overrides the attributes, and only rarely a method. `Encoder`
 
 from __future__ import annotations
 
-import inspect
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any, ClassVar, Literal
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from evocompress.families.coupling import Widths
+from evocompress.families.coupling import Follower, Widths
+from evocompress.families.names import BlockNames
+from evocompress.families.stand_ins import NoAttention, NoOutput, Recorder
 from evocompress.tasks import CAUSAL, Task
 from evocompress.types import Architecture, Axis, Unit
 
@@ -40,6 +41,8 @@ class Matrix:
         rows: What its outputs belong to, one part after the other; empty for the residual
             stream.
         columns: The same of its inputs.
+        kernel: Of a convolution, whose module stores (out, in, *kernel): as a matrix it is
+            (out, in times kernel) and reads the patches of an image.
     """
 
     path: str
@@ -48,6 +51,17 @@ class Matrix:
     transposed: bool = False
     rows: tuple[Axis, ...] = ()
     columns: tuple[Axis, ...] = ()
+    kernel: tuple[int, ...] = ()
+
+    @property
+    def part(self) -> str:
+        """Under which name a level library has this matrix of a narrowed sub-layer.
+
+        It is empty where the rows that stay are the dense matrix's.
+        """
+        if not self.columns:
+            return ""
+        return "inner" if "inner" in self.columns else "weight"
 
 
 @dataclass(frozen=True)
@@ -60,55 +74,30 @@ class SubLayer:
             that become the identity when the branch is removed.
         core: Path of the module that yields zero when the branch is removed; it lies after
             every module of `around` that could turn a zero into something else.
-        norm_after: Path of the norm of the sum of branch and residual stream, where there is one
-            (a post-norm block). It is one of `around`: it belongs to the branch and goes with it.
+        norm_after: Path of the norm, or activation, of the sum of branch and residual stream, where
+            there is one (a post-norm block). It is one of `around`: it belongs to the branch and
+            goes with it.
+        followers: Norms between the matrices.
+        gate: Path of the norm of what the branch yields, before the sum, where it has a bias: only
+            with its parameters at zero the branch adds nothing. Empty where that is so with the
+            output matrix at zero.
     """
 
     matrices: tuple[Matrix, ...]
     around: tuple[str, ...]
     core: str
     norm_after: str = ""
+    followers: tuple[Follower, ...] = ()
+    gate: str = ""
 
     @property
     def output(self) -> Matrix:
-        """The matrix whose input columns belong to heads or channels."""
-        return next(matrix for matrix in self.matrices if matrix.columns)
+        """The last matrix whose input columns belong to heads or channels."""
+        return next(matrix for matrix in self.matrices if matrix.part == "weight")
 
 
-class NoAttention(nn.Module):
-    """Takes the place of a removed attention module: exactly zero, nothing computed."""
-
-    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
-        """A zero for `hidden_states` (B, S, H), and no attention weights."""
-        return _zero_like(hidden_states), None
-
-
-class NoOutput(nn.Module):
-    """Takes the place of a removed module with one input and one output: exactly zero."""
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """A zero of the shape of `hidden_states` (..., H)."""
-        return _zero_like(hidden_states)
-
-
-def _zero_like(hidden: Tensor) -> Tensor:
-    """Zeros of the same shape that take up one element of memory."""
-    return hidden.new_zeros(()).expand_as(hidden)
-
-
-class _Recorder(nn.Module):
-    """Stands in for a block: keeps what it was called with and passes the state through."""
-
-    def __init__(self, block: nn.Module) -> None:
-        super().__init__()
-        self.names = list(inspect.signature(block.forward).parameters)[1:]
-        self.hidden = torch.empty(0)
-        self.arguments: dict[str, Any] = {}
-
-    def forward(self, hidden_states: Tensor, *positional: Any, **keywords: Any) -> Tensor:
-        self.hidden = hidden_states
-        self.arguments = dict(zip(self.names, positional, strict=False)) | keywords
-        return hidden_states
+ABSENT = SubLayer(matrices=(), around=(), core="")
+"""The branch that the blocks of a family do not have."""
 
 
 def llama_attention(around: tuple[str, ...] = ("input_layernorm",)) -> SubLayer:
@@ -166,7 +155,17 @@ class Family:
     @property
     def matrices(self) -> tuple[Matrix, ...]:
         """Every linear matrix of a block, in the order of computation."""
-        return self.attention.matrices + self.mlp.matrices
+        return tuple(matrix for _, branch in self._branches() for matrix in branch.matrices)
+
+    @property
+    def sublayers(self) -> tuple[SubLayerName, ...]:
+        """The branches of a block, in order."""
+        return tuple(name for name, _ in self._branches())
+
+    @property
+    def block_names(self) -> BlockNames:
+        """The names of the blocks."""
+        return BlockNames(self.layers_path)
 
     def output(self, sublayer: SubLayerName) -> Matrix:
         """The matrix of a sub-layer whose input columns belong to heads or channels."""
@@ -187,12 +186,12 @@ class Family:
         ]
 
     def _block_units(self, index: int, block: nn.Module) -> Iterator[Unit]:
-        name = f"{self.layers_path}.{index}"
+        name, droppable = self.block_names[index], self._droppable(block)
         roles = _roles(self.matrices)
-        yield Unit(name, "block", None, index, "block")
+        yield Unit(name, "block", None, index, "block", droppable=droppable)
         for kind, branch in self._branches():
             parent = f"{name}.{kind}"
-            yield Unit(parent, kind, name, index, kind)
+            yield Unit(parent, kind, name, index, kind, droppable=droppable)
             for matrix in branch.matrices:
                 yield Unit(
                     name=f"{name}.{matrix.path}",
@@ -204,7 +203,17 @@ class Family:
                     rows=matrix.rows,
                     columns=matrix.columns,
                     bias=block.get_submodule(matrix.path).bias is not None,
+                    positions=self._positions(index, matrix),
+                    patch=prod(matrix.kernel),
                 )
+
+    def _droppable(self, block: nn.Module) -> bool:
+        """Whether a block without its branches is the identity."""
+        return True
+
+    def _positions(self, index: int, matrix: Matrix) -> int | None:
+        """How often a matrix of a block is applied to a sequence, if not once a token."""
+        return None
 
     def architecture(self, model: PreTrainedModel) -> Architecture:
         """What the cost model must know; parameters are counted, tied weights once."""
@@ -300,7 +309,7 @@ class Family:
         """
         blocks = self.blocks(model)
         originals = list(blocks)
-        recorders = [_Recorder(block) for block in originals]
+        recorders = [Recorder(block) for block in originals]
         try:
             _put(recorders, blocks)
             self.hidden_states(model, batch)
@@ -312,7 +321,9 @@ class Family:
         return self.attention if sublayer == "attention" else self.mlp
 
     def _branches(self) -> tuple[tuple[SubLayerName, SubLayer], ...]:
-        return (("attention", self.attention), ("mlp", self.mlp))
+        both: tuple[tuple[SubLayerName, SubLayer], ...]
+        both = (("attention", self.attention), ("mlp", self.mlp))
+        return tuple((name, branch) for name, branch in both if branch is not ABSENT)
 
 
 def final_norm(family: Family, model: PreTrainedModel) -> nn.Module:
@@ -321,8 +332,13 @@ def final_norm(family: Family, model: PreTrainedModel) -> nn.Module:
 
 
 def head_shape(config: PreTrainedConfig) -> tuple[int, int, int]:
-    """Query heads, key-value heads and the width of a head, the same in every dense block."""
-    heads = config.num_attention_heads
+    """Query heads, key-value heads and the width of a head, the same in every dense block.
+
+    All are 0 where there is no attention.
+    """
+    heads = getattr(config, "num_attention_heads", 0)
+    if not heads:
+        return 0, 0, 0
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     return heads, kv_heads, getattr(config, "head_dim", None) or config.hidden_size // heads
 
@@ -351,8 +367,8 @@ def _roles(matrices: tuple[Matrix, ...]) -> dict[str, str]:
 
 def _shape(block: nn.Module, matrix: Matrix) -> tuple[int, int]:
     """(out, in) of a matrix, whatever order the module stores."""
-    rows, columns = block.get_parameter(f"{matrix.path}.weight").shape
-    return (columns, rows) if matrix.transposed else (rows, columns)
+    rows, *columns = block.get_parameter(f"{matrix.path}.weight").shape
+    return (prod(columns), rows) if matrix.transposed else (rows, prod(columns))
 
 
 def _own_params(block: nn.Module, branch: SubLayer) -> int:

@@ -23,6 +23,7 @@ from evocompress.library.manifest import BlockRecord, Manifest
 from evocompress.library.order import BlockOrder, block_orders, methods_named
 from evocompress.library.propagate import compressed
 from evocompress.models import LoadedModel
+from evocompress.types import Unit
 
 Progress = Callable[[float, float, str], None]
 """Called with (blocks done, blocks to do, text) before each block and at the end."""
@@ -157,15 +158,17 @@ class Builder:
         }
         with collecting(readers, order.needs, self._loaded.length(self._tokens)) as sums:
             self._states.run(index, keep=not self._manifest.recipe.propagated)
-        return {word: self._summed(totals) for word, totals in sums.items()}
+        return {
+            word: self._summed(totals, order.readers[word].unit) for word, totals in sums.items()
+        }
 
-    def _summed(self, totals: Sums) -> Statistics:
+    def _summed(self, totals: Sums, reader: Unit) -> Statistics:
         magnitudes = totals.get("magnitudes")
         return Statistics(
             gram=totals.get("gram"),
             squares=totals.get("squares"),
             sequences=len(self._tokens),
-            tokens=len(self._tokens) * self._loaded.length(self._tokens),
+            tokens=len(self._tokens) * (reader.positions or self._loaded.length(self._tokens)),
             damping=self._manifest.recipe.damping,
             sums=totals.get("sums"),
             magnitudes=None if magnitudes is None else magnitudes.sqrt(),

@@ -16,6 +16,7 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from evocompress.families import FAMILIES
+from evocompress.families.convolutional import Convolutional
 from evocompress.models import LoadedModel, loaded
 from evocompress.sources import quiet_transformers
 from evocompress.tasks import CAUSAL
@@ -62,6 +63,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "vit": _IMAGES,
     "deit": _IMAGES | {"architectures": ["DeiTForImageClassification"]},
     "deit-distilled": _IMAGES | {"architectures": ["DeiTForImageClassificationWithTeacher"]},
+    "resnet": _CLASSES | {"num_channels": 1, "image_size": 32},
 }
 _INNER_NAME = {"gpt2": "n_inner", "opt": "ffn_dim"}
 
@@ -91,7 +93,7 @@ def tiny_model(
     Args:
         name: A key of `evocompress.families.FAMILIES`.
         seed: Of the weights.
-        layers: Number of blocks.
+        layers: Number of blocks. Of a CNN the second is the first of another stage.
         hidden: Width of the residual stream; the MLP is twice as wide.
         vocabulary: Number of tokens; at least 244 for use with `tiny_tokenizer`.
         dtype: Of the weights.
@@ -103,6 +105,12 @@ def tiny_model(
         "num_attention_heads": HEADS,
         _INNER_NAME.get(name, "intermediate_size"): 2 * hidden,
     }
+    if isinstance(family, Convolutional):
+        settings = {
+            "embedding_size": 2 * hidden,
+            "hidden_sizes": [2 * hidden, 4 * hidden],
+            "depths": [1, layers - 1],
+        }
     if family.task.reads_text:
         settings |= _TEXT | {"vocab_size": vocabulary}
     config = AutoConfig.for_model(family.model_type, **settings | _SETTINGS[name])
@@ -155,11 +163,14 @@ def _randomise(model: PreTrainedModel, generator: torch.Generator) -> None:
                 parameter.add_(0.2 * noise)
             else:
                 parameter.copy_(noise / _inputs(module, parameter) ** 0.5)
+        for name, buffer in module.named_buffers(recurse=False):
+            if name.startswith("running"):
+                buffer.add_(0.2 * torch.rand(buffer.shape, generator=generator))
 
 
 def _inputs(module: nn.Module, weight: Tensor) -> int:
     """How many inputs a linear module's weight takes."""
-    return weight.shape[0] if isinstance(module, Conv1D) else weight.shape[1]
+    return weight.shape[0] if isinstance(module, Conv1D) else weight[0].numel()
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:

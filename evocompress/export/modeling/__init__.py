@@ -28,6 +28,7 @@ from evocompress.export.modeling import (
     modeling_phi3,
     modeling_qwen2,
     modeling_qwen3,
+    modeling_resnet,
     modeling_starcoder2,
     modeling_vit,
 )
@@ -172,6 +173,12 @@ CLASSES: dict[str, Classes] = {
         modeling_vit.EvocompressDistilledDeiTConfig,
         modeling_vit.EvocompressDistilledDeiTModel,
         modeling_vit.EvocompressDeiTForImageClassificationWithTeacher,
+        AutoModelForImageClassification,
+    ),
+    "resnet": Classes(
+        modeling_resnet.EvocompressResNetConfig,
+        modeling_resnet.EvocompressResNetModel,
+        modeling_resnet.EvocompressResNetForImageClassification,
         AutoModelForImageClassification,
     ),
 }
