@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -35,6 +36,12 @@ ENCLOSING: dict[str, set[str | None]] = {
 
 
 LINEAR = (nn.Linear, Conv1D, nn.Conv2d)
+
+
+def require_packages(name: str) -> None:
+    """Skips a test of a family whose packages are not installed, and says which."""
+    if isinstance(FAMILIES[name], Convolutional) and find_spec("torch_pruning") is None:
+        pytest.skip("torch-pruning is not installed: pip install 'evocompress[cnn]'")
 
 
 def staged(family: Family) -> bool:
@@ -102,6 +109,7 @@ class FamilyContract:
     @pytest.fixture
     def model(self, name: str) -> PreTrainedModel:
         """A tiny random model of the family."""
+        require_packages(name)
         return tiny_model(name)
 
     @pytest.fixture

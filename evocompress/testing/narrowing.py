@@ -24,6 +24,7 @@ from evocompress.testing.families import (
     answer,
     random_batch,
     random_ids,
+    require_packages,
     silence,
     staged,
 )
@@ -65,6 +66,7 @@ class NarrowingContract:
     @pytest.fixture
     def loaded(self, name: str) -> LoadedModel:
         """A tiny random model of the family."""
+        require_packages(name)
         return tiny_loaded(name)
 
     @pytest.fixture

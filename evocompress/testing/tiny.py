@@ -19,7 +19,7 @@ from evocompress.families import FAMILIES
 from evocompress.families.convolutional import Convolutional
 from evocompress.models import LoadedModel, loaded
 from evocompress.sources import quiet_transformers
-from evocompress.tasks import CAUSAL
+from evocompress.tasks import CAUSAL, IMAGE_CLASSES
 
 HEADS = 4
 KV_HEADS = 2
@@ -120,6 +120,22 @@ def tiny_model(
     nn.Module.to(model, dtype)
     model.eval()
     return model
+
+
+def tiny_resnet(layer_type: str, *, layers: int = 4) -> LoadedModel:
+    """A random ResNet of ``basic`` or ``bottleneck`` layers; the second begins a stage."""
+    config = AutoConfig.for_model(
+        "resnet",
+        embedding_size=16,
+        hidden_sizes=[16, 32],
+        depths=[1, layers - 1],
+        layer_type=layer_type,
+        **_SETTINGS["resnet"],
+    )
+    model: PreTrainedModel = IMAGE_CLASSES.auto.from_config(config, dtype=torch.float32)
+    model.requires_grad_(False)
+    _randomise(model, torch.Generator().manual_seed(0))
+    return loaded(model, None, f"tiny:resnet-{layer_type}")
 
 
 def windowless(
