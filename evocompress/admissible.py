@@ -39,14 +39,13 @@ def droppable(units: Sequence[Unit], config: DropSpace) -> frozenset[str]:
         raise ConfigError(
             "space.drop.units: this model is no mixture of experts; leave 'expert' out"
         )
-    free = [
-        unit.name
-        for unit in units
-        if unit.kind in config.units and not (unit.kind == "expert" and unit.parent in tight)
-    ]
+    wanted = [unit for unit in units if unit.kind in config.units and unit.droppable]
+    free = [u.name for u in wanted if not (u.kind == "expert" and u.parent in tight)]
     free = [name for name in free if name not in named | above]
     if not free:
         kinds = " or ".join(config.units)
+        if not any(unit.droppable for unit in units if unit.kind in config.units):
+            raise ConfigError(f"space.drop.units: this model has no {kinds} that can be removed")
         raise ConfigError(f"space.drop: protect leaves no {kinds} to remove; protect fewer units")
     return frozenset(free)
 
@@ -163,11 +162,11 @@ def _counts(widths: Sequence[float] | str, whole: int, key: str, what: str) -> s
 def _protected(units: Sequence[Unit], globs: Sequence[str] | None, key: str) -> frozenset[str]:
     """The units that match one of the globs, and what lies below them.
 
-    Without globs it is the first attention: several programs cannot do without it.
+    Without globs it is the first attention, if any: several programs cannot do without it.
     """
     large = [unit for unit in units if unit.kind != "matrix"]
     if globs is None:
-        named = frozenset([next(unit.name for unit in large if unit.kind == "attention")])
+        named = frozenset([unit.name for unit in large if unit.kind == "attention"][:1])
     else:
         named = _matching(large, globs, key)
     found = set(named)
@@ -218,7 +217,8 @@ def check_patterns(
     for unit in matrices:
         owner = mixtures.get(unit.parent or "", unit.parent)
         for level in widths.get(owner or "", ()) if unit.columns else ():
-            inputs = level.channels or (level.kv_groups or 0) * (level.group_heads or 0) * head_dim
+            heads = (level.kv_groups or 0) * (level.group_heads or 0) * head_dim
+            inputs = (level.channels or 0) * unit.patch or heads
             pattern = next((s.pattern for s in sparsities.get(unit.name, ()) if s.pattern), "")
             if pattern and inputs % int(pattern.split(":")[1]):
                 raise ConfigError(

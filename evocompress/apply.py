@@ -15,7 +15,7 @@ from evocompress.families import Matrix, SubLayerName
 from evocompress.families.base import Attributes, matrices_of
 from evocompress.families.coupling import Widths
 from evocompress.models import LoadedModel
-from evocompress.prune import LevelStore, Source, form_of
+from evocompress.prune import Form, LevelStore, Source, follower_tensors, form_of
 from evocompress.types import DENSE, Candidate, Level, Unit
 
 GPU_SHARE = 0.3
@@ -55,11 +55,18 @@ class LiveModel:
             for name, unit in self.units.items()
             if unit.kind == "matrix"
         }
-        self._source = Source(loaded, _tensors(self._modules), library, _copies(loaded))
+        self._source = Source(
+            loaded, _tensors(self._modules), library, follower_tensors(loaded), _copies(loaded)
+        )
         self._keys = {name: (f"{name}.weight", f"{name}.bias") for name in self._modules}
         self._weights = {name: m.get_parameter("weight") for name, m in self._modules.items()}
         self._within = _matrices_within(loaded, self.units)
         self._experts = _experts(self.units)
+        self._norms = {
+            name: loaded.model.get_submodule(name)
+            for index in range(len(self._blocks))
+            for name in self._source.followers(index, Form())
+        }
         self._removed: dict[str, dict[str, nn.Module]] = {}
         self._attributes: dict[str, Attributes] = {}
 
@@ -92,8 +99,12 @@ class LiveModel:
             self._check_experts(after)
         # Everything that can fail comes before the first change.
         tensors = self._changed_tensors(changed, after)
+        norms = self._changed_norms(changed)
         for name, parts in tensors.items():
             self._put(name, parts)
+        for name, parts in norms.items():
+            for part, tensor in parts.items():
+                getattr(self._norms[name], part).data = tensor
         for name in dict.fromkeys(map(self._sublayer, changed)):
             if self.units[name].kind in ("attention", "mlp"):
                 self._reshape(self.units[name], after)
@@ -150,6 +161,14 @@ class LiveModel:
                     form = form_of(block, matrix, after)
                     tensors[name] = self._source.tensors(index, matrix, form)
         return tensors
+
+    def _changed_norms(self, changed: Mapping[str, Level]) -> dict[str, Mapping[str, Tensor]]:
+        """The new tensors of the norms whose channels change; raises where there are none."""
+        norms: dict[str, Mapping[str, Tensor]] = {}
+        for name, level in changed.items():
+            if self.units[name].kind == "mlp":
+                norms |= self._source.followers(self.units[name].block, Form(width=level))
+        return norms
 
     def _put(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Swap the weight and bias of a matrix; a bias it lacks when dense comes and goes."""
@@ -217,7 +236,7 @@ def _matrices_within(loaded: LoadedModel, units: Mapping[str, Unit]) -> dict[str
     within: dict[str, list[_Place]] = {name: [] for name in units}
     matrices = matrices_of(loaded.family, loaded.model)
     for index in range(len(loaded.family.blocks(loaded.model))):
-        block = f"{loaded.family.layers_path}.{index}"
+        block = loaded.family.block_names[index]
         for matrix in matrices:
             name = f"{block}.{matrix.path}"
             sublayer, owner = f"{block}.{matrix.sublayer}", f"{block}.{matrix.owner}"

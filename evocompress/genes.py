@@ -189,9 +189,12 @@ class Genes:
         return settled
 
     def keep_attention(self, genomes: Genome) -> NDArray[np.bool_]:
-        """Which genomes (N, U) keep at least one attention: others cannot be written."""
+        """Which genomes (N, U) keep at least one attention: others cannot be written.
+
+        All do of a model that never had any.
+        """
         attention = np.array([unit.kind == "attention" for unit in self.parts])
-        if (self._drop_states[attention] < 0).any():
+        if not attention.any() or (self._drop_states[attention] < 0).any():
             return np.ones(len(genomes), dtype=bool)
         present: NDArray[np.bool_] = self.states(genomes) != self._drop_states
         kept: NDArray[np.bool_] = np.logical_or.reduce(present[:, attention], axis=1)

@@ -14,8 +14,12 @@ from typing import Any, Literal
 
 UnitKind = Literal["block", "attention", "mlp", "expert", "matrix"]
 
-Axis = Literal["query", "key", "value", "channel"]
-"""What the rows or columns of a matrix belong to: heads of queries, keys or values, or channels."""
+Axis = Literal["query", "key", "value", "channel", "inner"]
+"""What the rows or columns of a matrix belong to: heads of queries, keys or values, or channels.
+
+Where a branch has channels twice, one after the other, ``inner`` are the first of them; there are
+as many as of the others.
+"""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,10 @@ class Unit:
         bias: Whether the matrix has a bias.
         active: Of an MLP that is a mixture of experts, how many of them each token uses, and so
             the fewest that it can have; 0 otherwise.
+        positions: How often the matrix is applied to a sequence, where that is not once a token: a
+            convolution, whose matrix is (out, in times kernel), is at each place of an image.
+        patch: Columns of a channel: 1, or what the kernel of a convolution reads of it.
+        droppable: Whether the unit can be left out at all.
     """
 
     name: str
@@ -50,6 +58,9 @@ class Unit:
     columns: tuple[Axis, ...] = ()
     bias: bool = False
     active: int = 0
+    positions: int | None = None
+    patch: int = 1
+    droppable: bool = True
 
     @property
     def numel(self) -> int:
@@ -191,6 +202,10 @@ class Architecture:
         experts: Of each block's MLP, where it is a mixture of experts; `channels` is then the
             width of one. 0 otherwise.
         active_experts: How many of them each token uses.
+        channel_params: For each block the parameters of its MLP that go with one channel and are
+            in no matrix: of norms between its matrices. Empty where there are none.
+        state: Most values of a sequence's state between two blocks, where that is not `hidden`
+            times its tokens.
     """
 
     hidden: int
@@ -210,6 +225,12 @@ class Architecture:
     tokens: int | None = None
     experts: int = 0
     active_experts: int = 0
+    channel_params: tuple[int, ...] = ()
+    state: int | None = None
+
+    def state_values(self, tokens: int) -> int:
+        """Values of the state between two blocks of a sequence of so many tokens."""
+        return self.state or tokens * self.hidden
 
 
 UNTREATED = "none"

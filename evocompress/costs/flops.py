@@ -28,20 +28,25 @@ def flops_costs(architecture: Architecture, length: int) -> dict[str, Cost]:
 
     def prefill(part: Part, left: Left) -> float:
         pairs = _attended(length, part.window) if architecture.causal else length**2
-        return 2 * _multiplied(part, left) * length + _per_pair(part, left) * pairs
+        return 2 * _products(part, left, length) + _per_pair(part, left) * pairs
 
     def decode(part: Part, left: Left) -> float:
-        return 2 * _multiplied(part, left) + _per_pair(part, left) * min(
-            length, part.window or length
-        )
+        seen = min(length, part.window or length)
+        return 2 * _products(part, left, 1) + _per_pair(part, left) * seen
 
     outer = head * length + architecture.outer_flops
     return {"flops": Cost(outer, prefill), "decode_flops": Cost(head, decode)}
 
 
-def _multiplied(part: Part, left: Left) -> int:
-    """Weights that a token is multiplied with; of an expert itself only its row of the router."""
-    return left.own if part.unit.kind == "expert" else left.used
+def _products(part: Part, left: Left, length: int) -> int:
+    """Weights that a sequence is multiplied with, each as often as it is.
+
+    Of an expert itself only its row of the router: its MLP counts those that a token is sent to.
+    """
+    if part.unit.kind == "expert":
+        return left.own * length
+    own = sum(left.weights[unit.name] * (unit.positions or length) for unit in part.matrices)
+    return own + (left.used - left.weight) * length
 
 
 def _per_pair(part: Part, left: Left) -> int:

@@ -57,6 +57,7 @@ class Part:
         hidden: Width of the residual stream.
         window: Attention window in tokens; ``None`` for full attention.
         routed: The matrices of the experts that a token uses, of an MLP that is a mixture.
+        channel_params: Of `own` those that go with one channel.
     """
 
     unit: Unit
@@ -69,6 +70,7 @@ class Part:
     hidden: int
     window: int | None
     routed: tuple[Unit, ...] = ()
+    channel_params: int = 0
 
     def left(self, level: Level) -> Left:
         """What a level that does not drop the sub-layer leaves of it.
@@ -87,15 +89,22 @@ class Part:
             "key": group,
             "value": group,
             "channel": channels,
+            "inner": channels,
         }
-        weights, cut = {}, 0
+        weights, cut = {}, self.channel_params * (self.channels - channels)
         for unit in self.matrices:
             rows, weights[unit.name] = _size(unit, lengths)
             cut += (unit.shape[0] - rows) * unit.bias if unit.shape else 0
-        own = self.own - cut + self.hidden * level.bias
+        own = self.own - cut + self._outputs * level.bias
         met = (*self.routed, *(() if self.unit.kind == "expert" else self.matrices))
         used = sum(_size(unit, lengths)[1] for unit in met)
         return Left(kv_heads, group_heads, channels, weights, own, used)
+
+    @property
+    def _outputs(self) -> int:
+        """Outputs of the sub-layer: the width of the residual stream there."""
+        shapes = [unit.shape for unit in self.matrices if not unit.rows and unit.shape]
+        return shapes[-1][0] if shapes else self.hidden
 
     def _kept(self, level: Level, count: int | None, whole: int) -> int:
         """How many heads or channels stay."""
@@ -159,14 +168,20 @@ def _part(
         hidden=architecture.hidden,
         window=architecture.windows[block],
         routed=tuple(m for expert in experts[: unit.active] for m in within[expert.name]),
+        channel_params=0 if attention else _channel_params(architecture, block),
     )
+
+
+def _channel_params(architecture: Architecture, block: int) -> int:
+    return architecture.channel_params[block] if architecture.channel_params else 0
 
 
 def _size(unit: Unit, lengths: Mapping[Axis, int]) -> tuple[int, int]:
     """The rows and the weights of a matrix at some widths."""
     assert unit.shape is not None
     rows = _along(unit.rows, lengths, unit.shape[0])
-    return rows, rows * _along(unit.columns, lengths, unit.shape[1])
+    columns = unit.patch * _along(unit.columns, lengths, unit.shape[1] // unit.patch)
+    return rows, rows * columns
 
 
 def _along(axes: tuple[Axis, ...], lengths: Mapping[Axis, int], whole: int) -> int:

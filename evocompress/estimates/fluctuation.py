@@ -9,10 +9,8 @@ from torch import Tensor, nn
 
 from evocompress.apply import LiveModel
 from evocompress.estimates.base import Rows, Subject, block_name
-from evocompress.families import SubLayerName
+from evocompress.families.patches import rows_read
 from evocompress.types import DROP, Candidate
-
-SUBLAYERS: tuple[SubLayerName, ...] = ("attention", "mlp")
 
 
 def fluctuation(subject: Subject) -> Rows:
@@ -52,6 +50,8 @@ class _Output:
     def __init__(self, module: nn.Module, *, transposed: bool) -> None:
         weight = module.get_parameter("weight").data.double()
         self.module = module
+        self._patch = weight[0, 0].numel() if weight.ndim > 2 else 1
+        weight = weight.flatten(1)
         self._norms = weight.square().sum(1 if transposed else 0)
         self._sums = torch.zeros_like(self._norms)
         self._squares = torch.zeros_like(self._norms)
@@ -59,14 +59,18 @@ class _Output:
 
     def add(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         """A forward pre-hook."""
-        rows, device = inputs[0].flatten(0, -2).double(), self._sums.device
+        rows, device = (
+            rows_read(self.module, inputs[0], 1).flatten(0, -2).double(),
+            self._sums.device,
+        )
         self._sums += rows.sum(0).to(device)
         self._squares += rows.square().sum(0).to(device)
         self._tokens += len(rows)
 
     def channels(self) -> tuple[float, ...]:
-        """The score of every input."""
-        return tuple(_standardised(self._wifv()).tolist())
+        """The score of every input, or of every patch of a convolution's."""
+        scores = _standardised(self._wifv())
+        return tuple(scores.view(-1, self._patch).mean(1).tolist())
 
     def heads(self, head_dim: int) -> tuple[float, ...]:
         """The score of every `head_dim` inputs."""
@@ -82,7 +86,7 @@ def _outputs(live: LiveModel, candidate: Candidate) -> Iterator[tuple[str, _Outp
     """The output matrix of every sub-layer that is kept, by the sub-layer's name."""
     family = live.loaded.family
     for index, block in enumerate(family.blocks(live.loaded.model)):
-        for sublayer in SUBLAYERS:
+        for sublayer in family.sublayers:
             name = f"{block_name(family, index)}.{sublayer}"
             if candidate.by_name.get(name) != DROP:
                 matrix = family.output(sublayer)

@@ -38,7 +38,7 @@ class KeptMatrix:
     @property
     def weight(self) -> Tensor:
         """The weight (out, in)."""
-        return self.parameter.data.T if self.transposed else self.parameter.data
+        return self.parameter.data.T if self.transposed else self.parameter.data.flatten(1)
 
 
 def kept_matrices(live: LiveModel, candidate: Candidate) -> Iterator[KeptMatrix]:

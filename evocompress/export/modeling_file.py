@@ -14,6 +14,7 @@ from evocompress.export.modeling import CLASSES
 from evocompress.export.pretrained import Pretrained
 from evocompress.export.weights import State, assemble, renumbered
 from evocompress.families import name_of
+from evocompress.families.convolutional import Convolutional
 from evocompress.models import LoadedModel
 from evocompress.types import Candidate
 
@@ -44,6 +45,13 @@ class ModelingFile(Pretrained):
 
     def build(self, loaded: LoadedModel, state: State, candidate: Candidate) -> PreTrainedModel:
         """A model of the family's class in `evocompress.export.modeling`."""
+        if isinstance(loaded.family, Convolutional):
+            return assemble(
+                CLASSES[name_of(loaded.family)].head,
+                layers_config(loaded, layout(loaded, candidate).blocks),
+                state,
+                self.name_of(loaded, candidate),
+            )
         blocks = _blocks(loaded, candidate)
         grouped = hasattr(loaded.model.config, "num_key_value_heads")
         own = [overrides(block, grouped=grouped) for block in blocks]
@@ -55,7 +63,7 @@ class ModelingFile(Pretrained):
 
     def name_of(self, loaded: LoadedModel, candidate: Candidate) -> Callable[[str], str]:
         """Blocks have other numbers."""
-        return renumbered(loaded.family.layers_path, _blocks(loaded, candidate))
+        return renumbered(loaded.family.block_names, _blocks(loaded, candidate))
 
     def files(self, loaded: LoadedModel) -> tuple[Path, ...]:
         """The Python files that ``auto_map`` names."""
@@ -63,9 +71,26 @@ class ModelingFile(Pretrained):
 
 
 def _blocks(loaded: LoadedModel, candidate: Candidate) -> tuple[Block, ...]:
-    """The blocks that are written: all where they must keep their numbers, else what is left."""
-    left = layout(loaded, candidate)
-    return left.blocks if depends_on_index(loaded.model.config) else left.kept
+    """The blocks that are written: all where they must keep their numbers, else what is left.
+
+    Of a CNN all are: they are in stages, and one without its branch is written as such.
+    """
+    left, staged = layout(loaded, candidate), isinstance(loaded.family, Convolutional)
+    return left.blocks if staged or depends_on_index(loaded.model.config) else left.kept
+
+
+def layers_config(loaded: LoadedModel, blocks: Sequence[Block]) -> PreTrainedConfig:
+    """The config of a CNN's class in `evocompress.export.modeling`; ``layers`` tells them apart."""
+    classes = CLASSES[name_of(loaded.family)]
+    own: dict[int, dict[str, Any]] = {}
+    for block in blocks:
+        settings: dict[str, Any] = {"skip": True} if block.dropped else {}
+        settings |= {"channels": block.widths.channels} if block.narrow else {}
+        settings |= {"bias": True} if block.biased else {}
+        own |= {block.index: settings} if settings else {}
+    settings = loaded.model.config.to_dict() | {"layers": own, "auto_map": classes.auto_map}
+    del settings["model_type"]
+    return classes.config.from_dict(settings)
 
 
 def uneven_config(

@@ -37,6 +37,8 @@ class Padded(Pretrained):
         if loaded.family.mixture is not None:
             return mixed_experts(loaded)
         left, config = layout(loaded, candidate), loaded.model.config
+        if "attention" not in left.sublayers:
+            return f"cannot hold {loaded.family.model_type} models, whose layers differ in size"
         unit = left.first(lambda b, kind: kind in b.biased and not hasattr(config, BIAS_KEYS[kind]))
         if unit is not None:
             return f"cannot give the output of {unit} a bias"
@@ -61,7 +63,7 @@ class Padded(Pretrained):
                 name = f"{left.path}.{block.index}.{matrix.path}"
                 wide |= filled(name, matrix, block, target, state)
         config = _config(loaded, blocks, left.dense, target)
-        names = renumbered(left.path, blocks)
+        names = renumbered(left.names, blocks)
         return assemble(type(loaded.model), config, wide, names)
 
 

@@ -13,10 +13,11 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from evocompress.export.layout import Block, layout
 from evocompress.families import prepare_stock
 from evocompress.families.base import matrices_of
-from evocompress.families.mixture import expert_path
+from evocompress.families.mixture import EXPERTS, expert_path
+from evocompress.families.names import BlockNames
 from evocompress.models import LoadedModel
-from evocompress.prune import LevelStore, Source, form_of
-from evocompress.types import Candidate
+from evocompress.prune import Form, LevelStore, Source, follower_tensors, form_of
+from evocompress.types import DENSE, Candidate
 
 State = Mapping[str, Tensor]
 """The tensors of a compressed model by the names of the dense one."""
@@ -43,16 +44,19 @@ def compressed_state(
         LibraryError: The candidate needs a level that the library lacks, or there is none.
     """
     state: dict[str, Tensor] = dict(loaded.model.state_dict())
-    source = Source(loaded, dict(state), library)
-    path, levels = loaded.family.layers_path, candidate.by_name
+    source = Source(loaded, dict(state), library, follower_tensors(loaded))
+    names, levels = loaded.family.block_names, candidate.by_name
     for index in range(len(loaded.family.blocks(loaded.model))):
         for matrix in matrices_of(loaded.family, loaded.model):
-            form = form_of(f"{path}.{index}", matrix, levels)
+            form = form_of(names[index], matrix, levels)
             state |= source.tensors(index, matrix, form)
+        width = levels.get(f"{names[index]}.mlp", DENSE)
+        for name, tensors in source.followers(index, Form(width=width)).items():
+            state |= {f"{name}.{part}": tensor for part, tensor in tensors.items()}
     mixture = loaded.family.mixture
     for block in layout(loaded, candidate).blocks:
         if mixture is not None and block.reduced:
-            router = f"{path}.{block.index}.{mixture.core}.gate.weight"
+            router = f"{names[block.index]}.{mixture.core}.gate.weight"
             state[router] = state[router][list(block.experts)]
     return state
 
@@ -82,22 +86,23 @@ def assemble(
     return model
 
 
-def renumbered(blocks: str, kept: Sequence[Block]) -> Callable[[str], str]:
+def renumbered(names: BlockNames, kept: Sequence[Block]) -> Callable[[str], str]:
     """What a parameter of a model of fewer blocks and experts is called in the dense one.
 
     Args:
-        blocks: Module path of the list of blocks.
+        names: Of the blocks of the dense model.
         kept: The blocks of the new model.
     """
-    block = re.compile(rf"^{re.escape(blocks)}\.(\d+)\.")
-    expert = re.compile(rf"^{re.escape(blocks)}\.(\d+)\.mlp\.experts\.(\d+)\.")
+    in_dense_block = names.renamed([block.index for block in kept])
+    experts = {names[block.index]: block.experts for block in kept}
+    expert = re.compile(rf"^({names.pattern})\.{re.escape(EXPERTS)}\.(\d+)\.")
 
     def dense_name(name: str) -> str:
-        found = expert.match(name)
-        if found:
-            own = kept[int(found[1])]
-            index = own.experts[int(found[2])]
-            return f"{blocks}.{own.index}.{expert_path(index)}.{name[found.end() :]}"
-        return block.sub(lambda match: f"{blocks}.{kept[int(match[1])].index}.", name)
+        renamed = in_dense_block(name)
+        found = expert.match(renamed)
+        if not found:
+            return renamed
+        own = expert_path(experts[found[1]][int(found[2])])
+        return f"{found[1]}.{own}.{renamed[found.end() :]}"
 
     return dense_name

@@ -12,6 +12,7 @@ from evocompress.families.bert import (
     XLMRoberta,
     XLMRobertaClassifier,
 )
+from evocompress.families.convolutional import Convolutional
 from evocompress.families.gemma import Gemma2, Gemma3Text
 from evocompress.families.gpt2 import GPT2
 from evocompress.families.llama import Llama
@@ -22,6 +23,7 @@ from evocompress.families.phi3 import Phi3
 from evocompress.families.qwen2 import Qwen2
 from evocompress.families.qwen3 import Qwen3
 from evocompress.families.qwen3_moe import Qwen3Moe
+from evocompress.families.resnet import ResNet
 from evocompress.families.starcoder2 import Starcoder2
 from evocompress.families.vit import DeiT, DistilledDeiT, ViT
 
@@ -59,6 +61,7 @@ FAMILIES: dict[str, Family] = {
     "vit": ViT(),
     "deit": DeiT(),
     "deit-distilled": DistilledDeiT(),
+    "resnet": ResNet(),
 }
 """By model type; where models of a type serve several tasks, the others have a name behind it."""
 
@@ -73,14 +76,14 @@ DOCUMENTATION = "docs/families.md"
 
 
 def family_of(model: PreTrainedModel) -> Family:
-    """The family that serves a model.
+    """The family that serves a model; of a CNN one of its own, with what its layers tell.
 
     Raises:
         ModelError: No family serves the model's type, or not in this variant.
     """
     family = family_named(model.config.model_type, type(model).__name__)
     family.check(model)
-    return family
+    return family.bound(model) if isinstance(family, Convolutional) else family
 
 
 def family_named(model_type: str, architecture: str = "") -> Family:
@@ -114,7 +117,7 @@ def prepare_stock(model: PreTrainedModel) -> None:
 
 def name_of(family: Family) -> str:
     """The name of a family in `FAMILIES`."""
-    return next(name for name, known in FAMILIES.items() if known is family)
+    return next(name for name, known in FAMILIES.items() if type(known) is type(family))
 
 
 def _unknown(model_type: str) -> str:

@@ -11,12 +11,14 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from evocompress.families.coupling import Widths
+from evocompress.families.coupling import Follower, Widths
+from evocompress.families.names import BlockNames
 from evocompress.families.stand_ins import NoAttention, NoOutput, Recorder
 from evocompress.tasks import CAUSAL, Task
 from evocompress.types import Architecture, Axis, Unit
@@ -45,6 +47,8 @@ class Matrix:
         columns: The same of its inputs.
         expert: Module path of the expert that it is in, relative to the block; empty outside of
             mixtures. Only the tokens that are sent to the expert pass through it.
+        kernel: Of a convolution, whose module stores (out, in, *kernel): as a matrix it is
+            (out, in times kernel) and reads the patches of an image.
     """
 
     path: str
@@ -54,6 +58,17 @@ class Matrix:
     rows: tuple[Axis, ...] = ()
     columns: tuple[Axis, ...] = ()
     expert: str = ""
+    kernel: tuple[int, ...] = ()
+
+    @property
+    def part(self) -> str:
+        """Under which name a level library has this matrix of a narrowed sub-layer.
+
+        It is empty where the rows that stay are the dense matrix's.
+        """
+        if not self.columns:
+            return ""
+        return "inner" if "inner" in self.columns else "weight"
 
     @property
     def owner(self) -> str:
@@ -80,19 +95,30 @@ class SubLayer:
             that become the identity when the branch is removed.
         core: Path of the module that yields zero when the branch is removed; it lies after
             every module of `around` that could turn a zero into something else.
-        norm_after: Path of the norm of the sum of branch and residual stream, where there is one
-            (a post-norm block). It is one of `around`: it belongs to the branch and goes with it.
+        norm_after: Path of the norm, or activation, of the sum of branch and residual stream, where
+            there is one (a post-norm block). It is one of `around`: it belongs to the branch and
+            goes with it.
+        followers: Norms between the matrices.
+        gate: Path of the norm of what the branch yields, before the sum, where it has a bias: only
+            with its parameters at zero the branch adds nothing. Empty where that is so with the
+            output matrix at zero.
     """
 
     matrices: tuple[Matrix, ...]
     around: tuple[str, ...]
     core: str
     norm_after: str = ""
+    followers: tuple[Follower, ...] = ()
+    gate: str = ""
 
     @property
     def output(self) -> Matrix:
-        """The matrix whose input columns belong to heads or channels."""
-        return next(matrix for matrix in self.matrices if matrix.columns)
+        """The last matrix whose input columns belong to heads or channels."""
+        return next(matrix for matrix in self.matrices if matrix.part == "weight")
+
+
+ABSENT = SubLayer(matrices=(), around=(), core="")
+"""The branch that the blocks of a family do not have."""
 
 
 def llama_attention(around: tuple[str, ...] = ("input_layernorm",)) -> SubLayer:
@@ -156,7 +182,17 @@ class Family:
 
         Of a mixture of experts those of the first one, which stand for all; see `matrices_of`.
         """
-        return self.attention.matrices + self.mlp.matrices
+        return tuple(matrix for _, branch in self._branches() for matrix in branch.matrices)
+
+    @property
+    def sublayers(self) -> tuple[SubLayerName, ...]:
+        """The branches of a block, in order."""
+        return tuple(name for name, _ in self._branches())
+
+    @property
+    def block_names(self) -> BlockNames:
+        """The names of the blocks."""
+        return BlockNames(self.layers_path)
 
     def output(self, sublayer: SubLayerName) -> Matrix:
         """The matrix of a sub-layer whose input columns belong to heads or channels.
@@ -184,13 +220,13 @@ class Family:
     def _block_units(
         self, index: int, block: nn.Module, matrices: tuple[Matrix, ...], active: int
     ) -> Iterator[Unit]:
-        name = f"{self.layers_path}.{index}"
+        name, droppable = self.block_names[index], self._droppable(block)
         roles = _roles(matrices)
-        yield Unit(name, "block", None, index, "block")
+        yield Unit(name, "block", None, index, "block", droppable=droppable)
         for kind, _ in self._branches():
             sublayer = f"{name}.{kind}"
             routed = active if kind == "mlp" else 0
-            yield Unit(sublayer, kind, name, index, kind, active=routed)
+            yield Unit(sublayer, kind, name, index, kind, active=routed, droppable=droppable)
             expert = ""
             for matrix in (matrix for matrix in matrices if matrix.sublayer == kind):
                 if matrix.expert != expert:
@@ -206,7 +242,17 @@ class Family:
                     rows=matrix.rows,
                     columns=matrix.columns,
                     bias=block.get_submodule(matrix.path).bias is not None,
+                    positions=self._positions(index, matrix),
+                    patch=prod(matrix.kernel),
                 )
+
+    def _droppable(self, block: nn.Module) -> bool:
+        """Whether a block without its branches is the identity."""
+        return True
+
+    def _positions(self, index: int, matrix: Matrix) -> int | None:
+        """How often a matrix of a block is applied to a sequence, if not once a token."""
+        return None
 
     def architecture(self, model: PreTrainedModel) -> Architecture:
         """What the cost model must know; parameters are counted, tied weights once."""
@@ -321,7 +367,9 @@ class Family:
         return self.attention if sublayer == "attention" else self.mlp
 
     def _branches(self) -> tuple[tuple[SubLayerName, SubLayer], ...]:
-        return (("attention", self.attention), ("mlp", self.mlp))
+        both: tuple[tuple[SubLayerName, SubLayer], ...]
+        both = (("attention", self.attention), ("mlp", self.mlp))
+        return tuple((name, branch) for name, branch in both if branch is not ABSENT)
 
 
 def matrices_of(family: Family, model: PreTrainedModel) -> tuple[Matrix, ...]:
@@ -346,8 +394,13 @@ def final_norm(family: Family, model: PreTrainedModel) -> nn.Module:
 
 
 def head_shape(config: PreTrainedConfig) -> tuple[int, int, int]:
-    """Query heads, key-value heads and the width of a head, the same in every dense block."""
-    heads = config.num_attention_heads
+    """Query heads, key-value heads and the width of a head, the same in every dense block.
+
+    All are 0 where there is no attention.
+    """
+    heads = getattr(config, "num_attention_heads", 0)
+    if not heads:
+        return 0, 0, 0
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     return heads, kv_heads, getattr(config, "head_dim", None) or config.hidden_size // heads
 
@@ -376,8 +429,8 @@ def _roles(matrices: tuple[Matrix, ...]) -> dict[str, str]:
 
 def _shape(block: nn.Module, matrix: Matrix) -> tuple[int, int]:
     """(out, in) of a matrix, whatever order the module stores."""
-    rows, columns = block.get_parameter(f"{matrix.path}.weight").shape
-    return (columns, rows) if matrix.transposed else (rows, columns)
+    rows, *columns = block.get_parameter(f"{matrix.path}.weight").shape
+    return (prod(columns), rows) if matrix.transposed else (rows, prod(columns))
 
 
 def _own_params(block: nn.Module, branch: SubLayer, matrices: Sequence[Matrix]) -> int:

@@ -19,7 +19,10 @@ from transformers import PreTrainedModel
 from evocompress.errors import ModelError
 from evocompress.families.base import Attributes, Family, Matrix, SubLayer
 
-FIRST = "mlp.experts.0"
+EXPERTS = "mlp.experts"
+"""Where the experts of a block are."""
+
+FIRST = f"{EXPERTS}.0"
 """The expert whose matrices stand for those of all."""
 
 
@@ -175,7 +178,7 @@ def _renamed(name: str, words: Mapping[str, str]) -> str:
 
 def expert_path(index: int) -> str:
     """Module path of an expert within its block."""
-    return f"{FIRST.removesuffix('.0')}.{index}"
+    return f"{EXPERTS}.{index}"
 
 
 def split(fused: Any) -> Experts:

@@ -14,7 +14,7 @@ class NoAttention(nn.Module):
 
     def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
         """A zero for `hidden_states` (B, S, H), and no attention weights."""
-        return _zero_like(hidden_states), None
+        return zero_like(hidden_states), None
 
 
 class NoOutput(nn.Module):
@@ -22,10 +22,10 @@ class NoOutput(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """A zero of the shape of `hidden_states` (..., H)."""
-        return _zero_like(hidden_states)
+        return zero_like(hidden_states)
 
 
-def _zero_like(hidden: Tensor) -> Tensor:
+def zero_like(hidden: Tensor) -> Tensor:
     """Zeros of the same shape that take up one element of memory."""
     return hidden.new_zeros(()).expand_as(hidden)
 

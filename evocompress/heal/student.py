@@ -48,7 +48,7 @@ def zero_masks(model: PreTrainedModel, family: Family) -> dict[str, Tensor]:
     layers that need no bias.
     """
     parameters = dict(model.named_parameters())
-    block = re.escape(family.layers_path) + r"\.\d+\.((before|after)\.\d+\.)?"
+    block = family.block_names.pattern + r"\.((before|after)\.\d+\.)?"
     masks: dict[str, Tensor] = {}
     for matrix in family.matrices:
         pattern = re.compile(f"({block}{matrix.pattern})\\.weight")

@@ -24,6 +24,7 @@ from evocompress.library.manifest import BlockRecord, Manifest
 from evocompress.library.order import BlockOrder, block_orders, methods_named
 from evocompress.library.propagate import compressed
 from evocompress.models import LoadedModel
+from evocompress.types import Unit
 
 Progress = Callable[[float, float, str], None]
 """Called with (blocks done, blocks to do, text) before each block and at the end."""
@@ -165,22 +166,21 @@ class Builder:
     def _known(self, reader: Linear, totals: Sums) -> Statistics:
         """The statistics of an input; of an expert to which no token was sent, a stand-in."""
         if totals or not reader.routed:
-            return self._summed(totals)
+            return self._summed(totals, reader.unit)
         logging.getLogger(__name__).warning(
             "no calibration token is sent to %s: it is compressed by its weights alone", reader.name
         )
         return unseen(reader.shape[1], self._dense.device, self._manifest.recipe.damping)
 
-    def _summed(self, totals: Sums) -> Statistics:
+    def _summed(self, totals: Sums, reader: Unit) -> Statistics:
         count = totals.get(COUNT)
+        whole = len(self._tokens) * (reader.positions or self._loaded.length(self._tokens))
         magnitudes = totals.get("magnitudes")
         return Statistics(
             gram=totals.get("gram"),
             squares=totals.get("squares"),
             sequences=len(self._tokens),
-            tokens=len(self._tokens) * self._loaded.length(self._tokens)
-            if count is None
-            else int(count),
+            tokens=whole if count is None else int(count),
             damping=self._manifest.recipe.damping,
             sums=totals.get("sums"),
             magnitudes=None if magnitudes is None else magnitudes.sqrt(),

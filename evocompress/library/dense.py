@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 
 import torch
 from torch import Tensor
@@ -26,11 +27,15 @@ class Linear:
         input: What it reads; see `evocompress.families.Matrix`.
         transposed: The module stores (in, out).
         routed: It is in an expert, which reads only the tokens that are sent to it.
+        kernel: Of a convolution, whose module stores (out, in, *kernel).
+        part: Under which name a narrowed sub-layer's entry has this matrix; may be empty.
     """
 
     unit: Unit
     input: str
     transposed: bool
+    kernel: tuple[int, ...] = ()
+    part: str = ""
     routed: bool = False
 
     @property
@@ -46,7 +51,17 @@ class Linear:
 
     def oriented(self, weight: Tensor) -> Tensor:
         """A matrix (out, in) as the module stores it, or one of the module's as (out, in)."""
+        if self.kernel:
+            if weight.ndim > 2:
+                return weight.flatten(1)
+            return weight.reshape(len(weight), -1, *self.kernel)
         return weight.T if self.transposed else weight
+
+    def stored_shape(self, shape: tuple[int, int]) -> tuple[int, ...]:
+        """The shape in which the module stores a matrix of shape (out, in)."""
+        if self.kernel:
+            return shape[0], shape[1] // prod(self.kernel), *self.kernel
+        return shape[::-1] if self.transposed else shape
 
 
 @dataclass(frozen=True)
@@ -58,22 +73,35 @@ class Coupled:
         matrices: Its matrices, in the order of computation.
         lengths: Heads or channels of each axis.
         head_dim: Rows or columns of a head.
+        axis: Whose channels an MLP's are here; see `links`.
     """
 
     unit: Unit
     matrices: tuple[Linear, ...]
     lengths: Mapping[Axis, int]
     head_dim: int
+    axis: Axis = "channel"
 
     @property
     def output(self) -> Linear:
         """The matrix whose inputs belong to the heads or channels."""
-        return next(linear for linear in self.matrices if linear.unit.columns)
+        part = "inner" if self.axis == "inner" else "weight"
+        return next(linear for linear in self.matrices if linear.part == part)
+
+    @property
+    def links(self) -> tuple[Coupled, ...]:
+        """The unit as it is narrowed: where it has channels twice, once for each, inner ones first.
+
+        Each chooses its channels on its own, by what the next matrix makes of them.
+        """
+        if not any("inner" in linear.unit.columns for linear in self.matrices):
+            return (self,)
+        return replace(self, axis="inner"), self
 
     @property
     def size(self) -> int:
         """Inputs of the output matrix that belong to one head or channel."""
-        return self.head_dim if self.unit.kind == "attention" else 1
+        return self.head_dim if self.unit.kind == "attention" else prod(self.output.kernel)
 
     @property
     def full(self) -> tuple[int, int]:
@@ -129,6 +157,9 @@ class Coupled:
             index_of(axes, kept, self.lengths, self.head_dim)
             for axes in (linear.unit.rows, linear.unit.columns)
         )
+        if columns is not None and linear.kernel:
+            area = prod(linear.kernel)
+            columns = (columns[:, None] * area + torch.arange(area)).flatten()
         return slice(None) if rows is None else rows, slice(None) if columns is None else columns
 
     def structure(
@@ -159,9 +190,12 @@ class Coupled:
         """The output matrix, and the others cut at the borders of their axes."""
         inputs: list[Tensor] = []
         shared: list[Tensor] = []
+        size = self.head_dim if self.unit.kind == "attention" else 1
         for linear in self.matrices:
             axes = linear.unit.rows
-            lengths = [self.lengths[axis] * self.size for axis in axes]
+            if self.unit.kind == "mlp" and self.axis not in axes:
+                continue
+            lengths = [self.lengths[axis] * size for axis in axes]
             parts = torch.split(tensors[linear.name], lengths) if axes else ()
             for axis, part in zip(axes, parts, strict=True):
                 (shared if axis in ("key", "value") else inputs).append(part)
@@ -223,9 +257,14 @@ def _linears(loaded: LoadedModel, units: Mapping[str, Unit]) -> dict[str, Linear
     found = {}
     for block in range(len(family.blocks(loaded.model))):
         for matrix in matrices_of(family, loaded.model):
-            name = f"{family.layers_path}.{block}.{matrix.path}"
+            name = f"{family.block_names[block]}.{matrix.path}"
             found[name] = Linear(
-                units[name], matrix.input, matrix.transposed, routed=bool(matrix.expert)
+                units[name],
+                matrix.input,
+                matrix.transposed,
+                matrix.kernel,
+                matrix.part,
+                routed=bool(matrix.expert),
             )
     return found
 

@@ -8,6 +8,8 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
+from evocompress.families.patches import rows_read
+
 LEAST_PANEL, PANELS = 192, 8
 """A Gram matrix is summed in panels of rows, at most so many, and at least so wide."""
 
@@ -113,8 +115,8 @@ class _Observer:
         self._length = length
 
     def __call__(self, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        features = arguments[0].shape[-1]
-        inputs = arguments[0].reshape(-1, self._length, features).float()
+        inputs = rows_read(module, arguments[0], self._length).float()
+        features = inputs.shape[-1]
         for need in self._needs:
             if need not in self._sums:
                 shape = {"gram": (features, features), COUNT: (1,)}.get(need, (features,))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from evocompress.apply import LiveModel
 from evocompress.config import LatencyConfig
 from evocompress.costs.latency import LatencyTable
+from evocompress.errors import ConfigError
 from evocompress.models import LoadedModel
 from evocompress.profile.first_items import FirstItems
 from evocompress.profile.measure import check_lengths, measure
@@ -40,6 +41,11 @@ def profile(
             (`evocompress.costs.latency.Circumstances`), or the lengths do not fit the model.
         RunError: The file is damaged, or the disk is full.
     """
+    if "attention" not in loaded.family.sublayers:
+        raise ConfigError(
+            f"latency: {loaded.source} is a {loaded.family.model_type} model, whose layers differ "
+            "in size, so no table by widths tells their time: give other costs, such as flops"
+        )
     path = table_path(loaded, config)
     if path.exists() and not anew:
         table = read_table(path)

@@ -17,9 +17,10 @@ from transformers.pytorch_utils import Conv1D
 
 from evocompress.families import FAMILIES
 from evocompress.families.base import prepare
+from evocompress.families.convolutional import Convolutional
 from evocompress.models import LoadedModel, loaded
 from evocompress.sources import quiet_transformers
-from evocompress.tasks import CAUSAL
+from evocompress.tasks import CAUSAL, IMAGE_CLASSES
 
 HEADS = 4
 KV_HEADS = 2
@@ -67,6 +68,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "vit": _IMAGES,
     "deit": _IMAGES | {"architectures": ["DeiTForImageClassification"]},
     "deit-distilled": _IMAGES | {"architectures": ["DeiTForImageClassificationWithTeacher"]},
+    "resnet": _CLASSES | {"num_channels": 1, "image_size": 32},
 }
 _INNER_NAME = {"gpt2": "n_inner", "opt": "ffn_dim"}
 
@@ -96,7 +98,7 @@ def tiny_model(
     Args:
         name: A key of `evocompress.families.FAMILIES`.
         seed: Of the weights.
-        layers: Number of blocks.
+        layers: Number of blocks. Of a CNN the second is the first of another stage.
         hidden: Width of the residual stream; the MLP is twice as wide.
         vocabulary: Number of tokens; at least 244 for use with `tiny_tokenizer`.
         dtype: Of the weights.
@@ -118,6 +120,12 @@ def stock_model(
         "num_attention_heads": HEADS,
         _INNER_NAME.get(name, "intermediate_size"): 2 * hidden,
     }
+    if isinstance(family, Convolutional):
+        settings = {
+            "embedding_size": 2 * hidden,
+            "hidden_sizes": [2 * hidden, 4 * hidden],
+            "depths": [1, layers - 1],
+        }
     if family.task.reads_text:
         settings |= _TEXT | {"vocab_size": vocabulary}
     config = AutoConfig.for_model(family.model_type, **settings | _SETTINGS[name])
@@ -126,6 +134,22 @@ def stock_model(
     _randomise(model, torch.Generator().manual_seed(seed))
     model.eval()
     return model
+
+
+def tiny_resnet(layer_type: str, *, layers: int = 4) -> LoadedModel:
+    """A random ResNet of ``basic`` or ``bottleneck`` layers; the second begins a stage."""
+    config = AutoConfig.for_model(
+        "resnet",
+        embedding_size=16,
+        hidden_sizes=[16, 32],
+        depths=[1, layers - 1],
+        layer_type=layer_type,
+        **_SETTINGS["resnet"],
+    )
+    model: PreTrainedModel = IMAGE_CLASSES.auto.from_config(config, dtype=torch.float32)
+    model.requires_grad_(False)
+    _randomise(model, torch.Generator().manual_seed(0))
+    return loaded(model, None, f"tiny:resnet-{layer_type}")
 
 
 def windowless(
@@ -169,13 +193,16 @@ def _randomise(model: PreTrainedModel, generator: torch.Generator) -> None:
                 parameter.add_(0.2 * noise)
             else:
                 parameter.copy_(noise / _inputs(module, parameter) ** 0.5)
+        for name, buffer in module.named_buffers(recurse=False):
+            if name.startswith("running"):
+                buffer.add_(0.2 * torch.rand(buffer.shape, generator=generator))
 
 
 def _inputs(module: nn.Module, weight: Tensor) -> int:
     """How many inputs a linear module's weight takes."""
     if weight.ndim == 3:  # one matrix for each expert
         return weight.shape[2]
-    return weight.shape[0] if isinstance(module, Conv1D) else weight.shape[1]
+    return weight.shape[0] if isinstance(module, Conv1D) else weight[0].numel()
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:

@@ -30,6 +30,7 @@ from evocompress.export.modeling import (
     modeling_qwen2,
     modeling_qwen3,
     modeling_qwen3_moe,
+    modeling_resnet,
     modeling_starcoder2,
     modeling_vit,
 )
@@ -184,6 +185,12 @@ CLASSES: dict[str, Classes] = {
         modeling_vit.EvocompressDistilledDeiTConfig,
         modeling_vit.EvocompressDistilledDeiTModel,
         modeling_vit.EvocompressDeiTForImageClassificationWithTeacher,
+        AutoModelForImageClassification,
+    ),
+    "resnet": Classes(
+        modeling_resnet.EvocompressResNetConfig,
+        modeling_resnet.EvocompressResNetModel,
+        modeling_resnet.EvocompressResNetForImageClassification,
         AutoModelForImageClassification,
     ),
 }
