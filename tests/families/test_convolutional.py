@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ from evocompress.costs import cost_model
 from evocompress.errors import ModelError
 from evocompress.evaluation import count_flops
 from evocompress.families import dependency, family_of
-from evocompress.models import fingerprint
+from evocompress.inputs import image_shape
+from evocompress.models import fingerprint, load
 from evocompress.testing.families import random_batch, require_packages
 from evocompress.testing.plain_library import PlainLibrary
 from evocompress.testing.tiny import tiny_resnet
@@ -101,6 +103,17 @@ def test_without_the_package_a_line_says_so(loaded, monkeypatch) -> None:
     monkeypatch.setattr(dependency, "find_spec", lambda name: None)
     with pytest.raises(ModelError, match=r"'resnet' need Torch-Pruning.*'evocompress\[cnn\]'$"):
         family_of(loaded.model)
+
+
+def test_the_image_processor_tells_the_size(loaded, tmp_path) -> None:
+    sizes = ({"size": {"shortest_edge": 32}}, {"crop_size": {"height": 32, "width": 32}})
+    for settings in sizes:
+        loaded.model.save_pretrained(tmp_path)
+        config = json.loads((tmp_path / "config.json").read_text())
+        del config["image_size"]
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+        assert image_shape(load(str(tmp_path)).model) == (1, 32, 32)
 
 
 def test_a_model_that_tells_no_size_of_images_is_refused() -> None:
