@@ -19,16 +19,9 @@ from transformers import PreTrainedModel
 from evocompress.apply import LiveModel
 from evocompress.families import SubLayerName
 from evocompress.models import LoadedModel
-from evocompress.testing.families import (
-    SUBLAYERS,
-    answer,
-    random_batch,
-    random_ids,
-    require_packages,
-    silence,
-    staged,
-)
+from evocompress.testing.families import SUBLAYERS, answer, random_batch, random_ids, silence
 from evocompress.testing.plain_library import PlainLibrary
+from evocompress.testing.staged import require_packages, staged
 from evocompress.testing.tiny import tiny_loaded
 from evocompress.types import DROP, Architecture, Candidate, Level
 

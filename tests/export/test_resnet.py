@@ -13,9 +13,10 @@ from evocompress.errors import ExportError
 from evocompress.evaluation import count, count_flops
 from evocompress.export import FORMATS, choose_format, materialize, read_record
 from evocompress.models import LoadedModel
-from evocompress.testing.families import answer, random_batch, require_packages
+from evocompress.testing.families import answer, random_batch
 from evocompress.testing.formats import assert_written, in_memory
 from evocompress.testing.plain_library import PlainLibrary
+from evocompress.testing.staged import require_packages
 from evocompress.testing.tiny import tiny_resnet
 from evocompress.types import DROP, Candidate, Level
 

@@ -16,8 +16,9 @@ from evocompress.evaluation import count_flops
 from evocompress.families import dependency, family_of
 from evocompress.inputs import image_shape
 from evocompress.models import fingerprint, load
-from evocompress.testing.families import random_batch, require_packages
+from evocompress.testing.families import random_batch
 from evocompress.testing.plain_library import PlainLibrary
+from evocompress.testing.staged import require_packages
 from evocompress.testing.tiny import tiny_resnet
 from evocompress.types import DROP, Candidate, Level
 
@@ -66,6 +67,27 @@ def test_costs_are_those_of_the_model_as_it_is(loaded) -> None:
         assert predicted["flops"][0] == count_flops(model, 1, family.task)
         # A dropped branch is not there, and shortcuts are left.
         assert predicted["params"][0] == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("layer_type", "sizes", "depths", "params", "products"),
+    [
+        ("basic", [64, 128, 256, 512], [2, 2, 2, 2], 11_689_512, 1.814e9),
+        ("bottleneck", [256, 512, 1024, 2048], [3, 4, 6, 3], 25_557_032, 4.089e9),
+    ],
+    ids=["resnet-18", "resnet-50"],
+)
+def test_published_models_cost_what_is_published(layer_type, sizes, depths, params, products):
+    require_packages("resnet")
+    config = ResNetConfig(
+        layer_type=layer_type, hidden_sizes=sizes, depths=depths, image_size=224, num_labels=1000
+    )
+    with torch.device("meta"):
+        model = ResNetForImageClassification(config).eval()
+    family = family_of(model)
+    costs = cost_model(family.units(model), family.architecture(model)).dense()
+    assert costs["params"] == params
+    assert costs["flops"] / 2 == pytest.approx(products, rel=1e-3)
 
 
 def test_a_narrow_branch_is_the_dense_one_with_silent_channels(loaded) -> None:

@@ -1,0 +1,21 @@
+"""What tests must know of families whose models change the shape of their state: CNNs."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import pytest
+
+from evocompress.families import FAMILIES, Family
+from evocompress.families.convolutional import Convolutional
+
+
+def require_packages(name: str) -> None:
+    """Skips a test of a family whose packages are not installed, and says which."""
+    if isinstance(FAMILIES[name], Convolutional) and find_spec("torch_pruning") is None:
+        pytest.skip("torch-pruning is not installed: pip install 'evocompress[cnn]'")
+
+
+def staged(family: Family) -> bool:
+    """Whether the state of a model has another shape in each of several stages."""
+    return isinstance(family, Convolutional)
