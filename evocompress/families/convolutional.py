@@ -89,7 +89,9 @@ class Convolutional(Family):
             ModelError: Its blocks are not alike, or their channels are coupled in another way.
         """
         found = copy.copy(self)
-        found.traced = _Trace(self, model).result()
+        # Operations are followed by their gradients, whoever asks.
+        with torch.inference_mode(False), torch.enable_grad():
+            found.traced = _Trace(self, model).result()
         # Of this object alone: models of a family differ in their branches.
         found.mlp = found.traced.mlp  # type: ignore[misc]
         return found

@@ -10,9 +10,14 @@ from evocompress.families import FAMILIES, Family
 from evocompress.families.convolutional import Convolutional
 
 
+def has_packages(name: str) -> bool:
+    """Whether what a family needs is installed."""
+    return not isinstance(FAMILIES[name], Convolutional) or find_spec("torch_pruning") is not None
+
+
 def require_packages(name: str) -> None:
     """Skips a test of a family whose packages are not installed, and says which."""
-    if isinstance(FAMILIES[name], Convolutional) and find_spec("torch_pruning") is None:
+    if not has_packages(name):
         pytest.skip("torch-pruning is not installed: pip install 'evocompress[cnn]'")
 
 

@@ -127,6 +127,12 @@ def test_without_the_package_a_line_says_so(loaded, monkeypatch) -> None:
         family_of(loaded.model)
 
 
+def test_it_is_followed_where_no_gradients_are_wanted(loaded) -> None:
+    for nothing in (torch.no_grad(), torch.inference_mode()):
+        with nothing:
+            assert family_of(loaded.model).mlp == loaded.family.mlp
+
+
 def test_the_image_processor_tells_the_size(loaded, tmp_path) -> None:
     sizes = ({"size": {"shortest_edge": 32}}, {"crop_size": {"height": 32, "width": 32}})
     for settings in sizes:
