@@ -21,7 +21,8 @@ from evocompress.files import read_json
 from evocompress.models import load
 from evocompress.profile import check_table, profile, table_rows
 from evocompress.sources import check_pooling
-from evocompress.testing.families import answer, random_batch, require_packages
+from evocompress.testing.families import answer, random_batch
+from evocompress.testing.staged import require_packages
 from evocompress.testing.tiny import tiny_checkpoint, tiny_loaded
 from evocompress.types import Candidate
 

@@ -97,8 +97,10 @@ def _width_table(levels: Mapping[str, Level], parts: Sequence[Part]) -> str:
         numbers = [left.heads, left.kv_heads] if part.unit.kind == "attention" else [left.channels]
         cells[part.unit.block] += ["–" if level.drop else str(number) for number in numbers]
     rows = [f"| {block} | {' | '.join(row)} |" for block, row in cells.items()]
-    head = "| dense block | query heads | key-value heads | FFN channels |"
-    return "\n".join([head, "|---|---|---|---|", *rows])
+    kinds = {part.unit.kind for part in parts}
+    heads = ["query heads", "key-value heads"] if "attention" in kinds else []
+    columns = ["dense block", *heads, "FFN channels" if heads else "channels"]
+    return "\n".join([f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}", *rows])
 
 
 def _zeros(levels: Mapping[str, Level], parts: Sequence[Part]) -> Iterator[str]:

@@ -89,7 +89,9 @@ class Convolutional(Family):
             ModelError: Its blocks are not alike, or their channels are coupled in another way.
         """
         found = copy.copy(self)
-        found.traced = _Trace(self, model).result()
+        # Operations are followed by their gradients, whoever asks.
+        with torch.inference_mode(False), torch.enable_grad():
+            found.traced = _Trace(self, model).result()
         # Of this object alone: models of a family differ in their branches.
         found.mlp = found.traced.mlp  # type: ignore[misc]
         return found
@@ -264,10 +266,12 @@ class _Trace:
         ordered = [links[name] for name in convolutions if name in links]
         pairs = list(zip(convolutions[:-1], convolutions[1:], strict=True))
         chain = [(link.outputs, link.inputs) for link in ordered]
-        if chain != [((one,), (other,)) for one, other in pairs] or len(pairs) not in LINKS:
+        even = len({link.channels for link in ordered}) == 1
+        if chain != [((one,), (other,)) for one, other in pairs] or not even or len(pairs) > 2:
             raise ModelError(
                 f"the channels of {block} do not lie between two or three convolutions in a row, "
-                f"each linked to the next alone, so this {family.model_type} model is not supported"
+                "as many each time and linked to the next one alone, so this "
+                f"{family.model_type} model is not supported"
             )
         axes = LINKS[len(pairs)]
         return SubLayer(

@@ -247,9 +247,10 @@ def _block_work(order: BlockOrder, tokens: int) -> Work:
     """Statistics and criteria of one block."""
     work = Work()
     for word, kinds in order.needs.items():
-        inputs = order.readers[word].shape[1]
+        reader = order.readers[word]
         if "gram" in kinds:
-            work += Work(statistics=gram_operations(tokens, inputs))
+            rows = tokens * (reader.unit.positions or 1)
+            work += Work(statistics=gram_operations(rows, reader.shape[1]))
     factored: set[str] = set()
     for batch in order.batches:
         linear, count = batch[0][0], sum(len(levels) for _, levels in batch)
@@ -262,8 +263,8 @@ def _block_work(order: BlockOrder, tokens: int) -> Work:
                 statistics=_error_operations(outputs, inputs, count + len(batch)),
             )
             factored.add(linear.input)
-    for coupled, levels in order.widths:
-        outputs, inputs = coupled.output.shape
+    for link, levels in ((link, levels) for one, levels in order.widths for link in one.links):
+        outputs, inputs = link.output.shape
         if "gram" in order.methods.width_needs:
             work += Work(
                 launches=REMOVAL_KERNELS * inputs,

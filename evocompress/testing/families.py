@@ -10,7 +10,6 @@ import copy
 import re
 from collections import defaultdict
 from functools import partial
-from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -21,10 +20,10 @@ from transformers.pytorch_utils import Conv1D
 
 from evocompress.families import FAMILIES, Family, SubLayerName, family_of, name_of
 from evocompress.families.base import final_norm, matrices_of
-from evocompress.families.convolutional import Convolutional
 from evocompress.families.coupling import CHANNELS, axis_lengths
 from evocompress.families.patches import rows_read
 from evocompress.tasks import EMBEDDINGS
+from evocompress.testing.staged import require_packages, staged
 from evocompress.testing.tiny import tiny_model
 from evocompress.types import Unit
 
@@ -39,17 +38,6 @@ ENCLOSING: dict[str, set[str | None]] = {
 
 
 LINEAR = (nn.Linear, Conv1D, nn.Conv2d)
-
-
-def require_packages(name: str) -> None:
-    """Skips a test of a family whose packages are not installed, and says which."""
-    if isinstance(FAMILIES[name], Convolutional) and find_spec("torch_pruning") is None:
-        pytest.skip("torch-pruning is not installed: pip install 'evocompress[cnn]'")
-
-
-def staged(family: Family) -> bool:
-    """Whether the state of a model has another shape in each of several stages."""
-    return isinstance(family, Convolutional)
 
 
 def random_ids(batch: int = 2, length: int = 24) -> Tensor:

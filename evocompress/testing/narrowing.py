@@ -26,11 +26,10 @@ from evocompress.testing.families import (
     below,
     random_batch,
     random_ids,
-    require_packages,
     silence,
-    staged,
 )
 from evocompress.testing.plain_library import PlainLibrary
+from evocompress.testing.staged import require_packages, staged
 from evocompress.testing.tiny import tiny_loaded
 from evocompress.types import DROP, Architecture, Candidate, Level
 

@@ -14,8 +14,9 @@ from evocompress.estimates import ESTIMATES
 from evocompress.estimates.base import Subject
 from evocompress.estimates.changes import wide_form
 from evocompress.models import LoadedModel
-from evocompress.testing.families import answer, require_packages
+from evocompress.testing.families import answer
 from evocompress.testing.plain_library import PlainLibrary
+from evocompress.testing.staged import require_packages
 from evocompress.testing.tiny import tiny_resnet
 from evocompress.types import DROP, Candidate, Level
 

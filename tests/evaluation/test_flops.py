@@ -3,7 +3,7 @@ import pytest
 from evocompress.costs import cost_model
 from evocompress.evaluation import count_flops
 from evocompress.families import FAMILIES, family_of
-from evocompress.testing.families import require_packages
+from evocompress.testing.staged import require_packages
 from evocompress.testing.tiny import tiny_model
 
 LENGTH = 32

@@ -5,17 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 from transformers import AutoModelForImageClassification
 
 from evocompress.canonical import canonical
+from evocompress.costs import cost_model
 from evocompress.errors import ExportError
 from evocompress.evaluation import count, count_flops
 from evocompress.export import FORMATS, choose_format, materialize, read_record
 from evocompress.models import LoadedModel
-from evocompress.testing.families import answer, random_batch, require_packages
-from evocompress.testing.formats import assert_written, in_memory
+from evocompress.testing.formats import assert_written
 from evocompress.testing.plain_library import PlainLibrary
+from evocompress.testing.staged import require_packages
 from evocompress.testing.tiny import tiny_resnet
 from evocompress.types import DROP, Candidate, Level
 
@@ -67,17 +67,7 @@ def test_the_files_hold_what_the_costs_say(loaded: LoadedModel, tmp_path: Path) 
     model = AutoModelForImageClassification.from_pretrained(out)
     measured = read_record(out).measured
     assert measured["params"] == count(model).parameters
-    from evocompress.costs import cost_model
-
     costs = cost_model(loaded.family.units(loaded.model), loaded.family.architecture(loaded.model))
     predicted = {name: values.item() for name, values in costs.of([candidate]).items()}
     assert {name: predicted[name] for name in measured} == measured
     assert predicted["flops"] == count_flops(model, 1, loaded.family.task)
-
-
-def test_it_loads_without_this_package(loaded: LoadedModel, tmp_path: Path) -> None:
-    candidate = candidate_of(loaded, "uneven")
-    out = materialize(loaded, PlainLibrary(loaded), candidate, tmp_path / "out")
-    model = AutoModelForImageClassification.from_pretrained(out, trust_remote_code=True)
-    outputs = answer(loaded.family, model, random_batch(loaded.family, loaded.model))
-    torch.testing.assert_close(outputs, in_memory(loaded, candidate), rtol=0, atol=1e-4)

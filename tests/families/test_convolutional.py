@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import pytest
 import torch
@@ -13,9 +14,11 @@ from evocompress.costs import cost_model
 from evocompress.errors import ModelError
 from evocompress.evaluation import count_flops
 from evocompress.families import dependency, family_of
-from evocompress.models import fingerprint
-from evocompress.testing.families import random_batch, require_packages
+from evocompress.inputs import image_shape
+from evocompress.models import fingerprint, load
+from evocompress.testing.families import random_batch
 from evocompress.testing.plain_library import PlainLibrary
+from evocompress.testing.staged import require_packages
 from evocompress.testing.tiny import tiny_resnet
 from evocompress.types import DROP, Candidate, Level
 
@@ -66,6 +69,27 @@ def test_costs_are_those_of_the_model_as_it_is(loaded) -> None:
         assert predicted["params"][0] == sum(p.numel() for p in model.parameters())
 
 
+@pytest.mark.parametrize(
+    ("layer_type", "sizes", "depths", "params", "products"),
+    [
+        ("basic", [64, 128, 256, 512], [2, 2, 2, 2], 11_689_512, 1.814e9),
+        ("bottleneck", [256, 512, 1024, 2048], [3, 4, 6, 3], 25_557_032, 4.089e9),
+    ],
+    ids=["resnet-18", "resnet-50"],
+)
+def test_published_models_cost_what_is_published(layer_type, sizes, depths, params, products):
+    require_packages("resnet")
+    config = ResNetConfig(
+        layer_type=layer_type, hidden_sizes=sizes, depths=depths, image_size=224, num_labels=1000
+    )
+    with torch.device("meta"):
+        model = ResNetForImageClassification(config).eval()
+    family = family_of(model)
+    costs = cost_model(family.units(model), family.architecture(model)).dense()
+    assert costs["params"] == params
+    assert costs["flops"] / 2 == pytest.approx(products, rel=1e-3)
+
+
 def test_a_narrow_branch_is_the_dense_one_with_silent_channels(loaded) -> None:
     model, library = loaded.model, PlainLibrary(loaded)
     unit, level = f"{STAGES}.1.layers.2.mlp", Level(channels=2)
@@ -101,6 +125,23 @@ def test_without_the_package_a_line_says_so(loaded, monkeypatch) -> None:
     monkeypatch.setattr(dependency, "find_spec", lambda name: None)
     with pytest.raises(ModelError, match=r"'resnet' need Torch-Pruning.*'evocompress\[cnn\]'$"):
         family_of(loaded.model)
+
+
+def test_it_is_followed_where_no_gradients_are_wanted(loaded) -> None:
+    for nothing in (torch.no_grad(), torch.inference_mode()):
+        with nothing:
+            assert family_of(loaded.model).mlp == loaded.family.mlp
+
+
+def test_the_image_processor_tells_the_size(loaded, tmp_path) -> None:
+    sizes = ({"size": {"shortest_edge": 32}}, {"crop_size": {"height": 32, "width": 32}})
+    for settings in sizes:
+        loaded.model.save_pretrained(tmp_path)
+        config = json.loads((tmp_path / "config.json").read_text())
+        del config["image_size"]
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+        assert image_shape(load(str(tmp_path)).model) == (1, 32, 32)
 
 
 def test_a_model_that_tells_no_size_of_images_is_refused() -> None:

@@ -12,7 +12,8 @@ from evocompress.criteria import CRITERIA, STRUCTURED, Statistics, Structure
 from evocompress.library import build_library
 from evocompress.library.dense import DenseModel
 from evocompress.library.propagate import compressed
-from evocompress.testing.families import answer, require_packages
+from evocompress.testing.families import answer
+from evocompress.testing.staged import require_packages
 from evocompress.testing.tiny import tiny_resnet
 from evocompress.types import DENSE, Candidate, Level
 

@@ -17,7 +17,7 @@ from evocompress.planning.device import Device
 from evocompress.planning.plan import bench_of
 from evocompress.planning.stages import Run, search_stage
 from evocompress.planning.work import Work
-from evocompress.testing.families import require_packages
+from evocompress.testing.staged import require_packages
 from evocompress.testing.tiny import tiny_checkpoint, tiny_loaded, tiny_model
 
 LENGTH = 32
