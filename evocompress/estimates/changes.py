@@ -16,11 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from evocompress.apply import LiveModel
-from evocompress.families import Matrix, SubLayerName
+from evocompress.families import Matrix
+from evocompress.families.base import matrices_of
 from evocompress.families.coupling import Kept, index_of
 from evocompress.types import DENSE, Candidate, Level, Unit
-
-SUBLAYERS: tuple[SubLayerName, ...] = ("attention", "mlp")
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +66,7 @@ class Wide:
         self._live = live
         self._family = live.loaded.family
         self._levels = candidate.by_name
+        self._matrices = matrices_of(self._family, live.loaded.model)
 
     def values(self, unit: Unit, level: Level) -> Values:
         """The parameters of a unit at a level."""
@@ -75,10 +75,11 @@ class Wide:
         if unit.kind == "matrix":
             return {f"{unit.name}.weight": self._matrix(unit, level)}
         found: dict[str, Value] = {}
-        for sublayer in self._sublayers(unit):
-            name = self._output(unit, sublayer)
+        if unit.kind == "expert":
+            level = self.current(unit.parent or "")
+        for name, matrix in self._outputs(unit):
             if level.narrow:
-                found |= self._narrow(unit, name, self._family.output(sublayer), level)
+                found |= self._narrow(unit, name, matrix, level)
             else:
                 found |= {key: Value(self._live.dense[key]) for key in self._tensor_names(name)}
         return found
@@ -87,11 +88,19 @@ class Wide:
         """The level that a unit has now."""
         return self._levels.get(name, DENSE)
 
+    def dropped(self, unit: Unit) -> bool:
+        """Whether a unit, or one that it is in, is dropped now."""
+        owner = self._live.units.get(unit.parent or "")
+        return self.current(unit.name).drop or (owner is not None and self.dropped(owner))
+
     def padded(self, unit: Unit) -> dict[str, Tensor]:
-        """The tensors of the output matrix of a narrowed sub-layer as it is now, at full width."""
-        (sublayer,) = self._sublayers(unit)
-        matrix, level = self._family.output(sublayer), self._levels[unit.name]
-        name = self._output(unit, sublayer)
+        """The tensors of the output of a narrowed sub-layer as it is now, at full width."""
+        pairs = self._outputs(unit)
+        parts = [self._padded(unit, name, matrix) for name, matrix in pairs]
+        return {key: tensor for part in parts for key, tensor in part.items()}
+
+    def _padded(self, unit: Unit, name: str, matrix: Matrix) -> dict[str, Tensor]:
+        level = self._levels[unit.name]
         values = self._narrow(unit, name, matrix, level)
         own = self.current(name)
         if not own.dense:
@@ -104,18 +113,26 @@ class Wide:
 
     def no_bias(self, unit: Unit) -> dict[str, Tensor]:
         """A zero bias of the output matrix of a sub-layer."""
-        (sublayer,) = self._sublayers(unit)
-        matrix, name = self._family.output(sublayer), self._output(unit, sublayer)
-        weight = self._live.dense[f"{name}.weight"]
-        return {f"{name}.bias": weight.new_zeros(weight.shape[1 if matrix.transposed else 0])}
+        found = {}
+        for name, matrix in self._outputs(unit):
+            weight = self._live.dense[f"{name}.weight"]
+            rows = weight.shape[1 if matrix.transposed else 0]
+            found[f"{name}.bias"] = weight.new_zeros(rows)
+        return found
 
-    def _sublayers(self, unit: Unit) -> tuple[SubLayerName, ...]:
-        return SUBLAYERS if unit.kind == "block" else tuple(s for s in SUBLAYERS if s == unit.kind)
-
-    def _output(self, unit: Unit, sublayer: SubLayerName) -> str:
-        """Name of the matrix through which a sub-layer of a unit acts."""
+    def _outputs(self, unit: Unit) -> list[tuple[str, Matrix]]:
+        """The matrices through which a unit acts, by name: those of its sub-layers or experts."""
         block = f"{self._family.layers_path}.{unit.block}"
-        return f"{block}.{self._family.output(sublayer).path}"
+        outputs = [matrix for matrix in self._matrices if matrix.columns]
+        return [
+            (f"{block}.{matrix.path}", matrix)
+            for matrix in outputs
+            if unit.name in (block, f"{block}.{matrix.sublayer}", f"{block}.{matrix.owner}")
+        ]
+
+    def _owner(self, unit: Unit, matrix: Matrix) -> str:
+        """The unit of the library that has the widths of an output matrix of a unit's block."""
+        return f"{self._family.layers_path}.{unit.block}.{matrix.owner}"
 
     def _tensor_names(self, matrix: str) -> list[str]:
         names = [f"{matrix}.weight", f"{matrix}.bias"]
@@ -127,18 +144,18 @@ class Wide:
         if not level.dense:
             assert self._live.library is not None
             tensor = self._live.library.load(unit.name, level)["weight"].to(tensor)
-        width = self.current(unit.parent or "")
+        owner = self._live.units[unit.parent or ""]
+        width = self.current(owner.parent or "" if owner.kind == "expert" else owner.name)
         if not (unit.columns and width.narrow):
             return Value(tensor)
-        owner = self._live.units[unit.parent or ""]
-        sublayer: SubLayerName = "attention" if owner.kind == "attention" else "mlp"
-        axis, kept = self._kept(owner, self._family.output(sublayer), width)
+        matrix = next(matrix for name, matrix in self._outputs(owner) if name == unit.name)
+        axis, kept = self._kept(owner, matrix, width)
         return Value(tensor.index_select(axis, kept), axis, kept)
 
     def _narrow(self, unit: Unit, name: str, matrix: Matrix, level: Level) -> dict[str, Value]:
         """The output matrix of a narrowed sub-layer, and its bias where it has one."""
         assert self._live.library is not None
-        entry = self._live.library.load(unit.name, level)
+        entry = self._live.library.load(self._owner(unit, matrix), level)
         axis, kept = self._kept(unit, matrix, level)
         device = self._live.dense[f"{name}.weight"].device
         found = {f"{name}.weight": Value(entry["weight"].to(device), axis, kept)}
@@ -150,13 +167,13 @@ class Wide:
     def _kept(self, unit: Unit, matrix: Matrix, level: Level) -> tuple[int, Tensor]:
         """The axis of a stored output matrix that its inputs are on, and those that stay."""
         assert self._live.library is not None
-        entry = self._live.library.load(unit.name, level)
+        entry = self._live.library.load(self._owner(unit, matrix), level)
         widths = self._live.widths(unit.block)
         kept = Kept(entry["groups"], entry["items"])
         index = index_of(matrix.columns, kept, widths.lengths, widths.head_dim)
         assert index is not None
-        name = self._output(unit, matrix.sublayer)
-        device = self._live.dense[f"{name}.weight"].device
+        block = f"{self._family.layers_path}.{unit.block}"
+        device = self._live.dense[f"{block}.{matrix.path}.weight"].device
         return (0 if matrix.transposed else 1), index.to(device)
 
 
