@@ -194,7 +194,7 @@ class LiveModel:
         block, family = self._blocks[unit.block], self.loaded.family
         sublayer: SubLayerName = "attention" if unit.kind == "attention" else "mlp"
         _put_modules(block, self._removed.pop(unit.name, {}))
-        _put_attributes(block, self._attributes.pop(unit.name, {}))
+        put_attributes(block, self._attributes.pop(unit.name, {}))
         if level.drop:
             self._removed[unit.name] = _put_modules(block, family.replacements(block, sublayer))
             return
@@ -207,7 +207,7 @@ class LiveModel:
         if family.mixture and len(kept) < len(experts):
             attributes |= family.mixture.routing(block, kept)
         if attributes:
-            self._attributes[unit.name] = _put_attributes(block, attributes)
+            self._attributes[unit.name] = put_attributes(block, attributes)
 
 
 def _experts(units: Mapping[str, Unit]) -> dict[str, list[str]]:
@@ -262,7 +262,7 @@ def _put_modules(block: nn.Module, modules: Mapping[str, nn.Module]) -> dict[str
     return former
 
 
-def _put_attributes(block: nn.Module, attributes: Attributes) -> Attributes:
+def put_attributes(block: nn.Module, attributes: Attributes) -> Attributes:
     """Set attributes of the modules of a block; returns their former values."""
     former: Attributes = {}
     for (path, name), value in attributes.items():
