@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from evocompress.apply import LiveModel
-from evocompress.families import Matrix
+from evocompress.families import Matrix, SubLayerName
 from evocompress.families.base import matrices_of
 from evocompress.families.coupling import Kept, index_of
 from evocompress.types import DENSE, Candidate, Level, Unit
