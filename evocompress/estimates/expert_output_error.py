@@ -16,9 +16,10 @@ def expert_output_error(subject: Subject) -> Rows:
     """‖F(x) - F'(x)‖² / ‖F(x)‖² of a mixture F and the same without an expert, over all tokens.
 
     The reconstruction loss of Lu et al. 2024 (2402.14800) for single experts, as a share of the
-    output's energy so that layers are comparable. The router chooses among the others, so tokens
-    that did not use the expert see no difference; the others pass the mixture again: ask for it
-    with as many forward passes more as a token uses experts.
+    output's energy so that layers are comparable. The router chooses among the others. Where it
+    makes the weights of the chosen ones add up to 1, tokens that did not use the expert see no
+    difference, and only the others pass the mixture again: ask for it with as many forward passes
+    more as a token uses experts. Elsewhere all tokens do, whose weights all change.
 
     Returns:
         One value for every expert that the candidate keeps. A mixture that has no more experts
@@ -49,6 +50,7 @@ class _Measured:
         self.mixed = mixed
         self._errors = [0.0] * len(mixed.kept)
         self._energy = 0.0
+        self._all_change = not getattr(mixed.router, "norm_topk_prob", True)
 
     def add(self, module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         """A forward hook: the mixture runs again without each of its experts."""
@@ -56,7 +58,7 @@ class _Measured:
         chosen = self.mixed.router(tokens)[2]
         self._energy += float(whole.double().square().sum())
         for number in range(len(self.mixed.kept)):
-            users = (chosen == number).any(dim=-1)
+            users = (chosen == number).any(dim=-1) | self._all_change
             if bool(users.any()):
                 without = self._without(number, module, tokens[users])
                 change = (without - whole[users]).double()

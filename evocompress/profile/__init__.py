@@ -38,13 +38,20 @@ def profile(
 
     Raises:
         ConfigError: The table was measured under other circumstances
-            (`evocompress.costs.latency.Circumstances`), or the lengths do not fit the model.
+            (`evocompress.costs.latency.Circumstances`), the lengths do not fit the model, or it
+            is a mixture of experts.
         RunError: The file is damaged, or the disk is full.
     """
-    if "attention" not in loaded.family.sublayers:
+    family = loaded.family
+    if "attention" not in family.sublayers:
         raise ConfigError(
-            f"latency: {loaded.source} is a {loaded.family.model_type} model, whose layers differ "
-            "in size, so no table by widths tells their time: give other costs, such as flops"
+            f"latency: {loaded.source} is a {family.model_type} model, whose layers differ in size, "
+            "so no table by widths tells their time: give other costs, such as flops"
+        )
+    if family.mixture is not None:
+        raise ConfigError(
+            f"the latency of {family.model_type} models cannot be tabled, because that of a "
+            "mixture of experts depends on the routing; use flops, active_params or weight_bytes"
         )
     path = table_path(loaded, config)
     if path.exists() and not anew:

@@ -67,6 +67,7 @@ def check_last_levels_cost_least(space: SearchSpace) -> None:
 def check_genomes_cost_as_candidates(space: SearchSpace, rng: np.random.Generator) -> None:
     """The costs of genomes are those of their candidates, counted one by one."""
     genomes = rng.integers(0, space.genes.sizes, size=(8, len(space.units)))
+    genomes = space.genes.with_experts(genomes)
     counted = space.cost_model.of([space.candidate(genome) for genome in genomes])
     for name, values in space.costs(genomes).items():
         # Seconds are no whole numbers: their sums depend on the order by a rounding.
