@@ -45,8 +45,8 @@ def profile(
     family = loaded.family
     if "attention" not in family.sublayers:
         raise ConfigError(
-            f"latency: {loaded.source} is a {family.model_type} model, whose layers differ in size, "
-            "so no table by widths tells their time: give other costs, such as flops"
+            f"latency: {loaded.source} is a {family.model_type} model, whose layers differ in "
+            "size, so no table by widths tells their time: give other costs, such as flops"
         )
     if family.mixture is not None:
         raise ConfigError(
