@@ -91,7 +91,7 @@ class Decoder:
                 kind="matrix",
                 parent=parent,
                 block=index,
-                role=role if parent != module else module.split(".", 3)[-1] + f".{role}",
+                role=f"{module.split('.', 3)[-1]}.{role}" if ".experts." in module else role,
                 shape=shape,
                 rows=ROWS.get(role, ()),
                 columns=COLUMNS.get(role, ()),
@@ -118,4 +118,16 @@ SMOLLM2_135M = Decoder(
     ffn=1536,
     vocabulary=49152,
     context=8192,
+)
+
+MIXTRAL = Decoder(
+    layers=32,
+    hidden=4096,
+    heads=32,
+    kv_heads=8,
+    ffn=14336,
+    vocabulary=32000,
+    context=32768,
+    experts=8,
+    active=2,
 )

@@ -7,6 +7,8 @@ to lose one costs something.
 
 from __future__ import annotations
 
+import copy
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +61,12 @@ def _word(letters: str, rng: np.random.Generator) -> str:
 
 
 def _trained() -> PreTrainedModel:
+    """A copy: what is done to one does not change the next."""
+    return copy.deepcopy(_train())
+
+
+@cache
+def _train() -> PreTrainedModel:
     config = MixtralConfig(
         vocab_size=256,
         hidden_size=HIDDEN,
