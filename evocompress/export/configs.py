@@ -10,6 +10,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
 from evocompress.export.layout import Block
+from evocompress.families.base import prepare
 from evocompress.families.coupling import Widths
 from evocompress.models import LoadedModel
 
@@ -67,6 +68,7 @@ def is_taken(config: PreTrainedConfig, loaded: LoadedModel) -> bool:
             built = type(loaded.model)(single)
     except (StrictDataclassError, ValueError):
         return False
+    prepare(loaded.family, built)
     attention = next(unit for unit in loaded.family.units(built) if unit.columns == ("query",))
     assert attention.shape is not None
     return bool(attention.shape[1] == config.num_attention_heads * config.head_dim)

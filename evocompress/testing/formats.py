@@ -56,7 +56,12 @@ def heads(loaded: LoadedModel) -> list[Level]:
 
 
 def needing_bias(loaded: LoadedModel, level: Level) -> Level:
-    """The level with a bias, where the output matrix has none of its own."""
+    """The level with a bias, where the output matrix has none of its own.
+
+    Experts of a mixture never get one: what an expert adds depends on the router.
+    """
+    if loaded.family.mixture is not None and level.channels is not None:
+        return level
     block = loaded.family.blocks(loaded.model)[0]
     return replace(level, bias=block.get_submodule(loaded.family.output("mlp").path).bias is None)
 

@@ -84,7 +84,8 @@ def test_every_expert_is_narrowed_to_its_own_channels(name):
     own = [unit for unit in library.units if unit.startswith(f"{MLP}.experts.")]
     own = [unit for unit in own if library.units[unit].kind == "expert"]
     for unit in own:
-        silenced.get_parameter(f"{unit}.down_proj.weight").copy_(library.silenced(unit, level))
+        for matrix, weight in library.silenced(unit, level).items():
+            silenced.get_parameter(f"{matrix}.weight").copy_(weight)
     kept = {tuple(library.kept(unit, level).items.tolist()) for unit in own}
     assert len(kept) == len(own)
     with LiveModel(loaded, library) as live:
