@@ -10,6 +10,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
 from evocompress.export.layout import Block
+from evocompress.families.base import prepare
 from evocompress.families.coupling import Widths
 from evocompress.models import LoadedModel
 
@@ -65,6 +66,7 @@ def is_taken(config: PreTrainedConfig, loaded: LoadedModel) -> bool:
         config.validate()
         with torch.device("meta"):
             built = type(loaded.model)(single)
+            prepare(loaded.family, built)
     except (StrictDataclassError, ValueError):
         return False
     attention = next(unit for unit in loaded.family.units(built) if unit.columns == ("query",))

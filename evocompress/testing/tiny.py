@@ -57,7 +57,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "starcoder2": _GROUPED | {"sliding_window": WINDOW},
     "mixtral": _MIXTURE | {"num_local_experts": 4},
     "qwen3_moe": _WIDE_HEADS
-    | {"num_experts_per_tok": 2, "num_experts": 5, "moe_intermediate_size": 48},
+    | {"num_experts_per_tok": 2, "num_experts": 5, "moe_intermediate_size": 128},
     "bert": {},
     "bert-classifier": _CLASSES,
     "roberta": _PADDED,

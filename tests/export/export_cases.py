@@ -36,8 +36,10 @@ def mixed_candidate(loaded: LoadedModel, *, single_drops: bool = True) -> Candid
     levels = {f"{blocks}.1.attention": DROP, f"{blocks}.1.mlp": DROP}
     if single_drops:
         levels |= {f"{blocks}.0.attention": DROP, f"{blocks}.2.mlp": DROP}
-    for unit in loaded.family.units(loaded.model):
-        if unit.kind == "matrix" and unit.parent not in levels:
+    units = loaded.family.units(loaded.model)
+    owners = {unit.name: unit.parent for unit in units if unit.kind == "expert"}
+    for unit in units:
+        if unit.kind == "matrix" and owners.get(unit.parent, unit.parent) not in levels:
             levels[unit.name] = Level(zeros=unit.numel // 2)
     return Candidate(tuple(sorted(levels.items())))
 
