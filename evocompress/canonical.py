@@ -50,20 +50,17 @@ def canonical(levels: Mapping[str, Level], units: Sequence[Unit]) -> Candidate:
             _check_kind(unit, level)
         if void or level.drop:
             removed.add(unit.name)
-        if (
-            unit.kind in SUBLAYERS
-            and unit.name in removed
-            or unit.kind == "expert"
-            and level.drop
-            and not void
-        ):
+        # A dropped MLP says all of its experts.
+        named = unit.kind in SUBLAYERS or (unit.kind == "expert" and not void)
+        if named and unit.name in removed:
             kept[unit.name] = DROP
         elif unit.name not in removed and not level.dense:
             kept[unit.name] = level
     _check_merges(kept, units)
-    short = too_few_experts(kept, units)
-    if short:
-        raise ConfigError(short)
+    if any(unit.active for unit in units):
+        short = too_few_experts(kept, units)
+        if short:
+            raise ConfigError(short)
     return Candidate(tuple(sorted(kept.items())))
 
 

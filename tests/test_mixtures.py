@@ -16,6 +16,7 @@ from evocompress.estimates import ESTIMATES
 from evocompress.estimates.base import Subject
 from evocompress.export import choose_format, materialize, read_record
 from evocompress.files import read_json
+from evocompress.heal.student import load_student, write_student
 from evocompress.library import build_library
 from evocompress.testing.plain_library import PlainLibrary
 from evocompress.testing.tiny import tiny_loaded
@@ -93,6 +94,11 @@ def test_checkpoints_generate_what_the_candidate_does(tmp_path, name):
             expected = greedy(loaded.model, ids, cache=False)
         assert torch.equal(greedy(model, ids, cache=True), expected)
         assert read_record(out).measured["params"] == sum(p.numel() for p in model.parameters())
+    healed = tmp_path / "healed"
+    student = load_student(tmp_path / "stock", loaded)
+    write_student(student.requires_grad_(False), tmp_path / "stock", healed, "nothing")
+    again = AutoModelForCausalLM.from_pretrained(healed)
+    torch.testing.assert_close(again(ids).logits, model(ids).logits)
     with pytest.raises(ExportError, match=r"cannot give model.layers.0.mlp fewer experts"):
         dropped = {f"{path}.0.mlp.experts.1": DROP}
         choose_format(loaded, canonical(dropped, library.units.values()), "stock")

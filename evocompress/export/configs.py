@@ -66,6 +66,7 @@ def is_taken(config: PreTrainedConfig, loaded: LoadedModel) -> bool:
         config.validate()
         with torch.device("meta"):
             built = type(loaded.model)(single)
+            prepare(loaded.family, built)
     except (StrictDataclassError, ValueError):
         return False
     prepare(loaded.family, built)

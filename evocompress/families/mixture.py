@@ -106,11 +106,11 @@ class Mixture:
     def prepare(self, blocks: nn.ModuleList) -> None:
         """Give every expert of a list of blocks matrices of its own, views of the fused ones.
 
-        What is so already is left alone.
+        What is so already, or was replaced, is left alone.
         """
         for block in blocks:
-            fused: Any = block.get_submodule(f"{self.core}.experts")
-            if not isinstance(fused, nn.ModuleList):
+            fused: Any = getattr(block.get_submodule(self.core), "experts", None)
+            if fused is not None and not isinstance(fused, nn.ModuleList):
                 block.set_submodule(f"{self.core}.experts", split(fused))
 
     def experts(self, model: PreTrainedModel) -> tuple[int, int]:

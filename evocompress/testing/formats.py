@@ -56,14 +56,10 @@ def heads(loaded: LoadedModel) -> list[Level]:
 
 
 def needing_bias(loaded: LoadedModel, level: Level) -> Level:
-    """The level with a bias, where the output matrix has none of its own.
-
-    Experts of a mixture never get one: what an expert adds depends on the router.
-    """
-    if loaded.family.mixture is not None and level.channels is not None:
-        return level
+    """The level with a bias, where the output matrix has none of its own and is no expert's."""
     block = loaded.family.blocks(loaded.model)[0]
-    return replace(level, bias=block.get_submodule(loaded.family.output("mlp").path).bias is None)
+    own = block.get_submodule(loaded.family.output("mlp").path).bias
+    return replace(level, bias=own is None and loaded.family.mixture is None)
 
 
 def with_zeros(loaded: LoadedModel, levels: Mapping[str, Level]) -> Levels:

@@ -11,7 +11,8 @@ PARTS = Parts(
     {
         "attention": {"input_layernorm": nn.Identity, "self_attn": NoAttention},
         "mlp": {"post_attention_layernorm": nn.Identity, "mlp": NoMLP},
-    }
+    },
+    outputs={"attention": "self_attn.o_proj", "mlp": "mlp.experts.0.down_proj"},
 )
 
 
