@@ -1,8 +1,9 @@
-"""A vision transformer on scikit-learn's digits: true accuracy before and after compression.
+"""A small image model on scikit-learn's digits: true accuracy before and after compression.
 
-A small ViT is trained on 1,437 of the 1,797 images of 8 x 8 pixels; accuracy is that on the other
-360, which neither training nor compression sees. NSGA-II looks for a front of divergence and FLOPs;
-its best candidate with at most half of the FLOPs is written, healed by distillation and measured.
+A vision transformer, or with ``--model resnet`` a CNN, is trained on 1,437 of the 1,797 images of
+8 x 8 pixels; accuracy is that on the other 360, which neither training nor compression sees.
+NSGA-II looks for a front of divergence and FLOPs; its best candidate with at most half of the FLOPs
+is written, healed by distillation and measured.
 
 - `dense_accuracy`, `searched_accuracy`, `healed_accuracy`: share of the 360 images, in percent; and
   `even_accuracy` of a candidate that is narrowed evenly to the same FLOPs.
@@ -12,7 +13,9 @@ its best candidate with at most half of the FLOPs is written, healed by distilla
 - `training_seconds`, `search_seconds`, `healing_seconds`.
 
     python benchmarks/digits.py --json digits.json
+    python benchmarks/digits.py --model resnet --json digits-resnet.json
 
+A ResNet halves its images four times, so it sees the digits enlarged to 32 x 32 pixels.
 ``--quick`` trains and searches so shortly that the figures mean nothing.
 """
 
@@ -22,7 +25,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +36,13 @@ from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
-from transformers import ViTConfig, ViTForImageClassification
+from transformers import (
+    PreTrainedModel,
+    ResNetConfig,
+    ResNetForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 from evocompress import api
 from evocompress.config import RunConfig
@@ -41,6 +50,7 @@ from evocompress.sources import quiet_transformers
 
 SEED = 0
 HELD_OUT = 360
+EIGHTHS = [eighths / 8 for eighths in range(1, 9)]
 
 
 @dataclass(frozen=True)
@@ -48,7 +58,7 @@ class Sizes:
     """How much is done.
 
     Attributes:
-        epochs: Of training.
+        epochs: Of training, at most.
         population: Of NSGA-II.
         images: That its search may request, repeats included.
         steps: Of healing.
@@ -76,20 +86,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--model", choices=MODELS, default="vit")
     parser.add_argument("--json", help="file for the figures")
     parser.add_argument("--quick", action="store_true", help="a few steps of everything")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        figures = measure(Path(folder), QUICK if arguments.quick else Sizes())
-    emit("digits", figures, arguments.json)
+        sizes = QUICK if arguments.quick else Sizes()
+        figures = measure(Path(folder), sizes, MODELS[arguments.model])
+    name = "digits" if arguments.model == "vit" else f"digits-{arguments.model}"
+    emit(name, figures, arguments.json)
 
 
-def measure(folder: Path, sizes: Sizes) -> dict[str, Figure]:
+def measure(folder: Path, sizes: Sizes, kind: Kind) -> dict[str, Figure]:
     """All figures; models and data are written below `folder`."""
-    train, heldout = digits()
+    train, heldout = (enlarged(part, kind.enlarge) for part in digits())
     seconds: dict[str, float] = {}
     begun = time.monotonic()
-    model = trained(train, sizes.epochs)
+    model = trained(kind.make(), train, min(kind.epochs, sizes.epochs))
     seconds["training_seconds"] = time.monotonic() - begun
     with quiet_transformers():
         model.save_pretrained(folder / "model")
@@ -97,7 +110,7 @@ def measure(folder: Path, sizes: Sizes) -> dict[str, Figure]:
         (folder / name).mkdir()
         tensors = {"pixel_values": part.pixels.contiguous(), "labels": part.labels}
         save_file(tensors, folder / name / "images.safetensors")
-    return compressed(folder, sizes) | seconds
+    return compressed(folder, sizes, kind) | seconds
 
 
 def digits() -> tuple[Digits, Digits]:
@@ -111,8 +124,14 @@ def digits() -> tuple[Digits, Digits]:
     return Digits(pixels[0], labels[0]), Digits(pixels[1], labels[1])
 
 
-def trained(data: Digits, epochs: int) -> ViTForImageClassification:
-    """A ViT of four blocks over patches of 2 x 2 pixels, trained with AdamW."""
+def enlarged(data: Digits, times: int) -> Digits:
+    """The same with each pixel as a square of so many."""
+    pixels = data.pixels.repeat_interleave(times, dim=2).repeat_interleave(times, dim=3)
+    return Digits(pixels, data.labels)
+
+
+def vit() -> PreTrainedModel:
+    """A ViT of four blocks over patches of 2 x 2 pixels."""
     torch.manual_seed(SEED)
     config = ViTConfig(
         hidden_size=64,
@@ -124,7 +143,67 @@ def trained(data: Digits, epochs: int) -> ViTForImageClassification:
         num_channels=1,
         num_labels=10,
     )
-    model = ViTForImageClassification(config)
+    return ViTForImageClassification(config)
+
+
+def resnet() -> PreTrainedModel:
+    """A ResNet of basic layers in three stages."""
+    torch.manual_seed(SEED)
+    config = ResNetConfig(
+        num_channels=1,
+        embedding_size=16,
+        hidden_sizes=[16, 32, 64],
+        depths=[2, 2, 2],
+        layer_type="basic",
+        image_size=32,
+        num_labels=10,
+    )
+    return ResNetForImageClassification(config)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of model.
+
+    Attributes:
+        make: Makes one that is not trained.
+        enlarge: How many times wider and higher than the digits its images are.
+        tokens: Of an image.
+        epochs: Of training.
+        space: What may be compressed.
+    """
+
+    make: Callable[[], PreTrainedModel]
+    enlarge: int
+    tokens: int
+    epochs: int
+    space: Mapping[str, Any]
+
+
+MODELS = {
+    "vit": Kind(
+        vit,
+        enlarge=1,
+        tokens=17,  # 16 patches and the class
+        epochs=30,
+        space={"width": {"multiple_of": 16}, "drop": {"units": ["attention", "mlp"]}},
+    ),
+    "resnet": Kind(
+        resnet,
+        enlarge=4,
+        tokens=1,
+        epochs=15,
+        space={
+            "width": {"units": ["mlp"], "channels": EIGHTHS, "multiple_of": 2},
+            "drop": {"units": ["mlp"]},
+        },
+    ),
+}
+
+
+def trained(model: PreTrainedModel, data: Digits, epochs: int) -> PreTrainedModel:
+    """The model after training with AdamW."""
+    model.train()
     batches = -(-len(data.labels) // 64)
     parameters, rate, steps = model.parameters(), 2e-3, epochs * batches
     optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.95), weight_decay=0.05)
@@ -139,10 +218,10 @@ def trained(data: Digits, epochs: int) -> ViTForImageClassification:
     return model.eval()
 
 
-def compressed(folder: Path, sizes: Sizes) -> dict[str, Figure]:
+def compressed(folder: Path, sizes: Sizes, kind: Kind) -> dict[str, Figure]:
     """The figures of search, checkpoint and healing."""
     begun = time.monotonic()
-    run = api.search(config(folder, sizes))
+    run = api.search(config(folder, sizes, kind))
     searched = time.monotonic()
     front = json.loads((run / "front.json").read_text())
     dense = json.loads((run / "winner.json").read_text())["dense_costs"]["flops"]
@@ -172,9 +251,9 @@ def best_of_half(front: list[Mapping[str, Any]], dense: float) -> str:
     return best
 
 
-def config(folder: Path, sizes: Sizes) -> RunConfig:
-    """The run: heads, channels and sub-layers of the ViT, for divergence and FLOPs."""
-    tokens = 17  # of an image: 16 patches and the class
+def config(folder: Path, sizes: Sizes, kind: Kind) -> RunConfig:
+    """The run: heads, channels and sub-layers, for divergence and FLOPs."""
+    tokens = kind.tokens
     return RunConfig.model_validate(
         {
             "name": "digits",
@@ -188,10 +267,7 @@ def config(folder: Path, sizes: Sizes) -> RunConfig:
                 "heldout_sequences": HELD_OUT,
                 "micro_batch": 128,
             },
-            "space": {
-                "width": {"multiple_of": 16},
-                "drop": {"units": ["attention", "mlp"]},
-            },
+            "space": kind.space,
             "search": {
                 "name": "nsga2",
                 "objectives": ["flops"],

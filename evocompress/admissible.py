@@ -17,19 +17,43 @@ _ROUNDING = 1e-6
 def droppable(units: Sequence[Unit], config: DropSpace) -> frozenset[str]:
     """Names of the units that may be removed.
 
-    A protected block protects its sub-layers, and a protected sub-layer its block.
+    A protected unit protects what is in it, and what it is in. Experts of a mixture that has no
+    more than each token uses cannot be removed.
 
     Raises:
         ConfigError: A glob matches no unit, or nothing is left that may be removed.
     """
     named = _protected(units, config.protect, "space.drop.protect")
-    above = {unit.parent for unit in units if unit.name in named}
-    free = [unit.name for unit in units if unit.kind in config.units]
+    above: set[str | None] = set()
+    for unit in reversed(units):
+        if unit.name in named or unit.name in above:
+            above.add(unit.parent)
+    if config.merge and any(unit.active for unit in units):
+        raise ConfigError(
+            "space.drop.merge: blocks with mixtures of experts cannot be merged, because experts "
+            "of different blocks do not correspond; leave it out"
+        )
+    tight = _tight_mixtures(units)
+    kinds_there = {unit.kind for unit in units}
+    if "expert" in config.units and "expert" not in kinds_there:
+        raise ConfigError(
+            "space.drop.units: this model is no mixture of experts; leave 'expert' out"
+        )
+    wanted = [unit for unit in units if unit.kind in config.units and unit.droppable]
+    free = [u.name for u in wanted if not (u.kind == "expert" and u.parent in tight)]
     free = [name for name in free if name not in named | above]
     if not free:
         kinds = " or ".join(config.units)
+        if not any(unit.droppable for unit in units if unit.kind in config.units):
+            raise ConfigError(f"space.drop.units: this model has no {kinds} that can be removed")
         raise ConfigError(f"space.drop: protect leaves no {kinds} to remove; protect fewer units")
     return frozenset(free)
+
+
+def _tight_mixtures(units: Sequence[Unit]) -> set[str]:
+    """The MLPs whose experts are all needed, because each token uses as many."""
+    experts = [unit.parent for unit in units if unit.kind == "expert"]
+    return {unit.name for unit in units if unit.active and experts.count(unit.name) <= unit.active}
 
 
 def width_levels(
@@ -51,6 +75,11 @@ def width_levels(
     globs = () if config.uniform else config.protect
     named = _protected(units, globs, "space.width.protect")
     biased = {u.parent for u in units if u.kind == "matrix" and u.columns and u.bias}
+    if adds_bias and any(unit.active for unit in units) and "mlp" in config.units:
+        raise ConfigError(
+            "library.width_criterion adds a bias to the output of a narrowed MLP, which experts of "
+            "a mixture do not have: choose another one"
+        )
     levels = {
         unit.name: _widths(unit, architecture, config, adds_bias and unit.name not in biased)
         for unit in units
@@ -133,14 +162,17 @@ def _counts(widths: Sequence[float] | str, whole: int, key: str, what: str) -> s
 def _protected(units: Sequence[Unit], globs: Sequence[str] | None, key: str) -> frozenset[str]:
     """The units that match one of the globs, and what lies below them.
 
-    Without globs it is the first attention: several programs cannot do without it.
+    Without globs it is the first attention, if any: several programs cannot do without it.
     """
     large = [unit for unit in units if unit.kind != "matrix"]
     if globs is None:
-        named = frozenset([next(unit.name for unit in large if unit.kind == "attention")])
+        named = frozenset([unit.name for unit in large if unit.kind == "attention"][:1])
     else:
         named = _matching(large, globs, key)
-    return named | {unit.name for unit in large if unit.parent in named}
+    found = set(named)
+    found.update(unit.name for unit in large if unit.parent in named)
+    found.update(unit.name for unit in large if unit.parent in found)
+    return frozenset(found)
 
 
 def sparsity_levels(
@@ -173,7 +205,7 @@ def check_patterns(
     """Refuse an N:M pattern whose M does not divide the inputs that a width leaves.
 
     Args:
-        matrices: All matrices of the model.
+        matrices: All units of the model, its matrices among them.
         widths: {sub-layer: its narrow levels}.
         sparsities: {matrix: its levels of sparsity}.
         head_dim: Width of a head.
@@ -181,9 +213,12 @@ def check_patterns(
     Raises:
         ConfigError: With the matrix and the width.
     """
+    mixtures = {unit.name: unit.parent for unit in matrices if unit.kind == "expert"}
     for unit in matrices:
-        for level in widths.get(unit.parent or "", ()) if unit.columns else ():
-            inputs = level.channels or (level.kv_groups or 0) * (level.group_heads or 0) * head_dim
+        owner = mixtures.get(unit.parent or "", unit.parent)
+        for level in widths.get(owner or "", ()) if unit.columns else ():
+            heads = (level.kv_groups or 0) * (level.group_heads or 0) * head_dim
+            inputs = (level.channels or 0) * unit.patch or heads
             pattern = next((s.pattern for s in sparsities.get(unit.name, ()) if s.pattern), "")
             if pattern and inputs % int(pattern.split(":")[1]):
                 raise ConfigError(

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from evocompress.cache import Cache
+from evocompress.canonical import too_few_experts
 from evocompress.errors import LibraryError
 from evocompress.families import Matrix, SubLayerName
-from evocompress.families.base import Attributes
+from evocompress.families.base import Attributes, matrices_of
 from evocompress.families.coupling import Widths
 from evocompress.models import LoadedModel
-from evocompress.prune import LevelStore, Source, form_of
+from evocompress.prune import Form, LevelStore, Source, follower_tensors, form_of
 from evocompress.types import DENSE, Candidate, Level, Unit
 
 GPU_SHARE = 0.3
@@ -26,8 +27,8 @@ class LiveModel:
 
     Matrices and biases are swapped by pointer for those of `evocompress.prune`; a narrowed
     sub-layer is told its new number of heads or channels; a dropped one is replaced by modules
-    that add nothing. Only what differs from the current candidate is touched. A failed `apply`
-    changes nothing.
+    that add nothing; the router of a mixture loses the rows of dropped experts. Only what differs
+    from the current candidate is touched. A failed `apply` changes nothing.
 
     Args:
         loaded: The model, dense.
@@ -54,10 +55,18 @@ class LiveModel:
             for name, unit in self.units.items()
             if unit.kind == "matrix"
         }
-        self._source = Source(loaded, _tensors(self._modules), library, _copies(loaded))
+        self._source = Source(
+            loaded, _tensors(self._modules), library, follower_tensors(loaded), _copies(loaded)
+        )
         self._keys = {name: (f"{name}.weight", f"{name}.bias") for name in self._modules}
         self._weights = {name: m.get_parameter("weight") for name, m in self._modules.items()}
         self._within = _matrices_within(loaded, self.units)
+        self._experts = _experts(self.units)
+        self._norms = {
+            name: loaded.model.get_submodule(name)
+            for index in range(len(self._blocks))
+            for name in self._source.followers(index, Form())
+        }
         self._removed: dict[str, dict[str, nn.Module]] = {}
         self._attributes: dict[str, Attributes] = {}
 
@@ -86,13 +95,19 @@ class LiveModel:
         changed |= {name: DENSE for name in before.keys() - after.keys()}
         for name, level in changed.items():
             self._check(name, level)
+        if any(self.units[name].kind == "expert" for name in after):
+            self._check_experts(after)
         # Everything that can fail comes before the first change.
         tensors = self._changed_tensors(changed, after)
+        norms = self._changed_norms(changed)
         for name, parts in tensors.items():
             self._put(name, parts)
-        for name, level in changed.items():
+        for name, parts in norms.items():
+            for part, tensor in parts.items():
+                getattr(self._norms[name], part).data = tensor
+        for name in dict.fromkeys(map(self._sublayer, changed)):
             if self.units[name].kind in ("attention", "mlp"):
-                self._reshape(self.units[name], level)
+                self._reshape(self.units[name], after)
         self._current = candidate
 
     def restore(self) -> None:
@@ -120,8 +135,20 @@ class LiveModel:
                 f"{name} is a block: a candidate drops its two sub-layers or merges it"
             )
         width = {"attention": level.kv_groups, "mlp": level.channels}
+        if kind == "expert" and not (level.dense or level.drop):
+            raise LibraryError(f"{name} is an expert: it can only be dropped, not {level.key}")
         if kind in width and not (level.dense or level.drop or width[kind]):
             raise LibraryError(f"{name} can only be dropped, narrowed or dense, not {level.key}")
+
+    def _check_experts(self, levels: Mapping[str, Level]) -> None:
+        short = too_few_experts(levels, self.units.values())
+        if short:
+            raise LibraryError(short)
+
+    def _sublayer(self, name: str) -> str:
+        """The unit to reshape when a unit changes: of an expert its MLP, else the unit itself."""
+        unit = self.units[name]
+        return unit.parent or "" if unit.kind == "expert" else name
 
     def _changed_tensors(
         self, changed: Iterable[str], after: Mapping[str, Level]
@@ -134,6 +161,14 @@ class LiveModel:
                     form = form_of(block, matrix, after)
                     tensors[name] = self._source.tensors(index, matrix, form)
         return tensors
+
+    def _changed_norms(self, changed: Mapping[str, Level]) -> dict[str, Mapping[str, Tensor]]:
+        """The new tensors of the norms whose channels change; raises where there are none."""
+        norms: dict[str, Mapping[str, Tensor]] = {}
+        for name, level in changed.items():
+            if self.units[name].kind == "mlp":
+                norms |= self._source.followers(self.units[name].block, Form(width=level))
+        return norms
 
     def _put(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Swap the weight and bias of a matrix; a bias it lacks when dense comes and goes."""
@@ -148,18 +183,40 @@ class LiveModel:
                 "bias", None if new is None else nn.Parameter(new, requires_grad=False)
             )
 
-    def _reshape(self, unit: Unit, level: Level) -> None:
-        """Give a sub-layer the modules and attributes of a level, starting from its dense ones."""
+    def _reshape(self, unit: Unit, levels: Mapping[str, Level]) -> None:
+        """Give a sub-layer the modules and attributes of its level, starting from its dense ones.
+
+        Args:
+            unit: The sub-layer.
+            levels: Of the whole candidate, whose experts it has as well.
+        """
+        level = levels.get(unit.name, DENSE)
         block, family = self._blocks[unit.block], self.loaded.family
         sublayer: SubLayerName = "attention" if unit.kind == "attention" else "mlp"
         _put_modules(block, self._removed.pop(unit.name, {}))
-        _put_attributes(block, self._attributes.pop(unit.name, {}))
+        put_attributes(block, self._attributes.pop(unit.name, {}))
         if level.drop:
             self._removed[unit.name] = _put_modules(block, family.replacements(block, sublayer))
-        elif level.narrow:
+            return
+        attributes: Attributes = {}
+        if level.narrow:
             widths = self._source.widths(unit.block).at(level)
-            attributes = family.narrowing(block, sublayer, widths)
-            self._attributes[unit.name] = _put_attributes(block, attributes)
+            attributes |= family.narrowing(block, sublayer, widths)
+        experts = self._experts.get(unit.name, [])
+        kept = [i for i, name in enumerate(experts) if not levels.get(name, DENSE).drop]
+        if family.mixture and len(kept) < len(experts):
+            attributes |= family.mixture.routing(block, kept)
+        if attributes:
+            self._attributes[unit.name] = put_attributes(block, attributes)
+
+
+def _experts(units: Mapping[str, Unit]) -> dict[str, list[str]]:
+    """The experts of every MLP that is a mixture, in order."""
+    found: dict[str, list[str]] = {}
+    for unit in units.values():
+        if unit.kind == "expert":
+            found.setdefault(unit.parent or "", []).append(unit.name)
+    return found
 
 
 def _copies(loaded: LoadedModel) -> Cache | None:
@@ -177,11 +234,13 @@ _Place = tuple[int, str, Matrix, str]
 def _matrices_within(loaded: LoadedModel, units: Mapping[str, Unit]) -> dict[str, list[_Place]]:
     """For each unit the matrices that are in it, or that it is."""
     within: dict[str, list[_Place]] = {name: [] for name in units}
+    matrices = matrices_of(loaded.family, loaded.model)
     for index in range(len(loaded.family.blocks(loaded.model))):
-        block = f"{loaded.family.layers_path}.{index}"
-        for matrix in loaded.family.matrices:
+        block = loaded.family.block_names[index]
+        for matrix in matrices:
             name = f"{block}.{matrix.path}"
-            for unit in (block, f"{block}.{matrix.sublayer}", name):
+            sublayer, owner = f"{block}.{matrix.sublayer}", f"{block}.{matrix.owner}"
+            for unit in dict.fromkeys((block, sublayer, owner, name)):
                 within[unit].append((index, block, matrix, name))
     return within
 
@@ -203,7 +262,7 @@ def _put_modules(block: nn.Module, modules: Mapping[str, nn.Module]) -> dict[str
     return former
 
 
-def _put_attributes(block: nn.Module, attributes: Attributes) -> Attributes:
+def put_attributes(block: nn.Module, attributes: Attributes) -> Attributes:
     """Set attributes of the modules of a block; returns their former values."""
     former: Attributes = {}
     for (path, name), value in attributes.items():

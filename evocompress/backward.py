@@ -157,7 +157,7 @@ def _by_block(loaded: LoadedModel, task: _Pass) -> None:
         with _held(loaded, blocks[index]):
             with torch.enable_grad():
                 leaving = blocks[index](entering, **task.arguments[index])
-            path = f"{family.layers_path}.{index}."
+            path = f"{family.block_names[index]}."
             seeds = _backward(blocks[index], path, leaving, seeds, task.readers, entering)
 
 

@@ -12,14 +12,19 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from evocompress.config_file import nearest
-from evocompress.costs import CACHED, COSTS, TIMED, CostModel
+from evocompress.costs import CACHED, COSTS, ROUTED, TIMED, CostModel
 from evocompress.errors import BudgetError, ConfigError
+from evocompress.types import UnitKind
 
 if TYPE_CHECKING:
     from evocompress.genes import Genome
     from evocompress.space import SearchSpace
+
+ATTENTIVE: tuple[UnitKind, ...] = ("attention", "block")
+"""The kinds of units without any of which a model has no attention."""
 
 TOLERANCE = 1e-9
 
@@ -43,6 +48,16 @@ def check_cost(name: str, model: CostModel, key: str) -> None:
         raise ConfigError(
             f"{key}: '{name}' is a cost of decoding with a key-value cache, which this model does "
             f"not have; choose from {known}"
+        )
+    if name in ROUTED:
+        raise ConfigError(
+            f"{key}: '{name}' is a cost of mixtures of experts, and this model is none: all its "
+            "parameters are active, so use params"
+        )
+    if name in TIMED and not model.costs.keys().isdisjoint(ROUTED):
+        raise ConfigError(
+            f"{key}: '{name}' cannot be measured for mixtures of experts, whose time depends on "
+            "the routing; use flops, active_params or weight_bytes"
         )
     if name in TIMED:
         raise ConfigError(
@@ -84,16 +99,31 @@ def require(space: SearchSpace) -> None:
 def floors(space: SearchSpace) -> Genome:
     """The most compressed genomes (F, U): what any genome can meet, one of these meets.
 
-    There are several where each of them keeps another one of the attentions, the last.
+    There are several where each of them keeps another one of the attentions, the last. Mixtures
+    keep as many experts as a token uses, those with the most zeros.
     """
     genes = space.genes
     least = genes.sizes - 1
-    if genes.keep_attention(least[None])[0]:
-        return least[None]
-    keepers = [g for g in genes.droppable if genes.units[g].kind != "mlp"]
-    every = np.tile(least, (len(keepers), 1))
-    every[np.arange(len(keepers)), keepers] -= 1
-    return space.settle(every)
+    every = least[None]
+    if not genes.keep_attention(least[None])[0]:
+        keepers = [g for g in genes.droppable if genes.units[g].kind in ATTENTIVE]
+        every = np.tile(least, (len(keepers), 1))
+        every[np.arange(len(keepers)), keepers] -= 1
+    elif not genes.mixtures:
+        return every
+    return space.settle(genes.with_experts(every, _zeros(space)))
+
+
+def _zeros(space: SearchSpace) -> NDArray[np.float64]:
+    """For each gene (U,) that is an expert the most zeros that its matrices can have."""
+    genes = space.genes
+    zeros: dict[str, int] = {}
+    for gene in genes.matrices.tolist():
+        for unit in genes.members[gene]:
+            zeros[unit.parent or ""] = (
+                zeros.get(unit.parent or "", 0) + genes.levels[gene][-1].zeros
+            )
+    return np.array([zeros.get(unit.name, 0) for unit in genes.units], dtype=np.float64)
 
 
 def check_reachable(space: SearchSpace) -> None:

@@ -9,10 +9,14 @@ from evocompress.types import DENSE, DROP, Candidate, Level, Unit, UnitKind
 
 SUBLAYERS: tuple[UnitKind, ...] = ("attention", "mlp")
 
+PARTS: tuple[UnitKind, ...] = (*SUBLAYERS, "expert")
+"""What costs are counted for: sub-layers, and the experts of those that are mixtures of them."""
+
 _FIELDS: dict[UnitKind, frozenset[str]] = {
     "block": frozenset({"drop", "merge"}),
     "attention": frozenset({"drop", "kv_groups", "group_heads", "bias"}),
     "mlp": frozenset({"drop", "channels", "bias"}),
+    "expert": frozenset({"drop"}),
     "matrix": frozenset({"zeros", "pattern"}),
 }
 
@@ -28,8 +32,9 @@ def canonical(levels: Mapping[str, Level], units: Sequence[Unit]) -> Candidate:
         units: All units of the model, parents before their children.
 
     Raises:
-        ConfigError: A name is not that of a unit, a level is not one of its kind of unit, or
-            a block is merged with others that are not dropped.
+        ConfigError: A name is not that of a unit, a level is not one of its kind of unit, a
+            block is merged with others that are not dropped, or a mixture of experts has fewer
+            than each token uses.
     """
     unknown = levels.keys() - {unit.name for unit in units}
     if unknown:
@@ -45,11 +50,17 @@ def canonical(levels: Mapping[str, Level], units: Sequence[Unit]) -> Candidate:
             _check_kind(unit, level)
         if void or level.drop:
             removed.add(unit.name)
-        if unit.kind in SUBLAYERS and unit.name in removed:
+        # A dropped MLP says all of its experts.
+        named = unit.kind in SUBLAYERS or (unit.kind == "expert" and not void)
+        if named and unit.name in removed:
             kept[unit.name] = DROP
         elif unit.name not in removed and not level.dense:
             kept[unit.name] = level
     _check_merges(kept, units)
+    if any(unit.active for unit in units):
+        short = too_few_experts(kept, units)
+        if short:
+            raise ConfigError(short)
     return Candidate(tuple(sorted(kept.items())))
 
 
@@ -70,6 +81,29 @@ def merge_levels(units: Iterable[Unit], dropped: Collection[str]) -> dict[str, L
         elif last is not None:
             runs[last] = runs.get(last, 0) + 1
     return {block: Level(merge=count) for block, count in runs.items()}
+
+
+def too_few_experts(levels: Mapping[str, Level], units: Iterable[Unit]) -> str | None:
+    """What is wrong with a mixture that keeps fewer experts than a token uses; ``None`` if none.
+
+    Args:
+        levels: Of a canonical candidate.
+        units: All units of the model, parents before their children.
+    """
+    kept: dict[str, int] = {}
+    least: dict[str, int] = {}
+    for unit in units:
+        if unit.active and not levels.get(unit.name, DENSE).drop:
+            kept[unit.name], least[unit.name] = 0, unit.active
+        elif unit.kind == "expert" and unit.parent in kept:
+            kept[unit.parent] += not levels.get(unit.name, DENSE).drop
+    short = next((name for name in kept if kept[name] < least[name]), None)
+    if short is None:
+        return None
+    return (
+        f"unit '{short}' would keep {kept[short]} experts, but each token uses {least[short]}: "
+        "drop fewer of them, or the whole MLP"
+    )
 
 
 def _check_kind(unit: Unit, level: Level) -> None:

@@ -87,7 +87,8 @@ class DropSpace(Strict):
     """Which sub-layers or blocks may be removed.
 
     Attributes:
-        units: ``[attention, mlp]``, one of them, or ``[block]``.
+        units: ``[attention, mlp]``, one of them, or ``[block]``; of a mixture of experts also
+            ``expert``, alone or beside them.
         protect: Globs over names of units that are never removed; by default the first
             attention, which several programs cannot do without, and so with ``[block]`` the
             first block.
@@ -95,14 +96,14 @@ class DropSpace(Strict):
             2402.11187); only with ``[block]``.
     """
 
-    units: tuple[Literal["attention", "mlp", "block"], ...] = ("attention", "mlp")
+    units: tuple[Literal["attention", "mlp", "block", "expert"], ...] = ("attention", "mlp")
     protect: tuple[str, ...] | None = None
     merge: bool = False
 
     @field_validator("units")
     @classmethod
     def _not_mixed(cls, units: tuple[str, ...]) -> tuple[str, ...]:
-        if not units or ("block" in units and len(set(units)) > 1):
+        if not units or ("block" in units and set(units) & {"attention", "mlp"}):
             raise ValueError("give [block], or one or both of [attention, mlp]")
         return units
 

@@ -8,11 +8,45 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from evocompress.canonical import SUBLAYERS, canonical, merge_levels
+from evocompress.canonical import PARTS, canonical, merge_levels
 from evocompress.errors import ConfigError
 from evocompress.types import DENSE, DROP, Candidate, Level, Unit
 
 Genome = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Mixture:
+    """An MLP of experts of which some can be dropped.
+
+    Attributes:
+        part: Its index among the parts.
+        genes: Those of its experts (E,).
+        drops: For each the index of the level that drops it (E,).
+        least: How many of these must be kept.
+    """
+
+    part: int
+    genes: NDArray[np.int64]
+    drops: NDArray[np.int64]
+    least: int
+
+    def short(self, genomes: Genome, lost: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """How many experts are missing (N,) in genomes (N, U); none where the MLP is `lost`."""
+        kept = (genomes[:, self.genes] != self.drops).sum(axis=1)
+        return np.where(lost, 0, self.least - kept)
+
+    def restore(
+        self, genomes: Genome, short: NDArray[np.int64], worth: NDArray[np.float64] | None
+    ) -> None:
+        """Give genomes (N, U), in place, so many dropped experts (N,) back, dense."""
+        order = self.genes
+        if worth is not None:
+            order = self.genes[np.argsort(-worth[self.genes], kind="stable")]
+        drop = dict(zip(self.genes.tolist(), self.drops.tolist(), strict=True))
+        for row in np.flatnonzero(short > 0):
+            gone = [gene for gene in order.tolist() if genomes[row, gene] == drop[gene]]
+            genomes[row, gone[: short[row]]] = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +60,8 @@ class Genes:
     Attributes:
         tree: All units of the model, parents before their children.
         members: For each of the U genes its units: matrices with levels of sparsity,
-            sub-layers with widths or a drop, or blocks that may be dropped. In model order.
+            sub-layers with widths or a drop, or experts and blocks that may be dropped. In
+            model order.
         levels: For each gene its levels, from most to least parameters. Those of a sub-layer
             are (dense, narrower ones, drop), as far as it has them: indices of its narrow
             levels are no order for other costs.
@@ -104,17 +139,21 @@ class Genes:
 
     @cached_property
     def parts(self) -> tuple[Unit, ...]:
-        """The P sub-layers of the model, in model order."""
-        return tuple(unit for unit in self.tree if unit.kind in SUBLAYERS)
+        """The P sub-layers of the model and the experts in them, in model order."""
+        return tuple(unit for unit in self.tree if unit.kind in PARTS)
 
     @cached_property
     def part_levels(self) -> tuple[tuple[Level, ...], ...]:
-        """For each sub-layer the levels that genomes give it: its gene's, and a drop."""
+        """For each part the levels that genomes give it: its gene's, and a drop.
+
+        Those of an expert are the widths of its MLP.
+        """
         dense = ((DENSE,), *self.levels)
         own = [dense[gene + 1] for gene in self._part_genes]
+        removable = (self._block_genes >= 0) | (self._expert_genes >= 0)
         return tuple(
-            (*levels, DROP) if block >= 0 and DROP not in levels else levels
-            for levels, block in zip(own, self._block_genes, strict=True)
+            (*levels, DROP) if lost and DROP not in levels else levels
+            for levels, lost in zip(own, removable.tolist(), strict=True)
         )
 
     def dropped(self, genomes: Genome) -> NDArray[np.bool_]:
@@ -123,13 +162,14 @@ class Genes:
         return dropped
 
     def states(self, genomes: Genome) -> NDArray[np.int64]:
-        """For each sub-layer the index of its level in `part_levels` (N, P)."""
+        """For each part the index of its level in `part_levels` (N, P)."""
         genes = self._part_genes
         own: NDArray[np.int64] = genomes.take(np.maximum(genes, 0), axis=1)
         own[:, genes < 0] = 0
-        if "block" not in self.by_kind:
-            return own
-        return np.where(self._below_dropped(genomes), self._drop_states, own)
+        for kind, owners in (("block", self._block_genes), ("expert", self._expert_genes)):
+            if kind in self.by_kind:
+                own = np.where(self._dropped_by(genomes, owners), self._drop_states, own)
+        return own
 
     def void(self, genomes: Genome) -> NDArray[np.bool_]:
         """Which genes (N, U) lie below dropped units, with all of their members."""
@@ -137,7 +177,8 @@ class Genes:
             return np.zeros(genomes.shape, dtype=bool)
         never = np.zeros((len(genomes), 1), dtype=bool)
         lost = self.states(genomes) == self._drop_states
-        columns = np.concatenate([lost, self._below_dropped(genomes), never], axis=1)
+        below = self._dropped_by(genomes, self._block_genes)
+        columns = np.concatenate([lost, below, never], axis=1)
         homes, begins = self._void_columns
         void: NDArray[np.bool_] = np.logical_and.reduceat(columns[:, homes], begins, axis=1)
         return void
@@ -148,13 +189,72 @@ class Genes:
         return settled
 
     def keep_attention(self, genomes: Genome) -> NDArray[np.bool_]:
-        """Which genomes (N, U) keep at least one attention: others cannot be written."""
+        """Which genomes (N, U) keep at least one attention: others cannot be written.
+
+        All do of a model that never had any.
+        """
         attention = np.array([unit.kind == "attention" for unit in self.parts])
-        if (self._drop_states[attention] < 0).any():
+        if not attention.any() or (self._drop_states[attention] < 0).any():
             return np.ones(len(genomes), dtype=bool)
         present: NDArray[np.bool_] = self.states(genomes) != self._drop_states
         kept: NDArray[np.bool_] = np.logical_or.reduce(present[:, attention], axis=1)
         return kept
+
+    def enough_experts(self, genomes: Genome) -> NDArray[np.bool_]:
+        """Which genomes (N, U) keep as many experts of each mixture as a token uses."""
+        enough = np.ones(len(genomes), dtype=bool)
+        for mixture in self.mixtures:
+            enough &= mixture.short(genomes, self._lost(genomes, mixture.part)) <= 0
+        return enough
+
+    def admissible(self, genomes: Genome) -> NDArray[np.bool_]:
+        """Which genomes (N, U) keep an attention, and enough experts of each mixture."""
+        admissible = self.keep_attention(genomes)
+        if self.mixtures:
+            admissible &= self.enough_experts(genomes)
+        return admissible
+
+    def with_experts(self, genomes: Genome, worth: NDArray[np.float64] | None = None) -> Genome:
+        """The genomes (N, U) with as many dropped experts restored as each mixture needs.
+
+        Args:
+            genomes: Those with enough experts are not changed.
+            worth: For each gene (U,) what it is worth to restore it: the most comes first, and
+                of equals the first.
+        """
+        restored = genomes
+        for mixture in self.mixtures:
+            short = mixture.short(genomes, self._lost(genomes, mixture.part))
+            if (short > 0).any():
+                restored = restored.copy() if restored is genomes else restored
+                mixture.restore(restored, short, worth)
+        return restored
+
+    @cached_property
+    def mixtures(self) -> tuple[Mixture, ...]:
+        """The MLPs of experts of which any can be dropped."""
+        experts: dict[str, list[int]] = {}
+        for unit in self.tree:
+            if unit.kind == "expert":
+                experts.setdefault(unit.parent or "", []).append(self._indices.get(unit.name, -1))
+        found = []
+        for part, unit in enumerate(self.parts):
+            genes = [gene for gene in experts.get(unit.name, ()) if gene >= 0]
+            if unit.active and genes:
+                fixed = len(experts[unit.name]) - len(genes)
+                drops = self.drop_index[genes]
+                found.append(Mixture(part, np.array(genes), drops, max(unit.active - fixed, 0)))
+        return tuple(found)
+
+    def _lost(self, genomes: Genome, part: int) -> NDArray[np.bool_]:
+        """Which genomes (N, U) drop a sub-layer, or its block."""
+        drop = self._drop_states[part]
+        if drop < 0:
+            return np.zeros(len(genomes), dtype=bool)
+        owners = [self._part_genes[part], self._block_genes[part]]
+        genes = [gene for gene in owners if gene >= 0]
+        lost: NDArray[np.bool_] = (genomes[:, genes] == self.drop_index[genes]).any(axis=1)
+        return lost
 
     def candidate(self, genome: Genome) -> Candidate:
         """The canonical candidate of one genome (U,)."""
@@ -178,7 +278,7 @@ class Genes:
         """
         genome = self.start.copy()
         # Parents first: what is dropped says which genes are void.
-        for kind in ("block", *SUBLAYERS, "matrix"):
+        for kind in ("block", *PARTS, "matrix"):
             live = ~self.void(genome[None])[0]
             for gene in np.flatnonzero(live & [unit.kind == kind for unit in self.units]).tolist():
                 genome[gene] = self._read(gene, candidate)
@@ -212,42 +312,51 @@ class Genes:
                 f"space, where it goes with other units and would be '{got[other[0]].key}'"
             )
 
-    def _below_dropped(self, genomes: Genome) -> NDArray[np.bool_]:
-        """Which sub-layers (N, P) lie in dropped blocks."""
-        genes = self._block_genes
+    def _dropped_by(self, genomes: Genome, genes: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which parts (N, P) are dropped by a gene of each (P,), where it has one."""
         below: NDArray[np.bool_] = self.dropped(genomes)[:, np.maximum(genes, 0)] & (genes >= 0)
         return below
 
     @cached_property
     def _drop_states(self) -> NDArray[np.int64]:
-        """For each sub-layer the index of its drop in `part_levels`, -1 for none (P,)."""
+        """For each part the index of its drop in `part_levels`, -1 for none (P,)."""
         found = [levels.index(DROP) if DROP in levels else -1 for levels in self.part_levels]
         return np.array(found, dtype=np.int64)
 
     @cached_property
     def _part_genes(self) -> NDArray[np.int64]:
-        """For each sub-layer its gene, -1 for none (P,)."""
-        genes = [self._indices.get(part.name, -1) for part in self.parts]
+        """For each sub-layer its gene, for an expert its MLP's, -1 for none (P,)."""
+        names = [part.parent if part.kind == "expert" else part.name for part in self.parts]
+        return np.array([self._indices.get(name or "", -1) for name in names], dtype=np.int64)
+
+    @cached_property
+    def _expert_genes(self) -> NDArray[np.int64]:
+        """For each expert its own gene; -1 for none, and for other parts (P,)."""
+        genes = [
+            self._indices.get(part.name, -1) if part.kind == "expert" else -1 for part in self.parts
+        ]
         return np.array(genes, dtype=np.int64)
 
     @cached_property
     def _block_genes(self) -> NDArray[np.int64]:
-        """For each sub-layer the gene of its block, -1 for none (P,)."""
-        genes = [self._indices.get(part.parent or "", -1) for part in self.parts]
+        """For each part the gene of its block, -1 for none (P,)."""
+        blocks = {unit.block: unit.name for unit in self.tree if unit.kind == "block"}
+        genes = [self._indices.get(blocks.get(part.block, ""), -1) for part in self.parts]
         return np.array(genes, dtype=np.int64)
 
     @cached_property
     def _void_columns(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """What voids each gene: columns of (dropped | in a dropped block | never), one run each.
 
-        A matrix is void with its sub-layer, a sub-layer with its block, a block never.
+        A matrix is void with its sub-layer or expert, an expert with its sub-layer, a sub-layer
+        with its block, a block never.
         """
         places = {part.name: index for index, part in enumerate(self.parts)}
         count = len(places)
         runs = [
             [
                 places[member.parent or ""]
-                if member.kind == "matrix"
+                if member.kind in ("matrix", "expert")
                 else count + places.get(member.name, count)
                 for member in members
             ]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from evocompress.errors import ModelError
 from evocompress.tasks import Task
 
 
@@ -30,8 +31,17 @@ def random_batch(
 
 
 def image_shape(model: PreTrainedModel) -> tuple[int, int, int]:
-    """(channels, height, width) of the images that a model takes."""
+    """(channels, height, width) of the images that a model takes.
+
+    Raises:
+        ModelError: Its config does not tell.
+    """
     config = model.config
-    size = config.image_size
+    size = getattr(config, "image_size", None)
+    if size is None:
+        raise ModelError(
+            f"the config of this {config.model_type} model tells no size of images: put image_size "
+            "into its config.json, or a preprocessor_config.json beside it"
+        )
     height, width = (size, size) if isinstance(size, int) else size
     return config.num_channels, height, width

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -16,10 +17,12 @@ from evocompress.block_cache import BlockCache, stream_blocks
 from evocompress.demo_model import DEMO_SOURCE, demo_checkpoint
 from evocompress.errors import ModelError
 from evocompress.families import Family, family_named, family_of
+from evocompress.families.base import prepare
 from evocompress.sources import (
     Checkpoint,
     DType,
     check_pooling,
+    complete_image_size,
     locate,
     model_type,
     quiet_transformers,
@@ -107,6 +110,8 @@ def load(
     with quiet_transformers():
         tokenizer = read_tokenizer(checkpoint) if task.reads_text else None
         model = read_model(checkpoint, dtype, task.auto)
+    if not task.reads_text:
+        complete_image_size(model, checkpoint.folder)
     widened = _widened(model, target) if dtype == "auto" else None
     found = replace(loaded(model, tokenizer, source), widened=widened, folder=checkpoint.folder)
     if device_memory is None:
@@ -147,6 +152,7 @@ def loaded(
 ) -> LoadedModel:
     """Make a model in memory ready to be compressed; it is frozen and put in evaluation mode."""
     family = family_of(model)
+    prepare(family, model)
     model.eval().requires_grad_(False)
     tokens = family.architecture(model).tokens
     return LoadedModel(model, tokenizer, family, source, fingerprint(model), tokens=tokens)
@@ -156,14 +162,16 @@ def fingerprint(model: PreTrainedModel) -> str:
     """Sixteen hex digits that hash a model's config and weights, wherever it came from.
 
     Covers the config without its volatile keys, and the name, shape, dtype and bytes of each
-    parameter, tied ones once.
+    parameter, tied ones once, and of each buffer that is stored with them.
     """
     config = {k: v for k, v in model.config.to_dict().items() if k not in VOLATILE_KEYS}
     digest = hashlib.blake2b(digest_size=8)
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, parameter in model.named_parameters():
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-        digest.update(_raw_bytes(parameter))
+    stored = model.state_dict().keys()
+    buffers = ((name, one) for name, one in model.named_buffers() if name in stored)
+    for name, tensor in chain(model.named_parameters(), buffers):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(_raw_bytes(tensor))
     return digest.hexdigest()
 
 

@@ -49,7 +49,7 @@ class Form:
 
 
 def form_of(block: str, matrix: Matrix, levels: Mapping[str, Level]) -> Form:
-    """What becomes of a matrix; it is left dense where its sub-layer is dropped.
+    """What becomes of a matrix; it is left dense where its sub-layer or expert is dropped.
 
     Args:
         block: Name of its block.
@@ -57,7 +57,7 @@ def form_of(block: str, matrix: Matrix, levels: Mapping[str, Level]) -> Form:
         levels: A candidate's levels by unit name.
     """
     width = levels.get(f"{block}.{matrix.sublayer}", DENSE)
-    if width.drop:
+    if width.drop or levels.get(f"{block}.{matrix.owner}", DENSE).drop:
         return Form()
     own = levels.get(f"{block}.{matrix.path}", DENSE)
     return Form(own, width, levels.get(block, DENSE).merge)
@@ -71,6 +71,7 @@ class Source:
         loaded: The model; only its family and config are used, so it may be in any state.
         dense: The dense tensors of its matrices and their biases, by parameter name.
         library: The compressed ones; ``None`` where nothing is sparse or narrow.
+        norms: By name the dense tensors of the norms whose values go with channels.
         copies: Holds copies of the library's tensors on a device that is not the library's.
         stored: Those that were asked for and are no copies: backed by the library's files.
     """
@@ -78,6 +79,7 @@ class Source:
     loaded: LoadedModel
     dense: Mapping[str, Tensor]
     library: LevelStore | None
+    norms: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     copies: Cache | None = None
     stored: dict[tuple[str, Level], Mapping[str, Tensor]] = field(default_factory=dict)
 
@@ -111,6 +113,32 @@ class Source:
             return self._own(name)
         return self.stored.get((name, form.level)) or self._sparse(name, form)
 
+    def followers(self, block: int, form: Form) -> dict[str, Mapping[str, Tensor]]:
+        """The tensors of the norms of a block that go with its channels, by the norms' names.
+
+        Args:
+            block: Index of the block.
+            form: Of its MLP.
+
+        Raises:
+            LibraryError: There is no such level, or no library.
+        """
+        found: dict[str, Mapping[str, Tensor]] = {}
+        for follower in self.loaded.family.mlp.followers:
+            name = self._name(block, follower.path)
+            found[name] = self.norms[name]
+            if form.width.narrow:
+                unit = self._name(block, "mlp")
+                cut = self._store(unit, form).load(unit, form.width)
+                kept = Kept(cut["groups"], cut["items"])
+                index = index_of((follower.axis,), kept, self.widths(block).lengths, 1)
+                assert index is not None
+                found[name] = {
+                    part: tensor.index_select(0, index.to(tensor.device))
+                    for part, tensor in self.norms[name].items()
+                }
+        return found
+
     def widths(self, block: int) -> Widths:
         """How wide the sub-layers of a block are in the dense model."""
         heads, kv_heads, head_dim = head_shape(self.loaded.model.config)
@@ -119,7 +147,7 @@ class Source:
         return Widths(heads, kv_heads, head_dim, weight.shape[0 if output.transposed else 1])
 
     def _name(self, block: int, path: str) -> str:
-        return f"{self.loaded.family.layers_path}.{block}.{path}"
+        return f"{self.loaded.family.block_names[block]}.{path}"
 
     def _sparse(self, name: str, form: Form) -> Mapping[str, Tensor]:
         """A matrix with zeros in a sub-layer of full width, and its bias."""
@@ -157,30 +185,33 @@ class Source:
 
     def _narrow(self, block: int, matrix: Matrix, form: Form) -> dict[str, Tensor]:
         """A matrix of a narrowed sub-layer: the output from the library, rows of the others."""
-        name, unit = self._name(block, matrix.path), self._name(block, matrix.sublayer)
+        name, unit = self._name(block, matrix.path), self._name(block, matrix.owner)
         library = self._store(unit, form)
         cut = library.load(unit, form.width)
-        if matrix.columns:
+        if matrix.part == "weight":
             tensors = self._own(name) | self._renamed(name, cut)
         else:
-            kept = Kept(cut["groups"], cut["items"])
-            tensors = self._rows(block, matrix, kept)
+            tensors = self._own(name)
+            if matrix.part:
+                tensors |= self._renamed(name, {"weight": cut[matrix.part]})
+            tensors = self._rows(block, matrix, Kept(cut["groups"], cut["items"]), tensors)
         if form.level.dense:
             return tensors
         return tensors | self._renamed(name, library.load(name, form.level, form.width))
 
-    def _rows(self, block: int, matrix: Matrix, kept: Kept) -> dict[str, Tensor]:
-        """The rows that stay of a dense matrix and its bias."""
+    def _rows(
+        self, block: int, matrix: Matrix, kept: Kept, tensors: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """The rows that stay of a matrix and its bias."""
         widths = self.widths(block)
         index = index_of(matrix.rows, kept, widths.lengths, widths.head_dim)
-        own = self._own(self._name(block, matrix.path))
         if index is None:
-            return own
+            return tensors
         return {
             key: tensor.index_select(
                 tensor.ndim - 1 if matrix.transposed else 0, to_device(index, tensor.device)
             )
-            for key, tensor in own.items()
+            for key, tensor in tensors.items()
         }
 
     def _merged(self, block: int, matrix: Matrix, count: int) -> dict[str, Tensor]:
@@ -193,6 +224,18 @@ class Source:
         chain = [self._own(self._name(block + k, matrix.path)) for k in range(count + 1)]
         parts = zip(chain[0], zip(*(own.values() for own in chain), strict=True), strict=True)
         return {name: _merge(tensors) for name, tensors in parts}
+
+
+def follower_tensors(loaded: LoadedModel) -> dict[str, dict[str, Tensor]]:
+    """By name the tensors of the norms whose values go with channels, of a dense model."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for index, block in enumerate(loaded.family.blocks(loaded.model)):
+        for follower in loaded.family.mlp.followers:
+            values = block.get_submodule(follower.path).state_dict(keep_vars=True)
+            name = f"{loaded.family.block_names[index]}.{follower.path}"
+            # What a norm counts has no channels.
+            found[name] = {part: tensor.data for part, tensor in values.items() if tensor.ndim}
+    return found
 
 
 def _bytes(tensors: Mapping[str, Tensor]) -> int:

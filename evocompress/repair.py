@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from evocompress.budget import floors
+from evocompress.budget import ATTENTIVE, floors
 
 if TYPE_CHECKING:
     from evocompress.genes import Genome
@@ -37,7 +37,8 @@ def repair(
         rng: Source of randomness.
         keep: Genes that are left as they are if the budget can be met so.
     """
-    genome = space.settle(_with_attention(space, genome, rng)[None])[0]
+    genome = _with_experts(space, _with_attention(space, genome, rng), rng)
+    genome = space.settle(genome[None])[0]
     while not space.feasible(genome[None])[0]:
         shorter = _meet_one_bound(space, genome, rng, keep)
         if shorter is not None:
@@ -85,8 +86,17 @@ def _with_attention(space: SearchSpace, genome: Genome, rng: np.random.Generator
     if genes.keep_attention(genome[None])[0]:
         return genome
     restored = genome.copy()
-    gene = rng.choice([g for g in genes.droppable if genes.units[g].kind != "mlp"])
+    gene = rng.choice([g for g in genes.droppable if genes.units[g].kind in ATTENTIVE])
     restored[gene] = rng.integers(genes.drop_index[gene])
+    return restored
+
+
+def _with_experts(space: SearchSpace, genome: Genome, rng: np.random.Generator) -> Genome:
+    """The genome, if its mixtures have enough experts, or with random ones restored."""
+    genes = space.genes
+    if not genes.mixtures or genes.enough_experts(genome[None])[0]:
+        return genome
+    restored: Genome = genes.with_experts(genome[None], rng.random(len(genome)))[0]
     return restored
 
 
@@ -100,7 +110,7 @@ def _meet_one_bound(
     if not helpful.any():
         return None
     path = _path(space, genome, genes[helpful], levels[helpful], rng)
-    kept = space.genes.keep_attention(path)
+    kept = space.genes.admissible(path)
     path = path if kept.all() else path[: int(np.argmin(kept))]
     met = (space.used(path)[:, over] <= 1).any(axis=1)
     if not met.any():
@@ -140,7 +150,7 @@ def _helpful(
     now, used = space.used(genome[None])[0], space.used(changed)
     helpful: NDArray[np.bool_] = (used <= now).all(axis=1)
     helpful &= (used[:, over] < now[over]).any(axis=1)
-    return helpful & space.genes.keep_attention(changed)
+    return helpful & space.genes.admissible(changed)
 
 
 def _changes(

@@ -29,6 +29,7 @@ DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 WEIGHTS = "model.safetensors"
 POOLING = "1_Pooling/config.json"
+PREPROCESSOR = "preprocessor_config.json"
 INDEX = "model.safetensors.index.json"
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
 # Copies of the weights in other layouts, and folders for other runtimes.
@@ -129,6 +130,25 @@ def check_pooling(folder: Path) -> None:
             f"{path} asks for embeddings by {' and '.join(others)}, which is not supported: only "
             "the mean over the tokens is"
         )
+
+
+def complete_image_size(model: PreTrainedModel, folder: Path) -> None:
+    """Has a model's config tell the size of its images, if only the image processor's does.
+
+    Args:
+        model: A model of images; where nothing tells a size, nothing is done.
+        folder: Of its checkpoint.
+    """
+    path = folder / PREPROCESSOR
+    if hasattr(model.config, "image_size") or not path.is_file():
+        return
+    settings = _read_json(path)
+    size: Any = settings.get("crop_size") or settings.get("size")
+    if isinstance(size, dict):
+        sides = [size.get("height", size.get("shortest_edge")), size.get("width")]
+        size = [sides[0], sides[1] or sides[0]]
+    if size is not None:
+        model.config.image_size = size
 
 
 def _check_modules(path: Path) -> None:

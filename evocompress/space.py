@@ -84,8 +84,11 @@ class SearchSpace:
         return used
 
     def feasible(self, genomes: Genome) -> NDArray[np.bool_]:
-        """Which genomes (N, U) meet every bound, up to a relative 1e-9, and keep an attention."""
-        feasible = self.genes.keep_attention(genomes)
+        """Which genomes (N, U) meet every bound, up to a relative 1e-9, and are admissible.
+
+        See `evocompress.genes.Genes.admissible`.
+        """
+        feasible = self.genes.admissible(genomes)
         feasible &= (self.used(genomes) <= 1).all(axis=1)
         return feasible
 
@@ -138,6 +141,11 @@ def build_space(
         ConfigError: A value of the configuration does not fit the model.
         BudgetError: No genome meets the budget.
     """
+    if config.drop and config.drop.merge and not all(unit.droppable for unit in units):
+        raise ConfigError(
+            "space.drop.merge: the blocks of this model differ in shape, so none can be merged "
+            "with the next; leave merge out"
+        )
     genes = _genes(units, architecture, config, adds_bias)
     if obstacle is not None:
         genes = fitting(genes, obstacle, f"space.fits: format '{config.fits}'")

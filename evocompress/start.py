@@ -53,7 +53,7 @@ def ladder(space: SearchSpace, count: int) -> list[Genome]:
     rungs = [start, *(_narrowed(start, shares, fraction) for fraction in _fractions(shares))]
     rungs += _emptied(space.genes, rungs[-1])
     genomes = space.settle(np.stack(rungs))
-    genomes = genomes[space.genes.keep_attention(genomes)]
+    genomes = genomes[space.genes.admissible(genomes)]
     genomes = genomes[np.sort(np.unique(genomes, axis=0, return_index=True)[1])]
     places = np.linspace(0, len(genomes) - 1, min(count, len(genomes)))
     return list(genomes[places.round().astype(np.int64)])
@@ -79,14 +79,14 @@ def random(space: SearchSpace, rng: np.random.Generator) -> Genome:
 
 
 def _shares(space: SearchSpace) -> Shares:
-    """For each gene with widths what its levels leave of its weights."""
+    """For each gene with widths what its levels leave of its weights that a token meets."""
     genes = space.genes
     parts = {part.unit.name: part for part in space.cost_model.parts}
     shares = {}
     for gene in genes.widths.tolist():
         part = parts[genes.units[gene].name]
         kept = [part.left(level) for level in genes.levels[gene] if not level.drop]
-        weights = np.array([left.weight for left in kept])
+        weights = np.array([left.used for left in kept])
         shares[gene] = weights / weights[0]
     return shares
 

@@ -12,10 +12,14 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, Literal
 
-UnitKind = Literal["block", "attention", "mlp", "matrix"]
+UnitKind = Literal["block", "attention", "mlp", "expert", "matrix"]
 
-Axis = Literal["query", "key", "value", "channel"]
-"""What the rows or columns of a matrix belong to: heads of queries, keys or values, or channels."""
+Axis = Literal["query", "key", "value", "channel", "inner"]
+"""What the rows or columns of a matrix belong to: heads of queries, keys or values, or channels.
+
+Where a branch has channels twice, one after the other, ``inner`` are the first of them; there are
+as many as of the others.
+"""
 
 
 @dataclass(frozen=True)
@@ -23,10 +27,11 @@ class Unit:
     """A part of the model that is compressed on its own.
 
     Attributes:
-        name: Unique name. For a block or a matrix its module path in the model, e.g.
+        name: Unique name. For a block, an expert or a matrix its module path in the model, e.g.
             ``model.layers.3.mlp.down_proj``; for a sub-layer ``{block}.attention`` or
             ``{block}.mlp``, whatever the family calls its modules.
-        kind: ``block``, ``attention``, ``mlp`` or ``matrix``.
+        kind: ``block``, ``attention``, ``mlp``, ``expert`` (of an MLP that is a mixture of them)
+            or ``matrix``.
         parent: Name of the enclosing unit; ``None`` for a block.
         block: Index of the block, from 0.
         role: Name of the part within its block, e.g. ``q_proj``; same in every block.
@@ -35,6 +40,12 @@ class Unit:
             "value")`` of a fused projection. Empty where they are the residual stream.
         columns: The same of its inputs.
         bias: Whether the matrix has a bias.
+        active: Of an MLP that is a mixture of experts, how many of them each token uses, and so
+            the fewest that it can have; 0 otherwise.
+        positions: How often the matrix is applied to a sequence, where that is not once a token: a
+            convolution, whose matrix is (out, in times kernel), is at each place of an image.
+        patch: Columns of a channel: 1, or what the kernel of a convolution reads of it.
+        droppable: Whether the unit can be left out at all.
     """
 
     name: str
@@ -46,6 +57,10 @@ class Unit:
     rows: tuple[Axis, ...] = ()
     columns: tuple[Axis, ...] = ()
     bias: bool = False
+    active: int = 0
+    positions: int | None = None
+    patch: int = 1
+    droppable: bool = True
 
     @property
     def numel(self) -> int:
@@ -184,6 +199,13 @@ class Architecture:
         causal: Whether a token sees only those before it, whose keys and values a cache keeps.
         outer_flops: Operations of a sequence outside the blocks that do not grow with its length.
         tokens: Of every sequence, where they all have as many: an image's.
+        experts: Of each block's MLP, where it is a mixture of experts; `channels` is then the
+            width of one. 0 otherwise.
+        active_experts: How many of them each token uses.
+        channel_params: For each block the parameters of its MLP that go with one channel and are
+            in no matrix: of norms between its matrices. Empty where there are none.
+        state: Most values of a sequence's state between two blocks, where that is not `hidden`
+            times its tokens.
     """
 
     hidden: int
@@ -201,6 +223,14 @@ class Architecture:
     causal: bool = True
     outer_flops: int = 0
     tokens: int | None = None
+    experts: int = 0
+    active_experts: int = 0
+    channel_params: tuple[int, ...] = ()
+    state: int | None = None
+
+    def state_values(self, tokens: int) -> int:
+        """Values of the state between two blocks of a sequence of so many tokens."""
+        return self.state or tokens * self.hidden
 
 
 UNTREATED = "none"

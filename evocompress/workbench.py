@@ -157,14 +157,27 @@ class Workbench:
 
     @cached_property
     def wanted_levels(self) -> dict[str, tuple[Level, ...]]:
-        """For each unit of the space, its levels that need stored weights."""
+        """For each unit of the space, its levels that need stored weights.
+
+        The widths of a mixture of experts are stored for each of them.
+        """
         genes = self.untimed_space.genes
         return {
-            unit.name: stored
+            name: stored
             for units, levels in zip(genes.members, genes.levels, strict=True)
             if (stored := tuple(level for level in levels if not level.dense and not level.drop))
             for unit in units
+            for name in self._experts.get(unit.name, [unit.name])
         }
+
+    @cached_property
+    def _experts(self) -> dict[str, list[str]]:
+        """The names of the experts of every MLP that is a mixture of them."""
+        found: dict[str, list[str]] = {unit.name: [] for unit in self.units if unit.active}
+        for unit in self.units:
+            if unit.kind == "expert":
+                found[unit.parent or ""].append(unit.name)
+        return found
 
     @property
     def _levels_by_unit(self) -> dict[str, tuple[Level, ...]]:

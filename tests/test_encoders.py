@@ -22,6 +22,7 @@ from evocompress.models import load
 from evocompress.profile import check_table, profile, table_rows
 from evocompress.sources import check_pooling
 from evocompress.testing.families import answer, random_batch
+from evocompress.testing.staged import require_packages
 from evocompress.testing.tiny import tiny_checkpoint, tiny_loaded
 from evocompress.types import Candidate
 
@@ -41,7 +42,8 @@ def run_of(folder: Path, name: str, **changes: Any) -> RunConfig:
         (folder / "data").write_text(TEXT)
     else:
         (folder / "data").mkdir(exist_ok=True)
-        images = {"pixel_values": torch.rand(18, 1, 8, 8), "labels": torch.arange(18) % 10}
+        size = read_json(folder / "model" / "config.json")["image_size"]
+        images = {"pixel_values": torch.rand(18, 1, size, size), "labels": torch.arange(18) % 10}
         save_file(images, folder / "data" / "images.safetensors")
     run = {
         "name": "trial",
@@ -68,8 +70,9 @@ def run_of(folder: Path, name: str, **changes: Any) -> RunConfig:
     return RunConfig.model_validate(run | changes)
 
 
-@pytest.mark.parametrize("name", ["bert", "vit"])
+@pytest.mark.parametrize("name", ["bert", "vit", "resnet"])
 def test_from_a_checkpoint_to_the_report(name: str, tmp_path: Path) -> None:
+    require_packages(name)
     tiny_checkpoint(tmp_path / "model", name)
     run = api.search(run_of(tmp_path, name))
     winner = read_json(run / "winner.json")
@@ -87,7 +90,7 @@ def test_from_a_checkpoint_to_the_report(name: str, tmp_path: Path) -> None:
     assert healing["tokens"] and healing["best_kl"] <= healing["initial_kl"] > 0
     if not healing["best_step"]:  # then the best is the model as it came
         assert rows["healed"][measure] == pytest.approx(rows["searched"][measure], rel=1e-3)
-    assert (rows["dense"].get("accuracy") is not None) == (name == "vit")
+    assert (rows["dense"].get("accuracy") is not None) == (name != "bert")
     api.report(run)
     assert ("Perplexity" in (run / "summary.md").read_text()) is False
     auto = FAMILIES[name].task.auto.__name__

@@ -15,7 +15,7 @@ from evocompress.search.auto import Auto
 from evocompress.search.base import Problem
 from evocompress.space import build_space
 from evocompress.sweep import check_groups, load_sweep, samples
-from evocompress.testing.decoders import SMOLLM2_135M
+from evocompress.testing.decoders import MIXTRAL, SMOLLM2_135M
 from evocompress.testing.searchers import Separable, run
 from evocompress.types import Pool
 
@@ -30,10 +30,11 @@ LARGEST_LIBRARY = 2.2e9
 
 
 def space_of(config):
+    model = MIXTRAL if "Mixtral" in config.model.source else SMOLLM2_135M
     adds_bias = STRUCTURED[config.library.width_criterion].adds_bias
     return build_space(
-        SMOLLM2_135M.units(),
-        SMOLLM2_135M.architecture(),
+        model.units(),
+        model.architecture(),
         config.space,
         adds_bias=adds_bias,
         latency=proportional_table(),
@@ -60,7 +61,7 @@ def test_all_are_there():
         *(f"smollm2_sparsity_{percent}" for percent in (50, 60, 70)),
         *(f"smollm2_depth_{percent}" for percent in (15, 25, 35)),
         *("smollm2_width_70", "smollm2_uniform_width_70", "smollm2_joint_50"),
-        *("smollm2_latency70", "smollm2_latency_front"),
+        *("smollm2_latency70", "smollm2_latency_front", "mixtral_experts"),
     }
     assert {path.stem for path in SWEEPS} == {"smollm2_sweep"}
 

@@ -9,7 +9,7 @@ from evocompress.costs.latency import LatencyTable
 from evocompress.costs.memory import memory_costs
 from evocompress.costs.model import Cost, CostModel, CostTable
 from evocompress.costs.parameters import parameter_costs
-from evocompress.costs.sublayers import Left, Part, outline
+from evocompress.costs.sublayers import Left, Part, level_of, outline
 from evocompress.costs.text import amount_text
 from evocompress.costs.timing import TIMED, timing_costs
 from evocompress.errors import ConfigError
@@ -19,6 +19,7 @@ __all__ = [
     "CACHED",
     "COSTS",
     "DEFAULT_LENGTH",
+    "ROUTED",
     "TIMED",
     "Cost",
     "CostModel",
@@ -28,6 +29,7 @@ __all__ = [
     "Part",
     "amount_text",
     "cost_model",
+    "level_of",
     "outline",
 ]
 
@@ -35,6 +37,7 @@ DEFAULT_LENGTH = 512
 
 COSTS: dict[str, str] = {
     "params": "all parameters: tied weights once, zeros counted",
+    "active_params": "parameters that a token uses, of a mixture of experts, zeros counted",
     "body_params": "parameters of the blocks, zeros counted",
     "nonzeros": "all parameters without the zeros in matrices",
     "body_nonzeros": "parameters of the blocks without the zeros in matrices",
@@ -50,6 +53,9 @@ COSTS: dict[str, str] = {
 
 CACHED = ("decode_flops", "kv_bytes", "decode_latency")
 """The costs that only a model with a key-value cache has: a causal one."""
+
+ROUTED = ("active_params",)
+"""The costs that only a mixture of experts has; elsewhere a token uses all parameters."""
 
 
 def cost_model(
@@ -67,7 +73,8 @@ def cost_model(
         length: Tokens of the sequence of ``flops`` and ``kv_bytes``, and context of
             ``decode_flops``; 512 where the model takes as many, and where it takes sequences of
             one length only, as of images, that one.
-        latency: Adds the costs ``latency`` and ``decode_latency``.
+        latency: Adds the costs ``latency`` and ``decode_latency``, which a mixture of experts
+            does not have.
 
     Raises:
         ConfigError: `length` is not between 1 and the model's context.
@@ -82,7 +89,7 @@ def cost_model(
         parameter_costs(architecture)
         | flops_costs(architecture, length)
         | memory_costs(architecture, length)
-        | (timing_costs(latency) if latency else {})
+        | (timing_costs(latency) if latency and not architecture.experts else {})
     )
     known = COSTS if architecture.causal else [name for name in COSTS if name not in CACHED]
     ordered = {name: costs[name] for name in known if name in costs}

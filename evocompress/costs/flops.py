@@ -1,7 +1,8 @@
 """Floating-point operations: a multiplication and an addition are two.
 
 Counted are linear matrices, attention scores with their weighted sum, and the head. Norms,
-activations, rotations and softmax are not. Zeros in a matrix save nothing: a dense kernel
+activations, rotations and softmax are not. Of a mixture of experts those count that a token
+uses, and its router. Zeros in a matrix save nothing: a dense kernel
 multiplies by them, and a sparse one gains less than their share.
 """
 
@@ -27,13 +28,25 @@ def flops_costs(architecture: Architecture, length: int) -> dict[str, Cost]:
 
     def prefill(part: Part, left: Left) -> float:
         pairs = _attended(length, part.window) if architecture.causal else length**2
-        return 2 * left.weight * length + _per_pair(part, left) * pairs
+        return 2 * _products(part, left, length) + _per_pair(part, left) * pairs
 
     def decode(part: Part, left: Left) -> float:
-        return 2 * left.weight + _per_pair(part, left) * min(length, part.window or length)
+        seen = min(length, part.window or length)
+        return 2 * _products(part, left, 1) + _per_pair(part, left) * seen
 
     outer = head * length + architecture.outer_flops
     return {"flops": Cost(outer, prefill), "decode_flops": Cost(head, decode)}
+
+
+def _products(part: Part, left: Left, length: int) -> int:
+    """Weights that a sequence is multiplied with, each as often as it is.
+
+    Of an expert itself only its row of the router: its MLP counts those that a token is sent to.
+    """
+    if part.unit.kind == "expert":
+        return left.own * length
+    own = sum(left.weights[unit.name] * (unit.positions or length) for unit in part.matrices)
+    return own + (left.used - left.weight) * length
 
 
 def _per_pair(part: Part, left: Left) -> int:

@@ -9,8 +9,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from evocompress.costs.sublayers import Left, Part
-from evocompress.types import DENSE, Candidate, Level
+from evocompress.costs.sublayers import Left, Part, level_of
+from evocompress.types import Candidate, Level
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,9 @@ class Cost:
 
 @dataclass(frozen=True, eq=False)
 class CostTable:
-    """The costs of all combinations of some levels: C costs of P sub-layers in S states.
+    """The costs of all combinations of some levels: C costs of P parts in S states.
+
+    Parts are sub-layers and experts.
 
     Attributes:
         names: The C costs.
@@ -111,7 +113,7 @@ class CostModel:
     Sums of whole numbers below 2**53 are exact, whatever their order.
 
     Attributes:
-        parts: The sub-layers, in model order.
+        parts: The sub-layers and experts, in model order.
         costs: For each cost name what it counts.
         length: Tokens of the sequence that FLOPs and cache are counted for.
     """
@@ -142,7 +144,7 @@ class CostModel:
         """The costs of all combinations of some levels.
 
         Args:
-            states: For each sub-layer, in the order of `parts`, its possible levels.
+            states: For each part, in the order of `parts`, its possible levels.
             matrices: {matrix: its possible levels}.
         """
         most = max(len(levels) for levels in states)
@@ -164,8 +166,8 @@ class CostModel:
         for name in levels.keys() - {part.unit.parent for part in self.parts}:
             part = self.parts[self._homes[name]]
             if name != part.unit.name:
-                zeros += self._zeros(name, levels[name], levels.get(part.unit.name, DENSE))
-        amounts = [self._amounts(part, levels.get(part.unit.name, DENSE)) for part in self.parts]
+                zeros += self._zeros(name, levels[name], level_of(part, levels))
+        amounts = [self._amounts(part, level_of(part, levels)) for part in self.parts]
         total: NDArray[np.float64] = self._base + np.sum(amounts, axis=0) - zeros * self._per_zero
         return total
 

@@ -8,9 +8,13 @@ from evocompress.types import Architecture
 
 
 def parameter_costs(architecture: Architecture) -> dict[str, Cost]:
-    """Parameters in all, in the blocks and in matrices, with zeros and without."""
+    """Parameters in all, in the blocks and in matrices, with zeros and without.
+
+    Of mixtures of experts also those that a token uses.
+    """
     outer = architecture.outer_params
-    return {
+    active = {"active_params": Cost(outer, _active)} if architecture.experts else {}
+    return active | {
         "params": Cost(outer, parameters),
         "body_params": Cost(0, parameters),
         "nonzeros": Cost(outer, parameters, per_zero=1),
@@ -22,6 +26,11 @@ def parameter_costs(architecture: Architecture) -> dict[str, Cost]:
 def parameters(part: Part, left: Left) -> float:
     """All parameters of a sub-layer: matrices, biases and norms."""
     return left.weight + left.own
+
+
+def _active(part: Part, left: Left) -> float:
+    """Of an expert itself only its row of the router."""
+    return left.used + left.own
 
 
 def _weights(part: Part, left: Left) -> float:

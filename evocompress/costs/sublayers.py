@@ -1,4 +1,4 @@
-"""The sub-layers of a model, and what a level leaves of them."""
+"""The sub-layers of a model and the experts in them, and what a level leaves of them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from evocompress.errors import ConfigError
-from evocompress.types import Architecture, Axis, Level, Unit
+from evocompress.types import DENSE, Architecture, Axis, Level, Unit
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,10 @@ class Left:
         group_heads: Query heads of each of them; 0 for an MLP.
         channels: FFN channels; 0 for an attention.
         weights: {matrix: its weights}.
-        own: Parameters that are in no matrix: norms and biases.
+        own: Parameters that are in no matrix: norms and biases; of an expert its row of the
+            router.
+        used: Weights of matrices that each token meets. Those of experts count in the MLP that
+            they are in, and there for as many experts as a token uses.
     """
 
     kv_heads: int
@@ -26,6 +29,7 @@ class Left:
     channels: int
     weights: Mapping[str, int]
     own: int
+    used: int
 
     @property
     def heads(self) -> int:
@@ -40,10 +44,10 @@ class Left:
 
 @dataclass(frozen=True)
 class Part:
-    """One sub-layer at its full width.
+    """One sub-layer, or one expert, at its full width.
 
     Attributes:
-        unit: The sub-layer.
+        unit: The sub-layer, or expert.
         matrices: Its matrices.
         own: Its parameters that are in no matrix: norms and biases.
         kv_heads: Key-value heads; 0 for an MLP.
@@ -52,6 +56,8 @@ class Part:
         head_dim: Width of a head.
         hidden: Width of the residual stream.
         window: Attention window in tokens; ``None`` for full attention.
+        routed: The matrices of the experts that a token uses, of an MLP that is a mixture.
+        channel_params: Of `own` those that go with one channel.
     """
 
     unit: Unit
@@ -63,6 +69,8 @@ class Part:
     head_dim: int
     hidden: int
     window: int | None
+    routed: tuple[Unit, ...] = ()
+    channel_params: int = 0
 
     def left(self, level: Level) -> Left:
         """What a level that does not drop the sub-layer leaves of it.
@@ -81,15 +89,22 @@ class Part:
             "key": group,
             "value": group,
             "channel": channels,
+            "inner": channels,
         }
-        weights, cut = {}, 0
+        weights, cut = {}, self.channel_params * (self.channels - channels)
         for unit in self.matrices:
-            assert unit.shape is not None
-            rows = _along(unit.rows, lengths, unit.shape[0])
-            weights[unit.name] = rows * _along(unit.columns, lengths, unit.shape[1])
-            cut += (unit.shape[0] - rows) * unit.bias
-        own = self.own - cut + self.hidden * level.bias
-        return Left(kv_heads, group_heads, channels, weights, own)
+            rows, weights[unit.name] = _size(unit, lengths)
+            cut += (unit.shape[0] - rows) * unit.bias if unit.shape else 0
+        own = self.own - cut + self._outputs * level.bias
+        met = (*self.routed, *(() if self.unit.kind == "expert" else self.matrices))
+        used = sum(_size(unit, lengths)[1] for unit in met)
+        return Left(kv_heads, group_heads, channels, weights, own, used)
+
+    @property
+    def _outputs(self) -> int:
+        """Outputs of the sub-layer: the width of the residual stream there."""
+        shapes = [unit.shape for unit in self.matrices if not unit.rows and unit.shape]
+        return shapes[-1][0] if shapes else self.hidden
 
     def _kept(self, level: Level, count: int | None, whole: int) -> int:
         """How many heads or channels stay."""
@@ -108,28 +123,65 @@ class Part:
 
 
 def outline(units: Sequence[Unit], architecture: Architecture) -> tuple[Part, ...]:
-    """The sub-layers among `units`, in model order."""
+    """The sub-layers and experts among `units`, in model order."""
+    within: dict[str | None, list[Unit]] = {}
+    for unit in units:
+        within.setdefault(unit.parent, []).append(unit)
     return tuple(
-        _part(unit, tuple(m for m in units if m.parent == unit.name), architecture)
+        _part(unit, within, architecture)
         for unit in units
-        if unit.kind in ("attention", "mlp")
+        if unit.kind in ("attention", "mlp", "expert")
     )
 
 
-def _part(unit: Unit, matrices: tuple[Unit, ...], architecture: Architecture) -> Part:
+def level_of(part: Part, levels: Mapping[str, Level]) -> Level:
+    """The level of a part in a canonical candidate: an expert has the width of its MLP.
+
+    Args:
+        part: The sub-layer or expert.
+        levels: Levels by unit name; what is not named is dense.
+    """
+    own = levels.get(part.unit.name, DENSE)
+    if own.drop or part.unit.kind != "expert":
+        return own
+    return levels.get(part.unit.parent or "", DENSE)
+
+
+def _part(
+    unit: Unit, within: Mapping[str | None, Sequence[Unit]], architecture: Architecture
+) -> Part:
     block, attention = unit.block, unit.kind == "attention"
     kv_heads = architecture.kv_heads[block]
+    below = within.get(unit.name, ())
+    experts = [below_it for below_it in below if below_it.kind == "expert"]
+    own = architecture.hidden  # an expert's row of the router
+    if unit.kind != "expert":
+        own = architecture.own_params[block][0 if attention else 1] - len(experts) * own
     return Part(
         unit=unit,
-        matrices=matrices,
-        own=architecture.own_params[block][0 if attention else 1],
+        matrices=tuple(matrix for matrix in below if matrix.kind == "matrix"),
+        own=own,
         kv_heads=kv_heads if attention else 0,
         group_heads=architecture.heads[block] // kv_heads if attention else 0,
         channels=0 if attention else architecture.channels[block],
         head_dim=architecture.head_dim,
         hidden=architecture.hidden,
         window=architecture.windows[block],
+        routed=tuple(m for expert in experts[: unit.active] for m in within[expert.name]),
+        channel_params=0 if attention else _channel_params(architecture, block),
     )
+
+
+def _channel_params(architecture: Architecture, block: int) -> int:
+    return architecture.channel_params[block] if architecture.channel_params else 0
+
+
+def _size(unit: Unit, lengths: Mapping[Axis, int]) -> tuple[int, int]:
+    """The rows and the weights of a matrix at some widths."""
+    assert unit.shape is not None
+    rows = _along(unit.rows, lengths, unit.shape[0])
+    columns = unit.patch * _along(unit.columns, lengths, unit.shape[1] // unit.patch)
+    return rows, rows * columns
 
 
 def _along(axes: tuple[Axis, ...], lengths: Mapping[Axis, int], whole: int) -> int:

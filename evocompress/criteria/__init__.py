@@ -15,7 +15,7 @@ from evocompress.criteria import (
     wanda,
     wanda_structured,
 )
-from evocompress.criteria.base import Criterion, Statistics
+from evocompress.criteria.base import Criterion, Statistics, unseen
 from evocompress.criteria.liar import reconstructed
 from evocompress.criteria.structure import Cut, Structure, StructuredCriterion, Width
 
@@ -29,6 +29,7 @@ __all__ = [
     "StructuredCriterion",
     "Width",
     "reconstructed",
+    "unseen",
 ]
 
 CRITERIA: dict[str, Criterion] = {

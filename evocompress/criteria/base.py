@@ -33,6 +33,7 @@ class Statistics:
         damping: Fraction of the mean diagonal added to a Hessian.
         sums: Σ x over the tokens, (in,) float32.
         magnitudes: Norm over the sequences of the mean |x| of each, (in,) float32 (Minitron).
+        seen: Whether any token was summed over; see `unseen`.
     """
 
     gram: Tensor | None = None
@@ -42,6 +43,7 @@ class Statistics:
     damping: float = 0.01
     sums: Tensor | None = None
     magnitudes: Tensor | None = None
+    seen: bool = True
 
     @cached_property
     def factor(self) -> Factor:
@@ -74,6 +76,24 @@ class Statistics:
         if squares is None:
             raise ValueError("this criterion needs the squared norms of the inputs")
         return squares
+
+
+def unseen(features: int, device: torch.device, damping: float) -> Statistics:
+    """What stands for the inputs of a matrix that no token passed through.
+
+    All inputs are taken to be of the same size and independent of each other, so that what is
+    ranked is ranked by the weights alone.
+    """
+    ones = torch.ones(features, device=device)
+    return Statistics(
+        gram=torch.eye(features, device=device),
+        sequences=1,
+        tokens=1,
+        damping=damping,
+        sums=torch.zeros(features, device=device),
+        magnitudes=ones,
+        seen=False,
+    )
 
 
 Compress = Callable[[Tensor, Statistics, Sequence[Level]], list[Tensor]]

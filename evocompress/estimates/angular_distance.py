@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from evocompress.apply import LiveModel
+from evocompress.errors import ModelError
 from evocompress.estimates.base import Rows, Subject, block_name, block_states
 
 
@@ -48,6 +49,11 @@ def _distances(subject: Subject, tokens: slice) -> Rows:
 def _stream(live: LiveModel, ids: Tensor, tokens: slice) -> Tensor:
     """Directions of the residual stream before every block and after the last (L + 1, N, H)."""
     states = list(block_states(live, ids))
+    if any(state.before.shape != state.after.shape for state in states):
+        raise ModelError(
+            f"angular distances need a state of one shape, but the blocks of {live.loaded.source} "
+            "change it: use another searcher"
+        )
     stream = torch.stack([*(state.before for state in states), states[-1].after])
     return F.normalize(stream[:, :, tokens].flatten(1, 2).float(), dim=-1)
 

@@ -59,7 +59,7 @@ class BlockStates:
 
 def block_name(family: Family, index: int) -> str:
     """Name of a block's unit; ``.attention`` and ``.mlp`` behind it are its sub-layers'."""
-    return f"{family.layers_path}.{index}"
+    return family.block_names[index]
 
 
 @torch.inference_mode()
@@ -73,7 +73,12 @@ def block_states(live: LiveModel, ids: Tensor) -> Iterator[BlockStates]:
 
 
 def _run(family: Family, block: nn.Module, hidden: Tensor, keywords: dict[str, Any]) -> BlockStates:
-    """Runs a block; the first module around the MLP is called with what enters that branch."""
+    """Runs a block; the first module around the MLP is called with what enters that branch.
+
+    Without an attention that is what enters the block.
+    """
+    if "attention" not in family.sublayers:
+        return BlockStates(hidden, hidden, block(hidden, **keywords))
     between: list[Tensor] = []
     handle = block.get_submodule(family.mlp.around[0]).register_forward_pre_hook(
         lambda _, inputs: between.append(inputs[0])

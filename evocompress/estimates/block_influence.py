@@ -27,12 +27,19 @@ def block_influence(subject: Subject) -> Rows:
         for index, states in enumerate(block_states(live, ids)):
             name = block_name(family, index)
             totals[name] += _turn(states.before, states.after)
-            totals[f"{name}.attention"] += _turn(states.before, states.between)
+            if "attention" in family.sublayers:
+                totals[f"{name}.attention"] += _turn(states.before, states.between)
             totals[f"{name}.mlp"] += _turn(states.between, states.after)
     return {name: (total / tokens,) for name, total in totals.items()}
 
 
 def _turn(before: Tensor, after: Tensor) -> float:
-    """The sum over tokens of one minus the cosine."""
-    cosines = F.cosine_similarity(before.float(), after.float(), dim=-1)
+    """The sum over tokens, or positions of feature maps, of one minus the cosine.
+
+    A block that changes the shape of its input cannot be removed: it has the largest there is.
+    """
+    if before.shape != after.shape:
+        return 2.0 * (before.numel() // before.shape[1])
+    dim = 1 if before.ndim == 4 else -1
+    cosines = F.cosine_similarity(before.float(), after.float(), dim=dim)
     return float((1 - cosines.double()).sum())

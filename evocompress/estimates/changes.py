@@ -17,10 +17,9 @@ from torch import Tensor, nn
 
 from evocompress.apply import LiveModel
 from evocompress.families import Matrix, SubLayerName
+from evocompress.families.base import matrices_of
 from evocompress.families.coupling import Kept, index_of
 from evocompress.types import DENSE, Candidate, Level, Unit
-
-SUBLAYERS: tuple[SubLayerName, ...] = ("attention", "mlp")
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,55 +66,106 @@ class Wide:
         self._live = live
         self._family = live.loaded.family
         self._levels = candidate.by_name
+        self._matrices = matrices_of(self._family, live.loaded.model)
 
     def values(self, unit: Unit, level: Level) -> Values:
         """The parameters of a unit at a level."""
-        if level.drop:
-            return {}
         if unit.kind == "matrix":
             return {f"{unit.name}.weight": self._matrix(unit, level)}
         found: dict[str, Value] = {}
         for sublayer in self._sublayers(unit):
-            name = self._output(unit, sublayer)
+            gate = self._gate(unit, sublayer)
+            if not level.drop:
+                found |= self._cut(unit, sublayer, level) | gate
+            elif gate:
+                # Its norm alone says that nothing is added, so the matrices stay as they are.
+                found |= self._cut(unit, sublayer, self.current(unit.name))
+        return found
+
+    def _cut(self, unit: Unit, sublayer: SubLayerName, level: Level) -> dict[str, Value]:
+        """The matrices of a sub-layer or expert that read heads or channels."""
+        found: dict[str, Value] = {}
+        if unit.kind == "expert":
+            level = self.current(unit.parent or "")
+        for name, matrix in self._readers(unit):
+            if matrix.sublayer != sublayer:
+                continue
             if level.narrow:
-                found |= self._narrow(unit, name, self._family.output(sublayer), level)
+                found |= self._narrow(unit, name, matrix, level)
             else:
                 found |= {key: Value(self._live.dense[key]) for key in self._tensor_names(name)}
         return found
+
+    def _gate(self, unit: Unit, sublayer: SubLayerName) -> dict[str, Value]:
+        """The parameters of the norm behind a sub-layer's output matrix, if there is one."""
+        branch = self._family.mlp if sublayer == "mlp" else self._family.attention
+        if not branch.gate:
+            return {}
+        path = f"{self._family.block_names[unit.block]}.{branch.gate}"
+        norm = self._live.loaded.model.get_submodule(path)
+        return {f"{path}.{name}": Value(p.data) for name, p in norm.named_parameters()}
 
     def current(self, name: str) -> Level:
         """The level that a unit has now."""
         return self._levels.get(name, DENSE)
 
+    def dropped(self, unit: Unit) -> bool:
+        """Whether a unit, or one that it is in, is dropped now."""
+        owner = self._live.units.get(unit.parent or "")
+        return self.current(unit.name).drop or (owner is not None and self.dropped(owner))
+
     def padded(self, unit: Unit) -> dict[str, Tensor]:
-        """The tensors of the output matrix of a narrowed sub-layer as it is now, at full width."""
-        (sublayer,) = self._sublayers(unit)
-        matrix, level = self._family.output(sublayer), self._levels[unit.name]
-        name = self._output(unit, sublayer)
-        values = self._narrow(unit, name, matrix, level)
-        own = self.current(name)
-        if not own.dense:
-            narrow = values[f"{name}.weight"]
-            assert self._live.library is not None
-            sparse = self._live.library.load(name, own, level)["weight"]
-            values[f"{name}.weight"] = Value(sparse, narrow.axis, narrow.kept)
+        """The matrices that read what is cut of a sub-layer as it is now, at full width."""
+        level, values = self._levels[unit.name], dict[str, Value]()
+        for name, matrix in self._readers(unit):
+            values |= self._narrow(unit, name, matrix, level)
+            if not self.current(name).dense:
+                values[f"{name}.weight"] = self._sparse(unit, name, matrix, level)
         dense = self._live.dense
         return {key: value.whole(dense.get(key, value.tensor)) for key, value in values.items()}
 
+    def _sparse(self, unit: Unit, name: str, matrix: Matrix, level: Level) -> Value:
+        """A matrix of a narrowed sub-layer that reads its heads or channels, with zeros in it."""
+        assert self._live.library is not None
+        axis, kept = self._kept(unit, matrix, level)
+        tensor = self._live.library.load(name, self.current(name), level)["weight"]
+        if matrix.rows:
+            # Rows that are gone are not read, whatever stands there.
+            entry = self._live.library.load(self._owner(unit, matrix), level)
+            shape = (self._live.dense[f"{name}.weight"].shape[0], *tensor.shape[1:])
+            tensor = tensor.new_zeros(shape).index_copy_(0, entry["items"], tensor)
+        return Value(tensor, axis, kept)
+
     def no_bias(self, unit: Unit) -> dict[str, Tensor]:
         """A zero bias of the output matrix of a sub-layer."""
-        (sublayer,) = self._sublayers(unit)
-        matrix, name = self._family.output(sublayer), self._output(unit, sublayer)
-        weight = self._live.dense[f"{name}.weight"]
-        return {f"{name}.bias": weight.new_zeros(weight.shape[1 if matrix.transposed else 0])}
+        found = {}
+        for name, matrix in self._readers(unit):
+            if matrix.part != "weight":
+                continue
+            weight = self._live.dense[f"{name}.weight"]
+            rows = weight.shape[1 if matrix.transposed else 0]
+            found[f"{name}.bias"] = weight.new_zeros(rows)
+        return found
 
     def _sublayers(self, unit: Unit) -> tuple[SubLayerName, ...]:
-        return SUBLAYERS if unit.kind == "block" else tuple(s for s in SUBLAYERS if s == unit.kind)
+        """The sub-layers that a unit is, or that are in it, or that it is in."""
+        kinds = self._family.sublayers
+        kind = "mlp" if unit.kind == "expert" else unit.kind
+        return kinds if kind == "block" else tuple(s for s in kinds if s == kind)
 
-    def _output(self, unit: Unit, sublayer: SubLayerName) -> str:
-        """Name of the matrix through which a sub-layer of a unit acts."""
-        block = f"{self._family.layers_path}.{unit.block}"
-        return f"{block}.{self._family.output(sublayer).path}"
+    def _readers(self, unit: Unit) -> list[tuple[str, Matrix]]:
+        """The matrices of a unit's sub-layers or experts that read heads or channels, by name."""
+        block = self._family.block_names[unit.block]
+        return [
+            (f"{block}.{matrix.path}", matrix)
+            for matrix in self._matrices
+            if matrix.columns
+            and unit.name in (block, f"{block}.{matrix.sublayer}", f"{block}.{matrix.owner}")
+        ]
+
+    def _owner(self, unit: Unit, matrix: Matrix) -> str:
+        """The unit of the library that has the widths of a matrix of a unit's block."""
+        return f"{self._family.block_names[unit.block]}.{matrix.owner}"
 
     def _tensor_names(self, matrix: str) -> list[str]:
         names = [f"{matrix}.weight", f"{matrix}.bias"]
@@ -127,21 +177,23 @@ class Wide:
         if not level.dense:
             assert self._live.library is not None
             tensor = self._live.library.load(unit.name, level)["weight"].to(tensor)
-        width = self.current(unit.parent or "")
+        owner = self._live.units[unit.parent or ""]
+        width = self.current(owner.parent or "" if owner.kind == "expert" else owner.name)
         if not (unit.columns and width.narrow):
             return Value(tensor)
-        owner = self._live.units[unit.parent or ""]
-        sublayer: SubLayerName = "attention" if owner.kind == "attention" else "mlp"
-        axis, kept = self._kept(owner, self._family.output(sublayer), width)
+        matrix = next(matrix for name, matrix in self._readers(owner) if name == unit.name)
+        axis, kept = self._kept(owner, matrix, width)
         return Value(tensor.index_select(axis, kept), axis, kept)
 
     def _narrow(self, unit: Unit, name: str, matrix: Matrix, level: Level) -> dict[str, Value]:
         """The output matrix of a narrowed sub-layer, and its bias where it has one."""
         assert self._live.library is not None
-        entry = self._live.library.load(unit.name, level)
+        entry = self._live.library.load(self._owner(unit, matrix), level)
         axis, kept = self._kept(unit, matrix, level)
         device = self._live.dense[f"{name}.weight"].device
-        found = {f"{name}.weight": Value(entry["weight"].to(device), axis, kept)}
+        found = {f"{name}.weight": Value(entry[matrix.part].to(device), axis, kept)}
+        if matrix.part != "weight":
+            return found
         bias = entry.get("bias", self._live.dense.get(f"{name}.bias"))
         if bias is not None:
             found[f"{name}.bias"] = Value(bias.to(device))
@@ -150,13 +202,13 @@ class Wide:
     def _kept(self, unit: Unit, matrix: Matrix, level: Level) -> tuple[int, Tensor]:
         """The axis of a stored output matrix that its inputs are on, and those that stay."""
         assert self._live.library is not None
-        entry = self._live.library.load(unit.name, level)
+        entry = self._live.library.load(self._owner(unit, matrix), level)
         widths = self._live.widths(unit.block)
         kept = Kept(entry["groups"], entry["items"])
         index = index_of(matrix.columns, kept, widths.lengths, widths.head_dim)
         assert index is not None
-        name = self._output(unit, matrix.sublayer)
-        device = self._live.dense[f"{name}.weight"].device
+        block = self._family.block_names[unit.block]
+        device = self._live.dense[f"{block}.{matrix.path}.weight"].device
         return (0 if matrix.transposed else 1), index.to(device)
 
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor, nn
 
 from evocompress.apply import LiveModel
 from evocompress.estimates.base import Rows, Subject, block_name
-from evocompress.families import SubLayerName
+from evocompress.families.base import matrices_of
+from evocompress.families.patches import rows_read
 from evocompress.types import DROP, Candidate
-
-SUBLAYERS: tuple[SubLayerName, ...] = ("attention", "mlp")
 
 
 def fluctuation(subject: Subject) -> Rows:
@@ -25,14 +22,20 @@ def fluctuation(subject: Subject) -> Rows:
 
     Returns:
         For every attention and MLP that the candidate keeps, one value per query head or
-        channel that is left in it.
+        channel that is left in it. The c-th value of a mixture of experts, which keep the same
+        number of channels but each its own, is about the c-th best of every expert that saw a
+        token: the mean of their scores.
     """
     live, candidate = subject.live, subject.candidate
     live.restore()
     head_dim = live.loaded.family.architecture(live.loaded.model).head_dim
     live.apply(candidate)
-    observed = dict(_outputs(live, candidate))
-    handles = [output.module.register_forward_pre_hook(output.add) for output in observed.values()]
+    observed = _outputs(live, candidate)
+    handles = [
+        output.module.register_forward_pre_hook(output.add)
+        for outputs in observed.values()
+        for output in outputs
+    ]
     try:
         with torch.inference_mode():
             for ids in subject.micro_batches:
@@ -41,9 +44,20 @@ def fluctuation(subject: Subject) -> Rows:
         for handle in handles:
             handle.remove()
     return {
-        name: output.channels() if name.endswith(".mlp") else output.heads(head_dim)
-        for name, output in observed.items()
+        name: _channels(outputs) if name.endswith(".mlp") else outputs[0].heads(head_dim)
+        for name, outputs in observed.items()
     }
+
+
+def _channels(outputs: list[_Output]) -> tuple[float, ...]:
+    """The score of every channel of an MLP, or of a mixture of experts."""
+    if len(outputs) == 1:
+        return outputs[0].channels()
+    seen = [output.fluctuations() for output in outputs if output.tokens]
+    if not seen:
+        return (0.0,) * len(outputs[0].fluctuations())
+    ranked = torch.stack([scores.sort(descending=True).values.cpu() for scores in seen])
+    return tuple(_standardised(ranked.mean(0)).tolist())
 
 
 class _Output:
@@ -52,42 +66,53 @@ class _Output:
     def __init__(self, module: nn.Module, *, transposed: bool) -> None:
         weight = module.get_parameter("weight").data.double()
         self.module = module
+        self._patch = weight[0, 0].numel() if weight.ndim > 2 else 1
+        weight = weight.flatten(1)
         self._norms = weight.square().sum(1 if transposed else 0)
         self._sums = torch.zeros_like(self._norms)
         self._squares = torch.zeros_like(self._norms)
-        self._tokens = 0
+        self.tokens = 0
 
     def add(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         """A forward pre-hook."""
-        rows, device = inputs[0].flatten(0, -2).double(), self._sums.device
+        rows, device = (
+            rows_read(self.module, inputs[0], 1).flatten(0, -2).double(),
+            self._sums.device,
+        )
         self._sums += rows.sum(0).to(device)
         self._squares += rows.square().sum(0).to(device)
-        self._tokens += len(rows)
+        self.tokens += len(rows)
 
     def channels(self) -> tuple[float, ...]:
-        """The score of every input."""
-        return tuple(_standardised(self._wifv()).tolist())
+        """The score of every input, or of every patch of a convolution's."""
+        scores = _standardised(self.fluctuations())
+        return tuple(scores.view(-1, self._patch).mean(1).tolist())
 
     def heads(self, head_dim: int) -> tuple[float, ...]:
         """The score of every `head_dim` inputs."""
-        scores = _standardised(self._wifv().square())
+        scores = _standardised(self.fluctuations().square())
         return tuple(scores.view(-1, head_dim).mean(1).tolist())
 
-    def _wifv(self) -> Tensor:
-        variances = self._squares / self._tokens - (self._sums / self._tokens).square()
+    def fluctuations(self) -> Tensor:
+        """The variance of every input times the squared norm of its column."""
+        variances = self._squares / self.tokens - (self._sums / self.tokens).square()
         return variances * self._norms
 
 
-def _outputs(live: LiveModel, candidate: Candidate) -> Iterator[tuple[str, _Output]]:
-    """The output matrix of every sub-layer that is kept, by the sub-layer's name."""
+def _outputs(live: LiveModel, candidate: Candidate) -> dict[str, list[_Output]]:
+    """The output matrix of every sub-layer that is kept, or of its experts, by its name."""
     family = live.loaded.family
+    found: dict[str, list[_Output]] = {}
+    outputs = [m for m in matrices_of(family, live.loaded.model) if m.part == "weight"]
     for index, block in enumerate(family.blocks(live.loaded.model)):
-        for sublayer in SUBLAYERS:
-            name = f"{block_name(family, index)}.{sublayer}"
-            if candidate.by_name.get(name) != DROP:
-                matrix = family.output(sublayer)
+        for matrix in outputs:
+            name = f"{block_name(family, index)}.{matrix.sublayer}"
+            owner = f"{block_name(family, index)}.{matrix.owner}"
+            if DROP not in map(candidate.by_name.get, (name, owner)):
                 module = block.get_submodule(matrix.path)
-                yield name, _Output(module, transposed=matrix.transposed)
+                output = _Output(module, transposed=matrix.transposed)
+                found.setdefault(name, []).append(output)
+    return found
 
 
 def _standardised(scores: Tensor) -> Tensor:

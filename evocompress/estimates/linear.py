@@ -41,6 +41,7 @@ def curvature(subject: Subject) -> Rows:
     Returns:
         For every unit asked about, (levels, sequences) in that order, each divided by the root
         of the number of positions. 0 for the present level, and for what lies in dropped units.
+        A dropped expert counts as if its output were zero, without a change of the routing.
     """
     products = _products(subject, [partial(_score, subject)])
     roots = np.sqrt(_positions(subject))
@@ -122,7 +123,7 @@ class _Watch:
         self.parameters: defaultdict[str, list[str]] = defaultdict(list)
         for name, levels in subject.levels.items():
             unit = subject.live.units[name]
-            if wide.current(name).drop or wide.current(unit.parent or "").drop:
+            if wide.dropped(unit):
                 continue
             self._present[name] = wide.values(unit, wide.current(name))
             self._values[name] = [wide.values(unit, level) for level in levels]

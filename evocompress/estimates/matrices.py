@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from evocompress.apply import LiveModel
 from evocompress.estimates.base import block_name
+from evocompress.families.base import matrices_of
 from evocompress.types import DROP, Candidate
 
 
@@ -37,7 +38,7 @@ class KeptMatrix:
     @property
     def weight(self) -> Tensor:
         """The weight (out, in)."""
-        return self.parameter.data.T if self.transposed else self.parameter.data
+        return self.parameter.data.T if self.transposed else self.parameter.data.flatten(1)
 
 
 def kept_matrices(live: LiveModel, candidate: Candidate) -> Iterator[KeptMatrix]:
@@ -46,8 +47,9 @@ def kept_matrices(live: LiveModel, candidate: Candidate) -> Iterator[KeptMatrix]
     family = live.loaded.family
     for index, block in enumerate(family.blocks(live.loaded.model)):
         name = block_name(family, index)
-        for matrix in family.matrices:
-            if candidate.by_name.get(f"{name}.{matrix.sublayer}") != DROP:
+        for matrix in matrices_of(family, live.loaded.model):
+            owners = {f"{name}.{matrix.sublayer}", f"{name}.{matrix.owner}"}
+            if DROP not in map(candidate.by_name.get, owners):
                 module = block.get_submodule(matrix.path)
                 yield KeptMatrix(f"{name}.{matrix.path}", name, module, matrix.transposed)
 

@@ -13,8 +13,8 @@ def output_error(subject: Subject) -> Rows:
     """tr(D H D') / tr(W H W') of every asked unit and level, D being the change of the weight.
 
     H sums up the inputs on the library's own calibration tokens. Of a sub-layer it is the error
-    of its output matrix. A drop has the error 1: nothing is put out. No forward pass: ask for it
-    without micro-batches.
+    of its output matrix, of a mixture the mean over its experts. A drop has the error 1: nothing
+    is put out. No forward pass: ask for it without micro-batches.
 
     Returns:
         For every asked unit that the candidate keeps one value a level, in their order.
@@ -35,6 +35,9 @@ def _error(live: LiveModel, unit: str, level: Level) -> float:
         return float(level.drop)
     if not isinstance(live.library, Library):
         raise LibraryError(f"output_error: there is no level library with {level.key} of {unit}")
+    if live.units[unit].active:
+        experts = [own.name for own in live.units.values() if own.parent == unit]
+        return sum(_error(live, expert, level) for expert in experts) / len(experts)
     error = live.library.error(unit, level)
     if error is None:
         raise LibraryError(

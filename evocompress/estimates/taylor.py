@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from evocompress.apply import LiveModel
 from evocompress.estimates.base import Rows, Subject, block_name
+from evocompress.families.base import matrices_of
 from evocompress.gradients import summed_gradients
 from evocompress.models import require_next_token
 from evocompress.types import DROP, Candidate
@@ -42,9 +43,10 @@ def _kept_matrices(live: LiveModel, candidate: Candidate) -> dict[str, list[nn.P
     family = live.loaded.family
     kept: dict[str, list[nn.Parameter]] = {}
     for index, block in enumerate(family.blocks(live.loaded.model)):
-        for matrix in family.matrices:
+        for matrix in matrices_of(family, live.loaded.model):
             name = f"{block_name(family, index)}.{matrix.sublayer}"
-            if candidate.by_name.get(name) != DROP:
+            expert = f"{block_name(family, index)}.{matrix.owner}"
+            if DROP not in map(candidate.by_name.get, (name, expert)):
                 kept.setdefault(name, []).append(block.get_parameter(f"{matrix.path}.weight"))
     return kept
 

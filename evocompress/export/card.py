@@ -6,9 +6,9 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from evocompress.costs import Part, amount_text
+from evocompress.costs import Part, amount_text, level_of
 from evocompress.export.record import Record
-from evocompress.types import DENSE, DROP, Candidate, Level
+from evocompress.types import DENSE, DROP, Candidate, Level, Unit
 
 SPARSE_NOTE = (
     "The zeros are stored as ordinary dense safetensors: they take the same space as other "
@@ -63,8 +63,21 @@ def _what_was_done(candidate: Candidate, parts: Sequence[Part]) -> list[str]:
 def _dropped(levels: Mapping[str, Level], parts: Sequence[Part]) -> Iterator[str]:
     dropped = [part.unit for part in parts if levels.get(part.unit.name) == DROP]
     for kind in dict.fromkeys(unit.kind for unit in dropped):
-        blocks = ", ".join(str(unit.block) for unit in dropped if unit.kind == kind)
+        units = [unit for unit in dropped if unit.kind == kind]
+        if kind == "expert":
+            yield _gone_experts(units)
+            continue
+        blocks = ", ".join(str(unit.block) for unit in units)
         yield f"Removed {kind} sub-layers of the dense model's blocks: {blocks}."
+
+
+def _gone_experts(units: Sequence[Unit]) -> str:
+    """Which experts are gone, with the rows of the router that chose them."""
+    blocks: dict[int, list[str]] = defaultdict(list)
+    for unit in units:
+        blocks[unit.block].append(unit.name.rsplit(".", 1)[-1])
+    gone = "; ".join(f"block {block}: {', '.join(own)}" for block, own in blocks.items())
+    return f"Removed experts of the dense model, and their rows of the router: {gone}."
 
 
 def _merged(levels: Mapping[str, Level]) -> Iterator[str]:
@@ -77,20 +90,24 @@ def _width_table(levels: Mapping[str, Level], parts: Sequence[Part]) -> str:
     """A row for each block of the dense model."""
     cells: dict[int, list[str]] = defaultdict(list)
     for part in parts:
+        if part.unit.kind == "expert":
+            continue
         level = levels.get(part.unit.name, DENSE)
         left = part.left(DENSE if level.drop else level)
         numbers = [left.heads, left.kv_heads] if part.unit.kind == "attention" else [left.channels]
         cells[part.unit.block] += ["–" if level.drop else str(number) for number in numbers]
     rows = [f"| {block} | {' | '.join(row)} |" for block, row in cells.items()]
-    head = "| dense block | query heads | key-value heads | FFN channels |"
-    return "\n".join([head, "|---|---|---|---|", *rows])
+    kinds = {part.unit.kind for part in parts}
+    heads = ["query heads", "key-value heads"] if "attention" in kinds else []
+    columns = ["dense block", *heads, "FFN channels" if heads else "channels"]
+    return "\n".join([f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}", *rows])
 
 
 def _zeros(levels: Mapping[str, Level], parts: Sequence[Part]) -> Iterator[str]:
     zeros, weights = [], 0
     for part in parts:
         sparse = [unit for unit in part.matrices if levels.get(unit.name, DENSE) != DENSE]
-        left = part.left(levels.get(part.unit.name, DENSE)).weights if sparse else {}
+        left = part.left(level_of(part, levels)).weights if sparse else {}
         zeros += [levels[unit.name].zeros_left(unit.numel, left[unit.name]) for unit in sparse]
         weights += sum(left[unit.name] for unit in sparse)
     if zeros:

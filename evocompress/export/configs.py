@@ -10,10 +10,11 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
 from evocompress.export.layout import Block
+from evocompress.families.base import prepare
 from evocompress.families.coupling import Widths
 from evocompress.models import LoadedModel
 
-CHANNEL_KEYS = ("intermediate_size", "ffn_dim", "n_inner")
+CHANNEL_KEYS = ("moe_intermediate_size", "intermediate_size", "ffn_dim", "n_inner")
 
 
 def depends_on_index(config: PreTrainedConfig) -> bool:
@@ -44,7 +45,12 @@ def set_widths(config: PreTrainedConfig, widths: Widths, dense: Widths) -> None:
         if hasattr(config, "num_key_value_heads"):
             config.num_key_value_heads = widths.kv_heads
     if widths.channels != dense.channels:
-        setattr(config, next(key for key in CHANNEL_KEYS if hasattr(config, key)), widths.channels)
+        setattr(config, channel_key(config), widths.channels)
+
+
+def channel_key(config: PreTrainedConfig) -> str:
+    """The setting of the width of a model's MLPs or experts."""
+    return next(key for key in CHANNEL_KEYS if hasattr(config, key))
 
 
 def is_taken(config: PreTrainedConfig, loaded: LoadedModel) -> bool:
@@ -60,8 +66,10 @@ def is_taken(config: PreTrainedConfig, loaded: LoadedModel) -> bool:
         config.validate()
         with torch.device("meta"):
             built = type(loaded.model)(single)
+            prepare(loaded.family, built)
     except (StrictDataclassError, ValueError):
         return False
+    prepare(loaded.family, built)
     attention = next(unit for unit in loaded.family.units(built) if unit.columns == ("query",))
     assert attention.shape is not None
     return bool(attention.shape[1] == config.num_attention_heads * config.head_dim)

@@ -80,7 +80,7 @@ class Deci(Pretrained):
                     wide |= filled(name, matrix, block, Target(widths, biased), state)
         config = DECI.config.from_dict(_settings(loaded, left, heads, biased))
         config._attn_implementation = loaded.model.config._attn_implementation
-        names = renumbered(left.path, [block.index for block in left.kept])
+        names = renumbered(left.names, left.kept)
         return assemble(DECI.head, config, wide, names)
 
     def files(self, loaded: LoadedModel) -> tuple[Path, ...]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from evocompress.export.layout import Block, Layout, layout
+from evocompress.export.layout import Block, Layout, layout, mixed_experts
 from evocompress.export.modeling import CLASSES
 from evocompress.export.modeling_file import ModelingFile, overrides, uneven_config
 from evocompress.export.stock import renumbering
@@ -53,6 +53,8 @@ class Folded(ModelingFile):
         """As of ``hf``, and a model without a cache, or in which the numbers of blocks matter."""
         if not loaded.family.task.causal:
             return f"cannot hold {loaded.family.model_type} models, which have no cache"
+        if loaded.family.mixture is not None:
+            return mixed_experts(loaded)
         left = layout(loaded, candidate)
         return super().obstacle(loaded, candidate) or renumbering(left, loaded)
 

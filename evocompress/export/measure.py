@@ -12,6 +12,9 @@ from torch import Tensor
 
 from evocompress.families import Family
 
+BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+"""What batch norms store beside their parameters."""
+
 
 def measured_costs(folder: Path, family: Family) -> dict[str, int]:
     """The costs of `evocompress.costs.COSTS` that can be counted in the files.
@@ -25,11 +28,12 @@ def measured_costs(folder: Path, family: Family) -> dict[str, int]:
         weights) and ``weight_bytes``. As in the cost model only zeros of the blocks' linear
         matrices are not counted as non-zero.
     """
-    block = re.escape(family.layers_path) + r"\.\d+\.((before|after)\.\d+\.)?"
-    paths = "|".join(re.escape(matrix.path) for matrix in family.matrices)
+    block = family.block_names.pattern + r"\.((before|after)\.\d+\.)?"
+    paths = "|".join(matrix.pattern for matrix in family.matrices)
     matrix = re.compile(rf"{block}({paths})\.weight")
     total = body = matrices = zeros = size = 0
-    for name, tensor in _tensors(folder):
+    for stored, tensor in _tensors(folder):
+        name = family.mixture.own_name(stored) if family.mixture else stored
         total += tensor.numel()
         size += tensor.numel() * tensor.itemsize
         body += tensor.numel() if re.match(block, name) else 0
@@ -47,8 +51,10 @@ def measured_costs(folder: Path, family: Family) -> dict[str, int]:
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """The parameters in all files, by name."""
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
             names = file.keys()
             for name in names:
-                yield name, file.get_tensor(name)
+                if not name.endswith(BUFFERS):
+                    yield name, file.get_tensor(name)

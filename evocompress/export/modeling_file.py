@@ -8,12 +8,13 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from evocompress.export.configs import cut_config, depends_on_index
+from evocompress.export.configs import channel_key, cut_config, depends_on_index
 from evocompress.export.layout import Block, layout, without_blocks
 from evocompress.export.modeling import CLASSES
 from evocompress.export.pretrained import Pretrained
 from evocompress.export.weights import State, assemble, renumbered
 from evocompress.families import name_of
+from evocompress.families.convolutional import Convolutional
 from evocompress.models import LoadedModel
 from evocompress.types import Candidate
 
@@ -37,6 +38,10 @@ class ModelingFile(Pretrained):
         if family not in CLASSES:
             return f"has no modeling file for the blocks of {family}"
         left = layout(loaded, candidate)
+        if loaded.family.mixture is not None:
+            unit = left.first(lambda block, kind: kind == "mlp" and kind in block.biased)
+            if unit is not None:
+                return f"cannot give the experts of {unit} a bias"
         if loaded.family.task.causal and left.kept and not left.having("attention"):
             # The cache would have no layer that knows how many tokens there have been.
             return f"cannot leave out every attention, {left.path}.0.attention among them"
@@ -44,17 +49,25 @@ class ModelingFile(Pretrained):
 
     def build(self, loaded: LoadedModel, state: State, candidate: Candidate) -> PreTrainedModel:
         """A model of the family's class in `evocompress.export.modeling`."""
+        if isinstance(loaded.family, Convolutional):
+            return assemble(
+                CLASSES[name_of(loaded.family)].head,
+                layers_config(loaded, layout(loaded, candidate).blocks),
+                state,
+                self.name_of(loaded, candidate),
+            )
         blocks = _blocks(loaded, candidate)
         grouped = hasattr(loaded.model.config, "num_key_value_heads")
         own = [overrides(block, grouped=grouped) for block in blocks]
+        if loaded.family.mixture is not None:
+            own = [of_mixture(one, block, loaded) for one, block in zip(own, blocks, strict=True)]
         config = uneven_config(loaded, blocks, own)
         head = CLASSES[name_of(loaded.family)].head
         return assemble(head, config, state, self.name_of(loaded, candidate))
 
     def name_of(self, loaded: LoadedModel, candidate: Candidate) -> Callable[[str], str]:
         """Blocks have other numbers."""
-        indices = [block.index for block in _blocks(loaded, candidate)]
-        return renumbered(loaded.family.layers_path, indices)
+        return renumbered(loaded.family.block_names, _blocks(loaded, candidate))
 
     def files(self, loaded: LoadedModel) -> tuple[Path, ...]:
         """The Python files that ``auto_map`` names."""
@@ -62,9 +75,26 @@ class ModelingFile(Pretrained):
 
 
 def _blocks(loaded: LoadedModel, candidate: Candidate) -> tuple[Block, ...]:
-    """The blocks that are written: all where they must keep their numbers, else what is left."""
-    left = layout(loaded, candidate)
-    return left.blocks if depends_on_index(loaded.model.config) else left.kept
+    """The blocks that are written: all where they must keep their numbers, else what is left.
+
+    Of a CNN all are: they are in stages, and one without its branch is written as such.
+    """
+    left, staged = layout(loaded, candidate), isinstance(loaded.family, Convolutional)
+    return left.blocks if staged or depends_on_index(loaded.model.config) else left.kept
+
+
+def layers_config(loaded: LoadedModel, blocks: Sequence[Block]) -> PreTrainedConfig:
+    """The config of a CNN's class in `evocompress.export.modeling`; ``layers`` tells them apart."""
+    classes = CLASSES[name_of(loaded.family)]
+    own: dict[int, dict[str, Any]] = {}
+    for block in blocks:
+        settings: dict[str, Any] = {"skip": True} if block.dropped else {}
+        settings |= {"channels": block.widths.channels} if block.narrow else {}
+        settings |= {"bias": True} if block.biased else {}
+        own |= {block.index: settings} if settings else {}
+    settings = loaded.model.config.to_dict() | {"layers": own, "auto_map": classes.auto_map}
+    del settings["model_type"]
+    return classes.config.from_dict(settings)
 
 
 def uneven_config(
@@ -88,6 +118,16 @@ def uneven_config(
     config = classes.config.from_dict(settings)
     config._attn_implementation = dense._attn_implementation
     return config
+
+
+def of_mixture(own: dict[str, Any], block: Block, loaded: LoadedModel) -> dict[str, Any]:
+    """What ``per_layer_config`` says of a block whose MLP is a mixture of experts."""
+    config, mixture = loaded.model.config, loaded.family.mixture
+    assert mixture is not None
+    widths = {channel_key(config): own["intermediate_size"]} if "mlp" in block.narrow else {}
+    experts = {mixture.count_key: len(block.experts)} if block.reduced else {}
+    rest = {name: value for name, value in own.items() if name != "intermediate_size"}
+    return rest | widths | experts
 
 
 def overrides(block: Block, *, grouped: bool) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from evocompress.export.configs import cut_config, depends_on_index, is_taken, set_widths
 from evocompress.export.filling import Target, filled
-from evocompress.export.layout import Block, Layout, layout, without_blocks
+from evocompress.export.layout import Block, Layout, layout, mixed_experts, without_blocks
 from evocompress.export.pretrained import Pretrained
 from evocompress.export.weights import State, assemble, renumbered
 from evocompress.families import SubLayerName
@@ -34,7 +34,11 @@ class Padded(Pretrained):
 
     def obstacle(self, loaded: LoadedModel, candidate: Candidate) -> str | None:
         """No block left, a bias that the class does not have, or a norm that would stay."""
+        if loaded.family.mixture is not None:
+            return mixed_experts(loaded)
         left, config = layout(loaded, candidate), loaded.model.config
+        if "attention" not in left.sublayers:
+            return f"cannot hold {loaded.family.model_type} models, whose layers differ in size"
         unit = left.first(lambda b, kind: kind in b.biased and not hasattr(config, BIAS_KEYS[kind]))
         if unit is not None:
             return f"cannot give the output of {unit} a bias"
@@ -59,7 +63,7 @@ class Padded(Pretrained):
                 name = f"{left.path}.{block.index}.{matrix.path}"
                 wide |= filled(name, matrix, block, target, state)
         config = _config(loaded, blocks, left.dense, target)
-        names = renumbered(left.path, [block.index for block in blocks])
+        names = renumbered(left.names, blocks)
         return assemble(type(loaded.model), config, wide, names)
 
 

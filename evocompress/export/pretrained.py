@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from evocompress.errors import ExportError
 from evocompress.export.measure import measured_costs
+from evocompress.families import FAMILIES
 from evocompress.models import LoadedModel
 from evocompress.sources import quiet_transformers
 from evocompress.types import Candidate
@@ -74,9 +75,7 @@ class Pretrained:
             model.config.dtype = DTYPES[weights]
             _check_finite(model, weights)
         with quiet_transformers():
-            # Under the names that its modules have, by which costs are counted: transformers would
-            # write those of older versions, which it turns into the present ones for its own types.
-            model.save_pretrained(folder, save_original_format=False)
+            save_weights(model, folder)
             if loaded.tokenizer is not None:
                 loaded.tokenizer.save_pretrained(folder)
         _copy_companions(loaded, folder)
@@ -94,6 +93,22 @@ class Pretrained:
     def measured(self, folder: Path, loaded: LoadedModel) -> dict[str, int]:
         """The costs that can be counted in the files; see `measured_costs`."""
         return measured_costs(folder, loaded.family)
+
+
+def save_weights(model: PreTrainedModel, folder: Path) -> None:
+    """Writes a model and its config into a folder.
+
+    Under the names that its modules have, by which costs are counted: transformers would write
+    those of older versions, which it turns into the present ones for its own types. Experts that
+    have matrices of their own get the names that checkpoints of transformers' class have.
+    """
+    family = FAMILIES.get(model.config.model_type)
+    if family is None or family.mixture is None:
+        model.save_pretrained(folder, save_original_format=False)
+        return
+    rename = family.mixture.stored_name
+    state = {rename(name): tensor for name, tensor in model.state_dict().items()}
+    model.save_pretrained(folder, state_dict=state, save_original_format=False)
 
 
 def _check_finite(model: PreTrainedModel, weights: str) -> None:

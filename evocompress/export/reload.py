@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 import evocompress.hf  # noqa: F401  (checkpoints of format "hf" load without their own code)
 from evocompress.errors import ModelError
 from evocompress.export.gguf_writing import GGUF_FILE
-from evocompress.families import family_of
+from evocompress.families import family_of, prepare_stock
 from evocompress.sources import local_checkpoint, quiet_transformers, read_model
 
 
@@ -32,6 +32,7 @@ def read_checkpoint(path: Path, like: PreTrainedModel) -> PreTrainedModel:
         )
     with quiet_transformers():
         model = read_model(local_checkpoint(path), like.dtype, family_of(like).task.auto)
+    prepare_stock(model)
     nn.Module.to(model, like.device)
     model.eval()
     return model

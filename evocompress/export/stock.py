@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+from collections import Counter
 from collections.abc import Callable
+from typing import Any, cast
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -10,6 +13,7 @@ from evocompress.export.configs import cut_config, depends_on_index, is_taken, s
 from evocompress.export.layout import SUBLAYERS, Layout, layout, without_blocks
 from evocompress.export.pretrained import Pretrained
 from evocompress.export.weights import State, assemble, renumbered
+from evocompress.families.convolutional import Convolutional
 from evocompress.models import LoadedModel
 from evocompress.types import Candidate
 
@@ -32,18 +36,30 @@ class Stock(Pretrained):
     def name_of(self, loaded: LoadedModel, candidate: Candidate) -> Callable[[str], str]:
         """Blocks have other numbers."""
         left = layout(loaded, candidate)
-        return renumbered(left.path, [block.index for block in left.kept])
+        return renumbered(left.names, left.kept)
 
 
 def _config(left: Layout, loaded: LoadedModel) -> PreTrainedConfig:
     """The config of a model whose layers are all as wide as the first one left."""
+    if isinstance(loaded.family, Convolutional):
+        return _staged_config(left, loaded)
     config = cut_config(loaded.model.config, left.kept)
     set_widths(config, left.kept[0].widths, left.dense)
+    if loaded.family.mixture is not None:
+        setattr(config, loaded.family.mixture.count_key, len(left.kept[0].experts))
     return config
 
 
+def _staged_config(left: Layout, loaded: LoadedModel) -> PreTrainedConfig:
+    """The config of a CNN with fewer layers in its stages."""
+    config: Any = copy.deepcopy(loaded.model.config)
+    stages = [left.names[block.index].rpartition(".")[0] for block in left.kept]
+    config.depths = list(Counter(stages).values())
+    return cast(PreTrainedConfig, config)
+
+
 def _alone(left: Layout, _: LoadedModel) -> str | None:
-    unit = left.first(lambda block, sublayer: block.dropped == (sublayer,))
+    unit = left.first(lambda b, kind: b.dropped == (kind,) and len(left.sublayers) > 1)
     return unit and f"cannot leave out {unit} alone"
 
 
@@ -63,10 +79,18 @@ def _biased(left: Layout, _: LoadedModel) -> str | None:
     return unit and f"cannot give the output of {unit} a bias"
 
 
-def _uneven(left: Layout, _: LoadedModel) -> str | None:
+def _uneven(left: Layout, loaded: LoadedModel) -> str | None:
+    if isinstance(loaded.family, Convolutional):
+        unit = left.first(lambda block, sublayer: sublayer in block.narrow)
+        return unit and f"cannot make {unit} narrower than its stage says"
     uneven = [kind for kind in SUBLAYERS if len({block.width(kind) for block in left.kept}) > 1]
     unit = left.first(lambda block, sublayer: sublayer in uneven and sublayer in block.narrow)
-    return unit and f"cannot make {unit} narrower than in other blocks"
+    if unit:
+        return f"cannot make {unit} narrower than in other blocks"
+    reduced = "mlp" in uneven and next((block for block in left.kept if block.reduced), None)
+    if not reduced:
+        return None
+    return f"cannot give {left.path}.{reduced.index}.mlp fewer experts than other blocks"
 
 
 def _refused(left: Layout, loaded: LoadedModel) -> str | None:

@@ -10,9 +10,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from evocompress.export.layout import Block, layout
+from evocompress.families import prepare_stock
+from evocompress.families.base import matrices_of
+from evocompress.families.mixture import EXPERTS, expert_path
+from evocompress.families.names import BlockNames
 from evocompress.models import LoadedModel
-from evocompress.prune import LevelStore, Source, form_of
-from evocompress.types import Candidate
+from evocompress.prune import Form, LevelStore, Source, follower_tensors, form_of
+from evocompress.types import DENSE, Candidate
 
 State = Mapping[str, Tensor]
 """The tensors of a compressed model by the names of the dense one."""
@@ -39,12 +44,20 @@ def compressed_state(
         LibraryError: The candidate needs a level that the library lacks, or there is none.
     """
     state: dict[str, Tensor] = dict(loaded.model.state_dict())
-    source = Source(loaded, dict(state), library)
-    path, levels = loaded.family.layers_path, candidate.by_name
+    source = Source(loaded, dict(state), library, follower_tensors(loaded))
+    names, levels = loaded.family.block_names, candidate.by_name
     for index in range(len(loaded.family.blocks(loaded.model))):
-        for matrix in loaded.family.matrices:
-            form = form_of(f"{path}.{index}", matrix, levels)
+        for matrix in matrices_of(loaded.family, loaded.model):
+            form = form_of(names[index], matrix, levels)
             state |= source.tensors(index, matrix, form)
+        width = levels.get(f"{names[index]}.mlp", DENSE)
+        for name, tensors in source.followers(index, Form(width=width)).items():
+            state |= {f"{name}.{part}": tensor for part, tensor in tensors.items()}
+    mixture = loaded.family.mixture
+    for block in layout(loaded, candidate).blocks:
+        if mixture is not None and block.reduced:
+            router = f"{names[block.index]}.{mixture.core}.gate.weight"
+            state[router] = state[router][list(block.experts)]
     return state
 
 
@@ -66,18 +79,30 @@ def assemble(
     """
     with torch.device("meta"):
         model = cls(config)
+    prepare_stock(model)
     model.load_state_dict({name: state[name_of(name)] for name in model.state_dict()}, assign=True)
     model.tie_weights()
     model.eval()
     return model
 
 
-def renumbered(blocks: str, kept: Sequence[int]) -> Callable[[str], str]:
-    """What a parameter of a model of fewer blocks is called in the dense one.
+def renumbered(names: BlockNames, kept: Sequence[Block]) -> Callable[[str], str]:
+    """What a parameter of a model of fewer blocks and experts is called in the dense one.
 
     Args:
-        blocks: Module path of the list of blocks.
-        kept: For each block of the new model its index in the dense one.
+        names: Of the blocks of the dense model.
+        kept: The blocks of the new model.
     """
-    block = re.compile(rf"^{re.escape(blocks)}\.(\d+)\.")
-    return lambda name: block.sub(lambda match: f"{blocks}.{kept[int(match[1])]}.", name)
+    in_dense_block = names.renamed([block.index for block in kept])
+    experts = {names[block.index]: block.experts for block in kept}
+    expert = re.compile(rf"^({names.pattern})\.{re.escape(EXPERTS)}\.(\d+)\.")
+
+    def dense_name(name: str) -> str:
+        renamed = in_dense_block(name)
+        found = expert.match(renamed)
+        if not found:
+            return renamed
+        own = expert_path(experts[found[1]][int(found[2])])
+        return f"{found[1]}.{own}.{renamed[found.end() :]}"
+
+    return dense_name

@@ -3,7 +3,7 @@
 from transformers import PreTrainedModel
 
 from evocompress.errors import ModelError
-from evocompress.families.base import Family, Matrix, SubLayer, SubLayerName
+from evocompress.families.base import Family, Matrix, SubLayer, SubLayerName, prepare
 from evocompress.families.bert import (
     Bert,
     BertClassifier,
@@ -12,14 +12,18 @@ from evocompress.families.bert import (
     XLMRoberta,
     XLMRobertaClassifier,
 )
+from evocompress.families.convolutional import Convolutional
 from evocompress.families.gemma import Gemma2, Gemma3Text
 from evocompress.families.gpt2 import GPT2
 from evocompress.families.llama import Llama
 from evocompress.families.mistral import Mistral
+from evocompress.families.mixtral import Mixtral
 from evocompress.families.opt import OPT
 from evocompress.families.phi3 import Phi3
 from evocompress.families.qwen2 import Qwen2
 from evocompress.families.qwen3 import Qwen3
+from evocompress.families.qwen3_moe import Qwen3Moe
+from evocompress.families.resnet import ResNet
 from evocompress.families.starcoder2 import Starcoder2
 from evocompress.families.vit import DeiT, DistilledDeiT, ViT
 
@@ -32,6 +36,7 @@ __all__ = [
     "family_named",
     "family_of",
     "name_of",
+    "prepare_stock",
 ]
 
 FAMILIES: dict[str, Family] = {
@@ -45,6 +50,8 @@ FAMILIES: dict[str, Family] = {
     "gpt2": GPT2(),
     "opt": OPT(),
     "starcoder2": Starcoder2(),
+    "mixtral": Mixtral(),
+    "qwen3_moe": Qwen3Moe(),
     "bert": Bert(),
     "bert-classifier": BertClassifier(),
     "roberta": Roberta(),
@@ -54,6 +61,7 @@ FAMILIES: dict[str, Family] = {
     "vit": ViT(),
     "deit": DeiT(),
     "deit-distilled": DistilledDeiT(),
+    "resnet": ResNet(),
 }
 """By model type; where models of a type serve several tasks, the others have a name behind it."""
 
@@ -68,14 +76,14 @@ DOCUMENTATION = "docs/families.md"
 
 
 def family_of(model: PreTrainedModel) -> Family:
-    """The family that serves a model.
+    """The family that serves a model; of a CNN one of its own, with what its layers tell.
 
     Raises:
         ModelError: No family serves the model's type, or not in this variant.
     """
     family = family_named(model.config.model_type, type(model).__name__)
     family.check(model)
-    return family
+    return family.bound(model) if isinstance(family, Convolutional) else family
 
 
 def family_named(model_type: str, architecture: str = "") -> Family:
@@ -101,9 +109,15 @@ def family_named(model_type: str, architecture: str = "") -> Family:
     return named or serving[0]
 
 
+def prepare_stock(model: PreTrainedModel) -> None:
+    """`prepare` for a model of transformers' own class; others are left as they are."""
+    if model.config.model_type in FAMILIES:
+        prepare(FAMILIES[model.config.model_type], model)
+
+
 def name_of(family: Family) -> str:
     """The name of a family in `FAMILIES`."""
-    return next(name for name, known in FAMILIES.items() if known is family)
+    return next(name for name, known in FAMILIES.items() if type(known) is type(family))
 
 
 def _unknown(model_type: str) -> str:

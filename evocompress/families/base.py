@@ -7,19 +7,24 @@ another family overrides the attributes, and only rarely a method. `Encoder`
 
 from __future__ import annotations
 
-import inspect
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from math import prod
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from evocompress.families.coupling import Widths
+from evocompress.families.coupling import Follower, Widths
+from evocompress.families.names import BlockNames
+from evocompress.families.stand_ins import NoAttention, NoOutput, Recorder
 from evocompress.tasks import CAUSAL, Task
 from evocompress.types import Architecture, Axis, Unit
+
+if TYPE_CHECKING:
+    from evocompress.families.mixture import Mixture
 
 SubLayerName = Literal["attention", "mlp"]
 
@@ -40,6 +45,10 @@ class Matrix:
         rows: What its outputs belong to, one part after the other; empty for the residual
             stream.
         columns: The same of its inputs.
+        expert: Module path of the expert that it is in, relative to the block; empty outside of
+            mixtures. Only the tokens that are sent to the expert pass through it.
+        kernel: Of a convolution, whose module stores (out, in, *kernel): as a matrix it is
+            (out, in times kernel) and reads the patches of an image.
     """
 
     path: str
@@ -48,6 +57,32 @@ class Matrix:
     transposed: bool = False
     rows: tuple[Axis, ...] = ()
     columns: tuple[Axis, ...] = ()
+    expert: str = ""
+    kernel: tuple[int, ...] = ()
+
+    @property
+    def part(self) -> str:
+        """Under which name a level library has this matrix of a narrowed sub-layer.
+
+        It is empty where the rows that stay are the dense matrix's.
+        """
+        if not self.columns:
+            return ""
+        return "inner" if "inner" in self.columns else "weight"
+
+    @property
+    def owner(self) -> str:
+        """What is behind the block's name in that of the unit whose width it shares."""
+        return self.expert or self.sublayer
+
+    @property
+    def pattern(self) -> str:
+        """A regular expression of its path; where it is an expert's, of any expert's."""
+        if not self.expert:
+            return re.escape(self.path)
+        experts, number = self.expert.rsplit(".", 1)
+        within = self.path.removeprefix(f"{experts}.{number}")
+        return rf"{re.escape(experts)}\.\d+{re.escape(within)}"
 
 
 @dataclass(frozen=True)
@@ -60,55 +95,30 @@ class SubLayer:
             that become the identity when the branch is removed.
         core: Path of the module that yields zero when the branch is removed; it lies after
             every module of `around` that could turn a zero into something else.
-        norm_after: Path of the norm of the sum of branch and residual stream, where there is one
-            (a post-norm block). It is one of `around`: it belongs to the branch and goes with it.
+        norm_after: Path of the norm, or activation, of the sum of branch and residual stream, where
+            there is one (a post-norm block). It is one of `around`: it belongs to the branch and
+            goes with it.
+        followers: Norms between the matrices.
+        gate: Path of the norm of what the branch yields, before the sum, where it has a bias: only
+            with its parameters at zero the branch adds nothing. Empty where that is so with the
+            output matrix at zero.
     """
 
     matrices: tuple[Matrix, ...]
     around: tuple[str, ...]
     core: str
     norm_after: str = ""
+    followers: tuple[Follower, ...] = ()
+    gate: str = ""
 
     @property
     def output(self) -> Matrix:
-        """The matrix whose input columns belong to heads or channels."""
-        return next(matrix for matrix in self.matrices if matrix.columns)
+        """The last matrix whose input columns belong to heads or channels."""
+        return next(matrix for matrix in self.matrices if matrix.part == "weight")
 
 
-class NoAttention(nn.Module):
-    """Takes the place of a removed attention module: exactly zero, nothing computed."""
-
-    def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
-        """A zero for `hidden_states` (B, S, H), and no attention weights."""
-        return _zero_like(hidden_states), None
-
-
-class NoOutput(nn.Module):
-    """Takes the place of a removed module with one input and one output: exactly zero."""
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """A zero of the shape of `hidden_states` (..., H)."""
-        return _zero_like(hidden_states)
-
-
-def _zero_like(hidden: Tensor) -> Tensor:
-    """Zeros of the same shape that take up one element of memory."""
-    return hidden.new_zeros(()).expand_as(hidden)
-
-
-class _Recorder(nn.Module):
-    """Stands in for a block: keeps what it was called with and passes the state through."""
-
-    def __init__(self, block: nn.Module) -> None:
-        super().__init__()
-        self.names = list(inspect.signature(block.forward).parameters)[1:]
-        self.hidden = torch.empty(0)
-        self.arguments: dict[str, Any] = {}
-
-    def forward(self, hidden_states: Tensor, *positional: Any, **keywords: Any) -> Tensor:
-        self.hidden = hidden_states
-        self.arguments = dict(zip(self.names, positional, strict=False)) | keywords
-        return hidden_states
+ABSENT = SubLayer(matrices=(), around=(), core="")
+"""The branch that the blocks of a family do not have."""
 
 
 def llama_attention(around: tuple[str, ...] = ("input_layernorm",)) -> SubLayer:
@@ -151,6 +161,8 @@ class Family:
         norm_path: Module path of the norm after the last block; empty where there is none.
         attention: The attention branch of each block.
         mlp: The MLP branch of each block.
+        mixture: How its experts are held, where it is a mixture of them; `mlp` then names the
+            matrices of the first one.
     """
 
     model_type: ClassVar[str]
@@ -159,17 +171,34 @@ class Family:
     norm_path: ClassVar[str] = "model.norm"
     attention: ClassVar[SubLayer] = llama_attention()
     mlp: ClassVar[SubLayer] = llama_mlp()
+    mixture: ClassVar[Mixture | None] = None
 
     def check(self, model: PreTrainedModel) -> None:
         """Raise `ModelError` for a variant of the family whose blocks are built otherwise."""
 
     @property
     def matrices(self) -> tuple[Matrix, ...]:
-        """Every linear matrix of a block, in the order of computation."""
-        return self.attention.matrices + self.mlp.matrices
+        """Every linear matrix of a block, in the order of computation.
+
+        Of a mixture of experts those of the first one, which stand for all; see `matrices_of`.
+        """
+        return tuple(matrix for _, branch in self._branches() for matrix in branch.matrices)
+
+    @property
+    def sublayers(self) -> tuple[SubLayerName, ...]:
+        """The branches of a block, in order."""
+        return tuple(name for name, _ in self._branches())
+
+    @property
+    def block_names(self) -> BlockNames:
+        """The names of the blocks."""
+        return BlockNames(self.layers_path)
 
     def output(self, sublayer: SubLayerName) -> Matrix:
-        """The matrix of a sub-layer whose input columns belong to heads or channels."""
+        """The matrix of a sub-layer whose input columns belong to heads or channels.
+
+        Of a mixture of experts the first expert's, whose widths all share.
+        """
         return self._branch(sublayer).output
 
     def blocks(self, model: PreTrainedModel) -> nn.ModuleList:
@@ -180,31 +209,50 @@ class Family:
 
     def units(self, model: PreTrainedModel) -> list[Unit]:
         """The tree of units: each block, its attention and matrices, its MLP and matrices."""
+        matrices = matrices_of(self, model)
+        active = self.mixture.experts(model)[1] if self.mixture else 0
         return [
             unit
             for index, block in enumerate(self.blocks(model))
-            for unit in self._block_units(index, block)
+            for unit in self._block_units(index, block, matrices, active)
         ]
 
-    def _block_units(self, index: int, block: nn.Module) -> Iterator[Unit]:
-        name = f"{self.layers_path}.{index}"
-        roles = _roles(self.matrices)
-        yield Unit(name, "block", None, index, "block")
-        for kind, branch in self._branches():
-            parent = f"{name}.{kind}"
-            yield Unit(parent, kind, name, index, kind)
-            for matrix in branch.matrices:
+    def _block_units(
+        self, index: int, block: nn.Module, matrices: tuple[Matrix, ...], active: int
+    ) -> Iterator[Unit]:
+        name, droppable = self.block_names[index], self._droppable(block)
+        roles = _roles(matrices)
+        yield Unit(name, "block", None, index, "block", droppable=droppable)
+        for kind, _ in self._branches():
+            sublayer = f"{name}.{kind}"
+            routed = active if kind == "mlp" else 0
+            yield Unit(sublayer, kind, name, index, kind, active=routed, droppable=droppable)
+            expert = ""
+            for matrix in (matrix for matrix in matrices if matrix.sublayer == kind):
+                if matrix.expert != expert:
+                    expert = matrix.expert
+                    yield Unit(f"{name}.{expert}", "expert", sublayer, index, expert)
                 yield Unit(
                     name=f"{name}.{matrix.path}",
                     kind="matrix",
-                    parent=parent,
+                    parent=f"{name}.{matrix.owner}",
                     block=index,
                     role=roles[matrix.path],
                     shape=_shape(block, matrix),
                     rows=matrix.rows,
                     columns=matrix.columns,
                     bias=block.get_submodule(matrix.path).bias is not None,
+                    positions=self._positions(index, matrix),
+                    patch=prod(matrix.kernel),
                 )
+
+    def _droppable(self, block: nn.Module) -> bool:
+        """Whether a block without its branches is the identity."""
+        return True
+
+    def _positions(self, index: int, matrix: Matrix) -> int | None:
+        """How often a matrix of a block is applied to a sequence, if not once a token."""
+        return None
 
     def architecture(self, model: PreTrainedModel) -> Architecture:
         """What the cost model must know; parameters are counted, tied weights once."""
@@ -212,6 +260,8 @@ class Family:
         head = model.get_output_embeddings()
         blocks = self.blocks(model)
         heads, kv_heads, head_dim = head_shape(config)
+        matrices = matrices_of(self, model)
+        experts, active = self.mixture.experts(model) if self.mixture else (0, 0)
         in_blocks = sum(parameter.numel() for parameter in blocks.parameters())
         return Architecture(
             hidden=config.hidden_size,
@@ -224,13 +274,18 @@ class Family:
             channels=tuple(_shape(block, self.mlp.output)[1] for block in blocks),
             windows=attention_windows(config, len(blocks)),
             own_params=tuple(
-                (_own_params(block, self.attention), _own_params(block, self.mlp))
+                (
+                    _own_params(block, self.attention, matrices),
+                    _own_params(block, self.mlp, matrices),
+                )
                 for block in blocks
             ),
             dtype_bytes=model.dtype.itemsize,
             context=self._context(model),
             causal=self.task.causal,
             outer_flops=self._outer_flops(model),
+            experts=experts,
+            active_experts=active,
         )
 
     def _context(self, model: PreTrainedModel) -> int:
@@ -300,7 +355,7 @@ class Family:
         """
         blocks = self.blocks(model)
         originals = list(blocks)
-        recorders = [_Recorder(block) for block in originals]
+        recorders = [Recorder(block) for block in originals]
         try:
             _put(recorders, blocks)
             self.hidden_states(model, batch)
@@ -312,7 +367,25 @@ class Family:
         return self.attention if sublayer == "attention" else self.mlp
 
     def _branches(self) -> tuple[tuple[SubLayerName, SubLayer], ...]:
-        return (("attention", self.attention), ("mlp", self.mlp))
+        both: tuple[tuple[SubLayerName, SubLayer], ...]
+        both = (("attention", self.attention), ("mlp", self.mlp))
+        return tuple((name, branch) for name, branch in both if branch is not ABSENT)
+
+
+def matrices_of(family: Family, model: PreTrainedModel) -> tuple[Matrix, ...]:
+    """Every linear matrix of a block in the order of computation, those of all experts too."""
+    if family.mixture is None:
+        return family.matrices
+    return family.mixture.expanded(family.matrices, model)
+
+
+def prepare(family: Family, model: PreTrainedModel) -> None:
+    """Change, in place, how a loaded model holds its weights, but not what it computes.
+
+    Afterwards every matrix is a module of its own, as `matrices_of` says.
+    """
+    if family.mixture is not None:
+        family.mixture.prepare(family.blocks(model))
 
 
 def final_norm(family: Family, model: PreTrainedModel) -> nn.Module:
@@ -321,8 +394,13 @@ def final_norm(family: Family, model: PreTrainedModel) -> nn.Module:
 
 
 def head_shape(config: PreTrainedConfig) -> tuple[int, int, int]:
-    """Query heads, key-value heads and the width of a head, the same in every dense block."""
-    heads = config.num_attention_heads
+    """Query heads, key-value heads and the width of a head, the same in every dense block.
+
+    All are 0 where there is no attention.
+    """
+    heads = getattr(config, "num_attention_heads", 0)
+    if not heads:
+        return 0, 0, 0
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     return heads, kv_heads, getattr(config, "head_dim", None) or config.hidden_size // heads
 
@@ -351,16 +429,16 @@ def _roles(matrices: tuple[Matrix, ...]) -> dict[str, str]:
 
 def _shape(block: nn.Module, matrix: Matrix) -> tuple[int, int]:
     """(out, in) of a matrix, whatever order the module stores."""
-    rows, columns = block.get_parameter(f"{matrix.path}.weight").shape
-    return (columns, rows) if matrix.transposed else (rows, columns)
+    rows, *columns = block.get_parameter(f"{matrix.path}.weight").shape
+    return (prod(columns), rows) if matrix.transposed else (rows, prod(columns))
 
 
-def _own_params(block: nn.Module, branch: SubLayer) -> int:
-    """Parameters of a branch that are in no matrix: norms and biases."""
-    matrices = {f"{matrix.path}.weight" for matrix in branch.matrices}
+def _own_params(block: nn.Module, branch: SubLayer, matrices: Sequence[Matrix]) -> int:
+    """Parameters of a branch that are in none of a block's matrices: norms, biases, a router."""
+    weights = {f"{matrix.path}.weight" for matrix in matrices}
     parts = (*branch.around, branch.core)
     return sum(
         parameter.numel()
         for name, parameter in block.named_parameters()
-        if name not in matrices and any(name.startswith(f"{part}.") for part in parts)
+        if name not in weights and any(name.startswith(f"{part}.") for part in parts)
     )

@@ -10,13 +10,28 @@ from torch import Tensor
 
 from evocompress.types import Architecture, Axis, Level, UnitKind
 
+CHANNELS: tuple[Axis, ...] = ("channel", "inner")
+
+
+@dataclass(frozen=True)
+class Follower:
+    """A module with a value for each channel, which goes with it: a norm between two matrices.
+
+    Attributes:
+        path: Module path relative to the block.
+        axis: Whose channels.
+    """
+
+    path: str
+    axis: Axis = "channel"
+
 
 @dataclass(frozen=True, eq=False)
 class Kept:
     """What stays of one sub-layer; int64 tensors, ascending.
 
     Attributes:
-        groups: Key-value heads of an attention; ``[0]`` of an MLP.
+        groups: Key-value heads of an attention; of an MLP ``[0]``, or its inner channels.
         items: Query heads of an attention or channels of an MLP, counted over the whole layer.
     """
 
@@ -44,7 +59,8 @@ class Widths:
     def lengths(self) -> dict[Axis, int]:
         """How many heads or channels each axis has."""
         keys = self.kv_heads
-        return {"query": self.heads, "key": keys, "value": keys, "channel": self.channels}
+        axes: dict[Axis, int] = {"query": self.heads, "key": keys, "value": keys}
+        return axes | {"channel": self.channels, "inner": self.channels}
 
     def at(self, level: Level) -> Widths:
         """These widths with one sub-layer at a level of its width; itself for other levels."""
@@ -101,8 +117,8 @@ def index_of(
     """
     parts, start = [], 0
     for axis in axes:
-        size = 1 if axis == "channel" else head_dim
-        chosen = kept.groups if axis in ("key", "value") else kept.items
+        size = 1 if axis in CHANNELS else head_dim
+        chosen = kept.groups if axis in ("key", "value", "inner") else kept.items
         parts.append(start + (chosen[:, None] * size + torch.arange(size)).flatten())
         start += lengths[axis] * size
     return torch.cat(parts) if parts else None

@@ -49,8 +49,8 @@ class Distillation:
         self._hidden: dict[int, Tensor] = {}
         self._task = teacher.family.task
         self._length = teacher.length(tokens)
-        width = teacher.model.config.hidden_size * teacher.model.dtype.itemsize
-        self._keep = len(tokens) * self._length * width <= CACHE_BYTES
+        values = teacher.family.architecture(teacher.model).state_values(self._length)
+        self._keep = len(tokens) * values * teacher.model.dtype.itemsize <= CACHE_BYTES
         causal = self._task.causal
         self._rows = chunk_rows(teacher.model.config.vocab_size) if causal else ALL_ROWS
         embeds = self._task is EMBEDDINGS

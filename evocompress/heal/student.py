@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from evocompress.errors import ModelError
 from evocompress.export.folder import whole_folder
+from evocompress.export.pretrained import save_weights
 from evocompress.export.reload import read_checkpoint
 from evocompress.families import Family
 from evocompress.models import LoadedModel
@@ -47,10 +48,10 @@ def zero_masks(model: PreTrainedModel, family: Family) -> dict[str, Tensor]:
     layers that need no bias.
     """
     parameters = dict(model.named_parameters())
-    block = re.escape(family.layers_path) + r"\.\d+\.((before|after)\.\d+\.)?"
+    block = family.block_names.pattern + r"\.((before|after)\.\d+\.)?"
     masks: dict[str, Tensor] = {}
     for matrix in family.matrices:
-        pattern = re.compile(f"({block}{re.escape(matrix.path)})\\.weight")
+        pattern = re.compile(f"({block}{matrix.pattern})\\.weight")
         for name in (found[1] for found in map(pattern.fullmatch, parameters) if found):
             weight = parameters[f"{name}.weight"].detach() == 0
             masks[f"{name}.weight"] = weight
@@ -75,7 +76,7 @@ def write_student(model: PreTrainedModel, source: Path, out: Path, note: str) ->
     """
     with whole_folder(out) as folder:
         with quiet_transformers():
-            model.save_pretrained(folder, save_original_format=False)
+            save_weights(model, folder)
         ignored = shutil.ignore_patterns(*WEIGHT_FILES)
         shutil.copytree(source, folder, ignore=ignored, dirs_exist_ok=True)
         card = folder / "README.md"

@@ -49,9 +49,9 @@ class BlockMaker:
             self._write_statistics(writer)
             small: dict[str, Tensor] = {}
             for coupled, levels in self.order.widths:
-                structure, cuts = self._cuts(coupled, levels)
-                small |= _write_weights(writer, coupled, levels, cuts)
-                errors |= self._width_errors(coupled, structure, cuts)
+                cuts = [self._cuts(link, levels) for link in coupled.links]
+                small |= _write_weights(writer, coupled, levels, [found for _, found in cuts])
+                errors |= self._width_errors(coupled, cuts)
             for key, tensor in small.items():
                 writer.add(key, tensor)
         return BlockRecord(path.name, writer.bytes, writer.sha256, self._input_records(), errors)
@@ -92,11 +92,15 @@ class BlockMaker:
         cuts = methods.structured.cut(structure, known, [coupled.width(one) for one in levels])
         return structure, reconstructed(structure, known, cuts) if methods.reconstruct else cuts
 
-    def _width_errors(self, coupled: Coupled, structure: Structure, cuts: list[Cut]) -> Errors:
-        known = self._of(coupled)
-        if known.gram is None:
+    def _width_errors(
+        self, coupled: Coupled, found: Sequence[tuple[Structure, Sequence[Cut]]]
+    ) -> Errors:
+        """Of each level, summed over the links of the sub-layer."""
+        known = [self._of(link) for link in coupled.links]
+        if any(one.gram is None for one in known):
             return {}
-        return {coupled.unit.name: tuple(width_errors(structure, cuts, known))}
+        each = [width_errors(*pair, one) for pair, one in zip(found, known, strict=True)]
+        return {coupled.unit.name: tuple(map(sum, zip(*each, strict=True)))}
 
     def _weight(self, unit: str) -> Tensor:
         """A dense matrix (out, in), which can be ranked."""
@@ -118,20 +122,32 @@ class BlockMaker:
             word: InputRecord(
                 trace=_trace(known),
                 damping=known.factor.damping if word in self.order.factored else None,
+                tokens=known.tokens * known.seen if self.order.readers[word].routed else None,
             )
             for word, known in self.statistics.items()
         }
 
 
 def _write_weights(
-    writer: TensorWriter, coupled: Coupled, levels: Levels, cuts: list[Cut]
+    writer: TensorWriter, coupled: Coupled, levels: Levels, found: Sequence[Sequence[Cut]]
 ) -> dict[str, Tensor]:
-    """Write the output matrices of a sub-layer; returns the smaller tensors for later."""
+    """Write the output matrices of a sub-layer; returns the smaller tensors for later.
+
+    Args:
+        writer: Of the file.
+        coupled: The sub-layer.
+        levels: Its levels.
+        found: For each of its links a cut for each level. The items that the inner one keeps are
+            what the last one has no use for, its groups.
+    """
     unit = coupled.unit.name
     small: dict[str, Tensor] = {}
-    for level, cut in zip(levels, cuts, strict=True):
-        writer.add(tensor_key(unit, level, "weight"), coupled.output.oriented(cut.weight))
-        small[tensor_key(unit, level, "groups")] = cut.groups
+    for level, *cuts in zip(levels, *found, strict=True):
+        for link, one in zip(coupled.links, cuts, strict=True):
+            key = tensor_key(unit, level, link.output.part)
+            writer.add(key, link.output.oriented(one.weight))
+        cut = cuts[-1]
+        small[tensor_key(unit, level, "groups")] = cut.groups if len(cuts) == 1 else cuts[0].items
         small[tensor_key(unit, level, "items")] = cut.items
         if cut.bias is not None:
             small[tensor_key(unit, level, "bias")] = cut.bias

@@ -8,21 +8,23 @@ again compressed, and later blocks see what comes out (as SparseGPT, 2301.00774)
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
 
-from evocompress.criteria import Statistics
+from evocompress.criteria import Statistics, unseen
 from evocompress.library.block import BlockMaker
-from evocompress.library.dense import DenseModel
+from evocompress.library.dense import DenseModel, Linear
 from evocompress.library.gradients import loss_gradients
-from evocompress.library.gram import Sums, collecting
+from evocompress.library.gram import COUNT, Sums, collecting
 from evocompress.library.hidden import HiddenStates
 from evocompress.library.manifest import BlockRecord, Manifest
 from evocompress.library.order import BlockOrder, block_orders, methods_named
 from evocompress.library.propagate import compressed
 from evocompress.models import LoadedModel
+from evocompress.types import Unit
 
 Progress = Callable[[float, float, str], None]
 """Called with (blocks done, blocks to do, text) before each block and at the end."""
@@ -155,17 +157,30 @@ class Builder:
             word: self._loaded.model.get_submodule(linear.name)
             for word, linear in order.readers.items()
         }
-        with collecting(readers, order.needs, self._loaded.length(self._tokens)) as sums:
+        routed = {word for word, linear in order.readers.items() if linear.routed}
+        length = self._loaded.length(self._tokens)
+        with collecting(readers, order.needs, length, routed) as sums:
             self._states.run(index, keep=not self._manifest.recipe.propagated)
-        return {word: self._summed(totals) for word, totals in sums.items()}
+        return {word: self._known(order.readers[word], totals) for word, totals in sums.items()}
 
-    def _summed(self, totals: Sums) -> Statistics:
+    def _known(self, reader: Linear, totals: Sums) -> Statistics:
+        """The statistics of an input; of an expert to which no token was sent, a stand-in."""
+        if totals or not reader.routed:
+            return self._summed(totals, reader.unit)
+        logging.getLogger(__name__).warning(
+            "no calibration token is sent to %s: it is compressed by its weights alone", reader.name
+        )
+        return unseen(reader.shape[1], self._dense.device, self._manifest.recipe.damping)
+
+    def _summed(self, totals: Sums, reader: Unit) -> Statistics:
+        count = totals.get(COUNT)
+        whole = len(self._tokens) * (reader.positions or self._loaded.length(self._tokens))
         magnitudes = totals.get("magnitudes")
         return Statistics(
             gram=totals.get("gram"),
             squares=totals.get("squares"),
             sequences=len(self._tokens),
-            tokens=len(self._tokens) * self._loaded.length(self._tokens),
+            tokens=whole if count is None else int(count),
             damping=self._manifest.recipe.damping,
             sums=totals.get("sums"),
             magnitudes=None if magnitudes is None else magnitudes.sqrt(),

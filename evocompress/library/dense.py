@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 
 import torch
 from torch import Tensor
 
+from evocompress.canonical import PARTS
 from evocompress.criteria import Structure
 from evocompress.errors import LibraryError
+from evocompress.families.base import matrices_of
 from evocompress.families.coupling import Kept, axis_lengths, index_of
 from evocompress.models import LoadedModel
 from evocompress.types import Axis, Level, Unit
@@ -23,11 +26,17 @@ class Linear:
         unit: The unit.
         input: What it reads; see `evocompress.families.Matrix`.
         transposed: The module stores (in, out).
+        routed: It is in an expert, which reads only the tokens that are sent to it.
+        kernel: Of a convolution, whose module stores (out, in, *kernel).
+        part: Under which name a narrowed sub-layer's entry has this matrix; may be empty.
     """
 
     unit: Unit
     input: str
     transposed: bool
+    kernel: tuple[int, ...] = ()
+    part: str = ""
+    routed: bool = False
 
     @property
     def name(self) -> str:
@@ -42,45 +51,68 @@ class Linear:
 
     def oriented(self, weight: Tensor) -> Tensor:
         """A matrix (out, in) as the module stores it, or one of the module's as (out, in)."""
+        if self.kernel:
+            if weight.ndim > 2:
+                return weight.flatten(1)
+            return weight.reshape(len(weight), -1, *self.kernel)
         return weight.T if self.transposed else weight
+
+    def stored_shape(self, shape: tuple[int, int]) -> tuple[int, ...]:
+        """The shape in which the module stores a matrix of shape (out, in)."""
+        if self.kernel:
+            return shape[0], shape[1] // prod(self.kernel), *self.kernel
+        return shape[::-1] if self.transposed else shape
 
 
 @dataclass(frozen=True)
 class Coupled:
-    """An attention or MLP unit with the matrices that are narrowed together.
+    """An attention, MLP or expert with the matrices that are narrowed together.
 
     Attributes:
         unit: The unit.
         matrices: Its matrices, in the order of computation.
         lengths: Heads or channels of each axis.
         head_dim: Rows or columns of a head.
+        axis: Whose channels an MLP's are here; see `links`.
     """
 
     unit: Unit
     matrices: tuple[Linear, ...]
     lengths: Mapping[Axis, int]
     head_dim: int
+    axis: Axis = "channel"
 
     @property
     def output(self) -> Linear:
         """The matrix whose inputs belong to the heads or channels."""
-        return next(linear for linear in self.matrices if linear.unit.columns)
+        part = "inner" if self.axis == "inner" else "weight"
+        return next(linear for linear in self.matrices if linear.part == part)
+
+    @property
+    def links(self) -> tuple[Coupled, ...]:
+        """The unit as it is narrowed: where it has channels twice, once for each, inner ones first.
+
+        Each chooses its channels on its own, by what the next matrix makes of them.
+        """
+        if not any("inner" in linear.unit.columns for linear in self.matrices):
+            return (self,)
+        return replace(self, axis="inner"), self
 
     @property
     def size(self) -> int:
         """Inputs of the output matrix that belong to one head or channel."""
-        return self.head_dim if self.unit.kind == "attention" else 1
+        return self.head_dim if self.unit.kind == "attention" else prod(self.output.kernel)
 
     @property
     def full(self) -> tuple[int, int]:
         """(groups, heads or channels in each of them) of the dense unit; an MLP is one group."""
-        if self.unit.kind == "mlp":
+        if self.unit.kind != "attention":
             return 1, self.lengths["channel"]
         return self.lengths["key"], self.lengths["query"] // self.lengths["key"]
 
     def width(self, level: Level) -> tuple[int, int]:
         """(groups, heads or channels in each of them) that a narrow level keeps."""
-        if self.unit.kind == "mlp":
+        if self.unit.kind != "attention":
             return 1, level.channels or 0
         return level.kv_groups or 0, level.group_heads or 0
 
@@ -115,7 +147,7 @@ class Coupled:
     @property
     def _range(self) -> str:
         groups, items = self.full
-        if self.unit.kind == "mlp":
+        if self.unit.kind != "attention":
             return f"give 1 to {items - 1} channels"
         return f"give 1 to {groups} kv_groups and 1 to {items} group_heads, but not both in full"
 
@@ -125,6 +157,9 @@ class Coupled:
             index_of(axes, kept, self.lengths, self.head_dim)
             for axes in (linear.unit.rows, linear.unit.columns)
         )
+        if columns is not None and linear.kernel:
+            area = prod(linear.kernel)
+            columns = (columns[:, None] * area + torch.arange(area)).flatten()
         return slice(None) if rows is None else rows, slice(None) if columns is None else columns
 
     def structure(
@@ -155,9 +190,12 @@ class Coupled:
         """The output matrix, and the others cut at the borders of their axes."""
         inputs: list[Tensor] = []
         shared: list[Tensor] = []
+        size = self.head_dim if self.unit.kind == "attention" else 1
         for linear in self.matrices:
             axes = linear.unit.rows
-            lengths = [self.lengths[axis] * self.size for axis in axes]
+            if self.unit.kind == "mlp" and self.axis not in axes:
+                continue
+            lengths = [self.lengths[axis] * size for axis in axes]
             parts = torch.split(tensors[linear.name], lengths) if axes else ()
             for axis, part in zip(axes, parts, strict=True):
                 (shared if axis in ("key", "value") else inputs).append(part)
@@ -186,7 +224,8 @@ class DenseModel:
         device: Where it is run.
         units: Its units by name.
         linears: Its matrix units by name.
-        coupled: Its attention and MLP units by name.
+        coupled: Its attention and MLP units by name; in place of an MLP that is a mixture its
+            experts.
     """
 
     def __init__(self, loaded: LoadedModel) -> None:
@@ -217,9 +256,16 @@ def _linears(loaded: LoadedModel, units: Mapping[str, Unit]) -> dict[str, Linear
     family = loaded.family
     found = {}
     for block in range(len(family.blocks(loaded.model))):
-        for matrix in family.matrices:
-            name = f"{family.layers_path}.{block}.{matrix.path}"
-            found[name] = Linear(units[name], matrix.input, matrix.transposed)
+        for matrix in matrices_of(family, loaded.model):
+            name = f"{family.block_names[block]}.{matrix.path}"
+            found[name] = Linear(
+                units[name],
+                matrix.input,
+                matrix.transposed,
+                matrix.kernel,
+                matrix.part,
+                routed=bool(matrix.expert),
+            )
     return found
 
 
@@ -227,6 +273,7 @@ def _coupled(
     loaded: LoadedModel, units: Mapping[str, Unit], linears: Mapping[str, Linear]
 ) -> dict[str, Coupled]:
     architecture = loaded.family.architecture(loaded.model)
+    with_matrices = {linear.unit.parent for linear in linears.values() if linear.unit.columns}
     return {
         name: Coupled(
             unit,
@@ -235,5 +282,5 @@ def _coupled(
             architecture.head_dim,
         )
         for name, unit in units.items()
-        if unit.kind in ("attention", "mlp")
+        if name in with_matrices and unit.kind in PARTS
     }

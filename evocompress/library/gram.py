@@ -8,6 +8,8 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
+from evocompress.families.patches import rows_read
+
 LEAST_PANEL, PANELS = 192, 8
 """A Gram matrix is summed in panels of rows, at most so many, and at least so wide."""
 
@@ -51,11 +53,19 @@ def _add_magnitudes(total: Tensor, inputs: Tensor) -> None:
     total.add_(inputs.abs().mean(1).square_().sum(0))
 
 
+def _add_count(total: Tensor, inputs: Tensor) -> None:
+    total.add_(inputs.shape[0] * inputs.shape[1])
+
+
+COUNT = "count"
+"""Tokens that were summed over: a sum without features, (1,)."""
+
 _ADD: Mapping[str, Callable[[Tensor, Tensor], None]] = {
     "gram": _add_gram,
     "squares": _add_squares,
     "sums": _add_sums,
     "magnitudes": _add_magnitudes,
+    COUNT: _add_count,
 }
 
 Sums = dict[str, Tensor]
@@ -65,7 +75,10 @@ Sums = dict[str, Tensor]
 
 @contextmanager
 def collecting(
-    readers: Mapping[str, nn.Module], needs: Mapping[str, Collection[str]], length: int
+    readers: Mapping[str, nn.Module],
+    needs: Mapping[str, Collection[str]],
+    length: int,
+    routed: Collection[str] = (),
 ) -> Iterator[dict[str, Sums]]:
     """Sum up what is needed over every token that passes through a block.
 
@@ -73,6 +86,8 @@ def collecting(
         readers: For each input a module that reads it.
         needs: What to sum of each input (keys of `Sums`).
         length: Tokens of a sequence; blocks may hand them to their matrices in one long row.
+        routed: Inputs of which each token may or may not be read, as an expert's: a token counts
+            as a sequence. Their tokens are counted, too (`COUNT`).
 
     Yields:
         The sums by input, to be read when the context has ended.
@@ -80,7 +95,10 @@ def collecting(
     sums: dict[str, Sums] = {}
     with ExitStack() as hooks:
         for word, kinds in needs.items():
-            observer = _Observer(sums.setdefault(word, {}), kinds, length)
+            found = sums.setdefault(word, {})
+            observer = _Observer(found, kinds, length)
+            if word in routed:
+                observer = _Observer(found, (*kinds, COUNT), 1)
             hooks.callback(readers[word].register_forward_pre_hook(observer).remove)
         yield sums
     for found in sums.values():
@@ -97,10 +115,10 @@ class _Observer:
         self._length = length
 
     def __call__(self, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        features = arguments[0].shape[-1]
-        inputs = arguments[0].reshape(-1, self._length, features).float()
+        inputs = rows_read(module, arguments[0], self._length).float()
+        features = inputs.shape[-1]
         for need in self._needs:
             if need not in self._sums:
-                shape = (features, features) if need == "gram" else (features,)
+                shape = {"gram": (features, features), COUNT: (1,)}.get(need, (features,))
                 self._sums[need] = torch.zeros(shape, device=inputs.device)
             _ADD[need](self._sums[need], inputs)

@@ -45,7 +45,7 @@ def _rows(manifest: Manifest, verified: bool) -> list[tuple[str, str]]:
         ("size", f"{size:,.0f} MiB"),
         ("checksums", "verified" if verified else "not checked (--verify does)"),
     ]
-    rows += _errors(manifest)
+    rows += _errors(manifest) + _routed(manifest)
     return rows + [(name, version) for name, version in manifest.versions.items()]
 
 
@@ -67,3 +67,14 @@ def _errors(manifest: Manifest) -> list[tuple[str, str]]:
     low = sum(min(values) for values in errors) / len(errors)
     high = sum(max(values) for values in errors) / len(errors)
     return [("output error", f"{low:.4f} to {high:.4f} of the output energy, mean over units")]
+
+
+def _routed(manifest: Manifest) -> list[tuple[str, str]]:
+    """How many calibration tokens the experts of mixtures saw."""
+    records = [entry for block in manifest.blocks.values() for entry in block.inputs.values()]
+    tokens = [entry.tokens for entry in records if entry.tokens is not None]
+    if not tokens:
+        return []
+    unseen = tokens.count(0)
+    text = f"{min(tokens):,} to {max(tokens):,} tokens reached an input of an expert"
+    return [("experts", text + f", {unseen} inputs none: ranked by weights alone" * bool(unseen))]

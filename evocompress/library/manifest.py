@@ -101,10 +101,12 @@ class InputRecord:
     Attributes:
         trace: Sum of its squares over tokens and features; ``None`` where not collected.
         damping: Fraction of the mean diagonal that was really added, where a Hessian was used.
+        tokens: How many were sent to the expert that reads it; ``None`` where all are read.
     """
 
     trace: float | None = None
     damping: float | None = None
+    tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,7 @@ class Manifest:
             "propagated": {unit: lv.to_json() for unit, lv in self.recipe.propagated.items()},
         }
         # Workers finish blocks in any order.
-        blocks = {str(index): asdict(record) for index, record in sorted(self.blocks.items())}
+        blocks = {str(index): _block_json(record) for index, record in sorted(self.blocks.items())}
         return {
             "format": FORMAT,
             "recipe": recipe,
@@ -222,6 +224,15 @@ def _from_json(data: dict[str, Any]) -> Manifest:
         data["units"],
         blocks,
     )
+
+
+def _block_json(record: BlockRecord) -> dict[str, Any]:
+    """As plain data; tokens only where an expert reads them."""
+    data = asdict(record)
+    for values in data["inputs"].values():
+        if values["tokens"] is None:
+            del values["tokens"]
+    return data
 
 
 def _block_from_json(record: dict[str, Any]) -> BlockRecord:

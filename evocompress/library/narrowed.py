@@ -66,10 +66,12 @@ class NarrowedMatrices:
         stored = self._reader.level(coupled.unit.name, width)
         rows, columns = coupled.index(linear, Kept(stored["groups"], stored["items"]))
         dense = self._dense.weight(linear.name)
-        if linear.unit.columns:
-            narrow = linear.oriented(stored["weight"]).to(dense.device).float()
+        if linear.part:
+            narrow = linear.oriented(stored[linear.part]).to(dense.device).float()
         else:
-            narrow = dense[rows]
+            narrow = dense
+        if linear.part != "weight":
+            narrow = narrow[rows]
         zeros = level.zeros_left(dense.numel(), narrow.numel())
         known = self._statistics(linear, columns, width if linear.unit.columns else None)
         (result,) = criterion.compress(narrow, known, [replace(level, zeros=zeros)])
@@ -104,7 +106,10 @@ def padded(coupled: Coupled, linear: Linear, dense: Tensor, narrow: Tensor, kept
     gone are as in the dense matrix, and not read.
     """
     result = torch.zeros_like(dense) if linear.unit.columns else dense.clone()
-    result[coupled.index(linear, kept)] = narrow.to(result)
+    rows, columns = coupled.index(linear, kept)
+    if isinstance(rows, Tensor) and isinstance(columns, Tensor):
+        rows = rows[:, None]
+    result[rows, columns] = narrow.to(result)
     return result
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
+from itertools import groupby, product
 
 import torch
 
@@ -113,8 +113,8 @@ class BlockOrder:
     def needs(self) -> dict[str, frozenset[str]]:
         """For each input that is observed, what is collected of it."""
         needs = {linear.input: self.methods.matrix_needs for linear, _ in self.matrices}
-        for coupled, _ in self.widths:
-            word = coupled.output.input
+        for link in self._links:
+            word = link.output.input
             needs[word] = needs.get(word, frozenset()) | self.methods.width_needs
         # The squares are the diagonal of the Gram matrix.
         return {
@@ -127,8 +127,13 @@ class BlockOrder:
     def readers(self) -> dict[str, Linear]:
         """For each input a matrix that reads it."""
         linears = [linear for linear, _ in self.matrices]
-        linears += [coupled.output for coupled, _ in self.widths]
+        linears += [link.output for link in self._links]
         return {linear.input: linear for linear in reversed(linears)}
+
+    @property
+    def _links(self) -> list[Coupled]:
+        """Every link of the sub-layers that are narrowed."""
+        return [link for coupled, _ in self.widths for link in coupled.links]
 
     @cached_property
     def kept_inputs(self) -> tuple[str, ...]:
@@ -145,7 +150,7 @@ class BlockOrder:
         if "gram" in self.methods.matrix_needs:
             words |= {linear.input for linear, _ in self.matrices}
         if structured is not None and "gram" in structured.needs:
-            words |= {coupled.output.input for coupled, _ in self.widths}
+            words |= {link.output.input for link in self._links}
         return frozenset(words)
 
     def layout(self, dtype: torch.dtype) -> Layout:
@@ -168,10 +173,10 @@ class BlockOrder:
                 shape = (features, features) if need == "gram" else (features,)
                 yield statistics_key(word, need), TensorSpec(shape, torch.float32)
         for coupled, levels in self.widths:
-            for level in levels:
-                shape = (coupled.output.shape[0], coupled.inputs_left(level))
-                key = tensor_key(coupled.unit.name, level, "weight")
-                yield key, _spec(coupled.output, shape, dtype)
+            for level, link in product(levels, coupled.links):
+                shape = (link.output.shape[0], link.inputs_left(level))
+                key = tensor_key(coupled.unit.name, level, link.output.part)
+                yield key, _spec(link.output, shape, dtype)
         for coupled, levels in self.widths:
             for level in levels:
                 yield from self._small_specs(coupled, level, dtype)
@@ -181,7 +186,7 @@ class BlockOrder:
     ) -> Iterator[tuple[str, TensorSpec]]:
         groups, items = coupled.width(level)
         specs = {
-            "groups": TensorSpec((groups,), torch.int64),
+            "groups": TensorSpec((items if len(coupled.links) > 1 else groups,), torch.int64),
             "items": TensorSpec((groups * items,), torch.int64),
         }
         if coupled.output.unit.bias or self.methods.adds_bias(coupled):
@@ -227,7 +232,7 @@ def _order_of(
 
 def _spec(linear: Linear, shape: tuple[int, int], dtype: torch.dtype) -> TensorSpec:
     """Of a matrix (out, in), as the module of `linear` stores it."""
-    return TensorSpec(shape[::-1] if linear.transposed else shape, dtype)
+    return TensorSpec(linear.stored_shape(shape), dtype)
 
 
 def tensor_key(unit: str, level: Level, part: str) -> str:

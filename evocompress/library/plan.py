@@ -154,11 +154,12 @@ def _statistics_bytes(order: BlockOrder) -> int:
 
 def _activation_bytes(loaded: LoadedModel, dense: DenseModel, tokens: Tensor, batch: int) -> int:
     """Hidden states of all sequences, and what one batch makes within a block."""
-    hidden = loaded.family.architecture(loaded.model).hidden
-    widest = max(max(linear.shape) for linear in dense.linears.values())
     length = loaded.length(tokens)
-    in_flight = min(batch, len(tokens)) * length * widest * FLOAT32 * ACTIVATIONS
-    return len(tokens) * length * hidden * dense.dtype.itemsize + in_flight
+    state = loaded.family.architecture(loaded.model).state_values(length)
+    units = [linear.unit for linear in dense.linears.values()]
+    widest = max((unit.positions or length) * max(unit.shape or ()) for unit in units)
+    in_flight = min(batch, len(tokens)) * widest * FLOAT32 * ACTIVATIONS
+    return len(tokens) * state * dense.dtype.itemsize + in_flight
 
 
 def _gradient_bytes(orders: Iterable[BlockOrder]) -> int:
@@ -175,10 +176,12 @@ def _backward_bytes(
     batch: int,
 ) -> int:
     """What the gradients take while they are computed: those of one batch, its activations."""
-    features = sum(sum(linear.shape) for linear in dense.linears.values())
-    vocabulary = loaded.family.architecture(loaded.model).vocabulary
-    saved = SAVED_ACTIVATIONS * features + SAVED_LOGITS * vocabulary
-    in_flight = min(batch, len(tokens)) * loaded.length(tokens) * saved * FLOAT32
+    length = loaded.length(tokens)
+    units = [linear.unit for linear in dense.linears.values()]
+    features = sum((unit.positions or length) * sum(unit.shape or ()) for unit in units)
+    logits = length * loaded.family.architecture(loaded.model).vocabulary
+    saved = SAVED_ACTIVATIONS * features + SAVED_LOGITS * logits
+    in_flight = min(batch, len(tokens)) * saved * FLOAT32
     return 2 * _gradient_bytes(orders) + in_flight
 
 

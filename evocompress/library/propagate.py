@@ -88,13 +88,14 @@ class _Propagated:
         if width.dense:
             return None if level.dense else self._loaded(linear, level, width)
         narrowed = self._library.load(coupled.unit.name, width)
+        kept = Kept(narrowed["groups"], narrowed["items"])
         if not level.dense:
             weight = self._loaded(linear, level, width)
-        elif linear.unit.columns:
-            weight = linear.oriented(narrowed["weight"])
+        elif linear.part:
+            weight = linear.oriented(narrowed[linear.part])
+            weight = weight if linear.part == "weight" else weight[coupled.index(linear, kept)[0]]
         else:
             return None
-        kept = Kept(narrowed["groups"], narrowed["items"])
         return padded(coupled, linear, self._dense.weight(linear.name), weight, kept)
 
     def bias(self, coupled: Coupled) -> Tensor | None:

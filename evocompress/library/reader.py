@@ -14,7 +14,7 @@ from evocompress.library.order import tensor_key
 from evocompress.types import Level
 
 REBUILD = "delete the file to have only this block built again"
-PARTS = ("weight", "groups", "items", "bias")
+PARTS = ("weight", "groups", "items", "bias", "inner")
 
 
 class BlockReader:

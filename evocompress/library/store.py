@@ -75,7 +75,9 @@ class Library:
             parameter, whose ``data`` it can become; in a narrowed sub-layer it is as narrow.
             Of a sub-layer the ``groups`` (key-value heads; of an MLP 0) and ``items`` (query
             heads or channels) kept, ascending int64, the ``weight`` of its output matrix, and
-            the ``bias`` of that where it has one or gets one.
+            the ``bias`` of that where it has one or gets one. Where an MLP has channels twice,
+            ``groups`` are the inner ones kept, and ``inner`` is the matrix that reads them, with
+            all of its rows.
 
         Raises:
             LibraryError: The level is dense or not in the library, it is impossible at this

@@ -12,8 +12,9 @@ from evocompress.arithmetic import slow_on_cpu
 from evocompress.demo_model import DEMO_SOURCE, demo_checkpoint
 from evocompress.errors import ModelError, one_line
 from evocompress.families import family_named, family_of
+from evocompress.families.base import prepare
 from evocompress.models import LoadedModel
-from evocompress.sources import DType, quiet_transformers
+from evocompress.sources import DType, complete_image_size, quiet_transformers
 
 
 def outline(source: str, dtype: DType = "auto", *, on_cpu: bool = False) -> LoadedModel:
@@ -45,9 +46,12 @@ def outline(source: str, dtype: DType = "auto", *, on_cpu: bool = False) -> Load
                 model: PreTrainedModel = task.auto.from_config(config, dtype=chosen)
         except ValueError as error:
             raise ModelError(f"{source} is no model for {task.name}: {one_line(error)}") from None
+    if not task.reads_text:
+        complete_image_size(model, Path(path))
     model.eval().requires_grad_(False)
     tokenizer: Any = None
     family = family_of(model)
+    prepare(family, model)
     tokens = family.architecture(model).tokens
     return LoadedModel(model, tokenizer, family, source, fingerprint="", tokens=tokens)
 

@@ -169,7 +169,7 @@ class Run:
     @property
     def prefix_bytes(self) -> int:
         """What the states between blocks take that candidates share."""
-        states = self.tokens["search"] * self._hidden * self.dtype.itemsize
+        states = self._state_values * self.tokens["search"] * self.dtype.itemsize
         return min(LIMIT_BYTES, states * (1 + len(self._architecture.heads)))
 
     @property
@@ -180,7 +180,7 @@ class Run:
     @cached_property
     def features(self) -> int:
         """Inputs and outputs of all matrices, for one token."""
-        return sum(sum(unit.shape) for unit in self.bench.units if unit.shape)
+        return sum(sum(u.shape) * (u.positions or 1) for u in self.bench.units if u.shape)
 
     @cached_property
     def _architecture(self) -> Architecture:
@@ -189,6 +189,11 @@ class Run:
     @property
     def _hidden(self) -> int:
         return self._architecture.hidden
+
+    @property
+    def _state_values(self) -> int:
+        """Values of the state between two blocks, for one token."""
+        return self._architecture.state_values(1)
 
     @property
     def _vocabulary(self) -> int:
@@ -220,7 +225,7 @@ def library_stage(run: Run) -> Stage | None:
     if run.streamed:
         work += Work(brought=run.weight_bytes)
     states = run.tokens["library"]
-    hidden = states * bench.loaded.family.architecture(bench.loaded.model).hidden
+    hidden = states * bench.loaded.family.architecture(bench.loaded.model).state_values(1)
     device, main = run.on_device + plan.memory_bytes, hidden * run.dtype.itemsize
     return Stage("library", work, device, main, plan.disk_bytes)
 
@@ -242,9 +247,10 @@ def _block_work(order: BlockOrder, tokens: int) -> Work:
     """Statistics and criteria of one block."""
     work = Work()
     for word, kinds in order.needs.items():
-        inputs = order.readers[word].shape[1]
+        reader = order.readers[word]
         if "gram" in kinds:
-            work += Work(statistics=gram_operations(tokens, inputs))
+            rows = tokens * (reader.unit.positions or 1)
+            work += Work(statistics=gram_operations(rows, reader.shape[1]))
     factored: set[str] = set()
     for batch in order.batches:
         linear, count = batch[0][0], sum(len(levels) for _, levels in batch)
@@ -257,8 +263,8 @@ def _block_work(order: BlockOrder, tokens: int) -> Work:
                 statistics=_error_operations(outputs, inputs, count + len(batch)),
             )
             factored.add(linear.input)
-    for coupled, levels in order.widths:
-        outputs, inputs = coupled.output.shape
+    for link, levels in ((link, levels) for one, levels in order.widths for link in one.links):
+        outputs, inputs = link.output.shape
         if "gram" in order.methods.width_needs:
             work += Work(
                 launches=REMOVAL_KERNELS * inputs,

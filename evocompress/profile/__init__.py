@@ -5,6 +5,7 @@ from __future__ import annotations
 from evocompress.apply import LiveModel
 from evocompress.config import LatencyConfig
 from evocompress.costs.latency import LatencyTable
+from evocompress.errors import ConfigError
 from evocompress.models import LoadedModel
 from evocompress.profile.first_items import FirstItems
 from evocompress.profile.measure import check_lengths, measure
@@ -37,9 +38,21 @@ def profile(
 
     Raises:
         ConfigError: The table was measured under other circumstances
-            (`evocompress.costs.latency.Circumstances`), or the lengths do not fit the model.
+            (`evocompress.costs.latency.Circumstances`), the lengths do not fit the model, or it
+            is a mixture of experts.
         RunError: The file is damaged, or the disk is full.
     """
+    family = loaded.family
+    if "attention" not in family.sublayers:
+        raise ConfigError(
+            f"latency: {loaded.source} is a {family.model_type} model, whose layers differ in "
+            "size, so no table by widths tells their time: give other costs, such as flops"
+        )
+    if family.mixture is not None:
+        raise ConfigError(
+            f"the latency of {family.model_type} models cannot be tabled, because that of a "
+            "mixture of experts depends on the routing; use flops, active_params or weight_bytes"
+        )
     path = table_path(loaded, config)
     if path.exists() and not anew:
         table = read_table(path)

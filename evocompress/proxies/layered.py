@@ -57,6 +57,7 @@ class LayeredStates:
         self._live = live
         self._ids = micro_batches
         self._device = live.loaded.model.device
+        self._architecture = live.loaded.family.architecture(live.loaded.model)
 
     def groups(self, asks: Sequence[Ask]) -> Iterator[Sequence[int]]:
         """Indices of those that are best computed together, in order, as many as memory allows."""
@@ -129,10 +130,9 @@ class LayeredStates:
         return _Entry(hidden.cpu(), arguments)
 
     def _state_bytes(self, micro_batch: int) -> int:
-        config = self._live.loaded.model.config
-        itemsize: int = self._live.loaded.model.dtype.itemsize
         ids = self._ids[micro_batch]
-        return len(ids) * self._live.loaded.length(ids) * int(config.hidden_size) * itemsize
+        values = self._architecture.state_values(self._live.loaded.length(ids))
+        return len(ids) * values * self._architecture.dtype_bytes
 
 
 def _nodes(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from evocompress.types import DENSE, Architecture, Level, Unit
+from evocompress.types import DENSE, DROP, Architecture, Level, Unit
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def grid(
     """Lays a candidate out by role and block.
 
     Rows are the sub-layers where the candidate narrows any, and the matrices where it has zeros
-    in any; the sub-layers too where all it does is drop.
+    in any; the sub-layers too where all it does is drop, and experts where any is dropped.
 
     Args:
         units: All units of the model in tree order.
@@ -63,7 +63,8 @@ def grid(
     """
     sparse = any(level.zeros for level in levels.values())
     narrow = any(level.narrow for level in levels.values()) or not sparse
-    kinds = {"attention": narrow, "mlp": narrow, "matrix": sparse}
+    experts = any(unit.kind == "expert" and levels.get(unit.name) == DROP for unit in units)
+    kinds = {"attention": narrow, "mlp": narrow, "expert": experts, "matrix": sparse}
     shown = [unit for unit in units if kinds.get(unit.kind)]
     roles = tuple(dict.fromkeys(unit.role for unit in sorted(shown, key=_is_matrix)))
     blocks = 1 + max((unit.block for unit in shown), default=-1)

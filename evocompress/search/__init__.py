@@ -11,6 +11,7 @@ from evocompress.search.distortion_dp import DistortionDP
 from evocompress.search.divide_and_conquer import DivideAndConquer
 from evocompress.search.evopress import EvoPress
 from evocompress.search.evopress_dp import EvoPressDP
+from evocompress.search.expert_output_error import ExpertOutputError
 from evocompress.search.finercut import FinerCut
 from evocompress.search.flap import Flap
 from evocompress.search.gp import GP
@@ -23,6 +24,7 @@ from evocompress.search.nsga2 import NSGA2
 from evocompress.search.nsga3 import NSGA3
 from evocompress.search.optuna_nsga2 import OptunaNSGA2
 from evocompress.search.random_search import RandomSearch
+from evocompress.search.routing_frequency import RoutingFrequency
 from evocompress.search.shortened_llama import ShortenedLlama
 from evocompress.search.shortgpt import ShortGPT
 from evocompress.search.sleb import SLEB
@@ -51,6 +53,8 @@ SEARCHERS: dict[str, type[Searcher]] = {
     "finercut": FinerCut,
     "laco": LaCo,
     "multipruner": MultiPruner,
+    "routing_frequency": RoutingFrequency,
+    "expert_output_error": ExpertOutputError,
     "flap": Flap,
     "allocation": Allocation,
     "evopress_dp": EvoPressDP,

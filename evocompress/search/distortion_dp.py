@@ -139,7 +139,7 @@ class WithDense:
         def share(level: Level) -> float:
             if level.narrow:
                 part = parts[unit.name]
-                return 1 - part.left(level).weight / part.left(DENSE).weight
+                return 1 - part.left(level).used / part.left(DENSE).used
             return float(level.drop) or level.zeros / max(unit.numel, 1)
 
         return np.array([share(level) for level in self.genes.levels[gene]])
@@ -176,7 +176,7 @@ def trials(wide: WithDense, now: Genome, count: int) -> list[tuple[int, int]]:
     rows = np.tile(now, (len(found), 1))
     for row, (gene, level) in zip(rows, found, strict=True):
         row[gene] = level
-    kept = genes.keep_attention(rows)
+    kept = genes.admissible(rows)
     return [trial for trial, keeps in zip(found, kept, strict=True) if keeps]
 
 

@@ -121,7 +121,7 @@ def best_sum(
         picked = genome.copy()
         for gene, levels, savings, effects in tables:
             picked[gene] = levels[int(np.argmin(effects - price * savings))]
-        settled: Genome = space.settle(picked[None])[0]
+        settled: Genome = space.settle(space.genes.with_experts(picked[None]))[0]
         return settled
 
     low, high = -9.0, 9.0
@@ -147,6 +147,7 @@ def _cheaper(space: SearchSpace, genome: Genome, gene: int) -> list[Change]:
     rows = np.stack([applied(genome, Change(gene, level, 0.0)) for level in levels])
     before = space.used(genome[None]).sum()
     savings = before - space.used(space.settle(rows)).sum(axis=1)
+    savings[~space.genes.enough_experts(rows)] = 0
     return [
         Change(gene, level, float(saving))
         for level, saving in zip(levels, savings, strict=True)

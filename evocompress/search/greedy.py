@@ -171,7 +171,10 @@ def _even_steps(space: SearchSpace) -> int:
         if not turn:
             break
         for gene, level in turn.items():
-            genome, count = moved(space, genome, gene, level), count + 1
+            further = moved(space, genome, gene, level)
+            if not space.genes.enough_experts(further[None])[0]:
+                continue
+            genome, count = further, count + 1
             if space.feasible(genome[None])[0]:
                 break
     return max(count, 1)

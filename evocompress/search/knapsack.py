@@ -26,7 +26,7 @@ BUCKETS = 20_000
 """The most steps of a bound that dynamic programming tells apart."""
 
 _SWEEPS = 3
-_INSIDE_OUT = (("matrix",), ("attention", "mlp"), ("block",))
+_INSIDE_OUT = (("matrix",), ("expert",), ("attention", "mlp"), ("block",))
 _SAME = 1e-12
 _ROUNDING = 1e-4
 
@@ -87,8 +87,9 @@ def separable(space: SearchSpace) -> bool:
     """Whether no gene changes what another one costs or means."""
     genes = space.genes
     kinds = genes.by_kind.keys()
-    nested = ("block" in kinds) + bool(kinds & {"attention", "mlp"}) + ("matrix" in kinds) > 1
-    return not nested and bool(genes.keep_attention((genes.sizes - 1)[None])[0])
+    layers = ({"block"}, {"attention", "mlp"}, {"expert"}, {"matrix"})
+    nested = sum(bool(kinds & layer) for layer in layers) > 1
+    return not nested and bool(genes.admissible((genes.sizes - 1)[None])[0])
 
 
 def padded(tables: Sequence[NDArray[np.float64]], fill: float) -> NDArray[np.float64]:
@@ -217,9 +218,34 @@ def _cheapest_of(
     first = order[np.unique(every[order], return_index=True)[1]]
     best = genome.copy()
     best[every[first]] = levels[first]
-    if not space.genes.keep_attention(best[None])[0]:
+    best = _enough_experts(space, best, every, levels, values)
+    if not space.genes.admissible(best[None])[0]:
         rows, values = each_changed(best)
-        values[~space.genes.keep_attention(rows)] = np.inf
+        values[~space.genes.admissible(rows)] = np.inf
         best = rows[int(np.argmin(values))]
     settled: Genome = space.settle(best[None])[0]
     return settled
+
+
+def _enough_experts(
+    space: SearchSpace,
+    genome: Genome,
+    genes: NDArray[np.int64],
+    levels: NDArray[np.int64],
+    values: NDArray[np.float64],
+) -> Genome:
+    """The genome (U,) with the experts restored that are needed, those first whose drop costs most.
+
+    Args:
+        space: The space of the genome.
+        genome: With the best level of each gene.
+        genes: Of each option (K,).
+        levels: Their levels (K,).
+        values: What the whole then costs (K,).
+    """
+    worth = np.zeros(len(genome))
+    for kept, sign in ((levels == 0, -1.0), (levels == space.genes.drop_index[genes], 1.0)):
+        finite = kept & np.isfinite(values)
+        worth[genes[finite]] += sign * values[finite]
+    whole: Genome = space.genes.with_experts(genome[None], worth)[0]
+    return whole

@@ -39,7 +39,7 @@ def lazily_removed(space: SearchSpace, measure: Measure, *, tries: int, take: in
     fresh = _removals(space, genome)
     harms = yield from _measured(space, genome, fresh, measure)
     while not space.feasible(genome[None])[0]:
-        taken = _disjoint(_cheapest(space, genome, fresh, harms))[:take]
+        taken = _together(space, genome, _disjoint(_cheapest(space, genome, fresh, harms)), take)
         if not taken:
             break
         genome = without(space, genome, np.concatenate(taken))
@@ -58,9 +58,31 @@ def _removals(space: SearchSpace, genome: Genome) -> list[Removed]:
     genes = present(space, genome).tolist()
     by_block: defaultdict[int, list[int]] = defaultdict(list)
     for gene in genes:
-        by_block[space.units[gene].block].append(gene)
+        if space.units[gene].kind != "expert":
+            by_block[space.units[gene].block].append(gene)
     both = [tuple(members) for members in by_block.values() if len(members) > 1]
-    return [*((gene,) for gene in genes), *both]
+    single = [(gene,) for gene in genes if _leaves_enough(space, genome, (gene,))]
+    return [*single, *both]
+
+
+def _leaves_enough(space: SearchSpace, genome: Genome, removal: Removed) -> bool:
+    """Whether a genome (U,) has enough experts without some units."""
+    shorter = without(space, genome, np.array(removal))
+    return bool(space.genes.enough_experts(shorter[None])[0])
+
+
+def _together(
+    space: SearchSpace, genome: Genome, removals: Sequence[Removed], count: int
+) -> list[Removed]:
+    """The first `count` removals that leave a genome (U,) enough experts together."""
+    taken: list[Removed] = []
+    for removal in removals[: count if not space.genes.mixtures else None]:
+        if len(taken) == count:
+            break
+        shorter = without(space, genome, np.concatenate([*taken, removal]))
+        if space.genes.enough_experts(shorter[None])[0]:
+            taken.append(removal)
+    return taken
 
 
 def _measured(

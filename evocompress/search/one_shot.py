@@ -29,13 +29,20 @@ class OneShotRemoval(Removal):
             yield from self._conclude(shortest, self._micro_batches)
 
     def _removals(self, importance: NDArray[np.float64]) -> Genome:
-        """The genomes (N, U) without the least important units: none, one, two and so on."""
+        """The genomes (N, U) without the least important units: none, one, two and so on.
+
+        Experts of which a mixture needs as many as are left are passed over.
+        """
         genes = self._space.genes
         order = genes.droppable[np.argsort(importance, kind="stable")]
-        most = int(np.isfinite(importance).sum())
-        return np.stack(
-            [without(self._space, genes.start, order[:count]) for count in range(most + 1)]
-        )
+        path = [without(self._space, genes.start, order[:0])]
+        gone: list[int] = []
+        for gene in order[: int(np.isfinite(importance).sum())].tolist():
+            shorter = without(self._space, genes.start, np.array([*gone, gene]))
+            if genes.enough_experts(shorter[None])[0]:
+                gone.append(gene)
+                path.append(shorter)
+        return np.stack(path)
 
     def _estimated(self, kind: str, *, forwards: int = 1) -> Steps[NDArray[np.float64] | None]:
         """An estimate of one value a unit as importance; it counts as so many forward passes."""

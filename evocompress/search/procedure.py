@@ -149,22 +149,22 @@ def _advance(procedure: Procedure, answers: list[Answer]) -> Sequence[Request]:
 
 
 def _useful(space: SearchSpace, genome: Genome, tries: Sequence[Genome]) -> list[Genome]:
-    """Those of the tries that lower a cost above its bound and leave an attention."""
+    """Those of the tries that lower a cost above its bound and are admissible."""
     if not tries:
         return []
     before, after = space.used(genome[None]), space.used(np.stack(tries))
     lower = ((after < before) & (before > 1)).any(axis=1)
-    useful = lower & space.genes.keep_attention(np.stack(tries))
+    useful = lower & space.genes.admissible(np.stack(tries))
     return [tried for tried, wanted in zip(tries, useful, strict=True) if wanted]
 
 
 def first_feasible(space: SearchSpace, path: Genome) -> Genome:
     """The first genome (U,) of a path (N, U) that meets the budget.
 
-    Where none does, the last one that leaves the model an attention.
+    Where none does, the last one that is admissible.
     """
     met = np.flatnonzero(space.feasible(path))
-    last = np.flatnonzero(space.genes.keep_attention(path))[-1]
+    last = np.flatnonzero(space.genes.admissible(path))[-1]
     first: Genome = path[met[0] if met.size else last]
     return first
 

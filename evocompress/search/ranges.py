@@ -58,7 +58,7 @@ class Range:
         changes = np.zeros((len(moves) + 1, len(self.space.units)), dtype=np.int64)
         changes[np.arange(1, len(moves) + 1), moves] = 1
         way = self.space.settle(least_compressed(self.space) + changes.cumsum(axis=0))
-        way = way[self.space.genes.keep_attention(way)]
+        way = way[self.space.genes.admissible(way)]
         places = np.linspace(0, len(way) - 1, count + 1)[1:].round().astype(np.int64)
         stops = {genome.tobytes(): genome for genome in way[places]}
         return [genome for key, genome in stops.items() if key not in self.known]
@@ -78,7 +78,7 @@ class Range:
                 if rng.random() < 0.5:
                     self._move(genome, -direction, rng)
             genome = self.space.settle(genome[None])[0]
-            fit = self.space.genes.keep_attention(genome[None])[0]
+            fit = self.space.genes.admissible(genome[None])[0]
             return genome if fit and genome.tobytes() not in self.known else None
 
         return distinct(child, count) if parents else []

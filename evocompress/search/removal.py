@@ -110,7 +110,7 @@ def without_blocks(space: SearchSpace, influence: Mapping[str, Sequence[float]])
             return genome
         more = [gene for gene in genes.tolist() if space.units[gene].block == block]
         longer = without(space, space.genes.start, np.array([*dropped, *more], dtype=np.int64))
-        if space.genes.keep_attention(longer[None])[0]:
+        if space.genes.admissible(longer[None])[0]:
             dropped += more
     return without(space, space.genes.start, np.array(dropped, dtype=np.int64))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -125,15 +125,37 @@ class Starts:
         estimation = yield from asking.estimate(Candidate(), "block_influence", micro_batches, 1)
         if estimation.failed is not None:
             return named
-        blocks = without_blocks(space, estimation.by_unit)
-        named["blocks of least influence"] = self._made_feasible(blocks)
-        harms = drop_harms(space, estimation.by_unit)
+        influence = dict(estimation.by_unit)
+        if {space.units[gene].kind for gene in space.genes.droppable} != {"expert"}:
+            blocks = without_blocks(space, influence)
+            named["blocks of least influence"] = self._made_feasible(blocks)
+        influence |= yield from self._of_experts(influence)
+        harms = drop_harms(space, influence)
         if alone:
             self._forecast.expect(harms)
         units = knapsack(space, harms, space.genes.start)
         if units is not None:
             named["units of least influence"] = units
         return named
+
+    def _of_experts(
+        self, influence: Mapping[str, Sequence[float]]
+    ) -> Steps[dict[str, tuple[float, ...]]]:
+        """The influence of every expert: of what its MLP does the share that changes without it."""
+        asking, tree = self._asking, self._space.genes.tree
+        experts = [unit for unit in tree if unit.kind == "expert"]
+        if not self._space.genes.mixtures:
+            return {}
+        micro_batches, forwards = self._for_one_pass(), 1 + max(unit.active for unit in tree)
+        asking.doing = f"errors without single experts on {asking.tokens(micro_batches)}"
+        estimation = yield from asking.estimate(
+            Candidate(), "expert_output_error", micro_batches, forwards
+        )
+        errors = {} if estimation.failed is not None else estimation.by_unit
+        return {
+            unit.name: (influence[unit.parent or ""][0] * errors.get(unit.name, (1.0,))[0],)
+            for unit in experts
+        }
 
     def _removed(self) -> Steps[Named]:
         """Units one after the other by measured harm."""

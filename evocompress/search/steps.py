@@ -49,14 +49,14 @@ def moved(space: SearchSpace, genome: Genome, gene: int, level: int) -> Genome:
 def savings(space: SearchSpace, genome: Genome, changed: Sequence[Genome]) -> NDArray[np.float64]:
     """What changed genomes (K, U) save of the bounds that a genome (U,) exceeds (K,).
 
-    As shares of the bounds, summed up; what lies below a bound is no saving. One without any
-    attention, which cannot be written, saves nothing.
+    As shares of the bounds, summed up; what lies below a bound is no saving. One that is not
+    admissible (without any attention, or with too few experts) saves nothing.
     """
     if not changed:
         return np.zeros(0)
     rows = np.stack(changed)
     saved = np.maximum(space.used(genome[None]), 1) - np.maximum(space.used(rows), 1)
-    total: NDArray[np.float64] = np.where(space.genes.keep_attention(rows), saved.sum(axis=1), 0.0)
+    total: NDArray[np.float64] = np.where(space.genes.admissible(rows), saved.sum(axis=1), 0.0)
     return total
 
 

@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import numpy as np
 
-from evocompress.costs import COSTS, TIMED, CostModel
+from evocompress.costs import COSTS, ROUTED, TIMED, CostModel
 from evocompress.space import SearchSpace, canonical
 from evocompress.types import DROP, Candidate, Level, Unit
 
 
 def check_names(model: CostModel) -> None:
-    """Every described cost is there, positive for the dense model; all but latency suffice."""
+    """Every described cost is there, positive for the dense model; all but latency suffice.
+
+    A mixture of experts has costs of its own, and no latency.
+    """
     dense = model.dense()
-    assert list(dense) in (list(COSTS), [name for name in COSTS if name not in TIMED])
+    mixture = any(part.routed for part in model.parts)
+    usual = [name for name in COSTS if mixture or name not in ROUTED]
+    untimed = [name for name in usual if name not in TIMED]
+    assert list(dense) in ([untimed] if mixture else [usual, untimed])
     assert all(value > 0 for value in dense.values())
 
 
 def check_drops_are_additive(model: CostModel, units: list[Unit]) -> None:
     """Removing several sub-layers saves the sum of what each saves alone."""
     names = [unit.name for unit in units if unit.kind in ("attention", "mlp")]
+    active = {unit.name: unit.active for unit in units}
+    for mlp in (unit for unit in units if unit.active):
+        experts = [unit.name for unit in units if unit.parent == mlp.name and unit.kind == "expert"]
+        names += experts[active[mlp.name] :] if mlp.name not in names[::2] else []
     alone = [canonical({name: DROP}, units) for name in names]
     together = canonical(dict.fromkeys(names[::2], DROP), units)
     for name, values in model.of([Candidate(), together, *alone]).items():
@@ -57,6 +67,7 @@ def check_last_levels_cost_least(space: SearchSpace) -> None:
 def check_genomes_cost_as_candidates(space: SearchSpace, rng: np.random.Generator) -> None:
     """The costs of genomes are those of their candidates, counted one by one."""
     genomes = rng.integers(0, space.genes.sizes, size=(8, len(space.units)))
+    genomes = space.genes.with_experts(genomes)
     counted = space.cost_model.of([space.candidate(genome) for genome in genomes])
     for name, values in space.costs(genomes).items():
         # Seconds are no whole numbers: their sums depend on the order by a rounding.

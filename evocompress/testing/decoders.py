@@ -18,7 +18,10 @@ COLUMNS: dict[str, tuple[Axis, ...]] = {"o_proj": ("query",), "down_proj": ("cha
 
 @dataclass(frozen=True)
 class Decoder:
-    """The dimensions of a decoder with gated MLPs, two norms a block and a tied head."""
+    """The dimensions of a decoder with gated MLPs, two norms a block and a tied head.
+
+    With `experts` each MLP is a mixture of so many, of which a token uses `active`.
+    """
 
     layers: int = 4
     hidden: int = 16
@@ -28,6 +31,8 @@ class Decoder:
     vocabulary: int = 64
     context: int = 128
     window: int | None = None
+    experts: int = 0
+    active: int = 0
 
     @property
     def head_dim(self) -> int:
@@ -50,9 +55,11 @@ class Decoder:
             head_dim=self.head_dim,
             channels=(self.ffn,) * self.layers,
             windows=tuple(self.window if i % 2 else None for i in range(self.layers)),
-            own_params=((self.hidden, self.hidden),) * self.layers,
+            own_params=((self.hidden, self.hidden * (1 + self.experts)),) * self.layers,
             dtype_bytes=2,
             context=self.context,
+            experts=self.experts,
+            active_experts=self.active,
         )
 
     def _block(self, index: int) -> list[Unit]:
@@ -60,23 +67,37 @@ class Decoder:
         units = [Unit(block, "block", None, index, "block")]
         for kind, module in (("attention", "self_attn"), ("mlp", "mlp")):
             sublayer = f"{block}.{kind}"
+            attention = kind == "attention"
+            active = 0 if attention else self.active
             units.append(
-                Unit(sublayer, "attention" if kind == "attention" else "mlp", block, index, kind)
-            )
-            units.extend(
                 Unit(
-                    name=f"{block}.{module}.{role}",
-                    kind="matrix",
-                    parent=sublayer,
-                    block=index,
-                    role=role,
-                    shape=shape,
-                    rows=ROWS.get(role, ()),
-                    columns=COLUMNS.get(role, ()),
+                    sublayer, "attention" if attention else "mlp", block, index, kind, active=active
                 )
-                for role, shape in self._matrices(kind).items()
             )
+            if attention or not self.experts:
+                units.extend(self._below(sublayer, f"{block}.{module}", index, kind))
+                continue
+            for number in range(self.experts):
+                expert = f"{sublayer}.experts.{number}"
+                units.append(Unit(expert, "expert", sublayer, index, f"mlp.experts.{number}"))
+                units.extend(self._below(expert, expert, index, kind))
         return units
+
+    def _below(self, parent: str, module: str, index: int, kind: str) -> list[Unit]:
+        """The matrices of a sub-layer or expert."""
+        return [
+            Unit(
+                name=f"{module}.{role}",
+                kind="matrix",
+                parent=parent,
+                block=index,
+                role=f"{module.split('.', 3)[-1]}.{role}" if ".experts." in module else role,
+                shape=shape,
+                rows=ROWS.get(role, ()),
+                columns=COLUMNS.get(role, ()),
+            )
+            for role, shape in self._matrices(kind).items()
+        ]
 
     def _matrices(self, kind: str) -> dict[str, tuple[int, int]]:
         """{role: (out, in)} of one sub-layer."""
@@ -97,4 +118,16 @@ SMOLLM2_135M = Decoder(
     ffn=1536,
     vocabulary=49152,
     context=8192,
+)
+
+MIXTRAL = Decoder(
+    layers=32,
+    hidden=4096,
+    heads=32,
+    kv_heads=8,
+    ffn=14336,
+    vocabulary=32000,
+    context=32768,
+    experts=8,
+    active=2,
 )

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import pi
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from evocompress.apply import LiveModel
 from evocompress.estimates.base import Estimator, Rows, Subject
 from evocompress.estimates.score import uniforms
-from evocompress.families import Family
+from evocompress.families import Family, Matrix
+from evocompress.families.base import matrices_of
 from evocompress.models import LoadedModel
 from evocompress.testing import heuristics
 from evocompress.types import DENSE, DROP, Candidate, Level
@@ -75,28 +78,17 @@ def reference_last_distance(
 def reference_fluctuation(
     family: Family, model: PreTrainedModel, micro_batches: Sequence[Tensor]
 ) -> Rows:
-    """WIFV from all inputs kept, column by column."""
+    """WIFV from all inputs kept, column by column; of experts the mean of what is sorted."""
     rows: Rows = {}
     head_dim = family.architecture(model).head_dim
     for index, block in enumerate(family.blocks(model)):
         for branch in (family.attention, family.mlp):
-            seen: list[Tensor] = []
-            module = block.get_submodule(branch.output.path)
-            handle = module.register_forward_pre_hook(
-                lambda _, inputs, seen=seen: seen.append(inputs[0].flatten(0, -2))
-            )
-            for ids in micro_batches:
-                family.hidden_states(model, ids)
-            handle.remove()
-            weight = module.get_parameter("weight")
-            columns = weight if branch.output.transposed else weight.T
-            variances = torch.cat(seen).var(0, unbiased=False)
-            scores = torch.stack(
-                [
-                    variance * sum(w * w for w in column)
-                    for variance, column in zip(variances, columns, strict=True)
-                ]
-            )
+            every = (m for m in matrices_of(family, model) if m.sublayer == branch.output.sublayer)
+            outputs = [matrix for matrix in every if matrix.columns]
+            each = [_wifv(family, model, block, m, micro_batches) for m in outputs]
+            if len(each) > 1:
+                each = [scores.sort(descending=True).values for scores in each]
+            scores = torch.stack(each).mean(0)
             attention = branch is family.attention
             scores = scores**2 if attention else scores
             scores = (scores - scores.mean()) / scores.std()
@@ -104,6 +96,34 @@ def reference_fluctuation(
             name = f"{family.layers_path}.{index}.{branch.output.sublayer}"
             rows[name] = tuple(float(part.mean()) for part in torch.split(scores, size))
     return rows
+
+
+def _wifv(
+    family: Family,
+    model: PreTrainedModel,
+    block: nn.Module,
+    output: Matrix,
+    micro_batches: Sequence[Tensor],
+) -> Tensor:
+    """The variance of every input of an output matrix times the squared norm of its column."""
+    seen: list[Tensor] = []
+    module = block.get_submodule(output.path)
+    handle = module.register_forward_pre_hook(
+        lambda _, inputs, seen=seen: seen.append(inputs[0].flatten(0, -2))
+    )
+    for ids in micro_batches:
+        family.hidden_states(model, ids)
+    handle.remove()
+    weight = module.get_parameter("weight")
+    columns = weight if output.transposed else weight.T
+    variances = torch.cat(seen).double().var(0, correction=0)
+    return torch.tensor(
+        [
+            float(variance) * sum(float(w) ** 2 for w in column)
+            for variance, column in zip(variances, columns, strict=True)
+        ],
+        dtype=torch.float64,
+    )
 
 
 def reference_taylor(
@@ -118,7 +138,7 @@ def reference_taylor(
         torch.autograd.backward(F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()))
     for index, block in enumerate(family.blocks(model)):
         name = f"{family.layers_path}.{index}"
-        for matrix in family.matrices:
+        for matrix in matrices_of(family, model):
             weight = block.get_parameter(f"{matrix.path}.weight")
             assert weight.grad is not None
             product = float((weight.detach() * weight.grad).abs().sum())
@@ -140,10 +160,12 @@ def reference_curvature(
         torch.autograd.backward(scores / (ids.shape[1] - 1) ** 0.5)
         for index, block in enumerate(family.blocks(model)):
             for branch in (family.attention, family.mlp):
-                output = block.get_submodule(branch.output.path)
+                pattern = re.compile(branch.output.pattern)
                 products = [
                     float((parameter.detach() * parameter.grad).sum())
-                    for parameter in output.parameters()
+                    for path, module in block.named_modules()
+                    if pattern.fullmatch(path)
+                    for parameter in module.parameters()
                     if parameter.grad is not None
                 ]
                 name = f"{family.layers_path}.{index}.{branch.output.sublayer}"
@@ -179,6 +201,72 @@ def _drawn_log_likelihood(model: PreTrainedModel, ids: Tensor) -> Tensor:
     return sum((row[token] for row, token in zip(logs, drawn, strict=True)), torch.zeros(()))
 
 
+def reference_frequency(
+    family: Family, model: PreTrainedModel, micro_batches: Sequence[Tensor]
+) -> Rows:
+    """The shares of the choices and of the weights, from the routers' logits."""
+    rows: Rows = {}
+    for unit, entering in _mixture_inputs(family, model, micro_batches):
+        router: Any = model.get_submodule(f"{unit}.gate")
+        probabilities = (entering @ router.weight.T).softmax(-1)
+        weights, chosen = probabilities.topk(router.top_k, dim=-1)
+        if getattr(router, "norm_topk_prob", True):
+            weights = weights / weights.sum(-1, keepdim=True)
+        for index in range(len(router.weight)):
+            mine = chosen == index
+            share = float(mine.double().mean()), float(weights[mine].sum() / weights.sum())
+            rows[f"{unit}.experts.{index}"] = share
+    return rows
+
+
+def reference_expert_error(
+    family: Family, model: PreTrainedModel, micro_batches: Sequence[Tensor]
+) -> Rows:
+    """The change of the output where a router must not choose an expert."""
+    rows: Rows = {}
+    for unit, entering in _mixture_inputs(family, model, micro_batches):
+        mixture: Any = model.get_submodule(unit)
+        outputs = [expert(entering) for expert in mixture.experts]
+        whole = _mixed(mixture.gate, entering, outputs, None)
+        for index in range(len(outputs)):
+            change = _mixed(mixture.gate, entering, outputs, index) - whole
+            rows[f"{unit}.experts.{index}"] = (float(change.norm() ** 2 / whole.norm() ** 2),)
+    return rows
+
+
+def _mixed(router: Any, entering: Tensor, outputs: Sequence[Tensor], gone: int | None) -> Tensor:
+    """The weighted sum of experts' outputs, token by token."""
+    logits = entering @ router.weight.T
+    if gone is not None:
+        logits[:, gone] = -torch.inf
+    weights, chosen = logits.softmax(-1).topk(router.top_k, dim=-1)
+    if getattr(router, "norm_topk_prob", True):
+        weights = weights / weights.sum(-1, keepdim=True)
+    rows = [
+        sum(w * outputs[int(e)][token] for w, e in zip(weights[token], chosen[token], strict=True))
+        for token in range(len(entering))
+    ]
+    return torch.stack(rows)
+
+
+def _mixture_inputs(
+    family: Family, model: PreTrainedModel, micro_batches: Sequence[Tensor]
+) -> Iterator[tuple[str, Tensor]]:
+    """For each mixture its name and what enters it (N, H)."""
+    for index, block in enumerate(family.blocks(model)):
+        seen: list[Tensor] = []
+        core = block.get_submodule(family.mlp.core)
+        handle = core.register_forward_pre_hook(lambda _, args, to=seen: to.append(args[0]))
+        for ids in micro_batches:
+            model(ids)
+        handle.remove()
+        name = f"{family.layers_path}.{index}.{family.mlp.core}"
+        yield name, torch.cat([states.flatten(0, 1) for states in seen])
+
+
+OF_EXPERTS = ("routing_frequency", "expert_output_error")
+"""Kinds that only a mixture of experts has."""
+
 REFERENCES: Mapping[str, Reference] = {
     "block_influence": reference_influence,
     "angular_distance": reference_distance,
@@ -195,6 +283,8 @@ REFERENCES: Mapping[str, Reference] = {
     "perturbation": heuristics.reference_perturbation,
     "pq_index": heuristics.reference_index,
     "output_error": heuristics.reference_errors,
+    "routing_frequency": reference_frequency,
+    "expert_output_error": reference_expert_error,
 }
 
 

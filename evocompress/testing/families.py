@@ -1,12 +1,13 @@
 """What every model family must fulfil, checked on a tiny random model of it.
 
-`FamilyContract` is the base of a test class; give it a ``family`` fixture. Every check is
-against the real model: its own forward pass, its modules, its parameters.
+`FamilyContract` is the base of a test class; give it a ``name`` fixture, a key of `FAMILIES`.
+Every check is against the real model: its own forward pass, its modules, its parameters.
 """
 
 from __future__ import annotations
 
 import copy
+import re
 from collections import defaultdict
 from functools import partial
 from typing import Any
@@ -17,19 +18,26 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from evocompress.families import Family, SubLayerName, family_of, name_of
-from evocompress.families.base import final_norm
-from evocompress.families.coupling import axis_lengths
+from evocompress.families import FAMILIES, Family, SubLayerName, family_of, name_of
+from evocompress.families.base import final_norm, matrices_of
+from evocompress.families.coupling import CHANNELS, axis_lengths
+from evocompress.families.patches import rows_read
 from evocompress.tasks import EMBEDDINGS
+from evocompress.testing.staged import require_packages, staged
 from evocompress.testing.tiny import tiny_model
+from evocompress.types import Unit
 
 SUBLAYERS: tuple[SubLayerName, ...] = ("attention", "mlp")
 ENCLOSING: dict[str, set[str | None]] = {
     "block": {None},
     "attention": {"block"},
     "mlp": {"block"},
-    "matrix": set(SUBLAYERS),
+    "expert": {"mlp"},
+    "matrix": {*SUBLAYERS, "expert"},
 }
+
+
+LINEAR = (nn.Linear, Conv1D, nn.Conv2d)
 
 
 def random_ids(batch: int = 2, length: int = 24) -> Tensor:
@@ -56,22 +64,31 @@ def answer(family: Family, model: PreTrainedModel, batch: Tensor) -> Tensor:
     return mean / mean.square().sum(-1, keepdim=True).sqrt()
 
 
-def last_matrix(family: Family, block: nn.Module, sublayer: SubLayerName) -> nn.Module:
-    """The module whose output a sub-layer adds to the residual stream."""
-    path = [m.path for m in family.matrices if m.sublayer == sublayer][-1]
-    return block.get_submodule(path)
+def output_pattern(family: Family, sublayer: SubLayerName) -> str:
+    """Of the modules whose outputs a sub-layer adds to the residual stream."""
+    return [m.pattern for m in family.matrices if m.sublayer == sublayer][-1]
 
 
 def silence(family: Family, block: nn.Module, sublayer: SubLayerName) -> None:
-    """Remove a sub-layer by brute force: zero weights and bias in its last matrix.
+    """Remove a sub-layer by brute force: zero weights and bias in its last matrix, or norm.
 
-    A norm of the sum with the residual stream is taken out with it.
+    Of a mixture in the last one of every expert. A norm of the sum with the residual stream is
+    taken out with it.
     """
-    for parameter in last_matrix(family, block, sublayer).parameters():
-        parameter.zero_()
     branch = family.attention if sublayer == "attention" else family.mlp
+    last = re.compile(re.escape(branch.gate) or output_pattern(family, sublayer))
+    for path, module in block.named_modules():
+        if last.fullmatch(path):
+            for parameter in module.parameters():
+                parameter.zero_()
     if branch.norm_after:
         block.set_submodule(branch.norm_after, nn.Identity())
+
+
+def below(units: list[Unit], name: str) -> list[Unit]:
+    """What is in a unit, and in what is in it."""
+    found = [unit for unit in units if unit.parent == name]
+    return found + [unit for inner in found for unit in below(units, inner.name)]
 
 
 def replace_modules(block: nn.Module, modules: dict[str, nn.Module]) -> None:
@@ -86,17 +103,23 @@ def assert_equal(actual: Tensor, expected: Tensor) -> None:
 
 
 class FamilyContract:
-    """The checks; subclasses are collected by pytest and provide the fixture ``family``."""
+    """The checks; subclasses are collected by pytest and provide the fixture ``name``."""
 
     @pytest.fixture
-    def model(self, family: Family) -> PreTrainedModel:
+    def model(self, name: str) -> PreTrainedModel:
         """A tiny random model of the family."""
-        return tiny_model(name_of(family))
+        require_packages(name)
+        return tiny_model(name)
 
-    def test_serves_its_models(self, family: Family, model: PreTrainedModel) -> None:
+    @pytest.fixture
+    def family(self, model: PreTrainedModel) -> Family:
+        """What serves the model."""
+        return family_of(model)
+
+    def test_serves_its_models(self, name: str, family: Family, model: PreTrainedModel) -> None:
         """`family_of` finds the family by the model's type."""
         assert model.config.model_type == family.model_type
-        assert family_of(model) is family
+        assert type(family) is type(FAMILIES[name]) and name_of(family) == name
 
     def test_units_are_a_tree(self, family: Family, model: PreTrainedModel) -> None:
         """Names are unique, parents come first and enclose; sub-layers are named alike."""
@@ -105,7 +128,7 @@ class FamilyContract:
         for unit in units:
             assert unit.name not in seen
             assert (None if unit.parent is None else seen[unit.parent]) in ENCLOSING[unit.kind]
-            assert unit.name.startswith(f"{family.layers_path}.{unit.block}")
+            assert unit.name.startswith(family.block_names[unit.block])
             if unit.kind in SUBLAYERS:
                 assert unit.name == f"{unit.parent}.{unit.kind}"
             seen[unit.name] = unit.kind
@@ -121,16 +144,18 @@ class FamilyContract:
         assert all(of_block == roles[0] for of_block in roles.values())
 
     def test_every_matrix_is_named_once(self, family: Family, model: PreTrainedModel) -> None:
-        """`matrices` names all linear modules of a block and tells how they are stored."""
+        """`matrices` names all linear modules of a branch and tells how they are stored."""
         for block in family.blocks(model):
             linear = {
                 path: isinstance(module, Conv1D)
                 for path, module in block.named_modules()
-                if isinstance(module, (nn.Linear, Conv1D))
+                if isinstance(module, LINEAR) and not path.startswith("shortcut.")
             }
-            named = [matrix.path for matrix in family.matrices]
+            matrices = matrices_of(family, model)
+            named = [matrix.path for matrix in matrices]
             assert sorted(named) == sorted(linear)
-            assert {m.path: m.transposed for m in family.matrices} == linear
+            assert {m.path: m.transposed for m in matrices} == linear
+            assert {m.path for m in family.matrices} <= set(named)
 
     def test_shapes_are_out_by_in(self, family: Family, model: PreTrainedModel) -> None:
         """A matrix unit's shape is (outputs, inputs) of its module, found by running it."""
@@ -154,13 +179,17 @@ class FamilyContract:
             if unit.shape is None:
                 continue
             lengths = axis_lengths(architecture, unit.block)
-            for axes, size in zip((unit.rows, unit.columns), unit.shape, strict=True):
-                width = 1 if "channel" in axes else architecture.head_dim
-                assert (sum(lengths[axis] for axis in axes) * width or architecture.hidden) == size
+            sizes = (unit.shape[0], unit.shape[1] // unit.patch)
+            for axes, size in zip((unit.rows, unit.columns), sizes, strict=True):
+                width = 1 if set(axes) & set(CHANNELS) else architecture.head_dim
+                stream = size if staged(family) else architecture.hidden
+                assert (sum(lengths[axis] for axis in axes) * width or stream) == size
             assert unit.bias == (model.get_submodule(unit.name).bias is not None)
             output = family.output("attention" if "attention" in str(unit.parent) else "mlp")
-            assert bool(unit.columns) == unit.name.endswith(f".{output.path}")
-            assert bool(unit.rows) != bool(unit.columns)
+            pattern = rf".*\.{output.pattern}"
+            last = re.fullmatch(pattern, unit.name) is not None
+            assert last == (bool(unit.columns) and "inner" not in unit.columns)
+            assert bool(unit.rows) != bool(unit.columns) or unit.columns == ("inner",)
 
     def test_same_input_word_means_same_input(self, family: Family, model: PreTrainedModel) -> None:
         """Matrices with one `input` word read equal tensors; other words, other tensors."""
@@ -170,13 +199,13 @@ class FamilyContract:
                 block.get_submodule(matrix.path).register_forward_pre_hook(
                     partial(_note_input, inputs, matrix.path)
                 )
-                for matrix in family.matrices
+                for matrix in matrices_of(family, model)
             ]
             family.hidden_states(model, random_batch(family, model))
             for handle in handles:
                 handle.remove()
-            for one in family.matrices:
-                for other in family.matrices:
+            for one in matrices_of(family, model):
+                for other in matrices_of(family, model):
                     same = torch.equal(inputs[one.path], inputs[other.path])
                     assert same == (one.input == other.input), (one, other)
 
@@ -197,12 +226,15 @@ class FamilyContract:
         """Dropping a sub-layer removes exactly its matrices and its own parameters."""
         architecture = family.architecture(model)
         for place, sublayer in enumerate(SUBLAYERS):
+            if sublayer not in family.sublayers:
+                assert not architecture.own_params[0][place]
+                continue
             block = copy.deepcopy(family.blocks(model)[0])
             before = sum(parameter.numel() for parameter in block.parameters())
             replace_modules(block, family.replacements(block, sublayer))
             after = sum(parameter.numel() for parameter in block.parameters())
-            name = f"{family.layers_path}.0.{sublayer}"
-            matrices = sum(unit.numel for unit in family.units(model) if unit.parent == name)
+            name = f"{family.block_names[0]}.{sublayer}"
+            matrices = sum(unit.numel for unit in below(family.units(model), name))
             assert before - after == matrices + architecture.own_params[0][place]
 
     def test_architecture_tells_the_shape(self, family: Family, model: PreTrainedModel) -> None:
@@ -222,6 +254,9 @@ class FamilyContract:
             architecture.windows,
         )
         assert all(len(values) == layers for values in per_block)
+        if "attention" not in family.sublayers:
+            assert not any(architecture.heads) and not any(architecture.kv_heads)
+            return
         queries = architecture.heads[0] * architecture.head_dim
         attention_out = next(m for m in family.matrices if m.input == "attention_out")
         name = f"{family.layers_path}.0.{attention_out.path}"
@@ -230,6 +265,8 @@ class FamilyContract:
 
     def test_windows_are_those_of_the_masks(self, family: Family, model: PreTrainedModel) -> None:
         """A token influences a block's output exactly within the block's window."""
+        if "attention" not in family.sublayers:
+            pytest.skip("blocks without attention have no windows")
         architecture = family.architecture(model)
         hidden, arguments = family.block_inputs(model, random_batch(family, model, 1))
         nudged = hidden.clone()
@@ -247,6 +284,8 @@ class FamilyContract:
         self, family: Family, model: PreTrainedModel
     ) -> None:
         """The last token influences the first one's state in an encoder only."""
+        if "attention" not in family.sublayers:
+            pytest.skip("an image is one token")
         hidden, arguments = family.block_inputs(model, random_batch(family, model, 1))
         nudged = hidden.clone()
         nudged[:, -1] += torch.linspace(-1, 1, hidden.shape[-1])
@@ -260,6 +299,9 @@ class FamilyContract:
         """Text has a token for each id; where all inputs are alike, so many tokens are told."""
         batch, tokens = random_batch(family, model), family.architecture(model).tokens
         hidden, _ = family.block_inputs(model, batch)
+        if staged(family):
+            assert tokens == 1
+            return
         assert hidden.shape[1] == (batch.shape[1] if tokens is None else tokens)
         assert (tokens is None) == family.task.reads_text
 
@@ -296,6 +338,8 @@ class FamilyContract:
         self, family: Family, model: PreTrainedModel, index: int, sublayer: SubLayerName
     ) -> None:
         """Dropping equals zeroing the sub-layer's last matrix, and changes the outputs."""
+        if sublayer not in family.sublayers:
+            pytest.skip(f"blocks without {sublayer}")
         batch, reference = random_batch(family, model), copy.deepcopy(model)
         dense = answer(family, model, batch)
         silence(family, family.blocks(reference)[index], sublayer)
@@ -309,27 +353,32 @@ class FamilyContract:
         self, family: Family, model: PreTrainedModel
     ) -> None:
         """No matrix of a dropped sub-layer is in the block, so none can run."""
-        for sublayer in SUBLAYERS:
+        for sublayer in family.sublayers:
             block = copy.deepcopy(family.blocks(model)[0])
             replace_modules(block, family.replacements(block, sublayer))
-            left = [m for m in block.modules() if isinstance(m, (nn.Linear, Conv1D))]
-            assert len(left) == sum(m.sublayer != sublayer for m in family.matrices)
+            left = [m for m in block.modules() if isinstance(m, LINEAR)]
+            matrices = matrices_of(family, model)
+            assert len(left) == sum(m.sublayer != sublayer for m in matrices)
 
     def test_a_dropped_block_passes_its_input_through(
         self, family: Family, model: PreTrainedModel
     ) -> None:
-        """With both sub-layers dropped a block is the identity."""
+        """With all sub-layers dropped a block is the identity, where units say that it can be."""
         hidden, arguments = family.block_inputs(model, random_batch(family, model))
-        block = family.blocks(model)[1]
-        for sublayer in SUBLAYERS:
-            replace_modules(block, family.replacements(block, sublayer))
-        assert_equal(block(hidden, **arguments[1]), hidden)
+        blocks = [unit for unit in family.units(model) if unit.kind == "block"]
+        for unit, block, keywords in zip(blocks, family.blocks(model), arguments, strict=True):
+            entering, hidden = hidden, block(hidden, **keywords)
+            assert unit.droppable == (entering.shape == hidden.shape)
+            if unit.droppable:
+                for sublayer in family.sublayers:
+                    replace_modules(block, family.replacements(block, sublayer))
+                assert_equal(block(entering, **keywords), entering)
 
     def test_replacements_can_be_taken_back(self, family: Family, model: PreTrainedModel) -> None:
         """Putting the former modules back gives the dense model again."""
         batch, block = random_batch(family, model), family.blocks(model)[1]
         dense = answer(family, model, batch)
-        for sublayer in SUBLAYERS:
+        for sublayer in family.sublayers:
             modules = family.replacements(block, sublayer)
             former = {path: block.get_submodule(path) for path in modules}
             replace_modules(block, modules)
@@ -345,8 +394,12 @@ def embedding(model: PreTrainedModel) -> Tensor:
 
 
 def _note_shape(
-    shapes: dict[str, tuple[int, int]], unit: Any, _: nn.Module, args: Any, output: Tensor
+    shapes: dict[str, tuple[int, int]], unit: Any, module: nn.Module, args: Any, output: Tensor
 ) -> None:
+    if isinstance(module, nn.Conv2d):
+        shapes[unit.name] = (output.shape[1], rows_read(module, args[0], 1).shape[-1])
+        assert unit.positions == output.shape[2:].numel()
+        return
     shapes[unit.name] = (output.shape[-1], args[0].shape[-1])
 
 

@@ -56,9 +56,10 @@ def heads(loaded: LoadedModel) -> list[Level]:
 
 
 def needing_bias(loaded: LoadedModel, level: Level) -> Level:
-    """The level with a bias, where the output matrix has none of its own."""
+    """The level with a bias, where the output matrix has none of its own and is no expert's."""
     block = loaded.family.blocks(loaded.model)[0]
-    return replace(level, bias=block.get_submodule(loaded.family.output("mlp").path).bias is None)
+    own = block.get_submodule(loaded.family.output("mlp").path).bias
+    return replace(level, bias=own is None and loaded.family.mixture is None)
 
 
 def with_zeros(loaded: LoadedModel, levels: Mapping[str, Level]) -> Levels:

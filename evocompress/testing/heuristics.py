@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from evocompress.estimates.base import Rows
 from evocompress.estimates.perturbation import noise
 from evocompress.families import Family
+from evocompress.families.base import matrices_of
 
 
 def reference_magnitude(
@@ -122,7 +123,7 @@ _SUBLAYERS = ("attention", "mlp")
 def _modules(family: Family, model: PreTrainedModel) -> Iterator[tuple[str, nn.Module, Tensor]]:
     """Every matrix: its name, its module and its weight (out, in)."""
     for index, block in enumerate(family.blocks(model)):
-        for matrix in family.matrices:
+        for matrix in matrices_of(family, model):
             module = block.get_submodule(matrix.path)
             weight = module.get_parameter("weight").detach()
             name = f"{family.layers_path}.{index}.{matrix.path}"

@@ -1,8 +1,8 @@
 """What every model family must fulfil when heads and channels are cut, on a tiny random model.
 
-`NarrowingContract` is the base of a test class; give it a ``family`` fixture. The reference is
-the dense model in which the cut heads or channels are silenced: the columns of the output
-matrix that read them are zero.
+`NarrowingContract` is the base of a test class; give it a ``name`` fixture, a key of `FAMILIES`.
+The reference is the dense model in which the cut heads or channels are silenced: the columns of
+the output matrix that read them are zero.
 """
 
 from __future__ import annotations
@@ -17,10 +17,19 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from evocompress.apply import LiveModel
-from evocompress.families import Family, SubLayerName, name_of
+from evocompress.families import SubLayerName
+from evocompress.families.base import matrices_of
 from evocompress.models import LoadedModel
-from evocompress.testing.families import SUBLAYERS, answer, random_batch, random_ids, silence
+from evocompress.testing.families import (
+    SUBLAYERS,
+    answer,
+    below,
+    random_batch,
+    random_ids,
+    silence,
+)
 from evocompress.testing.plain_library import PlainLibrary
+from evocompress.testing.staged import require_packages, staged
 from evocompress.testing.tiny import tiny_loaded
 from evocompress.types import DROP, Architecture, Candidate, Level
 
@@ -53,12 +62,13 @@ def state(model: nn.Module) -> dict[str, Any]:
 
 
 class NarrowingContract:
-    """The checks; subclasses are collected by pytest and provide the fixture ``family``."""
+    """The checks; subclasses are collected by pytest and provide the fixture ``name``."""
 
     @pytest.fixture
-    def loaded(self, family: Family) -> LoadedModel:
+    def loaded(self, name: str) -> LoadedModel:
         """A tiny random model of the family."""
-        return tiny_loaded(name_of(family))
+        require_packages(name)
+        return tiny_loaded(name)
 
     @pytest.fixture
     def library(self, loaded: LoadedModel) -> PlainLibrary:
@@ -71,9 +81,11 @@ class NarrowingContract:
         self, loaded: LoadedModel, library: PlainLibrary, sublayer: SubLayerName, bias: bool
     ) -> None:
         """At every width, in the first block and in another, and with an additional bias."""
+        if sublayer not in loaded.family.sublayers:
+            pytest.skip(f"blocks without {sublayer}")
         dense = answers(loaded)
         for level in widths(loaded.family.architecture(loaded.model), sublayer, bias=bias):
-            levels = {f"{loaded.family.layers_path}.{i}.{sublayer}": level for i in (0, 2)}
+            levels = named(loaded, {(i, sublayer): level for i in (0, 2)})
             expected = answers(loaded, reference(loaded, library, levels))
             with LiveModel(loaded, library) as live:
                 live.apply(candidate_of(levels))
@@ -83,21 +95,19 @@ class NarrowingContract:
 
     def test_parameters_are_really_fewer(self, loaded: LoadedModel, library: PlainLibrary) -> None:
         """The rows and columns of a matrix are those of the heads and channels that stay."""
-        path = loaded.family.layers_path
         head_dim = loaded.family.architecture(loaded.model).head_dim
-        levels = {
-            f"{path}.1.attention": Level(kv_groups=1, group_heads=1),
-            f"{path}.1.mlp": Level(channels=5),
-        }
-        left = {"query": head_dim, "key": head_dim, "value": head_dim, "channel": 5}
-        units = [unit for unit in loaded.family.units(loaded.model) if unit.parent in levels]
+        cut: dict[Place, Level] = {(1, "attention"): Level(kv_groups=1, group_heads=1)}
+        levels = named(loaded, cut | {(1, "mlp"): Level(channels=5)})
+        left = {"query": head_dim, "key": head_dim, "value": head_dim, "channel": 5, "inner": 5}
+        every = loaded.family.units(loaded.model)
+        units = [u for name in levels for u in below(every, name) if u.kind == "matrix"]
         with LiveModel(loaded, library) as live:
             live.apply(candidate_of(levels))
             shapes = {unit.name: unit.shape for unit in loaded.family.units(loaded.model)}
         for unit in units:
             assert unit.shape is not None
             rows = sum(left[axis] for axis in unit.rows) or unit.shape[0]
-            columns = sum(left[axis] for axis in unit.columns) or unit.shape[1]
+            columns = unit.patch * sum(left[axis] for axis in unit.columns) or unit.shape[1]
             assert shapes[unit.name] == (rows, columns)
 
     @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
@@ -107,7 +117,8 @@ class NarrowingContract:
         """Narrow sub-layers beside a dropped one, with either attention kernel."""
         if getattr(loaded.model.config, "attn_logit_softcapping", None) is not None:
             implementation = "eager"
-        loaded.model.set_attn_implementation(implementation)
+        if "attention" in loaded.family.sublayers:
+            loaded.model.set_attn_implementation(implementation)
         levels = mixed(loaded)
         expected = answers(loaded, reference(loaded, library, levels))
         with LiveModel(loaded, library) as live:
@@ -163,15 +174,17 @@ class NarrowingContract:
         self, loaded: LoadedModel, library: PlainLibrary, count: int
     ) -> None:
         """Matrices and biases as LaCo's equation says; norms are the block's own."""
+        if staged(loaded.family):
+            pytest.skip("blocks of different shapes cannot be merged")
         family, model = loaded.family, copy.deepcopy(loaded.model)
         blocks = family.blocks(model)
-        for matrix in family.matrices:
+        for matrix in matrices_of(family, model):
             chain = [dict(b.get_submodule(matrix.path).named_parameters()) for b in blocks]
             for name, first in chain[0].items():
                 differences = [chain[k][name] - first for k in range(1, count + 1)]
                 first.copy_(first + sum(differences))
         for index in range(1, count + 1):
-            for sublayer in SUBLAYERS:
+            for sublayer in family.sublayers:
                 silence(family, blocks[index], sublayer)
         with LiveModel(loaded, library) as live:
             live.apply(candidate_of(merged(loaded, count)))
@@ -196,24 +209,39 @@ def reference(
             block = loaded.family.blocks(model)[unit.block]
             silence(loaded.family, block, "attention" if unit.kind == "attention" else "mlp")
             continue
-        output = model.get_submodule(library.output(name))
-        output.get_parameter("weight").copy_(library.silenced(name, level))
-        if level.bias:
-            bias = library.load(name, level)["bias"]
-            output.register_parameter("bias", nn.Parameter(bias, requires_grad=False))
+        experts = [u.name for u in library.units.values() if u.parent == name and not u.numel]
+        for owner in experts or [name]:
+            output = model.get_submodule(library.output(owner))
+            for matrix, weight in library.silenced(owner, level).items():
+                model.get_parameter(f"{matrix}.weight").copy_(weight)
+            if level.bias:
+                bias = library.load(owner, level)["bias"]
+                output.register_parameter("bias", nn.Parameter(bias, requires_grad=False))
     return model
 
 
 def mixed(loaded: LoadedModel) -> dict[str, Level]:
     """Levels with both kinds of narrow sub-layers, in one block and beside a dropped one."""
-    path, architecture = loaded.family.layers_path, loaded.family.architecture(loaded.model)
-    heads = widths(architecture, "attention", bias=False)
+    cut: dict[Place, Level] = {(0, "mlp"): Level(channels=10)}
+    cut[1, "mlp"] = Level(channels=40, bias=True)
+    if "attention" not in loaded.family.sublayers:
+        return named(loaded, cut | {(2, "mlp"): DROP})
+    heads = widths(loaded.family.architecture(loaded.model), "attention", bias=False)
+    cut |= {(0, "attention"): heads[-1], (1, "attention"): DROP, (2, "attention"): heads[0]}
+    return named(loaded, cut)
+
+
+Place = tuple[int, SubLayerName]
+"""A sub-layer: index of its block, and which."""
+
+
+def named(loaded: LoadedModel, levels: Mapping[Place, Level]) -> dict[str, Level]:
+    """The levels by unit name, without those of sub-layers that blocks of the family lack."""
+    family = loaded.family
     return {
-        f"{path}.0.attention": heads[-1],
-        f"{path}.0.mlp": Level(channels=10),
-        f"{path}.1.attention": DROP,
-        f"{path}.1.mlp": Level(channels=40, bias=True),
-        f"{path}.2.attention": heads[0],
+        f"{family.block_names[index]}.{kind}": level
+        for (index, kind), level in levels.items()
+        if kind in family.sublayers
     }
 
 
@@ -227,6 +255,10 @@ def merged(loaded: LoadedModel, count: int) -> dict[str, Level]:
 def way(loaded: LoadedModel) -> list[dict[str, Level]]:
     """Candidates between which each kind of level follows each other one."""
     path, architecture = loaded.family.layers_path, loaded.family.architecture(loaded.model)
+    if "attention" not in loaded.family.sublayers:
+        others: list[dict[Place, Level]]
+        others = [{(0, "mlp"): DROP}, {(0, "mlp"): Level(channels=7), (2, "mlp"): DROP}]
+        return [mixed(loaded), *(named(loaded, levels) for levels in others), mixed(loaded)]
     heads = widths(architecture, "attention", bias=True)
     return [
         mixed(loaded),

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import zlib
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from evocompress.errors import LibraryError
+from evocompress.families.base import matrices_of
 from evocompress.families.coupling import Kept, axis_lengths, index_of
 from evocompress.models import LoadedModel
-from evocompress.types import DENSE, Level
+from evocompress.types import DENSE, Level, Unit
 
 
 class PlainLibrary:
@@ -29,14 +31,20 @@ class PlainLibrary:
         family, model = loaded.family, loaded.model
         self.units = {unit.name: unit for unit in family.units(model)}
         self.dense = {
-            f"{family.layers_path}.{block}.{matrix.path}": module.get_parameter(
+            f"{family.block_names[block]}.{matrix.path}": module.get_parameter(
                 f"{matrix.path}.weight"
             ).data
             for block, module in enumerate(family.blocks(model))
-            for matrix in family.matrices
+            for matrix in matrices_of(family, model)
         }
         self._architecture = family.architecture(model)
         self._transposed = any(matrix.transposed for matrix in family.matrices)
+        self._inner = any("inner" in matrix.columns for matrix in family.matrices)
+        self._kernels = {
+            f"{family.block_names[block]}.{matrix.path}": matrix.kernel
+            for block in range(len(self._architecture.channels))
+            for matrix in matrices_of(family, model)
+        }
 
     def load(self, unit: str, level: Level, width: Level = DENSE) -> dict[str, Tensor]:
         """See `evocompress.library.store.Library.load`."""
@@ -44,15 +52,30 @@ class PlainLibrary:
             return {"weight": self._sparse(unit, level, width)}
         kept = self.kept(unit, level)
         weight = self._narrow(self.output(unit), kept)
-        entry = {"groups": kept.groups, "items": kept.items, "weight": self._stored(weight)}
+        name = self.output(unit)
+        entry = {"groups": kept.groups, "items": kept.items, "weight": self._stored(name, weight)}
+        if self._inner and level.channels is not None:
+            name = self.inner(unit)
+            every = replace(
+                kept, items=torch.arange(self._architecture.channels[self.units[unit].block])
+            )
+            entry["inner"] = self._stored(name, self._narrow(name, every))
         if level.bias:
-            bias = torch.randn(self._architecture.hidden, generator=_generator(unit, level))
+            bias = torch.randn(len(weight), generator=_generator(unit, level))
             entry["bias"] = bias.to(weight)
         return entry
 
     def output(self, unit: str) -> str:
         """Name of the output matrix of a sub-layer unit."""
-        return next(u.name for u in self.units.values() if u.parent == unit and u.columns)
+        return next(u.name for u in self._readers(unit) if "inner" not in u.columns)
+
+    def inner(self, unit: str) -> str:
+        """Name of the matrix of a sub-layer unit that reads its inner channels."""
+        return next(u.name for u in self._readers(unit) if "inner" in u.columns)
+
+    def _readers(self, unit: str) -> list[Unit]:
+        """The matrices of a sub-layer unit that read heads or channels."""
+        return [u for u in self.units.values() if u.parent == unit and u.columns]
 
     def kept(self, unit: str, level: Level) -> Kept:
         """The heads or channels that stay in a sub-layer unit at a narrow level."""
@@ -60,20 +83,24 @@ class PlainLibrary:
         generator = _generator(unit, level)
         if level.channels is not None:
             items = _draw(lengths["channel"], level.channels, generator)
+            if self._inner:
+                return Kept(_draw(lengths["inner"], level.channels, generator), items)
             return Kept(torch.zeros(1, dtype=torch.int64), items)
         size = lengths["query"] // lengths["key"]
         groups = _draw(lengths["key"], level.kv_groups or 0, generator)
         heads = [g * size + _draw(size, level.group_heads or 0, generator) for g in groups]
         return Kept(groups, torch.cat(heads))
 
-    def silenced(self, unit: str, level: Level) -> Tensor:
-        """The dense output matrix of a sub-layer unit with zeros for what a level cuts."""
-        name = self.output(unit)
-        weight = self._oriented(self.dense[name])
-        _, columns = self._index(name, self.kept(unit, level))
-        zeroed = torch.zeros_like(weight)
-        zeroed[:, columns] = weight[:, columns]
-        return self._stored(zeroed)
+    def silenced(self, unit: str, level: Level) -> dict[str, Tensor]:
+        """The dense matrices that read a sub-layer's channels, with zeros for what a level cuts."""
+        found = {}
+        for reader in self._readers(unit):
+            weight = self._oriented(self.dense[reader.name])
+            _, columns = self._index(reader.name, self.kept(unit, level))
+            zeroed = torch.zeros_like(weight)
+            zeroed[:, columns] = weight[:, columns]
+            found[reader.name] = self._stored(reader.name, zeroed)
+        return found
 
     def _sparse(self, unit: str, level: Level, width: Level) -> Tensor:
         """A matrix of a sub-layer at a width, with zeros at random places."""
@@ -87,7 +114,7 @@ class PlainLibrary:
             raise LibraryError(f"the library stores no {level.key} of {unit}")
         zeros = level.zeros * weight.numel() // dense.numel()
         weight.flatten()[_draw(weight.numel(), zeros, _generator(unit, level))] = 0
-        return self._stored(weight)
+        return self._stored(unit, weight)
 
     def _narrow(self, unit: str, kept: Kept) -> Tensor:
         """A copy of what stays of a dense matrix, (out, in)."""
@@ -100,14 +127,18 @@ class PlainLibrary:
         lengths = axis_lengths(self._architecture, matrix.block)
         rows = index_of(matrix.rows, kept, lengths, head_dim)
         columns = index_of(matrix.columns, kept, lengths, head_dim)
+        if columns is not None:
+            columns = (columns[:, None] * matrix.patch + torch.arange(matrix.patch)).flatten()
         return slice(None) if rows is None else rows, slice(None) if columns is None else columns
 
     def _oriented(self, weight: Tensor) -> Tensor:
         """A module's weight as (out, in)."""
-        return weight.T if self._transposed else weight
+        return weight.T if self._transposed else weight.flatten(1)
 
-    def _stored(self, weight: Tensor) -> Tensor:
+    def _stored(self, name: str, weight: Tensor) -> Tensor:
         """A matrix (out, in) as its module stores it."""
+        if self._kernels[name]:
+            return weight.reshape(len(weight), -1, *self._kernels[name])
         return self._oriented(weight).contiguous()
 
 

@@ -16,9 +16,11 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from evocompress.families import FAMILIES
+from evocompress.families.base import prepare
+from evocompress.families.convolutional import Convolutional
 from evocompress.models import LoadedModel, loaded
 from evocompress.sources import quiet_transformers
-from evocompress.tasks import CAUSAL
+from evocompress.tasks import CAUSAL, IMAGE_CLASSES
 
 HEADS = 4
 KV_HEADS = 2
@@ -32,6 +34,7 @@ NEVER_IN_UTF8 = {0xC0, 0xC1, *range(0xF5, 0x100)}
 _GROUPED: dict[str, Any] = {"num_key_value_heads": KV_HEADS}
 _WIDE_HEADS: dict[str, Any] = _GROUPED | {"head_dim": 24}
 _GEMMA: dict[str, Any] = _WIDE_HEADS | {"query_pre_attn_scalar": 24, "sliding_window": WINDOW}
+_MIXTURE: dict[str, Any] = _GROUPED | {"num_experts_per_tok": 2}
 _CLASSES: dict[str, Any] = {"num_labels": CLASSES}
 _PADDED: dict[str, Any] = {"pad_token_id": 1, "max_position_embeddings": CONTEXT + 2}
 _IMAGES: dict[str, Any] = _CLASSES | {"image_size": 8, "patch_size": 2, "num_channels": 1}
@@ -53,6 +56,9 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "gpt2": {},
     "opt": {},
     "starcoder2": _GROUPED | {"sliding_window": WINDOW},
+    "mixtral": _MIXTURE | {"num_local_experts": 4},
+    "qwen3_moe": _WIDE_HEADS
+    | {"num_experts_per_tok": 2, "num_experts": 5, "moe_intermediate_size": 128},
     "bert": {},
     "bert-classifier": _CLASSES,
     "roberta": _PADDED,
@@ -62,6 +68,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "vit": _IMAGES,
     "deit": _IMAGES | {"architectures": ["DeiTForImageClassification"]},
     "deit-distilled": _IMAGES | {"architectures": ["DeiTForImageClassificationWithTeacher"]},
+    "resnet": _CLASSES | {"num_channels": 1, "image_size": 32},
 }
 _INNER_NAME = {"gpt2": "n_inner", "opt": "ffn_dim"}
 
@@ -82,7 +89,7 @@ def tiny_model(
     vocabulary: int = 256,
     dtype: torch.dtype = torch.float32,
 ) -> PreTrainedModel:
-    """A random model of a family, on the CPU and ready to be run.
+    """A random model of a family, on the CPU, prepared and ready to be run.
 
     It has 4 heads, 2 key-value heads and attention windows of 8 tokens where the family has
     such things; images have 8 x 8 pixels. Weights are drawn large enough that every part of it
@@ -91,11 +98,21 @@ def tiny_model(
     Args:
         name: A key of `evocompress.families.FAMILIES`.
         seed: Of the weights.
-        layers: Number of blocks.
+        layers: Number of blocks. Of a CNN the second is the first of another stage.
         hidden: Width of the residual stream; the MLP is twice as wide.
         vocabulary: Number of tokens; at least 244 for use with `tiny_tokenizer`.
         dtype: Of the weights.
     """
+    model = stock_model(name, seed=seed, layers=layers, hidden=hidden, vocabulary=vocabulary)
+    nn.Module.to(model, dtype)
+    prepare(FAMILIES[name], model)
+    return model
+
+
+def stock_model(
+    name: str, *, seed: int = 0, layers: int = 3, hidden: int = 64, vocabulary: int = 256
+) -> PreTrainedModel:
+    """`tiny_model` in float32 as transformers makes it, its experts in fused tensors."""
     family = FAMILIES[name]
     settings: dict[str, Any] = {
         "hidden_size": hidden,
@@ -103,15 +120,36 @@ def tiny_model(
         "num_attention_heads": HEADS,
         _INNER_NAME.get(name, "intermediate_size"): 2 * hidden,
     }
+    if isinstance(family, Convolutional):
+        settings = {
+            "embedding_size": 2 * hidden,
+            "hidden_sizes": [2 * hidden, 4 * hidden],
+            "depths": [1, layers - 1],
+        }
     if family.task.reads_text:
         settings |= _TEXT | {"vocab_size": vocabulary}
     config = AutoConfig.for_model(family.model_type, **settings | _SETTINGS[name])
     model: PreTrainedModel = family.task.auto.from_config(config, dtype=torch.float32)
     model.requires_grad_(False)
     _randomise(model, torch.Generator().manual_seed(seed))
-    nn.Module.to(model, dtype)
     model.eval()
     return model
+
+
+def tiny_resnet(layer_type: str, *, layers: int = 4) -> LoadedModel:
+    """A random ResNet of ``basic`` or ``bottleneck`` layers; the second begins a stage."""
+    config = AutoConfig.for_model(
+        "resnet",
+        embedding_size=16,
+        hidden_sizes=[16, 32],
+        depths=[1, layers - 1],
+        layer_type=layer_type,
+        **_SETTINGS["resnet"],
+    )
+    model: PreTrainedModel = IMAGE_CLASSES.auto.from_config(config, dtype=torch.float32)
+    model.requires_grad_(False)
+    _randomise(model, torch.Generator().manual_seed(0))
+    return loaded(model, None, f"tiny:resnet-{layer_type}")
 
 
 def windowless(
@@ -155,11 +193,16 @@ def _randomise(model: PreTrainedModel, generator: torch.Generator) -> None:
                 parameter.add_(0.2 * noise)
             else:
                 parameter.copy_(noise / _inputs(module, parameter) ** 0.5)
+        for name, buffer in module.named_buffers(recurse=False):
+            if name.startswith("running"):
+                buffer.add_(0.2 * torch.rand(buffer.shape, generator=generator))
 
 
 def _inputs(module: nn.Module, weight: Tensor) -> int:
     """How many inputs a linear module's weight takes."""
-    return weight.shape[0] if isinstance(module, Conv1D) else weight.shape[1]
+    if weight.ndim == 3:  # one matrix for each expert
+        return weight.shape[2]
+    return weight.shape[0] if isinstance(module, Conv1D) else weight[0].numel()
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
@@ -212,6 +255,6 @@ def tiny_loaded(
 def tiny_checkpoint(folder: Path, name: str = "llama") -> Path:
     """Save `tiny_model` and `tiny_tokenizer` into `folder`, and return it."""
     with quiet_transformers():
-        tiny_model(name).save_pretrained(folder)
+        stock_model(name).save_pretrained(folder)
         tiny_tokenizer().save_pretrained(folder)
     return folder

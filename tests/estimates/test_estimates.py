@@ -7,6 +7,7 @@ from evocompress.apply import LiveModel
 from evocompress.estimates import ESTIMATES
 from evocompress.estimates.answer import LiveEstimates
 from evocompress.estimates.base import Subject
+from evocompress.families import FAMILIES
 from evocompress.testing import estimates as contract
 from evocompress.testing.proxies import dropped
 from evocompress.testing.tiny import DECODERS, tiny_loaded
@@ -19,9 +20,11 @@ def batches(count=3):
     return [torch.randint(256, (2 if i else 1, 20), generator=generator) for i in range(count)]
 
 
-@pytest.fixture(scope="module")
-def llama():
-    return tiny_loaded("llama")
+@pytest.fixture
+def llama(request):
+    """A Llama; a mixture of experts for the kinds that are about experts."""
+    kinds = {request.getfixturevalue(n) for n in ("kind", "running") if n in request.fixturenames}
+    return tiny_loaded("mixtral" if kinds & set(contract.OF_EXPERTS) else "llama")
 
 
 RUN_NO_MODEL = {"magnitude", "lamp", "tail_exponent", "pq_index", "output_error"}
@@ -42,7 +45,15 @@ def test_every_estimate_has_a_reference():
     assert ESTIMATES.keys() == contract.REFERENCES.keys()
 
 
-@pytest.mark.parametrize("model_type", DECODERS)
+OF_MODELS = [
+    (kind, model_type)
+    for kind in sorted(ESTIMATES)
+    for model_type in DECODERS
+    if FAMILIES[model_type].mixture is not None or kind not in contract.OF_EXPERTS
+]
+
+
+@pytest.mark.parametrize(("kind", "model_type"), OF_MODELS)
 def test_values_are_those_of_brute_force(kind, model_type):
     loaded = tiny_loaded(model_type)
     tolerance = contract.TOLERANCES.get(kind, contract.TOLERANCE)
@@ -117,7 +128,9 @@ class TestAnswers:
                 Estimate(Candidate(), running, (0,))
             )
 
-    @pytest.mark.parametrize("kind", sorted(ESTIMATES.keys() - {"output_error"}))
+    @pytest.mark.parametrize(
+        "kind", sorted(ESTIMATES.keys() - {"output_error", *contract.OF_EXPERTS})
+    )
     def test_values_that_are_not_finite_are_a_failure(self, kind):
         loaded = tiny_loaded("llama")
         loaded.model.get_parameter("model.layers.0.mlp.up_proj.weight")[0, 0] = float("nan")

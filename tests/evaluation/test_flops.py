@@ -3,6 +3,7 @@ import pytest
 from evocompress.costs import cost_model
 from evocompress.evaluation import count_flops
 from evocompress.families import FAMILIES, family_of
+from evocompress.testing.staged import require_packages
 from evocompress.testing.tiny import tiny_model
 
 LENGTH = 32
@@ -10,6 +11,7 @@ LENGTH = 32
 
 @pytest.mark.parametrize("model_type", sorted(FAMILIES))
 def test_counted_operations_are_the_predicted_ones(model_type):
+    require_packages(model_type)
     model = tiny_model(model_type).eval()
     family = family_of(model)
     architecture = family.architecture(model)

@@ -5,13 +5,18 @@ import torch
 from torch import Tensor
 
 from evocompress.families import FAMILIES
+from evocompress.families.base import ABSENT
 from evocompress.models import LoadedModel
 from evocompress.testing.tiny import tiny_loaded
 
 LAYERS = 4
 
 
-@pytest.fixture(params=sorted(FAMILIES))
+TRANSFORMERS = sorted(name for name, family in FAMILIES.items() if family.attention is not ABSENT)
+"""Checkpoints of the others, CNNs, have tests of their own."""
+
+
+@pytest.fixture(params=TRANSFORMERS)
 def loaded(request: pytest.FixtureRequest) -> LoadedModel:
     return tiny_loaded(request.param, layers=LAYERS)
 

@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from evocompress.canonical import canonical
 from evocompress.export import materialize
 from evocompress.models import LoadedModel
 from evocompress.testing.formats import heads, needing_bias
@@ -36,10 +37,9 @@ def mixed_candidate(loaded: LoadedModel, *, single_drops: bool = True) -> Candid
     levels = {f"{blocks}.1.attention": DROP, f"{blocks}.1.mlp": DROP}
     if single_drops:
         levels |= {f"{blocks}.0.attention": DROP, f"{blocks}.2.mlp": DROP}
-    for unit in loaded.family.units(loaded.model):
-        if unit.kind == "matrix" and unit.parent not in levels:
-            levels[unit.name] = Level(zeros=unit.numel // 2)
-    return Candidate(tuple(sorted(levels.items())))
+    units = loaded.family.units(loaded.model)
+    zeros = {u.name: Level(zeros=u.numel // 2) for u in units if u.kind == "matrix"}
+    return canonical(zeros | levels, units)
 
 
 def applied(loaded: LoadedModel, library: ZeroingLibrary, candidate: Candidate) -> PreTrainedModel:

@@ -24,6 +24,7 @@ from evocompress.models import LoadedModel, fingerprint
 from evocompress.testing.families import answer, random_batch
 from evocompress.testing.formats import candidate_of, reload, with_bias, with_zeros
 from evocompress.testing.plain_library import PlainLibrary
+from evocompress.testing.staged import has_packages
 from evocompress.testing.tiny import tiny_loaded
 from evocompress.types import DROP, Candidate, Level
 
@@ -61,10 +62,14 @@ def test_reloaded_checkpoint_equals_candidate_in_memory(
 
 def test_both_ways_of_loading_agree(tmp_path: Path) -> None:
     folders = []
-    forms = [*((name, "hf") for name in FAMILIES), ("llama", "folded"), ("llama", "deci")]
+    names = filter(has_packages, FAMILIES)
+    forms = [*((name, "hf") for name in names), ("llama", "folded"), ("llama", "deci")]
     for name, form in forms:
         loaded = tiny_loaded(name, layers=4)
-        candidate = candidate_of(loaded, with_zeros(loaded, with_bias(loaded)))
+        if name == "resnet":
+            candidate = narrow_resnet(loaded)
+        else:
+            candidate = candidate_of(loaded, with_zeros(loaded, with_bias(loaded)))
         out = tmp_path / f"{name}_{form}"
         folders.append(materialize(loaded, PlainLibrary(loaded), candidate, out, format=form))
         batch = random_batch(loaded.family, loaded.model)
@@ -80,6 +85,13 @@ def test_both_ways_of_loading_agree(tmp_path: Path) -> None:
         model, body = reload(folder, FAMILIES[name].task), AutoModel.from_pretrained(folder)
         assert torch.equal(model(batch)[0], remote["first"])
         assert torch.equal(body(batch).last_hidden_state, remote["hidden"])
+
+
+def narrow_resnet(loaded: LoadedModel) -> Candidate:
+    """Narrow branches, one with a bias, and one left out."""
+    levels = (Level(channels=3), Level(channels=5, bias=True), DROP)
+    names = (f"{loaded.family.block_names[index]}.mlp" for index in (0, 1, 3))
+    return Candidate(tuple(zip(names, levels, strict=True)))
 
 
 def test_removed_weights_are_absent_from_the_files(llama: LoadedModel, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def test_the_residual_stream_stays_whole():
 
 def test_lengths_are_those_of_the_architecture():
     lengths = axis_lengths(SMOLLM2_135M.architecture(), block=7)
-    assert lengths == {"query": 9, "key": 3, "value": 3, "channel": 1536}
+    assert lengths == {"query": 9, "key": 3, "value": 3, "channel": 1536, "inner": 1536}
 
 
 def test_widths_at_a_level():

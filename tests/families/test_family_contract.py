@@ -9,7 +9,7 @@ from evocompress.families import FAMILIES, Family
 from evocompress.testing.families import FamilyContract
 
 
-@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())
+@pytest.mark.parametrize("name", FAMILIES)
 class TestFamilies(FamilyContract):
     pass
 

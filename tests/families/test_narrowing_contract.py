@@ -6,6 +6,6 @@ from evocompress.families import FAMILIES
 from evocompress.testing.narrowing import NarrowingContract
 
 
-@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES.keys())
+@pytest.mark.parametrize("name", FAMILIES)
 class TestNarrowing(NarrowingContract):
     pass

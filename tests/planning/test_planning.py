@@ -11,12 +11,14 @@ from evocompress import api
 from evocompress.config import RunConfig
 from evocompress.errors import ConfigError, ModelError
 from evocompress.evaluation import count_flops
-from evocompress.families import FAMILIES
+from evocompress.families import FAMILIES, family_of
 from evocompress.planning import DEVICES, make_plan, outline, plan_notes, plan_rows, preflight
 from evocompress.planning.device import Device
+from evocompress.planning.measure import measured
 from evocompress.planning.plan import bench_of
 from evocompress.planning.stages import Run, search_stage
 from evocompress.planning.work import Work
+from evocompress.testing.staged import require_packages
 from evocompress.testing.tiny import tiny_checkpoint, tiny_loaded, tiny_model
 
 LENGTH = 32
@@ -59,11 +61,12 @@ def test_work_takes_the_slower_of_products_weights_and_transfers_and_the_rest_be
 
 @pytest.mark.parametrize("model_type", sorted(FAMILIES))
 def test_an_outline_knows_all_of_a_model_but_its_weights(tmp_path, model_type):
+    require_packages(model_type)
     model = tiny_model(model_type)
     model.save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     for source in (tmp_path, tmp_path / "config.json"):
-        found, family = outline(str(source)), FAMILIES[model_type]
+        found, family = outline(str(source)), family_of(model)
         assert found.model.device.type == "meta"
         assert found.family.units(found.model) == family.units(model)
         assert found.family.architecture(found.model) == family.architecture(model)
@@ -73,6 +76,13 @@ def test_an_outline_has_the_dtype_of_the_config_or_the_wanted_one(tmp_path):
     tiny_model("llama", dtype=torch.bfloat16).save_pretrained(tmp_path)
     assert outline(str(tmp_path)).model.dtype == torch.bfloat16
     assert outline(str(tmp_path), "float16").model.dtype == torch.float16
+
+
+def test_a_device_is_measured_for_models_without_a_vocabulary(tmp_path):
+    family = family_of(model := tiny_model("vit"))
+    cpu, sizes = torch.device("cpu"), family.architecture(model)
+    found = measured(sizes, torch.float32, cpu, rows=17, levels=1, top_k=8, folder=tmp_path)
+    assert found.logits > 0
 
 
 def test_what_is_no_model_is_refused(tmp_path):

@@ -4,10 +4,14 @@ import pytest
 import torch
 
 from evocompress.apply import LiveModel
-from evocompress.errors import LibraryError
+from evocompress.config import LatencyConfig
+from evocompress.errors import ConfigError, LibraryError
 from evocompress.families import FAMILIES
+from evocompress.families.base import ABSENT
+from evocompress.profile import profile
 from evocompress.profile.first_items import FirstItems
 from evocompress.testing.families import answer, random_batch
+from evocompress.testing.staged import require_packages
 from evocompress.testing.tiny import tiny_loaded
 from evocompress.types import DROP, Candidate, Level
 
@@ -40,7 +44,14 @@ def test_only_widths_can_be_asked_for():
         library.load("model.layers.0.mlp.up_proj", Level(zeros=3), Level(channels=40))
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+def test_layers_that_differ_in_size_are_not_timed(tmp_path):
+    require_packages("resnet")
+    config = LatencyConfig(table=tmp_path / "table.json")
+    with pytest.raises(ConfigError, match="a resnet model, whose layers differ in size"):
+        profile(tiny_loaded("resnet"), config, progress=lambda *_: None)
+
+
+@pytest.mark.parametrize("model_type", [n for n, f in FAMILIES.items() if f.attention != ABSENT])
 def test_every_family_runs_narrow_and_becomes_dense_again(model_type):
     loaded = tiny_loaded(model_type)
     model = loaded.model

@@ -127,3 +127,12 @@ def test_the_text_names_the_extremes() -> None:
     assert text.startswith("1 of 60 units are dropped. 2 sub-layers are narrowed, ")
     assert "model.layers.1.attention the most (2 of 3 KV heads" in text
     assert text.endswith("model.layers.2.mlp the least (384 of 1536 channels).")
+
+
+def test_experts_have_rows_where_any_is_dropped() -> None:
+    mixture = Decoder(layers=2, experts=3, active=2).units()
+    gone = "model.layers.1.mlp.experts.2"
+    shown = grid(mixture, {gone: DROP})
+    row = shown.roles.index("mlp.experts.2")
+    assert [cell and cell.kept for cell in shown.cells[row]] == [1.0, 0.0]
+    assert "mlp.experts.2" not in grid(mixture, {"model.layers.1.mlp": DROP}).roles

@@ -11,6 +11,7 @@ from evocompress.testing import searchers as contract
 from evocompress.testing.decoders import Decoder
 
 DECODER = Decoder(layers=6)
+MIXTURE = Decoder(layers=3, experts=5, active=2)
 TOKENS = {SEARCHERS["auto"]: 8_000}
 STAGED = {"generations": 4, "offspring": 8, "survivors": (3, 1), "stage_tokens": (128, 512)}
 OPTUNA = {
@@ -42,6 +43,8 @@ SETTINGS = {
     "laco": {"candidate_tokens": 256, "blocks": 2, "threshold": 0.2},
     "multipruner": {"candidate_tokens": 256, "width_tokens": 128},
     "flap": {"candidate_tokens": 256},
+    "routing_frequency": {"candidate_tokens": 256},
+    "expert_output_error": {"candidate_tokens": 256},
     "allocation": {"method": "lamp", "candidate_tokens": 256},
     "evopress_dp": {"candidate_tokens": 256},
     "distortion_dp": {"rounds": 2, "levels": 2, "probe_tokens": 128, "candidate_tokens": 256},
@@ -68,6 +71,18 @@ SPACES = {
         "shape": {"width": {"multiple_of": 4}, "drop": {}, "budget": {"body_params": 0.5}},
     }.items()
 }
+EXPERTS = {
+    "experts": {"drop": {"units": ["expert"]}, "budget": {"body_params": 0.6}},
+    "mixed": {
+        "drop": {"units": ["expert", "mlp"]},
+        "width": {"multiple_of": 8, "units": ["mlp"]},
+        "budget": {"params": 0.6, "active_params": 0.9},
+    },
+}
+SPACES |= {
+    name: build_space(MIXTURE.units(), MIXTURE.architecture(), SpaceConfig(**config))
+    for name, config in EXPERTS.items()
+}
 DROPS = {"depth", "blocks", "joint", "merge", "shape"}
 SUITED = {
     "shortgpt": DROPS,
@@ -78,16 +93,20 @@ SUITED = {
     "finercut": {"depth", "joint", "shape"},
     "laco": {"merge"},
     "multipruner": {"width", "shape"},
-    "flap": {"width", "shape"},
+    "flap": {"width", "shape", "mixed"},
     "allocation": {"sparsity", "joint"},
     "evopress_dp": {"sparsity", "joint", "width", "shape"},
     "gp": {"blocks", "width"},
+    "routing_frequency": {"experts"},
+    "expert_output_error": {"experts"},
 }
+TRIED_WITH_EXPERTS = {"auto", "evopress", "greedy", "uniform", "nsga2", "distortion_dp", "flap"}
+TRIED_WITH_EXPERTS |= {"routing_frequency", "expert_output_error"}
 CASES = [
     pytest.param(SEARCHERS[name], SETTINGS[name], space, id=f"{name}-{kind}")
     for name in SEARCHERS
     for kind, space in SPACES.items()
-    if kind in SUITED.get(name, SPACES)
+    if kind in SUITED.get(name, SPACES) and (kind not in EXPERTS or name in TRIED_WITH_EXPERTS)
 ]
 
 

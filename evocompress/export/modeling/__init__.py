@@ -24,10 +24,13 @@ from evocompress.export.modeling import (
     modeling_gpt2,
     modeling_llama,
     modeling_mistral,
+    modeling_mixtral,
     modeling_opt,
     modeling_phi3,
     modeling_qwen2,
     modeling_qwen3,
+    modeling_qwen3_moe,
+    modeling_resnet,
     modeling_starcoder2,
     modeling_vit,
 )
@@ -120,6 +123,16 @@ CLASSES: dict[str, Classes] = {
         modeling_starcoder2.EvocompressStarcoder2Model,
         modeling_starcoder2.EvocompressStarcoder2ForCausalLM,
     ),
+    "mixtral": Classes(
+        modeling_mixtral.EvocompressMixtralConfig,
+        modeling_mixtral.EvocompressMixtralModel,
+        modeling_mixtral.EvocompressMixtralForCausalLM,
+    ),
+    "qwen3_moe": Classes(
+        modeling_qwen3_moe.EvocompressQwen3MoeConfig,
+        modeling_qwen3_moe.EvocompressQwen3MoeModel,
+        modeling_qwen3_moe.EvocompressQwen3MoeForCausalLM,
+    ),
     "bert": Classes(
         modeling_bert.EvocompressBertConfig,
         modeling_bert.EvocompressBertModel,
@@ -172,6 +185,12 @@ CLASSES: dict[str, Classes] = {
         modeling_vit.EvocompressDistilledDeiTConfig,
         modeling_vit.EvocompressDistilledDeiTModel,
         modeling_vit.EvocompressDeiTForImageClassificationWithTeacher,
+        AutoModelForImageClassification,
+    ),
+    "resnet": Classes(
+        modeling_resnet.EvocompressResNetConfig,
+        modeling_resnet.EvocompressResNetModel,
+        modeling_resnet.EvocompressResNetForImageClassification,
         AutoModelForImageClassification,
     ),
 }

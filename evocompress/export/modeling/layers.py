@@ -2,7 +2,8 @@
 
 ``config.per_layer_config[i]`` says how block i differs from the others: ``skip`` names the
 sub-layers that it does not have, ``num_attention_heads``, ``num_key_value_heads`` and
-``intermediate_size`` are its own, and ``bias`` names the sub-layers whose output matrix has a
+``intermediate_size`` are its own, as are in a mixture ``num_local_experts`` or ``num_experts`` and
+``moe_intermediate_size``, and ``bias`` names the sub-layers whose output matrix has a
 bias although the family's has none. ``before`` and ``after`` list MLPs of blocks without
 attention that run in front of the block and behind it, each with its ``intermediate_size``, and
 ``bias`` where its output matrix has one. The family's own block runs unchanged; a sub-layer with
@@ -27,7 +28,10 @@ if not hasattr(PreTrainedConfig, "per_layer_config"):
 
 WIDTHS = {
     "attention": ("num_attention_heads", "num_key_value_heads"),
-    "mlp": ("intermediate_size",),
+    "mlp": (
+        *("intermediate_size", "moe_intermediate_size"),
+        *("num_local_experts", "num_experts"),
+    ),
 }
 """The settings that a layer may have on its own, by sub-layer."""
 
@@ -74,6 +78,54 @@ class NoAttention(nn.Module):
         no_slot: type = getattr(cache_utils, "DummyLayer", type(None))
         layers = cache.layers
         return self.layer_idx < len(layers) and isinstance(layers[self.layer_idx], no_slot)
+
+
+class Expert(nn.Module):
+    """One expert of a mixture: a gated MLP."""
+
+    def __init__(self, hidden: int, channels: int, act_fn: nn.Module) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(hidden, channels, bias=False)
+        self.up_proj = nn.Linear(hidden, channels, bias=False)
+        self.down_proj = nn.Linear(channels, hidden, bias=False)
+        self.act_fn = act_fn
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """What the expert makes of some tokens (n, hidden)."""
+        gated = self.act_fn(self.gate_proj(hidden_states)) * self.up_proj(hidden_states)
+        result: torch.Tensor = self.down_proj(gated)
+        return result
+
+
+class Experts(nn.ModuleList):
+    """The experts of one layer, as the compressed model was measured: matrices of their own.
+
+    transformers runs two tensors of all experts instead.
+    """
+
+    def forward(
+        self, hidden_states: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor
+    ) -> torch.Tensor:
+        """The weighted sum of what the chosen experts (N, K) make of every token (N, hidden)."""
+        total = torch.zeros_like(hidden_states)
+        for index, expert in enumerate(self):
+            tokens, places = torch.where(chosen == index)
+            if len(tokens):
+                output = expert(hidden_states[tokens]) * weights[tokens, places, None]
+                total.index_add_(0, tokens, output.to(total.dtype))
+        return total
+
+
+def split_experts(blocks: nn.ModuleList) -> None:
+    """Give the mixtures of blocks, in place, experts with matrices of their own."""
+    for block in blocks:
+        fused: Any = getattr(getattr(block, "mlp", None), "experts", None)
+        if fused is not None:
+            count, hidden, channels = fused.down_proj.shape
+            each = (Expert(hidden, channels, fused.act_fn) for _ in range(count))
+            like = fused.down_proj
+            whole: Any = block
+            whole.mlp.experts = Experts(each).to(device=like.device, dtype=like.dtype)
 
 
 class Branch(nn.Module):

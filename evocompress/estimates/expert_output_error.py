@@ -1,0 +1,86 @@
+"""What the output of a mixture loses when one of its experts is gone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from evocompress.apply import put_attributes
+from evocompress.estimates.base import Rows, Subject
+from evocompress.estimates.experts import Mixed, mixtures
+
+
+def expert_output_error(subject: Subject) -> Rows:
+    """‖F(x) - F'(x)‖² / ‖F(x)‖² of a mixture F and the same without an expert, over all tokens.
+
+    The reconstruction loss of Lu et al. 2024 (2402.14800) for single experts, as a share of the
+    output's energy so that layers are comparable. The router chooses among the others. Where it
+    makes the weights of the chosen ones add up to 1, tokens that did not use the expert see no
+    difference, and only the others pass the mixture again: ask for it with as many forward passes
+    more as a token uses experts. Elsewhere all tokens do, whose weights all change.
+
+    Returns:
+        One value for every expert that the candidate keeps. A mixture that has no more experts
+        than a token uses gets none.
+    """
+    live = subject.live
+    live.apply(subject.candidate)
+    measured = [
+        _Measured(mixed)
+        for mixed in mixtures(live, subject.candidate)
+        if len(mixed.kept) > mixed.active
+    ]
+    handles = [each.mixed.core.register_forward_hook(each.add) for each in measured]
+    try:
+        with torch.inference_mode():
+            for ids in subject.micro_batches:
+                live.loaded.family.hidden_states(live.loaded.model, ids)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: row for each in measured for name, row in each.rows().items()}
+
+
+class _Measured:
+    """One mixture, and the errors so far."""
+
+    def __init__(self, mixed: Mixed) -> None:
+        self.mixed = mixed
+        self._errors = [0.0] * len(mixed.kept)
+        self._energy = 0.0
+        self._all_change = not getattr(mixed.router, "norm_topk_prob", True)
+
+    def add(self, module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        """A forward hook: the mixture runs again without each of its experts."""
+        tokens, whole = inputs[0].flatten(0, -2), output.flatten(0, -2)
+        chosen = self.mixed.router(tokens)[2]
+        self._energy += float(whole.double().square().sum())
+        for number in range(len(self.mixed.kept)):
+            users = (chosen == number).any(dim=-1) | self._all_change
+            if bool(users.any()):
+                without = self._without(number, module, tokens[users])
+                change = (without - whole[users]).double()
+                self._errors[number] += float(change.square().sum())
+
+    def _without(self, number: int, module: nn.Module, tokens: Tensor) -> Tensor:
+        """What the mixture makes of tokens (n, H) without an expert; no hooks are run."""
+        mixed = self.mixed
+        rows = mixed.router.get_parameter("weight").data
+        left = [i for i in range(len(mixed.indices)) if i != number]
+        attributes = {
+            (f"{mixed.mixture.core}.gate", "weight"): nn.Parameter(rows[left], requires_grad=False),
+            (f"{mixed.mixture.core}.experts", "kept"): tuple(mixed.indices[i] for i in left),
+        }
+        former = put_attributes(mixed.block, attributes)
+        try:
+            result: Tensor = module.forward(tokens[None])[0]
+        finally:
+            put_attributes(mixed.block, former)
+        return result
+
+    def rows(self) -> Rows:
+        """For each expert its error."""
+        errors = [error / self._energy if self._energy else 0.0 for error in self._errors]
+        return {name: (error,) for name, error in zip(self.mixed.kept, errors, strict=True)}

@@ -1,0 +1,14 @@
+"""Mixtral 8x7B and its relatives."""
+
+from evocompress.families.mixture import Mixture, MixtureFamily
+
+
+class Mixtral(MixtureFamily):
+    """Mistral's attention, and a mixture of experts in each block."""
+
+    model_type = "mixtral"
+    mixture = Mixture(
+        "num_local_experts",
+        stored_core="block_sparse_moe",
+        stored={"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"},
+    )

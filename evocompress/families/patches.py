@@ -1,0 +1,24 @@
+"""What a matrix reads, as rows: also the patches of an image that a convolution reads."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn.functional import unfold
+
+
+def rows_read(module: nn.Module, inputs: Tensor, length: int) -> Tensor:
+    """The inputs of a matrix (sequences, positions, in).
+
+    Args:
+        module: What holds the matrix.
+        inputs: What it is called with: (..., in), or feature maps (B, F, H, W) of a convolution,
+            each of whose patches is a row (F times kernel).
+        length: Tokens of a sequence; blocks may hand them to their matrices in one long row.
+    """
+    if not isinstance(module, nn.Conv2d):
+        return inputs.reshape(-1, length, inputs.shape[-1])
+    kernel, dilation, padding, stride = (
+        tuple(map(int, value))
+        for value in (module.kernel_size, module.dilation, module.padding, module.stride)
+    )
+    return unfold(inputs, kernel, dilation, padding, stride).transpose(1, 2)

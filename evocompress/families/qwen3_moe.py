@@ -1,0 +1,10 @@
+"""Qwen3's mixtures of experts, such as Qwen3-30B-A3B."""
+
+from evocompress.families.mixture import Mixture, MixtureFamily
+
+
+class Qwen3Moe(MixtureFamily):
+    """Qwen3's attention, and a mixture of many narrow experts in each block."""
+
+    model_type = "qwen3_moe"
+    mixture = Mixture("num_experts")

@@ -1,0 +1,145 @@
+"""Mixtures of experts: what is prepared, what is dropped, and what is refused."""
+
+import copy
+
+import pytest
+import torch
+from torch.nn.functional import linear
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from evocompress.apply import LiveModel
+from evocompress.canonical import canonical
+from evocompress.costs import cost_model
+from evocompress.errors import ConfigError, LibraryError, ModelError
+from evocompress.families import FAMILIES, family_of
+from evocompress.families.base import prepare
+from evocompress.testing.families import random_ids
+from evocompress.testing.plain_library import PlainLibrary
+from evocompress.testing.tiny import stock_model, tiny_loaded
+from evocompress.types import DROP, Candidate, Level
+
+MIXTURES = [name for name, family in FAMILIES.items() if family.mixture is not None]
+MLP = "model.layers.1.mlp"
+
+
+def experts(*numbers, layer=1):
+    return {f"model.layers.{layer}.mlp.experts.{number}": DROP for number in numbers}
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(random_ids()).logits
+
+
+@pytest.fixture(params=MIXTURES)
+def name(request):
+    return request.param
+
+
+def test_a_prepared_model_is_the_stock_one_and_shares_its_memory(name):
+    model = stock_model(name)
+    fused = model.model.layers[0].mlp.experts.gate_up_proj
+    expected, total = logits(model), sum(p.numel() for p in model.parameters())
+    prepare(FAMILIES[name], model)
+    torch.testing.assert_close(logits(model), expected, rtol=1e-5, atol=1e-5)
+    assert sum(p.numel() for p in model.parameters()) == total
+    up = model.model.layers[0].mlp.experts[1].up_proj.weight
+    assert up.untyped_storage().data_ptr() == fused.untyped_storage().data_ptr()
+
+
+@pytest.mark.parametrize("normed", [False, True])
+def test_a_dropped_expert_is_one_that_the_stock_router_must_not_choose(name, normed):
+    stock = stock_model(name)
+    stock.config.norm_topk_prob = normed
+    loaded = tiny_loaded(name)
+    for model in (stock, loaded.model):
+        for block in model.model.layers:
+            block.mlp.gate.norm_topk_prob = normed
+    mask_router(stock.model.layers[1].mlp.gate, [0, 3], normed or name == "mixtral")
+    with LiveModel(loaded) as live:
+        dense = logits(loaded.model)
+        live.apply(canonical(experts(0, 3), live.units.values()))
+        dropped = logits(loaded.model)
+    torch.testing.assert_close(dropped, logits(stock), rtol=1e-5, atol=1e-5)
+    assert (dropped - dense).abs().max() > 0.01
+    assert torch.equal(logits(loaded.model), dense)
+
+
+def mask_router(router, gone, normed):
+    """Give the experts `gone` logits of minus infinity."""
+
+    def forward(hidden):
+        scores = linear(hidden.reshape(-1, hidden.shape[-1]), router.weight)
+        scores[:, gone] = -torch.inf
+        weights, chosen = scores.float().softmax(-1).topk(router.top_k, dim=-1)
+        return scores, weights / weights.sum(-1, keepdim=True) if normed else weights, chosen
+
+    router.forward = forward
+
+
+def test_every_expert_is_narrowed_to_its_own_channels(name):
+    loaded = tiny_loaded(name)
+    library, level = PlainLibrary(loaded), Level(channels=10)
+    silenced = copy.deepcopy(loaded.model)
+    own = [unit for unit in library.units if unit.startswith(f"{MLP}.experts.")]
+    own = [unit for unit in own if library.units[unit].kind == "expert"]
+    for unit in own:
+        for matrix, weight in library.silenced(unit, level).items():
+            silenced.get_parameter(f"{matrix}.weight").copy_(weight)
+    kept = {tuple(library.kept(unit, level).items.tolist()) for unit in own}
+    assert len(kept) == len(own)
+    with LiveModel(loaded, library) as live:
+        live.apply(Candidate(((MLP, level),)))
+        torch.testing.assert_close(logits(loaded.model), logits(silenced), rtol=1e-4, atol=1e-4)
+
+
+def test_costs_are_those_of_the_model(name):
+    loaded = tiny_loaded(name)
+    family, library = loaded.family, PlainLibrary(loaded)
+    units, architecture = family.units(loaded.model), family.architecture(loaded.model)
+    model = cost_model(units, architecture)
+    levels = experts(0, 2) | {MLP: Level(channels=12), "model.layers.0.mlp": DROP}
+    candidate = canonical(levels | experts(1, layer=0), units)
+    assert f"{MLP.replace('1', '0')}.experts.1" not in candidate.by_name
+    costs = {key: values.item() for key, values in model.of([candidate]).items()}
+    gone = {unit for unit in candidate.by_name if candidate.by_name[unit].drop}
+    with LiveModel(loaded, library) as live:
+        live.apply(candidate)
+        sizes = {
+            key: value.numel()
+            for key, value in loaded.model.named_parameters()
+            if not any(key.startswith(f"{unit}.") for unit in gone)
+        }
+    assert costs["params"] == sum(sizes.values())
+    unused = {MLP: architecture.experts - 4, MLP.replace("1", "2"): architecture.experts - 2}
+    inactive = sum(
+        count * sum(size for key, size in sizes.items() if key.startswith(f"{mlp}.experts.1."))
+        for mlp, count in unused.items()
+    )
+    assert costs["active_params"] == sum(sizes.values()) - inactive
+
+
+def test_fewer_experts_than_a_token_uses_are_refused(name):
+    loaded = tiny_loaded(name)
+    count = loaded.family.mixture.experts(loaded.model)[0]
+    levels = experts(*range(count - 1))
+    with pytest.raises(ConfigError, match=rf"{MLP}' would keep 1 experts, but each token uses 2"):
+        canonical(levels, loaded.family.units(loaded.model))
+    with LiveModel(loaded) as live, pytest.raises(LibraryError, match="each token uses 2"):
+        live.apply(Candidate(tuple(sorted(levels.items()))))
+
+
+def test_ordinary_mlps_among_mixtures_are_refused():
+    config = AutoConfig.for_model(
+        "qwen3_moe",
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        vocab_size=32,
+        num_experts=4,
+        mlp_only_layers=[1],
+    )
+    with pytest.raises(ModelError, match="block 1 of this qwen3_moe model has an MLP without"):
+        family_of(AutoModelForCausalLM.from_config(config))

@@ -1,0 +1,207 @@
+"""Mixtures of experts from the search to the checkpoint, on a model that has learnt something."""
+
+import sys
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM
+
+from evocompress import cli
+from evocompress.apply import LiveModel
+from evocompress.canonical import canonical
+from evocompress.config import LibraryConfig
+from evocompress.errors import ExportError
+from evocompress.estimates import ESTIMATES
+from evocompress.estimates.base import Subject
+from evocompress.export import choose_format, materialize, read_record
+from evocompress.files import read_json
+from evocompress.heal.student import load_student, write_student
+from evocompress.library import build_library
+from evocompress.testing.plain_library import PlainLibrary
+from evocompress.testing.tiny import tiny_loaded
+from evocompress.testing.trained_mixture import dialect_text, trained_checkpoint, trained_mixture
+from evocompress.types import DROP, Candidate, Level
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return trained_mixture()
+
+
+def tokens(loaded, words=400):
+    ids = loaded.tokenizer(dialect_text(words, seed=9), verbose=False)["input_ids"]
+    return torch.tensor(ids[: len(ids) // 32 * 32]).view(-1, 32)
+
+
+def loss(loaded, ids):
+    with torch.no_grad():
+        return float(loaded.model(ids, labels=ids).loss)
+
+
+def test_the_least_used_expert_is_missed_less_than_the_most_used(trained):
+    ids = tokens(trained)
+    with LiveModel(trained) as live:
+        used = ESTIMATES["routing_frequency"](Subject(live, [ids], Candidate()))
+        dense = loss(trained, ids)
+        for layer in range(2):
+            own = [unit for unit in used if unit.startswith(f"model.layers.{layer}.")]
+            order = sorted(own, key=lambda unit: used[unit][0])
+            harms = []
+            for unit in (order[0], order[-1]):
+                live.apply(canonical({unit: DROP}, live.units.values()))
+                harms.append(loss(trained, ids) - dense)
+            assert harms[0] < harms[1]
+            assert harms[1] > 0.003
+
+
+def test_experts_that_no_token_reaches_are_compressed_by_their_weights(tmp_path, trained, caplog):
+    narrow, zeros = Level(channels=8), Level(zeros=300)
+    units = {unit.name: unit for unit in trained.family.units(trained.model)}
+    wanted = {name: (narrow,) for name, unit in units.items() if unit.kind == "expert"}
+    wanted |= {name: (zeros,) for name in units if name.endswith("up_proj")}
+    few = tokens(trained, 20)[:1, :8]
+    for criterion, structured in (("sparsegpt", "obs_structured"), ("wanda", "minitron")):
+        config = LibraryConfig(criterion=criterion, width_criterion=structured)
+        path = tmp_path / criterion
+        library = build_library(trained, wanted, few, "few", config, path, batch=1)
+        records = library.manifest.blocks[1].inputs
+        counts = {word: record.tokens for word, record in records.items() if "experts" in word}
+        assert 0 in counts.values() and max(counts.values()) <= 8
+        assert "no calibration token is sent to" in caplog.text
+        for name, levels in wanted.items():
+            assert library.load(name, levels[0])["weight"].isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])
+def test_checkpoints_generate_what_the_candidate_does(tmp_path, name):
+    loaded = tiny_loaded(name)
+    library, path = PlainLibrary(loaded), "model.layers"
+    uneven = {f"{path}.0.mlp.experts.1": DROP, f"{path}.2.mlp": Level(channels=20)}
+    uneven |= {f"{path}.2.mlp.experts.0": DROP, f"{path}.2.mlp.experts.3": DROP}
+    uneven |= {f"{path}.1.attention": DROP}
+    even = {f"{path}.{i}.mlp.experts.{i}": DROP for i in range(3)}
+    even |= {f"{path}.{i}.mlp": Level(channels=24) for i in range(3)}
+    for form, levels in (("hf", uneven), ("stock", even)):
+        candidate = canonical(levels, library.units.values())
+        assert choose_format(loaded, candidate) == form
+        out = materialize(loaded, library, candidate, tmp_path / form)
+        model = AutoModelForCausalLM.from_pretrained(out)
+        assert type(model).__module__.startswith("transformers.") == (form == "stock")
+        ids = torch.arange(5, 13)[None]
+        with LiveModel(loaded, library) as live:
+            live.apply(candidate)
+            expected = greedy(loaded.model, ids, cache=False)
+        assert torch.equal(greedy(model, ids, cache=True), expected)
+        assert read_record(out).measured["params"] == sum(p.numel() for p in model.parameters())
+    healed = tmp_path / "healed"
+    student = load_student(tmp_path / "stock", loaded)
+    write_student(student.requires_grad_(False), tmp_path / "stock", healed, "nothing")
+    again = AutoModelForCausalLM.from_pretrained(healed)
+    torch.testing.assert_close(again(ids).logits, model(ids).logits)
+    with pytest.raises(ExportError, match=r"cannot give model.layers.0.mlp fewer experts"):
+        dropped = {f"{path}.0.mlp.experts.1": DROP}
+        choose_format(loaded, canonical(dropped, library.units.values()), "stock")
+    for form in ("padded", "folded", "deci", "gguf"):
+        with pytest.raises(ExportError, match=f"'{form}' cannot hold {name} models"):
+            choose_format(loaded, Candidate(), form)
+
+
+def greedy(model, ids, *, cache):
+    mask = torch.ones_like(ids)
+    return model.generate(
+        ids,
+        attention_mask=mask,
+        max_new_tokens=8,
+        min_new_tokens=8,
+        do_sample=False,
+        use_cache=cache,
+    )
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mixture")
+    trained_checkpoint(folder / "model")
+    (folder / "text.txt").write_text(dialect_text(1500, seed=5))
+    return folder
+
+
+def call(monkeypatch, *words):
+    monkeypatch.setattr(sys, "argv", ["evocompress", *map(str, words)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    return stop.value.code
+
+
+def write_run(place, name, space, search):
+    run = {
+        "name": name,
+        "runs": str(place / "runs"),
+        "model": {"source": str(place / "model")},
+        "threads": 1,
+        "calibration": {
+            "source": str(place / "text.txt"),
+            "library_sequences": 8,
+            "search_sequences": 16,
+            "heldout_sequences": 8,
+            "length": 32,
+            "micro_batch": 8,
+        },
+        "space": space,
+        "search": search,
+        "heal": {"steps": 4, "evaluate_every": 2, "validation_sequences": 2},
+        "evaluate": {"latency": False},
+    }
+    (place / f"{name}.yaml").write_text(yaml.safe_dump(run))
+    return place / f"{name}.yaml"
+
+
+def test_the_command_line_takes_a_mixture_all_the_way(place, monkeypatch):
+    space = {
+        "drop": {"units": ["expert", "mlp"]},
+        "width": {"units": ["mlp"], "channels": [0.5], "multiple_of": 4, "protect": []},
+        "sparsity": {"target": 0.5, "levels": 1},
+        "budget": {"active_params": 0.9, "nonzeros": 0.45},
+    }
+    search = {"name": "evopress", "generations": 2, "offspring": 4, "survivors": [2, 1]}
+    file = write_run(place, "all", space, search | {"stage_tokens": [256, 512]})
+    run = place / "runs" / "all"
+    assert call(monkeypatch, "search", file) == 0
+    for stage in ("materialize", "heal", "evaluate", "report"):
+        assert call(monkeypatch, stage, run) == 0
+    record = read_record(run / "checkpoint")
+    shared = record.measured.keys() & record.predicted.keys()
+    assert {"params", "nonzeros"} <= shared
+    assert all(record.measured[cost] == record.predicted[cost] for cost in shared)
+    assert (run / "report.html").stat().st_size > 1000
+
+
+def test_a_search_is_at_least_as_good_as_the_routing_frequency(place, monkeypatch):
+    space = {"drop": {"units": ["expert"]}, "budget": {"body_params": 0.6}}
+    values = {}
+    staged = {"generations": 6, "offspring": 8, "survivors": [3, 1], "stage_tokens": [256, 512]}
+    for name, settings in (("routing_frequency", {}), ("evopress", staged)):
+        file = write_run(place, name, space, {"name": name} | settings)
+        assert call(monkeypatch, "search", file) == 0
+        levels = read_json(place / "runs" / name / "winner.json")["levels"]
+        values[name] = divergence(place, Candidate.from_json(levels))
+    assert values["evopress"] <= values["routing_frequency"]
+
+
+def divergence(place, candidate):
+    """KL to the dense model on other text."""
+    loaded = trained_mixture()
+    ids = tokens(loaded)
+    with LiveModel(loaded) as live, torch.no_grad():
+        dense = loaded.model(ids).logits.log_softmax(-1)
+        live.apply(candidate)
+        other = loaded.model(ids).logits.log_softmax(-1)
+    return float((dense.exp() * (dense - other)).sum(-1).mean())
+
+
+def test_latency_is_refused(place, monkeypatch):
+    space = {"drop": {"units": ["expert"]}, "budget": {"latency": 0.8}}
+    file = write_run(place, "latency", space, {"name": "uniform"})
+    for command in ("search", "profile"):
+        assert "depends on the routing" in call(monkeypatch, command, file)
