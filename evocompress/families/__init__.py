@@ -3,7 +3,7 @@
 from transformers import PreTrainedModel
 
 from evocompress.errors import ModelError
-from evocompress.families.base import Family, Matrix, SubLayer, SubLayerName, prepare
+from evocompress.families.base import Family, prepare
 from evocompress.families.bert import (
     Bert,
     BertClassifier,
@@ -12,6 +12,7 @@ from evocompress.families.bert import (
     XLMRoberta,
     XLMRobertaClassifier,
 )
+from evocompress.families.branches import Matrix, SubLayer, SubLayerName
 from evocompress.families.convolutional import Convolutional
 from evocompress.families.gemma import Gemma2, Gemma3Text
 from evocompress.families.gpt2 import GPT2

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from evocompress.errors import ModelError
-from evocompress.families.base import Matrix, SubLayer
+from evocompress.families.branches import Matrix, SubLayer
 from evocompress.families.encoder import Encoder, check_classes, mean_embedding
 from evocompress.tasks import EMBEDDINGS, TEXT_CLASSES
 

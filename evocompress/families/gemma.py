@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from evocompress.families.base import Family, llama_attention, llama_mlp
+from evocompress.families.base import Family
+from evocompress.families.branches import llama_attention, llama_mlp
 
 
 class Gemma2(Family):

@@ -6,7 +6,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from evocompress.errors import ModelError
-from evocompress.families.base import Attributes, Family, Matrix, SubLayer, SubLayerName
+from evocompress.families.base import Attributes, Family
+from evocompress.families.branches import Matrix, SubLayer, SubLayerName
 from evocompress.families.coupling import Widths
 
 _matrix = partial(Matrix, transposed=True)

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from evocompress.errors import ModelError
-from evocompress.families.base import Attributes, Family, Matrix, SubLayer
+from evocompress.families.base import Attributes, Family
+from evocompress.families.branches import Matrix, SubLayer
 
 EXPERTS = "mlp.experts"
 """Where the experts of a block are."""

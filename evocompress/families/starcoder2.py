@@ -1,6 +1,7 @@
 """StarCoder2."""
 
-from evocompress.families.base import Family, Matrix, SubLayer
+from evocompress.families.base import Family
+from evocompress.families.branches import Matrix, SubLayer
 
 
 class Starcoder2(Family):

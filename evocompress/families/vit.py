@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from evocompress.families.base import Matrix, SubLayer
+from evocompress.families.branches import Matrix, SubLayer
 from evocompress.families.encoder import Encoder, check_classes
 from evocompress.tasks import DISTILLED_IMAGE_CLASSES, IMAGE_CLASSES
 from evocompress.types import Architecture

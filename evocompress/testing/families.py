@@ -10,7 +10,6 @@ import copy
 import re
 from collections import defaultdict
 from functools import partial
-from typing import Any
 
 import pytest
 import torch
@@ -21,8 +20,8 @@ from transformers.pytorch_utils import Conv1D
 from evocompress.families import FAMILIES, Family, SubLayerName, family_of, name_of
 from evocompress.families.base import final_norm, matrices_of
 from evocompress.families.coupling import CHANNELS, axis_lengths
-from evocompress.families.patches import rows_read
 from evocompress.tasks import EMBEDDINGS
+from evocompress.testing.hooks import embedding, must_not_run, note_input, note_shape
 from evocompress.testing.staged import require_packages, staged
 from evocompress.testing.tiny import tiny_model
 from evocompress.types import Unit
@@ -161,7 +160,7 @@ class FamilyContract:
         """A matrix unit's shape is (outputs, inputs) of its module, found by running it."""
         shapes: dict[str, tuple[int, int]] = {}
         handles = [
-            model.get_submodule(unit.name).register_forward_hook(partial(_note_shape, shapes, unit))
+            model.get_submodule(unit.name).register_forward_hook(partial(note_shape, shapes, unit))
             for unit in family.units(model)
             if unit.kind == "matrix"
         ]
@@ -197,7 +196,7 @@ class FamilyContract:
             inputs: dict[str, Tensor] = {}
             handles = [
                 block.get_submodule(matrix.path).register_forward_pre_hook(
-                    partial(_note_input, inputs, matrix.path)
+                    partial(note_input, inputs, matrix.path)
                 )
                 for matrix in matrices_of(family, model)
             ]
@@ -329,7 +328,7 @@ class FamilyContract:
     def test_no_block_runs_for_block_inputs(self, family: Family, model: PreTrainedModel) -> None:
         """`block_inputs` costs no block's computation, whatever it is made for."""
         for block in family.blocks(model):
-            block.register_forward_pre_hook(_must_not_run)
+            block.register_forward_pre_hook(must_not_run)
         family.block_inputs(model, random_batch(family, model))
 
     @pytest.mark.parametrize("sublayer", SUBLAYERS)
@@ -384,28 +383,3 @@ class FamilyContract:
             replace_modules(block, modules)
             replace_modules(block, former)
         assert_equal(answer(family, model, batch), dense)
-
-
-def embedding(model: PreTrainedModel) -> Tensor:
-    """The weight of the input embeddings."""
-    table: Any = model.get_input_embeddings()
-    weight: Tensor = table.weight
-    return weight
-
-
-def _note_shape(
-    shapes: dict[str, tuple[int, int]], unit: Any, module: nn.Module, args: Any, output: Tensor
-) -> None:
-    if isinstance(module, nn.Conv2d):
-        shapes[unit.name] = (output.shape[1], rows_read(module, args[0], 1).shape[-1])
-        assert unit.positions == output.shape[2:].numel()
-        return
-    shapes[unit.name] = (output.shape[-1], args[0].shape[-1])
-
-
-def _note_input(inputs: dict[str, Tensor], path: str, _: nn.Module, args: Any) -> None:
-    inputs[path] = args[0].clone()
-
-
-def _must_not_run(*_: Any) -> None:
-    raise AssertionError("a block ran")

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from evocompress.families import FAMILIES
-from evocompress.families.base import ABSENT
+from evocompress.families.branches import ABSENT
 from evocompress.models import LoadedModel
 from evocompress.testing.tiny import tiny_loaded
 

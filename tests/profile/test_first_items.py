@@ -7,7 +7,7 @@ from evocompress.apply import LiveModel
 from evocompress.config import LatencyConfig
 from evocompress.errors import ConfigError, LibraryError
 from evocompress.families import FAMILIES
-from evocompress.families.base import ABSENT
+from evocompress.families.branches import ABSENT
 from evocompress.profile import profile
 from evocompress.profile.first_items import FirstItems
 from evocompress.testing.families import answer, random_batch
