@@ -11,8 +11,8 @@ and 0.1).
     python benchmarks/plan.py --calibration text.txt --json plan.json
     python benchmarks/plan.py --table
 
-``--table`` prints what is planned for models of 1, 8 and 70 billion parameters on GPUs, and runs
-nothing. ``--quick`` runs a tiny random model.
+``--table`` prints what is planned for models of 1, 8 and 70 billion parameters and a mixture of
+experts on GPUs, and runs nothing. ``--quick`` runs a tiny random model.
 """
 
 from __future__ import annotations
@@ -67,6 +67,18 @@ SIZES: Mapping[str, dict[str, Any]] = {
         "num_hidden_layers": 80,
         "num_attention_heads": 64,
         "num_key_value_heads": 8,
+    },
+    "Mixtral 8x7B": {
+        "model_type": "mixtral",
+        "vocab_size": 32_000,
+        "max_position_embeddings": 32_768,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 2,
     },
 }
 """As their published configs say."""
@@ -284,8 +296,9 @@ def _planned(sizes: Mapping[str, Any], space: Mapping[str, Any], device: str) ->
     from transformers import AutoConfig
 
     with tempfile.TemporaryDirectory() as folder:
-        published = {"vocab_size": VOCABULARY, "max_position_embeddings": CONTEXT, **sizes}
-        AutoConfig.for_model("llama", dtype="bfloat16", **published).save_pretrained(folder)
+        common = {"vocab_size": VOCABULARY, "max_position_embeddings": CONTEXT, "dtype": "bfloat16"}
+        published = {"model_type": "llama"} | common | dict(sizes)
+        AutoConfig.for_model(**published).save_pretrained(folder)
         loaded = outline(folder)
         calibration = {
             "library_sequences": 64,
