@@ -64,7 +64,7 @@ class Sizes:
     pool: int = 7900
     length: int = 32
     tokens: int = 60_000
-    steps: int = 500
+    steps: int = 1000
     batch: int = 64
     sentences: int = 1000
 

@@ -110,6 +110,10 @@ def _check_kind(unit: Unit, level: Level) -> None:
     """Refuse a level that units of this kind do not have."""
     if level.drop and unit.kind == "matrix":
         raise ConfigError(f"matrix '{unit.name}' cannot be dropped alone: drop '{unit.parent}'")
+    if level.drop and not unit.droppable:
+        raise ConfigError(
+            f"unit '{unit.name}' cannot be dropped: what bypasses it is not the identity"
+        )
     strange = not level.dense and level.to_json().keys() - _FIELDS[unit.kind]
     if strange or (level.kv_groups is None) != (level.group_heads is None):
         raise ConfigError(
@@ -122,6 +126,11 @@ def _check_merges(kept: Mapping[str, Level], units: Sequence[Unit]) -> None:
     merged = {name: level.merge for name, level in kept.items() if level.merge}
     if not merged:
         return
+    if any(unit.positions for unit in units):
+        raise ConfigError(
+            f"block '{next(iter(merged))}': blocks of convolutions cannot be merged, because their "
+            "batch norms would not fit the merged matrices"
+        )
     blocks = [unit.name for unit in units if unit.kind == "block"]
     parts = [unit for unit in units if unit.kind in SUBLAYERS]
     present = {part.parent for part in parts if kept.get(part.name) != DROP}

@@ -134,7 +134,7 @@ class Source:
                 index = index_of((follower.axis,), kept, self.widths(block).lengths, 1)
                 assert index is not None
                 found[name] = {
-                    part: tensor.index_select(0, index.to(tensor.device))
+                    part: tensor.index_select(0, to_device(index, tensor.device))
                     for part, tensor in self.norms[name].items()
                 }
         return found

@@ -143,12 +143,20 @@ def complete_image_size(model: PreTrainedModel, folder: Path) -> None:
     if hasattr(model.config, "image_size") or not path.is_file():
         return
     settings = _read_json(path)
-    size: Any = settings.get("crop_size") or settings.get("size")
+    cropped = settings.get("do_center_crop", True) and settings.get("crop_size")
+    sides = _sides(cropped or settings.get("size"))
+    if sides is not None:
+        model.config.image_size = sides
+
+
+def _sides(size: Any) -> list[int] | None:
+    """Height and width that an image processor gives images; ``None`` where they may vary."""
     if isinstance(size, dict):
-        sides = [size.get("height", size.get("shortest_edge")), size.get("width")]
-        size = [sides[0], sides[1] or sides[0]]
-    if size is not None:
-        model.config.image_size = size
+        height = size.get("height", size.get("shortest_edge"))
+        size = [height, size.get("width", height)]
+    sides = [size, size] if isinstance(size, int) else size
+    fixed = isinstance(sides, list) and len(sides) == 2
+    return sides if fixed and all(isinstance(side, int) and side > 0 for side in sides) else None
 
 
 def _check_modules(path: Path) -> None:

@@ -141,10 +141,10 @@ def build_space(
         ConfigError: A value of the configuration does not fit the model.
         BudgetError: No genome meets the budget.
     """
-    if config.drop and config.drop.merge and not all(unit.droppable for unit in units):
+    if config.drop and config.drop.merge and any(unit.positions for unit in units):
         raise ConfigError(
-            "space.drop.merge: the blocks of this model differ in shape, so none can be merged "
-            "with the next; leave merge out"
+            "space.drop.merge: blocks of convolutions cannot be merged, because their batch norms "
+            "would not fit the merged matrices; leave merge out"
         )
     genes = _genes(units, architecture, config, adds_bias)
     if obstacle is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import (
     AutoModel,
@@ -49,8 +50,14 @@ class Task:
         """Whether a batch is token ids (B, S); otherwise it is pixel values (B, C, H, W)."""
         return self.input == "input_ids"
 
-    def inputs(self, batch: Tensor) -> dict[str, Any]:
-        """The keyword arguments with which a model is called for a batch."""
+    def inputs(self, batch: Tensor, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+        """The keyword arguments with which a model is called for a batch.
+
+        Args:
+            batch: Token ids or pixel values.
+            dtype: Of the model, for pixel values: not every class converts them.
+        """
+        batch = batch if self.reads_text else batch.to(dtype)
         return {self.input: batch} | ({"use_cache": False} if self.causal else {})
 
     def counted(self, length: int) -> int:

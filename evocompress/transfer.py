@@ -24,5 +24,6 @@ def to_device(
     """
     dtype = dtype or source.dtype
     if device.type == "cuda" and source.device.type == "cpu":
-        return source.pin_memory().to(device, dtype, non_blocking=True)
+        # Converted on the GPU: a conversion here would be a new tensor, and not pinned.
+        return source.pin_memory().to(device, non_blocking=True).to(dtype)
     return source.to(device, dtype, copy=copy)

@@ -64,7 +64,9 @@ def _all(
     collect: Collect, task: Task, model: PreTrainedModel, heldout: Tensor, batch: int
 ) -> Tensor:
     parts = torch.split(heldout.to(model.device), batch)
-    return torch.cat([collect(model(**task.inputs(part))).double().cpu() for part in parts])
+    return torch.cat(
+        [collect(model(**task.inputs(part, model.dtype))).double().cpu() for part in parts]
+    )
 
 
 def _logits(output: object) -> Tensor:

@@ -24,7 +24,7 @@ class Stock(Pretrained):
     def obstacle(self, loaded: LoadedModel, candidate: Candidate) -> str | None:
         """What differs from layer to layer, or what the class cannot be configured to."""
         left = layout(loaded, candidate)
-        checks = (_alone, renumbering, _biased, _uneven, _refused)
+        checks = (_stages, _alone, renumbering, _biased, _uneven, _refused)
         reasons = (check(left, loaded) for check in checks)
         return without_blocks(left) or next(filter(None, reasons), None)
 
@@ -56,6 +56,19 @@ def _staged_config(left: Layout, loaded: LoadedModel) -> PreTrainedConfig:
     stages = [left.names[block.index].rpartition(".")[0] for block in left.kept]
     config.depths = list(Counter(stages).values())
     return cast(PreTrainedConfig, config)
+
+
+def _stages(left: Layout, loaded: LoadedModel) -> str | None:
+    """The obstacle of a CNN of which a stage begins with another layer: no stage can be empty."""
+    if not isinstance(loaded.family, Convolutional):
+        return None
+    firsts = (b for b in left.blocks if left.names[b.index].endswith(".0") and b not in left.kept)
+    first = next(firsts, None)
+    return (
+        None
+        if first is None
+        else f"cannot leave out {left.names[first.index]}, the first layer of its stage"
+    )
 
 
 def _alone(left: Layout, _: LoadedModel) -> str | None:

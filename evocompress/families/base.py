@@ -186,7 +186,7 @@ class Family:
 
     def hidden_states(self, model: PreTrainedModel, batch: Tensor) -> Tensor:
         """The hidden states (B, S, H) of a batch after the final norm; no outputs."""
-        output = model.base_model(**self.task.inputs(batch))
+        output = model.base_model(**self.task.inputs(batch, model.dtype))
         states: Tensor = output.last_hidden_state
         return states
 

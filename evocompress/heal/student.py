@@ -57,7 +57,8 @@ def zero_masks(model: PreTrainedModel, family: Family) -> dict[str, Tensor]:
             masks[f"{name}.weight"] = weight
             if f"{name}.bias" in parameters:
                 bias = parameters[f"{name}.bias"].detach() == 0
-                gone = weight.all(0 if matrix.transposed else 1)
+                rows = weight.T if matrix.transposed else weight.flatten(1)
+                gone = rows.all(1)
                 masks[f"{name}.bias"] = bias & (gone | bias.all())
     return {name: mask for name, mask in masks.items() if mask.any()}
 

@@ -200,7 +200,7 @@ def check_embedding_distance(factory: ProxyFactory, loaded: LoadedModel) -> None
 @torch.inference_mode()
 def _unit_means(loaded: LoadedModel, batch: Tensor) -> Tensor:
     """The mean of the last states of a plain forward pass, of unit length, in float64 (B, H)."""
-    output = loaded.model(**loaded.family.task.inputs(batch))
+    output = loaded.model(**loaded.family.task.inputs(batch, loaded.model.dtype))
     means: Tensor = output.last_hidden_state.double().mean(1)
     lengths: Tensor = means.square().sum(-1, keepdim=True).sqrt()
     return means / lengths
@@ -233,6 +233,6 @@ def _results(
 @torch.inference_mode()
 def plain_outputs(task: Task, model: PreTrainedModel, batch: Tensor, of_states: bool) -> Tensor:
     """The logits or final hidden states of a plain forward pass, at counted positions (B, R, V)."""
-    outputs = model(**task.inputs(batch), output_hidden_states=True)
+    outputs = model(**task.inputs(batch, model.dtype), output_hidden_states=True)
     given: Tensor = outputs.hidden_states[-1] if of_states else outputs.logits
     return given[:, :-1] if task.by_position else given[:, None]

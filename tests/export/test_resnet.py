@@ -28,6 +28,7 @@ CASES: dict[str, dict[str, Level]] = {
         "1.layers.0.mlp": Level(channels=2),
         "1.layers.2.mlp": DROP,
     },
+    "no first stage": {"0.layers.0": DROP},
     "biased": {"1.layers.1.mlp": Level(channels=3, bias=True)},
 }
 EXPRESSIBLE = {"stock": {"dense", "shorter"}, "hf": set(CASES)}

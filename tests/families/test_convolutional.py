@@ -10,8 +10,9 @@ import torch
 from transformers import ResNetConfig, ResNetForImageClassification
 
 from evocompress.apply import LiveModel
+from evocompress.canonical import canonical
 from evocompress.costs import cost_model
-from evocompress.errors import ModelError
+from evocompress.errors import ConfigError, ModelError
 from evocompress.evaluation import count_flops
 from evocompress.families import dependency, family_of
 from evocompress.inputs import image_shape
@@ -142,6 +143,47 @@ def test_the_image_processor_tells_the_size(loaded, tmp_path) -> None:
         (tmp_path / "config.json").write_text(json.dumps(config))
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
         assert image_shape(load(str(tmp_path)).model) == (1, 32, 32)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"size": {"longest_edge": 32}},
+        {"size": {"max_height": 32, "max_width": 32}},
+        {"crop_size": 32, "do_center_crop": False},
+    ],
+)
+def test_an_image_processor_that_lets_sizes_vary_tells_none(loaded, tmp_path, settings) -> None:
+    loaded.model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["image_size"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ModelError, match="tells no size of images"):
+        load(str(tmp_path))
+
+
+def test_what_the_shortcut_does_not_bypass_cannot_be_dropped(loaded) -> None:
+    units = loaded.family.units(loaded.model)
+    with pytest.raises(ConfigError, match=r"stages\.1\.layers\.0\.mlp' cannot be dropped"):
+        canonical({f"{STAGES}.1.layers.0.mlp": DROP}, units)
+
+
+def test_blocks_cannot_be_merged(loaded) -> None:
+    units = loaded.family.units(loaded.model)
+    levels = {f"{STAGES}.1.layers.1": Level(merge=1), f"{STAGES}.1.layers.2": DROP}
+    with pytest.raises(ConfigError, match="convolutions cannot be merged"):
+        canonical(levels, units)
+
+
+def test_pixels_take_the_type_of_the_model(loaded) -> None:
+    batch = random_batch(loaded.family, loaded.model)
+    expected = loaded.family.hidden_states(loaded.model, batch)
+    loaded.model.bfloat16()
+    states = loaded.family.hidden_states(loaded.model, batch)
+    assert states.dtype == torch.bfloat16
+    torch.testing.assert_close(states.float(), expected, rtol=0.1, atol=0.1)
+    assert count_flops(loaded.model, 1, loaded.family.task) > 0
 
 
 def test_a_model_that_tells_no_size_of_images_is_refused() -> None:

@@ -16,8 +16,9 @@ from evocompress.heal.student import load_student, zero_masks
 from evocompress.models import LoadedModel
 from evocompress.testing.formats import candidate_of
 from evocompress.testing.plain_library import PlainLibrary
-from evocompress.testing.tiny import tiny_loaded
-from evocompress.types import DROP, Level
+from evocompress.testing.staged import require_packages
+from evocompress.testing.tiny import tiny_loaded, tiny_resnet
+from evocompress.types import DROP, Candidate, Level
 
 CONFIG = HealConfig(steps=3, batch=4, accumulate=1, learning_rate=3e-3, weight_decay=0.1)
 
@@ -68,3 +69,18 @@ def test_a_single_zero_in_a_bias_may_be_trained(teacher: LoadedModel, tmp_path: 
     path = f"{opt.family.layers_path}.0.fc1"
     opt.model.get_parameter(f"{path}.bias")[3] = 0
     assert zero_masks(opt.model, opt.family) == {}
+
+
+@pytest.mark.parametrize("layer_type", ["basic", "bottleneck"])
+def test_a_bias_of_a_convolution_stays_zero_with_its_row(layer_type: str, tmp_path: Path) -> None:
+    require_packages("resnet")
+    teacher = tiny_resnet(layer_type)
+    name = "resnet.encoder.stages.1.layers.1.mlp"
+    candidate = Candidate(((name, Level(channels=3, bias=True)),))
+    library = PlainLibrary(teacher)
+    model = load_student(materialize(teacher, library, candidate, tmp_path / "student"), teacher)
+    weight, bias = (model.get_parameter(f"{library.output(name)}.{p}") for p in ("weight", "bias"))
+    with torch.no_grad():
+        weight[0], bias[:2] = 0, 0
+    mask = zero_masks(model, teacher.family)[f"{library.output(name)}.bias"]
+    assert mask.tolist() == [True] + [False] * (len(bias) - 1)
