@@ -84,8 +84,9 @@ class LiveModel:
         """How wide the sub-layers of a block are in the dense model."""
         return self._source.widths(block)
 
+    @torch.inference_mode(False)
     def apply(self, candidate: Candidate) -> None:
-        """Make the model the candidate.
+        """Make the model the candidate, whose tensors can then be used in a backward pass.
 
         Raises:
             LibraryError: The model has no such unit, or the library no such level.

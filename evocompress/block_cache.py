@@ -87,7 +87,9 @@ class BlockCache:
         key = f"{source.data_ptr()} {tuple(source.shape)} {source.stride()} {source.dtype}"
         if key not in self._copies:
             self._copies.make_room(source.nbytes)
-        _, copy = self._copies.get(key, lambda: (source, self._copy(source)), _copied_bytes)
+        # A copy made under inference mode would be of no use to a backward pass later.
+        with torch.inference_mode(False):
+            _, copy = self._copies.get(key, lambda: (source, self._copy(source)), _copied_bytes)
         self.peak = max(self.peak, self.resident)
         return copy
 

@@ -143,7 +143,8 @@ def test_groups_fit_the_memory_for_waiting_states(monkeypatch):
 # The other one only looks into the manifest of a library.
 @pytest.mark.parametrize("kind", sorted(ESTIMATES.keys() - {"output_error"}))
 def test_estimates_are_those_of_the_whole_model(kind):
-    whole, counted = tiny_loaded(layers=LAYERS), Counted()
+    name = "mixtral" if kind in ("routing_frequency", "expert_output_error") else "llama"
+    whole, counted = tiny_loaded(name, layers=LAYERS), Counted(name)
     rows = []
     for loaded in (whole, counted.loaded):
         unit = f"{loaded.family.layers_path}.2.mlp"
@@ -156,6 +157,17 @@ def test_estimates_are_those_of_the_whole_model(kind):
     for name, row in rows[0].items():
         torch.testing.assert_close(rows[1][name], row, rtol=1e-5, atol=1e-7)
     assert counted.most <= counted.limit
+
+
+def test_a_backward_pass_can_use_what_a_forward_pass_brought():
+    counted = Counted(blocks=LAYERS + 1)
+    with LiveModel(counted.loaded, PlainLibrary(counted.loaded)) as live:
+        unit = f"{live.loaded.family.layers_path}.2.mlp"
+        levels = {unit: (DENSE, Level(channels=32), DROP)}
+        subject = Subject(live, micro_batches(live.loaded), Candidate(), levels)
+        ESTIMATES["fluctuation"](subject)
+        assert ESTIMATES["curvature"](subject)[unit]
+    assert counted.copies == LAYERS * len(list(counted.blocks[0].parameters()))
 
 
 @pytest.mark.parametrize("criterion", ["obs_structured", "taylor"])

@@ -16,10 +16,11 @@ def expert_output_error(subject: Subject) -> Rows:
     """‖F(x) - F'(x)‖² / ‖F(x)‖² of a mixture F and the same without an expert, over all tokens.
 
     The reconstruction loss of Lu et al. 2024 (2402.14800) for single experts, as a share of the
-    output's energy so that layers are comparable. The router chooses among the others. Where it
-    makes the weights of the chosen ones add up to 1, tokens that did not use the expert see no
-    difference, and only the others pass the mixture again: ask for it with as many forward passes
-    more as a token uses experts. Elsewhere all tokens do, whose weights all change.
+    output's energy so that layers are comparable. The router chooses among the others. Only tokens
+    that used the expert pass the mixture again: ask for it with as many forward passes more as a
+    token uses experts. The others choose as before. Where the weights of the chosen ones add up to
+    1, nothing changes for them; elsewhere a softmax without a share of p makes their output
+    1 / (1 - p) as large.
 
     Returns:
         One value for every expert that the candidate keeps. A mixture that has no more experts
@@ -50,19 +51,24 @@ class _Measured:
         self.mixed = mixed
         self._errors = [0.0] * len(mixed.kept)
         self._energy = 0.0
-        self._all_change = not getattr(mixed.router, "norm_topk_prob", True)
+        self._grow = not getattr(mixed.router, "norm_topk_prob", True)
 
     def add(self, module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         """A forward hook: the mixture runs again without each of its experts."""
         tokens, whole = inputs[0].flatten(0, -2), output.flatten(0, -2)
-        chosen = self.mixed.router(tokens)[2]
-        self._energy += float(whole.double().square().sum())
+        logits, _, chosen = self.mixed.router(tokens)
+        shares = logits.double().softmax(-1)
+        energies = whole.double().square().sum(-1)
+        self._energy += float(energies.sum())
         for number in range(len(self.mixed.kept)):
-            users = (chosen == number).any(dim=-1) | self._all_change
+            users = (chosen == number).any(dim=-1)
             if bool(users.any()):
                 without = self._without(number, module, tokens[users])
                 change = (without - whole[users]).double()
                 self._errors[number] += float(change.square().sum())
+            if self._grow:
+                share = shares[~users, number]
+                self._errors[number] += float((energies[~users] * (share / (1 - share)) ** 2).sum())
 
     def _without(self, number: int, module: nn.Module, tokens: Tensor) -> Tensor:
         """What the mixture makes of tokens (n, H) without an expert; no hooks are run."""

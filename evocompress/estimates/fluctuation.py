@@ -36,6 +36,7 @@ def fluctuation(subject: Subject) -> Rows:
         for outputs in observed.values()
         for output in outputs
     ]
+    mixture = live.loaded.family.mixture is not None
     try:
         with torch.inference_mode():
             for ids in subject.micro_batches:
@@ -44,14 +45,14 @@ def fluctuation(subject: Subject) -> Rows:
         for handle in handles:
             handle.remove()
     return {
-        name: _channels(outputs) if name.endswith(".mlp") else outputs[0].heads(head_dim)
+        name: _channels(outputs, mixture) if name.endswith(".mlp") else outputs[0].heads(head_dim)
         for name, outputs in observed.items()
     }
 
 
-def _channels(outputs: list[_Output]) -> tuple[float, ...]:
-    """The score of every channel of an MLP, or of a mixture of experts."""
-    if len(outputs) == 1:
+def _channels(outputs: list[_Output], mixture: bool) -> tuple[float, ...]:
+    """The score of every channel of an MLP; of a mixture of every rank among its experts' own."""
+    if not mixture:
         return outputs[0].channels()
     seen = [output.fluctuations() for output in outputs if output.tokens]
     if not seen:

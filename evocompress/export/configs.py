@@ -69,7 +69,6 @@ def is_taken(config: PreTrainedConfig, loaded: LoadedModel) -> bool:
             prepare(loaded.family, built)
     except (StrictDataclassError, ValueError):
         return False
-    prepare(loaded.family, built)
     attention = next(unit for unit in loaded.family.units(built) if unit.columns == ("query",))
     assert attention.shape is not None
     return bool(attention.shape[1] == config.num_attention_heads * config.head_dim)

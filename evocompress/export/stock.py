@@ -96,14 +96,13 @@ def _uneven(left: Layout, loaded: LoadedModel) -> str | None:
     if isinstance(loaded.family, Convolutional):
         unit = left.first(lambda block, sublayer: sublayer in block.narrow)
         return unit and f"cannot make {unit} narrower than its stage says"
+    experts = [len(block.experts) for block in left.kept]
+    if len(set(experts)) > 1:
+        fewest = left.kept[experts.index(min(experts))]
+        return f"cannot give {left.path}.{fewest.index}.mlp fewer experts than other blocks"
     uneven = [kind for kind in SUBLAYERS if len({block.width(kind) for block in left.kept}) > 1]
     unit = left.first(lambda block, sublayer: sublayer in uneven and sublayer in block.narrow)
-    if unit:
-        return f"cannot make {unit} narrower than in other blocks"
-    reduced = "mlp" in uneven and next((block for block in left.kept if block.reduced), None)
-    if not reduced:
-        return None
-    return f"cannot give {left.path}.{reduced.index}.mlp fewer experts than other blocks"
+    return unit and f"cannot make {unit} narrower than in other blocks"
 
 
 def _refused(left: Layout, loaded: LoadedModel) -> str | None:

@@ -272,7 +272,7 @@ def prepare(family: Family, model: PreTrainedModel) -> None:
     Afterwards every matrix is a module of its own, as `matrices_of` says.
     """
     if family.mixture is not None:
-        family.mixture.prepare(family.blocks(model))
+        family.mixture.prepare(model, family.blocks(model))
 
 
 def final_norm(family: Family, model: PreTrainedModel) -> nn.Module:

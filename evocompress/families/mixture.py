@@ -104,11 +104,14 @@ class Mixture:
         own = {theirs: ours for ours, theirs in self.stored.items()}
         return _renamed(stored, own).replace(f".{self.stored_core}.", f".{self.core}.")
 
-    def prepare(self, blocks: nn.ModuleList) -> None:
-        """Give every expert of a list of blocks matrices of its own, views of the fused ones.
+    def prepare(self, model: PreTrainedModel, blocks: nn.ModuleList) -> None:
+        """Give every expert of a model's blocks matrices of its own, views of the fused ones.
 
-        What is so already, or was replaced, is left alone.
+        What is so already, or was replaced, is left alone. The logits of the routers, which only
+        training with an auxiliary loss reads, are not given any more: that loss wants routers of
+        one size.
         """
+        model.config.output_router_logits = False
         for block in blocks:
             fused: Any = getattr(block.get_submodule(self.core), "experts", None)
             if fused is not None and not isinstance(fused, nn.ModuleList):

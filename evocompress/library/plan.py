@@ -177,11 +177,15 @@ def _backward_bytes(
 ) -> int:
     """What the gradients take while they are computed: those of one batch, its activations."""
     length = loaded.length(tokens)
-    units = [linear.unit for linear in dense.linears.values()]
-    features = sum((unit.positions or length) * sum(unit.shape or ()) for unit in units)
-    logits = length * loaded.family.architecture(loaded.model).vocabulary
+    architecture = loaded.family.architecture(loaded.model)
+    met = architecture.active_experts / (architecture.experts or 1)
+    features = sum(
+        (linear.unit.positions or length) * sum(linear.shape) * (met if linear.routed else 1)
+        for linear in dense.linears.values()
+    )
+    logits = length * architecture.vocabulary
     saved = SAVED_ACTIVATIONS * features + SAVED_LOGITS * logits
-    in_flight = min(batch, len(tokens)) * saved * FLOAT32
+    in_flight = min(batch, len(tokens)) * int(saved) * FLOAT32
     return 2 * _gradient_bytes(orders) + in_flight
 
 

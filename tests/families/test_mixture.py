@@ -13,6 +13,7 @@ from evocompress.costs import cost_model
 from evocompress.errors import ConfigError, LibraryError, ModelError
 from evocompress.families import FAMILIES, family_of
 from evocompress.families.base import prepare
+from evocompress.models import loaded as make_loaded
 from evocompress.testing.families import random_ids
 from evocompress.testing.plain_library import PlainLibrary
 from evocompress.testing.tiny import stock_model, tiny_loaded
@@ -45,6 +46,15 @@ def test_a_prepared_model_is_the_stock_one_and_shares_its_memory(name):
     assert sum(p.numel() for p in model.parameters()) == total
     up = model.model.layers[0].mlp.experts[1].up_proj.weight
     assert up.untyped_storage().data_ptr() == fused.untyped_storage().data_ptr()
+
+
+def test_routers_of_different_sizes_need_no_common_loss(name):
+    model = stock_model(name)
+    model.config.output_router_logits = True
+    loaded = make_loaded(model, None, name)
+    with LiveModel(loaded) as live:
+        live.apply(Candidate(tuple(sorted(experts(0).items()))))
+        assert loaded.model(random_ids(), labels=random_ids()).loss.isfinite()
 
 
 @pytest.mark.parametrize("normed", [False, True])
