@@ -83,7 +83,10 @@ class Mutations:
             return [DENSE]
         if unit.kind == "matrix":
             return [DENSE, Level(zeros=unit.numel // 3), Level(zeros=unit.numel // 2)]
-        bias = self._rng.random() < 0.5
+        if unit.kind == "expert":
+            # A token uses two, which are kept.
+            return [DENSE, DROP] if unit.name.endswith((".0", ".1")) else [DENSE]
+        bias = self._rng.random() < 0.5 and self._loaded.family.mixture is None
         return [DENSE, DROP, *widths(self._architecture, unit.kind, bias=bias)]
 
 
