@@ -83,8 +83,10 @@ def test_both_ways_of_loading_agree(tmp_path: Path) -> None:
         for extra in ("remote.safetensors", "batch.safetensors"):
             (folder / extra).unlink()
         model, body = reload(folder, FAMILIES[name].task), AutoModel.from_pretrained(folder)
-        assert torch.equal(model(batch)[0], remote["first"])
-        assert torch.equal(body(batch).last_hidden_state, remote["hidden"])
+        # Last digits depend on the number of threads, which may differ between processes.
+        close = {"rtol": 1e-4, "atol": 1e-5}
+        torch.testing.assert_close(model(batch)[0], remote["first"], **close)
+        torch.testing.assert_close(body(batch).last_hidden_state, remote["hidden"], **close)
 
 
 def narrow_resnet(loaded: LoadedModel) -> Candidate:
