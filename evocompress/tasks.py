@@ -50,14 +50,15 @@ class Task:
         """Whether a batch is token ids (B, S); otherwise it is pixel values (B, C, H, W)."""
         return self.input == "input_ids"
 
-    def inputs(self, batch: Tensor, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    def inputs(self, batch: Tensor, dtype: torch.dtype | None = None) -> dict[str, Any]:
         """The keyword arguments with which a model is called for a batch.
 
         Args:
             batch: Token ids or pixel values.
-            dtype: Of the model, for pixel values: not every class converts them.
+            dtype: Of the model, for pixel values: not every class converts them. ``None`` leaves
+                them as they are.
         """
-        batch = batch if self.reads_text else batch.to(dtype)
+        batch = batch if self.reads_text or dtype is None else batch.to(dtype)
         return {self.input: batch} | ({"use_cache": False} if self.causal else {})
 
     def counted(self, length: int) -> int:

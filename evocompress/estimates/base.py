@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from evocompress.apply import LiveModel
 from evocompress.families import Family
@@ -60,6 +61,18 @@ class BlockStates:
 def block_name(family: Family, index: int) -> str:
     """Name of a block's unit; ``.attention`` and ``.mlp`` behind it are its sub-layers'."""
     return family.block_names[index]
+
+
+@torch.inference_mode()
+def run_hooked(subject: Subject, handles: Sequence[RemovableHandle]) -> None:
+    """Runs the live model as it stands over all micro-batches, and then takes hooks off."""
+    loaded = subject.live.loaded
+    try:
+        for ids in subject.micro_batches:
+            loaded.family.hidden_states(loaded.model, ids)
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @torch.inference_mode()

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from evocompress.apply import put_attributes
-from evocompress.estimates.base import Rows, Subject
+from evocompress.estimates.base import Rows, Subject, run_hooked
 from evocompress.estimates.experts import Mixed, mixtures
 
 
@@ -34,13 +33,7 @@ def expert_output_error(subject: Subject) -> Rows:
         if len(mixed.kept) > mixed.active
     ]
     handles = [each.mixed.core.register_forward_hook(each.add) for each in measured]
-    try:
-        with torch.inference_mode():
-            for ids in subject.micro_batches:
-                live.loaded.family.hidden_states(live.loaded.model, ids)
-    finally:
-        for handle in handles:
-            handle.remove()
+    run_hooked(subject, handles)
     return {name: row for each in measured for name, row in each.rows().items()}
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from evocompress.apply import LiveModel
-from evocompress.estimates.base import Rows, Subject, block_name
+from evocompress.estimates.base import Rows, Subject, block_name, run_hooked
 from evocompress.families.base import matrices_of
 from evocompress.families.patches import rows_read
 from evocompress.types import DROP, Candidate
@@ -36,14 +36,8 @@ def fluctuation(subject: Subject) -> Rows:
         for outputs in observed.values()
         for output in outputs
     ]
+    run_hooked(subject, handles)
     mixture = live.loaded.family.mixture is not None
-    try:
-        with torch.inference_mode():
-            for ids in subject.micro_batches:
-                live.loaded.family.hidden_states(live.loaded.model, ids)
-    finally:
-        for handle in handles:
-            handle.remove()
     return {
         name: _channels(outputs, mixture) if name.endswith(".mlp") else outputs[0].heads(head_dim)
         for name, outputs in observed.items()

@@ -7,7 +7,7 @@ from math import isfinite, nan
 import torch
 from torch import Tensor, nn
 
-from evocompress.estimates.base import Rows, Subject
+from evocompress.estimates.base import Rows, Subject, run_hooked
 from evocompress.estimates.matrices import KeptMatrix, kept_matrices
 
 MULTIPLES = 10
@@ -25,13 +25,7 @@ def outliers(subject: Subject) -> Rows:
     live = subject.live
     observed = [_Observed(matrix) for matrix in kept_matrices(live, subject.candidate)]
     handles = [each.matrix.module.register_forward_pre_hook(each.add) for each in observed]
-    try:
-        with torch.inference_mode():
-            for ids in subject.micro_batches:
-                live.loaded.family.hidden_states(live.loaded.model, ids)
-    finally:
-        for handle in handles:
-            handle.remove()
+    run_hooked(subject, handles)
     blocks = dict.fromkeys(o.matrix.block for o in observed)
     return {
         block: _percentages([o for o in observed if o.matrix.block == block]) for block in blocks

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from evocompress.estimates.base import Rows, Subject
+from evocompress.estimates.base import Rows, Subject, run_hooked
 from evocompress.estimates.experts import Mixed, mixtures
 
 
@@ -24,13 +24,7 @@ def routing_frequency(subject: Subject) -> Rows:
     live.apply(subject.candidate)
     counters = [_Counter(mixed) for mixed in mixtures(live, subject.candidate)]
     handles = [each.mixed.router.register_forward_hook(each.add) for each in counters]
-    try:
-        with torch.inference_mode():
-            for ids in subject.micro_batches:
-                live.loaded.family.hidden_states(live.loaded.model, ids)
-    finally:
-        for handle in handles:
-            handle.remove()
+    run_hooked(subject, handles)
     return {name: row for each in counters for name, row in each.rows().items()}
 
 
