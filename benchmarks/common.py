@@ -82,6 +82,8 @@ def clock() -> float:
 
     The latter, with ``OMP_NUM_THREADS=1``, hardly depends on what else a machine does.
     """
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
     by_cpu = os.environ.get("BENCHMARK_CLOCK") == "cpu"
     return time.process_time() if by_cpu else time.perf_counter()
 

@@ -13,7 +13,9 @@ The case ``front`` is one search for a front of divergence against parameters, b
 published searches with a budget each and a fifth of the tokens (`contest_front.py`).
 
 Libraries, searches, every measurement and a picture of each case are kept in the results folder:
-an interrupted run goes on. Half a million tokens take about a quarter of an hour on two cores.
+an interrupted run goes on. Run ``--seeds 0`` on one machine and ``--seeds 1`` on another, lay their
+folders together (those named ``readings`` are enough), and all seeds are one comparison. Half a
+million tokens take about a quarter of an hour on two cores.
 ``--quick`` does the same in a minute on a tiny random model and text of its own.
 
 Figures: `CASE_SEARCHER_kl_SHARE` and `..._top256`, means over the seeds, with `sd_` their standard
@@ -30,13 +32,16 @@ import statistics
 import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from cells import cell
 from common import Figure, emit
 from contest_cells import Case, Reading, readings
-from contest_front import FrontContest, fronts
+from contest_front import FrontContest, Fronts, fronts
 from pictures import curves
 from pictures import fronts as draw_fronts
 from rich.box import SIMPLE
@@ -44,7 +49,7 @@ from rich.console import Console
 from rich.table import Table
 
 from evocompress.config import ModelConfig
-from evocompress.models import load
+from evocompress.models import LoadedModel, load
 from evocompress.progress import Reporter
 
 SHARES = {"sixth": 1 / 6, "third": 1 / 3, "all": 1.0}
@@ -234,18 +239,13 @@ def _quick(folder: Path) -> Plan:
 
 def _figures(plan: Plan, seeds: Sequence[int]) -> dict[str, Figure]:
     """The figures of all cells."""
-    reporter = Reporter()
-    model = ModelConfig.model_validate(plan.model)
-    loaded = load(model.source, dtype=model.dtype)
     figures: dict[str, Figure] = {"seeds": len(seeds), "tokens": plan.tokens}
     for case_name, case in plan.cases.items():
         found: defaultdict[str, list[list[Reading]]] = defaultdict(list)
         for searcher, settings in plan.searchers.items():
             chosen = settings.get(case_name, settings[""])
             for seed in seeds:
-                run = replace(case, model=plan.model, fresh=plan.fresh)
-                spent = [round(plan.tokens * share) for share in SHARES.values()]
-                row = readings(run, loaded, searcher, chosen, seed, spent, reporter)
+                row = _row(plan, case, searcher, chosen, seed)
                 found[searcher].append(row)
                 Console().print(case_name, searcher, seed, [round(r.top256, 4) for r in row])
         figures |= {f"{case_name}_{key}": value for key, value in _summary(found).items()}
@@ -254,17 +254,52 @@ def _figures(plan: Plan, seeds: Sequence[int]) -> dict[str, Figure]:
     return figures
 
 
+def _row(
+    plan: Plan, case: Case, searcher: str, settings: Mapping[str, Any], seed: int
+) -> list[Reading]:
+    """The readings of one cell, kept beside the others: those of several machines are one table."""
+    name = f"{searcher}-{seed}-{plan.tokens}{'-fresh' if plan.fresh else ''}"
+    spent = [round(plan.tokens * share) for share in SHARES.values()]
+    run = replace(case, model=plan.model, fresh=plan.fresh)
+
+    def compute() -> dict[str, Any]:
+        row = readings(run, _loaded(plan), searcher, settings, seed, spent, Reporter())
+        return {"readings": [asdict(reading) for reading in row]}
+
+    found = cell(case.results / "readings", name, compute)
+    return [Reading(**each) for each in found["readings"]]
+
+
+def _loaded(plan: Plan) -> LoadedModel:
+    """The model, loaded once, and only where a cell is missing."""
+    model = ModelConfig.model_validate(plan.model)
+    return _load(model.source, model.dtype)
+
+
+_load = cache(lambda source, dtype: load(source, dtype=dtype))
+
+
 def _front_figures(plan: Plan, seeds: Sequence[int]) -> dict[str, Figure]:
     """The figures of the fronts, means over the seeds."""
     if plan.front is None:
         return {}
-    loaded = load(plan.model["source"], dtype=plan.model.get("dtype", "auto"))
-    found = [fronts(plan.front, loaded, seed, Reporter()) for seed in seeds]
+    found = [_fronts(plan, plan.front, seed) for seed in seeds]
     points = {"one search": found[0].ours, "a search for each budget": found[0].theirs}
     labels = ("parameters, share of dense", "held-out KL, nats per token")
     draw_fronts(plan.front.case.results.with_suffix(".png"), "SmolLM2-135M", points, labels)
     rows = [each.figures() for each in found]
     return {key: _mean(row[key] for row in rows) for key in rows[0]}
+
+
+def _fronts(plan: Plan, front: FrontContest, seed: int) -> Fronts:
+    """Both sides of one seed, kept like a cell."""
+
+    def compute() -> dict[str, Any]:
+        found = fronts(front, _loaded(plan), seed, Reporter())
+        return {name: points.tolist() for name, points in vars(found).items()}
+
+    kept = cell(front.case.results / "readings", f"{seed}-{front.tokens}", compute)
+    return Fronts(**{name: np.array(points) for name, points in kept.items()})
 
 
 def _draw(path: Path, case: str, found: Mapping[str, Sequence[Sequence[Reading]]]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from evocompress.arithmetic import slow_on_cpu
 from evocompress.config import LibraryConfig, SpaceConfig
 from evocompress.library import Library, build_library
-from evocompress.models import LoadedModel, load
+from evocompress.models import LoadedModel, device_named, load
 from evocompress.space import SearchSpace, build_space
 from evocompress.testing.tiny import tiny_loaded
 
@@ -45,7 +45,9 @@ class Setting:
         """The model."""
         if self.source == TINY:
             kind = torch.float32 if dtype == "auto" else getattr(torch, dtype)
-            return tiny_loaded(layers=6, vocabulary=4096, dtype=kind)
+            loaded = tiny_loaded(layers=6, vocabulary=4096, dtype=kind)
+            loaded.model.to(self.device)
+            return loaded
         return load(self.source, dtype=dtype)  # type: ignore[arg-type]
 
     @cached_property
@@ -54,9 +56,15 @@ class Setting:
         return self.load()
 
     @property
+    def device(self) -> torch.device:
+        """A GPU where there is one."""
+        return device_named("auto")
+
+    @property
     def dtypes(self) -> tuple[str, ...]:
         """Those that this machine multiplies in hardware."""
-        return ("float32",) if slow_on_cpu(torch.bfloat16) else ("float32", "bfloat16")
+        slow = self.device.type == "cpu" and slow_on_cpu(torch.bfloat16)
+        return ("float32",) if slow else ("float32", "bfloat16")
 
     def space(self, **config: object) -> SearchSpace:
         """A search space of the model."""
@@ -85,7 +93,8 @@ class Setting:
         """Random tokens: what they are does not matter to the time."""
         generator = torch.Generator().manual_seed(0)
         vocabulary = self.loaded.model.config.vocab_size
-        return torch.randint(vocabulary, (sequences, self.length), generator=generator)
+        found = torch.randint(vocabulary, (sequences, self.length), generator=generator)
+        return found.to(self.device)
 
 
 def full(folder: Path, repeats: int) -> Setting:

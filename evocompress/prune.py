@@ -108,7 +108,10 @@ class Source:
         if form.merge:
             return self._merged(block, matrix, form.merge)
         if form.width.narrow:
-            return self._narrow(block, matrix, form)
+            make = partial(self._narrow, block, matrix, form)
+            if self.copies is None:
+                return make()
+            return self.copies.get(f"{name} {form.level.key} {form.width.key}", make, _bytes)
         if form.level.dense:
             return self._own(name)
         return self.stored.get((name, form.level)) or self._sparse(name, form)

@@ -36,12 +36,12 @@ class Value:
     axis: int = 0
     kept: Tensor | None = None
 
-    def dot(self, gradient: Tensor) -> float:
-        """The inner product with a gradient of the whole parameter, in float32."""
+    def dot(self, gradient: Tensor) -> Tensor:
+        """The inner product with a gradient of the whole parameter, taken in float32; float64."""
         device, kept = gradient.device, self.kept
         part = gradient if kept is None else gradient.index_select(self.axis, kept.to(device))
         value = self.tensor.to(device)
-        return float(torch.dot(part.flatten().float(), value.flatten().float()))
+        return torch.dot(part.flatten().float(), value.flatten().float()).double()
 
     def whole(self, like: Tensor) -> Tensor:
         """The parameter at its full shape."""
@@ -52,6 +52,21 @@ class Value:
 
 Values = Mapping[str, Value]
 """{parameter name: its value}; a parameter that is not named is zero."""
+
+_STACKED_BYTES = 2**28
+
+
+def dots(values: Sequence[Value], gradient: Tensor) -> Tensor:
+    """The inner products (N,) of several values of one parameter with its gradient, float64.
+
+    On a GPU those at full size are taken together, as each alone takes longer to begin than to do.
+    """
+    if not gradient.is_cuda or any(value.kept is not None for value in values):
+        return torch.stack([value.dot(gradient) for value in values])
+    flat, count = gradient.flatten().float(), max(1, _STACKED_BYTES // (4 * gradient.numel()))
+    parts = [values[begin : begin + count] for begin in range(0, len(values), count)]
+    stacked = (torch.stack([v.tensor.to(gradient.device) for v in part]) for part in parts)
+    return torch.cat([part.flatten(1).float() @ flat for part in stacked]).double()
 
 
 class Wide:

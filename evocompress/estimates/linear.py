@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -18,7 +18,7 @@ from evocompress.backward import (
     short_of_memory,
 )
 from evocompress.estimates.base import Rows, Subject
-from evocompress.estimates.changes import Values, Wide, wide_form
+from evocompress.estimates.changes import Values, Wide, dots, wide_form
 from evocompress.estimates.score import (
     distance,
     divergence,
@@ -91,8 +91,13 @@ def _products(subject: Subject, kinds: Sequence[Callable[[Tensor], Loss]]) -> Pr
     """The inner products of the gradients of several kinds of loss with all levels' changes."""
     live = subject.live
     sequences = list(_sequences(subject))
-    found: Products = {
-        name: np.zeros((len(kinds), len(levels), len(sequences)))
+    # Kept where the gradients are: reading each would wait for a GPU.
+    found = {
+        name: torch.zeros(
+            (len(kinds), len(levels), len(sequences)),
+            dtype=torch.float64,
+            device=live.loaded.model.device,
+        )
         for name, levels in subject.levels.items()
     }
     with wide_form(live, subject.candidate, subject.levels) as wide:
@@ -105,7 +110,7 @@ def _products(subject: Subject, kinds: Sequence[Callable[[Tensor], Loss]]) -> Pr
                 losses = [kind(ids) for kind in kinds]
                 readers = [partial(watch.read, (kind, index)) for kind in range(len(kinds))]
                 read_gradients(live.loaded, ids, losses, readers, by_block=by_block)
-    return found
+    return {name: products.cpu().numpy() for name, products in found.items()}
 
 
 class _Watch:
@@ -115,7 +120,7 @@ class _Watch:
         parameters: {parameter: the units whose levels change it}.
     """
 
-    def __init__(self, wide: Wide, subject: Subject, sums: Products) -> None:
+    def __init__(self, wide: Wide, subject: Subject, sums: Mapping[str, Tensor]) -> None:
         """Looks up the values: nothing is computed, and what is mapped is not read yet."""
         self._sums = sums
         self._present: dict[str, Values] = {}
@@ -132,16 +137,18 @@ class _Watch:
 
     def read(self, place: tuple[int, int], parameter: str, gradient: Tensor) -> None:
         """Takes a parameter's gradient of a (loss, sequence)."""
-        whole = gradient.float()
+        whole, (kind, sequence) = gradient.float(), place
         for unit in self.parameters[parameter]:
-            now = _dot(self._present[unit], parameter, whole)
-            products = [_dot(values, parameter, whole) - now for values in self._values[unit]]
-            kind, sequence = place
-            self._sums[unit][kind, :, sequence] += products
-
-
-def _dot(values: Values, parameter: str, gradient: Tensor) -> float:
-    return values[parameter].dot(gradient) if parameter in values else 0.0
+            present = self._present[unit].get(parameter)
+            values = [level.get(parameter) for level in self._values[unit]]
+            sums = self._sums[unit][kind, :, sequence]
+            if present is not None:
+                sums -= present.dot(whole)
+            if None in values:
+                there = [place for place, value in enumerate(values) if value is not None]
+                sums[there] += dots([value for value in values if value is not None], whole)
+            else:
+                sums += dots(values, whole)
 
 
 @torch.no_grad()
