@@ -34,20 +34,28 @@ def heldout(
     return cell(folder, name, lambda: _measure(bench, candidate, part))
 
 
+REMEMBERED_BYTES = 2**31
+
+
 class Remembered:
-    """A model that keeps the logits of every sequence it has seen, in its own dtype."""
+    """A model that keeps the logits of the first sequences that it sees, in its own dtype."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.device = model.device
         self._model = model
         self._logits: dict[bytes, Tensor] = {}
+        self._bytes = 0
 
     def __call__(self, ids: Tensor, *, use_cache: bool) -> SimpleNamespace:
         """What the model gives for token ids (B, S), of which only the logits are kept."""
         key = ids.cpu().numpy().tobytes()
-        if key not in self._logits:
-            self._logits[key] = self._model(ids, use_cache=use_cache).logits
-        return SimpleNamespace(logits=self._logits[key])
+        logits = self._logits.get(key)
+        if logits is None:
+            logits = self._model(ids, use_cache=use_cache).logits
+            if self._bytes + logits.nbytes <= REMEMBERED_BYTES:
+                self._logits[key] = logits
+                self._bytes += logits.nbytes
+        return SimpleNamespace(logits=logits)
 
 
 @cache
