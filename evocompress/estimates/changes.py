@@ -19,6 +19,7 @@ from evocompress.apply import LiveModel
 from evocompress.families import Matrix, SubLayerName
 from evocompress.families.base import matrices_of
 from evocompress.families.coupling import Kept, index_of
+from evocompress.transfer import to_device
 from evocompress.types import DENSE, Candidate, Level, Unit
 
 
@@ -36,12 +37,15 @@ class Value:
     axis: int = 0
     kept: Tensor | None = None
 
-    def dot(self, gradient: Tensor) -> float:
-        """The inner product with a gradient of the whole parameter, in float32."""
+    def dot(self, gradient: Tensor) -> Tensor:
+        """The inner product with a gradient of the whole parameter: a float32 number where it is.
+
+        It is left to the caller when to wait for a GPU.
+        """
         device, kept = gradient.device, self.kept
         part = gradient if kept is None else gradient.index_select(self.axis, kept.to(device))
-        value = self.tensor.to(device)
-        return float(torch.dot(part.flatten().float(), value.flatten().float()))
+        value = to_device(self.tensor, device)
+        return torch.dot(part.flatten().float(), value.flatten().float())
 
     def whole(self, like: Tensor) -> Tensor:
         """The parameter at its full shape."""
@@ -173,10 +177,7 @@ class Wide:
 
     def _matrix(self, unit: Unit, level: Level) -> Value:
         """A matrix with zeros, without the inputs that are cut now."""
-        tensor = self._live.dense[f"{unit.name}.weight"]
-        if not level.dense:
-            assert self._live.library is not None
-            tensor = self._live.library.load(unit.name, level)["weight"].to(tensor)
+        tensor = self._live.tensors(unit.name, level)[f"{unit.name}.weight"]
         owner = self._live.units[unit.parent or ""]
         width = self.current(owner.parent or "" if owner.kind == "expert" else owner.name)
         if not (unit.columns and width.narrow):
@@ -191,7 +192,7 @@ class Wide:
         entry = self._live.library.load(self._owner(unit, matrix), level)
         axis, kept = self._kept(unit, matrix, level)
         device = self._live.dense[f"{name}.weight"].device
-        found = {f"{name}.weight": Value(entry[matrix.part].to(device), axis, kept)}
+        found = {f"{name}.weight": Value(to_device(entry[matrix.part], device), axis, kept)}
         if matrix.part != "weight":
             return found
         bias = entry.get("bias", self._live.dense.get(f"{name}.bias"))

@@ -105,6 +105,7 @@ def _products(subject: Subject, kinds: Sequence[Callable[[Tensor], Loss]]) -> Pr
                 losses = [kind(ids) for kind in kinds]
                 readers = [partial(watch.read, (kind, index)) for kind in range(len(kinds))]
                 read_gradients(live.loaded, ids, losses, readers, by_block=by_block)
+                watch.add_up()
     return found
 
 
@@ -118,6 +119,7 @@ class _Watch:
     def __init__(self, wide: Wide, subject: Subject, sums: Products) -> None:
         """Looks up the values: nothing is computed, and what is mapped is not read yet."""
         self._sums = sums
+        self._products: list[tuple[str, tuple[int, int], Tensor]] = []
         self._present: dict[str, Values] = {}
         self._values: dict[str, list[Values]] = {}
         self.parameters: defaultdict[str, list[str]] = defaultdict(list)
@@ -134,14 +136,23 @@ class _Watch:
         """Takes a parameter's gradient of a (loss, sequence)."""
         whole = gradient.float()
         for unit in self.parameters[parameter]:
-            now = _dot(self._present[unit], parameter, whole)
-            products = [_dot(values, parameter, whole) - now for values in self._values[unit]]
-            kind, sequence = place
-            self._sums[unit][kind, :, sequence] += products
+            values = (self._present[unit], *self._values[unit])
+            products = [_dot(one, parameter, whole) for one in values]
+            self._products.append((unit, place, torch.stack(products)))
+
+    def add_up(self) -> None:
+        """Adds what was read since the last time; only here a GPU is waited for."""
+        if not self._products:
+            return
+        numbers = torch.cat([products for _, _, products in self._products]).double().cpu().numpy()
+        for unit, (kind, sequence), products in self._products:
+            (now, *others), numbers = np.split(numbers, [len(products)])
+            self._sums[unit][kind, :, sequence] += np.array(others) - now
+        self._products.clear()
 
 
-def _dot(values: Values, parameter: str, gradient: Tensor) -> float:
-    return values[parameter].dot(gradient) if parameter in values else 0.0
+def _dot(values: Values, parameter: str, gradient: Tensor) -> Tensor:
+    return values[parameter].dot(gradient) if parameter in values else gradient.new_zeros(())
 
 
 @torch.no_grad()
