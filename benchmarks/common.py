@@ -80,8 +80,11 @@ def versions() -> dict[str, str]:
 def clock() -> float:
     """Seconds by the wall; with ``BENCHMARK_CLOCK=cpu`` of this process's own computing.
 
-    The latter, with ``OMP_NUM_THREADS=1``, hardly depends on what else a machine does.
+    The latter, with ``OMP_NUM_THREADS=1``, hardly depends on what else a machine does. A GPU
+    finishes what it was given before the clock is read.
     """
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
     by_cpu = os.environ.get("BENCHMARK_CLOCK") == "cpu"
     return time.process_time() if by_cpu else time.perf_counter()
 

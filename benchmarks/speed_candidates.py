@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from common import Figure, interleaved, median_ratio
+from common import Figure, clock, interleaved, median_ratio
 from safetensors.torch import load_file, save_file
 from speed_setting import Setting
 from torch import Tensor
@@ -225,6 +224,7 @@ class Recipe:
         for name, level in candidate.levels:
             if self._current.get(name) != level.key:
                 weight = load_file(self._file(name, level.key))["weight"]
+                weight = weight.to(self._loaded.model.device)
                 self._loaded.model.get_parameter(f"{name}.weight").data = weight
                 self._current[name] = level.key
         pairs = zip(self._sequences, self._targets, strict=True)
@@ -303,7 +303,7 @@ def swap(setting: Setting) -> float:
     with LiveModel(setting.loaded, setting.library) as live:
         seconds = []
         for turn in range(2 * setting.repeats + 2):
-            start = time.perf_counter()
+            start = clock()
             live.apply(levels[turn % 2])
-            seconds.append(time.perf_counter() - start)
+            seconds.append(clock() - start)
     return 1000 * statistics.median(seconds[2:]) * MATRICES / wanted

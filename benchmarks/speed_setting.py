@@ -11,9 +11,11 @@ from torch import Tensor
 
 from evocompress.arithmetic import slow_on_cpu
 from evocompress.config import LibraryConfig, SpaceConfig
+from evocompress.inputs import random_batch
 from evocompress.library import Library, build_library
-from evocompress.models import LoadedModel, load
+from evocompress.models import LoadedModel, device_named, load
 from evocompress.space import SearchSpace, build_space
+from evocompress.tasks import CAUSAL
 from evocompress.testing.tiny import tiny_loaded
 
 TINY = "tiny"
@@ -45,7 +47,9 @@ class Setting:
         """The model."""
         if self.source == TINY:
             kind = torch.float32 if dtype == "auto" else getattr(torch, dtype)
-            return tiny_loaded(layers=6, vocabulary=4096, dtype=kind)
+            found = tiny_loaded(layers=6, vocabulary=4096, dtype=kind)
+            torch.nn.Module.to(found.model, device_named("auto"))
+            return found
         return load(self.source, dtype=dtype)  # type: ignore[arg-type]
 
     @cached_property
@@ -82,10 +86,8 @@ class Setting:
         return build_library(self.loaded, wanted, self.tokens(1), "none", config, path, batch=1)
 
     def tokens(self, sequences: int) -> Tensor:
-        """Random tokens: what they are does not matter to the time."""
-        generator = torch.Generator().manual_seed(0)
-        vocabulary = self.loaded.model.config.vocab_size
-        return torch.randint(vocabulary, (sequences, self.length), generator=generator)
+        """Random tokens, where the model is: what they are does not matter to the time."""
+        return random_batch(CAUSAL, self.loaded.model, sequences, self.length)
 
 
 def full(folder: Path, repeats: int) -> Setting:
