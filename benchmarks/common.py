@@ -80,7 +80,8 @@ def versions() -> dict[str, str]:
 def clock() -> float:
     """Seconds by the wall; with ``BENCHMARK_CLOCK=cpu`` of this process's own computing.
 
-    The latter, with ``OMP_NUM_THREADS=1``, hardly depends on what else a machine does.
+    The latter, with ``OMP_NUM_THREADS=1``, hardly depends on what else a machine does. A GPU
+    finishes what it was given before the clock is read.
     """
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()

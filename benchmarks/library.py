@@ -150,7 +150,8 @@ def plain_sweep(dense: Tensor, factor: Tensor, zeros: int) -> Tensor:
 
 def inverse_factor(hessian: Tensor) -> Tensor:
     """Upper Cholesky factor of the inverse of a damped Hessian."""
-    damped = hessian + DAMPING * hessian.diagonal().mean() * torch.eye(len(hessian))
+    identity = torch.eye(len(hessian), device=hessian.device)
+    damped = hessian + DAMPING * hessian.diagonal().mean() * identity
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
     factor: Tensor = torch.linalg.cholesky(inverse, upper=True)
     return factor

@@ -120,7 +120,9 @@ class OneBlock:
         self.blocks = len(setting.loaded.family.blocks(setting.loaded.model))
         self.hessian_bytes = 4 * sum(one.shape[1] ** 2 for one in self._order.readers.values())
         words = self._order.readers.items()
-        self._sweep({word: torch.eye(linear.shape[1]) for word, linear in words})  # compiles
+        device = self._dense.device
+        # Compiles.
+        self._sweep({word: torch.eye(one.shape[1], device=device) for word, one in words})
 
     def build(self) -> tuple[float, float]:
         """The program's build; returns the seconds until the block begins, and those after."""

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from evocompress.arithmetic import slow_on_cpu
 from evocompress.config import LibraryConfig, SpaceConfig
+from evocompress.inputs import random_batch
 from evocompress.library import Library, build_library
 from evocompress.models import LoadedModel, device_named, load
 from evocompress.space import SearchSpace, build_space
+from evocompress.tasks import CAUSAL
 from evocompress.testing.tiny import tiny_loaded
 
 TINY = "tiny"
@@ -45,9 +47,9 @@ class Setting:
         """The model."""
         if self.source == TINY:
             kind = torch.float32 if dtype == "auto" else getattr(torch, dtype)
-            loaded = tiny_loaded(layers=6, vocabulary=4096, dtype=kind)
-            loaded.model.to(self.device)
-            return loaded
+            found = tiny_loaded(layers=6, vocabulary=4096, dtype=kind)
+            torch.nn.Module.to(found.model, device_named("auto"))
+            return found
         return load(self.source, dtype=dtype)  # type: ignore[arg-type]
 
     @cached_property
@@ -56,14 +58,9 @@ class Setting:
         return self.load()
 
     @property
-    def device(self) -> torch.device:
-        """A GPU where there is one."""
-        return device_named("auto")
-
-    @property
     def dtypes(self) -> tuple[str, ...]:
         """Those that this machine multiplies in hardware."""
-        slow = self.device.type == "cpu" and slow_on_cpu(torch.bfloat16)
+        slow = device_named("auto").type == "cpu" and slow_on_cpu(torch.bfloat16)
         return ("float32",) if slow else ("float32", "bfloat16")
 
     def space(self, **config: object) -> SearchSpace:
@@ -90,11 +87,8 @@ class Setting:
         return build_library(self.loaded, wanted, self.tokens(1), "none", config, path, batch=1)
 
     def tokens(self, sequences: int) -> Tensor:
-        """Random tokens: what they are does not matter to the time."""
-        generator = torch.Generator().manual_seed(0)
-        vocabulary = self.loaded.model.config.vocab_size
-        found = torch.randint(vocabulary, (sequences, self.length), generator=generator)
-        return found.to(self.device)
+        """Random tokens, where the model is: what they are does not matter to the time."""
+        return random_batch(CAUSAL, self.loaded.model, sequences, self.length)
 
 
 def full(folder: Path, repeats: int) -> Setting:

@@ -85,6 +85,20 @@ class LiveModel:
         return self._source.widths(block)
 
     @torch.inference_mode(False)
+    def tensors(self, name: str, level: Level) -> Mapping[str, Tensor]:
+        """The weight and bias of a matrix at a level, as `apply` gives them to the model.
+
+        Args:
+            name: Of the matrix, whose sub-layer has its full width.
+            level: Of the matrix.
+
+        Raises:
+            LibraryError: The library has no such level.
+        """
+        ((index, _, matrix, _),) = self._within[name]
+        return self._source.tensors(index, matrix, Form(level))
+
+    @torch.inference_mode(False)
     def apply(self, candidate: Candidate) -> None:
         """Make the model the candidate, whose tensors can then be used in a backward pass.
 

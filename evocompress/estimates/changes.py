@@ -19,6 +19,7 @@ from evocompress.apply import LiveModel
 from evocompress.families import Matrix, SubLayerName
 from evocompress.families.base import matrices_of
 from evocompress.families.coupling import Kept, index_of
+from evocompress.transfer import to_device
 from evocompress.types import DENSE, Candidate, Level, Unit
 
 
@@ -37,10 +38,13 @@ class Value:
     kept: Tensor | None = None
 
     def dot(self, gradient: Tensor) -> Tensor:
-        """The inner product with a gradient of the whole parameter, taken in float32; float64."""
+        """The inner product with a gradient of the whole parameter, taken in float32; float64.
+
+        It is left to the caller when to wait for a GPU.
+        """
         device, kept = gradient.device, self.kept
         part = gradient if kept is None else gradient.index_select(self.axis, kept.to(device))
-        value = self.tensor.to(device)
+        value = to_device(self.tensor, device)
         return torch.dot(part.flatten().float(), value.flatten().float()).double()
 
     def whole(self, like: Tensor) -> Tensor:
@@ -52,6 +56,7 @@ class Value:
 
 Values = Mapping[str, Value]
 """{parameter name: its value}; a parameter that is not named is zero."""
+
 
 _STACKED_BYTES = 2**28
 
@@ -65,7 +70,7 @@ def dots(values: Sequence[Value], gradient: Tensor) -> Tensor:
         return torch.stack([value.dot(gradient) for value in values])
     flat, count = gradient.flatten().float(), max(1, _STACKED_BYTES // (4 * gradient.numel()))
     parts = [values[begin : begin + count] for begin in range(0, len(values), count)]
-    stacked = (torch.stack([v.tensor.to(gradient.device) for v in part]) for part in parts)
+    stacked = (torch.stack([to_device(v.tensor, gradient.device) for v in p]) for p in parts)
     return torch.cat([part.flatten(1).float() @ flat for part in stacked]).double()
 
 
@@ -188,10 +193,7 @@ class Wide:
 
     def _matrix(self, unit: Unit, level: Level) -> Value:
         """A matrix with zeros, without the inputs that are cut now."""
-        tensor = self._live.dense[f"{unit.name}.weight"]
-        if not level.dense:
-            assert self._live.library is not None
-            tensor = self._live.library.load(unit.name, level)["weight"].to(tensor)
+        tensor = self._live.tensors(unit.name, level)[f"{unit.name}.weight"]
         owner = self._live.units[unit.parent or ""]
         width = self.current(owner.parent or "" if owner.kind == "expert" else owner.name)
         if not (unit.columns and width.narrow):
@@ -206,7 +208,7 @@ class Wide:
         entry = self._live.library.load(self._owner(unit, matrix), level)
         axis, kept = self._kept(unit, matrix, level)
         device = self._live.dense[f"{name}.weight"].device
-        found = {f"{name}.weight": Value(entry[matrix.part].to(device), axis, kept)}
+        found = {f"{name}.weight": Value(to_device(entry[matrix.part], device), axis, kept)}
         if matrix.part != "weight":
             return found
         bias = entry.get("bias", self._live.dense.get(f"{name}.bias"))

@@ -144,11 +144,12 @@ class _Watch:
             sums = self._sums[unit][kind, :, sequence]
             if present is not None:
                 sums -= present.dot(whole)
-            if None in values:
-                there = [place for place, value in enumerate(values) if value is not None]
-                sums[there] += dots([value for value in values if value is not None], whole)
+            there = {place: value for place, value in enumerate(values) if value is not None}
+            products = dots(list(there.values()), whole)
+            if len(there) == len(values):
+                sums += products
             else:
-                sums += dots(values, whole)
+                sums[list(there)] += products
 
 
 @torch.no_grad()

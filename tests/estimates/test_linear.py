@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from evocompress.apply import LiveModel
 from evocompress.backward import Outputs
@@ -199,3 +200,24 @@ class SlightLibrary(PlainLibrary):
         weight = self.dense[unit]
         noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
         return {"weight": weight + 0.02 * weight.std() * noise}
+
+
+class Reads(TorchDispatchMode):
+    """Counts numbers that are read one by one, for each of which a GPU would be waited for."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.count += operation is torch.ops.aten._local_scalar_dense.default
+        return operation(*args, **kwargs or {})
+
+
+def test_products_are_not_read_one_by_one():
+    loaded, (ids,) = tiny_loaded("llama"), sequences()
+    with LiveModel(loaded, PlainLibrary(loaded)) as live, Reads() as reads:
+        levels = asked(live)
+        ESTIMATES["linearised"](Subject(live, [ids], Candidate(), levels))
+    passes = 1 + 2 * len(ids)
+    assert reads.count <= passes < sum(map(len, levels.values()))
