@@ -202,7 +202,8 @@ def _cheapest_columns(state: _State, count: int) -> Tensor:
     losses = torch.empty_like(inverse)
     for step in range(count):
         torch.div(products, inverse, out=losses)
-        losses[chosen[:step]] = torch.inf
+        # Assigned by index, the number would be copied to a GPU, which is waited for.
+        losses.index_fill_(0, chosen[:step], torch.inf)
         column = int(losses.argmin())
         before, after = updates[:step], crosses[:step]
         row = state.inverse[column] - (before[:, column] * pivots[:step]) @ before

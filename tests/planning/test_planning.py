@@ -180,6 +180,6 @@ def test_the_command_plans_for_here_and_for_others(tmp_path, checkpoint, monkeyp
     for device in ("here", "l40s"):
         plan = api.plan(config(checkpoint, runs=tmp_path), device)
         assert all(0 < plan.seconds(stage) < math.inf for stage in plan.stages)
-        assert plan.device.shared == (device == "here")
+        assert plan.device.shared == (device == "here" and not torch.cuda.is_available())
     with pytest.raises(ConfigError, match="unknown device 'h20': did you mean 'h200'"):
         api.plan(config(checkpoint), "h20")
