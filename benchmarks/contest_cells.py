@@ -56,7 +56,8 @@ class Reading:
         requested: Those that it had.
         computed: Those that were really run.
         seconds: Wall time of the search until its end.
-        kl: Held-out divergence over the whole vocabulary, nats per token.
+        kl: Held-out divergence over the whole vocabulary, nats per token; ``None`` where the
+            tokens did not suffice for a first comparison.
         top256: The same in the buckets of the proxy.
         fresh: The same on untouched sequences, where they were measured.
     """
@@ -65,8 +66,8 @@ class Reading:
     requested: int
     computed: int
     seconds: float
-    kl: float
-    top256: float
+    kl: float | None = None
+    top256: float | None = None
     fresh: float | None = None
 
 
@@ -91,7 +92,8 @@ def readings(
         steps, seconds = _searched(bench)
         within = [step for step in steps if step.requested <= tokens and step.incumbent]
         if not within:
-            raise SystemExit(f"{searcher}: {tokens} tokens are too few for a first comparison")
+            found.append(Reading(tokens, 0, 0, seconds))
+            continue
         last = within[-1]
         candidate = read_candidates(bench.folder.journal)[last.incumbent or ""]
         quality = _quality(bench, case, candidate)

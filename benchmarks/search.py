@@ -22,7 +22,8 @@ Figures: `CASE_SEARCHER_kl_SHARE` and `..._top256`, means over the seeds, with `
 deviation; `CASE_SEARCHER_computed`, the tokens that were really run, and `_seconds`, both at all
 tokens; `CASE_ratio_SEARCHER`, all tokens divided by those after which `auto` was first at most at
 the other searcher's final KL, mean over the seeds. `hypervolume` and `hypervolume_baseline` are
-those of the front.
+those of the front. What has an aim is named by its tokens once more: `auto_kl_110k_top256`,
+`depth_kl_220k_top256`, `tokens_to_match_evopress_ratio`, `auto_fresh_kl`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ import argparse
 import statistics
 import tempfile
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -57,7 +58,9 @@ STAGES = {"offspring": 16, "survivors": (4, 1), "stage_tokens": (1024, 4096)}
 FRONT = {"objectives": ["params"]}
 DEPTH = {"offspring": 16, "survivors": (2, 1), "stage_tokens": (1024, 4096)}
 ENDLESS = 10**6
+SHORT = {"candidate_tokens": 4096}
 FRONT_CASE = "front"
+HEADLINES = {"sparsity50": {"auto", "evopress"}, "depth": {"auto"}}
 BUDGETS = (0.6, 0.68, 0.76, 0.84, 0.92)
 
 
@@ -139,7 +142,7 @@ def _front_space() -> Mapping[str, Any]:
 def _searchers() -> dict[str, dict[str, dict[str, Any]]]:
     """Settings of every searcher that is compared; what ends by the tokens has no end itself."""
     endless = {"generations": ENDLESS}
-    candidates = {"candidates": ENDLESS, "candidate_tokens": 4096}
+    candidates = {"candidates": ENDLESS, **SHORT}
     return {
         "auto": {"": {}},
         "auto_no_estimates": {"": {"estimates": False}},
@@ -148,11 +151,11 @@ def _searchers() -> dict[str, dict[str, dict[str, Any]]]:
         "auto_no_racing": {"": {"racing": False}},
         "evopress": {"": {**STAGES, **endless}, "depth": {**DEPTH, **endless, "initial": 32}},
         "random": {"": {**STAGES, **endless}},
-        "nsga2": {"": {**FRONT, "candidate_tokens": 4096}},
+        "nsga2": {"": {**FRONT, **SHORT, "front_tokens": 8192, "front_size": 4}},
         "tpe": {"": candidates},
         "greedy": {"": {"candidate_tokens": 1024}},
-        "evopress_dp": {"": {}},
-        "distortion_dp": {"": {"levels": 2, "probe_tokens": 1024}},
+        "evopress_dp": {"": SHORT},
+        "distortion_dp": {"": {"levels": 1, "probe_tokens": 512, **SHORT}},
     }
 
 
@@ -247,8 +250,9 @@ def _figures(plan: Plan, seeds: Sequence[int]) -> dict[str, Figure]:
             for seed in seeds:
                 row = _row(plan, case, searcher, chosen, seed)
                 found[searcher].append(row)
-                Console().print(case_name, searcher, seed, [round(r.top256, 4) for r in row])
+                Console().print(case_name, searcher, seed, [_shown(r.top256) for r in row])
         figures |= {f"{case_name}_{key}": value for key, value in _summary(found).items()}
+        figures |= _headline(case_name, found)
         _print(case_name, found)
         _draw(case.results.with_suffix(".png"), case_name, found)
     return figures
@@ -304,7 +308,7 @@ def _fronts(plan: Plan, front: FrontContest, seed: int) -> Fronts:
 
 def _draw(path: Path, case: str, found: Mapping[str, Sequence[Sequence[Reading]]]) -> None:
     lines = {
-        searcher: [[(reading.requested, reading.top256) for reading in row] for row in rows]
+        searcher: [[(r.requested, r.top256) for r in row if r.top256 is not None] for row in rows]
         for searcher, rows in found.items()
     }
     curves(path, case, lines, ("requested tokens", "held-out KL in top-256 buckets"))
@@ -316,17 +320,33 @@ def _summary(found: Mapping[str, Sequence[Sequence[Reading]]]) -> dict[str, Figu
         for place, share in enumerate(SHARES):
             column = [row[place] for row in rows]
             figures[f"{searcher}_kl_{share}"] = _mean(reading.kl for reading in column)
-            top = [reading.top256 for reading in column]
-            figures[f"{searcher}_kl_{share}_top256"] = _mean(top)
+            top = [reading.top256 for reading in column if reading.top256 is not None]
+            figures[f"{searcher}_kl_{share}_top256"] = _mean(r.top256 for r in column)
             if len(top) > 1:
                 figures[f"sd_{searcher}_kl_{share}_top256"] = statistics.stdev(top)
         last = [row[-1] for row in rows]
         figures[f"{searcher}_computed"] = _mean(reading.computed for reading in last)
         figures[f"{searcher}_seconds"] = _mean(reading.seconds for reading in last)
         if all(reading.fresh is not None for reading in last):
-            figures[f"{searcher}_fresh_kl"] = _mean(reading.fresh or 0.0 for reading in last)
+            figures[f"{searcher}_fresh_kl"] = _mean(reading.fresh for reading in last)
         if searcher != "auto" and "auto" in found:
             figures[f"ratio_{searcher}"] = _ratio(found["auto"], rows)
+    return figures
+
+
+def _headline(case: str, found: Mapping[str, Sequence[Sequence[Reading]]]) -> dict[str, Figure]:
+    """The figures with an aim, by the tokens that were asked for."""
+    figures: dict[str, Figure] = {}
+    for searcher in found.keys() & HEADLINES.get(case, set()):
+        rows = found[searcher]
+        name = searcher if case == "sparsity50" else case
+        for place, reading in enumerate(rows[0]):
+            key = f"{name}_kl_{reading.asked // 1000}k_top256"
+            figures[key] = _mean(row[place].top256 for row in rows)
+        if case == "sparsity50":
+            figures[f"{searcher}_fresh_kl"] = _mean(row[-1].fresh for row in rows)
+    if case == "sparsity50" and {"auto", "evopress"} <= found.keys():
+        figures["tokens_to_match_evopress_ratio"] = _ratio(found["auto"], found["evopress"])
     return figures
 
 
@@ -334,20 +354,33 @@ def _ratio(ours: Sequence[Sequence[Reading]], theirs: Sequence[Sequence[Reading]
     """All tokens over those after which we were first as good as they in the end; mean."""
     ratios = []
     for mine, other in zip(ours, theirs, strict=True):
-        good = [reading.asked for reading in mine if reading.top256 <= other[-1].top256]
+        aim = _or_worst(other[-1].top256)
+        good = [reading.asked for reading in mine if _or_worst(reading.top256) <= aim]
         ratios += [other[-1].asked / good[0]] if good else []
     return statistics.fmean(ratios) if len(ratios) == len(ours) else None
 
 
-def _mean(values: Any) -> float:
-    return statistics.fmean(values)
+def _or_worst(value: float | None) -> float:
+    return float("inf") if value is None else value
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """The mean; ``None`` where one was not measured."""
+    known = list(values)
+    return (
+        None if None in known else statistics.fmean(value for value in known if value is not None)
+    )
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
 
 
 def _print(case: str, found: Mapping[str, Sequence[Sequence[Reading]]]) -> None:
     table = Table("held-out KL, top 256", *SHARES, title=case, box=SIMPLE)
     for searcher, rows in found.items():
         means = [_mean(row[place].top256 for row in rows) for place in range(len(SHARES))]
-        table.add_row(searcher, *(f"{mean:.4f}" for mean in means))
+        table.add_row(searcher, *map(_shown, means))
     Console().print(table)
 
 
