@@ -204,13 +204,16 @@ def _cheapest_columns(state: _State, count: int) -> Tensor:
         torch.div(products, inverse, out=losses)
         # Assigned by index, the number would be copied to a GPU, which is waited for.
         losses.index_fill_(0, chosen[:step], torch.inf)
-        column = int(losses.argmin())
+        # A number that is read here would be waited for, channel after channel, by a GPU.
+        column = losses.argmin().view(1)
         before, after = updates[:step], crosses[:step]
-        row = state.inverse[column] - (before[:, column] * pivots[:step]) @ before
-        cross = state.products[column] - before[:, column] @ after - after[:, column] @ before
-        chosen[step], pivots[step] = column, row[column]
-        update = torch.div(row, row[column], out=updates[step])
-        torch.sub(cross, update, alpha=0.5 * float(cross[column]), out=crosses[step])
+        ours, theirs = before.index_select(1, column)[:, 0], after.index_select(1, column)[:, 0]
+        row = state.inverse.index_select(0, column)[0] - (ours * pivots[:step]) @ before
+        cross = state.products.index_select(0, column)[0] - ours @ after - theirs @ before
+        pivot, weight = row.index_select(0, column), cross.index_select(0, column)
+        chosen[step : step + 1], pivots[step : step + 1] = column, pivot
+        update = torch.div(row, pivot, out=updates[step])
+        torch.addcmul(cross, update, weight, value=-0.5, out=crosses[step])
         inverse.addcmul_(update, row, value=-1)
         products.addcmul_(update, crosses[step], value=-2)
     return chosen

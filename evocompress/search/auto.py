@@ -22,9 +22,10 @@ from evocompress.search.asking import Asking
 from evocompress.search.base import Incumbent, Problem, SearcherSettings
 from evocompress.search.forecast import Forecast
 from evocompress.search.linear import Expansion, Tables, expansion
+from evocompress.search.modelled import ModelledDrops, modelled
 from evocompress.search.procedure import ProceduralSearcher, Procedure, Steps
-from evocompress.search.proposals import Reach, propose
-from evocompress.search.purse import Purse
+from evocompress.search.proposals import Guide, Reach, propose
+from evocompress.search.purse import OFFSPRING, Purse
 from evocompress.search.quadratic import best_coupling, quadratic, step
 from evocompress.search.racing import Rung, Wanted, race
 from evocompress.search.scoreboard import Scoreboard, deviation, spread
@@ -52,6 +53,9 @@ _KNOWN = "best of a race"
 
 _TO_COMPARE = 4
 """Rivals that say how far apart they lie."""
+
+_NAMED = 6
+"""The most candidates of a comparison that are named one by one."""
 
 _IDLE_RACES = 5
 """Races in a row in which everything was known already: the space has little else to try."""
@@ -100,11 +104,15 @@ class Auto(ProceduralSearcher):
 
     def _search(self) -> Procedure:
         named = {"uniform": self._space.uniform()}
+        by_model = self._settings.surrogate and modelled(self._space, self._purse)
+        starts = Starts(self._space, self._asking, self._forecast, self._rng, removal=not by_model)
         if self._settings.estimates:
-            starts = Starts(self._space, self._asking, self._forecast, self._rng)
             named = (yield from starts.found()) | named
             self._scores = starts.scores
         best = yield from self._compared(named)
+        if by_model:
+            model = ModelledDrops(self._space, self._asking, self._rng, starts.influence)
+            best = yield from self._by_model(best, model, [*named.values()])
         if self._settings.estimates and self._smooth:
             best = yield from self._along_estimates(best)
         best = yield from self._evolve(best)
@@ -120,9 +128,21 @@ class Auto(ProceduralSearcher):
         """The best of some genomes, which becomes the incumbent."""
         for name, genome in named.items():
             self._origins.setdefault(self._space.candidate(genome).id, name)
-        self._asking.doing = f"comparing {', '.join(named)}"
+        shown = [*named] if len(named) <= _NAMED else [f"{len(named)} candidates"]
+        self._asking.doing = f"comparing {', '.join(shown)}"
         first, *others = {genome.tobytes(): genome for genome in named.values()}.values()
         return (yield from self._race(first, others, self._purse.rungs(self._asking.shuffled())))
+
+    def _by_model(
+        self, best: Genome, model: ModelledDrops, starts: Sequence[Genome]
+    ) -> Steps[Genome]:
+        """The best of what a model of all measurements holds for good, and of the best before."""
+        yield from model.search(starts)
+        found = model.best(OFFSPRING)
+        if found:
+            self._forecast.believe("a model of interactions", Guide(model.predict))
+        names = [f"{place} by a model of interactions" for place in range(1, len(found) + 1)]
+        return (yield from self._compared({_KNOWN: best} | dict(zip(names, found, strict=True))))
 
     def _along_estimates(self, best: Genome) -> Steps[Genome]:
         """Steps along estimates from the best genome on, as long as measured values fall."""

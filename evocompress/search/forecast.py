@@ -46,6 +46,11 @@ class Forecast:
         self._level: dict[str, float] = {}
         self._model: Surrogate | None = None
         self._chosen_with = 0
+        self._told: tuple[str, Guide] | None = None
+
+    def believe(self, name: str, guide: Guide) -> None:
+        """Follows another prediction as long as no model of races has proved itself."""
+        self._told = (name, guide)
 
     def expand(self, prior: Quadratic) -> None:
         """Expects from now on what an expansion around a genome predicts."""
@@ -114,6 +119,8 @@ class Forecast:
         model = self._model
         if model is not None and self._screen.trusted:
             return f"guided by a model ({model.name}) of what was measured"
+        if self._told is not None:
+            return f"guided by {self._told[0]}"
         return "guided by estimates" if self._prior is not None else "unguided"
 
     def predictor(self) -> Guide | None:
@@ -121,6 +128,8 @@ class Forecast:
         model = self._model
         if model is not None and self._screen.trusted:
             return Guide(lambda rows: model.predict(rows, self._estimates(rows)), model.error)
+        if self._told is not None:
+            return self._told[1]
         return Guide(self._estimates) if self._prior is not None else None
 
     def _estimates(self, genomes: Genome) -> NDArray[np.float64]:

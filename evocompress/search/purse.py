@@ -102,6 +102,15 @@ class Purse:
         """Whether there are tokens left for requests."""
         return sum(self._pool.requested(request) for request in requests) <= self.left
 
+    @property
+    def shortest(self) -> tuple[int]:
+        """The shortest micro-batch."""
+        return (int(np.argmin(self._pool.tokens)),)
+
+    def leaves(self, count: int, micro_batches: Sequence[int], share: float) -> bool:
+        """Whether so many candidates can be measured, and a share of all tokens is left then."""
+        return self.left - count * self._size(micro_batches) >= share * self.limit
+
     def start(self, micro_batches: Sequence[int], forwards: int) -> int:
         """How many of the micro-batches an estimated start should use."""
         tokens = min(_START, self._affordable(_START_SHARE, forwards))

@@ -39,16 +39,26 @@ class Starts:
         asking: Asks and pays.
         forecast: Told what was measured.
         rng: Source of randomness.
+        removal: Whether drops are found by greedy removal, too, where there are drops alone.
 
     Attributes:
         scores: Those of the estimate at the dense model, if one was made.
+        influence: What dropping each unit does to the hidden states (U,); zeros: not known.
     """
 
     def __init__(
-        self, space: SearchSpace, asking: Asking, forecast: Forecast, rng: np.random.Generator
+        self,
+        space: SearchSpace,
+        asking: Asking,
+        forecast: Forecast,
+        rng: np.random.Generator,
+        *,
+        removal: bool,
     ) -> None:
         self._space, self._asking, self._forecast, self._rng = space, asking, forecast, rng
+        self._removal = removal
         self.scores: Tables | None = None
+        self.influence = np.zeros(len(space.genes.units))
 
     def found(self) -> Steps[Named]:
         """All of them, by name."""
@@ -56,7 +66,10 @@ class Starts:
         smooth = bool(genes.matrices.size or genes.widths.size)
         if genes.droppable.size:
             named |= yield from self._least_influence(alone=not smooth)
-            named |= yield from (self._measured_effects() if smooth else self._removed())
+            if smooth:
+                named |= yield from self._measured_effects()
+            elif self._removal:
+                named |= yield from self._removed()
         else:
             named |= yield from self._estimated()
         if genes.widths.size:
@@ -132,6 +145,7 @@ class Starts:
         influence |= yield from self._of_experts(influence)
         harms = drop_harms(space, influence)
         if alone:
+            self.influence = np.array([float(harm.max()) for harm in harms])
             self._forecast.expect(harms)
         units = knapsack(space, harms, space.genes.start)
         if units is not None:

@@ -92,7 +92,7 @@ def test_the_default_file_is_named_by_device_dtype_and_model(loaded, monkeypatch
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"device": "cuda: H200"}, r"device cuda: H200, here cpu: "),
+        ({"device": "cuda: H200"}, r"device cuda: H200, here "),
         ({"dtype": "bfloat16"}, "dtype bfloat16, here float32"),
         ({"threads": 77}, "threads 77, here"),
         ({"prefill": (1, 512)}, r"prefill \(1, 512\), here \(1, 16\)"),

@@ -1,0 +1,234 @@
+"""Which units to drop, by a model of their effects that every measurement makes better.
+
+Round after round a batch of genomes is measured on one micro-batch, another one each time: each is
+the optimum of effects as they might be, drawn from what is known (Thompson sampling, as in BOCS,
+1806.08838; see `evocompress.search.interactions`). So genomes are tried where the model expects
+much or knows little, and no tokens are spent on telling two apart that are both not the best.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evocompress.search.asking import Asking
+from evocompress.search.interactions import Effects, Floats, Interactions, Observations, exchanges
+from evocompress.search.moves import distinct
+from evocompress.search.procedure import Steps
+from evocompress.search.purse import Purse
+from evocompress.space import Genome, SearchSpace
+
+BATCH = 16
+"""Genomes of a round."""
+
+SPARE = 0.15
+"""Share of the tokens that is left for comparisons on more text."""
+
+_FEWEST = 8
+"""Rounds that must be affordable."""
+
+_OPENING = 3
+"""Rounds of variants of the starts, before there is a model."""
+
+_SMALLEST = 1e-9
+"""Floor of an influence, whose logarithm is taken."""
+
+_BOLDNESS = (0.8, 0.2)
+"""How far drawn effects are from the likeliest ones, as a share of what is not known: at first, and
+at last, when nothing that is learnt can be used any more."""
+
+_BOLDER = 1.25
+"""Growth of the boldness with every draw whose optimum is in the batch already: few measurements
+make the model too sure of itself."""
+
+_PARENTS = 8
+"""The best genomes so far, from one of which each optimum is looked for."""
+
+_DRAWS = 3
+"""Draws for each genome that is wanted, as several draws may have one optimum."""
+
+_GROWN = 1.5
+"""Growth of what was measured after which the variances are chosen anew."""
+
+_CHECKED = 32
+"""Exchanges whose costs are looked up at once."""
+
+
+def modelled(space: SearchSpace, purse: Purse) -> bool:
+    """Whether drops should be chosen so.
+
+    The space must be one of drops alone, few enough to model each two of them, and the tokens
+    suffice for more than the opening.
+    """
+    genes = space.genes
+    drops = len(genes.droppable) == len(genes.units) and bool((genes.sizes == 2).all())
+    return drops and not genes.mixtures and purse.leaves(_FEWEST * BATCH, purse.shortest, SPARE)
+
+
+class ModelledDrops:
+    """Looks for the best units to drop.
+
+    Args:
+        space: One that is `modelled`.
+        asking: Asks and pays.
+        rng: Source of randomness.
+        influence: What each unit does to the hidden states (U,), on any scale; zeros: not known.
+    """
+
+    def __init__(
+        self, space: SearchSpace, asking: Asking, rng: np.random.Generator, influence: Floats
+    ) -> None:
+        self._space, self._asking, self._rng = space, asking, rng
+        self._influence = influence
+        self._genomes: list[Genome] = []
+        self._texts: list[int] = []
+        self._values: list[float] = []
+        self._model: Interactions | None = None
+
+    def search(self, starts: Sequence[Genome]) -> Steps[None]:
+        """Measures until no more than `SPARE` of all tokens is left.
+
+        Args:
+            starts: Feasible genomes (U,).
+        """
+        order: list[int] = []
+        begun = self._left
+        opening = [self._drawn(starts) for _ in range(_OPENING)]
+        opening[-1] = [*starts, *opening[-1]][:BATCH]
+        while True:
+            order = order or self._asking.shuffled()
+            genomes = opening.pop() if opening else self._optima(self._left / begun)
+            text = order.pop()
+            if not genomes or not self._asking.purse.leaves(len(genomes), (text,), SPARE):
+                break
+            yield from self._measure(genomes, text)
+
+    def best(self, count: int) -> list[Genome]:
+        """The optimum of the likeliest effects, and then what was measured, the best first.
+
+        Args:
+            count: How many, at most.
+        """
+        if self._model is None:
+            return []
+        known = self._ranked()
+        optimum = self._optimum(known[0], self._model.mean)
+        found = {genome.tobytes(): genome for genome in [optimum, *known]}
+        return list(found.values())[:count]
+
+    def predict(self, genomes: Genome) -> Floats:
+        """The likeliest logarithms of the values of genomes (N, U), up to a constant."""
+        assert self._model is not None
+        return self._model.mean.values(self._gone(genomes))
+
+    def _drawn(self, starts: Sequence[Genome]) -> list[Genome]:
+        """A batch of genomes without units that are drawn by their influence.
+
+        Drawn one after the other, in proportion to the inverse of it (Gumbel's trick).
+        """
+        known = np.log(np.maximum(self._influence, _SMALLEST))
+
+        def drawn() -> Genome:
+            harms = known - self._rng.gumbel(size=len(known))
+            effects = Effects(harms - harms.min(), np.zeros((len(known), len(known))))
+            return self._optimum(starts[int(self._rng.integers(len(starts)))], effects)
+
+        return distinct(drawn, BATCH)
+
+    def _measure(self, genomes: Sequence[Genome], text: int) -> Steps[None]:
+        self._asking.doing = "drops by a model of their interactions, on " + self._asking.tokens(
+            (text,)
+        )
+        results = yield from self._asking.probe(genomes, (text,))
+        for genome, result in zip(genomes, results, strict=True):
+            if result.mean > 0 and np.isfinite(result.mean):
+                self._genomes.append(genome)
+                self._texts.append(text)
+                self._values.append(float(np.log(result.mean)))
+        if self._values:
+            self._model = self._fitted()
+
+    def _fitted(self) -> Interactions:
+        gone, texts = self._gone(np.stack(self._genomes)), np.array(self._texts)
+        values = np.array(self._values)
+        seen = Observations(gone, texts, values, _slopes(gone, texts, values, self._influence))
+        former = self._model
+        if former is None or len(values) >= _GROWN * former.chosen_with:
+            return Interactions.fitted(seen)
+        return former.updated(seen)
+
+    @property
+    def _left(self) -> float:
+        """Tokens that are left for rounds."""
+        purse = self._asking.purse
+        return purse.left - SPARE * purse.limit
+
+    def _optima(self, left: float) -> list[Genome]:
+        """A batch of genomes, each the best under effects as they may be.
+
+        Args:
+            left: The share of the search that lies ahead.
+        """
+        if self._model is None:
+            return []
+        boldness = left * _BOLDNESS[0] + (1 - left) * _BOLDNESS[1]
+        parents, found = self._ranked()[:_PARENTS], dict[bytes, Genome]()
+        for _ in range(_DRAWS * BATCH):
+            parent = parents[int(self._rng.integers(len(parents)))]
+            genome = self._optimum(parent, self._model.drawn(self._rng, boldness))
+            if genome.tobytes() in found:
+                boldness *= _BOLDER
+            found[genome.tobytes()] = genome
+            if len(found) == BATCH:
+                break
+        return list(found.values())
+
+    def _ranked(self) -> list[Genome]:
+        """What was measured, the best by the likeliest effects first."""
+        different = np.stack(list({each.tobytes(): each for each in self._genomes}.values()))
+        order = np.argsort(self.predict(different), kind="stable")
+        return list(different[order])
+
+    def _optimum(self, genome: Genome, effects: Effects) -> Genome:
+        """Where a genome (U,) gets by the best exchanges that keep the budget."""
+        while (better := self._exchanged(genome, effects)) is not None:
+            genome = better
+        return genome
+
+    def _exchanged(self, genome: Genome, effects: Effects) -> Genome | None:
+        """The genome after the best exchange; ``None`` where none makes it better."""
+        pairs = exchanges(effects, self._gone(genome[None])[0])
+        for begin in range(0, len(pairs), _CHECKED):
+            rows = np.stack([self._with(genome, *pair) for pair in pairs[begin : begin + _CHECKED]])
+            kept = np.flatnonzero(self._space.feasible(rows))
+            if kept.size:
+                better: Genome = rows[kept[0]]
+                return better
+        return None
+
+    def _with(self, genome: Genome, goes: int, returns: int) -> Genome:
+        """The genome (U,) without one unit and with another one; U stands for none."""
+        changed = genome.copy()
+        if returns < len(genome):
+            changed[returns] = 1 - self._space.genes.drop_index[returns]
+        if goes < len(genome):
+            changed[goes] = self._space.genes.drop_index[goes]
+        return changed
+
+    def _gone(self, genomes: Genome) -> Floats:
+        """Which units genomes (N, U) are without."""
+        return np.asarray(genomes == self._space.genes.drop_index, dtype=np.float64)
+
+
+def _slopes(gone: Floats, texts: NDArray[np.int64], values: Floats, influence: Floats) -> Floats:
+    """What each unit (U,) does if its effect is in proportion to its influence; never negative."""
+    expected, measured = gone @ influence, values.copy()
+    for text in np.unique(texts):
+        of_text = texts == text
+        expected[of_text] -= expected[of_text].mean()
+        measured[of_text] -= measured[of_text].mean()
+    spread = float(expected @ expected)
+    slope = max(float(expected @ measured) / spread, 0.0) if spread > 0 else 0.0
+    return np.asarray(slope * influence)
