@@ -112,7 +112,7 @@ class Auto(ProceduralSearcher):
         best = yield from self._compared(named)
         if by_model:
             model = ModelledDrops(self._space, self._asking, self._rng, starts.influence)
-            best = yield from self._by_model(best, model, [*named.values()])
+            best = yield from self._by_model(best, model, [best, *named.values()])
         if self._settings.estimates and self._smooth:
             best = yield from self._along_estimates(best)
         best = yield from self._evolve(best)

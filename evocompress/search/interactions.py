@@ -18,11 +18,16 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
-_SINGLES = (0.01, 0.03, 0.1)
-_PAIRS = (0.0003, 0.001, 0.003)
+_SINGLES = (0.01, 0.05, 0.2)
+_PAIRS = (0.0005, 0.002, 0.008)
 """Variances of the effect of a unit, and of two beyond the sum of both, that are compared.
 
-A unit's factor on a divergence is then typically 1.1 to 1.4, and that of a pair 1.02 to 1.06."""
+A unit's factor on a divergence is then typically 1.1 to 1.6, and that of a pair 1.02 to 1.09."""
+
+_MIDDLE = 1
+_UNUSUAL = 3.0
+"""What the logarithm of the likelihood must gain for a variance beside the one in the middle: few
+observations hardly tell variances apart, and too large ones send a search astray."""
 
 _LEVEL, _TEXT = 0.25, 0.09
 """Variances of the level of all values, and of what a text is unlike others."""
@@ -50,7 +55,7 @@ class Effects:
         return np.asarray(gone @ self.singles + ((gone @ self.pairs) * gone).sum(axis=1) / 2)
 
     def gains(self, gone: Floats) -> Floats:
-        """What it changes (U + 1, U + 1) to remove unit i and restore unit j; last: none.
+        """What it changes (U + 1, U + 1) to remove unit i and restore unit j; the last is none.
 
         Args:
             gone: One set (U,). Infinite where i is gone already, or j is not.
@@ -136,9 +141,12 @@ class Interactions:
 
     @classmethod
     def fitted(cls, seen: Observations) -> Interactions:
-        """With those variances of a few under which the observations are likeliest."""
-        trials = [Variances(*each) for each in product(_SINGLES, _PAIRS, _NOISES)]
-        best = max(trials, key=lambda variances: _likelihood(seen, variances))
+        """With those variances of a few that are likeliest after the observations."""
+        trials = {
+            Variances(*(value for _, value in each)): sum(place != _MIDDLE for place, _ in each)
+            for each in product(*map(enumerate, (_SINGLES, _PAIRS, _NOISES)))
+        }
+        best = max(trials, key=lambda one: _likelihood(seen, one) - _UNUSUAL * trials[one])
         return cls(seen, best, _inverse(_covariance(seen, best)), len(seen.values))
 
     def updated(self, seen: Observations) -> Interactions:
@@ -188,12 +196,13 @@ def exchanges(effects: Effects, gone: Floats) -> list[tuple[int, int]]:
 
     Args:
         effects: What is expected.
-        gone: The set; a unit of index U is none.
+        gone: The set; a unit of index U is none, but none goes for nothing: that this should be
+            better is an error of the model more often than true.
     """
-    change = effects.gains(gone)
+    change = effects.gains(gone)[:, :-1]
     order = np.argsort(change, axis=None, kind="stable")
     better = order[: int((change < -_SMALLEST).sum())]
-    return [divmod(place, len(gone) + 1) for place in better.tolist()]
+    return [divmod(place, len(gone)) for place in better.tolist()]
 
 
 def _covariance(seen: Observations, variances: Variances) -> Floats:

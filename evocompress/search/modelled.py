@@ -29,15 +29,14 @@ SPARE = 0.15
 _FEWEST = 8
 """Rounds that must be affordable."""
 
-_OPENING = 3
-"""Rounds of variants of the starts, before there is a model."""
+_OPENING = (100, 6, 6)
+"""The most exchanges between the best start and the genomes of each first round, backwards."""
 
 _SMALLEST = 1e-9
 """Floor of an influence, whose logarithm is taken."""
 
-_BOLDNESS = (0.8, 0.2)
-"""How far drawn effects are from the likeliest ones, as a share of what is not known: at first, and
-at last, when nothing that is learnt can be used any more."""
+_BOLDNESS = 0.4
+"""How far drawn effects are from the likeliest ones, as a share of what is not known."""
 
 _BOLDER = 1.25
 """Growth of the boldness with every draw whose optimum is in the batch already: few measurements
@@ -51,6 +50,8 @@ _DRAWS = 3
 
 _GROWN = 1.5
 """Growth of what was measured after which the variances are chosen anew."""
+
+_ENDLESS = 10**6
 
 _CHECKED = 32
 """Exchanges whose costs are looked up at once."""
@@ -91,15 +92,15 @@ class ModelledDrops:
         """Measures until no more than `SPARE` of all tokens is left.
 
         Args:
-            starts: Feasible genomes (U,).
+            starts: Feasible genomes (U,), the best one first.
         """
         order: list[int] = []
-        begun = self._left
-        opening = [self._drawn(starts) for _ in range(_OPENING)]
-        opening[-1] = [*starts, *opening[-1]][:BATCH]
+        opening = [self._drawn(starts[0], reach) for reach in _OPENING]
+        first = {genome.tobytes(): genome for genome in [*starts, *opening[-1]]}
+        opening[-1] = list(first.values())[:BATCH]
         while True:
             order = order or self._asking.shuffled()
-            genomes = opening.pop() if opening else self._optima(self._left / begun)
+            genomes = opening.pop() if opening else self._optima()
             text = order.pop()
             if not genomes or not self._asking.purse.leaves(len(genomes), (text,), SPARE):
                 break
@@ -123,17 +124,17 @@ class ModelledDrops:
         assert self._model is not None
         return self._model.mean.values(self._gone(genomes))
 
-    def _drawn(self, starts: Sequence[Genome]) -> list[Genome]:
-        """A batch of genomes without units that are drawn by their influence.
+    def _drawn(self, start: Genome, reach: int) -> list[Genome]:
+        """A batch of genomes on the way from a start (U,) to ones without units that are drawn.
 
-        Drawn one after the other, in proportion to the inverse of it (Gumbel's trick).
+        Drawn one after the other, in proportion to the inverse of their influence (Gumbel's trick).
         """
         known = np.log(np.maximum(self._influence, _SMALLEST))
 
         def drawn() -> Genome:
             harms = known - self._rng.gumbel(size=len(known))
             effects = Effects(harms - harms.min(), np.zeros((len(known), len(known))))
-            return self._optimum(starts[int(self._rng.integers(len(starts)))], effects)
+            return self._optimum(start, effects, int(self._rng.integers(1, reach + 1)))
 
         return distinct(drawn, BATCH)
 
@@ -159,21 +160,11 @@ class ModelledDrops:
             return Interactions.fitted(seen)
         return former.updated(seen)
 
-    @property
-    def _left(self) -> float:
-        """Tokens that are left for rounds."""
-        purse = self._asking.purse
-        return purse.left - SPARE * purse.limit
-
-    def _optima(self, left: float) -> list[Genome]:
-        """A batch of genomes, each the best under effects as they may be.
-
-        Args:
-            left: The share of the search that lies ahead.
-        """
+    def _optima(self) -> list[Genome]:
+        """A batch of genomes, each the best under effects as they may be."""
         if self._model is None:
             return []
-        boldness = left * _BOLDNESS[0] + (1 - left) * _BOLDNESS[1]
+        boldness = _BOLDNESS
         parents, found = self._ranked()[:_PARENTS], dict[bytes, Genome]()
         for _ in range(_DRAWS * BATCH):
             parent = parents[int(self._rng.integers(len(parents)))]
@@ -191,9 +182,12 @@ class ModelledDrops:
         order = np.argsort(self.predict(different), kind="stable")
         return list(different[order])
 
-    def _optimum(self, genome: Genome, effects: Effects) -> Genome:
-        """Where a genome (U,) gets by the best exchanges that keep the budget."""
-        while (better := self._exchanged(genome, effects)) is not None:
+    def _optimum(self, genome: Genome, effects: Effects, steps: int = _ENDLESS) -> Genome:
+        """Where a genome (U,) gets by the best exchanges, at most so many, that keep the budget."""
+        for _ in range(steps):
+            better = self._exchanged(genome, effects)
+            if better is None:
+                break
             genome = better
         return genome
 

@@ -73,7 +73,7 @@ class TestInteractions:
             values = truth.values(gone) + rng.normal(0, 0.05, 400)
             found.append(Interactions.fitted(Observations(gone, texts, values, np.zeros(12))))
         assert found[0].variances.pair < found[1].variances.pair
-        assert all(model.variances.single == 0.1 for model in found)
+        assert all(model.variances.single >= 0.05 for model in found)
         assert np.corrcoef(found[1].mean.singles, truth.singles)[0, 1] > 0.95
 
     def test_an_update_keeps_the_variances(self, seen):
@@ -91,9 +91,9 @@ def test_exchanges_are_all_that_get_better_the_best_first():
     effects = Effects(rng.normal(0, 0.3, UNITS), pairs + pairs.T)
     gone = np.array([1.0, 0.0, 1.0, 0.0, 0.0])
     before, found = effects.values(gone[None])[0], {}
-    for goes, returns in itertools.product(range(UNITS + 1), repeat=2):
+    for goes, returns in itertools.product(range(UNITS + 1), range(UNITS)):
         changed = gone.copy()
-        if (goes < UNITS and gone[goes]) or (returns < UNITS and not gone[returns]):
+        if (goes < UNITS and gone[goes]) or not gone[returns]:
             continue
         changed[returns : returns + 1] = 0.0
         changed[goes : goes + 1] = 1.0
