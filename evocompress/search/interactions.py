@@ -191,8 +191,8 @@ class Interactions:
         return Effects(self.seen.slopes + self.variances.single * (gone.T @ weights), pairs)
 
 
-def exchanges(effects: Effects, gone: Floats) -> list[tuple[int, int]]:
-    """Exchanges (i goes, j comes back) by which a set (U,) gets better, the best first.
+def exchanges(effects: Effects, gone: Floats) -> NDArray[np.int64]:
+    """Exchanges (K, 2) by which a set (U,) gets better: i goes, j comes back; the best first.
 
     Args:
         effects: What is expected.
@@ -202,7 +202,7 @@ def exchanges(effects: Effects, gone: Floats) -> list[tuple[int, int]]:
     change = effects.gains(gone)[:, :-1]
     order = np.argsort(change, axis=None, kind="stable")
     better = order[: int((change < -_SMALLEST).sum())]
-    return [divmod(place, len(gone)) for place in better.tolist()]
+    return np.column_stack(np.divmod(better, len(gone)))
 
 
 def _covariance(seen: Observations, variances: Variances) -> Floats:

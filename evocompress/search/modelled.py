@@ -195,7 +195,8 @@ class ModelledDrops:
         """The genome after the best exchange; ``None`` where none makes it better."""
         pairs = exchanges(effects, self._gone(genome[None])[0])
         for begin in range(0, len(pairs), _CHECKED):
-            rows = np.stack([self._with(genome, *pair) for pair in pairs[begin : begin + _CHECKED]])
+            checked = pairs[begin : begin + _CHECKED].tolist()
+            rows = np.stack([self._with(genome, *pair) for pair in checked])
             kept = np.flatnonzero(self._space.feasible(rows))
             if kept.size:
                 better: Genome = rows[kept[0]]

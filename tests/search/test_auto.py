@@ -330,10 +330,10 @@ class TestAuto:
     def test_a_model_of_interactions_beats_greedy_removal(self):
         space = space_of(12, drop={"protect": []}, budget={"body_params": 0.7})
         gaps = []
-        for seed in range(4):
+        for seed in range(3):
             objective = Interacting.of(space, seed)
             found = [
-                objective.value(searched(space, objective, 40_000, seed, surrogate=by_model)[0])
+                objective.value(searched(space, objective, 16_000, seed, surrogate=by_model)[0])
                 for by_model in (True, False)
             ]
             gaps.append(found[1] - found[0])

@@ -99,4 +99,4 @@ def test_exchanges_are_all_that_get_better_the_best_first():
         changed[goes : goes + 1] = 1.0
         found[goes, returns] = effects.values(changed[None])[0] - before
     better = [pair for pair in sorted(found, key=found.get) if found[pair] < 0]
-    assert exchanges(effects, gone) == better
+    assert [tuple(pair) for pair in exchanges(effects, gone).tolist()] == better
