@@ -60,8 +60,8 @@ _CHECKED = 32
 def modelled(space: SearchSpace, purse: Purse) -> bool:
     """Whether drops should be chosen so.
 
-    The space must be one of drops alone, few enough to model each two of them, and the tokens
-    suffice for more than the opening.
+    The space must be one of drops alone, none of them experts, and the tokens suffice for more
+    than the opening.
     """
     genes = space.genes
     drops = len(genes.droppable) == len(genes.units) and bool((genes.sizes == 2).all())
@@ -86,10 +86,11 @@ class ModelledDrops:
         self._genomes: list[Genome] = []
         self._texts: list[int] = []
         self._values: list[float] = []
+        self._seen: set[tuple[bytes, int]] = set()
         self._model: Interactions | None = None
 
     def search(self, starts: Sequence[Genome]) -> Steps[None]:
-        """Measures until no more than `SPARE` of all tokens is left.
+        """Measures until no more than `SPARE` of all tokens is left, or nothing new is proposed.
 
         Args:
             starts: Feasible genomes (U,), the best one first.
@@ -100,8 +101,9 @@ class ModelledDrops:
         opening[-1] = list(first.values())[:BATCH]
         while True:
             order = order or self._asking.shuffled()
-            genomes = opening.pop() if opening else self._optima()
             text = order.pop()
+            proposed = opening.pop() if opening else self._optima()
+            genomes = [each for each in proposed if (each.tobytes(), text) not in self._seen]
             if not genomes or not self._asking.purse.leaves(len(genomes), (text,), SPARE):
                 break
             yield from self._measure(genomes, text)
@@ -144,6 +146,7 @@ class ModelledDrops:
         )
         results = yield from self._asking.probe(genomes, (text,))
         for genome, result in zip(genomes, results, strict=True):
+            self._seen.add((genome.tobytes(), text))
             if result.mean > 0 and np.isfinite(result.mean):
                 self._genomes.append(genome)
                 self._texts.append(text)

@@ -1,7 +1,5 @@
 """The default search and its parts, on the synthetic objective."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
 
@@ -10,7 +8,6 @@ from evocompress.search.auto import ARCHIVE, Auto
 from evocompress.search.base import Problem
 from evocompress.search.flap import Flap
 from evocompress.search.forecast import Forecast
-from evocompress.search.interactions import Effects
 from evocompress.search.linear import Expansion, expansion, monotone
 from evocompress.search.proposals import Guide, blend, climb, propose
 from evocompress.search.quadratic import quadratic, step
@@ -19,16 +16,7 @@ from evocompress.search.scoreboard import Scoreboard
 from evocompress.space import build_space
 from evocompress.testing.decoders import Decoder
 from evocompress.testing.searchers import Separable, run
-from evocompress.types import (
-    DROP,
-    Candidate,
-    Estimate,
-    Estimation,
-    Evaluate,
-    MicroBatchValue,
-    Pool,
-    Result,
-)
+from evocompress.types import DROP, Candidate, Estimate, Evaluate, MicroBatchValue, Pool, Result
 
 POOL = Pool((64,) * 64)
 TOKENS = 60_000
@@ -54,47 +42,6 @@ def searched(space, objective, tokens=TOKENS, seed=0, pool=POOL, **settings):
         Problem(space, pool, tokens), Auto.Settings(**settings), np.random.default_rng(seed)
     )
     return searcher, run(searcher, objective)
-
-
-@dataclass(frozen=True)
-class Interacting:
-    """A divergence whose logarithm is a sum over dropped units and each two of them, and noise."""
-
-    names: list[str]
-    effects: Effects
-
-    @classmethod
-    def of(cls, space, seed):
-        rng, count = np.random.default_rng(100 + seed), len(space.units)
-        above = np.triu(rng.normal(0, 0.06, (count, count)), 1)
-        effects = Effects(rng.uniform(0.02, 0.5, count), above + above.T)
-        return cls([unit.name for unit in space.units], effects)
-
-    def value(self, searcher):
-        """The true logarithm of what a searcher found."""
-        return self._value(searcher.incumbent().candidate)
-
-    def __call__(self, request):
-        if isinstance(request, Estimate):
-            distortion = np.exp(np.random.default_rng(9).normal(0, 0.5, len(self.names)))
-            influence = dict(zip(self.names, self.effects.singles * distortion, strict=True))
-            for name in list(influence):
-                block = name.rpartition(".")[0]
-                influence[block] = influence.get(block, 0.0) + influence[name]
-            rows = tuple((float(value),) for value in influence.values())
-            return Estimation(request, tuple(influence), rows)
-        values = []
-        for index in request.micro_batches:
-            rng = np.random.default_rng([index, int(request.candidate.id[:8], 16)])
-            text = 0.1 * np.sin(index)
-            value = np.exp(self._value(request.candidate) + text + rng.normal(0, 0.07))
-            values.append(MicroBatchValue(index, (64 * float(value),), (64,)))
-        return Result(request, tuple(values))
-
-    def _value(self, candidate):
-        dropped = {name for name, _ in candidate.levels}
-        gone = np.array([[name in dropped for name in self.names]], dtype=float)
-        return float(self.effects.values(gone)[0])
 
 
 def requested(steps):
@@ -326,18 +273,6 @@ class TestAuto:
         rng = np.random.default_rng(5)
         others = [objective.value(depth.candidate(depth.random(rng))) for _ in range(500)]
         assert objective.value(searcher.incumbent().candidate) <= min(others)
-
-    def test_a_model_of_interactions_beats_greedy_removal(self):
-        space = space_of(12, drop={"protect": []}, budget={"body_params": 0.7})
-        gaps = []
-        for seed in range(3):
-            objective = Interacting.of(space, seed)
-            found = [
-                objective.value(searched(space, objective, 16_000, seed, surrogate=by_model)[0])
-                for by_model in (True, False)
-            ]
-            gaps.append(found[1] - found[0])
-        assert np.mean(gaps) > 0
 
     @pytest.mark.parametrize("drop", [{}, None])
     def test_widths_start_from_the_ranking_of_flap_too(self, drop):
