@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import statistics
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from cells import cell
 from heldout import heldout
 
@@ -95,7 +99,7 @@ def readings(
             found.append(Reading(tokens, 0, 0, seconds))
             continue
         last = within[-1]
-        candidate = read_candidates(bench.folder.journal)[last.incumbent or ""]
+        candidate = _incumbent(bench, last, front="objectives" in settings)
         quality = _quality(bench, case, candidate)
         found.append(Reading(tokens, last.requested, last.computed, seconds, **quality))
     return found
@@ -139,6 +143,28 @@ def _searched(bench: Workbench) -> tuple[Sequence[Step], float]:
     bench.library  # noqa: B018  (made here, so that it does not count as search)
     found = cell(bench.folder.path, "searched", search)
     return [Step(**step) for step in found["steps"]], found["seconds"]
+
+
+def _incumbent(bench: Workbench, step: Step, front: bool) -> Candidate:
+    """The incumbent of a step; of a search for a front its best point, not its knee.
+
+    That is the one of least divergence within the budget among those compared on most tokens.
+    """
+    path = bench.folder.journal
+    candidates = read_candidates(path)
+    if not front:
+        return candidates[step.incumbent or ""]
+    found: defaultdict[str, list[float]] = defaultdict(list)
+    for record in map(json.loads, path.read_text().splitlines()):
+        if record["type"] == "value":
+            found[record["candidate"]].append(sum(record["sums"]) / sum(record["counts"]))
+        if record["type"] == "step" and record["step"] == step.step:
+            break
+    genomes = np.stack([bench.space.genome(candidates[name]) for name in found])
+    feasible = [n for n, fits in zip(found, bench.space.feasible(genomes), strict=True) if fits]
+    most = max(len(found[name]) for name in feasible)
+    closest = [name for name in feasible if len(found[name]) == most]
+    return candidates[min(closest, key=lambda name: statistics.fmean(found[name]))]
 
 
 def _quality(bench: Workbench, case: Case, candidate: Candidate) -> dict[str, float]:

@@ -14,7 +14,7 @@ from evocompress.space import Genome, SearchSpace
 def vary(
     space: SearchSpace, costs: Sequence[str], genome: Genome, rng: np.random.Generator
 ) -> Genome:
-    """A changed copy of a feasible genome (U,), changed by the moves of `moves.exchange`.
+    """A changed copy of a genome (U,), changed by the moves of `moves.exchange`.
 
     Half of the time without a budget, so that the cost changes: a step along the front.
     Otherwise the parent's own costs are the budget: a step towards the front. Neither knows
@@ -23,9 +23,12 @@ def vary(
     Args:
         space: The space of the genome.
         costs: The costs that span the front.
-        genome: The parent; not changed.
+        genome: The parent, which may be a crossing of two others; not changed.
         rng: Source of randomness.
     """
+    free = replace(space, budget={})
+    # Parents that keep different attentions may have a child without any.
+    genome = free.repair(genome, rng)
     own: dict[str, float] = {}
     if rng.random() < 0.5:
         spent = space.costs(genome[None])

@@ -212,6 +212,16 @@ def test_half_of_the_mutations_keep_the_cost(space):
     assert above > 10 and kept > 50, "those without a budget go up half of the time"
 
 
+def test_a_crossing_that_lost_every_attention_can_mutate():
+    space = space_of(width=None, drop={"protect": []})
+    rng = np.random.default_rng(0)
+    lost = space.genes.sizes - 1
+    assert not space.genes.keep_attention(lost[None])[0]
+    for _ in range(50):
+        child = vary(space, ("params",), lost, rng)
+        assert space.genes.keep_attention(child[None])[0]
+
+
 def test_rungs_are_even_and_within_the_range(space):
     narrowed, objectives = choose(space, ("params",), {"params": (0.6, 0.95)})
     ladder = rungs(narrowed, objectives, start.ladder(space, 100), 4)
