@@ -12,11 +12,12 @@ TORCH_CPU ?= https://download.pytorch.org/whl/cpu
 demo: $(READY)
 	$(BIN)/evocompress demo
 
-test: $(READY)
-	$(BIN)/python -m pytest
+# Small tests side by side, with a thread each; then those that start a cluster or load a real model.
+test: test-fast
+	$(BIN)/python -m pytest -m "real or cluster or engines"
 
 test-fast: $(READY)
-	$(BIN)/python -m pytest -m "not real and not cluster"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal -m "not real and not cluster and not engines"
 
 # In an environment whose torch was built for the GPU: make VENV=... test-gpu
 test-gpu: $(READY)
