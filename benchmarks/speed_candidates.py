@@ -20,7 +20,7 @@ from evocompress.config import ProxyConfig
 from evocompress.costs.model import CostModel
 from evocompress.library import Library
 from evocompress.models import LoadedModel
-from evocompress.proxies import DivergenceProxy, prefix
+from evocompress.proxies import DivergenceProxy, prefix, vocabulary
 from evocompress.proxies.head import bucket_log_probabilities
 from evocompress.proxies.prefix import levels_by_block
 from evocompress.search.moves import distinct, mutate
@@ -64,7 +64,7 @@ def forward(setting: Setting) -> dict[str, Figure]:
 
 @torch.inference_mode()
 def head_chunks(setting: Setting) -> dict[str, Figure]:
-    """Head and divergence in chunks of several numbers of rows, over the head's product alone."""
+    """Head and divergence over the head's product alone, in chunks of rows and in slices."""
     model, ids = setting.loaded.model, setting.tokens(2)
     family = setting.loaded.family
     rows = family.hidden_states(model, ids)[:, :-1].flatten(0, 1)
@@ -75,11 +75,16 @@ def head_chunks(setting: Setting) -> dict[str, Figure]:
             bucket_log_probabilities(family.outputs(model, part), tokens)
 
     functions: dict[str, Callable[[], object]] = {"product": lambda: family.outputs(model, rows)}
-    functions |= {str(count): partial(chunked, count) for count in CHUNKS}
+    functions |= {f"{count}_rows": partial(chunked, count) for count in CHUNKS}
+    if vocabulary.in_slices(model):
+        functions["slices"] = partial(
+            vocabulary.log_probabilities, family, model, rows, target.int()
+        )
     seconds = interleaved(functions, setting.repeats)
     return {
-        f"head_{count}_rows": median_ratio(seconds[str(count)], seconds["product"])
-        for count in CHUNKS
+        f"head_{name}": median_ratio(times, seconds["product"])
+        for name, times in seconds.items()
+        if name != "product"
     }
 
 

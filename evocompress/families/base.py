@@ -204,6 +204,12 @@ class Family:
         logits: Tensor = model.get_output_embeddings()(hidden)
         return logits
 
+    def some_outputs(self, model: PreTrainedModel, hidden: Tensor, tokens: slice) -> Tensor:
+        """Of a causal language model the logits (..., v) of some tokens only."""
+        head = model.get_output_embeddings()
+        bias = None if head.bias is None else head.bias[tokens]
+        return nn.functional.linear(hidden, head.weight[tokens], bias)
+
     def replacements(self, block: nn.Module, sublayer: SubLayerName) -> dict[str, nn.Module]:
         """What to put into `block` so that a sub-layer adds exactly nothing, uncomputed.
 

@@ -20,12 +20,19 @@ class Gemma2(Family):
 
     def outputs(self, model: PreTrainedModel, hidden: Tensor) -> Tensor:
         """The logits (..., V) of hidden states (..., H), soft-capped where the config says."""
-        logits = super().outputs(model, hidden)
-        cap = model.config.final_logit_softcapping
-        return logits if cap is None else torch.tanh(logits / cap) * cap
+        return _capped(model, super().outputs(model, hidden))
+
+    def some_outputs(self, model: PreTrainedModel, hidden: Tensor, tokens: slice) -> Tensor:
+        """The same of some tokens (..., v) only."""
+        return _capped(model, super().some_outputs(model, hidden, tokens))
 
 
 class Gemma3Text(Gemma2):
     """Gemma 2's layout; blocks with a window have rotary embeddings of their own."""
 
     model_type = "gemma3_text"
+
+
+def _capped(model: PreTrainedModel, logits: Tensor) -> Tensor:
+    cap = model.config.final_logit_softcapping
+    return logits if cap is None else torch.tanh(logits / cap) * cap

@@ -6,6 +6,7 @@ import hashlib
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -17,7 +18,7 @@ from evocompress.criteria import CRITERIA, STRUCTURED, Statistics, Structure
 from evocompress.environment import describe
 from evocompress.planning.device import LAUNCH, Device
 from evocompress.planning.work import removal_operations, sweep_operations
-from evocompress.proxies.kl import Buckets
+from evocompress.proxies.head import bucket_log_probabilities
 from evocompress.types import Architecture, Level
 
 TURNS = 5
@@ -53,7 +54,7 @@ def measured(
     hidden, channels = architecture.hidden, max(architecture.channels)
     # Without a vocabulary there are a few classes, whose comparison costs nothing.
     logits = _random(rows, architecture.vocabulary or 1, device=device, dtype=dtype)
-    buckets = Buckets.of(logits, top_k)
+    likeliest = logits.topk(min(top_k, logits.shape[-1]), sorted=False).indices
     products = {
         str(kind).removeprefix("torch."): _products(clock, rows, hidden, channels, kind)
         for kind in {dtype, torch.float32}
@@ -66,7 +67,7 @@ def measured(
         products=products,
         sweep=_sweep(clock, min(hidden, SIDE), levels),
         removal=_removal(clock, min(channels, SIDE), min(hidden, SIDE)),
-        logits=logits.numel() / clock.seconds(lambda: buckets.divergence(logits)),
+        logits=logits.numel() / clock.seconds(partial(bucket_log_probabilities, logits, likeliest)),
         bandwidth=bandwidth,
         link=_bandwidth(clock, torch.device("cpu"), device) if on_gpu else bandwidth,
         disk=_disk(folder),

@@ -12,7 +12,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from evocompress.proxies.head import bucket_log_probabilities
 from evocompress.proxies.kl import Buckets, DivergenceProxy
 
 
@@ -26,7 +25,7 @@ class JensenShannonProxy(DivergenceProxy):
 
     def _row_values(self, chunk: Tensor, target: Buckets) -> Tensor:
         target = target.to(chunk.device)
-        top, rest = bucket_log_probabilities(chunk, target.tokens)
+        top, rest = self._log_probabilities(chunk, target.tokens)
         candidate = torch.cat([top, rest[:, None]], dim=-1)
         dense = torch.cat([target.top, target.rest[:, None]], dim=-1)
         mixture = torch.logaddexp(dense, candidate) - log(2)

@@ -8,7 +8,7 @@ divergence over the whole vocabulary, and equal to it for k = V.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,6 +23,7 @@ from evocompress.apply import LiveModel
 from evocompress.config import ProxyConfig
 from evocompress.errors import ModelError
 from evocompress.files import naming_full_disk
+from evocompress.proxies import vocabulary
 from evocompress.proxies.base import LogitsProxy, States
 from evocompress.proxies.head import bucket_log_probabilities
 from evocompress.proxies.tuned import Treatments
@@ -43,21 +44,14 @@ class Buckets:
     top: Tensor
     rest: Tensor
 
-    @classmethod
-    def of(cls, logits: Tensor, top_k: int) -> Buckets:
-        """Buckets of logits (R, V); at most V tokens are kept."""
-        tokens = logits.topk(min(top_k, logits.shape[-1]), sorted=False).indices.int()
-        return cls(tokens, *bucket_log_probabilities(logits, tokens))
-
     def to(self, device: torch.device) -> Buckets:
         """The same on a device."""
         return Buckets(
             *(to_device(tensor, device) for tensor in (self.tokens, self.top, self.rest))
         )
 
-    def divergence(self, logits: Tensor) -> Tensor:
-        """KL(self || softmax of `logits` (R, V)) in nats, float32 (R,)."""
-        top, rest = bucket_log_probabilities(logits, self.tokens)
+    def divergence(self, top: Tensor, rest: Tensor) -> Tensor:
+        """KL(self || another distribution in the same buckets) in nats, float32 (R,)."""
         of_top = (self.top.exp() * (self.top - top)).sum(-1)
         return of_top + self.rest.exp() * (self.rest - rest)
 
@@ -77,12 +71,13 @@ class DivergenceProxy(LogitsProxy[Buckets]):
         """See `LogitsProxy`; `config` gives the number of buckets."""
         super().__init__(live, micro_batches, config, treatments)
         self._top_k = config.top_k
+        self._in_slices = vocabulary.in_slices(self._model)
         self._files = TargetFiles() if config.targets == "disk" else None
 
     @torch.inference_mode()
     def _make_targets(self, micro_batch: int, dense: States) -> list[Buckets]:
         hidden = dense(micro_batch).to(self._model.device)
-        buckets = [Buckets.of(logits, self._top_k) for logits in self._chunks(hidden)]
+        buckets = [self._buckets(chunk) for chunk in self._chunks(hidden)]
         if not all(part.rest.isfinite().all() for part in buckets):
             raise ModelError(
                 f"the dense model's logits are not finite in {self._model.dtype}; "
@@ -90,8 +85,30 @@ class DivergenceProxy(LogitsProxy[Buckets]):
             )
         return buckets if self._files is None else self._files.kept(micro_batch, buckets)
 
+    def _chunks(self, hidden: Tensor) -> Iterator[Tensor]:
+        """Logits (R, V), or states (R, H) where the head is run in slices of the vocabulary."""
+        if not self._in_slices:
+            return super()._chunks(hidden)
+        return vocabulary.row_chunks(self._family, hidden)
+
+    def _buckets(self, chunk: Tensor) -> Buckets:
+        """The dense model's distribution; at most V tokens are kept."""
+        if self._in_slices:
+            tokens = vocabulary.likeliest(self._family, self._model, chunk, self._top_k)
+        else:
+            count = min(self._top_k, chunk.shape[-1])
+            tokens = chunk.topk(count, sorted=False).indices.int()
+        return Buckets(tokens, *self._log_probabilities(chunk, tokens))
+
+    def _log_probabilities(self, chunk: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of the buckets `tokens` (R, k), and of the rest."""
+        if self._in_slices:
+            return vocabulary.log_probabilities(self._family, self._model, chunk, tokens)
+        return bucket_log_probabilities(chunk, tokens)
+
     def _row_values(self, chunk: Tensor, target: Buckets) -> Tensor:
-        return target.to(chunk.device).divergence(chunk)
+        target = target.to(chunk.device)
+        return target.divergence(*self._log_probabilities(chunk, target.tokens))
 
 
 class TargetFiles:
