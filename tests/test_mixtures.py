@@ -11,6 +11,7 @@ from evocompress import cli
 from evocompress.apply import LiveModel
 from evocompress.canonical import canonical
 from evocompress.config import LibraryConfig
+from evocompress.costs import cost_model
 from evocompress.errors import ExportError
 from evocompress.estimates import ESTIMATES
 from evocompress.estimates.base import Subject
@@ -73,7 +74,7 @@ def test_experts_that_no_token_reaches_are_compressed_by_their_weights(tmp_path,
             assert library.load(name, levels[0])["weight"].isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])
+@pytest.mark.parametrize("name", ["mixtral", "qwen2_moe", "qwen3_moe"])
 def test_checkpoints_generate_what_the_candidate_does(tmp_path, name):
     loaded = tiny_loaded(name)
     library, path = PlainLibrary(loaded), "model.layers"
@@ -82,6 +83,10 @@ def test_checkpoints_generate_what_the_candidate_does(tmp_path, name):
     uneven |= {f"{path}.1.attention": DROP}
     even = {f"{path}.{i}.mlp.experts.{i}": DROP for i in range(3)}
     even |= {f"{path}.{i}.mlp": Level(channels=24) for i in range(3)}
+    costs = cost_model(library.units.values(), loaded.family.architecture(loaded.model))
+    shared = [unit for unit in library.units.values() if ".shared_expert." in unit.name]
+    for levels in (uneven, even):
+        levels |= {unit.name: Level(zeros=unit.numel // 2) for unit in shared}
     for form, levels in (("hf", uneven), ("stock", even)):
         candidate = canonical(levels, library.units.values())
         assert choose_format(loaded, candidate) == form
@@ -93,7 +98,10 @@ def test_checkpoints_generate_what_the_candidate_does(tmp_path, name):
             live.apply(candidate)
             expected = greedy(loaded.model, ids, cache=False)
         assert torch.equal(greedy(model, ids, cache=True), expected)
-        assert read_record(out).measured["params"] == sum(p.numel() for p in model.parameters())
+        record = read_record(out)
+        assert record.measured["params"] == sum(p.numel() for p in model.parameters())
+        predicted = costs.of([candidate])
+        assert all(predicted[cost].item() == count for cost, count in record.measured.items())
     healed = tmp_path / "healed"
     student = load_student(tmp_path / "stock", loaded)
     write_student(student.requires_grad_(False), tmp_path / "stock", healed, "nothing")
