@@ -20,7 +20,7 @@ from evocompress.files import read_json
 from evocompress.heal.student import load_student, write_student
 from evocompress.library import build_library
 from evocompress.testing.plain_library import PlainLibrary
-from evocompress.testing.tiny import tiny_loaded
+from evocompress.testing.tiny import tiny_checkpoint, tiny_loaded
 from evocompress.testing.trained_mixture import dialect_text, trained_checkpoint, trained_mixture
 from evocompress.types import DROP, Candidate, Level
 
@@ -131,6 +131,7 @@ def greedy(model, ids, *, cache):
 def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mixture")
     trained_checkpoint(folder / "model")
+    tiny_checkpoint(folder / "shared", "qwen2_moe")
     (folder / "text.txt").write_text(dialect_text(1500, seed=5))
     return folder
 
@@ -142,11 +143,11 @@ def call(monkeypatch, *words):
     return stop.value.code
 
 
-def write_run(place, name, space, search):
+def write_run(place, name, space, search, model="model"):
     run = {
         "name": name,
         "runs": str(place / "runs"),
-        "model": {"source": str(place / "model")},
+        "model": {"source": str(place / model)},
         "threads": 1,
         "calibration": {
             "source": str(place / "text.txt"),
@@ -165,7 +166,8 @@ def write_run(place, name, space, search):
     return place / f"{name}.yaml"
 
 
-def test_the_command_line_takes_a_mixture_all_the_way(place, monkeypatch):
+@pytest.mark.parametrize("model", ["model", "shared"])
+def test_the_command_line_takes_a_mixture_all_the_way(place, monkeypatch, model):
     space = {
         "drop": {"units": ["expert", "mlp"]},
         "width": {"units": ["mlp"], "channels": [0.5], "multiple_of": 4, "protect": []},
@@ -173,8 +175,9 @@ def test_the_command_line_takes_a_mixture_all_the_way(place, monkeypatch):
         "budget": {"active_params": 0.9, "nonzeros": 0.45},
     }
     search = {"name": "evopress", "generations": 2, "offspring": 4, "survivors": [2, 1]}
-    file = write_run(place, "all", space, search | {"stage_tokens": [256, 512]})
-    run = place / "runs" / "all"
+    search |= {"stage_tokens": [256, 512]}
+    file = write_run(place, f"all-{model}", space, search, model)
+    run = place / "runs" / f"all-{model}"
     assert call(monkeypatch, "search", file) == 0
     for stage in ("materialize", "heal", "evaluate", "report"):
         assert call(monkeypatch, stage, run) == 0
