@@ -8,7 +8,7 @@ from math import ceil
 
 from evocompress.config import DropSpace, SparsitySpace, WidthSpace
 from evocompress.errors import ConfigError
-from evocompress.types import Architecture, Level, Unit
+from evocompress.types import Architecture, Level, Unit, narrowable
 
 # Keeps 0.7 * 1000, which is a little above 700 in floating point, from becoming 701 zeros.
 _ROUNDING = 1e-6
@@ -216,7 +216,7 @@ def check_patterns(
     mixtures = {unit.name: unit.parent for unit in matrices if unit.kind == "expert"}
     for unit in matrices:
         owner = mixtures.get(unit.parent or "", unit.parent)
-        for level in widths.get(owner or "", ()) if unit.columns else ():
+        for level in widths.get(owner or "", ()) if narrowable(unit.columns) else ():
             heads = (level.kv_groups or 0) * (level.group_heads or 0) * head_dim
             inputs = (level.channels or 0) * unit.patch or heads
             pattern = next((s.pattern for s in sparsities.get(unit.name, ()) if s.pattern), "")

@@ -60,7 +60,7 @@ def form_of(block: str, matrix: Matrix, levels: Mapping[str, Level]) -> Form:
     if width.drop or levels.get(f"{block}.{matrix.owner}", DENSE).drop:
         return Form()
     own = levels.get(f"{block}.{matrix.path}", DENSE)
-    return Form(own, width, levels.get(block, DENSE).merge)
+    return Form(own, DENSE if matrix.fixed else width, levels.get(block, DENSE).merge)
 
 
 @dataclass(frozen=True, eq=False)

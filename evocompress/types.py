@@ -14,12 +14,18 @@ from typing import Any, Literal
 
 UnitKind = Literal["block", "attention", "mlp", "expert", "matrix"]
 
-Axis = Literal["query", "key", "value", "channel", "inner"]
+Axis = Literal["query", "key", "value", "channel", "inner", "shared"]
 """What the rows or columns of a matrix belong to: heads of queries, keys or values, or channels.
 
 Where a branch has channels twice, one after the other, ``inner`` are the first of them; there are
-as many as of the others.
+as many as of the others. ``shared`` are the channels of an expert that every token passes, beside
+those that it is sent to: no level changes their number.
 """
+
+
+def narrowable(axes: tuple[Axis, ...]) -> bool:
+    """Whether a level can cut any of what rows or columns belong to."""
+    return bool(axes) and "shared" not in axes
 
 
 @dataclass(frozen=True)
@@ -202,6 +208,8 @@ class Architecture:
         experts: Of each block's MLP, where it is a mixture of experts; `channels` is then the
             width of one. 0 otherwise.
         active_experts: How many of them each token uses.
+        gate: Weights of each block's MLP that are in no matrix unit and that each token is
+            multiplied with: what weighs an expert that every token passes.
         channel_params: For each block the parameters of its MLP that go with one channel and are
             in no matrix: of norms between its matrices. Empty where there are none.
         state: Most values of a sequence's state between two blocks, where that is not `hidden`
@@ -225,6 +233,7 @@ class Architecture:
     tokens: int | None = None
     experts: int = 0
     active_experts: int = 0
+    gate: int = 0
     channel_params: tuple[int, ...] = ()
     state: int | None = None
 

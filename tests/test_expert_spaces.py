@@ -18,6 +18,7 @@ from evocompress.testing.decoders import Decoder
 from evocompress.types import DROP, Level
 
 MIXTURE = Decoder(layers=2, experts=4, active=2)
+SHARED = replace(MIXTURE, shared=24)
 CONFIGS = {
     "experts": {"drop": {"units": ["expert"]}, "budget": {"body_params": 0.7}},
     "blocks": {"drop": {"units": ["block", "expert"], "protect": []}, "budget": {"params": 0.6}},
@@ -26,6 +27,12 @@ CONFIGS = {
         "width": {"units": ["mlp"], "channels": [0.5, 0.75], "multiple_of": 4, "protect": []},
         "sparsity": {"match": ["*experts*"], "target": 0.5, "levels": 2, "step": 16},
         "budget": {"active_params": 0.9, "nonzeros": 0.5},
+    },
+    "shared": {
+        "drop": {"units": ["attention", "mlp", "expert"]},
+        "width": {"units": ["mlp"], "channels": [0.5, 0.75], "multiple_of": 4, "protect": []},
+        "sparsity": {"target": 0.5, "levels": 2, "step": 16},
+        "budget": {"active_params": 0.9, "nonzeros": 0.5, "flops": 0.9},
     },
 }
 
@@ -36,7 +43,7 @@ def space_of(config, decoder=MIXTURE):
 
 @pytest.fixture(params=CONFIGS, scope="module")
 def space(request):
-    return space_of(CONFIGS[request.param])
+    return space_of(CONFIGS[request.param], SHARED if request.param == "shared" else MIXTURE)
 
 
 def kept(candidate):
@@ -78,7 +85,7 @@ def test_nothing_admissible_costs_less_than_the_floor():
 def test_costs_keep_their_contract(space):
     rng = np.random.default_rng(1)
     contract.check_names(space.cost_model)
-    contract.check_drops_are_additive(space.cost_model, MIXTURE.units())
+    contract.check_drops_are_additive(space.cost_model, space.genes.tree)
     contract.check_levels_never_cost_more(space, rng)
     contract.check_last_levels_cost_least(space)
     contract.check_genomes_cost_as_candidates(space, rng)
@@ -96,11 +103,23 @@ def test_a_dropped_expert_saves_parameters_and_a_row_of_the_router():
     assert dense["params"] - dense["active_params"] == unused
 
 
+def test_patterns_are_not_asked_of_the_width_that_a_shared_expert_keeps():
+    """Of 32 channels 10 are left, which 2:4 does not divide; it divides the 24 shared ones."""
+    width = {"units": ["mlp"], "channels": [10], "multiple_of": 2, "protect": []}
+    config = {"width": width, "sparsity": {"target": 0.5, "pattern": "2:4"}}
+    with pytest.raises(ConfigError, match=r"leaves 'model.layers.0.mlp.experts.0.down_proj' 10"):
+        space_of(config, SHARED)
+    config["sparsity"]["match"] = ["*shared_expert*"]
+    assert len(space_of(config, SHARED).genes.matrices) == 3 * SHARED.layers
+
+
 def test_a_dropped_mlp_voids_its_experts():
-    units = MIXTURE.units()
+    units = SHARED.units()
     mlp, expert = "model.layers.1.mlp", "model.layers.1.mlp.experts.0"
     both = canonical({mlp: DROP, expert: DROP}, units)
     assert both == canonical({mlp: DROP}, units)
+    zeros = {f"{mlp}.shared_expert.up_proj": Level(zeros=4)}
+    assert canonical({mlp: DROP} | zeros, units) == canonical({mlp: DROP}, units)
     with pytest.raises(ConfigError, match=f"'{expert}': 'channels=4' is no level"):
         canonical({expert: Level(channels=4)}, units)
 

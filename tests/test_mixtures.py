@@ -11,6 +11,7 @@ from evocompress import cli
 from evocompress.apply import LiveModel
 from evocompress.canonical import canonical
 from evocompress.config import LibraryConfig
+from evocompress.costs import cost_model
 from evocompress.errors import ExportError
 from evocompress.estimates import ESTIMATES
 from evocompress.estimates.base import Subject
@@ -19,7 +20,7 @@ from evocompress.files import read_json
 from evocompress.heal.student import load_student, write_student
 from evocompress.library import build_library
 from evocompress.testing.plain_library import PlainLibrary
-from evocompress.testing.tiny import tiny_loaded
+from evocompress.testing.tiny import tiny_checkpoint, tiny_loaded
 from evocompress.testing.trained_mixture import dialect_text, trained_checkpoint, trained_mixture
 from evocompress.types import DROP, Candidate, Level
 
@@ -73,7 +74,7 @@ def test_experts_that_no_token_reaches_are_compressed_by_their_weights(tmp_path,
             assert library.load(name, levels[0])["weight"].isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe"])
+@pytest.mark.parametrize("name", ["mixtral", "qwen2_moe", "qwen3_moe"])
 def test_checkpoints_generate_what_the_candidate_does(tmp_path, name):
     loaded = tiny_loaded(name)
     library, path = PlainLibrary(loaded), "model.layers"
@@ -82,6 +83,10 @@ def test_checkpoints_generate_what_the_candidate_does(tmp_path, name):
     uneven |= {f"{path}.1.attention": DROP}
     even = {f"{path}.{i}.mlp.experts.{i}": DROP for i in range(3)}
     even |= {f"{path}.{i}.mlp": Level(channels=24) for i in range(3)}
+    costs = cost_model(library.units.values(), loaded.family.architecture(loaded.model))
+    shared = [unit for unit in library.units.values() if ".shared_expert." in unit.name]
+    for levels in (uneven, even):
+        levels |= {unit.name: Level(zeros=unit.numel // 2) for unit in shared}
     for form, levels in (("hf", uneven), ("stock", even)):
         candidate = canonical(levels, library.units.values())
         assert choose_format(loaded, candidate) == form
@@ -93,7 +98,10 @@ def test_checkpoints_generate_what_the_candidate_does(tmp_path, name):
             live.apply(candidate)
             expected = greedy(loaded.model, ids, cache=False)
         assert torch.equal(greedy(model, ids, cache=True), expected)
-        assert read_record(out).measured["params"] == sum(p.numel() for p in model.parameters())
+        record = read_record(out)
+        assert record.measured["params"] == sum(p.numel() for p in model.parameters())
+        predicted = costs.of([candidate])
+        assert all(predicted[cost].item() == count for cost, count in record.measured.items())
     healed = tmp_path / "healed"
     student = load_student(tmp_path / "stock", loaded)
     write_student(student.requires_grad_(False), tmp_path / "stock", healed, "nothing")
@@ -123,6 +131,7 @@ def greedy(model, ids, *, cache):
 def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mixture")
     trained_checkpoint(folder / "model")
+    tiny_checkpoint(folder / "shared", "qwen2_moe")
     (folder / "text.txt").write_text(dialect_text(1500, seed=5))
     return folder
 
@@ -134,11 +143,11 @@ def call(monkeypatch, *words):
     return stop.value.code
 
 
-def write_run(place, name, space, search):
+def write_run(place, name, space, search, model="model"):
     run = {
         "name": name,
         "runs": str(place / "runs"),
-        "model": {"source": str(place / "model")},
+        "model": {"source": str(place / model)},
         "threads": 1,
         "calibration": {
             "source": str(place / "text.txt"),
@@ -157,7 +166,8 @@ def write_run(place, name, space, search):
     return place / f"{name}.yaml"
 
 
-def test_the_command_line_takes_a_mixture_all_the_way(place, monkeypatch):
+@pytest.mark.parametrize("model", ["model", "shared"])
+def test_the_command_line_takes_a_mixture_all_the_way(place, monkeypatch, model):
     space = {
         "drop": {"units": ["expert", "mlp"]},
         "width": {"units": ["mlp"], "channels": [0.5], "multiple_of": 4, "protect": []},
@@ -165,8 +175,9 @@ def test_the_command_line_takes_a_mixture_all_the_way(place, monkeypatch):
         "budget": {"active_params": 0.9, "nonzeros": 0.45},
     }
     search = {"name": "evopress", "generations": 2, "offspring": 4, "survivors": [2, 1]}
-    file = write_run(place, "all", space, search | {"stage_tokens": [256, 512]})
-    run = place / "runs" / "all"
+    search |= {"stage_tokens": [256, 512]}
+    file = write_run(place, f"all-{model}", space, search, model)
+    run = place / "runs" / f"all-{model}"
     assert call(monkeypatch, "search", file) == 0
     for stage in ("materialize", "heal", "evaluate", "report"):
         assert call(monkeypatch, stage, run) == 0

@@ -2,8 +2,8 @@
 
 Counted are linear matrices, attention scores with their weighted sum, and the head. Norms,
 activations, rotations and softmax are not. Of a mixture of experts those count that a token
-uses, and its router. Zeros in a matrix save nothing: a dense kernel
-multiplies by them, and a sparse one gains less than their share.
+uses, its router, and a shared expert with what weighs it. Zeros in a matrix save nothing: a dense
+kernel multiplies by them, and a sparse one gains less than their share.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def _products(part: Part, left: Left, length: int) -> int:
     if part.unit.kind == "expert":
         return left.own * length
     own = sum(left.weights[unit.name] * (unit.positions or length) for unit in part.matrices)
-    return own + (left.used - left.weight) * length
+    return own + (left.used - left.weight + part.gate) * length
 
 
 def _per_pair(part: Part, left: Left) -> int:

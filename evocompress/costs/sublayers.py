@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from evocompress.errors import ConfigError
-from evocompress.types import DENSE, Architecture, Axis, Level, Unit
+from evocompress.types import DENSE, Architecture, Axis, Level, Unit, narrowable
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ class Part:
         window: Attention window in tokens; ``None`` for full attention.
         routed: The matrices of the experts that a token uses, of an MLP that is a mixture.
         channel_params: Of `own` those that go with one channel.
+        gate: Of `own` those that each token is multiplied with: what weighs a shared expert.
     """
 
     unit: Unit
@@ -71,6 +72,7 @@ class Part:
     window: int | None
     routed: tuple[Unit, ...] = ()
     channel_params: int = 0
+    gate: int = 0
 
     def left(self, level: Level) -> Left:
         """What a level that does not drop the sub-layer leaves of it.
@@ -169,6 +171,7 @@ def _part(
         window=architecture.windows[block],
         routed=tuple(m for expert in experts[: unit.active] for m in within[expert.name]),
         channel_params=0 if attention else _channel_params(architecture, block),
+        gate=architecture.gate if unit.kind == "mlp" else 0,
     )
 
 
@@ -185,5 +188,5 @@ def _size(unit: Unit, lengths: Mapping[Axis, int]) -> tuple[int, int]:
 
 
 def _along(axes: tuple[Axis, ...], lengths: Mapping[Axis, int], whole: int) -> int:
-    """Rows (columns) of a matrix; all of them where they are the residual stream."""
-    return sum(lengths[axis] for axis in axes) if axes else whole
+    """Rows (columns) of a matrix; all where no level cuts any, as of the residual stream."""
+    return sum(lengths[axis] for axis in axes) if narrowable(axes) else whole

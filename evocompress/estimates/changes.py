@@ -20,7 +20,7 @@ from evocompress.families import Matrix, SubLayerName
 from evocompress.families.base import matrices_of
 from evocompress.families.coupling import Kept, index_of
 from evocompress.transfer import to_device
-from evocompress.types import DENSE, Candidate, Level, Unit
+from evocompress.types import DENSE, Candidate, Level, Unit, narrowable
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +110,7 @@ class Wide:
         for name, matrix in self._readers(unit):
             if matrix.sublayer != sublayer:
                 continue
-            if level.narrow:
+            if level.narrow and not matrix.fixed:
                 found |= self._narrow(unit, name, matrix, level)
             else:
                 found |= {key: Value(self._live.dense[key]) for key in self._tensor_names(name)}
@@ -138,6 +138,8 @@ class Wide:
         """The matrices that read what is cut of a sub-layer as it is now, at full width."""
         level, values = self._levels[unit.name], dict[str, Value]()
         for name, matrix in self._readers(unit):
+            if matrix.fixed:
+                continue
             values |= self._narrow(unit, name, matrix, level)
             if not self.current(name).dense:
                 values[f"{name}.weight"] = self._sparse(unit, name, matrix, level)
@@ -196,7 +198,7 @@ class Wide:
         tensor = self._live.tensors(unit.name, level)[f"{unit.name}.weight"]
         owner = self._live.units[unit.parent or ""]
         width = self.current(owner.parent or "" if owner.kind == "expert" else owner.name)
-        if not (unit.columns and width.narrow):
+        if not (narrowable(unit.columns) and width.narrow):
             return Value(tensor)
         matrix = next(matrix for name, matrix in self._readers(owner) if name == unit.name)
         axis, kept = self._kept(owner, matrix, width)

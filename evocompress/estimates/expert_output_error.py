@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from evocompress.apply import put_attributes
@@ -18,8 +19,8 @@ def expert_output_error(subject: Subject) -> Rows:
     output's energy so that layers are comparable. The router chooses among the others. Only tokens
     that used the expert pass the mixture again: ask for it with as many forward passes more as a
     token uses experts. The others choose as before. Where the weights of the chosen ones add up to
-    1, nothing changes for them; elsewhere a softmax without a share of p makes their output
-    1 / (1 - p) as large.
+    1, nothing changes for them; elsewhere a softmax without a share of p makes the output of the
+    chosen experts, not that of a shared one, 1 / (1 - p) as large.
 
     Returns:
         One value for every expert that the candidate keeps. A mixture that has no more experts
@@ -33,6 +34,7 @@ def expert_output_error(subject: Subject) -> Rows:
         if len(mixed.kept) > mixed.active
     ]
     handles = [each.mixed.core.register_forward_hook(each.add) for each in measured]
+    handles += [each.mixed.experts.register_forward_hook(each.note) for each in measured]
     run_hooked(subject, handles)
     return {name: row for each in measured for name, row in each.rows().items()}
 
@@ -44,15 +46,20 @@ class _Measured:
         self.mixed = mixed
         self._errors = [0.0] * len(mixed.kept)
         self._energy = 0.0
+        self._routed = torch.zeros(0)
         self._grow = not getattr(mixed.router, "norm_topk_prob", True)
+
+    def note(self, _: Any, __: Any, output: Tensor) -> None:
+        """A forward hook: what the chosen experts make of the tokens (N, H)."""
+        self._routed = output
 
     def add(self, module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         """A forward hook: the mixture runs again without each of its experts."""
         tokens, whole = inputs[0].flatten(0, -2), output.flatten(0, -2)
         logits, _, chosen = self.mixed.router(tokens)
         shares = logits.double().softmax(-1)
-        energies = whole.double().square().sum(-1)
-        self._energy += float(energies.sum())
+        energies = self._routed.double().square().sum(-1)
+        self._energy += float(whole.double().square().sum())
         for number in range(len(self.mixed.kept)):
             users = (chosen == number).any(dim=-1)
             if bool(users.any()):

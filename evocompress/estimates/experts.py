@@ -38,6 +38,11 @@ class Mixed:
         return self.block.get_submodule(self.mixture.core)
 
     @property
+    def experts(self) -> nn.Module:
+        """What the chosen experts are in; a shared one is beside it."""
+        return self.block.get_submodule(f"{self.mixture.core}.experts")
+
+    @property
     def router(self) -> nn.Module:
         """What chooses the experts of each token."""
         return self.block.get_submodule(f"{self.mixture.core}.gate")

@@ -36,7 +36,8 @@ def _error(live: LiveModel, unit: str, level: Level) -> float:
     if not isinstance(live.library, Library):
         raise LibraryError(f"output_error: there is no level library with {level.key} of {unit}")
     if live.units[unit].active:
-        experts = [own.name for own in live.units.values() if own.parent == unit]
+        inside = (own for own in live.units.values() if own.parent == unit)
+        experts = [own.name for own in inside if own.kind == "expert"]
         return sum(_error(live, expert, level) for expert in experts) / len(experts)
     error = live.library.error(unit, level)
     if error is None:

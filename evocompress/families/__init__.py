@@ -22,6 +22,7 @@ from evocompress.families.mixtral import Mixtral
 from evocompress.families.opt import OPT
 from evocompress.families.phi3 import Phi3
 from evocompress.families.qwen2 import Qwen2
+from evocompress.families.qwen2_moe import Qwen2Moe
 from evocompress.families.qwen3 import Qwen3
 from evocompress.families.qwen3_moe import Qwen3Moe
 from evocompress.families.resnet import ResNet
@@ -52,6 +53,7 @@ FAMILIES: dict[str, Family] = {
     "opt": OPT(),
     "starcoder2": Starcoder2(),
     "mixtral": Mixtral(),
+    "qwen2_moe": Qwen2Moe(),
     "qwen3_moe": Qwen3Moe(),
     "bert": Bert(),
     "bert-classifier": BertClassifier(),

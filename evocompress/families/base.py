@@ -173,6 +173,7 @@ class Family:
             outer_flops=self._outer_flops(model),
             experts=experts,
             active_experts=active,
+            gate=config.hidden_size if self.mixture and self.mixture.shared_gate else 0,
         )
 
     def _context(self, model: PreTrainedModel) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from evocompress.families.coupling import Follower
-from evocompress.types import Axis
+from evocompress.types import Axis, narrowable
 
 SubLayerName = Literal["attention", "mlp"]
 
@@ -46,9 +46,14 @@ class Matrix:
 
         It is empty where the rows that stay are the dense matrix's.
         """
-        if not self.columns:
+        if not narrowable(self.columns):
             return ""
         return "inner" if "inner" in self.columns else "weight"
+
+    @property
+    def fixed(self) -> bool:
+        """Whether it stays as it is where its sub-layer is narrowed: a shared expert's."""
+        return not narrowable((*self.rows, *self.columns))
 
     @property
     def owner(self) -> str:

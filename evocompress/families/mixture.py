@@ -88,12 +88,15 @@ class Mixture:
         core: Module path of the MLP; its ``gate`` is the router, its ``experts`` the experts.
         stored_core: What checkpoints of the model's own class call the MLP.
         stored: What they call the matrices of an expert, where they have other names.
+        shared_gate: Module path of the linear module whose one output weighs an expert that every
+            token passes, where there is one. Like the router it is in no unit.
     """
 
     count_key: str
     core: str = "mlp"
     stored_core: str = "mlp"
     stored: Mapping[str, str] = field(default_factory=dict)
+    shared_gate: str = ""
 
     def stored_name(self, name: str) -> str:
         """How checkpoints of the model's own class name a parameter of a prepared model."""

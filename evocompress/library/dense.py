@@ -273,7 +273,7 @@ def _coupled(
     loaded: LoadedModel, units: Mapping[str, Unit], linears: Mapping[str, Linear]
 ) -> dict[str, Coupled]:
     architecture = loaded.family.architecture(loaded.model)
-    with_matrices = {linear.unit.parent for linear in linears.values() if linear.unit.columns}
+    with_matrices = {linear.unit.parent for linear in linears.values() if linear.part}
     return {
         name: Coupled(
             unit,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from evocompress.types import Architecture, Axis, Unit
 
@@ -20,7 +20,8 @@ COLUMNS: dict[str, tuple[Axis, ...]] = {"o_proj": ("query",), "down_proj": ("cha
 class Decoder:
     """The dimensions of a decoder with gated MLPs, two norms a block and a tied head.
 
-    With `experts` each MLP is a mixture of so many, of which a token uses `active`.
+    With `experts` each MLP is a mixture of so many, of which a token uses `active`, beside a shared
+    one of `shared` channels that every token passes.
     """
 
     layers: int = 4
@@ -33,6 +34,7 @@ class Decoder:
     window: int | None = None
     experts: int = 0
     active: int = 0
+    shared: int = 0
 
     @property
     def head_dim(self) -> int:
@@ -45,6 +47,7 @@ class Decoder:
 
     def architecture(self) -> Architecture:
         """What the cost model must know; every second block has the window, if there is one."""
+        gate = self.hidden if self.shared else 0
         return Architecture(
             hidden=self.hidden,
             vocabulary=self.vocabulary,
@@ -55,11 +58,12 @@ class Decoder:
             head_dim=self.head_dim,
             channels=(self.ffn,) * self.layers,
             windows=tuple(self.window if i % 2 else None for i in range(self.layers)),
-            own_params=((self.hidden, self.hidden * (1 + self.experts)),) * self.layers,
+            own_params=((self.hidden, self.hidden * (1 + self.experts) + gate),) * self.layers,
             dtype_bytes=2,
             context=self.context,
             experts=self.experts,
             active_experts=self.active,
+            gate=gate,
         )
 
     def _block(self, index: int) -> list[Unit]:
@@ -77,11 +81,26 @@ class Decoder:
             if attention or not self.experts:
                 units.extend(self._below(sublayer, f"{block}.{module}", index, kind))
                 continue
+            units.extend(self._shared(sublayer, index) if self.shared else ())
             for number in range(self.experts):
                 expert = f"{sublayer}.experts.{number}"
                 units.append(Unit(expert, "expert", sublayer, index, f"mlp.experts.{number}"))
                 units.extend(self._below(expert, expert, index, kind))
         return units
+
+    def _shared(self, mlp: str, index: int) -> list[Unit]:
+        """The matrices of the expert that every token passes."""
+        path, size = "shared_expert", self.shared
+        return [
+            replace(
+                unit,
+                role=f"mlp.{path}.{unit.name.rpartition('.')[2]}",
+                shape=(self.hidden, size) if unit.columns else (size, self.hidden),
+                rows=() if unit.columns else ("shared",),
+                columns=("shared",) if unit.columns else (),
+            )
+            for unit in self._below(mlp, f"{mlp}.{path}", index, "mlp")
+        ]
 
     def _below(self, parent: str, module: str, index: int, kind: str) -> list[Unit]:
         """The matrices of a sub-layer or expert."""

@@ -20,6 +20,7 @@ from evocompress.families import Family, Matrix
 from evocompress.families.base import matrices_of
 from evocompress.models import LoadedModel
 from evocompress.testing import heuristics
+from evocompress.testing.families import output_pattern
 from evocompress.types import DENSE, DROP, Candidate, Level
 
 Reference = Callable[[Family, PreTrainedModel, Sequence[Tensor]], Rows]
@@ -84,7 +85,7 @@ def reference_fluctuation(
     for index, block in enumerate(family.blocks(model)):
         for branch in (family.attention, family.mlp):
             every = (m for m in matrices_of(family, model) if m.sublayer == branch.output.sublayer)
-            outputs = [matrix for matrix in every if matrix.columns]
+            outputs = [matrix for matrix in every if matrix.columns and not matrix.fixed]
             each = [_wifv(family, model, block, m, micro_batches) for m in outputs]
             if len(each) > 1:
                 each = [scores.sort(descending=True).values for scores in each]
@@ -160,7 +161,7 @@ def reference_curvature(
         torch.autograd.backward(scores / (ids.shape[1] - 1) ** 0.5)
         for index, block in enumerate(family.blocks(model)):
             for branch in (family.attention, family.mlp):
-                pattern = re.compile(branch.output.pattern)
+                pattern = re.compile(output_pattern(family, branch.output.sublayer))
                 products = [
                     float((parameter.detach() * parameter.grad).sum())
                     for path, module in block.named_modules()
@@ -227,11 +228,21 @@ def reference_expert_error(
     for unit, entering in _mixture_inputs(family, model, micro_batches):
         mixture: Any = model.get_submodule(unit)
         outputs = [expert(entering) for expert in mixture.experts]
-        whole = _mixed(mixture.gate, entering, outputs, None)
+        whole = _mixed(mixture.gate, entering, outputs, None) + _shared(mixture, entering)
         for index in range(len(outputs)):
-            change = _mixed(mixture.gate, entering, outputs, index) - whole
+            without = _mixed(mixture.gate, entering, outputs, index) + _shared(mixture, entering)
+            change = without - whole
             rows[f"{unit}.experts.{index}"] = (float(change.norm() ** 2 / whole.norm() ** 2),)
     return rows
+
+
+def _shared(mixture: Any, entering: Tensor) -> Tensor:
+    """What an expert that every token passes adds; nothing where there is none."""
+    if not hasattr(mixture, "shared_expert"):
+        return torch.zeros_like(entering)
+    weight = (entering @ mixture.shared_expert_gate.weight.T).sigmoid()
+    output: Tensor = weight * mixture.shared_expert(entering)
+    return output
 
 
 def _mixed(router: Any, entering: Tensor, outputs: Sequence[Tensor], gone: int | None) -> Tensor:

@@ -24,7 +24,7 @@ from evocompress.tasks import EMBEDDINGS
 from evocompress.testing.hooks import embedding, must_not_run, note_input, note_shape
 from evocompress.testing.staged import require_packages, staged
 from evocompress.testing.tiny import tiny_model
-from evocompress.types import Unit
+from evocompress.types import Unit, narrowable
 
 SUBLAYERS: tuple[SubLayerName, ...] = ("attention", "mlp")
 ENCLOSING: dict[str, set[str | None]] = {
@@ -65,14 +65,15 @@ def answer(family: Family, model: PreTrainedModel, batch: Tensor) -> Tensor:
 
 def output_pattern(family: Family, sublayer: SubLayerName) -> str:
     """Of the modules whose outputs a sub-layer adds to the residual stream."""
-    return [m.pattern for m in family.matrices if m.sublayer == sublayer][-1]
+    last = [m.pattern for m in family.matrices if m.sublayer == sublayer and not m.rows]
+    return "|".join(last)
 
 
 def silence(family: Family, block: nn.Module, sublayer: SubLayerName) -> None:
     """Remove a sub-layer by brute force: zero weights and bias in its last matrix, or norm.
 
-    Of a mixture in the last one of every expert. A norm of the sum with the residual stream is
-    taken out with it.
+    Of a mixture in the last one of every expert, a shared one among them. A norm of the sum with
+    the residual stream is taken out with it.
     """
     branch = family.attention if sublayer == "attention" else family.mlp
     last = re.compile(re.escape(branch.gate) or output_pattern(family, sublayer))
@@ -82,6 +83,13 @@ def silence(family: Family, block: nn.Module, sublayer: SubLayerName) -> None:
                 parameter.zero_()
     if branch.norm_after:
         block.set_submodule(branch.norm_after, nn.Identity())
+
+
+def linear_modules(family: Family, block: nn.Module) -> dict[str, nn.Module]:
+    """The linear modules of a block by path, but what weighs a shared expert, as a router does."""
+    gate = family.mixture.shared_gate if family.mixture else ""
+    modules = block.named_modules()
+    return {path: m for path, m in modules if isinstance(m, LINEAR) and path != gate}
 
 
 def below(units: list[Unit], name: str) -> list[Unit]:
@@ -147,8 +155,8 @@ class FamilyContract:
         for block in family.blocks(model):
             linear = {
                 path: isinstance(module, Conv1D)
-                for path, module in block.named_modules()
-                if isinstance(module, LINEAR) and not path.startswith("shortcut.")
+                for path, module in linear_modules(family, block).items()
+                if not path.startswith("shortcut.")
             }
             matrices = matrices_of(family, model)
             named = [matrix.path for matrix in matrices]
@@ -180,6 +188,9 @@ class FamilyContract:
             lengths = axis_lengths(architecture, unit.block)
             sizes = (unit.shape[0], unit.shape[1] // unit.patch)
             for axes, size in zip((unit.rows, unit.columns), sizes, strict=True):
+                if "shared" in axes:
+                    assert size == model.config.shared_expert_intermediate_size
+                    continue
                 width = 1 if set(axes) & set(CHANNELS) else architecture.head_dim
                 stream = size if staged(family) else architecture.hidden
                 assert (sum(lengths[axis] for axis in axes) * width or stream) == size
@@ -187,7 +198,7 @@ class FamilyContract:
             output = family.output("attention" if "attention" in str(unit.parent) else "mlp")
             pattern = rf".*\.{output.pattern}"
             last = re.fullmatch(pattern, unit.name) is not None
-            assert last == (bool(unit.columns) and "inner" not in unit.columns)
+            assert last == (narrowable(unit.columns) and "inner" not in unit.columns)
             assert bool(unit.rows) != bool(unit.columns) or unit.columns == ("inner",)
 
     def test_same_input_word_means_same_input(self, family: Family, model: PreTrainedModel) -> None:
@@ -355,7 +366,7 @@ class FamilyContract:
         for sublayer in family.sublayers:
             block = copy.deepcopy(family.blocks(model)[0])
             replace_modules(block, family.replacements(block, sublayer))
-            left = [m for m in block.modules() if isinstance(m, LINEAR)]
+            left = linear_modules(family, block)
             matrices = matrices_of(family, model)
             assert len(left) == sum(m.sublayer != sublayer for m in matrices)
 

@@ -106,8 +106,8 @@ class NarrowingContract:
             shapes = {unit.name: unit.shape for unit in loaded.family.units(loaded.model)}
         for unit in units:
             assert unit.shape is not None
-            rows = sum(left[axis] for axis in unit.rows) or unit.shape[0]
-            columns = unit.patch * sum(left[axis] for axis in unit.columns) or unit.shape[1]
+            rows = sum(left.get(axis, 0) for axis in unit.rows) or unit.shape[0]
+            columns = unit.patch * sum(left.get(axis, 0) for axis in unit.columns) or unit.shape[1]
             assert shapes[unit.name] == (rows, columns)
 
     @pytest.mark.parametrize("implementation", ["eager", "sdpa"])

@@ -57,6 +57,9 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "opt": {},
     "starcoder2": _GROUPED | {"sliding_window": WINDOW},
     "mixtral": _MIXTURE | {"num_local_experts": 4},
+    "qwen2_moe": _MIXTURE
+    | {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 1}
+    | {"num_experts": 5, "moe_intermediate_size": 128, "shared_expert_intermediate_size": 96},
     "qwen3_moe": _WIDE_HEADS
     | {"num_experts_per_tok": 2, "num_experts": 5, "moe_intermediate_size": 128},
     "bert": {},

@@ -164,6 +164,27 @@ def test_the_wide_form_computes_the_same(live):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_a_shared_expert_has_its_full_width_beside_narrow_ones():
+    loaded, mlp = tiny_loaded("qwen2_moe"), "model.layers.1.mlp"
+    down, narrow = f"{mlp}.shared_expert.down_proj", Level(channels=40)
+    asked = {mlp: (DENSE, narrow, DROP), down: (Level(zeros=2000), Level(zeros=4000))}
+    candidate = Candidate(((mlp, narrow), (down, asked[down][0])))
+    with LiveModel(loaded, PlainLibrary(loaded)) as live:
+        live.apply(candidate)
+        expected = loaded.model(sequences()[0]).logits
+        with wide_form(live, candidate, asked) as wide:
+            torch.testing.assert_close(loaded.model(sequences()[0]).logits, expected)
+            for level in asked[down]:
+                value = wide.values(live.units[down], level)[f"{down}.weight"]
+                assert value.kept is None
+                assert int((value.tensor == 0).sum()) == level.zeros
+            named = [f"{down}.weight" in wide.values(live.units[mlp], o) for o in asked[mlp]]
+            assert named == [True, True, False]
+        rows = ESTIMATES["linearised"](Subject(live, sequences(), candidate, asked))
+    table = torch.tensor(rows[down]).view(2, 2, 2)
+    assert not table[:, 0].any() and table[:, 1].all()
+
+
 def test_drawn_tokens_follow_the_model():
     probabilities = torch.tensor([0.5, 0.3, 0.15, 0.05]).repeat(4000, 1)
     ids = torch.zeros(1, 4001, dtype=torch.int64)

@@ -129,6 +129,47 @@ def test_costs_are_those_of_the_model(name):
     assert costs["active_params"] == sum(sizes.values()) - inactive
 
 
+def test_a_shared_expert_keeps_its_width_beside_narrow_ones():
+    loaded = tiny_loaded("qwen2_moe")
+    library, narrow = PlainLibrary(loaded), {MLP: Level(channels=10)}
+    matrices = [f"{MLP}.shared_expert.{word}_proj" for word in ("gate", "up", "down")]
+    zeros = {matrix: Level(zeros=3000) for matrix in matrices}
+    silenced = copy.deepcopy(loaded.model)
+    for matrix in matrices:
+        weight = library.load(matrix, zeros[matrix])["weight"]
+        assert weight.shape == library.units[matrix].shape
+        silenced.get_parameter(f"{matrix}.weight").copy_(weight)
+    with LiveModel(loaded, library) as live:
+        live.apply(Candidate(tuple(sorted(zeros.items()))))
+        torch.testing.assert_close(logits(loaded.model), logits(silenced), rtol=0, atol=0)
+        live.apply(canonical(narrow | zeros, live.units.values()))
+        both = logits(loaded.model)
+    for index in range(5):
+        for matrix, weight in library.silenced(f"{MLP}.experts.{index}", narrow[MLP]).items():
+            silenced.get_parameter(f"{matrix}.weight").copy_(weight)
+    torch.testing.assert_close(both, logits(silenced), rtol=1e-4, atol=1e-4)
+
+
+def test_a_shared_expert_counts_for_every_token():
+    loaded, length = tiny_loaded("qwen2_moe"), 8
+    units, shape = loaded.family.units(loaded.model), loaded.family.architecture(loaded.model)
+    names = [f"{MLP}.shared_expert.{word}_proj" for word in ("gate", "up", "down")]
+    model = cost_model(units, shape, length=length)
+    zeros = canonical({name: Level(zeros=1000) for name in names}, units)
+    gone = canonical({MLP: DROP}, units)
+    dense, (sparse, less) = (
+        model.dense(),
+        ({key: values[i] for key, values in model.of([zeros, gone]).items()} for i in (0, 1)),
+    )
+    assert dense["nonzeros"] - sparse["nonzeros"] == 3000
+    assert dense["matrix_nonzeros"] - sparse["matrix_nonzeros"] == 3000
+    assert all(dense[key] == sparse[key] for key in ("params", "active_params", "flops"))
+    hidden, router = shape.hidden, shape.experts * shape.hidden
+    met = 3 * hidden * (96 + 2 * 128) + hidden + router  # the gate, then the router
+    assert dense["flops"] - less["flops"] == 2 * met * length
+    assert dense["active_params"] - less["active_params"] == met + hidden  # and the norm
+
+
 def test_fewer_experts_than_a_token_uses_are_refused(name):
     loaded = tiny_loaded(name)
     count = loaded.family.mixture.experts(loaded.model)[0]
@@ -139,9 +180,10 @@ def test_fewer_experts_than_a_token_uses_are_refused(name):
         live.apply(Candidate(tuple(sorted(levels.items()))))
 
 
-def test_ordinary_mlps_among_mixtures_are_refused():
+@pytest.mark.parametrize("name", ["qwen2_moe", "qwen3_moe"])
+def test_ordinary_mlps_among_mixtures_are_refused(name):
     config = AutoConfig.for_model(
-        "qwen3_moe",
+        name,
         hidden_size=16,
         num_hidden_layers=2,
         num_attention_heads=2,
@@ -151,5 +193,5 @@ def test_ordinary_mlps_among_mixtures_are_refused():
         num_experts=4,
         mlp_only_layers=[1],
     )
-    with pytest.raises(ModelError, match="block 1 of this qwen3_moe model has an MLP without"):
+    with pytest.raises(ModelError, match=f"block 1 of this {name} model has an MLP without"):
         family_of(AutoModelForCausalLM.from_config(config))

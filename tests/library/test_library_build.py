@@ -48,9 +48,11 @@ def assert_same(module, found, expected, what):
     assert float(difference) < 1e-4, f"{what}: {difference}"
 
 
-@pytest.mark.parametrize("model_type", FAMILIES)
+@pytest.mark.parametrize("model_type", [*FAMILIES, "qwen2_moe"])
 def test_dense_hessians_come_from_the_whole_dense_model(model_type, tmp_path):
     setting = Setting(model_type)
+    # What is sent to an expert depends on the router; a shared one reads every token.
+    setting.wanted = {n: levels for n, levels in setting.wanted.items() if ".experts." not in n}
     library = setting.build(tmp_path / "library")
     for unit, levels in setting.wanted.items():
         expected, gram = expected_levels(setting, unit, levels)

@@ -28,6 +28,7 @@ from evocompress.export.modeling import (
     modeling_opt,
     modeling_phi3,
     modeling_qwen2,
+    modeling_qwen2_moe,
     modeling_qwen3,
     modeling_qwen3_moe,
     modeling_resnet,
@@ -127,6 +128,11 @@ CLASSES: dict[str, Classes] = {
         modeling_mixtral.EvocompressMixtralConfig,
         modeling_mixtral.EvocompressMixtralModel,
         modeling_mixtral.EvocompressMixtralForCausalLM,
+    ),
+    "qwen2_moe": Classes(
+        modeling_qwen2_moe.EvocompressQwen2MoeConfig,
+        modeling_qwen2_moe.EvocompressQwen2MoeModel,
+        modeling_qwen2_moe.EvocompressQwen2MoeForCausalLM,
     ),
     "qwen3_moe": Classes(
         modeling_qwen3_moe.EvocompressQwen3MoeConfig,
