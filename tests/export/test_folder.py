@@ -19,7 +19,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-@pytest.mark.parametrize("pid", [os.getpid(), 7])
+@pytest.mark.parametrize("pid", [os.getpid(), 7], ids=["own", "another"])
 def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path, pid: int) -> None:
     make(tmp_path / f".out.{pid}.tmp", "half")
     make(tmp_path / f".out.{pid}.old", "replaced")
