@@ -35,7 +35,7 @@ from evocompress.finding import find
 from evocompress.heal import heal as distil
 from evocompress.outcome import costs_of
 from evocompress.planning import Plan, plan_on
-from evocompress.profile import table_path
+from evocompress.profile import path_of
 from evocompress.progress import Reporter, Silent
 from evocompress.report import write_report, write_sweep_report
 from evocompress.run import Listener
@@ -110,6 +110,9 @@ def profile(
 ) -> tuple[Path, LatencyTable]:
     """The latency table of a run's model on this machine, measured where it is missing.
 
+    With ``executor: ray`` it is measured on the cluster, in a task that has a GPU, or all CPUs of
+    a node, to itself.
+
     Args:
         config: The run.
         anew: Measure even where there is a table.
@@ -121,9 +124,10 @@ def profile(
     Raises:
         EvoCompressError: Anything the user can mend.
     """
+    check_names(config)
     bench = Workbench(config, RunFolder(config.folder), reporter or Silent())
     table = bench.profile(anew=anew)
-    return table_path(bench.loaded, config.latency), table
+    return path_of(table.made, config.latency), table
 
 
 def plan(config: RunConfig, device: str = "here") -> Plan:
@@ -227,7 +231,8 @@ def heal(
     """Distils the dense model into a run's checkpoint.
 
     Trains on the library and search parts of the calibration tokens, less the sequences
-    that choose the best checkpoint; the held-out part stays untouched.
+    that choose the best checkpoint; the held-out part stays untouched. With ``executor: ray``
+    this is done in a task on the cluster, whose nodes must see the folder.
 
     Args:
         path: The run's folder, with a checkpoint.
@@ -245,6 +250,12 @@ def heal(
     folder, config = bench.folder, bench.config.heal
     if not folder.checkpoint.exists():
         raise RunError(f"{folder.checkpoint} does not exist: run 'evocompress materialize' first")
+    check_names(bench.config)
+    if bench.config.executor == "ray":
+        from evocompress.distributed.healing import heal_on_ray
+
+        heal_on_ray(bench.config, path, overrides, resume, bench.reporter)
+        return folder.healed_checkpoint
     teacher = bench.loaded
     tokens = torch.cat([bench.calibration.library, *bench.calibration.search])
     kept = config.validation_sequences

@@ -33,6 +33,12 @@ Overrides = Annotated[
     typer.Argument(help="Changes such as `search.generations=5`.", show_default=False),
 ]
 Folder = Annotated[Path, typer.Argument(help="Folder of a run.", show_default=False)]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--ray", help="Address of a Ray cluster; `auto`: this machine's.", show_default=False
+    ),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where it stopped.")]
 
 
@@ -62,10 +68,7 @@ def search(
     workers: Annotated[
         int | None, typer.Option(help="Ray workers that hold the model.", show_default=False)
     ] = None,
-    ray: Annotated[
-        str | None,
-        typer.Option(help="Address of a Ray cluster; `auto`: this machine's.", show_default=False),
-    ] = None,
+    ray: RayAddress = None,
 ) -> None:
     """Search for the best candidate; first makes what is missing: level library, latency table.
 
@@ -76,11 +79,8 @@ def search(
     from evocompress.config_file import load_config
     from evocompress.progress import Reporter
 
-    changes = list(overrides or [])
-    if workers is not None or ray is not None:
-        changes.append("executor=ray")
-    changes += [f"ray.workers={workers}"] if workers is not None else []
-    changes += [f"ray.address={ray}"] if ray is not None else []
+    changes = [*(overrides or []), *_on_ray(ray)]
+    changes += ["executor=ray", f"ray.workers={workers}"] if workers is not None else []
     folder = api.search(load_config(run_file, changes), resume=resume, reporter=Reporter())
     typer.echo(f"Winner: {folder / 'winner.json'}")
     typer.echo(f"Next: evocompress materialize {folder}")
@@ -115,20 +115,25 @@ def sweep(
 
 @app.command(
     epilog="Example: `evocompress profile search_spaces/smollm2_latency70.yaml`; "
-    "`evocompress profile run.yaml latency.prefill=[4,256] --anew`"
+    "`evocompress profile run.yaml latency.prefill=[4,256] --anew`; "
+    "`evocompress profile run.yaml --ray auto`"
 )
 def profile(
     run_file: RunFile,
     overrides: Overrides = None,
     anew: Annotated[bool, typer.Option("--anew", help="Measure even where there is one.")] = False,
+    ray: RayAddress = None,
 ) -> None:
-    """Measure the latency table of a run's model on this machine, or show the one there is."""
+    """Measure the latency table of a run's model on this machine, or show the one there is.
+
+    With Ray it is measured on the cluster, alone on a GPU, or on a node without one.
+    """
     from evocompress import api
     from evocompress.config_file import load_config
     from evocompress.profile import table_rows
     from evocompress.progress import Reporter
 
-    config = load_config(run_file, overrides or [])
+    config = load_config(run_file, [*(overrides or []), *_on_ray(ray)])
     path, table = api.profile(config, anew=anew, reporter=Reporter())
     _print_table(_columns(table_rows(table)))
     typer.echo(f"Table: {path}")
@@ -241,13 +246,25 @@ def materialize(
     typer.echo(written)
 
 
-@app.command(epilog="Example: `evocompress heal runs/demo heal.steps=100`")
-def heal(folder: Folder, overrides: Overrides = None, resume: Resume = False) -> None:
-    """Distil the dense model into the run's checkpoint; zeros stay zeros."""
+@app.command(
+    epilog="Examples: `evocompress heal runs/demo heal.steps=100`; "
+    "`evocompress heal /shared/runs/trial --ray auto`"
+)
+def heal(
+    folder: Folder,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    ray: RayAddress = None,
+) -> None:
+    """Distil the dense model into the run's checkpoint; zeros stay zeros.
+
+    With Ray this is one task on the cluster, whose nodes must see the folder.
+    """
     from evocompress import api
     from evocompress.progress import Reporter
 
-    typer.echo(api.heal(folder, overrides or [], resume=resume, reporter=Reporter()))
+    changes = [*(overrides or []), *_on_ray(ray)]
+    typer.echo(api.heal(folder, changes, resume=resume, reporter=Reporter()))
 
 
 @app.command(epilog="Example: `evocompress evaluate runs/demo`")
@@ -281,6 +298,11 @@ def main() -> None:
         if stop.code == INTERRUPTED:
             print("interrupted: search, heal and sweep go on with --resume", file=sys.stderr)
         raise
+
+
+def _on_ray(address: str | None) -> list[str]:
+    """The changes of a configuration that name a Ray cluster."""
+    return [] if address is None else ["executor=ray", f"ray.address={address}"]
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> Table:

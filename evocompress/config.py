@@ -332,8 +332,8 @@ class RunConfig(Strict):
         runs: Folder of all runs.
         seed: Seed of the search.
         threads: CPU threads of torch; ``None`` leaves torch's choice.
-        executor: Where candidates are evaluated, and the level library built: a name from
-            `evocompress.distributed.EXECUTORS`.
+        executor: Where candidates are evaluated, the level library built, the latency table
+            measured and the checkpoint healed: a name from `evocompress.distributed.EXECUTORS`.
         ray: How, with ``executor: ray``.
     """
 

@@ -16,7 +16,7 @@ from evocompress.apply import LiveModel
 from evocompress.config import LibraryConfig, RunConfig
 from evocompress.costs import TIMED, LatencyTable
 from evocompress.criteria import STRUCTURED
-from evocompress.distributed import EXECUTORS, LIBRARY_BUILDERS
+from evocompress.distributed import EXECUTORS, LIBRARY_BUILDERS, TABLE_MAKERS
 from evocompress.errors import ConfigError, LibraryError, RunError
 from evocompress.estimates.answer import LiveEstimates
 from evocompress.evaluation import check_lengths
@@ -26,7 +26,8 @@ from evocompress.genes import Genes
 from evocompress.library import Library, build_library, check_library, open_library
 from evocompress.models import LoadedModel, load, require_next_token
 from evocompress.profile import check_lengths as check_timed_lengths
-from evocompress.profile import check_table, profile, read_table, table_path
+from evocompress.profile import check_table, path_of, profile, read_table, table_path
+from evocompress.profile.tables import ALIKE, NEW_RUN
 from evocompress.progress import Reporter
 from evocompress.proxies import PROXIES, Proxy, check_proxy
 from evocompress.proxies.calibration import Calibration, check_calibration, load_calibration
@@ -143,10 +144,19 @@ class Workbench:
         return not wanted.isdisjoint(TIMED)
 
     def profile(self, *, anew: bool = False) -> LatencyTable:
-        """The latency table of this machine, measured where it is missing or wanted `anew`."""
+        """The latency table of this machine, measured where it is missing or wanted `anew`.
+
+        With ``executor: ray`` it is measured on the cluster, and may be of another device.
+        """
         loaded, config = self.loaded, self.config.latency
         with self.reporter.stage(f"latency table: {table_path(loaded, config)}") as advance:
-            return profile(loaded, config, progress=advance, anew=anew)
+            return profile(
+                loaded,
+                config,
+                progress=advance,
+                anew=anew,
+                measured=TABLE_MAKERS[self.config.executor](self.config, self.reporter.say),
+            )
 
     @cached_property
     def calibration(self) -> Calibration:
@@ -236,10 +246,14 @@ class Workbench:
             )
 
     def _check_latency(self) -> None:
-        """Whether the run's own latency table is of this machine, and the bounds within it."""
-        table, path = self.latency_table, self.folder.latency
-        if table and path.exists():
-            check_table(table, self.loaded, self.config.latency, path, own=True)
+        """Whether the run's latency table is of this machine, and the bounds within it."""
+        table, config, own = self.latency_table, self.config.latency, self.folder.latency
+        if table and own.exists():
+            check_table(table, self.loaded, config, own, remedy=NEW_RUN)
+        elif table:
+            # Workers may have measured it on another device than this process has.
+            path = path_of(table.made, config)
+            check_table(table, self.loaded, config, path, remedy=ALIKE)
         self.searcher()
 
     @cached_property

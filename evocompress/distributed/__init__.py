@@ -1,4 +1,4 @@
-"""Where requests are evaluated, and libraries built."""
+"""Where requests are evaluated, libraries built and latency tables measured."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 from evocompress.distributed.actors import ray_executor
 from evocompress.distributed.libraries import Say, local_blocks, ray_blocks
 from evocompress.distributed.local import LocalExecutor
+from evocompress.distributed.profiling import local_table, ray_table
 
 if TYPE_CHECKING:
     from evocompress.apply import LiveModel
     from evocompress.config import RunConfig
     from evocompress.library.builder import MakeBlocks
+    from evocompress.profile import Measure
     from evocompress.run import Executor
     from evocompress.workbench import Workbench
 
@@ -33,4 +35,17 @@ LIBRARY_BUILDERS: dict[str, Callable[[RunConfig, Say], MakeBlocks]] = {
 }
 """By the same names."""
 
-__all__ = ["EXECUTORS", "LIBRARY_BUILDERS", "LocalExecutor", "local_executor", "ray_executor"]
+TABLE_MAKERS: dict[str, Callable[[RunConfig, Say], Measure]] = {
+    "local": local_table,
+    "ray": ray_table,
+}
+"""By the same names."""
+
+__all__ = [
+    "EXECUTORS",
+    "LIBRARY_BUILDERS",
+    "TABLE_MAKERS",
+    "LocalExecutor",
+    "local_executor",
+    "ray_executor",
+]

@@ -9,8 +9,8 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from evocompress.config import ModelConfig, RayConfig
-from evocompress.errors import ConfigError, one_line
+from evocompress.config import ModelConfig, RayConfig, RunConfig
+from evocompress.errors import ConfigError, RunError, one_line
 
 NOT_INSTALLED = "executor=ray needs a package that is not installed: pip install 'evocompress[ray]'"
 
@@ -132,3 +132,44 @@ def gpus_each(config: RayConfig) -> float:
     if config.gpus is not None:
         return config.gpus
     return 1.0 if ray.cluster_resources().get("GPU", 0) else 0.0
+
+
+def whole_gpus(config: RunConfig) -> int:
+    """GPUs of a task that computes alone on its device: one, where the run is on a GPU."""
+    if config.model.device == "auto":
+        return int(gpus_each(config.ray) > 0)
+    return int(config.model.device.startswith("cuda"))
+
+
+def nodes_with(wanted: Mapping[str, float]) -> list[dict[str, Any]]:
+    """The nodes that have so much of all resources, free or not."""
+    import ray
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    return [n for n in nodes if all(n["Resources"].get(k, 0) >= v for k, v in wanted.items())]
+
+
+def too_much(wanted: Mapping[str, float]) -> str:
+    """That no node has so many CPUs and GPUs, in words."""
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    most = {k: max((node.get(k, 0) for node in nodes), default=0) for k in wanted}
+    return (
+        f"ray.cpus={wanted['CPU']:g}, ray.gpus={wanted['GPU']:g}: no node has so many (at most "
+        f"{most['CPU']:g} CPUs, {most['GPU']:g} GPUs)"
+    )
+
+
+def enter(home: str) -> None:
+    """Has relative paths mean in this process what they mean to the driver.
+
+    Raises:
+        RunError: This node does not see the driver's folder.
+    """
+    try:
+        os.chdir(home)
+    except OSError as error:
+        raise RunError(
+            f"a node cannot enter {home} ({one_line(error)}): all nodes must see it"
+        ) from None

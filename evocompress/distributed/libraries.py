@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evocompress.config import ModelConfig, RayConfig, RunConfig
+from evocompress.config import RayConfig, RunConfig
 from evocompress.distributed.cluster import absolute, check_room, gpus_each, places, start
+from evocompress.distributed.replica import Replica
 from evocompress.errors import EvoCompressError, LibraryError, RunError, one_line
 
 if TYPE_CHECKING:
@@ -89,48 +90,16 @@ def ray_blocks(config: RunConfig, say: Say) -> MakeBlocks:
 
 
 @dataclass(frozen=True)
-class Site:
+class Site(Replica):
     """What every task needs beside the tokens.
 
     Attributes:
-        model: Which model, and how it is loaded.
-        fingerprint: What it must turn out to be.
         path: Folder of the library, which every node sees.
         batch: Sequences that pass a block together.
-        threads: CPU threads of torch.
     """
 
-    model: ModelConfig
-    fingerprint: str
     path: Path
     batch: int
-    threads: int
-
-    def load(self) -> LoadedModel:
-        """The model, in this process.
-
-        Raises:
-            LibraryError: It is another one.
-        """
-        import torch
-
-        from evocompress.models import load
-
-        torch.set_num_threads(self.threads)
-        model = self.model
-        loaded = load(
-            model.source,
-            dtype=model.dtype,
-            device=model.device,
-            device_memory=model.device_memory,
-            trust_remote_code=model.trust_remote_code,
-        )
-        if loaded.fingerprint != self.fingerprint:
-            raise LibraryError(
-                f"a worker found model {loaded.fingerprint} at {model.source}, not "
-                f"{self.fingerprint}: give all nodes the same model"
-            )
-        return loaded
 
 
 def _pass_states(

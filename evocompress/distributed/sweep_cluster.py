@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 
 from evocompress.config import RayConfig
-from evocompress.distributed.cluster import gpus_each, start
+from evocompress.distributed.cluster import gpus_each, nodes_with, start, too_much
 from evocompress.errors import ConfigError, one_line
 from evocompress.progress import Reporter
 
@@ -41,17 +41,10 @@ def check_room(config: RayConfig, reporter: Reporter) -> None:
     Raises:
         ConfigError: That many CPUs or GPUs are not there.
     """
-    import ray
-
     wanted = {"CPU": config.cpus, "GPU": gpus_each(config)}
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if any(all(node.get(k, 0) >= amount for k, amount in wanted.items()) for node in nodes):
+    if nodes_with(wanted):
         return
-    most = {k: max((node.get(k, 0) for node in nodes), default=0) for k in wanted}
-    lack = (
-        f"ray.cpus={wanted['CPU']:g}, ray.gpus={wanted['GPU']:g}: no node has so many (at most "
-        f"{most['CPU']:g} CPUs, {most['GPU']:g} GPUs)"
-    )
+    lack = too_much(wanted)
     if config.address is None:
         raise ConfigError(f"{lack}: give a trial less")
     reporter.say(f"{lack}: trials wait until the cluster has such a node")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from evocompress.distributed.cluster import enter
 from evocompress.errors import RunError, one_line
 from evocompress.files import read_json
 from evocompress.run_folder import RunFolder
@@ -53,7 +53,7 @@ def run_trial(params: Mapping[str, Any], task: Task) -> None:
     """
     from ray import tune
 
-    _go(task.home)
+    enter(task.home)
     sweep = SweepConfig.model_validate_json(task.sweep)
     folder = SweepFolder(sweep.folder)
     trial = trial_of(sweep, settings_of(sweep, params))
@@ -88,16 +88,6 @@ def _value(sweep: SweepConfig, key: str, chosen: Any) -> Any:
     if not isinstance(axis, Range):
         return axis[chosen]
     return axis.values()[chosen] if sweep.mode == "grid" or axis.step is not None else chosen
-
-
-def _go(home: str) -> None:
-    """Has relative paths mean in this process what they mean to the driver."""
-    try:
-        os.chdir(home)
-    except OSError as error:
-        raise RunError(
-            f"a node cannot enter {home} ({one_line(error)}): all nodes must see it"
-        ) from None
 
 
 def _free_memory() -> None:

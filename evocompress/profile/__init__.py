@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from evocompress.apply import LiveModel
 from evocompress.config import LatencyConfig
 from evocompress.costs.latency import LatencyTable
@@ -10,13 +12,16 @@ from evocompress.models import LoadedModel
 from evocompress.profile.first_items import FirstItems
 from evocompress.profile.measure import check_lengths, measure
 from evocompress.profile.rows import table_rows
-from evocompress.profile.tables import check_table, read_table, table_path, write_table
+from evocompress.profile.tables import check_table, path_of, read_table, table_path, write_table
 from evocompress.progress import Advance
 
 __all__ = [
     "check_lengths",
     "check_table",
+    "Measure",
     "measure",
+    "measure_here",
+    "path_of",
     "profile",
     "read_table",
     "table_path",
@@ -24,9 +29,23 @@ __all__ = [
     "write_table",
 ]
 
+Measure = Callable[[LoadedModel, LatencyConfig, Advance], LatencyTable]
+"""Measures the table of a model, here or elsewhere."""
+
+
+def measure_here(loaded: LoadedModel, config: LatencyConfig, progress: Advance) -> LatencyTable:
+    """The table of a model on the device that it is on in this process."""
+    with LiveModel(loaded, FirstItems(loaded)) as live:
+        return measure(loaded, config, live, progress=progress)
+
 
 def profile(
-    loaded: LoadedModel, config: LatencyConfig, *, progress: Advance, anew: bool = False
+    loaded: LoadedModel,
+    config: LatencyConfig,
+    *,
+    progress: Advance,
+    anew: bool = False,
+    measured: Measure = measure_here,
 ) -> LatencyTable:
     """The latency table of a model on its device: opened where there is one, else measured.
 
@@ -35,6 +54,7 @@ def profile(
         config: Batch, lengths, repeats, and perhaps the file.
         progress: Told how far the measuring is.
         anew: Measure even where there is a table, which is replaced.
+        measured: Who measures it, perhaps on another device: the file is named after that.
 
     Raises:
         ConfigError: The table was measured under other circumstances
@@ -58,7 +78,7 @@ def profile(
         table = read_table(path)
         check_table(table, loaded, config, path)
         return table
-    with LiveModel(loaded, FirstItems(loaded)) as live:
-        table = measure(loaded, config, live, progress=progress)
-    write_table(path, table)
+    check_lengths(config, family.architecture(loaded.model))
+    table = measured(loaded, config, progress)
+    write_table(path_of(table.made, config), table)
     return table

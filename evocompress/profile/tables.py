@@ -21,6 +21,7 @@ from evocompress.profile.layouts import grid
 from evocompress.profile.timing import METHOD
 
 ANEW = "name another latency.table, or measure over it with 'evocompress profile --anew'"
+ALIKE = "start the search on a node like those of its workers"
 NEW_RUN = "go on under those circumstances, or begin a new run with name=..."
 
 
@@ -46,9 +47,13 @@ def table_path(loaded: LoadedModel, config: LatencyConfig) -> Path:
     The latter is named by device, dtype and model, and by a hash of all circumstances, so that
     it is the right one wherever it exists.
     """
+    return path_of(circumstances(loaded, config), config)
+
+
+def path_of(made: Circumstances, config: LatencyConfig) -> Path:
+    """The file of a table that was measured under these circumstances, see `table_path`."""
     if config.table is not None:
         return config.table
-    made = circumstances(loaded, config)
     text = json.dumps(asdict(made), sort_keys=True)
     digest = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
     device = re.sub(r"[^a-z0-9]+", "-", made.device.lower()).strip("-")
@@ -81,7 +86,7 @@ def check_table(
     config: LatencyConfig,
     path: Path,
     *,
-    own: bool = False,
+    remedy: str | None = None,
 ) -> None:
     """Whether a table tells the latency of a model here.
 
@@ -90,7 +95,7 @@ def check_table(
         loaded: The model, dense.
         config: Batch and lengths that are wanted.
         path: The table's file, for the message.
-        own: Whether it is the record of a run, which can be neither replaced nor forced later.
+        remedy: What the user can do; ``None`` where the table may be replaced or forced.
 
     Raises:
         ConfigError: It was measured under other circumstances and ``latency.force`` is not set,
@@ -99,13 +104,13 @@ def check_table(
     widths = grid(loaded.family.architecture(loaded.model))
     full = (widths.attention[-1], widths.mlp[-1])
     if any(phase.full != full for phase in (table.prefill, table.decode) if phase):
-        remedy = NEW_RUN if own else ANEW
-        raise ConfigError(f"the latency table {path} is of a model of other widths: {remedy}")
+        raise ConfigError(
+            f"the latency table {path} is of a model of other widths: {remedy or ANEW}"
+        )
     here, made = asdict(circumstances(loaded, config)), asdict(table.made)
     differing = [f"{key} {made[key]}, here {here[key]}" for key in here if made[key] != here[key]]
     if differing and not config.force:
-        remedy = NEW_RUN if own else f"{ANEW}, or set latency.force=true"
         raise ConfigError(
             f"the latency table {path} was measured for another case ({'; '.join(differing)}): "
-            f"{remedy}"
+            f"{remedy or f'{ANEW}, or set latency.force=true'}"
         )

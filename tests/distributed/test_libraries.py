@@ -112,7 +112,7 @@ def test_a_task_makes_its_own_blocks_also_where_no_states_enter_them(run_file, c
         (path / record.file).unlink()
     replace(whole, blocks={}).write(path)
     bench = Workbench(load_config(run_file), RunFolder(run_file.parent / "none"), Silent())
-    site = Site(bench.config.model, bench.loaded.fingerprint, path, batch=2, threads=1)
+    site = Site(bench.config.model, bench.loaded.fingerprint, threads=1, path=path, batch=2)
     own = [2, 3, 4]
     made = dict(_make_range(site, bench.calibration.library, own))
     assert made == {index: whole.blocks[index] for index in own}

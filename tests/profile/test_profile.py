@@ -111,7 +111,7 @@ def test_a_table_of_another_case_is_refused_unless_forced(loaded, table, tmp_pat
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
     assert "profile --anew" in str(caught.value) and "latency.force" in str(caught.value)
     with pytest.raises(ConfigError, match=r"name=\.\.\.$"):
-        check_table(foreign, loaded, config, path, own=True)
+        check_table(foreign, loaded, config, path, remedy=tables.NEW_RUN)
     forced = config.model_copy(update={"force": True})
     assert profile(loaded, forced, progress=must_not_measure) == foreign
 
@@ -119,9 +119,9 @@ def test_a_table_of_another_case_is_refused_unless_forced(loaded, table, tmp_pat
 def test_a_table_of_other_widths_is_refused_even_if_forced(table):
     wider = tiny_loaded(layers=2, hidden=96)
     forced = CONFIG.model_copy(update={"force": True})
-    for own, remedy in ((False, "--anew"), (True, "name=")):
-        with pytest.raises(ConfigError, match=f"of a model of other widths: .*{remedy}"):
-            check_table(table, wider, forced, Path("table.json"), own=own)
+    for remedy, words in ((None, "--anew"), (tables.NEW_RUN, "name=")):
+        with pytest.raises(ConfigError, match=f"of a model of other widths: .*{words}"):
+            check_table(table, wider, forced, Path("table.json"), remedy=remedy)
 
 
 def test_a_table_that_tells_no_method_is_neither_found_nor_used(

@@ -1,0 +1,71 @@
+"""Healing in a task on Ray, with a GPU of its own where the run computes on one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+
+from evocompress.config import RunConfig
+from evocompress.distributed.alone import Task, Tell, run_alone
+from evocompress.distributed.cluster import enter
+from evocompress.progress import Reporter
+from evocompress.settings import threads_of
+
+
+def heal_on_ray(
+    config: RunConfig,
+    path: Path,
+    overrides: Sequence[str],
+    resume: bool,
+    reporter: Reporter,
+) -> None:
+    """Heals the checkpoint of a run whose folder the nodes see under the same path.
+
+    The task locks the folder and writes there what a healing in this process would; a process
+    that dies leaves what `--resume` goes on from.
+
+    Args:
+        config: The run, changed by the overrides.
+        path: Its folder.
+        overrides: Changes of what is in the folder.
+        resume: Go on where an interrupted healing stopped.
+        reporter: Says what is said there.
+
+    Raises:
+        EvoCompressError: Anything the user can mend.
+    """
+    here = [*overrides, "executor=local", f"threads={threads_of(config)}"]
+    job = partial(_heal, os.getcwd(), str(path.absolute()), here, resume)
+    task = Task(job, name="healing", quiet_node=False, again="go on with --resume")
+    run_alone(config, task, reporter.say, reporter.say)
+
+
+def _heal(home: str, path: str, overrides: Sequence[str], resume: bool, tell: Tell) -> None:
+    """Heals in this process."""
+    import ray
+
+    from evocompress import api
+
+    # A working_dir was brought along by Ray, which has entered it already.
+    if not ray.get_runtime_context().runtime_env.get("working_dir"):
+        enter(home)
+    api.heal(Path(path), overrides, resume=resume, reporter=_Relay(tell))
+
+
+class _Relay(Reporter):
+    """Says everything to the driver, which also writes it to the run's log file."""
+
+    def __init__(self, tell: Tell) -> None:
+        super().__init__(Console(quiet=True))
+        self._tell = tell
+
+    def log_to(self, path: Path) -> None:
+        """Does nothing, see above."""
+
+    def say(self, text: str) -> None:
+        """One line."""
+        self._tell(text)

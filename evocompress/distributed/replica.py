@@ -1,0 +1,53 @@
+"""The run's model in another process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from evocompress.config import ModelConfig
+from evocompress.errors import ModelError
+
+if TYPE_CHECKING:
+    from evocompress.models import LoadedModel
+
+
+@dataclass(frozen=True)
+class Replica:
+    """A model that other processes load, too.
+
+    Attributes:
+        model: Which model, and how it is loaded.
+        fingerprint: What it must turn out to be.
+        threads: CPU threads of torch.
+    """
+
+    model: ModelConfig
+    fingerprint: str
+    threads: int
+
+    def load(self) -> LoadedModel:
+        """The model, in this process.
+
+        Raises:
+            ModelError: It is another one, or cannot be loaded here.
+        """
+        import torch
+
+        from evocompress.models import load
+
+        torch.set_num_threads(self.threads)
+        model = self.model
+        loaded = load(
+            model.source,
+            dtype=model.dtype,
+            device=model.device,
+            device_memory=model.device_memory,
+            trust_remote_code=model.trust_remote_code,
+        )
+        if loaded.fingerprint != self.fingerprint:
+            raise ModelError(
+                f"a worker found model {loaded.fingerprint} at {model.source}, not "
+                f"{self.fingerprint}: give all nodes the same model"
+            )
+        return loaded
