@@ -57,7 +57,8 @@ def start(config: RayConfig, *, runtime_env: Mapping[str, Any] | None = None) ->
         ray.init(address=config.address or "local", **options)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ConfigError(
-            f"ray.address={config.address}: no cluster can be joined there ({one_line(error)})"
+            f"ray.address={config.address}: no cluster can be joined there ({one_line(error)}); "
+            "give another address, or executor=local"
         ) from None
     return lambda: ray.shutdown()
 
