@@ -12,7 +12,10 @@ from typing import Any
 from evocompress.config import ModelConfig, RayConfig, RunConfig
 from evocompress.errors import ConfigError, RunError, one_line
 
-NOT_INSTALLED = "executor=ray needs a package that is not installed: pip install 'evocompress[ray]'"
+NOT_INSTALLED = (
+    "executor=ray needs a package that is not installed: pip install 'evocompress[ray]', or give "
+    "executor=local"
+)
 
 LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Environment variable with which Ray keeps to one machine, as it does elsewhere by itself."""
@@ -110,7 +113,7 @@ def _check_address(address: str | None) -> None:
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"ray.address={address}: no cluster answers there ({one_line(error)}); give auto, or "
-            "HOST:PORT as 'ray start --head' prints it"
+            "HOST:PORT as 'ray start --head' prints it, or executor=local"
         ) from None
 
 
@@ -136,9 +139,14 @@ def gpus_each(config: RayConfig) -> float:
 
 
 def whole_gpus(config: RunConfig) -> int:
-    """GPUs of a task that computes alone on its device: one, where the run is on a GPU."""
+    """GPUs of a task that computes alone on its device: one, where the run is on a GPU.
+
+    A worker without a share of one, by ``ray.gpus: 0``, would still find it and compute on it.
+    """
+    import ray
+
     if config.model.device == "auto":
-        return int(gpus_each(config.ray) > 0)
+        return int(ray.cluster_resources().get("GPU", 0) > 0)
     return int(config.model.device.startswith("cuda"))
 
 

@@ -60,7 +60,7 @@ class _Relay(Reporter):
     """Says everything to the driver, which also writes it to the run's log file."""
 
     def __init__(self, tell: Tell) -> None:
-        super().__init__(Console(quiet=True))
+        super().__init__(Console(quiet=True, force_terminal=False))
         self._tell = tell
 
     def log_to(self, path: Path) -> None:

@@ -24,6 +24,7 @@ from evocompress.families.branches import (
     llama_mlp,
 )
 from evocompress.families.coupling import Widths
+from evocompress.families.logits import logits_of
 from evocompress.families.names import BlockNames
 from evocompress.families.stand_ins import NoAttention, NoOutput, Recorder
 from evocompress.tasks import CAUSAL, Task
@@ -50,6 +51,7 @@ class Family:
         mlp: The MLP branch of each block.
         mixture: How its experts are held, where it is a mixture of them; `mlp` then names the
             matrices of the first one.
+        cap_key: Key of the config with the bound of soft-capped logits; empty where they have none.
     """
 
     model_type: ClassVar[str]
@@ -59,6 +61,7 @@ class Family:
     attention: ClassVar[SubLayer] = llama_attention()
     mlp: ClassVar[SubLayer] = llama_mlp()
     mixture: ClassVar[Mixture | None] = None
+    cap_key: ClassVar[str] = ""
 
     def check(self, model: PreTrainedModel) -> None:
         """Raise `ModelError` for a variant of the family whose blocks are built otherwise."""
@@ -202,14 +205,7 @@ class Family:
             Of a causal language model the logits (..., V) of (..., H); of other tasks the
             logits or embeddings (B, C) of whole sequences (B, S, H).
         """
-        logits: Tensor = model.get_output_embeddings()(hidden)
-        return logits
-
-    def some_outputs(self, model: PreTrainedModel, hidden: Tensor, tokens: slice) -> Tensor:
-        """Of a causal language model the logits (..., v) of some tokens only."""
-        head = model.get_output_embeddings()
-        bias = None if head.bias is None else head.bias[tokens]
-        return nn.functional.linear(hidden, head.weight[tokens], bias)
+        return logits_of(model, hidden, self.cap_key)
 
     def replacements(self, block: nn.Module, sublayer: SubLayerName) -> dict[str, nn.Module]:
         """What to put into `block` so that a sub-layer adds exactly nothing, uncomputed.

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from evocompress.families import Family
+from evocompress.families.logits import logits_of
 from evocompress.proxies.head import SMALLEST
 
 ROWS = 1024
@@ -84,4 +85,4 @@ def _slices(family: Family, model: PreTrainedModel, states: Tensor) -> Iterator[
     vocabulary = len(model.get_output_embeddings().weight)
     width = max(1, SLICE_BYTES // (len(states) * states.element_size()))
     for begin in range(0, vocabulary, width):
-        yield begin, family.some_outputs(model, states, slice(begin, begin + width))
+        yield begin, logits_of(model, states, family.cap_key, slice(begin, begin + width))

@@ -176,7 +176,7 @@ def test_a_job_that_has_to_wait_says_so(cluster, monkeypatch):
         ("auto", None, 2, 1),
         ("auto", None, 0, 0),
         ("auto", 0.5, 2, 1),
-        ("auto", 0, 2, 0),
+        ("auto", 0, 2, 1),
         ("cpu", None, 2, 0),
         ("cuda", None, 0, 1),
     ],

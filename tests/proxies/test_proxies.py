@@ -48,6 +48,15 @@ def test_values_are_those_of_brute_force(kind: str, name: str) -> None:
     contract.check_matches_reference(PROXIES[kind], contract.REFERENCES[kind], loaded, top_k=7)
 
 
+@pytest.mark.parametrize("kind", ["kl", "js"])
+def test_values_by_chunks_of_rows_are_those_of_brute_force(
+    kind: str, llama: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, and in bfloat16."""
+    monkeypatch.setattr("evocompress.proxies.vocabulary.in_slices", lambda model: False)
+    contract.check_matches_reference(PROXIES[kind], contract.REFERENCES[kind], llama, top_k=7)
+
+
 def test_embeddings_are_compared_as_by_brute_force() -> None:
     for name in ("bert", "roberta"):
         contract.check_embedding_distance(PROXIES["embedding"], tiny_loaded(name))
