@@ -279,7 +279,7 @@ def test_healing_on_ray_ends_in_the_same_files(cluster, searched):
 def test_healing_that_is_interrupted_goes_on(cluster, searched, monkeypatch, capsys):
     """First on a cluster of the command's own."""
     whole, cut = copy(searched, "whole"), copy(searched, "cut")
-    words = [str(cut), *ON_RAY, "heal.steps=60", "heal.evaluate_every=2"]
+    words = [str(cut), *ON_RAY, "heal.steps=300", "heal.evaluate_every=10"]
     command = [sys.executable, "-m", "evocompress", "heal", *words]
     driver = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
@@ -300,6 +300,6 @@ def test_healing_that_is_interrupted_goes_on(cluster, searched, monkeypatch, cap
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert stop.value.code == 0 and "heal: " in capsys.readouterr().err
-    api.heal(whole, ["heal.steps=60", "heal.evaluate_every=2", "executor=local"])
+    api.heal(whole, ["heal.steps=300", "heal.evaluate_every=10", "executor=local"])
     assert files(cut / "heal") == files(whole / "heal")
     assert not [path for path in cut.rglob("*") if path.name.endswith((".tmp", ".old"))]
