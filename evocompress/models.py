@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from evocompress.arithmetic import slow_on_cpu
 from evocompress.block_cache import BlockCache, stream_blocks
+from evocompress.config import ModelConfig
 from evocompress.demo_model import DEMO_SOURCE, demo_checkpoint
 from evocompress.errors import ModelError
 from evocompress.families import Family, family_named, family_of
@@ -145,6 +146,17 @@ def _widened(model: PreTrainedModel, target: torch.device) -> torch.dtype | None
     torch.nn.Module.float(model)
     model.config.dtype = torch.float32
     return stored
+
+
+def load_as(config: ModelConfig) -> LoadedModel:
+    """The model that a run names; see `load`."""
+    return load(
+        config.source,
+        dtype=config.dtype,
+        device=config.device,
+        device_memory=config.device_memory,
+        trust_remote_code=config.trust_remote_code,
+    )
 
 
 def loaded(

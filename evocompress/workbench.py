@@ -24,7 +24,7 @@ from evocompress.export import FORMATS
 from evocompress.fitting import Obstacle
 from evocompress.genes import Genes
 from evocompress.library import Library, build_library, check_library, open_library
-from evocompress.models import LoadedModel, load, require_next_token
+from evocompress.models import LoadedModel, load_as, require_next_token
 from evocompress.profile import check_lengths as check_timed_lengths
 from evocompress.profile import check_table, path_of, profile, read_table, table_path
 from evocompress.profile.tables import ALIKE, NEW_RUN
@@ -65,13 +65,7 @@ class Workbench:
             torch.set_num_threads(threads)
         model = self.config.model
         with self.reporter.stage(f"load {model.source}"):
-            found = load(
-                model.source,
-                dtype=model.dtype,
-                device=model.device,
-                device_memory=model.device_memory,
-                trust_remote_code=model.trust_remote_code,
-            )
+            found = load_as(model)
         if found.widened is not None and not self.finished:
             name = str(found.widened).removeprefix("torch.")
             self.reporter.say(

@@ -160,7 +160,7 @@ def test_a_format_that_cannot_express_the_candidate(monkeypatch, run_file, tmp_p
     message = refused(monkeypatch, "materialize", folder, "--format", "stock", "--out", out)
     assert "format 'stock'" in message and "'hf'" in message
     assert not out.exists()
-    monkeypatch.setattr(workbench, "load", None)
+    monkeypatch.setattr(workbench, "load_as", None)
     assert "unknown format 'foo'" in refused(monkeypatch, "materialize", folder, "--format", "foo")
 
 

@@ -34,20 +34,13 @@ class Replica:
         """
         import torch
 
-        from evocompress.models import load
+        from evocompress.models import load_as
 
         torch.set_num_threads(self.threads)
-        model = self.model
-        loaded = load(
-            model.source,
-            dtype=model.dtype,
-            device=model.device,
-            device_memory=model.device_memory,
-            trust_remote_code=model.trust_remote_code,
-        )
+        loaded = load_as(self.model)
         if loaded.fingerprint != self.fingerprint:
             raise ModelError(
-                f"a worker found model {loaded.fingerprint} at {model.source}, not "
+                f"a worker found model {loaded.fingerprint} at {self.model.source}, not "
                 f"{self.fingerprint}: give all nodes the same model"
             )
         return loaded
