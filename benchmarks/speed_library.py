@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from statistics import median
 
@@ -16,7 +17,7 @@ from common import Figure, PeakMemory, clock
 from library import inverse_factor, plain_sweep
 from safetensors.torch import save_file
 from speed_setting import Setting
-from torch import Tensor
+from torch import Tensor, nn
 
 from evocompress.config import LibraryConfig
 from evocompress.criteria import CRITERIA, Statistics
@@ -149,9 +150,8 @@ class OneBlock:
         inputs = {word: linear.name for word, linear in self._order.readers.items()}
         grams, collecting = self._collect(states, inputs)
         sweeping = self._sweep(grams)
-        # The reference sums a Hessian for each matrix, also of those that read the same input.
-        grams, summing = self._collect(states, {one.name: one.name for one in self._linears})
-        each = [self._one_matrix(one, grams.pop(one.name)) for one in self._linears]
+        hessians, summing = self._plain_hessians(states)
+        each = [self._one_matrix(one, hessians.pop(one.name)) for one in self._linears]
         begin = clock()
         states.run(0, keep=True)
         forward = clock() - begin
@@ -180,6 +180,20 @@ class OneBlock:
             states.run(0, keep=False)
         return {key: found["gram"] for key, found in sums.items()}, clock() - begin
 
+    def _plain_hessians(self, states: HiddenStates) -> tuple[dict[str, Tensor], float]:
+        """The reference's: of each matrix, also of those that read the same input."""
+        hessians = {
+            one.name: torch.zeros(one.shape[1], one.shape[1], device=self._dense.device)
+            for one in self._linears
+        }
+        begin = clock()
+        with ExitStack() as hooks:
+            for name, hessian in hessians.items():
+                module = self._loaded.model.get_submodule(name)
+                hooks.callback(module.register_forward_pre_hook(PlainSum(hessian)).remove)
+            states.run(0, keep=False)
+        return hessians, clock() - begin
+
     def _sweep(self, grams: Mapping[str, Tensor]) -> float:
         """Seconds of the program's factorisations and sweeps."""
         known = {
@@ -192,11 +206,11 @@ class OneBlock:
             CRITERIA["sparsegpt"].compress_all(weights, known[batch[0][0].input], levels)
         return clock() - begin
 
-    def _one_matrix(self, linear: Linear, gram: Tensor) -> Matrix:
+    def _one_matrix(self, linear: Linear, hessian: Tensor) -> Matrix:
         """A matrix as the reference makes it."""
         begin = clock()
         weight = self._dense.weight(linear.name)
-        factor = inverse_factor(gram * (2 / len(self._tokens)))
+        factor = inverse_factor(hessian)
         factored = clock()
         levels = self._wanted[linear.name]
         made = {level.key: plain_sweep(weight, factor, level.zeros) for level in levels}
@@ -211,6 +225,22 @@ class OneBlock:
             sweeps=swept - factored,
             writing=clock() - swept,
         )
+
+
+class PlainSum:
+    """A hook that keeps twice the mean over sequences of xxᵀ, all of it, as SparseGPT's code."""
+
+    def __init__(self, hessian: Tensor) -> None:
+        self._hessian = hessian
+        self._count = 0
+
+    def __call__(self, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        """Add what a module is given."""
+        inputs = arguments[0].float()
+        count = self._count + len(inputs)
+        rows = inputs.flatten(0, 1)
+        self._hessian.addmm_(rows.T, rows, beta=self._count / count, alpha=2 / count)
+        self._count = count
 
 
 @dataclass(frozen=True)

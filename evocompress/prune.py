@@ -154,16 +154,21 @@ class Source:
 
     def _sparse(self, name: str, form: Form) -> Mapping[str, Tensor]:
         """A matrix with zeros in a sub-layer of full width, and its bias."""
+        if self.copies is not None:
+            # The library is not even asked for what was copied before: that takes longer than
+            # giving all matrices to the model.
+            make = partial(self._copied, name, form)
+            return self._own(name) | self.copies.get(f"{name} {form.level.key}", make, _bytes)
         entry = self._store(name, form).load(name, form.level)
-        if self.copies is None:
-            renamed = self._renamed(name, entry)
-        else:
-            make = partial(self._renamed, name, entry)
-            renamed = self.copies.get(f"{name} {form.level.key}", make, _bytes)
+        renamed = self._renamed(name, entry)
         tensors = self._own(name) | renamed
         if all(any(tensor is one for one in entry.values()) for tensor in renamed.values()):
             self.stored[name, form.level] = tensors
         return tensors
+
+    def _copied(self, name: str, form: Form) -> dict[str, Tensor]:
+        """A matrix with zeros, out of the library."""
+        return self._renamed(name, self._store(name, form).load(name, form.level))
 
     def _own(self, name: str) -> dict[str, Tensor]:
         """The dense weight and, where there is one, bias of a matrix."""

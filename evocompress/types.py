@@ -241,6 +241,11 @@ class Architecture:
         """Values of the state between two blocks of a sequence of so many tokens."""
         return self.state or tokens * self.hidden
 
+    @property
+    def routed_share(self) -> float:
+        """Share of the tokens that an expert sees, were all seen as often."""
+        return self.active_experts / (self.experts or 1)
+
 
 UNTREATED = "none"
 """The treatment of a candidate that is measured as the level library gives it."""

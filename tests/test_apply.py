@@ -162,13 +162,15 @@ def test_copies_of_levels_are_kept_as_long_as_there_is_room(world, monkeypatch):
     monkeypatch.setattr(apply, "_copies", lambda loaded: cache)
     one, other = world.candidate(matrix_0=half(world, 0)), world.candidate(matrix_3=half(world, 3))
     names = [f"{world.matrices[place].name}.weight" for place in (0, 3)]
-    with LiveModel(world.loaded, Elsewhere(world.library)) as live:
+    library = Elsewhere(world.library)
+    with LiveModel(world.loaded, library) as live:
         found = []
         for candidate in (one, other, one, other):
             live.apply(candidate)
             found.append([world.loaded.model.get_parameter(name).data_ptr() for name in names])
             assert torch.equal(world.logits(), world.expected(candidate))
         assert found[:2] == found[2:]
+        assert library.loads == 2
         assert cache.bytes == cache.limit
         live.apply(world.candidate(matrix_1=half(world, 1)))
         assert cache.bytes <= cache.limit

@@ -13,8 +13,13 @@ from evocompress.families.patches import rows_read
 LEAST_PANEL, PANELS = 192, 8
 """A Gram matrix is summed in panels of rows, at most so many, and at least so wide."""
 
+TOGETHER = 2048
+"""Tokens whose products are made together, at most: so many as there are features, that they take
+no more memory than the sum. With few, as an expert sees of a sequence, reading and writing the sum
+takes longer than the products."""
 
-def gram_operations(tokens: int, inputs: int) -> float:
+
+def gram_operations(tokens: float, inputs: int) -> float:
     """Floating-point operations of summing a Gram matrix."""
     panel = _panel(inputs)
     entries = sum(
@@ -27,18 +32,36 @@ def _panel(inputs: int) -> int:
     return max(LEAST_PANEL, -(-inputs // PANELS))
 
 
-def _add_gram(total: Tensor, inputs: Tensor) -> None:
-    """Add to what lies on the diagonal and right of it: little more than half of the products."""
-    rows = inputs.flatten(0, 1)
-    panel = _panel(len(total))
-    for start in range(0, len(total), panel):
-        inside = slice(start, start + panel)
-        total[inside, start:].addmm_(rows[:, inside].T, rows[:, start:])
+class _Gram:
+    """A Gram matrix (in, in), `total`, to which many tokens are added at a time."""
 
+    def __init__(self, features: int, device: torch.device) -> None:
+        self.total = torch.zeros(features, features, device=device)
+        self._waiting = torch.empty(min(TOGETHER, features), features, device=device)
+        self._count = 0
 
-def _mirror(total: Tensor) -> None:
-    """Make a Gram matrix whole of which only the upper triangle is right."""
-    total.triu_().add_(total.triu(1).T)
+    def add(self, rows: Tensor) -> None:
+        """Add tokens (R, in), float32."""
+        while len(rows):
+            room = len(self._waiting) - self._count
+            part, rows = rows[:room], rows[room:]
+            self._waiting[self._count : self._count + len(part)] = part
+            self._count += len(part)
+            if len(part) == room:
+                self._multiply()
+
+    def finish(self) -> Tensor:
+        """The sum over all tokens so far."""
+        self._multiply()
+        return self.total.triu_().add_(self.total.triu(1).T)
+
+    def _multiply(self) -> None:
+        """Add to what lies on the diagonal and right of it: little more than half of the work."""
+        rows, panel = self._waiting[: self._count], _panel(len(self.total))
+        for start in range(0, len(self.total), panel):
+            inside = slice(start, start + panel)
+            self.total[inside, start:].addmm_(rows[:, inside].T, rows[:, start:])
+        self._count = 0
 
 
 def _add_squares(total: Tensor, inputs: Tensor) -> None:
@@ -61,7 +84,6 @@ COUNT = "count"
 """Tokens that were summed over: a sum without features, (1,)."""
 
 _ADD: Mapping[str, Callable[[Tensor, Tensor], None]] = {
-    "gram": _add_gram,
     "squares": _add_squares,
     "sums": _add_sums,
     "magnitudes": _add_magnitudes,
@@ -92,33 +114,40 @@ def collecting(
     Yields:
         The sums by input, to be read when the context has ended.
     """
-    sums: dict[str, Sums] = {}
+    sums: dict[str, Sums] = {word: {} for word in needs}
+    observers = {
+        word: _Observer((*kinds, COUNT), 1) if word in routed else _Observer(kinds, length)
+        for word, kinds in needs.items()
+    }
     with ExitStack() as hooks:
-        for word, kinds in needs.items():
-            found = sums.setdefault(word, {})
-            observer = _Observer(found, kinds, length)
-            if word in routed:
-                observer = _Observer(found, (*kinds, COUNT), 1)
+        for word, observer in observers.items():
             hooks.callback(readers[word].register_forward_pre_hook(observer).remove)
         yield sums
-    for found in sums.values():
-        if "gram" in found:
-            _mirror(found["gram"])
+    for word, observer in observers.items():
+        sums[word] |= observer.finish()
 
 
 class _Observer:
-    """A hook that adds the input of a module to the sums."""
+    """A hook that sums up the inputs of a module."""
 
-    def __init__(self, sums: Sums, needs: Collection[str], length: int) -> None:
-        self._sums = sums
-        self._needs = needs
+    def __init__(self, needs: Collection[str], length: int) -> None:
+        self._needs = frozenset(needs)
         self._length = length
+        self._gram: _Gram | None = None
+        self._sums: Sums = {}
 
     def __call__(self, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         inputs = rows_read(module, arguments[0], self._length).float()
         features = inputs.shape[-1]
-        for need in self._needs:
+        if "gram" in self._needs:
+            self._gram = self._gram or _Gram(features, inputs.device)
+            self._gram.add(inputs.flatten(0, 1))
+        for need in self._needs - {"gram"}:
             if need not in self._sums:
-                shape = {"gram": (features, features), COUNT: (1,)}.get(need, (features,))
+                shape = (1,) if need == COUNT else (features,)
                 self._sums[need] = torch.zeros(shape, device=inputs.device)
             _ADD[need](self._sums[need], inputs)
+
+    def finish(self) -> Sums:
+        """The sums; none where the module was never called."""
+        return self._sums | ({"gram": self._gram.finish()} if self._gram else {})

@@ -178,9 +178,10 @@ def _backward_bytes(
     """What the gradients take while they are computed: those of one batch, its activations."""
     length = loaded.length(tokens)
     architecture = loaded.family.architecture(loaded.model)
-    met = architecture.active_experts / (architecture.experts or 1)
     features = sum(
-        (linear.unit.positions or length) * sum(linear.shape) * (met if linear.routed else 1)
+        (linear.unit.positions or length)
+        * sum(linear.shape)
+        * (architecture.routed_share if linear.routed else 1)
         for linear in dense.linears.values()
     )
     logits = length * architecture.vocabulary

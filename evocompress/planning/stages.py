@@ -220,12 +220,13 @@ def library_stage(run: Run) -> Stage | None:
         work += run.products(run.tokens["library"], dense=True, head=False) * passes
     if methods.gradients:
         work += run.products(run.tokens["library"], dense=True) * 3
+    architecture = bench.loaded.family.architecture(bench.loaded.model)
     for order in orders.values():
-        work += _block_work(order, run.tokens["library"])
+        work += _block_work(order, run.tokens["library"], architecture.routed_share)
     if run.streamed:
         work += Work(brought=run.weight_bytes)
     states = run.tokens["library"]
-    hidden = states * bench.loaded.family.architecture(bench.loaded.model).state_values(1)
+    hidden = states * architecture.state_values(1)
     device, main = run.on_device + plan.memory_bytes, hidden * run.dtype.itemsize
     return Stage("library", work, device, main, plan.disk_bytes)
 
@@ -243,13 +244,13 @@ def library_plan(run: Run) -> LibraryPlan:
     )
 
 
-def _block_work(order: BlockOrder, tokens: int) -> Work:
-    """Statistics and criteria of one block."""
+def _block_work(order: BlockOrder, tokens: int, routed_share: float) -> Work:
+    """Statistics and criteria of one block, of whose tokens an expert sees a share."""
     work = Work()
     for word, kinds in order.needs.items():
         reader = order.readers[word]
         if "gram" in kinds:
-            rows = tokens * (reader.unit.positions or 1)
+            rows = tokens * (reader.unit.positions or 1) * (routed_share if reader.routed else 1)
             work += Work(statistics=gram_operations(rows, reader.shape[1]))
     factored: set[str] = set()
     for batch in order.batches:

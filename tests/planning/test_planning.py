@@ -12,11 +12,12 @@ from evocompress.config import RunConfig
 from evocompress.errors import ConfigError, ModelError
 from evocompress.evaluation import count_flops
 from evocompress.families import FAMILIES, family_of
+from evocompress.library.gram import gram_operations
 from evocompress.planning import DEVICES, make_plan, outline, plan_notes, plan_rows, preflight
 from evocompress.planning.device import Device
 from evocompress.planning.measure import measured
 from evocompress.planning.plan import bench_of
-from evocompress.planning.stages import Run, search_stage
+from evocompress.planning.stages import Run, library_stage, search_stage
 from evocompress.planning.work import Work
 from evocompress.testing.staged import require_packages
 from evocompress.testing.tiny import tiny_checkpoint, tiny_loaded, tiny_model
@@ -105,6 +106,19 @@ def test_products_of_the_dense_model_are_those_that_torch_counts(space):
     assert without == pytest.approx(counted - of_head, rel=1e-6)
     share = run.products(length).products / counted
     assert share == pytest.approx(1.0) if space is SPARSE else 0.5 < share < 0.9
+
+
+def test_experts_are_counted_by_the_tokens_that_they_see():
+    def statistics(active):
+        loaded = tiny_loaded("mixtral")
+        loaded.model.config.num_experts_per_tok = active
+        stage = library_stage(Run(bench_of(config(space=SPARSE), loaded), shared=True))
+        return stage.work.statistics
+
+    experts, layers, tokens = 4, 3, 6 * LENGTH
+    # Gate and up read 64 features, down 128.
+    of_all = experts * layers * (gram_operations(tokens, 64) + gram_operations(tokens, 128))
+    assert statistics(4) - statistics(2) == pytest.approx(of_all / 2)
 
 
 def test_a_search_compares_each_logit_that_it_asks_for_and_the_dense_models():
