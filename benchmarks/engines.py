@@ -21,6 +21,7 @@ import argparse
 import statistics
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -66,12 +67,20 @@ def main() -> None:
     length, new, repeats = (6, 4, 1) if arguments.quick else (32, 32, arguments.repeats)
     draws = torch.Generator().manual_seed(0)
     prompts = torch.randint(5, 240, (PROMPTS, length), generator=draws).tolist()
-    figures: Figures = {"model": loaded.source, "threads": torch.get_num_threads()}
     candidates = {"dense": Candidate(), "compressed": compressed(loaded)}
+    figures: Figures = {"model": loaded.source, "threads": torch.get_num_threads()}
     with tempfile.TemporaryDirectory() as scratch:
-        for case, candidate in candidates.items():
-            folder = Path(scratch) / case
-            figures |= measure(loaded, candidate, case, folder, prompts, new, repeats)
+        folder = Path(scratch)
+        cases = [
+            Case(name, each, loaded, folder / name, prompts, new)
+            for name, each in candidates.items()
+        ]
+        # Dense and compressed follow each other: a machine's speed changes within minutes.
+        for case in cases:
+            figures |= case.transformers(repeats)
+        for run in RUNS:
+            for case in cases:
+                figures |= case.engine(run, repeats)
     emit("engines", figures, arguments.json)
 
 
@@ -107,58 +116,90 @@ def compressed(loaded: LoadedModel) -> Candidate:
             return candidate
 
 
-def measure(
-    loaded: LoadedModel,
-    candidate: Candidate,
-    case: str,
-    folder: Path,
-    prompts: list[list[int]],
-    new: int,
-    repeats: int,
-) -> Figures:
-    """Everything about one candidate."""
-    library = PlainLibrary(loaded)
-    out = materialize(loaded, library, candidate, folder / "hf")
-    model = read_checkpoint(out, loaded.model)
-    ours = [continued(model, prompt, new) for prompt in prompts]
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        for prompt in prompts:
-            continued(model, prompt, new)
-        seconds.append(time.perf_counter() - start)
-    count = len(prompts) * new
-    figures: Figures = {f"{case}_mib": _mib(out)}
-    figures[f"transformers_{case}_tokens_per_second"] = count / statistics.median(seconds)
-    for key, (engine, form, weights) in RUNS.items():
+class Case:
+    """One candidate, its prompts and how transformers continues them."""
+
+    def __init__(
+        self,
+        name: str,
+        candidate: Candidate,
+        loaded: LoadedModel,
+        folder: Path,
+        prompts: list[list[int]],
+        new: int,
+    ) -> None:
+        """It is materialized in format ``hf``."""
+        self._name, self._candidate, self._loaded = name, candidate, loaded
+        self._folder, self._prompts, self._new = folder, prompts, new
+        self._library = PlainLibrary(loaded)
+        self._hf = materialize(loaded, self._library, candidate, folder / "hf")
+        self._model = read_checkpoint(self._hf, loaded.model)
+        self._tokens = self._continued()
+
+    def transformers(self, repeats: int) -> Figures:
+        """Size and speed in transformers."""
+        seconds = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            self._continued()
+            seconds.append(time.perf_counter() - start)
+        return {
+            f"{self._name}_mib": _mib(self._hf),
+            f"transformers_{self._name}_tokens_per_second": self._speed(seconds),
+        }
+
+    def engine(self, run: str, repeats: int) -> Figures:
+        """Size, speed and equal tokens in an engine; nothing where it is not there."""
+        engine, form, weights = RUNS[run]
+        figures = dict.fromkeys(("mib", "tokens_per_second", "equal"))
         reason = missing(engine)
         if reason is not None:
-            print(f"{key}: {reason}")
-            names = ("mib", "tokens_per_second", "equal")
-            figures |= dict.fromkeys(f"{key}_{case}_{name}" for name in names)
-            continue
-        choice = choose_for(loaded, candidate, engine, form)
+            print(f"{run}: {reason}")
+            return self._named(run, figures)
+        choice = choose_for(self._loaded, self._candidate, engine, form)
         print(choice.reason)
-        target = folder / key
-        materialize(loaded, library, candidate, target, format=choice.name, weights=weights)
+        target = materialize(
+            self._loaded,
+            self._library,
+            self._candidate,
+            self._folder / run,
+            format=choice.name,
+            weights=weights,
+        )
         found = generate(
             engine,
             target,
-            prompts,
-            new_tokens=new,
+            self._prompts,
+            new_tokens=self._new,
             threads=torch.get_num_threads(),
             repeats=repeats,
         )
+        figures = {
+            "mib": _mib(target),
+            "tokens_per_second": self._speed(found.seconds),
+            "equal": self._equal(run, found.tokens),
+        }
+        return self._named(run, figures)
+
+    def _named(self, run: str, figures: Mapping[str, Figure]) -> Figures:
+        return {f"{run}_{self._name}_{name}": value for name, value in figures.items()}
+
+    def _equal(self, run: str, tokens: Sequence[Sequence[int]]) -> int:
+        """Prompts after which an engine's tokens are transformers'; others are printed."""
         lines = [
-            divergence(model, prompt, a, b)
-            for prompt, a, b in zip(prompts, ours, found.tokens, strict=True)
+            divergence(self._model, prompt, ours, theirs)
+            for prompt, ours, theirs in zip(self._prompts, self._tokens, tokens, strict=True)
         ]
         for line in filter(None, lines):
-            print(f"{key} {case}: {line}")
-        figures[f"{key}_{case}_mib"] = _mib(target)
-        figures[f"{key}_{case}_tokens_per_second"] = count / statistics.median(found.seconds)
-        figures[f"{key}_{case}_equal"] = sum(not line or line.startswith("close") for line in lines)
-    return figures
+            print(f"{run} {self._name}: {line}")
+        return sum(not line or line.startswith("close") for line in lines)
+
+    def _speed(self, seconds: Sequence[float]) -> float:
+        """New tokens per second."""
+        return len(self._prompts) * self._new / statistics.median(seconds)
+
+    def _continued(self) -> list[list[int]]:
+        return [continued(self._model, prompt, self._new) for prompt in self._prompts]
 
 
 def continued(model: PreTrainedModel, prompt: list[int], new: int) -> list[int]:
