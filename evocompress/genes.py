@@ -193,19 +193,30 @@ class Genes:
 
         All do of a model that never had any.
         """
-        attention = np.array([unit.kind == "attention" for unit in self.parts])
-        if not attention.any() or (self._drop_states[attention] < 0).any():
+        if self._attention_stays:
             return np.ones(len(genomes), dtype=bool)
-        present: NDArray[np.bool_] = self.states(genomes) != self._drop_states
-        kept: NDArray[np.bool_] = np.logical_or.reduce(present[:, attention], axis=1)
+        kept: NDArray[np.bool_] = np.logical_or.reduce(self.attention_left(genomes), axis=1)
         return kept
+
+    def attention_left(self, genomes: Genome) -> NDArray[np.bool_]:
+        """Which parts (N, P) are attentions that genomes (N, U) have; all where some must stay."""
+        if self._attention_stays:
+            return np.ones((len(genomes), len(self.parts)), dtype=bool)
+        left: NDArray[np.bool_] = self.states(genomes) != self._drop_states
+        return left & self._attention
 
     def enough_experts(self, genomes: Genome) -> NDArray[np.bool_]:
         """Which genomes (N, U) keep as many experts of each mixture as a token uses."""
-        enough = np.ones(len(genomes), dtype=bool)
-        for mixture in self.mixtures:
-            enough &= mixture.short(genomes, self._lost(genomes, mixture.part)) <= 0
+        enough: NDArray[np.bool_] = ~np.logical_or.reduce(self.short_mixtures(genomes), axis=1)
         return enough
+
+    def short_mixtures(self, genomes: Genome) -> NDArray[np.bool_]:
+        """Which parts (N, P) are mixtures with fewer experts than a token uses."""
+        short = np.zeros((len(genomes), len(self.parts)), dtype=bool)
+        for mixture in self.mixtures:
+            missing = mixture.short(genomes, self._lost(genomes, mixture.part))
+            short[:, mixture.part] = missing > 0
+        return short
 
     def admissible(self, genomes: Genome) -> NDArray[np.bool_]:
         """Which genomes (N, U) keep an attention, and enough experts of each mixture."""
@@ -322,6 +333,17 @@ class Genes:
         """For each part the index of its drop in `part_levels`, -1 for none (P,)."""
         found = [levels.index(DROP) if DROP in levels else -1 for levels in self.part_levels]
         return np.array(found, dtype=np.int64)
+
+    @cached_property
+    def _attention(self) -> NDArray[np.bool_]:
+        """Which parts are attentions (P,)."""
+        return np.array([unit.kind == "attention" for unit in self.parts])
+
+    @cached_property
+    def _attention_stays(self) -> bool:
+        """Whether there is no attention, or one that cannot be dropped."""
+        attention = self._attention
+        return not attention.any() or bool((self._drop_states[attention] < 0).any())
 
     @cached_property
     def _part_genes(self) -> NDArray[np.int64]:

@@ -79,8 +79,18 @@ class SearchSpace:
         costs = self._bounded.totals(
             self.genes.states(genomes), genomes.take(self.genes.matrices, axis=1)
         )
-        bounds = np.array(list(self.budget.values())) * (1 + budgets.TOLERANCE)
-        used: NDArray[np.float64] = costs / bounds
+        used: NDArray[np.float64] = costs / self._bounds
+        return used
+
+    def used_by_part(self, genomes: Genome) -> NDArray[np.float64]:
+        """What each part of genomes (N, U) adds to `used` (N, P, bounds).
+
+        All parts together lack what no candidate can save.
+        """
+        choices = genomes.take(self.genes.matrices, axis=1)
+        used: NDArray[np.float64] = (
+            self._bounded.by_part(self.genes.states(genomes), choices) / self._bounds
+        )
         return used
 
     def feasible(self, genomes: Genome) -> NDArray[np.bool_]:
@@ -103,6 +113,11 @@ class SearchSpace:
     def repair(self, genome: Genome, rng: np.random.Generator) -> Genome:
         """The genome (U,) compressed further, at random, until it meets the budget."""
         return repairs.repair(self, genome, rng)
+
+    @cached_property
+    def _bounds(self) -> NDArray[np.float64]:
+        """The bounds, widened by their tolerance (bounds,)."""
+        return np.array(list(self.budget.values())) * (1 + budgets.TOLERANCE)
 
     @cached_property
     def _bounded(self) -> CostTable:

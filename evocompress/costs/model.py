@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,6 +70,16 @@ class CostTable:
         totals += self._sums(states)
         return totals
 
+    def by_part(self, states: NDArray[np.int64], choices: NDArray[np.int64]) -> NDArray[np.float64]:
+        """What each part adds, the zeros of its matrices taken off (N, P, C).
+
+        With `base` they add up to `totals`.
+        """
+        parts = np.arange(len(self.amounts))
+        zeros = sums_by(self._each_zeros(states, choices), self.homes, len(parts))
+        found: NDArray[np.float64] = self.amounts[parts, states]
+        return found - zeros[:, :, None] * self.per_zero
+
     def only(self, names: Sequence[str]) -> CostTable:
         """The table of some of the costs, in the order given."""
         chosen = [self.names.index(name) for name in names]
@@ -96,14 +107,37 @@ class CostTable:
 
     def _zeros(self, states: NDArray[np.int64], choices: NDArray[np.int64]) -> NDArray[np.int64]:
         """Zeros in all matrices (N,)."""
-        matrices, columns, levels = self.zeros.shape
-        if not (matrices and self.per_zero.any()):
+        if not (len(self.zeros) and self.per_zero.any()):
             return np.zeros(len(states), dtype=np.int64)
+        counted: NDArray[np.int64] = self._each_zeros(states, choices).sum(axis=1)
+        return counted
+
+    def _each_zeros(
+        self, states: NDArray[np.int64], choices: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Zeros in each matrix (N, M)."""
+        matrices, columns, levels = self.zeros.shape
         entries = choices + np.arange(matrices) * (columns * levels)
         if columns > 1:
             entries += states.take(self.homes, axis=1, mode="clip") * levels
-        counted: NDArray[np.int64] = self.zeros.ravel().take(entries, mode="clip").sum(axis=1)
-        return counted
+        zeros: NDArray[np.int64] = self.zeros.ravel().take(entries, mode="clip")
+        return zeros
+
+
+def sums_by(values: NDArray[Any], groups: NDArray[np.int64], count: int) -> NDArray[np.float64]:
+    """Sums of values (N, M) over the members of each of so many groups (N, count).
+
+    Args:
+        values: Of M members.
+        groups: The group of each (M,).
+        count: Of groups; one without members has a sum of zero.
+    """
+    sums = np.zeros((len(values), count))
+    if groups.size:
+        order = np.argsort(groups, kind="stable")
+        found, begins = np.unique(groups[order], return_index=True)
+        sums[:, found] = np.add.reduceat(values[:, order], begins, axis=1)
+    return sums
 
 
 @dataclass(frozen=True, eq=False)

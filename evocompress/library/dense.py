@@ -273,14 +273,16 @@ def _coupled(
     loaded: LoadedModel, units: Mapping[str, Unit], linears: Mapping[str, Linear]
 ) -> dict[str, Coupled]:
     architecture = loaded.family.architecture(loaded.model)
-    with_matrices = {linear.unit.parent for linear in linears.values() if linear.part}
+    within: dict[str | None, list[Linear]] = {}
+    for linear in linears.values():
+        within.setdefault(linear.unit.parent, []).append(linear)
     return {
         name: Coupled(
             unit,
-            tuple(linear for linear in linears.values() if linear.unit.parent == name),
+            tuple(within[name]),
             axis_lengths(architecture, unit.block),
             architecture.head_dim,
         )
         for name, unit in units.items()
-        if name in with_matrices and unit.kind in PARTS
+        if unit.kind in PARTS and any(linear.part for linear in within.get(name, ()))
     }

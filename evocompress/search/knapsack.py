@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evocompress.search.multipliers import own_costs, priced
+from evocompress.search.neighbours import Neighbourhood
 from evocompress.space import Genome, SearchSpace
 
 Harms = Sequence[NDArray[np.float64]]
@@ -54,6 +55,11 @@ class _Task:
     def value(self, genome: Genome) -> float:
         """The sum of harms of one settled genome (U,)."""
         return float(self.total(genome[None])[0])
+
+    @cached_property
+    def near(self) -> Neighbourhood:
+        """What single changes do."""
+        return Neighbourhood(self.space, self.harms)
 
     @cached_property
     def own_costs(self) -> NDArray[np.float64]:
@@ -106,14 +112,15 @@ def _polished(task: _Task, genome: Genome) -> Genome:
     genes, levels = task.space.genes.options
     value = task.value(genome)
     while True:
-        changed = np.tile(genome, (len(genes), 1))
-        changed[np.arange(len(genes)), genes] = levels
-        changed = task.space.settle(changed)
-        values = np.where(task.space.feasible(changed), task.total(changed), np.inf)
-        best = int(np.argmin(values))
-        if not values[best] < value:
+        near = task.near.around(genome, genes, levels)
+        best = int(np.argmin(np.where(near.feasible, near.harms, np.inf)))
+        changed = genome.copy()
+        changed[genes[best]] = levels[best]
+        changed = task.space.settle(changed[None])[0]
+        # A sum in another order may differ in its last digit, which is no gain.
+        if not (near.feasible[best] and task.value(changed) < value):
             return genome
-        genome, value = changed[best], values[best]
+        genome, value = changed, task.value(changed)
 
 
 def _dynamic(task: _Task) -> Genome | None:
@@ -205,14 +212,8 @@ def _cheapest_of(
     chosen = np.isin(every, genes)
     every, levels = every[chosen], levels[chosen]
 
-    def each_changed(base: Genome) -> tuple[Genome, NDArray[np.float64]]:
-        """The genome with each of the levels, and what it then costs."""
-        rows = np.tile(base, (len(every), 1))
-        rows[np.arange(len(every)), every] = levels
-        rows = space.settle(rows)
-        return rows, task.total(rows) + space.used(rows) @ prices
-
-    _, values = each_changed(genome)
+    near = task.near.around(genome, every, levels)
+    values = near.harms + near.used @ prices
     # By gene, then by value: the first row of each gene is its best.
     order = np.lexsort((values, every))
     first = order[np.unique(every[order], return_index=True)[1]]
@@ -220,9 +221,10 @@ def _cheapest_of(
     best[every[first]] = levels[first]
     best = _enough_experts(space, best, every, levels, values)
     if not space.genes.admissible(best[None])[0]:
-        rows, values = each_changed(best)
-        values[~space.genes.admissible(rows)] = np.inf
-        best = rows[int(np.argmin(values))]
+        near = task.near.around(best, every, levels)
+        values = np.where(near.admissible, near.harms + near.used @ prices, np.inf)
+        choice = int(np.argmin(values))
+        best[every[choice]] = levels[choice]
     settled: Genome = space.settle(best[None])[0]
     return settled
 

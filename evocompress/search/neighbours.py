@@ -1,0 +1,107 @@
+"""Everything that differs from a genome in one gene, several of them in a row.
+
+What a gene costs and does depends on other genes of its block at most. So one row can have another
+gene changed in each of the blocks: of 6,000 experts in 48 blocks, 128 rows tell as much as 6,000.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evocompress.costs.model import sums_by
+from evocompress.space import Genome, SearchSpace
+from evocompress.types import Unit
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Neighbours:
+    """K genomes, each with one gene at another level, or the same.
+
+    Attributes:
+        harms: The sums of harms (K,); void genes have none.
+        used: The budget's costs as multiples of their bounds (K, bounds), as `SearchSpace.used`.
+        admissible: As `evocompress.genes.Genes.admissible` (K,).
+    """
+
+    harms: Floats
+    used: Floats
+    admissible: NDArray[np.bool_]
+
+    @property
+    def feasible(self) -> NDArray[np.bool_]:
+        """Which are admissible and meet every bound (K,)."""
+        feasible: NDArray[np.bool_] = self.admissible & (self.used <= 1).all(axis=1)
+        return feasible
+
+
+class Neighbourhood:
+    """What single changes do, in a space with a budget.
+
+    Args:
+        space: The space.
+        harms: Of every level of every gene (U, L), infinite where there is no such level.
+    """
+
+    def __init__(self, space: SearchSpace, harms: Floats) -> None:
+        self._space = space
+        self._harms = harms
+        apart = not space.genes.merges and all(map(_in_one_block, space.genes.members))
+        # Where genes reach into other blocks, all of them are one group.
+        self._genes = np.array([unit.block if apart else 0 for unit in space.units])
+        self._parts = np.array([unit.block if apart else 0 for unit in space.genes.parts])
+        self._count = 1 + max(self._genes.max(), self._parts.max(initial=0))
+
+    def around(
+        self, genome: Genome, genes: NDArray[np.int64], levels: NDArray[np.int64]
+    ) -> Neighbours:
+        """What the changes of a genome (U,) to some levels (K,) of some genes (K,) come to.
+
+        Args:
+            genome: Each gene that is not void at a level that is not forbidden.
+            genes: What is changed.
+            levels: To which level.
+        """
+        groups = self._genes[genes]
+        places = _places(groups)
+        rows = np.tile(genome, (int(places.max()) + 1, 1))
+        rows[places, genes] = levels
+        rows = self._space.settle(rows)
+        base, changed = self._sums(genome[None]), self._sums(rows)
+        own = changed[places, groups]
+        totals = base[0].sum(axis=0) - base[0, groups] + own
+        used = self._space.used(genome[None])[0] + totals[:, 3:] - base[0, :, 3:].sum(axis=0)
+        admissible = (totals[:, 1] > 0) & (totals[:, 2] == 0)
+        return Neighbours(totals[:, 0], used, admissible)
+
+    def _sums(self, genomes: Genome) -> Floats:
+        """By group harms, attentions, mixtures that are short, and costs (N, G, 3 + bounds)."""
+        space, count = self._space, self._count
+        each = self._harms[np.arange(genomes.shape[1]), genomes]
+        each = np.where(space.genes.void(genomes), 0.0, each)
+        costs = np.moveaxis(space.used_by_part(genomes), 2, 0)
+        found = [
+            sums_by(each, self._genes, count),
+            sums_by(space.genes.attention_left(genomes).astype(np.int64), self._parts, count),
+            sums_by(space.genes.short_mixtures(genomes).astype(np.int64), self._parts, count),
+            *(sums_by(cost, self._parts, count) for cost in costs),
+        ]
+        return np.stack(found, axis=2)
+
+
+def _in_one_block(members: Sequence[Unit]) -> bool:
+    return len({member.block for member in members}) == 1
+
+
+def _places(groups: NDArray[np.int64]) -> NDArray[np.int64]:
+    """For each member (K,) how many of its group (K,) come before it."""
+    order = np.argsort(groups, kind="stable")
+    _, begins, counts = np.unique(groups[order], return_index=True, return_counts=True)
+    places = np.empty_like(groups)
+    places[order] = np.arange(len(groups)) - np.repeat(begins, counts)
+    return places
