@@ -18,6 +18,9 @@ from evocompress.types import Unit
 
 Floats = NDArray[np.float64]
 
+_HARM, _ATTENTIONS, _SHORT, _COSTS = range(4)
+"""Columns of what is summed by group; from the last on the costs."""
+
 
 @dataclass(frozen=True, eq=False)
 class Neighbours:
@@ -74,13 +77,14 @@ class Neighbourhood:
         rows = self._space.settle(rows)
         base, changed = self._sums(genome[None]), self._sums(rows)
         own = changed[places, groups]
-        totals = base[0].sum(axis=0) - base[0, groups] + own
-        used = self._space.used(genome[None])[0] + totals[:, 3:] - base[0, :, 3:].sum(axis=0)
-        admissible = (totals[:, 1] > 0) & (totals[:, 2] == 0)
-        return Neighbours(totals[:, 0], used, admissible)
+        before = base[0].sum(axis=0)
+        after = before - base[0, groups] + own
+        used = self._space.used(genome[None])[0] + after[:, _COSTS:] - before[_COSTS:]
+        admissible = (after[:, _ATTENTIONS] > 0) & (after[:, _SHORT] == 0)
+        return Neighbours(after[:, _HARM], used, admissible)
 
     def _sums(self, genomes: Genome) -> Floats:
-        """By group harms, attentions, mixtures that are short, and costs (N, G, 3 + bounds)."""
+        """By group harms, attentions, mixtures that are short, and costs (N, G, columns)."""
         space, count = self._space, self._count
         each = self._harms[np.arange(genomes.shape[1]), genomes]
         each = np.where(space.genes.void(genomes), 0.0, each)
