@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import psutil
@@ -17,6 +17,20 @@ from evocompress.run_folder import RunFolder
 from evocompress.workbench import Workbench
 
 GIB = 2**30
+
+SHORTEST, FEWEST = 64, 8
+"""The length and the number of calibration sequences below which no advice goes."""
+
+STAGES: Mapping[str, Callable[[Run], Stage | None]] = {
+    "library": library_stage,
+    "search": search_stage,
+    "heal": heal_stage,
+}
+
+NO_REMEDY = (
+    "no single setting is enough: take a larger device, or fewer levels, shorter sequences and "
+    "model.device_memory together"
+)
 
 
 @dataclass(frozen=True)
@@ -61,8 +75,7 @@ def make_plan(config: RunConfig, loaded: LoadedModel, device: Device) -> Plan:
         EvoCompressError: The run's settings do not fit the model.
     """
     run = Run(bench_of(config, loaded), device.shared)
-    found = (library_stage(run), search_stage(run), heal_stage(run))
-    stages = tuple(stage for stage in found if stage is not None)
+    stages = tuple(stage for make in STAGES.values() if (stage := make(run)) is not None)
     advice = tuple(_advice(run, stages, device.name, device.memory))
     dtype = str(run.dtype).removeprefix("torch.")
     return Plan(device, dtype, stages, run.weight_bytes, advice)
@@ -99,24 +112,56 @@ def _advice(run: Run, stages: Sequence[Stage], name: str, memory: int) -> Iterat
     for stage in stages:
         needed = _needed(run, stage)
         if needed > memory:
+            remedies = _remedies(run, stage, memory, memory - needed + run.on_device)
             yield (
                 f"{stage.name} needs {needed / GIB:,.1f} GiB, {name} has {memory / GIB:,.1f}: "
-                f"{_remedy(run, stage, memory - needed + run.on_device)}"
+                f"{' or '.join(remedies) or NO_REMEDY}"
             )
 
 
-def _remedy(run: Run, stage: Stage, spare: int) -> str:
-    """What to change so that a stage fits.
+def _remedies(run: Run, stage: Stage, memory: int, spare: int) -> Iterator[str]:
+    """Settings of which each alone makes a stage fit, found by planning it with them.
 
     Args:
         run: The run.
         stage: The stage.
+        memory: Of the device.
         spare: Bytes that there would be for weights.
     """
-    if stage.name == "heal":
-        return "heal on a larger device, or with a smaller heal.batch"
-    if spare > run.least_on_device and not run.streamed:
-        return f"model.device_memory={spare // 2**20}MiB streams the blocks"
-    if stage.name == "library":
-        return "give fewer levels, or fewer or shorter calibration sequences"
-    return "give fewer or shorter calibration sequences, or a smaller calibration.micro_batch"
+    if stage.name != "heal" and spare > run.least_on_device and not run.streamed:
+        yield f"model.device_memory={spare // 2**20}MiB (streams the blocks)"
+    for section, key, values in _choices(run.bench.config, stage.name):
+        for value in values:
+            changed = _with(run, section, key, value)
+            other = STAGES[stage.name](changed)
+            if other is not None and _needed(changed, other) <= memory:
+                yield f"{section}.{key}={value}"
+                break
+
+
+def _choices(config: RunConfig, stage: str) -> Iterator[tuple[str, str, Sequence[object]]]:
+    """Settings with smaller values, the next one first, which may help a stage."""
+    if stage == "heal":
+        yield "heal", "batch", _halves(config.heal.batch, 1)
+        return
+    if stage == "search" and config.proxy.kind in ("kl", "js") and config.proxy.targets != "disk":
+        yield "proxy", "targets", ["disk"]
+    yield "calibration", "length", _halves(config.calibration.length, SHORTEST)
+    sequences = f"{stage}_sequences"
+    yield "calibration", sequences, _halves(getattr(config.calibration, sequences), FEWEST)
+
+
+def _halves(value: int, least: int) -> list[int]:
+    """Half of a value, a quarter, ..., no less than so much."""
+    found = []
+    while (value := value // 2) >= least:
+        found.append(value)
+    return found
+
+
+def _with(run: Run, section: str, key: str, value: object) -> Run:
+    """The run with another setting."""
+    config = run.bench.config
+    part = getattr(config, section).model_copy(update={key: value})
+    changed = config.model_copy(update={section: part})
+    return Run(bench_of(changed, run.bench.loaded), run.shared)

@@ -26,6 +26,9 @@ USUAL_TOKENS = 500_000
 
 FLOAT32 = 4
 
+TOKEN_BYTES = 8
+"""Of a token's number."""
+
 ACTIVATIONS = 2
 """Times that the inputs and outputs of matrices are read or written beside the products."""
 
@@ -143,8 +146,22 @@ class Run:
         )
 
     def compared(self, tokens: float) -> Work:
-        """Comparing the logits of so many tokens."""
-        return Work(logits=tokens * self._vocabulary)
+        """Comparing the logits of so many tokens, where the proxy does that."""
+        return Work(logits=tokens * self._vocabulary * self.by_logits)
+
+    @property
+    def by_logits(self) -> bool:
+        """Whether the proxy needs the output head."""
+        return self.bench.config.proxy.kind not in ("cosine", "embedding")
+
+    @property
+    def target_bytes(self) -> int:
+        """What the proxy compares candidates with, from above: of each position its target."""
+        proxy = self.bench.config.proxy
+        kept = 8 * min(proxy.top_k, self._vocabulary) + FLOAT32
+        sizes = {"kl": kept, "js": kept, "perplexity": TOKEN_BYTES}
+        states = self._state_values * self.dtype.itemsize
+        return self.tokens["search"] * sizes.get(proxy.kind, states)
 
     @property
     def tokens(self) -> Mapping[str, int]:
@@ -164,7 +181,7 @@ class Run:
     @property
     def head_bytes(self) -> int:
         """What the logits take that are in memory at a time."""
-        return 2 * chunk_bytes(self.shared, self.dtype.itemsize)
+        return 2 * self.by_logits * chunk_bytes(self.shared, self.dtype.itemsize)
 
     @property
     def prefix_bytes(self) -> int:
@@ -285,8 +302,9 @@ def search_stage(run: Run) -> Stage:
     bench = run.bench
     requested = bench.config.search.tokens or USUAL_TOKENS
     estimated = _estimated(run) * requested
-    work = run.products(requested) + run.compared(requested)
-    work += run.products(run.tokens["search"], dense=True) + run.compared(run.tokens["search"])
+    head, pool_tokens = run.by_logits, run.tokens["search"]
+    work = run.products(requested, head=head) + run.compared(requested)
+    work += run.products(pool_tokens, dense=True, head=head) + run.compared(pool_tokens)
     sequences = estimated / (FORWARDS * run.tokens["sequence"])
     stored = sum(_stored_bytes(run))
     # Two inner products with every level, in float32; a GPU gets the levels from main memory.
@@ -297,11 +315,12 @@ def search_stage(run: Run) -> Stage:
         calibration = bench.config.calibration
         step = TOGETHER * calibration.micro_batch * run.length
         work += Work(brought=run.weight_bytes * requested / step)
-    targets = run.tokens["search"] * (8 * bench.config.proxy.top_k + FLOAT32)
-    device = run.on_device + targets + run.prefix_bytes + run.head_bytes
+    targets = run.target_bytes
+    on_disk = targets if bench.config.proxy.targets == "disk" else 0
+    device = run.on_device + targets - on_disk + run.prefix_bytes + run.head_bytes
     device += run.kept_bytes if estimated and not run.streamed else 0
     cache = library_plan(run).cache_bytes if bench.wanted_levels else 0
-    return Stage("search", work, device, cache, 0)
+    return Stage("search", work, device, cache, on_disk)
 
 
 def _estimated(run: Run) -> float:

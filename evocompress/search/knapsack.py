@@ -117,8 +117,8 @@ def _polished(task: _Task, genome: Genome) -> Genome:
         changed = genome.copy()
         changed[genes[best]] = levels[best]
         changed = task.space.settle(changed[None])[0]
-        # A sum in another order may differ in its last digit, which is no gain.
-        if not (near.feasible[best] and task.value(changed) < value):
+        # Sums in another order may differ in their last digits, which decides nothing.
+        if not (task.space.feasible(changed[None])[0] and task.value(changed) < value):
             return genome
         genome, value = changed, task.value(changed)
 

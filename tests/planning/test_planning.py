@@ -180,6 +180,61 @@ def memory_config(settings):
     return config().model.model_validate(settings)
 
 
+@pytest.mark.parametrize(
+    ("stage", "setting", "changes"),
+    [
+        ("search", "proxy.targets", {}),
+        ("search", "calibration.length", {}),
+        ("search", "calibration.search_sequences", {}),
+        ("library", "calibration.length", {}),
+        ("library", "calibration.library_sequences", {}),
+        ("heal", "heal.batch", {"heal": {"batch": 64, "steps": 5}}),
+    ],
+)
+def test_each_advised_setting_alone_is_enough(stage, setting, changes):
+    loaded = tiny_loaded()
+    calibration = {"library_sequences": 4096, "search_sequences": 4096, "length": 256}
+    settings = config(calibration={"source": "text.txt", **calibration}, **changes)
+    large = replace(DEVICES["a100"], shared=True)
+    stages = make_plan(settings, loaded, large).stages
+    needed = {each.name: each.device_bytes + each.main_bytes for each in stages}
+    small = replace(large, name="small", memory=int(0.95 * needed[stage]))
+    (advice,) = (
+        line
+        for line in make_plan(settings, loaded, small).advice
+        if line.startswith(f"{stage} needs")
+    )
+    value = next(word for word in advice.split() if word.startswith(f"{setting}=")).split("=")[1]
+    section, key = setting.split(".")
+    changed = settings.model_dump(exclude_defaults=True)
+    changed.setdefault(section, {})[key] = value
+    after = make_plan(RunConfig.model_validate(changed), loaded, small)
+    assert not [line for line in after.advice if line.startswith(f"{stage} needs")]
+
+
+def test_where_nothing_is_enough_the_plan_says_so():
+    nothing = replace(DEVICES["a100"], name="nothing", memory=1)
+    advice = make_plan(config(), tiny_loaded(), nothing).advice
+    assert len(advice) == 3
+    assert all("no single setting is enough" in line for line in advice)
+
+
+def test_targets_are_where_the_proxy_keeps_them():
+    def stage(**proxy):
+        return search_stage(Run(bench_of(config(proxy=proxy), tiny_loaded()), shared=True))
+
+    held = 8 * LENGTH * (8 * 64 + 4)
+    memory, disk = stage(top_k=64), stage(top_k=64, targets="disk")
+    assert memory.disk_bytes == 0 and disk.disk_bytes == held
+    assert memory.device_bytes - disk.device_bytes == held
+    # A target for each token of the vocabulary is all that there can be.
+    assert stage(top_k=1000).device_bytes == stage(top_k=256).device_bytes
+    states, tokens = stage(kind="cosine"), stage(kind="perplexity")
+    assert states.work.logits == 0 < tokens.work.logits
+    assert states.work.products < tokens.work.products
+    assert states.device_bytes < tokens.device_bytes < memory.device_bytes
+
+
 def test_a_search_says_what_it_needs_before_it_begins():
     first, *advice = preflight(bench_of(config(), tiny_loaded()))
     assert first.startswith("needs up to ") and "disk" in first
