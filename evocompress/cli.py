@@ -141,7 +141,7 @@ def profile(
 
 @app.command(
     epilog="Examples: `evocompress plan meta-llama/Llama-3.1-8B --space "
-    "search_spaces/smollm2_params70.yaml --device h200`; "
+    "search_spaces/smollm2_width_70.yaml --device h200`; "
     "`evocompress plan demo:smollm2-135m --space run.yaml --tokens 100000 heal.steps=50`"
 )
 def plan(

@@ -2,16 +2,19 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
+import evocompress
 from evocompress import cli
 from evocompress.sweep import SweepFolder, TrialOutcome
 from evocompress.sweep.outcome import write_outcomes
@@ -266,7 +269,14 @@ def test_a_sweep_with_a_failed_trial_shows_all_and_ends_with_an_error(
 
 
 def test_help_names_every_command_with_an_example(monkeypatch, capsys):
-    commands = ["demo", "search", "sweep", "profile", "materialize", "heal", "evaluate", "report"]
+    commands = [
+        *("demo", "search", "sweep", "profile", "plan"),
+        *("materialize", "heal", "evaluate", "report"),
+    ]
+    spaces = Path(evocompress.__file__).parents[1] / "search_spaces"
     for words in [[c] for c in commands] + [["library", "build"], ["library", "inspect"]]:
         assert call(monkeypatch, *words, "--help") == 0
-        assert "Example" in capsys.readouterr().out, words
+        shown = capsys.readouterr().out
+        assert "Example" in shown, words
+        for name in re.findall(r"search_spaces/(\w+\.yaml)", shown):
+            assert (spaces / name).is_file(), name

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers.models
 from safetensors.torch import save_file
 
 import evocompress.hf  # noqa: F401
@@ -16,7 +18,7 @@ from evocompress.config import LatencyConfig, RunConfig
 from evocompress.costs import CACHED
 from evocompress.errors import ConfigError, ModelError
 from evocompress.export import materialize
-from evocompress.families import FAMILIES
+from evocompress.families import FAMILIES, STATE_SPACE
 from evocompress.files import read_json
 from evocompress.models import load
 from evocompress.profile import check_table, profile, table_rows
@@ -167,6 +169,21 @@ def test_state_space_models_are_refused_by_name(kind: str, tmp_path: Path) -> No
     (folder / "config.json").write_text(json.dumps(config | {"model_type": kind}))
     with pytest.raises(ModelError, match=rf"'{kind}' have state-space, .*docs/families\.md"):
         load(str(folder))
+
+
+def test_all_such_models_of_transformers_are_known() -> None:
+    blocks = (
+        "Mamba|SSM|DeltaNet|DeltaRule|DeltaAttention|LinearAttention|LightningAttention|ShortConv"
+        "|Rwkv|RgLru|xLSTM"
+    )
+    found = set()
+    for file in Path(transformers.models.__path__[0]).glob("*/modeling_*.py"):
+        if re.search(rf"^class \w*({blocks})", file.read_text(), re.MULTILINE):
+            configs = "".join(path.read_text() for path in file.parent.glob("configuration_*.py"))
+            found |= set(re.findall(r"^ +model_type\b.* = \"(\w+)\"", configs, re.MULTILINE))
+    whole = {kind for kind in found if not kind.endswith(("_vision", "_audio"))}
+    assert "mamba2" in whole
+    assert whole <= STATE_SPACE
 
 
 @pytest.mark.parametrize(

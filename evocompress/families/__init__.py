@@ -72,6 +72,9 @@ STATE_SPACE = {
     *("mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm", "jamba", "bamba", "zamba", "zamba2"),
     *("nemotron_h", "falcon_h1", "granitemoehybrid", "recurrent_gemma", "qwen3_next", "lfm2"),
     *("minimax", "kimi_linear", "lfm2_moe", "qwen3_5", "qwen3_5_text", "olmo_hybrid"),
+    *("qwen3_5_moe", "qwen3_5_moe_text", "qwen4_exp", "qwen4_exp_text", "lfm3", "lfm3_vl"),
+    *("glm5_next", "glm5_next_text", "inkling_mm_model", "inkling_text", "inkling2"),
+    *("inkling2_text", "bailing_hybrid"),
 }
 """Model types with state-space, recurrent, convolutional or linear-attention blocks."""
 
