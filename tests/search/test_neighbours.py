@@ -108,6 +108,23 @@ def test_a_forbidden_level_has_no_finite_sum(space):
     ]
 
 
+def test_a_forbidden_level_of_the_base_is_left_by_its_own_changes_alone(space):
+    harms = harms_of(space, np.random.default_rng(4))
+    genes, levels = space.genes.options
+    base = np.zeros_like(space.genes.start)
+    forbidden = int(np.flatnonzero(space.genes.sizes > 1)[0])
+    harms[forbidden, 0] = np.inf
+    with np.errstate(invalid="raise"):
+        found = Neighbourhood(space, harms).around(base, genes, levels).harms
+    leaves = (genes == forbidden) & (levels > 0)
+    assert np.isfinite(found[leaves]).all()
+    assert not np.isnan(found).any()
+    rows = np.tile(base, (len(genes), 1))
+    rows[np.arange(len(genes)), genes] = levels
+    gone = space.genes.void(rows)[:, forbidden]
+    assert np.isinf(found[~leaves & ~gone]).all()
+
+
 def test_blocks_share_rows():
     decoder, config = SPACES["experts"]
     space = build_space(decoder.units(), decoder.architecture(), SpaceConfig(**config))
