@@ -14,7 +14,8 @@ follow each other. The figures, with their aims:
 - `window_workload`: as `evopress_workload`, of mutations of the last quarter of the blocks.
 - `vs_published_recipe` (1.7): the 32 mutations by EvoPress's recipe (one sequence at a time,
   weights read from a file at each change, two log-softmaxes of all float32 logits) over ours.
-- `swap_ms_per_100` (1): making the model another candidate that differs in 100 matrices.
+- `swap_ms_per_100` (1): making the model another candidate that differs in the zeros of 100
+  matrices; `swap_widths_ms_per_100`: that differs in the widths of so many, which it had before.
 - `cost_10k_ms` (50): costs of 10,000 candidates.
 - `overhead_fraction` (0.02): of a generation's time what is not evaluation.
 - `library_vs_per_level` (3), `sweeps_vs_per_level` (5): 13 SparseGPT levels of all matrices against

@@ -25,7 +25,8 @@ from evocompress.proxies.head import bucket_log_probabilities
 from evocompress.proxies.prefix import levels_by_block
 from evocompress.search.moves import distinct, mutate
 from evocompress.space import SearchSpace
-from evocompress.types import DROP, Candidate, Evaluate
+from evocompress.testing.plain_library import PlainLibrary
+from evocompress.types import DROP, Candidate, Evaluate, Level
 
 LIMIT = prefix.LIMIT_BYTES
 MATRICES = 100
@@ -38,6 +39,7 @@ def candidates(setting: Setting) -> dict[str, Figure]:
     figures |= generations(setting)
     figures |= depth(setting)
     figures["swap_ms_per_100"] = swap(setting)
+    figures["swap_widths_ms_per_100"] = swap_widths(setting)
     return figures
 
 
@@ -306,9 +308,29 @@ def swap(setting: Setting) -> float:
         for step in (0, 1)
     ]
     with LiveModel(setting.loaded, setting.library) as live:
-        seconds = []
-        for turn in range(2 * setting.repeats + 2):
-            start = clock()
-            live.apply(levels[turn % 2])
-            seconds.append(clock() - start)
-    return 1000 * statistics.median(seconds[2:]) * MATRICES / wanted
+        return MATRICES / wanted * milliseconds(setting, live, levels)
+
+
+def swap_widths(setting: Setting) -> float:
+    """Milliseconds in which 100 matrices of MLPs get other widths that the model had before."""
+    loaded = setting.loaded
+    mlps = [unit.name for unit in loaded.family.units(loaded.model) if unit.kind == "mlp"]
+    channels = loaded.family.architecture(loaded.model).channels[0]
+    levels = [
+        Candidate(tuple((name, Level(channels=channels // part)) for name in sorted(mlps)))
+        for part in (2, 4)
+    ]
+    library = PlainLibrary(loaded)
+    matrices = sum(unit.parent in levels[0].by_name for unit in library.units.values())
+    with LiveModel(loaded, library) as live:
+        return MATRICES / matrices * milliseconds(setting, live, levels)
+
+
+def milliseconds(setting: Setting, live: LiveModel, candidates: Sequence[Candidate]) -> float:
+    """Median time of making the model each of two candidates in turn, both known to it."""
+    seconds = []
+    for turn in range(2 * setting.repeats + 2):
+        start = clock()
+        live.apply(candidates[turn % 2])
+        seconds.append(clock() - start)
+    return 1000 * statistics.median(seconds[2:])

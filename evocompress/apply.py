@@ -21,6 +21,9 @@ from evocompress.types import DENSE, Candidate, Level, Unit
 GPU_SHARE = 0.3
 """Of a GPU's free memory what copies of compressed matrices may take."""
 
+CUT_BYTES = 256 * 2**20
+"""Of main memory what narrowed matrices may take on a CPU: cutting one takes longer than a swap."""
+
 
 class LiveModel:
     """A model that takes the form of any candidate, in place and reversibly.
@@ -56,7 +59,12 @@ class LiveModel:
             if unit.kind == "matrix"
         }
         self._source = Source(
-            loaded, _tensors(self._modules), library, follower_tensors(loaded), _copies(loaded)
+            loaded,
+            _tensors(self._modules),
+            library,
+            follower_tensors(loaded),
+            _copies(loaded),
+            None if loaded.cache else Cache(CUT_BYTES),
         )
         self._keys = {name: (f"{name}.weight", f"{name}.bias") for name in self._modules}
         self._weights = {name: m.get_parameter("weight") for name, m in self._modules.items()}

@@ -73,6 +73,7 @@ class Source:
         library: The compressed ones; ``None`` where nothing is sparse or narrow.
         norms: By name the dense tensors of the norms whose values go with channels.
         copies: Holds copies of the library's tensors on a device that is not the library's.
+        cuts: Holds narrowed matrices, where there are no copies.
         stored: Those that were asked for and are no copies: backed by the library's files.
     """
 
@@ -81,6 +82,7 @@ class Source:
     library: LevelStore | None
     norms: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     copies: Cache | None = None
+    cuts: Cache | None = None
     stored: dict[tuple[str, Level], Mapping[str, Tensor]] = field(default_factory=dict)
 
     def tensors(self, block: int, matrix: Matrix, form: Form) -> Mapping[str, Tensor]:
@@ -109,9 +111,10 @@ class Source:
             return self._merged(block, matrix, form.merge)
         if form.width.narrow:
             make = partial(self._narrow, block, matrix, form)
-            if self.copies is None:
+            held = self.cuts if self.copies is None else self.copies
+            if held is None:
                 return make()
-            return self.copies.get(f"{name} {form.level.key} {form.width.key}", make, _bytes)
+            return held.get(f"{name} {form.level.key} {form.width.key}", make, _bytes)
         if form.level.dense:
             return self._own(name)
         return self.stored.get((name, form.level)) or self._sparse(name, form)

@@ -112,7 +112,7 @@ class Level:
         """Whether heads or channels are cut."""
         return self.kv_groups is not None or self.channels is not None
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Short text naming the level in files, e.g. ``zeros=165888`` or ``channels=512``."""
         if self.drop:

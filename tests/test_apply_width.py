@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from evocompress import apply
 from evocompress.apply import LiveModel
 from evocompress.errors import LibraryError
 from evocompress.models import loaded as make_loaded
@@ -102,6 +103,23 @@ def test_narrow_and_sparse_matrices_are_the_library_s(world):
                 zeros = level.zeros * weight.numel() // unit.numel
                 assert int((weight == 0).sum()) == zeros
         assert world.logits().isfinite().all()
+
+
+def test_cuts_are_kept_as_long_as_there_is_room(world, monkeypatch):
+    levels = {f"{world.path}.{block}.mlp": Level(channels=24) for block in range(3)}
+    names = [f"{name}.weight" for sublayer in levels for name in world.matrices(sublayer)]
+    for room, kept in ((2**20, True), (0, False)):
+        monkeypatch.setattr(apply, "CUT_BYTES", room)
+        with LiveModel(world.loaded, world.library) as live:
+            live.apply(candidate_of(levels))
+            first = [world.parameters()[name].data for name in names]
+            logits = world.logits()
+            live.restore()
+            live.apply(candidate_of(levels))
+            again = [world.parameters()[name].data for name in names]
+            assert torch.equal(world.logits(), logits)
+        same = [a.data_ptr() == b.data_ptr() for a, b in zip(first, again, strict=True)]
+        assert all(same) if kept else not all(same)
 
 
 def test_a_source_gives_what_the_live_model_has(world):

@@ -8,6 +8,7 @@ from functools import cached_property
 
 import torch
 
+from evocompress.apply import CUT_BYTES
 from evocompress.criteria.base import BLOCK as ENERGY_BLOCK
 from evocompress.library.dense import DenseModel
 from evocompress.library.gram import gram_operations
@@ -190,6 +191,12 @@ class Run:
         return min(LIMIT_BYTES, states * (1 + len(self._architecture.heads)))
 
     @property
+    def cut_bytes(self) -> int:
+        """What narrowed matrices take on a CPU, from above."""
+        narrows = self.shared and not self.streamed and self.bench.config.space.width is not None
+        return CUT_BYTES if narrows else 0
+
+    @property
     def kept_bytes(self) -> int:
         """What a backward pass over a sequence keeps of the forward pass: inputs and outputs."""
         return self.tokens["sequence"] * self.features * self.dtype.itemsize
@@ -319,6 +326,7 @@ def search_stage(run: Run) -> Stage:
     on_disk = targets if bench.config.proxy.targets == "disk" else 0
     device = run.on_device + targets - on_disk + run.prefix_bytes + run.head_bytes
     device += run.kept_bytes if estimated and not run.streamed else 0
+    device += run.cut_bytes
     cache = library_plan(run).cache_bytes if bench.wanted_levels else 0
     return Stage("search", work, device, cache, on_disk)
 
