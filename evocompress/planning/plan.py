@@ -130,13 +130,17 @@ def _remedies(run: Run, stage: Stage, memory: int, spare: int) -> Iterator[str]:
     """
     if stage.name != "heal" and spare > run.least_on_device and not run.streamed:
         yield f"model.device_memory={spare // 2**20}MiB (streams the blocks)"
+
+    def fits(section: str, key: str, value: object) -> bool:
+        changed = _with(run, section, key, value)
+        other = STAGES[stage.name](changed)
+        return other is not None and _needed(changed, other) <= memory
+
     for section, key, values in _choices(run.bench.config, stage.name):
-        for value in values:
-            changed = _with(run, section, key, value)
-            other = STAGES[stage.name](changed)
-            if other is not None and _needed(changed, other) <= memory:
-                yield f"{section}.{key}={value}"
-                break
+        # To plan a large model takes seconds: where the last value does not help, none does.
+        if values and fits(section, key, values[-1]):
+            value = next(value for value in values if fits(section, key, value))
+            yield f"{section}.{key}={value}"
 
 
 def _choices(config: RunConfig, stage: str) -> Iterator[tuple[str, str, Sequence[object]]]:
