@@ -313,6 +313,7 @@ def evaluate(
             "self_written": bench.calibration.heldout_source == "self",
             "sequences": len(heldout),
             "length": bench.calibration.length,
+            "opening": bench.calibration.opening,
         }
         record = {
             "heldout": facts,

@@ -50,6 +50,8 @@ class CalibrationConfig(Strict):
         length: Tokens of a sequence, with those that begin and end an encoder's; images have their
             own.
         micro_batch: Sequences of a micro-batch.
+        bos: Whether every sequence begins with the beginning-of-text token, which counts towards
+            the length; ``auto`` where the tokenizer puts one before a text.
         seed: Seed of the text the model writes.
     """
 
@@ -60,6 +62,7 @@ class CalibrationConfig(Strict):
     heldout_sequences: Positive = 16
     length: Annotated[int, Field(ge=2)] = 512
     micro_batch: Positive = 2
+    bos: Literal["auto"] | bool = "auto"
     seed: int = 0
 
 

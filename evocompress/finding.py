@@ -44,8 +44,12 @@ def _describe(bench: Workbench) -> None:
         write_json(folder.environment, environment(model.device, model.dtype))
     if not folder.units.exists():
         architecture = bench.loaded.family.architecture(bench.loaded.model)
-        units = [asdict(unit) for unit in bench.units]
-        write_json(folder.units, {"units": units, "architecture": asdict(architecture)})
+        outline = {
+            "units": [asdict(unit) for unit in bench.units],
+            "architecture": asdict(architecture),
+            "opening": bench.calibration.opening,
+        }
+        write_json(folder.units, outline)
     if bench.latency_table is not None and not folder.latency.exists():
         write_table(folder.latency, bench.latency_table)
 

@@ -14,6 +14,7 @@ SHARED = {
     *("speed_setting", "speed_candidates", "speed_search", "speed_library"),
 }
 FIGURES = {
+    "beginning": ["with_ppl", "without_ppl", "tokenizer_adds"],
     "proxy": ["vs_forward", "vs_two_sided_kl", "peak_mib", "peak_mib_two_sided"],
     "prefix": ["single_drops_speedup", "nothing_common_speedup", "different"],
     "ray_scaling": [

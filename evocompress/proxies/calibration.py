@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from evocompress.config import CalibrationConfig
 from evocompress.errors import DataError
@@ -20,6 +18,7 @@ from evocompress.models import LoadedModel
 from evocompress.proxies.images import Images, read_images
 from evocompress.proxies.self_text import Writing, self_written
 from evocompress.proxies.sources import SELF, token_streams
+from evocompress.proxies.special import check_vocabulary, surroundings
 from evocompress.types import Pool
 
 
@@ -36,6 +35,8 @@ class Calibration:
         source: Where library and search part come from.
         heldout_source: Where the held-out part comes from.
         length: Tokens of each sequence, as the model's blocks see them.
+        opening: The tokens that begin every sequence of a causal model, as text; empty where
+            there are none.
         labels: The true classes of the held-out part (M,), where all are known.
     """
 
@@ -45,6 +46,7 @@ class Calibration:
     source: str
     heldout_source: str
     length: int
+    opening: str = ""
     labels: Tensor | None = None
 
     @property
@@ -104,7 +106,16 @@ def load_calibration(
         source=config.source,
         heldout_source=heldout_source,
         length=config.length,
+        opening=_opening_text(config, loaded),
     )
+
+
+def _opening_text(config: CalibrationConfig, loaded: LoadedModel) -> str:
+    """What the sequences of a causal model begin with, for the reports."""
+    if not loaded.family.task.causal or loaded.tokenizer is None:
+        return ""
+    before, _ = surroundings(loaded, config.bos)
+    return " ".join(loaded.tokenizer.convert_ids_to_tokens(before.tolist()))
 
 
 def _images(config: CalibrationConfig, loaded: LoadedModel) -> Calibration:
@@ -153,10 +164,9 @@ def check_calibration(config: CalibrationConfig, loaded: LoadedModel) -> None:
             f"calibration.length is {config.length}, but {loaded.source} takes at most "
             f"{context} tokens: lower calibration.length"
         )
-    if task.causal or loaded.tokenizer is None:
+    if loaded.tokenizer is None:
         return
-    before, after = special_tokens(loaded.tokenizer)
-    special = len(before) + len(after)
+    special = sum(map(len, surroundings(loaded, config.bos)))
     if config.length <= special:
         raise DataError(
             f"calibration.length is {config.length}, but the {special} special tokens of "
@@ -173,45 +183,37 @@ def _read(
 ) -> list[Tensor]:
     """Parts (count, S) of a source, one after the other."""
     wanted = sum(counts)
+    assert loaded.tokenizer is not None
+    before, after = surroundings(loaded, config.bos)
     if source == SELF:
-        sequences = self_written(loaded, Writing(wanted, config.length, config.seed), cache)
+        writing = Writing(wanted, config.length, config.seed)
+        sequences = self_written(loaded, writing, cache, opening=before)
     else:
-        assert loaded.tokenizer is not None
-        around = ((), ()) if loaded.family.task.causal else special_tokens(loaded.tokenizer)
         streams = token_streams(source, loaded.tokenizer)
-        cut = _cut(streams, config.length, *around)
+        cut = _cut(streams, config.length, before, after)
         found = list(islice(cut, wanted))
         if len(found) < wanted:
             raise DataError(_too_few(source, len(found), counts, config))
         sequences = torch.stack(found)
-        _check_vocabulary(source, sequences, loaded)
+        check_vocabulary(source, sequences, loaded)
     return list(torch.split(sequences, counts))
 
 
-def _cut(
-    streams: Iterator[Tensor], length: int, before: Sequence[int] = (), after: Sequence[int] = ()
-) -> Iterator[Tensor]:
+def _cut(streams: Iterator[Tensor], length: int, before: Tensor, after: Tensor) -> Iterator[Tensor]:
     """Sequences (length,) one after the other; what is left at a stream's end is dropped.
 
     Args:
-        streams: Tokens.
+        streams: Tokens; those of `before` at the beginning of a stream are not doubled.
         length: Of a sequence, with the special tokens.
         before: Special tokens that begin each sequence.
         after: Those that end it.
     """
-    begin, end = torch.tensor(before, dtype=torch.int64), torch.tensor(after, dtype=torch.int64)
     inner = length - len(before) - len(after)
     for stream in streams:
+        if len(before) and torch.equal(stream[: len(before)], before):
+            stream = stream[len(before) :]
         for part in stream[: len(stream) // inner * inner].view(-1, inner):
-            yield torch.cat([begin, part, end])
-
-
-def special_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[Sequence[int], Sequence[int]]:
-    """What a tokenizer puts before and after every text, such as ``[CLS]`` and ``[SEP]``."""
-    whole: Any = tokenizer("a")["input_ids"]
-    bare: Any = tokenizer("a", add_special_tokens=False)["input_ids"]
-    begin = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
-    return whole[:begin], whole[begin + len(bare) :]
+            yield torch.cat([before, part, after])
 
 
 def _too_few(source: str, found: int, counts: list[int], config: CalibrationConfig) -> str:
@@ -223,15 +225,3 @@ def _too_few(source: str, found: int, counts: list[int], config: CalibrationConf
         f"{source} has only {found} sequences of {config.length} tokens, but {sum(counts)} "
         f"({' + '.join(map(str, counts))}) are needed: lower {keys} or calibration.length"
     )
-
-
-def _check_vocabulary(source: str, sequences: Tensor, loaded: LoadedModel) -> None:
-    # A head has as many rows, where there is one over the vocabulary.
-    embedding: Any = loaded.model.get_input_embeddings()
-    vocabulary = embedding.weight.shape[0]
-    low, high = int(sequences.min()), int(sequences.max())
-    if low < 0 or high >= vocabulary:
-        raise DataError(
-            f"{source} has token ids from {low} to {high}, but {loaded.source} has only "
-            f"{vocabulary} tokens: was it made for another tokenizer?"
-        )

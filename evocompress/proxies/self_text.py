@@ -13,18 +13,18 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from math import ceil
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from evocompress.demo_model import cache_folder
 from evocompress.errors import DataError, one_line
 from evocompress.files import naming_full_disk, replacing
 from evocompress.models import LoadedModel
+from evocompress.proxies.special import surroundings
 
 
 @dataclass(frozen=True)
@@ -46,26 +46,38 @@ class Writing:
     top_k: int = 50
 
 
-def self_written(loaded: LoadedModel, writing: Writing, cache: Path | None = None) -> Tensor:
+def self_written(
+    loaded: LoadedModel,
+    writing: Writing,
+    cache: Path | None = None,
+    *,
+    opening: Tensor | None = None,
+) -> Tensor:
     """The text, out of the cache where it was written before.
 
     Args:
         loaded: The model that writes.
         writing: What it writes.
         cache: Folder of earlier texts; by default in the user's cache folder.
+        opening: The tokens (n,) that begin every sequence; by default those that the tokenizer
+            puts before every text.
 
     Returns:
-        Token ids (sequences, length), int64, on the CPU, without special tokens but for a
-        first one where the tokenizer puts it before every text.
+        Token ids (sequences, length), int64, on the CPU, without special tokens but for
+        `opening`.
 
     Raises:
         DataError: A file of the cache is damaged.
     """
     folder = cache or cache_folder() / "self-text"
-    path = folder / f"{_key(loaded, writing)}.safetensors"
+    usual = surroundings(loaded, "auto")[0]
+    opening = usual if opening is None else opening
+    # Texts that begin as usual keep the names that they had before there was a choice.
+    other = None if torch.equal(opening, usual) else opening.tolist()
+    path = folder / f"{_key(loaded, writing, other)}.safetensors"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        _save(write(loaded, writing), path)
+        _save(write(loaded, writing, opening), path)
     try:
         with safe_open(path, framework="pt") as file:
             tokens: Tensor = file.get_tensor("tokens")
@@ -77,16 +89,16 @@ def self_written(loaded: LoadedModel, writing: Writing, cache: Path | None = Non
 
 
 @torch.inference_mode()
-def write(loaded: LoadedModel, writing: Writing) -> Tensor:
-    """Sample the text: token ids (sequences, length) on the CPU.
+def write(loaded: LoadedModel, writing: Writing, opening: Tensor | None = None) -> Tensor:
+    """Sample the text: token ids (sequences, length) on the CPU; see `self_written`.
 
     This is a loop of its own because generate() takes no generator, and goes over the whole
     vocabulary several times for each token, which made it a third slower on two cores.
     """
     generator = torch.Generator(loaded.model.device).manual_seed(writing.seed)
     allowed = _allowed_tokens(loaded)
-    assert loaded.tokenizer is not None
-    opening = _opening(loaded.tokenizer)
+    if opening is None:
+        opening = surroundings(loaded, "auto")[0]
     batches = ceil(writing.sequences / writing.batch)
     # Small batches are hardly faster than large ones, so the sequences are shared out evenly.
     rows = ceil(writing.sequences / batches)
@@ -141,16 +153,10 @@ def _allowed_tokens(loaded: LoadedModel) -> Tensor:
     return allowed.to(loaded.model.device)
 
 
-def _opening(tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """The beginning-of-text token (1,) where the tokenizer adds one by itself, or nothing."""
-    ids: Any = tokenizer("a")["input_ids"]
-    has_opening = tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id
-    return torch.tensor(ids[:1] if has_opening else [], dtype=torch.int64)
-
-
-def _key(loaded: LoadedModel, writing: Writing) -> str:
-    """Name of the text in the cache: who wrote it and how."""
-    text = json.dumps([loaded.fingerprint, asdict(writing)], sort_keys=True)
+def _key(loaded: LoadedModel, writing: Writing, opening: list[int] | None) -> str:
+    """Name of the text in the cache: who wrote it, how, and its opening where not the usual."""
+    facts = [loaded.fingerprint, asdict(writing)]
+    text = json.dumps(facts if opening is None else [*facts, opening], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 

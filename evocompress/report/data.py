@@ -85,12 +85,13 @@ class FrontPoint(Record):
 
 
 class Heldout(Record):
-    """The text of the final evaluation; `length` in tokens."""
+    """The text of the final evaluation; `length` in tokens, `opening` what begins each sequence."""
 
     source: str
     self_written: bool
     sequences: int
     length: int
+    opening: str = ""
 
 
 class Timing(Record):
@@ -148,10 +149,14 @@ class HealStep(Record):
 
 
 class Outline(Record):
-    """The units with the model's dimensions beside them (``units.json``)."""
+    """The units with the model's dimensions beside them (``units.json``).
+
+    `opening` is the beginning-of-text token that begins every sequence, where one does.
+    """
 
     units: tuple[Unit, ...]
     architecture: Architecture
+    opening: str = ""
 
 
 @dataclass(frozen=True)
@@ -164,6 +169,7 @@ class RunData:
     environment: Environment | None = None
     units: tuple[Unit, ...] = ()
     architecture: Architecture | None = None
+    opening: str = ""
     winner: Winner | None = None
     front: tuple[FrontPoint, ...] = ()
     evaluation: Evaluation | None = None
@@ -196,7 +202,7 @@ def read_run(folder: Path) -> RunData:
                 f"{folder} is no run folder: it has no {name}; name one that a run wrote"
             )
     config = load_config(folder / "config.yaml")
-    units, architecture = _read_units(folder / "units.json")
+    units, architecture, opening = _read_units(folder / "units.json")
     return RunData(
         config=config,
         history=read_history(folder / "journal.jsonl", units, config.space.sparsity),
@@ -204,6 +210,7 @@ def read_run(folder: Path) -> RunData:
         environment=_optional(folder / "environment.json", Environment),
         units=units,
         architecture=architecture,
+        opening=opening,
         winner=_optional(folder / "winner.json", Winner),
         front=read_front(folder),
         evaluation=_optional(folder / "evaluation.json", Evaluation),
@@ -245,15 +252,15 @@ def _parse(path: Path, kind: type[T], data: Any) -> T:
         raise RunError(f"{path}: '{where}': {first['msg']}; write the file anew") from error
 
 
-def _read_units(path: Path) -> tuple[tuple[Unit, ...], Architecture | None]:
-    """The units, as a bare list or with the model's dimensions beside them."""
+def _read_units(path: Path) -> tuple[tuple[Unit, ...], Architecture | None, str]:
+    """The units, as a bare list or with the model's dimensions and the opening beside them."""
     if not path.is_file():
-        return (), None
+        return (), None, ""
     data = read_json(path)
     if not isinstance(data, Mapping):
-        return _parse(path, tuple[Unit, ...], data), None
+        return _parse(path, tuple[Unit, ...], data), None, ""
     outline = _parse(path, Outline, data)
-    return outline.units, outline.architecture
+    return outline.units, outline.architecture, outline.opening
 
 
 def _read_healing(path: Path) -> tuple[HealStep, ...]:

@@ -70,7 +70,14 @@ def budget_text(budget: Mapping[str, float]) -> str:
 def heldout_text(heldout: Heldout) -> str:
     """Which text the held-out numbers are about."""
     source = WRITTEN_BY_MODEL if heldout.self_written else heldout.source
-    return f"Held-out: {heldout.sequences} sequences of {heldout.length} tokens from {source}."
+    return (
+        f"Held-out: {heldout.sequences} sequences of {heldout.length} tokens from {source}"
+        f"{_opening_text(heldout.opening)}."
+    )
+
+
+def _opening_text(opening: str) -> str:
+    return f", each beginning with {opening}" if opening else ""
 
 
 def facts(run: RunData) -> dict[str, str]:
@@ -85,7 +92,7 @@ def facts(run: RunData) -> dict[str, str]:
         "Candidates": number(run.history.candidates, 0),
         "Calibration": f"{config.calibration.search_sequences} sequences of "
         f"{_tokens(run) or config.calibration.length} tokens "
-        f"from {_source_text(config.calibration.source)}",
+        f"from {_source_text(config.calibration.source)}{_opening_text(run.opening)}",
         "Seed": str(config.seed),
     }
     if course := _course_text(run):

@@ -12,7 +12,7 @@ from itertools import product
 from math import prod
 from typing import Any
 
-from evocompress.config import RunConfig
+from evocompress.config import CalibrationConfig, RunConfig
 from evocompress.config_file import put, validate
 from evocompress.errors import ConfigError
 from evocompress.sweep.config import Range, SweepConfig
@@ -24,6 +24,9 @@ LIBRARIES = "libraries"
 
 EQUALLY_HARD = ("seed", "search", "library")
 """Parts of a run that may differ between trials whose values are worth comparing."""
+
+LATER_SETTINGS = {"bos"}
+"""Settings of the calibration that came when there were libraries already."""
 
 LONGEST_NAME = 60
 
@@ -175,11 +178,17 @@ def _library_key(config: RunConfig) -> str:
     return _digest(
         {
             "model": config.model.model_dump(mode="json", exclude={"device_memory"}),
-            "calibration": config.calibration.model_dump(mode="json"),
+            "calibration": _calibration_settings(config.calibration),
             "space": config.space.model_dump(mode="json", exclude={"budget"}),
             "library": config.library.model_dump(mode="json", exclude={"path", "cache_mib"}),
         }
     )
+
+
+def _calibration_settings(config: CalibrationConfig) -> dict[str, Any]:
+    """All settings but the later ones at their defaults, so that older libraries are found."""
+    later = config.model_dump(mode="json", include=LATER_SETTINGS, exclude_defaults=True)
+    return config.model_dump(mode="json", exclude=LATER_SETTINGS) | later
 
 
 def _digest(content: Any) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -208,8 +209,12 @@ def _inputs(module: nn.Module, weight: Tensor) -> int:
     return weight.shape[0] if isinstance(module, Conv1D) else weight[0].numel()
 
 
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer of one token per byte that UTF-8 uses: 243, after the end of text (id 0)."""
+def tiny_tokenizer(*, opens: bool = False) -> PreTrainedTokenizerFast:
+    """A tokenizer of one token per byte that UTF-8 uses: 243, after the end of text (id 0).
+
+    Args:
+        opens: It puts the end of text, which is the beginning of one as well, before every text.
+    """
     alphabet = _byte_alphabet()
     vocabulary = {END_OF_TEXT: END_OF_TEXT_ID}
     for byte in sorted(set(range(256)) - NEVER_IN_UTF8):
@@ -217,6 +222,10 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
+    if opens:
+        tokenizer.post_processor = TemplateProcessing(
+            single=f"{END_OF_TEXT} $A", special_tokens=[(END_OF_TEXT, END_OF_TEXT_ID)]
+        )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=END_OF_TEXT,

@@ -1,16 +1,19 @@
+import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
 import pytest
 import torch
 from safetensors.torch import save_file
+from tokenizers.processors import TemplateProcessing
 
 from evocompress.config import CalibrationConfig
 from evocompress.errors import DataError
 from evocompress.models import LoadedModel
 from evocompress.proxies.calibration import Calibration, load_calibration
-from evocompress.testing.tiny import tiny_loaded
+from evocompress.testing.tiny import END_OF_TEXT, tiny_loaded, tiny_tokenizer
 
 TEXT = "".join(f"Line {number} of a text, and no two lines are the same.\n" for number in range(90))
 
@@ -44,6 +47,50 @@ def test_text_is_cut_into_disjoint_parts_in_order(loaded: LoadedModel, text: Pat
     assert in_order(calibration).flatten().tolist() == expected
     assert in_order(calibration).dtype == torch.int64
     assert not calibration.self_written
+
+
+@pytest.mark.parametrize("kind", ["text", "tokens", "data set"])
+def test_every_sequence_begins_as_the_tokenizer_begins_a_text(
+    loaded: LoadedModel, text: Path, tmp_path: Path, kind: str
+) -> None:
+    opens = replace(loaded, tokenizer=tiny_tokenizer(opens=True))
+    assert loaded.tokenizer is not None
+    ids = torch.tensor(loaded.tokenizer(TEXT)["input_ids"])
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "train.jsonl").write_text(json.dumps({"text": TEXT}))
+    # A stream that has its beginning already is not given a second one.
+    save_file({"tokens": torch.cat([ids.new_tensor([0]), ids])}, tmp_path / "t.safetensors")
+    sources = {"text": text, "tokens": tmp_path, "data set": f"datasets:{tmp_path / 'set'}"}
+    source = sources[kind]
+    calibration = load_calibration(config(source), opens)
+    sequences = in_order(calibration)
+    assert sequences.shape == (10, 32) and calibration.pool.tokens == (64, 64, 32)
+    assert (sequences[:, 0] == 0).all()
+    assert torch.equal(sequences[:, 1:].flatten(), ids[: 10 * 31])
+    assert calibration.opening == END_OF_TEXT
+    without = load_calibration(config(source, bos=False), opens)
+    if kind != "tokens":
+        assert without.fingerprint == load_calibration(config(source), loaded).fingerprint
+    assert without.opening == "" and without.fingerprint != calibration.fingerprint
+    asked = load_calibration(config(source, bos=True), loaded)
+    assert asked.fingerprint == calibration.fingerprint
+
+
+def test_a_beginning_that_cannot_be_had_is_one_line(loaded: LoadedModel, text: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.bos_token = None
+    with pytest.raises(DataError, match=r"bos=true: .* has no beginning-of-text token"):
+        load_calibration(config(text, bos=True), replace(loaded, tokenizer=tokenizer))
+    beyond = tiny_tokenizer()
+    beyond.add_special_tokens({"bos_token": "<begin>"})
+    beyond.bos_token_id, beyond.backend_tokenizer.post_processor = (
+        300,
+        TemplateProcessing(single="<begin> $A", special_tokens=[("<begin>", 300)]),
+    )
+    with pytest.raises(DataError, match=r"ids from 300 to 300, but tiny:llama has only 256"):
+        load_calibration(config(text), replace(loaded, tokenizer=beyond))
+    with pytest.raises(DataError, match=r"bos=false: tiny:bert .* always have .* special tokens"):
+        load_calibration(config(text, bos=False), tiny_loaded("bert"))
 
 
 def test_the_held_out_part_may_come_from_elsewhere(

@@ -15,8 +15,8 @@ from evocompress.models import LoadedModel
 from evocompress.proxies.calibration import (
     check_calibration,
     load_calibration,
-    special_tokens,
 )
+from evocompress.proxies.special import special_tokens
 from evocompress.testing.tiny import tiny_loaded
 
 TEXT = "".join(f"Line {number} of a text, and no two lines are the same.\n" for number in range(90))

@@ -1,4 +1,6 @@
-from dataclasses import replace
+import hashlib
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -6,10 +8,11 @@ import torch
 
 from evocompress.config import CalibrationConfig
 from evocompress.errors import DataError
+from evocompress.models import LoadedModel
 from evocompress.proxies import self_text
 from evocompress.proxies.calibration import load_calibration
 from evocompress.proxies.self_text import Writing, self_written, write
-from evocompress.testing.tiny import tiny_loaded
+from evocompress.testing.tiny import END_OF_TEXT_ID, tiny_loaded, tiny_tokenizer
 
 WRITING = Writing(sequences=5, length=12, seed=3, batch=2)
 
@@ -41,15 +44,32 @@ def test_tokens_follow_the_model_with_its_cache() -> None:
     assert torch.equal(logits.argmax(-1)[:, :-1], tokens[:, 1:])
 
 
-def test_text_begins_as_the_tokenizer_begins_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded = tiny_loaded("llama")
-    with_opening = type(loaded.tokenizer).__call__
-    monkeypatch.setattr(
-        type(loaded.tokenizer),
-        "__call__",
-        lambda self, text: {"input_ids": [0, *with_opening(self, text)["input_ids"]]},
-    )
-    assert (write(loaded, WRITING)[:, 0] == 0).all()
+def test_text_begins_as_the_tokenizer_begins_one() -> None:
+    loaded = replace(tiny_loaded("llama"), tokenizer=tiny_tokenizer(opens=True))
+    assert (write(loaded, WRITING)[:, 0] == END_OF_TEXT_ID).all()
+
+
+def test_texts_of_another_beginning_have_names_of_their_own(tmp_path: Path) -> None:
+    plain = tiny_loaded("llama")
+    opens = replace(plain, tokenizer=tiny_tokenizer(opens=True))
+    sizes = {"library_sequences": 2, "search_sequences": 2, "heldout_sequences": 2, "length": 16}
+
+    def first(loaded: LoadedModel, bos: object) -> tuple[torch.Tensor, list[str]]:
+        folder = tmp_path / f"{loaded is plain}-{bos}"
+        config = CalibrationConfig.model_validate({"source": "self", "bos": bos, **sizes})
+        calibration = load_calibration(config, loaded, cache=folder)
+        return calibration.library[:, 0], [file.name for file in folder.iterdir()]
+
+    facts = [plain.fingerprint, asdict(Writing(sequences=6, length=16, seed=0))]
+    text = json.dumps(facts, sort_keys=True)
+    before = hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    for loaded, usual, other in ((plain, False, True), (opens, True, False)):
+        found = {bos: first(loaded, bos) for bos in ("auto", True, False)}
+        assert (found[True][0] == END_OF_TEXT_ID).all()
+        assert (found[False][0] != END_OF_TEXT_ID).all()
+        # The name that texts had before there was a choice stays that of the usual beginning.
+        assert found["auto"][1] == found[usual][1] == [f"{before}.safetensors"]
+        assert found[other][1] != found[usual][1]
 
 
 def test_the_cache_answers_the_second_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -180,6 +180,21 @@ def test_an_encoder_has_values_of_sequences(
     assert "decode" not in text.lower()
 
 
+def test_the_token_that_begins_every_sequence_is_named(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "run")
+    write_report(folder)
+    assert "each beginning with" not in (folder / "summary.md").read_text()
+    units = json.loads((folder / "units.json").read_text())
+    outline = {"units": units, "architecture": asdict(SMOLLM2_135M.architecture())}
+    write_json(folder / "units.json", outline | {"opening": "[BOS]"})
+    data = evaluation()
+    data["heldout"]["opening"] = "[BOS]"
+    write_json(folder / "evaluation.json", data)
+    write_report(folder)
+    told = (folder / "summary.md").read_text().replace("\\", "")
+    assert told.count("each beginning with [BOS]") >= 2
+
+
 @pytest.mark.parametrize("gone", ["units", "architecture"])
 def test_incomplete_units_are_one_clear_line(tmp_path: Path, gone: str) -> None:
     folder = run_folder(tmp_path / "run")

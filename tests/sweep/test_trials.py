@@ -67,6 +67,8 @@ def test_libraries_are_shared_by_all_that_want_the_same_one():
         ("library.cache_mib", 7, True),
         ("library.width_criterion", "wanda", False),
         ("calibration.seed", 1, False),
+        ("calibration.bos", "auto", True),
+        ("calibration.bos", True, False),
         ("space.width.multiple_of", 64, False),
         ("model.dtype", "float32", False),
     ]:
