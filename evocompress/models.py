@@ -31,6 +31,7 @@ from evocompress.sources import (
     read_tokenizer,
 )
 from evocompress.tasks import CAUSAL, EMBEDDINGS
+from evocompress.tying import settle_tying
 
 # How the model types of `evocompress.hf` begin.
 COMPRESSED_PREFIX = "evocompress_"
@@ -162,7 +163,11 @@ def load_as(config: ModelConfig) -> LoadedModel:
 def loaded(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, source: str
 ) -> LoadedModel:
-    """Make a model in memory ready to be compressed; it is frozen and put in evaluation mode."""
+    """Make a model in memory ready to be compressed; it is frozen and put in evaluation mode.
+
+    Its config says afterwards whether its head is its embedding, as its tensors do.
+    """
+    settle_tying(model)
     family = family_of(model)
     prepare(family, model)
     model.eval().requires_grad_(False)
