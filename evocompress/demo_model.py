@@ -14,7 +14,7 @@ from pathlib import Path
 from platformdirs import user_cache_path
 
 from evocompress.errors import ModelError
-from evocompress.files import naming_full_disk
+from evocompress.files import naming_disk_errors
 from evocompress.sources import Checkpoint, locate, quiet_transformers, read_model, read_tokenizer
 
 DEMO_SOURCE = "demo:smollm2-135m"
@@ -44,7 +44,7 @@ def convert(checkpoint: Checkpoint, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".converting-") as scratch:
         unfinished = Path(scratch) / folder.name
-        with quiet_transformers(), naming_full_disk(folder):
+        with quiet_transformers(), naming_disk_errors(folder):
             read_tokenizer(checkpoint).save_pretrained(unfinished)
             read_model(checkpoint, "bfloat16").save_pretrained(unfinished)
         # Another process may have finished the same conversion meanwhile.

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 from evocompress.errors import RunError
-from evocompress.files import naming_full_disk, replacing
+from evocompress.files import naming_disk_errors, replacing
 from evocompress.types import Estimate, Estimation
 
 
@@ -44,7 +44,7 @@ class EstimateFiles:
         content = save(arrays, metadata={"units": json.dumps(estimation.units)})
         path = self.path(estimation.request)
         path.parent.mkdir(exist_ok=True)
-        with naming_full_disk(path), replacing(path) as temporary:
+        with naming_disk_errors(path), replacing(path) as temporary:
             temporary.write_bytes(content)
         return hashlib.sha256(content).hexdigest()
 

@@ -1,77 +1,245 @@
-"""Small file helpers: everything is written under a temporary name and then renamed."""
+"""Small file helpers: everything is written under a temporary name and then renamed.
+
+What is written reaches the disk before it takes its name, so that a power cut loses no more than
+a kill does. JSON that is read back carries a checksum.
+"""
 
 from __future__ import annotations
 
 import errno
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from evocompress.errors import RunError
+from pydantic import TypeAdapter, ValidationError
+from xxhash import xxh3_64_hexdigest
+
+from evocompress.errors import EvoCompressError, RunError
+from evocompress.leftovers import temporary_file
+
+T = TypeVar("T")
+
+CHECKSUM = "xxh3"
+"""Key of the checksum of a JSON file: of the object, or in each object of the list."""
+
+PROBLEMS = {
+    errno.ENOSPC: ("disk full", "free some space"),
+    errno.EDQUOT: ("disk quota exceeded", "free some space or have the quota raised"),
+    errno.EFBIG: ("file larger than allowed", "raise the limit, see `ulimit -f`"),
+    errno.EIO: ("the disk does not work (input/output error)", "use another disk"),
+    errno.EROFS: ("the disk is read-only", "make it writable or use another one"),
+    errno.EACCES: ("permission denied", "have the permissions changed or use another folder"),
+    errno.EPERM: ("not permitted", "have the permissions changed or use another folder"),
+}
+"""Errors of writing that the user can mend: what is wrong, and what to do."""
 
 
-def is_disk_full(error: Exception) -> bool:
-    """Whether an error says that no space is left; safetensors has only a text for it."""
+def errno_of(error: BaseException) -> int | None:
+    """The system's number of an error; safetensors has only a text with it."""
     if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return f"os error {errno.ENOSPC}" in str(error)
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None
+
+
+def disk_problem(error: BaseException, path: Path) -> str | None:
+    """Why `path` could not be written and what to do, where that is the disk's fault."""
+    known = PROBLEMS.get(errno_of(error) or 0)
+    if known is None:
+        return None
+    existing = next(parent for parent in path.absolute().parents if parent.exists())
+    with suppress(OSError):
+        free = f" ({shutil.disk_usage(existing).free / 2**20:.0f} MiB free)"
+        return f"{known[0]} while writing {path}{free}: {known[1]}"
+    return f"{known[0]} while writing {path}: {known[1]}"
 
 
 @contextmanager
-def naming_full_disk(path: Path) -> Iterator[None]:
-    """Turns "no space left" into an error that names the path and the free space."""
+def naming_disk_errors(path: Path, kind: type[EvoCompressError] = RunError) -> Iterator[None]:
+    """Turns errors such as "no space left" into one that names the path and what to do."""
     try:
         yield
     except Exception as error:
-        if not is_disk_full(error):
+        problem = disk_problem(error, path)
+        if problem is None:
             raise
-        existing = next(parent for parent in path.absolute().parents if parent.exists())
-        free = shutil.disk_usage(existing).free / 2**20
-        raise RunError(
-            f"disk full while writing {path} ({free:.0f} MiB free): free some space and run "
-            "the same command again, a search or healing with --resume"
+        raise kind(
+            f"{problem}, and run the same command again, a search or healing with --resume"
         ) from error
+
+
+def sync(path: Path) -> None:
+    """Has a file, or the names in a folder, reach the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some file systems sync no folders
+            raise
+    finally:
+        os.close(handle)
+
+
+def sync_folder(folder: Path) -> None:
+    """Has a folder and everything in it reach the disk."""
+    for path in folder.rglob("*"):
+        sync(path)
+    sync(folder)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path in the same folder that takes the name `path` at the end, or vanishes."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    """A temporary file in the same folder that takes the name `path` at the end, or vanishes.
+
+    It exists and is to be written in place.
+    """
+    with temporary_file(path) as temporary:
         yield temporary
+        sync(temporary)
         os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        sync(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
     """Writes a whole file or nothing; an existing one is replaced.
 
     Raises:
-        RunError: The disk is full.
+        RunError: The disk is full, or does not take it for another reason.
     """
-    with naming_full_disk(path), replacing(path) as temporary:
+    with naming_disk_errors(path), replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Writes data as indented JSON, whole or not at all."""
-    write_text(path, json.dumps(data, indent=1, sort_keys=False, allow_nan=False) + "\n")
+    """Writes data as indented JSON with a checksum, whole or not at all."""
+    write_text(path, json_text(data))
 
 
-def read_json(path: Path) -> Any:
-    """Reads a JSON file.
+def json_text(data: Any) -> str:
+    """Data as indented JSON with a checksum, which `read_json` verifies and leaves out."""
+    return json.dumps(_sealed(data), indent=1, allow_nan=False) + "\n"
+
+
+def read_json(
+    path: Path,
+    *,
+    kind: type[EvoCompressError] = RunError,
+    remedy: str = "write the file anew",
+) -> Any:
+    """Reads a JSON file, and verifies its checksum where it has one.
+
+    Args:
+        path: The file.
+        kind: The error's class.
+        remedy: What the user can do about a damaged file.
 
     Raises:
-        RunError: The file is missing or is not JSON.
+        EvoCompressError: The file is missing, is not JSON or was changed; of class `kind`.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        data = _parsed(path.read_bytes().decode("utf-8"))
+        plain = _unsealed(data)
+        whole = plain is data or _sealed(plain) == data
     except FileNotFoundError as error:
-        raise RunError(f"{path} does not exist") from error
+        raise kind(f"{path} does not exist") from error
+    except OSError as error:
+        raise kind(f"{path} cannot be read: {error.strerror}") from error
     except json.JSONDecodeError as error:
-        raise RunError(f"{path} is not valid JSON (line {error.lineno})") from error
+        raise kind(f"{path} is not valid JSON (line {error.lineno}): {remedy}") from error
+    except UnicodeError as error:
+        raise kind(f"{path} holds bytes that are not UTF-8: {remedy}") from error
+    except (ValueError, RecursionError) as error:
+        why = "nested too deeply" if isinstance(error, RecursionError) else "a number is too long"
+        raise kind(f"{path} is not valid JSON ({why}): {remedy}") from error
+    if not whole:
+        raise kind(
+            f"{path} was changed since it was written, its checksum differs: {remedy}, or remove "
+            f'each "{CHECKSUM}" from it if the change is meant'
+        )
+    return plain
+
+
+def read_as(
+    path: Path,
+    shape: type[T],
+    *,
+    kind: type[EvoCompressError] = RunError,
+    remedy: str = "write the file anew",
+) -> T:
+    """Reads a JSON file as a pydantic model, dataclass or other type.
+
+    Args:
+        path: The file.
+        shape: What it holds.
+        kind: The error's class.
+        remedy: What the user can do about a damaged file.
+
+    Raises:
+        EvoCompressError: As `read_json`, or the file holds something else.
+    """
+    return validated(read_json(path, kind=kind, remedy=remedy), shape, path, kind, remedy)
+
+
+def validated(
+    data: Any,
+    shape: type[T],
+    where: object,
+    kind: type[EvoCompressError] = RunError,
+    remedy: str = "write the file anew",
+) -> T:
+    """Data as a pydantic model, dataclass or other type.
+
+    Args:
+        data: What was read.
+        shape: What it is to be.
+        where: Its file, for the message.
+        kind: The error's class.
+        remedy: What the user can do where it is something else.
+
+    Raises:
+        EvoCompressError: It is something else; of class `kind`.
+    """
+    try:
+        return TypeAdapter(shape).validate_python(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        what = f"'{place}': {first['msg']}" if place else first["msg"]
+        raise kind(f"{where} is damaged or of another kind ({what}): {remedy}") from error
+
+
+def _parsed(text: str) -> Any:
+    """The data of JSON, whose letters are all whole."""
+    data = json.loads(text)
+    if "\\ud" in text.lower():  # half a letter cannot be printed
+        json.dumps(data, ensure_ascii=False).encode()
+    return data
+
+
+def _sealed(data: Any) -> Any:
+    """Data with its checksum: in an object, or in each object of a list."""
+    if isinstance(data, Mapping):
+        return {**data, CHECKSUM: _digest(data)}
+    if isinstance(data, (list, tuple)) and data and all(isinstance(x, Mapping) for x in data):
+        digest = _digest(data)
+        return [{**item, CHECKSUM: digest} for item in data]
+    return data
+
+
+def _unsealed(data: Any) -> Any:
+    """Data without checksums; the same object where there are none."""
+    if isinstance(data, dict) and CHECKSUM in data:
+        return {key: value for key, value in data.items() if key != CHECKSUM}
+    if isinstance(data, list) and any(isinstance(x, dict) and CHECKSUM in x for x in data):
+        return [_unsealed(item) if isinstance(item, dict) else item for item in data]
+    return data
+
+
+def _digest(data: Any) -> str:
+    """Checksum of the compact JSON of data, whose spaces do not matter so."""
+    return xxh3_64_hexdigest(json.dumps(data, separators=(",", ":")).encode())

@@ -17,7 +17,7 @@ from typing import Any, Self
 
 from evocompress.errors import RunError
 from evocompress.estimate_files import EstimateFiles
-from evocompress.files import naming_full_disk
+from evocompress.files import naming_disk_errors
 from evocompress.types import (
     Answer,
     Candidate,
@@ -258,7 +258,7 @@ class Journal:
 
     def _append(self, record: dict[str, Any]) -> None:
         line = json.dumps(record, separators=(",", ":")).encode() + b"\n"
-        with naming_full_disk(self._path):
+        with naming_disk_errors(self._path):
             while line:
                 line = line[self._file.write(line) :]
 

@@ -13,7 +13,8 @@ from pydantic import BaseModel
 from evocompress.config import RunConfig
 from evocompress.config_file import dump_config, load_config
 from evocompress.errors import RunError
-from evocompress.files import naming_full_disk, write_text
+from evocompress.files import naming_disk_errors, write_text
+from evocompress.leftovers import clear_leftovers
 
 LOCK = ".lock"
 
@@ -155,13 +156,14 @@ def check_unchanged(
 
 @contextmanager
 def only_process(path: Path) -> Iterator[None]:
-    """Keeps a second process out of a folder that exists.
+    """Keeps a second process out of a folder that exists, and clears what dead ones left.
 
     Raises:
         RunError: Another process works in it.
     """
     try:
         with FileLock(path / LOCK, timeout=0):
+            clear_leftovers(path)
             yield
     except Timeout as error:
         raise RunError(f"{path} is in use by another process; wait for it") from error
@@ -180,7 +182,7 @@ def _begun(folder: RunFolder) -> bool:
 
 def begin(folder: RunFolder, config: RunConfig) -> None:
     """Makes the folder and writes the resolved configuration, unless it is there already."""
-    with naming_full_disk(folder.path):
+    with naming_disk_errors(folder.path):
         folder.path.mkdir(parents=True, exist_ok=True)
     if not folder.config_file.exists():
         write_text(folder.config_file, dump_config(config))

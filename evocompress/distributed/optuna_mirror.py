@@ -17,7 +17,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from evocompress.errors import RunError
-from evocompress.files import naming_full_disk, replacing
+from evocompress.files import naming_disk_errors, replacing
 from evocompress.report.history import read_records
 from evocompress.types import DENSE, Level
 
@@ -48,7 +48,7 @@ def mirror(folder: Path, target: Path) -> int:
     if target.resolve() == journal.resolve():
         raise RunError(f"{target} is the journal itself: give the mirror another name")
     found = trials(read_records(journal))
-    with naming_full_disk(target), replacing(target) as temporary:
+    with naming_disk_errors(target), replacing(target) as temporary:
         storage = JournalStorage(JournalFileBackend(str(temporary)))
         study = optuna.create_study(
             storage=storage, study_name=folder.resolve().name, direction="minimize"

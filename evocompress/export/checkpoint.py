@@ -77,6 +77,7 @@ def materialize(
         model.generation_config = copy.deepcopy(loaded.model.generation_config)
     check_room(out, _bytes(model, weights))
     with whole_folder(out) as folder:
+        check_target(out, overwrite)  # again: another process may have written it meanwhile
         form.save(model, loaded, folder, weights)
         record = _record(loaded, library, candidate, name)
         measured = form.measured(folder, loaded)

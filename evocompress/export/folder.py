@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from evocompress.errors import ExportError
 from evocompress.export.record import CANDIDATE_FILE
-from evocompress.files import is_disk_full
+from evocompress.files import naming_disk_errors, sync, sync_folder
+from evocompress.leftovers import only_writer, temporary_name
 
 SPARE_BYTES = 64 * 2**20
 """Room for tokenizer and small files, on top of the weights."""
@@ -53,48 +50,32 @@ def whole_folder(out: Path) -> Iterator[Path]:
     """Yields a new folder beside `out` that takes its place if nothing goes wrong.
 
     Raises:
-        ExportError: The disk is full; nothing is left of the new folder.
+        ExportError: The disk is full, or does not take it for another reason; nothing is left of
+            the new folder.
+        RunError: Another process writes `out`.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    _clear_leftovers(out)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        temporary.mkdir()
-        yield temporary
-        _replace(temporary, out)
-    except (OSError, SafetensorError) as error:
-        if not is_disk_full(error):
-            raise
-        raise ExportError(
-            f"the disk became full while writing {out}: free some space or choose another disk"
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _clear_leftovers(out: Path) -> None:
-    """Undoes what a killed process left half done for `out`.
-
-    Its number cannot be trusted to differ from ours: in containers the same ones come again.
-    """
-    leftover = re.compile(rf"\.{re.escape(out.name)}\.\d+\.(tmp|old)")
-    for path in list(out.parent.iterdir()):
-        match = leftover.fullmatch(path.name)
-        if match is None:
-            continue
-        if match[1] == "old" and not out.exists():
-            path.rename(out)
-        else:
-            shutil.rmtree(path)
+    with naming_disk_errors(out, ExportError):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with only_writer(out):
+            temporary = temporary_name(out)
+            try:
+                temporary.mkdir()
+                yield temporary
+                sync_folder(temporary)
+                _replace(temporary, out)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _replace(new: Path, out: Path) -> None:
     if not out.exists():
         new.rename(out)
+        sync(out.parent)
         return
-    old = out.with_name(f".{out.name}.{os.getpid()}.old")
+    old = temporary_name(out, "old")
     out.rename(old)
     new.rename(out)
+    sync(out.parent)
     shutil.rmtree(old)
 
 

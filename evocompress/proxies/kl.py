@@ -22,7 +22,7 @@ from torch import Tensor
 from evocompress.apply import LiveModel
 from evocompress.config import ProxyConfig
 from evocompress.errors import ModelError
-from evocompress.files import naming_full_disk
+from evocompress.files import naming_disk_errors
 from evocompress.proxies import vocabulary
 from evocompress.proxies.base import LogitsProxy, States
 from evocompress.proxies.head import bucket_log_probabilities
@@ -126,7 +126,7 @@ class TargetFiles:
             for index, target in enumerate(targets)
             for name in names
         }
-        with naming_full_disk(path):
+        with naming_disk_errors(path):
             save_file(tensors, path)
         with safe_open(path, framework="pt") as file:
             return [

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from evocompress.demo_model import cache_folder
 from evocompress.errors import DataError, one_line
-from evocompress.files import naming_full_disk, replacing
+from evocompress.files import naming_disk_errors, replacing
 from evocompress.models import LoadedModel
 from evocompress.proxies.special import surroundings
 
@@ -161,5 +161,5 @@ def _key(loaded: LoadedModel, writing: Writing, opening: list[int] | None) -> st
 
 
 def _save(tokens: Tensor, path: Path) -> None:
-    with naming_full_disk(path), replacing(path) as temporary:
+    with naming_disk_errors(path), replacing(path) as temporary:
         save_file({"tokens": tokens.int()}, temporary)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from evocompress.config_file import dump_config, read_yaml, validate
 from evocompress.errors import RunError
-from evocompress.files import naming_full_disk, write_text
+from evocompress.files import naming_disk_errors, write_text
 from evocompress.run_folder import LOCK, check_goes_on, check_unchanged, only_process
 from evocompress.sweep.config import SweepConfig
 from evocompress.sweep.record import Records
@@ -69,7 +69,7 @@ class SweepFolder:
         Raises:
             RunError: Another process does, or the disk is full.
         """
-        with naming_full_disk(self.path):
+        with naming_disk_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         with only_process(self.path):
             yield
@@ -90,7 +90,7 @@ def check(sweep: SweepConfig, resume: bool) -> SweepFolder:
 
 def begin(folder: SweepFolder, sweep: SweepConfig) -> None:
     """Makes the folder and writes the sweep into it, unless it is there already."""
-    with naming_full_disk(folder.path):
+    with naming_disk_errors(folder.path):
         folder.records.path.mkdir(parents=True, exist_ok=True)
     if not folder.config_file.exists():
         write_text(folder.config_file, dump_config(sweep))

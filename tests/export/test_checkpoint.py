@@ -258,7 +258,7 @@ def test_full_disk_leaves_nothing_behind(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(llama.tokenizer, "save_pretrained", fail)
-    with pytest.raises(ExportError, match="disk became full"):
+    with pytest.raises(ExportError, match="disk full while writing"):
         materialize(llama, None, Candidate(), tmp_path / "out")
     assert not any(tmp_path.iterdir())
 
