@@ -20,6 +20,7 @@ from evocompress.errors import ModelError
 from evocompress.families import Family, family_named, family_of
 from evocompress.families.base import prepare
 from evocompress.sources import (
+    MODULES,
     Checkpoint,
     DType,
     check_pooling,
@@ -200,13 +201,18 @@ def _raw_bytes(tensor: Tensor) -> memoryview:
 
 def _family(checkpoint: Checkpoint) -> Family:
     """What serves a checkpoint, told before its weights are read or its code is run."""
-    kind, architecture = model_type(checkpoint)
+    kind, classes = model_type(checkpoint)
     if kind.startswith(COMPRESSED_PREFIX):
         raise ModelError(
             f"{checkpoint} is a compressed checkpoint (type {kind!r}), which cannot be compressed "
             "again: give the original model"
         )
-    family = family_named(kind, architecture)
+    family = family_named(kind, classes)
+    if family.task.causal and (checkpoint.folder / MODULES).is_file():
+        raise ModelError(
+            f"{checkpoint} is an embedding model ({MODULES}), whatever class its config.json "
+            "names: it cannot be compressed as a language model"
+        )
     if family.task is EMBEDDINGS:
         check_pooling(checkpoint.folder)
     return family

@@ -28,6 +28,7 @@ from evocompress.errors import ModelError, one_line
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 WEIGHTS = "model.safetensors"
+MODULES = "modules.json"
 POOLING = "1_Pooling/config.json"
 PREPROCESSOR = "preprocessor_config.json"
 INDEX = "model.safetensors.index.json"
@@ -91,24 +92,26 @@ def local_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> Checkp
     return Checkpoint(folder, trust_remote_code=trust_remote_code)
 
 
-def model_type(checkpoint: Checkpoint) -> tuple[str, str]:
-    """The model type and the class that ``config.json`` names, read without transformers.
+def model_type(checkpoint: Checkpoint) -> tuple[str, list[str]]:
+    """The model type and the classes that ``config.json`` names, read without transformers.
 
     Args:
         checkpoint: Of safetensors; a GGUF file tells its architecture only when it is read.
 
     Returns:
-        The type, and the class of the model; empty where none is named.
+        The type, and the classes of the model, mostly one; none where none is named.
 
     Raises:
-        ModelError: ``config.json`` names no type.
+        ModelError: ``config.json`` names no type, or classes that are no names.
     """
     path = checkpoint.folder / "config.json"
     config = _read_json(path)
-    kind, classes = config.get("model_type"), config.get("architectures") or [""]
+    kind, classes = config.get("model_type"), config.get("architectures") or []
     if not isinstance(kind, str):
         raise ModelError(f"{path} names no model_type, so its family is unknown: add it there")
-    return kind, str(classes[0])
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise ModelError(f"{path}: architectures must be a list of names of classes")
+    return kind, classes
 
 
 def check_pooling(folder: Path) -> None:
@@ -117,7 +120,7 @@ def check_pooling(folder: Path) -> None:
     Raises:
         ModelError: Its files for sentence-transformers say that it pools otherwise.
     """
-    _check_modules(folder / "modules.json")
+    _check_modules(folder / MODULES)
     path = folder / POOLING
     if not path.is_file():
         return

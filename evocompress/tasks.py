@@ -6,6 +6,7 @@ all that a model is called with.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +17,12 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_MAPPING_NAMES,
 )
 
 ALL_ROWS = 2**31 - 1
@@ -29,7 +36,9 @@ class Task:
     Attributes:
         name: In words.
         auto: The class of transformers that loads such models.
-        ending: How the names of their classes end.
+        classes: By model type what the classes are called that `auto` makes of such models, one
+            name or several.
+        ending: How the names of those end that serve the task, where `auto` makes others too.
         input: The argument by which a model takes a batch.
         causal: A token sees only those before it, and a key-value cache serves the next one.
         by_position: Every position but the last has an output, the next token's logits; otherwise
@@ -39,11 +48,18 @@ class Task:
 
     name: str
     auto: Any
-    ending: str
+    classes: Mapping[str, str | tuple[str, ...]]
+    ending: str = ""
     input: str = "input_ids"
     causal: bool = False
     by_position: bool = False
     proxies: tuple[str, ...] = ("kl", "js")
+
+    def class_names(self, model_type: str) -> tuple[str, ...]:
+        """What transformers calls the classes of a model type that serve the task."""
+        found = self.classes.get(model_type, ())
+        names = (found,) if isinstance(found, str) else found
+        return tuple(name for name in names if name.endswith(self.ending))
 
     @property
     def reads_text(self) -> bool:
@@ -78,18 +94,21 @@ class Task:
 CAUSAL = Task(
     "causal language model",
     AutoModelForCausalLM,
-    ending="LM",
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     causal=True,
     by_position=True,
     proxies=("kl", "perplexity", "js", "cosine"),
 )
-EMBEDDINGS = Task("embeddings", AutoModel, ending="Model", proxies=("embedding",))
+EMBEDDINGS = Task("embeddings", AutoModel, MODEL_MAPPING_NAMES, proxies=("embedding",))
 TEXT_CLASSES = Task(
-    "text classification", AutoModelForSequenceClassification, ending="ForSequenceClassification"
+    "text classification",
+    AutoModelForSequenceClassification,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 )
 IMAGE_CLASSES = Task(
     "image classification",
     AutoModelForImageClassification,
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
     ending="ForImageClassification",
     input="pixel_values",
 )

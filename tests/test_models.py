@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
@@ -117,6 +118,25 @@ def test_the_fingerprint_sees_the_dtype() -> None:
         for parameter in model.parameters():
             parameter.zero_()
     assert len({fingerprint(model) for model in zeros.values()}) == 2
+
+
+@pytest.mark.parametrize("kind", ["ForTokenClassification", "Model", "ForQuestionAnswering"])
+def test_another_kind_of_decoder_is_refused_by_its_class(kind: str, tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path)
+    cls = getattr(transformers, f"Llama{kind}")
+    cls(tiny_model("llama").config).save_pretrained(folder)
+    assert f"models of class Llama{kind} are not supported" in refusal(folder)
+
+
+def test_an_embedding_model_is_no_language_model_whatever_its_class(checkpoint: Path) -> None:
+    (checkpoint / "modules.json").write_text("[]")
+    assert "is an embedding model (modules.json)" in refusal(checkpoint)
+
+
+@pytest.mark.parametrize("classes", ["LlamaForCausalLM", [7]])
+def test_classes_must_be_a_list_of_names(classes: object, checkpoint: Path) -> None:
+    edit_config(checkpoint, architectures=classes)
+    assert "architectures must be a list of names" in refusal(checkpoint)
 
 
 @pytest.mark.parametrize("kept", [0, 4, 100, -1])

@@ -1,5 +1,7 @@
 """Model families: one interface (`base.Family`), one small file per family."""
 
+from collections.abc import Sequence
+
 from transformers import PreTrainedModel
 
 from evocompress.errors import ModelError
@@ -85,34 +87,49 @@ def family_of(model: PreTrainedModel) -> Family:
     """The family that serves a model; of a CNN one of its own, with what its layers tell.
 
     Raises:
-        ModelError: No family serves the model's type, or not in this variant.
+        ModelError: No family serves the model's type or class, or not in this variant.
     """
-    family = family_named(model.config.model_type, type(model).__name__)
+    family = family_named(model.config.model_type, [type(model).__name__])
+    if family.task.causal and not family.one_way(model.config):
+        raise ModelError(
+            f"this {family.model_type} model has attention in both directions (is_causal, "
+            "use_bidirectional_attention), so it is no language model that tells the next token"
+        )
     family.check(model)
     return family.bound(model) if isinstance(family, Convolutional) else family
 
 
-def family_named(model_type: str, architecture: str = "") -> Family:
+def family_named(model_type: str, classes: Sequence[str] = ()) -> Family:
     """The family that serves a model type.
 
     Args:
         model_type: Of a config.
-        architecture: The model's class, where the type serves several tasks.
+        classes: What the config calls the model's class; where it does not, it is the first task
+            that models of the type are served for.
 
     Raises:
-        ModelError: None does, or none of that type the task of that class.
+        ModelError: None does, or none of that type serves that class.
     """
     serving = [family for family in FAMILIES.values() if family.model_type == model_type]
     if not serving:
         raise ModelError(_unknown(model_type))
-    named = next((f for f in serving if architecture.endswith(f.task.ending)), None)
-    if named is None and architecture and not serving[0].task.causal:
-        endings = " or ".join(f"...{family.task.ending}" for family in serving)
+    if len(set(classes)) > 1:
         raise ModelError(
-            f"models of class {architecture} are not supported: of type {model_type!r} only those "
-            f"whose class is {endings} ({DOCUMENTATION})"
+            f"config.json names several classes ({', '.join(classes)}), so it is not known what "
+            "the model is for: keep its own in architectures"
         )
-    return named or serving[0]
+    if not classes:
+        return serving[0]
+    # The first Llamas were written as LLaMAForCausalLM.
+    wanted, own = classes[0].casefold(), (f.task.class_names(model_type) for f in serving)
+    for family, names in zip(serving, own, strict=True):
+        if wanted in map(str.casefold, names):
+            return family
+    known = [name for family in serving for name in family.task.class_names(model_type)]
+    raise ModelError(
+        f"models of class {classes[0]} are not supported: of type {model_type!r} only those of "
+        f"class {' or '.join(known)} ({DOCUMENTATION})"
+    )
 
 
 def prepare_stock(model: PreTrainedModel) -> None:

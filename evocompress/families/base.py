@@ -66,6 +66,10 @@ class Family:
     def check(self, model: PreTrainedModel) -> None:
         """Raise `ModelError` for a variant of the family whose blocks are built otherwise."""
 
+    def one_way(self, config: PreTrainedConfig) -> bool:
+        """Whether a token sees only those before it."""
+        return getattr(config, "is_causal", True) is not False
+
     @property
     def matrices(self) -> tuple[Matrix, ...]:
         """Every linear matrix of a block, in the order of computation.

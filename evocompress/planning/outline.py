@@ -38,8 +38,7 @@ def outline(source: str, dtype: DType = "auto", *, on_cpu: bool = False) -> Load
                 f"no config of a model can be read from {source}: give a folder, a config.json or "
                 f"a hub id ({one_line(error)})"
             ) from None
-        architectures = getattr(config, "architectures", None) or [""]
-        task = family_named(config.model_type, architectures[0]).task
+        task = family_named(config.model_type, config.architectures or ()).task
         chosen = _dtype(config, dtype, on_cpu)
         try:
             with torch.device("meta"):

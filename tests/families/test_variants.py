@@ -60,17 +60,46 @@ def test_gpt2_with_cross_attention_is_refused() -> None:
 @pytest.mark.parametrize(
     ("model_type", "architecture", "classes"),
     [
-        ("bert", "BertForMaskedLM", r"\.\.\.Model or \.\.\.ForSequenceClassification"),
-        ("vit", "ViTModel", r"\.\.\.ForImageClassification "),
+        ("bert", "BertForMaskedLM", "BertModel or BertForSequenceClassification "),
+        ("vit", "ViTModel", "ViTForImageClassification "),
+        ("llama", "LlamaForTokenClassification", "LlamaForCausalLM"),
+        ("llama", "LlamaForRewardModel", "LlamaForCausalLM"),
+        ("gpt2", "GPT2DoubleHeadsModel", "GPT2LMHeadModel"),
+        ("gemma3_text", "Gemma3ForConditionalGeneration", "Gemma3ForCausalLM"),
+        ("mixtral", "MixtralForQuestionAnswering", "MixtralForCausalLM"),
     ],
 )
-def test_other_classes_of_an_encoder_are_refused(
+def test_other_classes_of_a_type_are_refused(
     model_type: str, architecture: str, classes: str
 ) -> None:
-    message = f"class {architecture} are not supported: .* only those whose class is {classes}"
+    message = f"class {architecture} are not supported: .* only those of class {classes}"
     with pytest.raises(ModelError, match=message):
-        family_named(model_type, architecture)
+        family_named(model_type, [architecture])
     assert family_named(model_type) is FAMILIES[model_type]
+
+
+def test_every_family_serves_the_class_of_its_models() -> None:
+    for family in FAMILIES.values():
+        (name,) = family.task.class_names(family.model_type)
+        assert family_named(family.model_type, [name]) is family
+    assert family_named("llama", ["LLaMAForCausalLM"]) is FAMILIES["llama"]
+    assert family_named("llama", ["LlamaForCausalLM"] * 2) is FAMILIES["llama"]
+
+
+def test_several_classes_are_refused() -> None:
+    with pytest.raises(ModelError, match=r"several classes \(LlamaForCausalLM, LlamaModel\)"):
+        family_named("llama", ["LlamaForCausalLM", "LlamaModel"])
+
+
+@pytest.mark.parametrize(
+    ("model_type", "setting"),
+    [("llama", {"is_causal": False}), ("gemma3_text", {"use_bidirectional_attention": True})],
+)
+def test_a_language_model_that_sees_what_comes_is_refused(
+    model_type: str, setting: dict[str, bool]
+) -> None:
+    with pytest.raises(ModelError, match="attention in both directions"):
+        family_of(variant(model_type, **setting))
 
 
 def test_an_unknown_type_is_refused_by_name() -> None:
