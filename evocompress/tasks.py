@@ -6,7 +6,7 @@ all that a model is called with.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -48,7 +48,7 @@ class Task:
 
     name: str
     auto: Any
-    classes: Mapping[str, str | tuple[str, ...]]
+    classes: Mapping[str, Sequence[str]]
     ending: str = ""
     input: str = "input_ids"
     causal: bool = False
