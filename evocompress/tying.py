@@ -20,9 +20,9 @@ def settle_tying(model: PreTrainedModel) -> None:
         model: Of any task; without a head for tokens nothing is done.
     """
     head: Any = model.get_output_embeddings()
-    embedding: Any = model.get_input_embeddings()
-    if head is None or embedding is None:
+    if head is None:
         return
+    embedding: Any = model.get_input_embeddings()
     tied = bool(getattr(model.config, "tie_word_embeddings", False))
     if tied and torch.equal(head.weight, embedding.weight):
         head.weight = embedding.weight
