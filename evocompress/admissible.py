@@ -246,11 +246,6 @@ def _patterned(unit: Unit, config: SparsitySpace) -> Level:
     """The only level of an N:M space."""
     zeros, group = (int(part) for part in config.pattern.split(":"))
     where = f"space.sparsity.pattern '{config.pattern}'"
-    if not 0 < zeros < group or abs(zeros / group - config.target) > 1e-9:
-        raise ConfigError(
-            f"{where} makes N zeros in each M inputs, so target must be N/M and below 1; "
-            f"it is {config.target}"
-        )
     width = unit.shape[1] if unit.shape else 0
     if width % group:
         raise ConfigError(

@@ -2,19 +2,102 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ByteSize, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
-Positive = Annotated[int, Field(gt=0)]
-Fraction = Annotated[float, Field(gt=0, lt=1)]
+from evocompress.foreign_text import controls, printable
+
+LONGEST_TEXT = 4096
+"""Characters of a path or another value."""
+
+LONGEST_NAME = 200
+"""Bytes of a folder's name, to which file systems leave 255 and some are added."""
+
+Positive = Annotated[int, Field(strict=True, gt=0, le=10**9)]
+Size = Annotated[int, Field(strict=True, gt=0, le=10_000)]
+"""How many of something are held at a time."""
+Many = Annotated[int, Field(strict=True, gt=0, le=10**6)]
+Tokens = Annotated[int, Field(strict=True, gt=0, le=10**15)]
+Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32)]
+"""What every generator of random numbers in use takes."""
+Cores = Annotated[int, Field(strict=True, gt=0, le=1024)]
+Length = Annotated[int, Field(strict=True, ge=2, le=2**24)]
+Number = Annotated[float, Field(strict=True)]
+"""A finite number and no truth value; bounds are added where it is used."""
+Fraction = Annotated[Number, Field(gt=0, lt=1)]
+Globs = Annotated[tuple[str, ...], Field(max_length=1000)]
+
+
+DATASETS = "datasets:"
+"""How the source of a data set begins."""
+
+
+def _is_name(name: str) -> str:
+    """Refuses what is no name of a folder below another one, such as ``..``."""
+    if not re.fullmatch(r"[\w.-]+", name) or not name.strip("."):
+        raise ValueError("a name has letters, digits, '_', '-' and '.', and not dots alone")
+    if len(name.encode()) > LONGEST_NAME:
+        raise ValueError(f"a name has at most {LONGEST_NAME} bytes")
+    return name
+
+
+def _is_device(name: str) -> str:
+    """Refuses what holds no weights or is no device."""
+    if not re.fullmatch(r"auto|(cpu|cuda|mps|xpu)(:[0-9]{1,3})?", name):
+        raise ValueError("give auto, cpu, cuda or cuda:N")
+    return name
+
+
+def _is_source(source: str) -> str:
+    """Refuses a source that names nothing."""
+    if not source.strip() or source.strip() == DATASETS:
+        raise ValueError("give a text file, a folder, datasets:NAME or self")
+    return source
+
+
+def _is_no_truth(value: Any) -> Any:
+    """Refuses true and false, which Python counts as numbers."""
+    if isinstance(value, bool):
+        raise ValueError("give a number")
+    return value
+
+
+Name = Annotated[str, AfterValidator(_is_name)]
+"""The name of a folder below another one."""
+
+
+Source = Annotated[str, AfterValidator(_is_source)]
 
 
 class Strict(BaseModel):
-    """Base of the configuration: immutable, unknown keys are errors."""
+    """Base of the configuration: immutable, unknown keys are errors, numbers are finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, str_max_length=LONGEST_TEXT
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _harmless(cls, value: Any) -> Any:
+        """Refuses control characters in texts and paths, NUL among them."""
+        for text in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(text, str | Path) and (found := next(controls(str(text)), None)):
+                raise ValueError(f"the control character {printable(found, '')} is not taken")
+            if isinstance(text, Path) and len(str(text)) > LONGEST_TEXT:
+                raise ValueError(f"a path has at most {LONGEST_TEXT} characters")
+        return value
 
 
 class ModelConfig(Strict):
@@ -29,10 +112,12 @@ class ModelConfig(Strict):
         trust_remote_code: Run code that comes with the checkpoint.
     """
 
-    source: str
+    source: Annotated[str, Field(min_length=1)]
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    device: str = "auto"
-    device_memory: Annotated[ByteSize, Field(gt=0)] | None = None
+    device: Annotated[str, AfterValidator(_is_device)] = "auto"
+    device_memory: (
+        Annotated[ByteSize, Field(gt=0, le=2**60), BeforeValidator(_is_no_truth)] | None
+    ) = None
     trust_remote_code: bool = False
 
 
@@ -55,15 +140,15 @@ class CalibrationConfig(Strict):
         seed: Seed of the text the model writes.
     """
 
-    source: str = "self"
-    heldout_source: str | None = None
-    library_sequences: Positive = 64
-    search_sequences: Positive = 64
-    heldout_sequences: Positive = 16
-    length: Annotated[int, Field(ge=2)] = 512
-    micro_batch: Positive = 2
+    source: Source = "self"
+    heldout_source: Source | None = None
+    library_sequences: Many = 64
+    search_sequences: Many = 64
+    heldout_sequences: Many = 16
+    length: Length = 512
+    micro_batch: Size = 2
     bos: Literal["auto"] | bool = "auto"
-    seed: int = 0
+    seed: Seed = 0
 
 
 class SparsitySpace(Strict):
@@ -71,7 +156,7 @@ class SparsitySpace(Strict):
 
     Attributes:
         match: Globs over names of matrix units.
-        target: Fraction of zeros at level 0.
+        target: Fraction of zeros at level 0, from a thousandth to all but a thousandth.
         step: Weights between two levels, the same count for every matrix, so that a swap
             keeps the total; ``auto`` is half of min(target, 1 - target) / levels of the
             smallest square matrix of the model's width.
@@ -79,11 +164,26 @@ class SparsitySpace(Strict):
         pattern: ``"N:M"`` for semi-structured zeros; then the only level is the target.
     """
 
-    match: tuple[str, ...] = ("*",)
-    target: Fraction
+    match: Annotated[Globs, Field(min_length=1)] = ("*",)
+    target: Annotated[Number, Field(ge=0.001, le=0.999)]
     step: Positive | Literal["auto"] = "auto"
-    levels: Annotated[int, Field(ge=0)] = 6
-    pattern: Annotated[str, Field(pattern=r"^(\d+:\d+)?$")] = ""
+    levels: Annotated[int, Field(strict=True, ge=0, le=100)] = 6
+    pattern: str = ""
+
+    @model_validator(mode="after")
+    def _pattern_makes_the_target(self) -> SparsitySpace:
+        if not self.pattern:
+            return self
+        found = re.fullmatch(r"([0-9]{1,3}):([0-9]{1,3})", self.pattern)
+        zeros, group = map(int, found.groups()) if found else (0, 0)
+        if not 0 < zeros < group:
+            raise ValueError(f"pattern '{self.pattern}' must look like 2:4, N zeros in each M > N")
+        if abs(zeros / group - self.target) > 1e-9:
+            raise ValueError(
+                f"pattern '{self.pattern}' makes N zeros in each M inputs, so target must be "
+                f"{zeros / group:g}; it is {self.target:g}"
+            )
+        return self
 
 
 class DropSpace(Strict):
@@ -100,7 +200,7 @@ class DropSpace(Strict):
     """
 
     units: tuple[Literal["attention", "mlp", "block", "expert"], ...] = ("attention", "mlp")
-    protect: tuple[str, ...] | None = None
+    protect: Globs | None = None
     merge: bool = False
 
     @field_validator("units")
@@ -117,7 +217,8 @@ class DropSpace(Strict):
         return self
 
 
-Width = Annotated[float, Field(gt=0)]
+Width = Annotated[Number, Field(gt=0, le=10**7)]
+Widths = Annotated[tuple[Width, ...], Field(min_length=1, max_length=1000)]
 
 
 class WidthSpace(Strict):
@@ -136,13 +237,16 @@ class WidthSpace(Strict):
             attention, or nothing where `uniform`.
     """
 
-    units: tuple[Literal["attention", "mlp"], ...] = ("attention", "mlp")
-    channels: tuple[Width, ...] = (0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125)
-    kv_groups: tuple[Width, ...] | Literal["all"] = "all"
-    group_heads: tuple[Width, ...] | Literal["all"] = "all"
+    units: Annotated[tuple[Literal["attention", "mlp"], ...], Field(min_length=1)] = (
+        "attention",
+        "mlp",
+    )
+    channels: Widths = (0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125)
+    kv_groups: Widths | Literal["all"] = "all"
+    group_heads: Widths | Literal["all"] = "all"
     multiple_of: Positive = 32
     uniform: bool = False
-    protect: tuple[str, ...] | None = None
+    protect: Globs | None = None
 
     @model_validator(mode="after")
     def _uniform_protects_nothing(self) -> WidthSpace:
@@ -168,7 +272,7 @@ class SpaceConfig(Strict):
     sparsity: SparsitySpace | None = None
     width: WidthSpace | None = None
     drop: DropSpace | None = None
-    budget: dict[str, Annotated[float, Field(gt=0)]] = {}
+    budget: dict[str, Annotated[Number, Field(gt=0, le=1e18)]] = {}
     fits: str | None = None
 
 
@@ -194,7 +298,7 @@ class LibraryConfig(Strict):
     width_criterion: str = "obs_structured"
     reconstruct: bool = False
     hessians: Literal["dense", "propagated"] = "dense"
-    damping: Annotated[float, Field(gt=0)] = 0.01
+    damping: Annotated[Number, Field(gt=0, le=1000)] = 0.01
     cache_mib: Positive = 2048
 
 
@@ -212,11 +316,11 @@ class ProxyConfig(Strict):
     """
 
     kind: Literal["kl", "perplexity", "js", "cosine", "embedding"] = "kl"
-    top_k: Positive = 256
+    top_k: Annotated[Positive, Field(le=2**24)] = 256
     targets: Literal["memory", "disk"] = "memory"
 
 
-class SearchConfig(BaseModel):
+class SearchConfig(Strict):
     """The searcher and its own settings, which its class validates.
 
     Attributes:
@@ -224,10 +328,10 @@ class SearchConfig(BaseModel):
         tokens: The most tokens that may be requested; the run ends before it would ask for more.
     """
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(extra="allow")
 
     name: str = "auto"
-    tokens: Positive | None = None
+    tokens: Tokens | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -253,15 +357,15 @@ class HealConfig(Strict):
     """
 
     steps: Positive = 200
-    batch: Positive = 2
-    accumulate: Positive = 2
-    learning_rate: Annotated[float, Field(gt=0)] = 3e-4
-    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    clip: Annotated[float, Field(gt=0)] = 1.0
+    batch: Size = 2
+    accumulate: Size = 2
+    learning_rate: Annotated[Number, Field(gt=0, le=1)] = 3e-4
+    warmup: Annotated[Number, Field(ge=0, lt=1)] = 0.1
+    weight_decay: Annotated[Number, Field(ge=0, le=100)] = 0.0
+    clip: Annotated[Number, Field(gt=0, le=1e6)] = 1.0
     evaluate_every: Positive = 25
-    validation_sequences: Positive = 8
-    seed: int = 0
+    validation_sequences: Many = 8
+    seed: Seed = 0
 
 
 class EvaluateConfig(Strict):
@@ -275,9 +379,9 @@ class EvaluateConfig(Strict):
     """
 
     latency: bool = True
-    prefill: tuple[Positive, Positive] = (1, 512)
+    prefill: tuple[Size, Positive] = (1, 512)
     decode: tuple[Positive, Positive] = (128, 32)
-    repeats: Positive = 5
+    repeats: Size = 5
 
 
 class LatencyConfig(Strict):
@@ -295,10 +399,10 @@ class LatencyConfig(Strict):
             prefill or decoding step, way of measuring.
     """
 
-    prefill: tuple[Positive, Positive] = (1, 512)
-    decode: tuple[Positive, Positive] = (1, 128)
-    repeats: Annotated[int, Field(ge=3)] = 7
-    validation: Annotated[int, Field(ge=4)] = 20
+    prefill: tuple[Size, Positive] = (1, 512)
+    decode: tuple[Size, Positive] = (1, 128)
+    repeats: Annotated[Size, Field(ge=3)] = 7
+    validation: Annotated[Size, Field(ge=4)] = 20
     table: Path | None = None
     force: bool = False
 
@@ -320,9 +424,9 @@ class RayConfig(Strict):
     """
 
     address: str | None = None
-    workers: Positive | Literal["auto"] = "auto"
-    cpus: Annotated[float, Field(gt=0)] = 1
-    gpus: Annotated[float, Field(ge=0)] | None = None
+    workers: Size | Literal["auto"] = "auto"
+    cpus: Annotated[Number, Field(gt=0, le=1024)] = 1
+    gpus: Annotated[Number, Field(ge=0, le=1024)] | None = None
     storage: str | None = None
     runtime_env: dict[str, Any] = {}
 
@@ -340,10 +444,10 @@ class RunConfig(Strict):
         ray: How, with ``executor: ray``.
     """
 
-    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+    name: Name
     runs: Path = Path("runs")
-    seed: int = 0
-    threads: Positive | None = None
+    seed: Seed = 0
+    threads: Cores | None = None
     executor: str = "local"
     ray: RayConfig = RayConfig()
     model: ModelConfig

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import re
+import reprlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from evocompress.config import RunConfig
 from evocompress.errors import ConfigError
+from evocompress.foreign_text import printable, shortened
+from evocompress.strict_yaml import DEEPEST, read_yaml, read_yaml_text, to_yaml_text
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -47,28 +50,9 @@ def changed(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
     return validate(RunConfig, data, "overrides")
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file.
-
-    Raises:
-        ConfigError: The file is missing or does not hold a mapping.
-    """
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise ConfigError(f"{path}: no such configuration file") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not a text file") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path} must hold a mapping of keys to values")
-    return data
-
-
 def dump_config(config: BaseModel) -> str:
     """The resolved configuration as YAML, every default written out."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return to_yaml_text(config.model_dump(mode="json"))
 
 
 def validate(model: type[Model], data: Any, where: str) -> Model:
@@ -86,7 +70,7 @@ def validate(model: type[Model], data: Any, where: str) -> Model:
 def nearest(word: str, known: Iterable[str]) -> str:
     """``; did you mean 'x'?`` for the closest known word, or the list of all of them."""
     choices = sorted(known)
-    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(word[:80], choices, n=1, cutoff=0.5)
     return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(choices)}"
 
 
@@ -102,13 +86,10 @@ def apply(data: dict[str, Any], overrides: Iterable[str]) -> None:
 
 def _apply(data: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
+    what = f"override '{_shown(override)}'"
     if not separator or not key:
-        raise ConfigError(f"override '{override}' must look like key.key=value")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override '{override}': the value is not valid YAML") from error
-    put(data, key, value, f"override '{override}'")
+        raise ConfigError(f"{what} must look like key.key=value")
+    put(data, key, read_yaml_text(text, what), what)
 
 
 def put(data: dict[str, Any], key: str, value: Any, what: str) -> None:
@@ -124,6 +105,8 @@ def put(data: dict[str, Any], key: str, value: Any, what: str) -> None:
         ConfigError: Something on the way is not a mapping.
     """
     *parents, last = key.split(".")
+    if not all((*parents, last)) or len(parents) > DEEPEST:
+        raise ConfigError(f"{what} must look like key.key=value")
     node = data
     for parent in parents:
         node = node.setdefault(parent, {})
@@ -133,8 +116,10 @@ def put(data: dict[str, Any], key: str, value: Any, what: str) -> None:
 
 
 def _explain(model: type[BaseModel], error: ValidationError) -> str:
-    first = error.errors()[0]
-    location = [str(part) for part in first["loc"]]
+    first = error.errors(include_url=False)[0]
+    location = [_shown(str(part)) for part in first["loc"]]
+    while len(location) > 1 and _ALTERNATIVE.fullmatch(location[-1]):
+        location.pop()
     dotted = ".".join(location)
     if first["type"] == "extra_forbidden":
         owner = _model_at(model, location[:-1])
@@ -142,7 +127,22 @@ def _explain(model: type[BaseModel], error: ValidationError) -> str:
         return f"unknown key '{dotted}': {hint}"
     if first["type"] == "missing":
         return f"key '{dotted}' is missing"
-    return f"key '{dotted}': {first['msg']}, got {first['input']!r}"
+    reason = printable(shortened(first["msg"].removeprefix("Value error, "), 300), "")
+    where = f"key '{dotted}': " if dotted else ""
+    return f"{where}{reason}, got {_SHORT.repr(first['input'])}"
+
+
+_ALTERNATIVE = re.compile(r"(constrained-)?(int|float|str)|(literal|tuple|function-.*)\[.*")
+"""How pydantic names the alternatives of a type, which are no keys."""
+
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 3, 80, 80
+"""Writes no more than a line of any value."""
+
+
+def _shown(text: str) -> str:
+    """A key or an override as an error shows it."""
+    return printable(shortened(text, 80), "")
 
 
 def _model_at(model: type[BaseModel], location: Sequence[str]) -> type[BaseModel] | None:

@@ -1,5 +1,9 @@
 """Errors whose message is meant for the user: one line saying what, where and what to do."""
 
+from __future__ import annotations
+
+from evocompress.foreign_text import printable, shortened
+
 
 class EvoCompressError(Exception):
     """A problem the user can mend. The command line prints it without a traceback."""
@@ -34,8 +38,11 @@ class ExportError(EvoCompressError):
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an exception on one line, with its type where it is not ours."""
-    text = " ".join(str(error).split())
+    """The message of an exception on one line, with its type where it is not ours.
+
+    It may quote what comes from elsewhere, so it is harmless on a terminal and not too long.
+    """
+    text = shortened(printable(" ".join(str(error).split()), ""))
     if isinstance(error, EvoCompressError):
         return text
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

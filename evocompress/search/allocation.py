@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from evocompress.budget import require
-from evocompress.config import Positive
+from evocompress.config import Number, Tokens
 from evocompress.errors import ConfigError
 from evocompress.search import batches
 from evocompress.search.base import Problem, SearcherSettings
@@ -44,9 +44,9 @@ class AllocationSettings(SearcherSettings):
     """
 
     method: Name
-    candidate_tokens: Positive | None = None
-    estimate_tokens: Positive | None = None
-    spread: Annotated[float, Field(gt=0, lt=1)] | None = None
+    candidate_tokens: Tokens | None = None
+    estimate_tokens: Tokens | None = None
+    spread: Annotated[Number, Field(gt=0, lt=1)] | None = None
 
     @property
     def needs_next_token(self) -> bool:

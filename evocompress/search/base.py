@@ -7,17 +7,15 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
+from evocompress.config import Strict
 from evocompress.space import SearchSpace
 from evocompress.treatments import Recipe
 from evocompress.types import Answer, Candidate, Pool, Request
 
 
-class SearcherSettings(BaseModel):
+class SearcherSettings(Strict):
     """Base of every searcher's settings: immutable, unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     @property
     def recipes(self) -> tuple[Recipe, ...]:

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from evocompress.config import Number, Tokens
 from evocompress.search.base import SearcherSettings
 from evocompress.search.evopress import EvoPress, EvoPressSettings
 from evocompress.treatments import Recipe
@@ -20,8 +21,10 @@ class DarwinLMSettings(EvoPressSettings):
     """
 
     kind: Literal["auto", "sparsity", "depth", "width"] = "width"
-    tuning_tokens: tuple[Annotated[int, Field(ge=2)], ...] = (10_000, 50_000, 100_000, 200_000)
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-5
+    tuning_tokens: Annotated[
+        tuple[Annotated[Tokens, Field(ge=2)], ...], Field(min_length=1, max_length=100)
+    ] = (10_000, 50_000, 100_000, 200_000)
+    learning_rate: Annotated[Number, Field(gt=0, le=1)] = 1e-5
 
     @property
     def recipes(self) -> tuple[Recipe, ...]:

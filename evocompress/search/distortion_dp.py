@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evocompress.budget import require
-from evocompress.config import Positive
+from evocompress.config import Size, Tokens
 from evocompress.genes import Genes
 from evocompress.search import batches
 from evocompress.search.base import Problem, SearcherSettings
@@ -41,10 +41,10 @@ class DistortionDPSettings(SearcherSettings):
         candidate_tokens: Tokens on which the result is measured; the whole pool if left out.
     """
 
-    rounds: Positive = 1
-    levels: Positive = 4
-    probe_tokens: Positive | None = None
-    candidate_tokens: Positive | None = None
+    rounds: Size = 1
+    levels: Size = 4
+    probe_tokens: Tokens | None = None
+    candidate_tokens: Tokens | None = None
 
 
 class DistortionDP(ProceduralSearcher):

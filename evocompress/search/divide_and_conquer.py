@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import Field
 
 from evocompress.budget import require
-from evocompress.config import Positive
+from evocompress.config import Size, Tokens
 from evocompress.errors import ConfigError
 from evocompress.repair import spend
 from evocompress.search import batches
@@ -47,13 +47,13 @@ class DivideAndConquerSettings(SearcherSettings):
             many as a quarter of `search.tokens` pays for.
     """
 
-    ranges: Positive | None = None
-    kept: Annotated[int, Field(ge=2)] = 8
-    offspring: Positive = 8
-    generations: Annotated[int, Field(ge=0)] = 3
-    finalists: Positive = 4
-    candidate_tokens: Positive | None = None
-    final_tokens: Positive | None = None
+    ranges: Size | None = None
+    kept: Annotated[int, Field(strict=True, ge=2, le=10_000)] = 8
+    offspring: Size = 8
+    generations: Annotated[int, Field(strict=True, ge=0, le=10_000)] = 3
+    finalists: Size = 4
+    candidate_tokens: Tokens | None = None
+    final_tokens: Tokens | None = None
 
 
 @dataclass(frozen=True, eq=False)

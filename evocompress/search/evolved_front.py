@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from evocompress.config import Positive
+from evocompress.config import Positive, Size
 from evocompress.errors import ConfigError
 from evocompress.search.base import Problem, SearcherSettings
 from evocompress.search.front_search import FrontSearcher, FrontSettings
@@ -41,12 +41,12 @@ class EvolvedFrontSettings(FrontSettings):
             same fraction everywhere), ``flap`` (FLAP's global ranking, 2312.11983).
     """
 
-    population: Annotated[int, Field(ge=2)] = 40
-    offspring: Positive | None = None
+    population: Annotated[int, Field(strict=True, ge=2, le=10_000)] = 40
+    offspring: Size | None = None
     generations: Positive | None = None
-    rungs: Annotated[int, Field(ge=2)] = 6
-    effect_rounds: Annotated[int, Field(ge=0)] = 0
-    effect_levels: Positive = 3
+    rungs: Annotated[int, Field(strict=True, ge=2, le=10_000)] = 6
+    effect_rounds: Annotated[int, Field(strict=True, ge=0, le=10_000)] = 0
+    effect_levels: Size = 3
     reference: tuple[Literal["uniform", "flap"], ...] = ()
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from evocompress.config import Positive
+from evocompress.config import Positive, Size, Tokens
 from evocompress.repair import repair, spend
 from evocompress.search import batches
 from evocompress.search.base import Problem, SearcherSettings
@@ -44,14 +44,14 @@ class EvoPressSettings(StagedSettings):
     """
 
     moves: Literal["auto", "swap", "exchange"] = "auto"
-    initial: Annotated[int, Field(ge=0)] | None = None
-    initial_tokens: Positive | None = None
-    effect_rounds: Annotated[int, Field(ge=0)] = 0
-    effect_levels: Positive = 3
-    effect_tokens: Positive | None = None
-    max_level: Positive | None = None
+    initial: Annotated[int, Field(strict=True, ge=0, le=10_000)] | None = None
+    initial_tokens: Tokens | None = None
+    effect_rounds: Annotated[int, Field(strict=True, ge=0, le=10_000)] = 0
+    effect_levels: Size = 3
+    effect_tokens: Tokens | None = None
+    max_level: Size | None = None
     max_total: Positive | None = None
-    windows: Positive = 1
+    windows: Size = 1
 
 
 def exchanges(settings: EvoPressSettings, space: SearchSpace) -> bool:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from evocompress.budget import require
-from evocompress.config import Positive
+from evocompress.config import Tokens
 from evocompress.errors import ConfigError
 from evocompress.search import batches
 from evocompress.search.base import Problem, SearcherSettings
@@ -25,7 +25,7 @@ class EvoPressDPSettings(SearcherSettings):
         candidate_tokens: Tokens on which the result is measured; the whole pool if left out.
     """
 
-    candidate_tokens: Positive | None = None
+    candidate_tokens: Tokens | None = None
 
 
 class EvoPressDP(ProceduralSearcher):

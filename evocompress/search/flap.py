@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evocompress.budget import require
-from evocompress.config import Positive
+from evocompress.config import Tokens
 from evocompress.errors import ConfigError
 from evocompress.search import batches
 from evocompress.search.base import Problem, SearcherSettings
@@ -32,7 +32,7 @@ class FlapSettings(SearcherSettings):
             measured; the whole pool if left out.
     """
 
-    candidate_tokens: Positive | None = None
+    candidate_tokens: Tokens | None = None
 
 
 class Flap(ProceduralSearcher):

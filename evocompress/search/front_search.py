@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar
 import numpy as np
 from pydantic import Field
 
-from evocompress.config import Positive
+from evocompress.config import Number, Tokens
 from evocompress.pareto import spread
 from evocompress.search.base import Problem, SearcherSettings
 from evocompress.search.objectives import Measured, choose
@@ -17,7 +17,7 @@ from evocompress.search.plan import plan
 from evocompress.search.procedure import ProceduralSearcher, Procedure, Steps
 from evocompress.space import Genome
 
-Share = Annotated[float, Field(ge=0)]
+Share = Annotated[Number, Field(ge=0, le=1e18)]
 
 
 class FrontSettings(SearcherSettings):
@@ -37,9 +37,9 @@ class FrontSettings(SearcherSettings):
 
     objectives: tuple[str, ...] = ()
     range: dict[str, tuple[Share, Share]] = {}
-    candidate_tokens: Positive | None = None
-    front_tokens: Positive | None = None
-    front_size: Annotated[int, Field(ge=2)] = 20
+    candidate_tokens: Tokens | None = None
+    front_tokens: Tokens | None = None
+    front_size: Annotated[int, Field(strict=True, ge=2, le=10_000)] = 20
 
 
 class FrontSearcher(ProceduralSearcher):

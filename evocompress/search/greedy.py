@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 
 from evocompress.budget import require
-from evocompress.config import Positive
+from evocompress.config import Size, Tokens
 from evocompress.errors import ConfigError
 from evocompress.search import batches
 from evocompress.search.base import Problem, SearcherSettings
@@ -41,8 +41,8 @@ class GreedySettings(SearcherSettings):
             same ones throughout; about 2048 if left out.
     """
 
-    take: Positive | None = None
-    candidate_tokens: Positive | None = None
+    take: Size | None = None
+    candidate_tokens: Tokens | None = None
 
 
 @dataclass(frozen=True, order=True)

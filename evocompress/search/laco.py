@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar
 import numpy as np
 from pydantic import Field
 
-from evocompress.config import Positive
+from evocompress.config import Number, Size
 from evocompress.errors import ConfigError
 from evocompress.search.base import Problem, SearcherSettings
 from evocompress.search.procedure import Procedure, Steps, ranked
@@ -26,9 +26,9 @@ class LaCoSettings(RemovalSettings):
             (T): its proxy value must be below 1 - threshold, so `proxy.kind` should be cosine.
     """
 
-    blocks: Annotated[int, Field(ge=2)] = 4
-    interval: Positive = 1
-    threshold: Annotated[float, Field(ge=-1, le=1)] = 0.45
+    blocks: Annotated[int, Field(strict=True, ge=2, le=10_000)] = 4
+    interval: Size = 1
+    threshold: Annotated[Number, Field(ge=-1, le=1)] = 0.45
 
 
 class LaCo(Removal):

@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from evocompress.budget import require
-from evocompress.config import Positive
+from evocompress.config import Many, Size, Tokens
 from evocompress.errors import ConfigError
 from evocompress.search.base import Problem, SearcherSettings
 from evocompress.search.draws import at_any_cost, span
@@ -41,11 +41,11 @@ class MOASHASettings(SearcherSettings):
 
     objectives: tuple[str, ...] = ()
     range: dict[str, tuple[Share, Share]] = {}
-    configurations: Positive | None = None
-    batch: Positive = 27
-    eta: Annotated[int, Field(ge=2)] = 3
-    grace_tokens: Positive | None = None
-    max_tokens: Positive | None = None
+    configurations: Many | None = None
+    batch: Size = 27
+    eta: Annotated[int, Field(strict=True, ge=2, le=10_000)] = 3
+    grace_tokens: Tokens | None = None
+    max_tokens: Tokens | None = None
 
 
 class MOASHA(ProceduralSearcher):

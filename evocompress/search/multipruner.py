@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from evocompress.budget import require
-from evocompress.config import Positive
+from evocompress.config import Number, Tokens
 from evocompress.errors import ConfigError
 from evocompress.search import batches
 from evocompress.search.base import Problem, SearcherSettings
@@ -19,7 +19,7 @@ from evocompress.search.steps import only_cuts
 from evocompress.space import Genome, SearchSpace
 from evocompress.types import Level
 
-Part = Annotated[float, Field(ge=0)]
+Part = Annotated[Number, Field(ge=0, le=1e6)]
 
 
 class MultiPrunerSettings(SearcherSettings):
@@ -37,8 +37,8 @@ class MultiPrunerSettings(SearcherSettings):
     """
 
     split: tuple[Part, Part, Part] = (44, 52, 4)
-    candidate_tokens: Positive | None = None
-    width_tokens: Positive | None = None
+    candidate_tokens: Tokens | None = None
+    width_tokens: Tokens | None = None
 
     @field_validator("split")
     @classmethod

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evocompress.budget import require
-from evocompress.config import Positive
+from evocompress.config import Tokens
 from evocompress.errors import ConfigError
 from evocompress.search import batches
 from evocompress.search.base import Problem, SearcherSettings
@@ -28,7 +28,7 @@ class RemovalSettings(SearcherSettings):
             throughout; the whole pool if left out.
     """
 
-    candidate_tokens: Positive | None = None
+    candidate_tokens: Tokens | None = None
 
 
 class Removal(ProceduralSearcher):

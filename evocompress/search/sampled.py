@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evocompress.budget import require
-from evocompress.config import Positive
+from evocompress.config import Many, Size, Tokens
 from evocompress.errors import ConfigError
 from evocompress.pareto import Points, spread
 from evocompress.repair import spend
@@ -56,12 +56,12 @@ class SampledSettings(SearcherSettings):
             whole pool, or as many as a quarter of ``search.tokens`` allows.
     """
 
-    candidates: Positive | None = None
-    startup: Positive = 10
-    batch: Positive = 8
-    candidate_tokens: Positive | None = None
-    finalists: Positive = 8
-    final_tokens: Positive | None = None
+    candidates: Many | None = None
+    startup: Size = 10
+    batch: Size = 8
+    candidate_tokens: Tokens | None = None
+    finalists: Size = 8
+    final_tokens: Tokens | None = None
 
 
 class SampledSearcher(ProceduralSearcher):

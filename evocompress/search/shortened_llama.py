@@ -13,7 +13,7 @@ from evocompress.search.one_shot import OneShotRemoval
 from evocompress.search.procedure import Steps
 from evocompress.search.removal import RemovalSettings, without_each
 
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(strict=True, ge=0, le=10_000)]
 
 
 class ShortenedLlamaSettings(RemovalSettings):

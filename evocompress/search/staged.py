@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field
 
 from evocompress.budget import require
-from evocompress.config import Positive
+from evocompress.config import Positive, Size, Tokens
 from evocompress.errors import ConfigError
 from evocompress.search import batches
 from evocompress.search.base import Incumbent, Problem, SearcherSettings
@@ -40,9 +41,9 @@ class StagedSettings(SearcherSettings):
 
     kind: Literal["auto", "sparsity", "depth", "width"] = "auto"
     generations: Positive | None = None
-    offspring: Positive | None = None
-    survivors: tuple[Positive, ...] | None = None
-    stage_tokens: tuple[Positive, ...] | None = None
+    offspring: Size | None = None
+    survivors: Annotated[tuple[Size, ...], Field(min_length=1, max_length=100)] | None = None
+    stage_tokens: Annotated[tuple[Tokens, ...], Field(min_length=1, max_length=100)] | None = None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Annotated, ClassVar
 import numpy as np
 from pydantic import Field
 
-from evocompress.config import Positive
+from evocompress.config import Many, Size
 from evocompress.errors import ConfigError
 from evocompress.search.base import Problem, SearcherSettings
 from evocompress.search.draws import at_any_cost, span
@@ -33,10 +33,10 @@ class StratifiedRandomSettings(FrontSettings):
         batch: How many candidates are asked for at once.
     """
 
-    candidates: Positive | None = None
-    bins: Positive = 20
-    open_bins: Annotated[int, Field(ge=0)] = 4
-    batch: Positive = 40
+    candidates: Many | None = None
+    bins: Size = 20
+    open_bins: Annotated[int, Field(strict=True, ge=0, le=10_000)] = 4
+    batch: Size = 40
 
 
 class StratifiedRandom(FrontSearcher):

@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from evocompress.budget import require
-from evocompress.config import Positive
+from evocompress.config import Tokens
 from evocompress.search import batches
 from evocompress.search.base import Incumbent, Problem, SearcherSettings
 from evocompress.search.procedure import ProceduralSearcher, Procedure, ranked
@@ -20,7 +20,7 @@ class UniformSettings(SearcherSettings):
         candidate_tokens: Tokens on which it is measured; the whole pool if left out.
     """
 
-    candidate_tokens: Positive | None = None
+    candidate_tokens: Tokens | None = None
 
 
 class Uniform(ProceduralSearcher):

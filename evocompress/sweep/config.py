@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from evocompress.config import Positive, RayConfig, Strict
-from evocompress.config_file import apply, read_yaml, validate
+from evocompress.config import Name, RayConfig, Seed, Strict, Tokens
+from evocompress.config_file import apply, validate
 from evocompress.errors import ConfigError
+from evocompress.strict_yaml import read_yaml
 
-Number = int | float
+Number = (
+    Annotated[int, Field(strict=True, ge=-(10**15), le=10**15)]
+    | Annotated[float, Field(strict=True, ge=-1e15, le=1e15)]
+)
+
+MOST_TRIALS = 10_000
+"""Of a sweep, and values of a range."""
 
 TAKEN = {
     "name": "every trial gets a name of its own",
@@ -48,6 +56,8 @@ class Range(Strict):
             raise ValueError("low must be below high")
         if self.log and (self.low <= 0 or self.step is not None):
             raise ValueError("log needs a low above 0 and no step")
+        if (self.high - self.low) / (self.step or 1) > MOST_TRIALS and (self.step or self.whole):
+            raise ValueError(f"a range has at most {MOST_TRIALS:,} values; give a larger step")
         return self
 
     @property
@@ -81,9 +91,9 @@ class AshaConfig(Strict):
         reduction: At each rung one of so many goes on, to so many times the tokens.
     """
 
-    grace_tokens: Positive
-    max_tokens: Positive
-    reduction: Annotated[int, Field(ge=2)] = 4
+    grace_tokens: Tokens
+    max_tokens: Tokens
+    reduction: Annotated[int, Field(strict=True, ge=2, le=1000)] = 4
 
     @model_validator(mode="after")
     def _has_a_rung(self) -> AshaConfig:
@@ -109,13 +119,13 @@ class SweepConfig(Strict):
         ray: Where trials run: `workers` at a time, each with so many `cpus` and `gpus`.
     """
 
-    name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
+    name: Name
     runs: Path = Path("runs")
     run: dict[str, Any]
     vary: Annotated[dict[str, Axis], Field(min_length=1)]
     mode: Literal["grid", "optuna"] = "grid"
-    trials: Positive | None = None
-    seed: int = 0
+    trials: Annotated[int, Field(strict=True, gt=0, le=MOST_TRIALS)] | None = None
+    seed: Seed = 0
     asha: AshaConfig | None = None
     ray: RayConfig = RayConfig()
 
@@ -216,3 +226,8 @@ def _check(sweep: SweepConfig, path: Path) -> None:
             raise ConfigError(
                 f"{path}: vary.{key}: a grid needs numbers: give a list, or a range with a step"
             )
+    axes = [axis.values() if isinstance(axis, Range) else axis for axis in sweep.vary.values()]
+    if (trials := prod(map(len, axes))) > MOST_TRIALS:
+        raise ConfigError(
+            f"{path}: vary: {trials:,} combinations, at most {MOST_TRIALS:,} are run: vary less"
+        )

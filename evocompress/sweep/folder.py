@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from evocompress.config_file import dump_config, read_yaml, validate
+from evocompress.config_file import dump_config, validate
 from evocompress.errors import RunError
 from evocompress.files import naming_disk_errors, write_text
 from evocompress.run_folder import LOCK, check_goes_on, check_unchanged, only_process
+from evocompress.strict_yaml import read_yaml
 from evocompress.sweep.config import SweepConfig
 from evocompress.sweep.record import Records
 
