@@ -1,6 +1,7 @@
 """Mixtures of experts from the search to the checkpoint, on a model that has learnt something."""
 
 import sys
+from math import comb
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from evocompress.estimates.base import Subject
 from evocompress.export import choose_format, materialize, read_record
 from evocompress.files import read_json
 from evocompress.heal.student import load_student, write_student
+from evocompress.journal import read_candidates
 from evocompress.library import build_library
 from evocompress.testing.plain_library import PlainLibrary
 from evocompress.testing.tiny import tiny_checkpoint, tiny_loaded
@@ -188,27 +190,20 @@ def test_the_command_line_takes_a_mixture_all_the_way(place, monkeypatch, model)
     assert (run / "report.html").stat().st_size > 1000
 
 
-def test_a_search_is_at_least_as_good_as_the_routing_frequency(place, monkeypatch):
-    space = {"drop": {"units": ["expert"]}, "budget": {"body_params": 0.6}}
+def test_a_search_of_every_choice_is_at_least_as_good_as_the_routing_frequency(place, monkeypatch):
+    """Both are compared where both are measured; on other text either may be luckier."""
+    drop = {"units": ["expert"], "protect": ["model.layers.0"]}
+    space = {"drop": drop, "budget": {"body_params": 0.75}}
+    every = {"generations": 10, "offspring": 14, "survivors": [1], "stage_tokens": [512]}
     values = {}
-    staged = {"generations": 6, "offspring": 8, "survivors": [3, 1], "stage_tokens": [256, 512]}
-    for name, settings in (("routing_frequency", {}), ("evopress", staged)):
+    for name, settings in (("routing_frequency", {}), ("evopress", every)):
         file = write_run(place, name, space, {"name": name} | settings)
         assert call(monkeypatch, "search", file) == 0
-        levels = read_json(place / "runs" / name / "winner.json")["levels"]
-        values[name] = divergence(place, Candidate.from_json(levels))
+        run = place / "runs" / name
+        values[name] = read_json(run / "winner.json")["value"]
+    searched = [c for c in read_candidates(run / "journal.jsonl").values() if c.levels]
+    assert sorted(len(candidate.levels) for candidate in searched) == [4] * comb(6, 4)
     assert values["evopress"] <= values["routing_frequency"]
-
-
-def divergence(place, candidate):
-    """KL to the dense model on other text."""
-    loaded = trained_mixture()
-    ids = tokens(loaded)
-    with LiveModel(loaded) as live, torch.no_grad():
-        dense = loaded.model(ids).logits.log_softmax(-1)
-        live.apply(candidate)
-        other = loaded.model(ids).logits.log_softmax(-1)
-    return float((dense.exp() * (dense - other)).sum(-1).mean())
 
 
 def test_latency_is_refused(place, monkeypatch):
