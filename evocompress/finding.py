@@ -10,7 +10,7 @@ from evocompress.apply import LiveModel
 from evocompress.environment import environment
 from evocompress.files import write_json
 from evocompress.journal import Journal
-from evocompress.outcome import front_rows, winner_record
+from evocompress.outcome import all_values, front_rows, winner_record
 from evocompress.planning import preflight
 from evocompress.profile import write_table
 from evocompress.progress import Advance
@@ -62,11 +62,16 @@ def _conclude(bench: Workbench, journal: Journal, listener: run.Listener | None)
         bench.space,
         journal,
         outcome,
-        len(bench.calibration.search),
         objectives=searcher.objectives,
         origins=searcher.origins(),
     )
-    winner = winner_record(bench.space, outcome.best, rows, objectives=searcher.objectives)
+    winner = winner_record(
+        bench.space,
+        outcome.best,
+        rows,
+        objectives=searcher.objectives,
+        measured=all_values(journal, outcome.best, len(bench.calibration.search)),
+    )
     write_json(folder.winner, winner)
     write_json(folder.front, rows)
 

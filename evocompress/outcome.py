@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from evocompress.pareto import Points, hypervolume, knee, non_dominated
 from evocompress.run import Outcome
 from evocompress.search.base import Incumbent
 from evocompress.space import SearchSpace
-from evocompress.types import Candidate, Evaluate
+from evocompress.types import Candidate, Evaluate, MicroBatchValue, Result
 
 
 def costs_of(space: SearchSpace, candidate: Candidate) -> dict[str, float]:
@@ -27,23 +28,30 @@ def winner_record(
     rows: Sequence[Mapping[str, Any]] = (),
     *,
     objectives: Sequence[str] = (),
+    measured: Sequence[MicroBatchValue] = (),
 ) -> dict[str, Any]:
     """The content of winner.json.
 
     Args:
         space: For the costs.
         best: What the searcher chose.
-        rows: The content of front.json, which is summed up under the key ``front``.
+        rows: The content of front.json, which is summed up under the key ``front`` where a front
+            was searched: a search for one candidate within a budget has none.
         objectives: Costs beside those of the budget that span the front.
+        measured: All values of the winner, with which those of another search of the same
+            calibration are compared.
     """
     return {
         "id": best.candidate.id,
         "value": best.value,
+        "micro_batches": best.micro_batches,
+        "treatment": best.treatment,
+        "measured": [[v.micro_batch, sum(v.sums), sum(v.counts)] for v in measured],
         "levels": best.candidate.to_json(),
         "costs": costs_of(space, best.candidate),
         "dense_costs": space.cost_model.dense(),
         "budget": dict(space.budget),
-        "front": front_summary(space, rows, objectives) if rows else None,
+        "front": front_summary(space, rows, objectives) if rows and objectives else None,
     }
 
 
@@ -51,39 +59,35 @@ def front_rows(
     space: SearchSpace,
     journal: Journal,
     outcome: Outcome,
-    micro_batches: int,
     *,
     objectives: Sequence[str] = (),
     origins: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:
-    """The content of front.json: the candidates that were looked at most closely.
+    """The content of front.json: the candidates that can be compared with the winner.
 
-    Only those with a request of the largest size are compared; each by its mean over every
-    micro-batch on which it was measured after the same treatment.
+    All values are over the same micro-batches: those of the comparison that made the winner the
+    winner, and after its treatment. A candidate is among the rows if it has a value on every one
+    of them, whichever requests it is from; what was measured on fewer is not compared. A
+    candidate that is no worse than the winner in value and every cost on these micro-batches, and
+    better in one, is left out as well: the search compared it on others, too, and refused it.
 
     Args:
         space: For the costs, those of the budget being other axes.
         journal: The values.
         outcome: What the loop returned.
-        micro_batches: Size of the calibration pool.
         objectives: Costs beside those of the budget that are axes too.
         origins: Labels of candidates by id, such as "uniform width" of a reference.
     """
-    labels = origins or {}
-    largest = max(outcome.fidelity.values())
-    rows: list[dict[str, Any]] = [
-        {
-            "id": candidate.id,
-            "value": mean,
-            "tokens": tokens,
-            "costs": costs_of(space, candidate),
-        }
+    labels, best = origins or {}, outcome.best
+    found = [
+        (candidate, result)
         for candidate in journal.candidates.values()
-        if outcome.fidelity.get(candidate.id) == largest
-        for treatment in [outcome.treatments[candidate.id]]
-        for mean, tokens in [_measured(journal, candidate, treatment, micro_batches)]
-        if tokens
+        if candidate.id in outcome.compared
+        if (result := journal.result(Evaluate(candidate, best.micro_batches, best.treatment)))
+        and isfinite(result.mean)
     ]
+    rows = [_row(space, candidate, result) for candidate, result in found]
+    rows = _not_refused(rows, best.candidate.id, axes(space, objectives))
     points = _points(rows, axes(space, objectives))
     for row, keep in zip(rows, non_dominated(points), strict=True):
         row["non_dominated"] = bool(keep)
@@ -92,13 +96,27 @@ def front_rows(
     return rows
 
 
+def all_values(journal: Journal, best: Incumbent, micro_batches: int) -> list[MicroBatchValue]:
+    """Every value of a candidate after its treatment, whichever requests it is from.
+
+    Args:
+        journal: The values.
+        best: The candidate.
+        micro_batches: Size of the calibration pool.
+    """
+    requests = [Evaluate(best.candidate, (m,), best.treatment) for m in range(micro_batches)]
+    answers = [journal.result(request) for request in requests]
+    return [value for answer in answers if answer for value in answer.values]
+
+
 def front_summary(
     space: SearchSpace, rows: Sequence[Mapping[str, Any]], objectives: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Axes, hypervolume and knee of the front of front.json's rows, of which there is one.
 
-    The hypervolume lies between the front and a reference point: the dense model's costs and
-    the largest value among the rows. Costs count as shares of the dense model's, so its unit
+    All of it is about the values of the rows, so about the micro-batches that these have in
+    common. The hypervolume lies between the front and a reference point: the dense model's costs
+    and the largest value among the rows. Costs count as shares of the dense model's, so its unit
     is that of the value.
     """
     names = axes(space, objectives)
@@ -125,13 +143,21 @@ def _points(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Points:
     return np.array(coordinates, dtype=np.float64).reshape(len(rows), 1 + len(names))
 
 
-def _measured(
-    journal: Journal, candidate: Candidate, treatment: str, micro_batches: int
-) -> tuple[float, int]:
-    """(mean value, positions) over all micro-batches on which a candidate was measured."""
-    requests = [Evaluate(candidate, (index,), treatment) for index in range(micro_batches)]
-    answers = [journal.result(request) for request in requests]
-    values = [value for answer in answers if answer for value in answer.values]
-    positions = sum(sum(value.counts) for value in values)
-    total = sum(sum(value.sums) for value in values)
-    return (total / positions if positions else float("inf")), positions
+def _row(space: SearchSpace, candidate: Candidate, result: Result) -> dict[str, Any]:
+    """One row of front.json, without its place on the front."""
+    return {
+        "id": candidate.id,
+        "value": result.mean,
+        "tokens": sum(sum(value.counts) for value in result.values),
+        "costs": costs_of(space, candidate),
+    }
+
+
+def _not_refused(
+    rows: list[dict[str, Any]], winner: str, names: Sequence[str]
+) -> list[dict[str, Any]]:
+    """The rows without those that dominate the winner's."""
+    points = _points(rows, names)
+    chosen = points[[row["id"] == winner for row in rows]]
+    no_worse, better = (points <= chosen).all(axis=1), (points < chosen).any(axis=1)
+    return [rows[index] for index in np.flatnonzero(~(no_worse & better))]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from math import isfinite
@@ -48,14 +48,12 @@ class Outcome:
     """What a search found.
 
     Attributes:
-        best: The best candidate and its value.
-        fidelity: For each candidate's id, the tokens of its largest request; probes left out.
-        treatments: For each of these ids the treatment in that request.
+        best: The best candidate, its value, and the micro-batches that it is of.
+        compared: Ids of the candidates that could have won: probes are left out.
     """
 
     best: Incumbent
-    fidelity: Mapping[str, int]
-    treatments: Mapping[str, str]
+    compared: frozenset[str]
 
 
 Listener = Callable[[Progress], None]
@@ -85,7 +83,7 @@ def search(
         listener: Told about progress.
 
     Returns:
-        The best candidate, and how closely each one was looked at.
+        The best candidate, and which others could have been it.
 
     Raises:
         RunError: The search ended without any valid candidate.
@@ -104,7 +102,7 @@ def search(
         step = _step(number, phase, account, searcher.incumbent())
         journal.step(step)
         listener(Progress(step, 0, 0, phase))
-    return Outcome(_winner(searcher), account.fidelity, account.treatments)
+    return Outcome(_winner(searcher), frozenset(account.compared))
 
 
 def replay(searcher: Searcher, journal: Journal) -> Incumbent:
@@ -148,8 +146,7 @@ class _Account:
         self._seen: set[tuple[Hashable, ...]] = set()
         self.requested = 0
         self.computed = 0
-        self.fidelity: dict[str, int] = {}
-        self.treatments: dict[str, str] = {}
+        self.compared: set[str] = set()
 
     def after(self, requests: Iterable[Request]) -> int:
         """The requested tokens once these requests are added."""
@@ -163,7 +160,7 @@ class _Account:
                 continue
             self._evaluate(request)
             if not request.probe:
-                self._look(request)
+                self.compared.add(request.candidate.id)
 
     def _evaluate(self, request: Evaluate) -> None:
         """Counts what is new of an evaluation; where anything is, the treatment was given."""
@@ -179,11 +176,6 @@ class _Account:
         if key not in self._seen:
             self._seen.add(key)
             self.computed += tokens
-
-    def _look(self, request: Evaluate) -> None:
-        name, tokens = request.candidate.id, self._pool.requested(request)
-        if tokens > self.fidelity.get(name, 0):
-            self.fidelity[name], self.treatments[name] = tokens, request.treatment
 
 
 def _answer(

@@ -4,7 +4,7 @@ import pytest
 from evocompress import start
 from evocompress.config import SpaceConfig, SparsitySpace, WidthSpace
 from evocompress.journal import Journal
-from evocompress.outcome import front_rows, front_summary, winner_record
+from evocompress.outcome import all_values, front_rows, front_summary, winner_record
 from evocompress.run import Outcome
 from evocompress.search.base import Incumbent
 from evocompress.space import build_space
@@ -12,7 +12,6 @@ from evocompress.testing.decoders import Decoder
 from evocompress.types import UNTREATED, Evaluate, MicroBatchValue, Result
 
 TOKENS = 10
-MICRO_BATCHES = 2
 
 
 @pytest.fixture(scope="module")
@@ -29,49 +28,91 @@ def candidates(space):
     return [space.candidate(genome) for genome in (space.uniform(), other)]
 
 
-def rows_of(space, path, *, values, fidelity, treatment=UNTREATED, **options):
-    """The front of candidates with a mean value each, or ``None`` where they failed."""
+def rows_of(space, path, values, micro_batches=(0, 1), **options):
+    """The front of candidates, the first being the winner of a comparison on micro-batches.
+
+    Args:
+        space: The space.
+        path: Of the journal.
+        values: {candidate: {micro-batch: mean value}}, each asked for alone.
+        micro_batches: On which the winner was chosen.
+        options: Of `front_rows`.
+    """
+    best = Incumbent(next(iter(values)), 1.0, micro_batches, options.pop("treatment", UNTREATED))
     with Journal(path, {}) as journal:
-        for candidate, value in values.items():
-            journal.record(answer(candidate, value, treatment))
-        best = Incumbent(next(iter(values)), 1.0)
-        outcome = Outcome(best, fidelity, dict.fromkeys(fidelity, treatment))
-        return front_rows(space, journal, outcome, MICRO_BATCHES, **options)
+        for candidate, measured in values.items():
+            for micro_batch, value in measured.items():
+                journal.record(answer(candidate, micro_batch, value))
+        outcome = Outcome(best, frozenset(candidate.id for candidate in values))
+        return front_rows(space, journal, outcome, **options)
 
 
-def answer(candidate, value, treatment=UNTREATED):
-    request = Evaluate(candidate, tuple(range(MICRO_BATCHES)), treatment)
+def answer(candidate, micro_batch, value, treatment=UNTREATED):
+    request = Evaluate(candidate, (micro_batch,), treatment)
     if value is None:
         return Result(request, (), failed="NaN")
-    sums = (value * TOKENS,)
-    measured = tuple(MicroBatchValue(m, sums, (TOKENS,)) for m in request.micro_batches)
-    return Result(request, measured)
+    return Result(request, (MicroBatchValue(micro_batch, (value * TOKENS,), (TOKENS,)),))
 
 
-def test_only_the_most_closely_measured_are_compared(space, candidates, tmp_path):
+def test_values_are_over_the_micro_batches_that_all_have_in_common(space, candidates, tmp_path):
     uniform, other = candidates
-    fidelity = {uniform.id: 20, other.id: 10}
-    rows = rows_of(space, tmp_path / "j", values={uniform: 0.5, other: 0.1}, fidelity=fidelity)
+    # Pooled, the winner is worse (0.4 against 0.3): it alone was measured on the hard text, too.
+    values = {uniform: {0: 0.1, 1: 0.3, 2: 0.8}, other: {0: 0.2, 1: 0.4}}
+    rows = rows_of(space, tmp_path / "j", values)
+    assert {row["id"]: row["value"] for row in rows} == pytest.approx(
+        {uniform.id: 0.2, other.id: 0.3}
+    )
+    assert [row["tokens"] for row in rows] == [2 * TOKENS, 2 * TOKENS]
+
+
+def test_what_was_measured_on_less_is_not_compared(space, candidates, tmp_path):
+    uniform, other = candidates
+    rows = rows_of(space, tmp_path / "j", {uniform: {0: 0.5, 1: 0.5}, other: {0: 0.1, 2: 0.1}})
     assert [row["id"] for row in rows] == [uniform.id]
-    assert rows[0]["value"] == pytest.approx(0.5)
-    assert rows[0]["tokens"] == MICRO_BATCHES * TOKENS
     assert rows[0]["non_dominated"] is True
 
 
-def test_the_worse_of_equally_costly_candidates_is_dominated(space, candidates, tmp_path):
-    values = dict(zip(candidates, (0.5, 0.1), strict=True))
-    fidelity = {candidate.id: 20 for candidate in candidates}
-    rows = rows_of(space, tmp_path / "j", values=values, fidelity=fidelity)
-    costs = [row["costs"]["matrix_nonzeros"] for row in rows]
-    assert costs[1] <= costs[0]
-    assert [row["non_dominated"] for row in rows] == [False, True]
-
-
-def test_a_front_is_empty_where_the_most_closely_measured_failed(space, candidates, tmp_path):
+def test_many_small_requests_are_as_good_as_one_large_one(space, candidates, tmp_path):
     uniform, other = candidates
-    fidelity = {uniform.id: 10, other.id: 20}
-    rows = rows_of(space, tmp_path / "j", values={uniform: 0.5, other: None}, fidelity=fidelity)
-    assert rows == []
+    values = {uniform: {0: 0.5, 1: 0.5, 2: 0.5}, other: {0: 0.6, 1: 0.6, 2: 0.6, 3: 0.6}}
+    rows = rows_of(space, tmp_path / "j", values, (0, 1, 2))
+    assert {row["id"] for row in rows} == {uniform.id, other.id}
+
+
+def test_the_worse_of_equally_costly_candidates_is_dominated(space, candidates, tmp_path):
+    uniform, other = candidates
+    rows = rows_of(space, tmp_path / "j", {other: {0: 0.1, 1: 0.1}, uniform: {0: 0.5, 1: 0.5}})
+    costs = [row["costs"]["matrix_nonzeros"] for row in rows]
+    assert costs[0] <= costs[1]
+    assert [row["non_dominated"] for row in rows] == [True, False]
+
+
+def test_a_candidate_that_lost_on_other_text_does_not_dominate_the_winner(
+    space, candidates, tmp_path
+):
+    uniform, other = candidates
+    values = {uniform: {0: 0.5, 1: 0.5, 2: 0.1}, other: {0: 0.4, 1: 0.4, 2: 0.9}}
+    rows = rows_of(space, tmp_path / "j", values)
+    assert [(row["id"], row["non_dominated"]) for row in rows] == [(uniform.id, True)]
+
+
+def test_other_treatments_and_failures_are_not_compared(space, candidates, tmp_path):
+    uniform, other = candidates
+    values = {uniform: {0: 0.5, 1: 0.5}, other: {0: None}}
+    assert [row["id"] for row in rows_of(space, tmp_path / "j", values)] == [uniform.id]
+    assert rows_of(space, tmp_path / "k", values, treatment="tuned") == []
+
+
+def test_all_values_of_the_winner_are_kept_for_comparisons(space, candidates, tmp_path):
+    best = Incumbent(candidates[0], 0.5, (0,))
+    with Journal(tmp_path / "j", {}) as journal:
+        for micro_batch in (0, 2):
+            journal.record(answer(candidates[0], micro_batch, 0.5))
+        found = all_values(journal, best, 4)
+    assert winner_record(space, best, measured=found)["measured"] == [
+        [0, 0.5 * TOKENS, TOKENS],
+        [2, 0.5 * TOKENS, TOKENS],
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -86,13 +127,12 @@ def shapes():
 def graded(shapes, tmp_path):
     """Rows of three candidates from large to small, and the shares of parameters they have."""
     even = [shapes.candidate(genome) for genome in start.ladder(shapes, 4)[1:]]
-    values = dict(zip(even, (0.1, 0.2, 0.9), strict=True))
+    values = dict(zip(even, ({0: value, 1: value} for value in (0.1, 0.2, 0.9)), strict=True))
     names = {even[0].id: "uniform width"}
     rows = rows_of(
         shapes,
         tmp_path / "j",
-        values=values,
-        fidelity={candidate.id: 20 for candidate in even},
+        values,
         objectives=("params",),
         origins=names,
     )
@@ -123,7 +163,8 @@ def test_the_summary_has_the_hypervolume_of_rectangles(shapes, graded):
 
 def test_the_winner_sums_the_front_up_where_there_is_one(shapes, graded):
     rows, _ = graded
-    best = Incumbent(shapes.candidate(start.ladder(shapes, 4)[1]), 0.1)
+    best = Incumbent(shapes.candidate(start.ladder(shapes, 4)[1]), 0.1, (0, 1))
     record = winner_record(shapes, best, rows, objectives=("params",))
     assert record["front"] == front_summary(shapes, rows, ("params",))
     assert winner_record(shapes, best)["front"] is None
+    assert winner_record(shapes, best, rows)["front"] is None  # of a search within a budget

@@ -50,7 +50,7 @@ class Climber:
         self._asked = [r.request.candidate for r in ranked[:2]]
         if self._stage == 1:
             self._left -= 1
-            found = Incumbent(ranked[0].request.candidate, ranked[0].mean)
+            found = Incumbent.of(ranked[0])
             if self._best is None or found.value < self._best.value:
                 self._best = found
         self._stage = 1 - self._stage
@@ -201,9 +201,10 @@ def test_a_replay_finds_the_same_and_records_nothing(tmp_path):
     assert (tmp_path / "j").read_bytes() == before
 
 
-def test_the_outcome_knows_the_largest_request_of_each_candidate(tmp_path):
+def test_the_outcome_knows_who_was_compared_and_on_what_the_winner_won(tmp_path):
     with Journal(tmp_path / "j", {}) as journal:
         outcome = search(Climber(3), Arithmetic(), journal, POOL)
-        assert set(outcome.fidelity) == set(journal.candidates)
-    assert set(outcome.fidelity.values()) == {10, 20}
-    assert outcome.fidelity[outcome.best.candidate.id] == 20
+        best = outcome.best
+        assert outcome.compared == set(journal.candidates)
+        assert journal.result(Evaluate(best.candidate, best.micro_batches)).mean == best.value
+    assert len(best.micro_batches) == 2

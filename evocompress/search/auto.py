@@ -235,7 +235,7 @@ class Auto(ProceduralSearcher):
         )
         value = self._board.mean(winner, seen) if seen else np.inf
         if np.isfinite(value):
-            self._best = Incumbent(winner, value)
+            self._best = Incumbent(winner, value, seen)
         self._forecast.learn(self._board, incumbent, list(candidates.values()), genomes, rungs)
         self._adapt(list(candidates.values()), incumbent, rungs)
         genome = genomes[winner.id]

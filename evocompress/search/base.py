@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, Self
 
 import numpy as np
 
 from evocompress.config import Strict
 from evocompress.space import SearchSpace
 from evocompress.treatments import Recipe
-from evocompress.types import Answer, Candidate, Pool, Request
+from evocompress.types import UNTREATED, Answer, Candidate, Pool, Request, Result
 
 
 class SearcherSettings(Strict):
@@ -45,10 +45,25 @@ class Problem:
 
 @dataclass(frozen=True)
 class Incumbent:
-    """The best feasible candidate so far and its proxy value where it was last compared."""
+    """The best feasible candidate so far, and the comparison that made it so.
+
+    Attributes:
+        candidate: The candidate.
+        value: Its mean proxy value over `micro_batches`.
+        micro_batches: On which it was compared last.
+        treatment: The one that it was measured after.
+    """
 
     candidate: Candidate
     value: float
+    micro_batches: tuple[int, ...]
+    treatment: str = UNTREATED
+
+    @classmethod
+    def of(cls, result: Result) -> Self:
+        """The candidate of a result that was the best of a comparison."""
+        request = result.request
+        return cls(request.candidate, result.mean, request.micro_batches, request.treatment)
 
 
 class Searcher(Protocol):

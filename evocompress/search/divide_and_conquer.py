@@ -196,7 +196,7 @@ class DivideAndConquer(ProceduralSearcher):
         finalists = list({genome.tobytes(): genome for genome in filled}.values())
         results = yield from self._evaluate(finalists, self._final)
         for _, result in ranked(finalists, results)[:1]:
-            self._best = Incumbent(result.request.candidate, result.mean)
+            self._best = Incumbent.of(result)
 
     def _probe(self, genomes: Sequence[Genome]) -> Steps[list[float]]:
         """The values of genomes (U,), infinite for those that could not be measured."""

@@ -125,7 +125,4 @@ class FrontSearcher(ProceduralSearcher):
     ) -> Steps[list[Measured]]:
         self._spent += len(genomes) * sum(self._pool.tokens[index] for index in micro_batches)
         results = yield from self._evaluate(genomes, micro_batches)
-        return [
-            Measured(genome, result.request.candidate, result.mean)
-            for genome, result in zip(genomes, results, strict=True)
-        ]
+        return [Measured(genome, result) for genome, result in zip(genomes, results, strict=True)]

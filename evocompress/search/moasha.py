@@ -98,7 +98,7 @@ class MOASHA(ProceduralSearcher):
             ]
             for (rung, genome), result in zip(jobs, answers, strict=True):
                 assert isinstance(result, Result)
-                rung.measured.append(Measured(genome, result.request.candidate, result.mean))
+                rung.measured.append(Measured(genome, result))
             self._crown()
 
     def _jobs(self) -> list[tuple[Rung, Genome]]:

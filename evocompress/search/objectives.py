@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,16 +15,25 @@ from evocompress.errors import ConfigError
 from evocompress.pareto import Points, knee
 from evocompress.search.base import Incumbent
 from evocompress.space import Genome, SearchSpace
-from evocompress.types import Candidate
+from evocompress.types import Candidate, Result
 
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """A genome (U,), its candidate and the candidate's value where it was last compared."""
+    """A genome (U,) and the result of its candidate where it was last compared."""
 
     genome: Genome
-    candidate: Candidate
-    value: float
+    result: Result
+
+    @property
+    def candidate(self) -> Candidate:
+        """The genome's candidate."""
+        return self.result.request.candidate
+
+    @cached_property
+    def value(self) -> float:
+        """The candidate's mean value; infinity where it could not be measured."""
+        return self.result.mean
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +74,7 @@ class Objectives:
         if not valid:
             return None
         best = valid[knee(self.of(space, valid))]
-        return Incumbent(best.candidate, best.value)
+        return Incumbent.of(best.result)
 
 
 def choose(

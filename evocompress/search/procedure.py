@@ -129,7 +129,7 @@ class ProceduralSearcher(ABC):
         final = [self._space.repair(genome, self._rng)]
         results = yield from self._evaluate(final, micro_batches)
         for _, result in ranked(final, results):
-            self._best = Incumbent(result.request.candidate, result.mean)
+            self._best = Incumbent.of(result)
 
     def _requests(
         self, genomes: Sequence[Genome], micro_batches: tuple[int, ...], *, probe: bool = False

@@ -156,10 +156,7 @@ class SampledSearcher(ProceduralSearcher):
         self, genomes: Sequence[Genome], micro_batches: tuple[int, ...]
     ) -> Steps[list[Measured]]:
         results = yield from self._evaluate(genomes, micro_batches)
-        return [
-            Measured(genome, result.request.candidate, result.mean)
-            for genome, result in zip(genomes, results, strict=True)
-        ]
+        return [Measured(genome, result) for genome, result in zip(genomes, results, strict=True)]
 
     def _finalists(self) -> list[Genome]:
         """The best genomes on the tokens of the search, of a front evenly spread ones."""

@@ -197,7 +197,7 @@ class StagedSearcher(ProceduralSearcher):
         if not ranking:
             return None
         genome, result = ranking[0]
-        self._best = Incumbent(result.request.candidate, result.mean)
+        self._best = Incumbent.of(result)
         return genome
 
     def _compare(self, genomes: list[Genome], tokens: int, recipe: Recipe | None) -> Ranking:

@@ -41,4 +41,4 @@ class Uniform(ProceduralSearcher):
         genomes = [self._space.uniform()]
         results = yield from self._evaluate(genomes, self._micro_batches)
         for _, result in ranked(genomes, results):
-            self._best = Incumbent(result.request.candidate, result.mean)
+            self._best = Incumbent.of(result)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import isclose
 
 import numpy as np
 
@@ -193,9 +194,9 @@ def check_requests(make: Callable[[], Searcher], space: SearchSpace, answer: Ora
 
 
 def check_incumbent(make: Callable[[], Searcher], space: SearchSpace, answer: Oracle) -> None:
-    """The incumbent is feasible, was asked for outside probes, and has a measured value.
+    """The incumbent is feasible, was asked for outside probes, and says what its value is of.
 
-    That of one of its results, or, where stages are nested, a mean over parts of them.
+    It is the mean of its results on the micro-batches that it names.
     """
     searcher = make()
     assert searcher.incumbent() is None
@@ -208,12 +209,13 @@ def check_incumbent(make: Callable[[], Searcher], space: SearchSpace, answer: Or
         for _, results in steps
         for result in results
         if isinstance(result, Result)
-        and result.request.candidate == best.candidate
-        and not result.request.probe
+        and (result.request.candidate, result.request.treatment) == (best.candidate, best.treatment)
     ]
-    parts = [sum(v.sums) / sum(v.counts) for result in results for v in result.values]
-    whole = any(best.value == result.mean for result in results)
-    assert whole or min(parts) <= best.value <= max(parts)
+    assert any(not result.request.probe for result in results)
+    known = {value.micro_batch: value for result in results for value in result.values}
+    named = Evaluate(best.candidate, best.micro_batches, best.treatment)
+    mean = Result(named, tuple(known[index] for index in best.micro_batches)).mean
+    assert isclose(best.value, mean, rel_tol=1e-12)
 
 
 def check_failures_never_win(make: Callable[[], Searcher], objective: Separable) -> None:

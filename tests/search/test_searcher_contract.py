@@ -4,11 +4,15 @@ import numpy as np
 import pytest
 
 from evocompress.config import SpaceConfig
+from evocompress.journal import Journal
+from evocompress.outcome import front_rows
+from evocompress.run import search
 from evocompress.search import SEARCHERS
 from evocompress.search.base import Problem
 from evocompress.space import build_space
 from evocompress.testing import searchers as contract
 from evocompress.testing.decoders import Decoder
+from evocompress.testing.searchers import Separable
 
 DECODER = Decoder(layers=6)
 MIXTURE = Decoder(layers=3, experts=5, active=2)
@@ -145,3 +149,30 @@ def objective(space):
 
 def test_every_searcher_is_covered():
     assert SETTINGS.keys() == SEARCHERS.keys()
+
+
+class Answering:
+    """An executor that asks an oracle."""
+
+    def __init__(self, oracle):
+        self._oracle = oracle
+
+    def map(self, requests):
+        return map(self._oracle, requests)
+
+
+FIRST_OF = {case.values[0]: case for case in reversed(CASES)}
+
+
+@pytest.mark.parametrize(("cls", "settings", "space"), FIRST_OF.values())
+def test_the_winner_is_on_its_front_and_all_are_measured_alike(cls, settings, space, tmp_path):
+    searcher = maker(cls, settings, space)()
+    noisy = Separable.of(space, noise=0.3)
+    with Journal(tmp_path / "j", {}) as journal:
+        outcome = search(searcher, Answering(noisy), journal, contract.POOL, tokens=TOKENS.get(cls))
+        rows = front_rows(space, journal, outcome, objectives=searcher.objectives)
+    best = outcome.best
+    [own] = [row for row in rows if row["id"] == best.candidate.id]
+    assert own["non_dominated"]
+    assert own["value"] == pytest.approx(best.value)
+    assert {row["tokens"] for row in rows} == {10 * len(best.micro_batches)}
