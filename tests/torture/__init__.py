@@ -1,0 +1,1 @@
+"""Attacks on the whole program: `python -m tests.torture --minutes 30`."""
