@@ -4,24 +4,29 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 ENGINES ?= .venv-engines
+MINUTES ?= 30
 ENGINES_READY := $(ENGINES)/.ready
 TORCH_CPU ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test test-fast test-gpu lint engines test-engines clean
+.PHONY: demo test test-fast test-gpu torture lint engines test-engines clean
 
 demo: $(READY)
 	$(BIN)/evocompress demo
 
 # Small tests side by side, with a thread each; then those that start a cluster or load a real model.
 test: test-fast
-	$(BIN)/python -m pytest -m "real or cluster or engines"
+	$(BIN)/python -m pytest -m "real or cluster or engines or torture"
 
 test-fast: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal -m "not real and not cluster and not engines"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal -m "not real and not cluster and not engines and not torture"
 
 # In an environment whose torch was built for the GPU: make VENV=... test-gpu
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu
+
+# Signals, damaged files, mutated input, broken models, full disks, two processes: docs/reliability.md.
+torture: $(READY)
+	$(BIN)/python -m tests.torture --minutes $(MINUTES)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -9,10 +9,8 @@ from pathlib import Path
 
 from numpy.random import Generator
 
-from tests.torture.scene import CONSUMERS, Scene, differences
+from tests.torture.scene import CONSUMERS, LAST, Scene, differences
 from tests.torture.verdict import Verdict, judged
-
-ATTACKED = ("runs", "library", "cache", "model")
 
 SHAPES = (
     *("null", "{}", "[]", "0", '"text"', "[null]", '{"": null}', "[[[]]]", "true", "1e999", "NaN"),
@@ -83,7 +81,7 @@ KINDS: dict[str, Callable[[bytes, Generator], bytes]] = {
 
 def damaged(scene: Scene, rng: Generator) -> Iterator[Verdict]:
     """Damages one file after the other and gives a command that may read it."""
-    stage = "report"
+    stage = LAST
     scene.lay(stage)
     names = sorted(_read_back(scene))
     while True:
@@ -148,9 +146,8 @@ def _read_back(scene: Scene) -> list[str]:
     """All files that the program wrote, and the model; locks and pages are never read."""
     names = (
         str((Path(folder) / name).relative_to(scene.root))
-        for top in ATTACKED
-        for folder, _, files in os.walk(scene.root / top)
+        for folder, _, files in os.walk(scene.root)
         for name in files
     )
-    never = (".lock", ".html", ".md", ".txt")
+    never = (".lock", ".html", ".md", ".txt", "trial.yaml")
     return [n for n in names if not n.endswith(never) and (scene.root / n).stat().st_size]

@@ -23,6 +23,7 @@ STAGES: dict[str, tuple[object, ...]] = {
     "heal": ("heal", RUN, "--resume"),
     "evaluate": ("evaluate", RUN),
     "report": ("report", RUN),
+    "profile": ("profile", "trial.yaml"),
 }
 """The commands of a run in their order, each such that it can be given again after a fault."""
 
@@ -32,13 +33,17 @@ CONSUMERS: dict[str, tuple[object, ...]] = {
     "materialize --candidate": ("materialize", RUN, "--candidate", "uniform", "--out", "other"),
     "materialize --healed": ("materialize", RUN, "--healed", "--out", "other"),
     "library inspect": ("library", "inspect", LIBRARY, "--verify"),
+    "plan": ("plan", "model", "--space", "trial.yaml", "--device", "h100"),
 }
 """What reads the files of a finished run."""
 
-NOT_COMPARED = ("log.txt", ".lock", "trial.yaml", "report.html", "summary.md")
+NOT_COMPARED = ("log.txt", ".lock", "trial.yaml", "report.html", "summary.md", "latency_table.json")
 """Files that tell of the time, and locks; pages are compared by what they are made from."""
 
 TEXT = " ".join(f"word{number * number % 97}" for number in range(3000))
+
+LAST = list(STAGES)[-1]
+"""The stage after which everything is there."""
 
 TIMED = ("environment.json", "heal.json")
 """Files that tell the time beside other things; the lines that do are not compared."""
@@ -112,6 +117,9 @@ def _hash(path: Path) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+TABLE = "latency_table.json"
+LATENCY: dict[str, Any] = {"prefill": [1, 8], "decode": [1, 8], "repeats": 3, "validation": 4}
+
 SPARSE: dict[str, Any] = {
     "calibration": {"source": "text.txt"},
     "space": {"sparsity": {"target": 0.5, "step": 128, "levels": 3}},
@@ -157,7 +165,7 @@ def make_scene(name: str, folder: Path) -> Scene:
         _must(scene.run(stage))
         copy(scene.root, scene.kept / stage)
     for consumer in CONSUMERS:
-        scene.lay("report")
+        scene.lay(LAST)
         scene.results[consumer] = (_must(scene.run(consumer)), scene.files())
     return scene
 
@@ -178,6 +186,7 @@ def settings(name: str) -> dict[str, Any]:
         "library": {"path": str(LIBRARY)},
         "heal": {"steps": 4, "evaluate_every": 2, "validation_sequences": 2},
         "evaluate": {"latency": False},
+        "latency": LATENCY | {"table": TABLE},
     } | (chosen | {"calibration": calibration | chosen["calibration"]})
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from numpy.random import Generator
 
 from tests.torture.command import Done
-from tests.torture.scene import CONSUMERS, STAGES, Scene, differences
+from tests.torture.scene import CONSUMERS, LAST, STAGES, Scene, differences
 from tests.torture.verdict import Verdict
 
 
@@ -21,7 +21,7 @@ def together(scene: Scene, rng: Generator) -> Iterator[Verdict]:
             state = scene.before(first)
         else:
             first, second = (str(name) for name in rng.choice(names, size=2))
-            state = "report"
+            state = LAST
         scene.lay(state)
         one = scene.begin(first)
         time.sleep(float(rng.choice([0.0, rng.uniform(0, 0.5)])))
