@@ -32,6 +32,7 @@ from evocompress.export import (
 from evocompress.export import materialize as write_checkpoint
 from evocompress.files import write_json
 from evocompress.finding import find
+from evocompress.foreign_text import as_code
 from evocompress.heal import heal as distil
 from evocompress.outcome import costs_of
 from evocompress.planning import Plan, plan_on
@@ -214,7 +215,10 @@ def materialize(
             format=form,
             weights=weights,
             healed=source,
-            notes=[f"The weights were healed by a distillation of the dense model: `{source}`."]
+            notes=[
+                "The weights were healed by a distillation of the dense model: "
+                f"{as_code(str(source))}."
+            ]
             if source
             else [],
             predicted=costs_of(bench.space, chosen),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from evocompress.errors import EvoCompressError, RunError, one_line
+from evocompress.foreign_text import printable
+from evocompress.terminal import add_row, shown
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -52,7 +55,7 @@ def demo(
 
     folder = run_demo(runs)
     _print_table(table(folder))
-    typer.echo(f"Report: {folder / 'report.html'}")
+    _say(f"Report: {folder / 'report.html'}")
 
 
 @app.command(
@@ -82,8 +85,8 @@ def search(
     changes = [*(overrides or []), *_on_ray(ray)]
     changes += ["executor=ray", f"ray.workers={workers}"] if workers is not None else []
     folder = api.search(load_config(run_file, changes), resume=resume, reporter=Reporter())
-    typer.echo(f"Winner: {folder / 'winner.json'}")
-    typer.echo(f"Next: evocompress materialize {folder}")
+    _say(f"Winner: {folder / 'winner.json'}")
+    _say(f"Next: evocompress materialize {folder}")
 
 
 @app.command(
@@ -108,7 +111,7 @@ def sweep(
     config = load_sweep(sweep_file, overrides or [])
     folder = api.sweep(config, resume=resume, reporter=Reporter())
     _print_table(sweep_table(folder))
-    typer.echo(f"Report: {folder / 'sweep.html'}")
+    _say(f"Report: {folder / 'sweep.html'}")
     if failed := failures(folder):
         raise RunError(f"{failed}; once it is mended, the same command with --resume tries again")
 
@@ -136,7 +139,7 @@ def profile(
     config = load_config(run_file, [*(overrides or []), *_on_ray(ray)])
     path, table = api.profile(config, anew=anew, reporter=Reporter())
     _print_table(_columns(table_rows(table)))
-    typer.echo(f"Table: {path}")
+    _say(f"Table: {path}")
 
 
 @app.command(
@@ -165,12 +168,12 @@ def plan(
     from evocompress.config_file import load_config
     from evocompress.planning import plan_notes, plan_rows
 
-    changes = [f"model.source={model}", *(overrides or [])]
+    changes = [f"model.source={json.dumps(model)}", *(overrides or [])]
     changes += [f"search.tokens={tokens}"] if tokens is not None else []
     found = api.plan(load_config(space, changes), device)
     _print_table(_columns(plan_rows(found)))
     for note in plan_notes(found):
-        typer.echo(note)
+        _say(note)
 
 
 @library_app.command(
@@ -182,7 +185,7 @@ def library_build(run_file: RunFile, overrides: Overrides = None) -> None:
     from evocompress.config_file import load_config
     from evocompress.progress import Reporter
 
-    typer.echo(api.build_library(load_config(run_file, overrides or []), reporter=Reporter()))
+    _say(api.build_library(load_config(run_file, overrides or []), reporter=Reporter()))
 
 
 @library_app.command("inspect", epilog="Example: `evocompress library inspect runs/demo/library`")
@@ -243,7 +246,7 @@ def materialize(
         healed=healed,
         reporter=Reporter(),
     )
-    typer.echo(written)
+    _say(written)
 
 
 @app.command(
@@ -264,7 +267,7 @@ def heal(
     from evocompress.progress import Reporter
 
     changes = [*(overrides or []), *_on_ray(ray)]
-    typer.echo(api.heal(folder, changes, resume=resume, reporter=Reporter()))
+    _say(api.heal(folder, changes, resume=resume, reporter=Reporter()))
 
 
 @app.command(epilog="Example: `evocompress evaluate runs/demo`")
@@ -283,7 +286,7 @@ def report(folder: Folder) -> None:
     """Write `report.html` and `summary.md` of a run, or `sweep.html` of a sweep, from its files."""
     from evocompress import api
 
-    typer.echo(api.report(folder))
+    _say(api.report(folder))
 
 
 def main() -> None:
@@ -302,18 +305,23 @@ def main() -> None:
 
 def _on_ray(address: str | None) -> list[str]:
     """The changes of a configuration that name a Ray cluster."""
-    return [] if address is None else ["executor=ray", f"ray.address={address}"]
+    return [] if address is None else ["executor=ray", f"ray.address={json.dumps(address)}"]
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> Table:
     """A table of rows of text, of which the first is the heading."""
     heading, *body = rows
-    table = Table(heading[0])
-    for name in heading[1:]:
-        table.add_column(name, justify="right")
+    table = Table()
+    for place, name in enumerate(heading):
+        table.add_column(shown(name), justify="right" if place else "left")
     for row in body:
-        table.add_row(*row)
+        add_row(table, *row)
     return table
+
+
+def _say(text: object) -> None:
+    """One line on the standard output."""
+    typer.echo(printable(str(text), ""))
 
 
 def _print_table(table: object) -> None:

@@ -19,7 +19,8 @@ TURNS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 LONGEST = 1000
 """Characters of a message that are shown."""
 
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+!|~&])")
+_HTML = {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
+_MARKDOWN = str.maketrans(_HTML | {sign: f"\\{sign}" for sign in "\\|`*_[]#!~"})
 
 
 def is_control(character: str) -> bool:
@@ -57,12 +58,17 @@ def shortened(text: str, most: int = LONGEST) -> str:
 
 def in_markdown(text: str) -> str:
     """A text as one line of Markdown, in which it is nothing but text."""
-    return _MARKDOWN.sub(r"\\\1", printable(" ".join(text.split()), ""))
+    return printable(" ".join(text.split()), "").translate(_MARKDOWN)
 
 
 def as_code(text: str) -> str:
-    """A text as one span of Markdown code; a fence longer than any within it closes it."""
+    """A text as one span of code in Markdown."""
     line = printable(" ".join(text.split()), "")
-    fence = "`" * (1 + max((len(run) for run in re.findall("`+", line)), default=0))
-    pad = " " if line.startswith("`") or line.endswith("`") else ""
+    fence = fence_of(line, 1)
+    pad = " " * (line.startswith("`") or line.endswith("`") or not line)
     return f"{fence}{pad}{line}{pad}{fence}"
+
+
+def fence_of(text: str, least: int = 3) -> str:
+    """So many backquotes that none of those in a text end it."""
+    return "`" * max(least, 1 + max((len(run) for run in re.findall("`+", text)), default=0))

@@ -11,6 +11,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from evocompress.foreign_text import printable
+from evocompress.terminal import shown
+
 Advance = Callable[[float, float | None, str], None]
 """Called with (done, total, text); the total is ``None`` where it is not known."""
 
@@ -29,15 +32,16 @@ class Reporter:
     def log_to(self, path: Path) -> None:
         """From now on also writes lines, and warnings of the package, to a file."""
         handler = logging.FileHandler(path, encoding="utf-8")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        handler.setFormatter(_Harmless("%(asctime)s %(message)s"))
         warnings = logging.StreamHandler()
+        warnings.setFormatter(_Harmless("%(message)s"))
         warnings.setLevel(logging.WARNING)
         LOG.handlers = [handler, warnings]
         LOG.setLevel(logging.INFO)
 
     def say(self, text: str) -> None:
         """One line."""
-        self.console.print(text, markup=False, soft_wrap=True)
+        self.console.print(shown(text), soft_wrap=True)
         LOG.info(text)
 
     @contextmanager
@@ -51,11 +55,11 @@ class Reporter:
         if self.console.is_terminal:
             LOG.info("%s ...", name)
             with self._bar() as bar:
-                task = bar.add_task(name, total=None, text="")
+                task = bar.add_task(printable(name), total=None, text="")
                 lines = self._lines(name, started, LOG.info)
 
                 def advance(done: float, total: float | None, text: str) -> None:
-                    bar.update(task, completed=done, total=total, text=text)
+                    bar.update(task, completed=done, total=total, text=printable(text))
                     lines(done, total, text)
 
                 yield advance
@@ -66,9 +70,9 @@ class Reporter:
 
     def _bar(self) -> Progress:
         return Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=30),
-            TextColumn("{task.fields[text]}"),
+            TextColumn("{task.fields[text]}", markup=False),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=self.console,
@@ -92,6 +96,14 @@ class Reporter:
             say(f"  {name}:{share} {text}".rstrip(" ;"))
 
         return advance
+
+
+class _Harmless(logging.Formatter):
+    """Writes out the control characters of a message, which may quote anything."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line of a record."""
+        return printable(super().format(record))
 
 
 class Silent(Reporter):

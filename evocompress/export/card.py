@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from evocompress.costs import Part, amount_text, level_of
 from evocompress.export.record import Record
+from evocompress.foreign_text import as_code, fence_of
 from evocompress.types import DENSE, DROP, Candidate, Level, Unit
 
 SPARSE_NOTE = (
     "The zeros are stored as ordinary dense safetensors: they take the same space as other "
     "weights and make nothing faster on hardware or kernels without support for sparsity."
 )
+HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
+
 WIDTH_NOTE = "Heads and channels that are left, where blocks are numbered as in the dense model:"
 
 
@@ -34,19 +38,20 @@ def model_card(
         notes: Paragraphs to add, e.g. what was measured.
     """
     # A local path would be wrong as a hub id on any other machine.
-    hub_id = record.source.count("/") == 1 and not Path(record.source).exists()
+    hub_id = HUB_ID.fullmatch(record.source) and not Path(record.source).exists()
     base = [f"base_model: {record.source}"] if hub_id else []
     header = ["---", "library_name: transformers", *base, "tags:", "- evocompress", "---"]
     paragraphs = [
         "\n".join(header),
         "# Compressed model",
-        f"Made by evocompress from `{record.source}` (fingerprint `{record.model_fingerprint}`). "
-        f"Candidate `{record.id}`; `candidate.json` has every detail.",
+        f"Made by evocompress from {as_code(record.source)} (fingerprint "
+        f"`{record.model_fingerprint}`). Candidate `{record.id}`; `candidate.json` has every "
+        "detail.",
         *_what_was_done(candidate, parts),
         _cost_table(record),
         *notes,
         "## Loading",
-        f"```python\n{loading}\n```",
+        f"{fence_of(loading)}python\n{loading}\n{fence_of(loading)}",
     ]
     return "\n\n".join(paragraphs) + "\n"
 
@@ -83,7 +88,8 @@ def _gone_experts(units: Sequence[Unit]) -> str:
 def _merged(levels: Mapping[str, Level]) -> Iterator[str]:
     for name, level in levels.items():
         if level.merge:
-            yield f"The matrices of the next {level.merge} blocks were merged into `{name}`'s."
+            whose = f"{as_code(name)}'s"
+            yield f"The matrices of the next {level.merge} blocks were merged into {whose}."
 
 
 def _width_table(levels: Mapping[str, Level], parts: Sequence[Part]) -> str:

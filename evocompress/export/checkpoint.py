@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import ceil
@@ -141,7 +142,11 @@ def check_weights(name: str) -> None:
 
 
 def _loading(loaded: LoadedModel, form: Format, folder: str) -> str:
-    """Python that loads a checkpoint, for its README."""
+    """Python that loads a checkpoint, for its README.
+
+    The folder's name stands in string literals there, so it is written as JSON writes it.
+    """
+    folder = json.dumps(folder)[1:-1]
     text = form.loading.format(path=folder, auto=loaded.family.task.auto.__name__)
     if loaded.tokenizer is None or "{auto}" not in form.loading:
         return text

@@ -26,7 +26,7 @@ from evocompress.types import Candidate
 ROPES = ("default", "linear", "llama3")
 """Kinds of rotary embeddings that only divide the frequencies."""
 
-LOADING = """from llama_cpp import Llama  # or llama-cli -m {path}/model.gguf
+LOADING = """from llama_cpp import Llama  # or in the folder: llama-cli -m model.gguf
 
 model = Llama("{path}/model.gguf")"""
 

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from evocompress.library.manifest import Manifest, Recipe, read_manifest
 from evocompress.library.store import verify_files
+from evocompress.terminal import add_row, shown
 
 
 def summary(path: Path, *, verify: bool = False) -> Table:
@@ -23,9 +24,10 @@ def summary(path: Path, *, verify: bool = False) -> Table:
     manifest = read_manifest(path)
     if verify:
         verify_files(path, manifest)
-    table = Table(title=f"Level library {path}", show_header=False, title_justify="left")
-    for name, text in _rows(manifest, verify):
-        table.add_row(name, text)
+    title = shown(f"Level library {path}")
+    table = Table(title=title, show_header=False, title_justify="left")
+    for row in _rows(manifest, verify):
+        add_row(table, *row)
     return table
 
 

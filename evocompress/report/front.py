@@ -69,7 +69,7 @@ def front_scatter(
     _add(figure, chosen, cost, size, "winner", marker=ring)
     balanced = [point for point in points if point.id == knee]
     _add(figure, balanced, cost, size, "knee", marker=cross)
-    figure.update_xaxes(title_text=", ".join(filter(None, (cost_name(cost), unit))))
+    figure.update_xaxes(title_text=escape(", ".join(filter(None, (cost_name(cost), unit)))))
     figure.update_yaxes(title_text=value_name, **value_axis([point.value for point in points]))
     figure.update_layout(showlegend=True, hovermode="closest")
     return figure
@@ -132,7 +132,7 @@ def _add(
         mode="lines+markers" if line else "markers",
         marker=marker,
         line=line,
-        name=name,
+        name=escape(name),
         customdata=[point.id for point in points],
         hovertext=[_hover(point) for point in points],
         hoverinfo="text",

@@ -13,6 +13,7 @@ from plotly.io import to_html
 from plotly.offline import get_plotlyjs
 
 from evocompress.files import write_text
+from evocompress.foreign_text import in_markdown, printable
 from evocompress.report.allocation import Grid, grid
 from evocompress.report.columns import columns
 from evocompress.report.data import RunData, read_run, spanning_costs
@@ -29,11 +30,6 @@ VALUE_NAMES = {
     "embedding": "distance of embeddings and their similarities to the dense model's",
 }
 """What each proxy's value is, for the axes of figures."""
-
-HTML_IN_MARKDOWN = {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
-MARKDOWN_SPECIAL = str.maketrans(
-    HTML_IN_MARKDOWN | {sign: f"\\{sign}" for sign in "\\|`*_[]"} | {"\n": " "}
-)
 
 
 @dataclass(frozen=True)
@@ -74,11 +70,17 @@ def templates() -> Environment:
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=select_autoescape(enabled_extensions=("html.j2",)),
         undefined=StrictUndefined,
+        finalize=_without_controls,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["markdown"] = lambda text: str(text).translate(MARKDOWN_SPECIAL)
+    environment.filters["markdown"] = lambda text: in_markdown(str(text))
     return environment
+
+
+def _without_controls(value: Any) -> Any:
+    """What a template shows; text from elsewhere without what a viewer would obey."""
+    return value if isinstance(value, Markup) or not isinstance(value, str) else printable(value)
 
 
 def _content(run: RunData) -> dict[str, Any]:

@@ -103,7 +103,7 @@ def overlay(
         for each in mine:
             _add_front(figure, each, cost, {"color": colour, "symbol": symbol})
         _add_winners(figure, mine, cost, {"color": colour, "symbol": symbol}, label)
-    figure.update_xaxes(title_text=f"{cost_name(cost)}, % of dense")
+    figure.update_xaxes(title_text=escape(f"{cost_name(cost)}, % of dense"))
     values = [each.outcome.value for each in drawn if each.outcome.value is not None]
     values += [point.value for each in drawn for point in each.front if point.non_dominated]
     figure.update_yaxes(title_text=value_name, **value_axis(values))

@@ -11,6 +11,7 @@ from rich.text import Text
 from evocompress.report.columns import Cell, Column, columns
 from evocompress.report.data import read_evaluation
 from evocompress.report.notes import heldout_text
+from evocompress.terminal import shown
 
 
 def table(folder: Path) -> Table:
@@ -25,24 +26,24 @@ def table(folder: Path) -> Table:
     evaluation = read_evaluation(folder)
     result = Table(
         box=box.SIMPLE_HEAD,
-        caption=Text(heldout_text(evaluation.heldout)),
+        caption=shown(heldout_text(evaluation.heldout)),
         caption_justify="left",
         pad_edge=False,
     )
     result.add_column("")
     for row in evaluation.rows:
-        result.add_column(Text(row.name), justify="right", no_wrap=True)
+        result.add_column(shown(row.name), justify="right", no_wrap=True)
     for column in columns(evaluation.rows):
         result.add_row(_title(column), *(_value(cell) for cell in column.cells))
     return result
 
 
 def _title(column: Column) -> Text:
-    return Text(column.title).append(f"  {column.unit}" if column.unit else "", style="dim")
+    return shown(column.title).append(f"  {column.unit}" if column.unit else "", style="dim")
 
 
 def _value(cell: Cell) -> Text:
-    text = Text(cell.text)
+    text = shown(cell.text)
     for note in cell.notes:
-        text.append(f"\n{note}", style="dim")
+        text.append_text(shown(f"\n{note}", style="dim"))
     return text

@@ -17,6 +17,7 @@ from evocompress.report.notes import cost_name
 from evocompress.sweep.folder import SweepFolder
 from evocompress.sweep.outcome import TrialOutcome, read_outcomes
 from evocompress.sweep.trials import group_of, value_text
+from evocompress.terminal import shown
 
 VALUE, ENDED = "Value", "Ended"
 MOST_COSTS = 3
@@ -105,13 +106,15 @@ def sweep_table(path: Path) -> Table:
     caption = "* best of the trials that differ in seed, search or library only"
     result = Table(box=box.SIMPLE_HEAD, caption=Text(caption), caption_justify="left")
     for heading in table.headings:
-        title = Text(heading.title).append(f"  {heading.unit}" if heading.unit else "", style="dim")
+        title = shown(heading.title).append(
+            f"  {heading.unit}" if heading.unit else "", style="dim"
+        )
         justify: JustifyMethod = "left" if heading.title == ENDED else "right"
         result.add_column(title, justify=justify, overflow="fold")
     for row in table.rows:
-        cells = list(map(Text, row.cells))
+        cells = list(map(shown, row.cells))
         if row.best:
-            cells[table.value_column] = Text(f"* {row.cells[table.value_column]}", style="bold")
+            cells[table.value_column] = shown(f"* {row.cells[table.value_column]}", "bold")
         result.add_row(*cells)
     return result
 
