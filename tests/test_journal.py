@@ -3,7 +3,6 @@ import json
 
 import pytest
 
-from evocompress import journal as journals
 from evocompress.errors import RunError
 from evocompress.journal import Journal, Step, last_step, read_candidates
 from evocompress.types import (
@@ -132,6 +131,9 @@ class FullDisk:
         self._room -= written
         return written
 
+    def fileno(self):
+        return self._file.fileno()
+
     def close(self):
         self._file.close()
 
@@ -242,18 +244,17 @@ def test_candidates_are_read_without_touching_the_file(tmp_path):
     assert path.read_bytes() == torn
 
 
-def test_the_last_step_is_found_from_the_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(journals, "TAIL", 64)
+def test_the_last_step_is_found_from_the_end(tmp_path):
     path = tmp_path / "journal.jsonl"
     with Journal(path, {}) as journal:
-        assert last_step(path) is None
+        assert last_step(path, tail=64) is None
         steps = [Step(n, 10 * n, 9 * n, "i", 0.5, "first") for n in range(3)]
         for step in steps:
             journal.step(step)
-            assert last_step(path) == step
+            assert last_step(path, tail=64) == step
         for n in range(20):
             journal.record(answer(Evaluate(A, (n,))))
-            assert last_step(path) == steps[-1]
+            assert last_step(path, tail=64) == steps[-1]
     with path.open("ab") as file:
         file.write(b'{"type":"step","step":9,"requ')
-    assert last_step(path) == steps[-1]
+    assert last_step(path, tail=64) == steps[-1]

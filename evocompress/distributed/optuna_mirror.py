@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
@@ -18,10 +17,9 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from evocompress.errors import RunError
 from evocompress.files import naming_disk_errors, replacing
-from evocompress.report.history import read_records
+from evocompress.journal_lines import Line, Record, lines
+from evocompress.journal_memory import candidate_of
 from evocompress.types import DENSE, Level
-
-Record = Mapping[str, Any]
 
 
 def mirror(folder: Path, target: Path) -> int:
@@ -47,7 +45,7 @@ def mirror(folder: Path, target: Path) -> int:
         raise RunError(f"{folder} is not a run folder: it has no journal.jsonl")
     if target.resolve() == journal.resolve():
         raise RunError(f"{target} is the journal itself: give the mirror another name")
-    found = trials(read_records(journal))
+    found = trials(lines(journal))
     with naming_disk_errors(target), replacing(target) as temporary:
         storage = JournalStorage(JournalFileBackend(str(temporary)))
         study = optuna.create_study(
@@ -57,15 +55,21 @@ def mirror(folder: Path, target: Path) -> int:
     return len(found)
 
 
-def trials(records: Iterable[Record]) -> list[FrozenTrial]:
-    """One trial per candidate and treatment, in the order in which they were first answered."""
-    levels: dict[str, dict[str, Level]] = {}
+def trials(journal: Iterable[Line]) -> list[FrozenTrial]:
+    """One trial per candidate and treatment, in the order in which they were first answered.
+
+    Raises:
+        RunError: A line is damaged.
+    """
+    levels: dict[str, Mapping[str, Level]] = {}
     answers: dict[tuple[str, str], list[Record]] = {}
-    for record in records:
+    for line in journal:
+        record = line.record()
         if record["type"] == "candidate":
-            specs = record["levels"].items()
-            levels[record["id"]] = {name: Level.from_json(spec) for name, spec in specs}
+            levels[record["id"]] = candidate_of(line).by_name
         elif record["type"] in ("value", "failure", "censored"):
+            if record["candidate"] not in levels:
+                raise line.damaged("no line before it is that of its candidate")
             answers.setdefault((record["candidate"], record["treatment"]), []).append(record)
     choices = _choices(levels.values())
     return [

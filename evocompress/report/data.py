@@ -13,7 +13,7 @@ from evocompress.config import EvaluateConfig, RunConfig
 from evocompress.config_file import load_config
 from evocompress.errors import RunError
 from evocompress.files import read_json
-from evocompress.journal import read_candidates
+from evocompress.journal_memory import Memory
 from evocompress.report.history import History, read_history, read_records
 from evocompress.types import Architecture, Candidate, Level, Unit
 
@@ -203,10 +203,11 @@ def read_run(folder: Path) -> RunData:
             )
     config = load_config(folder / "config.yaml")
     units, architecture, opening = _read_units(folder / "units.json")
+    memory = Memory(folder / "journal.jsonl")
     return RunData(
         config=config,
-        history=read_history(folder / "journal.jsonl", units, config.space.sparsity),
-        candidates=read_candidates(folder / "journal.jsonl"),
+        history=read_history(memory, units, config.space.sparsity),
+        candidates=memory.candidates,
         environment=_optional(folder / "environment.json", Environment),
         units=units,
         architecture=architecture,

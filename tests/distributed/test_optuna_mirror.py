@@ -10,6 +10,7 @@ from optuna.trial import TrialState
 
 from evocompress.distributed.optuna_mirror import mirror
 from evocompress.errors import RunError
+from evocompress.types import Candidate
 
 
 def value(candidate, micro_batch, total, count, treatment="none"):
@@ -23,21 +24,25 @@ def value(candidate, micro_batch, total, count, treatment="none"):
     }
 
 
+LEVELS = (
+    {"mlp": {"channels": 64}, "q": {"zeros": 9}},
+    {"mlp": {"drop": True}},
+    {"mlp": {"channels": 128}, "q": {"zeros": 10}},
+)
+A, B, C = (Candidate.from_json(levels).id for levels in LEVELS)
 LINES = [
     {"type": "run", "seed": 0},
-    {"type": "candidate", "id": "a", "levels": {"mlp": {"channels": 64}, "q": {"zeros": 9}}},
-    {"type": "candidate", "id": "b", "levels": {"mlp": {"drop": True}}},
-    {"type": "candidate", "id": "c", "levels": {"mlp": {"channels": 128}, "q": {"zeros": 10}}},
-    value("b", 0, 8.0, 10),
-    value("a", 0, 1.0, 10),
-    value("a", 1, 5.0, 20),
-    {"type": "failure", "candidate": "c", "treatment": "none", "reason": "NaN"},
-    {"type": "step", "step": 0, "requested": 1, "computed": 1, "incumbent": "a", "value": 0.2},
-    value("a", 0, 0.5, 10, treatment="tuned"),
-    value("c", 2, 3.0, 10, treatment="tuned"),
+    *({"type": "candidate", "id": i, "levels": s} for i, s in zip((A, B, C), LEVELS, strict=True)),
+    value(B, 0, 8.0, 10),
+    value(A, 0, 1.0, 10),
+    value(A, 1, 5.0, 20),
+    {"type": "failure", "candidate": C, "treatment": "none", "reason": "NaN"},
+    {"type": "step", "step": 0, "requested": 1, "computed": 1, "incumbent": A, "value": 0.2},
+    value(A, 0, 0.5, 10, treatment="tuned"),
+    value(C, 2, 3.0, 10, treatment="tuned"),
     {
         "type": "censored",
-        "candidate": "c",
+        "candidate": C,
         "treatment": "tuned",
         "asked": [2, 3],
         "stop_above": 0.1,
@@ -63,7 +68,7 @@ def test_trials_are_what_was_measured(folder, tmp_path):
     assert mirror(folder, tmp_path / "study.log") == 5
     trials = study_in(str(tmp_path / "study.log")).trials
     notes = [(trial.user_attrs["candidate"], trial.user_attrs["treatment"]) for trial in trials]
-    assert notes == [("b", "none"), ("a", "none"), ("c", "none"), ("a", "tuned"), ("c", "tuned")]
+    assert notes == [(B, "none"), (A, "none"), (C, "none"), (A, "tuned"), (C, "tuned")]
     assert [trial.value for trial in trials] == [0.8, 0.2, None, 0.05, None]
     assert [trial.state for trial in trials] == [
         TrialState.COMPLETE,
@@ -100,3 +105,11 @@ def test_refuses_what_is_no_run_and_the_journal_itself(folder, tmp_path):
         mirror(tmp_path, tmp_path / "study.log")
     with pytest.raises(RunError, match="is the journal itself"):
         mirror(folder, folder / "journal.jsonl")
+
+
+def test_an_answer_without_its_candidate_is_one_line(folder, tmp_path):
+    lines = [json.dumps(line) + "\n" for line in LINES]
+    (folder / "journal.jsonl").write_text("".join([lines[0], *lines[2:]]))
+    with pytest.raises(RunError, match="line 5"):
+        mirror(folder, tmp_path / "study.log")
+    assert not (tmp_path / "study.log").exists()
