@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NotRequired
+from typing import Annotated, Any, Literal, NamedTuple, NotRequired
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
@@ -131,8 +130,7 @@ _RECORDS: TypeAdapter[Any] = TypeAdapter(
 Record = Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(NamedTuple):
     """A whole line of a journal whose checksum, where there are any, is right.
 
     Attributes:
@@ -178,7 +176,7 @@ class Line:
 
 
 def _adds_up(value: Record) -> bool:
-    return len(value["sums"]) == len(value["counts"]) and sum(value["counts"]) > 0
+    return len(value["sums"]) == len(value["counts"]) and any(value["counts"])
 
 
 def sealed(record: Record) -> bytes:
@@ -227,8 +225,7 @@ def line_at(path: Path, offset: int) -> Line:
 
 
 def _is_sealed(content: bytes) -> bool:
-    body, seal = content[:-_SEAL], content[-_SEAL:]
-    return seal == _MARK + xxh3_64_hexdigest(body).encode() + b'"}\n'
+    return content[-_SEAL:] == b'%b%b"}\n' % (_MARK, xxh3_64_hexdigest(content[:-_SEAL]).encode())
 
 
 def _damaged(path: Path, number: int, why: str) -> RunError:

@@ -98,14 +98,15 @@ class Values:
         self._sums = array("d")
         self._counts = array("Q")
 
-    def add(self, candidate: str, treatment: str, value: MicroBatchValue) -> bool:
-        """Takes in a value; false where there is one already."""
-        owner = self._owners.setdefault((candidate, treatment), len(self._owners))
+    def add(self, record: Record) -> bool:
+        """Takes in the record of a value; false where there is one already."""
+        owners = self._owners
+        owner = owners.setdefault((record["candidate"], record["treatment"]), len(owners))
         place = len(self._ends) - 1
-        if self._places.setdefault(_key(owner, value.micro_batch), place) != place:
+        if self._places.setdefault(owner << 32 | record["micro_batch"], place) != place:
             return False
-        self._sums.extend(value.sums)
-        self._counts.extend(value.counts)
+        self._sums.extend(record["sums"])
+        self._counts.extend(record["counts"])
         self._ends.append(len(self._sums))
         return True
 
@@ -189,9 +190,8 @@ class Memory:
         Raises:
             RunError: It is damaged, or does not go with those before it.
         """
-        self.count += 1
-        self.end += len(line.content)
-        self.sealed = line.sealed
+        self.count, self.sealed = line.number, line.sealed
+        self.end = line.offset + len(line.content)
         if line.sealed and line.content.startswith(CANDIDATE):
             self.candidates.add(line)
         else:
@@ -199,12 +199,11 @@ class Memory:
 
     def _remember(self, line: Line, record: Record) -> None:
         kind = record["type"]
-        if (kind == "run") != (self.count == 1):
+        if (kind == "run") != (line.number == 1):
             raise line.damaged("the header of a run is the first line, and only that")
         if kind == "value":
-            value = _value(record)
-            if not self.values.add(record["candidate"], record["treatment"], value):
-                raise line.damaged(f"micro-batch {value.micro_batch} is there already")
+            if not self.values.add(record):
+                raise line.damaged(f"micro-batch {record['micro_batch']} is there already")
         elif kind == "candidate":
             self.candidates.add(line)
         elif kind == "step":
@@ -271,7 +270,3 @@ def _step(record: Record) -> Step:
 
 def _estimate_key(record: Mapping[str, Any]) -> EstimateKey:
     return (record["candidate"], record["kind"], tuple(record["micro_batches"]))
-
-
-def _value(record: Mapping[str, Any]) -> MicroBatchValue:
-    return MicroBatchValue(record["micro_batch"], tuple(record["sums"]), tuple(record["counts"]))

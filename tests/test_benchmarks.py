@@ -27,6 +27,7 @@ FIGURES = {
         *("overhead_fraction", "sweeps_vs_per_level", "library_vs_per_level"),
     ],
     "plan": ["plan_time_error", "plan_memory_error", "plan_disk_error"],
+    "journal": ["open_s", "peak_mib", "missing_ms", "resume_s"],
     "library": ["vs_per_level_sweeps", "max_relative_difference"],
     "latency_model": [
         *("median_abs_error", "shortest", "batch", "tokens", "spread"),

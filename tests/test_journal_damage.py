@@ -175,9 +175,7 @@ def test_lines_reach_the_disk_at_the_end_and_now_and_then(tmp_path, monkeypatch)
     assert len(synced) == 2
 
 
-def test_what_is_missing_is_found_without_comparing_requests_with_each_other(
-    tmp_path, monkeypatch
-):
+def test_what_is_missing_is_found_without_comparing_requests_with_each_other(tmp_path, monkeypatch):
     compared = []
     equal = Evaluate.__eq__
     monkeypatch.setattr(Evaluate, "__eq__", lambda *two: compared.append(two) or equal(*two))
