@@ -20,6 +20,7 @@ from evocompress.errors import ModelError
 from evocompress.families import Family, family_named, family_of
 from evocompress.families.base import prepare
 from evocompress.sources import (
+    CONFIG,
     MODULES,
     Checkpoint,
     DType,
@@ -30,7 +31,9 @@ from evocompress.sources import (
     quiet_transformers,
     read_model,
     read_tokenizer,
+    weight_files,
 )
+from evocompress.stored import stored_tensors
 from evocompress.tasks import CAUSAL, EMBEDDINGS
 from evocompress.tying import settle_tying
 
@@ -109,10 +112,11 @@ def load(
         checkpoint = demo_checkpoint()
     else:
         checkpoint = locate(source, trust_remote_code=trust_remote_code)
-    task = CAUSAL if checkpoint.gguf else _family(checkpoint).task
+    family = None if checkpoint.gguf else _family(checkpoint)
+    task, unused = (family.task, family.unused) if family else (CAUSAL, "")
     with quiet_transformers():
         tokenizer = read_tokenizer(checkpoint) if task.reads_text else None
-        model = read_model(checkpoint, dtype, task.auto)
+        model = read_model(checkpoint, dtype, task.auto, unused)
     if not task.reads_text:
         complete_image_size(model, checkpoint.folder)
     widened = _widened(model, target) if dtype == "auto" else None
@@ -208,6 +212,11 @@ def _family(checkpoint: Checkpoint) -> Family:
             "again: give the original model"
         )
     family = family_named(kind, classes)
+    if family.task.causal and not classes and not _has_a_head(checkpoint, family):
+        raise ModelError(
+            f"{checkpoint.folder / CONFIG} names no class in architectures, and the weights have "
+            "no head: add the class, so that it is known what the model is for"
+        )
     if family.task.causal and (checkpoint.folder / MODULES).is_file():
         raise ModelError(
             f"{checkpoint} is an embedding model ({MODULES}), whatever class its config.json "
@@ -216,6 +225,13 @@ def _family(checkpoint: Checkpoint) -> Family:
     if family.task is EMBEDDINGS:
         check_pooling(checkpoint.folder)
     return family
+
+
+def _has_a_head(checkpoint: Checkpoint, family: Family) -> bool:
+    """Whether the names of a decoder's weights are those of one with a head, perhaps a tied one."""
+    body = f"{family.layers_path.partition('.')[0]}."
+    names = stored_tensors(weight_files(checkpoint.folder))
+    return any(name.startswith((body, "lm_head.")) for name in names)
 
 
 def device_named(name: str) -> torch.device:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -15,6 +15,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from safetensors import SafetensorError, safe_open
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GgufConfig,
@@ -24,11 +25,21 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from evocompress.errors import ModelError, one_line
+from evocompress.stored import (
+    check_counts,
+    check_loaded,
+    check_shapes,
+    check_types,
+    stored_tensors,
+    without_missing,
+)
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 WEIGHTS = "model.safetensors"
 MODULES = "modules.json"
+CONFIG = "config.json"
+ADAPTER = "adapter_config.json"
 POOLING = "1_Pooling/config.json"
 PREPROCESSOR = "preprocessor_config.json"
 INDEX = "model.safetensors.index.json"
@@ -104,11 +115,25 @@ def model_type(checkpoint: Checkpoint) -> tuple[str, list[str]]:
     Raises:
         ModelError: ``config.json`` names no type, or classes that are no names.
     """
-    path = checkpoint.folder / "config.json"
-    config = _read_json(path)
+    path = checkpoint.folder / CONFIG
+    return type_and_classes(path, _read_json(path))
+
+
+def type_and_classes(path: object, config: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """The model type and the classes that a config names.
+
+    Args:
+        path: Where it is, for the message.
+        config: Its content.
+
+    Raises:
+        ModelError: It names no type, or classes that are no names.
+    """
     kind, classes = config.get("model_type"), config.get("architectures") or []
     if not isinstance(kind, str):
         raise ModelError(f"{path} names no model_type, so its family is unknown: add it there")
+    if config.get("configuration_files"):
+        raise ModelError(f"{path} points to other configs (configuration_files): put the right one")
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         raise ModelError(f"{path}: architectures must be a list of names of classes")
     return kind, classes
@@ -211,16 +236,28 @@ def _check_gguf(path: Path) -> None:
 
 def _check_folder(folder: Path) -> None:
     """Every file that the checkpoint names must be there, and as long as its header says."""
-    if "quantization_config" in _read_json(folder / "config.json"):
+    config = _read_json(folder / CONFIG)
+    check_counts(folder / CONFIG, config)
+    if config.get("quantization_config") is not None:
         raise ModelError(
             f"the checkpoint {folder} holds quantised weights, which cannot be compressed further: "
             "use the model it was made from"
         )
+    if (folder / ADAPTER).is_file():
+        raise ModelError(
+            f"the checkpoint {folder} has an adapter beside its weights ({ADAPTER}): merge it into "
+            "them first, or remove it"
+        )
+    for path in weight_files(folder):
+        _check_safetensors(path)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files of weights that a checkpoint names."""
     names = {WEIGHTS}
     if not (folder / WEIGHTS).is_file() and (folder / INDEX).is_file():
         names = set(_read_json(folder / INDEX).get("weight_map", {}).values())
-    for name in sorted(names):
-        _check_safetensors(folder / name)
+    return [folder / name for name in sorted(names)]
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -266,7 +303,10 @@ def read_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
 
 
 def read_model(
-    checkpoint: Checkpoint, dtype: DType | torch.dtype, auto: Any = AutoModelForCausalLM
+    checkpoint: Checkpoint,
+    dtype: DType | torch.dtype,
+    auto: Any = AutoModelForCausalLM,
+    unused: str = "",
 ) -> PreTrainedModel:
     """The model of a checkpoint, on the CPU.
 
@@ -274,29 +314,44 @@ def read_model(
         checkpoint: From `locate`.
         dtype: ``auto`` is the checkpoint's own; float32 for GGUF, whose weights are unpacked.
         auto: The class of transformers that reads it, of the family's task.
+        unused: A regular expression of tensors that it may hold or lack, because nothing wanted
+            is computed with them; others that have no place in the model are refused.
 
     Raises:
-        ModelError: It cannot be read, or lacks weights of the model that its config describes.
+        ModelError: It cannot be read, or does not hold the model that its config describes.
     """
     try:
+        if checkpoint.gguf is None:
+            _check_stored(checkpoint, auto)
         answer: Any = auto.from_pretrained(
             checkpoint.folder,
             dtype=dtype,
             use_safetensors=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # told in `check_loaded`, by name
             quantization_config=GgufConfig(dequantize=True) if checkpoint.gguf else None,
             **checkpoint.options,
         )
+    except ModelError:
+        raise
     except Exception as error:  # parsers of a damaged file fail with any type of error
         raise ModelError(f"the model in {checkpoint} cannot be read: {one_line(error)}") from error
+    check_loaded(checkpoint, answer[1], unused)
     model: PreTrainedModel = answer[0]
-    missing = sorted(answer[1]["missing_keys"])
-    if missing:
-        raise ModelError(
-            f"the checkpoint {checkpoint} lacks {len(missing)} of the weights that its "
-            f"config.json asks for, the first is {missing[0]}"
-        )
+    without_missing(model, answer[1]["missing_keys"])
     return model
+
+
+def _check_stored(checkpoint: Checkpoint, auto: Any) -> None:
+    """Whether the files hold what the config describes, as far as their headers tell."""
+    tensors = stored_tensors(weight_files(checkpoint.folder))
+    check_types(checkpoint, tensors)
+    remote = {"trust_remote_code": checkpoint.trust_remote_code}
+    config = AutoConfig.from_pretrained(checkpoint.folder, **remote)
+    with torch.device("meta"):
+        outline: PreTrainedModel = auto.from_config(config, **remote)
+    expected = {name: tensor.shape for name, tensor in outline.state_dict().items()}
+    check_shapes(checkpoint, tensors, expected, outline.base_model_prefix)
 
 
 @contextmanager

@@ -30,8 +30,9 @@ def read_checkpoint(path: Path, like: PreTrainedModel) -> PreTrainedModel:
             f"{path} is of format gguf, which only llama.cpp loads: heal and evaluate want another "
             "format there, and the GGUF file can be written elsewhere with --out"
         )
+    family = family_of(like)
     with quiet_transformers():
-        model = read_model(local_checkpoint(path), like.dtype, family_of(like).task.auto)
+        model = read_model(local_checkpoint(path), like.dtype, family.task.auto, family.unused)
     prepare_stock(model)
     nn.Module.to(model, like.device)
     model.eval()

@@ -17,6 +17,7 @@ from evocompress.families.mixture import EXPERTS, expert_path
 from evocompress.families.names import BlockNames
 from evocompress.models import LoadedModel
 from evocompress.prune import Form, LevelStore, Source, follower_tensors, form_of
+from evocompress.stored import without_missing
 from evocompress.types import DENSE, Candidate
 
 State = Mapping[str, Tensor]
@@ -80,6 +81,9 @@ def assemble(
     with torch.device("meta"):
         model = cls(config)
     prepare_stock(model)
+    # Embedding models may come without the pooler that their class has.
+    poolers = [name for name in model.state_dict() if name.startswith("pooler.")]
+    without_missing(model, [name for name in poolers if name not in state])
     model.load_state_dict({name: state[name_of(name)] for name in model.state_dict()}, assign=True)
     model.tie_weights()
     model.eval()

@@ -51,6 +51,8 @@ class Family:
         mlp: The MLP branch of each block.
         mixture: How its experts are held, where it is a mixture of them; `mlp` then names the
             matrices of the first one.
+        unused: A regular expression of tensors that checkpoints may hold or lack, because nothing
+            that is compared is computed with them.
         cap_key: Key of the config with the bound of soft-capped logits; empty where they have none.
     """
 
@@ -61,6 +63,7 @@ class Family:
     attention: ClassVar[SubLayer] = llama_attention()
     mlp: ClassVar[SubLayer] = llama_mlp()
     mixture: ClassVar[Mixture | None] = None
+    unused: ClassVar[str] = ""
     cap_key: ClassVar[str] = ""
 
     def check(self, model: PreTrainedModel) -> None:

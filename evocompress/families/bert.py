@@ -47,6 +47,7 @@ class Bert(Encoder):
     layers_path = "encoder.layer"
     attention = ATTENTION
     mlp = MLP
+    unused = r"(bert\.)?pooler\..*|cls\..*"
 
     def check(self, model: PreTrainedModel) -> None:
         """Refuse the decoder that a BERT can be configured to be."""
@@ -67,6 +68,7 @@ class BertClassifier(Bert):
 
     task = TEXT_CLASSES
     layers_path = "bert.encoder.layer"
+    unused = r"cls\..*"
 
     def check(self, model: PreTrainedModel) -> None:
         """Refuse decoders, and outputs that are no classes."""
@@ -84,6 +86,7 @@ class Roberta(Bert):
     """BERT's blocks; positions are counted from behind the padding token's id."""
 
     model_type = "roberta"
+    unused = r"(roberta\.)?pooler\..*|lm_head\..*"
 
     def _context(self, model: PreTrainedModel) -> int:
         context: int = super()._context(model) - model.config.pad_token_id - 1

@@ -21,6 +21,7 @@ class ViT(Encoder):
     task = IMAGE_CLASSES
     layers_path = "vit.layers"
     norm_path = "vit.layernorm"
+    unused = r"(vit\.)?pooler\..*"
     attention = SubLayer(
         matrices=(
             Matrix("attention.q_proj", "attention", "attention_in", rows=("query",)),
@@ -73,6 +74,7 @@ class DeiT(ViT):
     model_type = "deit"
     layers_path = "deit.layers"
     norm_path = "deit.layernorm"
+    unused = r"(deit\.)?pooler\..*"
 
 
 class DistilledDeiT(DeiT):

@@ -9,7 +9,7 @@ import torch
 from evocompress.config import RunConfig
 from evocompress.config_file import nearest
 from evocompress.errors import ConfigError
-from evocompress.models import device_named
+from evocompress.models import LoadedModel, device_named
 from evocompress.planning.device import DEVICES
 from evocompress.planning.measure import measured
 from evocompress.planning.outline import outline
@@ -29,7 +29,7 @@ def plan_on(config: RunConfig, device: str) -> Plan:
     if device not in DEVICES:
         known = nearest(device, (HERE, *DEVICES))
         raise ConfigError(f"--device: unknown device '{device}': {known}")
-    return make_plan(config, outline(config.model.source, config.model.dtype), DEVICES[device])
+    return make_plan(config, _outline(config), DEVICES[device])
 
 
 def _plan_here(config: RunConfig) -> Plan:
@@ -37,7 +37,7 @@ def _plan_here(config: RunConfig) -> Plan:
     if config.threads:
         torch.set_num_threads(config.threads)
     target = device_named(config.model.device)
-    loaded = outline(config.model.source, config.model.dtype, on_cpu=target.type == "cpu")
+    loaded = _outline(config, on_cpu=target.type == "cpu")
     bench = bench_of(config, loaded)
     deepest = max((len(levels) for levels in bench.wanted_levels.values()), default=1)
     calibration = config.calibration
@@ -52,6 +52,14 @@ def _plan_here(config: RunConfig) -> Plan:
         folder=_existing(config.library.path or config.folder),
     )
     return make_plan(config, loaded, device)
+
+
+def _outline(config: RunConfig, *, on_cpu: bool = False) -> LoadedModel:
+    """The outline of the model that a run names."""
+    model = config.model
+    return outline(
+        model.source, model.dtype, on_cpu=on_cpu, trust_remote_code=model.trust_remote_code
+    )
 
 
 def _existing(path: Path) -> Path:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from evocompress.arithmetic import slow_on_cpu
 from evocompress.demo_model import DEMO_SOURCE, demo_checkpoint
@@ -14,10 +14,22 @@ from evocompress.errors import ModelError, one_line
 from evocompress.families import family_named, family_of
 from evocompress.families.base import prepare
 from evocompress.models import LoadedModel
-from evocompress.sources import DType, complete_image_size, quiet_transformers
+from evocompress.sources import (
+    DType,
+    complete_image_size,
+    quiet_transformers,
+    type_and_classes,
+)
+from evocompress.stored import check_counts
 
 
-def outline(source: str, dtype: DType = "auto", *, on_cpu: bool = False) -> LoadedModel:
+def outline(
+    source: str,
+    dtype: DType = "auto",
+    *,
+    on_cpu: bool = False,
+    trust_remote_code: bool = False,
+) -> LoadedModel:
     """A model whose tensors have shapes and no values; it can be planned with and not run.
 
     Args:
@@ -25,24 +37,32 @@ def outline(source: str, dtype: DType = "auto", *, on_cpu: bool = False) -> Load
             ``demo:smollm2-135m``.
         dtype: ``auto`` is the config's.
         on_cpu: It will run on this machine's CPU, where ``auto`` may become float32.
+        trust_remote_code: Run code that comes with the config.
 
     Raises:
         ModelError: There is no such config, or its family is unknown.
     """
     path: Any = demo_checkpoint().folder if source == DEMO_SOURCE else _place(source)
+    remote = {"trust_remote_code": trust_remote_code}
     with quiet_transformers():
         try:
-            config = AutoConfig.from_pretrained(path)
+            settings, _ = PreTrainedConfig.get_config_dict(path)
+            kind, classes = type_and_classes(source, settings)
+            # Before transformers reads the numbers, and so that unknown types have none run.
+            check_counts(source, settings)
+            task = family_named(kind, classes).task
+            config = AutoConfig.from_pretrained(path, **remote)
+        except ModelError:
+            raise
         except Exception as error:  # parsers of a damaged file fail with any type of error
             raise ModelError(
                 f"no config of a model can be read from {source}: give a folder, a config.json or "
                 f"a hub id ({one_line(error)})"
             ) from None
-        task = family_named(config.model_type, config.architectures or ()).task
         chosen = _dtype(config, dtype, on_cpu)
         try:
             with torch.device("meta"):
-                model: PreTrainedModel = task.auto.from_config(config, dtype=chosen)
+                model: PreTrainedModel = task.auto.from_config(config, dtype=chosen, **remote)
         except ValueError as error:
             raise ModelError(f"{source} is no model for {task.name}: {one_line(error)}") from None
     if not task.reads_text:
