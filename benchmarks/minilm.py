@@ -146,7 +146,9 @@ def measure(data: Data, folder: Path, sizes: Sizes) -> dict[str, Figure]:
         "even_spearman_of_sequences": rows["uniform"]["spearman"],
         "searched_spearman_of_sequences": rows["searched"]["spearman"],
         "healed_spearman_of_sequences": rows["healed"]["spearman"],
-        "latency": rows["healed"]["prefill_ms"]["median"] / rows["dense"]["prefill_ms"]["median"],
+        "latency": rows["healed"]["prefill_ratio"]["mean"],
+        "latency_low": rows["healed"]["prefill_ratio"]["low"],
+        "latency_high": rows["healed"]["prefill_ratio"]["high"],
         "flops": rows["healed"]["flops"] / rows["dense"]["flops"],
         "healing_steps": sizes.steps,
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import isfinite
 from typing import Any
 
@@ -51,8 +51,8 @@ def compare(
 
     Args:
         dense: The dense model, to which all are compared.
-        contestants: What is compared, by the name of its row; all in memory at once, so that
-            their latencies are measured in turns.
+        contestants: What is compared, by the name of its row, the dense model first; all in
+            memory at once, so that their latencies are measured in turns.
         heldout: Token ids (M, S), or what else the models take.
         config: What to measure.
         batch: Sequences of a forward pass.
@@ -69,6 +69,8 @@ def compare(
             prefill=config.prefill,
             decode=config.decode,
             repeats=config.repeats,
+            width=config.ratio_width,
+            seconds=config.latency_seconds,
             task=task,
         )
     rows = []
@@ -125,10 +127,13 @@ def _finite(value: float | None) -> float | None:
 
 def _latency(latency: Latency | None, new_tokens: int) -> dict[str, Any]:
     if latency is None:
-        return {"prefill_ms": None, "decode_ms_per_token": None}
+        return dict.fromkeys(("prefill_ms", "prefill_ratio", "decode_ms_per_token", "decode_ratio"))
+    decode = latency.decode
     return {
         "prefill_ms": _milliseconds(latency.prefill, 1),
-        "decode_ms_per_token": latency.decode and _milliseconds(latency.decode, new_tokens),
+        "prefill_ratio": latency.prefill.ratio and asdict(latency.prefill.ratio),
+        "decode_ms_per_token": decode and _milliseconds(decode, new_tokens),
+        "decode_ratio": decode and decode.ratio and asdict(decode.ratio),
     }
 
 

@@ -375,13 +375,18 @@ class EvaluateConfig(Strict):
         latency: Whether to time the models.
         prefill: (batch, tokens) of the timed prefill.
         decode: (context tokens, new tokens) of the timed decoding, batch 1.
-        repeats: Timings of each, of which the median and the spread are reported.
+        repeats: Timings of each, at least; all models take turns.
+        ratio_width: There are more turns until the 95% interval of every model's time as a share
+            of the dense model's is no wider, as a fraction of its lower end,
+        latency_seconds: or until so many seconds were timed, of prefill and of decoding each.
     """
 
     latency: bool = True
     prefill: tuple[Size, Positive] = (1, 512)
     decode: tuple[Positive, Positive] = (128, 32)
     repeats: Size = 5
+    ratio_width: Annotated[Number, Field(gt=0, le=10)] = 0.03
+    latency_seconds: Annotated[Number, Field(ge=0, le=86_400)] = 60
 
 
 class LatencyConfig(Strict):

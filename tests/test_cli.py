@@ -56,7 +56,7 @@ def write_run(folder, model, **changes):
             "stage_tokens": [64, 128],
         },
         "heal": {"steps": 4, "evaluate_every": 2, "validation_sequences": 2},
-        "evaluate": {"prefill": [1, 16], "decode": [8, 4], "repeats": 2},
+        "evaluate": {"prefill": [1, 16], "decode": [8, 4], "repeats": 2, "latency_seconds": 0},
     } | changes
     path = folder / "trial.yaml"
     path.write_text(yaml.safe_dump(run))

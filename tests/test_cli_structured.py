@@ -105,7 +105,7 @@ def write_run(folder, model, table=None, budget=None):
             "survivors": [2, 1],
             "stage_tokens": [64, 128],
         },
-        "evaluate": {"prefill": [1, 16], "decode": [8, 4], "repeats": 2},
+        "evaluate": {"prefill": [1, 16], "decode": [8, 4], "repeats": 2, "latency_seconds": 0},
     }
     path = folder / "trial.yaml"
     path.write_text(yaml.safe_dump(run))

@@ -67,7 +67,7 @@ def run_of(folder: Path, name: str, **changes: Any) -> RunConfig:
         "proxy": {"kind": FAMILIES[name].task.proxies[0]},
         "search": {"tokens": 3000},
         "heal": {"steps": 4, "evaluate_every": 2, "validation_sequences": 2},
-        "evaluate": {"prefill": [1, 16], "repeats": 2},
+        "evaluate": {"prefill": [1, 16], "repeats": 2, "latency_seconds": 0},
     }
     return RunConfig.model_validate(run | changes)
 

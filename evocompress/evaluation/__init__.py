@@ -5,16 +5,20 @@ from evocompress.evaluation.flops import count_flops
 from evocompress.evaluation.latency import Latency, Timing, check_lengths, measure_latency
 from evocompress.evaluation.outputs import output_quality
 from evocompress.evaluation.quality import Quality, heldout_quality
+from evocompress.evaluation.ratios import Ratio, in_turns, ratio
 
 __all__ = [
     "Counts",
     "Latency",
     "Quality",
+    "Ratio",
     "Timing",
     "check_lengths",
     "count",
     "count_flops",
     "heldout_quality",
+    "in_turns",
     "measure_latency",
     "output_quality",
+    "ratio",
 ]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,11 +15,10 @@ from transformers import PreTrainedModel
 
 from evocompress.config import EvaluateConfig
 from evocompress.errors import ConfigError
+from evocompress.evaluation.ratios import Ratio, in_turns, ratio
 from evocompress.inputs import random_batch
 from evocompress.tasks import CAUSAL, Task
 from evocompress.types import Architecture
-
-WARM_UPS = 1
 
 
 @dataclass(frozen=True)
@@ -29,16 +29,13 @@ class Timing:
         median: The middle one.
         fastest: The shortest.
         slowest: The longest.
+        ratio: To the first model's; ``None`` of that model itself, or after a single turn.
     """
 
     median: float
     fastest: float
     slowest: float
-
-    @property
-    def spread(self) -> float:
-        """Longest minus shortest, as a fraction of the median."""
-        return (self.slowest - self.fastest) / self.median
+    ratio: Ratio | None = None
 
 
 @dataclass(frozen=True)
@@ -87,29 +84,38 @@ def measure_latency(
     prefill: tuple[int, int] = (1, 512),
     decode: tuple[int, int] = (128, 32),
     repeats: int = 5,
+    width: float = 0.0,
+    seconds: float = 0.0,
     seed: int = 0,
     task: Task = CAUSAL,
 ) -> dict[str, Latency]:
     """Time models in turns, so that a drift of the machine's speed hits all of them alike.
 
     Args:
-        models: By name, all with the same vocabulary.
+        models: By name, all with the same vocabulary; ratios are to the first.
         prefill: (batch, tokens) of the timed prefill.
         decode: (prompt tokens, new tokens) of the timed decoding, batch 1, with a KV cache.
-        repeats: Measurements of each, after a warm-up.
+        repeats: Measurements of each, at least, after a warm-up.
+        width: There are more until the interval of no ratio is wider, see `in_turns`,
+        seconds: or until so much was timed, for prefill and decoding each.
         seed: Of the random inputs.
         task: What the models are for.
     """
+
+    def timed(measure: Callable[[PreTrainedModel], float]) -> dict[str, Timing]:
+        measures = {name: partial(measure, model) for name, model in models.items()}
+        return _timings(in_turns(measures, repeats=repeats, width=width, seconds=seconds))
+
     if not task.causal:
         inputs = random_batch(task, next(iter(models.values())), *prefill, seed)
-        passes = _in_turns(models, lambda model: _forward_seconds(task, model, inputs), repeats)
+        passes = timed(lambda model: _forward_seconds(task, model, inputs))
         return {name: Latency(timing, None) for name, timing in passes.items()}
     vocabulary: int = min(model.config.vocab_size for model in models.values())
     generator = torch.Generator().manual_seed(seed)
     batch = torch.randint(vocabulary, prefill, generator=generator)
     prompt = torch.randint(vocabulary, (1, decode[0]), generator=generator)
-    prefills = _in_turns(models, lambda model: _prefill_seconds(model, batch), repeats)
-    decodes = _in_turns(models, lambda model: _decode_seconds(model, prompt, decode[1]), repeats)
+    prefills = timed(lambda model: _prefill_seconds(model, batch))
+    decodes = timed(lambda model: _decode_seconds(model, prompt, decode[1]))
     return {name: Latency(prefills[name], decodes[name]) for name in models}
 
 
@@ -131,20 +137,18 @@ def as_loaded(model: PreTrainedModel) -> Iterator[None]:
             parameter.requires_grad_(False)
 
 
-def _in_turns(
-    models: Mapping[str, PreTrainedModel],
-    measure: Callable[[PreTrainedModel], float],
-    repeats: int,
-) -> dict[str, Timing]:
-    seconds: dict[str, list[float]] = {name: [] for name in models}
-    for _ in range(WARM_UPS + repeats):
-        for name, model in models.items():
-            seconds[name].append(measure(model))
-    return {name: _timing(values[WARM_UPS:]) for name, values in seconds.items()}
-
-
-def _timing(seconds: list[float]) -> Timing:
-    return Timing(statistics.median(seconds), min(seconds), max(seconds))
+def _timings(found: Mapping[str, Sequence[float]]) -> dict[str, Timing]:
+    """Of every model, with the ratio to the first."""
+    first, reference = next(iter(found.items()))
+    return {
+        name: Timing(
+            statistics.median(seconds),
+            min(seconds),
+            max(seconds),
+            None if name == first else ratio(seconds, reference),
+        )
+        for name, seconds in found.items()
+    }
 
 
 def _forward_seconds(task: Task, model: PreTrainedModel, batch: Tensor) -> float:

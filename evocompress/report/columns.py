@@ -9,10 +9,16 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from evocompress.report.data import Row, Timing
+from evocompress.report.data import Ratio, Row, Timing
 
 LATENCIES = {"latency": "prefill_ms", "decode_latency": "decode_ms_per_token"}
 """Where the latency that a cost predicts, in seconds, is found as measured, in milliseconds."""
+
+RATIOS = {"latency": "prefill_ratio", "decode_latency": "decode_ratio"}
+"""Where it is found as a share of the dense model's."""
+
+UNTOLD = "not told apart"
+"""Said of a latency whose share of the dense model's may well be 1."""
 
 PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 
@@ -76,6 +82,11 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.1f}".removesuffix(".0") + "%"
 
 
+def interval(ratio: Ratio) -> str:
+    """Where the share of the dense model's time lies."""
+    return f"{percent(ratio.low)} – {percent(ratio.high)}"
+
+
 def scale(values: Sequence[float]) -> tuple[float, str]:
     """The divisor and SI prefix in which the largest of the values is at least 1."""
     largest = max(values, default=0.0)
@@ -135,7 +146,7 @@ def _divergence(row: Row) -> Cell:
 
 
 def _latency(title: str, unit: str, name: str, rows: Sequence[Row]) -> Column:
-    """Measured times with their spread, and their shares beside the predicted ones."""
+    """Measured times with their spread, and their shares with intervals beside the predicted."""
     dense = next((row for row in rows if row.name == "dense"), None)
     return Column(title, unit, tuple(_timing(row, dense, name) for row in rows))
 
@@ -145,9 +156,10 @@ def _timing(row: Row, dense: Row | None, name: str) -> Cell:
     if timing is None:
         return Cell()
     notes = [f"{number(timing.low, 1)} – {number(timing.high, 1)}"]
-    whole: Timing | None = getattr(dense, LATENCIES[name], None)
-    if whole and whole.median and timing.median != whole.median:
-        notes.append(f"{percent(timing.median / whole.median)} of dense")
+    ratio: Ratio | None = getattr(row, RATIOS[name])
+    if ratio is not None:
+        notes += [f"{percent(ratio.mean)} of dense", interval(ratio)]
+        notes += [] if ratio.told_apart else [UNTOLD]
     predicted = (row.predicted or {}).get(name)
     full = (dense.predicted or {}).get(name) if dense else None
     if predicted and full and row is not dense:

@@ -102,8 +102,25 @@ class Timing(Record):
     high: float
 
 
+class Ratio(Record):
+    """A time as a share of the dense model's, with the ends of its 95% interval."""
+
+    mean: float
+    low: float
+    high: float
+    turns: int
+
+    @property
+    def told_apart(self) -> bool:
+        """Whether the two times certainly differ."""
+        return not self.low <= 1 <= self.high
+
+
 class Row(Record):
-    """One model of the comparison; `predicted` holds costs by name."""
+    """One model of the comparison; `predicted` holds costs by name.
+
+    Evaluations of older versions have no ratios of latencies.
+    """
 
     name: str
     params: float | None = None
@@ -119,7 +136,9 @@ class Row(Record):
     distance: float | None = None
     spearman: float | None = None
     prefill_ms: Timing | None = None
+    prefill_ratio: Ratio | None = None
     decode_ms_per_token: Timing | None = None
+    decode_ratio: Ratio | None = None
     predicted: dict[str, float] | None = None
 
 

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 from evocompress.costs import COSTS, amount_text
 from evocompress.report.allocation import Grid, GridCell
-from evocompress.report.columns import LATENCIES, number, percent
+from evocompress.report.columns import LATENCIES, RATIOS, UNTOLD, interval, number, percent
 from evocompress.report.data import (
     Environment,
     Evaluation,
     Heldout,
+    Ratio,
     Row,
     RunData,
-    Timing,
     budget_of,
 )
 
@@ -131,20 +131,30 @@ def _cost_headline(searched: Row, dense: Row, costs: Sequence[str]) -> Iterator[
     """The share of the first cost that is known of both models; measured rather than predicted."""
     for name in (*costs, "nonzeros"):
         cost = COUNTED_WITH.get(name, name)
+        if cost in RATIOS and (ratio := getattr(searched, RATIOS[cost])) is not None:
+            yield _latency_headline(cost, ratio)
+            return
         for amount, how in ((_measured, ""), (_predicted, ", predicted")):
             part, whole = amount(searched, cost), amount(dense, cost)
             if part is not None and whole:
-                title = cost_name(cost)
                 note = f"of the dense model{how}"
-                yield Headline(title[0].upper() + title[1:], percent(part / whole), note)
+                yield Headline(_title(cost), percent(part / whole), note)
                 return
 
 
+def _latency_headline(cost: str, ratio: Ratio) -> Headline:
+    """A measured share of the dense model's latency."""
+    known = "of the dense model" if ratio.told_apart else f"{UNTOLD} from the dense model"
+    return Headline(_title(cost), percent(ratio.mean), f"{known} ({interval(ratio)})")
+
+
+def _title(cost: str) -> str:
+    name = cost_name(cost)
+    return name[0].upper() + name[1:]
+
+
 def _measured(row: Row, cost: str) -> float | None:
-    """What a model was measured to cost; latencies in milliseconds, by their median."""
-    if cost in LATENCIES:
-        timing: Timing | None = getattr(row, LATENCIES[cost])
-        return timing.median if timing else None
+    """What a model was counted to cost."""
     amount: float | None = getattr(row, cost) if cost in Row.model_fields else None
     return amount
 
@@ -282,12 +292,10 @@ def _timing_notes(run: RunData) -> Iterator[str]:
         return
     machine = evaluation.device or "an unnamed machine"
     text = f"Latency: median of repeated timings, lowest – highest below it, on {machine}."
+    text += _ratio_text(evaluation)
     timed = evaluation.settings
     if timed is not None:
-        text += (
-            f" Each was timed {timed.repeats} times. Prefill is {_tokens(run) or timed.prefill[1]} "
-            f"tokens at batch {timed.prefill[0]}"
-        )
+        text += f" Prefill is {_tokens(run) or timed.prefill[1]} tokens at batch {timed.prefill[0]}"
         decoded = any(row.decode_ms_per_token for row in evaluation.rows)
         text += (
             f"; decode is {timed.decode[1]} new tokens after {timed.decode[0]}, at batch 1."
@@ -297,6 +305,24 @@ def _timing_notes(run: RunData) -> Iterator[str]:
     if any(name in (row.predicted or {}) for row in evaluation.rows for name in LATENCIES):
         text += _prediction_text(run)
     yield text
+
+
+def _ratio_text(evaluation: Evaluation) -> str:
+    """What the shares of the dense model's latency are."""
+    ratios = [getattr(row, name) for row in evaluation.rows for name in RATIOS.values()]
+    turns = [ratio.turns for ratio in ratios if ratio is not None]
+    if not turns:
+        timed = evaluation.settings
+        return (
+            (f" Each was timed {timed.repeats} times." if timed else "")
+            + " Shares of the dense model's latency are not given: the evaluation has no intervals "
+            "of them; repeat it with 'evocompress evaluate'."
+        )
+    return (
+        f" All models were timed in turns ({min(turns)} to {max(turns)}); the share of dense is "
+        "the geometric mean over the turns, with Student's 95% interval of its logarithm below "
+        f"it. Where that contains 100%, the two are {UNTOLD}: the difference may be chance."
+    )
 
 
 def _prediction_text(run: RunData) -> str:

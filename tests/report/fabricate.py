@@ -68,6 +68,10 @@ def timing(median: float) -> dict[str, float]:
     return {"median": median, "low": 0.97 * median, "high": 1.09 * median}
 
 
+def ratio(mean: float, reach: float = 0.01) -> dict[str, float]:
+    return {"mean": mean, "low": mean * (1 - reach), "high": mean * (1 + reach), "turns": 12}
+
+
 def row(name: str, share: float, kl: float, perplexity: float, **more: Any) -> dict[str, Any]:
     return {
         "name": name,
@@ -81,6 +85,8 @@ def row(name: str, share: float, kl: float, perplexity: float, **more: Any) -> d
         "perplexity": perplexity,
         "prefill_ms": timing(812.0),
         "decode_ms_per_token": timing(41.3),
+        "prefill_ratio": None if name == "dense" else ratio(1.003),
+        "decode_ratio": None if name == "dense" else ratio(0.97),
         "predicted": None,
         **more,
     }

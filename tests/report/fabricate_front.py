@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fabricate import environment, row, timing, write_json, write_lines
+from fabricate import environment, ratio, row, timing, write_json, write_lines
 
 from evocompress.config import (
     DropSpace,
@@ -124,6 +124,8 @@ def evaluation(best: dict[str, Any]) -> dict[str, Any]:
     timed = {
         "prefill_ms": timing(820.0 * share),
         "decode_ms_per_token": timing(41.0 * share),
+        "prefill_ratio": ratio(share),
+        "decode_ratio": ratio(share),
         "params": best["costs"]["params"],
         "nonzeros": best["costs"]["params"],
     }

@@ -1,7 +1,7 @@
 import pytest
 
 from evocompress.report.columns import Cell, columns, number, percent, scale
-from evocompress.report.data import Row, Timing
+from evocompress.report.data import Ratio, Row, Timing
 
 
 @pytest.mark.parametrize(
@@ -38,17 +38,35 @@ def test_as_predicted_is_said_only_of_equal_numbers() -> None:
 def test_latency_has_its_share_and_the_promised_one() -> None:
     rows = [
         Row(name="dense", prefill_ms=timing(800.0), predicted={"latency": 0.82}),
-        Row(name="searched", prefill_ms=timing(568.0), predicted={"latency": 0.574}),
-        Row(name="healed", prefill_ms=timing(560.0)),
+        Row(
+            name="searched",
+            prefill_ms=timing(568.0),
+            prefill_ratio=Ratio(mean=0.71, low=0.7, high=0.7201, turns=9),
+            predicted={"latency": 0.574},
+        ),
+        Row(
+            name="healed",
+            prefill_ms=timing(560.0),
+            prefill_ratio=Ratio(mean=0.9, low=0.7, high=1.1, turns=3),
+        ),
         Row(name="other", predicted={"latency": 0.5}),
     ]
     (column,) = columns(rows)
     assert (column.title, column.unit) == ("Prefill", "ms")
     dense, searched, healed, other = column.cells
     assert dense == Cell("800.0", ("792.0 – 808.0", "predicted 820.0"))
-    assert searched.notes[1:] == ("71% of dense", "predicted 70%", "predicted 574.0")
-    assert healed.notes[1:] == ("70% of dense",)
+    assert searched.notes[1:] == ("71% of dense", "70% – 72%", "predicted 70%", "predicted 574.0")
+    assert healed.notes[1:] == ("90% of dense", "70% – 110%", "not told apart")
     assert other == Cell(), "nothing was measured"
+
+
+def test_of_an_evaluation_without_intervals_no_share_is_shown() -> None:
+    rows = [
+        Row(name="dense", prefill_ms=timing(800.0)),
+        Row(name="searched", prefill_ms=timing(3352.0)),
+    ]
+    (column,) = columns(rows)
+    assert column.cells[1] == Cell("3,352.0", ("3,318.5 – 3,385.5",))
 
 
 def timing(median: float) -> Timing:
