@@ -15,7 +15,7 @@ from evocompress.errors import RunError
 from evocompress.files import read_json
 from evocompress.journal_memory import Memory
 from evocompress.report.history import History, read_history, read_records
-from evocompress.types import Architecture, Candidate, Level, Unit
+from evocompress.types import UNTREATED, Architecture, Candidate, Level, Unit
 
 T = TypeVar("T")
 
@@ -60,6 +60,7 @@ class Winner(Record):
     id: str
     levels: dict[str, dict[str, Any]]
     value: float | None = None
+    treatment: str = UNTREATED
     costs: dict[str, float] = {}
     dense_costs: dict[str, float] = {}
     budget: dict[str, float] = {}
@@ -223,15 +224,18 @@ def read_run(folder: Path) -> RunData:
     config = load_config(folder / "config.yaml")
     units, architecture, opening = _read_units(folder / "units.json")
     memory = Memory(folder / "journal.jsonl")
+    winner = _optional(folder / "winner.json", Winner)
     return RunData(
         config=config,
-        history=read_history(memory, units, config.space.sparsity),
+        history=read_history(
+            memory, units, config.space.sparsity, winner.treatment if winner else UNTREATED
+        ),
         candidates=memory.candidates,
         environment=_optional(folder / "environment.json", Environment),
         units=units,
         architecture=architecture,
         opening=opening,
-        winner=_optional(folder / "winner.json", Winner),
+        winner=winner,
         front=read_front(folder),
         evaluation=_optional(folder / "evaluation.json", Evaluation),
         healing=_read_healing(folder / "heal" / "heal.jsonl"),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,8 @@ UNIFORM_TOLERANCE = 0.002  # of a matrix; whole zeros or whole rows do not meet 
 
 
 @dataclass(frozen=True)
-class UniformValue:
-    """The proxy's value of the uniform allocation, and on how many sequences it was measured."""
+class ComparedValue:
+    """The proxy's value of a candidate, and on how many sequences it was compared."""
 
     value: float
     sequences: int
@@ -32,17 +32,22 @@ class UniformValue:
 class History:
     """The journal in short.
 
+    All values are comparable: each is that of the last incumbent, in its last comparison, plus the
+    mean difference to it over the micro-batches on which both were measured.
+
     Attributes:
-        steps: The state after every step.
+        steps: The state after every step; without a value where there is no such micro-batch.
         candidates: How many different candidates were looked at.
         failures: Why evaluations failed, one reason per failure.
-        uniform: The uniform allocation, where it was evaluated.
+        uniform: The uniform allocation, where it was evaluated on such micro-batches.
+        apart: How many steps lost their value, as there are none.
     """
 
     steps: tuple[Step, ...] = ()
     candidates: int = 0
     failures: tuple[str, ...] = ()
-    uniform: UniformValue | None = None
+    uniform: ComparedValue | None = None
+    apart: int = 0
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -69,24 +74,73 @@ def _object(path: Path, number: int, line: bytes) -> dict[str, Any]:
     return found
 
 
-def read_history(memory: Memory, units: Sequence[Unit], sparsity: SparsitySpace | None) -> History:
+def read_history(
+    memory: Memory,
+    units: Sequence[Unit],
+    sparsity: SparsitySpace | None,
+    treatment: str = UNTREATED,
+) -> History:
     """What a journal says, in short.
 
     Args:
         memory: Of the journal.
         units: The units of the model, by which the uniform allocation is recognised.
         sparsity: The run's sparsity levels; without them nothing counts as uniform.
+        treatment: After which values are compared.
 
     Raises:
         RunError: A line is damaged.
     """
     uniform = _uniform_id(memory.candidates, units, sparsity) if sparsity else None
+    last = next((step for step in reversed(memory.steps) if step.value is not None), None)
+    if last is None or last.incumbent is None:
+        found = memory.values.of(uniform, UNTREATED) if uniform else []
+        compared, against = None, _alone(found)
+    else:
+        compared = _Compared(memory, last.incumbent, last.value or 0.0, treatment)
+        against = compared.with_last(uniform) if uniform else None
+    steps = tuple(compared.step(step) if compared else step for step in memory.steps)
     return History(
-        steps=tuple(memory.steps),
+        steps=steps,
         candidates=len(memory.candidates),
         failures=tuple(memory.failures.values()),
-        uniform=_mean_value(memory.values.of(uniform, UNTREATED)) if uniform else None,
+        uniform=against,
+        apart=sum(
+            old.value is not None and new.value is None
+            for old, new in zip(memory.steps, steps, strict=True)
+        ),
     )
+
+
+class _Compared:
+    """Values of candidates, each by its difference to one of them on what both have in common."""
+
+    def __init__(self, memory: Memory, reference: str, value: float, treatment: str) -> None:
+        self._values, self._treatment = memory.values, treatment
+        self._reference = memory.values.of(reference, treatment)
+        self._value = value
+        self._known: dict[str, ComparedValue | None] = {}
+
+    def step(self, step: Step) -> Step:
+        """A step with its incumbent's value compared."""
+        if step.incumbent is None or step.value is None:
+            return step
+        if step.incumbent not in self._known:
+            self._known[step.incumbent] = self.with_last(step.incumbent)
+        found = self._known[step.incumbent]
+        return replace(step, value=found.value if found else None)
+
+    def with_last(self, candidate: str) -> ComparedValue | None:
+        """A candidate's value; ``None`` where nothing is common."""
+        pairs = [
+            (own, other)
+            for other in self._reference
+            if (own := self._values.get(candidate, self._treatment, other.micro_batch))
+        ]
+        if not pairs:
+            return None
+        gap = _mean([own for own, _ in pairs]) - _mean([other for _, other in pairs])
+        return ComparedValue(self._value + gap, sum(len(own.sums) for own, _ in pairs))
 
 
 def _uniform_id(
@@ -113,9 +167,13 @@ def _is_uniform(levels: Mapping[str, Level], sizes: Mapping[str, int], target: f
     )
 
 
-def _mean_value(values: Sequence[MicroBatchValue]) -> UniformValue | None:
+def _alone(values: Sequence[MicroBatchValue]) -> ComparedValue | None:
+    """A value that there is nothing yet to compare with."""
     if not values:
         return None
-    total = sum(sum(value.sums) for value in values)
-    counted = sum(sum(value.counts) for value in values)
-    return UniformValue(total / counted, sum(len(value.sums) for value in values))
+    return ComparedValue(_mean(values), sum(len(value.sums) for value in values))
+
+
+def _mean(values: Sequence[MicroBatchValue]) -> float:
+    """Over all positions."""
+    return sum(sum(v.sums) for v in values) / sum(sum(v.counts) for v in values)

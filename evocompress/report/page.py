@@ -15,7 +15,7 @@ from plotly.offline import get_plotlyjs
 from evocompress.files import write_text
 from evocompress.foreign_text import in_markdown, printable
 from evocompress.report.allocation import Grid, grid
-from evocompress.report.columns import columns
+from evocompress.report.columns import columns, number
 from evocompress.report.data import RunData, read_run, spanning_costs
 from evocompress.report.figures import healing_curve, search_curve
 from evocompress.report.front import choice, detailed, embedded, front_scatter, varying_cost
@@ -114,12 +114,15 @@ def _search(run: RunData) -> Section | None:
     if figure is None:
         return None
     text = (
-        "The best candidate so far, by the proxy on calibration tokens at the fidelity where it "
-        "was last compared; the value can rise when a candidate is compared on more tokens."
+        "The best candidate so far, by the proxy on calibration tokens. Only what was measured on "
+        "the same tokens is compared: every value is the last candidate's plus the mean difference "
+        "to it on the sequences that both were measured on."
     )
-    uniform = run.history.uniform
+    uniform, apart = run.history.uniform, run.history.apart
     if uniform is not None:
-        text += f" The uniform allocation was measured on {uniform.sequences} sequences."
+        text += f" With the uniform allocation these were {uniform.sequences}."
+    if apart:
+        text += f" {number(apart, 0)} steps are not drawn: they share no tokens with the last."
     return _section("Search", text, figure)
 
 

@@ -161,6 +161,8 @@ def journal(
     for micro_batch in range(4):
         value = {"micro_batch": micro_batch, "sums": [240.0, 220.0], "counts": [500, 500]}
         lines.append({"type": "value", "candidate": uniform.id, "treatment": "none", **value})
+        better = {"micro_batch": micro_batch, "sums": [190.0, 160.0], "counts": [500, 500]}
+        lines.append({"type": "value", "candidate": winner.id, "treatment": "none", **better})
     lines.append({"type": "failure", "candidate": "0" * 16, "treatment": "none", "reason": "NaN"})
     best = 0.46
     for step in range(120):

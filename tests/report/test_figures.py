@@ -4,7 +4,7 @@ from evocompress.journal import Step
 from evocompress.report.data import FrontPoint, HealStep
 from evocompress.report.figures import healing_curve, search_curve
 from evocompress.report.front import front_scatter, varying_cost
-from evocompress.report.history import History, UniformValue
+from evocompress.report.history import ComparedValue, History
 
 
 def point(name: str, value: float, best: bool, **costs: float) -> FrontPoint:
@@ -31,7 +31,7 @@ def test_search_curve_scale_and_uniform_line(
     start: float, kind: str | None, label_at: float
 ) -> None:
     steps = (Step(0, 10, 10, "a", start), Step(1, 20, 20, "b", 0.4))
-    figure = search_curve(History(steps, uniform=UniformValue(0.6, 8)), "KL")
+    figure = search_curve(History(steps, uniform=ComparedValue(0.6, 8)), "KL")
     assert figure is not None
     assert figure.layout.yaxis.type == kind
     assert figure.layout.shapes[0].y0 == 0.6

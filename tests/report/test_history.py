@@ -1,13 +1,14 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fabricate import DROPPED, candidate, run_folder, units, write_lines
 
 from evocompress.config import SparsitySpace
 from evocompress.errors import RunError
 from evocompress.journal_memory import Memory
-from evocompress.report.history import History, UniformValue, read_history
+from evocompress.report.history import ComparedValue, History, read_history
 
 HALF = SparsitySpace(target=0.5)
 
@@ -32,7 +33,37 @@ def test_uniform_is_the_mean_over_its_positions(tmp_path: Path) -> None:
     ]
     write_lines(tmp_path / "journal.jsonl", lines)
     uniform_value = read_history(Memory(tmp_path / "journal.jsonl"), units(), HALF).uniform
-    assert uniform_value == UniformValue(pytest.approx(460 / 920), 3)
+    assert uniform_value == ComparedValue(pytest.approx(460 / 920), 3)
+
+
+def value(name: str, micro_batch: int, mean: float, treatment: str = "none") -> dict[str, object]:
+    found = {"micro_batch": micro_batch, "sums": [10 * mean], "counts": [10]}
+    return {"type": "value", "candidate": name, "treatment": treatment, **found}
+
+
+def step(number: int, incumbent: str, value: float) -> dict[str, object]:
+    spent = {"requested": number, "computed": number}
+    return {"type": "step", "step": number, **spent, "incumbent": incumbent, "value": value}
+
+
+def test_steps_are_compared_on_what_they_share_with_the_last_one(tmp_path: Path) -> None:
+    uniform, *others = (candidate(None), *(candidate(np.random.default_rng(i)) for i in range(3)))
+    first, other, last = (each.id for each in others)
+    lines = [
+        {"type": "run"},
+        *({"type": "candidate", "id": c.id, "levels": c.to_json()} for c in (uniform, *others)),
+        # Micro-batch 1 is a hard text: by its own values the last one seems to be the worst.
+        *(value(first, 0, 0.5), value(other, 2, 0.3), value(last, 0, 0.4), value(last, 1, 0.9)),
+        *(value(uniform.id, 1, 1.1), value(uniform.id, 2, 0.1)),
+        *(step(0, first, 0.5), step(1, other, 0.3), step(2, last, 0.65)),
+    ]
+    write_lines(tmp_path / "journal.jsonl", lines)
+    history = read_history(Memory(tmp_path / "journal.jsonl"), units(), HALF)
+    assert [s.value for s in history.steps] == [pytest.approx(0.75), None, pytest.approx(0.65)]
+    assert history.apart == 1
+    assert history.uniform == ComparedValue(pytest.approx(0.85), 1)
+    treated = read_history(Memory(tmp_path / "journal.jsonl"), units(), HALF, "tuned")
+    assert treated.uniform is None and treated.apart == 3
 
 
 @pytest.mark.parametrize(
