@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -20,7 +21,7 @@ from evocompress.report.front import varying_cost
 from evocompress.report.notes import cost_name
 from evocompress.report.page import VALUE_NAMES, Section, figure_html, templates
 from evocompress.report.style import PALETTE, SYMBOLS, blank, value_axis
-from evocompress.report.trials import short_keys, short_settings, trial_table
+from evocompress.report.trials import short_keys, short_settings, shown_value, trial_table
 from evocompress.sweep.config import Range, SweepConfig
 from evocompress.sweep.folder import SweepFolder
 from evocompress.sweep.outcome import TrialOutcome, outcomes, write_outcomes
@@ -104,8 +105,8 @@ def overlay(
             _add_front(figure, each, cost, {"color": colour, "symbol": symbol})
         _add_winners(figure, mine, cost, {"color": colour, "symbol": symbol}, label)
     figure.update_xaxes(title_text=escape(f"{cost_name(cost)}, % of dense"))
-    values = [each.outcome.value for each in drawn if each.outcome.value is not None]
-    values += [point.value for each in drawn for point in each.front if point.non_dominated]
+    values = [value for each in drawn if (value := _height(each.outcome)) is not None]
+    values += [point.value for each in drawn for point in _front(each)]
     figure.update_yaxes(title_text=value_name, **value_axis(values))
     legend = {"orientation": "v", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"}
     figure.update_layout(showlegend=True, hovermode="closest", legend=legend)
@@ -113,9 +114,11 @@ def overlay(
 
 
 def _add_front(figure: go.Figure, each: Drawn, cost: str, looks: dict[str, str]) -> None:
-    """The candidates of a trial's front."""
-    points = sorted((p for p in each.front if p.non_dominated), key=lambda p: p.costs[cost])
-    joined = each.outcome.is_front and each.outcome.axes == (cost,)
+    """The candidates of a trial's front, if it searched one."""
+    points = sorted(_front(each), key=lambda p: p.costs[cost])
+    if not points:
+        return
+    joined = each.outcome.axes == (cost,)
     figure.add_scatter(
         x=[_share(each.outcome, point.costs, cost) for point in points],
         y=[point.value for point in points],
@@ -135,13 +138,22 @@ def _add_winners(
     found = [each.outcome for each in mine]
     figure.add_scatter(
         x=[_share(outcome, outcome.costs or {}, cost) for outcome in found],
-        y=[outcome.value for outcome in found],
+        y=[_height(outcome) for outcome in found],
         mode="markers",
         marker={**looks, "size": 12},
         name=escape(label),
-        hovertext=[_hover(o, o.id or "", o.value) for o in found],
+        hovertext=[_hover(o, o.id or "", _height(o)) for o in found],
         hoverinfo="text",
     )
+
+
+def _front(each: Drawn) -> list[FrontPoint]:
+    return [point for point in each.front if point.non_dominated and each.outcome.is_front]
+
+
+def _height(outcome: TrialOutcome) -> float | None:
+    """Where a winner is drawn: with its front, else where it compares with other trials."""
+    return outcome.value if outcome.is_front else shown_value(outcome)
 
 
 def _share(outcome: TrialOutcome, costs: Mapping[str, float], cost: str) -> float:
@@ -166,7 +178,7 @@ def _labels(found: Sequence[TrialOutcome]) -> dict[str, str]:
 
 
 def _sections(drawn: Sequence[Drawn], configs: Sequence[RunConfig]) -> list[Section]:
-    points = [point for each in drawn for point in each.front]
+    points = [point for each in drawn for point in (*each.front, *_winner(each))]
     axes = [axis for each in drawn for axis in each.outcome.axes]
     cost = varying_cost(points, axes)
     if cost is None:
@@ -179,6 +191,14 @@ def _sections(drawn: Sequence[Drawn], configs: Sequence[RunConfig]) -> list[Sect
         "Trials of one colour differ in their seed only."
     )
     return [Section("Fronts", text, figure_html(figure, "figure-fronts"))]
+
+
+def _winner(each: Drawn) -> list[FrontPoint]:
+    outcome = each.outcome
+    if outcome.id is None or outcome.value is None or outcome.costs is None:
+        return []
+    place = {"id": outcome.id, "value": outcome.value, "costs": outcome.costs}
+    return [FrontPoint(**place, tokens=outcome.positions or 0, non_dominated=True)]
 
 
 def _facts(
@@ -218,6 +238,19 @@ def _notes(sweep: SweepConfig, found: Sequence[TrialOutcome]) -> list[str]:
             "A value is the distance to the trial's own dense model within its own budget, so it "
             "compares trials that differ in seed, search or library only; the best of each such "
             "group is bold."
+        )
+    groups = Counter(group_of(o.settings) for o in found if o.status == "finished")
+    several = [o for o in found if groups[group_of(o.settings)] > 1 and o.status == "finished"]
+    if any(outcome.compared is not None for outcome in several):
+        notes.append(
+            "Values of such a group are over the micro-batches on which the winners of all its "
+            "finished trials were measured; sweep.json has their number of positions, and the "
+            "value of each search beside. In the figure a front has the values of its own search."
+        )
+    if any(outcome.compared is None for outcome in several):
+        notes.append(
+            "Winners that share no micro-batch, or were fine-tuned differently, are not compared: "
+            "their values are each of another text, and none is bold."
         )
     if any(outcome.status == "stopped" for outcome in found):
         notes.append(

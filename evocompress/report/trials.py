@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def trial_table(outcomes: Sequence[TrialOutcome]) -> TrialTable:
     for outcome in outcomes:
         cells = (
             *settings[outcome.name].values(),
-            number(outcome.value, 4),
+            number(shown_value(outcome), 4),
             *(_share(outcome, cost) for cost in costs),
             number(outcome.requested, 0),
             number(outcome.seconds, 1),
@@ -83,14 +84,29 @@ def trial_table(outcomes: Sequence[TrialOutcome]) -> TrialTable:
 
 
 def best_of_groups(outcomes: Sequence[TrialOutcome]) -> set[str]:
-    """Names of the finished trials with the least value among those that they compare with."""
-    best: dict[str, TrialOutcome] = {}
+    """Names of the finished trials with the least value among those that they compare with.
+
+    On the tokens that their winners have in common; where there are none, no trial is the best.
+    """
+    groups: dict[str, list[TrialOutcome]] = {}
     for outcome in outcomes:
-        if outcome.status == "finished" and outcome.value is not None:
-            group = group_of(outcome.settings)
-            if group not in best or outcome.value < (best[group].value or 0.0):
-                best[group] = outcome
-    return {outcome.name for outcome in best.values()}
+        if outcome.status == "finished":
+            groups.setdefault(group_of(outcome.settings), []).append(outcome)
+    best = (
+        min(group, key=_comparable)
+        for group in groups.values()
+        if len(group) == 1 or isfinite(max(map(_comparable, group)))
+    )
+    return {outcome.name for outcome in best}
+
+
+def _comparable(outcome: TrialOutcome) -> float:
+    return inf if outcome.compared is None else outcome.compared
+
+
+def shown_value(outcome: TrialOutcome) -> float | None:
+    """The value that compares with those of other trials, else the trial's own."""
+    return outcome.value if outcome.compared is None else outcome.compared
 
 
 def sweep_table(path: Path) -> Table:

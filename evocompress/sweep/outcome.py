@@ -13,7 +13,11 @@ from evocompress.run_folder import RunFolder
 from evocompress.sweep.config import SweepConfig
 from evocompress.sweep.folder import SweepFolder
 from evocompress.sweep.record import Record
-from evocompress.sweep.trials import planned
+from evocompress.sweep.trials import group_of, planned
+from evocompress.types import UNTREATED
+
+Measured = dict[tuple[str, int], tuple[float, int]]
+"""{(treatment, micro-batch): (sum of the value, positions)} of a candidate."""
 
 Status = Literal["finished", "failed", "stopped", "unfinished", "waiting"]
 
@@ -28,7 +32,10 @@ class TrialOutcome:
         status: ``stopped`` is early stopping; ``unfinished`` was interrupted, ``waiting`` is
             not begun.
         reason: Why it failed, where it did.
-        value: The winner's value, or the best one so far.
+        value: The winner's value, or the best one so far, each on the tokens of its own search.
+        compared: The winner's value on the micro-batches on which the winners of all finished
+            trials that compare with this one were measured; ``None`` where they share none.
+        positions: On how many positions these are.
         id: The winner's.
         costs, dense_costs: Of the winner and of the dense model.
         axes: The costs that were weighed against the value: those of the front, or bounded ones.
@@ -42,6 +49,8 @@ class TrialOutcome:
     status: Status
     reason: str | None = None
     value: float | None = None
+    compared: float | None = None
+    positions: int | None = None
     id: str | None = None
     costs: dict[str, float] | None = None
     dense_costs: dict[str, float] | None = None
@@ -58,11 +67,43 @@ def is_finished(run: RunFolder) -> bool:
 
 
 def outcomes(folder: SweepFolder, sweep: SweepConfig) -> list[TrialOutcome]:
-    """What became of every trial: of a grid all, else those that were begun, in that order."""
+    """What became of every trial: of a grid all, else those that were begun, in that order.
+
+    Trials compare with each other that differ in seed, search or library only (`group_of`), and
+    only on what their winners have in common: the same micro-batches after the same treatment.
+    """
     records = folder.records.all()
     settings = {name: dict(found) for name, found in planned(sweep).items()}
     settings = settings or {name: record.settings for name, record in records.items()}
-    return [_outcome(folder, name, settings[name], records.get(name)) for name in settings]
+    found = [_outcome(folder, name, settings[name], records.get(name)) for name in settings]
+    groups: dict[str, dict[str, Measured]] = {}
+    for each in found:
+        if each.status == "finished":
+            winner = read_json(RunFolder(folder.path / each.name).winner)
+            groups.setdefault(group_of(each.settings), {})[each.name] = _measured(winner)
+    on_common = {name: value for group in groups.values() for name, value in _common(group).items()}
+    return [replace(each, **on_common.get(each.name, {})) for each in found]
+
+
+def _measured(winner: dict[str, Any]) -> Measured:
+    """Everything that a winner was measured on; nothing where an older version wrote it."""
+    treatment = winner.get("treatment", UNTREATED)
+    return {
+        (treatment, batch): (total, count) for batch, total, count in winner.get("measured", ())
+    }
+
+
+def _common(group: dict[str, Measured]) -> dict[str, dict[str, Any]]:
+    """Fields of the winners of a group: their values where all of them were measured."""
+    shared = set.intersection(*(set(measured) for measured in group.values()))
+    found = {}
+    for name, measured in group.items():
+        parts = [measured[key] for key in sorted(shared)]
+        positions = sum(count for _, count in parts)
+        if positions:
+            value = sum(total for total, _ in parts) / positions
+            found[name] = {"compared": value, "positions": positions}
+    return found
 
 
 def write_outcomes(folder: SweepFolder, found: Sequence[TrialOutcome]) -> None:
@@ -125,8 +166,16 @@ def _finished(outcome: TrialOutcome, winner: dict[str, Any]) -> TrialOutcome:
         costs=winner["costs"],
         dense_costs=winner["dense_costs"],
         axes=tuple(front["axes"] if front else winner["budget"]),
-        is_front=bool(front) and set(front["axes"]) != set(winner["budget"]),
+        is_front=_is_front(winner),
     )
+
+
+def _is_front(winner: dict[str, Any]) -> bool:
+    """Whether a front was searched: older versions summed one up in any case."""
+    front = winner["front"]
+    if "measured" in winner:
+        return bool(front)
+    return bool(front) and set(front["axes"]) != set(winner["budget"])
 
 
 def _status(record: Record) -> Status:

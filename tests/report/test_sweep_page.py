@@ -10,6 +10,7 @@ from test_page import Page, figure_data, without_plotly
 from evocompress.errors import RunError
 from evocompress.report import sweep_table, write_sweep_report
 from evocompress.sweep import SweepConfig, SweepFolder, begin
+from evocompress.sweep.outcome import read_outcomes
 from evocompress.sweep.record import Record
 from evocompress.sweep.trials import planned
 
@@ -42,6 +43,7 @@ def folder(tmp_path):
         summary = {"axes": ["params"], "reference": {}, "hypervolume": 1.0, "knee": "b"}
         winner = {"id": "b", "value": value, "costs": point("b", 0, 60.0)["costs"]}
         winner |= {"dense_costs": DENSE, "budget": {}, "front": summary}
+        winner |= {"measured": [[0, 10 * value, 10], [1 + index, 50.0, 10]]}
         rows = [point("a", 2 * value, 40.0), point("b", value, 60.0), point("c", 3.0, 70.0, True)]
         (run / "winner.json").write_text(json.dumps(winner))
         (run / "front.json").write_text(json.dumps(rows))
@@ -101,3 +103,49 @@ def test_a_sweep_that_has_just_begun_has_a_page(tmp_path):
 def test_another_folder_is_one_clear_line(tmp_path):
     with pytest.raises(RunError, match="not a sweep's folder"):
         write_sweep_report(tmp_path)
+
+
+def rewrite(folder, fields):
+    """Changes the winners of the finished trials, in the order of the table."""
+    for place, trial in enumerate(read_outcomes(folder)[:5]):
+        path = folder.path / trial.name / "winner.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | fields(place)))
+
+
+def compared(folder):
+    return [(trial.compared, trial.positions) for trial in read_outcomes(folder)]
+
+
+def printed(folder):
+    console = Console(width=120, file=StringIO())
+    console.print(sweep_table(folder.path))
+    return console.file.getvalue()
+
+
+def test_trials_are_compared_on_the_micro_batches_that_their_winners_share(folder):
+    write_sweep_report(folder.path)
+    # By all that they were measured on, the third would be the best: it alone saw an easy text.
+    easy = {2: [7, 1.0, 990]}
+    rewrite(folder, lambda place: {"measured": [[0, 4.0 + place, 10], easy.get(place, [3, 9, 9])]})
+    write_sweep_report(folder.path)
+    common = [(pytest.approx(0.4 + 0.1 * place), 10) for place in range(3)]
+    assert compared(folder)[:3] == common
+    assert compared(folder)[3] == (pytest.approx((7 + 9) / 19), 19), "of another model"
+    assert "* 0.4000" in printed(folder)
+
+
+def test_a_fine_tuned_winner_is_not_compared_with_one_that_is_not(folder):
+    write_sweep_report(folder.path)
+    rewrite(folder, lambda place: {"treatment": "tuned" if place == 1 else "none"})
+    write_sweep_report(folder.path)
+    assert compared(folder)[:3] == [(None, None)] * 3
+    assert printed(folder).count("* 0.") == 1, "only the best of the other model"
+
+
+def test_trials_that_share_no_micro_batch_have_no_best(folder):
+    write_sweep_report(folder.path)
+    rewrite(folder, lambda place: {"measured": [[place, 1.0, 10]]})
+    html = write_sweep_report(folder.path).read_text()
+    assert "* 0." not in printed(folder)
+    assert "share no micro-batch" in html
+    assert set(compared(folder)) == {(None, None)}
