@@ -157,7 +157,14 @@ class Workbench:
         """The calibration tokens."""
         loaded = self.loaded
         with self.reporter.stage(f"calibration data: {self.config.calibration.source}"):
-            return load_calibration(self.config.calibration, loaded)
+            found = load_calibration(self.config.calibration, loaded)
+        if found.left_out and found.heldout_source != found.source:
+            what = "tokens" if loaded.family.task.reads_text else "images"
+            self.reporter.say(
+                f"{found.heldout_source} and {found.source} have text in common: the held-out part "
+                f"leaves out {found.left_out:,} {what} that library or search see"
+            )
+        return found
 
     @cached_property
     def wanted_levels(self) -> dict[str, tuple[Level, ...]]:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -15,10 +13,10 @@ from torch import Tensor
 from evocompress.config import CalibrationConfig
 from evocompress.errors import DataError
 from evocompress.models import LoadedModel
-from evocompress.proxies.images import Images, read_images
-from evocompress.proxies.self_text import Writing, self_written
-from evocompress.proxies.sources import SELF, token_streams
-from evocompress.proxies.special import check_vocabulary, surroundings
+from evocompress.proxies.images import image_bytes, read_images
+from evocompress.proxies.parts import text_parts
+from evocompress.proxies.sources import SELF
+from evocompress.proxies.special import surroundings
 from evocompress.types import Pool
 
 
@@ -35,6 +33,8 @@ class Calibration:
         source: Where library and search part come from.
         heldout_source: Where the held-out part comes from.
         length: Tokens of each sequence, as the model's blocks see them.
+        left_out: Tokens (or images) of the held-out source that were passed over, as library or
+            search have them.
         opening: The tokens that begin every sequence of a causal model, as text; empty where
             there are none.
         labels: The true classes of the held-out part (M,), where all are known.
@@ -46,6 +46,7 @@ class Calibration:
     source: str
     heldout_source: str
     length: int
+    left_out: int = 0
     opening: str = ""
     labels: Tensor | None = None
 
@@ -74,8 +75,9 @@ def load_calibration(
 ) -> Calibration:
     """Read the calibration tokens.
 
-    The parts are taken from the source one after the other: library, search, held-out. A
-    `heldout_source` that names the same source is the same as none.
+    The parts are taken from the source one after the other: library, search, held-out. What
+    the first two have in common with the held-out source is passed over there, whatever the
+    sources are called, so a `heldout_source` that is the same source is the same as none.
 
     Args:
         config: Sources and sizes.
@@ -90,22 +92,17 @@ def load_calibration(
     check_calibration(config, loaded)
     if not loaded.family.task.reads_text:
         return _images(config, loaded)
-    heldout_source = config.heldout_source or config.source
     counts = [config.library_sequences, config.search_sequences]
-    if heldout_source == config.source:
-        counts.append(config.heldout_sequences)
-        parts = _read(config.source, counts, config, loaded, cache)
-    else:
-        parts = _read(config.source, counts, config, loaded, cache)
-        parts += _read(heldout_source, [config.heldout_sequences], config, loaded, cache)
-    library, search, heldout = parts
+    parts = text_parts(config, loaded, cache)
+    library, search = torch.split(parts.searched, counts)
     return Calibration(
         library=library,
         search=torch.split(search, config.micro_batch),
-        heldout=heldout,
+        heldout=parts.heldout,
         source=config.source,
-        heldout_source=heldout_source,
+        heldout_source=config.heldout_source or config.source,
         length=config.length,
+        left_out=parts.left_out,
         opening=_opening_text(config, loaded),
     )
 
@@ -120,25 +117,20 @@ def _opening_text(config: CalibrationConfig, loaded: LoadedModel) -> str:
 
 def _images(config: CalibrationConfig, loaded: LoadedModel) -> Calibration:
     """As `load_calibration`, for a model of images."""
-    heldout_source = config.heldout_source or config.source
+    source, other = config.source, config.heldout_source or config.source
     counts = [config.library_sequences, config.search_sequences]
-    images = read_images(
-        config.source,
-        sum(counts) + config.heldout_sequences * (heldout_source == config.source),
-        loaded,
-    )
-    rest = sum(counts)
-    heldout = Images(images.pixels[rest:], images.labels[rest:])
-    if heldout_source != config.source:
-        heldout = read_images(heldout_source, config.heldout_sequences, loaded)
-    library, search = torch.split(images.pixels[:rest], counts)
+    searched = read_images(source, sum(counts), loaded)
+    seen = frozenset(map(image_bytes, searched.pixels))
+    heldout = read_images(other, config.heldout_sequences, loaded, seen=seen)
+    library, search = torch.split(searched.pixels, counts)
     return Calibration(
         library=library,
         search=torch.split(search, config.micro_batch),
         heldout=heldout.pixels,
-        source=config.source,
-        heldout_source=heldout_source,
+        source=source,
+        heldout_source=other,
         length=loaded.length(heldout.pixels),
+        left_out=heldout.left_out,
         labels=heldout.labels if int(heldout.labels.min()) >= 0 else None,
     )
 
@@ -172,56 +164,3 @@ def check_calibration(config: CalibrationConfig, loaded: LoadedModel) -> None:
             f"calibration.length is {config.length}, but the {special} special tokens of "
             f"{loaded.source} need room beside the text: raise calibration.length"
         )
-
-
-def _read(
-    source: str,
-    counts: list[int],
-    config: CalibrationConfig,
-    loaded: LoadedModel,
-    cache: Path | None,
-) -> list[Tensor]:
-    """Parts (count, S) of a source, one after the other."""
-    wanted = sum(counts)
-    assert loaded.tokenizer is not None
-    before, after = surroundings(loaded, config.bos)
-    if source == SELF:
-        writing = Writing(wanted, config.length, config.seed)
-        sequences = self_written(loaded, writing, cache, opening=before)
-    else:
-        streams = token_streams(source, loaded.tokenizer)
-        cut = _cut(streams, config.length, before, after)
-        found = list(islice(cut, wanted))
-        if len(found) < wanted:
-            raise DataError(_too_few(source, len(found), counts, config))
-        sequences = torch.stack(found)
-        check_vocabulary(source, sequences, loaded)
-    return list(torch.split(sequences, counts))
-
-
-def _cut(streams: Iterator[Tensor], length: int, before: Tensor, after: Tensor) -> Iterator[Tensor]:
-    """Sequences (length,) one after the other; what is left at a stream's end is dropped.
-
-    Args:
-        streams: Tokens; those of `before` at the beginning of a stream are not doubled.
-        length: Of a sequence, with the special tokens.
-        before: Special tokens that begin each sequence.
-        after: Those that end it.
-    """
-    inner = length - len(before) - len(after)
-    for stream in streams:
-        if len(before) and torch.equal(stream[: len(before)], before):
-            stream = stream[len(before) :]
-        for part in stream[: len(stream) // inner * inner].view(-1, inner):
-            yield torch.cat([before, part, after])
-
-
-def _too_few(source: str, found: int, counts: list[int], config: CalibrationConfig) -> str:
-    if len(counts) == 1:
-        keys = "calibration.heldout_sequences"
-    else:
-        keys = "calibration.library_sequences or search_sequences"
-    return (
-        f"{source} has only {found} sequences of {config.length} tokens, but {sum(counts)} "
-        f"({' + '.join(map(str, counts))}) are needed: lower {keys} or calibration.length"
-    )

@@ -26,19 +26,29 @@ class Images:
     Attributes:
         pixels: (N, C, H, W), float32.
         labels: Their classes (N,), int64; -1 where the files tell none.
+        left_out: How many were passed over.
     """
 
     pixels: Tensor
     labels: Tensor
+    left_out: int = 0
 
 
-def read_images(source: str, count: int, loaded: LoadedModel) -> Images:
+def image_bytes(image: Tensor) -> bytes:
+    """What tells one image (C, H, W) from another."""
+    return image.numpy().tobytes()
+
+
+def read_images(
+    source: str, count: int, loaded: LoadedModel, *, seen: frozenset[bytes] = frozenset()
+) -> Images:
     """The first images of a folder, file by file in the order of names.
 
     Args:
         source: A folder of safetensors with ``pixel_values`` (N, C, H, W) and perhaps ``labels``.
         count: How many.
         loaded: The model that they are for.
+        seen: Images that are passed over, by `image_bytes`.
 
     Raises:
         DataError: There is no such folder, a file is damaged, or there are too few images or
@@ -52,27 +62,37 @@ def read_images(source: str, count: int, loaded: LoadedModel) -> Images:
             f"safetensors with {PIXELS} (N, C, H, W), as its image processor gives them, and "
             f"perhaps {LABELS} (N,)"
         )
-    parts = list(_enough(files, count, loaded))
+    parts = list(_enough(files, count, loaded, seen))
     found = sum(len(part.pixels) for part in parts)
+    left_out = sum(part.left_out for part in parts)
     if found < count:
+        known = f", {left_out} of which library or search have" if left_out else ""
         raise DataError(
-            f"{folder} has only {found} images, but {count} are needed: lower "
-            "calibration.library_sequences, search_sequences or heldout_sequences"
+            f"{folder} has only {found + left_out} images, but {count + left_out} are needed"
+            f"{known}: lower calibration.library_sequences, search_sequences or heldout_sequences"
         )
     pixels, labels = (torch.cat([getattr(part, name) for part in parts]) for name in FIELDS)
-    return Images(pixels[:count], labels[:count])
+    return Images(pixels[:count], labels[:count], left_out)
 
 
 FIELDS = ("pixels", "labels")
 
 
-def _enough(files: list[Path], count: int, loaded: LoadedModel) -> Iterator[Images]:
+def _enough(
+    files: list[Path], count: int, loaded: LoadedModel, seen: frozenset[bytes]
+) -> Iterator[Images]:
     for file in files:
-        images = _read(file, loaded)
+        images = _unseen(_read(file, loaded), seen)
         yield images
         count -= len(images.pixels)
         if count <= 0:
             return
+
+
+def _unseen(images: Images, seen: frozenset[bytes]) -> Images:
+    """Those images that were not seen."""
+    new = torch.tensor([image_bytes(image) not in seen for image in images.pixels]).bool()
+    return Images(images.pixels[new], images.labels[new], int((~new).sum()))
 
 
 def _read(file: Path, loaded: LoadedModel) -> Images:

@@ -12,6 +12,7 @@ from tokenizers.processors import TemplateProcessing
 from evocompress.config import CalibrationConfig
 from evocompress.errors import DataError
 from evocompress.models import LoadedModel
+from evocompress.proxies import parts
 from evocompress.proxies.calibration import Calibration, load_calibration
 from evocompress.testing.tiny import END_OF_TEXT, tiny_loaded, tiny_tokenizer
 
@@ -117,7 +118,7 @@ def test_token_files_are_read_in_the_order_of_their_names(
     loaded: LoadedModel, tmp_path: Path, key: str
 ) -> None:
     rows = torch.arange(5 * 70).view(5, 70) % 200
-    stream = torch.arange(200, dtype=torch.int32) % 150
+    stream = 149 - torch.arange(200, dtype=torch.int32) % 150
     save_file({key: stream}, tmp_path / "b.safetensors")
     save_file({key: rows}, tmp_path / "a.safetensors")
     calibration = load_calibration(config(tmp_path, search_sequences=8), loaded)
@@ -127,10 +128,110 @@ def test_token_files_are_read_in_the_order_of_their_names(
 
 
 def test_a_data_set_on_disk_is_read(loaded: LoadedModel, tmp_path: Path) -> None:
-    (tmp_path / "train.jsonl").write_text('{"text": "one document here"}\n' * 40)
+    rows = [json.dumps({"text": f"document {number} here"}) for number in range(40)]
+    (tmp_path / "train.jsonl").write_text("\n".join(rows))
     calibration = load_calibration(config(f"datasets:{tmp_path}"), loaded)
     first = loaded.tokenizer.decode(calibration.library[0])
-    assert first == "one document here\n\none document here"[:32]
+    assert first == "document 0 here\n\ndocument 1 here"[:32]
+
+
+def same_source(text: Path, folder: Path, way: str) -> str:
+    """Another name for what is in a text file, or in the token folder or data set made of it."""
+    if way == "absolute":
+        return str(text.absolute())
+    if way == "dots":
+        return f"{text.parent}/../{text.parent.name}/./{text.name}"
+    other = folder / f"{way}.txt"
+    if way == "link":
+        other.symlink_to(text)
+    elif way == "hard link":
+        other.hardlink_to(text)
+    elif way == "copy":
+        other.write_text(TEXT)
+    elif way == "windows":
+        other.write_bytes(TEXT.replace("\n", "\r\n").encode())
+    return str(other)
+
+
+@pytest.mark.parametrize("way", ["absolute", "dots", "link", "hard link", "copy", "windows"])
+def test_the_same_text_under_another_name_is_cut_apart(
+    loaded: LoadedModel, text: Path, tmp_path: Path, way: str
+) -> None:
+    once = load_calibration(config(text), loaded)
+    twice = load_calibration(config(text, heldout_source=same_source(text, tmp_path, way)), loaded)
+    assert once.fingerprint == twice.fingerprint
+    assert twice.left_out == 8 * 32
+
+
+def test_a_data_set_named_with_its_split_is_the_same_one(
+    loaded: LoadedModel, tmp_path: Path
+) -> None:
+    (tmp_path / "train.jsonl").write_text(json.dumps({"text": TEXT}))
+    name = f"datasets:{tmp_path}"
+    once = load_calibration(config(name), loaded)
+    twice = load_calibration(config(name, heldout_source=f"{name}::train"), loaded)
+    assert once.fingerprint == twice.fingerprint
+
+
+def test_tokens_of_the_same_text_are_cut_apart(
+    loaded: LoadedModel, text: Path, tmp_path: Path
+) -> None:
+    assert loaded.tokenizer is not None
+    ids = torch.tensor(loaded.tokenizer(TEXT)["input_ids"])
+    for name, rows in {"a": ids, "b": ids[: 30 * 32].view(-1, 32)}.items():
+        (tmp_path / name).mkdir()
+        save_file({"tokens": rows}, tmp_path / name / "x.safetensors")
+    once = load_calibration(config(text), loaded)
+    for source, other in (("a", "b"), ("b", "a")):
+        pair = config(tmp_path / source, heldout_source=str(tmp_path / other))
+        assert load_calibration(pair, loaded).fingerprint == once.fingerprint
+    shuffled = ids[: 30 * 32].view(-1, 32)[torch.randperm(30)].contiguous()
+    save_file({"tokens": shuffled}, tmp_path / "b" / "x.safetensors")
+    both = in_order(load_calibration(config(text, heldout_source=str(tmp_path / "b")), loaded))
+    assert len(both.unique(dim=0)) == 10
+
+
+@pytest.mark.parametrize("length", [16, 32, 100])
+@pytest.mark.parametrize("before", ["", "A line of its own that comes before all others.\n" * 3])
+def test_a_file_that_contains_the_other_has_only_its_own_text_held_out(
+    loaded: LoadedModel, text: Path, tmp_path: Path, before: str, length: int
+) -> None:
+    other = tmp_path / "other.txt"
+    own = "".join(f"What only the other file says, the {n}th time.\n" for n in range(50))
+    other.write_text(before + TEXT + own)
+    sizes = {"library_sequences": 3, "search_sequences": len(TEXT) // length - 3}
+    pair = config(text, heldout_source=str(other), heldout_sequences=5, length=length, **sizes)
+    calibration = load_calibration(pair, loaded)
+    heldout = [loaded.tokenizer.decode(row) for row in calibration.heldout]
+    assert not any(part in TEXT for part in heldout)
+    assert all(part in other.read_text() for part in heldout)
+    assert calibration.left_out >= len(TEXT) // length * length
+
+
+def test_sources_with_nothing_of_their_own_are_one_line(
+    loaded: LoadedModel, text: Path, tmp_path: Path
+) -> None:
+    part = tmp_path / "part.txt"
+    part.write_text(TEXT[:256])
+    message = r"part\.txt has 8 .* only 0 .* in common with what the search sees of .*text\.txt"
+    with pytest.raises(DataError, match=message) as caught:
+        load_calibration(config(text, heldout_source=str(part)), loaded)
+    assert "\n" not in str(caught.value)
+    repeated = tmp_path / "repeated.txt"
+    repeated.write_text(TEXT[:256] * 9)
+    with pytest.raises(DataError, match=r"repeated\.txt has 72 .* only 0 .* in common"):
+        load_calibration(config(repeated), loaded)
+
+
+def test_parts_that_the_model_writes_alike_are_refused(
+    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = torch.arange(10 * 32).view(10, 32) % 200
+    monkeypatch.setattr(parts, "self_written", lambda *_, **__: text)
+    assert torch.equal(in_order(load_calibration(config("self"), loaded)), text)
+    text[9] = text[1]
+    with pytest.raises(DataError, match="wrote 1 of the 2 held-out sequences like ones"):
+        load_calibration(config("self"), loaded)
 
 
 def test_fingerprint_covers_tokens_and_cuts(loaded: LoadedModel, text: Path) -> None:
@@ -198,7 +299,7 @@ def test_too_few_held_out_tokens_name_their_own_key(
     loaded: LoadedModel, text: Path, tmp_path: Path
 ) -> None:
     short = tmp_path / "short.txt"
-    short.write_text(TEXT[:40])
+    short.write_text(TEXT[::-1][:40])
     with pytest.raises(DataError, match=r"only 1 .* but 2 .* calibration.heldout_sequences"):
         load_calibration(config(text, heldout_source=str(short)), loaded)
 

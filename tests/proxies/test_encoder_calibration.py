@@ -100,6 +100,25 @@ def test_held_out_images_may_lie_elsewhere_and_have_no_labels(
     assert calibration.labels is None
 
 
+def test_the_same_images_are_not_held_out(vit: LoadedModel, tmp_path: Path) -> None:
+    folder = images(tmp_path / "images", "a", 0, 10)
+    other = images(tmp_path / "other", "x", 4, 10)
+    again = tmp_path / "again"
+    again.symlink_to(folder)
+    once = load_calibration(config(folder), vit)
+    for name in (folder, again):
+        assert load_calibration(config(folder, heldout_source=str(name)), vit).fingerprint == (
+            once.fingerprint
+        )
+    calibration = load_calibration(config(folder, heldout_source=str(other)), vit)
+    assert calibration.heldout[:, 0, 0, 0].tolist() == [8, 9] and calibration.left_out == 4
+    images(tmp_path / "few", "x", 0, 9)
+    with pytest.raises(
+        DataError, match="only 9 images, but 10 are needed, 8 of which library or search have"
+    ):
+        load_calibration(config(folder, heldout_source=str(tmp_path / "few")), vit)
+
+
 def test_bad_images_are_refused_by_name(vit: LoadedModel, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="reads images, so give a folder of safetensors"):
         load_calibration(config(tmp_path / "nothing"), vit)
