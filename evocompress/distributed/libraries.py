@@ -153,7 +153,7 @@ def _build(
     """Starts all tasks, and yields what they make as it comes."""
     import ray
 
-    from evocompress.library.files import remove_leftovers
+    from evocompress.leftovers import clear_leftovers
 
     check_room(config)
     options = {
@@ -182,7 +182,7 @@ def _build(
                 progress(done, len(todo), f"{len(running)} workers")
             except StopIteration:
                 running.remove(first)
-        remove_leftovers(site.path)  # of workers that died
+        clear_leftovers(site.path)  # of workers that died
     except ray.exceptions.RayError as error:
         raise _as_ours(error) from None
     finally:

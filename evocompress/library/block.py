@@ -54,7 +54,8 @@ class BlockMaker:
                 errors |= self._width_errors(coupled, cuts)
             for key, tensor in small.items():
                 writer.add(key, tensor)
-        return BlockRecord(path.name, writer.bytes, writer.sha256, self._input_records(), errors)
+        inputs = self._input_records()
+        return BlockRecord(path.name, writer.bytes, writer.sha256, inputs, errors, writer.xxh3)
 
     def _write_matrices(self, writer: TensorWriter, batch: Batch) -> Errors:
         """Write all levels of a batch; returns their errors where they can be measured."""

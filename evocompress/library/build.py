@@ -13,13 +13,13 @@ from torch import Tensor
 
 from evocompress import __version__
 from evocompress.config import LibraryConfig
+from evocompress.leftovers import clear_leftovers
 from evocompress.library.builder import MakeBlocks, Progress, make_blocks
 from evocompress.library.dense import DenseModel
-from evocompress.library.files import remove_leftovers
 from evocompress.library.manifest import NAME, Manifest, Recipe, read_manifest
 from evocompress.library.plan import check_fits, plan_library
 from evocompress.library.recipe import Wanted, make_recipe
-from evocompress.library.store import Library, check_size, open_library
+from evocompress.library.store import Library, check_size, open_library, verify_files
 from evocompress.models import LoadedModel
 from evocompress.types import Level
 
@@ -70,7 +70,8 @@ def build_library(
             # While this process waited, another one may have made it.
             manifest = _begin(loaded, recipe, tokens, config, path, batch)
             if _is_incomplete(manifest, path):
-                remove_leftovers(path)
+                clear_leftovers(path)
+                verify_files(path, manifest)  # later blocks may be made from these
                 manifest.write(path)
                 for index, record in blocks(loaded, path, manifest, tokens, batch, progress):
                     manifest = manifest.with_block(index, record)

@@ -116,6 +116,12 @@ class Coupled:
             return 1, level.channels or 0
         return level.kv_groups or 0, level.group_heads or 0
 
+    def kept_ranges(self, level: Level) -> dict[str, tuple[int, int]]:
+        """Of the stored ``groups`` and ``items`` of a narrow level (how many, of how many)."""
+        (groups, items), (all_groups, all_items) = self.width(level), self.full
+        inner = (items, self.lengths["inner"]) if len(self.links) > 1 else (groups, all_groups)
+        return {"groups": inner, "items": (groups * items, all_groups * all_items)}
+
     def inputs_left(self, level: Level) -> int:
         """Inputs of the output matrix at a narrow level."""
         groups, items = self.width(level)

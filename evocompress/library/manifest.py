@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, field_validator
+
 from evocompress.errors import LibraryError
+from evocompress.files import json_text, read_json, validated
 from evocompress.library.files import durable_file
 from evocompress.types import Level
 
 FORMAT = 2
 NAME = "manifest.json"
+ANEW = "delete the folder to build the library again"
 
 DECISIVE = (
     "model",
@@ -116,12 +119,13 @@ class BlockRecord:
     Attributes:
         file: Its name within the library.
         bytes: Its size.
-        sha256: Its checksum.
+        sha256: Its checksum, which names its content.
         inputs: Statistics of each input that was observed.
         errors: For each unit, the relative output error of each stored level in the recipe's
             order (`evocompress.criteria.base.relative_errors`, for widths
             `evocompress.library.block.width_errors`); absent where no Gram matrix was
             collected.
+        xxh3: The checksum with which it is verified; ``None`` in libraries of older versions.
     """
 
     file: str
@@ -129,6 +133,7 @@ class BlockRecord:
     sha256: str
     inputs: Mapping[str, InputRecord]
     errors: Mapping[str, tuple[float, ...]]
+    xxh3: str | None = None
 
 
 @dataclass(frozen=True)
@@ -162,7 +167,7 @@ class Manifest:
     def write(self, folder: Path) -> None:
         """Replace the manifest of a library in one step."""
         with durable_file(folder / NAME) as file:
-            file.write(json.dumps(self._to_json(), indent=1).encode())
+            file.write(json_text(self._to_json()).encode())
 
     def _to_json(self) -> dict[str, Any]:
         recipe = asdict(self.recipe) | {
@@ -192,38 +197,41 @@ def read_manifest(folder: Path) -> Manifest:
         LibraryError: It is missing, damaged or of another format.
     """
     path = folder / NAME
-    try:
-        data = json.loads(path.read_text())
-        if data["format"] != FORMAT:
-            raise LibraryError(
-                f"{path} has format {data['format']}, but this version reads {FORMAT}: "
-                "delete the folder to build the library again"
-            )
-        return _from_json(data)
-    except FileNotFoundError:
-        raise LibraryError(f"there is no level library at {folder}: build it first") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise LibraryError(
-            f"{path} is damaged: delete the folder to build the library again"
-        ) from error
+    if not path.is_file():
+        raise LibraryError(f"there is no level library at {folder}: build it first")
+    data = read_json(path, kind=LibraryError, remedy=ANEW)
+    version = validated(data, Versioned, path, LibraryError, ANEW).format
+    if version != FORMAT:
+        raise LibraryError(f"{path} has format {version}, but this version reads {FORMAT}: {ANEW}")
+    content = validated(data, Content, path, LibraryError, ANEW)
+    return Manifest(**{field.name: getattr(content, field.name) for field in fields(Manifest)})
 
 
-def _from_json(data: dict[str, Any]) -> Manifest:
-    recipe = data["recipe"]
-    levels = {
-        unit: tuple(Level.from_json(spec) for spec in specs)
-        for unit, specs in recipe["levels"].items()
-    }
-    propagated = {unit: Level.from_json(spec) for unit, spec in recipe["propagated"].items()}
-    blocks = {int(index): _block_from_json(record) for index, record in data["blocks"].items()}
-    return Manifest(
-        Recipe(**recipe | {"levels": levels, "propagated": propagated}),
-        data["versions"],
-        data["sequences"],
-        data["tokens"],
-        data["units"],
-        blocks,
-    )
+class Versioned(BaseModel):
+    """What the manifest of every version has."""
+
+    format: int
+
+
+class Content(BaseModel):
+    """What a manifest looks like as JSON; a level with unknown fields is no level."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: int
+    recipe: Recipe
+    versions: dict[str, str]
+    sequences: int
+    tokens: int
+    units: dict[str, int]
+    blocks: dict[int, BlockRecord]
+
+    @field_validator("blocks")
+    @classmethod
+    def _beside(cls, blocks: dict[int, BlockRecord]) -> dict[int, BlockRecord]:
+        if any(Path(record.file).name != record.file for record in blocks.values()):
+            raise ValueError("a file lies outside of the library")
+        return blocks
 
 
 def _block_json(record: BlockRecord) -> dict[str, Any]:
@@ -233,9 +241,3 @@ def _block_json(record: BlockRecord) -> dict[str, Any]:
         if values["tokens"] is None:
             del values["tokens"]
     return data
-
-
-def _block_from_json(record: dict[str, Any]) -> BlockRecord:
-    inputs = {name: InputRecord(**values) for name, values in record["inputs"].items()}
-    errors = {unit: tuple(values) for unit, values in record["errors"].items()}
-    return BlockRecord(**record | {"inputs": inputs, "errors": errors})

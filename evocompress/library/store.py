@@ -6,11 +6,11 @@ import hashlib
 from pathlib import Path
 
 from torch import Tensor
+from xxhash import xxh3_128
 
 from evocompress.config import LibraryConfig
 from evocompress.errors import LibraryError
 from evocompress.library.dense import DenseModel
-from evocompress.library.files import sha256_of
 from evocompress.library.manifest import BlockRecord, Manifest, read_manifest
 from evocompress.library.narrowed import NarrowedMatrices
 from evocompress.library.reader import REBUILD, BlockReader
@@ -39,7 +39,7 @@ class Library:
         self.path = path
         self.manifest = manifest
         self._dense = dense
-        self._reader = BlockReader(path, manifest)
+        self._reader = BlockReader(path, manifest, dense)
         self._narrowed = NarrowedMatrices(manifest, dense, self._reader, cache_mib * MIB)
 
     @property
@@ -113,7 +113,7 @@ class Library:
 
 
 def open_library(path: Path, loaded: LoadedModel, *, cache_mib: int = DEFAULT_CACHE_MIB) -> Library:
-    """Open a complete library; sizes are checked, contents only by `Library.verify`.
+    """Open a complete library, whose files are read once and verified.
 
     Args:
         path: Its folder.
@@ -135,8 +135,7 @@ def open_library(path: Path, loaded: LoadedModel, *, cache_mib: int = DEFAULT_CA
             f"the level library at {path} lacks {len(manifest.missing)} of "
             f"{len(set(manifest.units.values()))} blocks: run the build again to finish it"
         )
-    for record in manifest.blocks.values():
-        check_size(path, record)
+    verify_files(path, manifest)
     return Library(path, manifest, DenseModel(loaded), cache_mib)
 
 
@@ -148,8 +147,19 @@ def verify_files(path: Path, manifest: Manifest) -> None:
     """
     for record in manifest.blocks.values():
         check_size(path, record)
-        if sha256_of(path / record.file) != record.sha256:
-            raise LibraryError(f"{path / record.file} is corrupted: {REBUILD}")
+        _verify(path / record.file, record)
+
+
+def _verify(file: Path, record: BlockRecord) -> None:
+    """Compares a file's checksum; libraries of older versions have the slow one only."""
+    made, expected = (xxh3_128, record.xxh3) if record.xxh3 else (hashlib.sha256, record.sha256)
+    try:
+        with file.open("rb") as content:
+            found = hashlib.file_digest(content, made).hexdigest()
+    except OSError as error:
+        raise LibraryError(f"{file} cannot be read ({error.strerror}): {REBUILD}") from error
+    if found != expected:
+        raise LibraryError(f"{file} is corrupted: {REBUILD}")
 
 
 def check_size(path: Path, record: BlockRecord) -> None:

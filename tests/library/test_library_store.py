@@ -88,7 +88,7 @@ def test_verify_finds_a_flipped_bit(copied):
     content[-5] ^= 1
     file.write_bytes(content)
     with pytest.raises(LibraryError, match="block-0002.safetensors is corrupted"):
-        reopened(copied).verify()
+        reopened(copied)
 
 
 def test_a_truncated_file_is_named(copied):
@@ -105,18 +105,18 @@ def test_a_missing_file_is_named(copied):
         reopened(copied)
 
 
-def test_a_broken_header_is_named(copied):
+def test_a_header_that_breaks_after_opening_is_named(copied):
+    library = reopened(copied)
     file = copied[0] / "block-0001.safetensors"
     content = file.read_bytes()
     file.write_bytes(b"\xff" * 16 + content[16:])
-    library = reopened(copied)
     with pytest.raises(LibraryError, match="block-0001.safetensors is damaged"):
         library.load(UNIT, library.levels(UNIT)[1])
 
 
 def test_an_unfinished_library_is_refused(copied):
     manifest = json.loads((copied[0] / "manifest.json").read_text())
-    del manifest["blocks"]["1"]
+    del manifest["blocks"]["1"], manifest["xxh3"]
     (copied[0] / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(LibraryError, match="lacks 1 of 3 blocks"):
         reopened(copied)
@@ -125,7 +125,7 @@ def test_an_unfinished_library_is_refused(copied):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ('{"format": 1', "manifest.json is damaged"),
+        ('{"format": 1', "manifest.json is not valid JSON"),
         ("[]", "manifest.json is damaged"),
         ('{"format": 2}', "manifest.json is damaged"),
         ('{"format": 1}', "has format 1, but this version reads 2"),
@@ -136,6 +136,70 @@ def test_a_bad_manifest_is_refused(copied, text, words):
     (copied[0] / "manifest.json").write_text(text)
     with pytest.raises(LibraryError, match=words):
         reopened(copied)
+
+
+def test_a_manifest_that_is_whole_is_read_as_it_was(made, copied):
+    assert reopened(copied).manifest == made[1].manifest
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"blocks": {"0": {"file": None}}},
+        {"blocks": {"0": None}},
+        {"blocks": []},
+        {"units": None},
+        {"recipe": {}},
+        {"recipe": {"levels": None}},
+        {"recipe": {"levels": {UNIT: [{"zeroes": 3}]}}},
+        {"recipe": {"levels": {UNIT: 3}}},
+        {"tokens": "many"},
+        {"blocks": {"0": {"file": "../block-0000.safetensors"}}},
+    ],
+)
+def test_a_manifest_of_another_shape_is_one_line(copied, change):
+    file = copied[0] / "manifest.json"
+    manifest = json.loads(file.read_text())
+    del manifest["xxh3"]
+    for key, value in change.items():
+        merged = isinstance(value, dict) and value
+        manifest[key] = _merged(manifest[key], value) if merged else value
+    file.write_text(json.dumps(manifest))
+    with pytest.raises(LibraryError, match="manifest.json is damaged or of another kind"):
+        reopened(copied)
+
+
+def _merged(old, new):
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return new
+    return old | {key: _merged(old.get(key), value) for key, value in new.items()}
+
+
+def test_a_library_without_fast_checksums_is_verified_as_well(copied):
+    file = copied[0] / "manifest.json"
+    manifest = json.loads(file.read_text())
+    del manifest["xxh3"]
+    for record in manifest["blocks"].values():
+        del record["xxh3"]
+    file.write_text(json.dumps(manifest))
+    reopened(copied)
+    flip(copied[0] / "block-0000.safetensors", 0.5)
+    with pytest.raises(LibraryError, match="block-0000.safetensors is corrupted"):
+        reopened(copied)
+
+
+@pytest.mark.parametrize("place", [0.0, 0.01, 0.3, 0.6, 0.999])
+@pytest.mark.parametrize("name", ["block-0001.safetensors", "manifest.json"])
+def test_flipped_bits_are_found_when_a_library_is_opened(copied, name, place):
+    flip(copied[0] / name, place)
+    with pytest.raises(LibraryError, match=name):
+        reopened(copied)
+
+
+def flip(file, place):
+    content = bytearray(file.read_bytes())
+    content[int(place * len(content))] ^= 4
+    file.write_bytes(content)
 
 
 def test_a_missing_library_is_refused(made, tmp_path):
@@ -164,7 +228,7 @@ def test_errors_are_one_line(copied):
 
 def test_a_failed_write_leaves_nothing(tmp_path):
     with (
-        pytest.raises(LibraryError, match="No space left on device"),
+        pytest.raises(LibraryError, match="disk full while writing"),
         durable_file(tmp_path / "file") as file,
     ):
         file.write(b"half")

@@ -7,6 +7,7 @@ import torch
 from by_hand import ByHand
 from filelock import FileLock
 from library_setting import Killed, Setting, as_rows, kill_at, wanted_for, widths_for
+from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy
 
 from evocompress.apply import LiveModel
@@ -320,3 +321,22 @@ def test_unknown_names_are_refused(tmp_path):
     assert setting.build(tmp_path).manifest.recipe.width_criterion is None
     with pytest.raises(LibraryError, match="no matrix, attention or mlp model.layers.1:"):
         setting.build(tmp_path, wanted={"model.layers.1": [DROP]})
+
+
+@pytest.mark.parametrize("part", ["items", "groups"])
+@pytest.mark.parametrize("last", [10**6, -1, "like the first", "missing"])
+def test_heads_and_channels_that_there_are_not_are_refused(part, last, tmp_path):
+    setting = Setting(widths=True, matrices=False)
+    library = setting.build(tmp_path / "library")
+    unit, width = "model.layers.1.mlp", Level(channels=40)
+    if part == "groups":
+        unit, width = "model.layers.1.attention", Level(kv_groups=2, group_heads=1)
+    file = library.path / "block-0001.safetensors"
+    content = load_file(file)
+    key = f"{unit}::{width.key}::{part}"
+    kept = content[key].tolist()[:-1]
+    kept += {"like the first": kept[:1], "missing": []}.get(last, [last])
+    save_file(content | {key: torch.tensor(kept)}, file)
+    with pytest.raises(LibraryError, match=f"damaged .the {part} of {unit} at {width.key} are no"):
+        library.load(unit, width)
+    assert set(library.load(unit.replace("1", "0"), width)) == {"weight", "groups", "items"}
