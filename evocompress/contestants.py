@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from evocompress.comparison import Contestant
 from evocompress.errors import RunError
 from evocompress.export import materialize as write_checkpoint
 from evocompress.export import read_candidate
 from evocompress.export.reload import read_checkpoint
-from evocompress.files import read_json
 from evocompress.journal import read_candidates
+from evocompress.leftovers import scratch_folder
 from evocompress.outcome import costs_of
 from evocompress.run_folder import RunFolder
 from evocompress.types import Candidate
@@ -22,8 +21,7 @@ from evocompress.workbench import Workbench
 def even_candidate(bench: Workbench) -> Candidate:
     """The even candidate of the budget, and of what the winner costs of each objective."""
     space = bench.space
-    winner = Candidate.from_json(read_json(bench.folder.winner)["levels"])
-    costs = costs_of(space, winner)
+    costs = costs_of(space, bench.folder.read_winner().candidate)
     bounds = {name: costs[name] for name in bench.searcher().objectives}
     space = replace(space, budget=space.budget | bounds)
     return space.candidate(space.uniform())
@@ -37,9 +35,9 @@ def named_candidate(bench: Workbench, name: str) -> Candidate:
     """
     if name == "uniform":
         return even_candidate(bench)
-    winner = read_json(bench.folder.winner)
-    if name in ("winner", winner["id"]):
-        return Candidate.from_json(winner["levels"])
+    winner = bench.folder.read_winner()
+    if name in ("winner", winner.id):
+        return winner.candidate
     known = read_candidates(bench.folder.journal)
     if name in known:
         return known[name]
@@ -71,8 +69,8 @@ def contestants(bench: Workbench) -> dict[str, Contestant]:
     dense = bench.loaded.model
     uniform = even_candidate(bench)
     searched = costs_of(space, read_candidate(folder.checkpoint))
-    with TemporaryDirectory(dir=folder.path) as scratch:
-        written = write_checkpoint(bench.loaded, library, uniform, Path(scratch) / "uniform")
+    with scratch_folder(folder.path, "uniform") as scratch:
+        written = write_checkpoint(bench.loaded, library, uniform, scratch / "uniform")
         uniform_model = read_checkpoint(written, dense)
     rows = {
         "dense": Contestant(dense, space.cost_model.dense()),

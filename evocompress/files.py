@@ -7,6 +7,7 @@ a kill does. JSON that is read back carries a checksum.
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
-from xxhash import xxh3_64_hexdigest
+from xxhash import xxh3_64_hexdigest, xxh3_128
 
 from evocompress.errors import EvoCompressError, RunError
 from evocompress.leftovers import temporary_file
@@ -150,12 +151,12 @@ def read_json(
     except OSError as error:
         raise kind(f"{path} cannot be read: {error.strerror}") from error
     except json.JSONDecodeError as error:
-        raise kind(f"{path} is not valid JSON (line {error.lineno}): {remedy}") from error
+        raise kind(f"{path} is damaged (no JSON from line {error.lineno}): {remedy}") from error
     except UnicodeError as error:
-        raise kind(f"{path} holds bytes that are not UTF-8: {remedy}") from error
+        raise kind(f"{path} is damaged (it is not UTF-8): {remedy}") from error
     except (ValueError, RecursionError) as error:
         why = "nested too deeply" if isinstance(error, RecursionError) else "a number is too long"
-        raise kind(f"{path} is not valid JSON ({why}): {remedy}") from error
+        raise kind(f"{path} is damaged ({why}): {remedy}") from error
     if not whole:
         raise kind(
             f"{path} was changed since it was written, its checksum differs: {remedy}, or remove "
@@ -211,6 +212,12 @@ def validated(
         place = ".".join(str(part) for part in first["loc"])
         what = f"'{place}': {first['msg']}" if place else first["msg"]
         raise kind(f"{where} is damaged or of another kind ({what}): {remedy}") from error
+
+
+def checksum_of(path: Path) -> str:
+    """Checksum of a file's content (xxh3, 128 bits): against damage, not against forgers."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, xxh3_128).hexdigest()
 
 
 def _parsed(text: str) -> Any:

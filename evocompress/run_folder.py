@@ -15,6 +15,7 @@ from evocompress.config_file import dump_config, load_config
 from evocompress.errors import RunError
 from evocompress.files import naming_disk_errors, write_text
 from evocompress.leftovers import clear_leftovers
+from evocompress.winner import Winner, read_winner
 
 LOCK = ".lock"
 
@@ -93,6 +94,14 @@ class RunFolder:
         """
         with only_process(self.path):
             yield
+
+    def read_winner(self) -> Winner:
+        """The best candidate with its costs.
+
+        Raises:
+            RunError: winner.json is missing or damaged.
+        """
+        return read_winner(self.winner)
 
     def config(self) -> RunConfig:
         """The resolved configuration of the run.

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+from pydantic import BaseModel, Field
 from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
@@ -25,6 +25,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from evocompress.errors import ModelError, one_line
+from evocompress.files import read_as
 from evocompress.stored import (
     check_counts,
     check_loaded,
@@ -33,6 +34,8 @@ from evocompress.stored import (
     stored_tensors,
     without_missing,
 )
+
+T = TypeVar("T")
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -73,6 +76,18 @@ class Checkpoint:
             "trust_remote_code": self.trust_remote_code,
             "local_files_only": True,
         }
+
+
+class Index(BaseModel):
+    """Which file holds which weight."""
+
+    weight_map: dict[str, Annotated[str, Field(pattern=r"^[^/\\]+$")]]
+
+
+class Module(BaseModel):
+    """A step of sentence-transformers."""
+
+    type: str
 
 
 def locate(source: str, *, trust_remote_code: bool = False) -> Checkpoint:
@@ -193,11 +208,8 @@ def _check_modules(path: Path) -> None:
     Raises:
         ModelError: There are such.
     """
-    try:
-        modules = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-        kinds = {str(module["type"]).rsplit(".", 1)[-1] for module in modules}
-    except (ValueError, TypeError, KeyError) as error:
-        raise ModelError(f"{path} is damaged, replace it: {one_line(error)}") from None
+    modules = _read_as(path, list[Module]) if path.is_file() else []
+    kinds = {module.type.rsplit(".", 1)[-1] for module in modules}
     if others := sorted(kinds - {"Transformer", "Pooling", "Normalize"}):
         raise ModelError(
             f"{path} puts {' and '.join(others)} behind the model, which is not supported: only "
@@ -256,20 +268,18 @@ def weight_files(folder: Path) -> list[Path]:
     """The files of weights that a checkpoint names."""
     names = {WEIGHTS}
     if not (folder / WEIGHTS).is_file() and (folder / INDEX).is_file():
-        names = set(_read_json(folder / INDEX).get("weight_map", {}).values())
+        names = set(_read_as(folder / INDEX, Index).weight_map.values())
     return [folder / name for name in sorted(names)]
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ModelError(f"{path.parent} is not a checkpoint: it has no {path.name}")
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{path} is damaged, replace it: {one_line(error)}") from None
-    if not isinstance(data, dict):
-        raise ModelError(f"{path} is damaged, replace it: it holds no JSON object")
-    return data
+    return _read_as(path, dict[str, Any])
+
+
+def _read_as(path: Path, shape: type[T]) -> T:
+    return read_as(path, shape, kind=ModelError, remedy="replace it")
 
 
 def _check_safetensors(path: Path) -> None:

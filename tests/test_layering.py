@@ -40,7 +40,7 @@ ALLOWED = {
     "search": SPACE | {"search", "treatments"},
     "criteria": {"types", "errors", "criteria"},
     "run": SPACE | {"search", "journal"},
-    "sweep": LOWER | {"sweep", "run_folder", "files", "journal"},
+    "sweep": LOWER | {"sweep", "run_folder", "files", "journal", "winner"},
 }
 NUMPY_ONLY = sorted(set(ALLOWED) - {"criteria", "run"})
 

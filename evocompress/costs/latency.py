@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from evocompress.errors import ConfigError
 
@@ -91,23 +92,13 @@ class Phase:
         return np.array(rows, dtype=np.float64)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data; see `from_json`."""
+        """Plain data; see `PhaseContent`."""
         data = {field.name: getattr(self, field.name) for field in fields(self)}
         return data | {
             "attention": [[*width, seconds] for width, seconds in sorted(self.attention.items())],
             "mlp": [[width, seconds] for width, seconds in sorted(self.mlp.items())],
             "errors": list(self.errors),
         }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Phase:
-        """The inverse of `to_json`; data of another form raise ``TypeError`` or the like."""
-        parts = {
-            "attention": {(int(g), int(q)): float(s) for g, q, s in data["attention"]},
-            "mlp": {int(channels): float(s) for channels, s in data["mlp"]},
-            "errors": tuple(float(error) for error in data["errors"]),
-        }
-        return cls(**{**data, **parts})
 
 
 @dataclass(frozen=True)
@@ -170,16 +161,70 @@ class LatencyTable:
             ConfigError: The data are not a latency table.
         """
         try:
-            made = dict(data["made"])
-            lengths = {name: tuple(map(int, made[name])) for name in ("prefill", "decode")}
-            prefill, decode = (data["phases"][name] for name in ("prefill", "decode"))
-            return cls(
-                Circumstances(**{**made, **lengths}),
-                Phase.from_json(prefill),
-                Phase.from_json(decode) if decode is not None else None,
-            )
-        except (KeyError, TypeError, ValueError) as error:
+            content = Content.model_validate(data)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            place = ".".join(str(part) for part in first["loc"])
             raise ConfigError(
-                f"{where} is no latency table of this version ({error}): name another "
-                "latency.table, or measure over it with 'evocompress profile --anew'"
+                f"{where} is no latency table of this version ({place}: {first['msg']}): name "
+                "another latency.table, or measure over it with 'evocompress profile --anew'"
             ) from error
+        prefill, decode = content.phases.prefill, content.phases.decode
+        return cls(content.made, prefill.phase(), decode.phase() if decode else None)
+
+
+class Shape(BaseModel):
+    """Base of what a table looks like as JSON."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+Count = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0)]
+
+
+class PhaseContent(Shape):
+    """A `Phase` as JSON, whose attentions are on a full grid."""
+
+    batch: Annotated[int, Field(ge=1)]
+    tokens: Annotated[int, Field(ge=1)]
+    dense: Seconds
+    base: float
+    attention: Annotated[list[tuple[Count, Count, float]], Field(min_length=1)]
+    mlp: Annotated[list[tuple[Count, float]], Field(min_length=1)]
+    scale: float = 1.0
+    offset: float = 0.0
+    spread: float = 0.0
+    errors: tuple[float, ...] = ()
+    graph: bool = False
+
+    @field_validator("attention")
+    @classmethod
+    def _full(cls, found: list[tuple[int, int, float]]) -> list[tuple[int, int, float]]:
+        groups, heads = ({entry[axis] for entry in found} for axis in (0, 1))
+        if len({entry[:2] for entry in found}) != len(groups) * len(heads):
+            raise ValueError("widths are missing")
+        return found
+
+    def phase(self) -> Phase:
+        """The phase."""
+        parts = {
+            "attention": {(groups, heads): seconds for groups, heads, seconds in self.attention},
+            "mlp": dict(self.mlp),
+        }
+        rest = {name: getattr(self, name) for name in type(self).model_fields}
+        return Phase(**rest | parts)
+
+
+class Phases(Shape):
+    """The phases of a table; an encoder has no decoding."""
+
+    prefill: PhaseContent
+    decode: PhaseContent | None
+
+
+class Content(Shape):
+    """A `LatencyTable` as JSON."""
+
+    made: Circumstances
+    phases: Phases

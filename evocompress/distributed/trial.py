@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from evocompress.distributed.cluster import enter
 from evocompress.errors import RunError, one_line
-from evocompress.files import read_json
 from evocompress.run_folder import RunFolder
 from evocompress.sweep.config import Range, SweepConfig
 from evocompress.sweep.folder import SweepFolder
@@ -75,7 +74,7 @@ def run_trial(params: Mapping[str, Any], task: Task) -> None:
         finally:
             _free_memory()
         clock.keep()
-    tune.report({VALUE: read_json(RunFolder(trial.config.folder).winner)["value"]})
+    tune.report({VALUE: RunFolder(trial.config.folder).read_winner().value})
 
 
 def settings_of(sweep: SweepConfig, params: Mapping[str, Any]) -> Settings:

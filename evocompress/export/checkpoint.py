@@ -20,7 +20,7 @@ from evocompress.export.folder import check_room, check_target, whole_folder
 from evocompress.export.formats import FORMATS, WEIGHTS, Format
 from evocompress.export.gguf_writing import TYPES
 from evocompress.export.healed import checkpoint_state
-from evocompress.export.record import CANDIDATE_FILE, Record
+from evocompress.export.record import Record, write_record
 from evocompress.export.weights import LevelWeights, compressed_state
 from evocompress.models import LoadedModel
 from evocompress.types import Candidate
@@ -83,9 +83,9 @@ def materialize(
         record = _record(loaded, library, candidate, name)
         measured = form.measured(folder, loaded)
         record = replace(record, predicted=dict(predicted or {}), measured=measured)
-        (folder / CANDIDATE_FILE).write_text(record.text(), encoding="utf-8")
         card = _card(record, loaded, candidate, out.name, notes)
         (folder / "README.md").write_text(card, encoding="utf-8")
+        write_record(folder, record)
     return out
 
 

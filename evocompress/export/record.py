@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import json
+import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from evocompress.errors import ExportError
+from evocompress.files import CHECKSUM, checksum_of, json_text, read_as
+from evocompress.specifications import Levels
 from evocompress.types import Candidate
 
 CANDIDATE_FILE = "candidate.json"
+ANEW = "write the checkpoint again"
+READ_BACK = (".safetensors", ".gguf", ".json", ".jinja", ".model", ".txt", ".py", ".bin")
+"""What transformers and other programs take for a part of a checkpoint."""
+
+LOG = logging.getLogger("evocompress")
 
 
 @dataclass(frozen=True)
@@ -27,20 +33,26 @@ class Record:
         library_fingerprint: The level library's, or ``None`` if the candidate needs none.
         predicted: Costs by the cost model.
         measured: Costs counted in the written files.
+        files: Checksum of each file beside this one that is read back; none in checkpoints of
+            older versions.
     """
 
     id: str
-    levels: Mapping[str, Any]
+    levels: Levels
     format: str
     source: str
     model_fingerprint: str
     library_fingerprint: str | None
     predicted: Mapping[str, float]
     measured: Mapping[str, int]
+    files: Mapping[str, str] = field(default_factory=dict)
 
-    def text(self) -> str:
-        """As JSON."""
-        return json.dumps(asdict(self), indent=1) + "\n"
+
+def write_record(folder: Path, record: Record) -> None:
+    """Writes what is known of the checkpoint in a folder, whose other files are all there."""
+    files = {path.name: checksum_of(path) for path in _read_back(folder)}
+    text = json_text(asdict(replace(record, files=files)))
+    (folder / CANDIDATE_FILE).write_text(text, encoding="utf-8")
 
 
 def read_record(path: Path) -> Record:
@@ -50,14 +62,9 @@ def read_record(path: Path) -> Record:
         ExportError: The folder holds no checkpoint of this package, or a damaged record.
     """
     file = path / CANDIDATE_FILE
-    try:
-        return Record(**json.loads(file.read_text(encoding="utf-8")))
-    except FileNotFoundError as error:
-        raise ExportError(
-            f"{path} has no {CANDIDATE_FILE}: give a folder that materialize wrote"
-        ) from error
-    except (json.JSONDecodeError, TypeError) as error:
-        raise ExportError(f"{file} is damaged: write the checkpoint again") from error
+    if not file.is_file():
+        raise ExportError(f"{path} has no {CANDIDATE_FILE}: give a folder that materialize wrote")
+    return read_as(file, Record, kind=ExportError, remedy=ANEW)
 
 
 def read_candidate(path: Path) -> Candidate:
@@ -67,3 +74,42 @@ def read_candidate(path: Path) -> Candidate:
         ExportError: As `read_record`.
     """
     return Candidate.from_json(read_record(path).levels)
+
+
+def verify_checkpoint(path: Path) -> None:
+    """Refuses a checkpoint that is not what was written; one without a record is not checked.
+
+    Raises:
+        ExportError: A file was changed, added or removed, or the record is damaged.
+    """
+    if not (path / CANDIDATE_FILE).is_file():
+        return
+    record = read_record(path)
+    if not record.files:
+        LOG.warning("%s was written without checksums: it is used as it is", path)
+        return
+    found = {file.name: file for file in _read_back(path)}
+    changes = {
+        "is not what was written": [n for n in found if n not in record.files],
+        "was removed": [n for n in record.files if n not in found],
+        "was changed since it was written": [
+            n
+            for n, file in found.items()
+            if n in record.files and checksum_of(file) != record.files[n]
+        ],
+    }
+    for what, names in changes.items():
+        if names:
+            raise ExportError(
+                f"{path / min(names)} {what}: {ANEW}, or, if the change is meant, remove "
+                f'"files" and "{CHECKSUM}" from {CANDIDATE_FILE}'
+            )
+
+
+def _read_back(folder: Path) -> list[Path]:
+    """The files that say what a checkpoint computes, in the order of their names."""
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix in READ_BACK and path.name != CANDIDATE_FILE and path.is_file()
+    )

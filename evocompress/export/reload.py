@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 import evocompress.hf  # noqa: F401  (checkpoints of format "hf" load without their own code)
 from evocompress.errors import ModelError
 from evocompress.export.gguf_writing import GGUF_FILE
+from evocompress.export.record import verify_checkpoint
 from evocompress.families import family_of, prepare_stock
 from evocompress.sources import local_checkpoint, quiet_transformers, read_model
 
@@ -24,15 +25,17 @@ def read_checkpoint(path: Path, like: PreTrainedModel) -> PreTrainedModel:
     Raises:
         ModelError: The folder holds no checkpoint, one that only llama.cpp loads, or a file of it
             is missing or damaged.
+        ExportError: A file of it is not what was written.
     """
     if (path / GGUF_FILE).exists():
         raise ModelError(
             f"{path} is of format gguf, which only llama.cpp loads: heal and evaluate want another "
             "format there, and the GGUF file can be written elsewhere with --out"
         )
-    family = family_of(like)
+    checkpoint, family = local_checkpoint(path), family_of(like)
+    verify_checkpoint(path)
     with quiet_transformers():
-        model = read_model(local_checkpoint(path), like.dtype, family.task.auto, family.unused)
+        model = read_model(checkpoint, like.dtype, family.task.auto, family.unused)
     prepare_stock(model)
     nn.Module.to(model, like.device)
     model.eval()

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import MinLen
+from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from evocompress.errors import RunError, one_line
 from evocompress.export.folder import whole_folder
-from evocompress.files import read_json, write_text
+from evocompress.files import checksum_of, json_text, read_as, write_text
+
+LOG = logging.getLogger("evocompress")
 
 
 @dataclass(frozen=True)
@@ -103,9 +108,13 @@ class HealFolder:
         new = self.states / f"step-{history[-1].step:08d}"
         with whole_folder(new) as folder:
             save_file(dict(tensors), folder / "state.safetensors")
-            meta = {"recipe": recipe, "best": asdict(best), "history": [asdict(r) for r in history]}
-            text = json.dumps(meta, allow_nan=False)
-            (folder / "state.json").write_text(text, encoding="utf-8")
+            meta = {
+                "recipe": recipe,
+                "best": asdict(best),
+                "history": [asdict(record) for record in history],
+                "tensors": checksum_of(folder / "state.safetensors"),
+            }
+            (folder / "state.json").write_text(json_text(meta), encoding="utf-8")
         for old in self.states.iterdir():
             if old != new:
                 shutil.rmtree(old)
@@ -118,22 +127,43 @@ class HealFolder:
         Raises:
             RunError: It was written for another recipe, or is damaged.
         """
-        meta = read_json(state / "state.json")
-        differing = [key for key in recipe if meta["recipe"].get(key) != recipe[key]]
+        remedy = f"remove {self.path} to heal anew"
+        meta = read_as(state / "state.json", State, remedy=remedy)
+        differing = [key for key in recipe if meta.recipe.get(key) != recipe[key]]
         if differing:
-            raise RunError(
-                f"{self.path} was begun with another {', '.join(differing)}: "
-                "remove the folder to heal anew"
-            )
-        history = [StepRecord(**record) for record in meta["history"]]
-        return _read_tensors(state / "state.safetensors"), history, Best(**meta["best"])
+            raise RunError(f"{self.path} was begun with another {', '.join(differing)}: {remedy}")
+        tensors = _read_tensors(state / "state.safetensors", meta.tensors, remedy)
+        return tensors, list(meta.history), meta.best
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+class State(BaseModel):
+    """The content of ``state.json``.
+
+    Attributes:
+        recipe: What the healing was begun with.
+        best: The best checkpoint so far.
+        history: All steps so far.
+        tensors: Checksum of ``state.safetensors``; ``None`` in states of older versions.
+    """
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    recipe: dict[str, Any]
+    best: Best
+    history: Annotated[tuple[StepRecord, ...], MinLen(1)]
+    tensors: str | None = None
+
+
+def _read_tensors(path: Path, checksum: str | None, remedy: str) -> dict[str, Tensor]:
     try:
+        if checksum is None:
+            LOG.warning("%s was written without a checksum: it is used as it is", path)
+        elif checksum_of(path) != checksum:
+            raise RunError(
+                f"{path} is damaged, so healing cannot be resumed (its checksum differs): {remedy}"
+            )
         return load_file(path)
-    except SafetensorError as error:
+    except (OSError, SafetensorError) as error:
         raise RunError(
-            f"{path} is damaged, so healing cannot be resumed ({one_line(error)}): remove "
-            f"{path.parents[2]} to heal anew"
+            f"{path} is damaged, so healing cannot be resumed ({one_line(error)}): {remedy}"
         ) from error

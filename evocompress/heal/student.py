@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from evocompress.errors import ModelError
 from evocompress.export.folder import whole_folder
 from evocompress.export.pretrained import save_weights
+from evocompress.export.record import read_record, write_record
 from evocompress.export.reload import read_checkpoint
 from evocompress.families import Family
 from evocompress.models import LoadedModel
@@ -83,3 +84,4 @@ def write_student(model: PreTrainedModel, source: Path, out: Path, note: str) ->
         card = folder / "README.md"
         text = card.read_text(encoding="utf-8") if card.exists() else ""
         card.write_text(f"{text}\n## Healing\n\n{note}\n", encoding="utf-8")
+        write_record(folder, read_record(source))

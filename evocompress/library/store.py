@@ -6,10 +6,10 @@ import hashlib
 from pathlib import Path
 
 from torch import Tensor
-from xxhash import xxh3_128
 
 from evocompress.config import LibraryConfig
 from evocompress.errors import LibraryError
+from evocompress.files import checksum_of
 from evocompress.library.dense import DenseModel
 from evocompress.library.manifest import BlockRecord, Manifest, read_manifest
 from evocompress.library.narrowed import NarrowedMatrices
@@ -152,14 +152,19 @@ def verify_files(path: Path, manifest: Manifest) -> None:
 
 def _verify(file: Path, record: BlockRecord) -> None:
     """Compares a file's checksum; libraries of older versions have the slow one only."""
-    made, expected = (xxh3_128, record.xxh3) if record.xxh3 else (hashlib.sha256, record.sha256)
     try:
-        with file.open("rb") as content:
-            found = hashlib.file_digest(content, made).hexdigest()
+        whole = (
+            checksum_of(file) == record.xxh3 if record.xxh3 else _sha256_of(file) == record.sha256
+        )
     except OSError as error:
         raise LibraryError(f"{file} cannot be read ({error.strerror}): {REBUILD}") from error
-    if found != expected:
+    if not whole:
         raise LibraryError(f"{file} is corrupted: {REBUILD}")
+
+
+def _sha256_of(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def check_size(path: Path, record: BlockRecord) -> None:

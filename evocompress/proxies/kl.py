@@ -11,12 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryFile, gettempdir
 from typing import ClassVar
 
+import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from evocompress.apply import LiveModel
@@ -83,7 +82,7 @@ class DivergenceProxy(LogitsProxy[Buckets]):
                 f"the dense model's logits are not finite in {self._model.dtype}; "
                 "set model.dtype to bfloat16 or float32"
             )
-        return buckets if self._files is None else self._files.kept(micro_batch, buckets)
+        return buckets if self._files is None else self._files.kept(buckets)
 
     def _chunks(self, hidden: Tensor) -> Iterator[Tensor]:
         """Logits (R, V), or states (R, H) where the head is run in slices of the vocabulary."""
@@ -112,24 +111,23 @@ class DivergenceProxy(LogitsProxy[Buckets]):
 
 
 class TargetFiles:
-    """Targets in files of a temporary folder, mapped: no memory is theirs but the disk's cache."""
+    """Targets in nameless files, mapped: no memory is theirs but the disk's cache.
 
-    def __init__(self) -> None:
-        self._folder = TemporaryDirectory(prefix="evocompress-targets-")
+    A file without a name is gone with whoever mapped it, however the process ends.
+    """
 
-    def kept(self, micro_batch: int, targets: Sequence[Buckets]) -> list[Buckets]:
+    def kept(self, targets: Sequence[Buckets]) -> list[Buckets]:
         """The targets of a micro-batch, out of a new file."""
-        path = Path(self._folder.name) / f"{micro_batch}.safetensors"
         names = [field.name for field in fields(Buckets)]
-        tensors = {
-            f"{index}.{name}": getattr(target, name).cpu().contiguous()
-            for index, target in enumerate(targets)
-            for name in names
-        }
-        with naming_disk_errors(path):
-            save_file(tensors, path)
-        with safe_open(path, framework="pt") as file:
-            return [
-                Buckets(*(file.get_tensor(f"{index}.{name}") for name in names))
-                for index in range(len(targets))
-            ]
+        tensors = [getattr(target, name).cpu() for target in targets for name in names]
+        with naming_disk_errors(Path(gettempdir()) / "targets"), TemporaryFile() as file:
+            for tensor in tensors:
+                file.write(tensor.contiguous().numpy().data)
+            file.flush()
+            mapped = torch.from_numpy(np.memmap(file, np.uint8, "c"))
+        parts = torch.split(mapped, [tensor.nbytes for tensor in tensors])
+        found = iter(
+            part.view(tensor.dtype).view(tensor.shape)
+            for part, tensor in zip(parts, tensors, strict=True)
+        )
+        return [Buckets(*(next(found) for _ in names)) for _ in targets]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -16,15 +17,18 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from transformers import PreTrainedModel
+from xxhash import xxh3_128_hexdigest
 
 from evocompress.demo_model import cache_folder
-from evocompress.errors import DataError, one_line
-from evocompress.files import naming_disk_errors, replacing
+from evocompress.errors import one_line
+from evocompress.files import CHECKSUM, naming_disk_errors, replacing
 from evocompress.models import LoadedModel
 from evocompress.proxies.special import surroundings
+
+LOG = logging.getLogger("evocompress")
 
 
 @dataclass(frozen=True)
@@ -64,10 +68,10 @@ def self_written(
 
     Returns:
         Token ids (sequences, length), int64, on the CPU, without special tokens but for
-        `opening`.
+        `opening`. A damaged file of the cache is written anew.
 
     Raises:
-        DataError: A file of the cache is damaged.
+        RunError: The cache cannot be written.
     """
     folder = cache or cache_folder() / "self-text"
     usual = surroundings(loaded, "auto")[0]
@@ -75,17 +79,12 @@ def self_written(
     # Texts that begin as usual keep the names that they had before there was a choice.
     other = None if torch.equal(opening, usual) else opening.tolist()
     path = folder / f"{_key(loaded, writing, other)}.safetensors"
-    if not path.is_file():
+    kept = _read(path, writing, loaded) if path.is_file() else None
+    if kept is None:
         folder.mkdir(parents=True, exist_ok=True)
-        _save(write(loaded, writing, opening), path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            tokens: Tensor = file.get_tensor("tokens")
-    except SafetensorError as error:
-        raise DataError(
-            f"{path} is damaged; delete it, and it will be made again ({one_line(error)})"
-        ) from None
-    return tokens.long()
+        kept = write(loaded, writing, opening)
+        _save(kept, path)
+    return kept
 
 
 @torch.inference_mode()
@@ -161,5 +160,31 @@ def _key(loaded: LoadedModel, writing: Writing, opening: list[int] | None) -> st
 
 
 def _save(tokens: Tensor, path: Path) -> None:
+    stored = tokens.int().contiguous()
+    content = save({"tokens": stored}, metadata={CHECKSUM: _checksum(stored)})
     with naming_disk_errors(path), replacing(path) as temporary:
-        save_file({"tokens": tokens.int()}, temporary)
+        temporary.write_bytes(content)
+
+
+def _read(path: Path, writing: Writing, loaded: LoadedModel) -> Tensor | None:
+    """The text in a file of the cache; ``None``, with a word, where it is damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            tokens: Tensor = file.get_tensor("tokens")
+            checksum = (file.metadata() or {}).get(CHECKSUM)
+    except (OSError, SafetensorError) as error:
+        LOG.warning("%s is damaged (%s): the text is written anew", path, one_line(error))
+        return None
+    # Older versions wrote no checksum.
+    whole = checksum in (None, _checksum(tokens)) and tokens.dtype == torch.int32
+    rows = loaded.model.get_output_embeddings().weight.shape[0]
+    if whole and tuple(tokens.shape) == (writing.sequences, writing.length):
+        found = tokens.long()
+        if int(found.min()) >= 0 and int(found.max()) < rows:
+            return found
+    LOG.warning("%s is damaged: the text is written anew", path)
+    return None
+
+
+def _checksum(tokens: Tensor) -> str:
+    return xxh3_128_hexdigest(tokens.numpy().tobytes())

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from evocompress.config import EvaluateConfig, RunConfig
 from evocompress.config_file import load_config
 from evocompress.errors import RunError
-from evocompress.files import read_json
+from evocompress.files import read_as, read_json, validated
 from evocompress.journal_memory import Memory
 from evocompress.report.history import History, read_history, read_records
-from evocompress.types import UNTREATED, Architecture, Candidate, Level, Unit
+from evocompress.types import UNTREATED, Architecture, Candidate, Unit
+from evocompress.winner import Winner, read_winner
 
 T = TypeVar("T")
 
@@ -23,7 +24,7 @@ T = TypeVar("T")
 class Record(BaseModel):
     """Base of what is read: immutable; keys that the report does not use are ignored."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
 
 class Environment(Record):
@@ -36,39 +37,6 @@ class Environment(Record):
     git: str | None = None
     platform: str = ""
     started: str = ""
-
-
-class FrontSummary(Record):
-    """The front in short (``winner.json``): the costs that span it, hypervolume, knee's id.
-
-    The hypervolume is that between the front and `reference`, costs being shares of the dense
-    model's.
-    """
-
-    axes: tuple[str, ...]
-    reference: dict[str, float]
-    hypervolume: float
-    knee: str
-
-
-class Winner(Record):
-    """The candidate that the search chose (``winner.json``).
-
-    `value` is the proxy's; `budget` is in absolute terms, also where the run file gave none.
-    """
-
-    id: str
-    levels: dict[str, dict[str, Any]]
-    value: float | None = None
-    treatment: str = UNTREATED
-    costs: dict[str, float] = {}
-    dense_costs: dict[str, float] = {}
-    budget: dict[str, float] = {}
-    front: FrontSummary | None = None
-
-    def by_name(self) -> dict[str, Level]:
-        """The levels of the units that are not dense."""
-        return {name: Level.from_json(spec) for name, spec in self.levels.items()}
 
 
 class FrontPoint(Record):
@@ -224,7 +192,8 @@ def read_run(folder: Path) -> RunData:
     config = load_config(folder / "config.yaml")
     units, architecture, opening = _read_units(folder / "units.json")
     memory = Memory(folder / "journal.jsonl")
-    winner = _optional(folder / "winner.json", Winner)
+    place = folder / "winner.json"
+    winner = read_winner(place) if place.is_file() else None
     return RunData(
         config=config,
         history=read_history(
@@ -264,16 +233,7 @@ def read_evaluation(folder: Path) -> Evaluation:
 
 
 def _optional(path: Path, kind: type[T]) -> T | None:
-    return _parse(path, kind, read_json(path)) if path.is_file() else None
-
-
-def _parse(path: Path, kind: type[T], data: Any) -> T:
-    try:
-        return TypeAdapter(kind).validate_python(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise RunError(f"{path}: '{where}': {first['msg']}; write the file anew") from error
+    return read_as(path, kind) if path.is_file() else None
 
 
 def _read_units(path: Path) -> tuple[tuple[Unit, ...], Architecture | None, str]:
@@ -282,12 +242,12 @@ def _read_units(path: Path) -> tuple[tuple[Unit, ...], Architecture | None, str]
         return (), None, ""
     data = read_json(path)
     if not isinstance(data, Mapping):
-        return _parse(path, tuple[Unit, ...], data), None, ""
-    outline = _parse(path, Outline, data)
+        return validated(data, tuple[Unit, ...], path), None, ""
+    outline = validated(data, Outline, path)
     return outline.units, outline.architecture, outline.opening
 
 
 def _read_healing(path: Path) -> tuple[HealStep, ...]:
     if not path.is_file():
         return ()
-    return _parse(path, tuple[HealStep, ...], read_records(path))
+    return validated(read_records(path), tuple[HealStep, ...], path)

@@ -7,17 +7,21 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from evocompress.files import read_json, write_json
+from pydantic import BaseModel
+
+from evocompress.files import read_as, write_json
 from evocompress.journal import last_step
 from evocompress.run_folder import RunFolder
 from evocompress.sweep.config import SweepConfig
 from evocompress.sweep.folder import SweepFolder
 from evocompress.sweep.record import Record
 from evocompress.sweep.trials import group_of, planned
-from evocompress.types import UNTREATED
+from evocompress.winner import Winner
 
 Measured = dict[tuple[str, int], tuple[float, int]]
 """{(treatment, micro-batch): (sum of the value, positions)} of a candidate."""
+
+REPORT_AGAIN = "have it written anew by 'evocompress report'"
 
 Status = Literal["finished", "failed", "stopped", "unfinished", "waiting"]
 
@@ -61,6 +65,12 @@ class TrialOutcome:
     seconds: float | None = None
 
 
+class Outcomes(BaseModel):
+    """The content of sweep.json."""
+
+    trials: tuple[TrialOutcome, ...]
+
+
 def is_finished(run: RunFolder) -> bool:
     """Whether a run's search is over: its front is the last that it writes."""
     return run.winner.exists() and run.front.exists()
@@ -79,17 +89,16 @@ def outcomes(folder: SweepFolder, sweep: SweepConfig) -> list[TrialOutcome]:
     groups: dict[str, dict[str, Measured]] = {}
     for each in found:
         if each.status == "finished":
-            winner = read_json(RunFolder(folder.path / each.name).winner)
+            winner = RunFolder(folder.path / each.name).read_winner()
             groups.setdefault(group_of(each.settings), {})[each.name] = _measured(winner)
     on_common = {name: value for group in groups.values() for name, value in _common(group).items()}
     return [replace(each, **on_common.get(each.name, {})) for each in found]
 
 
-def _measured(winner: dict[str, Any]) -> Measured:
+def _measured(winner: Winner) -> Measured:
     """Everything that a winner was measured on; nothing where an older version wrote it."""
-    treatment = winner.get("treatment", UNTREATED)
     return {
-        (treatment, batch): (total, count) for batch, total, count in winner.get("measured", ())
+        (winner.treatment, batch): (total, count) for batch, total, count in winner.measured or ()
     }
 
 
@@ -115,10 +124,9 @@ def read_outcomes(folder: SweepFolder) -> list[TrialOutcome]:
     """What is in sweep.json.
 
     Raises:
-        RunError: There is none.
+        RunError: There is none, or it is damaged.
     """
-    found = read_json(folder.summary)["trials"]
-    return [TrialOutcome(**fields | {"axes": tuple(fields["axes"])}) for fields in found]
+    return list(read_as(folder.summary, Outcomes, remedy=REPORT_AGAIN).trials)
 
 
 def failures(path: Path) -> str:
@@ -152,30 +160,29 @@ def _outcome(
         computed=step.computed if step else None,
         seconds=record.seconds,
     )
-    return _finished(found, read_json(run.winner)) if is_finished(run) else found
+    return _finished(found, run.read_winner()) if is_finished(run) else found
 
 
-def _finished(outcome: TrialOutcome, winner: dict[str, Any]) -> TrialOutcome:
-    front = winner["front"]
+def _finished(outcome: TrialOutcome, winner: Winner) -> TrialOutcome:
+    front = winner.front
     return replace(
         outcome,
         status="finished",
         reason=None,
-        value=winner["value"],
-        id=winner["id"],
-        costs=winner["costs"],
-        dense_costs=winner["dense_costs"],
-        axes=tuple(front["axes"] if front else winner["budget"]),
+        value=winner.value,
+        id=winner.id,
+        costs=winner.costs,
+        dense_costs=winner.dense_costs,
+        axes=tuple(front.axes if front else winner.budget),
         is_front=_is_front(winner),
     )
 
 
-def _is_front(winner: dict[str, Any]) -> bool:
+def _is_front(winner: Winner) -> bool:
     """Whether a front was searched: older versions summed one up in any case."""
-    front = winner["front"]
-    if "measured" in winner:
-        return bool(front)
-    return bool(front) and set(front["axes"]) != set(winner["budget"])
+    if winner.front is None or winner.measured is not None:
+        return winner.front is not None
+    return set(winner.front.axes) != set(winner.budget)
 
 
 def _status(record: Record) -> Status:

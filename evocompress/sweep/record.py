@@ -12,8 +12,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from evocompress.errors import RunError
-from evocompress.files import read_json, write_json
+from evocompress.files import read_as, write_json
 from evocompress.sweep.trials import Trial
 
 PAUSE = 5.0
@@ -71,10 +70,7 @@ class Records:
         path = self._file(name)
         if not path.exists():
             return None
-        try:
-            return Record(**read_json(path))
-        except TypeError:
-            raise RunError(f"{path} is damaged; delete it, and the trial goes on anew") from None
+        return read_as(path, Record, remedy="delete it, and the trial goes on anew")
 
     def keep(self, name: str, record: Record) -> None:
         """Writes what is known of a trial."""

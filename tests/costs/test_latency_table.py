@@ -76,6 +76,14 @@ def test_json_holds_everything():
         lambda data: data["phases"]["prefill"].pop("base"),
         lambda data: data["phases"]["prefill"].update(mlp=[[32]]),
         lambda data: data["phases"]["prefill"].update(mlp=[[32, "long"]]),
+        lambda data: data["phases"]["prefill"].update(attention=[]),
+        lambda data: data["phases"]["prefill"]["attention"].pop(),
+        lambda data: data["phases"]["prefill"].update(mlp=[[32, float("nan")]]),
+        lambda data: data["phases"]["prefill"].update(batch=float("inf")),
+        lambda data: data["phases"]["prefill"].update(errors=7),
+        lambda data: data["phases"].update(decode=[]),
+        lambda data: data.update(phases=None),
+        lambda data: data["made"].update(threads="many"),
     ],
 )
 def test_something_else_is_refused_in_one_line(damage):

@@ -265,8 +265,22 @@ def test_full_disk_leaves_nothing_behind(
 
 def test_damaged_record_is_an_export_error(llama: LoadedModel, tmp_path: Path) -> None:
     out = materialize(llama, None, Candidate(), tmp_path / "out")
-    (out / "candidate.json").write_text(json.dumps({"id": "x"}))
-    with pytest.raises(ExportError, match="damaged"):
-        read_candidate(out)
+    whole = json.loads((out / "candidate.json").read_text())
+    del whole["xxh3"]
+    for change in (
+        {"levels": None},
+        {"levels": {"model.layers.0.mlp": {"drop": 1}}},
+        {"levels": {"model.layers.0.mlp": {"dropped": True}}},
+        {"levels": {"model.layers.0.mlp": {"zeros": 0}}},
+        {"files": [1]},
+        {"id": None},
+    ):
+        (out / "candidate.json").write_text(json.dumps(whole | change))
+        with pytest.raises(ExportError, match="candidate.json is damaged"):
+            read_candidate(out)
+    for text in ('{"id": "x"}', "null", "[]", "{", "\xff"):
+        (out / "candidate.json").write_text(text, encoding="latin1")
+        with pytest.raises(ExportError, match="candidate.json is damaged"):
+            read_candidate(out)
     with pytest.raises(ExportError, match="has no candidate.json"):
         read_candidate(tmp_path)

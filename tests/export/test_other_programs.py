@@ -19,6 +19,7 @@ from evocompress.export.deci import shared_heads
 from evocompress.export.gguf_tokenizer import KNOWN, tokenizer_obstacle
 from evocompress.export.healed import checkpoint_state
 from evocompress.export.layout import layout
+from evocompress.export.record import write_record
 from evocompress.heal.student import zero_masks
 from evocompress.models import LoadedModel
 from evocompress.testing.byte_tokenizers import trained_tokenizer
@@ -244,6 +245,7 @@ def test_a_healed_checkpoint_is_written_in_another_format(
         for weight in model.parameters():
             weight.mul_(1.01)
     model.save_pretrained(healed)
+    write_record(healed, read_record(healed))
     ids = torch.arange(1, 17)[None]
     out = materialize(llama, None, candidate, tmp_path / "out", format=wanted, healed=healed)
     if wanted == "gguf":

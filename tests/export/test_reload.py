@@ -7,7 +7,7 @@ import pytest
 import torch
 from export_cases import ZeroingLibrary, applied, mixed_candidate
 
-from evocompress.errors import ModelError
+from evocompress.errors import EvoCompressError, ExportError, ModelError
 from evocompress.export import materialize
 from evocompress.export.reload import read_checkpoint
 from evocompress.models import LoadedModel
@@ -55,6 +55,44 @@ def test_truncated_weights_are_named(llama: LoadedModel, checkpoint: Path, kept:
     assert f"{path} is damaged or truncated" in refusal(checkpoint, llama)
 
 
+@pytest.mark.parametrize("place", [0.1, 0.5, 0.99])
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "config.json", "tokenizer.json", "candidate.json"]
+)
+def test_what_was_changed_since_it_was_written_is_named(
+    llama: LoadedModel, checkpoint: Path, name: str, place: float
+) -> None:
+    path = checkpoint / name
+    content = bytearray(path.read_bytes())
+    content[int(place * len(content))] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(EvoCompressError, match=f"^{path} (was changed|is damaged)"):
+        read_checkpoint(checkpoint, llama.model)
+
+
+def test_a_users_own_edit_is_named_and_can_be_meant(llama: LoadedModel, checkpoint: Path) -> None:
+    path = checkpoint / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rms_norm_eps": 0.1}))
+    with pytest.raises(ExportError, match='config.json was changed since.*remove "files" and'):
+        read_checkpoint(checkpoint, llama.model)
+    record = checkpoint / "candidate.json"
+    data = json.loads(record.read_text())
+    record.write_text(json.dumps({k: data[k] for k in data if k not in ("files", "xxh3")}))
+    assert read_checkpoint(checkpoint, llama.model).config.rms_norm_eps == 0.1
+
+
+def test_files_that_were_added_or_removed_are_named(llama: LoadedModel, checkpoint: Path) -> None:
+    (checkpoint / "NOTES.md").write_text("mine")  # nobody reads it
+    read_checkpoint(checkpoint, llama.model)
+    (checkpoint / "adapter_config.json").write_text("{}")
+    with pytest.raises(ExportError, match="adapter_config.json is not what was written"):
+        read_checkpoint(checkpoint, llama.model)
+    (checkpoint / "adapter_config.json").unlink()
+    (checkpoint / "generation_config.json").unlink()
+    with pytest.raises(ExportError, match="generation_config.json was removed"):
+        read_checkpoint(checkpoint, llama.model)
+
+
 def test_missing_files_are_named(llama: LoadedModel, checkpoint: Path, tmp_path: Path) -> None:
     (checkpoint / "model.safetensors").unlink()
     assert "lacks model.safetensors" in refusal(checkpoint, llama)
@@ -66,4 +104,5 @@ def test_a_config_that_fits_no_weights_is_told(llama: LoadedModel, checkpoint: P
     config = json.loads(path.read_text())
     del config["per_layer_config"]
     path.write_text(json.dumps(config))
+    (checkpoint / "candidate.json").unlink()  # with it the change is named
     assert "lacks" in refusal(checkpoint, llama)

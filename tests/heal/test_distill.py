@@ -222,6 +222,28 @@ def test_a_truncated_state_is_named(
         heal(student, teacher, train, validation, CONFIG, tmp_path / "heal", resume=True)
 
 
+@pytest.mark.parametrize("name", ["state.safetensors", "state.json"])
+def test_flipped_bits_of_a_state_are_found(
+    teacher: LoadedModel,
+    student: Path,
+    train: Tensor,
+    validation: Tensor,
+    tmp_path: Path,
+    name: str,
+) -> None:
+    heal(student, teacher, train, validation, CONFIG, tmp_path / "heal")
+    (path,) = (tmp_path / "heal" / "state").glob(f"*/{name}")
+    whole = path.read_bytes()
+    for place in (3, len(whole) // 2, len(whole) - 4):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 2]) + whole[place + 1 :])
+        with pytest.raises(RunError, match=f"^{path} (is damaged|was changed).*remove"):
+            heal(student, teacher, train, validation, CONFIG, tmp_path / "heal", resume=True)
+    for text in ("{}", "null", '{"recipe": 1}', '{"recipe": {}, "best": null, "history": []}'):
+        (path.parent / "state.json").write_text(text)
+        with pytest.raises(RunError, match="state.json is damaged"):
+            heal(student, teacher, train, validation, CONFIG, tmp_path / "heal", resume=True)
+
+
 def test_wrong_inputs_are_named(
     teacher: LoadedModel, student: Path, train: Tensor, validation: Tensor, tmp_path: Path
 ) -> None:

@@ -125,7 +125,7 @@ def test_an_unfinished_library_is_refused(copied):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ('{"format": 1', "manifest.json is not valid JSON"),
+        ('{"format": 1', "manifest.json is damaged"),
         ("[]", "manifest.json is damaged"),
         ('{"format": 2}', "manifest.json is damaged"),
         ('{"format": 1}', "has format 1, but this version reads 2"),

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save
 
 from evocompress.config import CalibrationConfig
-from evocompress.errors import DataError
 from evocompress.models import LoadedModel
 from evocompress.proxies import self_text
 from evocompress.proxies.calibration import load_calibration
@@ -78,10 +78,28 @@ def test_the_cache_answers_the_second_time(tmp_path: Path, monkeypatch: pytest.M
     tokens = self_written(loaded, WRITING)
     monkeypatch.setattr(self_text, "write", None)
     assert torch.equal(self_written(loaded, WRITING), tokens)
-    [file] = (tmp_path / "self-text").iterdir()
-    file.write_bytes(b"damaged")
-    with pytest.raises(DataError, match="delete it"):
-        self_written(loaded, WRITING)
+
+
+def test_a_damaged_text_is_written_anew_with_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    loaded, shape = tiny_loaded("llama"), (WRITING.sequences, WRITING.length)
+    tokens = self_written(loaded, WRITING, tmp_path).clone()  # not the mapped file
+    [file] = tmp_path.iterdir()
+    whole = file.read_bytes()
+    flipped = whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:]
+    beyond = save({"tokens": torch.full(shape, 10**6, dtype=torch.int32)})
+    fewer = save({"tokens": torch.ones(2, 3, dtype=torch.int32)})
+    for content in (b"damaged", b"", flipped, whole[:-1], save({}), beyond, fewer):
+        file.write_bytes(content)
+        caplog.clear()
+        assert torch.equal(self_written(loaded, WRITING, tmp_path), tokens)
+        assert f"{file} is damaged" in caplog.text and "written anew" in caplog.text
+        assert file.read_bytes() == whole
+        assert list(tmp_path.iterdir()) == [file]
+    file.write_bytes(save({"tokens": tokens.int()}))  # as older versions wrote it
+    monkeypatch.setattr(self_text, "write", None)
+    assert torch.equal(self_written(loaded, WRITING, tmp_path), tokens)
 
 
 def test_calibration_from_the_model_itself(tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     data = evaluation()
     data["rows"][1]["kl"] = "much"
     write_json(folder / "evaluation.json", data)
-    with pytest.raises(RunError, match=r"evaluation\.json: 'rows\.1\.kl'"):
+    with pytest.raises(RunError, match=r"evaluation\.json is damaged.*'rows\.1\.kl'"):
         write_report(folder)
 
 
@@ -205,7 +205,7 @@ def test_incomplete_units_are_one_clear_line(tmp_path: Path, gone: str) -> None:
     write_json(folder / "units.json", data)
     assert read_run(folder).architecture == SMOLLM2_135M.architecture()
     write_json(folder / "units.json", {name: data[name] for name in data if name != gone})
-    with pytest.raises(RunError, match=rf"units\.json: '{gone}': .*write the file anew") as caught:
+    with pytest.raises(RunError, match=rf"units\.json .*'{gone}': .* the file anew") as caught:
         read_run(folder)
     assert "\n" not in str(caught.value)
 

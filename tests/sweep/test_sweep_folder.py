@@ -71,6 +71,13 @@ def test_a_damaged_record_is_named(folder):
         folder.records.read("t")
 
 
+@pytest.mark.parametrize("text", ["{}", "null", '{"trials": null}', '{"trials": [{}]}', "[1]", ""])
+def test_a_damaged_summary_is_named(folder, text):
+    folder.summary.write_text(text)
+    with pytest.raises(RunError, match=r"sweep\.json is damaged.*'evocompress report'"):
+        read_outcomes(folder)
+
+
 def test_what_became_of_each_trial_is_read_from_its_folder(sweep, folder):
     names = [trial_of(sweep, {"seed": seed}).name for seed in range(5)]
     for name in names[:4]:
@@ -82,7 +89,7 @@ def test_what_became_of_each_trial_is_read_from_its_folder(sweep, folder):
     for name in names[:3]:
         (folder.path / name / "journal.jsonl").write_text(line + "\n")
     costs = {"costs": {"params": 4.0}, "dense_costs": {"params": 9.0}, "budget": {"params": 4.5}}
-    winner = {"id": "w", "value": 0.25, "front": None, **costs}
+    winner = {"id": "w", "value": 0.25, "levels": {}, "front": None, **costs}
     (folder.path / names[0] / "winner.json").write_text(json.dumps(winner))
     (folder.path / names[1] / "winner.json").write_text(json.dumps(winner))
     (folder.path / names[0] / "front.json").write_text("[]")
