@@ -84,10 +84,10 @@ def test_a_users_own_edit_is_named_and_can_be_meant(llama: LoadedModel, checkpoi
 def test_files_that_were_added_or_removed_are_named(llama: LoadedModel, checkpoint: Path) -> None:
     (checkpoint / "NOTES.md").write_text("mine")  # nobody reads it
     read_checkpoint(checkpoint, llama.model)
-    (checkpoint / "adapter_config.json").write_text("{}")
-    with pytest.raises(ExportError, match="adapter_config.json is not what was written"):
+    (checkpoint / "chat_template.jinja").write_text("{}")
+    with pytest.raises(ExportError, match="chat_template.jinja is not what was written"):
         read_checkpoint(checkpoint, llama.model)
-    (checkpoint / "adapter_config.json").unlink()
+    (checkpoint / "chat_template.jinja").unlink()
     (checkpoint / "generation_config.json").unlink()
     with pytest.raises(ExportError, match="generation_config.json was removed"):
         read_checkpoint(checkpoint, llama.model)
