@@ -41,7 +41,7 @@ def folder(tmp_path):
         run = found.path / name
         run.mkdir()
         summary = {"axes": ["params"], "reference": {}, "hypervolume": 1.0, "knee": "b"}
-        winner = {"id": "b", "value": value, "costs": point("b", 0, 60.0)["costs"]}
+        winner = {"id": "b", "value": value, "levels": {}, "costs": point("b", 0, 60.0)["costs"]}
         winner |= {"dense_costs": DENSE, "budget": {}, "front": summary}
         winner |= {"measured": [[0, 10 * value, 10], [1 + index, 50.0, 10]]}
         rows = [point("a", 2 * value, 40.0), point("b", value, 60.0), point("c", 3.0, 70.0, True)]
