@@ -20,6 +20,7 @@ from evocompress.config import RunConfig
 from evocompress.config_file import changed
 from evocompress.contestants import contestants, healed_source, named_candidate
 from evocompress.costs import LatencyTable
+from evocompress.early import check_early, check_sources, rehearse
 from evocompress.environment import describe
 from evocompress.errors import RunError
 from evocompress.export import (
@@ -98,6 +99,7 @@ def sweep(config: SweepConfig, *, resume: bool = False, reporter: Reporter | Non
     check_groups(config)
     for trial in samples(config):
         check_names(trial.config)
+        check_sources(trial.config.calibration)
     from evocompress.distributed.sweep import run_sweep
 
     folder = check_sweep(config, resume)
@@ -126,6 +128,7 @@ def profile(
         EvoCompressError: Anything the user can mend.
     """
     check_names(config)
+    rehearse(config)
     bench = Workbench(config, RunFolder(config.folder), reporter or Silent())
     table = bench.profile(anew=anew)
     return path_of(table.made, config.latency), table
@@ -153,6 +156,7 @@ def build_library(config: RunConfig, *, reporter: Reporter | None = None) -> Pat
         EvoCompressError: Anything the user can mend.
     """
     check_names(config)
+    check_early(config)
     bench = Workbench(config, RunFolder(config.folder), reporter or Silent())
     if not bench.wanted_levels:
         raise RunError(f"{config.name}: the search space only removes, so it needs no library")
@@ -161,9 +165,9 @@ def build_library(config: RunConfig, *, reporter: Reporter | None = None) -> Pat
 
 
 def materialize(
-    path: Path,
+    path: Path | str,
     *,
-    out: Path | None = None,
+    out: Path | str | None = None,
     form: str = "auto",
     program: str | None = None,
     weights: str | None = None,
@@ -195,6 +199,7 @@ def materialize(
         program_named(program)
     if weights is not None:
         check_weights(weights)
+    out = None if out is None else Path(out)
     bench = _finished(path, reporter)
     if healed and candidate != "winner":
         raise RunError("--healed and --candidate exclude each other: only the checkpoint is healed")
@@ -226,7 +231,7 @@ def materialize(
 
 
 def heal(
-    path: Path,
+    path: Path | str,
     overrides: Sequence[str] = (),
     *,
     resume: bool = False,
@@ -255,18 +260,19 @@ def heal(
     if not folder.checkpoint.exists():
         raise RunError(f"{folder.checkpoint} does not exist: run 'evocompress materialize' first")
     check_names(bench.config)
-    if bench.config.executor == "ray":
-        from evocompress.distributed.healing import heal_on_ray
-
-        heal_on_ray(bench.config, path, overrides, resume, bench.reporter)
-        return folder.healed_checkpoint
-    teacher = bench.loaded
-    tokens = torch.cat([bench.calibration.library, *bench.calibration.search])
     kept = config.validation_sequences
     if kept >= bench.config.calibration.search_sequences:
         raise RunError(
             f"heal.validation_sequences={kept} leaves nothing of the search part; lower it"
         )
+    if bench.config.executor == "ray":
+        from evocompress.distributed.healing import heal_on_ray
+
+        heal_on_ray(bench.config, folder.path, overrides, resume, bench.reporter)
+        return folder.healed_checkpoint
+    check_early(bench.config)
+    teacher = bench.loaded
+    tokens = torch.cat([bench.calibration.library, *bench.calibration.search])
     with folder.locked(), bench.reporter.stage("heal") as advance:
         distil(
             folder.checkpoint,
@@ -282,7 +288,7 @@ def heal(
 
 
 def evaluate(
-    path: Path, overrides: Sequence[str] = (), *, reporter: Reporter | None = None
+    path: Path | str, overrides: Sequence[str] = (), *, reporter: Reporter | None = None
 ) -> Path:
     """Compares dense, uniform, searched and (where there is one) healed on held-out text.
 
@@ -298,6 +304,7 @@ def evaluate(
         EvoCompressError: Anything the user can mend.
     """
     bench = _finished(path, reporter, overrides)
+    check_early(bench.config)
     heldout, config = bench.calibration.heldout, bench.config.evaluate
     if bench.loaded.cache is not None and config.latency:
         bench.reporter.say("no latencies: the dense model's blocks come and go while it runs")
@@ -329,12 +336,13 @@ def evaluate(
     return bench.folder.evaluation
 
 
-def report(path: Path) -> Path:
+def report(path: Path | str) -> Path:
     """Writes report.html and summary.md of a run, or sweep.html and sweep.json of a sweep.
 
     Raises:
         RunError: The folder is neither a run nor a sweep.
     """
+    path = Path(path)
     if SweepFolder(path).config_file.exists():
         return write_sweep_report(path)
     return write_report(path)
@@ -345,14 +353,17 @@ def _prepared(config: RunConfig, resume: bool, reporter: Reporter | None) -> Wor
     check_names(config)
     folder = check(config, resume)
     bench = Workbench(config, folder, reporter or Silent())
+    check_early(config)
     bench.check()
     begin(folder, config)
     return bench
 
 
-def _finished(path: Path, reporter: Reporter | None, overrides: Sequence[str] = ()) -> Workbench:
+def _finished(
+    path: Path | str, reporter: Reporter | None, overrides: Sequence[str] = ()
+) -> Workbench:
     """The workbench of a run that has a winner."""
-    folder = RunFolder(path)
+    folder = RunFolder(Path(path))
     config = changed(folder.config(), overrides)
     if not folder.winner.exists():
         raise RunError(f"{path} has no winner yet: finish it with 'evocompress search --resume'")

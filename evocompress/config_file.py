@@ -19,7 +19,7 @@ from evocompress.strict_yaml import DEEPEST, read_yaml, read_yaml_text, to_yaml_
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
     """The configuration in a YAML file, changed by ``key.key=value`` overrides.
 
     ``space`` may name another YAML file, relative to this one. ``name`` defaults to the
@@ -28,6 +28,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: The file is missing, is not YAML, or a key or value is wrong.
     """
+    path = Path(path)
     data = read_yaml(path)
     # The space's file comes first, so that the other overrides can change what is in it.
     first = [override for override in overrides if override.startswith("space=")]
@@ -116,7 +117,9 @@ def put(data: dict[str, Any], key: str, value: Any, what: str) -> None:
 
 
 def _explain(model: type[BaseModel], error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
+    found = error.errors(include_url=False)
+    # A misspelt key also leaves the right one missing: its hint says more.
+    first = next((each for each in found if each["type"] == "extra_forbidden"), found[0])
     location = [_shown(str(part)) for part in first["loc"]]
     while len(location) > 1 and _ALTERNATIVE.fullmatch(location[-1]):
         location.pop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import count
 from pathlib import Path
 
@@ -15,7 +16,7 @@ CONFIG = Path(__file__).with_name("demo.yaml")
 def demo(runs: Path, reporter: Reporter | None = None) -> Path:
     """Runs every stage in a new folder below `runs` and returns the folder."""
     reporter = reporter or Reporter()
-    config = load_config(CONFIG, [f"runs={runs}", f"name={_free_name(runs)}"])
+    config = load_config(CONFIG, [f"runs={json.dumps(str(runs))}", f"name={_free_name(runs)}"])
     folder = api.search(config, reporter=reporter)
     api.materialize(folder, reporter=reporter)
     api.heal(folder, reporter=reporter)

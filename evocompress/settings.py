@@ -6,6 +6,7 @@ import numpy as np
 
 from evocompress.config import CalibrationConfig, RunConfig, SearchConfig
 from evocompress.config_file import nearest, validate
+from evocompress.costs import COSTS
 from evocompress.criteria import CRITERIA, STRUCTURED
 from evocompress.distributed import EXECUTORS
 from evocompress.errors import ConfigError
@@ -77,6 +78,7 @@ def check_names(config: RunConfig) -> None:
     if config.executor not in EXECUTORS:
         known = nearest(config.executor, EXECUTORS)
         raise ConfigError(f"executor: unknown executor '{config.executor}': {known}")
+    _check_costs(config)
     fits = config.space.fits
     if fits is not None and fits not in FORMATS:
         raise ConfigError(f"space.fits: unknown format '{fits}': {nearest(fits, FORMATS)}")
@@ -86,3 +88,21 @@ def check_names(config: RunConfig) -> None:
         if name not in known_names:
             known = nearest(name, known_names)
             raise ConfigError(f"library.{key}: unknown criterion '{name}': {known}")
+
+
+def _check_costs(config: RunConfig) -> None:
+    """Refuses costs that there are of no model.
+
+    Raises:
+        ConfigError: Budget, objectives or ranges name one.
+    """
+    settings = searcher_settings(config)
+    named = {
+        "space.budget": config.space.budget,
+        "search.objectives": getattr(settings, "objectives", ()),
+        "search.range": getattr(settings, "range", ()),
+    }
+    for key, costs in named.items():
+        for name in costs:
+            if name not in COSTS:
+                raise ConfigError(f"{key}: unknown cost '{name}'; {nearest(name, COSTS)}")

@@ -209,6 +209,20 @@ class Workbench:
         Raises:
             EvoCompressError: Something does not.
         """
+        self.check_settings()
+        if self.wanted_levels:
+            check_library(*self._library_order(), batch=self.config.calibration.micro_batch)
+        else:
+            self.calibration  # noqa: B018  (may refuse the data)
+        if self._timed:
+            self._check_latency()
+
+    def check_settings(self) -> None:
+        """Whether settings and space fit the model, of which an outline is enough.
+
+        Raises:
+            EvoCompressError: Something does not.
+        """
         if self.config.model.device_memory is not None:
             self._check_streamed()
         architecture = self.loaded.family.architecture(self.loaded.model)
@@ -219,12 +233,6 @@ class Workbench:
             check_timed_lengths(self.config.latency, architecture)
         make_searcher(unbounded(self.config), self.untimed_space, self.loaded.tokens)
         self._check_next_token()
-        if self.wanted_levels:
-            check_library(*self._library_order(), batch=self.config.calibration.micro_batch)
-        else:
-            self.calibration  # noqa: B018  (may refuse the data)
-        if self._timed:
-            self._check_latency()
 
     def _check_next_token(self) -> None:
         """Refuses what needs the loss of the next token, of a model that has none."""

@@ -7,6 +7,7 @@ never run over its end.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,33 @@ def token_streams(source: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[T
     if path.is_dir():
         return _token_folder(path)
     return _text_file(path, tokenizer)
+
+
+def check_present(source: str, key: str) -> None:
+    """Whether there is what a source names, as far as this takes no time.
+
+    Args:
+        source: See `token_streams`, or `SELF`.
+        key: The setting that names it, for the message.
+
+    Raises:
+        DataError: There is no such file or folder, or a package is not installed.
+    """
+    if source.startswith(DATASETS):
+        _check_datasets(source)
+    elif source != SELF and not Path(source).expanduser().exists():
+        raise DataError(
+            f"{key}: {source} does not exist: give a text file, a folder of token safetensors, "
+            "datasets:NAME, or self"
+        )
+
+
+def _check_datasets(source: str) -> None:
+    """Refuses a data set where the package is missing that reads it."""
+    if find_spec("datasets") is None:
+        raise DataError(
+            f"{source} needs a package that is not installed: pip install 'evocompress[data]'"
+        )
 
 
 def _tokenize(text: str, tokenizer: PreTrainedTokenizerBase) -> Tensor:
@@ -104,13 +132,9 @@ def _data_set(name: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[Tensor]
 
 def _documents(name: str) -> Iterator[str]:
     path, config, split = (*name.split(":"), "", "")[:3]
-    try:
-        from datasets import load_dataset
-    except ImportError:
-        raise DataError(
-            f"{DATASETS}{name} needs a package that is not installed: "
-            "pip install 'evocompress[data]'"
-        ) from None
+    _check_datasets(f"{DATASETS}{name}")
+    from datasets import load_dataset
+
     try:
         rows = iter(load_dataset(path, config or None, split=split or "train", streaming=True))
         first = next(rows)

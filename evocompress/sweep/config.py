@@ -135,7 +135,7 @@ class SweepConfig(Strict):
         return self.runs / self.name
 
 
-def load_sweep(path: Path, overrides: Sequence[str] = ()) -> SweepConfig:
+def load_sweep(path: Path | str, overrides: Sequence[str] = ()) -> SweepConfig:
     """The sweep in a YAML file, changed by ``key.key=value`` overrides.
 
     ``run``, its ``space``, and a value that ``space`` is set to, may name another YAML file,
@@ -145,6 +145,7 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> SweepConfig:
     Raises:
         ConfigError: A file is missing or is not YAML, or a key or value is wrong.
     """
+    path = Path(path)
     data = read_yaml(path)
     # Files come first, so that the other overrides can change what is in them.
     first = [override for override in overrides if override.startswith(("run=", "run.space="))]
@@ -157,6 +158,8 @@ def load_sweep(path: Path, overrides: Sequence[str] = ()) -> SweepConfig:
     apply(data, [override for override in overrides if override not in first])
     data.setdefault("name", path.stem)
     vary = data.get("vary")
+    if vary is None and not data.keys() <= SweepConfig.model_fields.keys():
+        validate(SweepConfig, data, str(path))
     if not isinstance(vary, dict) or not vary:
         raise ConfigError(f"{path}: nothing to vary: give vary: {{KEY: [VALUE, ...]}}")
     data["vary"] = {key: _axis(path, key, axis) for key, axis in _flat(vary)}

@@ -1,0 +1,47 @@
+"""What can be known to be wrong before a model is loaded, which takes time and memory."""
+
+from __future__ import annotations
+
+from evocompress.config import CalibrationConfig, RunConfig
+from evocompress.errors import ModelError
+from evocompress.models import device_named
+from evocompress.planning import outline
+from evocompress.planning.plan import bench_of
+from evocompress.proxies.sources import check_present
+
+
+def check_early(config: RunConfig) -> None:
+    """Whether the data are there and the settings fit the model, by its config alone.
+
+    Raises:
+        EvoCompressError: Something is missing or does not fit.
+    """
+    check_sources(config.calibration)
+    rehearse(config)
+
+
+def check_sources(config: CalibrationConfig) -> None:
+    """Whether there is what the calibration data are read from.
+
+    Raises:
+        DataError: A file, a folder or a package is missing.
+    """
+    check_present(config.source, "calibration.source")
+    if config.heldout_source is not None:
+        check_present(config.heldout_source, "calibration.heldout_source")
+
+
+def rehearse(config: RunConfig) -> None:
+    """Checks the settings of a run with the outline of its model.
+
+    Raises:
+        EvoCompressError: They do not fit the model.
+    """
+    device_named(config.model.device)
+    if config.model.trust_remote_code:
+        return  # its outline would need that code
+    try:
+        sketch = outline(config.model.source, config.model.dtype)
+    except ModelError:
+        return  # loading it says better what is wrong with it
+    bench_of(config, sketch).check_settings()

@@ -1,0 +1,118 @@
+"""What can be known is found before the model is loaded."""
+
+import pytest
+import yaml
+
+from evocompress import api, workbench
+from evocompress.config_file import load_config
+from evocompress.errors import ConfigError, EvoCompressError, ModelError
+from evocompress.sweep import load_sweep
+from evocompress.testing.tiny import tiny_checkpoint
+
+RUN = {
+    "threads": 1,
+    "calibration": {
+        "source": "text.txt",
+        "library_sequences": 4,
+        "search_sequences": 4,
+        "heldout_sequences": 2,
+        "length": 16,
+    },
+    "space": {"drop": {"protect": []}, "budget": {"body_params": 0.7}},
+    "search": {"name": "uniform"},
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny_checkpoint(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture
+def run_file(tmp_path, model, monkeypatch):
+    (tmp_path / "text.txt").write_text(" ".join(f"word{n * n % 97}" for n in range(1000)))
+    (tmp_path / "trial.yaml").write_text(yaml.safe_dump(RUN | {"model": {"source": str(model)}}))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "trial.yaml"
+
+
+@pytest.fixture
+def unloaded(monkeypatch):
+    def refuse(config):
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(workbench, "load_as", refuse)
+
+
+WRONG = [
+    ("calibration.source=missing.txt", "calibration.source: missing.txt does not exist"),
+    ("calibration.heldout_source=no.txt", "calibration.heldout_source: no.txt does not exist"),
+    ("calibration.length=100000", "100000"),
+    ("calibration.length=513", "takes at most 512"),
+    ("space.budget={parms: 0.5}", "unknown cost 'parms'; did you mean 'params'"),
+    ("space.budget={active_params: 0.5}", "active_params"),
+    ("space.budget={params: 0.001}", "cannot be reached"),
+    ("space.drop.protect=['*.nothing']", "matches no unit"),
+    ("space.drop.units=[expert]", "no mixture of experts"),
+    ("space={sparsity: {match: ['*.fc9'], target: 0.5}}", "matches no unit"),
+    ("space={sparsity: {target: 0.6, pattern: '3:5'}}", "is no multiple of 5"),
+    ("space={width: {multiple_of: 4096}}", "multiple_of"),
+    ("space.fits=stocks", "did you mean 'stock'"),
+    ("search={name: nsga2, objectives: [kv_bites]}", "did you mean 'kv_bytes'"),
+    ("search={name: nsga2, range: {flop: [0.5, 0.9]}}", "did you mean 'flops'"),
+    ("search={name: evopress, stage_tokens: [64, 4096], survivors: [2, 1]}", "4096"),
+    ("evaluate.prefill=[1, 99999]", "99999"),
+    ("proxy.kind=embedding", "embedding"),
+    ("model.device=cuda:77", "no device"),
+    ("library.criterion=sparsgpt", "did you mean 'sparsegpt'"),
+]
+
+
+@pytest.mark.parametrize(("override", "message"), WRONG)
+def test_a_wrong_setting_is_found_before_the_model_is_loaded(run_file, unloaded, override, message):
+    with pytest.raises(EvoCompressError) as caught:
+        api.search(load_config(run_file, [override]))
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert not (run_file.parent / "runs").exists()
+
+
+def test_a_right_one_gets_as_far_as_the_model(run_file, unloaded):
+    for work in (api.search, api.build_library):
+        with pytest.raises(AssertionError, match="the model was loaded"):
+            work(load_config(run_file))
+
+
+def test_a_damaged_model_is_named_by_loading_it(run_file, tmp_path):
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "config.json").write_text("{")
+    with pytest.raises(ModelError, match="is damaged, replace it"):
+        api.search(load_config(run_file, ["model.source=damaged"]))
+
+
+def test_a_misspelt_section_gets_a_hint(tmp_path):
+    (tmp_path / "run.yaml").write_text("model: {source: m}\nspce: {drop: {}}\n")
+    with pytest.raises(ConfigError, match="unknown key 'spce': did you mean 'space'"):
+        load_config(tmp_path / "run.yaml")
+    (tmp_path / "sweep.yaml").write_text("run: {}\nvry: {seed: [0, 1]}\n")
+    with pytest.raises(ConfigError, match="unknown key 'vry': did you mean 'vary'"):
+        load_sweep(tmp_path / "sweep.yaml")
+
+
+def test_later_stages_check_first_as_well_and_take_strings(run_file, monkeypatch):
+    folder = api.search(load_config(str(run_file)))
+    given = str(folder)
+    assert api.materialize(given, out="smaller").name == "smaller"
+    api.materialize(given)
+    monkeypatch.setattr(workbench, "load_as", lambda config: pytest.fail("loaded"))
+    for stage, change in [
+        (api.evaluate, "calibration.source=gone.txt"),
+        (api.evaluate, "evaluate.prefill=[1, 99999]"),
+        (api.heal, "calibration.source=gone.txt"),
+        (api.heal, "heal.validation_sequences=4"),
+    ]:
+        with pytest.raises(EvoCompressError):
+            stage(given, [change])
+    monkeypatch.undo()
+    monkeypatch.chdir(run_file.parent)
+    assert api.evaluate(given, ["evaluate.latency=false"]).name == "evaluation.json"
+    assert api.report(given).name == "report.html"
