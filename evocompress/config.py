@@ -6,98 +6,25 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ByteSize,
-    ConfigDict,
-    Field,
-    field_validator,
-    model_validator,
+from pydantic import ConfigDict, Field, field_validator, model_validator
+
+from evocompress.fields import (
+    Bytes,
+    Cores,
+    Device,
+    Globs,
+    Length,
+    Many,
+    Name,
+    Number,
+    Positive,
+    Seed,
+    Size,
+    Source,
+    Strict,
+    Tokens,
+    Whole,
 )
-
-from evocompress.foreign_text import controls, printable
-
-LONGEST_TEXT = 4096
-"""Characters of a path or another value."""
-
-LONGEST_NAME = 200
-"""Bytes of a folder's name, to which file systems leave 255 and some are added."""
-
-Positive = Annotated[int, Field(strict=True, gt=0, le=10**9)]
-Size = Annotated[int, Field(strict=True, gt=0, le=10_000)]
-"""How many of something are held at a time."""
-Many = Annotated[int, Field(strict=True, gt=0, le=10**6)]
-Tokens = Annotated[int, Field(strict=True, gt=0, le=10**15)]
-Seed = Annotated[int, Field(strict=True, ge=0, lt=2**32)]
-"""What every generator of random numbers in use takes."""
-Cores = Annotated[int, Field(strict=True, gt=0, le=1024)]
-Length = Annotated[int, Field(strict=True, ge=2, le=2**24)]
-Number = Annotated[float, Field(strict=True)]
-"""A finite number and no truth value; bounds are added where it is used."""
-Fraction = Annotated[Number, Field(gt=0, lt=1)]
-Globs = Annotated[tuple[str, ...], Field(max_length=1000)]
-
-
-DATASETS = "datasets:"
-"""How the source of a data set begins."""
-
-
-def _is_name(name: str) -> str:
-    """Refuses what is no name of a folder below another one, such as ``..``."""
-    if not re.fullmatch(r"[\w.-]+", name) or not name.strip("."):
-        raise ValueError("a name has letters, digits, '_', '-' and '.', and not dots alone")
-    if len(name.encode()) > LONGEST_NAME:
-        raise ValueError(f"a name has at most {LONGEST_NAME} bytes")
-    return name
-
-
-def _is_device(name: str) -> str:
-    """Refuses what holds no weights or is no device."""
-    if not re.fullmatch(r"auto|(cpu|cuda|mps|xpu)(:[0-9]{1,3})?", name):
-        raise ValueError("give auto, cpu, cuda or cuda:N")
-    return name
-
-
-def _is_source(source: str) -> str:
-    """Refuses a source that names nothing."""
-    if not source.strip() or source.strip() == DATASETS:
-        raise ValueError("give a text file, a folder, datasets:NAME or self")
-    return source
-
-
-def _is_no_truth(value: Any) -> Any:
-    """Refuses true and false, which Python counts as numbers."""
-    if isinstance(value, bool):
-        raise ValueError("give a number")
-    return value
-
-
-Name = Annotated[str, AfterValidator(_is_name)]
-"""The name of a folder below another one."""
-
-
-Source = Annotated[str, AfterValidator(_is_source)]
-
-
-class Strict(BaseModel):
-    """Base of the configuration: immutable, unknown keys are errors, numbers are finite."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, allow_inf_nan=False, str_max_length=LONGEST_TEXT
-    )
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _harmless(cls, value: Any) -> Any:
-        """Refuses control characters in texts and paths, NUL among them."""
-        for text in value if isinstance(value, list | tuple) else (value,):
-            if isinstance(text, str | Path) and (found := next(controls(str(text)), None)):
-                raise ValueError(f"the control character {printable(found, '')} is not taken")
-            if isinstance(text, Path) and len(str(text)) > LONGEST_TEXT:
-                raise ValueError(f"a path has at most {LONGEST_TEXT} characters")
-        return value
 
 
 class ModelConfig(Strict):
@@ -114,10 +41,8 @@ class ModelConfig(Strict):
 
     source: Annotated[str, Field(min_length=1)]
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    device: Annotated[str, AfterValidator(_is_device)] = "auto"
-    device_memory: (
-        Annotated[ByteSize, Field(gt=0, le=2**60), BeforeValidator(_is_no_truth)] | None
-    ) = None
+    device: Device = "auto"
+    device_memory: Bytes | None = None
     trust_remote_code: bool = False
 
 
@@ -167,7 +92,7 @@ class SparsitySpace(Strict):
     match: Annotated[Globs, Field(min_length=1)] = ("*",)
     target: Annotated[Number, Field(ge=0.001, le=0.999)]
     step: Positive | Literal["auto"] = "auto"
-    levels: Annotated[int, Field(strict=True, ge=0, le=100)] = 6
+    levels: Annotated[Whole, Field(ge=0, le=100)] = 6
     pattern: str = ""
 
     @model_validator(mode="after")

@@ -38,10 +38,9 @@ def rehearse(config: RunConfig) -> None:
         EvoCompressError: They do not fit the model.
     """
     device_named(config.model.device)
-    if config.model.trust_remote_code:
-        return  # its outline would need that code
+    model = config.model
     try:
-        sketch = outline(config.model.source, config.model.dtype)
+        sketch = outline(model.source, model.dtype, trust_remote_code=model.trust_remote_code)
     except ModelError:
         return  # loading it says better what is wrong with it
     bench_of(config, sketch).check_settings()

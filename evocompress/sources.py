@@ -40,6 +40,7 @@ T = TypeVar("T")
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 WEIGHTS = "model.safetensors"
+GGUF = ".gguf"
 MODULES = "modules.json"
 CONFIG = "config.json"
 ADAPTER = "adapter_config.json"
@@ -101,8 +102,8 @@ def locate(source: str, *, trust_remote_code: bool = False) -> Checkpoint:
         ModelError: There is no such checkpoint, or a file of it is missing or damaged.
     """
     path = Path(source).expanduser()
-    if source.endswith(".gguf"):
-        _check_gguf(path)
+    if source.endswith(GGUF):
+        check_gguf(path)
         return Checkpoint(path.parent, path.name)
     folder = path if path.is_dir() else _download(source)
     return local_checkpoint(folder, trust_remote_code=trust_remote_code)
@@ -236,7 +237,12 @@ def _download(source: str) -> Path:
         ) from None
 
 
-def _check_gguf(path: Path) -> None:
+def check_gguf(path: Path) -> None:
+    """Whether a GGUF file is there, and what reads it.
+
+    Raises:
+        ModelError: It is not, or a package is not installed.
+    """
     if not path.is_file():
         raise ModelError(f"no model at {path}: there is no such file")
     if find_spec("gguf") is None or find_spec("accelerate") is None:

@@ -15,7 +15,9 @@ from evocompress.families import family_named, family_of
 from evocompress.families.base import prepare
 from evocompress.models import LoadedModel
 from evocompress.sources import (
+    GGUF,
     DType,
+    check_gguf,
     complete_image_size,
     quiet_transformers,
     type_and_classes,
@@ -33,9 +35,9 @@ def outline(
     """A model whose tensors have shapes and no values; it can be planned with and not run.
 
     Args:
-        source: A local folder or ``config.json``, a hub id (only its config is downloaded), or
-            ``demo:smollm2-135m``.
-        dtype: ``auto`` is the config's.
+        source: A local folder or ``config.json``, a ``.gguf`` file (only what it says of itself is
+            read), a hub id (only its config is downloaded), or ``demo:smollm2-135m``.
+        dtype: ``auto`` is the config's, and float32 for GGUF, whose weights are unpacked.
         on_cpu: It will run on this machine's CPU, where ``auto`` may become float32.
         trust_remote_code: Run code that comes with the config.
 
@@ -46,12 +48,12 @@ def outline(
     remote = {"trust_remote_code": trust_remote_code}
     with quiet_transformers():
         try:
-            settings, _ = PreTrainedConfig.get_config_dict(path)
+            settings = _settings(path)
             kind, classes = type_and_classes(source, settings)
             # Before transformers reads the numbers, and so that unknown types have none run.
             check_counts(source, settings)
             task = family_named(kind, classes).task
-            config = AutoConfig.from_pretrained(path, **remote)
+            config = _config(path, settings, remote)
         except ModelError:
             raise
         except Exception as error:  # parsers of a damaged file fail with any type of error
@@ -75,12 +77,29 @@ def outline(
     return LoadedModel(model, tokenizer, family, source, fingerprint="", tokens=tokens)
 
 
+def _settings(path: Any) -> dict[str, Any]:
+    """What a config says, read without code of its own."""
+    where: dict[str, Any] = {"pretrained_model_name_or_path": path}
+    if str(path).endswith(GGUF):
+        check_gguf(Path(path))
+        where = {"pretrained_model_name_or_path": Path(path).parent, "gguf_file": Path(path).name}
+    found: dict[str, Any] = PreTrainedConfig.get_config_dict(**where)[0]
+    return found
+
+
+def _config(path: Any, settings: dict[str, Any], remote: dict[str, Any]) -> Any:
+    """The config in transformers' own class."""
+    if not str(path).endswith(GGUF):
+        return AutoConfig.from_pretrained(path, **remote)
+    return AutoConfig.for_model(**settings | {"dtype": "float32"})
+
+
 def _place(source: str) -> str | Path:
     """A local folder, or what may be a hub id."""
     path = Path(source).expanduser()
     if path.name == "config.json":
         path = path.parent
-    return path if path.is_dir() else source
+    return path if path.is_dir() or source.endswith(GGUF) else source
 
 
 def _dtype(config: Any, dtype: DType, on_cpu: bool) -> torch.dtype:

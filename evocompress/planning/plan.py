@@ -11,6 +11,7 @@ import torch
 from evocompress.config import RunConfig
 from evocompress.models import LoadedModel
 from evocompress.planning.device import Device
+from evocompress.planning.forewarning import left_of_blocks, unpacked
 from evocompress.planning.stages import Run, Stage, heal_stage, library_stage, search_stage
 from evocompress.progress import Silent
 from evocompress.run_folder import RunFolder
@@ -43,6 +44,7 @@ class Plan:
         stages: Library (where one is needed), search and healing.
         weights: Bytes of the dense model.
         advice: What does not fit, and the settings that would make it fit.
+        notes: What else is to be known beforehand.
     """
 
     device: Device
@@ -50,6 +52,7 @@ class Plan:
     stages: tuple[Stage, ...]
     weights: int
     advice: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     def seconds(self, stage: Stage) -> float:
         """How long a stage takes."""
@@ -77,8 +80,12 @@ def make_plan(config: RunConfig, loaded: LoadedModel, device: Device) -> Plan:
     run = Run(bench_of(config, loaded), device.shared)
     stages = tuple(stage for make in STAGES.values() if (stage := make(run)) is not None)
     advice = tuple(_advice(run, stages, device.name, device.memory))
+    notes = (
+        *left_of_blocks(run.bench.untimed_space, timed=False),
+        *unpacked(config.model, run.weight_bytes),
+    )
     dtype = str(run.dtype).removeprefix("torch.")
-    return Plan(device, dtype, stages, run.weight_bytes, advice)
+    return Plan(device, dtype, stages, run.weight_bytes, advice, notes)
 
 
 def preflight(bench: Workbench) -> Iterator[str]:
@@ -92,6 +99,8 @@ def preflight(bench: Workbench) -> Iterator[str]:
     disk = sum(stage.disk_bytes for stage in stages)
     yield f"needs up to {memory / GIB:,.1f} GiB of memory and {disk / GIB:,.1f} GiB of disk"
     yield from _advice(run, stages, "this machine", _there_is(bench, device))
+    yield from left_of_blocks(bench.space)
+    yield from unpacked(bench.config.model, run.weight_bytes)
 
 
 def _there_is(bench: Workbench, device: torch.device) -> int:

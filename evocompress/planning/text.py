@@ -38,6 +38,7 @@ def plan_notes(plan: Plan) -> Iterator[str]:
         f"{plan.device.memory / GIB:,.0f} GiB."
     )
     yield from plan.advice
+    yield from plan.notes
 
 
 def _sizes(stage: Stage, shared: bool) -> list[str]:

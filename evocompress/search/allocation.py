@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from evocompress.budget import require
-from evocompress.config import Number, Tokens
 from evocompress.errors import ConfigError
+from evocompress.fields import Number, Tokens
 from evocompress.search import batches
 from evocompress.search.base import Problem, SearcherSettings
 from evocompress.search.densities import METHODS, Known, Method

@@ -8,7 +8,7 @@ from typing import ClassVar, Protocol, Self
 
 import numpy as np
 
-from evocompress.config import Strict
+from evocompress.fields import Strict
 from evocompress.space import SearchSpace
 from evocompress.treatments import Recipe
 from evocompress.types import UNTREATED, Answer, Candidate, Pool, Request, Result

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from evocompress.config import Number, Tokens
+from evocompress.fields import Number, Tokens
 from evocompress.search.base import SearcherSettings
 from evocompress.search.evopress import EvoPress, EvoPressSettings
 from evocompress.treatments import Recipe

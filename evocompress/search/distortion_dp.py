@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evocompress.budget import require
-from evocompress.config import Size, Tokens
+from evocompress.fields import Size, Tokens
 from evocompress.genes import Genes
 from evocompress.search import batches
 from evocompress.search.base import Problem, SearcherSettings

@@ -18,8 +18,8 @@ import numpy as np
 from pydantic import Field
 
 from evocompress.budget import require
-from evocompress.config import Size, Tokens
 from evocompress.errors import ConfigError
+from evocompress.fields import Size, Tokens, Whole
 from evocompress.repair import spend
 from evocompress.search import batches
 from evocompress.search.base import Incumbent, Problem, SearcherSettings
@@ -48,9 +48,9 @@ class DivideAndConquerSettings(SearcherSettings):
     """
 
     ranges: Size | None = None
-    kept: Annotated[int, Field(strict=True, ge=2, le=10_000)] = 8
+    kept: Annotated[Whole, Field(ge=2, le=10_000)] = 8
     offspring: Size = 8
-    generations: Annotated[int, Field(strict=True, ge=0, le=10_000)] = 3
+    generations: Annotated[Whole, Field(ge=0, le=10_000)] = 3
     finalists: Size = 4
     candidate_tokens: Tokens | None = None
     final_tokens: Tokens | None = None

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from evocompress.config import Positive, Size
 from evocompress.errors import ConfigError
+from evocompress.fields import Positive, Size, Whole
 from evocompress.search.base import Problem, SearcherSettings
 from evocompress.search.front_search import FrontSearcher, FrontSettings
 from evocompress.search.moves import distinct
@@ -41,11 +41,11 @@ class EvolvedFrontSettings(FrontSettings):
             same fraction everywhere), ``flap`` (FLAP's global ranking, 2312.11983).
     """
 
-    population: Annotated[int, Field(strict=True, ge=2, le=10_000)] = 40
+    population: Annotated[Whole, Field(ge=2, le=10_000)] = 40
     offspring: Size | None = None
     generations: Positive | None = None
-    rungs: Annotated[int, Field(strict=True, ge=2, le=10_000)] = 6
-    effect_rounds: Annotated[int, Field(strict=True, ge=0, le=10_000)] = 0
+    rungs: Annotated[Whole, Field(ge=2, le=10_000)] = 6
+    effect_rounds: Annotated[Whole, Field(ge=0, le=10_000)] = 0
     effect_levels: Size = 3
     reference: tuple[Literal["uniform", "flap"], ...] = ()
 

@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
-from evocompress.config import Positive, Size, Tokens
+from evocompress.fields import Positive, Size, Tokens, Whole
 from evocompress.repair import repair, spend
 from evocompress.search import batches
 from evocompress.search.base import Problem, SearcherSettings
@@ -44,9 +44,9 @@ class EvoPressSettings(StagedSettings):
     """
 
     moves: Literal["auto", "swap", "exchange"] = "auto"
-    initial: Annotated[int, Field(strict=True, ge=0, le=10_000)] | None = None
+    initial: Annotated[Whole, Field(ge=0, le=10_000)] | None = None
     initial_tokens: Tokens | None = None
-    effect_rounds: Annotated[int, Field(strict=True, ge=0, le=10_000)] = 0
+    effect_rounds: Annotated[Whole, Field(ge=0, le=10_000)] = 0
     effect_levels: Size = 3
     effect_tokens: Tokens | None = None
     max_level: Size | None = None

@@ -8,8 +8,8 @@ from typing import ClassVar
 import numpy as np
 
 from evocompress.budget import require
-from evocompress.config import Tokens
 from evocompress.errors import ConfigError
+from evocompress.fields import Tokens
 from evocompress.search import batches
 from evocompress.search.base import Problem, SearcherSettings
 from evocompress.search.knapsack import Harms, knapsack

@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar
 import numpy as np
 from pydantic import Field
 
-from evocompress.config import Number, Tokens
+from evocompress.fields import Number, Tokens, Whole
 from evocompress.pareto import spread
 from evocompress.search.base import Problem, SearcherSettings
 from evocompress.search.objectives import Measured, choose
@@ -39,7 +39,7 @@ class FrontSettings(SearcherSettings):
     range: dict[str, tuple[Share, Share]] = {}
     candidate_tokens: Tokens | None = None
     front_tokens: Tokens | None = None
-    front_size: Annotated[int, Field(strict=True, ge=2, le=10_000)] = 20
+    front_size: Annotated[Whole, Field(ge=2, le=10_000)] = 20
 
 
 class FrontSearcher(ProceduralSearcher):

@@ -11,8 +11,8 @@ from typing import ClassVar
 import numpy as np
 
 from evocompress.budget import require
-from evocompress.config import Size, Tokens
 from evocompress.errors import ConfigError
+from evocompress.fields import Size, Tokens
 from evocompress.search import batches
 from evocompress.search.base import Problem, SearcherSettings
 from evocompress.search.procedure import ProceduralSearcher, Procedure, Steps

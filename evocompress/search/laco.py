@@ -7,8 +7,8 @@ from typing import Annotated, ClassVar
 import numpy as np
 from pydantic import Field
 
-from evocompress.config import Number, Size
 from evocompress.errors import ConfigError
+from evocompress.fields import Number, Size, Whole
 from evocompress.search.base import Problem, SearcherSettings
 from evocompress.search.procedure import Procedure, Steps, ranked
 from evocompress.search.removal import Removal, RemovalSettings, without
@@ -26,7 +26,7 @@ class LaCoSettings(RemovalSettings):
             (T): its proxy value must be below 1 - threshold, so `proxy.kind` should be cosine.
     """
 
-    blocks: Annotated[int, Field(strict=True, ge=2, le=10_000)] = 4
+    blocks: Annotated[Whole, Field(ge=2, le=10_000)] = 4
     interval: Size = 1
     threshold: Annotated[Number, Field(ge=-1, le=1)] = 0.45
 

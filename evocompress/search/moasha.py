@@ -9,8 +9,8 @@ import numpy as np
 from pydantic import Field
 
 from evocompress.budget import require
-from evocompress.config import Many, Size, Tokens
 from evocompress.errors import ConfigError
+from evocompress.fields import Many, Size, Tokens, Whole
 from evocompress.search.base import Problem, SearcherSettings
 from evocompress.search.draws import at_any_cost, span
 from evocompress.search.front_search import Share
@@ -43,7 +43,7 @@ class MOASHASettings(SearcherSettings):
     range: dict[str, tuple[Share, Share]] = {}
     configurations: Many | None = None
     batch: Size = 27
-    eta: Annotated[int, Field(strict=True, ge=2, le=10_000)] = 3
+    eta: Annotated[Whole, Field(ge=2, le=10_000)] = 3
     grace_tokens: Tokens | None = None
     max_tokens: Tokens | None = None
 

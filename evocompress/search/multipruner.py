@@ -9,8 +9,8 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from evocompress.budget import require
-from evocompress.config import Number, Tokens
 from evocompress.errors import ConfigError
+from evocompress.fields import Number, Tokens
 from evocompress.search import batches
 from evocompress.search.base import Problem, SearcherSettings
 from evocompress.search.procedure import ProceduralSearcher, Procedure

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import numpy as np
 from pydantic import Field
 
-from evocompress.config import Size
+from evocompress.fields import Size, Whole
 from evocompress.search.base import Problem, SearcherSettings
 from evocompress.search.front_search import Share
 from evocompress.search.moves import distinct
@@ -36,7 +36,7 @@ class OptunaNSGA2Settings(SampledSettings):
         range: {objective: (lowest, highest)} that matters; see `nsga2`.
     """
 
-    population: Annotated[int, Field(strict=True, ge=2, le=10_000)] = 40
+    population: Annotated[Whole, Field(ge=2, le=10_000)] = 40
     startup: Size = 40
     objectives: tuple[str, ...] = ()
     range: dict[str, tuple[Share, Share]] = {}

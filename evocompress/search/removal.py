@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evocompress.budget import require
-from evocompress.config import Tokens
 from evocompress.errors import ConfigError
+from evocompress.fields import Tokens
 from evocompress.search import batches
 from evocompress.search.base import Problem, SearcherSettings
 from evocompress.search.procedure import ProceduralSearcher, Procedure

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evocompress.budget import require
-from evocompress.config import Many, Size, Tokens
 from evocompress.errors import ConfigError
+from evocompress.fields import Many, Size, Tokens
 from evocompress.pareto import Points, spread
 from evocompress.repair import spend
 from evocompress.search import batches

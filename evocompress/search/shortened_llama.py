@@ -8,12 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from evocompress.fields import Whole
 from evocompress.search.base import Problem, SearcherSettings
 from evocompress.search.one_shot import OneShotRemoval
 from evocompress.search.procedure import Steps
 from evocompress.search.removal import RemovalSettings, without_each
 
-Count = Annotated[int, Field(strict=True, ge=0, le=10_000)]
+Count = Annotated[Whole, Field(ge=0, le=10_000)]
 
 
 class ShortenedLlamaSettings(RemovalSettings):

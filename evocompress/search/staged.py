@@ -10,8 +10,8 @@ import numpy as np
 from pydantic import Field
 
 from evocompress.budget import require
-from evocompress.config import Positive, Size, Tokens
 from evocompress.errors import ConfigError
+from evocompress.fields import Positive, Size, Tokens
 from evocompress.search import batches
 from evocompress.search.base import Incumbent, Problem, SearcherSettings
 from evocompress.search.procedure import ProceduralSearcher, Procedure, Steps, ranked

@@ -12,8 +12,8 @@ from typing import Annotated, ClassVar
 import numpy as np
 from pydantic import Field
 
-from evocompress.config import Many, Size
 from evocompress.errors import ConfigError
+from evocompress.fields import Many, Size, Whole
 from evocompress.search.base import Problem, SearcherSettings
 from evocompress.search.draws import at_any_cost, span
 from evocompress.search.front_search import FrontSearcher, FrontSettings
@@ -35,7 +35,7 @@ class StratifiedRandomSettings(FrontSettings):
 
     candidates: Many | None = None
     bins: Size = 20
-    open_bins: Annotated[int, Field(strict=True, ge=0, le=10_000)] = 4
+    open_bins: Annotated[Whole, Field(ge=0, le=10_000)] = 4
     batch: Size = 40
 
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from evocompress.budget import require
-from evocompress.config import Tokens
+from evocompress.fields import Tokens
 from evocompress.search import batches
 from evocompress.search.base import Incumbent, Problem, SearcherSettings
 from evocompress.search.procedure import ProceduralSearcher, Procedure, ranked

@@ -10,9 +10,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from evocompress.config import Name, RayConfig, Seed, Strict, Tokens
+from evocompress.config import RayConfig
 from evocompress.config_file import apply, validate
 from evocompress.errors import ConfigError
+from evocompress.fields import Name, Seed, Strict, Tokens, Whole
 from evocompress.strict_yaml import read_yaml
 
 Number = (
@@ -93,7 +94,7 @@ class AshaConfig(Strict):
 
     grace_tokens: Tokens
     max_tokens: Tokens
-    reduction: Annotated[int, Field(strict=True, ge=2, le=1000)] = 4
+    reduction: Annotated[Whole, Field(ge=2, le=1000)] = 4
 
     @model_validator(mode="after")
     def _has_a_rung(self) -> AshaConfig:
@@ -124,7 +125,7 @@ class SweepConfig(Strict):
     run: dict[str, Any]
     vary: Annotated[dict[str, Axis], Field(min_length=1)]
     mode: Literal["grid", "optuna"] = "grid"
-    trials: Annotated[int, Field(strict=True, gt=0, le=MOST_TRIALS)] | None = None
+    trials: Annotated[Whole, Field(gt=0, le=MOST_TRIALS)] | None = None
     seed: Seed = 0
     asha: AshaConfig | None = None
     ray: RayConfig = RayConfig()

@@ -241,6 +241,64 @@ def test_a_search_says_what_it_needs_before_it_begins():
     assert advice == []
 
 
+def test_what_a_budget_leaves_of_the_blocks_is_said_beforehand():
+    model = tiny_loaded(vocabulary=4096)
+    shares = {}
+    for bound in (0.9, 0.75):
+        space = {"width": {"multiple_of": 8}, "drop": {}, "budget": {"params": bound}}
+        (note,) = make_plan(config(space=space), model, DEVICES["h100"]).notes
+        *_, searched = preflight(bench_of(config(space=space), model))
+        assert searched == note
+        shares[bound] = note
+    costs = bench_of(config(), model).space.cost_model.dense()
+    outside = 1 - costs["body_params"] / costs["params"]
+    for bound, note in shares.items():
+        left = (bound - outside) / (1 - outside)
+        assert f"{outside:.1%} of it is outside" in note
+        assert f"leaves {left:.1%} of the blocks" in note
+        assert note.startswith("warning: ") == (left < 0.5)
+        assert ("bound body_params instead" in note) == (left < 0.5)
+    assert shares[0.75].startswith("warning: ") and not shares[0.9].startswith("warning: ")
+    own = {"width": {"multiple_of": 8}, "drop": {}, "budget": {"body_params": 0.4}}
+    assert make_plan(config(space=own), model, DEVICES["h100"]).notes == ()
+
+
+def gguf_file(path, layers=3):
+    gguf = pytest.importorskip("gguf")
+    pytest.importorskip("accelerate")
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(layers)
+    writer.add_context_length(512)
+    writer.add_embedding_length(64)
+    writer.add_feed_forward_length(128)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(256)
+    writer.add_tensor("token_embd.weight", torch.zeros(256, 64).half().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_a_gguf_file_is_planned_and_its_unpacking_said(tmp_path):
+    path = gguf_file(tmp_path / "model.gguf")
+    plan = api.plan(config(path), "h100")
+    (note,) = [note for note in plan_notes(plan) if "model.gguf" in note]
+    times = plan.weights / path.stat().st_size
+    assert plan.dtype == "float32" and f"{times:.1f} times as much" in note
+    sketch = outline(str(path))
+    assert sketch.family is FAMILIES["llama"] and sketch.model.config.num_hidden_layers == 3
+    with pytest.raises(ModelError, match="there is no such file"):
+        outline(str(tmp_path / "none.gguf"))
+    (tmp_path / "bad.gguf").write_bytes(b"GGUF" + b"\xff" * 100)
+    with pytest.raises(ModelError, match=r"can be read from .*bad\.gguf") as caught:
+        outline(str(tmp_path / "bad.gguf"))
+    assert "\n" not in str(caught.value)
+
+
 def test_the_command_plans_for_here_and_for_others(tmp_path, checkpoint, monkeypatch):
     from evocompress.planning import measure
 
