@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from rich.table import Table
 
 from evocompress.errors import EvoCompressError, RunError, one_line
 from evocompress.foreign_text import printable
+from evocompress.stopping import SIGNALS, signal_that_came, stop_on_signals
 from evocompress.terminal import add_row, shown
 
 app = typer.Typer(
@@ -291,16 +293,28 @@ def report(folder: Folder) -> None:
 
 def main() -> None:
     """Runs the command line; a problem the user can mend is one line and a non-zero exit."""
+    stop_on_signals()
     try:
         app()
-    except EvoCompressError as error:
-        sys.exit(f"error: {one_line(error)}")
-    except OSError as error:
+    except (EvoCompressError, OSError) as error:
         sys.exit(f"error: {one_line(error)}")
     except SystemExit as stop:
-        if stop.code == INTERRUPTED:
-            print("interrupted: search, heal and sweep go on with --resume", file=sys.stderr)
+        if stop.code in (INTERRUPTED, signal.SIGTERM):  # Ray ends with the latter as it begins
+            stop.code = _interrupted(signal_that_came() or int(stop.code))
         raise
+    except Exception as error:
+        from evocompress.files import errno_of
+
+        if errno_of(error) is None:
+            raise
+        sys.exit(f"error: {one_line(error)}")
+
+
+def _interrupted(came: int) -> int:
+    """Says how a command that was interrupted goes on; its exit status, as shells have it."""
+    word = SIGNALS.get(came, "interrupted")
+    print(f"{word}: search, heal and sweep go on with --resume", file=sys.stderr)
+    return 128 + came if came in SIGNALS else INTERRUPTED
 
 
 def _on_ray(address: str | None) -> list[str]:

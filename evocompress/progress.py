@@ -23,6 +23,13 @@ LOG_INTERVAL = 15.0
 """Seconds between two lines of one stage in a log file."""
 
 
+class _LogFile(logging.FileHandler):
+    """Goes without a line that the disk does not take: results matter, and name the problem."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Says nothing, where logging would print a traceback for each line."""
+
+
 class Reporter:
     """Says what a run is doing: on the console, and in the run's log file once there is one."""
 
@@ -31,7 +38,7 @@ class Reporter:
 
     def log_to(self, path: Path) -> None:
         """From now on also writes lines, and warnings of the package, to a file."""
-        handler = logging.FileHandler(path, encoding="utf-8")
+        handler = _LogFile(path, encoding="utf-8")
         handler.setFormatter(_Harmless("%(asctime)s %(message)s"))
         warnings = logging.StreamHandler()
         warnings.setFormatter(_Harmless("%(message)s"))

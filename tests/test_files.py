@@ -8,12 +8,15 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
 from pydantic import BaseModel
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from evocompress import cli
 from evocompress.errors import ExportError, RunError
 from evocompress.export.folder import whole_folder
 from evocompress.files import naming_disk_errors, read_as, read_json, write_json, write_text
@@ -151,6 +154,22 @@ def test_a_limit_of_file_size_is_one_line_for_text_and_tensors(tmp_path: Path) -
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not any(tmp_path.iterdir())
+
+
+def test_errors_of_the_disk_that_safetensors_raises_anywhere_end_a_command_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(text: str) -> NoReturn:
+        raise SafetensorError(text)
+
+    monkeypatch.setattr("sys.argv", ["evocompress", "report", "runs/x"])
+    monkeypatch.setattr(cli, "stop_on_signals", lambda: None)
+    monkeypatch.setattr("evocompress.api.report", lambda _: fail("I/O error (os error 5)"))
+    with pytest.raises(SystemExit, match="^error: SafetensorError: I/O error"):
+        cli.main()
+    monkeypatch.setattr("evocompress.api.report", lambda _: fail("a mistake of ours"))
+    with pytest.raises(SafetensorError):
+        cli.main()
 
 
 def test_what_is_written_has_reached_the_disk_before_it_takes_its_name(

@@ -84,3 +84,11 @@ def test_silent_prints_nothing(capfd):
     with Silent().stage("build") as advance:
         advance(1, 2, "half")
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a full disk")
+def test_a_log_that_cannot_be_written_is_gone_without(capfd):
+    reporter = Silent()
+    reporter.log_to(Path("/dev/full"))
+    reporter.say("a line")
+    assert capfd.readouterr().err == ""

@@ -11,6 +11,7 @@ from typing import Any
 
 from evocompress.config import ModelConfig, RayConfig, RunConfig
 from evocompress.errors import ConfigError, RunError, one_line
+from evocompress.stopping import signals_kept
 
 NOT_INSTALLED = (
     "executor=ray needs a package that is not installed: pip install 'evocompress[ray]', or give "
@@ -57,7 +58,8 @@ def start(config: RayConfig, *, runtime_env: Mapping[str, Any] | None = None) ->
     if config.address is None:
         options |= {"include_dashboard": False, "num_cpus": _cores(config)}
     try:
-        ray.init(address=config.address or "local", **options)
+        with signals_kept():
+            ray.init(address=config.address or "local", **options)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ConfigError(
             f"ray.address={config.address}: no cluster can be joined there ({one_line(error)}); "

@@ -1,0 +1,40 @@
+"""Being told to stop: SIGTERM and SIGHUP end a command in the way that Ctrl-C does."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS: dict[int, str] = {signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
+"""The signals, and what is said about them."""
+
+_came: int | None = None
+
+
+def stop_on_signals() -> None:
+    """From now on the signals raise `KeyboardInterrupt`, unless they are ignored, as by nohup."""
+    for number in SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _stop)
+
+
+@contextmanager
+def signals_kept() -> Iterator[None]:
+    """Takes the signals back from a library that takes them, where they raise an interrupt."""
+    ours = [number for number in SIGNALS if signal.getsignal(number) == _stop]
+    yield
+    for number in ours:
+        signal.signal(number, _stop)
+
+
+def signal_that_came() -> int | None:
+    """The signal that ended the command; ``None`` after Ctrl-C."""
+    return _came
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    global _came
+    _came = number
+    raise KeyboardInterrupt
