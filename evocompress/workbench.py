@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -158,12 +159,8 @@ class Workbench:
         loaded = self.loaded
         with self.reporter.stage(f"calibration data: {self.config.calibration.source}"):
             found = load_calibration(self.config.calibration, loaded)
-        if found.left_out and found.heldout_source != found.source:
-            what = "tokens" if loaded.family.task.reads_text else "images"
-            self.reporter.say(
-                f"{found.heldout_source} and {found.source} have text in common: the held-out part "
-                f"leaves out {found.left_out:,} {what} that library or search see"
-            )
+        for line in _common_text(found, "tokens" if loaded.family.task.reads_text else "images"):
+            self.reporter.say(line)
         return found
 
     @cached_property
@@ -359,6 +356,22 @@ class Workbench:
             "kernel": model.config._attn_implementation,
             "threads": torch.get_num_threads(),
         }
+
+
+def _common_text(calibration: Calibration, what: str) -> Iterator[str]:
+    """What held-out part and the others have in common, where that is worth a word."""
+    source, other = calibration.source, calibration.heldout_source
+    if calibration.left_out and source != other:
+        yield (
+            f"{other} and {source} have something in common: the held-out part leaves out "
+            f"{calibration.left_out:,} {what} that library or search see"
+        )
+    if calibration.repeated:
+        yield (
+            f"{other} repeats itself: {calibration.repeated:,} of the "
+            f"{calibration.heldout.numel():,} held-out tokens are also in what library or search "
+            "see, so the held-out values flatter"
+        )
 
 
 def _table_facts(table: LatencyTable) -> dict[str, Any]:

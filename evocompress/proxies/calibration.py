@@ -35,6 +35,8 @@ class Calibration:
         length: Tokens of each sequence, as the model's blocks see them.
         left_out: Tokens (or images) of the held-out source that were passed over, as library or
             search have them.
+        repeated: Tokens of the held-out part that library or search see all the same, since one
+            text repeats itself.
         opening: The tokens that begin every sequence of a causal model, as text; empty where
             there are none.
         labels: The true classes of the held-out part (M,), where all are known.
@@ -47,6 +49,7 @@ class Calibration:
     heldout_source: str
     length: int
     left_out: int = 0
+    repeated: int = 0
     opening: str = ""
     labels: Tensor | None = None
 
@@ -103,6 +106,7 @@ def load_calibration(
         heldout_source=config.heldout_source or config.source,
         length=config.length,
         left_out=parts.left_out,
+        repeated=parts.repeated,
         opening=_opening_text(config, loaded),
     )
 

@@ -54,6 +54,11 @@ class Seen:
             if at < len(covered) and not covered[at]
         ]
 
+    def count(self, sequences: Tensor) -> int:
+        """Tokens of sequences (M, S), one after the other, that are in runs seen before."""
+        stream = sequences.reshape(-1)
+        return len(stream) - sum(map(len, self.apart(stream)))
+
 
 def seen_in(sequences: Tensor) -> Seen:
     """What sequences (N, S) of token ids, int64, one after the other hold."""

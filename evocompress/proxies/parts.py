@@ -1,10 +1,14 @@
-"""The parts of the calibration text: what the search sees, and held-out text it never saw."""
+"""The parts of the calibration text: what the search sees, and held-out text it never saw.
+
+Two sources are compared by their tokens. Where they are one text, the held-out part follows
+behind the other; where they are not, what they have in common is passed over.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice, tee
+from itertools import chain, islice
 from pathlib import Path
 
 import torch
@@ -13,7 +17,7 @@ from torch import Tensor
 from evocompress.config import CalibrationConfig
 from evocompress.errors import DataError
 from evocompress.models import LoadedModel
-from evocompress.proxies.overlap import seen_in
+from evocompress.proxies.overlap import Seen, seen_in
 from evocompress.proxies.self_text import Writing, self_written
 from evocompress.proxies.sources import SELF, token_streams
 from evocompress.proxies.special import check_vocabulary, surroundings
@@ -27,11 +31,14 @@ class Parts:
         searched: For library and search (N, S).
         heldout: For the final evaluation (M, S).
         left_out: Tokens of the held-out source that were passed over, as the search sees them.
+        repeated: Tokens of the held-out part that the search sees all the same, elsewhere in the
+            one text that both parts are cut from.
     """
 
     searched: Tensor
     heldout: Tensor
     left_out: int = 0
+    repeated: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,15 +58,15 @@ class _Form:
         """Sequences (N, S) without their special tokens."""
         return sequences[:, len(self.before) :][:, : self.inner]
 
-    def cut(self, stream: Tensor) -> Iterator[Tensor]:
-        """Sequences (S,) one after the other; what is left at the stream's end is dropped.
-
-        A stream that has the special tokens at its beginning is not given them twice.
-        """
+    def body(self, stream: Tensor) -> Tensor:
+        """A stream (N,) without the special tokens that it has at its beginning already."""
         size = len(self.before)
-        if size and torch.equal(stream[:size], self.before):
-            stream = stream[size:]
-        for part in stream[: len(stream) // self.inner * self.inner].view(-1, self.inner):
+        return stream[size:] if size and torch.equal(stream[:size], self.before) else stream
+
+    def cut(self, stream: Tensor) -> Iterator[Tensor]:
+        """Sequences (S,) one after the other; what is left at the stream's end is dropped."""
+        text = self.body(stream)
+        for part in text[: len(text) // self.inner * self.inner].view(-1, self.inner):
             yield torch.cat([self.before, part, self.after])
 
 
@@ -87,17 +94,16 @@ def text_parts(config: CalibrationConfig, loaded: LoadedModel, cache: Path | Non
         if source == other:
             return _apart(Parts(written[:count], written[count:]))
     if source == SELF:
-        searched = written
+        read: list[Tensor] = []
+        searched, streams = written, iter(read)
     else:
         streams = token_streams(source, loaded.tokenizer)
-        # What one source was read for the first part is kept for the other.
-        streams, again = tee(streams)
-        searched = _searched(streams, form, config, loaded)
+        searched, read = _searched(streams, form, config, loaded)
     if other == SELF:
         return _apart(Parts(searched, written))
-    if source != other:
-        again = token_streams(other, loaded.tokenizer)
-    return _with_heldout(searched, again, form, config, loaded)
+    # What one source was read for the first part is kept for the other.
+    again = chain(read, streams) if source == other else token_streams(other, loaded.tokenizer)
+    return _with_heldout(searched, read, again, form, config, loaded)
 
 
 def _apart(parts: Parts) -> Parts:
@@ -114,53 +120,83 @@ def _apart(parts: Parts) -> Parts:
 
 def _searched(
     streams: Iterable[Tensor], form: _Form, config: CalibrationConfig, loaded: LoadedModel
-) -> Tensor:
-    """The first sequences (N, S) of a source, for library and search."""
+) -> tuple[Tensor, list[Tensor]]:
+    """The first sequences (N, S) of a source, and the streams that were read for them."""
     counts = [config.library_sequences, config.search_sequences]
-    found = list(islice((row for stream in streams for row in form.cut(stream)), sum(counts)))
-    if len(found) < sum(counts):
-        if config.heldout_source in (None, config.source):
-            counts.append(config.heldout_sequences)
-        raise DataError(_too_few(len(found), counts, config))
-    return _checked(config.source, found, loaded)
+    read: list[Tensor] = []
+    found: list[Tensor] = []
+    for stream in streams:
+        read.append(stream)
+        found += form.cut(stream)
+        if len(found) >= sum(counts):
+            return _checked(config.source, found[: sum(counts)], loaded), read
+    if config.heldout_source in (None, config.source):
+        counts.append(config.heldout_sequences)
+    raise DataError(_too_few(len(found), counts, config))
 
 
 def _with_heldout(
     searched: Tensor,
-    streams: Iterable[Tensor],
+    read: list[Tensor],
+    streams: Iterator[Tensor],
     form: _Form,
     config: CalibrationConfig,
     loaded: LoadedModel,
 ) -> Parts:
-    """The first sequences of the streams that have nothing in common with those searched on."""
+    """The first sequences of the streams that are none of those searched on, nor overlap them."""
+    first = list(islice(streams, len(read)))
+    same = bool(read) and len(first) == len(read) and all(map(torch.equal, first, read))
+    streams = chain(first, streams)
     seen = seen_in(form.text(searched))
+    rest = _behind(streams, len(searched), form) if same else _beside(streams, seen)
     found: list[Tensor] = []
     total = left_out = 0
-    for stream in streams:
-        total += len(list(form.cut(stream)))
-        stretches = seen.apart(stream)
-        left_out += len(stream) - sum(map(len, stretches))
+    for stretches, passed in rest:
+        left_out += passed
         for row in (row for stretch in stretches for row in form.cut(stretch)):
-            if len(found) == config.heldout_sequences:
-                break
+            total += 1
             if seen.has(form.text(row[None])[0]):
                 left_out += form.inner
             else:
                 found.append(row)
-        if len(found) == config.heldout_sequences:
-            break
-    else:
-        raise DataError(_too_little(len(found), total, config))
-    other = config.heldout_source or config.source
-    heldout = _checked(other, found, loaded)
-    return Parts(searched, heldout, left_out=left_out)
+            if len(found) == config.heldout_sequences:
+                heldout = _checked(config.heldout_source or config.source, found, loaded)
+                repeated = seen.count(form.text(heldout)) if same else 0
+                return Parts(searched, heldout, left_out=left_out, repeated=repeated)
+    total += len(searched) if same else left_out // form.inner
+    raise DataError(_too_little(len(found), total, same, config))
 
 
-def _too_little(found: int, total: int, config: CalibrationConfig) -> str:
-    """What to say of a held-out source of so many sequences, of which `found` are new."""
+def _behind(
+    streams: Iterable[Tensor], used: int, form: _Form
+) -> Iterator[tuple[list[Tensor], int]]:
+    """What follows the first `used` sequences of streams, and how many tokens are passed over."""
+    for stream in streams:
+        text = form.body(stream)
+        passed = min(used, len(text) // form.inner)
+        used -= passed
+        yield [text[passed * form.inner :]], passed * form.inner
+
+
+def _beside(streams: Iterable[Tensor], seen: Seen) -> Iterator[tuple[list[Tensor], int]]:
+    """What streams have in no common run, and how many tokens are passed over."""
+    for stream in streams:
+        stretches = seen.apart(stream)
+        yield stretches, len(stream) - sum(map(len, stretches))
+
+
+def _too_little(found: int, total: int, same: bool, config: CalibrationConfig) -> str:
+    """What to say of a held-out source of so many sequences, of which `found` are new.
+
+    Args:
+        found: Sequences that are new.
+        total: Of all.
+        same: It is the text that library and search are cut from as well.
+        config: Sources and sizes.
+    """
     source, other = config.source, config.heldout_source or config.source
     counts = [config.library_sequences, config.search_sequences, config.heldout_sequences]
-    if source == other and total < sum(counts):
+    if same and total < sum(counts):
         return _too_few(total, counts, config)
     text = f"{other} has only {total} sequences of {config.length} tokens"
     remedy = "lower calibration.heldout_sequences or calibration.length"

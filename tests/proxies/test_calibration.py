@@ -223,6 +223,22 @@ def test_sources_with_nothing_of_their_own_are_one_line(
         load_calibration(config(repeated), loaded)
 
 
+def test_a_text_that_repeats_itself_says_so_and_shares_no_sequence(
+    loaded: LoadedModel, tmp_path: Path
+) -> None:
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT[:250] * 9)
+    calibration = load_calibration(config(path), loaded)
+    assert len(in_order(calibration).unique(dim=0)) == 10
+    assert calibration.repeated == calibration.heldout.numel()
+    other = tmp_path / "other.txt"
+    other.write_text(TEXT[:250] * 5 + TEXT[::-1])
+    calibration = load_calibration(config(path, heldout_source=str(other)), loaded)
+    assert calibration.repeated == 0
+    heldout = [loaded.tokenizer.decode(row) for row in calibration.heldout]
+    assert all(part in TEXT[::-1] for part in heldout)
+
+
 def test_parts_that_the_model_writes_alike_are_refused(
     loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
