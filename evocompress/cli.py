@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from evocompress.errors import EvoCompressError, RunError, one_line
@@ -28,6 +29,9 @@ app = typer.Typer(
 )
 library_app = typer.Typer(no_args_is_help=True, help="Build or inspect a level library.")
 app.add_typer(library_app, name="library")
+
+WIDEST = 10_000
+"""Columns of the widest table that is printed where there is no terminal."""
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
@@ -338,7 +342,10 @@ def _say(text: object) -> None:
     typer.echo(printable(str(text), ""))
 
 
-def _print_table(table: object) -> None:
+def _print_table(table: Table) -> None:
+    """Prints a table; where there is no terminal with an edge, as wide as its content."""
     console = Console()
-    width = None if console.is_terminal else 120
-    Console(width=width).print(table)
+    if not console.is_terminal:
+        unlimited = console.options.update(max_width=WIDEST)
+        console.width = Measurement.get(console, unlimited, table).maximum
+    console.print(table)

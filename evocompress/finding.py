@@ -106,7 +106,7 @@ def _show(advance: Advance, progress: run.Progress, tokens: int | None) -> None:
     if step is None:
         return
     most = f" of at most {tokens:,}" if tokens else ""
-    best = "" if step.value is None else f", best {step.value:.4f}"
+    best = "" if step.value is None else f", best {step.value:.4g}"
     asked = f"{progress.done} of {progress.total} evaluations of the next step"
     text = f"step {step.step + 1}, {step.requested:,}{most} tokens{best}; {asked}"
     # Only the searcher knows when it will end, so no time left is given.

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from rich.table import Table
 from transformers import AutoModelForCausalLM
 
 import evocompress
@@ -280,3 +281,14 @@ def test_help_names_every_command_with_an_example(monkeypatch, capsys):
         assert "Example" in shown, words
         for name in re.findall(r"search_spaces/(\w+\.yaml)", shown):
             assert (spaces / name).is_file(), name
+
+
+def test_a_piped_table_is_as_wide_as_its_content(capsys):
+    table = Table()
+    for column in ("label", *"abcdef"):
+        table.add_column(column, no_wrap=True)
+    label = "Similarities, Spearman's rank correlation"
+    table.add_row(label, *("predicted 1,234.56 of dense" for _ in range(6)))
+    cli._print_table(table)
+    printed = capsys.readouterr().out
+    assert label in printed and printed.count("predicted 1,234.56 of dense") == 6

@@ -155,7 +155,7 @@ class _Healing:
                 self._measure(record)
             else:
                 self.history.append(record)
-            progress(record.step, steps, f"loss {record.train_loss:.4f}, best {self.best.kl:.4f}")
+            progress(record.step, steps, f"loss {record.train_loss:.4g}, best {self.best.kl:.4g}")
 
     def report(self, seconds: float) -> HealReport:
         """Sums up a finished healing and writes ``heal.json``."""
@@ -213,7 +213,7 @@ class _Healing:
         initial = self.history[0].validation_kl
         return (
             f"Distilled from the dense model for {self.best.step} steps: {self.train.measure} on "
-            f"validation sequences {initial:.4f} before, {self.best.kl:.4f} after."
+            f"validation sequences {initial:.4g} before, {self.best.kl:.4g} after."
         )
 
 

@@ -68,7 +68,7 @@ def _errors(manifest: Manifest) -> list[tuple[str, str]]:
         return []
     low = sum(min(values) for values in errors) / len(errors)
     high = sum(max(values) for values in errors) / len(errors)
-    return [("output error", f"{low:.4f} to {high:.4f} of the output energy, mean over units")]
+    return [("output error", f"{low:.4g} to {high:.4g} of the output energy, mean over units")]
 
 
 def _routed(manifest: Manifest) -> list[tuple[str, str]]:

@@ -71,14 +71,22 @@ def columns(rows: Sequence[Row]) -> list[Column]:
 
 
 def number(value: float | None, decimals: int) -> str:
-    """A number with its thousands separated; a dash where there is none."""
+    """A number with its thousands separated; a dash where there is none.
+
+    What is so small that less than two of its digits would be seen has two in any case: it is
+    not nothing.
+    """
     if value is None or math.isnan(value):
         return Cell.text
+    if decimals and 0 < abs(value) < 10.0 ** (1 - decimals):
+        return f"{value:#.2g}"
     return f"{value:,.{decimals}f}"
 
 
 def percent(fraction: float) -> str:
-    """A fraction as percent, with one decimal unless it is whole."""
+    """A fraction as percent, with one decimal unless it is whole, or so small that it has two."""
+    if 0 < abs(fraction) < 0.001:
+        return f"{100 * fraction:.2g}%"
     return f"{100 * fraction:.1f}".removesuffix(".0") + "%"
 
 

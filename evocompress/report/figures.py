@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 from evocompress.report.columns import number
 from evocompress.report.data import HealStep
 from evocompress.report.history import History
-from evocompress.report.style import BLUE, GREY, blank, is_wide, value_axis
+from evocompress.report.style import BLUE, GREY, blank, is_wide, value_axis, whole_ticks
 
 
 def search_curve(history: History, value_name: str) -> go.Figure | None:
@@ -70,7 +70,8 @@ def healing_curve(steps: Sequence[HealStep], measure: str, value_name: str) -> g
         marker={"size": 7},
     )
     values = value_axis([value for _, value in trained + measured])
-    figure.update_xaxes(title_text="optimizer step")
+    last = max((step.step for step in steps), default=0)
+    figure.update_xaxes(title_text="optimizer step", **whole_ticks(last))
     figure.update_yaxes(title_text=value_name, **values)
     figure.update_layout(showlegend=True)
     return figure

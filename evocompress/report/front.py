@@ -18,14 +18,23 @@ from evocompress.report.style import BLUE, GREY, ORANGE, blank, value_axis
 
 REFERENCES = (("diamond", "#3f8f63"), ("square", "#8a63b8"), ("triangle-up", "#b0892c"))
 DETAILED = 60  # candidates whose layers are put into the page
+SAME_COST = 0.01  # of the cost: what candidates of one budget differ by at most
 
 
-def varying_cost(points: Iterable[FrontPoint], preferred: Iterable[str]) -> str | None:
-    """The first preferred cost in which points differ, else any; ``None`` if all cost the same."""
-    points = list(points)
-    names = dict.fromkeys([*preferred, *(name for point in points for name in point.costs)])
-    known = [name for name in names if all(name in point.costs for point in points)]
-    return next((name for name in known if len({p.costs[name] for p in points}) > 1), None)
+def varying_costs(points: Iterable[FrontPoint], weighed: Iterable[str]) -> list[str]:
+    """Those of the costs that were weighed against the value in which the best points differ.
+
+    Candidates of one budget cost all but the same: what they differ by is no trade-off.
+    """
+    best = [point for point in points if point.non_dominated]
+    known = (name for name in dict.fromkeys(weighed) if all(name in p.costs for p in best))
+    return [name for name in known if best and _range(p.costs[name] for p in best) > SAME_COST]
+
+
+def _range(amounts: Iterable[float]) -> float:
+    """The range as a fraction of the largest."""
+    low, *_, high = sorted([*amounts] * 2)
+    return (high - low) / high if high else 0.0
 
 
 def front_scatter(
@@ -81,12 +90,16 @@ def detailed(points: Sequence[FrontPoint], winner: str | None) -> list[FrontPoin
     return first[:DETAILED]
 
 
-def choice(point: FrontPoint, cost: str, dense: float | None) -> str:
+def choice(point: FrontPoint, costs: Sequence[str], dense: Mapping[str, float]) -> str:
     """One candidate in a line of text, for the list below the front."""
-    spent = point.costs[cost]
-    amount = percent(spent / dense) if dense else amount_text(cost, spent)
+    spent = {cost: point.costs[cost] for cost in costs}
+    amounts = ", ".join(
+        f"{cost_name(cost)} "
+        + (percent(amount / dense[cost]) if dense.get(cost) else amount_text(cost, amount))
+        for cost, amount in spent.items()
+    )
     label = f" ({point.label})" if point.label else "" if point.non_dominated else " (dominated)"
-    return f"{cost_name(cost)} {amount}, value {number(point.value, 4)}, {point.id}{label}"
+    return f"{amounts}, value {number(point.value, 4)}, {point.id}{label}"
 
 
 def embedded(maps: Mapping[str, go.Figure]) -> Markup:

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 
 from evocompress.report.allocation import Grid, GridCell
 from evocompress.report.columns import percent
-from evocompress.report.style import ORANGE, blank
+from evocompress.report.style import ORANGE, blank, whole_ticks
 
 # Both scales are dark where much is gone.
 ZEROS_SCALE = ["#edf3f8", "#c3daeb", "#8fbadb", "#3a7db5", "#12406a"]
@@ -41,7 +41,9 @@ def allocation_map(grid: Grid) -> go.Figure:
         figure.add_heatmap(z=zeros, **common, **_zeros_style(zeros, _bar("zeros", both)))
     if any(cell.level.drop for cell in grid.present):
         _mark_dropped(figure, grid, common)
-    figure.update_xaxes(title_text="block", showgrid=False, range=[-0.5, len(grid.cells[0]) - 0.5])
+    blocks = len(grid.cells[0])
+    figure.update_xaxes(title_text="block", showgrid=False, range=[-0.5, blocks - 0.5])
+    figure.update_xaxes(**whole_ticks(blocks))
     figure.update_yaxes(autorange="reversed", showgrid=False, ticks="", type="category")
     return figure
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from evocompress.config import SparsitySpace
 from evocompress.costs import COSTS, amount_text
 from evocompress.report.allocation import Grid, GridCell
 from evocompress.report.columns import LATENCIES, RATIOS, UNTOLD, interval, number, percent
@@ -190,14 +191,21 @@ def allocation_text(cells: Grid | None) -> str:
     return " ".join(parts)
 
 
-def front_text(run: RunData, cost: str) -> str:
+def front_text(run: RunData, costs: Sequence[str]) -> str:
     """What the front is made of, and its hypervolume."""
     best = sum(point.non_dominated for point in run.front)
+    positions = sorted({point.tokens for point in run.front})
     text = (
-        f"{number(len(run.front), 0)} candidates that were evaluated at the last fidelity, by "
-        f"{cost_name(cost)}. {best} are on the front: none of the others is as good in value and "
-        "in every cost that was weighed, and better in one."
+        f"{number(len(run.front), 0)} candidates that were measured on the same "
+        f"{number(positions[0], 0)} positions as the winner, by "
+        f"{' and by '.join(map(cost_name, costs))}. {best} are on the front: none of the others is "
+        "as good in value and in every cost that was weighed, and better in one."
     )
+    if len(positions) > 1:
+        text += (
+            f" An older version measured some of them on up to {number(positions[-1], 0)}: their "
+            "values are of other texts and do not compare well."
+        )
     front = run.winner.front if run.winner else None
     if front is not None:
         costs = " and ".join(cost_name(name) for name in front.axes)
@@ -349,11 +357,7 @@ def _space_text(run: RunData) -> str:
     space = run.config.space
     parts = []
     if space.sparsity:
-        zeros = f"{space.sparsity.pattern} zeros" if space.sparsity.pattern else "zeros"
-        parts.append(
-            f"{zeros} in matrices, {percent(space.sparsity.target)} "
-            f"± {space.sparsity.levels} levels ({run.config.library.criterion})"
-        )
+        parts.append(f"{_zeros_text(space.sparsity)} ({run.config.library.criterion})")
     if space.width:
         tied = ", the same in every layer" if space.width.uniform else ""
         parts.append(
@@ -363,6 +367,13 @@ def _space_text(run: RunData) -> str:
     if space.drop:
         parts.append(f"dropping {' and '.join(space.drop.units)}")
     return "; ".join(parts) or "nothing"
+
+
+def _zeros_text(sparsity: SparsitySpace) -> str:
+    """Which zeros matrices may have; a pattern has no levels but its own."""
+    zeros = f"{sparsity.pattern} zeros" if sparsity.pattern else "zeros"
+    around = f" ± {sparsity.levels} levels" if sparsity.levels and not sparsity.pattern else ""
+    return f"{zeros} in matrices, {percent(sparsity.target)}{around}"
 
 
 def _token_text(run: RunData) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from evocompress.report.allocation import Grid, grid
 from evocompress.report.columns import columns, number
 from evocompress.report.data import RunData, read_run, spanning_costs
 from evocompress.report.figures import healing_curve, search_curve
-from evocompress.report.front import choice, detailed, embedded, front_scatter, varying_cost
+from evocompress.report.front import choice, detailed, embedded, front_scatter, varying_costs
 from evocompress.report.maps import allocation_map
 from evocompress.report.notes import allocation_text, facts, front_text, headlines, notes
 
@@ -141,25 +142,33 @@ def _allocation(run: RunData) -> Section | None:
 
 def _front(run: RunData) -> Section | None:
     winner, spans = run.winner, spanning_costs(run)
-    cost = varying_cost(run.front, spans)
-    if cost is None:
+    costs = varying_costs(run.front, spans)
+    if not costs:
         return None
-    figure = front_scatter(
-        run.front,
-        cost,
-        winner.dense_costs.get(cost) if winner else None,
-        winner.id if winner else None,
-        value_name(run, run.config.proxy.kind),
-        knee=winner.front.knee if winner and winner.front else None,
-        line=spans == (cost,),
-    )
-    return replace(_section("Front", front_text(run, cost), figure), below=_layers(run, cost))
+    figures = [
+        front_scatter(
+            run.front,
+            cost,
+            winner.dense_costs.get(cost) if winner else None,
+            winner.id if winner else None,
+            value_name(run, run.config.proxy.kind),
+            knee=winner.front.knee if winner and winner.front else None,
+            line=spans == (cost,),
+        )
+        for cost in costs
+    ]
+    drawn = [
+        figure_html(figure, f"figure-front{f'-{place}' if place else ''}")
+        for place, figure in enumerate(figures)
+    ]
+    text = front_text(run, costs)
+    return Section("Front", text, Markup("").join(drawn), below=_layers(run, costs))
 
 
-def _layers(run: RunData, cost: str) -> Markup:
+def _layers(run: RunData, costs: Sequence[str]) -> Markup:
     """The layers of one candidate of the front, of which a click or a list chooses another."""
     winner = run.winner
-    dense = winner.dense_costs.get(cost) if winner else None
+    dense = winner.dense_costs if winner else {}
     shown = [point for point in run.front if point.id in run.candidates]
     shown = detailed(shown, winner.id if winner else None)
     if not run.units or not shown:
@@ -171,9 +180,9 @@ def _layers(run: RunData, cost: str) -> Markup:
         for point in shown
     }
     template = templates().get_template("layers.html.j2")
-    listed = sorted(shown, key=lambda point: -point.costs[cost])
+    listed = sorted(shown, key=lambda point: -point.costs[costs[0]])
     html = template.render(
-        choices=[(point.id, choice(point, cost, dense)) for point in listed],
+        choices=[(point.id, choice(point, costs, dense)) for point in listed],
         chosen=shown[0].id,
         figure=figure_html(maps[shown[0].id], "figure-layers"),
         maps=embedded(maps),

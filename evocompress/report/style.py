@@ -12,6 +12,7 @@ PALETTE = (BLUE, ORANGE, "#3f8f63", "#8a63b8", "#b0892c", "#c4527a", "#4f9aa8", 
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x")
 GRID = "rgba(128,140,152,.22)"
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
+TICKS = 10
 LOGARITHMIC_ABOVE = 8.0  # ratio of the largest to the smallest value
 
 
@@ -38,6 +39,12 @@ def blank(height: int) -> go.Figure:
     figure.update_xaxes(**axis)
     figure.update_yaxes(**axis)
     return figure
+
+
+def whole_ticks(count: int) -> dict[str, object]:
+    """Ticks of an axis of things that are counted from 0: there is no half of one."""
+    steps = (digit * 10**power for power in range(12) for digit in (1, 2, 5))
+    return {"tick0": 0, "dtick": next(step for step in steps if count <= TICKS * step)}
 
 
 def is_wide(values: Sequence[float]) -> bool:

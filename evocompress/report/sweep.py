@@ -17,7 +17,7 @@ from evocompress.config import RunConfig
 from evocompress.files import write_text
 from evocompress.report.columns import number, percent
 from evocompress.report.data import FrontPoint, read_front
-from evocompress.report.front import varying_cost
+from evocompress.report.front import varying_costs
 from evocompress.report.notes import cost_name
 from evocompress.report.page import VALUE_NAMES, Section, figure_html, templates
 from evocompress.report.style import PALETTE, SYMBOLS, blank, value_axis
@@ -180,17 +180,21 @@ def _labels(found: Sequence[TrialOutcome]) -> dict[str, str]:
 def _sections(drawn: Sequence[Drawn], configs: Sequence[RunConfig]) -> list[Section]:
     points = [point for each in drawn for point in (*each.front, *_winner(each))]
     axes = [axis for each in drawn for axis in each.outcome.axes]
-    cost = varying_cost(points, axes)
-    if cost is None:
+    costs = varying_costs(points, axes)
+    if not costs:
         return []
     kinds = list(dict.fromkeys(VALUE_NAMES[config.proxy.kind] for config in configs))
     labels = _labels([each.outcome for each in drawn])
-    figure = overlay(drawn, labels, cost, " or ".join(kinds))
+    figures = [overlay(drawn, labels, cost, " or ".join(kinds)) for cost in costs]
+    html = [
+        figure_html(figure, f"figure-fronts{f'-{place}' if place else ''}")
+        for place, figure in enumerate(figures)
+    ]
     text = (
         "Every finished trial: its winner large, the other candidates of its front small. "
         "Trials of one colour differ in their seed only."
     )
-    return [Section("Fronts", text, figure_html(figure, "figure-fronts"))]
+    return [Section("Fronts", text, Markup("").join(html))]
 
 
 def _winner(each: Drawn) -> list[FrontPoint]:

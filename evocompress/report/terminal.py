@@ -30,9 +30,9 @@ def table(folder: Path) -> Table:
         caption_justify="left",
         pad_edge=False,
     )
-    result.add_column("")
+    result.add_column("", no_wrap=True)
     for row in evaluation.rows:
-        result.add_column(shown(row.name), justify="right", no_wrap=True)
+        result.add_column(shown(row.name), justify="right", overflow="fold")
     for column in columns(evaluation.rows):
         result.add_row(_title(column), *(_value(cell) for cell in column.cells))
     return result

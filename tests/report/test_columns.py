@@ -60,6 +60,39 @@ def test_latency_has_its_share_and_the_promised_one() -> None:
     assert other == Cell(), "nothing was measured"
 
 
+@pytest.mark.parametrize(
+    ("value", "decimals", "text"),
+    [
+        (0.0, 4, "0.0000"),
+        (0.00004, 4, "4.0e-05"),
+        (0.00042, 4, "0.00042"),
+        (-0.00042, 4, "-0.00042"),
+        (0.0042, 4, "0.0042"),
+        (0.04, 1, "0.040"),
+        (12.3456, 2, "12.35"),
+        (3.0e-9, 5, "3.0e-09"),
+        (0.3, 0, "0"),
+    ],
+)
+def test_what_is_small_is_not_printed_as_nothing(value: float, decimals: int, text: str) -> None:
+    assert number(value, decimals) == text
+
+
+def test_small_shares_are_not_nothing() -> None:
+    assert [percent(share) for share in (0.0, 0.0004, 0.004, 0.5)] == ["0%", "0.04%", "0.4%", "50%"]
+
+
+def test_small_values_are_seen_in_every_column() -> None:
+    row = Row(name="searched", kl=2e-6, kl_sd=1e-6, kl_top256=1e-6, distance=1e-7, spearman=1e-5)
+    texts = [
+        text
+        for column in columns([row])
+        for cell in column.cells
+        for text in (cell.text, *cell.notes)
+    ]
+    assert texts == ["2.0e-06", "± 1.0e-06 sd", "1.0e-06", "1.0e-07", "1.0e-05"]
+
+
 def test_of_an_evaluation_without_intervals_no_share_is_shown() -> None:
     rows = [
         Row(name="dense", prefill_ms=timing(800.0)),

@@ -3,8 +3,9 @@ import pytest
 from evocompress.journal import Step
 from evocompress.report.data import FrontPoint, HealStep
 from evocompress.report.figures import healing_curve, search_curve
-from evocompress.report.front import front_scatter, varying_cost
+from evocompress.report.front import front_scatter, varying_costs
 from evocompress.report.history import ComparedValue, History
+from evocompress.report.style import whole_ticks
 
 
 def point(name: str, value: float, best: bool, **costs: float) -> FrontPoint:
@@ -50,11 +51,28 @@ def test_front_separates_best_from_dominated_and_rings_the_winner() -> None:
     assert named["front"].hovertext[1].startswith("<b>a</b>")
 
 
-def test_front_is_drawn_over_a_cost_that_varies() -> None:
-    assert varying_cost(POINTS, ["params"]) == "flops"
-    assert varying_cost(POINTS, ["flops", "params"]) == "flops"
-    assert varying_cost(POINTS[:1], ["flops"]) is None
-    assert varying_cost([], ["flops"]) is None
+def test_a_front_is_over_every_weighed_cost_that_varies() -> None:
+    assert varying_costs(POINTS, ["params"]) == [], "what was not weighed is no axis"
+    assert varying_costs(POINTS, ["flops", "params", "flops"]) == ["flops"]
+    both = [point("a", 0.4, True, params=7.0, flops=50.0), point("b", 0.5, True, params=6, flops=9)]
+    assert varying_costs(both, ["params", "flops"]) == ["params", "flops"]
+    assert varying_costs(POINTS[:1], ["flops"]) == []
+    assert varying_costs([], ["flops"]) == []
+
+
+def test_candidates_of_one_budget_are_no_front() -> None:
+    budget = [
+        point("a", 0.4, True, params=1000.0),
+        point("b", 0.5, True, params=998.0),
+        point("c", 0.6, False, params=700.0),
+    ]
+    assert varying_costs(budget, ["params"]) == []
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 6, 10, 11, 30, 48, 126, 1001])
+def test_what_is_counted_has_whole_ticks(count: int) -> None:
+    step = whole_ticks(count)["dtick"]
+    assert isinstance(step, int) and 1 <= count / step <= 10
 
 
 def test_healing_curve_has_validation_only_where_measured() -> None:

@@ -141,13 +141,13 @@ def test_only_so_many_dominated_candidates_are_detailed(folder: Path) -> None:
 
 def test_a_choice_names_cost_value_and_label(folder: Path) -> None:
     flap = next(point for point in read_run(folder).front if point.label == "FLAP")
-    line = choice(flap, "latency", 0.8)
+    line = choice(flap, ["latency"], {"latency": 0.8})
     assert line == f"latency of a prefill 40%, value {flap.value:.4f}, {flap.id} (FLAP)"
 
 
 def test_without_a_dense_cost_latencies_are_in_milliseconds(folder: Path) -> None:
     points = read_run(folder).front
-    line = choice(points[0], "latency", None)
+    line = choice(points[0], ["latency"], {})
     assert line.startswith(f"latency of a prefill {1000 * points[0].costs['latency']:.1f} ms, ")
     figure = front_scatter(points, "latency", None, None, "value")
     assert figure.layout.xaxis.title.text == "latency of a prefill, ms"
@@ -160,3 +160,31 @@ def test_embedded_data_has_no_tags() -> None:
     text = embedded({"a": go.Figure(layout={"title": {"text": "</script>"}})})
     assert "<" not in text
     assert json.loads(text)["a"]["layout"]["title"]["text"] == "</script>"
+
+
+def test_a_front_over_two_costs_shows_both(tmp_path: Path) -> None:
+    folder = front_run(tmp_path / "run")
+    winner = json.loads((folder / "winner.json").read_text())
+    winner["front"]["axes"] = ["latency", "params"]
+    write_json(folder / "winner.json", winner)
+    html = write_report(folder).read_text()
+    for figure, title in (("front", "latency of a prefill"), ("front-1", "parameters")):
+        start = re.search(rf'Plotly\.newPlot\(\s*"figure-{figure}",\s*', html)
+        assert start is not None
+        decoder = json.JSONDecoder()
+        traces, end = decoder.raw_decode(html, start.end())
+        layout, _ = decoder.raw_decode(html, html.index("{", end))
+        assert layout["xaxis"]["title"]["text"] == f"{title}, % of dense"
+        named = {trace["name"]: trace for trace in traces}
+        assert {"front", "winner", "knee"} <= named.keys() and "line" not in named["front"]
+    assert "by latency of a prefill and by parameters" in html
+    assert re.search(r"<option[^>]*>latency of a prefill 97%, parameters 97%, value", html)
+
+
+def test_candidates_of_one_budget_are_no_section(tmp_path: Path) -> None:
+    folder = front_run(tmp_path / "run")
+    rows = json.loads((folder / "front.json").read_text())
+    for place, row in enumerate(rows):
+        row["costs"]["latency"] = 0.5 + 0.0001 * (place % 7)
+    write_json(folder / "front.json", rows)
+    assert "<h2>Front</h2>" not in write_report(folder).read_text()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from fabricate import config, evaluation, run_folder, write_json
 
-from evocompress.config import ProxyConfig
+from evocompress.config import ProxyConfig, SpaceConfig, SparsitySpace
 from evocompress.config_file import dump_config
 from evocompress.errors import RunError
 from evocompress.proxies import PROXIES
@@ -223,7 +223,7 @@ def test_every_proxy_has_a_name_for_its_value(tmp_path: Path) -> None:
 
 
 def test_table_has_the_values_with_units(finished: Path) -> None:
-    header, *rows = page_of(finished).rows
+    header, *rows = zip(*page_of(finished).rows, strict=True)
     titles = [" ".join(cell.split()) for cell in header]
     assert titles[1:5] == ["Parameters M", "Non-zeros M", "FLOPs G", "Weights MB"]
     assert [row[0].strip() for row in rows] == ["dense", "uniform", "searched", "healed"]
@@ -295,10 +295,33 @@ def test_what_a_model_lacks_is_a_dash(tmp_path: Path) -> None:
     for key in data["rows"][2].keys() - {"name"}:
         data["rows"][2][key] = None
     write_json(folder / "evaluation.json", data)
-    header, *rows = page_of(folder).rows
+    header, *rows = zip(*page_of(folder).rows, strict=True)
     assert [cell.strip() for cell in rows[2]] == ["searched"] + ["–"] * (len(header) - 1)
     dashes = " | ".join(["–"] * (len(header) - 1))
     assert f"\n| searched | {dashes} |\n" in (folder / "summary.md").read_text()
+
+
+def test_the_table_is_as_wide_as_there_are_models(finished: Path) -> None:
+    assert {len(row) for row in page_of(finished).rows} == {1 + 4}
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "text"),
+    [
+        ({"target": 0.5, "pattern": "2:4"}, "2:4 zeros in matrices, 50% (sparsegpt)"),
+        ({"target": 0.5, "levels": 0}, "zeros in matrices, 50% (sparsegpt)"),
+        ({"target": 0.5, "levels": 4}, "zeros in matrices, 50% ± 4 levels (sparsegpt)"),
+    ],
+)
+def test_only_zeros_that_have_levels_are_said_to(
+    tmp_path: Path, sparsity: dict[str, object], text: str
+) -> None:
+    folder = run_folder(tmp_path / "run")
+    space = SpaceConfig(sparsity=SparsitySpace.model_validate(sparsity))
+    changed = config("model").model_copy(update={"space": space})
+    (folder / "config.yaml").write_text(dump_config(changed))
+    write_report(folder)
+    assert f"- **May be changed**: {text}\n" in (folder / "summary.md").read_text()
 
 
 def test_notes_are_honest_about_the_text_and_the_zeros(tmp_path: Path) -> None:
