@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from evocompress.config import SparsitySpace
 from evocompress.costs import COSTS, amount_text
 from evocompress.report.allocation import Grid, GridCell
-from evocompress.report.columns import LATENCIES, RATIOS, UNTOLD, interval, number, percent
+from evocompress.report.columns import RATIOS, UNTOLD, interval, number, percent
 from evocompress.report.data import (
     Environment,
     Evaluation,
@@ -19,6 +19,8 @@ from evocompress.report.data import (
     RunData,
     budget_of,
 )
+from evocompress.report.latencies import sequence_tokens, timing_notes
+from evocompress.report.measures import contradictions
 
 COST_NAMES = {
     "params": "parameters",
@@ -92,7 +94,7 @@ def facts(run: RunData) -> dict[str, str]:
         "Tokens": _token_text(run),
         "Candidates": number(run.history.candidates, 0),
         "Calibration": f"{config.calibration.search_sequences} sequences of "
-        f"{_tokens(run) or config.calibration.length} tokens "
+        f"{sequence_tokens(run) or config.calibration.length} tokens "
         f"from {_source_text(config.calibration.source)}{_opening_text(run.opening)}",
         "Seed": str(config.seed),
     }
@@ -229,8 +231,10 @@ def _zeros(cell: GridCell) -> float:
 def notes(run: RunData) -> list[str]:
     """What a reader must know to not be misled by the numbers."""
     result = list(_evaluation_notes(run.evaluation)) if run.evaluation else []
+    if run.evaluation:
+        result += contradictions(run.evaluation, run.config.proxy.kind)
     result += _winner_notes(run)
-    result += _timing_notes(run)
+    result += timing_notes(run)
     for reason, count in Counter(run.history.failures).most_common():
         result.append(f"Failed evaluations, left out: {count} × {reason}.")
     return result
@@ -290,63 +294,6 @@ def _winner_notes(run: RunData) -> Iterator[str]:
             f"{pattern} zeros are only faster with kernels made for them; "
             "the timed models are multiplied densely."
         )
-
-
-def _timing_notes(run: RunData) -> Iterator[str]:
-    evaluation = run.evaluation
-    if evaluation is None:
-        return
-    if not any(row.prefill_ms or row.decode_ms_per_token for row in evaluation.rows):
-        return
-    machine = evaluation.device or "an unnamed machine"
-    text = f"Latency: median of repeated timings, lowest – highest below it, on {machine}."
-    text += _ratio_text(evaluation)
-    timed = evaluation.settings
-    if timed is not None:
-        text += f" Prefill is {_tokens(run) or timed.prefill[1]} tokens at batch {timed.prefill[0]}"
-        decoded = any(row.decode_ms_per_token for row in evaluation.rows)
-        text += (
-            f"; decode is {timed.decode[1]} new tokens after {timed.decode[0]}, at batch 1."
-            if decoded
-            else "."
-        )
-    if any(name in (row.predicted or {}) for row in evaluation.rows for name in LATENCIES):
-        text += _prediction_text(run)
-    yield text
-
-
-def _ratio_text(evaluation: Evaluation) -> str:
-    """What the shares of the dense model's latency are."""
-    ratios = [getattr(row, name) for row in evaluation.rows for name in RATIOS.values()]
-    turns = [ratio.turns for ratio in ratios if ratio is not None]
-    if not turns:
-        timed = evaluation.settings
-        return (
-            (f" Each was timed {timed.repeats} times." if timed else "")
-            + " Shares of the dense model's latency are not given: the evaluation has no intervals "
-            "of them; repeat it with 'evocompress evaluate'."
-        )
-    return (
-        f" All models were timed in turns ({min(turns)} to {max(turns)}); the share of dense is "
-        "the geometric mean over the turns, with Student's 95% interval of its logarithm below "
-        f"it. Where that contains 100%, the two are {UNTOLD}: the difference may be chance."
-    )
-
-
-def _prediction_text(run: RunData) -> str:
-    """For what latency was predicted; absolute times compare only where it is the same."""
-    latency = run.config.latency
-    batch, tokens = latency.prefill[0], _tokens(run) or latency.prefill[1]
-    text = f" Predicted latencies come from a table of {tokens} tokens at batch {batch}"
-    if run.architecture is None or run.architecture.causal:
-        decode_batch, context = latency.decode
-        text += f", and of one token after {context} at batch {decode_batch}"
-    return f"{text}; shares are of the prediction for the dense model."
-
-
-def _tokens(run: RunData) -> int:
-    """Tokens of every sequence, where the model says how many, as of images; else 0."""
-    return (run.architecture.tokens if run.architecture else None) or 0
 
 
 def _source_text(source: str) -> str:

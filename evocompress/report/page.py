@@ -21,16 +21,8 @@ from evocompress.report.data import RunData, read_run, spanning_costs
 from evocompress.report.figures import healing_curve, search_curve
 from evocompress.report.front import choice, detailed, embedded, front_scatter, varying_costs
 from evocompress.report.maps import allocation_map
+from evocompress.report.measures import VALUE_NAMES
 from evocompress.report.notes import allocation_text, facts, front_text, headlines, notes
-
-VALUE_NAMES = {
-    "kl": "KL to the dense model, nats/token",
-    "js": "Jensen-Shannon divergence to the dense model, nats/token",
-    "perplexity": "log-perplexity, nats/token",
-    "cosine": "cosine distance of final states to the dense model's",
-    "embedding": "distance of embeddings and their similarities to the dense model's",
-}
-"""What each proxy's value is, for the axes of figures."""
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ from evocompress.files import write_text
 from evocompress.report.columns import number, percent
 from evocompress.report.data import FrontPoint, read_front
 from evocompress.report.front import varying_costs
+from evocompress.report.measures import VALUE_NAMES
 from evocompress.report.notes import cost_name
-from evocompress.report.page import VALUE_NAMES, Section, figure_html, templates
+from evocompress.report.page import Section, figure_html, templates
 from evocompress.report.style import PALETTE, SYMBOLS, blank, value_axis
 from evocompress.report.trials import short_keys, short_settings, shown_value, trial_table
 from evocompress.sweep.config import Range, SweepConfig

@@ -13,7 +13,7 @@ from evocompress.errors import RunError
 from evocompress.proxies import PROXIES
 from evocompress.report import write_report
 from evocompress.report.data import read_run
-from evocompress.report.page import VALUE_NAMES
+from evocompress.report.measures import VALUE_NAMES
 from evocompress.testing.decoders import SMOLLM2_135M
 
 SECTIONS = ["Comparison", "Search", "Allocation", "Front", "Healing", "Reading the numbers"]

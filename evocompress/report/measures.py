@@ -1,0 +1,84 @@
+"""What values are of, and where the measures of the comparison contradict each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations
+
+from evocompress.report.columns import number
+from evocompress.report.data import Evaluation, Row
+
+VALUE_NAMES = {
+    "kl": "KL to the dense model, nats/token",
+    "js": "Jensen-Shannon divergence to the dense model, nats/token",
+    "perplexity": "log-perplexity, nats/token",
+    "cosine": "cosine distance of final states to the dense model's",
+    "embedding": "distance of embeddings and their similarities to the dense model's",
+}
+"""What each proxy's value is, for the axes of figures."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A measure of quality in the comparison.
+
+    Attributes:
+        key: The field of a row.
+        name: In words.
+        rising: Whether more is better.
+    """
+
+    key: str
+    name: str
+    rising: bool = False
+
+    def of(self, row: Row) -> float | None:
+        """What it is for a model."""
+        value: float | None = getattr(row, self.key)
+        return value
+
+
+MEASURES = (
+    Measure("kl", "KL"),
+    Measure("perplexity", "perplexity"),
+    Measure("accuracy", "accuracy", rising=True),
+    Measure("distance", "embedding distance"),
+    Measure("spearman", "rank correlation of similarities", rising=True),
+)
+
+
+def contradictions(evaluation: Evaluation, proxy: str) -> Iterator[str]:
+    """A sentence for every two models that one measure ranks otherwise than another.
+
+    Args:
+        evaluation: The comparison.
+        proxy: By which the search chose.
+    """
+    found = [
+        text
+        for first, second in combinations(evaluation.rows, 2)
+        if first.name != "dense" and (text := _contradiction(second, first))
+    ]
+    yield from found
+    if found:
+        value = VALUE_NAMES[proxy].partition(",")[0]
+        yield f"Where measures contradict each other: the search chose by the {value}."
+
+
+def _contradiction(row: Row, other: Row) -> str:
+    """By what a model is better than another, and by what worse; empty where all agree."""
+    better: list[str] = []
+    worse: list[str] = []
+    for measure in MEASURES:
+        one, two = measure.of(row), measure.of(other)
+        if one is None or two is None or one == two:
+            continue
+        text = f"{measure.name} ({number(one, 3)} against {number(two, 3)})"
+        (better if (one > two) == measure.rising else worse).append(text)
+    if not (better and worse):
+        return ""
+    return (
+        f"Measures disagree: {row.name} is better than {other.name} by {' and '.join(better)}, "
+        f"but worse by {' and '.join(worse)}."
+    )
