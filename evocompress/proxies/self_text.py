@@ -23,10 +23,10 @@ from transformers import PreTrainedModel
 from xxhash import xxh3_128_hexdigest
 
 from evocompress.demo_model import cache_folder
-from evocompress.errors import one_line
+from evocompress.errors import DataError, one_line
 from evocompress.files import CHECKSUM, naming_disk_errors, replacing
 from evocompress.models import LoadedModel
-from evocompress.proxies.special import surroundings
+from evocompress.proxies.special import surroundings, vocabulary_size
 
 LOG = logging.getLogger("evocompress")
 
@@ -72,6 +72,7 @@ def self_written(
 
     Raises:
         RunError: The cache cannot be written.
+        DataError: The model cannot write.
     """
     folder = cache or cache_folder() / "self-text"
     usual = surroundings(loaded, "auto")[0]
@@ -136,6 +137,11 @@ def _continue(
         past = output.past_key_values
         logits = output.logits[:, -1].float().masked_fill_(~allowed, float("-inf"))
         likeliest = logits.topk(min(writing.top_k, logits.shape[-1]))
+        if not likeliest.values[:, 0].isfinite().all():
+            raise DataError(
+                "the model writes no text, since its outputs are not finite numbers: its weights "
+                "are damaged, or model.dtype is too narrow for them"
+            )
         drawn = torch.multinomial(likeliest.values.softmax(-1), 1, generator=generator)
         parts.append(likeliest.indices.gather(1, drawn))
     return torch.cat(parts, 1)
@@ -146,9 +152,15 @@ def _allowed_tokens(loaded: LoadedModel) -> Tensor:
     assert loaded.tokenizer is not None
     vocabulary = loaded.model.get_output_embeddings().weight.shape[0]
     allowed = torch.zeros(vocabulary, dtype=torch.bool)
-    # A vocabulary padded to a round number has rows that the tokenizer does not know.
-    allowed[: len(loaded.tokenizer)] = True
-    allowed[loaded.tokenizer.all_special_ids] = False
+    # A vocabulary padded to a round number has rows that the tokenizer does not know; and a
+    # tokenizer may have tokens, special ones mostly, that the model has no row for.
+    allowed[: min(len(loaded.tokenizer), vocabulary_size(loaded))] = True
+    allowed[[token for token in loaded.tokenizer.all_special_ids if token < vocabulary]] = False
+    if not allowed.any():
+        raise DataError(
+            f"{loaded.source} has {vocabulary} tokens, and its tokenizer none that is not special: "
+            "it writes no text, give calibration.source a text file"
+        )
     return allowed.to(loaded.model.device)
 
 

@@ -21,6 +21,12 @@ from evocompress.errors import DataError, one_line
 
 SELF = "self"
 DATASETS = "datasets:"
+INTEGERS = {
+    *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+    *(torch.uint16, torch.uint32, torch.uint64),
+}
+"""The dtypes that token ids may have."""
+
 TOKEN_KEYS = ("tokens", "input_ids")
 TEXT_COLUMNS = ("text", "content", "document")
 BETWEEN_DOCUMENTS = "\n\n"
@@ -110,12 +116,13 @@ def _token_file(file: Path) -> Tensor:
     if key is None:
         raise DataError(f"token file {file} has no tensor named {' or '.join(TOKEN_KEYS)}")
     tokens = tensors[key]
-    if tokens.ndim not in (1, 2) or tokens.is_floating_point():
+    if tokens.ndim not in (1, 2) or tokens.dtype not in INTEGERS:
         raise DataError(
             f"token file {file}: {key} must hold integers in one or two dimensions, not "
             f"{tokens.dtype} in {tokens.ndim}"
         )
-    return tokens.long().reshape(-1, tokens.shape[-1])
+    # An unsigned id that is too large becomes a negative one, which no model has either.
+    return tokens.long() if tokens.ndim == 2 else tokens.long()[None]
 
 
 def _data_set(name: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[Tensor]:

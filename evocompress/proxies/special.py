@@ -68,17 +68,22 @@ def _beginning_of_text(loaded: LoadedModel) -> list[int]:
     return [int(token)]
 
 
+def vocabulary_size(loaded: LoadedModel) -> int:
+    """How many tokens the model has an embedding for."""
+    # A head has as many rows, where there is one over the vocabulary.
+    embedding: Any = loaded.model.get_input_embeddings()
+    return int(embedding.weight.shape[0])
+
+
 def check_vocabulary(what: str, tokens: Tensor, loaded: LoadedModel) -> None:
     """Refuse token ids that the model has no embedding for.
 
     Raises:
         DataError: There are such.
     """
-    # A head has as many rows, where there is one over the vocabulary.
-    embedding: Any = loaded.model.get_input_embeddings()
-    vocabulary = embedding.weight.shape[0]
     if not tokens.numel():
         return
+    vocabulary = vocabulary_size(loaded)
     low, high = int(tokens.min()), int(tokens.max())
     if low < 0 or high >= vocabulary:
         raise DataError(

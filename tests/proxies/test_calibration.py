@@ -291,6 +291,28 @@ PROBLEMS = {
         lambda f: bad_tokens(f, tokens=torch.full((999,), 256)),
         "from 256 to 256, but tiny:llama has only 256",
     ),
+    "negative": (
+        lambda f: bad_tokens(f, tokens=torch.full((999,), -1)),
+        "from -1 to -1, but tiny:llama has only 256",
+    ),
+    "too large": (
+        lambda f: bad_tokens(f, tokens=torch.full((999,), 2**64 - 1, dtype=torch.uint64)),
+        "from -1 to -1, but tiny:llama has only 256",
+    ),
+    "booleans": (lambda f: bad_tokens(f, tokens=torch.ones(999).bool()), "must hold integers"),
+    "complex": (
+        lambda f: bad_tokens(f, tokens=torch.ones(999, dtype=torch.complex64)),
+        "must hold integers",
+    ),
+    "no axis": (lambda f: bad_tokens(f, tokens=torch.tensor(3)), "must hold integers"),
+    "empty": (
+        lambda f: bad_tokens(f, tokens=torch.zeros(0).int()),
+        "only 0 sequences of 32 tokens",
+    ),
+    "empty rows": (
+        lambda f: bad_tokens(f, tokens=torch.zeros(3, 0).int()),
+        "only 0 sequences of 32 tokens",
+    ),
     "short rows": (
         lambda f: bad_tokens(f, tokens=torch.ones(99, 31).int()),
         r"only 0 sequences of 32 tokens, but 10 \(3 \+ 5 \+ 2\) are needed",

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save
 
 from evocompress.config import CalibrationConfig
+from evocompress.errors import DataError
 from evocompress.models import LoadedModel
 from evocompress.proxies import self_text
 from evocompress.proxies.calibration import load_calibration
@@ -100,6 +101,36 @@ def test_a_damaged_text_is_written_anew_with_a_word(
     file.write_bytes(save({"tokens": tokens.int()}))  # as older versions wrote it
     monkeypatch.setattr(self_text, "write", None)
     assert torch.equal(self_written(loaded, WRITING, tmp_path), tokens)
+
+
+def test_tokens_that_the_model_lacks_are_not_drawn() -> None:
+    loaded = tiny_loaded("llama")
+    assert loaded.tokenizer is not None
+    loaded.tokenizer.add_tokens([f"<more{number}>" for number in range(40)])
+    loaded.tokenizer.add_special_tokens({"eos_token": "<end>", "pad_token": "<pad>"})
+    assert loaded.tokenizer.pad_token_id > 256
+    tokens = write(loaded, Writing(sequences=30, length=30, seed=0, top_k=256))
+    assert int(tokens.min()) >= 0 and int(tokens.max()) < 256
+
+
+def test_a_tokenizer_without_special_tokens_writes_as_well() -> None:
+    loaded = tiny_loaded("llama")
+    assert loaded.tokenizer is not None
+    loaded.tokenizer.bos_token = loaded.tokenizer.eos_token = None
+    assert loaded.tokenizer.all_special_ids == []
+    assert write(loaded, WRITING).shape == (5, 12)
+
+
+def test_a_model_that_cannot_write_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = tiny_loaded("llama")
+    broken.model.get_input_embeddings().weight.fill_(torch.nan)
+    with pytest.raises(DataError, match="its outputs are not finite numbers"):
+        write(broken, WRITING)
+    loaded = tiny_loaded("llama")
+    tokens = list(range(300))
+    monkeypatch.setattr(type(loaded.tokenizer), "all_special_ids", tokens, raising=False)
+    with pytest.raises(DataError, match="256 tokens, and its tokenizer none that is not special"):
+        write(loaded, WRITING)
 
 
 def test_calibration_from_the_model_itself(tmp_path: Path) -> None:
