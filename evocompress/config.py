@@ -18,6 +18,7 @@ from evocompress.fields import (
     Name,
     Number,
     Positive,
+    RuntimeEnv,
     Seed,
     Size,
     Source,
@@ -351,6 +352,7 @@ class RayConfig(Strict):
             ``/shared/folder``, ``s3://bucket/folder`` or whatever fsspec knows. ``None``: all
             nodes see the library under its own path.
         runtime_env: Of the workers, as Ray has it: ``pip``, ``env_vars``, ``working_dir``, ...
+            Values of ``env_vars`` are written nowhere; one that is null is that of the command.
     """
 
     address: str | None = None
@@ -358,7 +360,7 @@ class RayConfig(Strict):
     cpus: Annotated[Number, Field(gt=0, le=1024)] = 1
     gpus: Annotated[Number, Field(ge=0, le=1024)] | None = None
     storage: str | None = None
-    runtime_env: dict[str, Any] = {}
+    runtime_env: RuntimeEnv = {}
 
 
 class RunConfig(Strict):

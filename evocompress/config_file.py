@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from evocompress.config import RunConfig
 from evocompress.errors import ConfigError
+from evocompress.fields import SECRET
 from evocompress.foreign_text import printable, shortened
 from evocompress.strict_yaml import DEEPEST, read_yaml, read_yaml_text, to_yaml_text
 
@@ -132,6 +133,8 @@ def _explain(model: type[BaseModel], error: ValidationError) -> str:
         return f"key '{dotted}' is missing"
     reason = printable(shortened(first["msg"].removeprefix("Value error, "), 300), "")
     where = f"key '{dotted}': " if dotted else ""
+    if first["type"] == SECRET:
+        return f"{where}{reason}"
     return f"{where}{reason}, got {_SHORT.repr(first['input'])}"
 
 

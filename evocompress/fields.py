@@ -13,8 +13,10 @@ from pydantic import (
     ByteSize,
     ConfigDict,
     Field,
+    PlainSerializer,
     field_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from evocompress.foreign_text import controls, printable
 
@@ -23,6 +25,12 @@ LONGEST_TEXT = 4096
 
 LONGEST_NAME = 200
 """Bytes of a folder's name, to which file systems leave 255 and some are added."""
+
+ENV_VARS = "env_vars"
+"""Where environment variables are in Ray's `runtime_env`."""
+
+SECRET = "secret"
+"""Type of an error whose input is not shown."""
 
 DATASETS = "datasets:"
 """How the source of a data set begins."""
@@ -58,6 +66,22 @@ def _is_no_truth(value: Any) -> Any:
     return value
 
 
+def _has_variables(value: dict[str, Any]) -> dict[str, Any]:
+    """Refuses environment variables that are no texts by their names."""
+    variables = value.get(ENV_VARS, {})
+    if not isinstance(variables, dict) or not all(
+        isinstance(name, str) and (text is None or isinstance(text, str))
+        for name, text in variables.items()
+    ):
+        raise PydanticCustomError(SECRET, "env_vars must give names texts, in quotes, or null")
+    return value
+
+
+def _without_values(value: dict[str, Any]) -> dict[str, Any]:
+    """An environment as it is written: the values of its variables may be secrets."""
+    return value | {ENV_VARS: dict.fromkeys(value[ENV_VARS])} if ENV_VARS in value else value
+
+
 Whole = Annotated[int, BeforeValidator(_is_no_truth)]
 """A whole number and no truth value."""
 Positive = Annotated[Whole, Field(gt=0, le=10**9)]
@@ -77,6 +101,11 @@ Name = Annotated[str, AfterValidator(_is_name)]
 """The name of a folder below another one."""
 Source = Annotated[str, AfterValidator(_is_source)]
 Device = Annotated[str, AfterValidator(_is_device)]
+RuntimeEnv = Annotated[
+    dict[str, Any],
+    AfterValidator(_has_variables),
+    PlainSerializer(_without_values, when_used="json"),
+]
 Bytes = Annotated[ByteSize, Field(gt=0, le=2**60), BeforeValidator(_is_no_truth)]
 
 

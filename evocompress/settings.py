@@ -9,6 +9,7 @@ from evocompress.config_file import nearest, validate
 from evocompress.costs import COSTS
 from evocompress.criteria import CRITERIA, STRUCTURED
 from evocompress.distributed import EXECUTORS
+from evocompress.distributed.surroundings import surroundings_of
 from evocompress.errors import ConfigError
 from evocompress.export import FORMATS
 from evocompress.search import SEARCHERS
@@ -79,6 +80,8 @@ def check_names(config: RunConfig) -> None:
         known = nearest(config.executor, EXECUTORS)
         raise ConfigError(f"executor: unknown executor '{config.executor}': {known}")
     _check_costs(config)
+    if config.executor == "ray":
+        surroundings_of(config.ray)
     fits = config.space.fits
     if fits is not None and fits not in FORMATS:
         raise ConfigError(f"space.fits: unknown format '{fits}': {nearest(fits, FORMATS)}")

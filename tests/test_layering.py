@@ -27,7 +27,7 @@ ALLOWED = {
     "fields": {"foreign_text"},
     "config": {"fields"},
     "strict_yaml": {"errors", "foreign_text"},
-    "config_file": {"config", "errors", "foreign_text", "strict_yaml"},
+    "config_file": {"config", "errors", "fields", "foreign_text", "strict_yaml"},
     "pareto": set(),
     "costs": {"types", "errors", "costs"},
     "canonical": {"types", "errors"},

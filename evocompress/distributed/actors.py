@@ -9,6 +9,7 @@ from evocompress.distributed.cluster import absolute, check_room, gpus_each, pla
 from evocompress.distributed.instruments import Instruments
 from evocompress.distributed.ray import RayExecutor
 from evocompress.distributed.storage import publish
+from evocompress.distributed.surroundings import surroundings_of, told_to_ray
 from evocompress.distributed.worker import Assignment, Worker
 from evocompress.types import Evaluate, Request
 
@@ -43,7 +44,7 @@ def _executor(bench: Workbench, live: LiveModel, stop: Callable[[], None]) -> Ra
     check_room(config)
     calibration, assignment = ray.put(bench.calibration), assignment_of(bench)
     actor = ray.remote(Worker).options(
-        num_cpus=config.cpus, num_gpus=gpus_each(config), runtime_env=config.runtime_env or None
+        num_cpus=config.cpus, num_gpus=gpus_each(config), runtime_env=told_to_ray(config)
     )
 
     def make() -> Any:
@@ -73,6 +74,7 @@ def assignment_of(bench: Workbench) -> Assignment:
         expected=bench.circumstances(),
         threads=torch.get_num_threads(),
         timed_on=table.made.device if table else None,
+        surroundings=surroundings_of(bench.config.ray),
     )
 
 

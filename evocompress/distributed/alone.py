@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from queue import SimpleQueue
@@ -12,6 +12,7 @@ from typing import Any
 from evocompress.config import RunConfig
 from evocompress.distributed.cluster import nodes_with, start, too_much, whole_gpus
 from evocompress.distributed.instruments import Who, where, who
+from evocompress.distributed.surroundings import Surroundings, surroundings_of, told_to_ray
 from evocompress.errors import ConfigError, EvoCompressError, RunError, one_line
 
 Tell = Callable[[Any], None]
@@ -75,23 +76,35 @@ def run_alone(config: RunConfig, task: Task, told: Tell, say: Callable[[str], No
         EvoCompressError: What the job raises.
         RunError: It has another error, or its process dies.
     """
+    surroundings = surroundings_of(config.ray)
     stop = start(config.ray)
     try:
         import ray
 
         remote: Any = ray.remote(_work).options(**_options(config, task, say))
-        return _listen(remote.remote(task.job), task, told, say)
+        # In a list it is unpacked there, and what it imports imported, only when it is asked for.
+        job = [ray.put(task.job)]
+        return _listen(remote.remote(surroundings, job), task, told, say)
     finally:
         stop()
 
 
-def _work(job: Job) -> Iterator[Any]:
-    """Yields who works, what the job says, and its result; in the task's process."""
+def _work(surroundings: Surroundings, job: Sequence[Any]) -> Iterator[Any]:
+    """Yields who works, what the job says, and its result; in the task's process.
+
+    Args:
+        surroundings: What is set there first.
+        job: A reference to what is to be done.
+    """
+    import ray
+
+    surroundings.enter()
+    work: Job = ray.get(job[0])
     yield who()
     said: SimpleQueue[Any] = SimpleQueue()
     over = object()
     with ThreadPoolExecutor(1) as pool:
-        working = pool.submit(job, said.put)
+        working = pool.submit(work, said.put)
         working.add_done_callback(lambda _: said.put(over))
         while (word := said.get()) is not over:
             yield word
@@ -109,7 +122,7 @@ def _options(config: RunConfig, task: Task, say: Callable[[str], None]) -> dict[
         "num_cpus": wanted["CPU"],
         "num_gpus": wanted["GPU"],
         "max_retries": 0,
-        "runtime_env": config.ray.runtime_env or None,
+        "runtime_env": told_to_ray(config.ray),
     }
     if task.quiet_node and not wanted["GPU"]:
         here = ray.get_runtime_context().get_node_id()

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from evocompress.config import RayConfig, RunConfig
 from evocompress.distributed.cluster import absolute, check_room, gpus_each, places, start
 from evocompress.distributed.replica import Replica
+from evocompress.distributed.surroundings import surroundings_of, told_to_ray
 from evocompress.errors import EvoCompressError, LibraryError, RunError, one_line
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ def ray_blocks(config: RunConfig, say: Say) -> MakeBlocks:
             path=path.absolute(),
             batch=batch,
             threads=torch.get_num_threads(),
+            surroundings=surroundings_of(config.ray),
         )
         if not manifest.missing:
             return
@@ -160,7 +162,7 @@ def _build(
         "num_cpus": config.cpus,
         "num_gpus": gpus_each(config),
         "max_retries": RETRIES,
-        "runtime_env": config.runtime_env or None,
+        "runtime_env": told_to_ray(config),
     }
     workers = places(config)
     shares = _shares(todo, workers)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from evocompress.config import ModelConfig
+from evocompress.distributed.surroundings import Surroundings
 from evocompress.errors import ModelError
 
 if TYPE_CHECKING:
@@ -20,11 +21,13 @@ class Replica:
         model: Which model, and how it is loaded.
         fingerprint: What it must turn out to be.
         threads: CPU threads of torch.
+        surroundings: Environment variables of the other process.
     """
 
     model: ModelConfig
     fingerprint: str
     threads: int
+    surroundings: Surroundings = field(default=Surroundings(), kw_only=True)
 
     def load(self) -> LoadedModel:
         """The model, in this process.
@@ -32,6 +35,7 @@ class Replica:
         Raises:
             ModelError: It is another one, or cannot be loaded here.
         """
+        self.surroundings.enter()
         import torch
 
         from evocompress.models import load_as

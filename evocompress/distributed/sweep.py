@@ -17,6 +17,7 @@ from uuid import uuid4
 
 from evocompress.distributed.cluster import gpus_each
 from evocompress.distributed.origin import is_own, sign
+from evocompress.distributed.surroundings import surroundings_of
 from evocompress.distributed.sweep_cluster import check_room, start_for_trials
 from evocompress.distributed.trial import Task, run_trial, settings_of
 from evocompress.distributed.tuner import new_tuner
@@ -73,6 +74,7 @@ def run_sweep(sweep: SweepConfig, folder: SweepFolder, resume: bool, reporter: R
         raise ConfigError(
             "mode=optuna needs a package that is not installed: pip install 'evocompress[optuna]'"
         )
+    surroundings_of(sweep.ray)
     stop = start_for_trials(sweep.ray)
     try:
         for name in ("ray", "ray.tune"):
@@ -150,7 +152,8 @@ def _trainable(sweep: SweepConfig) -> Any:
     """What Tune runs for each trial, and what it needs."""
     from ray import tune
 
-    task = Task(sweep.model_dump_json(), os.getcwd(), uuid4().hex)
+    surroundings = surroundings_of(sweep.ray)
+    task = Task(sweep.model_dump_json(), os.getcwd(), uuid4().hex, surroundings)
     needs = {"cpu": sweep.ray.cpus, "gpu": gpus_each(sweep.ray)}
     return tune.with_resources(tune.with_parameters(run_trial, task=task), needs)
 

@@ -7,12 +7,13 @@ from collections.abc import Callable
 
 from evocompress.config import RayConfig
 from evocompress.distributed.cluster import gpus_each, nodes_with, start, too_much
+from evocompress.distributed.surroundings import told_to_ray
 from evocompress.errors import ConfigError, one_line
 from evocompress.progress import Reporter
 
 
 def start_for_trials(config: RayConfig) -> Callable[[], None]:
-    """Joins a cluster, or starts one, whose processes have `config.runtime_env`.
+    """Joins a cluster, or starts one, whose processes have `config.runtime_env` but its variables.
 
     Tune gives its actors an environment of its own, into which Ray puts that of the job.
 
@@ -25,12 +26,13 @@ def start_for_trials(config: RayConfig) -> Callable[[], None]:
     """
     # `start` has to set something before Ray is imported.
     ray = sys.modules.get("ray")
-    if config.runtime_env and ray and ray.is_initialized():
+    environment = told_to_ray(config)
+    if environment and ray and ray.is_initialized():
         raise ConfigError(
             "ray.runtime_env: this process has joined a cluster already; give it to ray.init"
         )
     try:
-        return start(config, runtime_env=config.runtime_env)
+        return start(config, runtime_env=environment)
     except TypeError as error:
         raise ConfigError(f"ray.runtime_env is not one that Ray knows: {one_line(error)}") from None
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from evocompress.distributed.cluster import enter
+from evocompress.distributed.surroundings import Surroundings
 from evocompress.errors import RunError, one_line
 from evocompress.run_folder import RunFolder
 from evocompress.sweep.config import Range, SweepConfig
@@ -33,11 +34,13 @@ class Task:
         sweep: The sweep, JSON.
         home: Folder from which relative paths lead.
         session: Names this start of the sweep.
+        surroundings: Environment variables of the trials' processes.
     """
 
     sweep: str
     home: str
     session: str
+    surroundings: Surroundings = Surroundings()
 
 
 def run_trial(params: Mapping[str, Any], task: Task) -> None:
@@ -52,6 +55,7 @@ def run_trial(params: Mapping[str, Any], task: Task) -> None:
     """
     from ray import tune
 
+    task.surroundings.enter()
     enter(task.home)
     sweep = SweepConfig.model_validate_json(task.sweep)
     folder = SweepFolder(sweep.folder)

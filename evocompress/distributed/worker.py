@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evocompress.distributed.instruments import tail, who
+from evocompress.distributed.surroundings import Surroundings
 from evocompress.errors import EvoCompressError, RunError, one_line
 from evocompress.types import Answer, Request
 
@@ -26,6 +27,7 @@ class Assignment:
         expected: The fingerprints that the worker must come to, too.
         threads: CPU threads of torch.
         timed_on: The device, in words, of the run's latency table, unless it is forced.
+        surroundings: Environment variables of the worker.
     """
 
     config: str
@@ -33,6 +35,7 @@ class Assignment:
     expected: dict[str, Any]
     threads: int
     timed_on: str | None = None
+    surroundings: Surroundings = Surroundings()
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class Worker:
     """
 
     def __init__(self, assignment: Assignment, calibration: Any) -> None:
+        assignment.surroundings.enter()
         self._refusal: Refusal | None = None
         try:
             self._executor = _executor(assignment, calibration)

@@ -8,7 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, field_serializer, model_validator
 
 from evocompress.config import RayConfig
 from evocompress.config_file import apply, validate
@@ -129,6 +129,11 @@ class SweepConfig(Strict):
     seed: Seed = 0
     asha: AshaConfig | None = None
     ray: RayConfig = RayConfig()
+
+    @field_serializer("run", when_used="json")
+    def _without_ray(self, run: dict[str, Any]) -> dict[str, Any]:
+        """The base run as it is written: where it would run by itself does not matter here."""
+        return {key: value for key, value in run.items() if key != "ray"}
 
     @property
     def folder(self) -> Path:

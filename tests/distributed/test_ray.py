@@ -236,10 +236,15 @@ def test_any_number_of_workers_finds_the_same(cluster, run_file, local, workers)
 
 
 def test_workers_with_copies_of_the_library_find_the_same(cluster, tmp_path, run_file, local):
-    environment = {"env_vars": {"EVOCOMPRESS_CACHE": str(tmp_path / "cache")}}
+    secret = f"secret-{os.getpid()}"
+    environment = {"env_vars": {"EVOCOMPRESS_CACHE": str(tmp_path / "cache"), "TOKEN": secret}}
     changes = ["name=copies", "executor=ray", "ray.workers=4"]
     changes += [f"ray.storage={tmp_path / 'shared'}", f"ray.runtime_env={json.dumps(environment)}"]
-    assert found(api.search(load_config(run_file, changes))) == local
+    folder = api.search(load_config(run_file, changes))
+    assert found(folder) == local
+    logs = Path(ray._private.worker.global_worker.node.address_info["session_dir"]) / "logs"
+    for file in (*folder.rglob("*"), *logs.rglob("*")):
+        assert file.is_dir() or secret.encode() not in file.read_bytes(), file
     (stored,) = (tmp_path / "shared").iterdir()
     copy = tmp_path / "cache" / "libraries" / stored.name
     assert {file.name for file in copy.iterdir()} == {file.name for file in stored.iterdir()}

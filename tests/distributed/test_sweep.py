@@ -287,16 +287,17 @@ def test_the_processes_of_trials_get_the_runtime_environment(monkeypatch):
     asked = []
     monkeypatch.setattr("ray.is_initialized", lambda: False)
     monkeypatch.setattr("ray.init", lambda **options: asked.append(options))
-    own = {"env_vars": {"A": "1"}, "working_dir": "/code"}
-    for runtime_env in ({}, own):
+    own = {"working_dir": "/code"}
+    for runtime_env in ({}, own, own | {"env_vars": {"A": "1"}}):
         start_for_trials(RayConfig(runtime_env=runtime_env))
-    assert "runtime_env" not in asked[0] and asked[1]["runtime_env"] == own
+    assert "runtime_env" not in asked[0]
+    assert [options["runtime_env"] for options in asked[1:]] == [own, own]
 
 
 def test_a_runtime_environment_that_cannot_be_had_is_refused(monkeypatch):
     monkeypatch.setattr("ray.is_initialized", lambda: True)
     with pytest.raises(ConfigError, match="has joined a cluster already"):
-        start_for_trials(RayConfig(runtime_env={"env_vars": {"A": "1"}}))
+        start_for_trials(RayConfig(runtime_env={"working_dir": "/code"}))
 
 
 def test_a_sweep_that_another_process_began_meanwhile_is_left_alone(tmp_path, monkeypatch):

@@ -1,0 +1,96 @@
+"""Values of environment variables reach the workers and are written nowhere."""
+
+import json
+import os
+
+import pytest
+
+from evocompress.config import RayConfig, RunConfig
+from evocompress.config_file import changed, dump_config, load_config
+from evocompress.distributed.surroundings import Surroundings, surroundings_of, told_to_ray
+from evocompress.distributed.worker import Assignment
+from evocompress.errors import ConfigError
+from evocompress.run_folder import begin, check
+from evocompress.settings import check_names
+from evocompress.sweep import load_sweep
+from evocompress.sweep.folder import begin as begin_sweep
+from evocompress.sweep.folder import check as check_sweep
+
+SECRET = "hf_do-not-tell"
+ENVIRONMENT = {"pip": ["x"], "env_vars": {"HF_TOKEN": SECRET, "OTHER": None}}
+
+
+def run(tmp_path, environment=ENVIRONMENT, **changes):
+    return RunConfig.model_validate(
+        {
+            "name": "trial",
+            "runs": str(tmp_path),
+            "model": {"source": "m"},
+            "space": {"drop": {}, "budget": {"params": 0.7}},
+            "ray": {"runtime_env": environment},
+            **changes,
+        }
+    )
+
+
+def test_a_worker_gets_values_and_ray_does_not(monkeypatch):
+    monkeypatch.setenv("OTHER", "from here")
+    config = RayConfig(runtime_env=ENVIRONMENT)
+    found = surroundings_of(config)
+    assert found.values == {"HF_TOKEN": SECRET, "OTHER": "from here"}
+    assert told_to_ray(config) == {"pip": ["x"]}
+    assert told_to_ray(RayConfig(runtime_env={"env_vars": {"A": "1"}})) is None
+    assert SECRET not in repr(Assignment("", None, {}, 1, surroundings=found))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    found.enter()
+    assert os.environ["HF_TOKEN"] == SECRET
+    monkeypatch.setenv("HF_TOKEN", "")
+    Surroundings().enter()
+
+
+def test_a_run_keeps_the_names_and_goes_on(tmp_path, monkeypatch):
+    config = run(tmp_path)
+    folder = check(config, resume=False)
+    begin(folder, config)
+    written = folder.config_file.read_text()
+    assert SECRET not in written and "HF_TOKEN: null" in written and "- x" in written
+    assert SECRET not in dump_config(config) + config.model_dump_json()
+    check(config, resume=True)
+    kept = changed(load_config(folder.config_file), ["executor=ray"])
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setenv("OTHER", "x")
+    with pytest.raises(ConfigError, match="env_vars.HF_TOKEN has no value"):
+        check_names(kept)
+    monkeypatch.setenv("HF_TOKEN", "again")
+    check_names(kept)
+    assert surroundings_of(kept.ray).values == {"HF_TOKEN": "again", "OTHER": "x"}
+
+
+def test_a_sweep_keeps_the_names_and_goes_on(tmp_path):
+    text = f"""
+runs: {tmp_path}
+run:
+  model: {{source: m}}
+  space: {{drop: {{}}, budget: {{params: 0.7}}}}
+  ray: {{runtime_env: {{env_vars: {{A: {SECRET}}}}}}}
+vary: {{seed: [0, 1]}}
+ray: {{runtime_env: {{env_vars: {{HF_TOKEN: {SECRET}}}}}}}
+"""
+    (tmp_path / "many.yaml").write_text(text)
+    sweep = load_sweep(tmp_path / "many.yaml")
+    folder = check_sweep(sweep, resume=False)
+    begin_sweep(folder, sweep)
+    written = folder.config_file.read_text()
+    assert SECRET not in written and "HF_TOKEN: null" in written
+    check_sweep(sweep, resume=True)
+    assert surroundings_of(sweep.ray).values == {"HF_TOKEN": SECRET}
+
+
+@pytest.mark.parametrize("variables", [{"A": 5}, {"A": [SECRET]}, [SECRET], SECRET])
+def test_wrong_variables_are_not_shown(tmp_path, variables):
+    path = tmp_path / "trial.yaml"
+    path.write_text("model: {source: m}\nspace: {drop: {}}\n")
+    change = f"ray.runtime_env={json.dumps({'env_vars': variables})}"
+    with pytest.raises(ConfigError, match="must give names texts") as caught:
+        load_config(path, [change])
+    assert SECRET not in str(caught.value)
