@@ -24,10 +24,11 @@ from evocompress.early import check_early, check_sources, rehearse
 from evocompress.environment import describe
 from evocompress.errors import RunError
 from evocompress.export import (
+    PROGRAMS,
     check_format,
+    check_program,
     check_weights,
     choose_for,
-    program_named,
     read_candidate,
 )
 from evocompress.export import materialize as write_checkpoint
@@ -181,8 +182,9 @@ def materialize(
         path: The run's folder.
         out: Where to; by default ``checkpoint`` in the run's folder.
         form: A key of `evocompress.export.FORMATS`, or ``auto``.
-        program: What is to load it, a key of `evocompress.export.PROGRAMS`; ``None`` is
-            transformers. The format that ``auto`` takes, and why, is told to the reporter.
+        program: What is to load it, a key of `evocompress.export.PROGRAMS`; ``None`` is what the
+            search was for, else transformers. The format that ``auto`` takes, and why, is told to
+            the reporter.
         weights: One of `evocompress.export.WEIGHTS`; ``None`` keeps what the run computes in.
         candidate: ``winner``, ``uniform``, or an id of the journal.
         healed: Write what `heal` made of the run's checkpoint, whose candidate it then is.
@@ -196,13 +198,16 @@ def materialize(
     """
     check_format(form)
     if program is not None:
-        program_named(program)
+        check_program(program, form)
     if weights is not None:
         check_weights(weights)
     out = None if out is None else Path(out)
     bench = _finished(path, reporter)
     if healed and candidate != "winner":
         raise RunError("--healed and --candidate exclude each other: only the checkpoint is healed")
+    fits = bench.config.space.fits
+    if program is None and form == "auto" and fits in PROGRAMS:
+        program = fits
     source = healed_source(bench.folder, out) if healed else None
     chosen = read_candidate(source) if source else named_candidate(bench, candidate)
     if program is not None:

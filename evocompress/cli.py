@@ -68,7 +68,7 @@ def demo(
     epilog="Examples: `evocompress search search_spaces/smollm2_sparsity_50.yaml`; "
     "`evocompress search run.yaml name=trial search.generations=20`; "
     "`evocompress search run.yaml --resume`; `evocompress search run.yaml --workers 2`; "
-    "`evocompress search run.yaml --ray auto`"
+    "`evocompress search run.yaml --ray auto`; `evocompress search run.yaml --for llama.cpp`"
 )
 def search(
     run_file: RunFile,
@@ -78,6 +78,14 @@ def search(
         int | None, typer.Option(help="Ray workers that hold the model.", show_default=False)
     ] = None,
     ray: RayAddress = None,
+    program: Annotated[
+        str | None,
+        typer.Option(
+            "--for",
+            help="What shall load the result: `transformers`, `vllm`, `llama.cpp`.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Search for the best candidate; first makes what is missing: level library, latency table.
 
@@ -86,10 +94,14 @@ def search(
     """
     from evocompress import api
     from evocompress.config_file import load_config
+    from evocompress.export import program_named
     from evocompress.progress import Reporter
 
     changes = [*(overrides or []), *_on_ray(ray)]
     changes += ["executor=ray", f"ray.workers={workers}"] if workers is not None else []
+    if program is not None:
+        program_named(program)
+        changes.append(f"space.fits={program}")
     folder = api.search(load_config(run_file, changes), resume=resume, reporter=Reporter())
     _say(f"Winner: {folder / 'winner.json'}")
     _say(f"Next: evocompress materialize {folder}")

@@ -191,8 +191,8 @@ class SpaceConfig(Strict):
         budget: Upper bounds {cost name: bound}; a bound of at most 1 is always a fraction of
             the dense model, a larger one is absolute: a latency of under a second is given as
             a fraction. See `evocompress.costs.COSTS`.
-        fits: A checkpoint format, a key of `evocompress.export.FORMATS`, that every candidate must
-            be written in: what it cannot express is not sampled.
+        fits: A checkpoint format, a key of `evocompress.export.FORMATS`, or a program, a key of
+            `evocompress.export.PROGRAMS`, that every candidate must be written in or loaded by.
     """
 
     sparsity: SparsitySpace | None = None

@@ -11,7 +11,7 @@ from evocompress.criteria import CRITERIA, STRUCTURED
 from evocompress.distributed import EXECUTORS
 from evocompress.distributed.surroundings import surroundings_of
 from evocompress.errors import ConfigError
-from evocompress.export import FORMATS
+from evocompress.export import FORMATS, PROGRAMS, check_package, check_program
 from evocompress.search import SEARCHERS
 from evocompress.search.base import Problem, Searcher, SearcherSettings
 from evocompress.space import SearchSpace
@@ -82,15 +82,30 @@ def check_names(config: RunConfig) -> None:
     _check_costs(config)
     if config.executor == "ray":
         surroundings_of(config.ray)
-    fits = config.space.fits
-    if fits is not None and fits not in FORMATS:
-        raise ConfigError(f"space.fits: unknown format '{fits}': {nearest(fits, FORMATS)}")
+    _check_fits(config.space.fits)
     choices = {"criterion": list(CRITERIA), "width_criterion": list(STRUCTURED)}
     for key, known_names in choices.items():
         name = getattr(config.library, key)
         if name not in known_names:
             known = nearest(name, known_names)
             raise ConfigError(f"library.{key}: unknown criterion '{name}': {known}")
+
+
+def _check_fits(fits: str | None) -> None:
+    """Refuses what is neither a format nor a program, or a program that is too old.
+
+    Raises:
+        EvoCompressError: It is such a one.
+    """
+    if fits is None:
+        return
+    if fits not in FORMATS and fits not in PROGRAMS:
+        known = nearest(fits, (*FORMATS, *PROGRAMS))
+        raise ConfigError(f"space.fits: unknown format or program '{fits}': {known}")
+    if fits in PROGRAMS:
+        check_program(fits)
+    if fits == "gguf" or (fits in PROGRAMS and PROGRAMS[fits].preferred == ("gguf",)):
+        check_package()
 
 
 def _check_costs(config: RunConfig) -> None:

@@ -14,15 +14,14 @@ import torch
 from torch import Tensor
 
 from evocompress.apply import LiveModel
-from evocompress.config import LibraryConfig, RunConfig
+from evocompress.config import LibraryConfig, RunConfig, SpaceConfig
 from evocompress.costs import TIMED, LatencyTable
 from evocompress.criteria import STRUCTURED
 from evocompress.distributed import EXECUTORS, LIBRARY_BUILDERS, TABLE_MAKERS
 from evocompress.errors import ConfigError, LibraryError, RunError
 from evocompress.estimates.answer import LiveEstimates
 from evocompress.evaluation import check_lengths
-from evocompress.export import FORMATS
-from evocompress.fitting import Obstacle
+from evocompress.export import FORMATS, PROGRAMS, check_task
 from evocompress.genes import Genes
 from evocompress.library import Library, build_library, check_library, open_library
 from evocompress.models import LoadedModel, load_as, require_next_token
@@ -91,21 +90,42 @@ class Workbench:
         return self._space(unbounded(self.config), UNMEASURED) if self._timed else self.space
 
     def _space(self, config: RunConfig, table: LatencyTable | None) -> SearchSpace:
+        return self._fitted(config.space, self.form, table)
+
+    def _fitted(
+        self, config: SpaceConfig, form: str | None, table: LatencyTable | None
+    ) -> SearchSpace:
+        """The space of the candidates that can be written in a format."""
+        obstacle = None if form is None else partial(FORMATS[form].obstacle, self.loaded)
         return build_space(
             self.units,
             self.loaded.family.architecture(self.loaded.model),
-            config.space,
-            adds_bias=STRUCTURED[config.library.width_criterion].adds_bias,
+            config.model_copy(update={"fits": form}),
+            adds_bias=STRUCTURED[self.config.library.width_criterion].adds_bias,
             latency=table,
-            obstacle=self._obstacle,
+            obstacle=obstacle,
         )
 
-    @property
-    def _obstacle(self) -> Obstacle | None:
-        """What keeps the format that the space must fit from expressing a candidate."""
-        if self.config.space.fits is None:
-            return None
-        return partial(FORMATS[self.config.space.fits].obstacle, self.loaded)
+    @cached_property
+    def form(self) -> str | None:
+        """The format that every candidate must be written in, if the configuration asks for one.
+
+        Of the formats of a program it is the one that leaves the most levels.
+        """
+        fits = self.config.space.fits
+        if fits is None or fits in FORMATS:
+            return fits
+        check_task(fits, self.loaded.family)
+        forms = PROGRAMS[fits].preferred
+        return forms[0] if len(forms) == 1 else max(forms, key=self._levels_left)
+
+    def _levels_left(self, form: str) -> int:
+        """Levels of the space that a format can express; -1 where it can express nothing."""
+        unbudgeted = self.config.space.model_copy(update={"budget": {}})
+        try:
+            return sum(map(len, self._fitted(unbudgeted, form, None).levels))
+        except ConfigError:
+            return -1
 
     @cached_property
     def latency_table(self) -> LatencyTable | None:

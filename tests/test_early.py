@@ -3,11 +3,14 @@
 import pytest
 import yaml
 
-from evocompress import api, workbench
+from evocompress import api, cli, workbench
 from evocompress.config_file import load_config
 from evocompress.errors import ConfigError, EvoCompressError, ModelError
+from evocompress.export import PROGRAMS, choose_for, programs, read_record
+from evocompress.planning.forewarning import chosen_form
+from evocompress.planning.plan import bench_of
 from evocompress.sweep import load_sweep
-from evocompress.testing.tiny import tiny_checkpoint
+from evocompress.testing.tiny import tiny_checkpoint, tiny_loaded
 
 RUN = {
     "threads": 1,
@@ -116,3 +119,75 @@ def test_later_stages_check_first_as_well_and_take_strings(run_file, monkeypatch
     monkeypatch.chdir(run_file.parent)
     assert api.evaluate(given, ["evaluate.latency=false"]).name == "evaluation.json"
     assert api.report(given).name == "report.html"
+
+
+SPARSE_DROPS = {"width": {"multiple_of": 8}, "drop": {"protect": []}, "budget": {"params": 0.9}}
+
+
+@pytest.fixture
+def tried_versions(monkeypatch):
+    monkeypatch.setattr(programs, "_installed", lambda packages: (packages[0], None))
+
+
+@pytest.mark.parametrize("program", ["llama.cpp", "vllm"])
+def test_a_program_is_chosen_before_the_search(run_file, program, tried_versions):
+    pytest.importorskip("gguf")
+    changes = [
+        f"space={SPARSE_DROPS}".replace("'", '"'),
+        f"space.fits={program}",
+        f"name={program}",
+    ]
+    config = load_config(run_file, changes)
+    bench = bench_of(config, tiny_loaded("llama"))
+    assert bench.form == {"llama.cpp": "gguf", "vllm": "folded"}[program]
+    genes = bench.space.genes
+    for gene, unit in enumerate(genes.units):
+        for level in range(len(genes.levels[gene])):
+            genome = genes.start.copy()
+            genome[gene] = level
+            choice = choose_for(bench.loaded, genes.candidate(genome), program)
+            assert choice.name in PROGRAMS[program].formats, unit.name
+    (note,) = chosen_form(program, bench.form)
+    assert f"for {program}" in note and bench.form in note
+
+
+def test_what_was_searched_for_a_program_is_written_for_it(run_file, monkeypatch, tried_versions):
+    change = f"space={SPARSE_DROPS}".replace("'", '"')
+    words = ["evocompress", "search", str(run_file), change, "name=for", "--for", "vllm"]
+    monkeypatch.setattr("sys.argv", words)
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 0
+    written = api.materialize("runs/for", out="for-vllm")
+    assert read_record(written).format in PROGRAMS["vllm"].formats
+    assert "only candidates that format" in open("runs/for/log.txt").read()
+
+
+@pytest.mark.parametrize(
+    ("fits", "name", "message"),
+    [
+        ("vlm", "llama", "did you mean 'vllm'"),
+        ("llama.cpp", "gpt2", "gguf"),
+        ("vllm", "bert", "only causal language models"),
+    ],
+)
+def test_a_program_that_cannot_is_refused_before_the_search(
+    run_file, tmp_path, unloaded, fits, name, message, tried_versions
+):
+    model = tiny_checkpoint(tmp_path / name, name)
+    changes = [f"space.fits={fits}", f"model.source={model}", "space.budget={body_params: 0.7}"]
+    with pytest.raises(EvoCompressError, match=message):
+        api.search(load_config(run_file, changes))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_old_program_and_a_foreign_format_are_refused_before_loading(run_file, monkeypatch):
+    folder = api.search(load_config(run_file))
+    monkeypatch.setattr(workbench, "load_as", lambda config: pytest.fail("loaded"))
+    with pytest.raises(EvoCompressError, match="does not load format 'deci'"):
+        api.materialize(folder, program="llama.cpp", form="deci")
+    monkeypatch.setattr(programs, "_installed", lambda packages: (packages[0], "0.0.1"))
+    with pytest.raises(EvoCompressError, match="is older than"):
+        api.materialize(folder, program="vllm")
+    with pytest.raises(EvoCompressError, match="is older than"):
+        api.search(load_config(run_file, ["space.fits=vllm", "name=other"]))

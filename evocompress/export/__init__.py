@@ -1,9 +1,16 @@
 """Writes a candidate as a checkpoint (`materialize`); `FORMATS` names the forms it can take."""
 
 from evocompress.export.checkpoint import check_weights, materialize
-from evocompress.export.choice import Choice, check_format, choose_for, choose_format
+from evocompress.export.choice import (
+    Choice,
+    check_format,
+    check_program,
+    choose_for,
+    choose_format,
+)
 from evocompress.export.formats import FORMATS, WEIGHTS, Format
-from evocompress.export.programs import PROGRAMS, program_named
+from evocompress.export.gguf import check_package
+from evocompress.export.programs import PROGRAMS, check_task, program_named
 from evocompress.export.record import Record, read_candidate, read_record
 
 __all__ = [
@@ -14,6 +21,9 @@ __all__ = [
     "Format",
     "Record",
     "check_format",
+    "check_package",
+    "check_program",
+    "check_task",
     "check_weights",
     "choose_for",
     "choose_format",

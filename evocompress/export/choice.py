@@ -36,6 +36,29 @@ def check_format(name: str) -> None:
         raise ExportError(f"unknown format '{name}': choose one of auto, {', '.join(FORMATS)}")
 
 
+def check_program(program: str, name: str = "auto") -> str:
+    """Refuse a program that does not load a format, as far as this is known without a model.
+
+    Args:
+        program: A key of `evocompress.export.programs.PROGRAMS`.
+        name: A key of `FORMATS`, or ``auto``.
+
+    Returns:
+        What is to be said of its version, maybe nothing.
+
+    Raises:
+        ExportError: There is no such program or format, its version here is too old, or it does
+            not load the format.
+    """
+    check_format(name)
+    known = program_named(program)
+    if name not in ("auto", *known.formats):
+        raise ExportError(
+            f"{program} does not load format '{name}': choose auto, {', '.join(known.formats)}"
+        )
+    return check_version(program)
+
+
 def choose_format(loaded: LoadedModel, candidate: Candidate, name: str = "auto") -> str:
     """The format to write a candidate in: `name`, or for ``auto`` the first for transformers.
 
@@ -62,18 +85,18 @@ def choose_for(
             format or was not tried with the model's task, or none of its formats can express the
             candidate.
     """
-    check_format(name)
-    known = program_named(program)
-    if name not in ("auto", *known.formats):
-        raise ExportError(
-            f"{program} does not load format '{name}': choose auto, {', '.join(known.formats)}"
-        )
+    newer = check_program(program, name)
     check_task(program, loaded.family)
-    choice = _first(loaded, candidate, known.preferred, name)
+    known = program_named(program)
+    try:
+        choice = _first(loaded, candidate, known.preferred, name)
+    except ExportError as error:
+        again = f"'evocompress search --for {program}' searches only what {program} can load"
+        raise ExportError(f"{error}; {again}") from None
     remarks = (
         choice.reason,
         untried(program, choice.name, loaded.family),
-        check_version(program),
+        newer,
     )
     how = f"format '{choice.name}' for {program}, run by {known.formats[choice.name].how}"
     return Choice(choice.name, "; ".join((how, *filter(None, remarks))))

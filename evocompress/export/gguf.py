@@ -86,11 +86,7 @@ class Gguf:
         Raises:
             ExportError: The package that writes GGUF files is not installed.
         """
-        if find_spec("gguf") is None:
-            raise ExportError(
-                "format 'gguf' needs a package that is not installed: "
-                "pip install 'evocompress[gguf]'"
-            )
+        check_package()
         return ModelingFile().build(loaded, state, candidate)
 
     def save(
@@ -106,6 +102,18 @@ class Gguf:
     def measured(self, folder: Path, loaded: LoadedModel) -> dict[str, int]:
         """The costs that can be counted in the file."""
         return measured_costs(folder / GGUF_FILE)
+
+
+def check_package() -> None:
+    """Whether there is what writes GGUF files.
+
+    Raises:
+        ExportError: The package is not installed.
+    """
+    if find_spec("gguf") is None:
+        raise ExportError(
+            "format 'gguf' needs a package that is not installed: pip install 'evocompress[gguf]'"
+        )
 
 
 def _unfit(loaded: LoadedModel) -> str | None:

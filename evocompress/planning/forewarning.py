@@ -47,6 +47,17 @@ def _instead(name: str, left: float) -> str:
     return ": raise the bound" + (f", or bound {own} instead" if own else "")
 
 
+def chosen_form(fits: str | None, form: str | None) -> Iterator[str]:
+    """Which format of a program every candidate can be written in.
+
+    Args:
+        fits: What the space must fit.
+        form: The format.
+    """
+    if fits is not None and fits != form:
+        yield f"for {fits}: only candidates that format '{form}' can express are searched"
+
+
 def unpacked(config: ModelConfig, weight_bytes: int) -> Iterator[str]:
     """How much larger a GGUF file becomes.
 
@@ -60,6 +71,6 @@ def unpacked(config: ModelConfig, weight_bytes: int) -> Iterator[str]:
         yield (
             f"{path.name}: {size / MIB:,.0f} MiB of packed weights are unpacked to "
             f"{weight_bytes / MIB:,.0f} MiB, {weight_bytes / size:.1f} times as much, and what is "
-            "written is as large for its weights: materialize --weights bfloat16, or --for "
-            "llama.cpp --weights q8_0, makes it smaller"
+            "written is as large for its weights: materialize --weights bfloat16 makes it smaller, "
+            "and, after search --for llama.cpp, --weights q8_0"
         )

@@ -11,7 +11,7 @@ import torch
 from evocompress.config import RunConfig
 from evocompress.models import LoadedModel
 from evocompress.planning.device import Device
-from evocompress.planning.forewarning import left_of_blocks, unpacked
+from evocompress.planning.forewarning import chosen_form, left_of_blocks, unpacked
 from evocompress.planning.stages import Run, Stage, heal_stage, library_stage, search_stage
 from evocompress.progress import Silent
 from evocompress.run_folder import RunFolder
@@ -82,6 +82,7 @@ def make_plan(config: RunConfig, loaded: LoadedModel, device: Device) -> Plan:
     advice = tuple(_advice(run, stages, device.name, device.memory))
     notes = (
         *left_of_blocks(run.bench.untimed_space, timed=False),
+        *chosen_form(config.space.fits, run.bench.form),
         *unpacked(config.model, run.weight_bytes),
     )
     dtype = str(run.dtype).removeprefix("torch.")
@@ -100,6 +101,7 @@ def preflight(bench: Workbench) -> Iterator[str]:
     yield f"needs up to {memory / GIB:,.1f} GiB of memory and {disk / GIB:,.1f} GiB of disk"
     yield from _advice(run, stages, "this machine", _there_is(bench, device))
     yield from left_of_blocks(bench.space)
+    yield from chosen_form(bench.config.space.fits, bench.form)
     yield from unpacked(bench.config.model, run.weight_bytes)
 
 
