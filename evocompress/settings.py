@@ -101,7 +101,7 @@ def _check_fits(fits: str | None) -> None:
         return
     if fits not in FORMATS and fits not in PROGRAMS:
         known = nearest(fits, (*FORMATS, *PROGRAMS))
-        raise ConfigError(f"space.fits: unknown format or program '{fits}': {known}")
+        raise ConfigError(f"space.fits: unknown format '{fits}': {known}")
     if fits in PROGRAMS:
         check_program(fits)
     if fits == "gguf" or (fits in PROGRAMS and PROGRAMS[fits].preferred == ("gguf",)):

@@ -88,11 +88,7 @@ def choose_for(
     newer = check_program(program, name)
     check_task(program, loaded.family)
     known = program_named(program)
-    try:
-        choice = _first(loaded, candidate, known.preferred, name)
-    except ExportError as error:
-        again = f"'evocompress search --for {program}' searches only what {program} can load"
-        raise ExportError(f"{error}; {again}") from None
+    choice = _first(loaded, candidate, known.preferred, name)
     remarks = (
         choice.reason,
         untried(program, choice.name, loaded.family),
