@@ -7,14 +7,14 @@ it stays in the user's cache folder.
 from __future__ import annotations
 
 import os
-import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
 from platformdirs import user_cache_path
 
 from evocompress.errors import ModelError
-from evocompress.files import naming_disk_errors
+from evocompress.files import naming_disk_errors, sync_folder
+from evocompress.leftovers import scratch_folder
 from evocompress.sources import Checkpoint, locate, quiet_transformers, read_model, read_tokenizer
 
 DEMO_SOURCE = "demo:smollm2-135m"
@@ -42,13 +42,14 @@ def demo_checkpoint() -> Checkpoint:
 def convert(checkpoint: Checkpoint, folder: Path) -> None:
     """Write a checkpoint as bfloat16 safetensors; `folder` appears whole or not at all."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".converting-") as scratch:
-        unfinished = Path(scratch) / folder.name
+    with scratch_folder(folder.parent, folder.name, wait=True) as scratch:
+        if folder.is_dir():
+            return  # another process finished the same conversion meanwhile
+        unfinished = scratch / folder.name
         with quiet_transformers(), naming_disk_errors(folder):
             read_tokenizer(checkpoint).save_pretrained(unfinished)
             read_model(checkpoint, "bfloat16").save_pretrained(unfinished)
-        # Another process may have finished the same conversion meanwhile.
-        if not folder.is_dir():
+            sync_folder(unfinished)
             os.replace(unfinished, folder)
 
 

@@ -28,6 +28,9 @@ T = TypeVar("T")
 CHECKSUM = "xxh3"
 """Key of the checksum of a JSON file: of the object, or in each object of the list."""
 
+SEAL = re.compile(rb"(.*\n)# xxh3: ([0-9a-f]{16})\n", re.DOTALL)
+"""Text with its checksum in the last line."""
+
 PROBLEMS = {
     errno.ENOSPC: ("disk full", "free some space"),
     errno.EDQUOT: ("disk quota exceeded", "free some space or have the quota raised"),
@@ -124,6 +127,25 @@ def write_json(path: Path, data: Any) -> None:
 def json_text(data: Any) -> str:
     """Data as indented JSON with a checksum, which `read_json` verifies and leaves out."""
     return json.dumps(_sealed(data), indent=1, allow_nan=False) + "\n"
+
+
+def write_sealed(path: Path, text: str) -> None:
+    """Writes text whose comments begin with a hash sign, and its checksum as the last of them."""
+    write_text(path, f"{text}# {CHECKSUM}: {xxh3_64_hexdigest(text.encode())}\n")
+
+
+def check_sealed(path: Path, remedy: str) -> None:
+    """Verifies what `write_sealed` wrote; text without a checksum is not checked.
+
+    Raises:
+        RunError: It was changed since.
+    """
+    found = SEAL.fullmatch(path.read_bytes())
+    if found and xxh3_64_hexdigest(found[1]) != found[2].decode():
+        raise RunError(
+            f"{path} was changed since it was written, its checksum differs: {remedy}, or remove "
+            "its last line if the change is meant"
+        )
 
 
 def read_json(

@@ -46,15 +46,19 @@ def temporary_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def only_writer(out: Path) -> Iterator[None]:
+def only_writer(out: Path, *, wait: bool = False) -> Iterator[None]:
     """Keeps other processes from writing the folder `out`, and clears what dead ones left of it.
+
+    Args:
+        out: The folder.
+        wait: Until no other process writes it.
 
     Raises:
         RunError: Another process writes it now.
     """
-    lock = _lock_of(out.parent, out.name)
+    lock = out.with_name(f".{out.name}.lock")
     try:
-        with FileLock(lock, timeout=0):
+        with FileLock(lock, timeout=-1 if wait else 0):
             try:
                 for path in _leftovers(out.parent):
                     if _parts(path)[0] == out.name:
@@ -67,10 +71,13 @@ def only_writer(out: Path) -> Iterator[None]:
 
 
 @contextmanager
-def scratch_folder(parent: Path, name: str) -> Iterator[Path]:
-    """A new folder that vanishes at the end, or after a kill with `clear_leftovers`."""
+def scratch_folder(parent: Path, name: str, *, wait: bool = False) -> Iterator[Path]:
+    """A new folder that vanishes at the end, or after a kill with `clear_leftovers`.
+
+    Nobody else has one of this name meanwhile; see `only_writer`.
+    """
     out = parent / name
-    with only_writer(out):
+    with only_writer(out, wait=wait):
         folder = temporary_name(out)
         folder.mkdir()
         try:
@@ -79,14 +86,14 @@ def scratch_folder(parent: Path, name: str) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def clear_leftovers(folder: Path) -> None:
-    """Deletes what dead processes left in a folder under temporary names.
+def clear_leftovers(*folders: Path) -> None:
+    """Deletes what dead processes left under temporary names in folders that may be missing.
 
     A finished folder that had been moved away to be replaced comes back.
     """
-    for path in _leftovers(folder):
+    for path in (path for folder in folders if folder.is_dir() for path in _leftovers(folder)):
         if path.is_dir():
-            with suppress(RunError), only_writer(folder / _parts(path)[0]):
+            with suppress(RunError), only_writer(path.parent / _parts(path)[0]):
                 pass
         else:
             _clear_file(path)
@@ -103,10 +110,6 @@ def _parts(path: Path) -> tuple[str, str]:
     match = LEFTOVER.fullmatch(path.name)
     assert match is not None
     return match["name"], match["kind"]
-
-
-def _lock_of(folder: Path, name: str) -> Path:
-    return folder / f".{name}.lock"
 
 
 def _clear_folder(path: Path, out: Path) -> None:

@@ -13,11 +13,12 @@ from pydantic import BaseModel
 from evocompress.config import RunConfig
 from evocompress.config_file import dump_config, load_config
 from evocompress.errors import RunError
-from evocompress.files import naming_disk_errors, write_text
+from evocompress.files import check_sealed, naming_disk_errors, write_sealed
 from evocompress.leftovers import clear_leftovers
 from evocompress.winner import Winner, read_winner
 
 LOCK = ".lock"
+RESTORE = "restore the file"
 
 MAY_DIFFER = ("model.device_memory", "proxy.targets", "executor", "ray.")
 """Settings that no result depends on, so that a run may go on with others."""
@@ -93,6 +94,7 @@ class RunFolder:
             RunError: Another process works in it.
         """
         with only_process(self.path):
+            clear_leftovers(self.path / "estimates", self.healing, self.healing / "state")
             yield
 
     def read_winner(self) -> Winner:
@@ -111,6 +113,7 @@ class RunFolder:
         """
         if not self.config_file.is_file():
             raise RunError(f"{self.path} is not a run folder: it has no config.yaml")
+        check_sealed(self.config_file, RESTORE)
         return load_config(self.config_file)
 
 
@@ -194,7 +197,7 @@ def begin(folder: RunFolder, config: RunConfig) -> None:
     with naming_disk_errors(folder.path):
         folder.path.mkdir(parents=True, exist_ok=True)
     if not folder.config_file.exists():
-        write_text(folder.config_file, dump_config(config))
+        write_sealed(folder.config_file, dump_config(config))
 
 
 def changed_keys(old: dict[str, object], new: dict[str, object], prefix: str = "") -> list[str]:

@@ -19,7 +19,15 @@ from safetensors.torch import save_file
 from evocompress import cli
 from evocompress.errors import ExportError, RunError
 from evocompress.export.folder import whole_folder
-from evocompress.files import naming_disk_errors, read_as, read_json, write_json, write_text
+from evocompress.files import (
+    check_sealed,
+    naming_disk_errors,
+    read_as,
+    read_json,
+    write_json,
+    write_sealed,
+    write_text,
+)
 from evocompress.leftovers import clear_leftovers
 
 
@@ -248,3 +256,15 @@ def test_temporaries_of_older_versions_are_known(tmp_path: Path) -> None:
     clear_leftovers(tmp_path)
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"winner.json", ".hidden.tmp", "notes.12.tmp", ".out.v2.tmp"}
+
+
+def test_text_with_a_checksum_as_its_last_comment(tmp_path: Path) -> None:
+    path, text = tmp_path / "config.yaml", "seed: 3\nname: é\n"
+    write_sealed(path, text)
+    assert path.read_text().startswith(text)
+    check_sealed(path, "restore the file")
+    path.write_text(path.read_text().replace("3", "7", 1))
+    with pytest.raises(RunError, match="config.yaml was changed since.*: restore the file, or"):
+        check_sealed(path, "restore the file")
+    path.write_text(text.replace("3", "7"))
+    check_sealed(path, "restore the file")

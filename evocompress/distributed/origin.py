@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import os
 import secrets
 from pathlib import Path
 
 from evocompress.demo_model import cache_folder
+from evocompress.files import replacing
 
 KEY = "sweep-key"
 SIGNATURE = "origin"
@@ -43,9 +43,7 @@ def _key(*, make: bool = False) -> bytes:
     path = cache_folder() / KEY
     if make and not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(handle, "wb") as file:
-            file.write(secrets.token_bytes(32))
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            temporary.chmod(0o600)
+            temporary.write_bytes(secrets.token_bytes(32))
     return path.read_bytes()

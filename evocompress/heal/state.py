@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from torch import Tensor
 from evocompress.errors import RunError, one_line
 from evocompress.export.folder import whole_folder
 from evocompress.files import checksum_of, json_text, read_as, write_text
+from evocompress.journal_lines import sealed
 
 LOG = logging.getLogger("evocompress")
 
@@ -103,8 +103,8 @@ class HealFolder:
             ExportError: The disk is full.
             RunError: The disk is full.
         """
-        lines = [json.dumps(asdict(record), allow_nan=False) for record in history]
-        write_text(self.history, "\n".join(lines) + "\n")
+        lines = b"".join(sealed(asdict(record)) for record in history)
+        write_text(self.history, lines.decode())
         new = self.states / f"step-{history[-1].step:08d}"
         with whole_folder(new) as folder:
             save_file(dict(tensors), folder / "state.safetensors")

@@ -16,6 +16,7 @@ from evocompress.demo_model import cache_folder
 from evocompress.environment import describe
 from evocompress.errors import ConfigError
 from evocompress.files import read_json, write_json
+from evocompress.leftovers import clear_leftovers
 from evocompress.models import LoadedModel
 from evocompress.profile.layouts import grid
 from evocompress.profile.timing import METHOD
@@ -67,6 +68,7 @@ def write_table(path: Path, table: LatencyTable) -> None:
         RunError: The disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(path.parent)
     write_json(path, table.to_json())
 
 

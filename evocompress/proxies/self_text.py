@@ -25,6 +25,7 @@ from xxhash import xxh3_128_hexdigest
 from evocompress.demo_model import cache_folder
 from evocompress.errors import DataError, one_line
 from evocompress.files import CHECKSUM, naming_disk_errors, replacing
+from evocompress.leftovers import clear_leftovers
 from evocompress.models import LoadedModel
 from evocompress.proxies.special import surroundings, vocabulary_size
 
@@ -83,6 +84,7 @@ def self_written(
     kept = _read(path, writing, loaded) if path.is_file() else None
     if kept is None:
         folder.mkdir(parents=True, exist_ok=True)
+        clear_leftovers(folder)
         kept = write(loaded, writing, opening)
         _save(kept, path)
     return kept

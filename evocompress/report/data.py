@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import TypeVar
 from pydantic import BaseModel, ConfigDict
 
 from evocompress.config import EvaluateConfig, RunConfig
-from evocompress.config_file import load_config
 from evocompress.errors import RunError
 from evocompress.files import read_as, read_json, validated
+from evocompress.journal_lines import lines
 from evocompress.journal_memory import Memory
-from evocompress.report.history import History, read_history, read_records
+from evocompress.report.history import History, read_history
+from evocompress.run_folder import RunFolder
 from evocompress.types import UNTREATED, Architecture, Candidate, Unit
 from evocompress.winner import Winner, read_winner
 
@@ -189,7 +191,7 @@ def read_run(folder: Path) -> RunData:
             raise RunError(
                 f"{folder} is no run folder: it has no {name}; name one that a run wrote"
             )
-    config = load_config(folder / "config.yaml")
+    config = RunFolder(folder).config()
     units, architecture, opening = _read_units(folder / "units.json")
     memory = Memory(folder / "journal.jsonl")
     place = folder / "winner.json"
@@ -250,4 +252,9 @@ def _read_units(path: Path) -> tuple[tuple[Unit, ...], Architecture | None, str]
 def _read_healing(path: Path) -> tuple[HealStep, ...]:
     if not path.is_file():
         return ()
-    return validated(read_records(path), tuple[HealStep, ...], path)
+    remedy = "remove the file to have a report without it"
+    try:
+        records = [json.loads(line.content) for line in lines(path)]
+    except (RunError, ValueError, RecursionError) as error:
+        raise RunError(f"{path} is damaged (a line is not what was written): {remedy}") from error
+    return validated(records, tuple[HealStep, ...], path, remedy=remedy)

@@ -5,15 +5,11 @@ Read-only, so that a report can be made while the run is still going on.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from pathlib import Path
-from typing import Any
 
 from evocompress.config import SparsitySpace
-from evocompress.errors import RunError
 from evocompress.journal_memory import Memory, Step
 from evocompress.types import UNTREATED, Candidate, Level, MicroBatchValue, Unit
 
@@ -48,30 +44,6 @@ class History:
     failures: tuple[str, ...] = ()
     uniform: ComparedValue | None = None
     apart: int = 0
-
-
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file; a last line without line end is still being written.
-
-    Raises:
-        RunError: A line is no JSON object.
-    """
-    records = []
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if line.endswith(b"\n"):
-                records.append(_object(path, number, line))
-    return records
-
-
-def _object(path: Path, number: int, line: bytes) -> dict[str, Any]:
-    try:
-        found = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise RunError(f"{path}, line {number}: not valid JSON; remove the line") from error
-    if not isinstance(found, dict):
-        raise RunError(f"{path}, line {number}: no JSON object; remove the line")
-    return found
 
 
 def read_history(

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from evocompress.config_file import dump_config, validate
 from evocompress.errors import RunError
-from evocompress.files import naming_disk_errors, write_text
-from evocompress.run_folder import LOCK, check_goes_on, check_unchanged, only_process
+from evocompress.files import check_sealed, naming_disk_errors, write_sealed
+from evocompress.run_folder import LOCK, RESTORE, check_goes_on, check_unchanged, only_process
 from evocompress.strict_yaml import read_yaml
 from evocompress.sweep.config import SweepConfig
 from evocompress.sweep.record import Records
@@ -61,6 +61,7 @@ class SweepFolder:
         """
         if not self.config_file.is_file():
             raise RunError(f"{self.path} is not a sweep's folder: it has no sweep.yaml")
+        check_sealed(self.config_file, RESTORE)
         return validate(SweepConfig, read_yaml(self.config_file), str(self.config_file))
 
     @contextmanager
@@ -94,7 +95,7 @@ def begin(folder: SweepFolder, sweep: SweepConfig) -> None:
     with naming_disk_errors(folder.path):
         folder.records.path.mkdir(parents=True, exist_ok=True)
     if not folder.config_file.exists():
-        write_text(folder.config_file, dump_config(sweep))
+        write_sealed(folder.config_file, dump_config(sweep))
 
 
 def _begun(folder: SweepFolder) -> bool:

@@ -10,6 +10,7 @@ from fabricate import config, evaluation, run_folder, write_json
 from evocompress.config import ProxyConfig, SpaceConfig, SparsitySpace
 from evocompress.config_file import dump_config
 from evocompress.errors import RunError
+from evocompress.journal_lines import sealed
 from evocompress.proxies import PROXIES
 from evocompress.report import write_report
 from evocompress.report.data import read_run
@@ -353,3 +354,19 @@ def test_notes_are_honest_about_the_text_and_the_zeros(tmp_path: Path) -> None:
 def test_same_files_give_the_same_page(finished: Path) -> None:
     first = write_report(finished).read_bytes()
     assert write_report(finished).read_bytes() == first
+
+
+def test_a_damaged_history_of_the_healing_is_named(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "run")
+    file = folder / "heal" / "heal.jsonl"
+    file.parent.mkdir(exist_ok=True)
+    steps = [{"step": step, "validation_kl": 0.5 / (1 + step)} for step in range(3)]
+    file.write_bytes(b"".join(map(sealed, steps)))
+    assert len(read_run(folder).healing) == 3
+    file.write_bytes(file.read_bytes().replace(b"0.25", b"0.26"))
+    with pytest.raises(RunError, match="heal.jsonl is damaged.*remove the file"):
+        read_run(folder)
+    for text in ("null\n", "{}\n", "[1]\n", "x\n", "\xff\n"):
+        file.write_text(text, encoding="latin1")
+        with pytest.raises(RunError, match="heal.jsonl is damaged"):
+            read_run(folder)
