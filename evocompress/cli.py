@@ -36,7 +36,10 @@ WIDEST = 10_000
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
 
-RunFile = Annotated[Path, typer.Argument(help="YAML file of the run.", show_default=False)]
+RunFile = Annotated[
+    Path,
+    typer.Argument(help="YAML file of the run, or the name of a shipped one.", show_default=False),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="Changes such as `search.generations=5`.", show_default=False),
@@ -113,7 +116,9 @@ def search(
     "`evocompress sweep sweep.yaml name=trial ray.workers=2`"
 )
 def sweep(
-    sweep_file: Annotated[Path, typer.Argument(help="YAML file of the sweep.", show_default=False)],
+    sweep_file: Annotated[
+        Path, typer.Argument(help="YAML file of the sweep, or a shipped one.", show_default=False)
+    ],
     overrides: Overrides = None,
     resume: Resume = False,
 ) -> None:

@@ -17,6 +17,13 @@ from evocompress.fields import SECRET
 from evocompress.foreign_text import printable, shortened
 from evocompress.strict_yaml import DEEPEST, read_yaml, read_yaml_text, to_yaml_text
 
+SPACES = "search_spaces"
+"""Name of the folder of shipped run files."""
+
+PACKAGE = Path(__file__).parent
+SHIPPED = (PACKAGE / SPACES, PACKAGE.parent / SPACES)
+"""Where they are: in the package of a wheel, or beside it in a checkout."""
+
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -24,12 +31,12 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
     """The configuration in a YAML file, changed by ``key.key=value`` overrides.
 
     ``space`` may name another YAML file, relative to this one. ``name`` defaults to the
-    file's stem.
+    file's stem. A file that is not there may be a shipped one, see `shipped`.
 
     Raises:
         ConfigError: The file is missing, is not YAML, or a key or value is wrong.
     """
-    path = Path(path)
+    path = shipped(Path(path))
     data = read_yaml(path)
     # The space's file comes first, so that the other overrides can change what is in it.
     first = [override for override in overrides if override.startswith("space=")]
@@ -39,6 +46,20 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
     apply(data, [override for override in overrides if override not in first])
     data.setdefault("name", path.stem)
     return validate(RunConfig, data, str(path))
+
+
+def shipped(path: Path) -> Path:
+    """A file, or where there is none the one of that name that comes with the program.
+
+    Args:
+        path: Such as ``run.yaml``, or ``smollm2_sparsity_50`` with or without ``search_spaces/``
+            before it and ``.yaml`` behind it.
+    """
+    if path.exists() or path.parent not in (Path(), Path(SPACES)):
+        return path
+    names = (path.name, f"{path.name}.yaml")
+    found = (folder / name for folder in SHIPPED for name in names)
+    return next((file for file in found if file.is_file()), path)
 
 
 def changed(config: RunConfig, overrides: Sequence[str]) -> RunConfig:

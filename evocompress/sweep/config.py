@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, field_serializer, model_validator
 
 from evocompress.config import RayConfig
-from evocompress.config_file import apply, validate
+from evocompress.config_file import apply, shipped, validate
 from evocompress.errors import ConfigError
 from evocompress.fields import Name, Seed, Strict, Tokens, Whole
 from evocompress.strict_yaml import read_yaml
@@ -151,7 +151,7 @@ def load_sweep(path: Path | str, overrides: Sequence[str] = ()) -> SweepConfig:
     Raises:
         ConfigError: A file is missing or is not YAML, or a key or value is wrong.
     """
-    path = Path(path)
+    path = shipped(Path(path))
     data = read_yaml(path)
     # Files come first, so that the other overrides can change what is in them.
     first = [override for override in overrides if override.startswith(("run=", "run.space="))]
