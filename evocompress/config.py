@@ -51,10 +51,14 @@ class CalibrationConfig(Strict):
     """Where the tokens come from and how they are cut; the parts never overlap.
 
     Attributes:
-        source: ``self`` (text the model writes), a text file, a folder of token safetensors,
-            or ``datasets:NAME[:CONFIG[:SPLIT]]``; for a model of images, a folder of safetensors
+        source: ``self`` (text the model writes), a text file, a ``.jsonl``, ``.json``, ``.csv`` or
+            ``.parquet`` file, a folder of token safetensors, or
+            ``datasets:NAME[:CONFIG[:SPLIT]]``; for a model of images, a folder of safetensors
             with ``pixel_values``.
         heldout_source: The same choices for the held-out part; ``None`` cuts it from `source`.
+        field: Which field of files with fields and of data sets is the text, or a conversation;
+            by default the first there is of ``text``, ``content``, ``document``, ``messages`` and
+            ``conversations``.
         library_sequences: Sequences for the statistics of the level library.
         search_sequences: Sequences of the pool that the search draws from.
         heldout_sequences: Sequences that only the evaluation sees.
@@ -68,6 +72,7 @@ class CalibrationConfig(Strict):
 
     source: Source = "self"
     heldout_source: Source | None = None
+    field: Annotated[str, Field(min_length=1)] | None = None
     library_sequences: Many = 64
     search_sequences: Many = 64
     heldout_sequences: Many = 16

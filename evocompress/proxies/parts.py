@@ -97,12 +97,16 @@ def text_parts(config: CalibrationConfig, loaded: LoadedModel, cache: Path | Non
         read: list[Tensor] = []
         searched, streams = written, iter(read)
     else:
-        streams = token_streams(source, loaded.tokenizer)
+        streams = token_streams(source, loaded.tokenizer, config.field)
         searched, read = _searched(streams, form, config, loaded)
     if other == SELF:
         return _apart(Parts(searched, written))
     # What one source was read for the first part is kept for the other.
-    again = chain(read, streams) if source == other else token_streams(other, loaded.tokenizer)
+    again = (
+        chain(read, streams)
+        if source == other
+        else token_streams(other, loaded.tokenizer, config.field)
+    )
     return _with_heldout(searched, read, again, form, config, loaded)
 
 

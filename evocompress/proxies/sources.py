@@ -6,8 +6,10 @@ never run over its end.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,14 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from evocompress.errors import DataError, one_line
+from evocompress.proxies.documents import (
+    BETWEEN_TEXTS,
+    FORMATS,
+    file_rows,
+    format_of,
+    read_text,
+    texts,
+)
 
 SELF = "self"
 DATASETS = "datasets:"
@@ -28,27 +38,31 @@ INTEGERS = {
 """The dtypes that token ids may have."""
 
 TOKEN_KEYS = ("tokens", "input_ids")
-TEXT_COLUMNS = ("text", "content", "document")
-BETWEEN_DOCUMENTS = "\n\n"
 DOCUMENTS_AT_ONCE = 256
 
 
-def token_streams(source: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[Tensor]:
+def token_streams(
+    source: str, tokenizer: PreTrainedTokenizerBase, field: str | None = None
+) -> Iterator[Tensor]:
     """The token streams of a source, in a fixed order, read as far as they are asked for.
 
     Args:
-        source: A text file, a folder of token safetensors, or
-            ``datasets:NAME[:CONFIG[:SPLIT]]``.
+        source: A text file, a file of rows with fields (`evocompress.proxies.documents`), a
+            folder of token safetensors, or ``datasets:NAME[:CONFIG[:SPLIT]]``.
         tokenizer: Turns text into ids, without special tokens.
+        field: Which field of a row is the text; by default a usual one.
 
     Raises:
         DataError: The source is missing or cannot be read.
     """
     path = Path(source).expanduser()
     if source.startswith(DATASETS):
-        return _data_set(source.removeprefix(DATASETS), tokenizer)
+        rows = _data_set(source.removeprefix(DATASETS))
+        return _grouped(texts(rows, source, field, tokenizer), tokenizer)
     if path.is_dir():
         return _token_folder(path)
+    if format_of(path) in FORMATS and path.is_file():
+        return _grouped(texts(file_rows(path), source, field, tokenizer), tokenizer)
     return _text_file(path, tokenizer)
 
 
@@ -86,13 +100,13 @@ def _tokenize(text: str, tokenizer: PreTrainedTokenizerBase) -> Tensor:
 
 def _text_file(path: Path, tokenizer: PreTrainedTokenizerBase) -> Iterator[Tensor]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except FileNotFoundError:
         raise DataError(
             f"calibration source {path} does not exist: give a text file, a folder of token "
             "safetensors, datasets:NAME, or self"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise DataError(f"calibration text {path} cannot be read: {one_line(error)}") from None
     yield _tokenize(text, tokenizer)
 
@@ -125,37 +139,27 @@ def _token_file(file: Path) -> Tensor:
     return tokens.long() if tokens.ndim == 2 else tokens.long()[None]
 
 
-def _data_set(name: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[Tensor]:
+def _grouped(found: Iterator[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[Tensor]:
     """Groups of documents, each group one stream, so that a large set is read only in part."""
-    group: list[str] = []
-    for text in _documents(name):
-        group.append(text)
-        if len(group) == DOCUMENTS_AT_ONCE:
-            yield _tokenize(BETWEEN_DOCUMENTS.join(group), tokenizer)
-            group = []
-    if group:
-        yield _tokenize(BETWEEN_DOCUMENTS.join(group), tokenizer)
+    while group := "".join(islice(found, DOCUMENTS_AT_ONCE)):
+        yield _tokenize(group.removesuffix(BETWEEN_TEXTS), tokenizer)
 
 
-def _documents(name: str) -> Iterator[str]:
+def _data_set(name: str) -> Iterator[Mapping[str, Any]]:
+    """The rows of a data set, streamed."""
     path, config, split = (*name.split(":"), "", "")[:3]
     _check_datasets(f"{DATASETS}{name}")
     from datasets import load_dataset
 
+    empty = True
     try:
-        rows = iter(load_dataset(path, config or None, split=split or "train", streaming=True))
-        first = next(rows)
-    except StopIteration:
-        raise DataError(f"{DATASETS}{name} is empty") from None
-    except (OSError, ValueError) as error:
+        rows = load_dataset(path, config or None, split=split or "train", streaming=True)
+        for row in rows:
+            empty = False
+            yield row
+    except Exception as error:  # parsers of a damaged file fail with any type of error
         raise DataError(
             f"{DATASETS}{name} cannot be read (no network, or no such data set): {one_line(error)}"
         ) from None
-    column = next((column for column in TEXT_COLUMNS if column in first), None)
-    if column is None:
-        raise DataError(
-            f"{DATASETS}{name} has none of the text columns {', '.join(TEXT_COLUMNS)}; "
-            f"it has {', '.join(first)}"
-        )
-    yield first[column]
-    yield from (row[column] for row in rows)
+    if empty:
+        raise DataError(f"{DATASETS}{name} is empty")

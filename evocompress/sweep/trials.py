@@ -25,7 +25,7 @@ LIBRARIES = "libraries"
 EQUALLY_HARD = ("seed", "search", "library")
 """Parts of a run that may differ between trials whose values are worth comparing."""
 
-LATER_SETTINGS = {"bos"}
+LATER_SETTINGS = {"bos", "field"}
 """Settings of the calibration that came when there were libraries already."""
 
 LONGEST_NAME = 60

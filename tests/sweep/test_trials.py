@@ -69,6 +69,8 @@ def test_libraries_are_shared_by_all_that_want_the_same_one():
         ("calibration.seed", 1, False),
         ("calibration.bos", "auto", True),
         ("calibration.bos", True, False),
+        ("calibration.field", None, True),
+        ("calibration.field", "body", False),
         ("space.width.multiple_of", 64, False),
         ("model.dtype", "float32", False),
     ]:
