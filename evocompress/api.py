@@ -11,13 +11,13 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 
 from evocompress.comparison import compare
 from evocompress.config import RunConfig
-from evocompress.config_file import changed
 from evocompress.contestants import contestants, healed_source, named_candidate
 from evocompress.costs import LatencyTable
 from evocompress.early import check_early, check_sources, rehearse
@@ -34,6 +34,7 @@ from evocompress.export import (
 from evocompress.export import materialize as write_checkpoint
 from evocompress.files import write_json
 from evocompress.finding import find
+from evocompress.finished import HELDOUT, Unchanged, finished
 from evocompress.foreign_text import as_code
 from evocompress.heal import heal as distil
 from evocompress.outcome import costs_of
@@ -53,6 +54,7 @@ def search(
     config: RunConfig,
     *,
     resume: bool = False,
+    force: bool = False,
     reporter: Reporter | None = None,
     listener: Listener | None = None,
 ) -> Path:
@@ -62,7 +64,9 @@ def search(
 
     Args:
         config: The run.
-        resume: Go on in a folder that exists.
+        resume: Go on in a folder that exists. ``search.tokens`` may be more than before.
+        force: Go on under other circumstances (versions, device, threads); the journal and the
+            report say so.
         reporter: Told about progress.
         listener: Told about every step as well.
 
@@ -76,7 +80,7 @@ def search(
     folder = bench.folder
     with folder.locked():
         bench.reporter.log_to(folder.log)
-        find(bench, listener)
+        find(bench, listener, force=force)
     return folder.path
 
 
@@ -179,7 +183,7 @@ def materialize(
     """Writes a candidate of a finished search as a checkpoint.
 
     Args:
-        path: The run's folder.
+        path: The run's folder; it may be read-only where `out` is said.
         out: Where to; by default ``checkpoint`` in the run's folder.
         form: A key of `evocompress.export.FORMATS`, or ``auto``.
         program: What is to load it, a key of `evocompress.export.PROGRAMS`; ``None`` is what the
@@ -202,13 +206,18 @@ def materialize(
     if weights is not None:
         check_weights(weights)
     out = None if out is None else Path(out)
-    bench = _finished(path, reporter)
+    bench = finished(path, reporter)
+    own = out is None or bench.folder.writable
+    if own:
+        bench.reporter.log_to(bench.folder.log)
     if healed and candidate != "winner":
         raise RunError("--healed and --candidate exclude each other: only the checkpoint is healed")
     fits = bench.config.space.fits
     if program is None and form == "auto" and fits in PROGRAMS:
         program = fits
     source = healed_source(bench.folder, out) if healed else None
+    unchanged = Unchanged(bench)
+    unchanged.check_model()
     chosen = read_candidate(source) if source else named_candidate(bench, candidate)
     if program is not None:
         choice = choose_for(bench.loaded, chosen, program, form)
@@ -216,7 +225,9 @@ def materialize(
         form = choice.name
     target, what = out or bench.folder.checkpoint, "healed" if healed else candidate
     library = bench.existing_library()
-    with bench.folder.locked(), bench.reporter.stage(f"materialize {what} in {target}"):
+    unchanged.check_library(library)
+    lock = bench.folder.locked() if own else nullcontext()
+    with lock, bench.reporter.stage(f"materialize {what} in {target}"):
         return write_checkpoint(
             bench.loaded,
             library,
@@ -260,11 +271,12 @@ def heal(
     Raises:
         EvoCompressError: Anything the user can mend.
     """
-    bench = _finished(path, reporter, overrides)
+    bench = finished(path, reporter, overrides, ("heal.",))
     folder, config = bench.folder, bench.config.heal
     if not folder.checkpoint.exists():
         raise RunError(f"{folder.checkpoint} does not exist: run 'evocompress materialize' first")
     check_names(bench.config)
+    bench.reporter.log_to(folder.log)
     kept = config.validation_sequences
     if kept >= bench.config.calibration.search_sequences:
         raise RunError(
@@ -276,8 +288,10 @@ def heal(
         heal_on_ray(bench.config, folder.path, overrides, resume, bench.reporter)
         return folder.healed_checkpoint
     check_early(bench.config)
-    teacher = bench.loaded
-    tokens = torch.cat([bench.calibration.library, *bench.calibration.search])
+    unchanged = Unchanged(bench)
+    unchanged.check_model()
+    teacher, calibration = bench.loaded, unchanged.check_text()
+    tokens = torch.cat([calibration.library, *calibration.search])
     with folder.locked(), bench.reporter.stage("heal") as advance:
         distil(
             folder.checkpoint,
@@ -308,16 +322,21 @@ def evaluate(
     Raises:
         EvoCompressError: Anything the user can mend.
     """
-    bench = _finished(path, reporter, overrides)
+    bench = finished(path, reporter, overrides, ("evaluate.", *HELDOUT))
+    bench.reporter.log_to(bench.folder.log)
     check_early(bench.config)
-    heldout, config = bench.calibration.heldout, bench.config.evaluate
+    unchanged = Unchanged(bench)
+    unchanged.check_model()
+    heldout, config = unchanged.check_text().heldout, bench.config.evaluate
+    library = bench.existing_library()
+    unchanged.check_library(library)
     if bench.loaded.cache is not None and config.latency:
         bench.reporter.say("no latencies: the dense model's blocks come and go while it runs")
         config = config.model_copy(update={"latency": False})
     with bench.folder.locked(), bench.reporter.stage("evaluate"):
         rows = compare(
             bench.loaded,
-            contestants(bench),
+            contestants(bench, library),
             heldout,
             config,
             batch=bench.config.calibration.micro_batch,
@@ -361,17 +380,4 @@ def _prepared(config: RunConfig, resume: bool, reporter: Reporter | None) -> Wor
     check_early(config)
     bench.check()
     begin(folder, config)
-    return bench
-
-
-def _finished(
-    path: Path | str, reporter: Reporter | None, overrides: Sequence[str] = ()
-) -> Workbench:
-    """The workbench of a run that has a winner."""
-    folder = RunFolder(Path(path))
-    config = changed(folder.config(), overrides)
-    if not folder.winner.exists():
-        raise RunError(f"{path} has no winner yet: finish it with 'evocompress search --resume'")
-    bench = Workbench(config, folder, reporter or Silent(), finished=True)
-    bench.reporter.log_to(folder.log)
     return bench

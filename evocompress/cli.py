@@ -71,6 +71,7 @@ def demo(
     epilog="Examples: `evocompress search search_spaces/smollm2_sparsity_50.yaml`; "
     "`evocompress search run.yaml name=trial search.generations=20`; "
     "`evocompress search run.yaml --resume`; `evocompress search run.yaml --workers 2`; "
+    "`evocompress search run.yaml search.tokens=90000 --resume`, with more tokens than before; "
     "`evocompress search run.yaml --ray auto`; `evocompress search run.yaml --for llama.cpp`"
 )
 def search(
@@ -89,6 +90,9 @@ def search(
             show_default=False,
         ),
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Go on under other versions, device or threads.")
+    ] = False,
 ) -> None:
     """Search for the best candidate; first makes what is missing: level library, latency table.
 
@@ -105,7 +109,9 @@ def search(
     if program is not None:
         program_named(program)
         changes.append(f"space.fits={program}")
-    folder = api.search(load_config(run_file, changes), resume=resume, reporter=Reporter())
+    folder = api.search(
+        load_config(run_file, changes), resume=resume, force=force, reporter=Reporter()
+    )
     _say(f"Winner: {folder / 'winner.json'}")
     _say(f"Next: evocompress materialize {folder}")
 

@@ -12,6 +12,7 @@ from evocompress.export import read_candidate
 from evocompress.export.reload import read_checkpoint
 from evocompress.journal import read_candidates
 from evocompress.leftovers import scratch_folder
+from evocompress.library import Library
 from evocompress.outcome import costs_of
 from evocompress.run_folder import RunFolder
 from evocompress.types import Candidate
@@ -57,13 +58,13 @@ def healed_source(folder: RunFolder, out: Path | None) -> Path:
     return folder.healed_checkpoint
 
 
-def contestants(bench: Workbench) -> dict[str, Contestant]:
+def contestants(bench: Workbench, library: Library | None) -> dict[str, Contestant]:
     """Dense, uniform, searched and, where there is one, healed, by their names.
 
     Raises:
         RunError: The run has no checkpoint.
     """
-    folder, library, space = bench.folder, bench.existing_library(), bench.space
+    folder, space = bench.folder, bench.space
     if not folder.checkpoint.exists():
         raise RunError(f"{folder.checkpoint} does not exist: run 'evocompress materialize' first")
     dense = bench.loaded.model

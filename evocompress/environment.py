@@ -14,13 +14,15 @@ import torch
 PACKAGES = ("evocompress", "torch", "transformers", "numpy", "numba", "safetensors", "pymoo")
 
 
-def environment(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """The facts written to a run's environment.json."""
+def environment(device: torch.device, dtype: torch.dtype, executor: str) -> dict[str, Any]:
+    """The facts written to a run's environment.json (`evocompress.circumstances.Environment`)."""
     return {
         "versions": {"python": platform.python_version(), **versions()},
         "device": describe(device),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "dtype": str(dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
+        "executor": executor,
         "platform": platform.platform(),
         "git": _commit(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import asdict
+from typing import Any
 
 from evocompress import run
 from evocompress.apply import LiveModel
+from evocompress.circumstances import Change, Environment, Facts, differences
 from evocompress.environment import environment
-from evocompress.files import write_json
+from evocompress.errors import RunError
+from evocompress.files import read_as, write_json
 from evocompress.journal import Journal
 from evocompress.outcome import all_values, front_rows, winner_record
 from evocompress.planning import preflight
@@ -17,31 +20,81 @@ from evocompress.progress import Advance
 from evocompress.search.base import Searcher
 from evocompress.workbench import Workbench
 
+CIRCUMSTANCES = ("device", "dtype", "kernel", "threads")
+"""Of the journal's header what a run may be forced to have otherwise."""
 
-def find(bench: Workbench, listener: run.Listener | None = None) -> None:
+
+def find(bench: Workbench, listener: run.Listener | None = None, *, force: bool = False) -> None:
     """Searches, and writes journal, winner and front into the run's folder.
 
     Args:
         bench: Of a run whose settings were checked and whose folder is locked.
         listener: Told about progress, beside the bench's reporter.
+        force: Go on under other circumstances than before.
 
     Raises:
         EvoCompressError: Anything the user can mend.
     """
-    _describe(bench)
+    model = bench.loaded.model
+    now = environment(model.device, model.dtype, bench.config.executor)
+    changed = _changed(bench, Facts.model_validate(now), force)
+    if bench.folder.extend(bench.config):
+        bench.reporter.say("search.tokens is another than before: begun anew, from known values")
+    _describe(bench, now)
     for line in preflight(bench):
         bench.reporter.say(line)
     bench.library  # noqa: B018  (a stage of its own, before the search is timed)
-    with Journal(bench.folder.journal, bench.header()) as journal:
+    header = bench.header()
+    may_differ = CIRCUMSTANCES if changed else ()
+    earlier = bench.folder.earlier_journals
+    with Journal(bench.folder.journal, header, may_differ=may_differ, earlier=earlier) as journal:
+        if changed:
+            _mark(bench, journal, header, Facts.model_validate(now))
         _conclude(bench, journal, listener)
 
 
-def _describe(bench: Workbench) -> None:
+def _changed(bench: Workbench, now: Facts, force: bool) -> bool:
+    """Whether a run goes on under other circumstances than those of its last values.
+
+    Raises:
+        RunError: It would, and is not forced to.
+    """
+    folder = bench.folder
+    if not folder.environment.exists():
+        if not folder.journal.exists():
+            return False
+        what = f"{folder.environment} is missing, which tells under what the run was begun"
+    else:
+        found = differences(read_as(folder.environment, Environment).last, now)
+        if not found:
+            return False
+        what = f"{folder.path} was begun under other circumstances: {'; '.join(found)}"
+    if not force:
+        raise RunError(
+            f"{what}; values of both are not to be compared: go on where it was begun, search "
+            "again with name=..., or go on all the same with --force, which the journal and the "
+            "report then say"
+        )
+    return True
+
+
+def _mark(bench: Workbench, journal: Journal, header: dict[str, Any], now: Facts) -> None:
+    """Writes down that the run goes on under other circumstances: journal, then environment."""
+    facts = now.model_dump(mode="json")
+    journal.mark({key: header[key] for key in CIRCUMSTANCES}, facts)
+    path = bench.folder.environment
+    known = read_as(path, Environment)
+    change = Change(**facts, step=len(journal.steps))
+    if differences(known.last, now) or not known.changes:
+        told = known.model_copy(update={"changes": (*known.changes, change)})
+        write_json(path, told.model_dump(mode="json"))
+
+
+def _describe(bench: Workbench, now: dict[str, Any]) -> None:
     """Writes what the run was made with, once."""
     folder = bench.folder
     if not folder.environment.exists():
-        model = bench.loaded.model
-        write_json(folder.environment, environment(model.device, model.dtype))
+        write_json(folder.environment, now)
     if not folder.units.exists():
         architecture = bench.loaded.family.architecture(bench.loaded.model)
         outline = {

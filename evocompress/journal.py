@@ -18,17 +18,32 @@ from typing import Any, Self
 
 from evocompress.errors import RunError
 from evocompress.estimate_files import EstimateFiles
-from evocompress.files import naming_disk_errors, replacing
-from evocompress.journal_lines import Line, Record, lines, resealed, sealed
+from evocompress.files import naming_disk_errors
+from evocompress.journal_lines import Line, Record, sealed
 from evocompress.journal_memory import (
     CensorKey,
     EstimateKey,
     Memory,
     Step,
-    StoredCandidates,
     last_step,
 )
-from evocompress.types import Answer, Candidate, Estimate, Estimation, Evaluate, Request, Result
+from evocompress.journal_opening import (
+    check_own,
+    read_candidates,
+    read_header,
+    read_known,
+    read_own,
+)
+from evocompress.types import (
+    Answer,
+    Candidate,
+    Estimate,
+    Estimation,
+    Evaluate,
+    MicroBatchValue,
+    Request,
+    Result,
+)
 
 __all__ = ["Journal", "Step", "last_step", "read_candidates", "read_header"]
 
@@ -39,27 +54,41 @@ SYNC_SECONDS = 1.0
 class Journal:
     """Answers by key, every new one appended to the file at once."""
 
-    def __init__(self, path: Path, header: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        header: Mapping[str, Any],
+        *,
+        may_differ: Sequence[str] = (),
+        earlier: Sequence[Path] = (),
+    ) -> None:
         """Opens the journal, reading what is there.
 
         Args:
             path: The file; created if missing. A torn last line is dropped.
             header: What the values depend on (fingerprints, seed, settings).
+            may_differ: Keys of the header that may be others than the journal was begun with;
+                `mark` is to say so in it.
+            earlier: Journals of the same run with fewer tokens, whose values `recall` takes over.
 
         Raises:
             RunError: The journal was written under another header, is damaged, or is a link.
         """
-        _check_own(path)
+        check_own(path)
         self._path = path
         self._estimate_files = EstimateFiles(path.with_name("estimates"))
         self._estimations: dict[EstimateKey, Estimation] = {}
         opening = json.loads(json.dumps({"type": "run", **header}))
-        self._memory = _read_own(path, opening)
+        self._memory = read_own(path, opening, may_differ)
+        self._earlier = [read_known(known, opening, may_differ) for known in earlier]
         # Unbuffered: what could not be written is not tried again when the file is closed.
         self._file = path.open("ab", buffering=0)
         self._synced = monotonic()
         if not self._memory.count:
             self._write(opening)
+            for known in self._earlier:
+                for forced in known.forced:
+                    self.mark(forced["circumstances"], forced["environment"])
 
     def __enter__(self) -> Self:
         return self
@@ -88,6 +117,37 @@ class Journal:
     def steps(self) -> tuple[Step, ...]:
         """The steps so far."""
         return tuple(self._memory.steps)
+
+    def mark(self, circumstances: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
+        """Appends that the run goes on under other circumstances, unless that was said last.
+
+        Args:
+            circumstances: What is other in the header from here on.
+            environment: What else is to be known of them.
+        """
+        forced, step = self._memory.forced, len(self._memory.steps)
+        told = {"circumstances": dict(circumstances), "environment": dict(environment)}
+        if not forced or any(forced[-1][key] != told[key] for key in told):
+            self._write({"type": "forced", "step": step, **told})
+
+    def recall(self, requests: Sequence[Request]) -> None:
+        """Records what earlier journals of the run know of requests; what failed is tried again."""
+        for known in self._earlier:
+            for request in self.missing(requests):
+                found = self._known(request, known)
+                if found is not None:
+                    self.record(found)
+
+    def _known(self, request: Request, known: Memory) -> Answer | None:
+        if isinstance(request, Estimate):
+            checksum = known.checksums.get(_estimate_key(request))
+            return self._estimate_files.read(request, checksum) if checksum else None
+        done = known.censored.get(_censor_key(request))
+        wanted = request.micro_batches if done is None else done
+        values = _values(known, request, wanted)
+        if not values or (request.stop_above is not None and len(values) < len(wanted)):
+            return None
+        return Result(request, values, censored=done is not None)
 
     def missing(self, requests: Sequence[Request]) -> list[Request]:
         """What of the requests is not recorded yet, each micro-batch of a candidate once.
@@ -138,8 +198,7 @@ class Journal:
             return Result(request, (), failed=memory.failures[owner])
         done = memory.censored.get(_censor_key(request))
         wanted = request.micro_batches if done is None else done
-        values = [memory.values.get(*owner, m) for m in wanted]
-        found = tuple(value for value in values if value is not None)
+        found = _values(memory, request, wanted)
         if len(found) < len(wanted):
             return None
         return Result(request, found, censored=done is not None)
@@ -248,76 +307,13 @@ class Journal:
         self._synced = monotonic()
 
 
-def read_candidates(path: Path) -> StoredCandidates:
-    """The candidates of a journal by id; the file is only read.
-
-    Raises:
-        RunError: A record is damaged.
-    """
-    return Memory(path).candidates
-
-
-def read_header(path: Path) -> Record:
-    """The first record of a journal, which says what its values depend on.
-
-    Raises:
-        RunError: There is none, or it is damaged.
-    """
-    if not path.is_file():
-        raise RunError(f"{path} is missing, which says what the run was made with: restore it")
-    for line in lines(path):
-        return line.record()
-    raise RunError(f"{path} is empty: restore it, or search again with name=...")
-
-
-def _check_own(path: Path) -> None:
-    """Refuses a journal that is, or may be, another file as well: a run appends to it.
-
-    Raises:
-        RunError: It is a link, has a second name, or is no file.
-    """
-    if path.is_symlink():
-        raise RunError(
-            f"{path} is a link to {os.readlink(path)}, which a run would write into: put a copy "
-            "in its place"
-        )
-    if path.exists() and not path.is_file():
-        raise RunError(f"{path} is no regular file: remove it")
-    if path.exists() and path.stat().st_nlink > 1:
-        raise RunError(
-            f"{path} has a second name (a hard link), and a run would write into that file: put "
-            "a copy in its place"
-        )
-
-
-def _read_own(path: Path, opening: Record) -> Memory:
-    """What a journal says that is to be gone on with; lines without a checksum are given one.
-
-    Raises:
-        RunError: It belongs to another run, or is damaged.
-    """
-    memory = Memory(path)
-    if memory.count and memory.header != opening:
-        raise RunError(f"{path} belongs to another run: {_difference(memory.header, opening)}")
-    if not memory.count and path.exists() and not sealed(opening).startswith(path.read_bytes()):
-        raise RunError(f"{path} is no journal: remove it, or search with name=...")
-    if not memory.sealed:
-        _seal_lines(path)
-        return Memory(path)
-    if path.exists() and path.stat().st_size > memory.end:
-        os.truncate(path, memory.end)
-    return memory
-
-
-def _seal_lines(path: Path) -> None:
-    """Gives every whole line a checksum, in one step."""
-    with naming_disk_errors(path), replacing(path) as temporary, temporary.open("wb") as file:
-        file.writelines(resealed(line) for line in lines(path))
-
-
-def _difference(found: Record, header: Record) -> str:
-    keys = sorted(key for key in header.keys() | found if found.get(key) != header.get(key))
-    return "; ".join(f"{key} was {found.get(key)}, is {header.get(key)}" for key in keys)
+def _values(
+    memory: Memory, request: Evaluate, micro_batches: Sequence[int]
+) -> tuple[MicroBatchValue, ...]:
+    """What there is of the values of an evaluation on micro-batches."""
+    owner = (request.candidate.id, request.treatment)
+    found = (memory.values.get(*owner, index) for index in micro_batches)
+    return tuple(value for value in found if value is not None)
 
 
 def _censor_key(request: Evaluate) -> CensorKey:

@@ -81,8 +81,7 @@ def front_rows(
     labels, best = origins or {}, outcome.best
     found = [
         (candidate, result)
-        for candidate in journal.candidates.values()
-        if candidate.id in outcome.compared
+        for candidate in map(journal.candidates.__getitem__, outcome.compared)
         if (result := journal.result(Evaluate(candidate, best.micro_batches, best.treatment)))
         and isfinite(result.mean)
     ]

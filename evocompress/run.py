@@ -49,11 +49,12 @@ class Outcome:
 
     Attributes:
         best: The best candidate, its value, and the micro-batches that it is of.
-        compared: Ids of the candidates that could have won: probes are left out.
+        compared: Ids of the candidates that could have won, in the order in which they were asked
+            for: probes are left out.
     """
 
     best: Incumbent
-    compared: frozenset[str]
+    compared: tuple[str, ...]
 
 
 Listener = Callable[[Progress], None]
@@ -102,7 +103,7 @@ def search(
         step = _step(number, phase, account, searcher.incumbent())
         journal.step(step)
         listener(Progress(step, 0, 0, phase))
-    return Outcome(_winner(searcher), frozenset(account.compared))
+    return Outcome(_winner(searcher), tuple(account.compared))
 
 
 def replay(searcher: Searcher, journal: Journal) -> Incumbent:
@@ -146,7 +147,7 @@ class _Account:
         self._seen: set[tuple[Hashable, ...]] = set()
         self.requested = 0
         self.computed = 0
-        self.compared: set[str] = set()
+        self.compared: dict[str, None] = {}
 
     def after(self, requests: Iterable[Request]) -> int:
         """The requested tokens once these requests are added."""
@@ -160,7 +161,7 @@ class _Account:
                 continue
             self._evaluate(request)
             if not request.probe:
-                self.compared.add(request.candidate.id)
+                self.compared[request.candidate.id] = None
 
     def _evaluate(self, request: Evaluate) -> None:
         """Counts what is new of an evaluation; where anything is, the treatment was given."""
@@ -182,6 +183,7 @@ def _answer(
     requests: Sequence[Request], executor: Executor, journal: Journal
 ) -> Iterator[tuple[int, int]]:
     """Has answered and records what the journal does not know, yielding (done, total)."""
+    journal.recall(requests)
     missing = journal.missing(requests)
     yield 0, len(missing)
     for done, answer in enumerate(executor.map(missing), start=1):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -105,6 +106,33 @@ class RunFolder:
         """
         return read_winner(self.winner)
 
+    @property
+    def earlier_journals(self) -> list[Path]:
+        """The journals of searches with fewer tokens, which this run was before."""
+        return sorted(self.path.glob("journal.before-*.jsonl"))
+
+    def extend(self, config: RunConfig) -> bool:
+        """Lays the journal aside where the search is to have more tokens than before.
+
+        A searcher may plan with its tokens from the start, so it begins anew, and the values
+        that are known already are taken from the journal laid aside.
+
+        Returns:
+            Whether it is.
+        """
+        if self.config().search.tokens == config.search.tokens:
+            return False
+        if self.journal.exists():
+            number = len(self.earlier_journals) + 1
+            self.journal.rename(self.path / f"journal.before-{number:03}.jsonl")
+        write_text(self.config_file, dump_config(config))
+        return True
+
+    @property
+    def writable(self) -> bool:
+        """Whether anything can be written in the folder."""
+        return os.access(self.path, os.W_OK)
+
     def config(self) -> RunConfig:
         """The resolved configuration of the run.
 
@@ -126,8 +154,19 @@ def check(config: RunConfig, resume: bool) -> RunFolder:
     folder = RunFolder(config.folder)
     if _begun(folder):
         check_goes_on(folder.path, resume)
-        check_unchanged(folder.path, folder.config(), config, MAY_DIFFER)
+        before = folder.config()
+        check_unchanged(folder.path, before, config, (*MAY_DIFFER, "search.tokens"))
+        _check_tokens(folder.path, before.search.tokens, config.search.tokens)
     return folder
+
+
+def _check_tokens(path: Path, before: int | None, now: int | None) -> None:
+    """Refuses fewer tokens than a search was begun with; ``None`` is without end."""
+    if now is not None and (before is None or now < before):
+        raise RunError(
+            f"{path} was begun with search.tokens={before}, and can go on with more, but not with "
+            f"{now}: choose another name with name=..."
+        )
 
 
 def check_goes_on(path: Path, resume: bool) -> None:

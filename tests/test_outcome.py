@@ -43,7 +43,7 @@ def rows_of(space, path, values, micro_batches=(0, 1), **options):
         for candidate, measured in values.items():
             for micro_batch, value in measured.items():
                 journal.record(answer(candidate, micro_batch, value))
-        outcome = Outcome(best, frozenset(candidate.id for candidate in values))
+        outcome = Outcome(best, tuple(candidate.id for candidate in values))
         return front_rows(space, journal, outcome, **options)
 
 

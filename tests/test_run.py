@@ -205,6 +205,6 @@ def test_the_outcome_knows_who_was_compared_and_on_what_the_winner_won(tmp_path)
     with Journal(tmp_path / "j", {}) as journal:
         outcome = search(Climber(3), Arithmetic(), journal, POOL)
         best = outcome.best
-        assert outcome.compared == set(journal.candidates)
+        assert sorted(outcome.compared) == sorted(journal.candidates)
         assert journal.result(Evaluate(best.candidate, best.micro_batches)).mean == best.value
     assert len(best.micro_batches) == 2

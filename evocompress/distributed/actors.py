@@ -62,6 +62,8 @@ def assignment_of(bench: Workbench) -> Assignment:
     """What the workers of a run are made from."""
     import torch
 
+    from evocompress.environment import versions
+
     library, storage = bench.library, bench.config.ray.storage
     table = None if bench.config.latency.force else bench.latency_table
     place = str(library.path.absolute()) if library else None
@@ -75,6 +77,7 @@ def assignment_of(bench: Workbench) -> Assignment:
         threads=torch.get_num_threads(),
         timed_on=table.made.device if table else None,
         surroundings=surroundings_of(bench.config.ray),
+        versions=versions(),
     )
 
 

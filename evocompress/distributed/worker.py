@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ class Assignment:
         threads: CPU threads of torch.
         timed_on: The device, in words, of the run's latency table, unless it is forced.
         surroundings: Environment variables of the worker.
+        versions: Those of the packages of the driver.
     """
 
     config: str
@@ -36,6 +37,7 @@ class Assignment:
     threads: int
     timed_on: str | None = None
     surroundings: Surroundings = Surroundings()
+    versions: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,8 @@ def _check(bench: Workbench, assignment: Assignment) -> None:
     Raises:
         RunError: It does not.
     """
-    from evocompress.environment import describe
+    from evocompress.circumstances import Facts, differences
+    from evocompress.environment import describe, versions
 
     found = bench.circumstances()
     wrong = [key for key, value in assignment.expected.items() if found[key] != value]
@@ -130,6 +133,12 @@ def _check(bench: Workbench, assignment: Assignment) -> None:
             f"a worker differs from the run in {', '.join(wrong)} "
             f"({', '.join(f'{found[key]} instead of {assignment.expected[key]}' for key in wrong)})"
             ": give all nodes the same model, library and kind of device"
+        )
+    other = differences(Facts(versions=assignment.versions), Facts(versions=versions()))
+    if other:
+        raise RunError(
+            f"a worker has other versions than the driver ({'; '.join(other)}): install the same "
+            "on all nodes"
         )
     device = describe(bench.loaded.model.device)
     if assignment.timed_on not in (None, device):

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
+from evocompress.circumstances import Environment
 from evocompress.config import EvaluateConfig, RunConfig
 from evocompress.errors import RunError
 from evocompress.files import read_as, read_json, validated
@@ -27,18 +28,6 @@ class Record(BaseModel):
     """Base of what is read: immutable; keys that the report does not use are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
-
-
-class Environment(Record):
-    """Where and when the run was started (``environment.json``)."""
-
-    versions: dict[str, str] = {}
-    device: str = ""
-    dtype: str = ""
-    threads: int | None = None
-    git: str | None = None
-    platform: str = ""
-    started: str = ""
 
 
 class FrontPoint(Record):

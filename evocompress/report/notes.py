@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from evocompress.circumstances import Environment, environment_notes
 from evocompress.config import SparsitySpace
 from evocompress.costs import COSTS, amount_text
 from evocompress.report.allocation import Grid, GridCell
 from evocompress.report.columns import RATIOS, UNTOLD, interval, number, percent
 from evocompress.report.data import (
-    Environment,
     Evaluation,
     Heldout,
     Ratio,
@@ -235,6 +235,7 @@ def notes(run: RunData) -> list[str]:
         result += contradictions(run.evaluation, run.config.proxy.kind)
     result += _winner_notes(run)
     result += timing_notes(run)
+    result += environment_notes(run.environment) if run.environment else []
     for reason, count in Counter(run.history.failures).most_common():
         result.append(f"Failed evaluations, left out: {count} × {reason}.")
     return result

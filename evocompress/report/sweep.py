@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import plotly.graph_objects as go
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from evocompress.circumstances import Environment, differences
 from evocompress.config import RunConfig
-from evocompress.files import write_text
+from evocompress.files import read_as, write_text
 from evocompress.report.columns import number, percent
 from evocompress.report.data import FrontPoint, read_front
 from evocompress.report.front import varying_costs
@@ -23,6 +25,7 @@ from evocompress.report.notes import cost_name
 from evocompress.report.page import Section, figure_html, templates
 from evocompress.report.style import PALETTE, SYMBOLS, blank, value_axis
 from evocompress.report.trials import short_keys, short_settings, shown_value, trial_table
+from evocompress.run_folder import RunFolder
 from evocompress.sweep.config import Range, SweepConfig
 from evocompress.sweep.folder import SweepFolder
 from evocompress.sweep.outcome import TrialOutcome, outcomes, write_outcomes
@@ -74,7 +77,7 @@ def write_sweep_report(path: Path) -> Path:
             value_column=table.value_column,
             failed=[(o.name, o.reason) for o in found if o.status == "failed"],
             sections=_sections(drawn, configs),
-            notes=_notes(sweep, found),
+            notes=_notes(sweep, found) + _mixed(path, found),
             plotly_js=Markup(get_plotlyjs()),
         )
     )
@@ -231,6 +234,19 @@ def _axis_text(axis: tuple[Any, ...] | Range) -> str:
         text = f"{axis.low:g} to {axis.high:g}"
         return text + (f" in steps of {axis.step:g}" if axis.step else "")
     return ", ".join(map(value_text, axis))
+
+
+def _mixed(path: Path, found: Sequence[TrialOutcome]) -> list[str]:
+    """Says where trials were made under different circumstances."""
+    files = {outcome.name: RunFolder(path / outcome.name).environment for outcome in found}
+    made = {name: read_as(file, Environment).last for name, file in files.items() if file.exists()}
+    for (one, before), (other, after) in pairwise(made.items()):
+        if what := differences(before, after):
+            return [
+                f"Trials were made under different circumstances ({other} after {one}: "
+                f"{'; '.join(what)}), so their values are not quite comparable."
+            ]
+    return []
 
 
 def _notes(sweep: SweepConfig, found: Sequence[TrialOutcome]) -> list[str]:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from fabricate import environment, evaluation
 
-from evocompress.report.data import Environment, Evaluation
+from evocompress.circumstances import Environment
+from evocompress.report.data import Evaluation
 from evocompress.report.notes import Headline, budget_text, environment_facts, headlines
 
 

@@ -149,3 +149,15 @@ def test_trials_that_share_no_micro_batch_have_no_best(folder):
     assert "* 0." not in printed(folder)
     assert "share no micro-batch" in html
     assert set(compared(folder)) == {(None, None)}
+
+
+def test_trials_of_different_circumstances_are_said(folder):
+    runs = sorted(path for path in folder.path.iterdir() if (path / "winner.json").exists())
+    for run, torch in zip(runs, ("2.1", "2.1", "2.2"), strict=False):
+        (run / "environment.json").write_text(json.dumps({"versions": {"torch": torch}}))
+    assert (
+        "Trials were made under different circumstances"
+        in write_sweep_report(folder.path).read_text()
+    )
+    (runs[2] / "environment.json").unlink()
+    assert "different circumstances" not in write_sweep_report(folder.path).read_text()

@@ -1,0 +1,90 @@
+"""Under what a run was made, and whether its values may be compared with those made now."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+HARMLESS = {"python", "safetensors", "pymoo"}
+"""Versions on which no value depends. A searcher that asks otherwise is noticed by its replay."""
+
+
+class Facts(BaseModel):
+    """What values depend on beside model, text and settings; what is not known is empty.
+
+    Attributes:
+        versions: Of the packages that compute or search.
+        device: Kind and model, as `evocompress.environment.describe` says it.
+        instructions: Those of the processor that torch uses, e.g. ``AVX512``.
+        dtype: What is computed in.
+        threads: Of torch on the CPU.
+        executor: Of the run: with ``ray`` other machines compute, which are checked when they
+            begin.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    versions: dict[str, str] = {}
+    device: str = ""
+    instructions: str = ""
+    dtype: str = ""
+    threads: int | None = None
+    executor: str = "local"
+
+
+class Change(Facts):
+    """Other circumstances under which a run was made to go on.
+
+    Attributes:
+        step: The first step that is of them, or may be.
+    """
+
+    step: int
+
+
+class Environment(Facts):
+    """Where and when a run was started (``environment.json``).
+
+    Attributes:
+        git: The commit of the source tree.
+        platform: The operating system.
+        started: When.
+        changes: Where it was made to go on under other circumstances, in order.
+    """
+
+    git: str | None = None
+    platform: str = ""
+    started: str = ""
+    changes: tuple[Change, ...] = ()
+
+    @property
+    def last(self) -> Facts:
+        """Under what the run's last values were made."""
+        return self.changes[-1] if self.changes else self
+
+
+def differences(before: Facts, now: Facts) -> list[str]:
+    """What keeps values of then and now from being compared, in words."""
+    pairs = [
+        (name, before.versions[name], now.versions[name])
+        for name in sorted(before.versions.keys() & now.versions.keys() - HARMLESS)
+    ]
+    if before.executor == now.executor == "local":
+        pairs.append(("device", before.device, now.device))
+        if now.device.startswith("cpu"):
+            pairs.append(("instructions", before.instructions, now.instructions))
+            pairs.append(("threads", str(before.threads or ""), str(now.threads or "")))
+    pairs.append(("dtype", before.dtype, now.dtype))
+    return [f"{name} was {old}, is {new}" for name, old, new in pairs if old and new and old != new]
+
+
+def environment_notes(environment: Environment) -> list[str]:
+    """Where a run was made to go on under other circumstances, in words."""
+    notes, before = [], Facts.model_validate(environment.model_dump())
+    for change in environment.changes:
+        what = "; ".join(differences(before, change)) or "not all circumstances are known"
+        notes.append(
+            f"From step {change.step + 1} the search was made to go on under other circumstances "
+            f"(--force): {what}. Values from before and after are not quite comparable."
+        )
+        before = change
+    return notes
