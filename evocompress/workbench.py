@@ -24,6 +24,8 @@ from evocompress.evaluation import check_lengths
 from evocompress.export import FORMATS, PROGRAMS, check_task
 from evocompress.genes import Genes
 from evocompress.library import Library, build_library, check_library, open_library
+from evocompress.library.manifest import NAME as MANIFEST
+from evocompress.library.manifest import read_manifest
 from evocompress.models import LoadedModel, load_as, require_next_token
 from evocompress.profile import check_lengths as check_timed_lengths
 from evocompress.profile import check_table, path_of, profile, read_table, table_path
@@ -305,10 +307,17 @@ class Workbench:
             self.loaded,
             self.wanted_levels,
             calibration.library,
-            calibration.fingerprint,
+            self._library_text,
             self.config.library,
             self._library_path,
         )
+
+    @property
+    def _library_text(self) -> str:
+        """What identifies the tokens of the library; of earlier versions' those of all parts."""
+        whole, path = self.calibration.fingerprint, self._library_path
+        made = read_manifest(path).recipe.calibration if (path / MANIFEST).exists() else None
+        return whole if made == whole else self.calibration.library_fingerprint
 
     def existing_library(self) -> Library | None:
         """The library that an earlier stage made; nothing is built.

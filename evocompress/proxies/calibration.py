@@ -66,11 +66,20 @@ class Calibration:
     @cached_property
     def fingerprint(self) -> str:
         """Sixteen hex digits that hash the tokens and how they are cut."""
-        digest = hashlib.blake2b(digest_size=8)
-        for part in (self.library, *self.search, self.heldout):
-            digest.update(str(tuple(part.shape)).encode())
-            digest.update(part.contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        return _fingerprint(self.library, *self.search, self.heldout)
+
+    @cached_property
+    def library_fingerprint(self) -> str:
+        """The same of the part that a level library is made from, which others may share."""
+        return _fingerprint(self.library)
+
+
+def _fingerprint(*parts: Tensor) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        digest.update(str(tuple(part.shape)).encode())
+        digest.update(part.contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def load_calibration(
