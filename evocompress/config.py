@@ -239,14 +239,15 @@ class ProxyConfig(Strict):
     Attributes:
         kind: ``kl`` to the dense model, ``perplexity`` (its logarithm is what is kept), ``js``
             (Jensen-Shannon divergence) or ``cosine`` (distance of the final hidden states);
-            ``embedding`` for embedding models (distance of embeddings and their similarities).
+            ``embedding`` for embedding models (distance of embeddings and their similarities);
+            ``score`` for reward models and rerankers (squared error of their scores).
             Of a classifier ``kl`` and ``js`` are over its classes.
         top_k: Teacher probabilities kept for each position; the rest is one bucket.
         targets: Where these are kept: in ``memory``, on the device, or on ``disk``, in a temporary
             folder, from where they are mapped.
     """
 
-    kind: Literal["kl", "perplexity", "js", "cosine", "embedding"] = "kl"
+    kind: Literal["kl", "perplexity", "js", "cosine", "embedding", "score"] = "kl"
     top_k: Annotated[Positive, Field(le=2**24)] = 256
     targets: Literal["memory", "disk"] = "memory"
 

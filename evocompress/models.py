@@ -22,19 +22,20 @@ from evocompress.families.base import prepare
 from evocompress.sources import (
     CONFIG,
     MODULES,
+    POOLING,
     Checkpoint,
     DType,
-    check_pooling,
     complete_image_size,
     locate,
     model_type,
+    pooling_of,
     quiet_transformers,
     read_model,
     read_tokenizer,
     weight_files,
 )
 from evocompress.stored import stored_tensors
-from evocompress.tasks import CAUSAL, EMBEDDINGS
+from evocompress.tasks import CAUSAL, Pooling
 from evocompress.tying import settle_tying
 
 # How the model types of `evocompress.hf` begin.
@@ -120,7 +121,8 @@ def load(
     if not task.reads_text:
         complete_image_size(model, checkpoint.folder)
     widened = _widened(model, target) if dtype == "auto" else None
-    found = replace(loaded(model, tokenizer, source), widened=widened, folder=checkpoint.folder)
+    ready = loaded(model, tokenizer, source, task.pooling)
+    found = replace(ready, widened=widened, folder=checkpoint.folder)
     if device_memory is None:
         torch.nn.Module.to(model, target)
         return found
@@ -166,18 +168,38 @@ def load_as(config: ModelConfig) -> LoadedModel:
 
 
 def loaded(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, source: str
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    source: str,
+    pooling: Pooling | None = None,
 ) -> LoadedModel:
     """Make a model in memory ready to be compressed; it is frozen and put in evaluation mode.
 
     Its config says afterwards whether its head is its embedding, as its tensors do.
+
+    Args:
+        model: Of any family.
+        tokenizer: Its tokenizer, where it reads text.
+        source: What it is to be called.
+        pooling: Of an embedding model; by default the last token's state of a decoder, else the
+            mean.
     """
     settle_tying(model)
     family = family_of(model)
+    if pooling is not None and family.task.compared == "embeddings":
+        family = family.with_pooling(pooling)
     prepare(family, model)
     model.eval().requires_grad_(False)
     tokens = family.architecture(model).tokens
-    return LoadedModel(model, tokenizer, family, source, fingerprint(model), tokens=tokens)
+    return LoadedModel(model, tokenizer, family, source, _fingerprint(family, model), tokens=tokens)
+
+
+def _fingerprint(family: Family, model: PreTrainedModel) -> str:
+    """That of the model, and where it is the last token that is compared, of that as well."""
+    own = fingerprint(model)
+    if family.task.pooling == "mean":
+        return own
+    return hashlib.blake2b(f"{own} {family.task.pooling}".encode(), digest_size=8).hexdigest()
 
 
 def fingerprint(model: PreTrainedModel) -> str:
@@ -211,20 +233,34 @@ def _family(checkpoint: Checkpoint) -> Family:
             f"{checkpoint} is a compressed checkpoint (type {kind!r}), which cannot be compressed "
             "again: give the original model"
         )
-    family = family_named(kind, classes)
+    family = family_named(kind, classes, embeds=(checkpoint.folder / MODULES).is_file())
     if family.task.causal and not classes and not _has_a_head(checkpoint, family):
         raise ModelError(
             f"{checkpoint.folder / CONFIG} names no class in architectures, and the weights have "
             "no head: add the class, so that it is known what the model is for"
         )
-    if family.task.causal and (checkpoint.folder / MODULES).is_file():
+    return _pooled(checkpoint, family) if family.task.compared == "embeddings" else family
+
+
+def _pooled(checkpoint: Checkpoint, family: Family) -> Family:
+    """The family of an embedding model with the pooling of its checkpoint.
+
+    Raises:
+        ModelError: It pools otherwise than is supported, or does not say how.
+    """
+    pooling = pooling_of(checkpoint.folder)
+    if pooling is None and family.task.cached:
         raise ModelError(
-            f"{checkpoint} is an embedding model ({MODULES}), whatever class its config.json "
-            "names: it cannot be compressed as a language model"
+            f"{checkpoint} is a decoder without a head, and no {POOLING} says how embeddings are "
+            "made of its states: add the file of sentence-transformers (pooling_mode_lasttoken or "
+            "pooling_mode_mean_tokens), or name the right class in config.json"
         )
-    if family.task is EMBEDDINGS:
-        check_pooling(checkpoint.folder)
-    return family
+    if pooling == "last" and not family.task.cached:
+        raise ModelError(
+            f"{checkpoint.folder / POOLING} asks for embeddings by lasttoken, which is not "
+            f"supported of {family.model_type} models: only the mean over the tokens is"
+        )
+    return family.with_pooling(pooling or "mean")
 
 
 def _has_a_head(checkpoint: Checkpoint, family: Family) -> bool:

@@ -34,6 +34,7 @@ from evocompress.stored import (
     stored_tensors,
     without_missing,
 )
+from evocompress.tasks import Pooling
 
 T = TypeVar("T")
 
@@ -45,6 +46,10 @@ MODULES = "modules.json"
 CONFIG = "config.json"
 ADAPTER = "adapter_config.json"
 POOLING = "1_Pooling/config.json"
+FLAG = "pooling_mode_"
+POOLINGS: dict[str, Pooling] = {"mean": "mean", "mean_tokens": "mean", "lasttoken": "last"}
+"""By the names that sentence-transformers gives them."""
+
 PREPROCESSOR = "preprocessor_config.json"
 INDEX = "model.safetensors.index.json"
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
@@ -155,25 +160,28 @@ def type_and_classes(path: object, config: Mapping[str, Any]) -> tuple[str, list
     return kind, classes
 
 
-def check_pooling(folder: Path) -> None:
-    """Refuse an embedding model whose embeddings are not the mean over the tokens.
+def pooling_of(folder: Path) -> Pooling | None:
+    """How an embedding model's files for sentence-transformers say that it pools, if they do.
 
     Raises:
-        ModelError: Its files for sentence-transformers say that it pools otherwise.
+        ModelError: Otherwise than is supported, or they have more steps than pooling.
     """
     _check_modules(folder / MODULES)
     path = folder / POOLING
     if not path.is_file():
-        return
+        return None
     pooling = _read_json(path)
-    modes = {key.removeprefix("pooling_mode_") for key, value in pooling.items() if value is True}
-    modes |= {str(pooling.get("pooling_mode", "mean"))}
-    others = sorted(modes - {"mean", "mean_tokens", "include_prompt"})
-    if others:
+    flags = [key.removeprefix(FLAG) for key in pooling if key.startswith(FLAG)]
+    modes = {flag for flag in flags if pooling[FLAG + flag] is True}
+    if "pooling_mode" in pooling:
+        modes |= {str(pooling["pooling_mode"])}
+    (mode, *others) = sorted(modes) or ["mean"]
+    if others or mode not in POOLINGS:
         raise ModelError(
-            f"{path} asks for embeddings by {' and '.join(others)}, which is not supported: only "
-            "the mean over the tokens is"
+            f"{path} asks for embeddings by {' and '.join((mode, *others))}, which is not "
+            "supported: only the mean over the tokens, or a decoder's last token, is"
         )
+    return POOLINGS[mode]
 
 
 def complete_image_size(model: PreTrainedModel, folder: Path) -> None:

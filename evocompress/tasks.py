@@ -6,9 +6,10 @@ all that a model is called with.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
 )
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -24,6 +27,9 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
     MODEL_MAPPING_NAMES,
 )
+
+Pooling = Literal["mean", "last"]
+"""The mean over all tokens, or the last token's state."""
 
 ALL_ROWS = 2**31 - 1
 """Rows of a chunk where nothing is cut; torch adds to them, so it is not the largest integer."""
@@ -40,7 +46,12 @@ class Task:
             name or several.
         ending: How the names of those end that serve the task, where `auto` makes others too.
         input: The argument by which a model takes a batch.
-        causal: A token sees only those before it, and a key-value cache serves the next one.
+        causal: It tells the next token, and a key-value cache serves that one.
+        cached: Its classes keep keys and values unless they are told not to, as decoders do
+            whatever they are for.
+        compared: What an output is: ``logits`` of exclusive classes or tokens, ``embeddings``, of
+            which only the direction counts, or ``scores``, numbers of their own.
+        pooling: Which of a sequence's final states its embedding is made of.
         by_position: Every position but the last has an output, the next token's logits; otherwise
             a sequence has one.
         proxies: The proxies (`evocompress.proxies.PROXIES`) that can tell two outputs apart.
@@ -52,6 +63,9 @@ class Task:
     ending: str = ""
     input: str = "input_ids"
     causal: bool = False
+    cached: bool = False
+    compared: Literal["logits", "embeddings", "scores"] = "logits"
+    pooling: Pooling = "mean"
     by_position: bool = False
     proxies: tuple[str, ...] = ("kl", "js")
 
@@ -75,7 +89,12 @@ class Task:
                 them as they are.
         """
         batch = batch if self.reads_text or dtype is None else batch.to(dtype)
-        return {self.input: batch} | ({"use_cache": False} if self.causal else {})
+        return {self.input: batch} | ({"use_cache": False} if self.cached else {})
+
+    def run(self, model: PreTrainedModel, batch: Tensor) -> Any:
+        """What a model's own forward pass gives for a batch."""
+        with _no_padding(model.config):
+            return model(**self.inputs(batch, model.dtype))
 
     def counted(self, length: int) -> int:
         """How many outputs a sequence of so many tokens has."""
@@ -96,15 +115,25 @@ CAUSAL = Task(
     AutoModelForCausalLM,
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     causal=True,
+    cached=True,
     by_position=True,
     proxies=("kl", "perplexity", "js", "cosine"),
 )
-EMBEDDINGS = Task("embeddings", AutoModel, MODEL_MAPPING_NAMES, proxies=("embedding",))
+EMBEDDINGS = Task(
+    "embeddings",
+    AutoModel,
+    MODEL_MAPPING_NAMES,
+    compared="embeddings",
+    proxies=("embedding",),
+)
+DECODER_EMBEDDINGS = replace(EMBEDDINGS, cached=True, pooling="last")
 TEXT_CLASSES = Task(
     "text classification",
     AutoModelForSequenceClassification,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 )
+DECODER_CLASSES = replace(TEXT_CLASSES, cached=True)
+SCORES = replace(DECODER_CLASSES, name="scores of texts", compared="scores", proxies=("score",))
 IMAGE_CLASSES = Task(
     "image classification",
     AutoModelForImageClassification,
@@ -113,3 +142,16 @@ IMAGE_CLASSES = Task(
     input="pixel_values",
 )
 DISTILLED_IMAGE_CLASSES = replace(IMAGE_CLASSES, ending="ForImageClassificationWithTeacher")
+
+
+@contextmanager
+def _no_padding(config: PreTrainedConfig) -> Iterator[None]:
+    """Tells a class that takes no batches without a padding token that there is none in them."""
+    unknown = getattr(config, "pad_token_id", None) is None
+    if unknown:
+        config.pad_token_id = -1
+    try:
+        yield
+    finally:
+        if unknown:
+            config.pad_token_id = None

@@ -202,7 +202,8 @@ class Architecture:
             matrix unit: norms and biases.
         dtype_bytes: Bytes of one stored weight.
         context: Longest sequence the model takes, in tokens.
-        causal: Whether a token sees only those before it, whose keys and values a cache keeps.
+        causal: Whether it tells the next token, for which a cache keeps keys and values.
+        one_way: Whether a token sees only those before it.
         outer_flops: Operations of a sequence outside the blocks that do not grow with its length.
         tokens: Of every sequence, where they all have as many: an image's.
         experts: Of each block's MLP, where it is a mixture of experts; `channels` is then the
@@ -229,6 +230,7 @@ class Architecture:
     dtype_bytes: int
     context: int
     causal: bool = True
+    one_way: bool = True
     outer_flops: int = 0
     tokens: int | None = None
     experts: int = 0

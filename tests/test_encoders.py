@@ -22,7 +22,7 @@ from evocompress.families import FAMILIES, STATE_SPACE
 from evocompress.files import read_json
 from evocompress.models import load
 from evocompress.profile import check_table, profile, table_rows
-from evocompress.sources import check_pooling
+from evocompress.sources import pooling_of
 from evocompress.testing.families import answer, random_batch
 from evocompress.testing.staged import require_packages
 from evocompress.testing.tiny import tiny_checkpoint, tiny_loaded
@@ -215,10 +215,10 @@ def test_other_steps_of_sentence_transformers_are_refused(
     file = tmp_path / "modules.json"
     kinds = ("Transformer", "Pooling", "Normalize")
     file.write_text(json.dumps([{"type": f"sentence_transformers.models.{k}"} for k in kinds]))
-    check_pooling(tmp_path)
+    pooling_of(tmp_path)
     file.write_text(modules)
     with pytest.raises(ModelError, match=message) as caught:
-        check_pooling(tmp_path)
+        pooling_of(tmp_path)
     assert "modules.json" in str(caught.value) and "\n" not in str(caught.value)
 
 

@@ -27,7 +27,7 @@ def flops_costs(architecture: Architecture, length: int) -> dict[str, Cost]:
     head = 2 * architecture.hidden * architecture.vocabulary
 
     def prefill(part: Part, left: Left) -> float:
-        pairs = _attended(length, part.window) if architecture.causal else length**2
+        pairs = _attended(length, part.window) if architecture.one_way else length**2
         return 2 * _products(part, left, length) + _per_pair(part, left) * pairs
 
     def decode(part: Part, left: Left) -> float:

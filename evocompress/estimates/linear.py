@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,10 +23,10 @@ from evocompress.estimates.changes import Values, Wide, dots, wide_form
 from evocompress.estimates.score import (
     distance,
     divergence,
+    error,
     random_direction,
     sampled_score,
 )
-from evocompress.tasks import EMBEDDINGS
 
 Products = dict[str, NDArray[np.float64]]
 """For each unit the inner products (losses, levels, sequences)."""
@@ -76,14 +77,17 @@ def linearised(subject: Subject) -> Rows:
 
 def _score(subject: Subject, ids: Tensor) -> Loss:
     loaded = subject.live.loaded
-    if loaded.family.task is EMBEDDINGS:
-        return random_direction(ids, subject.candidate, loaded.model.config.hidden_size)
+    compared, config = loaded.family.task.compared, cast(Any, loaded.model.config)
+    if compared != "logits":
+        width = config.hidden_size if compared == "embeddings" else config.num_labels
+        return random_direction(ids, subject.candidate, width)
     return sampled_score(ids, subject.candidate, _counted(subject, ids))
 
 
 def _slope(subject: Subject, ids: Tensor) -> Loss:
     loaded = subject.live.loaded
-    kind = distance if loaded.family.task is EMBEDDINGS else divergence
+    kinds = {"logits": divergence, "embeddings": distance, "scores": error}
+    kind = kinds[loaded.family.task.compared]
     return kind(loaded, subject.dense_states[_key(ids)])
 
 

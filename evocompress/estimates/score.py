@@ -67,18 +67,18 @@ def divergence(loaded: LoadedModel, dense_hidden: Tensor) -> Loss:
     return gradient
 
 
-def random_direction(ids: Tensor, candidate: Candidate, hidden: int) -> Loss:
-    """The gradient of ⟨v, embedding⟩ with v standard normal: the distance's counterpart of a score.
+def random_direction(ids: Tensor, candidate: Candidate, width: int) -> Loss:
+    """The gradient of ⟨v, output⟩ with v standard normal: the counterpart of a likelihood's.
 
-    The distance 1 - cos of unit vectors is half the square of their difference, so to second order
-    a weight change d causes ½·E_v⟨∇⟨v, embedding⟩, d⟩².
+    The distance 1 - cos of unit vectors is half the square of their difference, and so is the
+    error of scores; so to second order a weight change d causes ½·E_v⟨∇⟨v, output⟩, d⟩².
 
     Args:
         ids: Tokens (1, S): with `candidate` the seed.
         candidate: What the model is.
-        hidden: Width of the embedding.
+        width: Of the embedding, or the number of scores.
     """
-    direction = torch.randn(1, hidden, generator=_generator(ids, candidate))
+    direction = torch.randn(1, width, generator=_generator(ids, candidate))
 
     def gradient(outputs: Outputs, rows: slice) -> Tensor:
         return direction.to(outputs.values.device)
@@ -96,5 +96,20 @@ def distance(loaded: LoadedModel, dense_hidden: Tensor) -> Loss:
 
     def gradient(outputs: Outputs, rows: slice) -> Tensor:
         return -loaded.family.outputs(loaded.model, dense_hidden[rows]).float()
+
+    return gradient
+
+
+def error(loaded: LoadedModel, dense_hidden: Tensor) -> Loss:
+    """The gradient of half the squared difference of dense and present scores, for one sequence.
+
+    Args:
+        loaded: The model.
+        dense_hidden: The dense model's final hidden states (1, S, H).
+    """
+
+    def gradient(outputs: Outputs, rows: slice) -> Tensor:
+        dense = loaded.family.outputs(loaded.model, dense_hidden[rows])
+        return outputs.values.float() - dense.float()
 
     return gradient

@@ -35,7 +35,7 @@ def count_flops(model: PreTrainedModel, length: int, task: Task = CAUSAL) -> int
     batch = random_batch(task, model, 1, length)
     mapping = {kernel: _attention_flops for kernel in FUSED_ATTENTION}
     with torch.inference_mode(), FlopCounterMode(display=False, custom_mapping=mapping) as counter:
-        model(**task.inputs(batch, model.dtype))
+        task.run(model, batch)
     return int(counter.get_total_flops())
 
 

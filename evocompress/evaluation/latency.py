@@ -155,7 +155,7 @@ def _forward_seconds(task: Task, model: PreTrainedModel, batch: Tensor) -> float
     batch = batch.to(model.device)
     with as_loaded(model):
         start = _now(model)
-        model(**task.inputs(batch, model.dtype))
+        task.run(model, batch)
         return _now(model) - start
 
 

@@ -6,6 +6,7 @@ All in float64: a distance between embeddings that hardly differ is a small diff
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from scipy.stats import spearmanr  # type: ignore[import-untyped]
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from evocompress.tasks import EMBEDDINGS, Task
+from evocompress.tasks import Task
 
 Measures = dict[str, float | None]
 """By the names that evaluation.json gives them."""
@@ -44,15 +45,19 @@ def output_quality(
         sequences, ``agreement`` (share of sequences of the dense model's class) and ``accuracy``
         (share of the true class); of embedding models ``distance`` (mean of one minus the cosine
         to the dense model's embedding) and ``spearman`` (rank correlation of all pairwise
-        similarities with the dense model's).
+        similarities with the dense model's); of models that score texts ``score_error`` (root of
+        the mean squared difference to the dense model's scores) and ``score_spearman`` (rank
+        correlation with them).
     """
-    collect = _embeddings if task is EMBEDDINGS else _logits
+    collect = partial(_embeddings, task) if task.compared == "embeddings" else _logits
     reference = _all(collect, task, dense, heldout, batch)
     found = {
         name: reference if model is dense else _all(collect, task, model, heldout, batch)
         for name, model in models.items()
     }
-    if task is EMBEDDINGS:
+    if task.compared == "scores":
+        return {name: _of_scores(reference, values) for name, values in found.items()}
+    if task.compared == "embeddings":
         return {name: _of_embeddings(reference, values) for name, values in found.items()}
     return {name: _of_logits(reference, values, labels) for name, values in found.items()}
 
@@ -64,9 +69,7 @@ def _all(
     collect: Collect, task: Task, model: PreTrainedModel, heldout: Tensor, batch: int
 ) -> Tensor:
     parts = torch.split(heldout.to(model.device), batch)
-    return torch.cat(
-        [collect(model(**task.inputs(part, model.dtype))).double().cpu() for part in parts]
-    )
+    return torch.cat([collect(task.run(model, part)).double().cpu() for part in parts])
 
 
 def _logits(output: object) -> Tensor:
@@ -74,10 +77,10 @@ def _logits(output: object) -> Tensor:
     return logits
 
 
-def _embeddings(output: object) -> Tensor:
-    """The mean over the tokens, not yet of unit length."""
+def _embeddings(task: Task, output: object) -> Tensor:
+    """The last token's state, or the mean over the tokens, not yet of unit length."""
     states: Tensor = output.last_hidden_state  # type: ignore[attr-defined]
-    return states.double().mean(1)
+    return states[:, -1] if task.pooling == "last" else states.double().mean(1)
 
 
 def _of_logits(dense: Tensor, logits: Tensor, labels: Tensor | None) -> Measures:
@@ -98,6 +101,15 @@ def _of_embeddings(dense: Tensor, embeddings: Tensor) -> Measures:
     return {
         "distance": float((1 - (one * other).sum(-1)).clamp(min=0).mean()),
         "spearman": similarity_correlation(one.numpy(), other.numpy()),
+    }
+
+
+def _of_scores(dense: Tensor, scores: Tensor) -> Measures:
+    """Over all scores of all sequences, the root of the mean squared error and the ranks."""
+    correlation = spearmanr(dense.ravel().numpy(), scores.ravel().numpy()).statistic
+    return {
+        "score_error": float((scores - dense).square().mean().sqrt()),
+        "score_spearman": float(correlation) if dense.numel() > 2 else None,
     }
 
 

@@ -52,7 +52,8 @@ class Folded(ModelingFile):
     def obstacle(self, loaded: LoadedModel, candidate: Candidate) -> str | None:
         """As of ``hf``, and a model without a cache, or in which the numbers of blocks matter."""
         if not loaded.family.task.causal:
-            return f"cannot hold {loaded.family.model_type} models, which have no cache"
+            task = loaded.family.task.name
+            return f"cannot hold {loaded.family.model_type} models for {task}, only language models"
         if loaded.family.mixture is not None:
             return mixed_experts(loaded)
         left = layout(loaded, candidate)

@@ -14,6 +14,8 @@ other activations."""
 def unlike_llama(loaded: LoadedModel) -> str | None:
     """The obstacle of a model that has other blocks than Llama's."""
     family, config = loaded.family.model_type, loaded.model.config
+    if not loaded.family.task.causal:
+        return f"cannot hold {family} models for {loaded.family.task.name}, only language models"
     if family not in FAMILIES:
         return f"cannot hold {family} models, only {', '.join(FAMILIES)}"
     if config.hidden_act != "silu":

@@ -42,7 +42,7 @@ class ModelingFile(Pretrained):
             unit = left.first(lambda block, kind: kind == "mlp" and kind in block.biased)
             if unit is not None:
                 return f"cannot give the experts of {unit} a bias"
-        if loaded.family.task.causal and left.kept and not left.having("attention"):
+        if loaded.family.task.cached and left.kept and not left.having("attention"):
             # The cache would have no layer that knows how many tokens there have been.
             return f"cannot leave out every attention, {left.path}.0.attention among them"
         return without_blocks(left)

@@ -15,17 +15,23 @@ from evocompress.families.bert import (
     XLMRobertaClassifier,
 )
 from evocompress.families.branches import Matrix, SubLayer, SubLayerName
-from evocompress.families.convolutional import Convolutional
-from evocompress.families.gemma import Gemma2, Gemma3Text
-from evocompress.families.gpt2 import GPT2
-from evocompress.families.llama import Llama
-from evocompress.families.mistral import Mistral
+from evocompress.families.gemma import (
+    Gemma2,
+    Gemma2Classifier,
+    Gemma2Embedding,
+    Gemma3Text,
+    Gemma3TextClassifier,
+    Gemma3TextEmbedding,
+)
+from evocompress.families.gpt2 import GPT2, GPT2Classifier, GPT2Embedding
+from evocompress.families.llama import Llama, LlamaClassifier, LlamaEmbedding
+from evocompress.families.mistral import Mistral, MistralClassifier, MistralEmbedding
 from evocompress.families.mixtral import Mixtral
 from evocompress.families.opt import OPT
 from evocompress.families.phi3 import Phi3
-from evocompress.families.qwen2 import Qwen2
+from evocompress.families.qwen2 import Qwen2, Qwen2Classifier, Qwen2Embedding
 from evocompress.families.qwen2_moe import Qwen2Moe
-from evocompress.families.qwen3 import Qwen3
+from evocompress.families.qwen3 import Qwen3, Qwen3Classifier, Qwen3Embedding
 from evocompress.families.qwen3_moe import Qwen3Moe
 from evocompress.families.resnet import ResNet
 from evocompress.families.starcoder2 import Starcoder2
@@ -57,6 +63,20 @@ FAMILIES: dict[str, Family] = {
     "mixtral": Mixtral(),
     "qwen2_moe": Qwen2Moe(),
     "qwen3_moe": Qwen3Moe(),
+    "llama-classifier": LlamaClassifier(),
+    "llama-embedding": LlamaEmbedding(),
+    "mistral-classifier": MistralClassifier(),
+    "mistral-embedding": MistralEmbedding(),
+    "qwen2-classifier": Qwen2Classifier(),
+    "qwen2-embedding": Qwen2Embedding(),
+    "qwen3-classifier": Qwen3Classifier(),
+    "qwen3-embedding": Qwen3Embedding(),
+    "gemma2-classifier": Gemma2Classifier(),
+    "gemma2-embedding": Gemma2Embedding(),
+    "gemma3_text-classifier": Gemma3TextClassifier(),
+    "gemma3_text-embedding": Gemma3TextEmbedding(),
+    "gpt2-classifier": GPT2Classifier(),
+    "gpt2-embedding": GPT2Embedding(),
     "bert": Bert(),
     "bert-classifier": BertClassifier(),
     "roberta": Roberta(),
@@ -96,10 +116,10 @@ def family_of(model: PreTrainedModel) -> Family:
             "use_bidirectional_attention), so it is no language model that tells the next token"
         )
     family.check(model)
-    return family.bound(model) if isinstance(family, Convolutional) else family
+    return family.bound(model)
 
 
-def family_named(model_type: str, classes: Sequence[str] = ()) -> Family:
+def family_named(model_type: str, classes: Sequence[str] = (), *, embeds: bool = False) -> Family:
     """The family that serves a model type.
 
     Args:
@@ -118,6 +138,8 @@ def family_named(model_type: str, classes: Sequence[str] = ()) -> Family:
             f"config.json names several classes ({', '.join(classes)}), so it is not known what "
             "the model is for: keep its own in architectures"
         )
+    if embeds and serving[0].task.causal:
+        return _embedding(model_type, serving)
     if not classes:
         return serving[0]
     # The first Llamas were written as LLaMAForCausalLM.
@@ -141,6 +163,17 @@ def prepare_stock(model: PreTrainedModel) -> None:
 def name_of(family: Family) -> str:
     """The name of a family in `FAMILIES`."""
     return next(name for name, known in FAMILIES.items() if type(known) is type(family))
+
+
+def _embedding(model_type: str, serving: Sequence[Family]) -> Family:
+    """The one of a type's families that serves embedding models."""
+    for family in serving:
+        if family.task.compared == "embeddings":
+            return family
+    raise ModelError(
+        f"embedding models of type {model_type!r} are not supported ({DOCUMENTATION} lists those "
+        "that are)"
+    )
 
 
 def _unknown(model_type: str) -> str:

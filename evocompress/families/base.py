@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from copy import copy
+from dataclasses import replace
 from math import prod
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -27,7 +29,7 @@ from evocompress.families.coupling import Widths
 from evocompress.families.logits import logits_of
 from evocompress.families.names import BlockNames
 from evocompress.families.stand_ins import NoAttention, NoOutput, Recorder
-from evocompress.tasks import CAUSAL, Task
+from evocompress.tasks import CAUSAL, Pooling, Task
 from evocompress.types import Architecture, Unit
 
 if TYPE_CHECKING:
@@ -57,7 +59,7 @@ class Family:
     """
 
     model_type: ClassVar[str]
-    task: ClassVar[Task] = CAUSAL
+    task: Task = CAUSAL
     layers_path: ClassVar[str] = "model.layers"
     norm_path: ClassVar[str] = "model.norm"
     attention: ClassVar[SubLayer] = llama_attention()
@@ -68,6 +70,22 @@ class Family:
 
     def check(self, model: PreTrainedModel) -> None:
         """Raise `ModelError` for a variant of the family whose blocks are built otherwise."""
+
+    def bound(self, model: PreTrainedModel) -> Self:
+        """The family of one model, where there is something that only the model tells."""
+        return self
+
+    def of_task(self, task: Task) -> Self:
+        """The family with another task of the same classes."""
+        other = copy(self)
+        other.task = task
+        return other
+
+    def with_pooling(self, pooling: Pooling) -> Self:
+        """The family with another way to make embeddings of states."""
+        if pooling == self.task.pooling:
+            return self
+        return self.of_task(replace(self.task, pooling=pooling))
 
     def one_way(self, config: PreTrainedConfig) -> bool:
         """Whether a token sees only those before it."""
@@ -180,6 +198,7 @@ class Family:
             dtype_bytes=model.dtype.itemsize,
             context=self._context(model),
             causal=self.task.causal,
+            one_way=self.one_way(config),
             outer_flops=self._outer_flops(model),
             experts=experts,
             active_experts=active,

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from evocompress.errors import ModelError
 from evocompress.families.branches import Matrix, SubLayer
-from evocompress.families.encoder import Encoder, check_classes, mean_embedding
+from evocompress.families.encoder import Encoder, check_classes, embedding
 from evocompress.tasks import EMBEDDINGS, TEXT_CLASSES
 
 ATTENTION = SubLayer(
@@ -60,7 +60,7 @@ class Bert(Encoder):
 
     def outputs(self, model: PreTrainedModel, hidden: Tensor) -> Tensor:
         """The embeddings (B, H): the mean over the tokens, of unit length."""
-        return mean_embedding(hidden)
+        return embedding(hidden, self.task.pooling)
 
 
 class BertClassifier(Bert):

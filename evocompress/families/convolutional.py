@@ -127,6 +127,7 @@ class Convolutional(Family):
             dtype_bytes=model.dtype.itemsize,
             context=1,
             causal=False,
+            one_way=False,
             outer_flops=self.traced.outer_flops,
             tokens=1,
             channel_params=tuple(self._params_of_a_channel(block) for block in blocks),

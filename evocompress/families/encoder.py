@@ -10,6 +10,7 @@ from evocompress.errors import ModelError
 from evocompress.families.base import Attributes, Family
 from evocompress.families.branches import SubLayerName
 from evocompress.families.coupling import Widths
+from evocompress.tasks import Pooling
 
 
 class Encoder(Family):
@@ -32,9 +33,9 @@ class Encoder(Family):
         return sum(2 * module.weight.numel() for module in outer if isinstance(module, nn.Linear))
 
 
-def mean_embedding(hidden: Tensor) -> Tensor:
-    """The mean (B, H) of the hidden states (B, S, H) of whole sequences, of unit length."""
-    return normalize(hidden.mean(1), dim=-1)
+def embedding(hidden: Tensor, pooling: Pooling) -> Tensor:
+    """The embeddings (B, H), of unit length, of the hidden states (B, S, H) of whole sequences."""
+    return normalize(hidden[:, -1] if pooling == "last" else hidden.mean(1), dim=-1)
 
 
 def check_classes(model: PreTrainedModel) -> None:

@@ -4,6 +4,7 @@ from transformers import PreTrainedConfig
 
 from evocompress.families.base import Family
 from evocompress.families.branches import llama_attention, llama_mlp
+from evocompress.families.headless import DecoderClassifier, DecoderEmbedding
 
 
 class Gemma2(Family):
@@ -27,3 +28,19 @@ class Gemma3Text(Gemma2):
         """Unless they are configured to see in both directions, as embedding models are."""
         both: bool = getattr(config, "use_bidirectional_attention", None) or False
         return super().one_way(config) and not both
+
+
+class Gemma2Classifier(DecoderClassifier, Gemma2):
+    """The same body below a classifier: reward models and rerankers."""
+
+
+class Gemma2Embedding(DecoderEmbedding, Gemma2):
+    """The body alone, for embeddings."""
+
+
+class Gemma3TextClassifier(DecoderClassifier, Gemma3Text):
+    """The same body below a classifier: reward models and rerankers."""
+
+
+class Gemma3TextEmbedding(DecoderEmbedding, Gemma3Text):
+    """The body alone, for embeddings."""

@@ -9,6 +9,7 @@ from evocompress.errors import ModelError
 from evocompress.families.base import Attributes, Family
 from evocompress.families.branches import Matrix, SubLayer, SubLayerName
 from evocompress.families.coupling import Widths
+from evocompress.families.headless import DecoderClassifier, DecoderEmbedding
 
 _matrix = partial(Matrix, transposed=True)
 
@@ -50,3 +51,14 @@ class GPT2(Family):
             return {("mlp.c_fc", "nf"): widths.channels}
         queries = widths.heads * widths.head_dim
         return {("attn", "split_size"): queries, ("attn.c_attn", "nf"): 3 * queries}
+
+
+class GPT2Classifier(DecoderClassifier, GPT2):
+    """The same body below a classifier: reward models and rerankers."""
+
+
+class GPT2Embedding(DecoderEmbedding, GPT2):
+    """The body alone, for embeddings."""
+
+    layers_path = "h"
+    norm_path = "ln_f"

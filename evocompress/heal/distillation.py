@@ -15,13 +15,22 @@ from evocompress.heal.loss import (
     divergence,
     of_embeddings,
     of_logits,
+    of_scores,
     of_states,
 )
 from evocompress.models import LoadedModel
-from evocompress.tasks import ALL_ROWS, EMBEDDINGS
+from evocompress.tasks import ALL_ROWS
 
 CACHE_BYTES = 2**30
 """The teacher's hidden states are kept, rather than made again in each epoch, up to this."""
+
+
+COMPARISONS: dict[str, Comparison] = {
+    "logits": of_logits,
+    "embeddings": of_embeddings,
+    "scores": of_scores,
+}
+MEASURES = {"logits": "KL", "embeddings": "embedding distance", "scores": "error of scores"}
 
 
 class Distillation:
@@ -53,8 +62,8 @@ class Distillation:
         self._keep = len(tokens) * values * teacher.model.dtype.itemsize <= CACHE_BYTES
         causal = self._task.causal
         self._rows = chunk_rows(teacher.model.config.vocab_size) if causal else ALL_ROWS
-        embeds = self._task is EMBEDDINGS
-        self._compare: Comparison = of_embeddings if embeds else of_logits
+        embeds = self._task.compared == "embeddings"
+        self._compare = COMPARISONS[self._task.compared]
         self._compare_states: Comparison | None = of_states if embeds else None
         self._heads = (
             partial(teacher.family.outputs, student),
@@ -64,7 +73,7 @@ class Distillation:
     @property
     def measure(self) -> str:
         """What is made small, in words."""
-        return "embedding distance" if self._task is EMBEDDINGS else "KL"
+        return MEASURES[self._task.compared]
 
     def __len__(self) -> int:
         return len(self._micro_batches)

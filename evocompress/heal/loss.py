@@ -129,6 +129,13 @@ def of_embeddings(embeddings: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return value.detach(), gradient
 
 
+def of_scores(scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Half the sum of the squared differences of scores (B, C), and its gradient by `scores`."""
+    wide = torch.promote_types(scores.dtype, torch.float32)
+    difference = scores.to(wide) - target.to(wide)
+    return difference.square().sum() / 2, difference
+
+
 @torch.no_grad()
 def of_states(states: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Squared distances of hidden states (B, S, H) to others, as shares of the others' squares.

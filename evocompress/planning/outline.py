@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.utils import cached_file
 
 from evocompress.arithmetic import slow_on_cpu
 from evocompress.demo_model import DEMO_SOURCE, demo_checkpoint
@@ -16,6 +17,7 @@ from evocompress.families.base import prepare
 from evocompress.models import LoadedModel
 from evocompress.sources import (
     GGUF,
+    MODULES,
     DType,
     check_gguf,
     complete_image_size,
@@ -52,7 +54,7 @@ def outline(
             kind, classes = type_and_classes(source, settings)
             # Before transformers reads the numbers, and so that unknown types have none run.
             check_counts(source, settings)
-            task = family_named(kind, classes).task
+            task = family_named(kind, classes, embeds=_embeds(path)).task
             config = _config(path, settings, remote)
         except ModelError:
             raise
@@ -85,6 +87,13 @@ def _settings(path: Any) -> dict[str, Any]:
         where = {"pretrained_model_name_or_path": Path(path).parent, "gguf_file": Path(path).name}
     found: dict[str, Any] = PreTrainedConfig.get_config_dict(**where)[0]
     return found
+
+
+def _embeds(path: Any) -> bool:
+    """Whether there are files of sentence-transformers with a config, in a folder or on the hub."""
+    if str(path).endswith(GGUF):
+        return False
+    return cached_file(path, MODULES, _raise_exceptions_for_missing_entries=False) is not None
 
 
 def _config(path: Any, settings: dict[str, Any], remote: dict[str, Any]) -> Any:

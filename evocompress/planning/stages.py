@@ -153,7 +153,7 @@ class Run:
     @property
     def by_logits(self) -> bool:
         """Whether the proxy needs the output head."""
-        return self.bench.config.proxy.kind not in ("cosine", "embedding")
+        return self.bench.config.proxy.kind not in ("cosine", "embedding", "score")
 
     @property
     def target_bytes(self) -> int:

@@ -76,7 +76,7 @@ def forward(task: Task, model: PreTrainedModel, batch: int, tokens: int) -> Run:
     @torch.inference_mode()
     def run() -> float:
         with as_loaded(model):
-            return watch(lambda: model(**task.inputs(inputs, model.dtype)))
+            return watch(lambda: task.run(model, inputs))
 
     return run
 

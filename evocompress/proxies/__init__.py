@@ -17,6 +17,7 @@ from evocompress.proxies.embedding import EmbeddingProxy
 from evocompress.proxies.js import JensenShannonProxy
 from evocompress.proxies.kl import DivergenceProxy
 from evocompress.proxies.perplexity import PerplexityProxy
+from evocompress.proxies.score import ScoreProxy
 from evocompress.proxies.tuned import Treatments
 
 
@@ -40,6 +41,7 @@ PROXIES: dict[str, ProxyFactory] = {
     "js": JensenShannonProxy,
     "cosine": CosineProxy,
     "embedding": EmbeddingProxy,
+    "score": ScoreProxy,
 }
 
 __all__ = ["PROXIES", "DivergenceProxy", "PerplexityProxy", "Proxy", "check_proxy"]

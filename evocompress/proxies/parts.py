@@ -20,7 +20,7 @@ from evocompress.models import LoadedModel
 from evocompress.proxies.overlap import Seen, seen_in
 from evocompress.proxies.self_text import Writing, self_written
 from evocompress.proxies.sources import SELF, token_streams
-from evocompress.proxies.special import check_vocabulary, surroundings
+from evocompress.proxies.special import check_padding, check_vocabulary, surroundings
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,4 +226,5 @@ def _checked(source: str, found: list[Tensor], loaded: LoadedModel) -> Tensor:
     """Sequences as one tensor (N, S), whose tokens the model has."""
     sequences = torch.stack(found)
     check_vocabulary(source, sequences, loaded)
+    check_padding(source, sequences, loaded)
     return sequences

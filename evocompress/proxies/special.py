@@ -53,6 +53,9 @@ def surroundings(loaded: LoadedModel, opening: Opening) -> tuple[Tensor, Tensor]
     if opening is True and not before:
         before = _beginning_of_text(loaded)
     begin = torch.tensor([] if opening is False else before, dtype=torch.int64)
+    padding = skipped(loaded)
+    while after and after[-1] == padding:
+        after = after[:-1]
     end = torch.tensor([] if causal else after, dtype=torch.int64)
     check_vocabulary("what the tokenizer puts around a text", torch.cat([begin, end]), loaded)
     return begin, end
@@ -73,6 +76,29 @@ def vocabulary_size(loaded: LoadedModel) -> int:
     # A head has as many rows, where there is one over the vocabulary.
     embedding: Any = loaded.model.get_input_embeddings()
     return int(embedding.weight.shape[0])
+
+
+def skipped(loaded: LoadedModel) -> int | None:
+    """The padding token of a decoder's classifier, which looks for the last token before it."""
+    task = loaded.family.task
+    if task.causal or not task.cached or task.compared == "embeddings":
+        return None
+    padding: int | None = loaded.model.config.pad_token_id
+    return padding
+
+
+def check_padding(what: str, sequences: Tensor, loaded: LoadedModel) -> None:
+    """Refuse sequences at whose end a decoder's classifier would not look.
+
+    Raises:
+        DataError: There are such.
+    """
+    padding = skipped(loaded)
+    if padding is not None and bool((sequences[:, -1] == padding).any()):
+        raise DataError(
+            f"{what} has sequences that end with the padding token {padding}, which "
+            f"{loaded.source} skips: take other text, or another calibration.length"
+        )
 
 
 def check_vocabulary(what: str, tokens: Tensor, loaded: LoadedModel) -> None:

@@ -62,6 +62,8 @@ def columns(rows: Sequence[Row]) -> list[Column]:
         _plain("Perplexity", "", rows, lambda row: row.perplexity, 2),
         _plain("Embedding distance", "", rows, lambda row: row.distance, 5),
         _plain("Similarities, Spearman", "", rows, lambda row: row.spearman, 4),
+        _plain("Score error", "", rows, lambda row: row.score_error, 5),
+        _plain("Scores, Spearman", "", rows, lambda row: row.score_spearman, 4),
     ]
     speed = [
         _latency("Prefill", "ms", "latency", rows),

@@ -95,6 +95,8 @@ class Row(Record):
     agreement: float | None = None
     distance: float | None = None
     spearman: float | None = None
+    score_error: float | None = None
+    score_spearman: float | None = None
     prefill_ms: Timing | None = None
     prefill_ratio: Ratio | None = None
     decode_ms_per_token: Timing | None = None

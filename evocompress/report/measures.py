@@ -14,6 +14,7 @@ VALUE_NAMES = {
     "js": "Jensen-Shannon divergence to the dense model, nats/token",
     "perplexity": "log-perplexity, nats/token",
     "cosine": "cosine distance of final states to the dense model's",
+    "score": "half the squared difference of scores to the dense model's",
     "embedding": "distance of embeddings and their similarities to the dense model's",
 }
 """What each proxy's value is, for the axes of figures."""

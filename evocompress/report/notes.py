@@ -262,6 +262,11 @@ def _evaluation_notes(evaluation: Evaluation) -> Iterator[str]:
 
 def _measure_text(evaluation: Evaluation) -> str:
     """What the quality is about."""
+    if any(row.score_error is not None for row in evaluation.rows):
+        return (
+            "The score error is the root of the mean squared difference to the dense model's "
+            "scores; Spearman's correlation is with the dense model's scores."
+        )
     if any(row.distance is not None for row in evaluation.rows):
         return (
             "The embedding distance is one minus the cosine to the dense model's embedding; "

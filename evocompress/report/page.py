@@ -189,9 +189,9 @@ def _healing(run: RunData) -> Section | None:
         "Distillation of the dense model into the winner. Validation is on sequences kept from "
         "training, by which the checkpoint was chosen; they are not the held-out ones."
     )
-    # Embedding models have one proxy, by whose distance they are healed, too; others are by KL.
-    embeds = run.config.proxy.kind == "embedding"
-    measure, proxy = ("distance", "embedding") if embeds else ("KL", "kl")
+    # Models without classes have one proxy, by which they are healed, too; others are by KL.
+    own = {"embedding": ("distance", "embedding"), "score": ("error", "score")}
+    measure, proxy = own.get(run.config.proxy.kind, ("KL", "kl"))
     return _section("Healing", text, healing_curve(run.healing, measure, value_name(run, proxy)))
 
 

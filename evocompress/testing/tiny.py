@@ -74,14 +74,22 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "deit-distilled": _IMAGES | {"architectures": ["DeiTForImageClassificationWithTeacher"]},
     "resnet": _CLASSES | {"num_channels": 1, "image_size": 32},
 }
+_SETTINGS |= {
+    name: _SETTINGS[FAMILIES[name].model_type] | ({} if name.endswith("embedding") else _CLASSES)
+    for name in FAMILIES
+    if name not in _SETTINGS
+}
 _INNER_NAME = {"gpt2": "n_inner", "opt": "ffn_dim"}
 
 
 DECODERS = tuple(name for name, family in FAMILIES.items() if family.task.causal)
 """The keys of `FAMILIES` whose models are causal."""
 
-ENCODERS = ("bert", "bert-classifier", "vit")
-"""One of each other task, for what does not depend on the family."""
+ENCODERS = ("bert", "bert-classifier", "vit", "gpt2-classifier", "gpt2-embedding")
+"""One of each other task, for what does not depend on the family; the last two are decoders."""
+
+SCORER = "gpt2-scorer"
+"""What `tiny_loaded` calls a decoder's classifier of one output, of no family of its own."""
 
 
 def tiny_model(
@@ -122,7 +130,7 @@ def stock_model(
         "hidden_size": hidden,
         "num_hidden_layers": layers,
         "num_attention_heads": HEADS,
-        _INNER_NAME.get(name, "intermediate_size"): 2 * hidden,
+        _INNER_NAME.get(family.model_type, "intermediate_size"): 2 * hidden,
     }
     if isinstance(family, Convolutional):
         settings = {
@@ -258,10 +266,19 @@ def tiny_loaded(
     dtype: torch.dtype = torch.float32,
 ) -> LoadedModel:
     """`tiny_model` with `tiny_tokenizer`, as `evocompress.models.load` would give them."""
-    model = tiny_model(
-        name, seed=seed, layers=layers, hidden=hidden, vocabulary=vocabulary, dtype=dtype
-    )
+    settings: dict[str, Any] = {"seed": seed, "layers": layers, "hidden": hidden}
+    settings |= {"vocabulary": vocabulary, "dtype": dtype}
+    model = _scorer(**settings) if name == SCORER else tiny_model(name, **settings)
     return loaded(model, tiny_tokenizer(), f"tiny:{name}")
+
+
+def _scorer(**settings: Any) -> PreTrainedModel:
+    """A classifier of a decoder of which only the first output is left."""
+    model: Any = tiny_model("gpt2-classifier", **settings)
+    model.config.num_labels = model.num_labels = model.score.out_features = 1
+    model.score.weight = nn.Parameter(model.score.weight[:1].clone(), requires_grad=False)
+    found: PreTrainedModel = model
+    return found
 
 
 def tiny_checkpoint(folder: Path, name: str = "llama") -> Path:

@@ -19,7 +19,7 @@ from evocompress.models import LoadedModel
 from evocompress.testing.families import answer
 from evocompress.testing.plain_library import PlainLibrary
 from evocompress.testing.proxies import dropped
-from evocompress.testing.tiny import ENCODERS, tiny_loaded
+from evocompress.testing.tiny import ENCODERS, SCORER, tiny_loaded
 from evocompress.types import Candidate, Level
 
 STEP = 1e-4
@@ -65,14 +65,20 @@ class Case:
         return (up - down) / (2 * STEP)
 
 
-@pytest.mark.parametrize("name", ENCODERS)
+def compared(case: Case) -> str:
+    return case.loaded.family.task.compared
+
+
+@pytest.mark.parametrize("name", [*ENCODERS, SCORER])
 def test_the_slope_is_the_derivative_of_the_distance(name: str) -> None:
     case = Case(name)
     dense = case.outputs(Candidate())
 
     def distance(outputs: Tensor) -> Tensor:
-        if name == "bert":
+        if compared(case) == "embeddings":
             return 1 - (outputs * dense).sum(-1)
+        if compared(case) == "scores":
+            return (outputs - dense).square().sum(-1) / 2
         p = dense.softmax(-1)
         return (p * (p.log() - outputs.log_softmax(-1))).sum(-1)
 
@@ -81,7 +87,7 @@ def test_the_slope_is_the_derivative_of_the_distance(name: str) -> None:
     assert expected.abs().max() > 1e-4
 
 
-@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("name", [*ENCODERS, SCORER])
 def test_the_curvature_is_the_derivative_along_what_is_drawn(name: str) -> None:
     case = Case(name)
     now = case.outputs(case.candidate)
@@ -89,11 +95,11 @@ def test_the_curvature_is_the_derivative_along_what_is_drawn(name: str) -> None:
     for sequence, outputs in zip(case.sequences, now, strict=True):
         ids, given = sequence[None], Outputs(outputs[None])
         loss = sampled_score(ids, case.candidate, 1)
-        if name == "bert":
+        if compared(case) != "logits":
             loss = random_direction(ids, case.candidate, outputs.shape[-1])
         directions.append(loss(given, slice(0, 1))[0].double())
     along = torch.stack(directions)
-    if name != "bert":
+    if compared(case) == "logits":
         drawn = along.argmax(-1)
         expected = case.derivative(lambda outputs: outputs.log_softmax(-1)[range(3), drawn])
     else:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from evocompress.export import FORMATS
-from evocompress.families import FAMILIES, name_of
+from evocompress.families import FAMILIES
 from evocompress.models import LoadedModel
 from evocompress.testing.formats import CASES, FormatContract, candidate_of
 
@@ -25,16 +25,18 @@ def refused(format: str, loaded: LoadedModel) -> set[str]:
 
 
 def test_what_each_format_refuses(loaded: LoadedModel) -> None:
-    family = name_of(loaded.family)
+    family, causal = loaded.family.model_type, loaded.family.task.causal
     heads = {"heads"} if family in OWN_HEAD_SIZE else set()
     assert refused("stock", loaded) == {"lacking", "uneven", "biased"} | heads
     assert refused("hf", loaded) == set()
     padded = {"biased"} if family in WITHOUT_BIASES else set()
     # The norm behind a sub-layer that is left out alone would stay.
     padded |= {"lacking", "uneven", "biased"} if family in BERTS else set()
-    mixture, causal = loaded.family.mixture is not None, loaded.family.task.causal
+    mixture = loaded.family.mixture is not None
     assert refused("padded", loaded) == (set(CASES) if mixture else padded)
     assert refused("folded", loaded) == (set() if causal and not mixture else set(CASES))
     for format in ("deci", "gguf"):
         # The small Mistral and Qwen have attention windows.
-        assert refused(format, loaded) == ({"lacking"} if family == "llama" else set(CASES))
+        assert refused(format, loaded) == (
+            {"lacking"} if family == "llama" and causal else set(CASES)
+        )

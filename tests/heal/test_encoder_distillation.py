@@ -15,13 +15,16 @@ from evocompress.heal import heal
 from evocompress.heal.distillation import Distillation
 from evocompress.inputs import random_batch
 from evocompress.testing.families import answer
-from evocompress.testing.tiny import ENCODERS, tiny_loaded, tiny_model
+from evocompress.testing.tiny import ENCODERS, SCORER, tiny_loaded
 from evocompress.types import DROP, Candidate
 
 
 def plain_loss(name: str, outputs: Tensor, target: Tensor) -> Tensor:
     """The sum over the sequences of a micro-batch, by which students are judged."""
-    if name != "bert":
+    compared = tiny_loaded(name).family.task.compared
+    if compared == "scores":
+        return (outputs - target).square().sum() / 2
+    if compared == "logits":
         p = target.softmax(-1)
         return (p * (p.log() - outputs.log_softmax(-1))).sum()
     total = (1 - (outputs * target).sum(-1)).sum()
@@ -36,7 +39,7 @@ def states_loss(
     name: str, student: PreTrainedModel, teacher: PreTrainedModel, batch: Tensor
 ) -> Tensor:
     """What is trained on beside it: of embedding models the states of all tokens."""
-    if name != "bert":
+    if tiny_loaded(name).family.task.compared != "embeddings":
         return torch.zeros(())
     states = student(input_ids=batch).last_hidden_state
     wanted = teacher(input_ids=batch).last_hidden_state.detach()
@@ -44,9 +47,9 @@ def states_loss(
     return shares.mean(1).sum()
 
 
-@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("name", [*ENCODERS, SCORER])
 def test_loss_and_gradients_are_those_of_the_plain_loss(name: str) -> None:
-    teacher, student = tiny_loaded(name), tiny_model(name, seed=1)
+    teacher, student = tiny_loaded(name), tiny_loaded(name, seed=1).model
     family = teacher.family
     batch = random_batch(family.task, student, 5, 12)
     student.requires_grad_(True)
@@ -72,7 +75,7 @@ def test_loss_and_gradients_are_those_of_the_plain_loss(name: str) -> None:
     assert distillation.mean() == pytest.approx((loss.item() + last.item()) / 5, rel=1e-4)
 
 
-@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("name", [*ENCODERS, SCORER])
 def test_healing_brings_a_model_nearer_to_its_teacher(name: str, tmp_path: Path) -> None:
     """On the sequences that it is trained on: a random teacher has nothing to generalise."""
     teacher = tiny_loaded(name)

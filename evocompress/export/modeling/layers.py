@@ -19,7 +19,8 @@ from typing import Any, ClassVar
 import torch
 import transformers
 from torch import nn
-from transformers import Cache, PreTrainedConfig, cache_utils
+from transformers import Cache, PreTrainedConfig, PreTrainedModel, cache_utils
+from transformers.modeling_layers import GenericForSequenceClassification
 
 if not hasattr(PreTrainedConfig, "per_layer_config"):
     raise ImportError(
@@ -165,6 +166,23 @@ class FoldedBlock(nn.Module):
 def folded(block: type[nn.Module]) -> type[nn.Module]:
     """The class of a family's block with other MLPs around it; it has the same name."""
     return type(block.__name__, (FoldedBlock, block), {})
+
+
+class Classifier:
+    """Mixin for a decoder's classifier whose body is that of the same file.
+
+    transformers would look the body up by the config, which only this file may know.
+    """
+
+    body: ClassVar[type[PreTrainedModel]]
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super(GenericForSequenceClassification, self).__init__(config)  # type: ignore[misc]
+        whole: Any = self
+        setattr(whole, whole.base_model_prefix, self.body(config))
+        whole.num_labels = config.num_labels
+        whole.score = nn.Linear(config.hidden_size, whole.num_labels, bias=False)
+        whole.post_init()
 
 
 class PerLayerConfig:

@@ -3,9 +3,14 @@
 
 from huggingface_hub.dataclasses import strict
 from torch import nn
-from transformers import Gemma2Config, Gemma2ForCausalLM, Gemma2Model
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma2ForSequenceClassification,
+    Gemma2Model,
+)
 
-from .layers import NoAttention, NoMLP, Parts, PerLayerConfig, shape_layers
+from .layers import Classifier, NoAttention, NoMLP, Parts, PerLayerConfig, shape_layers
 
 PARTS = Parts(
     {
@@ -50,3 +55,11 @@ class EvocompressGemma2ForCausalLM(Gemma2ForCausalLM):
     def __init__(self, config: EvocompressGemma2Config) -> None:
         super().__init__(config)
         shape_layers(self.model.layers, config, PARTS)
+
+
+class EvocompressGemma2ForSequenceClassification(Classifier, Gemma2ForSequenceClassification):
+    """The body and a classifier, each layer with its own widths."""
+
+    config: EvocompressGemma2Config
+    config_class = EvocompressGemma2Config
+    body = EvocompressGemma2Model

@@ -3,9 +3,14 @@
 
 from huggingface_hub.dataclasses import strict
 from torch import nn
-from transformers import Gemma3ForCausalLM, Gemma3TextConfig, Gemma3TextModel
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    Gemma3TextForSequenceClassification,
+    Gemma3TextModel,
+)
 
-from .layers import NoAttention, NoMLP, Parts, PerLayerConfig, shape_layers
+from .layers import Classifier, NoAttention, NoMLP, Parts, PerLayerConfig, shape_layers
 
 PARTS = Parts(
     {
@@ -50,3 +55,13 @@ class EvocompressGemma3ForCausalLM(Gemma3ForCausalLM):
     def __init__(self, config: EvocompressGemma3TextConfig) -> None:
         super().__init__(config)
         shape_layers(self.model.layers, config, PARTS)
+
+
+class EvocompressGemma3TextForSequenceClassification(
+    Classifier, Gemma3TextForSequenceClassification
+):
+    """The body and a classifier, each layer with its own widths."""
+
+    config: EvocompressGemma3TextConfig
+    config_class = EvocompressGemma3TextConfig
+    body = EvocompressGemma3TextModel

@@ -5,7 +5,7 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
+from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, GPT2Model
 from transformers.pytorch_utils import Conv1D
 
 from .layers import LayerConfig, NoAttention, NoMLP, Parts, PerLayerConfig, shape_layers
@@ -56,6 +56,17 @@ class EvocompressGPT2Model(GPT2Model):
 
 class EvocompressGPT2LMHeadModel(GPT2LMHeadModel):
     """The body and its language modeling head, each layer with its own widths."""
+
+    config: EvocompressGPT2Config
+    config_class = EvocompressGPT2Config
+
+    def __init__(self, config: EvocompressGPT2Config) -> None:
+        super().__init__(config)
+        shape_layers(self.transformer.h, config, PARTS)
+
+
+class EvocompressGPT2ForSequenceClassification(GPT2ForSequenceClassification):
+    """The body and a classifier, each layer with its own widths."""
 
     config: EvocompressGPT2Config
     config_class = EvocompressGPT2Config

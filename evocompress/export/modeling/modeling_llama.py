@@ -3,9 +3,9 @@
 
 from huggingface_hub.dataclasses import strict
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, LlamaModel
 
-from .layers import NoAttention, NoMLP, Parts, PerLayerConfig, shape_layers
+from .layers import Classifier, NoAttention, NoMLP, Parts, PerLayerConfig, shape_layers
 
 PARTS = Parts(
     {
@@ -42,3 +42,11 @@ class EvocompressLlamaForCausalLM(LlamaForCausalLM):
     def __init__(self, config: EvocompressLlamaConfig) -> None:
         super().__init__(config)
         shape_layers(self.model.layers, config, PARTS)
+
+
+class EvocompressLlamaForSequenceClassification(Classifier, LlamaForSequenceClassification):
+    """The body and a classifier, each layer with its own widths."""
+
+    config: EvocompressLlamaConfig
+    config_class = EvocompressLlamaConfig
+    body = EvocompressLlamaModel

@@ -3,9 +3,14 @@
 
 from huggingface_hub.dataclasses import strict
 from torch import nn
-from transformers import MistralConfig, MistralForCausalLM, MistralModel
+from transformers import (
+    MistralConfig,
+    MistralForCausalLM,
+    MistralForSequenceClassification,
+    MistralModel,
+)
 
-from .layers import NoAttention, NoMLP, Parts, PerLayerConfig, shape_layers
+from .layers import Classifier, NoAttention, NoMLP, Parts, PerLayerConfig, shape_layers
 
 PARTS = Parts(
     {
@@ -42,3 +47,11 @@ class EvocompressMistralForCausalLM(MistralForCausalLM):
     def __init__(self, config: EvocompressMistralConfig) -> None:
         super().__init__(config)
         shape_layers(self.model.layers, config, PARTS)
+
+
+class EvocompressMistralForSequenceClassification(Classifier, MistralForSequenceClassification):
+    """The body and a classifier, each layer with its own widths."""
+
+    config: EvocompressMistralConfig
+    config_class = EvocompressMistralConfig
+    body = EvocompressMistralModel

@@ -3,9 +3,9 @@
 
 from huggingface_hub.dataclasses import strict
 from torch import nn
-from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Model
+from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2ForSequenceClassification, Qwen2Model
 
-from .layers import NoAttention, NoMLP, Parts, PerLayerConfig, shape_layers
+from .layers import Classifier, NoAttention, NoMLP, Parts, PerLayerConfig, shape_layers
 
 PARTS = Parts(
     {
@@ -42,3 +42,11 @@ class EvocompressQwen2ForCausalLM(Qwen2ForCausalLM):
     def __init__(self, config: EvocompressQwen2Config) -> None:
         super().__init__(config)
         shape_layers(self.model.layers, config, PARTS)
+
+
+class EvocompressQwen2ForSequenceClassification(Classifier, Qwen2ForSequenceClassification):
+    """The body and a classifier, each layer with its own widths."""
+
+    config: EvocompressQwen2Config
+    config_class = EvocompressQwen2Config
+    body = EvocompressQwen2Model

@@ -3,9 +3,9 @@
 
 from huggingface_hub.dataclasses import strict
 from torch import nn
-from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3Model
+from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3ForSequenceClassification, Qwen3Model
 
-from .layers import NoAttention, NoMLP, Parts, PerLayerConfig, shape_layers
+from .layers import Classifier, NoAttention, NoMLP, Parts, PerLayerConfig, shape_layers
 
 PARTS = Parts(
     {
@@ -42,3 +42,11 @@ class EvocompressQwen3ForCausalLM(Qwen3ForCausalLM):
     def __init__(self, config: EvocompressQwen3Config) -> None:
         super().__init__(config)
         shape_layers(self.model.layers, config, PARTS)
+
+
+class EvocompressQwen3ForSequenceClassification(Classifier, Qwen3ForSequenceClassification):
+    """The body and a classifier, each layer with its own widths."""
+
+    config: EvocompressQwen3Config
+    config_class = EvocompressQwen3Config
+    body = EvocompressQwen3Model
