@@ -18,7 +18,7 @@ from evocompress.config import ModelConfig
 from evocompress.demo_model import DEMO_SOURCE, demo_checkpoint
 from evocompress.errors import ModelError
 from evocompress.families import Family, family_named, family_of
-from evocompress.families.base import prepare
+from evocompress.families.base import prepare, with_pooling
 from evocompress.sources import (
     CONFIG,
     MODULES,
@@ -187,7 +187,7 @@ def loaded(
     settle_tying(model)
     family = family_of(model)
     if pooling is not None and family.task.compared == "embeddings":
-        family = family.with_pooling(pooling)
+        family = with_pooling(family, pooling)
     prepare(family, model)
     model.eval().requires_grad_(False)
     tokens = family.architecture(model).tokens
@@ -260,7 +260,7 @@ def _pooled(checkpoint: Checkpoint, family: Family) -> Family:
             f"{checkpoint.folder / POOLING} asks for embeddings by lasttoken, which is not "
             f"supported of {family.model_type} models: only the mean over the tokens is"
         )
-    return family.with_pooling(pooling or "mean")
+    return with_pooling(family, pooling or "mean")
 
 
 def _has_a_head(checkpoint: Checkpoint, family: Family) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from transformers import PreTrainedModel
 
 from evocompress.errors import ModelError
-from evocompress.families.base import Family, prepare
+from evocompress.families.base import Family, one_way, prepare
 from evocompress.families.bert import (
     Bert,
     BertClassifier,
@@ -15,6 +15,7 @@ from evocompress.families.bert import (
     XLMRobertaClassifier,
 )
 from evocompress.families.branches import Matrix, SubLayer, SubLayerName
+from evocompress.families.convolutional import Convolutional
 from evocompress.families.gemma import (
     Gemma2,
     Gemma2Classifier,
@@ -24,6 +25,7 @@ from evocompress.families.gemma import (
     Gemma3TextEmbedding,
 )
 from evocompress.families.gpt2 import GPT2, GPT2Classifier, GPT2Embedding
+from evocompress.families.headless import DecoderClassifier
 from evocompress.families.llama import Llama, LlamaClassifier, LlamaEmbedding
 from evocompress.families.mistral import Mistral, MistralClassifier, MistralEmbedding
 from evocompress.families.mixtral import Mixtral
@@ -110,13 +112,13 @@ def family_of(model: PreTrainedModel) -> Family:
         ModelError: No family serves the model's type or class, or not in this variant.
     """
     family = family_named(model.config.model_type, [type(model).__name__])
-    if family.task.causal and not family.one_way(model.config):
+    if family.task.causal and not one_way(family, model.config):
         raise ModelError(
             f"this {family.model_type} model has attention in both directions (is_causal, "
             "use_bidirectional_attention), so it is no language model that tells the next token"
         )
     family.check(model)
-    return family.bound(model)
+    return family.bound(model) if isinstance(family, Convolutional | DecoderClassifier) else family
 
 
 def family_named(model_type: str, classes: Sequence[str] = (), *, embeds: bool = False) -> Family:
@@ -126,6 +128,8 @@ def family_named(model_type: str, classes: Sequence[str] = (), *, embeds: bool =
         model_type: Of a config.
         classes: What the config calls the model's class; where it does not, it is the first task
             that models of the type are served for.
+        embeds: It has files of sentence-transformers. Embedding models are often published under
+            the class of language models that they were trained from.
 
     Raises:
         ModelError: None does, or none of that type serves that class.

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import replace
 from math import prod
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -55,6 +55,8 @@ class Family:
             matrices of the first one.
         unused: A regular expression of tensors that checkpoints may hold or lack, because nothing
             that is compared is computed with them.
+        two_way: A token sees those behind it as well.
+        two_way_key: Key of the config by which that can be set; empty where there is no such key.
         cap_key: Key of the config with the bound of soft-capped logits; empty where they have none.
     """
 
@@ -66,30 +68,12 @@ class Family:
     mlp: ClassVar[SubLayer] = llama_mlp()
     mixture: ClassVar[Mixture | None] = None
     unused: ClassVar[str] = ""
+    two_way: ClassVar[bool] = False
+    two_way_key: ClassVar[str] = ""
     cap_key: ClassVar[str] = ""
 
     def check(self, model: PreTrainedModel) -> None:
         """Raise `ModelError` for a variant of the family whose blocks are built otherwise."""
-
-    def bound(self, model: PreTrainedModel) -> Self:
-        """The family of one model, where there is something that only the model tells."""
-        return self
-
-    def of_task(self, task: Task) -> Self:
-        """The family with another task of the same classes."""
-        other = copy(self)
-        other.task = task
-        return other
-
-    def with_pooling(self, pooling: Pooling) -> Self:
-        """The family with another way to make embeddings of states."""
-        if pooling == self.task.pooling:
-            return self
-        return self.of_task(replace(self.task, pooling=pooling))
-
-    def one_way(self, config: PreTrainedConfig) -> bool:
-        """Whether a token sees only those before it."""
-        return getattr(config, "is_causal", True) is not False
 
     @property
     def matrices(self) -> tuple[Matrix, ...]:
@@ -198,7 +182,7 @@ class Family:
             dtype_bytes=model.dtype.itemsize,
             context=self._context(model),
             causal=self.task.causal,
-            one_way=self.one_way(config),
+            one_way=one_way(self, config),
             outer_flops=self._outer_flops(model),
             experts=experts,
             active_experts=active,
@@ -286,6 +270,29 @@ class Family:
         both: tuple[tuple[SubLayerName, SubLayer], ...]
         both = (("attention", self.attention), ("mlp", self.mlp))
         return tuple((name, branch) for name, branch in both if branch is not ABSENT)
+
+
+FamilyType = TypeVar("FamilyType", bound=Family)
+
+
+def one_way(family: Family, config: PreTrainedConfig) -> bool:
+    """Whether a token of a model sees only those before it, as its class computes it."""
+    both = family.two_way_key and getattr(config, family.two_way_key, None)
+    return not (family.two_way or both or getattr(config, "is_causal", True) is False)
+
+
+def with_task(family: FamilyType, task: Task) -> FamilyType:
+    """The family with another task of the same classes."""
+    other = copy(family)
+    other.task = task
+    return other
+
+
+def with_pooling(family: FamilyType, pooling: Pooling) -> FamilyType:
+    """The family with another way to make embeddings of states."""
+    if pooling == family.task.pooling:
+        return family
+    return with_task(family, replace(family.task, pooling=pooling))
 
 
 def matrices_of(family: Family, model: PreTrainedModel) -> tuple[Matrix, ...]:

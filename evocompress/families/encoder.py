@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 from torch.nn.functional import normalize
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from evocompress.errors import ModelError
 from evocompress.families.base import Attributes, Family
@@ -17,10 +17,7 @@ class Encoder(Family):
     """Every token sees all others; a sequence has one output, whatever its length."""
 
     norm_path = ""
-
-    def one_way(self, config: PreTrainedConfig) -> bool:
-        """Never."""
-        return False
+    two_way = True
 
     def narrowing(self, block: nn.Module, sublayer: SubLayerName, widths: Widths) -> Attributes:
         """Nothing: their attention takes as many heads as its matrices have."""

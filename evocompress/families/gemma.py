@@ -1,7 +1,5 @@
 """Gemma 2, and the text models of Gemma 3."""
 
-from transformers import PreTrainedConfig
-
 from evocompress.families.base import Family
 from evocompress.families.branches import llama_attention, llama_mlp
 from evocompress.families.headless import DecoderClassifier, DecoderEmbedding
@@ -23,11 +21,7 @@ class Gemma3Text(Gemma2):
     """Gemma 2's layout; blocks with a window have rotary embeddings of their own."""
 
     model_type = "gemma3_text"
-
-    def one_way(self, config: PreTrainedConfig) -> bool:
-        """Unless they are configured to see in both directions, as embedding models are."""
-        both: bool = getattr(config, "use_bidirectional_attention", None) or False
-        return super().one_way(config) and not both
+    two_way_key = "use_bidirectional_attention"
 
 
 class Gemma2Classifier(DecoderClassifier, Gemma2):

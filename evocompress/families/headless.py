@@ -11,7 +11,7 @@ from typing import Any, Self
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from evocompress.families.base import Family
+from evocompress.families.base import Family, with_task
 from evocompress.families.encoder import embedding
 from evocompress.tasks import DECODER_CLASSES, DECODER_EMBEDDINGS, SCORES
 from evocompress.types import Architecture
@@ -29,7 +29,7 @@ class DecoderClassifier(Family):
         """With one output, or several that do not exclude each other, it is one of scores."""
         config = model.config
         independent = config.problem_type in ("regression", "multi_label_classification")
-        return self.of_task(SCORES) if independent or (config.num_labels or 1) < 2 else self
+        return with_task(self, SCORES) if independent or (config.num_labels or 1) < 2 else self
 
     def architecture(self, model: PreTrainedModel) -> Architecture:
         """See `Family.architecture`; the classifier is run at every position."""

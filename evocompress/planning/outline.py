@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from evocompress.arithmetic import slow_on_cpu
 from evocompress.demo_model import DEMO_SOURCE, demo_checkpoint

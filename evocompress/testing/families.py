@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from evocompress.families import FAMILIES, Family, SubLayerName, family_of, name_of
-from evocompress.families.base import final_norm, matrices_of
+from evocompress.families.base import final_norm, matrices_of, one_way
 from evocompress.families.coupling import CHANNELS, axis_lengths
 from evocompress.testing.hooks import embedding, must_not_run, note_input, note_shape
 from evocompress.testing.staged import require_packages, staged
@@ -301,7 +301,7 @@ class FamilyContract:
         nudged[:, -1] += torch.linspace(-1, 1, hidden.shape[-1])
         block = family.blocks(model)[0]
         moved = (block(nudged, **arguments[0]) - block(hidden, **arguments[0]))[0, 0].abs().max()
-        assert (moved == 0) == family.architecture(model).one_way == family.one_way(model.config)
+        assert (moved == 0) == family.architecture(model).one_way == one_way(family, model.config)
 
     def test_every_sequence_is_as_long_as_it_says(
         self, family: Family, model: PreTrainedModel
