@@ -46,6 +46,8 @@ MEASURES = (
     Measure("accuracy", "accuracy", rising=True),
     Measure("distance", "embedding distance"),
     Measure("spearman", "rank correlation of similarities", rising=True),
+    Measure("score_error", "error of scores"),
+    Measure("score_spearman", "rank correlation of scores", rising=True),
 )
 
 
