@@ -125,7 +125,7 @@ class RunFolder:
         if self.journal.exists():
             number = len(self.earlier_journals) + 1
             self.journal.rename(self.path / f"journal.before-{number:03}.jsonl")
-        write_text(self.config_file, dump_config(config))
+        write_sealed(self.config_file, dump_config(config))
         return True
 
     @property
