@@ -27,6 +27,9 @@ FIGURES = {
         *("overhead_fraction", "sweeps_vs_per_level", "library_vs_per_level"),
     ],
     "plan": ["plan_time_error", "plan_memory_error", "plan_disk_error"],
+    "integrity": [
+        *("verify_s_per_gb", "verify_sha256_s_per_gb", "from_disk_s_per_gb", "write_json_ms"),
+    ],
     "journal": ["open_s", "peak_mib", "missing_ms", "resume_s"],
     "library": ["vs_per_level_sweeps", "max_relative_difference"],
     "latency_model": [
