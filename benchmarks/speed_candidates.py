@@ -78,7 +78,7 @@ def head_chunks(setting: Setting) -> dict[str, Figure]:
 
     functions: dict[str, Callable[[], object]] = {"product": lambda: family.outputs(model, rows)}
     functions |= {f"{count}_rows": partial(chunked, count) for count in CHUNKS}
-    if vocabulary.in_slices(model):
+    if vocabulary.in_slices(family, model):
         functions["slices"] = partial(
             vocabulary.log_probabilities, family, model, rows, target.int()
         )

@@ -10,43 +10,10 @@ from numpy.typing import NDArray
 
 from evocompress.canonical import PARTS, canonical, merge_levels
 from evocompress.errors import ConfigError
+from evocompress.expert_genes import Mixture
 from evocompress.types import DENSE, DROP, Candidate, Level, Unit
 
 Genome = NDArray[np.int64]
-
-
-@dataclass(frozen=True, eq=False)
-class Mixture:
-    """An MLP of experts of which some can be dropped.
-
-    Attributes:
-        part: Its index among the parts.
-        genes: Those of its experts (E,).
-        drops: For each the index of the level that drops it (E,).
-        least: How many of these must be kept.
-    """
-
-    part: int
-    genes: NDArray[np.int64]
-    drops: NDArray[np.int64]
-    least: int
-
-    def short(self, genomes: Genome, lost: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """How many experts are missing (N,) in genomes (N, U); none where the MLP is `lost`."""
-        kept = (genomes[:, self.genes] != self.drops).sum(axis=1)
-        return np.where(lost, 0, self.least - kept)
-
-    def restore(
-        self, genomes: Genome, short: NDArray[np.int64], worth: NDArray[np.float64] | None
-    ) -> None:
-        """Give genomes (N, U), in place, so many dropped experts (N,) back, dense."""
-        order = self.genes
-        if worth is not None:
-            order = self.genes[np.argsort(-worth[self.genes], kind="stable")]
-        drop = dict(zip(self.genes.tolist(), self.drops.tolist(), strict=True))
-        for row in np.flatnonzero(short > 0):
-            gone = [gene for gene in order.tolist() if genomes[row, gene] == drop[gene]]
-            genomes[row, gone[: short[row]]] = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,6 +137,37 @@ class Genes:
             if kind in self.by_kind:
                 own = np.where(self._dropped_by(genomes, owners), self._drop_states, own)
         return own
+
+    def states_after(
+        self, genome: Genome, genes: NDArray[np.int64], levels: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """What `states` gives after each of K changes of one gene, of the parts it is about.
+
+        Args:
+            genome: Before each change (U,).
+            genes: Which gene each changes (K,).
+            levels: The index of its new level (K,).
+
+        Returns:
+            Three arrays (J,): the index of the change, the part and its state.
+        """
+        parts, begins = self._parts_of_genes
+        counts = np.diff(begins)[genes]
+        change = np.repeat(np.arange(len(genes)), counts)
+        within = np.arange(len(change)) - np.repeat(counts.cumsum() - counts, counts)
+        part = parts[begins[genes][change] + within]
+
+        def after(owner: NDArray[np.int64]) -> NDArray[np.int64]:
+            found: NDArray[np.int64] = genome[np.maximum(owner, 0)]
+            return np.where(owner == genes[change], levels[change], found)
+
+        own = self._part_genes[part]
+        state = np.where(own < 0, 0, after(own))
+        for owners in (self._block_genes, self._expert_genes):
+            owner = owners[part]
+            lost = (owner >= 0) & (after(owner) == self.drop_index[np.maximum(owner, 0)])
+            state = np.where(lost, self._drop_states[part], state)
+        return change, part, state
 
     def void(self, genomes: Genome) -> NDArray[np.bool_]:
         """Which genes (N, U) lie below dropped units, with all of their members."""
@@ -365,6 +363,15 @@ class Genes:
         blocks = {unit.block: unit.name for unit in self.tree if unit.kind == "block"}
         genes = [self._indices.get(blocks.get(part.block, ""), -1) for part in self.parts]
         return np.array(genes, dtype=np.int64)
+
+    @cached_property
+    def _parts_of_genes(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The parts that each gene is about, one gene's after the other, and where they begin."""
+        owners = np.stack([self._part_genes, self._block_genes, self._expert_genes])
+        kind, part = np.nonzero(owners >= 0)
+        pairs = np.unique(np.stack([owners[kind, part], part], axis=1), axis=0)
+        begins = np.searchsorted(pairs[:, 0], np.arange(len(self.units) + 1))
+        return pairs[:, 1], begins.astype(np.int64)
 
     @cached_property
     def _void_columns(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -6,13 +6,15 @@ no difference. Order and partners are random: whoever repairs twice gets two gen
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evocompress.budget import ATTENTIVE, floors
+from evocompress.single_changes import Changes, single_changes
 
 if TYPE_CHECKING:
     from evocompress.genes import Genome
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 
 _MOST_PARTNERS = 4
 """Genes among which the last move of a repair is chosen: few, so that all get their turn."""
+
+_ROWS = 32
+"""Genomes of a path that are looked at first."""
 
 
 def repair(
@@ -57,7 +62,8 @@ def spend(
     """A feasible genome (U,) relaxed in random order until nothing more fits the budget.
 
     Matrices are relaxed level by level and sub-layers to a random wider level. What can only be
-    dropped stays so, and nothing is relaxed that no bound depends on: there is nothing to spend.
+    dropped is restored at last, where what is left is enough for it. Nothing is relaxed that no
+    bound depends on: there is nothing to spend.
 
     Args:
         space: The space of the genome.
@@ -65,19 +71,46 @@ def spend(
         rng: Source of randomness.
         keep: Genes that are left as they are.
     """
-    dropped = space.genes.dropped(genome[None])[0]
-    dropped[space.genes.widths] = False
+    lost = space.genes.dropped(genome[None])[0]
+    lost[space.genes.widths] = False
+    relaxed = _relaxed(space, genome, rng, [*keep, *np.flatnonzero(lost)])
+    return _relaxed(space, relaxed, rng, keep) if lost.any() else relaxed
+
+
+def restore(
+    space: SearchSpace, genome: Genome, rng: np.random.Generator, keep: Sequence[int] = ()
+) -> Genome:
+    """A feasible genome (U,) with a random one of its dropped units restored, if one fits.
+
+    Args:
+        space: The space of the genome.
+        genome: What to restore it in.
+        rng: Source of randomness.
+        keep: Genes that are left as they are.
+    """
+    present = ~space.genes.dropped(genome[None])[0]
+    changes = single_changes(space, genome, [*keep, *np.flatnonzero(present)], step=-1)
+    fits = np.flatnonzero((changes.used <= 1).all(axis=1))
+    if not fits.size:
+        return genome
+    restored: Genome = space.settle(changes.changed(int(rng.choice(fits)))[None])[0]
+    return restored
+
+
+def _relaxed(
+    space: SearchSpace, genome: Genome, rng: np.random.Generator, keep: Sequence[int]
+) -> Genome:
+    """The feasible genome (U,) with all genes but some relaxed until nothing more fits."""
     while True:
         now = space.used(genome[None])[0]
-        genes, levels = _changes(space, genome, [*keep, *np.flatnonzero(dropped)], step=-1)
-        used = space.used(_changed(genome, genes, levels))
+        changes = single_changes(space, genome, keep, step=-1)
+        used = changes.used
         fits = (used >= now).all(1) & (used > now).any(1) & (used <= 1).all(1)
         if not fits.any():
             return genome
-        path = _path(space, genome, genes[fits], levels[fits], rng)
-        feasible = space.feasible(path)
-        last = len(path) if feasible.all() else int(np.argmin(feasible))
-        genome = space.settle(path[last - 1][None])[0]
+        path = _path(changes.those(fits), rng)
+        last = path.first(lambda rows: ~space.feasible(rows))
+        genome = space.settle(path.row(last - 1)[None])[0]
 
 
 def _with_attention(space: SearchSpace, genome: Genome, rng: np.random.Generator) -> Genome:
@@ -105,19 +138,21 @@ def _meet_one_bound(
 ) -> Genome | None:
     """The genome compressed towards one more bound that holds; ``None`` if nothing helps."""
     over = space.used(genome[None])[0] > 1
-    genes, levels = _changes(space, genome, keep, step=1)
-    helpful = _helpful(space, genome, _changed(genome, genes, levels), over)
+    changes = single_changes(space, genome, keep, step=1)
+    helpful = _helpful(changes, over)
     if not helpful.any():
         return None
-    path = _path(space, genome, genes[helpful], levels[helpful], rng)
-    kept = space.genes.admissible(path)
-    path = path if kept.all() else path[: int(np.argmin(kept))]
-    met = (space.used(path)[:, over] <= 1).any(axis=1)
-    if not met.any():
-        lowest: Genome = path[-1]
-        return lowest
-    end = int(np.argmax(met))
-    return _least_overshoot(space, path[end - 1], path[end], rng, keep)
+    path = _path(changes.those(helpful), rng)
+
+    def met(rows: Genome) -> NDArray[np.bool_]:
+        enough: NDArray[np.bool_] = np.logical_or.reduce(space.used(rows)[:, over] <= 1, axis=1)
+        return enough
+
+    end = path.first(lambda rows: ~space.genes.admissible(rows) | met(rows))
+    before = path.row(end - 1)
+    if end == len(path) or not space.genes.admissible(path.row(end)[None])[0]:
+        return before
+    return _least_overshoot(space, before, path.row(end), rng, keep)
 
 
 def _least_overshoot(
@@ -129,78 +164,78 @@ def _least_overshoot(
 ) -> Genome:
     """In place of the move from `before` to `after` that of a few that saves least too much."""
     over = space.used(before[None])[0] > 1
-    genes, levels = _changes(space, before, keep, step=1)
-    tried = _changed(before, genes, levels)
-    used = space.used(tried)[:, over]
-    enough = _helpful(space, before, tried, over) & (used <= 1).any(axis=1)
+    changes = single_changes(space, before, keep, step=1)
+    used = changes.used[:, over]
+    enough = _helpful(changes, over) & (used <= 1).any(axis=1)
     if not enough.any():
         return after
-    able = np.unique(genes[enough])
+    able = np.unique(changes.genes[enough])
     few = rng.permutation(able)[: rng.integers(1, _MOST_PARTNERS + 1)]
-    choices = rng.permutation(np.flatnonzero(enough & np.isin(genes, few)))
+    choices = rng.permutation(np.flatnonzero(enough & np.isin(changes.genes, few)))
     slack = np.where(used[choices] <= 1, 1 - used[choices], np.inf).min(axis=1)
-    best: Genome = tried[choices[int(np.argmin(slack))]]
-    return best
+    return changes.changed(int(choices[int(np.argmin(slack))]))
 
 
-def _helpful(
-    space: SearchSpace, genome: Genome, changed: Genome, over: NDArray[np.bool_]
-) -> NDArray[np.bool_]:
-    """Which of the changed genomes (K, U) save of a bound that is exceeded, and add to none."""
-    now, used = space.used(genome[None])[0], space.used(changed)
+def _helpful(changes: Changes, over: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Which of the changes (K,) save of a bound that is exceeded, and add to none."""
+    now, used = changes.space.used(changes.genome[None])[0], changes.used
     helpful: NDArray[np.bool_] = (used <= now).all(axis=1)
     helpful &= (used[:, over] < now[over]).any(axis=1)
-    return helpful & space.genes.admissible(changed)
+    return helpful & changes.admissible()
 
 
-def _changes(
-    space: SearchSpace, genome: Genome, keep: Sequence[int], step: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """All changes of one gene: matrices by a step, others to any other level.
+@dataclass(frozen=True, eq=False)
+class _Path:
+    """Genomes from one on, one move of one gene between two; made when they are looked at.
 
-    Args:
-        space: The space of the genome.
-        genome: From where (U,).
-        keep: Genes that are not changed; void ones are not, either.
-        step: 1 or -1.
-
-    Returns:
-        Which gene (K,), and the index of its new level (K,).
+    Attributes:
+        start: The first genome (U,).
+        genes: Which gene each move changes (moves,).
+        by: By how many levels (moves,).
     """
-    genes, levels = space.genes.options
-    free = ~space.genes.void(genome[None])[0]
-    free[list(keep)] = False
-    by = levels - genome[genes]
-    chosen = free[genes] & np.where(space.genes.stepped[genes], by == step, by != 0)
-    return genes[chosen], levels[chosen]
+
+    start: Genome
+    genes: NDArray[np.int64]
+    by: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.genes) + 1
+
+    def row(self, index: int) -> Genome:
+        """The genome (U,) after so many moves."""
+        genome = self.start.copy()
+        np.add.at(genome, self.genes[:index], self.by[:index])
+        return genome
+
+    def first(self, found: Callable[[Genome], NDArray[np.bool_]]) -> int:
+        """The first move after which genomes (N, U) are found; the path's length for none.
+
+        Most are found soon, so ever more rows are tried at a time. The start is none of them.
+        """
+        begin, genome = 0, self.start
+        while begin < len(self.genes):
+            moves = slice(begin, begin + max(_ROWS, begin))
+            rows = np.zeros((len(self.genes[moves]), len(genome)), dtype=np.int64)
+            rows[np.arange(len(rows)), self.genes[moves]] = self.by[moves]
+            rows = genome + rows.cumsum(axis=0)
+            hits = found(rows)
+            if hits.any():
+                return begin + 1 + int(np.argmax(hits))
+            begin, genome = begin + len(rows), rows[-1]
+        return len(self)
 
 
-def _changed(genome: Genome, genes: NDArray[np.int64], levels: NDArray[np.int64]) -> Genome:
-    """One genome for each change (K, U)."""
-    changed = np.tile(genome, (len(genes), 1))
-    changed[np.arange(len(genes)), genes] = levels
-    return changed
-
-
-def _path(
-    space: SearchSpace,
-    genome: Genome,
-    genes: NDArray[np.int64],
-    levels: NDArray[np.int64],
-    rng: np.random.Generator,
-) -> Genome:
-    """The genomes (moves + 1, U) from `genome` on, one move of one gene between two.
+def _path(changes: Changes, rng: np.random.Generator) -> _Path:
+    """The changes one after the other.
 
     Matrices make steps, the same on and on to their last level; other genes are moved once, to
     a random one of their changes. The order is random.
     """
-    shuffled = rng.permutation(len(genes))
-    movers, first = np.unique(genes[shuffled], return_index=True)
-    by = levels[shuffled][first] - genome[movers]
+    space, genome = changes.space, changes.genome
+    shuffled = rng.permutation(len(changes.genes))
+    movers, first = np.unique(changes.genes[shuffled], return_index=True)
+    by = changes.levels[shuffled][first] - genome[movers]
     left = np.where(by > 0, space.genes.sizes[movers] - 1 - genome[movers], genome[movers])
     times = np.where(space.genes.stepped[movers], left, 1)
     moves = rng.permutation(np.repeat(np.arange(len(movers)), times))
-    changes = np.zeros((len(moves) + 1, len(genome)), dtype=np.int64)
-    changes[np.arange(1, len(moves) + 1), movers[moves]] = by[moves]
-    path: Genome = genome + changes.cumsum(axis=0)
-    return path
+    return _Path(genome, movers[moves], by[moves])

@@ -82,6 +82,27 @@ class SearchSpace:
         used: NDArray[np.float64] = costs / self._bounds
         return used
 
+    def used_after(
+        self, genome: Genome, genes: NDArray[np.int64], levels: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        """`used` after each of K changes of one gene of a genome (U,): (K, bounds).
+
+        Args:
+            genome: Before each change.
+            genes: Which gene each changes (K,).
+            levels: The index of its new level (K,).
+        """
+        matrix = self._places[genes]
+        costs = self._bounded.after(
+            self.genes.states(genome[None])[0],
+            genome[self.genes.matrices],
+            self.genes.states_after(genome, genes, levels),
+            matrix,
+            np.where(matrix < 0, 0, levels),
+        )
+        used: NDArray[np.float64] = costs / self._bounds
+        return used
+
     def used_by_part(self, genomes: Genome) -> NDArray[np.float64]:
         """What each part of genomes (N, U) adds to `used` (N, P, bounds).
 
@@ -113,6 +134,13 @@ class SearchSpace:
     def repair(self, genome: Genome, rng: np.random.Generator) -> Genome:
         """The genome (U,) compressed further, at random, until it meets the budget."""
         return repairs.repair(self, genome, rng)
+
+    @cached_property
+    def _places(self) -> NDArray[np.int64]:
+        """For each gene its place among the matrices (U,), -1 for others."""
+        places = np.full(len(self.units), -1, dtype=np.int64)
+        places[self.genes.matrices] = np.arange(len(self.genes.matrices))
+        return places
 
     @cached_property
     def _bounds(self) -> NDArray[np.float64]:

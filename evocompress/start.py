@@ -66,7 +66,7 @@ def random(space: SearchSpace, rng: np.random.Generator) -> Genome:
     that can only be dropped as many units are removed as in the even genome, every such mask
     being equally likely; without a budget each is removed or not. Matrices get independent
     uniform levels. Then the genome is compressed and relaxed in random order to where the budget
-    is met without waste.
+    is met without waste; where units are of unequal cost, so many more may be kept.
     """
     genes = space.genes
     genome = rng.integers(0, genes.sizes)

@@ -102,7 +102,7 @@ class Level:
     bias: bool = False
     merge: int = 0
 
-    @property
+    @cached_property
     def dense(self) -> bool:
         """Whether the unit is left as it is."""
         return self == DENSE
@@ -132,6 +132,10 @@ class Level:
 
     def to_json(self) -> dict[str, Any]:
         """The specification, without fields at their default."""
+        return dict(self._specification)
+
+    @cached_property
+    def _specification(self) -> dict[str, Any]:
         if self.dense:
             return {"zeros": 0}
         spec = {field.name: getattr(self, field.name) for field in fields(self)}

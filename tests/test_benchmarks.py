@@ -26,6 +26,7 @@ FIGURES = {
         *("window_workload", "vs_published_recipe", "swap_ms_per_100", "cost_10k_ms"),
         *("overhead_fraction", "sweeps_vs_per_level", "library_vs_per_level"),
     ],
+    "first_ask": ["genes", "random_s", "nsga2_s"],
     "plan": ["plan_time_error", "plan_memory_error", "plan_disk_error"],
     "integrity": [
         *("verify_s_per_gb", "verify_sha256_s_per_gb", "from_disk_s_per_gb", "write_json_ms"),

@@ -140,7 +140,7 @@ def test_spending_keeps_what_it_must():
         assert spend(space, genome, rng(), keep=[gene])[gene] == genome[gene]
 
 
-def test_spending_restores_only_what_has_widths():
+def test_spending_restores_what_can_only_be_dropped_at_last():
     space = space_of(
         {"body_params": 0.9}, drop={"protect": []}, width={"multiple_of": 8, "units": ["mlp"]}
     )
@@ -148,7 +148,12 @@ def test_spending_restores_only_what_has_widths():
     genome[space.genes.by_kind["attention"][:2]] = 0
     spent = spend(space, genome, rng())
     restored = space.genes.dropped(genome[None]) & ~space.genes.dropped(spent[None])
-    assert np.flatnonzero(restored[0]).tolist() == space.genes.by_kind["mlp"].tolist()
+    again = np.flatnonzero(restored[0])
+    assert set(space.genes.by_kind["mlp"]) < set(again)
+    for gene in np.flatnonzero(space.genes.dropped(spent[None])[0]):
+        more = spent.copy()
+        more[gene] = 0
+        assert not space.feasible(more[None])[0]
 
 
 def test_what_no_bound_depends_on_is_not_spent():

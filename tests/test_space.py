@@ -274,6 +274,21 @@ def test_random_masks_are_equally_likely():
     assert ((counts - 200) ** 2 / 200).sum() < 20.5  # 0.999 quantile, 5 degrees of freedom
 
 
+def test_random_masks_of_unequal_units_waste_nothing_of_the_budget():
+    config = SpaceConfig(drop={"protect": []}, budget={"flops": 0.5, "params": 0.7})
+    space = space_of(config, Decoder(layers=4, hidden=48, heads=12, kv_heads=4, ffn=96))
+    source, every = rng(2), np.array(list(itertools.product((0, 1), repeat=8)))
+    feasible = every[space.feasible(every)]
+    full = {
+        tuple(genome)
+        for genome in feasible
+        if not any((other <= genome).all() and (other < genome).any() for other in feasible)
+    }
+    drawn = {tuple(space.random(source).tolist()) for _ in range(400)}
+    assert drawn <= full
+    assert len(drawn) > 20
+
+
 def test_uniform_depth_is_even_over_kinds_and_depth():
     config = SpaceConfig(drop={"protect": []}, budget={"body_params": 0.75})
     space = space_of(config, Decoder(layers=8))

@@ -80,6 +80,41 @@ class CostTable:
         found: NDArray[np.float64] = self.amounts[parts, states]
         return found - zeros[:, :, None] * self.per_zero
 
+    def after(
+        self,
+        states: NDArray[np.int64],
+        choices: NDArray[np.int64],
+        moved: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]],
+        matrix: NDArray[np.int64],
+        level: NDArray[np.int64],
+    ) -> NDArray[np.float64]:
+        """The costs of one candidate after each of K changes (K, C).
+
+        Args:
+            states: For each sub-layer the index of its state (P,).
+            choices: For each of the M matrices the index of its level (M,).
+            moved: Three arrays (J,): the index of a change, a part whose state it changes, and
+                the new state.
+            matrix: The matrix whose level a change changes (K,), -1 for none.
+            level: The index of its new level (K,).
+        """
+        change, part, state = moved
+        count = len(matrix)
+        sums = self._sums(states[None]) + np.zeros((count, 1))
+        if self.amounts.shape[1] > 1:
+            by = self.amounts[part, state] - self.amounts[part, states[part]]
+            for column in range(by.shape[1]):
+                sums[:, column] += np.bincount(change, by[:, column], count)
+        zeros = self._zeros(states[None], choices[None]) + np.zeros(count, dtype=np.int64)
+        if len(self.zeros) and self.per_zero.any():
+            zeros += self._zeros_moved(states, choices, matrix, level)
+            if self.zeros.shape[1] > 1:
+                table = self._zeros_by_state(choices)
+                more = table[part, state] - table[part, states[part]]
+                zeros += np.bincount(change, more, count).astype(np.int64)
+        totals: NDArray[np.float64] = self.base - zeros[:, None] * self.per_zero + sums
+        return totals
+
     def only(self, names: Sequence[str]) -> CostTable:
         """The table of some of the costs, in the order given."""
         chosen = [self.names.index(name) for name in names]
@@ -122,6 +157,25 @@ class CostTable:
             entries += states.take(self.homes, axis=1, mode="clip") * levels
         zeros: NDArray[np.int64] = self.zeros.ravel().take(entries, mode="clip")
         return zeros
+
+    def _zeros_moved(
+        self,
+        states: NDArray[np.int64],
+        choices: NDArray[np.int64],
+        matrix: NDArray[np.int64],
+        level: NDArray[np.int64],
+    ) -> NDArray[np.int64]:
+        """By how many zeros another level of a matrix (K,) changes a candidate; 0 for no matrix."""
+        state = states[self.homes[matrix]] if self.zeros.shape[1] > 1 else 0
+        by = self.zeros[matrix, state, level] - self.zeros[matrix, state, choices[matrix]]
+        found: NDArray[np.int64] = np.where(matrix < 0, 0, by)
+        return found
+
+    def _zeros_by_state(self, choices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Zeros in the matrices of each part in each of its states (P, S)."""
+        each = self.zeros[np.arange(len(choices)), :, choices]
+        found = sums_by(each.T, self.homes, len(self.amounts)).T
+        return found.astype(np.int64)
 
 
 def sums_by(values: NDArray[Any], groups: NDArray[np.int64], count: int) -> NDArray[np.float64]:

@@ -70,7 +70,7 @@ class DivergenceProxy(LogitsProxy[Buckets]):
         """See `LogitsProxy`; `config` gives the number of buckets."""
         super().__init__(live, micro_batches, config, treatments)
         self._top_k = config.top_k
-        self._in_slices = vocabulary.in_slices(self._model)
+        self._in_slices = vocabulary.in_slices(self._family, self._model)
         self._files = TargetFiles() if config.targets == "disk" else None
 
     @torch.inference_mode()

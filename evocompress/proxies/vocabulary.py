@@ -19,13 +19,21 @@ from evocompress.families import Family
 from evocompress.families.logits import logits_of
 from evocompress.proxies.head import SMALLEST
 
+_PLAIN = Family.outputs
+
 ROWS = 1024
 SLICE_BYTES = 16 * 2**20
 """Of logits. The allocator keeps so much for the next slice; larger ones begin with page faults."""
 
 
-def in_slices(model: PreTrainedModel) -> bool:
-    """Whether a model's head is better run so than in chunks of rows."""
+def in_slices(family: Family, model: PreTrainedModel) -> bool:
+    """Whether a model's head is better run so than in chunks of rows.
+
+    Not where a family makes its outputs otherwise than by `Family.outputs`, whose logits alone
+    are known to come in slices.
+    """
+    if getattr(family.outputs, "__func__", None) is not _PLAIN:
+        return False
     head = model.get_output_embeddings()
     return head is not None and head.weight.device.type == "cpu" and model.dtype == torch.float32
 

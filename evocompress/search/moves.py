@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from evocompress.repair import repair, spend
+from evocompress.repair import repair, restore, spend
 from evocompress.space import Genome, SearchSpace
 
 _TRIES = 100
@@ -61,8 +61,9 @@ def exchange(
     As many genes as a mutation has moves get another level: a matrix the next one up or down,
     another gene with equal chances a neighbouring level or any (so what is dropped may return
     at any width). Then random other genes are compressed until the budget is met again, and
-    what is left of it is spent. Genes of any kind and of unequal costs so exchange theirs; without
-    a budget nothing has to be made good.
+    what is left of it is spent, in half of the cases on a dropped unit first, if one fits. Genes
+    of any kind and of unequal costs so exchange theirs; without a budget nothing has to be made
+    good.
 
     Args:
         space: The space of the genome.
@@ -79,8 +80,12 @@ def exchange(
         gene = int(rng.choice(movable[int(rng.integers(len(movable)))]))
         child[gene] = _another_level(space, child, gene, rng)
         changed.append(gene)
-    child = repair(space, child, rng, keep=[*changed, *fixed])
-    child = spend(space, child, rng, keep=[*changed, *fixed])
+    kept = [*changed, *fixed]
+    child = repair(space, child, rng, keep=kept)
+    # Matrices would take in small steps what a dropped unit could return for.
+    if space.genes.matrices.size and space.genes.droppable.size and rng.random() < 0.5:
+        child = restore(space, child, rng, keep=kept)
+    child = spend(space, child, rng, keep=kept)
     # What the others could not use: a change may have to be taken back in part.
     return spend(space, child, rng, keep=fixed)
 

@@ -52,7 +52,7 @@ def test_values_by_chunks_of_rows_are_those_of_brute_force(
     kind: str, llama: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a GPU, and in bfloat16."""
-    monkeypatch.setattr("evocompress.proxies.vocabulary.in_slices", lambda model: False)
+    monkeypatch.setattr("evocompress.proxies.vocabulary.in_slices", lambda *_: False)
     contract.check_matches_reference(PROXIES[kind], contract.REFERENCES[kind], llama, top_k=7)
 
 

@@ -1,10 +1,15 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from evocompress.proxies import vocabulary
+from evocompress.apply import LiveModel
+from evocompress.config import ProxyConfig
+from evocompress.families.llama import Llama
+from evocompress.proxies import DivergenceProxy, vocabulary
 from evocompress.testing.tiny import tiny_loaded
+from evocompress.types import DROP, Candidate, Evaluate
 
 
 @pytest.fixture(params=["llama", "gemma3_text", "opt"])
@@ -50,5 +55,32 @@ def test_a_late_large_logit_and_a_vanishing_rest_keep_their_digits(monkeypatch):
 
 
 def test_only_float32_on_a_cpu_goes_in_slices():
-    assert vocabulary.in_slices(tiny_loaded().model)
-    assert not vocabulary.in_slices(tiny_loaded(dtype=torch.bfloat16).model)
+    for dtype, expected in ((torch.float32, True), (torch.bfloat16, False)):
+        loaded = tiny_loaded(dtype=dtype)
+        assert vocabulary.in_slices(loaded.family, loaded.model) == expected
+
+
+class Scaled(Llama):
+    """A family with outputs of its own, as Granite has."""
+
+    def outputs(self, model, hidden):
+        return super().outputs(model, hidden) / 8.0
+
+
+def test_outputs_of_a_familys_own_are_what_is_compared():
+    plain = tiny_loaded("llama")
+    loaded = replace(plain, family=Scaled())
+    batch = torch.randint(0, 244, (2, 16), generator=torch.manual_seed(0))
+    candidate = Candidate((("model.layers.1.mlp", DROP),))
+
+    def logits():
+        return plain.model(batch).logits[:, :-1].flatten(0, 1).double() / 8.0
+
+    with LiveModel(loaded) as live, torch.inference_mode():
+        proxy = DivergenceProxy(live, [batch], ProxyConfig(top_k=256))
+        [result] = proxy.evaluate([Evaluate(candidate, (0,))])
+        live.restore()
+        dense = logits().log_softmax(-1)
+        live.apply(candidate)
+        divergence = (dense.exp() * (dense - logits().log_softmax(-1))).sum(-1).mean()
+    assert result.mean == pytest.approx(float(divergence), rel=1e-4)

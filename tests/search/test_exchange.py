@@ -88,6 +88,48 @@ def test_exchanges_reach_every_genome_that_uses_the_budget_and_no_other():
     assert seen == full
 
 
+UNEVEN = Decoder(layers=4, hidden=16, heads=4, kv_heads=2, ffn=40)
+DROPPED = {
+    "depth": space_of(UNEVEN, drop={"protect": []}, budget={"body_params": 0.6}),
+    "experts": space_of(
+        Decoder(layers=2, experts=3, active=1),
+        drop={"units": ["expert", "attention"], "protect": []},
+        budget={"body_params": 0.7},
+    ),
+    "joint": space_of(
+        Decoder(layers=2, hidden=16, heads=4, kv_heads=2, ffn=40),
+        sparsity={"target": 0.5, "levels": 1, "match": ["*o_proj", "*down_proj"]},
+        drop={"protect": []},
+        budget={"body_nonzeros": 0.5},
+    ),
+}
+
+
+@pytest.mark.parametrize("space", DROPPED.values(), ids=DROPPED)
+def test_what_can_only_be_dropped_is_restored_where_it_fits(space):
+    every = np.array(list(itertools.product(*map(range, space.genes.sizes))))
+    every = every[(every == space.settle(every)).all(axis=1)]
+    feasible = every[space.feasible(every)]
+    full = {tuple(g) for g in feasible if not fits_more(space, g, feasible)}
+    assert len(full) >= 5
+    rng = np.random.default_rng(0)
+    genome, seen = space.uniform(), set()
+    for _ in range(60 * len(full)):
+        genome = exchange(space, genome, rng)
+        seen.add(tuple(genome))
+    assert seen == full
+
+
+def test_dropped_units_change_places_although_matrices_could_take_in_what_is_freed():
+    space = SPACES["joint"]
+    rng, dropped = np.random.default_rng(0), space.genes.droppable
+    parent = space.uniform()
+    assert parent[dropped].sum() > 1
+    changes = [exchange(space, parent, rng)[dropped] - parent[dropped] for _ in range(300)]
+    swaps = [change for change in changes if sorted(change[change != 0]) == [-1, 1]]
+    assert len(swaps) > 40
+
+
 def fits_more(space, genome, feasible):
     """Whether one gene could be relaxed, or restored, within the budget."""
     one = feasible[(feasible != genome).sum(axis=1) == 1]
