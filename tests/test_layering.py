@@ -19,7 +19,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LOWER = {"types", "errors", "config", "config_file", "fields", "foreign_text", "strict_yaml"}
 LOWER |= {"pareto"}
 SPACE = LOWER | {"space", "canonical", "genes", "admissible", "budget", "repair", "start", "costs"}
-SPACE |= {"fitting"}
+SPACE |= {"fitting", "expert_genes", "single_changes"}
 ALLOWED = {
     "types": set(),
     "foreign_text": set(),
@@ -31,7 +31,9 @@ ALLOWED = {
     "pareto": set(),
     "costs": {"types", "errors", "costs"},
     "canonical": {"types", "errors"},
+    "expert_genes": SPACE,
     "genes": SPACE,
+    "single_changes": SPACE,
     "admissible": SPACE,
     "budget": SPACE,
     "repair": SPACE,
