@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from evocompress.arithmetic import slow_on_cpu
 from evocompress.block_cache import BlockCache, stream_blocks
 from evocompress.config import ModelConfig
+from evocompress.converted import converted
 from evocompress.demo_model import DEMO_SOURCE, demo_checkpoint
 from evocompress.errors import ModelError
 from evocompress.families import Family, family_named, family_of
@@ -35,7 +36,7 @@ from evocompress.sources import (
     weight_files,
 )
 from evocompress.stored import stored_tensors
-from evocompress.tasks import CAUSAL, Pooling
+from evocompress.tasks import Pooling
 from evocompress.tying import settle_tying
 
 # How the model types of `evocompress.hf` begin.
@@ -95,7 +96,8 @@ def load(
     """Load a model with its tokenizer.
 
     Args:
-        source: A local folder, a hub id, a ``.gguf`` file, or ``demo:smollm2-135m``.
+        source: A local folder, a hub id, a ``.gguf`` file (see `evocompress.converted`), or
+            ``demo:smollm2-135m``.
         dtype: ``float32``, ``bfloat16``, ``float16`` or ``auto``: the checkpoint's, but float32
             on a CPU that is slow at it (`evocompress.arithmetic`).
         device: ``auto`` (a GPU where there is one), or a name such as ``cpu`` or ``cuda:1``.
@@ -113,11 +115,13 @@ def load(
         checkpoint = demo_checkpoint()
     else:
         checkpoint = locate(source, trust_remote_code=trust_remote_code)
-    family = None if checkpoint.gguf else _family(checkpoint)
-    task, unused = (family.task, family.unused) if family else (CAUSAL, "")
+    if checkpoint.gguf:
+        checkpoint = converted(checkpoint)
+    family = _family(checkpoint)
+    task = family.task
     with quiet_transformers():
         tokenizer = read_tokenizer(checkpoint) if task.reads_text else None
-        model = read_model(checkpoint, dtype, task.auto, unused)
+        model = read_model(checkpoint, dtype, task.auto, family.unused)
     if not task.reads_text:
         complete_image_size(model, checkpoint.folder)
     widened = _widened(model, target) if dtype == "auto" else None
