@@ -9,9 +9,9 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from evocompress import api, cli
-from evocompress.config_file import load_config
+from evocompress.config_file import dump_config, load_config
 from evocompress.errors import RunError
-from evocompress.files import read_json, write_json
+from evocompress.files import read_json, write_json, write_sealed
 from evocompress.journal import Journal
 from evocompress.journal_memory import Memory
 from evocompress.run_folder import RunFolder
@@ -64,8 +64,8 @@ def home(made, tmp_path):
     """A copy of it all, which a test may change."""
     home = shutil.copytree(made, tmp_path / "home")
     (home / "run.yaml").write_text(yaml.safe_dump(run_file(home)))
-    config = (home / "runs" / "trial" / "config.yaml").read_text()
-    (home / "runs" / "trial" / "config.yaml").write_text(config.replace(str(made), str(home)))
+    config = dump_config(load_config(home / "run.yaml"))
+    write_sealed(home / "runs" / "trial" / "config.yaml", config)
     return home
 
 
