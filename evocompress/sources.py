@@ -26,6 +26,7 @@ from transformers.utils import logging as transformers_logging
 
 from evocompress.errors import ModelError, one_line
 from evocompress.files import read_as
+from evocompress.gguf_kind import check_language_model
 from evocompress.stored import (
     check_counts,
     check_loaded,
@@ -109,6 +110,7 @@ def locate(source: str, *, trust_remote_code: bool = False) -> Checkpoint:
     path = Path(source).expanduser()
     if source.endswith(GGUF):
         check_gguf(path)
+        check_language_model(path)
         return Checkpoint(path.parent, path.name)
     folder = path if path.is_dir() else _download(source)
     return local_checkpoint(folder, trust_remote_code=trust_remote_code)
