@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from evocompress.files import read_json
+
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 SHARED = {
     *("common", "cells", "heldout", "pictures"),
@@ -77,7 +79,7 @@ def test_quick_run_prints_and_writes_the_figures(name, tmp_path):
     command = [sys.executable, str(FOLDER / f"{name}.py"), "--quick", "--json", str(file)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    document = json.loads(file.read_text())
+    document = read_json(file)
     assert document.keys() == {"name", "machine", "versions", "figures"}
     assert document["name"] == name
     assert document["machine"]["cores"] and document["versions"]["torch"]
