@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from evocompress.files import write_json
+from evocompress.files import read_json, write_json
 
 
 def cell(folder: Path, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """The result of `compute`, read from ``folder/name.json`` if an earlier run left it."""
     path = folder / f"{name}.json"
     if path.exists():
-        found: dict[str, Any] = json.loads(path.read_text())
+        found: dict[str, Any] = read_json(path)
         return found
     result = compute()
     folder.mkdir(parents=True, exist_ok=True)
