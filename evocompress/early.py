@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from evocompress.config import CalibrationConfig, RunConfig
+from evocompress.demo_model import DEMO_SOURCE
 from evocompress.errors import ModelError
 from evocompress.models import device_named
 from evocompress.planning import outline
@@ -42,5 +45,7 @@ def rehearse(config: RunConfig) -> None:
     try:
         sketch = outline(model.source, model.dtype, trust_remote_code=model.trust_remote_code)
     except ModelError:
+        if model.source != DEMO_SOURCE and not Path(model.source).expanduser().exists():
+            raise  # to ask the hub again would take as long again
         return  # loading it says better what is wrong with it
     bench_of(config, sketch).check_settings()

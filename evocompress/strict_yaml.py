@@ -76,7 +76,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: The file is missing or does not hold a mapping.
     """
-    where = printable(str(path), "")
+    where = shortened(printable(str(path), ""), 300)
     try:
         size = path.stat().st_size
         if size > 4 * MOST_CHARACTERS:
@@ -87,7 +87,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{where} is not a text file") from error
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{where} cannot be read: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{where} cannot be read: {reason}") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{where} must hold a mapping of keys to values")
     return data
