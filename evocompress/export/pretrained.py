@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from evocompress.errors import ExportError
 from evocompress.export.measure import measured_costs
+from evocompress.export.transformers4 import add_old_settings
 from evocompress.families import FAMILIES
 from evocompress.models import LoadedModel
 from evocompress.sources import quiet_transformers
@@ -100,15 +101,16 @@ def save_weights(model: PreTrainedModel, folder: Path) -> None:
 
     Under the names that its modules have, by which costs are counted: transformers would write
     those of older versions, which it turns into the present ones for its own types. Experts that
-    have matrices of their own get the names that checkpoints of transformers' class have.
+    have matrices of their own get the names that checkpoints of transformers' class have. The
+    config has the settings of transformers 4 as well.
     """
     family = FAMILIES.get(model.config.model_type)
-    if family is None or family.mixture is None:
-        model.save_pretrained(folder, save_original_format=False)
-        return
-    rename = family.mixture.stored_name
-    state = {rename(name): tensor for name, tensor in model.state_dict().items()}
+    state: dict[str, Tensor] | None = None
+    if family is not None and family.mixture is not None:
+        rename = family.mixture.stored_name
+        state = {rename(name): tensor for name, tensor in model.state_dict().items()}
     model.save_pretrained(folder, state_dict=state, save_original_format=False)
+    add_old_settings(folder, model.config)
 
 
 def _check_finite(model: PreTrainedModel, weights: str) -> None:

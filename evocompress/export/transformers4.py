@@ -1,0 +1,62 @@
+"""Settings of a config in the form of transformers 4, for programs that read checkpoints with it.
+
+Version 5 writes what concerns rotary embeddings as ``rope_parameters`` and reads the old form too;
+version 4 knows only the old form, and without it computes with a base of 10,000.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+CONFIG = "config.json"
+PHI3_SCALING = {"rope_type", "type", "short_factor", "long_factor"}
+
+
+def add_old_settings(folder: Path, config: PreTrainedConfig) -> None:
+    """Adds the old form to the config that transformers has written into a folder."""
+    old = rotary_settings(config)
+    if old:
+        path = folder / CONFIG
+        settings = json.loads(path.read_text(encoding="utf-8")) | old
+        path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def rotary_settings(config: PreTrainedConfig) -> dict[str, Any]:
+    """What transformers 4 reads of rotary embeddings; nothing where a model has none.
+
+    Models with several kinds of layers have a base of their own for those with a window, and any
+    scaling belongs to the others.
+    """
+    parameters = getattr(config, "rope_parameters", None) or {}
+    windowed, full = parameters.get("sliding_attention"), parameters.get("full_attention")
+    whole = full or (None if windowed else parameters)
+    old: dict[str, Any] = {}
+    if whole:
+        old = {"rope_theta": whole["rope_theta"], "rope_scaling": _scaling(whole, config)}
+        old |= {key: whole[key] for key in ("partial_rotary_factor",) if key in whole}
+        if whole.get("rope_type") == "longrope":
+            key = "original_max_position_embeddings"
+            old |= {key: whole[key]} if key in whole else {}
+    if windowed:
+        old["rope_local_base_freq"] = windowed["rope_theta"]
+    return old
+
+
+def _scaling(parameters: Mapping[str, Any], config: PreTrainedConfig) -> dict[str, Any] | None:
+    """How frequencies are scaled; ``None`` where they are not."""
+    if parameters.get("rope_type", "default") == "default":
+        return None
+    elsewhere = {"rope_theta", "partial_rotary_factor"}
+    scaling = {key: value for key, value in parameters.items() if key not in elsewhere}
+    if not config.model_type.endswith("phi3"):
+        return scaling
+    # Phi-3 takes three settings and no other; its original length is one of the whole config.
+    rest = scaling.keys() - PHI3_SCALING - {"original_max_position_embeddings"}
+    short, long = scaling["short_factor"], scaling["long_factor"]
+    known = {"type": scaling["rope_type"], "short_factor": short, "long_factor": long}
+    return scaling if rest else known
