@@ -53,7 +53,10 @@ POOLINGS: dict[str, Pooling] = {"mean": "mean", "mean_tokens": "mean", "lasttoke
 
 PREPROCESSOR = "preprocessor_config.json"
 INDEX = "model.safetensors.index.json"
-HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
+HUB_FILES = [
+    *("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py", "*.tiktoken", "README.md"),
+    *("LICEN[CS]E*", "COPYING*", "NOTICE*", "*USE_POLICY*"),
+]
 # Copies of the weights in other layouts, and folders for other runtimes.
 NOT_HUB_FILES = ["consolidated*", "*/*.safetensors", "*/*.txt", "*/*.py", "onnx/*", "openvino/*"]
 

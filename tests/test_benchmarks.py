@@ -16,6 +16,10 @@ SHARED = {
     *("speed_setting", "speed_candidates", "speed_search", "speed_library"),
 }
 FIGURES = {
+    "compiled": [
+        *("dense_ms", "dense_compiled_ms", "hf_ms", "hf_compiled_ms", "hf_vs_dense_compiled"),
+        "max_difference",
+    ],
     "beginning": ["with_ppl", "without_ppl", "tokenizer_adds"],
     "proxy": ["vs_forward", "vs_two_sided_kl", "peak_mib", "peak_mib_two_sided"],
     "prefix": ["single_drops_speedup", "nothing_common_speedup", "different"],

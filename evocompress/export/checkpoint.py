@@ -16,6 +16,7 @@ from evocompress.costs import outline
 from evocompress.errors import ExportError
 from evocompress.export.card import model_card
 from evocompress.export.choice import choose_format
+from evocompress.export.companions import copy_terms
 from evocompress.export.folder import check_room, check_target, whole_folder
 from evocompress.export.formats import FORMATS, WEIGHTS, Format
 from evocompress.export.gguf_writing import TYPES
@@ -80,6 +81,7 @@ def materialize(
     with whole_folder(out) as folder:
         check_target(out, overwrite)  # again: another process may have written it meanwhile
         form.save(model, loaded, folder, weights)
+        copy_terms(loaded, folder)
         record = _record(loaded, library, candidate, name)
         measured = form.measured(folder, loaded)
         record = replace(record, predicted=dict(predicted or {}), measured=measured)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from evocompress.demo_model import DEMO_SOURCE, demo_gguf
 from evocompress.errors import ExportError
+from evocompress.export.gguf_pieces import BYTES, Pieces, pieces_of
 from evocompress.models import LoadedModel
 from evocompress.sources import quiet_transformers
 
@@ -32,11 +34,11 @@ def tokenizer_obstacle(loaded: LoadedModel) -> str | None:
     """Why the tokenizer of a model cannot be written, if it cannot."""
     if source_gguf(loaded) is not None or loaded.tokenizer is None:
         return None
-    if _pre_tokenizer(loaded.tokenizer) is None:
+    if _pre_tokenizer(loaded.tokenizer) is None and pieces_of(loaded.tokenizer) is None:
         return (
-            f"cannot hold the tokenizer of this {loaded.family.model_type} model, which is not one "
-            f"of llama.cpp's byte-level kinds {', '.join(KNOWN)}; load the model from a GGUF file, "
-            "and its tokenizer is copied"
+            f"cannot hold the tokenizer of this {loaded.family.model_type} model, which is neither "
+            f"one of llama.cpp's byte-level kinds {', '.join(KNOWN)} nor byte-pair SentencePiece; "
+            "load the model from a GGUF file, and its tokenizer is copied"
         )
     return None
 
@@ -82,18 +84,24 @@ def _add_copied(writer: Any, source: Path, rows: int) -> None:
 
 
 def _add_made(writer: Any, tokenizer: PreTrainedTokenizerBase, rows: int) -> None:
-    """As llama.cpp's conversion does for byte-level BPE."""
+    """As llama.cpp's conversion does for byte-level BPE and for SentencePiece."""
     from gguf import SpecialVocab
 
     tokens, kinds = _tokens(tokenizer, rows)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(_pre_tokenizer(tokenizer))
+    pieces = pieces_of(tokenizer)
+    writer.add_tokenizer_model("llama" if pieces else "gpt2")
+    writer.add_tokenizer_pre("default" if pieces else _pre_tokenizer(tokenizer))
     writer.add_token_list(tokens)
+    if pieces:
+        writer.add_token_scores([pieces.score(token) for token in tokens])
+        writer.add_add_space_prefix(pieces.prefixed)
+        kinds = _kinds_of_pieces(pieces, tokens, kinds)
     writer.add_token_types(kinds)
     with TemporaryDirectory() as scratch, quiet_transformers():
         tokenizer.save_pretrained(scratch)
-        special = SpecialVocab(scratch, load_merges=True, n_vocab=rows)
-    special.merges = special.merges or [NEVER_MERGED]
+        special = SpecialVocab(scratch, load_merges=pieces is None, n_vocab=rows)
+    if pieces is None:
+        special.merges = special.merges or [NEVER_MERGED]
     ids = tokenizer("a")["input_ids"]
     special.add_special_token = {
         "bos": ids[0] == tokenizer.bos_token_id,
@@ -116,6 +124,14 @@ def _tokens(tokenizer: PreTrainedTokenizerBase, rows: int) -> tuple[list[str], l
         tokens.append(names.get(index, f"[PAD{index}]"))
         kinds.append(int(kind))
     return tokens, kinds
+
+
+def _kinds_of_pieces(pieces: Pieces, tokens: Sequence[str], kinds: Sequence[int]) -> list[int]:
+    """The kinds of tokens, with those of bytes and of the unknown token."""
+    from gguf import TokenType
+
+    own = dict.fromkeys(BYTES, int(TokenType.BYTE)) | {pieces.unknown: int(TokenType.UNKNOWN)}
+    return [own.get(token, kind) for token, kind in zip(tokens, kinds, strict=True)]
 
 
 @lru_cache(maxsize=4)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from evocompress.errors import ExportError
+from evocompress.export.companions import add_tokenizer_files, copy_companions, settle_code
 from evocompress.export.measure import measured_costs
 from evocompress.export.transformers4 import add_old_settings
 from evocompress.families import FAMILIES
@@ -22,14 +23,6 @@ from evocompress.types import Candidate
 LOADING = """from transformers import {auto}
 
 model = {auto}.from_pretrained("{path}")"""
-
-COMPANIONS = (
-    *("preprocessor_config.json", "processor_config.json"),
-    *("modules.json", "config_sentence_transformers.json", "sentence_*_config.json"),
-    *("*_Pooling/config.json", "*_Normalize/config.json"),
-)
-"""Files of a dense model that hold for a compressed one: of image processors, and of
-sentence-transformers, whose folders may be empty and then are not needed."""
 
 DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
@@ -60,7 +53,7 @@ class Pretrained:
     def save(
         self, model: PreTrainedModel, loaded: LoadedModel, folder: Path, weights: str | None
     ) -> None:
-        """Writes model, tokenizer, `COMPANIONS` and `files` into a folder.
+        """Writes model, tokenizer, companions and `files` into a folder.
 
         Args:
             model: From `build`.
@@ -77,11 +70,11 @@ class Pretrained:
             _check_finite(model, weights)
         with quiet_transformers():
             save_weights(model, folder)
-            if loaded.tokenizer is not None:
-                loaded.tokenizer.save_pretrained(folder)
-        _copy_companions(loaded, folder)
+        add_tokenizer_files(loaded, folder)
+        copy_companions(loaded, folder)
         for source in self.files(loaded):
             shutil.copyfile(source, folder / source.name)
+        settle_code(loaded, folder)
 
     def name_of(self, loaded: LoadedModel, candidate: Candidate) -> Callable[[str], str] | None:
         """What a parameter is called in the dense model; ``None`` where some have other shapes."""
@@ -117,14 +110,3 @@ def _check_finite(model: PreTrainedModel, weights: str) -> None:
     for name, tensor in model.named_parameters():
         if not torch.isfinite(tensor).all():
             raise ExportError(f"{name} has weights beyond the range of {weights}: choose bfloat16")
-
-
-def _copy_companions(loaded: LoadedModel, folder: Path) -> None:
-    """Copies what the dense model's folder says of preparing inputs and of pooling outputs."""
-    if loaded.folder is None:
-        return
-    for pattern in COMPANIONS:
-        for source in loaded.folder.glob(pattern):
-            target = folder / source.relative_to(loaded.folder)
-            target.parent.mkdir(exist_ok=True)
-            shutil.copyfile(source, target)

@@ -8,22 +8,47 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedConfig
 
 CONFIG = "config.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
 PHI3_SCALING = {"rope_type", "type", "short_factor", "long_factor"}
 
 
 def add_old_settings(folder: Path, config: PreTrainedConfig) -> None:
     """Adds the old form to the config that transformers has written into a folder."""
-    old = rotary_settings(config)
+    old = rotary_settings(config) | renamed_settings(config)
     if old:
         path = folder / CONFIG
         settings = json.loads(path.read_text(encoding="utf-8")) | old
         path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def renamed_settings(config: PreTrainedConfig) -> dict[str, Any]:
+    """What a class declares by one name and version 5 stores by another: experts of Qwen3-MoE."""
+    declared = {field.name for field in fields(config)}
+    return {
+        old: getattr(config, new)
+        for old, new in config.attribute_map.items()
+        if old in declared and new not in declared
+    }
+
+
+def make_tokenizer_readable(folder: Path) -> None:
+    """Has a tokenizer that version 5 wrote name a class that version 4 knows as well."""
+    path = folder / TOKENIZER_CONFIG
+    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    known = dict(settings)
+    if known.get("tokenizer_class") == "TokenizersBackend":
+        known["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(known.get("extra_special_tokens"), list):
+        known["additional_special_tokens"] = known.pop("extra_special_tokens")
+    if known != settings:
+        path.write_text(json.dumps(known, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def rotary_settings(config: PreTrainedConfig) -> dict[str, Any]:

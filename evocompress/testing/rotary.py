@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from evocompress.families.base import head_shape
 from evocompress.models import LoadedModel, loaded
 from evocompress.testing.tiny import DECODERS, stock_model, tiny_tokenizer
 
@@ -13,8 +14,6 @@ FULL, WINDOWED = 70000.0, 3000.0
 
 LENGTH = 16
 """The length that models with scaled embeddings were first trained with."""
-
-_FACTORS = [1.0 + 0.25 * place for place in range(8)]
 
 KINDS: dict[str, dict[str, Any]] = {
     "default": {"rope_type": "default"},
@@ -35,12 +34,12 @@ KINDS: dict[str, dict[str, Any]] = {
     },
     "longrope": {
         "rope_type": "longrope",
-        "short_factor": _FACTORS,
-        "long_factor": [2 * factor for factor in _FACTORS],
+        "short_factor": [1.0 + 0.25 * place for place in range(8)],
+        "long_factor": [2.0 + 0.5 * place for place in range(8)],
         "original_max_position_embeddings": LENGTH,
     },
 }
-"""The kinds of transformers, by name."""
+"""The kinds of transformers, by name; factors are those of heads of 16."""
 
 
 def rotary_families() -> tuple[str, ...]:
@@ -53,17 +52,28 @@ def kinds_of(name: str) -> tuple[str, ...]:
     return ("default", "longrope") if name == "phi3" else tuple(KINDS)
 
 
-def rotary_loaded(name: str, kind: str) -> LoadedModel:
-    """A random model of a family with rotary embeddings of a kind."""
-    model: Any = stock_model(name, layers=2)
+def rotary_loaded(name: str, kind: str, *, layers: int = 2) -> LoadedModel:
+    """A random model of a family with rotary embeddings of a kind.
+
+    Qwen2-MoE has no attention windows, of which transformers 4 knows only one for all layers.
+    """
+    model: Any = stock_model(name, layers=layers)
     config = model.config
     parameters = {"rope_theta": BASE} | KINDS[kind]
+    pairs = head_shape(config)[2] // 2
+    for key in {"short_factor", "long_factor"} & parameters.keys():
+        parameters[key] = [*parameters[key], *[8.0] * 8][:pairs]
     if "sliding_attention" in config.rope_parameters:
         parameters = {
             "full_attention": parameters | {"rope_theta": FULL},
             "sliding_attention": {"rope_type": "default", "rope_theta": WINDOWED},
         }
     settings = config.to_dict() | {"rope_parameters": parameters}
+    if "head_dim" in settings:
+        settings["head_dim"] = head_shape(config)[2]
+    if name == "qwen2_moe":
+        windows = {"use_sliding_window": False, "sliding_window": None}
+        settings |= windows | {"layer_types": ["full_attention"] * layers}
     if kind == "longrope":
         settings["original_max_position_embeddings"] = LENGTH
     rebuilt = type(model)(type(config).from_dict(settings))

@@ -13,6 +13,7 @@ from transformers import AutoConfig
 import evocompress.hf  # noqa: F401
 from evocompress.testing.formats import candidate_of
 from evocompress.testing.rotary import FULL, KINDS, WINDOWED, rotary_loaded
+from evocompress.testing.tiny import tiny_loaded
 
 OLD: dict[str, dict[str, Any]] = {
     "llama-default": {"rope_theta": 5000.0, "rope_scaling": None},
@@ -56,3 +57,10 @@ def test_the_old_settings_are_beside_the_new_ones(case: str, form: str, tmp_path
     read = dict(AutoConfig.from_pretrained(out).rope_parameters)
     read.pop("type", None)  # of Phi-3's old form, the same as rope_type
     assert read == loaded.model.config.rope_parameters
+
+
+def test_experts_are_counted_by_the_old_name_too(tmp_path: Path) -> None:
+    loaded = tiny_loaded("qwen3_moe")
+    out = write(loaded, candidate_of(loaded, {}), tmp_path / "out", "stock")
+    settings = json.loads((out / "config.json").read_text())
+    assert settings["num_experts"] == settings["num_local_experts"] == 5

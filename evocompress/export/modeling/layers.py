@@ -27,6 +27,9 @@ if not hasattr(PreTrainedConfig, "per_layer_config"):
         f"this checkpoint needs transformers 5.16 or newer, and {transformers.__version__} is here"
     )
 
+REFUSING: Any = next(base for base in PreTrainedConfig.__mro__ if "per_layer_config" in vars(base))
+"""The base of configs that does not let a setting be read that layers override."""
+
 WIDTHS = {
     "attention": ("num_attention_heads", "num_key_value_heads"),
     "mlp": (
@@ -111,7 +114,7 @@ class Experts(nn.ModuleList):
         total = torch.zeros_like(hidden_states)
         for index, expert in enumerate(self):
             tokens, places = torch.where(chosen == index)
-            if len(tokens):
+            if torch.compiler.is_compiling() or len(tokens):
                 output = expert(hidden_states[tokens]) * weights[tokens, places, None]
                 total.index_add_(0, tokens, output.to(total.dtype))
         return total
@@ -195,9 +198,10 @@ class PerLayerConfig:
 
     def __getattribute__(self, name: str) -> Any:
         # transformers refuses to read a setting that layers override; but the family's own
-        # checks and constructors read it, and here it is what every other layer has.
-        names = object.__getattribute__(self, "attribute_map")
-        return object.__getattribute__(self, names.get(name, name))
+        # checks and constructors read it, and here it is what every other layer has. Only `super`
+        # is something that torch.compile follows into a graph.
+        names = super(REFUSING, self).__getattribute__("attribute_map")
+        return super(REFUSING, self).__getattribute__(names.get(name, name))
 
     @property
     def kv_sharing_modes(self) -> list[str | None]:
