@@ -113,7 +113,14 @@ def _scores(merges: Sequence[tuple[str, str]]) -> dict[str, float] | None:
 def _whole(
     pieces: set[str], merges: Sequence[tuple[str, str]], vocabulary: Mapping[str, int]
 ) -> bool:
-    """Whether every way to put pieces together from two others is a merge."""
+    """Whether every way to put pieces together from two others is a merge.
+
+    llama.cpp begins with single characters, also with those that are no pieces.
+    """
+
+    def found(part: str) -> bool:
+        return len(part) == 1 or part in vocabulary
+
     known = set(merges)
     ways = ((piece[:cut], piece[cut:]) for piece in pieces for cut in range(1, len(piece)))
-    return all(way in known for way in ways if way[0] in vocabulary and way[1] in vocabulary)
+    return all(way in known for way in ways if found(way[0]) and found(way[1]))

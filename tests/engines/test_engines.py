@@ -15,12 +15,15 @@ import torch
 
 from evocompress.apply import LiveModel
 from evocompress.export import PROGRAMS, materialize
+from evocompress.export.gguf_tokenizer import KNOWN
 from evocompress.export.programs import check_version
 from evocompress.models import LoadedModel
 from evocompress.testing.byte_tokenizers import TEXTS, trained_tokenizer
 from evocompress.testing.engines import divergence, generate, greedy_tokens, missing
 from evocompress.testing.formats import CASES, Levels, candidate_of
 from evocompress.testing.gguf_reference import GgufReference
+from evocompress.testing.piece_tokenizers import KINDS as PIECES
+from evocompress.testing.piece_tokenizers import piece_tokenizer
 from evocompress.testing.plain_library import PlainLibrary
 from evocompress.testing.tiny import windowless
 from evocompress.types import DROP, Level
@@ -96,12 +99,14 @@ def test_quantised_weights_are_loaded(engine: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("engine", ["llama.cpp"])
-@pytest.mark.parametrize("kind", ["gpt-2", "smollm", "llama-bpe", "qwen2"])
+@pytest.mark.parametrize("kind", [*KNOWN, *PIECES])
 def test_text_is_cut_as_by_the_model_s_tokenizer(engine: str, kind: str, tmp_path: Path) -> None:
-    loaded = replace(
-        windowless("llama", layers=1, hidden=256, vocabulary=600), tokenizer=trained_tokenizer(kind)
-    )
+    tokenizer = piece_tokenizer(kind) if kind in PIECES else trained_tokenizer(kind)
+    model = windowless("llama", layers=1, hidden=256, vocabulary=700)
+    loaded = replace(model, tokenizer=tokenizer)
     out = materialize(loaded, None, candidate_of(loaded, {}), tmp_path / "out", format="gguf")
-    found = generate(engine, out, PROMPTS[:1], new_tokens=1, texts=TEXTS)
-    ours = [loaded.tokenizer(text, add_special_tokens=False)["input_ids"] for text in TEXTS]
+    texts = (*TEXTS, "a     b", "tail   ", "ab\n\n\tcd")
+    texts += () if kind == "llama" else ("   three", " " * 21 + "x")
+    found = generate(engine, out, PROMPTS[:1], new_tokens=1, texts=texts)
+    ours = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     assert found.texts == ours
