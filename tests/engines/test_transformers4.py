@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 
 from evocompress.export import materialize
+from evocompress.export.gguf_tokenizer import KNOWN
 from evocompress.models import LoadedModel
+from evocompress.testing.byte_tokenizers import TEXTS, trained_tokenizer
 from evocompress.testing.engines import missing_transformers4, read_with_transformers4
 from evocompress.testing.families import random_ids
 from evocompress.testing.formats import candidate_of, even_channels, in_memory, with_zeros
+from evocompress.testing.piece_tokenizers import KINDS as PIECES
+from evocompress.testing.piece_tokenizers import piece_tokenizer
 from evocompress.testing.plain_library import PlainLibrary
 from evocompress.testing.rotary import kinds_of, rotary_families, rotary_loaded
-from evocompress.testing.tiny import DECODERS, tiny_loaded
+from evocompress.testing.tiny import DECODERS, tiny_loaded, windowless
 
 pytestmark = pytest.mark.engines
 
@@ -44,6 +49,21 @@ def test_compressed_decoders_are_read(form: str, tmp_path: Path) -> None:
     if form == "padded":
         models = {name: model for name, model in models.items() if model.family.mixture is None}
     compare(models, {name: even_channels(m) for name, m in models.items()}, form, tmp_path)
+
+
+def test_tokenizers_are_read(tmp_path: Path) -> None:
+    extra = {"extra_special_tokens": ["<|tool|>"]}
+    texts = (*TEXTS, "call <|tool|> now")
+    expected = {}
+    for kind in (*KNOWN, *PIECES):
+        tokenizer = piece_tokenizer(kind) if kind in PIECES else trained_tokenizer(kind)
+        tokenizer.add_special_tokens(extra)
+        loaded = replace(windowless("llama", layers=1, vocabulary=800), tokenizer=tokenizer)
+        materialize(loaded, None, candidate_of(loaded, {}), tmp_path / kind, format="stock")
+        expected[kind] = [tokenizer(text)["input_ids"] for text in texts]
+    answer = read_with_transformers4([tmp_path / kind for kind in expected], texts)
+    for kind, ids in expected.items():
+        assert answer[str(tmp_path / kind)]["ids"] == ids, kind
 
 
 def compare(
