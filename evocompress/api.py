@@ -349,6 +349,7 @@ def evaluate(
             "sequences": len(heldout),
             "length": bench.calibration.length,
             "opening": bench.calibration.opening,
+            "repeated": bench.calibration.repeated,
         }
         record = {
             "heldout": facts,

@@ -45,13 +45,17 @@ class FrontPoint(Record):
 
 
 class Heldout(Record):
-    """The text of the final evaluation; `length` in tokens, `opening` what begins each sequence."""
+    """The text of the final evaluation; `length` in tokens, `opening` what begins each sequence.
+
+    `repeated` tokens are also in what library or search see, as the one text repeats itself.
+    """
 
     source: str
     self_written: bool
     sequences: int
     length: int
     opening: str = ""
+    repeated: int = 0
 
 
 class Timing(Record):

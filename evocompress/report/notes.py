@@ -243,11 +243,7 @@ def notes(run: RunData) -> list[str]:
 
 def _evaluation_notes(evaluation: Evaluation) -> Iterator[str]:
     heldout = evaluation.heldout
-    yield (
-        heldout_text(heldout)
-        + " Neither the level library nor the search saw them. "
-        + _measure_text(evaluation)
-    )
+    yield (heldout_text(heldout) + f" {_seen_text(heldout)} " + _measure_text(evaluation))
     if any(row.flops for row in evaluation.rows):
         yield (
             f"FLOPs: {COSTS['flops']}; counted by torch on each model. "
@@ -258,6 +254,17 @@ def _evaluation_notes(evaluation: Evaluation) -> Iterator[str]:
             "The perplexity is of text that the dense model wrote itself: it is lower than on "
             "text by people and only compares the rows of this table, not with published values."
         )
+
+
+def _seen_text(heldout: Heldout) -> str:
+    """Whether the held-out text is news to library and search."""
+    if not heldout.repeated:
+        return "Neither the level library nor the search saw them."
+    return (
+        "Neither the level library nor the search saw these sequences, but the text repeats "
+        f"itself: {number(heldout.repeated, 0)} of their tokens are in other sequences that were "
+        "seen, so the values flatter."
+    )
 
 
 def _measure_text(evaluation: Evaluation) -> str:

@@ -189,9 +189,10 @@ def test_the_token_that_begins_every_sequence_is_named(tmp_path: Path) -> None:
     outline = {"units": units, "architecture": asdict(SMOLLM2_135M.architecture())}
     write_json(folder / "units.json", outline | {"opening": "[BOS]"})
     data = evaluation()
-    data["heldout"]["opening"] = "[BOS]"
+    data["heldout"] |= {"opening": "[BOS]", "repeated": 1234}
     write_json(folder / "evaluation.json", data)
     write_report(folder)
+    assert "itself: 1,234 of their tokens" in (folder / "summary.md").read_text()
     told = (folder / "summary.md").read_text().replace("\\", "")
     assert told.count("each beginning with [BOS]") >= 2
 
