@@ -21,7 +21,7 @@ from evocompress.config import RunConfig
 from evocompress.contestants import contestants, healed_source, named_candidate
 from evocompress.costs import LatencyTable
 from evocompress.early import check_early, check_sources, rehearse
-from evocompress.environment import describe
+from evocompress.environment import describe, environment
 from evocompress.errors import RunError
 from evocompress.export import (
     PROGRAMS,
@@ -355,6 +355,9 @@ def evaluate(
             "heldout": facts,
             "settings": config.model_dump(mode="json"),
             "device": f"{describe(bench.loaded.model.device)}, {torch.get_num_threads()} threads",
+            "environment": environment(
+                bench.loaded.model.device, bench.loaded.model.dtype, "local"
+            ),
             "rows": rows,
         }
         write_json(bench.folder.evaluation, record)

@@ -77,9 +77,10 @@ def differences(before: Facts, now: Facts) -> list[str]:
     return [f"{name} was {old}, is {new}" for name, old, new in pairs if old and new and old != new]
 
 
-def environment_notes(environment: Environment) -> list[str]:
-    """Where a run was made to go on under other circumstances, in words."""
-    notes, before = [], Facts.model_validate(environment.model_dump())
+def environment_notes(environment: Environment, evaluated: Facts | None = None) -> list[str]:
+    """Where a run was made to go on, or evaluated, under other circumstances, in words."""
+    notes: list[str] = []
+    before = Facts.model_validate(environment.model_dump())
     for change in environment.changes:
         what = "; ".join(differences(before, change)) or "not all circumstances are known"
         notes.append(
@@ -87,4 +88,9 @@ def environment_notes(environment: Environment) -> list[str]:
             f"(--force): {what}. Values from before and after are not quite comparable."
         )
         before = change
+    if evaluated and (found := differences(before, evaluated)):
+        notes.append(
+            f"Evaluated under other circumstances than searched: {'; '.join(found)}. All rows are "
+            "measured under those of the evaluation; what is predicted is of the search's."
+        )
     return notes

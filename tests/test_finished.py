@@ -197,6 +197,17 @@ def test_another_device_is_refused_by_name(home, key, value):
         api.search(load_config(home / "run.yaml"), resume=True)
 
 
+def test_an_evaluation_under_other_circumstances_is_said(home):
+    run = home / "runs" / "trial"
+    api.evaluate(run)
+    said = "Evaluated under other circumstances than searched: torch was 1.0"
+    api.report(run)
+    assert said not in (run / "summary.md").read_text()
+    other_versions(run)
+    api.report(run)
+    assert said in (run / "summary.md").read_text()
+
+
 def test_what_an_earlier_version_did_not_write_down_is_not_compared(home):
     run = home / "runs" / "trial"
     known = read_json(run / "environment.json")

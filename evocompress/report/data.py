@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from evocompress.circumstances import Environment
+from evocompress.circumstances import Environment, Facts
 from evocompress.config import EvaluateConfig, RunConfig
 from evocompress.errors import RunError
 from evocompress.files import read_as, read_json, validated
@@ -111,12 +111,14 @@ class Row(Record):
 class Evaluation(Record):
     """The comparison of the models on held-out text (``evaluation.json``).
 
-    `settings` and `device` may differ from the run's: an evaluation can be repeated elsewhere.
+    `settings`, `device` and `environment` may differ from the run's: an evaluation can be repeated
+    elsewhere.
     """
 
     heldout: Heldout
     settings: EvaluateConfig | None = None
     device: str = ""
+    environment: Facts | None = None
     rows: tuple[Row, ...]
 
     def row(self, name: str) -> Row | None:

@@ -235,7 +235,9 @@ def notes(run: RunData) -> list[str]:
         result += contradictions(run.evaluation, run.config.proxy.kind)
     result += _winner_notes(run)
     result += timing_notes(run)
-    result += environment_notes(run.environment) if run.environment else []
+    if run.environment:
+        evaluated = run.evaluation.environment if run.evaluation else None
+        result += environment_notes(run.environment, evaluated)
     for reason, count in Counter(run.history.failures).most_common():
         result.append(f"Failed evaluations, left out: {count} × {reason}.")
     return result
