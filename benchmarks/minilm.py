@@ -103,7 +103,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = arguments.runs or Path(scratch)
         if arguments.quick:
-            figures = measure(_quick_data(Path(scratch)), folder, QUICK)
+            figures = measure(quick_data(Path(scratch)), folder, QUICK)
         else:
             model = arguments.model or packaged()
             data = Data(model, arguments.calibration, arguments.heldout)
@@ -119,7 +119,7 @@ def packaged() -> Path:
     return Path(spec.origin).with_name("model")
 
 
-def _quick_data(folder: Path) -> Data:
+def quick_data(folder: Path) -> Data:
     """A tiny random encoder and two texts."""
     model = tiny_checkpoint(folder / "model", "bert")
     words = [f"word{number * number % 97}" for number in range(1600)]

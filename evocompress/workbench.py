@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evocompress import proxies
 from evocompress.apply import LiveModel
 from evocompress.config import LibraryConfig, RunConfig, SpaceConfig
 from evocompress.costs import TIMED, LatencyTable
@@ -366,7 +367,7 @@ class Workbench:
             "space": _genes_digest(self.space.genes),
             "budget": dict(self.space.budget),
             "latency": _table_facts(self.latency_table) if self.latency_table else None,
-            "proxy": self.config.proxy.model_dump(exclude={"targets"}),
+            "proxy": proxies.facts(self.config.proxy),
             "searcher": self.config.search.name,
             "settings": searcher_settings(self.config).model_dump(mode="json"),
             "seed": self.config.seed,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -44,7 +44,16 @@ PROXIES: dict[str, ProxyFactory] = {
     "score": ScoreProxy,
 }
 
-__all__ = ["PROXIES", "DivergenceProxy", "PerplexityProxy", "Proxy", "check_proxy"]
+VERSIONS = {"embedding": 2}
+"""Of the proxies whose values are other ones than once; values of two versions do not compare."""
+
+__all__ = ["PROXIES", "DivergenceProxy", "PerplexityProxy", "Proxy", "check_proxy", "facts"]
+
+
+def facts(config: ProxyConfig) -> dict[str, Any]:
+    """What values depend on of a proxy's settings; its version as well where it has one."""
+    version = {"version": VERSIONS[config.kind]} if config.kind in VERSIONS else {}
+    return {**config.model_dump(exclude={"targets"}), **version}
 
 
 def check_proxy(kind: str, loaded: LoadedModel) -> None:

@@ -1,4 +1,4 @@
-"""Distance of sentence embeddings, and of their pairwise similarities, to the dense model's."""
+"""Distance of sentence embeddings to the dense model's, and how well similarities keep order."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from evocompress.embedding_distance import distances
+from evocompress.embedding_distance import disagreements
 from evocompress.proxies.base import OutputsProxy
 from evocompress.proxies.head import output_chunks
 
 
 class EmbeddingProxy(OutputsProxy):
-    """For each sequence: `distances` to the dense model's embeddings."""
+    """For each sequence: `disagreements` with the dense model's embeddings."""
 
     name: ClassVar[str] = "embedding distance"
 
@@ -21,4 +21,4 @@ class EmbeddingProxy(OutputsProxy):
         return output_chunks(self._family, self._model, hidden)
 
     def _row_values(self, chunk: Tensor, target: Tensor) -> Tensor:
-        return distances(chunk.float(), target.float())
+        return disagreements(chunk.float(), target.float())

