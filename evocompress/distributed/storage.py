@@ -9,7 +9,8 @@ from typing import Any
 
 from filelock import FileLock
 
-from evocompress.errors import ConfigError, one_line
+from evocompress.errors import ConfigError, LibraryError, one_line
+from evocompress.files import sync_folder
 
 MANIFEST = "manifest.json"
 """The file without which a library is not complete."""
@@ -65,6 +66,29 @@ def fetched(url: str, cache: Path) -> Path:
     return target
 
 
+def mended(url: str, cache: Path) -> Path:
+    """This node's copy of a library in shared storage, made anew where it is damaged.
+
+    Args:
+        url: What `publish` returned.
+        cache: Folder of such copies.
+
+    Raises:
+        ConfigError: It cannot be read.
+    """
+    from evocompress.library.manifest import read_manifest
+    from evocompress.library.store import verify_files
+
+    target = cache / url.rsplit("/", 1)[1]
+    with FileLock(f"{target}.lock"):
+        try:
+            verify_files(target, read_manifest(target))
+        except LibraryError:
+            shutil.rmtree(target, ignore_errors=True)
+            _copy(url, target)
+    return target
+
+
 def _copy(url: str, target: Path) -> None:
     """Takes its name when it is whole."""
     for left in target.parent.glob(f".{target.name}.*.tmp"):  # of a process that was killed
@@ -77,6 +101,7 @@ def _copy(url: str, target: Path) -> None:
             files.get_file(file, str(temporary / file.rsplit("/", 1)[1]))
         if not (temporary / MANIFEST).exists():
             raise FileNotFoundError(f"there is no {MANIFEST}")
+        sync_folder(temporary)
         os.replace(temporary, target)
     except Exception as error:  # whatever the file system's own library raises
         raise _problem(url, error) from None

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from evocompress.distributed.instruments import tail, who
 from evocompress.distributed.surroundings import Surroundings
-from evocompress.errors import EvoCompressError, RunError, one_line
+from evocompress.errors import EvoCompressError, LibraryError, RunError, one_line
 from evocompress.types import Answer, Request
 
 if TYPE_CHECKING:
     from evocompress.config import RunConfig
+    from evocompress.library import Library
     from evocompress.workbench import Workbench
 
 
@@ -102,7 +103,7 @@ def _executor(assignment: Assignment, calibration: Any) -> Any:
     torch.set_num_threads(assignment.threads)
     bench = Workbench(config, RunFolder(config.folder), Silent(), finished=True)
     bench.__dict__["calibration"] = calibration
-    bench.__dict__["library"] = bench.existing_library() if assignment.library else None
+    bench.__dict__["library"] = _opened(bench, assignment.library)
     _check(bench, assignment)
     return bench.executor(LiveModel(bench.loaded, bench.library))
 
@@ -115,6 +116,22 @@ def _library(place: str | None, config: RunConfig) -> Path | None:
     if place is None:
         return None
     return fetched(place, cache_folder() / "libraries") if config.ray.storage else Path(place)
+
+
+def _opened(bench: Workbench, place: str | None) -> Library | None:
+    """The level library; this node's own copy is made anew where it is damaged."""
+    from evocompress.demo_model import cache_folder
+    from evocompress.distributed.storage import mended
+
+    if place is None:
+        return None
+    try:
+        return bench.existing_library()
+    except LibraryError:
+        if not bench.config.ray.storage:
+            raise
+        mended(place, cache_folder() / "libraries")
+        return bench.existing_library()
 
 
 def _check(bench: Workbench, assignment: Assignment) -> None:

@@ -23,6 +23,9 @@ from evocompress.winner import Winner, read_winner
 
 T = TypeVar("T")
 
+EVALUATE = "have it written anew by 'evocompress evaluate'"
+SEARCH = "delete it and have it written anew by 'evocompress search --resume'"
+
 
 class Record(BaseModel):
     """Base of what is read: immutable; keys that the report does not use are ignored."""
@@ -199,13 +202,13 @@ def read_run(folder: Path) -> RunData:
             memory, units, config.space.sparsity, winner.treatment if winner else UNTREATED
         ),
         candidates=memory.candidates,
-        environment=_optional(folder / "environment.json", Environment),
+        environment=_optional(folder / "environment.json", Environment, SEARCH),
         units=units,
         architecture=architecture,
         opening=opening,
         winner=winner,
         front=read_front(folder),
-        evaluation=_optional(folder / "evaluation.json", Evaluation),
+        evaluation=_optional(folder / "evaluation.json", Evaluation, EVALUATE),
         healing=_read_healing(folder / "heal" / "heal.jsonl"),
     )
 
@@ -216,7 +219,7 @@ def read_front(folder: Path) -> tuple[FrontPoint, ...]:
     Raises:
         RunError: The file is damaged.
     """
-    return _optional(folder / "front.json", tuple[FrontPoint, ...]) or ()
+    return _optional(folder / "front.json", tuple[FrontPoint, ...], SEARCH) or ()
 
 
 def read_evaluation(folder: Path) -> Evaluation:
@@ -225,24 +228,24 @@ def read_evaluation(folder: Path) -> Evaluation:
     Raises:
         RunError: The run has no evaluation yet, or the file is damaged.
     """
-    evaluation = _optional(folder / "evaluation.json", Evaluation)
+    evaluation = _optional(folder / "evaluation.json", Evaluation, EVALUATE)
     if evaluation is None:
         raise RunError(f"{folder} has no evaluation.json: evaluate the run's winner first")
     return evaluation
 
 
-def _optional(path: Path, kind: type[T]) -> T | None:
-    return read_as(path, kind) if path.is_file() else None
+def _optional(path: Path, kind: type[T], remedy: str) -> T | None:
+    return read_as(path, kind, remedy=remedy) if path.is_file() else None
 
 
 def _read_units(path: Path) -> tuple[tuple[Unit, ...], Architecture | None, str]:
     """The units, as a bare list or with the model's dimensions and the opening beside them."""
     if not path.is_file():
         return (), None, ""
-    data = read_json(path)
+    data = read_json(path, remedy=SEARCH)
     if not isinstance(data, Mapping):
-        return validated(data, tuple[Unit, ...], path), None, ""
-    outline = validated(data, Outline, path)
+        return validated(data, tuple[Unit, ...], path, remedy=SEARCH), None, ""
+    outline = validated(data, Outline, path, remedy=SEARCH)
     return outline.units, outline.architecture, outline.opening
 
 

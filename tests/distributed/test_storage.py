@@ -6,9 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 import fsspec
 import pytest
 
-from evocompress.distributed.storage import MANIFEST, fetched, publish
+from evocompress.distributed.storage import MANIFEST, fetched, mended, publish
 from evocompress.errors import ConfigError
-from evocompress.library.manifest import NAME
+from evocompress.library.files import TensorWriter, durable_file
+from evocompress.library.manifest import NAME, BlockRecord, Manifest, Recipe
 
 
 @pytest.fixture
@@ -84,3 +85,23 @@ def test_storage_that_cannot_be_used_is_one_line(library):
     with pytest.raises(ConfigError, match=r"ray\.storage: nosuch://x/one cannot be used") as caught:
         publish(library, "one", "nosuch://x")
     assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_copy_is_made_anew_and_a_good_one_stays(storage, tmp_path):
+    library = tmp_path / "true"
+    library.mkdir()
+    with durable_file(library / "block-0000.safetensors") as file:
+        writer = TensorWriter(file, {})
+    record = BlockRecord("block-0000.safetensors", writer.bytes, writer.sha256, {}, {}, writer.xxh3)
+    recipe = Recipe("model", "calibration", None, None, None, "dense", 0.01, {}, {})
+    Manifest(recipe, {}, 0, 0, {}, {0: record}).write(library)
+    url, cache = publish(library, "true", storage), tmp_path / "cache"
+    copied = fetched(url, cache)
+    place = copied.stat().st_ino
+    assert mended(url, cache) == copied and copied.stat().st_ino == place
+    for name in ("block-0000.safetensors", MANIFEST):
+        whole = (copied / name).read_bytes()
+        (copied / name).write_bytes(whole[:-3] + b"x" + whole[-2:])
+        assert contents(mended(url, cache)) == contents(library)
+    (copied / MANIFEST).unlink()
+    assert contents(mended(url, cache)) == contents(library)

@@ -207,7 +207,7 @@ def test_incomplete_units_are_one_clear_line(tmp_path: Path, gone: str) -> None:
     write_json(folder / "units.json", data)
     assert read_run(folder).architecture == SMOLLM2_135M.architecture()
     write_json(folder / "units.json", {name: data[name] for name in data if name != gone})
-    with pytest.raises(RunError, match=rf"units\.json .*'{gone}': .* the file anew") as caught:
+    with pytest.raises(RunError, match=rf"units\.json .*'{gone}': .*delete it and") as caught:
         read_run(folder)
     assert "\n" not in str(caught.value)
 
