@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import reprlib
 from collections.abc import Iterable, Sequence
@@ -55,7 +56,7 @@ def shipped(path: Path) -> Path:
         path: Such as ``run.yaml``, or ``smollm2_sparsity_50`` with or without ``search_spaces/``
             before it and ``.yaml`` behind it.
     """
-    if path.exists() or path.parent not in (Path(), Path(SPACES)):
+    if os.path.exists(path) or path.parent not in (Path(), Path(SPACES)):
         return path
     names = (path.name, f"{path.name}.yaml")
     found = (folder / name for folder in SHIPPED for name in names)
