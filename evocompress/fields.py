@@ -23,6 +23,9 @@ from evocompress.foreign_text import controls, printable
 LONGEST_TEXT = 4096
 """Characters of a path or another value."""
 
+LONGEST_PART = 255
+"""Bytes of a name within a path, as file systems have it."""
+
 LONGEST_NAME = 200
 """Bytes of a folder's name, to which file systems leave 255 and some are added."""
 
@@ -34,6 +37,18 @@ SECRET = "secret"
 
 DATASETS = "datasets:"
 """How the source of a data set begins."""
+
+
+def _check_text(text: str) -> None:
+    """Refuses control characters, NUL among them, and what cannot be a path."""
+    if found := next(controls(text), None):
+        raise ValueError(f"the control character {printable(found, '')} is not taken")
+    if len(text) > LONGEST_TEXT or any(len(n.encode()) > LONGEST_PART for n in text.split("/")):
+        raise ValueError(f"at most {LONGEST_TEXT} characters, {LONGEST_PART} bytes between two /")
+    try:
+        Path(text).expanduser()
+    except RuntimeError:
+        raise ValueError("there is no home of such a user") from None
 
 
 def _is_name(name: str) -> str:
@@ -119,10 +134,8 @@ class Strict(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _harmless(cls, value: Any) -> Any:
-        """Refuses control characters in texts and paths, NUL among them."""
+        """Refuses texts and paths that no file system or terminal takes as they are."""
         for text in value if isinstance(value, list | tuple) else (value,):
-            if isinstance(text, str | Path) and (found := next(controls(str(text)), None)):
-                raise ValueError(f"the control character {printable(found, '')} is not taken")
-            if isinstance(text, Path) and len(str(text)) > LONGEST_TEXT:
-                raise ValueError(f"a path has at most {LONGEST_TEXT} characters")
+            if isinstance(text, str | Path):
+                _check_text(str(text))
         return value
