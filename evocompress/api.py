@@ -189,7 +189,7 @@ def materialize(
         program: What is to load it, a key of `evocompress.export.PROGRAMS`; ``None`` is what the
             search was for, else transformers. The format that ``auto`` takes, and why, is told to
             the reporter.
-        weights: One of `evocompress.export.WEIGHTS`; ``None`` keeps what the run computes in.
+        weights: One of `evocompress.export.WEIGHTS`; ``None`` keeps the dense checkpoint's.
         candidate: ``winner``, ``uniform``, or an id of the journal.
         healed: Write what `heal` made of the run's checkpoint, whose candidate it then is.
         reporter: Told about progress.

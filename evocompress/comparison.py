@@ -82,7 +82,7 @@ def compare(
                 "params": counts.parameters,
                 "nonzeros": counts.nonzeros,
                 "flops": count_flops(contestant.model, length, task),
-                "weight_bytes": counts.weight_bytes,
+                "weight_bytes": counts.parameters * dense.stored.itemsize,
                 **qualities[name],
                 "predicted": dict(contestant.predicted),
                 **_latency(latencies.get(name), config.decode[1]),

@@ -18,7 +18,7 @@ from evocompress.config import ModelConfig
 from evocompress.converted import converted
 from evocompress.demo_model import DEMO_SOURCE, demo_checkpoint
 from evocompress.errors import ModelError
-from evocompress.families import Family, family_named, family_of
+from evocompress.families import FAMILIES, Family, family_named, family_of
 from evocompress.families.base import prepare, with_pooling
 from evocompress.sources import (
     CONFIG,
@@ -27,6 +27,7 @@ from evocompress.sources import (
     Checkpoint,
     DType,
     complete_image_size,
+    inner_type,
     locate,
     model_type,
     pooling_of,
@@ -79,6 +80,11 @@ class LoadedModel:
     tokens: int | None = None
     folder: Path | None = None
     cache: BlockCache | None = None
+
+    @property
+    def stored(self) -> torch.dtype:
+        """The dtype of the weights in checkpoints, whatever it is computed in."""
+        return self.widened or self.model.dtype
 
     def length(self, batch: Tensor) -> int:
         """Tokens of each sequence of a batch, as the blocks see them: those of an image as well."""
@@ -234,9 +240,11 @@ def _family(checkpoint: Checkpoint) -> Family:
     kind, classes = model_type(checkpoint)
     if kind.startswith(COMPRESSED_PREFIX):
         raise ModelError(
-            f"{checkpoint} is a compressed checkpoint (type {kind!r}), which cannot be compressed "
-            "again: give the original model"
+            f"{checkpoint} is a compressed checkpoint (type {kind!r}), whose layers differ and "
+            "cannot be compressed again: give the original model and a lower budget, or a "
+            "checkpoint of format stock, which has the model's own class"
         )
+    _check_wrapper(checkpoint, kind)
     family = family_named(kind, classes, embeds=(checkpoint.folder / MODULES).is_file())
     if family.task.causal and not classes and not _has_a_head(checkpoint, family):
         raise ModelError(
@@ -244,6 +252,25 @@ def _family(checkpoint: Checkpoint) -> Family:
             "no head: add the class, so that it is known what the model is for"
         )
     return _pooled(checkpoint, family) if family.task.compared == "embeddings" else family
+
+
+def _check_wrapper(checkpoint: Checkpoint, kind: str) -> None:
+    """Refuse a model of several kinds of input, and say what of it would go.
+
+    Raises:
+        ModelError: Its config holds one of a language model.
+    """
+    inner = inner_type(checkpoint)
+    if inner is None or kind == inner:
+        return
+    text = f"{checkpoint} is a model of several parts (type {kind!r}), which is not supported"
+    if any(family.model_type == inner for family in FAMILIES.values()):
+        raise ModelError(
+            f"{text}: its language model (type {inner!r}) is; save that part alone with "
+            "transformers, as its own ...ForCausalLM, and give that checkpoint"
+        )
+    known = ", ".join(dict.fromkeys(family.model_type for family in FAMILIES.values()))
+    raise ModelError(f"{text}, nor is its language model (type {inner!r}); supported: {known}")
 
 
 def _pooled(checkpoint: Checkpoint, family: Family) -> Family:

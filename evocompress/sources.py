@@ -165,6 +165,19 @@ def type_and_classes(path: object, config: Mapping[str, Any]) -> tuple[str, list
     return kind, classes
 
 
+def inner_type(checkpoint: Checkpoint) -> str | None:
+    """The type of the language model within a model of several parts; ``None`` of others."""
+    config = _read_json(checkpoint.folder / CONFIG)
+    for key in ("text_config", "llm_config", "language_config", "thinker_config"):
+        inner = config.get(key)
+        if isinstance(inner, dict):
+            kind = inner.get("model_type")
+            nested = inner.get("text_config")  # a thinker has one of its own
+            kind = nested.get("model_type", kind) if isinstance(nested, dict) else kind
+            return str(kind)
+    return None
+
+
 def pooling_of(folder: Path) -> Pooling | None:
     """How an embedding model's files for sentence-transformers say that it pools, if they do.
 

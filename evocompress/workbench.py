@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -72,8 +72,8 @@ class Workbench:
         if found.widened is not None and not self.finished:
             name = str(found.widened).removeprefix("torch.")
             self.reporter.say(
-                f"this processor is slow at {name}: everything is computed, and written, in "
-                f"float32; model.dtype={name} keeps the checkpoint's"
+                f"this processor is slow at {name}: everything is computed in "
+                f"float32, and written in {name}; model.dtype={name} computes in that"
             )
         return found
 
@@ -102,7 +102,10 @@ class Workbench:
         obstacle = None if form is None else partial(FORMATS[form].obstacle, self.loaded)
         return build_space(
             self.units,
-            self.loaded.family.architecture(self.loaded.model),
+            replace(
+                self.loaded.family.architecture(self.loaded.model),
+                dtype_bytes=self.loaded.stored.itemsize,
+            ),
             config.model_copy(update={"fits": form}),
             adds_bias=STRUCTURED[self.config.library.width_criterion].adds_bias,
             latency=table,

@@ -368,7 +368,24 @@ def test_a_compressed_checkpoint_is_not_compressed_again(checkpoint: Path, kind:
     edit_config(checkpoint, model_type=kind)
     message = refusal(checkpoint)
     assert f"{checkpoint} is a compressed checkpoint" in message
-    assert "give the original model" in message
+    assert "give the original model and a lower budget, or a checkpoint of format stock" in message
+
+
+@pytest.mark.usefixtures("weights_are_not_read")
+@pytest.mark.parametrize(
+    ("inner", "key", "text"),
+    [
+        ("gemma3_text", "text_config", "its language model (type 'gemma3_text') is; save that"),
+        ("olmo2", "llm_config", "nor is its language model (type 'olmo2'); supported: llama,"),
+    ],
+)
+def test_a_refused_wrapper_is_told_what_of_it_would_go(
+    checkpoint: Path, inner: str, key: str, text: str
+) -> None:
+    edit_config(checkpoint, model_type="gemma3", **{key: {"model_type": inner}})
+    message = refusal(checkpoint)
+    assert "is a model of several parts (type 'gemma3'), which is not supported" in message
+    assert text in message
 
 
 @pytest.mark.usefixtures("weights_are_not_read")

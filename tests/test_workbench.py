@@ -8,15 +8,20 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from safetensors.torch import load_file
 
 from evocompress import models
-from evocompress.config import RunConfig
+from evocompress.config import HealConfig, RunConfig
+from evocompress.export import materialize, read_record
 from evocompress.families import FAMILIES
+from evocompress.files import read_json
+from evocompress.heal import heal
 from evocompress.progress import Reporter
 from evocompress.rehearsal import unbounded
 from evocompress.run_folder import RunFolder
 from evocompress.space import build_space
 from evocompress.testing.tiny import tiny_checkpoint, tiny_model
+from evocompress.types import Candidate
 from evocompress.workbench import Workbench, _genes_digest
 
 
@@ -68,5 +73,24 @@ def test_it_is_said_where_a_model_is_computed_in_another_dtype(tmp_path, monkeyp
     wanted = torch.float32 if slow else torch.bfloat16
     assert bench.loaded.model.dtype == wanted
     assert (
-        "slow at bfloat16: everything is computed, and written, in float32" in text.getvalue()
+        "slow at bfloat16: everything is computed in float32, and written in bfloat16"
+        in text.getvalue()
     ) == slow
+
+
+def test_weights_have_the_bytes_of_the_checkpoint_whatever_is_computed(tmp_path, monkeypatch):
+    folder = tiny_checkpoint(tmp_path / "model")
+    tiny_model("llama", dtype=torch.bfloat16).save_pretrained(folder)
+    monkeypatch.setattr(models, "slow_on_cpu", lambda _: True)
+    run = config(model={"source": str(folder), "device": "cpu"})
+    bench = Workbench(run, RunFolder(Path("none")), Reporter(Console(file=io.StringIO())))
+    predicted = bench.space.cost_model.dense()["weight_bytes"]
+    assert bench.loaded.model.dtype == torch.float32
+    out = materialize(bench.loaded, None, Candidate(), tmp_path / "out")
+    assert read_record(out).measured["weight_bytes"] == predicted
+    assert read_json(out / "config.json")["dtype"] == "bfloat16"
+    assert predicted == 2 * sum(p.numel() for p in bench.loaded.model.parameters())
+    batch = torch.arange(40).view(2, 20)
+    heal(out, bench.loaded, batch, batch, HealConfig(steps=1), tmp_path / "heal")
+    healed = load_file(tmp_path / "heal" / "checkpoint" / "model.safetensors")
+    assert {tensor.dtype for tensor in healed.values()} == {torch.bfloat16}

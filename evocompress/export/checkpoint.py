@@ -53,7 +53,7 @@ def materialize(
         out: The folder.
         format: A key of `FORMATS`, or ``auto``: ``stock`` if it can express the candidate,
             else ``hf``. For another program see `evocompress.export.choose_for`.
-        weights: One of `WEIGHTS`; ``None`` keeps the type that the model is computed in.
+        weights: One of `WEIGHTS`; ``None`` keeps the type of the dense model's checkpoint.
         healed: A checkpoint of the same candidate, whose weights are written instead of the
             library's.
         predicted: The candidate's costs by the cost model, written beside the measured ones.
@@ -71,6 +71,8 @@ def materialize(
     check_target(out, overwrite)
     name = choose_format(loaded, candidate, format)
     form = FORMATS[name]
+    if weights is None and loaded.widened is not None:
+        weights = str(loaded.widened).removeprefix("torch.")
     if weights is not None:
         check_weights(weights)
         form.check_weights(loaded, candidate, weights)

@@ -122,6 +122,7 @@ class _Healing:
         self.config = config
         self.folder = folder
         self.student = load_student(source, teacher)
+        self.dtype = teacher.widened
         self.recipe = recipe(self.student, teacher, train, validation, config)
         self.train = Distillation(self.student, teacher, train, config.batch)
         self.validation = Distillation(self.student, teacher, validation, config.batch)
@@ -203,7 +204,9 @@ class _Healing:
         self.history.append(replace(record, validation_kl=kl if finite else None))
         if finite and kl < self.best.kl:
             self.best = Best(record.step, kl)
-            write_student(self.student, self.source, self.folder.checkpoint, self._note())
+            write_student(
+                self.student, self.source, self.folder.checkpoint, self._note(), self.dtype
+            )
         if record.step:
             finished = record.step == self.config.steps
             tensors = {} if finished else self.masters.state()

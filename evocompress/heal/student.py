@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import shutil
 from pathlib import Path
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from evocompress.errors import ModelError
@@ -64,7 +66,23 @@ def zero_masks(model: PreTrainedModel, family: Family) -> dict[str, Tensor]:
     return {name: mask for name, mask in masks.items() if mask.any()}
 
 
-def write_student(model: PreTrainedModel, source: Path, out: Path, note: str) -> None:
+def _of_dtype(model: PreTrainedModel, dtype: torch.dtype | None) -> PreTrainedModel:
+    """The model, or where it is computed in another dtype a copy in the wanted one."""
+    if dtype is None or model.dtype == dtype:
+        return model
+    other = copy.deepcopy(model)
+    nn.Module.to(other, dtype)
+    other.config.dtype = dtype
+    return other
+
+
+def write_student(
+    model: PreTrainedModel,
+    source: Path,
+    out: Path,
+    note: str,
+    dtype: torch.dtype | None = None,
+) -> None:
     """Writes the model like the checkpoint it came from, replacing `out`.
 
     Args:
@@ -72,13 +90,14 @@ def write_student(model: PreTrainedModel, source: Path, out: Path, note: str) ->
         source: The folder it was loaded from; everything but the weights is copied.
         out: The new folder, whole or untouched.
         note: Paragraph that is added to the README.md.
+        dtype: Of the weights there; ``None`` keeps the model's.
 
     Raises:
         ExportError: The disk is full.
     """
     with whole_folder(out) as folder:
         with quiet_transformers():
-            save_weights(model, folder)
+            save_weights(_of_dtype(model, dtype), folder)
         ignored = shutil.ignore_patterns(*WEIGHT_FILES)
         shutil.copytree(source, folder, ignore=ignored, dirs_exist_ok=True)
         card = folder / "README.md"
