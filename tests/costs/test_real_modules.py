@@ -78,7 +78,7 @@ def attention(architecture: Architecture, dropped: list[tuple[int, str]]) -> int
     length = architecture.tokens or LENGTH
     pairs = {
         block: sum(
-            query - (window or length) < key and (key <= query or not architecture.causal)
+            query - (window or length) < key and (key <= query or not architecture.one_way)
             for query in range(length)
             for key in range(length)
         )

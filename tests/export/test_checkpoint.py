@@ -72,7 +72,7 @@ def test_both_ways_of_loading_agree(tmp_path: Path) -> None:
             candidate = candidate_of(loaded, with_zeros(loaded, with_bias(loaded)))
         out = tmp_path / f"{name}_{form}"
         folders.append(materialize(loaded, PlainLibrary(loaded), candidate, out, format=form))
-        batch = random_batch(loaded.family, loaded.model)
+        batch = random_batch(loaded.family, loaded.model, 1)
         save_file({"batch": batch}, out / "batch.safetensors")
         (out / "auto").write_text(loaded.family.task.auto.__name__)
     command = [sys.executable, "-c", LOAD_REMOTE_CODE, *folders]
