@@ -83,8 +83,13 @@ def width_levels(
     levels = {
         unit.name: _widths(unit, architecture, config, adds_bias and unit.name not in biased)
         for unit in units
-        if unit.kind in config.units and unit.name not in named
+        if unit.kind in config.units and unit.name not in named and unit.narrowable
     }
+    if not levels and any(unit.kind in config.units and not unit.narrowable for unit in units):
+        raise ConfigError(
+            f"space.width.units: the {' and '.join(config.units)} of this model cannot be "
+            "narrowed, because parts of it depend on all heads or channels together; leave it out"
+        )
     narrow = {name: widths for name, widths in levels.items() if widths}
     if not levels:
         kinds = " or ".join(config.units)

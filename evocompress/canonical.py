@@ -114,6 +114,11 @@ def _check_kind(unit: Unit, level: Level) -> None:
         raise ConfigError(
             f"unit '{unit.name}' cannot be dropped: what bypasses it is not the identity"
         )
+    if level.narrow and not unit.narrowable:
+        raise ConfigError(
+            f"unit '{unit.name}' cannot be narrowed: its parts depend on all of its heads or "
+            "channels together"
+        )
     strange = not level.dense and level.to_json().keys() - _FIELDS[unit.kind]
     if strange or (level.kv_groups is None) != (level.group_heads is None):
         raise ConfigError(

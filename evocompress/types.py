@@ -52,6 +52,7 @@ class Unit:
             convolution, whose matrix is (out, in times kernel), is at each place of an image.
         patch: Columns of a channel: 1, or what the kernel of a convolution reads of it.
         droppable: Whether the unit can be left out at all.
+        narrowable: Whether the width of a sub-layer can be cut at all.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Unit:
     positions: int | None = None
     patch: int = 1
     droppable: bool = True
+    narrowable: bool = True
 
     @property
     def numel(self) -> int:

@@ -16,6 +16,9 @@ from evocompress.models import LoadedModel
 
 CHANNEL_KEYS = ("moe_intermediate_size", "intermediate_size", "ffn_dim", "n_inner")
 
+NOT_OF_LAYERS = ("architectures", "token_id", "token_ids", "tokens", "_keys", "keys_to_ignore")
+"""Ends of the names of lists that every config may have, and that are not about layers."""
+
 
 def depends_on_index(config: PreTrainedConfig) -> bool:
     """Whether a block computes something else when it is numbered differently."""
@@ -26,12 +29,31 @@ def cut_config(config: PreTrainedConfig, kept: Sequence[Block]) -> PreTrainedCon
     """A copy of the config for a model of which only the blocks `kept` are left."""
     cut = copy.deepcopy(config)
     indices = [block.index for block in kept]
-    if getattr(config, "layer_types", None) is not None:
-        cut.layer_types = [config.layer_types[index] for index in indices]
+    _cut_lists(cut, indices)
     if getattr(config, "max_window_layers", None) is not None:
         cut.max_window_layers = sum(index < config.max_window_layers for index in indices)
     cut.num_hidden_layers = len(kept)
     return cut
+
+
+def per_layer(config: PreTrainedConfig) -> dict[str, list[object] | tuple[object, ...]]:
+    """The settings with an entry for each layer, whatever they are called.
+
+    `NOT_OF_LAYERS` may be as long by chance.
+    """
+    return {
+        name: value
+        for name, value in vars(config).items()
+        if isinstance(value, list | tuple)
+        and len(value) == getattr(config, "num_hidden_layers", None)
+        and not name.endswith(NOT_OF_LAYERS)
+    }
+
+
+def _cut_lists(config: PreTrainedConfig, indices: Sequence[int]) -> None:
+    """Leaves, in place, the entries of some layers in all settings that have one for each."""
+    for name, values in per_layer(config).items():
+        setattr(config, name, type(values)(values[index] for index in indices))
 
 
 def set_widths(config: PreTrainedConfig, widths: Widths, dense: Widths) -> None:
@@ -59,9 +81,8 @@ def is_taken(config: PreTrainedConfig, loaded: LoadedModel) -> bool:
     Some want their number to divide the hidden size; others derive their size from it.
     """
     single = copy.deepcopy(config)
+    _cut_lists(single, [0])
     single.num_hidden_layers = 1
-    if getattr(config, "layer_types", None) is not None:
-        single.layer_types = config.layer_types[:1]
     try:
         config.validate()
         with torch.device("meta"):

@@ -122,10 +122,14 @@ class Family:
         name, droppable = self.block_names[index], self._droppable(block)
         roles = _roles(matrices)
         yield Unit(name, "block", None, index, "block", droppable=droppable)
-        for kind, _ in self._branches():
+        for kind, branch in self._branches():
             sublayer = f"{name}.{kind}"
-            routed = active if kind == "mlp" else 0
-            yield Unit(sublayer, kind, name, index, kind, active=routed, droppable=droppable)
+            yield Unit(
+                *(sublayer, kind, name, index, kind),
+                active=active if kind == "mlp" else 0,
+                droppable=droppable,
+                narrowable=branch.narrowable,
+            )
             expert = ""
             for matrix in (matrix for matrix in matrices if matrix.sublayer == kind):
                 if matrix.expert != expert:

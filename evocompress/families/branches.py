@@ -87,6 +87,8 @@ class SubLayer:
         gate: Path of the norm of what the branch yields, before the sum, where it has a bias: only
             with its parameters at zero the branch adds nothing. Empty where that is so with the
             output matrix at zero.
+        narrowable: Whether heads or channels can be cut; not where something in the branch, such
+            as a norm of all queries together, depends on all of them.
     """
 
     matrices: tuple[Matrix, ...]
@@ -95,6 +97,7 @@ class SubLayer:
     norm_after: str = ""
     followers: tuple[Follower, ...] = ()
     gate: str = ""
+    narrowable: bool = True
 
     @property
     def output(self) -> Matrix:

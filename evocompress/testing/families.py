@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from evocompress.families import FAMILIES, Family, SubLayerName, family_of, name_of
 from evocompress.families.base import final_norm, matrices_of, one_way
 from evocompress.families.coupling import CHANNELS, axis_lengths
+from evocompress.testing.blocks import BlockContract
 from evocompress.testing.hooks import embedding, must_not_run, note_input, note_shape
 from evocompress.testing.staged import require_packages, staged
 from evocompress.testing.tiny import tiny_model
@@ -109,7 +110,7 @@ def assert_equal(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
-class FamilyContract:
+class FamilyContract(BlockContract):
     """The checks; subclasses are collected by pytest and provide the fixture ``name``."""
 
     @pytest.fixture

@@ -40,10 +40,12 @@ Levels = dict[str, Level]
 
 
 def candidate_of(loaded: LoadedModel, levels: Mapping[str, Level]) -> Candidate:
-    """The canonical candidate of some levels."""
-    path = loaded.family.layers_path
+    """The canonical candidate of some levels, without widths of what cannot be narrowed."""
+    path, units = loaded.family.layers_path, loaded.family.units(loaded.model)
+    fixed = {unit.name for unit in units if not unit.narrowable}
     named = {f"{path}.{name}": level for name, level in levels.items()}
-    return canonical(named, loaded.family.units(loaded.model))
+    kept = {name: level for name, level in named.items() if not (level.narrow and name in fixed)}
+    return canonical(kept, units)
 
 
 def heads(loaded: LoadedModel) -> list[Level]:
