@@ -258,7 +258,7 @@ def files(folder):
         if file.is_file() and file.name not in ("heal.json", ".lock")
     }
     report = json.loads((folder / "heal.json").read_text())
-    return found, {key: report[key] for key in report.keys() - {"seconds", "checkpoint"}}
+    return found, {key: report[key] for key in report.keys() - {"seconds", "checkpoint", "xxh3"}}
 
 
 def copy(searched, name):
