@@ -1,13 +1,13 @@
 """Bringing genomes below budgets in spaces whose levels are in no order."""
 
 import itertools
-import time
 
 import numpy as np
 import pytest
 
 from evocompress.budget import floors, require
 from evocompress.config import SpaceConfig
+from evocompress.costs import CostTable
 from evocompress.errors import BudgetError, ConfigError
 from evocompress.repair import repair, spend
 from evocompress.space import build_space
@@ -203,7 +203,7 @@ def test_a_missing_budget_is_refused_where_it_is_needed():
 # ---- speed
 
 
-def test_repair_is_fast():
+def test_a_repair_prices_few_genomes(monkeypatch):
     space = space_of(
         {"body_params": 0.35, "kv_bytes": 0.5},
         SMOLLM2_135M,
@@ -212,9 +212,13 @@ def test_repair_is_fast():
     )
     assert len(space.units) == 60
     assert space.genes.sizes.max() == 15
-    seconds = []
+    counted, totals = [], CostTable.totals
+
+    def counting(table, states, choices):
+        counted.append(len(states))
+        return totals(table, states, choices)
+
+    monkeypatch.setattr(CostTable, "totals", counting)
     for seed, genome in enumerate(any_genomes(space, 15)):
-        begin = time.perf_counter()
         repair(space, genome, rng(seed))
-        seconds.append(time.perf_counter() - begin)
-    assert min(seconds) < 0.02
+    assert 0 < sum(counted) < 15 * 400

@@ -54,8 +54,8 @@ def test_the_least_used_expert_is_missed_less_than_the_most_used(trained):
             for unit in (order[0], order[-1]):
                 live.apply(canonical({unit: DROP}, live.units.values()))
                 harms.append(loss(trained, ids) - dense)
-            assert harms[0] < harms[1]
-            assert harms[1] > 0.003
+            # How much harm it is depends on what a machine's rounding makes of the training.
+            assert harms[1] > 5 * abs(harms[0])
 
 
 def test_experts_that_no_token_reaches_are_compressed_by_their_weights(tmp_path, trained, caplog):
