@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from evocompress.arithmetic import slow_on_cpu
 from evocompress.block_cache import BlockCache, stream_blocks
+from evocompress.checkpoint_files import CONFIG, weight_files
 from evocompress.config import ModelConfig
 from evocompress.converted import converted
 from evocompress.demo_model import DEMO_SOURCE, demo_checkpoint
@@ -21,7 +22,6 @@ from evocompress.errors import ModelError
 from evocompress.families import FAMILIES, Family, family_named, family_of
 from evocompress.families.base import prepare, with_pooling
 from evocompress.sources import (
-    CONFIG,
     MODULES,
     POOLING,
     Checkpoint,
@@ -34,7 +34,6 @@ from evocompress.sources import (
     quiet_transformers,
     read_model,
     read_tokenizer,
-    weight_files,
 )
 from evocompress.stored import stored_tensors
 from evocompress.tasks import Pooling

@@ -7,13 +7,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
-from pydantic import BaseModel, Field
-from safetensors import SafetensorError, safe_open
+from pydantic import BaseModel
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -24,11 +23,10 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from evocompress.checkpoint_files import CONFIG, check_folder, read_file_as, read_json, weight_files
 from evocompress.errors import ModelError, one_line
-from evocompress.files import read_as
 from evocompress.gguf_kind import check_language_model
 from evocompress.stored import (
-    check_counts,
     check_loaded,
     check_shapes,
     check_types,
@@ -37,22 +35,16 @@ from evocompress.stored import (
 )
 from evocompress.tasks import Pooling
 
-T = TypeVar("T")
-
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
-WEIGHTS = "model.safetensors"
 GGUF = ".gguf"
 MODULES = "modules.json"
-CONFIG = "config.json"
-ADAPTER = "adapter_config.json"
 POOLING = "1_Pooling/config.json"
 FLAG = "pooling_mode_"
 POOLINGS: dict[str, Pooling] = {"mean": "mean", "mean_tokens": "mean", "lasttoken": "last"}
 """By the names that sentence-transformers gives them."""
 
 PREPROCESSOR = "preprocessor_config.json"
-INDEX = "model.safetensors.index.json"
 HUB_FILES = [
     *("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py", "*.tiktoken", "README.md"),
     *("LICEN[CS]E*", "COPYING*", "NOTICE*", "*USE_POLICY*"),
@@ -88,12 +80,6 @@ class Checkpoint:
         }
 
 
-class Index(BaseModel):
-    """Which file holds which weight."""
-
-    weight_map: dict[str, Annotated[str, Field(pattern=r"^[^/\\]+$")]]
-
-
 class Module(BaseModel):
     """A step of sentence-transformers."""
 
@@ -125,7 +111,7 @@ def local_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> Checkp
     Raises:
         ModelError: The folder holds no checkpoint, or a file of it is missing or damaged.
     """
-    _check_folder(folder)
+    check_folder(folder)
     return Checkpoint(folder, trust_remote_code=trust_remote_code)
 
 
@@ -142,7 +128,7 @@ def model_type(checkpoint: Checkpoint) -> tuple[str, list[str]]:
         ModelError: ``config.json`` names no type, or classes that are no names.
     """
     path = checkpoint.folder / CONFIG
-    return type_and_classes(path, _read_json(path))
+    return type_and_classes(path, read_json(path))
 
 
 def type_and_classes(path: object, config: Mapping[str, Any]) -> tuple[str, list[str]]:
@@ -167,7 +153,7 @@ def type_and_classes(path: object, config: Mapping[str, Any]) -> tuple[str, list
 
 def inner_type(checkpoint: Checkpoint) -> str | None:
     """The type of the language model within a model of several parts; ``None`` of others."""
-    config = _read_json(checkpoint.folder / CONFIG)
+    config = read_json(checkpoint.folder / CONFIG)
     for key in ("text_config", "llm_config", "language_config", "thinker_config"):
         inner = config.get(key)
         if isinstance(inner, dict):
@@ -188,7 +174,7 @@ def pooling_of(folder: Path) -> Pooling | None:
     path = folder / POOLING
     if not path.is_file():
         return None
-    pooling = _read_json(path)
+    pooling = read_json(path)
     flags = [key.removeprefix(FLAG) for key in pooling if key.startswith(FLAG)]
     modes = {flag for flag in flags if pooling[FLAG + flag] is True}
     if "pooling_mode" in pooling:
@@ -212,7 +198,7 @@ def complete_image_size(model: PreTrainedModel, folder: Path) -> None:
     path = folder / PREPROCESSOR
     if hasattr(model.config, "image_size") or not path.is_file():
         return
-    settings = _read_json(path)
+    settings = read_json(path)
     cropped = settings.get("do_center_crop", True) and settings.get("crop_size")
     sides = _sides(cropped or settings.get("size"))
     if sides is not None:
@@ -235,7 +221,7 @@ def _check_modules(path: Path) -> None:
     Raises:
         ModelError: There are such.
     """
-    modules = _read_as(path, list[Module]) if path.is_file() else []
+    modules = read_file_as(path, list[Module]) if path.is_file() else []
     kinds = {module.type.rsplit(".", 1)[-1] for module in modules}
     if others := sorted(kinds - {"Transformer", "Pooling", "Normalize"}):
         raise ModelError(
@@ -276,55 +262,6 @@ def check_gguf(path: Path) -> None:
             f"reading {path.name} needs packages that are not installed: "
             "pip install 'evocompress[gguf]'"
         )
-
-
-def _check_folder(folder: Path) -> None:
-    """Every file that the checkpoint names must be there, and as long as its header says."""
-    config = _read_json(folder / CONFIG)
-    check_counts(folder / CONFIG, config)
-    if config.get("quantization_config") is not None:
-        raise ModelError(
-            f"the checkpoint {folder} holds quantised weights, which cannot be compressed further: "
-            "use the model it was made from"
-        )
-    if (folder / ADAPTER).is_file():
-        raise ModelError(
-            f"the checkpoint {folder} has an adapter beside its weights ({ADAPTER}): merge it into "
-            "them first, or remove it"
-        )
-    for path in weight_files(folder):
-        _check_safetensors(path)
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The files of weights that a checkpoint names."""
-    names = {WEIGHTS}
-    if not (folder / WEIGHTS).is_file() and (folder / INDEX).is_file():
-        names = set(_read_as(folder / INDEX, Index).weight_map.values())
-    return [folder / name for name in sorted(names)]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ModelError(f"{path.parent} is not a checkpoint: it has no {path.name}")
-    return _read_as(path, dict[str, Any])
-
-
-def _read_as(path: Path, shape: type[T]) -> T:
-    return read_as(path, shape, kind=ModelError, remedy="replace it")
-
-
-def _check_safetensors(path: Path) -> None:
-    if not path.is_file():
-        raise ModelError(
-            f"the checkpoint {path.parent} lacks {path.name}; only safetensors weights are read, "
-            "so convert other formats with save_pretrained first"
-        )
-    try:
-        with safe_open(path, framework="pt"):
-            pass
-    except SafetensorError as error:
-        raise ModelError(f"{path} is damaged or truncated, replace it: {one_line(error)}") from None
 
 
 def read_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
