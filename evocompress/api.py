@@ -18,24 +18,27 @@ import torch
 
 from evocompress.comparison import compare
 from evocompress.config import RunConfig
-from evocompress.contestants import contestants, healed_source, named_candidate
+from evocompress.contestants import (
+    chosen_format,
+    contestants,
+    healed_notes,
+    healed_source,
+    named_candidate,
+)
 from evocompress.costs import LatencyTable
 from evocompress.early import check_early, check_sources, rehearse
 from evocompress.environment import describe, environment
 from evocompress.errors import RunError
 from evocompress.export import (
-    PROGRAMS,
     check_format,
     check_program,
     check_weights,
-    choose_for,
     read_candidate,
 )
 from evocompress.export import materialize as write_checkpoint
 from evocompress.files import write_json
 from evocompress.finding import find
 from evocompress.finished import HELDOUT, Unchanged, finished
-from evocompress.foreign_text import as_code
 from evocompress.heal import heal as distil
 from evocompress.outcome import costs_of
 from evocompress.planning import Plan, plan_on
@@ -200,32 +203,21 @@ def materialize(
     Raises:
         EvoCompressError: Anything the user can mend.
     """
-    check_format(form)
-    if program is not None:
-        check_program(program, form)
-    if weights is not None:
-        check_weights(weights)
+    _check_form(form, program, weights)
     out = None if out is None else Path(out)
     bench = finished(path, reporter)
     own = out is None or bench.folder.writable
     if own:
         bench.reporter.log_to(bench.folder.log)
-    if healed and candidate != "winner":
-        raise RunError("--healed and --candidate exclude each other: only the checkpoint is healed")
-    fits = bench.config.space.fits
-    if program is None and form == "auto" and fits in PROGRAMS:
-        program = fits
-    source = healed_source(bench.folder, out) if healed else None
+    source = healed_source(bench.folder, out, candidate) if healed else None
     unchanged = Unchanged(bench)
     unchanged.check_model()
     chosen = read_candidate(source) if source else named_candidate(bench, candidate)
-    if program is not None:
-        choice = choose_for(bench.loaded, chosen, program, form)
-        bench.reporter.say(choice.reason)
-        form = choice.name
-    target, what = out or bench.folder.checkpoint, "healed" if healed else candidate
+    form = chosen_format(bench, chosen, program, form)
+    target = out or bench.folder.checkpoint
     library = bench.existing_library()
     unchanged.check_library(library)
+    what = "healed" if healed else candidate
     lock = bench.folder.locked() if own else nullcontext()
     with lock, bench.reporter.stage(f"materialize {what} in {target}"):
         return write_checkpoint(
@@ -236,12 +228,7 @@ def materialize(
             format=form,
             weights=weights,
             healed=source,
-            notes=[
-                "The weights were healed by a distillation of the dense model: "
-                f"{as_code(str(source))}."
-            ]
-            if source
-            else [],
+            notes=healed_notes(source),
             predicted=costs_of(bench.space, chosen),
         )
 
@@ -374,6 +361,15 @@ def report(path: Path | str) -> Path:
     if SweepFolder(path).config_file.exists():
         return write_sweep_report(path)
     return write_report(path)
+
+
+def _check_form(form: str, program: str | None, weights: str | None) -> None:
+    """Refuses a format, program or type of weights that there is not."""
+    check_format(form)
+    if program is not None:
+        check_program(program, form)
+    if weights is not None:
+        check_weights(weights)
 
 
 def _prepared(config: RunConfig, resume: bool, reporter: Reporter | None) -> Workbench:

@@ -1,4 +1,4 @@
-"""The candidates and checkpoints of a finished run: which there are, and by what names."""
+"""The candidates and checkpoints of a finished run: which there are and how they are named."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from pathlib import Path
 
 from evocompress.comparison import Contestant
 from evocompress.errors import RunError
+from evocompress.export import PROGRAMS, choose_for, read_candidate
 from evocompress.export import materialize as write_checkpoint
-from evocompress.export import read_candidate
 from evocompress.export.reload import read_checkpoint
+from evocompress.foreign_text import as_code
 from evocompress.journal import read_candidates
 from evocompress.leftovers import scratch_folder
 from evocompress.library import Library
@@ -45,17 +46,46 @@ def named_candidate(bench: Workbench, name: str) -> Candidate:
     raise RunError(f"{bench.folder.journal} has no candidate '{name}'; 'winner' is the best one")
 
 
-def healed_source(folder: RunFolder, out: Path | None) -> Path:
+def healed_source(folder: RunFolder, out: Path | None, candidate: str = "winner") -> Path:
     """The healed checkpoint of a run, to be written again elsewhere.
 
     Raises:
-        RunError: There is none, or `out` is not said.
+        RunError: There is none, `out` is not said, or another candidate is asked for.
     """
+    if candidate != "winner":
+        raise RunError("--healed and --candidate exclude each other: only the checkpoint is healed")
     if not is_healed(folder):
         raise RunError(f"{folder.path} has no healed checkpoint: run 'evocompress heal' first")
     if out is None:
         raise RunError("--healed writes a second checkpoint: say where with --out")
     return folder.healed_checkpoint
+
+
+def healed_notes(source: Path | None) -> list[str]:
+    """What a checkpoint's README says of the healed one whose weights it has, if there is one."""
+    if source is None:
+        return []
+    name = as_code(str(source))
+    return [f"The weights were healed by a distillation of the dense model: {name}."]
+
+
+def chosen_format(bench: Workbench, candidate: Candidate, program: str | None, form: str) -> str:
+    """The format that a candidate is to be written in; where a program decides it, why is told.
+
+    Args:
+        bench: Of the finished run.
+        candidate: What is written.
+        program: What is to load it; ``None`` is what the search was for, else any.
+        form: A key of `evocompress.export.FORMATS`, or ``auto``.
+    """
+    fits = bench.config.space.fits
+    if program is None and form == "auto" and fits in PROGRAMS:
+        program = fits
+    if program is None:
+        return form
+    choice = choose_for(bench.loaded, candidate, program, form)
+    bench.reporter.say(choice.reason)
+    return choice.name
 
 
 def contestants(bench: Workbench, library: Library | None) -> dict[str, Contestant]:

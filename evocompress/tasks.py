@@ -147,11 +147,11 @@ DISTILLED_IMAGE_CLASSES = replace(IMAGE_CLASSES, ending="ForImageClassificationW
 @contextmanager
 def _no_padding(config: PreTrainedConfig) -> Iterator[None]:
     """Tells a class that takes no batches without a padding token that there is none in them."""
-    unknown = getattr(config, "pad_token_id", None) is None
-    if unknown:
-        config.pad_token_id = -1
+    if getattr(config, "pad_token_id", 0) is not None:  # models of images have no such setting
+        yield
+        return
+    config.pad_token_id = -1
     try:
         yield
     finally:
-        if unknown:
-            config.pad_token_id = None
+        config.pad_token_id = None

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +20,7 @@ from evocompress.errors import ConfigError, LibraryError, RunError
 from evocompress.estimates.answer import LiveEstimates
 from evocompress.evaluation import check_lengths
 from evocompress.export import FORMATS, PROGRAMS, check_task
-from evocompress.genes import Genes
+from evocompress.header_facts import genes_digest, table_facts
 from evocompress.library import Library, build_library, check_library, open_library
 from evocompress.library.manifest import NAME as MANIFEST
 from evocompress.library.manifest import read_manifest
@@ -185,7 +182,7 @@ class Workbench:
         loaded = self.loaded
         with self.reporter.stage(f"calibration data: {self.config.calibration.source}"):
             found = load_calibration(self.config.calibration, loaded)
-        for line in _common_text(found, "tokens" if loaded.family.task.reads_text else "images"):
+        for line in found.notes("tokens" if loaded.family.task.reads_text else "images"):
             self.reporter.say(line)
         return found
 
@@ -367,9 +364,9 @@ class Workbench:
         circumstances = self.circumstances()
         return {
             **{key: circumstances.pop(key) for key in ("model", "calibration", "library")},
-            "space": _genes_digest(self.space.genes),
+            "space": genes_digest(self.space.genes),
             "budget": dict(self.space.budget),
-            "latency": _table_facts(self.latency_table) if self.latency_table else None,
+            "latency": table_facts(self.latency_table) if self.latency_table else None,
             "proxy": proxies.facts(self.config.proxy),
             "searcher": self.config.search.name,
             "settings": searcher_settings(self.config).model_dump(mode="json"),
@@ -389,35 +386,3 @@ class Workbench:
             "kernel": model.config._attn_implementation,
             "threads": torch.get_num_threads(),
         }
-
-
-def _common_text(calibration: Calibration, what: str) -> Iterator[str]:
-    """What held-out part and the others have in common, where that is worth a word."""
-    source, other = calibration.source, calibration.heldout_source
-    if calibration.left_out and source != other:
-        yield (
-            f"{other} and {source} have something in common: the held-out part leaves out "
-            f"{calibration.left_out:,} {what} that library or search see"
-        )
-    if calibration.repeated:
-        yield (
-            f"{other} repeats itself: {calibration.repeated:,} of the "
-            f"{calibration.heldout.numel():,} held-out tokens are also in what library or search "
-            "see, so the held-out values flatter"
-        )
-
-
-def _table_facts(table: LatencyTable) -> dict[str, Any]:
-    """Where a table was measured, and a digest of what it says."""
-    return asdict(table.made) | {"digest": _digest(table.to_json())}
-
-
-def _genes_digest(genes: Genes) -> str:
-    names = [[unit.name for unit in members] for members in genes.members]
-    keys = [[level.key for level in options] for options in genes.levels]
-    return _digest([names, keys, genes.start.tolist(), genes.merges])
-
-
-def _digest(content: Any) -> str:
-    text = json.dumps(content, separators=(",", ":"))
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

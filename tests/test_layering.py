@@ -17,7 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # The lower layers, and which modules of the package each may import.
 LOWER = {"types", "errors", "config", "config_file", "fields", "foreign_text", "strict_yaml"}
-LOWER |= {"pareto"}
+LOWER |= {"pareto", "space_config"}
 SPACE = LOWER | {"space", "canonical", "genes", "admissible", "budget", "repair", "start", "costs"}
 SPACE |= {"fitting", "expert_genes", "single_changes"}
 ALLOWED = {
@@ -25,7 +25,8 @@ ALLOWED = {
     "foreign_text": set(),
     "errors": {"foreign_text"},
     "fields": {"foreign_text"},
-    "config": {"fields"},
+    "space_config": {"fields"},
+    "config": {"fields", "space_config"},
     "strict_yaml": {"errors", "foreign_text"},
     "config_file": {"config", "errors", "fields", "foreign_text", "strict_yaml"},
     "pareto": set(),

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -8,39 +7,22 @@ import pytest
 import torch
 import transformers
 from huggingface_hub.errors import LocalEntryNotFoundError
-from safetensors.torch import load_file, save_file
 
 from evocompress import demo_model, models, sources
 from evocompress.demo_model import DEMO_SOURCE, GGUF_NAME, cache_folder, convert
 from evocompress.errors import ModelError
-from evocompress.export import materialize
 from evocompress.export.modeling import CLASSES
-from evocompress.export.reload import read_checkpoint
 from evocompress.families import FAMILIES
 from evocompress.models import fingerprint, load
 from evocompress.planning import outline
 from evocompress.sources import locate
-from evocompress.testing.families import answer, random_batch
+from evocompress.testing.broken import edit_config, refusal
 from evocompress.testing.tiny import tiny_checkpoint, tiny_loaded, tiny_model, tiny_tokenizer
-from evocompress.types import Candidate
 
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     return tiny_checkpoint(tmp_path / "tiny")
-
-
-def edit_config(checkpoint: Path, **changes: object) -> None:
-    path = checkpoint / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def refusal(source: str | Path) -> str:
-    with pytest.raises(ModelError) as caught:
-        load(str(source), device="cpu")
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
 
 
 def test_a_saved_model_comes_back(checkpoint: Path) -> None:
@@ -138,212 +120,6 @@ def test_another_kind_of_decoder_is_refused_by_its_class(kind: str, tmp_path: Pa
 def test_classes_must_be_a_list_of_names(classes: object, checkpoint: Path) -> None:
     edit_config(checkpoint, architectures=classes)
     assert "architectures must be a list of names" in refusal(checkpoint)
-
-
-@pytest.mark.parametrize("kept", [0, 4, 100, -1])
-def test_truncated_weights_are_named(checkpoint: Path, kept: int) -> None:
-    path = checkpoint / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:kept])
-    assert str(path) in refusal(checkpoint)
-
-
-def test_a_missing_config_is_named(checkpoint: Path) -> None:
-    (checkpoint / "config.json").unlink()
-    assert "has no config.json" in refusal(checkpoint)
-
-
-@pytest.mark.parametrize("text", ["{", "[]", ""])
-def test_a_damaged_config_is_named(checkpoint: Path, text: str) -> None:
-    (checkpoint / "config.json").write_text(text)
-    assert f"{checkpoint / 'config.json'} is damaged" in refusal(checkpoint)
-
-
-def test_missing_weights_are_named(checkpoint: Path) -> None:
-    (checkpoint / "model.safetensors").rename(checkpoint / "pytorch_model.bin")
-    message = refusal(checkpoint)
-    assert "lacks model.safetensors" in message
-    assert "save_pretrained" in message
-
-
-def test_a_missing_shard_is_named(checkpoint: Path) -> None:
-    tiny_model("llama").save_pretrained(checkpoint, max_shard_size="200KB")
-    (checkpoint / "model.safetensors").unlink()
-    assert load(str(checkpoint), device="cpu").fingerprint == tiny_loaded("llama").fingerprint
-    shard = sorted(checkpoint.glob("model-*.safetensors"))[-1]
-    shard.unlink()
-    assert f"lacks {shard.name}" in refusal(checkpoint)
-
-
-def test_weights_that_the_checkpoint_lacks_are_not_made_up(checkpoint: Path) -> None:
-    path = checkpoint / "model.safetensors"
-    weights = load_file(path)
-    del weights["model.layers.1.mlp.up_proj.weight"]
-    save_file(weights, path, metadata={"format": "pt"})
-    assert "model.layers.1.mlp.up_proj.weight" in refusal(checkpoint)
-
-
-def test_weights_of_another_shape_are_refused(checkpoint: Path) -> None:
-    edit_config(checkpoint, intermediate_size=96)
-    message = refusal(checkpoint)
-    assert "model.layers.0.mlp.gate_proj.weight of shape (128, 64)" in message
-    assert "asks for (96, 64)" in message
-
-
-def change(checkpoint: Path, **tensors: torch.Tensor | None) -> None:
-    """Adds tensors to a checkpoint, or takes them out."""
-    path = checkpoint / "model.safetensors"
-    whole = load_file(path) | tensors
-    save_file({n: t for n, t in whole.items() if t is not None}, path, metadata={"format": "pt"})
-
-
-LAYER = "model.layers.2"
-
-
-@pytest.mark.parametrize(
-    ("name", "tensor"),
-    [
-        (f"{LAYER}.self_attn.q_proj.lora_A.weight", torch.ones(4, 64)),
-        (f"{LAYER}.self_attn.q_proj.bias", torch.ones(64)),
-        (f"{LAYER}.self_attn.q_norm.weight", torch.ones(16)),
-        ("model.layers.3.mlp.up_proj.weight", torch.ones(128, 64)),
-        ("score.weight", torch.ones(2, 64)),
-        ("v_head.summary.weight", torch.ones(1, 64)),
-        (f"{LAYER}.self_attn.bias", torch.ones(64)),
-    ],
-)
-def test_tensors_without_a_place_are_named(
-    checkpoint: Path, name: str, tensor: torch.Tensor
-) -> None:
-    change(checkpoint, **{name: tensor})
-    assert f"holds {name}, for which the model" in refusal(checkpoint)
-
-
-@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn, torch.int64])
-def test_weights_that_need_scales_are_refused(checkpoint: Path, dtype: torch.dtype) -> None:
-    name = f"{LAYER}.mlp.up_proj.weight"
-    change(checkpoint, **{name: torch.ones(128, 64).to(dtype)})
-    assert f"holds {name} of type" in refusal(checkpoint)
-
-
-def test_buffers_of_older_versions_and_copies_of_a_tied_head_go_on_loading(
-    checkpoint: Path,
-) -> None:
-    before = load(str(checkpoint), device="cpu").fingerprint
-    stored = load_file(checkpoint / "model.safetensors")
-    buffers = {
-        f"{LAYER}.self_attn.rotary_emb.inv_freq": torch.ones(8),
-        f"{LAYER}.self_attn.rotary_emb.cos_cached": torch.ones(1, 1, 512, 16),
-        f"{LAYER}.self_attn.causal_mask": torch.ones(1, 1, 512, 512, dtype=torch.bool),
-        f"{LAYER}.self_attn.masked_bias": torch.tensor(-1e4),
-        "model.position_ids": torch.arange(512),
-        "lm_head.weight": stored["model.embed_tokens.weight"].clone(),
-    }
-    change(checkpoint, **buffers)
-    assert load(str(checkpoint), device="cpu").fingerprint == before
-
-
-def test_the_prefix_of_the_body_may_be_missing(checkpoint: Path) -> None:
-    before = load(str(checkpoint), device="cpu").fingerprint
-    path = checkpoint / "model.safetensors"
-    bare = {name.removeprefix("model."): tensor for name, tensor in load_file(path).items()}
-    save_file(bare, path, metadata={"format": "pt"})
-    assert load(str(checkpoint), device="cpu").fingerprint == before
-    change(checkpoint, **{"model.norm.weight": bare["norm.weight"] + 1})
-    assert "holds both norm.weight and model.norm.weight" in refusal(checkpoint)
-
-
-def test_the_prefix_of_the_body_may_be_there_though_there_is_no_head(tmp_path: Path) -> None:
-    folder = tiny_checkpoint(tmp_path, "bert")
-    before = load(str(folder), device="cpu").fingerprint
-    path = folder / "model.safetensors"
-    whole = {f"bert.{name}": tensor for name, tensor in load_file(path).items()}
-    whole |= {"cls.predictions.bias": torch.ones(256)}
-    save_file(whole, path, metadata={"format": "pt"})
-    assert load(str(folder), device="cpu").fingerprint == before
-    change(folder, **{"classifier.weight": torch.ones(2, 64)})
-    assert "holds classifier.weight, for which" in refusal(folder)
-
-
-def test_a_pooler_that_nothing_uses_may_be_missing(tmp_path: Path) -> None:
-    folder = tiny_checkpoint(tmp_path / "bert", "bert")
-    whole = load(str(folder), device="cpu")
-    change(folder, **{"pooler.dense.weight": None, "pooler.dense.bias": None})
-    loaded = load(str(folder), device="cpu")
-    assert loaded.fingerprint == load(str(folder), device="cpu").fingerprint
-    batch = random_batch(loaded.family, loaded.model)
-    assert torch.equal(*(answer(one.family, one.model, batch) for one in (whole, loaded)))
-    for form in ("stock", "hf"):
-        out = materialize(loaded, None, Candidate(), tmp_path / form, format=form)
-        assert not any("pooler" in name for name in load_file(out / "model.safetensors"))
-        again = read_checkpoint(out, loaded.model)
-        assert torch.equal(
-            answer(loaded.family, again, batch), answer(loaded.family, loaded.model, batch)
-        )
-
-
-def test_an_adapter_beside_the_weights_is_refused(checkpoint: Path) -> None:
-    (checkpoint / "adapter_config.json").write_text("{}")
-    assert "has an adapter beside its weights" in refusal(checkpoint)
-
-
-def test_a_tensor_in_two_files_is_refused(checkpoint: Path) -> None:
-    tiny_model("llama").save_pretrained(checkpoint, max_shard_size="200KB")
-    (checkpoint / "model.safetensors").unlink()
-    first, last = (sorted(checkpoint.glob("model-*.safetensors"))[at] for at in (0, -1))
-    name, tensor = next(iter(load_file(first).items()))
-    save_file(load_file(last) | {name: tensor + 1}, last, metadata={"format": "pt"})
-    assert f"holds {name}, which another file of it holds as well" in refusal(checkpoint)
-
-
-def test_without_a_class_a_tied_model_must_have_the_names_of_one_with_a_head(
-    checkpoint: Path,
-) -> None:
-    for named in ([], None):
-        edit_config(checkpoint, architectures=named)
-        assert load(str(checkpoint), device="cpu").family is FAMILIES["llama"]
-    path = checkpoint / "model.safetensors"
-    bare = {name.removeprefix("model."): tensor for name, tensor in load_file(path).items()}
-    save_file(bare, path, metadata={"format": "pt"})
-    assert "names no class in architectures" in refusal(checkpoint)
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("num_labels", 10**9),
-        ("num_hidden_layers", 10**6),
-        ("num_hidden_layers", 0),
-        ("vocab_size", 10**12),
-        ("hidden_size", 10**9),
-        ("intermediate_size", -1),
-        ("num_attention_heads", 10**9),
-    ],
-)
-def test_absurd_numbers_in_a_config_are_refused(checkpoint: Path, key: str, value: int) -> None:
-    edit_config(checkpoint, **{key: value})
-    assert f"{key} is {value}, but must be from 1 to" in refusal(checkpoint)
-    with pytest.raises(ModelError, match=f"{key} is {value}, but must be from 1 to"):
-        outline(str(checkpoint))
-
-
-def test_a_config_of_a_much_larger_model_than_is_stored_is_refused(checkpoint: Path) -> None:
-    path = checkpoint / "model.safetensors"
-    change(checkpoint, **{name: None for name in load_file(path) if ".layers." in name})
-    edit_config(checkpoint, num_hidden_layers=1000, intermediate_size=10**6)
-    assert "but its config.json describes a model of" in refusal(checkpoint)
-
-
-def test_a_missing_tokenizer_is_told(checkpoint: Path) -> None:
-    for path in checkpoint.glob("tokenizer*"):
-        path.unlink()
-    assert "no tokenizer" in refusal(checkpoint)
-
-
-def test_quantised_weights_are_refused(checkpoint: Path) -> None:
-    edit_config(checkpoint, quantization_config={"quant_method": "gptq", "bits": 4})
-    assert "quantised" in refusal(checkpoint)
-    edit_config(checkpoint, quantization_config=None)
-    assert load(str(checkpoint), device="cpu").family is FAMILIES["llama"]
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from evocompress.config import HealConfig, RunConfig
 from evocompress.export import materialize, read_record
 from evocompress.families import FAMILIES
 from evocompress.files import read_json
+from evocompress.header_facts import genes_digest
 from evocompress.heal import heal
 from evocompress.progress import Reporter
 from evocompress.rehearsal import unbounded
@@ -22,7 +23,7 @@ from evocompress.run_folder import RunFolder
 from evocompress.space import build_space
 from evocompress.testing.tiny import tiny_checkpoint, tiny_model
 from evocompress.types import Candidate
-from evocompress.workbench import Workbench, _genes_digest
+from evocompress.workbench import Workbench
 
 
 def config(**changes):
@@ -42,8 +43,8 @@ def test_the_digest_of_a_space_covers_all_that_gives_a_genome_its_meaning():
         replace(genes, start=genes.start + 1),
         replace(genes, merges=True),
     ]
-    assert len({_genes_digest(each) for each in (genes, *others)}) == 5
-    assert _genes_digest(replace(genes, start=np.array(genes.start))) == _genes_digest(genes)
+    assert len({genes_digest(each) for each in (genes, *others)}) == 5
+    assert genes_digest(replace(genes, start=np.array(genes.start))) == genes_digest(genes)
 
 
 def test_only_bounds_on_latencies_are_lifted():

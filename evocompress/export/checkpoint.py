@@ -71,11 +71,7 @@ def materialize(
     check_target(out, overwrite)
     name = choose_format(loaded, candidate, format)
     form = FORMATS[name]
-    if weights is None and loaded.widened is not None:
-        weights = str(loaded.widened).removeprefix("torch.")
-    if weights is not None:
-        check_weights(weights)
-        form.check_weights(loaded, candidate, weights)
+    weights = _type_of_weights(loaded, candidate, form, weights)
     model = form.build(loaded, _state(loaded, library, candidate, healed), candidate)
     if loaded.family.task.causal:
         model.generation_config = copy.deepcopy(loaded.model.generation_config)
@@ -100,6 +96,18 @@ def _state(
     if healed is not None:
         return checkpoint_state(healed, loaded, candidate)
     return compressed_state(loaded, library, candidate)
+
+
+def _type_of_weights(
+    loaded: LoadedModel, candidate: Candidate, form: Format, weights: str | None
+) -> str | None:
+    """The type that weights are written in; ``None`` for that which they have."""
+    if weights is None and loaded.widened is not None:
+        weights = str(loaded.widened).removeprefix("torch.")
+    if weights is not None:
+        check_weights(weights)
+        form.check_weights(loaded, candidate, weights)
+    return weights
 
 
 def _bytes(model: PreTrainedModel, weights: str | None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -72,6 +73,25 @@ class Calibration:
     def library_fingerprint(self) -> str:
         """The same of the part that a level library is made from, which others may share."""
         return _fingerprint(self.library)
+
+    def notes(self, what: str) -> Iterator[str]:
+        """What held-out part and the others have in common, where that is worth a word.
+
+        Args:
+            what: What the parts consist of.
+        """
+        source, other = self.source, self.heldout_source
+        if self.left_out and source != other:
+            yield (
+                f"{other} and {source} have something in common: the held-out part leaves out "
+                f"{self.left_out:,} {what} that library or search see"
+            )
+        if self.repeated:
+            yield (
+                f"{other} repeats itself: {self.repeated:,} of the "
+                f"{self.heldout.numel():,} held-out tokens are also in what library or search "
+                "see, so the held-out values flatter"
+            )
 
 
 def _fingerprint(*parts: Tensor) -> str:
