@@ -19,6 +19,7 @@ import torch
 from evocompress.comparison import compare
 from evocompress.config import RunConfig
 from evocompress.contestants import (
+    check_healing,
     chosen_format,
     contestants,
     healed_notes,
@@ -238,6 +239,7 @@ def heal(
     overrides: Sequence[str] = (),
     *,
     resume: bool = False,
+    force: bool = False,
     reporter: Reporter | None = None,
 ) -> Path:
     """Distils the dense model into a run's checkpoint.
@@ -250,6 +252,8 @@ def heal(
         path: The run's folder, with a checkpoint.
         overrides: Changes of the configuration, such as ``heal.steps=100``.
         resume: Go on where an interrupted healing stopped.
+        force: Go on under other circumstances (versions, device, threads); ``heal.json`` and the
+            report say so.
         reporter: Told about progress.
 
     Returns:
@@ -260,25 +264,21 @@ def heal(
     """
     bench = finished(path, reporter, overrides, ("heal.",))
     folder, config = bench.folder, bench.config.heal
-    if not folder.checkpoint.exists():
-        raise RunError(f"{folder.checkpoint} does not exist: run 'evocompress materialize' first")
-    check_names(bench.config)
+    check_healing(bench)
     bench.reporter.log_to(folder.log)
-    kept = config.validation_sequences
-    if kept >= bench.config.calibration.search_sequences:
-        raise RunError(
-            f"heal.validation_sequences={kept} leaves nothing of the search part; lower it"
-        )
     if bench.config.executor == "ray":
         from evocompress.distributed.healing import heal_on_ray
 
-        heal_on_ray(bench.config, folder.path, overrides, resume, bench.reporter)
+        heal_on_ray(bench.config, folder.path, overrides, resume, force, bench.reporter)
         return folder.healed_checkpoint
     check_early(bench.config)
     unchanged = Unchanged(bench)
     unchanged.check_model()
     teacher, calibration = bench.loaded, unchanged.check_text()
-    tokens = torch.cat([calibration.library, *calibration.search])
+    tokens, kept = (
+        torch.cat([calibration.library, *calibration.search]),
+        config.validation_sequences,
+    )
     with folder.locked(), bench.reporter.stage("heal") as advance:
         distil(
             folder.checkpoint,
@@ -288,6 +288,7 @@ def heal(
             config,
             folder.healing,
             resume=resume,
+            force=force,
             progress=advance,
         )
     return folder.healed_checkpoint

@@ -41,25 +41,33 @@ class Change(Facts):
     step: int
 
 
-class Environment(Facts):
+class Circumstances(Facts):
+    """Those under which a run or a healing was begun.
+
+    Attributes:
+        changes: Where it was made to go on under others, in order.
+    """
+
+    changes: tuple[Change, ...] = ()
+
+    @property
+    def last(self) -> Facts:
+        """Under what the last values were made."""
+        return self.changes[-1] if self.changes else self
+
+
+class Environment(Circumstances):
     """Where and when a run was started (``environment.json``).
 
     Attributes:
         git: The commit of the source tree.
         platform: The operating system.
         started: When.
-        changes: Where it was made to go on under other circumstances, in order.
     """
 
     git: str | None = None
     platform: str = ""
     started: str = ""
-    changes: tuple[Change, ...] = ()
-
-    @property
-    def last(self) -> Facts:
-        """Under what the run's last values were made."""
-        return self.changes[-1] if self.changes else self
 
 
 def differences(before: Facts, now: Facts) -> list[str]:
@@ -79,18 +87,24 @@ def differences(before: Facts, now: Facts) -> list[str]:
 
 def environment_notes(environment: Environment, evaluated: Facts | None = None) -> list[str]:
     """Where a run was made to go on, or evaluated, under other circumstances, in words."""
-    notes: list[str] = []
-    before = Facts.model_validate(environment.model_dump())
-    for change in environment.changes:
-        what = "; ".join(differences(before, change)) or "not all circumstances are known"
-        notes.append(
-            f"From step {change.step + 1} the search was made to go on under other circumstances "
-            f"(--force): {what}. Values from before and after are not quite comparable."
-        )
-        before = change
-    if evaluated and (found := differences(before, evaluated)):
+    notes = change_notes(environment, "search")
+    if evaluated and (found := differences(environment.last, evaluated)):
         notes.append(
             f"Evaluated under other circumstances than searched: {'; '.join(found)}. All rows are "
             "measured under those of the evaluation; what is predicted is of the search's."
         )
+    return notes
+
+
+def change_notes(known: Circumstances, what: str) -> list[str]:
+    """Where a search or a healing was made to go on under other circumstances, in words."""
+    notes: list[str] = []
+    before: Facts = known
+    for change in known.changes:
+        found = "; ".join(differences(before, change)) or "not all circumstances are known"
+        notes.append(
+            f"From step {change.step + 1} the {what} was made to go on under other circumstances "
+            f"(--force): {found}. Values from before and after are not quite comparable."
+        )
+        before = change
     return notes

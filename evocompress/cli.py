@@ -52,6 +52,9 @@ RayAddress = Annotated[
     ),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where it stopped.")]
+Force = Annotated[
+    bool, typer.Option("--force", help="Go on under other versions, device or threads.")
+]
 
 
 @app.command(epilog="Example: `evocompress demo`")
@@ -90,9 +93,7 @@ def search(
             show_default=False,
         ),
     ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Go on under other versions, device or threads.")
-    ] = False,
+    force: Force = False,
 ) -> None:
     """Search for the best candidate; first makes what is missing: level library, latency table.
 
@@ -286,6 +287,7 @@ def heal(
     folder: Folder,
     overrides: Overrides = None,
     resume: Resume = False,
+    force: Force = False,
     ray: RayAddress = None,
 ) -> None:
     """Distil the dense model into the run's checkpoint; zeros stay zeros.
@@ -296,7 +298,7 @@ def heal(
     from evocompress.progress import Reporter
 
     changes = [*(overrides or []), *_on_ray(ray)]
-    _say(api.heal(folder, changes, resume=resume, reporter=Reporter()))
+    _say(api.heal(folder, changes, resume=resume, force=force, reporter=Reporter()))
 
 
 @app.command(epilog="Example: `evocompress evaluate runs/demo`")

@@ -16,6 +16,7 @@ from evocompress.leftovers import scratch_folder
 from evocompress.library import Library
 from evocompress.outcome import costs_of
 from evocompress.run_folder import RunFolder
+from evocompress.settings import check_names
 from evocompress.types import Candidate
 from evocompress.workbench import Workbench
 
@@ -86,6 +87,25 @@ def chosen_format(bench: Workbench, candidate: Candidate, program: str | None, f
     choice = choose_for(bench.loaded, candidate, program, form)
     bench.reporter.say(choice.reason)
     return choice.name
+
+
+def check_healing(bench: Workbench) -> None:
+    """Refuses to heal what is not there, or with settings that leave nothing to train on.
+
+    Raises:
+        RunError: The run has no checkpoint, or all of its search part would be for validation.
+        ConfigError: A setting names something that there is not.
+    """
+    if not bench.folder.checkpoint.exists():
+        raise RunError(
+            f"{bench.folder.checkpoint} does not exist: run 'evocompress materialize' first"
+        )
+    check_names(bench.config)
+    kept = bench.config.heal.validation_sequences
+    if kept >= bench.config.calibration.search_sequences:
+        raise RunError(
+            f"heal.validation_sequences={kept} leaves nothing of the search part; lower it"
+        )
 
 
 def contestants(bench: Workbench, library: Library | None) -> dict[str, Contestant]:

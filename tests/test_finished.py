@@ -12,6 +12,7 @@ from evocompress import api, cli
 from evocompress.config_file import dump_config, load_config
 from evocompress.errors import RunError
 from evocompress.files import read_json, write_json, write_sealed
+from evocompress.heal import distill
 from evocompress.journal import Journal
 from evocompress.journal_memory import Memory
 from evocompress.run_folder import RunFolder
@@ -179,6 +180,34 @@ def test_other_versions_are_refused_unless_forced_and_then_said(home, monkeypatc
     said = f"From step {steps + 1} the search was made to go on under other circumstances"
     assert said in (run / "summary.md").read_text()
     assert "torch was 1.0" in (run / "summary.md").read_text()
+
+
+def test_a_healing_goes_on_elsewhere_only_if_forced_and_that_is_said(home, monkeypatch):
+    run = home / "runs" / "trial"
+    changes = ["heal.steps=4"]
+    with monkeypatch.context() as patch:
+        patch.setattr(distill, "learning_rate", lambda step, _: [1e-3, 1e-3][step])
+        with pytest.raises(IndexError):
+            api.heal(run, changes)
+    [state] = run.glob("heal/state/*/state.json")
+    known = read_json(state)
+    known["circumstances"]["versions"]["torch"] = "1.0"
+    write_json(state, known)
+    with pytest.raises(RunError, match="torch was 1.0, is"):
+        api.heal(run, changes, resume=True)
+    command = ["evocompress", "heal", str(run), *changes, "--resume", "--force"]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 0
+    api.report(run)
+    said = (
+        "From step 3 the healing was made to go on under other circumstances (--force): torch was"
+    )
+    assert said in (run / "summary.md").read_text()
+    (run / "heal" / "heal.json").unlink()  # of a healing that is not finished, the state says it
+    api.report(run)
+    assert said in (run / "summary.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ def heal_on_ray(
     path: Path,
     overrides: Sequence[str],
     resume: bool,
+    force: bool,
     reporter: Reporter,
 ) -> None:
     """Heals the checkpoint of a run whose folder the nodes see under the same path.
@@ -33,18 +34,21 @@ def heal_on_ray(
         path: Its folder.
         overrides: Changes of what is in the folder.
         resume: Go on where an interrupted healing stopped.
+        force: Go on under other circumstances.
         reporter: Says what is said there.
 
     Raises:
         EvoCompressError: Anything the user can mend.
     """
     here = [*overrides, "executor=local", f"threads={threads_of(config)}"]
-    job = partial(_heal, os.getcwd(), str(path.absolute()), here, resume)
+    job = partial(_heal, os.getcwd(), str(path.absolute()), here, resume, force)
     task = Task(job, name="healing", quiet_node=False, again="go on with --resume")
     run_alone(config, task, reporter.say, reporter.say)
 
 
-def _heal(home: str, path: str, overrides: Sequence[str], resume: bool, tell: Tell) -> None:
+def _heal(
+    home: str, path: str, overrides: Sequence[str], resume: bool, force: bool, tell: Tell
+) -> None:
     """Heals in this process."""
     import ray
 
@@ -53,7 +57,7 @@ def _heal(home: str, path: str, overrides: Sequence[str], resume: bool, tell: Te
     # A working_dir was brought along by Ray, which has entered it already.
     if not ray.get_runtime_context().runtime_env.get("working_dir"):
         enter(home)
-    api.heal(Path(path), overrides, resume=resume, reporter=_Relay(tell))
+    api.heal(Path(path), overrides, resume=resume, force=force, reporter=_Relay(tell))
 
 
 class _Relay(Reporter):

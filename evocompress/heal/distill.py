@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
+from evocompress.circumstances import Circumstances
 from evocompress.config import HealConfig
+from evocompress.environment import environment
 from evocompress.errors import DataError, RunError
 from evocompress.export.folder import check_room
 from evocompress.files import write_json
@@ -48,6 +51,8 @@ class HealReport:
         best_step: After which step that was; 0 if healing never helped.
         final_kl: Validation KL after the last step; ``None`` if it is not finite.
         seconds: Time of the last process that worked on it.
+        circumstances: Under what it was begun (versions, device, threads), and from which steps it
+            was made to go on under others.
     """
 
     checkpoint: str
@@ -58,6 +63,7 @@ class HealReport:
     best_step: int
     final_kl: float | None
     seconds: float
+    circumstances: Mapping[str, Any]
 
 
 def heal(
@@ -69,6 +75,7 @@ def heal(
     out: Path,
     *,
     resume: bool = False,
+    force: bool = False,
     progress: Progress | None = None,
 ) -> HealReport:
     """Distils the teacher into a compressed checkpoint; what `zero_masks` finds stays zero.
@@ -85,18 +92,19 @@ def heal(
         config: The recipe.
         out: The folder.
         resume: Continue what was begun in `out`.
+        force: Continue also under other circumstances: versions, device, threads.
         progress: Told about each step.
 
     Raises:
-        RunError: `out` holds another healing, or the loss is not finite; the best checkpoint
-            so far is kept.
+        RunError: `out` holds another healing or one that was begun under other circumstances,
+            or the loss is not finite; the best checkpoint so far is kept.
         DataError: There are no training or validation sequences.
         ModelError: `student` is not such a checkpoint.
         ExportError: The disk is full.
     """
     began = time.monotonic()
     healing = _Healing(student, teacher, train, validation, config, HealFolder(out))
-    healing.begin_or_resume(resume)
+    healing.begin_or_resume(resume, force)
     healing.run(progress or _silent)
     return healing.report(time.monotonic() - began)
 
@@ -128,10 +136,13 @@ class _Healing:
         self.validation = Distillation(self.student, teacher, validation, config.batch)
         masks = zero_masks(self.student, teacher.family)
         self.masters = Masters(self.student, masks, config)
+        self.circumstances = Circumstances.model_validate(
+            environment(teacher.model.device, teacher.model.dtype, "local")
+        )
         self.history: list[StepRecord] = []
         self.best = Best(0, math.inf)
 
-    def begin_or_resume(self, resume: bool) -> None:
+    def begin_or_resume(self, resume: bool, force: bool) -> None:
         """Measures the student, or continues from the newest training state."""
         state = self.folder.latest()
         if state is None:
@@ -141,7 +152,12 @@ class _Healing:
             if not math.isfinite(self.best.kl):
                 raise RunError(f"{self.source} cannot be healed: its KL is not finite")
         elif resume:
-            tensors, self.history, self.best = self.folder.load(state, self.recipe)
+            tensors, known = self.folder.load(state, self.recipe)
+            self.history, self.best = list(known.history), known.best
+            if known.circumstances is None or self.history[-1].step < self.config.steps:
+                self.circumstances = self.folder.going_on(known, self.circumstances, force)
+            else:  # there is nothing left to compute
+                self.circumstances = known.circumstances
             if tensors:
                 self.masters.load_state(tensors)
         else:
@@ -170,6 +186,7 @@ class _Healing:
             best_step=self.best.step,
             final_kl=self.history[-1].validation_kl,
             seconds=seconds,
+            circumstances=self.circumstances.model_dump(mode="json"),
         )
         write_json(self.folder.report, asdict(report))
         return report
@@ -210,7 +227,7 @@ class _Healing:
         if record.step:
             finished = record.step == self.config.steps
             tensors = {} if finished else self.masters.state()
-            self.folder.save(tensors, self.history, self.best, self.recipe)
+            self.folder.save(tensors, self.history, self.best, self.recipe, self.circumstances)
 
     def _note(self) -> str:
         initial = self.history[0].validation_kl

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from evocompress.circumstances import Change, Circumstances, Facts, differences
 from evocompress.errors import RunError, one_line
 from evocompress.export.folder import whole_folder
 from evocompress.files import checksum_of, json_text, read_as, write_text
@@ -94,6 +95,7 @@ class HealFolder:
         history: list[StepRecord],
         best: Best,
         recipe: Mapping[str, Any],
+        circumstances: Circumstances,
     ) -> None:
         """Writes history and training state; the state appears whole, then older ones go.
 
@@ -113,16 +115,15 @@ class HealFolder:
                 "best": asdict(best),
                 "history": [asdict(record) for record in history],
                 "tensors": checksum_of(folder / "state.safetensors"),
+                "circumstances": circumstances.model_dump(mode="json"),
             }
             (folder / "state.json").write_text(json_text(meta), encoding="utf-8")
         for old in self.states.iterdir():
             if old != new:
                 shutil.rmtree(old)
 
-    def load(
-        self, state: Path, recipe: Mapping[str, Any]
-    ) -> tuple[dict[str, Tensor], list[StepRecord], Best]:
-        """What `save` wrote.
+    def load(self, state: Path, recipe: Mapping[str, Any]) -> tuple[dict[str, Tensor], State]:
+        """What `save` wrote: the tensors, and what stands beside them.
 
         Raises:
             RunError: It was written for another recipe, or is damaged.
@@ -133,7 +134,35 @@ class HealFolder:
         if differing:
             raise RunError(f"{self.path} was begun with another {', '.join(differing)}: {remedy}")
         tensors = _read_tensors(state / "state.safetensors", meta.tensors, remedy)
-        return tensors, list(meta.history), meta.best
+        return tensors, meta
+
+    def going_on(self, state: State, now: Facts, force: bool) -> Circumstances:
+        """Under what a healing was begun and goes on from a state.
+
+        Args:
+            state: From `load`; older versions did not write down under what it was made.
+            now: The present circumstances.
+            force: Go on under others.
+
+        Raises:
+            RunError: They are others, and it is not forced.
+        """
+        known = state.circumstances
+        if known is None:
+            LOG.warning("%s says not under what it was begun: nothing is compared", self.path)
+            return Circumstances.model_validate(now.model_dump())
+        found = differences(known.last, now)
+        if not found:
+            return known
+        if not force:
+            raise RunError(
+                f"{self.path} was begun under other circumstances: {'; '.join(found)}; other "
+                "kernels round otherwise: go on where it was begun, remove the folder to heal "
+                f"anew, or go on all the same with --force, which {self.report.name} and the "
+                "report then say"
+            )
+        change = Change(**now.model_dump(), step=state.history[-1].step)
+        return known.model_copy(update={"changes": (*known.changes, change)})
 
 
 class State(BaseModel):
@@ -144,6 +173,7 @@ class State(BaseModel):
         best: The best checkpoint so far.
         history: All steps so far.
         tensors: Checksum of ``state.safetensors``; ``None`` in states of older versions.
+        circumstances: Under what it was begun and went on; ``None`` in states of older versions.
     """
 
     model_config = ConfigDict(allow_inf_nan=False)
@@ -152,6 +182,7 @@ class State(BaseModel):
     best: Best
     history: Annotated[tuple[StepRecord, ...], MinLen(1)]
     tensors: str | None = None
+    circumstances: Circumstances | None = None
 
 
 def _read_tensors(path: Path, checksum: str | None, remedy: str) -> dict[str, Tensor]:

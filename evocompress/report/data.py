@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from evocompress.circumstances import Environment, Facts
+from evocompress.circumstances import Circumstances, Environment, Facts
 from evocompress.config import EvaluateConfig, RunConfig
 from evocompress.errors import RunError
 from evocompress.files import read_as, read_json, validated
@@ -138,6 +138,12 @@ class HealStep(Record):
     learning_rate: float | None = None
 
 
+class Healing(Record):
+    """What the healing's summary (``heal/heal.json``) or its newest state says beside the steps."""
+
+    circumstances: Circumstances | None = None
+
+
 class Outline(Record):
     """The units with the model's dimensions beside them (``units.json``).
 
@@ -164,6 +170,7 @@ class RunData:
     front: tuple[FrontPoint, ...] = ()
     evaluation: Evaluation | None = None
     healing: tuple[HealStep, ...] = ()
+    healed_under: Circumstances | None = None
 
 
 def budget_of(run: RunData) -> dict[str, float]:
@@ -210,6 +217,7 @@ def read_run(folder: Path) -> RunData:
         front=read_front(folder),
         evaluation=_optional(folder / "evaluation.json", Evaluation, EVALUATE),
         healing=_read_healing(folder / "heal" / "heal.jsonl"),
+        healed_under=_healed_under(folder / "heal"),
     )
 
 
@@ -258,3 +266,11 @@ def _read_healing(path: Path) -> tuple[HealStep, ...]:
     except (RunError, ValueError, RecursionError) as error:
         raise RunError(f"{path} is damaged (a line is not what was written): {remedy}") from error
     return validated(records, tuple[HealStep, ...], path, remedy=remedy)
+
+
+def _healed_under(folder: Path) -> Circumstances | None:
+    """Under what the healing was begun and went on, from its summary or else its newest state."""
+    newest = max((folder / "state").glob("step-*/state.json"), default=None)
+    path = newest if newest and not (folder / "heal.json").is_file() else folder / "heal.json"
+    known = _optional(path, Healing, f"remove {folder} and heal anew")
+    return known.circumstances if known else None

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from evocompress.circumstances import Environment, environment_notes
+from evocompress.circumstances import Environment, change_notes, environment_notes
 from evocompress.config import SparsitySpace
 from evocompress.costs import COSTS, amount_text
 from evocompress.report.allocation import Grid, GridCell
@@ -238,6 +238,8 @@ def notes(run: RunData) -> list[str]:
     if run.environment:
         evaluated = run.evaluation.environment if run.evaluation else None
         result += environment_notes(run.environment, evaluated)
+    if run.healed_under:
+        result += change_notes(run.healed_under, "healing")
     for reason, count in Counter(run.history.failures).most_common():
         result.append(f"Failed evaluations, left out: {count} × {reason}.")
     return result

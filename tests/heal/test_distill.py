@@ -15,6 +15,7 @@ from evocompress.config import HealConfig
 from evocompress.errors import DataError, ModelError, RunError
 from evocompress.evaluation.quality import heldout_quality
 from evocompress.export import materialize, read_candidate
+from evocompress.files import read_json, write_json
 from evocompress.heal import distill, heal
 from evocompress.models import LoadedModel, fingerprint
 from evocompress.testing.plain_library import PlainLibrary
@@ -126,6 +127,61 @@ def test_resuming_another_recipe_is_refused(
         heal(student, teacher, train, validation, short, tmp_path / "heal")
     with pytest.raises(RunError, match="another training data, configuration"):
         heal(student, teacher, train[1:], validation, CONFIG, tmp_path / "heal", resume=True)
+
+
+def test_other_circumstances_are_refused_unless_forced_and_then_recorded(
+    teacher: LoadedModel, student: Path, train: Tensor, validation: Tensor, tmp_path: Path
+) -> None:
+    config, out = CONFIG.model_copy(update={"steps": 4, "evaluate_every": 2}), tmp_path / "heal"
+
+    def stop_at_three(done: float, total: float, text: str) -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        heal(student, teacher, train, validation, config, out, progress=stop_at_three)
+    state = out / "state" / "step-00000002" / "state.json"
+    known = read_json(state)
+    assert known["circumstances"]["versions"]["torch"] == torch.__version__
+    whole = json.dumps(known["circumstances"])
+    for key, value in {
+        "versions": {"torch": "1.0"},
+        "device": "cpu: Another One",
+        "instructions": "NONE",
+        "threads": 64,
+        "dtype": "float8",
+    }.items():
+        known["circumstances"] = json.loads(whole) | {key: value}
+        write_json(state, known)
+        with pytest.raises(RunError, match="(torch|device|instructions|threads|dtype) was .*, is"):
+            heal(student, teacher, train, validation, config, out, resume=True)
+    heal(student, teacher, train, validation, config, out, resume=True, force=True)
+    told = read_json(out / "heal.json")["circumstances"]
+    [change] = told["changes"]
+    assert (change["step"], told["dtype"], change["dtype"]) == (2, "float8", "float32")
+    again = heal(student, teacher, train, validation, config, out, resume=True)
+    assert again.circumstances == told  # there was nothing left to compute
+
+
+def test_a_state_that_does_not_say_under_what_it_was_made_goes_on(
+    teacher: LoadedModel, student: Path, train: Tensor, validation: Tensor, tmp_path: Path
+) -> None:
+    config = CONFIG.model_copy(update={"steps": 2, "evaluate_every": 1})
+    heal(student, teacher, train, validation, config, tmp_path / "whole")
+
+    def stop(done: float, total: float, text: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        heal(student, teacher, train, validation, config, tmp_path / "cut", progress=stop)
+    [state] = (tmp_path / "cut").glob("state/*/state.json")
+    known = read_json(state)
+    del known["circumstances"]
+    write_json(state, known)
+    heal(student, teacher, train, validation, config, tmp_path / "cut", resume=True)
+    assert equal(
+        weights(tmp_path / "cut" / "checkpoint"), weights(tmp_path / "whole" / "checkpoint")
+    )
 
 
 def test_accumulating_equals_larger_batches(
