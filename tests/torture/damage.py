@@ -143,11 +143,14 @@ def _kind_of_file(name: str) -> str:
 
 
 def _read_back(scene: Scene) -> list[str]:
-    """All files that the program wrote, and the model; locks and pages are never read."""
+    """All files that the program wrote, and the model's; locks and pages are never read."""
     names = (
         str((Path(folder) / name).relative_to(scene.root))
         for folder, _, files in os.walk(scene.root)
         for name in files
     )
     never = (".lock", ".html", ".md", ".txt", "trial.yaml")
-    return [n for n in names if not n.endswith(never) and (scene.root / n).stat().st_size]
+    # What a user may well change in the model: it is copied as it is, and decides no weight.
+    owned = ("model/tokenizer.json", "model/tokenizer_config.json", "model/generation_config.json")
+    read = [name for name in names if not name.endswith(never) and name not in owned]
+    return [name for name in read if (scene.root / name).stat().st_size]
