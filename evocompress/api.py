@@ -165,7 +165,7 @@ def build_library(config: RunConfig, *, reporter: Reporter | None = None) -> Pat
         EvoCompressError: Anything the user can mend.
     """
     check_names(config)
-    check_early(config)
+    check_early(config, search=False)
     bench = Workbench(config, RunFolder(config.folder), reporter or Silent())
     if not bench.wanted_levels:
         raise RunError(f"{config.name}: the search space only removes, so it needs no library")

@@ -13,14 +13,18 @@ from evocompress.planning.plan import bench_of
 from evocompress.proxies.sources import check_present
 
 
-def check_early(config: RunConfig) -> None:
+def check_early(config: RunConfig, *, search: bool = True) -> None:
     """Whether the data are there and the settings fit the model, by its config alone.
+
+    Args:
+        config: The run.
+        search: Whether a search is to be made, or a library alone.
 
     Raises:
         EvoCompressError: Something is missing or does not fit.
     """
     check_sources(config.calibration)
-    rehearse(config)
+    rehearse(config, search=search)
 
 
 def check_sources(config: CalibrationConfig) -> None:
@@ -34,8 +38,12 @@ def check_sources(config: CalibrationConfig) -> None:
         check_present(config.heldout_source, "calibration.heldout_source")
 
 
-def rehearse(config: RunConfig) -> None:
+def rehearse(config: RunConfig, *, search: bool = True) -> None:
     """Checks the settings of a run with the outline of its model.
+
+    Args:
+        config: The run.
+        search: Whether those of the search count.
 
     Raises:
         EvoCompressError: They do not fit the model.
@@ -48,4 +56,4 @@ def rehearse(config: RunConfig) -> None:
         if model.source != DEMO_SOURCE and not Path(model.source).expanduser().exists():
             raise  # to ask the hub again would take as long again
         return  # loading it says better what is wrong with it
-    bench_of(config, sketch).check_settings()
+    bench_of(config, sketch).check_settings(search=search)

@@ -237,8 +237,11 @@ class Workbench:
         if self._timed:
             self._check_latency()
 
-    def check_settings(self) -> None:
+    def check_settings(self, *, search: bool = True) -> None:
         """Whether settings and space fit the model, of which an outline is enough.
+
+        Args:
+            search: Whether the settings of the search count: a library needs none.
 
         Raises:
             EvoCompressError: Something does not.
@@ -251,7 +254,8 @@ class Workbench:
         check_lengths(self.config.evaluate, architecture)
         if self._timed:
             check_timed_lengths(self.config.latency, architecture)
-        make_searcher(unbounded(self.config), self.untimed_space, self.loaded.tokens)
+        if search:
+            make_searcher(unbounded(self.config), self.untimed_space, self.loaded.tokens)
         self._check_next_token()
 
     def _check_next_token(self) -> None:

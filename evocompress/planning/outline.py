@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils._validators import validate_repo_id
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils.hub import cached_file
 
@@ -104,11 +106,21 @@ def _config(path: Any, settings: dict[str, Any], remote: dict[str, Any]) -> Any:
 
 
 def _place(source: str) -> str | Path:
-    """A local folder, or what may be a hub id."""
+    """A local folder or file, or what may be a hub id.
+
+    Raises:
+        ModelError: It is neither.
+    """
     path = Path(source).expanduser()
     if path.name == "config.json":
         path = path.parent
-    return path if path.is_dir() or source.endswith(GGUF) else source
+    if path.is_dir() or source.endswith(GGUF):
+        return path
+    try:
+        validate_repo_id(source)
+    except HFValidationError:
+        raise ModelError(f"no model at {source!r}: there is no such folder") from None
+    return source
 
 
 def _dtype(config: Any, dtype: DType, on_cpu: bool) -> torch.dtype:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from evocompress.families.encoder import mean_embedding
+from evocompress.families.encoder import embedding
 from evocompress.heal.loss import (
     backward_divergence,
     chunk_rows,
@@ -66,7 +68,8 @@ def test_embeddings_are_trained_on_their_distance_and_that_of_all_states(scale: 
     target = torch.randn(3, 5, WIDTH, dtype=torch.float64)
     expected = of_states_plainly(body, target) + of_embeddings_plainly(body, target)
     (wanted,) = torch.autograd.grad(scale * expected, body)
-    heads = (mean_embedding, target, mean_embedding, ALL_ROWS, scale, of_embeddings, of_states)
+    mean = partial(embedding, pooling="mean")
+    heads = (mean, target, mean, ALL_ROWS, scale, of_embeddings, of_states)
     value = backward_divergence(body * 1, *heads)
     assert value == pytest.approx(expected.item(), rel=1e-12)
     torch.testing.assert_close(body.grad, wanted, rtol=1e-10, atol=1e-12)

@@ -143,7 +143,7 @@ def test_files_that_are_no_tables_are_refused(loaded, tmp_path):
     path = tmp_path / "table.json"
     config = CONFIG.model_copy(update={"table": path})
     path.write_text("[")
-    with pytest.raises(RunError, match="is not valid JSON"):
+    with pytest.raises(RunError, match="is damaged"):
         profile(loaded, config, progress=must_not_measure)
     path.write_text("{}")
     with pytest.raises(ConfigError, match="is no latency table"):
