@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from evocompress.errors import ModelError, one_line
 from evocompress.files import read_as
+from evocompress.regular import check_regular
 from evocompress.stored import check_counts
 
 T = TypeVar("T")
@@ -32,6 +33,8 @@ def check_folder(folder: Path) -> None:
     Raises:
         ModelError: One is missing or damaged, or the weights are not those of a whole model.
     """
+    for path in folder.iterdir():  # tokenizers and the like are opened by transformers
+        check_regular(path, ModelError)
     config = read_json(folder / CONFIG)
     check_counts(folder / CONFIG, config)
     if config.get("quantization_config") is not None:

@@ -12,6 +12,7 @@ from safetensors.numpy import save
 
 from evocompress.errors import RunError
 from evocompress.files import naming_disk_errors, replacing
+from evocompress.regular import check_regular
 from evocompress.types import Estimate, Estimation
 
 
@@ -61,6 +62,7 @@ class EstimateFiles:
         path = self.path(request)
         if not path.exists():
             return None
+        check_regular(path)
         if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
             raise RunError(f"{path} is damaged: delete it and resume; it is then made again")
         with safe_open(path, framework="numpy") as file:

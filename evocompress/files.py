@@ -22,6 +22,7 @@ from xxhash import xxh3_64_hexdigest, xxh3_128
 
 from evocompress.errors import EvoCompressError, RunError
 from evocompress.leftovers import temporary_file
+from evocompress.regular import check_regular
 
 T = TypeVar("T")
 
@@ -140,6 +141,7 @@ def check_sealed(path: Path, remedy: str) -> None:
     Raises:
         RunError: It was changed since.
     """
+    check_regular(path)
     found = SEAL.fullmatch(path.read_bytes())
     if found and xxh3_64_hexdigest(found[1]) != found[2].decode():
         raise RunError(
@@ -162,8 +164,10 @@ def read_json(
         remedy: What the user can do about a damaged file.
 
     Raises:
-        EvoCompressError: The file is missing, is not JSON or was changed; of class `kind`.
+        EvoCompressError: The file is missing, no regular one, not JSON or was changed; of class
+            `kind`.
     """
+    check_regular(path, kind)
     try:
         data = _parsed(path.read_bytes().decode("utf-8"))
         plain = _unsealed(data)
@@ -238,6 +242,7 @@ def validated(
 
 def checksum_of(path: Path) -> str:
     """Checksum of a file's content (xxh3, 128 bits): against damage, not against forgers."""
+    check_regular(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, xxh3_128).hexdigest()
 

@@ -16,6 +16,7 @@ from typing_extensions import TypedDict
 from xxhash import xxh3_64_hexdigest
 
 from evocompress.errors import RunError
+from evocompress.regular import check_regular
 
 CANDIDATE = b'{"type":"candidate","id":"'
 """How the line of a candidate begins."""
@@ -200,6 +201,7 @@ def lines(path: Path) -> Iterator[Line]:
     Raises:
         RunError: A line is damaged.
     """
+    check_regular(path)
     every: bool | None = None
     offset = 0
     with path.open("rb") as file:

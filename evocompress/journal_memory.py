@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from evocompress.journal_lines import CANDIDATE, STEP, Line, Record, line_at, lines
+from evocompress.regular import check_regular
 from evocompress.types import Candidate, MicroBatchValue
 
 CensorKey = tuple[str, str, tuple[int, ...], float]
@@ -241,6 +242,7 @@ def last_step(path: Path, tail: int = 1 << 14) -> Step | None:
     Raises:
         RunError: Its line is damaged.
     """
+    check_regular(path)
     size = path.stat().st_size
     while True:
         start = max(0, size - tail)

@@ -99,6 +99,14 @@ def clear_leftovers(*folders: Path) -> None:
             _clear_file(path)
 
 
+def clear_written(*paths: Path) -> None:
+    """Deletes what dead processes left that were writing these files; no folder need be locked."""
+    for path in paths:
+        for left in _leftovers(path.parent):
+            if _parts(left)[0] == path.name and not left.is_dir():
+                _clear_file(left)
+
+
 def _leftovers(folder: Path) -> list[Path]:
     # Moved away ones first: what was to replace them is not finished.
     found = [path for path in folder.iterdir() if LEFTOVER.fullmatch(path.name)]

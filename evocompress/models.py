@@ -35,7 +35,7 @@ from evocompress.sources import (
     read_model,
     read_tokenizer,
 )
-from evocompress.stored import stored_tensors
+from evocompress.stored import check_finite, stored_tensors
 from evocompress.tasks import Pooling
 from evocompress.tying import settle_tying
 
@@ -127,6 +127,7 @@ def load(
     with quiet_transformers():
         tokenizer = read_tokenizer(checkpoint) if task.reads_text else None
         model = read_model(checkpoint, dtype, task.auto, family.unused)
+    check_finite(checkpoint, model)
     if not task.reads_text:
         complete_image_size(model, checkpoint.folder)
     widened = _widened(model, target) if dtype == "auto" else None

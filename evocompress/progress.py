@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from evocompress.foreign_text import printable
+from evocompress.regular import check_regular
 from evocompress.terminal import shown
 
 Advance = Callable[[float, float | None, str], None]
@@ -38,6 +39,7 @@ class Reporter:
 
     def log_to(self, path: Path) -> None:
         """From now on also writes lines, and warnings of the package, to a file."""
+        check_regular(path)
         handler = _LogFile(path, encoding="utf-8")
         handler.setFormatter(_Harmless("%(asctime)s %(message)s"))
         warnings = logging.StreamHandler()

@@ -26,6 +26,7 @@ from transformers.utils import logging as transformers_logging
 from evocompress.checkpoint_files import CONFIG, check_folder, read_file_as, read_json, weight_files
 from evocompress.errors import ModelError, one_line
 from evocompress.gguf_kind import check_language_model
+from evocompress.regular import check_regular
 from evocompress.stored import (
     check_loaded,
     check_shapes,
@@ -255,6 +256,7 @@ def check_gguf(path: Path) -> None:
     Raises:
         ModelError: It is not, or a package is not installed.
     """
+    check_regular(path, ModelError)
     if not path.is_file():
         raise ModelError(f"no model at {path}: there is no such file")
     if find_spec("gguf") is None or find_spec("accelerate") is None:

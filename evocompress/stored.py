@@ -7,14 +7,17 @@ checkpoint is refused.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from math import prod
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from torch import nn
 
@@ -175,6 +178,30 @@ def check_loaded(source: object, info: Mapping[str, Any], unused: str = "") -> N
             "config.json describes has no place (adapters are to be merged, and other layers or "
             "biases must be in the config)"
         )
+
+
+def check_finite(source: object, model: nn.Module) -> None:
+    """Refuse weights that are not numbers or infinite, with which nothing can be compared.
+
+    Args:
+        source: For the message.
+        model: Just read. What is stored beside its weights, such as running means, counts as well.
+
+    Raises:
+        ModelError: There are such.
+    """
+    stored = model.state_dict(keep_vars=True).keys()
+    buffers = ((name, one) for name, one in model.named_buffers() if name in stored)
+    for name, tensor in chain(model.named_parameters(), buffers):
+        if not tensor.is_floating_point() or not tensor.numel():
+            continue
+        # The least and the largest value are NaN where one is, at a tenth of isfinite's cost.
+        if not all(math.isfinite(end.item()) for end in torch.aminmax(tensor.detach())):
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            raise ModelError(
+                f"the checkpoint {source} holds {name} with values that are NaN or infinite "
+                f"(in {dtype}): give one that is whole, or another model.dtype"
+            )
 
 
 def without_missing(model: nn.Module, missing: Iterable[str]) -> None:

@@ -17,6 +17,7 @@ import yaml
 
 from evocompress.errors import ConfigError
 from evocompress.foreign_text import controls, printable, shortened
+from evocompress.regular import check_regular
 
 MOST_CHARACTERS = 2**20
 MOST_NODES = 20_000
@@ -81,6 +82,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         size = path.stat().st_size
         if size > 4 * MOST_CHARACTERS:
             raise ConfigError(f"{where} has {size:,} bytes: no such file is a configuration")
+        check_regular(path, ConfigError)
         data = read_yaml_text(path.read_text(encoding="utf-8-sig"), where)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise ConfigError(f"{where}: no such configuration file") from error

@@ -219,3 +219,34 @@ def test_quantised_weights_are_refused(checkpoint: Path) -> None:
     assert "quantised" in refusal(checkpoint)
     edit_config(checkpoint, quantization_config=None)
     assert load(str(checkpoint), device="cpu").family is FAMILIES["llama"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", [f"{LAYER}.mlp.up_proj.weight", "model.norm.weight"])
+def test_weights_that_are_no_numbers_are_refused_by_name(
+    checkpoint: Path, value: float, dtype: torch.dtype, name: str
+) -> None:
+    tiny_model("llama", dtype=dtype).save_pretrained(checkpoint)
+    weight = load_file(checkpoint / "model.safetensors")[name]
+    weight.view(-1)[-1] = value
+    change_weights(checkpoint, **{name: weight})
+    assert f"holds {name} with values that are NaN or infinite" in refusal(checkpoint)
+    with pytest.raises(ModelError, match=f"holds {name} with values that are NaN"):
+        load(str(checkpoint), device="cpu", device_memory=10**9)
+
+
+def test_weights_too_large_for_a_dtype_are_refused(checkpoint: Path) -> None:
+    name = "model.norm.weight"
+    change_weights(checkpoint, **{name: torch.full((64,), 1e5)})
+    load(str(checkpoint), device="cpu")
+    with pytest.raises(ModelError, match=f"holds {name} with .* infinite .in float16"):
+        load(str(checkpoint), dtype="float16", device="cpu")
+
+
+def test_stored_buffers_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    folder = tiny_checkpoint(tmp_path, "resnet")
+    stored = load_file(folder / "model.safetensors")
+    name = next(name for name in stored if name.endswith("running_var"))
+    change_weights(folder, **{name: stored[name] * float("nan")})
+    assert f"holds {name} with values that are NaN" in refusal(folder)

@@ -20,6 +20,7 @@ from evocompress.errors import RunError, one_line
 from evocompress.export.folder import whole_folder
 from evocompress.files import checksum_of, json_text, read_as, write_text
 from evocompress.journal_lines import sealed
+from evocompress.regular import check_regular
 
 LOG = logging.getLogger("evocompress")
 
@@ -188,6 +189,7 @@ class State(BaseModel):
 def _read_tensors(path: Path, checksum: str | None, remedy: str) -> dict[str, Tensor]:
     try:
         if checksum is None:
+            check_regular(path)
             LOG.warning("%s was written without a checksum: it is used as it is", path)
         elif checksum_of(path) != checksum:
             raise RunError(

@@ -14,6 +14,7 @@ from torch import Tensor
 from evocompress.errors import DataError, one_line
 from evocompress.inputs import image_shape
 from evocompress.models import LoadedModel
+from evocompress.regular import check_regular
 
 PIXELS = "pixel_values"
 LABELS = "labels"
@@ -96,6 +97,7 @@ def _unseen(images: Images, seen: frozenset[bytes]) -> Images:
 
 
 def _read(file: Path, loaded: LoadedModel) -> Images:
+    check_regular(file, DataError)
     try:
         tensors = load_file(file)
     except (OSError, SafetensorError) as error:

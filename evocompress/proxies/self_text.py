@@ -28,6 +28,7 @@ from evocompress.files import CHECKSUM, naming_disk_errors, replacing
 from evocompress.leftovers import clear_leftovers
 from evocompress.models import LoadedModel
 from evocompress.proxies.special import surroundings, vocabulary_size
+from evocompress.regular import check_regular
 
 LOG = logging.getLogger("evocompress")
 
@@ -183,6 +184,7 @@ def _save(tokens: Tensor, path: Path) -> None:
 def _read(path: Path, writing: Writing, loaded: LoadedModel) -> Tensor | None:
     """The text in a file of the cache; ``None``, with a word, where it is damaged."""
     try:
+        check_regular(path)
         with safe_open(path, framework="pt") as file:
             tokens: Tensor = file.get_tensor("tokens")
             checksum = (file.metadata() or {}).get(CHECKSUM)

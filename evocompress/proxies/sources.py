@@ -28,6 +28,7 @@ from evocompress.proxies.documents import (
     read_text,
     texts,
 )
+from evocompress.regular import check_regular
 
 SELF = "self"
 DATASETS = "datasets:"
@@ -56,6 +57,7 @@ def token_streams(
         DataError: The source is missing or cannot be read.
     """
     path = Path(source).expanduser()
+    check_regular(path, DataError)
     if source.startswith(DATASETS):
         rows = _data_set(source.removeprefix(DATASETS))
         return _grouped(texts(rows, source, field, tokenizer), tokenizer)
@@ -74,15 +76,20 @@ def check_present(source: str, key: str) -> None:
         key: The setting that names it, for the message.
 
     Raises:
-        DataError: There is no such file or folder, or a package is not installed.
+        DataError: There is no such file or folder, it is a pipe, socket or device, or a package is
+            not installed.
     """
     if source.startswith(DATASETS):
         _check_datasets(source)
-    elif source != SELF and not Path(source).expanduser().exists():
-        raise DataError(
-            f"{key}: {source} does not exist: give a text file, a folder of token safetensors, "
-            "datasets:NAME, or self"
-        )
+    elif source != SELF:
+        path = Path(source).expanduser()
+        if not path.exists():
+            raise DataError(
+                f"{key}: {source} does not exist: give a text file, a folder of token "
+                "safetensors, datasets:NAME, or self"
+            )
+        for file in path.glob("*.safetensors") if path.is_dir() else (path,):
+            check_regular(file, DataError)
 
 
 def _check_datasets(source: str) -> None:
@@ -122,6 +129,7 @@ def _token_folder(folder: Path) -> Iterator[Tensor]:
 
 def _token_file(file: Path) -> Tensor:
     """Streams (N, S) of a file; a 1-D tensor is one stream."""
+    check_regular(file, DataError)
     try:
         tensors = load_file(file)
     except (OSError, SafetensorError) as error:

@@ -15,6 +15,7 @@ from plotly.offline import get_plotlyjs
 
 from evocompress.files import write_text
 from evocompress.foreign_text import in_markdown, printable
+from evocompress.leftovers import clear_written
 from evocompress.report.allocation import Grid, grid
 from evocompress.report.columns import columns, number
 from evocompress.report.data import RunData, read_run, spanning_costs
@@ -52,9 +53,11 @@ def write_report(folder: Path) -> Path:
     found = templates()
     page = found.get_template("page.html.j2")
     html = page.render(content, sections=_sections(run), plotly_js=Markup(get_plotlyjs()))
-    write_text(folder / "summary.md", found.get_template("summary.md.j2").render(content))
-    write_text(folder / "report.html", html)
-    return folder / "report.html"
+    summary, path = folder / "summary.md", folder / "report.html"
+    clear_written(summary, path)
+    write_text(summary, found.get_template("summary.md.j2").render(content))
+    write_text(path, html)
+    return path
 
 
 def templates() -> Environment:

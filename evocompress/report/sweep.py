@@ -17,6 +17,7 @@ from plotly.offline import get_plotlyjs
 from evocompress.circumstances import Environment, differences
 from evocompress.config import RunConfig
 from evocompress.files import read_as, write_text
+from evocompress.leftovers import clear_written
 from evocompress.report.columns import number, percent
 from evocompress.report.data import FrontPoint, read_front
 from evocompress.report.front import varying_costs
@@ -58,6 +59,7 @@ def write_sweep_report(path: Path) -> Path:
     folder = SweepFolder(path)
     sweep = folder.config()
     found = outcomes(folder, sweep)
+    clear_written(folder.summary, folder.page)
     write_outcomes(folder, found)
     configs = [trial_of(sweep, outcome.settings).config for outcome in found]
     drawn = [

@@ -161,3 +161,11 @@ def test_trials_of_different_circumstances_are_said(folder):
     )
     (runs[2] / "environment.json").unlink()
     assert "different circumstances" not in write_sweep_report(folder.path).read_text()
+
+
+def test_what_a_killed_report_left_is_cleared(folder):
+    dead = [folder.path / f".{name}.7.0123abcd.tmp" for name in ("sweep.html", "sweep.json")]
+    for path in dead:
+        path.touch()
+    write_sweep_report(folder.path)
+    assert not any(path.exists() for path in dead)
