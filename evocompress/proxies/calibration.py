@@ -20,6 +20,9 @@ from evocompress.proxies.sources import SELF
 from evocompress.proxies.special import surroundings
 from evocompress.types import Pool
 
+TOLD = 0.01
+"""The share of held-out tokens in common runs that is worth a word; any text has some."""
+
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
@@ -36,8 +39,8 @@ class Calibration:
         length: Tokens of each sequence, as the model's blocks see them.
         left_out: Tokens (or images) of the held-out source that were passed over, as library or
             search have them.
-        repeated: Tokens of the held-out part that library or search see all the same, since one
-            text repeats itself.
+        repeated: Tokens of the held-out part that are all the same in runs of 16 that library or
+            search see.
         opening: The tokens that begin every sequence of a causal model, as text; empty where
             there are none.
         labels: The true classes of the held-out part (M,), where all are known.
@@ -86,11 +89,11 @@ class Calibration:
                 f"{other} and {source} have something in common: the held-out part leaves out "
                 f"{self.left_out:,} {what} that library or search see"
             )
-        if self.repeated:
+        if self.repeated > TOLD * self.heldout.numel():
             yield (
-                f"{other} repeats itself: {self.repeated:,} of the "
-                f"{self.heldout.numel():,} held-out tokens are also in what library or search "
-                "see, so the held-out values flatter"
+                f"{other} repeats {source if source != other else 'itself'}: {self.repeated:,} of "
+                f"the {self.heldout.numel():,} held-out tokens are in runs that library or search "
+                "see as well, so the held-out values flatter"
             )
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from evocompress.config import CalibrationConfig
 from evocompress.errors import DataError
 from evocompress.models import LoadedModel
-from evocompress.proxies.overlap import Seen, seen_in
+from evocompress.proxies.overlap import LONGEST_RUN, SHORTER_RUN, Seen, seen_in
 from evocompress.proxies.self_text import Writing, self_written
 from evocompress.proxies.sources import SELF, token_streams
 from evocompress.proxies.special import check_padding, check_vocabulary, surroundings
@@ -31,8 +31,8 @@ class Parts:
         searched: For library and search (N, S).
         heldout: For the final evaluation (M, S).
         left_out: Tokens of the held-out source that were passed over, as the search sees them.
-        repeated: Tokens of the held-out part that the search sees all the same, elsewhere in the
-            one text that both parts are cut from.
+        repeated: Tokens of the held-out part that are all the same in runs of `SHORTER_RUN` that
+            the search sees: of a text that repeats itself, of quotations, of rows of tables.
     """
 
     searched: Tensor
@@ -92,7 +92,7 @@ def text_parts(config: CalibrationConfig, loaded: LoadedModel, cache: Path | Non
             loaded, Writing(own, config.length, config.seed), cache, opening=form.before
         )
         if source == other:
-            return _apart(Parts(written[:count], written[count:]))
+            return _apart(written[:count], written[count:], form)
     if source == SELF:
         read: list[Tensor] = []
         searched, streams = written, iter(read)
@@ -100,7 +100,7 @@ def text_parts(config: CalibrationConfig, loaded: LoadedModel, cache: Path | Non
         streams = token_streams(source, loaded.tokenizer, config.field)
         searched, read = _searched(streams, form, config, loaded)
     if other == SELF:
-        return _apart(Parts(searched, written))
+        return _apart(searched, written, form)
     # What one source was read for the first part is kept for the other.
     again = (
         chain(read, streams)
@@ -110,16 +110,17 @@ def text_parts(config: CalibrationConfig, loaded: LoadedModel, cache: Path | Non
     return _with_heldout(searched, read, again, form, config, loaded)
 
 
-def _apart(parts: Parts) -> Parts:
-    """Refuses parts of which the model wrote one, if a sequence is in both."""
-    seen = {row.numpy().tobytes() for row in parts.searched}
-    common = sum(row.numpy().tobytes() in seen for row in parts.heldout)
+def _apart(searched: Tensor, heldout: Tensor, form: _Form) -> Parts:
+    """Parts of which the model wrote one; refuses them if a sequence is in both."""
+    seen = seen_in(form.text(searched), SHORTER_RUN)
+    text = form.text(heldout)
+    common = sum(map(seen.has, text))
     if common:
         raise DataError(
-            f"the model wrote {common} of the {len(parts.heldout)} held-out sequences like ones "
+            f"the model wrote {common} of the {len(heldout)} held-out sequences like ones "
             "that the search sees: raise calibration.length, or name a heldout_source"
         )
-    return parts
+    return Parts(searched, heldout, repeated=seen.count(text))
 
 
 def _searched(
@@ -147,27 +148,35 @@ def _with_heldout(
     config: CalibrationConfig,
     loaded: LoadedModel,
 ) -> Parts:
-    """The first sequences of the streams that are none of those searched on, nor overlap them."""
+    """The first sequences of the streams that are none of those searched on, nor overlap them.
+
+    Of another text, sequences are passed over that consist for the most part of shorter runs that
+    were searched on, such as the lines of the same text joined otherwise.
+    """
     first = list(islice(streams, len(read)))
     same = bool(read) and len(first) == len(read) and all(map(torch.equal, first, read))
     streams = chain(first, streams)
-    seen = seen_in(form.text(searched))
+    seen, shorter = (seen_in(form.text(searched), run) for run in (LONGEST_RUN, SHORTER_RUN))
     rest = _behind(streams, len(searched), form) if same else _beside(streams, seen)
     found: list[Tensor] = []
-    total = left_out = 0
-    for stretches, passed in rest:
-        left_out += passed
+    known = passed = 0
+    for stretches, tokens in rest:
+        passed += tokens
         for row in (row for stretch in stretches for row in form.cut(stretch)):
-            total += 1
-            if seen.has(form.text(row[None])[0]):
-                left_out += form.inner
+            text = form.text(row[None])
+            if seen.has(text[0]) or (not same and 2 * shorter.count(text) > form.inner):
+                known += 1
             else:
                 found.append(row)
             if len(found) == config.heldout_sequences:
                 heldout = _checked(config.heldout_source or config.source, found, loaded)
-                repeated = seen.count(form.text(heldout)) if same else 0
-                return Parts(searched, heldout, left_out=left_out, repeated=repeated)
-    total += len(searched) if same else left_out // form.inner
+                return Parts(
+                    searched,
+                    heldout,
+                    left_out=passed + known * form.inner,
+                    repeated=shorter.count(form.text(heldout)),
+                )
+    total = len(found) + known + (len(searched) if same else passed // form.inner)
     raise DataError(_too_little(len(found), total, same, config))
 
 

@@ -50,7 +50,7 @@ class FrontPoint(Record):
 class Heldout(Record):
     """The text of the final evaluation; `length` in tokens, `opening` what begins each sequence.
 
-    `repeated` tokens are also in what library or search see, as the one text repeats itself.
+    `repeated` tokens are in runs that library or search see as well.
     """
 
     source: str

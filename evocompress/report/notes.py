@@ -265,9 +265,10 @@ def _seen_text(heldout: Heldout) -> str:
     if not heldout.repeated:
         return "Neither the level library nor the search saw them."
     return (
-        "Neither the level library nor the search saw these sequences, but the text repeats "
-        f"itself: {number(heldout.repeated, 0)} of their tokens are in other sequences that were "
-        "seen, so the values flatter."
+        "Neither the level library nor the search saw these sequences, but "
+        f"{number(heldout.repeated, 0)} of their {number(heldout.sequences * heldout.length, 0)} "
+        "tokens are in runs of at least 16 that are in what was seen as well: as far as that, the "
+        "values flatter."
     )
 
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -173,21 +174,22 @@ def test_a_data_set_named_with_its_split_is_the_same_one(
     assert once.fingerprint == twice.fingerprint
 
 
-def test_tokens_of_the_same_text_are_cut_apart(
-    loaded: LoadedModel, text: Path, tmp_path: Path
-) -> None:
-    assert loaded.tokenizer is not None
-    ids = torch.tensor(loaded.tokenizer(TEXT)["input_ids"])
+def test_tokens_of_the_same_text_are_cut_apart(loaded: LoadedModel, tmp_path: Path) -> None:
+    ids = torch.from_numpy(np.random.default_rng(0).integers(200, size=3000))
+    (tmp_path / "text").mkdir()
+    save_file({"tokens": ids}, tmp_path / "text" / "x.safetensors")
     for name, rows in {"a": ids, "b": ids[: 30 * 32].view(-1, 32)}.items():
         (tmp_path / name).mkdir()
         save_file({"tokens": rows}, tmp_path / name / "x.safetensors")
-    once = load_calibration(config(text), loaded)
+    once = load_calibration(config(tmp_path / "text"), loaded)
     for source, other in (("a", "b"), ("b", "a")):
         pair = config(tmp_path / source, heldout_source=str(tmp_path / other))
         assert load_calibration(pair, loaded).fingerprint == once.fingerprint
     shuffled = ids[: 30 * 32].view(-1, 32)[torch.randperm(30)].contiguous()
     save_file({"tokens": shuffled}, tmp_path / "b" / "x.safetensors")
-    both = in_order(load_calibration(config(text, heldout_source=str(tmp_path / "b")), loaded))
+    both = in_order(
+        load_calibration(config(tmp_path / "text", heldout_source=str(tmp_path / "b")), loaded)
+    )
     assert len(both.unique(dim=0)) == 10
 
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -210,3 +211,36 @@ def test_the_same_documents_in_other_formats_are_cut_apart(
     once = load_calibration(config(lines), loaded)
     twice = load_calibration(config(lines, heldout_source=str(table)), loaded)
     assert once.fingerprint == twice.fingerprint
+
+
+@pytest.mark.parametrize("length", [32, 128])
+def test_the_same_lines_joined_otherwise_are_passed_over(
+    loaded: LoadedModel, tmp_path: Path, length: int
+) -> None:
+    letters = np.array(list("abcdefghijklmnop "))
+    lines = ["".join(line) for line in np.random.default_rng(0).choice(letters, size=(300, 45))]
+    text = tmp_path / "text.txt"
+    text.write_text("\n".join(lines))
+    other = str(write(tmp_path / "rows.jsonl", [{"text": line} for line in lines]))
+    found = load_calibration(config(text, heldout_source=other, length=length), loaded)
+    assert loaded.tokenizer is not None
+    seen = loaded.tokenizer.decode(torch.cat([found.library, *found.search]).flatten())
+    held = loaded.tokenizer.decode(found.heldout.flatten())
+    common = {i + k for i in range(len(held) - 15) if held[i : i + 16] in seen for k in range(16)}
+    assert found.repeated == len(common) <= found.heldout.numel() // 2
+    assert found.left_out >= 7 * length
+    everything = {"search_sequences": len(text.read_text()) // length - 3}
+    with pytest.raises(DataError, match=r"rows\.jsonl has .* in common with .*text\.txt"):
+        load_calibration(config(text, heldout_source=other, length=length, **everything), loaded)
+
+
+def test_runs_that_two_texts_have_in_common_are_told(loaded: LoadedModel, tmp_path: Path) -> None:
+    own = "".join(f"What only the other file says, the {n}th time. " for n in range(50))
+    quoted = f"{own[:90]}{TEXTS[0]}{own[90:]}"
+    text, other = tmp_path / "text.txt", tmp_path / "other.txt"
+    text.write_text("\n\n".join(TEXTS))
+    other.write_text(quoted)
+    found = load_calibration(config(text, heldout_source=str(other), length=128), loaded)
+    assert found.left_out == 0
+    assert len(TEXTS[0]) <= found.repeated < len(TEXTS[0]) + 16
+    assert any("repeats" in note and f" {found.repeated} of" in note for note in found.notes("x"))

@@ -192,7 +192,7 @@ def test_the_token_that_begins_every_sequence_is_named(tmp_path: Path) -> None:
     data["heldout"] |= {"opening": "[BOS]", "repeated": 1234}
     write_json(folder / "evaluation.json", data)
     write_report(folder)
-    assert "itself: 1,234 of their tokens" in (folder / "summary.md").read_text()
+    assert "but 1,234 of their" in (folder / "summary.md").read_text()
     told = (folder / "summary.md").read_text().replace("\\", "")
     assert told.count("each beginning with [BOS]") >= 2
 
