@@ -33,7 +33,7 @@ def check_folder(folder: Path) -> None:
     Raises:
         ModelError: One is missing or damaged, or the weights are not those of a whole model.
     """
-    for path in folder.iterdir():  # tokenizers and the like are opened by transformers
+    for path in folder.glob("*"):  # tokenizers and the like are opened by transformers
         check_regular(path, ModelError)
     config = read_json(folder / CONFIG)
     check_counts(folder / CONFIG, config)

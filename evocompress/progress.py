@@ -39,7 +39,8 @@ class Reporter:
 
     def log_to(self, path: Path) -> None:
         """From now on also writes lines, and warnings of the package, to a file."""
-        check_regular(path)
+        if not path.is_char_device():  # such as /dev/null; a pipe would be waited for
+            check_regular(path)
         handler = _LogFile(path, encoding="utf-8")
         handler.setFormatter(_Harmless("%(asctime)s %(message)s"))
         warnings = logging.StreamHandler()

@@ -9,10 +9,11 @@ import torch
 from safetensors.torch import save_file
 
 from evocompress.config_file import load_config
-from evocompress.errors import ConfigError, DataError, EvoCompressError, RunError
+from evocompress.errors import ConfigError, DataError, EvoCompressError, ModelError, RunError
 from evocompress.files import check_sealed, checksum_of, read_json
 from evocompress.journal import Journal
 from evocompress.journal_memory import Memory, last_step
+from evocompress.planning import outline
 from evocompress.progress import Silent
 from evocompress.proxies.sources import check_present, token_streams
 from evocompress.regular import check_regular
@@ -69,6 +70,10 @@ def test_files_of_a_model(tmp_path: Path, pipe: Path, name: str) -> None:
     (folder / name).unlink(missing_ok=True)
     pipe.rename(folder / name)
     assert refusal(folder).endswith(f"{name} is a pipe, not a file: put a regular file there")
+    if name == "config.json":
+        for source in (folder, folder / name):
+            with pytest.raises(ModelError, match="config.json is a pipe"):
+                outline(str(source))
 
 
 def test_models_that_are_one_file(pipe: Path) -> None:

@@ -17,6 +17,7 @@ from evocompress.errors import ModelError, one_line
 from evocompress.families import family_named, family_of
 from evocompress.families.base import prepare
 from evocompress.models import LoadedModel
+from evocompress.regular import check_regular
 from evocompress.sources import (
     GGUF,
     MODULES,
@@ -114,6 +115,7 @@ def _place(source: str) -> str | Path:
     path = Path(source).expanduser()
     if path.name == "config.json":
         path = path.parent
+    check_regular(path / "config.json", ModelError)
     if path.is_dir() or source.endswith(GGUF):
         return path
     try:
