@@ -25,6 +25,7 @@ from evocompress.contestants import (
     healed_notes,
     healed_source,
     named_candidate,
+    own_checkpoint,
 )
 from evocompress.costs import LatencyTable
 from evocompress.early import check_early, check_sources, rehearse
@@ -35,6 +36,7 @@ from evocompress.export import (
     check_program,
     check_weights,
     read_candidate,
+    read_record,
 )
 from evocompress.export import materialize as write_checkpoint
 from evocompress.files import write_json
@@ -213,6 +215,8 @@ def materialize(
     source = healed_source(bench.folder, out, candidate) if healed else None
     unchanged = Unchanged(bench)
     unchanged.check_model()
+    if source:
+        unchanged.check_checkpoint(source)
     chosen = read_candidate(source) if source else named_candidate(bench, candidate)
     form = chosen_format(bench, chosen, program, form)
     target = out or bench.folder.checkpoint
@@ -274,6 +278,7 @@ def heal(
     check_early(bench.config)
     unchanged = Unchanged(bench)
     unchanged.check_model()
+    own_checkpoint(bench, unchanged)
     teacher, calibration = bench.loaded, unchanged.check_text()
     tokens, kept = (
         torch.cat([calibration.library, *calibration.search]),
@@ -324,7 +329,7 @@ def evaluate(
     with bench.folder.locked(), bench.reporter.stage("evaluate"):
         rows = compare(
             bench.loaded,
-            contestants(bench, library),
+            contestants(bench, library, unchanged),
             heldout,
             config,
             batch=bench.config.calibration.micro_batch,
@@ -340,6 +345,7 @@ def evaluate(
             "repeated": bench.calibration.repeated,
         }
         record = {
+            "candidate": read_record(bench.folder.checkpoint).id,
             "heldout": facts,
             "settings": config.model_dump(mode="json"),
             "device": f"{describe(bench.loaded.model.device)}, {torch.get_num_threads()} threads",

@@ -10,6 +10,7 @@ from evocompress.errors import RunError
 from evocompress.export import PROGRAMS, choose_for, read_candidate
 from evocompress.export import materialize as write_checkpoint
 from evocompress.export.reload import read_checkpoint
+from evocompress.finished import Unchanged
 from evocompress.foreign_text import as_code
 from evocompress.journal import read_candidates
 from evocompress.leftovers import scratch_folder
@@ -18,6 +19,7 @@ from evocompress.outcome import costs_of
 from evocompress.run_folder import RunFolder
 from evocompress.settings import check_names
 from evocompress.types import Candidate
+from evocompress.winner import row_names
 from evocompress.workbench import Workbench
 
 
@@ -96,10 +98,7 @@ def check_healing(bench: Workbench) -> None:
         RunError: The run has no checkpoint, or all of its search part would be for validation.
         ConfigError: A setting names something that there is not.
     """
-    if not bench.folder.checkpoint.exists():
-        raise RunError(
-            f"{bench.folder.checkpoint} does not exist: run 'evocompress materialize' first"
-        )
+    check_there(bench.folder)
     check_names(bench.config)
     kept = bench.config.heal.validation_sequences
     if kept >= bench.config.calibration.search_sequences:
@@ -108,15 +107,45 @@ def check_healing(bench: Workbench) -> None:
         )
 
 
-def contestants(bench: Workbench, library: Library | None) -> dict[str, Contestant]:
-    """Dense, uniform, searched and, where there is one, healed, by their names.
+def own_checkpoint(bench: Workbench, unchanged: Unchanged) -> str:
+    """The id of the candidate of the run's checkpoint; one that is not the winner's is told.
 
     Raises:
-        RunError: The run has no checkpoint.
+        RunError: The run has no checkpoint, or one of another model or level library.
     """
-    folder, space = bench.folder, bench.space
+    folder = bench.folder
+    check_there(folder)
+    found, winner = unchanged.check_checkpoint(folder.checkpoint), folder.read_winner().id
+    if found != winner:
+        bench.reporter.say(
+            f"{folder.checkpoint} is of candidate {found}, not of the winner {winner}: where that "
+            "is not meant, remove it and run 'evocompress materialize'"
+        )
+    return found
+
+
+def check_there(folder: RunFolder) -> None:
+    """Refuses a run without a checkpoint.
+
+    Raises:
+        RunError: It has none.
+    """
     if not folder.checkpoint.exists():
         raise RunError(f"{folder.checkpoint} does not exist: run 'evocompress materialize' first")
+
+
+def contestants(
+    bench: Workbench, library: Library | None, unchanged: Unchanged
+) -> dict[str, Contestant]:
+    """Dense, uniform, searched and, where there is one, healed, by their names.
+
+    A checkpoint of another candidate than the winner is named after that candidate.
+
+    Raises:
+        RunError: The run has no checkpoint, or one of another model or level library.
+    """
+    folder, space = bench.folder, bench.space
+    names = row_names(own_checkpoint(bench, unchanged), folder.read_winner().id)
     dense = bench.loaded.model
     uniform = even_candidate(bench)
     searched = costs_of(space, read_candidate(folder.checkpoint))
@@ -126,10 +155,13 @@ def contestants(bench: Workbench, library: Library | None) -> dict[str, Contesta
     rows = {
         "dense": Contestant(dense, space.cost_model.dense()),
         "uniform": Contestant(uniform_model, costs_of(space, uniform)),
-        "searched": Contestant(read_checkpoint(folder.checkpoint, dense), searched),
+        names["searched"]: Contestant(read_checkpoint(folder.checkpoint, dense), searched),
     }
     if is_healed(folder):
-        rows["healed"] = Contestant(read_checkpoint(folder.healed_checkpoint, dense), searched)
+        unchanged.check_checkpoint(folder.healed_checkpoint)
+        rows[names["healed"]] = Contestant(
+            read_checkpoint(folder.healed_checkpoint, dense), searched
+        )
     return rows
 
 

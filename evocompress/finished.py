@@ -9,6 +9,7 @@ from typing import Any
 
 from evocompress.config_file import changed
 from evocompress.errors import RunError
+from evocompress.export import read_record
 from evocompress.journal import read_header
 from evocompress.library import Library
 from evocompress.progress import Reporter, Silent
@@ -87,6 +88,25 @@ class Unchanged:
         """
         if library is not None:
             self._compare("library", library.fingerprint, f"the level library {library.path}")
+
+    def check_checkpoint(self, path: Path) -> str:
+        """The id of a checkpoint's candidate, refusing one that another model or library made.
+
+        Raises:
+            RunError: It is from another model or level library than was searched with.
+            ExportError: It has no record, or a damaged one.
+        """
+        record = read_record(path)
+        made = {"model": record.model_fingerprint, "library": record.library_fingerprint}
+        for key, fingerprint in made.items():
+            if fingerprint not in (None, self._header.get(key)):
+                raise RunError(
+                    f"{path} was made from another {key} than {self._bench.folder.path} was "
+                    f"searched with (fingerprint {fingerprint} instead of "
+                    f"{self._header.get(key)}): remove it, and write the run's own with "
+                    "'evocompress materialize'"
+                )
+        return record.id
 
     def check_text(self) -> Calibration:
         """The calibration data, refusing others than the search had.

@@ -56,6 +56,18 @@ class Winner(BaseModel):
         return self.candidate.by_name
 
 
+def row_names(candidate: str | None, winner: str) -> dict[str, str]:
+    """What the comparison calls a checkpoint and the healed one.
+
+    Args:
+        candidate: Its id; ``None`` where an older version did not write it down.
+        winner: The present winner's.
+    """
+    if candidate in (None, winner):
+        return {"searched": "searched", "healed": "healed"}
+    return {"searched": f"candidate {candidate}", "healed": f"candidate {candidate}, healed"}
+
+
 def read_winner(path: Path) -> Winner:
     """Reads winner.json.
 

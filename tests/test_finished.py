@@ -15,6 +15,8 @@ from evocompress.files import read_json, write_json, write_sealed
 from evocompress.heal import distill
 from evocompress.journal import Journal
 from evocompress.journal_memory import Memory
+from evocompress.progress import Silent
+from evocompress.report.data import read_run
 from evocompress.run_folder import RunFolder
 from evocompress.testing.tiny import tiny_checkpoint
 
@@ -357,3 +359,80 @@ def test_a_library_of_an_earlier_version_still_serves(home):
     manifest["recipe"]["calibration"] = header["calibration"]
     (library / "manifest.json").write_text(json.dumps(manifest))
     api.search(load_config(home / "run.yaml"), resume=True)
+
+
+class Told(Silent):
+    """Keeps what is said."""
+
+    def __init__(self):
+        super().__init__()
+        self.lines = []
+
+    def say(self, text):
+        self.lines.append(text)
+
+
+def rows_of(run):
+    return {row["name"]: row for row in read_json(run / "evaluation.json")["rows"]}
+
+
+def test_another_candidate_than_the_winner_is_named_as_what_it_is(home):
+    run = home / "runs" / "trial"
+    shutil.rmtree(run / "checkpoint")
+    api.materialize(run, candidate="uniform")
+    found, winner = (
+        read_json(run / name)["id"] for name in ("checkpoint/candidate.json", "winner.json")
+    )
+    assert found != winner
+    told = Told()
+    api.heal(run, reporter=told)
+    assert f"is of candidate {found}, not of the winner {winner}" in " ".join(told.lines)
+    api.evaluate(run)
+    rows = rows_of(run)
+    assert list(rows) == ["dense", "uniform", f"candidate {found}", f"candidate {found}, healed"]
+    assert rows[f"candidate {found}"]["kl"] == rows["uniform"]["kl"]
+    api.report(run)
+    summary = (run / "summary.md").read_text()
+    for what in ("comparison", "healing"):
+        assert f"The {what} is of candidate {found}, not of the winner {winner}." in summary
+
+
+def test_an_evaluation_of_a_former_winner_is_not_reported_as_the_present_ones(home):
+    run = home / "runs" / "trial"
+    api.heal(run)
+    api.evaluate(run)
+    former = read_json(run / "winner.json")
+    other = read_json(
+        api.materialize(run, candidate="uniform", out=home / "other") / "candidate.json"
+    )
+    write_json(run / "winner.json", former | {"id": other["id"], "levels": other["levels"]})
+    api.report(run)
+    names = [row.name for row in read_run(run).evaluation.rows]
+    assert names == [
+        "dense",
+        "uniform",
+        *(f"candidate {former['id']}{what}" for what in ("", ", healed")),
+    ]
+    note = f"is of candidate {former['id']}, not of the winner {other['id']}"
+    assert (run / "summary.md").read_text().count(note) == 2
+    api.evaluate(run)
+    assert "searched" not in rows_of(run)
+
+
+@pytest.mark.parametrize("key", ["model", "library"])
+def test_a_checkpoint_of_another_model_or_library_is_refused(home, key):
+    run = home / "runs" / "trial"
+    api.heal(run)
+    for folder in (run / "heal" / "checkpoint", run / "checkpoint"):
+        record = folder / "candidate.json"
+        data = read_json(record)
+        write_json(record, data | {f"{key}_fingerprint": "f" * 16})
+        with pytest.raises(RunError, match=f"made from another {key}"):
+            api.evaluate(run)
+        if folder.parent == run:
+            with pytest.raises(RunError, match=f"made from another {key}"):
+                api.heal(run)
+        else:
+            with pytest.raises(RunError, match=f"made from another {key}"):
+                api.materialize(run, out=home / "healed", healed=True)
+        write_json(record, data)

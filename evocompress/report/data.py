@@ -19,7 +19,7 @@ from evocompress.journal_memory import Memory
 from evocompress.report.history import History, read_history
 from evocompress.run_folder import RunFolder
 from evocompress.types import UNTREATED, Architecture, Candidate, Unit
-from evocompress.winner import Winner, read_winner
+from evocompress.winner import Winner, read_winner, row_names
 
 T = TypeVar("T")
 
@@ -115,9 +115,10 @@ class Evaluation(Record):
     """The comparison of the models on held-out text (``evaluation.json``).
 
     `settings`, `device` and `environment` may differ from the run's: an evaluation can be repeated
-    elsewhere.
+    elsewhere. `candidate` is the id of the run's checkpoint, which older versions did not write.
     """
 
+    candidate: str | None = None
     heldout: Heldout
     settings: EvaluateConfig | None = None
     device: str = ""
@@ -127,6 +128,12 @@ class Evaluation(Record):
     def row(self, name: str) -> Row | None:
         """The row of that name, if the run has it."""
         return next((row for row in self.rows if row.name == name), None)
+
+    def named(self, winner: str) -> Evaluation:
+        """The same, its rows named after what they are beside the present winner."""
+        names = row_names(self.candidate, winner)
+        rows = [row.model_copy(update={"name": names.get(row.name, row.name)}) for row in self.rows]
+        return self.model_copy(update={"rows": tuple(rows)})
 
 
 class HealStep(Record):
@@ -144,6 +151,12 @@ class Healing(Record):
     circumstances: Circumstances | None = None
 
 
+class Made(Record):
+    """Which candidate a checkpoint is of (``candidate.json``)."""
+
+    id: str
+
+
 class Outline(Record):
     """The units with the model's dimensions beside them (``units.json``).
 
@@ -157,7 +170,10 @@ class Outline(Record):
 
 @dataclass(frozen=True)
 class RunData:
-    """All that a report is made of; `candidates` is every one of the journal, by id."""
+    """All that a report is made of.
+
+    `candidates` is every one of the journal, by id; `healed` is the id of that which was healed.
+    """
 
     config: RunConfig
     history: History
@@ -171,6 +187,7 @@ class RunData:
     evaluation: Evaluation | None = None
     healing: tuple[HealStep, ...] = ()
     healed_under: Circumstances | None = None
+    healed: str | None = None
 
 
 def budget_of(run: RunData) -> dict[str, float]:
@@ -215,9 +232,10 @@ def read_run(folder: Path) -> RunData:
         opening=opening,
         winner=winner,
         front=read_front(folder),
-        evaluation=_optional(folder / "evaluation.json", Evaluation, EVALUATE),
+        evaluation=_evaluation(folder, winner),
         healing=_read_healing(folder / "heal" / "heal.jsonl"),
         healed_under=_healed_under(folder / "heal"),
+        healed=_healed(folder),
     )
 
 
@@ -236,7 +254,8 @@ def read_evaluation(folder: Path) -> Evaluation:
     Raises:
         RunError: The run has no evaluation yet, or the file is damaged.
     """
-    evaluation = _optional(folder / "evaluation.json", Evaluation, EVALUATE)
+    place = folder / "winner.json"
+    evaluation = _evaluation(folder, read_winner(place) if place.is_file() else None)
     if evaluation is None:
         raise RunError(f"{folder} has no evaluation.json: evaluate the run's winner first")
     return evaluation
@@ -244,6 +263,11 @@ def read_evaluation(folder: Path) -> Evaluation:
 
 def _optional(path: Path, kind: type[T], remedy: str) -> T | None:
     return read_as(path, kind, remedy=remedy) if path.is_file() else None
+
+
+def _evaluation(folder: Path, winner: Winner | None) -> Evaluation | None:
+    found = _optional(folder / "evaluation.json", Evaluation, EVALUATE)
+    return found.named(winner.id) if found and winner else found
 
 
 def _read_units(path: Path) -> tuple[tuple[Unit, ...], Architecture | None, str]:
@@ -266,6 +290,14 @@ def _read_healing(path: Path) -> tuple[HealStep, ...]:
     except (RunError, ValueError, RecursionError) as error:
         raise RunError(f"{path} is damaged (a line is not what was written): {remedy}") from error
     return validated(records, tuple[HealStep, ...], path, remedy=remedy)
+
+
+def _healed(folder: Path) -> str | None:
+    """The candidate that a healing is of; that of the checkpoint while it is not finished."""
+    places = [folder / "heal" / "checkpoint", folder / "checkpoint"]
+    there = [place for each in places if (place := each / "candidate.json").is_file()]
+    known = _optional(there[0], Made, "write the checkpoint again") if there else None
+    return known.id if known else None
 
 
 def _healed_under(folder: Path) -> Circumstances | None:

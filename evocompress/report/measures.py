@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from evocompress.report.columns import number
-from evocompress.report.data import Evaluation, Row
+from evocompress.report.data import Evaluation, Row, RunData
 
 VALUE_NAMES = {
     "kl": "KL to the dense model, nats/token",
@@ -85,3 +85,16 @@ def _contradiction(row: Row, other: Row) -> str:
         f"Measures disagree: {row.name} is better than {other.name} by {' and '.join(better)}, "
         f"but worse by {' and '.join(worse)}."
     )
+
+
+def other_candidates(run: RunData) -> Iterator[str]:
+    """That what was compared or healed is not the winner, where it is another candidate."""
+    compared = run.evaluation.candidate if run.evaluation else None
+    healed = run.healed if run.healing else None
+    for what, found in (("comparison", compared), ("healing", healed)):
+        if run.winner and found not in (None, run.winner.id):
+            yield (
+                f"The {what} is of candidate {found}, not of the winner {run.winner.id}. If that "
+                "is not meant, remove the checkpoint, write that of the winner with 'evocompress "
+                "materialize', and heal and evaluate it."
+            )

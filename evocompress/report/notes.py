@@ -20,7 +20,7 @@ from evocompress.report.data import (
     budget_of,
 )
 from evocompress.report.latencies import sequence_tokens, timing_notes
-from evocompress.report.measures import contradictions
+from evocompress.report.measures import contradictions, other_candidates
 
 COST_NAMES = {
     "params": "parameters",
@@ -233,6 +233,7 @@ def notes(run: RunData) -> list[str]:
     result = list(_evaluation_notes(run.evaluation)) if run.evaluation else []
     if run.evaluation:
         result += contradictions(run.evaluation, run.config.proxy.kind)
+    result += other_candidates(run)
     result += _winner_notes(run)
     result += timing_notes(run)
     if run.environment:
