@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from evocompress.arithmetic import slow_on_cpu
 from evocompress.block_cache import BlockCache, stream_blocks
-from evocompress.checkpoint_files import CONFIG, weight_files
+from evocompress.checkpoint_files import CONFIG, read_json, weight_files
 from evocompress.config import ModelConfig
 from evocompress.converted import converted
 from evocompress.demo_model import DEMO_SOURCE, demo_checkpoint
@@ -244,7 +246,7 @@ def _family(checkpoint: Checkpoint) -> Family:
             "cannot be compressed again: give the original model and a lower budget, or a "
             "checkpoint of format stock, which has the model's own class"
         )
-    _check_wrapper(checkpoint, kind)
+    check_wrapper(checkpoint, kind, read_json(checkpoint.folder / CONFIG))
     family = family_named(kind, classes, embeds=(checkpoint.folder / MODULES).is_file())
     if family.task.causal and not classes and not _has_a_head(checkpoint, family):
         raise ModelError(
@@ -254,16 +256,21 @@ def _family(checkpoint: Checkpoint) -> Family:
     return _pooled(checkpoint, family) if family.task.compared == "embeddings" else family
 
 
-def _check_wrapper(checkpoint: Checkpoint, kind: str) -> None:
+def check_wrapper(source: object, kind: str, config: Mapping[str, Any]) -> None:
     """Refuse a model of several kinds of input, and say what of it would go.
+
+    Args:
+        source: For the message.
+        kind: The model's type.
+        config: All of its config.
 
     Raises:
         ModelError: Its config holds one of a language model.
     """
-    inner = inner_type(checkpoint)
+    inner = inner_type(config)
     if inner is None or kind == inner:
         return
-    text = f"{checkpoint} is a model of several parts (type {kind!r}), which is not supported"
+    text = f"{source} is a model of several parts (type {kind!r}), which is not supported"
     if any(family.model_type == inner for family in FAMILIES.values()):
         raise ModelError(
             f"{text}: its language model (type {inner!r}) is; save that part alone with "

@@ -18,6 +18,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GgufConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -152,9 +153,8 @@ def type_and_classes(path: object, config: Mapping[str, Any]) -> tuple[str, list
     return kind, classes
 
 
-def inner_type(checkpoint: Checkpoint) -> str | None:
+def inner_type(config: Mapping[str, Any]) -> str | None:
     """The type of the language model within a model of several parts; ``None`` of others."""
-    config = read_json(checkpoint.folder / CONFIG)
     for key in ("text_config", "llm_config", "language_config", "thinker_config"):
         inner = config.get(key)
         if isinstance(inner, dict):
@@ -306,6 +306,7 @@ def read_model(
             _check_stored(checkpoint, auto)
         answer: Any = auto.from_pretrained(
             checkpoint.folder,
+            config=None if checkpoint.gguf else without_kernels(_config(checkpoint)),
             dtype=dtype,
             use_safetensors=True,
             output_loading_info=True,
@@ -327,12 +328,30 @@ def _check_stored(checkpoint: Checkpoint, auto: Any) -> None:
     """Whether the files hold what the config describes, as far as their headers tell."""
     tensors = stored_tensors(weight_files(checkpoint.folder))
     check_types(checkpoint, tensors)
-    remote = {"trust_remote_code": checkpoint.trust_remote_code}
-    config = AutoConfig.from_pretrained(checkpoint.folder, **remote)
+    config = without_kernels(_config(checkpoint))
     with torch.device("meta"):
-        outline: PreTrainedModel = auto.from_config(config, **remote)
+        outline: PreTrainedModel = auto.from_config(
+            config, trust_remote_code=checkpoint.trust_remote_code
+        )
     expected = {name: tensor.shape for name, tensor in outline.state_dict().items()}
     check_shapes(checkpoint, tensors, expected, outline.base_model_prefix)
+
+
+def _config(checkpoint: Checkpoint) -> Any:
+    """The config in transformers' own class."""
+    return AutoConfig.from_pretrained(checkpoint.folder, **checkpoint.options)
+
+
+def without_kernels(config: PreTrainedConfig) -> PreTrainedConfig:
+    """A config, changed in place, that leaves the choice of kernels to transformers.
+
+    A checkpoint must not choose them: they may not be installed, or be code of somebody's on the
+    hub.
+    """
+    if config._attn_implementation != "eager":
+        config._attn_implementation = None
+    config._experts_implementation = None
+    return config
 
 
 @contextmanager

@@ -35,13 +35,18 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 SLACK = 2**27
 """So many weights a model may have more than are stored before it is not even built."""
 
+LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
+EXPERTS = ("num_local_experts", "num_experts")
+MOST_EXPERTS = 100_000
+"""In all layers together."""
+
 COUNTS = {
-    **dict.fromkeys(("num_hidden_layers", "n_layer", "num_layers"), 1_000),
+    **dict.fromkeys(LAYERS, 1_000),
     **dict.fromkeys(("hidden_size", "n_embd", "word_embed_proj_dim", "head_dim"), 10**6),
     **dict.fromkeys(("intermediate_size", "ffn_dim", "n_inner", "moe_intermediate_size"), 10**7),
     **dict.fromkeys(("shared_expert_intermediate_size", "vocab_size", "type_vocab_size"), 10**7),
     **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "n_head"), 10**5),
-    **dict.fromkeys(("num_local_experts", "num_experts", "num_experts_per_tok"), 10**4),
+    **dict.fromkeys((*EXPERTS, "num_experts_per_tok"), 10**4),
     **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx"), 10**8),
     **dict.fromkeys(("image_size", "patch_size", "num_channels", "embedding_size"), 10**5),
     "num_labels": 10**6,
@@ -79,8 +84,22 @@ def check_counts(path: object, config: Mapping[str, Any]) -> None:
                 raise ModelError(f"{path}: {key} is {one}, but must be from 1 to {most:,}")
     depths = config.get("depths")
     most = COUNTS["num_hidden_layers"]
-    if isinstance(depths, list) and not all(isinstance(d, int) and 1 <= d <= most for d in depths):
-        raise ModelError(f"{path}: depths must be numbers of layers from 1 to {most:,}")
+    if isinstance(depths, list) and not (
+        all(isinstance(depth, int) and depth >= 1 for depth in depths) and sum(depths) <= most
+    ):
+        raise ModelError(f"{path}: depths must be numbers of layers, {most:,} at most together")
+    layers, experts = _largest(config, LAYERS), _largest(config, EXPERTS)
+    if layers * experts > MOST_EXPERTS:
+        raise ModelError(
+            f"{path}: {layers:,} layers of {experts:,} experts are {layers * experts:,}, but at "
+            f"most {MOST_EXPERTS:,} are read"
+        )
+
+
+def _largest(config: Mapping[str, Any], keys: Iterable[str]) -> int:
+    """The largest number among some settings; zero where there is none."""
+    values = (config.get(key) for key in keys)
+    return int(max((value for value in values if isinstance(value, int | float)), default=0))
 
 
 def stored_tensors(files: Iterable[Path]) -> dict[str, Stored]:

@@ -201,6 +201,56 @@ def test_absurd_numbers_in_a_config_are_refused(checkpoint: Path, key: str, valu
         outline(str(checkpoint))
 
 
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        (
+            {"num_hidden_layers": 1000, "num_local_experts": 10_000},
+            "1,000 layers of 10,000 experts",
+        ),
+        ({"n_layer": 11, "num_experts": 10_000}, "11 layers of 10,000 experts"),
+        ({"depths": [500, 501]}, "1,000 at most together"),
+    ],
+)
+def test_numbers_that_are_absurd_together_are_refused(
+    checkpoint: Path, changes: dict[str, object], text: str
+) -> None:
+    edit_config(checkpoint, **{"num_hidden_layers": 2} | changes)
+    assert text in refusal(checkpoint)
+    with pytest.raises(ModelError, match=text):
+        outline(str(checkpoint))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"hidden_act": "nonsense"},
+        {"rope_parameters": {"rope_type": "nonsense", "rope_theta": 1e4}},
+        {"num_attention_heads": 3, "num_key_value_heads": 2, "head_dim": None},
+        {"pad_token_id": 10**6},
+    ],
+)
+def test_a_config_that_no_model_can_be_made_of_is_told_in_one_line(
+    checkpoint: Path, changes: dict[str, object]
+) -> None:
+    edit_config(checkpoint, **changes)
+    assert str(checkpoint) in refusal(checkpoint)
+    with pytest.raises(ModelError, match=str(checkpoint)) as caught:
+        outline(str(checkpoint))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kernel", ["flash_attention_2", "foo/bar-kernel", "nonsense"])
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
+def test_a_checkpoint_does_not_choose_kernels(checkpoint: Path, key: str, kernel: str) -> None:
+    before = load(str(checkpoint), device="cpu").fingerprint
+    edit_config(checkpoint, **{key: kernel})
+    loaded = load(str(checkpoint), device="cpu")
+    assert loaded.fingerprint == before
+    for model in (loaded.model, outline(str(checkpoint)).model):
+        assert model.config._attn_implementation in ("sdpa", "eager")
+
+
 def test_a_config_of_a_much_larger_model_than_is_stored_is_refused(checkpoint: Path) -> None:
     path = checkpoint / "model.safetensors"
     change_weights(checkpoint, **{name: None for name in load_file(path) if ".layers." in name})

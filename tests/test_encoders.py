@@ -229,3 +229,23 @@ def test_outputs_that_are_no_classes_are_refused(labels: dict[str, Any], tmp_pat
         setattr(model.config, key, value)
     with pytest.raises(ModelError, match="no distribution over classes"):
         FAMILIES["bert-classifier"].check(model)
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta"])
+def test_embeddings_published_as_a_masked_language_model_are_served(
+    name: str, tmp_path: Path
+) -> None:
+    bare = tiny_loaded(name)
+    folder = tiny_checkpoint(tmp_path / "model", name)
+    cls = getattr(transformers, type(bare.model).__name__.removesuffix("Model") + "ForMaskedLM")
+    masked = cls(bare.model.config)
+    masked.base_model.load_state_dict(bare.model.state_dict(), strict=False)
+    masked.save_pretrained(folder)
+    with pytest.raises(ModelError, match=f"models of class {cls.__name__} are not supported"):
+        load(str(folder))
+    (folder / "modules.json").write_text("[]")
+    loaded = load(str(folder), device="cpu")
+    assert loaded.family.task.compared == "embeddings"
+    batch = random_batch(bare.family, bare.model)
+    wanted = answer(bare.family, bare.model, batch)
+    assert torch.equal(answer(loaded.family, loaded.model, batch), wanted)

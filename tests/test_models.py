@@ -162,6 +162,9 @@ def test_a_refused_wrapper_is_told_what_of_it_would_go(
     message = refusal(checkpoint)
     assert "is a model of several parts (type 'gemma3'), which is not supported" in message
     assert text in message
+    with pytest.raises(ModelError) as caught:
+        outline(str(checkpoint))
+    assert str(caught.value) == message
 
 
 @pytest.mark.usefixtures("weights_are_not_read")

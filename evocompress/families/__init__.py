@@ -129,7 +129,7 @@ def family_named(model_type: str, classes: Sequence[str] = (), *, embeds: bool =
         classes: What the config calls the model's class; where it does not, it is the first task
             that models of the type are served for.
         embeds: It has files of sentence-transformers. Embedding models are often published under
-            the class of language models that they were trained from.
+            the class of language models, masked ones as well, that they were trained from.
 
     Raises:
         ModelError: None does, or none of that type serves that class.
@@ -142,7 +142,7 @@ def family_named(model_type: str, classes: Sequence[str] = (), *, embeds: bool =
             f"config.json names several classes ({', '.join(classes)}), so it is not known what "
             "the model is for: keep its own in architectures"
         )
-    if embeds and serving[0].task.causal:
+    if embeds and serving[0].task.reads_text:
         return _embedding(model_type, serving)
     if not classes:
         return serving[0]

@@ -16,7 +16,7 @@ from evocompress.demo_model import DEMO_SOURCE, demo_checkpoint
 from evocompress.errors import ModelError, one_line
 from evocompress.families import family_named, family_of
 from evocompress.families.base import prepare
-from evocompress.models import LoadedModel
+from evocompress.models import LoadedModel, check_wrapper
 from evocompress.regular import check_regular
 from evocompress.sources import (
     GGUF,
@@ -26,6 +26,7 @@ from evocompress.sources import (
     complete_image_size,
     quiet_transformers,
     type_and_classes,
+    without_kernels,
 )
 from evocompress.stored import check_counts
 
@@ -57,8 +58,9 @@ def outline(
             kind, classes = type_and_classes(source, settings)
             # Before transformers reads the numbers, and so that unknown types have none run.
             check_counts(source, settings)
+            check_wrapper(source, kind, settings)
             task = family_named(kind, classes, embeds=_embeds(path)).task
-            config = _config(path, settings, remote)
+            config = without_kernels(_config(path, settings, remote))
         except ModelError:
             raise
         except Exception as error:  # parsers of a damaged file fail with any type of error
@@ -70,7 +72,7 @@ def outline(
         try:
             with torch.device("meta"):
                 model: PreTrainedModel = task.auto.from_config(config, dtype=chosen, **remote)
-        except ValueError as error:
+        except Exception as error:  # numbers of a damaged config fail with any type of error
             raise ModelError(f"{source} is no model for {task.name}: {one_line(error)}") from None
     if not task.reads_text:
         complete_image_size(model, Path(path))
