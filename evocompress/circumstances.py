@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import BaseModel, ConfigDict
+
+from evocompress.files import read_as
 
 HARMLESS = {"python", "safetensors", "pymoo"}
 """Versions on which no value depends. A searcher that asks otherwise is noticed by its replay."""
@@ -70,8 +74,24 @@ class Environment(Circumstances):
     started: str = ""
 
 
-def differences(before: Facts, now: Facts) -> list[str]:
-    """What keeps values of then and now from being compared, in words."""
+def read_environment(path: Path) -> Environment:
+    """Reads ``environment.json``.
+
+    Raises:
+        RunError: It is missing or damaged.
+    """
+    remedy = "restore it, or delete it and go on with 'evocompress search --resume --force'"
+    return read_as(path, Environment, remedy=remedy)
+
+
+def differences(before: Facts, now: Facts, *, threads: bool = False) -> list[str]:
+    """What keeps values of then and now from being compared, in words.
+
+    Args:
+        before: Under what the former values were made.
+        now: Under what the others are.
+        threads: Compare threads on every device, as a journal's header does.
+    """
     pairs = [
         (name, before.versions[name], now.versions[name])
         for name in sorted(before.versions.keys() & now.versions.keys() - HARMLESS)
@@ -80,7 +100,9 @@ def differences(before: Facts, now: Facts) -> list[str]:
         pairs.append(("device", before.device, now.device))
         if now.device.startswith("cpu"):
             pairs.append(("instructions", before.instructions, now.instructions))
-            pairs.append(("threads", str(before.threads or ""), str(now.threads or "")))
+            threads = True
+    if threads:
+        pairs.append(("threads", str(before.threads or ""), str(now.threads or "")))
     pairs.append(("dtype", before.dtype, now.dtype))
     return [f"{name} was {old}, is {new}" for name, old, new in pairs if old and new and old != new]
 

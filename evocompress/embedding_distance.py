@@ -8,6 +8,9 @@ by their order, which neither a shift nor a scale of all of them changes.
 import torch
 from torch import Tensor
 
+FEWEST = 4
+"""Embeddings whose similarities to each other have an order worth the name."""
+
 
 def own_distances(embeddings: Tensor, target: Tensor) -> Tensor:
     """One minus the cosine of each embedding of unit length (B, H) and where it should be: (B,).
@@ -31,14 +34,14 @@ def similarity_errors(embeddings: Tensor, target: Tensor) -> Tensor:
 def similarity_disorders(embeddings: Tensor, target: Tensor) -> Tensor:
     """One minus Pearson's correlation of each one's similarities to the others: (B,), float64.
 
-    Zero where there are fewer than three others: then they have no order worth the name.
+    Zero where there are fewer than `FEWEST`; no search has such micro-batches.
 
     Args:
         embeddings: Of unit length (B, H).
         target: Of unit length (B, H).
     """
     count = len(target)
-    if count < 4:
+    if count < FEWEST:
         return torch.zeros(count, dtype=torch.float64, device=target.device)
     found, wanted = (_standard(each.double()) for each in (embeddings, target))
     return (found - wanted).square().sum(-1) / 2

@@ -8,10 +8,10 @@ from typing import Any
 
 from evocompress import run
 from evocompress.apply import LiveModel
-from evocompress.circumstances import Change, Environment, Facts, differences
+from evocompress.circumstances import Change, Facts, differences, read_environment
 from evocompress.environment import environment
 from evocompress.errors import RunError
-from evocompress.files import read_as, write_json
+from evocompress.files import json_text, write_json, write_text
 from evocompress.journal import Journal
 from evocompress.outcome import all_values, front_rows, winner_record
 from evocompress.planning import preflight
@@ -48,6 +48,7 @@ def find(bench: Workbench, listener: run.Listener | None = None, *, force: bool 
     may_differ = CIRCUMSTANCES if changed else ()
     earlier = bench.folder.earlier_journals
     with Journal(bench.folder.journal, header, may_differ=may_differ, earlier=earlier) as journal:
+        _outline(bench)
         if changed:
             _mark(bench, journal, header, Facts.model_validate(now))
         _conclude(bench, journal, listener)
@@ -65,7 +66,7 @@ def _changed(bench: Workbench, now: Facts, force: bool) -> bool:
             return False
         what = f"{folder.environment} is missing, which tells under what the run was begun"
     else:
-        found = differences(read_as(folder.environment, Environment).last, now)
+        found = differences(read_environment(folder.environment).last, now, threads=True)
         if not found:
             return False
         what = f"{folder.path} was begun under other circumstances: {'; '.join(found)}"
@@ -83,9 +84,9 @@ def _mark(bench: Workbench, journal: Journal, header: dict[str, Any], now: Facts
     facts = now.model_dump(mode="json")
     journal.mark({key: header[key] for key in CIRCUMSTANCES}, facts)
     path = bench.folder.environment
-    known = read_as(path, Environment)
+    known = read_environment(path)
     change = Change(**facts, step=len(journal.steps))
-    if differences(known.last, now) or not known.changes:
+    if differences(known.last, now, threads=True) or not known.changes:
         told = known.model_copy(update={"changes": (*known.changes, change)})
         write_json(path, told.model_dump(mode="json"))
 
@@ -95,16 +96,20 @@ def _describe(bench: Workbench, now: dict[str, Any]) -> None:
     folder = bench.folder
     if not folder.environment.exists():
         write_json(folder.environment, now)
-    if not folder.units.exists():
-        architecture = bench.loaded.family.architecture(bench.loaded.model)
-        outline = {
-            "units": [asdict(unit) for unit in bench.units],
-            "architecture": asdict(architecture),
-            "opening": bench.calibration.opening,
-        }
-        write_json(folder.units, outline)
     if bench.latency_table is not None and not folder.latency.exists():
         write_table(folder.latency, bench.latency_table)
+
+
+def _outline(bench: Workbench) -> None:
+    """Writes the units of the model, once more where the file is another or damaged."""
+    outline = {
+        "units": [asdict(unit) for unit in bench.units],
+        "architecture": asdict(bench.loaded.family.architecture(bench.loaded.model)),
+        "opening": bench.calibration.opening,
+    }
+    path, text = bench.folder.units, json_text(outline)
+    if not path.exists() or path.read_bytes() != text.encode():
+        write_text(path, text)
 
 
 def _conclude(bench: Workbench, journal: Journal, listener: run.Listener | None) -> None:

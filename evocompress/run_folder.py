@@ -24,6 +24,9 @@ RESTORE = "restore the file"
 MAY_DIFFER = ("model.device_memory", "proxy.targets", "executor", "ray.")
 """Settings that no result depends on, so that a run may go on with others."""
 
+COMPARED_LATER = ("search.tokens", "threads")
+"""Settings whose difference is judged apart: threads with the other circumstances."""
+
 PLACES = {
     "config_file": "config.yaml",
     "environment": "environment.json",
@@ -155,7 +158,7 @@ def check(config: RunConfig, resume: bool) -> RunFolder:
     if _begun(folder):
         check_goes_on(folder.path, resume)
         before = folder.config()
-        check_unchanged(folder.path, before, config, (*MAY_DIFFER, "search.tokens"))
+        check_unchanged(folder.path, before, config, (*MAY_DIFFER, *COMPARED_LATER))
         _check_tokens(folder.path, before.search.tokens, config.search.tokens)
     return folder
 

@@ -10,6 +10,7 @@ from evocompress.costs import COSTS
 from evocompress.criteria import CRITERIA, STRUCTURED
 from evocompress.distributed import EXECUTORS
 from evocompress.distributed.surroundings import surroundings_of
+from evocompress.embedding_distance import FEWEST
 from evocompress.errors import ConfigError
 from evocompress.export import FORMATS, PROGRAMS, check_package, check_program
 from evocompress.search import SEARCHERS
@@ -83,12 +84,30 @@ def check_names(config: RunConfig) -> None:
     if config.executor == "ray":
         surroundings_of(config.ray)
     _check_fits(config.space.fits)
+    _check_micro_batches(config)
     choices = {"criterion": list(CRITERIA), "width_criterion": list(STRUCTURED)}
     for key, known_names in choices.items():
         name = getattr(config.library, key)
         if name not in known_names:
             known = nearest(name, known_names)
             raise ConfigError(f"library.{key}: unknown criterion '{name}': {known}")
+
+
+def _check_micro_batches(config: RunConfig) -> None:
+    """Refuses micro-batches in which embeddings are too few to have an order.
+
+    Raises:
+        ConfigError: They are.
+    """
+    size, sequences = config.calibration.micro_batch, config.calibration.search_sequences
+    smallest = min(size, sequences % size or size)
+    if config.proxy.kind == "embedding" and smallest < FEWEST:
+        raise ConfigError(
+            f"proxy.kind=embedding compares the similarities of the sequences of a micro-batch, "
+            f"at least {FEWEST}, but {sequences} sequences in micro-batches of {size} leave one of "
+            f"{smallest}: set calibration.micro_batch=8, and calibration.search_sequences to a "
+            "multiple of it"
+        )
 
 
 def _check_fits(fits: str | None) -> None:

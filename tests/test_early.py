@@ -11,6 +11,7 @@ from evocompress.errors import ConfigError, EvoCompressError, ModelError
 from evocompress.export import PROGRAMS, choose_for, programs, read_record
 from evocompress.planning.forewarning import chosen_form
 from evocompress.planning.plan import bench_of
+from evocompress.settings import check_names
 from evocompress.sweep import load_sweep
 from evocompress.testing.tiny import tiny_checkpoint, tiny_loaded
 
@@ -79,6 +80,25 @@ def test_a_wrong_setting_is_found_before_the_model_is_loaded(run_file, unloaded,
         api.search(load_config(run_file, [override]))
     assert message in str(caught.value) and "\n" not in str(caught.value)
     assert not (run_file.parent / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "smallest"),
+    [
+        ([], 2),
+        (["micro_batch=3", "search_sequences=9"], 3),
+        (["micro_batch=5"], 4),
+        (["micro_batch=8", "search_sequences=11"], 3),
+    ],
+)
+def test_embeddings_without_an_order_are_refused(run_file, unloaded, changes, smallest):
+    given = ["proxy.kind=embedding", *(f"calibration.{each}" for each in changes)]
+    config = load_config(run_file, given)
+    if smallest < 4:
+        with pytest.raises(ConfigError, match=f"leave one of {smallest}: set calibration.micro_b"):
+            api.search(config)
+    else:
+        check_names(config)
 
 
 def test_a_right_one_gets_as_far_as_the_model(run_file, unloaded):

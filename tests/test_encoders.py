@@ -57,7 +57,7 @@ def run_of(folder: Path, name: str, **changes: Any) -> RunConfig:
             "search_sequences": 8,
             "heldout_sequences": 4,
             "length": 16,
-            "micro_batch": 2,
+            "micro_batch": 4,
         },
         "space": {
             "width": {"channels": [0.5, 0.25], "multiple_of": 8},

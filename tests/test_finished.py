@@ -9,6 +9,7 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from evocompress import api, cli
+from evocompress.circumstances import Facts, differences
 from evocompress.config_file import dump_config, load_config
 from evocompress.errors import RunError
 from evocompress.files import read_json, write_json, write_sealed
@@ -212,6 +213,25 @@ def test_a_healing_goes_on_elsewhere_only_if_forced_and_that_is_said(home, monke
     assert said in (run / "summary.md").read_text()
 
 
+def test_other_threads_are_refused_unless_forced(home, monkeypatch):
+    run = home / "runs" / "trial"
+    before = (run / "journal.jsonl").read_bytes()
+    assert "threads was 1, is 2" in resume(home, "threads=2", monkeypatch=monkeypatch)
+    assert (run / "journal.jsonl").read_bytes() == before
+    for words in (["--force"], []):
+        assert resume(home, "threads=2", *words, monkeypatch=monkeypatch) == 0
+    assert len(Memory(run / "journal.jsonl").forced) == 1
+    api.report(run)
+    assert "threads was 1, is 2" in (run / "summary.md").read_text()
+    assert "another configuration (seed" in resume(home, "seed=3", monkeypatch=monkeypatch)
+
+
+def test_a_journal_compares_threads_on_every_device():
+    begun = Facts(device="cuda: A", threads=1)
+    assert differences(begun, Facts(device="cuda: A", threads=2)) == []
+    assert differences(begun, Facts(device="cuda: A", threads=2), threads=True) != []
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -257,6 +277,31 @@ def test_a_lost_environment_is_no_known_one(home):
     api.search(load_config(home / "run.yaml"), resume=True, force=True)
     assert len(Memory(run / "journal.jsonl").forced) == 1
     api.search(load_config(home / "run.yaml"), resume=True)
+
+
+def test_damaged_circumstances_are_remedied_alike_everywhere(home):
+    run = home / "runs" / "trial"
+    for text in ("{", '{"threads": []}'):
+        (run / "environment.json").write_text(text)
+        for stage in (
+            lambda: api.search(load_config(home / "run.yaml"), resume=True),
+            lambda: api.report(run),
+        ):
+            with pytest.raises(RunError, match="environment.json is damaged.*delete it and go on"):
+                stage()
+    (run / "environment.json").unlink()
+    api.search(load_config(home / "run.yaml"), resume=True, force=True)
+    api.report(run)
+
+
+@pytest.mark.parametrize("damage", ["{}", "{", "null", ""])
+def test_damaged_units_are_written_anew(home, damage):
+    units = home / "runs" / "trial" / "units.json"
+    whole = units.read_bytes()
+    units.write_text(damage)
+    api.search(load_config(home / "run.yaml"), resume=True)
+    assert units.read_bytes() == whole
+    api.report(units.parent)
 
 
 def test_threads_and_the_like_of_the_header_may_be_forced(tmp_path):

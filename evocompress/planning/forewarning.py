@@ -11,13 +11,13 @@ from evocompress.sources import GGUF
 from evocompress.space import SearchSpace
 
 OUTSIDE = 0.1
-"""Share of a cost outside the blocks from which on it is said what is left of the blocks."""
+"""Share of a cost outside the blocks from which on it is always said what is left of the blocks."""
 
 MIB = 2**20
 
 
 def left_of_blocks(space: SearchSpace, *, timed: bool = True) -> Iterator[str]:
-    """What the bounds leave of the blocks, where much of the cost is outside them.
+    """What the bounds leave of the blocks, where that is little or much of the cost is outside.
 
     Nothing outside the blocks is compressed, so they must save all that a bound asks for.
 
@@ -28,9 +28,11 @@ def left_of_blocks(space: SearchSpace, *, timed: bool = True) -> Iterator[str]:
     dense = space.cost_model.dense()
     for name, bound in space.budget.items():
         outside = space.cost_model.costs[name].base
-        if (name in TIMED and not timed) or outside < OUTSIDE * dense[name]:
+        if not outside or (name in TIMED and not timed):
             continue
         left = max(0.0, min(1.0, (bound - outside) / (dense[name] - outside)))
+        if left >= 0.5 and outside < OUTSIDE * dense[name]:
+            continue
         warning = "warning: " if left < 0.5 else ""
         yield (
             f"{warning}space.budget.{name}: {outside / dense[name]:.1%} of it is outside the "

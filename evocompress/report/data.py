@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from evocompress.circumstances import Circumstances, Environment, Facts
+from evocompress.circumstances import Circumstances, Environment, Facts, read_environment
 from evocompress.config import EvaluateConfig, RunConfig
 from evocompress.errors import RunError
 from evocompress.files import read_as, read_json, validated
@@ -217,7 +217,7 @@ def read_run(folder: Path) -> RunData:
             )
     config = RunFolder(folder).config()
     units, architecture, opening = _read_units(folder / "units.json")
-    memory = Memory(folder / "journal.jsonl")
+    memory, made = Memory(folder / "journal.jsonl"), folder / "environment.json"
     place = folder / "winner.json"
     winner = read_winner(place) if place.is_file() else None
     return RunData(
@@ -226,7 +226,7 @@ def read_run(folder: Path) -> RunData:
             memory, units, config.space.sparsity, winner.treatment if winner else UNTREATED
         ),
         candidates=memory.candidates,
-        environment=_optional(folder / "environment.json", Environment, SEARCH),
+        environment=read_environment(made) if made.is_file() else None,
         units=units,
         architecture=architecture,
         opening=opening,

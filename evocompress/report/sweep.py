@@ -14,9 +14,9 @@ import plotly.graph_objects as go
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from evocompress.circumstances import Environment, differences
+from evocompress.circumstances import differences, read_environment
 from evocompress.config import RunConfig
-from evocompress.files import read_as, write_text
+from evocompress.files import write_text
 from evocompress.leftovers import clear_written
 from evocompress.report.columns import number, percent
 from evocompress.report.data import FrontPoint, read_front
@@ -241,7 +241,7 @@ def _axis_text(axis: tuple[Any, ...] | Range) -> str:
 def _mixed(path: Path, found: Sequence[TrialOutcome]) -> list[str]:
     """Says where trials were made under different circumstances."""
     files = {outcome.name: RunFolder(path / outcome.name).environment for outcome in found}
-    made = {name: read_as(file, Environment).last for name, file in files.items() if file.exists()}
+    made = {name: read_environment(file).last for name, file in files.items() if file.exists()}
     for (one, before), (other, after) in pairwise(made.items()):
         if what := differences(before, after):
             return [

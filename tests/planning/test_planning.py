@@ -263,6 +263,22 @@ def test_what_a_budget_leaves_of_the_blocks_is_said_beforehand():
     assert make_plan(config(space=own), model, DEVICES["h100"]).notes == ()
 
 
+def test_a_tenth_outside_the_blocks_is_too_little_to_name_unless_little_is_left_of_them():
+    for vocabulary, share in (
+        (168, 0.09),
+        (256, 0.13),
+    ):  # shares of the embedding on both sides of a tenth
+        model = tiny_loaded(vocabulary=vocabulary)
+        costs = bench_of(config(), model).space.cost_model.dense()
+        outside = 1 - costs["body_params"] / costs["params"]
+        assert outside == pytest.approx(share, abs=0.005)
+        for bound in (0.45, 0.95):
+            space = {"width": {"multiple_of": 8}, "drop": {}, "budget": {"params": bound}}
+            notes = make_plan(config(space=space), model, DEVICES["h100"]).notes
+            assert len(notes) == (bound < 0.5 or outside >= 0.1)
+            assert all(note.startswith("warning: ") == (bound < 0.5) for note in notes)
+
+
 def gguf_file(path, layers=3):
     gguf = pytest.importorskip("gguf")
     pytest.importorskip("accelerate")
