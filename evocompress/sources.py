@@ -47,9 +47,12 @@ POOLINGS: dict[str, Pooling] = {"mean": "mean", "mean_tokens": "mean", "lasttoke
 """By the names that sentence-transformers gives them."""
 
 PREPROCESSOR = "preprocessor_config.json"
+LEGAL = ("license", "licence", "copying", "copyright", "notice", "use_policy", "agreement")
+"""What names of files have in them that say under which terms a model may be used."""
+
 HUB_FILES = [
     *("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py", "*.tiktoken", "README.md"),
-    *("LICEN[CS]E*", "COPYING*", "NOTICE*", "*USE_POLICY*"),
+    *(f"*{''.join(f'[{letter}{letter.upper()}]' for letter in word)}*" for word in LEGAL),
 ]
 # Copies of the weights in other layouts, and folders for other runtimes.
 NOT_HUB_FILES = ["consolidated*", "*/*.safetensors", "*/*.txt", "*/*.py", "onnx/*", "openvino/*"]

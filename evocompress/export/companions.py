@@ -18,7 +18,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 
 from evocompress.export.transformers4 import make_tokenizer_readable
 from evocompress.models import LoadedModel
-from evocompress.sources import quiet_transformers
+from evocompress.sources import LEGAL, quiet_transformers
 
 COMPANIONS = (
     *("preprocessor_config.json", "processor_config.json"),
@@ -35,8 +35,11 @@ TOKENIZER = (
 )
 """Files of tokenizers of any kind, with their chat templates."""
 
-TERMS = re.compile(r"(licen[cs]e|copying|notice|.*use_policy)\b.*", re.IGNORECASE)
+TERMS = re.compile(f".*({'|'.join(LEGAL)}).*", re.IGNORECASE)
 """Names of files with the terms under which a model may be used."""
+
+NO_TERMS = {".py", ".json", ".jinja", ".safetensors", ".bin", ".pt", ".pth", ".gguf", ".model"}
+"""Endings of files that are something else, whatever their names say."""
 
 README = "README.md"
 DENSE_README = "README.dense.md"
@@ -56,10 +59,15 @@ def copy_terms(loaded: LoadedModel, folder: Path) -> None:
     """Copies the dense model's licence and, as `DENSE_README`, its README.md."""
     if loaded.folder is None or _is_gguf(loaded):
         return
-    own = (path for path in loaded.folder.iterdir() if path.is_file())
-    _copy((path for path in own if TERMS.fullmatch(path.name)), loaded.folder, folder)
+    own = (path for path in loaded.folder.iterdir() if path.is_file() and is_terms(path.name))
+    _copy(own, loaded.folder, folder)
     if (loaded.folder / README).is_file():
         shutil.copyfile(loaded.folder / README, folder / DENSE_README)
+
+
+def is_terms(name: str) -> bool:
+    """Whether a file of this name says under which terms a model may be used."""
+    return bool(TERMS.fullmatch(name)) and Path(name).suffix.lower() not in NO_TERMS
 
 
 def add_tokenizer_files(loaded: LoadedModel, folder: Path) -> None:
@@ -81,16 +89,22 @@ def settle_code(loaded: LoadedModel, folder: Path) -> None:
     """Has ``auto_map`` name only code that is in the folder.
 
     Code of the model itself is there where its class came with it: a class of transformers needs
-    none. Code of tokenizers and image processors is copied from the dense model's folder.
+    none. Code of tokenizers and image processors is copied from the dense model's folder; what
+    they name in a repository of the hub, they go on naming.
     """
     for path in (folder / name for name in CODED):
         settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         named = settings.get("auto_map")
         if not isinstance(named, dict):
             continue
-        if path.name != CODED[0] and loaded.folder is not None:
+        of_model = path.name == CODED[0]
+        if not of_model and loaded.folder is not None:
             _copy_code(named, loaded.folder, folder)
-        there = {auto: name for auto, name in named.items() if _is_there(name, folder)}
+        there = {
+            auto: name
+            for auto, name in named.items()
+            if all((folder / m).is_file() or ("--" in m and not of_model) for m in _modules(name))
+        }
         if there != named:
             settings |= {"auto_map": there}
             settings = {k: v for k, v in settings.items() if k != "auto_map" or v}
@@ -117,11 +131,6 @@ def _modules(name: Any) -> list[str]:
     """The code files of an entry of ``auto_map``: of one class, or of a slow and a fast one."""
     names = name if isinstance(name, list) else [name]
     return [f"{one.rpartition('.')[0]}.py" for one in names if isinstance(one, str)]
-
-
-def _is_there(name: Any, folder: Path) -> bool:
-    """Whether all code of an entry is in a folder, or in a repository of the hub of its own."""
-    return all("--" in module or (folder / module).is_file() for module in _modules(name))
 
 
 def _copy_code(named: dict[str, Any], source: Path, folder: Path) -> None:

@@ -111,47 +111,66 @@ FORMATS: dict[str, Callable[[Path], Iterator[Any]]] = {
 def texts(
     rows: Iterable[Row], source: str, field: str | None, tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[str]:
-    """What the rows say, each with what comes between it and the next; empty rows are left out.
+    """What the rows say, each with what comes between it and the next.
+
+    Rows without a value are left out. An empty text is a text: the rows of WikiText, joined as for
+    its usual perplexity, have such.
 
     Args:
         rows: Rows with the same fields.
         source: Where they are from, for messages.
         field: The field of the text or conversation; ``None``: the first of `TEXT_FIELDS` and
-            `CHAT_FIELDS` that the first row has.
+            `CHAT_FIELDS` that has a value in the first row that has one in any.
         tokenizer: Its template makes a text of a conversation.
 
     Raises:
-        DataError: A row has no such field, or neither text nor a conversation in it; or the
-            tokenizer has no template, or one that does not take the conversation.
+        DataError: A row has no such field, or neither text nor a conversation in it, or half a
+            letter; or the tokenizer has no template, or one that does not take the conversation.
     """
     for number, row in enumerate(rows, 1):
-        field = field or _usual_field(row, source)
-        if field not in row:
+        where = f"{source}: row {number}"
+        name = field or _usual_field(row, source)
+        if name not in row:
             raise DataError(
-                f"{source}: row {number} has no field {field!r}, only {', '.join(map(str, row))}: "
+                f"{where} has no field {name!r}, only {', '.join(map(str, row))}: "
                 "name another by calibration.field"
             )
-        value = row[field]
+        value = row[name]
+        if value is None or value == []:
+            continue
+        field = name
         if isinstance(value, str):
-            yield value + BETWEEN_TEXTS
-        elif isinstance(value, list) and value and all(isinstance(m, Mapping) for m in value):
-            yield _conversation(value, f"{source}: row {number}", tokenizer)
-        elif value is not None and value != []:
+            yield _whole(value, where) + BETWEEN_TEXTS
+        elif isinstance(value, list) and all(isinstance(m, Mapping) for m in value):
+            yield _whole(_conversation(value, where, tokenizer), where)
+        else:
             raise DataError(
-                f"{source}: row {number} has neither text nor a conversation in {field!r}, but "
+                f"{where} has neither text nor a conversation in {name!r}, but "
                 f"{type(value).__name__}: name another by calibration.field"
             )
 
 
+def _whole(text: str, where: str) -> str:
+    """A text whose letters are all whole; JSON can write half a one, which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{where} has half a letter (a lone surrogate, {text[error.start]!a}) at character "
+            f"{error.start + 1}: mend or leave out the row"
+        ) from None
+    return text
+
+
 def _usual_field(row: Row, source: str) -> str:
-    field = next((name for name in (*TEXT_FIELDS, *CHAT_FIELDS) if name in row), None)
-    if field is None:
+    there = [name for name in (*TEXT_FIELDS, *CHAT_FIELDS) if name in row]
+    if not there:
         raise DataError(
             f"{source} has none of the text columns {', '.join(TEXT_FIELDS)}, nor "
             f"{' or '.join(CHAT_FIELDS)}; it has {', '.join(map(str, row))}: name one by "
             "calibration.field"
         )
-    return field
+    return next((name for name in there if row[name]), there[0])
 
 
 def _conversation(

@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 from export_cases import write
+from huggingface_hub.utils import filter_repo_objects
 from tokenizers import AddedToken, Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 import evocompress.hf  # noqa: F401
+from evocompress.export.companions import CODED, is_terms
 from evocompress.models import LoadedModel, load
+from evocompress.sources import HUB_FILES
 from evocompress.testing.byte_tokenizers import TEXTS, trained_tokenizer
 from evocompress.testing.formats import candidate_of, uneven
 from evocompress.testing.tiny import stock_model, tiny_loaded, windowless
@@ -26,6 +29,11 @@ SOURCE = {
     "LICENSE": "for anyone",
     "NOTICE.txt": "of whom",
     "USE_POLICY.md": "nothing evil",
+    "LICENSE_AGREEMENT.md": "signed",
+    "THIRD_PARTY_NOTICES.txt": "of whom else",
+    "gemma_license.txt": "for many",
+    "MODEL_LICENSE": "for some",
+    "license-code.md": "for all",
 }
 """Files that must be in a checkpoint as they were."""
 
@@ -138,6 +146,33 @@ def test_only_code_that_is_there_is_named(form: str, tmp_path: Path) -> None:
     if form == "stock":
         model = AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True)
         assert type(model) is type(loaded.model)
+
+
+@pytest.mark.parametrize("name", [*SOURCE, "NOTICES", "README.md", "Copying.LESSER"])
+def test_the_files_that_are_copied_are_had_from_the_hub(name: str) -> None:
+    assert list(filter_repo_objects([name], allow_patterns=HUB_FILES)) == [name]
+
+
+@pytest.mark.parametrize("name", ["license.py", "licenses.json", "tokenizer.txt", "notice.bin"])
+def test_other_files_are_no_terms(name: str) -> None:
+    assert not is_terms(name)
+
+
+@pytest.mark.parametrize("form", ["stock", "padded", "hf"])
+def test_code_of_a_model_in_a_repository_of_the_hub_is_not_named(form: str, tmp_path: Path) -> None:
+    source = dense_folder(tmp_path / "dense")
+    for name, auto in {
+        "config.json": "AutoModel",
+        "tokenizer_config.json": "AutoTokenizer",
+    }.items():
+        settings = json.loads((source / name).read_text())
+        settings["auto_map"] = {auto: "organization/name--code_x.X"}
+        (source / name).write_text(json.dumps(settings))
+    loaded = loaded_from(source)
+    out = write(loaded, candidate_of(loaded, {}), tmp_path / "out", form)
+    named = [json.loads((out / name).read_text()).get("auto_map") for name in CODED[:2]]
+    assert "organization" not in str(named[0])
+    assert named[1] == {"AutoTokenizer": "organization/name--code_x.X"}
 
 
 @pytest.mark.parametrize("gone", ["tokenization_x.py", "helper_x.py"])

@@ -134,6 +134,15 @@ def test_conversations_are_written_by_the_template(
     assert read(source, chats).startswith(expected)
 
 
+@pytest.mark.parametrize("empty", [None, ""])
+def test_the_field_is_one_that_has_a_value(
+    chats: LoadedModel, tmp_path: Path, empty: str | None
+) -> None:
+    rows = [{"text": empty, "messages": messages(number)} for number in range(40)]
+    path = write(tmp_path / "chats.jsonl", [{"text": None, "messages": None}, *rows])
+    assert read(path, chats).startswith("<user>Question 0?\n<assistant>Answer 0.\n<user>")
+
+
 def test_a_conversation_has_no_second_beginning(loaded: LoadedModel, tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer(opens=True)
     tokenizer.chat_template = "{{ bos_token }}" + TEMPLATE
@@ -171,6 +180,14 @@ PROBLEMS = {
     "numbers.jsonl": (
         lambda p: write(p, [{"text": 3}]),
         r"row 1 has neither text nor a conversation in 'text', but int",
+    ),
+    "half.jsonl": (
+        lambda p: write(p, [{"text": "a"}, {"text": "b\ud800"}]),
+        r"row 2 has half a letter .*'\\ud800'\) at character 2: mend",
+    ),
+    "half_chat.jsonl": (
+        lambda p: write(p, [{"messages": [{"role": "user", "content": "\udfff"}]}]),
+        r"row 1 has half a letter",
     ),
     "empty.jsonl": (lambda p: p.write_text(""), r"only 0 sequences of 32 tokens"),
     "empty.json": (lambda p: p.write_text("[]"), r"only 0 sequences of 32 tokens"),
