@@ -108,22 +108,30 @@ def _widths(
     unit: Unit, architecture: Architecture, config: WidthSpace, bias: bool
 ) -> tuple[Level, ...]:
     if unit.kind == "mlp":
-        return _channel_levels(architecture.channels[unit.block], config, bias)
+        channels = architecture.channels
+        return _channel_levels(channels[unit.block], max(channels), config, bias)
+    grids = [
+        (groups, heads // groups)
+        for groups, heads in zip(architecture.kv_heads, architecture.heads, strict=True)
+        if groups
+    ]
     kv_heads = architecture.kv_heads[unit.block]
-    return _head_levels(kv_heads, architecture.heads[unit.block] // kv_heads, config, bias)
+    whole = kv_heads, architecture.heads[unit.block] // kv_heads
+    widest = max(groups for groups, _ in grids), max(within for _, within in grids)
+    return _head_levels(whole, widest, config, bias)
 
 
-def _channel_levels(whole: int, config: WidthSpace, bias: bool) -> tuple[Level, ...]:
+def _channel_levels(whole: int, widest: int, config: WidthSpace, bias: bool) -> tuple[Level, ...]:
     multiple = config.multiple_of
-    if multiple > whole:
+    if multiple > widest:
         raise ConfigError(
-            f"space.width.multiple_of: {multiple} is more than the model's {whole} FFN channels; "
+            f"space.width.multiple_of: {multiple} is more than the model's {widest} FFN channels; "
             "lower it"
         )
-    exact = _counts(config.channels, whole, "channels", "FFN channels")
+    exact = _counts(config.channels, whole, widest, "channels", "FFN channels")
     rounded = {ceil(count / multiple) * multiple for count in exact}
     narrow = sorted((count for count in rounded if count < whole), reverse=True)
-    if not narrow:
+    if not narrow and whole == widest:
         raise ConfigError(
             f"space.width.channels: rounded up to multiples of {multiple}, every width is the "
             f"dense one of {whole} channels; lower multiple_of, or leave mlp out of units"
@@ -132,20 +140,24 @@ def _channel_levels(whole: int, config: WidthSpace, bias: bool) -> tuple[Level, 
 
 
 def _head_levels(
-    kv_heads: int, group_heads: int, config: WidthSpace, bias: bool
+    whole: tuple[int, int], widest: tuple[int, int], config: WidthSpace, bias: bool
 ) -> tuple[Level, ...]:
-    groups = _counts(config.kv_groups, kv_heads, "kv_groups", "key-value heads")
-    queries = _counts(
-        config.group_heads, group_heads, "group_heads", "query heads for each key-value head"
-    )
-    grid = {(g, q) for g in groups for q in queries} - {(kv_heads, group_heads)}
+    groups = _counts(config.kv_groups, whole[0], widest[0], "kv_groups", "key-value heads")
+    what = "query heads for each key-value head"
+    queries = _counts(config.group_heads, whole[1], widest[1], "group_heads", what)
+    grid = {(g, q) for g in groups for q in queries} - {whole}
     # A key and a value are as large as a query and its share of the output.
     ordered = sorted(grid, key=lambda width: (width[0] * (width[1] + 1), width), reverse=True)
     return tuple(Level(kv_groups=g, group_heads=q, bias=bias) for g, q in ordered)
 
 
-def _counts(widths: Sequence[float] | str, whole: int, key: str, what: str) -> set[int]:
-    """How many of the `whole` the widths mean; a 1 beside larger counts is a count, too."""
+def _counts(
+    widths: Sequence[float] | str, whole: int, widest: int, key: str, what: str
+) -> set[int]:
+    """How many of the `whole` the widths mean; a 1 beside larger counts is a count, too.
+
+    Counts that only wider layers have, up to `widest`, mean nothing here.
+    """
     if isinstance(widths, str):  # "all"
         return set(range(1, whole + 1))
     fractions = [width for width in widths if width < 1 or max(widths) <= 1]
@@ -154,14 +166,15 @@ def _counts(widths: Sequence[float] | str, whole: int, key: str, what: str) -> s
         if count != int(count):
             raise ConfigError(
                 f"space.width.{key}: {count} is neither a fraction of at most 1 nor a whole "
-                f"number of {what}; give 1 to {whole}, or fractions"
+                f"number of {what}; give 1 to {widest}, or fractions"
             )
-        if count > whole:
+        if count > widest:
             raise ConfigError(
-                f"space.width.{key}: {count:.0f} is more than the model's {whole} {what}; "
-                f"give 1 to {whole}"
+                f"space.width.{key}: {count:.0f} is more than the model's {widest} {what}; "
+                f"give 1 to {widest}"
             )
-    return {max(ceil(width * whole - _ROUNDING), 1) for width in fractions} | set(map(int, counts))
+    there = {int(count) for count in counts if count <= whole}
+    return {max(ceil(width * whole - _ROUNDING), 1) for width in fractions} | there
 
 
 def _protected(units: Sequence[Unit], globs: Sequence[str] | None, key: str) -> frozenset[str]:

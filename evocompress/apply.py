@@ -262,6 +262,8 @@ def _matrices_within(loaded: LoadedModel, units: Mapping[str, Unit]) -> dict[str
         block = loaded.family.block_names[index]
         for matrix in matrices:
             name = f"{block}.{matrix.path}"
+            if name not in units:
+                continue
             sublayer, owner = f"{block}.{matrix.sublayer}", f"{block}.{matrix.owner}"
             for unit in dict.fromkeys((block, sublayer, owner, name)):
                 within[unit].append((index, block, matrix, name))

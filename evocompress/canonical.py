@@ -83,6 +83,21 @@ def merge_levels(units: Iterable[Unit], dropped: Collection[str]) -> dict[str, L
     return {block: Level(merge=count) for block, count in runs.items()}
 
 
+def unlike_blocks(units: Iterable[Unit]) -> str | None:
+    """Why blocks cannot be merged where one has other matrices than the first; ``None`` if none."""
+    matrices: dict[int, tuple[str, set[tuple[object, ...]]]] = {}
+    for unit in units:
+        if unit.kind == "block":
+            matrices[unit.block] = unit.name, set()
+        elif unit.kind == "matrix":
+            matrices[unit.block][1].add((unit.role, unit.shape, unit.bias))
+    first, *others = matrices.values()
+    name = next((name for name, own in others if own != first[1]), None)
+    if name is None:
+        return None
+    return f"blocks cannot be merged where they differ, as '{name}' does from '{first[0]}'"
+
+
 def too_few_experts(levels: Mapping[str, Level], units: Iterable[Unit]) -> str | None:
     """What is wrong with a mixture that keeps fewer experts than a token uses; ``None`` if none.
 
@@ -136,6 +151,8 @@ def _check_merges(kept: Mapping[str, Level], units: Sequence[Unit]) -> None:
             f"block '{next(iter(merged))}': blocks of convolutions cannot be merged, because their "
             "batch norms would not fit the merged matrices"
         )
+    if other := unlike_blocks(units):
+        raise ConfigError(f"block '{next(iter(merged))}': {other}")
     blocks = [unit.name for unit in units if unit.kind == "block"]
     parts = [unit for unit in units if unit.kind in SUBLAYERS]
     present = {part.parent for part in parts if kept.get(part.name) != DROP}

@@ -41,9 +41,6 @@ from evocompress.stored import check_finite, stored_tensors
 from evocompress.tasks import Pooling
 from evocompress.tying import settle_tying
 
-# How the model types of `evocompress.hf` begin.
-COMPRESSED_PREFIX = "evocompress_"
-
 # What a config says about where it was written or how it is run, not about the model.
 VOLATILE_KEYS = {
     "_name_or_path",
@@ -240,12 +237,6 @@ def _raw_bytes(tensor: Tensor) -> memoryview:
 def _family(checkpoint: Checkpoint) -> Family:
     """What serves a checkpoint, told before its weights are read or its code is run."""
     kind, classes = model_type(checkpoint)
-    if kind.startswith(COMPRESSED_PREFIX):
-        raise ModelError(
-            f"{checkpoint} is a compressed checkpoint (type {kind!r}), whose layers differ and "
-            "cannot be compressed again: give the original model and a lower budget, or a "
-            "checkpoint of format stock, which has the model's own class"
-        )
     check_wrapper(checkpoint, kind, read_json(checkpoint.folder / CONFIG))
     family = family_named(kind, classes, embeds=(checkpoint.folder / MODULES).is_file())
     if family.task.causal and not classes and not _has_a_head(checkpoint, family):

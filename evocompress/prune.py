@@ -17,8 +17,8 @@ from torch import Tensor
 from evocompress.cache import Cache
 from evocompress.errors import LibraryError
 from evocompress.families import Matrix
-from evocompress.families.base import head_shape
 from evocompress.families.coupling import Kept, Widths, index_of
+from evocompress.families.uneven import head_shape
 from evocompress.models import LoadedModel
 from evocompress.transfer import to_device
 from evocompress.types import DENSE, Level
@@ -146,11 +146,12 @@ class Source:
         return found
 
     def widths(self, block: int) -> Widths:
-        """How wide the sub-layers of a block are in the dense model."""
-        heads, kv_heads, head_dim = head_shape(self.loaded.model.config)
+        """How wide the sub-layers of a block are in the dense model; 0 of one that it lacks."""
+        heads, kv_heads, head_dim = head_shape(self.loaded.model.config, block)
         output = self.loaded.family.output("mlp")
-        weight = self.dense[f"{self._name(block, output.path)}.weight"]
-        return Widths(heads, kv_heads, head_dim, weight.shape[0 if output.transposed else 1])
+        weight = self.dense.get(f"{self._name(block, output.path)}.weight")
+        channels = 0 if weight is None else weight.shape[0 if output.transposed else 1]
+        return Widths(heads, kv_heads, head_dim, channels)
 
     def _name(self, block: int, path: str) -> str:
         return f"{self.loaded.family.block_names[block]}.{path}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +27,7 @@ from transformers.utils import logging as transformers_logging
 
 from evocompress.checkpoint_files import CONFIG, check_folder, read_file_as, read_json, weight_files
 from evocompress.errors import ModelError, one_line
+from evocompress.families.uneven import is_compressed
 from evocompress.gguf_kind import check_language_model
 from evocompress.regular import check_regular
 from evocompress.stored import (
@@ -306,6 +308,7 @@ def read_model(
     """
     try:
         if checkpoint.gguf is None:
+            know_compressed(model_type(checkpoint)[0])
             _check_stored(checkpoint, auto)
         answer: Any = auto.from_pretrained(
             checkpoint.folder,
@@ -325,6 +328,17 @@ def read_model(
     model: PreTrainedModel = answer[0]
     without_missing(model, answer[1]["missing_keys"])
     return model
+
+
+def know_compressed(kind: str) -> None:
+    """Has transformers know the classes of a compressed checkpoint, without the code beside it.
+
+    Args:
+        kind: A model type; for others nothing is done.
+    """
+    if is_compressed(kind):
+        # Only here: the classes are a part of the export, which reads models itself.
+        import_module("evocompress.hf")
 
 
 def _check_stored(checkpoint: Checkpoint, auto: Any) -> None:

@@ -13,7 +13,7 @@ from evocompress import budget as budgets
 from evocompress import repair as repairs
 from evocompress import start
 from evocompress.admissible import check_patterns, droppable, sparsity_levels, width_levels
-from evocompress.canonical import SUBLAYERS, canonical
+from evocompress.canonical import SUBLAYERS, canonical, unlike_blocks
 from evocompress.config import SpaceConfig
 from evocompress.costs import CostModel, CostTable, LatencyTable, cost_model
 from evocompress.errors import ConfigError
@@ -189,6 +189,8 @@ def build_space(
             "space.drop.merge: blocks of convolutions cannot be merged, because their batch norms "
             "would not fit the merged matrices; leave merge out"
         )
+    if config.drop and config.drop.merge and (other := unlike_blocks(units)):
+        raise ConfigError(f"space.drop.merge: {other}; leave merge out")
     genes = _genes(units, architecture, config, adds_bias)
     if obstacle is not None:
         genes = fitting(genes, obstacle, f"space.fits: format '{config.fits}'")

@@ -11,7 +11,6 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from evocompress import demo_model, models, sources
 from evocompress.demo_model import DEMO_SOURCE, GGUF_NAME, cache_folder, convert
 from evocompress.errors import ModelError
-from evocompress.export.modeling import CLASSES
 from evocompress.families import FAMILIES
 from evocompress.models import fingerprint, load
 from evocompress.planning import outline
@@ -139,15 +138,6 @@ def test_an_unknown_type_is_named_before_weights_are_read(checkpoint: Path, kind
 
 
 @pytest.mark.usefixtures("weights_are_not_read")
-@pytest.mark.parametrize("kind", [f"evocompress_{name}" for name in FAMILIES])
-def test_a_compressed_checkpoint_is_not_compressed_again(checkpoint: Path, kind: str) -> None:
-    edit_config(checkpoint, model_type=kind)
-    message = refusal(checkpoint)
-    assert f"{checkpoint} is a compressed checkpoint" in message
-    assert "give the original model and a lower budget, or a checkpoint of format stock" in message
-
-
-@pytest.mark.usefixtures("weights_are_not_read")
 @pytest.mark.parametrize(
     ("inner", "key", "text"),
     [
@@ -172,11 +162,6 @@ def test_a_refused_wrapper_is_told_what_of_it_would_go(
 def test_a_config_without_a_type_is_named(checkpoint: Path, kind: object) -> None:
     edit_config(checkpoint, model_type=kind)
     assert f"{checkpoint / 'config.json'} names no model_type" in refusal(checkpoint)
-
-
-def test_compressed_types_begin_as_is_checked() -> None:
-    types = [classes.config.model_type for classes in CLASSES.values()]
-    assert all(kind.startswith(models.COMPRESSED_PREFIX) for kind in types)
 
 
 def plant_code(checkpoint: Path, model_type: str) -> Path:

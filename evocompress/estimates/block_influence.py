@@ -30,7 +30,7 @@ def block_influence(subject: Subject) -> Rows:
             if "attention" in family.sublayers:
                 totals[f"{name}.attention"] += _turn(states.before, states.between)
             totals[f"{name}.mlp"] += _turn(states.between, states.after)
-    return {name: (total / tokens,) for name, total in totals.items()}
+    return {name: (total / tokens,) for name, total in totals.items() if name in live.units}
 
 
 def _turn(before: Tensor, after: Tensor) -> float:

@@ -173,7 +173,9 @@ class Wide:
         """The sub-layers that a unit is, or that are in it, or that it is in."""
         kinds = self._family.sublayers
         kind = "mlp" if unit.kind == "expert" else unit.kind
-        return kinds if kind == "block" else tuple(s for s in kinds if s == kind)
+        if kind == "block":
+            return tuple(s for s in kinds if f"{unit.name}.{s}" in self._live.units)
+        return tuple(s for s in kinds if s == kind)
 
     def _readers(self, unit: Unit) -> list[tuple[str, Matrix]]:
         """The matrices of a unit's sub-layers or experts that read heads or channels, by name."""
@@ -182,6 +184,7 @@ class Wide:
             (f"{block}.{matrix.path}", matrix)
             for matrix in self._matrices
             if matrix.columns
+            and f"{block}.{matrix.path}" in self._live.units
             and unit.name in (block, f"{block}.{matrix.sublayer}", f"{block}.{matrix.owner}")
         ]
 

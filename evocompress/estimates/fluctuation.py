@@ -103,7 +103,8 @@ def _outputs(live: LiveModel, candidate: Candidate) -> dict[str, list[_Output]]:
         for matrix in outputs:
             name = f"{block_name(family, index)}.{matrix.sublayer}"
             owner = f"{block_name(family, index)}.{matrix.owner}"
-            if DROP not in map(candidate.by_name.get, (name, owner)):
+            there = f"{block_name(family, index)}.{matrix.path}" in live.units
+            if there and DROP not in map(candidate.by_name.get, (name, owner)):
                 module = block.get_submodule(matrix.path)
                 output = _Output(module, transposed=matrix.transposed)
                 found.setdefault(name, []).append(output)

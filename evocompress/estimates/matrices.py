@@ -48,10 +48,11 @@ def kept_matrices(live: LiveModel, candidate: Candidate) -> Iterator[KeptMatrix]
     for index, block in enumerate(family.blocks(live.loaded.model)):
         name = block_name(family, index)
         for matrix in matrices_of(family, live.loaded.model):
+            own = f"{name}.{matrix.path}"
             owners = {f"{name}.{matrix.sublayer}", f"{name}.{matrix.owner}"}
-            if DROP not in map(candidate.by_name.get, owners):
+            if own in live.units and DROP not in map(candidate.by_name.get, owners):
                 module = block.get_submodule(matrix.path)
-                yield KeptMatrix(f"{name}.{matrix.path}", name, module, matrix.transposed)
+                yield KeptMatrix(own, name, module, matrix.transposed)
 
 
 def ranks(count: int, points: int) -> Tensor:

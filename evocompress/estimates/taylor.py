@@ -35,7 +35,7 @@ def taylor(subject: Subject) -> Rows:
         name = block_name(family, index)
         attention, mlp = (saliences.get(f"{name}.{part}", 0.0) for part in ("attention", "mlp"))
         rows |= {name: (attention + mlp,), f"{name}.attention": (attention,), f"{name}.mlp": (mlp,)}
-    return rows
+    return {name: row for name, row in rows.items() if name in live.units}
 
 
 def _kept_matrices(live: LiveModel, candidate: Candidate) -> dict[str, list[nn.Parameter]]:
@@ -46,7 +46,8 @@ def _kept_matrices(live: LiveModel, candidate: Candidate) -> dict[str, list[nn.P
         for matrix in matrices_of(family, live.loaded.model):
             name = f"{block_name(family, index)}.{matrix.sublayer}"
             expert = f"{block_name(family, index)}.{matrix.owner}"
-            if DROP not in map(candidate.by_name.get, (name, expert)):
+            there = f"{block_name(family, index)}.{matrix.path}" in live.units
+            if there and DROP not in map(candidate.by_name.get, (name, expert)):
                 kept.setdefault(name, []).append(block.get_parameter(f"{matrix.path}.weight"))
     return kept
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from evocompress.export.layout import Block, Layout, layout, mixed_experts
+from evocompress.export.layout import Block, Layout, layout, mixed_experts, second_round
 from evocompress.export.modeling import CLASSES
 from evocompress.export.modeling_file import ModelingFile, overrides, uneven_config
 from evocompress.export.stock import renumbering
@@ -51,6 +51,8 @@ class Folded(ModelingFile):
 
     def obstacle(self, loaded: LoadedModel, candidate: Candidate) -> str | None:
         """As of ``hf``, and a model without a cache, or in which the numbers of blocks matter."""
+        if compressed := second_round(loaded):
+            return compressed
         if not loaded.family.task.causal:
             task = loaded.family.task.name
             return f"cannot hold {loaded.family.model_type} models for {task}, only language models"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,8 +10,9 @@ from evocompress.families import SubLayerName
 from evocompress.families.coupling import Widths, dense_widths
 from evocompress.families.mixture import expert_path
 from evocompress.families.names import BlockNames
+from evocompress.families.uneven import added_biases, is_compressed, missing
 from evocompress.models import LoadedModel
-from evocompress.types import DENSE, DROP, Candidate
+from evocompress.types import DENSE, DROP, Candidate, Level
 
 SUBLAYERS: tuple[SubLayerName, ...] = ("attention", "mlp")
 
@@ -23,9 +24,10 @@ class Block:
     Attributes:
         index: Of the block in the dense model.
         widths: Of its sub-layers; the dense width of one that is dropped.
-        dropped: Its dropped sub-layers, in the order of the block.
-        narrow: Its sub-layers that have lost heads or channels.
-        biased: Its sub-layers whose output matrix gets a bias that it had not.
+        dropped: Its sub-layers that are dropped or that it lacked, in the order of the block.
+        narrow: Its sub-layers that have lost heads or channels, now or, in a compressed model,
+            perhaps before.
+        biased: Its sub-layers whose output matrix has a bias that the family's has not.
         experts: Of an MLP that is a mixture, the experts that are left, ascending.
         reduced: Whether experts of a mixture that is not dropped are gone.
     """
@@ -89,6 +91,16 @@ def without_blocks(left: Layout) -> str | None:
     return None if left.kept else f"cannot leave out every block, {left.names[0]} among them"
 
 
+def second_round(loaded: LoadedModel) -> str | None:
+    """The obstacle of a format that knows no dense model whose layers differ already."""
+    if not is_compressed(loaded.model.config.model_type):
+        return None
+    return (
+        f"cannot hold this {loaded.family.model_type} model, a compressed checkpoint whose layers "
+        "differ already"
+    )
+
+
 def mixed_experts(loaded: LoadedModel) -> str:
     """The obstacle of a format that knows no mixtures of experts."""
     return f"cannot hold {loaded.family.model_type} models, whose MLPs are mixtures of experts"
@@ -98,7 +110,6 @@ def layout(loaded: LoadedModel, candidate: Candidate) -> Layout:
     """What a candidate leaves of a model."""
     names, kinds = loaded.family.block_names, loaded.family.sublayers
     levels, architecture = candidate.by_name, loaded.family.architecture(loaded.model)
-    unbiased = _unbiased(loaded)
     count = loaded.family.mixture.experts(loaded.model)[0] if loaded.family.mixture else 0
     blocks = []
     for index in range(len(loaded.family.blocks(loaded.model))):
@@ -107,12 +118,13 @@ def layout(loaded: LoadedModel, candidate: Candidate) -> Layout:
         widths = dense_widths(architecture, index)
         for level in own.values():
             widths = widths.at(level)
+        dropped, narrow, biased = _sublayers(loaded, index, own)
         block = Block(
             index,
             widths=widths,
-            dropped=tuple(kind for kind in kinds if own[kind].drop),
-            narrow=tuple(kind for kind in kinds if own[kind].narrow),
-            biased=tuple(kind for kind in unbiased if own[kind].bias),
+            dropped=dropped,
+            narrow=narrow,
+            biased=biased,
             experts=tuple(i for i in range(count) if i not in gone),
             reduced=bool(gone),
         )
@@ -121,10 +133,24 @@ def layout(loaded: LoadedModel, candidate: Candidate) -> Layout:
     return Layout(loaded.family.layers_path, dense, tuple(blocks), names, kinds)
 
 
-def _unbiased(loaded: LoadedModel) -> tuple[SubLayerName, ...]:
-    """The sub-layers whose output matrix has no bias."""
-    family = loaded.family
-    block = family.blocks(loaded.model)[0]
-    kinds = family.sublayers
-    biases = {kind: block.get_submodule(family.output(kind).path).bias for kind in kinds}
-    return tuple(kind for kind in kinds if biases[kind] is None)
+def _sublayers(
+    loaded: LoadedModel, index: int, own: Mapping[SubLayerName, Level]
+) -> tuple[tuple[SubLayerName, ...], ...]:
+    """Which sub-layers of a block are dropped, narrow and biased, at their levels."""
+    config = loaded.model.config
+    uneven, lacking = is_compressed(config.model_type), missing(config, index)
+    dropped = tuple(kind for kind in own if kind in lacking or own[kind].drop)
+    kept = tuple(kind for kind in own if kind not in dropped)
+    given = added_biases(config, index)
+    return (
+        dropped,
+        tuple(kind for kind in kept if uneven or own[kind].narrow),
+        tuple(kind for kind in kept if kind in given or _gets_bias(loaded, index, kind, own[kind])),
+    )
+
+
+def _gets_bias(loaded: LoadedModel, index: int, sublayer: SubLayerName, level: Level) -> bool:
+    """Whether a level gives the output matrix of a sub-layer a bias that it does not have."""
+    block = loaded.family.blocks(loaded.model)[index]
+    path = loaded.family.output(sublayer).path
+    return level.bias and block.get_submodule(path).bias is None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from evocompress.export.layout import Layout
+from evocompress.export.layout import Layout, second_round
 from evocompress.families.base import attention_windows
 from evocompress.models import LoadedModel
 
@@ -14,6 +14,8 @@ other activations."""
 def unlike_llama(loaded: LoadedModel) -> str | None:
     """The obstacle of a model that has other blocks than Llama's."""
     family, config = loaded.family.model_type, loaded.model.config
+    if compressed := second_round(loaded):
+        return compressed
     if not loaded.family.task.causal:
         return f"cannot hold {family} models for {loaded.family.task.name}, only language models"
     if family not in FAMILIES:

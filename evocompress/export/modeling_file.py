@@ -109,7 +109,9 @@ def uneven_config(
     """
     dense = loaded.model.config
     classes = CLASSES[name_of(loaded.family)]
-    settings = cut_config(dense, blocks).to_dict()
+    cut: Any = cut_config(dense, blocks)
+    cut.per_layer_config = None  # what a compressed model's said is in `own`
+    settings = cut.to_dict()
     settings["per_layer_config"] = {layer: entry for layer, entry in enumerate(own) if entry}
     # Where layers have fewer heads, their size does not follow from the number.
     settings["head_dim"] = loaded.family.architecture(loaded.model).head_dim

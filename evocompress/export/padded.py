@@ -10,7 +10,14 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from evocompress.export.configs import cut_config, depends_on_index, is_taken, set_widths
 from evocompress.export.filling import Target, filled
-from evocompress.export.layout import Block, Layout, layout, mixed_experts, without_blocks
+from evocompress.export.layout import (
+    Block,
+    Layout,
+    layout,
+    mixed_experts,
+    second_round,
+    without_blocks,
+)
 from evocompress.export.pretrained import Pretrained
 from evocompress.export.weights import State, assemble, renumbered
 from evocompress.families import SubLayerName
@@ -34,6 +41,8 @@ class Padded(Pretrained):
 
     def obstacle(self, loaded: LoadedModel, candidate: Candidate) -> str | None:
         """No block left, a bias that the class does not have, or a norm that would stay."""
+        if compressed := second_round(loaded):
+            return compressed
         if loaded.family.mixture is not None:
             return mixed_experts(loaded)
         left, config = layout(loaded, candidate), loaded.model.config

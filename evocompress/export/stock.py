@@ -10,7 +10,7 @@ from typing import Any, cast
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from evocompress.export.configs import cut_config, depends_on_index, is_taken, set_widths
-from evocompress.export.layout import SUBLAYERS, Layout, layout, without_blocks
+from evocompress.export.layout import SUBLAYERS, Layout, layout, second_round, without_blocks
 from evocompress.export.pretrained import Pretrained
 from evocompress.export.weights import State, assemble, renumbered
 from evocompress.families.convolutional import Convolutional
@@ -23,6 +23,8 @@ class Stock(Pretrained):
 
     def obstacle(self, loaded: LoadedModel, candidate: Candidate) -> str | None:
         """What differs from layer to layer, or what the class cannot be configured to."""
+        if compressed := second_round(loaded):
+            return compressed
         left = layout(loaded, candidate)
         checks = (_stages, _alone, renumbering, _biased, _uneven, _refused)
         reasons = (check(left, loaded) for check in checks)

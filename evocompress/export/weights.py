@@ -49,8 +49,9 @@ def compressed_state(
     names, levels = loaded.family.block_names, candidate.by_name
     for index in range(len(loaded.family.blocks(loaded.model))):
         for matrix in matrices_of(loaded.family, loaded.model):
-            form = form_of(names[index], matrix, levels)
-            state |= source.tensors(index, matrix, form)
+            if f"{names[index]}.{matrix.path}.weight" in source.dense:
+                form = form_of(names[index], matrix, levels)
+                state |= source.tensors(index, matrix, form)
         width = levels.get(f"{names[index]}.mlp", DENSE)
         for name, tensors in source.followers(index, Form(width=width)).items():
             state |= {f"{name}.{part}": tensor for part, tensor in tensors.items()}

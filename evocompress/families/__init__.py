@@ -37,6 +37,7 @@ from evocompress.families.qwen3 import Qwen3, Qwen3Classifier, Qwen3Embedding
 from evocompress.families.qwen3_moe import Qwen3Moe
 from evocompress.families.resnet import ResNet
 from evocompress.families.starcoder2 import Starcoder2
+from evocompress.families.uneven import PREFIX, check_layers, is_compressed, stock_class
 from evocompress.families.vit import DeiT, DistilledDeiT, ViT
 
 __all__ = [
@@ -117,12 +118,13 @@ def family_of(model: PreTrainedModel) -> Family:
             f"this {family.model_type} model has attention in both directions (is_causal, "
             "use_bidirectional_attention), so it is no language model that tells the next token"
         )
+    check_layers(model.config)
     family.check(model)
     return family.bound(model) if isinstance(family, Convolutional | DecoderClassifier) else family
 
 
 def family_named(model_type: str, classes: Sequence[str] = (), *, embeds: bool = False) -> Family:
-    """The family that serves a model type.
+    """The family that serves a model type, also one of `evocompress.hf`.
 
     Args:
         model_type: Of a config.
@@ -134,6 +136,22 @@ def family_named(model_type: str, classes: Sequence[str] = (), *, embeds: bool =
     Raises:
         ModelError: None does, or none of that type serves that class.
     """
+    if not is_compressed(model_type):
+        return _stock_family(model_type, classes, embeds)
+    name = model_type.removeprefix(PREFIX)
+    known = FAMILIES.get(name)
+    if known is not None and (known.mixture is not None or isinstance(known, Convolutional)):
+        raise ModelError(
+            f"this is a compressed checkpoint of type {model_type!r}, which cannot be compressed "
+            "again, as those of other families can: give the original model and a lower budget, "
+            "or a checkpoint of format stock, which has the model's own class"
+        )
+    stock = name if known is None else known.model_type
+    return _stock_family(stock, [stock_class(one) for one in classes], embeds)
+
+
+def _stock_family(model_type: str, classes: Sequence[str], embeds: bool) -> Family:
+    """`family_named` for the types and classes of transformers."""
     serving = [family for family in FAMILIES.values() if family.model_type == model_type]
     if not serving:
         raise ModelError(_unknown(model_type))

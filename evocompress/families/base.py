@@ -29,6 +29,7 @@ from evocompress.families.coupling import Widths
 from evocompress.families.logits import logits_of
 from evocompress.families.names import BlockNames
 from evocompress.families.stand_ins import NoAttention, NoOutput, Recorder
+from evocompress.families.uneven import head_shape, missing
 from evocompress.tasks import CAUSAL, Pooling, Task
 from evocompress.types import Architecture, Unit
 
@@ -107,22 +108,34 @@ class Family:
         return layers
 
     def units(self, model: PreTrainedModel) -> list[Unit]:
-        """The tree of units: each block, its attention and matrices, its MLP and matrices."""
+        """The tree of units: each block, its attention and matrices, its MLP and matrices.
+
+        What a block of a compressed model lacks has no units.
+        """
         matrices = matrices_of(self, model)
         active = self.mixture.experts(model)[1] if self.mixture else 0
         return [
             unit
             for index, block in enumerate(self.blocks(model))
-            for unit in self._block_units(index, block, matrices, active)
+            for unit in self._block_units(
+                index, block, matrices, active, missing(model.config, index)
+            )
         ]
 
     def _block_units(
-        self, index: int, block: nn.Module, matrices: tuple[Matrix, ...], active: int
+        self,
+        index: int,
+        block: nn.Module,
+        matrices: tuple[Matrix, ...],
+        active: int,
+        gone: tuple[SubLayerName, ...],
     ) -> Iterator[Unit]:
         name, droppable = self.block_names[index], self._droppable(block)
         roles = _roles(matrices)
-        yield Unit(name, "block", None, index, "block", droppable=droppable)
-        for kind, branch in self._branches():
+        there = [one for one in self._branches() if one[0] not in gone]
+        if there:
+            yield Unit(name, "block", None, index, "block", droppable=droppable)
+        for kind, branch in there:
             sublayer = f"{name}.{kind}"
             yield Unit(
                 *(sublayer, kind, name, index, kind),
@@ -162,7 +175,7 @@ class Family:
         config = model.config
         head = model.get_output_embeddings()
         blocks = self.blocks(model)
-        heads, kv_heads, head_dim = head_shape(config)
+        shapes = [head_shape(config, index) for index in range(len(blocks))]
         matrices = matrices_of(self, model)
         experts, active = self.mixture.experts(model) if self.mixture else (0, 0)
         in_blocks = sum(parameter.numel() for parameter in blocks.parameters())
@@ -171,10 +184,13 @@ class Family:
             vocabulary=0 if head is None else head.weight.shape[0],
             tied=head is not None and head.weight is model.get_input_embeddings().weight,
             outer_params=sum(p.numel() for p in model.parameters()) - in_blocks,
-            heads=(heads,) * len(blocks),
-            kv_heads=(kv_heads,) * len(blocks),
-            head_dim=head_dim,
-            channels=tuple(_shape(block, self.mlp.output)[1] for block in blocks),
+            heads=tuple(heads for heads, _, _ in shapes),
+            kv_heads=tuple(kv_heads for _, kv_heads, _ in shapes),
+            head_dim=shapes[0][2],
+            channels=tuple(
+                0 if "mlp" in missing(config, index) else _shape(block, self.mlp.output)[1]
+                for index, block in enumerate(blocks)
+            ),
             windows=attention_windows(config, len(blocks)),
             own_params=tuple(
                 (
@@ -318,18 +334,6 @@ def prepare(family: Family, model: PreTrainedModel) -> None:
 def final_norm(family: Family, model: PreTrainedModel) -> nn.Module:
     """The norm after the last block; the identity where a family has none."""
     return model.get_submodule(family.norm_path) if family.norm_path else nn.Identity()
-
-
-def head_shape(config: PreTrainedConfig) -> tuple[int, int, int]:
-    """Query heads, key-value heads and the width of a head, the same in every dense block.
-
-    All are 0 where there is no attention.
-    """
-    heads = getattr(config, "num_attention_heads", 0)
-    if not heads:
-        return 0, 0, 0
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    return heads, kv_heads, getattr(config, "head_dim", None) or config.hidden_size // heads
 
 
 def attention_windows(config: PreTrainedConfig, layers: int) -> tuple[int | None, ...]:

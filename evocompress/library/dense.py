@@ -264,14 +264,15 @@ def _linears(loaded: LoadedModel, units: Mapping[str, Unit]) -> dict[str, Linear
     for block in range(len(family.blocks(loaded.model))):
         for matrix in matrices_of(family, loaded.model):
             name = f"{family.block_names[block]}.{matrix.path}"
-            found[name] = Linear(
-                units[name],
-                matrix.input,
-                matrix.transposed,
-                matrix.kernel,
-                matrix.part,
-                routed=bool(matrix.expert),
-            )
+            if name in units:
+                found[name] = Linear(
+                    units[name],
+                    matrix.input,
+                    matrix.transposed,
+                    matrix.kernel,
+                    matrix.part,
+                    routed=bool(matrix.expert),
+                )
     return found
 
 

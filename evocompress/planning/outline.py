@@ -24,6 +24,7 @@ from evocompress.sources import (
     DType,
     check_gguf,
     complete_image_size,
+    know_compressed,
     quiet_transformers,
     type_and_classes,
     without_kernels,
@@ -60,6 +61,7 @@ def outline(
             check_counts(source, settings)
             check_wrapper(source, kind, settings)
             task = family_named(kind, classes, embeds=_embeds(path)).task
+            know_compressed(kind)
             config = without_kernels(_config(path, settings, remote))
         except ModelError:
             raise

@@ -8,6 +8,7 @@ from evocompress.apply import LiveModel
 from evocompress.config import LatencyConfig
 from evocompress.costs.latency import LatencyTable
 from evocompress.errors import ConfigError
+from evocompress.families.uneven import is_compressed
 from evocompress.models import LoadedModel
 from evocompress.profile.first_items import FirstItems
 from evocompress.profile.measure import check_lengths, measure
@@ -67,6 +68,11 @@ def profile(
         raise ConfigError(
             f"latency: {loaded.source} is a {family.model_type} model, whose layers differ in "
             "size, so no table by widths tells their time: give other costs, such as flops"
+        )
+    if is_compressed(loaded.model.config.model_type):
+        raise ConfigError(
+            f"latency: {loaded.source} is a compressed checkpoint whose layers differ in width "
+            "already, so no table by widths tells their time: give other costs, such as flops"
         )
     if family.mixture is not None:
         raise ConfigError(

@@ -31,11 +31,9 @@ class PlainLibrary:
         family, model = loaded.family, loaded.model
         self.units = {unit.name: unit for unit in family.units(model)}
         self.dense = {
-            f"{family.block_names[block]}.{matrix.path}": module.get_parameter(
-                f"{matrix.path}.weight"
-            ).data
-            for block, module in enumerate(family.blocks(model))
-            for matrix in matrices_of(family, model)
+            name: model.get_parameter(f"{name}.weight").data
+            for name, unit in self.units.items()
+            if unit.kind == "matrix"
         }
         self._architecture = family.architecture(model)
         self._transposed = any(matrix.transposed for matrix in family.matrices)

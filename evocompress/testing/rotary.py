@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from evocompress.families.base import head_shape
+from evocompress.families.uneven import head_shape
 from evocompress.models import LoadedModel, loaded
 from evocompress.testing.tiny import DECODERS, stock_model, tiny_tokenizer
 
@@ -60,7 +60,7 @@ def rotary_loaded(name: str, kind: str, *, layers: int = 2) -> LoadedModel:
     model: Any = stock_model(name, layers=layers)
     config = model.config
     parameters = {"rope_theta": BASE} | KINDS[kind]
-    pairs = head_shape(config)[2] // 2
+    pairs = head_shape(config, 0)[2] // 2
     for key in {"short_factor", "long_factor"} & parameters.keys():
         parameters[key] = [*parameters[key], *[8.0] * 8][:pairs]
     if "sliding_attention" in config.rope_parameters:
@@ -70,7 +70,7 @@ def rotary_loaded(name: str, kind: str, *, layers: int = 2) -> LoadedModel:
         }
     settings = config.to_dict() | {"rope_parameters": parameters}
     if "head_dim" in settings:
-        settings["head_dim"] = head_shape(config)[2]
+        settings["head_dim"] = head_shape(config, 0)[2]
     if name == "qwen2_moe":
         windows = {"use_sliding_window": False, "sliding_window": None}
         settings |= windows | {"layer_types": ["full_attention"] * layers}
