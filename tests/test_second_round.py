@@ -22,13 +22,14 @@ from evocompress.estimates import ESTIMATES
 from evocompress.estimates.base import Subject
 from evocompress.export import FORMATS, choose_format, materialize, read_record
 from evocompress.export.modeling import CLASSES
+from evocompress.export.reload import read_checkpoint
 from evocompress.families import FAMILIES, family_named
 from evocompress.families.convolutional import Convolutional
 from evocompress.families.uneven import is_compressed
 from evocompress.models import LoadedModel, load
 from evocompress.planning.outline import outline
 from evocompress.space import build_space
-from evocompress.testing.families import answer, random_batch, random_ids
+from evocompress.testing.families import answer, assert_equal, random_batch, random_ids
 from evocompress.testing.formats import (
     assert_written,
     candidate_of,
@@ -153,6 +154,9 @@ def test_every_family_goes_two_rounds(name: str, tmp_path: Path) -> None:
     for number, candidate in enumerate(list(second_candidates(loaded).values())[::step]):
         out = materialize(loaded, library, candidate, tmp_path / f"second{number}")
         assert_written(out, loaded, candidate)
+        if name == "llama":
+            again = read_checkpoint(out, loaded.model)
+            assert_equal(answer(loaded.family, again, batch), in_memory(loaded, candidate, batch))
         predicted, record = costs.of([candidate]), read_record(out)
         assert record.format == "hf"
         for cost in COUNTED:
@@ -371,13 +375,19 @@ def test_two_rounds_end_to_end(tmp_path: Path) -> None:
     record, loaded = read_record(out), load(str(healed), device="cpu")
     assert (record.format, record.source) == ("hf", str(healed))
     assert record.model_fingerprint == loaded.fingerprint
-    sizes = {cost: record.measured[cost] for cost in ("params", "body_params", "nonzeros")}
+    sizes = {cost: record.measured[cost] for cost in ("params", "body_params", "weight_bytes")}
     assert sizes == {cost: record.predicted[cost] for cost in sizes}
+    # Zeros of the first round stay where the second asks for fewer.
+    assert record.measured["nonzeros"] <= record.predicted["nonzeros"]
     before = sum(p.numel() for p in loaded.family.blocks(loaded.model).parameters())
     assert sizes["body_params"] <= 0.7 * before
     api.heal(second)
-    evaluation = json.loads(api.evaluate(second).read_text())
-    assert evaluation["evaluated"]
+    rows = {row["name"]: row for row in json.loads(api.evaluate(second).read_text())["rows"]}
+    assert rows.keys() == {"dense", "uniform", "searched", "healed"}
+    for row in rows.values():
+        assert row["flops"] == row["predicted"]["flops"]
+    assert rows["dense"]["params"] == sum(p.numel() for p in loaded.model.parameters())
+    assert rows["healed"]["params"] == sizes["params"]
     assert api.report(second).is_file()
 
 
