@@ -6,11 +6,11 @@ from pathlib import Path
 
 from evocompress.config import CalibrationConfig, RunConfig
 from evocompress.demo_model import DEMO_SOURCE
-from evocompress.errors import ModelError
+from evocompress.errors import DataError, LibraryError, ModelError
 from evocompress.models import device_named
 from evocompress.planning import outline
 from evocompress.planning.plan import bench_of
-from evocompress.proxies.sources import check_present
+from evocompress.proxies.sources import check_present, has_fields
 
 
 def check_early(config: RunConfig, *, search: bool = True) -> None:
@@ -24,6 +24,9 @@ def check_early(config: RunConfig, *, search: bool = True) -> None:
         EvoCompressError: Something is missing or does not fit.
     """
     check_sources(config.calibration)
+    library = config.library.path
+    if library is not None and library.exists() and not library.is_dir():
+        raise LibraryError(f"library.path: {library} is a file: name a folder")
     rehearse(config, search=search)
 
 
@@ -36,6 +39,12 @@ def check_sources(config: CalibrationConfig) -> None:
     check_present(config.source, "calibration.source")
     if config.heldout_source is not None:
         check_present(config.heldout_source, "calibration.heldout_source")
+    sources = [config.source, config.heldout_source or config.source]
+    if config.field is not None and not any(map(has_fields, sources)):
+        raise DataError(
+            f"calibration.field={config.field}: {' and '.join(dict.fromkeys(sources))} has no "
+            "fields: unset it, or give a .jsonl, .json, .csv or .parquet file or datasets:NAME"
+        )
 
 
 def rehearse(config: RunConfig, *, search: bool = True) -> None:

@@ -69,8 +69,14 @@ def _is_device(name: str) -> str:
 
 def _is_source(source: str) -> str:
     """Refuses a source that names nothing."""
-    if not source.strip() or source.strip() == DATASETS:
+    if not source.strip():
         raise ValueError("give a text file, a folder, datasets:NAME or self")
+    if source.strip().startswith(DATASETS):
+        name, *more = source.strip().removeprefix(DATASETS).split(":")
+        if not name or len(more) > 2:
+            raise ValueError(
+                "give datasets:NAME, datasets:NAME:CONFIG or datasets:NAME:CONFIG:SPLIT"
+            )
     return source
 
 

@@ -39,6 +39,8 @@ PROBLEMS = {
     errno.EIO: ("the disk does not work (input/output error)", "use another disk"),
     errno.EROFS: ("the disk is read-only", "make it writable or use another one"),
     errno.EACCES: ("permission denied", "have the permissions changed or use another folder"),
+    errno.ENOTDIR: ("a file is in the place of a folder", "name another folder"),
+    errno.EEXIST: ("a file is in the place of a folder", "name another folder"),
     errno.EPERM: ("not permitted", "have the permissions changed or use another folder"),
 }
 """Errors of writing that the user can mend: what is wrong, and what to do."""
@@ -76,6 +78,25 @@ def naming_disk_errors(path: Path, kind: type[EvoCompressError] = RunError) -> I
         raise kind(
             f"{problem}, and run the same command again, a search or healing with --resume"
         ) from error
+
+
+def make_folder(path: Path, what: str = "", kind: type[EvoCompressError] = RunError) -> None:
+    """Makes a folder with those above it, unless it is there.
+
+    Args:
+        path: The folder.
+        what: The setting that names it, for the message.
+        kind: The error's class.
+
+    Raises:
+        EvoCompressError: It cannot be made; of class `kind`.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        known = PROBLEMS.get(error.errno or 0, (error.strerror or "", "name another folder"))
+        named = f"{what}: " if what else ""
+        raise kind(f"{named}the folder {path} cannot be made ({known[0]}): {known[1]}") from error
 
 
 def sync(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from pydantic import BaseModel
 from evocompress.config import RunConfig
 from evocompress.config_file import dump_config, load_config
 from evocompress.errors import RunError
-from evocompress.files import check_sealed, naming_disk_errors, write_sealed
+from evocompress.files import check_sealed, make_folder, write_sealed
 from evocompress.leftovers import clear_leftovers
 from evocompress.winner import Winner, read_winner
 
@@ -155,6 +156,9 @@ def check(config: RunConfig, resume: bool) -> RunFolder:
         RunError: The folder exists and `resume` is false, or its configuration differs.
     """
     folder = RunFolder(config.folder)
+    existing = next(p for p in (folder.path, *folder.path.absolute().parents) if p.exists())
+    if not existing.is_dir() or not shutil.disk_usage(existing).total:
+        raise RunError(f"runs: no folder can be made in {existing}: name another one with runs=...")
     if _begun(folder):
         check_goes_on(folder.path, resume)
         before = folder.config()
@@ -236,8 +240,7 @@ def _begun(folder: RunFolder) -> bool:
 
 def begin(folder: RunFolder, config: RunConfig) -> None:
     """Makes the folder and writes the resolved configuration, unless it is there already."""
-    with naming_disk_errors(folder.path):
-        folder.path.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.path, "runs")
     if not folder.config_file.exists():
         write_sealed(folder.config_file, dump_config(config))
 

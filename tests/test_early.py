@@ -7,8 +7,16 @@ import yaml
 
 from evocompress import api, cli, workbench
 from evocompress.config_file import load_config
-from evocompress.errors import ConfigError, EvoCompressError, ModelError
+from evocompress.errors import (
+    ConfigError,
+    EvoCompressError,
+    ExportError,
+    LibraryError,
+    ModelError,
+)
 from evocompress.export import PROGRAMS, choose_for, programs, read_record
+from evocompress.export.folder import whole_folder
+from evocompress.files import make_folder
 from evocompress.planning.forewarning import chosen_form
 from evocompress.planning.plan import bench_of
 from evocompress.settings import check_names
@@ -38,6 +46,7 @@ def model(tmp_path_factory):
 def run_file(tmp_path, model, monkeypatch):
     (tmp_path / "text.txt").write_text(" ".join(f"word{n * n % 97}" for n in range(1000)))
     (tmp_path / "trial.yaml").write_text(yaml.safe_dump(RUN | {"model": {"source": str(model)}}))
+    (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path)
     return tmp_path / "trial.yaml"
 
@@ -51,6 +60,12 @@ def unloaded(monkeypatch):
 
 
 WRONG = [
+    ("library.path=text.txt", "library.path: text.txt is a file"),
+    ("calibration.source=empty", "calibration.source: the folder empty holds no .safetensors"),
+    ("calibration.field=body", "calibration.field=body: text.txt has no fields"),
+    ("runs=text.txt/x", "runs: no folder can be made in"),
+    ("runs=/dev/null/x", "runs: no folder can be made in /dev/null"),
+    ("runs=/proc/x", "runs: no folder can be made in /proc"),
     ("calibration.source=missing.txt", "calibration.source: missing.txt does not exist"),
     ("calibration.heldout_source=no.txt", "calibration.heldout_source: no.txt does not exist"),
     ("calibration.length=100000", "100000"),
@@ -80,6 +95,20 @@ def test_a_wrong_setting_is_found_before_the_model_is_loaded(run_file, unloaded,
         api.search(load_config(run_file, [override]))
     assert message in str(caught.value) and "\n" not in str(caught.value)
     assert not (run_file.parent / "runs").exists()
+
+
+@pytest.mark.parametrize("source", ["datasets::", "datasets:", "datasets::en", "datasets:a:b:c:d"])
+def test_a_data_set_has_a_name_and_at_most_three_parts(run_file, source):
+    with pytest.raises(ConfigError, match="give datasets:NAME"):
+        load_config(run_file, [f"calibration.source={source!r}"])
+
+
+def test_a_folder_in_the_place_of_a_file_is_named_with_its_setting(run_file):
+    with pytest.raises(LibraryError, match="library.path: the folder .* cannot be made"):
+        make_folder(Path("text.txt"), "library.path", LibraryError)
+    what = "out: the folder text.txt cannot be made"
+    with pytest.raises(ExportError, match=what), whole_folder(Path("text.txt/x")):
+        pass
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from evocompress.errors import ExportError
 from evocompress.export.record import CANDIDATE_FILE
-from evocompress.files import naming_disk_errors, sync, sync_folder
+from evocompress.files import make_folder, naming_disk_errors, sync, sync_folder
 from evocompress.leftovers import only_writer, temporary_name
 
 SPARE_BYTES = 64 * 2**20
@@ -54,17 +54,16 @@ def whole_folder(out: Path) -> Iterator[Path]:
             the new folder.
         RunError: Another process writes `out`.
     """
-    with naming_disk_errors(out, ExportError):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with only_writer(out):
-            temporary = temporary_name(out)
-            try:
-                temporary.mkdir()
-                yield temporary
-                sync_folder(temporary)
-                _replace(temporary, out)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
+    make_folder(out.parent, "out", ExportError)
+    with naming_disk_errors(out, ExportError), only_writer(out):
+        temporary = temporary_name(out)
+        try:
+            temporary.mkdir()
+            yield temporary
+            sync_folder(temporary)
+            _replace(temporary, out)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _replace(new: Path, out: Path) -> None:

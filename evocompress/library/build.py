@@ -13,6 +13,8 @@ from torch import Tensor
 
 from evocompress import __version__
 from evocompress.config import LibraryConfig
+from evocompress.errors import LibraryError
+from evocompress.files import make_folder
 from evocompress.leftovers import clear_leftovers
 from evocompress.library.builder import MakeBlocks, Progress, make_blocks
 from evocompress.library.dense import DenseModel
@@ -65,7 +67,7 @@ def build_library(
     progress = progress or _silent
     manifest = _begin(loaded, recipe, tokens, config, path, batch)
     if _is_incomplete(manifest, path):
-        path.mkdir(parents=True, exist_ok=True)
+        make_folder(path, "library.path", LibraryError)
         with _only_builder(path, progress):
             # While this process waited, another one may have made it.
             manifest = _begin(loaded, recipe, tokens, config, path, batch)

@@ -15,7 +15,7 @@ from evocompress.costs.latency import Circumstances, LatencyTable
 from evocompress.demo_model import cache_folder
 from evocompress.environment import describe
 from evocompress.errors import ConfigError
-from evocompress.files import read_json, write_json
+from evocompress.files import make_folder, read_json, write_json
 from evocompress.leftovers import clear_leftovers
 from evocompress.models import LoadedModel
 from evocompress.profile.layouts import grid
@@ -67,7 +67,7 @@ def write_table(path: Path, table: LatencyTable) -> None:
     Raises:
         RunError: The disk is full.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent, "latency.table")
     clear_leftovers(path.parent)
     write_json(path, table.to_json())
 

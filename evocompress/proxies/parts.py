@@ -226,8 +226,9 @@ def _too_few(found: int, counts: list[int], config: CalibrationConfig) -> str:
     """What to say of a source with too few sequences for the parts that are cut from it."""
     return (
         f"{config.source} has only {found} sequences of {config.length} tokens, but {sum(counts)} "
-        f"({' + '.join(map(str, counts))}) are needed: lower calibration.library_sequences or "
-        "search_sequences or calibration.length"
+        f"({' + '.join(map(str, counts))}) are needed: lower calibration.library_sequences, "
+        f"search_sequences{' or heldout_sequences' if len(counts) > 2 else ''} or "
+        "calibration.length"
     )
 
 

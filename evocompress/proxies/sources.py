@@ -88,8 +88,16 @@ def check_present(source: str, key: str) -> None:
                 f"{key}: {source} does not exist: give a text file, a folder of token "
                 "safetensors, datasets:NAME, or self"
             )
-        for file in path.glob("*.safetensors") if path.is_dir() else (path,):
+        files = list(path.glob("*.safetensors")) if path.is_dir() else [path]
+        if not files:
+            raise DataError(f"{key}: the folder {source} holds no .safetensors files")
+        for file in files:
             check_regular(file, DataError)
+
+
+def has_fields(source: str) -> bool:
+    """Whether a source consists of rows with fields, of which one is the text."""
+    return source.startswith(DATASETS) or format_of(Path(source).expanduser()) in FORMATS
 
 
 def _check_datasets(source: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from evocompress.config_file import dump_config, validate
 from evocompress.errors import RunError
-from evocompress.files import check_sealed, naming_disk_errors, write_sealed
+from evocompress.files import check_sealed, make_folder, naming_disk_errors, write_sealed
 from evocompress.run_folder import LOCK, RESTORE, check_goes_on, check_unchanged, only_process
 from evocompress.strict_yaml import read_yaml
 from evocompress.sweep.config import SweepConfig
@@ -71,8 +71,7 @@ class SweepFolder:
         Raises:
             RunError: Another process does, or the disk is full.
         """
-        with naming_disk_errors(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path, "runs")
         with only_process(self.path):
             yield
 

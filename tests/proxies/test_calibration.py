@@ -317,7 +317,7 @@ PROBLEMS = {
     ),
     "short rows": (
         lambda f: bad_tokens(f, tokens=torch.ones(99, 31).int()),
-        r"only 0 sequences of 32 tokens, but 10 \(3 \+ 5 \+ 2\) are needed",
+        r"only 0 .* but 10 \(3 \+ 5 \+ 2\) are needed: .* search_sequences or heldout_sequences",
     ),
     "no column": (text_without_column, "none of the text columns text, .* it has words"),
     "no data set": (lambda f: f"datasets:{f}/none", "cannot be read"),
