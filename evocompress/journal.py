@@ -203,6 +203,10 @@ class Journal:
             return None
         return Result(request, found, censored=done is not None)
 
+    def measured(self, candidate: str, treatment: str) -> list[MicroBatchValue]:
+        """Every value of a candidate after a treatment, whichever requests it is from."""
+        return self._memory.values.of(candidate, treatment)
+
     def estimation(self, request: Estimate) -> Estimation | None:
         """The recorded estimate, or ``None`` where its record or its file is missing.
 

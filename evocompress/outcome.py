@@ -69,7 +69,8 @@ def front_rows(
     winner, and after its treatment. A candidate is among the rows if it has a value on every one
     of them, whichever requests it is from; what was measured on fewer is not compared. A
     candidate that is no worse than the winner in value and every cost on these micro-batches, and
-    better in one, is left out as well: the search compared it on others, too, and refused it.
+    better in one, is left out as well if it is worse in value on all that both were measured on:
+    the search compared it there, too, and refused it.
 
     Args:
         space: For the costs, those of the budget being other axes.
@@ -86,7 +87,7 @@ def front_rows(
         and isfinite(result.mean)
     ]
     rows = [_row(space, candidate, result) for candidate, result in found]
-    rows = _not_refused(rows, best.candidate.id, axes(space, objectives))
+    rows = _not_refused(rows, journal, best, axes(space, objectives))
     points = _points(rows, axes(space, objectives))
     for row, keep in zip(rows, non_dominated(points), strict=True):
         row["non_dominated"] = bool(keep)
@@ -153,10 +154,28 @@ def _row(space: SearchSpace, candidate: Candidate, result: Result) -> dict[str, 
 
 
 def _not_refused(
-    rows: list[dict[str, Any]], winner: str, names: Sequence[str]
+    rows: list[dict[str, Any]], journal: Journal, best: Incumbent, names: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """The rows without those that dominate the winner's."""
-    points = _points(rows, names)
+    """The rows without those that dominate the winner's, but are worse on all common text."""
+    points, winner = _points(rows, names), best.candidate.id
     chosen = points[[row["id"] == winner for row in rows]]
-    no_worse, better = (points <= chosen).all(axis=1), (points < chosen).any(axis=1)
-    return [rows[index] for index in np.flatnonzero(~(no_worse & better))]
+    dominates = np.all(points <= chosen, axis=1) & np.any(points < chosen, axis=1)
+    above = set(np.flatnonzero(dominates).tolist())
+    return [
+        row
+        for index, row in enumerate(rows)
+        if not (index in above and _is_worse(journal, row["id"], winner, best.treatment))
+    ]
+
+
+def _is_worse(journal: Journal, candidate: str, winner: str, treatment: str) -> bool:
+    """Whether a candidate's mean is above the winner's on all that both were measured on."""
+    own, other = (
+        {value.micro_batch: value for value in journal.measured(name, treatment)}
+        for name in (candidate, winner)
+    )
+    means = (
+        sum(sum(values[batch].sums) for batch in sorted(own.keys() & other.keys()))
+        for values in (own, other)
+    )
+    return next(means) > next(means)

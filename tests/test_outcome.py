@@ -4,7 +4,7 @@ import pytest
 from evocompress import start
 from evocompress.config import SpaceConfig, SparsitySpace, WidthSpace
 from evocompress.journal import Journal
-from evocompress.outcome import all_values, front_rows, front_summary, winner_record
+from evocompress.outcome import all_values, costs_of, front_rows, front_summary, winner_record
 from evocompress.run import Outcome
 from evocompress.search.base import Incumbent
 from evocompress.space import build_space
@@ -94,6 +94,19 @@ def test_a_candidate_that_lost_on_other_text_does_not_dominate_the_winner(
     values = {uniform: {0: 0.5, 1: 0.5, 2: 0.1}, other: {0: 0.4, 1: 0.4, 2: 0.9}}
     rows = rows_of(space, tmp_path / "j", values)
     assert [(row["id"], row["non_dominated"]) for row in rows] == [(uniform.id, True)]
+
+
+@pytest.mark.parametrize("further", [{}, {2: 0.1}], ids=["none", "as good"])
+def test_a_candidate_as_good_as_the_winner_and_cheaper_stays(shapes, further, tmp_path):
+    _, winner, cheaper = (shapes.candidate(genome) for genome in start.ladder(shapes, 4)[:3])
+    costs = [costs_of(shapes, each)["params"] for each in (winner, cheaper)]
+    winner, cheaper = (winner, cheaper) if costs[0] > costs[1] else (cheaper, winner)
+    values = {each: {0: 0.1, 1: 0.1} | further for each in (winner, cheaper)}
+    rows = rows_of(shapes, tmp_path / "j", values, objectives=("params",))
+    assert [(row["id"], row["non_dominated"]) for row in rows] == [
+        (winner.id, False),
+        (cheaper.id, True),
+    ]
 
 
 def test_other_treatments_and_failures_are_not_compared(space, candidates, tmp_path):

@@ -11,8 +11,9 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from evocompress import __version__
+from evocompress.circumstances import Facts, differences
 from evocompress.config import LibraryConfig
+from evocompress.environment import describe, versions
 from evocompress.errors import LibraryError
 from evocompress.files import make_folder
 from evocompress.leftovers import clear_leftovers
@@ -24,6 +25,9 @@ from evocompress.library.recipe import Wanted, make_recipe
 from evocompress.library.store import Library, check_size, open_library, verify_files
 from evocompress.models import LoadedModel
 from evocompress.types import Level
+
+PLACE = ("device", "instructions")
+"""What a manifest says beside versions of packages."""
 
 
 def build_library(
@@ -112,6 +116,8 @@ def _begin(
     """The manifest to go on from, after checking that the rest fits."""
     there = (path / NAME).exists()
     manifest = _resumed(path, recipe) if there else _new(loaded, recipe, tokens)
+    if there and manifest.missing:
+        _check_circumstances(path, manifest.versions, _circumstances(loaded))
     levels, done = manifest.recipe.levels, manifest.blocks
     check_fits(plan_library(loaded, levels, tokens, config, batch=batch, done=done), path)
     return manifest
@@ -145,12 +151,41 @@ def _new(loaded: LoadedModel, recipe: Recipe, tokens: Tensor) -> Manifest:
     blocks = {unit.name: unit.block for unit in loaded.family.units(loaded.model)}
     return Manifest(
         recipe,
-        versions={"evocompress": __version__, "torch": torch.__version__},
+        versions=_circumstances(loaded),
         sequences=len(tokens),
         tokens=len(tokens) * loaded.length(tokens),
         units={unit: blocks[unit] for unit in recipe.levels},
         blocks={},
     )
+
+
+def _circumstances(loaded: LoadedModel) -> dict[str, str]:
+    """What the tensors depend on beside the recipe."""
+    return versions() | {
+        "device": describe(loaded.model.device),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def _check_circumstances(path: Path, before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Refuses to finish a library under other circumstances than it was begun under.
+
+    Raises:
+        LibraryError: They are others.
+    """
+    then, here = (
+        Facts(
+            versions={name: value for name, value in each.items() if name not in PLACE},
+            **{name: each.get(name, "") for name in PLACE},
+        )
+        for each in (before, now)
+    )
+    if found := differences(then, here):
+        raise LibraryError(
+            f"{path} is not finished and was begun under other circumstances "
+            f"({'; '.join(found)}), whose blocks are not to be mixed with those made now: finish "
+            "it where it was begun, delete it, or choose another library.path"
+        )
 
 
 def _resumed(path: Path, wanted: Recipe) -> Manifest:

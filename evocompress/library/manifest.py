@@ -142,7 +142,7 @@ class Manifest:
 
     Attributes:
         recipe: How the library is made.
-        versions: Of the programs that made it.
+        versions: Of the packages that make it, and device and instructions of the processor.
         sequences, tokens: How many the calibration has.
         units: Index of the block of each unit.
         blocks: The finished blocks by index.

@@ -1,5 +1,6 @@
 """Libraries of tiny models against the whole model run plainly with hooks on every matrix."""
 
+import re
 import threading
 import time
 
@@ -18,6 +19,7 @@ from library_setting import (
 from evocompress.criteria import CRITERIA, Statistics
 from evocompress.criteria.base import output_energy
 from evocompress.errors import LibraryError
+from evocompress.files import read_json, write_json
 from evocompress.types import DENSE, DROP, Level
 
 FAMILIES = ["llama", "gpt2", "opt", "phi3", "gemma3_text"]
@@ -186,6 +188,23 @@ def test_a_lost_block_is_made_again(setting, tmp_path):
     lost.unlink()
     setting.build(tmp_path)
     assert lost.read_bytes() == content
+
+
+@pytest.mark.parametrize("what", ["torch", "transformers", "device", "instructions"])
+def test_a_library_is_not_finished_under_other_circumstances(setting, what, tmp_path):
+    setting.build(tmp_path)
+    manifest = tmp_path / "manifest.json"
+    data = read_json(manifest)
+    before = data["versions"][what]
+    data["versions"][what] = "another"
+    write_json(manifest, data)
+    setting.build(tmp_path)  # finished, it serves
+    (tmp_path / "block-0001.safetensors").unlink()
+    with pytest.raises(LibraryError, match=f"{what} was another, is {re.escape(before)}"):
+        setting.build(tmp_path)
+    del data["versions"][what]  # as an earlier version wrote it
+    write_json(manifest, data)
+    setting.build(tmp_path)
 
 
 def test_a_complete_library_is_opened_not_built(setting, tmp_path):
