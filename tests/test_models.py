@@ -8,13 +8,12 @@ import torch
 import transformers
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from evocompress import demo_model, models, sources
-from evocompress.demo_model import DEMO_SOURCE, GGUF_NAME, cache_folder, convert
+from evocompress import converted, demo_model, models, sources
+from evocompress.demo_model import DEMO_SOURCE, GGUF_NAME, cache_folder
 from evocompress.errors import ModelError
 from evocompress.families import FAMILIES
 from evocompress.models import fingerprint, load
 from evocompress.planning import outline
-from evocompress.sources import locate
 from evocompress.testing.broken import edit_config, refusal
 from evocompress.testing.tiny import tiny_checkpoint, tiny_loaded, tiny_model, tiny_tokenizer
 
@@ -249,28 +248,6 @@ def test_the_cache_folder_can_be_chosen(tmp_path: Path, monkeypatch: pytest.Monk
     assert cache_folder().name == "evocompress"
 
 
-def test_conversion_writes_bfloat16(checkpoint: Path, tmp_path: Path) -> None:
-    target = tmp_path / "cache" / "converted"
-    convert(locate(str(checkpoint)), target)
-    loaded = load(str(target), dtype="bfloat16", device="cpu")
-    assert '"dtype": "bfloat16"' in (target / "config.json").read_text()
-    assert loaded.fingerprint == tiny_loaded("llama", dtype=torch.bfloat16).fingerprint
-    assert list(target.parent.iterdir()) == [target]
-
-
-def test_an_interrupted_conversion_leaves_nothing(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupted(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(demo_model, "read_model", interrupted)
-    target = tmp_path / "cache" / "converted"
-    with pytest.raises(KeyboardInterrupt):
-        convert(locate(str(checkpoint)), target)
-    assert list(target.parent.iterdir()) == []
-
-
 def test_the_tiny_tokenizer_keeps_any_text() -> None:
     tokenizer, text = tiny_tokenizer(), "Grüße, 世界 \n\t 🙂! \x00\x7f"
     ids = tokenizer(text).input_ids
@@ -287,7 +264,7 @@ def test_the_demo_model_is_converted_once(monkeypatch: pytest.MonkeyPatch) -> No
     def must_not_run(*_: object) -> None:
         raise AssertionError("converted again")
 
-    monkeypatch.setattr(demo_model, "convert", must_not_run)
+    monkeypatch.setattr(converted, "_convert", must_not_run)
     loaded = load(DEMO_SOURCE, device="cpu")
     assert loaded.model.num_parameters() == 134_515_008
     assert torch.bfloat16 in (loaded.model.dtype, loaded.widened)
@@ -312,12 +289,12 @@ def test_the_demo_model_writes_sense() -> None:
 @pytest.mark.real
 def test_a_gguf_file_is_read_directly() -> None:
     assert demo_model.demo_gguf().name == GGUF_NAME
-    loaded, converted = (
+    loaded, demo = (
         load(str(demo_model.demo_gguf()), device="cpu"),
         load(DEMO_SOURCE, dtype="bfloat16", device="cpu"),
     )
     assert loaded.model.dtype == torch.float32
     assert not hasattr(loaded.model.config, "quantization_config")
     weights = dict(loaded.model.named_parameters())
-    for name, parameter in converted.model.named_parameters():
+    for name, parameter in demo.model.named_parameters():
         assert torch.equal(weights[name].to(torch.bfloat16), parameter), name
