@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Literal
 
 import transformers
 
@@ -28,7 +29,7 @@ from evocompress.sources import (
 CHECKSUMS = "checksums.json"
 
 
-def converted(checkpoint: Checkpoint, dtype: str = "auto") -> Checkpoint:
+def converted(checkpoint: Checkpoint, dtype: Literal["auto", "bfloat16"] = "auto") -> Checkpoint:
     """The checkpoint in the cache that was made of a GGUF file, which it is the first time.
 
     It is known by the file's content and the version of transformers that unpacks it, and what
@@ -55,7 +56,7 @@ def converted(checkpoint: Checkpoint, dtype: str = "auto") -> Checkpoint:
     return local_checkpoint(folder)
 
 
-def _convert(checkpoint: Checkpoint, folder: Path, dtype: str) -> None:
+def _convert(checkpoint: Checkpoint, folder: Path, dtype: Literal["auto", "bfloat16"]) -> None:
     """Writes the checkpoint; `folder` appears whole or not at all."""
     with scratch_folder(folder.parent, folder.name, wait=True) as scratch:
         if _whole(folder):
