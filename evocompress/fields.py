@@ -69,7 +69,7 @@ def _is_device(name: str) -> str:
 
 def _is_source(source: str) -> str:
     """Refuses a source that names nothing."""
-    if not source.strip():
+    if not source.strip() or source.strip() == DATASETS:
         raise ValueError("give a text file, a folder, datasets:NAME or self")
     if source.strip().startswith(DATASETS):
         name, *more = source.strip().removeprefix(DATASETS).split(":")
