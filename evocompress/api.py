@@ -34,6 +34,7 @@ from evocompress.errors import RunError
 from evocompress.export import (
     check_format,
     check_program,
+    check_target,
     check_weights,
     read_candidate,
     read_record,
@@ -213,13 +214,16 @@ def materialize(
     if own:
         bench.reporter.log_to(bench.folder.log)
     source = healed_source(bench.folder, out, candidate) if healed else None
+    target = out or bench.folder.checkpoint
+    check_target(target, overwrite=False)
+    if not source and candidate != "uniform":
+        named_candidate(bench, candidate)  # an unknown one is told before the model is loaded
     unchanged = Unchanged(bench)
     unchanged.check_model()
     if source:
         unchanged.check_checkpoint(source)
     chosen = read_candidate(source) if source else named_candidate(bench, candidate)
     form = chosen_format(bench, chosen, program, form)
-    target = out or bench.folder.checkpoint
     library = bench.existing_library()
     unchanged.check_library(library)
     what = "healed" if healed else candidate

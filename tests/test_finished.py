@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from evocompress import api, cli
 from evocompress.circumstances import Facts, differences
 from evocompress.config_file import dump_config, load_config
-from evocompress.errors import RunError
+from evocompress.errors import EvoCompressError, RunError
 from evocompress.files import read_json, write_json, write_sealed
 from evocompress.heal import distill
 from evocompress.journal import Journal
@@ -481,3 +481,15 @@ def test_a_checkpoint_of_another_model_or_library_is_refused(home, key):
             with pytest.raises(RunError, match=f"made from another {key}"):
                 api.materialize(run, out=home / "healed", healed=True)
         write_json(record, data)
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [({"candidate": "zip"}, "has no candidate 'zip'"), ({}, "exists: choose another folder")],
+)
+def test_what_cannot_be_written_is_told_before_the_model_is_loaded(made, monkeypatch, asked, told):
+    monkeypatch.setattr("evocompress.workbench.load_as", pytest.fail)
+    other = {"out": made / "elsewhere"} if asked else {}
+    with pytest.raises(EvoCompressError, match=told):
+        api.materialize(made / "runs" / "trial", **asked, **other)
+    assert not (made / "elsewhere").exists()

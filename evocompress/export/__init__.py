@@ -8,6 +8,7 @@ from evocompress.export.choice import (
     choose_for,
     choose_format,
 )
+from evocompress.export.folder import check_target
 from evocompress.export.formats import FORMATS, WEIGHTS, Format
 from evocompress.export.gguf import check_package
 from evocompress.export.programs import PROGRAMS, check_task, program_named
@@ -23,6 +24,7 @@ __all__ = [
     "check_format",
     "check_package",
     "check_program",
+    "check_target",
     "check_task",
     "check_weights",
     "choose_for",
