@@ -27,6 +27,8 @@ from evocompress.sources import (
 )
 
 CHECKSUMS = "checksums.json"
+READING = 2
+"""To be raised when files are read otherwise, or others are refused: they are made anew."""
 
 
 def converted(checkpoint: Checkpoint, dtype: Literal["auto", "bfloat16"] = "auto") -> Checkpoint:
@@ -47,7 +49,8 @@ def converted(checkpoint: Checkpoint, dtype: Literal["auto", "bfloat16"] = "auto
         content = checksum_of(Path(str(checkpoint)))
     except OSError as error:
         raise ModelError(f"{checkpoint} cannot be read: {one_line(error)}") from None
-    name = f"{content}-{transformers.__version__}" + ("" if dtype == "auto" else f"-{dtype}")
+    name = f"{content}-{transformers.__version__}-{READING}"
+    name += "" if dtype == "auto" else f"-{dtype}"
     folder = cache_folder() / "gguf" / name
     if not _whole(folder):
         with naming_disk_errors(folder):

@@ -28,12 +28,14 @@ from transformers.utils import logging as transformers_logging
 from evocompress.checkpoint_files import CONFIG, check_folder, read_file_as, read_json, weight_files
 from evocompress.errors import ModelError, one_line
 from evocompress.families.uneven import is_compressed
-from evocompress.gguf_kind import check_language_model
+from evocompress.gguf_kind import check_language_model, check_read_whole
 from evocompress.regular import check_regular
 from evocompress.stored import (
+    Stored,
     check_loaded,
     check_shapes,
     check_types,
+    left_out,
     stored_tensors,
     without_missing,
 )
@@ -309,7 +311,7 @@ def read_model(
     try:
         if checkpoint.gguf is None:
             know_compressed(model_type(checkpoint)[0])
-            _check_stored(checkpoint, auto)
+        stored = _check_stored(checkpoint, auto)
         answer: Any = auto.from_pretrained(
             checkpoint.folder,
             config=None if checkpoint.gguf else without_kernels(_config(checkpoint)),
@@ -324,8 +326,10 @@ def read_model(
         raise
     except Exception as error:  # parsers of a damaged file fail with any type of error
         raise ModelError(f"the model in {checkpoint} cannot be read: {one_line(error)}") from error
-    check_loaded(checkpoint, answer[1], unused)
     model: PreTrainedModel = answer[0]
+    check_loaded(
+        checkpoint, answer[1] | {"unexpected_keys": left_out(model, stored, answer[1])}, unused
+    )
     without_missing(model, answer[1]["missing_keys"])
     return model
 
@@ -341,17 +345,25 @@ def know_compressed(kind: str) -> None:
         import_module("evocompress.hf")
 
 
-def _check_stored(checkpoint: Checkpoint, auto: Any) -> None:
-    """Whether the files hold what the config describes, as far as their headers tell."""
-    tensors = stored_tensors(weight_files(checkpoint.folder))
-    check_types(checkpoint, tensors)
+def _check_stored(checkpoint: Checkpoint, auto: Any) -> dict[str, Stored]:
+    """Whether the files hold what the config describes, as far as their headers tell.
+
+    Returns:
+        The tensors in files of safetensors.
+    """
     config = without_kernels(_config(checkpoint))
     with torch.device("meta"):
         outline: PreTrainedModel = auto.from_config(
             config, trust_remote_code=checkpoint.trust_remote_code
         )
+    if checkpoint.gguf:
+        check_read_whole(checkpoint.folder / checkpoint.gguf, outline)
+        return {}
+    tensors = stored_tensors(weight_files(checkpoint.folder))
+    check_types(checkpoint, tensors)
     expected = {name: tensor.shape for name, tensor in outline.state_dict().items()}
     check_shapes(checkpoint, tensors, expected, outline.base_model_prefix)
+    return tensors
 
 
 def _config(checkpoint: Checkpoint) -> Any:

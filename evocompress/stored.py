@@ -1,12 +1,13 @@
 """What a checkpoint's files really hold, against what its config says.
 
 transformers leaves out tensors that it has no use for and does not say so in an error. Here
-nothing is left out in silence: a tensor is loaded, is known to be of no consequence, or the
-checkpoint is refused.
+nothing is left out in silence: a tensor is loaded, is known to be of no consequence and told of in
+the log, or the checkpoint is refused.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections import Counter
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import nn
+from transformers import PreTrainedModel
 
 from evocompress.errors import ModelError
 
@@ -28,6 +30,11 @@ BUFFERS = re.compile(
     r"|attn\.bias|(causal|attn|attention)_mask|num_batches_tracked)$"
 )
 """What older versions stored beside the weights and the present ones compute."""
+
+LOG = logging.getLogger("evocompress")
+
+IGNORED = (r"rotary_emb\.inv_freq", "position_ids")
+"""What transformers leaves out of any model's tensors without a word, beside the model's own."""
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 """Types of weights by their names in safetensors."""
@@ -190,10 +197,12 @@ def check_loaded(source: object, info: Mapping[str, Any], unused: str = "") -> N
         )
     for name, found, wanted in sorted(info["mismatched_keys"]):
         raise ModelError(_other_shape(source, name, found, wanted))
-    left = sorted(_used(info["unexpected_keys"], unused))
-    if left := [name for name in left if not BUFFERS.search(name)]:
+    left = [name for name in _used(info["unexpected_keys"], unused) if not BUFFERS.search(name)]
+    if harmless := [name for name in info["unexpected_keys"] if name not in left]:
+        LOG.info("%s: nothing is computed with %s: left out", source, _listed(sorted(harmless)))
+    if left:
         raise ModelError(
-            f"the checkpoint {source} holds {_listed(left)}, for which the model that its "
+            f"the checkpoint {source} holds {_listed(sorted(left))}, for which the model that its "
             "config.json describes has no place (adapters are to be merged, and other layers or "
             "biases must be in the config)"
         )
@@ -221,6 +230,20 @@ def check_finite(source: object, model: nn.Module) -> None:
                 f"the checkpoint {source} holds {name} with values that are NaN or infinite "
                 f"(in {dtype}): give one that is whole, or another model.dtype"
             )
+
+
+def left_out(model: PreTrainedModel, stored: Iterable[str], info: Mapping[str, Any]) -> set[str]:
+    """Stored tensors that were left out, with those that transformers keeps quiet about.
+
+    It searches for what it ignores anywhere in a name, so that others are ignored as well.
+    """
+    silent = "|".join((*(model._keys_to_ignore_on_load_unexpected or ()), *IGNORED))
+    body = f"{model.base_model_prefix}."
+    there = {name.removeprefix(body) for name in model.state_dict()}
+    ignored = {name for name in stored if re.search(silent, name)}
+    return set(info["unexpected_keys"]) | {
+        name for name in ignored if name.removeprefix(body) not in there
+    }
 
 
 def without_missing(model: nn.Module, missing: Iterable[str]) -> None:

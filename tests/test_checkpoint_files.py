@@ -93,6 +93,39 @@ def test_tensors_without_a_place_are_named(
     assert f"holds {name}, for which the model" in refusal(checkpoint)
 
 
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        ("gpt2", "transformer.h.0.attn_bias.weight"),
+        ("gpt2", "transformer.h.0.attn.bias_extra"),
+        ("gpt2", "transformer.h.0.crossattention.bias"),
+        ("gpt2", "h.0.attn.bias.lora_A"),
+        ("llama", "model.layers.0.self_attn.rotary_emb.inv_freq.lora_A"),
+        ("bert", "embeddings.position_ids.scale"),
+    ],
+)
+def test_tensors_that_transformers_is_silent_about_are_named(
+    tmp_path: Path, family: str, name: str
+) -> None:
+    folder = tiny_checkpoint(tmp_path, family)
+    change_weights(folder, **{name: torch.ones(3)})
+    assert f"holds {name}, for which the model" in refusal(folder)
+
+
+def test_buffers_that_are_left_out_are_told_in_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tiny_checkpoint(tmp_path, "gpt2")
+    before = load(str(folder), device="cpu").fingerprint
+    assert not caplog.records
+    mask = torch.ones(1, 1, 8, 8)
+    change_weights(folder, **{f"transformer.h.{n}.attn.bias": mask.clone() for n in (0, 1)})
+    with caplog.at_level("INFO", "evocompress"):
+        assert load(str(folder), device="cpu").fingerprint == before
+    (record,) = caplog.records
+    assert "with transformer.h.0.attn.bias and 1 more tensors: left out" in record.getMessage()
+
+
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn, torch.int64])
 def test_weights_that_need_scales_are_refused(checkpoint: Path, dtype: torch.dtype) -> None:
     name = f"{LAYER}.mlp.up_proj.weight"

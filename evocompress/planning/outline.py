@@ -16,6 +16,7 @@ from evocompress.demo_model import DEMO_SOURCE, demo_checkpoint
 from evocompress.errors import ModelError, one_line
 from evocompress.families import family_named, family_of
 from evocompress.families.base import prepare
+from evocompress.gguf_kind import check_read_whole
 from evocompress.models import LoadedModel, check_wrapper
 from evocompress.regular import check_regular
 from evocompress.sources import (
@@ -76,6 +77,8 @@ def outline(
                 model: PreTrainedModel = task.auto.from_config(config, dtype=chosen, **remote)
         except Exception as error:  # numbers of a damaged config fail with any type of error
             raise ModelError(f"{source} is no model for {task.name}: {one_line(error)}") from None
+    if str(path).endswith(GGUF):
+        check_read_whole(Path(path), model)
     if not task.reads_text:
         complete_image_size(model, Path(path))
     model.eval().requires_grad_(False)
