@@ -46,7 +46,8 @@ LAST = list(STAGES)[-1]
 """The stage after which everything is there."""
 
 TIMED = ("environment.json", "heal.json", "evaluation.json")
-"""Files that tell the time beside other things; the lines that do are not compared."""
+"""Files that tell the time beside other things; the lines that do are not compared,
+nor the commit of the source, which may change under a long run."""
 
 Files = dict[str, str]
 
@@ -113,7 +114,7 @@ def _hash(path: Path) -> str:
         return f"-> {os.readlink(path)}"
     content = path.read_bytes()
     if path.name in TIMED:
-        content = re.sub(rb'"(started|seconds|xxh3)": [^\n]*', b"", content)
+        content = re.sub(rb'"(started|seconds|git|xxh3)": [^\n]*', b"", content)
     return hashlib.sha256(content).hexdigest()
 
 
