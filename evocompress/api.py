@@ -48,7 +48,6 @@ from evocompress.outcome import costs_of
 from evocompress.planning import Plan, plan_on
 from evocompress.profile import path_of
 from evocompress.progress import Reporter, Silent
-from evocompress.report import write_report, write_sweep_report
 from evocompress.run import Listener
 from evocompress.run_folder import RunFolder, begin, check
 from evocompress.settings import check_names
@@ -116,7 +115,7 @@ def sweep(config: SweepConfig, *, resume: bool = False, reporter: Reporter | Non
 
     folder = check_sweep(config, resume)
     run_sweep(config, folder, resume, reporter or Silent())
-    write_sweep_report(folder.path)
+    report(folder.path)
     return folder.path
 
 
@@ -368,6 +367,8 @@ def report(path: Path | str) -> Path:
     Raises:
         RunError: The folder is neither a run nor a sweep.
     """
+    from evocompress.report import write_report, write_sweep_report  # they load plotly
+
     path = Path(path)
     if SweepFolder(path).config_file.exists():
         return write_sweep_report(path)

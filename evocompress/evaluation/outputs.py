@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 import numpy as np
+import scipy  # type: ignore[import-untyped]
 import torch
-from scipy.stats import spearmanr  # type: ignore[import-untyped]
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -106,7 +106,7 @@ def _of_embeddings(dense: Tensor, embeddings: Tensor) -> Measures:
 
 def _of_scores(dense: Tensor, scores: Tensor) -> Measures:
     """Over all scores of all sequences, the root of the mean squared error and the ranks."""
-    correlation = spearmanr(dense.ravel().numpy(), scores.ravel().numpy()).statistic
+    correlation = scipy.stats.spearmanr(dense.ravel().numpy(), scores.ravel().numpy()).statistic
     return {
         "score_error": float((scores - dense).square().mean().sqrt()),
         "score_spearman": float(correlation) if dense.numel() > 2 else None,
@@ -121,4 +121,4 @@ def similarity_correlation(one: np.ndarray, other: np.ndarray) -> float | None:
     if len(one) < 3:
         return None
     pairs = np.triu_indices(len(one), 1)
-    return float(spearmanr((one @ one.T)[pairs], (other @ other.T)[pairs]).statistic)
+    return float(scipy.stats.spearmanr((one @ one.T)[pairs], (other @ other.T)[pairs]).statistic)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import t as student  # type: ignore[import-untyped]
+import scipy  # type: ignore[import-untyped]
 
 WARM_UPS = 1
 CONFIDENCE = 0.95
@@ -41,7 +41,7 @@ def ratio(seconds: Sequence[float], reference: Sequence[float]) -> Ratio | None:
     if count < 2:
         return None
     error = logs.std(ddof=1) / np.sqrt(count)
-    reach = student.ppf((1 + CONFIDENCE) / 2, count - 1) * error
+    reach = scipy.stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * error
     low, mean, high = np.exp([logs.mean() - reach, logs.mean(), logs.mean() + reach]).tolist()
     return Ratio(mean, low, high, count)
 
