@@ -19,9 +19,12 @@ from tests.golden.recording import load, materialized, replay, searched
 SAME = 1e-3
 """How far values and sums may differ elsewhere, relatively.
 
-A float32 has 6e-8, and sums of some hundred products in another order, then a divergence of
-nearly equal distributions, make 1e-5 of that; a wrong weight or token changes a value by percents.
+Without vector instructions (ATEN_CPU_CAPABILITY=default) some 1e-6 is found instead of equality;
+the rest is room for other libraries. A wrong weight or token changes a value by percents.
 """
+
+NOTHING = 1e-6
+"""What the value of the dense model may be elsewhere, which is 0 where it was recorded."""
 
 ON_RAY = CASES[0]
 
@@ -47,7 +50,7 @@ def test_values_of_the_recorded_candidates_are_about_the_same(made):
     common = known.values.keys() & anew.values.keys()
     assert common, "the first request is another one"
     for key in common:
-        assert anew.values[key] == pytest.approx(known.values[key], rel=SAME), key
+        assert anew.values[key] == pytest.approx(known.values[key], rel=SAME, abs=NOTHING), key
 
 
 def test_estimates_are_about_the_recorded_ones(made):
@@ -84,4 +87,4 @@ def test_two_workers_on_ray_find_the_record_of_one_process(tmp_path):
         assert anew.in_any_order == known.in_any_order
         assert (anew.winner, anew.front) == (known.winner, known.front)
     for key in known.values.keys() & anew.values.keys():
-        assert anew.values[key] == pytest.approx(known.values[key], rel=SAME), key
+        assert anew.values[key] == pytest.approx(known.values[key], rel=SAME, abs=NOTHING), key
