@@ -138,7 +138,7 @@ CASES = (
         "auto_mixtral_experts",
         "mixtral",
         {"drop": {"units": ["expert"]}, "budget": {"body_params": 0.7}},
-        {"name": "auto", "tokens": 5000},
+        {"name": "auto", "tokens": 3600},
     ),
     Case(
         "tpe_bert_embeddings",

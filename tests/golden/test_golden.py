@@ -16,11 +16,12 @@ from evocompress import api
 from tests.golden.cases import CASES
 from tests.golden.recording import load, materialized, replay, searched
 
-SAME = 1e-3
+SAME = 5e-3
 """How far values and sums may differ elsewhere, relatively.
 
-Without vector instructions (ATEN_CPU_CAPABILITY=default) some 1e-6 is found instead of equality;
-the rest is room for other libraries. A wrong weight or token changes a value by percents.
+Without vector instructions (ATEN_CPU_CAPABILITY=default) it is 2e-6, and 9e-4 for the embeddings,
+whose propagated Hessians carry rounding on; other libraries may do a little more. A wrong weight
+or token changes values by percents.
 """
 
 NOTHING = 1e-6
