@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
@@ -10,6 +11,25 @@ from evocompress.files import read_as
 
 HARMLESS = {"python", "safetensors", "pymoo"}
 """Versions on which no value depends. A searcher that asks otherwise is noticed by its replay."""
+
+
+class Machine(BaseModel):
+    """What computes.
+
+    Attributes:
+        device: Kind and model, as `evocompress.environment.describe` says it.
+        instructions: Those of the processor that torch uses, e.g. ``AVX512``; empty where another
+            device than the processor computes.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    device: str = ""
+    instructions: str = ""
+
+
+Admit = Callable[[Machine], None]
+"""Told on what a worker computes before it is asked anything; raises if it is not to be."""
 
 
 class Facts(BaseModel):
@@ -21,8 +41,9 @@ class Facts(BaseModel):
         instructions: Those of the processor that torch uses, e.g. ``AVX512``.
         dtype: What is computed in.
         threads: Of torch on the CPU.
-        executor: Of the run: with ``ray`` other machines compute, which are checked when they
-            begin.
+        executor: Of the run: with ``ray`` other machines compute than the one of `device` and
+            `instructions`.
+        workers: These other machines, each kind once; empty until one has begun.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -33,6 +54,15 @@ class Facts(BaseModel):
     dtype: str = ""
     threads: int | None = None
     executor: str = "local"
+    workers: tuple[Machine, ...] = ()
+
+    @property
+    def machines(self) -> tuple[Machine, ...]:
+        """What computes, as far as is known."""
+        if self.executor != "local":
+            return self.workers
+        on_cpu = self.device.startswith("cpu")
+        return (Machine(device=self.device, instructions=self.instructions if on_cpu else ""),)
 
 
 class Change(Facts):
@@ -96,15 +126,28 @@ def differences(before: Facts, now: Facts, *, threads: bool = False) -> list[str
         (name, before.versions[name], now.versions[name])
         for name in sorted(before.versions.keys() & now.versions.keys() - HARMLESS)
     ]
-    if before.executor == now.executor == "local":
-        pairs.append(("device", before.device, now.device))
-        if now.device.startswith("cpu"):
-            pairs.append(("instructions", before.instructions, now.instructions))
-            threads = True
-    if threads:
+    for machine in now.machines:
+        pairs += _others(before.machines, machine)
+    if threads or any(machine.device.startswith("cpu") for machine in now.machines):
         pairs.append(("threads", str(before.threads or ""), str(now.threads or "")))
     pairs.append(("dtype", before.dtype, now.dtype))
-    return [f"{name} was {old}, is {new}" for name, old, new in pairs if old and new and old != new]
+    return [f"{name} was {old}, is {new}" for name, old, new in pairs if _differ(old, new)]
+
+
+def _others(before: Sequence[Machine], now: Machine) -> list[tuple[str, str, str]]:
+    """What tells a machine from the last of others, unless it is of the kind of one of them."""
+    told = [
+        [(name, getattr(one, name), getattr(now, name)) for name in ("device", "instructions")]
+        for one in before
+    ]
+    if any(not any(_differ(old, new) for _, old, new in pairs) for pairs in told):
+        return []
+    return told[-1] if told else []
+
+
+def _differ(old: str, new: str) -> bool:
+    """Whether two facts differ, as far as both are known."""
+    return bool(old and new and old != new)
 
 
 def environment_notes(environment: Environment, evaluated: Facts | None = None) -> list[str]:

@@ -53,7 +53,7 @@ RayAddress = Annotated[
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where it stopped.")]
 Force = Annotated[
-    bool, typer.Option("--force", help="Go on under other versions, device or threads.")
+    bool, typer.Option("--force", help="Go on under other versions, devices or threads.")
 ]
 
 

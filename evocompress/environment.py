@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from evocompress.circumstances import Machine
+
 PACKAGES = ("evocompress", "torch", "transformers", "numpy", "numba", "safetensors", "pymoo")
 
 
@@ -48,6 +50,13 @@ def describe(device: torch.device) -> str:
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return f"{device.type}: {names[0] if names else platform.processor() or platform.machine()}"
+
+
+def machine(device: torch.device) -> Machine:
+    """What computes, where this process does so on a device."""
+    on_cpu = device.type == "cpu"
+    instructions = torch.backends.cpu.get_cpu_capability() if on_cpu else ""
+    return Machine(device=describe(device), instructions=instructions)
 
 
 def _commit() -> str | None:

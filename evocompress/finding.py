@@ -8,20 +8,18 @@ from typing import Any
 
 from evocompress import run
 from evocompress.apply import LiveModel
-from evocompress.circumstances import Change, Facts, differences, read_environment
+from evocompress.circumstances import Admit, Facts
 from evocompress.environment import environment
-from evocompress.errors import RunError
 from evocompress.files import json_text, write_json, write_text
+from evocompress.going_on import CIRCUMSTANCES, changed, mark, workers_admitted
 from evocompress.journal import Journal
-from evocompress.outcome import all_values, front_rows, winner_record
+from evocompress.outcome import all_values, front_rows, not_compared, winner_record
 from evocompress.planning import preflight
 from evocompress.profile import write_table
 from evocompress.progress import Advance
 from evocompress.search.base import Searcher
+from evocompress.winner import not_compared_text
 from evocompress.workbench import Workbench
-
-CIRCUMSTANCES = ("device", "dtype", "kernel", "threads")
-"""Of the journal's header what a run may be forced to have otherwise."""
 
 
 def find(bench: Workbench, listener: run.Listener | None = None, *, force: bool = False) -> None:
@@ -36,66 +34,31 @@ def find(bench: Workbench, listener: run.Listener | None = None, *, force: bool 
         EvoCompressError: Anything the user can mend.
     """
     model = bench.loaded.model
-    now = environment(model.device, model.dtype, bench.config.executor)
-    changed = _changed(bench, Facts.model_validate(now), force)
+    record = environment(model.device, model.dtype, bench.config.executor)
+    now = Facts.model_validate(record)
+    forced = changed(bench.folder, now, force)
     if bench.folder.extend(bench.config):
         bench.reporter.say("search.tokens is another than before: begun anew, from known values")
-    _describe(bench, now)
+    _describe(bench, record)
     for line in preflight(bench):
         bench.reporter.say(line)
     bench.library  # noqa: B018  (a stage of its own, before the search is timed)
     header = bench.header()
-    may_differ = CIRCUMSTANCES if changed else ()
+    may_differ = CIRCUMSTANCES if forced else ()
     earlier = bench.folder.earlier_journals
     with Journal(bench.folder.journal, header, may_differ=may_differ, earlier=earlier) as journal:
         _outline(bench)
-        if changed:
-            _mark(bench, journal, header, Facts.model_validate(now))
-        _conclude(bench, journal, listener)
+        if forced:
+            mark(bench.folder, journal, header, now)
+        admit = workers_admitted(bench.folder, journal, header, now, force)
+        _conclude(bench, journal, admit, listener)
 
 
-def _changed(bench: Workbench, now: Facts, force: bool) -> bool:
-    """Whether a run goes on under other circumstances than those of its last values.
-
-    Raises:
-        RunError: It would, and is not forced to.
-    """
-    folder = bench.folder
-    if not folder.environment.exists():
-        if not folder.journal.exists():
-            return False
-        what = f"{folder.environment} is missing, which tells under what the run was begun"
-    else:
-        found = differences(read_environment(folder.environment).last, now, threads=True)
-        if not found:
-            return False
-        what = f"{folder.path} was begun under other circumstances: {'; '.join(found)}"
-    if not force:
-        raise RunError(
-            f"{what}; values of both are not to be compared: go on where it was begun, search "
-            "again with name=..., or go on all the same with --force, which the journal and the "
-            "report then say"
-        )
-    return True
-
-
-def _mark(bench: Workbench, journal: Journal, header: dict[str, Any], now: Facts) -> None:
-    """Writes down that the run goes on under other circumstances: journal, then environment."""
-    facts = now.model_dump(mode="json")
-    journal.mark({key: header[key] for key in CIRCUMSTANCES}, facts)
-    path = bench.folder.environment
-    known = read_environment(path)
-    change = Change(**facts, step=len(journal.steps))
-    if differences(known.last, now, threads=True) or not known.changes:
-        told = known.model_copy(update={"changes": (*known.changes, change)})
-        write_json(path, told.model_dump(mode="json"))
-
-
-def _describe(bench: Workbench, now: dict[str, Any]) -> None:
+def _describe(bench: Workbench, record: dict[str, Any]) -> None:
     """Writes what the run was made with, once."""
     folder = bench.folder
     if not folder.environment.exists():
-        write_json(folder.environment, now)
+        write_json(folder.environment, record)
     if bench.latency_table is not None and not folder.latency.exists():
         write_table(folder.latency, bench.latency_table)
 
@@ -112,10 +75,12 @@ def _outline(bench: Workbench) -> None:
         write_text(path, text)
 
 
-def _conclude(bench: Workbench, journal: Journal, listener: run.Listener | None) -> None:
+def _conclude(
+    bench: Workbench, journal: Journal, admit: Admit, listener: run.Listener | None
+) -> None:
     """Runs the search, and writes the winner and the front."""
     searcher, folder = bench.searcher(), bench.folder
-    outcome = _evolve(bench, searcher, journal, listener)
+    outcome = _evolve(bench, searcher, journal, admit, listener)
     rows = front_rows(
         bench.space,
         journal,
@@ -123,24 +88,32 @@ def _conclude(bench: Workbench, journal: Journal, listener: run.Listener | None)
         objectives=searcher.objectives,
         origins=searcher.origins(),
     )
+    left_out = not_compared(journal, outcome)
     winner = winner_record(
         bench.space,
         outcome.best,
         rows,
         objectives=searcher.objectives,
         measured=all_values(journal, outcome.best, len(bench.calibration.search)),
+        not_compared=left_out,
     )
     write_json(folder.winner, winner)
     write_json(folder.front, rows)
+    if left_out:
+        bench.reporter.say(f"front.json: {len(rows):,} candidates; {not_compared_text(left_out)}")
 
 
 def _evolve(
-    bench: Workbench, searcher: Searcher, journal: Journal, listener: run.Listener | None
+    bench: Workbench,
+    searcher: Searcher,
+    journal: Journal,
+    admit: Admit,
+    listener: run.Listener | None,
 ) -> run.Outcome:
     tokens = bench.config.search.tokens
     with (
         LiveModel(bench.loaded, bench.library) as live,
-        closing(bench.executor(live)) as executor,
+        closing(bench.executor(live, admit)) as executor,
         bench.reporter.stage(f"search: {bench.config.search.name}") as advance,
     ):
         said = ""

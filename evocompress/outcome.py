@@ -29,6 +29,7 @@ def winner_record(
     *,
     objectives: Sequence[str] = (),
     measured: Sequence[MicroBatchValue] = (),
+    not_compared: int = 0,
 ) -> dict[str, Any]:
     """The content of winner.json.
 
@@ -40,6 +41,7 @@ def winner_record(
         objectives: Costs beside those of the budget that span the front.
         measured: All values of the winner, with which those of another search of the same
             calibration are compared.
+        not_compared: How many candidates front.json lacks, see `not_compared`.
     """
     return {
         "id": best.candidate.id,
@@ -47,6 +49,7 @@ def winner_record(
         "micro_batches": best.micro_batches,
         "treatment": best.treatment,
         "measured": [[v.micro_batch, sum(v.sums), sum(v.counts)] for v in measured],
+        "not_compared": not_compared,
         "levels": best.candidate.to_json(),
         "costs": costs_of(space, best.candidate),
         "dense_costs": space.cost_model.dense(),
@@ -94,6 +97,21 @@ def front_rows(
         if row["id"] in labels:
             row["label"] = labels[row["id"]]
     return rows
+
+
+def not_compared(journal: Journal, outcome: Outcome) -> int:
+    """How many candidates have values, but not on every micro-batch that the winner was chosen on.
+
+    Args:
+        journal: The values.
+        outcome: What the loop returned.
+    """
+    best, candidates = outcome.best, map(journal.candidates.__getitem__, outcome.compared)
+    return sum(
+        journal.result(Evaluate(candidate, best.micro_batches, best.treatment)) is None
+        and bool(journal.measured(candidate.id, best.treatment))
+        for candidate in candidates
+    )
 
 
 def all_values(journal: Journal, best: Incumbent, micro_batches: int) -> list[MicroBatchValue]:

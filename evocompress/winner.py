@@ -30,8 +30,9 @@ class Winner(BaseModel):
     """The candidate that the search chose.
 
     `value` is the proxy's; `measured` holds micro-batch, sum and positions of each part of it,
-    which older versions did not write; `budget` is in absolute terms, also where the run file
-    gave none.
+    which older versions did not write; `not_compared` is the number of candidates that front.json
+    lacks, as they were not measured on all that the winner was chosen on; `budget` is in absolute
+    terms, also where the run file gave none.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
@@ -41,6 +42,7 @@ class Winner(BaseModel):
     value: float | None = None
     treatment: str = UNTREATED
     measured: tuple[tuple[int, float, int], ...] | None = None
+    not_compared: int | None = None
     costs: dict[str, float] = {}
     dense_costs: dict[str, float] = {}
     budget: dict[str, float] = {}
@@ -54,6 +56,12 @@ class Winner(BaseModel):
     def by_name(self) -> dict[str, Level]:
         """The levels of the units that are not dense."""
         return self.candidate.by_name
+
+
+def not_compared_text(count: int) -> str:
+    """That candidates are no rows of front.json, and why."""
+    were = "candidate was" if count == 1 else "candidates were"
+    return f"{count:,} other {were} not measured on all that the winner was chosen on"
 
 
 def row_names(candidate: str | None, winner: str) -> dict[str, str]:

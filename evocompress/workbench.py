@@ -12,6 +12,7 @@ from torch import Tensor
 
 from evocompress import proxies
 from evocompress.apply import LiveModel
+from evocompress.circumstances import Admit
 from evocompress.config import LibraryConfig, RunConfig, SpaceConfig
 from evocompress.costs import TIMED, LatencyTable
 from evocompress.criteria import STRUCTURED
@@ -351,9 +352,14 @@ class Workbench:
         make = PROXIES[self.config.proxy.kind]
         return make(live, self.calibration.search, self.config.proxy, treatments)
 
-    def executor(self, live: LiveModel) -> Executor:
-        """What answers the searcher's requests on the search part of the calibration tokens."""
-        return EXECUTORS[self.config.executor](self, live)
+    def executor(self, live: LiveModel, admit: Admit = lambda machine: None) -> Executor:
+        """What answers the searcher's requests on the search part of the calibration tokens.
+
+        Args:
+            live: The model.
+            admit: Told on what each worker on Ray computes; raises if it is not to.
+        """
+        return EXECUTORS[self.config.executor](self, live, admit)
 
     def estimates(self, live: LiveModel) -> LiveEstimates:
         """What answers estimates on the search part of the calibration tokens."""

@@ -4,7 +4,14 @@ import pytest
 from evocompress import start
 from evocompress.config import SpaceConfig, SparsitySpace, WidthSpace
 from evocompress.journal import Journal
-from evocompress.outcome import all_values, costs_of, front_rows, front_summary, winner_record
+from evocompress.outcome import (
+    all_values,
+    costs_of,
+    front_rows,
+    front_summary,
+    not_compared,
+    winner_record,
+)
 from evocompress.run import Outcome
 from evocompress.search.base import Incumbent
 from evocompress.space import build_space
@@ -70,6 +77,26 @@ def test_what_was_measured_on_less_is_not_compared(space, candidates, tmp_path):
     rows = rows_of(space, tmp_path / "j", {uniform: {0: 0.5, 1: 0.5}, other: {0: 0.1, 2: 0.1}})
     assert [row["id"] for row in rows] == [uniform.id]
     assert rows[0]["non_dominated"] is True
+
+
+def test_candidates_that_are_not_compared_are_counted(space, candidates, tmp_path):
+    uniform, other = candidates
+    failed, unasked = (space.candidate(space.random(np.random.default_rng(n))) for n in (1, 2))
+    outcome = Outcome(
+        Incumbent(uniform, 0.5, (0, 1)), tuple(c.id for c in (uniform, other, failed))
+    )
+    with Journal(tmp_path / "j", {}) as journal:
+        for candidate, batch, value in (
+            (uniform, 0, 0.5),
+            (uniform, 1, 0.5),
+            (other, 0, 0.1),
+            (failed, 0, None),
+            (unasked, 0, 0.1),
+        ):
+            journal.record(answer(candidate, batch, value))
+        assert not_compared(journal, outcome) == 1  # the one with a value on a part
+        journal.record(answer(other, 1, 0.9))
+        assert not_compared(journal, outcome) == 0
 
 
 def test_many_small_requests_are_as_good_as_one_large_one(space, candidates, tmp_path):

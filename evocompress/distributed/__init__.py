@@ -12,6 +12,7 @@ from evocompress.distributed.profiling import local_table, ray_table
 
 if TYPE_CHECKING:
     from evocompress.apply import LiveModel
+    from evocompress.circumstances import Admit
     from evocompress.config import RunConfig
     from evocompress.library.builder import MakeBlocks
     from evocompress.profile import Measure
@@ -19,12 +20,12 @@ if TYPE_CHECKING:
     from evocompress.workbench import Workbench
 
 
-def local_executor(bench: Workbench, live: LiveModel) -> Executor:
-    """Evaluation in this process."""
+def local_executor(bench: Workbench, live: LiveModel, admit: Admit) -> Executor:
+    """Evaluation in this process, the machine of which needs no admission."""
     return LocalExecutor(bench.proxy(live), bench.estimates(live))
 
 
-EXECUTORS: dict[str, Callable[[Workbench, LiveModel], Executor]] = {
+EXECUTORS: dict[str, Callable[[Workbench, LiveModel, Admit], Executor]] = {
     "local": local_executor,
     "ray": ray_executor,
 }

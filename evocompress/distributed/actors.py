@@ -15,14 +15,20 @@ from evocompress.types import Evaluate, Request
 
 if TYPE_CHECKING:
     from evocompress.apply import LiveModel
+    from evocompress.circumstances import Admit
     from evocompress.run import Executor
     from evocompress.workbench import Workbench
 
 
-def ray_executor(bench: Workbench, live: LiveModel) -> Executor:
+def ray_executor(bench: Workbench, live: LiveModel, admit: Admit) -> Executor:
     """Evaluation on Ray actors, each of which loads the model and maps the library.
 
     Calibration tokens go through the object store, once for each node.
+
+    Args:
+        bench: Of the run.
+        live: The model of this process.
+        admit: Told on what each worker computes; raises if it is not to.
 
     Raises:
         ConfigError: Ray is not installed, there is no such cluster, no room for a worker in it, or
@@ -30,13 +36,15 @@ def ray_executor(bench: Workbench, live: LiveModel) -> Executor:
     """
     stop = start(bench.config.ray)
     try:
-        return _executor(bench, live, stop)
+        return _executor(bench, live, admit, stop)
     except BaseException:
         stop()
         raise
 
 
-def _executor(bench: Workbench, live: LiveModel, stop: Callable[[], None]) -> RayExecutor:
+def _executor(
+    bench: Workbench, live: LiveModel, admit: Admit, stop: Callable[[], None]
+) -> RayExecutor:
     """The executor on a cluster that is there."""
     import ray
 
@@ -55,7 +63,15 @@ def _executor(bench: Workbench, live: LiveModel, stop: Callable[[], None]) -> Ra
 
     pool = bench.calibration.pool
     instruments = Instruments(bench.config.name, bench.folder.workers, bench.reporter.say)
-    return RayExecutor(make, lambda: places(config), order, pool.requested, stop, instruments)
+    return RayExecutor(
+        make,
+        lambda: places(config),
+        order,
+        pool.requested,
+        stop,
+        instruments,
+        lambda who: admit(who["machine"]),
+    )
 
 
 def assignment_of(bench: Workbench) -> Assignment:

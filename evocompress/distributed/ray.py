@@ -39,6 +39,9 @@ STARTS = 5
 Make = Callable[[], Any]
 """Makes an actor: `Worker` or whatever has its methods."""
 
+Admit = Callable[[Who], None]
+"""Told what a worker says of itself before it is asked anything; raises if it is not to be."""
+
 
 @dataclass(eq=False)
 class _Hand:
@@ -82,6 +85,7 @@ class RayExecutor:
         tokens: Of a request.
         stop: Called at the end.
         instruments: Told what workers do.
+        admit: Told of every worker.
     """
 
     def __init__(
@@ -92,6 +96,7 @@ class RayExecutor:
         tokens: Callable[[Request], int],
         stop: Callable[[], None],
         instruments: Instruments,
+        admit: Admit = lambda who: None,
     ) -> None:
         import ray
 
@@ -102,6 +107,7 @@ class RayExecutor:
         self._tokens = tokens
         self._stop = stop
         self._instruments = instruments
+        self._admit = admit
         self._looked = 0.0
         self._idle_since: float | None = None
         self._warned = False
@@ -206,7 +212,11 @@ class RayExecutor:
                 yield from self._lose(queue, job.hand, running)
 
     def _begin(self, hand: _Hand) -> None:
-        """An actor has loaded everything, or has died before."""
+        """An actor has loaded everything, or has died before.
+
+        Raises:
+            RunError: It is not to answer, or too many have died.
+        """
         try:
             hand.who = self._heard(self._ray.get(hand.starting))
         except self._ray.exceptions.RayError as error:
@@ -219,6 +229,7 @@ class RayExecutor:
                     f"'{one_line(error)}': {self._logs}"
                 ) from None
             return
+        self._admit(hand.who)
         hand.starting = None
         self._failed_starts = 0
 

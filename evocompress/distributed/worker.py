@@ -62,16 +62,23 @@ class Worker:
 
     def __init__(self, assignment: Assignment, calibration: Any) -> None:
         assignment.surroundings.enter()
+        from evocompress.apply import LiveModel
+
         self._refusal: Refusal | None = None
         try:
-            self._executor = _executor(assignment, calibration)
+            self._bench = _bench(assignment, calibration)
+            self._executor = self._bench.executor(
+                LiveModel(self._bench.loaded, self._bench.library)
+            )
         except EvoCompressError as error:
             # A constructor that raises would only show as a death.
             self._refusal = Refusal(one_line(error))
 
     def ready(self) -> Refusal | dict[str, Any]:
-        """Who it is, once everything is loaded."""
-        return self._refusal or who()
+        """Who it is and on what it computes, once everything is loaded."""
+        from evocompress.environment import machine
+
+        return self._refusal or who() | {"machine": machine(self._bench.loaded.model.device)}
 
     def log(self) -> str | None:
         """The end of what it printed."""
@@ -87,11 +94,10 @@ class Worker:
             return Refusal(one_line(error))
 
 
-def _executor(assignment: Assignment, calibration: Any) -> Any:
-    """A local executor on this process's own model."""
+def _bench(assignment: Assignment, calibration: Any) -> Workbench:
+    """A run on this process's own model."""
     import torch
 
-    from evocompress.apply import LiveModel
     from evocompress.config import RunConfig
     from evocompress.progress import Silent
     from evocompress.run_folder import RunFolder
@@ -105,7 +111,7 @@ def _executor(assignment: Assignment, calibration: Any) -> Any:
     bench.__dict__["calibration"] = calibration
     bench.__dict__["library"] = _opened(bench, assignment.library)
     _check(bench, assignment)
-    return bench.executor(LiveModel(bench.loaded, bench.library))
+    return bench
 
 
 def _library(place: str | None, config: RunConfig) -> Path | None:

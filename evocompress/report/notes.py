@@ -21,6 +21,7 @@ from evocompress.report.data import (
 )
 from evocompress.report.latencies import sequence_tokens, timing_notes
 from evocompress.report.measures import contradictions, other_candidates
+from evocompress.winner import not_compared_text
 
 COST_NAMES = {
     "params": "parameters",
@@ -208,6 +209,8 @@ def front_text(run: RunData, costs: Sequence[str]) -> str:
             f" An older version measured some of them on up to {number(positions[-1], 0)}: their "
             "values are of other texts and do not compare well."
         )
+    if run.winner and run.winner.not_compared:
+        text += f" {not_compared_text(run.winner.not_compared)}."
     front = run.winner.front if run.winner else None
     if front is not None:
         costs = " and ".join(cost_name(name) for name in front.axes)

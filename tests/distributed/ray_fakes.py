@@ -69,7 +69,7 @@ def ask(name, micro_batches=(0,)):
     return Evaluate(Candidate(((name, DROP),)), micro_batches)
 
 
-def executor(logs, workers=2, kind=Fake, cpus=0.1, **settings):
+def executor(logs, workers=2, kind=Fake, cpus=0.1, admit=lambda who: None, **settings):
     """An executor on such workers, so many or as many as `workers` tells at the time."""
     actor = ray.remote(kind).options(num_cpus=cpus)
     return RayExecutor(
@@ -79,4 +79,5 @@ def executor(logs, workers=2, kind=Fake, cpus=0.1, **settings):
         lambda _: 10,
         lambda: None,
         Instruments("fakes", logs, print),
+        admit,
     )

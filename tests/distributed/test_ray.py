@@ -16,14 +16,17 @@ from pathlib import Path
 import psutil
 import pytest
 import ray_fakes
+import torch
 import yaml
 from ray_fakes import Refusing, ask, executor, expected
 
 from evocompress import api
+from evocompress.circumstances import read_environment
 from evocompress.config import RayConfig
 from evocompress.config_file import load_config
 from evocompress.distributed import queue as queues
 from evocompress.distributed.cluster import _check_address, places, start
+from evocompress.environment import machine
 from evocompress.errors import ConfigError, RunError
 from evocompress.testing.tiny import tiny_checkpoint
 from evocompress.types import Candidate, Estimate, Result
@@ -159,6 +162,17 @@ def test_a_worker_that_differs_is_refused(cluster, tmp_path):
         list(many.map([ask("u")]))
 
 
+def test_a_worker_that_is_not_admitted_answers_nothing(cluster, tmp_path):
+    def admit(who):
+        raise RunError(f"process {who['pid']} is on another machine")
+
+    with (
+        closing(executor(tmp_path, 2, admit=admit)) as many,
+        pytest.raises(RunError, match="is on another machine"),
+    ):
+        next(many.map([ask("u")]))
+
+
 def test_workers_that_never_start_are_given_up(cluster, tmp_path):
     with (
         closing(executor(tmp_path, 1, die_at_start=True)) as many,
@@ -232,7 +246,10 @@ def local(run_file):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_any_number_of_workers_finds_the_same(cluster, run_file, local, workers):
     changes = [f"name=ray{workers}", "executor=ray", f"ray.workers={workers}"]
-    assert found(api.search(load_config(run_file, changes))) == local
+    folder = api.search(load_config(run_file, changes))
+    assert found(folder) == local
+    made = read_environment(folder / "environment.json")
+    assert made.workers == (machine(torch.device("cpu")),)
 
 
 def test_workers_with_copies_of_the_library_find_the_same(cluster, tmp_path, run_file, local):

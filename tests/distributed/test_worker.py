@@ -9,6 +9,7 @@ from evocompress.apply import LiveModel
 from evocompress.config import RunConfig
 from evocompress.distributed.actors import assignment_of
 from evocompress.distributed.worker import Refusal, Worker
+from evocompress.environment import machine
 from evocompress.progress import Silent
 from evocompress.run_folder import RunFolder
 from evocompress.testing.tiny import tiny_checkpoint
@@ -45,6 +46,7 @@ def test_it_answers_what_this_process_would(bench):
     with LiveModel(bench.loaded, bench.library) as live:
         expected = list(bench.executor(live).map(requests))
     worker = Worker(assignment_of(bench), bench.calibration)
+    assert worker.ready()["machine"] == machine(torch.device("cpu"))
     answers = worker.answer(requests)
     assert isinstance(answers, list) and len(answers) == 2
     assert {a.request: a for a in answers} == {a.request: a for a in expected}

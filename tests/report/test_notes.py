@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
-from fabricate import environment, evaluation
+from fabricate import environment, evaluation, run_folder
 
 from evocompress.circumstances import Environment
-from evocompress.report.data import Evaluation
-from evocompress.report.notes import Headline, budget_text, environment_facts, headlines
+from evocompress.report.data import Evaluation, read_run
+from evocompress.report.notes import Headline, budget_text, environment_facts, front_text, headlines
 
 
 def test_a_budget_in_words() -> None:
@@ -71,3 +73,22 @@ def test_the_machine_is_told_with_the_dtype_that_it_computed_in() -> None:
     assert told["Machine"] == "cpu: Example 9000, bfloat16, 2 threads, Linux-6.1-x86_64"
     older = environment_facts(Environment(device="cpu: Example 9000"))
     assert older["Machine"] == "cpu: Example 9000"
+
+
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [
+        (1, " 1 other candidate was not measured on all"),
+        (1200, " 1,200 other candidates were not measured on all"),
+        (0, None),
+        (None, None),  # of an older version
+    ],
+)
+def test_candidates_that_are_not_compared_are_told(
+    tmp_path: Path, count: int | None, said: str | None
+) -> None:
+    run = read_run(run_folder(tmp_path / "run"))
+    assert run.winner
+    counted = run.winner.model_copy(update={"not_compared": count})
+    text = front_text(replace(run, winner=counted), ["nonzeros"])
+    assert said in text if said else "not measured" not in text
