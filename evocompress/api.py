@@ -53,6 +53,7 @@ from evocompress.run_folder import RunFolder, begin, check
 from evocompress.settings import check_names
 from evocompress.sweep import SweepConfig, SweepFolder, check_groups, samples
 from evocompress.sweep import check as check_sweep
+from evocompress.types import Candidate
 from evocompress.workbench import Workbench
 
 
@@ -215,13 +216,7 @@ def materialize(
     source = healed_source(bench.folder, out, candidate) if healed else None
     target = out or bench.folder.checkpoint
     check_target(target, overwrite=False)
-    if not source and candidate != "uniform":
-        named_candidate(bench, candidate)  # an unknown one is told before the model is loaded
-    unchanged = Unchanged(bench)
-    unchanged.check_model()
-    if source:
-        unchanged.check_checkpoint(source)
-    chosen = read_candidate(source) if source else named_candidate(bench, candidate)
+    unchanged, chosen = _chosen(bench, source, candidate)
     form = chosen_format(bench, chosen, program, form)
     library = bench.existing_library()
     unchanged.check_library(library)
@@ -373,6 +368,17 @@ def report(path: Path | str) -> Path:
     if SweepFolder(path).config_file.exists():
         return write_sweep_report(path)
     return write_report(path)
+
+
+def _chosen(bench: Workbench, source: Path | None, candidate: str) -> tuple[Unchanged, Candidate]:
+    """The candidate of a healed checkpoint, or the one that is named; the model is the run's."""
+    if not source and candidate != "uniform":
+        named_candidate(bench, candidate)  # an unknown one is told before the model is loaded
+    unchanged = Unchanged(bench)
+    unchanged.check_model()
+    if source:
+        unchanged.check_checkpoint(source)
+    return unchanged, read_candidate(source) if source else named_candidate(bench, candidate)
 
 
 def _check_form(form: str, program: str | None, weights: str | None) -> None:

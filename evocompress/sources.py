@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
+from unittest.mock import patch
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from pydantic import BaseModel
+from tqdm.auto import tqdm
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -22,6 +25,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    modeling_gguf_pytorch_utils,
 )
 from transformers.utils import logging as transformers_logging
 
@@ -390,8 +394,11 @@ def quiet_transformers() -> Iterator[None]:
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    # The reader of GGUF files draws a bar of its own.
+    no_bar = partial(tqdm, disable=True)
     try:
-        yield
+        with patch.object(modeling_gguf_pytorch_utils, "tqdm", no_bar):
+            yield
     finally:
         transformers_logging.set_verbosity(verbosity)
         if bars:

@@ -77,6 +77,13 @@ def same(one: LoadedModel, other: LoadedModel) -> bool:
     return one.fingerprint == other.fingerprint
 
 
+def test_a_conversion_draws_no_bar(
+    written: Path, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load(str(written), device="cpu")
+    assert any(cache.iterdir()) and "Converting" not in capsys.readouterr().err
+
+
 def test_a_file_is_unpacked_once_under_any_name(
     written: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
