@@ -93,7 +93,8 @@ def search(
     step: Step | None = None
     for number in count():
         requests = searcher.ask()
-        if not requests or (tokens is not None and account.after(requests) > tokens):
+        after = account.after(requests)
+        if not requests or (tokens is not None and after > tokens):
             break
         for done, total in _answer(requests, executor, journal):
             listener(Progress(step, done, total, searcher.phase()))
@@ -103,6 +104,11 @@ def search(
         step = _step(number, phase, account, searcher.incumbent())
         journal.step(step)
         listener(Progress(step, 0, 0, phase))
+    if requests and searcher.incumbent() is None:
+        raise RunError(
+            f"search.tokens: {tokens} end the search without a valid candidate, as its next step "
+            f"brings them to {after}: raise it, and go on with --resume"
+        )
     return Outcome(_winner(searcher), tuple(account.compared))
 
 
@@ -134,7 +140,7 @@ def _winner(searcher: Searcher) -> Incumbent:
     if best is None:
         raise RunError(
             "the search ended without a valid candidate; the reasons are the records of failures "
-            "in journal.jsonl, or search.tokens is too small for one comparison"
+            "in journal.jsonl"
         )
     return best
 

@@ -15,6 +15,7 @@ from evocompress.errors import ConfigError
 from evocompress.export import FORMATS, PROGRAMS, check_package, check_program
 from evocompress.search import SEARCHERS
 from evocompress.search.base import Problem, Searcher, SearcherSettings
+from evocompress.search.first_result import check_tokens
 from evocompress.space import SearchSpace
 from evocompress.types import Pool
 
@@ -52,6 +53,23 @@ def make_searcher(config: RunConfig, space: SearchSpace, tokens: int | None = No
     problem = Problem(space, pool(config.calibration, tokens), config.search.tokens)
     rng = np.random.default_rng(config.seed)
     return SEARCHERS[config.search.name](problem, searcher_settings(config), rng)
+
+
+def check_search(config: RunConfig, space: SearchSpace, tokens: int | None = None) -> None:
+    """Whether a run's settings fit its space and the pool, and its tokens last for a result.
+
+    Args:
+        config: The run.
+        space: Its search space.
+        tokens: See `pool`.
+
+    Raises:
+        EvoCompressError: They do not.
+    """
+    make_searcher(config, space, tokens)
+    problem = Problem(space, pool(config.calibration, tokens), config.search.tokens)
+    factory = SEARCHERS[config.search.name]
+    check_tokens(factory, problem, searcher_settings(config), config.seed)
 
 
 def searcher_settings(config: RunConfig) -> SearcherSettings:

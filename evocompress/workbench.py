@@ -37,7 +37,7 @@ from evocompress.rehearsal import UNMEASURED, unbounded
 from evocompress.run import Executor
 from evocompress.run_folder import RunFolder
 from evocompress.search.base import Searcher
-from evocompress.settings import make_searcher, searcher_settings, threads_of
+from evocompress.settings import check_search, make_searcher, searcher_settings, threads_of
 from evocompress.space import SearchSpace, build_space
 from evocompress.types import Level, Unit
 
@@ -256,7 +256,7 @@ class Workbench:
         if self._timed:
             check_timed_lengths(self.config.latency, architecture)
         if search:
-            make_searcher(unbounded(self.config), self.untimed_space, self.loaded.tokens)
+            check_search(unbounded(self.config), self.untimed_space, self.loaded.tokens)
         self._check_next_token()
 
     def _check_next_token(self) -> None:

@@ -79,6 +79,7 @@ class DivideAndConquer(ProceduralSearcher):
     Where the tokens do not last, ranges are combined by their own distortions.
     """
 
+    checks_tokens: ClassVar[bool] = True
     Settings: ClassVar[type[SearcherSettings]] = DivideAndConquerSettings
 
     def __init__(

@@ -50,6 +50,7 @@ class FrontSearcher(ProceduralSearcher):
     on the front: it is known anyway.
     """
 
+    checks_tokens: ClassVar[bool] = True
     levers: ClassVar[tuple[str, ...]] = ("front_tokens", "front_size")
     """Settings that lower the tokens which start and end take."""
 

@@ -71,6 +71,7 @@ class Greedy(ProceduralSearcher):
     sub-layer at a next narrower width or dropped. It takes those with the least harm per saving.
     """
 
+    checks_tokens: ClassVar[bool] = True
     Settings: ClassVar[type[SearcherSettings]] = GreedySettings
 
     def __init__(

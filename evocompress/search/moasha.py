@@ -57,6 +57,7 @@ class MOASHA(ProceduralSearcher):
     waits for a rung to be complete. The incumbent is the knee of the highest rung.
     """
 
+    checks_tokens: ClassVar[bool] = True
     Settings: ClassVar[type[SearcherSettings]] = MOASHASettings
 
     def __init__(

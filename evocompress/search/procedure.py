@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
 
@@ -25,7 +25,13 @@ class ProceduralSearcher(ABC):
 
     The generator yields a non-empty list of requests, receives their answers in order, and
     returns when the search has ended.
+
+    Attributes:
+        checks_tokens: Whether making a searcher refuses tokens that are too few for a result.
     """
+
+    checks_tokens: ClassVar[bool] = False
+    _micro_batches: tuple[int, ...] = ()
 
     def __init__(self, problem: Problem, rng: np.random.Generator) -> None:
         self._space = problem.space
@@ -43,6 +49,11 @@ class ProceduralSearcher(ABC):
     def objectives(self) -> tuple[str, ...]:
         """Costs beside those of the budget that span the front: none."""
         return ()
+
+    @property
+    def result_batches(self) -> tuple[int, ...]:
+        """On which micro-batches the result is measured, if that is settled from the beginning."""
+        return self._micro_batches
 
     def origins(self) -> Mapping[str, str]:
         """{candidate id: what it stands for}: nothing has a name."""

@@ -71,6 +71,7 @@ class SampledSearcher(ProceduralSearcher):
         name: What messages call the searcher.
     """
 
+    checks_tokens: ClassVar[bool] = True
     name: ClassVar[str]
 
     def __init__(

@@ -1,0 +1,124 @@
+"""How many tokens a search takes before it has any result, found without measuring anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from evocompress.errors import ConfigError
+from evocompress.search.base import Problem, Searcher, SearcherSettings
+from evocompress.search.procedure import ProceduralSearcher
+from evocompress.space import SearchSpace
+from evocompress.types import (
+    Answer,
+    Estimate,
+    Estimation,
+    Evaluate,
+    MicroBatchValue,
+    Request,
+    Result,
+)
+
+_MOST = 2**50
+"""Tokens above which no number is looked for."""
+
+_GOOD = 1e-6
+"""A value that no threshold refuses."""
+
+
+def check_tokens(
+    factory: type[Searcher], problem: Problem, settings: SearcherSettings, seed: int
+) -> None:
+    """Refuses a number of tokens that ends the search before it has any result.
+
+    Args:
+        factory: The searcher.
+        problem: What is searched.
+        settings: The settings of the searcher.
+        seed: Of its generator.
+
+    Raises:
+        ConfigError: With the smallest number that would do.
+    """
+    limit = problem.tokens
+    if limit is None or not issubclass(factory, ProceduralSearcher) or factory.checks_tokens:
+        return
+
+    def needed(tokens: int) -> int | None:
+        rng = np.random.default_rng(seed)
+        return _until_first(factory(replace(problem, tokens=tokens), settings, rng), problem)
+
+    if _lasts(limit, needed):
+        return
+    smallest = _smallest(limit, needed)
+    keys = [k for k in ("candidate_tokens", "stage_tokens") if k in type(settings).model_fields]
+    lower = "".join(f", or lower search.{key}" for key in keys)
+    raise ConfigError(
+        f"search.tokens: {limit} is less than the {smallest} that the first result of this search "
+        f"takes; give at least {smallest}{lower}"
+    )
+
+
+def _lasts(tokens: int, needed: Callable[[int], int | None]) -> bool:
+    """Whether so many tokens last for a first result."""
+    found = needed(tokens)
+    return found is not None and found <= tokens
+
+
+def _smallest(few: int, needed: Callable[[int], int | None]) -> int:
+    """The smallest number of tokens that lasts.
+
+    Args:
+        few: A number that does not.
+        needed: What a search of so many tokens takes, if it comes to a result. Most take the same
+            whatever they have, others come to a result with less the less they have.
+    """
+    enough = max(needed(few) or 0, few + 1)
+    while enough < _MOST and not _lasts(enough, needed):
+        few, enough = enough, 2 * enough
+    middle = enough - 1
+    while few < middle:
+        few, enough = (few, middle) if _lasts(middle, needed) else (middle, enough)
+        middle = (few + enough) // 2
+    return enough
+
+
+def _until_first(searcher: ProceduralSearcher, problem: Problem) -> int | None:
+    """Tokens that are requested until there is an incumbent, by made-up answers.
+
+    All values are good, and the less a candidate uses of the budget, the better is its own: so a
+    search that goes step by step takes the shortest way. Estimates are made up as failed ones;
+    where the search ends without them, its result is still to be measured. ``None``: the search
+    ends without any result.
+    """
+    requested, asked = 0, list[Request]()
+    while searcher.incumbent() is None and (requests := searcher.ask()):
+        asked = requests
+        requested += sum(problem.pool.requested(request) for request in requests)
+        searcher.tell(_answers(problem.space, requests))
+    if searcher.incumbent() is not None:
+        return requested
+    if asked and isinstance(asked[-1], Estimate):
+        return requested + sum(problem.pool.tokens[index] for index in searcher.result_batches)
+    return None
+
+
+def _answers(space: SearchSpace, requests: Sequence[Request]) -> list[Answer]:
+    """Made-up answers to some requests."""
+    candidates = [request.candidate for request in requests]
+    costs = space.cost_model.of(candidates)
+    bounds = space.budget or space.cost_model.dense()
+    used = sum(costs[name] / bound for name, bound in bounds.items() if bound)
+    return [
+        Estimation(request, (), (), failed="made up")
+        if isinstance(request, Estimate)
+        else _result(request, _GOOD * float(value))
+        for request, value in zip(requests, np.broadcast_to(used, len(requests)), strict=True)
+    ]
+
+
+def _result(request: Evaluate, value: float) -> Result:
+    values = tuple(MicroBatchValue(index, (value,), (1,)) for index in request.micro_batches)
+    return Result(request, values)
