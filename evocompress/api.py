@@ -91,7 +91,13 @@ def search(
     return folder.path
 
 
-def sweep(config: SweepConfig, *, resume: bool = False, reporter: Reporter | None = None) -> Path:
+def sweep(
+    config: SweepConfig,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    reporter: Reporter | None = None,
+) -> Path:
     """Runs all trials of a sweep on Ray Tune and writes the combined report.
 
     A trial that fails keeps no other from going on; its reason is in sweep.json.
@@ -99,6 +105,7 @@ def sweep(config: SweepConfig, *, resume: bool = False, reporter: Reporter | Non
     Args:
         config: The sweep.
         resume: Go on in a folder that exists.
+        force: Trials go on under other circumstances, as those of `search` do.
         reporter: Told about progress.
 
     Returns:
@@ -115,7 +122,7 @@ def sweep(config: SweepConfig, *, resume: bool = False, reporter: Reporter | Non
     from evocompress.distributed.sweep import run_sweep
 
     folder = check_sweep(config, resume)
-    run_sweep(config, folder, resume, reporter or Silent())
+    run_sweep(config, folder, resume, reporter or Silent(), force=force)
     report(folder.path)
     return folder.path
 

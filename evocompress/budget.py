@@ -152,4 +152,9 @@ def check_reachable(space: SearchSpace) -> None:
 
 
 def _amount(value: float, dense: float) -> str:
-    return f"{value:.5g} ({value / dense:.1%} of dense)" if dense else f"{value:.5g}"
+    """A cost and its share of the dense model's, which is not shown as zero unless it is."""
+    if not dense:
+        return f"{value:.5g}"
+    share = value / dense
+    shown = f"{100 * share:.2g}%" if 0 < share < 0.001 else f"{share:.1%}"
+    return f"{value:.5g} ({shown} of dense)"

@@ -128,6 +128,7 @@ def sweep(
     ],
     overrides: Overrides = None,
     resume: Resume = False,
+    force: Force = False,
 ) -> None:
     """Search many times, over models, spaces, budgets, seeds and settings, on Ray Tune.
 
@@ -139,7 +140,7 @@ def sweep(
     from evocompress.sweep import failures, load_sweep
 
     config = load_sweep(sweep_file, overrides or [])
-    folder = api.sweep(config, resume=resume, reporter=Reporter())
+    folder = api.sweep(config, resume=resume, force=force, reporter=Reporter())
     _print_table(sweep_table(folder))
     _say(f"Report: {folder / 'sweep.html'}")
     if failed := failures(folder):

@@ -39,6 +39,8 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> RunConfig:
     """
     path = shipped(Path(path))
     data = read_yaml(path)
+    if data.keys() >= {"run", "vary"}:
+        raise ConfigError(f"{path} is a sweep: 'evocompress sweep {path}' makes all its runs")
     # The space's file comes first, so that the other overrides can change what is in it.
     first = [override for override in overrides if override.startswith("space=")]
     apply(data, first)
@@ -55,12 +57,19 @@ def shipped(path: Path) -> Path:
     Args:
         path: Such as ``run.yaml``, or ``smollm2_sparsity_50`` with or without ``search_spaces/``
             before it and ``.yaml`` behind it.
+
+    Raises:
+        ConfigError: There is neither.
     """
     if os.path.exists(path) or path.parent not in (Path(), Path(SPACES)):
         return path
     names = (path.name, f"{path.name}.yaml")
     found = (folder / name for folder in SHIPPED for name in names)
-    return next((file for file in found if file.is_file()), path)
+    if (file := next((file for file in found if file.is_file()), None)) is not None:
+        return file
+    known = {file.stem for folder in SHIPPED for file in folder.glob("*.yaml")}
+    hint = nearest(path.name.removesuffix(".yaml"), known)
+    raise ConfigError(f"{path}: no such configuration file, and none that is shipped: {hint}")
 
 
 def changed(config: RunConfig, overrides: Sequence[str]) -> RunConfig:

@@ -16,6 +16,7 @@ from evocompress.journal import read_candidates
 from evocompress.leftovers import scratch_folder
 from evocompress.library import Library
 from evocompress.outcome import costs_of
+from evocompress.planning.forewarning import unhealable
 from evocompress.run_folder import RunFolder
 from evocompress.settings import check_names
 from evocompress.types import Candidate
@@ -100,11 +101,8 @@ def check_healing(bench: Workbench) -> None:
     """
     check_there(bench.folder)
     check_names(bench.config)
-    kept = bench.config.heal.validation_sequences
-    if kept >= bench.config.calibration.search_sequences:
-        raise RunError(
-            f"heal.validation_sequences={kept} leaves nothing of the search part; lower it"
-        )
+    if reason := unhealable(bench.config):
+        raise RunError(reason)
 
 
 def own_checkpoint(bench: Workbench, unchanged: Unchanged) -> str:

@@ -11,6 +11,7 @@ from evocompress.models import device_named
 from evocompress.planning import outline
 from evocompress.planning.plan import bench_of
 from evocompress.proxies.sources import check_present, has_fields
+from evocompress.sources import GGUF, check_place
 
 
 def check_early(config: RunConfig, *, search: bool = True) -> None:
@@ -59,6 +60,8 @@ def rehearse(config: RunConfig, *, search: bool = True) -> None:
     """
     device_named(config.model.device)
     model = config.model
+    if not model.source.endswith(GGUF):
+        check_place(Path(model.source).expanduser())
     try:
         sketch = outline(model.source, model.dtype, trust_remote_code=model.trust_remote_code)
     except ModelError:

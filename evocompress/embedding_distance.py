@@ -34,15 +34,15 @@ def similarity_errors(embeddings: Tensor, target: Tensor) -> Tensor:
 def similarity_disorders(embeddings: Tensor, target: Tensor) -> Tensor:
     """One minus Pearson's correlation of each one's similarities to the others: (B,), float64.
 
-    Zero where there are fewer than `FEWEST`; no search has such micro-batches.
-
     Args:
         embeddings: Of unit length (B, H).
         target: Of unit length (B, H).
+
+    Raises:
+        ValueError: There are fewer than `FEWEST`, of which each has too few others for an order.
     """
-    count = len(target)
-    if count < FEWEST:
-        return torch.zeros(count, dtype=torch.float64, device=target.device)
+    if len(target) < FEWEST:
+        raise ValueError(f"{len(target)} embeddings have no order: give at least {FEWEST}")
     found, wanted = (_standard(each.double()) for each in (embeddings, target))
     return (found - wanted).square().sum(-1) / 2
 

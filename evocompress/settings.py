@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 
 from evocompress.config import CalibrationConfig, RunConfig, SearchConfig
@@ -18,6 +20,9 @@ from evocompress.search.base import Problem, Searcher, SearcherSettings
 from evocompress.search.first_result import check_tokens
 from evocompress.space import SearchSpace
 from evocompress.types import Pool
+
+THREADS_A_CORE = 4
+"""The most threads that a run may have for each core of the machine."""
 
 
 def pool(config: CalibrationConfig, tokens: int | None = None) -> Pool:
@@ -99,6 +104,7 @@ def check_names(config: RunConfig) -> None:
         known = nearest(config.executor, EXECUTORS)
         raise ConfigError(f"executor: unknown executor '{config.executor}': {known}")
     _check_costs(config)
+    _check_threads(config)
     if config.executor == "ray":
         surroundings_of(config.ray)
     _check_fits(config.space.fits)
@@ -109,6 +115,21 @@ def check_names(config: RunConfig) -> None:
         if name not in known_names:
             known = nearest(name, known_names)
             raise ConfigError(f"library.{key}: unknown criterion '{name}': {known}")
+
+
+def _check_threads(config: RunConfig) -> None:
+    """Refuses threads that only get into each other's way; Ray's are those of other machines.
+
+    Raises:
+        ConfigError: There are too many of them.
+    """
+    cores = os.cpu_count() or 1
+    most = THREADS_A_CORE * cores
+    if config.executor != "ray" and config.threads is not None and config.threads > most:
+        raise ConfigError(
+            f"threads: {config.threads} is more than {most}, which is {THREADS_A_CORE} for each of "
+            f"the {cores} cores of this machine: lower it, or leave it out"
+        )
 
 
 def _check_micro_batches(config: RunConfig) -> None:

@@ -114,8 +114,27 @@ def locate(source: str, *, trust_remote_code: bool = False) -> Checkpoint:
         check_gguf(path)
         check_language_model(path)
         return Checkpoint(path.parent, path.name)
+    check_place(path)
     folder = path if path.is_dir() else _download(source)
     return local_checkpoint(folder, trust_remote_code=trust_remote_code)
+
+
+def check_place(path: Path) -> None:
+    """Refuses a file in the place of a model's folder, and a folder in that of a GGUF file.
+
+    Raises:
+        ModelError: It is such a one.
+    """
+    if path.is_file():
+        raise ModelError(
+            f"no model at {str(path)!r}: this is a file, and no {GGUF} one: give the model's folder"
+        )
+    packed = sorted(path.glob(f"*{GGUF}"))
+    if packed and not (path / CONFIG).exists():
+        raise ModelError(
+            f"no model at {str(path)!r}: the folder has no {CONFIG}, but a GGUF file, which is "
+            f"given by its own name: {packed[0]}"
+        )
 
 
 def local_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> Checkpoint:

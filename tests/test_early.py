@@ -47,6 +47,8 @@ def run_file(tmp_path, model, monkeypatch):
     (tmp_path / "text.txt").write_text(" ".join(f"word{n * n % 97}" for n in range(1000)))
     (tmp_path / "trial.yaml").write_text(yaml.safe_dump(RUN | {"model": {"source": str(model)}}))
     (tmp_path / "empty").mkdir()
+    (tmp_path / "packed").mkdir()
+    (tmp_path / "packed" / "model.gguf").touch()
     monkeypatch.chdir(tmp_path)
     return tmp_path / "trial.yaml"
 
@@ -85,6 +87,11 @@ WRONG = [
     ("evaluate.prefill=[1, 99999]", "99999"),
     ("proxy.kind=embedding", "embedding"),
     ("model.device=cuda:77", "no device"),
+    ("search.tokens=63", "63 is less than the 64 that the first result of this search takes"),
+    ("model.source=text.txt", "this is a file, and no .gguf one: give the model's folder"),
+    ("model.source=packed", "given by its own name: packed/model.gguf"),
+    ("threads=1024", "which is 4 for each of the"),
+    ("space.budget={body_params: 1.0e-9}", "(1e-07% of dense) cannot be reached"),
     ("library.criterion=sparsgpt", "did you mean 'sparsegpt'"),
 ]
 
@@ -95,6 +102,42 @@ def test_a_wrong_setting_is_found_before_the_model_is_loaded(run_file, unloaded,
         api.search(load_config(run_file, [override]))
     assert message in str(caught.value) and "\n" not in str(caught.value)
     assert not (run_file.parent / "runs").exists()
+
+
+def test_the_threads_of_other_machines_are_not_compared_with_this_one(run_file, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    check_names(load_config(run_file, ["threads=8"]))
+    with pytest.raises(
+        ConfigError, match="threads: 9 is more than 8, which is 4 for each of the 2"
+    ):
+        check_names(load_config(run_file, ["threads=9"]))
+    pytest.importorskip("ray")
+    check_names(load_config(run_file, ["threads=9", "executor=ray"]))
+
+
+@pytest.mark.parametrize(("kept", "told"), [(3, False), (4, True), (8, True)])
+def test_it_is_told_at_the_search_that_healing_has_nothing_to_train_on(run_file, kept, told):
+    folder = api.search(load_config(run_file, [f"heal.validation_sequences={kept}"]))
+    text = (folder / "log.txt").read_text()
+    said = f"before evocompress heal: heal.validation_sequences={kept} leaves nothing"
+    assert (said in text) == told
+    api.materialize(folder)
+    if told:
+        with pytest.raises(EvoCompressError, match="which has 4 sequences, to train on: lower it"):
+            api.heal(folder)
+
+
+def test_a_shipped_file_is_suggested_and_a_sweep_is_no_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("smollm2_sparsity_5", "search_spaces/smollm2_sparsty_50.yaml"):
+        with pytest.raises(ConfigError, match="did you mean 'smollm2_sparsity_50'"):
+            load_config(name)
+    with pytest.raises(ConfigError, match="did you mean 'smollm2_sweep'"):
+        load_sweep("smolm2_sweep")
+    with pytest.raises(ConfigError, match=r"is a sweep: 'evocompress sweep .*smollm2_sweep.yaml'"):
+        load_config("smollm2_sweep")
+    with pytest.raises(ConfigError, match="no/run.yaml: no such configuration file"):
+        load_config("no/run.yaml")
 
 
 @pytest.mark.parametrize("source", ["datasets::", "datasets:", "datasets::en", "datasets:a:b:c:d"])

@@ -85,7 +85,7 @@ def test_costs_and_admissibility_are_those_of_the_changed_genomes(space):
 
 @pytest.mark.parametrize("name", ["random", "nsga2"])
 def test_a_first_ask_of_many_genes_looks_at_few_genomes(name, monkeypatch):
-    decoder = Decoder(layers=30)
+    decoder = Decoder(layers=150)
     space = space_of(decoder, {}, sparsity={"target": 0.5})
     counted = 0
     totals = CostTable.totals
@@ -100,6 +100,6 @@ def test_a_first_ask_of_many_genes_looks_at_few_genomes(name, monkeypatch):
     settings = factory.Settings.model_validate({})
     problem = Problem(space, Pool((64,) * 64), 10**6)
     asked = factory(problem, settings, np.random.default_rng(0)).ask()
-    # A whole way to the least of 210 genes has more than a thousand.
-    assert len(asked) > 30
+    # A whole way to the least of 1,050 genes has more than six thousand.
+    assert len(space.units) == 1050 and len(asked) > 30
     assert counted < 200 * len(asked), counted

@@ -51,7 +51,14 @@ STATE = "experiment_state-*.json"
 """Files of Tune without which it cannot go on."""
 
 
-def run_sweep(sweep: SweepConfig, folder: SweepFolder, resume: bool, reporter: Reporter) -> None:
+def run_sweep(
+    sweep: SweepConfig,
+    folder: SweepFolder,
+    resume: bool,
+    reporter: Reporter,
+    *,
+    force: bool = False,
+) -> None:
     """Runs all trials that are not finished.
 
     Args:
@@ -59,6 +66,7 @@ def run_sweep(sweep: SweepConfig, folder: SweepFolder, resume: bool, reporter: R
         folder: Its folder, which is made once it is known that trials can run.
         resume: Whether it may have been begun already.
         reporter: Told about progress.
+        force: Whether trials go on under other circumstances than those that they were begun under.
 
     Raises:
         ConfigError: Ray or Optuna is not installed, there is no such cluster, or no room for a
@@ -85,14 +93,14 @@ def run_sweep(sweep: SweepConfig, folder: SweepFolder, resume: bool, reporter: R
             begin(folder, sweep)
             reporter.log_to(folder.log)
             with watching(sweep, folder, reporter):
-                _run(sweep, folder, reporter)
+                _run(sweep, folder, reporter, force)
     finally:
         stop()
 
 
-def _run(sweep: SweepConfig, folder: SweepFolder, reporter: Reporter) -> None:
+def _run(sweep: SweepConfig, folder: SweepFolder, reporter: Reporter, force: bool) -> None:
     """Goes on with what Tune left in the folder; what is then still open it runs anew."""
-    trainable = _trainable(sweep)
+    trainable = _trainable(sweep, force)
     if folder.tune.exists():
         why = _unusable(sweep, folder.tune) or _restored(sweep, folder, trainable)
         if not why:
@@ -148,12 +156,12 @@ def _restored(sweep: SweepConfig, folder: SweepFolder, trainable: Any) -> str:
     return ""
 
 
-def _trainable(sweep: SweepConfig) -> Any:
+def _trainable(sweep: SweepConfig, force: bool) -> Any:
     """What Tune runs for each trial, and what it needs."""
     from ray import tune
 
     surroundings = surroundings_of(sweep.ray)
-    task = Task(sweep.model_dump_json(), os.getcwd(), uuid4().hex, surroundings)
+    task = Task(sweep.model_dump_json(), os.getcwd(), uuid4().hex, surroundings, force)
     needs = {"cpu": sweep.ray.cpus, "gpu": gpus_each(sweep.ray)}
     return tune.with_resources(tune.with_parameters(run_trial, task=task), needs)
 

@@ -35,12 +35,14 @@ class Task:
         home: Folder from which relative paths lead.
         session: Names this start of the sweep.
         surroundings: Environment variables of the trials' processes.
+        force: Whether trials go on under other circumstances than before.
     """
 
     sweep: str
     home: str
     session: str
     surroundings: Surroundings = Surroundings()
+    force: bool = False
 
 
 def run_trial(params: Mapping[str, Any], task: Task) -> None:
@@ -67,7 +69,7 @@ def run_trial(params: Mapping[str, Any], task: Task) -> None:
             raise RunError(known.failed)
         clock = Clock(folder.records, trial)
         try:
-            _search(trial, clock, tune.report if sweep.asha else None)
+            _search(trial, clock, tune.report if sweep.asha else None, task.force)
         except Exception as error:
             clock.keep(failed=one_line(error), session=task.session)
             raise RunError(one_line(error)) from None
@@ -104,7 +106,12 @@ def _free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def _search(trial: Trial, clock: Clock, report: Callable[[dict[str, Any]], None] | None) -> None:
+def _search(
+    trial: Trial,
+    clock: Clock,
+    report: Callable[[dict[str, Any]], None] | None,
+    force: bool,
+) -> None:
     """Searches, unless that was done, telling every step to who wants to know."""
     if is_finished(RunFolder(trial.config.folder)):
         return
@@ -120,4 +127,4 @@ def _search(trial: Trial, clock: Clock, report: Callable[[dict[str, Any]], None]
             last = step.step
             report({VALUE: step.value, TOKENS: step.requested})
 
-    api.search(trial.config, resume=True, listener=listener)
+    api.search(trial.config, resume=True, force=force, listener=listener)

@@ -24,6 +24,7 @@ from evocompress.sources import (
     MODULES,
     DType,
     check_gguf,
+    check_place,
     complete_image_size,
     know_compressed,
     quiet_transformers,
@@ -123,7 +124,10 @@ def _place(source: str) -> str | Path:
     if path.name == "config.json":
         path = path.parent
     check_regular(path / "config.json", ModelError)
-    if path.is_dir() or source.endswith(GGUF):
+    if source.endswith(GGUF):
+        return path
+    check_place(path)
+    if path.is_dir():
         return path
     try:
         validate_repo_id(source)

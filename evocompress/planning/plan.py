@@ -11,7 +11,7 @@ import torch
 from evocompress.config import RunConfig
 from evocompress.models import LoadedModel
 from evocompress.planning.device import Device
-from evocompress.planning.forewarning import chosen_form, left_of_blocks, unpacked
+from evocompress.planning.forewarning import chosen_form, left_of_blocks, unhealable, unpacked
 from evocompress.planning.stages import Run, Stage, heal_stage, library_stage, search_stage
 from evocompress.progress import Silent
 from evocompress.run_folder import RunFolder
@@ -84,6 +84,7 @@ def make_plan(config: RunConfig, loaded: LoadedModel, device: Device) -> Plan:
         *left_of_blocks(run.bench.untimed_space, timed=False),
         *chosen_form(config.space.fits, run.bench.form),
         *unpacked(config.model, run.weight_bytes),
+        *_before_healing(config),
     )
     dtype = str(run.dtype).removeprefix("torch.")
     return Plan(device, dtype, stages, run.weight_bytes, advice, notes)
@@ -103,6 +104,13 @@ def preflight(bench: Workbench) -> Iterator[str]:
     yield from left_of_blocks(bench.space)
     yield from chosen_form(bench.config.space.fits, bench.form)
     yield from unpacked(bench.config.model, run.weight_bytes)
+    yield from _before_healing(bench.config)
+
+
+def _before_healing(config: RunConfig) -> Iterator[str]:
+    """What is to be changed before the run is healed, if anything."""
+    if reason := unhealable(config):
+        yield f"before evocompress heal: {reason}"
 
 
 def _there_is(bench: Workbench, device: torch.device) -> int:

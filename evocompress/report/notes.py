@@ -181,6 +181,8 @@ def allocation_text(cells: Grid | None) -> str:
         parts.append(
             f"{len(narrow)} sub-layers are narrowed, {low.unit} the most ({low.width}) and "
             f"{high.unit} the least ({high.width})."
+            if len(narrow) > 1
+            else f"One sub-layer is narrowed, {low.unit} ({low.width})."
         )
     sparse = [cell for cell in left if cell.kept is None and not cell.width]
     if any(cell.zeros for cell in sparse):

@@ -12,7 +12,7 @@ import psutil
 import pytest
 import yaml
 
-from evocompress import api
+from evocompress import api, finding
 from evocompress.config import RayConfig
 from evocompress.config_file import changed, load_config
 from evocompress.distributed import sweep as sweeps
@@ -203,12 +203,13 @@ def one_trial(sweep_file, monkeypatch):
     monkeypatch.setattr("ray.tune.report", told.append)
     monkeypatch.chdir(sweep_file.parent)
 
-    def run(*overrides, session="first", **params):
+    def run(*overrides, session="first", force=False, **params):
         told.clear()
         sweep = load_sweep(sweep_file, [*overrides, "run.search.generations=2"])
         begin(SweepFolder(sweep.folder), sweep)
         places = {"model.source": 0, "space.budget": 0, "seed": 0} | params
-        run_trial(places, Task(sweep.model_dump_json(), str(sweep_file.parent), session))
+        task = Task(sweep.model_dump_json(), str(sweep_file.parent), session, force=force)
+        run_trial(places, task)
         return list(told), SweepFolder(sweep.folder)
 
     return run
@@ -220,6 +221,27 @@ def test_a_trial_tells_its_winners_value_and_a_finished_one_nothing_else(one_tri
     assert told == [{"value": found[0]["value"]}]
     monkeypatch.setattr(api, "search", None)
     assert one_trial()[0] == told
+
+
+def test_a_trial_goes_on_under_other_circumstances_by_force_only(one_trial, monkeypatch):
+    told, folder = one_trial()
+    for name in ("winner.json", "front.json"):
+        [path] = folder.path.glob(f"*/{name}")
+        path.unlink()
+    true = finding.environment
+    monkeypatch.setattr(finding, "environment", lambda *given: true(*given) | {"dtype": "bfloat16"})
+    with pytest.raises(RunError, match="begun under other circumstances: .*--force"):
+        one_trial(session="second")
+    assert one_trial(session="third", force=True)[0] == told
+
+
+def test_a_sweep_is_forced_by_its_option(sweep_file, monkeypatch):
+    forced = []
+    monkeypatch.setattr(sweeps, "run_sweep", lambda *given, force: forced.append(force))
+    monkeypatch.setattr(api, "report", lambda path: None)
+    for force in (True, False):
+        api.sweep(load_sweep(sweep_file), force=force)
+    assert forced == [True, False]
 
 
 def test_with_early_stopping_every_step_is_told_and_a_stop_leaves_the_journal(

@@ -42,6 +42,7 @@ def config(model="m", space=NARROW, **changes):
             "calibration": calibration,
             "space": space,
             "search": {"name": "auto", "tokens": 4000},
+            "heal": {"validation_sequences": 4},
             **changes,
         }
     )

@@ -40,10 +40,11 @@ def test_a_shift_of_all_similarities_is_an_error_but_no_disorder() -> None:
     assert (distances(shifted, wider) - own_distances(shifted, wider)).min() > 0.05
 
 
-def test_of_few_sequences_only_their_own_distance_counts() -> None:
+@pytest.mark.parametrize("measure", [similarity_disorders, disagreements])
+def test_too_few_sequences_for_an_order_are_refused(measure) -> None:
     found, target = unit(3, 8, seed=1), unit(3, 8, seed=2)
-    assert torch.equal(disagreements(found, target), own_distances(found, target))
-    assert disagreements(target, target).tolist() == [0.0] * 3
+    with pytest.raises(ValueError, match="3 embeddings have no order: give at least 4"):
+        measure(found, target)
 
 
 def test_values_of_the_former_weighting_are_told_apart_and_those_of_other_kinds_are_not() -> None:

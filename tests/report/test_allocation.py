@@ -129,6 +129,13 @@ def test_the_text_names_the_extremes() -> None:
     assert text.endswith("model.layers.2.mlp the least (384 of 1536 channels).")
 
 
+def test_the_text_of_a_single_narrowed_sublayer_names_it_once() -> None:
+    levels = {"model.layers.2.mlp": NARROW["model.layers.2.mlp"]}
+    cells = grid(SMOLLM2_135M.units(), levels, SMOLLM2_135M.architecture())
+    text = allocation_text(cells)
+    assert text == "One sub-layer is narrowed, model.layers.2.mlp (384 of 1536 channels)."
+
+
 def test_experts_have_rows_where_any_is_dropped() -> None:
     mixture = Decoder(layers=2, experts=3, active=2).units()
     gone = "model.layers.1.mlp.experts.2"
