@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
@@ -119,7 +120,9 @@ def replay(case: Case, home: Path, known: Kept) -> Kept:
     for name in ("journal.jsonl", "winner.json", "front.json"):
         (folder / name).unlink()
     shutil.rmtree(folder / "estimates", ignore_errors=True)
-    _write_files(folder / "estimates", known.estimates)
+    (folder / "estimates").mkdir()
+    for name, content in known.estimates.items():
+        (folder / "estimates" / name).write_bytes(content)
 
     def told(progress: Any) -> None:
         assert not progress.total, f"{case.name}: {progress.total} requests that are not recorded"
@@ -133,7 +136,9 @@ def save(kept: Kept, name: str) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     told = asdict(kept)
-    _write_files(folder / "estimates", told.pop("estimates"))
+    told["estimates"] = {
+        name: b64encode(content).decode() for name, content in kept.estimates.items()
+    }
     for part, lines in ((part, told.pop(part)) for part in ("journal", "front")):
         (folder / f"{part}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     rows = (f" {json.dumps(key)}: {json.dumps(row)}" for key, row in told.pop("tensors").items())
@@ -145,14 +150,14 @@ def save(kept: Kept, name: str) -> None:
 def load(name: str) -> Kept:
     """The record of a case."""
     folder = RECORDS / name
-    machine, winner, tensors = (
+    machine, winner, tensors, estimates = (
         json.loads((folder / f"{part}.json").read_text())
-        for part in ("machine", "winner", "tensors")
+        for part in ("machine", "winner", "tensors", "estimates")
     )
     journal, front = (
         list(map(json.loads, _lines(folder / f"{part}.jsonl"))) for part in ("journal", "front")
     )
-    files = {path.name: path.read_bytes() for path in sorted((folder / "estimates").glob("*"))}
+    files = {name: b64decode(content) for name, content in estimates.items()}
     return Kept(machine, journal, winner, front, files, tensors)
 
 
@@ -171,12 +176,6 @@ def _machine(environment: Mapping[str, Any]) -> dict[str, Any]:
 
 def _lines(path: Path) -> list[str]:
     return path.read_text().splitlines()
-
-
-def _write_files(folder: Path, files: Mapping[str, bytes]) -> None:
-    for name, content in files.items():
-        folder.mkdir(exist_ok=True)
-        (folder / name).write_bytes(content)
 
 
 def _plain(data: Any) -> Any:
