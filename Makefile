@@ -38,7 +38,7 @@ lint: $(READY)
 
 # The pages of docs/ and of the docstrings, in site/; a link that leads nowhere is an error.
 docs: $(READY)
-	$(BIN)/mkdocs build --strict --quiet --clean
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 engines: $(ENGINES_READY) $(TRANSFORMERS4_READY)
 

@@ -8,11 +8,14 @@ from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
+import yaml
 
+import evocompress
 from evocompress.config_file import load_config, shipped
 from evocompress.sweep import load_sweep
 
 ROOT = Path(__file__).parents[1]
+FORMS = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
 SPACES = sorted((ROOT / "search_spaces").glob("*.yaml"))
 BUILD = "import sys; from hatchling.build import build_wheel; build_wheel(sys.argv[1])"
 FIND = """
@@ -30,6 +33,32 @@ def test_the_project_says_what_the_wheel_carries():
     assert wheel["packages"] == ["evocompress"]
     assert wheel["force-include"] == {"search_spaces": "evocompress/search_spaces"}
     assert project["project"]["description"] and project["project"]["readme"] == "README.md"
+
+
+def test_one_version_is_told_everywhere():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert evocompress.__version__ == version
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == version
+    assert f"\n## [{version}] - " in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_workflow_runs_the_checks_on_every_python_that_is_promised():
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pythons = jobs["checks"]["strategy"]["matrix"]["python"]
+    assert project["requires-python"] == f">={pythons[0]}"
+    assert all({"run": ".ci/run"}.items() <= job["steps"][-1].items() for job in jobs.values())
+    assert jobs["lowest"]["steps"][-1]["env"]["CONSTRAINTS"] in jobs["lowest"]["steps"][-2]["run"]
+
+
+def test_forms_of_issues_about_runs_ask_for_environment_and_run_file():
+    forms = {path.stem: yaml.safe_load(path.read_text()) for path in FORMS if path.stem != "config"}
+    for name, form in forms.items():
+        fields = {field["id"]: field for field in form["body"] if "id" in field}
+        asked = {key for key, field in fields.items() if field.get("validations")}
+        assert {"environment", "run_file"} <= asked or name == "wish"
+        assert "run_file" in fields
+    assert {"fault", "result", "wish"} == set(forms)
 
 
 @pytest.fixture(scope="module")
