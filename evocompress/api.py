@@ -1,11 +1,25 @@
 """The stages of a run as functions; the command line calls nothing else.
 
-Example:
-    >>> folder = search(load_config(Path("search_spaces/smollm2_sparsity_50.yaml")))
-    >>> materialize(folder)
-    >>> heal(folder)
-    >>> evaluate(folder)
-    >>> report(folder)
+Examples:
+    >>> from evocompress.config_file import load_config
+    >>> from evocompress.testing.tiny import tiny_checkpoint
+    >>> model = tiny_checkpoint(Path("tiny"))
+    >>> text = Path("text.txt").write_text(" ".join(str(number**2) for number in range(3000)))
+    >>> _ = Path("depth.yaml").write_text('''
+    ... model: {source: tiny}
+    ... calibration: {source: text.txt, length: 32, search_sequences: 12, heldout_sequences: 4}
+    ... space: {drop: {units: [block]}, budget: {body_params: 0.7}}
+    ... search: {name: shortgpt}
+    ... ''')
+    >>> folder = search(load_config("depth.yaml"))
+    >>> materialize(folder).name
+    'checkpoint'
+    >>> heal(folder, ["heal.steps=2"]).parts[-2:]
+    ('heal', 'checkpoint')
+    >>> evaluate(folder, ["evaluate.latency=false"]).name
+    'evaluation.json'
+    >>> report(folder).name
+    'report.html'
 """
 
 from __future__ import annotations

@@ -40,10 +40,16 @@ class LiveModel:
     Attributes:
         units: Every unit of the model by name.
 
-    Example:
-        >>> with LiveModel(loaded, library) as live:
-        ...     live.apply(candidate)
-        ...     loaded.model(ids)
+    Examples:
+        >>> from evocompress.testing.tiny import tiny_loaded
+        >>> loaded, ids = tiny_loaded("llama"), torch.arange(8)[None]
+        >>> dense = loaded.model(ids).logits
+        >>> with LiveModel(loaded) as live:
+        ...     live.apply(Candidate.from_json({"model.layers.1.mlp": {"drop": True}}))
+        ...     bool((loaded.model(ids).logits == dense).all())
+        False
+        >>> bool((loaded.model(ids).logits == dense).all())
+        True
     """
 
     def __init__(self, loaded: LoadedModel, library: LevelStore | None = None) -> None:

@@ -116,10 +116,7 @@ def replay(searcher: Searcher, journal: Journal) -> Incumbent:
     """What a searcher finds where only the journal answers; nothing is evaluated or recorded.
 
     A greedy search with a tight budget passes through the states of one with a looser budget,
-    so the journal of the tightest answers all of them:
-
-    >>> [replay(BlockPruner(replace(problem, space=space), settings, default_rng(seed)), journal)
-    ...  for space in looser]
+    so the journal of the tightest answers new searchers of all the looser spaces.
 
     Args:
         searcher: A new one.

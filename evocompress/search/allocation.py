@@ -107,8 +107,7 @@ def allocated(
 ) -> Steps[Genome | None]:
     """The genome (U,) of a heuristic, for use within any procedure; it meets the budget.
 
-    >>> start = yield from allocated(self._space, "owl", self._micro_batches)
-
+    A procedure gets it by ``yield from allocated(space, "owl", micro_batches)``.
     What is no matrix is as in the space's uniform genome.
 
     Args:
