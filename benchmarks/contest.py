@@ -212,7 +212,7 @@ class Seed:
 
     def _bench(self, config: RunConfig) -> Workbench:
         bench = Workbench(config, RunFolder(config.folder), self._reporter)
-        bench.__dict__["loaded"] = self._loaded
+        bench = bench.with_parts(loaded=self._loaded)
         return bench
 
     def _search(self, bench: Workbench, journal: Journal, known: Sequence[Journal]) -> Candidate:

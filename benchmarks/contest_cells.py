@@ -92,7 +92,7 @@ def readings(
         limit = tokens if again else asked[-1]
         config = _config(case, f"{searcher}-{seed}-{limit}", name, settings, seed, limit)
         bench = Workbench(config, RunFolder(config.folder), reporter)
-        bench.__dict__["loaded"] = loaded
+        bench = bench.with_parts(loaded=loaded)
         steps, seconds = _searched(bench)
         within = [step for step in steps if step.requested <= tokens and step.incumbent]
         if not within:

@@ -16,7 +16,7 @@ from contest_cells import Case
 from heldout import heldout
 from numpy.typing import NDArray
 
-from evocompress import api
+from evocompress import api, sampling
 from evocompress.config import RunConfig
 from evocompress.files import read_json
 from evocompress.journal import read_candidates
@@ -90,7 +90,7 @@ def fronts(contest: FrontContest, loaded: LoadedModel, seed: int, reporter: Repo
     budgeted = list(_budgeted(contest, loaded, seed, reporter))
     theirs = _points(contest, _archives(budgeted))
     smallest = budgeted[0]
-    even = smallest.space.candidate(smallest.space.uniform())
+    even = smallest.space.candidate(sampling.uniform(smallest.space))
     worst = _quality(contest, smallest, even)
     return Fronts(ours, theirs, np.array([WORSE * worst, HIGHEST]))
 
@@ -132,7 +132,7 @@ def _run(
     if not folder.winner.exists():
         api.search(config, resume=folder.path.exists(), reporter=reporter)
     bench = Workbench(config, folder, reporter)
-    bench.__dict__["loaded"] = loaded
+    bench = bench.with_parts(loaded=loaded)
     return bench
 
 

@@ -35,7 +35,7 @@ from minilm import Data, packaged, quick_data
 from scipy.stats import kendalltau
 from torch import Tensor
 
-from evocompress import api
+from evocompress import api, sampling
 from evocompress.apply import LiveModel
 from evocompress.config import RunConfig
 from evocompress.embedding_distance import (
@@ -135,8 +135,8 @@ def _candidates(bench: Workbench, known: Iterable[Candidate], sizes: Sizes) -> I
     space, rng = bench.space, np.random.default_rng(1)
     feasible = [one for one in known if space.feasible(space.genome(one)[None])[0]]
     chosen = rng.permutation(len(feasible))[: sizes.searched]
-    drawn = [space.candidate(space.random(rng)) for _ in range(sizes.drawn)]
-    uniform = space.candidate(space.uniform())
+    drawn = [space.candidate(sampling.random(space, rng)) for _ in range(sizes.drawn)]
+    uniform = space.candidate(sampling.uniform(space))
     every = [*(feasible[place] for place in chosen), *drawn, uniform]
     return {one.id: one for one in every}.values()
 

@@ -30,11 +30,12 @@ import torch
 from common import Figure, emit
 from transformers import PreTrainedModel
 
+from evocompress import sampling
+from evocompress.build import build_space
 from evocompress.config import SpaceConfig
 from evocompress.export import FORMATS, choose_for, materialize, read_record
 from evocompress.export.reload import read_checkpoint
 from evocompress.models import LoadedModel, load
-from evocompress.space import build_space
 from evocompress.testing.engines import divergence, generate, missing
 from evocompress.testing.plain_library import PlainLibrary
 from evocompress.testing.tiny import windowless
@@ -109,7 +110,7 @@ def compressed(loaded: LoadedModel) -> Candidate:
     )
     rng = np.random.default_rng(0)
     while True:
-        candidate = space.candidate(space.random(rng))
+        candidate = space.candidate(sampling.random(space, rng))
         lost = [name.rsplit(".", 1) for name, level in candidate.levels if level == DROP]
         alone = {(block, kind) for block, kind in lost if sum(b == block for b, _ in lost) == 1}
         if {kind for _, kind in alone} == {"attention", "mlp"}:

@@ -18,10 +18,11 @@ import time
 import numpy as np
 from common import Figure, emit
 
+from evocompress.build import build_space
 from evocompress.config import SpaceConfig
 from evocompress.search import SEARCHERS
 from evocompress.search.base import Problem
-from evocompress.space import SearchSpace, build_space
+from evocompress.space import SearchSpace
 from evocompress.testing.decoders import Decoder
 from evocompress.types import Evaluate, Pool
 

@@ -27,7 +27,7 @@ from cells import cell
 from common import Figure, emit
 from rich.console import Console
 
-from evocompress import api
+from evocompress import api, sampling
 from evocompress.apply import LiveModel
 from evocompress.config import RunConfig
 from evocompress.evaluation import heldout_quality
@@ -197,7 +197,7 @@ def _seed(results: Path, config: RunConfig, reporter: Reporter) -> dict[str, flo
 
 def _candidates(bench: Workbench) -> Iterator[tuple[str, Candidate, int]]:
     """(name, candidate, requested tokens) of the uniform start and of each checkpoint."""
-    yield "uniform", bench.space.candidate(bench.space.uniform()), 0
+    yield "uniform", bench.space.candidate(sampling.uniform(bench.space)), 0
     records = [json.loads(line) for line in bench.folder.journal.read_text().splitlines()]
     levels = {r["id"]: r["levels"] for r in records if r["type"] == "candidate"}
     steps = [r for r in records if r["type"] == "step"]

@@ -15,6 +15,7 @@ from speed_setting import Setting
 from torch import Tensor
 from torch.nn import functional
 
+from evocompress import sampling
 from evocompress.apply import LiveModel
 from evocompress.config import ProxyConfig
 from evocompress.costs.model import CostModel
@@ -107,7 +108,7 @@ def proxy_of(live: LiveModel, ids: Tensor, *, limit: int = LIMIT) -> DivergenceP
 def mutations(setting: Setting, begin: float = 0.0) -> list[Candidate]:
     """A generation of mutations of one parent, in blocks from a fraction of the depth on."""
     space, rng = setting.sparsity, np.random.default_rng(0)
-    parent = space.uniform()
+    parent = sampling.uniform(space)
     for _ in range(30):
         parent = mutate(space, parent, rng)
     blocks = np.array([unit.block for unit in space.genes.units])
@@ -258,7 +259,7 @@ def depth(setting: Setting) -> dict[str, Figure]:
     """Candidates without a quarter of their sub-layers, together, and as many dense ones."""
     space = setting.space(drop={}, budget={"body_params": 0.75})
     rng = np.random.default_rng(1)
-    parent = space.random(rng)
+    parent = sampling.random(space, rng)
     children = distinct(lambda: mutate(space, parent, rng), setting.generation, excluded=parent)
     asked = [space.genes.candidate(child) for child in children]
     ids = setting.tokens(1)

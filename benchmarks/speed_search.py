@@ -13,8 +13,8 @@ from speed_setting import Setting
 from evocompress import run
 from evocompress.apply import LiveModel
 from evocompress.config import ProxyConfig
-from evocompress.distributed import LocalExecutor
 from evocompress.estimates.answer import LiveEstimates
+from evocompress.executor import LocalExecutor
 from evocompress.journal import Journal
 from evocompress.proxies import DivergenceProxy
 from evocompress.search import SEARCHERS

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from evocompress.arithmetic import slow_on_cpu
+from evocompress.build import build_space
 from evocompress.config import LibraryConfig, SpaceConfig
 from evocompress.inputs import random_batch
 from evocompress.library import Library, build_library
 from evocompress.models import LoadedModel, device_named, load
-from evocompress.space import SearchSpace, build_space
+from evocompress.space import SearchSpace
 from evocompress.tasks import CAUSAL
 from evocompress.testing.tiny import tiny_loaded
 

@@ -30,18 +30,18 @@ from pathlib import Path
 
 import torch
 
+from evocompress import stages
 from evocompress.comparison import compare
 from evocompress.config import RunConfig
 from evocompress.contestants import (
-    check_healing,
     chosen_format,
     contestants,
     healed_notes,
     healed_source,
     named_candidate,
-    own_checkpoint,
 )
 from evocompress.costs import LatencyTable
+from evocompress.distributed import backend_of
 from evocompress.early import check_early, check_sources, rehearse
 from evocompress.environment import describe, environment
 from evocompress.errors import RunError
@@ -55,15 +55,13 @@ from evocompress.export import (
 )
 from evocompress.export import materialize as write_checkpoint
 from evocompress.files import write_json
-from evocompress.finding import find
 from evocompress.finished import HELDOUT, Unchanged, finished
-from evocompress.heal import heal as distil
 from evocompress.outcome import costs_of
 from evocompress.planning import Plan, plan_on
 from evocompress.profile import path_of
 from evocompress.progress import Reporter, Silent
 from evocompress.run import Listener
-from evocompress.run_folder import RunFolder, begin, check
+from evocompress.run_folder import RunFolder
 from evocompress.settings import check_names
 from evocompress.sweep import SweepConfig, SweepFolder, check_groups, samples
 from evocompress.sweep import check as check_sweep
@@ -97,12 +95,14 @@ def search(
     Raises:
         EvoCompressError: Anything the user can mend.
     """
-    bench = _prepared(config, resume, reporter)
-    folder = bench.folder
-    with folder.locked():
-        bench.reporter.log_to(folder.log)
-        find(bench, listener, force=force)
-    return folder.path
+    return stages.search(
+        config,
+        backend_of(config),
+        resume=resume,
+        force=force,
+        reporter=reporter,
+        listener=listener,
+    )
 
 
 def sweep(
@@ -162,7 +162,7 @@ def profile(
     """
     check_names(config)
     rehearse(config)
-    bench = Workbench(config, RunFolder(config.folder), reporter or Silent())
+    bench = _bench(config, reporter)
     table = bench.profile(anew=anew)
     return path_of(table.made, config.latency), table
 
@@ -190,7 +190,7 @@ def build_library(config: RunConfig, *, reporter: Reporter | None = None) -> Pat
     """
     check_names(config)
     check_early(config, search=False)
-    bench = Workbench(config, RunFolder(config.folder), reporter or Silent())
+    bench = _bench(config, reporter)
     if not bench.wanted_levels:
         raise RunError(f"{config.name}: the search space only removes, so it needs no library")
     assert bench.library is not None
@@ -285,37 +285,14 @@ def heal(
     Raises:
         EvoCompressError: Anything the user can mend.
     """
-    bench = finished(path, reporter, overrides, ("heal.",))
-    folder, config = bench.folder, bench.config.heal
-    check_healing(bench)
-    bench.reporter.log_to(folder.log)
+    bench = stages.to_be_healed(path, overrides, reporter)
     if bench.config.executor == "ray":
         from evocompress.distributed.healing import heal_on_ray
 
+        folder = bench.folder
         heal_on_ray(bench.config, folder.path, overrides, resume, force, bench.reporter)
         return folder.healed_checkpoint
-    check_early(bench.config)
-    unchanged = Unchanged(bench)
-    unchanged.check_model()
-    own_checkpoint(bench, unchanged)
-    teacher, calibration = bench.loaded, unchanged.check_text()
-    tokens, kept = (
-        torch.cat([calibration.library, *calibration.search]),
-        config.validation_sequences,
-    )
-    with folder.locked(), bench.reporter.stage("heal") as advance:
-        distil(
-            folder.checkpoint,
-            teacher,
-            tokens[:-kept],
-            tokens[-kept:],
-            config,
-            folder.healing,
-            resume=resume,
-            force=force,
-            progress=advance,
-        )
-    return folder.healed_checkpoint
+    return stages.heal(bench, resume=resume, force=force)
 
 
 def evaluate(
@@ -411,12 +388,7 @@ def _check_form(form: str, program: str | None, weights: str | None) -> None:
         check_weights(weights)
 
 
-def _prepared(config: RunConfig, resume: bool, reporter: Reporter | None) -> Workbench:
-    """The workbench of a run whose settings fit the model, in a folder that exists."""
-    check_names(config)
-    folder = check(config, resume)
-    bench = Workbench(config, folder, reporter or Silent())
-    check_early(config)
-    bench.check()
-    begin(folder, config)
-    return bench
+def _bench(config: RunConfig, reporter: Reporter | None) -> Workbench:
+    """The workbench of a run that need not have a folder."""
+    folder, told = RunFolder(config.folder), reporter or Silent()
+    return Workbench(config, folder, told, backend=backend_of(config))

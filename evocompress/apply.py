@@ -12,7 +12,8 @@ from evocompress.cache import Cache
 from evocompress.canonical import too_few_experts
 from evocompress.errors import LibraryError
 from evocompress.families import Matrix, SubLayerName
-from evocompress.families.base import Attributes, matrices_of
+from evocompress.families.base import matrices_of
+from evocompress.families.branches import Attributes
 from evocompress.families.coupling import Widths
 from evocompress.models import LoadedModel
 from evocompress.prune import Form, LevelStore, Source, follower_tensors, form_of

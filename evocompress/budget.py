@@ -9,24 +9,19 @@ of them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from evocompress.arrays import Genome
 from evocompress.config_file import nearest
 from evocompress.costs import CACHED, COSTS, ROUTED, TIMED, CostModel
 from evocompress.errors import BudgetError, ConfigError
+from evocompress.space import TOLERANCE, SearchSpace
 from evocompress.types import UnitKind
-
-if TYPE_CHECKING:
-    from evocompress.genes import Genome
-    from evocompress.space import SearchSpace
 
 ATTENTIVE: tuple[UnitKind, ...] = ("attention", "block")
 """The kinds of units without any of which a model has no attention."""
-
-TOLERANCE = 1e-9
 
 
 def check_cost(name: str, model: CostModel, key: str) -> None:

@@ -326,18 +326,23 @@ def main() -> None:
     stop_on_signals()
     try:
         app()
-    except (EvoCompressError, OSError) as error:
-        sys.exit(f"error: {one_line(error)}")
     except SystemExit as stop:
         if stop.code in (INTERRUPTED, signal.SIGTERM):  # Ray ends with the latter as it begins
             stop.code = _interrupted(signal_that_came() or int(stop.code))
         raise
     except Exception as error:
-        from evocompress.files import errno_of
-
-        if errno_of(error) is None:
+        if came := signal_that_came():  # libraries may turn an interrupt into an error of theirs
+            sys.exit(_interrupted(came))
+        if not _told(error):
             raise
         sys.exit(f"error: {one_line(error)}")
+
+
+def _told(error: Exception) -> bool:
+    """Whether an error is one that the user can mend."""
+    from evocompress.files import errno_of
+
+    return isinstance(error, EvoCompressError | OSError) or errno_of(error) is not None
 
 
 def _interrupted(came: int) -> int:

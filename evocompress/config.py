@@ -268,7 +268,7 @@ class RunConfig(Strict):
         seed: Seed of the search.
         threads: CPU threads of torch; ``None`` leaves torch's choice.
         executor: Where candidates are evaluated, the level library built, the latency table
-            measured and the checkpoint healed: a name from `evocompress.distributed.EXECUTORS`.
+            measured and the checkpoint healed: ``local`` or ``ray``.
         ray: How, with ``executor: ray``.
     """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from evocompress import sampling
 from evocompress.comparison import Contestant
 from evocompress.errors import RunError
 from evocompress.export import PROGRAMS, choose_for, read_candidate
@@ -30,7 +31,7 @@ def even_candidate(bench: Workbench) -> Candidate:
     costs = costs_of(space, bench.folder.read_winner().candidate)
     bounds = {name: costs[name] for name in bench.searcher().objectives}
     space = replace(space, budget=space.budget | bounds)
-    return space.candidate(space.uniform())
+    return space.candidate(sampling.uniform(space))
 
 
 def named_candidate(bench: Workbench, name: str) -> Candidate:

@@ -13,10 +13,16 @@ from typing import Literal
 
 import transformers
 
-from evocompress.demo_model import cache_folder
 from evocompress.errors import ModelError, RunError, one_line
 from evocompress.families import family_of
-from evocompress.files import checksum_of, naming_disk_errors, read_as, sync_folder, write_json
+from evocompress.files import (
+    cache_folder,
+    checksum_of,
+    naming_disk_errors,
+    read_as,
+    sync_folder,
+    write_json,
+)
 from evocompress.leftovers import scratch_folder
 from evocompress.sources import (
     Checkpoint,

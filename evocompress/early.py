@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from evocompress.checks import check_settings
 from evocompress.config import CalibrationConfig, RunConfig
 from evocompress.demo_model import DEMO_SOURCE
 from evocompress.errors import DataError, LibraryError, ModelError
@@ -68,4 +69,4 @@ def rehearse(config: RunConfig, *, search: bool = True) -> None:
         if model.source != DEMO_SOURCE and not Path(model.source).expanduser().exists():
             raise  # to ask the hub again would take as long again
         return  # loading it says better what is wrong with it
-    bench_of(config, sketch).check_settings(search=search)
+    check_settings(bench_of(config, sketch), search=search)

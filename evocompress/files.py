@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+from platformdirs import user_cache_path
 from pydantic import TypeAdapter, ValidationError
 from xxhash import xxh3_64_hexdigest, xxh3_128
 
@@ -43,6 +44,14 @@ PROBLEMS = {
     errno.EEXIST: ("a file is in the place of a folder", "name another folder"),
     errno.EPERM: ("not permitted", "have the permissions changed or use another folder"),
 }
+
+
+def cache_folder() -> Path:
+    """Where this program keeps what it can make again; ``EVOCOMPRESS_CACHE`` names another."""
+    chosen = os.environ.get("EVOCOMPRESS_CACHE")
+    return Path(chosen).expanduser() if chosen else user_cache_path("evocompress")
+
+
 """Errors of writing that the user can mend: what is wrong, and what to do."""
 
 

@@ -8,12 +8,11 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from evocompress.arrays import Genome
 from evocompress.canonical import PARTS, canonical, merge_levels
 from evocompress.errors import ConfigError
 from evocompress.expert_genes import Mixture
 from evocompress.types import DENSE, DROP, Candidate, Level, Unit
-
-Genome = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)

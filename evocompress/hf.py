@@ -5,14 +5,6 @@ checkpoints of the formats ``hf``, ``folded`` and ``deci`` without ``trust_remot
 ``save_pretrained`` writes of such a model has its code files again.
 """
 
-from transformers import AutoConfig, AutoModel
+from evocompress.modeling import register
 
-from evocompress.export.modeling import CLASSES, DECI
-
-for _classes in (*CLASSES.values(), DECI):
-    AutoConfig.register(_classes.config.model_type, _classes.config, exist_ok=True)
-    AutoModel.register(_classes.config, _classes.body, exist_ok=True)
-    _classes.auto.register(_classes.config, _classes.head, exist_ok=True)
-    _classes.head.register_for_auto_class(_classes.auto.__name__)
-    _classes.body.register_for_auto_class("AutoModel")
-    _classes.config.register_for_auto_class()
+register()

@@ -8,17 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from evocompress.arrays import Genome
 from evocompress.budget import ATTENTIVE, floors
 from evocompress.single_changes import Changes, single_changes
-
-if TYPE_CHECKING:
-    from evocompress.genes import Genome
-    from evocompress.space import SearchSpace
+from evocompress.space import SearchSpace
 
 _MOST_PARTNERS = 4
 """Genes among which the last move of a repair is chosen: few, so that all get their turn."""

@@ -10,9 +10,8 @@ from evocompress.config import CalibrationConfig, RunConfig, SearchConfig
 from evocompress.config_file import nearest, validate
 from evocompress.costs import COSTS
 from evocompress.criteria import CRITERIA, STRUCTURED
-from evocompress.distributed import EXECUTORS
-from evocompress.distributed.surroundings import surroundings_of
 from evocompress.embedding_distance import FEWEST
+from evocompress.env_vars import surroundings_of
 from evocompress.errors import ConfigError
 from evocompress.export import FORMATS, PROGRAMS, check_package, check_program
 from evocompress.search import SEARCHERS
@@ -23,6 +22,9 @@ from evocompress.types import Pool
 
 THREADS_A_CORE = 4
 """The most threads that a run may have for each core of the machine."""
+
+EXECUTORS = ("local", "ray")
+"""Where the work of a run can be done."""
 
 
 def pool(config: CalibrationConfig, tokens: int | None = None) -> Pool:

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from evocompress.genes import Genome
-    from evocompress.space import SearchSpace
+from evocompress.arrays import Genome
+from evocompress.space import SearchSpace
 
 
 @dataclass(frozen=True, eq=False)

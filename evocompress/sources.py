@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -364,8 +363,9 @@ def know_compressed(kind: str) -> None:
         kind: A model type; for others nothing is done.
     """
     if is_compressed(kind):
-        # Only here: the classes are a part of the export, which reads models itself.
-        import_module("evocompress.hf")
+        from evocompress.modeling import register  # which imports the code of every family
+
+        register()
 
 
 def _check_stored(checkpoint: Checkpoint, auto: Any) -> dict[str, Stored]:

@@ -1,4 +1,4 @@
-"""Being told to stop: SIGTERM and SIGHUP end a command in the way that Ctrl-C does."""
+"""Being told to stop: Ctrl-C, SIGTERM and SIGHUP end a command in the same way."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-SIGNALS: dict[int, str] = {signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
+SIGNALS: dict[int, str] = {
+    signal.SIGINT: "interrupted",
+    signal.SIGTERM: "terminated",
+    signal.SIGHUP: "hung up",
+}
 """The signals, and what is said about them."""
 
 _came: int | None = None
@@ -30,7 +34,7 @@ def signals_kept() -> Iterator[None]:
 
 
 def signal_that_came() -> int | None:
-    """The signal that ended the command; ``None`` after Ctrl-C."""
+    """The signal that ended the command, if one did."""
     return _came
 
 

@@ -5,41 +5,78 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
 
 from evocompress import proxies
 from evocompress.apply import LiveModel
+from evocompress.build import build_space
 from evocompress.circumstances import Admit
 from evocompress.config import LibraryConfig, RunConfig, SpaceConfig
 from evocompress.costs import TIMED, LatencyTable
 from evocompress.criteria import STRUCTURED
-from evocompress.distributed import EXECUTORS, LIBRARY_BUILDERS, TABLE_MAKERS
 from evocompress.errors import ConfigError, LibraryError, RunError
 from evocompress.estimates.answer import LiveEstimates
-from evocompress.evaluation import check_lengths
+from evocompress.executor import LocalExecutor
 from evocompress.export import FORMATS, PROGRAMS, check_task
 from evocompress.header_facts import genes_digest, table_facts
-from evocompress.library import Library, build_library, check_library, open_library
+from evocompress.library import Library, build_library, open_library
+from evocompress.library.builder import MakeBlocks, make_blocks
 from evocompress.library.manifest import NAME as MANIFEST
 from evocompress.library.manifest import read_manifest
-from evocompress.models import LoadedModel, load_as, require_next_token
-from evocompress.profile import check_lengths as check_timed_lengths
-from evocompress.profile import check_table, path_of, profile, read_table, table_path
-from evocompress.profile.tables import ALIKE, NEW_RUN
+from evocompress.models import LoadedModel, load_as
+from evocompress.profile import (
+    Measure,
+    measure_here,
+    profile,
+    read_table,
+    table_path,
+)
 from evocompress.progress import Reporter
-from evocompress.proxies import PROXIES, Proxy, check_proxy
-from evocompress.proxies.calibration import Calibration, check_calibration, load_calibration
+from evocompress.proxies import PROXIES, Proxy
+from evocompress.proxies.calibration import Calibration, load_calibration
 from evocompress.proxies.tuned import fine_tunings
 from evocompress.rehearsal import UNMEASURED, unbounded
 from evocompress.run import Executor
 from evocompress.run_folder import RunFolder
 from evocompress.search.base import Searcher
-from evocompress.settings import check_search, make_searcher, searcher_settings, threads_of
-from evocompress.space import SearchSpace, build_space
+from evocompress.settings import make_searcher, searcher_settings, threads_of
+from evocompress.space import SearchSpace
 from evocompress.types import Level, Unit
+
+
+class Backend(Protocol):
+    """Where the work of a run is done that takes long."""
+
+    def executor(self, bench: Workbench, live: LiveModel, admit: Admit) -> Executor:
+        """What answers the searcher's requests; `admit` is told of every worker."""
+        ...
+
+    def blocks(self, bench: Workbench) -> MakeBlocks:
+        """What makes the blocks of the level library."""
+        ...
+
+    def table(self, bench: Workbench) -> Measure:
+        """What measures the latency table."""
+        ...
+
+
+class Local:
+    """The work of a run in this process."""
+
+    def executor(self, bench: Workbench, live: LiveModel, admit: Admit) -> Executor:
+        """One proxy, on the model of the run itself."""
+        return LocalExecutor(bench.proxy(live), bench.estimates(live))
+
+    def blocks(self, bench: Workbench) -> MakeBlocks:
+        """One block after the other."""
+        return make_blocks
+
+    def table(self, bench: Workbench) -> Measure:
+        """On the device of the run's model."""
+        return measure_here
 
 
 @dataclass(frozen=True)
@@ -51,12 +88,19 @@ class Workbench:
         folder: The run's folder; it need not exist before something is written.
         reporter: Told about slow steps.
         finished: Whether the search is over, after which no latency table is measured.
+        backend: Where candidates are evaluated, blocks of the library made, latencies measured.
     """
 
     config: RunConfig
     folder: RunFolder
     reporter: Reporter
     finished: bool = False
+    backend: Backend = Local()
+
+    def with_parts(self, **parts: Any) -> Self:
+        """This one, with costly parts that are there already: ``loaded``, ``library``, ..."""
+        self.__dict__.update(parts)
+        return self
 
     @cached_property
     def loaded(self) -> LoadedModel:
@@ -88,7 +132,7 @@ class Workbench:
     @cached_property
     def untimed_space(self) -> SearchSpace:
         """The same units and levels without a latency table, which takes long to measure."""
-        return self._space(unbounded(self.config), UNMEASURED) if self._timed else self.space
+        return self._space(unbounded(self.config), UNMEASURED) if self.timed else self.space
 
     def _space(self, config: RunConfig, table: LatencyTable | None) -> SearchSpace:
         return self._fitted(config.space, self.form, table)
@@ -140,7 +184,7 @@ class Workbench:
         Raises:
             RunError: A finished run has lost its own.
         """
-        if not self._timed:
+        if not self.timed:
             return None
         if self.folder.latency.exists():
             return read_table(self.folder.latency)
@@ -152,7 +196,7 @@ class Workbench:
         return self.profile()
 
     @cached_property
-    def _timed(self) -> bool:
+    def timed(self) -> bool:
         """Whether budget or objectives name a cost that only a latency table knows."""
         settings = searcher_settings(self.config)
         wanted = {
@@ -174,7 +218,7 @@ class Workbench:
                 config,
                 progress=advance,
                 anew=anew,
-                measured=TABLE_MAKERS[self.config.executor](self.config, self.reporter.say),
+                measured=self.backend.table(self),
             )
 
     @cached_property
@@ -222,89 +266,21 @@ class Workbench:
     def _library_path(self) -> Path:
         return self.config.library.path or self.folder.library
 
-    def check(self) -> None:
-        """Whether data, settings, space and library fit; nothing is written in the run's folder.
-
-        A latency table that is missing is measured last: it takes longest.
-
-        Raises:
-            EvoCompressError: Something does not.
-        """
-        self.check_settings()
-        if self.wanted_levels:
-            check_library(*self._library_order(), batch=self.config.calibration.micro_batch)
-        else:
-            self.calibration  # noqa: B018  (may refuse the data)
-        if self._timed:
-            self._check_latency()
-
-    def check_settings(self, *, search: bool = True) -> None:
-        """Whether settings and space fit the model, of which an outline is enough.
-
-        Args:
-            search: Whether the settings of the search count: a library needs none.
-
-        Raises:
-            EvoCompressError: Something does not.
-        """
-        if self.config.model.device_memory is not None:
-            self._check_streamed()
-        architecture = self.loaded.family.architecture(self.loaded.model)
-        check_calibration(self.config.calibration, self.loaded)
-        check_proxy(self.config.proxy.kind, self.loaded)
-        check_lengths(self.config.evaluate, architecture)
-        if self._timed:
-            check_timed_lengths(self.config.latency, architecture)
-        if search:
-            check_search(unbounded(self.config), self.untimed_space, self.loaded.tokens)
-        self._check_next_token()
-
-    def _check_next_token(self) -> None:
-        """Refuses what needs the loss of the next token, of a model that has none."""
-        name = self.config.library.width_criterion
-        if searcher_settings(self.config).needs_next_token:
-            require_next_token(self.loaded, f"search.name={self.config.search.name}")
-        if self.config.space.width and "gradients" in STRUCTURED[name].needs:
-            require_next_token(self.loaded, f"library.width_criterion={name}")
-
-    def _check_streamed(self) -> None:
-        """Refuses what needs the whole model on the device at once."""
-        blocked = None
-        if self._timed:
-            blocked = "a latency in budget or objectives"
-        elif searcher_settings(self.config).recipes:
-            blocked = f"search.name={self.config.search.name}, which fine-tunes candidates,"
-        if blocked:
-            raise ConfigError(
-                f"{blocked} needs the whole model on the device: unset model.device_memory"
-            )
-
-    def _check_latency(self) -> None:
-        """Whether the run's latency table is of this machine, and the bounds within it."""
-        table, config, own = self.latency_table, self.config.latency, self.folder.latency
-        if table and own.exists():
-            check_table(table, self.loaded, config, own, remedy=NEW_RUN)
-        elif table:
-            # Workers may have measured it on another device than this process has.
-            path = path_of(table.made, config)
-            check_table(table, self.loaded, config, path, remedy=ALIKE)
-        self.searcher()
-
     @cached_property
     def library(self) -> Library | None:
         """The level library, built where it is missing; ``None`` if no level needs one."""
         if not self.wanted_levels:
             return None
-        order = self._library_order()
+        order = self.library_order()
         with self.reporter.stage(f"level library: {self._library_path}") as advance:
             return build_library(
                 *order,
                 batch=self.config.calibration.micro_batch,
                 progress=advance,
-                blocks=LIBRARY_BUILDERS[self.config.executor](self.config, self.reporter.say),
+                blocks=self.backend.blocks(self),
             )
 
-    def _library_order(
+    def library_order(
         self,
     ) -> tuple[LoadedModel, dict[str, tuple[Level, ...]], Tensor, str, LibraryConfig, Path]:
         """What is to be built, as the library's functions take it."""
@@ -359,7 +335,7 @@ class Workbench:
             live: The model.
             admit: Told on what each worker on Ray computes; raises if it is not to.
         """
-        return EXECUTORS[self.config.executor](self, live, admit)
+        return self.backend.executor(self, live, admit)
 
     def estimates(self, live: LiveModel) -> LiveEstimates:
         """What answers estimates on the search part of the calibration tokens."""

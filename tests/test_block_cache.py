@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from evocompress import api
+from evocompress import api, stages
 from evocompress.apply import LiveModel
 from evocompress.block_cache import BlockCache, stream_blocks
+from evocompress.checks import check_settings
 from evocompress.config import LibraryConfig, ProxyConfig, RunConfig
 from evocompress.errors import ConfigError, ModelError
 from evocompress.estimates import ESTIMATES
@@ -241,13 +242,13 @@ def test_a_search_in_a_third_of_the_memory_has_the_same_winner(tmp_path, monkeyp
     tiny.save_pretrained(model)
     size = sum(parameter.nbytes for parameter in tiny.parameters())
     records, benches = [], []
-    prepared = api._prepared
+    check = stages.check
 
-    def noted(*arguments):
-        benches.append(prepared(*arguments))
-        return benches[-1]
+    def noted(bench):
+        benches.append(bench)
+        check(bench)
 
-    monkeypatch.setattr(api, "_prepared", noted)
+    monkeypatch.setattr(stages, "check", noted)
     for name, memory in (("whole", None), ("third", size // 3)):
         source = {"source": str(model), "device_memory": memory}
         folder = api.search(run_config(tmp_path, name=name, model=source))
@@ -277,4 +278,4 @@ def test_what_needs_the_whole_model_is_refused(tmp_path, changes, named):
     assert config.model.device_memory == 2**20
     bench = Workbench(config, *(None, None))
     with pytest.raises(ConfigError, match=f"{named}.*unset model.device_memory"):
-        bench._check_streamed()
+        check_settings(bench)

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from evocompress.budget import floors, require
+from evocompress.build import build_space
 from evocompress.config import SpaceConfig
 from evocompress.costs import CostTable
 from evocompress.errors import BudgetError, ConfigError
 from evocompress.repair import repair, spend
-from evocompress.space import build_space
 from evocompress.testing.decoders import SMOLLM2_135M, Decoder
 
 DECODER = Decoder(layers=5, hidden=48, heads=12, kv_heads=4, ffn=96, window=16)

@@ -2,10 +2,10 @@
 
 import pytest
 
+from evocompress.build import build_space
 from evocompress.canonical import canonical, merge_levels
 from evocompress.config import SpaceConfig
 from evocompress.errors import ConfigError
-from evocompress.space import build_space
 from evocompress.testing.decoders import Decoder
 from evocompress.types import DROP, Level
 

@@ -11,14 +11,14 @@ from transformers import AutoModelForCausalLM
 from evocompress import api, cli, workbench
 from evocompress.config_file import load_config
 from evocompress.costs.latency import LatencyTable, Phase
-from evocompress.distributed import EXECUTORS, LocalExecutor
+from evocompress.executor import LocalExecutor
 from evocompress.files import read_json, write_json
 from evocompress.profile import write_table
 from evocompress.profile.tables import circumstances
 from evocompress.progress import Silent
 from evocompress.run_folder import RunFolder
 from evocompress.testing.tiny import tiny_checkpoint
-from evocompress.workbench import Workbench
+from evocompress.workbench import Local, Workbench
 
 TEXT = " ".join(f"word{number * number % 97}" for number in range(3000))
 IDS = torch.arange(20)[None]
@@ -315,7 +315,7 @@ def dying(after):
                 Dying.left -= 1
                 yield answer
 
-    return lambda bench, live: Dying(bench.proxy(live), bench.estimates(live))
+    return lambda local, bench, live, admit: Dying(bench.proxy(live), bench.estimates(live))
 
 
 def test_a_front_that_was_killed_is_resumed_to_the_same_bytes(monkeypatch, run_file, tmp_path):
@@ -328,7 +328,7 @@ def test_a_front_that_was_killed_is_resumed_to_the_same_bytes(monkeypatch, run_f
     for after in (0, 1, evaluations // 2, evaluations - 2):
         name = f"cut{after}"
         with monkeypatch.context() as patch:
-            patch.setitem(EXECUTORS, "local", dying(after))
+            patch.setattr(Local, "executor", dying(after))
             with pytest.raises(Killed):
                 api.search(config(name))
         cut = tmp_path / "runs" / name

@@ -6,13 +6,15 @@ from itertools import combinations
 import numpy as np
 import pytest
 
+from evocompress import sampling
 from evocompress.budget import floors
+from evocompress.build import build_space
 from evocompress.canonical import canonical
 from evocompress.config import SpaceConfig
 from evocompress.costs import cost_model
 from evocompress.errors import BudgetError, ConfigError
+from evocompress.repair import repair
 from evocompress.search.moves import exchange, mutate
-from evocompress.space import build_space
 from evocompress.testing import costs as contract
 from evocompress.testing.decoders import Decoder
 from evocompress.types import DROP, Level
@@ -59,12 +61,12 @@ def kept(candidate):
 
 def test_every_mixture_keeps_what_a_token_uses(space):
     rng = np.random.default_rng(0)
-    parent = space.uniform()
-    genomes = [parent, *(space.random(rng) for _ in range(10))]
+    parent = sampling.uniform(space)
+    genomes = [parent, *(sampling.random(space, rng) for _ in range(10))]
     genomes += [exchange(space, parent, rng) for _ in range(20)]
     moved = [mutate(space, parent, rng) for _ in range(20)]
     drawn = list(rng.integers(0, space.genes.sizes, size=(20, len(space.units))))
-    genomes += [space.repair(genome, rng) for genome in moved + drawn]
+    genomes += [repair(space, genome, rng) for genome in moved + drawn]
     for genome in genomes:
         candidate = space.candidate(genome)
         assert all(count >= 2 for count in kept(candidate))

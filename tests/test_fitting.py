@@ -7,11 +7,13 @@ from functools import cache, partial
 import numpy as np
 import pytest
 
+from evocompress import sampling
+from evocompress.build import build_space
 from evocompress.config import SpaceConfig
 from evocompress.errors import ConfigError
 from evocompress.export import FORMATS
 from evocompress.models import LoadedModel
-from evocompress.space import SearchSpace, build_space
+from evocompress.space import SearchSpace
 from evocompress.testing.tiny import tiny_loaded
 from evocompress.types import DROP
 
@@ -58,7 +60,11 @@ def any_genomes(space: SearchSpace, count: int) -> np.ndarray:
 def test_every_candidate_can_be_written(fits: str, kind: str, bias: bool) -> None:
     loaded, space = model("llama"), space_of(SPACES[kind], fits, bias=bias)
     rng = np.random.default_rng(1)
-    genomes = [*any_genomes(space, 30), *(space.random(rng) for _ in range(3)), space.uniform()]
+    genomes = [
+        *any_genomes(space, 30),
+        *(sampling.random(space, rng) for _ in range(3)),
+        sampling.uniform(space),
+    ]
     candidates = {space.candidate(genome) for genome in genomes}
     assert len(candidates) > 4
     assert [c for c in candidates if FORMATS[fits].obstacle(loaded, c)] == []

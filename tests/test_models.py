@@ -9,9 +9,10 @@ import transformers
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from evocompress import converted, demo_model, models, sources
-from evocompress.demo_model import DEMO_SOURCE, GGUF_NAME, cache_folder
+from evocompress.demo_model import DEMO_SOURCE, GGUF_NAME
 from evocompress.errors import ModelError
 from evocompress.families import FAMILIES
+from evocompress.files import cache_folder
 from evocompress.models import fingerprint, load
 from evocompress.planning import outline
 from evocompress.testing.broken import edit_config, refusal

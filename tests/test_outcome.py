@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from evocompress import start
+from evocompress import sampling
+from evocompress.build import build_space
 from evocompress.config import SpaceConfig, SparsitySpace, WidthSpace
 from evocompress.journal import Journal
 from evocompress.outcome import (
@@ -14,7 +15,6 @@ from evocompress.outcome import (
 )
 from evocompress.run import Outcome
 from evocompress.search.base import Incumbent
-from evocompress.space import build_space
 from evocompress.testing.decoders import Decoder
 from evocompress.types import UNTREATED, Evaluate, MicroBatchValue, Result
 
@@ -31,8 +31,8 @@ def space():
 @pytest.fixture
 def candidates(space):
     """The uniform candidate, and one that is not."""
-    other = space.random(np.random.default_rng(0))
-    return [space.candidate(genome) for genome in (space.uniform(), other)]
+    other = sampling.random(space, np.random.default_rng(0))
+    return [space.candidate(genome) for genome in (sampling.uniform(space), other)]
 
 
 def rows_of(space, path, values, micro_batches=(0, 1), **options):
@@ -125,7 +125,7 @@ def test_a_candidate_that_lost_on_other_text_does_not_dominate_the_winner(
 
 @pytest.mark.parametrize("further", [{}, {2: 0.1}], ids=["none", "as good"])
 def test_a_candidate_as_good_as_the_winner_and_cheaper_stays(shapes, further, tmp_path):
-    _, winner, cheaper = (shapes.candidate(genome) for genome in start.ladder(shapes, 4)[:3])
+    _, winner, cheaper = (shapes.candidate(genome) for genome in sampling.ladder(shapes, 4)[:3])
     costs = [costs_of(shapes, each)["params"] for each in (winner, cheaper)]
     winner, cheaper = (winner, cheaper) if costs[0] > costs[1] else (cheaper, winner)
     values = {each: {0: 0.1, 1: 0.1} | further for each in (winner, cheaper)}
@@ -166,7 +166,7 @@ def shapes():
 @pytest.fixture
 def graded(shapes, tmp_path):
     """Rows of three candidates from large to small, and the shares of parameters they have."""
-    even = [shapes.candidate(genome) for genome in start.ladder(shapes, 4)[1:]]
+    even = [shapes.candidate(genome) for genome in sampling.ladder(shapes, 4)[1:]]
     values = dict(zip(even, ({0: value, 1: value} for value in (0.1, 0.2, 0.9)), strict=True))
     names = {even[0].id: "uniform width"}
     rows = rows_of(
@@ -203,7 +203,7 @@ def test_the_summary_has_the_hypervolume_of_rectangles(shapes, graded):
 
 def test_the_winner_sums_the_front_up_where_there_is_one(shapes, graded):
     rows, _ = graded
-    best = Incumbent(shapes.candidate(start.ladder(shapes, 4)[1]), 0.1, (0, 1))
+    best = Incumbent(shapes.candidate(sampling.ladder(shapes, 4)[1]), 0.1, (0, 1))
     record = winner_record(shapes, best, rows, objectives=("params",))
     assert record["front"] == front_summary(shapes, rows, ("params",))
     assert winner_record(shapes, best)["front"] is None

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 
 import evocompress
+from evocompress import sampling
+from evocompress.build import build_space
 from evocompress.config_file import load_config, validate
 from evocompress.costs.latency import Circumstances, LatencyTable, Phase
 from evocompress.criteria import STRUCTURED
 from evocompress.search import SEARCHERS
 from evocompress.search.auto import Auto
 from evocompress.search.base import Problem
-from evocompress.space import build_space
 from evocompress.sweep import check_groups, load_sweep, samples
 from evocompress.testing.decoders import MIXTRAL, SMOLLM2_135M
 from evocompress.testing.searchers import Separable, run
@@ -90,7 +91,7 @@ def test_every_trial_of_a_sweep_starts_and_keeps_its_budget(path):
         settings = validate(SEARCHERS[name].Settings, config.search.settings, path.name)
         problem = Problem(space, pool_of(config.calibration), config.search.tokens)
         assert SEARCHERS[name](problem, settings, np.random.default_rng(config.seed)).ask()
-        assert space.feasible(space.uniform()[None])[0]
+        assert space.feasible(sampling.uniform(space)[None])[0]
 
 
 @pytest.mark.parametrize("path", AUTO, ids=lambda path: path.stem)
@@ -106,7 +107,7 @@ def test_search_ends_in_a_better_candidate_within_its_tokens(path):
     assert 0.5 * tokens < asked <= tokens
     best = searcher.incumbent().candidate
     assert space.feasible(space.genome(best)[None])[0]
-    assert objective.value(best) < objective.value(space.candidate(space.uniform()))
+    assert objective.value(best) < objective.value(space.candidate(sampling.uniform(space)))
 
 
 @pytest.mark.parametrize("path", PLAIN, ids=lambda path: path.stem)
@@ -114,7 +115,7 @@ def test_uniform_candidate_removes_what_the_name_says(path):
     space = space_of(load_config(path))
     removed = int(path.stem.rsplit("_", 1)[1]) / 100
     cost = "matrix_nonzeros" if "sparsity" in path.stem else "body_params"
-    kept = space.costs(space.uniform()[None])[cost][0] / space.cost_model.dense()[cost]
+    kept = space.costs(sampling.uniform(space)[None])[cost][0] / space.cost_model.dense()[cost]
     assert 1 - removed - 0.035 < kept <= 1 - removed
 
 

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from evocompress import api
 from evocompress.apply import LiveModel
+from evocompress.build import build_space
 from evocompress.canonical import canonical
 from evocompress.config import SpaceConfig
 from evocompress.config_file import load_config
@@ -21,14 +22,13 @@ from evocompress.errors import ConfigError, ExportError, ModelError
 from evocompress.estimates import ESTIMATES
 from evocompress.estimates.base import Subject
 from evocompress.export import FORMATS, choose_format, materialize, read_record
-from evocompress.export.modeling import CLASSES
 from evocompress.export.reload import read_checkpoint
 from evocompress.families import FAMILIES, family_named
 from evocompress.families.convolutional import Convolutional
 from evocompress.families.uneven import is_compressed
+from evocompress.modeling import CLASSES
 from evocompress.models import LoadedModel, load
 from evocompress.planning.outline import outline
-from evocompress.space import build_space
 from evocompress.testing.families import answer, assert_equal, random_batch, random_ids
 from evocompress.testing.formats import (
     assert_written,

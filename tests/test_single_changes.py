@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 
+from evocompress import sampling
+from evocompress.build import build_space
 from evocompress.config import SpaceConfig
 from evocompress.costs import CostTable
 from evocompress.search import SEARCHERS
 from evocompress.search.base import Problem
 from evocompress.single_changes import single_changes
-from evocompress.space import build_space
 from evocompress.testing.decoders import Decoder
 from evocompress.types import Pool
 
@@ -62,7 +63,11 @@ SPACES = {
 def test_costs_and_admissibility_are_those_of_the_changed_genomes(space):
     rng = np.random.default_rng(0)
     drawn = space.settle(rng.integers(0, space.genes.sizes, size=(12, len(space.units))))
-    for genome in (*drawn[space.genes.admissible(drawn)], space.genes.start, space.uniform()):
+    for genome in (
+        *drawn[space.genes.admissible(drawn)],
+        space.genes.start,
+        sampling.uniform(space),
+    ):
         for step in (1, -1):
             keep = rng.choice(len(genome), 2, replace=False)
             changes = single_changes(space, genome, keep, step)

@@ -1,5 +1,6 @@
 """Signals end a command as Ctrl-C does; what a killed one left, the next one clears."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -9,7 +10,7 @@ import time
 import pytest
 from test_cli import TEXT, call, write_run
 
-from evocompress import contestants, stopping
+from evocompress import cli, contestants, stopping
 from evocompress.testing.tiny import tiny_checkpoint
 
 
@@ -97,3 +98,17 @@ def test_ignored_signals_stay_ignored_and_taken_ones_come_back():
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(10)
     assert stopping.signal_that_came() == signal.SIGTERM
+
+
+@pytest.mark.parametrize("number", stopping.SIGNALS)
+def test_what_a_library_makes_of_an_interrupt_is_told_as_the_interrupt(number, monkeypatch, capsys):
+    def swallow():
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+        raise ValueError("could not determine the shape of object type 'UntypedStorage'")
+
+    monkeypatch.setattr(cli, "app", swallow)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 128 + number
+    assert capsys.readouterr().err.startswith(stopping.SIGNALS[number])

@@ -5,9 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from evocompress.build import build_space
+from evocompress.canonical import canonical
 from evocompress.config import SpaceConfig
 from evocompress.errors import ConfigError
-from evocompress.space import build_space, canonical
 from evocompress.testing.decoders import Decoder
 from evocompress.types import DENSE, DROP, Level
 

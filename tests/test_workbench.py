@@ -11,6 +11,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from evocompress import models
+from evocompress.build import build_space
 from evocompress.config import HealConfig, RunConfig
 from evocompress.export import materialize, read_record
 from evocompress.families import FAMILIES
@@ -20,7 +21,6 @@ from evocompress.heal import heal
 from evocompress.progress import Reporter
 from evocompress.rehearsal import unbounded
 from evocompress.run_folder import RunFolder
-from evocompress.space import build_space
 from evocompress.testing.tiny import tiny_checkpoint, tiny_model
 from evocompress.types import Candidate
 from evocompress.workbench import Workbench

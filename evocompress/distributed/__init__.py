@@ -1,14 +1,10 @@
-"""Where requests are evaluated, libraries built and latency tables measured."""
+"""Ray: requests, level libraries, latency tables and healings on a cluster, and sweeps."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from evocompress.distributed.actors import ray_executor
-from evocompress.distributed.libraries import Say, local_blocks, ray_blocks
-from evocompress.distributed.local import LocalExecutor
-from evocompress.distributed.profiling import local_table, ray_table
+from evocompress.workbench import Backend, Local, Workbench
 
 if TYPE_CHECKING:
     from evocompress.apply import LiveModel
@@ -17,36 +13,32 @@ if TYPE_CHECKING:
     from evocompress.library.builder import MakeBlocks
     from evocompress.profile import Measure
     from evocompress.run import Executor
-    from evocompress.workbench import Workbench
+
+__all__ = ["RayBackend", "backend_of"]
 
 
-def local_executor(bench: Workbench, live: LiveModel, admit: Admit) -> Executor:
-    """Evaluation in this process, the machine of which needs no admission."""
-    return LocalExecutor(bench.proxy(live), bench.estimates(live))
+class RayBackend:
+    """The work of a run on a Ray cluster, which is imported when there is some."""
+
+    def executor(self, bench: Workbench, live: LiveModel, admit: Admit) -> Executor:
+        """Workers that each hold the model."""
+        from evocompress.distributed.actors import ray_executor
+
+        return ray_executor(bench, live, admit)
+
+    def blocks(self, bench: Workbench) -> MakeBlocks:
+        """Tasks that each make some blocks of the level library."""
+        from evocompress.distributed.libraries import ray_blocks
+
+        return ray_blocks(bench.config, bench.reporter.say)
+
+    def table(self, bench: Workbench) -> Measure:
+        """A task with a GPU, or all CPUs of a node, to itself."""
+        from evocompress.distributed.profiling import ray_table
+
+        return ray_table(bench.config, bench.reporter.say)
 
 
-EXECUTORS: dict[str, Callable[[Workbench, LiveModel, Admit], Executor]] = {
-    "local": local_executor,
-    "ray": ray_executor,
-}
-
-LIBRARY_BUILDERS: dict[str, Callable[[RunConfig, Say], MakeBlocks]] = {
-    "local": local_blocks,
-    "ray": ray_blocks,
-}
-"""By the same names."""
-
-TABLE_MAKERS: dict[str, Callable[[RunConfig, Say], Measure]] = {
-    "local": local_table,
-    "ray": ray_table,
-}
-"""By the same names."""
-
-__all__ = [
-    "EXECUTORS",
-    "LIBRARY_BUILDERS",
-    "TABLE_MAKERS",
-    "LocalExecutor",
-    "local_executor",
-    "ray_executor",
-]
+def backend_of(config: RunConfig) -> Backend:
+    """Where a run's work is done."""
+    return RayBackend() if config.executor == "ray" else Local()

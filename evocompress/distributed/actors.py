@@ -9,8 +9,8 @@ from evocompress.distributed.cluster import absolute, check_room, gpus_each, pla
 from evocompress.distributed.instruments import Instruments
 from evocompress.distributed.ray import RayExecutor
 from evocompress.distributed.storage import publish
-from evocompress.distributed.surroundings import surroundings_of, told_to_ray
 from evocompress.distributed.worker import Assignment, Worker
+from evocompress.env_vars import surroundings_of, told_to_ray
 from evocompress.types import Evaluate, Request
 
 if TYPE_CHECKING:

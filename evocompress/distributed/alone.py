@@ -12,7 +12,7 @@ from typing import Any
 from evocompress.config import RunConfig
 from evocompress.distributed.cluster import nodes_with, start, too_much, whole_gpus
 from evocompress.distributed.instruments import Who, where, who
-from evocompress.distributed.surroundings import Surroundings, surroundings_of, told_to_ray
+from evocompress.env_vars import Surroundings, surroundings_of, told_to_ray
 from evocompress.errors import ConfigError, EvoCompressError, RunError, one_line
 
 Tell = Callable[[Any], None]

@@ -52,12 +52,13 @@ def _heal(
     """Heals in this process."""
     import ray
 
-    from evocompress import api
+    from evocompress import stages
 
     # A working_dir was brought along by Ray, which has entered it already.
     if not ray.get_runtime_context().runtime_env.get("working_dir"):
         enter(home)
-    api.heal(Path(path), overrides, resume=resume, force=force, reporter=_Relay(tell))
+    bench = stages.to_be_healed(path, overrides, _Relay(tell))
+    stages.heal(bench, resume=resume, force=force)
 
 
 class _Relay(Reporter):

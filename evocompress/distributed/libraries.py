@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from evocompress.config import RayConfig, RunConfig
 from evocompress.distributed.cluster import absolute, check_room, gpus_each, places, start
 from evocompress.distributed.replica import Replica
-from evocompress.distributed.surroundings import surroundings_of, told_to_ray
+from evocompress.env_vars import surroundings_of, told_to_ray
 from evocompress.errors import EvoCompressError, LibraryError, RunError, one_line
 
 if TYPE_CHECKING:
@@ -32,13 +32,6 @@ RETRIES = 3
 """Workers that may die of a task before the build gives up."""
 
 Say = Callable[[str], None]
-
-
-def local_blocks(config: RunConfig, say: Say) -> MakeBlocks:
-    """Blocks made in this process."""
-    from evocompress.library.builder import make_blocks
-
-    return make_blocks
 
 
 def ray_blocks(config: RunConfig, say: Say) -> MakeBlocks:

@@ -12,8 +12,7 @@ import hmac
 import secrets
 from pathlib import Path
 
-from evocompress.demo_model import cache_folder
-from evocompress.files import replacing
+from evocompress.files import cache_folder, replacing
 
 KEY = "sweep-key"
 SIGNATURE = "origin"

@@ -1,4 +1,4 @@
-"""Measuring a latency table: in this process, or in a task on Ray that nothing disturbs."""
+"""Measuring a latency table in a task on Ray that nothing disturbs."""
 
 from __future__ import annotations
 
@@ -20,13 +20,6 @@ if TYPE_CHECKING:
 
 SPEAK_SECONDS = 2.0
 """Between two words of progress, which take the time of the node that is timed."""
-
-
-def local_table(config: RunConfig, say: Callable[[str], None]) -> Measure:
-    """A table that is measured in this process."""
-    from evocompress.profile import measure_here
-
-    return measure_here
 
 
 def ray_table(config: RunConfig, say: Callable[[str], None]) -> Measure:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from evocompress.config import ModelConfig
-from evocompress.distributed.surroundings import Surroundings
+from evocompress.env_vars import Surroundings
 from evocompress.errors import ModelError
 
 if TYPE_CHECKING:

@@ -17,11 +17,11 @@ from uuid import uuid4
 
 from evocompress.distributed.cluster import gpus_each
 from evocompress.distributed.origin import is_own, sign
-from evocompress.distributed.surroundings import surroundings_of
 from evocompress.distributed.sweep_cluster import check_room, start_for_trials
 from evocompress.distributed.trial import Task, run_trial, settings_of
 from evocompress.distributed.tuner import new_tuner
 from evocompress.distributed.watch import watching
+from evocompress.env_vars import surroundings_of
 from evocompress.errors import ConfigError, EvoCompressError, RunError, one_line
 from evocompress.files import read_json, write_text
 from evocompress.progress import Reporter

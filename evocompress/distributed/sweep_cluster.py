@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from evocompress.config import RayConfig
 from evocompress.distributed.cluster import gpus_each, nodes_with, start, too_much
-from evocompress.distributed.surroundings import told_to_ray
+from evocompress.env_vars import told_to_ray
 from evocompress.errors import ConfigError, one_line
 from evocompress.progress import Reporter
 

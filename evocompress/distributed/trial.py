@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from evocompress.distributed.cluster import enter
-from evocompress.distributed.surroundings import Surroundings
+from evocompress.env_vars import Surroundings
 from evocompress.errors import RunError, one_line
 from evocompress.run_folder import RunFolder
 from evocompress.sweep.config import Range, SweepConfig
@@ -115,7 +115,8 @@ def _search(
     """Searches, unless that was done, telling every step to who wants to know."""
     if is_finished(RunFolder(trial.config.folder)):
         return
-    from evocompress import api
+    from evocompress import stages
+    from evocompress.distributed import backend_of
 
     last = -1
 
@@ -127,4 +128,5 @@ def _search(
             last = step.step
             report({VALUE: step.value, TOKENS: step.requested})
 
-    api.search(trial.config, resume=True, force=force, listener=listener)
+    backend = backend_of(trial.config)
+    stages.search(trial.config, backend, resume=True, force=force, listener=listener)

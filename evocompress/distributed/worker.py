@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evocompress.distributed.instruments import tail, who
-from evocompress.distributed.surroundings import Surroundings
+from evocompress.env_vars import Surroundings
 from evocompress.errors import EvoCompressError, LibraryError, RunError, one_line
 from evocompress.types import Answer, Request
 
@@ -108,16 +108,16 @@ def _bench(assignment: Assignment, calibration: Any) -> Workbench:
     config = config.model_copy(update={"executor": "local", "library": library, "threads": None})
     torch.set_num_threads(assignment.threads)
     bench = Workbench(config, RunFolder(config.folder), Silent(), finished=True)
-    bench.__dict__["calibration"] = calibration
-    bench.__dict__["library"] = _opened(bench, assignment.library)
+    bench = bench.with_parts(calibration=calibration)
+    bench = bench.with_parts(library=_opened(bench, assignment.library))
     _check(bench, assignment)
     return bench
 
 
 def _library(place: str | None, config: RunConfig) -> Path | None:
     """The folder of the library on this node."""
-    from evocompress.demo_model import cache_folder
     from evocompress.distributed.storage import fetched
+    from evocompress.files import cache_folder
 
     if place is None:
         return None
@@ -126,8 +126,8 @@ def _library(place: str | None, config: RunConfig) -> Path | None:
 
 def _opened(bench: Workbench, place: str | None) -> Library | None:
     """The level library; this node's own copy is made anew where it is damaged."""
-    from evocompress.demo_model import cache_folder
     from evocompress.distributed.storage import mended
+    from evocompress.files import cache_folder
 
     if place is None:
         return None

@@ -14,11 +14,11 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from evocompress.export.layout import Block, Layout, layout, mixed_experts, second_round
-from evocompress.export.modeling import CLASSES
 from evocompress.export.modeling_file import ModelingFile, overrides, uneven_config
 from evocompress.export.stock import renumbering
 from evocompress.export.weights import State, assemble
 from evocompress.families import Family, name_of
+from evocompress.modeling import CLASSES
 from evocompress.models import LoadedModel
 from evocompress.types import Candidate
 
@@ -67,7 +67,7 @@ class Folded(ModelingFile):
         return NOTE if alone else ""
 
     def build(self, loaded: LoadedModel, state: State, candidate: Candidate) -> PreTrainedModel:
-        """A model of the family's class in `evocompress.export.modeling`."""
+        """A model of the family's class in `evocompress.modeling`."""
         layers = fold(layout(loaded, candidate))
         grouped = hasattr(loaded.model.config, "num_key_value_heads")
         own = [_overrides(layer, grouped=grouped) for layer in layers]

@@ -7,11 +7,11 @@ from pathlib import Path
 from torch import nn
 from transformers import PreTrainedModel
 
-import evocompress.hf  # noqa: F401  (checkpoints of format "hf" load without their own code)
 from evocompress.errors import ModelError
 from evocompress.export.gguf_writing import GGUF_FILE
 from evocompress.export.record import verify_checkpoint
 from evocompress.families import family_of, prepare_stock
+from evocompress.modeling import register
 from evocompress.sources import local_checkpoint, quiet_transformers, read_model
 
 
@@ -32,6 +32,7 @@ def read_checkpoint(path: Path, like: PreTrainedModel) -> PreTrainedModel:
             f"{path} is of format gguf, which only llama.cpp loads: heal and evaluate want another "
             "format there, and the GGUF file can be written elsewhere with --out"
         )
+    register()
     checkpoint, family = local_checkpoint(path), family_of(like)
     verify_checkpoint(path)
     with quiet_transformers():

@@ -12,13 +12,14 @@ from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import replace
 from math import prod
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from evocompress.families.branches import (
     ABSENT,
+    Attributes,
     Matrix,
     SubLayer,
     SubLayerName,
@@ -27,16 +28,12 @@ from evocompress.families.branches import (
 )
 from evocompress.families.coupling import Widths
 from evocompress.families.logits import logits_of
+from evocompress.families.mixture import Mixture
 from evocompress.families.names import BlockNames
 from evocompress.families.stand_ins import NoAttention, NoOutput, Recorder
 from evocompress.families.uneven import head_shape, missing
 from evocompress.tasks import CAUSAL, Pooling, Task
 from evocompress.types import Architecture, Unit
-
-if TYPE_CHECKING:
-    from evocompress.families.mixture import Mixture
-Attributes = dict[tuple[str, str], Any]
-"""{(module path within a block, attribute): value}."""
 
 
 class Family:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from evocompress.families.coupling import Follower
 from evocompress.types import Axis, narrowable
 
 SubLayerName = Literal["attention", "mlp"]
+
+Attributes = dict[tuple[str, str], Any]
+"""{(module path within a block, attribute): value}."""
 
 
 @dataclass(frozen=True)

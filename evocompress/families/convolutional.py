@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from evocompress.errors import ModelError
-from evocompress.families.base import Attributes, Family
-from evocompress.families.branches import ABSENT, Matrix, SubLayer, SubLayerName
+from evocompress.families.base import Family
+from evocompress.families.branches import ABSENT, Attributes, Matrix, SubLayer, SubLayerName
 from evocompress.families.coupling import Follower, Widths
 from evocompress.families.dependency import Group, channel_groups, require_torch_pruning
 from evocompress.families.encoder import check_classes

@@ -7,8 +7,8 @@ from torch.nn.functional import normalize
 from transformers import PreTrainedModel
 
 from evocompress.errors import ModelError
-from evocompress.families.base import Attributes, Family
-from evocompress.families.branches import SubLayerName
+from evocompress.families.base import Family
+from evocompress.families.branches import Attributes, SubLayerName
 from evocompress.families.coupling import Widths
 from evocompress.tasks import Pooling
 

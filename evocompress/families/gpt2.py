@@ -6,8 +6,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from evocompress.errors import ModelError
-from evocompress.families.base import Attributes, Family
-from evocompress.families.branches import Matrix, SubLayer, SubLayerName
+from evocompress.families.base import Family
+from evocompress.families.branches import Attributes, Matrix, SubLayer, SubLayerName
 from evocompress.families.coupling import Widths
 from evocompress.families.headless import DecoderClassifier, DecoderEmbedding
 

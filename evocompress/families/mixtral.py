@@ -1,6 +1,7 @@
 """Mixtral 8x7B and its relatives."""
 
-from evocompress.families.mixture import Mixture, MixtureFamily
+from evocompress.families.mixture import Mixture
+from evocompress.families.mixture_family import MixtureFamily
 
 
 class Mixtral(MixtureFamily):

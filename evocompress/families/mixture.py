@@ -1,4 +1,4 @@
-"""What families have in common whose MLPs are mixtures of experts.
+"""Mixtures of experts: every expert with matrices of its own.
 
 transformers keeps the weights of all experts of a layer in two tensors. Here every expert has
 three matrices, which are views of those, so that they are observed, swapped and narrowed as any
@@ -10,15 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from evocompress.errors import ModelError
-from evocompress.families.base import Attributes, Family
-from evocompress.families.branches import Matrix, SubLayer
+from evocompress.families.branches import Attributes, Matrix
 
 EXPERTS = "mlp.experts"
 """Where the experts of a block are."""
@@ -148,31 +146,6 @@ class Mixture:
             (f"{self.core}.gate", "weight"): nn.Parameter(rows, requires_grad=False),
             (f"{self.core}.experts", "kept"): tuple(kept),
         }
-
-
-class MixtureFamily(Family):
-    """Llama's attention, and an MLP that is a mixture of experts in every block."""
-
-    mixture: ClassVar[Mixture]
-    mlp: ClassVar[SubLayer] = SubLayer(
-        matrices=(
-            Matrix(f"{FIRST}.gate_proj", "mlp", f"{FIRST}.in", rows=("channel",), expert=FIRST),
-            Matrix(f"{FIRST}.up_proj", "mlp", f"{FIRST}.in", rows=("channel",), expert=FIRST),
-            Matrix(f"{FIRST}.down_proj", "mlp", f"{FIRST}.out", columns=("channel",), expert=FIRST),
-        ),
-        around=("post_attention_layernorm",),
-        core="mlp",
-    )
-
-    def check(self, model: PreTrainedModel) -> None:
-        """Refuse a model with an ordinary MLP among its mixtures."""
-        for index, block in enumerate(self.blocks(model)):
-            if hasattr(block.get_submodule(self.mlp.core), "down_proj"):
-                raise ModelError(
-                    f"block {index} of this {self.model_type} model has an MLP without experts "
-                    "(mlp_only_layers, decoder_sparse_step), which is not supported: all blocks "
-                    "must be mixtures"
-                )
 
 
 def _renamed(name: str, words: Mapping[str, str]) -> str:

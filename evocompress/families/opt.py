@@ -4,8 +4,14 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from evocompress.errors import ModelError
-from evocompress.families.base import Attributes, Family
-from evocompress.families.branches import Matrix, SubLayer, SubLayerName, llama_attention
+from evocompress.families.base import Family
+from evocompress.families.branches import (
+    Attributes,
+    Matrix,
+    SubLayer,
+    SubLayerName,
+    llama_attention,
+)
 from evocompress.families.coupling import Widths
 
 

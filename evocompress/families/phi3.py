@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import nn
 
-from evocompress.families.base import Attributes, Family
-from evocompress.families.branches import Matrix, SubLayer, SubLayerName
+from evocompress.families.base import Family
+from evocompress.families.branches import Attributes, Matrix, SubLayer, SubLayerName
 from evocompress.families.coupling import Widths
 
 

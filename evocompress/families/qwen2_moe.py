@@ -3,7 +3,8 @@
 from dataclasses import replace
 
 from evocompress.families.branches import Matrix
-from evocompress.families.mixture import Mixture, MixtureFamily
+from evocompress.families.mixture import Mixture
+from evocompress.families.mixture_family import MixtureFamily
 
 SHARED = "mlp.shared_expert"
 """The expert that every token passes."""

@@ -1,6 +1,7 @@
 """Qwen3's mixtures of experts, such as Qwen3-30B-A3B."""
 
-from evocompress.families.mixture import Mixture, MixtureFamily
+from evocompress.families.mixture import Mixture
+from evocompress.families.mixture_family import MixtureFamily
 
 
 class Qwen3Moe(MixtureFamily):

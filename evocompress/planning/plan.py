@@ -62,7 +62,7 @@ class Plan:
 def bench_of(config: RunConfig, loaded: LoadedModel) -> Workbench:
     """The workbench of a run with a model that is at hand, such as an outline."""
     bench = Workbench(config, RunFolder(config.folder), Silent(), finished=True)
-    bench.__dict__["loaded"] = loaded
+    bench = bench.with_parts(loaded=loaded)
     return bench
 
 

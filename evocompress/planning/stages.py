@@ -8,6 +8,7 @@ from functools import cached_property
 
 import torch
 
+from evocompress import sampling
 from evocompress.apply import CUT_BYTES
 from evocompress.criteria.base import BLOCK as ENERGY_BLOCK
 from evocompress.library.dense import DenseModel
@@ -122,7 +123,7 @@ class Run:
     def candidate(self) -> Candidate:
         """A candidate of the size of all that are searched: the even one."""
         space = self.bench.untimed_space
-        return space.genes.candidate(space.uniform())
+        return space.genes.candidate(sampling.uniform(space))
 
     @cached_property
     def costs(self) -> tuple[Mapping[str, float], Mapping[str, float]]:

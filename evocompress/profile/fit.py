@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
+from evocompress.arrays import Floats
 from evocompress.costs.latency import Phase
 from evocompress.profile.layouts import Grid, Layout
-
-Floats = NDArray[np.float64]
 
 
 def fit_parts(

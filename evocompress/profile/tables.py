@@ -12,10 +12,9 @@ import torch
 
 from evocompress.config import LatencyConfig
 from evocompress.costs.latency import Circumstances, LatencyTable
-from evocompress.demo_model import cache_folder
 from evocompress.environment import describe
 from evocompress.errors import ConfigError
-from evocompress.files import make_folder, read_json, write_json
+from evocompress.files import cache_folder, make_folder, read_json, write_json
 from evocompress.leftovers import clear_leftovers
 from evocompress.models import LoadedModel
 from evocompress.profile.layouts import grid

@@ -22,9 +22,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from xxhash import xxh3_128_hexdigest
 
-from evocompress.demo_model import cache_folder
 from evocompress.errors import DataError, one_line
-from evocompress.files import CHECKSUM, naming_disk_errors, replacing
+from evocompress.files import CHECKSUM, cache_folder, naming_disk_errors, replacing
 from evocompress.leftovers import clear_leftovers
 from evocompress.models import LoadedModel
 from evocompress.proxies.special import surroundings, vocabulary_size

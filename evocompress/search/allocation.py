@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from evocompress import sampling
+from evocompress.arrays import Genome
 from evocompress.budget import require
 from evocompress.errors import ConfigError
 from evocompress.fields import Number, Tokens
@@ -18,7 +20,7 @@ from evocompress.search.base import Problem, SearcherSettings
 from evocompress.search.densities import METHODS, Known, Method
 from evocompress.search.knapsack import Harms, knapsack
 from evocompress.search.procedure import ProceduralSearcher, Procedure, Steps
-from evocompress.space import Genome, SearchSpace
+from evocompress.space import SearchSpace
 from evocompress.types import Candidate, Estimate, Estimation
 
 Name = Literal["uniform", "erk", "lamp", "global_magnitude", "owl", "alpha", "ecoflap", "pq"]
@@ -168,7 +170,7 @@ class _Task:
 
     @classmethod
     def of(cls, space: SearchSpace) -> _Task:
-        genes, even = space.genes, space.uniform()
+        genes, even = space.genes, sampling.uniform(space)
         free = genes.matrices[~genes.void(even[None])[0][genes.matrices]]
         sparsities = tuple(
             np.array([level.zeros for level in genes.levels[gene]]) / genes.units[gene].numel

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from evocompress.arrays import Genome
 from evocompress.search.base import Problem
 from evocompress.search.procedure import Steps
 from evocompress.search.purse import Purse, parts
-from evocompress.space import Genome
 from evocompress.types import Candidate, Estimate, Estimation, Evaluate, Result
 
 

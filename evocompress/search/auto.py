@@ -17,6 +17,8 @@ from typing import ClassVar
 
 import numpy as np
 
+from evocompress import sampling
+from evocompress.arrays import Genome
 from evocompress.budget import require
 from evocompress.search.asking import Asking
 from evocompress.search.base import Incumbent, Problem, SearcherSettings
@@ -30,7 +32,6 @@ from evocompress.search.quadratic import best_coupling, quadratic, step
 from evocompress.search.racing import Rung, Wanted, race
 from evocompress.search.scoreboard import Scoreboard, deviation, spread
 from evocompress.search.starts import Starts
-from evocompress.space import Genome
 from evocompress.types import Candidate, Evaluate, Result
 
 RADII = (1, 2, 4)
@@ -103,7 +104,7 @@ class Auto(ProceduralSearcher):
         return dict(self._origins)
 
     def _search(self) -> Procedure:
-        named = {"uniform": self._space.uniform()}
+        named = {"uniform": sampling.uniform(self._space)}
         by_model = self._settings.surrogate and modelled(self._space, self._purse)
         starts = Starts(self._space, self._asking, self._forecast, self._rng, removal=not by_model)
         if self._settings.estimates:

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from evocompress.arrays import Floats
 from evocompress.types import Unit
-
-Values = NDArray[np.float64]
 
 _BISECTIONS = 60
 _FLOOR = 0.0005
@@ -41,7 +40,7 @@ class Known:
     spread: float
 
     @property
-    def sizes(self) -> Values:
+    def sizes(self) -> Floats:
         """Weights of each matrix (M,)."""
         return np.array([unit.numel for unit in self.matrices], dtype=np.float64)
 
@@ -52,18 +51,18 @@ class Known:
         return np.array([order[name] for name in self.blocks], dtype=np.int64)
 
     @property
-    def first(self) -> Values:
+    def first(self) -> Floats:
         """The first value of each matrix (M,)."""
         return np.array([self.rows[unit.name][0] for unit in self.matrices])
 
-    def block_sums(self, values: Values) -> Values:
+    def block_sums(self, values: Floats) -> Floats:
         """Sums (B,) over the matrices (M,) of each block."""
         sums = np.zeros(len(set(self.blocks)))
         np.add.at(sums, self.places, values)
         return sums
 
 
-Densities = Callable[[Known, float], Values]
+Densities = Callable[[Known, float], Floats]
 """The density of each matrix (M,) for an overall density; it may leave [0, 1], to be cut there."""
 
 
@@ -86,23 +85,23 @@ class Method:
     spread: float | None = None
 
 
-def uniform(known: Known, overall: float) -> Values:
+def uniform(known: Known, overall: float) -> Floats:
     """The same everywhere."""
     return np.full(len(known.matrices), overall)
 
 
-def erk(known: Known, overall: float) -> Values:
+def erk(known: Known, overall: float) -> Floats:
     """Erdos-Renyi kernel (Evci et al. 2019, 1911.11134): in proportion to (out + in)/(out * in)."""
     scores = np.array([sum(unit.shape or ()) / unit.numel for unit in known.matrices])
     return proportional(scores, known.sizes, overall)
 
 
-def lamp(known: Known, overall: float) -> Values:
+def lamp(known: Known, overall: float) -> Floats:
     """LAMP (Lee et al. 2020, 2010.07611): what one threshold on the scores of all leaves."""
     return _at_threshold(known, overall, np.zeros(len(known.matrices)))
 
 
-def global_magnitude(known: Known, overall: float) -> Values:
+def global_magnitude(known: Known, overall: float) -> Floats:
     """One threshold on magnitudes, and a floor (Gupta et al. 2022, 2209.14624).
 
     As many weights stay in every matrix: 0.05% of the weights of all; a smaller matrix stays
@@ -112,7 +111,7 @@ def global_magnitude(known: Known, overall: float) -> Values:
     return _at_threshold(known, overall, np.minimum(floor, 1.0))
 
 
-def owl(known: Known, overall: float) -> Values:
+def owl(known: Known, overall: float) -> Floats:
     """OWL (Yin et al. 2023, 2310.05175): denser where a block has more outliers.
 
     The densities of blocks span twice the spread around their mean, the overall density.
@@ -120,11 +119,11 @@ def owl(known: Known, overall: float) -> Values:
     names = dict.fromkeys(known.blocks)
     ratios = np.array([known.rows[name][_OUTLIERS_ABOVE - 1] for name in names])
     offsets = 2 * known.spread * _rescaled(ratios)
-    densities: Values = (overall + offsets - offsets.mean())[known.places]
+    densities: Floats = (overall + offsets - offsets.mean())[known.places]
     return densities
 
 
-def alpha(known: Known, overall: float) -> Values:
+def alpha(known: Known, overall: float) -> Floats:
     """AlphaPruning (Lu et al. 2024, 2410.10912): sparser where spectra have lighter tails.
 
     The sparsities of blocks are in proportion to numbers from 1 - spread to 1 + spread, linear
@@ -133,11 +132,11 @@ def alpha(known: Known, overall: float) -> Values:
     exponents = known.block_sums(known.first) / known.block_sums(np.ones_like(known.first))
     ratios = (1 - known.spread + 2 * known.spread * _rescaled(exponents))[known.places]
     weighted = (known.sizes * ratios).sum() / known.sizes.sum()
-    densities: Values = 1 - (1 - overall) * ratios / weighted
+    densities: Floats = 1 - (1 - overall) * ratios / weighted
     return densities
 
 
-def ecoflap(known: Known, overall: float) -> Values:
+def ecoflap(known: Known, overall: float) -> Floats:
     """ECoFLaP, zeroth order (Sung et al. 2023, 2310.02998): denser where the loss is steeper.
 
     No block is sparser than the overall sparsity and the spread. What stays beyond that is dealt
@@ -145,11 +144,11 @@ def ecoflap(known: Known, overall: float) -> Values:
     """
     sizes, slopes = known.block_sums(known.sizes), known.block_sums(known.first)
     floor = max(overall - known.spread, 0.0)
-    densities: Values = floor + proportional(slopes / sizes, sizes, overall - floor, 1 - floor)
+    densities: Floats = floor + proportional(slopes / sizes, sizes, overall - floor, 1 - floor)
     return densities[known.places]
 
 
-def pq(known: Known, overall: float) -> Values:
+def pq(known: Known, overall: float) -> Floats:
     """PQ index (Diao et al. 2023, 2302.05601): in proportion to the bound on what must stay.
 
     That share is 1 - index for p = 1/2, q = 1 and eta = 0. Published as rounds of pruning and
@@ -170,7 +169,7 @@ METHODS: dict[str, Method] = {
 }
 
 
-def proportional(scores: Values, sizes: Values, mean: float, most: float = 1.0) -> Values:
+def proportional(scores: Floats, sizes: Floats, mean: float, most: float = 1.0) -> Floats:
     """Shares (M,) in proportion to scores, none above `most`, of a mean weighted by sizes."""
     if mean >= most:
         return np.full(len(scores), most)
@@ -184,7 +183,7 @@ def proportional(scores: Values, sizes: Values, mean: float, most: float = 1.0) 
         full |= shares > most
 
 
-def _at_threshold(known: Known, overall: float, floor: Values) -> Values:
+def _at_threshold(known: Known, overall: float, floor: Floats) -> Floats:
     """What stays above one threshold, at least `floor` (M,), if the mean is to be `overall`.
 
     Rows are evenly spaced quantiles of what the threshold is about.
@@ -199,19 +198,19 @@ def _at_threshold(known: Known, overall: float, floor: Values) -> Values:
     return densities
 
 
-def _share_below(table: Values, threshold: float) -> Values:
+def _share_below(table: Floats, threshold: float) -> Floats:
     """Which share of each row of ascending quantiles (M, Q + 1) lies below a threshold (M,)."""
     count = (table <= threshold).sum(axis=1)
     last = table.shape[1] - 1
     rows = np.arange(len(table))
     before, behind = table[rows, count - 1], table[rows, np.minimum(count, last)]
     between = (threshold - before) / np.where(behind > before, behind - before, np.inf)
-    share: Values = (count - 1 + between) / last
+    share: Floats = (count - 1 + between) / last
     return share
 
 
-def _rescaled(values: Values) -> Values:
-    """Values from 0 for the lowest to 1 for the highest; all 0 where they are equal."""
+def _rescaled(values: Floats) -> Floats:
+    """Floats from 0 for the lowest to 1 for the highest; all 0 where they are equal."""
     span = np.ptp(values)
-    rescaled: Values = (values - values.min()) / (span if span else 1.0)
+    rescaled: Floats = (values - values.min()) / (span if span else 1.0)
     return rescaled

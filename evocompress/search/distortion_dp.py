@@ -14,6 +14,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from evocompress.arrays import Genome
 from evocompress.budget import require
 from evocompress.fields import Size, Tokens
 from evocompress.genes import Genes
@@ -21,7 +22,7 @@ from evocompress.search import batches
 from evocompress.search.base import Problem, SearcherSettings
 from evocompress.search.knapsack import Harms, knapsack
 from evocompress.search.procedure import ProceduralSearcher, Procedure, Steps
-from evocompress.space import Genome, SearchSpace
+from evocompress.space import SearchSpace
 from evocompress.types import DENSE, Candidate, Evaluate, Level, Result
 
 Points = dict[int, list[tuple[int, float]]]

@@ -17,16 +17,16 @@ from typing import Annotated, ClassVar
 import numpy as np
 from pydantic import Field
 
+from evocompress.arrays import Genome
 from evocompress.budget import require
 from evocompress.errors import ConfigError
 from evocompress.fields import Size, Tokens, Whole
-from evocompress.repair import spend
+from evocompress.repair import repair, spend
 from evocompress.search import batches
 from evocompress.search.base import Incumbent, Problem, SearcherSettings
 from evocompress.search.procedure import ProceduralSearcher, Procedure, Steps, ranked
 from evocompress.search.ranges import Front, split
 from evocompress.search.steps import USUAL_TOKENS, least_compressed, rates, savings
-from evocompress.space import Genome
 from evocompress.types import Pool
 
 
@@ -191,7 +191,7 @@ class DivideAndConquer(ProceduralSearcher):
     def _rescore(self, genomes: Sequence[Genome]) -> Procedure:
         """Makes the best of the genomes (U,) the incumbent, by more tokens."""
         filled = [
-            spend(self._space, self._space.repair(genome, self._rng), self._rng)
+            spend(self._space, repair(self._space, genome, self._rng), self._rng)
             for genome in genomes[: self._settings.finalists]
         ]
         finalists = list({genome.tobytes(): genome for genome in filled}.values())

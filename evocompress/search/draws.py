@@ -7,8 +7,10 @@ from math import inf
 
 import numpy as np
 
+from evocompress import sampling
+from evocompress.arrays import Genome
 from evocompress.budget import floors
-from evocompress.space import Genome, SearchSpace
+from evocompress.space import SearchSpace
 
 
 def span(space: SearchSpace, cost: str, floor: float = 0.0) -> tuple[float, float]:
@@ -41,4 +43,4 @@ def at_any_cost(
         rng: Source of randomness.
     """
     bound = float(rng.uniform(*ends))
-    return replace(space, budget=space.budget | {cost: bound}).random(rng)
+    return sampling.random(replace(space, budget=space.budget | {cost: bound}), rng)

@@ -16,8 +16,9 @@ from math import isfinite
 import numpy as np
 from numpy.typing import NDArray
 
+from evocompress.arrays import Genome
 from evocompress.search.procedure import Steps
-from evocompress.space import Genome, SearchSpace
+from evocompress.space import SearchSpace
 from evocompress.types import Result
 
 Measure = Callable[[Sequence[Genome]], Steps[list[Result]]]

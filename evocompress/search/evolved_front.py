@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
+from evocompress.arrays import Genome
 from evocompress.errors import ConfigError
 from evocompress.fields import Positive, Size, Whole
+from evocompress.repair import repair
 from evocompress.search.base import Problem, SearcherSettings
 from evocompress.search.front_search import FrontSearcher, FrontSettings
 from evocompress.search.moves import distinct
 from evocompress.search.procedure import Procedure, Steps
 from evocompress.search.seeds import even_ladder, flap_ladder, measured_ladder
 from evocompress.search.variation import vary
-from evocompress.space import Genome
 from evocompress.types import Result
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ class EvolvedFront(FrontSearcher):
             self._references[names[name]] = [g for g in ladders[name] if self._changes(g)]
         # The best ones first: a small population has no place for all.
         seeds = [genome for ladder in reversed(ladders.values()) for genome in ladder]
-        return seeds or [space.repair(space.genes.start, self._rng)]
+        return seeds or [repair(space, space.genes.start, self._rng)]
 
     def _sums_of_effects(self, lowest: Genome) -> Steps[list[Genome]]:
         """A ladder of half the population, down to the cost of another one's last rung."""

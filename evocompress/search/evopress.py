@@ -10,6 +10,8 @@ from typing import Annotated, ClassVar, Literal
 import numpy as np
 from pydantic import Field
 
+from evocompress import sampling
+from evocompress.arrays import Genome
 from evocompress.fields import Positive, Size, Tokens, Whole
 from evocompress.repair import repair, spend
 from evocompress.search import batches
@@ -18,7 +20,7 @@ from evocompress.search.effects import approach
 from evocompress.search.moves import distinct, exchange, mutate
 from evocompress.search.procedure import Steps
 from evocompress.search.staged import Selection, StagedSearcher, StagedSettings, published
-from evocompress.space import Genome, SearchSpace
+from evocompress.space import SearchSpace
 from evocompress.types import Pool, Result
 
 
@@ -88,7 +90,7 @@ class EvoPress(StagedSearcher):
             return (yield from self._summed_effects())
         genomes = distinct(self._random, self._initial)
         best = yield from self._crown(genomes, self._initial_tokens)
-        return self._space.uniform() if best is None else best
+        return sampling.uniform(self._space) if best is None else best
 
     def _summed_effects(self) -> Steps[Genome]:
         genome = yield from approach(
@@ -97,7 +99,7 @@ class EvoPress(StagedSearcher):
             rounds=self._effects.effect_rounds,
             per_gene=self._effects.effect_levels,
         )
-        genome = self._space.repair(genome, self._rng)
+        genome = repair(self._space, genome, self._rng)
         return spend(self._space, genome, self._rng)
 
     def _measure(self, genomes: Sequence[Genome]) -> Steps[list[Result]]:
@@ -123,7 +125,7 @@ class EvoPress(StagedSearcher):
         return child if self._within_caps(child) else None
 
     def _random(self) -> Genome | None:
-        genome = self._space.random(self._rng)
+        genome = sampling.random(self._space, self._rng)
         return genome if self._within_caps(genome) else None
 
     def _within_caps(self, genome: Genome) -> bool:

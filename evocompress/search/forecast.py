@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from evocompress.arrays import Genome
 from evocompress.search.knapsack import padded
 from evocompress.search.proposals import Guide
 from evocompress.search.quadratic import Quadratic
 from evocompress.search.racing import Rung
 from evocompress.search.scoreboard import Scoreboard
 from evocompress.search.surrogate import Screen, Surrogate
-from evocompress.space import Genome, SearchSpace
+from evocompress.space import SearchSpace
 from evocompress.types import Candidate, Result
 
 _SMALLEST = 1e-9

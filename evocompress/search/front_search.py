@@ -9,13 +9,13 @@ from typing import Annotated, ClassVar
 import numpy as np
 from pydantic import Field
 
+from evocompress.arrays import Genome
 from evocompress.fields import Number, Tokens, Whole
 from evocompress.pareto import spread
 from evocompress.search.base import Problem, SearcherSettings
 from evocompress.search.objectives import Measured, choose
 from evocompress.search.plan import plan
 from evocompress.search.procedure import ProceduralSearcher, Procedure, Steps
-from evocompress.space import Genome
 
 Share = Annotated[Number, Field(ge=0, le=1e18)]
 

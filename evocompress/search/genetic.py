@@ -24,6 +24,7 @@ from pymoo.core.termination import NoTermination
 from pymoo.operators.selection.tournament import TournamentSelection
 from pymoo.util.ref_dirs import get_reference_directions
 
+from evocompress.arrays import Genome
 from evocompress.pareto import Points
 from evocompress.search.decomposition import Decomposed
 from evocompress.search.operators import (
@@ -35,7 +36,7 @@ from evocompress.search.operators import (
     feasible_first,
     keys,
 )
-from evocompress.space import Genome, SearchSpace
+from evocompress.space import SearchSpace
 
 _TRIES = 100
 

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from evocompress.arrays import Genome
 from evocompress.budget import require
 from evocompress.errors import ConfigError
 from evocompress.fields import Size, Tokens
@@ -25,7 +26,7 @@ from evocompress.search.steps import (
     savings,
     steps,
 )
-from evocompress.space import Genome, SearchSpace
+from evocompress.space import SearchSpace
 
 _ROUNDS = 16
 """How many rounds are to suffice where no number of tokens says it."""

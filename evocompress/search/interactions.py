@@ -16,7 +16,7 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from evocompress.arrays import Floats
 
 _SINGLES = (0.01, 0.05, 0.2)
 _PAIRS = (0.0005, 0.002, 0.008)

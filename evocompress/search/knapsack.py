@@ -16,9 +16,10 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from evocompress.arrays import Genome
 from evocompress.search.multipliers import own_costs, priced
 from evocompress.search.neighbours import Neighbourhood
-from evocompress.space import Genome, SearchSpace
+from evocompress.space import SearchSpace
 
 Harms = Sequence[NDArray[np.float64]]
 """For each gene the harm of each of its levels (levels,); infinity forbids one."""

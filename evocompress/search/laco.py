@@ -7,12 +7,12 @@ from typing import Annotated, ClassVar
 import numpy as np
 from pydantic import Field
 
+from evocompress.arrays import Genome
 from evocompress.errors import ConfigError
 from evocompress.fields import Number, Size, Whole
 from evocompress.search.base import Problem, SearcherSettings
 from evocompress.search.procedure import Procedure, Steps, ranked
 from evocompress.search.removal import Removal, RemovalSettings, without
-from evocompress.space import Genome
 from evocompress.types import Result, UnitKind
 
 

@@ -13,10 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from evocompress.arrays import Genome
 from evocompress.search.procedure import Steps
 from evocompress.search.removal import present, without
 from evocompress.search.steps import rates, savings
-from evocompress.space import Genome, SearchSpace
+from evocompress.space import SearchSpace
 from evocompress.types import Result
 
 Removed = tuple[int, ...]

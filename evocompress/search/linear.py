@@ -12,15 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from evocompress.space import Genome, SearchSpace
+from evocompress.arrays import Floats, Genome
+from evocompress.space import SearchSpace
 from evocompress.types import Estimation
 
-Array = NDArray[np.float64]
-
-
-Tables = tuple[Array, ...]
+Tables = tuple[Floats, ...]
 """For each gene (levels, sequences)."""
 
 
@@ -36,7 +33,7 @@ class Expansion:
     slopes: Tables
     scores: Tables
 
-    def harms(self) -> list[Array]:
+    def harms(self) -> list[Floats]:
         """The predicted change of the divergence at each level (levels,) of each gene."""
         return [
             slope.mean(axis=1) + 0.5 * (score**2).mean(axis=1)
@@ -76,7 +73,7 @@ def expansion(space: SearchSpace, estimation: Estimation) -> Expansion:
     return Expansion(tuple(slopes), tuple(scores))
 
 
-def monotone(harms: Sequence[Array]) -> list[Array]:
+def monotone(harms: Sequence[Floats]) -> list[Floats]:
     """Harms of which no level of a gene has less than one that leaves more.
 
     The mean of a run of levels that are in the wrong order (isotonic regression, by pooling
@@ -89,7 +86,9 @@ def monotone(harms: Sequence[Array]) -> list[Array]:
     return [np.asarray(isotonic_regression(harm).x, dtype=np.float64) for harm in harms]
 
 
-def within(space: SearchSpace, genome: Genome, harms: Sequence[Array], radius: int) -> list[Array]:
+def within(
+    space: SearchSpace, genome: Genome, harms: Sequence[Floats], radius: int
+) -> list[Floats]:
     """The harms with every level forbidden that is more than `radius` levels away.
 
     A drop is forbidden, and what is dropped stays so: neither is a small change.

@@ -8,6 +8,8 @@ from typing import Annotated, ClassVar
 import numpy as np
 from pydantic import Field
 
+from evocompress import sampling
+from evocompress.arrays import Genome
 from evocompress.budget import require
 from evocompress.errors import ConfigError
 from evocompress.fields import Many, Size, Tokens, Whole
@@ -18,7 +20,7 @@ from evocompress.search.halving import Rung, Schedule, ladder, price, priority
 from evocompress.search.moves import distinct
 from evocompress.search.objectives import Measured, Objectives, choose
 from evocompress.search.procedure import ProceduralSearcher, Procedure
-from evocompress.space import Genome, SearchSpace
+from evocompress.space import SearchSpace
 from evocompress.types import Evaluate, Result
 
 
@@ -156,7 +158,7 @@ class MOASHA(ProceduralSearcher):
             cost = self._objectives.costs[int(self._rng.integers(len(self._spans)))]
             genome = at_any_cost(self._space, cost, self._spans[cost], self._rng)
         else:
-            genome = self._space.random(self._rng)
+            genome = sampling.random(self._space, self._rng)
         return None if genome.tobytes() in self._drawn else genome
 
     def _crown(self) -> None:

@@ -13,12 +13,13 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from evocompress.arrays import Floats, Genome
 from evocompress.search.asking import Asking
-from evocompress.search.interactions import Effects, Floats, Interactions, Observations, exchanges
+from evocompress.search.interactions import Effects, Interactions, Observations, exchanges
 from evocompress.search.moves import distinct
 from evocompress.search.procedure import Steps
 from evocompress.search.purse import Purse
-from evocompress.space import Genome, SearchSpace
+from evocompress.space import SearchSpace
 
 BATCH = 16
 """Genomes of a round."""

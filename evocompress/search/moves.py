@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from evocompress.arrays import Genome
 from evocompress.repair import repair, restore, spend
-from evocompress.space import Genome, SearchSpace
+from evocompress.space import SearchSpace
 
 _TRIES = 100
 

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from evocompress.space import Genome, SearchSpace
+from evocompress.arrays import Genome
+from evocompress.space import SearchSpace
 
 Cheapest = Callable[[NDArray[np.float64]], Genome]
 """The genome (U,) of least harm and priced cost, for the bounds' prices (bounds,)."""

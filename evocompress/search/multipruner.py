@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar
 import numpy as np
 from pydantic import Field, field_validator
 
+from evocompress.arrays import Genome
 from evocompress.budget import require
 from evocompress.errors import ConfigError
 from evocompress.fields import Number, Tokens
@@ -16,7 +17,7 @@ from evocompress.search.base import Problem, SearcherSettings
 from evocompress.search.procedure import ProceduralSearcher, Procedure
 from evocompress.search.removal import present, without_each
 from evocompress.search.steps import only_cuts
-from evocompress.space import Genome, SearchSpace
+from evocompress.space import SearchSpace
 from evocompress.types import Level
 
 Part = Annotated[Number, Field(ge=0, le=1e6)]

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from evocompress.arrays import Floats, Genome
 from evocompress.costs.model import sums_by
-from evocompress.space import Genome, SearchSpace
+from evocompress.space import SearchSpace
 from evocompress.types import Unit
-
-Floats = NDArray[np.float64]
 
 _HARM, _ATTENTIONS, _SHORT, _COSTS = range(4)
 """Columns of what is summed by group; from the last on the costs."""

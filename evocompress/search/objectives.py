@@ -9,12 +9,13 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from evocompress.arrays import Genome
 from evocompress.budget import absolute, check_cost, check_reachable
 from evocompress.config_file import nearest
 from evocompress.errors import ConfigError
 from evocompress.pareto import Points, knee
 from evocompress.search.base import Incumbent
-from evocompress.space import Genome, SearchSpace
+from evocompress.space import SearchSpace
 from evocompress.types import Candidate, Result
 
 

@@ -7,9 +7,9 @@ from abc import abstractmethod
 import numpy as np
 from numpy.typing import NDArray
 
+from evocompress.arrays import Genome
 from evocompress.search.procedure import Procedure, Steps, first_feasible
 from evocompress.search.removal import Removal, without
-from evocompress.space import Genome
 
 
 class OneShotRemoval(Removal):

@@ -17,7 +17,9 @@ from pymoo.core.population import Population
 from pymoo.core.problem import Problem
 from pymoo.core.repair import Repair
 
-from evocompress.space import Genome, SearchSpace
+from evocompress.arrays import Genome
+from evocompress.repair import repair
+from evocompress.space import SearchSpace
 
 Move = Callable[[Genome, np.random.Generator], Genome]
 """Makes of one genome (U,) another one."""
@@ -79,7 +81,7 @@ class Feasible(Repair):  # type: ignore[misc]
         self, problem: Problem, x: Genome, random_state: np.random.Generator, **pymoo: Any
     ) -> Genome:
         genomes = x.astype(np.int64)
-        return np.stack([self._space.repair(genome, random_state) for genome in genomes])
+        return np.stack([repair(self._space, genome, random_state) for genome in genomes])
 
 
 class NeverTwice(DuplicateElimination):  # type: ignore[misc]

@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import numpy as np
 from pydantic import Field
 
+from evocompress import sampling
+from evocompress.arrays import Genome
 from evocompress.fields import Size, Whole
+from evocompress.repair import repair
 from evocompress.search.base import Problem, SearcherSettings
 from evocompress.search.front_search import Share
 from evocompress.search.moves import distinct
 from evocompress.search.objectives import choose
 from evocompress.search.sampled import SampledSearcher, SampledSettings
 from evocompress.search.seeds import even_ladder
-from evocompress.space import Genome
 
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
@@ -70,11 +72,11 @@ class OptunaNSGA2(SampledSearcher):
         if not self.objectives:
             return super()._first(count)
         ladder = even_ladder(self._space, self._objectives, (count + 1) // 2)
-        more = distinct(lambda: self._space.random(self._rng), count - len(ladder))
+        more = distinct(lambda: sampling.random(self._space, self._rng), count - len(ladder))
         return list({genome.tobytes(): genome for genome in [*ladder, *more]}.values())
 
     def _complete(self, genome: Genome) -> Genome:
         """Below the budget; on a front what is left of it is not spent, as less is better."""
         if not self.objectives:
             return super()._complete(genome)
-        return self._space.repair(genome, self._rng)
+        return repair(self._space, genome, self._rng)

@@ -15,8 +15,9 @@ from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.samplers import BaseSampler
 from optuna.trial import Trial, TrialState, create_trial
 
+from evocompress.arrays import Genome
 from evocompress.pareto import Points
-from evocompress.space import Genome, SearchSpace
+from evocompress.space import SearchSpace
 
 _PATIENCE = 20
 """How many proposals of one ask may be known already before the search counts as ended."""

@@ -8,8 +8,10 @@ from typing import ClassVar, TypeVar
 
 import numpy as np
 
+from evocompress.arrays import Genome
+from evocompress.repair import repair
 from evocompress.search.base import Incumbent, Problem
-from evocompress.space import Genome, SearchSpace
+from evocompress.space import SearchSpace
 from evocompress.types import Answer, Estimate, Estimation, Evaluate, Request, Result
 
 T = TypeVar("T")
@@ -137,7 +139,7 @@ class ProceduralSearcher(ABC):
 
     def _conclude(self, genome: Genome, micro_batches: tuple[int, ...]) -> Procedure:
         """Makes a genome (U,), brought below the budget, the incumbent if it can be evaluated."""
-        final = [self._space.repair(genome, self._rng)]
+        final = [repair(self._space, genome, self._rng)]
         results = yield from self._evaluate(final, micro_batches)
         for _, result in ranked(final, results):
             self._best = Incumbent.of(result)

@@ -9,9 +9,10 @@ from math import erf
 import numpy as np
 from numpy.typing import NDArray
 
+from evocompress.arrays import Genome
 from evocompress.repair import repair, spend
 from evocompress.search.moves import distinct, exchange, mutate, transpose
-from evocompress.space import Genome, SearchSpace
+from evocompress.space import SearchSpace
 
 Predict = Callable[[Genome], NDArray[np.float64]]
 """The predicted values (N,) of genomes (N, U), on any scale: lower is better."""

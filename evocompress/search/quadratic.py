@@ -15,12 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from evocompress.arrays import Floats, Genome
 from evocompress.search.knapsack import knapsack, padded
 from evocompress.search.linear import Expansion, within
 from evocompress.search.multipliers import own_costs, priced
-from evocompress.space import Genome, SearchSpace
-
-Floats = NDArray[np.float64]
+from evocompress.space import SearchSpace
 
 COUPLINGS = (0.0, 0.1, 0.25, 0.5)
 """Shares of the cross terms that are tried; all of them would fit the noise."""

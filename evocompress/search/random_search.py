@@ -5,10 +5,11 @@ from __future__ import annotations
 from functools import partial
 from typing import ClassVar
 
+from evocompress import sampling
+from evocompress.arrays import Genome
 from evocompress.search.base import SearcherSettings
 from evocompress.search.moves import distinct
 from evocompress.search.staged import StagedSearcher, StagedSettings
-from evocompress.space import Genome
 
 
 class RandomSearch(StagedSearcher):
@@ -21,5 +22,5 @@ class RandomSearch(StagedSearcher):
     Settings: ClassVar[type[SearcherSettings]] = StagedSettings
 
     def _offspring(self, parent: Genome | None) -> list[Genome]:
-        make = partial(self._space.random, self._rng)
+        make = partial(sampling.random, self._space, self._rng)
         return distinct(make, self._schedule.offspring, excluded=parent)

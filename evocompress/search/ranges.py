@@ -8,11 +8,12 @@ from math import isqrt
 import numpy as np
 from numpy.typing import NDArray
 
+from evocompress.arrays import Genome
 from evocompress.errors import ConfigError
 from evocompress.pareto import non_dominated, spread
 from evocompress.search.moves import distinct, flips
 from evocompress.search.steps import least_compressed
-from evocompress.space import Genome, SearchSpace
+from evocompress.space import SearchSpace
 
 Front = list[tuple[Genome, float]]
 """Genomes (U,) with their values, ever more compressed."""

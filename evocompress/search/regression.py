@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from evocompress.arrays import Floats
 
 Prediction = Callable[[Floats], Floats]
 """The values (N,) that a fit expects of features (N, F)."""

@@ -8,13 +8,14 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from evocompress.arrays import Genome
 from evocompress.budget import require
 from evocompress.errors import ConfigError
 from evocompress.fields import Tokens
 from evocompress.search import batches
 from evocompress.search.base import Problem, SearcherSettings
 from evocompress.search.procedure import ProceduralSearcher, Procedure
-from evocompress.space import Genome, SearchSpace
+from evocompress.space import SearchSpace
 from evocompress.types import UnitKind
 
 Genes = NDArray[np.int64]

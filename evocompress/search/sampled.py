@@ -14,18 +14,19 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from evocompress import sampling
+from evocompress.arrays import Genome
 from evocompress.budget import require
 from evocompress.errors import ConfigError
 from evocompress.fields import Many, Size, Tokens
 from evocompress.pareto import Points, spread
-from evocompress.repair import spend
+from evocompress.repair import repair, spend
 from evocompress.search import batches
 from evocompress.search.base import Problem, SearcherSettings
 from evocompress.search.moves import distinct
 from evocompress.search.objectives import Measured, Objectives
 from evocompress.search.plan import Plan
 from evocompress.search.procedure import ProceduralSearcher, Procedure, Steps
-from evocompress.space import Genome
 from evocompress.types import Pool
 
 if TYPE_CHECKING:
@@ -113,15 +114,15 @@ class SampledSearcher(ProceduralSearcher):
 
     def _first(self, count: int) -> list[Genome]:
         """Up to `count` feasible genomes (U,) to begin with: the even one, then random ones."""
-        even = self._space.uniform()
+        even = sampling.uniform(self._space)
         return [
             even,
-            *distinct(lambda: self._space.random(self._rng), count - 1, excluded=even),
+            *distinct(lambda: sampling.random(self._space, self._rng), count - 1, excluded=even),
         ]
 
     def _complete(self, genome: Genome) -> Genome:
         """The feasible genome (U,) that is measured in place of a proposed one."""
-        return spend(self._space, self._space.repair(genome, self._rng), self._rng)
+        return spend(self._space, repair(self._space, genome, self._rng), self._rng)
 
     def _search(self) -> Procedure:
         from evocompress.search.optuna_study import GenomeStudy

@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from math import inf, isfinite
 
 import numpy as np
-from numpy.typing import NDArray
 
+from evocompress.arrays import Floats
 from evocompress.types import Candidate, Result
-
-Floats = NDArray[np.float64]
 
 _QUARTILES = 1.349
 """Distance of the quartiles of a normal distribution, in standard deviations."""

@@ -8,12 +8,13 @@ from math import isfinite
 
 import numpy as np
 
-from evocompress import start
+from evocompress import sampling
+from evocompress.arrays import Genome
 from evocompress.search.effects import Measure, applied, best_sum, changes
 from evocompress.search.flap import thresholds, trajectory
 from evocompress.search.objectives import Objectives
 from evocompress.search.procedure import Steps
-from evocompress.space import Genome, SearchSpace
+from evocompress.space import SearchSpace
 from evocompress.types import Estimation
 
 _FINER = 8
@@ -21,8 +22,8 @@ _FINER = 8
 
 
 def even_ladder(space: SearchSpace, objectives: Objectives, count: int) -> list[Genome]:
-    """Up to `count` genomes (U,) with the same fraction kept everywhere; see `start.ladder`."""
-    return rungs(space, objectives, start.ladder(space, _FINER * count), count)
+    """Up to `count` genomes (U,) with the same fraction kept everywhere; see `sampling.ladder`."""
+    return rungs(space, objectives, sampling.ladder(space, _FINER * count), count)
 
 
 def rungs(

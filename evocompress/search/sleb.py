@@ -6,8 +6,8 @@ from typing import ClassVar
 
 import numpy as np
 
+from evocompress.arrays import Genome
 from evocompress.search.removal import GreedyRemoval, present, without_each
-from evocompress.space import Genome
 from evocompress.types import UnitKind
 
 

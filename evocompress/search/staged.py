@@ -9,13 +9,15 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
+from evocompress import sampling
+from evocompress.arrays import Genome
 from evocompress.budget import require
 from evocompress.errors import ConfigError
 from evocompress.fields import Positive, Size, Tokens
 from evocompress.search import batches
 from evocompress.search.base import Incumbent, Problem, SearcherSettings
 from evocompress.search.procedure import ProceduralSearcher, Procedure, Steps, ranked
-from evocompress.space import Genome, SearchSpace
+from evocompress.space import SearchSpace
 from evocompress.treatments import Recipe
 from evocompress.types import Pool, Result
 
@@ -143,7 +145,7 @@ def schedule(settings: StagedSettings, space: SearchSpace, pool: Pool) -> Schedu
 
 def _depth_generations(space: SearchSpace) -> int:
     """EvoPress's int(k (n - k) / 1.5) for k of n units removed, at least 1."""
-    dropped = space.genes.dropped(space.uniform()[None])[0]
+    dropped = space.genes.dropped(sampling.uniform(space)[None])[0]
     masks = [dropped[units] for kind, units in space.genes.by_kind.items() if kind != "matrix"]
     swaps = max((int(mask.sum() * (len(mask) - mask.sum())) for mask in masks), default=0)
     return max(int(swaps / 1.5), 1)

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from evocompress.repair import spend
+from evocompress import sampling
+from evocompress.arrays import Genome
+from evocompress.repair import repair, spend
 from evocompress.search.asking import Asking
 from evocompress.search.effects import approach, changes
 from evocompress.search.flap import thresholds, trajectory
@@ -18,7 +20,7 @@ from evocompress.search.procedure import Steps, first_feasible
 from evocompress.search.purse import RETRIES
 from evocompress.search.quadratic import best_coupling, step
 from evocompress.search.removal import drop_harms, without_blocks
-from evocompress.space import Genome, SearchSpace
+from evocompress.space import SearchSpace
 from evocompress.types import Candidate, Result
 
 Named = dict[str, Genome]
@@ -174,7 +176,7 @@ class Starts:
     def _removed(self) -> Steps[Named]:
         """Units one after the other by measured harm."""
         asking, space = self._asking, self._space
-        needed = int(space.genes.dropped(space.uniform()[None]).sum())
+        needed = int(space.genes.dropped(sampling.uniform(space)[None]).sum())
         tokens, take = asking.purse.removals(space.genes.droppable.size, needed)
         if not tokens:
             return {}
@@ -195,4 +197,4 @@ class Starts:
 
     def _made_feasible(self, genome: Genome) -> Genome:
         """A genome that keeps the budget, and uses it up."""
-        return spend(self._space, self._space.repair(genome, self._rng), self._rng)
+        return spend(self._space, repair(self._space, genome, self._rng), self._rng)

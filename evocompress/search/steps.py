@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from evocompress.space import Genome, SearchSpace
+from evocompress.arrays import Genome
+from evocompress.space import SearchSpace
 from evocompress.types import Level
 
 USUAL_TOKENS = 2048

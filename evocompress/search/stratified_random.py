@@ -12,13 +12,13 @@ from typing import Annotated, ClassVar
 import numpy as np
 from pydantic import Field
 
+from evocompress.arrays import Genome
 from evocompress.errors import ConfigError
 from evocompress.fields import Many, Size, Whole
 from evocompress.search.base import Problem, SearcherSettings
 from evocompress.search.draws import at_any_cost, span
 from evocompress.search.front_search import FrontSearcher, FrontSettings
 from evocompress.search.procedure import Procedure
-from evocompress.space import Genome
 
 _PATIENCE = 100
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from evocompress.search.regression import Fitting, Floats, Prediction, ridge, trees
-from evocompress.space import Genome
+from evocompress.arrays import Floats, Genome
+from evocompress.search.regression import Fitting, Prediction, ridge, trees
 
 _FOLDS = 5
 

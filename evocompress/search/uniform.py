@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from evocompress import sampling
 from evocompress.budget import require
 from evocompress.fields import Tokens
 from evocompress.search import batches
@@ -38,7 +39,7 @@ class Uniform(ProceduralSearcher):
         super().__init__(problem, rng)
 
     def _search(self) -> Procedure:
-        genomes = [self._space.uniform()]
+        genomes = [sampling.uniform(self._space)]
         results = yield from self._evaluate(genomes, self._micro_batches)
         for _, result in ranked(genomes, results):
             self._best = Incumbent.of(result)

@@ -7,8 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from evocompress.arrays import Genome
+from evocompress.repair import repair
 from evocompress.search.moves import exchange
-from evocompress.space import Genome, SearchSpace
+from evocompress.space import SearchSpace
 
 
 def vary(
@@ -28,7 +30,7 @@ def vary(
     """
     free = replace(space, budget={})
     # Parents that keep different attentions may have a child without any.
-    genome = free.repair(genome, rng)
+    genome = repair(free, genome, rng)
     own: dict[str, float] = {}
     if rng.random() < 0.5:
         spent = space.costs(genome[None])

@@ -7,10 +7,10 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from evocompress.arrays import Genome
 from evocompress.search.base import Problem, SearcherSettings
 from evocompress.search.procedure import Procedure, first_feasible
 from evocompress.search.removal import Genes, Removal, RemovalSettings, without
-from evocompress.space import Genome
 from evocompress.types import UnitKind
 
 

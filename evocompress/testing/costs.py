@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from evocompress.canonical import canonical
 from evocompress.costs import COSTS, ROUTED, TIMED, CostModel
-from evocompress.space import SearchSpace, canonical
+from evocompress.space import SearchSpace
 from evocompress.types import DROP, Candidate, Level, Unit
 
 

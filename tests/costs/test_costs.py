@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
+from evocompress.build import build_space
+from evocompress.canonical import canonical
 from evocompress.config import SpaceConfig
 from evocompress.costs import COSTS, cost_model
 from evocompress.errors import ConfigError
-from evocompress.space import build_space, canonical
 from evocompress.testing import costs as contract
 from evocompress.testing.decoders import SMOLLM2_135M, Decoder
 from evocompress.types import DROP, Candidate, Level

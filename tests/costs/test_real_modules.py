@@ -7,10 +7,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
+from evocompress.canonical import canonical
 from evocompress.costs import CostModel, cost_model
 from evocompress.families import FAMILIES, family_of
 from evocompress.inputs import random_batch
-from evocompress.space import canonical
 from evocompress.testing.staged import require_packages
 from evocompress.testing.tiny import tiny_model
 from evocompress.types import DROP, Architecture, Candidate

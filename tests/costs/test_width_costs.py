@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from evocompress.budget import check_cost
+from evocompress.build import build_space
+from evocompress.canonical import canonical
 from evocompress.config import SpaceConfig
 from evocompress.costs import COSTS, ROUTED, TIMED, cost_model
 from evocompress.costs.latency import Circumstances, LatencyTable, Phase
 from evocompress.errors import ConfigError
-from evocompress.space import build_space, canonical
 from evocompress.testing import costs as contract
 from evocompress.types import DROP, Architecture, Level, Unit
 

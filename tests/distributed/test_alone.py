@@ -17,7 +17,7 @@ from evocompress import api, cli
 from evocompress.config import RayConfig, RunConfig
 from evocompress.config_file import load_config
 from evocompress.costs.latency import LatencyTable, Phase
-from evocompress.distributed import TABLE_MAKERS, alone, profiling
+from evocompress.distributed import RayBackend, alone, profiling
 from evocompress.distributed.alone import Task, run_alone
 from evocompress.distributed.cluster import whole_gpus
 from evocompress.errors import ConfigError, ModelError, RunError
@@ -204,7 +204,7 @@ def test_a_search_counts_with_the_table_that_ray_measured(cluster, run_file, tmp
     assert api.profile(config) == (stored, table)
 
 
-def elsewhere(config, say):
+def elsewhere(backend, bench):
     """Stands for a cluster of other devices, and measures nothing."""
     attention = {(groups, heads): 0.1 * groups * heads for groups in (1, 2) for heads in (1, 2)}
     phase = Phase(1, 16, 1.0, 0.1, attention, {32: 0.05, 128: 0.1})
@@ -220,7 +220,7 @@ def test_a_table_of_another_device_is_kept_under_its_name_and_told_no_search(
     run_file, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("EVOCOMPRESS_CACHE", str(tmp_path))
-    monkeypatch.setitem(TABLE_MAKERS, "ray", elsewhere)
+    monkeypatch.setattr(RayBackend, "table", elsewhere)
     config = load_config(run_file, ["name=elsewhere", *ON_RAY])
     path, table = api.profile(config)
     assert path.name.startswith("cuda-nvidia-h200-float32-") and read_table(path) == table

@@ -10,12 +10,13 @@ from run_files import write_run
 from evocompress import api
 from evocompress.circumstances import Facts, Machine, differences, read_environment
 from evocompress.config_file import load_config
-from evocompress.distributed import EXECUTORS, local_executor
+from evocompress.distributed import RayBackend
 from evocompress.environment import machine
 from evocompress.errors import RunError
 from evocompress.files import read_json, write_json
 from evocompress.journal_memory import Memory
 from evocompress.testing.tiny import tiny_checkpoint
+from evocompress.workbench import Local
 
 HERE = machine(torch.device("cpu"))
 OTHER = Machine(device="cpu: Another One", instructions=HERE.instructions)
@@ -57,10 +58,10 @@ def search(made, tmp_path, monkeypatch):
     whole = (run / "journal.jsonl").read_bytes().splitlines(keepends=True)
 
     def go_on(*machines, force=False):
-        def workers(bench, live, admit):
-            return Workers(machines, admit, local_executor(bench, live, admit))
+        def workers(backend, bench, live, admit):
+            return Workers(machines, admit, Local().executor(bench, live, admit))
 
-        monkeypatch.setitem(EXECUTORS, "ray", workers)
+        monkeypatch.setattr(RayBackend, "executor", workers)
         (run / "journal.jsonl").write_bytes(b"".join(kept(run, whole)))
         executor = [f"executor={'ray' if machines else 'local'}"]
         config = load_config(made / "trial.yaml", [*changes, *executor])

@@ -4,17 +4,17 @@ import numpy as np
 import pytest
 
 from evocompress.apply import LiveModel
+from evocompress.build import build_space
 from evocompress.config import ProxyConfig, SpaceConfig
-from evocompress.distributed import LocalExecutor
 from evocompress.estimates import ESTIMATES
 from evocompress.estimates.answer import LiveEstimates
 from evocompress.estimates.base import Subject
+from evocompress.executor import LocalExecutor
 from evocompress.journal import Journal
 from evocompress.proxies import PROXIES
 from evocompress.run import search
 from evocompress.search import SEARCHERS
 from evocompress.search.base import Problem
-from evocompress.space import build_space
 from evocompress.testing.proxies import micro_batches
 from evocompress.testing.tiny import tiny_loaded
 from evocompress.types import Candidate, Estimate, Estimation, Evaluate, Pool, Result

@@ -7,8 +7,8 @@ import pytest
 
 from evocompress.config import RayConfig, RunConfig
 from evocompress.config_file import changed, dump_config, load_config
-from evocompress.distributed.surroundings import Surroundings, surroundings_of, told_to_ray
 from evocompress.distributed.worker import Assignment
+from evocompress.env_vars import Surroundings, surroundings_of, told_to_ray
 from evocompress.errors import ConfigError
 from evocompress.run_folder import begin, check
 from evocompress.settings import check_names

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from evocompress import sampling
 from evocompress.apply import LiveModel
 from evocompress.config import RunConfig
 from evocompress.distributed.actors import assignment_of
@@ -41,7 +42,7 @@ def bench(tmp_path_factory):
 
 
 def test_it_answers_what_this_process_would(bench):
-    candidates = [bench.space.candidate(bench.space.uniform()), Candidate()]
+    candidates = [bench.space.candidate(sampling.uniform(bench.space)), Candidate()]
     requests = [Evaluate(candidate, (0, 1)) for candidate in candidates]
     with LiveModel(bench.loaded, bench.library) as live:
         expected = list(bench.executor(live).map(requests))

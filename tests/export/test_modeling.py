@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 import evocompress.hf  # noqa: F401
 from evocompress.export import materialize
-from evocompress.export.modeling import CLASSES
 from evocompress.families import FAMILIES, name_of
+from evocompress.modeling import CLASSES
 from evocompress.models import LoadedModel
 from evocompress.testing.formats import candidate_of, with_bias
 from evocompress.testing.plain_library import PlainLibrary

@@ -137,7 +137,7 @@ def test_all_layers_get_the_number_of_heads_that_costs_least(
 
 
 def test_foreign_blocks_of_deci_are_refused() -> None:
-    from evocompress.export.modeling.modeling_deci import DeciLMConfig
+    from evocompress.modeling.modeling_deci import DeciLMConfig
 
     entry = {"attention": {"no_op": False, "n_heads_in_group": 1}, "ffn": {"ffn_mult": 1.0}}
     with pytest.raises(ValueError, match="ffn_mult"):

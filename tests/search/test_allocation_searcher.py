@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from evocompress import sampling
+from evocompress.build import build_space
 from evocompress.config import SpaceConfig
 from evocompress.errors import ConfigError
 from evocompress.journal import Journal
@@ -14,7 +16,6 @@ from evocompress.search.allocation import Allocation, allocated
 from evocompress.search.base import Problem
 from evocompress.search.densities import METHODS, Known, proportional
 from evocompress.search.procedure import ProceduralSearcher
-from evocompress.space import build_space
 from evocompress.testing import searchers as contract
 from evocompress.testing.decoders import Decoder
 from evocompress.testing.searchers import POOL, Separable, run
@@ -179,7 +180,7 @@ class TestEveryMethod:
         genome = space.genome(search.incumbent().candidate)
         nonzeros = space.costs(genome[None])["matrix_nonzeros"].item()
         assert nonzeros == space.budget["matrix_nonzeros"]
-        even = space.uniform()
+        even = sampling.uniform(space)
         assert (genome == even).all() if method == "uniform" else (genome != even).any()
 
     def test_the_estimate_is_about_the_dense_model(self, method):
@@ -199,7 +200,7 @@ class TestEveryMethod:
         space = space_of(drop={}, budget={"matrix_nonzeros": 0.4})
         search = searcher(space, method)
         run(search, Separable.of(space))
-        genome, even = space.genome(search.incumbent().candidate), space.uniform()
+        genome, even = space.genome(search.incumbent().candidate), sampling.uniform(space)
         assert (genome[space.genes.droppable] == even[space.genes.droppable]).all()
         assert 0.99 < space.used(genome[None])[0, 0] <= 1
 
@@ -322,5 +323,5 @@ class TestUse:
             search = searcher(space, "owl", spread=spread)
             run(search, Separable.of(space))
             genome = space.genome(search.incumbent().candidate)
-            strays.append(np.abs(genome - space.uniform()).sum())
+            strays.append(np.abs(genome - sampling.uniform(space)).sum())
         assert strays[0] < strays[1]

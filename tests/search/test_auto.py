@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from evocompress import sampling
+from evocompress.build import build_space
 from evocompress.config import SpaceConfig
 from evocompress.search.auto import ARCHIVE, Auto
 from evocompress.search.base import Problem
@@ -13,7 +15,6 @@ from evocompress.search.proposals import Guide, blend, climb, propose
 from evocompress.search.quadratic import quadratic, step
 from evocompress.search.racing import Rung, race
 from evocompress.search.scoreboard import Scoreboard
-from evocompress.space import build_space
 from evocompress.testing.decoders import Decoder
 from evocompress.testing.searchers import Separable, run
 from evocompress.types import DROP, Candidate, Estimate, Evaluate, MicroBatchValue, Pool, Result
@@ -52,7 +53,7 @@ class TestExpansion:
     def test_predicts_the_true_change_from_anywhere(self, sparse):
         objective = Separable.of(sparse)
         rng = np.random.default_rng(1)
-        here, there = sparse.random(rng), sparse.random(rng)
+        here, there = sampling.random(sparse, rng), sampling.random(sparse, rng)
         request = Estimate(sparse.candidate(here), "linearised", (0,))
         found = expansion(sparse, objective(request))
         predicted = quadratic(sparse, here, found, 0.0).values(there[None])[0]
@@ -61,7 +62,7 @@ class TestExpansion:
 
     def test_scores_are_carried_to_another_genome(self, sparse):
         objective = Separable.of(sparse)
-        genome = sparse.random(np.random.default_rng(2))
+        genome = sampling.random(sparse, np.random.default_rng(2))
         at_dense = expansion(sparse, objective(Estimate(Candidate(), "curvature", (0,))))
         here = expansion(sparse, objective(Estimate(sparse.candidate(genome), "curvature", (0,))))
         for carried, direct in zip(at_dense.scores_around(genome), here.scores, strict=True):
@@ -69,7 +70,7 @@ class TestExpansion:
 
     def test_a_step_finds_the_optimum_within_reach(self, sparse):
         objective = Separable.of(sparse)
-        genome = sparse.uniform()
+        genome = sampling.uniform(sparse)
         request = Estimate(sparse.candidate(genome), "linearised", (0,))
         found = expansion(sparse, objective(request))
         near = step(sparse, genome, found, radius=1)
@@ -82,7 +83,9 @@ class TestExpansion:
         values = [objective.value(sparse.candidate(g)) for g in (genome, near, far)]
         assert values[0] > values[1] > values[2]
         rng = np.random.default_rng(3)
-        others = [objective.value(sparse.candidate(sparse.random(rng))) for _ in range(300)]
+        others = [
+            objective.value(sparse.candidate(sampling.random(sparse, rng))) for _ in range(300)
+        ]
         assert values[2] < min(others)
 
     def test_more_scores_are_averaged(self):
@@ -147,8 +150,8 @@ class TestRace:
     def test_the_best_wins_and_pays_only_for_what_is_new(self, sparse):
         objective = Separable.of(sparse)
         rng = np.random.default_rng(0)
-        rivals = [sparse.candidate(sparse.random(rng)) for _ in range(6)]
-        incumbent = sparse.candidate(sparse.random(rng))
+        rivals = [sparse.candidate(sampling.random(sparse, rng)) for _ in range(6)]
+        incumbent = sparse.candidate(sampling.random(sparse, rng))
         winner, seen, asked = self.go(objective, incumbent, rivals)
         assert seen == tuple(range(12))
         assert winner == min([*rivals, incumbent], key=objective.value)
@@ -157,7 +160,7 @@ class TestRace:
     def test_what_is_certainly_worse_leaves_at_once(self, sparse):
         objective = Separable.of(sparse)
         ordered = sorted(
-            (sparse.candidate(sparse.random(np.random.default_rng(s))) for s in range(5)),
+            (sparse.candidate(sampling.random(sparse, np.random.default_rng(s))) for s in range(5)),
             key=objective.value,
         )
         winner, _, asked = self.go(objective, ordered[0], ordered[1:])
@@ -169,7 +172,7 @@ class TestRace:
     def test_without_tokens_for_a_rung_the_one_before_decides(self, sparse):
         objective = Separable.of(sparse)
         rng = np.random.default_rng(0)
-        rivals = [sparse.candidate(sparse.random(rng)) for _ in range(6)]
+        rivals = [sparse.candidate(sampling.random(sparse, rng)) for _ in range(6)]
         incumbent = max(rivals, key=objective.value)
         others = [rival for rival in rivals if rival is not incumbent]
         winner, seen, _ = self.go(objective, incumbent, others, tokens=24)
@@ -198,7 +201,7 @@ class Measured:
 class TestProposals:
     def test_guided_ones_are_better_on_average(self, sparse):
         objective = Separable.of(sparse)
-        parent = sparse.uniform()
+        parent = sampling.uniform(sparse)
 
         def predict(genomes):
             return np.array([objective.value(sparse.candidate(genome)) for genome in genomes])
@@ -213,7 +216,7 @@ class TestProposals:
 
     def test_a_sure_gain_is_always_among_them(self, sparse):
         objective = Separable.of(sparse)
-        parent = sparse.uniform()
+        parent = sampling.uniform(sparse)
 
         def gain(genomes):
             values = [objective.value(sparse.candidate(genome)) for genome in genomes]
@@ -242,7 +245,7 @@ class TestProposals:
     def test_a_blend_has_genes_of_both(self, depth):
         rng = np.random.default_rng(0)
         for _ in range(20):
-            one, other = depth.random(rng), depth.random(rng)
+            one, other = sampling.random(depth, rng), sampling.random(depth, rng)
             child = blend(depth, one, other, rng)
             assert depth.feasible(child[None])[0]
 
@@ -257,7 +260,9 @@ class TestAuto:
         objective = Separable.of(sparse, noise=0.02)
         searcher, _ = searched(sparse, objective)
         rng = np.random.default_rng(5)
-        others = [objective.value(sparse.candidate(sparse.random(rng))) for _ in range(500)]
+        others = [
+            objective.value(sparse.candidate(sampling.random(sparse, rng))) for _ in range(500)
+        ]
         assert objective.value(searcher.incumbent().candidate) < min(others)
 
     @pytest.mark.parametrize(
@@ -271,7 +276,7 @@ class TestAuto:
         assert estimates == ["block_influence"]
         assert {name, "blocks of least influence"} <= set(searcher.origins().values())
         rng = np.random.default_rng(5)
-        others = [objective.value(depth.candidate(depth.random(rng))) for _ in range(500)]
+        others = [objective.value(depth.candidate(sampling.random(depth, rng))) for _ in range(500)]
         assert objective.value(searcher.incumbent().candidate) <= min(others)
 
     @pytest.mark.parametrize("drop", [{}, None])

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
+from evocompress import sampling
+from evocompress.build import build_space
 from evocompress.config import SpaceConfig
 from evocompress.search.base import Problem
 from evocompress.search.random_search import RandomSearch
 from evocompress.search.uniform import Uniform
-from evocompress.space import build_space
 from evocompress.testing.decoders import Decoder
 from evocompress.testing.searchers import POOL, Separable, run
 
@@ -28,7 +29,9 @@ def searcher(cls, space, **settings):
 def test_uniform_asks_once_for_the_whole_pool():
     search = searcher(Uniform, SPARSITY)
     ((requests, results),) = run(search, Separable.of(SPARSITY))
-    assert [request.candidate for request in requests] == [SPARSITY.candidate(SPARSITY.uniform())]
+    assert [request.candidate for request in requests] == [
+        SPARSITY.candidate(sampling.uniform(SPARSITY))
+    ]
     assert requests[0].micro_batches == tuple(range(32))
     assert search.incumbent().value == results[0].mean
 

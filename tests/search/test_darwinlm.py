@@ -6,23 +6,24 @@ import numpy as np
 import pytest
 import yaml
 
-from evocompress import api
+from evocompress import api, sampling
+from evocompress.build import build_space
 from evocompress.config import SpaceConfig
 from evocompress.config_file import load_config
-from evocompress.distributed import EXECUTORS, LocalExecutor
 from evocompress.errors import ConfigError
+from evocompress.executor import LocalExecutor
 from evocompress.files import read_json
 from evocompress.journal import Journal
 from evocompress.run import search
 from evocompress.search.base import Problem
 from evocompress.search.darwinlm import DarwinLM
 from evocompress.search.evopress import EvoPress
-from evocompress.space import build_space
 from evocompress.testing.decoders import Decoder
 from evocompress.testing.searchers import POOL, Separable, run
 from evocompress.testing.tiny import tiny_checkpoint
 from evocompress.treatments import Recipe
 from evocompress.types import UNTREATED, Evaluate, Pool
+from evocompress.workbench import Local
 
 DECODER = Decoder(layers=6)
 WIDTH = {"width": {"multiple_of": 4}, "budget": {"body_params": 0.6}}
@@ -111,7 +112,7 @@ def test_training_counts_three_times(tmp_path):
 
 
 def test_a_journal_answers_treated_and_untreated_requests_apart(tmp_path):
-    candidate = SPACE.candidate(SPACE.uniform())
+    candidate = SPACE.candidate(sampling.uniform(SPACE))
     plain = Evaluate(candidate, (0, 1))
     treated = RECIPES[0].before(plain)
     oracle = Trained()
@@ -164,7 +165,7 @@ def dying(after):
                 Dying.left -= 1
                 yield answer
 
-    return lambda bench, live: Dying(bench.proxy(live), bench.estimates(live))
+    return lambda local, bench, live, admit: Dying(bench.proxy(live), bench.estimates(live))
 
 
 def test_a_run_that_was_killed_is_resumed_to_the_same_bytes(monkeypatch, tmp_path):
@@ -189,7 +190,7 @@ def test_a_run_that_was_killed_is_resumed_to_the_same_bytes(monkeypatch, tmp_pat
     assert api.report(whole).exists()
     for after in (0, 3, 7):
         with monkeypatch.context() as patch:
-            patch.setitem(EXECUTORS, "local", dying(after))
+            patch.setattr(Local, "executor", dying(after))
             with pytest.raises(Killed):
                 api.search(config(f"cut{after}"))
         cut = api.search(config(f"cut{after}"), resume=True)

@@ -5,12 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from evocompress import sampling
+from evocompress.build import build_space
 from evocompress.config import SpaceConfig
 from evocompress.errors import ConfigError
 from evocompress.search.base import Problem
 from evocompress.search.divide_and_conquer import DivideAndConquer
 from evocompress.search.ranges import split
-from evocompress.space import build_space
 from evocompress.testing.decoders import Decoder
 from evocompress.testing.searchers import POOL, Separable, run
 
@@ -116,7 +117,7 @@ def test_it_is_better_than_even_and_most_random_candidates(kind):
     rng = np.random.default_rng(1)
     even, *others = (
         oracle.value(space.candidate(genome))
-        for genome in (space.uniform(), *(space.random(rng) for _ in range(50)))
+        for genome in (sampling.uniform(space), *(sampling.random(space, rng) for _ in range(50)))
     )
     found = oracle.value(winner(space, oracle))
     assert found < even

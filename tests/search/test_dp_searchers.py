@@ -5,13 +5,13 @@ import itertools
 import numpy as np
 import pytest
 
+from evocompress.build import build_space
 from evocompress.config import SpaceConfig
 from evocompress.errors import ConfigError
 from evocompress.search.base import Problem
 from evocompress.search.distortion_dp import DistortionDP, WithDense, harms, targets, trials
 from evocompress.search.evopress_dp import EvoPressDP
 from evocompress.search.evopress_dp import harms as error_harms
-from evocompress.space import build_space
 from evocompress.testing.decoders import Decoder
 from evocompress.testing.searchers import POOL, Separable, run
 from evocompress.types import DENSE, Candidate, Estimate, Estimation

@@ -3,11 +3,12 @@ import itertools
 import numpy as np
 import pytest
 
+from evocompress import sampling
+from evocompress.build import build_space
 from evocompress.config import SpaceConfig
 from evocompress.search.base import Problem
 from evocompress.search.effects import applied, best_sum, changes
 from evocompress.search.evopress import EvoPress
-from evocompress.space import build_space
 from evocompress.testing.decoders import Decoder
 from evocompress.testing.searchers import Separable, run
 from evocompress.types import Evaluate, Pool
@@ -114,4 +115,4 @@ def test_the_measured_start_beats_the_even_one_and_several_bounds_are_met():
     run(searcher, objective)
     found = searcher.incumbent().candidate
     assert space.feasible(space.genome(found)[None])[0]
-    assert objective.value(found) < objective.value(space.candidate(space.uniform()))
+    assert objective.value(found) < objective.value(space.candidate(sampling.uniform(space)))

@@ -3,12 +3,14 @@ import itertools
 import numpy as np
 import pytest
 
+from evocompress import sampling
+from evocompress.build import build_space
 from evocompress.config import SpaceConfig
 from evocompress.errors import ConfigError
+from evocompress.repair import repair
 from evocompress.search.base import Problem
 from evocompress.search.evopress import EvoPress
 from evocompress.search.random_search import RandomSearch
-from evocompress.space import build_space
 from evocompress.testing.decoders import Decoder
 from evocompress.testing.searchers import Separable, run
 from evocompress.types import Pool
@@ -85,7 +87,7 @@ def test_the_best_survives_each_stage():
     best = sorted(results, key=lambda result: result.mean)[:3]
     expected = [result.request.candidate for result in best]
     assert [request.candidate for request in second][:3] == expected
-    assert second[3].candidate == SPARSITY.candidate(SPARSITY.uniform())
+    assert second[3].candidate == SPARSITY.candidate(sampling.uniform(SPARSITY))
 
 
 def test_noise_may_replace_the_parent():
@@ -144,7 +146,9 @@ def all_feasible(space):
 def test_evopress_finds_the_enumerated_optimum(layers, config):
     space = space_of(layers=layers, **config)
     objective = Separable.of(space, seed=4)
-    counts = {kind: space.uniform()[units].sum() for kind, units in space.genes.by_kind.items()}
+    counts = {
+        kind: sampling.uniform(space)[units].sum() for kind, units in space.genes.by_kind.items()
+    }
     reachable = [
         genome
         for genome in all_feasible(space)
@@ -176,7 +180,7 @@ def test_a_space_without_neighbours_measures_its_only_candidate_and_ends():
     search = searcher(space, **QUICK)
     steps = run(search, Separable.of(space))
     assert shapes(steps) == [(1, 16)]
-    assert search.incumbent().candidate == space.candidate(space.uniform())
+    assert search.incumbent().candidate == space.candidate(sampling.uniform(space))
 
 
 def test_a_tiny_space_gives_fewer_offspring():
@@ -245,7 +249,9 @@ DEEP = space_of(layers=12, drop={}, budget={"body_params": 0.6})
 def test_generations_take_turns_in_ever_later_windows(space):
     search = searcher(space, windows=3, **QUICK)
     blocks = np.array([unit.block for unit in space.genes.units])
-    parent = space.repair(space.random(np.random.default_rng(1)), np.random.default_rng(2))
+    parent = repair(
+        space, sampling.random(space, np.random.default_rng(1)), np.random.default_rng(2)
+    )
     third = (blocks.max() + 1) // 3
     first_changed = []
     for begin in (0, third, 2 * third) * 2:
@@ -262,6 +268,6 @@ def test_a_window_without_moves_gives_way_to_all_blocks():
         drop={"units": ["attention"], "protect": ["*.[345].*"]}, budget={"params": 0.9}
     )
     search = searcher(space, windows=2, **QUICK)
-    parent = space.uniform()
+    parent = sampling.uniform(space)
     both = [search._offspring(parent) for _ in range(2)]
     assert all(both)

@@ -5,6 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
+from evocompress import sampling
+from evocompress.build import build_space
 from evocompress.config import SpaceConfig
 from evocompress.costs import CostTable
 from evocompress.errors import ConfigError
@@ -14,7 +16,6 @@ from evocompress.search.moves import exchange
 from evocompress.search.random_search import RandomSearch
 from evocompress.search.staged import PUBLISHED, StagedSettings, published
 from evocompress.search.uniform import Uniform
-from evocompress.space import build_space
 from evocompress.testing.decoders import SMOLLM2_135M, Decoder
 from evocompress.testing.searchers import POOL, Separable, run
 
@@ -43,7 +44,7 @@ SPACES = {
 
 @pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
 def test_children_are_feasible_settled_and_reproducible(space):
-    parent = space.uniform()
+    parent = sampling.uniform(space)
     before = parent.copy()
     children = np.stack([exchange(space, parent, np.random.default_rng(s)) for s in range(60)])
     assert space.feasible(children).all()
@@ -57,7 +58,7 @@ def test_children_are_feasible_settled_and_reproducible(space):
 def test_cost_moves_between_units_of_different_kinds():
     space = SPACES["width"]
     rng = np.random.default_rng(0)
-    parent = space.random(rng)
+    parent = sampling.random(space, rng)
     wider, narrower = set(), set()
     for _ in range(100):
         change = exchange(space, parent, rng) - parent
@@ -80,7 +81,7 @@ def test_exchanges_reach_every_genome_that_uses_the_budget_and_no_other():
     full = {tuple(g) for g in every[feasible] if not fits_more(space, g, every[feasible])}
     assert len(full) > 50
     rng = np.random.default_rng(0)
-    genome, seen = space.uniform(), set()
+    genome, seen = sampling.uniform(space), set()
     for _ in range(4000):
         genome = exchange(space, genome, rng)
         seen.add(tuple(genome))
@@ -113,7 +114,7 @@ def test_what_can_only_be_dropped_is_restored_where_it_fits(space):
     full = {tuple(g) for g in feasible if not fits_more(space, g, feasible)}
     assert len(full) >= 5
     rng = np.random.default_rng(0)
-    genome, seen = space.uniform(), set()
+    genome, seen = sampling.uniform(space), set()
     for _ in range(60 * len(full)):
         genome = exchange(space, genome, rng)
         seen.add(tuple(genome))
@@ -123,7 +124,7 @@ def test_what_can_only_be_dropped_is_restored_where_it_fits(space):
 def test_dropped_units_change_places_although_matrices_could_take_in_what_is_freed():
     space = SPACES["joint"]
     rng, dropped = np.random.default_rng(0), space.genes.droppable
-    parent = space.uniform()
+    parent = sampling.uniform(space)
     assert parent[dropped].sum() > 1
     changes = [exchange(space, parent, rng)[dropped] - parent[dropped] for _ in range(300)]
     swaps = [change for change in changes if sorted(change[change != 0]) == [-1, 1]]
@@ -139,7 +140,7 @@ def fits_more(space, genome, feasible):
 def test_without_a_budget_any_gene_changes_alone():
     space = space_of(**WIDTH, drop={})
     rng = np.random.default_rng(0)
-    changed = [(exchange(space, space.uniform(), rng) != 0).sum() for _ in range(200)]
+    changed = [(exchange(space, sampling.uniform(space), rng) != 0).sum() for _ in range(200)]
     assert set(changed) == {0, 1, 2, 3}  # a later change may undo an earlier one
 
 
@@ -157,7 +158,7 @@ def test_an_exchange_prices_few_genomes(monkeypatch):
         return totals(table, states, choices)
 
     rng = np.random.default_rng(0)
-    genome = space.uniform()
+    genome = sampling.uniform(space)
     monkeypatch.setattr(CostTable, "totals", counting)
     for _ in range(20):
         genome = exchange(space, genome, rng)

@@ -5,13 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from evocompress import sampling
+from evocompress.build import build_space
 from evocompress.config import SpaceConfig
 from evocompress.errors import ConfigError
 from evocompress.search.base import Problem
 from evocompress.search.greedy import Greedy
 from evocompress.search.knapsack import knapsack
 from evocompress.search.steps import next_levels
-from evocompress.space import build_space
 from evocompress.testing.decoders import Decoder
 from evocompress.testing.searchers import POOL, Separable, run
 from evocompress.types import DENSE, DROP, Level
@@ -114,7 +115,7 @@ def test_a_single_round_finds_the_optimum_of_harms_that_grow_like_squares():
         share = np.array([level.zeros / oracle.sizes[name] for level in levels])
         harms.append(oracle.weights[name] * share**2)
     assert all(levels[0].dense for levels in CONVEX.levels)
-    best = knapsack(CONVEX, harms, CONVEX.uniform())
+    best = knapsack(CONVEX, harms, sampling.uniform(CONVEX))
     found = winner(CONVEX, oracle, take=10_000)
     assert oracle.value(found) == pytest.approx(oracle.value(CONVEX.candidate(best)))
     assert len(run(searcher(CONVEX, take=10_000), oracle)) == 2

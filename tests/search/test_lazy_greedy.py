@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from evocompress.build import build_space
 from evocompress.config import SpaceConfig
 from evocompress.search.lazy_greedy import lazily_removed
 from evocompress.search.removal import drop_harms, without_blocks
-from evocompress.space import build_space
 from evocompress.testing.decoders import Decoder
 from evocompress.testing.searchers import Separable
 from evocompress.types import Evaluate

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from evocompress.build import build_space
 from evocompress.config import SpaceConfig
 from evocompress.search.auto import Auto
 from evocompress.search.base import Problem
 from evocompress.search.interactions import Effects
-from evocompress.space import build_space
 from evocompress.testing.decoders import Decoder
 from evocompress.testing.searchers import run
 from evocompress.types import Estimate, Estimation, Evaluate, MicroBatchValue, Pool, Result

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 
+from evocompress import sampling
+from evocompress.build import build_space
 from evocompress.config import SpaceConfig
 from evocompress.search.moves import distinct, flips, mutate, transpose
-from evocompress.space import build_space
 from evocompress.testing.decoders import Decoder
 
 DECODER = Decoder(layers=8)
@@ -21,7 +22,7 @@ JOINT = space_of(sparsity={"target": 0.5}, drop={}, budget={"matrix_nonzeros": 0
 
 def children(space, count, **caps):
     rng = np.random.default_rng(5)
-    parent = space.uniform()
+    parent = sampling.uniform(space)
     return parent, np.stack([mutate(space, parent, rng, **caps) for _ in range(count)])
 
 
@@ -60,7 +61,7 @@ def test_every_matrix_is_moved_equally_often():
 
 def test_moves_stay_within_the_levels():
     rng = np.random.default_rng(0)
-    genome = SPARSITY.uniform()
+    genome = sampling.uniform(SPARSITY)
     for _ in range(3000):
         genome = mutate(SPARSITY, genome, rng)
     assert ((genome >= 0) & (genome < SPARSITY.genes.sizes)).all()
@@ -70,7 +71,7 @@ def test_moves_stay_within_the_levels():
 
 def test_max_level_caps_the_distance_from_the_target():
     rng = np.random.default_rng(0)
-    genome = SPARSITY.uniform()
+    genome = sampling.uniform(SPARSITY)
     for _ in range(500):
         genome = mutate(SPARSITY, genome, rng, max_level=2)
     assert np.abs(genome - SPARSITY.genes.start).max() == 2
@@ -115,7 +116,7 @@ def test_two_blocks_change_places(space):
     rng = np.random.default_rng(3)
     blocks = np.array([unit.block for unit in space.units])
     for _ in range(50):
-        parent = space.random(rng)
+        parent = sampling.random(space, rng)
         child = transpose(space, parent, rng)
         changed = np.unique(blocks[child != parent])
         assert len(changed) == 2
@@ -125,5 +126,5 @@ def test_two_blocks_change_places(space):
 
 
 def test_blocks_that_are_all_alike_stay():
-    parent = SPARSITY.uniform()
+    parent = sampling.uniform(SPARSITY)
     assert (transpose(SPARSITY, parent, np.random.default_rng(0)) == parent).all()

@@ -4,16 +4,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from evocompress import start
+from evocompress import sampling
+from evocompress.build import build_space
 from evocompress.config import SpaceConfig
 from evocompress.errors import BudgetError, ConfigError
 from evocompress.pareto import hypervolume, non_dominated
+from evocompress.repair import repair
 from evocompress.search.base import Problem
 from evocompress.search.nsga2 import NSGA2
 from evocompress.search.objectives import choose
 from evocompress.search.seeds import rungs
 from evocompress.search.variation import vary
-from evocompress.space import build_space
 from evocompress.testing import searchers as contract
 from evocompress.testing.decoders import Decoder
 from evocompress.types import Estimate, Estimation, Evaluate
@@ -204,7 +205,7 @@ def test_half_of_the_mutations_keep_the_cost(space):
     rng = np.random.default_rng(0)
     kept, above = 0, 0
     for _ in range(100):
-        parent = space.repair(rng.integers(0, space.genes.sizes), rng)
+        parent = repair(space, rng.integers(0, space.genes.sizes), rng)
         child = vary(space, ("params",), parent, rng)
         bound, cost = space.costs(np.stack([parent, child]))["params"]
         kept, above = kept + (cost <= bound), above + (cost > bound)
@@ -224,7 +225,7 @@ def test_a_crossing_that_lost_every_attention_can_mutate():
 
 def test_rungs_are_even_and_within_the_range(space):
     narrowed, objectives = choose(space, ("params",), {"params": (0.6, 0.95)})
-    ladder = rungs(narrowed, objectives, start.ladder(space, 100), 4)
+    ladder = rungs(narrowed, objectives, sampling.ladder(space, 100), 4)
     dense = space.cost_model.dense()["params"]
     shares = space.costs(np.stack(ladder))["params"] / dense
     assert 2 <= len(ladder) <= 4

@@ -9,12 +9,14 @@ import pytest
 from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 
+from evocompress import sampling
+from evocompress.build import build_space
 from evocompress.config import SpaceConfig
 from evocompress.errors import ConfigError
+from evocompress.repair import repair
 from evocompress.search import SEARCHERS, sampled
 from evocompress.search.base import Problem
 from evocompress.search.optuna_study import GenomeStudy
-from evocompress.space import build_space
 from evocompress.testing import searchers as contract
 from evocompress.testing.decoders import Decoder
 
@@ -140,7 +142,7 @@ class TestStudy:
 
     def test_a_repaired_genome_is_a_trial_of_its_own(self, sampler):
         rng = np.random.default_rng(0)
-        study = GenomeStudy(DEPTH, sampler, [], lambda genome: DEPTH.repair(genome, rng))
+        study = GenomeStudy(DEPTH, sampler, [], lambda genome: repair(DEPTH, genome, rng))
         genomes = study.ask(12)
         proposed = [trial.params for trial in sampler.study.trials]
         repaired = [g for g in genomes if self.parameters(DEPTH, g) not in proposed]
@@ -157,14 +159,16 @@ class TestStudy:
         assert len(failed) == len(trials) - len(genomes) == len(repaired)
 
     def test_what_could_not_be_measured_has_failed(self, sampler):
-        study = GenomeStudy(DEPTH, sampler, [DEPTH.uniform()], lambda genome: genome)
+        study = GenomeStudy(DEPTH, sampler, [sampling.uniform(DEPTH)], lambda genome: genome)
         study.tell(study.ask(3), np.full((3, 1), np.inf))
         assert {trial.state for trial in sampler.study.trials} == {TrialState.FAIL}
         assert len(sampler.study.trials) == 3
 
     def test_gives_out_every_genome_of_a_small_space_once_and_ends(self, sampler):
         small = space_of(layers=3, drop={"units": ["block"]}, budget={"body_params": 0.9})
-        study = GenomeStudy(small, sampler, [], lambda g: small.repair(g, np.random.default_rng(0)))
+        study = GenomeStudy(
+            small, sampler, [], lambda g: repair(small, g, np.random.default_rng(0))
+        )
         seen = []
         while genomes := study.ask(2):
             seen += [genome.tobytes() for genome in genomes]
@@ -172,7 +176,7 @@ class TestStudy:
         assert len(seen) == len(set(seen)) == 3
 
     def test_gives_out_the_first_genomes_before_it_proposes(self, sampler):
-        first = [SPARSITY.random(np.random.default_rng(seed)) for seed in range(3)]
+        first = [sampling.random(SPARSITY, np.random.default_rng(seed)) for seed in range(3)]
         study = GenomeStudy(SPARSITY, sampler, first, lambda genome: genome)
         assert np.array_equal(study.ask(3), first)
 

@@ -5,6 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
+from evocompress import sampling
+from evocompress.build import build_space
 from evocompress.config import SpaceConfig
 from evocompress.errors import ConfigError
 from evocompress.pareto import hypervolume, non_dominated
@@ -16,7 +18,6 @@ from evocompress.search.moead import MOEAD
 from evocompress.search.nsga3 import NSGA3
 from evocompress.search.operators import feasible_first
 from evocompress.search.variation import vary
-from evocompress.space import build_space
 from evocompress.testing import searchers as contract
 from evocompress.testing.decoders import Decoder
 from evocompress.types import Evaluate, Result
@@ -167,7 +168,7 @@ def test_three_objectives(cls, space, objective, population):
 def test_units_of_the_objectives_do_not_matter(cls, space, objective):
     def generations(scale):
         rng = np.random.default_rng(0)
-        seeds = np.unique(np.stack([space.random(rng) for _ in range(20)]), axis=0)
+        seeds = np.unique(np.stack([sampling.random(space, rng) for _ in range(20)]), axis=0)
         evolution = Evolution(
             cls.algorithm,
             space,
@@ -190,7 +191,7 @@ def test_units_of_the_objectives_do_not_matter(cls, space, objective):
 def test_moead_keeps_the_best_of_every_direction(space, objective):
     """After the first population it holds, for every weighting, the best of all candidates."""
     rng = np.random.default_rng(0)
-    seeds = np.unique(np.stack([space.random(rng) for _ in range(30)]), axis=0)
+    seeds = np.unique(np.stack([sampling.random(space, rng) for _ in range(30)]), axis=0)
     found = points(space, objective, [space.candidate(genome) for genome in seeds])
     low, high = found[non_dominated(found)].min(axis=0), found[non_dominated(found)].max(axis=0)
     directions = reference_directions(2, len(seeds))

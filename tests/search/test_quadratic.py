@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from test_knapsack import SPACES, every_genome, space_of
 
+from evocompress import sampling
 from evocompress.search.linear import Expansion
 from evocompress.search.quadratic import best_coupling, least, quadratic, step
 
@@ -72,7 +73,7 @@ def test_no_genome_is_much_better(name, seed):
 
 def test_a_step_stays_within_its_radius():
     space = space_of("width")
-    genome = space.uniform()
+    genome = sampling.uniform(space)
     pick = step(space, genome, expansion_of(space, 3, shared=0.5), 0.5, 1)
     assert np.abs(pick - genome).max() == 1
     assert space.feasible(pick[None])[0]

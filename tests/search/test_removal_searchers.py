@@ -6,13 +6,13 @@ from itertools import combinations
 import numpy as np
 import pytest
 
+from evocompress.build import build_space
 from evocompress.config import SpaceConfig
 from evocompress.errors import ConfigError, RunError
 from evocompress.journal import Journal
 from evocompress.run import replay, search
 from evocompress.search import SEARCHERS
 from evocompress.search.base import Problem
-from evocompress.space import build_space
 from evocompress.testing.decoders import Decoder
 from evocompress.testing.searchers import POOL, Separable, run
 from evocompress.types import DROP, Candidate, Estimate, MicroBatchValue, Result

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
+from evocompress.build import build_space
 from evocompress.config import SpaceConfig
 from evocompress.journal import Journal
 from evocompress.outcome import front_rows
 from evocompress.run import search
 from evocompress.search import SEARCHERS
 from evocompress.search.base import Problem
-from evocompress.space import build_space
 from evocompress.testing import searchers as contract
 from evocompress.testing.decoders import Decoder
 from evocompress.testing.searchers import Separable

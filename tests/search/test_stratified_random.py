@@ -1,13 +1,14 @@
 import numpy as np
 import pytest
 
+from evocompress.build import build_space
 from evocompress.config import SpaceConfig
 from evocompress.errors import ConfigError
 from evocompress.pareto import non_dominated
+from evocompress.repair import repair
 from evocompress.search.base import Problem
 from evocompress.search.draws import at_any_cost, span
 from evocompress.search.stratified_random import Bins, StratifiedRandom
-from evocompress.space import build_space
 from evocompress.testing import searchers as contract
 from evocompress.testing.decoders import Decoder
 
@@ -77,7 +78,7 @@ def test_candidates_are_spread_evenly_over_the_first_objective(space):
 def test_without_bins_or_bounds_they_would_gather(space):
     """Independent levels, drops among them, leave the ends of the range empty."""
     rng = np.random.default_rng(0)
-    genomes = [space.repair(rng.integers(0, space.genes.sizes), rng) for _ in range(100)]
+    genomes = [repair(space, rng.integers(0, space.genes.sizes), rng) for _ in range(100)]
     low, high = span(space, "params")
     costs = space.costs(np.stack(genomes))["params"]
     counts = np.histogram(costs, bins=10, range=(low, high))[0]
@@ -139,8 +140,8 @@ def test_a_random_bound_is_kept_and_nearly_used_up(space):
 def test_the_span_is_what_budget_and_floor_leave(space):
     dense = space.cost_model.dense()["params"]
     low, high = span(space, "params")
-    lowest, highest = shares(space, [space.candidate(g) for g in (space.genes.sizes - 1,
-                                                                  space.genes.start)])  # fmt: skip
+    ends = (space.genes.sizes - 1, space.genes.start)
+    lowest, highest = shares(space, [space.candidate(genome) for genome in ends])
     assert (low / dense, high / dense) == pytest.approx((lowest, highest))
     bounded = space_of(budget={"params": 0.8})
     assert span(bounded, "params", 0.7 * dense) == pytest.approx((0.7 * dense, 0.8 * dense))

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
+from evocompress.build import build_space
 from evocompress.config import SpaceConfig
 from evocompress.errors import ConfigError
 from evocompress.search.base import Problem
 from evocompress.search.flap import Flap, thresholds, trajectory
 from evocompress.search.multipruner import MultiPruner
-from evocompress.space import build_space
 from evocompress.testing.decoders import Decoder
 from evocompress.testing.searchers import POOL, Separable, run
 from evocompress.types import DENSE, DROP, Candidate, Level

@@ -73,6 +73,7 @@ class Running:
         """
         self.words = tuple(str(word) for word in words)
         self._output = root.parent / f"{root.name}.{time.monotonic_ns()}.out"
+        self._output.touch()  # a process that is killed at once has printed nothing
         sys.stdout.flush()
         sys.stderr.flush()
         self._status: int | None = None

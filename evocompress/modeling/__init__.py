@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageClassification,
@@ -16,7 +17,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from evocompress.export.modeling import (
+from evocompress.modeling import (
     modeling_bert,
     modeling_deci,
     modeling_gemma2,
@@ -285,3 +286,14 @@ CLASSES: dict[str, Classes] = {
     ),
 }
 """By the names of `evocompress.families.FAMILIES`."""
+
+
+def register() -> None:
+    """Has transformers know the classes: it loads and saves them without trusting any code."""
+    for classes in (*CLASSES.values(), DECI):
+        AutoConfig.register(classes.config.model_type, classes.config, exist_ok=True)
+        AutoModel.register(classes.config, classes.body, exist_ok=True)
+        classes.auto.register(classes.config, classes.head, exist_ok=True)
+        classes.head.register_for_auto_class(classes.auto.__name__)
+        classes.body.register_for_auto_class("AutoModel")
+        classes.config.register_for_auto_class()

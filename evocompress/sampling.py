@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from evocompress.arrays import Genome
 from evocompress.budget import floors
+from evocompress.genes import Genes
 from evocompress.repair import repair, spend
-
-if TYPE_CHECKING:
-    from evocompress.genes import Genes, Genome
-    from evocompress.space import SearchSpace
+from evocompress.space import SearchSpace
 
 Shares = Mapping[int, NDArray[np.float64]]
 """{gene: for each of its levels but the drop the fraction of the weights that it leaves}."""
