@@ -17,11 +17,11 @@ from pathlib import Path
 
 from common import Figure, emit
 
-from evocompress.config import CalibrationConfig
-from evocompress.evaluation import heldout_quality
-from evocompress.models import LoadedModel, load
-from evocompress.proxies.calibration import load_calibration
-from evocompress.proxies.special import special_tokens
+from evocompress.core.config import CalibrationConfig
+from evocompress.evaluation.calibration.calibration import load_calibration
+from evocompress.evaluation.calibration.special import special_tokens
+from evocompress.evaluation.heldout import heldout_quality
+from evocompress.models.loading import LoadedModel, load
 from evocompress.testing.tiny import tiny_loaded, tiny_tokenizer
 
 

@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from evocompress.files import write_json
+from evocompress.core.files import write_json
 
 Figure = float | int | str | None
 

@@ -27,7 +27,7 @@ from common import Figure, clock, emit, interleaved, median_ratio
 from transformers import PreTrainedModel
 
 from evocompress.export import materialize
-from evocompress.models import LoadedModel
+from evocompress.models.loading import LoadedModel
 from evocompress.testing.formats import candidate_of, reload, uneven
 from evocompress.testing.plain_library import PlainLibrary
 from evocompress.testing.tiny import tiny_loaded

@@ -15,16 +15,16 @@ from heldout import heldout
 from rich.console import Console
 from safetensors.torch import save_file
 
-from evocompress import run
-from evocompress.apply import LiveModel
-from evocompress.config import RunConfig
-from evocompress.journal import Journal
-from evocompress.models import LoadedModel
-from evocompress.progress import Reporter
-from evocompress.proxies.sources import token_streams
-from evocompress.run_folder import RunFolder
-from evocompress.types import Answer, Candidate, Evaluate, Request
-from evocompress.workbench import Workbench
+from evocompress.compression.live_model import LiveModel
+from evocompress.core.config import RunConfig
+from evocompress.core.progress import Reporter
+from evocompress.core.types import Answer, Candidate, Evaluate, Request
+from evocompress.evaluation.calibration.sources import token_streams
+from evocompress.models.loading import LoadedModel
+from evocompress.pipeline import loop
+from evocompress.pipeline.context import Workbench
+from evocompress.pipeline.journal import Journal
+from evocompress.pipeline.run_folder import RunFolder
 
 BUDGETS = (0.85, 0.70, 0.55)
 SHARED = "obs_structured"
@@ -82,7 +82,7 @@ class _Replay:
     """
 
     def __init__(
-        self, journals: Sequence[Journal], others: Sequence[Journal], executor: run.Executor
+        self, journals: Sequence[Journal], others: Sequence[Journal], executor: loop.Executor
     ) -> None:
         self._journals = journals
         self._others = others
@@ -222,7 +222,7 @@ class Seed:
             closing(bench.executor(live)) as executor,
             self._reporter.stage(bench.config.name),
         ):
-            return run.search(
+            return loop.search(
                 bench.searcher(),
                 _Replay(known, self._by_metric[bench.config.proxy.kind], executor),
                 journal,

@@ -16,15 +16,15 @@ import numpy as np
 from cells import cell
 from heldout import heldout
 
-from evocompress import run
-from evocompress.apply import LiveModel
-from evocompress.config import RunConfig
-from evocompress.journal import Journal, Step, read_candidates
-from evocompress.models import LoadedModel
-from evocompress.progress import Reporter
-from evocompress.run_folder import RunFolder
-from evocompress.types import Candidate
-from evocompress.workbench import Workbench
+from evocompress.compression.live_model import LiveModel
+from evocompress.core.config import RunConfig
+from evocompress.core.progress import Reporter
+from evocompress.core.types import Candidate
+from evocompress.models.loading import LoadedModel
+from evocompress.pipeline import loop
+from evocompress.pipeline.context import Workbench
+from evocompress.pipeline.journal import Journal, Step, read_candidates
+from evocompress.pipeline.run_folder import RunFolder
 
 PLANNING = ("auto",)
 """Searchers that divide their tokens beforehand: a part of a longer run is no shorter one."""
@@ -136,7 +136,7 @@ def _searched(bench: Workbench) -> tuple[Sequence[Step], float]:
             bench.reporter.stage(bench.config.name),
         ):
             pool, tokens = bench.calibration.pool, bench.config.search.tokens
-            run.search(bench.searcher(), executor, journal, pool, tokens=tokens)
+            loop.search(bench.searcher(), executor, journal, pool, tokens=tokens)
             steps = [asdict(step) for step in journal.steps]
         return {"seconds": time.perf_counter() - begun, "steps": steps}
 

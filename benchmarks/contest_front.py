@@ -16,16 +16,17 @@ from contest_cells import Case
 from heldout import heldout
 from numpy.typing import NDArray
 
-from evocompress import api, sampling
-from evocompress.config import RunConfig
-from evocompress.files import read_json
-from evocompress.journal import read_candidates
-from evocompress.models import LoadedModel
-from evocompress.pareto import hypervolume, non_dominated
-from evocompress.progress import Reporter
-from evocompress.run_folder import RunFolder
-from evocompress.types import Candidate
-from evocompress.workbench import Workbench
+from evocompress import api
+from evocompress.core.config import RunConfig
+from evocompress.core.files import read_json
+from evocompress.core.pareto import hypervolume, non_dominated
+from evocompress.core.progress import Reporter
+from evocompress.core.types import Candidate
+from evocompress.models.loading import LoadedModel
+from evocompress.pipeline.context import Workbench
+from evocompress.pipeline.journal import read_candidates
+from evocompress.pipeline.run_folder import RunFolder
+from evocompress.space import sampling
 
 COST = "params"
 HIGHEST = 1.05

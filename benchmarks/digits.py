@@ -45,8 +45,8 @@ from transformers import (
 )
 
 from evocompress import api
-from evocompress.config import RunConfig
-from evocompress.sources import quiet_transformers
+from evocompress.core.config import RunConfig
+from evocompress.models.checkpoints import quiet_transformers
 
 SEED = 0
 HELD_OUT = 360

@@ -35,21 +35,22 @@ from minilm import Data, packaged, quick_data
 from scipy.stats import kendalltau
 from torch import Tensor
 
-from evocompress import api, sampling
-from evocompress.apply import LiveModel
-from evocompress.config import RunConfig
-from evocompress.embedding_distance import (
+from evocompress import api
+from evocompress.compression.live_model import LiveModel
+from evocompress.core.config import RunConfig
+from evocompress.core.progress import Silent
+from evocompress.core.types import Candidate
+from evocompress.evaluation.heldout.outputs import similarity_correlation
+from evocompress.models.embedding_distance import (
     disagreements,
     distances,
     own_distances,
     similarity_disorders,
 )
-from evocompress.evaluation.outputs import similarity_correlation
-from evocompress.journal_memory import Memory
-from evocompress.progress import Silent
-from evocompress.run_folder import RunFolder
-from evocompress.types import Candidate
-from evocompress.workbench import Workbench
+from evocompress.pipeline.context import Workbench
+from evocompress.pipeline.journal_memory import Memory
+from evocompress.pipeline.run_folder import RunFolder
+from evocompress.space import sampling
 
 Value = Callable[[Tensor, Tensor], Tensor]
 VALUES: dict[str, Value] = {

@@ -30,16 +30,16 @@ import torch
 from common import Figure, emit
 from transformers import PreTrainedModel
 
-from evocompress import sampling
-from evocompress.build import build_space
-from evocompress.config import SpaceConfig
+from evocompress.core.config import SpaceConfig
+from evocompress.core.types import DROP, Candidate
 from evocompress.export import FORMATS, choose_for, materialize, read_record
 from evocompress.export.reload import read_checkpoint
-from evocompress.models import LoadedModel, load
+from evocompress.models.loading import LoadedModel, load
+from evocompress.space import sampling
+from evocompress.space.build import build_space
 from evocompress.testing.engines import divergence, generate, missing
 from evocompress.testing.plain_library import PlainLibrary
 from evocompress.testing.tiny import windowless
-from evocompress.types import DROP, Candidate
 
 Figures = dict[str, Figure]
 

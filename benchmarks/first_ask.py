@@ -18,13 +18,13 @@ import time
 import numpy as np
 from common import Figure, emit
 
-from evocompress.build import build_space
-from evocompress.config import SpaceConfig
+from evocompress.core.config import SpaceConfig
+from evocompress.core.types import Evaluate, Pool
 from evocompress.search import SEARCHERS
 from evocompress.search.base import Problem
-from evocompress.space import SearchSpace
+from evocompress.space.build import build_space
+from evocompress.space.space import SearchSpace
 from evocompress.testing.decoders import Decoder
-from evocompress.types import Evaluate, Pool
 
 POOL = Pool((1024,) * 64)
 TOKENS = 100_000_000

@@ -30,13 +30,13 @@ from common import Figure, emit
 from heldout import heldout
 
 from evocompress import api
-from evocompress.config import RunConfig
-from evocompress.files import read_json
-from evocompress.journal import read_candidates
-from evocompress.pareto import hypervolume, non_dominated
-from evocompress.progress import Reporter
-from evocompress.run_folder import RunFolder
-from evocompress.workbench import Workbench
+from evocompress.core.config import RunConfig
+from evocompress.core.files import read_json
+from evocompress.core.pareto import hypervolume, non_dominated
+from evocompress.core.progress import Reporter
+from evocompress.pipeline.context import Workbench
+from evocompress.pipeline.journal import read_candidates
+from evocompress.pipeline.run_folder import RunFolder
 
 LOWEST, STEP = 0.4, 0.02
 BASELINES = ("uniform", "flap")

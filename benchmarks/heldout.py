@@ -12,10 +12,10 @@ from cells import cell
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from evocompress.apply import LiveModel
-from evocompress.evaluation import heldout_quality
-from evocompress.types import Candidate
-from evocompress.workbench import Workbench
+from evocompress.compression.live_model import LiveModel
+from evocompress.core.types import Candidate
+from evocompress.evaluation.heldout import heldout_quality
+from evocompress.pipeline.context import Workbench
 
 EVERYTHING = slice(None)
 

@@ -27,10 +27,10 @@ from pathlib import Path
 import torch
 from common import Figure, emit
 
-from evocompress.files import write_json
-from evocompress.library.files import TensorSpec, TensorWriter, durable_file
-from evocompress.library.manifest import BlockRecord, Manifest, Recipe
-from evocompress.library.store import verify_files
+from evocompress.compression.library.files import TensorSpec, TensorWriter, durable_file
+from evocompress.compression.library.manifest import BlockRecord, Manifest, Recipe
+from evocompress.compression.library.store import verify_files
+from evocompress.core.files import write_json
 
 BLOCKS, WRITES = 4, 50
 RECIPE = Recipe("model", "calibration", None, None, None, "dense", 0.01, {}, {})

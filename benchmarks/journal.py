@@ -28,9 +28,9 @@ from typing import Any
 
 from common import Figure, clock, emit
 
-from evocompress.journal import Journal, Step
-from evocompress.journal_lines import sealed
-from evocompress.types import Candidate, Evaluate, Level
+from evocompress.core.checked_lines import sealed
+from evocompress.core.types import Candidate, Evaluate, Level
+from evocompress.pipeline.journal import Journal, Step
 
 UNITS, MICRO_BATCHES, PER_STEP, NEW = 24, 12, 32, 1024
 HEADER = {"seed": 0}

@@ -31,20 +31,20 @@ import torch
 from common import Figure, emit
 from rich.console import Console
 
-from evocompress.apply import LiveModel
-from evocompress.config import LatencyConfig
-from evocompress.costs import cost_model
-from evocompress.costs.latency import LatencyTable, Phase
-from evocompress.models import LoadedModel, load
-from evocompress.profile import profile, timing
-from evocompress.profile.first_items import FirstItems
-from evocompress.profile.fit import seconds
-from evocompress.profile.layouts import candidate_of, grid
-from evocompress.profile.random_layouts import random_layouts
-from evocompress.profile.turns import Ratios, measure_ratios
-from evocompress.progress import Reporter
+from evocompress.compression.live_model import LiveModel
+from evocompress.core.config import LatencyConfig
+from evocompress.core.progress import Reporter
+from evocompress.core.types import Candidate
+from evocompress.evaluation.profile import profile, timing
+from evocompress.evaluation.profile.first_items import FirstItems
+from evocompress.evaluation.profile.fit import seconds
+from evocompress.evaluation.profile.layouts import candidate_of, grid
+from evocompress.evaluation.profile.random_layouts import random_layouts
+from evocompress.evaluation.profile.turns import Ratios, measure_ratios
+from evocompress.models.loading import LoadedModel, load
+from evocompress.space.costs import cost_model
+from evocompress.space.costs.latency import LatencyTable, Phase
 from evocompress.testing.tiny import tiny_loaded
-from evocompress.types import Candidate
 
 Figures = dict[str, Figure]
 

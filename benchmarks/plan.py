@@ -35,11 +35,11 @@ from rich.console import Console
 from rich.table import Table
 
 from evocompress import api
-from evocompress.config import RunConfig
-from evocompress.config_file import dump_config, load_config
-from evocompress.planning import DEVICES, make_plan, outline, plan_rows
-from evocompress.progress import Reporter
-from evocompress.run_folder import RunFolder
+from evocompress.core.config import RunConfig
+from evocompress.core.config_file import dump_config, load_config
+from evocompress.core.progress import Reporter
+from evocompress.pipeline.planning import DEVICES, make_plan, outline, plan_rows
+from evocompress.pipeline.run_folder import RunFolder
 
 STAGES = ("library", "search", "heal")
 MIB = 2**20

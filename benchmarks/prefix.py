@@ -1,4 +1,4 @@
-"""What it is worth to keep the states of the last candidate (`evocompress/proxies/prefix.py`).
+"""What it is worth to keep the states of the last candidate (`proxies/prefix.py`).
 
 Two KL proxies on one micro-batch, one that keeps states and one that runs every block, take turns
 at each candidate:
@@ -26,13 +26,13 @@ import torch
 from common import Figure, emit, median_ratio
 from torch import Tensor
 
-from evocompress.apply import LiveModel
-from evocompress.config import ProxyConfig
-from evocompress.models import LoadedModel, load
-from evocompress.proxies import DivergenceProxy, prefix
+from evocompress.compression.live_model import LiveModel
+from evocompress.core.config import ProxyConfig
+from evocompress.core.types import Candidate, Evaluate, Result
+from evocompress.evaluation.proxies import DivergenceProxy, prefix
+from evocompress.models.loading import LoadedModel, load
 from evocompress.testing.proxies import dropped
 from evocompress.testing.tiny import tiny_loaded
-from evocompress.types import Candidate, Evaluate, Result
 
 TINY = "tiny"
 LIMIT = prefix.LIMIT_BYTES

@@ -37,12 +37,12 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from evocompress.apply import LiveModel
-from evocompress.config import ProxyConfig
-from evocompress.models import LoadedModel, load
-from evocompress.proxies import DivergenceProxy, prefix
+from evocompress.compression.live_model import LiveModel
+from evocompress.core.config import ProxyConfig
+from evocompress.core.types import Candidate, Evaluate
+from evocompress.evaluation.proxies import DivergenceProxy, prefix
+from evocompress.models.loading import LoadedModel, load
 from evocompress.testing.tiny import tiny_loaded
-from evocompress.types import Candidate, Evaluate
 
 Figures = dict[str, Figure]
 

@@ -36,14 +36,22 @@ import psutil
 import ray
 from common import Figure, emit
 
-from evocompress.apply import LiveModel
-from evocompress.config import RunConfig
-from evocompress.distributed.instruments import Instruments, Who, who
-from evocompress.distributed.ray import RayExecutor
-from evocompress.progress import Silent
-from evocompress.run_folder import RunFolder
-from evocompress.types import DROP, Answer, Candidate, Evaluate, MicroBatchValue, Request, Result
-from evocompress.workbench import Workbench
+from evocompress.compression.live_model import LiveModel
+from evocompress.core.config import RunConfig
+from evocompress.core.progress import Silent
+from evocompress.core.types import (
+    DROP,
+    Answer,
+    Candidate,
+    Evaluate,
+    MicroBatchValue,
+    Request,
+    Result,
+)
+from evocompress.distributed.executor import RayExecutor
+from evocompress.distributed.telemetry import Instruments, Who, who
+from evocompress.pipeline.context import Workbench
+from evocompress.pipeline.run_folder import RunFolder
 
 CORES = 0.01
 STAGES = (256, 64, 16, 4)

@@ -50,9 +50,9 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from evocompress.config import ModelConfig
-from evocompress.models import LoadedModel, load
-from evocompress.progress import Reporter
+from evocompress.core.config import ModelConfig
+from evocompress.core.progress import Reporter
+from evocompress.models.loading import LoadedModel, load
 
 SHARES = {"sixth": 1 / 6, "third": 1 / 3, "all": 1.0}
 STAGES = {"offspring": 16, "survivors": (4, 1), "stage_tokens": (1024, 4096)}

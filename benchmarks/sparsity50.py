@@ -27,14 +27,15 @@ from cells import cell
 from common import Figure, emit
 from rich.console import Console
 
-from evocompress import api, sampling
-from evocompress.apply import LiveModel
-from evocompress.config import RunConfig
-from evocompress.evaluation import heldout_quality
-from evocompress.progress import Reporter
-from evocompress.run_folder import RunFolder
-from evocompress.types import Candidate
-from evocompress.workbench import Workbench
+from evocompress import api
+from evocompress.compression.live_model import LiveModel
+from evocompress.core.config import RunConfig
+from evocompress.core.progress import Reporter
+from evocompress.core.types import Candidate
+from evocompress.evaluation.heldout import heldout_quality
+from evocompress.pipeline.context import Workbench
+from evocompress.pipeline.run_folder import RunFolder
+from evocompress.space import sampling
 
 CHECKPOINTS = {"217k": 6, "438k": 12, "659k": 18}
 """Names of the published checkpoints and the generations after which they are read."""

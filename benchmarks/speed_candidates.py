@@ -15,19 +15,20 @@ from speed_setting import Setting
 from torch import Tensor
 from torch.nn import functional
 
-from evocompress import sampling
-from evocompress.apply import LiveModel
-from evocompress.config import ProxyConfig
-from evocompress.costs.model import CostModel
-from evocompress.library import Library
-from evocompress.models import LoadedModel
-from evocompress.proxies import DivergenceProxy, prefix, vocabulary
-from evocompress.proxies.head import bucket_log_probabilities
-from evocompress.proxies.prefix import levels_by_block
-from evocompress.search.moves import distinct, mutate
-from evocompress.space import SearchSpace
+from evocompress.compression.library import Library
+from evocompress.compression.live_model import LiveModel
+from evocompress.core.config import ProxyConfig
+from evocompress.core.types import DROP, Candidate, Evaluate, Level
+from evocompress.evaluation.proxies import DivergenceProxy, prefix
+from evocompress.evaluation.proxies.prefix import levels_by_block
+from evocompress.models import vocabulary
+from evocompress.models.head import bucket_log_probabilities
+from evocompress.models.loading import LoadedModel
+from evocompress.search.operators.mutation import distinct, mutate
+from evocompress.space import sampling
+from evocompress.space.costs.model import CostModel
+from evocompress.space.space import SearchSpace
 from evocompress.testing.plain_library import PlainLibrary
-from evocompress.types import DROP, Candidate, Evaluate, Level
 
 LIMIT = prefix.LIMIT_BYTES
 MATRICES = 100

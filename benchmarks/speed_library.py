@@ -19,14 +19,14 @@ from safetensors.torch import save_file
 from speed_setting import Setting
 from torch import Tensor, nn
 
-from evocompress.config import LibraryConfig
-from evocompress.criteria import CRITERIA, Statistics
-from evocompress.library import build_library
-from evocompress.library.dense import DenseModel, Linear
-from evocompress.library.gram import collecting
-from evocompress.library.hidden import HiddenStates
-from evocompress.library.order import block_orders, methods_named
-from evocompress.types import Level
+from evocompress.compression.criteria import CRITERIA, Statistics
+from evocompress.compression.library import build_library
+from evocompress.compression.library.dense import DenseModel, Linear
+from evocompress.compression.library.gram import collecting
+from evocompress.compression.library.hidden import HiddenStates
+from evocompress.compression.library.order import block_orders, methods_named
+from evocompress.core.config import LibraryConfig
+from evocompress.core.types import Level
 
 
 @dataclass(frozen=True)

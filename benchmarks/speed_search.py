@@ -10,16 +10,16 @@ import numpy as np
 from common import Figure
 from speed_setting import Setting
 
-from evocompress import run
-from evocompress.apply import LiveModel
-from evocompress.config import ProxyConfig
-from evocompress.estimates.answer import LiveEstimates
-from evocompress.executor import LocalExecutor
-from evocompress.journal import Journal
-from evocompress.proxies import DivergenceProxy
+from evocompress.compression.live_model import LiveModel
+from evocompress.core.config import ProxyConfig
+from evocompress.core.types import Answer, Pool, Request
+from evocompress.evaluation.estimates.answer import LiveEstimates
+from evocompress.evaluation.executor import LocalExecutor
+from evocompress.evaluation.proxies import DivergenceProxy
+from evocompress.pipeline import loop
+from evocompress.pipeline.journal import Journal
 from evocompress.search import SEARCHERS
 from evocompress.search.base import Problem
-from evocompress.types import Answer, Pool, Request
 
 MANY = 10_000
 MICRO_BATCHES = 4
@@ -88,6 +88,6 @@ def overhead(setting: Setting) -> float:
         proxy = DivergenceProxy(live, pool, ProxyConfig())
         timed = Timed(LocalExecutor(proxy, LiveEstimates(live, pool)))
         start = time.perf_counter()
-        run.search(searcher, timed, journal, sizes)
+        loop.search(searcher, timed, journal, sizes)
         total = time.perf_counter() - start
     return 1 - timed.seconds / total

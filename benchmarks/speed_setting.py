@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from evocompress.arithmetic import slow_on_cpu
-from evocompress.build import build_space
-from evocompress.config import LibraryConfig, SpaceConfig
-from evocompress.inputs import random_batch
-from evocompress.library import Library, build_library
-from evocompress.models import LoadedModel, device_named, load
-from evocompress.space import SearchSpace
-from evocompress.tasks import CAUSAL
+from evocompress.compression.library import Library, build_library
+from evocompress.core.config import LibraryConfig, SpaceConfig
+from evocompress.models.cpu_dtypes import slow_on_cpu
+from evocompress.models.dummy_inputs import random_batch
+from evocompress.models.loading import LoadedModel, device_named, load
+from evocompress.models.tasks import CAUSAL
+from evocompress.space.build import build_space
+from evocompress.space.space import SearchSpace
 from evocompress.testing.tiny import tiny_loaded
 
 TINY = "tiny"

@@ -35,9 +35,9 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from evocompress.config import ModelConfig
-from evocompress.models import load
-from evocompress.progress import Reporter
+from evocompress.core.config import ModelConfig
+from evocompress.core.progress import Reporter
+from evocompress.models.loading import load
 
 DEPTH = {"drop": {"units": ["block"], "protect": []}}
 SUBLAYERS = {"drop": {"units": ["attention", "mlp"], "protect": []}}

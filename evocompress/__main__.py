@@ -1,6 +1,6 @@
 """``python -m evocompress`` is the command line."""
 
-from evocompress.cli import main
+from evocompress.cli.commands import main
 
 if __name__ == "__main__":
     main()

@@ -1,7 +1,7 @@
 """The stages of a run as functions; the command line calls nothing else.
 
 Examples:
-    >>> from evocompress.config_file import load_config
+    >>> from evocompress.core.config_file import load_config
     >>> from evocompress.testing.tiny import tiny_checkpoint
     >>> model = tiny_checkpoint(Path("tiny"))
     >>> text = Path("text.txt").write_text(" ".join(str(number**2) for number in range(3000)))
@@ -30,21 +30,14 @@ from pathlib import Path
 
 import torch
 
-from evocompress import stages
-from evocompress.comparison import compare
-from evocompress.config import RunConfig
-from evocompress.contestants import (
-    chosen_format,
-    contestants,
-    healed_notes,
-    healed_source,
-    named_candidate,
-)
-from evocompress.costs import LatencyTable
+from evocompress.core.config import RunConfig
+from evocompress.core.environment import describe, environment
+from evocompress.core.errors import RunError
+from evocompress.core.files import write_json
+from evocompress.core.progress import Reporter, Silent
+from evocompress.core.types import Candidate
 from evocompress.distributed import backend_of
-from evocompress.early import check_early, check_sources, rehearse
-from evocompress.environment import describe, environment
-from evocompress.errors import RunError
+from evocompress.evaluation.profile import path_of
 from evocompress.export import (
     check_format,
     check_program,
@@ -54,19 +47,26 @@ from evocompress.export import (
     read_record,
 )
 from evocompress.export import materialize as write_checkpoint
-from evocompress.files import write_json
-from evocompress.finished import HELDOUT, Unchanged, finished
-from evocompress.outcome import costs_of
-from evocompress.planning import Plan, plan_on
-from evocompress.profile import path_of
-from evocompress.progress import Reporter, Silent
-from evocompress.run import Listener
-from evocompress.run_folder import RunFolder
-from evocompress.settings import check_names
-from evocompress.sweep import SweepConfig, SweepFolder, check_groups, samples
-from evocompress.sweep import check as check_sweep
-from evocompress.types import Candidate
-from evocompress.workbench import Workbench
+from evocompress.pipeline import stages
+from evocompress.pipeline.compared_models import (
+    chosen_format,
+    contestants,
+    healed_notes,
+    healed_source,
+    named_candidate,
+)
+from evocompress.pipeline.comparison import compare
+from evocompress.pipeline.context import Workbench
+from evocompress.pipeline.early_checks import check_early, check_sources, rehearse
+from evocompress.pipeline.finished import HELDOUT, Unchanged, finished
+from evocompress.pipeline.loop import Listener
+from evocompress.pipeline.planning import Plan, plan_on
+from evocompress.pipeline.resolve import check_names
+from evocompress.pipeline.results import costs_of
+from evocompress.pipeline.run_folder import RunFolder
+from evocompress.pipeline.sweep import SweepConfig, SweepFolder, check_groups, samples
+from evocompress.pipeline.sweep import check as check_sweep
+from evocompress.space.costs import LatencyTable
 
 
 def search(
@@ -173,7 +173,7 @@ def plan(config: RunConfig, device: str = "here") -> Plan:
     Args:
         config: The run.
         device: ``here``, which is measured for some seconds, or a name of
-            `evocompress.planning.DEVICES`.
+            `evocompress.pipeline.planning.DEVICES`.
 
     Raises:
         EvoCompressError: Anything the user can mend.

@@ -5,6 +5,6 @@ checkpoints of the formats ``hf``, ``folded`` and ``deci`` without ``trust_remot
 ``save_pretrained`` writes of such a model has its code files again.
 """
 
-from evocompress.modeling import register
+from evocompress.models.modeling import register
 
 register()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from evocompress.files import read_json
+from evocompress.core.files import read_json
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 SHARED = {

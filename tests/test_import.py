@@ -12,7 +12,7 @@ LOADED = "import json, sys, time\nstart = time.perf_counter()\n{}\n" + (
 )
 HELP = """
 import contextlib, io
-from evocompress.cli import app
+from evocompress.cli.commands import app
 with contextlib.redirect_stdout(io.StringIO()) as said:
     app(["--help"], standalone_mode=False)
 assert "search" in said.getvalue()

@@ -9,132 +9,75 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from house import BELOW, PACKAGE, circles, files, floors, imported, modules, name_of, room_of, rooms
 
-import evocompress
+NUMPY_ONLY = ("evocompress.space", "evocompress.search", "evocompress.pipeline.sweep")
+"""Parts that know neither torch nor models."""
 
-PACKAGE = Path(evocompress.__file__).parent
-FILES = sorted(PACKAGE.rglob("*.py"))
-
-# The lower layers, and which modules of the package each may import.
-LOWER = {"types", "errors", "config", "config_file", "fields", "foreign_text", "strict_yaml"}
-LOWER |= {"pareto", "regular", "space_config"}
-SPACE = LOWER | {
-    "space",
-    "canonical",
-    "genes",
-    "admissible",
-    "budget",
-    "repair",
-    "sampling",
-    "costs",
-}
-SPACE |= {"fitting", "expert_genes", "single_changes", "arrays", "build"}
-ALLOWED = {
-    "types": set(),
-    "foreign_text": set(),
-    "errors": {"foreign_text"},
-    "fields": {"foreign_text"},
-    "space_config": {"fields"},
-    "config": {"fields", "space_config"},
-    "regular": {"errors"},
-    "strict_yaml": {"errors", "foreign_text", "regular"},
-    "config_file": {"config", "errors", "fields", "foreign_text", "strict_yaml"},
-    "pareto": set(),
-    "costs": {"types", "errors", "costs"},
-    "canonical": {"types", "errors"},
-    "expert_genes": SPACE,
-    "genes": SPACE,
-    "single_changes": SPACE,
-    "admissible": SPACE,
-    "budget": SPACE,
-    "repair": SPACE,
-    "sampling": SPACE,
-    "arrays": set(),
-    "build": SPACE,
-    "fitting": SPACE,
-    "space": SPACE,
-    "treatments": {"types"},
-    "search": SPACE | {"search", "treatments"},
-    "criteria": {"types", "errors", "criteria"},
-    "run": SPACE | {"search", "journal"},
-    "sweep": LOWER | {"sweep", "run_folder", "files", "journal", "winner"},
-}
-NUMPY_ONLY = sorted(set(ALLOWED) - {"criteria", "run"})
-
-# Libraries that only some parts may import.
 HOMES = {
     "ray": {"distributed"},
     "optuna": {"distributed", "search"},
-    "pymoo": {"search", "pareto"},
+    "pymoo": {"core", "search"},
 }
+"""Libraries that only some rooms may import."""
 
-
-def part(path: Path) -> str:
-    """The part of the package that a file belongs to: its folder or its module."""
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-
-
-def imports(path: Path) -> Iterator[str]:
-    """Dotted names of everything that a file imports, wherever in it."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            package = ["evocompress", *path.parts[len(PACKAGE.parts) : -1]]
-            above = package[: len(package) + 1 - node.level] if node.level else []
-            home = ".".join([*above, *([node.module] if node.module else [])])
-            yield from (f"{home}.{alias.name}" for alias in node.names)
-
-
-def own_parts(path: Path) -> set[str]:
-    """Parts of the package that a file imports."""
-    names = [name.split(".") for name in imports(path)]
-    return {name[1] for name in names if name[0] == "evocompress" and len(name) > 1}
+MOST_ENTRIES, MOST_FLOORS = 16, 12
 
 
 def libraries(path: Path) -> set[str]:
-    return {name.split(".")[0] for name in imports(path)} - {"evocompress"}
+    return {name.split(".")[0] for name in imported(path)} - {"evocompress"}
 
 
-def files_of(*parts: str) -> list[Path]:
-    return [path for path in FILES if part(path) in parts]
+@pytest.mark.parametrize("room", BELOW)
+def test_a_room_imports_only_what_lies_below(room):
+    assert rooms()[room] <= set(BELOW[room].split())
 
 
-@pytest.mark.parametrize("name", ALLOWED)
-def test_a_layer_imports_only_what_lies_below(name):
-    for path in files_of(name):
-        assert own_parts(path) <= ALLOWED[name], path
+def test_the_table_names_every_room_and_no_arrow_that_is_not_there():
+    assert {room: set(below.split()) for room, below in BELOW.items()} == rooms()
+    assert len(BELOW) <= MOST_ENTRIES and floors(rooms()) <= MOST_FLOORS
 
 
-def test_only_the_command_line_is_above_the_loop():
-    for path in FILES:
-        if part(path) not in ("cli", "__main__"):
-            assert "cli" not in own_parts(path), path
+def test_there_are_no_circles():
+    assert circles(rooms()) == []
+    assert circles(modules()) == []
+
+
+@pytest.mark.parametrize("room", [name for name in BELOW if (PACKAGE / name).is_dir()])
+def test_a_room_has_a_page(room):
+    """Its docstring says what it is for, what its interface is and who may import it."""
+    text = ast.get_docstring(ast.parse((PACKAGE / room / "__init__.py").read_text())) or ""
+    assert "Interface:" in text and "Imported by:" in text
+    named = text.split("Imported by:")[1].split(".")[0]
+    importers = {name for name, others in rooms().items() if room in others}
+    assert {word.strip(" `\n") for word in named.split(",")} == importers or "nobody" in named
 
 
 def test_the_layers_of_the_search_are_numpy_only():
-    for path in files_of(*NUMPY_ONLY):
-        assert not libraries(path) & {"torch", "transformers", "safetensors"}, path
+    for path in files():
+        if name_of(path).startswith(NUMPY_ONLY):
+            assert not libraries(path) & {"torch", "transformers", "safetensors"}, path
 
 
 def test_criteria_know_no_model():
-    for path in files_of("criteria"):
-        assert "transformers" not in libraries(path), path
+    for path in (PACKAGE / "compression" / "criteria").glob("*.py"):
+        below = {name.split(".")[1] for name in imported(path) if name.startswith("evocompress.")}
+        assert below <= {"core", "compression"} and "transformers" not in libraries(path), path
 
 
 @pytest.mark.parametrize("library", HOMES)
 def test_library_is_imported_only_at_home(library):
-    for path in FILES:
-        if part(path) not in HOMES[library]:
+    for path in files():
+        if room_of(name_of(path)) not in HOMES[library]:
             assert library not in libraries(path), path
 
 
 def test_types_need_the_standard_library_only():
-    assert libraries(PACKAGE / "types.py") <= sys.stdlib_module_names
+    assert libraries(PACKAGE / "core" / "types.py") <= sys.stdlib_module_names
 
 
 def test_nothing_executable_is_loaded():
-    for path in FILES:
+    for path in files():
         assert not libraries(path) & {"pickle", "cPickle", "dill", "cloudpickle", "joblib"}, path
         assert not list(calls(path, {"torch.load", "numpy.load", "np.load", "eval", "exec"})), path
 
@@ -149,10 +92,10 @@ def calls(path: Path, names: set[str]) -> Iterator[str]:
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
-        ("evocompress.build", {"torch", "transformers", "ray"}),
+        ("evocompress.space", {"torch", "transformers", "ray"}),
         ("evocompress.search", {"torch", "transformers", "ray", "optuna", "pymoo"}),
-        ("evocompress.run", {"torch", "transformers", "ray"}),
-        ("evocompress.sweep", {"torch", "transformers", "ray", "optuna"}),
+        ("evocompress.pipeline.loop", {"torch", "transformers", "ray"}),
+        ("evocompress.pipeline.sweep", {"torch", "transformers", "ray", "optuna"}),
     ],
 )
 def test_import_stays_light(module, absent):
@@ -166,5 +109,10 @@ def test_the_check_sees_imports_inside_functions(tmp_path):
     probe.write_text(
         "def f():\n    import ray.tune\n    from torch import load\n    torch.load(1)\n"
     )
-    assert set(imports(probe)) == {"ray.tune", "torch.load"}
+    assert set(imported(probe)) == {"ray.tune", "torch.load"}
     assert list(calls(probe, {"torch.load"})) == ["torch.load"]
+
+
+def test_the_check_sees_a_circle():
+    assert set(circles({"a": {"b"}, "b": {"c"}, "c": {"b"}})) == {"b", "c"}
+    assert circles({"a": {"b"}, "b": {"c"}}) == [] and floors({"a": {"b"}, "b": {"c"}}) == 3

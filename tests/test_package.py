@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 import evocompress
-from evocompress.config_file import load_config, shipped
-from evocompress.sweep import load_sweep
+from evocompress.core.config_file import load_config, shipped
+from evocompress.pipeline.sweep import load_sweep
 
 ROOT = Path(__file__).parents[1]
 FORMS = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
@@ -20,7 +20,7 @@ SPACES = sorted((ROOT / "search_spaces").glob("*.yaml"))
 BUILD = "import sys; from hatchling.build import build_wheel; build_wheel(sys.argv[1])"
 FIND = """
 import evocompress, sys
-from evocompress.config_file import load_config
+from evocompress.core.config_file import load_config
 assert evocompress.__file__.startswith(sys.argv[1])
 for name in sys.argv[2:]:
     print(load_config(name).name)

@@ -1,18 +1,25 @@
-"""Ray: requests, level libraries, latency tables and healings on a cluster, and sweeps."""
+"""Ray: requests, level libraries, latency tables and healings on a cluster, and sweeps.
+
+Ray is imported only in this room, and only when there is work for it.
+
+Interface: `backend_of`, `RayBackend`.
+
+Imported by: `api`.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from evocompress.workbench import Backend, Local, Workbench
+from evocompress.pipeline.context import Backend, Local, Workbench
 
 if TYPE_CHECKING:
-    from evocompress.apply import LiveModel
-    from evocompress.circumstances import Admit
-    from evocompress.config import RunConfig
-    from evocompress.library.builder import MakeBlocks
-    from evocompress.profile import Measure
-    from evocompress.run import Executor
+    from evocompress.compression.library.builder import MakeBlocks
+    from evocompress.compression.live_model import LiveModel
+    from evocompress.core.circumstances import Admit
+    from evocompress.core.config import RunConfig
+    from evocompress.evaluation.profile import Measure
+    from evocompress.pipeline.loop import Executor
 
 __all__ = ["RayBackend", "backend_of"]
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from evocompress.core.env_vars import surroundings_of, told_to_ray
+from evocompress.core.types import Evaluate, Request
 from evocompress.distributed.cluster import absolute, check_room, gpus_each, places, start
-from evocompress.distributed.instruments import Instruments
-from evocompress.distributed.ray import RayExecutor
+from evocompress.distributed.executor import RayExecutor
 from evocompress.distributed.storage import publish
+from evocompress.distributed.telemetry import Instruments
 from evocompress.distributed.worker import Assignment, Worker
-from evocompress.env_vars import surroundings_of, told_to_ray
-from evocompress.types import Evaluate, Request
 
 if TYPE_CHECKING:
-    from evocompress.apply import LiveModel
-    from evocompress.circumstances import Admit
-    from evocompress.run import Executor
-    from evocompress.workbench import Workbench
+    from evocompress.compression.live_model import LiveModel
+    from evocompress.core.circumstances import Admit
+    from evocompress.pipeline.context import Workbench
+    from evocompress.pipeline.loop import Executor
 
 
 def ray_executor(bench: Workbench, live: LiveModel, admit: Admit) -> Executor:
@@ -78,7 +78,7 @@ def assignment_of(bench: Workbench) -> Assignment:
     """What the workers of a run are made from."""
     import torch
 
-    from evocompress.environment import versions
+    from evocompress.core.environment import versions
 
     library, storage = bench.library, bench.config.ray.storage
     table = None if bench.config.latency.force else bench.latency_table
@@ -99,7 +99,7 @@ def assignment_of(bench: Workbench) -> Assignment:
 
 def trie_order(requests: Sequence[Request], live: LiveModel) -> list[Request]:
     """Estimates first, then evaluations in the order of a walk over their trie."""
-    from evocompress.proxies.order import depth_first
+    from evocompress.evaluation.proxies.order import depth_first
 
     evaluations = [request for request in requests if isinstance(request, Evaluate)]
     order = depth_first([request.candidate for request in evaluations], live.units)

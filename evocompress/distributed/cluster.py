@@ -9,9 +9,9 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from evocompress.config import ModelConfig, RayConfig, RunConfig
-from evocompress.errors import ConfigError, RunError, one_line
-from evocompress.stopping import signals_kept
+from evocompress.core.config import ModelConfig, RayConfig, RunConfig
+from evocompress.core.errors import ConfigError, RunError, one_line
+from evocompress.core.stopping import signals_kept
 
 NOT_INSTALLED = (
     "executor=ray needs a package that is not installed: pip install 'evocompress[ray]', or give "

@@ -7,8 +7,8 @@ from typing import Any
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
 from evocompress.distributed.trial import TOKENS, VALUE, settings_of
-from evocompress.sweep.config import SweepConfig
-from evocompress.sweep.trials import group_of
+from evocompress.pipeline.sweep.config import SweepConfig
+from evocompress.pipeline.sweep.trials import group_of
 
 
 class GroupedHalving(FIFOScheduler):

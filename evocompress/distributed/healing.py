@@ -9,11 +9,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from evocompress.config import RunConfig
-from evocompress.distributed.alone import Task, Tell, run_alone
+from evocompress.core.config import RunConfig
+from evocompress.core.progress import Reporter
 from evocompress.distributed.cluster import enter
-from evocompress.progress import Reporter
-from evocompress.settings import threads_of
+from evocompress.distributed.exclusive_task import Task, Tell, run_alone
+from evocompress.pipeline.resolve import threads_of
 
 
 def heal_on_ray(
@@ -52,7 +52,7 @@ def _heal(
     """Heals in this process."""
     import ray
 
-    from evocompress import stages
+    from evocompress.pipeline import stages
 
     # A working_dir was brought along by Ray, which has entered it already.
     if not ray.get_runtime_context().runtime_env.get("working_dir"):

@@ -15,18 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evocompress.config import RayConfig, RunConfig
+from evocompress.core.config import RayConfig, RunConfig
+from evocompress.core.env_vars import surroundings_of, told_to_ray
+from evocompress.core.errors import EvoCompressError, LibraryError, RunError, one_line
 from evocompress.distributed.cluster import absolute, check_room, gpus_each, places, start
 from evocompress.distributed.replica import Replica
-from evocompress.env_vars import surroundings_of, told_to_ray
-from evocompress.errors import EvoCompressError, LibraryError, RunError, one_line
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from evocompress.library.builder import MakeBlocks, Progress
-    from evocompress.library.manifest import BlockRecord, Manifest
-    from evocompress.models import LoadedModel
+    from evocompress.compression.library.builder import MakeBlocks, Progress
+    from evocompress.compression.library.manifest import BlockRecord, Manifest
+    from evocompress.models.loading import LoadedModel
 
 RETRIES = 3
 """Workers that may die of a task before the build gives up."""
@@ -52,8 +52,8 @@ def ray_blocks(config: RunConfig, say: Say) -> MakeBlocks:
     ) -> Iterator[tuple[int, BlockRecord]]:
         import torch
 
-        from evocompress.library.builder import make_blocks, observes, orders_of
-        from evocompress.library.dense import DenseModel
+        from evocompress.compression.library.builder import make_blocks, observes, orders_of
+        from evocompress.compression.library.dense import DenseModel
 
         alone = None
         if manifest.recipe.propagated:
@@ -104,7 +104,7 @@ def _pass_states(
 
     Of one border they are not in a tuple: Ray unpacks several results, but not a single one.
     """
-    from evocompress.library.hidden import HiddenStates
+    from evocompress.compression.library.hidden import HiddenStates
 
     states = HiddenStates(site.load(), tokens[part], site.batch)
     found = []
@@ -124,8 +124,8 @@ def _make_range(
     There are none where that is the model's first block, or no block reads any. Where this is
     the second attempt, what the first one has made is not made again.
     """
-    from evocompress.library.builder import Builder
-    from evocompress.library.manifest import read_manifest
+    from evocompress.compression.library.builder import Builder
+    from evocompress.compression.library.manifest import read_manifest
 
     manifest = read_manifest(site.path)
     entering = [states for part in parts for states in part] if parts else None
@@ -148,7 +148,7 @@ def _build(
     """Starts all tasks, and yields what they make as it comes."""
     import ray
 
-    from evocompress.leftovers import clear_leftovers
+    from evocompress.core.leftovers import clear_leftovers
 
     check_room(config)
     options = {

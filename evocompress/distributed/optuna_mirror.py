@@ -15,11 +15,11 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from evocompress.errors import RunError
-from evocompress.files import naming_disk_errors, replacing
-from evocompress.journal_lines import Line, Record, lines
-from evocompress.journal_memory import candidate_of
-from evocompress.types import DENSE, Level
+from evocompress.core.checked_lines import Line, Record, lines
+from evocompress.core.errors import RunError
+from evocompress.core.files import naming_disk_errors, replacing
+from evocompress.core.types import DENSE, Level
+from evocompress.pipeline.journal_memory import candidate_of
 
 
 def mirror(folder: Path, target: Path) -> int:

@@ -7,16 +7,16 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from evocompress.config import LatencyConfig, RunConfig
-from evocompress.distributed.alone import Task, Tell, run_alone
+from evocompress.core.config import LatencyConfig, RunConfig
 from evocompress.distributed.cluster import absolute
+from evocompress.distributed.exclusive_task import Task, Tell, run_alone
 from evocompress.distributed.replica import Replica
 
 if TYPE_CHECKING:
-    from evocompress.costs import LatencyTable
-    from evocompress.models import LoadedModel
-    from evocompress.profile import Measure
-    from evocompress.progress import Advance
+    from evocompress.core.progress import Advance
+    from evocompress.evaluation.profile import Measure
+    from evocompress.models.loading import LoadedModel
+    from evocompress.space.costs import LatencyTable
 
 SPEAK_SECONDS = 2.0
 """Between two words of progress, which take the time of the node that is timed."""
@@ -48,7 +48,7 @@ def ray_table(config: RunConfig, say: Callable[[str], None]) -> Measure:
 
 def _measure(replica: Replica, latency: LatencyConfig, tell: Tell) -> LatencyTable:
     """The table of the device of this process."""
-    from evocompress.profile import measure_here
+    from evocompress.evaluation.profile import measure_here
 
     return measure_here(replica.load(), latency, _seldom(tell))
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from evocompress.config import ModelConfig
-from evocompress.env_vars import Surroundings
-from evocompress.errors import ModelError
+from evocompress.core.config import ModelConfig
+from evocompress.core.env_vars import Surroundings
+from evocompress.core.errors import ModelError
 
 if TYPE_CHECKING:
-    from evocompress.models import LoadedModel
+    from evocompress.models.loading import LoadedModel
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Replica:
         self.surroundings.enter()
         import torch
 
-        from evocompress.models import load_as
+        from evocompress.models.loading import load_as
 
         torch.set_num_threads(self.threads)
         loaded = load_as(self.model)

@@ -9,8 +9,8 @@ from typing import Any
 
 from filelock import FileLock
 
-from evocompress.errors import ConfigError, LibraryError, one_line
-from evocompress.files import sync_folder
+from evocompress.core.errors import ConfigError, LibraryError, one_line
+from evocompress.core.files import sync_folder
 
 MANIFEST = "manifest.json"
 """The file without which a library is not complete."""
@@ -76,8 +76,8 @@ def mended(url: str, cache: Path) -> Path:
     Raises:
         ConfigError: It cannot be read.
     """
-    from evocompress.library.manifest import read_manifest
-    from evocompress.library.store import verify_files
+    from evocompress.compression.library.manifest import read_manifest
+    from evocompress.compression.library.store import verify_files
 
     target = cache / url.rsplit("/", 1)[1]
     with FileLock(f"{target}.lock"):

@@ -15,22 +15,22 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from evocompress.core.env_vars import surroundings_of
+from evocompress.core.errors import ConfigError, EvoCompressError, RunError, one_line
+from evocompress.core.files import read_json, write_text
+from evocompress.core.progress import Reporter
 from evocompress.distributed.cluster import gpus_each
-from evocompress.distributed.origin import is_own, sign
+from evocompress.distributed.signature import is_own, sign
 from evocompress.distributed.sweep_cluster import check_room, start_for_trials
 from evocompress.distributed.trial import Task, run_trial, settings_of
 from evocompress.distributed.tuner import new_tuner
 from evocompress.distributed.watch import watching
-from evocompress.env_vars import surroundings_of
-from evocompress.errors import ConfigError, EvoCompressError, RunError, one_line
-from evocompress.files import read_json, write_text
-from evocompress.progress import Reporter
-from evocompress.run_folder import RunFolder
-from evocompress.sweep.config import SweepConfig
-from evocompress.sweep.folder import SweepFolder, begin, check
-from evocompress.sweep.outcome import Status, is_finished, outcomes
-from evocompress.sweep.record import new_record
-from evocompress.sweep.trials import size_of, trial_of
+from evocompress.pipeline.run_folder import RunFolder
+from evocompress.pipeline.sweep.config import SweepConfig
+from evocompress.pipeline.sweep.folder import SweepFolder, begin, check
+from evocompress.pipeline.sweep.outcome import Status, is_finished, outcomes
+from evocompress.pipeline.sweep.record import new_record
+from evocompress.pipeline.sweep.trials import size_of, trial_of
 
 QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",

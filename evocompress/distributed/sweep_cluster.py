@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from evocompress.config import RayConfig
+from evocompress.core.config import RayConfig
+from evocompress.core.env_vars import told_to_ray
+from evocompress.core.errors import ConfigError, one_line
+from evocompress.core.progress import Reporter
 from evocompress.distributed.cluster import gpus_each, nodes_with, start, too_much
-from evocompress.env_vars import told_to_ray
-from evocompress.errors import ConfigError, one_line
-from evocompress.progress import Reporter
 
 
 def start_for_trials(config: RayConfig) -> Callable[[], None]:

@@ -6,18 +6,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from evocompress.core.env_vars import Surroundings
+from evocompress.core.errors import RunError, one_line
 from evocompress.distributed.cluster import enter
-from evocompress.env_vars import Surroundings
-from evocompress.errors import RunError, one_line
-from evocompress.run_folder import RunFolder
-from evocompress.sweep.config import Range, SweepConfig
-from evocompress.sweep.folder import SweepFolder
-from evocompress.sweep.outcome import is_finished
-from evocompress.sweep.record import Clock
-from evocompress.sweep.trials import Settings, Trial, trial_of
+from evocompress.pipeline.run_folder import RunFolder
+from evocompress.pipeline.sweep.config import Range, SweepConfig
+from evocompress.pipeline.sweep.folder import SweepFolder
+from evocompress.pipeline.sweep.outcome import is_finished
+from evocompress.pipeline.sweep.record import Clock
+from evocompress.pipeline.sweep.trials import Settings, Trial, trial_of
 
 if TYPE_CHECKING:
-    from evocompress.run import Progress
+    from evocompress.pipeline.loop import Progress
 
 VALUE = "value"
 """What Tune minimises: the winner's value, or the best one so far."""
@@ -115,8 +115,8 @@ def _search(
     """Searches, unless that was done, telling every step to who wants to know."""
     if is_finished(RunFolder(trial.config.folder)):
         return
-    from evocompress import stages
     from evocompress.distributed import backend_of
+    from evocompress.pipeline import stages
 
     last = -1
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from evocompress.distributed.trial import VALUE
-from evocompress.sweep.config import Range, SweepConfig
+from evocompress.pipeline.sweep.config import Range, SweepConfig
 
 DEATHS = 3
 """How often the process of a trial may die before the trial has failed."""

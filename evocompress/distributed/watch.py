@@ -6,12 +6,12 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from evocompress.errors import RunError
-from evocompress.progress import Reporter
-from evocompress.sweep.config import SweepConfig
-from evocompress.sweep.folder import SweepFolder
-from evocompress.sweep.outcome import TrialOutcome, outcomes
-from evocompress.sweep.trials import size_of
+from evocompress.core.errors import RunError
+from evocompress.core.progress import Reporter
+from evocompress.pipeline.sweep.config import SweepConfig
+from evocompress.pipeline.sweep.folder import SweepFolder
+from evocompress.pipeline.sweep.outcome import TrialOutcome, outcomes
+from evocompress.pipeline.sweep.trials import size_of
 
 EVERY = 2.0
 """Seconds between two looks."""

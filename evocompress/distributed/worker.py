@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evocompress.distributed.instruments import tail, who
-from evocompress.env_vars import Surroundings
-from evocompress.errors import EvoCompressError, LibraryError, RunError, one_line
-from evocompress.types import Answer, Request
+from evocompress.core.env_vars import Surroundings
+from evocompress.core.errors import EvoCompressError, LibraryError, RunError, one_line
+from evocompress.core.types import Answer, Request
+from evocompress.distributed.telemetry import tail, who
 
 if TYPE_CHECKING:
-    from evocompress.config import RunConfig
-    from evocompress.library import Library
-    from evocompress.workbench import Workbench
+    from evocompress.compression.library import Library
+    from evocompress.core.config import RunConfig
+    from evocompress.pipeline.context import Workbench
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Worker:
 
     def __init__(self, assignment: Assignment, calibration: Any) -> None:
         assignment.surroundings.enter()
-        from evocompress.apply import LiveModel
+        from evocompress.compression.live_model import LiveModel
 
         self._refusal: Refusal | None = None
         try:
@@ -76,7 +76,7 @@ class Worker:
 
     def ready(self) -> Refusal | dict[str, Any]:
         """Who it is and on what it computes, once everything is loaded."""
-        from evocompress.environment import machine
+        from evocompress.core.environment import machine
 
         return self._refusal or who() | {"machine": machine(self._bench.loaded.model.device)}
 
@@ -98,10 +98,10 @@ def _bench(assignment: Assignment, calibration: Any) -> Workbench:
     """A run on this process's own model."""
     import torch
 
-    from evocompress.config import RunConfig
-    from evocompress.progress import Silent
-    from evocompress.run_folder import RunFolder
-    from evocompress.workbench import Workbench
+    from evocompress.core.config import RunConfig
+    from evocompress.core.progress import Silent
+    from evocompress.pipeline.context import Workbench
+    from evocompress.pipeline.run_folder import RunFolder
 
     config = RunConfig.model_validate_json(assignment.config)
     library = config.library.model_copy(update={"path": _library(assignment.library, config)})
@@ -116,8 +116,8 @@ def _bench(assignment: Assignment, calibration: Any) -> Workbench:
 
 def _library(place: str | None, config: RunConfig) -> Path | None:
     """The folder of the library on this node."""
+    from evocompress.core.files import cache_folder
     from evocompress.distributed.storage import fetched
-    from evocompress.files import cache_folder
 
     if place is None:
         return None
@@ -126,8 +126,8 @@ def _library(place: str | None, config: RunConfig) -> Path | None:
 
 def _opened(bench: Workbench, place: str | None) -> Library | None:
     """The level library; this node's own copy is made anew where it is damaged."""
+    from evocompress.core.files import cache_folder
     from evocompress.distributed.storage import mended
-    from evocompress.files import cache_folder
 
     if place is None:
         return None
@@ -146,8 +146,8 @@ def _check(bench: Workbench, assignment: Assignment) -> None:
     Raises:
         RunError: It does not.
     """
-    from evocompress.circumstances import Facts, differences
-    from evocompress.environment import describe, versions
+    from evocompress.core.circumstances import Facts, differences
+    from evocompress.core.environment import describe, versions
 
     found = bench.circumstances()
     wrong = [key for key, value in assignment.expected.items() if found[key] != value]

@@ -1,24 +1,13 @@
-"""What is reported of a finished model, measured on real models by code of its own."""
+"""How good a candidate is and how long it takes: what a search asks for, and what is reported.
 
-from evocompress.evaluation.counts import Counts, count
-from evocompress.evaluation.flops import count_flops
-from evocompress.evaluation.latency import Latency, Timing, check_lengths, measure_latency
-from evocompress.evaluation.outputs import output_quality
-from evocompress.evaluation.quality import Quality, heldout_quality
-from evocompress.evaluation.ratios import Ratio, in_turns, ratio
+`calibration` reads text and images; `proxies` judge candidates on it; `estimates` say something
+about every unit at once; `profile` measures latency tables; `executor` answers requests in this
+process. `heldout` measures finished models and shares no code with the proxies, so that what chose
+a winner does not judge it.
 
-__all__ = [
-    "Counts",
-    "Latency",
-    "Quality",
-    "Ratio",
-    "Timing",
-    "check_lengths",
-    "count",
-    "count_flops",
-    "heldout_quality",
-    "in_turns",
-    "measure_latency",
-    "output_quality",
-    "ratio",
-]
+Interface: `evocompress.evaluation.proxies.base.Proxy`,
+`evocompress.evaluation.estimates.base.ESTIMATE` entries (one file and one line each, see
+docs/proxy.md), `evocompress.evaluation.heldout.heldout_quality`.
+
+Imported by: `api`, `cli`, `distributed`, `pipeline`, `testing`.
+"""

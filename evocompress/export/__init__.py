@@ -1,4 +1,9 @@
-"""Writes a candidate as a checkpoint (`materialize`); `FORMATS` names the forms it can take."""
+"""Writes a candidate as a checkpoint (`materialize`); `FORMATS` names the forms it can take.
+
+Interface: `materialize`, `evocompress.export.formats.Format` (see docs/export.md).
+
+Imported by: `api`, `cli`, `healing`, `pipeline`, `testing`.
+"""
 
 from evocompress.export.checkpoint import check_weights, materialize
 from evocompress.export.choice import (

@@ -7,10 +7,10 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from evocompress.costs import Part, amount_text, level_of
+from evocompress.core.foreign_text import as_code, fence_of
+from evocompress.core.types import DENSE, DROP, Candidate, Level, Unit
 from evocompress.export.record import Record
-from evocompress.foreign_text import as_code, fence_of
-from evocompress.types import DENSE, DROP, Candidate, Level, Unit
+from evocompress.space.costs import Part, amount_text, level_of
 
 SPARSE_NOTE = (
     "The zeros are stored as ordinary dense safetensors: they take the same space as other "

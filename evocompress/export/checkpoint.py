@@ -12,8 +12,8 @@ from pathlib import Path
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from evocompress.costs import outline
-from evocompress.errors import ExportError
+from evocompress.core.errors import ExportError
+from evocompress.core.types import Candidate
 from evocompress.export.card import model_card
 from evocompress.export.choice import choose_format
 from evocompress.export.companions import copy_terms
@@ -23,8 +23,8 @@ from evocompress.export.gguf_writing import TYPES
 from evocompress.export.healed import checkpoint_state
 from evocompress.export.record import Record, write_record
 from evocompress.export.weights import LevelWeights, compressed_state
-from evocompress.models import LoadedModel
-from evocompress.types import Candidate
+from evocompress.models.loading import LoadedModel
+from evocompress.space.costs import outline
 
 
 def materialize(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from evocompress.errors import ExportError
+from evocompress.core.errors import ExportError
+from evocompress.core.types import Candidate
 from evocompress.export.formats import FORMATS
 from evocompress.export.programs import (
     PROGRAMS,
@@ -14,8 +15,7 @@ from evocompress.export.programs import (
     program_named,
     untried,
 )
-from evocompress.models import LoadedModel
-from evocompress.types import Candidate
+from evocompress.models.loading import LoadedModel
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from typing import Any
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from evocompress.export.transformers4 import make_tokenizer_readable
-from evocompress.models import LoadedModel
-from evocompress.sources import LEGAL, quiet_transformers
+from evocompress.models.checkpoints import LEGAL, quiet_transformers
+from evocompress.models.loading import LoadedModel
 
 COMPANIONS = (
     *("preprocessor_config.json", "processor_config.json"),

@@ -13,16 +13,16 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from evocompress.core.types import Candidate
 from evocompress.export.filling import Target, filled
 from evocompress.export.layout import SUBLAYERS, Block, Layout, layout
 from evocompress.export.llama_like import first_without_attention, unlike_llama
 from evocompress.export.modeling_file import LOADING, ModelingFile
 from evocompress.export.pretrained import Pretrained
 from evocompress.export.weights import State, assemble, renumbered
-from evocompress.families import SubLayerName
-from evocompress.modeling import DECI
-from evocompress.models import LoadedModel
-from evocompress.types import Candidate
+from evocompress.models.families import SubLayerName
+from evocompress.models.loading import LoadedModel
+from evocompress.models.modeling import DECI
 
 
 @dataclass(frozen=True)

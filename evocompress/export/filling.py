@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from evocompress.core.types import Axis
 from evocompress.export.layout import Block
-from evocompress.families import Matrix, SubLayerName
-from evocompress.families.coupling import Kept, Widths, first_items, index_of
-from evocompress.types import Axis
+from evocompress.models.families import Matrix, SubLayerName
+from evocompress.models.families.coupling import Kept, Widths, first_items, index_of
 
 
 @dataclass(frozen=True)

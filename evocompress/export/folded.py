@@ -13,14 +13,14 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from evocompress.core.types import Candidate
 from evocompress.export.layout import Block, Layout, layout, mixed_experts, second_round
 from evocompress.export.modeling_file import ModelingFile, overrides, uneven_config
 from evocompress.export.stock import renumbering
 from evocompress.export.weights import State, assemble
-from evocompress.families import Family, name_of
-from evocompress.modeling import CLASSES
-from evocompress.models import LoadedModel
-from evocompress.types import Candidate
+from evocompress.models.families import Family, name_of
+from evocompress.models.loading import LoadedModel
+from evocompress.models.modeling import CLASSES
 
 NOTE = (
     "Format `folded`: a block that has lost its attention is no layer of its own. Its MLP is run "
@@ -67,7 +67,7 @@ class Folded(ModelingFile):
         return NOTE if alone else ""
 
     def build(self, loaded: LoadedModel, state: State, candidate: Candidate) -> PreTrainedModel:
-        """A model of the family's class in `evocompress.modeling`."""
+        """A model of the family's class in `evocompress.models.modeling`."""
         layers = fold(layout(loaded, candidate))
         grouped = hasattr(loaded.model.config, "num_key_value_heads")
         own = [_overrides(layer, grouped=grouped) for layer in layers]

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from evocompress.errors import ExportError
+from evocompress.core.errors import ExportError
+from evocompress.core.files import make_folder, naming_disk_errors, sync, sync_folder
+from evocompress.core.leftovers import only_writer, temporary_name
 from evocompress.export.record import CANDIDATE_FILE
-from evocompress.files import make_folder, naming_disk_errors, sync, sync_folder
-from evocompress.leftovers import only_writer, temporary_name
 
 SPARE_BYTES = 64 * 2**20
 """Room for tokenizer and small files, on top of the weights."""

@@ -7,6 +7,7 @@ from typing import ClassVar, Protocol
 
 from transformers import PreTrainedModel
 
+from evocompress.core.types import Candidate
 from evocompress.export.deci import Deci
 from evocompress.export.folded import Folded
 from evocompress.export.gguf import Gguf
@@ -15,8 +16,7 @@ from evocompress.export.modeling_file import ModelingFile
 from evocompress.export.padded import Padded
 from evocompress.export.stock import Stock
 from evocompress.export.weights import State
-from evocompress.models import LoadedModel
-from evocompress.types import Candidate
+from evocompress.models.loading import LoadedModel
 
 
 class Format(Protocol):

@@ -12,7 +12,8 @@ from typing import ClassVar
 
 from transformers import PreTrainedModel
 
-from evocompress.errors import ExportError
+from evocompress.core.errors import ExportError
+from evocompress.core.types import Candidate
 from evocompress.export.gguf_measure import measured_costs
 from evocompress.export.gguf_tokenizer import tokenizer_obstacle
 from evocompress.export.gguf_writing import GGUF_FILE, TYPES, write_gguf
@@ -20,8 +21,7 @@ from evocompress.export.layout import layout
 from evocompress.export.llama_like import first_without_attention, unlike_llama
 from evocompress.export.modeling_file import ModelingFile
 from evocompress.export.weights import State
-from evocompress.models import LoadedModel
-from evocompress.types import Candidate
+from evocompress.models.loading import LoadedModel
 
 ROPES = ("default", "linear", "llama3")
 """Kinds of rotary embeddings that only divide the frequencies."""

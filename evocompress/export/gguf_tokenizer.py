@@ -11,11 +11,11 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from evocompress.demo_model import DEMO_SOURCE, demo_gguf
-from evocompress.errors import ExportError
+from evocompress.core.errors import ExportError
 from evocompress.export.gguf_pieces import BYTES, Pieces, pieces_of
-from evocompress.models import LoadedModel
-from evocompress.sources import quiet_transformers
+from evocompress.models.checkpoints import quiet_transformers
+from evocompress.models.demo import DEMO_SOURCE, demo_gguf
+from evocompress.models.loading import LoadedModel
 
 _WORDS = r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"""
 _REST = r"""| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""

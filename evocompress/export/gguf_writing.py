@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from evocompress.errors import ExportError
+from evocompress.core.errors import ExportError
 from evocompress.export.gguf_tokenizer import add_tokenizer
-from evocompress.models import LoadedModel
+from evocompress.models.loading import LoadedModel
 
 GGUF_FILE = "model.gguf"
 

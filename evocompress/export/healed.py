@@ -6,13 +6,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from evocompress.errors import ExportError
+from evocompress.core.errors import ExportError
+from evocompress.core.types import Candidate
 from evocompress.export.formats import FORMATS
 from evocompress.export.pretrained import Pretrained
 from evocompress.export.record import read_record
 from evocompress.export.reload import read_checkpoint
-from evocompress.models import LoadedModel
-from evocompress.types import Candidate
+from evocompress.models.loading import LoadedModel
 
 
 def checkpoint_state(path: Path, loaded: LoadedModel, candidate: Candidate) -> dict[str, Tensor]:

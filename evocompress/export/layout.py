@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from evocompress.families import SubLayerName
-from evocompress.families.coupling import Widths, dense_widths
-from evocompress.families.mixture import expert_path
-from evocompress.families.names import BlockNames
-from evocompress.families.uneven import added_biases, is_compressed, missing
-from evocompress.models import LoadedModel
-from evocompress.types import DENSE, DROP, Candidate, Level
+from evocompress.core.types import DENSE, DROP, Candidate, Level
+from evocompress.models.families import SubLayerName
+from evocompress.models.families.coupling import Widths, dense_widths
+from evocompress.models.families.mixture import expert_path
+from evocompress.models.families.names import BlockNames
+from evocompress.models.families.uneven import added_biases, is_compressed, missing
+from evocompress.models.loading import LoadedModel
 
 SUBLAYERS: tuple[SubLayerName, ...] = ("attention", "mlp")
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from evocompress.export.layout import Layout, second_round
-from evocompress.families.base import attention_windows
-from evocompress.models import LoadedModel
+from evocompress.models.families.base import attention_windows
+from evocompress.models.loading import LoadedModel
 
 FAMILIES = ("llama", "mistral", "qwen2")
 """Those with Llama's blocks, biases apart. Others have norms of queries and keys, more norms or

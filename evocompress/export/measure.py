@@ -10,14 +10,14 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from evocompress.families import Family
+from evocompress.models.families import Family
 
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 """What batch norms store beside their parameters."""
 
 
 def measured_costs(folder: Path, family: Family) -> dict[str, int]:
-    """The costs of `evocompress.costs.COSTS` that can be counted in the files.
+    """The costs of `evocompress.space.costs.COSTS` that can be counted in the files.
 
     Args:
         folder: The checkpoint.

@@ -8,15 +8,15 @@ from typing import Any
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from evocompress.core.types import Candidate
 from evocompress.export.configs import channel_key, cut_config, depends_on_index
 from evocompress.export.layout import Block, layout, without_blocks
 from evocompress.export.pretrained import Pretrained
 from evocompress.export.weights import State, assemble, renumbered
-from evocompress.families import name_of
-from evocompress.families.convolutional import Convolutional
-from evocompress.modeling import CLASSES
-from evocompress.models import LoadedModel
-from evocompress.types import Candidate
+from evocompress.models.families import name_of
+from evocompress.models.families.convolutional import Convolutional
+from evocompress.models.loading import LoadedModel
+from evocompress.models.modeling import CLASSES
 
 LOADING = """from transformers import {auto}
 
@@ -48,7 +48,7 @@ class ModelingFile(Pretrained):
         return without_blocks(left)
 
     def build(self, loaded: LoadedModel, state: State, candidate: Candidate) -> PreTrainedModel:
-        """A model of the family's class in `evocompress.modeling`."""
+        """A model of the family's class in `evocompress.models.modeling`."""
         if isinstance(loaded.family, Convolutional):
             return assemble(
                 CLASSES[name_of(loaded.family)].head,
@@ -84,7 +84,7 @@ def _blocks(loaded: LoadedModel, candidate: Candidate) -> tuple[Block, ...]:
 
 
 def layers_config(loaded: LoadedModel, blocks: Sequence[Block]) -> PreTrainedConfig:
-    """The config of a CNN's class in `evocompress.modeling`; ``layers`` tells them apart."""
+    """The config of a CNN's class in `evocompress.models.modeling`; ``layers`` tells them apart."""
     classes = CLASSES[name_of(loaded.family)]
     own: dict[int, dict[str, Any]] = {}
     for block in blocks:
@@ -100,7 +100,7 @@ def layers_config(loaded: LoadedModel, blocks: Sequence[Block]) -> PreTrainedCon
 def uneven_config(
     loaded: LoadedModel, blocks: Sequence[Block], own: Sequence[Mapping[str, Any]]
 ) -> PreTrainedConfig:
-    """The config of a family's class in `evocompress.modeling`.
+    """The config of a family's class in `evocompress.models.modeling`.
 
     Args:
         loaded: The dense model.

@@ -8,6 +8,7 @@ from itertools import product
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from evocompress.core.types import Candidate
 from evocompress.export.configs import cut_config, depends_on_index, is_taken, set_widths
 from evocompress.export.filling import Target, filled
 from evocompress.export.layout import (
@@ -20,10 +21,9 @@ from evocompress.export.layout import (
 )
 from evocompress.export.pretrained import Pretrained
 from evocompress.export.weights import State, assemble, renumbered
-from evocompress.families import SubLayerName
-from evocompress.families.coupling import Widths
-from evocompress.models import LoadedModel
-from evocompress.types import Candidate
+from evocompress.models.families import SubLayerName
+from evocompress.models.families.coupling import Widths
+from evocompress.models.loading import LoadedModel
 
 NOTE = (
     "Format `padded`: every layer is filled up with zeros to the width of the widest, and a "

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from evocompress.errors import ExportError
+from evocompress.core.errors import ExportError
+from evocompress.core.types import Candidate
 from evocompress.export.companions import add_tokenizer_files, copy_companions, settle_code
 from evocompress.export.measure import measured_costs
 from evocompress.export.transformers4 import add_old_settings
-from evocompress.families import FAMILIES
-from evocompress.models import LoadedModel
-from evocompress.sources import quiet_transformers
-from evocompress.types import Candidate
+from evocompress.models.checkpoints import quiet_transformers
+from evocompress.models.families import FAMILIES
+from evocompress.models.loading import LoadedModel
 
 LOADING = """from transformers import {auto}
 

@@ -8,8 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 from packaging.version import Version
 
-from evocompress.errors import ExportError
-from evocompress.families import Family
+from evocompress.core.errors import ExportError
+from evocompress.models.families import Family
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from evocompress.errors import ExportError
-from evocompress.files import CHECKSUM, checksum_of, json_text, read_as
-from evocompress.specifications import Levels
-from evocompress.types import Candidate
+from evocompress.core.errors import ExportError
+from evocompress.core.files import CHECKSUM, checksum_of, json_text, read_as
+from evocompress.core.specifications import Levels
+from evocompress.core.types import Candidate
 
 CANDIDATE_FILE = "candidate.json"
 ANEW = "write the checkpoint again"

@@ -7,12 +7,12 @@ from pathlib import Path
 from torch import nn
 from transformers import PreTrainedModel
 
-from evocompress.errors import ModelError
+from evocompress.core.errors import ModelError
 from evocompress.export.gguf_writing import GGUF_FILE
 from evocompress.export.record import verify_checkpoint
-from evocompress.families import family_of, prepare_stock
-from evocompress.modeling import register
-from evocompress.sources import local_checkpoint, quiet_transformers, read_model
+from evocompress.models.checkpoints import local_checkpoint, quiet_transformers, read_model
+from evocompress.models.families import family_of, prepare_stock
+from evocompress.models.modeling import register
 
 
 def read_checkpoint(path: Path, like: PreTrainedModel) -> PreTrainedModel:

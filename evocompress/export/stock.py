@@ -9,13 +9,13 @@ from typing import Any, cast
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from evocompress.core.types import Candidate
 from evocompress.export.configs import cut_config, depends_on_index, is_taken, set_widths
 from evocompress.export.layout import SUBLAYERS, Layout, layout, second_round, without_blocks
 from evocompress.export.pretrained import Pretrained
 from evocompress.export.weights import State, assemble, renumbered
-from evocompress.families.convolutional import Convolutional
-from evocompress.models import LoadedModel
-from evocompress.types import Candidate
+from evocompress.models.families.convolutional import Convolutional
+from evocompress.models.loading import LoadedModel
 
 
 class Stock(Pretrained):

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from evocompress.compression.weights import Form, LevelStore, Source, follower_tensors, form_of
+from evocompress.core.types import DENSE, Candidate
 from evocompress.export.layout import Block, layout
-from evocompress.families import prepare_stock
-from evocompress.families.base import matrices_of
-from evocompress.families.mixture import EXPERTS, expert_path
-from evocompress.families.names import BlockNames
-from evocompress.models import LoadedModel
-from evocompress.prune import Form, LevelStore, Source, follower_tensors, form_of
-from evocompress.stored import without_missing
-from evocompress.types import DENSE, Candidate
+from evocompress.models.families import prepare_stock
+from evocompress.models.families.base import matrices_of
+from evocompress.models.families.mixture import EXPERTS, expert_path
+from evocompress.models.families.names import BlockNames
+from evocompress.models.loading import LoadedModel
+from evocompress.models.stored_tensors import without_missing
 
 State = Mapping[str, Tensor]
 """The tensors of a compressed model by the names of the dense one."""

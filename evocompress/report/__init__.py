@@ -1,4 +1,9 @@
-"""What a run found, for people: an HTML page, a Markdown summary and a table for the terminal."""
+"""What a run found, for people: an HTML page, a Markdown summary and a table for the terminal.
+
+Interface: `write_report`, `write_sweep_report`, `table`.
+
+Imported by: `api`, `cli`.
+"""
 
 from evocompress.report.page import write_report
 from evocompress.report.sweep import write_sweep_report

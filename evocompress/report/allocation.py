@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from evocompress.types import DENSE, DROP, Architecture, Level, Unit
+from evocompress.core.types import DENSE, DROP, Architecture, Level, Unit
 
 
 @dataclass(frozen=True)

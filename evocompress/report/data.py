@@ -10,16 +10,16 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from evocompress.circumstances import Circumstances, Environment, Facts, read_environment
-from evocompress.config import EvaluateConfig, RunConfig
-from evocompress.errors import RunError
-from evocompress.files import read_as, read_json, validated
-from evocompress.journal_lines import lines
-from evocompress.journal_memory import Memory
+from evocompress.core.checked_lines import lines
+from evocompress.core.circumstances import Circumstances, Environment, Facts, read_environment
+from evocompress.core.config import EvaluateConfig, RunConfig
+from evocompress.core.errors import RunError
+from evocompress.core.files import read_as, read_json, validated
+from evocompress.core.types import UNTREATED, Architecture, Candidate, Unit
+from evocompress.pipeline.journal_memory import Memory
+from evocompress.pipeline.run_folder import RunFolder
+from evocompress.pipeline.winner import Winner, read_winner, row_names
 from evocompress.report.history import History, read_history
-from evocompress.run_folder import RunFolder
-from evocompress.types import UNTREATED, Architecture, Candidate, Unit
-from evocompress.winner import Winner, read_winner, row_names
 
 T = TypeVar("T")
 

@@ -10,11 +10,11 @@ from typing import Any
 import plotly.graph_objects as go
 from markupsafe import Markup
 
-from evocompress.costs import TIMED, amount_text
 from evocompress.report.columns import number, percent, scale
 from evocompress.report.data import FrontPoint
 from evocompress.report.notes import cost_name
 from evocompress.report.style import BLUE, GREY, ORANGE, blank, value_axis
+from evocompress.space.costs import TIMED, amount_text
 
 REFERENCES = (("diamond", "#3f8f63"), ("square", "#8a63b8"), ("triangle-up", "#b0892c"))
 DETAILED = 60  # candidates whose layers are put into the page

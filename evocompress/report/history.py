@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
-from evocompress.config import SparsitySpace
-from evocompress.journal_memory import Memory, Step
-from evocompress.types import UNTREATED, Candidate, Level, MicroBatchValue, Unit
+from evocompress.core.config import SparsitySpace
+from evocompress.core.types import UNTREATED, Candidate, Level, MicroBatchValue, Unit
+from evocompress.pipeline.journal_memory import Memory, Step
 
 UNIFORM_TOLERANCE = 0.002  # of a matrix; whole zeros or whole rows do not meet a target exactly
 

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from evocompress.circumstances import Environment, change_notes, environment_notes
-from evocompress.config import SparsitySpace
-from evocompress.costs import COSTS, amount_text
+from evocompress.core.circumstances import Environment, change_notes, environment_notes
+from evocompress.core.config import SparsitySpace
+from evocompress.pipeline.winner import not_compared_text
 from evocompress.report.allocation import Grid, GridCell
 from evocompress.report.columns import RATIOS, UNTOLD, interval, number, percent
 from evocompress.report.data import (
@@ -21,7 +21,7 @@ from evocompress.report.data import (
 )
 from evocompress.report.latencies import sequence_tokens, timing_notes
 from evocompress.report.measures import contradictions, other_candidates
-from evocompress.winner import not_compared_text
+from evocompress.space.costs import COSTS, amount_text
 
 COST_NAMES = {
     "params": "parameters",

@@ -13,9 +13,9 @@ from markupsafe import Markup
 from plotly.io import to_html
 from plotly.offline import get_plotlyjs
 
-from evocompress.files import write_text
-from evocompress.foreign_text import in_markdown, printable
-from evocompress.leftovers import clear_written
+from evocompress.core.files import write_text
+from evocompress.core.foreign_text import in_markdown, printable
+from evocompress.core.leftovers import clear_written
 from evocompress.report.allocation import Grid, grid
 from evocompress.report.columns import columns, number
 from evocompress.report.data import RunData, read_run, spanning_costs

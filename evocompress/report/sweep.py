@@ -14,10 +14,15 @@ import plotly.graph_objects as go
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from evocompress.circumstances import differences, read_environment
-from evocompress.config import RunConfig
-from evocompress.files import write_text
-from evocompress.leftovers import clear_written
+from evocompress.core.circumstances import differences, read_environment
+from evocompress.core.config import RunConfig
+from evocompress.core.files import write_text
+from evocompress.core.leftovers import clear_written
+from evocompress.pipeline.run_folder import RunFolder
+from evocompress.pipeline.sweep.config import Range, SweepConfig
+from evocompress.pipeline.sweep.folder import SweepFolder
+from evocompress.pipeline.sweep.outcome import TrialOutcome, outcomes, write_outcomes
+from evocompress.pipeline.sweep.trials import group_of, text_of, trial_of, value_text
 from evocompress.report.columns import number, percent
 from evocompress.report.data import FrontPoint, read_front
 from evocompress.report.front import varying_costs
@@ -26,11 +31,6 @@ from evocompress.report.notes import cost_name
 from evocompress.report.page import Section, figure_html, templates
 from evocompress.report.style import PALETTE, SYMBOLS, blank, value_axis
 from evocompress.report.trials import short_keys, short_settings, shown_value, trial_table
-from evocompress.run_folder import RunFolder
-from evocompress.sweep.config import Range, SweepConfig
-from evocompress.sweep.folder import SweepFolder
-from evocompress.sweep.outcome import TrialOutcome, outcomes, write_outcomes
-from evocompress.sweep.trials import group_of, text_of, trial_of, value_text
 
 LEGEND_LINE = 22
 """Pixels of a line of the legend."""

@@ -8,10 +8,10 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from evocompress.core.terminal import shown
 from evocompress.report.columns import Cell, Column, columns
 from evocompress.report.data import read_evaluation
 from evocompress.report.notes import heldout_text
-from evocompress.terminal import shown
 
 
 def table(folder: Path) -> Table:

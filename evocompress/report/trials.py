@@ -13,12 +13,12 @@ from rich.console import JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
+from evocompress.core.terminal import shown
+from evocompress.pipeline.sweep.folder import SweepFolder
+from evocompress.pipeline.sweep.outcome import TrialOutcome, read_outcomes
+from evocompress.pipeline.sweep.trials import group_of, value_text
 from evocompress.report.columns import Cell, number, percent
 from evocompress.report.notes import cost_name
-from evocompress.sweep.folder import SweepFolder
-from evocompress.sweep.outcome import TrialOutcome, read_outcomes
-from evocompress.sweep.trials import group_of, value_text
-from evocompress.terminal import shown
 
 VALUE, ENDED = "Value", "Ended"
 MOST_COSTS = 3

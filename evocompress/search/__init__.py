@@ -1,37 +1,47 @@
-"""Searchers: each asks for candidates and is told how good they are. No torch here."""
+"""Searchers: each asks for candidates and is told how good they are. No torch here.
+
+`auto` is the default; `evolution`, `bayesian`, `baselines` and `allocation` are published methods;
+`surrogates` predict, `fidelity` divides tokens among candidates, `operators` change genomes.
+
+Interface: `SEARCHERS`, `evocompress.search.base.Searcher` and
+`evocompress.search.generator_searcher` (one file and one line for a new searcher, see
+docs/search.md).
+
+Imported by: `pipeline`, `testing`.
+"""
 
 from __future__ import annotations
 
-from evocompress.search.allocation import Allocation
-from evocompress.search.auto import Auto
+from evocompress.search.allocation.allocation import Allocation
+from evocompress.search.allocation.distortion_dp import DistortionDP
+from evocompress.search.allocation.divide_and_conquer import DivideAndConquer
+from evocompress.search.allocation.evopress_dp import EvoPressDP
+from evocompress.search.allocation.flap import Flap
+from evocompress.search.auto.auto import Auto
 from evocompress.search.base import Searcher
-from evocompress.search.blockpruner import BlockPruner
-from evocompress.search.darwinlm import DarwinLM
-from evocompress.search.distortion_dp import DistortionDP
-from evocompress.search.divide_and_conquer import DivideAndConquer
-from evocompress.search.evopress import EvoPress
-from evocompress.search.evopress_dp import EvoPressDP
-from evocompress.search.expert_output_error import ExpertOutputError
-from evocompress.search.finercut import FinerCut
-from evocompress.search.flap import Flap
-from evocompress.search.gp import GP
-from evocompress.search.greedy import Greedy
-from evocompress.search.laco import LaCo
-from evocompress.search.moasha import MOASHA
-from evocompress.search.moead import MOEAD
-from evocompress.search.multipruner import MultiPruner
-from evocompress.search.nsga2 import NSGA2
-from evocompress.search.nsga3 import NSGA3
-from evocompress.search.optuna_nsga2 import OptunaNSGA2
-from evocompress.search.random_search import RandomSearch
-from evocompress.search.routing_frequency import RoutingFrequency
-from evocompress.search.shortened_llama import ShortenedLlama
-from evocompress.search.shortgpt import ShortGPT
-from evocompress.search.sleb import SLEB
-from evocompress.search.stratified_random import StratifiedRandom
-from evocompress.search.tpe import TPE
-from evocompress.search.uniform import Uniform
-from evocompress.search.window import Window
+from evocompress.search.baselines.blockpruner import BlockPruner
+from evocompress.search.baselines.expert_output_error import ExpertOutputError
+from evocompress.search.baselines.finercut import FinerCut
+from evocompress.search.baselines.greedy import Greedy
+from evocompress.search.baselines.laco import LaCo
+from evocompress.search.baselines.multipruner import MultiPruner
+from evocompress.search.baselines.random_search import RandomSearch
+from evocompress.search.baselines.routing_frequency import RoutingFrequency
+from evocompress.search.baselines.shortened_llama import ShortenedLlama
+from evocompress.search.baselines.shortgpt import ShortGPT
+from evocompress.search.baselines.sleb import SLEB
+from evocompress.search.baselines.stratified_random import StratifiedRandom
+from evocompress.search.baselines.uniform import Uniform
+from evocompress.search.baselines.window import Window
+from evocompress.search.bayesian.gp import GP
+from evocompress.search.bayesian.tpe import TPE
+from evocompress.search.evolution.darwinlm import DarwinLM
+from evocompress.search.evolution.evopress import EvoPress
+from evocompress.search.evolution.moead import MOEAD
+from evocompress.search.evolution.nsga2 import NSGA2
+from evocompress.search.evolution.nsga3 import NSGA3
+from evocompress.search.evolution.optuna_nsga2 import OptunaNSGA2
+from evocompress.search.fidelity.moasha import MOASHA
 
 __all__ = ["SEARCHERS"]
 

@@ -8,10 +8,10 @@ from typing import ClassVar, Protocol, Self
 
 import numpy as np
 
-from evocompress.fields import Strict
-from evocompress.space import SearchSpace
-from evocompress.treatments import Recipe
-from evocompress.types import UNTREATED, Answer, Candidate, Pool, Request, Result
+from evocompress.core.fields import Strict
+from evocompress.core.finetuning import Recipe
+from evocompress.core.types import UNTREATED, Answer, Candidate, Pool, Request, Result
+from evocompress.space.space import SearchSpace
 
 
 class SearcherSettings(Strict):

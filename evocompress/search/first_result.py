@@ -7,11 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from evocompress.errors import ConfigError
-from evocompress.search.base import Problem, Searcher, SearcherSettings
-from evocompress.search.procedure import ProceduralSearcher
-from evocompress.space import SearchSpace
-from evocompress.types import (
+from evocompress.core.errors import ConfigError
+from evocompress.core.types import (
     Answer,
     Estimate,
     Estimation,
@@ -20,6 +17,9 @@ from evocompress.types import (
     Request,
     Result,
 )
+from evocompress.search.base import Problem, Searcher, SearcherSettings
+from evocompress.search.generator_searcher import ProceduralSearcher
+from evocompress.space.space import SearchSpace
 
 _MOST = 2**50
 """Tokens above which no number is looked for."""

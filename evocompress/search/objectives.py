@@ -9,14 +9,14 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from evocompress.arrays import Genome
-from evocompress.budget import absolute, check_cost, check_reachable
-from evocompress.config_file import nearest
-from evocompress.errors import ConfigError
-from evocompress.pareto import Points, knee
+from evocompress.core.arrays import Genome
+from evocompress.core.config_file import nearest
+from evocompress.core.errors import ConfigError
+from evocompress.core.pareto import Points, knee
+from evocompress.core.types import Candidate, Result
 from evocompress.search.base import Incumbent
-from evocompress.space import SearchSpace
-from evocompress.types import Candidate, Result
+from evocompress.space.budget import absolute, check_cost, check_reachable
+from evocompress.space.space import SearchSpace
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,1 +1,9 @@
-"""Contract suites of the interfaces, and tiny models to run them on."""
+"""Contract suites of the interfaces, and tiny models to run them on.
+
+A new family, criterion, searcher, proxy, estimate or format passes the suite of its kind; packages
+from outside run the same ones.
+
+Interface: one module for each kind, such as `evocompress.testing.searchers`.
+
+Imported by: nobody.
+"""

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from evocompress.export.configs import per_layer
-from evocompress.families import Family
-from evocompress.inputs import random_batch
+from evocompress.models.dummy_inputs import random_batch
+from evocompress.models.families import Family
 from evocompress.testing.staged import staged
 
 

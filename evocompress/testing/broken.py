@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from evocompress.errors import ModelError
-from evocompress.models import load
+from evocompress.core.errors import ModelError
+from evocompress.models.loading import load
 
 
 def edit_config(checkpoint: Path, **changes: object) -> None:

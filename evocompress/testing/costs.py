@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from evocompress.canonical import canonical
-from evocompress.costs import COSTS, ROUTED, TIMED, CostModel
-from evocompress.space import SearchSpace
-from evocompress.types import DROP, Candidate, Level, Unit
+from evocompress.core.canonical import canonical
+from evocompress.core.types import DROP, Candidate, Level, Unit
+from evocompress.space.costs import COSTS, ROUTED, TIMED, CostModel
+from evocompress.space.space import SearchSpace
 
 
 def check_names(model: CostModel) -> None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from evocompress.criteria.base import Criterion, Statistics, output_energy
-from evocompress.types import DENSE, Level
+from evocompress.compression.criteria.base import Criterion, Statistics, output_energy
+from evocompress.core.types import DENSE, Level
 
 ROWS, COLUMNS, TOKENS = 24, 160, 400
 FRACTIONS = (0.1, 0.33, 0.5, 0.77, 0.95)

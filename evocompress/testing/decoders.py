@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from evocompress.types import Architecture, Axis, Unit
+from evocompress.core.types import Architecture, Axis, Unit
 
 ROWS: dict[str, tuple[Axis, ...]] = {
     "q_proj": ("query",),

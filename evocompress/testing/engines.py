@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from evocompress.errors import RunError
+from evocompress.core.errors import RunError
 
 RUNNER = Path(__file__).with_name("engine_runner.py")
 

@@ -1,4 +1,4 @@
-"""Contract of an estimate: what every entry of `evocompress.estimates.ESTIMATES` must hold to."""
+"""Contract of an estimate: what every entry of `ESTIMATES` must hold to."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from evocompress.apply import LiveModel
-from evocompress.estimates.base import Estimator, Rows, Subject
-from evocompress.estimates.score import uniforms
-from evocompress.families import Family, Matrix
-from evocompress.families.base import matrices_of
-from evocompress.models import LoadedModel
+from evocompress.compression.live_model import LiveModel
+from evocompress.core.types import DENSE, DROP, Candidate, Level
+from evocompress.evaluation.estimates.base import Estimator, Rows, Subject
+from evocompress.evaluation.estimates.score import uniforms
+from evocompress.models.families import Family, Matrix
+from evocompress.models.families.base import matrices_of
+from evocompress.models.loading import LoadedModel
 from evocompress.testing import heuristics
 from evocompress.testing.families import output_pattern
-from evocompress.types import DENSE, DROP, Candidate, Level
 
 Reference = Callable[[Family, PreTrainedModel, Sequence[Tensor]], Rows]
 """The rows of a float64 model as it stands, from plain forward and backward passes."""

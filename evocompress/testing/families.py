@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from evocompress.families import FAMILIES, Family, SubLayerName, family_of, name_of
-from evocompress.families.base import final_norm, matrices_of, one_way
-from evocompress.families.coupling import CHANNELS, axis_lengths
+from evocompress.core.types import Unit, narrowable
+from evocompress.models.families import FAMILIES, Family, SubLayerName, family_of, name_of
+from evocompress.models.families.base import final_norm, matrices_of, one_way
+from evocompress.models.families.coupling import CHANNELS, axis_lengths
 from evocompress.testing.blocks import BlockContract
 from evocompress.testing.hooks import embedding, must_not_run, note_input, note_shape
 from evocompress.testing.staged import require_packages, staged
 from evocompress.testing.tiny import tiny_model
-from evocompress.types import Unit, narrowable
 
 SUBLAYERS: tuple[SubLayerName, ...] = ("attention", "mlp")
 ENCLOSING: dict[str, set[str | None]] = {

@@ -2,7 +2,7 @@
 
 `FormatContract` is the base of a test class; give it the fixtures ``format`` (a name in
 `evocompress.export.FORMATS`) and ``loaded`` (a model of four blocks). The reference is the
-candidate in memory, put there by `evocompress.apply.LiveModel`.
+candidate in memory, put there by `evocompress.compression.live_model.LiveModel`.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import evocompress.hf  # noqa: F401
-from evocompress.apply import LiveModel
-from evocompress.canonical import canonical
-from evocompress.errors import ExportError
+from evocompress.compression.live_model import LiveModel
+from evocompress.core.canonical import canonical
+from evocompress.core.errors import ExportError
+from evocompress.core.types import DROP, Candidate, Level
 from evocompress.export import FORMATS, choose_format, materialize, read_record
 from evocompress.export.gguf_writing import GGUF_FILE
-from evocompress.models import LoadedModel, fingerprint
-from evocompress.tasks import CAUSAL, Task
+from evocompress.models.loading import LoadedModel, fingerprint
+from evocompress.models.tasks import CAUSAL, Task
 from evocompress.testing.families import answer, random_batch, random_ids
 from evocompress.testing.gguf_reference import GgufReference
 from evocompress.testing.plain_library import PlainLibrary
-from evocompress.types import DROP, Candidate, Level
 
 NEW_TOKENS = 12
 ROUNDING = 1e-4

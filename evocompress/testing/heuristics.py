@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from evocompress.estimates.base import Rows
-from evocompress.estimates.perturbation import noise
-from evocompress.families import Family
-from evocompress.families.base import matrices_of
+from evocompress.evaluation.estimates.base import Rows
+from evocompress.evaluation.estimates.perturbation import noise
+from evocompress.models.families import Family
+from evocompress.models.families.base import matrices_of
 
 
 def reference_magnitude(

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from evocompress.families.patches import rows_read
+from evocompress.models.families.patches import rows_read
 
 
 def embedding(model: PreTrainedModel) -> Tensor:

@@ -16,14 +16,15 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from evocompress.admissible import width_levels
-from evocompress.apply import LiveModel
-from evocompress.canonical import canonical
-from evocompress.config import WidthSpace
-from evocompress.errors import ConfigError
-from evocompress.families import SubLayerName
-from evocompress.families.base import matrices_of
-from evocompress.models import LoadedModel
+from evocompress.compression.live_model import LiveModel
+from evocompress.core.canonical import canonical
+from evocompress.core.config import WidthSpace
+from evocompress.core.errors import ConfigError
+from evocompress.core.types import DROP, Architecture, Candidate, Level
+from evocompress.models.families import SubLayerName
+from evocompress.models.families.base import matrices_of
+from evocompress.models.loading import LoadedModel
+from evocompress.space.levels import width_levels
 from evocompress.testing.families import (
     SUBLAYERS,
     answer,
@@ -35,7 +36,6 @@ from evocompress.testing.families import (
 from evocompress.testing.plain_library import PlainLibrary
 from evocompress.testing.staged import require_packages, staged
 from evocompress.testing.tiny import tiny_loaded
-from evocompress.types import DROP, Architecture, Candidate, Level
 
 ROUNDING = 1e-3
 """By how much outputs may differ: norms of what few channels yield enlarge its last digits."""

@@ -8,11 +8,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from evocompress.errors import LibraryError
-from evocompress.families.base import matrices_of
-from evocompress.families.coupling import Kept, axis_lengths, index_of
-from evocompress.models import LoadedModel
-from evocompress.types import DENSE, Level, Unit
+from evocompress.core.errors import LibraryError
+from evocompress.core.types import DENSE, Level, Unit
+from evocompress.models.families.base import matrices_of
+from evocompress.models.families.coupling import Kept, axis_lengths, index_of
+from evocompress.models.loading import LoadedModel
 
 
 class PlainLibrary:
@@ -45,7 +45,7 @@ class PlainLibrary:
         }
 
     def load(self, unit: str, level: Level, width: Level = DENSE) -> dict[str, Tensor]:
-        """See `evocompress.library.store.Library.load`."""
+        """See `evocompress.compression.library.store.Library.load`."""
         if self.units[unit].kind == "matrix":
             return {"weight": self._sparse(unit, level, width)}
         kept = self.kept(unit, level)

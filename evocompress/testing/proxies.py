@@ -1,4 +1,4 @@
-"""Contract of a proxy: what every entry of `evocompress.proxies.PROXIES` must hold to."""
+"""Contract of a proxy: what every entry of `PROXIES` must hold to."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from evocompress.apply import LiveModel
-from evocompress.config import ProxyConfig
-from evocompress.inputs import random_batch
-from evocompress.models import LoadedModel
-from evocompress.proxies import Proxy
-from evocompress.tasks import Task
-from evocompress.types import DROP, Candidate, Evaluate, Result
+from evocompress.compression.live_model import LiveModel
+from evocompress.core.config import ProxyConfig
+from evocompress.core.types import DROP, Candidate, Evaluate, Result
+from evocompress.evaluation.proxies import Proxy
+from evocompress.models.dummy_inputs import random_batch
+from evocompress.models.loading import LoadedModel
+from evocompress.models.tasks import Task
 
 ProxyFactory = Callable[[LiveModel, Sequence[Tensor], ProxyConfig], Proxy]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from evocompress.families.uneven import head_shape
-from evocompress.models import LoadedModel, loaded
+from evocompress.models.families.uneven import head_shape
+from evocompress.models.loading import LoadedModel, loaded
 from evocompress.testing.tiny import DECODERS, stock_model, tiny_tokenizer
 
 BASE = 5000.0

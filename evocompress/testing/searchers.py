@@ -9,9 +9,7 @@ from math import isclose
 
 import numpy as np
 
-from evocompress.search.base import Searcher
-from evocompress.space import SearchSpace
-from evocompress.types import (
+from evocompress.core.types import (
     DENSE,
     Answer,
     Candidate,
@@ -24,6 +22,8 @@ from evocompress.types import (
     Request,
     Result,
 )
+from evocompress.search.base import Searcher
+from evocompress.space.space import SearchSpace
 
 Step = tuple[list[Request], list[Answer]]
 Oracle = Callable[[Request], Answer]
@@ -115,7 +115,7 @@ class Separable:
         return rows
 
     def _estimated(self, kind: str) -> dict[str, tuple[float, ...]]:
-        """Rows of the form of `evocompress.estimates`; one value a unit is its weight."""
+        """Rows in the form of the estimates; one value a unit is its weight."""
         if kind == "fluctuation":
             return {
                 name: tuple(_generator(name).normal(size=count).tolist())

@@ -6,8 +6,8 @@ from importlib.util import find_spec
 
 import pytest
 
-from evocompress.families import FAMILIES, Family
-from evocompress.families.convolutional import Convolutional
+from evocompress.models.families import FAMILIES, Family
+from evocompress.models.families.convolutional import Convolutional
 
 
 def has_packages(name: str) -> bool:

@@ -13,9 +13,9 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from evocompress.criteria.base import Statistics
-from evocompress.criteria.structure import Cut, Structure, StructuredCriterion, Width
-from evocompress.errors import LibraryError
+from evocompress.compression.criteria.base import Statistics
+from evocompress.compression.criteria.structure import Cut, Structure, StructuredCriterion, Width
+from evocompress.core.errors import LibraryError
 
 OUT, IN, SEQUENCES, LENGTH = 14, 10, 4, 60
 

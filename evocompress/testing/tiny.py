@@ -16,12 +16,12 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from evocompress.families import FAMILIES
-from evocompress.families.base import prepare
-from evocompress.families.convolutional import Convolutional
-from evocompress.models import LoadedModel, loaded
-from evocompress.sources import quiet_transformers
-from evocompress.tasks import CAUSAL, IMAGE_CLASSES
+from evocompress.models.checkpoints import quiet_transformers
+from evocompress.models.families import FAMILIES
+from evocompress.models.families.base import prepare
+from evocompress.models.families.convolutional import Convolutional
+from evocompress.models.loading import LoadedModel, loaded
+from evocompress.models.tasks import CAUSAL, IMAGE_CLASSES
 
 HEADS = 4
 KV_HEADS = 2
@@ -108,7 +108,7 @@ def tiny_model(
     changes the outputs.
 
     Args:
-        name: A key of `evocompress.families.FAMILIES`.
+        name: A key of `evocompress.models.families.FAMILIES`.
         seed: Of the weights.
         layers: Number of blocks. Of a CNN the second is the first of another stage.
         hidden: Width of the residual stream; the MLP is twice as wide.
@@ -265,7 +265,7 @@ def tiny_loaded(
     vocabulary: int = 256,
     dtype: torch.dtype = torch.float32,
 ) -> LoadedModel:
-    """`tiny_model` with `tiny_tokenizer`, as `evocompress.models.load` would give them."""
+    """`tiny_model` with `tiny_tokenizer`, as `evocompress.models.loading.load` would give them."""
     settings: dict[str, Any] = {"seed": seed, "layers": layers, "hidden": hidden}
     settings |= {"vocabulary": vocabulary, "dtype": dtype}
     model = _scorer(**settings) if name == SCORER else tiny_model(name, **settings)

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedModel
 
-from evocompress.models import LoadedModel, loaded
-from evocompress.sources import quiet_transformers
+from evocompress.models.checkpoints import quiet_transformers
+from evocompress.models.loading import LoadedModel, loaded
 from evocompress.testing.tiny import CONTEXT, END_OF_TEXT_ID, tiny_tokenizer
 
 DIALECTS = ("abcdef", "ghijkl", "mnopqr", "stuvwx")

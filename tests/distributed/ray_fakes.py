@@ -6,10 +6,7 @@ import time
 
 import pytest
 
-from evocompress.distributed.instruments import Instruments, who
-from evocompress.distributed.ray import RayExecutor
-from evocompress.distributed.worker import Refusal
-from evocompress.types import (
+from evocompress.core.types import (
     DROP,
     Candidate,
     Estimate,
@@ -18,6 +15,9 @@ from evocompress.types import (
     MicroBatchValue,
     Result,
 )
+from evocompress.distributed.executor import RayExecutor
+from evocompress.distributed.telemetry import Instruments, who
+from evocompress.distributed.worker import Refusal
 
 ray = pytest.importorskip("ray")
 

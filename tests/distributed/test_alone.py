@@ -13,16 +13,17 @@ from functools import partial
 import pytest
 import yaml
 
-from evocompress import api, cli
-from evocompress.config import RayConfig, RunConfig
-from evocompress.config_file import load_config
-from evocompress.costs.latency import LatencyTable, Phase
-from evocompress.distributed import RayBackend, alone, profiling
-from evocompress.distributed.alone import Task, run_alone
+from evocompress import api
+from evocompress.cli import commands
+from evocompress.core.config import RayConfig, RunConfig
+from evocompress.core.config_file import load_config
+from evocompress.core.errors import ConfigError, ModelError, RunError
+from evocompress.distributed import RayBackend, exclusive_task, profiling
 from evocompress.distributed.cluster import whole_gpus
-from evocompress.errors import ConfigError, ModelError, RunError
-from evocompress.profile import path_of, read_table
-from evocompress.profile.tables import circumstances
+from evocompress.distributed.exclusive_task import Task, run_alone
+from evocompress.evaluation.profile import path_of, read_table
+from evocompress.evaluation.profile.tables import circumstances
+from evocompress.space.costs.latency import LatencyTable, Phase
 from evocompress.testing.tiny import tiny_checkpoint, tiny_loaded
 
 ray = pytest.importorskip("ray")
@@ -151,8 +152,8 @@ def test_what_no_node_has_is_refused(cluster, monkeypatch):
     with pytest.raises(ConfigError, match=r"ray.cpus=5, .*no node has so many \(at most 4 CPUs"):
         run_alone(config_of(**many), task(die), print, said.append)
     assert not said
-    monkeypatch.setattr(alone, "GROW_SECONDS", 0.5)
-    monkeypatch.setattr(alone, "POLL_SECONDS", 0.2)
+    monkeypatch.setattr(exclusive_task, "GROW_SECONDS", 0.5)
+    monkeypatch.setattr(exclusive_task, "POLL_SECONDS", 0.2)
     with pytest.raises(ConfigError, match="no node has so many"):
         run_alone(config_of(**many, address="auto"), task(die), print, said.append)
     assert len(said) == 1 and "waits" in said[0]
@@ -160,8 +161,8 @@ def test_what_no_node_has_is_refused(cluster, monkeypatch):
 
 @clustered
 def test_a_job_that_has_to_wait_says_so(cluster, monkeypatch):
-    monkeypatch.setattr(alone, "LONG_SECONDS", 0.2)
-    monkeypatch.setattr(alone, "POLL_SECONDS", 0.2)
+    monkeypatch.setattr(exclusive_task, "LONG_SECONDS", 0.2)
+    monkeypatch.setattr(exclusive_task, "POLL_SECONDS", 0.2)
     others = ray.remote(num_cpus=3)(lambda: time.sleep(3)).remote()
     ray.wait([others], timeout=1)
     said = []
@@ -293,13 +294,13 @@ def test_healing_that_is_interrupted_goes_on(cluster, searched, monkeypatch, cap
 
     monkeypatch.setattr(sys, "argv", ["evocompress", "heal", *words])
     with pytest.raises(SystemExit) as stop:
-        cli.main()
+        commands.main()
     assert str(stop.value.code).startswith("error: ") and "\n" not in str(stop.value.code)
     assert "exists: resume it, or remove it" in str(stop.value.code)
 
     monkeypatch.setattr(sys, "argv", ["evocompress", "heal", *words, "--resume"])
     with pytest.raises(SystemExit) as stop:
-        cli.main()
+        commands.main()
     assert stop.value.code == 0 and "heal: " in capsys.readouterr().err
     api.heal(whole, ["heal.steps=300", "heal.evaluate_every=10", "executor=local"])
     assert files(cut / "heal") == files(whole / "heal")

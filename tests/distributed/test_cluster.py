@@ -1,6 +1,6 @@
 """What is asked of a cluster, without one."""
 
-from evocompress.config import ModelConfig, RayConfig
+from evocompress.core.config import ModelConfig, RayConfig
 from evocompress.distributed.cluster import _cores, absolute
 
 

@@ -8,15 +8,15 @@ import torch
 from run_files import write_run
 
 from evocompress import api
-from evocompress.circumstances import Facts, Machine, differences, read_environment
-from evocompress.config_file import load_config
+from evocompress.core.circumstances import Facts, Machine, differences, read_environment
+from evocompress.core.config_file import load_config
+from evocompress.core.environment import machine
+from evocompress.core.errors import RunError
+from evocompress.core.files import read_json, write_json
 from evocompress.distributed import RayBackend
-from evocompress.environment import machine
-from evocompress.errors import RunError
-from evocompress.files import read_json, write_json
-from evocompress.journal_memory import Memory
+from evocompress.pipeline.context import Local
+from evocompress.pipeline.journal_memory import Memory
 from evocompress.testing.tiny import tiny_checkpoint
-from evocompress.workbench import Local
 
 HERE = machine(torch.device("cpu"))
 OTHER = Machine(device="cpu: Another One", instructions=HERE.instructions)
@@ -53,7 +53,7 @@ def search(made, tmp_path, monkeypatch):
     run = shutil.copytree(made / "runs" / "trial", tmp_path / "trial")
     changes = [f"runs={tmp_path}", f"library.path={made / 'runs' / 'trial' / 'library'}"]
     monkeypatch.setattr(
-        "evocompress.run_folder.MAY_DIFFER", ("executor", "ray.", "runs", "library.path")
+        "evocompress.pipeline.run_folder.MAY_DIFFER", ("executor", "ray.", "runs", "library.path")
     )
     whole = (run / "journal.jsonl").read_bytes().splitlines(keepends=True)
 

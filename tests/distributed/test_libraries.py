@@ -11,14 +11,14 @@ import pytest
 import yaml
 
 from evocompress import api
-from evocompress.config_file import load_config
+from evocompress.compression.library.manifest import read_manifest
+from evocompress.core.config_file import load_config
+from evocompress.core.errors import LibraryError
+from evocompress.core.progress import Silent
 from evocompress.distributed.libraries import Site, _make_range, _shares
-from evocompress.errors import LibraryError
-from evocompress.library.manifest import read_manifest
-from evocompress.progress import Silent
-from evocompress.run_folder import RunFolder
+from evocompress.pipeline.context import Workbench
+from evocompress.pipeline.run_folder import RunFolder
 from evocompress.testing.tiny import tiny_checkpoint, tiny_model
-from evocompress.workbench import Workbench
 
 
 @pytest.mark.parametrize("items, workers", [(1, 3), (7, 3), (8, 4), (9, 1)])

@@ -3,21 +3,21 @@
 import numpy as np
 import pytest
 
-from evocompress.apply import LiveModel
-from evocompress.build import build_space
-from evocompress.config import ProxyConfig, SpaceConfig
-from evocompress.estimates import ESTIMATES
-from evocompress.estimates.answer import LiveEstimates
-from evocompress.estimates.base import Subject
-from evocompress.executor import LocalExecutor
-from evocompress.journal import Journal
-from evocompress.proxies import PROXIES
-from evocompress.run import search
+from evocompress.compression.live_model import LiveModel
+from evocompress.core.config import ProxyConfig, SpaceConfig
+from evocompress.core.types import Candidate, Estimate, Estimation, Evaluate, Pool, Result
+from evocompress.evaluation.estimates import ESTIMATES
+from evocompress.evaluation.estimates.answer import LiveEstimates
+from evocompress.evaluation.estimates.base import Subject
+from evocompress.evaluation.executor import LocalExecutor
+from evocompress.evaluation.proxies import PROXIES
+from evocompress.pipeline.journal import Journal
+from evocompress.pipeline.loop import search
 from evocompress.search import SEARCHERS
 from evocompress.search.base import Problem
+from evocompress.space.build import build_space
 from evocompress.testing.proxies import micro_batches
 from evocompress.testing.tiny import tiny_loaded
-from evocompress.types import Candidate, Estimate, Estimation, Evaluate, Pool, Result
 
 BLOCKS = {"units": ["block"], "protect": []}
 CASES = {

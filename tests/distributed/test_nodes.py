@@ -8,7 +8,7 @@ import pytest
 import ray_fakes
 from ray_fakes import ask, executor, expected
 
-from evocompress.config import RayConfig
+from evocompress.core.config import RayConfig
 from evocompress.distributed.cluster import places
 
 ray = pytest.importorskip("ray")

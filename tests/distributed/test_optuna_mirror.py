@@ -8,9 +8,9 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
+from evocompress.core.errors import RunError
+from evocompress.core.types import Candidate
 from evocompress.distributed.optuna_mirror import mirror
-from evocompress.errors import RunError
-from evocompress.types import Candidate
 
 
 def value(candidate, micro_batch, total, count, treatment="none"):

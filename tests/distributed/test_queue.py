@@ -5,16 +5,7 @@ from itertools import cycle
 import numpy as np
 import pytest
 
-from evocompress.distributed.pieces import Pieces
-from evocompress.distributed.queue import (
-    BATCH_SECONDS,
-    DEATHS,
-    FIRST_PATIENCE,
-    LEAST_PATIENCE,
-    Pace,
-    Queue,
-)
-from evocompress.types import (
+from evocompress.core.types import (
     DROP,
     Candidate,
     Estimate,
@@ -23,6 +14,15 @@ from evocompress.types import (
     MicroBatchValue,
     Result,
 )
+from evocompress.distributed.queue import (
+    BATCH_SECONDS,
+    DEATHS,
+    FIRST_PATIENCE,
+    LEAST_PATIENCE,
+    Pace,
+    Queue,
+)
+from evocompress.distributed.request_split import Pieces
 
 
 def request(number, micro_batches=(0,), **more):

@@ -21,15 +21,15 @@ import yaml
 from ray_fakes import Refusing, ask, executor, expected
 
 from evocompress import api
-from evocompress.circumstances import read_environment
-from evocompress.config import RayConfig
-from evocompress.config_file import load_config
+from evocompress.core.circumstances import read_environment
+from evocompress.core.config import RayConfig
+from evocompress.core.config_file import load_config
+from evocompress.core.environment import machine
+from evocompress.core.errors import ConfigError, RunError
+from evocompress.core.types import Candidate, Estimate, Result
 from evocompress.distributed import queue as queues
 from evocompress.distributed.cluster import _check_address, places, start
-from evocompress.environment import machine
-from evocompress.errors import ConfigError, RunError
 from evocompress.testing.tiny import tiny_checkpoint
-from evocompress.types import Candidate, Estimate, Result
 
 ray = pytest.importorskip("ray")
 
@@ -318,7 +318,7 @@ def test_an_address_where_nobody_listens_is_refused_at_once(address):
 
 def test_a_cluster_of_its_own_is_reached_by_this_machine_only():
     code = (
-        "from evocompress.config import RayConfig\n"
+        "from evocompress.core.config import RayConfig\n"
         "from evocompress.distributed.cluster import start\n"
         "stop = start(RayConfig())\n"
         "import ray, psutil\n"

@@ -6,10 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 import fsspec
 import pytest
 
+from evocompress.compression.library.files import TensorWriter, durable_file
+from evocompress.compression.library.manifest import NAME, BlockRecord, Manifest, Recipe
+from evocompress.core.errors import ConfigError
 from evocompress.distributed.storage import MANIFEST, fetched, mended, publish
-from evocompress.errors import ConfigError
-from evocompress.library.files import TensorWriter, durable_file
-from evocompress.library.manifest import NAME, BlockRecord, Manifest, Recipe
 
 
 @pytest.fixture

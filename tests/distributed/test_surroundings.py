@@ -5,16 +5,16 @@ import os
 
 import pytest
 
-from evocompress.config import RayConfig, RunConfig
-from evocompress.config_file import changed, dump_config, load_config
+from evocompress.core.config import RayConfig, RunConfig
+from evocompress.core.config_file import changed, dump_config, load_config
+from evocompress.core.env_vars import Surroundings, surroundings_of, told_to_ray
+from evocompress.core.errors import ConfigError
 from evocompress.distributed.worker import Assignment
-from evocompress.env_vars import Surroundings, surroundings_of, told_to_ray
-from evocompress.errors import ConfigError
-from evocompress.run_folder import begin, check
-from evocompress.settings import check_names
-from evocompress.sweep import load_sweep
-from evocompress.sweep.folder import begin as begin_sweep
-from evocompress.sweep.folder import check as check_sweep
+from evocompress.pipeline.resolve import check_names
+from evocompress.pipeline.run_folder import begin, check
+from evocompress.pipeline.sweep import load_sweep
+from evocompress.pipeline.sweep.folder import begin as begin_sweep
+from evocompress.pipeline.sweep.folder import check as check_sweep
 
 SECRET = "hf_do-not-tell"
 ENVIRONMENT = {"pip": ["x"], "env_vars": {"HF_TOKEN": SECRET, "OTHER": None}}

@@ -12,17 +12,18 @@ import psutil
 import pytest
 import yaml
 
-from evocompress import api, finding
-from evocompress.config import RayConfig
-from evocompress.config_file import changed, load_config
+from evocompress import api
+from evocompress.core.config import RayConfig
+from evocompress.core.config_file import changed, load_config
+from evocompress.core.errors import ConfigError, RunError
+from evocompress.core.progress import Silent
 from evocompress.distributed import sweep as sweeps
 from evocompress.distributed.sweep_cluster import check_room, start_for_trials
 from evocompress.distributed.trial import Task, run_trial, settings_of
 from evocompress.distributed.tuner import _params, new_tuner
-from evocompress.errors import ConfigError, RunError
-from evocompress.progress import Silent
-from evocompress.sweep import SweepConfig, SweepFolder, begin, check, load_sweep
-from evocompress.sweep.outcome import outcomes
+from evocompress.pipeline import search_stage
+from evocompress.pipeline.sweep import SweepConfig, SweepFolder, begin, check, load_sweep
+from evocompress.pipeline.sweep.outcome import outcomes
 from evocompress.testing.tiny import tiny_checkpoint
 
 pytest.importorskip("ray")
@@ -228,8 +229,10 @@ def test_a_trial_goes_on_under_other_circumstances_by_force_only(one_trial, monk
     for name in ("winner.json", "front.json"):
         [path] = folder.path.glob(f"*/{name}")
         path.unlink()
-    true = finding.environment
-    monkeypatch.setattr(finding, "environment", lambda *given: true(*given) | {"dtype": "bfloat16"})
+    true = search_stage.environment
+    monkeypatch.setattr(
+        search_stage, "environment", lambda *given: true(*given) | {"dtype": "bfloat16"}
+    )
     with pytest.raises(RunError, match="begun under other circumstances: .*--force"):
         one_trial(session="second")
     assert one_trial(session="third", force=True)[0] == told

@@ -4,12 +4,12 @@ from types import SimpleNamespace
 
 import pytest
 
+from evocompress.core.errors import RunError
+from evocompress.core.progress import Silent
 from evocompress.distributed import sweep as sweeps
-from evocompress.distributed.origin import is_own, sign
-from evocompress.errors import RunError
-from evocompress.progress import Silent
-from evocompress.sweep import SweepConfig, SweepFolder, begin
-from evocompress.sweep.trials import trial_of
+from evocompress.distributed.signature import is_own, sign
+from evocompress.pipeline.sweep import SweepConfig, SweepFolder, begin
+from evocompress.pipeline.sweep.trials import trial_of
 
 pytest.importorskip("ray")
 

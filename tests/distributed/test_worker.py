@@ -5,17 +5,17 @@ from dataclasses import replace
 import pytest
 import torch
 
-from evocompress import sampling
-from evocompress.apply import LiveModel
-from evocompress.config import RunConfig
+from evocompress.compression.live_model import LiveModel
+from evocompress.core.config import RunConfig
+from evocompress.core.environment import machine
+from evocompress.core.progress import Silent
+from evocompress.core.types import Candidate, Evaluate
 from evocompress.distributed.actors import assignment_of
 from evocompress.distributed.worker import Refusal, Worker
-from evocompress.environment import machine
-from evocompress.progress import Silent
-from evocompress.run_folder import RunFolder
+from evocompress.pipeline.context import Workbench
+from evocompress.pipeline.run_folder import RunFolder
+from evocompress.space import sampling
 from evocompress.testing.tiny import tiny_checkpoint
-from evocompress.types import Candidate, Evaluate
-from evocompress.workbench import Workbench
 
 
 @pytest.fixture(scope="module")

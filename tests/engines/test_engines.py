@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from evocompress.apply import LiveModel
+from evocompress.compression.live_model import LiveModel
+from evocompress.core.types import DROP, Level
 from evocompress.export import PROGRAMS, materialize
 from evocompress.export.gguf_tokenizer import KNOWN
 from evocompress.export.programs import check_version
-from evocompress.models import LoadedModel
+from evocompress.models.loading import LoadedModel
 from evocompress.testing.byte_tokenizers import TEXTS, trained_tokenizer
 from evocompress.testing.engines import divergence, generate, greedy_tokens, missing
 from evocompress.testing.formats import CASES, Levels, candidate_of
@@ -26,7 +27,6 @@ from evocompress.testing.piece_tokenizers import KINDS as PIECES
 from evocompress.testing.piece_tokenizers import piece_tokenizer
 from evocompress.testing.plain_library import PlainLibrary
 from evocompress.testing.tiny import windowless
-from evocompress.types import DROP, Level
 
 pytestmark = pytest.mark.engines
 

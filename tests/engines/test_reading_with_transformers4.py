@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from evocompress.export import materialize
 from evocompress.export.gguf_tokenizer import KNOWN
-from evocompress.models import LoadedModel
+from evocompress.models.loading import LoadedModel
 from evocompress.testing.byte_tokenizers import TEXTS, trained_tokenizer
 from evocompress.testing.engines import missing_transformers4, read_with_transformers4
 from evocompress.testing.families import random_ids

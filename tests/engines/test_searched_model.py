@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import evocompress.hf  # noqa: F401
 from evocompress import api
-from evocompress.config import RunConfig
+from evocompress.core.config import RunConfig
 from evocompress.export import read_record
 from evocompress.testing.engines import divergence, generate, greedy_tokens, missing
 

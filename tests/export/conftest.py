@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from evocompress.families import FAMILIES
-from evocompress.families.branches import ABSENT
-from evocompress.models import LoadedModel
+from evocompress.models.families import FAMILIES
+from evocompress.models.families.branches import ABSENT
+from evocompress.models.loading import LoadedModel
 from evocompress.testing.tiny import tiny_loaded
 
 LAYERS = 4

@@ -9,12 +9,12 @@ import numpy as np
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from evocompress.canonical import canonical
+from evocompress.core.canonical import canonical
+from evocompress.core.types import DENSE, DROP, Candidate, Level
 from evocompress.export import materialize
-from evocompress.models import LoadedModel
+from evocompress.models.loading import LoadedModel
 from evocompress.testing.formats import heads, needing_bias
 from evocompress.testing.plain_library import PlainLibrary
-from evocompress.types import DENSE, DROP, Candidate, Level
 
 
 class ZeroingLibrary:

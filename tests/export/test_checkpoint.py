@@ -16,17 +16,17 @@ from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
 import evocompress.hf  # noqa: F401
-from evocompress.costs import cost_model
-from evocompress.errors import ExportError, LibraryError
+from evocompress.core.errors import ExportError, LibraryError
+from evocompress.core.types import DROP, Candidate, Level
 from evocompress.export import FORMATS, materialize, read_candidate, read_record
-from evocompress.families import FAMILIES
-from evocompress.models import LoadedModel, fingerprint
+from evocompress.models.families import FAMILIES
+from evocompress.models.loading import LoadedModel, fingerprint
+from evocompress.space.costs import cost_model
 from evocompress.testing.families import answer, random_batch
 from evocompress.testing.formats import candidate_of, reload, with_bias, with_zeros
 from evocompress.testing.plain_library import PlainLibrary
 from evocompress.testing.staged import has_packages
 from evocompress.testing.tiny import tiny_loaded
-from evocompress.types import DROP, Candidate, Level
 
 LOAD_REMOTE_CODE = """
 import sys

@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 import evocompress.hf  # noqa: F401
 from evocompress.export.companions import CODED, is_terms
-from evocompress.models import LoadedModel, load
-from evocompress.sources import HUB_FILES
+from evocompress.models.checkpoints import HUB_FILES
+from evocompress.models.loading import LoadedModel, load
 from evocompress.testing.byte_tokenizers import TEXTS, trained_tokenizer
 from evocompress.testing.formats import candidate_of, uneven
 from evocompress.testing.tiny import stock_model, tiny_loaded, windowless

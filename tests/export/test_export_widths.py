@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from evocompress.costs import cost_model
+from evocompress.core.types import DROP, Level
 from evocompress.export import read_record
-from evocompress.models import LoadedModel
+from evocompress.models.loading import LoadedModel
+from evocompress.space.costs import cost_model
 from evocompress.testing.families import answer, assert_equal, random_batch
 from evocompress.testing.formats import (
     candidate_of,
@@ -28,7 +29,6 @@ from evocompress.testing.formats import (
     with_zeros,
 )
 from evocompress.testing.tiny import tiny_loaded
-from evocompress.types import DROP, Level
 
 
 def outputs(loaded: LoadedModel, model: PreTrainedModel) -> Tensor:

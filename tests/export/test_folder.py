@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from evocompress.errors import ExportError
+from evocompress.core.errors import ExportError
 from evocompress.export.folder import check_target, whole_folder
 
 

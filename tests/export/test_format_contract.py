@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from evocompress.export import FORMATS
-from evocompress.families import FAMILIES
-from evocompress.models import LoadedModel
+from evocompress.models.families import FAMILIES
+from evocompress.models.loading import LoadedModel
 from evocompress.testing.formats import CASES, FormatContract, candidate_of
 
 BERTS = {name for name, family in FAMILIES.items() if family.attention.norm_after}

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from evocompress.export.gguf_pieces import SPACE, pieces_of
 from evocompress.export.gguf_tokenizer import tokenizer_obstacle
-from evocompress.models import LoadedModel
+from evocompress.models.loading import LoadedModel
 from evocompress.testing.byte_tokenizers import TEXTS, trained_tokenizer
 from evocompress.testing.formats import candidate_of
 from evocompress.testing.gguf_reference import GgufReference

@@ -12,20 +12,20 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import evocompress.hf  # noqa: F401
-from evocompress.apply import LiveModel
-from evocompress.config import HealConfig, LibraryConfig, ProxyConfig
-from evocompress.costs import cost_model
-from evocompress.evaluation import heldout_quality, output_quality
+from evocompress.compression.library import Library, build_library
+from evocompress.compression.live_model import LiveModel
+from evocompress.core.config import HealConfig, LibraryConfig, ProxyConfig
+from evocompress.core.types import DROP, Candidate, Evaluate, Level
+from evocompress.evaluation.heldout import heldout_quality, output_quality
+from evocompress.evaluation.proxies import PROXIES
 from evocompress.export import materialize, read_record
-from evocompress.heal import heal
-from evocompress.library import Library, build_library
-from evocompress.models import LoadedModel
-from evocompress.proxies import PROXIES
-from evocompress.tasks import Task
+from evocompress.healing import heal
+from evocompress.models.loading import LoadedModel
+from evocompress.models.tasks import Task
+from evocompress.space.costs import cost_model
 from evocompress.testing.families import answer, assert_equal, random_batch
 from evocompress.testing.formats import candidate_of, with_zeros
 from evocompress.testing.tiny import tiny_loaded
-from evocompress.types import DROP, Candidate, Evaluate, Level
 
 TOKENS = torch.randint(1, 240, (6, 24), generator=torch.Generator().manual_seed(5))
 

@@ -10,9 +10,9 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 import evocompress.hf  # noqa: F401
 from evocompress.export import materialize
-from evocompress.families import FAMILIES, name_of
-from evocompress.modeling import CLASSES
-from evocompress.models import LoadedModel
+from evocompress.models.families import FAMILIES, name_of
+from evocompress.models.loading import LoadedModel
+from evocompress.models.modeling import CLASSES
 from evocompress.testing.formats import candidate_of, with_bias
 from evocompress.testing.plain_library import PlainLibrary
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from evocompress.errors import ExportError
+from evocompress.core.errors import ExportError
+from evocompress.core.types import DROP, Level
 from evocompress.export import choose_format
-from evocompress.models import LoadedModel
+from evocompress.models.loading import LoadedModel
 from evocompress.testing.formats import Levels, candidate_of, even_heads, heads
 from evocompress.testing.tiny import tiny_loaded
-from evocompress.types import DROP, Level
 
 
 def refusal(loaded: LoadedModel, levels: Levels, format: str) -> str:

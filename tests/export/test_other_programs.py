@@ -12,16 +12,17 @@ import torch
 from export_cases import random_levels, write
 from gguf import GGUFReader
 
-from evocompress.costs import cost_model
-from evocompress.errors import ExportError
+from evocompress.core.errors import ExportError
+from evocompress.core.types import DROP, Level
 from evocompress.export import materialize, read_record
 from evocompress.export.deci import shared_heads
 from evocompress.export.gguf_tokenizer import KNOWN, tokenizer_obstacle
 from evocompress.export.healed import checkpoint_state
 from evocompress.export.layout import layout
 from evocompress.export.record import write_record
-from evocompress.heal.student import zero_masks
-from evocompress.models import LoadedModel
+from evocompress.healing.student import zero_masks
+from evocompress.models.loading import LoadedModel
+from evocompress.space.costs import cost_model
 from evocompress.testing.byte_tokenizers import trained_tokenizer
 from evocompress.testing.formats import (
     assert_written,
@@ -35,7 +36,6 @@ from evocompress.testing.formats import (
 from evocompress.testing.gguf_reference import GgufReference
 from evocompress.testing.plain_library import PlainLibrary
 from evocompress.testing.tiny import tiny_loaded, windowless
-from evocompress.types import DROP, Level
 
 WITHOUT_MLPS = {"0.mlp": DROP, "1.attention": DROP, "2.attention": DROP, "3.mlp": DROP}
 
@@ -137,7 +137,7 @@ def test_all_layers_get_the_number_of_heads_that_costs_least(
 
 
 def test_foreign_blocks_of_deci_are_refused() -> None:
-    from evocompress.modeling.modeling_deci import DeciLMConfig
+    from evocompress.models.modeling.modeling_deci import DeciLMConfig
 
     entry = {"attention": {"no_op": False, "n_heads_in_group": 1}, "ffn": {"ffn_mult": 1.0}}
     with pytest.raises(ValueError, match="ffn_mult"):

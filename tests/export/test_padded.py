@@ -9,12 +9,12 @@ import torch
 from export_cases import write
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from evocompress.core.types import DROP, Candidate, Level
 from evocompress.export import choose_format
-from evocompress.models import LoadedModel
-from evocompress.models import loaded as make_loaded
+from evocompress.models.loading import LoadedModel
+from evocompress.models.loading import loaded as make_loaded
 from evocompress.testing.formats import assert_same, candidate_of, even_channels, reload, uneven
 from evocompress.testing.tiny import tiny_loaded, tiny_tokenizer
-from evocompress.types import DROP, Candidate, Level
 
 
 def six_heads(family: str) -> LoadedModel:

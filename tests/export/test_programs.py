@@ -9,18 +9,18 @@ import pytest
 import torch
 from export_cases import write
 
-from evocompress.errors import ExportError, ModelError
+from evocompress.core.errors import ExportError, ModelError
+from evocompress.core.types import DROP, Candidate, Level
 from evocompress.export import choose_for, materialize, programs
 from evocompress.export.programs import PROGRAMS, check_version
 from evocompress.export.reload import read_checkpoint
-from evocompress.models import LoadedModel
+from evocompress.models.loading import LoadedModel
 from evocompress.testing.formats import (
     candidate_of,
     reload,
 )
 from evocompress.testing.plain_library import PlainLibrary
 from evocompress.testing.tiny import tiny_loaded, windowless
-from evocompress.types import DROP, Candidate, Level
 
 
 @pytest.mark.parametrize(

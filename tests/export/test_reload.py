@@ -7,10 +7,10 @@ import pytest
 import torch
 from export_cases import ZeroingLibrary, applied, mixed_candidate
 
-from evocompress.errors import EvoCompressError, ExportError, ModelError
+from evocompress.core.errors import EvoCompressError, ExportError, ModelError
 from evocompress.export import materialize
 from evocompress.export.reload import read_checkpoint
-from evocompress.models import LoadedModel
+from evocompress.models.loading import LoadedModel
 from evocompress.testing.families import answer, assert_equal, random_batch
 from evocompress.testing.tiny import tiny_model
 

@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForImageClassification
 
-from evocompress.canonical import canonical
-from evocompress.costs import cost_model
-from evocompress.errors import ExportError
-from evocompress.evaluation import count, count_flops
+from evocompress.core.canonical import canonical
+from evocompress.core.errors import ExportError
+from evocompress.core.types import DROP, Candidate, Level
+from evocompress.evaluation.heldout import count, count_flops
 from evocompress.export import FORMATS, choose_format, materialize, read_record
-from evocompress.models import LoadedModel
+from evocompress.models.loading import LoadedModel
+from evocompress.space.costs import cost_model
 from evocompress.testing.formats import assert_written
 from evocompress.testing.plain_library import PlainLibrary
 from evocompress.testing.staged import require_packages
 from evocompress.testing.tiny import tiny_resnet
-from evocompress.types import DROP, Candidate, Level
 
 STAGES = "resnet.encoder.stages"
 CASES: dict[str, dict[str, Level]] = {

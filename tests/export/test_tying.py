@@ -11,13 +11,13 @@ from export_cases import write
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from evocompress.costs import cost_model
+from evocompress.core.types import Level
 from evocompress.export import FORMATS, read_record
-from evocompress.models import LoadedModel, load
-from evocompress.models import loaded as ready
+from evocompress.models.loading import LoadedModel, load
+from evocompress.models.loading import loaded as ready
+from evocompress.space.costs import cost_model
 from evocompress.testing.formats import assert_written, candidate_of, with_zeros
 from evocompress.testing.tiny import DECODERS, tiny_checkpoint, tiny_model, windowless
-from evocompress.types import Level
 
 OTHER_PROGRAMS = ("deci", "gguf")
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
-from evocompress.config import RunConfig
-from evocompress.config_file import load_config
+from evocompress.core.config import RunConfig
+from evocompress.core.config_file import load_config
 from evocompress.testing.tiny import tiny_checkpoint
 
 TEXT = " ".join(f"word{number * number % 97}" for number in range(3000))
@@ -38,7 +38,7 @@ class Case:
 
     Attributes:
         name: Of its folder below ``records/``.
-        family: A key of `evocompress.families.FAMILIES`.
+        family: A key of `evocompress.models.families.FAMILIES`.
         space: Of the run file, as the others.
         search: Its name and settings.
         library: How its library is made.

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from evocompress.config import (
+from evocompress.core.config import (
     CalibrationConfig,
     DropSpace,
     EvaluateConfig,
@@ -19,8 +19,8 @@ from evocompress.config import (
     SpaceConfig,
     SparsitySpace,
 )
-from evocompress.config_file import dump_config
-from evocompress.types import DROP, Candidate, Level, Unit
+from evocompress.core.config_file import dump_config
+from evocompress.core.types import DROP, Candidate, Level, Unit
 
 BLOCKS = 30
 MATRICES = {

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from fabricate import environment, ratio, row, timing, write_json, write_lines
 
-from evocompress.config import (
+from evocompress.core.config import (
     DropSpace,
     EvaluateConfig,
     ModelConfig,
@@ -18,10 +18,10 @@ from evocompress.config import (
     SpaceConfig,
     WidthSpace,
 )
-from evocompress.config_file import dump_config
-from evocompress.pareto import hypervolume, knee, non_dominated
+from evocompress.core.config_file import dump_config
+from evocompress.core.pareto import hypervolume, knee, non_dominated
+from evocompress.core.types import DROP, Candidate, Level
 from evocompress.testing.decoders import SMOLLM2_135M
-from evocompress.types import DROP, Candidate, Level
 
 DENSE = {"params": 134_515_008.0, "latency": 0.8, "decode_latency": 0.04}
 LABELS = {"uniform width": 5, "FLAP": 5}

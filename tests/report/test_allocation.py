@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 from fabricate import BLOCKS, DROPPED, STEP, candidate, units
 
+from evocompress.core.types import DROP, Level, Unit
 from evocompress.report.allocation import Grid, grid
 from evocompress.report.maps import allocation_map
 from evocompress.report.notes import allocation_text
 from evocompress.testing.decoders import SMOLLM2_135M, Decoder
-from evocompress.types import DROP, Level, Unit
 
 NAME = "model.layers.7.mlp.up_proj"
 ROLES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

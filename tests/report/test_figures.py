@@ -1,6 +1,6 @@
 import pytest
 
-from evocompress.journal import Step
+from evocompress.pipeline.journal import Step
 from evocompress.report.data import FrontPoint, HealStep
 from evocompress.report.figures import healing_curve, search_curve
 from evocompress.report.front import front_scatter, varying_costs

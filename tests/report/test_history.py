@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from fabricate import DROPPED, candidate, run_folder, units, write_lines
 
-from evocompress.config import SparsitySpace
-from evocompress.errors import RunError
-from evocompress.journal_memory import Memory
+from evocompress.core.config import SparsitySpace
+from evocompress.core.errors import RunError
+from evocompress.pipeline.journal_memory import Memory
 from evocompress.report.history import ComparedValue, History, read_history
 
 HALF = SparsitySpace(target=0.5)

@@ -3,8 +3,8 @@
 import pytest
 from fabricate import config, evaluation, run_folder, write_json
 
-from evocompress.config import ProxyConfig
-from evocompress.config_file import dump_config
+from evocompress.core.config import ProxyConfig
+from evocompress.core.config_file import dump_config
 from evocompress.report import write_report
 from evocompress.report.data import Evaluation, Heldout, Row
 from evocompress.report.measures import contradictions

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from fabricate import environment, evaluation, run_folder
 
-from evocompress.circumstances import Environment
+from evocompress.core.circumstances import Environment
 from evocompress.report.data import Evaluation, read_run
 from evocompress.report.notes import Headline, budget_text, environment_facts, front_text, headlines
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from fabricate import config, evaluation, run_folder, write_json
 
-from evocompress.config import ProxyConfig, SpaceConfig, SparsitySpace
-from evocompress.config_file import dump_config
-from evocompress.errors import RunError
-from evocompress.journal_lines import sealed
-from evocompress.proxies import PROXIES
+from evocompress.core.checked_lines import sealed
+from evocompress.core.config import ProxyConfig, SpaceConfig, SparsitySpace
+from evocompress.core.config_file import dump_config
+from evocompress.core.errors import RunError
+from evocompress.evaluation.proxies import PROXIES
 from evocompress.report import write_report
 from evocompress.report.data import read_run
 from evocompress.report.measures import VALUE_NAMES

@@ -7,12 +7,12 @@ import pytest
 from rich.console import Console
 from test_page import Page, figure_data, without_plotly
 
-from evocompress.errors import RunError
+from evocompress.core.errors import RunError
+from evocompress.pipeline.sweep import SweepConfig, SweepFolder, begin
+from evocompress.pipeline.sweep.outcome import read_outcomes
+from evocompress.pipeline.sweep.record import Record
+from evocompress.pipeline.sweep.trials import planned
 from evocompress.report import sweep_table, write_sweep_report
-from evocompress.sweep import SweepConfig, SweepFolder, begin
-from evocompress.sweep.outcome import read_outcomes
-from evocompress.sweep.record import Record
-from evocompress.sweep.trials import planned
 
 ATTACK = "<img src=x onerror=alert(1)>"
 RUN = {"model": {"source": "m"}, "space": {"drop": {}}, "search": {"name": "nsga2"}}

@@ -5,7 +5,7 @@ import pytest
 from fabricate import evaluation, write_json
 from rich.console import Console
 
-from evocompress.errors import RunError
+from evocompress.core.errors import RunError
 from evocompress.report import table
 
 

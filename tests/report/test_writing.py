@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from fabricate import run_folder
 
-from evocompress.errors import RunError
-from evocompress.leftovers import temporary_file
+from evocompress.core.errors import RunError
+from evocompress.core.leftovers import temporary_file
 from evocompress.report import write_report
 
 

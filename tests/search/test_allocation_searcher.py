@@ -6,20 +6,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evocompress import sampling
-from evocompress.build import build_space
-from evocompress.config import SpaceConfig
-from evocompress.errors import ConfigError
-from evocompress.journal import Journal
-from evocompress.run import search
-from evocompress.search.allocation import Allocation, allocated
+from evocompress.core.config import SpaceConfig
+from evocompress.core.errors import ConfigError
+from evocompress.core.types import Candidate, Estimate, Unit
+from evocompress.pipeline.journal import Journal
+from evocompress.pipeline.loop import search
+from evocompress.search.allocation.allocation import Allocation, allocated
+from evocompress.search.allocation.sparsity_allocation import METHODS, Known, proportional
 from evocompress.search.base import Problem
-from evocompress.search.densities import METHODS, Known, proportional
-from evocompress.search.procedure import ProceduralSearcher
+from evocompress.search.generator_searcher import ProceduralSearcher
+from evocompress.space import sampling
+from evocompress.space.build import build_space
 from evocompress.testing import searchers as contract
 from evocompress.testing.decoders import Decoder
 from evocompress.testing.searchers import POOL, Separable, run
-from evocompress.types import Candidate, Estimate, Unit
 
 DECODER = Decoder(layers=4, hidden=32, heads=4, kv_heads=2, ffn=96)
 SHAPES = [(32, 32), (16, 32), (96, 32), (32, 96)]

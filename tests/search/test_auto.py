@@ -3,21 +3,29 @@
 import numpy as np
 import pytest
 
-from evocompress import sampling
-from evocompress.build import build_space
-from evocompress.config import SpaceConfig
-from evocompress.search.auto import ARCHIVE, Auto
+from evocompress.core.config import SpaceConfig
+from evocompress.core.types import (
+    DROP,
+    Candidate,
+    Estimate,
+    Evaluate,
+    MicroBatchValue,
+    Pool,
+    Result,
+)
+from evocompress.search.allocation.flap import Flap
+from evocompress.search.auto.acquisition import Guide, blend, climb, propose
+from evocompress.search.auto.auto import ARCHIVE, Auto
+from evocompress.search.auto.predictor import Forecast
 from evocompress.search.base import Problem
-from evocompress.search.flap import Flap
-from evocompress.search.forecast import Forecast
-from evocompress.search.linear import Expansion, expansion, monotone
-from evocompress.search.proposals import Guide, blend, climb, propose
-from evocompress.search.quadratic import quadratic, step
-from evocompress.search.racing import Rung, race
-from evocompress.search.scoreboard import Scoreboard
+from evocompress.search.fidelity.racing import Rung, race
+from evocompress.search.fidelity.scoreboard import Scoreboard
+from evocompress.search.surrogates.second_order import quadratic, step
+from evocompress.search.surrogates.taylor import Expansion, expansion, monotone
+from evocompress.space import sampling
+from evocompress.space.build import build_space
 from evocompress.testing.decoders import Decoder
 from evocompress.testing.searchers import Separable, run
-from evocompress.types import DROP, Candidate, Estimate, Evaluate, MicroBatchValue, Pool, Result
 
 POOL = Pool((64,) * 64)
 TOKENS = 60_000

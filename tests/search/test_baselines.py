@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from evocompress import sampling
-from evocompress.build import build_space
-from evocompress.config import SpaceConfig
+from evocompress.core.config import SpaceConfig
 from evocompress.search.base import Problem
-from evocompress.search.random_search import RandomSearch
-from evocompress.search.uniform import Uniform
+from evocompress.search.baselines.random_search import RandomSearch
+from evocompress.search.baselines.uniform import Uniform
+from evocompress.space import sampling
+from evocompress.space.build import build_space
 from evocompress.testing.decoders import Decoder
 from evocompress.testing.searchers import POOL, Separable, run
 

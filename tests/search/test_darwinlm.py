@@ -6,24 +6,25 @@ import numpy as np
 import pytest
 import yaml
 
-from evocompress import api, sampling
-from evocompress.build import build_space
-from evocompress.config import SpaceConfig
-from evocompress.config_file import load_config
-from evocompress.errors import ConfigError
-from evocompress.executor import LocalExecutor
-from evocompress.files import read_json
-from evocompress.journal import Journal
-from evocompress.run import search
+from evocompress import api
+from evocompress.core.config import SpaceConfig
+from evocompress.core.config_file import load_config
+from evocompress.core.errors import ConfigError
+from evocompress.core.files import read_json
+from evocompress.core.finetuning import Recipe
+from evocompress.core.types import UNTREATED, Evaluate, Pool
+from evocompress.evaluation.executor import LocalExecutor
+from evocompress.pipeline.context import Local
+from evocompress.pipeline.journal import Journal
+from evocompress.pipeline.loop import search
 from evocompress.search.base import Problem
-from evocompress.search.darwinlm import DarwinLM
-from evocompress.search.evopress import EvoPress
+from evocompress.search.evolution.darwinlm import DarwinLM
+from evocompress.search.evolution.evopress import EvoPress
+from evocompress.space import sampling
+from evocompress.space.build import build_space
 from evocompress.testing.decoders import Decoder
 from evocompress.testing.searchers import POOL, Separable, run
 from evocompress.testing.tiny import tiny_checkpoint
-from evocompress.treatments import Recipe
-from evocompress.types import UNTREATED, Evaluate, Pool
-from evocompress.workbench import Local
 
 DECODER = Decoder(layers=6)
 WIDTH = {"width": {"multiple_of": 4}, "budget": {"body_params": 0.6}}

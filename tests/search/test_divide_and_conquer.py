@@ -5,13 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from evocompress import sampling
-from evocompress.build import build_space
-from evocompress.config import SpaceConfig
-from evocompress.errors import ConfigError
+from evocompress.core.config import SpaceConfig
+from evocompress.core.errors import ConfigError
+from evocompress.search.allocation.divide_and_conquer import DivideAndConquer
+from evocompress.search.allocation.partitions import split
 from evocompress.search.base import Problem
-from evocompress.search.divide_and_conquer import DivideAndConquer
-from evocompress.search.ranges import split
+from evocompress.space import sampling
+from evocompress.space.build import build_space
 from evocompress.testing.decoders import Decoder
 from evocompress.testing.searchers import POOL, Separable, run
 

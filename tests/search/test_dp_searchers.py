@@ -5,16 +5,22 @@ import itertools
 import numpy as np
 import pytest
 
-from evocompress.build import build_space
-from evocompress.config import SpaceConfig
-from evocompress.errors import ConfigError
+from evocompress.core.config import SpaceConfig
+from evocompress.core.errors import ConfigError
+from evocompress.core.types import DENSE, Candidate, Estimate, Estimation
+from evocompress.search.allocation.distortion_dp import (
+    DistortionDP,
+    WithDense,
+    harms,
+    targets,
+    trials,
+)
+from evocompress.search.allocation.evopress_dp import EvoPressDP
+from evocompress.search.allocation.evopress_dp import harms as error_harms
 from evocompress.search.base import Problem
-from evocompress.search.distortion_dp import DistortionDP, WithDense, harms, targets, trials
-from evocompress.search.evopress_dp import EvoPressDP
-from evocompress.search.evopress_dp import harms as error_harms
+from evocompress.space.build import build_space
 from evocompress.testing.decoders import Decoder
 from evocompress.testing.searchers import POOL, Separable, run
-from evocompress.types import DENSE, Candidate, Estimate, Estimation
 
 WIDTH = {"channels": [0.25, 0.5, 0.75], "multiple_of": 8, "protect": []}
 MATCH = ["*v_proj", "*o_proj", "*gate_proj", "*down_proj"]

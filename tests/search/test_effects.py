@@ -3,15 +3,15 @@ import itertools
 import numpy as np
 import pytest
 
-from evocompress import sampling
-from evocompress.build import build_space
-from evocompress.config import SpaceConfig
+from evocompress.core.config import SpaceConfig
+from evocompress.core.types import Evaluate, Pool
+from evocompress.search.auto.sensitivity import applied, best_sum, changes
 from evocompress.search.base import Problem
-from evocompress.search.effects import applied, best_sum, changes
-from evocompress.search.evopress import EvoPress
+from evocompress.search.evolution.evopress import EvoPress
+from evocompress.space import sampling
+from evocompress.space.build import build_space
 from evocompress.testing.decoders import Decoder
 from evocompress.testing.searchers import Separable, run
-from evocompress.types import Evaluate, Pool
 
 POOL = Pool((64,) * 32)
 WIDTH = {"channels": [0.25, 0.5, 0.75], "multiple_of": 8, "protect": []}

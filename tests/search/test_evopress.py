@@ -3,17 +3,17 @@ import itertools
 import numpy as np
 import pytest
 
-from evocompress import sampling
-from evocompress.build import build_space
-from evocompress.config import SpaceConfig
-from evocompress.errors import ConfigError
-from evocompress.repair import repair
+from evocompress.core.config import SpaceConfig
+from evocompress.core.errors import ConfigError
+from evocompress.core.types import Pool
 from evocompress.search.base import Problem
-from evocompress.search.evopress import EvoPress
-from evocompress.search.random_search import RandomSearch
+from evocompress.search.baselines.random_search import RandomSearch
+from evocompress.search.evolution.evopress import EvoPress
+from evocompress.space import sampling
+from evocompress.space.build import build_space
+from evocompress.space.repair import repair
 from evocompress.testing.decoders import Decoder
 from evocompress.testing.searchers import Separable, run
-from evocompress.types import Pool
 
 POOL = Pool((64,) * 32)
 QUICK = {"generations": 3, "offspring": 8, "survivors": (3, 1), "stage_tokens": (128, 1024)}

@@ -5,17 +5,17 @@ import itertools
 import numpy as np
 import pytest
 
-from evocompress import sampling
-from evocompress.build import build_space
-from evocompress.config import SpaceConfig
-from evocompress.costs import CostTable
-from evocompress.errors import ConfigError
+from evocompress.core.config import SpaceConfig
+from evocompress.core.errors import ConfigError
 from evocompress.search.base import Problem
-from evocompress.search.evopress import EvoPress, EvoPressSettings, exchanges
-from evocompress.search.moves import exchange
-from evocompress.search.random_search import RandomSearch
-from evocompress.search.staged import PUBLISHED, StagedSettings, published
-from evocompress.search.uniform import Uniform
+from evocompress.search.baselines.random_search import RandomSearch
+from evocompress.search.baselines.uniform import Uniform
+from evocompress.search.evolution.evopress import EvoPress, EvoPressSettings, exchanges
+from evocompress.search.fidelity.staged import PUBLISHED, StagedSettings, published
+from evocompress.search.operators.mutation import exchange
+from evocompress.space import sampling
+from evocompress.space.build import build_space
+from evocompress.space.costs import CostTable
 from evocompress.testing.decoders import SMOLLM2_135M, Decoder
 from evocompress.testing.searchers import POOL, Separable, run
 

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from test_searcher_contract import FIRST_OF, Answering, objective
 
-from evocompress.errors import ConfigError, RunError
-from evocompress.journal import Journal
-from evocompress.run import search
+from evocompress.core.errors import ConfigError, RunError
+from evocompress.core.types import Estimate, MicroBatchValue, Result
+from evocompress.pipeline.journal import Journal
+from evocompress.pipeline.loop import search
 from evocompress.search.base import Problem
 from evocompress.search.first_result import check_tokens
 from evocompress.testing import searchers as contract
-from evocompress.types import Estimate, MicroBatchValue, Result
 
 
 class Thrifty:

@@ -5,17 +5,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from evocompress import sampling
-from evocompress.build import build_space
-from evocompress.config import SpaceConfig
-from evocompress.errors import ConfigError
+from evocompress.core.config import SpaceConfig
+from evocompress.core.errors import ConfigError
+from evocompress.core.types import DENSE, DROP, Level
+from evocompress.search.allocation.knapsack import knapsack
 from evocompress.search.base import Problem
-from evocompress.search.greedy import Greedy
-from evocompress.search.knapsack import knapsack
-from evocompress.search.steps import next_levels
+from evocompress.search.baselines.greedy import Greedy
+from evocompress.search.baselines.steps import next_levels
+from evocompress.space import sampling
+from evocompress.space.build import build_space
 from evocompress.testing.decoders import Decoder
 from evocompress.testing.searchers import POOL, Separable, run
-from evocompress.types import DENSE, DROP, Level
 
 DECODER = Decoder(layers=4, heads=6, hidden=24, kv_heads=3)
 WIDTH = {"channels": [0.25, 0.5, 0.75], "multiple_of": 4, "protect": []}

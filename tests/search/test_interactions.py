@@ -5,7 +5,12 @@ import itertools
 import numpy as np
 import pytest
 
-from evocompress.search.interactions import Effects, Interactions, Observations, exchanges
+from evocompress.search.surrogates.pairwise_model import (
+    Effects,
+    Interactions,
+    Observations,
+    exchanges,
+)
 
 UNITS, COUNT, TEXTS = 5, 60, 4
 FIRST, SECOND = np.triu_indices(UNITS, 1)

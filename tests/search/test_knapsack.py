@@ -3,10 +3,10 @@ import itertools
 import numpy as np
 import pytest
 
-from evocompress.build import build_space
-from evocompress.config import SpaceConfig
-from evocompress.search import knapsack as module
-from evocompress.search.knapsack import knapsack, separable
+from evocompress.core.config import SpaceConfig
+from evocompress.search.allocation import knapsack as module
+from evocompress.search.allocation.knapsack import knapsack, separable
+from evocompress.space.build import build_space
 from evocompress.testing.decoders import Decoder
 
 WIDTH = {"channels": [0.25, 0.5, 0.75], "multiple_of": 8, "protect": []}

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from evocompress.build import build_space
-from evocompress.config import SpaceConfig
-from evocompress.search.lazy_greedy import lazily_removed
-from evocompress.search.removal import drop_harms, without_blocks
+from evocompress.core.config import SpaceConfig
+from evocompress.core.types import Evaluate
+from evocompress.search.baselines.lazy_greedy import lazily_removed
+from evocompress.search.baselines.removal import drop_harms, without_blocks
+from evocompress.space.build import build_space
 from evocompress.testing.decoders import Decoder
 from evocompress.testing.searchers import Separable
-from evocompress.types import Evaluate
 
 
 def space_of(layers=8, budget=0.6, **drop):

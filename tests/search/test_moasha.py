@@ -1,16 +1,16 @@
 import numpy as np
 import pytest
 
-from evocompress.build import build_space
-from evocompress.config import SpaceConfig
-from evocompress.errors import ConfigError
-from evocompress.pareto import layers
+from evocompress.core.config import SpaceConfig
+from evocompress.core.errors import ConfigError
+from evocompress.core.pareto import layers
+from evocompress.core.types import Pool, Result
 from evocompress.search.base import Problem
-from evocompress.search.halving import Schedule, epsilon_net, ladder, priority
-from evocompress.search.moasha import MOASHA
+from evocompress.search.fidelity.halving import Schedule, epsilon_net, ladder, priority
+from evocompress.search.fidelity.moasha import MOASHA
+from evocompress.space.build import build_space
 from evocompress.testing import searchers as contract
 from evocompress.testing.decoders import Decoder
-from evocompress.types import Pool, Result
 
 DECODER = Decoder(layers=6)
 

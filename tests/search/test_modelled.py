@@ -5,14 +5,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evocompress.build import build_space
-from evocompress.config import SpaceConfig
-from evocompress.search.auto import Auto
+from evocompress.core.config import SpaceConfig
+from evocompress.core.types import Estimate, Estimation, Evaluate, MicroBatchValue, Pool, Result
+from evocompress.search.auto.auto import Auto
 from evocompress.search.base import Problem
-from evocompress.search.interactions import Effects
+from evocompress.search.surrogates.pairwise_model import Effects
+from evocompress.space.build import build_space
 from evocompress.testing.decoders import Decoder
 from evocompress.testing.searchers import run
-from evocompress.types import Estimate, Estimation, Evaluate, MicroBatchValue, Pool, Result
 
 
 def depth():

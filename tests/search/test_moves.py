@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from evocompress import sampling
-from evocompress.build import build_space
-from evocompress.config import SpaceConfig
-from evocompress.search.moves import distinct, flips, mutate, transpose
+from evocompress.core.config import SpaceConfig
+from evocompress.search.operators.mutation import distinct, flips, mutate, transpose
+from evocompress.space import sampling
+from evocompress.space.build import build_space
 from evocompress.testing.decoders import Decoder
 
 DECODER = Decoder(layers=8)

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from evocompress.build import build_space
-from evocompress.config import SpaceConfig
-from evocompress.search.knapsack import padded
-from evocompress.search.neighbours import Neighbourhood
+from evocompress.core.config import SpaceConfig
+from evocompress.search.allocation.knapsack import padded
+from evocompress.search.operators.neighborhood import Neighbourhood
+from evocompress.space.build import build_space
 from evocompress.testing.decoders import Decoder
 
 DENSE = Decoder(layers=4)

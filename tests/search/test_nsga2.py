@@ -4,20 +4,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from evocompress import sampling
-from evocompress.build import build_space
-from evocompress.config import SpaceConfig
-from evocompress.errors import BudgetError, ConfigError
-from evocompress.pareto import hypervolume, non_dominated
-from evocompress.repair import repair
+from evocompress.core.config import SpaceConfig
+from evocompress.core.errors import BudgetError, ConfigError
+from evocompress.core.pareto import hypervolume, non_dominated
+from evocompress.core.types import Estimate, Estimation, Evaluate
 from evocompress.search.base import Problem
-from evocompress.search.nsga2 import NSGA2
+from evocompress.search.evolution.initial_population import rungs
+from evocompress.search.evolution.nsga2 import NSGA2
 from evocompress.search.objectives import choose
-from evocompress.search.seeds import rungs
-from evocompress.search.variation import vary
+from evocompress.search.operators.pareto_mutation import vary
+from evocompress.space import sampling
+from evocompress.space.build import build_space
+from evocompress.space.repair import repair
 from evocompress.testing import searchers as contract
 from evocompress.testing.decoders import Decoder
-from evocompress.types import Estimate, Estimation, Evaluate
 
 DECODER = Decoder(layers=3)
 SETTINGS = {

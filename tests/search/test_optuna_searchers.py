@@ -9,14 +9,15 @@ import pytest
 from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 
-from evocompress import sampling
-from evocompress.build import build_space
-from evocompress.config import SpaceConfig
-from evocompress.errors import ConfigError
-from evocompress.repair import repair
-from evocompress.search import SEARCHERS, sampled
+from evocompress.core.config import SpaceConfig
+from evocompress.core.errors import ConfigError
+from evocompress.search import SEARCHERS
 from evocompress.search.base import Problem
-from evocompress.search.optuna_study import GenomeStudy
+from evocompress.search.bayesian import sampled
+from evocompress.search.bayesian.optuna_study import GenomeStudy
+from evocompress.space import sampling
+from evocompress.space.build import build_space
+from evocompress.space.repair import repair
 from evocompress.testing import searchers as contract
 from evocompress.testing.decoders import Decoder
 

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from evocompress.search.auto import RADII
-from evocompress.search.purse import OFFSPRING, Purse, parts
-from evocompress.types import Candidate, Estimate, Evaluate, Pool
+from evocompress.core.types import Candidate, Estimate, Evaluate, Pool
+from evocompress.search.auto.auto import RADII
+from evocompress.search.fidelity.token_budget import OFFSPRING, Purse, parts
 
 POOL = Pool((64,) * 64)
 

@@ -5,22 +5,22 @@ import itertools
 import numpy as np
 import pytest
 
-from evocompress import sampling
-from evocompress.build import build_space
-from evocompress.config import SpaceConfig
-from evocompress.errors import ConfigError
-from evocompress.pareto import hypervolume, non_dominated
+from evocompress.core.config import SpaceConfig
+from evocompress.core.errors import ConfigError
+from evocompress.core.pareto import hypervolume, non_dominated
+from evocompress.core.types import Evaluate, Result
 from evocompress.search import SEARCHERS
 from evocompress.search.base import Problem
-from evocompress.search.evolved_front import EvolvedFront
-from evocompress.search.genetic import ALGORITHMS, Evolution, reference_directions
-from evocompress.search.moead import MOEAD
-from evocompress.search.nsga3 import NSGA3
-from evocompress.search.operators import feasible_first
-from evocompress.search.variation import vary
+from evocompress.search.evolution.evolved_front import EvolvedFront
+from evocompress.search.evolution.genetic import ALGORITHMS, Evolution, reference_directions
+from evocompress.search.evolution.moead import MOEAD
+from evocompress.search.evolution.nsga3 import NSGA3
+from evocompress.search.operators.pareto_mutation import vary
+from evocompress.search.operators.pymoo_operators import feasible_first
+from evocompress.space import sampling
+from evocompress.space.build import build_space
 from evocompress.testing import searchers as contract
 from evocompress.testing.decoders import Decoder
-from evocompress.types import Evaluate, Result
 
 DECODER = Decoder(layers=3)
 SETTINGS = {

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from test_knapsack import SPACES, every_genome, space_of
 
-from evocompress import sampling
-from evocompress.search.linear import Expansion
-from evocompress.search.quadratic import best_coupling, least, quadratic, step
+from evocompress.search.surrogates.second_order import best_coupling, least, quadratic, step
+from evocompress.search.surrogates.taylor import Expansion
+from evocompress.space import sampling
 
 SEQUENCES = 16
 

@@ -6,16 +6,16 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from evocompress.build import build_space
-from evocompress.config import SpaceConfig
-from evocompress.errors import ConfigError, RunError
-from evocompress.journal import Journal
-from evocompress.run import replay, search
+from evocompress.core.config import SpaceConfig
+from evocompress.core.errors import ConfigError, RunError
+from evocompress.core.types import DROP, Candidate, Estimate, MicroBatchValue, Result
+from evocompress.pipeline.journal import Journal
+from evocompress.pipeline.loop import replay, search
 from evocompress.search import SEARCHERS
 from evocompress.search.base import Problem
+from evocompress.space.build import build_space
 from evocompress.testing.decoders import Decoder
 from evocompress.testing.searchers import POOL, Separable, run
-from evocompress.types import DROP, Candidate, Estimate, MicroBatchValue, Result
 
 LAYERS = 8
 DECODER = Decoder(layers=LAYERS)

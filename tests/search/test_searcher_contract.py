@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from evocompress.build import build_space
-from evocompress.config import SpaceConfig
-from evocompress.journal import Journal
-from evocompress.outcome import front_rows
-from evocompress.run import search
+from evocompress.core.config import SpaceConfig
+from evocompress.pipeline.journal import Journal
+from evocompress.pipeline.loop import search
+from evocompress.pipeline.results import front_rows
 from evocompress.search import SEARCHERS
 from evocompress.search.base import Problem
+from evocompress.space.build import build_space
 from evocompress.testing import searchers as contract
 from evocompress.testing.decoders import Decoder
 from evocompress.testing.searchers import Separable

@@ -1,14 +1,14 @@
 import numpy as np
 import pytest
 
-from evocompress.build import build_space
-from evocompress.config import SpaceConfig
-from evocompress.errors import ConfigError
-from evocompress.pareto import non_dominated
-from evocompress.repair import repair
+from evocompress.core.config import SpaceConfig
+from evocompress.core.errors import ConfigError
+from evocompress.core.pareto import non_dominated
 from evocompress.search.base import Problem
-from evocompress.search.draws import at_any_cost, span
-from evocompress.search.stratified_random import Bins, StratifiedRandom
+from evocompress.search.baselines.stratified_random import Bins, StratifiedRandom
+from evocompress.search.operators.cost_sampling import at_any_cost, span
+from evocompress.space.build import build_space
+from evocompress.space.repair import repair
 from evocompress.testing import searchers as contract
 from evocompress.testing.decoders import Decoder
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from evocompress.search.regression import ridge, trees
-from evocompress.search.surrogate import Screen, Surrogate, rank_correlation
+from evocompress.search.surrogates.regression import ridge, trees
+from evocompress.search.surrogates.surrogate import Screen, Surrogate, rank_correlation
 
 UNITS, LEVELS = 30, 9
 

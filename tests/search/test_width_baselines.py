@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 
-from evocompress.build import build_space
-from evocompress.config import SpaceConfig
-from evocompress.errors import ConfigError
+from evocompress.core.config import SpaceConfig
+from evocompress.core.errors import ConfigError
+from evocompress.core.types import DENSE, DROP, Candidate, Level
+from evocompress.search.allocation.flap import Flap, thresholds, trajectory
 from evocompress.search.base import Problem
-from evocompress.search.flap import Flap, thresholds, trajectory
-from evocompress.search.multipruner import MultiPruner
+from evocompress.search.baselines.multipruner import MultiPruner
+from evocompress.space.build import build_space
 from evocompress.testing.decoders import Decoder
 from evocompress.testing.searchers import POOL, Separable, run
-from evocompress.types import DENSE, DROP, Candidate, Level
 
 DECODER = Decoder(layers=5, hidden=48, heads=6, kv_heads=3, ffn=64)
 WIDTH = {"channels": [0.75, 0.5, 0.25], "multiple_of": 8, "protect": []}

@@ -83,7 +83,7 @@ def preload() -> None:
     import torch
     import transformers  # noqa: F401
 
-    from evocompress import api, cli  # noqa: F401
+    from evocompress.cli import commands  # noqa: F401
 
     torch.set_num_threads(1)
 

@@ -134,11 +134,11 @@ def _become(words: Sequence[str], root: Path, output: Path, hook: Hook | None) -
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         sys.argv = ["evocompress", *words]
-        from evocompress import cli
+        from evocompress.cli import commands
 
         if hook is not None:
             hook()
-        cli.main()
+        commands.main()
         code = 0
     except SystemExit as stop:
         code = _status(stop)

@@ -9,7 +9,7 @@ import yaml
 from numpy.random import Generator
 from pydantic import BaseModel
 
-from evocompress.config import RunConfig
+from evocompress.core.config import RunConfig
 from evocompress.search import SEARCHERS
 from tests.torture.command import Running
 from tests.torture.scene import Files, Scene, differences, settings

@@ -1,0 +1,382 @@
+"""The command line. Every command calls one function of `evocompress.api`."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+
+from evocompress.core.errors import EvoCompressError, RunError, one_line
+from evocompress.core.foreign_text import printable
+from evocompress.core.stopping import SIGNALS, signal_that_came, stop_on_signals
+from evocompress.core.terminal import add_row, shown
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    help="Finds how to compress a pretrained transformer, and does it.",
+    epilog="Start with `evocompress demo`, or `evocompress search "
+    "search_spaces/smollm2_sparsity_50.yaml`.",
+)
+library_app = typer.Typer(no_args_is_help=True, help="Build or inspect a level library.")
+app.add_typer(library_app, name="library")
+
+WIDEST = 10_000
+"""Columns of the widest table that is printed where there is no terminal."""
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it."""
+
+RunFile = Annotated[
+    Path,
+    typer.Argument(help="YAML file of the run, or the name of a shipped one.", show_default=False),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Changes such as `search.generations=5`.", show_default=False),
+]
+Folder = Annotated[Path, typer.Argument(help="Folder of a run.", show_default=False)]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--ray", help="Address of a Ray cluster; `auto`: this machine's.", show_default=False
+    ),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on where it stopped.")]
+Force = Annotated[
+    bool, typer.Option("--force", help="Go on under other versions, devices or threads.")
+]
+
+
+@app.command(epilog="Example: `evocompress demo`")
+def demo(
+    runs: Annotated[Path, typer.Option(help="Folder that gets the run's folder.")] = Path("runs"),
+) -> None:
+    """Compress SmolLM2-135M from end to end in a few minutes and print the comparison."""
+    from evocompress.cli.demo import demo as run_demo
+    from evocompress.report import table
+
+    folder = run_demo(runs)
+    _print_table(table(folder))
+    _say(f"Report: {folder / 'report.html'}")
+
+
+@app.command(
+    epilog="Examples: `evocompress search search_spaces/smollm2_sparsity_50.yaml`; "
+    "`evocompress search run.yaml name=trial search.generations=20`; "
+    "`evocompress search run.yaml --resume`; `evocompress search run.yaml --workers 2`; "
+    "`evocompress search run.yaml search.tokens=90000 --resume`, with more tokens than before; "
+    "`evocompress search run.yaml --ray auto`; `evocompress search run.yaml --for llama.cpp`"
+)
+def search(
+    run_file: RunFile,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    workers: Annotated[
+        int | None, typer.Option(help="Ray workers that hold the model.", show_default=False)
+    ] = None,
+    ray: RayAddress = None,
+    program: Annotated[
+        str | None,
+        typer.Option(
+            "--for",
+            help="What shall load the result: `transformers`, `vllm`, `llama.cpp`.",
+            show_default=False,
+        ),
+    ] = None,
+    force: Force = False,
+) -> None:
+    """Search for the best candidate; first makes what is missing: level library, latency table.
+
+    The table is measured where budget or objectives name a latency: about a quarter of an hour
+    for SmolLM2-135M on two cores.
+    """
+    from evocompress import api
+    from evocompress.core.config_file import load_config
+    from evocompress.core.progress import Reporter
+    from evocompress.export import program_named
+
+    changes = [*(overrides or []), *_on_ray(ray)]
+    changes += ["executor=ray", f"ray.workers={workers}"] if workers is not None else []
+    if program is not None:
+        program_named(program)
+        changes.append(f"space.fits={program}")
+    folder = api.search(
+        load_config(run_file, changes), resume=resume, force=force, reporter=Reporter()
+    )
+    _say(f"Winner: {folder / 'winner.json'}")
+    _say(f"Next: evocompress materialize {folder}")
+
+
+@app.command(
+    epilog="Examples: `evocompress sweep search_spaces/smollm2_sweep.yaml`; "
+    "`evocompress sweep sweep.yaml --resume`; "
+    "`evocompress sweep sweep.yaml name=trial ray.workers=2`"
+)
+def sweep(
+    sweep_file: Annotated[
+        Path, typer.Argument(help="YAML file of the sweep, or a shipped one.", show_default=False)
+    ],
+    overrides: Overrides = None,
+    resume: Resume = False,
+    force: Force = False,
+) -> None:
+    """Search many times, over models, spaces, budgets, seeds and settings, on Ray Tune.
+
+    Ends with a table of all trials, and with a non-zero exit status where one has failed.
+    """
+    from evocompress import api
+    from evocompress.core.progress import Reporter
+    from evocompress.pipeline.sweep import failures, load_sweep
+    from evocompress.report import sweep_table
+
+    config = load_sweep(sweep_file, overrides or [])
+    folder = api.sweep(config, resume=resume, force=force, reporter=Reporter())
+    _print_table(sweep_table(folder))
+    _say(f"Report: {folder / 'sweep.html'}")
+    if failed := failures(folder):
+        raise RunError(f"{failed}; once it is mended, the same command with --resume tries again")
+
+
+@app.command(
+    epilog="Example: `evocompress profile search_spaces/smollm2_latency70.yaml`; "
+    "`evocompress profile run.yaml latency.prefill=[4,256] --anew`; "
+    "`evocompress profile run.yaml --ray auto`"
+)
+def profile(
+    run_file: RunFile,
+    overrides: Overrides = None,
+    anew: Annotated[bool, typer.Option("--anew", help="Measure even where there is one.")] = False,
+    ray: RayAddress = None,
+) -> None:
+    """Measure the latency table of a run's model on this machine, or show the one there is.
+
+    With Ray it is measured on the cluster, alone on a GPU, or on a node without one.
+    """
+    from evocompress import api
+    from evocompress.core.config_file import load_config
+    from evocompress.core.progress import Reporter
+    from evocompress.evaluation.profile import table_rows
+
+    config = load_config(run_file, [*(overrides or []), *_on_ray(ray)])
+    path, table = api.profile(config, anew=anew, reporter=Reporter())
+    _print_table(_columns(table_rows(table)))
+    _say(f"Table: {path}")
+
+
+@app.command(
+    epilog="Examples: `evocompress plan meta-llama/Llama-3.1-8B --space "
+    "search_spaces/smollm2_width_70.yaml --device h200`; "
+    "`evocompress plan demo:smollm2-135m --space run.yaml --tokens 100000 heal.steps=50`"
+)
+def plan(
+    model: Annotated[
+        str, typer.Argument(help="Folder, config.json, hub id or demo.", show_default=False)
+    ],
+    space: Annotated[Path, typer.Option(help="YAML file of a run.", show_default=False)],
+    overrides: Overrides = None,
+    device: Annotated[
+        str, typer.Option(help="`here`, `h200`, `h100`, `a100`, `l40s` or `rtx4090`.")
+    ] = "here",
+    tokens: Annotated[
+        int | None, typer.Option(help="Requested tokens of the search.", show_default=False)
+    ] = None,
+) -> None:
+    """Foretell time, memory and disk of library, search and healing from a model's config alone.
+
+    No weights are read. On `here` this machine is measured for some seconds.
+    """
+    from evocompress import api
+    from evocompress.core.config_file import load_config
+    from evocompress.pipeline.planning import plan_notes, plan_rows
+
+    changes = [f"model.source={json.dumps(model)}", *(overrides or [])]
+    changes += [f"search.tokens={tokens}"] if tokens is not None else []
+    found = api.plan(load_config(space, changes), device)
+    _print_table(_columns(plan_rows(found)))
+    for note in plan_notes(found):
+        _say(note)
+
+
+@library_app.command(
+    "build", epilog="Example: `evocompress library build run.yaml library.path=libraries/smollm2`"
+)
+def library_build(run_file: RunFile, overrides: Overrides = None) -> None:
+    """Build the level library of a run, or finish one that was interrupted."""
+    from evocompress import api
+    from evocompress.core.config_file import load_config
+    from evocompress.core.progress import Reporter
+
+    _say(api.build_library(load_config(run_file, overrides or []), reporter=Reporter()))
+
+
+@library_app.command("inspect", epilog="Example: `evocompress library inspect runs/demo/library`")
+def library_inspect(
+    path: Annotated[Path, typer.Argument(help="Folder of a library.", show_default=False)],
+    verify: Annotated[bool, typer.Option("--verify", help="Check every checksum.")] = False,
+) -> None:
+    """Show what a level library holds, and whether its files are whole."""
+    from evocompress.compression.library.inspect import summary
+
+    _print_table(summary(path, verify=verify))
+
+
+@app.command(
+    epilog="Examples: `evocompress materialize runs/demo --out smaller-model`; "
+    "`evocompress materialize runs/demo --for llama.cpp --weights q8_0 --out smaller-gguf`"
+)
+def materialize(
+    folder: Folder,
+    out: Annotated[Path | None, typer.Option(help="Default: `checkpoint` in the run.")] = None,
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format", help="`stock`, `hf`, `padded`, `folded`, `deci`, `gguf` or `auto`."
+        ),
+    ] = "auto",
+    program: Annotated[
+        str | None,
+        typer.Option(
+            "--for", help="What loads it: `transformers`, `vllm`, `llama.cpp`.", show_default=False
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="`float32`, `float16`, `bfloat16`, or `q8_0` (GGUF); default: the run's.",
+            show_default=False,
+        ),
+    ] = None,
+    candidate: Annotated[
+        str, typer.Option(help="`winner`, `uniform`, or the id of a candidate of the journal.")
+    ] = "winner",
+    healed: Annotated[
+        bool, typer.Option("--healed", help="Write what heal made of the run's checkpoint.")
+    ] = False,
+) -> None:
+    """Write a candidate as a checkpoint that transformers, vLLM or llama.cpp loads."""
+    from evocompress import api
+    from evocompress.core.progress import Reporter
+
+    written = api.materialize(
+        folder,
+        out=out,
+        form=form,
+        program=program,
+        weights=weights,
+        candidate=candidate,
+        healed=healed,
+        reporter=Reporter(),
+    )
+    _say(written)
+
+
+@app.command(
+    epilog="Examples: `evocompress heal runs/demo heal.steps=100`; "
+    "`evocompress heal /shared/runs/trial --ray auto`"
+)
+def heal(
+    folder: Folder,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    force: Force = False,
+    ray: RayAddress = None,
+) -> None:
+    """Distil the dense model into the run's checkpoint; zeros stay zeros.
+
+    With Ray this is one task on the cluster, whose nodes must see the folder.
+    """
+    from evocompress import api
+    from evocompress.core.progress import Reporter
+
+    changes = [*(overrides or []), *_on_ray(ray)]
+    _say(api.heal(folder, changes, resume=resume, force=force, reporter=Reporter()))
+
+
+@app.command(epilog="Example: `evocompress evaluate runs/demo`")
+def evaluate(folder: Folder, overrides: Overrides = None) -> None:
+    """Compare dense, uniform, searched and healed on held-out text; measure latency."""
+    from evocompress import api
+    from evocompress.core.progress import Reporter
+    from evocompress.report import table
+
+    api.evaluate(folder, overrides or [], reporter=Reporter())
+    _print_table(table(folder))
+
+
+@app.command(epilog="Example: `evocompress report runs/demo`")
+def report(folder: Folder) -> None:
+    """Write `report.html` and `summary.md` of a run, or `sweep.html` of a sweep, from its files."""
+    from evocompress import api
+
+    _say(api.report(folder))
+
+
+def main() -> None:
+    """Runs the command line; a problem the user can mend is one line and a non-zero exit."""
+    stop_on_signals()
+    try:
+        app()
+    except SystemExit as stop:
+        if stop.code in (INTERRUPTED, signal.SIGTERM):  # Ray ends with the latter as it begins
+            stop.code = _interrupted(signal_that_came() or int(stop.code))
+        raise
+    except Exception as error:
+        if came := signal_that_came():  # libraries may turn an interrupt into an error of theirs
+            sys.exit(_interrupted(came))
+        if not _told(error):
+            raise
+        sys.exit(f"error: {one_line(error)}")
+
+
+def _told(error: Exception) -> bool:
+    """Whether an error is one that the user can mend."""
+    from evocompress.core.files import errno_of
+
+    return isinstance(error, EvoCompressError | OSError) or errno_of(error) is not None
+
+
+def _interrupted(came: int) -> int:
+    """Says how a command that was interrupted goes on; its exit status, as shells have it."""
+    word = SIGNALS.get(came, "interrupted")
+    print(f"{word}: search, heal and sweep go on with --resume", file=sys.stderr)
+    return 128 + came if came in SIGNALS else INTERRUPTED
+
+
+def _on_ray(address: str | None) -> list[str]:
+    """The changes of a configuration that name a Ray cluster."""
+    return [] if address is None else ["executor=ray", f"ray.address={json.dumps(address)}"]
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> Table:
+    """A table of rows of text, of which the first is the heading."""
+    heading, *body = rows
+    table = Table()
+    for place, name in enumerate(heading):
+        table.add_column(shown(name), justify="right" if place else "left")
+    for row in body:
+        add_row(table, *row)
+    return table
+
+
+def _say(text: object) -> None:
+    """One line on the standard output."""
+    typer.echo(printable(str(text), ""))
+
+
+def _print_table(table: Table) -> None:
+    """Prints a table; where there is no terminal with an edge, as wide as its content."""
+    console = Console()
+    if not console.is_terminal:
+        unlimited = console.options.update(max_width=WIDEST)
+        console.width = Measurement.get(console, unlimited, table).maximum
+    console.print(table)

@@ -1,0 +1,48 @@
+"""Criteria for single weights and for whole heads and channels; they know no model.
+
+`CRITERIA` give matrices zeros (`base.Criterion`), `STRUCTURED` narrow sub-layers
+(`structure.StructuredCriterion`); one file per method.
+"""
+
+from evocompress.compression.criteria import (
+    flap,
+    magnitude,
+    magnitude_structured,
+    minitron,
+    obs_structured,
+    sparsegpt,
+    taylor,
+    wanda,
+    wanda_structured,
+)
+from evocompress.compression.criteria.base import Criterion, Statistics, unseen
+from evocompress.compression.criteria.liar import reconstructed
+from evocompress.compression.criteria.structure import Cut, Structure, StructuredCriterion, Width
+
+__all__ = [
+    "CRITERIA",
+    "STRUCTURED",
+    "Criterion",
+    "Cut",
+    "Statistics",
+    "Structure",
+    "StructuredCriterion",
+    "Width",
+    "reconstructed",
+    "unseen",
+]
+
+CRITERIA: dict[str, Criterion] = {
+    "magnitude": Criterion(needs="nothing", compress=magnitude.compress),
+    "wanda": Criterion(needs="squares", compress=wanda.compress),
+    "sparsegpt": Criterion("gram", sparsegpt.compress, sparsegpt.compress_together),
+}
+
+STRUCTURED: dict[str, StructuredCriterion] = {
+    "magnitude": StructuredCriterion(frozenset(), False, magnitude_structured.cut),
+    "wanda": StructuredCriterion(frozenset({"squares"}), False, wanda_structured.cut),
+    "minitron": StructuredCriterion(frozenset({"magnitudes"}), False, minitron.cut),
+    "taylor": StructuredCriterion(frozenset({"gradients"}), False, taylor.cut),
+    "flap": StructuredCriterion(frozenset({"squares", "sums"}), True, flap.cut),
+    "obs_structured": StructuredCriterion(frozenset({"gram"}), False, obs_structured.cut),
+}

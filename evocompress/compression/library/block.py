@@ -1,0 +1,196 @@
+"""Making the file of one block: its matrices with zeros, its sub-layers at their widths."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from evocompress.compression.criteria import Cut, Statistics, Structure, reconstructed
+from evocompress.compression.criteria.base import output_energy, relative_errors
+from evocompress.compression.library.dense import Coupled, DenseModel
+from evocompress.compression.library.files import TensorWriter, durable_file
+from evocompress.compression.library.manifest import BlockRecord, InputRecord
+from evocompress.compression.library.order import (
+    Batch,
+    BlockOrder,
+    Levels,
+    statistics_key,
+    tensor_key,
+)
+from evocompress.core.errors import LibraryError
+
+Errors = dict[str, tuple[float, ...]]
+
+
+@dataclass(frozen=True, eq=False)
+class BlockMaker:
+    """Makes the file of one block.
+
+    Attributes:
+        order: What is to be made.
+        dense: The dense matrices.
+        statistics: Of each input that the order needs.
+        gradients: Of each matrix (out, in), where the order needs them.
+    """
+
+    order: BlockOrder
+    dense: DenseModel
+    statistics: Mapping[str, Statistics]
+    gradients: Mapping[str, Tensor]
+
+    def write(self, path: Path) -> BlockRecord:
+        """Write the file, one batch of matrices after the other.
+
+        Raises:
+            LibraryError: A weight is not finite, or a level is impossible.
+        """
+        errors: Errors = {}
+        with durable_file(path) as file:
+            writer = TensorWriter(file, self.order.layout(self.dense.dtype))
+            for batch in self.order.batches:
+                errors |= self._write_matrices(writer, batch)
+            self._write_statistics(writer)
+            small: dict[str, Tensor] = {}
+            for coupled, levels in self.order.widths:
+                cuts = [self._cuts(link, levels) for link in coupled.links]
+                small |= _write_weights(writer, coupled, levels, [found for _, found in cuts])
+                errors |= self._width_errors(coupled, cuts)
+            for key, tensor in small.items():
+                writer.add(key, tensor)
+        inputs = self._input_records()
+        return BlockRecord(path.name, writer.bytes, writer.sha256, inputs, errors, writer.xxh3)
+
+    def _write_matrices(self, writer: TensorWriter, batch: Batch) -> Errors:
+        """Write all levels of a batch; returns their errors where they can be measured."""
+        assert self.order.methods.criterion is not None
+        weights = [self._weight(linear.name) for linear, _ in batch]
+        known = self.statistics.get(batch[0][0].input, Statistics())
+        found = self.order.methods.criterion.compress_all(weights, known, [own for _, own in batch])
+        errors: Errors = {}
+        for (linear, levels), weight, results in zip(batch, weights, found, strict=True):
+            for level, result in zip(levels, results, strict=True):
+                writer.add(tensor_key(linear.name, level, "weight"), linear.oriented(result))
+            if known.gram is not None:
+                errors[linear.name] = tuple(relative_errors(weight, results, known.gram))
+        return errors
+
+    def _write_statistics(self, writer: TensorWriter) -> None:
+        for word in self.order.kept_inputs:
+            known = self.statistics[word]
+            for need in self.order.methods.matrix_needs:
+                squares = known.squares if known.gram is None else known.gram.diagonal()
+                value = known.gram if need == "gram" else squares
+                assert value is not None
+                writer.add(statistics_key(word, need), value)
+
+    def _cuts(self, coupled: Coupled, levels: Levels) -> tuple[Structure, list[Cut]]:
+        """The dense sub-layer, and the same at each level."""
+        methods = self.order.methods
+        assert methods.structured is not None
+        structure = coupled.structure(
+            {linear.name: self._weight(linear.name) for linear in coupled.matrices},
+            self.gradients if methods.gradients else None,
+            self.dense.bias(coupled.output.name),
+        )
+        known = self._of(coupled)
+        cuts = methods.structured.cut(structure, known, [coupled.width(one) for one in levels])
+        return structure, reconstructed(structure, known, cuts) if methods.reconstruct else cuts
+
+    def _width_errors(
+        self, coupled: Coupled, found: Sequence[tuple[Structure, Sequence[Cut]]]
+    ) -> Errors:
+        """Of each level, summed over the links of the sub-layer."""
+        known = [self._of(link) for link in coupled.links]
+        if any(one.gram is None for one in known):
+            return {}
+        each = [width_errors(*pair, one) for pair, one in zip(found, known, strict=True)]
+        return {coupled.unit.name: tuple(map(sum, zip(*each, strict=True)))}
+
+    def _weight(self, unit: str) -> Tensor:
+        """A dense matrix (out, in), which can be ranked."""
+        weight = self.dense.weight(unit)
+        if not bool(weight.isfinite().all()):
+            raise LibraryError(
+                f"{unit} has weights that are not finite: load the model in bfloat16 or float32 "
+                "with model.dtype=..., or mend the checkpoint"
+            )
+        return weight
+
+    def _of(self, coupled: Coupled) -> Statistics:
+        """Statistics of what the output matrix of a sub-layer reads."""
+        return self.statistics.get(coupled.output.input, Statistics())
+
+    def _input_records(self) -> dict[str, InputRecord]:
+        """What the manifest keeps of the statistics."""
+        return {
+            word: InputRecord(
+                trace=_trace(known),
+                damping=known.factor.damping if word in self.order.factored else None,
+                tokens=known.tokens * known.seen if self.order.readers[word].routed else None,
+            )
+            for word, known in self.statistics.items()
+        }
+
+
+def _write_weights(
+    writer: TensorWriter, coupled: Coupled, levels: Levels, found: Sequence[Sequence[Cut]]
+) -> dict[str, Tensor]:
+    """Write the output matrices of a sub-layer; returns the smaller tensors for later.
+
+    Args:
+        writer: Of the file.
+        coupled: The sub-layer.
+        levels: Its levels.
+        found: For each of its links a cut for each level. The items that the inner one keeps are
+            what the last one has no use for, its groups.
+    """
+    unit = coupled.unit.name
+    small: dict[str, Tensor] = {}
+    for level, *cuts in zip(levels, *found, strict=True):
+        for link, one in zip(coupled.links, cuts, strict=True):
+            key = tensor_key(unit, level, link.output.part)
+            writer.add(key, link.output.oriented(one.weight))
+        cut = cuts[-1]
+        small[tensor_key(unit, level, "groups")] = cut.groups if len(cuts) == 1 else cuts[0].items
+        small[tensor_key(unit, level, "items")] = cut.items
+        if cut.bias is not None:
+            small[tensor_key(unit, level, "bias")] = cut.bias
+    return small
+
+
+def width_errors(structure: Structure, cuts: Sequence[Cut], known: Statistics) -> list[float]:
+    """Output error ‖W·x + b − W'·x' − b'‖² / ‖W·x‖² of each cut, summed over the tokens.
+
+    Args:
+        structure: The sub-layer with its dense weights.
+        cuts: With W', which reads the inputs x' that are left, and b'.
+        known: With the Gram matrix; a bias counts where the sums are known as well.
+
+    Returns:
+        One number for each cut; 0 where the dense output is zero.
+    """
+    assert known.gram is not None
+    energy = output_energy(structure.output, known.gram)
+    return [_lost_energy(structure, cut, known) / energy if energy else 0.0 for cut in cuts]
+
+
+def _lost_energy(structure: Structure, cut: Cut, known: Statistics) -> float:
+    assert known.gram is not None
+    change = structure.output.clone()
+    change[:, structure.columns(cut.items)] -= cut.weight
+    lost = output_energy(change, known.gram)
+    if cut.bias is None or known.sums is None:
+        return lost
+    shift = cut.bias.double() if structure.bias is None else (cut.bias - structure.bias).double()
+    mean_effect = float(shift @ (change @ known.sums).double())
+    return lost - 2 * mean_effect + known.tokens * float(shift.square().sum())
+
+
+def _trace(known: Statistics) -> float | None:
+    """Sum of the squares of an input over tokens and features, where it was collected."""
+    if known.gram is not None:
+        return float(known.gram.trace())
+    return None if known.squares is None else float(known.squares.sum())

@@ -1,0 +1,200 @@
+"""Making a level library, or finishing one: what is there, what is missing, and whether it fits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from evocompress.compression.library.builder import MakeBlocks, Progress, make_blocks
+from evocompress.compression.library.dense import DenseModel
+from evocompress.compression.library.manifest import NAME, Manifest, Recipe, read_manifest
+from evocompress.compression.library.plan import check_fits, plan_library
+from evocompress.compression.library.recipe import Wanted, make_recipe
+from evocompress.compression.library.store import Library, check_size, open_library, verify_files
+from evocompress.core.circumstances import Facts, differences
+from evocompress.core.config import LibraryConfig
+from evocompress.core.environment import describe, versions
+from evocompress.core.errors import LibraryError
+from evocompress.core.files import make_folder
+from evocompress.core.leftovers import clear_leftovers
+from evocompress.core.types import Level
+from evocompress.models.loading import LoadedModel
+
+PLACE = ("device", "instructions")
+"""What a manifest says beside versions of packages."""
+
+
+def build_library(
+    loaded: LoadedModel,
+    wanted: Wanted,
+    tokens: Tensor,
+    calibration_fingerprint: str,
+    config: LibraryConfig,
+    path: Path,
+    *,
+    batch: int,
+    propagate: Mapping[str, Level] | None = None,
+    progress: Progress | None = None,
+    blocks: MakeBlocks = make_blocks,
+) -> Library:
+    """Make a level library, finish one that was interrupted, or open one that is there.
+
+    A library at `path` serves if it was made in the same way and has at least the wanted
+    levels. Where another process is making it, this one waits. The result depends on `batch`
+    only by rounding.
+
+    Args:
+        loaded: The model, dense; it is as before when this returns or raises.
+        wanted: Levels of matrix, attention and MLP units; a dense one needs no tensor and is
+            only listed.
+        tokens: Calibration sequences (N, S), int64.
+        calibration_fingerprint: What identifies `tokens`.
+        config: Criteria, Hessians, damping and cache; its `path` is not read.
+        path: Folder of the library.
+        batch: Sequences that pass a block together.
+        propagate: With propagated Hessians, the level of each unit that later blocks see; by
+            default its middle level by what it takes away (the lower of two).
+        progress: Told of every block; only blocks that are really made are counted.
+        blocks: Makes them: here, or on other machines.
+
+    Raises:
+        LibraryError: Disk or memory do not suffice, the library at `path` is damaged or was
+            made otherwise, or a unit, level or criterion is impossible.
+    """
+    recipe = make_recipe(DenseModel(loaded), wanted, calibration_fingerprint, config, propagate)
+    progress = progress or _silent
+    manifest = _begin(loaded, recipe, tokens, config, path, batch)
+    if _is_incomplete(manifest, path):
+        make_folder(path, "library.path", LibraryError)
+        with _only_builder(path, progress):
+            # While this process waited, another one may have made it.
+            manifest = _begin(loaded, recipe, tokens, config, path, batch)
+            if _is_incomplete(manifest, path):
+                clear_leftovers(path)
+                verify_files(path, manifest)  # later blocks may be made from these
+                manifest.write(path)
+                for index, record in blocks(loaded, path, manifest, tokens, batch, progress):
+                    manifest = manifest.with_block(index, record)
+                    manifest.write(path)
+    return open_library(path, loaded, cache_mib=config.cache_mib)
+
+
+def check_library(
+    loaded: LoadedModel,
+    wanted: Wanted,
+    tokens: Tensor,
+    calibration_fingerprint: str,
+    config: LibraryConfig,
+    path: Path,
+    *,
+    batch: int,
+) -> None:
+    """Whether `build_library` with the same arguments can begin; nothing is written.
+
+    Raises:
+        LibraryError: Disk or memory do not suffice, what is at `path` is damaged or was made
+            otherwise, or a unit, level or criterion is impossible.
+    """
+    recipe = make_recipe(DenseModel(loaded), wanted, calibration_fingerprint, config, None)
+    _begin(loaded, recipe, tokens, config, path, batch)
+
+
+def _begin(
+    loaded: LoadedModel,
+    recipe: Recipe,
+    tokens: Tensor,
+    config: LibraryConfig,
+    path: Path,
+    batch: int,
+) -> Manifest:
+    """The manifest to go on from, after checking that the rest fits."""
+    there = (path / NAME).exists()
+    manifest = _resumed(path, recipe) if there else _new(loaded, recipe, tokens)
+    if there and manifest.missing:
+        _check_circumstances(path, manifest.versions, _circumstances(loaded))
+    levels, done = manifest.recipe.levels, manifest.blocks
+    check_fits(plan_library(loaded, levels, tokens, config, batch=batch, done=done), path)
+    return manifest
+
+
+def _is_incomplete(manifest: Manifest, path: Path) -> bool:
+    return bool(manifest.missing) or not (path / NAME).exists()
+
+
+@contextmanager
+def _only_builder(path: Path, progress: Progress) -> Iterator[None]:
+    """Waits until no other process builds the library; the lock ends with its holder."""
+    lock = FileLock(path / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        progress(0, 1, "waiting for another process that builds it")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _silent(done: float, total: float, text: str) -> None:
+    pass
+
+
+def _new(loaded: LoadedModel, recipe: Recipe, tokens: Tensor) -> Manifest:
+    """A manifest without finished blocks."""
+    blocks = {unit.name: unit.block for unit in loaded.family.units(loaded.model)}
+    return Manifest(
+        recipe,
+        versions=_circumstances(loaded),
+        sequences=len(tokens),
+        tokens=len(tokens) * loaded.length(tokens),
+        units={unit: blocks[unit] for unit in recipe.levels},
+        blocks={},
+    )
+
+
+def _circumstances(loaded: LoadedModel) -> dict[str, str]:
+    """What the tensors depend on beside the recipe."""
+    return versions() | {
+        "device": describe(loaded.model.device),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def _check_circumstances(path: Path, before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Refuses to finish a library under other circumstances than it was begun under.
+
+    Raises:
+        LibraryError: They are others.
+    """
+    then, here = (
+        Facts(
+            versions={name: value for name, value in each.items() if name not in PLACE},
+            **{name: each.get(name, "") for name in PLACE},
+        )
+        for each in (before, now)
+    )
+    if found := differences(then, here):
+        raise LibraryError(
+            f"{path} is not finished and was begun under other circumstances "
+            f"({'; '.join(found)}), whose blocks are not to be mixed with those made now: finish "
+            "it where it was begun, delete it, or choose another library.path"
+        )
+
+
+def _resumed(path: Path, wanted: Recipe) -> Manifest:
+    """The manifest of a library that serves, without the blocks whose files are gone."""
+    manifest = read_manifest(path)
+    manifest.recipe.check_serves(wanted, path)
+    present = {
+        index: record for index, record in manifest.blocks.items() if (path / record.file).exists()
+    }
+    for record in present.values():
+        check_size(path, record)
+    return replace(manifest, blocks=present)

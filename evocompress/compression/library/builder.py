@@ -1,0 +1,193 @@
+"""Making the missing blocks of a library in order, so that a killed build goes on where it stopped.
+
+Hidden states of all calibration sequences are carried from block to block. With ``dense``
+Hessians one pass through each block gives both the statistics of its matrices and the states
+that enter the next one (as EvoPress, 2410.14649). With ``propagated`` ones the block is run
+again compressed, and later blocks see what comes out (as SparseGPT, 2301.00774).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from evocompress.compression.criteria import Statistics, unseen
+from evocompress.compression.library.block import BlockMaker
+from evocompress.compression.library.dense import DenseModel, Linear
+from evocompress.compression.library.gradients import loss_gradients
+from evocompress.compression.library.gram import COUNT, Sums, collecting
+from evocompress.compression.library.hidden import HiddenStates
+from evocompress.compression.library.manifest import BlockRecord, Manifest
+from evocompress.compression.library.order import BlockOrder, block_orders, methods_named
+from evocompress.compression.library.propagate import compressed
+from evocompress.core.types import Unit
+from evocompress.models.loading import LoadedModel
+
+Progress = Callable[[float, float, str], None]
+"""Called with (blocks done, blocks to do, text) before each block and at the end."""
+
+
+MakeBlocks = Callable[
+    [LoadedModel, Path, Manifest, Tensor, int, Progress], Iterator[tuple[int, BlockRecord]]
+]
+"""Makes the missing blocks of a library from (model, folder, manifest, tokens, batch, progress).
+
+Each block's index and record comes as soon as its file is there, in any order.
+"""
+
+
+def make_blocks(
+    loaded: LoadedModel,
+    path: Path,
+    manifest: Manifest,
+    tokens: Tensor,
+    batch: int,
+    progress: Progress,
+) -> Iterator[tuple[int, BlockRecord]]:
+    """Makes the missing blocks in this process, one after the other."""
+    blocks = range(len(loaded.family.blocks(loaded.model)))
+    yield from Builder(loaded, path, manifest, tokens, batch).build(blocks, progress)
+
+
+def orders_of(dense: DenseModel, manifest: Manifest) -> dict[int, BlockOrder]:
+    """What is to be made of each block of a library."""
+    recipe = manifest.recipe
+    methods = methods_named(recipe.criterion, recipe.width_criterion, recipe.reconstruct or False)
+    return block_orders(dense, recipe.levels, methods)
+
+
+def observes(orders: Mapping[int, BlockOrder]) -> bool:
+    """Whether anything is read of what the matrices read."""
+    return any(order.needs for order in orders.values())
+
+
+class Builder:
+    """Makes missing blocks of a library.
+
+    Args:
+        loaded: The dense model; it is as before when a method returns or raises.
+        path: Folder of the library.
+        manifest: Its recipe, and the blocks that are there.
+        tokens: Calibration sequences (N, S).
+        batch: Sequences that pass a block together.
+        entering: What `HiddenStates` takes, where the states do not enter the first block.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        path: Path,
+        manifest: Manifest,
+        tokens: Tensor,
+        batch: int,
+        entering: Sequence[Tensor] | None = None,
+    ) -> None:
+        self._loaded = loaded
+        self._path = path
+        self._manifest = manifest
+        self._tokens = tokens
+        self._batch = batch
+        self._dense = DenseModel(loaded)
+        self._orders = orders_of(self._dense, manifest)
+        self._states = (
+            HiddenStates(loaded, tokens, batch, entering) if observes(self._orders) else None
+        )
+
+    def build(
+        self, blocks: Sequence[int], progress: Progress, *, first: int = 0
+    ) -> Iterator[tuple[int, BlockRecord]]:
+        """Makes what is missing of some blocks; the states pass through the others again.
+
+        Args:
+            blocks: Which may be made.
+            progress: Told before each block that is made.
+            first: Block that the states enter, none of `blocks` being before it.
+
+        Yields:
+            Each block's index and record, as soon as its file is there.
+        """
+        todo = [index for index in self._manifest.missing if index in blocks]
+        count = len(self._loaded.family.blocks(self._loaded.model))
+        gradients = self._gradients(todo, progress)
+        for index in range(first, max(todo, default=-1) + 1):
+            if index in todo:
+                progress(todo.index(index), len(todo), f"block {index + 1} of {count}")
+                record = self._make_block(index, gradients)
+                self._manifest = self._manifest.with_block(index, record)
+                yield index, record
+            if index not in todo or self._manifest.recipe.propagated:
+                self._advance(index)
+        progress(len(todo), len(todo), "")
+
+    def _gradients(self, todo: list[int], progress: Progress) -> dict[str, Tensor]:
+        """The gradients of all matrices (out, in) whose sub-layers need them."""
+        linears = [
+            linear
+            for index in todo
+            if self._orders[index].methods.gradients
+            for coupled, _ in self._orders[index].widths
+            for linear in coupled.matrices
+        ]
+        if not linears:
+            return {}
+        found = loss_gradients(
+            self._loaded,
+            [linear.name for linear in linears],
+            self._tokens,
+            batch=self._batch,
+            advance=lambda done: progress(
+                0, len(todo), f"gradients: sequence {done + 1} of {len(self._tokens)}"
+            ),
+        )
+        return {linear.name: linear.oriented(found[linear.name]) for linear in linears}
+
+    def _make_block(self, index: int, gradients: Mapping[str, Tensor]) -> BlockRecord:
+        order = self._orders[index]
+        maker = BlockMaker(order, self._dense, self._statistics(index, order), gradients)
+        return maker.write(self._path / f"block-{index:04d}.safetensors")
+
+    def _statistics(self, index: int, order: BlockOrder) -> dict[str, Statistics]:
+        """Statistics of each input of a block; dense states go on to the next block."""
+        if self._states is None:
+            return {}
+        readers = {
+            word: self._loaded.model.get_submodule(linear.name)
+            for word, linear in order.readers.items()
+        }
+        routed = {word for word, linear in order.readers.items() if linear.routed}
+        length = self._loaded.length(self._tokens)
+        with collecting(readers, order.needs, length, routed) as sums:
+            self._states.run(index, keep=not self._manifest.recipe.propagated)
+        return {word: self._known(order.readers[word], totals) for word, totals in sums.items()}
+
+    def _known(self, reader: Linear, totals: Sums) -> Statistics:
+        """The statistics of an input; of an expert to which no token was sent, a stand-in."""
+        if totals or not reader.routed:
+            return self._summed(totals, reader.unit)
+        logging.getLogger(__name__).warning(
+            "no calibration token is sent to %s: it is compressed by its weights alone", reader.name
+        )
+        return unseen(reader.shape[1], self._dense.device, self._manifest.recipe.damping)
+
+    def _summed(self, totals: Sums, reader: Unit) -> Statistics:
+        count = totals.get(COUNT)
+        whole = len(self._tokens) * (reader.positions or self._loaded.length(self._tokens))
+        magnitudes = totals.get("magnitudes")
+        return Statistics(
+            gram=totals.get("gram"),
+            squares=totals.get("squares"),
+            sequences=len(self._tokens),
+            tokens=whole if count is None else int(count),
+            damping=self._manifest.recipe.damping,
+            sums=totals.get("sums"),
+            magnitudes=None if magnitudes is None else magnitudes.sqrt(),
+        )
+
+    def _advance(self, index: int) -> None:
+        """Carry the states past a block, compressed where the library is propagated."""
+        if self._states is not None:
+            with compressed(self._loaded, index, self._path, self._manifest, self._dense):
+                self._states.run(index, keep=True)

@@ -1,0 +1,64 @@
+"""The hidden states of all calibration sequences, carried from block to block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from evocompress.models.loading import LoadedModel
+
+
+class HiddenStates:
+    """What enters the next block, for every sequence, in the model's type and main memory.
+
+    Args:
+        loaded: The model.
+        tokens: Calibration sequences (N, S).
+        batch: Sequences that pass a block together.
+        entering: The states that enter a later block, one for each batch, as `current` was
+            there; left out, they are those that enter the first one.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        tokens: Tensor,
+        batch: int,
+        entering: Sequence[Tensor] | None = None,
+    ) -> None:
+        self._blocks = list(loaded.family.blocks(loaded.model))
+        self._device = loaded.model.device
+        # Sequences have one length and no padding, so batches of the same size share these.
+        self._arguments: dict[int, list[dict[str, Any]]] = {}
+        self._states: list[Tensor] = list(entering or ())
+        with torch.no_grad():
+            for ids in torch.split(tokens, batch):
+                if entering is not None and len(ids) in self._arguments:
+                    continue
+                states, arguments = loaded.family.block_inputs(loaded.model, ids.to(self._device))
+                self._arguments.setdefault(len(ids), arguments)
+                if entering is None:
+                    self._states.append(states.to("cpu"))
+
+    @property
+    def current(self) -> list[Tensor]:
+        """The states as they are now, one for each batch; later passes leave them alone."""
+        return list(self._states)
+
+    def run(self, index: int, *, keep: bool) -> None:
+        """Pass every sequence through a block.
+
+        Args:
+            index: The block; the states must be those that enter it.
+            keep: Whether its outputs become the states.
+        """
+        block = self._blocks[index]
+        with torch.no_grad():
+            for position, states in enumerate(self._states):
+                arguments = self._arguments[len(states)][index]
+                outputs = block(states.to(self._device), **arguments)
+                if keep:
+                    self._states[position] = outputs.to("cpu")

@@ -1,0 +1,119 @@
+"""Matrices that are narrowed and have zeros as well, made when they are first needed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from evocompress.compression.criteria import CRITERIA, Statistics
+from evocompress.compression.library.dense import Coupled, DenseModel, Linear
+from evocompress.compression.library.manifest import Manifest
+from evocompress.compression.library.order import statistics_key
+from evocompress.compression.library.reader import BlockReader
+from evocompress.core.cache import Cache
+from evocompress.core.types import Level
+from evocompress.models.families.coupling import Kept
+
+Index = Tensor | slice
+
+
+class NarrowedMatrices:
+    """Gives zeros to matrices of narrowed sub-layers.
+
+    The weights are those of the width: rows of the dense matrix, or the output matrix as the
+    structured criterion left it. The Hessian of an output matrix is restricted to the inputs
+    that are left; the others keep all inputs.
+
+    Args:
+        manifest: How the library was made.
+        dense: The dense model.
+        reader: Where widths and statistics are read.
+        limit: Bytes of results, and of factored Hessians, that are kept for later.
+    """
+
+    def __init__(
+        self, manifest: Manifest, dense: DenseModel, reader: BlockReader, limit: int
+    ) -> None:
+        self._manifest = manifest
+        self._dense = dense
+        self._reader = reader
+        self.cache = Cache(limit)
+
+    def weight(self, unit: str, level: Level, width: Level) -> Tensor:
+        """A matrix at a level in its sub-layer at a narrow width.
+
+        Args:
+            unit: The matrix unit.
+            level: Its level at full width; see `Level.zeros_left`.
+            width: Level of its sub-layer.
+
+        Returns:
+            The weight in the module's orientation and the model's type, in main memory.
+
+        Raises:
+            LibraryError: The level is impossible at this width, or the file is damaged.
+        """
+        key = f"{unit}::{width.key}::{level.key}"
+        return self.cache.get(
+            key, lambda: self._made(self._dense.linears[unit], level, width), lambda w: w.nbytes
+        )
+
+    def _made(self, linear: Linear, level: Level, width: Level) -> Tensor:
+        criterion = CRITERIA[self._manifest.recipe.criterion or ""]
+        coupled = self._dense.coupled[linear.unit.parent or ""]
+        stored = self._reader.level(coupled.unit.name, width)
+        rows, columns = coupled.index(linear, Kept(stored["groups"], stored["items"]))
+        dense = self._dense.weight(linear.name)
+        if linear.part:
+            narrow = linear.oriented(stored[linear.part]).to(dense.device).float()
+        else:
+            narrow = dense
+        if linear.part != "weight":
+            narrow = narrow[rows]
+        zeros = level.zeros_left(dense.numel(), narrow.numel())
+        known = self._statistics(linear, columns, width if linear.unit.columns else None)
+        (result,) = criterion.compress(narrow, known, [replace(level, zeros=zeros)])
+        return linear.oriented(result).to("cpu", self._dense.dtype).contiguous()
+
+    def _statistics(self, linear: Linear, columns: Index, width: Level | None) -> Statistics:
+        """Statistics of the inputs that are left; matrices that read the same share them."""
+        key = f"{linear.unit.block}::{linear.input}::{width.key if width else 'all'}"
+        return self.cache.get(key, lambda: self._restricted(linear, columns), _bytes)
+
+    def _restricted(self, linear: Linear, columns: Index) -> Statistics:
+        recipe, block = self._manifest.recipe, linear.unit.block
+        known = Statistics(
+            sequences=self._manifest.sequences,
+            tokens=self._manifest.tokens,
+            damping=recipe.damping,
+        )
+        needs = CRITERIA[recipe.criterion or ""].needs
+        if needs == "nothing":
+            return known
+        device = self._dense.device
+        stored = self._reader.tensor(block, statistics_key(linear.input, needs)).to(device)
+        if needs == "squares":
+            return replace(known, squares=stored[columns])
+        return replace(known, gram=stored[columns][:, columns])
+
+
+def padded(coupled: Coupled, linear: Linear, dense: Tensor, narrow: Tensor, kept: Kept) -> Tensor:
+    """A narrowed matrix (out, in) at full size, so that the dense block computes the same.
+
+    Inputs of the output matrix that are gone weigh nothing; the outputs of the others that are
+    gone are as in the dense matrix, and not read.
+    """
+    result = torch.zeros_like(dense) if linear.unit.columns else dense.clone()
+    rows, columns = coupled.index(linear, kept)
+    if isinstance(rows, Tensor) and isinstance(columns, Tensor):
+        rows = rows[:, None]
+    result[rows, columns] = narrow.to(result)
+    return result
+
+
+def _bytes(known: Statistics) -> int:
+    """Of statistics with the factor that is made from a Gram matrix."""
+    tensors = (known.gram, known.gram, known.squares)
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)

@@ -1,0 +1,105 @@
+"""From what is wanted to a recipe: names and levels are checked before anything is made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from evocompress.compression.library.dense import DenseModel
+from evocompress.compression.library.manifest import Recipe
+from evocompress.compression.library.order import Methods, methods_named
+from evocompress.core.config import LibraryConfig
+from evocompress.core.errors import LibraryError
+from evocompress.core.types import Level
+
+Wanted = Mapping[str, Sequence[Level]]
+"""Levels of matrix, attention and MLP units."""
+
+
+def make_recipe(
+    dense: DenseModel,
+    wanted: Wanted,
+    calibration: str,
+    config: LibraryConfig,
+    propagate: Mapping[str, Level] | None,
+) -> Recipe:
+    """The recipe of a library with the wanted levels.
+
+    Args:
+        dense: The model.
+        wanted: Levels of each unit; levels named twice count once.
+        calibration: Fingerprint of the tokens.
+        config: How levels are made.
+        propagate: With propagated Hessians, the level of each unit that later blocks see, where
+            it is not the middle one.
+
+    Raises:
+        LibraryError: A criterion, unit or level is unknown or impossible.
+    """
+    levels = {unit: tuple(dict.fromkeys(choice)) for unit, choice in wanted.items()}
+    methods = methods_for(dense, levels, config)
+    _check(dense, levels, methods)
+    return Recipe(
+        model=dense.fingerprint,
+        calibration=calibration,
+        criterion=config.criterion if methods.criterion else None,
+        width_criterion=config.width_criterion if methods.structured else None,
+        reconstruct=config.reconstruct if methods.structured else None,
+        hessians=config.hessians,
+        damping=config.damping,
+        levels=levels,
+        propagated=_propagated(levels, propagate) if config.hessians == "propagated" else {},
+    )
+
+
+def methods_for(dense: DenseModel, wanted: Wanted, config: LibraryConfig) -> Methods:
+    """How the wanted levels are made.
+
+    Raises:
+        LibraryError: The model has no such unit, or there is no criterion of such a name.
+    """
+    unknown = [unit for unit in wanted if unit not in dense.linears | dense.coupled]
+    if unknown:
+        raise LibraryError(
+            f"the model has no matrix, attention or mlp {unknown[0]}: check the search space"
+        )
+    stored = {unit for unit, levels in wanted.items() if any(not one.dense for one in levels)}
+    return methods_named(
+        config.criterion if stored & dense.linears.keys() else None,
+        config.width_criterion if stored & dense.coupled.keys() else None,
+        config.reconstruct,
+    )
+
+
+def _check(dense: DenseModel, wanted: Wanted, methods: Methods) -> None:
+    """Refuse widths that a sub-layer cannot have; criteria refuse zeros that a matrix cannot."""
+    for unit, levels in wanted.items():
+        if unit in dense.coupled:
+            coupled = dense.coupled[unit]
+            for level in levels:
+                if not level.dense:
+                    coupled.check(level, bias=methods.adds_bias(coupled))
+
+
+def _propagated(wanted: Wanted, chosen: Mapping[str, Level] | None) -> dict[str, Level]:
+    propagated = {unit: _middle(levels) for unit, levels in wanted.items() if levels}
+    propagated |= chosen or {}
+    for unit, level in propagated.items():
+        if level not in wanted.get(unit, ()):
+            raise LibraryError(f"{unit} cannot be propagated at {level.key}, which is not wanted")
+    return propagated
+
+
+def _middle(levels: Sequence[Level]) -> Level:
+    return sorted(levels, key=_compression)[(len(levels) - 1) // 2]
+
+
+def _compression(level: Level) -> float:
+    """Rises with what a level takes away from its unit."""
+    if level.dense:
+        return float("-inf")
+    if level.channels is not None:
+        return -level.channels
+    if level.kv_groups is not None and level.group_heads is not None:
+        # A group has one key and one value head, a query head its own part of the output.
+        return -level.kv_groups * (1 + level.group_heads)
+    return level.zeros

@@ -1,0 +1,165 @@
+"""The canonical form of a candidate: one way to write what is one model."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from evocompress.core.errors import ConfigError
+from evocompress.core.types import DENSE, DROP, Candidate, Level, Unit, UnitKind
+
+SUBLAYERS: tuple[UnitKind, ...] = ("attention", "mlp")
+
+PARTS: tuple[UnitKind, ...] = (*SUBLAYERS, "expert")
+"""What costs are counted for: sub-layers, and the experts of those that are mixtures of them."""
+
+_FIELDS: dict[UnitKind, frozenset[str]] = {
+    "block": frozenset({"drop", "merge"}),
+    "attention": frozenset({"drop", "kv_groups", "group_heads", "bias"}),
+    "mlp": frozenset({"drop", "channels", "bias"}),
+    "expert": frozenset({"drop"}),
+    "matrix": frozenset({"zeros", "pattern"}),
+}
+
+
+def canonical(levels: Mapping[str, Level], units: Sequence[Unit]) -> Candidate:
+    """The candidate in canonical form.
+
+    Dense levels and the void descendants of dropped units are left out, and a dropped block
+    is written as its two dropped sub-layers.
+
+    Args:
+        levels: {unit name: level}; a unit that is not named is dense.
+        units: All units of the model, parents before their children.
+
+    Raises:
+        ConfigError: A name is not that of a unit, a level is not one of its kind of unit, a
+            block is merged with others that are not dropped, or a mixture of experts has fewer
+            than each token uses.
+    """
+    unknown = levels.keys() - {unit.name for unit in units}
+    if unknown:
+        raise ConfigError(
+            f"unit '{min(unknown)}' is not in this model; its units look like '{units[-1].name}'"
+        )
+    removed: set[str] = set()
+    kept: dict[str, Level] = {}
+    for unit in units:
+        level = levels.get(unit.name, DENSE)
+        void = unit.parent in removed
+        if not void:
+            _check_kind(unit, level)
+        if void or level.drop:
+            removed.add(unit.name)
+        # A dropped MLP says all of its experts.
+        named = unit.kind in SUBLAYERS or (unit.kind == "expert" and not void)
+        if named and unit.name in removed:
+            kept[unit.name] = DROP
+        elif unit.name not in removed and not level.dense:
+            kept[unit.name] = level
+    _check_merges(kept, units)
+    if any(unit.active for unit in units):
+        short = too_few_experts(kept, units)
+        if short:
+            raise ConfigError(short)
+    return Candidate(tuple(sorted(kept.items())))
+
+
+def merge_levels(units: Iterable[Unit], dropped: Collection[str]) -> dict[str, Level]:
+    """For each kept block before a run of dropped ones the level that merges them into it.
+
+    Dropped blocks at the very beginning have no block before them and are only dropped.
+
+    Args:
+        units: Units of the model, blocks in order.
+        dropped: Names of the dropped blocks.
+    """
+    runs: dict[str, int] = {}
+    last = None
+    for block in (unit.name for unit in units if unit.kind == "block"):
+        if block not in dropped:
+            last = block
+        elif last is not None:
+            runs[last] = runs.get(last, 0) + 1
+    return {block: Level(merge=count) for block, count in runs.items()}
+
+
+def unlike_blocks(units: Iterable[Unit]) -> str | None:
+    """Why blocks cannot be merged where one has other matrices than the first; ``None`` if none."""
+    matrices: dict[int, tuple[str, set[tuple[object, ...]]]] = {}
+    for unit in units:
+        if unit.kind == "block":
+            matrices[unit.block] = unit.name, set()
+        elif unit.kind == "matrix":
+            matrices[unit.block][1].add((unit.role, unit.shape, unit.bias))
+    first, *others = matrices.values()
+    name = next((name for name, own in others if own != first[1]), None)
+    if name is None:
+        return None
+    return f"blocks cannot be merged where they differ, as '{name}' does from '{first[0]}'"
+
+
+def too_few_experts(levels: Mapping[str, Level], units: Iterable[Unit]) -> str | None:
+    """What is wrong with a mixture that keeps fewer experts than a token uses; ``None`` if none.
+
+    Args:
+        levels: Of a canonical candidate.
+        units: All units of the model, parents before their children.
+    """
+    kept: dict[str, int] = {}
+    least: dict[str, int] = {}
+    for unit in units:
+        if unit.active and not levels.get(unit.name, DENSE).drop:
+            kept[unit.name], least[unit.name] = 0, unit.active
+        elif unit.kind == "expert" and unit.parent in kept:
+            kept[unit.parent] += not levels.get(unit.name, DENSE).drop
+    short = next((name for name in kept if kept[name] < least[name]), None)
+    if short is None:
+        return None
+    return (
+        f"unit '{short}' would keep {kept[short]} experts, but each token uses {least[short]}: "
+        "drop fewer of them, or the whole MLP"
+    )
+
+
+def _check_kind(unit: Unit, level: Level) -> None:
+    """Refuse a level that units of this kind do not have."""
+    if level.drop and unit.kind == "matrix":
+        raise ConfigError(f"matrix '{unit.name}' cannot be dropped alone: drop '{unit.parent}'")
+    if level.drop and not unit.droppable:
+        raise ConfigError(
+            f"unit '{unit.name}' cannot be dropped: what bypasses it is not the identity"
+        )
+    if level.narrow and not unit.narrowable:
+        raise ConfigError(
+            f"unit '{unit.name}' cannot be narrowed: its parts depend on all of its heads or "
+            "channels together"
+        )
+    strange = not level.dense and level.to_json().keys() - _FIELDS[unit.kind]
+    if strange or (level.kv_groups is None) != (level.group_heads is None):
+        raise ConfigError(
+            f"unit '{unit.name}': '{level.key}' is no level of a unit of kind {unit.kind}"
+        )
+
+
+def _check_merges(kept: Mapping[str, Level], units: Sequence[Unit]) -> None:
+    """Refuse a merge with blocks that are not dropped."""
+    merged = {name: level.merge for name, level in kept.items() if level.merge}
+    if not merged:
+        return
+    if any(unit.positions for unit in units):
+        raise ConfigError(
+            f"block '{next(iter(merged))}': blocks of convolutions cannot be merged, because their "
+            "batch norms would not fit the merged matrices"
+        )
+    if other := unlike_blocks(units):
+        raise ConfigError(f"block '{next(iter(merged))}': {other}")
+    blocks = [unit.name for unit in units if unit.kind == "block"]
+    parts = [unit for unit in units if unit.kind in SUBLAYERS]
+    present = {part.parent for part in parts if kept.get(part.name) != DROP}
+    for name, count in merged.items():
+        begin = blocks.index(name) + 1
+        followers = blocks[begin : begin + count]
+        if name not in present or len(followers) < count or present & set(followers):
+            raise ConfigError(
+                f"block '{name}' is merged with the next {count}: keep it and drop all of them"
+            )

@@ -1,0 +1,135 @@
+"""The configuration of a search space: what may be compressed, and within which budget."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from evocompress.core.fields import Globs, Number, Positive, Strict, Whole
+
+
+class SparsitySpace(Strict):
+    """Sparsity levels of matrices: target ± k·step zeros, k = 0..levels (EvoPress, 2410.14649).
+
+    Attributes:
+        match: Globs over names of matrix units.
+        target: Fraction of zeros at level 0, from a thousandth to all but a thousandth.
+        step: Weights between two levels, the same count for every matrix, so that a swap
+            keeps the total; ``auto`` is half of min(target, 1 - target) / levels of the
+            smallest square matrix of the model's width.
+        levels: How many levels up and down.
+        pattern: ``"N:M"`` for semi-structured zeros; then the only level is the target.
+    """
+
+    match: Annotated[Globs, Field(min_length=1)] = ("*",)
+    target: Annotated[Number, Field(ge=0.001, le=0.999)]
+    step: Positive | Literal["auto"] = "auto"
+    levels: Annotated[Whole, Field(ge=0, le=100)] = 6
+    pattern: str = ""
+
+    @model_validator(mode="after")
+    def _pattern_makes_the_target(self) -> SparsitySpace:
+        if not self.pattern:
+            return self
+        found = re.fullmatch(r"([0-9]{1,3}):([0-9]{1,3})", self.pattern)
+        zeros, group = map(int, found.groups()) if found else (0, 0)
+        if not 0 < zeros < group:
+            raise ValueError(f"pattern '{self.pattern}' must look like 2:4, N zeros in each M > N")
+        if abs(zeros / group - self.target) > 1e-9:
+            raise ValueError(
+                f"pattern '{self.pattern}' makes N zeros in each M inputs, so target must be "
+                f"{zeros / group:g}; it is {self.target:g}"
+            )
+        return self
+
+
+class DropSpace(Strict):
+    """Which sub-layers or blocks may be removed.
+
+    Attributes:
+        units: ``[attention, mlp]``, one of them, or ``[block]``; of a mixture of experts also
+            ``expert``, alone or beside them.
+        protect: Globs over names of units that are never removed; by default the first
+            attention, which several programs cannot do without, and so with ``[block]`` the
+            first block.
+        merge: Removed blocks are merged into the last kept block before them (LaCo,
+            2402.11187); only with ``[block]``.
+    """
+
+    units: tuple[Literal["attention", "mlp", "block", "expert"], ...] = ("attention", "mlp")
+    protect: Globs | None = None
+    merge: bool = False
+
+    @field_validator("units")
+    @classmethod
+    def _not_mixed(cls, units: tuple[str, ...]) -> tuple[str, ...]:
+        if not units or ("block" in units and set(units) & {"attention", "mlp"}):
+            raise ValueError("give [block], or one or both of [attention, mlp]")
+        return units
+
+    @model_validator(mode="after")
+    def _merges_blocks(self) -> DropSpace:
+        if self.merge and self.units != ("block",):
+            raise ValueError("merge needs units: [block]")
+        return self
+
+
+Width = Annotated[Number, Field(gt=0, le=10**7)]
+Widths = Annotated[tuple[Width, ...], Field(min_length=1, max_length=1000)]
+
+
+class WidthSpace(Strict):
+    """Which widths the sub-layers may have; a width of at most 1 is a fraction, else a count.
+
+    Beside counts above 1, a 1 is a count as well: ``kv_groups: [1, 2]``.
+
+    Attributes:
+        units: ``[attention, mlp]`` or one of them.
+        channels: FFN channels kept, rounded up to a multiple of `multiple_of`.
+        kv_groups: Key-value heads kept; ``all`` is every number of them.
+        group_heads: Query heads kept in each kept group; ``all`` is every number of them.
+        multiple_of: Of the number of channels; hardware likes 32, 64 or 256.
+        uniform: Every layer has the same width, so that the result loads in stock classes.
+        protect: Globs over names of units that keep their width; by default the first
+            attention, or nothing where `uniform`.
+    """
+
+    units: Annotated[tuple[Literal["attention", "mlp"], ...], Field(min_length=1)] = (
+        "attention",
+        "mlp",
+    )
+    channels: Widths = (0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125)
+    kv_groups: Widths | Literal["all"] = "all"
+    group_heads: Widths | Literal["all"] = "all"
+    multiple_of: Positive = 32
+    uniform: bool = False
+    protect: Globs | None = None
+
+    @model_validator(mode="after")
+    def _uniform_protects_nothing(self) -> WidthSpace:
+        if self.uniform and self.protect:
+            raise ValueError("uniform ties all layers, so protect must be empty")
+        return self
+
+
+class SpaceConfig(Strict):
+    """What may be compressed and within which budget.
+
+    Attributes:
+        sparsity: Zeros in matrices.
+        width: Narrower attention and FFN.
+        drop: Removed sub-layers or blocks.
+        budget: Upper bounds {cost name: bound}; a bound of at most 1 is always a fraction of
+            the dense model, a larger one is absolute: a latency of under a second is given as
+            a fraction. See `evocompress.space.costs.COSTS`.
+        fits: A checkpoint format, a key of `evocompress.export.FORMATS`, or a program, a key of
+            `evocompress.export.PROGRAMS`, that every candidate must be written in or loaded by.
+    """
+
+    sparsity: SparsitySpace | None = None
+    width: WidthSpace | None = None
+    drop: DropSpace | None = None
+    budget: dict[str, Annotated[Number, Field(gt=0, le=1e18)]] = {}
+    fits: str | None = None

@@ -1,0 +1,390 @@
+"""The words of the program as frozen data: units, levels, candidates, requests, results.
+
+Standard library only: every other module may import this one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any, Literal
+
+UnitKind = Literal["block", "attention", "mlp", "expert", "matrix"]
+
+Axis = Literal["query", "key", "value", "channel", "inner", "shared"]
+"""What the rows or columns of a matrix belong to: heads of queries, keys or values, or channels.
+
+Where a branch has channels twice, one after the other, ``inner`` are the first of them; there are
+as many as of the others. ``shared`` are the channels of an expert that every token passes, beside
+those that it is sent to: no level changes their number.
+"""
+
+
+def narrowable(axes: tuple[Axis, ...]) -> bool:
+    """Whether a level can cut any of what rows or columns belong to."""
+    return bool(axes) and "shared" not in axes
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A part of the model that is compressed on its own.
+
+    Attributes:
+        name: Unique name. For a block, an expert or a matrix its module path in the model, e.g.
+            ``model.layers.3.mlp.down_proj``; for a sub-layer ``{block}.attention`` or
+            ``{block}.mlp``, whatever the family calls its modules.
+        kind: ``block``, ``attention``, ``mlp``, ``expert`` (of an MLP that is a mixture of them)
+            or ``matrix``.
+        parent: Name of the enclosing unit; ``None`` for a block.
+        block: Index of the block, from 0.
+        role: Name of the part within its block, e.g. ``q_proj``; same in every block.
+        shape: (out, in) of a matrix, whatever order the module stores; ``None`` otherwise.
+        rows: What the outputs of a matrix are, one part after the other: ``("query", "key",
+            "value")`` of a fused projection. Empty where they are the residual stream.
+        columns: The same of its inputs.
+        bias: Whether the matrix has a bias.
+        active: Of an MLP that is a mixture of experts, how many of them each token uses, and so
+            the fewest that it can have; 0 otherwise.
+        positions: How often the matrix is applied to a sequence, where that is not once a token: a
+            convolution, whose matrix is (out, in times kernel), is at each place of an image.
+        patch: Columns of a channel: 1, or what the kernel of a convolution reads of it.
+        droppable: Whether the unit can be left out at all.
+        narrowable: Whether the width of a sub-layer can be cut at all.
+    """
+
+    name: str
+    kind: UnitKind
+    parent: str | None
+    block: int
+    role: str
+    shape: tuple[int, int] | None = None
+    rows: tuple[Axis, ...] = ()
+    columns: tuple[Axis, ...] = ()
+    bias: bool = False
+    active: int = 0
+    positions: int | None = None
+    patch: int = 1
+    droppable: bool = True
+    narrowable: bool = True
+
+    @property
+    def numel(self) -> int:
+        """Number of weights of a matrix; 0 for other kinds."""
+        return self.shape[0] * self.shape[1] if self.shape else 0
+
+
+@dataclass(frozen=True)
+class Level:
+    """One entry of a unit's ordered list of ways to compress it.
+
+    Attributes:
+        zeros: Number of weights set to zero (matrix units), counted in the matrix at its full
+            width; in a narrowed sub-layer in proportion to the weights that are left.
+        pattern: ``""`` for unstructured zeros, or ``"N:M"`` (N zeros in each M inputs).
+        drop: The unit is removed. Excludes the other fields.
+        kv_groups: Key-value heads kept, each with its query heads (attention units); ``None``
+            where the width is not changed.
+        group_heads: Query heads kept in each kept group; given exactly where `kv_groups` is.
+        channels: FFN channels kept (MLP units); ``None`` where the width is not changed.
+        bias: The output of the narrowed sub-layer needs a bias that stands in for the mean of
+            what was cut (FLAP).
+        merge: The next blocks, as many, are merged into this one and must be dropped (block
+            units, LaCo).
+    """
+
+    zeros: int = 0
+    pattern: str = ""
+    drop: bool = False
+    kv_groups: int | None = None
+    group_heads: int | None = None
+    channels: int | None = None
+    bias: bool = False
+    merge: int = 0
+
+    @cached_property
+    def dense(self) -> bool:
+        """Whether the unit is left as it is."""
+        return self == DENSE
+
+    @property
+    def narrow(self) -> bool:
+        """Whether heads or channels are cut."""
+        return self.kv_groups is not None or self.channels is not None
+
+    @cached_property
+    def key(self) -> str:
+        """Short text naming the level in files, e.g. ``zeros=165888`` or ``channels=512``."""
+        if self.drop:
+            return "drop"
+        if self.dense:
+            return "dense"
+        if self.narrow or self.merge:
+            return ",".join(f"{name}={int(value)}" for name, value in self.to_json().items())
+        return f"zeros={self.zeros}" + (f",{self.pattern}" if self.pattern else "")
+
+    def zeros_left(self, whole: int, left: int) -> int:
+        """Zeros in a matrix of which a narrowed sub-layer leaves `left` of `whole` weights."""
+        if self.pattern:
+            zeros, group = map(int, self.pattern.split(":"))
+            return left * zeros // group
+        return self.zeros * left // whole
+
+    def to_json(self) -> dict[str, Any]:
+        """The specification, without fields at their default."""
+        return dict(self._specification)
+
+    @cached_property
+    def _specification(self) -> dict[str, Any]:
+        if self.dense:
+            return {"zeros": 0}
+        spec = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in spec.items() if value != getattr(DENSE, name)}
+
+    @classmethod
+    def from_json(cls, spec: Mapping[str, Any]) -> Level:
+        """The inverse of `to_json`; unknown fields raise ``TypeError``."""
+        return cls(**spec)
+
+
+DENSE = Level()
+DROP = Level(drop=True)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One level per unit, in canonical form; a unit that is not named is dense.
+
+    Canonical: sorted by unit name, without dense levels, without the void descendants of
+    dropped units, and a dropped block written as its two dropped sub-layers. Build one
+    with `evocompress.space.space.canonical`; this class only checks the order.
+    """
+
+    levels: tuple[tuple[str, Level], ...] = ()
+
+    def __post_init__(self) -> None:
+        names = [name for name, _ in self.levels]
+        if names != sorted(set(names)):
+            raise ValueError("levels of a candidate must be sorted by unit name, each once")
+        if any(level.dense for _, level in self.levels):
+            raise ValueError("a candidate in canonical form names no dense unit")
+
+    @cached_property
+    def id(self) -> str:
+        """Sixteen hex digits hashing {unit name: level specification}."""
+        text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @cached_property
+    def by_name(self) -> dict[str, Level]:
+        """The levels as a mapping from unit name."""
+        return dict(self.levels)
+
+    def to_json(self) -> dict[str, Any]:
+        """{unit name: level specification}."""
+        return {name: level.to_json() for name, level in self.levels}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Mapping[str, Any]]) -> Candidate:
+        """The inverse of `to_json`."""
+        return cls(tuple(sorted((name, Level.from_json(spec)) for name, spec in data.items())))
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What the cost model must know of a model, read from its config; no tensors.
+
+    Attributes:
+        hidden: Width of the residual stream.
+        vocabulary: Rows of the output head, which every position has; 0 without one.
+        tied: Whether the head shares the input embedding's weights.
+        outer_params: Parameters outside the blocks (embeddings, final norm, untied head).
+        heads, kv_heads, head_dim: Attention shape of each block.
+        channels: FFN width of each block.
+        windows: Attention window of each block in tokens, ``None`` for full attention.
+        own_params: For each block, parameters of (attention, mlp) sub-layers that are in no
+            matrix unit: norms and biases.
+        dtype_bytes: Bytes of one stored weight.
+        context: Longest sequence the model takes, in tokens.
+        causal: Whether it tells the next token, for which a cache keeps keys and values.
+        one_way: Whether a token sees only those before it.
+        outer_flops: Operations of a sequence outside the blocks that do not grow with its length.
+        tokens: Of every sequence, where they all have as many: an image's.
+        experts: Of each block's MLP, where it is a mixture of experts; `channels` is then the
+            width of one. 0 otherwise.
+        active_experts: How many of them each token uses.
+        gate: Weights of each block's MLP that are in no matrix unit and that each token is
+            multiplied with: what weighs an expert that every token passes.
+        channel_params: For each block the parameters of its MLP that go with one channel and are
+            in no matrix: of norms between its matrices. Empty where there are none.
+        state: Most values of a sequence's state between two blocks, where that is not `hidden`
+            times its tokens.
+    """
+
+    hidden: int
+    vocabulary: int
+    tied: bool
+    outer_params: int
+    heads: tuple[int, ...]
+    kv_heads: tuple[int, ...]
+    head_dim: int
+    channels: tuple[int, ...]
+    windows: tuple[int | None, ...]
+    own_params: tuple[tuple[int, int], ...]
+    dtype_bytes: int
+    context: int
+    causal: bool = True
+    one_way: bool = True
+    outer_flops: int = 0
+    tokens: int | None = None
+    experts: int = 0
+    active_experts: int = 0
+    gate: int = 0
+    channel_params: tuple[int, ...] = ()
+    state: int | None = None
+
+    def state_values(self, tokens: int) -> int:
+        """Values of the state between two blocks of a sequence of so many tokens."""
+        return self.state or tokens * self.hidden
+
+    @property
+    def routed_share(self) -> float:
+        """Share of the tokens that an expert sees, were all seen as often."""
+        return self.active_experts / (self.experts or 1)
+
+
+UNTREATED = "none"
+"""The treatment of a candidate that is measured as the level library gives it."""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Ask how good a candidate is on the given micro-batches.
+
+    Attributes:
+        candidate: What to evaluate.
+        micro_batches: Indices into the calibration pool.
+        treatment: `UNTREATED`, or the hash of a fine-tuning recipe and its tokens
+            (`evocompress.core.finetuning`).
+        stop_above: Mean value above which the evaluation may stop; the result is censored.
+        probe: Outside the budget: counts tokens and can never win.
+        tuning_tokens: Tokens that the treatment trains on.
+    """
+
+    candidate: Candidate
+    micro_batches: tuple[int, ...]
+    treatment: str = UNTREATED
+    stop_above: float | None = None
+    probe: bool = False
+    tuning_tokens: int = 0
+
+    @property
+    def training(self) -> int:
+        """Tokens that the treatment counts for: a backward pass is two forward passes."""
+        return 3 * self.tuning_tokens
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Ask for a units x levels array of estimates at a candidate.
+
+    Attributes:
+        candidate: Where to estimate.
+        kind: Which estimate, e.g. ``"block_influence"``.
+        micro_batches: Indices into the calibration pool.
+        forwards: How many forward passes over them it counts as; a backward pass is two.
+    """
+
+    candidate: Candidate
+    kind: str
+    micro_batches: tuple[int, ...]
+    forwards: int = 1
+
+
+Request = Evaluate | Estimate
+
+
+@dataclass(frozen=True)
+class MicroBatchValue:
+    """The proxy's value on one micro-batch.
+
+    Attributes:
+        micro_batch: Index into the calibration pool.
+        sums: For each sequence, the sum of the value over its counted positions.
+        counts: For each sequence, how many positions were counted.
+    """
+
+    micro_batch: int
+    sums: tuple[float, ...]
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Result:
+    """The answer to an `Evaluate` request.
+
+    Attributes:
+        request: What was asked.
+        values: One entry per evaluated micro-batch, in the order asked.
+        failed: Why there is no value (NaN, out of memory, ...), or ``None``.
+        censored: The evaluation stopped early at the request's ``stop_above``.
+    """
+
+    request: Evaluate
+    values: tuple[MicroBatchValue, ...]
+    failed: str | None = None
+    censored: bool = False
+
+    @property
+    def mean(self) -> float:
+        """Mean over counted positions; infinity for a failed or censored result."""
+        if self.failed is not None or self.censored:
+            return float("inf")
+        total = sum(sum(value.sums) for value in self.values)
+        return total / sum(sum(value.counts) for value in self.values)
+
+
+@dataclass(frozen=True)
+class Estimation:
+    """The answer to an `Estimate` request.
+
+    Attributes:
+        request: What was asked.
+        units: The unit that each row is about.
+        rows: For each unit its values; how many there are and what they mean is the kind's
+            business (`evocompress.evaluation.estimates.ESTIMATES`).
+        failed: Why there are no values, or ``None``.
+    """
+
+    request: Estimate
+    units: tuple[str, ...]
+    rows: tuple[tuple[float, ...], ...]
+    failed: str | None = None
+
+    @property
+    def by_unit(self) -> dict[str, tuple[float, ...]]:
+        """The rows by unit name."""
+        return dict(zip(self.units, self.rows, strict=True))
+
+
+Answer = Result | Estimation
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The calibration pool as a searcher sees it.
+
+    Attributes:
+        tokens: Tokens of each micro-batch (sequences x length).
+    """
+
+    tokens: tuple[int, ...]
+
+    def requested(self, request: Request) -> int:
+        """Tokens that a request asks for, repeats and training included."""
+        tokens = sum(self.tokens[index] for index in request.micro_batches)
+        if isinstance(request, Estimate):
+            return tokens * request.forwards
+        return tokens + request.training

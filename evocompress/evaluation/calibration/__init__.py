@@ -1,0 +1,1 @@
+"""Calibration data: read from their source, cut into sequences, split into disjoint parts."""

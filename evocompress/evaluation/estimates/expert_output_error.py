@@ -1,0 +1,92 @@
+"""What the output of a mixture loses when one of its experts is gone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from evocompress.compression.live_model import put_attributes
+from evocompress.evaluation.estimates.base import Rows, Subject, run_hooked
+from evocompress.evaluation.estimates.experts import Mixed, mixtures
+
+
+def expert_output_error(subject: Subject) -> Rows:
+    """‖F(x) - F'(x)‖² / ‖F(x)‖² of a mixture F and the same without an expert, over all tokens.
+
+    The reconstruction loss of Lu et al. 2024 (2402.14800) for single experts, as a share of the
+    output's energy so that layers are comparable. The router chooses among the others. Only tokens
+    that used the expert pass the mixture again: ask for it with as many forward passes more as a
+    token uses experts. The others choose as before. Where the weights of the chosen ones add up to
+    1, nothing changes for them; elsewhere a softmax without a share of p makes the output of the
+    chosen experts, not that of a shared one, 1 / (1 - p) as large.
+
+    Returns:
+        One value for every expert that the candidate keeps. A mixture that has no more experts
+        than a token uses gets none.
+    """
+    live = subject.live
+    live.apply(subject.candidate)
+    measured = [
+        _Measured(mixed)
+        for mixed in mixtures(live, subject.candidate)
+        if len(mixed.kept) > mixed.active
+    ]
+    handles = [each.mixed.core.register_forward_hook(each.add) for each in measured]
+    handles += [each.mixed.experts.register_forward_hook(each.note) for each in measured]
+    run_hooked(subject, handles)
+    return {name: row for each in measured for name, row in each.rows().items()}
+
+
+class _Measured:
+    """One mixture, and the errors so far."""
+
+    def __init__(self, mixed: Mixed) -> None:
+        self.mixed = mixed
+        self._errors = [0.0] * len(mixed.kept)
+        self._energy = 0.0
+        self._routed = torch.zeros(0)
+        self._grow = not getattr(mixed.router, "norm_topk_prob", True)
+
+    def note(self, _: Any, __: Any, output: Tensor) -> None:
+        """A forward hook: what the chosen experts make of the tokens (N, H)."""
+        self._routed = output
+
+    def add(self, module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        """A forward hook: the mixture runs again without each of its experts."""
+        tokens, whole = inputs[0].flatten(0, -2), output.flatten(0, -2)
+        logits, _, chosen = self.mixed.router(tokens)
+        shares = logits.double().softmax(-1)
+        energies = self._routed.double().square().sum(-1)
+        self._energy += float(whole.double().square().sum())
+        for number in range(len(self.mixed.kept)):
+            users = (chosen == number).any(dim=-1)
+            if bool(users.any()):
+                without = self._without(number, module, tokens[users])
+                change = (without - whole[users]).double()
+                self._errors[number] += float(change.square().sum())
+            if self._grow:
+                share = shares[~users, number]
+                self._errors[number] += float((energies[~users] * (share / (1 - share)) ** 2).sum())
+
+    def _without(self, number: int, module: nn.Module, tokens: Tensor) -> Tensor:
+        """What the mixture makes of tokens (n, H) without an expert; no hooks are run."""
+        mixed = self.mixed
+        rows = mixed.router.get_parameter("weight").data
+        left = [i for i in range(len(mixed.indices)) if i != number]
+        attributes = {
+            (f"{mixed.mixture.core}.gate", "weight"): nn.Parameter(rows[left], requires_grad=False),
+            (f"{mixed.mixture.core}.experts", "kept"): tuple(mixed.indices[i] for i in left),
+        }
+        former = put_attributes(mixed.block, attributes)
+        try:
+            result: Tensor = module.forward(tokens[None])[0]
+        finally:
+            put_attributes(mixed.block, former)
+        return result
+
+    def rows(self) -> Rows:
+        """For each expert its error."""
+        errors = [error / self._energy if self._energy else 0.0 for error in self._errors]
+        return {name: (error,) for name, error in zip(self.mixed.kept, errors, strict=True)}

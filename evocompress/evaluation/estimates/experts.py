@@ -1,0 +1,69 @@
+"""The mixtures of experts that a candidate keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import nn
+
+from evocompress.compression.live_model import LiveModel
+from evocompress.core.errors import ConfigError
+from evocompress.core.types import DROP, Candidate
+from evocompress.evaluation.estimates.base import block_name
+from evocompress.models.families.mixture import Mixture, expert_path
+
+
+@dataclass(frozen=True, eq=False)
+class Mixed:
+    """One MLP that is a mixture.
+
+    Attributes:
+        mixture: How its block holds it.
+        block: The block.
+        active: Experts that a token uses.
+        indices: Of the experts that are left, ascending.
+        kept: Names of their units.
+    """
+
+    mixture: Mixture
+    block: nn.Module
+    active: int
+    indices: tuple[int, ...]
+    kept: tuple[str, ...]
+
+    @property
+    def core(self) -> nn.Module:
+        """The MLP."""
+        return self.block.get_submodule(self.mixture.core)
+
+    @property
+    def experts(self) -> nn.Module:
+        """What the chosen experts are in; a shared one is beside it."""
+        return self.block.get_submodule(f"{self.mixture.core}.experts")
+
+    @property
+    def router(self) -> nn.Module:
+        """What chooses the experts of each token."""
+        return self.block.get_submodule(f"{self.mixture.core}.gate")
+
+
+def mixtures(live: LiveModel, candidate: Candidate) -> Iterator[Mixed]:
+    """The mixtures that a candidate keeps, in model order; the live model must be the candidate.
+
+    Raises:
+        ConfigError: The model is no mixture of experts.
+    """
+    family, model = live.loaded.family, live.loaded.model
+    if family.mixture is None:
+        raise ConfigError(
+            f"{live.loaded.source} is no mixture of experts, so no estimate of experts can be made"
+        )
+    count, active = family.mixture.experts(model)
+    for index, block in enumerate(family.blocks(model)):
+        name = block_name(family, index)
+        if candidate.by_name.get(f"{name}.mlp") == DROP:
+            continue
+        names = {i: f"{name}.{expert_path(i)}" for i in range(count)}
+        kept = {i: own for i, own in names.items() if candidate.by_name.get(own) != DROP}
+        yield Mixed(family.mixture, block, active, tuple(kept), tuple(kept.values()))

@@ -1,0 +1,115 @@
+"""What small changes of the weights do to a model's next-token distributions: gradients of them.
+
+To second order, the divergence that a weight change d causes at one position is
+½·E_y⟨∇ log q(y), d⟩² with y drawn from the model itself: the Fisher information, which needs no
+labels. Different positions' terms are uncorrelated, so the square of a whole sequence's
+⟨Σ_t ∇ log q(y_t), d⟩ is an unbiased estimate of the sum over its positions, and one backward pass
+serves any number of changes d at once (as in Optimal Brain Damage, LeCun et al. 1989, with the
+Fisher of WoodFisher, Singh & Alistarh 2020, 2004.14340).
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+from evocompress.core.types import Candidate
+from evocompress.models.backward import Loss, Outputs
+from evocompress.models.loading import LoadedModel
+
+
+def sampled_score(ids: Tensor, candidate: Candidate, positions: int) -> Loss:
+    """The gradient of the log-likelihood of tokens that the model itself draws.
+
+    Args:
+        ids: Tokens (1, S): with `candidate` the seed, so that the same question has one answer.
+        candidate: What the model is.
+        positions: Number of positions.
+    """
+    uniform = uniforms(ids, candidate, positions)
+
+    def gradient(outputs: Outputs, rows: slice) -> Tensor:
+        probabilities = outputs.probabilities
+        sums = probabilities.double().cumsum(-1)
+        drawn = torch.searchsorted(sums, uniform[rows].to(sums.device) * sums[:, -1:])
+        # Only where the model gives no numbers: these come out as none, and are a failure.
+        drawn.clamp_(max=sums.shape[-1] - 1)
+        ones = torch.ones_like(drawn, dtype=probabilities.dtype)
+        return (-probabilities).scatter_add_(-1, drawn, ones)
+
+    return gradient
+
+
+def uniforms(ids: Tensor, candidate: Candidate, positions: int) -> Tensor:
+    """The random numbers (positions, 1) with which tokens are drawn, float64."""
+    return torch.rand(positions, 1, generator=_generator(ids, candidate), dtype=torch.float64)
+
+
+def _generator(ids: Tensor, candidate: Candidate) -> torch.Generator:
+    digest = hashlib.sha256(candidate.id.encode() + ids.cpu().numpy().tobytes()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def divergence(loaded: LoadedModel, dense_hidden: Tensor) -> Loss:
+    """The gradient of KL(dense || model).
+
+    Args:
+        loaded: The model; its head is used.
+        dense_hidden: The dense model's final hidden states (positions, H), or (1, S, H).
+    """
+
+    def gradient(outputs: Outputs, rows: slice) -> Tensor:
+        logits = loaded.family.outputs(loaded.model, dense_hidden[rows])
+        return outputs.probabilities - logits.float().softmax(-1)
+
+    return gradient
+
+
+def random_direction(ids: Tensor, candidate: Candidate, width: int) -> Loss:
+    """The gradient of ⟨v, output⟩ with v standard normal: the counterpart of a likelihood's.
+
+    The distance 1 - cos of unit vectors is half the square of their difference, and so is the
+    error of scores; so to second order a weight change d causes ½·E_v⟨∇⟨v, output⟩, d⟩².
+
+    Args:
+        ids: Tokens (1, S): with `candidate` the seed.
+        candidate: What the model is.
+        width: Of the embedding, or the number of scores.
+    """
+    direction = torch.randn(1, width, generator=_generator(ids, candidate))
+
+    def gradient(outputs: Outputs, rows: slice) -> Tensor:
+        return direction.to(outputs.values.device)
+
+    return gradient
+
+
+def distance(loaded: LoadedModel, dense_hidden: Tensor) -> Loss:
+    """The gradient of one minus the cosine of dense and present embedding, for one sequence.
+
+    Args:
+        loaded: The model.
+        dense_hidden: The dense model's final hidden states (1, S, H).
+    """
+
+    def gradient(outputs: Outputs, rows: slice) -> Tensor:
+        return -loaded.family.outputs(loaded.model, dense_hidden[rows]).float()
+
+    return gradient
+
+
+def error(loaded: LoadedModel, dense_hidden: Tensor) -> Loss:
+    """The gradient of half the squared difference of dense and present scores, for one sequence.
+
+    Args:
+        loaded: The model.
+        dense_hidden: The dense model's final hidden states (1, S, H).
+    """
+
+    def gradient(outputs: Outputs, rows: slice) -> Tensor:
+        dense = loaded.family.outputs(loaded.model, dense_hidden[rows])
+        return outputs.values.float() - dense.float()
+
+    return gradient

@@ -1,0 +1,46 @@
+"""Narrow sub-layers for timing: the first heads or channels stay, whichever they are."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from evocompress.core.errors import LibraryError
+from evocompress.core.types import DENSE, Level
+from evocompress.models.families.coupling import dense_widths, first_items, index_of
+from evocompress.models.loading import LoadedModel
+
+
+class FirstItems:
+    """A level library cut from the dense model on demand, as `compression.weights` reads one.
+
+    Which heads or channels stay does not matter to the time that a sub-layer takes.
+
+    Args:
+        loaded: The model, dense.
+    """
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self._family = loaded.family
+        self._architecture = loaded.family.architecture(loaded.model)
+        self._units = {unit.name: unit for unit in loaded.family.units(loaded.model)}
+        parameters = dict(loaded.model.named_parameters())
+        # The tensors, not the parameters: those will hold others while a candidate is applied.
+        self._dense = {name: parameter.data for name, parameter in parameters.items()}
+
+    def load(self, unit: str, level: Level, width: Level = DENSE) -> dict[str, Tensor]:
+        """What stays of a sub-layer, and the columns of its output matrix that stay with it.
+
+        Raises:
+            LibraryError: The level is not a width, or is asked for within one.
+        """
+        if not (level.narrow and width.dense):
+            raise LibraryError(f"{unit} at {level.key} cannot be timed: only widths can")
+        block, kind = self._units[unit].block, self._units[unit].kind
+        matrix = self._family.output("attention" if kind == "attention" else "mlp")
+        wide = dense_widths(self._architecture, block)
+        kept = first_items(kind, wide.at(level), wide)
+        index = index_of(matrix.columns, kept, wide.lengths, wide.head_dim)
+        assert index is not None  # an output matrix has columns
+        dense = self._dense[f"{self._family.layers_path}.{block}.{matrix.path}.weight"]
+        weight = dense.index_select(0 if matrix.transposed else 1, index.to(dense.device))
+        return {"groups": kept.groups, "items": kept.items, "weight": weight}

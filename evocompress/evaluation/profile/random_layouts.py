@@ -1,0 +1,90 @@
+"""Random whole models whose times check the sum of the parts' times."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import product
+from typing import TypeVar
+
+import numpy as np
+
+from evocompress.evaluation.profile.layouts import MULTIPLE, Grid, Layout
+from evocompress.space.costs.latency import Heads
+
+Width = TypeVar("Width")
+
+MOST_DROPS = 0.6
+"""Highest share of a layout's cuts that remove a sub-layer instead of narrowing it."""
+
+
+def random_layouts(
+    widths: Grid,
+    count: int,
+    seconds: Callable[[Layout], float],
+    rng: np.random.Generator,
+    *,
+    shortest: float = 0.4,
+) -> list[Layout]:
+    """Random layouts whose expected times are spread evenly from `shortest` to 1.
+
+    Args:
+        widths: The model's; other widths than these may be drawn.
+        count: How many.
+        seconds: The expected time of a layout.
+        rng: Source of randomness.
+        shortest: As a fraction of the unchanged model's time.
+    """
+    dense = seconds(widths.dense)
+    middles = (np.arange(count) + 0.5) / count
+    targets = dense * (shortest + (1 - shortest) * middles)
+    return [_random_layout(widths.dense, target, seconds, rng) for target in targets]
+
+
+def _random_layout(
+    layout: Layout, target: float, seconds: Callable[[Layout], float], rng: np.random.Generator
+) -> Layout:
+    """Cuts random sub-layers until the time is at most `target`, or nothing is left to cut.
+
+    How often a cut removes the sub-layer is drawn once, so that some layouts are shallow and
+    others narrow.
+    """
+    drops = rng.uniform(0, MOST_DROPS)
+    while seconds(layout) > target and (places := _cuttable(layout)):
+        kind, block = places[rng.integers(len(places))]
+        layout = _cut(layout, kind, block, dropping=rng.random() < drops, rng=rng)
+    return layout
+
+
+def _cuttable(layout: Layout) -> list[tuple[str, int]]:
+    """Where something can be cut; the first attention stays, as caches count its tokens."""
+    attention = [("attention", b) for b, width in enumerate(layout.attention) if b and width]
+    return attention + [("mlp", b) for b, width in enumerate(layout.mlp) if width]
+
+
+def _cut(
+    layout: Layout, kind: str, block: int, *, dropping: bool, rng: np.random.Generator
+) -> Layout:
+    """The layout with one sub-layer narrower, or removed where it is `dropping` or narrowest."""
+    if kind == "attention":
+        width = layout.attention[block]
+        heads = None if dropping or width is None else _narrower_heads(width, rng)
+        return replace(layout, attention=_put(layout.attention, block, heads))
+    channels = layout.mlp[block]
+    fewer = None if dropping or channels is None else _fewer_channels(channels, rng)
+    return replace(layout, mlp=_put(layout.mlp, block, fewer))
+
+
+def _narrower_heads(width: Heads, rng: np.random.Generator) -> Heads | None:
+    groups, heads = width
+    options = list(product(range(1, groups + 1), range(1, heads + 1)))[:-1]
+    return options[rng.integers(len(options))] if options else None
+
+
+def _fewer_channels(channels: int, rng: np.random.Generator) -> int | None:
+    options = range(MULTIPLE, channels, MULTIPLE)
+    return options[rng.integers(len(options))] if options else None
+
+
+def _put(widths: tuple[Width, ...], block: int, width: Width) -> tuple[Width, ...]:
+    return (*widths[:block], width, *widths[block + 1 :])

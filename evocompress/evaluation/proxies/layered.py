@@ -1,0 +1,147 @@
+"""Many candidates at once, block after block: for models whose blocks do not all fit the device.
+
+What enters a block, of every candidate and micro-batch, waits in main memory, so each block comes
+to the device once for all candidates and not once for each of them. What candidates share before
+they differ is computed once, as in `evocompress.evaluation.proxies.prefix`: both compute every
+    node of their
+trie (`evocompress.evaluation.proxies.order`), this one level by level and that one along its
+branches.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor, nn
+
+from evocompress.compression.live_model import LiveModel
+from evocompress.core.types import Candidate
+from evocompress.evaluation.proxies.prefix import BlockLevels, levels_by_block
+from evocompress.models.device_copy import to_device
+from evocompress.models.families.base import final_norm
+
+SHARE = 0.25
+"""Of the main memory that is available what waiting states may take."""
+
+Ask = tuple[Candidate, Sequence[int]]
+"""A candidate and its micro-batches."""
+
+States = Mapping[int, Tensor]
+"""By micro-batch."""
+
+Path = tuple[BlockLevels, ...]
+"""What a candidate says of the blocks up to one: a node of the trie."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Entry:
+    """A micro-batch before the first block, and what each block is called with beside it."""
+
+    hidden: Tensor
+    arguments: Sequence[Mapping[str, Any]]
+
+
+class LayeredStates:
+    """Final hidden states of several candidates, computed together.
+
+    Args:
+        live: The model, which is dense when an answer is there.
+        micro_batches: Token ids (b, S) of each, on the model's device.
+    """
+
+    def __init__(self, live: LiveModel, micro_batches: Sequence[Tensor]) -> None:
+        self._live = live
+        self._ids = micro_batches
+        self._device = live.loaded.model.device
+        self._architecture = live.loaded.family.architecture(live.loaded.model)
+
+    def groups(self, asks: Sequence[Ask]) -> Iterator[Sequence[int]]:
+        """Indices of those that are best computed together, in order, as many as memory allows."""
+        room = int(SHARE * psutil.virtual_memory().available)
+        group: list[int] = []
+        used = 0
+        for index, (_, micro_batches) in enumerate(asks):
+            # Both what enters a block and what leaves it.
+            needed = 2 * sum(self._state_bytes(each) for each in micro_batches)
+            if group and used + needed > room:
+                yield group
+                group, used = [], 0
+            group.append(index)
+            used += needed
+        if group:
+            yield group
+
+    @torch.inference_mode()
+    def hidden_states(self, asks: Sequence[Ask]) -> list[States]:
+        """The states (b, S, H) behind the final norm, in main memory.
+
+        They equal those of `Family.hidden_states` with each candidate applied.
+        """
+        paths = [levels_by_block(candidate, self._live.units) for candidate, _ in asks]
+        wanted = [tuple(micro_batches) for _, micro_batches in asks]
+        entries = {index: self._entry(index) for index in sorted(set(chain(*wanted)))}
+        states: dict[Path, dict[int, Tensor]] = {
+            (): {index: entry.hidden for index, entry in entries.items()}
+        }
+        family, model = self._live.loaded.family, self._live.loaded.model
+        for depth in range(len(family.blocks(model))):
+            states = self._through(depth, states, _nodes(paths, wanted, depth + 1), entries)
+        norm = final_norm(family, model)
+        return [
+            {index: self._passed(norm, states[tuple(path)][index], {}) for index in micro_batches}
+            for path, micro_batches in zip(paths, wanted, strict=True)
+        ]
+
+    def _through(
+        self,
+        depth: int,
+        states: Mapping[Path, Mapping[int, Tensor]],
+        nodes: Mapping[Path, Sequence[int]],
+        entries: Mapping[int, _Entry],
+    ) -> dict[Path, dict[int, Tensor]]:
+        """What leaves a block: each of its levels is applied once for all nodes that have it."""
+        found: dict[Path, dict[int, Tensor]] = {}
+        by_levels: defaultdict[BlockLevels, list[Path]] = defaultdict(list)
+        for path in nodes:
+            by_levels[path[-1]].append(path)
+        for levels, paths in by_levels.items():
+            self._live.apply(Candidate(levels))
+            block = self._live.loaded.family.blocks(self._live.loaded.model)[depth]
+            for path in paths:
+                before = states[path[:-1]]
+                found[path] = {
+                    index: self._passed(block, before[index], entries[index].arguments[depth])
+                    for index in nodes[path]
+                }
+        self._live.restore()
+        return found
+
+    def _passed(self, module: nn.Module, hidden: Tensor, keywords: Mapping[str, Any]) -> Tensor:
+        after: Tensor = module(to_device(hidden, self._device), **keywords)
+        return after.cpu()
+
+    def _entry(self, micro_batch: int) -> _Entry:
+        loaded = self._live.loaded
+        hidden, arguments = loaded.family.block_inputs(loaded.model, self._ids[micro_batch])
+        return _Entry(hidden.cpu(), arguments)
+
+    def _state_bytes(self, micro_batch: int) -> int:
+        ids = self._ids[micro_batch]
+        values = self._architecture.state_values(self._live.loaded.length(ids))
+        return len(ids) * values * self._architecture.dtype_bytes
+
+
+def _nodes(
+    paths: Sequence[Sequence[BlockLevels]], wanted: Sequence[Sequence[int]], depth: int
+) -> dict[Path, list[int]]:
+    """The nodes of the trie behind so many blocks, and the micro-batches asked of each."""
+    found: defaultdict[Path, set[int]] = defaultdict(set)
+    for path, micro_batches in zip(paths, wanted, strict=True):
+        found[tuple(path[:depth])].update(micro_batches)
+    return {path: sorted(indices) for path, indices in found.items()}

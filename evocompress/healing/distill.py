@@ -1,0 +1,241 @@
+"""Heals a compressed model by distilling the dense model's distribution into it.
+
+Minitron's recipe for mild compression (Muralidharan et al. 2024, 2407.14679): the loss is
+KL(teacher‖student) of the logits alone at temperature 1, without cross-entropy.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from evocompress.core.circumstances import Circumstances
+from evocompress.core.config import HealConfig
+from evocompress.core.environment import environment
+from evocompress.core.errors import DataError, RunError
+from evocompress.core.files import write_json
+from evocompress.export.folder import check_room
+from evocompress.healing.distillation import Distillation
+from evocompress.healing.masters import Masters
+from evocompress.healing.recipe import recipe
+from evocompress.healing.schedule import learning_rate, micro_batch_indices
+from evocompress.healing.state import Best, HealFolder, StepRecord
+from evocompress.healing.student import load_student, write_student, zero_masks
+from evocompress.models.loading import LoadedModel
+
+Progress = Callable[[float, float, str], None]
+"""Told (steps done, steps in all, text)."""
+
+BYTES_PER_WEIGHT = 28
+"""Disk: two training states (master and two moments each) and the best checkpoint."""
+
+
+@dataclass(frozen=True)
+class HealReport:
+    """How a healing went; written as ``heal.json``.
+
+    Where the model gives embeddings, their distance stands in the place of the KL.
+
+    Attributes:
+        checkpoint: Folder of the best model.
+        steps: Optimizer steps.
+        tokens: Training tokens, repeats included.
+        initial_kl: Validation KL of the student as it came, in nats per position.
+        best_kl: Validation KL of the best checkpoint.
+        best_step: After which step that was; 0 if healing never helped.
+        final_kl: Validation KL after the last step; ``None`` if it is not finite.
+        seconds: Time of the last process that worked on it.
+        circumstances: Under what it was begun (versions, device, threads), and from which steps it
+            was made to go on under others.
+    """
+
+    checkpoint: str
+    steps: int
+    tokens: int
+    initial_kl: float
+    best_kl: float
+    best_step: int
+    final_kl: float | None
+    seconds: float
+    circumstances: Mapping[str, Any]
+
+
+def heal(
+    student: Path,
+    teacher: LoadedModel,
+    train: Tensor,
+    validation: Tensor,
+    config: HealConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> HealReport:
+    """Distils the teacher into a compressed checkpoint; what `zero_masks` finds stays zero.
+
+    Writes into `out`: ``checkpoint`` (the step that was best on `validation`, in the student's
+    format), ``heal.jsonl`` (the history), ``heal.json`` (the report) and ``state`` (what a
+    resumed healing continues from; it then ends in exactly the same weights).
+
+    Args:
+        student: Folder of a checkpoint that `evocompress.export.materialize` wrote.
+        teacher: The dense model; it is not changed.
+        train: Token ids (N, S).
+        validation: Token ids (M, S) that are not in `train`.
+        config: The recipe.
+        out: The folder.
+        resume: Continue what was begun in `out`.
+        force: Continue also under other circumstances: versions, device, threads.
+        progress: Told about each step.
+
+    Raises:
+        RunError: `out` holds another healing or one that was begun under other circumstances,
+            or the loss is not finite; the best checkpoint so far is kept.
+        DataError: There are no training or validation sequences.
+        ModelError: `student` is not such a checkpoint.
+        ExportError: The disk is full.
+    """
+    began = time.monotonic()
+    healing = _Healing(student, teacher, train, validation, config, HealFolder(out))
+    healing.begin_or_resume(resume, force)
+    healing.run(progress or _silent)
+    return healing.report(time.monotonic() - began)
+
+
+class _Healing:
+    """The state of one healing: weights, history and the best step so far."""
+
+    def __init__(
+        self,
+        source: Path,
+        teacher: LoadedModel,
+        train: Tensor,
+        validation: Tensor,
+        config: HealConfig,
+        folder: HealFolder,
+    ) -> None:
+        if not len(train) or not len(validation):
+            raise DataError(
+                f"healing needs sequences to train ({len(train)} given) and to choose the best "
+                f"step ({len(validation)} given): raise calibration.search_sequences"
+            )
+        self.source = source
+        self.config = config
+        self.folder = folder
+        self.student = load_student(source, teacher)
+        self.dtype = teacher.widened
+        self.recipe = recipe(self.student, teacher, train, validation, config)
+        self.train = Distillation(self.student, teacher, train, config.batch)
+        self.validation = Distillation(self.student, teacher, validation, config.batch)
+        masks = zero_masks(self.student, teacher.family)
+        self.masters = Masters(self.student, masks, config)
+        self.circumstances = Circumstances.model_validate(
+            environment(teacher.model.device, teacher.model.dtype, "local")
+        )
+        self.history: list[StepRecord] = []
+        self.best = Best(0, math.inf)
+
+    def begin_or_resume(self, resume: bool, force: bool) -> None:
+        """Measures the student, or continues from the newest training state."""
+        state = self.folder.latest()
+        if state is None:
+            weights = sum(parameter.numel() for parameter in self.student.parameters())
+            check_room(self.folder.path, weights * BYTES_PER_WEIGHT)
+            self._measure(StepRecord(0, None, None, None))
+            if not math.isfinite(self.best.kl):
+                raise RunError(f"{self.source} cannot be healed: its KL is not finite")
+        elif resume:
+            tensors, known = self.folder.load(state, self.recipe)
+            self.history, self.best = list(known.history), known.best
+            if known.circumstances is None or self.history[-1].step < self.config.steps:
+                self.circumstances = self.folder.going_on(known, self.circumstances, force)
+            else:  # there is nothing left to compute
+                self.circumstances = known.circumstances
+            if tensors:
+                self.masters.load_state(tensors)
+        else:
+            raise RunError(f"{self.folder.path} exists: resume it, or remove it to heal anew")
+
+    def run(self, progress: Progress) -> None:
+        """Trains to the last step."""
+        steps, every = self.config.steps, self.config.evaluate_every
+        for step in range(self.history[-1].step, steps):
+            record = self._train_step(step)
+            if record.step % every == 0 or record.step == steps:
+                self._measure(record)
+            else:
+                self.history.append(record)
+            progress(record.step, steps, f"loss {record.train_loss:.4g}, best {self.best.kl:.4g}")
+
+    def report(self, seconds: float) -> HealReport:
+        """Sums up a finished healing and writes ``heal.json``."""
+        measured = [r.validation_kl for r in self.history if r.validation_kl is not None]
+        report = HealReport(
+            checkpoint=str(self.folder.checkpoint),
+            steps=self.config.steps,
+            tokens=sum(self._tokens(step) for step in range(self.config.steps)),
+            initial_kl=measured[0],
+            best_kl=self.best.kl,
+            best_step=self.best.step,
+            final_kl=self.history[-1].validation_kl,
+            seconds=seconds,
+            circumstances=self.circumstances.model_dump(mode="json"),
+        )
+        write_json(self.folder.report, asdict(report))
+        return report
+
+    def _tokens(self, step: int) -> int:
+        indices = micro_batch_indices(step, len(self.train), self.config)
+        return sum(self.train.tokens(index) for index in indices)
+
+    def _train_step(self, step: int) -> StepRecord:
+        """One optimizer step, from 0."""
+        indices = micro_batch_indices(step, len(self.train), self.config)
+        positions = sum(self.train.positions(index) for index in indices)
+        loss = 0.0
+        for index in indices:
+            loss += self.train.backward(index, 1 / positions) / positions
+            self.masters.collect_gradients()
+        norm = self.masters.clip_gradients()
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise RunError(
+                f"healing diverged at step {step + 1} (loss {loss}, gradient norm {norm}): lower "
+                f"heal.learning_rate; the best step so far, {self.best.step}, is in "
+                f"{self.folder.checkpoint}"
+            )
+        rate = learning_rate(step, self.config)
+        self.masters.step(rate)
+        return StepRecord(step + 1, loss, None, rate)
+
+    def _measure(self, record: StepRecord) -> None:
+        """Measures the validation KL, keeps the student if it is the best, saves the state."""
+        kl = self.validation.mean()
+        finite = math.isfinite(kl)
+        self.history.append(replace(record, validation_kl=kl if finite else None))
+        if finite and kl < self.best.kl:
+            self.best = Best(record.step, kl)
+            write_student(
+                self.student, self.source, self.folder.checkpoint, self._note(), self.dtype
+            )
+        if record.step:
+            finished = record.step == self.config.steps
+            tensors = {} if finished else self.masters.state()
+            self.folder.save(tensors, self.history, self.best, self.recipe, self.circumstances)
+
+    def _note(self) -> str:
+        initial = self.history[0].validation_kl
+        return (
+            f"Distilled from the dense model for {self.best.step} steps: {self.train.measure} on "
+            f"validation sequences {initial:.4g} before, {self.best.kl:.4g} after."
+        )
+
+
+def _silent(done: float, total: float, text: str) -> None:
+    """Tells nobody."""

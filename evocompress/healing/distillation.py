@@ -1,0 +1,134 @@
+"""A student beside its teacher on fixed micro-batches."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from evocompress.healing.loss import (
+    Comparison,
+    backward_divergence,
+    chunk_rows,
+    divergence,
+    of_embeddings,
+    of_logits,
+    of_scores,
+    of_states,
+)
+from evocompress.models.loading import LoadedModel
+from evocompress.models.tasks import ALL_ROWS
+
+CACHE_BYTES = 2**30
+"""The teacher's hidden states are kept, rather than made again in each epoch, up to this."""
+
+
+COMPARISONS: dict[str, Comparison] = {
+    "logits": of_logits,
+    "embeddings": of_embeddings,
+    "scores": of_scores,
+}
+MEASURES = {"logits": "KL", "embeddings": "embedding distance", "scores": "error of scores"}
+
+
+class Distillation:
+    """KL(teacher‖student) on sequences that are cut once into micro-batches.
+
+    As everywhere in this package, every position but the last of a sequence counts; a classifier's
+    sequence counts as one position. Of embedding models the distance counts by which candidates
+    are searched; what is trained on has the distance of all final states beside it.
+    """
+
+    def __init__(
+        self, student: PreTrainedModel, teacher: LoadedModel, tokens: Tensor, batch: int
+    ) -> None:
+        """Runs nothing yet.
+
+        Args:
+            student: Of the teacher's family, perhaps with fewer blocks or sub-layers.
+            teacher: The dense model.
+            tokens: Token ids (N, S), or what else the models take.
+            batch: Sequences of a micro-batch; the last one may have fewer.
+        """
+        self._student = student
+        self._teacher = teacher
+        self._micro_batches = torch.split(tokens.to(student.device), batch)
+        self._hidden: dict[int, Tensor] = {}
+        self._task = teacher.family.task
+        self._length = teacher.length(tokens)
+        values = teacher.family.architecture(teacher.model).state_values(self._length)
+        self._keep = len(tokens) * values * teacher.model.dtype.itemsize <= CACHE_BYTES
+        causal = self._task.causal
+        self._rows = chunk_rows(teacher.model.config.vocab_size) if causal else ALL_ROWS
+        embeds = self._task.compared == "embeddings"
+        self._compare = COMPARISONS[self._task.compared]
+        self._compare_states: Comparison | None = of_states if embeds else None
+        self._heads = (
+            partial(teacher.family.outputs, student),
+            partial(teacher.family.outputs, teacher.model),
+        )
+
+    @property
+    def measure(self) -> str:
+        """What is made small, in words."""
+        return MEASURES[self._task.compared]
+
+    def __len__(self) -> int:
+        return len(self._micro_batches)
+
+    def tokens(self, index: int) -> int:
+        """Tokens of a micro-batch."""
+        return len(self._micro_batches[index]) * self._length
+
+    def positions(self, index: int) -> int:
+        """Counted positions of a micro-batch."""
+        return len(self._micro_batches[index]) * self._task.counted(self._length)
+
+    def backward(self, index: int, scale: float) -> float:
+        """Adds the gradient of `scale` times the micro-batch's sum; returns the sum."""
+        student_head, teacher_head = self._heads
+        hidden = self._states(self._student, index)
+        target = self._teacher_states(index)
+        return backward_divergence(
+            hidden,
+            student_head,
+            target,
+            teacher_head,
+            self._rows,
+            scale,
+            self._compare,
+            self._compare_states,
+        )
+
+    @torch.no_grad()
+    def mean(self) -> float:
+        """Mean over all positions of all micro-batches."""
+        student_head, teacher_head = self._heads
+        total = sum(
+            divergence(
+                self._states(self._student, index),
+                student_head,
+                self._teacher_states(index),
+                teacher_head,
+                self._rows,
+                self._compare,
+            )
+            for index in range(len(self))
+        )
+        return total / sum(self.positions(index) for index in range(len(self)))
+
+    def _states(self, model: PreTrainedModel, index: int) -> Tensor:
+        """Hidden states that outputs come from: (positions, H), or (B, S, H)."""
+        hidden = self._teacher.family.hidden_states(model, self._micro_batches[index])
+        return self._task.states(hidden)
+
+    @torch.no_grad()
+    def _teacher_states(self, index: int) -> Tensor:
+        if index in self._hidden:
+            return self._hidden[index]
+        states = self._states(self._teacher.model, index)
+        if self._keep:
+            self._hidden[index] = states
+        return states

@@ -1,0 +1,153 @@
+"""KL divergence between two models' distributions, in row chunks, and distance of embeddings.
+
+The logits of a chunk of rows are made, used and forgotten, so that the full logits never exist;
+their gradient has a closed form, so that autograd keeps nothing of the vocabulary's size either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from evocompress.models.embedding_distance import distances
+
+Head = Callable[[Tensor], Tensor]
+"""Hidden states (R, H) to logits (R, V)."""
+
+Comparison = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Of outputs (R, V) and what they should be: a sum over the rows, and its gradient by outputs."""
+
+CHUNK_BYTES = 64 * 2**20
+"""Of one model's float32 logits. Each chunk adds to the head's whole gradient: few are faster."""
+
+
+def chunk_rows(vocabulary: int) -> int:
+    """How many rows of logits to hold at once."""
+    return max(1, CHUNK_BYTES // (4 * vocabulary))
+
+
+def of_logits(logits: Tensor, target_logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum over rows of KL(softmax(target_logits)‖softmax(logits)) and d(sum)/d(logits)."""
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    log_p = target_logits.to(wide).log_softmax(-1)
+    log_q = logits.to(wide).log_softmax(-1)
+    p = log_p.exp()
+    value = log_p.sub_(log_q).mul_(p).sum()
+    return value, log_q.exp_().sub_(p)
+
+
+def divergence(
+    hidden: Tensor,
+    head: Head,
+    target: Tensor,
+    target_head: Head,
+    rows: int,
+    compare: Comparison = of_logits,
+) -> float:
+    """Sum over rows of what is compared: KL(target‖model), over the full vocabulary, or another.
+
+    Args:
+        hidden: The model's hidden states (R, H).
+        head: Makes its logits.
+        target: The target's hidden states (R, H').
+        target_head: Makes the target's logits.
+        rows: Of a chunk.
+        compare: What is summed.
+
+    Returns:
+        The sum.
+    """
+    with torch.no_grad():
+        sums = [
+            compare(head(part), target_head(target_part))[0]
+            for part, target_part in _chunks(hidden, target, rows)
+        ]
+    return float(torch.stack(sums).sum())
+
+
+def backward_divergence(
+    hidden: Tensor,
+    head: Head,
+    target: Tensor,
+    target_head: Head,
+    rows: int,
+    scale: float,
+    compare: Comparison = of_logits,
+    compare_states: Comparison | None = None,
+) -> float:
+    """As `divergence`, and adds the gradient of `scale` times the sum to every parameter.
+
+    Args:
+        hidden: The model's hidden states (R, H), at the end of its graph.
+        head: Makes its logits; its parameters get gradients, too.
+        target: The target's hidden states (R, H').
+        target_head: Makes the target's logits.
+        rows: Of a chunk.
+        scale: Factor of the gradient, e.g. one over the rows of an optimizer step.
+        compare: What is summed.
+        compare_states: What is added to it, of the hidden states themselves.
+
+    Returns:
+        The sum, not scaled.
+    """
+    leaf = hidden.detach()
+    sums, gradients = [], []
+    for part, target_part in _chunks(leaf, target, rows):
+        part.requires_grad_()
+        logits = head(part)
+        with torch.no_grad():
+            value, gradient = compare(logits, target_head(target_part))
+        torch.autograd.backward(logits, gradient.mul_(scale).to(logits.dtype))
+        assert part.grad is not None
+        sums.append(value)
+        gradients.append(part.grad)
+    whole = torch.cat(gradients)
+    if compare_states is not None:
+        value, gradient = compare_states(leaf, target)
+        sums.append(value)
+        whole += gradient.mul_(scale)
+    torch.autograd.backward(hidden, whole)
+    return float(torch.stack(sums).sum())
+
+
+def _chunks(hidden: Tensor, target: Tensor, rows: int) -> list[tuple[Tensor, Tensor]]:
+    return list(zip(torch.split(hidden, rows), torch.split(target, rows), strict=True))
+
+
+def of_embeddings(embeddings: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum over rows of `evocompress.models.embedding_distance.distances`, and its gradient.
+
+    All rows of a micro-batch must come at once, because their similarities count.
+    """
+    wide = torch.promote_types(embeddings.dtype, torch.float32)
+    with torch.enable_grad():
+        leaf = embeddings.detach().to(wide).requires_grad_()
+        value = distances(leaf, target.to(wide)).sum()
+        (gradient,) = torch.autograd.grad(value, leaf)
+    return value.detach(), gradient
+
+
+def of_scores(scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Half the sum of the squared differences of scores (B, C), and its gradient by `scores`."""
+    wide = torch.promote_types(scores.dtype, torch.float32)
+    difference = scores.to(wide) - target.to(wide)
+    return difference.square().sum() / 2, difference
+
+
+@torch.no_grad()
+def of_states(states: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared distances of hidden states (B, S, H) to others, as shares of the others' squares.
+
+    An embedding is one mean a sequence, from which there is little to learn; its terms are many.
+    That a student learns the teacher's states is Patient Knowledge Distillation (1908.09355).
+
+    Returns:
+        The sum over sequences of the mean over tokens, and its gradient by `states`.
+    """
+    wide = torch.promote_types(states.dtype, torch.float32)
+    difference, wanted = states.to(wide) - target.to(wide), target.to(wide)
+    weights = 1 / (wanted.square().sum(-1, keepdim=True) * states.shape[1])
+    value = (difference.square() * weights).sum()
+    return value, (2 * weights * difference).to(states.dtype)

@@ -1,0 +1,36 @@
+"""What a healing depends on, so that nothing else is resumed by mistake."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from evocompress.core.config import HealConfig
+from evocompress.models.loading import LoadedModel, fingerprint
+
+
+def recipe(
+    student: PreTrainedModel,
+    teacher: LoadedModel,
+    train: Tensor,
+    validation: Tensor,
+    config: HealConfig,
+) -> dict[str, Any]:
+    """All that the result depends on, in words that an error message can name."""
+    return {
+        "student": fingerprint(student),
+        "teacher": teacher.fingerprint,
+        "training data": _digest(train),
+        "validation data": _digest(validation),
+        "configuration": config.model_dump(),
+    }
+
+
+def _digest(tokens: Tensor) -> str:
+    whole = tokens if tokens.is_floating_point() else tokens.to(torch.int64)
+    data = whole.cpu().contiguous().numpy()
+    return hashlib.blake2b(data.tobytes(), digest_size=8).hexdigest()

@@ -1,0 +1,106 @@
+"""The model that is healed: loading it, its zeros, and writing it back as a checkpoint."""
+
+from __future__ import annotations
+
+import copy
+import re
+import shutil
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from evocompress.core.errors import ModelError
+from evocompress.export.folder import whole_folder
+from evocompress.export.pretrained import save_weights
+from evocompress.export.record import read_record, write_record
+from evocompress.export.reload import read_checkpoint
+from evocompress.models.checkpoints import quiet_transformers
+from evocompress.models.families import Family
+from evocompress.models.loading import LoadedModel
+
+WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
+
+
+def load_student(path: Path, teacher: LoadedModel) -> PreTrainedModel:
+    """The checkpoint in a folder, with the teacher's dtype and device and with gradients.
+
+    It runs as in evaluation: without dropout the loss is what is measured, and a step can be
+    repeated exactly.
+
+    Raises:
+        ModelError: The folder holds no whole checkpoint, or one with another vocabulary.
+    """
+    model = read_checkpoint(path, teacher.model)
+    ours, theirs = (getattr(m.config, "vocab_size", None) for m in (model, teacher.model))
+    if ours != theirs:
+        raise ModelError(f"{path} has a vocabulary of {ours} and its teacher one of {theirs}")
+    for parameter in model.parameters():
+        # The loaded tensors may be views of the memory-mapped file.
+        parameter.data = parameter.data.clone()
+    model.requires_grad_(True)
+    return model
+
+
+def zero_masks(model: PreTrainedModel, family: Family) -> dict[str, Tensor]:
+    """Where the matrices of the blocks stay zero: {parameter name: boolean, same shape}.
+
+    A bias stays zero with the row that it belongs to, and where all of it is zero: those are
+    what the format ``padded`` filled in for dropped sub-layers, cut heads and channels, and
+    layers that need no bias.
+    """
+    parameters = dict(model.named_parameters())
+    block = family.block_names.pattern + r"\.((before|after)\.\d+\.)?"
+    masks: dict[str, Tensor] = {}
+    for matrix in family.matrices:
+        pattern = re.compile(f"({block}{matrix.pattern})\\.weight")
+        for name in (found[1] for found in map(pattern.fullmatch, parameters) if found):
+            weight = parameters[f"{name}.weight"].detach() == 0
+            masks[f"{name}.weight"] = weight
+            if f"{name}.bias" in parameters:
+                bias = parameters[f"{name}.bias"].detach() == 0
+                rows = weight.T if matrix.transposed else weight.flatten(1)
+                gone = rows.all(1)
+                masks[f"{name}.bias"] = bias & (gone | bias.all())
+    return {name: mask for name, mask in masks.items() if mask.any()}
+
+
+def _of_dtype(model: PreTrainedModel, dtype: torch.dtype | None) -> PreTrainedModel:
+    """The model, or where it is computed in another dtype a copy in the wanted one."""
+    if dtype is None or model.dtype == dtype:
+        return model
+    other = copy.deepcopy(model)
+    nn.Module.to(other, dtype)
+    other.config.dtype = dtype
+    return other
+
+
+def write_student(
+    model: PreTrainedModel,
+    source: Path,
+    out: Path,
+    note: str,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Writes the model like the checkpoint it came from, replacing `out`.
+
+    Args:
+        model: The weights.
+        source: The folder it was loaded from; everything but the weights is copied.
+        out: The new folder, whole or untouched.
+        note: Paragraph that is added to the README.md.
+        dtype: Of the weights there; ``None`` keeps the model's.
+
+    Raises:
+        ExportError: The disk is full.
+    """
+    with whole_folder(out) as folder:
+        with quiet_transformers():
+            save_weights(_of_dtype(model, dtype), folder)
+        ignored = shutil.ignore_patterns(*WEIGHT_FILES)
+        shutil.copytree(source, folder, ignore=ignored, dirs_exist_ok=True)
+        card = folder / "README.md"
+        text = card.read_text(encoding="utf-8") if card.exists() else ""
+        card.write_text(f"{text}\n## Healing\n\n{note}\n", encoding="utf-8")
+        write_record(folder, read_record(source))

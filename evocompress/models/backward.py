@@ -1,0 +1,254 @@
+"""Backward passes whose gradients are read and forgotten, in the memory that there is.
+
+What a backward pass needs of the forward pass is kept for the whole model where it fits. Where
+memory is short only what enters each block is kept, in main memory, and block after block is
+computed once more on the way back (Chen et al. 2016, 1604.06174); so it is, too, where the
+blocks themselves are on the device only while they run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from evocompress.models.families.base import final_norm
+from evocompress.models.head import chunk_rows
+from evocompress.models.loading import LoadedModel
+
+
+@dataclass(frozen=True, eq=False)
+class Outputs:
+    """What a model gives at some rows.
+
+    Attributes:
+        values: Its outputs (R, V): logits or embeddings.
+    """
+
+    values: Tensor
+
+    @cached_property
+    def probabilities(self) -> Tensor:
+        """Their softmax, float32, computed once for all losses."""
+        return self.values.float().softmax(-1)
+
+
+Loss = Callable[[Outputs, slice], Tensor]
+"""The gradient (R, V) by the outputs of some rows: a slice of positions, or of sequences."""
+
+Reader = Callable[[str, Tensor], None]
+"""Told the name and the gradient of a parameter, which is freed afterwards."""
+
+_SHARE = 0.5
+"""Of the memory that is available what a backward pass may take."""
+
+
+def read_gradients(
+    loaded: LoadedModel,
+    ids: Tensor,
+    losses: Sequence[Loss],
+    readers: Sequence[Reader],
+    *,
+    by_block: bool = False,
+) -> None:
+    """One forward pass, and one backward pass for each loss, over one sequence.
+
+    Only one parameter's gradient is in memory at a time.
+
+    Args:
+        loaded: The model as it stands.
+        ids: Tokens (1, S), or what else the model takes.
+        losses: What to differentiate, summed over the positions.
+        readers: For each loss who is told the gradients of the parameters that require one.
+        by_block: Whether to compute each block twice and keep what enters it only.
+    """
+    hidden, arguments = loaded.family.block_inputs(loaded.model, ids)
+    run = _by_block if by_block else _at_once
+    run(loaded, _Pass(hidden, arguments, losses, readers))
+
+
+def short_of_memory(loaded: LoadedModel, ids: Tensor) -> bool:
+    """Whether a pass over a sequence (1, S) would take more than half of the free memory.
+
+    Also where not all blocks are on the device at once.
+    """
+    if loaded.cache is not None:
+        return True
+    hidden, arguments = loaded.family.block_inputs(loaded.model, ids)
+    blocks = loaded.family.blocks(loaded.model)
+    needed = len(blocks) * kept_bytes(blocks[0], hidden, arguments[0])
+    return needed > _SHARE * available_bytes(ids.device)
+
+
+def kept_bytes(block: nn.Module, hidden: Tensor, arguments: Mapping[str, Any]) -> int:
+    """What a backward pass through a block needs of its forward pass, but for the weights."""
+    own = {parameter.untyped_storage().data_ptr() for parameter in block.parameters()}
+    sizes: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    kept = []
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+        # Kept until all is counted: what is freed may come again at the same address.
+        kept.append(block(hidden.detach().requires_grad_(True), **arguments))
+    return sum(sizes.values())
+
+
+def available_bytes(device: torch.device) -> int:
+    """Memory that can still be had where the model is."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free
+    return int(psutil.virtual_memory().available)
+
+
+@dataclass(frozen=True, eq=False)
+class _Pass:
+    """One sequence before the blocks.
+
+    Attributes:
+        hidden: What enters the first block (1, S, H).
+        arguments: For each block what it is called with beside the hidden states.
+        losses: What to differentiate.
+        readers: For each loss who is told.
+    """
+
+    hidden: Tensor
+    arguments: Sequence[Mapping[str, Any]]
+    losses: Sequence[Loss]
+    readers: Sequence[Reader]
+
+
+def _at_once(loaded: LoadedModel, task: _Pass) -> None:
+    family, model, hidden = loaded.family, loaded.model, task.hidden
+    with torch.enable_grad():
+        for block, keywords in zip(family.blocks(model), task.arguments, strict=True):
+            hidden = block(hidden, **keywords)
+        final = final_norm(family, model)(hidden)
+    seeds = _hidden_gradients(loaded, final.detach(), task.losses)
+    _backward(model, "", final, seeds, task.readers)
+
+
+def _by_block(loaded: LoadedModel, task: _Pass) -> None:
+    family, model, hidden = loaded.family, loaded.model, task.hidden
+    blocks, inputs = family.blocks(model), list[Tensor]()
+    with torch.no_grad():
+        for block, keywords in zip(blocks, task.arguments, strict=True):
+            inputs.append(hidden.cpu())
+            hidden = block(hidden, **keywords)
+    norm, entering = final_norm(family, model), hidden.detach().requires_grad_(True)
+    with torch.enable_grad():
+        final = norm(entering)
+    seeds = _hidden_gradients(loaded, final.detach(), task.losses)
+    seeds = _backward(norm, f"{family.norm_path}.", final, seeds, task.readers, entering)
+    for index in reversed(range(len(blocks))):
+        entering = inputs.pop().to(hidden.device).detach().requires_grad_(True)
+        with _held(loaded, blocks[index]):
+            with torch.enable_grad():
+                leaving = blocks[index](entering, **task.arguments[index])
+            path = f"{family.block_names[index]}."
+            seeds = _backward(blocks[index], path, leaving, seeds, task.readers, entering)
+
+
+def _held(loaded: LoadedModel, block: nn.Module) -> AbstractContextManager[None]:
+    """Keeps a block's weights on the device, where they come and go."""
+    return nullcontext() if loaded.cache is None else loaded.cache.held(block)
+
+
+def _backward(
+    module: nn.Module,
+    prefix: str,
+    leaving: Tensor,
+    seeds: Sequence[Tensor],
+    readers: Sequence[Reader],
+    entering: Tensor | None = None,
+) -> list[Tensor]:
+    """Has the gradients of a module's parameters read, for each loss.
+
+    Args:
+        module: What was run.
+        prefix: Of the names of its parameters.
+        leaving: What came out.
+        seeds: For each loss its gradient by that.
+        readers: For each loss who is told.
+        entering: What went in, if its gradients are wanted.
+
+    Returns:
+        For each loss its gradient by what went in.
+    """
+    named = [(prefix + name, p) for name, p in module.named_parameters() if p.requires_grad]
+    passed_on = []
+    for index, (seed, reader) in enumerate(zip(seeds, readers, strict=True)):
+        with _reading(named, reader):
+            torch.autograd.backward(leaving, seed, retain_graph=index + 1 < len(seeds))
+        if entering is not None:
+            assert entering.grad is not None
+            passed_on.append(entering.grad)
+            entering.grad = None
+    return passed_on
+
+
+def _hidden_gradients(loaded: LoadedModel, hidden: Tensor, losses: Sequence[Loss]) -> list[Tensor]:
+    """The gradient of each loss by the final hidden states (1, S, H), in row chunks."""
+    seeds = [torch.zeros_like(hidden) for _ in losses]
+    states = loaded.family.task.states(hidden)
+    step = chunk_rows(loaded.model)
+    for begin in range(0, len(states), step):
+        rows = slice(begin, min(begin + step, len(states)))
+        part = states[rows].clone().requires_grad_(True)
+        with torch.enable_grad():
+            found = loaded.family.outputs(loaded.model, part)
+        outputs = Outputs(found.detach())
+        for seed, loss in zip(seeds, losses, strict=True):
+            outer = loss(outputs, rows).to(found.dtype)
+            (gradient,) = torch.autograd.grad(found, part, outer, retain_graph=True)
+            # Of a single sequence these are views of the seed.
+            loaded.family.task.states(seed)[rows] = gradient
+    return seeds
+
+
+@contextmanager
+def _reading(named: Sequence[tuple[str, nn.Parameter]], reader: Reader) -> Iterator[None]:
+    """Hands every gradient over as soon as it is there, and frees it."""
+
+    def hook(name: str) -> Callable[[Tensor], None]:
+        def take(parameter: Tensor) -> None:
+            assert parameter.grad is not None
+            reader(name, parameter.grad)
+            parameter.grad = None
+
+        return take
+
+    handles: list[RemovableHandle] = [
+        parameter.register_post_accumulate_grad_hook(hook(name))  # type: ignore[no-untyped-call]
+        for name, parameter in named
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def differentiable(parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    """Lets gradients flow to parameters for a while."""
+    for parameter in parameters.values():
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter in parameters.values():
+            parameter.requires_grad_(False)
+            parameter.grad = None

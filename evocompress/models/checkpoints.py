@@ -1,0 +1,430 @@
+"""Where a checkpoint comes from, whether it is whole, and reading it with transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+from unittest.mock import patch
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+from pydantic import BaseModel
+from tqdm.auto import tqdm
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    modeling_gguf_pytorch_utils,
+)
+from transformers.utils import logging as transformers_logging
+
+from evocompress.core.errors import ModelError, one_line
+from evocompress.core.regular import check_regular
+from evocompress.models.checkpoint_files import (
+    CONFIG,
+    check_folder,
+    read_file_as,
+    read_json,
+    weight_files,
+)
+from evocompress.models.families.uneven import is_compressed
+from evocompress.models.gguf_kind import check_language_model, check_read_whole
+from evocompress.models.stored_tensors import (
+    Stored,
+    check_loaded,
+    check_shapes,
+    check_types,
+    left_out,
+    stored_tensors,
+    without_missing,
+)
+from evocompress.models.tasks import Pooling
+
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+
+GGUF = ".gguf"
+MODULES = "modules.json"
+POOLING = "1_Pooling/config.json"
+FLAG = "pooling_mode_"
+POOLINGS: dict[str, Pooling] = {"mean": "mean", "mean_tokens": "mean", "lasttoken": "last"}
+"""By the names that sentence-transformers gives them."""
+
+PREPROCESSOR = "preprocessor_config.json"
+LEGAL = ("license", "licence", "copying", "copyright", "notice", "use_policy", "agreement")
+"""What names of files have in them that say under which terms a model may be used."""
+
+HUB_FILES = [
+    *("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py", "*.tiktoken", "README.md"),
+    *(f"*{''.join(f'[{letter}{letter.upper()}]' for letter in word)}*" for word in LEGAL),
+]
+# Copies of the weights in other layouts, and folders for other runtimes.
+NOT_HUB_FILES = ["consolidated*", "*/*.safetensors", "*/*.txt", "*/*.py", "onnx/*", "openvino/*"]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint on this machine.
+
+    Attributes:
+        folder: Where its files are.
+        gguf: Name of the GGUF file in `folder`, or ``None`` for safetensors.
+        trust_remote_code: Run code that comes with it.
+    """
+
+    folder: Path
+    gguf: str | None = None
+    trust_remote_code: bool = False
+
+    def __str__(self) -> str:
+        return str(self.folder / self.gguf if self.gguf else self.folder)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What transformers must be told to find and read it."""
+        return {
+            "gguf_file": self.gguf,
+            "trust_remote_code": self.trust_remote_code,
+            "local_files_only": True,
+        }
+
+
+class Module(BaseModel):
+    """A step of sentence-transformers."""
+
+    type: str
+
+
+def locate(source: str, *, trust_remote_code: bool = False) -> Checkpoint:
+    """Find a checkpoint and check that its files are there and whole.
+
+    Args:
+        source: A local folder, a ``.gguf`` file or a hub id, whose files are downloaded.
+        trust_remote_code: Kept for when the checkpoint is read.
+
+    Raises:
+        ModelError: There is no such checkpoint, or a file of it is missing or damaged.
+    """
+    path = Path(source).expanduser()
+    if source.endswith(GGUF):
+        check_gguf(path)
+        check_language_model(path)
+        return Checkpoint(path.parent, path.name)
+    check_place(path)
+    folder = path if path.is_dir() else _download(source)
+    return local_checkpoint(folder, trust_remote_code=trust_remote_code)
+
+
+def check_place(path: Path) -> None:
+    """Refuses a file in the place of a model's folder, and a folder in that of a GGUF file.
+
+    Raises:
+        ModelError: It is such a one.
+    """
+    if path.is_file():
+        raise ModelError(
+            f"no model at {str(path)!r}: this is a file, and no {GGUF} one: give the model's folder"
+        )
+    packed = sorted(path.glob(f"*{GGUF}"))
+    if packed and not (path / CONFIG).exists():
+        raise ModelError(
+            f"no model at {str(path)!r}: the folder has no {CONFIG}, but a GGUF file, which is "
+            f"given by its own name: {packed[0]}"
+        )
+
+
+def local_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> Checkpoint:
+    """The checkpoint in a folder, whose files are checked as `locate` does.
+
+    Raises:
+        ModelError: The folder holds no checkpoint, or a file of it is missing or damaged.
+    """
+    check_folder(folder)
+    return Checkpoint(folder, trust_remote_code=trust_remote_code)
+
+
+def model_type(checkpoint: Checkpoint) -> tuple[str, list[str]]:
+    """The model type and the classes that ``config.json`` names, read without transformers.
+
+    Args:
+        checkpoint: Of safetensors; a GGUF file tells its architecture only when it is read.
+
+    Returns:
+        The type, and the classes of the model, mostly one; none where none is named.
+
+    Raises:
+        ModelError: ``config.json`` names no type, or classes that are no names.
+    """
+    path = checkpoint.folder / CONFIG
+    return type_and_classes(path, read_json(path))
+
+
+def type_and_classes(path: object, config: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """The model type and the classes that a config names.
+
+    Args:
+        path: Where it is, for the message.
+        config: Its content.
+
+    Raises:
+        ModelError: It names no type, or classes that are no names.
+    """
+    kind, classes = config.get("model_type"), config.get("architectures") or []
+    if not isinstance(kind, str):
+        raise ModelError(f"{path} names no model_type, so its family is unknown: add it there")
+    if config.get("configuration_files"):
+        raise ModelError(f"{path} points to other configs (configuration_files): put the right one")
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise ModelError(f"{path}: architectures must be a list of names of classes")
+    return kind, classes
+
+
+def inner_type(config: Mapping[str, Any]) -> str | None:
+    """The type of the language model within a model of several parts; ``None`` of others."""
+    for key in ("text_config", "llm_config", "language_config", "thinker_config"):
+        inner = config.get(key)
+        if isinstance(inner, dict):
+            kind = inner.get("model_type")
+            nested = inner.get("text_config")  # a thinker has one of its own
+            kind = nested.get("model_type", kind) if isinstance(nested, dict) else kind
+            return str(kind)
+    return None
+
+
+def pooling_of(folder: Path) -> Pooling | None:
+    """How an embedding model's files for sentence-transformers say that it pools, if they do.
+
+    Raises:
+        ModelError: Otherwise than is supported, or they have more steps than pooling.
+    """
+    _check_modules(folder / MODULES)
+    path = folder / POOLING
+    if not path.is_file():
+        return None
+    pooling = read_json(path)
+    flags = [key.removeprefix(FLAG) for key in pooling if key.startswith(FLAG)]
+    modes = {flag for flag in flags if pooling[FLAG + flag] is True}
+    if "pooling_mode" in pooling:
+        modes |= {str(pooling["pooling_mode"])}
+    (mode, *others) = sorted(modes) or ["mean"]
+    if others or mode not in POOLINGS:
+        raise ModelError(
+            f"{path} asks for embeddings by {' and '.join((mode, *others))}, which is not "
+            "supported: only the mean over the tokens, or a decoder's last token, is"
+        )
+    return POOLINGS[mode]
+
+
+def complete_image_size(model: PreTrainedModel, folder: Path) -> None:
+    """Has a model's config tell the size of its images, if only the image processor's does.
+
+    Args:
+        model: A model of images; where nothing tells a size, nothing is done.
+        folder: Of its checkpoint.
+    """
+    path = folder / PREPROCESSOR
+    if hasattr(model.config, "image_size") or not path.is_file():
+        return
+    settings = read_json(path)
+    cropped = settings.get("do_center_crop", True) and settings.get("crop_size")
+    sides = _sides(cropped or settings.get("size"))
+    if sides is not None:
+        model.config.image_size = sides
+
+
+def _sides(size: Any) -> list[int] | None:
+    """Height and width that an image processor gives images; ``None`` where they may vary."""
+    if isinstance(size, dict):
+        height = size.get("height", size.get("shortest_edge"))
+        size = [height, size.get("width", height)]
+    sides = [size, size] if isinstance(size, int) else size
+    fixed = isinstance(sides, list) and len(sides) == 2
+    return sides if fixed and all(isinstance(side, int) and side > 0 for side in sides) else None
+
+
+def _check_modules(path: Path) -> None:
+    """Refuse steps of sentence-transformers that would be left out.
+
+    Raises:
+        ModelError: There are such.
+    """
+    modules = read_file_as(path, list[Module]) if path.is_file() else []
+    kinds = {module.type.rsplit(".", 1)[-1] for module in modules}
+    if others := sorted(kinds - {"Transformer", "Pooling", "Normalize"}):
+        raise ModelError(
+            f"{path} puts {' and '.join(others)} behind the model, which is not supported: only "
+            "pooling and normalization are"
+        )
+
+
+def _download(source: str) -> Path:
+    try:
+        return Path(
+            snapshot_download(source, allow_patterns=HUB_FILES, ignore_patterns=NOT_HUB_FILES)
+        )
+    except HFValidationError:
+        raise ModelError(f"no model at {source!r}: there is no such folder") from None
+    except RepositoryNotFoundError:
+        raise ModelError(
+            f"no model {source!r}: neither a local folder nor on the Hugging Face hub "
+            "(a private or gated model needs `hf auth login`)"
+        ) from None
+    except OSError as error:
+        raise ModelError(
+            f"no model {source!r}: there is no such folder, and it cannot be had from the "
+            f"Hugging Face hub ({one_line(error)})"
+        ) from None
+
+
+def check_gguf(path: Path) -> None:
+    """Whether a GGUF file is there, and what reads it.
+
+    Raises:
+        ModelError: It is not, or a package is not installed.
+    """
+    check_regular(path, ModelError)
+    if not path.is_file():
+        raise ModelError(f"no model at {path}: there is no such file")
+    if find_spec("gguf") is None or find_spec("accelerate") is None:
+        raise ModelError(
+            f"reading {path.name} needs packages that are not installed: "
+            "pip install 'evocompress[gguf]'"
+        )
+
+
+def read_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint.
+
+    Raises:
+        ModelError: It has none, or one that cannot be read.
+    """
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            checkpoint.folder, **checkpoint.options
+        )
+    except Exception as error:  # parsers of a damaged file fail with any type of error
+        raise ModelError(
+            f"no tokenizer can be read from {checkpoint}: {one_line(error)}"
+        ) from error
+    return tokenizer
+
+
+def read_model(
+    checkpoint: Checkpoint,
+    dtype: DType | torch.dtype,
+    auto: Any = AutoModelForCausalLM,
+    unused: str = "",
+) -> PreTrainedModel:
+    """The model of a checkpoint, on the CPU.
+
+    Args:
+        checkpoint: From `locate`.
+        dtype: ``auto`` is the checkpoint's own; float32 for GGUF, whose weights are unpacked.
+        auto: The class of transformers that reads it, of the family's task.
+        unused: A regular expression of tensors that it may hold or lack, because nothing wanted
+            is computed with them; others that have no place in the model are refused.
+
+    Raises:
+        ModelError: It cannot be read, or does not hold the model that its config describes.
+    """
+    try:
+        if checkpoint.gguf is None:
+            know_compressed(model_type(checkpoint)[0])
+        stored = _check_stored(checkpoint, auto)
+        answer: Any = auto.from_pretrained(
+            checkpoint.folder,
+            config=None if checkpoint.gguf else without_kernels(_config(checkpoint)),
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # told in `check_loaded`, by name
+            quantization_config=GgufConfig(dequantize=True) if checkpoint.gguf else None,
+            **checkpoint.options,
+        )
+    except ModelError:
+        raise
+    except Exception as error:  # parsers of a damaged file fail with any type of error
+        raise ModelError(f"the model in {checkpoint} cannot be read: {one_line(error)}") from error
+    model: PreTrainedModel = answer[0]
+    check_loaded(
+        checkpoint, answer[1] | {"unexpected_keys": left_out(model, stored, answer[1])}, unused
+    )
+    without_missing(model, answer[1]["missing_keys"])
+    return model
+
+
+def know_compressed(kind: str) -> None:
+    """Has transformers know the classes of a compressed checkpoint, without the code beside it.
+
+    Args:
+        kind: A model type; for others nothing is done.
+    """
+    if is_compressed(kind):
+        from evocompress.models.modeling import register  # which imports the code of every family
+
+        register()
+
+
+def _check_stored(checkpoint: Checkpoint, auto: Any) -> dict[str, Stored]:
+    """Whether the files hold what the config describes, as far as their headers tell.
+
+    Returns:
+        The tensors in files of safetensors.
+    """
+    config = without_kernels(_config(checkpoint))
+    with torch.device("meta"):
+        outline: PreTrainedModel = auto.from_config(
+            config, trust_remote_code=checkpoint.trust_remote_code
+        )
+    if checkpoint.gguf:
+        check_read_whole(checkpoint.folder / checkpoint.gguf, outline)
+        return {}
+    tensors = stored_tensors(weight_files(checkpoint.folder))
+    check_types(checkpoint, tensors)
+    expected = {name: tensor.shape for name, tensor in outline.state_dict().items()}
+    check_shapes(checkpoint, tensors, expected, outline.base_model_prefix)
+    return tensors
+
+
+def _config(checkpoint: Checkpoint) -> Any:
+    """The config in transformers' own class."""
+    return AutoConfig.from_pretrained(checkpoint.folder, **checkpoint.options)
+
+
+def without_kernels(config: PreTrainedConfig) -> PreTrainedConfig:
+    """A config, changed in place, that leaves the choice of kernels to transformers.
+
+    A checkpoint must not choose them: they may not be installed, or be code of somebody's on the
+    hub.
+    """
+    if config._attn_implementation != "eager":
+        config._attn_implementation = None
+    config._experts_implementation = None
+    return config
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silences the progress bars and warnings of transformers for a while."""
+    verbosity = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    # The reader of GGUF files draws a bar of its own.
+    no_bar = partial(tqdm, disable=True)
+    try:
+        with patch.object(modeling_gguf_pytorch_utils, "tqdm", no_bar):
+            yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()

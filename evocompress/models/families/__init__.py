@@ -1,0 +1,210 @@
+"""Model families: one interface (`base.Family`), one small file per family."""
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedModel
+
+from evocompress.core.errors import ModelError
+from evocompress.models.families.base import Family, one_way, prepare
+from evocompress.models.families.bert import (
+    Bert,
+    BertClassifier,
+    Roberta,
+    RobertaClassifier,
+    XLMRoberta,
+    XLMRobertaClassifier,
+)
+from evocompress.models.families.branches import Matrix, SubLayer, SubLayerName
+from evocompress.models.families.convolutional import Convolutional
+from evocompress.models.families.gemma import (
+    Gemma2,
+    Gemma2Classifier,
+    Gemma2Embedding,
+    Gemma3Text,
+    Gemma3TextClassifier,
+    Gemma3TextEmbedding,
+)
+from evocompress.models.families.gpt2 import GPT2, GPT2Classifier, GPT2Embedding
+from evocompress.models.families.headless import DecoderClassifier
+from evocompress.models.families.llama import Llama, LlamaClassifier, LlamaEmbedding
+from evocompress.models.families.mistral import Mistral, MistralClassifier, MistralEmbedding
+from evocompress.models.families.mixtral import Mixtral
+from evocompress.models.families.opt import OPT
+from evocompress.models.families.phi3 import Phi3
+from evocompress.models.families.qwen2 import Qwen2, Qwen2Classifier, Qwen2Embedding
+from evocompress.models.families.qwen2_moe import Qwen2Moe
+from evocompress.models.families.qwen3 import Qwen3, Qwen3Classifier, Qwen3Embedding
+from evocompress.models.families.qwen3_moe import Qwen3Moe
+from evocompress.models.families.resnet import ResNet
+from evocompress.models.families.starcoder2 import Starcoder2
+from evocompress.models.families.uneven import PREFIX, check_layers, is_compressed, stock_class
+from evocompress.models.families.vit import DeiT, DistilledDeiT, ViT
+
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "Matrix",
+    "SubLayer",
+    "SubLayerName",
+    "family_named",
+    "family_of",
+    "name_of",
+    "prepare_stock",
+]
+
+FAMILIES: dict[str, Family] = {
+    "llama": Llama(),
+    "mistral": Mistral(),
+    "qwen2": Qwen2(),
+    "qwen3": Qwen3(),
+    "phi3": Phi3(),
+    "gemma2": Gemma2(),
+    "gemma3_text": Gemma3Text(),
+    "gpt2": GPT2(),
+    "opt": OPT(),
+    "starcoder2": Starcoder2(),
+    "mixtral": Mixtral(),
+    "qwen2_moe": Qwen2Moe(),
+    "qwen3_moe": Qwen3Moe(),
+    "llama-classifier": LlamaClassifier(),
+    "llama-embedding": LlamaEmbedding(),
+    "mistral-classifier": MistralClassifier(),
+    "mistral-embedding": MistralEmbedding(),
+    "qwen2-classifier": Qwen2Classifier(),
+    "qwen2-embedding": Qwen2Embedding(),
+    "qwen3-classifier": Qwen3Classifier(),
+    "qwen3-embedding": Qwen3Embedding(),
+    "gemma2-classifier": Gemma2Classifier(),
+    "gemma2-embedding": Gemma2Embedding(),
+    "gemma3_text-classifier": Gemma3TextClassifier(),
+    "gemma3_text-embedding": Gemma3TextEmbedding(),
+    "gpt2-classifier": GPT2Classifier(),
+    "gpt2-embedding": GPT2Embedding(),
+    "bert": Bert(),
+    "bert-classifier": BertClassifier(),
+    "roberta": Roberta(),
+    "roberta-classifier": RobertaClassifier(),
+    "xlm-roberta": XLMRoberta(),
+    "xlm-roberta-classifier": XLMRobertaClassifier(),
+    "vit": ViT(),
+    "deit": DeiT(),
+    "deit-distilled": DistilledDeiT(),
+    "resnet": ResNet(),
+}
+"""By model type; where models of a type serve several tasks, the others have a name behind it."""
+
+STATE_SPACE = {
+    *("mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm", "jamba", "bamba", "zamba", "zamba2"),
+    *("nemotron_h", "falcon_h1", "granitemoehybrid", "recurrent_gemma", "qwen3_next", "lfm2"),
+    *("minimax", "kimi_linear", "lfm2_moe", "qwen3_5", "qwen3_5_text", "olmo_hybrid"),
+    *("qwen3_5_moe", "qwen3_5_moe_text", "qwen4_exp", "qwen4_exp_text", "lfm3", "lfm3_vl"),
+    *("glm5_next", "glm5_next_text", "inkling_mm_model", "inkling_text", "inkling2"),
+    *("inkling2_text", "bailing_hybrid"),
+}
+"""Model types with state-space, recurrent, convolutional or linear-attention blocks."""
+
+DOCUMENTATION = "docs/families.md"
+
+
+def family_of(model: PreTrainedModel) -> Family:
+    """The family that serves a model; of a CNN one of its own, with what its layers tell.
+
+    Raises:
+        ModelError: No family serves the model's type or class, or not in this variant.
+    """
+    family = family_named(model.config.model_type, [type(model).__name__])
+    if family.task.causal and not one_way(family, model.config):
+        raise ModelError(
+            f"this {family.model_type} model has attention in both directions (is_causal, "
+            "use_bidirectional_attention), so it is no language model that tells the next token"
+        )
+    check_layers(model.config)
+    family.check(model)
+    return family.bound(model) if isinstance(family, Convolutional | DecoderClassifier) else family
+
+
+def family_named(model_type: str, classes: Sequence[str] = (), *, embeds: bool = False) -> Family:
+    """The family that serves a model type, also one of `evocompress.hf`.
+
+    Args:
+        model_type: Of a config.
+        classes: What the config calls the model's class; where it does not, it is the first task
+            that models of the type are served for.
+        embeds: It has files of sentence-transformers. Embedding models are often published under
+            the class of language models, masked ones as well, that they were trained from.
+
+    Raises:
+        ModelError: None does, or none of that type serves that class.
+    """
+    if not is_compressed(model_type):
+        return _stock_family(model_type, classes, embeds)
+    name = model_type.removeprefix(PREFIX)
+    known = FAMILIES.get(name)
+    if known is not None and (known.mixture is not None or isinstance(known, Convolutional)):
+        raise ModelError(
+            f"this is a compressed checkpoint of type {model_type!r}, which cannot be compressed "
+            "again, as those of other families can: give the original model and a lower budget, "
+            "or a checkpoint of format stock, which has the model's own class"
+        )
+    stock = name if known is None else known.model_type
+    return _stock_family(stock, [stock_class(one) for one in classes], embeds)
+
+
+def _stock_family(model_type: str, classes: Sequence[str], embeds: bool) -> Family:
+    """`family_named` for the types and classes of transformers."""
+    serving = [family for family in FAMILIES.values() if family.model_type == model_type]
+    if not serving:
+        raise ModelError(_unknown(model_type))
+    if len(set(classes)) > 1:
+        raise ModelError(
+            f"config.json names several classes ({', '.join(classes)}), so it is not known what "
+            "the model is for: keep its own in architectures"
+        )
+    if embeds and serving[0].task.reads_text:
+        return _embedding(model_type, serving)
+    if not classes:
+        return serving[0]
+    # The first Llamas were written as LLaMAForCausalLM.
+    wanted, own = classes[0].casefold(), (f.task.class_names(model_type) for f in serving)
+    for family, names in zip(serving, own, strict=True):
+        if wanted in map(str.casefold, names):
+            return family
+    known = [name for family in serving for name in family.task.class_names(model_type)]
+    raise ModelError(
+        f"models of class {classes[0]} are not supported: of type {model_type!r} only those of "
+        f"class {' or '.join(known)} ({DOCUMENTATION})"
+    )
+
+
+def prepare_stock(model: PreTrainedModel) -> None:
+    """`prepare` for a model of transformers' own class; others are left as they are."""
+    if model.config.model_type in FAMILIES:
+        prepare(FAMILIES[model.config.model_type], model)
+
+
+def name_of(family: Family) -> str:
+    """The name of a family in `FAMILIES`."""
+    return next(name for name, known in FAMILIES.items() if type(known) is type(family))
+
+
+def _embedding(model_type: str, serving: Sequence[Family]) -> Family:
+    """The one of a type's families that serves embedding models."""
+    for family in serving:
+        if family.task.compared == "embeddings":
+            return family
+    raise ModelError(
+        f"embedding models of type {model_type!r} are not supported ({DOCUMENTATION} lists those "
+        "that are)"
+    )
+
+
+def _unknown(model_type: str) -> str:
+    known = ", ".join(dict.fromkeys(family.model_type for family in FAMILIES.values()))
+    where = f"{DOCUMENTATION} says what they have in common and how to add one"
+    if model_type in STATE_SPACE:
+        return (
+            f"models of type {model_type!r} have state-space, recurrent or linear-attention "
+            "blocks, which cannot be compressed: only blocks of attention and MLP can; supported: "
+            f"{known} ({where})"
+        )
+    return f"models of type {model_type!r} are not supported; supported: {known} ({where})"

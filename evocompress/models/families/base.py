@@ -1,0 +1,373 @@
+"""The interface of a model family: where units live, how one is removed, what widths couple.
+
+A family is a small declaration. The class below describes a decoder laid out like Llama's;
+another family overrides the attributes, and only rarely a method. `Encoder`
+(`evocompress.models.families.encoder`) is the base of those that are no decoders.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from copy import copy
+from dataclasses import replace
+from math import prod
+from typing import Any, ClassVar, TypeVar
+
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from evocompress.core.types import Architecture, Unit
+from evocompress.models.families.branches import (
+    ABSENT,
+    Attributes,
+    Matrix,
+    SubLayer,
+    SubLayerName,
+    llama_attention,
+    llama_mlp,
+)
+from evocompress.models.families.coupling import Widths
+from evocompress.models.families.logits import logits_of
+from evocompress.models.families.mixture import Mixture
+from evocompress.models.families.names import BlockNames
+from evocompress.models.families.stand_ins import NoAttention, NoOutput, Recorder
+from evocompress.models.families.uneven import head_shape, missing
+from evocompress.models.tasks import CAUSAL, Pooling, Task
+
+
+class Family:
+    """A decoder laid out like Llama's; other families are subclasses.
+
+    A block must be ``x + attention(x)`` followed by ``x + mlp(x)``, each branch with its own
+    norms, and take the hidden state as its first argument.
+
+    Attributes:
+        model_type: The ``config.model_type`` that the family serves.
+        task: What its models are for.
+        layers_path: Module path of the list of blocks.
+        norm_path: Module path of the norm after the last block; empty where there is none.
+        attention: The attention branch of each block.
+        mlp: The MLP branch of each block.
+        mixture: How its experts are held, where it is a mixture of them; `mlp` then names the
+            matrices of the first one.
+        unused: A regular expression of tensors that checkpoints may hold or lack, because nothing
+            that is compared is computed with them.
+        two_way: A token sees those behind it as well.
+        two_way_key: Key of the config by which that can be set; empty where there is no such key.
+        cap_key: Key of the config with the bound of soft-capped logits; empty where they have none.
+    """
+
+    model_type: ClassVar[str]
+    task: Task = CAUSAL
+    layers_path: ClassVar[str] = "model.layers"
+    norm_path: ClassVar[str] = "model.norm"
+    attention: ClassVar[SubLayer] = llama_attention()
+    mlp: ClassVar[SubLayer] = llama_mlp()
+    mixture: ClassVar[Mixture | None] = None
+    unused: ClassVar[str] = ""
+    two_way: ClassVar[bool] = False
+    two_way_key: ClassVar[str] = ""
+    cap_key: ClassVar[str] = ""
+
+    def check(self, model: PreTrainedModel) -> None:
+        """Raise `ModelError` for a variant of the family whose blocks are built otherwise."""
+
+    @property
+    def matrices(self) -> tuple[Matrix, ...]:
+        """Every linear matrix of a block, in the order of computation.
+
+        Of a mixture of experts those of the first one, which stand for all; see `matrices_of`.
+        """
+        return tuple(matrix for _, branch in self._branches() for matrix in branch.matrices)
+
+    @property
+    def sublayers(self) -> tuple[SubLayerName, ...]:
+        """The branches of a block, in order."""
+        return tuple(name for name, _ in self._branches())
+
+    @property
+    def block_names(self) -> BlockNames:
+        """The names of the blocks."""
+        return BlockNames(self.layers_path)
+
+    def output(self, sublayer: SubLayerName) -> Matrix:
+        """The matrix of a sub-layer whose input columns belong to heads or channels.
+
+        Of a mixture of experts the first expert's, whose widths all share.
+        """
+        return self._branch(sublayer).output
+
+    def blocks(self, model: PreTrainedModel) -> nn.ModuleList:
+        """The blocks in order; an entry may be replaced in place."""
+        layers = model.get_submodule(self.layers_path)
+        assert isinstance(layers, nn.ModuleList)
+        return layers
+
+    def units(self, model: PreTrainedModel) -> list[Unit]:
+        """The tree of units: each block, its attention and matrices, its MLP and matrices.
+
+        What a block of a compressed model lacks has no units.
+        """
+        matrices = matrices_of(self, model)
+        active = self.mixture.experts(model)[1] if self.mixture else 0
+        return [
+            unit
+            for index, block in enumerate(self.blocks(model))
+            for unit in self._block_units(
+                index, block, matrices, active, missing(model.config, index)
+            )
+        ]
+
+    def _block_units(
+        self,
+        index: int,
+        block: nn.Module,
+        matrices: tuple[Matrix, ...],
+        active: int,
+        gone: tuple[SubLayerName, ...],
+    ) -> Iterator[Unit]:
+        name, droppable = self.block_names[index], self._droppable(block)
+        roles = _roles(matrices)
+        there = [one for one in self._branches() if one[0] not in gone]
+        if there:
+            yield Unit(name, "block", None, index, "block", droppable=droppable)
+        for kind, branch in there:
+            sublayer = f"{name}.{kind}"
+            yield Unit(
+                *(sublayer, kind, name, index, kind),
+                active=active if kind == "mlp" else 0,
+                droppable=droppable,
+                narrowable=branch.narrowable,
+            )
+            expert = ""
+            for matrix in (matrix for matrix in matrices if matrix.sublayer == kind):
+                if matrix.expert != expert:
+                    expert = matrix.expert
+                    yield Unit(f"{name}.{expert}", "expert", sublayer, index, expert)
+                yield Unit(
+                    name=f"{name}.{matrix.path}",
+                    kind="matrix",
+                    parent=f"{name}.{matrix.owner}",
+                    block=index,
+                    role=roles[matrix.path],
+                    shape=_shape(block, matrix),
+                    rows=matrix.rows,
+                    columns=matrix.columns,
+                    bias=block.get_submodule(matrix.path).bias is not None,
+                    positions=self._positions(index, matrix),
+                    patch=prod(matrix.kernel),
+                )
+
+    def _droppable(self, block: nn.Module) -> bool:
+        """Whether a block without its branches is the identity."""
+        return True
+
+    def _positions(self, index: int, matrix: Matrix) -> int | None:
+        """How often a matrix of a block is applied to a sequence, if not once a token."""
+        return None
+
+    def architecture(self, model: PreTrainedModel) -> Architecture:
+        """What the cost model must know; parameters are counted, tied weights once."""
+        config = model.config
+        head = model.get_output_embeddings()
+        blocks = self.blocks(model)
+        shapes = [head_shape(config, index) for index in range(len(blocks))]
+        matrices = matrices_of(self, model)
+        experts, active = self.mixture.experts(model) if self.mixture else (0, 0)
+        in_blocks = sum(parameter.numel() for parameter in blocks.parameters())
+        return Architecture(
+            hidden=config.hidden_size,
+            vocabulary=0 if head is None else head.weight.shape[0],
+            tied=head is not None and head.weight is model.get_input_embeddings().weight,
+            outer_params=sum(p.numel() for p in model.parameters()) - in_blocks,
+            heads=tuple(heads for heads, _, _ in shapes),
+            kv_heads=tuple(kv_heads for _, kv_heads, _ in shapes),
+            head_dim=shapes[0][2],
+            channels=tuple(
+                0 if "mlp" in missing(config, index) else _shape(block, self.mlp.output)[1]
+                for index, block in enumerate(blocks)
+            ),
+            windows=attention_windows(config, len(blocks)),
+            own_params=tuple(
+                (
+                    _own_params(block, self.attention, matrices),
+                    _own_params(block, self.mlp, matrices),
+                )
+                for block in blocks
+            ),
+            dtype_bytes=model.dtype.itemsize,
+            context=self._context(model),
+            causal=self.task.causal,
+            one_way=one_way(self, config),
+            outer_flops=self._outer_flops(model),
+            experts=experts,
+            active_experts=active,
+            gate=config.hidden_size if self.mixture and self.mixture.shared_gate else 0,
+        )
+
+    def _context(self, model: PreTrainedModel) -> int:
+        """The longest sequence in tokens."""
+        context: int = model.config.max_position_embeddings
+        return context
+
+    def _outer_flops(self, model: PreTrainedModel) -> int:
+        """Operations of a sequence outside the blocks, the head at each position apart."""
+        return 0
+
+    def hidden_states(self, model: PreTrainedModel, batch: Tensor) -> Tensor:
+        """The hidden states (B, S, H) of a batch after the final norm; no outputs."""
+        output = model.base_model(**self.task.inputs(batch, model.dtype))
+        states: Tensor = output.last_hidden_state
+        return states
+
+    def outputs(self, model: PreTrainedModel, hidden: Tensor) -> Tensor:
+        """What is compared with the dense model's, of hidden states from `hidden_states`.
+
+        Args:
+            model: Its head is used.
+            hidden: Some of the states that `Task.states` gives.
+
+        Returns:
+            Of a causal language model the logits (..., V) of (..., H); of other tasks the
+            logits or embeddings (B, C) of whole sequences (B, S, H).
+        """
+        return logits_of(model, hidden, self.cap_key)
+
+    def replacements(self, block: nn.Module, sublayer: SubLayerName) -> dict[str, nn.Module]:
+        """What to put into `block` so that a sub-layer adds exactly nothing, uncomputed.
+
+        Returns:
+            {module path within the block: a new module to put there}; putting the former
+            modules back restores the block.
+        """
+        branch = self._branch(sublayer)
+        core = NoAttention() if sublayer == "attention" else NoOutput()
+        return {path: nn.Identity() for path in branch.around} | {branch.core: core}
+
+    def narrowing(self, block: nn.Module, sublayer: SubLayerName, widths: Widths) -> Attributes:
+        """What to set in `block` so that its own forward pass runs at other widths.
+
+        Only attributes that the forward pass reads; the matrices and biases of the sub-layer
+        must have the new shapes (`evocompress.compression.weights`). The former values restore the
+        block.
+
+        Args:
+            block: With the modules of the sub-layer in place.
+            sublayer: Which branch changes its width.
+            widths: Of the block, with the new one of `sublayer`.
+        """
+        if sublayer == "mlp":
+            return {}
+        return {(self.attention.core, "num_key_value_groups"): widths.heads // widths.kv_heads}
+
+    def block_inputs(
+        self, model: PreTrainedModel, batch: Tensor
+    ) -> tuple[Tensor, list[dict[str, Any]]]:
+        """What the blocks are called with for a batch, without running any block.
+
+        Returns:
+            The hidden state (B, S, H) that enters block 0, and for each block its keyword
+            arguments (masks, position embeddings, which may differ from block to block):
+            ``hidden = block(hidden, **arguments[i])`` goes from block to block.
+        """
+        blocks = self.blocks(model)
+        originals = list(blocks)
+        recorders = [Recorder(block) for block in originals]
+        try:
+            _put(recorders, blocks)
+            self.hidden_states(model, batch)
+        finally:
+            _put(originals, blocks)
+        return recorders[0].hidden, [recorder.arguments for recorder in recorders]
+
+    def _branch(self, sublayer: SubLayerName) -> SubLayer:
+        return self.attention if sublayer == "attention" else self.mlp
+
+    def _branches(self) -> tuple[tuple[SubLayerName, SubLayer], ...]:
+        both: tuple[tuple[SubLayerName, SubLayer], ...]
+        both = (("attention", self.attention), ("mlp", self.mlp))
+        return tuple((name, branch) for name, branch in both if branch is not ABSENT)
+
+
+FamilyType = TypeVar("FamilyType", bound=Family)
+
+
+def one_way(family: Family, config: PreTrainedConfig) -> bool:
+    """Whether a token of a model sees only those before it, as its class computes it."""
+    both = family.two_way_key and getattr(config, family.two_way_key, None)
+    return not (family.two_way or both or getattr(config, "is_causal", True) is False)
+
+
+def with_task(family: FamilyType, task: Task) -> FamilyType:
+    """The family with another task of the same classes."""
+    other = copy(family)
+    other.task = task
+    return other
+
+
+def with_pooling(family: FamilyType, pooling: Pooling) -> FamilyType:
+    """The family with another way to make embeddings of states."""
+    if pooling == family.task.pooling:
+        return family
+    return with_task(family, replace(family.task, pooling=pooling))
+
+
+def matrices_of(family: Family, model: PreTrainedModel) -> tuple[Matrix, ...]:
+    """Every linear matrix of a block in the order of computation, those of all experts too."""
+    if family.mixture is None:
+        return family.matrices
+    return family.mixture.expanded(family.matrices, model)
+
+
+def prepare(family: Family, model: PreTrainedModel) -> None:
+    """Change, in place, how a loaded model holds its weights, but not what it computes.
+
+    Afterwards every matrix is a module of its own, as `matrices_of` says.
+    """
+    if family.mixture is not None:
+        family.mixture.prepare(model, family.blocks(model))
+
+
+def final_norm(family: Family, model: PreTrainedModel) -> nn.Module:
+    """The norm after the last block; the identity where a family has none."""
+    return model.get_submodule(family.norm_path) if family.norm_path else nn.Identity()
+
+
+def attention_windows(config: PreTrainedConfig, layers: int) -> tuple[int | None, ...]:
+    """The attention window of each block in tokens; ``None`` is full attention.
+
+    A config either names a kind for each layer, or its one window holds for all.
+    """
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * layers
+    return tuple(window if kind == "sliding_attention" else None for kind in kinds[:layers])
+
+
+def _put(modules: Sequence[nn.Module], blocks: nn.ModuleList) -> None:
+    for index, module in enumerate(modules):
+        blocks[index] = module
+
+
+def _roles(matrices: tuple[Matrix, ...]) -> dict[str, str]:
+    """Each path's last word, or the whole path where two matrices end alike."""
+    words = {matrix.path: matrix.path.rsplit(".", 1)[-1] for matrix in matrices}
+    count = Counter(words.values())
+    return {path: word if count[word] == 1 else path for path, word in words.items()}
+
+
+def _shape(block: nn.Module, matrix: Matrix) -> tuple[int, int]:
+    """(out, in) of a matrix, whatever order the module stores."""
+    rows, *columns = block.get_parameter(f"{matrix.path}.weight").shape
+    return (prod(columns), rows) if matrix.transposed else (rows, prod(columns))
+
+
+def _own_params(block: nn.Module, branch: SubLayer, matrices: Sequence[Matrix]) -> int:
+    """Parameters of a branch that are in none of a block's matrices: norms, biases, a router."""
+    weights = {f"{matrix.path}.weight" for matrix in matrices}
+    parts = (*branch.around, branch.core)
+    return sum(
+        parameter.numel()
+        for name, parameter in block.named_parameters()
+        if name not in weights and any(name.startswith(f"{part}.") for part in parts)
+    )

@@ -1,0 +1,40 @@
+"""Gemma 2, and the text models of Gemma 3."""
+
+from evocompress.models.families.base import Family
+from evocompress.models.families.branches import llama_attention, llama_mlp
+from evocompress.models.families.headless import DecoderClassifier, DecoderEmbedding
+
+
+class Gemma2(Family):
+    """Llama's matrices, a norm before and after each branch, and soft-capped logits.
+
+    Blocks alternate between a window and full attention.
+    """
+
+    model_type = "gemma2"
+    attention = llama_attention(around=("input_layernorm", "post_attention_layernorm"))
+    mlp = llama_mlp(around=("pre_feedforward_layernorm", "post_feedforward_layernorm"))
+    cap_key = "final_logit_softcapping"
+
+
+class Gemma3Text(Gemma2):
+    """Gemma 2's layout; blocks with a window have rotary embeddings of their own."""
+
+    model_type = "gemma3_text"
+    two_way_key = "use_bidirectional_attention"
+
+
+class Gemma2Classifier(DecoderClassifier, Gemma2):
+    """The same body below a classifier: reward models and rerankers."""
+
+
+class Gemma2Embedding(DecoderEmbedding, Gemma2):
+    """The body alone, for embeddings."""
+
+
+class Gemma3TextClassifier(DecoderClassifier, Gemma3Text):
+    """The same body below a classifier: reward models and rerankers."""
+
+
+class Gemma3TextEmbedding(DecoderEmbedding, Gemma3Text):
+    """The body alone, for embeddings."""

@@ -1,0 +1,55 @@
+"""Decoders without a head for tokens: classifiers, reward models and rerankers, and embeddings.
+
+Each family of decoders has its own two classes, which put these before the family's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Self
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from evocompress.core.types import Architecture
+from evocompress.models.families.base import Family, with_task
+from evocompress.models.families.encoder import embedding
+from evocompress.models.tasks import DECODER_CLASSES, DECODER_EMBEDDINGS, SCORES
+
+
+class DecoderClassifier(Family):
+    """A decoder below a linear classifier, which reads the last token's state.
+
+    The classes of transformers skip padding at a sequence's end; here there is none.
+    """
+
+    task = DECODER_CLASSES
+
+    def bound(self, model: PreTrainedModel) -> Self:
+        """With one output, or several that do not exclude each other, it is one of scores."""
+        config = model.config
+        independent = config.problem_type in ("regression", "multi_label_classification")
+        return with_task(self, SCORES) if independent or (config.num_labels or 1) < 2 else self
+
+    def architecture(self, model: PreTrainedModel) -> Architecture:
+        """See `Family.architecture`; the classifier is run at every position."""
+        return replace(super().architecture(model), vocabulary=model.config.num_labels or 0)
+
+    def outputs(self, model: PreTrainedModel, hidden: Tensor) -> Tensor:
+        """The logits or scores (B, C) of sequences."""
+        head: Any = model
+        logits: Tensor = head.score(hidden[:, -1])
+        return logits
+
+
+class DecoderEmbedding(Family):
+    """A decoder whose final states are embeddings, pooled as sentence-transformers' files say."""
+
+    task = DECODER_EMBEDDINGS
+    unused = r"lm_head\..*"
+    norm_path = "norm"
+    layers_path = "layers"
+
+    def outputs(self, model: PreTrainedModel, hidden: Tensor) -> Tensor:
+        """The embeddings (B, H), of unit length."""
+        return embedding(hidden, self.task.pooling)

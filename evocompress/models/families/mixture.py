@@ -1,0 +1,185 @@
+"""Mixtures of experts: every expert with matrices of its own.
+
+transformers keeps the weights of all experts of a layer in two tensors. Here every expert has
+three matrices, which are views of those, so that they are observed, swapped and narrowed as any
+other matrix is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from evocompress.models.families.branches import Attributes, Matrix
+
+EXPERTS = "mlp.experts"
+"""Where the experts of a block are."""
+
+FIRST = f"{EXPERTS}.0"
+"""The expert whose matrices stand for those of all."""
+
+
+class Expert(nn.Module):
+    """One gated MLP.
+
+    Args:
+        gate_up: Rows of the gate, then of the up projection, (2I, H); not copied.
+        down: The down projection (H, I); not copied.
+        act_fn: The activation.
+    """
+
+    def __init__(self, gate_up: Tensor, down: Tensor, act_fn: nn.Module) -> None:
+        super().__init__()
+        gate, up = gate_up.chunk(2)
+        self.gate_proj = _linear(gate)
+        self.up_proj = _linear(up)
+        self.down_proj = _linear(down)
+        self.act_fn = act_fn
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """What the expert makes of some tokens (n, H)."""
+        gated = self.act_fn(self.gate_proj(hidden_states)) * self.up_proj(hidden_states)
+        result: Tensor = self.down_proj(gated)
+        return result
+
+
+class Experts(nn.ModuleList):
+    """The experts of one layer, called as transformers calls its own.
+
+    Attributes:
+        kept: For each number that the router knows the index of its expert.
+    """
+
+    def __init__(self, experts: Iterable[Expert]) -> None:
+        super().__init__(experts)
+        self.kept = tuple(range(len(self)))
+
+    def forward(self, hidden_states: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        """The weighted sum of what the chosen experts make of every token.
+
+        Args:
+            hidden_states: Of all tokens (N, H).
+            chosen: The router's numbers of the experts of each token (N, K).
+            weights: What each of them counts (N, K).
+        """
+        total = torch.zeros_like(hidden_states)
+        for number, index in enumerate(self.kept):
+            tokens, places = torch.where(chosen == number)
+            if len(tokens):
+                output = self[index](hidden_states[tokens]) * weights[tokens, places, None]
+                total.index_add_(0, tokens, output.to(total.dtype))
+        return total
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """How a family's blocks hold the experts of their MLPs.
+
+    Attributes:
+        count_key: The setting of the number of experts.
+        core: Module path of the MLP; its ``gate`` is the router, its ``experts`` the experts.
+        stored_core: What checkpoints of the model's own class call the MLP.
+        stored: What they call the matrices of an expert, where they have other names.
+        shared_gate: Module path of the linear module whose one output weighs an expert that every
+            token passes, where there is one. Like the router it is in no unit.
+    """
+
+    count_key: str
+    core: str = "mlp"
+    stored_core: str = "mlp"
+    stored: Mapping[str, str] = field(default_factory=dict)
+    shared_gate: str = ""
+
+    def stored_name(self, name: str) -> str:
+        """How checkpoints of the model's own class name a parameter of a prepared model."""
+        return _renamed(name, self.stored).replace(f".{self.core}.", f".{self.stored_core}.")
+
+    def own_name(self, stored: str) -> str:
+        """The inverse of `stored_name`."""
+        own = {theirs: ours for ours, theirs in self.stored.items()}
+        return _renamed(stored, own).replace(f".{self.stored_core}.", f".{self.core}.")
+
+    def prepare(self, model: PreTrainedModel, blocks: nn.ModuleList) -> None:
+        """Give every expert of a model's blocks matrices of its own, views of the fused ones.
+
+        What is so already, or was replaced, is left alone. The logits of the routers, which only
+        training with an auxiliary loss reads, are not given any more: that loss wants routers of
+        one size.
+        """
+        model.config.output_router_logits = False
+        for block in blocks:
+            fused: Any = getattr(block.get_submodule(self.core), "experts", None)
+            if fused is not None and not isinstance(fused, nn.ModuleList):
+                block.set_submodule(f"{self.core}.experts", split(fused))
+
+    def experts(self, model: PreTrainedModel) -> tuple[int, int]:
+        """How many experts each MLP has, and how many of them a token uses."""
+        config = model.config
+        return getattr(config, self.count_key), config.num_experts_per_tok
+
+    def expanded(self, matrices: Sequence[Matrix], model: PreTrainedModel) -> tuple[Matrix, ...]:
+        """A block's matrices with those of all experts, one after the other, for the first's."""
+        routed = [matrix for matrix in matrices if matrix.expert]
+        count = self.experts(model)[0]
+        every = [_of_expert(matrix, index) for index in range(count) for matrix in routed]
+        first = matrices.index(routed[0])
+        return (*matrices[:first], *every, *matrices[first + len(routed) :])
+
+    def routing(self, block: nn.Module, kept: Sequence[int]) -> Attributes:
+        """What to set in a block so that its mixture has only some of its experts.
+
+        The router then chooses among these as if there were no others. The former values restore
+        the block.
+
+        Args:
+            block: With the modules of the MLP in place.
+            kept: Indices of the experts that stay, ascending.
+        """
+        rows = block.get_parameter(f"{self.core}.gate.weight").data[list(kept)]
+        return {
+            (f"{self.core}.gate", "weight"): nn.Parameter(rows, requires_grad=False),
+            (f"{self.core}.experts", "kept"): tuple(kept),
+        }
+
+
+def _renamed(name: str, words: Mapping[str, str]) -> str:
+    """The name of a parameter of an expert with its last but one word exchanged."""
+    path, _, part = name.rpartition(".")
+    above, _, word = path.rpartition(".")
+    within = re.search(r"\.experts\.\d+$", above) is not None
+    return f"{above}.{words[word]}.{part}" if within and word in words else name
+
+
+def expert_path(index: int) -> str:
+    """Module path of an expert within its block."""
+    return f"{EXPERTS}.{index}"
+
+
+def split(fused: Any) -> Experts:
+    """The experts that a module of transformers holds in two tensors."""
+    pairs = zip(fused.gate_up_proj.detach(), fused.down_proj.detach(), strict=True)
+    return Experts(Expert(gate_up, down, fused.act_fn) for gate_up, down in pairs)
+
+
+def _linear(weight: Tensor) -> nn.Linear:
+    """A linear module with a weight that is not copied."""
+    module = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    module.weight = nn.Parameter(weight, requires_grad=False)
+    return module
+
+
+def _of_expert(matrix: Matrix, index: int) -> Matrix:
+    """The same matrix of another expert."""
+    own = expert_path(index)
+    return replace(
+        matrix,
+        path=matrix.path.replace(FIRST, own, 1),
+        input=matrix.input.replace(FIRST, own, 1),
+        expert=own,
+    )

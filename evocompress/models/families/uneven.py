@@ -1,0 +1,81 @@
+"""Compressed checkpoints of format ``hf`` as dense models: what their config says of each block.
+
+Their classes are those of `evocompress.hf`. A block may lack a sub-layer, and has its own heads,
+channels and biases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from evocompress.core.errors import ModelError
+from evocompress.models.families.branches import SubLayerName
+
+PREFIX = "evocompress_"
+"""How the model types of `evocompress.hf` begin."""
+
+CLASS_PREFIX = "Evocompress"
+"""How the names of its classes begin."""
+
+
+def is_compressed(model_type: str) -> bool:
+    """Whether a model type is one of `evocompress.hf`."""
+    return model_type.startswith(PREFIX)
+
+
+def layer_config(config: PreTrainedConfig, block: int) -> Any:
+    """The config as one block sees it: of a compressed model with the block's own settings."""
+    return config.per_layer_config[block] if is_compressed(config.model_type) else config
+
+
+def missing(config: PreTrainedConfig, block: int) -> tuple[SubLayerName, ...]:
+    """The sub-layers that a block does not have although the model's others may."""
+    if not is_compressed(config.model_type):
+        return ()
+    return tuple(layer_config(config, block).skip)
+
+
+def added_biases(config: PreTrainedConfig, block: int) -> tuple[SubLayerName, ...]:
+    """The sub-layers of a block whose output matrix was given a bias that the family's has not."""
+    if not is_compressed(config.model_type):
+        return ()
+    return tuple(layer_config(config, block).bias)
+
+
+def head_shape(config: PreTrainedConfig, block: int) -> tuple[int, int, int]:
+    """Query heads, key-value heads and the width of a head of a dense block.
+
+    Without an attention the numbers are 0, and where no block has one the width is as well.
+    """
+    own = layer_config(config, block)
+    heads = getattr(own, "num_attention_heads", 0)
+    if not heads:
+        return 0, 0, 0
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if "attention" in missing(config, block):
+        return 0, 0, size
+    return heads, getattr(own, "num_key_value_heads", None) or heads, size
+
+
+def stock_class(name: str) -> str:
+    """The class of transformers that a class of `evocompress.hf` is derived from."""
+    return name.removeprefix(CLASS_PREFIX)
+
+
+def check_layers(config: PreTrainedConfig) -> None:
+    """Refuse a compressed model of which blocks have more than their own two sub-layers.
+
+    Raises:
+        ModelError: It is of format ``folded``.
+    """
+    if not is_compressed(config.model_type):
+        return
+    layers: Sequence[Any] = config.per_layer_config
+    if any(layer.before or layer.after for layer in layers):
+        raise ModelError(
+            "this compressed checkpoint is of format 'folded', whose layers have MLPs of other "
+            "blocks, and cannot be compressed again: give one of format hf"
+        )

@@ -1,0 +1,158 @@
+"""Tasks: what a model is for, which decides how it is fed and what of it is compared.
+
+A family serves one task. Sequences of one batch have one length and no padding, so one tensor is
+all that a model is called with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_MAPPING_NAMES,
+)
+
+Pooling = Literal["mean", "last"]
+"""The mean over all tokens, or the last token's state."""
+
+ALL_ROWS = 2**31 - 1
+"""Rows of a chunk where nothing is cut; torch adds to them, so it is not the largest integer."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a model is for.
+
+    Attributes:
+        name: In words.
+        auto: The class of transformers that loads such models.
+        classes: By model type what the classes are called that `auto` makes of such models, one
+            name or several.
+        ending: How the names of those end that serve the task, where `auto` makes others too.
+        input: The argument by which a model takes a batch.
+        causal: It tells the next token, and a key-value cache serves that one.
+        cached: Its classes keep keys and values unless they are told not to, as decoders do
+            whatever they are for.
+        compared: What an output is: ``logits`` of exclusive classes or tokens, ``embeddings``, of
+            which only the direction counts, or ``scores``, numbers of their own.
+        pooling: Which of a sequence's final states its embedding is made of.
+        by_position: Every position but the last has an output, the next token's logits; otherwise
+            a sequence has one.
+        proxies: The proxies (`evocompress.evaluation.proxies.PROXIES`) that can tell two outputs
+            apart.
+    """
+
+    name: str
+    auto: Any
+    classes: Mapping[str, Sequence[str]]
+    ending: str = ""
+    input: str = "input_ids"
+    causal: bool = False
+    cached: bool = False
+    compared: Literal["logits", "embeddings", "scores"] = "logits"
+    pooling: Pooling = "mean"
+    by_position: bool = False
+    proxies: tuple[str, ...] = ("kl", "js")
+
+    def class_names(self, model_type: str) -> tuple[str, ...]:
+        """What transformers calls the classes of a model type that serve the task."""
+        found = self.classes.get(model_type, ())
+        names = (found,) if isinstance(found, str) else found
+        return tuple(name for name in names if name.endswith(self.ending))
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether a batch is token ids (B, S); otherwise it is pixel values (B, C, H, W)."""
+        return self.input == "input_ids"
+
+    def inputs(self, batch: Tensor, dtype: torch.dtype | None = None) -> dict[str, Any]:
+        """The keyword arguments with which a model is called for a batch.
+
+        Args:
+            batch: Token ids or pixel values.
+            dtype: Of the model, for pixel values: not every class converts them. ``None`` leaves
+                them as they are.
+        """
+        batch = batch if self.reads_text or dtype is None else batch.to(dtype)
+        return {self.input: batch} | ({"use_cache": False} if self.cached else {})
+
+    def run(self, model: PreTrainedModel, batch: Tensor) -> Any:
+        """What a model's own forward pass gives for a batch."""
+        with _no_padding(model.config):
+            return model(**self.inputs(batch, model.dtype))
+
+    def counted(self, length: int) -> int:
+        """How many outputs a sequence of so many tokens has."""
+        return length - 1 if self.by_position else 1
+
+    def states(self, hidden: Tensor) -> Tensor:
+        """Of final hidden states (B, S, H) those that outputs come from, an entry for each output.
+
+        Returns:
+            (B * (S - 1), H) where every position has an output, sequence by sequence; otherwise
+            (B, S, H), all of a sequence.
+        """
+        return hidden[:, :-1].flatten(0, 1) if self.by_position else hidden
+
+
+CAUSAL = Task(
+    "causal language model",
+    AutoModelForCausalLM,
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    causal=True,
+    cached=True,
+    by_position=True,
+    proxies=("kl", "perplexity", "js", "cosine"),
+)
+EMBEDDINGS = Task(
+    "embeddings",
+    AutoModel,
+    MODEL_MAPPING_NAMES,
+    compared="embeddings",
+    proxies=("embedding",),
+)
+DECODER_EMBEDDINGS = replace(EMBEDDINGS, cached=True, pooling="last")
+TEXT_CLASSES = Task(
+    "text classification",
+    AutoModelForSequenceClassification,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+)
+DECODER_CLASSES = replace(TEXT_CLASSES, cached=True)
+SCORES = replace(DECODER_CLASSES, name="scores of texts", compared="scores", proxies=("score",))
+IMAGE_CLASSES = Task(
+    "image classification",
+    AutoModelForImageClassification,
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    ending="ForImageClassification",
+    input="pixel_values",
+)
+DISTILLED_IMAGE_CLASSES = replace(IMAGE_CLASSES, ending="ForImageClassificationWithTeacher")
+
+
+@contextmanager
+def _no_padding(config: PreTrainedConfig) -> Iterator[None]:
+    """Tells a class that takes no batches without a padding token that there is none in them."""
+    if getattr(config, "pad_token_id", 0) is not None:  # models of images have no such setting
+        yield
+        return
+    config.pad_token_id = -1
+    try:
+        yield
+    finally:
+        config.pad_token_id = None

@@ -1,0 +1,13 @@
+"""A run: its parts, its loop, its journal and its folder.
+
+`context` makes the parts of a run on first use, `checks` and `early_checks` refuse what cannot
+work, `search_stage` searches with the `loop`, which asks the searcher and appends every answer to
+the `journal`, `results` writes winner and front, `stages` are what a command does. `planning`
+foretells time and memory; `sweep` is many runs.
+
+Interface: `evocompress.pipeline.context` (the run and its `Backend`),
+`evocompress.pipeline.loop.search`, `evocompress.pipeline.journal.Journal`,
+`evocompress.pipeline.run_folder.RunFolder`.
+
+Imported by: `api`, `cli`, `distributed`, `report`.
+"""

@@ -1,0 +1,171 @@
+"""The candidates and checkpoints of a finished run: which there are and how they are named."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from evocompress.compression.library import Library
+from evocompress.core.errors import RunError
+from evocompress.core.foreign_text import as_code
+from evocompress.core.leftovers import scratch_folder
+from evocompress.core.types import Candidate
+from evocompress.export import PROGRAMS, choose_for, read_candidate
+from evocompress.export import materialize as write_checkpoint
+from evocompress.export.reload import read_checkpoint
+from evocompress.pipeline.comparison import Contestant
+from evocompress.pipeline.context import Workbench
+from evocompress.pipeline.finished import Unchanged
+from evocompress.pipeline.journal import read_candidates
+from evocompress.pipeline.planning.forewarning import unhealable
+from evocompress.pipeline.resolve import check_names
+from evocompress.pipeline.results import costs_of
+from evocompress.pipeline.run_folder import RunFolder
+from evocompress.pipeline.winner import row_names
+from evocompress.space import sampling
+
+
+def even_candidate(bench: Workbench) -> Candidate:
+    """The even candidate of the budget, and of what the winner costs of each objective."""
+    space = bench.space
+    costs = costs_of(space, bench.folder.read_winner().candidate)
+    bounds = {name: costs[name] for name in bench.searcher().objectives}
+    space = replace(space, budget=space.budget | bounds)
+    return space.candidate(sampling.uniform(space))
+
+
+def named_candidate(bench: Workbench, name: str) -> Candidate:
+    """``winner``, ``uniform``, or a candidate of the journal by its id.
+
+    Raises:
+        RunError: There is none.
+    """
+    if name == "uniform":
+        return even_candidate(bench)
+    winner = bench.folder.read_winner()
+    if name in ("winner", winner.id):
+        return winner.candidate
+    known = read_candidates(bench.folder.journal)
+    if name in known:
+        return known[name]
+    raise RunError(f"{bench.folder.journal} has no candidate '{name}'; 'winner' is the best one")
+
+
+def healed_source(folder: RunFolder, out: Path | None, candidate: str = "winner") -> Path:
+    """The healed checkpoint of a run, to be written again elsewhere.
+
+    Raises:
+        RunError: There is none, `out` is not said, or another candidate is asked for.
+    """
+    if candidate != "winner":
+        raise RunError("--healed and --candidate exclude each other: only the checkpoint is healed")
+    if not is_healed(folder):
+        raise RunError(f"{folder.path} has no healed checkpoint: run 'evocompress heal' first")
+    if out is None:
+        raise RunError("--healed writes a second checkpoint: say where with --out")
+    return folder.healed_checkpoint
+
+
+def healed_notes(source: Path | None) -> list[str]:
+    """What a checkpoint's README says of the healed one whose weights it has, if there is one."""
+    if source is None:
+        return []
+    name = as_code(str(source))
+    return [f"The weights were healed by a distillation of the dense model: {name}."]
+
+
+def chosen_format(bench: Workbench, candidate: Candidate, program: str | None, form: str) -> str:
+    """The format that a candidate is to be written in; where a program decides it, why is told.
+
+    Args:
+        bench: Of the finished run.
+        candidate: What is written.
+        program: What is to load it; ``None`` is what the search was for, else any.
+        form: A key of `evocompress.export.FORMATS`, or ``auto``.
+    """
+    fits = bench.config.space.fits
+    if program is None and form == "auto" and fits in PROGRAMS:
+        program = fits
+    if program is None:
+        return form
+    choice = choose_for(bench.loaded, candidate, program, form)
+    bench.reporter.say(choice.reason)
+    return choice.name
+
+
+def check_healing(bench: Workbench) -> None:
+    """Refuses to heal what is not there, or with settings that leave nothing to train on.
+
+    Raises:
+        RunError: The run has no checkpoint, or all of its search part would be for validation.
+        ConfigError: A setting names something that there is not.
+    """
+    check_there(bench.folder)
+    check_names(bench.config)
+    if reason := unhealable(bench.config):
+        raise RunError(reason)
+
+
+def own_checkpoint(bench: Workbench, unchanged: Unchanged) -> str:
+    """The id of the candidate of the run's checkpoint; one that is not the winner's is told.
+
+    Raises:
+        RunError: The run has no checkpoint, or one of another model or level library.
+    """
+    folder = bench.folder
+    check_there(folder)
+    found, winner = unchanged.check_checkpoint(folder.checkpoint), folder.read_winner().id
+    if found != winner:
+        bench.reporter.say(
+            f"{folder.checkpoint} is of candidate {found}, not of the winner {winner}: where that "
+            "is not meant, remove it and run 'evocompress materialize'"
+        )
+    return found
+
+
+def check_there(folder: RunFolder) -> None:
+    """Refuses a run without a checkpoint.
+
+    Raises:
+        RunError: It has none.
+    """
+    if not folder.checkpoint.exists():
+        raise RunError(f"{folder.checkpoint} does not exist: run 'evocompress materialize' first")
+
+
+def contestants(
+    bench: Workbench, library: Library | None, unchanged: Unchanged
+) -> dict[str, Contestant]:
+    """Dense, uniform, searched and, where there is one, healed, by their names.
+
+    A checkpoint of another candidate than the winner is named after that candidate.
+
+    Raises:
+        RunError: The run has no checkpoint, or one of another model or level library.
+    """
+    folder, space = bench.folder, bench.space
+    names = row_names(own_checkpoint(bench, unchanged), folder.read_winner().id)
+    dense = bench.loaded.model
+    uniform = even_candidate(bench)
+    searched = costs_of(space, read_candidate(folder.checkpoint))
+    with scratch_folder(folder.path, "uniform") as scratch:
+        written = write_checkpoint(bench.loaded, library, uniform, scratch / "uniform")
+        uniform_model = read_checkpoint(written, dense)
+    rows = {
+        "dense": Contestant(dense, space.cost_model.dense()),
+        "uniform": Contestant(uniform_model, costs_of(space, uniform)),
+        names["searched"]: Contestant(read_checkpoint(folder.checkpoint, dense), searched),
+    }
+    if is_healed(folder):
+        unchanged.check_checkpoint(folder.healed_checkpoint)
+        rows[names["healed"]] = Contestant(
+            read_checkpoint(folder.healed_checkpoint, dense), searched
+        )
+    return rows
+
+
+def is_healed(folder: RunFolder) -> bool:
+    """Whether a finished healing of the present checkpoint is there."""
+    return folder.heal_report.exists() and (
+        read_candidate(folder.healed_checkpoint) == read_candidate(folder.checkpoint)
+    )

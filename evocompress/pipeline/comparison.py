@@ -1,0 +1,146 @@
+"""The final comparison: dense, uniform, searched and healed on held-out text, with latency."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from math import isfinite
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from evocompress.core.config import EvaluateConfig
+from evocompress.evaluation.heldout import (
+    Latency,
+    Quality,
+    Timing,
+    count,
+    count_flops,
+    heldout_quality,
+    measure_latency,
+    output_quality,
+)
+from evocompress.models.loading import LoadedModel
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One row of the comparison.
+
+    Attributes:
+        model: The model as it is used.
+        predicted: Its costs by the cost model.
+    """
+
+    model: PreTrainedModel
+    predicted: Mapping[str, float]
+
+
+def compare(
+    dense: LoadedModel,
+    contestants: Mapping[str, Contestant],
+    heldout: Tensor,
+    config: EvaluateConfig,
+    *,
+    batch: int,
+    length: int,
+    labels: Tensor | None = None,
+) -> list[dict[str, Any]]:
+    """The rows of evaluation.json.
+
+    Args:
+        dense: The dense model, to which all are compared.
+        contestants: What is compared, by the name of its row, the dense model first; all in
+            memory at once, so that their latencies are measured in turns.
+        heldout: Token ids (M, S), or what else the models take.
+        config: What to measure.
+        batch: Sequences of a forward pass.
+        length: Tokens of the sequence for which FLOPs are counted.
+        labels: The true classes of the held-out data (M,), where they are known.
+    """
+    task = dense.family.task
+    models = {name: contestant.model for name, contestant in contestants.items()}
+    qualities = _qualities(dense, models, heldout, labels, batch)
+    latencies: Mapping[str, Latency] = {}
+    if config.latency:
+        latencies = measure_latency(
+            models,
+            prefill=config.prefill,
+            decode=config.decode,
+            repeats=config.repeats,
+            width=config.ratio_width,
+            seconds=config.latency_seconds,
+            task=task,
+        )
+    rows = []
+    for name, contestant in contestants.items():
+        counts = count(contestant.model)
+        rows.append(
+            {
+                "name": name,
+                "params": counts.parameters,
+                "nonzeros": counts.nonzeros,
+                "flops": count_flops(contestant.model, length, task),
+                "weight_bytes": counts.parameters * dense.stored.itemsize,
+                **qualities[name],
+                "predicted": dict(contestant.predicted),
+                **_latency(latencies.get(name), config.decode[1]),
+            }
+        )
+    return rows
+
+
+def _qualities(
+    dense: LoadedModel,
+    models: Mapping[str, PreTrainedModel],
+    heldout: Tensor,
+    labels: Tensor | None,
+    batch: int,
+) -> dict[str, dict[str, float | None]]:
+    """How good each model is, by the names of evaluation.json."""
+    task = dense.family.task
+    if task.causal:
+        found = heldout_quality(dense.model, models, heldout, batch=batch)
+        qualities = {name: _of_text(quality) for name, quality in found.items()}
+    else:
+        qualities = output_quality(task, dense.model, models, heldout, labels, batch=batch)
+    return {
+        name: {key: _finite(value) for key, value in of_model.items()}
+        for name, of_model in qualities.items()
+    }
+
+
+def _of_text(quality: Quality) -> dict[str, float | None]:
+    return {
+        "kl": quality.kl,
+        "kl_sd": quality.kl_sd,
+        "kl_top256": quality.kl_topk,
+        "perplexity": quality.perplexity,
+    }
+
+
+def _finite(value: float | None) -> float | None:
+    """The value, or ``None`` where the model's logits overflowed: JSON knows no NaN."""
+    return value if value is not None and isfinite(value) else None
+
+
+def _latency(latency: Latency | None, new_tokens: int) -> dict[str, Any]:
+    if latency is None:
+        return dict.fromkeys(("prefill_ms", "prefill_ratio", "decode_ms_per_token", "decode_ratio"))
+    decode = latency.decode
+    return {
+        "prefill_ms": _milliseconds(latency.prefill, 1),
+        "prefill_ratio": latency.prefill.ratio and asdict(latency.prefill.ratio),
+        "decode_ms_per_token": decode and _milliseconds(decode, new_tokens),
+        "decode_ratio": decode and decode.ratio and asdict(decode.ratio),
+    }
+
+
+def _milliseconds(timing: Timing, tokens: int) -> dict[str, float]:
+    scale = 1000 / tokens
+    return {
+        "median": timing.median * scale,
+        "low": timing.fastest * scale,
+        "high": timing.slowest * scale,
+    }

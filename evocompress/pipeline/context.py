@@ -1,0 +1,374 @@
+"""Puts the parts of a run together: model, space, calibration, library, proxy, searcher."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import torch
+from torch import Tensor
+
+from evocompress.compression.criteria import STRUCTURED
+from evocompress.compression.library import Library, build_library, open_library
+from evocompress.compression.library.builder import MakeBlocks, make_blocks
+from evocompress.compression.library.manifest import NAME as MANIFEST
+from evocompress.compression.library.manifest import read_manifest
+from evocompress.compression.live_model import LiveModel
+from evocompress.core.circumstances import Admit
+from evocompress.core.config import LibraryConfig, RunConfig, SpaceConfig
+from evocompress.core.errors import ConfigError, LibraryError, RunError
+from evocompress.core.progress import Reporter
+from evocompress.core.types import Level, Unit
+from evocompress.evaluation import proxies
+from evocompress.evaluation.calibration.calibration import Calibration, load_calibration
+from evocompress.evaluation.estimates.answer import LiveEstimates
+from evocompress.evaluation.executor import LocalExecutor
+from evocompress.evaluation.profile import (
+    Measure,
+    measure_here,
+    profile,
+    read_table,
+    table_path,
+)
+from evocompress.evaluation.proxies import PROXIES, Proxy
+from evocompress.export import FORMATS, PROGRAMS, check_task
+from evocompress.healing.tuned import fine_tunings
+from evocompress.models.loading import LoadedModel, load_as
+from evocompress.pipeline.header_facts import genes_digest, table_facts
+from evocompress.pipeline.loop import Executor
+from evocompress.pipeline.resolve import make_searcher, searcher_settings, threads_of
+from evocompress.pipeline.run_folder import RunFolder
+from evocompress.pipeline.unmeasured_latency import UNMEASURED, unbounded
+from evocompress.search.base import Searcher
+from evocompress.space.build import build_space
+from evocompress.space.costs import TIMED, LatencyTable
+from evocompress.space.space import SearchSpace
+
+
+class Backend(Protocol):
+    """Where the work of a run is done that takes long."""
+
+    def executor(self, bench: Workbench, live: LiveModel, admit: Admit) -> Executor:
+        """What answers the searcher's requests; `admit` is told of every worker."""
+        ...
+
+    def blocks(self, bench: Workbench) -> MakeBlocks:
+        """What makes the blocks of the level library."""
+        ...
+
+    def table(self, bench: Workbench) -> Measure:
+        """What measures the latency table."""
+        ...
+
+
+class Local:
+    """The work of a run in this process."""
+
+    def executor(self, bench: Workbench, live: LiveModel, admit: Admit) -> Executor:
+        """One proxy, on the model of the run itself."""
+        return LocalExecutor(bench.proxy(live), bench.estimates(live))
+
+    def blocks(self, bench: Workbench) -> MakeBlocks:
+        """One block after the other."""
+        return make_blocks
+
+    def table(self, bench: Workbench) -> Measure:
+        """On the device of the run's model."""
+        return measure_here
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """A run's configuration and what it stands for; costly parts are made on first use.
+
+    Attributes:
+        config: The run's configuration.
+        folder: The run's folder; it need not exist before something is written.
+        reporter: Told about slow steps.
+        finished: Whether the search is over, after which no latency table is measured.
+        backend: Where candidates are evaluated, blocks of the library made, latencies measured.
+    """
+
+    config: RunConfig
+    folder: RunFolder
+    reporter: Reporter
+    finished: bool = False
+    backend: Backend = Local()
+
+    def with_parts(self, **parts: Any) -> Self:
+        """This one, with costly parts that are there already: ``loaded``, ``library``, ..."""
+        self.__dict__.update(parts)
+        return self
+
+    @cached_property
+    def loaded(self) -> LoadedModel:
+        """The dense model."""
+        threads = threads_of(self.config)
+        if threads:
+            torch.set_num_threads(threads)
+        model = self.config.model
+        with self.reporter.stage(f"load {model.source}"):
+            found = load_as(model)
+        if found.widened is not None and not self.finished:
+            name = str(found.widened).removeprefix("torch.")
+            self.reporter.say(
+                f"this processor is slow at {name}: everything is computed in "
+                f"float32, and written in {name}; model.dtype={name} computes in that"
+            )
+        return found
+
+    @cached_property
+    def units(self) -> tuple[Unit, ...]:
+        """Every unit of the model, in tree order."""
+        return tuple(self.loaded.family.units(self.loaded.model))
+
+    @cached_property
+    def space(self) -> SearchSpace:
+        """The search space with its costs and budget."""
+        return self._space(self.config, self.latency_table)
+
+    @cached_property
+    def untimed_space(self) -> SearchSpace:
+        """The same units and levels without a latency table, which takes long to measure."""
+        return self._space(unbounded(self.config), UNMEASURED) if self.timed else self.space
+
+    def _space(self, config: RunConfig, table: LatencyTable | None) -> SearchSpace:
+        return self._fitted(config.space, self.form, table)
+
+    def _fitted(
+        self, config: SpaceConfig, form: str | None, table: LatencyTable | None
+    ) -> SearchSpace:
+        """The space of the candidates that can be written in a format."""
+        obstacle = None if form is None else partial(FORMATS[form].obstacle, self.loaded)
+        return build_space(
+            self.units,
+            replace(
+                self.loaded.family.architecture(self.loaded.model),
+                dtype_bytes=self.loaded.stored.itemsize,
+            ),
+            config.model_copy(update={"fits": form}),
+            adds_bias=STRUCTURED[self.config.library.width_criterion].adds_bias,
+            latency=table,
+            obstacle=obstacle,
+        )
+
+    @cached_property
+    def form(self) -> str | None:
+        """The format that every candidate must be written in, if the configuration asks for one.
+
+        Of the formats of a program it is the one that leaves the most levels.
+        """
+        fits = self.config.space.fits
+        if fits is None or fits in FORMATS:
+            return fits
+        check_task(fits, self.loaded.family)
+        forms = PROGRAMS[fits].preferred
+        return forms[0] if len(forms) == 1 else max(forms, key=self._levels_left)
+
+    def _levels_left(self, form: str) -> int:
+        """Levels of the space that a format can express; -1 where it can express nothing."""
+        unbudgeted = self.config.space.model_copy(update={"budget": {}})
+        try:
+            return sum(map(len, self._fitted(unbudgeted, form, None).levels))
+        except ConfigError:
+            return -1
+
+    @cached_property
+    def latency_table(self) -> LatencyTable | None:
+        """The run's own table, or the one of this machine, measured where it is missing.
+
+        ``None`` where neither budget nor objectives ask for a latency.
+
+        Raises:
+            RunError: A finished run has lost its own.
+        """
+        if not self.timed:
+            return None
+        if self.folder.latency.exists():
+            return read_table(self.folder.latency)
+        if self.finished:
+            raise RunError(
+                f"{self.folder.latency} is missing, which told the search all latencies: restore "
+                "it, or search again with name=..."
+            )
+        return self.profile()
+
+    @cached_property
+    def timed(self) -> bool:
+        """Whether budget or objectives name a cost that only a latency table knows."""
+        settings = searcher_settings(self.config)
+        wanted = {
+            *self.config.space.budget,
+            *getattr(settings, "objectives", ()),
+            *getattr(settings, "range", ()),
+        }
+        return not wanted.isdisjoint(TIMED)
+
+    def profile(self, *, anew: bool = False) -> LatencyTable:
+        """The latency table of this machine, measured where it is missing or wanted `anew`.
+
+        With ``executor: ray`` it is measured on the cluster, and may be of another device.
+        """
+        loaded, config = self.loaded, self.config.latency
+        with self.reporter.stage(f"latency table: {table_path(loaded, config)}") as advance:
+            return profile(
+                loaded,
+                config,
+                progress=advance,
+                anew=anew,
+                measured=self.backend.table(self),
+            )
+
+    @cached_property
+    def calibration(self) -> Calibration:
+        """The calibration tokens."""
+        loaded = self.loaded
+        with self.reporter.stage(f"calibration data: {self.config.calibration.source}"):
+            found = load_calibration(self.config.calibration, loaded)
+        for line in found.notes("tokens" if loaded.family.task.reads_text else "images"):
+            self.reporter.say(line)
+        return found
+
+    @cached_property
+    def wanted_levels(self) -> dict[str, tuple[Level, ...]]:
+        """For each unit of the space, its levels that need stored weights.
+
+        The widths of a mixture of experts are stored for each of them.
+        """
+        genes = self.untimed_space.genes
+        return {
+            name: stored
+            for units, levels in zip(genes.members, genes.levels, strict=True)
+            if (stored := tuple(level for level in levels if not level.dense and not level.drop))
+            for unit in units
+            for name in self._experts.get(unit.name, [unit.name])
+        }
+
+    @cached_property
+    def _experts(self) -> dict[str, list[str]]:
+        """The names of the experts of every MLP that is a mixture of them."""
+        found: dict[str, list[str]] = {unit.name: [] for unit in self.units if unit.active}
+        for unit in self.units:
+            if unit.kind == "expert":
+                found[unit.parent or ""].append(unit.name)
+        return found
+
+    @property
+    def _levels_by_unit(self) -> dict[str, tuple[Level, ...]]:
+        """For each unit of the space all levels of its gene."""
+        genes = self.untimed_space.genes
+        pairs = zip(genes.members, genes.levels, strict=True)
+        return {unit.name: levels for units, levels in pairs for unit in units}
+
+    @property
+    def _library_path(self) -> Path:
+        return self.config.library.path or self.folder.library
+
+    @cached_property
+    def library(self) -> Library | None:
+        """The level library, built where it is missing; ``None`` if no level needs one."""
+        if not self.wanted_levels:
+            return None
+        order = self.library_order()
+        with self.reporter.stage(f"level library: {self._library_path}") as advance:
+            return build_library(
+                *order,
+                batch=self.config.calibration.micro_batch,
+                progress=advance,
+                blocks=self.backend.blocks(self),
+            )
+
+    def library_order(
+        self,
+    ) -> tuple[LoadedModel, dict[str, tuple[Level, ...]], Tensor, str, LibraryConfig, Path]:
+        """What is to be built, as the library's functions take it."""
+        calibration = self.calibration
+        return (
+            self.loaded,
+            self.wanted_levels,
+            calibration.library,
+            self._library_text,
+            self.config.library,
+            self._library_path,
+        )
+
+    @property
+    def _library_text(self) -> str:
+        """What identifies the tokens of the library; of earlier versions' those of all parts."""
+        whole, path = self.calibration.fingerprint, self._library_path
+        made = read_manifest(path).recipe.calibration if (path / MANIFEST).exists() else None
+        return whole if made == whole else self.calibration.library_fingerprint
+
+    def existing_library(self) -> Library | None:
+        """The library that an earlier stage made; nothing is built.
+
+        Raises:
+            LibraryError: It is missing.
+        """
+        if not self.wanted_levels:
+            return None
+        if not self._library_path.exists():
+            raise LibraryError(
+                f"{self._library_path}: the level library is missing; "
+                "'evocompress library build' makes it"
+            )
+        return open_library(
+            self._library_path, self.loaded, cache_mib=self.config.library.cache_mib
+        )
+
+    def proxy(self, live: LiveModel) -> Proxy:
+        """The proxy on the search part of the calibration tokens.
+
+        Candidates are fine-tuned, where the searcher has that done, on the library part.
+        """
+        recipes = searcher_settings(self.config).recipes
+        treatments = fine_tunings(self.loaded, self.calibration.library, recipes)
+        make = PROXIES[self.config.proxy.kind]
+        return make(live, self.calibration.search, self.config.proxy, treatments)
+
+    def executor(self, live: LiveModel, admit: Admit = lambda machine: None) -> Executor:
+        """What answers the searcher's requests on the search part of the calibration tokens.
+
+        Args:
+            live: The model.
+            admit: Told on what each worker on Ray computes; raises if it is not to.
+        """
+        return self.backend.executor(self, live, admit)
+
+    def estimates(self, live: LiveModel) -> LiveEstimates:
+        """What answers estimates on the search part of the calibration tokens."""
+        return LiveEstimates(live, self.calibration.search, self._levels_by_unit)
+
+    def searcher(self) -> Searcher:
+        """A new searcher; its settings are checked against space and pool."""
+        return make_searcher(self.config, self.space, self.loaded.tokens)
+
+    def header(self) -> dict[str, Any]:
+        """What the values of the journal depend on."""
+        circumstances = self.circumstances()
+        return {
+            **{key: circumstances.pop(key) for key in ("model", "calibration", "library")},
+            "space": genes_digest(self.space.genes),
+            "budget": dict(self.space.budget),
+            "latency": table_facts(self.latency_table) if self.latency_table else None,
+            "proxy": proxies.facts(self.config.proxy),
+            "searcher": self.config.search.name,
+            "settings": searcher_settings(self.config).model_dump(mode="json"),
+            "seed": self.config.seed,
+            **circumstances,
+        }
+
+    def circumstances(self) -> dict[str, Any]:
+        """What a value depends on beside the candidate: the same in every process of a run."""
+        model = self.loaded.model
+        return {
+            "model": self.loaded.fingerprint,
+            "calibration": self.calibration.fingerprint,
+            "library": self.library.fingerprint if self.library else None,
+            "device": model.device.type,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "kernel": model.config._attn_implementation,
+            "threads": torch.get_num_threads(),
+        }

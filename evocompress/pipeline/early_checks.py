@@ -1,0 +1,72 @@
+"""What can be known to be wrong before a model is loaded, which takes time and memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from evocompress.core.config import CalibrationConfig, RunConfig
+from evocompress.core.errors import DataError, LibraryError, ModelError
+from evocompress.evaluation.calibration.sources import check_present, has_fields
+from evocompress.models.checkpoints import GGUF, check_place
+from evocompress.models.demo import DEMO_SOURCE
+from evocompress.models.loading import device_named
+from evocompress.pipeline.checks import check_settings
+from evocompress.pipeline.planning import outline
+from evocompress.pipeline.planning.plan import bench_of
+
+
+def check_early(config: RunConfig, *, search: bool = True) -> None:
+    """Whether the data are there and the settings fit the model, by its config alone.
+
+    Args:
+        config: The run.
+        search: Whether a search is to be made, or a library alone.
+
+    Raises:
+        EvoCompressError: Something is missing or does not fit.
+    """
+    check_sources(config.calibration)
+    library = config.library.path
+    if library is not None and library.exists() and not library.is_dir():
+        raise LibraryError(f"library.path: {library} is a file: name a folder")
+    rehearse(config, search=search)
+
+
+def check_sources(config: CalibrationConfig) -> None:
+    """Whether there is what the calibration data are read from.
+
+    Raises:
+        DataError: A file, a folder or a package is missing.
+    """
+    check_present(config.source, "calibration.source")
+    if config.heldout_source is not None:
+        check_present(config.heldout_source, "calibration.heldout_source")
+    sources = [config.source, config.heldout_source or config.source]
+    if config.field is not None and not any(map(has_fields, sources)):
+        raise DataError(
+            f"calibration.field={config.field}: {' and '.join(dict.fromkeys(sources))} has no "
+            "fields: unset it, or give a .jsonl, .json, .csv or .parquet file or datasets:NAME"
+        )
+
+
+def rehearse(config: RunConfig, *, search: bool = True) -> None:
+    """Checks the settings of a run with the outline of its model.
+
+    Args:
+        config: The run.
+        search: Whether those of the search count.
+
+    Raises:
+        EvoCompressError: They do not fit the model.
+    """
+    device_named(config.model.device)
+    model = config.model
+    if not model.source.endswith(GGUF):
+        check_place(Path(model.source).expanduser())
+    try:
+        sketch = outline(model.source, model.dtype, trust_remote_code=model.trust_remote_code)
+    except ModelError:
+        if model.source != DEMO_SOURCE and not Path(model.source).expanduser().exists():
+            raise  # to ask the hub again would take as long again
+        return  # loading it says better what is wrong with it
+    check_settings(bench_of(config, sketch), search=search)

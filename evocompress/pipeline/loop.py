@@ -1,0 +1,212 @@
+"""The loop: ask the searcher, answer from the journal or the executor, append, tell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
+from math import isfinite
+from typing import Protocol
+
+from evocompress.core.errors import RunError
+from evocompress.core.types import Answer, Estimate, Evaluate, Pool, Request
+from evocompress.pipeline.journal import Journal, Step
+from evocompress.search.base import Incumbent, Searcher
+
+
+class Executor(Protocol):
+    """Answers requests, in this process or elsewhere."""
+
+    def map(self, requests: Sequence[Request]) -> Iterator[Answer]:
+        """The answers, each as soon as it is there."""
+        ...
+
+    def close(self) -> None:
+        """Frees what the executor holds."""
+        ...
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a listener is told while the search runs.
+
+    Attributes:
+        step: The last completed step, ``None`` before the first.
+        done: Requests answered in the current step.
+        total: Requests of the current step that the journal does not know.
+        phase: What the searcher says that the current step is for.
+    """
+
+    step: Step | None
+    done: int
+    total: int
+    phase: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a search found.
+
+    Attributes:
+        best: The best candidate, its value, and the micro-batches that it is of.
+        compared: Ids of the candidates that could have won, in the order in which they were asked
+            for: probes are left out.
+    """
+
+    best: Incumbent
+    compared: tuple[str, ...]
+
+
+Listener = Callable[[Progress], None]
+
+
+def search(
+    searcher: Searcher,
+    executor: Executor,
+    journal: Journal,
+    pool: Pool,
+    *,
+    tokens: int | None = None,
+    listener: Listener = lambda progress: None,
+) -> Outcome:
+    """Runs a searcher to its end, or until the requested tokens are spent.
+
+    Everything new is in the journal before the searcher is told, so the loop may be killed at
+    any moment: the next one replays the journal and evaluates only what is missing.
+
+    Args:
+        searcher: Asks and is told.
+        executor: Answers what the journal does not know.
+        journal: The record of this run.
+        pool: Sizes of the micro-batches.
+        tokens: The most tokens that may be requested: the search ends before an ask that would
+            bring the sum above.
+        listener: Told about progress.
+
+    Returns:
+        The best candidate, and which others could have been it.
+
+    Raises:
+        RunError: The search ended without any valid candidate.
+    """
+    account = _Account(pool)
+    step: Step | None = None
+    for number in count():
+        requests = searcher.ask()
+        after = account.after(requests)
+        if not requests or (tokens is not None and after > tokens):
+            break
+        for done, total in _answer(requests, executor, journal):
+            listener(Progress(step, done, total, searcher.phase()))
+        account.add(requests)
+        phase = searcher.phase()
+        searcher.tell([_recorded(journal, request) for request in requests])
+        step = _step(number, phase, account, searcher.incumbent())
+        journal.step(step)
+        listener(Progress(step, 0, 0, phase))
+    if requests and searcher.incumbent() is None:
+        raise RunError(
+            f"search.tokens: {tokens} end the search without a valid candidate, as its next step "
+            f"brings them to {after}: raise it, and go on with --resume"
+        )
+    return Outcome(_winner(searcher), tuple(account.compared))
+
+
+def replay(searcher: Searcher, journal: Journal) -> Incumbent:
+    """What a searcher finds where only the journal answers; nothing is evaluated or recorded.
+
+    A greedy search with a tight budget passes through the states of one with a looser budget,
+    so the journal of the tightest answers new searchers of all the looser spaces.
+
+    Args:
+        searcher: A new one.
+        journal: The record of another search of the same model, calibration and proxy.
+
+    Raises:
+        RunError: The journal lacks an answer, or the search ends without a valid candidate.
+    """
+    while requests := searcher.ask():
+        if journal.missing(requests):
+            raise RunError("the journal does not answer this searcher: it is no record of its path")
+        searcher.tell([_recorded(journal, request) for request in requests])
+    return _winner(searcher)
+
+
+def _winner(searcher: Searcher) -> Incumbent:
+    best = searcher.incumbent()
+    if best is None:
+        raise RunError(
+            "the search ended without a valid candidate; the reasons are the records of failures "
+            "in journal.jsonl"
+        )
+    return best
+
+
+class _Account:
+    """Counts requested and computed tokens the same way in a fresh and in a resumed run."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._seen: set[tuple[Hashable, ...]] = set()
+        self.requested = 0
+        self.computed = 0
+        self.compared: dict[str, None] = {}
+
+    def after(self, requests: Iterable[Request]) -> int:
+        """The requested tokens once these requests are added."""
+        return self.requested + sum(self._pool.requested(request) for request in requests)
+
+    def add(self, requests: Iterable[Request]) -> None:
+        for request in requests:
+            self.requested += self._pool.requested(request)
+            if isinstance(request, Estimate):
+                self._compute((request,), self._pool.requested(request))
+                continue
+            self._evaluate(request)
+            if not request.probe:
+                self.compared[request.candidate.id] = None
+
+    def _evaluate(self, request: Evaluate) -> None:
+        """Counts what is new of an evaluation; where anything is, the treatment was given."""
+        before = self.computed
+        for index in request.micro_batches:
+            key = (request.candidate.id, request.treatment, index)
+            self._compute(key, self._pool.tokens[index])
+        if self.computed > before:
+            self.computed += request.training
+
+    def _compute(self, key: tuple[Hashable, ...], tokens: int) -> None:
+        """Counts the tokens of what the journal cannot know yet."""
+        if key not in self._seen:
+            self._seen.add(key)
+            self.computed += tokens
+
+
+def _answer(
+    requests: Sequence[Request], executor: Executor, journal: Journal
+) -> Iterator[tuple[int, int]]:
+    """Has answered and records what the journal does not know, yielding (done, total)."""
+    journal.recall(requests)
+    missing = journal.missing(requests)
+    yield 0, len(missing)
+    for done, answer in enumerate(executor.map(missing), start=1):
+        journal.record(answer)
+        yield done, len(missing)
+
+
+def _recorded(journal: Journal, request: Request) -> Answer:
+    answer = journal.answer(request)
+    if answer is None:
+        raise RunError(f"the executor lost the request for candidate {request.candidate.id}")
+    return answer
+
+
+def _step(number: int, phase: str, account: _Account, best: Incumbent | None) -> Step:
+    return Step(
+        step=number,
+        requested=account.requested,
+        computed=account.computed,
+        incumbent=best.candidate.id if best else None,
+        value=best.value if best and isfinite(best.value) else None,
+        phase=phase,
+    )

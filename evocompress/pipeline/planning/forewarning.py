@@ -1,0 +1,89 @@
+"""What a run's settings lead to that its user may not see: said beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from evocompress.core.config import ModelConfig, RunConfig
+from evocompress.models.checkpoints import GGUF
+from evocompress.space.costs import TIMED
+from evocompress.space.space import SearchSpace
+
+OUTSIDE = 0.1
+"""Share of a cost outside the blocks from which on it is always said what is left of the blocks."""
+
+MIB = 2**20
+
+
+def left_of_blocks(space: SearchSpace, *, timed: bool = True) -> Iterator[str]:
+    """What the bounds leave of the blocks, where that is little or much of the cost is outside.
+
+    Nothing outside the blocks is compressed, so they must save all that a bound asks for.
+
+    Args:
+        space: With its budget.
+        timed: Whether its latencies were measured.
+    """
+    dense = space.cost_model.dense()
+    for name, bound in space.budget.items():
+        outside = space.cost_model.costs[name].base
+        if not outside or (name in TIMED and not timed):
+            continue
+        left = max(0.0, min(1.0, (bound - outside) / (dense[name] - outside)))
+        if left >= 0.5 and outside < OUTSIDE * dense[name]:
+            continue
+        warning = "warning: " if left < 0.5 else ""
+        yield (
+            f"{warning}space.budget.{name}: {outside / dense[name]:.1%} of it is outside the "
+            f"blocks (embedding, head), so {bound / dense[name]:.1%} of the whole leaves "
+            f"{left:.1%} of the blocks{_instead(name, left)}"
+        )
+
+
+def _instead(name: str, left: float) -> str:
+    """What to do where little is left of the blocks."""
+    if left >= 0.5:
+        return ""
+    own = {"params": "body_params", "nonzeros": "body_nonzeros"}.get(name)
+    return ": raise the bound" + (f", or bound {own} instead" if own else "")
+
+
+def chosen_form(fits: str | None, form: str | None) -> Iterator[str]:
+    """Which format of a program every candidate can be written in.
+
+    Args:
+        fits: What the space must fit.
+        form: The format.
+    """
+    if fits is not None and fits != form:
+        yield f"for {fits}: only candidates that format '{form}' can express are searched"
+
+
+def unhealable(config: RunConfig) -> str:
+    """Why the run as it is set cannot be healed; empty where it can."""
+    kept, sequences = config.heal.validation_sequences, config.calibration.search_sequences
+    if kept < sequences:
+        return ""
+    return (
+        f"heal.validation_sequences={kept} leaves nothing of the search part, which has "
+        f"{sequences} sequences, to train on: lower it below {sequences}"
+    )
+
+
+def unpacked(config: ModelConfig, weight_bytes: int) -> Iterator[str]:
+    """How much larger a GGUF file becomes.
+
+    Args:
+        config: The model.
+        weight_bytes: Of its weights as they are computed with and written.
+    """
+    path = Path(config.source).expanduser()
+    if config.source.endswith(GGUF) and path.is_file():
+        size = path.stat().st_size
+        yield (
+            f"{path.name}: {size / MIB:,.0f} MiB of packed weights are unpacked to "
+            f"{weight_bytes / MIB:,.0f} MiB, {weight_bytes / size:.1f} times as much, and what is "
+            "written is as large for its weights: materialize --weights bfloat16 makes it smaller, "
+            "and, after search --for llama.cpp, --weights q8_0"
+        )

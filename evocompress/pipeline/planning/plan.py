@@ -1,0 +1,195 @@
+"""The plan of a run on a device, and what would make it fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from evocompress.core.config import RunConfig
+from evocompress.core.progress import Silent
+from evocompress.models.loading import LoadedModel
+from evocompress.pipeline.context import Workbench
+from evocompress.pipeline.planning.device import Device
+from evocompress.pipeline.planning.forewarning import (
+    chosen_form,
+    left_of_blocks,
+    unhealable,
+    unpacked,
+)
+from evocompress.pipeline.planning.stages import Run, Stage, heal_stage, library_stage, search_stage
+from evocompress.pipeline.run_folder import RunFolder
+
+GIB = 2**30
+
+SHORTEST, FEWEST = 64, 8
+"""The length and the number of calibration sequences below which no advice goes."""
+
+STAGES: Mapping[str, Callable[[Run], Stage | None]] = {
+    "library": library_stage,
+    "search": search_stage,
+    "heal": heal_stage,
+}
+
+NO_REMEDY = (
+    "no single setting is enough: take a larger device, or fewer levels, shorter sequences and "
+    "model.device_memory together"
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run takes.
+
+    Attributes:
+        device: Where.
+        dtype: In which it is computed.
+        stages: Library (where one is needed), search and healing.
+        weights: Bytes of the dense model.
+        advice: What does not fit, and the settings that would make it fit.
+        notes: What else is to be known beforehand.
+    """
+
+    device: Device
+    dtype: str
+    stages: tuple[Stage, ...]
+    weights: int
+    advice: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    def seconds(self, stage: Stage) -> float:
+        """How long a stage takes."""
+        return stage.work.seconds(self.device, self.dtype)
+
+
+def bench_of(config: RunConfig, loaded: LoadedModel) -> Workbench:
+    """The workbench of a run with a model that is at hand, such as an outline."""
+    bench = Workbench(config, RunFolder(config.folder), Silent(), finished=True)
+    bench = bench.with_parts(loaded=loaded)
+    return bench
+
+
+def make_plan(config: RunConfig, loaded: LoadedModel, device: Device) -> Plan:
+    """Plans a run.
+
+    Args:
+        config: The run.
+        loaded: The model, or its outline.
+        device: Where it will run.
+
+    Raises:
+        EvoCompressError: The run's settings do not fit the model.
+    """
+    run = Run(bench_of(config, loaded), device.shared)
+    stages = tuple(stage for make in STAGES.values() if (stage := make(run)) is not None)
+    advice = tuple(_advice(run, stages, device.name, device.memory))
+    notes = (
+        *left_of_blocks(run.bench.untimed_space, timed=False),
+        *chosen_form(config.space.fits, run.bench.form),
+        *unpacked(config.model, run.weight_bytes),
+        *_before_healing(config),
+    )
+    dtype = str(run.dtype).removeprefix("torch.")
+    return Plan(device, dtype, stages, run.weight_bytes, advice, notes)
+
+
+def preflight(bench: Workbench) -> Iterator[str]:
+    """What a search that is about to begin needs, and what to do where that is not there."""
+    device = bench.loaded.model.device
+    run = Run(bench, device.type == "cpu")
+    stages = [search_stage(run)]
+    if (library := library_stage(run)) is not None:
+        stages.insert(0, library)
+    memory = max(_needed(run, stage) for stage in stages)
+    disk = sum(stage.disk_bytes for stage in stages)
+    yield f"needs up to {memory / GIB:,.1f} GiB of memory and {disk / GIB:,.1f} GiB of disk"
+    yield from _advice(run, stages, "this machine", _there_is(bench, device))
+    yield from left_of_blocks(bench.space)
+    yield from chosen_form(bench.config.space.fits, bench.form)
+    yield from unpacked(bench.config.model, run.weight_bytes)
+    yield from _before_healing(bench.config)
+
+
+def _before_healing(config: RunConfig) -> Iterator[str]:
+    """What is to be changed before the run is healed, if anything."""
+    if reason := unhealable(config):
+        yield f"before evocompress heal: {reason}"
+
+
+def _there_is(bench: Workbench, device: torch.device) -> int:
+    """Memory that can be had, with what the model has already."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_allocated(device)
+    loaded = sum(parameter.nbytes for parameter in bench.loaded.model.parameters())
+    return int(psutil.virtual_memory().available) + loaded
+
+
+def _needed(run: Run, stage: Stage) -> int:
+    """Memory of the device that a stage needs."""
+    return stage.device_bytes + (stage.main_bytes if run.shared else 0)
+
+
+def _advice(run: Run, stages: Sequence[Stage], name: str, memory: int) -> Iterator[str]:
+    """For each stage that the device has too little memory for what would help."""
+    for stage in stages:
+        needed = _needed(run, stage)
+        if needed > memory:
+            remedies = _remedies(run, stage, memory, memory - needed + run.on_device)
+            yield (
+                f"{stage.name} needs {needed / GIB:,.1f} GiB, {name} has {memory / GIB:,.1f}: "
+                f"{' or '.join(remedies) or NO_REMEDY}"
+            )
+
+
+def _remedies(run: Run, stage: Stage, memory: int, spare: int) -> Iterator[str]:
+    """Settings of which each alone makes a stage fit, found by planning it with them.
+
+    Args:
+        run: The run.
+        stage: The stage.
+        memory: Of the device.
+        spare: Bytes that there would be for weights.
+    """
+    if stage.name != "heal" and spare > run.least_on_device and not run.streamed:
+        yield f"model.device_memory={spare // 2**20}MiB (streams the blocks)"
+
+    def fits(section: str, key: str, value: object) -> bool:
+        changed = _with(run, section, key, value)
+        other = STAGES[stage.name](changed)
+        return other is not None and _needed(changed, other) <= memory
+
+    for section, key, values in _choices(run.bench.config, stage.name):
+        # To plan a large model takes seconds: where the last value does not help, none does.
+        if values and fits(section, key, values[-1]):
+            value = next(value for value in values if fits(section, key, value))
+            yield f"{section}.{key}={value}"
+
+
+def _choices(config: RunConfig, stage: str) -> Iterator[tuple[str, str, Sequence[object]]]:
+    """Settings with smaller values, the next one first, which may help a stage."""
+    if stage == "heal":
+        yield "heal", "batch", _halves(config.heal.batch, 1)
+        return
+    if stage == "search" and config.proxy.kind in ("kl", "js") and config.proxy.targets != "disk":
+        yield "proxy", "targets", ["disk"]
+    yield "calibration", "length", _halves(config.calibration.length, SHORTEST)
+    sequences = f"{stage}_sequences"
+    yield "calibration", sequences, _halves(getattr(config.calibration, sequences), FEWEST)
+
+
+def _halves(value: int, least: int) -> list[int]:
+    """Half of a value, a quarter, ..., no less than so much."""
+    found = []
+    while (value := value // 2) >= least:
+        found.append(value)
+    return found
+
+
+def _with(run: Run, section: str, key: str, value: object) -> Run:
+    """The run with another setting."""
+    config = run.bench.config
+    part = getattr(config, section).model_copy(update={key: value})
+    changed = config.model_copy(update={section: part})
+    return Run(bench_of(changed, run.bench.loaded), run.shared)

@@ -1,0 +1,382 @@
+"""What the stages of a run take: work, memory and disk, by counting."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from evocompress.compression.criteria.base import BLOCK as ENERGY_BLOCK
+from evocompress.compression.library.dense import DenseModel
+from evocompress.compression.library.gram import gram_operations
+from evocompress.compression.library.order import BlockOrder, block_orders
+from evocompress.compression.library.plan import LibraryPlan, plan_library
+from evocompress.compression.library.recipe import methods_for
+from evocompress.compression.live_model import CUT_BYTES
+from evocompress.core.types import Architecture, Candidate, Level
+from evocompress.evaluation.proxies.prefix import LIMIT_BYTES
+from evocompress.models.head import chunk_bytes
+from evocompress.pipeline.context import Workbench
+from evocompress.pipeline.planning.work import Work, removal_operations, sweep_operations
+from evocompress.pipeline.resolve import pool
+from evocompress.space import sampling
+
+USUAL_TOKENS = 500_000
+"""Requested tokens where a run does not say how many."""
+
+FLOAT32 = 4
+
+TOKEN_BYTES = 8
+"""Of a token's number."""
+
+ACTIVATIONS = 2
+"""Times that the inputs and outputs of matrices are read or written beside the products."""
+
+KERNELS = 40
+"""That a GPU runs for a block."""
+
+SWEEP_KERNELS = 2
+"""For each input of a batch of matrices, all levels together."""
+
+REMOVAL_KERNELS = 15
+"""For each column that is removed."""
+
+ESTIMATED = 0.4
+"""Share of the tokens that `auto` spends on estimates, where levels have stored weights."""
+
+FORWARDS = 5
+"""What an estimate counts as: one forward and two backward passes."""
+
+TOGETHER = 16
+"""Candidates of a step: where blocks come and go, each comes once a step."""
+
+MASTER_BYTES = 16
+"""Of each weight that is healed: its float32 copy, that one's gradient and two moments."""
+
+STATE_BYTES = 12
+"""Of each weight in the state from which healing is resumed: the copy and the moments."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage takes.
+
+    Attributes:
+        name: Of the stage.
+        work: That takes time.
+        device_bytes: Memory of the device; on a CPU main memory.
+        main_bytes: Main memory beside that.
+        disk_bytes: Files that it writes.
+    """
+
+    name: str
+    work: Work
+    device_bytes: int
+    main_bytes: int
+    disk_bytes: int
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is planned.
+
+    Attributes:
+        bench: With the model or its outline.
+        shared: Whether it will run in main memory, on a CPU.
+    """
+
+    bench: Workbench
+    shared: bool
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """In which it is computed."""
+        found: torch.dtype = self.bench.loaded.model.dtype
+        return found
+
+    @cached_property
+    def weight_bytes(self) -> int:
+        """Of the dense model."""
+        return sum(parameter.nbytes for parameter in self.bench.loaded.model.parameters())
+
+    @cached_property
+    def on_device(self) -> int:
+        """Bytes of its weights that are on the device at a time."""
+        allowed = self.bench.config.model.device_memory
+        return self.weight_bytes if allowed is None else min(self.weight_bytes, allowed)
+
+    @cached_property
+    def least_on_device(self) -> int:
+        """The fewest bytes that it could be run with: all but the blocks, and the largest block."""
+        blocks = self.bench.loaded.family.blocks(self.bench.loaded.model)
+        sizes = [sum(parameter.nbytes for parameter in block.parameters()) for block in blocks]
+        return self.weight_bytes - sum(sizes) + max(sizes)
+
+    @cached_property
+    def streamed(self) -> bool:
+        """Whether blocks come and go."""
+        return self.on_device < self.weight_bytes
+
+    @cached_property
+    def candidate(self) -> Candidate:
+        """A candidate of the size of all that are searched: the even one."""
+        space = self.bench.untimed_space
+        return space.genes.candidate(sampling.uniform(space))
+
+    @cached_property
+    def costs(self) -> tuple[Mapping[str, float], Mapping[str, float]]:
+        """Those of the dense model and of the candidate."""
+        model = self.bench.untimed_space.cost_model
+        found = model.of([Candidate(), self.candidate])
+        dense, other = ({name: float(v[i]) for name, v in found.items()} for i in (0, 1))
+        return dense, other
+
+    def products(self, tokens: float, *, dense: bool = False, head: bool = True) -> Work:
+        """A forward pass of the dense model or of a candidate."""
+        costs, length = self.costs[0 if dense else 1], self.bench.untimed_space.cost_model.length
+        of_head = 0.0 if head else 2.0 * self._hidden * self._vocabulary
+        passes, left = tokens / self._micro_batch, costs["params"] / self.costs[0]["params"]
+        return Work(
+            products=tokens * (costs["flops"] / length - of_head),
+            weights=passes * self.weight_bytes * left,
+            moved=tokens * left * ACTIVATIONS * self.features * self.dtype.itemsize,
+            launches=passes
+            * KERNELS
+            * len(self.bench.loaded.family.blocks(self.bench.loaded.model)),
+        )
+
+    def compared(self, tokens: float) -> Work:
+        """Comparing the logits of so many tokens, where the proxy does that."""
+        return Work(logits=tokens * self._vocabulary * self.by_logits)
+
+    @property
+    def by_logits(self) -> bool:
+        """Whether the proxy needs the output head."""
+        return self.bench.config.proxy.kind not in ("cosine", "embedding", "score")
+
+    @property
+    def target_bytes(self) -> int:
+        """What the proxy compares candidates with, from above: of each position its target."""
+        proxy = self.bench.config.proxy
+        kept = 8 * min(proxy.top_k, self._vocabulary) + FLOAT32
+        sizes = {"kl": kept, "js": kept, "perplexity": TOKEN_BYTES}
+        states = self._state_values * self.dtype.itemsize
+        return self.tokens["search"] * sizes.get(proxy.kind, states)
+
+    @property
+    def tokens(self) -> Mapping[str, int]:
+        """Of the parts of the calibration data."""
+        calibration = self.bench.config.calibration
+        return {
+            "library": calibration.library_sequences * self.length,
+            "search": sum(pool(calibration, self._architecture.tokens).tokens),
+            "sequence": self.length,
+        }
+
+    @property
+    def length(self) -> int:
+        """Tokens of a sequence of the calibration data."""
+        return self._architecture.tokens or self.bench.config.calibration.length
+
+    @property
+    def head_bytes(self) -> int:
+        """What the logits take that are in memory at a time."""
+        return 2 * self.by_logits * chunk_bytes(self.shared, self.dtype.itemsize)
+
+    @property
+    def prefix_bytes(self) -> int:
+        """What the states between blocks take that candidates share."""
+        states = self._state_values * self.tokens["search"] * self.dtype.itemsize
+        return min(LIMIT_BYTES, states * (1 + len(self._architecture.heads)))
+
+    @property
+    def cut_bytes(self) -> int:
+        """What narrowed matrices take on a CPU, from above."""
+        narrows = self.shared and not self.streamed and self.bench.config.space.width is not None
+        return CUT_BYTES if narrows else 0
+
+    @property
+    def kept_bytes(self) -> int:
+        """What a backward pass over a sequence keeps of the forward pass: inputs and outputs."""
+        return self.tokens["sequence"] * self.features * self.dtype.itemsize
+
+    @cached_property
+    def features(self) -> int:
+        """Inputs and outputs of all matrices, for one token."""
+        return sum(sum(u.shape) * (u.positions or 1) for u in self.bench.units if u.shape)
+
+    @cached_property
+    def _architecture(self) -> Architecture:
+        return self.bench.loaded.family.architecture(self.bench.loaded.model)
+
+    @property
+    def _hidden(self) -> int:
+        return self._architecture.hidden
+
+    @property
+    def _state_values(self) -> int:
+        """Values of the state between two blocks, for one token."""
+        return self._architecture.state_values(1)
+
+    @property
+    def _vocabulary(self) -> int:
+        return self._architecture.vocabulary
+
+    @property
+    def _micro_batch(self) -> int:
+        return self.bench.config.calibration.micro_batch * self.length
+
+
+def library_stage(run: Run) -> Stage | None:
+    """Building the level library; ``None`` where nothing has stored weights."""
+    bench = run.bench
+    if not bench.wanted_levels:
+        return None
+    config = bench.config.library
+    plan = library_plan(run)
+    dense = DenseModel(bench.loaded)
+    methods = methods_for(dense, bench.wanted_levels, config)
+    orders = block_orders(dense, bench.wanted_levels, methods)
+    work = Work(written=plan.disk_bytes)
+    if any(order.needs for order in orders.values()):
+        passes = 2 if config.hessians == "propagated" else 1
+        work += run.products(run.tokens["library"], dense=True, head=False) * passes
+    if methods.gradients:
+        work += run.products(run.tokens["library"], dense=True) * 3
+    architecture = bench.loaded.family.architecture(bench.loaded.model)
+    for order in orders.values():
+        work += _block_work(order, run.tokens["library"], architecture.routed_share)
+    if run.streamed:
+        work += Work(brought=run.weight_bytes)
+    states = run.tokens["library"]
+    hidden = states * architecture.state_values(1)
+    device, main = run.on_device + plan.memory_bytes, hidden * run.dtype.itemsize
+    return Stage("library", work, device, main, plan.disk_bytes)
+
+
+def library_plan(run: Run) -> LibraryPlan:
+    """Disk and memory of the library."""
+    bench, calibration = run.bench, run.bench.config.calibration
+    shape = (calibration.library_sequences, run.length)
+    return plan_library(
+        bench.loaded,
+        bench.wanted_levels,
+        torch.empty(shape, dtype=torch.int64, device="meta"),
+        bench.config.library,
+        batch=calibration.micro_batch,
+    )
+
+
+def _block_work(order: BlockOrder, tokens: int, routed_share: float) -> Work:
+    """Statistics and criteria of one block, of whose tokens an expert sees a share."""
+    work = Work()
+    for word, kinds in order.needs.items():
+        reader = order.readers[word]
+        if "gram" in kinds:
+            rows = tokens * (reader.unit.positions or 1) * (routed_share if reader.routed else 1)
+            work += Work(statistics=gram_operations(rows, reader.shape[1]))
+    factored: set[str] = set()
+    for batch in order.batches:
+        linear, count = batch[0][0], sum(len(levels) for _, levels in batch)
+        outputs, inputs = linear.shape
+        if "gram" in order.methods.matrix_needs:
+            shared = 0.0 if linear.input in factored else 2.0 * inputs**3
+            work += Work(
+                launches=SWEEP_KERNELS * inputs,
+                sweep=sweep_operations(outputs, inputs, count) - 2.0 * inputs**3 + shared,
+                statistics=_error_operations(outputs, inputs, count + len(batch)),
+            )
+            factored.add(linear.input)
+    for link, levels in ((link, levels) for one, levels in order.widths for link in one.links):
+        outputs, inputs = link.output.shape
+        if "gram" in order.methods.width_needs:
+            work += Work(
+                launches=REMOVAL_KERNELS * inputs,
+                removal=removal_operations(outputs, inputs),
+                statistics=_error_operations(outputs, inputs, len(levels) + 1),
+            )
+    return work
+
+
+def _error_operations(outputs: int, inputs: int, count: int) -> float:
+    """Of the output energies of so many matrices, of which half the products are needed."""
+    return float(count) * outputs * inputs * (inputs + min(ENERGY_BLOCK, inputs))
+
+
+def search_stage(run: Run) -> Stage:
+    """The search, at most so many requested tokens as the run allows."""
+    bench = run.bench
+    requested = bench.config.search.tokens or USUAL_TOKENS
+    estimated = _estimated(run) * requested
+    head, pool_tokens = run.by_logits, run.tokens["search"]
+    work = run.products(requested, head=head) + run.compared(requested)
+    work += run.products(pool_tokens, dense=True, head=head) + run.compared(pool_tokens)
+    sequences = estimated / (FORWARDS * run.tokens["sequence"])
+    stored = sum(_stored_bytes(run))
+    # Two inner products with every level, in float32; a GPU gets the levels from main memory.
+    work += Work(moved=2 * sequences * stored * FLOAT32 / run.dtype.itemsize)
+    if not run.shared:
+        work += Work(brought=2 * sequences * stored)
+    if run.streamed:
+        calibration = bench.config.calibration
+        step = TOGETHER * calibration.micro_batch * run.length
+        work += Work(brought=run.weight_bytes * requested / step)
+    targets = run.target_bytes
+    on_disk = targets if bench.config.proxy.targets == "disk" else 0
+    device = run.on_device + targets - on_disk + run.prefix_bytes + run.head_bytes
+    device += run.kept_bytes if estimated and not run.streamed else 0
+    device += run.cut_bytes
+    cache = library_plan(run).cache_bytes if bench.wanted_levels else 0
+    return Stage("search", work, device, cache, on_disk)
+
+
+def _estimated(run: Run) -> float:
+    """Share of the tokens that goes into estimates of stored levels."""
+    return ESTIMATED if run.bench.config.search.name == "auto" and run.bench.wanted_levels else 0
+
+
+def _stored_bytes(run: Run) -> Iterable[int]:
+    """Bytes of the weights of every level that an estimate multiplies with gradients."""
+    sizes = {unit.name: unit for unit in run.bench.units}
+    outputs = {unit.parent: unit for unit in run.bench.units if unit.columns}
+    for name, levels in run.bench.wanted_levels.items():
+        matrix = sizes[name] if sizes[name].kind == "matrix" else outputs[name]
+        yield from (_left(level, matrix.numel) * run.dtype.itemsize for level in levels)
+
+
+def _left(level: Level, dense: int) -> int:
+    return dense if not level.narrow else dense // 2
+
+
+def heal_stage(run: Run) -> Stage:
+    """The distillation of the dense model into the candidate."""
+    config, length = run.bench.config.heal, run.length
+    tokens = config.steps * config.accumulate * config.batch * length
+    params = run.costs[1]["params"]
+    measured = 1 + config.steps // config.evaluate_every
+    validation = config.validation_sequences * length
+    work = run.products(tokens, dense=True) + run.products(tokens) * 3 + run.compared(3 * tokens)
+    work += (run.products(validation) + run.compared(validation)) * measured
+    per_step = 2 * MASTER_BYTES + config.accumulate * 2 * FLOAT32
+    work += Work(moved=config.steps * params * per_step)
+    checkpoint = params * run.dtype.itemsize
+    work += Work(written=measured * (checkpoint + params * STATE_BYTES))
+    student = params * (2 * run.dtype.itemsize + MASTER_BYTES)
+    activations = config.batch * run.kept_bytes * 2
+    device = run.on_device + student + activations + run.head_bytes
+    return Stage("heal", work, int(device), 0, int(params * _healing_bytes(run)))
+
+
+def _healing_bytes(run: Run) -> int:
+    """Disk for each weight at the worst moment: a file stays until its successor is whole.
+
+    A state is written at every measurement but the first and the last, a checkpoint at any of
+    them before the state.
+    """
+    config, checkpoint = run.bench.config.heal, run.dtype.itemsize
+    states = (config.steps - 1) // config.evaluate_every
+    while_state = min(states, 2) * STATE_BYTES + checkpoint
+    while_checkpoint = min(states, 1) * STATE_BYTES + 2 * checkpoint
+    return max(while_state, while_checkpoint)

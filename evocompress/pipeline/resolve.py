@@ -1,0 +1,186 @@
+"""What a run's configuration names: its searcher, executor, formats, criteria and sizes."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+
+from evocompress.compression.criteria import CRITERIA, STRUCTURED
+from evocompress.core.config import CalibrationConfig, RunConfig, SearchConfig
+from evocompress.core.config_file import nearest, validate
+from evocompress.core.env_vars import surroundings_of
+from evocompress.core.errors import ConfigError
+from evocompress.core.types import Pool
+from evocompress.export import FORMATS, PROGRAMS, check_package, check_program
+from evocompress.models.embedding_distance import FEWEST
+from evocompress.search import SEARCHERS
+from evocompress.search.base import Problem, Searcher, SearcherSettings
+from evocompress.search.first_result import check_tokens
+from evocompress.space.costs import COSTS
+from evocompress.space.space import SearchSpace
+
+THREADS_A_CORE = 4
+"""The most threads that a run may have for each core of the machine."""
+
+EXECUTORS = ("local", "ray")
+"""Where the work of a run can be done."""
+
+
+def pool(config: CalibrationConfig, tokens: int | None = None) -> Pool:
+    """The micro-batches that the search part is cut into; the last may be smaller.
+
+    Args:
+        config: Their sizes.
+        tokens: Of each sequence, where the model and not the configuration says so.
+    """
+    full, rest = divmod(config.search_sequences, config.micro_batch)
+    sizes = [config.micro_batch] * full + [rest] * bool(rest)
+    return Pool(tuple(size * (tokens or config.length) for size in sizes))
+
+
+def threads_of(config: RunConfig) -> int | None:
+    """CPU threads of torch; with Ray those of a worker, so that all compute alike."""
+    if config.threads or config.executor != "ray":
+        return config.threads
+    return max(1, int(config.ray.cpus))
+
+
+def make_searcher(config: RunConfig, space: SearchSpace, tokens: int | None = None) -> Searcher:
+    """A new searcher of a run's settings.
+
+    Args:
+        config: The run.
+        space: Its search space.
+        tokens: See `pool`.
+
+    Raises:
+        EvoCompressError: They do not fit the space or the calibration pool.
+    """
+    problem = Problem(space, pool(config.calibration, tokens), config.search.tokens)
+    rng = np.random.default_rng(config.seed)
+    return SEARCHERS[config.search.name](problem, searcher_settings(config), rng)
+
+
+def check_search(config: RunConfig, space: SearchSpace, tokens: int | None = None) -> None:
+    """Whether a run's settings fit its space and the pool, and its tokens last for a result.
+
+    Args:
+        config: The run.
+        space: Its search space.
+        tokens: See `pool`.
+
+    Raises:
+        EvoCompressError: They do not.
+    """
+    make_searcher(config, space, tokens)
+    problem = Problem(space, pool(config.calibration, tokens), config.search.tokens)
+    factory = SEARCHERS[config.search.name]
+    check_tokens(factory, problem, searcher_settings(config), config.seed)
+
+
+def searcher_settings(config: RunConfig) -> SearcherSettings:
+    """The searcher's own settings, validated by its class.
+
+    Raises:
+        ConfigError: There is no such searcher, or a setting is wrong.
+    """
+    name = config.search.name
+    if name not in SEARCHERS:
+        raise ConfigError(f"search.name: unknown searcher '{name}': {nearest(name, SEARCHERS)}")
+    settings = SEARCHERS[name].Settings
+    known = {*SearchConfig.model_fields, *settings.model_fields}
+    for key in config.search.settings.keys() - known:
+        raise ConfigError(f"search ({name}): unknown key 'search.{key}': {nearest(key, known)}")
+    return validate(settings, config.search.settings, f"search ({name})")
+
+
+def check_names(config: RunConfig) -> None:
+    """Whether all that the configuration names exists, before anything slow is begun.
+
+    Raises:
+        ConfigError: One of them does not.
+    """
+    searcher_settings(config)
+    if config.executor not in EXECUTORS:
+        known = nearest(config.executor, EXECUTORS)
+        raise ConfigError(f"executor: unknown executor '{config.executor}': {known}")
+    _check_costs(config)
+    _check_threads(config)
+    if config.executor == "ray":
+        surroundings_of(config.ray)
+    _check_fits(config.space.fits)
+    _check_micro_batches(config)
+    choices = {"criterion": list(CRITERIA), "width_criterion": list(STRUCTURED)}
+    for key, known_names in choices.items():
+        name = getattr(config.library, key)
+        if name not in known_names:
+            known = nearest(name, known_names)
+            raise ConfigError(f"library.{key}: unknown criterion '{name}': {known}")
+
+
+def _check_threads(config: RunConfig) -> None:
+    """Refuses threads that only get into each other's way; Ray's are those of other machines.
+
+    Raises:
+        ConfigError: There are too many of them.
+    """
+    cores = os.cpu_count() or 1
+    most = THREADS_A_CORE * cores
+    if config.executor != "ray" and config.threads is not None and config.threads > most:
+        raise ConfigError(
+            f"threads: {config.threads} is more than {most}, which is {THREADS_A_CORE} for each of "
+            f"the {cores} cores of this machine: lower it, or leave it out"
+        )
+
+
+def _check_micro_batches(config: RunConfig) -> None:
+    """Refuses micro-batches in which embeddings are too few to have an order.
+
+    Raises:
+        ConfigError: They are.
+    """
+    size, sequences = config.calibration.micro_batch, config.calibration.search_sequences
+    smallest = min(size, sequences % size or size)
+    if config.proxy.kind == "embedding" and smallest < FEWEST:
+        raise ConfigError(
+            f"proxy.kind=embedding compares the similarities of the sequences of a micro-batch, "
+            f"at least {FEWEST}, but {sequences} sequences in micro-batches of {size} leave one of "
+            f"{smallest}: set calibration.micro_batch=8, and calibration.search_sequences to a "
+            "multiple of it"
+        )
+
+
+def _check_fits(fits: str | None) -> None:
+    """Refuses what is neither a format nor a program, or a program that is too old.
+
+    Raises:
+        EvoCompressError: It is such a one.
+    """
+    if fits is None:
+        return
+    if fits not in FORMATS and fits not in PROGRAMS:
+        known = nearest(fits, (*FORMATS, *PROGRAMS))
+        raise ConfigError(f"space.fits: unknown format '{fits}': {known}")
+    if fits in PROGRAMS:
+        check_program(fits)
+    if fits == "gguf" or (fits in PROGRAMS and PROGRAMS[fits].preferred == ("gguf",)):
+        check_package()
+
+
+def _check_costs(config: RunConfig) -> None:
+    """Refuses costs that there are of no model.
+
+    Raises:
+        ConfigError: Budget, objectives or ranges name one.
+    """
+    settings = searcher_settings(config)
+    named = {
+        "space.budget": config.space.budget,
+        "search.objectives": getattr(settings, "objectives", ()),
+        "search.range": getattr(settings, "range", ()),
+    }
+    for key, costs in named.items():
+        for name in costs:
+            if name not in COSTS:
+                raise ConfigError(f"{key}: unknown cost '{name}'; {nearest(name, COSTS)}")

@@ -1,0 +1,199 @@
+"""What a finished search writes: the winner and the front, with their costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import isfinite
+from typing import Any
+
+import numpy as np
+
+from evocompress.core.pareto import Points, hypervolume, knee, non_dominated
+from evocompress.core.types import Candidate, Evaluate, MicroBatchValue, Result
+from evocompress.pipeline.journal import Journal
+from evocompress.pipeline.loop import Outcome
+from evocompress.search.base import Incumbent
+from evocompress.space.space import SearchSpace
+
+
+def costs_of(space: SearchSpace, candidate: Candidate) -> dict[str, float]:
+    """Every cost of one candidate, as the cost model predicts it."""
+    genome = space.genome(candidate)
+    return {name: float(values[0]) for name, values in space.costs(genome[None]).items()}
+
+
+def winner_record(
+    space: SearchSpace,
+    best: Incumbent,
+    rows: Sequence[Mapping[str, Any]] = (),
+    *,
+    objectives: Sequence[str] = (),
+    measured: Sequence[MicroBatchValue] = (),
+    not_compared: int = 0,
+) -> dict[str, Any]:
+    """The content of winner.json.
+
+    Args:
+        space: For the costs.
+        best: What the searcher chose.
+        rows: The content of front.json, which is summed up under the key ``front`` where a front
+            was searched: a search for one candidate within a budget has none.
+        objectives: Costs beside those of the budget that span the front.
+        measured: All values of the winner, with which those of another search of the same
+            calibration are compared.
+        not_compared: How many candidates front.json lacks, see `not_compared`.
+    """
+    return {
+        "id": best.candidate.id,
+        "value": best.value,
+        "micro_batches": best.micro_batches,
+        "treatment": best.treatment,
+        "measured": [[v.micro_batch, sum(v.sums), sum(v.counts)] for v in measured],
+        "not_compared": not_compared,
+        "levels": best.candidate.to_json(),
+        "costs": costs_of(space, best.candidate),
+        "dense_costs": space.cost_model.dense(),
+        "budget": dict(space.budget),
+        "front": front_summary(space, rows, objectives) if rows and objectives else None,
+    }
+
+
+def front_rows(
+    space: SearchSpace,
+    journal: Journal,
+    outcome: Outcome,
+    *,
+    objectives: Sequence[str] = (),
+    origins: Mapping[str, str] | None = None,
+) -> list[dict[str, Any]]:
+    """The content of front.json: the candidates that can be compared with the winner.
+
+    All values are over the same micro-batches: those of the comparison that made the winner the
+    winner, and after its treatment. A candidate is among the rows if it has a value on every one
+    of them, whichever requests it is from; what was measured on fewer is not compared. A
+    candidate that is no worse than the winner in value and every cost on these micro-batches, and
+    better in one, is left out as well if it is worse in value on all that both were measured on:
+    the search compared it there, too, and refused it.
+
+    Args:
+        space: For the costs, those of the budget being other axes.
+        journal: The values.
+        outcome: What the loop returned.
+        objectives: Costs beside those of the budget that are axes too.
+        origins: Labels of candidates by id, such as "uniform width" of a reference.
+    """
+    labels, best = origins or {}, outcome.best
+    found = [
+        (candidate, result)
+        for candidate in map(journal.candidates.__getitem__, outcome.compared)
+        if (result := journal.result(Evaluate(candidate, best.micro_batches, best.treatment)))
+        and isfinite(result.mean)
+    ]
+    rows = [_row(space, candidate, result) for candidate, result in found]
+    rows = _not_refused(rows, journal, best, axes(space, objectives))
+    points = _points(rows, axes(space, objectives))
+    for row, keep in zip(rows, non_dominated(points), strict=True):
+        row["non_dominated"] = bool(keep)
+        if row["id"] in labels:
+            row["label"] = labels[row["id"]]
+    return rows
+
+
+def not_compared(journal: Journal, outcome: Outcome) -> int:
+    """How many candidates have values, but not on every micro-batch that the winner was chosen on.
+
+    Args:
+        journal: The values.
+        outcome: What the loop returned.
+    """
+    best, candidates = outcome.best, map(journal.candidates.__getitem__, outcome.compared)
+    return sum(
+        journal.result(Evaluate(candidate, best.micro_batches, best.treatment)) is None
+        and bool(journal.measured(candidate.id, best.treatment))
+        for candidate in candidates
+    )
+
+
+def all_values(journal: Journal, best: Incumbent, micro_batches: int) -> list[MicroBatchValue]:
+    """Every value of a candidate after its treatment, whichever requests it is from.
+
+    Args:
+        journal: The values.
+        best: The candidate.
+        micro_batches: Size of the calibration pool.
+    """
+    requests = [Evaluate(best.candidate, (m,), best.treatment) for m in range(micro_batches)]
+    answers = [journal.result(request) for request in requests]
+    return [value for answer in answers if answer for value in answer.values]
+
+
+def front_summary(
+    space: SearchSpace, rows: Sequence[Mapping[str, Any]], objectives: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Axes, hypervolume and knee of the front of front.json's rows, of which there is one.
+
+    All of it is about the values of the rows, so about the micro-batches that these have in
+    common. The hypervolume lies between the front and a reference point: the dense model's costs
+    and the largest value among the rows. Costs count as shares of the dense model's, so its unit
+    is that of the value.
+    """
+    names = axes(space, objectives)
+    dense = space.cost_model.dense()
+    scale = np.array([1.0, *(dense[name] for name in names)])
+    points = _points(rows, names) / scale
+    reference = np.array([points[:, 0].max(), *(1.0 for _ in names)])
+    return {
+        "axes": list(names),
+        "reference": dict(zip(("value", *names), (reference * scale).tolist(), strict=True)),
+        "hypervolume": hypervolume(points, reference),
+        "knee": rows[knee(points)]["id"],
+    }
+
+
+def axes(space: SearchSpace, objectives: Sequence[str] = ()) -> tuple[str, ...]:
+    """The costs that span the front beside the value: the objectives and the bounded ones."""
+    return tuple(dict.fromkeys([*objectives, *space.budget]))
+
+
+def _points(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Points:
+    """Value and costs of the rows (N, 1 + names)."""
+    coordinates = [[row["value"], *(row["costs"][name] for name in names)] for row in rows]
+    return np.array(coordinates, dtype=np.float64).reshape(len(rows), 1 + len(names))
+
+
+def _row(space: SearchSpace, candidate: Candidate, result: Result) -> dict[str, Any]:
+    """One row of front.json, without its place on the front."""
+    return {
+        "id": candidate.id,
+        "value": result.mean,
+        "tokens": sum(sum(value.counts) for value in result.values),
+        "costs": costs_of(space, candidate),
+    }
+
+
+def _not_refused(
+    rows: list[dict[str, Any]], journal: Journal, best: Incumbent, names: Sequence[str]
+) -> list[dict[str, Any]]:
+    """The rows without those that dominate the winner's, but are worse on all common text."""
+    points, winner = _points(rows, names), best.candidate.id
+    chosen = points[[row["id"] == winner for row in rows]]
+    dominates = np.all(points <= chosen, axis=1) & np.any(points < chosen, axis=1)
+    above = set(np.flatnonzero(dominates).tolist())
+    return [
+        row
+        for index, row in enumerate(rows)
+        if not (index in above and _is_worse(journal, row["id"], winner, best.treatment))
+    ]
+
+
+def _is_worse(journal: Journal, candidate: str, winner: str, treatment: str) -> bool:
+    """Whether a candidate's mean is above the winner's on all that both were measured on."""
+    own, other = (
+        {value.micro_batch: value for value in journal.measured(name, treatment)}
+        for name in (candidate, winner)
+    )
+    means = (
+        sum(sum(values[batch].sums) for batch in sorted(own.keys() & other.keys()))
+        for values in (own, other)
+    )
+    return next(means) > next(means)

@@ -1,0 +1,99 @@
+"""The stages that also run on a cluster, searching and healing, wherever their work is done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from evocompress.core.config import RunConfig
+from evocompress.core.progress import Reporter, Silent
+from evocompress.healing import heal as distil
+from evocompress.pipeline.checks import check
+from evocompress.pipeline.compared_models import check_healing, own_checkpoint
+from evocompress.pipeline.context import Backend, Workbench
+from evocompress.pipeline.early_checks import check_early
+from evocompress.pipeline.finished import Unchanged, finished
+from evocompress.pipeline.loop import Listener
+from evocompress.pipeline.resolve import check_names
+from evocompress.pipeline.run_folder import begin
+from evocompress.pipeline.run_folder import check as check_folder
+from evocompress.pipeline.search_stage import find
+
+
+def search(
+    config: RunConfig,
+    backend: Backend,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    reporter: Reporter | None = None,
+    listener: Listener | None = None,
+) -> Path:
+    """Searches; see `evocompress.api.search`.
+
+    Args:
+        config: The run.
+        backend: Where its work is done.
+        resume: Go on in a folder that exists.
+        force: Go on under other circumstances.
+        reporter: Told about progress.
+        listener: Told about every step as well.
+
+    Raises:
+        EvoCompressError: Anything the user can mend.
+    """
+    check_names(config)
+    folder = check_folder(config, resume)
+    bench = Workbench(config, folder, reporter or Silent(), backend=backend)
+    check_early(config)
+    check(bench)
+    begin(folder, config)
+    with folder.locked():
+        bench.reporter.log_to(folder.log)
+        find(bench, listener, force=force)
+    return folder.path
+
+
+def to_be_healed(
+    path: Path | str, overrides: Sequence[str], reporter: Reporter | None
+) -> Workbench:
+    """The workbench of a run whose checkpoint can be healed.
+
+    Raises:
+        EvoCompressError: It cannot.
+    """
+    bench = finished(path, reporter, overrides, ("heal.",))
+    check_healing(bench)
+    bench.reporter.log_to(bench.folder.log)
+    return bench
+
+
+def heal(bench: Workbench, *, resume: bool, force: bool) -> Path:
+    """Heals the checkpoint of a run in this process; see `evocompress.api.heal`.
+
+    Raises:
+        EvoCompressError: Anything the user can mend.
+    """
+    folder, config = bench.folder, bench.config.heal
+    check_early(bench.config)
+    unchanged = Unchanged(bench)
+    unchanged.check_model()
+    own_checkpoint(bench, unchanged)
+    teacher, calibration = bench.loaded, unchanged.check_text()
+    tokens = torch.cat([calibration.library, *calibration.search])
+    kept = config.validation_sequences
+    with folder.locked(), bench.reporter.stage("heal") as advance:
+        distil(
+            folder.checkpoint,
+            teacher,
+            tokens[:-kept],
+            tokens[-kept:],
+            config,
+            folder.healing,
+            resume=resume,
+            force=force,
+            progress=advance,
+        )
+    return folder.healed_checkpoint

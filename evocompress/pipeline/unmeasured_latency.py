@@ -1,0 +1,37 @@
+"""A run as far as it can be checked before latencies are measured, which takes minutes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from evocompress.core.config import RunConfig
+from evocompress.space.costs import TIMED, LatencyTable
+from evocompress.space.costs.latency import Circumstances, Phase
+
+_PHASE = Phase(batch=1, tokens=1, dense=1.0, base=1.0, attention={(1, 1): 0.0}, mlp={1: 0.0})
+
+UNMEASURED = LatencyTable(
+    Circumstances("none", "none", 0, "none", "none", "none", (1, 1), (1, 1)), _PHASE, _PHASE
+)
+"""Stands in for a table that is not measured yet: no candidate saves any time."""
+
+
+def unbounded(config: RunConfig) -> RunConfig:
+    """The same run with bounds on latencies that any candidate meets."""
+    space, search = config.space, config.search
+    budget = {name: 1.0 if name in TIMED else bound for name, bound in space.budget.items()}
+    changed: dict[str, object] = {"space": space.model_copy(update={"budget": budget})}
+    if "range" in search.settings:
+        ranges = _unbounded_ranges(search.settings["range"])
+        changed["search"] = search.model_copy(update={"range": ranges})
+    return config.model_copy(update=changed)
+
+
+def _unbounded_ranges(
+    ranges: Mapping[str, tuple[float, float]],
+) -> dict[str, tuple[float, float]]:
+    """Ranges of objectives, those of latencies as wide as can be; an empty one is left to err."""
+    return {
+        name: (0.0, 1.0) if name in TIMED and low < high else (low, high)
+        for name, (low, high) in ranges.items()
+    }

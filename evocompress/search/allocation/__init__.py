@@ -1,0 +1,1 @@
+"""Published rules and dynamic programs that divide a budget among units."""

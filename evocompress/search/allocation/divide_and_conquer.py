@@ -1,0 +1,216 @@
+"""Divide and conquer over ranges of blocks (after EMO-PMS, Shang et al. 2023, 2303.16212).
+
+EMO-PMS cuts a network into sequential parts, finds the non-dominated configurations of each part
+between what they save and how they distort its features, and combines them: again and again
+the choice of one part is applied that impairs the whole network least for what it saves. Here the
+parts are ranges of consecutive blocks, and a distortion is the proxy's value with this range alone
+compressed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf, isfinite
+from typing import Annotated, ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from evocompress.core.arrays import Genome
+from evocompress.core.errors import ConfigError
+from evocompress.core.fields import Size, Tokens, Whole
+from evocompress.core.types import Pool
+from evocompress.search.allocation.partitions import Front, split
+from evocompress.search.base import Incumbent, Problem, SearcherSettings
+from evocompress.search.baselines.steps import USUAL_TOKENS, least_compressed, rates, savings
+from evocompress.search.fidelity import batches
+from evocompress.search.generator_searcher import ProceduralSearcher, Procedure, Steps, ranked
+from evocompress.space.budget import require
+from evocompress.space.repair import repair, spend
+
+
+class DivideAndConquerSettings(SearcherSettings):
+    """Settings of `DivideAndConquer`.
+
+    Attributes:
+        ranges: Into how many ranges the blocks are split; the root of their number if left out.
+        kept: How many configurations of each range make the first generation, and how many of
+            the non-dominated ones are kept.
+        offspring: New configurations of each range in a later generation.
+        generations: How many of these there are; fewer where they would take more than half of
+            `search.tokens`.
+        finalists: How many combinations are measured at the end.
+        candidate_tokens: Tokens on which configurations and combinations are compared, always
+            the same ones; about 2048 if left out.
+        final_tokens: Tokens of the measurement at the end; the whole pool if left out, or as
+            many as a quarter of `search.tokens` pays for.
+    """
+
+    ranges: Size | None = None
+    kept: Annotated[Whole, Field(ge=2, le=10_000)] = 8
+    offspring: Size = 8
+    generations: Annotated[Whole, Field(ge=0, le=10_000)] = 3
+    finalists: Size = 4
+    candidate_tokens: Tokens | None = None
+    final_tokens: Tokens | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Option:
+    """The next configuration of one range in a combination.
+
+    Attributes:
+        index: Of the range.
+        place: Of the configuration on the range's front.
+        genome: The combination with it (U,).
+        harm: By how much more the range alone distorts.
+    """
+
+    index: int
+    place: int
+    genome: Genome
+    harm: float
+
+
+class DivideAndConquer(ProceduralSearcher):
+    """Searches range by range, then combines what was found.
+
+    Where the tokens do not last, ranges are combined by their own distortions.
+    """
+
+    checks_tokens: ClassVar[bool] = True
+    Settings: ClassVar[type[SearcherSettings]] = DivideAndConquerSettings
+
+    def __init__(
+        self, problem: Problem, settings: DivideAndConquerSettings, rng: np.random.Generator
+    ) -> None:
+        require(problem.space)
+        pool = problem.pool
+        self._settings = settings
+        self._tokens = settings.candidate_tokens or batches.fitting(pool, USUAL_TOKENS)
+        self._probed = batches.chosen(pool, self._tokens, "search.candidate_tokens", rng)
+        final = settings.final_tokens or _final_tokens(pool, problem.tokens, settings.finalists)
+        self._final = batches.chosen(pool, final, "search.final_tokens", rng)
+        self._ranges = split(problem.space, settings.ranges)
+        self._limit = inf if problem.tokens is None else problem.tokens
+        self._reserved = settings.finalists * final
+        self._spent = 0
+        self._check_tokens()
+        super().__init__(problem, rng)
+
+    def _check_tokens(self) -> None:
+        first = 1 + len(self._ranges) * self._settings.kept
+        needed = first * self._tokens + self._reserved
+        if needed > self._limit:
+            raise ConfigError(
+                f"search.tokens: {self._limit} is less than the {needed} that the first {first} "
+                f"candidates and the last {self._settings.finalists} take; raise it or lower "
+                "ranges, kept, finalists, candidate_tokens or final_tokens"
+            )
+
+    def _search(self) -> Procedure:
+        fronts = yield from self._fronts()
+        combined = yield from self._combine(fronts)
+        yield from self._rescore(combined)
+
+    def _fronts(self) -> Steps[list[Front]]:
+        """For each range the least compressed genome and the best that were found beside it."""
+        kept = self._settings.kept
+        base = least_compressed(self._space)
+        [value] = yield from self._probe([base])
+        for part in self._ranges:
+            part.learn(base, value)
+        yield from self._learn([part.way_down(kept, self._rng) for part in self._ranges])
+        limit = min(self._limit / 2, self._limit - self._reserved)
+        for _ in range(self._settings.generations):
+            offspring = [
+                part.offspring(self._settings.offspring, part.front(kept), self._rng)
+                for part in self._ranges
+            ]
+            if not self._affords(sum(map(len, offspring)), limit):
+                break
+            yield from self._learn(offspring)
+        return [[(base, value), *part.front(kept)] for part in self._ranges]
+
+    def _learn(self, genomes: Sequence[Sequence[Genome]]) -> Procedure:
+        """Measures some genomes (U,) of each range."""
+        owners = [part for part, own in zip(self._ranges, genomes, strict=True) for _ in own]
+        tries = [genome for own in genomes for genome in own]
+        values = yield from self._probe(tries)
+        for part, genome, value in zip(owners, tries, values, strict=True):
+            part.learn(genome, value)
+
+    def _combine(self, fronts: Sequence[Front]) -> Steps[list[Genome]]:
+        """Combinations (U,) that meet the budget, best first; or one that comes nearest to it.
+
+        Each round tries the next configuration of each range and takes that which harms least for
+        what it saves.
+        """
+        chosen, places = least_compressed(self._space), [0] * len(fronts)
+        tries = [chosen]
+        while not self._space.feasible(chosen[None])[0]:
+            options = self._options(chosen, fronts, places)
+            prices = yield from self._price(chosen, options)
+            order = [
+                index for index in np.argsort(prices, kind="stable") if isfinite(prices[index])
+            ]
+            if not order:
+                break
+            tries = [options[index].genome for index in order]
+            best = options[order[0]]
+            chosen, places[best.index] = best.genome, best.place
+        return [genome for genome in tries if self._space.feasible(genome[None])[0]] or [chosen]
+
+    def _options(
+        self, chosen: Genome, fronts: Sequence[Front], places: Sequence[int]
+    ) -> list[Option]:
+        """For each range the first configuration that saves anything in what is chosen."""
+        found = []
+        for index, (part, front, place) in enumerate(
+            zip(self._ranges, fronts, places, strict=True)
+        ):
+            later = range(place + 1, len(front))
+            genomes = [part.put_into(chosen, front[i][0]) for i in later]
+            useful = np.flatnonzero(savings(self._space, chosen, genomes) > 0)
+            if useful.size:
+                first = int(useful[0])
+                harm = front[later[first]][1] - front[place][1]
+                found.append(Option(index, later[first], genomes[first], harm))
+        return found
+
+    def _price(self, chosen: Genome, options: Sequence[Option]) -> Steps[list[float]]:
+        """What each option harms per saving, the whole model being measured if possible."""
+        genomes = [option.genome for option in options]
+        now, harms = 0.0, [option.harm for option in options]
+        if options and self._affords(1 + len(genomes), self._limit - self._reserved):
+            now, *harms = yield from self._probe([chosen, *genomes])
+        saved = savings(self._space, chosen, genomes)
+        return list(rates(harms, now, saved).tolist())
+
+    def _rescore(self, genomes: Sequence[Genome]) -> Procedure:
+        """Makes the best of the genomes (U,) the incumbent, by more tokens."""
+        filled = [
+            spend(self._space, repair(self._space, genome, self._rng), self._rng)
+            for genome in genomes[: self._settings.finalists]
+        ]
+        finalists = list({genome.tobytes(): genome for genome in filled}.values())
+        results = yield from self._evaluate(finalists, self._final)
+        for _, result in ranked(finalists, results)[:1]:
+            self._best = Incumbent.of(result)
+
+    def _probe(self, genomes: Sequence[Genome]) -> Steps[list[float]]:
+        """The values of genomes (U,), infinite for those that could not be measured."""
+        self._spent += len(genomes) * self._tokens
+        results = yield from self._evaluate(genomes, self._probed, probe=True)
+        return [result.mean for result in results]
+
+    def _affords(self, count: int, limit: float) -> bool:
+        """Whether so many more probes stay within a number of tokens."""
+        return self._spent + count * self._tokens <= limit
+
+
+def _final_tokens(pool: Pool, limit: int | None, finalists: int) -> int:
+    """The whole pool, or what a quarter of the search's tokens pays for, upwards."""
+    whole = batches.fitting(pool, sum(pool.tokens))
+    return whole if limit is None else min(whole, batches.fitting(pool, limit // (4 * finalists)))

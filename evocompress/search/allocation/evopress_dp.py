@@ -1,0 +1,88 @@
+"""The dynamic-programming baseline of EvoPress (2410.14649), after SPDY (2201.13096)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import numpy as np
+
+from evocompress.core.errors import ConfigError
+from evocompress.core.fields import Tokens
+from evocompress.core.types import Candidate, Estimate, Estimation
+from evocompress.search.allocation.knapsack import Harms, knapsack
+from evocompress.search.base import Problem, SearcherSettings
+from evocompress.search.fidelity import batches
+from evocompress.search.generator_searcher import ProceduralSearcher, Procedure
+from evocompress.space.budget import require
+from evocompress.space.space import SearchSpace
+
+
+class EvoPressDPSettings(SearcherSettings):
+    """Settings of `EvoPressDP`.
+
+    Attributes:
+        candidate_tokens: Tokens on which the result is measured; the whole pool if left out.
+    """
+
+    candidate_tokens: Tokens | None = None
+
+
+class EvoPressDP(ProceduralSearcher):
+    """Takes the relative output errors of all levels to add up, and measures their least sum.
+
+    The errors are those of the level library, so that nothing is measured before.
+    """
+
+    Settings: ClassVar[type[SearcherSettings]] = EvoPressDPSettings
+
+    def __init__(
+        self, problem: Problem, settings: EvoPressDPSettings, rng: np.random.Generator
+    ) -> None:
+        require(problem.space)
+        if not (problem.space.genes.matrices.size or problem.space.genes.widths.size):
+            raise ConfigError(
+                "search.name: evopress_dp compares output errors, which are the same for every "
+                "removed unit: it needs space.sparsity or space.width"
+            )
+        self._micro_batches = batches.chosen(
+            problem.pool, settings.candidate_tokens, "search.candidate_tokens", rng
+        )
+        super().__init__(problem, rng)
+
+    def _search(self) -> Procedure:
+        space = self._space
+        [errors] = yield [Estimate(Candidate(), "output_error", ())]
+        assert isinstance(errors, Estimation)
+        if errors.failed is not None:
+            return
+        best = knapsack(space, harms(space, errors.by_unit), space.genes.start)
+        yield from self._conclude(space.genes.start if best is None else best, self._micro_batches)
+
+
+def harms(space: SearchSpace, errors: Mapping[str, Sequence[float]]) -> Harms:
+    """The summed errors of each gene's units at each of its levels.
+
+    A drop removes all that has errors below the unit, each with the error 1.
+
+    Args:
+        space: The space.
+        errors: For each unit those of its levels; a drop's is 1.
+    """
+    found = []
+    for members, levels in zip(space.genes.members, space.genes.levels, strict=True):
+        drops = np.array([level.drop for level in levels])
+        rows = [
+            np.where(drops, _removed(space, unit.name), 1) * np.array(errors[unit.name])
+            for unit in members
+        ]
+        found.append(np.sum(rows, axis=0))
+    return found
+
+
+def _removed(space: SearchSpace, name: str) -> int:
+    """How many units with errors of their own go with a unit: the lowest ones below it."""
+    decided = {unit.name for members in space.genes.members for unit in members}
+    below = [unit.name for unit in space.genes.tree if unit.parent == name]
+    counts = sum(_removed(space, child) for child in below)
+    return counts or int(name in decided)

@@ -1,0 +1,115 @@
+"""FLAP's allocation of widths (An et al. 2023, 2312.11983): one ranking of all heads and channels.
+
+Every head and channel has a score that is comparable across layers. What is below one threshold
+goes, and the threshold is where the budget is met: a layer of little fluctuation loses much.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evocompress.core.arrays import Genome
+from evocompress.core.errors import ConfigError
+from evocompress.core.fields import Tokens
+from evocompress.core.types import Level
+from evocompress.search.base import Problem, SearcherSettings
+from evocompress.search.fidelity import batches
+from evocompress.search.generator_searcher import ProceduralSearcher, Procedure, first_feasible
+from evocompress.space.budget import require
+from evocompress.space.space import SearchSpace
+
+Thresholds = dict[int, NDArray[np.float64]]
+
+
+class FlapSettings(SearcherSettings):
+    """Settings of `Flap`.
+
+    Attributes:
+        candidate_tokens: Tokens from which the scores are taken and on which the result is
+            measured; the whole pool if left out.
+    """
+
+    candidate_tokens: Tokens | None = None
+
+
+class Flap(ProceduralSearcher):
+    """Takes the scores at the dense model once, and of all thresholds the lowest that suffices."""
+
+    Settings: ClassVar[type[SearcherSettings]] = FlapSettings
+
+    def __init__(self, problem: Problem, settings: FlapSettings, rng: np.random.Generator) -> None:
+        require(problem.space)
+        if not problem.space.genes.widths.size:
+            raise ConfigError("search.name: flap cuts heads and channels, so it needs space.width")
+        self._micro_batches = batches.chosen(
+            problem.pool, settings.candidate_tokens, "search.candidate_tokens", rng
+        )
+        super().__init__(problem, rng)
+
+    def _search(self) -> Procedure:
+        start = self._space.genes.start
+        scores = yield from self._estimate(start, "fluctuation", self._micro_batches)
+        if scores.failed is None:
+            path = trajectory(self._space, thresholds(self._space, scores.by_unit))
+            yield from self._conclude(first_feasible(self._space, path), self._micro_batches)
+
+
+def thresholds(space: SearchSpace, scores: Mapping[str, Sequence[float]]) -> Thresholds:
+    """For each gene with widths, the lowest threshold that gives each of its levels (levels,).
+
+    It is the highest score among what the level removes, in any of the units that the gene
+    governs: minus infinity for the dense level.
+
+    Args:
+        space: A space with widths.
+        scores: For each sub-layer the scores of its query heads or channels.
+    """
+    groups = {part.unit.name: part.kv_heads for part in space.cost_model.parts}
+    return {
+        gene: np.array(
+            [
+                max(
+                    _highest_removed(np.array(scores[unit.name]), groups[unit.name], level)
+                    for unit in space.genes.members[gene]
+                )
+                for level in space.levels[gene]
+            ]
+        )
+        for gene in space.genes.widths.tolist()
+    }
+
+
+def trajectory(space: SearchSpace, tables: Thresholds) -> Genome:
+    """The genomes (N, U) at every threshold that changes something, from the lowest on.
+
+    Each gene has its last level, which is its smallest, among those within the threshold.
+    """
+    path = []
+    for threshold in np.unique(np.concatenate(list(tables.values()))):
+        genome = space.genes.start.copy()
+        for gene, table in tables.items():
+            genome[gene] = np.flatnonzero(table <= threshold)[-1]
+        path.append(genome)
+    return space.settle(np.stack(path))
+
+
+def _highest_removed(scores: NDArray[np.float64], groups: int, level: Level) -> float:
+    """The highest of the scores (items,) that a level removes.
+
+    An attention with `groups` key-value heads keeps the groups of the highest mean, and in each
+    of them the highest heads.
+    """
+    if level.dense:
+        return -np.inf
+    if level.drop:
+        return float(scores.max())
+    if level.channels is not None:
+        return float(np.sort(scores)[-level.channels - 1])
+    heads = -np.sort(-scores.reshape(groups, -1), axis=1)
+    heads = heads[np.argsort(-heads.mean(axis=1), kind="stable")]
+    heads[: level.kv_groups, : level.group_heads] = -np.inf
+    return float(heads.max())

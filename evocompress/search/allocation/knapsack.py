@@ -1,0 +1,254 @@
+"""The feasible genome of the least sum of harms: what additive estimates make of a budget.
+
+Each level of each gene has a harm, and harms are taken to add up (as SPDY does, Frantar & Alistarh
+2022, 2201.13096). With one bound and genes whose costs add up as well this is a knapsack, solved by
+dynamic programming: exactly where costs are multiples of one step, else on costs rounded up to
+buckets. Several bounds, or genes that change each other's costs, get Lagrange multipliers and
+single changes for the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evocompress.core.arrays import Genome
+from evocompress.search.allocation.lagrangian import own_costs, priced
+from evocompress.search.operators.neighborhood import Neighbourhood
+from evocompress.space.space import SearchSpace
+
+Harms = Sequence[NDArray[np.float64]]
+"""For each gene the harm of each of its levels (levels,); infinity forbids one."""
+
+BUCKETS = 20_000
+"""The most steps of a bound that dynamic programming tells apart."""
+
+_SWEEPS = 3
+_INSIDE_OUT = (("matrix",), ("expert",), ("attention", "mlp"), ("block",))
+_SAME = 1e-12
+_ROUNDING = 1e-4
+
+
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """What is to be solved.
+
+    Attributes:
+        space: With at least one bound.
+        harms: Of every level of every gene (U, L), infinite where there is no such level.
+        start: Where single changes begin (U,).
+    """
+
+    space: SearchSpace
+    harms: NDArray[np.float64]
+    start: Genome
+
+    def total(self, genomes: Genome) -> NDArray[np.float64]:
+        """The sums of harms (N,) of settled genomes (N, U); void genes have none."""
+        each = self.harms[np.arange(len(self.start)), genomes]
+        sums: NDArray[np.float64] = np.where(self.space.genes.void(genomes), 0.0, each).sum(axis=1)
+        return sums
+
+    def value(self, genome: Genome) -> float:
+        """The sum of harms of one settled genome (U,)."""
+        return float(self.total(genome[None])[0])
+
+    @cached_property
+    def near(self) -> Neighbourhood:
+        """What single changes do."""
+        return Neighbourhood(self.space, self.harms)
+
+    @cached_property
+    def own_costs(self) -> NDArray[np.float64]:
+        """What each level of each gene costs (U, L, bounds); see `own_costs`."""
+        return own_costs(self.space, self.start)
+
+
+def knapsack(space: SearchSpace, harms: Harms, start: Genome) -> Genome | None:
+    """The feasible genome (U,) of the least sum of harms, or nearly so.
+
+    Args:
+        space: With at least one bound.
+        harms: Of every level; those of void genes do not count.
+        start: A genome (U,) of allowed levels; where genes change each other's costs, they
+            begin here.
+
+    Returns:
+        ``None`` where no allowed genome that was found meets the budget.
+    """
+    task = _Task(space, padded(harms, np.inf), start)
+    apart = separable(space)
+    if apart and len(space.budget) == 1:
+        best = _dynamic(task)
+    else:
+        cheapest = _cheapest_apart if apart else _cheapest_in_turn
+        best = priced(space, lambda prices: cheapest(task, prices), task.value)
+    return None if best is None else _polished(task, best)
+
+
+def separable(space: SearchSpace) -> bool:
+    """Whether no gene changes what another one costs or means."""
+    genes = space.genes
+    kinds = genes.by_kind.keys()
+    layers = ({"block"}, {"attention", "mlp"}, {"expert"}, {"matrix"})
+    nested = sum(bool(kinds & layer) for layer in layers) > 1
+    return not nested and bool(genes.admissible((genes.sizes - 1)[None])[0])
+
+
+def padded(tables: Sequence[NDArray[np.float64]], fill: float) -> NDArray[np.float64]:
+    """Tables of genes (levels, ...) as one array (U, L, ...), filled up where levels are fewer."""
+    longest = max(len(table) for table in tables)
+    found = np.full((len(tables), longest, *tables[0].shape[1:]), fill)
+    for row, table in zip(found, tables, strict=True):
+        row[: len(table)] = table
+    return found
+
+
+def _polished(task: _Task, genome: Genome) -> Genome:
+    """A feasible genome (U,) after single changes that lower the sum of harms, best first."""
+    genes, levels = task.space.genes.options
+    value = task.value(genome)
+    while True:
+        near = task.near.around(genome, genes, levels)
+        best = int(np.argmin(np.where(near.feasible, near.harms, np.inf)))
+        changed = genome.copy()
+        changed[genes[best]] = levels[best]
+        changed = task.space.settle(changed[None])[0]
+        # Sums in another order may differ in their last digits, which decides nothing.
+        if not (task.space.feasible(changed[None])[0] and task.value(changed) < value):
+            return genome
+        genome, value = changed, task.value(changed)
+
+
+def _dynamic(task: _Task) -> Genome | None:
+    """The optimum on costs in buckets: exact where one step divides all costs."""
+    costs = task.own_costs[:, :, 0]
+    own = costs[np.arange(len(costs)), task.start]
+    floor = costs.min(axis=1)
+    room = 1 - task.space.used(task.start[None])[0, 0] + float((own - floor).sum())
+    if room < 0:
+        return None
+    sizes, capacity = _buckets(costs - floor[:, None], room)
+    least = np.zeros(capacity + 1)
+    picks = np.zeros((len(costs), capacity + 1), dtype=np.int64)
+    for gene, (size, harm) in enumerate(zip(sizes, task.harms, strict=True)):
+        least, picks[gene] = _with_gene(least, size, harm)
+    if not np.isfinite(least[-1]):
+        return None
+    genome = np.zeros_like(task.start)
+    for gene in reversed(range(len(costs))):
+        genome[gene] = picks[gene, capacity]
+        capacity -= int(sizes[gene, genome[gene]])
+    return genome
+
+
+def _with_gene(
+    least: NDArray[np.float64], size: NDArray[np.int64], harm: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Least harm within each capacity (C,) with one gene more, and the level it then has (C,)."""
+    found = np.full((len(harm), len(least)), np.inf)
+    for row, own, extra in zip(found, size.tolist(), harm.tolist(), strict=True):
+        if own < len(least):
+            row[own:] = least[: len(least) - own] + extra
+    picks = found.argmin(axis=0)
+    return found[picks, np.arange(len(least))], picks
+
+
+def _buckets(costs: NDArray[np.float64], room: float) -> tuple[NDArray[np.int64], int]:
+    """Costs in whole buckets, more than there is room for where infinite; and the room."""
+    known = np.isfinite(costs)
+    step = _common_step(costs[known])
+    exact = bool(step) and room / step <= BUCKETS
+    capacity = int(room / step + _ROUNDING) if exact else BUCKETS
+    scaled = np.where(known, costs, 0.0) / (step if exact else room / BUCKETS or 1.0)
+    whole = np.rint(scaled) if exact else np.ceil(scaled - _ROUNDING)
+    return np.where(known, whole, capacity + 1).astype(np.int64), capacity
+
+
+def _common_step(costs: NDArray[np.float64]) -> float:
+    """The smallest difference of costs, if all costs are multiples of it; else 0."""
+    differences = np.diff(np.unique(np.append(costs, 0.0)))
+    apart = differences[differences > _SAME]
+    if not apart.size:
+        return 0.0
+    multiples = costs / apart.min()
+    return float(apart.min()) if np.abs(multiples - np.rint(multiples)).max() < _ROUNDING else 0.0
+
+
+def _cheapest_apart(task: _Task, prices: NDArray[np.float64]) -> Genome:
+    """The genome (U,) of least harm and priced cost, where genes do not touch each other."""
+    genome: Genome = (task.harms + task.own_costs @ prices).argmin(axis=1)
+    return genome
+
+
+def _cheapest_in_turn(task: _Task, prices: NDArray[np.float64]) -> Genome:
+    """The same kind after kind of genes, given the others, until none changes.
+
+    Genes of one kind do not touch each other. What lies in a unit is chosen before the unit,
+    which is so dropped for its best form.
+    """
+    space, genome = task.space, task.start
+    by_kind = space.genes.by_kind
+    turns = [[by_kind[kind] for kind in kinds if kind in by_kind] for kinds in _INSIDE_OUT]
+    for _ in range(_SWEEPS):
+        before = genome
+        for kinds in turns:
+            if kinds:
+                genome = _cheapest_of(task, genome, np.concatenate(kinds), prices)
+        if (genome == before).all():
+            break
+    return genome
+
+
+def _cheapest_of(
+    task: _Task, genome: Genome, genes: NDArray[np.int64], prices: NDArray[np.float64]
+) -> Genome:
+    """The genome with the cheapest level of each of some genes, given all others."""
+    space = task.space
+    every, levels = space.genes.options
+    chosen = np.isin(every, genes)
+    every, levels = every[chosen], levels[chosen]
+
+    near = task.near.around(genome, every, levels)
+    values = near.harms + near.used @ prices
+    # By gene, then by value: the first row of each gene is its best.
+    order = np.lexsort((values, every))
+    first = order[np.unique(every[order], return_index=True)[1]]
+    best = genome.copy()
+    best[every[first]] = levels[first]
+    best = _enough_experts(space, best, every, levels, values)
+    if not space.genes.admissible(best[None])[0]:
+        near = task.near.around(best, every, levels)
+        values = np.where(near.admissible, near.harms + near.used @ prices, np.inf)
+        choice = int(np.argmin(values))
+        best[every[choice]] = levels[choice]
+    settled: Genome = space.settle(best[None])[0]
+    return settled
+
+
+def _enough_experts(
+    space: SearchSpace,
+    genome: Genome,
+    genes: NDArray[np.int64],
+    levels: NDArray[np.int64],
+    values: NDArray[np.float64],
+) -> Genome:
+    """The genome (U,) with the experts restored that are needed, those first whose drop costs most.
+
+    Args:
+        space: The space of the genome.
+        genome: With the best level of each gene.
+        genes: Of each option (K,).
+        levels: Their levels (K,).
+        values: What the whole then costs (K,).
+    """
+    worth = np.zeros(len(genome))
+    for kept, sign in ((levels == 0, -1.0), (levels == space.genes.drop_index[genes], 1.0)):
+        finite = kept & np.isfinite(values)
+        worth[genes[finite]] += sign * values[finite]
+    whole: Genome = space.genes.with_experts(genome[None], worth)[0]
+    return whole

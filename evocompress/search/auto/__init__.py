@@ -1,0 +1,1 @@
+"""The default search: measured starts, steps along estimates, then a guided evolution."""

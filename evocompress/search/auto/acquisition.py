@@ -1,0 +1,175 @@
+"""Which changes of a genome are worth measuring, as far as estimates can tell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import erf
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evocompress.core.arrays import Genome
+from evocompress.search.operators.mutation import distinct, exchange, mutate, transpose
+from evocompress.space.repair import repair, spend
+from evocompress.space.space import SearchSpace
+
+Predict = Callable[[Genome], NDArray[np.float64]]
+"""The predicted values (N,) of genomes (N, U), on any scale: lower is better."""
+
+_TRIED = 12
+"""Moves that are drawn for each that is proposed."""
+
+_FLOOR = 0.125
+"""Share of the proposals that are drawn without regard to any prediction."""
+
+_TRANSPOSED = 0.5
+"""Share of the moves in which two blocks change places, where units can be dropped."""
+
+_CLIMBED = 0.4
+"""Share of the proposals that follow the prediction for several exchanges."""
+
+_CHOICES = 32
+"""Exchanges of which the best is the next step of a climb."""
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How far proposals go.
+
+    Attributes:
+        exchanges: The most exchanges that make one.
+        targets: Genomes (U,) towards which some go: others that may be good.
+    """
+
+    exchanges: int = 3
+    targets: Sequence[Genome] = ()
+
+
+@dataclass(frozen=True)
+class Guide:
+    """What guides proposals.
+
+    Attributes:
+        predict: Expected values.
+        error: The typical error of a prediction, on their scale; ``None``: not known, and taken
+            for half of what lies between different proposals.
+    """
+
+    predict: Predict
+    error: float | None = None
+
+
+def propose(
+    space: SearchSpace,
+    parent: Genome,
+    guide: Guide | None,
+    count: int,
+    rng: np.random.Generator,
+    reach: Reach = Reach(),  # noqa: B008  (frozen)
+) -> list[Genome]:
+    """Different feasible genomes (U,) near a parent, none of them the parent.
+
+    Many are made by exchanges and by steps towards the targets. Most of those proposed are drawn
+    in proportion to their expected improvement on the parent (Mockus 1975), or climb from there
+    as long as the prediction falls; the rest are drawn evenly, so that nothing within reach is
+    excluded.
+
+    Args:
+        space: The space.
+        parent: A feasible genome (U,).
+        guide: What is expected of genomes; without it all are drawn evenly.
+        count: How many are wanted, at most.
+        rng: Source of randomness.
+        reach: How far they may go.
+    """
+    pool = _pool(space, parent, count * (_TRIED if guide else 1), rng, reach)
+    if guide is None or len(pool) <= count:
+        return pool[:count]
+    guided = count - round(_FLOOR * count)
+    before, *values = guide.predict(np.stack([parent, *pool]))
+    weights = _weights(np.array(values) - before, guide.error)
+    picked = rng.choice(
+        len(pool), size=min(guided, int((weights > 0).sum())), replace=False, p=weights
+    )
+    rest = rng.permutation(np.setdiff1d(np.arange(len(pool)), picked))
+    climbing = [pool[index] for index in picked[: round(_CLIMBED * count)]]
+    climbed = [climb(space, genome, guide.predict, reach.exchanges, rng) for genome in climbing]
+    chosen = [*climbed, *(pool[index] for index in [*picked[len(climbed) :], *rest])]
+    different = {genome.tobytes(): genome for genome in chosen}
+    different.pop(parent.tobytes(), None)
+    return list(different.values())[:count]
+
+
+def climb(
+    space: SearchSpace, genome: Genome, predict: Predict, steps: int, rng: np.random.Generator
+) -> Genome:
+    """A feasible genome (U,) after up to so many exchanges, each the best predicted of several."""
+    value = predict(genome[None])[0]
+    for _ in range(steps):
+        choices = np.stack([_moved(space, genome, rng) for _ in range(_CHOICES)])
+        values = predict(choices)
+        best = int(values.argmin())
+        if not values[best] < value:
+            break
+        genome, value = choices[best], values[best]
+    return genome
+
+
+def blend(space: SearchSpace, genome: Genome, other: Genome, rng: np.random.Generator) -> Genome:
+    """The genome with a random share of the genes of another one, brought to the budget."""
+    share = rng.uniform(0.1, 1.0)
+    taken = rng.random(len(genome)) < share
+    child = space.settle(np.where(taken, other, genome)[None])[0]
+    return spend(space, repair(space, child, rng), rng)
+
+
+def _pool(
+    space: SearchSpace, parent: Genome, size: int, rng: np.random.Generator, reach: Reach
+) -> list[Genome]:
+    """Up to `size` different genomes, in the order in which they were made."""
+    targets = reach.targets
+
+    def child() -> Genome:
+        if targets and rng.random() < 0.5:
+            return blend(space, parent, targets[int(rng.integers(len(targets)))], rng)
+        genome = parent
+        for _ in range(int(rng.integers(1, reach.exchanges + 1))):
+            genome = _moved(space, genome, rng)
+        return genome
+
+    return distinct(child, size, excluded=parent)
+
+
+def _moved(space: SearchSpace, genome: Genome, rng: np.random.Generator) -> Genome:
+    """A feasible genome (U,) after one exchange of levels, or of two whole blocks.
+
+    Blocks change places where units can be dropped: else all their levels are close to each
+    other. Matrices alone are swapped, which takes much less time, where that keeps the budget.
+    """
+    if space.genes.droppable.size and rng.random() < _TRANSPOSED:
+        return transpose(space, genome, rng)
+    if space.genes.stepped.all():
+        swapped = mutate(space, genome, rng)
+        if space.feasible(swapped[None])[0]:
+            return swapped
+    return exchange(space, genome, rng)
+
+
+def _weights(predicted: NDArray[np.float64], error: float | None) -> NDArray[np.float64]:
+    """Chances (N,) in proportion to the expected improvement; even where all are alike.
+
+    Args:
+        predicted: Changes (N,) of the value; lower is better.
+        error: The standard deviation of what is measured around what is predicted.
+    """
+    spread = error if error is not None else float(predicted.std()) / 2
+    if spread <= 0:
+        gains = np.maximum(-predicted, 0.0)
+    else:
+        depth = -predicted / spread
+        density = np.exp(-(depth**2) / 2) / np.sqrt(2 * np.pi)
+        below = np.array([(1 + erf(each / np.sqrt(2))) / 2 for each in depth.tolist()])
+        gains = np.maximum(spread * (density + depth * below), 0.0)
+    total = gains.sum()
+    return gains / total if total > 0 else np.full(len(gains), 1 / len(gains))

@@ -1,0 +1,279 @@
+"""The default search: the best of several starts, steps along estimates, then a guided evolution.
+
+One number says how much it may do: the requested tokens. What it does with them follows from the
+space (`evocompress.search.auto.initialization`). Levels that are close to each other (sparsities,
+widths) have a second-order estimate of their harm from one backward pass a sequence; estimates at
+the best candidate so far lead to a better one within a few levels, as long as measured values
+fall. Drops are no small changes. The rest of the tokens goes to races between mutations that
+estimates and a model of all measurements hold for promising.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from typing import ClassVar
+
+import numpy as np
+
+from evocompress.core.arrays import Genome
+from evocompress.core.types import Candidate, Evaluate, Result
+from evocompress.search.auto.acquisition import Guide, Reach, propose
+from evocompress.search.auto.evaluation_client import Asking
+from evocompress.search.auto.initialization import Starts
+from evocompress.search.auto.predictor import Forecast
+from evocompress.search.auto.thompson import ModelledDrops, modelled
+from evocompress.search.base import Incumbent, Problem, SearcherSettings
+from evocompress.search.fidelity.racing import Rung, Wanted, race
+from evocompress.search.fidelity.scoreboard import Scoreboard, deviation, spread
+from evocompress.search.fidelity.token_budget import OFFSPRING, Purse
+from evocompress.search.generator_searcher import ProceduralSearcher, Procedure, Steps
+from evocompress.search.surrogates.second_order import best_coupling, quadratic, step
+from evocompress.search.surrogates.taylor import Expansion, Tables, expansion
+from evocompress.space import sampling
+from evocompress.space.budget import require
+
+RADII = (1, 2, 4)
+"""How many levels a gene may move in one step along estimates: all three are compared."""
+
+_TYPICAL = 2
+"""The radius for which it is decided how much changes touch each other."""
+
+ARCHIVE = 4
+"""Former incumbents that mutations may borrow from, and that are compared again at the end."""
+
+_EXCHANGES, _MOST_EXCHANGES = 3, 6
+"""The most exchanges of a mutation, before a race is lost and after several were."""
+
+_LOST_RACES = 4
+"""Races that the incumbent wins in a row until mutations start from former ones."""
+
+_KNOWN = "best of a race"
+"""What a candidate is called that has no name yet when a step along estimates begins at it."""
+
+_TO_COMPARE = 4
+"""Rivals that say how far apart they lie."""
+
+_NAMED = 6
+"""The most candidates of a comparison that are named one by one."""
+
+_IDLE_RACES = 5
+"""Races in a row in which everything was known already: the space has little else to try."""
+
+
+class AutoSettings(SearcherSettings):
+    """Settings of `Auto`: switches that take a part out, to see what it is worth.
+
+    Attributes:
+        estimates: The estimated start and the steps along estimates.
+        guided: Mutations by their expected improvement.
+        surrogate: A model of what was measured, as a part of the prediction.
+        racing: Rivals leave as soon as they are certainly worse.
+    """
+
+    estimates: bool = True
+    guided: bool = True
+    surrogate: bool = True
+    racing: bool = True
+
+
+class Auto(ProceduralSearcher):
+    """Chooses start, moves and schedule from the space, the pool and the number of tokens."""
+
+    Settings: ClassVar[type[SearcherSettings]] = AutoSettings
+
+    def __init__(self, problem: Problem, settings: AutoSettings, rng: np.random.Generator) -> None:
+        require(problem.space)
+        super().__init__(problem, rng)
+        self._settings = settings
+        self._asking = Asking(problem, rng)
+        self._purse = self._asking.purse
+        self._board = Scoreboard()
+        self._forecast = Forecast(problem.space, surrogate=settings.surrogate)
+        self._scores: Tables | None = None
+        self._archive: dict[bytes, Genome] = {}
+        self._origins: dict[str, str] = {}
+
+    def phase(self) -> str:
+        """What the last ask is for, and which estimate it has to do without."""
+        return self._asking.doing + self._asking.failed
+
+    def origins(self) -> Mapping[str, str]:
+        """What the starts, and the steps along estimates, are called."""
+        return dict(self._origins)
+
+    def _search(self) -> Procedure:
+        named = {"uniform": sampling.uniform(self._space)}
+        by_model = self._settings.surrogate and modelled(self._space, self._purse)
+        starts = Starts(self._space, self._asking, self._forecast, self._rng, removal=not by_model)
+        if self._settings.estimates:
+            named = (yield from starts.found()) | named
+            self._scores = starts.scores
+        best = yield from self._compared(named)
+        if by_model:
+            model = ModelledDrops(self._space, self._asking, self._rng, starts.influence)
+            best = yield from self._by_model(best, model, [best, *named.values()])
+        if self._settings.estimates and self._smooth:
+            best = yield from self._along_estimates(best)
+        best = yield from self._evolve(best)
+        yield from self._rescored(best)
+
+    @property
+    def _smooth(self) -> bool:
+        """Whether there are levels close enough to each other for estimates."""
+        genes = self._space.genes
+        return bool(genes.matrices.size or genes.widths.size)
+
+    def _compared(self, named: Mapping[str, Genome]) -> Steps[Genome]:
+        """The best of some genomes, which becomes the incumbent."""
+        for name, genome in named.items():
+            self._origins.setdefault(self._space.candidate(genome).id, name)
+        shown = [*named] if len(named) <= _NAMED else [f"{len(named)} candidates"]
+        self._asking.doing = f"comparing {', '.join(shown)}"
+        first, *others = {genome.tobytes(): genome for genome in named.values()}.values()
+        return (yield from self._race(first, others, self._purse.rungs(self._asking.shuffled())))
+
+    def _by_model(
+        self, best: Genome, model: ModelledDrops, starts: Sequence[Genome]
+    ) -> Steps[Genome]:
+        """The best of what a model of all measurements holds for good, and of the best before."""
+        yield from model.search(starts)
+        found = model.best(OFFSPRING)
+        if found:
+            self._forecast.believe("a model of interactions", Guide(model.predict))
+        names = [f"{place} by a model of interactions" for place in range(1, len(found) + 1)]
+        return (yield from self._compared({_KNOWN: best} | dict(zip(names, found, strict=True))))
+
+    def _along_estimates(self, best: Genome) -> Steps[Genome]:
+        """Steps along estimates from the best genome on, as long as measured values fall."""
+        count = 0
+        while micro_batches := self._asking.next(self._purse.step(self._asking.estimated, 5)):
+            count += 1
+            candidate = self._space.candidate(best)
+            self._asking.doing = (
+                f"step {count}: estimates at the best on {self._asking.tokens(micro_batches)}"
+            )
+            estimation = yield from self._asking.estimate(candidate, "linearised", micro_batches, 5)
+            if estimation.failed is not None:
+                break
+            found = self._pooled(best, expansion(self._space, estimation))
+            coupling = best_coupling(self._space, best, found, _TYPICAL)
+            self._forecast.expand(quadratic(self._space, best, found, coupling))
+            picks = {
+                f"step {count} along estimates, {radius}, coupled by {coupling}": pick
+                for radius in RADII
+                if (pick := step(self._space, best, found, coupling, radius)) is not None
+            }
+            before = best
+            best = yield from self._compared({_KNOWN: before} | picks)
+            if best is before:
+                break
+        return best
+
+    def _pooled(self, genome: Genome, found: Expansion) -> Expansion:
+        """An expansion with the scores of all former ones as well."""
+        if self._scores is not None:
+            known = Expansion(self._scores, self._scores).scores_around(genome)
+            found = found.with_scores(known)
+        self._scores = found.scores
+        return found
+
+    def _evolve(self, best: Genome) -> Steps[Genome]:
+        """Races of mutations until the tokens, or what can be measured, are spent.
+
+        Races that nobody wins make the next mutations larger, and later ones start from former
+        incumbents: a restart that costs nothing but its own race.
+        """
+        idle = lost = 0
+        order = self._asking.shuffled()
+        while idle < _IDLE_RACES:
+            left, before = self._purse.left, best
+            rungs, count = self._purse.race(order)
+            if count < 1:
+                break
+            others = self._others(best)
+            parents = others if others and lost >= _LOST_RACES else [best]
+            parent = parents[int(self._rng.integers(len(parents)))]
+            guide = self._forecast.predictor() if self._settings.guided else None
+            reach = Reach(min(_EXCHANGES + lost, _MOST_EXCHANGES), others)
+            children = propose(self._space, parent, guide, count, self._rng, reach)
+            if not children:
+                break
+            self._asking.doing = (
+                f"races of mutations, {self._forecast.guide if guide else 'unguided'}"
+            )
+            best = yield from self._race(best, children, rungs)
+            idle = idle + 1 if self._purse.left == left else 0
+            if best is before:
+                lost += 1
+            else:
+                # Until then its own values are known: only its rivals have to be measured.
+                lost, order = 0, self._asking.shuffled()
+        return best
+
+    def _rescored(self, best: Genome) -> Procedure:
+        """The best of the last incumbents, on as many new tokens as are left for it."""
+        rivals = self._others(best)
+        micro_batches = self._purse.final(self._asking.shuffled(), 1 + len(rivals))
+        if rivals and micro_batches:
+            count = self._asking.tokens(micro_batches)
+            self._asking.doing = f"the last {1 + len(rivals)} incumbents once more on {count}"
+            yield from self._race(best, rivals, [Rung(micro_batches, 1)])
+
+    def _race(self, best: Genome, rivals: Sequence[Genome], rungs: Sequence[Rung]) -> Steps[Genome]:
+        """The winner of a race, which becomes the incumbent."""
+        genomes = {self._space.candidate(genome).id: genome for genome in [*rivals, best]}
+        candidates = {key: self._space.candidate(genome) for key, genome in genomes.items()}
+        incumbent = self._space.candidate(best)
+        winner, seen = yield from race(
+            self._board,
+            _Paid(self._purse),
+            incumbent,
+            [candidate for key, candidate in candidates.items() if key != incumbent.id],
+            rungs,
+            by_chance=self._settings.racing,
+        )
+        value = self._board.mean(winner, seen) if seen else np.inf
+        if np.isfinite(value):
+            self._best = Incumbent(winner, value, seen)
+        self._forecast.learn(self._board, incumbent, list(candidates.values()), genomes, rungs)
+        self._adapt(list(candidates.values()), incumbent, rungs)
+        genome = genomes[winner.id]
+        former = [(key, other) for key, other in self._archive.items() if key != genome.tobytes()]
+        self._archive = dict([*former, (genome.tobytes(), genome)][-ARCHIVE:])
+        return genome
+
+    def _adapt(
+        self, raced: Sequence[Candidate], incumbent: Candidate, rungs: Sequence[Rung]
+    ) -> None:
+        """Makes the next races as long as this one's rivals were hard to tell apart."""
+        by_rung = (self._board.gaps(raced, incumbent, rung.micro_batches) for rung in rungs)
+        reached = [gaps for gaps in by_rung if gaps]
+        if not reached or len(reached[0]) < _TO_COMPARE:
+            return
+        first, longest = reached[0], reached[-1]
+        if isfinite(noise := deviation(longest)):
+            self._purse.adapt(spread(first), noise / np.sqrt(first[0].sequences))
+
+    def _others(self, best: Genome) -> list[Genome]:
+        """The last incumbents but the best one."""
+        return [other for key, other in self._archive.items() if key != best.tobytes()]
+
+
+@dataclass(frozen=True)
+class _Paid:
+    """Measures, and pays for it."""
+
+    purse: Purse
+
+    def affords(self, wanted: Wanted) -> bool:
+        return self.purse.affords([Evaluate(*pair) for pair in wanted])
+
+    def __call__(self, wanted: Wanted) -> Steps[list[Result]]:
+        if not wanted:
+            return []
+        requests = [Evaluate(*pair) for pair in wanted]
+        self.purse.pay(requests)
+        answers = yield requests
+        return [answer for answer in answers if isinstance(answer, Result)]

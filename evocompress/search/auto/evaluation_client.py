@@ -1,0 +1,76 @@
+"""What the parts of the default search share: asking within the purse, and saying what for."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+
+from evocompress.core.arrays import Genome
+from evocompress.core.types import Candidate, Estimate, Estimation, Evaluate, Result
+from evocompress.search.base import Problem
+from evocompress.search.fidelity.token_budget import Purse, parts
+from evocompress.search.generator_searcher import Steps
+
+
+class Asking:
+    """Asks for estimates and probes, pays for them, and draws the micro-batches.
+
+    Args:
+        problem: What is searched.
+        rng: Source of randomness.
+
+    Attributes:
+        purse: The tokens that are left.
+        doing: What is asked for, in a few words.
+        failed: Which estimate has to be done without, if any.
+    """
+
+    def __init__(self, problem: Problem, rng: np.random.Generator) -> None:
+        self._space, self._pool, self._rng = problem.space, problem.pool, rng
+        self._parts = parts(problem.pool, rng)
+        self._to_estimate = itertools.cycle(self._parts.estimated)
+        self.purse = Purse(problem.pool, problem.tokens)
+        self.doing = ""
+        self.failed = ""
+
+    def estimate(
+        self, candidate: Candidate, kind: str, micro_batches: tuple[int, ...], forwards: int
+    ) -> Steps[Estimation]:
+        """An estimate, which may have failed; it counts as so many forward passes."""
+        request = Estimate(candidate, kind, micro_batches, forwards)
+        self.purse.pay([request])
+        [answer] = yield [request]
+        assert isinstance(answer, Estimation)
+        if answer.failed is not None:
+            self.failed = f"; the estimate {kind} failed: {answer.failed}"
+        return answer
+
+    def probe(
+        self, genomes: Sequence[Genome], micro_batches: tuple[int, ...]
+    ) -> Steps[list[Result]]:
+        """Results of genomes (U,) that count for nothing but what is learnt of them."""
+        requests = [
+            Evaluate(self._space.candidate(genome), micro_batches, probe=True) for genome in genomes
+        ]
+        self.purse.pay(requests)
+        answers = yield requests
+        return [answer for answer in answers if isinstance(answer, Result)]
+
+    @property
+    def estimated(self) -> tuple[int, ...]:
+        """The micro-batches of estimates."""
+        return self._parts.estimated
+
+    def next(self, count: int) -> tuple[int, ...]:
+        """The next micro-batches for estimates, in turn: other ones each time while there are."""
+        return tuple(itertools.islice(self._to_estimate, count))
+
+    def shuffled(self) -> list[int]:
+        """The micro-batches of comparisons in a new order."""
+        return [int(index) for index in self._rng.permutation(self._parts.compared)]
+
+    def tokens(self, micro_batches: Sequence[int]) -> str:
+        """How many tokens some micro-batches have, in words."""
+        return f"{sum(self._pool.tokens[index] for index in micro_batches):,} tokens"

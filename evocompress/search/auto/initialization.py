@@ -1,0 +1,200 @@
+"""Where the default search begins: at what estimates or measured effects make of the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from evocompress.core.arrays import Genome
+from evocompress.core.types import Candidate, Result
+from evocompress.search.allocation.flap import thresholds, trajectory
+from evocompress.search.allocation.knapsack import knapsack
+from evocompress.search.auto.evaluation_client import Asking
+from evocompress.search.auto.predictor import Forecast
+from evocompress.search.auto.sensitivity import approach, changes
+from evocompress.search.baselines.lazy_greedy import lazily_removed
+from evocompress.search.baselines.removal import drop_harms, without_blocks
+from evocompress.search.fidelity.token_budget import RETRIES
+from evocompress.search.generator_searcher import Steps, first_feasible
+from evocompress.search.surrogates.second_order import best_coupling, step
+from evocompress.search.surrogates.taylor import Tables, expansion, monotone
+from evocompress.space import sampling
+from evocompress.space.repair import repair, spend
+from evocompress.space.space import SearchSpace
+
+Named = dict[str, Genome]
+"""Genomes (U,) by what they stand for."""
+
+_TRIED_LEVELS = 2
+"""Levels of a width or drop that are measured in each round of a measured start."""
+
+_ONE_PASS = 50
+"""What one forward pass tells is taken from one token of so many of the whole search."""
+
+
+class Starts:
+    """The first genomes of a search; which there are follows from the space.
+
+    Args:
+        space: What is searched.
+        asking: Asks and pays.
+        forecast: Told what was measured.
+        rng: Source of randomness.
+        removal: Whether drops are found by greedy removal, too, where there are drops alone.
+
+    Attributes:
+        scores: Those of the estimate at the dense model, if one was made.
+        influence: What dropping each unit does to the hidden states (U,); zeros: not known.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        asking: Asking,
+        forecast: Forecast,
+        rng: np.random.Generator,
+        *,
+        removal: bool,
+    ) -> None:
+        self._space, self._asking, self._forecast, self._rng = space, asking, forecast, rng
+        self._removal = removal
+        self.scores: Tables | None = None
+        self.influence = np.zeros(len(space.genes.units))
+
+    def found(self) -> Steps[Named]:
+        """All of them, by name."""
+        genes, named = self._space.genes, Named()
+        smooth = bool(genes.matrices.size or genes.widths.size)
+        if genes.droppable.size:
+            named |= yield from self._least_influence(alone=not smooth)
+            if smooth:
+                named |= yield from self._measured_effects()
+            elif self._removal:
+                named |= yield from self._removed()
+        else:
+            named |= yield from self._estimated()
+        if genes.widths.size:
+            named |= yield from self._least_fluctuation()
+        return named
+
+    def _estimated(self) -> Steps[Named]:
+        """The best genomes by the estimate at the dense model."""
+        asking, space = self._asking, self._space
+        micro_batches = asking.next(asking.purse.start(asking.estimated, 3))
+        if not micro_batches:
+            return {}
+        asking.doing = f"second-order start: an estimate on {asking.tokens(micro_batches)}"
+        estimation = yield from asking.estimate(Candidate(), "curvature", micro_batches, 3)
+        if estimation.failed is not None:
+            return {}
+        found = expansion(space, estimation)
+        tables = {"second order": found.harms(), "second order, monotone": monotone(found.harms())}
+        start = space.genes.start
+        picks = {name: knapsack(space, harms, start) for name, harms in tables.items()}
+        if coupling := best_coupling(space, start, found):
+            picks[f"second order, coupled by {coupling}"] = step(space, start, found, coupling)
+        self.scores = found.scores
+        return {name: genome for name, genome in picks.items() if genome is not None}
+
+    def _measured_effects(self) -> Steps[Named]:
+        """The best sum of single changes, measured in rounds (`sensitivity`)."""
+        asking = self._asking
+        tries = 1 + len(changes(self._space, self._space.genes.start, _TRIED_LEVELS))
+        rounds, micro_batches = asking.purse.effects(asking.shuffled(), tries)
+        if not rounds:
+            return {}
+        asking.doing = (
+            f"measured start: {tries - 1} single changes, {rounds} times on "
+            f"{asking.tokens(micro_batches)}"
+        )
+
+        def measure(genomes: Sequence[Genome]) -> Steps[list[Result]]:
+            results = yield from asking.probe(genomes, micro_batches)
+            self._forecast.learn_effects(genomes, results)
+            return results
+
+        genome = yield from approach(self._space, measure, rounds=rounds, per_gene=_TRIED_LEVELS)
+        return {"measured effects": self._made_feasible(genome)}
+
+    def _least_fluctuation(self) -> Steps[Named]:
+        """FLAP's ranking of all heads and channels (`evocompress.search.allocation.flap`)."""
+        asking, micro_batches = self._asking, self._for_one_pass()
+        asking.doing = f"fluctuation of heads and channels on {asking.tokens(micro_batches)}"
+        estimation = yield from asking.estimate(Candidate(), "fluctuation", micro_batches, 1)
+        if estimation.failed is not None:
+            return {}
+        path = trajectory(self._space, thresholds(self._space, estimation.by_unit))
+        genome = first_feasible(self._space, path)
+        return {"least fluctuation": self._made_feasible(genome)}
+
+    def _least_influence(self, *, alone: bool) -> Steps[Named]:
+        """Whole blocks, and units, without which the hidden states change least.
+
+        Args:
+            alone: Whether the space has nothing but drops, of which this is then expected.
+        """
+        asking, space, named = self._asking, self._space, Named()
+        micro_batches = self._for_one_pass()
+        asking.doing = f"influence of blocks on {asking.tokens(micro_batches)}"
+        estimation = yield from asking.estimate(Candidate(), "block_influence", micro_batches, 1)
+        if estimation.failed is not None:
+            return named
+        influence = dict(estimation.by_unit)
+        if {space.units[gene].kind for gene in space.genes.droppable} != {"expert"}:
+            blocks = without_blocks(space, influence)
+            named["blocks of least influence"] = self._made_feasible(blocks)
+        influence |= yield from self._of_experts(influence)
+        harms = drop_harms(space, influence)
+        if alone:
+            self.influence = np.array([float(harm.max()) for harm in harms])
+            self._forecast.expect(harms)
+        units = knapsack(space, harms, space.genes.start)
+        if units is not None:
+            named["units of least influence"] = units
+        return named
+
+    def _of_experts(
+        self, influence: Mapping[str, Sequence[float]]
+    ) -> Steps[dict[str, tuple[float, ...]]]:
+        """The influence of every expert: of what its MLP does the share that changes without it."""
+        asking, tree = self._asking, self._space.genes.tree
+        experts = [unit for unit in tree if unit.kind == "expert"]
+        if not self._space.genes.mixtures:
+            return {}
+        micro_batches, forwards = self._for_one_pass(), 1 + max(unit.active for unit in tree)
+        asking.doing = f"errors without single experts on {asking.tokens(micro_batches)}"
+        estimation = yield from asking.estimate(
+            Candidate(), "expert_output_error", micro_batches, forwards
+        )
+        errors = {} if estimation.failed is not None else estimation.by_unit
+        return {
+            unit.name: (influence[unit.parent or ""][0] * errors.get(unit.name, (1.0,))[0],)
+            for unit in experts
+        }
+
+    def _removed(self) -> Steps[Named]:
+        """Units one after the other by measured harm."""
+        asking, space = self._asking, self._space
+        needed = int(space.genes.dropped(sampling.uniform(space)[None]).sum())
+        tokens, take = asking.purse.removals(space.genes.droppable.size, needed)
+        if not tokens:
+            return {}
+
+        def measure(genomes: Sequence[Genome]) -> Steps[list[Result]]:
+            results = yield from asking.probe(genomes, asking.purse.some(asking.shuffled(), tokens))
+            self._forecast.learn_effects(genomes, results)
+            return results
+
+        asking.doing = f"greedy removal, {tokens:,} tokens a trial, {take} at a time"
+        genome = yield from lazily_removed(space, measure, tries=RETRIES, take=take)
+        return {"greedy removal": self._made_feasible(genome)}
+
+    def _for_one_pass(self) -> tuple[int, ...]:
+        """The next micro-batches for what one forward pass tells."""
+        purse = self._asking.purse
+        return self._asking.next(len(purse.some(self._asking.estimated, purse.limit // _ONE_PASS)))
+
+    def _made_feasible(self, genome: Genome) -> Genome:
+        """A genome that keeps the budget, and uses it up."""
+        return spend(self._space, repair(self._space, genome, self._rng), self._rng)

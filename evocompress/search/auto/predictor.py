@@ -1,0 +1,160 @@
+"""What a search expects of genomes that it has not measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evocompress.core.arrays import Genome
+from evocompress.core.types import Candidate, Result
+from evocompress.search.allocation.knapsack import padded
+from evocompress.search.auto.acquisition import Guide
+from evocompress.search.fidelity.racing import Rung
+from evocompress.search.fidelity.scoreboard import Scoreboard
+from evocompress.search.surrogates.second_order import Quadratic
+from evocompress.search.surrogates.surrogate import Screen, Surrogate
+from evocompress.space.space import SearchSpace
+
+_SMALLEST = 1e-9
+"""Floor of values whose logarithm is taken."""
+
+_FEWEST = 12
+"""Measured genomes below which no model of them is made."""
+
+_MOST = 400
+"""The latest of them that a model is made of: fitting takes the cube of their number."""
+
+_GROWN = 1.5
+"""Growth of what was measured after which the kind of model is chosen anew."""
+
+
+class Forecast:
+    """Estimates around the last expansion, and, once it has proved itself, a model of the rest.
+
+    Args:
+        space: The space.
+        surrogate: Whether to model what was measured at all.
+    """
+
+    def __init__(self, space: SearchSpace, *, surrogate: bool) -> None:
+        self._space = space
+        self._prior: Quadratic | None = None
+        self._use_surrogate = surrogate
+        self._screen = Screen()
+        self._measured: dict[bytes, tuple[Genome, float]] = {}
+        self._level: dict[str, float] = {}
+        self._model: Surrogate | None = None
+        self._chosen_with = 0
+        self._told: tuple[str, Guide] | None = None
+
+    def believe(self, name: str, guide: Guide) -> None:
+        """Follows another prediction as long as no model of races has proved itself."""
+        self._told = (name, guide)
+
+    def expand(self, prior: Quadratic) -> None:
+        """Expects from now on what an expansion around a genome predicts."""
+        self._prior, self._chosen_with = prior, 0
+        self._model = self._fitted()
+
+    def expect(self, harms: Sequence[NDArray[np.float64]]) -> None:
+        """Expects from now on that harms of levels add up, on any scale."""
+        table = padded(harms, np.inf)
+        self.expand(Quadratic(table, np.zeros((*table.shape, 1)), 0.0))
+
+    def learn_effects(self, genomes: Sequence[Genome], results: Sequence[Result]) -> None:
+        """Takes the single changes of the first measured round, which begins with no change."""
+        if self._prior is not None or not np.isfinite(results[0].mean):
+            return
+        first, now = genomes[0], results[0].mean
+        harms = [np.full(size, np.nan) for size in self._space.genes.sizes.tolist()]
+        for harm, level in zip(harms, first.tolist(), strict=True):
+            harm[level] = 0.0
+        for genome, result in zip(genomes[1:], results[1:], strict=True):
+            changed = np.flatnonzero(genome != first)
+            if np.isfinite(result.mean) and len(changed) == 1:
+                [gene] = changed
+                harms[gene][genome[gene]] = max(result.mean - now, 0.0)
+        self.expect([_filled(harm) for harm in harms])
+
+    def learn(
+        self,
+        board: Scoreboard,
+        incumbent: Candidate,
+        raced: Sequence[Candidate],
+        genomes: Mapping[str, Genome],
+        rungs: Sequence[Rung],
+    ) -> None:
+        """Takes the results of a race, as logarithms of multiples of its incumbent's value.
+
+        Incumbents are linked by the race that one lost to the other, so all values are on one
+        scale though all races are on tokens of their own. In logarithms what two changes do
+        adds up better, and one text is less unlike another.
+        """
+        level = self._level.setdefault(incumbent.id, 0.0)
+        found: list[tuple[Genome, float]] = []
+        for candidate in raced:
+            seen = [r for r in rungs if not board.missing(candidate, r.micro_batches)]
+            if seen:
+                micro_batches = seen[-1].micro_batches
+                means = [board.mean(each, micro_batches) for each in (candidate, incumbent)]
+                if np.isfinite(means).all():
+                    own, other = np.log(np.maximum(means, _SMALLEST))
+                    value = level + float(own - other)
+                    self._level.setdefault(candidate.id, value)
+                    found.append((genomes[candidate.id], value))
+        if not found:
+            return
+        rows, values = np.stack([genome for genome, _ in found]), np.array([v for _, v in found])
+        if self._model is not None:
+            predicted = self._model.predict(rows, self._estimates(rows))
+            self._screen = self._screen.after(predicted, values)
+        for genome, value in found:
+            self._measured[genome.tobytes()] = (genome, value)
+        self._model = self._fitted()
+
+    @property
+    def guide(self) -> str:
+        """What predicts now, in words."""
+        model = self._model
+        if model is not None and self._screen.trusted:
+            return f"guided by a model ({model.name}) of what was measured"
+        if self._told is not None:
+            return f"guided by {self._told[0]}"
+        return "guided by estimates" if self._prior is not None else "unguided"
+
+    def predictor(self) -> Guide | None:
+        """What predicts now; ``None`` where nothing is known."""
+        model = self._model
+        if model is not None and self._screen.trusted:
+            return Guide(lambda rows: model.predict(rows, self._estimates(rows)), model.error)
+        if self._told is not None:
+            return self._told[1]
+        return Guide(self._estimates) if self._prior is not None else None
+
+    def _estimates(self, genomes: Genome) -> NDArray[np.float64]:
+        """What estimates say (N,) of genomes (N, U); 0 where there are none."""
+        if self._prior is None:
+            return np.zeros(len(genomes))
+        settled = self._space.settle(genomes)
+        return self._prior.values(settled, self._space.genes.void(settled))
+
+    def _fitted(self) -> Surrogate | None:
+        """A model of all that was measured, once there is enough of it."""
+        if not self._use_surrogate or len(self._measured) < _FEWEST:
+            return None
+        latest = list(self._measured.values())[-_MOST:]
+        rows = np.stack([genome for genome, _ in latest])
+        values = np.array([value for _, value in latest])
+        estimates = self._estimates(rows)
+        if self._model is not None and len(self._measured) < _GROWN * self._chosen_with:
+            return self._model.refitted(rows, values, estimates)
+        self._chosen_with = len(self._measured)
+        return Surrogate.fit(rows, values, estimates)
+
+
+def _filled(harm: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Harms (levels,) with those that are missing between two known ones interpolated."""
+    known = np.flatnonzero(~np.isnan(harm))
+    return np.interp(np.arange(len(harm)), known, harm[known])

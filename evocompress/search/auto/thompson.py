@@ -1,0 +1,239 @@
+"""Which units to drop, by a model of their effects that every measurement makes better.
+
+Round after round a batch of genomes is measured on one micro-batch, another one each time: each is
+the optimum of effects as they might be, drawn from what is known (Thompson sampling, as in BOCS,
+1806.08838; see `evocompress.search.surrogates.pairwise_model`). So genomes are tried where the
+model expects much or knows little, and no tokens are spent on telling two apart that are both not
+the best.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evocompress.core.arrays import Floats, Genome
+from evocompress.search.auto.evaluation_client import Asking
+from evocompress.search.fidelity.token_budget import Purse
+from evocompress.search.generator_searcher import Steps
+from evocompress.search.operators.mutation import distinct
+from evocompress.search.surrogates.pairwise_model import (
+    Effects,
+    Interactions,
+    Observations,
+    exchanges,
+)
+from evocompress.space.space import SearchSpace
+
+BATCH = 16
+"""Genomes of a round."""
+
+SPARE = 0.15
+"""Share of the tokens that is left for comparisons on more text."""
+
+_FEWEST = 8
+"""Rounds that must be affordable."""
+
+_OPENING = (100, 6, 6)
+"""The most exchanges between the best start and the genomes of each first round, backwards."""
+
+_SMALLEST = 1e-9
+"""Floor of an influence, whose logarithm is taken."""
+
+_BOLDNESS = 0.4
+"""How far drawn effects are from the likeliest ones, as a share of what is not known."""
+
+_BOLDER = 1.25
+"""Growth of the boldness with every draw whose optimum is in the batch already: few measurements
+make the model too sure of itself."""
+
+_PARENTS = 8
+"""The best genomes so far, from one of which each optimum is looked for."""
+
+_DRAWS = 3
+"""Draws for each genome that is wanted, as several draws may have one optimum."""
+
+_GROWN = 1.5
+"""Growth of what was measured after which the variances are chosen anew."""
+
+_ENDLESS = 10**6
+
+_CHECKED = 32
+"""Exchanges whose costs are looked up at once."""
+
+
+def modelled(space: SearchSpace, purse: Purse) -> bool:
+    """Whether drops should be chosen so.
+
+    The space must be one of drops alone, none of them experts, and the tokens suffice for more
+    than the opening.
+    """
+    genes = space.genes
+    drops = len(genes.droppable) == len(genes.units) and bool((genes.sizes == 2).all())
+    return drops and not genes.mixtures and purse.leaves(_FEWEST * BATCH, purse.shortest, SPARE)
+
+
+class ModelledDrops:
+    """Looks for the best units to drop.
+
+    Args:
+        space: One that is `modelled`.
+        asking: Asks and pays.
+        rng: Source of randomness.
+        influence: What each unit does to the hidden states (U,), on any scale; zeros: not known.
+    """
+
+    def __init__(
+        self, space: SearchSpace, asking: Asking, rng: np.random.Generator, influence: Floats
+    ) -> None:
+        self._space, self._asking, self._rng = space, asking, rng
+        self._influence = influence
+        self._genomes: list[Genome] = []
+        self._texts: list[int] = []
+        self._values: list[float] = []
+        self._seen: set[tuple[bytes, int]] = set()
+        self._model: Interactions | None = None
+
+    def search(self, starts: Sequence[Genome]) -> Steps[None]:
+        """Measures until no more than `SPARE` of all tokens is left, or nothing new is proposed.
+
+        Args:
+            starts: Feasible genomes (U,), the best one first.
+        """
+        order: list[int] = []
+        opening = [self._drawn(starts[0], reach) for reach in _OPENING]
+        first = {genome.tobytes(): genome for genome in [*starts, *opening[-1]]}
+        opening[-1] = list(first.values())[:BATCH]
+        while True:
+            order = order or self._asking.shuffled()
+            text = order.pop()
+            proposed = opening.pop() if opening else self._optima()
+            genomes = [each for each in proposed if (each.tobytes(), text) not in self._seen]
+            if not genomes or not self._asking.purse.leaves(len(genomes), (text,), SPARE):
+                break
+            yield from self._measure(genomes, text)
+
+    def best(self, count: int) -> list[Genome]:
+        """The optimum of the likeliest effects, and then what was measured, the best first.
+
+        Args:
+            count: How many, at most.
+        """
+        if self._model is None:
+            return []
+        known = self._ranked()
+        optimum = self._optimum(known[0], self._model.mean)
+        found = {genome.tobytes(): genome for genome in [optimum, *known]}
+        return list(found.values())[:count]
+
+    def predict(self, genomes: Genome) -> Floats:
+        """The likeliest logarithms of the values of genomes (N, U), up to a constant."""
+        assert self._model is not None
+        return self._model.mean.values(self._gone(genomes))
+
+    def _drawn(self, start: Genome, reach: int) -> list[Genome]:
+        """A batch of genomes on the way from a start (U,) to ones without units that are drawn.
+
+        Drawn one after the other, in proportion to the inverse of their influence (Gumbel's trick).
+        """
+        known = np.log(np.maximum(self._influence, _SMALLEST))
+
+        def drawn() -> Genome:
+            harms = known - self._rng.gumbel(size=len(known))
+            effects = Effects(harms - harms.min(), np.zeros((len(known), len(known))))
+            return self._optimum(start, effects, int(self._rng.integers(1, reach + 1)))
+
+        return distinct(drawn, BATCH)
+
+    def _measure(self, genomes: Sequence[Genome], text: int) -> Steps[None]:
+        self._asking.doing = "drops by a model of their interactions, on " + self._asking.tokens(
+            (text,)
+        )
+        results = yield from self._asking.probe(genomes, (text,))
+        for genome, result in zip(genomes, results, strict=True):
+            self._seen.add((genome.tobytes(), text))
+            if result.mean > 0 and np.isfinite(result.mean):
+                self._genomes.append(genome)
+                self._texts.append(text)
+                self._values.append(float(np.log(result.mean)))
+        if self._values:
+            self._model = self._fitted()
+
+    def _fitted(self) -> Interactions:
+        gone, texts = self._gone(np.stack(self._genomes)), np.array(self._texts)
+        values = np.array(self._values)
+        seen = Observations(gone, texts, values, _slopes(gone, texts, values, self._influence))
+        former = self._model
+        if former is None or len(values) >= _GROWN * former.chosen_with:
+            return Interactions.fitted(seen)
+        return former.updated(seen)
+
+    def _optima(self) -> list[Genome]:
+        """A batch of genomes, each the best under effects as they may be."""
+        if self._model is None:
+            return []
+        boldness = _BOLDNESS
+        parents, found = self._ranked()[:_PARENTS], dict[bytes, Genome]()
+        for _ in range(_DRAWS * BATCH):
+            parent = parents[int(self._rng.integers(len(parents)))]
+            genome = self._optimum(parent, self._model.drawn(self._rng, boldness))
+            if genome.tobytes() in found:
+                boldness *= _BOLDER
+            found[genome.tobytes()] = genome
+            if len(found) == BATCH:
+                break
+        return list(found.values())
+
+    def _ranked(self) -> list[Genome]:
+        """What was measured, the best by the likeliest effects first."""
+        different = np.stack(list({each.tobytes(): each for each in self._genomes}.values()))
+        order = np.argsort(self.predict(different), kind="stable")
+        return list(different[order])
+
+    def _optimum(self, genome: Genome, effects: Effects, steps: int = _ENDLESS) -> Genome:
+        """Where a genome (U,) gets by the best exchanges, at most so many, that keep the budget."""
+        for _ in range(steps):
+            better = self._exchanged(genome, effects)
+            if better is None:
+                break
+            genome = better
+        return genome
+
+    def _exchanged(self, genome: Genome, effects: Effects) -> Genome | None:
+        """The genome after the best exchange; ``None`` where none makes it better."""
+        pairs = exchanges(effects, self._gone(genome[None])[0])
+        for begin in range(0, len(pairs), _CHECKED):
+            checked = pairs[begin : begin + _CHECKED].tolist()
+            rows = np.stack([self._with(genome, *pair) for pair in checked])
+            kept = np.flatnonzero(self._space.feasible(rows))
+            if kept.size:
+                better: Genome = rows[kept[0]]
+                return better
+        return None
+
+    def _with(self, genome: Genome, goes: int, returns: int) -> Genome:
+        """The genome (U,) without one unit and with another one; U stands for none."""
+        changed = genome.copy()
+        if returns < len(genome):
+            changed[returns] = 1 - self._space.genes.drop_index[returns]
+        if goes < len(genome):
+            changed[goes] = self._space.genes.drop_index[goes]
+        return changed
+
+    def _gone(self, genomes: Genome) -> Floats:
+        """Which units genomes (N, U) are without."""
+        return np.asarray(genomes == self._space.genes.drop_index, dtype=np.float64)
+
+
+def _slopes(gone: Floats, texts: NDArray[np.int64], values: Floats, influence: Floats) -> Floats:
+    """What each unit (U,) does if its effect is in proportion to its influence; never negative."""
+    expected, measured = gone @ influence, values.copy()
+    for text in np.unique(texts):
+        of_text = texts == text
+        expected[of_text] -= expected[of_text].mean()
+        measured[of_text] -= measured[of_text].mean()
+    spread = float(expected @ expected)
+    slope = max(float(expected @ measured) / spread, 0.0) if spread > 0 else 0.0
+    return np.asarray(slope * influence)

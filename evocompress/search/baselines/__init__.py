@@ -1,0 +1,1 @@
+"""Published heuristics and simple searches, which the others must beat."""

@@ -1,0 +1,26 @@
+"""Removal of the experts without which outputs change least (Lu et al. 2024, 2402.14800)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evocompress.core.types import UnitKind
+from evocompress.search.baselines.one_shot import OneShotRemoval
+from evocompress.search.generator_searcher import Steps
+
+
+class ExpertOutputError(OneShotRemoval):
+    """Error of the layer's output without an expert, lowest first.
+
+    Published with all combinations of a layer, the same number of experts in each.
+    """
+
+    name: ClassVar[str] = "expert_output_error"
+    kinds: ClassVar[tuple[UnitKind, ...]] = ("expert",)
+
+    def _importance(self) -> Steps[NDArray[np.float64] | None]:
+        active = max(unit.active for unit in self._space.genes.tree)
+        return (yield from self._estimated("expert_output_error", forwards=1 + active))

@@ -1,0 +1,15 @@
+"""FinerCut (Zhang et al. 2024, 2405.18218): greedy removal by the distance of outputs."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from evocompress.core.types import UnitKind
+from evocompress.search.baselines.removal import GreedyRemoval
+
+
+class FinerCut(GreedyRemoval):
+    """Every sub-layer that is left may go; published with the metric of `proxy.kind` js."""
+
+    name: ClassVar[str] = "finercut"
+    kinds: ClassVar[tuple[UnitKind, ...]] = ("attention", "mlp")

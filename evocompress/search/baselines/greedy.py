@@ -1,0 +1,191 @@
+"""Greedy compression: always the step that harms least for what it saves, in any space."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from heapq import heapify, heappop, heappush
+from math import ceil, inf, isfinite
+from typing import ClassVar
+
+import numpy as np
+
+from evocompress.core.arrays import Genome
+from evocompress.core.errors import ConfigError
+from evocompress.core.fields import Size, Tokens
+from evocompress.search.base import Problem, SearcherSettings
+from evocompress.search.baselines.steps import (
+    USUAL_TOKENS,
+    least_compressed,
+    moved,
+    next_levels,
+    rates,
+    savings,
+    steps,
+)
+from evocompress.search.fidelity import batches
+from evocompress.search.generator_searcher import ProceduralSearcher, Procedure, Steps
+from evocompress.space.budget import require
+from evocompress.space.space import SearchSpace
+
+_ROUNDS = 16
+"""How many rounds are to suffice where no number of tokens says it."""
+
+
+class GreedySettings(SearcherSettings):
+    """Settings of `Greedy`.
+
+    Attributes:
+        take: How many steps a round takes; if left out, so many that as many rounds as
+            `search.tokens` pays for suffice, without that number 16.
+        candidate_tokens: Tokens on which steps are compared, and the result is measured, the
+            same ones throughout; about 2048 if left out.
+    """
+
+    take: Size | None = None
+    candidate_tokens: Tokens | None = None
+
+
+@dataclass(frozen=True, order=True)
+class Priced:
+    """A step that a round may take; the cheapest one comes first.
+
+    Attributes:
+        rate: Its harm per saving.
+        gene: The gene that moves.
+        level: The index of its new level.
+        origin: That of the level from which it moves.
+        turn: Which step of the gene in this round it is, from 1.
+    """
+
+    rate: float
+    gene: int
+    level: int
+    origin: int
+    turn: int = 1
+
+
+class Greedy(ProceduralSearcher):
+    """From the least compressed candidate down to the budget, step by step.
+
+    Each round measures every step of a single gene as a probe: a matrix one level up, a
+    sub-layer at a next narrower width or dropped. It takes those with the least harm per saving.
+    """
+
+    checks_tokens: ClassVar[bool] = True
+    Settings: ClassVar[type[SearcherSettings]] = GreedySettings
+
+    def __init__(
+        self, problem: Problem, settings: GreedySettings, rng: np.random.Generator
+    ) -> None:
+        require(problem.space)
+        pool = problem.pool
+        tokens = settings.candidate_tokens or batches.fitting(pool, USUAL_TOKENS)
+        self._micro_batches = batches.chosen(pool, tokens, "search.candidate_tokens", rng)
+        self._tokens = tokens
+        self._left = inf if problem.tokens is None else problem.tokens - tokens
+        self._round = _largest_round(problem.space) * tokens
+        self._check_tokens()
+        rounds = _ROUNDS if self._left == inf else int(self._left // self._round)
+        self._take = settings.take or ceil(_even_steps(problem.space) / rounds)
+        super().__init__(problem, rng)
+
+    def _check_tokens(self) -> None:
+        if self._left < self._round:
+            raise ConfigError(
+                f"search.tokens: {self._left + self._tokens} is less than the "
+                f"{self._round + self._tokens} that a round and the result take on {self._tokens} "
+                "tokens for each candidate; raise it or lower search.candidate_tokens"
+            )
+
+    def _search(self) -> Procedure:
+        genome = least_compressed(self._space)
+        while not self._space.feasible(genome[None])[0]:
+            priced = yield from self._price(genome)
+            if not priced:
+                break
+            # After the last round that is paid for the rest of the way is gone at once.
+            every = int(self._space.genes.sizes.sum())
+            count = self._take if self._left >= self._round else every
+            genome = taken(self._space, genome, priced, count)
+        yield from self._conclude(genome, self._micro_batches)
+
+    def _price(self, genome: Genome) -> Steps[list[Priced]]:
+        """Every step from a genome (U,) that could be measured."""
+        found = steps(self._space, genome)
+        tries = [moved(self._space, genome, *step) for step in found]
+        self._left -= (1 + len(tries)) * self._tokens
+        results = yield from self._evaluate([genome, *tries], self._micro_batches, probe=True)
+        now, *values = (result.mean for result in results)
+        prices = rates(values, now, savings(self._space, genome, tries)).tolist()
+        return [
+            Priced(price, gene, level, int(genome[gene]))
+            for price, (gene, level) in zip(prices, found, strict=True)
+            if isfinite(price)
+        ]
+
+
+def taken(space: SearchSpace, genome: Genome, priced: Sequence[Priced], count: int) -> Genome:
+    """The genome (U,) after the cheapest of the steps, as if they did not touch each other.
+
+    A gene may be taken again where only one step can follow: harms grow like a square, so its
+    second step is taken to cost three times the first, the third five times.
+
+    Args:
+        space: With the budget at which it ends.
+        genome: Where the steps were measured.
+        priced: The steps; of two of a gene one is taken.
+        count: How many are taken at most.
+    """
+    queue = list(priced)
+    heapify(queue)
+    while queue and count and not space.feasible(genome[None])[0]:
+        step = heappop(queue)
+        changed = moved(space, genome, step.gene, step.level)
+        if genome[step.gene] != step.origin or not savings(space, genome, [changed])[0] > 0:
+            continue
+        genome, count = changed, count - 1
+        for following in _again(space, step):
+            heappush(queue, following)
+    return genome
+
+
+def _again(space: SearchSpace, step: Priced) -> list[Priced]:
+    """The same step of the gene once more, if there is one and no choice between two."""
+    levels = space.levels[step.gene]
+    later = [
+        level
+        for level in next_levels(levels, step.level, space.genes.stepped[step.gene])
+        if not levels[level].drop
+    ]
+    if len(later) != 1:
+        return []
+    rate = step.rate * (2 * step.turn + 1) / (2 * step.turn - 1)
+    return [replace(step, rate=rate, level=later[0], origin=step.level, turn=step.turn + 1)]
+
+
+def _even_steps(space: SearchSpace) -> int:
+    """How many steps it takes to the budget if all genes move in turn."""
+    genome, count = least_compressed(space), 0
+    while not space.feasible(genome[None])[0]:
+        # A gene's first step, where it has several.
+        turn = dict(reversed(steps(space, genome)))
+        if not turn:
+            break
+        for gene, level in turn.items():
+            further = moved(space, genome, gene, level)
+            if not space.genes.enough_experts(further[None])[0]:
+                continue
+            genome, count = further, count + 1
+            if space.feasible(genome[None])[0]:
+                break
+    return max(count, 1)
+
+
+def _largest_round(space: SearchSpace) -> int:
+    """The most candidates of a round."""
+    choices = (
+        max(len(next_levels(levels, index, stepped)) for index in range(len(levels)))
+        for levels, stepped in zip(space.levels, space.genes.stepped.tolist(), strict=True)
+    )
+    return 1 + sum(choices)

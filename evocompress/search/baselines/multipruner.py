@@ -1,0 +1,129 @@
+"""MultiPruner (Munoz et al. 2025, 2501.09949): first blocks, then FFN channels, then heads."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated, ClassVar
+
+import numpy as np
+from pydantic import Field, field_validator
+
+from evocompress.core.arrays import Genome
+from evocompress.core.errors import ConfigError
+from evocompress.core.fields import Number, Tokens
+from evocompress.core.types import Level
+from evocompress.search.base import Problem, SearcherSettings
+from evocompress.search.baselines.removal import present, without_each
+from evocompress.search.baselines.steps import only_cuts
+from evocompress.search.fidelity import batches
+from evocompress.search.generator_searcher import ProceduralSearcher, Procedure
+from evocompress.space.budget import require
+from evocompress.space.space import SearchSpace
+
+Part = Annotated[Number, Field(ge=0, le=1e6)]
+
+
+class MultiPrunerSettings(SearcherSettings):
+    """Settings of `MultiPruner`.
+
+    Attributes:
+        split: Parts of the saving that removed units, FFN channels and heads are to give; each
+            stage goes on until its part and those before it are reached. Published: 44:52:4
+            (Llama-2, Qwen1.5), 20:80:0 (Llama-3), 30:70:0 (3.1), 10:90:0 (3.2-3B), 50:50:0
+            (Qwen2.5).
+        candidate_tokens: Tokens on which removed units are compared, and the result is
+            measured; the whole pool if left out.
+        width_tokens: Tokens on which widths are compared; `candidate_tokens` if left out.
+            Published: half of them.
+    """
+
+    split: tuple[Part, Part, Part] = (44, 52, 4)
+    candidate_tokens: Tokens | None = None
+    width_tokens: Tokens | None = None
+
+    @field_validator("split")
+    @classmethod
+    def _gives_something(cls, split: tuple[float, float, float]) -> tuple[float, float, float]:
+        if not sum(split):
+            raise ValueError("give at least one part above 0")
+        return split
+
+
+class MultiPruner(ProceduralSearcher):
+    """Three greedy stages, each with its share of what the budget saves.
+
+    A step of the second and third stage tries the next width on every layer and keeps the best;
+    no layer loses its last width. A stage that cannot reach its share leaves it to the next.
+    Up to the end of the first stage the way does not depend on the budget, but where that end
+    lies does.
+    """
+
+    Settings: ClassVar[type[SearcherSettings]] = MultiPrunerSettings
+
+    def __init__(
+        self, problem: Problem, settings: MultiPrunerSettings, rng: np.random.Generator
+    ) -> None:
+        require(problem.space)
+        if not problem.space.genes.widths.size:
+            raise ConfigError(
+                "search.name: multipruner cuts channels and heads, so it needs space.width"
+            )
+        pool = problem.pool
+        self._micro_batches = batches.chosen(
+            pool, settings.candidate_tokens, "search.candidate_tokens", rng
+        )
+        self._narrow_batches = (
+            self._micro_batches
+            if settings.width_tokens is None
+            else batches.chosen(pool, settings.width_tokens, "search.width_tokens", rng)
+        )
+        self._shares = np.cumsum(settings.split) / sum(settings.split)
+        super().__init__(problem, rng)
+
+    def _search(self) -> Procedure:
+        stages = (
+            (self._shorter, self._micro_batches),
+            (self._fewer_channels, self._narrow_batches),
+            (self._fewer_heads, self._narrow_batches),
+        )
+        genome = self._space.genes.start
+        for share, (choices, micro_batches) in zip(self._shares.tolist(), stages, strict=True):
+            target = self._target(share)
+            genome = yield from self._descend(genome, choices, target, micro_batches)
+        yield from self._conclude(genome, self._micro_batches)
+
+    def _target(self, share: float) -> SearchSpace:
+        """The space with a budget that asks for a share of the saving."""
+        costs = self._space.costs(self._space.genes.start[None])
+        bounds = {
+            name: (1 - share) * float(costs[name][0]) + share * bound
+            for name, bound in self._space.budget.items()
+        }
+        return replace(self._space, budget=bounds)
+
+    def _shorter(self, genome: Genome) -> list[Genome]:
+        return without_each(self._space, genome, present(self._space, genome))
+
+    def _fewer_channels(self, genome: Genome) -> list[Genome]:
+        return self._narrower(genome, "mlp")
+
+    def _fewer_heads(self, genome: Genome) -> list[Genome]:
+        return self._narrower(genome, "attention")
+
+    def _narrower(self, genome: Genome, kind: str) -> list[Genome]:
+        """The genome (U,) with each sub-layer of a kind at its next width."""
+        genes = self._space.genes
+        void = genes.void(genome[None])[0]
+        tries = []
+        for gene in genes.widths.tolist():
+            level = _next_width(genes.levels[gene], int(genome[gene]))
+            if genes.units[gene].kind == kind and not void[gene] and level is not None:
+                tries.append(genome.copy())
+                tries[-1][gene] = level
+        return tries
+
+
+def _next_width(levels: tuple[Level, ...], index: int) -> int | None:
+    """The index of the first narrower level that keeps nothing which the present one cuts."""
+    narrower = range(index + 1, len(levels))
+    return next((later for later in narrower if only_cuts(levels[later], levels[index])), None)

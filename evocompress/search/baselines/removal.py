@@ -1,0 +1,148 @@
+"""What the searchers share that remove units: which there are, and what is left without them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evocompress.core.arrays import Genome
+from evocompress.core.errors import ConfigError
+from evocompress.core.fields import Tokens
+from evocompress.core.types import UnitKind
+from evocompress.search.base import Problem, SearcherSettings
+from evocompress.search.fidelity import batches
+from evocompress.search.generator_searcher import ProceduralSearcher, Procedure
+from evocompress.space.budget import require
+from evocompress.space.space import SearchSpace
+
+Genes = NDArray[np.int64]
+
+
+class RemovalSettings(SearcherSettings):
+    """Settings of a searcher that removes units.
+
+    Attributes:
+        candidate_tokens: Tokens on which everything is estimated and measured, the same ones
+            throughout; the whole pool if left out.
+    """
+
+    candidate_tokens: Tokens | None = None
+
+
+class Removal(ProceduralSearcher):
+    """Removes units; widths stay dense, and matrices at their target.
+
+    Attributes:
+        name: What messages call the searcher.
+        kinds: The kinds of units that it can remove.
+    """
+
+    Settings: ClassVar[type[SearcherSettings]] = RemovalSettings
+    name: ClassVar[str]
+    kinds: ClassVar[tuple[UnitKind, ...]] = ("attention", "mlp", "block")
+
+    def __init__(
+        self, problem: Problem, settings: RemovalSettings, rng: np.random.Generator
+    ) -> None:
+        require(problem.space)
+        _check_kinds(problem.space, self.name, self.kinds)
+        self._micro_batches = batches.chosen(
+            problem.pool, settings.candidate_tokens, "search.candidate_tokens", rng
+        )
+        super().__init__(problem, rng)
+
+
+class GreedyRemoval(Removal):
+    """Removes, round by round, what the model misses least, until the budget is met.
+
+    Each round tries the units that are left as probes, all on the same tokens. Which unit goes
+    does not depend on the budget: it only says when to stop. So a search with a tight budget
+    passes through the results of those with looser ones; `evocompress.pipeline.loop.replay` reads
+    them from its journal.
+    """
+
+    def _search(self) -> Procedure:
+        start = self._space.genes.start
+        shortest = yield from self._descend(start, self._choices, self._space, self._micro_batches)
+        yield from self._conclude(shortest, self._micro_batches)
+
+    def _choices(self, genome: Genome) -> list[Genome]:
+        """What a round tries from a genome (U,)."""
+        return without_each(self._space, genome, present(self._space, genome))
+
+
+def present(space: SearchSpace, genome: Genome) -> Genes:
+    """The genes that can be dropped and, in a genome (U,), are not."""
+    droppable = space.genes.droppable
+    left: Genes = droppable[genome[droppable] != space.genes.drop_index[droppable]]
+    return left
+
+
+def without(space: SearchSpace, genome: Genome, genes: Genes) -> Genome:
+    """The genome (U,) with genes dropped."""
+    shorter = genome.copy()
+    shorter[genes] = space.genes.drop_index[genes]
+    settled: Genome = space.settle(shorter[None])[0]
+    return settled
+
+
+def without_each(space: SearchSpace, genome: Genome, genes: Genes) -> list[Genome]:
+    """For each of the genes the genome (U,) with it alone dropped."""
+    return [without(space, genome, genes[[place]]) for place in range(len(genes))]
+
+
+def without_blocks(space: SearchSpace, influence: Mapping[str, Sequence[float]]) -> Genome:
+    """The genome (U,) without the blocks of least influence that are enough for the budget.
+
+    Args:
+        space: Whole blocks go as far as their parts can be dropped.
+        influence: One value for each block, by its name.
+    """
+    genes, dropped = present(space, space.genes.start), list[int]()
+    blocks = {
+        unit.block: influence[unit.name][0] for unit in space.genes.tree if unit.kind == "block"
+    }
+    for block in sorted(blocks, key=lambda block: blocks[block]):
+        genome = without(space, space.genes.start, np.array(dropped, dtype=np.int64))
+        if space.feasible(genome[None])[0]:
+            return genome
+        more = [gene for gene in genes.tolist() if space.units[gene].block == block]
+        longer = without(space, space.genes.start, np.array([*dropped, *more], dtype=np.int64))
+        if space.genes.admissible(longer[None])[0]:
+            dropped += more
+    return without(space, space.genes.start, np.array(dropped, dtype=np.int64))
+
+
+def drop_harms(
+    space: SearchSpace, influence: Mapping[str, Sequence[float]]
+) -> list[NDArray[np.float64]]:
+    """For each gene the harm of its levels (levels,): the influence of its units where dropped.
+
+    Args:
+        space: Levels that drop nothing have no harm, but widths and sparsities other than the
+            least compressed are forbidden, as influence says nothing of them.
+        influence: One value for each unit, by its name.
+    """
+    harms = [np.zeros(size) for size in space.genes.sizes.tolist()]
+    for gene in np.union1d(space.genes.widths, space.genes.matrices).tolist():
+        harms[gene][:] = np.inf
+        harms[gene][space.genes.start[gene]] = 0.0
+    for gene in space.genes.droppable.tolist():
+        members = space.genes.members[gene]
+        drop = int(space.genes.drop_index[gene])
+        harms[gene][drop] = sum(influence[unit.name][0] for unit in members)
+    return harms
+
+
+def _check_kinds(space: SearchSpace, name: str, kinds: tuple[UnitKind, ...]) -> None:
+    there = {space.units[gene].kind for gene in space.genes.droppable}
+    if not there:
+        raise ConfigError(f"search.name: {name} removes units, so it needs space.drop")
+    if not there <= set(kinds):
+        raise ConfigError(
+            f"search.name: {name} cannot remove every {' and '.join(sorted(there))}: "
+            f"set space.drop.units to [{', '.join(kinds)}]"
+        )

@@ -1,0 +1,22 @@
+"""Removal of the experts that routers choose least, the common baseline (2402.14800)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evocompress.core.types import UnitKind
+from evocompress.search.baselines.one_shot import OneShotRemoval
+from evocompress.search.generator_searcher import Steps
+
+
+class RoutingFrequency(OneShotRemoval):
+    """Share of the tokens of its layer that are sent to an expert, lowest first."""
+
+    name: ClassVar[str] = "routing_frequency"
+    kinds: ClassVar[tuple[UnitKind, ...]] = ("expert",)
+
+    def _importance(self) -> Steps[NDArray[np.float64] | None]:
+        return (yield from self._estimated("routing_frequency"))

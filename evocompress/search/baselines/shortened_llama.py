@@ -1,0 +1,76 @@
+"""Shortened-LLaMA (Kim et al. 2024, 2402.02834): removal by one ranking of the blocks."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from evocompress.core.fields import Whole
+from evocompress.search.base import Problem, SearcherSettings
+from evocompress.search.baselines.one_shot import OneShotRemoval
+from evocompress.search.baselines.removal import RemovalSettings, without_each
+from evocompress.search.generator_searcher import Steps
+
+Count = Annotated[Whole, Field(ge=0, le=10_000)]
+
+
+class ShortenedLlamaSettings(RemovalSettings):
+    """Settings of `ShortenedLlama`.
+
+    Attributes:
+        metric: ``proxy`` measures the model without each unit by the run's proxy (published:
+            perplexity); ``taylor`` is one backward pass.
+        shield: How many of the first and of the last blocks stay. Left out it is (4, 2) for
+            ``taylor``, published as Taylor+, and (0, 0) for ``proxy``.
+    """
+
+    metric: Literal["proxy", "taylor"] = "proxy"
+    shield: tuple[Count, Count] | None = None
+
+    @property
+    def needs_next_token(self) -> bool:
+        """Where it takes gradients."""
+        return self.metric == "taylor"
+
+
+class ShortenedLlama(OneShotRemoval):
+    """Ranks every unit on its own; published for whole blocks, here for sub-layers, too.
+
+    Where the shield keeps more than the budget allows, `SearchSpace.repair` compresses what
+    there is.
+    """
+
+    Settings: ClassVar[type[SearcherSettings]] = ShortenedLlamaSettings
+    name: ClassVar[str] = "shortened_llama"
+
+    def __init__(
+        self, problem: Problem, settings: ShortenedLlamaSettings, rng: np.random.Generator
+    ) -> None:
+        published = (4, 2) if settings.metric == "taylor" else (0, 0)
+        self._shield = published if settings.shield is None else settings.shield
+        self._metric = settings.metric
+        super().__init__(problem, settings, rng)
+
+    def _importance(self) -> Steps[NDArray[np.float64] | None]:
+        importance = yield from (
+            self._estimated("taylor", forwards=3) if self._metric == "taylor" else self._measured()
+        )
+        return None if importance is None else np.where(self._shielded(), np.inf, importance)
+
+    def _measured(self) -> Steps[NDArray[np.float64] | None]:
+        """The proxy's value without each unit; infinite where it could not be measured."""
+        genes = self._space.genes
+        tries = without_each(self._space, genes.start, genes.droppable)
+        results = yield from self._evaluate(tries, self._micro_batches, probe=True)
+        return np.array([result.mean for result in results])
+
+    def _shielded(self) -> NDArray[np.bool_]:
+        """Which of the droppable genes lie in the first or last blocks."""
+        units = self._space.units
+        blocks = np.array([units[gene].block for gene in self._space.genes.droppable])
+        first, last = self._shield
+        layers = 1 + max(unit.block for unit in self._space.genes.tree)
+        return (blocks < first) | (blocks >= layers - last)

@@ -1,0 +1,20 @@
+"""ShortGPT (Men et al. 2024, 2403.03853): removal of what turns the residual stream least."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evocompress.search.baselines.one_shot import OneShotRemoval
+from evocompress.search.generator_searcher import Steps
+
+
+class ShortGPT(OneShotRemoval):
+    """Block influence, lowest first; published for whole blocks, here for sub-layers, too."""
+
+    name: ClassVar[str] = "shortgpt"
+
+    def _importance(self) -> Steps[NDArray[np.float64] | None]:
+        return (yield from self._estimated("block_influence"))

@@ -1,0 +1,29 @@
+"""SLEB (Song et al. 2024, 2402.09025): greedy removal of whole blocks."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+
+from evocompress.core.arrays import Genome
+from evocompress.core.types import UnitKind
+from evocompress.search.baselines.removal import GreedyRemoval, present, without_each
+
+
+class SLEB(GreedyRemoval):
+    """The first and the last of the blocks that are left stay; published with perplexity.
+
+    Where the budget asks for more, `SearchSpace.repair` compresses what there is.
+    """
+
+    name: ClassVar[str] = "sleb"
+    kinds: ClassVar[tuple[UnitKind, ...]] = ("block",)
+
+    def _choices(self, genome: Genome) -> list[Genome]:
+        units, genes = self._space.units, self._space.genes
+        dropped = {units[gene].block for gene in np.flatnonzero(genes.dropped(genome))}
+        alive = sorted({unit.block for unit in genes.tree} - dropped)
+        left = present(self._space, genome)
+        inner = left[[alive[0] < units[gene].block < alive[-1] for gene in left]]
+        return without_each(self._space, genome, inner)

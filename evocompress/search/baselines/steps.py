@@ -1,0 +1,99 @@
+"""Single steps of compression from the least compressed genome on, and what each saves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evocompress.core.arrays import Genome
+from evocompress.core.types import Level
+from evocompress.space.space import SearchSpace
+
+USUAL_TOKENS = 2048
+"""EvoPress's first stage: enough to tell good candidates from bad ones."""
+
+LEAST_HARM = 1e-6
+"""Floor of a measured harm: noise may make a change look free, or better than none."""
+
+
+def least_compressed(space: SearchSpace) -> Genome:
+    """The genome (U,) whose genes all have their first level."""
+    return np.zeros_like(space.genes.start)
+
+
+def steps(space: SearchSpace, genome: Genome) -> list[tuple[int, int]]:
+    """(gene, its new level) of each step from a genome (U,) that saves what is exceeded.
+
+    A matrix goes up by a level, and a sub-layer to a next narrower one or to its drop. An
+    attention may have two next ones: fewer groups, or fewer heads in each.
+    """
+    free = np.flatnonzero(~space.genes.void(genome[None])[0]).tolist()
+    found = [
+        (gene, level)
+        for gene in free
+        for level in next_levels(space.levels[gene], int(genome[gene]), space.genes.stepped[gene])
+    ]
+    useful = savings(space, genome, [moved(space, genome, *step) for step in found]) > 0
+    return [step for step, wanted in zip(found, useful, strict=True) if wanted]
+
+
+def moved(space: SearchSpace, genome: Genome, gene: int, level: int) -> Genome:
+    """The genome (U,) with one gene at another level."""
+    changed = genome.copy()
+    changed[gene] = level
+    settled: Genome = space.settle(changed[None])[0]
+    return settled
+
+
+def savings(space: SearchSpace, genome: Genome, changed: Sequence[Genome]) -> NDArray[np.float64]:
+    """What changed genomes (K, U) save of the bounds that a genome (U,) exceeds (K,).
+
+    As shares of the bounds, summed up; what lies below a bound is no saving. One that is not
+    admissible (without any attention, or with too few experts) saves nothing.
+    """
+    if not changed:
+        return np.zeros(0)
+    rows = np.stack(changed)
+    saved = np.maximum(space.used(genome[None]), 1) - np.maximum(space.used(rows), 1)
+    total: NDArray[np.float64] = np.where(space.genes.admissible(rows), saved.sum(axis=1), 0.0)
+    return total
+
+
+def rates(values: Sequence[float], now: float, saved: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Harm per saving (K,) of changes with some values, from a genome with the value `now`.
+
+    Infinite for what could not be measured. Of harmless ones that which saves most is first.
+    """
+    harms = np.maximum(np.array(values) - (now if np.isfinite(now) else 0.0), LEAST_HARM)
+    found: NDArray[np.float64] = np.divide(
+        harms, saved, out=np.full(len(harms), np.inf), where=saved > 0
+    )
+    return found
+
+
+def next_levels(levels: Sequence[Level], index: int, stepped: bool) -> list[int]:
+    """Indices of the levels one step more compressed than that of an index."""
+    if stepped:
+        return [index + 1] if index + 1 < len(levels) else []
+    later = range(index + 1, len(levels))
+    narrower = [i for i in later if only_cuts(levels[i], levels[index])]
+    nearest = [
+        i
+        for i in narrower
+        if not any(only_cuts(levels[i], levels[between]) for between in narrower if between != i)
+    ]
+    return nearest + [i for i in later if levels[i].drop]
+
+
+def only_cuts(level: Level, wider: Level) -> bool:
+    """Whether a narrow level keeps nothing that another one cuts."""
+    if not level.narrow or wider.dense:
+        return level.narrow
+    if level.channels is not None:
+        assert wider.channels is not None
+        return level.channels <= wider.channels
+    assert level.kv_groups is not None and level.group_heads is not None
+    assert wider.kv_groups is not None and wider.group_heads is not None
+    return level.kv_groups <= wider.kv_groups and level.group_heads <= wider.group_heads

@@ -1,0 +1,137 @@
+"""Stratified random search: as many random candidates of every size.
+
+Random search is the baseline that others must beat (Li & Talwalkar 2019, 1902.07638). For a
+front it needs candidates along the whole of it: whittle (Klein et al. 2024, 2405.02267) sorts
+them into bins by their parameters and takes one only where its bin has room.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from evocompress.core.arrays import Genome
+from evocompress.core.errors import ConfigError
+from evocompress.core.fields import Many, Size, Whole
+from evocompress.search.base import Problem, SearcherSettings
+from evocompress.search.fidelity.front_search import FrontSearcher, FrontSettings
+from evocompress.search.generator_searcher import Procedure
+from evocompress.search.operators.cost_sampling import at_any_cost, span
+
+_PATIENCE = 100
+
+
+class StratifiedRandomSettings(FrontSettings):
+    """Settings of `StratifiedRandom`; where objectives and budget are left out, it is params.
+
+    Attributes:
+        candidates: How many are compared at most; without it the tokens set the end.
+        bins: Into how many bins of equal width the first objective is divided.
+        open_bins: Every bin gets room for another one as soon as at most so many have room.
+        batch: How many candidates are asked for at once.
+    """
+
+    candidates: Many | None = None
+    bins: Size = 20
+    open_bins: Annotated[Whole, Field(ge=0, le=10_000)] = 4
+    batch: Size = 40
+
+
+class StratifiedRandom(FrontSearcher):
+    """Random candidates, spread evenly over the first objective.
+
+    All are compared on the same tokens, and the front is measured again at the end, as the
+    evolutions' is.
+    """
+
+    Settings: ClassVar[type[SearcherSettings]] = StratifiedRandomSettings
+
+    def __init__(
+        self, problem: Problem, settings: StratifiedRandomSettings, rng: np.random.Generator
+    ) -> None:
+        if problem.tokens is None and settings.candidates is None:
+            raise ConfigError(
+                "search: stratified_random ends by search.tokens or search.candidates; give one"
+            )
+        if not (settings.objectives or settings.range or problem.space.budget):
+            settings = settings.model_copy(update={"objectives": ("params",)})
+        super().__init__(problem, settings, rng)
+        self._settings = settings
+        self._seen: set[bytes] = set()
+        self._cost = self._objectives.costs[0]
+        self._ends = span(self._space, self._cost, self._objectives.floors[0])
+        self._bins = Bins(*self._ends, settings.bins, settings.open_bins)
+
+    def _search(self) -> Procedure:
+        while genomes := self._draw(self._count()):
+            yield from self._compare(genomes)
+        yield from self._measure_front()
+
+    def _count(self) -> int:
+        """How many candidates the next ask may have."""
+        limits = [self._settings.batch, self._affordable()]
+        if self._settings.candidates is not None:
+            limits.append(self._settings.candidates - len(self._archive))
+        return min(limit for limit in limits if limit is not None)
+
+    def _draw(self, count: int) -> list[Genome]:
+        """New random genomes (U,) whose bins had room; fewer where the space has no more."""
+        found: list[Genome] = []
+        while len(found) < count and (genome := self._next()) is not None:
+            found.append(genome)
+        return found
+
+    def _next(self) -> Genome | None:
+        """One of these, ``None`` where a hundred draws in a row bring nothing new.
+
+        Where they bring only what has no room, all bins get more: some may never be met.
+        """
+        while True:
+            refused = False
+            for _ in range(_PATIENCE):
+                genome = at_any_cost(self._space, self._cost, self._ends, self._rng)
+                if genome.tobytes() in self._seen:
+                    continue
+                if self._bins.take(self._space.costs(genome[None])[self._cost].item()):
+                    self._seen.add(genome.tobytes())
+                    return genome
+                refused = True
+            if not refused:
+                return None
+            self._bins.enlarge()
+
+
+class Bins:
+    """Counts what was taken of every part of a range."""
+
+    def __init__(self, low: float, high: float, count: int, spare: int) -> None:
+        """Empty bins.
+
+        Args:
+            low: Lower end of the range.
+            high: Upper end.
+            count: How many bins.
+            spare: How many bins with room are too few.
+        """
+        self._edges = np.linspace(low, high, count + 1)[1:-1]
+        self._taken = np.zeros(count, dtype=np.int64)
+        self._room = 1
+        self._spare = spare
+
+    def take(self, amount: float) -> bool:
+        """Whether the bin of an amount has room, which is then used.
+
+        Once few bins have any room left, every one gets more.
+        """
+        own = int(np.searchsorted(self._edges, amount, side="right"))
+        fits = bool(self._taken[own] < self._room)
+        self._taken[own] += fits
+        if (self._taken < self._room).sum() <= self._spare:
+            self.enlarge()
+        return fits
+
+    def enlarge(self) -> None:
+        """Makes room for one more in every bin."""
+        self._room += 1

@@ -1,0 +1,74 @@
+"""Removal of one window of blocks by angular distance (Gromov et al. 2024, 2403.17887)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from evocompress.core.arrays import Genome
+from evocompress.core.types import UnitKind
+from evocompress.search.base import Problem, SearcherSettings
+from evocompress.search.baselines.removal import Genes, Removal, RemovalSettings, without
+from evocompress.search.generator_searcher import Procedure, first_feasible
+
+
+class WindowSettings(RemovalSettings):
+    """Settings of `Window`.
+
+    Attributes:
+        positions: The tokens whose distance counts: the ``last`` of each sequence, as
+            published, or ``all``.
+    """
+
+    positions: Literal["last", "all"] = "last"
+
+
+class Window(Removal):
+    """Removes the shortest window of blocks that suffices, where its ends differ least.
+
+    The distance is that of the dense model's residual stream before the window and behind it.
+    A protected block is in no window. Where even the longest window does not suffice,
+    `SearchSpace.repair` compresses what is left.
+    """
+
+    Settings: ClassVar[type[SearcherSettings]] = WindowSettings
+    name: ClassVar[str] = "window"
+    kinds: ClassVar[tuple[UnitKind, ...]] = ("block",)
+
+    def __init__(
+        self, problem: Problem, settings: WindowSettings, rng: np.random.Generator
+    ) -> None:
+        last = settings.positions == "last"
+        self._kind = "last_angular_distance" if last else "angular_distance"
+        super().__init__(problem, settings, rng)
+
+    def _search(self) -> Procedure:
+        start = self._space.genes.start
+        distances = yield from self._estimate(start, self._kind, self._micro_batches)
+        if distances.failed is None:
+            yield from self._conclude(self._nearest(distances.by_unit), self._micro_batches)
+
+    def _nearest(self, distances: Mapping[str, Sequence[float]]) -> Genome:
+        """The genome (U,) without the nearest of the shortest windows that suffice."""
+        genes = self._space.genes
+        path = [genes.start]
+        for length in range(1, len(genes.droppable) + 1):
+            # A window's row tells how far apart its ends are, entry by entry for each length.
+            windows = sorted(
+                self._windows(length),
+                key=lambda window: distances[self._space.units[window[0]].name][len(window) - 1],
+            )
+            path += [without(self._space, genes.start, window) for window in windows]
+        return first_feasible(self._space, np.stack(path))
+
+    def _windows(self, length: int) -> list[Genes]:
+        """The droppable genes of every run of so many neighbouring blocks."""
+        genes = self._space.genes.droppable
+        blocks = np.array([self._space.units[gene].block for gene in genes])
+        return [
+            genes[first : first + length]
+            for first in range(len(genes) + 1 - length)
+            if blocks[first + length - 1] - blocks[first] == length - 1
+        ]

@@ -1,0 +1,1 @@
+"""Samplers of Optuna as searchers: Gaussian processes and Parzen estimators."""

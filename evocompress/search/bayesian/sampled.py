@@ -1,0 +1,218 @@
+"""Searchers whose candidates are proposed by a sampler of Optuna, a small batch at a time.
+
+A sampler takes every value for what it is, so all candidates are compared on the same tokens. The
+best few are measured again on more tokens at the end, against the luck of the first.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evocompress.core.arrays import Genome
+from evocompress.core.errors import ConfigError
+from evocompress.core.fields import Many, Size, Tokens
+from evocompress.core.pareto import Points, spread
+from evocompress.core.types import Pool
+from evocompress.search.base import Problem, SearcherSettings
+from evocompress.search.fidelity import batches
+from evocompress.search.fidelity.plan import Plan
+from evocompress.search.generator_searcher import ProceduralSearcher, Procedure, Steps
+from evocompress.search.objectives import Measured, Objectives
+from evocompress.search.operators.mutation import distinct
+from evocompress.space import sampling
+from evocompress.space.budget import require
+from evocompress.space.repair import repair, spend
+
+if TYPE_CHECKING:
+    from optuna.samplers import BaseSampler
+
+_USUAL_TOKENS = 2048
+"""Tokens of EvoPress's first stage: enough to tell good candidates from bad ones."""
+
+_FINAL_SHARE = 4
+"""Without `final_tokens` the end takes at most a quarter of the search's tokens."""
+
+_SEEDS = 2**32
+
+
+class SampledSettings(SearcherSettings):
+    """Settings of a searcher whose candidates Optuna proposes.
+
+    Attributes:
+        candidates: How many are measured at most, the second measurement of the best not
+            counted; without it the tokens set the end.
+        startup: How many of them are chosen without the sampler, as its first data: the even
+            candidate and random ones.
+        batch: How many are asked for at a time. Their values are told together.
+        candidate_tokens: Tokens on which every candidate is compared, always the same ones;
+            about 2048 if left out.
+        finalists: How many are measured again at the end.
+        final_tokens: On how many tokens that is, among them the ones above. If left out, the
+            whole pool, or as many as a quarter of ``search.tokens`` allows.
+    """
+
+    candidates: Many | None = None
+    startup: Size = 10
+    batch: Size = 8
+    candidate_tokens: Tokens | None = None
+    finalists: Size = 8
+    final_tokens: Tokens | None = None
+
+
+class SampledSearcher(ProceduralSearcher):
+    """Asks a sampler for genomes, tells it their points, and measures the best again.
+
+    Attributes:
+        name: What messages call the searcher.
+    """
+
+    checks_tokens: ClassVar[bool] = True
+    name: ClassVar[str]
+
+    def __init__(
+        self,
+        problem: Problem,
+        settings: SampledSettings,
+        rng: np.random.Generator,
+        objectives: Objectives | None = None,
+    ) -> None:
+        """Sets the tokens for start and end aside.
+
+        Args:
+            problem: What is searched.
+            settings: The settings.
+            rng: Source of randomness.
+            objectives: What spans a front; ``None``: the value alone is small, under a budget.
+        """
+        if find_spec("optuna") is None:
+            raise ConfigError(
+                f"search.name: {self.name} needs a package that is not installed: "
+                "pip install 'evocompress[optuna]'"
+            )
+        if objectives is None:
+            require(problem.space)
+        self._objectives = objectives or Objectives((), np.empty(0))
+        self._settings = settings
+        self._plan = plan(self.name, problem, settings, rng)
+        self._archive: list[Measured] = []
+        super().__init__(problem, rng)
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """The costs that span a front with the proxy's value, if any."""
+        return self._objectives.costs
+
+    @abstractmethod
+    def _sampler(self, seed: int) -> BaseSampler:
+        """The sampler of Optuna; it alone decides what is asked for after the start."""
+
+    def _first(self, count: int) -> list[Genome]:
+        """Up to `count` feasible genomes (U,) to begin with: the even one, then random ones."""
+        even = sampling.uniform(self._space)
+        return [
+            even,
+            *distinct(lambda: sampling.random(self._space, self._rng), count - 1, excluded=even),
+        ]
+
+    def _complete(self, genome: Genome) -> Genome:
+        """The feasible genome (U,) that is measured in place of a proposed one."""
+        return spend(self._space, repair(self._space, genome, self._rng), self._rng)
+
+    def _search(self) -> Procedure:
+        from evocompress.search.bayesian.optuna_study import GenomeStudy
+
+        study = GenomeStudy(
+            self._space,
+            self._sampler(int(self._rng.integers(_SEEDS))),
+            self._first(self._settings.startup),
+            self._complete,
+            objectives=1 + len(self.objectives),
+        )
+        while genomes := study.ask(self._affordable()):
+            measured = yield from self._measure(genomes, self._plan.search)
+            study.tell(genomes, self._objectives.of(self._space, measured))
+            self._archive += measured
+            self._best = self._objectives.balanced(self._space, self._archive)
+        finals = yield from self._measure(self._finalists(), self._plan.front)
+        self._best = self._objectives.balanced(self._space, finals) or self._best
+
+    def _affordable(self) -> int:
+        """How many candidates the next batch may have."""
+        measured = len(self._archive)
+        limits = [self._settings.batch]
+        if self._settings.candidates is not None:
+            limits.append(self._settings.candidates - measured)
+        spent = measured * self._plan.search_tokens
+        by_tokens = self._plan.affordable(spent, self._settings.finalists)
+        if by_tokens is not None:
+            limits.append(by_tokens)
+        return min(limits)
+
+    def _measure(
+        self, genomes: Sequence[Genome], micro_batches: tuple[int, ...]
+    ) -> Steps[list[Measured]]:
+        results = yield from self._evaluate(genomes, micro_batches)
+        return [Measured(genome, result) for genome, result in zip(genomes, results, strict=True)]
+
+    def _finalists(self) -> list[Genome]:
+        """The best genomes on the tokens of the search, of a front evenly spread ones."""
+        entries = [entry for entry in self._archive if entry.candidate.levels]
+        if not entries:
+            return []
+        points = self._objectives.of(self._space, entries)
+        best = _best(points, self._settings.finalists)
+        return [entries[index].genome for index in best.tolist()]
+
+
+def _best(points: Points, count: int) -> NDArray[np.int64]:
+    """Indices of up to `count` of the finite points (N, M)."""
+    if points.shape[1] > 1:
+        return spread(points, count)
+    order: NDArray[np.int64] = np.argsort(points[:, 0], kind="stable")
+    return order[: min(count, int(np.isfinite(points).sum()))]
+
+
+def plan(name: str, problem: Problem, settings: SampledSettings, rng: np.random.Generator) -> Plan:
+    """Draws the micro-batches and checks that the tokens suffice.
+
+    Raises:
+        ConfigError: Nothing ends the search, the pool cannot give the tokens, or the limit does
+            not allow for the start and the end.
+    """
+    if problem.tokens is None and settings.candidates is None:
+        raise ConfigError(f"search: {name} ends by search.tokens or search.candidates; give one")
+    pool, limit = problem.pool, problem.tokens
+    wanted = settings.candidate_tokens or batches.fitting(pool, _USUAL_TOKENS)
+    tokens = batches.check(pool, wanted, "search.candidate_tokens")
+    last = settings.final_tokens or _usual_final(pool, limit, settings.finalists, tokens)
+    final = tuple(sorted(batches.draw(pool, batches.check(pool, last, "search.final_tokens"), rng)))
+    if tokens > last:
+        raise ConfigError(
+            f"search.final_tokens: {last} is less than the {tokens} on which every candidate is "
+            "compared; raise it or lower search.candidate_tokens"
+        )
+    needed = settings.startup * tokens + settings.finalists * last
+    if limit is not None and limit < needed:
+        raise ConfigError(
+            f"search.tokens: {limit} is less than the {needed} that {settings.startup} first "
+            f"candidates on {tokens} tokens and {settings.finalists} finalists on {last} take; "
+            "raise it or lower startup, candidate_tokens, finalists or final_tokens"
+        )
+    inner = Pool(tuple(pool.tokens[index] for index in final))
+    search = tuple(sorted(final[index] for index in batches.draw(inner, tokens, rng)))
+    return Plan(search, final, tokens, last, limit)
+
+
+def _usual_final(pool: Pool, limit: int | None, finalists: int, tokens: int) -> int:
+    """Tokens of each finalist where none are given, not fewer than the search's `tokens`."""
+    whole = batches.fitting(pool, sum(pool.tokens))
+    if limit is None:
+        return whole
+    share = max(limit // _FINAL_SHARE // finalists, tokens)
+    return min(share // tokens * tokens, whole)

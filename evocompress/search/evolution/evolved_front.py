@@ -1,0 +1,182 @@
+"""A front by an evolution of pymoo: which one is all that such searchers differ in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import count
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from evocompress.core.arrays import Genome
+from evocompress.core.errors import ConfigError
+from evocompress.core.fields import Positive, Size, Whole
+from evocompress.core.types import Result
+from evocompress.search.base import Problem, SearcherSettings
+from evocompress.search.evolution.initial_population import (
+    even_ladder,
+    flap_ladder,
+    measured_ladder,
+)
+from evocompress.search.fidelity.front_search import FrontSearcher, FrontSettings
+from evocompress.search.generator_searcher import Procedure, Steps
+from evocompress.search.operators.mutation import distinct
+from evocompress.search.operators.pareto_mutation import vary
+from evocompress.space.repair import repair
+
+if TYPE_CHECKING:
+    from evocompress.search.evolution.genetic import Evolution
+
+
+class EvolvedFrontSettings(FrontSettings):
+    """Settings of `EvolvedFront`.
+
+    Attributes:
+        population: Candidates that survive a generation.
+        offspring: New candidates of a generation; as many as survive if left out.
+        generations: How many there are at most, the first population among them; without it
+            the tokens set the end.
+        rungs: Length of a ladder of seeds.
+        effect_rounds: How many times the effects of single changes are measured, for a ladder
+            of seeds that sums them up (`evocompress.search.auto.sensitivity`); 0 is no such ladder.
+        effect_levels: How many levels of each width or drop are tried each time.
+        reference: Ladders that are measured with the front and named in it: ``uniform`` (the
+            same fraction everywhere), ``flap`` (FLAP's global ranking, 2312.11983).
+    """
+
+    population: Annotated[Whole, Field(ge=2, le=10_000)] = 40
+    offspring: Size | None = None
+    generations: Positive | None = None
+    rungs: Annotated[Whole, Field(ge=2, le=10_000)] = 6
+    effect_rounds: Annotated[Whole, Field(ge=0, le=10_000)] = 0
+    effect_levels: Size = 3
+    reference: tuple[Literal["uniform", "flap"], ...] = ()
+
+
+class EvolvedFront(FrontSearcher):
+    """Evolves a front of the proxy's value against costs, and measures it again at the end.
+
+    The first population is made of ladders of even candidates and, where there are widths, of
+    FLAP's, on demand also of candidates for which effects were measured; the rest are mutations
+    of these.
+    """
+
+    Settings: ClassVar[type[SearcherSettings]] = EvolvedFrontSettings
+    levers: ClassVar[tuple[str, ...]] = (
+        *FrontSearcher.levers,
+        *("rungs", "population", "effect_rounds"),
+    )
+    algorithm: ClassVar[str]
+    """Which one of `evocompress.search.evolution.genetic.ALGORITHMS`."""
+
+    def __init__(
+        self, problem: Problem, settings: EvolvedFrontSettings, rng: np.random.Generator
+    ) -> None:
+        genes = problem.space.genes
+        self._settings = settings
+        self._has_widths = bool(genes.widths.size)
+        self._references: dict[str, list[Genome]] = {}
+        self._check_settings(problem.tokens)
+        movable = np.union1d(genes.widths, genes.droppable).size
+        tries = settings.effect_rounds * (1 + movable * settings.effect_levels)
+        super().__init__(
+            problem,
+            settings,
+            rng,
+            first=settings.population + tries,
+            references=len(settings.reference) * settings.rungs,
+            estimates=int(self._has_widths),
+        )
+
+    def origins(self) -> Mapping[str, str]:
+        """{candidate id: name of the ladder} of the references."""
+        return {
+            self._space.candidate(genome).id: name
+            for name, ladder in self._references.items()
+            for genome in ladder
+        }
+
+    def _check_settings(self, tokens: int | None) -> None:
+        if "flap" in self._settings.reference and not self._has_widths:
+            raise ConfigError("search.reference: flap ranks heads and channels: give space.width")
+        if tokens is None and self._settings.generations is None:
+            raise ConfigError(
+                f"search: {self.algorithm} ends by search.tokens or search.generations; give one"
+            )
+
+    def _search(self) -> Procedure:
+        seeds = yield from self._seeds()
+        evolution = self._evolution(seeds)
+        references = [genome for ladder in self._references.values() for genome in ladder]
+        limit = self._settings.generations
+        for _ in count() if limit is None else range(limit):
+            genomes = evolution.ask()[: self._affordable(len(references))]
+            if not genomes:
+                break
+            measured = yield from self._compare(genomes)
+            evolution.tell(self._objectives.of(self._space, measured))
+        yield from self._measure_front(references)
+
+    def _seeds(self) -> Steps[list[Genome]]:
+        """The ladders, those that are references noted down."""
+        space, rungs = self._space, self._settings.rungs
+        ladders = {"uniform": even_ladder(space, self._objectives, rungs)}
+        if self._has_widths:
+            self._spent += self._plan.front_tokens
+            scores = yield from self._estimate(space.genes.start, "fluctuation", self._plan.front)
+            ladders["flap"] = flap_ladder(space, self._objectives, scores, rungs)
+        if self._settings.effect_rounds and ladders["uniform"]:
+            ladders["measured"] = yield from self._sums_of_effects(ladders["uniform"][-1])
+        names = {"uniform": "uniform width" if self._has_widths else "uniform", "flap": "FLAP"}
+        for name in self._settings.reference:
+            self._references[names[name]] = [g for g in ladders[name] if self._changes(g)]
+        # The best ones first: a small population has no place for all.
+        seeds = [genome for ladder in reversed(ladders.values()) for genome in ladder]
+        return seeds or [repair(space, space.genes.start, self._rng)]
+
+    def _sums_of_effects(self, lowest: Genome) -> Steps[list[Genome]]:
+        """A ladder of half the population, down to the cost of another one's last rung."""
+        return (
+            yield from measured_ladder(
+                self._space,
+                self._objectives,
+                self._probe,
+                lowest,
+                self._settings.population // 2,
+                rounds=self._settings.effect_rounds,
+                per_gene=self._settings.effect_levels,
+            )
+        )
+
+    def _evolution(self, seeds: Sequence[Genome]) -> Evolution:
+        """The algorithm of pymoo, its first population filled with mutations of the seeds."""
+        from evocompress.search.evolution.genetic import Evolution
+
+        settings, space = self._settings, self._space
+        mutate = partial(vary, space, self._objectives.costs)
+
+        def mutation() -> Genome:
+            return mutate(seeds[int(self._rng.integers(len(seeds)))], self._rng)
+
+        more = distinct(mutation, settings.population - len(seeds))
+        return Evolution(
+            self.algorithm,
+            space,
+            np.stack([*seeds, *more])[: settings.population],
+            mutate,
+            objectives=1 + len(self._objectives.costs),
+            population=settings.population,
+            offspring=settings.offspring or settings.population,
+            rng=self._rng,
+        )
+
+    def _probe(self, genomes: Sequence[Genome]) -> Steps[list[Result]]:
+        """Results outside the front and the budget, on the tokens of the search."""
+        self._spent += len(genomes) * self._plan.search_tokens
+        return (yield from self._evaluate(genomes, self._plan.search, probe=True))
+
+    def _changes(self, genome: Genome) -> bool:
+        """Whether it is another candidate than the dense model."""
+        return bool(self._space.candidate(genome).levels)

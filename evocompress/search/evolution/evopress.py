@@ -1,0 +1,153 @@
+"""EvoPress (Sieberling et al. 2024, 2410.14649): mutation, staged selection, elitism."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from itertools import cycle
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from evocompress.core.arrays import Genome
+from evocompress.core.fields import Positive, Size, Tokens, Whole
+from evocompress.core.types import Pool, Result
+from evocompress.search.auto.sensitivity import approach
+from evocompress.search.base import Problem, SearcherSettings
+from evocompress.search.fidelity import batches
+from evocompress.search.fidelity.staged import Selection, StagedSearcher, StagedSettings, published
+from evocompress.search.generator_searcher import Steps
+from evocompress.search.operators.mutation import distinct, exchange, mutate
+from evocompress.space import sampling
+from evocompress.space.repair import repair, spend
+from evocompress.space.space import SearchSpace
+
+
+class EvoPressSettings(StagedSettings):
+    """Settings of `EvoPress`.
+
+    Attributes:
+        moves: ``swap`` raises one unit by a level and relaxes another of its kind, as published,
+            which keeps a budget where levels are equal steps; ``exchange`` moves cost between
+            any units. ``auto`` is exchange where there are widths, or several kinds of choices.
+        initial: Random candidates of which the best is the first parent; 0 begins at the
+            uniform one. Published: 64 for depth, 0 for sparsity and width.
+        initial_tokens: Tokens on which they are compared; published: 2048.
+        effect_rounds: Instead of these, rounds in which the effects of single changes are
+            measured and summed up to the first parent (`evocompress.search.auto.sensitivity`); 0
+            is none.
+        effect_levels: How many levels of each width or drop are tried in a round.
+        effect_tokens: Tokens on which they are tried, the same ones in a round.
+        max_level: Largest distance of a matrix from its target, in levels.
+        max_total: Largest sum of these distances.
+        windows: Generations take turns: in one all blocks may change, in the next all but the
+            first of so many equal parts, at last only those of the last part. What candidates
+            share is computed once, so generations of late changes take less time.
+    """
+
+    moves: Literal["auto", "swap", "exchange"] = "auto"
+    initial: Annotated[Whole, Field(ge=0, le=10_000)] | None = None
+    initial_tokens: Tokens | None = None
+    effect_rounds: Annotated[Whole, Field(ge=0, le=10_000)] = 0
+    effect_levels: Size = 3
+    effect_tokens: Tokens | None = None
+    max_level: Size | None = None
+    max_total: Positive | None = None
+    windows: Size = 1
+
+
+def exchanges(settings: EvoPressSettings, space: SearchSpace) -> bool:
+    """Whether mutations move cost between any units, instead of swapping levels of a kind."""
+    genes = space.genes
+    joint = bool(genes.matrices.size and genes.droppable.size)
+    wanted = settings.moves == "auto" and (joint or bool(genes.widths.size))
+    return wanted or settings.moves == "exchange"
+
+
+class EvoPress(StagedSearcher):
+    """(1 + lambda) evolution by moves that keep the budget; no crossover."""
+
+    Settings: ClassVar[type[SearcherSettings]] = EvoPressSettings
+
+    def __init__(
+        self, problem: Problem, settings: EvoPressSettings, rng: np.random.Generator
+    ) -> None:
+        super().__init__(problem, settings, rng)
+        pool = problem.pool
+        self._exchanges = exchanges(settings, problem.space)
+        self._max_level = settings.max_level
+        self._max_total = settings.max_total
+        usual = published(settings, problem.space).initial
+        self._initial = usual if settings.initial is None else settings.initial
+        self._initial_tokens = _tokens(pool, settings.initial_tokens, "initial_tokens")
+        self._effects = settings
+        self._fixed = cycle(_windows(problem.space, settings.windows))
+        self._effect_tokens = _tokens(pool, settings.effect_tokens, "effect_tokens")
+
+    def _start(self) -> Selection:
+        """What measured effects add up to, the best random genome, or the uniform one."""
+        if self._effects.effect_rounds:
+            return (yield from self._summed_effects())
+        genomes = distinct(self._random, self._initial)
+        best = yield from self._crown(genomes, self._initial_tokens)
+        return sampling.uniform(self._space) if best is None else best
+
+    def _summed_effects(self) -> Steps[Genome]:
+        genome = yield from approach(
+            self._space,
+            self._measure,
+            rounds=self._effects.effect_rounds,
+            per_gene=self._effects.effect_levels,
+        )
+        genome = repair(self._space, genome, self._rng)
+        return spend(self._space, genome, self._rng)
+
+    def _measure(self, genomes: Sequence[Genome]) -> Steps[list[Result]]:
+        """Results of probes on freshly drawn tokens."""
+        micro_batches = batches.draw(self._pool, self._effect_tokens, self._rng)
+        return (yield from self._evaluate(genomes, micro_batches, probe=True))
+
+    def _offspring(self, parent: Genome | None) -> list[Genome]:
+        assert parent is not None
+        for fixed in (next(self._fixed), []):
+            child = partial(self._child, parent, fixed)
+            if offspring := distinct(child, self._schedule.offspring, excluded=parent):
+                return offspring
+        return []
+
+    def _child(self, parent: Genome, fixed: Sequence[int]) -> Genome | None:
+        """A feasible mutation of the parent, or ``None`` if it goes too far from the start."""
+        if self._exchanges:
+            child = exchange(self._space, parent, self._rng, fixed)
+        else:
+            swapped = mutate(self._space, parent, self._rng, self._max_level, fixed)
+            child = repair(self._space, swapped, self._rng, fixed)
+        return child if self._within_caps(child) else None
+
+    def _random(self) -> Genome | None:
+        genome = sampling.random(self._space, self._rng)
+        return genome if self._within_caps(genome) else None
+
+    def _within_caps(self, genome: Genome) -> bool:
+        genes = self._space.genes
+        distances = np.abs(genome - genes.start)[genes.matrices]
+        farthest, total = distances.max(initial=0), distances.sum()
+        return bool(
+            (self._max_level is None or farthest <= self._max_level)
+            and (self._max_total is None or total <= self._max_total)
+        )
+
+
+def _windows(space: SearchSpace, count: int) -> list[list[int]]:
+    """For each of `count` windows, which begin ever later, the genes of the blocks before it."""
+    blocks = np.array([unit.block for unit in space.genes.units])
+    begins = np.arange(count) * (blocks.max(initial=-1) + 1) / count
+    return [np.flatnonzero(blocks < begin).tolist() for begin in begins]
+
+
+def _tokens(pool: Pool, given: int | None, name: str) -> int:
+    """A number of tokens that the pool can give; as published, 2048, where none is given."""
+    if given is None:
+        return batches.fitting(pool, 2048)
+    return batches.check(pool, given, f"search.{name}")

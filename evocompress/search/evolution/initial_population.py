@@ -1,0 +1,97 @@
+"""Good starts for a front: ladders of candidates from the dense model to the smallest one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import isfinite
+
+import numpy as np
+
+from evocompress.core.arrays import Genome
+from evocompress.core.types import Estimation
+from evocompress.search.allocation.flap import thresholds, trajectory
+from evocompress.search.auto.sensitivity import Measure, applied, best_sum, changes
+from evocompress.search.generator_searcher import Steps
+from evocompress.search.objectives import Objectives
+from evocompress.space import sampling
+from evocompress.space.space import SearchSpace
+
+_FINER = 8
+"""How many times as many steps are tried as are taken; their costs are not evenly spaced."""
+
+
+def even_ladder(space: SearchSpace, objectives: Objectives, count: int) -> list[Genome]:
+    """Up to `count` genomes (U,) with the same fraction kept everywhere; see `sampling.ladder`."""
+    return rungs(space, objectives, sampling.ladder(space, _FINER * count), count)
+
+
+def rungs(
+    space: SearchSpace, objectives: Objectives, genomes: Sequence[Genome], count: int
+) -> list[Genome]:
+    """Up to `count` of the genomes (U,), spaced evenly over the first cost.
+
+    Only feasible ones that do not cost less than the objectives' range.
+    """
+    stacked = space.settle(np.stack(genomes))
+    costs = space.costs(stacked)
+    inside = space.feasible(stacked)
+    for name, floor in zip(objectives.costs, objectives.floors, strict=True):
+        inside &= costs[name] >= floor
+    kept = stacked[inside]
+    if not len(kept):
+        return []
+    cost = costs[objectives.costs[0]][inside]
+    wanted = np.linspace(cost.max(), cost.min(), count)
+    nearest = np.abs(cost - wanted[:, None]).argmin(axis=1)
+    return list(kept[list(dict.fromkeys(nearest.tolist()))])
+
+
+def flap_ladder(
+    space: SearchSpace, objectives: Objectives, scores: Estimation, count: int
+) -> list[Genome]:
+    """Up to `count` genomes (U,) on the way of FLAP's global ranking; none without scores."""
+    if scores.failed is not None:
+        return []
+    path = trajectory(space, thresholds(space, scores.by_unit))
+    return rungs(space, objectives, list(path), count)
+
+
+def measured_ladder(
+    space: SearchSpace,
+    objectives: Objectives,
+    measure: Measure,
+    lowest: Genome,
+    count: int,
+    *,
+    rounds: int,
+    per_gene: int,
+) -> Steps[list[Genome]]:
+    """Up to `count` genomes (U,) of the least harm, down to the first cost of another genome.
+
+    The effects of single changes are measured at the start and added up, see
+    `evocompress.search.auto.sensitivity`; then again where the first part of the ladder ends.
+
+    Args:
+        space: The space.
+        objectives: Their first cost is that of the ladder.
+        measure: Evaluates what is tried.
+        lowest: The genome (U,) whose cost is the ladder's end.
+        count: Length of the ladder.
+        rounds: How many times effects are measured.
+        per_gene: How many levels of each gene are tried each time.
+    """
+    cost, genome = objectives.costs[0], space.genes.start
+    bounded = replace(space, budget={cost: space.costs(genome[None])[cost].item()})
+    shares = np.linspace(1.0, bounded.used(lowest[None])[0], count + 1)[1:]
+    found: list[Genome] = []
+    for targets in np.array_split(shares, rounds):
+        tries = changes(bounded, genome, per_gene)
+        results = yield from measure([genome, *(applied(genome, change) for change in tries)])
+        now, *after = (result.mean for result in results)
+        if not isfinite(now):
+            break
+        effects = [(change, value - now) for change, value in zip(tries, after, strict=True)]
+        found += [best_sum(bounded, genome, effects, target) for target in targets]
+        genome = found[-1] if found else genome
+    return found

@@ -1,0 +1,27 @@
+"""MOEA/D (Zhang & Li 2007): a front as many neighbouring problems of a single objective."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from evocompress.core.errors import ConfigError
+from evocompress.search.evolution.evolved_front import EvolvedFront
+
+
+class MOEAD(EvolvedFront):
+    """Each candidate of the population is the best one for a weighting of the objectives.
+
+    A child's parents are neighbours, and it takes the place of every neighbour for whose
+    weighting it is better.
+    """
+
+    algorithm: ClassVar[str] = "moead"
+
+    def _check_settings(self, tokens: int | None) -> None:
+        super()._check_settings(tokens)
+        offspring, population = self._settings.offspring, self._settings.population
+        if offspring is not None and offspring > population:
+            raise ConfigError(
+                f"search.offspring: {offspring} is more than the population of {population}, and "
+                "moead makes one child for each of its candidates"
+            )

@@ -1,0 +1,17 @@
+"""NSGA-III (Deb & Jain 2014): a front kept even along reference directions."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from evocompress.search.evolution.evolved_front import EvolvedFront
+
+
+class NSGA3(EvolvedFront):
+    """Survivors by layers of the front, and within the last layer by reference directions.
+
+    Made for three objectives and more, where crowding tells little: directions are spread
+    evenly over the costs and the value, each scaled to the range of the front.
+    """
+
+    algorithm: ClassVar[str] = "nsga3"

@@ -1,0 +1,1 @@
+"""How many tokens candidates are measured on, and which of them get more."""

@@ -1,0 +1,129 @@
+"""Searching for a front: all are compared on the same tokens, the best again on more of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated, ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from evocompress.core.arrays import Genome
+from evocompress.core.fields import Number, Tokens, Whole
+from evocompress.core.pareto import spread
+from evocompress.search.base import Problem, SearcherSettings
+from evocompress.search.fidelity.plan import plan
+from evocompress.search.generator_searcher import ProceduralSearcher, Procedure, Steps
+from evocompress.search.objectives import Measured, choose
+
+Share = Annotated[Number, Field(ge=0, le=1e18)]
+
+
+class FrontSettings(SearcherSettings):
+    """Settings of every search for a front.
+
+    Attributes:
+        objectives: Costs that span the front with the proxy's value; the costs of the budget
+            if left out.
+        range: {objective: (lowest, highest)} that matters, as shares of the dense model's cost
+            where at most 1. Highest is kept like a budget; what costs less than lowest counts
+            as costing the lowest, so that nothing is gained by going below it.
+        candidate_tokens: Tokens on which every candidate is compared, always the same ones.
+        front_tokens: Tokens on which the front is measured again at the end, among them the
+            ones above; the whole pool if left out.
+        front_size: How many candidates are measured again.
+    """
+
+    objectives: tuple[str, ...] = ()
+    range: dict[str, tuple[Share, Share]] = {}
+    candidate_tokens: Tokens | None = None
+    front_tokens: Tokens | None = None
+    front_size: Annotated[Whole, Field(ge=2, le=10_000)] = 20
+
+
+class FrontSearcher(ProceduralSearcher):
+    """Collects candidates on few tokens, and in the end measures their front on more.
+
+    As much of the front as is asked for, spread over its length, is measured again. The
+    incumbent is the knee of the front. The dense model may take part in the search, but is not
+    on the front: it is known anyway.
+    """
+
+    checks_tokens: ClassVar[bool] = True
+    levers: ClassVar[tuple[str, ...]] = ("front_tokens", "front_size")
+    """Settings that lower the tokens which start and end take."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        settings: FrontSettings,
+        rng: np.random.Generator,
+        *,
+        first: int = 1,
+        references: int = 0,
+        estimates: int = 0,
+    ) -> None:
+        """Sets the tokens for start and end aside.
+
+        Args:
+            problem: What is searched.
+            settings: The settings.
+            rng: Source of randomness.
+            first: Candidates of the start.
+            references: How many candidates are measured with the front, at most.
+            estimates: Estimates of the start, each on the tokens of the front.
+        """
+        space, self._objectives = choose(problem.space, settings.objectives, settings.range)
+        self._front_size = settings.front_size
+        self._plan = plan(
+            problem.pool,
+            problem.tokens,
+            rng,
+            candidate_tokens=settings.candidate_tokens,
+            front_tokens=settings.front_tokens,
+            finalists=settings.front_size + references,
+            first=first,
+            estimates=estimates,
+            levers=self.levers,
+        )
+        self._spent = 0
+        self._archive: list[Measured] = []
+        super().__init__(replace(problem, space=space), rng)
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """The costs that span the front with the proxy's value."""
+        return self._objectives.costs
+
+    def _affordable(self, references: int = 0) -> int | None:
+        """How many candidates can still be compared before the end; ``None``: any number."""
+        return self._plan.affordable(self._spent, self._front_size + references)
+
+    def _compare(self, genomes: Sequence[Genome]) -> Steps[list[Measured]]:
+        """Measures genomes (U,) beside all others and keeps them for the front."""
+        measured = yield from self._measure(genomes, self._plan.search)
+        self._archive += measured
+        self._best = self._objectives.balanced(self._space, self._archive) or self._best
+        return measured
+
+    def _measure_front(self, references: Sequence[Genome] = ()) -> Procedure:
+        """Measures the front and the references (U,) again; its knee becomes the incumbent."""
+        finalists = {genome.tobytes(): genome for genome in [*self._front(), *references]}
+        front = yield from self._measure(list(finalists.values()), self._plan.front)
+        self._best = self._objectives.balanced(self._space, front) or self._best
+
+    def _front(self) -> list[Genome]:
+        """The front's genomes (U,), evenly spread; where it is short, the next layers'."""
+        entries = [entry for entry in self._archive if entry.candidate.levels]
+        if not entries:
+            return []
+        points = self._objectives.of(self._space, entries)
+        return [entries[index].genome for index in spread(points, self._front_size)]
+
+    def _measure(
+        self, genomes: Sequence[Genome], micro_batches: tuple[int, ...]
+    ) -> Steps[list[Measured]]:
+        self._spent += len(genomes) * sum(self._pool.tokens[index] for index in micro_batches)
+        results = yield from self._evaluate(genomes, micro_batches)
+        return [Measured(genome, result) for genome, result in zip(genomes, results, strict=True)]

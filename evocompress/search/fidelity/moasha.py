@@ -1,0 +1,175 @@
+"""MO-ASHA (Schmucker et al. 2021, 2106.12639): few tokens for all, more for the best third."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated, ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from evocompress.core.arrays import Genome
+from evocompress.core.errors import ConfigError
+from evocompress.core.fields import Many, Size, Tokens, Whole
+from evocompress.core.types import Evaluate, Result
+from evocompress.search.base import Problem, SearcherSettings
+from evocompress.search.fidelity.front_search import Share
+from evocompress.search.fidelity.halving import Rung, Schedule, ladder, price, priority
+from evocompress.search.generator_searcher import ProceduralSearcher, Procedure
+from evocompress.search.objectives import Measured, Objectives, choose
+from evocompress.search.operators.cost_sampling import at_any_cost, span
+from evocompress.search.operators.mutation import distinct
+from evocompress.space import sampling
+from evocompress.space.budget import require
+from evocompress.space.space import SearchSpace
+
+
+class MOASHASettings(SearcherSettings):
+    """Settings of `MOASHA`.
+
+    Attributes:
+        objectives: Costs that span the front with the proxy's value. Where neither they nor a
+            range are given, only the value counts, and the budget is used up.
+        range: {objective: (lowest, highest)} that matters, as in `front_search.FrontSettings`.
+        configurations: How many random candidates there are at most; without it the tokens set
+            the end.
+        batch: How many candidates are asked for at once.
+        eta: One of so many candidates of a rung comes to the next one, which has so many times
+            the tokens.
+        grace_tokens: Tokens of the first rung; about 2048 if left out.
+        max_tokens: Tokens of the last rung; if left out there are as many rungs as the pool and
+            the limits of the search allow.
+    """
+
+    objectives: tuple[str, ...] = ()
+    range: dict[str, tuple[Share, Share]] = {}
+    configurations: Many | None = None
+    batch: Size = 27
+    eta: Annotated[Whole, Field(ge=2, le=10_000)] = 3
+    grace_tokens: Tokens | None = None
+    max_tokens: Tokens | None = None
+
+
+class MOASHA(ProceduralSearcher):
+    """Random candidates, of whom ever fewer are measured on ever more tokens.
+
+    The paper's rule for a free worker, applied for all places of a batch at once: whoever is in
+    the best part of a rung goes on to the next, those of the highest rung first; places that are
+    left get new candidates. So the best of a rung are chosen anew whenever it grows, and nobody
+    waits for a rung to be complete. The incumbent is the knee of the highest rung.
+    """
+
+    checks_tokens: ClassVar[bool] = True
+    Settings: ClassVar[type[SearcherSettings]] = MOASHASettings
+
+    def __init__(
+        self, problem: Problem, settings: MOASHASettings, rng: np.random.Generator
+    ) -> None:
+        if problem.tokens is None and settings.configurations is None:
+            raise ConfigError(
+                "search: moasha ends by search.tokens or search.configurations; give one"
+            )
+        space, self._objectives = _objectives(problem.space, settings)
+        self._settings = settings
+        schedule = Schedule(
+            eta=settings.eta,
+            grace=settings.grace_tokens,
+            most=settings.max_tokens,
+            tokens=problem.tokens,
+            configurations=settings.configurations,
+        )
+        self._rungs = ladder(problem.pool, schedule, rng)
+        self._left = problem.tokens
+        each = price([rung.tokens for rung in self._rungs], settings.eta)
+        self._planned = int((problem.tokens or 0) / each)
+        self._drawn: set[bytes] = set()
+        self._spans = {
+            name: span(space, name, floor)
+            for name, floor in zip(self._objectives.costs, self._objectives.floors, strict=True)
+        }
+        super().__init__(replace(problem, space=space), rng)
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """The costs that span the front with the proxy's value."""
+        return self._objectives.costs
+
+    def _search(self) -> Procedure:
+        while jobs := self._jobs():
+            answers = yield [
+                Evaluate(self._space.candidate(genome), rung.micro_batches) for rung, genome in jobs
+            ]
+            for (rung, genome), result in zip(jobs, answers, strict=True):
+                assert isinstance(result, Result)
+                rung.measured.append(Measured(genome, result))
+            self._crown()
+
+    def _jobs(self) -> list[tuple[Rung, Genome]]:
+        """What to measure next, and where: promotions from above, and new candidates."""
+        jobs: list[tuple[Rung, Genome]] = []
+        for lower, upper in reversed(list(zip(self._rungs, self._rungs[1:], strict=False))):
+            for entry in self._promotable(lower):
+                if len(jobs) < self._settings.batch and self._pays(upper):
+                    lower.promoted.add(entry.candidate.id)
+                    jobs.append((upper, entry.genome))
+        first = self._rungs[0]
+        for genome in distinct(self._new, self._places(len(jobs))):
+            self._pays(first)
+            self._drawn.add(genome.tobytes())
+            jobs.append((first, genome))
+        return jobs
+
+    def _pays(self, rung: Rung) -> bool:
+        """Takes the tokens of one more candidate on a rung, if they are left."""
+        if self._left is None:
+            return True
+        if rung.tokens > self._left:
+            return False
+        self._left -= rung.tokens
+        return True
+
+    def _promotable(self, rung: Rung) -> list[Measured]:
+        """The best part of a rung, the best ones first, without who has gone on."""
+        count = len(rung.measured) // self._settings.eta
+        if not count:
+            return []
+        order = priority(self._objectives.of(self._space, rung.measured), count)
+        best = [rung.measured[index] for index in order]
+        return [entry for entry in best if entry.candidate.id not in rung.promoted]
+
+    def _places(self, taken: int) -> int:
+        """How many new candidates there may be in a batch.
+
+        Tokens pay for as many as leave enough for the best ones to go on, and when all of these
+        have gone on, for more.
+        """
+        limits = [self._settings.batch - taken]
+        if self._left is not None:
+            spare = self._left // self._rungs[0].tokens
+            planned = self._planned - len(self._drawn)
+            limits.append(min(planned, spare) if taken or planned > 0 else spare)
+        if self._settings.configurations is not None:
+            limits.append(self._settings.configurations - len(self._drawn))
+        return min(limits)
+
+    def _new(self) -> Genome | None:
+        """A random feasible genome (U,), ``None`` where it is not new."""
+        if self._spans:
+            cost = self._objectives.costs[int(self._rng.integers(len(self._spans)))]
+            genome = at_any_cost(self._space, cost, self._spans[cost], self._rng)
+        else:
+            genome = sampling.random(self._space, self._rng)
+        return None if genome.tobytes() in self._drawn else genome
+
+    def _crown(self) -> None:
+        """Makes the knee of the highest rung where anything could be measured the incumbent."""
+        bests = (self._objectives.balanced(self._space, r.measured) for r in self._rungs[::-1])
+        self._best = next((best for best in bests if best is not None), self._best)
+
+
+def _objectives(space: SearchSpace, settings: MOASHASettings) -> tuple[SearchSpace, Objectives]:
+    """The value alone for a budget, or the value and costs."""
+    if settings.objectives or settings.range:
+        return choose(space, settings.objectives, settings.range)
+    require(space)
+    return space, Objectives((), np.empty(0))

@@ -1,0 +1,1 @@
+"""Random changes of genomes, and genomes at random."""

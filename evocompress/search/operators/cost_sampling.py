@@ -1,0 +1,46 @@
+"""Random genomes at all costs, for a search that has no single target."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import inf
+
+import numpy as np
+
+from evocompress.core.arrays import Genome
+from evocompress.space import sampling
+from evocompress.space.budget import floors
+from evocompress.space.space import SearchSpace
+
+
+def span(space: SearchSpace, cost: str, floor: float = 0.0) -> tuple[float, float]:
+    """The least and the largest amount of a cost within the budget.
+
+    Args:
+        space: The space; its budget can be met.
+        cost: Name of the cost.
+        floor: What is no gain to go below.
+    """
+    lowest = floors(space)
+    least = space.costs(lowest[space.feasible(lowest)])[cost].min()
+    widest = np.zeros((1, len(space.units)), dtype=np.int64)
+    most = min(space.costs(widest)[cost].item(), space.budget.get(cost, inf))
+    least = min(max(least, floor), most)
+    return float(least), float(most)
+
+
+def at_any_cost(
+    space: SearchSpace, cost: str, ends: tuple[float, float], rng: np.random.Generator
+) -> Genome:
+    """A random feasible genome (U,) that uses up a random bound on one cost.
+
+    Independent levels alone would give nearly every genome the same cost: that of the mean.
+
+    Args:
+        space: The space.
+        cost: Name of the cost.
+        ends: Between which the bound is drawn, see `span`.
+        rng: Source of randomness.
+    """
+    bound = float(rng.uniform(*ends))
+    return sampling.random(replace(space, budget=space.budget | {cost: bound}), rng)

@@ -1,0 +1,1 @@
+"""What is predicted of candidates from those that were measured or estimated."""

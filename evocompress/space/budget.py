@@ -1,0 +1,155 @@
+"""Budgets: upper bounds on costs, and whether a space can meet them.
+
+Levels of a gene are not ordered: fewer key-value heads with more queries each cost less of one
+thing and more of another. But each gene has a least level, which costs no more than any other
+of anything, and so has a space a few least genomes: a budget that any genome meets is met by one
+of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evocompress.core.arrays import Genome
+from evocompress.core.config_file import nearest
+from evocompress.core.errors import BudgetError, ConfigError
+from evocompress.core.types import UnitKind
+from evocompress.space.costs import CACHED, COSTS, ROUTED, TIMED, CostModel
+from evocompress.space.space import TOLERANCE, SearchSpace
+
+ATTENTIVE: tuple[UnitKind, ...] = ("attention", "block")
+"""The kinds of units without any of which a model has no attention."""
+
+
+def check_cost(name: str, model: CostModel, key: str) -> None:
+    """Refuse the name of a cost that cannot be told.
+
+    Args:
+        name: The cost.
+        model: The model's costs.
+        key: The setting that names it, for the message.
+
+    Raises:
+        ConfigError: It is unknown, the model has none, or it needs a latency table and there is
+            none.
+    """
+    if name in model.costs:
+        return
+    if name in CACHED and "kv_bytes" not in model.costs:
+        known = ", ".join(name for name in COSTS if name not in CACHED)
+        raise ConfigError(
+            f"{key}: '{name}' is a cost of decoding with a key-value cache, which this model does "
+            f"not have; choose from {known}"
+        )
+    if name in ROUTED:
+        raise ConfigError(
+            f"{key}: '{name}' is a cost of mixtures of experts, and this model is none: all its "
+            "parameters are active, so use params"
+        )
+    if name in TIMED and not model.costs.keys().isdisjoint(ROUTED):
+        raise ConfigError(
+            f"{key}: '{name}' cannot be measured for mixtures of experts, whose time depends on "
+            "the routing; use flops, active_params or weight_bytes"
+        )
+    if name in TIMED:
+        raise ConfigError(
+            f"{key}: '{name}' needs a latency table of this model on this device: measure one "
+            "with `evocompress profile`"
+        )
+    raise ConfigError(f"{key}: unknown cost '{name}'; {nearest(name, COSTS)}")
+
+
+def resolve(budget: Mapping[str, float], model: CostModel) -> dict[str, float]:
+    """Absolute bounds, see `absolute`.
+
+    Raises:
+        ConfigError: A cost is unknown.
+    """
+    for name in budget:
+        check_cost(name, model, "space.budget")
+    dense = model.dense()
+    return {name: absolute(bound, dense[name]) for name, bound in budget.items()}
+
+
+def absolute(bound: float, dense: float) -> float:
+    """A bound in the cost's own unit; one of at most 1 is a share of the dense model's cost."""
+    return bound * dense if bound <= 1 else float(bound)
+
+
+def require(space: SearchSpace) -> None:
+    """Refuse a space without a budget.
+
+    Raises:
+        ConfigError: It has none.
+    """
+    if not space.budget:
+        raise ConfigError(
+            "space.budget is missing: this search needs one, e.g. {body_params: 0.75}"
+        )
+
+
+def floors(space: SearchSpace) -> Genome:
+    """The most compressed genomes (F, U): what any genome can meet, one of these meets.
+
+    There are several where each of them keeps another one of the attentions, the last. Mixtures
+    keep as many experts as a token uses, those with the most zeros.
+    """
+    genes = space.genes
+    least = genes.sizes - 1
+    every = least[None]
+    if not genes.keep_attention(least[None])[0]:
+        keepers = [g for g in genes.droppable if genes.units[g].kind in ATTENTIVE]
+        every = np.tile(least, (len(keepers), 1))
+        every[np.arange(len(keepers)), keepers] -= 1
+    elif not genes.mixtures:
+        return every
+    return space.settle(genes.with_experts(every, _zeros(space)))
+
+
+def _zeros(space: SearchSpace) -> NDArray[np.float64]:
+    """For each gene (U,) that is an expert the most zeros that its matrices can have."""
+    genes = space.genes
+    zeros: dict[str, int] = {}
+    for gene in genes.matrices.tolist():
+        for unit in genes.members[gene]:
+            zeros[unit.parent or ""] = (
+                zeros.get(unit.parent or "", 0) + genes.levels[gene][-1].zeros
+            )
+    return np.array([zeros.get(unit.name, 0) for unit in genes.units], dtype=np.float64)
+
+
+def check_reachable(space: SearchSpace) -> None:
+    """Refuse a budget that even the most compressed genomes exceed.
+
+    Raises:
+        BudgetError: With the range of the cost that the space can reach.
+    """
+    lowest = floors(space)
+    if space.feasible(lowest).any():
+        return
+    most, least = space.costs(np.zeros_like(lowest[:1])), space.costs(lowest)
+    dense = space.cost_model.dense()
+    for name, bound in space.budget.items():
+        if least[name].min() > bound * (1 + TOLERANCE):
+            raise BudgetError(
+                f"space.budget.{name}: {_amount(bound, dense[name])} cannot be reached; this "
+                f"space spans {_amount(least[name].min(), dense[name])} to "
+                f"{_amount(most[name].item(), dense[name])}: "
+                "raise the bound or let the space compress more"
+            )
+    raise BudgetError(
+        f"space.budget: each of {', '.join(space.budget)} can be reached, but not together: "
+        "raise one of the bounds"
+    )
+
+
+def _amount(value: float, dense: float) -> str:
+    """A cost and its share of the dense model's, which is not shown as zero unless it is."""
+    if not dense:
+        return f"{value:.5g}"
+    share = value / dense
+    shown = f"{100 * share:.2g}%" if 0 < share < 0.001 else f"{share:.1%}"
+    return f"{value:.5g} ({shown} of dense)"

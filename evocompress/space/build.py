@@ -1,0 +1,130 @@
+"""Builds the search space that a configuration describes for a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from evocompress.core.canonical import SUBLAYERS, unlike_blocks
+from evocompress.core.config import SpaceConfig
+from evocompress.core.errors import ConfigError
+from evocompress.core.types import DENSE, DROP, Architecture, Level, Unit
+from evocompress.space import budget as budgets
+from evocompress.space.costs import LatencyTable, cost_model
+from evocompress.space.encoding import Genes
+from evocompress.space.format_constraint import Obstacle, fitting
+from evocompress.space.levels import check_patterns, droppable, sparsity_levels, width_levels
+from evocompress.space.space import SearchSpace
+
+
+def build_space(
+    units: Sequence[Unit],
+    architecture: Architecture,
+    config: SpaceConfig,
+    *,
+    length: int | None = None,
+    adds_bias: bool = False,
+    latency: LatencyTable | None = None,
+    obstacle: Obstacle | None = None,
+) -> SearchSpace:
+    """The search space that a configuration describes for a model.
+
+    Without a budget a space of sparsities is bounded by the non-zero weights of its uniform
+    genome, and another by nothing.
+
+    Args:
+        units: All units of the model, parents before their children.
+        architecture: The model's dimensions.
+        config: What may be compressed and within which budget.
+        length: Tokens of the sequence that FLOPs and cache are counted for; see `cost_model`.
+        adds_bias: Whether the width criterion gives the output of a narrowed sub-layer a bias
+            (`evocompress.compression.criteria.base.StructuredCriterion`). Levels say so where the
+            output matrix has none of its own.
+        latency: The table of the costs ``latency`` and ``decode_latency``.
+        obstacle: What keeps the format that ``fits`` names from expressing a candidate, if
+            something does. Levels for which there is such a thing are left out.
+
+    Raises:
+        ConfigError: A value of the configuration does not fit the model.
+        BudgetError: No genome meets the budget.
+    """
+    if config.drop and config.drop.merge and any(unit.positions for unit in units):
+        raise ConfigError(
+            "space.drop.merge: blocks of convolutions cannot be merged, because their batch norms "
+            "would not fit the merged matrices; leave merge out"
+        )
+    if config.drop and config.drop.merge and (other := unlike_blocks(units)):
+        raise ConfigError(f"space.drop.merge: {other}; leave merge out")
+    genes = _genes(units, architecture, config, adds_bias)
+    if obstacle is not None:
+        genes = fitting(genes, obstacle, f"space.fits: format '{config.fits}'")
+    model = cost_model(units, architecture, length=length, latency=latency)
+    matrices = {genes.units[index].name: genes.levels[index] for index in genes.matrices}
+    table = model.table(genes.part_levels, matrices)
+    space = SearchSpace(genes, model, table, budgets.resolve(config.budget, model))
+    if config.budget:
+        budgets.check_reachable(space)
+    elif config.sparsity and not (config.width or config.drop):
+        nonzeros = space.costs(genes.start[None])["matrix_nonzeros"].item()
+        return replace(space, budget={"matrix_nonzeros": nonzeros})
+    return space
+
+
+def _genes(
+    units: Sequence[Unit], architecture: Architecture, config: SpaceConfig, adds_bias: bool
+) -> Genes:
+    _check_combination(config)
+    removable: frozenset[str] = frozenset()
+    narrow: dict[str, tuple[Level, ...]] = {}
+    levels: dict[str, tuple[Level, ...]] = {}
+    targets: dict[str, int] = {}
+    if config.drop:
+        removable = droppable(units, config.drop)
+    if config.width:
+        narrow = width_levels(units, architecture, config.width, adds_bias=adds_bias)
+    for unit in units:
+        smaller = (*narrow.get(unit.name, ()), *((DROP,) if unit.name in removable else ()))
+        if smaller:
+            levels[unit.name] = (DENSE, *smaller)
+    if config.sparsity:
+        for name, (choice, target) in sparsity_levels(units, architecture, config.sparsity).items():
+            levels[name], targets[name] = choice, target
+        check_patterns(units, narrow, levels, architecture.head_dim)
+    members = _members([unit for unit in units if unit.name in levels], config)
+    return Genes(
+        tree=tuple(units),
+        members=members,
+        levels=tuple(levels[first.name] for first, *_ in members),
+        start=np.array([targets.get(first.name, 0) for first, *_ in members], dtype=np.int64),
+        merges=bool(config.drop and config.drop.merge),
+    )
+
+
+def _members(units: Sequence[Unit], config: SpaceConfig) -> tuple[tuple[Unit, ...], ...]:
+    """Which units share a gene: each has its own, but for the sub-layers of a uniform width."""
+    uniform = config.width is not None and config.width.uniform
+    tied: dict[str, list[Unit]] = {}
+    for unit in units:
+        shared = uniform and unit.kind in SUBLAYERS
+        tied.setdefault(unit.kind if shared else unit.name, []).append(unit)
+    return tuple(tuple(members) for members in tied.values())
+
+
+def _check_combination(config: SpaceConfig) -> None:
+    """Refuse parts of a space that contradict each other."""
+    if not (config.sparsity or config.width or config.drop):
+        raise ConfigError(
+            "space: nothing may be compressed; give 'sparsity', 'width', 'drop' or several"
+        )
+    if config.drop and config.drop.merge and (config.width or config.sparsity):
+        raise ConfigError(
+            "space.drop.merge: merged blocks can be neither narrowed nor given zeros; leave out "
+            "'width' and 'sparsity'"
+        )
+    if config.width and config.width.uniform and config.drop and config.drop.units != ("block",):
+        raise ConfigError(
+            "space.width.uniform makes all layers alike, so only whole blocks can be dropped: "
+            "give space.drop.units [block]"
+        )

@@ -1,0 +1,96 @@
+"""What a candidate costs: every cost is a base plus a sum over the sub-layers that are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from evocompress.core.errors import ConfigError
+from evocompress.core.types import Architecture, Unit
+from evocompress.space.costs.flops import flops_costs
+from evocompress.space.costs.latency import LatencyTable
+from evocompress.space.costs.memory import memory_costs
+from evocompress.space.costs.model import Cost, CostModel, CostTable
+from evocompress.space.costs.parameters import parameter_costs
+from evocompress.space.costs.sublayers import Left, Part, level_of, outline
+from evocompress.space.costs.text import amount_text
+from evocompress.space.costs.timing import TIMED, timing_costs
+
+__all__ = [
+    "CACHED",
+    "COSTS",
+    "DEFAULT_LENGTH",
+    "ROUTED",
+    "TIMED",
+    "Cost",
+    "CostModel",
+    "CostTable",
+    "LatencyTable",
+    "Left",
+    "Part",
+    "amount_text",
+    "cost_model",
+    "level_of",
+    "outline",
+]
+
+DEFAULT_LENGTH = 512
+
+COSTS: dict[str, str] = {
+    "params": "all parameters: tied weights once, zeros counted",
+    "active_params": "parameters that a token uses, of a mixture of experts, zeros counted",
+    "body_params": "parameters of the blocks, zeros counted",
+    "nonzeros": "all parameters without the zeros in matrices",
+    "body_nonzeros": "parameters of the blocks without the zeros in matrices",
+    "matrix_nonzeros": "non-zero weights of the blocks' linear matrices (0.5 is 50% sparsity)",
+    "flops": "floating-point operations of a prefill of one sequence, logits at each position",
+    "decode_flops": "floating-point operations of one decoded token at full context",
+    "weight_bytes": "bytes of all weights stored densely: tied weights once, zeros counted",
+    "kv_bytes": "bytes of the key-value cache of one sequence",
+    "latency": "seconds of a prefill, from a table measured by `evocompress profile`",
+    "decode_latency": "seconds of a decoding step of decode[0] sequences, same table",
+}
+
+
+CACHED = ("decode_flops", "kv_bytes", "decode_latency")
+"""The costs that only a model with a key-value cache has: a causal one."""
+
+ROUTED = ("active_params",)
+"""The costs that only a mixture of experts has; elsewhere a token uses all parameters."""
+
+
+def cost_model(
+    units: Sequence[Unit],
+    architecture: Architecture,
+    *,
+    length: int | None = None,
+    latency: LatencyTable | None = None,
+) -> CostModel:
+    """The costs of every candidate of a model.
+
+    Args:
+        units: All units of the model, in model order.
+        architecture: The model's dimensions.
+        length: Tokens of the sequence of ``flops`` and ``kv_bytes``, and context of
+            ``decode_flops``; 512 where the model takes as many, and where it takes sequences of
+            one length only, as of images, that one.
+        latency: Adds the costs ``latency`` and ``decode_latency``, which a mixture of experts
+            does not have.
+
+    Raises:
+        ConfigError: `length` is not between 1 and the model's context.
+    """
+    if length is None:
+        length = architecture.tokens or min(DEFAULT_LENGTH, architecture.context)
+    if not 1 <= length <= architecture.context:
+        raise ConfigError(
+            f"cost length {length}: give 1 to {architecture.context} tokens, the model's context"
+        )
+    costs = (
+        parameter_costs(architecture)
+        | flops_costs(architecture, length)
+        | memory_costs(architecture, length)
+        | (timing_costs(latency) if latency and not architecture.experts else {})
+    )
+    known = COSTS if architecture.causal else [name for name in COSTS if name not in CACHED]
+    ordered = {name: costs[name] for name in known if name in costs}
+    return CostModel(outline(units, architecture), ordered, length)

@@ -1,0 +1,292 @@
+"""The form that all costs share, and their vectorised evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evocompress.core.types import Candidate, Level
+from evocompress.space.costs.sublayers import Left, Part, level_of
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One cost: ``base + sum over kept sub-layers of amount - per_zero * zeros in matrices``.
+
+    Attributes:
+        base: What no candidate can save.
+        amount: What a sub-layer adds, of which a level leaves so much.
+        per_zero: What one zero in a matrix saves.
+    """
+
+    base: float
+    amount: Callable[[Part, Left], float]
+    per_zero: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class CostTable:
+    """The costs of all combinations of some levels: C costs of P parts in S states.
+
+    Parts are sub-layers and experts.
+
+    Attributes:
+        names: The C costs.
+        base: What no candidate can save (C,).
+        amounts: What each sub-layer adds in each of its states (P, S, C).
+        per_zero: What one zero saves (C,).
+        homes: For each of M matrices the index of its sub-layer (M,).
+        zeros: Zeros of each matrix at each of its levels, by the sub-layer's state (M, S, L).
+    """
+
+    names: tuple[str, ...]
+    base: NDArray[np.float64]
+    amounts: NDArray[np.float64]
+    per_zero: NDArray[np.float64]
+    homes: NDArray[np.int64]
+    zeros: NDArray[np.int64]
+
+    def at(
+        self, states: NDArray[np.int64], choices: NDArray[np.int64]
+    ) -> dict[str, NDArray[np.float64]]:
+        """The costs of N candidates: for each cost an array (N,).
+
+        Args:
+            states: For each sub-layer the index of its state (N, P).
+            choices: For each of the M matrices the index of its level (N, M).
+        """
+        totals = self.totals(states, choices)
+        return {name: totals[:, column] for column, name in enumerate(self.names)}
+
+    def totals(self, states: NDArray[np.int64], choices: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The same as one array (N, C)."""
+        zeros = self._zeros(states, choices)
+        totals: NDArray[np.float64] = self.base - zeros[:, None] * self.per_zero
+        totals += self._sums(states)
+        return totals
+
+    def by_part(self, states: NDArray[np.int64], choices: NDArray[np.int64]) -> NDArray[np.float64]:
+        """What each part adds, the zeros of its matrices taken off (N, P, C).
+
+        With `base` they add up to `totals`.
+        """
+        parts = np.arange(len(self.amounts))
+        zeros = sums_by(self._each_zeros(states, choices), self.homes, len(parts))
+        found: NDArray[np.float64] = self.amounts[parts, states]
+        return found - zeros[:, :, None] * self.per_zero
+
+    def after(
+        self,
+        states: NDArray[np.int64],
+        choices: NDArray[np.int64],
+        moved: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]],
+        matrix: NDArray[np.int64],
+        level: NDArray[np.int64],
+    ) -> NDArray[np.float64]:
+        """The costs of one candidate after each of K changes (K, C).
+
+        Args:
+            states: For each sub-layer the index of its state (P,).
+            choices: For each of the M matrices the index of its level (M,).
+            moved: Three arrays (J,): the index of a change, a part whose state it changes, and
+                the new state.
+            matrix: The matrix whose level a change changes (K,), -1 for none.
+            level: The index of its new level (K,).
+        """
+        change, part, state = moved
+        count = len(matrix)
+        sums = self._sums(states[None]) + np.zeros((count, 1))
+        if self.amounts.shape[1] > 1:
+            by = self.amounts[part, state] - self.amounts[part, states[part]]
+            for column in range(by.shape[1]):
+                sums[:, column] += np.bincount(change, by[:, column], count)
+        zeros = self._zeros(states[None], choices[None]) + np.zeros(count, dtype=np.int64)
+        if len(self.zeros) and self.per_zero.any():
+            zeros += self._zeros_moved(states, choices, matrix, level)
+            if self.zeros.shape[1] > 1:
+                table = self._zeros_by_state(choices)
+                more = table[part, state] - table[part, states[part]]
+                zeros += np.bincount(change, more, count).astype(np.int64)
+        totals: NDArray[np.float64] = self.base - zeros[:, None] * self.per_zero + sums
+        return totals
+
+    def only(self, names: Sequence[str]) -> CostTable:
+        """The table of some of the costs, in the order given."""
+        chosen = [self.names.index(name) for name in names]
+        return CostTable(
+            tuple(names),
+            self.base[chosen],
+            self.amounts[:, :, chosen],
+            self.per_zero[chosen],
+            self.homes,
+            self.zeros,
+        )
+
+    def _sums(self, states: NDArray[np.int64]) -> NDArray[np.float64]:
+        """What all sub-layers add, (N, C) or where they have but one state (C,)."""
+        parts, columns, costs = self.amounts.shape
+        if not costs:
+            return np.zeros((len(states), 0))
+        if columns == 1:
+            constant: NDArray[np.float64] = self.amounts.sum(axis=(0, 1))
+            return constant
+        entries = states + np.arange(parts) * columns
+        tables = self.amounts.reshape(parts * columns, costs).T
+        # All entries are within bounds: "clip" only spares a check that copies them.
+        return np.stack([table.take(entries, mode="clip").sum(axis=1) for table in tables], axis=1)
+
+    def _zeros(self, states: NDArray[np.int64], choices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Zeros in all matrices (N,)."""
+        if not (len(self.zeros) and self.per_zero.any()):
+            return np.zeros(len(states), dtype=np.int64)
+        counted: NDArray[np.int64] = self._each_zeros(states, choices).sum(axis=1)
+        return counted
+
+    def _each_zeros(
+        self, states: NDArray[np.int64], choices: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Zeros in each matrix (N, M)."""
+        matrices, columns, levels = self.zeros.shape
+        entries = choices + np.arange(matrices) * (columns * levels)
+        if columns > 1:
+            entries += states.take(self.homes, axis=1, mode="clip") * levels
+        zeros: NDArray[np.int64] = self.zeros.ravel().take(entries, mode="clip")
+        return zeros
+
+    def _zeros_moved(
+        self,
+        states: NDArray[np.int64],
+        choices: NDArray[np.int64],
+        matrix: NDArray[np.int64],
+        level: NDArray[np.int64],
+    ) -> NDArray[np.int64]:
+        """By how many zeros another level of a matrix (K,) changes a candidate; 0 for no matrix."""
+        state = states[self.homes[matrix]] if self.zeros.shape[1] > 1 else 0
+        by = self.zeros[matrix, state, level] - self.zeros[matrix, state, choices[matrix]]
+        found: NDArray[np.int64] = np.where(matrix < 0, 0, by)
+        return found
+
+    def _zeros_by_state(self, choices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Zeros in the matrices of each part in each of its states (P, S)."""
+        each = self.zeros[np.arange(len(choices)), :, choices]
+        found = sums_by(each.T, self.homes, len(self.amounts)).T
+        return found.astype(np.int64)
+
+
+def sums_by(values: NDArray[Any], groups: NDArray[np.int64], count: int) -> NDArray[np.float64]:
+    """Sums of values (N, M) over the members of each of so many groups (N, count).
+
+    Args:
+        values: Of M members.
+        groups: The group of each (M,).
+        count: Of groups; one without members has a sum of zero.
+    """
+    sums = np.zeros((len(values), count))
+    if groups.size:
+        order = np.argsort(groups, kind="stable")
+        found, begins = np.unique(groups[order], return_index=True)
+        sums[:, found] = np.add.reduceat(values[:, order], begins, axis=1)
+    return sums
+
+
+@dataclass(frozen=True, eq=False)
+class CostModel:
+    """All costs of any candidate of one model.
+
+    Sums of whole numbers below 2**53 are exact, whatever their order.
+
+    Attributes:
+        parts: The sub-layers and experts, in model order.
+        costs: For each cost name what it counts.
+        length: Tokens of the sequence that FLOPs and cache are counted for.
+    """
+
+    parts: tuple[Part, ...]
+    costs: Mapping[str, Cost]
+    length: int
+
+    def dense(self) -> dict[str, float]:
+        """The costs of the unchanged model."""
+        return {name: values.item() for name, values in self.of([Candidate()]).items()}
+
+    def of(self, candidates: Sequence[Candidate]) -> dict[str, NDArray[np.float64]]:
+        """The costs of canonical candidates of any widths: for each cost an array (N,).
+
+        A block that others are merged into costs what it costs alone.
+
+        Raises:
+            KeyError: A candidate names a unit that the model does not have.
+            ConfigError: A level is wider than the model.
+        """
+        totals = np.stack([self._total(candidate) for candidate in candidates])
+        return {name: totals[:, column] for column, name in enumerate(self.costs)}
+
+    def table(
+        self, states: Sequence[Sequence[Level]], matrices: Mapping[str, Sequence[Level]]
+    ) -> CostTable:
+        """The costs of all combinations of some levels.
+
+        Args:
+            states: For each part, in the order of `parts`, its possible levels.
+            matrices: {matrix: its possible levels}.
+        """
+        most = max(len(levels) for levels in states)
+        amounts = np.zeros((len(self.parts), most, len(self.costs)))
+        for row, part, levels in zip(amounts, self.parts, states, strict=True):
+            row[: len(levels)] = [self._amounts(part, level) for level in levels]
+        deepest = max((len(levels) for levels in matrices.values()), default=0)
+        zeros = np.zeros((len(matrices), most, deepest), dtype=np.int64)
+        homes = np.array([self._homes[name] for name in matrices], dtype=np.int64)
+        for table, home, (name, levels) in zip(zeros, homes, matrices.items(), strict=True):
+            for row, state in zip(table, states[home], strict=False):
+                row[: len(levels)] = [self._zeros(name, level, state) for level in levels]
+        return CostTable(tuple(self.costs), self._base, amounts, self._per_zero, homes, zeros)
+
+    def _total(self, candidate: Candidate) -> NDArray[np.float64]:
+        """The costs of one candidate (C,)."""
+        levels = candidate.by_name
+        zeros = 0
+        for name in levels.keys() - {part.unit.parent for part in self.parts}:
+            part = self.parts[self._homes[name]]
+            if name != part.unit.name:
+                zeros += self._zeros(name, levels[name], level_of(part, levels))
+        amounts = [self._amounts(part, level_of(part, levels)) for part in self.parts]
+        total: NDArray[np.float64] = self._base + np.sum(amounts, axis=0) - zeros * self._per_zero
+        return total
+
+    def _amounts(self, part: Part, level: Level) -> NDArray[np.float64]:
+        """What a sub-layer adds to each cost at a level (C,)."""
+        if level.drop:
+            return np.zeros(len(self.costs))
+        left = part.left(level)
+        return np.array([cost.amount(part, left) for cost in self.costs.values()])
+
+    def _zeros(self, matrix: str, level: Level, state: Level) -> int:
+        """Zeros that a matrix has at a level while its sub-layer is in a state."""
+        if state.drop:
+            return 0
+        part = self.parts[self._homes[matrix]]
+        unit = next(unit for unit in part.matrices if unit.name == matrix)
+        return level.zeros_left(unit.numel, part.left(state).weights[matrix])
+
+    @cached_property
+    def _base(self) -> NDArray[np.float64]:
+        return np.array([cost.base for cost in self.costs.values()], dtype=np.float64)
+
+    @cached_property
+    def _per_zero(self) -> NDArray[np.float64]:
+        return np.array([cost.per_zero for cost in self.costs.values()], dtype=np.float64)
+
+    @cached_property
+    def _homes(self) -> dict[str, int]:
+        """For each sub-layer and matrix the index of its part."""
+        return {
+            unit.name: index
+            for index, part in enumerate(self.parts)
+            for unit in (part.unit, *part.matrices)
+        }

@@ -1,0 +1,192 @@
+"""The sub-layers of a model and the experts in them, and what a level leaves of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from evocompress.core.errors import ConfigError
+from evocompress.core.types import DENSE, Architecture, Axis, Level, Unit, narrowable
+
+
+@dataclass(frozen=True)
+class Left:
+    """What is left of a sub-layer.
+
+    Attributes:
+        kv_heads: Key-value heads; 0 for an MLP.
+        group_heads: Query heads of each of them; 0 for an MLP.
+        channels: FFN channels; 0 for an attention.
+        weights: {matrix: its weights}.
+        own: Parameters that are in no matrix: norms and biases; of an expert its row of the
+            router.
+        used: Weights of matrices that each token meets. Those of experts count in the MLP that
+            they are in, and there for as many experts as a token uses.
+    """
+
+    kv_heads: int
+    group_heads: int
+    channels: int
+    weights: Mapping[str, int]
+    own: int
+    used: int
+
+    @property
+    def heads(self) -> int:
+        """Query heads; 0 for an MLP."""
+        return self.kv_heads * self.group_heads
+
+    @property
+    def weight(self) -> int:
+        """Weights of all matrices."""
+        return sum(self.weights.values())
+
+
+@dataclass(frozen=True)
+class Part:
+    """One sub-layer, or one expert, at its full width.
+
+    Attributes:
+        unit: The sub-layer, or expert.
+        matrices: Its matrices.
+        own: Its parameters that are in no matrix: norms and biases.
+        kv_heads: Key-value heads; 0 for an MLP.
+        group_heads: Query heads of each of them; 0 for an MLP.
+        channels: FFN channels; 0 for an attention.
+        head_dim: Width of a head.
+        hidden: Width of the residual stream.
+        window: Attention window in tokens; ``None`` for full attention.
+        routed: The matrices of the experts that a token uses, of an MLP that is a mixture.
+        channel_params: Of `own` those that go with one channel.
+        gate: Of `own` those that each token is multiplied with: what weighs a shared expert.
+    """
+
+    unit: Unit
+    matrices: tuple[Unit, ...]
+    own: int
+    kv_heads: int
+    group_heads: int
+    channels: int
+    head_dim: int
+    hidden: int
+    window: int | None
+    routed: tuple[Unit, ...] = ()
+    channel_params: int = 0
+    gate: int = 0
+
+    def left(self, level: Level) -> Left:
+        """What a level that does not drop the sub-layer leaves of it.
+
+        The biases of a matrix go with its rows; a level with a bias adds one to the output.
+
+        Raises:
+            ConfigError: The level is wider than the model.
+        """
+        kv_heads = self._kept(level, level.kv_groups, self.kv_heads)
+        group_heads = self._kept(level, level.group_heads, self.group_heads)
+        channels = self._kept(level, level.channels, self.channels)
+        query, group = kv_heads * group_heads * self.head_dim, kv_heads * self.head_dim
+        lengths: dict[Axis, int] = {
+            "query": query,
+            "key": group,
+            "value": group,
+            "channel": channels,
+            "inner": channels,
+        }
+        weights, cut = {}, self.channel_params * (self.channels - channels)
+        for unit in self.matrices:
+            rows, weights[unit.name] = _size(unit, lengths)
+            cut += (unit.shape[0] - rows) * unit.bias if unit.shape else 0
+        own = self.own - cut + self._outputs * level.bias
+        met = (*self.routed, *(() if self.unit.kind == "expert" else self.matrices))
+        used = sum(_size(unit, lengths)[1] for unit in met)
+        return Left(kv_heads, group_heads, channels, weights, own, used)
+
+    @property
+    def _outputs(self) -> int:
+        """Outputs of the sub-layer: the width of the residual stream there."""
+        shapes = [unit.shape for unit in self.matrices if not unit.rows and unit.shape]
+        return shapes[-1][0] if shapes else self.hidden
+
+    def _kept(self, level: Level, count: int | None, whole: int) -> int:
+        """How many heads or channels stay."""
+        if count is None:
+            return whole
+        if not 0 < count <= whole:
+            raise ConfigError(
+                f"unit '{self.unit.name}' has no level '{level.key}': in this model it has "
+                + (
+                    f"{self.channels} channels"
+                    if self.channels
+                    else f"{self.kv_heads} key-value heads with {self.group_heads} query heads each"
+                )
+            )
+        return count
+
+
+def outline(units: Sequence[Unit], architecture: Architecture) -> tuple[Part, ...]:
+    """The sub-layers and experts among `units`, in model order."""
+    within: dict[str | None, list[Unit]] = {}
+    for unit in units:
+        within.setdefault(unit.parent, []).append(unit)
+    return tuple(
+        _part(unit, within, architecture)
+        for unit in units
+        if unit.kind in ("attention", "mlp", "expert")
+    )
+
+
+def level_of(part: Part, levels: Mapping[str, Level]) -> Level:
+    """The level of a part in a canonical candidate: an expert has the width of its MLP.
+
+    Args:
+        part: The sub-layer or expert.
+        levels: Levels by unit name; what is not named is dense.
+    """
+    own = levels.get(part.unit.name, DENSE)
+    if own.drop or part.unit.kind != "expert":
+        return own
+    return levels.get(part.unit.parent or "", DENSE)
+
+
+def _part(
+    unit: Unit, within: Mapping[str | None, Sequence[Unit]], architecture: Architecture
+) -> Part:
+    block, attention = unit.block, unit.kind == "attention"
+    kv_heads = architecture.kv_heads[block]
+    below = within.get(unit.name, ())
+    experts = [below_it for below_it in below if below_it.kind == "expert"]
+    own = architecture.hidden  # an expert's row of the router
+    if unit.kind != "expert":
+        own = architecture.own_params[block][0 if attention else 1] - len(experts) * own
+    return Part(
+        unit=unit,
+        matrices=tuple(matrix for matrix in below if matrix.kind == "matrix"),
+        own=own,
+        kv_heads=kv_heads if attention else 0,
+        group_heads=architecture.heads[block] // kv_heads if attention else 0,
+        channels=0 if attention else architecture.channels[block],
+        head_dim=architecture.head_dim,
+        hidden=architecture.hidden,
+        window=architecture.windows[block],
+        routed=tuple(m for expert in experts[: unit.active] for m in within[expert.name]),
+        channel_params=0 if attention else _channel_params(architecture, block),
+        gate=architecture.gate if unit.kind == "mlp" else 0,
+    )
+
+
+def _channel_params(architecture: Architecture, block: int) -> int:
+    return architecture.channel_params[block] if architecture.channel_params else 0
+
+
+def _size(unit: Unit, lengths: Mapping[Axis, int]) -> tuple[int, int]:
+    """The rows and the weights of a matrix at some widths."""
+    assert unit.shape is not None
+    rows = _along(unit.rows, lengths, unit.shape[0])
+    columns = unit.patch * _along(unit.columns, lengths, unit.shape[1] // unit.patch)
+    return rows, rows * columns
+
+
+def _along(axes: tuple[Axis, ...], lengths: Mapping[Axis, int], whole: int) -> int:
+    """Rows (columns) of a matrix; all where no level cuts any, as of the residual stream."""
+    return sum(lengths[axis] for axis in axes) if narrowable(axes) else whole

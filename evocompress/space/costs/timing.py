@@ -1,0 +1,25 @@
+"""Seconds, as a measured table tells them."""
+
+from __future__ import annotations
+
+from evocompress.space.costs.latency import LatencyTable, Phase
+from evocompress.space.costs.model import Cost
+from evocompress.space.costs.sublayers import Left, Part
+
+TIMED = ("latency", "decode_latency")
+"""The costs that only a table knows."""
+
+
+def timing_costs(table: LatencyTable) -> dict[str, Cost]:
+    """The costs of `TIMED`: seconds of a prefill, and of one decoding step where there are any."""
+    phases = (table.prefill, table.decode)
+    return {name: _seconds(phase) for name, phase in zip(TIMED, phases, strict=True) if phase}
+
+
+def _seconds(phase: Phase) -> Cost:
+    def amount(part: Part, left: Left) -> float:
+        if part.unit.kind == "attention":
+            return phase.attention_seconds(left.kv_heads, left.group_heads)
+        return phase.mlp_seconds(left.channels)
+
+    return Cost(phase.base, amount)

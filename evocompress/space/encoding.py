@@ -1,0 +1,398 @@
+"""Genomes: candidates of one search space as arrays of level indices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evocompress.core.arrays import Genome
+from evocompress.core.canonical import PARTS, canonical, merge_levels
+from evocompress.core.errors import ConfigError
+from evocompress.core.types import DENSE, DROP, Candidate, Level, Unit
+from evocompress.space.expert_encoding import Mixture
+
+
+@dataclass(frozen=True, eq=False)
+class Genes:
+    """What a space decides about, and what a genome says of it.
+
+    A genome is an array (U,) of indices into each gene's levels; several are an array (N, U).
+    A gene is about one unit, or about several that are tied and have the same level. A gene
+    below a dropped unit is void: its value says nothing.
+
+    Attributes:
+        tree: All units of the model, parents before their children.
+        members: For each of the U genes its units: matrices with levels of sparsity,
+            sub-layers with widths or a drop, or experts and blocks that may be dropped. In
+            model order.
+        levels: For each gene its levels, from most to least parameters. Those of a sub-layer
+            are (dense, narrower ones, drop), as far as it has them: indices of its narrow
+            levels are no order for other costs.
+        start: For each gene the level (U,) it has before any search, and again when a unit
+            above it is restored: a matrix its target, another unit dense.
+        merges: Whether dropped blocks are merged into the last kept one before them.
+    """
+
+    tree: tuple[Unit, ...]
+    members: tuple[tuple[Unit, ...], ...]
+    levels: tuple[tuple[Level, ...], ...]
+    start: Genome
+    merges: bool = False
+
+    @cached_property
+    def units(self) -> tuple[Unit, ...]:
+        """For each gene its first unit."""
+        return tuple(members[0] for members in self.members)
+
+    @cached_property
+    def sizes(self) -> Genome:
+        """Number of levels of each gene (U,)."""
+        return np.array([len(levels) for levels in self.levels], dtype=np.int64)
+
+    @cached_property
+    def by_kind(self) -> dict[str, NDArray[np.int64]]:
+        """For each kind of unit that has genes, their indices."""
+        kinds = [unit.kind for unit in self.units]
+        return {kind: np.flatnonzero([kind == k for k in kinds]) for kind in dict.fromkeys(kinds)}
+
+    @cached_property
+    def matrices(self) -> NDArray[np.int64]:
+        """Indices of the genes that are matrices."""
+        return np.flatnonzero(self.stepped)
+
+    @cached_property
+    def stepped(self) -> NDArray[np.bool_]:
+        """Which genes are moved level by level: the matrices (U,)."""
+        return np.array([unit.kind == "matrix" for unit in self.units])
+
+    @cached_property
+    def options(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Every level of every gene: which gene, and the level's index (all levels,)."""
+        genes = np.repeat(np.arange(len(self.units)), self.sizes)
+        return genes, np.concatenate([np.arange(size) for size in self.sizes])
+
+    @cached_property
+    def drop_index(self) -> Genome:
+        """For each gene the index of the level that drops it (U,), -1 where there is none."""
+        found = [levels.index(DROP) if DROP in levels else -1 for levels in self.levels]
+        return np.array(found, dtype=np.int64)
+
+    @cached_property
+    def droppable(self) -> NDArray[np.int64]:
+        """Indices of the genes that can be dropped."""
+        return np.flatnonzero(self.drop_index >= 0)
+
+    @cached_property
+    def widths(self) -> NDArray[np.int64]:
+        """Indices of the genes that can be narrowed."""
+        return np.flatnonzero([any(level.narrow for level in levels) for levels in self.levels])
+
+    @cached_property
+    def alike_blocks(self) -> tuple[NDArray[np.int64], ...]:
+        """The genes (B, G) of each group of B blocks with the same choices, G genes each."""
+        blocks = np.array([unit.block for unit in self.units])
+        alike: dict[tuple[tuple[str, int, tuple[Level, ...]], ...], list[NDArray[np.int64]]] = {}
+        for block in np.unique(blocks):
+            genes = np.flatnonzero(blocks == block)
+            choices = tuple(
+                (self.units[gene].role, self.units[gene].numel, self.levels[gene]) for gene in genes
+            )
+            alike.setdefault(choices, []).append(genes)
+        return tuple(np.stack(group) for group in alike.values())
+
+    @cached_property
+    def parts(self) -> tuple[Unit, ...]:
+        """The P sub-layers of the model and the experts in them, in model order."""
+        return tuple(unit for unit in self.tree if unit.kind in PARTS)
+
+    @cached_property
+    def part_levels(self) -> tuple[tuple[Level, ...], ...]:
+        """For each part the levels that genomes give it: its gene's, and a drop.
+
+        Those of an expert are the widths of its MLP.
+        """
+        dense = ((DENSE,), *self.levels)
+        own = [dense[gene + 1] for gene in self._part_genes]
+        removable = (self._block_genes >= 0) | (self._expert_genes >= 0)
+        return tuple(
+            (*levels, DROP) if lost and DROP not in levels else levels
+            for levels, lost in zip(own, removable.tolist(), strict=True)
+        )
+
+    def dropped(self, genomes: Genome) -> NDArray[np.bool_]:
+        """Which genes are dropped (N, U)."""
+        dropped: NDArray[np.bool_] = genomes == self.drop_index
+        return dropped
+
+    def states(self, genomes: Genome) -> NDArray[np.int64]:
+        """For each part the index of its level in `part_levels` (N, P)."""
+        genes = self._part_genes
+        own: NDArray[np.int64] = genomes.take(np.maximum(genes, 0), axis=1)
+        own[:, genes < 0] = 0
+        for kind, owners in (("block", self._block_genes), ("expert", self._expert_genes)):
+            if kind in self.by_kind:
+                own = np.where(self._dropped_by(genomes, owners), self._drop_states, own)
+        return own
+
+    def states_after(
+        self, genome: Genome, genes: NDArray[np.int64], levels: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """What `states` gives after each of K changes of one gene, of the parts it is about.
+
+        Args:
+            genome: Before each change (U,).
+            genes: Which gene each changes (K,).
+            levels: The index of its new level (K,).
+
+        Returns:
+            Three arrays (J,): the index of the change, the part and its state.
+        """
+        parts, begins = self._parts_of_genes
+        counts = np.diff(begins)[genes]
+        change = np.repeat(np.arange(len(genes)), counts)
+        within = np.arange(len(change)) - np.repeat(counts.cumsum() - counts, counts)
+        part = parts[begins[genes][change] + within]
+
+        def after(owner: NDArray[np.int64]) -> NDArray[np.int64]:
+            found: NDArray[np.int64] = genome[np.maximum(owner, 0)]
+            return np.where(owner == genes[change], levels[change], found)
+
+        own = self._part_genes[part]
+        state = np.where(own < 0, 0, after(own))
+        for owners in (self._block_genes, self._expert_genes):
+            owner = owners[part]
+            lost = (owner >= 0) & (after(owner) == self.drop_index[np.maximum(owner, 0)])
+            state = np.where(lost, self._drop_states[part], state)
+        return change, part, state
+
+    def void(self, genomes: Genome) -> NDArray[np.bool_]:
+        """Which genes (N, U) lie below dropped units, with all of their members."""
+        if not self.droppable.size:
+            return np.zeros(genomes.shape, dtype=bool)
+        never = np.zeros((len(genomes), 1), dtype=bool)
+        lost = self.states(genomes) == self._drop_states
+        below = self._dropped_by(genomes, self._block_genes)
+        columns = np.concatenate([lost, below, never], axis=1)
+        homes, begins = self._void_columns
+        void: NDArray[np.bool_] = np.logical_and.reduceat(columns[:, homes], begins, axis=1)
+        return void
+
+    def settle(self, genomes: Genome) -> Genome:
+        """The genomes (N, U) with void genes at their start: equal candidates, equal rows."""
+        settled: Genome = np.where(self.void(genomes), self.start, genomes)
+        return settled
+
+    def keep_attention(self, genomes: Genome) -> NDArray[np.bool_]:
+        """Which genomes (N, U) keep at least one attention: others cannot be written.
+
+        All do of a model that never had any.
+        """
+        if self._attention_stays:
+            return np.ones(len(genomes), dtype=bool)
+        kept: NDArray[np.bool_] = np.logical_or.reduce(self.attention_left(genomes), axis=1)
+        return kept
+
+    def attention_left(self, genomes: Genome) -> NDArray[np.bool_]:
+        """Which parts (N, P) are attentions that genomes (N, U) have; all where some must stay."""
+        if self._attention_stays:
+            return np.ones((len(genomes), len(self.parts)), dtype=bool)
+        left: NDArray[np.bool_] = self.states(genomes) != self._drop_states
+        return left & self._attention
+
+    def enough_experts(self, genomes: Genome) -> NDArray[np.bool_]:
+        """Which genomes (N, U) keep as many experts of each mixture as a token uses."""
+        enough: NDArray[np.bool_] = ~np.logical_or.reduce(self.short_mixtures(genomes), axis=1)
+        return enough
+
+    def short_mixtures(self, genomes: Genome) -> NDArray[np.bool_]:
+        """Which parts (N, P) are mixtures with fewer experts than a token uses."""
+        short = np.zeros((len(genomes), len(self.parts)), dtype=bool)
+        for mixture in self.mixtures:
+            missing = mixture.short(genomes, self._lost(genomes, mixture.part))
+            short[:, mixture.part] = missing > 0
+        return short
+
+    def admissible(self, genomes: Genome) -> NDArray[np.bool_]:
+        """Which genomes (N, U) keep an attention, and enough experts of each mixture."""
+        admissible = self.keep_attention(genomes)
+        if self.mixtures:
+            admissible &= self.enough_experts(genomes)
+        return admissible
+
+    def with_experts(self, genomes: Genome, worth: NDArray[np.float64] | None = None) -> Genome:
+        """The genomes (N, U) with as many dropped experts restored as each mixture needs.
+
+        Args:
+            genomes: Those with enough experts are not changed.
+            worth: For each gene (U,) what it is worth to restore it: the most comes first, and
+                of equals the first.
+        """
+        restored = genomes
+        for mixture in self.mixtures:
+            short = mixture.short(genomes, self._lost(genomes, mixture.part))
+            if (short > 0).any():
+                restored = restored.copy() if restored is genomes else restored
+                mixture.restore(restored, short, worth)
+        return restored
+
+    @cached_property
+    def mixtures(self) -> tuple[Mixture, ...]:
+        """The MLPs of experts of which any can be dropped."""
+        experts: dict[str, list[int]] = {}
+        for unit in self.tree:
+            if unit.kind == "expert":
+                experts.setdefault(unit.parent or "", []).append(self._indices.get(unit.name, -1))
+        found = []
+        for part, unit in enumerate(self.parts):
+            genes = [gene for gene in experts.get(unit.name, ()) if gene >= 0]
+            if unit.active and genes:
+                fixed = len(experts[unit.name]) - len(genes)
+                drops = self.drop_index[genes]
+                found.append(Mixture(part, np.array(genes), drops, max(unit.active - fixed, 0)))
+        return tuple(found)
+
+    def _lost(self, genomes: Genome, part: int) -> NDArray[np.bool_]:
+        """Which genomes (N, U) drop a sub-layer, or its block."""
+        drop = self._drop_states[part]
+        if drop < 0:
+            return np.zeros(len(genomes), dtype=bool)
+        owners = [self._part_genes[part], self._block_genes[part]]
+        genes = [gene for gene in owners if gene >= 0]
+        lost: NDArray[np.bool_] = (genomes[:, genes] == self.drop_index[genes]).any(axis=1)
+        return lost
+
+    def candidate(self, genome: Genome) -> Candidate:
+        """The canonical candidate of one genome (U,)."""
+        named = {
+            unit.name: levels[index]
+            for members, levels, index in zip(
+                self.members, self.levels, genome.tolist(), strict=True
+            )
+            for unit in members
+        }
+        if self.merges:
+            named |= merge_levels(self.tree, {n for n, level in named.items() if level.drop})
+        return canonical(named, self.tree)
+
+    def genome(self, candidate: Candidate) -> Genome:
+        """The genome (U,) of a canonical candidate, void genes at their start.
+
+        Raises:
+            ConfigError: The candidate names a unit or a level that the space does not have,
+                or leaves a unit dense that the space always compresses.
+        """
+        genome = self.start.copy()
+        # Parents first: what is dropped says which genes are void.
+        for kind in ("block", *PARTS, "matrix"):
+            live = ~self.void(genome[None])[0]
+            for gene in np.flatnonzero(live & [unit.kind == kind for unit in self.units]).tolist():
+                genome[gene] = self._read(gene, candidate)
+        self._check_read(candidate, self.candidate(genome))
+        return genome
+
+    def _read(self, gene: int, candidate: Candidate) -> int:
+        """The index of a gene's level in a candidate."""
+        unit, levels = self.units[gene], self.levels[gene]
+        named = candidate.by_name
+        if unit.kind == "block":
+            lost = [named.get(part.name) == DROP for part in self.parts if part.parent == unit.name]
+            return levels.index(DROP if all(lost) else DENSE)
+        members = [named.get(member.name, DENSE) for member in self.members[gene]]
+        # A block above may have dropped some of the tied members, never all of them.
+        level = next((level for level in members if level != DROP), DROP)
+        if level not in levels:
+            known = ", ".join(known.key for known in levels)
+            raise ConfigError(f"unit '{unit.name}' has no level '{level.key}' here; it has {known}")
+        return levels.index(level)
+
+    def _check_read(self, candidate: Candidate, read: Candidate) -> None:
+        asked, got = candidate.by_name, read.by_name
+        strays = sorted(asked.keys() - got.keys())
+        if strays:
+            raise ConfigError(f"unit '{strays[0]}' is not one that this search space compresses")
+        other = sorted(name for name in got if asked.get(name) != got[name])
+        if other:
+            raise ConfigError(
+                f"unit '{other[0]}' cannot be '{asked.get(other[0], DENSE).key}' in this search "
+                f"space, where it goes with other units and would be '{got[other[0]].key}'"
+            )
+
+    def _dropped_by(self, genomes: Genome, genes: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which parts (N, P) are dropped by a gene of each (P,), where it has one."""
+        below: NDArray[np.bool_] = self.dropped(genomes)[:, np.maximum(genes, 0)] & (genes >= 0)
+        return below
+
+    @cached_property
+    def _drop_states(self) -> NDArray[np.int64]:
+        """For each part the index of its drop in `part_levels`, -1 for none (P,)."""
+        found = [levels.index(DROP) if DROP in levels else -1 for levels in self.part_levels]
+        return np.array(found, dtype=np.int64)
+
+    @cached_property
+    def _attention(self) -> NDArray[np.bool_]:
+        """Which parts are attentions (P,)."""
+        return np.array([unit.kind == "attention" for unit in self.parts])
+
+    @cached_property
+    def _attention_stays(self) -> bool:
+        """Whether there is no attention, or one that cannot be dropped."""
+        attention = self._attention
+        return not attention.any() or bool((self._drop_states[attention] < 0).any())
+
+    @cached_property
+    def _part_genes(self) -> NDArray[np.int64]:
+        """For each sub-layer its gene, for an expert its MLP's, -1 for none (P,)."""
+        names = [part.parent if part.kind == "expert" else part.name for part in self.parts]
+        return np.array([self._indices.get(name or "", -1) for name in names], dtype=np.int64)
+
+    @cached_property
+    def _expert_genes(self) -> NDArray[np.int64]:
+        """For each expert its own gene; -1 for none, and for other parts (P,)."""
+        genes = [
+            self._indices.get(part.name, -1) if part.kind == "expert" else -1 for part in self.parts
+        ]
+        return np.array(genes, dtype=np.int64)
+
+    @cached_property
+    def _block_genes(self) -> NDArray[np.int64]:
+        """For each part the gene of its block, -1 for none (P,)."""
+        blocks = {unit.block: unit.name for unit in self.tree if unit.kind == "block"}
+        genes = [self._indices.get(blocks.get(part.block, ""), -1) for part in self.parts]
+        return np.array(genes, dtype=np.int64)
+
+    @cached_property
+    def _parts_of_genes(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The parts that each gene is about, one gene's after the other, and where they begin."""
+        owners = np.stack([self._part_genes, self._block_genes, self._expert_genes])
+        kind, part = np.nonzero(owners >= 0)
+        pairs = np.unique(np.stack([owners[kind, part], part], axis=1), axis=0)
+        begins = np.searchsorted(pairs[:, 0], np.arange(len(self.units) + 1))
+        return pairs[:, 1], begins.astype(np.int64)
+
+    @cached_property
+    def _void_columns(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """What voids each gene: columns of (dropped | in a dropped block | never), one run each.
+
+        A matrix is void with its sub-layer or expert, an expert with its sub-layer, a sub-layer
+        with its block, a block never.
+        """
+        places = {part.name: index for index, part in enumerate(self.parts)}
+        count = len(places)
+        runs = [
+            [
+                places[member.parent or ""]
+                if member.kind in ("matrix", "expert")
+                else count + places.get(member.name, count)
+                for member in members
+            ]
+            for members in self.members
+        ]
+        begins = np.cumsum([0, *(len(run) for run in runs[:-1])])
+        return np.concatenate(runs).astype(np.int64), begins
+
+    @cached_property
+    def _indices(self) -> dict[str, int]:
+        return {unit.name: index for index, members in enumerate(self.members) for unit in members}

@@ -1,0 +1,47 @@
+"""Genes of the experts of a mixture, of which as many must stay as a token uses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evocompress.core.arrays import Genome
+
+
+@dataclass(frozen=True, eq=False)
+class Mixture:
+    """An MLP of experts of which some can be dropped.
+
+    Attributes:
+        part: Its index among the parts.
+        genes: Those of its experts (E,).
+        drops: For each the index of the level that drops it (E,).
+        least: How many of these must be kept.
+    """
+
+    part: int
+    genes: Genome
+    drops: Genome
+    least: int
+
+    def short(self, genomes: Genome, lost: NDArray[np.bool_]) -> Genome:
+        """How many experts are missing (N,) in genomes (N, U); none where the MLP is `lost`."""
+        kept = (genomes[:, self.genes] != self.drops).sum(axis=1)
+        return np.where(lost, 0, self.least - kept)
+
+    def restore(
+        self,
+        genomes: Genome,
+        short: Genome,
+        worth: NDArray[np.float64] | None,
+    ) -> None:
+        """Give genomes (N, U), in place, so many dropped experts (N,) back, dense."""
+        order = self.genes
+        if worth is not None:
+            order = self.genes[np.argsort(-worth[self.genes], kind="stable")]
+        drop = dict(zip(self.genes.tolist(), self.drops.tolist(), strict=True))
+        for row in np.flatnonzero(short > 0):
+            gone = [gene for gene in order.tolist() if genomes[row, gene] == drop[gene]]
+            genomes[row, gone[: short[row]]] = 0

@@ -1,0 +1,80 @@
+"""Every change of one gene of a genome, and what is used of the budget after each.
+
+A change of one gene moves few parts of the model, so its costs follow from those of the genome
+and of these parts; the changed genomes themselves are as many as all levels, and are not made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evocompress.core.arrays import Genome
+from evocompress.space.space import SearchSpace
+
+
+@dataclass(frozen=True, eq=False)
+class Changes:
+    """Some of the changes of one gene.
+
+    Attributes:
+        space: The space of the genome.
+        genome: From where (U,).
+        genes: Which gene each changes (K,).
+        levels: The index of its new level (K,).
+        used: What is used of the bounds afterwards (K, bounds).
+    """
+
+    space: SearchSpace
+    genome: Genome
+    genes: NDArray[np.int64]
+    levels: NDArray[np.int64]
+    used: NDArray[np.float64]
+
+    def those(self, chosen: NDArray[np.bool_]) -> Changes:
+        """The changes that are chosen (K,)."""
+        genes, levels, used = self.genes[chosen], self.levels[chosen], self.used[chosen]
+        return Changes(self.space, self.genome, genes, levels, used)
+
+    def changed(self, index: int) -> Genome:
+        """The genome (U,) after one of them."""
+        genome = self.genome.copy()
+        genome[self.genes[index]] = self.levels[index]
+        return genome
+
+    def admissible(self) -> NDArray[np.bool_]:
+        """After which of them (K,) the genome is admissible, see `Genes.admissible`.
+
+        Only what is removed or restored makes a difference.
+        """
+        genes = self.space.genes
+        drops = genes.drop_index[self.genes]
+        touched = (drops >= 0) & ((self.levels == drops) | (self.genome[self.genes] == drops))
+        admissible = np.full(len(touched), genes.admissible(self.genome[None])[0])
+        rows = np.tile(self.genome, (int(touched.sum()), 1))
+        rows[np.arange(len(rows)), self.genes[touched]] = self.levels[touched]
+        admissible[touched] = genes.admissible(rows)
+        return admissible
+
+
+def single_changes(
+    space: SearchSpace, genome: Genome, keep: Sequence[int] | NDArray[np.int64], step: int
+) -> Changes:
+    """All changes of one gene: matrices by a step, others to any other level.
+
+    Args:
+        space: The space of the genome.
+        genome: From where (U,), settled.
+        keep: Genes that are not changed; void ones are not, either.
+        step: 1 or -1.
+    """
+    genes, levels = space.genes.options
+    free = ~space.genes.void(genome[None])[0]
+    free[np.asarray(keep, dtype=np.int64)] = False
+    by = levels - genome[genes]
+    chosen = free[genes] & np.where(space.genes.stepped[genes], by == step, by != 0)
+    genes, levels = genes[chosen], levels[chosen]
+    return Changes(space, genome, genes, levels, space.used_after(genome, genes, levels))

@@ -1,0 +1,134 @@
+"""The search space: which genomes there are, what they cost, and which meet the budget."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evocompress.core.arrays import Genome
+from evocompress.core.types import Candidate, Level, Unit
+from evocompress.space.costs import CostModel, CostTable
+from evocompress.space.encoding import Genes
+
+TOLERANCE = 1e-9
+"""By how much, relatively, a bound may be exceeded: sums of floats are rounded."""
+
+
+@dataclass(frozen=True, eq=False)
+class SearchSpace:
+    """Genomes, their costs and the budget. Build one with `evocompress.space.build.build_space`.
+
+    Attributes:
+        genes: The units that are decided about, and the meaning of a genome.
+        cost_model: The costs of any candidate of the model.
+        table: The costs of the space's own levels.
+        budget: Upper bounds on costs, absolute. Empty where nothing is bounded, which only a
+            search over several objectives can use; see `evocompress.space.budget.require`.
+    """
+
+    genes: Genes
+    cost_model: CostModel
+    table: CostTable
+    budget: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def units(self) -> tuple[Unit, ...]:
+        """For each of the U genes its (first) unit, in model order."""
+        return self.genes.units
+
+    @property
+    def levels(self) -> tuple[tuple[Level, ...], ...]:
+        """For each gene its levels, from most to least parameters."""
+        return self.genes.levels
+
+    def candidate(self, genome: Genome) -> Candidate:
+        """The canonical candidate of a genome (U,)."""
+        return self.genes.candidate(genome)
+
+    def genome(self, candidate: Candidate) -> Genome:
+        """The genome (U,) of a canonical candidate.
+
+        Raises:
+            ConfigError: The candidate is not one of this space.
+        """
+        return self.genes.genome(candidate)
+
+    def settle(self, genomes: Genome) -> Genome:
+        """The genomes (N, U) with void genes at their start: equal candidates, equal rows."""
+        return self.genes.settle(genomes)
+
+    def costs(self, genomes: Genome) -> dict[str, NDArray[np.float64]]:
+        """For each cost of the cost model the values (N,) of genomes (N, U)."""
+        return self.table.at(self.genes.states(genomes), genomes.take(self.genes.matrices, axis=1))
+
+    def used(self, genomes: Genome) -> NDArray[np.float64]:
+        """The budget's costs of genomes (N, U) as multiples of their bounds (N, bounds).
+
+        At most 1 where a bound is met; the bounds are widened by a relative 1e-9.
+        """
+        costs = self._bounded.totals(
+            self.genes.states(genomes), genomes.take(self.genes.matrices, axis=1)
+        )
+        used: NDArray[np.float64] = costs / self._bounds
+        return used
+
+    def used_after(
+        self, genome: Genome, genes: NDArray[np.int64], levels: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        """`used` after each of K changes of one gene of a genome (U,): (K, bounds).
+
+        Args:
+            genome: Before each change.
+            genes: Which gene each changes (K,).
+            levels: The index of its new level (K,).
+        """
+        matrix = self._places[genes]
+        costs = self._bounded.after(
+            self.genes.states(genome[None])[0],
+            genome[self.genes.matrices],
+            self.genes.states_after(genome, genes, levels),
+            matrix,
+            np.where(matrix < 0, 0, levels),
+        )
+        used: NDArray[np.float64] = costs / self._bounds
+        return used
+
+    def used_by_part(self, genomes: Genome) -> NDArray[np.float64]:
+        """What each part of genomes (N, U) adds to `used` (N, P, bounds).
+
+        All parts together lack what no candidate can save.
+        """
+        choices = genomes.take(self.genes.matrices, axis=1)
+        used: NDArray[np.float64] = (
+            self._bounded.by_part(self.genes.states(genomes), choices) / self._bounds
+        )
+        return used
+
+    def feasible(self, genomes: Genome) -> NDArray[np.bool_]:
+        """Which genomes (N, U) meet every bound, up to a relative 1e-9, and are admissible.
+
+        See `evocompress.space.encoding.Genes.admissible`.
+        """
+        feasible = self.genes.admissible(genomes)
+        feasible &= (self.used(genomes) <= 1).all(axis=1)
+        return feasible
+
+    @cached_property
+    def _places(self) -> NDArray[np.int64]:
+        """For each gene its place among the matrices (U,), -1 for others."""
+        places = np.full(len(self.units), -1, dtype=np.int64)
+        places[self.genes.matrices] = np.arange(len(self.genes.matrices))
+        return places
+
+    @cached_property
+    def _bounds(self) -> NDArray[np.float64]:
+        """The bounds, widened by their tolerance (bounds,)."""
+        return np.array(list(self.budget.values())) * (1 + TOLERANCE)
+
+    @cached_property
+    def _bounded(self) -> CostTable:
+        """The costs that are bounded."""
+        return self.table.only(tuple(self.budget))

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from evocompress.models.families import FAMILIES, Family
+from evocompress.testing.families import FamilyContract
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+class TestFamilies(FamilyContract):
+    pass
+
+
+def test_the_key_begins_with_the_model_type() -> None:
+    types = {family.model_type for family in FAMILIES.values()}
+    assert types <= set(FAMILIES)
+    for key, family in FAMILIES.items():
+        assert key == family.model_type or key.startswith(f"{family.model_type}-")
+
+
+def test_the_interface_stays_small() -> None:
+    public = [name for name in vars(Family) if not name.startswith("_")]
+    methods = [name for name in public if callable(getattr(Family, name))]
+    assert len(methods) <= 10
+
+
+def test_the_readme_lists_every_model_type() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    listed = re.search(r"^\| models \| (.*?);", readme, flags=re.MULTILINE)
+    types = dict.fromkeys(family.model_type for family in FAMILIES.values())
+    assert listed is not None and listed[1] == ", ".join(types)
+
+
+def test_the_page_lists_every_family() -> None:
+    page = Path(__file__).parents[2] / "docs" / "families.md"
+    listed = re.findall(r"^\| `([\w-]+)` \|", page.read_text(), flags=re.MULTILINE)
+    assert listed == list(FAMILIES)
+
+
+def test_the_example_of_the_page_is_the_file() -> None:
+    root = Path(__file__).parents[2]
+    file = root / "evocompress" / "families" / "starcoder2.py"
+    assert f"```python\n{file.read_text()}```" in (root / "docs" / "families.md").read_text()

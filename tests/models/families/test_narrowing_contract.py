@@ -1,0 +1,11 @@
+from __future__ import annotations
+
+import pytest
+
+from evocompress.models.families import FAMILIES
+from evocompress.testing.narrowing import NarrowingContract
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+class TestNarrowing(NarrowingContract):
+    pass

@@ -1,0 +1,88 @@
+"""Predicted costs against what torch counts on tiny models of every family."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedModel
+
+from evocompress.core.canonical import canonical
+from evocompress.core.types import DROP, Architecture, Candidate
+from evocompress.models.dummy_inputs import random_batch
+from evocompress.models.families import FAMILIES, family_of
+from evocompress.space.costs import CostModel, cost_model
+from evocompress.testing.staged import require_packages
+from evocompress.testing.tiny import tiny_model
+
+LENGTH = 16
+
+
+def reduced(
+    model_type: str, dropped: list[tuple[int, str]]
+) -> tuple[PreTrainedModel, Architecture, CostModel, Candidate]:
+    """A tiny model without some sub-layers, as far as it has them, and what is predicted for it."""
+    require_packages(model_type)
+    model = tiny_model(model_type, layers=3)
+    family = family_of(model)
+    units, architecture = family.units(model), family.architecture(model)
+    names = {f"{family.block_names[i]}.{name}": (i, name) for i, name in dropped}
+    droppable = {unit.name for unit in units if unit.droppable}
+    dropped = [place for name, place in names.items() if name in droppable]
+    candidate = canonical({name: DROP for name in names.keys() & droppable}, units)
+    predicted = cost_model(units, architecture, length=architecture.tokens or LENGTH)
+    for index, sublayer in dropped:
+        block = family.blocks(model)[index]
+        for path, module in family.replacements(block, sublayer).items():
+            block.set_submodule(path, module)
+    return model, architecture, predicted, candidate
+
+
+DROPS = [
+    [],
+    [(0, "attention")],
+    [(2, "mlp")],
+    [(1, "attention"), (1, "mlp"), (2, "attention")],
+]
+
+
+@pytest.mark.parametrize("dropped", DROPS)
+@pytest.mark.parametrize("model_type", sorted(FAMILIES))
+def test_parameters_are_those_of_the_reduced_model(model_type, dropped):
+    model, architecture, predicted, candidate = reduced(model_type, dropped)
+    costs = predicted.of([candidate])
+    everything = sum(parameter.numel() for parameter in model.parameters())
+    blocks = sum(p.numel() for p in family_of(model).blocks(model).parameters())
+    assert costs["params"].item() == everything
+    assert costs["body_params"].item() == blocks
+    assert costs["weight_bytes"].item() == everything * architecture.dtype_bytes
+
+
+@pytest.mark.parametrize("dropped", DROPS)
+@pytest.mark.parametrize("model_type", sorted(FAMILIES))
+def test_flops_of_matrices_are_those_torch_counts(model_type, dropped):
+    model, architecture, predicted, candidate = reduced(model_type, dropped)
+    if any(architecture.heads):
+        model.set_attn_implementation("eager")
+    task = family_of(model).task
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(**task.inputs(random_batch(task, model, 1, LENGTH)))
+    operators = counter.get_flop_counts()["Global"]
+    kinds = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.convolution)
+    linear = sum(operators.get(op, 0) for op in kinds)
+    assert predicted.of([candidate])["flops"].item() == linear + attention(architecture, dropped)
+
+
+def attention(architecture: Architecture, dropped: list[tuple[int, str]]) -> int:
+    """Operations of attention, causal and windowed where it is, pair by pair."""
+    length = architecture.tokens or LENGTH
+    pairs = {
+        block: sum(
+            query - (window or length) < key and (key <= query or not architecture.one_way)
+            for query in range(length)
+            for key in range(length)
+        )
+        for block, window in enumerate(architecture.windows)
+        if (block, "attention") not in dropped
+    }
+    return sum(4 * architecture.heads[b] * architecture.head_dim * n for b, n in pairs.items())
