@@ -22,7 +22,7 @@ from evocompress.core.types import Answer, Candidate, Evaluate, Request
 from evocompress.evaluation.calibration.sources import token_streams
 from evocompress.models.loading import LoadedModel
 from evocompress.pipeline import loop
-from evocompress.pipeline.context import Workbench
+from evocompress.pipeline.context import RunContext
 from evocompress.pipeline.journal import Journal
 from evocompress.pipeline.run_folder import RunFolder
 
@@ -210,12 +210,12 @@ class Seed:
         bench = self._bench(self._config("library", everything, criterion, min(BUDGETS)))
         bench.library  # noqa: B018  (made here where it is missing)
 
-    def _bench(self, config: RunConfig) -> Workbench:
-        bench = Workbench(config, RunFolder(config.folder), self._reporter)
+    def _bench(self, config: RunConfig) -> RunContext:
+        bench = RunContext(config, RunFolder(config.folder), self._reporter)
         bench = bench.with_parts(loaded=self._loaded)
         return bench
 
-    def _search(self, bench: Workbench, journal: Journal, known: Sequence[Journal]) -> Candidate:
+    def _search(self, bench: RunContext, journal: Journal, known: Sequence[Journal]) -> Candidate:
         """The winner of a run."""
         with (
             LiveModel(self._loaded, bench.library) as live,
@@ -231,7 +231,7 @@ class Seed:
             ).best.candidate
 
 
-def _share(bench: Workbench, candidate: Candidate) -> float:
+def _share(bench: RunContext, candidate: Candidate) -> float:
     """The candidate's parameters in the blocks, as a fraction of the dense model's."""
     costs = bench.space.cost_model.of([candidate])["body_params"]
     return float(costs[0] / bench.space.cost_model.dense()["body_params"])

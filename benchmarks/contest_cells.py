@@ -22,7 +22,7 @@ from evocompress.core.progress import Reporter
 from evocompress.core.types import Candidate
 from evocompress.models.loading import LoadedModel
 from evocompress.pipeline import loop
-from evocompress.pipeline.context import Workbench
+from evocompress.pipeline.context import RunContext
 from evocompress.pipeline.journal import Journal, Step, read_candidates
 from evocompress.pipeline.run_folder import RunFolder
 
@@ -91,7 +91,7 @@ def readings(
     for tokens in asked:
         limit = tokens if again else asked[-1]
         config = _config(case, f"{searcher}-{seed}-{limit}", name, settings, seed, limit)
-        bench = Workbench(config, RunFolder(config.folder), reporter)
+        bench = RunContext(config, RunFolder(config.folder), reporter)
         bench = bench.with_parts(loaded=loaded)
         steps, seconds = _searched(bench)
         within = [step for step in steps if step.requested <= tokens and step.incumbent]
@@ -122,7 +122,7 @@ def _config(
     )
 
 
-def _searched(bench: Workbench) -> tuple[Sequence[Step], float]:
+def _searched(bench: RunContext) -> tuple[Sequence[Step], float]:
     """The steps of a search, run or continued to its end, and its seconds where it ran at once."""
     bench.folder.path.mkdir(parents=True, exist_ok=True)
 
@@ -145,7 +145,7 @@ def _searched(bench: Workbench) -> tuple[Sequence[Step], float]:
     return [Step(**step) for step in found["steps"]], found["seconds"]
 
 
-def _incumbent(bench: Workbench, step: Step, front: bool) -> Candidate:
+def _incumbent(bench: RunContext, step: Step, front: bool) -> Candidate:
     """The incumbent of a step; of a search for a front its best point, not its knee.
 
     That is the one of least divergence within the budget among those compared on most tokens.
@@ -167,7 +167,7 @@ def _incumbent(bench: Workbench, step: Step, front: bool) -> Candidate:
     return candidates[min(closest, key=lambda name: statistics.fmean(found[name]))]
 
 
-def _quality(bench: Workbench, case: Case, candidate: Candidate) -> dict[str, float]:
+def _quality(bench: RunContext, case: Case, candidate: Candidate) -> dict[str, float]:
     """Held-out quality, and that on fresh sequences where it is wanted."""
     folder = case.results / "quality"
     quality = heldout(bench, candidate, folder, slice(0, case.looked_at))

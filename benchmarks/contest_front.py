@@ -23,7 +23,7 @@ from evocompress.core.pareto import hypervolume, non_dominated
 from evocompress.core.progress import Reporter
 from evocompress.core.types import Candidate
 from evocompress.models.loading import LoadedModel
-from evocompress.pipeline.context import Workbench
+from evocompress.pipeline.context import RunContext
 from evocompress.pipeline.journal import read_candidates
 from evocompress.pipeline.run_folder import RunFolder
 from evocompress.space import sampling
@@ -98,7 +98,7 @@ def fronts(contest: FrontContest, loaded: LoadedModel, seed: int, reporter: Repo
 
 def _budgeted(
     contest: FrontContest, loaded: LoadedModel, seed: int, reporter: Reporter
-) -> Iterator[Workbench]:
+) -> Iterator[RunContext]:
     """Each finished run of the baseline."""
     search = {**contest.baseline, "tokens": contest.tokens // len(contest.budgets)}
     for share in contest.budgets:
@@ -114,7 +114,7 @@ def _run(
     seed: int,
     loaded: LoadedModel,
     reporter: Reporter,
-) -> Workbench:
+) -> RunContext:
     """A search, run or continued to its end."""
     case = contest.case
     config = RunConfig.model_validate(
@@ -132,14 +132,14 @@ def _run(
     folder = RunFolder(config.folder)
     if not folder.winner.exists():
         api.search(config, resume=folder.path.exists(), reporter=reporter)
-    bench = Workbench(config, folder, reporter)
+    bench = RunContext(config, folder, reporter)
     bench = bench.with_parts(loaded=loaded)
     return bench
 
 
-def _archives(benches: Sequence[Workbench]) -> list[tuple[Workbench, str]]:
+def _archives(benches: Sequence[RunContext]) -> list[tuple[RunContext, str]]:
     """What nothing else dominates of all that was compared, by its measured value; and winners."""
-    entries: dict[tuple[int, str], tuple[Workbench, str]] = {}
+    entries: dict[tuple[int, str], tuple[RunContext, str]] = {}
     points: list[tuple[float, float]] = []
     for number, bench in enumerate(benches):
         for row in read_json(bench.folder.front):
@@ -151,7 +151,7 @@ def _archives(benches: Sequence[Workbench]) -> list[tuple[Workbench, str]]:
     return [entry for (key, entry), wanted in found if wanted or key in winners]
 
 
-def _points(contest: FrontContest, entries: Sequence[tuple[Workbench, str]]) -> Points:
+def _points(contest: FrontContest, entries: Sequence[tuple[RunContext, str]]) -> Points:
     """Held-out divergences and shares of parameters of candidates."""
     found = []
     for bench, identity in entries:
@@ -162,6 +162,6 @@ def _points(contest: FrontContest, entries: Sequence[tuple[Workbench, str]]) -> 
     return np.array(found).reshape(-1, 2)
 
 
-def _quality(contest: FrontContest, bench: Workbench, candidate: Candidate) -> float:
+def _quality(contest: FrontContest, bench: RunContext, candidate: Candidate) -> float:
     part = slice(0, contest.case.looked_at)
     return heldout(bench, candidate, contest.case.results / "quality", part)["kl"]

@@ -47,7 +47,7 @@ from evocompress.models.embedding_distance import (
     own_distances,
     similarity_disorders,
 )
-from evocompress.pipeline.context import Workbench
+from evocompress.pipeline.context import RunContext
 from evocompress.pipeline.journal_memory import Memory
 from evocompress.pipeline.run_folder import RunFolder
 from evocompress.space import sampling
@@ -113,7 +113,7 @@ def main() -> None:
 def measure(data: Data, folder: Path, sizes: Sizes) -> dict[str, Figure]:
     """All figures."""
     run = RunFolder(api.search(config(data, folder, sizes)))
-    bench = Workbench(run.config(), run, Silent(), finished=True)
+    bench = RunContext(run.config(), run, Silent(), finished=True)
     candidates = list(_candidates(bench, Memory(run.journal).candidates.values(), sizes))
     batches = [*bench.calibration.search[: sizes.judged], bench.calibration.heldout]
     found = []
@@ -131,7 +131,7 @@ def measure(data: Data, folder: Path, sizes: Sizes) -> dict[str, Figure]:
     return {**figures, "uniform": ranks[-1]}
 
 
-def _candidates(bench: Workbench, known: Iterable[Candidate], sizes: Sizes) -> Iterable[Candidate]:
+def _candidates(bench: RunContext, known: Iterable[Candidate], sizes: Sizes) -> Iterable[Candidate]:
     """Of the search, random ones, and in the end the uniform one."""
     space, rng = bench.space, np.random.default_rng(1)
     feasible = [one for one in known if space.feasible(space.genome(one)[None])[0]]
@@ -143,7 +143,7 @@ def _candidates(bench: Workbench, known: Iterable[Candidate], sizes: Sizes) -> I
 
 
 @torch.inference_mode()
-def _embeddings(bench: Workbench, batch: Tensor) -> Tensor:
+def _embeddings(bench: RunContext, batch: Tensor) -> Tensor:
     """Of unit length (B, H), float64."""
     loaded = bench.loaded
     output = loaded.model(**loaded.family.task.inputs(batch, loaded.model.dtype))

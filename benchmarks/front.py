@@ -34,7 +34,7 @@ from evocompress.core.config import RunConfig
 from evocompress.core.files import read_json
 from evocompress.core.pareto import hypervolume, non_dominated
 from evocompress.core.progress import Reporter
-from evocompress.pipeline.context import Workbench
+from evocompress.pipeline.context import RunContext
 from evocompress.pipeline.journal import read_candidates
 from evocompress.pipeline.run_folder import RunFolder
 
@@ -160,7 +160,7 @@ def _figures(config: RunConfig) -> dict[str, Figure]:
     resume = RunFolder(config.folder).path.exists()
     folder = RunFolder(api.search(config, resume=resume, reporter=reporter))
     api.report(folder.path)
-    bench = Workbench(config, folder, reporter)
+    bench = RunContext(config, folder, reporter)
     rows = read_json(folder.front)
     dense = bench.space.cost_model.dense()["latency"]
     qualities = _qualities(bench, [row["id"] for row in rows])
@@ -194,7 +194,7 @@ def _is(row: Mapping[str, Any], name: str) -> bool:
     return name in str(row.get("label") or "").lower()
 
 
-def _qualities(bench: Workbench, ids: list[str]) -> dict[str, float]:
+def _qualities(bench: RunContext, ids: list[str]) -> dict[str, float]:
     """Held-out KL of candidates of the journal, by id."""
     candidates = read_candidates(bench.folder.journal)
     folder = bench.folder.path / "quality"

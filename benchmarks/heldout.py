@@ -15,13 +15,13 @@ from transformers import PreTrainedModel
 from evocompress.compression.live_model import LiveModel
 from evocompress.core.types import Candidate
 from evocompress.evaluation.heldout import heldout_quality
-from evocompress.pipeline.context import Workbench
+from evocompress.pipeline.context import RunContext
 
 EVERYTHING = slice(None)
 
 
 def heldout(
-    bench: Workbench, candidate: Candidate, folder: Path, part: slice = EVERYTHING
+    bench: RunContext, candidate: Candidate, folder: Path, part: slice = EVERYTHING
 ) -> dict[str, float]:
     """KL to the dense model (nats/token), that of its top 256 buckets, and perplexity.
 
@@ -64,7 +64,7 @@ def _remembered(model: PreTrainedModel) -> Remembered:
     return Remembered(model)
 
 
-def _measure(bench: Workbench, candidate: Candidate, part: slice) -> dict[str, float]:
+def _measure(bench: RunContext, candidate: Candidate, part: slice) -> dict[str, float]:
     dense = bench.loaded.model
     twin = copy.deepcopy(dense)
     LiveModel(replace(bench.loaded, model=twin), bench.library).apply(candidate)

@@ -49,8 +49,8 @@ from evocompress.core.types import (
     Result,
 )
 from evocompress.distributed.executor import RayExecutor
-from evocompress.distributed.telemetry import Instruments, Who, who
-from evocompress.pipeline.context import Workbench
+from evocompress.distributed.telemetry import Telemetry, Who, who
+from evocompress.pipeline.context import RunContext
 from evocompress.pipeline.run_folder import RunFolder
 
 CORES = 0.01
@@ -114,7 +114,7 @@ def workers(count: int, seconds: float, processes: int | None = None) -> Iterato
                 list,
                 lambda r: len(r.micro_batches),
                 _nothing,
-                Instruments("scaling", Path(logs), print),
+                Telemetry("scaling", Path(logs), print),
             )
         ) as executor,
     ):
@@ -199,7 +199,7 @@ def own_memory(executor: RayExecutor) -> list[int]:
     return [psutil.Process(pid).memory_full_info().uss for pid in pids]
 
 
-def drops(bench: Workbench, count: int) -> list[Request]:
+def drops(bench: RunContext, count: int) -> list[Request]:
     """Candidates without the last block's attention, the one's before, ..."""
     names = [unit.name for unit in bench.units if unit.kind in ("attention", "mlp")]
     places = tuple(range(len(bench.calibration.search)))
@@ -207,7 +207,7 @@ def drops(bench: Workbench, count: int) -> list[Request]:
     return [Evaluate(Candidate(((name, DROP),)), places) for name in chosen]
 
 
-def workbench(folder: Path, count: int, quick: bool) -> Workbench:
+def workbench(folder: Path, count: int, quick: bool) -> RunContext:
     """A run with a small library, on so many workers of a core."""
     text = folder / "text.txt"
     text.write_text(" ".join(f"word{number * number % 997}" for number in range(20_000)))
@@ -235,7 +235,7 @@ def workbench(folder: Path, count: int, quick: bool) -> Workbench:
             "library": {"criterion": "magnitude", "path": folder / "library"},
         }
     )
-    return Workbench(config, RunFolder(config.folder), Silent())
+    return RunContext(config, RunFolder(config.folder), Silent())
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from evocompress.core.config import RunConfig
 from evocompress.core.progress import Reporter
 from evocompress.core.types import Candidate
 from evocompress.evaluation.heldout import heldout_quality
-from evocompress.pipeline.context import Workbench
+from evocompress.pipeline.context import RunContext
 from evocompress.pipeline.run_folder import RunFolder
 from evocompress.space import sampling
 
@@ -180,7 +180,7 @@ def _seed(results: Path, config: RunConfig, reporter: Reporter) -> dict[str, flo
     """The figures of one search: quality of uniform, dense and the three checkpoints."""
     resume = RunFolder(config.folder).path.exists()
     folder = RunFolder(api.search(config, resume=resume, reporter=reporter))
-    bench = Workbench(config, folder, reporter)
+    bench = RunContext(config, folder, reporter)
     found: dict[str, float] = {}
     for name, candidate, tokens in _candidates(bench):
         quality = cell(results / "quality", candidate.id, lambda c=candidate: _measure(bench, c))
@@ -196,7 +196,7 @@ def _seed(results: Path, config: RunConfig, reporter: Reporter) -> dict[str, flo
     return found
 
 
-def _candidates(bench: Workbench) -> Iterator[tuple[str, Candidate, int]]:
+def _candidates(bench: RunContext) -> Iterator[tuple[str, Candidate, int]]:
     """(name, candidate, requested tokens) of the uniform start and of each checkpoint."""
     yield "uniform", bench.space.candidate(sampling.uniform(bench.space)), 0
     records = [json.loads(line) for line in bench.folder.journal.read_text().splitlines()]
@@ -208,7 +208,7 @@ def _candidates(bench: Workbench) -> Iterator[tuple[str, Candidate, int]]:
         yield name, Candidate.from_json(levels[step["incumbent"]]), step["requested"]
 
 
-def _measure(bench: Workbench, candidate: Candidate) -> dict[str, float]:
+def _measure(bench: RunContext, candidate: Candidate) -> dict[str, float]:
     dense = bench.loaded.model
     twin = copy.deepcopy(dense)
     LiveModel(replace(bench.loaded, model=twin), bench.existing_library()).apply(candidate)

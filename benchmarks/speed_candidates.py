@@ -112,12 +112,12 @@ def mutations(setting: Setting, begin: float = 0.0) -> list[Candidate]:
     parent = sampling.uniform(space)
     for _ in range(30):
         parent = mutate(space, parent, rng)
-    blocks = np.array([unit.block for unit in space.genes.units])
+    blocks = np.array([unit.block for unit in space.encoding.units])
     fixed = np.flatnonzero(blocks < begin * (blocks.max() + 1)).tolist()
     children = distinct(
         lambda: mutate(space, parent, rng, fixed=fixed), setting.generation, excluded=parent
     )
-    return [space.genes.candidate(child) for child in children]
+    return [space.encoding.candidate(child) for child in children]
 
 
 def generations(setting: Setting) -> dict[str, Figure]:
@@ -262,7 +262,7 @@ def depth(setting: Setting) -> dict[str, Figure]:
     rng = np.random.default_rng(1)
     parent = sampling.random(space, rng)
     children = distinct(lambda: mutate(space, parent, rng), setting.generation, excluded=parent)
-    asked = [space.genes.candidate(child) for child in children]
+    asked = [space.encoding.candidate(child) for child in children]
     ids = setting.tokens(1)
     dense = [Candidate()] * len(asked)
     with LiveModel(setting.loaded) as live:
@@ -302,7 +302,7 @@ def swap(setting: Setting) -> float:
         Candidate(
             tuple(
                 sorted(
-                    (genes.units[gene].name, genes.levels[gene][genes.start[gene] + step])
+                    (genes.units[gene].name, genes.levels[gene][genes.default[gene] + step])
                     for gene in range(wanted)
                 )
             )

@@ -36,7 +36,7 @@ def costs(setting: Setting) -> float:
         sparsity={"target": 0.5}, width={"multiple_of": 32}, drop={}, budget={"params": 0.7}
     )
     rng = np.random.default_rng(0)
-    genomes = rng.integers(0, space.genes.sizes, size=(MANY, len(space.genes.sizes)))
+    genomes = rng.integers(0, space.encoding.sizes, size=(MANY, len(space.encoding.sizes)))
     seconds = []
     for _ in range(setting.repeats + 1):
         start = time.perf_counter()

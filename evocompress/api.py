@@ -56,7 +56,7 @@ from evocompress.pipeline.compared_models import (
     named_candidate,
 )
 from evocompress.pipeline.comparison import compare
-from evocompress.pipeline.context import Workbench
+from evocompress.pipeline.context import RunContext
 from evocompress.pipeline.early_checks import check_early, check_sources, rehearse
 from evocompress.pipeline.finished import HELDOUT, Unchanged, finished
 from evocompress.pipeline.loop import Listener
@@ -162,8 +162,8 @@ def profile(
     """
     check_names(config)
     rehearse(config)
-    bench = _bench(config, reporter)
-    table = bench.profile(anew=anew)
+    context = _bench(config, reporter)
+    table = context.profile(anew=anew)
     return path_of(table.made, config.latency), table
 
 
@@ -190,11 +190,11 @@ def build_library(config: RunConfig, *, reporter: Reporter | None = None) -> Pat
     """
     check_names(config)
     check_early(config, search=False)
-    bench = _bench(config, reporter)
-    if not bench.wanted_levels:
+    context = _bench(config, reporter)
+    if not context.wanted_levels:
         raise RunError(f"{config.name}: the search space only removes, so it needs no library")
-    assert bench.library is not None
-    return bench.library.path
+    assert context.library is not None
+    return context.library.path
 
 
 def materialize(
@@ -230,22 +230,22 @@ def materialize(
     """
     _check_form(form, program, weights)
     out = None if out is None else Path(out)
-    bench = finished(path, reporter)
-    own = out is None or bench.folder.writable
+    context = finished(path, reporter)
+    own = out is None or context.folder.writable
     if own:
-        bench.reporter.log_to(bench.folder.log)
-    source = healed_source(bench.folder, out, candidate) if healed else None
-    target = out or bench.folder.checkpoint
+        context.reporter.log_to(context.folder.log)
+    source = healed_source(context.folder, out, candidate) if healed else None
+    target = out or context.folder.checkpoint
     check_target(target, overwrite=False)
-    unchanged, chosen = _chosen(bench, source, candidate)
-    form = chosen_format(bench, chosen, program, form)
-    library = bench.existing_library()
+    unchanged, chosen = _chosen(context, source, candidate)
+    form = chosen_format(context, chosen, program, form)
+    library = context.existing_library()
     unchanged.check_library(library)
     what = "healed" if healed else candidate
-    lock = bench.folder.locked() if own else nullcontext()
-    with lock, bench.reporter.stage(f"materialize {what} in {target}"):
+    lock = context.folder.locked() if own else nullcontext()
+    with lock, context.reporter.stage(f"materialize {what} in {target}"):
         return write_checkpoint(
-            bench.loaded,
+            context.loaded,
             library,
             chosen,
             target,
@@ -253,7 +253,7 @@ def materialize(
             weights=weights,
             healed=source,
             notes=healed_notes(source),
-            predicted=costs_of(bench.space, chosen),
+            predicted=costs_of(context.space, chosen),
         )
 
 
@@ -285,14 +285,14 @@ def heal(
     Raises:
         EvoCompressError: Anything the user can mend.
     """
-    bench = stages.to_be_healed(path, overrides, reporter)
-    if bench.config.executor == "ray":
+    context = stages.to_be_healed(path, overrides, reporter)
+    if context.config.executor == "ray":
         from evocompress.distributed.healing import heal_on_ray
 
-        folder = bench.folder
-        heal_on_ray(bench.config, folder.path, overrides, resume, force, bench.reporter)
+        folder = context.folder
+        heal_on_ray(context.config, folder.path, overrides, resume, force, context.reporter)
         return folder.healed_checkpoint
-    return stages.heal(bench, resume=resume, force=force)
+    return stages.heal(context, resume=resume, force=force)
 
 
 def evaluate(
@@ -311,47 +311,47 @@ def evaluate(
     Raises:
         EvoCompressError: Anything the user can mend.
     """
-    bench = finished(path, reporter, overrides, ("evaluate.", *HELDOUT))
-    bench.reporter.log_to(bench.folder.log)
-    check_early(bench.config)
-    unchanged = Unchanged(bench)
+    context = finished(path, reporter, overrides, ("evaluate.", *HELDOUT))
+    context.reporter.log_to(context.folder.log)
+    check_early(context.config)
+    unchanged = Unchanged(context)
     unchanged.check_model()
-    heldout, config = unchanged.check_text().heldout, bench.config.evaluate
-    library = bench.existing_library()
+    heldout, config = unchanged.check_text().heldout, context.config.evaluate
+    library = context.existing_library()
     unchanged.check_library(library)
-    if bench.loaded.cache is not None and config.latency:
-        bench.reporter.say("no latencies: the dense model's blocks come and go while it runs")
+    if context.loaded.cache is not None and config.latency:
+        context.reporter.say("no latencies: the dense model's blocks come and go while it runs")
         config = config.model_copy(update={"latency": False})
-    with bench.folder.locked(), bench.reporter.stage("evaluate"):
+    with context.folder.locked(), context.reporter.stage("evaluate"):
         rows = compare(
-            bench.loaded,
-            contestants(bench, library, unchanged),
+            context.loaded,
+            contestants(context, library, unchanged),
             heldout,
             config,
-            batch=bench.config.calibration.micro_batch,
-            length=bench.space.cost_model.length,
-            labels=bench.calibration.labels,
+            batch=context.config.calibration.micro_batch,
+            length=context.space.cost_model.length,
+            labels=context.calibration.labels,
         )
         facts = {
-            "source": bench.calibration.heldout_source,
-            "self_written": bench.calibration.heldout_source == "self",
+            "source": context.calibration.heldout_source,
+            "self_written": context.calibration.heldout_source == "self",
             "sequences": len(heldout),
-            "length": bench.calibration.length,
-            "opening": bench.calibration.opening,
-            "repeated": bench.calibration.repeated,
+            "length": context.calibration.length,
+            "opening": context.calibration.opening,
+            "repeated": context.calibration.repeated,
         }
         record = {
-            "candidate": read_record(bench.folder.checkpoint).id,
+            "candidate": read_record(context.folder.checkpoint).id,
             "heldout": facts,
             "settings": config.model_dump(mode="json"),
-            "device": f"{describe(bench.loaded.model.device)}, {torch.get_num_threads()} threads",
+            "device": f"{describe(context.loaded.model.device)}, {torch.get_num_threads()} threads",
             "environment": environment(
-                bench.loaded.model.device, bench.loaded.model.dtype, "local"
+                context.loaded.model.device, context.loaded.model.dtype, "local"
             ),
             "rows": rows,
         }
-        write_json(bench.folder.evaluation, record)
-    return bench.folder.evaluation
+        write_json(context.folder.evaluation, record)
+    return context.folder.evaluation
 
 
 def report(path: Path | str) -> Path:
@@ -368,15 +368,17 @@ def report(path: Path | str) -> Path:
     return write_report(path)
 
 
-def _chosen(bench: Workbench, source: Path | None, candidate: str) -> tuple[Unchanged, Candidate]:
+def _chosen(
+    context: RunContext, source: Path | None, candidate: str
+) -> tuple[Unchanged, Candidate]:
     """The candidate of a healed checkpoint, or the one that is named; the model is the run's."""
     if not source and candidate != "uniform":
-        named_candidate(bench, candidate)  # an unknown one is told before the model is loaded
-    unchanged = Unchanged(bench)
+        named_candidate(context, candidate)  # an unknown one is told before the model is loaded
+    unchanged = Unchanged(context)
     unchanged.check_model()
     if source:
         unchanged.check_checkpoint(source)
-    return unchanged, read_candidate(source) if source else named_candidate(bench, candidate)
+    return unchanged, read_candidate(source) if source else named_candidate(context, candidate)
 
 
 def _check_form(form: str, program: str | None, weights: str | None) -> None:
@@ -388,7 +390,7 @@ def _check_form(form: str, program: str | None, weights: str | None) -> None:
         check_weights(weights)
 
 
-def _bench(config: RunConfig, reporter: Reporter | None) -> Workbench:
+def _bench(config: RunConfig, reporter: Reporter | None) -> RunContext:
     """The workbench of a run that need not have a folder."""
     folder, told = RunFolder(config.folder), reporter or Silent()
-    return Workbench(config, folder, told, backend=backend_of(config))
+    return RunContext(config, folder, told, backend=backend_of(config))

@@ -9,7 +9,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from house import BELOW, PACKAGE, circles, files, floors, imported, modules, name_of, room_of, rooms
+from house import (
+    BELOW,
+    PACKAGE,
+    circles,
+    files,
+    floors,
+    imported,
+    modules,
+    name_of,
+    room_of,
+    rooms,
+)
 
 NUMPY_ONLY = ("evocompress.space", "evocompress.search", "evocompress.pipeline.sweep")
 """Parts that know neither torch nor models."""

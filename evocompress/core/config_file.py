@@ -21,7 +21,7 @@ from evocompress.core.strict_yaml import DEEPEST, read_yaml, read_yaml_text, to_
 SPACES = "search_spaces"
 """Name of the folder of shipped run files."""
 
-PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parents[1]
 SHIPPED = (PACKAGE / SPACES, PACKAGE.parent / SPACES)
 """Where they are: in the package of a wheel, or beside it in a checkout."""
 

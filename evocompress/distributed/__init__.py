@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from evocompress.pipeline.context import Backend, Local, Workbench
+from evocompress.pipeline.context import Backend, Local, RunContext
 
 if TYPE_CHECKING:
     from evocompress.compression.library.builder import MakeBlocks
@@ -27,23 +27,23 @@ __all__ = ["RayBackend", "backend_of"]
 class RayBackend:
     """The work of a run on a Ray cluster, which is imported when there is some."""
 
-    def executor(self, bench: Workbench, live: LiveModel, admit: Admit) -> Executor:
+    def executor(self, context: RunContext, live: LiveModel, admit: Admit) -> Executor:
         """Workers that each hold the model."""
         from evocompress.distributed.actors import ray_executor
 
-        return ray_executor(bench, live, admit)
+        return ray_executor(context, live, admit)
 
-    def blocks(self, bench: Workbench) -> MakeBlocks:
+    def blocks(self, context: RunContext) -> MakeBlocks:
         """Tasks that each make some blocks of the level library."""
         from evocompress.distributed.libraries import ray_blocks
 
-        return ray_blocks(bench.config, bench.reporter.say)
+        return ray_blocks(context.config, context.reporter.say)
 
-    def table(self, bench: Workbench) -> Measure:
+    def table(self, context: RunContext) -> Measure:
         """A task with a GPU, or all CPUs of a node, to itself."""
         from evocompress.distributed.profiling import ray_table
 
-        return ray_table(bench.config, bench.reporter.say)
+        return ray_table(context.config, context.reporter.say)
 
 
 def backend_of(config: RunConfig) -> Backend:

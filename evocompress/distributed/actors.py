@@ -10,23 +10,23 @@ from evocompress.core.types import Evaluate, Request
 from evocompress.distributed.cluster import absolute, check_room, gpus_each, places, start
 from evocompress.distributed.executor import RayExecutor
 from evocompress.distributed.storage import publish
-from evocompress.distributed.telemetry import Instruments
+from evocompress.distributed.telemetry import Telemetry
 from evocompress.distributed.worker import Assignment, Worker
 
 if TYPE_CHECKING:
     from evocompress.compression.live_model import LiveModel
     from evocompress.core.circumstances import Admit
-    from evocompress.pipeline.context import Workbench
+    from evocompress.pipeline.context import RunContext
     from evocompress.pipeline.loop import Executor
 
 
-def ray_executor(bench: Workbench, live: LiveModel, admit: Admit) -> Executor:
+def ray_executor(context: RunContext, live: LiveModel, admit: Admit) -> Executor:
     """Evaluation on Ray actors, each of which loads the model and maps the library.
 
     Calibration tokens go through the object store, once for each node.
 
     Args:
-        bench: Of the run.
+        context: Of the run.
         live: The model of this process.
         admit: Told on what each worker computes; raises if it is not to.
 
@@ -34,23 +34,23 @@ def ray_executor(bench: Workbench, live: LiveModel, admit: Admit) -> Executor:
         ConfigError: Ray is not installed, there is no such cluster, no room for a worker in it, or
             the shared storage cannot be used.
     """
-    stop = start(bench.config.ray)
+    stop = start(context.config.ray)
     try:
-        return _executor(bench, live, admit, stop)
+        return _executor(context, live, admit, stop)
     except BaseException:
         stop()
         raise
 
 
 def _executor(
-    bench: Workbench, live: LiveModel, admit: Admit, stop: Callable[[], None]
+    context: RunContext, live: LiveModel, admit: Admit, stop: Callable[[], None]
 ) -> RayExecutor:
     """The executor on a cluster that is there."""
     import ray
 
-    config = bench.config.ray
+    config = context.config.ray
     check_room(config)
-    calibration, assignment = ray.put(bench.calibration), assignment_of(bench)
+    calibration, assignment = ray.put(context.calibration), assignment_of(context)
     actor = ray.remote(Worker).options(
         num_cpus=config.cpus, num_gpus=gpus_each(config), runtime_env=told_to_ray(config)
     )
@@ -61,8 +61,8 @@ def _executor(
     def order(requests: Sequence[Request]) -> list[Request]:
         return trie_order(requests, live)
 
-    pool = bench.calibration.pool
-    instruments = Instruments(bench.config.name, bench.folder.workers, bench.reporter.say)
+    pool = context.calibration.pool
+    instruments = Telemetry(context.config.name, context.folder.workers, context.reporter.say)
     return RayExecutor(
         make,
         lambda: places(config),
@@ -74,25 +74,25 @@ def _executor(
     )
 
 
-def assignment_of(bench: Workbench) -> Assignment:
+def assignment_of(context: RunContext) -> Assignment:
     """What the workers of a run are made from."""
     import torch
 
     from evocompress.core.environment import versions
 
-    library, storage = bench.library, bench.config.ray.storage
-    table = None if bench.config.latency.force else bench.latency_table
+    library, storage = context.library, context.config.ray.storage
+    table = None if context.config.latency.force else context.latency_table
     place = str(library.path.absolute()) if library else None
     if library and storage:
         place = publish(library.path, f"library-{library.fingerprint}", storage)
-    config = bench.config.model_copy(update={"model": absolute(bench.config.model)})
+    config = context.config.model_copy(update={"model": absolute(context.config.model)})
     return Assignment(
         config=config.model_dump_json(),
         library=place,
-        expected=bench.circumstances(),
+        expected=context.circumstances(),
         threads=torch.get_num_threads(),
         timed_on=table.made.device if table else None,
-        surroundings=surroundings_of(bench.config.ray),
+        surroundings=surroundings_of(context.config.ray),
         versions=versions(),
     )
 

@@ -18,7 +18,7 @@ from evocompress.core.errors import RunError, one_line
 from evocompress.core.types import Answer, Request
 from evocompress.distributed.queue import Pace, Queue
 from evocompress.distributed.request_split import Pieces
-from evocompress.distributed.telemetry import Instruments, Who, tail, where
+from evocompress.distributed.telemetry import Telemetry, Who, tail, where
 from evocompress.distributed.worker import Refusal
 
 ANSWER_SECONDS = 2.0
@@ -44,7 +44,7 @@ Admit = Callable[[Who], None]
 
 
 @dataclass(eq=False)
-class _Hand:
+class _Worker:
     """An actor.
 
     Attributes:
@@ -70,7 +70,7 @@ class _Job:
         since: When it was sent.
     """
 
-    hand: _Hand
+    hand: _Worker
     batch: tuple[Request, ...]
     since: float
 
@@ -95,7 +95,7 @@ class RayExecutor:
         order: Callable[[Sequence[Request]], Sequence[Request]],
         tokens: Callable[[Request], int],
         stop: Callable[[], None],
-        instruments: Instruments,
+        instruments: Telemetry,
         admit: Admit = lambda who: None,
     ) -> None:
         import ray
@@ -113,7 +113,7 @@ class RayExecutor:
         self._warned = False
         self._places = 1
         self._pace = Pace()
-        self._hands: list[_Hand] = []
+        self._hands: list[_Worker] = []
         self._failed_starts = 0
 
     def map(self, requests: Sequence[Request]) -> Iterator[Answer]:
@@ -177,7 +177,7 @@ class RayExecutor:
             self._places = self._wanted()
         for _ in range(self._places - len(self._hands)):
             actor = self._make()
-            self._hands.append(_Hand(actor, actor.ready.remote()))
+            self._hands.append(_Worker(actor, actor.ready.remote()))
 
     def _send(self, queue: Queue, running: dict[Any, _Job]) -> None:
         """Gives every actor a batch, and then another one that waits with it."""
@@ -211,7 +211,7 @@ class RayExecutor:
             if job.hand in self._hands and time.monotonic() - job.since > patience:
                 yield from self._lose(queue, job.hand, running)
 
-    def _begin(self, hand: _Hand) -> None:
+    def _begin(self, hand: _Worker) -> None:
         """An actor has loaded everything, or has died before.
 
         Raises:
@@ -251,7 +251,7 @@ class RayExecutor:
         job.hand.free_since = now
         yield from answers
 
-    def _lose(self, queue: Queue, hand: _Hand, running: dict[Any, _Job]) -> list[Answer]:
+    def _lose(self, queue: Queue, hand: _Worker, running: dict[Any, _Job]) -> list[Answer]:
         """An actor is dead, or dismissed: it died of the first batch that it has not answered."""
         jobs = [(reference, job) for reference, job in running.items() if job.hand is hand]
         answers: list[Answer] = []
@@ -290,7 +290,7 @@ class RayExecutor:
             raise RunError(said.reason)
         return said
 
-    def _raise_bug(self, error: Exception, hand: _Hand) -> None:
+    def _raise_bug(self, error: Exception, hand: _Worker) -> None:
         """Raises an error within a worker's own code; the others are deaths of some kind."""
         if isinstance(error, self._ray.exceptions.RayTaskError):
             cause = getattr(error, "cause", error)
@@ -304,7 +304,7 @@ class RayExecutor:
         folder = node.get_logs_dir_path() if node else "/tmp/ray/session_latest/logs"
         return f"see worker-*.err in {folder}"
 
-    def _dismiss(self, hand: _Hand, said: Any = None) -> None:
+    def _dismiss(self, hand: _Worker, said: Any = None) -> None:
         """Ends an actor and keeps what it printed, which it may have been asked for."""
         if hand not in self._hands:
             return

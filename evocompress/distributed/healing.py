@@ -57,8 +57,8 @@ def _heal(
     # A working_dir was brought along by Ray, which has entered it already.
     if not ray.get_runtime_context().runtime_env.get("working_dir"):
         enter(home)
-    bench = stages.to_be_healed(path, overrides, _Relay(tell))
-    stages.heal(bench, resume=resume, force=force)
+    context = stages.to_be_healed(path, overrides, _Relay(tell))
+    stages.heal(context, resume=resume, force=force)
 
 
 class _Relay(Reporter):

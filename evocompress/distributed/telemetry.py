@@ -16,7 +16,7 @@ TAIL_BYTES = 2**20
 """The most that is kept of what one worker printed."""
 
 
-class Instruments:
+class Telemetry:
     """A run's numbers on Ray's metrics endpoints, for Prometheus, and what its workers printed.
 
     Args:

@@ -15,7 +15,7 @@ from evocompress.distributed.telemetry import tail, who
 if TYPE_CHECKING:
     from evocompress.compression.library import Library
     from evocompress.core.config import RunConfig
-    from evocompress.pipeline.context import Workbench
+    from evocompress.pipeline.context import RunContext
 
 
 @dataclass(frozen=True)
@@ -94,24 +94,24 @@ class Worker:
             return Refusal(one_line(error))
 
 
-def _bench(assignment: Assignment, calibration: Any) -> Workbench:
+def _bench(assignment: Assignment, calibration: Any) -> RunContext:
     """A run on this process's own model."""
     import torch
 
     from evocompress.core.config import RunConfig
     from evocompress.core.progress import Silent
-    from evocompress.pipeline.context import Workbench
+    from evocompress.pipeline.context import RunContext
     from evocompress.pipeline.run_folder import RunFolder
 
     config = RunConfig.model_validate_json(assignment.config)
     library = config.library.model_copy(update={"path": _library(assignment.library, config)})
     config = config.model_copy(update={"executor": "local", "library": library, "threads": None})
     torch.set_num_threads(assignment.threads)
-    bench = Workbench(config, RunFolder(config.folder), Silent(), finished=True)
-    bench = bench.with_parts(calibration=calibration)
-    bench = bench.with_parts(library=_opened(bench, assignment.library))
-    _check(bench, assignment)
-    return bench
+    context = RunContext(config, RunFolder(config.folder), Silent(), finished=True)
+    context = context.with_parts(calibration=calibration)
+    context = context.with_parts(library=_opened(context, assignment.library))
+    _check(context, assignment)
+    return context
 
 
 def _library(place: str | None, config: RunConfig) -> Path | None:
@@ -124,7 +124,7 @@ def _library(place: str | None, config: RunConfig) -> Path | None:
     return fetched(place, cache_folder() / "libraries") if config.ray.storage else Path(place)
 
 
-def _opened(bench: Workbench, place: str | None) -> Library | None:
+def _opened(context: RunContext, place: str | None) -> Library | None:
     """The level library; this node's own copy is made anew where it is damaged."""
     from evocompress.core.files import cache_folder
     from evocompress.distributed.storage import mended
@@ -132,15 +132,15 @@ def _opened(bench: Workbench, place: str | None) -> Library | None:
     if place is None:
         return None
     try:
-        return bench.existing_library()
+        return context.existing_library()
     except LibraryError:
-        if not bench.config.ray.storage:
+        if not context.config.ray.storage:
             raise
         mended(place, cache_folder() / "libraries")
-        return bench.existing_library()
+        return context.existing_library()
 
 
-def _check(bench: Workbench, assignment: Assignment) -> None:
+def _check(context: RunContext, assignment: Assignment) -> None:
     """Whether this worker computes what the run's record says.
 
     Raises:
@@ -149,7 +149,7 @@ def _check(bench: Workbench, assignment: Assignment) -> None:
     from evocompress.core.circumstances import Facts, differences
     from evocompress.core.environment import describe, versions
 
-    found = bench.circumstances()
+    found = context.circumstances()
     wrong = [key for key, value in assignment.expected.items() if found[key] != value]
     if wrong:
         raise RunError(
@@ -163,7 +163,7 @@ def _check(bench: Workbench, assignment: Assignment) -> None:
             f"a worker has other versions than the driver ({'; '.join(other)}): install the same "
             "on all nodes"
         )
-    device = describe(bench.loaded.model.device)
+    device = describe(context.loaded.model.device)
     if assignment.timed_on not in (None, device):
         raise RunError(
             f"a worker computes on '{device}', but the latency table is of "

@@ -12,12 +12,12 @@ from evocompress.evaluation.profile import check_table, path_of
 from evocompress.evaluation.profile.tables import ALIKE, NEW_RUN
 from evocompress.evaluation.proxies import check_proxy
 from evocompress.models.loading import require_next_token
-from evocompress.pipeline.context import Workbench
+from evocompress.pipeline.context import RunContext
 from evocompress.pipeline.resolve import check_search, searcher_settings
 from evocompress.pipeline.unmeasured_latency import unbounded
 
 
-def check(bench: Workbench) -> None:
+def check(context: RunContext) -> None:
     """Whether data, settings, space and library fit; nothing is written in the run's folder.
 
     A latency table that is missing is measured last: it takes longest.
@@ -25,67 +25,67 @@ def check(bench: Workbench) -> None:
     Raises:
         EvoCompressError: Something does not.
     """
-    check_settings(bench)
-    if bench.wanted_levels:
-        check_library(*bench.library_order(), batch=bench.config.calibration.micro_batch)
+    check_settings(context)
+    if context.wanted_levels:
+        check_library(*context.library_order(), batch=context.config.calibration.micro_batch)
     else:
-        bench.calibration  # noqa: B018  (may refuse the data)
-    if bench.timed:
-        _check_latency(bench)
+        context.calibration  # noqa: B018  (may refuse the data)
+    if context.timed:
+        _check_latency(context)
 
 
-def check_settings(bench: Workbench, *, search: bool = True) -> None:
+def check_settings(context: RunContext, *, search: bool = True) -> None:
     """Whether settings and space fit the model, of which an outline is enough.
 
     Args:
-        bench: Of the run, perhaps with an outline of the model.
+        context: Of the run, perhaps with an outline of the model.
         search: Whether the settings of the search count: a library needs none.
 
     Raises:
         EvoCompressError: Something does not.
     """
-    if bench.config.model.device_memory is not None:
-        _check_streamed(bench)
-    architecture = bench.loaded.family.architecture(bench.loaded.model)
-    check_calibration(bench.config.calibration, bench.loaded)
-    check_proxy(bench.config.proxy.kind, bench.loaded)
-    check_lengths(bench.config.evaluate, architecture)
-    if bench.timed:
-        check_timed_lengths(bench.config.latency, architecture)
+    if context.config.model.device_memory is not None:
+        _check_streamed(context)
+    architecture = context.loaded.family.architecture(context.loaded.model)
+    check_calibration(context.config.calibration, context.loaded)
+    check_proxy(context.config.proxy.kind, context.loaded)
+    check_lengths(context.config.evaluate, architecture)
+    if context.timed:
+        check_timed_lengths(context.config.latency, architecture)
     if search:
-        check_search(unbounded(bench.config), bench.untimed_space, bench.loaded.tokens)
-    _check_next_token(bench)
+        check_search(unbounded(context.config), context.untimed_space, context.loaded.tokens)
+    _check_next_token(context)
 
 
-def _check_next_token(bench: Workbench) -> None:
+def _check_next_token(context: RunContext) -> None:
     """Refuses what needs the loss of the next token, of a model that has none."""
-    name = bench.config.library.width_criterion
-    if searcher_settings(bench.config).needs_next_token:
-        require_next_token(bench.loaded, f"search.name={bench.config.search.name}")
-    if bench.config.space.width and "gradients" in STRUCTURED[name].needs:
-        require_next_token(bench.loaded, f"library.width_criterion={name}")
+    name = context.config.library.width_criterion
+    if searcher_settings(context.config).needs_next_token:
+        require_next_token(context.loaded, f"search.name={context.config.search.name}")
+    if context.config.space.width and "gradients" in STRUCTURED[name].needs:
+        require_next_token(context.loaded, f"library.width_criterion={name}")
 
 
-def _check_streamed(bench: Workbench) -> None:
+def _check_streamed(context: RunContext) -> None:
     """Refuses what needs the whole model on the device at once."""
     blocked = None
-    if bench.timed:
+    if context.timed:
         blocked = "a latency in budget or objectives"
-    elif searcher_settings(bench.config).recipes:
-        blocked = f"search.name={bench.config.search.name}, which fine-tunes candidates,"
+    elif searcher_settings(context.config).recipes:
+        blocked = f"search.name={context.config.search.name}, which fine-tunes candidates,"
     if blocked:
         raise ConfigError(
             f"{blocked} needs the whole model on the device: unset model.device_memory"
         )
 
 
-def _check_latency(bench: Workbench) -> None:
+def _check_latency(context: RunContext) -> None:
     """Whether the run's latency table is of this machine, and the bounds within it."""
-    table, config, own = bench.latency_table, bench.config.latency, bench.folder.latency
+    table, config, own = context.latency_table, context.config.latency, context.folder.latency
     if table and own.exists():
-        check_table(table, bench.loaded, config, own, remedy=NEW_RUN)
+        check_table(table, context.loaded, config, own, remedy=NEW_RUN)
     elif table:
         # Workers may have measured it on another device than this process has.
         path = path_of(table.made, config)
-        check_table(table, bench.loaded, config, path, remedy=ALIKE)
-    bench.searcher()
+        check_table(table, context.loaded, config, path, remedy=ALIKE)
+    context.searcher()

@@ -14,7 +14,7 @@ from evocompress.export import PROGRAMS, choose_for, read_candidate
 from evocompress.export import materialize as write_checkpoint
 from evocompress.export.reload import read_checkpoint
 from evocompress.pipeline.comparison import Contestant
-from evocompress.pipeline.context import Workbench
+from evocompress.pipeline.context import RunContext
 from evocompress.pipeline.finished import Unchanged
 from evocompress.pipeline.journal import read_candidates
 from evocompress.pipeline.planning.forewarning import unhealable
@@ -25,30 +25,30 @@ from evocompress.pipeline.winner import row_names
 from evocompress.space import sampling
 
 
-def even_candidate(bench: Workbench) -> Candidate:
+def even_candidate(context: RunContext) -> Candidate:
     """The even candidate of the budget, and of what the winner costs of each objective."""
-    space = bench.space
-    costs = costs_of(space, bench.folder.read_winner().candidate)
-    bounds = {name: costs[name] for name in bench.searcher().objectives}
+    space = context.space
+    costs = costs_of(space, context.folder.read_winner().candidate)
+    bounds = {name: costs[name] for name in context.searcher().objectives}
     space = replace(space, budget=space.budget | bounds)
     return space.candidate(sampling.uniform(space))
 
 
-def named_candidate(bench: Workbench, name: str) -> Candidate:
+def named_candidate(context: RunContext, name: str) -> Candidate:
     """``winner``, ``uniform``, or a candidate of the journal by its id.
 
     Raises:
         RunError: There is none.
     """
     if name == "uniform":
-        return even_candidate(bench)
-    winner = bench.folder.read_winner()
+        return even_candidate(context)
+    winner = context.folder.read_winner()
     if name in ("winner", winner.id):
         return winner.candidate
-    known = read_candidates(bench.folder.journal)
+    known = read_candidates(context.folder.journal)
     if name in known:
         return known[name]
-    raise RunError(f"{bench.folder.journal} has no candidate '{name}'; 'winner' is the best one")
+    raise RunError(f"{context.folder.journal} has no candidate '{name}'; 'winner' is the best one")
 
 
 def healed_source(folder: RunFolder, out: Path | None, candidate: str = "winner") -> Path:
@@ -74,49 +74,49 @@ def healed_notes(source: Path | None) -> list[str]:
     return [f"The weights were healed by a distillation of the dense model: {name}."]
 
 
-def chosen_format(bench: Workbench, candidate: Candidate, program: str | None, form: str) -> str:
+def chosen_format(context: RunContext, candidate: Candidate, program: str | None, form: str) -> str:
     """The format that a candidate is to be written in; where a program decides it, why is told.
 
     Args:
-        bench: Of the finished run.
+        context: Of the finished run.
         candidate: What is written.
         program: What is to load it; ``None`` is what the search was for, else any.
         form: A key of `evocompress.export.FORMATS`, or ``auto``.
     """
-    fits = bench.config.space.fits
+    fits = context.config.space.fits
     if program is None and form == "auto" and fits in PROGRAMS:
         program = fits
     if program is None:
         return form
-    choice = choose_for(bench.loaded, candidate, program, form)
-    bench.reporter.say(choice.reason)
+    choice = choose_for(context.loaded, candidate, program, form)
+    context.reporter.say(choice.reason)
     return choice.name
 
 
-def check_healing(bench: Workbench) -> None:
+def check_healing(context: RunContext) -> None:
     """Refuses to heal what is not there, or with settings that leave nothing to train on.
 
     Raises:
         RunError: The run has no checkpoint, or all of its search part would be for validation.
         ConfigError: A setting names something that there is not.
     """
-    check_there(bench.folder)
-    check_names(bench.config)
-    if reason := unhealable(bench.config):
+    check_there(context.folder)
+    check_names(context.config)
+    if reason := unhealable(context.config):
         raise RunError(reason)
 
 
-def own_checkpoint(bench: Workbench, unchanged: Unchanged) -> str:
+def own_checkpoint(context: RunContext, unchanged: Unchanged) -> str:
     """The id of the candidate of the run's checkpoint; one that is not the winner's is told.
 
     Raises:
         RunError: The run has no checkpoint, or one of another model or level library.
     """
-    folder = bench.folder
+    folder = context.folder
     check_there(folder)
     found, winner = unchanged.check_checkpoint(folder.checkpoint), folder.read_winner().id
     if found != winner:
-        bench.reporter.say(
+        context.reporter.say(
             f"{folder.checkpoint} is of candidate {found}, not of the winner {winner}: where that "
             "is not meant, remove it and run 'evocompress materialize'"
         )
@@ -134,7 +134,7 @@ def check_there(folder: RunFolder) -> None:
 
 
 def contestants(
-    bench: Workbench, library: Library | None, unchanged: Unchanged
+    context: RunContext, library: Library | None, unchanged: Unchanged
 ) -> dict[str, Contestant]:
     """Dense, uniform, searched and, where there is one, healed, by their names.
 
@@ -143,13 +143,13 @@ def contestants(
     Raises:
         RunError: The run has no checkpoint, or one of another model or level library.
     """
-    folder, space = bench.folder, bench.space
-    names = row_names(own_checkpoint(bench, unchanged), folder.read_winner().id)
-    dense = bench.loaded.model
-    uniform = even_candidate(bench)
+    folder, space = context.folder, context.space
+    names = row_names(own_checkpoint(context, unchanged), folder.read_winner().id)
+    dense = context.loaded.model
+    uniform = even_candidate(context)
     searched = costs_of(space, read_candidate(folder.checkpoint))
     with scratch_folder(folder.path, "uniform") as scratch:
-        written = write_checkpoint(bench.loaded, library, uniform, scratch / "uniform")
+        written = write_checkpoint(context.loaded, library, uniform, scratch / "uniform")
         uniform_model = read_checkpoint(written, dense)
     rows = {
         "dense": Contestant(dense, space.cost_model.dense()),

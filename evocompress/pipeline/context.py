@@ -50,15 +50,15 @@ from evocompress.space.space import SearchSpace
 class Backend(Protocol):
     """Where the work of a run is done that takes long."""
 
-    def executor(self, bench: Workbench, live: LiveModel, admit: Admit) -> Executor:
+    def executor(self, context: RunContext, live: LiveModel, admit: Admit) -> Executor:
         """What answers the searcher's requests; `admit` is told of every worker."""
         ...
 
-    def blocks(self, bench: Workbench) -> MakeBlocks:
+    def blocks(self, context: RunContext) -> MakeBlocks:
         """What makes the blocks of the level library."""
         ...
 
-    def table(self, bench: Workbench) -> Measure:
+    def table(self, context: RunContext) -> Measure:
         """What measures the latency table."""
         ...
 
@@ -66,21 +66,21 @@ class Backend(Protocol):
 class Local:
     """The work of a run in this process."""
 
-    def executor(self, bench: Workbench, live: LiveModel, admit: Admit) -> Executor:
+    def executor(self, context: RunContext, live: LiveModel, admit: Admit) -> Executor:
         """One proxy, on the model of the run itself."""
-        return LocalExecutor(bench.proxy(live), bench.estimates(live))
+        return LocalExecutor(context.proxy(live), context.estimates(live))
 
-    def blocks(self, bench: Workbench) -> MakeBlocks:
+    def blocks(self, context: RunContext) -> MakeBlocks:
         """One block after the other."""
         return make_blocks
 
-    def table(self, bench: Workbench) -> Measure:
+    def table(self, context: RunContext) -> Measure:
         """On the device of the run's model."""
         return measure_here
 
 
 @dataclass(frozen=True)
-class Workbench:
+class RunContext:
     """A run's configuration and what it stands for; costly parts are made on first use.
 
     Attributes:
@@ -237,7 +237,7 @@ class Workbench:
 
         The widths of a mixture of experts are stored for each of them.
         """
-        genes = self.untimed_space.genes
+        genes = self.untimed_space.encoding
         return {
             name: stored
             for units, levels in zip(genes.members, genes.levels, strict=True)
@@ -258,7 +258,7 @@ class Workbench:
     @property
     def _levels_by_unit(self) -> dict[str, tuple[Level, ...]]:
         """For each unit of the space all levels of its gene."""
-        genes = self.untimed_space.genes
+        genes = self.untimed_space.encoding
         pairs = zip(genes.members, genes.levels, strict=True)
         return {unit.name: levels for units, levels in pairs for unit in units}
 
@@ -350,7 +350,7 @@ class Workbench:
         circumstances = self.circumstances()
         return {
             **{key: circumstances.pop(key) for key in ("model", "calibration", "library")},
-            "space": genes_digest(self.space.genes),
+            "space": genes_digest(self.space.encoding),
             "budget": dict(self.space.budget),
             "latency": table_facts(self.latency_table) if self.latency_table else None,
             "proxy": proxies.facts(self.config.proxy),

@@ -12,7 +12,7 @@ from evocompress.models.demo import DEMO_SOURCE
 from evocompress.models.loading import device_named
 from evocompress.pipeline.checks import check_settings
 from evocompress.pipeline.planning import outline
-from evocompress.pipeline.planning.plan import bench_of
+from evocompress.pipeline.planning.plan import context_of
 
 
 def check_early(config: RunConfig, *, search: bool = True) -> None:
@@ -69,4 +69,4 @@ def rehearse(config: RunConfig, *, search: bool = True) -> None:
         if model.source != DEMO_SOURCE and not Path(model.source).expanduser().exists():
             raise  # to ask the hub again would take as long again
         return  # loading it says better what is wrong with it
-    check_settings(bench_of(config, sketch), search=search)
+    check_settings(context_of(config, sketch), search=search)

@@ -13,7 +13,7 @@ from evocompress.core.errors import RunError
 from evocompress.core.progress import Reporter, Silent
 from evocompress.evaluation.calibration.calibration import Calibration, load_calibration
 from evocompress.export import read_record
-from evocompress.pipeline.context import Workbench
+from evocompress.pipeline.context import RunContext
 from evocompress.pipeline.journal import read_header
 from evocompress.pipeline.run_folder import MAY_DIFFER, RunFolder, changed_keys
 
@@ -26,7 +26,7 @@ def finished(
     reporter: Reporter | None,
     overrides: Sequence[str] = (),
     may_change: tuple[str, ...] = (),
-) -> Workbench:
+) -> RunContext:
     """The workbench of a run that has a winner, in whose folder nothing is written yet.
 
     Args:
@@ -51,18 +51,18 @@ def finished(
             f"{wrong[0]} decided the search of {path} and cannot be another one now: change "
             f"{', '.join(may_change) or 'nothing'} only, or search again with name=..."
         )
-    return Workbench(config, folder, reporter or Silent(), finished=True)
+    return RunContext(config, folder, reporter or Silent(), finished=True)
 
 
 class Unchanged:
     """Compares what a finished run loads with what the header of its journal says.
 
     Args:
-        bench: Of the finished run.
+        context: Of the finished run.
     """
 
-    def __init__(self, bench: Workbench) -> None:
-        self._bench = bench
+    def __init__(self, context: RunContext) -> None:
+        self._bench = context
 
     @cached_property
     def _header(self) -> Any:
@@ -114,12 +114,12 @@ class Unchanged:
         Raises:
             RunError: They are others.
         """
-        bench = self._bench
-        own = bench.folder.config().calibration
-        calibration = bench.calibration
+        context = self._bench
+        own = context.folder.config().calibration
+        calibration = context.calibration
         searched = calibration
-        if own != bench.config.calibration:
-            searched = load_calibration(own, bench.loaded)
+        if own != context.config.calibration:
+            searched = load_calibration(own, context.loaded)
         what = f"the text of calibration.source={own.source} or of the held-out part"
         self._compare("calibration", searched.fingerprint, what)
         return calibration

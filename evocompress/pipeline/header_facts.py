@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from evocompress.space.costs import LatencyTable
-from evocompress.space.encoding import Genes
+from evocompress.space.encoding import Encoding
 
 
 def table_facts(table: LatencyTable) -> dict[str, Any]:
@@ -16,11 +16,11 @@ def table_facts(table: LatencyTable) -> dict[str, Any]:
     return asdict(table.made) | {"digest": _digest(table.to_json())}
 
 
-def genes_digest(genes: Genes) -> str:
+def genes_digest(genes: Encoding) -> str:
     """Hex digits that hash units, levels and start of a search space."""
     names = [[unit.name for unit in members] for members in genes.members]
     keys = [[level.key for level in options] for options in genes.levels]
-    return _digest([names, keys, genes.start.tolist(), genes.merges])
+    return _digest([names, keys, genes.default.tolist(), genes.merges])
 
 
 def _digest(content: Any) -> str:

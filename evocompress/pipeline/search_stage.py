@@ -13,7 +13,7 @@ from evocompress.core.files import json_text, write_json, write_text
 from evocompress.core.progress import Advance
 from evocompress.evaluation.profile import write_table
 from evocompress.pipeline import loop
-from evocompress.pipeline.context import Workbench
+from evocompress.pipeline.context import RunContext
 from evocompress.pipeline.going_on import CIRCUMSTANCES, changed, mark, workers_admitted
 from evocompress.pipeline.journal import Journal
 from evocompress.pipeline.planning import preflight
@@ -22,67 +22,69 @@ from evocompress.pipeline.winner import not_compared_text
 from evocompress.search.base import Searcher
 
 
-def find(bench: Workbench, listener: loop.Listener | None = None, *, force: bool = False) -> None:
+def find(
+    context: RunContext, listener: loop.Listener | None = None, *, force: bool = False
+) -> None:
     """Searches, and writes journal, winner and front into the run's folder.
 
     Args:
-        bench: Of a run whose settings were checked and whose folder is locked.
+        context: Of a run whose settings were checked and whose folder is locked.
         listener: Told about progress, beside the bench's reporter.
         force: Go on under other circumstances than before.
 
     Raises:
         EvoCompressError: Anything the user can mend.
     """
-    model = bench.loaded.model
-    record = environment(model.device, model.dtype, bench.config.executor)
+    model = context.loaded.model
+    record = environment(model.device, model.dtype, context.config.executor)
     now = Facts.model_validate(record)
-    forced = changed(bench.folder, now, force)
-    if bench.folder.extend(bench.config):
-        bench.reporter.say("search.tokens is another than before: begun anew, from known values")
-    _describe(bench, record)
-    for line in preflight(bench):
-        bench.reporter.say(line)
-    bench.library  # noqa: B018  (a stage of its own, before the search is timed)
-    header = bench.header()
+    forced = changed(context.folder, now, force)
+    if context.folder.extend(context.config):
+        context.reporter.say("search.tokens is another than before: begun anew, from known values")
+    _describe(context, record)
+    for line in preflight(context):
+        context.reporter.say(line)
+    context.library  # noqa: B018  (a stage of its own, before the search is timed)
+    header = context.header()
     may_differ = CIRCUMSTANCES if forced else ()
-    earlier = bench.folder.earlier_journals
-    with Journal(bench.folder.journal, header, may_differ=may_differ, earlier=earlier) as journal:
-        _outline(bench)
+    earlier = context.folder.earlier_journals
+    with Journal(context.folder.journal, header, may_differ=may_differ, earlier=earlier) as journal:
+        _outline(context)
         if forced:
-            mark(bench.folder, journal, header, now)
-        admit = workers_admitted(bench.folder, journal, header, now, force)
-        _conclude(bench, journal, admit, listener)
+            mark(context.folder, journal, header, now)
+        admit = workers_admitted(context.folder, journal, header, now, force)
+        _conclude(context, journal, admit, listener)
 
 
-def _describe(bench: Workbench, record: dict[str, Any]) -> None:
+def _describe(context: RunContext, record: dict[str, Any]) -> None:
     """Writes what the run was made with, once."""
-    folder = bench.folder
+    folder = context.folder
     if not folder.environment.exists():
         write_json(folder.environment, record)
-    if bench.latency_table is not None and not folder.latency.exists():
-        write_table(folder.latency, bench.latency_table)
+    if context.latency_table is not None and not folder.latency.exists():
+        write_table(folder.latency, context.latency_table)
 
 
-def _outline(bench: Workbench) -> None:
+def _outline(context: RunContext) -> None:
     """Writes the units of the model, once more where the file is another or damaged."""
     outline = {
-        "units": [asdict(unit) for unit in bench.units],
-        "architecture": asdict(bench.loaded.family.architecture(bench.loaded.model)),
-        "opening": bench.calibration.opening,
+        "units": [asdict(unit) for unit in context.units],
+        "architecture": asdict(context.loaded.family.architecture(context.loaded.model)),
+        "opening": context.calibration.opening,
     }
-    path, text = bench.folder.units, json_text(outline)
+    path, text = context.folder.units, json_text(outline)
     if not path.exists() or path.read_bytes() != text.encode():
         write_text(path, text)
 
 
 def _conclude(
-    bench: Workbench, journal: Journal, admit: Admit, listener: loop.Listener | None
+    context: RunContext, journal: Journal, admit: Admit, listener: loop.Listener | None
 ) -> None:
     """Runs the search, and writes the winner and the front."""
-    searcher, folder = bench.searcher(), bench.folder
-    outcome = _evolve(bench, searcher, journal, admit, listener)
+    searcher, folder = context.searcher(), context.folder
+    outcome = _evolve(context, searcher, journal, admit, listener)
     rows = front_rows(
-        bench.space,
+        context.space,
         journal,
         outcome,
         objectives=searcher.objectives,
@@ -90,31 +92,31 @@ def _conclude(
     )
     left_out = not_compared(journal, outcome)
     winner = winner_record(
-        bench.space,
+        context.space,
         outcome.best,
         rows,
         objectives=searcher.objectives,
-        measured=all_values(journal, outcome.best, len(bench.calibration.search)),
+        measured=all_values(journal, outcome.best, len(context.calibration.search)),
         not_compared=left_out,
     )
     write_json(folder.winner, winner)
     write_json(folder.front, rows)
     if left_out:
-        bench.reporter.say(f"front.json: {len(rows):,} candidates; {not_compared_text(left_out)}")
+        context.reporter.say(f"front.json: {len(rows):,} candidates; {not_compared_text(left_out)}")
 
 
 def _evolve(
-    bench: Workbench,
+    context: RunContext,
     searcher: Searcher,
     journal: Journal,
     admit: Admit,
     listener: loop.Listener | None,
 ) -> loop.Outcome:
-    tokens = bench.config.search.tokens
+    tokens = context.config.search.tokens
     with (
-        LiveModel(bench.loaded, bench.library) as live,
-        closing(bench.executor(live, admit)) as executor,
-        bench.reporter.stage(f"search: {bench.config.search.name}") as advance,
+        LiveModel(context.loaded, context.library) as live,
+        closing(context.executor(live, admit)) as executor,
+        context.reporter.stage(f"search: {context.config.search.name}") as advance,
     ):
         said = ""
 
@@ -122,13 +124,13 @@ def _evolve(
             nonlocal said
             if progress.phase != said:
                 said = progress.phase
-                bench.reporter.say(f"  {said}")
+                context.reporter.say(f"  {said}")
             _show(advance, progress, tokens)
             if listener:
                 listener(progress)
 
         return loop.search(
-            searcher, executor, journal, bench.calibration.pool, tokens=tokens, listener=told
+            searcher, executor, journal, context.calibration.pool, tokens=tokens, listener=told
         )
 
 

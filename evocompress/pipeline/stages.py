@@ -12,7 +12,7 @@ from evocompress.core.progress import Reporter, Silent
 from evocompress.healing import heal as distil
 from evocompress.pipeline.checks import check
 from evocompress.pipeline.compared_models import check_healing, own_checkpoint
-from evocompress.pipeline.context import Backend, Workbench
+from evocompress.pipeline.context import Backend, RunContext
 from evocompress.pipeline.early_checks import check_early
 from evocompress.pipeline.finished import Unchanged, finished
 from evocompress.pipeline.loop import Listener
@@ -46,45 +46,45 @@ def search(
     """
     check_names(config)
     folder = check_folder(config, resume)
-    bench = Workbench(config, folder, reporter or Silent(), backend=backend)
+    context = RunContext(config, folder, reporter or Silent(), backend=backend)
     check_early(config)
-    check(bench)
+    check(context)
     begin(folder, config)
     with folder.locked():
-        bench.reporter.log_to(folder.log)
-        find(bench, listener, force=force)
+        context.reporter.log_to(folder.log)
+        find(context, listener, force=force)
     return folder.path
 
 
 def to_be_healed(
     path: Path | str, overrides: Sequence[str], reporter: Reporter | None
-) -> Workbench:
+) -> RunContext:
     """The workbench of a run whose checkpoint can be healed.
 
     Raises:
         EvoCompressError: It cannot.
     """
-    bench = finished(path, reporter, overrides, ("heal.",))
-    check_healing(bench)
-    bench.reporter.log_to(bench.folder.log)
-    return bench
+    context = finished(path, reporter, overrides, ("heal.",))
+    check_healing(context)
+    context.reporter.log_to(context.folder.log)
+    return context
 
 
-def heal(bench: Workbench, *, resume: bool, force: bool) -> Path:
+def heal(context: RunContext, *, resume: bool, force: bool) -> Path:
     """Heals the checkpoint of a run in this process; see `evocompress.api.heal`.
 
     Raises:
         EvoCompressError: Anything the user can mend.
     """
-    folder, config = bench.folder, bench.config.heal
-    check_early(bench.config)
-    unchanged = Unchanged(bench)
+    folder, config = context.folder, context.config.heal
+    check_early(context.config)
+    unchanged = Unchanged(context)
     unchanged.check_model()
-    own_checkpoint(bench, unchanged)
-    teacher, calibration = bench.loaded, unchanged.check_text()
+    own_checkpoint(context, unchanged)
+    teacher, calibration = context.loaded, unchanged.check_text()
     tokens = torch.cat([calibration.library, *calibration.search])
     kept = config.validation_sequences
-    with folder.locked(), bench.reporter.stage("heal") as advance:
+    with folder.locked(), context.reporter.stage("heal") as advance:
         distil(
             folder.checkpoint,
             teacher,

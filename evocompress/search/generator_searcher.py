@@ -16,10 +16,10 @@ from evocompress.space.space import SearchSpace
 
 T = TypeVar("T")
 
-Steps = Generator[Sequence[Request], list[Answer], T]
+AskTell = Generator[Sequence[Request], list[Answer], T]
 """A part of a procedure that asks, and in the end gives a T."""
 
-Procedure = Steps[None]
+GeneratorSearcher = AskTell[None]
 
 
 class ProceduralSearcher(ABC):
@@ -44,7 +44,7 @@ class ProceduralSearcher(ABC):
         self._asked: Sequence[Request] | None = None
 
     @abstractmethod
-    def _search(self) -> Procedure:
+    def _search(self) -> GeneratorSearcher:
         """The whole search."""
 
     @property
@@ -88,7 +88,7 @@ class ProceduralSearcher(ABC):
 
     def _evaluate(
         self, genomes: Sequence[Genome], micro_batches: tuple[int, ...], *, probe: bool = False
-    ) -> Steps[list[Result]]:
+    ) -> AskTell[list[Result]]:
         """The results of genomes (U,) on the same micro-batches, in order."""
         if not genomes:
             return []
@@ -97,7 +97,7 @@ class ProceduralSearcher(ABC):
 
     def _estimate(
         self, genome: Genome, kind: str, micro_batches: tuple[int, ...], *, forwards: int = 1
-    ) -> Steps[Estimation]:
+    ) -> AskTell[Estimation]:
         """An estimate at a genome (U,); it may have failed.
 
         Args:
@@ -117,7 +117,7 @@ class ProceduralSearcher(ABC):
         choices: Callable[[Genome], list[Genome]],
         target: SearchSpace,
         micro_batches: tuple[int, ...],
-    ) -> Steps[Genome]:
+    ) -> AskTell[Genome]:
         """The genome (U,) where the best of the choices, taken again and again, is enough.
 
         All are tried as probes, but those that save nothing of what is still exceeded.
@@ -137,7 +137,7 @@ class ProceduralSearcher(ABC):
             genome = best[0][0]
         return genome
 
-    def _conclude(self, genome: Genome, micro_batches: tuple[int, ...]) -> Procedure:
+    def _conclude(self, genome: Genome, micro_batches: tuple[int, ...]) -> GeneratorSearcher:
         """Makes a genome (U,), brought below the budget, the incumbent if it can be evaluated."""
         final = [repair(self._space, genome, self._rng)]
         results = yield from self._evaluate(final, micro_batches)
@@ -154,7 +154,7 @@ class ProceduralSearcher(ABC):
         ]
 
 
-def _advance(procedure: Procedure, answers: list[Answer]) -> Sequence[Request]:
+def _advance(procedure: GeneratorSearcher, answers: list[Answer]) -> Sequence[Request]:
     try:
         return procedure.send(answers)
     except StopIteration:
@@ -165,9 +165,9 @@ def _useful(space: SearchSpace, genome: Genome, tries: Sequence[Genome]) -> list
     """Those of the tries that lower a cost above its bound and are admissible."""
     if not tries:
         return []
-    before, after = space.used(genome[None]), space.used(np.stack(tries))
+    before, after = space.budget_usage(genome[None]), space.budget_usage(np.stack(tries))
     lower = ((after < before) & (before > 1)).any(axis=1)
-    useful = lower & space.genes.admissible(np.stack(tries))
+    useful = lower & space.encoding.admissible(np.stack(tries))
     return [tried for tried, wanted in zip(tries, useful, strict=True) if wanted]
 
 
@@ -177,7 +177,7 @@ def first_feasible(space: SearchSpace, path: Genome) -> Genome:
     Where none does, the last one that is admissible.
     """
     met = np.flatnonzero(space.feasible(path))
-    last = np.flatnonzero(space.genes.admissible(path))[-1]
+    last = np.flatnonzero(space.encoding.admissible(path))[-1]
     first: Genome = path[met[0] if met.size else last]
     return first
 

@@ -43,11 +43,11 @@ class Objectives:
 
     Attributes:
         costs: Names of the costs; none where only the value counts.
-        floors: For each cost the amount (M,) below which less is no better.
+        minimal_genomes: For each cost the amount (M,) below which less is no better.
     """
 
     costs: tuple[str, ...]
-    floors: NDArray[np.float64]
+    minimal_genomes: NDArray[np.float64]
 
     def points(
         self, space: SearchSpace, genomes: Sequence[Genome], values: Sequence[float]
@@ -56,7 +56,7 @@ class Objectives:
         found = space.costs(np.stack(genomes))
         costs = [
             np.maximum(found[name], floor)
-            for name, floor in zip(self.costs, self.floors, strict=True)
+            for name, floor in zip(self.costs, self.minimal_genomes, strict=True)
         ]
         return np.column_stack([values, *costs])
 
@@ -99,15 +99,15 @@ def choose(
     for name in costs:
         check_cost(name, space.cost_model, "search.objectives")
     dense = space.cost_model.dense()
-    bounds, floors = dict(space.budget), dict.fromkeys(costs, 0.0)
+    bounds, minimal_genomes = dict(space.budget), dict.fromkeys(costs, 0.0)
     for name, ends in ranges.items():
         if name not in costs:
             raise ConfigError(f"search.range: '{name}' is no objective; {nearest(name, costs)}")
         if ends[0] >= ends[1]:
             raise ConfigError(f"search.range.{name}: {ends[0]} is not below {ends[1]}")
-        floors[name], high = (absolute(end, dense[name]) for end in ends)
+        minimal_genomes[name], high = (absolute(end, dense[name]) for end in ends)
         bounds[name] = min(high, bounds.get(name, high))
     narrowed = replace(space, budget=bounds)
     if ranges:
         check_reachable(narrowed)
-    return narrowed, Objectives(costs, np.array([floors[name] for name in costs]))
+    return narrowed, Objectives(costs, np.array([minimal_genomes[name] for name in costs]))

@@ -91,13 +91,13 @@ def require(space: SearchSpace) -> None:
         )
 
 
-def floors(space: SearchSpace) -> Genome:
+def minimal_genomes(space: SearchSpace) -> Genome:
     """The most compressed genomes (F, U): what any genome can meet, one of these meets.
 
     There are several where each of them keeps another one of the attentions, the last. Mixtures
     keep as many experts as a token uses, those with the most zeros.
     """
-    genes = space.genes
+    genes = space.encoding
     least = genes.sizes - 1
     every = least[None]
     if not genes.keep_attention(least[None])[0]:
@@ -106,12 +106,12 @@ def floors(space: SearchSpace) -> Genome:
         every[np.arange(len(keepers)), keepers] -= 1
     elif not genes.mixtures:
         return every
-    return space.settle(genes.with_experts(every, _zeros(space)))
+    return space.deactivate(genes.with_experts(every, _zeros(space)))
 
 
 def _zeros(space: SearchSpace) -> NDArray[np.float64]:
     """For each gene (U,) that is an expert the most zeros that its matrices can have."""
-    genes = space.genes
+    genes = space.encoding
     zeros: dict[str, int] = {}
     for gene in genes.matrices.tolist():
         for unit in genes.members[gene]:
@@ -127,7 +127,7 @@ def check_reachable(space: SearchSpace) -> None:
     Raises:
         BudgetError: With the range of the cost that the space can reach.
     """
-    lowest = floors(space)
+    lowest = minimal_genomes(space)
     if space.feasible(lowest).any():
         return
     most, least = space.costs(np.zeros_like(lowest[:1])), space.costs(lowest)

@@ -13,7 +13,7 @@ from evocompress.core.errors import ConfigError
 from evocompress.core.types import DENSE, DROP, Architecture, Level, Unit
 from evocompress.space import budget as budgets
 from evocompress.space.costs import LatencyTable, cost_model
-from evocompress.space.encoding import Genes
+from evocompress.space.encoding import Encoding
 from evocompress.space.format_constraint import Obstacle, fitting
 from evocompress.space.levels import check_patterns, droppable, sparsity_levels, width_levels
 from evocompress.space.space import SearchSpace
@@ -67,14 +67,14 @@ def build_space(
     if config.budget:
         budgets.check_reachable(space)
     elif config.sparsity and not (config.width or config.drop):
-        nonzeros = space.costs(genes.start[None])["matrix_nonzeros"].item()
+        nonzeros = space.costs(genes.default[None])["matrix_nonzeros"].item()
         return replace(space, budget={"matrix_nonzeros": nonzeros})
     return space
 
 
 def _genes(
     units: Sequence[Unit], architecture: Architecture, config: SpaceConfig, adds_bias: bool
-) -> Genes:
+) -> Encoding:
     _check_combination(config)
     removable: frozenset[str] = frozenset()
     narrow: dict[str, tuple[Level, ...]] = {}
@@ -93,11 +93,11 @@ def _genes(
             levels[name], targets[name] = choice, target
         check_patterns(units, narrow, levels, architecture.head_dim)
     members = _members([unit for unit in units if unit.name in levels], config)
-    return Genes(
+    return Encoding(
         tree=tuple(units),
         members=members,
         levels=tuple(levels[first.name] for first, *_ in members),
-        start=np.array([targets.get(first.name, 0) for first, *_ in members], dtype=np.int64),
+        default=np.array([targets.get(first.name, 0) for first, *_ in members], dtype=np.int64),
         merges=bool(config.drop and config.drop.merge),
     )
 

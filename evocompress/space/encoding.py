@@ -16,7 +16,7 @@ from evocompress.space.expert_encoding import Mixture
 
 
 @dataclass(frozen=True, eq=False)
-class Genes:
+class Encoding:
     """What a space decides about, and what a genome says of it.
 
     A genome is an array (U,) of indices into each gene's levels; several are an array (N, U).
@@ -31,7 +31,7 @@ class Genes:
         levels: For each gene its levels, from most to least parameters. Those of a sub-layer
             are (dense, narrower ones, drop), as far as it has them: indices of its narrow
             levels are no order for other costs.
-        start: For each gene the level (U,) it has before any search, and again when a unit
+        default: For each gene the level (U,) it has before any search, and again when a unit
             above it is restored: a matrix its target, another unit dense.
         merges: Whether dropped blocks are merged into the last kept one before them.
     """
@@ -39,7 +39,7 @@ class Genes:
     tree: tuple[Unit, ...]
     members: tuple[tuple[Unit, ...], ...]
     levels: tuple[tuple[Level, ...], ...]
-    start: Genome
+    default: Genome
     merges: bool = False
 
     @cached_property
@@ -61,10 +61,10 @@ class Genes:
     @cached_property
     def matrices(self) -> NDArray[np.int64]:
         """Indices of the genes that are matrices."""
-        return np.flatnonzero(self.stepped)
+        return np.flatnonzero(self.ordinal)
 
     @cached_property
-    def stepped(self) -> NDArray[np.bool_]:
+    def ordinal(self) -> NDArray[np.bool_]:
         """Which genes are moved level by level: the matrices (U,)."""
         return np.array([unit.kind == "matrix" for unit in self.units])
 
@@ -168,7 +168,7 @@ class Genes:
             state = np.where(lost, self._drop_states[part], state)
         return change, part, state
 
-    def void(self, genomes: Genome) -> NDArray[np.bool_]:
+    def inactive(self, genomes: Genome) -> NDArray[np.bool_]:
         """Which genes (N, U) lie below dropped units, with all of their members."""
         if not self.droppable.size:
             return np.zeros(genomes.shape, dtype=bool)
@@ -180,9 +180,9 @@ class Genes:
         void: NDArray[np.bool_] = np.logical_and.reduceat(columns[:, homes], begins, axis=1)
         return void
 
-    def settle(self, genomes: Genome) -> Genome:
+    def deactivate(self, genomes: Genome) -> Genome:
         """The genomes (N, U) with void genes at their start: equal candidates, equal rows."""
-        settled: Genome = np.where(self.void(genomes), self.start, genomes)
+        settled: Genome = np.where(self.inactive(genomes), self.default, genomes)
         return settled
 
     def keep_attention(self, genomes: Genome) -> NDArray[np.bool_]:
@@ -284,10 +284,10 @@ class Genes:
             ConfigError: The candidate names a unit or a level that the space does not have,
                 or leaves a unit dense that the space always compresses.
         """
-        genome = self.start.copy()
+        genome = self.default.copy()
         # Parents first: what is dropped says which genes are void.
         for kind in ("block", *PARTS, "matrix"):
-            live = ~self.void(genome[None])[0]
+            live = ~self.inactive(genome[None])[0]
             for gene in np.flatnonzero(live & [unit.kind == kind for unit in self.units]).tolist():
                 genome[gene] = self._read(gene, candidate)
         self._check_read(candidate, self.candidate(genome))

@@ -10,13 +10,13 @@ import numpy as np
 from evocompress.core.canonical import canonical
 from evocompress.core.errors import ConfigError
 from evocompress.core.types import DENSE, Candidate, Level, Unit
-from evocompress.space.encoding import Genes
+from evocompress.space.encoding import Encoding
 
 Obstacle = Callable[[Candidate], str | None]
 """What of which unit a format cannot express of a candidate; ``None`` if it can."""
 
 
-def fitting(genes: Genes, obstacle: Obstacle, what: str) -> Genes:
+def fitting(genes: Encoding, obstacle: Obstacle, what: str) -> Encoding:
     """The same genes without the levels that a format cannot express.
 
     A level is tried alone, with all units that share its gene at it. This is enough where what a
@@ -57,10 +57,12 @@ def fitting(genes: Genes, obstacle: Obstacle, what: str) -> Genes:
         genes,
         members=tuple(genes.members[gene] for gene in chosen),
         levels=tuple(tuple(genes.levels[gene][i] for i in kept[gene]) for gene in chosen),
-        start=np.array([kept[gene].index(genes.start[gene]) for gene in chosen], dtype=np.int64),
+        default=np.array(
+            [kept[gene].index(genes.default[gene]) for gene in chosen], dtype=np.int64
+        ),
     )
 
 
-def _compresses(genes: Genes, gene: int, indices: list[int]) -> bool:
+def _compresses(genes: Encoding, gene: int, indices: list[int]) -> bool:
     """Whether a gene still has another level than dense."""
     return any(genes.levels[gene][index] != DENSE for index in indices)

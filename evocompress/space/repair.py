@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evocompress.core.arrays import Genome
-from evocompress.space.budget import ATTENTIVE, floors
+from evocompress.space.budget import ATTENTIVE, minimal_genomes
 from evocompress.space.single_changes import Changes, single_changes
 from evocompress.space.space import SearchSpace
 
@@ -40,20 +40,20 @@ def repair(
         keep: Genes that are left as they are if the budget can be met so.
     """
     genome = _with_experts(space, _with_attention(space, genome, rng), rng)
-    genome = space.settle(genome[None])[0]
+    genome = space.deactivate(genome[None])[0]
     while not space.feasible(genome[None])[0]:
         shorter = _meet_one_bound(space, genome, rng, keep)
         if shorter is not None:
-            genome = space.settle(shorter[None])[0]
+            genome = space.deactivate(shorter[None])[0]
         elif keep:
             keep = ()
         else:
-            lowest = floors(space)
-            return spend(space, rng.choice(lowest[space.feasible(lowest)]), rng)
+            lowest = minimal_genomes(space)
+            return fill_budget(space, rng.choice(lowest[space.feasible(lowest)]), rng)
     return genome
 
 
-def spend(
+def fill_budget(
     space: SearchSpace, genome: Genome, rng: np.random.Generator, keep: Sequence[int] = ()
 ) -> Genome:
     """A feasible genome (U,) relaxed in random order until nothing more fits the budget.
@@ -68,8 +68,8 @@ def spend(
         rng: Source of randomness.
         keep: Genes that are left as they are.
     """
-    lost = space.genes.dropped(genome[None])[0]
-    lost[space.genes.widths] = False
+    lost = space.encoding.dropped(genome[None])[0]
+    lost[space.encoding.widths] = False
     relaxed = _relaxed(space, genome, rng, [*keep, *np.flatnonzero(lost)])
     return _relaxed(space, relaxed, rng, keep) if lost.any() else relaxed
 
@@ -85,12 +85,12 @@ def restore(
         rng: Source of randomness.
         keep: Genes that are left as they are.
     """
-    present = ~space.genes.dropped(genome[None])[0]
+    present = ~space.encoding.dropped(genome[None])[0]
     changes = single_changes(space, genome, [*keep, *np.flatnonzero(present)], step=-1)
-    fits = np.flatnonzero((changes.used <= 1).all(axis=1))
+    fits = np.flatnonzero((changes.usage <= 1).all(axis=1))
     if not fits.size:
         return genome
-    restored: Genome = space.settle(changes.changed(int(rng.choice(fits)))[None])[0]
+    restored: Genome = space.deactivate(changes.changed(int(rng.choice(fits)))[None])[0]
     return restored
 
 
@@ -99,20 +99,20 @@ def _relaxed(
 ) -> Genome:
     """The feasible genome (U,) with all genes but some relaxed until nothing more fits."""
     while True:
-        now = space.used(genome[None])[0]
+        now = space.budget_usage(genome[None])[0]
         changes = single_changes(space, genome, keep, step=-1)
-        used = changes.used
+        used = changes.usage
         fits = (used >= now).all(1) & (used > now).any(1) & (used <= 1).all(1)
         if not fits.any():
             return genome
         path = _path(changes.those(fits), rng)
         last = path.first(lambda rows: ~space.feasible(rows))
-        genome = space.settle(path.row(last - 1)[None])[0]
+        genome = space.deactivate(path.row(last - 1)[None])[0]
 
 
 def _with_attention(space: SearchSpace, genome: Genome, rng: np.random.Generator) -> Genome:
     """The genome, if it keeps an attention, or with a random one restored."""
-    genes = space.genes
+    genes = space.encoding
     if genes.keep_attention(genome[None])[0]:
         return genome
     restored = genome.copy()
@@ -123,7 +123,7 @@ def _with_attention(space: SearchSpace, genome: Genome, rng: np.random.Generator
 
 def _with_experts(space: SearchSpace, genome: Genome, rng: np.random.Generator) -> Genome:
     """The genome, if its mixtures have enough experts, or with random ones restored."""
-    genes = space.genes
+    genes = space.encoding
     if not genes.mixtures or genes.enough_experts(genome[None])[0]:
         return genome
     restored: Genome = genes.with_experts(genome[None], rng.random(len(genome)))[0]
@@ -134,7 +134,7 @@ def _meet_one_bound(
     space: SearchSpace, genome: Genome, rng: np.random.Generator, keep: Sequence[int]
 ) -> Genome | None:
     """The genome compressed towards one more bound that holds; ``None`` if nothing helps."""
-    over = space.used(genome[None])[0] > 1
+    over = space.budget_usage(genome[None])[0] > 1
     changes = single_changes(space, genome, keep, step=1)
     helpful = _helpful(changes, over)
     if not helpful.any():
@@ -142,12 +142,14 @@ def _meet_one_bound(
     path = _path(changes.those(helpful), rng)
 
     def met(rows: Genome) -> NDArray[np.bool_]:
-        enough: NDArray[np.bool_] = np.logical_or.reduce(space.used(rows)[:, over] <= 1, axis=1)
+        enough: NDArray[np.bool_] = np.logical_or.reduce(
+            space.budget_usage(rows)[:, over] <= 1, axis=1
+        )
         return enough
 
-    end = path.first(lambda rows: ~space.genes.admissible(rows) | met(rows))
+    end = path.first(lambda rows: ~space.encoding.admissible(rows) | met(rows))
     before = path.row(end - 1)
-    if end == len(path) or not space.genes.admissible(path.row(end)[None])[0]:
+    if end == len(path) or not space.encoding.admissible(path.row(end)[None])[0]:
         return before
     return _least_overshoot(space, before, path.row(end), rng, keep)
 
@@ -160,9 +162,9 @@ def _least_overshoot(
     keep: Sequence[int],
 ) -> Genome:
     """In place of the move from `before` to `after` that of a few that saves least too much."""
-    over = space.used(before[None])[0] > 1
+    over = space.budget_usage(before[None])[0] > 1
     changes = single_changes(space, before, keep, step=1)
-    used = changes.used[:, over]
+    used = changes.usage[:, over]
     enough = _helpful(changes, over) & (used <= 1).any(axis=1)
     if not enough.any():
         return after
@@ -175,7 +177,7 @@ def _least_overshoot(
 
 def _helpful(changes: Changes, over: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Which of the changes (K,) save of a bound that is exceeded, and add to none."""
-    now, used = changes.space.used(changes.genome[None])[0], changes.used
+    now, used = changes.space.budget_usage(changes.genome[None])[0], changes.usage
     helpful: NDArray[np.bool_] = (used <= now).all(axis=1)
     helpful &= (used[:, over] < now[over]).any(axis=1)
     return helpful & changes.admissible()
@@ -232,7 +234,7 @@ def _path(changes: Changes, rng: np.random.Generator) -> _Path:
     shuffled = rng.permutation(len(changes.genes))
     movers, first = np.unique(changes.genes[shuffled], return_index=True)
     by = changes.levels[shuffled][first] - genome[movers]
-    left = np.where(by > 0, space.genes.sizes[movers] - 1 - genome[movers], genome[movers])
-    times = np.where(space.genes.stepped[movers], left, 1)
+    left = np.where(by > 0, space.encoding.sizes[movers] - 1 - genome[movers], genome[movers])
+    times = np.where(space.encoding.ordinal[movers], left, 1)
     moves = rng.permutation(np.repeat(np.arange(len(movers)), times))
     return _Path(genome, movers[moves], by[moves])

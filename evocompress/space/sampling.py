@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evocompress.core.arrays import Genome
-from evocompress.space.budget import floors
-from evocompress.space.encoding import Genes
-from evocompress.space.repair import repair, spend
+from evocompress.space.budget import minimal_genomes
+from evocompress.space.encoding import Encoding
+from evocompress.space.repair import fill_budget, repair
 from evocompress.space.space import SearchSpace
 
 Shares = Mapping[int, NDArray[np.float64]]
@@ -29,12 +29,12 @@ def uniform(space: SearchSpace) -> Genome:
     removing all of them is not enough, all matrices are raised together, level by level.
     """
     shares = _shares(space)
-    tries = [space.genes.start]
+    tries = [space.encoding.default]
     for fraction in _fractions(shares):
         narrowed = _narrowed(tries[-1], shares, fraction)
         tries += [*_mixed(tries[-1], narrowed), narrowed]
-    tries += _emptied(space.genes, tries[-1])
-    genomes = np.concatenate([space.settle(np.stack(tries)), floors(space)])
+    tries += _emptied(space.encoding, tries[-1])
+    genomes = np.concatenate([space.deactivate(np.stack(tries)), minimal_genomes(space)])
     even: Genome = genomes[int(np.argmax(space.feasible(genomes)))]
     return _widened(space, even, shares)
 
@@ -47,11 +47,11 @@ def ladder(space: SearchSpace, count: int) -> list[Genome]:
     budget; but none drops all attentions.
     """
     shares = _shares(space)
-    start = space.genes.start
+    start = space.encoding.default
     rungs = [start, *(_narrowed(start, shares, fraction) for fraction in _fractions(shares))]
-    rungs += _emptied(space.genes, rungs[-1])
-    genomes = space.settle(np.stack(rungs))
-    genomes = genomes[space.genes.admissible(genomes)]
+    rungs += _emptied(space.encoding, rungs[-1])
+    genomes = space.deactivate(np.stack(rungs))
+    genomes = genomes[space.encoding.admissible(genomes)]
     genomes = genomes[np.sort(np.unique(genomes, axis=0, return_index=True)[1])]
     places = np.linspace(0, len(genomes) - 1, min(count, len(genomes)))
     return list(genomes[places.round().astype(np.int64)])
@@ -66,19 +66,19 @@ def random(space: SearchSpace, rng: np.random.Generator) -> Genome:
     uniform levels. Then the genome is compressed and relaxed in random order to where the budget
     is met without waste; where units are of unequal cost, so many more may be kept.
     """
-    genes = space.genes
+    genes = space.encoding
     genome = rng.integers(0, genes.sizes)
     masks = _only_dropped(genes) if space.budget else []
-    even = uniform(space) if masks else genes.start
+    even = uniform(space) if masks else genes.default
     for units in masks:
         genome[units] = 0
         genome[rng.permutation(units)[: int(even[units].sum())]] = 1
-    return spend(space, repair(space, genome, rng), rng)
+    return fill_budget(space, repair(space, genome, rng), rng)
 
 
 def _shares(space: SearchSpace) -> Shares:
     """For each gene with widths what its levels leave of its weights that a token meets."""
-    genes = space.genes
+    genes = space.encoding
     parts = {part.unit.name: part for part in space.cost_model.parts}
     shares = {}
     for gene in genes.widths.tolist():
@@ -107,8 +107,8 @@ def _narrowed(genome: Genome, shares: Shares, fraction: float) -> Genome:
 def _widened(space: SearchSpace, genome: Genome, shares: Shares) -> Genome:
     """The feasible genome with all sub-layers of a kind as wide as the budget allows."""
     for kind in ("attention", "mlp"):
-        present = space.genes.by_kind.get(kind, np.empty(0, dtype=np.int64))
-        present = present[genome[present] != space.genes.drop_index[present]]
+        present = space.encoding.by_kind.get(kind, np.empty(0, dtype=np.int64))
+        present = present[genome[present] != space.encoding.drop_index[present]]
         mine = {gene: shares[gene] for gene in present.tolist() if gene in shares}
         wide = [np.minimum(genome, _narrowed(genome, mine, f)) for f in (1.0, *_fractions(mine))]
         tries = np.stack([*wide, genome])
@@ -127,7 +127,7 @@ def _mixed(wide: Genome, narrow: Genome) -> Genome:
     return mixed
 
 
-def _emptied(genes: Genes, genome: Genome) -> list[Genome]:
+def _emptied(genes: Encoding, genome: Genome) -> list[Genome]:
     """Ever more units dropped, of each kind as many, then matrices raised together."""
     kinds = _droppable(genes)
     tries = []
@@ -151,13 +151,13 @@ def _spread(count: int, places: int) -> NDArray[np.int64]:
     return chosen
 
 
-def _droppable(genes: Genes) -> list[NDArray[np.int64]]:
+def _droppable(genes: Encoding) -> list[NDArray[np.int64]]:
     """For each kind of droppable unit its genes."""
     kinds = [units[genes.drop_index[units] >= 0] for units in genes.by_kind.values()]
     return [units for units in kinds if units.size]
 
 
-def _only_dropped(genes: Genes) -> list[NDArray[np.int64]]:
+def _only_dropped(genes: Encoding) -> list[NDArray[np.int64]]:
     """For each kind of unit the genes that know only dense and drop."""
     kinds = [units[~np.isin(units, genes.widths)] for units in _droppable(genes)]
     return [units for units in kinds if units.size]

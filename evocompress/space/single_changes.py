@@ -25,18 +25,18 @@ class Changes:
         genome: From where (U,).
         genes: Which gene each changes (K,).
         levels: The index of its new level (K,).
-        used: What is used of the bounds afterwards (K, bounds).
+        usage: What is used of the bounds afterwards (K, bounds).
     """
 
     space: SearchSpace
     genome: Genome
     genes: NDArray[np.int64]
     levels: NDArray[np.int64]
-    used: NDArray[np.float64]
+    usage: NDArray[np.float64]
 
     def those(self, chosen: NDArray[np.bool_]) -> Changes:
         """The changes that are chosen (K,)."""
-        genes, levels, used = self.genes[chosen], self.levels[chosen], self.used[chosen]
+        genes, levels, used = self.genes[chosen], self.levels[chosen], self.usage[chosen]
         return Changes(self.space, self.genome, genes, levels, used)
 
     def changed(self, index: int) -> Genome:
@@ -46,11 +46,11 @@ class Changes:
         return genome
 
     def admissible(self) -> NDArray[np.bool_]:
-        """After which of them (K,) the genome is admissible, see `Genes.admissible`.
+        """After which of them (K,) the genome is admissible, see `Encoding.admissible`.
 
         Only what is removed or restored makes a difference.
         """
-        genes = self.space.genes
+        genes = self.space.encoding
         drops = genes.drop_index[self.genes]
         touched = (drops >= 0) & ((self.levels == drops) | (self.genome[self.genes] == drops))
         admissible = np.full(len(touched), genes.admissible(self.genome[None])[0])
@@ -71,10 +71,10 @@ def single_changes(
         keep: Genes that are not changed; void ones are not, either.
         step: 1 or -1.
     """
-    genes, levels = space.genes.options
-    free = ~space.genes.void(genome[None])[0]
+    genes, levels = space.encoding.options
+    free = ~space.encoding.inactive(genome[None])[0]
     free[np.asarray(keep, dtype=np.int64)] = False
     by = levels - genome[genes]
-    chosen = free[genes] & np.where(space.genes.stepped[genes], by == step, by != 0)
+    chosen = free[genes] & np.where(space.encoding.ordinal[genes], by == step, by != 0)
     genes, levels = genes[chosen], levels[chosen]
-    return Changes(space, genome, genes, levels, space.used_after(genome, genes, levels))
+    return Changes(space, genome, genes, levels, space.budget_usage_after(genome, genes, levels))

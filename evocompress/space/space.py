@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from evocompress.core.arrays import Genome
 from evocompress.core.types import Candidate, Level, Unit
 from evocompress.space.costs import CostModel, CostTable
-from evocompress.space.encoding import Genes
+from evocompress.space.encoding import Encoding
 
 TOLERANCE = 1e-9
 """By how much, relatively, a bound may be exceeded: sums of floats are rounded."""
@@ -22,14 +22,14 @@ class SearchSpace:
     """Genomes, their costs and the budget. Build one with `evocompress.space.build.build_space`.
 
     Attributes:
-        genes: The units that are decided about, and the meaning of a genome.
+        encoding: The units that are decided about, and the meaning of a genome.
         cost_model: The costs of any candidate of the model.
         table: The costs of the space's own levels.
         budget: Upper bounds on costs, absolute. Empty where nothing is bounded, which only a
             search over several objectives can use; see `evocompress.space.budget.require`.
     """
 
-    genes: Genes
+    encoding: Encoding
     cost_model: CostModel
     table: CostTable
     budget: dict[str, float] = field(default_factory=dict)
@@ -37,16 +37,16 @@ class SearchSpace:
     @property
     def units(self) -> tuple[Unit, ...]:
         """For each of the U genes its (first) unit, in model order."""
-        return self.genes.units
+        return self.encoding.units
 
     @property
     def levels(self) -> tuple[tuple[Level, ...], ...]:
         """For each gene its levels, from most to least parameters."""
-        return self.genes.levels
+        return self.encoding.levels
 
     def candidate(self, genome: Genome) -> Candidate:
         """The canonical candidate of a genome (U,)."""
-        return self.genes.candidate(genome)
+        return self.encoding.candidate(genome)
 
     def genome(self, candidate: Candidate) -> Genome:
         """The genome (U,) of a canonical candidate.
@@ -54,28 +54,30 @@ class SearchSpace:
         Raises:
             ConfigError: The candidate is not one of this space.
         """
-        return self.genes.genome(candidate)
+        return self.encoding.genome(candidate)
 
-    def settle(self, genomes: Genome) -> Genome:
+    def deactivate(self, genomes: Genome) -> Genome:
         """The genomes (N, U) with void genes at their start: equal candidates, equal rows."""
-        return self.genes.settle(genomes)
+        return self.encoding.deactivate(genomes)
 
     def costs(self, genomes: Genome) -> dict[str, NDArray[np.float64]]:
         """For each cost of the cost model the values (N,) of genomes (N, U)."""
-        return self.table.at(self.genes.states(genomes), genomes.take(self.genes.matrices, axis=1))
+        return self.table.at(
+            self.encoding.states(genomes), genomes.take(self.encoding.matrices, axis=1)
+        )
 
-    def used(self, genomes: Genome) -> NDArray[np.float64]:
+    def budget_usage(self, genomes: Genome) -> NDArray[np.float64]:
         """The budget's costs of genomes (N, U) as multiples of their bounds (N, bounds).
 
         At most 1 where a bound is met; the bounds are widened by a relative 1e-9.
         """
         costs = self._bounded.totals(
-            self.genes.states(genomes), genomes.take(self.genes.matrices, axis=1)
+            self.encoding.states(genomes), genomes.take(self.encoding.matrices, axis=1)
         )
         used: NDArray[np.float64] = costs / self._bounds
         return used
 
-    def used_after(
+    def budget_usage_after(
         self, genome: Genome, genes: NDArray[np.int64], levels: NDArray[np.int64]
     ) -> NDArray[np.float64]:
         """`used` after each of K changes of one gene of a genome (U,): (K, bounds).
@@ -87,40 +89,40 @@ class SearchSpace:
         """
         matrix = self._places[genes]
         costs = self._bounded.after(
-            self.genes.states(genome[None])[0],
-            genome[self.genes.matrices],
-            self.genes.states_after(genome, genes, levels),
+            self.encoding.states(genome[None])[0],
+            genome[self.encoding.matrices],
+            self.encoding.states_after(genome, genes, levels),
             matrix,
             np.where(matrix < 0, 0, levels),
         )
         used: NDArray[np.float64] = costs / self._bounds
         return used
 
-    def used_by_part(self, genomes: Genome) -> NDArray[np.float64]:
+    def budget_usage_by_part(self, genomes: Genome) -> NDArray[np.float64]:
         """What each part of genomes (N, U) adds to `used` (N, P, bounds).
 
         All parts together lack what no candidate can save.
         """
-        choices = genomes.take(self.genes.matrices, axis=1)
+        choices = genomes.take(self.encoding.matrices, axis=1)
         used: NDArray[np.float64] = (
-            self._bounded.by_part(self.genes.states(genomes), choices) / self._bounds
+            self._bounded.by_part(self.encoding.states(genomes), choices) / self._bounds
         )
         return used
 
     def feasible(self, genomes: Genome) -> NDArray[np.bool_]:
         """Which genomes (N, U) meet every bound, up to a relative 1e-9, and are admissible.
 
-        See `evocompress.space.encoding.Genes.admissible`.
+        See `evocompress.space.encoding.Encoding.admissible`.
         """
-        feasible = self.genes.admissible(genomes)
-        feasible &= (self.used(genomes) <= 1).all(axis=1)
+        feasible = self.encoding.admissible(genomes)
+        feasible &= (self.budget_usage(genomes) <= 1).all(axis=1)
         return feasible
 
     @cached_property
     def _places(self) -> NDArray[np.int64]:
         """For each gene its place among the matrices (U,), -1 for others."""
         places = np.full(len(self.units), -1, dtype=np.int64)
-        places[self.genes.matrices] = np.arange(len(self.genes.matrices))
+        places[self.encoding.matrices] = np.arange(len(self.encoding.matrices))
         return places
 
     @cached_property

@@ -43,8 +43,8 @@ def check_levels_never_cost_more(space: SearchSpace, rng: np.random.Generator) -
     Less is fewer heads, fewer in each group, fewer channels or more zeros; no dimension may
     be larger.
     """
-    genes = space.genes
-    genome = genes.settle(rng.integers(0, genes.sizes)[None])[0]
+    genes = space.encoding
+    genome = genes.deactivate(rng.integers(0, genes.sizes)[None])[0]
     before = space.costs(genome[None])
     for gene, levels in enumerate(genes.levels):
         extents = np.array([_extent(level) for level in levels])
@@ -57,9 +57,9 @@ def check_levels_never_cost_more(space: SearchSpace, rng: np.random.Generator) -
 
 def check_last_levels_cost_least(space: SearchSpace) -> None:
     """The last level of a gene costs no more than any other, of anything."""
-    genes = space.genes
+    genes = space.encoding
     for gene, levels in enumerate(genes.levels):
-        genomes = np.tile(genes.start, (len(levels), 1))
+        genomes = np.tile(genes.default, (len(levels), 1))
         genomes[:, gene] = np.arange(len(levels))
         for name, values in space.costs(genomes).items():
             assert values[-1] == values.min(), name
@@ -67,8 +67,8 @@ def check_last_levels_cost_least(space: SearchSpace) -> None:
 
 def check_genomes_cost_as_candidates(space: SearchSpace, rng: np.random.Generator) -> None:
     """The costs of genomes are those of their candidates, counted one by one."""
-    genomes = rng.integers(0, space.genes.sizes, size=(8, len(space.units)))
-    genomes = space.genes.with_experts(genomes)
+    genomes = rng.integers(0, space.encoding.sizes, size=(8, len(space.units)))
+    genomes = space.encoding.with_experts(genomes)
     counted = space.cost_model.of([space.candidate(genome) for genome in genomes])
     for name, values in space.costs(genomes).items():
         # Seconds are no whole numbers: their sums depend on the order by a rounding.

@@ -61,15 +61,15 @@ class Separable:
         """Random weights for all units of a space."""
         rng = np.random.default_rng(seed)
         return cls(
-            sizes={unit.name: unit.numel for unit in space.genes.tree},
-            weights={unit.name: float(rng.uniform(0.1, 1.0)) for unit in space.genes.tree},
+            sizes={unit.name: unit.numel for unit in space.encoding.tree},
+            weights={unit.name: float(rng.uniform(0.1, 1.0)) for unit in space.encoding.tree},
             items={
                 part.unit.name: part.channels or part.kv_heads * part.group_heads
                 for part in space.cost_model.parts
             },
             levels={
                 unit.name: levels
-                for members, levels in zip(space.genes.members, space.levels, strict=True)
+                for members, levels in zip(space.encoding.members, space.levels, strict=True)
                 for unit in members
             },
             noise=noise,

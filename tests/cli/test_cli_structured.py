@@ -17,7 +17,7 @@ from evocompress.evaluation.executor import LocalExecutor
 from evocompress.evaluation.profile import write_table
 from evocompress.evaluation.profile.tables import circumstances
 from evocompress.pipeline import context
-from evocompress.pipeline.context import Local, Workbench
+from evocompress.pipeline.context import Local, RunContext
 from evocompress.pipeline.run_folder import RunFolder
 from evocompress.space.costs.latency import LatencyTable, Phase
 from evocompress.testing.tiny import tiny_checkpoint
@@ -49,7 +49,7 @@ def table_file(tmp_path_factory, model_folder):
     """A latency table of the tiny model: so much for each head and channel, 3 s in all."""
     folder = tmp_path_factory.mktemp("table")
     config = load_config(write_run(folder, model_folder))
-    loaded = Workbench(config, RunFolder(config.folder), Silent()).loaded
+    loaded = RunContext(config, RunFolder(config.folder), Silent()).loaded
     heads = {(g, q): 0.1 * g * q for g in (1, 2) for q in (1, 2)}
     phase = Phase(1, 8, 3.0, 0.6, heads, {16: 0.05, 128: 0.4})
     table = LatencyTable(circumstances(loaded, config.latency), phase, phase)

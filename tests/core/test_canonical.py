@@ -92,7 +92,7 @@ def test_candidates_of_a_merging_space():
     )
     space = build_space(UNITS, DECODER.architecture(), config)
     for mask in ([1, 0, 1, 1, 0, 1], [0, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0], [0, 1, 1, 1, 1, 1]):
-        candidate = space.candidate(space.genes.start + mask)
+        candidate = space.candidate(space.encoding.default + mask)
         merges = {name: level for name, level in candidate.levels if level.merge}
         assert merges == merge_levels(UNITS, {block(i) for i, lost in enumerate(mask) if lost})
         assert space.genome(candidate).tolist() == mask

@@ -16,7 +16,7 @@ from evocompress.core.types import (
     Result,
 )
 from evocompress.distributed.executor import RayExecutor
-from evocompress.distributed.telemetry import Instruments, who
+from evocompress.distributed.telemetry import Telemetry, who
 from evocompress.distributed.worker import Refusal
 
 ray = pytest.importorskip("ray")
@@ -78,6 +78,6 @@ def executor(logs, workers=2, kind=Fake, cpus=0.1, admit=lambda who: None, **set
         list,
         lambda _: 10,
         lambda: None,
-        Instruments("fakes", logs, print),
+        Telemetry("fakes", logs, print),
         admit,
     )

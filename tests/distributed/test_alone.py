@@ -205,7 +205,7 @@ def test_a_search_counts_with_the_table_that_ray_measured(cluster, run_file, tmp
     assert api.profile(config) == (stored, table)
 
 
-def elsewhere(backend, bench):
+def elsewhere(backend, context):
     """Stands for a cluster of other devices, and measures nothing."""
     attention = {(groups, heads): 0.1 * groups * heads for groups in (1, 2) for heads in (1, 2)}
     phase = Phase(1, 16, 1.0, 0.1, attention, {32: 0.05, 128: 0.1})

@@ -58,8 +58,8 @@ def search(made, tmp_path, monkeypatch):
     whole = (run / "journal.jsonl").read_bytes().splitlines(keepends=True)
 
     def go_on(*machines, force=False):
-        def workers(backend, bench, live, admit):
-            return Workers(machines, admit, Local().executor(bench, live, admit))
+        def workers(backend, context, live, admit):
+            return Workers(machines, admit, Local().executor(context, live, admit))
 
         monkeypatch.setattr(RayBackend, "executor", workers)
         (run / "journal.jsonl").write_bytes(b"".join(kept(run, whole)))

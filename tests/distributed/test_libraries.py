@@ -16,7 +16,7 @@ from evocompress.core.config_file import load_config
 from evocompress.core.errors import LibraryError
 from evocompress.core.progress import Silent
 from evocompress.distributed.libraries import Site, _make_range, _shares
-from evocompress.pipeline.context import Workbench
+from evocompress.pipeline.context import RunContext
 from evocompress.pipeline.run_folder import RunFolder
 from evocompress.testing.tiny import tiny_checkpoint, tiny_model
 
@@ -111,10 +111,10 @@ def test_a_task_makes_its_own_blocks_also_where_no_states_enter_them(run_file, c
     for record in whole.blocks.values():
         (path / record.file).unlink()
     replace(whole, blocks={}).write(path)
-    bench = Workbench(load_config(run_file), RunFolder(run_file.parent / "none"), Silent())
-    site = Site(bench.config.model, bench.loaded.fingerprint, threads=1, path=path, batch=2)
+    context = RunContext(load_config(run_file), RunFolder(run_file.parent / "none"), Silent())
+    site = Site(context.config.model, context.loaded.fingerprint, threads=1, path=path, batch=2)
     own = [2, 3, 4]
-    made = dict(_make_range(site, bench.calibration.library, own))
+    made = dict(_make_range(site, context.calibration.library, own))
     assert made == {index: whole.blocks[index] for index in own}
     found = {file.name: file.read_bytes() for file in path.glob("block-*")}
     assert found == {name: files[name] for name in (whole.blocks[index].file for index in own)}

@@ -12,14 +12,14 @@ from evocompress.core.progress import Silent
 from evocompress.core.types import Candidate, Evaluate
 from evocompress.distributed.actors import assignment_of
 from evocompress.distributed.worker import Refusal, Worker
-from evocompress.pipeline.context import Workbench
+from evocompress.pipeline.context import RunContext
 from evocompress.pipeline.run_folder import RunFolder
 from evocompress.space import sampling
 from evocompress.testing.tiny import tiny_checkpoint
 
 
 @pytest.fixture(scope="module")
-def bench(tmp_path_factory):
+def context(tmp_path_factory):
     folder = tmp_path_factory.mktemp("worker")
     (folder / "text.txt").write_text(" ".join(f"word{n * n % 97}" for n in range(2000)))
     config = RunConfig.model_validate(
@@ -38,15 +38,15 @@ def bench(tmp_path_factory):
             "space": {"width": {"multiple_of": 8, "channels": [0.5]}, "drop": {}},
         }
     )
-    return Workbench(config, RunFolder(config.folder), Silent())
+    return RunContext(config, RunFolder(config.folder), Silent())
 
 
-def test_it_answers_what_this_process_would(bench):
-    candidates = [bench.space.candidate(sampling.uniform(bench.space)), Candidate()]
+def test_it_answers_what_this_process_would(context):
+    candidates = [context.space.candidate(sampling.uniform(context.space)), Candidate()]
     requests = [Evaluate(candidate, (0, 1)) for candidate in candidates]
-    with LiveModel(bench.loaded, bench.library) as live:
-        expected = list(bench.executor(live).map(requests))
-    worker = Worker(assignment_of(bench), bench.calibration)
+    with LiveModel(context.loaded, context.library) as live:
+        expected = list(context.executor(live).map(requests))
+    worker = Worker(assignment_of(context), context.calibration)
     assert worker.ready()["machine"] == machine(torch.device("cpu"))
     answers = worker.answer(requests)
     assert isinstance(answers, list) and len(answers) == 2
@@ -63,8 +63,8 @@ def test_it_answers_what_this_process_would(bench):
         ({"library": "/nowhere"}, "/nowhere: the level library is missing"),
     ],
 )
-def test_it_refuses_what_would_be_another_computation(bench, change, reason):
-    worker = Worker(replace(assignment_of(bench), **change), bench.calibration)
+def test_it_refuses_what_would_be_another_computation(context, change, reason):
+    worker = Worker(replace(assignment_of(context), **change), context.calibration)
     refusal = worker.answer([])
     assert isinstance(refusal, Refusal)
     assert reason in refusal.reason and "\n" not in refusal.reason

@@ -23,7 +23,7 @@ from evocompress.models.families import FAMILIES
 from evocompress.models.streaming import BlockCache, stream_blocks
 from evocompress.pipeline import stages
 from evocompress.pipeline.checks import check_settings
-from evocompress.pipeline.context import Workbench
+from evocompress.pipeline.context import RunContext
 from evocompress.testing.plain_library import PlainLibrary
 from evocompress.testing.proxies import dropped, micro_batches
 from evocompress.testing.tiny import DECODERS, ENCODERS, tiny_checkpoint, tiny_loaded
@@ -245,9 +245,9 @@ def test_a_search_in_a_third_of_the_memory_has_the_same_winner(tmp_path, monkeyp
     records, benches = [], []
     check = stages.check
 
-    def noted(bench):
-        benches.append(bench)
-        check(bench)
+    def noted(context):
+        benches.append(context)
+        check(context)
 
     monkeypatch.setattr(stages, "check", noted)
     for name, memory in (("whole", None), ("third", size // 3)):
@@ -277,6 +277,6 @@ def test_what_needs_the_whole_model_is_refused(tmp_path, changes, named):
     source = {"source": str(model), "device_memory": "1MiB"}
     config = run_config(tmp_path, model=source, **changes)
     assert config.model.device_memory == 2**20
-    bench = Workbench(config, *(None, None))
+    context = RunContext(config, *(None, None))
     with pytest.raises(ConfigError, match=f"{named}.*unset model.device_memory"):
-        check_settings(bench)
+        check_settings(context)

@@ -18,7 +18,7 @@ from evocompress.export import materialize, read_record
 from evocompress.healing import heal
 from evocompress.models import loading
 from evocompress.models.families import FAMILIES
-from evocompress.pipeline.context import Workbench
+from evocompress.pipeline.context import RunContext
 from evocompress.pipeline.header_facts import genes_digest
 from evocompress.pipeline.run_folder import RunFolder
 from evocompress.pipeline.unmeasured_latency import unbounded
@@ -40,11 +40,11 @@ def test_the_digest_of_a_space_covers_all_that_gives_a_genome_its_meaning():
     others = [
         replace(genes, members=members),
         replace(genes, levels=tuple(levels[::-1] for levels in genes.levels)),
-        replace(genes, start=genes.start + 1),
+        replace(genes, start=genes.default + 1),
         replace(genes, merges=True),
     ]
     assert len({genes_digest(each) for each in (genes, *others)}) == 5
-    assert genes_digest(replace(genes, start=np.array(genes.start))) == genes_digest(genes)
+    assert genes_digest(replace(genes, start=np.array(genes.default))) == genes_digest(genes)
 
 
 def test_only_bounds_on_latencies_are_lifted():
@@ -70,9 +70,9 @@ def test_it_is_said_where_a_model_is_computed_in_another_dtype(tmp_path, monkeyp
     run = config(model={"source": str(folder), "device": "cpu"})
     text = io.StringIO()
     reporter = Reporter(Console(file=text, width=400))
-    bench = Workbench(run, RunFolder(Path("none")), reporter)
+    context = RunContext(run, RunFolder(Path("none")), reporter)
     wanted = torch.float32 if slow else torch.bfloat16
-    assert bench.loaded.model.dtype == wanted
+    assert context.loaded.model.dtype == wanted
     assert (
         "slow at bfloat16: everything is computed in float32, and written in bfloat16"
         in text.getvalue()
@@ -84,14 +84,14 @@ def test_weights_have_the_bytes_of_the_checkpoint_whatever_is_computed(tmp_path,
     tiny_model("llama", dtype=torch.bfloat16).save_pretrained(folder)
     monkeypatch.setattr(loading, "slow_on_cpu", lambda _: True)
     run = config(model={"source": str(folder), "device": "cpu"})
-    bench = Workbench(run, RunFolder(Path("none")), Reporter(Console(file=io.StringIO())))
-    predicted = bench.space.cost_model.dense()["weight_bytes"]
-    assert bench.loaded.model.dtype == torch.float32
-    out = materialize(bench.loaded, None, Candidate(), tmp_path / "out")
+    context = RunContext(run, RunFolder(Path("none")), Reporter(Console(file=io.StringIO())))
+    predicted = context.space.cost_model.dense()["weight_bytes"]
+    assert context.loaded.model.dtype == torch.float32
+    out = materialize(context.loaded, None, Candidate(), tmp_path / "out")
     assert read_record(out).measured["weight_bytes"] == predicted
     assert read_json(out / "config.json")["dtype"] == "bfloat16"
-    assert predicted == 2 * sum(p.numel() for p in bench.loaded.model.parameters())
+    assert predicted == 2 * sum(p.numel() for p in context.loaded.model.parameters())
     batch = torch.arange(40).view(2, 20)
-    heal(out, bench.loaded, batch, batch, HealConfig(steps=1), tmp_path / "heal")
+    heal(out, context.loaded, batch, batch, HealConfig(steps=1), tmp_path / "heal")
     healed = load_file(tmp_path / "heal" / "checkpoint" / "model.safetensors")
     assert {tensor.dtype for tensor in healed.values()} == {torch.bfloat16}

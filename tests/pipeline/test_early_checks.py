@@ -20,7 +20,7 @@ from evocompress.export import PROGRAMS, choose_for, programs, read_record
 from evocompress.export.folder import whole_folder
 from evocompress.pipeline import context
 from evocompress.pipeline.planning.forewarning import chosen_form
-from evocompress.pipeline.planning.plan import bench_of
+from evocompress.pipeline.planning.plan import context_of
 from evocompress.pipeline.resolve import check_names
 from evocompress.pipeline.sweep import load_sweep
 from evocompress.testing.tiny import tiny_checkpoint, tiny_loaded
@@ -230,12 +230,12 @@ def test_a_program_is_chosen_before_the_search(run_file, program, tried_versions
     pytest.importorskip("gguf")
     changes = [f"space={SPARSE_DROPS}".replace("'", '"'), f"space.fits={program}"]
     config = load_config(run_file, changes)
-    bench = bench_of(config, tiny_loaded("llama"))
+    bench = context_of(config, tiny_loaded("llama"))
     assert bench.form == {"llama.cpp": "gguf", "vllm": "folded"}[program]
-    genes = bench.space.genes
+    genes = bench.space.encoding
     for gene, unit in enumerate(genes.units):
         for level in range(len(genes.levels[gene])):
-            genome = genes.start.copy()
+            genome = genes.default.copy()
             genome[gene] = level
             choice = choose_for(bench.loaded, genes.candidate(genome), program)
             assert choice.name in PROGRAMS[program].formats, unit.name

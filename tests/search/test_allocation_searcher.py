@@ -201,8 +201,8 @@ class TestEveryMethod:
         search = searcher(space, method)
         run(search, Separable.of(space))
         genome, even = space.genome(search.incumbent().candidate), sampling.uniform(space)
-        assert (genome[space.genes.droppable] == even[space.genes.droppable]).all()
-        assert 0.99 < space.used(genome[None])[0, 0] <= 1
+        assert (genome[space.encoding.droppable] == even[space.encoding.droppable]).all()
+        assert 0.99 < space.budget_usage(genome[None])[0, 0] <= 1
 
 
 class TestLevels:
@@ -219,11 +219,11 @@ class TestLevels:
         rows = {} if method == "erk" else steps[0][1][0].by_unit
         blocks = tuple(f"model.layers.{unit.block}" for unit in space.units)
         about = Known(space.units, blocks, rows, METHODS[method].spread or 0.0)
-        every = np.array(list(itertools.product(*(range(n) for n in space.genes.sizes))))
+        every = np.array(list(itertools.product(*(range(n) for n in space.encoding.sizes))))
         every = every[space.feasible(every)]
         sizes = np.array([unit.numel for unit in space.units])
         zeros = np.array([[level.zeros for level in levels] for levels in space.levels])
-        used = space.used(every)[:, 0]
+        used = space.budget_usage(every)[:, 0]
         every = every[used == used.max()]
 
         def distances(genomes, overall):
@@ -242,7 +242,7 @@ class TestLevels:
         space = space_of(drop={}, budget={"matrix_nonzeros": 0.99})
         search = searcher(space, "erk")
         run(search, Separable.of(space))
-        assert (space.genome(search.incumbent().candidate)[space.genes.matrices] == 0).all()
+        assert (space.genome(search.incumbent().candidate)[space.encoding.matrices] == 0).all()
 
     def test_the_block_with_outliers_is_densest(self):
         space = space_of()

@@ -14,9 +14,9 @@ from evocompress.core.types import (
     Result,
 )
 from evocompress.search.allocation.flap import Flap
-from evocompress.search.auto.acquisition import Guide, blend, climb, propose
+from evocompress.search.auto.acquisition import Acquisition, blend, climb, propose
 from evocompress.search.auto.auto import ARCHIVE, Auto
-from evocompress.search.auto.predictor import Forecast
+from evocompress.search.auto.predictor import Predictor
 from evocompress.search.base import Problem
 from evocompress.search.fidelity.racing import Rung, race
 from evocompress.search.fidelity.scoreboard import Scoreboard
@@ -220,7 +220,7 @@ class TestProposals:
             assert sparse.feasible(np.stack(found)).all()
             return predict(found).mean()
 
-        assert mean(Guide(predict)) < mean(None) - 1e-3
+        assert mean(Acquisition(predict)) < mean(None) - 1e-3
 
     def test_a_sure_gain_is_always_among_them(self, sparse):
         objective = Separable.of(sparse)
@@ -232,7 +232,7 @@ class TestProposals:
 
         before = gain(parent[None])[0]
         for seed in range(5):
-            guide = Guide(gain, error=1e-9)
+            guide = Acquisition(gain, error=1e-9)
             found = propose(sparse, parent, guide, 8, np.random.default_rng(seed))
             values = np.sort(gain(np.stack(found)))
             # All but the one that is drawn evenly are improvements, where there are enough.
@@ -386,11 +386,11 @@ def test_a_forecast_fills_in_what_was_not_tried():
         drop={"protect": []},
         budget={"body_params": 0.6},
     )
-    first = space.genes.start
-    gene = int(space.genes.widths[-1])
+    first = space.encoding.default
+    gene = int(space.encoding.widths[-1])
     changed = first.copy()
     changed[gene] = len(space.levels[gene]) - 1
-    forecast = Forecast(space, surrogate=False)
+    forecast = Predictor(space, surrogate=False)
     results = [
         Result(Evaluate(space.candidate(genome), (0,)), (MicroBatchValue(0, (value,), (10,)),))
         for genome, value in ((first, 0.0), (changed, 4.0))

@@ -52,7 +52,7 @@ def test_ranges_are_consecutive_blocks_that_hold_every_choice(space, count):
     parts = split(space, count)
     assert len(parts) == (count or 2)
     genes = np.concatenate([part.genes for part in parts])
-    assert sorted(genes) == np.flatnonzero(space.genes.sizes > 1).tolist()
+    assert sorted(genes) == np.flatnonzero(space.encoding.sizes > 1).tolist()
     blocks = [[space.units[gene].block for gene in part.genes] for part in parts]
     for here, there in zip(blocks, blocks[1:], strict=False):
         assert max(here) < min(there)
@@ -71,7 +71,7 @@ def test_ranges_are_first_tried_alone(kind):
     space = SPACES[kind]
     steps = run(searcher(space, generations=1), Separable.of(space))
     first, way_down, offspring = (requests for requests, _ in steps[:3])
-    base = np.zeros_like(space.genes.start)
+    base = np.zeros_like(space.encoding.default)
     assert [request.candidate for request in first] == [space.candidate(base)]
     homes = [set(part.genes.tolist()) for part in split(space, 3)]
     for requests in (way_down, offspring):
@@ -79,7 +79,9 @@ def test_ranges_are_first_tried_alone(kind):
         for request in requests:
             assert request.probe
             changed = {*np.flatnonzero(space.genome(request.candidate) != base).tolist()}
-            changed -= {*np.flatnonzero(space.genes.void(space.genome(request.candidate)[None])[0])}
+            changed -= {
+                *np.flatnonzero(space.encoding.inactive(space.genome(request.candidate)[None])[0])
+            }
             assert sum(bool(changed & home) for home in homes) == 1
 
 

@@ -45,8 +45,8 @@ def searcher(cls, space, **settings):
 
 def best_of(space, values):
     """The lowest value of all feasible genomes; `values` tells that of one."""
-    every = np.array(list(itertools.product(*(range(n) for n in space.genes.sizes))))
-    every = every[space.feasible(every) & (space.settle(every) == every).all(axis=1)]
+    every = np.array(list(itertools.product(*(range(n) for n in space.encoding.sizes))))
+    every = every[space.feasible(every) & (space.deactivate(every) == every).all(axis=1)]
     return min(values(genome) for genome in every)
 
 
@@ -99,7 +99,7 @@ class TestEvoPressDP:
         space = build_space(decoder.units(), decoder.architecture(), config)
         errors = {
             unit.name: [place + unit.block for place in range(len(levels))]
-            for members, levels in zip(space.genes.members, space.levels, strict=True)
+            for members, levels in zip(space.encoding.members, space.levels, strict=True)
             for unit in members
         }
         for row in error_harms(space, errors):
@@ -163,7 +163,7 @@ class TestDistortionDP:
         decoder = Decoder(layers=2)
         config = SpaceConfig(sparsity={"target": 0.5, "levels": 4, "step": 4})
         wide = WithDense.of(build_space(decoder.units(), decoder.architecture(), config))
-        now = wide.genes.start.copy()
+        now = wide.genes.default.copy()
         assert {levels[0] for levels in wide.genes.levels} == {DENSE}
         now[1] = 9
         now[2] = 5
@@ -177,8 +177,8 @@ class TestDistortionDP:
         config = SpaceConfig(drop={"protect": []}, budget={"body_params": 0.6})
         space = build_space(decoder.units(), decoder.architecture(), config)
         wide = WithDense.of(space)
-        now = wide.genes.start.copy()
-        attentions = space.genes.by_kind["attention"]
+        now = wide.genes.default.copy()
+        attentions = space.encoding.by_kind["attention"]
         now[attentions[0]] = 1
         assert attentions[1] not in [gene for gene, _ in trials(wide, now, 4)]
 
@@ -186,7 +186,7 @@ class TestDistortionDP:
         decoder = Decoder(layers=1, hidden=10, heads=2, kv_heads=1, ffn=20)
         config = SpaceConfig(sparsity={"target": 0.5, "levels": 2, "step": 5, "match": ["*o_proj"]})
         wide = WithDense.of(build_space(decoder.units(), decoder.architecture(), config))
-        [row] = harms(wide, wide.genes.start, {0: [(1, 0.4), (3, 0.2), (4, 0.6)]})
+        [row] = harms(wide, wide.genes.default, {0: [(1, 0.4), (3, 0.2), (4, 0.6)]})
         np.testing.assert_allclose(row, [0.2, 0.2, 0.2, 0.6, np.inf])
         [row] = harms(wide, np.array([2]), {0: [(5, 0.9), (4, -0.3)]})
         np.testing.assert_allclose(row, [np.inf, 0, 0, 0, 0.9])

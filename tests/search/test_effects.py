@@ -35,20 +35,20 @@ def measured(space, genome, per_gene):
 
 def test_every_saving_level_is_tried_where_there_are_few():
     space = space_of(2, body_params=0.6)
-    tried = {(change.gene, change.level) for change in changes(space, space.genes.start, 99)}
-    used = space.used(space.genes.start[None]).sum()
+    tried = {(change.gene, change.level) for change in changes(space, space.encoding.default, 99)}
+    used = space.budget_usage(space.encoding.default[None]).sum()
     for gene, levels in enumerate(space.levels):
         for level in range(len(levels)):
-            genome = space.genes.start.copy()
+            genome = space.encoding.default.copy()
             genome[gene] = level
-            assert ((gene, level) in tried) == (space.used(genome[None]).sum() < used)
+            assert ((gene, level) in tried) == (space.budget_usage(genome[None]).sum() < used)
 
 
 def test_few_tries_reach_from_small_to_the_largest_saving():
     space = space_of(2, body_params=0.6)
     for gene in range(len(space.units)):
-        of_gene = [c for c in changes(space, space.genes.start, 2) if c.gene == gene]
-        everything = [c for c in changes(space, space.genes.start, 99) if c.gene == gene]
+        of_gene = [c for c in changes(space, space.encoding.default, 2) if c.gene == gene]
+        everything = [c for c in changes(space, space.encoding.default, 99) if c.gene == gene]
         assert len(of_gene) == 2
         assert of_gene[-1].saving == max(change.saving for change in everything)
         assert 0 < of_gene[0].saving < of_gene[1].saving
@@ -59,22 +59,22 @@ def test_the_sum_is_close_to_the_best_of_all_genomes(budget):
     """Nothing feasible is better by more than what the unused rest of the budget could buy."""
     space = space_of(2, body_params=budget)
     objective = Separable.of(space)
-    pairs = measured(space, space.genes.start, 99)
-    found = best_sum(space, space.genes.start, pairs, np.ones(1))
+    pairs = measured(space, space.encoding.default, 99)
+    found = best_sum(space, space.encoding.default, pairs, np.ones(1))
     assert space.feasible(found[None])[0]
     every = np.array(list(itertools.product(*(range(len(levels)) for levels in space.levels))))
     feasible = every[space.feasible(every)]
     best = min(objective.value(space.candidate(genome)) for genome in feasible)
     steepest = max(effect / change.saving for change, effect in pairs)
-    slack = 1 - space.used(found[None])[0, 0]
+    slack = 1 - space.budget_usage(found[None])[0, 0]
     assert objective.value(space.candidate(found)) <= best + steepest * slack + 1e-9
 
 
 def test_a_large_change_that_harms_little_is_never_passed_over_for_a_smaller_one():
     space = space_of(2, body_params=0.5)
-    pairs = [(change, 1.0) for change, _ in measured(space, space.genes.start, 2)]
-    found = best_sum(space, space.genes.start, pairs, np.full(1, 0.6))
-    moved = np.flatnonzero(found != space.genes.start)
+    pairs = [(change, 1.0) for change, _ in measured(space, space.encoding.default, 2)]
+    found = best_sum(space, space.encoding.default, pairs, np.full(1, 0.6))
+    moved = np.flatnonzero(found != space.encoding.default)
     largest = {change.gene: change.level for change, _ in pairs}
     assert all(found[gene] == largest[gene] for gene in moved)
 

@@ -122,7 +122,7 @@ def test_caps_on_levels():
     search = searcher(SPARSITY, **QUICK, max_level=1, max_total=4)
     for requests, _ in run(search, Separable.of(SPARSITY)):
         for request in requests:
-            distance = np.abs(SPARSITY.genome(request.candidate) - SPARSITY.genes.start)
+            distance = np.abs(SPARSITY.genome(request.candidate) - SPARSITY.encoding.default)
             assert distance.max() <= 1
             assert distance.sum() <= 4
 
@@ -131,7 +131,7 @@ def test_caps_on_levels():
 
 
 def all_feasible(space):
-    genomes = np.array(list(itertools.product(*(range(size) for size in space.genes.sizes))))
+    genomes = np.array(list(itertools.product(*(range(size) for size in space.encoding.sizes))))
     return genomes[space.feasible(genomes)]
 
 
@@ -147,12 +147,14 @@ def test_evopress_finds_the_enumerated_optimum(layers, config):
     space = space_of(layers=layers, **config)
     objective = Separable.of(space, seed=4)
     counts = {
-        kind: sampling.uniform(space)[units].sum() for kind, units in space.genes.by_kind.items()
+        kind: sampling.uniform(space)[units].sum() for kind, units in space.encoding.by_kind.items()
     }
     reachable = [
         genome
         for genome in all_feasible(space)
-        if all(genome[units].sum() == counts[kind] for kind, units in space.genes.by_kind.items())
+        if all(
+            genome[units].sum() == counts[kind] for kind, units in space.encoding.by_kind.items()
+        )
     ]
     values = [objective.value(space.candidate(genome)) for genome in reachable]
     assert len(values) > 100
@@ -236,8 +238,8 @@ def test_what_a_favourable_drop_saves_is_spent_on_the_matrices():
     steps = run(searcher(space, initial=4, initial_tokens=128, **QUICK), Separable.of(space))
     genomes = np.array([space.genome(r.candidate) for requests, _ in steps for r in requests])
     slack = space.budget["matrix_nonzeros"] - space.costs(genomes)["matrix_nonzeros"]
-    matrices = space.genes.matrices
-    relaxable = (genomes[:, matrices] > 0) & ~space.genes.void(genomes)[:, matrices]
+    matrices = space.encoding.matrices
+    relaxable = (genomes[:, matrices] > 0) & ~space.encoding.inactive(genomes)[:, matrices]
     assert (slack >= 0).all()
     assert ((slack < 64) | ~relaxable.any(axis=1)).all()
 
@@ -248,7 +250,7 @@ DEEP = space_of(layers=12, drop={}, budget={"body_params": 0.6})
 @pytest.mark.parametrize("space", [SPARSITY, DEEP, WIDTHS], ids=["sparsity", "depth", "widths"])
 def test_generations_take_turns_in_ever_later_windows(space):
     search = searcher(space, windows=3, **QUICK)
-    blocks = np.array([unit.block for unit in space.genes.units])
+    blocks = np.array([unit.block for unit in space.encoding.units])
     parent = repair(
         space, sampling.random(space, np.random.default_rng(1)), np.random.default_rng(2)
     )

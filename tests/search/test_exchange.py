@@ -48,7 +48,7 @@ def test_children_are_feasible_settled_and_reproducible(space):
     before = parent.copy()
     children = np.stack([exchange(space, parent, np.random.default_rng(s)) for s in range(60)])
     assert space.feasible(children).all()
-    assert (children == space.settle(children)).all()
+    assert (children == space.deactivate(children)).all()
     assert (children != parent).any(axis=1).mean() > 0.8
     assert parent.tolist() == before.tolist()
     again = exchange(space, parent, np.random.default_rng(7))
@@ -62,7 +62,7 @@ def test_cost_moves_between_units_of_different_kinds():
     wider, narrower = set(), set()
     for _ in range(100):
         change = exchange(space, parent, rng) - parent
-        for kind, genes in space.genes.by_kind.items():
+        for kind, genes in space.encoding.by_kind.items():
             if (change[genes] < 0).any() and not (change[genes] > 0).any():
                 wider.add(kind)
             if (change[genes] > 0).any() and not (change[genes] < 0).any():
@@ -75,8 +75,8 @@ def test_exchanges_reach_every_genome_that_uses_the_budget_and_no_other():
     width = {"channels": [0.75, 0.5, 0.25], "multiple_of": 1, "protect": []}
     drop = {"protect": []}
     space = space_of(decoder, width=width, drop=drop, budget={"body_params": 0.6})
-    every = np.array(list(itertools.product(*map(range, space.genes.sizes))))
-    used = space.used(every)[:, 0]
+    every = np.array(list(itertools.product(*map(range, space.encoding.sizes))))
+    used = space.budget_usage(every)[:, 0]
     feasible = space.feasible(every)
     full = {tuple(g) for g in every[feasible] if not fits_more(space, g, every[feasible])}
     assert len(full) > 50
@@ -108,8 +108,8 @@ DROPPED = {
 
 @pytest.mark.parametrize("space", DROPPED.values(), ids=DROPPED)
 def test_what_can_only_be_dropped_is_restored_where_it_fits(space):
-    every = np.array(list(itertools.product(*map(range, space.genes.sizes))))
-    every = every[(every == space.settle(every)).all(axis=1)]
+    every = np.array(list(itertools.product(*map(range, space.encoding.sizes))))
+    every = every[(every == space.deactivate(every)).all(axis=1)]
     feasible = every[space.feasible(every)]
     full = {tuple(g) for g in feasible if not fits_more(space, g, feasible)}
     assert len(full) >= 5
@@ -123,7 +123,7 @@ def test_what_can_only_be_dropped_is_restored_where_it_fits(space):
 
 def test_dropped_units_change_places_although_matrices_could_take_in_what_is_freed():
     space = SPACES["joint"]
-    rng, dropped = np.random.default_rng(0), space.genes.droppable
+    rng, dropped = np.random.default_rng(0), space.encoding.droppable
     parent = sampling.uniform(space)
     assert parent[dropped].sum() > 1
     changes = [exchange(space, parent, rng)[dropped] - parent[dropped] for _ in range(300)]
@@ -134,7 +134,7 @@ def test_dropped_units_change_places_although_matrices_could_take_in_what_is_fre
 def fits_more(space, genome, feasible):
     """Whether one gene could be relaxed, or restored, within the budget."""
     one = feasible[(feasible != genome).sum(axis=1) == 1]
-    return (space.used(one) > space.used(genome[None])).any()
+    return (space.budget_usage(one) > space.budget_usage(genome[None])).any()
 
 
 def test_without_a_budget_any_gene_changes_alone():
@@ -205,7 +205,7 @@ def test_evopress_finds_the_enumerated_optimum_of_a_width_space():
     decoder = Decoder(layers=3, hidden=16, heads=4, kv_heads=2, ffn=16)
     width = {"channels": [0.75, 0.5, 0.25], "group_heads": [1.0], "multiple_of": 1, "protect": []}
     space = space_of(decoder, width=width, budget={"body_params": 0.6})
-    every = np.array(list(itertools.product(*map(range, space.genes.sizes))))
+    every = np.array(list(itertools.product(*map(range, space.encoding.sizes))))
     objective = Separable.of(space, seed=3)
     values = [objective.value(space.candidate(g)) for g in every[space.feasible(every)]]
     search = EvoPress(Problem(space, POOL), EvoPressSettings(**QUICK), np.random.default_rng(0))

@@ -56,21 +56,21 @@ def winner(space, oracle, **settings):
 
 def spelled_out(space, oracle):
     """One step a round, every further level of every gene being looked through."""
-    genome = np.zeros_like(space.genes.start)
+    genome = np.zeros_like(space.encoding.default)
     while not space.feasible(genome[None])[0]:
-        before = space.used(genome[None])[0]
+        before = space.budget_usage(genome[None])[0]
         best = (np.inf, None)
         for gene in range(len(genome)):
             for level in range(genome[gene] + 1, len(space.levels[gene])):
                 tried = genome.copy()
                 tried[gene] = level
-                tried = space.settle(tried[None])[0]
-                after = space.used(tried[None])[0]
+                tried = space.deactivate(tried[None])[0]
+                after = space.budget_usage(tried[None])[0]
                 saved = sum(
                     max(old, 1) - max(new, 1) for old, new in zip(before, after, strict=True)
                 )
                 near = one_step(space.levels[gene], genome[gene], level)
-                if not near or saved <= 0 or not space.genes.keep_attention(tried[None])[0]:
+                if not near or saved <= 0 or not space.encoding.keep_attention(tried[None])[0]:
                     continue
                 harm = oracle.value(space.candidate(tried)) - oracle.value(space.candidate(genome))
                 best = min(best, (max(harm, 1e-6) / saved, tuple(tried.tolist())))

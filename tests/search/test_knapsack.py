@@ -48,7 +48,7 @@ def harms_of(space, seed):
 
 def sums_of(space, harms, genomes):
     """The sums of harms of genomes (N, U), one gene after the other; void genes have none."""
-    void = space.genes.void(genomes)
+    void = space.encoding.inactive(genomes)
     return np.array(
         [
             sum(harm[level] for harm, level, no in zip(harms, row, out, strict=True) if not no)
@@ -59,7 +59,7 @@ def sums_of(space, harms, genomes):
 
 def every_genome(space):
     every = np.array(list(itertools.product(*(range(len(levels)) for levels in space.levels))))
-    return every[space.feasible(every) & (space.settle(every) == every).all(axis=1)]
+    return every[space.feasible(every) & (space.deactivate(every) == every).all(axis=1)]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -67,7 +67,7 @@ def every_genome(space):
 def test_no_genome_is_much_better(name, seed):
     space = space_of(name)
     harms = harms_of(space, seed)
-    found = knapsack(space, harms, space.genes.start)
+    found = knapsack(space, harms, space.encoding.default)
     assert space.feasible(found[None])[0]
     values = np.sort(sums_of(space, harms, every_genome(space)))
     value = sums_of(space, harms, found[None])[0]
@@ -86,21 +86,21 @@ def test_which_genes_stand_alone(name):
 def test_forbidden_levels_are_not_chosen():
     space = space_of("sparsity")
     harms = harms_of(space, 0)
-    first = knapsack(space, harms, space.genes.start)
-    moved = int(np.flatnonzero(first != space.genes.start)[0])
+    first = knapsack(space, harms, space.encoding.default)
+    moved = int(np.flatnonzero(first != space.encoding.default)[0])
     harms[moved][first[moved]] = np.inf
-    assert knapsack(space, harms, space.genes.start)[moved] != first[moved]
+    assert knapsack(space, harms, space.encoding.default)[moved] != first[moved]
 
 
 def test_a_budget_that_allowed_levels_do_not_meet_gives_nothing():
     space = space_of("width")
     harms = [np.where(np.arange(len(levels)) == 0, 0.0, np.inf) for levels in space.levels]
-    assert knapsack(space, harms, np.zeros_like(space.genes.start)) is None
+    assert knapsack(space, harms, np.zeros_like(space.encoding.default)) is None
 
 
 def test_coarse_buckets_keep_the_budget(monkeypatch):
     space = space_of("width")
     monkeypatch.setattr(module, "BUCKETS", 50)
     for seed in range(5):
-        found = knapsack(space, harms_of(space, seed), space.genes.start)
+        found = knapsack(space, harms_of(space, seed), space.encoding.default)
         assert space.feasible(found[None])[0]

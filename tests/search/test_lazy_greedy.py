@@ -37,15 +37,15 @@ def finished(space, value, **options):
 
 def greedy(space, objective):
     """Plain greedy: in every round all removals, the least harm per saving first."""
-    genome = space.genes.start.copy()
+    genome = space.encoding.default.copy()
     while not space.feasible(genome[None])[0]:
-        now, used = objective.value(space.candidate(genome)), space.used(genome[None])[0, 0]
+        now, used = objective.value(space.candidate(genome)), space.budget_usage(genome[None])[0, 0]
         rates = {}
         for gene in np.flatnonzero(genome == 0):
             changed = genome.copy()
             changed[gene] = 1
-            left = max(space.used(changed[None])[0, 0], 1)
-            if space.genes.keep_attention(changed[None])[0]:
+            left = max(space.budget_usage(changed[None])[0, 0], 1)
+            if space.encoding.keep_attention(changed[None])[0]:
                 harm = objective.value(space.candidate(changed)) - now
                 rates[gene] = harm / (used - left)
         genome[min(rates, key=rates.get)] = 1
@@ -102,7 +102,7 @@ def _failed(result):
 @pytest.mark.parametrize("units", [["attention", "mlp"], ["block"]])
 def test_blocks_of_least_influence_go_as_a_whole(units):
     space = space_of(budget=0.7, units=units)
-    influence = {unit.name: (float((unit.block * 5) % 8),) for unit in space.genes.tree}
+    influence = {unit.name: (float((unit.block * 5) % 8),) for unit in space.encoding.tree}
     genome = without_blocks(space, influence)
     dropped = {space.units[gene].block for gene in np.flatnonzero(genome)}
     # 5, 2, 7, 4 ... are the multiples of 5 modulo 8 in their order: 30% are three of eight.
@@ -113,6 +113,6 @@ def test_blocks_of_least_influence_go_as_a_whole(units):
 
 def test_harm_of_a_drop_is_the_influence():
     space = space_of(layers=2, budget=0.9)
-    influence = {unit.name: (0.25 * place,) for place, unit in enumerate(space.genes.tree)}
+    influence = {unit.name: (0.25 * place,) for place, unit in enumerate(space.encoding.tree)}
     for unit, harm in zip(space.units, drop_harms(space, influence), strict=True):
         assert harm.tolist() == [0.0, influence[unit.name][0]]

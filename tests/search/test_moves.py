@@ -46,7 +46,7 @@ def test_sparsity_moves_keep_the_total_and_move_at_most_three_up_and_down():
     assert (change.sum(axis=1) == 0).all()
     assert (nonzeros == SPARSITY.costs(parent[None])["matrix_nonzeros"]).all()
     assert set(np.abs(change).sum(axis=1).tolist()) == {0, 2, 4, 6}
-    assert ((offspring >= 0) & (offspring < SPARSITY.genes.sizes)).all()
+    assert ((offspring >= 0) & (offspring < SPARSITY.encoding.sizes)).all()
 
 
 def test_every_matrix_is_moved_equally_often():
@@ -64,9 +64,9 @@ def test_moves_stay_within_the_levels():
     genome = sampling.uniform(SPARSITY)
     for _ in range(3000):
         genome = mutate(SPARSITY, genome, rng)
-    assert ((genome >= 0) & (genome < SPARSITY.genes.sizes)).all()
+    assert ((genome >= 0) & (genome < SPARSITY.encoding.sizes)).all()
     assert (genome == 0).any()
-    assert (genome == SPARSITY.genes.sizes - 1).any()
+    assert (genome == SPARSITY.encoding.sizes - 1).any()
 
 
 def test_max_level_caps_the_distance_from_the_target():
@@ -74,7 +74,7 @@ def test_max_level_caps_the_distance_from_the_target():
     genome = sampling.uniform(SPARSITY)
     for _ in range(500):
         genome = mutate(SPARSITY, genome, rng, max_level=2)
-    assert np.abs(genome - SPARSITY.genes.start).max() == 2
+    assert np.abs(genome - SPARSITY.encoding.default).max() == 2
 
 
 @pytest.mark.parametrize("space", [DEPTH, BLOCKS])
@@ -83,7 +83,7 @@ def test_depth_moves_keep_the_count_of_each_kind(space):
     moved = (offspring != parent).sum(axis=1)
     assert set(moved.tolist()) == {0, 2, 4, 6}
     assert (moved > 0).mean() > 0.9  # a later flip may undo an earlier one
-    for units in space.genes.by_kind.values():
+    for units in space.encoding.by_kind.values():
         assert (offspring[:, units].sum(axis=1) == parent[units].sum()).all()
 
 
@@ -91,14 +91,14 @@ def test_attention_and_mlp_are_chosen_equally():
     parent, offspring = children(DEPTH, 4000)
     changed = (offspring != parent).astype(int)
     single = changed[changed.sum(axis=1) == 2]
-    attention = single[:, DEPTH.genes.by_kind["attention"]].any(axis=1)
+    attention = single[:, DEPTH.encoding.by_kind["attention"]].any(axis=1)
     assert chi_square([attention.sum(), (~attention).sum()], [0.5, 0.5]) < 10.8
 
 
 def test_joint_moves_touch_both_kinds_and_leave_void_units_at_their_start():
     parent, offspring = children(JOINT, 300)
-    genes = JOINT.genes
-    assert (offspring == JOINT.settle(offspring)).all()
+    genes = JOINT.encoding
+    assert (offspring == JOINT.deactivate(offspring)).all()
     assert (offspring != parent)[:, genes.matrices].any()
     assert (offspring != parent)[:, genes.droppable].any()
 

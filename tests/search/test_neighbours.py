@@ -65,18 +65,18 @@ def test_they_are_what_a_row_for_each_of_them_is(space):
     rng = np.random.default_rng(0)
     harms = harms_of(space, rng)
     near = Neighbourhood(space, harms)
-    genes, levels = space.genes.options
+    genes, levels = space.encoding.options
     seen = set()
     for _ in range(40):
-        genome = rng.integers(0, space.genes.sizes)
+        genome = rng.integers(0, space.encoding.sizes)
         rows = np.tile(genome, (len(genes), 1))
         rows[np.arange(len(genes)), genes] = levels
-        rows = space.settle(rows)
-        each = np.where(space.genes.void(rows), 0.0, harms[np.arange(len(genome)), rows])
+        rows = space.deactivate(rows)
+        each = np.where(space.encoding.inactive(rows), 0.0, harms[np.arange(len(genome)), rows])
         found = near.around(genome, genes, levels)
         np.testing.assert_allclose(found.harms, each.sum(axis=1), atol=1e-12)
-        np.testing.assert_allclose(found.used, space.used(rows), atol=1e-12)
-        admissible = space.genes.admissible(rows)
+        np.testing.assert_allclose(found.used, space.budget_usage(rows), atol=1e-12)
+        admissible = space.encoding.admissible(rows)
         assert (found.admissible == admissible).all()
         assert (found.feasible == space.feasible(rows)).all()
         seen |= set(admissible.tolist())
@@ -86,10 +86,10 @@ def test_they_are_what_a_row_for_each_of_them_is(space):
 def test_some_changes_of_some_genes(space):
     rng = np.random.default_rng(1)
     near = Neighbourhood(space, harms_of(space, rng))
-    genes, levels = space.genes.options
-    every = near.around(space.genes.start, genes, levels)
+    genes, levels = space.encoding.options
+    every = near.around(space.encoding.default, genes, levels)
     some = rng.permutation(len(genes))[: len(genes) // 2]
-    found = near.around(space.genes.start, genes[some], levels[some])
+    found = near.around(space.encoding.default, genes[some], levels[some])
     np.testing.assert_allclose(found.harms, every.harms[some], atol=1e-12)
     np.testing.assert_allclose(found.used, every.used[some], atol=1e-12)
 
@@ -101,7 +101,7 @@ def test_a_forbidden_level_has_no_finite_sum(space):
     near = Neighbourhood(space, harms)
     genes, levels = np.array([gene, gene]), np.array([1, 0])
     assert np.isfinite(
-        near.around(np.zeros_like(space.genes.start), genes, levels).harms
+        near.around(np.zeros_like(space.encoding.default), genes, levels).harms
     ).tolist() == [
         False,
         True,
@@ -110,9 +110,9 @@ def test_a_forbidden_level_has_no_finite_sum(space):
 
 def test_a_forbidden_level_of_the_base_is_left_by_its_own_changes_alone(space):
     harms = harms_of(space, np.random.default_rng(4))
-    genes, levels = space.genes.options
-    base = np.zeros_like(space.genes.start)
-    forbidden = int(np.flatnonzero(space.genes.sizes > 1)[0])
+    genes, levels = space.encoding.options
+    base = np.zeros_like(space.encoding.default)
+    forbidden = int(np.flatnonzero(space.encoding.sizes > 1)[0])
     harms[forbidden, 0] = np.inf
     with np.errstate(invalid="raise"):
         found = Neighbourhood(space, harms).around(base, genes, levels).harms
@@ -121,7 +121,7 @@ def test_a_forbidden_level_of_the_base_is_left_by_its_own_changes_alone(space):
     assert not np.isnan(found).any()
     rows = np.tile(base, (len(genes), 1))
     rows[np.arange(len(genes)), genes] = levels
-    gone = space.genes.void(rows)[:, forbidden]
+    gone = space.encoding.inactive(rows)[:, forbidden]
     assert np.isinf(found[~leaves & ~gone]).all()
 
 
@@ -129,7 +129,7 @@ def test_blocks_share_rows():
     decoder, config = SPACES["experts"]
     space = build_space(decoder.units(), decoder.architecture(), SpaceConfig(**config))
     settled = []
-    settle = space.genes.settle
+    settle = space.encoding.deactivate
 
     class Counting:
         def __getattr__(self, name):
@@ -140,5 +140,5 @@ def test_blocks_share_rows():
             return settle(rows)
 
     near = Neighbourhood(Counting(), harms_of(space, np.random.default_rng(3)))
-    near.around(space.genes.start, *space.genes.options)
+    near.around(space.encoding.default, *space.encoding.options)
     assert settled == [2 * MIXTURE.experts]

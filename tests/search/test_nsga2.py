@@ -63,8 +63,8 @@ def points(space, objective, candidates):
 
 
 def test_finds_the_front_of_a_space_that_can_be_enumerated(space, objective):
-    genomes = np.array(list(itertools.product(*map(range, space.genes.sizes))))
-    genomes = np.unique(space.settle(genomes[space.feasible(genomes)]), axis=0)
+    genomes = np.array(list(itertools.product(*map(range, space.encoding.sizes))))
+    genomes = np.unique(space.deactivate(genomes[space.feasible(genomes)]), axis=0)
     whole = points(space, objective, [space.candidate(genome) for genome in genomes])
     reference = whole.max(axis=0)
     search = searcher(space, generations=15, population=30)
@@ -153,7 +153,7 @@ def test_a_failed_estimate_costs_only_its_ladder(space, objective):
 
 
 def test_measured_effects_give_better_starts(space, objective):
-    worst = np.array([objective.value(space.candidate(space.genes.sizes - 1)), 1.0])
+    worst = np.array([objective.value(space.candidate(space.encoding.sizes - 1)), 1.0])
 
     def first_population(**settings):
         steps = contract.run(searcher(space, population=16, **settings), objective)
@@ -164,7 +164,7 @@ def test_measured_effects_give_better_starts(space, objective):
 
     plain, no_probes = first_population()
     measured, probes = first_population(effect_rounds=2, effect_levels=2)
-    movable = len(np.union1d(space.genes.widths, space.genes.droppable))
+    movable = len(np.union1d(space.encoding.widths, space.encoding.droppable))
     assert not no_probes and 2 < len(probes) <= 2 * (1 + 2 * movable)
     assert measured > 1.03 * plain
 
@@ -205,22 +205,22 @@ def test_half_of_the_mutations_keep_the_cost(space):
     rng = np.random.default_rng(0)
     kept, above = 0, 0
     for _ in range(100):
-        parent = repair(space, rng.integers(0, space.genes.sizes), rng)
+        parent = repair(space, rng.integers(0, space.encoding.sizes), rng)
         child = vary(space, ("params",), parent, rng)
         bound, cost = space.costs(np.stack([parent, child]))["params"]
         kept, above = kept + (cost <= bound), above + (cost > bound)
-        assert space.settle(child[None])[0].tolist() == child.tolist()
+        assert space.deactivate(child[None])[0].tolist() == child.tolist()
     assert above > 10 and kept > 50, "those without a budget go up half of the time"
 
 
 def test_a_crossing_that_lost_every_attention_can_mutate():
     space = space_of(width=None, drop={"protect": []})
     rng = np.random.default_rng(0)
-    lost = space.genes.sizes - 1
-    assert not space.genes.keep_attention(lost[None])[0]
+    lost = space.encoding.sizes - 1
+    assert not space.encoding.keep_attention(lost[None])[0]
     for _ in range(50):
         child = vary(space, ("params",), lost, rng)
-        assert space.genes.keep_attention(child[None])[0]
+        assert space.encoding.keep_attention(child[None])[0]
 
 
 def test_rungs_are_even_and_within_the_range(space):

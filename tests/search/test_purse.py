@@ -4,7 +4,7 @@ import numpy as np
 
 from evocompress.core.types import Candidate, Estimate, Evaluate, Pool
 from evocompress.search.auto.auto import RADII
-from evocompress.search.fidelity.token_budget import OFFSPRING, Purse, parts
+from evocompress.search.fidelity.token_budget import OFFSPRING, TokenBudget, parts
 
 POOL = Pool((64,) * 64)
 
@@ -19,7 +19,7 @@ class TestPurse:
 
     def test_a_start_leaves_enough_for_a_race(self):
         for limit in (60_000, 110_000, 660_000):
-            purse = Purse(POOL, limit)
+            purse = TokenBudget(POOL, limit)
             micro_batches = tuple(range(purse.start(range(64), 3)))
             purse.pay([Estimate(Candidate(), "curvature", micro_batches, 3)])
             assert purse.left >= 0.5 * limit
@@ -29,7 +29,7 @@ class TestPurse:
             assert rivals >= len(RADII)
 
     def test_rungs_are_as_long_as_they_must_be(self):
-        purse = Purse(Pool((64,) * 2048), 409_600)
+        purse = TokenBudget(Pool((64,) * 2048), 409_600)
         first = len(purse.rungs(range(2048))[0].micro_batches)
         purse.adapt(1.0, 1.0)
         assert len(purse.rungs(range(2048))[0].micro_batches) == 2 * first
@@ -40,7 +40,7 @@ class TestPurse:
         assert len(purse.rungs(range(2048))[0].micro_batches) == 1
 
     def test_removals_take_as_few_at_a_time_as_the_tokens_allow(self):
-        takes = [Purse(POOL, limit).removals(60, 14) for limit in (30_000, 60_000, 120_000)]
+        takes = [TokenBudget(POOL, limit).removals(60, 14) for limit in (30_000, 60_000, 120_000)]
         assert takes[0] == (0, 0)
         assert takes[1][1] > takes[2][1] >= 1
         for (tokens, take), limit in zip(takes[1:], (60_000, 120_000), strict=True):
@@ -49,7 +49,7 @@ class TestPurse:
 
     def test_the_last_races_are_shorter(self):
         pool, limit = Pool((64,) * 640), 110_000
-        lengths, purse = [], Purse(pool, limit)
+        lengths, purse = [], TokenBudget(pool, limit)
         while (found := purse.race(range(640)))[1]:
             lengths.append(len(found[0]))
             purse.pay([Evaluate(Candidate(), (0,) * 64)])
@@ -57,7 +57,7 @@ class TestPurse:
         assert set(lengths) == {1, 2, 3}
 
     def test_the_end_has_its_share_and_what_is_left(self):
-        purse = Purse(POOL, 100_000)
+        purse = TokenBudget(POOL, 100_000)
         kept = 100_000 - purse.left
         assert kept > 0
         purse.pay([Evaluate(Candidate(), (0,) * (purse.left // 64))])

@@ -86,8 +86,8 @@ def test_every_algorithm_is_a_searcher_of_its_name():
 
 @both
 def test_finds_the_front_of_a_space_that_can_be_enumerated(cls, space, objective):
-    genomes = np.array(list(itertools.product(*map(range, space.genes.sizes))))
-    genomes = np.unique(space.settle(genomes[space.feasible(genomes)]), axis=0)
+    genomes = np.array(list(itertools.product(*map(range, space.encoding.sizes))))
+    genomes = np.unique(space.deactivate(genomes[space.feasible(genomes)]), axis=0)
     whole = points(space, objective, [space.candidate(genome) for genome in genomes])
     best = hypervolume(whole, whole.max(axis=0))
     steps = contract.run(searcher(cls, space, generations=15, population=30), objective)
@@ -152,7 +152,7 @@ def test_a_small_space_is_searched_to_its_end(cls):
     steps = contract.run(searcher(cls, small, generations=None, tokens=200_000),
                          contract.Separable.of(small))  # fmt: skip
     compared = [candidate for candidates in asks(steps)[:-1] for candidate in candidates]
-    assert len(compared) == len(set(compared)) == 2 ** len(small.genes.units)
+    assert len(compared) == len(set(compared)) == 2 ** len(small.encoding.units)
 
 
 @both

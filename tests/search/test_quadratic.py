@@ -27,7 +27,7 @@ def expansion_of(space, seed, sequences=SEQUENCES, shared=0.0):
 
 def value_of(space, found, genome, coupling):
     """Straight from the definition, one sequence after the other."""
-    live = np.flatnonzero(~space.genes.void(genome[None])[0])
+    live = np.flatnonzero(~space.encoding.inactive(genome[None])[0])
     total = 0.0
     for sequence in range(SEQUENCES):
         scores = [found.scores[gene][genome[gene], sequence] for gene in live]
@@ -43,12 +43,12 @@ def test_values_and_changes_are_the_definition_s(name, coupling):
     space = space_of(name)
     found = expansion_of(space, 0)
     genomes = every_genome(space)[:: max(len(every_genome(space)) // 20, 1)]
-    function = quadratic(space, space.genes.start, found, coupling)
-    values = function.values(genomes, space.genes.void(genomes))
+    function = quadratic(space, space.encoding.default, found, coupling)
+    values = function.values(genomes, space.encoding.inactive(genomes))
     expected = [value_of(space, found, genome, coupling) for genome in genomes]
     np.testing.assert_allclose(values, expected)
     genome = genomes[0]
-    for gene, level in zip(*space.genes.options, strict=True):
+    for gene, level in zip(*space.encoding.options, strict=True):
         changed = genome.copy()
         changed[gene] = level
         difference = function.values(changed[None]) - function.values(genome[None])
@@ -60,14 +60,14 @@ def test_values_and_changes_are_the_definition_s(name, coupling):
 def test_no_genome_is_much_better(name, seed):
     space = space_of(name)
     found = expansion_of(space, seed, shared=0.5)
-    function = quadratic(space, space.genes.start, found, 0.5)
-    pick = least(space, function, space.genes.start)
+    function = quadratic(space, space.encoding.default, found, 0.5)
+    pick = least(space, function, space.encoding.default)
     assert space.feasible(pick[None])[0]
     every = every_genome(space)
     values = function.values(every)
     value = function.values(pick[None])[0]
     assert (values < value - 1e-9).sum() <= 0.03 * len(values)
-    additive = step(space, space.genes.start, found, 0.0)
+    additive = step(space, space.encoding.default, found, 0.0)
     assert value <= function.values(additive[None])[0] + 1e-9
 
 
@@ -81,14 +81,14 @@ def test_a_step_stays_within_its_radius():
 
 def test_nothing_feasible_within_the_radius_is_no_step():
     space = space_of("width")
-    assert step(space, space.genes.start, expansion_of(space, 0), 0.5, 0) is None
+    assert step(space, space.encoding.default, expansion_of(space, 0), 0.5, 0) is None
 
 
 class TestBestCoupling:
     def test_changes_that_make_up_for_each_other_are_coupled(self):
         space = space_of("sparsity")
         chosen = [
-            best_coupling(space, space.genes.start, expansion_of(space, seed, 400, shared=0.9))
+            best_coupling(space, space.encoding.default, expansion_of(space, seed, 400, shared=0.9))
             for seed in range(4)
         ]
         assert np.mean(chosen) > 0.2
@@ -96,14 +96,14 @@ class TestBestCoupling:
     def test_noise_is_not(self):
         space = space_of("drop")
         chosen = [
-            best_coupling(space, space.genes.start, expansion_of(space, seed, sequences=12))
+            best_coupling(space, space.encoding.default, expansion_of(space, seed, sequences=12))
             for seed in range(8)
         ]
         assert np.mean(chosen) < 0.2
 
     def test_few_sequences_say_nothing(self):
         space = space_of("sparsity")
-        assert best_coupling(space, space.genes.start, expansion_of(space, 1, 7, 0.8)) == 0.0
+        assert best_coupling(space, space.encoding.default, expansion_of(space, 1, 7, 0.8)) == 0.0
 
 
 def test_the_spaces_are_those_of_the_knapsack():

@@ -45,7 +45,7 @@ class Interacting:
     def __init__(self, space, seed=1):
         rng = np.random.default_rng(seed)
         self._alone = Separable.of(space, seed=seed)
-        names = [unit.name for unit in space.genes.tree if unit.kind in ("attention", "mlp")]
+        names = [unit.name for unit in space.encoding.tree if unit.kind in ("attention", "mlp")]
         self._pairs = {pair: rng.normal(scale=0.15) for pair in combinations(names, 2)}
 
     def value(self, candidate):
@@ -62,9 +62,9 @@ class Interacting:
 
 
 def without(space, genes):
-    genome = space.genes.start.copy()
-    genome[list(genes)] = space.genes.drop_index[list(genes)]
-    return space.settle(genome[None])[0]
+    genome = space.encoding.default.copy()
+    genome[list(genes)] = space.encoding.drop_index[list(genes)]
+    return space.deactivate(genome[None])[0]
 
 
 def value(space, oracle, genes):
@@ -79,7 +79,7 @@ def greedy(space, oracle, allowed=lambda gene, gone: True):
     """Round by round the unit that is missed least, until it is enough; and each round's size."""
     gone, rounds = [], []
     while not enough(space, gone):
-        left = [gene for gene in space.genes.droppable if gene not in gone]
+        left = [gene for gene in space.encoding.droppable if gene not in gone]
         tried = [gene for gene in left if allowed(gene, gone)]
         rounds.append(len(tried))
         gone.append(min(tried, key=lambda gene: value(space, oracle, [*gone, gene])))
@@ -88,7 +88,7 @@ def greedy(space, oracle, allowed=lambda gene, gone: True):
 
 def in_order(space, importance):
     """The first units of a ranking that are enough."""
-    order = sorted(space.genes.droppable, key=lambda gene: importance(gene))
+    order = sorted(space.encoding.droppable, key=lambda gene: importance(gene))
     count = next(n for n in range(len(order) + 1) if enough(space, order[:n]))
     return space.candidate(without(space, order[:count]))
 
@@ -151,7 +151,7 @@ def test_shortened_llama_ranks_what_is_measured_alone(space):
     oracle = Interacting(space)
     search = searcher("shortened_llama", space)
     (tries, _), _ = run(search, oracle)
-    assert len(tries) == len(space.genes.droppable)
+    assert len(tries) == len(space.encoding.droppable)
     assert all(request.probe for request in tries)
     expected = in_order(space, lambda gene: value(space, oracle, [gene]))
     assert search.incumbent().candidate == expected
@@ -180,7 +180,7 @@ def test_window_is_the_nearest_of_the_shortest(space, positions, kind):
     search = searcher("window", space, positions=positions)
     (estimate, [distances]), _ = run(search, oracle)
     assert [request.kind for request in estimate] == [kind]
-    homes = {space.units[gene].block: gene for gene in space.genes.droppable}
+    homes = {space.units[gene].block: gene for gene in space.encoding.droppable}
     windows = [
         (length, distances.by_unit[BLOCKS[first]][length - 1], range(first, first + length))
         for length in range(1, LAYERS + 1)

@@ -78,7 +78,7 @@ def test_candidates_are_spread_evenly_over_the_first_objective(space):
 def test_without_bins_or_bounds_they_would_gather(space):
     """Independent levels, drops among them, leave the ends of the range empty."""
     rng = np.random.default_rng(0)
-    genomes = [repair(space, rng.integers(0, space.genes.sizes), rng) for _ in range(100)]
+    genomes = [repair(space, rng.integers(0, space.encoding.sizes), rng) for _ in range(100)]
     low, high = span(space, "params")
     costs = space.costs(np.stack(genomes))["params"]
     counts = np.histogram(costs, bins=10, range=(low, high))[0]
@@ -124,7 +124,7 @@ def test_a_range_is_where_candidates_lie(space):
 def test_a_small_space_is_drawn_to_its_end():
     small = space_of(width=None, drop={"units": ["block"], "protect": ["model.layers.[05]"]})
     compared, _, _ = run(small, searcher(small, candidates=500))
-    assert len(compared) == len(set(compared)) == 2 ** len(small.genes.units) - 1, "not dense"
+    assert len(compared) == len(set(compared)) == 2 ** len(small.encoding.units) - 1, "not dense"
 
 
 def test_a_random_bound_is_kept_and_nearly_used_up(space):
@@ -140,7 +140,7 @@ def test_a_random_bound_is_kept_and_nearly_used_up(space):
 def test_the_span_is_what_budget_and_floor_leave(space):
     dense = space.cost_model.dense()["params"]
     low, high = span(space, "params")
-    ends = (space.genes.sizes - 1, space.genes.start)
+    ends = (space.encoding.sizes - 1, space.encoding.default)
     lowest, highest = shares(space, [space.candidate(genome) for genome in ends])
     assert (low / dense, high / dense) == pytest.approx((lowest, highest))
     bounded = space_of(budget={"params": 0.8})

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from evocompress.search.surrogates.regression import ridge, trees
-from evocompress.search.surrogates.surrogate import Screen, Surrogate, rank_correlation
+from evocompress.search.surrogates.surrogate import Surrogate, SurrogateGate, rank_correlation
 
 UNITS, LEVELS = 30, 9
 
@@ -157,7 +157,7 @@ class TestScreen:
         return agreement * measured + (1 - agreement) * rng.normal(size=8), measured + offset
 
     def test_switches_on_off_and_on_again(self):
-        rng, screen = np.random.default_rng(0), Screen(window=32, threshold=0.4)
+        rng, screen = np.random.default_rng(0), SurrogateGate(window=32, threshold=0.4)
         trusted = [screen.trusted]
         for agreement in (0.8, 0.0, 0.8):
             for _ in range(6):
@@ -166,14 +166,14 @@ class TestScreen:
         assert trusted == [False, True, False, True]
 
     def test_trusts_nothing_before_a_quarter_of_the_window_is_full(self):
-        rng, screen, trusted = np.random.default_rng(0), Screen(window=64), []
+        rng, screen, trusted = np.random.default_rng(0), SurrogateGate(window=64), []
         for _ in range(3):
             screen = screen.after(*self.batch(1.0, rng))
             trusted.append(screen.trusted)
         assert trusted == [False, True, True]
 
     def test_progress_of_the_search_is_no_merit_of_the_predictions(self):
-        rng, screen = np.random.default_rng(0), Screen(window=64)
+        rng, screen = np.random.default_rng(0), SurrogateGate(window=64)
         for step in range(8):
             predicted, measured = self.batch(0.0, rng)
             screen = screen.after(predicted - 10 * step, measured - 10 * step)
@@ -182,7 +182,7 @@ class TestScreen:
 
     def test_noise_is_not_trusted(self):
         for seed in range(20):
-            rng, screen = np.random.default_rng(seed), Screen()
+            rng, screen = np.random.default_rng(seed), SurrogateGate()
             for _ in range(8):
                 screen = screen.after(*self.batch(0.0, rng))
             assert not screen.trusted
@@ -190,7 +190,7 @@ class TestScreen:
     def test_a_surrogate_of_noise_switches_its_screen_off(self):
         rng = np.random.default_rng(0)
         genomes, noise = rng.integers(0, LEVELS, (200, UNITS)), rng.normal(size=200)
-        surrogate, screen = Surrogate.fit(genomes[:120], noise[:120]), Screen()
+        surrogate, screen = Surrogate.fit(genomes[:120], noise[:120]), SurrogateGate()
         assert not screen.after(surrogate.predict(genomes[120:]), noise[120:]).trusted
         shown, truth = sample(convex, 200)
         surrogate = Surrogate.fit(shown[:120], noisy(truth[:120]))
@@ -198,8 +198,8 @@ class TestScreen:
 
     def test_failures_are_left_out(self):
         measured = np.array([1.0, np.inf, 3.0])
-        assert Screen().after(np.arange(3.0), measured).pairs == ((-1.0, -1.0), (1.0, 1.0))
-        assert Screen().after(np.ones(1), np.full(1, np.inf)).pairs == ()
+        assert SurrogateGate().after(np.arange(3.0), measured).pairs == ((-1.0, -1.0), (1.0, 1.0))
+        assert SurrogateGate().after(np.ones(1), np.full(1, np.inf)).pairs == ()
 
 
 class TestRankCorrelation:

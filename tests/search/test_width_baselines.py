@@ -68,7 +68,7 @@ class TestFlap:
         assert [request.probe for request in final] == [False]
         found = []
         for threshold in sorted(score for row in scores.rows for score in row):
-            genome = space.genes.start.copy()
+            genome = space.encoding.default.copy()
             for gene, levels in enumerate(space.levels):
                 own = scores.by_unit[space.units[gene].name]
                 within = [
@@ -86,7 +86,7 @@ class TestFlap:
         path = trajectory(space, thresholds(space, scores_of(space)))
         costs = space.costs(path)["body_params"]
         assert (path[0] == 0).all()
-        assert (path[-1] == space.genes.sizes - 1).all()
+        assert (path[-1] == space.encoding.sizes - 1).all()
         assert (np.diff(costs) < 0).all()
 
     def test_tied_layers_share_their_highest_threshold(self):
@@ -95,7 +95,7 @@ class TestFlap:
         scores = scores_of(free)
         alone = thresholds(free, scores)
         for gene, table in thresholds(tied, scores).items():
-            names = {unit.name for unit in tied.genes.members[gene]}
+            names = {unit.name for unit in tied.encoding.members[gene]}
             members = [alone[g] for g, unit in enumerate(free.units) if unit.name in names]
             assert len(members) == DECODER.layers
             # A tied space may offer fewer widths, the first of which is dense in both.
@@ -108,14 +108,14 @@ def costs(space, genome):
 
 def staged(space, objective, split):
     """MultiPruner with its stages written out."""
-    genome = space.genes.start.copy()
+    genome = space.encoding.default.copy()
     dense, bound = costs(space, genome), space.budget["body_params"]
 
     def steps(kind):
         for gene, unit in enumerate(space.units):
             level = space.levels[gene][genome[gene]]
-            if kind == "drop" and gene in space.genes.droppable and level != DROP:
-                yield gene, space.genes.drop_index[gene]
+            if kind == "drop" and gene in space.encoding.droppable and level != DROP:
+                yield gene, space.encoding.drop_index[gene]
             elif unit.kind == kind and level != DROP:
                 later = enumerate(space.levels[gene])
                 narrower = [i for i, other in later if i > genome[gene] and within(other, level)]

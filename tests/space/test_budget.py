@@ -7,10 +7,10 @@ import pytest
 
 from evocompress.core.config import SpaceConfig
 from evocompress.core.errors import BudgetError, ConfigError
-from evocompress.space.budget import floors, require
+from evocompress.space.budget import minimal_genomes, require
 from evocompress.space.build import build_space
 from evocompress.space.costs import CostTable
-from evocompress.space.repair import repair, spend
+from evocompress.space.repair import fill_budget, repair
 from evocompress.testing.decoders import SMOLLM2_135M, Decoder
 
 DECODER = Decoder(layers=5, hidden=48, heads=12, kv_heads=4, ffn=96, window=16)
@@ -27,7 +27,7 @@ def rng(seed=0):
 
 
 def any_genomes(space, count, seed=0):
-    return rng(seed).integers(0, space.genes.sizes, size=(count, len(space.units)))
+    return rng(seed).integers(0, space.encoding.sizes, size=(count, len(space.units)))
 
 
 WIDTH = {"width": {"multiple_of": 8}}
@@ -64,20 +64,20 @@ def test_repair_ends_at_a_feasible_genome(space):
         before = genome.copy()
         repaired = repair(space, genome, rng(seed))
         assert space.feasible(repaired[None])[0]
-        assert repaired.tolist() == space.settle(repaired[None])[0].tolist()
+        assert repaired.tolist() == space.deactivate(repaired[None])[0].tolist()
         assert genome.tolist() == before.tolist()
         assert repaired.tolist() == repair(space, genome, rng(seed)).tolist()
         if space.feasible(genome[None])[0]:
-            assert repaired.tolist() == space.settle(genome[None])[0].tolist()
+            assert repaired.tolist() == space.deactivate(genome[None])[0].tolist()
 
 
 @pytest.mark.parametrize("name", ["width", "width and drop", "tight", "uniform", "everything"])
 def test_repair_adds_to_no_bounded_cost(name):
     space = SPACES[name]
     genomes = any_genomes(space, 60, seed=1)
-    for seed, genome in enumerate(genomes[space.genes.keep_attention(genomes)]):
+    for seed, genome in enumerate(genomes[space.encoding.keep_attention(genomes)]):
         repaired = repair(space, genome, rng(seed))
-        assert (space.used(repaired[None]) <= space.used(genome[None])).all()
+        assert (space.budget_usage(repaired[None]) <= space.budget_usage(genome[None])).all()
 
 
 def test_repair_keeps_what_it_can():
@@ -94,23 +94,23 @@ def test_repair_keeps_what_it_can():
 def test_the_last_move_of_a_repair_varies():
     """From one step above the budget each gene is at times the one that is compressed."""
     space = SPACES["width"]
-    genome = spend(space, repair(space, space.genes.start, rng()), rng())
+    genome = fill_budget(space, repair(space, space.encoding.default, rng()), rng())
     above = genome.copy()
     wide = int(np.flatnonzero(genome > 0)[0])
     above[wide] -= 1
     movers = set()
     for seed in range(300):
         movers |= set(np.flatnonzero(repair(space, above, rng(seed), keep=[wide]) != above))
-    compressible = set(np.flatnonzero(above < space.genes.sizes - 1)) - {wide}
+    compressible = set(np.flatnonzero(above < space.encoding.sizes - 1)) - {wide}
     assert movers == compressible
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_a_genome_without_attention_gets_one_back(seed):
     space = SPACES["width and drop"]
-    lost = space.genes.sizes - 1
+    lost = space.encoding.sizes - 1
     assert not space.feasible(lost[None])[0]
-    assert (space.used(lost[None]) <= 1).all()
+    assert (space.budget_usage(lost[None]) <= 1).all()
     assert space.feasible(repair(space, lost, rng(seed))[None])[0]
 
 
@@ -121,36 +121,36 @@ def test_a_genome_without_attention_gets_one_back(seed):
 def test_nothing_more_fits_after_spending(name):
     space = SPACES[name]
     for seed, genome in enumerate(any_genomes(space, 15)):
-        spent = spend(space, repair(space, genome, rng(seed)), rng(seed))
+        spent = fill_budget(space, repair(space, genome, rng(seed)), rng(seed))
         assert space.feasible(spent[None])[0]
-        for gene in np.flatnonzero(~space.genes.void(spent[None])[0]):
-            changed = np.tile(spent, (space.genes.sizes[gene], 1))
+        for gene in np.flatnonzero(~space.encoding.inactive(spent[None])[0]):
+            changed = np.tile(spent, (space.encoding.sizes[gene], 1))
             changed[:, gene] = np.arange(len(changed))
-            if space.genes.stepped[gene]:
+            if space.encoding.ordinal[gene]:
                 changed = changed[max(spent[gene] - 1, 0) : spent[gene]]
-            now, used = space.used(spent[None]), space.used(changed)
+            now, used = space.budget_usage(spent[None]), space.budget_usage(changed)
             more = (used >= now).all(axis=1) & (used > now).any(axis=1)
             assert not space.feasible(changed[more]).any()
 
 
 def test_spending_keeps_what_it_must():
     space = SPACES["width and drop"]
-    genome = repair(space, space.genes.sizes - 1, rng())
+    genome = repair(space, space.encoding.sizes - 1, rng())
     for gene in range(len(genome)):
-        assert spend(space, genome, rng(), keep=[gene])[gene] == genome[gene]
+        assert fill_budget(space, genome, rng(), keep=[gene])[gene] == genome[gene]
 
 
 def test_spending_restores_what_can_only_be_dropped_at_last():
     space = space_of(
         {"body_params": 0.9}, drop={"protect": []}, width={"multiple_of": 8, "units": ["mlp"]}
     )
-    genome = space.genes.sizes - 1
-    genome[space.genes.by_kind["attention"][:2]] = 0
-    spent = spend(space, genome, rng())
-    restored = space.genes.dropped(genome[None]) & ~space.genes.dropped(spent[None])
+    genome = space.encoding.sizes - 1
+    genome[space.encoding.by_kind["attention"][:2]] = 0
+    spent = fill_budget(space, genome, rng())
+    restored = space.encoding.dropped(genome[None]) & ~space.encoding.dropped(spent[None])
     again = np.flatnonzero(restored[0])
-    assert set(space.genes.by_kind["mlp"]) < set(again)
-    for gene in np.flatnonzero(space.genes.dropped(spent[None])[0]):
+    assert set(space.encoding.by_kind["mlp"]) < set(again)
+    for gene in np.flatnonzero(space.encoding.dropped(spent[None])[0]):
         more = spent.copy()
         more[gene] = 0
         assert not space.feasible(more[None])[0]
@@ -158,9 +158,9 @@ def test_spending_restores_what_can_only_be_dropped_at_last():
 
 def test_what_no_bound_depends_on_is_not_spent():
     space = space_of({"kv_bytes": 0.5}, **WIDTH)
-    mlps = space.genes.by_kind["mlp"]
+    mlps = space.encoding.by_kind["mlp"]
     genome = repair(space, any_genomes(space, 1)[0], rng())
-    assert (spend(space, genome, rng())[mlps] == genome[mlps]).all()
+    assert (fill_budget(space, genome, rng())[mlps] == genome[mlps]).all()
 
 
 # ---- reachable budgets
@@ -174,9 +174,9 @@ def test_the_most_compressed_genomes_meet_whatever_can_be_met():
         width={"channels": [0.5], "group_heads": [0.5], "kv_groups": [0.5], "multiple_of": 1},
         drop={"protect": []},
     )
-    every = np.array(list(itertools.product(*map(range, space.genes.sizes))))
-    every = every[space.genes.keep_attention(every)]
-    costs, least = space.costs(every), space.costs(floors(space))
+    every = np.array(list(itertools.product(*map(range, space.encoding.sizes))))
+    every = every[space.encoding.keep_attention(every)]
+    costs, least = space.costs(every), space.costs(minimal_genomes(space))
     for name in costs:
         assert least[name].min() == costs[name].min()
     # The two attentions differ in their windows: either may have to be the last one.
@@ -211,7 +211,7 @@ def test_a_repair_prices_few_genomes(monkeypatch):
         drop={"protect": []},
     )
     assert len(space.units) == 60
-    assert space.genes.sizes.max() == 15
+    assert space.encoding.sizes.max() == 15
     counted, totals = [], CostTable.totals
 
     def counting(table, states, choices):

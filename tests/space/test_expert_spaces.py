@@ -12,7 +12,7 @@ from evocompress.core.errors import BudgetError, ConfigError
 from evocompress.core.types import DROP, Level
 from evocompress.search.operators.mutation import exchange, mutate
 from evocompress.space import sampling
-from evocompress.space.budget import floors
+from evocompress.space.budget import minimal_genomes
 from evocompress.space.build import build_space
 from evocompress.space.costs import cost_model
 from evocompress.space.repair import repair
@@ -65,7 +65,7 @@ def test_every_mixture_keeps_what_a_token_uses(space):
     genomes = [parent, *(sampling.random(space, rng) for _ in range(10))]
     genomes += [exchange(space, parent, rng) for _ in range(20)]
     moved = [mutate(space, parent, rng) for _ in range(20)]
-    drawn = list(rng.integers(0, space.genes.sizes, size=(20, len(space.units))))
+    drawn = list(rng.integers(0, space.encoding.sizes, size=(20, len(space.units))))
     genomes += [repair(space, genome, rng) for genome in moved + drawn]
     for genome in genomes:
         candidate = space.candidate(genome)
@@ -76,9 +76,9 @@ def test_every_mixture_keeps_what_a_token_uses(space):
 
 def test_nothing_admissible_costs_less_than_the_floor():
     space = space_of(CONFIGS["experts"])
-    lowest = space.costs(floors(space))["params"].min()
+    lowest = space.costs(minimal_genomes(space))["params"].min()
     every = np.indices((2,) * len(space.units)).reshape(len(space.units), -1).T
-    admissible = every[space.genes.admissible(every)]
+    admissible = every[space.encoding.admissible(every)]
     # Of 4 experts at least 2 stay in each of two layers.
     assert len(admissible) == sum(1 for n in range(3) for _ in combinations(range(4), n)) ** 2
     assert space.costs(admissible)["params"].min() == lowest
@@ -87,7 +87,7 @@ def test_nothing_admissible_costs_less_than_the_floor():
 def test_costs_keep_their_contract(space):
     rng = np.random.default_rng(1)
     contract.check_names(space.cost_model)
-    contract.check_drops_are_additive(space.cost_model, space.genes.tree)
+    contract.check_drops_are_additive(space.cost_model, space.encoding.tree)
     contract.check_levels_never_cost_more(space, rng)
     contract.check_last_levels_cost_least(space)
     contract.check_genomes_cost_as_candidates(space, rng)

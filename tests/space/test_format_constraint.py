@@ -50,8 +50,8 @@ def space_of(
 def any_genomes(space: SearchSpace, count: int) -> np.ndarray:
     """Any levels at all, of which sampling, mutation and repair only choose some."""
     rng = np.random.default_rng(0)
-    genomes = rng.integers(0, space.genes.sizes, size=(count, len(space.units)))
-    return genomes[space.genes.keep_attention(genomes)]
+    genomes = rng.integers(0, space.encoding.sizes, size=(count, len(space.units)))
+    return genomes[space.encoding.keep_attention(genomes)]
 
 
 @pytest.mark.parametrize("bias", [False, True])

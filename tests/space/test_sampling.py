@@ -46,17 +46,17 @@ def test_between_two_fractions_as_many_as_fit_are_wider():
 def test_what_a_bound_does_not_depend_on_stays_wide():
     space = space_of({"kv_bytes": 0.5}, width=HALVES)
     even = sampling.uniform(space)
-    assert (even[space.genes.by_kind["mlp"]] == 0).all()
+    assert (even[space.encoding.by_kind["mlp"]] == 0).all()
     assert space.costs(even[None])["kv_bytes"] == space.budget["kv_bytes"]
 
 
 def test_units_are_dropped_where_widths_are_not_enough():
     space = space_of({"body_params": 0.2}, width=HALVES, drop={"protect": []})
     even = sampling.uniform(space)
-    dropped = space.genes.dropped(even[None])[0]
-    kinds = [dropped[genes].sum() for genes in space.genes.by_kind.values()]
+    dropped = space.encoding.dropped(even[None])[0]
+    kinds = [dropped[genes].sum() for genes in space.encoding.by_kind.values()]
     assert kinds[0] == kinds[1] > 0
-    assert (even[~dropped] == space.genes.sizes[~dropped] - 2).all()
+    assert (even[~dropped] == space.encoding.sizes[~dropped] - 2).all()
 
 
 def test_the_even_genome_is_feasible_where_all_but_one_attention_must_go():
@@ -87,15 +87,15 @@ def test_even_and_random_genomes_meet_the_budget_and_use_it(config, bound):
     assert sampling.random(space, rng(3)).tolist() == genomes[4].tolist()
     assert len(np.unique(genomes[1:], axis=0)) > 5
     if not config["width"].get("uniform"):  # tied layers come in large pieces
-        assert (space.used(genomes) > 0.97).all()
+        assert (space.budget_usage(genomes) > 0.97).all()
 
 
 def test_random_genomes_are_of_many_shapes():
     space = space_of({"body_params": 0.6}, **CONFIGS["drop"])
     genomes = np.stack([sampling.random(space, rng(seed)) for seed in range(200)])
-    for gene, size in enumerate(space.genes.sizes):
+    for gene, size in enumerate(space.encoding.sizes):
         assert len(np.unique(genomes[:, gene])) == size
-    attention = genomes[:, space.genes.by_kind["attention"]]
+    attention = genomes[:, space.encoding.by_kind["attention"]]
     assert attention.mean(axis=1).std() > 0.5
 
 
@@ -113,7 +113,7 @@ def test_the_ladder_goes_from_the_start_to_the_smallest():
     assert (rungs[0] == 0).all()
     sizes = space.costs(rungs)["body_params"]
     assert (np.diff(sizes) < 0).all()
-    assert space.genes.keep_attention(rungs).all()
+    assert space.encoding.keep_attention(rungs).all()
     everything = sampling.ladder(space, 1000)
     # The start, 3 fractions, then ever more sub-layers dropped but for the last attention.
     assert len(everything) == 1 + 3 + 7

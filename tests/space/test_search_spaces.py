@@ -20,11 +20,11 @@ from evocompress.space.costs.latency import Circumstances, LatencyTable, Phase
 from evocompress.testing.decoders import MIXTRAL, SMOLLM2_135M
 from evocompress.testing.searchers import Separable, run
 
-FOLDER = Path(__file__).parent.parent / "search_spaces"
+FOLDER = Path(__file__).parents[2] / "search_spaces"
 SWEEPS = sorted(FOLDER.glob("*sweep*.yaml"))
 FILES = sorted(set(FOLDER.glob("*.yaml")) - set(SWEEPS))
 PLAIN = [path for path in FILES if path.stem.split("_")[1] in ("sparsity", "depth")]
-DEMO = Path(evocompress.__file__).with_name("demo.yaml")
+DEMO = Path(evocompress.__file__).parent / "cli" / "demo.yaml"
 KINDS = ("sparsity_50", "depth_25", "width_70", "uniform_width_70", "joint_50", "latency70")
 AUTO = [*(FOLDER / f"smollm2_{kind}.yaml" for kind in KINDS), DEMO]
 LARGEST_LIBRARY = 2.2e9
@@ -74,7 +74,7 @@ def test_search_starts(path):
     settings = validate(cls.Settings, config.search.settings, path.name)
     problem = Problem(space_of(config), pool_of(config.calibration), config.search.tokens)
     requests = cls(problem, settings, np.random.default_rng(config.seed)).ask()
-    genes = problem.space.genes
+    genes = problem.space.encoding
     estimate = "block_influence" if genes.droppable.size else "curvature"
     wanted = "fluctuation" if config.search.name == "nsga2" else estimate
     assert [request.kind for request in requests] == [wanted]
@@ -124,7 +124,7 @@ def test_library_fits_the_stated_disk_space(path):
     space = space_of(load_config(path))
     rows = SMOLLM2_135M.architecture()
     stored = 0
-    for members, levels in zip(space.genes.members, space.levels, strict=True):
+    for members, levels in zip(space.encoding.members, space.levels, strict=True):
         for unit in members:
             stored += sum(weights(unit, level, rows) for level in levels)
     assert stored * rows.dtype_bytes < LARGEST_LIBRARY

@@ -62,27 +62,27 @@ SPACES = {
 @pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
 def test_costs_and_admissibility_are_those_of_the_changed_genomes(space):
     rng = np.random.default_rng(0)
-    drawn = space.settle(rng.integers(0, space.genes.sizes, size=(12, len(space.units))))
+    drawn = space.deactivate(rng.integers(0, space.encoding.sizes, size=(12, len(space.units))))
     for genome in (
-        *drawn[space.genes.admissible(drawn)],
-        space.genes.start,
+        *drawn[space.encoding.admissible(drawn)],
+        space.encoding.default,
         sampling.uniform(space),
     ):
         for step in (1, -1):
             keep = rng.choice(len(genome), 2, replace=False)
             changes = single_changes(space, genome, keep, step)
             rows = np.array([changes.changed(index) for index in range(len(changes.genes))])
-            assert changes.used.shape == (len(rows), len(space.budget))
+            assert changes.usage.shape == (len(rows), len(space.budget))
             if len(rows):
-                np.testing.assert_allclose(changes.used, space.used(rows), rtol=1e-12)
-                assert (changes.admissible() == space.genes.admissible(rows)).all()
-            free = ~space.genes.void(genome[None])[0]
+                np.testing.assert_allclose(changes.usage, space.budget_usage(rows), rtol=1e-12)
+                assert (changes.admissible() == space.encoding.admissible(rows)).all()
+            free = ~space.encoding.inactive(genome[None])[0]
             free[keep] = False
             expected = {
                 (gene, level)
                 for gene in np.flatnonzero(free)
-                for level in range(space.genes.sizes[gene])
-                if (level - genome[gene] == step if space.genes.stepped[gene] else True)
+                for level in range(space.encoding.sizes[gene])
+                if (level - genome[gene] == step if space.encoding.ordinal[gene] else True)
                 and level != genome[gene]
             }
             assert set(zip(changes.genes, changes.levels, strict=True)) == expected

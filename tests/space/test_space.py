@@ -41,7 +41,7 @@ def rng(seed=0):
 
 
 def any_genomes(space, count, seed=0):
-    return rng(seed).integers(0, space.genes.sizes, size=(count, len(space.units)))
+    return rng(seed).integers(0, space.encoding.sizes, size=(count, len(space.units)))
 
 
 def has_attention(candidate):
@@ -55,7 +55,7 @@ def has_attention(candidate):
 def test_sparsity_levels_are_the_target_and_equal_steps_within_the_matrix():
     space = space_of(SpaceConfig(sparsity={"target": 0.3, "step": 60, "levels": 3}))
     assert len(space.units) == 7 * DECODER.layers
-    for unit, levels, start in zip(space.units, space.levels, space.genes.start, strict=True):
+    for unit, levels, start in zip(space.units, space.levels, space.encoding.default, strict=True):
         target = ceil(0.3 * unit.numel - 1e-6)
         wanted = [target + k * 60 for k in range(-3, 4) if 0 <= target + k * 60 <= unit.numel]
         assert [level.zeros for level in levels] == wanted
@@ -174,15 +174,15 @@ def test_canonical_refuses(levels, message):
 def test_genome_is_the_inverse_of_candidate(config):
     space = space_of(config)
     for genome in any_genomes(space, 30):
-        settled = space.settle(genome[None])[0]
+        settled = space.deactivate(genome[None])[0]
         assert space.genome(space.candidate(genome)).tolist() == settled.tolist()
         assert space.candidate(settled) == space.candidate(genome)
 
 
 def test_settled_genomes_differ_exactly_where_candidates_differ():
     space = space_of(JOINT)
-    genomes = space.settle(any_genomes(space, 50))
-    genomes = np.concatenate([genomes, space.settle(genomes)])
+    genomes = space.deactivate(any_genomes(space, 50))
+    genomes = np.concatenate([genomes, space.deactivate(genomes)])
     assert len({g.tobytes() for g in genomes}) == len({space.candidate(g) for g in genomes}) == 50
 
 
@@ -204,7 +204,7 @@ def test_foreign_candidates_are_refused(config, levels, message):
 
 def test_sparsity_is_bounded_by_the_uniform_candidate():
     space = space_of(SPARSITY)
-    assert sampling.uniform(space).tolist() == space.genes.start.tolist()
+    assert sampling.uniform(space).tolist() == space.encoding.default.tolist()
     assert space.budget == {"matrix_nonzeros": sum(u.numel for u in space.units) / 2}
 
 
@@ -232,11 +232,11 @@ def test_feasible_compares_each_cost_with_its_bound(config):
 @pytest.mark.parametrize("config", CONFIGS)
 def test_repair_meets_the_budget_by_compressing_only(config):
     space = space_of(config)
-    genomes = space.settle(any_genomes(space, 40))
-    for seed, genome in enumerate(genomes[space.genes.keep_attention(genomes)]):
+    genomes = space.deactivate(any_genomes(space, 40))
+    for seed, genome in enumerate(genomes[space.encoding.keep_attention(genomes)]):
         repaired = repair(space, genome, rng(seed))
         assert space.feasible(repaired[None])[0]
-        live = ~space.genes.void(repaired[None])[0]
+        live = ~space.encoding.inactive(repaired[None])[0]
         assert (repaired >= genome)[live].all()
         if space.feasible(genome[None])[0]:
             assert repaired.tolist() == genome.tolist()
@@ -305,14 +305,16 @@ def test_uniform_of_a_joint_space_drops_as_little_as_the_budget_allows():
     space = space_of(JOINT)
     uniform = sampling.uniform(space)
     assert space.feasible(uniform[None])[0]
-    assert uniform[space.genes.droppable].sum() == 2
-    assert (uniform[space.genes.matrices] == space.genes.start[space.genes.matrices]).all()
+    assert uniform[space.encoding.droppable].sum() == 2
+    assert (
+        uniform[space.encoding.matrices] == space.encoding.default[space.encoding.matrices]
+    ).all()
 
 
 def test_uniform_raises_all_matrices_together_for_a_tighter_budget():
     config = SpaceConfig(sparsity={"target": 0.5, "levels": 3}, budget={"matrix_nonzeros": 0.45})
     space = space_of(config)
-    offsets = sampling.uniform(space) - space.genes.start
+    offsets = sampling.uniform(space) - space.encoding.default
     assert space.feasible(sampling.uniform(space)[None])[0]
     assert len(set(offsets.tolist())) == 1
     assert not space.feasible((sampling.uniform(space) - 1)[None])[0]

@@ -189,7 +189,7 @@ TIED = space_of(
 def test_uniform_has_one_gene_for_all_layers_of_a_kind():
     kinds = [(members[0].kind, len(members)) for members in TIED.genes.members]
     assert sorted(kinds) == [("attention", 4), *[("block", 1)] * 4, ("mlp", 4)]
-    genome = TIED.genes.start.copy()
+    genome = TIED.genes.default.copy()
     genome[TIED.genes.by_kind["mlp"]] = 1
     genome[TIED.genes.by_kind["block"][1]] = 1
     assert TIED.candidate(genome).by_name == {
@@ -208,7 +208,7 @@ def test_a_tied_gene_is_void_only_without_any_layer():
     genomes = np.tile(TIED.genes.sizes - 1, (2, 1))
     genomes[1, TIED.genes.by_kind["block"][2]] = 0
     tied = np.concatenate([TIED.genes.by_kind["attention"], TIED.genes.by_kind["mlp"]])
-    assert TIED.genes.void(genomes)[:, tied].tolist() == [[True, True], [False, False]]
+    assert TIED.genes.inactive(genomes)[:, tied].tolist() == [[True, True], [False, False]]
     assert TIED.genes.keep_attention(genomes).tolist() == [False, True]
 
 
@@ -235,7 +235,7 @@ def test_genome_is_the_inverse_of_candidate():
         budget={"body_nonzeros": 0.6},
     )
     rng = np.random.default_rng(1)
-    genomes = space.settle(rng.integers(0, space.genes.sizes, size=(30, len(space.units))))
+    genomes = space.deactivate(rng.integers(0, space.encoding.sizes, size=(30, len(space.units))))
     for genome in genomes:
         assert space.genome(space.candidate(genome)).tolist() == genome.tolist()
     assert len({space.candidate(g) for g in genomes}) == len(np.unique(genomes, axis=0))
@@ -246,4 +246,4 @@ def test_a_budget_is_not_needed():
         space = space_of(budget={}, **config)
         assert space.budget == {}
         least = np.zeros((1, len(space.units)), dtype=np.int64)
-        assert space.feasible(np.concatenate([least, least + space.genes.sizes - 1])).all()
+        assert space.feasible(np.concatenate([least, least + space.encoding.sizes - 1])).all()

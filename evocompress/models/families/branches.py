@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from evocompress.core.types import Axis, narrowable
-from evocompress.models.families.coupling import Follower
+from evocompress.models.families.coupling import ChannelwiseModule
 
 SubLayerName = Literal["attention", "mlp"]
 
@@ -98,7 +98,7 @@ class SubLayer:
     around: tuple[str, ...]
     core: str
     norm_after: str = ""
-    followers: tuple[Follower, ...] = ()
+    followers: tuple[ChannelwiseModule, ...] = ()
     gate: str = ""
     narrowable: bool = True
 

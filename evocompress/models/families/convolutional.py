@@ -23,7 +23,7 @@ from evocompress.core.types import Architecture, Axis
 from evocompress.models.dummy_inputs import image_shape
 from evocompress.models.families.base import Family
 from evocompress.models.families.branches import ABSENT, Attributes, Matrix, SubLayer, SubLayerName
-from evocompress.models.families.coupling import Follower, Widths
+from evocompress.models.families.coupling import ChannelwiseModule, Widths
 from evocompress.models.families.dependency import Group, channel_groups, require_torch_pruning
 from evocompress.models.families.encoder import check_classes
 from evocompress.models.families.names import BlockNames
@@ -282,7 +282,7 @@ class _Trace:
             core=family.branch,
             norm_after=family.activation,
             followers=tuple(
-                Follower(norm.removeprefix(f"{block}."), axis)
+                ChannelwiseModule(norm.removeprefix(f"{block}."), axis)
                 for axis, link in zip(axes, ordered, strict=True)
                 for norm in link.norms
             ),

@@ -14,7 +14,7 @@ CHANNELS: tuple[Axis, ...] = ("channel", "inner")
 
 
 @dataclass(frozen=True)
-class Follower:
+class ChannelwiseModule:
     """A module with a value for each channel, which goes with it: a norm between two matrices.
 
     Attributes:

@@ -13,7 +13,7 @@ from evocompress.models.loading import LoadedModel, device_named
 from evocompress.pipeline.planning.device import DEVICES
 from evocompress.pipeline.planning.measure import measured
 from evocompress.pipeline.planning.outline import outline
-from evocompress.pipeline.planning.plan import Plan, bench_of, make_plan
+from evocompress.pipeline.planning.plan import Plan, context_of, make_plan
 
 HERE = "here"
 
@@ -38,8 +38,8 @@ def _plan_here(config: RunConfig) -> Plan:
         torch.set_num_threads(config.threads)
     target = device_named(config.model.device)
     loaded = _outline(config, on_cpu=target.type == "cpu")
-    bench = bench_of(config, loaded)
-    deepest = max((len(levels) for levels in bench.wanted_levels.values()), default=1)
+    context = context_of(config, loaded)
+    deepest = max((len(levels) for levels in context.wanted_levels.values()), default=1)
     calibration = config.calibration
     architecture = loaded.family.architecture(loaded.model)
     device = measured(

@@ -11,7 +11,7 @@ import torch
 from evocompress.core.config import RunConfig
 from evocompress.core.progress import Silent
 from evocompress.models.loading import LoadedModel
-from evocompress.pipeline.context import Workbench
+from evocompress.pipeline.context import RunContext
 from evocompress.pipeline.planning.device import Device
 from evocompress.pipeline.planning.forewarning import (
     chosen_form,
@@ -64,11 +64,11 @@ class Plan:
         return stage.work.seconds(self.device, self.dtype)
 
 
-def bench_of(config: RunConfig, loaded: LoadedModel) -> Workbench:
+def context_of(config: RunConfig, loaded: LoadedModel) -> RunContext:
     """The workbench of a run with a model that is at hand, such as an outline."""
-    bench = Workbench(config, RunFolder(config.folder), Silent(), finished=True)
-    bench = bench.with_parts(loaded=loaded)
-    return bench
+    context = RunContext(config, RunFolder(config.folder), Silent(), finished=True)
+    context = context.with_parts(loaded=loaded)
+    return context
 
 
 def make_plan(config: RunConfig, loaded: LoadedModel, device: Device) -> Plan:
@@ -82,12 +82,12 @@ def make_plan(config: RunConfig, loaded: LoadedModel, device: Device) -> Plan:
     Raises:
         EvoCompressError: The run's settings do not fit the model.
     """
-    run = Run(bench_of(config, loaded), device.shared)
+    run = Run(context_of(config, loaded), device.shared)
     stages = tuple(stage for make in STAGES.values() if (stage := make(run)) is not None)
     advice = tuple(_advice(run, stages, device.name, device.memory))
     notes = (
-        *left_of_blocks(run.bench.untimed_space, timed=False),
-        *chosen_form(config.space.fits, run.bench.form),
+        *left_of_blocks(run.context.untimed_space, timed=False),
+        *chosen_form(config.space.fits, run.context.form),
         *unpacked(config.model, run.weight_bytes),
         *_before_healing(config),
     )
@@ -95,21 +95,21 @@ def make_plan(config: RunConfig, loaded: LoadedModel, device: Device) -> Plan:
     return Plan(device, dtype, stages, run.weight_bytes, advice, notes)
 
 
-def preflight(bench: Workbench) -> Iterator[str]:
+def preflight(context: RunContext) -> Iterator[str]:
     """What a search that is about to begin needs, and what to do where that is not there."""
-    device = bench.loaded.model.device
-    run = Run(bench, device.type == "cpu")
+    device = context.loaded.model.device
+    run = Run(context, device.type == "cpu")
     stages = [search_stage(run)]
     if (library := library_stage(run)) is not None:
         stages.insert(0, library)
     memory = max(_needed(run, stage) for stage in stages)
     disk = sum(stage.disk_bytes for stage in stages)
     yield f"needs up to {memory / GIB:,.1f} GiB of memory and {disk / GIB:,.1f} GiB of disk"
-    yield from _advice(run, stages, "this machine", _there_is(bench, device))
-    yield from left_of_blocks(bench.space)
-    yield from chosen_form(bench.config.space.fits, bench.form)
-    yield from unpacked(bench.config.model, run.weight_bytes)
-    yield from _before_healing(bench.config)
+    yield from _advice(run, stages, "this machine", _there_is(context, device))
+    yield from left_of_blocks(context.space)
+    yield from chosen_form(context.config.space.fits, context.form)
+    yield from unpacked(context.config.model, run.weight_bytes)
+    yield from _before_healing(context.config)
 
 
 def _before_healing(config: RunConfig) -> Iterator[str]:
@@ -118,11 +118,11 @@ def _before_healing(config: RunConfig) -> Iterator[str]:
         yield f"before evocompress heal: {reason}"
 
 
-def _there_is(bench: Workbench, device: torch.device) -> int:
+def _there_is(context: RunContext, device: torch.device) -> int:
     """Memory that can be had, with what the model has already."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_allocated(device)
-    loaded = sum(parameter.nbytes for parameter in bench.loaded.model.parameters())
+    loaded = sum(parameter.nbytes for parameter in context.loaded.model.parameters())
     return int(psutil.virtual_memory().available) + loaded
 
 
@@ -160,7 +160,7 @@ def _remedies(run: Run, stage: Stage, memory: int, spare: int) -> Iterator[str]:
         other = STAGES[stage.name](changed)
         return other is not None and _needed(changed, other) <= memory
 
-    for section, key, values in _choices(run.bench.config, stage.name):
+    for section, key, values in _choices(run.context.config, stage.name):
         # To plan a large model takes seconds: where the last value does not help, none does.
         if values and fits(section, key, values[-1]):
             value = next(value for value in values if fits(section, key, value))
@@ -189,7 +189,7 @@ def _halves(value: int, least: int) -> list[int]:
 
 def _with(run: Run, section: str, key: str, value: object) -> Run:
     """The run with another setting."""
-    config = run.bench.config
+    config = run.context.config
     part = getattr(config, section).model_copy(update={key: value})
     changed = config.model_copy(update={section: part})
-    return Run(bench_of(changed, run.bench.loaded), run.shared)
+    return Run(context_of(changed, run.context.loaded), run.shared)

@@ -18,7 +18,7 @@ from evocompress.compression.live_model import CUT_BYTES
 from evocompress.core.types import Architecture, Candidate, Level
 from evocompress.evaluation.proxies.prefix import LIMIT_BYTES
 from evocompress.models.head import chunk_bytes
-from evocompress.pipeline.context import Workbench
+from evocompress.pipeline.context import RunContext
 from evocompress.pipeline.planning.work import Work, removal_operations, sweep_operations
 from evocompress.pipeline.resolve import pool
 from evocompress.space import sampling
@@ -83,34 +83,34 @@ class Run:
     """A run that is planned.
 
     Attributes:
-        bench: With the model or its outline.
+        context: With the model or its outline.
         shared: Whether it will run in main memory, on a CPU.
     """
 
-    bench: Workbench
+    context: RunContext
     shared: bool
 
     @cached_property
     def dtype(self) -> torch.dtype:
         """In which it is computed."""
-        found: torch.dtype = self.bench.loaded.model.dtype
+        found: torch.dtype = self.context.loaded.model.dtype
         return found
 
     @cached_property
     def weight_bytes(self) -> int:
         """Of the dense model."""
-        return sum(parameter.nbytes for parameter in self.bench.loaded.model.parameters())
+        return sum(parameter.nbytes for parameter in self.context.loaded.model.parameters())
 
     @cached_property
     def on_device(self) -> int:
         """Bytes of its weights that are on the device at a time."""
-        allowed = self.bench.config.model.device_memory
+        allowed = self.context.config.model.device_memory
         return self.weight_bytes if allowed is None else min(self.weight_bytes, allowed)
 
     @cached_property
     def least_on_device(self) -> int:
         """The fewest bytes that it could be run with: all but the blocks, and the largest block."""
-        blocks = self.bench.loaded.family.blocks(self.bench.loaded.model)
+        blocks = self.context.loaded.family.blocks(self.context.loaded.model)
         sizes = [sum(parameter.nbytes for parameter in block.parameters()) for block in blocks]
         return self.weight_bytes - sum(sizes) + max(sizes)
 
@@ -122,20 +122,20 @@ class Run:
     @cached_property
     def candidate(self) -> Candidate:
         """A candidate of the size of all that are searched: the even one."""
-        space = self.bench.untimed_space
-        return space.genes.candidate(sampling.uniform(space))
+        space = self.context.untimed_space
+        return space.encoding.candidate(sampling.uniform(space))
 
     @cached_property
     def costs(self) -> tuple[Mapping[str, float], Mapping[str, float]]:
         """Those of the dense model and of the candidate."""
-        model = self.bench.untimed_space.cost_model
+        model = self.context.untimed_space.cost_model
         found = model.of([Candidate(), self.candidate])
         dense, other = ({name: float(v[i]) for name, v in found.items()} for i in (0, 1))
         return dense, other
 
     def products(self, tokens: float, *, dense: bool = False, head: bool = True) -> Work:
         """A forward pass of the dense model or of a candidate."""
-        costs, length = self.costs[0 if dense else 1], self.bench.untimed_space.cost_model.length
+        costs, length = self.costs[0 if dense else 1], self.context.untimed_space.cost_model.length
         of_head = 0.0 if head else 2.0 * self._hidden * self._vocabulary
         passes, left = tokens / self._micro_batch, costs["params"] / self.costs[0]["params"]
         return Work(
@@ -144,7 +144,7 @@ class Run:
             moved=tokens * left * ACTIVATIONS * self.features * self.dtype.itemsize,
             launches=passes
             * KERNELS
-            * len(self.bench.loaded.family.blocks(self.bench.loaded.model)),
+            * len(self.context.loaded.family.blocks(self.context.loaded.model)),
         )
 
     def compared(self, tokens: float) -> Work:
@@ -154,12 +154,12 @@ class Run:
     @property
     def by_logits(self) -> bool:
         """Whether the proxy needs the output head."""
-        return self.bench.config.proxy.kind not in ("cosine", "embedding", "score")
+        return self.context.config.proxy.kind not in ("cosine", "embedding", "score")
 
     @property
     def target_bytes(self) -> int:
         """What the proxy compares candidates with, from above: of each position its target."""
-        proxy = self.bench.config.proxy
+        proxy = self.context.config.proxy
         kept = 8 * min(proxy.top_k, self._vocabulary) + FLOAT32
         sizes = {"kl": kept, "js": kept, "perplexity": TOKEN_BYTES}
         states = self._state_values * self.dtype.itemsize
@@ -168,7 +168,7 @@ class Run:
     @property
     def tokens(self) -> Mapping[str, int]:
         """Of the parts of the calibration data."""
-        calibration = self.bench.config.calibration
+        calibration = self.context.config.calibration
         return {
             "library": calibration.library_sequences * self.length,
             "search": sum(pool(calibration, self._architecture.tokens).tokens),
@@ -178,7 +178,7 @@ class Run:
     @property
     def length(self) -> int:
         """Tokens of a sequence of the calibration data."""
-        return self._architecture.tokens or self.bench.config.calibration.length
+        return self._architecture.tokens or self.context.config.calibration.length
 
     @property
     def head_bytes(self) -> int:
@@ -194,7 +194,7 @@ class Run:
     @property
     def cut_bytes(self) -> int:
         """What narrowed matrices take on a CPU, from above."""
-        narrows = self.shared and not self.streamed and self.bench.config.space.width is not None
+        narrows = self.shared and not self.streamed and self.context.config.space.width is not None
         return CUT_BYTES if narrows else 0
 
     @property
@@ -205,11 +205,11 @@ class Run:
     @cached_property
     def features(self) -> int:
         """Inputs and outputs of all matrices, for one token."""
-        return sum(sum(u.shape) * (u.positions or 1) for u in self.bench.units if u.shape)
+        return sum(sum(u.shape) * (u.positions or 1) for u in self.context.units if u.shape)
 
     @cached_property
     def _architecture(self) -> Architecture:
-        return self.bench.loaded.family.architecture(self.bench.loaded.model)
+        return self.context.loaded.family.architecture(self.context.loaded.model)
 
     @property
     def _hidden(self) -> int:
@@ -226,26 +226,26 @@ class Run:
 
     @property
     def _micro_batch(self) -> int:
-        return self.bench.config.calibration.micro_batch * self.length
+        return self.context.config.calibration.micro_batch * self.length
 
 
 def library_stage(run: Run) -> Stage | None:
     """Building the level library; ``None`` where nothing has stored weights."""
-    bench = run.bench
-    if not bench.wanted_levels:
+    context = run.context
+    if not context.wanted_levels:
         return None
-    config = bench.config.library
+    config = context.config.library
     plan = library_plan(run)
-    dense = DenseModel(bench.loaded)
-    methods = methods_for(dense, bench.wanted_levels, config)
-    orders = block_orders(dense, bench.wanted_levels, methods)
+    dense = DenseModel(context.loaded)
+    methods = methods_for(dense, context.wanted_levels, config)
+    orders = block_orders(dense, context.wanted_levels, methods)
     work = Work(written=plan.disk_bytes)
     if any(order.needs for order in orders.values()):
         passes = 2 if config.hessians == "propagated" else 1
         work += run.products(run.tokens["library"], dense=True, head=False) * passes
     if methods.gradients:
         work += run.products(run.tokens["library"], dense=True) * 3
-    architecture = bench.loaded.family.architecture(bench.loaded.model)
+    architecture = context.loaded.family.architecture(context.loaded.model)
     for order in orders.values():
         work += _block_work(order, run.tokens["library"], architecture.routed_share)
     if run.streamed:
@@ -258,13 +258,13 @@ def library_stage(run: Run) -> Stage | None:
 
 def library_plan(run: Run) -> LibraryPlan:
     """Disk and memory of the library."""
-    bench, calibration = run.bench, run.bench.config.calibration
+    context, calibration = run.context, run.context.config.calibration
     shape = (calibration.library_sequences, run.length)
     return plan_library(
-        bench.loaded,
-        bench.wanted_levels,
+        context.loaded,
+        context.wanted_levels,
         torch.empty(shape, dtype=torch.int64, device="meta"),
-        bench.config.library,
+        context.config.library,
         batch=calibration.micro_batch,
     )
 
@@ -307,8 +307,8 @@ def _error_operations(outputs: int, inputs: int, count: int) -> float:
 
 def search_stage(run: Run) -> Stage:
     """The search, at most so many requested tokens as the run allows."""
-    bench = run.bench
-    requested = bench.config.search.tokens or USUAL_TOKENS
+    context = run.context
+    requested = context.config.search.tokens or USUAL_TOKENS
     estimated = _estimated(run) * requested
     head, pool_tokens = run.by_logits, run.tokens["search"]
     work = run.products(requested, head=head) + run.compared(requested)
@@ -320,28 +320,30 @@ def search_stage(run: Run) -> Stage:
     if not run.shared:
         work += Work(brought=2 * sequences * stored)
     if run.streamed:
-        calibration = bench.config.calibration
+        calibration = context.config.calibration
         step = TOGETHER * calibration.micro_batch * run.length
         work += Work(brought=run.weight_bytes * requested / step)
     targets = run.target_bytes
-    on_disk = targets if bench.config.proxy.targets == "disk" else 0
+    on_disk = targets if context.config.proxy.targets == "disk" else 0
     device = run.on_device + targets - on_disk + run.prefix_bytes + run.head_bytes
     device += run.kept_bytes if estimated and not run.streamed else 0
     device += run.cut_bytes
-    cache = library_plan(run).cache_bytes if bench.wanted_levels else 0
+    cache = library_plan(run).cache_bytes if context.wanted_levels else 0
     return Stage("search", work, device, cache, on_disk)
 
 
 def _estimated(run: Run) -> float:
     """Share of the tokens that goes into estimates of stored levels."""
-    return ESTIMATED if run.bench.config.search.name == "auto" and run.bench.wanted_levels else 0
+    return (
+        ESTIMATED if run.context.config.search.name == "auto" and run.context.wanted_levels else 0
+    )
 
 
 def _stored_bytes(run: Run) -> Iterable[int]:
     """Bytes of the weights of every level that an estimate multiplies with gradients."""
-    sizes = {unit.name: unit for unit in run.bench.units}
-    outputs = {unit.parent: unit for unit in run.bench.units if unit.columns}
-    for name, levels in run.bench.wanted_levels.items():
+    sizes = {unit.name: unit for unit in run.context.units}
+    outputs = {unit.parent: unit for unit in run.context.units if unit.columns}
+    for name, levels in run.context.wanted_levels.items():
         matrix = sizes[name] if sizes[name].kind == "matrix" else outputs[name]
         yield from (_left(level, matrix.numel) * run.dtype.itemsize for level in levels)
 
@@ -352,7 +354,7 @@ def _left(level: Level, dense: int) -> int:
 
 def heal_stage(run: Run) -> Stage:
     """The distillation of the dense model into the candidate."""
-    config, length = run.bench.config.heal, run.length
+    config, length = run.context.config.heal, run.length
     tokens = config.steps * config.accumulate * config.batch * length
     params = run.costs[1]["params"]
     measured = 1 + config.steps // config.evaluate_every
@@ -375,7 +377,7 @@ def _healing_bytes(run: Run) -> int:
     A state is written at every measurement but the first and the last, a checkpoint at any of
     them before the state.
     """
-    config, checkpoint = run.bench.config.heal, run.dtype.itemsize
+    config, checkpoint = run.context.config.heal, run.dtype.itemsize
     states = (config.steps - 1) // config.evaluate_every
     while_state = min(states, 2) * STATE_BYTES + checkpoint
     while_checkpoint = min(states, 1) * STATE_BYTES + 2 * checkpoint

@@ -18,7 +18,7 @@ from evocompress.search.allocation.knapsack import Harms, knapsack
 from evocompress.search.allocation.sparsity_allocation import METHODS, Known, Method
 from evocompress.search.base import Problem, SearcherSettings
 from evocompress.search.fidelity import batches
-from evocompress.search.generator_searcher import ProceduralSearcher, Procedure, Steps
+from evocompress.search.generator_searcher import AskTell, GeneratorSearcher, ProceduralSearcher
 from evocompress.space import sampling
 from evocompress.space.budget import require
 from evocompress.space.space import SearchSpace
@@ -79,7 +79,7 @@ class Allocation(ProceduralSearcher):
         self._settings = settings
         super().__init__(problem, rng)
 
-    def _search(self) -> Procedure:
+    def _search(self) -> GeneratorSearcher:
         method, spread = self._settings.method, self._settings.spread
         genome = yield from allocated(self._space, method, self._estimate_batches, spread=spread)
         if genome is not None:
@@ -97,7 +97,7 @@ def check_allocates(space: SearchSpace, name: str) -> None:
         ConfigError: No matrix has several levels, or there is no budget.
     """
     require(space)
-    if space.genes.sizes[space.genes.matrices].max(initial=0) < 2:
+    if space.encoding.sizes[space.encoding.matrices].max(initial=0) < 2:
         raise ConfigError(
             f"search.name: {name} decides how sparse each matrix is, so it needs space.sparsity "
             "with several levels, and no pattern"
@@ -106,7 +106,7 @@ def check_allocates(space: SearchSpace, name: str) -> None:
 
 def allocated(
     space: SearchSpace, name: str, micro_batches: tuple[int, ...], *, spread: float | None = None
-) -> Steps[Genome | None]:
+) -> AskTell[Genome | None]:
     """The genome (U,) of a heuristic, for use within any procedure; it meets the budget.
 
     A procedure gets it by ``yield from allocated(space, "owl", micro_batches)``.
@@ -127,7 +127,7 @@ def allocated(
     if estimation is not None and estimation.failed is not None:
         return None
     task = _Task.of(space)
-    units = space.genes.units
+    units = space.encoding.units
     known = Known(
         matrices=tuple(units[gene] for gene in task.free.tolist()),
         blocks=tuple(task.blocks[units[gene].block] for gene in task.free.tolist()),
@@ -139,11 +139,11 @@ def allocated(
 
 def _asked(
     space: SearchSpace, method: Method, micro_batches: tuple[int, ...]
-) -> Steps[Estimation | None]:
+) -> AskTell[Estimation | None]:
     """The estimate that a method needs, made at the dense model."""
     if method.kind is None:
         return None
-    matrices = sum(unit.kind == "matrix" for unit in space.genes.tree)
+    matrices = sum(unit.kind == "matrix" for unit in space.encoding.tree)
     forwards = method.forwards + method.matrix_forwards * matrices
     chosen = micro_batches if forwards else ()
     [answer] = yield [Estimate(Candidate(), method.kind, chosen, max(forwards, 1))]
@@ -171,8 +171,8 @@ class _Task:
 
     @classmethod
     def of(cls, space: SearchSpace) -> _Task:
-        genes, even = space.genes, sampling.uniform(space)
-        free = genes.matrices[~genes.void(even[None])[0][genes.matrices]]
+        genes, even = space.encoding, sampling.uniform(space)
+        free = genes.matrices[~genes.inactive(even[None])[0][genes.matrices]]
         sparsities = tuple(
             np.array([level.zeros for level in genes.levels[gene]]) / genes.units[gene].numel
             for gene in free.tolist()
@@ -182,7 +182,7 @@ class _Task:
 
     def harms(self, densities: NDArray[np.float64]) -> Harms:
         """Squared distances to the wanted sparsities, weighted by size; all else is fixed."""
-        genes = self.space.genes
+        genes = self.space.encoding
         harms = [np.where(np.arange(size) == at, 0, np.inf) for size, at in self._levels]
         wanted = 1 - np.clip(densities, 0, 1)
         for gene, own, goal in zip(self.free.tolist(), self.sparsities, wanted, strict=True):
@@ -196,7 +196,7 @@ class _Task:
     @property
     def _levels(self) -> list[tuple[int, int]]:
         """For each gene how many levels it has, and which one is even."""
-        return list(zip(self.space.genes.sizes.tolist(), self.even.tolist(), strict=True))
+        return list(zip(self.space.encoding.sizes.tolist(), self.even.tolist(), strict=True))
 
 
 def _nearest(task: _Task, densities: Callable[[float], NDArray[np.float64]]) -> Genome:

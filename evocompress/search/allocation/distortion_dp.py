@@ -20,9 +20,9 @@ from evocompress.core.types import DENSE, Candidate, Evaluate, Level, Result
 from evocompress.search.allocation.knapsack import Harms, knapsack
 from evocompress.search.base import Problem, SearcherSettings
 from evocompress.search.fidelity import batches
-from evocompress.search.generator_searcher import ProceduralSearcher, Procedure, Steps
+from evocompress.search.generator_searcher import AskTell, GeneratorSearcher, ProceduralSearcher
 from evocompress.space.budget import require
-from evocompress.space.encoding import Genes
+from evocompress.space.encoding import Encoding
 from evocompress.space.space import SearchSpace
 
 Points = dict[int, list[tuple[int, float]]]
@@ -73,9 +73,9 @@ class DistortionDP(ProceduralSearcher):
         self._settings = settings
         super().__init__(problem, rng)
 
-    def _search(self) -> Procedure:
+    def _search(self) -> GeneratorSearcher:
         wide = WithDense.of(self._space)
-        genome, now = self._space.genes.start, wide.genes.start
+        genome, now = self._space.encoding.default, wide.genes.default
         for target in targets(self._space, self._settings.rounds):
             points = yield from self._curves(wide, now)
             if points is None:
@@ -85,7 +85,7 @@ class DistortionDP(ProceduralSearcher):
                 genome, now = found, found + wide.shift
         yield from self._conclude(genome, self._micro_batches)
 
-    def _curves(self, wide: WithDense, now: Genome) -> Steps[Points | None]:
+    def _curves(self, wide: WithDense, now: Genome) -> AskTell[Points | None]:
         """The distortions of single changes; ``None`` where not even `now` can be measured."""
         tries = trials(wide, now, self._settings.levels)
         candidates = [wide.changed(now, gene, level) for gene, level in tries]
@@ -114,7 +114,7 @@ class WithDense:
     """
 
     space: SearchSpace
-    genes: Genes
+    genes: Encoding
     shift: Genome
 
     @classmethod
@@ -124,7 +124,9 @@ class WithDense:
         levels = tuple(
             (DENSE, *own) if added else own for own, added in zip(space.levels, shift, strict=True)
         )
-        return cls(space, replace(space.genes, levels=levels, start=np.zeros_like(shift)), shift)
+        return cls(
+            space, replace(space.encoding, levels=levels, default=np.zeros_like(shift)), shift
+        )
 
     def changed(self, genome: Genome, gene: int, level: int) -> Candidate:
         """The candidate of a genome (U,) with one gene at another level."""
@@ -170,7 +172,7 @@ def trials(wide: WithDense, now: Genome, count: int) -> list[tuple[int, int]]:
     """
     genes = wide.genes
     found = []
-    for gene in np.flatnonzero(~genes.void(now[None])[0]).tolist():
+    for gene in np.flatnonzero(~genes.inactive(now[None])[0]).tolist():
         left = int(genes.sizes[gene] - 1 - now[gene])
         places = np.linspace(left, 1, min(count, left)).round().astype(np.int64)
         found += [(gene, int(now[gene]) + place) for place in sorted(places.tolist())]

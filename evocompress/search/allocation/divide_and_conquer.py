@@ -25,9 +25,14 @@ from evocompress.search.allocation.partitions import Front, split
 from evocompress.search.base import Incumbent, Problem, SearcherSettings
 from evocompress.search.baselines.steps import USUAL_TOKENS, least_compressed, rates, savings
 from evocompress.search.fidelity import batches
-from evocompress.search.generator_searcher import ProceduralSearcher, Procedure, Steps, ranked
+from evocompress.search.generator_searcher import (
+    AskTell,
+    GeneratorSearcher,
+    ProceduralSearcher,
+    ranked,
+)
 from evocompress.space.budget import require
-from evocompress.space.repair import repair, spend
+from evocompress.space.repair import fill_budget, repair
 
 
 class DivideAndConquerSettings(SearcherSettings):
@@ -109,12 +114,12 @@ class DivideAndConquer(ProceduralSearcher):
                 "ranges, kept, finalists, candidate_tokens or final_tokens"
             )
 
-    def _search(self) -> Procedure:
+    def _search(self) -> GeneratorSearcher:
         fronts = yield from self._fronts()
         combined = yield from self._combine(fronts)
         yield from self._rescore(combined)
 
-    def _fronts(self) -> Steps[list[Front]]:
+    def _fronts(self) -> AskTell[list[Front]]:
         """For each range the least compressed genome and the best that were found beside it."""
         kept = self._settings.kept
         base = least_compressed(self._space)
@@ -133,7 +138,7 @@ class DivideAndConquer(ProceduralSearcher):
             yield from self._learn(offspring)
         return [[(base, value), *part.front(kept)] for part in self._ranges]
 
-    def _learn(self, genomes: Sequence[Sequence[Genome]]) -> Procedure:
+    def _learn(self, genomes: Sequence[Sequence[Genome]]) -> GeneratorSearcher:
         """Measures some genomes (U,) of each range."""
         owners = [part for part, own in zip(self._ranges, genomes, strict=True) for _ in own]
         tries = [genome for own in genomes for genome in own]
@@ -141,7 +146,7 @@ class DivideAndConquer(ProceduralSearcher):
         for part, genome, value in zip(owners, tries, values, strict=True):
             part.learn(genome, value)
 
-    def _combine(self, fronts: Sequence[Front]) -> Steps[list[Genome]]:
+    def _combine(self, fronts: Sequence[Front]) -> AskTell[list[Genome]]:
         """Combinations (U,) that meet the budget, best first; or one that comes nearest to it.
 
         Each round tries the next configuration of each range and takes that which harms least for
@@ -179,7 +184,7 @@ class DivideAndConquer(ProceduralSearcher):
                 found.append(Option(index, later[first], genomes[first], harm))
         return found
 
-    def _price(self, chosen: Genome, options: Sequence[Option]) -> Steps[list[float]]:
+    def _price(self, chosen: Genome, options: Sequence[Option]) -> AskTell[list[float]]:
         """What each option harms per saving, the whole model being measured if possible."""
         genomes = [option.genome for option in options]
         now, harms = 0.0, [option.harm for option in options]
@@ -188,10 +193,10 @@ class DivideAndConquer(ProceduralSearcher):
         saved = savings(self._space, chosen, genomes)
         return list(rates(harms, now, saved).tolist())
 
-    def _rescore(self, genomes: Sequence[Genome]) -> Procedure:
+    def _rescore(self, genomes: Sequence[Genome]) -> GeneratorSearcher:
         """Makes the best of the genomes (U,) the incumbent, by more tokens."""
         filled = [
-            spend(self._space, repair(self._space, genome, self._rng), self._rng)
+            fill_budget(self._space, repair(self._space, genome, self._rng), self._rng)
             for genome in genomes[: self._settings.finalists]
         ]
         finalists = list({genome.tobytes(): genome for genome in filled}.values())
@@ -199,7 +204,7 @@ class DivideAndConquer(ProceduralSearcher):
         for _, result in ranked(finalists, results)[:1]:
             self._best = Incumbent.of(result)
 
-    def _probe(self, genomes: Sequence[Genome]) -> Steps[list[float]]:
+    def _probe(self, genomes: Sequence[Genome]) -> AskTell[list[float]]:
         """The values of genomes (U,), infinite for those that could not be measured."""
         self._spent += len(genomes) * self._tokens
         results = yield from self._evaluate(genomes, self._probed, probe=True)

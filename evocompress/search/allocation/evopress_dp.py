@@ -13,7 +13,7 @@ from evocompress.core.types import Candidate, Estimate, Estimation
 from evocompress.search.allocation.knapsack import Harms, knapsack
 from evocompress.search.base import Problem, SearcherSettings
 from evocompress.search.fidelity import batches
-from evocompress.search.generator_searcher import ProceduralSearcher, Procedure
+from evocompress.search.generator_searcher import GeneratorSearcher, ProceduralSearcher
 from evocompress.space.budget import require
 from evocompress.space.space import SearchSpace
 
@@ -40,7 +40,7 @@ class EvoPressDP(ProceduralSearcher):
         self, problem: Problem, settings: EvoPressDPSettings, rng: np.random.Generator
     ) -> None:
         require(problem.space)
-        if not (problem.space.genes.matrices.size or problem.space.genes.widths.size):
+        if not (problem.space.encoding.matrices.size or problem.space.encoding.widths.size):
             raise ConfigError(
                 "search.name: evopress_dp compares output errors, which are the same for every "
                 "removed unit: it needs space.sparsity or space.width"
@@ -50,14 +50,16 @@ class EvoPressDP(ProceduralSearcher):
         )
         super().__init__(problem, rng)
 
-    def _search(self) -> Procedure:
+    def _search(self) -> GeneratorSearcher:
         space = self._space
         [errors] = yield [Estimate(Candidate(), "output_error", ())]
         assert isinstance(errors, Estimation)
         if errors.failed is not None:
             return
-        best = knapsack(space, harms(space, errors.by_unit), space.genes.start)
-        yield from self._conclude(space.genes.start if best is None else best, self._micro_batches)
+        best = knapsack(space, harms(space, errors.by_unit), space.encoding.default)
+        yield from self._conclude(
+            space.encoding.default if best is None else best, self._micro_batches
+        )
 
 
 def harms(space: SearchSpace, errors: Mapping[str, Sequence[float]]) -> Harms:
@@ -70,7 +72,7 @@ def harms(space: SearchSpace, errors: Mapping[str, Sequence[float]]) -> Harms:
         errors: For each unit those of its levels; a drop's is 1.
     """
     found = []
-    for members, levels in zip(space.genes.members, space.genes.levels, strict=True):
+    for members, levels in zip(space.encoding.members, space.encoding.levels, strict=True):
         drops = np.array([level.drop for level in levels])
         rows = [
             np.where(drops, _removed(space, unit.name), 1) * np.array(errors[unit.name])
@@ -82,7 +84,7 @@ def harms(space: SearchSpace, errors: Mapping[str, Sequence[float]]) -> Harms:
 
 def _removed(space: SearchSpace, name: str) -> int:
     """How many units with errors of their own go with a unit: the lowest ones below it."""
-    decided = {unit.name for members in space.genes.members for unit in members}
-    below = [unit.name for unit in space.genes.tree if unit.parent == name]
+    decided = {unit.name for members in space.encoding.members for unit in members}
+    below = [unit.name for unit in space.encoding.tree if unit.parent == name]
     counts = sum(_removed(space, child) for child in below)
     return counts or int(name in decided)

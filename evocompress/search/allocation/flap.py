@@ -18,7 +18,11 @@ from evocompress.core.fields import Tokens
 from evocompress.core.types import Level
 from evocompress.search.base import Problem, SearcherSettings
 from evocompress.search.fidelity import batches
-from evocompress.search.generator_searcher import ProceduralSearcher, Procedure, first_feasible
+from evocompress.search.generator_searcher import (
+    GeneratorSearcher,
+    ProceduralSearcher,
+    first_feasible,
+)
 from evocompress.space.budget import require
 from evocompress.space.space import SearchSpace
 
@@ -43,15 +47,15 @@ class Flap(ProceduralSearcher):
 
     def __init__(self, problem: Problem, settings: FlapSettings, rng: np.random.Generator) -> None:
         require(problem.space)
-        if not problem.space.genes.widths.size:
+        if not problem.space.encoding.widths.size:
             raise ConfigError("search.name: flap cuts heads and channels, so it needs space.width")
         self._micro_batches = batches.chosen(
             problem.pool, settings.candidate_tokens, "search.candidate_tokens", rng
         )
         super().__init__(problem, rng)
 
-    def _search(self) -> Procedure:
-        start = self._space.genes.start
+    def _search(self) -> GeneratorSearcher:
+        start = self._space.encoding.default
         scores = yield from self._estimate(start, "fluctuation", self._micro_batches)
         if scores.failed is None:
             path = trajectory(self._space, thresholds(self._space, scores.by_unit))
@@ -74,12 +78,12 @@ def thresholds(space: SearchSpace, scores: Mapping[str, Sequence[float]]) -> Thr
             [
                 max(
                     _highest_removed(np.array(scores[unit.name]), groups[unit.name], level)
-                    for unit in space.genes.members[gene]
+                    for unit in space.encoding.members[gene]
                 )
                 for level in space.levels[gene]
             ]
         )
-        for gene in space.genes.widths.tolist()
+        for gene in space.encoding.widths.tolist()
     }
 
 
@@ -90,11 +94,11 @@ def trajectory(space: SearchSpace, tables: Thresholds) -> Genome:
     """
     path = []
     for threshold in np.unique(np.concatenate(list(tables.values()))):
-        genome = space.genes.start.copy()
+        genome = space.encoding.default.copy()
         for gene, table in tables.items():
             genome[gene] = np.flatnonzero(table <= threshold)[-1]
         path.append(genome)
-    return space.settle(np.stack(path))
+    return space.deactivate(np.stack(path))
 
 
 def _highest_removed(scores: NDArray[np.float64], groups: int, level: Level) -> float:

@@ -50,7 +50,9 @@ class _Task:
     def total(self, genomes: Genome) -> NDArray[np.float64]:
         """The sums of harms (N,) of settled genomes (N, U); void genes have none."""
         each = self.harms[np.arange(len(self.start)), genomes]
-        sums: NDArray[np.float64] = np.where(self.space.genes.void(genomes), 0.0, each).sum(axis=1)
+        sums: NDArray[np.float64] = np.where(self.space.encoding.inactive(genomes), 0.0, each).sum(
+            axis=1
+        )
         return sums
 
     def value(self, genome: Genome) -> float:
@@ -92,7 +94,7 @@ def knapsack(space: SearchSpace, harms: Harms, start: Genome) -> Genome | None:
 
 def separable(space: SearchSpace) -> bool:
     """Whether no gene changes what another one costs or means."""
-    genes = space.genes
+    genes = space.encoding
     kinds = genes.by_kind.keys()
     layers = ({"block"}, {"attention", "mlp"}, {"expert"}, {"matrix"})
     nested = sum(bool(kinds & layer) for layer in layers) > 1
@@ -110,14 +112,14 @@ def padded(tables: Sequence[NDArray[np.float64]], fill: float) -> NDArray[np.flo
 
 def _polished(task: _Task, genome: Genome) -> Genome:
     """A feasible genome (U,) after single changes that lower the sum of harms, best first."""
-    genes, levels = task.space.genes.options
+    genes, levels = task.space.encoding.options
     value = task.value(genome)
     while True:
         near = task.near.around(genome, genes, levels)
         best = int(np.argmin(np.where(near.feasible, near.harms, np.inf)))
         changed = genome.copy()
         changed[genes[best]] = levels[best]
-        changed = task.space.settle(changed[None])[0]
+        changed = task.space.deactivate(changed[None])[0]
         # Sums in another order may differ in their last digits, which decides nothing.
         if not (task.space.feasible(changed[None])[0] and task.value(changed) < value):
             return genome
@@ -129,7 +131,7 @@ def _dynamic(task: _Task) -> Genome | None:
     costs = task.own_costs[:, :, 0]
     own = costs[np.arange(len(costs)), task.start]
     floor = costs.min(axis=1)
-    room = 1 - task.space.used(task.start[None])[0, 0] + float((own - floor).sum())
+    room = 1 - task.space.budget_usage(task.start[None])[0, 0] + float((own - floor).sum())
     if room < 0:
         return None
     sizes, capacity = _buckets(costs - floor[:, None], room)
@@ -192,7 +194,7 @@ def _cheapest_in_turn(task: _Task, prices: NDArray[np.float64]) -> Genome:
     which is so dropped for its best form.
     """
     space, genome = task.space, task.start
-    by_kind = space.genes.by_kind
+    by_kind = space.encoding.by_kind
     turns = [[by_kind[kind] for kind in kinds if kind in by_kind] for kinds in _INSIDE_OUT]
     for _ in range(_SWEEPS):
         before = genome
@@ -209,7 +211,7 @@ def _cheapest_of(
 ) -> Genome:
     """The genome with the cheapest level of each of some genes, given all others."""
     space = task.space
-    every, levels = space.genes.options
+    every, levels = space.encoding.options
     chosen = np.isin(every, genes)
     every, levels = every[chosen], levels[chosen]
 
@@ -221,12 +223,12 @@ def _cheapest_of(
     best = genome.copy()
     best[every[first]] = levels[first]
     best = _enough_experts(space, best, every, levels, values)
-    if not space.genes.admissible(best[None])[0]:
+    if not space.encoding.admissible(best[None])[0]:
         near = task.near.around(best, every, levels)
         values = np.where(near.admissible, near.harms + near.used @ prices, np.inf)
         choice = int(np.argmin(values))
         best[every[choice]] = levels[choice]
-    settled: Genome = space.settle(best[None])[0]
+    settled: Genome = space.deactivate(best[None])[0]
     return settled
 
 
@@ -247,8 +249,8 @@ def _enough_experts(
         values: What the whole then costs (K,).
     """
     worth = np.zeros(len(genome))
-    for kept, sign in ((levels == 0, -1.0), (levels == space.genes.drop_index[genes], 1.0)):
+    for kept, sign in ((levels == 0, -1.0), (levels == space.encoding.drop_index[genes], 1.0)):
         finite = kept & np.isfinite(values)
         worth[genes[finite]] += sign * values[finite]
-    whole: Genome = space.genes.with_experts(genome[None], worth)[0]
+    whole: Genome = space.encoding.with_experts(genome[None], worth)[0]
     return whole

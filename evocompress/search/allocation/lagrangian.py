@@ -24,11 +24,11 @@ def own_costs(space: SearchSpace, start: Genome) -> NDArray[np.float64]:
     Returns:
         An array (U, L, bounds), infinite where a gene has fewer than L levels.
     """
-    genes, levels = space.genes.options
+    genes, levels = space.encoding.options
     rows = np.tile(start, (len(genes), 1))
     rows[np.arange(len(genes)), genes] = levels
-    costs = np.full((len(start), int(space.genes.sizes.max()), len(space.budget)), np.inf)
-    costs[genes, levels] = space.used(rows)
+    costs = np.full((len(start), int(space.encoding.sizes.max()), len(space.budget)), np.inf)
+    costs[genes, levels] = space.budget_usage(rows)
     return costs
 
 
@@ -53,7 +53,7 @@ def priced(
             break
         if best is None or value(genome) < value(best):
             best = genome
-        weights = weights * space.used(genome[None])[0] ** 4
+        weights = weights * space.budget_usage(genome[None])[0] ** 4
     return best
 
 

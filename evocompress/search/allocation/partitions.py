@@ -41,7 +41,7 @@ class Range:
     def front(self, count: int) -> Front:
         """Up to `count` that no other surpasses in costs and distortion, evenly spread."""
         entries = list(self.known.values())
-        used = self.space.used(np.stack([genome for genome, _ in entries]))
+        used = self.space.budget_usage(np.stack([genome for genome, _ in entries]))
         points = np.column_stack([used, [value for _, value in entries]])
         best = np.flatnonzero(non_dominated(points))
         chosen = best[spread(points[best], count)] if best.size else best
@@ -52,14 +52,14 @@ class Range:
 
         Each gene makes its steps at even distances, in random order with those of others.
         """
-        left = self.space.genes.sizes[self.genes] - 1
+        left = self.space.encoding.sizes[self.genes] - 1
         movers = np.repeat(self.genes, left)
         turn = np.concatenate([(np.arange(steps) + rng.random()) / steps for steps in left])
         moves = movers[np.argsort(turn, kind="stable")]
         changes = np.zeros((len(moves) + 1, len(self.space.units)), dtype=np.int64)
         changes[np.arange(1, len(moves) + 1), moves] = 1
-        way = self.space.settle(least_compressed(self.space) + changes.cumsum(axis=0))
-        way = way[self.space.genes.admissible(way)]
+        way = self.space.deactivate(least_compressed(self.space) + changes.cumsum(axis=0))
+        way = way[self.space.encoding.admissible(way)]
         places = np.linspace(0, len(way) - 1, count + 1)[1:].round().astype(np.int64)
         stops = {genome.tobytes(): genome for genome in way[places]}
         return [genome for key, genome in stops.items() if key not in self.known]
@@ -78,8 +78,8 @@ class Range:
                 self._move(genome, direction, rng)
                 if rng.random() < 0.5:
                     self._move(genome, -direction, rng)
-            genome = self.space.settle(genome[None])[0]
-            fit = self.space.genes.admissible(genome[None])[0]
+            genome = self.space.deactivate(genome[None])[0]
+            fit = self.space.encoding.admissible(genome[None])[0]
             return genome if fit and genome.tobytes() not in self.known else None
 
         return distinct(child, count) if parents else []
@@ -88,18 +88,18 @@ class Range:
         """A genome (U,) with this range as in another one."""
         changed = genome.copy()
         changed[self.genes] = other[self.genes]
-        settled: Genome = self.space.settle(changed[None])[0]
+        settled: Genome = self.space.deactivate(changed[None])[0]
         return settled
 
     def _move(self, genome: Genome, direction: int, rng: np.random.Generator) -> None:
         """Compresses (1) or relaxes (-1) a random gene of a genome (U,): a matrix by a level."""
-        last = self.space.genes.sizes - 1
+        last = self.space.encoding.sizes - 1
         able = self.genes[(genome != (last if direction > 0 else 0))[self.genes]]
         if not able.size:
             return
         gene = int(rng.choice(able))
         farthest = last[gene] - genome[gene] if direction > 0 else genome[gene]
-        by = 1 if self.space.genes.stepped[gene] else int(rng.integers(1, farthest + 1))
+        by = 1 if self.space.encoding.ordinal[gene] else int(rng.integers(1, farthest + 1))
         genome[gene] += direction * by
 
 
@@ -115,7 +115,7 @@ def split(space: SearchSpace, count: int | None) -> list[Range]:
     Raises:
         ConfigError: There are fewer blocks with a choice.
     """
-    genes = space.genes
+    genes = space.encoding
     free = np.flatnonzero(genes.sizes > 1)
     blocks = np.array([genes.units[gene].block for gene in free])
     found = np.unique(blocks)

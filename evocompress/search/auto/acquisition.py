@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from evocompress.core.arrays import Genome
 from evocompress.search.operators.mutation import distinct, exchange, mutate, transpose
-from evocompress.space.repair import repair, spend
+from evocompress.space.repair import fill_budget, repair
 from evocompress.space.space import SearchSpace
 
 Predict = Callable[[Genome], NDArray[np.float64]]
@@ -34,7 +34,7 @@ _CHOICES = 32
 
 
 @dataclass(frozen=True)
-class Reach:
+class MutationRadius:
     """How far proposals go.
 
     Attributes:
@@ -47,7 +47,7 @@ class Reach:
 
 
 @dataclass(frozen=True)
-class Guide:
+class Acquisition:
     """What guides proposals.
 
     Attributes:
@@ -63,10 +63,10 @@ class Guide:
 def propose(
     space: SearchSpace,
     parent: Genome,
-    guide: Guide | None,
+    guide: Acquisition | None,
     count: int,
     rng: np.random.Generator,
-    reach: Reach = Reach(),  # noqa: B008  (frozen)
+    reach: MutationRadius = MutationRadius(),  # noqa: B008  (frozen)
 ) -> list[Genome]:
     """Different feasible genomes (U,) near a parent, none of them the parent.
 
@@ -120,12 +120,12 @@ def blend(space: SearchSpace, genome: Genome, other: Genome, rng: np.random.Gene
     """The genome with a random share of the genes of another one, brought to the budget."""
     share = rng.uniform(0.1, 1.0)
     taken = rng.random(len(genome)) < share
-    child = space.settle(np.where(taken, other, genome)[None])[0]
-    return spend(space, repair(space, child, rng), rng)
+    child = space.deactivate(np.where(taken, other, genome)[None])[0]
+    return fill_budget(space, repair(space, child, rng), rng)
 
 
 def _pool(
-    space: SearchSpace, parent: Genome, size: int, rng: np.random.Generator, reach: Reach
+    space: SearchSpace, parent: Genome, size: int, rng: np.random.Generator, reach: MutationRadius
 ) -> list[Genome]:
     """Up to `size` different genomes, in the order in which they were made."""
     targets = reach.targets
@@ -147,9 +147,9 @@ def _moved(space: SearchSpace, genome: Genome, rng: np.random.Generator) -> Geno
     Blocks change places where units can be dropped: else all their levels are close to each
     other. Matrices alone are swapped, which takes much less time, where that keeps the budget.
     """
-    if space.genes.droppable.size and rng.random() < _TRANSPOSED:
+    if space.encoding.droppable.size and rng.random() < _TRANSPOSED:
         return transpose(space, genome, rng)
-    if space.genes.stepped.all():
+    if space.encoding.ordinal.all():
         swapped = mutate(space, genome, rng)
         if space.feasible(swapped[None])[0]:
             return swapped

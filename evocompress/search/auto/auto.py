@@ -19,16 +19,16 @@ import numpy as np
 
 from evocompress.core.arrays import Genome
 from evocompress.core.types import Candidate, Evaluate, Result
-from evocompress.search.auto.acquisition import Guide, Reach, propose
+from evocompress.search.auto.acquisition import Acquisition, MutationRadius, propose
 from evocompress.search.auto.evaluation_client import Asking
 from evocompress.search.auto.initialization import Starts
-from evocompress.search.auto.predictor import Forecast
+from evocompress.search.auto.predictor import Predictor
 from evocompress.search.auto.thompson import ModelledDrops, modelled
 from evocompress.search.base import Incumbent, Problem, SearcherSettings
 from evocompress.search.fidelity.racing import Rung, Wanted, race
 from evocompress.search.fidelity.scoreboard import Scoreboard, deviation, spread
-from evocompress.search.fidelity.token_budget import OFFSPRING, Purse
-from evocompress.search.generator_searcher import ProceduralSearcher, Procedure, Steps
+from evocompress.search.fidelity.token_budget import OFFSPRING, TokenBudget
+from evocompress.search.generator_searcher import AskTell, GeneratorSearcher, ProceduralSearcher
 from evocompress.search.surrogates.second_order import best_coupling, quadratic, step
 from evocompress.search.surrogates.taylor import Expansion, Tables, expansion
 from evocompress.space import sampling
@@ -90,7 +90,7 @@ class Auto(ProceduralSearcher):
         self._asking = Asking(problem, rng)
         self._purse = self._asking.purse
         self._board = Scoreboard()
-        self._forecast = Forecast(problem.space, surrogate=settings.surrogate)
+        self._forecast = Predictor(problem.space, surrogate=settings.surrogate)
         self._scores: Tables | None = None
         self._archive: dict[bytes, Genome] = {}
         self._origins: dict[str, str] = {}
@@ -103,7 +103,7 @@ class Auto(ProceduralSearcher):
         """What the starts, and the steps along estimates, are called."""
         return dict(self._origins)
 
-    def _search(self) -> Procedure:
+    def _search(self) -> GeneratorSearcher:
         named = {"uniform": sampling.uniform(self._space)}
         by_model = self._settings.surrogate and modelled(self._space, self._purse)
         starts = Starts(self._space, self._asking, self._forecast, self._rng, removal=not by_model)
@@ -122,10 +122,10 @@ class Auto(ProceduralSearcher):
     @property
     def _smooth(self) -> bool:
         """Whether there are levels close enough to each other for estimates."""
-        genes = self._space.genes
+        genes = self._space.encoding
         return bool(genes.matrices.size or genes.widths.size)
 
-    def _compared(self, named: Mapping[str, Genome]) -> Steps[Genome]:
+    def _compared(self, named: Mapping[str, Genome]) -> AskTell[Genome]:
         """The best of some genomes, which becomes the incumbent."""
         for name, genome in named.items():
             self._origins.setdefault(self._space.candidate(genome).id, name)
@@ -136,16 +136,16 @@ class Auto(ProceduralSearcher):
 
     def _by_model(
         self, best: Genome, model: ModelledDrops, starts: Sequence[Genome]
-    ) -> Steps[Genome]:
+    ) -> AskTell[Genome]:
         """The best of what a model of all measurements holds for good, and of the best before."""
         yield from model.search(starts)
         found = model.best(OFFSPRING)
         if found:
-            self._forecast.believe("a model of interactions", Guide(model.predict))
+            self._forecast.believe("a model of interactions", Acquisition(model.predict))
         names = [f"{place} by a model of interactions" for place in range(1, len(found) + 1)]
         return (yield from self._compared({_KNOWN: best} | dict(zip(names, found, strict=True))))
 
-    def _along_estimates(self, best: Genome) -> Steps[Genome]:
+    def _along_estimates(self, best: Genome) -> AskTell[Genome]:
         """Steps along estimates from the best genome on, as long as measured values fall."""
         count = 0
         while micro_batches := self._asking.next(self._purse.step(self._asking.estimated, 5)):
@@ -179,7 +179,7 @@ class Auto(ProceduralSearcher):
         self._scores = found.scores
         return found
 
-    def _evolve(self, best: Genome) -> Steps[Genome]:
+    def _evolve(self, best: Genome) -> AskTell[Genome]:
         """Races of mutations until the tokens, or what can be measured, are spent.
 
         Races that nobody wins make the next mutations larger, and later ones start from former
@@ -196,7 +196,7 @@ class Auto(ProceduralSearcher):
             parents = others if others and lost >= _LOST_RACES else [best]
             parent = parents[int(self._rng.integers(len(parents)))]
             guide = self._forecast.predictor() if self._settings.guided else None
-            reach = Reach(min(_EXCHANGES + lost, _MOST_EXCHANGES), others)
+            reach = MutationRadius(min(_EXCHANGES + lost, _MOST_EXCHANGES), others)
             children = propose(self._space, parent, guide, count, self._rng, reach)
             if not children:
                 break
@@ -212,7 +212,7 @@ class Auto(ProceduralSearcher):
                 lost, order = 0, self._asking.shuffled()
         return best
 
-    def _rescored(self, best: Genome) -> Procedure:
+    def _rescored(self, best: Genome) -> GeneratorSearcher:
         """The best of the last incumbents, on as many new tokens as are left for it."""
         rivals = self._others(best)
         micro_batches = self._purse.final(self._asking.shuffled(), 1 + len(rivals))
@@ -221,7 +221,9 @@ class Auto(ProceduralSearcher):
             self._asking.doing = f"the last {1 + len(rivals)} incumbents once more on {count}"
             yield from self._race(best, rivals, [Rung(micro_batches, 1)])
 
-    def _race(self, best: Genome, rivals: Sequence[Genome], rungs: Sequence[Rung]) -> Steps[Genome]:
+    def _race(
+        self, best: Genome, rivals: Sequence[Genome], rungs: Sequence[Rung]
+    ) -> AskTell[Genome]:
         """The winner of a race, which becomes the incumbent."""
         genomes = {self._space.candidate(genome).id: genome for genome in [*rivals, best]}
         candidates = {key: self._space.candidate(genome) for key, genome in genomes.items()}
@@ -265,12 +267,12 @@ class Auto(ProceduralSearcher):
 class _Paid:
     """Measures, and pays for it."""
 
-    purse: Purse
+    purse: TokenBudget
 
     def affords(self, wanted: Wanted) -> bool:
         return self.purse.affords([Evaluate(*pair) for pair in wanted])
 
-    def __call__(self, wanted: Wanted) -> Steps[list[Result]]:
+    def __call__(self, wanted: Wanted) -> AskTell[list[Result]]:
         if not wanted:
             return []
         requests = [Evaluate(*pair) for pair in wanted]

@@ -10,8 +10,8 @@ import numpy as np
 from evocompress.core.arrays import Genome
 from evocompress.core.types import Candidate, Estimate, Estimation, Evaluate, Result
 from evocompress.search.base import Problem
-from evocompress.search.fidelity.token_budget import Purse, parts
-from evocompress.search.generator_searcher import Steps
+from evocompress.search.fidelity.token_budget import TokenBudget, parts
+from evocompress.search.generator_searcher import AskTell
 
 
 class Asking:
@@ -31,13 +31,13 @@ class Asking:
         self._space, self._pool, self._rng = problem.space, problem.pool, rng
         self._parts = parts(problem.pool, rng)
         self._to_estimate = itertools.cycle(self._parts.estimated)
-        self.purse = Purse(problem.pool, problem.tokens)
+        self.purse = TokenBudget(problem.pool, problem.tokens)
         self.doing = ""
         self.failed = ""
 
     def estimate(
         self, candidate: Candidate, kind: str, micro_batches: tuple[int, ...], forwards: int
-    ) -> Steps[Estimation]:
+    ) -> AskTell[Estimation]:
         """An estimate, which may have failed; it counts as so many forward passes."""
         request = Estimate(candidate, kind, micro_batches, forwards)
         self.purse.pay([request])
@@ -49,7 +49,7 @@ class Asking:
 
     def probe(
         self, genomes: Sequence[Genome], micro_batches: tuple[int, ...]
-    ) -> Steps[list[Result]]:
+    ) -> AskTell[list[Result]]:
         """Results of genomes (U,) that count for nothing but what is learnt of them."""
         requests = [
             Evaluate(self._space.candidate(genome), micro_batches, probe=True) for genome in genomes

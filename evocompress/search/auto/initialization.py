@@ -11,16 +11,16 @@ from evocompress.core.types import Candidate, Result
 from evocompress.search.allocation.flap import thresholds, trajectory
 from evocompress.search.allocation.knapsack import knapsack
 from evocompress.search.auto.evaluation_client import Asking
-from evocompress.search.auto.predictor import Forecast
+from evocompress.search.auto.predictor import Predictor
 from evocompress.search.auto.sensitivity import approach, changes
 from evocompress.search.baselines.lazy_greedy import lazily_removed
 from evocompress.search.baselines.removal import drop_harms, without_blocks
 from evocompress.search.fidelity.token_budget import RETRIES
-from evocompress.search.generator_searcher import Steps, first_feasible
+from evocompress.search.generator_searcher import AskTell, first_feasible
 from evocompress.search.surrogates.second_order import best_coupling, step
 from evocompress.search.surrogates.taylor import Tables, expansion, monotone
 from evocompress.space import sampling
-from evocompress.space.repair import repair, spend
+from evocompress.space.repair import fill_budget, repair
 from evocompress.space.space import SearchSpace
 
 Named = dict[str, Genome]
@@ -52,7 +52,7 @@ class Starts:
         self,
         space: SearchSpace,
         asking: Asking,
-        forecast: Forecast,
+        forecast: Predictor,
         rng: np.random.Generator,
         *,
         removal: bool,
@@ -60,11 +60,11 @@ class Starts:
         self._space, self._asking, self._forecast, self._rng = space, asking, forecast, rng
         self._removal = removal
         self.scores: Tables | None = None
-        self.influence = np.zeros(len(space.genes.units))
+        self.influence = np.zeros(len(space.encoding.units))
 
-    def found(self) -> Steps[Named]:
+    def found(self) -> AskTell[Named]:
         """All of them, by name."""
-        genes, named = self._space.genes, Named()
+        genes, named = self._space.encoding, Named()
         smooth = bool(genes.matrices.size or genes.widths.size)
         if genes.droppable.size:
             named |= yield from self._least_influence(alone=not smooth)
@@ -78,7 +78,7 @@ class Starts:
             named |= yield from self._least_fluctuation()
         return named
 
-    def _estimated(self) -> Steps[Named]:
+    def _estimated(self) -> AskTell[Named]:
         """The best genomes by the estimate at the dense model."""
         asking, space = self._asking, self._space
         micro_batches = asking.next(asking.purse.start(asking.estimated, 3))
@@ -90,17 +90,17 @@ class Starts:
             return {}
         found = expansion(space, estimation)
         tables = {"second order": found.harms(), "second order, monotone": monotone(found.harms())}
-        start = space.genes.start
+        start = space.encoding.default
         picks = {name: knapsack(space, harms, start) for name, harms in tables.items()}
         if coupling := best_coupling(space, start, found):
             picks[f"second order, coupled by {coupling}"] = step(space, start, found, coupling)
         self.scores = found.scores
         return {name: genome for name, genome in picks.items() if genome is not None}
 
-    def _measured_effects(self) -> Steps[Named]:
+    def _measured_effects(self) -> AskTell[Named]:
         """The best sum of single changes, measured in rounds (`sensitivity`)."""
         asking = self._asking
-        tries = 1 + len(changes(self._space, self._space.genes.start, _TRIED_LEVELS))
+        tries = 1 + len(changes(self._space, self._space.encoding.default, _TRIED_LEVELS))
         rounds, micro_batches = asking.purse.effects(asking.shuffled(), tries)
         if not rounds:
             return {}
@@ -109,7 +109,7 @@ class Starts:
             f"{asking.tokens(micro_batches)}"
         )
 
-        def measure(genomes: Sequence[Genome]) -> Steps[list[Result]]:
+        def measure(genomes: Sequence[Genome]) -> AskTell[list[Result]]:
             results = yield from asking.probe(genomes, micro_batches)
             self._forecast.learn_effects(genomes, results)
             return results
@@ -117,7 +117,7 @@ class Starts:
         genome = yield from approach(self._space, measure, rounds=rounds, per_gene=_TRIED_LEVELS)
         return {"measured effects": self._made_feasible(genome)}
 
-    def _least_fluctuation(self) -> Steps[Named]:
+    def _least_fluctuation(self) -> AskTell[Named]:
         """FLAP's ranking of all heads and channels (`evocompress.search.allocation.flap`)."""
         asking, micro_batches = self._asking, self._for_one_pass()
         asking.doing = f"fluctuation of heads and channels on {asking.tokens(micro_batches)}"
@@ -128,7 +128,7 @@ class Starts:
         genome = first_feasible(self._space, path)
         return {"least fluctuation": self._made_feasible(genome)}
 
-    def _least_influence(self, *, alone: bool) -> Steps[Named]:
+    def _least_influence(self, *, alone: bool) -> AskTell[Named]:
         """Whole blocks, and units, without which the hidden states change least.
 
         Args:
@@ -141,7 +141,7 @@ class Starts:
         if estimation.failed is not None:
             return named
         influence = dict(estimation.by_unit)
-        if {space.units[gene].kind for gene in space.genes.droppable} != {"expert"}:
+        if {space.units[gene].kind for gene in space.encoding.droppable} != {"expert"}:
             blocks = without_blocks(space, influence)
             named["blocks of least influence"] = self._made_feasible(blocks)
         influence |= yield from self._of_experts(influence)
@@ -149,18 +149,18 @@ class Starts:
         if alone:
             self.influence = np.array([float(harm.max()) for harm in harms])
             self._forecast.expect(harms)
-        units = knapsack(space, harms, space.genes.start)
+        units = knapsack(space, harms, space.encoding.default)
         if units is not None:
             named["units of least influence"] = units
         return named
 
     def _of_experts(
         self, influence: Mapping[str, Sequence[float]]
-    ) -> Steps[dict[str, tuple[float, ...]]]:
+    ) -> AskTell[dict[str, tuple[float, ...]]]:
         """The influence of every expert: of what its MLP does the share that changes without it."""
-        asking, tree = self._asking, self._space.genes.tree
+        asking, tree = self._asking, self._space.encoding.tree
         experts = [unit for unit in tree if unit.kind == "expert"]
-        if not self._space.genes.mixtures:
+        if not self._space.encoding.mixtures:
             return {}
         micro_batches, forwards = self._for_one_pass(), 1 + max(unit.active for unit in tree)
         asking.doing = f"errors without single experts on {asking.tokens(micro_batches)}"
@@ -173,15 +173,15 @@ class Starts:
             for unit in experts
         }
 
-    def _removed(self) -> Steps[Named]:
+    def _removed(self) -> AskTell[Named]:
         """Units one after the other by measured harm."""
         asking, space = self._asking, self._space
-        needed = int(space.genes.dropped(sampling.uniform(space)[None]).sum())
-        tokens, take = asking.purse.removals(space.genes.droppable.size, needed)
+        needed = int(space.encoding.dropped(sampling.uniform(space)[None]).sum())
+        tokens, take = asking.purse.removals(space.encoding.droppable.size, needed)
         if not tokens:
             return {}
 
-        def measure(genomes: Sequence[Genome]) -> Steps[list[Result]]:
+        def measure(genomes: Sequence[Genome]) -> AskTell[list[Result]]:
             results = yield from asking.probe(genomes, asking.purse.some(asking.shuffled(), tokens))
             self._forecast.learn_effects(genomes, results)
             return results
@@ -197,4 +197,4 @@ class Starts:
 
     def _made_feasible(self, genome: Genome) -> Genome:
         """A genome that keeps the budget, and uses it up."""
-        return spend(self._space, repair(self._space, genome, self._rng), self._rng)
+        return fill_budget(self._space, repair(self._space, genome, self._rng), self._rng)

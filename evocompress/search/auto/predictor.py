@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from evocompress.core.arrays import Genome
 from evocompress.core.types import Candidate, Result
 from evocompress.search.allocation.knapsack import padded
-from evocompress.search.auto.acquisition import Guide
+from evocompress.search.auto.acquisition import Acquisition
 from evocompress.search.fidelity.racing import Rung
 from evocompress.search.fidelity.scoreboard import Scoreboard
 from evocompress.search.surrogates.second_order import Quadratic
-from evocompress.search.surrogates.surrogate import Screen, Surrogate
+from evocompress.search.surrogates.surrogate import Surrogate, SurrogateGate
 from evocompress.space.space import SearchSpace
 
 _SMALLEST = 1e-9
@@ -30,7 +30,7 @@ _GROWN = 1.5
 """Growth of what was measured after which the kind of model is chosen anew."""
 
 
-class Forecast:
+class Predictor:
     """Estimates around the last expansion, and, once it has proved itself, a model of the rest.
 
     Args:
@@ -42,14 +42,14 @@ class Forecast:
         self._space = space
         self._prior: Quadratic | None = None
         self._use_surrogate = surrogate
-        self._screen = Screen()
+        self._screen = SurrogateGate()
         self._measured: dict[bytes, tuple[Genome, float]] = {}
         self._level: dict[str, float] = {}
         self._model: Surrogate | None = None
         self._chosen_with = 0
-        self._told: tuple[str, Guide] | None = None
+        self._told: tuple[str, Acquisition] | None = None
 
-    def believe(self, name: str, guide: Guide) -> None:
+    def believe(self, name: str, guide: Acquisition) -> None:
         """Follows another prediction as long as no model of races has proved itself."""
         self._told = (name, guide)
 
@@ -68,7 +68,7 @@ class Forecast:
         if self._prior is not None or not np.isfinite(results[0].mean):
             return
         first, now = genomes[0], results[0].mean
-        harms = [np.full(size, np.nan) for size in self._space.genes.sizes.tolist()]
+        harms = [np.full(size, np.nan) for size in self._space.encoding.sizes.tolist()]
         for harm, level in zip(harms, first.tolist(), strict=True):
             harm[level] = 0.0
         for genome, result in zip(genomes[1:], results[1:], strict=True):
@@ -124,21 +124,21 @@ class Forecast:
             return f"guided by {self._told[0]}"
         return "guided by estimates" if self._prior is not None else "unguided"
 
-    def predictor(self) -> Guide | None:
+    def predictor(self) -> Acquisition | None:
         """What predicts now; ``None`` where nothing is known."""
         model = self._model
         if model is not None and self._screen.trusted:
-            return Guide(lambda rows: model.predict(rows, self._estimates(rows)), model.error)
+            return Acquisition(lambda rows: model.predict(rows, self._estimates(rows)), model.error)
         if self._told is not None:
             return self._told[1]
-        return Guide(self._estimates) if self._prior is not None else None
+        return Acquisition(self._estimates) if self._prior is not None else None
 
     def _estimates(self, genomes: Genome) -> NDArray[np.float64]:
         """What estimates say (N,) of genomes (N, U); 0 where there are none."""
         if self._prior is None:
             return np.zeros(len(genomes))
-        settled = self._space.settle(genomes)
-        return self._prior.values(settled, self._space.genes.void(settled))
+        settled = self._space.deactivate(genomes)
+        return self._prior.values(settled, self._space.encoding.inactive(settled))
 
     def _fitted(self) -> Surrogate | None:
         """A model of all that was measured, once there is enough of it."""

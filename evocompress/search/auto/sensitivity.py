@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from evocompress.core.arrays import Genome
 from evocompress.core.types import Result
-from evocompress.search.generator_searcher import Steps
+from evocompress.search.generator_searcher import AskTell
 from evocompress.space.space import SearchSpace
 
-Measure = Callable[[Sequence[Genome]], Steps[list[Result]]]
+Measure = Callable[[Sequence[Genome]], AskTell[list[Result]]]
 """Evaluates genomes as probes, all on the same tokens."""
 
 _BISECTIONS = 60
@@ -44,7 +44,9 @@ class Change:
     saving: float
 
 
-def approach(space: SearchSpace, measure: Measure, *, rounds: int, per_gene: int) -> Steps[Genome]:
+def approach(
+    space: SearchSpace, measure: Measure, *, rounds: int, per_gene: int
+) -> AskTell[Genome]:
     """A genome (U,) that meets the budget, or nearly so, from the least compressed one on.
 
     Args:
@@ -53,8 +55,8 @@ def approach(space: SearchSpace, measure: Measure, *, rounds: int, per_gene: int
         rounds: In how many steps.
         per_gene: How many levels of each gene are tried in a round.
     """
-    genome = space.genes.start
-    used = space.used(genome[None])[0]
+    genome = space.encoding.default
+    used = space.budget_usage(genome[None])[0]
     for step in range(1, rounds + 1):
         # A bound that is met already may be used up to the whole of it.
         target = np.maximum(used + (1 - used) * step / rounds, 1.0)
@@ -122,13 +124,13 @@ def best_sum(
         picked = genome.copy()
         for gene, levels, savings, effects in tables:
             picked[gene] = levels[int(np.argmin(effects - price * savings))]
-        settled: Genome = space.settle(space.genes.with_experts(picked[None]))[0]
+        settled: Genome = space.deactivate(space.encoding.with_experts(picked[None]))[0]
         return settled
 
     low, high = -9.0, 9.0
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
-        if (space.used(chosen(10.0**middle)[None])[0] > target).any():
+        if (space.budget_usage(chosen(10.0**middle)[None])[0] > target).any():
             low = middle
         else:
             high = middle
@@ -137,8 +139,8 @@ def best_sum(
 
 def _sublayer_genes(space: SearchSpace, genome: Genome) -> list[int]:
     """The genes of widths and drops that are not void."""
-    genes = np.union1d(space.genes.widths, space.genes.droppable)
-    present = ~space.genes.void(genome[None])[0]
+    genes = np.union1d(space.encoding.widths, space.encoding.droppable)
+    present = ~space.encoding.inactive(genome[None])[0]
     return [int(gene) for gene in genes if present[gene]]
 
 
@@ -146,9 +148,9 @@ def _cheaper(space: SearchSpace, genome: Genome, gene: int) -> list[Change]:
     """Every level of a gene that saves something."""
     levels = range(len(space.levels[gene]))
     rows = np.stack([applied(genome, Change(gene, level, 0.0)) for level in levels])
-    before = space.used(genome[None]).sum()
-    savings = before - space.used(space.settle(rows)).sum(axis=1)
-    savings[~space.genes.enough_experts(rows)] = 0
+    before = space.budget_usage(genome[None]).sum()
+    savings = before - space.budget_usage(space.deactivate(rows)).sum(axis=1)
+    savings[~space.encoding.enough_experts(rows)] = 0
     return [
         Change(gene, level, float(saving))
         for level, saving in zip(levels, savings, strict=True)

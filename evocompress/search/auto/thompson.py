@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from evocompress.core.arrays import Floats, Genome
 from evocompress.search.auto.evaluation_client import Asking
-from evocompress.search.fidelity.token_budget import Purse
-from evocompress.search.generator_searcher import Steps
+from evocompress.search.fidelity.token_budget import TokenBudget
+from evocompress.search.generator_searcher import AskTell
 from evocompress.search.operators.mutation import distinct
 from evocompress.search.surrogates.pairwise_model import (
     Effects,
@@ -64,13 +64,13 @@ _CHECKED = 32
 """Exchanges whose costs are looked up at once."""
 
 
-def modelled(space: SearchSpace, purse: Purse) -> bool:
+def modelled(space: SearchSpace, purse: TokenBudget) -> bool:
     """Whether drops should be chosen so.
 
     The space must be one of drops alone, none of them experts, and the tokens suffice for more
     than the opening.
     """
-    genes = space.genes
+    genes = space.encoding
     drops = len(genes.droppable) == len(genes.units) and bool((genes.sizes == 2).all())
     return drops and not genes.mixtures and purse.leaves(_FEWEST * BATCH, purse.shortest, SPARE)
 
@@ -96,7 +96,7 @@ class ModelledDrops:
         self._seen: set[tuple[bytes, int]] = set()
         self._model: Interactions | None = None
 
-    def search(self, starts: Sequence[Genome]) -> Steps[None]:
+    def search(self, starts: Sequence[Genome]) -> AskTell[None]:
         """Measures until no more than `SPARE` of all tokens is left, or nothing new is proposed.
 
         Args:
@@ -147,7 +147,7 @@ class ModelledDrops:
 
         return distinct(drawn, BATCH)
 
-    def _measure(self, genomes: Sequence[Genome], text: int) -> Steps[None]:
+    def _measure(self, genomes: Sequence[Genome], text: int) -> AskTell[None]:
         self._asking.doing = "drops by a model of their interactions, on " + self._asking.tokens(
             (text,)
         )
@@ -217,14 +217,14 @@ class ModelledDrops:
         """The genome (U,) without one unit and with another one; U stands for none."""
         changed = genome.copy()
         if returns < len(genome):
-            changed[returns] = 1 - self._space.genes.drop_index[returns]
+            changed[returns] = 1 - self._space.encoding.drop_index[returns]
         if goes < len(genome):
-            changed[goes] = self._space.genes.drop_index[goes]
+            changed[goes] = self._space.encoding.drop_index[goes]
         return changed
 
     def _gone(self, genomes: Genome) -> Floats:
         """Which units genomes (N, U) are without."""
-        return np.asarray(genomes == self._space.genes.drop_index, dtype=np.float64)
+        return np.asarray(genomes == self._space.encoding.drop_index, dtype=np.float64)
 
 
 def _slopes(gone: Floats, texts: NDArray[np.int64], values: Floats, influence: Floats) -> Floats:

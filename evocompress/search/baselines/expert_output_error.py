@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from evocompress.core.types import UnitKind
 from evocompress.search.baselines.one_shot import OneShotRemoval
-from evocompress.search.generator_searcher import Steps
+from evocompress.search.generator_searcher import AskTell
 
 
 class ExpertOutputError(OneShotRemoval):
@@ -21,6 +21,6 @@ class ExpertOutputError(OneShotRemoval):
     name: ClassVar[str] = "expert_output_error"
     kinds: ClassVar[tuple[UnitKind, ...]] = ("expert",)
 
-    def _importance(self) -> Steps[NDArray[np.float64] | None]:
-        active = max(unit.active for unit in self._space.genes.tree)
+    def _importance(self) -> AskTell[NDArray[np.float64] | None]:
+        active = max(unit.active for unit in self._space.encoding.tree)
         return (yield from self._estimated("expert_output_error", forwards=1 + active))

@@ -24,7 +24,7 @@ from evocompress.search.baselines.steps import (
     steps,
 )
 from evocompress.search.fidelity import batches
-from evocompress.search.generator_searcher import ProceduralSearcher, Procedure, Steps
+from evocompress.search.generator_searcher import AskTell, GeneratorSearcher, ProceduralSearcher
 from evocompress.space.budget import require
 from evocompress.space.space import SearchSpace
 
@@ -98,19 +98,19 @@ class Greedy(ProceduralSearcher):
                 "tokens for each candidate; raise it or lower search.candidate_tokens"
             )
 
-    def _search(self) -> Procedure:
+    def _search(self) -> GeneratorSearcher:
         genome = least_compressed(self._space)
         while not self._space.feasible(genome[None])[0]:
             priced = yield from self._price(genome)
             if not priced:
                 break
             # After the last round that is paid for the rest of the way is gone at once.
-            every = int(self._space.genes.sizes.sum())
+            every = int(self._space.encoding.sizes.sum())
             count = self._take if self._left >= self._round else every
             genome = taken(self._space, genome, priced, count)
         yield from self._conclude(genome, self._micro_batches)
 
-    def _price(self, genome: Genome) -> Steps[list[Priced]]:
+    def _price(self, genome: Genome) -> AskTell[list[Priced]]:
         """Every step from a genome (U,) that could be measured."""
         found = steps(self._space, genome)
         tries = [moved(self._space, genome, *step) for step in found]
@@ -155,7 +155,7 @@ def _again(space: SearchSpace, step: Priced) -> list[Priced]:
     levels = space.levels[step.gene]
     later = [
         level
-        for level in next_levels(levels, step.level, space.genes.stepped[step.gene])
+        for level in next_levels(levels, step.level, space.encoding.ordinal[step.gene])
         if not levels[level].drop
     ]
     if len(later) != 1:
@@ -174,7 +174,7 @@ def _even_steps(space: SearchSpace) -> int:
             break
         for gene, level in turn.items():
             further = moved(space, genome, gene, level)
-            if not space.genes.enough_experts(further[None])[0]:
+            if not space.encoding.enough_experts(further[None])[0]:
                 continue
             genome, count = further, count + 1
             if space.feasible(genome[None])[0]:
@@ -186,6 +186,6 @@ def _largest_round(space: SearchSpace) -> int:
     """The most candidates of a round."""
     choices = (
         max(len(next_levels(levels, index, stepped)) for index in range(len(levels)))
-        for levels, stepped in zip(space.levels, space.genes.stepped.tolist(), strict=True)
+        for levels, stepped in zip(space.levels, space.encoding.ordinal.tolist(), strict=True)
     )
     return 1 + sum(choices)

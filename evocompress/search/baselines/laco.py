@@ -13,7 +13,7 @@ from evocompress.core.fields import Number, Size, Whole
 from evocompress.core.types import Result, UnitKind
 from evocompress.search.base import Problem, SearcherSettings
 from evocompress.search.baselines.removal import Removal, RemovalSettings, without
-from evocompress.search.generator_searcher import Procedure, Steps, ranked
+from evocompress.search.generator_searcher import AskTell, GeneratorSearcher, ranked
 
 
 class LaCoSettings(RemovalSettings):
@@ -48,13 +48,13 @@ class LaCo(Removal):
         self._interval = settings.interval
         self._farthest = 1 - settings.threshold
         super().__init__(problem, settings, rng)
-        if not problem.space.genes.merges:
+        if not problem.space.encoding.merges:
             raise ConfigError(
                 "search.name: laco merges blocks: set space.drop.merge: true, with units: [block]"
             )
 
-    def _search(self) -> Procedure:
-        genome = self._space.genes.start
+    def _search(self) -> GeneratorSearcher:
+        genome = self._space.encoding.default
         while not self._space.feasible(genome[None])[0]:
             shorter = yield from self._walk(genome)
             if shorter is None:
@@ -62,7 +62,7 @@ class LaCo(Removal):
             genome = shorter
         yield from self._conclude(genome, self._micro_batches)
 
-    def _walk(self, genome: Genome) -> Steps[Genome | None]:
+    def _walk(self, genome: Genome) -> AskTell[Genome | None]:
         """The genome (U,) after one walk from the top; ``None`` if nothing could be merged."""
         walked, place = genome, len(self._alive(genome)) - self._blocks
         refused: list[Genome] = []
@@ -86,7 +86,7 @@ class LaCo(Removal):
 
         Nothing where one of them is protected.
         """
-        homes = {self._space.units[gene].block: gene for gene in self._space.genes.droppable}
+        homes = {self._space.units[gene].block: gene for gene in self._space.encoding.droppable}
         followers = self._alive(genome)[place + 1 : place + self._blocks]
         if not homes.keys() >= set(followers):
             return []
@@ -94,7 +94,7 @@ class LaCo(Removal):
 
     def _alive(self, genome: Genome) -> list[int]:
         """The blocks that are left."""
-        genes = self._space.genes
+        genes = self._space.encoding
         dropped = {self._space.units[gene].block for gene in np.flatnonzero(genes.dropped(genome))}
         blocks = [unit.block for unit in genes.tree if unit.kind == "block"]
         return [block for block in blocks if block not in dropped]

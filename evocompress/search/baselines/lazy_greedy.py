@@ -17,17 +17,19 @@ from evocompress.core.arrays import Genome
 from evocompress.core.types import Result
 from evocompress.search.baselines.removal import present, without
 from evocompress.search.baselines.steps import rates, savings
-from evocompress.search.generator_searcher import Steps
+from evocompress.search.generator_searcher import AskTell
 from evocompress.space.space import SearchSpace
 
 Removed = tuple[int, ...]
 """Genes that are dropped together."""
 
-Measure = Callable[[Sequence[Genome]], Steps[list[Result]]]
+Measure = Callable[[Sequence[Genome]], AskTell[list[Result]]]
 """Evaluates genomes as probes, all on the same tokens, which may be others each time."""
 
 
-def lazily_removed(space: SearchSpace, measure: Measure, *, tries: int, take: int) -> Steps[Genome]:
+def lazily_removed(
+    space: SearchSpace, measure: Measure, *, tries: int, take: int
+) -> AskTell[Genome]:
     """A genome (U,) that meets the budget by dropping unit after unit, or nearly so.
 
     Args:
@@ -36,7 +38,7 @@ def lazily_removed(space: SearchSpace, measure: Measure, *, tries: int, take: in
         tries: How many of the most promising are tried in each round after the first.
         take: How many removals a round makes.
     """
-    genome = space.genes.start
+    genome = space.encoding.default
     fresh = _removals(space, genome)
     harms = yield from _measured(space, genome, fresh, measure)
     while not space.feasible(genome[None])[0]:
@@ -69,7 +71,7 @@ def _removals(space: SearchSpace, genome: Genome) -> list[Removed]:
 def _leaves_enough(space: SearchSpace, genome: Genome, removal: Removed) -> bool:
     """Whether a genome (U,) has enough experts without some units."""
     shorter = without(space, genome, np.array(removal))
-    return bool(space.genes.enough_experts(shorter[None])[0])
+    return bool(space.encoding.enough_experts(shorter[None])[0])
 
 
 def _together(
@@ -77,18 +79,18 @@ def _together(
 ) -> list[Removed]:
     """The first `count` removals that leave a genome (U,) enough experts together."""
     taken: list[Removed] = []
-    for removal in removals[: count if not space.genes.mixtures else None]:
+    for removal in removals[: count if not space.encoding.mixtures else None]:
         if len(taken) == count:
             break
         shorter = without(space, genome, np.concatenate([*taken, removal]))
-        if space.genes.enough_experts(shorter[None])[0]:
+        if space.encoding.enough_experts(shorter[None])[0]:
             taken.append(removal)
     return taken
 
 
 def _measured(
     space: SearchSpace, genome: Genome, removals: Sequence[Removed], measure: Measure
-) -> Steps[dict[Removed, float]]:
+) -> AskTell[dict[Removed, float]]:
     """By how much each removal makes a genome (U,) worse."""
     tried = [without(space, genome, np.array(removal)) for removal in removals]
     now, *after = yield from measure([genome, *tried])

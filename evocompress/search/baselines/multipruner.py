@@ -16,7 +16,7 @@ from evocompress.search.base import Problem, SearcherSettings
 from evocompress.search.baselines.removal import present, without_each
 from evocompress.search.baselines.steps import only_cuts
 from evocompress.search.fidelity import batches
-from evocompress.search.generator_searcher import ProceduralSearcher, Procedure
+from evocompress.search.generator_searcher import GeneratorSearcher, ProceduralSearcher
 from evocompress.space.budget import require
 from evocompress.space.space import SearchSpace
 
@@ -64,7 +64,7 @@ class MultiPruner(ProceduralSearcher):
         self, problem: Problem, settings: MultiPrunerSettings, rng: np.random.Generator
     ) -> None:
         require(problem.space)
-        if not problem.space.genes.widths.size:
+        if not problem.space.encoding.widths.size:
             raise ConfigError(
                 "search.name: multipruner cuts channels and heads, so it needs space.width"
             )
@@ -80,13 +80,13 @@ class MultiPruner(ProceduralSearcher):
         self._shares = np.cumsum(settings.split) / sum(settings.split)
         super().__init__(problem, rng)
 
-    def _search(self) -> Procedure:
+    def _search(self) -> GeneratorSearcher:
         stages = (
             (self._shorter, self._micro_batches),
             (self._fewer_channels, self._narrow_batches),
             (self._fewer_heads, self._narrow_batches),
         )
-        genome = self._space.genes.start
+        genome = self._space.encoding.default
         for share, (choices, micro_batches) in zip(self._shares.tolist(), stages, strict=True):
             target = self._target(share)
             genome = yield from self._descend(genome, choices, target, micro_batches)
@@ -94,7 +94,7 @@ class MultiPruner(ProceduralSearcher):
 
     def _target(self, share: float) -> SearchSpace:
         """The space with a budget that asks for a share of the saving."""
-        costs = self._space.costs(self._space.genes.start[None])
+        costs = self._space.costs(self._space.encoding.default[None])
         bounds = {
             name: (1 - share) * float(costs[name][0]) + share * bound
             for name, bound in self._space.budget.items()
@@ -112,8 +112,8 @@ class MultiPruner(ProceduralSearcher):
 
     def _narrower(self, genome: Genome, kind: str) -> list[Genome]:
         """The genome (U,) with each sub-layer of a kind at its next width."""
-        genes = self._space.genes
-        void = genes.void(genome[None])[0]
+        genes = self._space.encoding
+        void = genes.inactive(genome[None])[0]
         tries = []
         for gene in genes.widths.tolist():
             level = _next_width(genes.levels[gene], int(genome[gene]))

@@ -9,20 +9,20 @@ from numpy.typing import NDArray
 
 from evocompress.core.arrays import Genome
 from evocompress.search.baselines.removal import Removal, without
-from evocompress.search.generator_searcher import Procedure, Steps, first_feasible
+from evocompress.search.generator_searcher import AskTell, GeneratorSearcher, first_feasible
 
 
 class OneShotRemoval(Removal):
     """Removes the units of least importance, as many as the budget asks for."""
 
     @abstractmethod
-    def _importance(self) -> Steps[NDArray[np.float64] | None]:
+    def _importance(self) -> AskTell[NDArray[np.float64] | None]:
         """The importance of each droppable gene, infinite where it must stay.
 
         ``None`` where it could not be found out.
         """
 
-    def _search(self) -> Procedure:
+    def _search(self) -> GeneratorSearcher:
         importance = yield from self._importance()
         if importance is not None:
             shortest = first_feasible(self._space, self._removals(importance))
@@ -33,22 +33,22 @@ class OneShotRemoval(Removal):
 
         Experts of which a mixture needs as many as are left are passed over.
         """
-        genes = self._space.genes
+        genes = self._space.encoding
         order = genes.droppable[np.argsort(importance, kind="stable")]
-        path = [without(self._space, genes.start, order[:0])]
+        path = [without(self._space, genes.default, order[:0])]
         gone: list[int] = []
         for gene in order[: int(np.isfinite(importance).sum())].tolist():
-            shorter = without(self._space, genes.start, np.array([*gone, gene]))
+            shorter = without(self._space, genes.default, np.array([*gone, gene]))
             if genes.enough_experts(shorter[None])[0]:
                 gone.append(gene)
                 path.append(shorter)
         return np.stack(path)
 
-    def _estimated(self, kind: str, *, forwards: int = 1) -> Steps[NDArray[np.float64] | None]:
+    def _estimated(self, kind: str, *, forwards: int = 1) -> AskTell[NDArray[np.float64] | None]:
         """An estimate of one value a unit as importance; it counts as so many forward passes."""
-        genes = self._space.genes
+        genes = self._space.encoding
         estimation = yield from self._estimate(
-            genes.start, kind, self._micro_batches, forwards=forwards
+            genes.default, kind, self._micro_batches, forwards=forwards
         )
         if estimation.failed is not None:
             return None

@@ -14,11 +14,11 @@ from evocompress.core.fields import Tokens
 from evocompress.core.types import UnitKind
 from evocompress.search.base import Problem, SearcherSettings
 from evocompress.search.fidelity import batches
-from evocompress.search.generator_searcher import ProceduralSearcher, Procedure
+from evocompress.search.generator_searcher import GeneratorSearcher, ProceduralSearcher
 from evocompress.space.budget import require
 from evocompress.space.space import SearchSpace
 
-Genes = NDArray[np.int64]
+Encoding = NDArray[np.int64]
 
 
 class RemovalSettings(SearcherSettings):
@@ -64,8 +64,8 @@ class GreedyRemoval(Removal):
     them from its journal.
     """
 
-    def _search(self) -> Procedure:
-        start = self._space.genes.start
+    def _search(self) -> GeneratorSearcher:
+        start = self._space.encoding.default
         shortest = yield from self._descend(start, self._choices, self._space, self._micro_batches)
         yield from self._conclude(shortest, self._micro_batches)
 
@@ -74,22 +74,22 @@ class GreedyRemoval(Removal):
         return without_each(self._space, genome, present(self._space, genome))
 
 
-def present(space: SearchSpace, genome: Genome) -> Genes:
+def present(space: SearchSpace, genome: Genome) -> Encoding:
     """The genes that can be dropped and, in a genome (U,), are not."""
-    droppable = space.genes.droppable
-    left: Genes = droppable[genome[droppable] != space.genes.drop_index[droppable]]
+    droppable = space.encoding.droppable
+    left: Encoding = droppable[genome[droppable] != space.encoding.drop_index[droppable]]
     return left
 
 
-def without(space: SearchSpace, genome: Genome, genes: Genes) -> Genome:
+def without(space: SearchSpace, genome: Genome, genes: Encoding) -> Genome:
     """The genome (U,) with genes dropped."""
     shorter = genome.copy()
-    shorter[genes] = space.genes.drop_index[genes]
-    settled: Genome = space.settle(shorter[None])[0]
+    shorter[genes] = space.encoding.drop_index[genes]
+    settled: Genome = space.deactivate(shorter[None])[0]
     return settled
 
 
-def without_each(space: SearchSpace, genome: Genome, genes: Genes) -> list[Genome]:
+def without_each(space: SearchSpace, genome: Genome, genes: Encoding) -> list[Genome]:
     """For each of the genes the genome (U,) with it alone dropped."""
     return [without(space, genome, genes[[place]]) for place in range(len(genes))]
 
@@ -101,19 +101,19 @@ def without_blocks(space: SearchSpace, influence: Mapping[str, Sequence[float]])
         space: Whole blocks go as far as their parts can be dropped.
         influence: One value for each block, by its name.
     """
-    genes, dropped = present(space, space.genes.start), list[int]()
+    genes, dropped = present(space, space.encoding.default), list[int]()
     blocks = {
-        unit.block: influence[unit.name][0] for unit in space.genes.tree if unit.kind == "block"
+        unit.block: influence[unit.name][0] for unit in space.encoding.tree if unit.kind == "block"
     }
     for block in sorted(blocks, key=lambda block: blocks[block]):
-        genome = without(space, space.genes.start, np.array(dropped, dtype=np.int64))
+        genome = without(space, space.encoding.default, np.array(dropped, dtype=np.int64))
         if space.feasible(genome[None])[0]:
             return genome
         more = [gene for gene in genes.tolist() if space.units[gene].block == block]
-        longer = without(space, space.genes.start, np.array([*dropped, *more], dtype=np.int64))
-        if space.genes.admissible(longer[None])[0]:
+        longer = without(space, space.encoding.default, np.array([*dropped, *more], dtype=np.int64))
+        if space.encoding.admissible(longer[None])[0]:
             dropped += more
-    return without(space, space.genes.start, np.array(dropped, dtype=np.int64))
+    return without(space, space.encoding.default, np.array(dropped, dtype=np.int64))
 
 
 def drop_harms(
@@ -126,19 +126,19 @@ def drop_harms(
             least compressed are forbidden, as influence says nothing of them.
         influence: One value for each unit, by its name.
     """
-    harms = [np.zeros(size) for size in space.genes.sizes.tolist()]
-    for gene in np.union1d(space.genes.widths, space.genes.matrices).tolist():
+    harms = [np.zeros(size) for size in space.encoding.sizes.tolist()]
+    for gene in np.union1d(space.encoding.widths, space.encoding.matrices).tolist():
         harms[gene][:] = np.inf
-        harms[gene][space.genes.start[gene]] = 0.0
-    for gene in space.genes.droppable.tolist():
-        members = space.genes.members[gene]
-        drop = int(space.genes.drop_index[gene])
+        harms[gene][space.encoding.default[gene]] = 0.0
+    for gene in space.encoding.droppable.tolist():
+        members = space.encoding.members[gene]
+        drop = int(space.encoding.drop_index[gene])
         harms[gene][drop] = sum(influence[unit.name][0] for unit in members)
     return harms
 
 
 def _check_kinds(space: SearchSpace, name: str, kinds: tuple[UnitKind, ...]) -> None:
-    there = {space.units[gene].kind for gene in space.genes.droppable}
+    there = {space.units[gene].kind for gene in space.encoding.droppable}
     if not there:
         raise ConfigError(f"search.name: {name} removes units, so it needs space.drop")
     if not there <= set(kinds):

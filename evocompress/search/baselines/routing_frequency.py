@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from evocompress.core.types import UnitKind
 from evocompress.search.baselines.one_shot import OneShotRemoval
-from evocompress.search.generator_searcher import Steps
+from evocompress.search.generator_searcher import AskTell
 
 
 class RoutingFrequency(OneShotRemoval):
@@ -18,5 +18,5 @@ class RoutingFrequency(OneShotRemoval):
     name: ClassVar[str] = "routing_frequency"
     kinds: ClassVar[tuple[UnitKind, ...]] = ("expert",)
 
-    def _importance(self) -> Steps[NDArray[np.float64] | None]:
+    def _importance(self) -> AskTell[NDArray[np.float64] | None]:
         return (yield from self._estimated("routing_frequency"))

@@ -12,7 +12,7 @@ from evocompress.core.fields import Whole
 from evocompress.search.base import Problem, SearcherSettings
 from evocompress.search.baselines.one_shot import OneShotRemoval
 from evocompress.search.baselines.removal import RemovalSettings, without_each
-from evocompress.search.generator_searcher import Steps
+from evocompress.search.generator_searcher import AskTell
 
 Count = Annotated[Whole, Field(ge=0, le=10_000)]
 
@@ -54,23 +54,23 @@ class ShortenedLlama(OneShotRemoval):
         self._metric = settings.metric
         super().__init__(problem, settings, rng)
 
-    def _importance(self) -> Steps[NDArray[np.float64] | None]:
+    def _importance(self) -> AskTell[NDArray[np.float64] | None]:
         importance = yield from (
             self._estimated("taylor", forwards=3) if self._metric == "taylor" else self._measured()
         )
         return None if importance is None else np.where(self._shielded(), np.inf, importance)
 
-    def _measured(self) -> Steps[NDArray[np.float64] | None]:
+    def _measured(self) -> AskTell[NDArray[np.float64] | None]:
         """The proxy's value without each unit; infinite where it could not be measured."""
-        genes = self._space.genes
-        tries = without_each(self._space, genes.start, genes.droppable)
+        genes = self._space.encoding
+        tries = without_each(self._space, genes.default, genes.droppable)
         results = yield from self._evaluate(tries, self._micro_batches, probe=True)
         return np.array([result.mean for result in results])
 
     def _shielded(self) -> NDArray[np.bool_]:
         """Which of the droppable genes lie in the first or last blocks."""
         units = self._space.units
-        blocks = np.array([units[gene].block for gene in self._space.genes.droppable])
+        blocks = np.array([units[gene].block for gene in self._space.encoding.droppable])
         first, last = self._shield
-        layers = 1 + max(unit.block for unit in self._space.genes.tree)
+        layers = 1 + max(unit.block for unit in self._space.encoding.tree)
         return (blocks < first) | (blocks >= layers - last)

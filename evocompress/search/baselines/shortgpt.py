@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evocompress.search.baselines.one_shot import OneShotRemoval
-from evocompress.search.generator_searcher import Steps
+from evocompress.search.generator_searcher import AskTell
 
 
 class ShortGPT(OneShotRemoval):
@@ -16,5 +16,5 @@ class ShortGPT(OneShotRemoval):
 
     name: ClassVar[str] = "shortgpt"
 
-    def _importance(self) -> Steps[NDArray[np.float64] | None]:
+    def _importance(self) -> AskTell[NDArray[np.float64] | None]:
         return (yield from self._estimated("block_influence"))

@@ -21,7 +21,7 @@ class SLEB(GreedyRemoval):
     kinds: ClassVar[tuple[UnitKind, ...]] = ("block",)
 
     def _choices(self, genome: Genome) -> list[Genome]:
-        units, genes = self._space.units, self._space.genes
+        units, genes = self._space.units, self._space.encoding
         dropped = {units[gene].block for gene in np.flatnonzero(genes.dropped(genome))}
         alive = sorted({unit.block for unit in genes.tree} - dropped)
         left = present(self._space, genome)

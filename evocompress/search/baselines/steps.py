@@ -20,7 +20,7 @@ LEAST_HARM = 1e-6
 
 def least_compressed(space: SearchSpace) -> Genome:
     """The genome (U,) whose genes all have their first level."""
-    return np.zeros_like(space.genes.start)
+    return np.zeros_like(space.encoding.default)
 
 
 def steps(space: SearchSpace, genome: Genome) -> list[tuple[int, int]]:
@@ -29,11 +29,13 @@ def steps(space: SearchSpace, genome: Genome) -> list[tuple[int, int]]:
     A matrix goes up by a level, and a sub-layer to a next narrower one or to its drop. An
     attention may have two next ones: fewer groups, or fewer heads in each.
     """
-    free = np.flatnonzero(~space.genes.void(genome[None])[0]).tolist()
+    free = np.flatnonzero(~space.encoding.inactive(genome[None])[0]).tolist()
     found = [
         (gene, level)
         for gene in free
-        for level in next_levels(space.levels[gene], int(genome[gene]), space.genes.stepped[gene])
+        for level in next_levels(
+            space.levels[gene], int(genome[gene]), space.encoding.ordinal[gene]
+        )
     ]
     useful = savings(space, genome, [moved(space, genome, *step) for step in found]) > 0
     return [step for step, wanted in zip(found, useful, strict=True) if wanted]
@@ -43,7 +45,7 @@ def moved(space: SearchSpace, genome: Genome, gene: int, level: int) -> Genome:
     """The genome (U,) with one gene at another level."""
     changed = genome.copy()
     changed[gene] = level
-    settled: Genome = space.settle(changed[None])[0]
+    settled: Genome = space.deactivate(changed[None])[0]
     return settled
 
 
@@ -56,8 +58,10 @@ def savings(space: SearchSpace, genome: Genome, changed: Sequence[Genome]) -> ND
     if not changed:
         return np.zeros(0)
     rows = np.stack(changed)
-    saved = np.maximum(space.used(genome[None]), 1) - np.maximum(space.used(rows), 1)
-    total: NDArray[np.float64] = np.where(space.genes.admissible(rows), saved.sum(axis=1), 0.0)
+    saved = np.maximum(space.budget_usage(genome[None]), 1) - np.maximum(
+        space.budget_usage(rows), 1
+    )
+    total: NDArray[np.float64] = np.where(space.encoding.admissible(rows), saved.sum(axis=1), 0.0)
     return total
 
 

@@ -17,7 +17,7 @@ from evocompress.core.errors import ConfigError
 from evocompress.core.fields import Many, Size, Whole
 from evocompress.search.base import Problem, SearcherSettings
 from evocompress.search.fidelity.front_search import FrontSearcher, FrontSettings
-from evocompress.search.generator_searcher import Procedure
+from evocompress.search.generator_searcher import GeneratorSearcher
 from evocompress.search.operators.cost_sampling import at_any_cost, span
 
 _PATIENCE = 100
@@ -61,10 +61,10 @@ class StratifiedRandom(FrontSearcher):
         self._settings = settings
         self._seen: set[bytes] = set()
         self._cost = self._objectives.costs[0]
-        self._ends = span(self._space, self._cost, self._objectives.floors[0])
+        self._ends = span(self._space, self._cost, self._objectives.minimal_genomes[0])
         self._bins = Bins(*self._ends, settings.bins, settings.open_bins)
 
-    def _search(self) -> Procedure:
+    def _search(self) -> GeneratorSearcher:
         while genomes := self._draw(self._count()):
             yield from self._compare(genomes)
         yield from self._measure_front()

@@ -9,7 +9,7 @@ import numpy as np
 from evocompress.core.fields import Tokens
 from evocompress.search.base import Incumbent, Problem, SearcherSettings
 from evocompress.search.fidelity import batches
-from evocompress.search.generator_searcher import ProceduralSearcher, Procedure, ranked
+from evocompress.search.generator_searcher import GeneratorSearcher, ProceduralSearcher, ranked
 from evocompress.space import sampling
 from evocompress.space.budget import require
 
@@ -38,7 +38,7 @@ class Uniform(ProceduralSearcher):
         )
         super().__init__(problem, rng)
 
-    def _search(self) -> Procedure:
+    def _search(self) -> GeneratorSearcher:
         genomes = [sampling.uniform(self._space)]
         results = yield from self._evaluate(genomes, self._micro_batches)
         for _, result in ranked(genomes, results):

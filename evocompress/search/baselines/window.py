@@ -10,8 +10,8 @@ import numpy as np
 from evocompress.core.arrays import Genome
 from evocompress.core.types import UnitKind
 from evocompress.search.base import Problem, SearcherSettings
-from evocompress.search.baselines.removal import Genes, Removal, RemovalSettings, without
-from evocompress.search.generator_searcher import Procedure, first_feasible
+from evocompress.search.baselines.removal import Encoding, Removal, RemovalSettings, without
+from evocompress.search.generator_searcher import GeneratorSearcher, first_feasible
 
 
 class WindowSettings(RemovalSettings):
@@ -44,28 +44,28 @@ class Window(Removal):
         self._kind = "last_angular_distance" if last else "angular_distance"
         super().__init__(problem, settings, rng)
 
-    def _search(self) -> Procedure:
-        start = self._space.genes.start
+    def _search(self) -> GeneratorSearcher:
+        start = self._space.encoding.default
         distances = yield from self._estimate(start, self._kind, self._micro_batches)
         if distances.failed is None:
             yield from self._conclude(self._nearest(distances.by_unit), self._micro_batches)
 
     def _nearest(self, distances: Mapping[str, Sequence[float]]) -> Genome:
         """The genome (U,) without the nearest of the shortest windows that suffice."""
-        genes = self._space.genes
-        path = [genes.start]
+        genes = self._space.encoding
+        path = [genes.default]
         for length in range(1, len(genes.droppable) + 1):
             # A window's row tells how far apart its ends are, entry by entry for each length.
             windows = sorted(
                 self._windows(length),
                 key=lambda window: distances[self._space.units[window[0]].name][len(window) - 1],
             )
-            path += [without(self._space, genes.start, window) for window in windows]
+            path += [without(self._space, genes.default, window) for window in windows]
         return first_feasible(self._space, np.stack(path))
 
-    def _windows(self, length: int) -> list[Genes]:
+    def _windows(self, length: int) -> list[Encoding]:
         """The droppable genes of every run of so many neighbouring blocks."""
-        genes = self._space.genes.droppable
+        genes = self._space.encoding.droppable
         blocks = np.array([self._space.units[gene].block for gene in genes])
         return [
             genes[first : first + length]

@@ -44,7 +44,7 @@ class GP(SampledSearcher):
 
 
 def _check_size(space: SearchSpace) -> None:
-    count = int((space.genes.sizes > 1).sum())
+    count = int((space.encoding.sizes > 1).sum())
     if count > MOST_GENES:
         raise ConfigError(
             f"search.name: gp takes at most {MOST_GENES} units with a choice of levels, and this "

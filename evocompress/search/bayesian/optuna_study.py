@@ -55,7 +55,7 @@ class GenomeStudy:
         self._first = list(first)
         self._complete = complete
         self._parameters: dict[str, BaseDistribution] = {
-            space.units[gene].name: IntDistribution(0, int(space.genes.sizes[gene]) - 1)
+            space.units[gene].name: IntDistribution(0, int(space.encoding.sizes[gene]) - 1)
             for gene in choices(space)
         }
         self._points: dict[bytes, list[float] | None] = {}
@@ -119,7 +119,7 @@ class GenomeStudy:
 
 def choices(space: SearchSpace) -> list[int]:
     """The genes that have more than one level."""
-    found: list[int] = np.flatnonzero(space.genes.sizes > 1).tolist()
+    found: list[int] = np.flatnonzero(space.encoding.sizes > 1).tolist()
     return found
 
 

@@ -22,12 +22,12 @@ from evocompress.core.types import Pool
 from evocompress.search.base import Problem, SearcherSettings
 from evocompress.search.fidelity import batches
 from evocompress.search.fidelity.plan import Plan
-from evocompress.search.generator_searcher import ProceduralSearcher, Procedure, Steps
+from evocompress.search.generator_searcher import AskTell, GeneratorSearcher, ProceduralSearcher
 from evocompress.search.objectives import Measured, Objectives
 from evocompress.search.operators.mutation import distinct
 from evocompress.space import sampling
 from evocompress.space.budget import require
-from evocompress.space.repair import repair, spend
+from evocompress.space.repair import fill_budget, repair
 
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
@@ -122,9 +122,9 @@ class SampledSearcher(ProceduralSearcher):
 
     def _complete(self, genome: Genome) -> Genome:
         """The feasible genome (U,) that is measured in place of a proposed one."""
-        return spend(self._space, repair(self._space, genome, self._rng), self._rng)
+        return fill_budget(self._space, repair(self._space, genome, self._rng), self._rng)
 
-    def _search(self) -> Procedure:
+    def _search(self) -> GeneratorSearcher:
         from evocompress.search.bayesian.optuna_study import GenomeStudy
 
         study = GenomeStudy(
@@ -156,7 +156,7 @@ class SampledSearcher(ProceduralSearcher):
 
     def _measure(
         self, genomes: Sequence[Genome], micro_batches: tuple[int, ...]
-    ) -> Steps[list[Measured]]:
+    ) -> AskTell[list[Measured]]:
         results = yield from self._evaluate(genomes, micro_batches)
         return [Measured(genome, result) for genome, result in zip(genomes, results, strict=True)]
 

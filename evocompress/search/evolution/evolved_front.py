@@ -21,7 +21,7 @@ from evocompress.search.evolution.initial_population import (
     measured_ladder,
 )
 from evocompress.search.fidelity.front_search import FrontSearcher, FrontSettings
-from evocompress.search.generator_searcher import Procedure, Steps
+from evocompress.search.generator_searcher import AskTell, GeneratorSearcher
 from evocompress.search.operators.mutation import distinct
 from evocompress.search.operators.pareto_mutation import vary
 from evocompress.space.repair import repair
@@ -74,7 +74,7 @@ class EvolvedFront(FrontSearcher):
     def __init__(
         self, problem: Problem, settings: EvolvedFrontSettings, rng: np.random.Generator
     ) -> None:
-        genes = problem.space.genes
+        genes = problem.space.encoding
         self._settings = settings
         self._has_widths = bool(genes.widths.size)
         self._references: dict[str, list[Genome]] = {}
@@ -106,7 +106,7 @@ class EvolvedFront(FrontSearcher):
                 f"search: {self.algorithm} ends by search.tokens or search.generations; give one"
             )
 
-    def _search(self) -> Procedure:
+    def _search(self) -> GeneratorSearcher:
         seeds = yield from self._seeds()
         evolution = self._evolution(seeds)
         references = [genome for ladder in self._references.values() for genome in ladder]
@@ -119,13 +119,15 @@ class EvolvedFront(FrontSearcher):
             evolution.tell(self._objectives.of(self._space, measured))
         yield from self._measure_front(references)
 
-    def _seeds(self) -> Steps[list[Genome]]:
+    def _seeds(self) -> AskTell[list[Genome]]:
         """The ladders, those that are references noted down."""
         space, rungs = self._space, self._settings.rungs
         ladders = {"uniform": even_ladder(space, self._objectives, rungs)}
         if self._has_widths:
             self._spent += self._plan.front_tokens
-            scores = yield from self._estimate(space.genes.start, "fluctuation", self._plan.front)
+            scores = yield from self._estimate(
+                space.encoding.default, "fluctuation", self._plan.front
+            )
             ladders["flap"] = flap_ladder(space, self._objectives, scores, rungs)
         if self._settings.effect_rounds and ladders["uniform"]:
             ladders["measured"] = yield from self._sums_of_effects(ladders["uniform"][-1])
@@ -134,9 +136,9 @@ class EvolvedFront(FrontSearcher):
             self._references[names[name]] = [g for g in ladders[name] if self._changes(g)]
         # The best ones first: a small population has no place for all.
         seeds = [genome for ladder in reversed(ladders.values()) for genome in ladder]
-        return seeds or [repair(space, space.genes.start, self._rng)]
+        return seeds or [repair(space, space.encoding.default, self._rng)]
 
-    def _sums_of_effects(self, lowest: Genome) -> Steps[list[Genome]]:
+    def _sums_of_effects(self, lowest: Genome) -> AskTell[list[Genome]]:
         """A ladder of half the population, down to the cost of another one's last rung."""
         return (
             yield from measured_ladder(
@@ -172,7 +174,7 @@ class EvolvedFront(FrontSearcher):
             rng=self._rng,
         )
 
-    def _probe(self, genomes: Sequence[Genome]) -> Steps[list[Result]]:
+    def _probe(self, genomes: Sequence[Genome]) -> AskTell[list[Result]]:
         """Results outside the front and the budget, on the tokens of the search."""
         self._spent += len(genomes) * self._plan.search_tokens
         return (yield from self._evaluate(genomes, self._plan.search, probe=True))

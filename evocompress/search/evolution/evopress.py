@@ -17,10 +17,10 @@ from evocompress.search.auto.sensitivity import approach
 from evocompress.search.base import Problem, SearcherSettings
 from evocompress.search.fidelity import batches
 from evocompress.search.fidelity.staged import Selection, StagedSearcher, StagedSettings, published
-from evocompress.search.generator_searcher import Steps
+from evocompress.search.generator_searcher import AskTell
 from evocompress.search.operators.mutation import distinct, exchange, mutate
 from evocompress.space import sampling
-from evocompress.space.repair import repair, spend
+from evocompress.space.repair import fill_budget, repair
 from evocompress.space.space import SearchSpace
 
 
@@ -59,7 +59,7 @@ class EvoPressSettings(StagedSettings):
 
 def exchanges(settings: EvoPressSettings, space: SearchSpace) -> bool:
     """Whether mutations move cost between any units, instead of swapping levels of a kind."""
-    genes = space.genes
+    genes = space.encoding
     joint = bool(genes.matrices.size and genes.droppable.size)
     wanted = settings.moves == "auto" and (joint or bool(genes.widths.size))
     return wanted or settings.moves == "exchange"
@@ -93,7 +93,7 @@ class EvoPress(StagedSearcher):
         best = yield from self._crown(genomes, self._initial_tokens)
         return sampling.uniform(self._space) if best is None else best
 
-    def _summed_effects(self) -> Steps[Genome]:
+    def _summed_effects(self) -> AskTell[Genome]:
         genome = yield from approach(
             self._space,
             self._measure,
@@ -101,9 +101,9 @@ class EvoPress(StagedSearcher):
             per_gene=self._effects.effect_levels,
         )
         genome = repair(self._space, genome, self._rng)
-        return spend(self._space, genome, self._rng)
+        return fill_budget(self._space, genome, self._rng)
 
-    def _measure(self, genomes: Sequence[Genome]) -> Steps[list[Result]]:
+    def _measure(self, genomes: Sequence[Genome]) -> AskTell[list[Result]]:
         """Results of probes on freshly drawn tokens."""
         micro_batches = batches.draw(self._pool, self._effect_tokens, self._rng)
         return (yield from self._evaluate(genomes, micro_batches, probe=True))
@@ -130,8 +130,8 @@ class EvoPress(StagedSearcher):
         return genome if self._within_caps(genome) else None
 
     def _within_caps(self, genome: Genome) -> bool:
-        genes = self._space.genes
-        distances = np.abs(genome - genes.start)[genes.matrices]
+        genes = self._space.encoding
+        distances = np.abs(genome - genes.default)[genes.matrices]
         farthest, total = distances.max(initial=0), distances.sum()
         return bool(
             (self._max_level is None or farthest <= self._max_level)
@@ -141,7 +141,7 @@ class EvoPress(StagedSearcher):
 
 def _windows(space: SearchSpace, count: int) -> list[list[int]]:
     """For each of `count` windows, which begin ever later, the genes of the blocks before it."""
-    blocks = np.array([unit.block for unit in space.genes.units])
+    blocks = np.array([unit.block for unit in space.encoding.units])
     begins = np.arange(count) * (blocks.max(initial=-1) + 1) / count
     return [np.flatnonzero(blocks < begin).tolist() for begin in begins]
 

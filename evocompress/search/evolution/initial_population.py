@@ -12,7 +12,7 @@ from evocompress.core.arrays import Genome
 from evocompress.core.types import Estimation
 from evocompress.search.allocation.flap import thresholds, trajectory
 from evocompress.search.auto.sensitivity import Measure, applied, best_sum, changes
-from evocompress.search.generator_searcher import Steps
+from evocompress.search.generator_searcher import AskTell
 from evocompress.search.objectives import Objectives
 from evocompress.space import sampling
 from evocompress.space.space import SearchSpace
@@ -33,10 +33,10 @@ def rungs(
 
     Only feasible ones that do not cost less than the objectives' range.
     """
-    stacked = space.settle(np.stack(genomes))
+    stacked = space.deactivate(np.stack(genomes))
     costs = space.costs(stacked)
     inside = space.feasible(stacked)
-    for name, floor in zip(objectives.costs, objectives.floors, strict=True):
+    for name, floor in zip(objectives.costs, objectives.minimal_genomes, strict=True):
         inside &= costs[name] >= floor
     kept = stacked[inside]
     if not len(kept):
@@ -66,7 +66,7 @@ def measured_ladder(
     *,
     rounds: int,
     per_gene: int,
-) -> Steps[list[Genome]]:
+) -> AskTell[list[Genome]]:
     """Up to `count` genomes (U,) of the least harm, down to the first cost of another genome.
 
     The effects of single changes are measured at the start and added up, see
@@ -81,9 +81,9 @@ def measured_ladder(
         rounds: How many times effects are measured.
         per_gene: How many levels of each gene are tried each time.
     """
-    cost, genome = objectives.costs[0], space.genes.start
+    cost, genome = objectives.costs[0], space.encoding.default
     bounded = replace(space, budget={cost: space.costs(genome[None])[cost].item()})
-    shares = np.linspace(1.0, bounded.used(lowest[None])[0], count + 1)[1:]
+    shares = np.linspace(1.0, bounded.budget_usage(lowest[None])[0], count + 1)[1:]
     found: list[Genome] = []
     for targets in np.array_split(shares, rounds):
         tries = changes(bounded, genome, per_gene)

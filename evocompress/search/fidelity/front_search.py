@@ -14,7 +14,7 @@ from evocompress.core.fields import Number, Tokens, Whole
 from evocompress.core.pareto import spread
 from evocompress.search.base import Problem, SearcherSettings
 from evocompress.search.fidelity.plan import plan
-from evocompress.search.generator_searcher import ProceduralSearcher, Procedure, Steps
+from evocompress.search.generator_searcher import AskTell, GeneratorSearcher, ProceduralSearcher
 from evocompress.search.objectives import Measured, choose
 
 Share = Annotated[Number, Field(ge=0, le=1e18)]
@@ -100,14 +100,14 @@ class FrontSearcher(ProceduralSearcher):
         """How many candidates can still be compared before the end; ``None``: any number."""
         return self._plan.affordable(self._spent, self._front_size + references)
 
-    def _compare(self, genomes: Sequence[Genome]) -> Steps[list[Measured]]:
+    def _compare(self, genomes: Sequence[Genome]) -> AskTell[list[Measured]]:
         """Measures genomes (U,) beside all others and keeps them for the front."""
         measured = yield from self._measure(genomes, self._plan.search)
         self._archive += measured
         self._best = self._objectives.balanced(self._space, self._archive) or self._best
         return measured
 
-    def _measure_front(self, references: Sequence[Genome] = ()) -> Procedure:
+    def _measure_front(self, references: Sequence[Genome] = ()) -> GeneratorSearcher:
         """Measures the front and the references (U,) again; its knee becomes the incumbent."""
         finalists = {genome.tobytes(): genome for genome in [*self._front(), *references]}
         front = yield from self._measure(list(finalists.values()), self._plan.front)
@@ -123,7 +123,7 @@ class FrontSearcher(ProceduralSearcher):
 
     def _measure(
         self, genomes: Sequence[Genome], micro_batches: tuple[int, ...]
-    ) -> Steps[list[Measured]]:
+    ) -> AskTell[list[Measured]]:
         self._spent += len(genomes) * sum(self._pool.tokens[index] for index in micro_batches)
         results = yield from self._evaluate(genomes, micro_batches)
         return [Measured(genome, result) for genome, result in zip(genomes, results, strict=True)]

@@ -15,7 +15,7 @@ from evocompress.core.types import Evaluate, Result
 from evocompress.search.base import Problem, SearcherSettings
 from evocompress.search.fidelity.front_search import Share
 from evocompress.search.fidelity.halving import Rung, Schedule, ladder, price, priority
-from evocompress.search.generator_searcher import ProceduralSearcher, Procedure
+from evocompress.search.generator_searcher import GeneratorSearcher, ProceduralSearcher
 from evocompress.search.objectives import Measured, Objectives, choose
 from evocompress.search.operators.cost_sampling import at_any_cost, span
 from evocompress.search.operators.mutation import distinct
@@ -85,7 +85,9 @@ class MOASHA(ProceduralSearcher):
         self._drawn: set[bytes] = set()
         self._spans = {
             name: span(space, name, floor)
-            for name, floor in zip(self._objectives.costs, self._objectives.floors, strict=True)
+            for name, floor in zip(
+                self._objectives.costs, self._objectives.minimal_genomes, strict=True
+            )
         }
         super().__init__(replace(problem, space=space), rng)
 
@@ -94,7 +96,7 @@ class MOASHA(ProceduralSearcher):
         """The costs that span the front with the proxy's value."""
         return self._objectives.costs
 
-    def _search(self) -> Procedure:
+    def _search(self) -> GeneratorSearcher:
         while jobs := self._jobs():
             answers = yield [
                 Evaluate(self._space.candidate(genome), rung.micro_batches) for rung, genome in jobs

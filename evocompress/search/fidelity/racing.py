@@ -13,7 +13,7 @@ from typing import Protocol
 
 from evocompress.core.types import Candidate, Result
 from evocompress.search.fidelity.scoreboard import Scoreboard
-from evocompress.search.generator_searcher import Steps
+from evocompress.search.generator_searcher import AskTell
 
 Wanted = Sequence[tuple[Candidate, tuple[int, ...]]]
 """Candidates, each with the micro-batches on which it is to be measured."""
@@ -26,7 +26,7 @@ class Measure(Protocol):
         """Whether there are tokens left for it."""
         ...
 
-    def __call__(self, wanted: Wanted) -> Steps[list[Result]]:
+    def __call__(self, wanted: Wanted) -> AskTell[list[Result]]:
         """The results."""
         ...
 
@@ -52,7 +52,7 @@ def race(
     rungs: Sequence[Rung],
     *,
     by_chance: bool = True,
-) -> Steps[tuple[Candidate, tuple[int, ...]]]:
+) -> AskTell[tuple[Candidate, tuple[int, ...]]]:
     """The winner: the rival with the lowest mean at the end, if it is lower than the incumbent's.
 
     Where the tokens do not suffice for a rung, the one before it was the end.

@@ -16,13 +16,18 @@ from evocompress.core.finetuning import Recipe
 from evocompress.core.types import Pool, Result
 from evocompress.search.base import Incumbent, Problem, SearcherSettings
 from evocompress.search.fidelity import batches
-from evocompress.search.generator_searcher import ProceduralSearcher, Procedure, Steps, ranked
+from evocompress.search.generator_searcher import (
+    AskTell,
+    GeneratorSearcher,
+    ProceduralSearcher,
+    ranked,
+)
 from evocompress.space import sampling
 from evocompress.space.budget import require
 from evocompress.space.space import SearchSpace
 
-Selection = Steps[Genome | None]
-Ranking = Steps[list[tuple[Genome, Result]]]
+Selection = AskTell[Genome | None]
+Ranking = AskTell[list[tuple[Genome, Result]]]
 
 
 class StagedSettings(SearcherSettings):
@@ -108,9 +113,9 @@ def published(settings: StagedSettings, space: SearchSpace) -> Published:
     """The published schedule that completes the settings."""
     if settings.kind != "auto":
         return PUBLISHED[settings.kind]
-    if space.genes.matrices.size:
+    if space.encoding.matrices.size:
         return PUBLISHED["sparsity"]
-    return PUBLISHED["width" if space.genes.widths.size else "depth"]
+    return PUBLISHED["width" if space.encoding.widths.size else "depth"]
 
 
 def schedule(settings: StagedSettings, space: SearchSpace, pool: Pool) -> Schedule:
@@ -145,8 +150,8 @@ def schedule(settings: StagedSettings, space: SearchSpace, pool: Pool) -> Schedu
 
 def _depth_generations(space: SearchSpace) -> int:
     """EvoPress's int(k (n - k) / 1.5) for k of n units removed, at least 1."""
-    dropped = space.genes.dropped(sampling.uniform(space)[None])[0]
-    masks = [dropped[units] for kind, units in space.genes.by_kind.items() if kind != "matrix"]
+    dropped = space.encoding.dropped(sampling.uniform(space)[None])[0]
+    masks = [dropped[units] for kind, units in space.encoding.by_kind.items() if kind != "matrix"]
     swaps = max((int(mask.sum() * (len(mask) - mask.sum())) for mask in masks), default=0)
     return max(int(swaps / 1.5), 1)
 
@@ -174,7 +179,7 @@ class StagedSearcher(ProceduralSearcher):
         yield from ()
         return None
 
-    def _search(self) -> Procedure:
+    def _search(self) -> GeneratorSearcher:
         parent = yield from self._start()
         for _ in range(self._schedule.generations):
             offspring = self._offspring(parent)

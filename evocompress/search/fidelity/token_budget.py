@@ -76,7 +76,7 @@ def parts(pool: Pool, rng: np.random.Generator) -> Parts:
     return Parts(tuple(order[:cut]), tuple(order[cut:] or order))
 
 
-class Purse:
+class TokenBudget:
     """The tokens of one search.
 
     Args:

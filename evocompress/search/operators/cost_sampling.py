@@ -9,7 +9,7 @@ import numpy as np
 
 from evocompress.core.arrays import Genome
 from evocompress.space import sampling
-from evocompress.space.budget import floors
+from evocompress.space.budget import minimal_genomes
 from evocompress.space.space import SearchSpace
 
 
@@ -21,7 +21,7 @@ def span(space: SearchSpace, cost: str, floor: float = 0.0) -> tuple[float, floa
         cost: Name of the cost.
         floor: What is no gain to go below.
     """
-    lowest = floors(space)
+    lowest = minimal_genomes(space)
     least = space.costs(lowest[space.feasible(lowest)])[cost].min()
     widest = np.zeros((1, len(space.units)), dtype=np.int64)
     most = min(space.costs(widest)[cost].item(), space.budget.get(cost, inf))

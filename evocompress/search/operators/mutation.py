@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evocompress.core.arrays import Genome
-from evocompress.space.repair import repair, restore, spend
+from evocompress.space.repair import fill_budget, repair, restore
 from evocompress.space.space import SearchSpace
 
 _TRIES = 100
@@ -50,7 +50,7 @@ def mutate(
         relaxed, raised = rng.choice(down), rng.choice(up)
         child[relaxed] -= 1
         child[raised] += 1
-    settled: Genome = space.settle(child[None])[0]
+    settled: Genome = space.deactivate(child[None])[0]
     return settled
 
 
@@ -84,11 +84,11 @@ def exchange(
     kept = [*changed, *fixed]
     child = repair(space, child, rng, keep=kept)
     # Matrices would take in small steps what a dropped unit could return for.
-    if space.genes.matrices.size and space.genes.droppable.size and rng.random() < 0.5:
+    if space.encoding.matrices.size and space.encoding.droppable.size and rng.random() < 0.5:
         child = restore(space, child, rng, keep=kept)
-    child = spend(space, child, rng, keep=kept)
+    child = fill_budget(space, child, rng, keep=kept)
     # What the others could not use: a change may have to be taken back in part.
-    return spend(space, child, rng, keep=fixed)
+    return fill_budget(space, child, rng, keep=fixed)
 
 
 def transpose(space: SearchSpace, genome: Genome, rng: np.random.Generator) -> Genome:
@@ -98,7 +98,7 @@ def transpose(space: SearchSpace, genome: Genome, rng: np.random.Generator) -> G
     are random ones that differ; where there are none the genome stays as it is.
     """
     found = []
-    for blocks in space.genes.alike_blocks:
+    for blocks in space.encoding.alike_blocks:
         levels = genome[blocks]
         differ = np.triu((levels[:, None] != levels[None]).any(axis=2))
         found += [(blocks[one], blocks[other]) for one, other in np.argwhere(differ)]
@@ -133,8 +133,8 @@ def distinct(
 
 def _movable(space: SearchSpace, genome: Genome, fixed: Sequence[int]) -> list[NDArray[np.int64]]:
     """For each kind of unit that can move, its genes that are not void and have a choice."""
-    genes = space.genes
-    free = ~genes.void(genome[None])[0] & (genes.sizes > 1)
+    genes = space.encoding
+    free = ~genes.inactive(genome[None])[0] & (genes.sizes > 1)
     free[list(fixed)] = False
     kinds = [units[free[units]] for units in genes.by_kind.values()]
     return [units for units in kinds if units.size]
@@ -142,8 +142,8 @@ def _movable(space: SearchSpace, genome: Genome, fixed: Sequence[int]) -> list[N
 
 def _another_level(space: SearchSpace, genome: Genome, gene: int, rng: np.random.Generator) -> int:
     """A level that a gene does not have now."""
-    now, count = int(genome[gene]), int(space.genes.sizes[gene])
-    if space.genes.stepped[gene] or rng.random() < 0.5:
+    now, count = int(genome[gene]), int(space.encoding.sizes[gene])
+    if space.encoding.ordinal[gene] or rng.random() < 0.5:
         return int(rng.choice([level for level in (now - 1, now + 1) if 0 <= level < count]))
     return int((now + rng.integers(1, count)) % count)
 
@@ -152,11 +152,11 @@ def _possible(
     space: SearchSpace, genome: Genome, max_level: int | None, fixed: Sequence[int]
 ) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """For each kind of unit that can move: the units that can go down, and those that can go up."""
-    genes = space.genes
+    genes = space.encoding
     reach = int(genes.sizes.max()) if max_level is None else max_level
-    present = ~genes.void(genome[None])[0]
+    present = ~genes.inactive(genome[None])[0]
     present[list(fixed)] = False
-    down = present & (genome > np.maximum(genes.start - reach, 0))
-    up = present & (genome < np.minimum(genes.start + reach, genes.sizes - 1))
+    down = present & (genome > np.maximum(genes.default - reach, 0))
+    up = present & (genome < np.minimum(genes.default + reach, genes.sizes - 1))
     moves = [(units[down[units]], units[up[units]]) for units in genes.by_kind.values()]
     return [(lower, upper) for lower, upper in moves if len(lower) and len(upper)]

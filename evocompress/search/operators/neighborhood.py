@@ -29,7 +29,7 @@ class Neighbours:
     Attributes:
         harms: The sums of harms (K,); void genes have none.
         used: The budget's costs as multiples of their bounds (K, bounds), as `SearchSpace.used`.
-        admissible: As `evocompress.space.encoding.Genes.admissible` (K,).
+        admissible: As `evocompress.space.encoding.Encoding.admissible` (K,).
     """
 
     harms: Floats
@@ -54,10 +54,10 @@ class Neighbourhood:
     def __init__(self, space: SearchSpace, harms: Floats) -> None:
         self._space = space
         self._harms = harms
-        apart = not space.genes.merges and all(map(_in_one_block, space.genes.members))
+        apart = not space.encoding.merges and all(map(_in_one_block, space.encoding.members))
         # Where genes reach into other blocks, all of them are one group.
         self._genes = np.array([unit.block if apart else 0 for unit in space.units])
-        self._parts = np.array([unit.block if apart else 0 for unit in space.genes.parts])
+        self._parts = np.array([unit.block if apart else 0 for unit in space.encoding.parts])
         self._count = 1 + max(self._genes.max(), self._parts.max(initial=0))
 
     def around(
@@ -74,12 +74,12 @@ class Neighbourhood:
         places = _places(groups)
         rows = np.tile(genome, (int(places.max()) + 1, 1))
         rows[places, genes] = levels
-        rows = self._space.settle(rows)
+        rows = self._space.deactivate(rows)
         base, changed = self._sums(genome[None]), self._sums(rows)
         own = changed[places, groups]
         after = _of_others(base[0])[groups] + own
         before = base[0, :, _COSTS:].sum(axis=0)
-        used = self._space.used(genome[None])[0] + after[:, _COSTS:] - before
+        used = self._space.budget_usage(genome[None])[0] + after[:, _COSTS:] - before
         admissible = (after[:, _ATTENTIONS] > 0) & (after[:, _SHORT] == 0)
         return Neighbours(after[:, _HARM], used, admissible)
 
@@ -87,12 +87,12 @@ class Neighbourhood:
         """By group harms, attentions, mixtures that are short, and costs (N, G, columns)."""
         space, count = self._space, self._count
         each = self._harms[np.arange(genomes.shape[1]), genomes]
-        each = np.where(space.genes.void(genomes), 0.0, each)
-        costs = np.moveaxis(space.used_by_part(genomes), 2, 0)
+        each = np.where(space.encoding.inactive(genomes), 0.0, each)
+        costs = np.moveaxis(space.budget_usage_by_part(genomes), 2, 0)
         found = [
             sums_by(each, self._genes, count),
-            sums_by(space.genes.attention_left(genomes).astype(np.int64), self._parts, count),
-            sums_by(space.genes.short_mixtures(genomes).astype(np.int64), self._parts, count),
+            sums_by(space.encoding.attention_left(genomes).astype(np.int64), self._parts, count),
+            sums_by(space.encoding.short_mixtures(genomes).astype(np.int64), self._parts, count),
             *(sums_by(cost, self._parts, count) for cost in costs),
         ]
         return np.stack(found, axis=2)

@@ -104,7 +104,7 @@ def quadratic(
     """
     harms = padded(_allowed(space, genome, found, radius), np.inf)
     scores = padded(found.scores, 0.0)
-    void = space.genes.void(genome[None])[0]
+    void = space.encoding.inactive(genome[None])[0]
     harms[void] = np.where(np.isfinite(harms[void]), 0.0, np.inf)
     scores[void] = 0.0
     return Quadratic(harms, scores, coupling)
@@ -128,7 +128,7 @@ def least(space: SearchSpace, function: Quadratic, start: Genome) -> Genome | No
     def cheapest(prices: Floats) -> Genome:
         priced_harms = function.harms + np.where(np.isfinite(costs), costs, 0.0) @ prices
         last[0] = _descended(function, priced_harms, last[0])
-        settled: Genome = space.settle(last[0][None])[0]
+        settled: Genome = space.deactivate(last[0][None])[0]
         return settled
 
     def value(genome: Genome) -> float:
@@ -205,7 +205,7 @@ def _descended(function: Quadratic, harms: Floats, genome: Genome) -> Genome:
 
 def _polished(space: SearchSpace, function: Quadratic, genome: Genome) -> Genome:
     """A feasible genome (U,) after single changes that lower the value, best first."""
-    genes, levels = space.genes.options
+    genes, levels = space.encoding.options
     while True:
         changed = np.tile(genome, (len(genes), 1))
         changed[np.arange(len(genes)), genes] = levels

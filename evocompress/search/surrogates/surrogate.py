@@ -2,7 +2,7 @@
 
 A prediction is an estimate, where there is one, corrected by a regression on the levels. It costs
 nothing, so it can screen many candidates of which only the promising are measured (Luo et al.
-2020, 2007.04785). Whether to believe it is for a `Screen` to say.
+2020, 2007.04785). Whether to believe it is for a `SurrogateGate` to say.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class Surrogate:
 
 
 @dataclass(frozen=True)
-class Screen:
+class SurrogateGate:
     """Whether predictions have lately been in the order of what was then measured.
 
     Nothing is trusted before it was proved, and predictions go on being compared while they are
@@ -128,7 +128,7 @@ class Screen:
     threshold: float = 0.3
     pairs: tuple[tuple[float, float], ...] = ()
 
-    def after(self, predicted: Floats, measured: Floats) -> Screen:
+    def after(self, predicted: Floats, measured: Floats) -> SurrogateGate:
         """The screen with one more batch, predicted and then measured (N,) on the same tokens.
 
         Only differences within a batch count: neither that a search gets ever better nor that

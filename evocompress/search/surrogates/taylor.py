@@ -65,7 +65,7 @@ def expansion(space: SearchSpace, estimation: Estimation) -> Expansion:
     kind, rows = estimation.request.kind, estimation.by_unit
     parts = 2 if kind == "linearised" else 1
     slopes, scores = [], []
-    for members, levels in zip(space.genes.members, space.levels, strict=True):
+    for members, levels in zip(space.encoding.members, space.levels, strict=True):
         tables = [np.reshape(rows[unit.name], (parts, len(levels), -1)) for unit in members]
         table = np.sum(tables, axis=0)
         nothing = np.zeros_like(table[0])
@@ -95,7 +95,7 @@ def within(
     A drop is forbidden, and what is dropped stays so: neither is a small change.
     """
     allowed = []
-    for harm, now, drop in zip(harms, genome, space.genes.drop_index, strict=True):
+    for harm, now, drop in zip(harms, genome, space.encoding.drop_index, strict=True):
         levels = np.arange(len(harm))
         near = (np.abs(levels - now) <= radius) & ((levels == drop) == (now == drop))
         allowed.append(np.where(near, harm, np.inf))

@@ -28,19 +28,19 @@ def test_the_interface_stays_small() -> None:
 
 
 def test_the_readme_lists_every_model_type() -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    readme = (Path(__file__).parents[3] / "README.md").read_text()
     listed = re.search(r"^\| models \| (.*?);", readme, flags=re.MULTILINE)
     types = dict.fromkeys(family.model_type for family in FAMILIES.values())
     assert listed is not None and listed[1] == ", ".join(types)
 
 
 def test_the_page_lists_every_family() -> None:
-    page = Path(__file__).parents[2] / "docs" / "families.md"
+    page = Path(__file__).parents[3] / "docs" / "families.md"
     listed = re.findall(r"^\| `([\w-]+)` \|", page.read_text(), flags=re.MULTILINE)
     assert listed == list(FAMILIES)
 
 
 def test_the_example_of_the_page_is_the_file() -> None:
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     file = root / "evocompress" / "families" / "starcoder2.py"
     assert f"```python\n{file.read_text()}```" in (root / "docs" / "families.md").read_text()

@@ -23,7 +23,7 @@ from evocompress.pipeline.planning import (
 )
 from evocompress.pipeline.planning.device import Device
 from evocompress.pipeline.planning.measure import measured
-from evocompress.pipeline.planning.plan import bench_of
+from evocompress.pipeline.planning.plan import context_of
 from evocompress.pipeline.planning.stages import Run, library_stage, search_stage
 from evocompress.pipeline.planning.work import Work
 from evocompress.testing.staged import require_packages
@@ -105,8 +105,8 @@ def test_what_is_no_model_is_refused(tmp_path):
 @pytest.mark.parametrize("space", [SPARSE, NARROW], ids=["sparse", "narrow"])
 def test_products_of_the_dense_model_are_those_that_torch_counts(space):
     loaded = tiny_loaded()
-    run = Run(bench_of(config(space=space), loaded), shared=True)
-    length = run.bench.untimed_space.cost_model.length
+    run = Run(context_of(config(space=space), loaded), shared=True)
+    length = run.context.untimed_space.cost_model.length
     counted = count_flops(loaded.model, length)
     assert run.products(3 * length, dense=True).products == pytest.approx(3 * counted, rel=1e-6)
     of_head = 2 * 64 * 256 * length
@@ -120,7 +120,7 @@ def test_experts_are_counted_by_the_tokens_that_they_see():
     def statistics(active):
         loaded = tiny_loaded("mixtral")
         loaded.model.config.num_experts_per_tok = active
-        stage = library_stage(Run(bench_of(config(space=SPARSE), loaded), shared=True))
+        stage = library_stage(Run(context_of(config(space=SPARSE), loaded), shared=True))
         return stage.work.statistics
 
     experts, layers, tokens = 4, 3, 6 * LENGTH
@@ -130,9 +130,9 @@ def test_experts_are_counted_by_the_tokens_that_they_see():
 
 
 def test_a_search_compares_each_logit_that_it_asks_for_and_the_dense_models():
-    run = Run(bench_of(config(), tiny_loaded()), shared=True)
+    run = Run(context_of(config(), tiny_loaded()), shared=True)
     assert search_stage(run).work.logits == (4000 + 8 * LENGTH) * 256
-    asked = Run(bench_of(config(search={"name": "uniform"}), tiny_loaded()), shared=True)
+    asked = Run(context_of(config(search={"name": "uniform"}), tiny_loaded()), shared=True)
     assert search_stage(asked).work.logits == (500_000 + 8 * LENGTH) * 256
 
 
@@ -229,7 +229,7 @@ def test_where_nothing_is_enough_the_plan_says_so():
 
 def test_targets_are_where_the_proxy_keeps_them():
     def stage(**proxy):
-        return search_stage(Run(bench_of(config(proxy=proxy), tiny_loaded()), shared=True))
+        return search_stage(Run(context_of(config(proxy=proxy), tiny_loaded()), shared=True))
 
     held = 8 * LENGTH * (8 * 64 + 4)
     memory, disk = stage(top_k=64), stage(top_k=64, targets="disk")
@@ -244,7 +244,7 @@ def test_targets_are_where_the_proxy_keeps_them():
 
 
 def test_a_search_says_what_it_needs_before_it_begins():
-    first, *advice = preflight(bench_of(config(), tiny_loaded()))
+    first, *advice = preflight(context_of(config(), tiny_loaded()))
     assert first.startswith("needs up to ") and "disk" in first
     assert advice == []
 
@@ -255,10 +255,10 @@ def test_what_a_budget_leaves_of_the_blocks_is_said_beforehand():
     for bound in (0.9, 0.75):
         space = {"width": {"multiple_of": 8}, "drop": {}, "budget": {"params": bound}}
         (note,) = make_plan(config(space=space), model, DEVICES["h100"]).notes
-        *_, searched = preflight(bench_of(config(space=space), model))
+        *_, searched = preflight(context_of(config(space=space), model))
         assert searched == note
         shares[bound] = note
-    costs = bench_of(config(), model).space.cost_model.dense()
+    costs = context_of(config(), model).space.cost_model.dense()
     outside = 1 - costs["body_params"] / costs["params"]
     for bound, note in shares.items():
         left = (bound - outside) / (1 - outside)
@@ -277,7 +277,7 @@ def test_a_tenth_outside_the_blocks_is_too_little_to_name_unless_little_is_left_
         (256, 0.13),
     ):  # shares of the embedding on both sides of a tenth
         model = tiny_loaded(vocabulary=vocabulary)
-        costs = bench_of(config(), model).space.cost_model.dense()
+        costs = context_of(config(), model).space.cost_model.dense()
         outside = 1 - costs["body_params"] / costs["params"]
         assert outside == pytest.approx(share, abs=0.005)
         for bound in (0.45, 0.95):
