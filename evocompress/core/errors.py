@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from evocompress.core.foreign_text import printable, shortened
+from evocompress.core.foreign_text import abridged, printable, shortened
 
 
 class EvoCompressError(Exception):
@@ -42,7 +42,8 @@ def one_line(error: BaseException) -> str:
 
     It may quote what comes from elsewhere, so it is harmless on a terminal and not too long.
     """
-    text = shortened(printable(" ".join(str(error).split()), ""))
+    text = printable(" ".join(str(error).split()), "")
     if isinstance(error, EvoCompressError):
-        return text
+        return shortened(text)
+    text = shortened(abridged(text))
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -16,6 +16,9 @@ CONTROLS = ("Cc", "Cs", "Zl", "Zp")
 TURNS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 """Characters that turn the direction of what follows, so that it reads as something else."""
 
+LISTED = 5
+"""Names that are shown of a list of more than twice as many."""
+
 LONGEST = 1000
 """Characters of a message that are shown."""
 
@@ -54,6 +57,16 @@ def shortened(text: str, most: int = LONGEST) -> str:
         return text
     half = most // 2
     return f"{text[:half]} ... {text[-half:]} ({len(text):,} characters)"
+
+
+def abridged(text: str) -> str:
+    """A text with the first names only of long lists, such as transformers' of all model types."""
+
+    def first(listed: re.Match[str]) -> str:
+        names = listed.group().split(", ")
+        return f"{', '.join(names[:LISTED])}, ... ({len(names)} in all)"
+
+    return re.sub(rf"(?:[\w'\"`./<>-]+, ){{{2 * LISTED},}}[\w'\"`./<>-]+", first, text)
 
 
 def in_markdown(text: str) -> str:

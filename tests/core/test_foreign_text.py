@@ -165,3 +165,11 @@ def test_the_messages_of_wrong_words_on_the_command_line(monkeypatch, capsys):
     for words in (("search", "[/x]"), ("sear[/ch]",), ("report", "--[/x]"), ("plan", "[/a]")):
         assert call(monkeypatch, *words) != 0
     assert "\x1b[31m" not in capsys.readouterr().err
+
+
+def test_long_lists_of_other_libraries_are_cut():
+    names = [f"'model-{number}'" for number in range(300)]
+    said = one_line(KeyError(f"one of {', '.join(names)}; got 'x'"))
+    assert "'model-0', 'model-1'" in said and "... (300 in all)" in said and len(said) < 150
+    few = "one of 'a', 'b', 'c' and 'd', but not of 'e', 'f'"
+    assert few in one_line(ValueError(few)) and ", ".join(names) not in said
