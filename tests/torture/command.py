@@ -77,9 +77,12 @@ class Running:
         sys.stdout.flush()
         sys.stderr.flush()
         self._status: int | None = None
+        # In the new process a signal must not unwind what this one is in the middle of.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDED_BY)
         self.pid = os.fork()
         if self.pid == 0:
-            _become(self.words, root, self._output, hook)
+            _become(self.words, root, self._output, before, hook)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def wait(self, seconds: float = HANGS) -> Done:
         """Waits for its end, and ends it where that takes too long."""
@@ -122,7 +125,9 @@ def run(
     return Running(words, root, hook).wait(seconds)
 
 
-def _become(words: Sequence[str], root: Path, output: Path, hook: Hook | None) -> None:
+def _become(
+    words: Sequence[str], root: Path, output: Path, signals: set[int], hook: Hook | None
+) -> None:
     """Turns this forked process into the command; never returns."""
     code = 70
     try:
@@ -130,6 +135,7 @@ def _become(words: Sequence[str], root: Path, output: Path, hook: Hook | None) -
         os.dup2(target, 1)
         os.dup2(target, 2)
         os.chdir(root)
+        signal.pthread_sigmask(signal.SIG_SETMASK, signals)
         os.environ["XDG_CACHE_HOME"] = str(root / "cache")
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
