@@ -12,6 +12,7 @@ from mkdocs.structure.pages import Page
 
 PAGES = {
     "README.md": "start.md",
+    "evocompress/README.md": "code.md",
     "SECURITY.md": "security.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
@@ -22,7 +23,7 @@ LINK = re.compile(r"\[([^\]]+)\]\((?![a-z]+:|#)([^)#\s]+)(#[^)\s]*)?\)")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds the pages of the root."""
+    """Adds the pages that lie elsewhere."""
     for source, page in PAGES.items():
         text = (ROOT / source).read_text(encoding="utf-8")
         files.append(File.generated(config, page, content=text))

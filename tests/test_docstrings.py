@@ -1,7 +1,8 @@
-"""Examples in docstrings are run, as a user would type them."""
+"""Examples in docstrings are run, as a user would type them; what texts name is there."""
 
 import ast
 import doctest
+import re
 from importlib import import_module
 from pathlib import Path
 
@@ -41,6 +42,31 @@ def test_the_examples_of_a_module_hold(name, tmp_path, monkeypatch):
     for test in tests:
         told = []
         assert not runner.run(test, out=told.append).failed, "".join(told)
+
+
+def texts():
+    root = PACKAGE.parent
+    pages = [*root.glob("*.md"), *root.glob("docs/**/*.md"), *PACKAGE.rglob("*.md")]
+    return [path for path in (*PACKAGE.rglob("*.py"), *pages) if path.name != "CHANGELOG.md"]
+
+
+def found(name):
+    """What a dotted name stands for, or None."""
+    try:
+        return import_module(name)
+    except ModuleNotFoundError:
+        above, _, last = name.rpartition(".")
+        return getattr(found(above), last, None) if above else None
+
+
+@pytest.mark.filterwarnings("error::FutureWarning")  # a former name of a module
+def test_what_texts_name_in_full_is_there():
+    named = {
+        name: path.name
+        for path in texts()
+        for name in re.findall(r"`(evocompress(?:\.\w+)+)(?:\(\))?`", path.read_text("utf-8"))
+    }
+    assert not {name: file for name, file in named.items() if found(name) is None}
 
 
 def test_there_are_examples():

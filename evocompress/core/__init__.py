@@ -1,7 +1,8 @@
 """The words of the program, its settings and its files; everything else stands on this room.
 
-Frozen data (`types`), settings of a run file (`config`, `space_config`, `fields`), errors that are
-one line, files that appear whole and are checked when they are read back, and progress.
+`types` are the words as frozen data (docs/words.md); `config` and `space_config` are the settings
+of a run file, which `config_file` reads; `errors` are told in one line; `files` appear whole and
+are checked when they are read back; `progress` is told of slow steps.
 
 Interface: the dataclasses of `evocompress.core.types`, `evocompress.core.config.RunConfig`,
 `evocompress.core.errors`, `evocompress.core.files`.

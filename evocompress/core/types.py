@@ -159,7 +159,7 @@ class Candidate:
 
     Canonical: sorted by unit name, without dense levels, without the void descendants of
     dropped units, and a dropped block written as its two dropped sub-layers. Build one
-    with `evocompress.space.space.canonical`; this class only checks the order.
+    with `evocompress.core.canonical.canonical`; this class only checks the order.
     """
 
     levels: tuple[tuple[str, Level], ...] = ()

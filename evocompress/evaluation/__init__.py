@@ -1,12 +1,12 @@
-"""How good a candidate is and how long it takes: what a search asks for, and what is reported.
+"""How good a candidate is and how long it takes, for the search and for the report.
 
-`calibration` reads text and images; `proxies` judge candidates on it; `estimates` say something
-about every unit at once; `profile` measures latency tables; `executor` answers requests in this
-process. `heldout` measures finished models and shares no code with the proxies, so that what chose
-a winner does not judge it.
+`calibration` reads text and images; `proxies` judge candidates on them; `estimates` tell a number
+for every unit from a few passes; `profile` measures latency tables; `executor` answers requests in
+this process. `heldout` measures finished models and shares no code with the proxies, so that no
+winner is judged by the code that chose it.
 
-Interface: `evocompress.evaluation.proxies.base.Proxy`,
-`evocompress.evaluation.estimates.base.ESTIMATE` entries (one file and one line each, see
+Interface: `evocompress.evaluation.proxies.base.Proxy` and
+`evocompress.evaluation.estimates.base.Estimator` (a new one is one file and one line, see
 docs/proxy.md), `evocompress.evaluation.heldout.heldout_quality`.
 
 Imported by: `api`, `cli`, `distributed`, `pipeline`, `testing`.

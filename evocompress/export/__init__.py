@@ -1,4 +1,8 @@
-"""Writes a candidate as a checkpoint (`materialize`); `FORMATS` names the forms it can take.
+"""Writes a candidate as a checkpoint that a program loads.
+
+`checkpoint` makes the folder whole or not at all; each format of `FORMATS` is a file that says
+which candidates the format can express and builds the model; `choice` and `programs` know which
+program loads which format; `layout` counts what a candidate leaves of every block.
 
 Interface: `materialize`, `evocompress.export.formats.Format` (see docs/export.md).
 

@@ -1,6 +1,9 @@
-"""Heals a compressed checkpoint by distilling the dense model into it (`heal`).
+"""Heals a compressed checkpoint by distilling the dense model into it.
 
-Interface: `heal`; `tuned` fine-tunes candidates in place for searchers that ask for it.
+`distill` is the training, `state` what a resumed one goes on from, `student` reads and writes the
+checkpoint, `masters` keep zeros zero. `tuned` fine-tunes candidates for searchers that ask for it.
+
+Interface: `heal`, `evocompress.healing.tuned.fine_tunings`.
 
 Imported by: `evaluation`, `pipeline`.
 """

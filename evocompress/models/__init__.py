@@ -5,8 +5,8 @@
 classes of checkpoints whose layers differ. `head`, `vocabulary`, `backward` and `streaming` run a
 model in the memory that there is.
 
-Interface: `evocompress.models.loading.load`, `evocompress.models.families.base.Family` (one file
-and one line for a new family, see docs/families.md), `evocompress.models.modeling.register`.
+Interface: `evocompress.models.loading.load`, `evocompress.models.families.base.Family` (a new
+one is one file and one line, see docs/families.md), `evocompress.models.modeling.register`.
 
 Imported by: `compression`, `distributed`, `evaluation`, `export`, `healing`, `hf`, `pipeline`,
 `testing`.

@@ -1,9 +1,9 @@
 """A run: its parts, its loop, its journal and its folder.
 
-`context` makes the parts of a run on first use, `checks` and `early_checks` refuse what cannot
-work, `search_stage` searches with the `loop`, which asks the searcher and appends every answer to
-the `journal`, `results` writes winner and front, `stages` are what a command does. `planning`
-foretells time and memory; `sweep` is many runs.
+`stages` are what commands do; `context` makes the parts of a run on first use; `early_checks` and
+`checks` refuse what cannot work; `search_stage` searches with the `loop`, which asks the searcher
+and appends every answer to the `journal`; `results` are the winner and the front; `comparison`
+measures finished models. `planning` foretells time and memory; `sweep` is many runs.
 
 Interface: `evocompress.pipeline.context` (the run and its `Backend`),
 `evocompress.pipeline.loop.search`, `evocompress.pipeline.journal.Journal`,

@@ -40,7 +40,7 @@ def build_space(
         config: What may be compressed and within which budget.
         length: Tokens of the sequence that FLOPs and cache are counted for; see `cost_model`.
         adds_bias: Whether the width criterion gives the output of a narrowed sub-layer a bias
-            (`evocompress.compression.criteria.base.StructuredCriterion`). Levels say so where the
+            (`evocompress.compression.criteria.structure.StructuredCriterion`). Levels say so where the
             output matrix has none of its own.
         latency: The table of the costs ``latency`` and ``decode_latency``.
         obstacle: What keeps the format that ``fits`` names from expressing a candidate, if
