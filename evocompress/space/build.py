@@ -39,9 +39,9 @@ def build_space(
         architecture: The model's dimensions.
         config: What may be compressed and within which budget.
         length: Tokens of the sequence that FLOPs and cache are counted for; see `cost_model`.
-        adds_bias: Whether the width criterion gives the output of a narrowed sub-layer a bias
-            (`evocompress.compression.criteria.structure.StructuredCriterion`). Levels say so where the
-            output matrix has none of its own.
+        adds_bias: Whether the width criterion gives the output of a narrowed sub-layer a bias, see
+            `evocompress.compression.criteria.structure.StructuredCriterion`. Levels say so where
+            the output matrix has none of its own.
         latency: The table of the costs ``latency`` and ``decode_latency``.
         obstacle: What keeps the format that ``fits`` names from expressing a candidate, if
             something does. Levels for which there is such a thing are left out.
