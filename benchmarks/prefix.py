@@ -29,7 +29,8 @@ from torch import Tensor
 from evocompress.compression.live_model import LiveModel
 from evocompress.core.config import ProxyConfig
 from evocompress.core.types import Candidate, Evaluate, Result
-from evocompress.evaluation.proxies import DivergenceProxy, prefix
+from evocompress.evaluation.proxies import make_proxy, prefix
+from evocompress.evaluation.proxies.evaluator import MetricProxy
 from evocompress.models.loading import LoadedModel, load
 from evocompress.testing.proxies import dropped
 from evocompress.testing.tiny import tiny_loaded
@@ -99,7 +100,7 @@ def figures(arguments: argparse.Namespace, loaded: LoadedModel) -> dict[str, Fig
 
 def compare(live: LiveModel, ids: Tensor, candidates: Sequence[Candidate]) -> Timing:
     """Each candidate without kept states and with them; the dense model first, not timed."""
-    plain, kept = (DivergenceProxy(live, [ids], ProxyConfig()) for _ in range(2))
+    plain, kept = (make_proxy(live, [ids], ProxyConfig()) for _ in range(2))
     pairs = [
         (timed(plain, candidate, limit=0), timed(kept, candidate, limit=LIMIT))
         for candidate in (Candidate(), *candidates)
@@ -111,7 +112,7 @@ def compare(live: LiveModel, ids: Tensor, candidates: Sequence[Candidate]) -> Ti
     )
 
 
-def timed(proxy: DivergenceProxy, candidate: Candidate, *, limit: int) -> tuple[Result, float]:
+def timed(proxy: MetricProxy, candidate: Candidate, *, limit: int) -> tuple[Result, float]:
     """A candidate's result and the seconds that it takes; at most `limit` bytes are kept."""
     prefix.LIMIT_BYTES = limit
     start = time.perf_counter()

@@ -3,7 +3,7 @@
 Three ways to run one micro-batch take turns in one process, every teacher target prepared before:
 
 - bare: ``model(ids).logits``, all positions, which computes no divergence at all;
-- proxy: `DivergenceProxy.evaluate` of the dense candidate, with its top-k teacher and chunked head;
+- proxy: `MetricProxy.evaluate` of the dense candidate, with its top-k teacher and chunked head;
 - two-sided: the recipe of EvoPress's released code (2410.14649): one sequence at a time, full
   teacher logits stored, log-softmax of both sides over the whole vocabulary, ``kl_div``. Its
   README names transformers 4.43.4, whose models returned float32 logits; today's return the
@@ -40,7 +40,7 @@ from transformers import PreTrainedModel
 from evocompress.compression.live_model import LiveModel
 from evocompress.core.config import ProxyConfig
 from evocompress.core.types import Candidate, Evaluate
-from evocompress.evaluation.proxies import DivergenceProxy, prefix
+from evocompress.evaluation.proxies import make_proxy, prefix
 from evocompress.models.loading import LoadedModel, load
 from evocompress.testing.tiny import tiny_loaded
 
@@ -99,7 +99,7 @@ def random_pool(arguments: argparse.Namespace, loaded: LoadedModel) -> list[Tens
 
 def prepare_proxy(loaded: LoadedModel, pool: list[Tensor]) -> Callable[[int], object]:
     """A function that evaluates the dense candidate on the first n micro-batches."""
-    proxy = DivergenceProxy(LiveModel(loaded), pool, ProxyConfig())
+    proxy = make_proxy(LiveModel(loaded), pool, ProxyConfig())
 
     def evaluate(micro_batches: int) -> object:
         return proxy.evaluate([Evaluate(Candidate(), tuple(range(micro_batches)))])

@@ -19,7 +19,8 @@ from evocompress.compression.library import Library
 from evocompress.compression.live_model import LiveModel
 from evocompress.core.config import ProxyConfig
 from evocompress.core.types import DROP, Candidate, Evaluate, Level
-from evocompress.evaluation.proxies import DivergenceProxy, prefix
+from evocompress.evaluation.proxies import make_proxy, prefix
+from evocompress.evaluation.proxies.evaluator import MetricProxy
 from evocompress.evaluation.proxies.prefix import levels_by_block
 from evocompress.models import vocabulary
 from evocompress.models.head import bucket_log_probabilities
@@ -98,10 +99,10 @@ def bare(loaded: LoadedModel, ids: Tensor) -> None:
     loaded.model(ids, use_cache=False).logits[0, -1, 0].item()
 
 
-def proxy_of(live: LiveModel, ids: Tensor, *, limit: int = LIMIT) -> DivergenceProxy:
+def proxy_of(live: LiveModel, ids: Tensor, *, limit: int = LIMIT) -> MetricProxy:
     """A proxy on one micro-batch (b, S) that has its targets already."""
     prefix.LIMIT_BYTES = limit
-    proxy = DivergenceProxy(live, [ids], ProxyConfig())
+    proxy = make_proxy(live, [ids], ProxyConfig())
     proxy.evaluate([Evaluate(Candidate(), (0,))])
     return proxy
 
@@ -160,7 +161,7 @@ def evaluate(
     return found
 
 
-_PROXIES: dict[int, DivergenceProxy] = {}
+_PROXIES: dict[int, MetricProxy] = {}
 
 
 def block_shares(model: CostModel) -> list[float]:

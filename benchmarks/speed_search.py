@@ -15,7 +15,7 @@ from evocompress.core.config import ProxyConfig
 from evocompress.core.types import Answer, Pool, Request
 from evocompress.evaluation.estimates.answer import LiveEstimates
 from evocompress.evaluation.executor import LocalExecutor
-from evocompress.evaluation.proxies import DivergenceProxy
+from evocompress.evaluation.proxies import make_proxy
 from evocompress.pipeline import loop
 from evocompress.pipeline.journal import Journal
 from evocompress.search import SEARCHERS
@@ -85,7 +85,7 @@ def overhead(setting: Setting) -> float:
     searcher = factory(problem, settings, np.random.default_rng(0))
     path = setting.folder / "journal.jsonl"
     with LiveModel(setting.loaded, setting.library) as live, Journal(path, {}) as journal:
-        proxy = DivergenceProxy(live, pool, ProxyConfig())
+        proxy = make_proxy(live, pool, ProxyConfig())
         timed = Timed(LocalExecutor(proxy, LiveEstimates(live, pool)))
         start = time.perf_counter()
         loop.search(searcher, timed, journal, sizes)

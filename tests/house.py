@@ -21,7 +21,7 @@ BELOW = {
     "healing": "core models export",
     "evaluation": "core space models compression healing",
     "pipeline": "core space search models compression export healing evaluation",
-    "report": "core space pipeline",
+    "report": "core space evaluation pipeline",
     "distributed": "core space models compression evaluation pipeline",
     "api": "core space export evaluation pipeline report distributed",
     "cli": "core compression export evaluation pipeline report api",

@@ -137,7 +137,7 @@ class ProxyConfig(Strict):
             folder, from where they are mapped.
     """
 
-    kind: Literal["kl", "perplexity", "js", "cosine", "embedding", "score"] = "kl"
+    kind: str = "kl"
     top_k: Annotated[Positive, Field(le=2**24)] = 256
     targets: Literal["memory", "disk"] = "memory"
 

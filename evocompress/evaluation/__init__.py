@@ -9,5 +9,5 @@ Interface: `evocompress.evaluation.proxies.base.Proxy` and
 `evocompress.evaluation.estimates.base.Estimator` (a new one is one file and one line, see
 docs/proxy.md), `evocompress.evaluation.heldout.heldout_quality`.
 
-Imported by: `api`, `cli`, `distributed`, `pipeline`, `testing`.
+Imported by: `api`, `cli`, `distributed`, `pipeline`, `report`, `testing`.
 """

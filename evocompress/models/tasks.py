@@ -54,8 +54,6 @@ class Task:
         pooling: Which of a sequence's final states its embedding is made of.
         by_position: Every position but the last has an output, the next token's logits; otherwise
             a sequence has one.
-        proxies: The proxies (`evocompress.evaluation.proxies.PROXIES`) that can tell two outputs
-            apart.
     """
 
     name: str
@@ -68,7 +66,6 @@ class Task:
     compared: Literal["logits", "embeddings", "scores"] = "logits"
     pooling: Pooling = "mean"
     by_position: bool = False
-    proxies: tuple[str, ...] = ("kl", "js")
 
     def class_names(self, model_type: str) -> tuple[str, ...]:
         """What transformers calls the classes of a model type that serve the task."""
@@ -118,15 +115,8 @@ CAUSAL = Task(
     causal=True,
     cached=True,
     by_position=True,
-    proxies=("kl", "perplexity", "js", "cosine"),
 )
-EMBEDDINGS = Task(
-    "embeddings",
-    AutoModel,
-    MODEL_MAPPING_NAMES,
-    compared="embeddings",
-    proxies=("embedding",),
-)
+EMBEDDINGS = Task("embeddings", AutoModel, MODEL_MAPPING_NAMES, compared="embeddings")
 DECODER_EMBEDDINGS = replace(EMBEDDINGS, cached=True, pooling="last")
 TEXT_CLASSES = Task(
     "text classification",
@@ -134,7 +124,7 @@ TEXT_CLASSES = Task(
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 )
 DECODER_CLASSES = replace(TEXT_CLASSES, cached=True)
-SCORES = replace(DECODER_CLASSES, name="scores of texts", compared="scores", proxies=("score",))
+SCORES = replace(DECODER_CLASSES, name="scores of texts", compared="scores")
 IMAGE_CLASSES = Task(
     "image classification",
     AutoModelForImageClassification,

@@ -32,7 +32,7 @@ from evocompress.evaluation.profile import (
     read_table,
     table_path,
 )
-from evocompress.evaluation.proxies import PROXIES, Proxy
+from evocompress.evaluation.proxies import Proxy
 from evocompress.export import FORMATS, PROGRAMS, check_task
 from evocompress.healing.tuned import fine_tunings
 from evocompress.models.loading import LoadedModel, load_as
@@ -325,8 +325,7 @@ class RunContext:
         """
         recipes = searcher_settings(self.config).recipes
         treatments = fine_tunings(self.loaded, self.calibration.library, recipes)
-        make = PROXIES[self.config.proxy.kind]
-        return make(live, self.calibration.search, self.config.proxy, treatments)
+        return proxies.make_proxy(live, self.calibration.search, self.config.proxy, treatments)
 
     def executor(self, live: LiveModel, admit: Admit = lambda machine: None) -> Executor:
         """What answers the searcher's requests on the search part of the calibration tokens.

@@ -12,8 +12,8 @@ from evocompress.core.config_file import nearest, validate
 from evocompress.core.env_vars import surroundings_of
 from evocompress.core.errors import ConfigError
 from evocompress.core.types import Pool
+from evocompress.evaluation.proxies import PROXIES
 from evocompress.export import FORMATS, PROGRAMS, check_package, check_program
-from evocompress.models.embedding_distance import FEWEST
 from evocompress.search import SEARCHERS
 from evocompress.search.base import Problem, Searcher, SearcherSettings
 from evocompress.search.first_result import check_tokens
@@ -110,6 +110,9 @@ def check_names(config: RunConfig) -> None:
     if config.executor == "ray":
         surroundings_of(config.ray)
     _check_fits(config.space.fits)
+    if config.proxy.kind not in PROXIES:
+        known = nearest(config.proxy.kind, PROXIES)
+        raise ConfigError(f"proxy.kind: unknown proxy '{config.proxy.kind}': {known}")
     _check_micro_batches(config)
     choices = {"criterion": list(CRITERIA), "width_criterion": list(STRUCTURED)}
     for key, known_names in choices.items():
@@ -135,17 +138,18 @@ def _check_threads(config: RunConfig) -> None:
 
 
 def _check_micro_batches(config: RunConfig) -> None:
-    """Refuses micro-batches in which embeddings are too few to have an order.
+    """Refuses micro-batches that are too small for the proxy.
 
     Raises:
         ConfigError: They are.
     """
     size, sequences = config.calibration.micro_batch, config.calibration.search_sequences
     smallest = min(size, sequences % size or size)
-    if config.proxy.kind == "embedding" and smallest < FEWEST:
+    kind, fewest = config.proxy.kind, PROXIES[config.proxy.kind].fewest
+    if smallest < fewest:
         raise ConfigError(
-            f"proxy.kind=embedding compares the similarities of the sequences of a micro-batch, "
-            f"at least {FEWEST}, but {sequences} sequences in micro-batches of {size} leave one of "
+            f"proxy.kind={kind} compares the sequences of a micro-batch with each other, "
+            f"at least {fewest}, but {sequences} sequences in micro-batches of {size} leave one of "
             f"{smallest}: set calibration.micro_batch=8, and calibration.search_sequences to a "
             "multiple of it"
         )

@@ -6,18 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
 
+from evocompress.evaluation.proxies import PROXIES
 from evocompress.report.columns import number
 from evocompress.report.data import Evaluation, Row, RunData
-
-VALUE_NAMES = {
-    "kl": "KL to the dense model, nats/token",
-    "js": "Jensen-Shannon divergence to the dense model, nats/token",
-    "perplexity": "log-perplexity, nats/token",
-    "cosine": "cosine distance of final states to the dense model's",
-    "score": "half the squared difference of scores to the dense model's",
-    "embedding": "distance of embeddings and their similarities to the dense model's",
-}
-"""What each proxy's value is, for the axes of figures."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +56,7 @@ def contradictions(evaluation: Evaluation, proxy: str) -> Iterator[str]:
     ]
     yield from found
     if found:
-        value = VALUE_NAMES[proxy].partition(",")[0]
+        value = PROXIES[proxy].meaning.partition(",")[0]
         yield f"Where measures contradict each other: the search chose by the {value}."
 
 

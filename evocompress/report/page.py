@@ -16,13 +16,13 @@ from plotly.offline import get_plotlyjs
 from evocompress.core.files import write_text
 from evocompress.core.foreign_text import in_markdown, printable
 from evocompress.core.leftovers import clear_written
+from evocompress.evaluation.proxies import PROXIES
 from evocompress.report.allocation import Grid, grid
 from evocompress.report.columns import columns, number
 from evocompress.report.data import RunData, read_run, spanning_costs
 from evocompress.report.figures import healing_curve, search_curve
 from evocompress.report.front import choice, detailed, embedded, front_scatter, varying_costs
 from evocompress.report.maps import allocation_map
-from evocompress.report.measures import VALUE_NAMES
 from evocompress.report.notes import allocation_text, facts, front_text, headlines, notes
 
 
@@ -97,7 +97,8 @@ def _content(run: RunData) -> dict[str, Any]:
 def value_name(run: RunData, proxy: str) -> str:
     """What a proxy's value is; that of a classifier is of a sequence, not of a token."""
     per_token = run.architecture is None or run.architecture.causal
-    return VALUE_NAMES[proxy] if per_token else VALUE_NAMES[proxy].removesuffix("/token")
+    meaning = PROXIES[proxy].meaning
+    return meaning if per_token else meaning.removesuffix("/token")
 
 
 def _sections(run: RunData) -> list[Section]:

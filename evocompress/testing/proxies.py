@@ -14,13 +14,11 @@ from transformers import PreTrainedModel
 from evocompress.compression.live_model import LiveModel
 from evocompress.core.config import ProxyConfig
 from evocompress.core.types import DROP, Candidate, Evaluate, Result
-from evocompress.evaluation.proxies import Proxy
+from evocompress.evaluation.proxies.base import Metric, Proxy
+from evocompress.evaluation.proxies.evaluator import MetricProxy
 from evocompress.models.dummy_inputs import random_batch
 from evocompress.models.loading import LoadedModel
 from evocompress.models.tasks import Task
-
-ProxyFactory = Callable[[LiveModel, Sequence[Tensor], ProxyConfig], Proxy]
-
 
 RowReference = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 """Values (R,) of a sequence: from what the dense model and the candidate give at its counted
@@ -48,6 +46,12 @@ def micro_batches(loaded: LoadedModel, *, seed: int = 0) -> list[Tensor]:
     """Three micro-batches of random tokens or images, the last one smaller."""
     batch = random_batch(loaded.family.task, loaded.model, 14, 24, seed)
     return list(torch.split(batch, 5))
+
+
+def _proxy(
+    metric: type[Metric], live: LiveModel, batches: Sequence[Tensor], config: ProxyConfig
+) -> Proxy:
+    return MetricProxy(live, batches, metric(live.loaded, config))
 
 
 def dropped(loaded: LoadedModel, *names: str) -> Candidate:
@@ -104,13 +108,13 @@ def _kl(p: Tensor, q: Tensor) -> Tensor:
 
 
 def check_matches_reference(
-    factory: ProxyFactory, reference: Reference, loaded: LoadedModel, top_k: int = TOP_K
+    metric: type[Metric], reference: Reference, loaded: LoadedModel, top_k: int = TOP_K
 ) -> None:
     """Every per-sequence value is the brute-force one, from plain forward passes."""
     task, batches = loaded.family.task, micro_batches(loaded)
     candidate = dropped(loaded, "0.mlp", "2.attention")
     with LiveModel(loaded) as live:
-        proxy = factory(live, batches, ProxyConfig(top_k=top_k))
+        proxy = _proxy(metric, live, batches, ProxyConfig(top_k=top_k))
         [result] = proxy.evaluate([Evaluate(candidate, (2, 0))])
         live.restore()
         dense = [plain_outputs(task, loaded.model, ids, reference.of_states) for ids in batches]
@@ -125,25 +129,25 @@ def check_matches_reference(
         torch.testing.assert_close(list(value.sums), expected, rtol=TOLERANCE, atol=TOLERANCE)
 
 
-def check_company_does_not_matter(factory: ProxyFactory, loaded: LoadedModel) -> None:
+def check_company_does_not_matter(metric: type[Metric], loaded: LoadedModel) -> None:
     """A value depends neither on other requests, nor on their order, nor on the model's state."""
     batches = micro_batches(loaded)
     one, other = dropped(loaded, "0.mlp"), dropped(loaded, "1.attention", "2.mlp")
     requests = [Evaluate(one, (0, 1)), Evaluate(other, (1, 2)), Evaluate(one, (2,))]
     with LiveModel(loaded) as live:
-        together = factory(live, batches, ProxyConfig()).evaluate(requests)
-        alone = factory(live, batches, ProxyConfig())
+        together = _proxy(metric, live, batches, ProxyConfig()).evaluate(requests)
+        alone = _proxy(metric, live, batches, ProxyConfig())
         separately = [alone.evaluate([request])[0] for request in reversed(requests)]
-        streamed = list(factory(live, batches, ProxyConfig()).stream(requests))
+        streamed = list(_proxy(metric, live, batches, ProxyConfig()).stream(requests))
     assert together == separately[::-1]
     assert len(streamed) == len(requests) and all(result in together for result in streamed)
 
 
-def check_stops_when_hopeless(factory: ProxyFactory, loaded: LoadedModel) -> None:
+def check_stops_when_hopeless(metric: type[Metric], loaded: LoadedModel) -> None:
     """A censored result has fewer values and no mean; a threshold that is met changes nothing."""
     candidate = dropped(loaded, "0.attention", "0.mlp")
     with LiveModel(loaded) as live:
-        proxy = factory(live, micro_batches(loaded), ProxyConfig())
+        proxy = _proxy(metric, live, micro_batches(loaded), ProxyConfig())
         [full] = proxy.evaluate([Evaluate(candidate, (0, 1, 2))])
         above, below = (
             proxy.evaluate([Evaluate(candidate, (0, 1, 2), stop_above=full.mean * factor)])[0]
@@ -155,18 +159,18 @@ def check_stops_when_hopeless(factory: ProxyFactory, loaded: LoadedModel) -> Non
 
 
 def check_survives_bad_candidates(
-    factory: ProxyFactory, loaded: LoadedModel, break_model: Callable[[], None]
+    metric: type[Metric], loaded: LoadedModel, break_model: Callable[[], None]
 ) -> None:
     """A candidate that fails says why, and the next one is evaluated as if nothing had been.
 
     Args:
-        factory: Makes the proxy.
+        metric: What it measures.
         loaded: The model.
         break_model: Makes the next forward pass, and no other, fail or give NaN.
     """
     request = Evaluate(dropped(loaded, "1.mlp"), (0,))
     with LiveModel(loaded) as live:
-        proxy = factory(live, micro_batches(loaded), ProxyConfig())
+        proxy = _proxy(metric, live, micro_batches(loaded), ProxyConfig())
         [good] = proxy.evaluate([request])
         break_model()
         bad, after = proxy.evaluate([request, request])
@@ -174,12 +178,12 @@ def check_survives_bad_candidates(
     assert after == good
 
 
-def check_embedding_distance(factory: ProxyFactory, loaded: LoadedModel) -> None:
+def check_embedding_distance(metric: type[Metric], loaded: LoadedModel) -> None:
     """The values of every sequence are those of brute force, pair by pair."""
     batches = micro_batches(loaded)
     candidate = dropped(loaded, "0.mlp", "2.attention")
     with LiveModel(loaded) as live:
-        proxy = factory(live, batches, ProxyConfig())
+        proxy = _proxy(metric, live, batches, ProxyConfig())
         [result] = proxy.evaluate([Evaluate(candidate, (2, 0))])
         live.restore()
         dense = [_unit_means(loaded, batch) for batch in batches]
@@ -206,27 +210,27 @@ def _unit_means(loaded: LoadedModel, batch: Tensor) -> Tensor:
     return means / lengths
 
 
-def check_dense_has_no_divergence(factory: ProxyFactory, loaded: LoadedModel) -> None:
+def check_dense_has_no_divergence(metric: type[Metric], loaded: LoadedModel) -> None:
     """The dense model diverges from itself by nothing, any other candidate by something."""
-    results = _results(factory, loaded, [Candidate(), dropped(loaded, "0.mlp")])
+    results = _results(metric, loaded, [Candidate(), dropped(loaded, "0.mlp")])
     assert isclose(results[0].mean, 0.0, abs_tol=1e-6)
     assert results[1].mean > 1e-3
 
 
-def check_more_buckets_never_lower(factory: ProxyFactory, loaded: LoadedModel) -> None:
+def check_more_buckets_never_lower(metric: type[Metric], loaded: LoadedModel) -> None:
     """Merging tokens into one bucket can only hide a divergence."""
     candidate = dropped(loaded, "1.attention", "1.mlp")
-    means = [_results(factory, loaded, [candidate], k)[0].mean for k in (1, 4, 16, 64, 256, 999)]
+    means = [_results(metric, loaded, [candidate], k)[0].mean for k in (1, 4, 16, 64, 256, 999)]
     assert all(few <= many + 1e-6 for few, many in zip(means, means[1:], strict=False))
     assert means[0] < 0.9 * means[-1]
     assert isclose(means[-2], means[-1], rel_tol=1e-6)
 
 
 def _results(
-    factory: ProxyFactory, loaded: LoadedModel, candidates: Sequence[Candidate], top_k: int = TOP_K
+    metric: type[Metric], loaded: LoadedModel, candidates: Sequence[Candidate], top_k: int = TOP_K
 ) -> list[Result]:
     with LiveModel(loaded) as live:
-        proxy = factory(live, micro_batches(loaded), ProxyConfig(top_k=top_k))
+        proxy = _proxy(metric, live, micro_batches(loaded), ProxyConfig(top_k=top_k))
         return proxy.evaluate([Evaluate(candidate, (0, 1, 2)) for candidate in candidates])
 
 

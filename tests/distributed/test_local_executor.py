@@ -10,7 +10,7 @@ from evocompress.evaluation.estimates import ESTIMATES
 from evocompress.evaluation.estimates.answer import LiveEstimates
 from evocompress.evaluation.estimates.base import Subject
 from evocompress.evaluation.executor import LocalExecutor
-from evocompress.evaluation.proxies import PROXIES
+from evocompress.evaluation.proxies import make_proxy
 from evocompress.pipeline.journal import Journal
 from evocompress.pipeline.loop import search
 from evocompress.search import SEARCHERS
@@ -75,7 +75,7 @@ def run(loaded, path, name, die_after=None):
     path.mkdir(exist_ok=True)
     with LiveModel(loaded) as live, Journal(path / "journal", {}) as journal:
         executor = Mortal(
-            PROXIES["perplexity"](live, batches, ProxyConfig()),
+            make_proxy(live, batches, ProxyConfig(kind="perplexity")),
             LiveEstimates(live, batches),
             die_after,
         )

@@ -17,7 +17,7 @@ from evocompress.core.files import read_json
 from evocompress.core.types import DENSE, DROP, Candidate, Evaluate, Level
 from evocompress.evaluation.estimates import ESTIMATES
 from evocompress.evaluation.estimates.base import Subject
-from evocompress.evaluation.proxies import PROXIES
+from evocompress.evaluation.proxies import kinds_for, make_proxy
 from evocompress.evaluation.proxies import layered as layered_states
 from evocompress.models.families import FAMILIES
 from evocompress.models.streaming import BlockCache, stream_blocks
@@ -84,7 +84,7 @@ def requests(loaded):
     ]
 
 
-SERVED = [(k, name) for name in (*DECODERS, *ENCODERS) for k in FAMILIES[name].task.proxies]
+SERVED = [(k, name) for name in (*DECODERS, *ENCODERS) for k in kinds_for(FAMILIES[name].task)]
 
 
 @pytest.mark.parametrize(("kind", "model_type"), SERVED)
@@ -93,7 +93,7 @@ def test_values_are_those_of_the_whole_model(kind, model_type):
     found = []
     for loaded in (whole, counted.loaded):
         with LiveModel(loaded, PlainLibrary(loaded)) as live:
-            proxy = PROXIES[kind](live, micro_batches(loaded), ProxyConfig())
+            proxy = make_proxy(live, micro_batches(loaded), ProxyConfig(kind=kind))
             asked = requests(loaded)
             limits = [replace(each, stop_above=1e-9) for each in asked[2:]]
             found.append(proxy.evaluate(asked) + proxy.evaluate(limits))
@@ -108,7 +108,7 @@ def test_a_treatment_is_refused_and_not_left_out():
     request = Evaluate(Candidate(), (0,), treatment="tuned")
     with LiveModel(loaded) as live:
         batches, treatments = micro_batches(loaded), {"tuned": nullcontext}
-        proxy = PROXIES["kl"](live, batches, ProxyConfig(), treatments)
+        proxy = make_proxy(live, batches, ProxyConfig(), treatments)
         with pytest.raises(ValueError, match="knows no treatment 'tuned'"):
             proxy.evaluate([request])
 
@@ -117,7 +117,7 @@ def test_each_block_comes_once_for_all_candidates():
     counted = Counted()
     loaded = counted.loaded
     with LiveModel(loaded) as live:
-        proxy = PROXIES["kl"](live, micro_batches(loaded), ProxyConfig())
+        proxy = make_proxy(live, micro_batches(loaded), ProxyConfig())
         proxy.evaluate([Evaluate(Candidate(), (0, 1, 2))])
         before = counted.copies
         drops = [dropped(loaded, f"{index}.mlp") for index in range(LAYERS)]
@@ -134,7 +134,7 @@ def test_groups_fit_the_memory_for_waiting_states(monkeypatch):
     for share in (0.25, 0.0):
         monkeypatch.setattr(layered_states, "SHARE", share)
         with LiveModel(loaded, PlainLibrary(loaded)) as live:
-            proxy = PROXIES["kl"](live, micro_batches(loaded), ProxyConfig())
+            proxy = make_proxy(live, micro_batches(loaded), ProxyConfig())
             groups = list(proxy._layers.groups([(r.candidate, r.micro_batches) for r in asked]))
             assert [place for group in groups for place in group] == list(range(len(asked)))
             assert len(groups) == (1 if share else len(asked))

@@ -14,7 +14,6 @@ from evocompress.core.errors import RunError
 from evocompress.evaluation.proxies import PROXIES
 from evocompress.report import write_report
 from evocompress.report.data import read_run
-from evocompress.report.measures import VALUE_NAMES
 from evocompress.testing.decoders import SMOLLM2_135M
 
 SECTIONS = ["Comparison", "Search", "Allocation", "Front", "Healing", "Reading the numbers"]
@@ -150,7 +149,7 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     ("proxy", "healed", "axis"),
     [
         ("kl", "validation KL", "KL to the dense model, nats"),
-        ("embedding", "validation distance", VALUE_NAMES["embedding"]),
+        ("embedding", "validation distance", PROXIES["embedding"].meaning),
     ],
 )
 def test_an_encoder_has_values_of_sequences(
@@ -213,15 +212,14 @@ def test_incomplete_units_are_one_clear_line(tmp_path: Path, gone: str) -> None:
 
 
 def test_every_proxy_has_a_name_for_its_value(tmp_path: Path) -> None:
-    assert VALUE_NAMES.keys() == PROXIES.keys()
     folder = run_folder(tmp_path / "run")
     plain = config("tiny")
-    for kind, name in VALUE_NAMES.items():
+    for kind, metric in PROXIES.items():
         changed = plain.model_copy(update={"proxy": ProxyConfig(kind=kind)})
         (folder / "config.yaml").write_text(dump_config(changed))
         html = write_report(folder).read_text()
         for figure in ("search", "front"):
-            assert figure_layout(html, figure)["yaxis"]["title"]["text"] == name
+            assert figure_layout(html, figure)["yaxis"]["title"]["text"] == metric.meaning
 
 
 def test_table_has_the_values_with_units(finished: Path) -> None:

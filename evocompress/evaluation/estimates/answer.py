@@ -12,7 +12,7 @@ from evocompress.compression.live_model import LiveModel
 from evocompress.core.types import Estimate, Estimation, Level
 from evocompress.evaluation.estimates import ESTIMATES
 from evocompress.evaluation.estimates.base import Rows, Subject
-from evocompress.evaluation.proxies.base import is_out_of_memory
+from evocompress.evaluation.proxies.evaluator import is_out_of_memory
 
 
 class LiveEstimates:

@@ -1,59 +1,66 @@
-"""Proxies: how good a candidate is, judged on a few thousand calibration tokens."""
+"""Proxies: how good a candidate is, judged on a few thousand calibration tokens.
+
+A proxy of one's own is a `Metric` in a file, and a line in `PROXIES`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
 from evocompress.compression.live_model import LiveModel
 from evocompress.core.config import ProxyConfig
 from evocompress.core.errors import ConfigError
-from evocompress.evaluation.proxies.base import Proxy
-from evocompress.evaluation.proxies.cosine import CosineProxy
-from evocompress.evaluation.proxies.embedding import EmbeddingProxy
-from evocompress.evaluation.proxies.js import JensenShannonProxy
-from evocompress.evaluation.proxies.kl import DivergenceProxy
-from evocompress.evaluation.proxies.perplexity import PerplexityProxy
-from evocompress.evaluation.proxies.score import ScoreProxy
+from evocompress.evaluation.proxies.base import Metric, Proxy
+from evocompress.evaluation.proxies.cosine import Cosine
+from evocompress.evaluation.proxies.embedding import EmbeddingDistance
+from evocompress.evaluation.proxies.evaluator import MetricProxy
+from evocompress.evaluation.proxies.js import JensenShannon
+from evocompress.evaluation.proxies.kl import Divergence
+from evocompress.evaluation.proxies.perplexity import LogPerplexity
+from evocompress.evaluation.proxies.score import ScoreError
 from evocompress.healing.tuned import Treatments
 from evocompress.models.loading import LoadedModel
+from evocompress.models.tasks import Task
 
-
-class ProxyFactory(Protocol):
-    """Makes a proxy."""
-
-    def __call__(
-        self,
-        live: LiveModel,
-        micro_batches: Sequence[Tensor],
-        config: ProxyConfig,
-        treatments: Treatments | None = None,
-    ) -> Proxy:
-        """The proxy of a model on micro-batches (b, S); see `PositionProxy`."""
-        ...
-
-
-PROXIES: dict[str, ProxyFactory] = {
-    "kl": DivergenceProxy,
-    "perplexity": PerplexityProxy,
-    "js": JensenShannonProxy,
-    "cosine": CosineProxy,
-    "embedding": EmbeddingProxy,
-    "score": ScoreProxy,
+PROXIES: dict[str, type[Metric]] = {
+    "kl": Divergence,
+    "perplexity": LogPerplexity,
+    "js": JensenShannon,
+    "cosine": Cosine,
+    "embedding": EmbeddingDistance,
+    "score": ScoreError,
 }
+"""The values of `proxy.kind`."""
 
-VERSIONS = {"embedding": 2}
-"""Of the proxies whose values are other ones than once; values of two versions do not compare."""
+__all__ = ["PROXIES", "Metric", "Proxy", "check_proxy", "facts", "kinds_for", "make_proxy"]
 
-__all__ = ["PROXIES", "DivergenceProxy", "PerplexityProxy", "Proxy", "check_proxy", "facts"]
+
+def make_proxy(
+    live: LiveModel,
+    micro_batches: Sequence[Tensor],
+    config: ProxyConfig,
+    treatments: Treatments | None = None,
+) -> MetricProxy:
+    """The proxy of a model on micro-batches (b, S); see `MetricProxy`."""
+    metric = PROXIES[config.kind](live.loaded, config)
+    return MetricProxy(live, micro_batches, metric, treatments)
+
+
+def kinds_for(task: Task) -> tuple[str, ...]:
+    """The proxies for models of a task, the usual one first."""
+    return tuple(kind for kind, metric in PROXIES.items() if metric.serves(task))
 
 
 def facts(config: ProxyConfig) -> dict[str, Any]:
     """What values depend on of a proxy's settings; its version as well where it has one."""
-    version = {"version": VERSIONS[config.kind]} if config.kind in VERSIONS else {}
-    return {**config.model_dump(exclude={"targets"}), **version}
+    version = PROXIES[config.kind].version
+    return {
+        **config.model_dump(exclude={"targets"}),
+        **({} if version is None else {"version": version}),
+    }
 
 
 def check_proxy(kind: str, loaded: LoadedModel) -> None:
@@ -63,8 +70,8 @@ def check_proxy(kind: str, loaded: LoadedModel) -> None:
         ConfigError: It is for models of another task.
     """
     task = loaded.family.task
-    if kind not in task.proxies:
+    if not PROXIES[kind].serves(task):
         raise ConfigError(
             f"proxy.kind={kind} is not for {loaded.source}, a model for {task.name}: choose "
-            f"{' or '.join(task.proxies)}"
+            f"{' or '.join(kinds_for(task))}"
         )

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import ClassVar
-
 from torch import Tensor
 
-from evocompress.evaluation.proxies.base import OutputsProxy
-from evocompress.models.embedding_distance import disagreements
-from evocompress.models.head import output_chunks
+from evocompress.evaluation.proxies.base import Metric
+from evocompress.models.embedding_distance import FEWEST, disagreements
+from evocompress.models.tasks import Task
 
 
-class EmbeddingProxy(OutputsProxy):
+class EmbeddingDistance(Metric):
     """For each sequence: `disagreements` with the dense model's embeddings."""
 
-    name: ClassVar[str] = "embedding distance"
+    name = "embedding distance"
+    meaning = "distance of embeddings and their similarities to the dense model's"
+    version = 2
+    by_logits = False
+    fewest = FEWEST
 
-    def _chunks(self, hidden: Tensor) -> Iterator[Tensor]:
-        return output_chunks(self._family, self._model, hidden)
+    @classmethod
+    def serves(cls, task: Task) -> bool:
+        """Embedding models."""
+        return task.compared == "embeddings"
 
-    def _row_values(self, chunk: Tensor, target: Tensor) -> Tensor:
+    def values(self, chunk: Tensor, target: Tensor) -> Tensor:
+        """The distance of each embedding, and that of its similarities to the others."""
         return disagreements(chunk.float(), target.float())

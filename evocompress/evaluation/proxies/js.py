@@ -7,23 +7,24 @@ symmetric and at most log 2: candidates that are beyond help differ little.
 from __future__ import annotations
 
 from math import log
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from evocompress.evaluation.proxies.kl import Buckets, DivergenceProxy
+from evocompress.evaluation.proxies.kl import Buckets, Divergence
 
 
-class JensenShannonProxy(DivergenceProxy):
+class JensenShannon(Divergence):
     """The mean KL of dense and candidate to their mixture, in nats per position.
 
-    In the same buckets as `DivergenceProxy`, so a lower bound over the whole vocabulary, too.
+    In the same buckets as `Divergence`, so a lower bound over the whole vocabulary, too.
     """
 
-    name: ClassVar[str] = "js"
+    name = "js"
+    meaning = "Jensen-Shannon divergence to the dense model, nats/token"
 
-    def _row_values(self, chunk: Tensor, target: Buckets) -> Tensor:
+    def values(self, chunk: Tensor, target: Buckets) -> Tensor:
+        """The divergence at each position."""
         target = target.to(chunk.device)
         top, rest = self._log_probabilities(chunk, target.tokens)
         candidate = torch.cat([top, rest[:, None]], dim=-1)

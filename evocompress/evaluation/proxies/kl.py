@@ -8,25 +8,24 @@ divergence over the whole vocabulary, and equal to it for k = V.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from tempfile import TemporaryFile, gettempdir
-from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from evocompress.compression.live_model import LiveModel
 from evocompress.core.config import ProxyConfig
 from evocompress.core.errors import ModelError
 from evocompress.core.files import naming_disk_errors
-from evocompress.evaluation.proxies.base import LogitsProxy, States
-from evocompress.healing.tuned import Treatments
+from evocompress.evaluation.proxies.base import Metric
 from evocompress.models import vocabulary
 from evocompress.models.device_copy import to_device
 from evocompress.models.head import bucket_log_probabilities
+from evocompress.models.loading import LoadedModel
+from evocompress.models.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -55,57 +54,67 @@ class Buckets:
         return of_top + self.rest.exp() * (self.rest - rest)
 
 
-class DivergenceProxy(LogitsProxy[Buckets]):
+class Divergence(Metric):
     """KL(dense || candidate) on calibration tokens, in nats per position."""
 
-    name: ClassVar[str] = "kl"
+    name = "kl"
+    meaning = "KL to the dense model, nats/token"
+    on_disk = True
 
-    def __init__(
-        self,
-        live: LiveModel,
-        micro_batches: Sequence[Tensor],
-        config: ProxyConfig,
-        treatments: Treatments | None = None,
-    ) -> None:
-        """See `LogitsProxy`; `config` gives the number of buckets."""
-        super().__init__(live, micro_batches, config, treatments)
-        self._top_k = config.top_k
-        self._in_slices = vocabulary.in_slices(self._family, self._model)
+    def __init__(self, loaded: LoadedModel, config: ProxyConfig) -> None:
+        """See `Metric`; `config` gives the number of buckets."""
+        super().__init__(loaded, config)
+        self._in_slices = vocabulary.in_slices(self.family, self.model)
         self._files = TargetFiles() if config.targets == "disk" else None
 
-    @torch.inference_mode()
-    def _make_targets(self, micro_batch: int, dense: States) -> list[Buckets]:
-        hidden = dense(micro_batch).to(self._model.device)
-        buckets = [self._buckets(chunk) for chunk in self._chunks(hidden)]
+    @classmethod
+    def serves(cls, task: Task) -> bool:
+        """Language models and classifiers."""
+        return task.compared == "logits"
+
+    @classmethod
+    def target_bytes(cls, config: ProxyConfig, vocabulary: int) -> int:
+        """Those of `Buckets`: a token and its log-probability each, and that of the rest."""
+        each = torch.int32.itemsize + torch.float32.itemsize
+        return each * min(config.top_k, vocabulary) + torch.float32.itemsize
+
+    def chunks(self, hidden: Tensor) -> Iterator[Tensor]:
+        """Logits (R, V), or states (R, H) where the head is run in slices of the vocabulary."""
+        if not self._in_slices:
+            return super().chunks(hidden)
+        return vocabulary.row_chunks(self.family, hidden)
+
+    def targets(self, batch: Tensor, dense: Callable[[], Tensor]) -> list[Buckets]:
+        """The dense model's distribution at each position.
+
+        Raises:
+            ModelError: Its logits are not finite.
+        """
+        buckets = [self._buckets(chunk) for chunk in self.chunks(dense())]
         if not all(part.rest.isfinite().all() for part in buckets):
             raise ModelError(
-                f"the dense model's logits are not finite in {self._model.dtype}; "
+                f"the dense model's logits are not finite in {self.model.dtype}; "
                 "set model.dtype to bfloat16 or float32"
             )
         return buckets if self._files is None else self._files.kept(buckets)
 
-    def _chunks(self, hidden: Tensor) -> Iterator[Tensor]:
-        """Logits (R, V), or states (R, H) where the head is run in slices of the vocabulary."""
-        if not self._in_slices:
-            return super()._chunks(hidden)
-        return vocabulary.row_chunks(self._family, hidden)
-
     def _buckets(self, chunk: Tensor) -> Buckets:
         """The dense model's distribution; at most V tokens are kept."""
         if self._in_slices:
-            tokens = vocabulary.likeliest(self._family, self._model, chunk, self._top_k)
+            tokens = vocabulary.likeliest(self.family, self.model, chunk, self.config.top_k)
         else:
-            count = min(self._top_k, chunk.shape[-1])
+            count = min(self.config.top_k, chunk.shape[-1])
             tokens = chunk.topk(count, sorted=False).indices.int()
         return Buckets(tokens, *self._log_probabilities(chunk, tokens))
 
     def _log_probabilities(self, chunk: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Those of the buckets `tokens` (R, k), and of the rest."""
         if self._in_slices:
-            return vocabulary.log_probabilities(self._family, self._model, chunk, tokens)
+            return vocabulary.log_probabilities(self.family, self.model, chunk, tokens)
         return bucket_log_probabilities(chunk, tokens)
 
-    def _row_values(self, chunk: Tensor, target: Buckets) -> Tensor:
+    def values(self, chunk: Tensor, target: Buckets) -> Tensor:
+        """The divergence at each position."""
         target = target.to(chunk.device)
         return target.divergence(*self._log_probabilities(chunk, target.tokens))
 

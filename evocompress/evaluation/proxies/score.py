@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import ClassVar
-
 from torch import Tensor
 
-from evocompress.evaluation.proxies.base import OutputsProxy
-from evocompress.models.head import output_chunks
+from evocompress.evaluation.proxies.base import Metric
+from evocompress.models.tasks import Task
 
 
-class ScoreProxy(OutputsProxy):
+class ScoreError(Metric):
     """For each sequence: half the squared difference to the dense model's scores, summed."""
 
-    name: ClassVar[str] = "squared error of scores"
+    name = "squared error of scores"
+    meaning = "half the squared difference of scores to the dense model's"
+    by_logits = False
 
-    def _chunks(self, hidden: Tensor) -> Iterator[Tensor]:
-        return output_chunks(self._family, self._model, hidden)
+    @classmethod
+    def serves(cls, task: Task) -> bool:
+        """Reward models and rerankers."""
+        return task.compared == "scores"
 
-    def _row_values(self, chunk: Tensor, target: Tensor) -> Tensor:
+    def values(self, chunk: Tensor, target: Tensor) -> Tensor:
+        """Half the squared difference of each sequence's scores."""
         return (chunk.float() - target.float()).square().sum(-1) / 2

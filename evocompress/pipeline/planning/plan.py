@@ -10,6 +10,7 @@ import torch
 
 from evocompress.core.config import RunConfig
 from evocompress.core.progress import Silent
+from evocompress.evaluation.proxies import PROXIES
 from evocompress.models.loading import LoadedModel
 from evocompress.pipeline.context import RunContext
 from evocompress.pipeline.planning.device import Device
@@ -172,7 +173,7 @@ def _choices(config: RunConfig, stage: str) -> Iterator[tuple[str, str, Sequence
     if stage == "heal":
         yield "heal", "batch", _halves(config.heal.batch, 1)
         return
-    if stage == "search" and config.proxy.kind in ("kl", "js") and config.proxy.targets != "disk":
+    if stage == "search" and PROXIES[config.proxy.kind].on_disk and config.proxy.targets != "disk":
         yield "proxy", "targets", ["disk"]
     yield "calibration", "length", _halves(config.calibration.length, SHORTEST)
     sequences = f"{stage}_sequences"

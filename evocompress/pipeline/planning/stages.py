@@ -16,6 +16,7 @@ from evocompress.compression.library.plan import LibraryPlan, plan_library
 from evocompress.compression.library.recipe import methods_for
 from evocompress.compression.live_model import CUT_BYTES
 from evocompress.core.types import Architecture, Candidate, Level
+from evocompress.evaluation.proxies import PROXIES
 from evocompress.evaluation.proxies.prefix import LIMIT_BYTES
 from evocompress.models.head import chunk_bytes
 from evocompress.pipeline.context import RunContext
@@ -28,7 +29,6 @@ USUAL_TOKENS = 500_000
 
 FLOAT32 = 4
 
-TOKEN_BYTES = 8
 """Of a token's number."""
 
 ACTIVATIONS = 2
@@ -154,16 +154,15 @@ class Run:
     @property
     def by_logits(self) -> bool:
         """Whether the proxy needs the output head."""
-        return self.context.config.proxy.kind not in ("cosine", "embedding", "score")
+        return PROXIES[self.context.config.proxy.kind].by_logits
 
     @property
     def target_bytes(self) -> int:
         """What the proxy compares candidates with, from above: of each position its target."""
         proxy = self.context.config.proxy
-        kept = 8 * min(proxy.top_k, self._vocabulary) + FLOAT32
-        sizes = {"kl": kept, "js": kept, "perplexity": TOKEN_BYTES}
+        kept = PROXIES[proxy.kind].target_bytes(proxy, self._vocabulary)
         states = self._state_values * self.dtype.itemsize
-        return self.tokens["search"] * sizes.get(proxy.kind, states)
+        return self.tokens["search"] * (states if kept is None else kept)
 
     @property
     def tokens(self) -> Mapping[str, int]:

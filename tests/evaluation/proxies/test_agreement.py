@@ -5,7 +5,7 @@ from evocompress.compression.live_model import LiveModel
 from evocompress.core.config import ProxyConfig
 from evocompress.core.types import Evaluate
 from evocompress.evaluation.heldout import heldout_quality
-from evocompress.evaluation.proxies import PROXIES
+from evocompress.evaluation.proxies import PROXIES, make_proxy
 from evocompress.models.loading import LoadedModel, load
 from evocompress.testing.proxies import dropped
 from evocompress.testing.tiny import tiny_loaded
@@ -19,10 +19,10 @@ def check_proxy_is_what_is_reported(
     ids = torch.randint(vocabulary, (2, 64), generator=torch.Generator().manual_seed(0))
     request = Evaluate(dropped(loaded, "1.mlp", "2.attention"), (0,))
     with LiveModel(loaded) as live:
-        config = ProxyConfig(top_k=top_k)
         means = {
-            kind: proxy(live, [ids], config).evaluate([request])[0].mean
-            for kind, proxy in PROXIES.items()
+            kind: make_proxy(live, [ids], config).evaluate([request])[0].mean
+            for kind in PROXIES
+            for config in [ProxyConfig(kind=kind, top_k=top_k)]
         }
         models = {"live": loaded.model}
         quality = heldout_quality(dense.model, models, ids, batch=2, top_k=top_k)["live"]

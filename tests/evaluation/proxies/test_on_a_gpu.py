@@ -9,7 +9,7 @@ import torch
 from evocompress.compression.live_model import LiveModel
 from evocompress.core.config import ProxyConfig
 from evocompress.core.types import Candidate, Evaluate
-from evocompress.evaluation.proxies import DivergenceProxy
+from evocompress.evaluation.proxies import make_proxy
 from evocompress.testing.proxies import dropped, micro_batches
 from evocompress.testing.tiny import tiny_loaded
 
@@ -22,7 +22,7 @@ def requests(loaded):
 
 
 def proxy_of(live):
-    return DivergenceProxy(live, micro_batches(live.loaded), ProxyConfig(top_k=20))
+    return make_proxy(live, micro_batches(live.loaded), ProxyConfig(top_k=20))
 
 
 def on_gpu():
@@ -60,7 +60,9 @@ def test_reading_behind_changes_neither_order_nor_values(ahead, monkeypatch):
     with LiveModel(tiny_loaded("llama", layers=4)) as live:
         asked = requests(live.loaded)
         expected = proxy_of(live).evaluate(asked)
-        monkeypatch.setattr("evocompress.evaluation.proxies.base.ahead_on", lambda device: ahead)
+        monkeypatch.setattr(
+            "evocompress.evaluation.proxies.evaluator.ahead_on", lambda device: ahead
+        )
         log = []
         proxy = proxy_of(live)
         advance, read = proxy._advance, proxy._read

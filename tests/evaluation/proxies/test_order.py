@@ -8,7 +8,7 @@ from evocompress.compression.live_model import LiveModel
 from evocompress.core.canonical import canonical
 from evocompress.core.config import ProxyConfig
 from evocompress.core.types import DROP, Candidate, Evaluate, Level
-from evocompress.evaluation.proxies import PROXIES
+from evocompress.evaluation.proxies import make_proxy
 from evocompress.evaluation.proxies.order import depth_first
 from evocompress.evaluation.proxies.prefix import levels_by_block
 from evocompress.testing.plain_library import PlainLibrary
@@ -53,7 +53,7 @@ def test_every_node_of_the_trie_is_run_once(loaded, seed):
         block.register_forward_hook(lambda *_: ran.append(None))
     with LiveModel(loaded, PlainLibrary(loaded)) as live:
         candidates = mutations(live, 16, seed)
-        proxy = PROXIES["kl"](live, micro_batches(loaded), ProxyConfig())
+        proxy = make_proxy(live, micro_batches(loaded), ProxyConfig())
         requests = [Evaluate(candidate, (0, 1)) for candidate in candidates]
         proxy.evaluate([Evaluate(Candidate(), (0, 1))])
         ran.clear()

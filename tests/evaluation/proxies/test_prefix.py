@@ -13,7 +13,7 @@ from evocompress.compression.live_model import LiveModel
 from evocompress.core.canonical import canonical
 from evocompress.core.config import ProxyConfig
 from evocompress.core.types import DENSE, DROP, Candidate, Evaluate, Level, Result, Unit
-from evocompress.evaluation.proxies import PROXIES, Proxy, prefix
+from evocompress.evaluation.proxies import PROXIES, Proxy, make_proxy, prefix
 from evocompress.evaluation.proxies.prefix import PrefixStates, Stream, tensors
 from evocompress.models.loading import LoadedModel
 from evocompress.testing.families import SUBLAYERS
@@ -189,7 +189,7 @@ def test_values_do_not_depend_on_what_is_kept(
         world = World(dtype=dtype)
         mutations = Mutations(world)
         with world.live:
-            proxy = PROXIES[kind](world.live, world.batches, ProxyConfig(top_k=20))
+            proxy = make_proxy(world.live, world.batches, ProxyConfig(kind=kind, top_k=20))
             answers = evaluated(proxy, mutations, (0,))
             with failing(world, 3, OUT_OF_MEMORY):
                 answers += evaluated(proxy, mutations, (0,), count=1)
@@ -211,7 +211,7 @@ def evaluated(
 
 def test_a_candidate_without_memory_leaves_nothing_behind(world: World) -> None:
     with world.live:
-        proxy = PROXIES["kl"](world.live, world.batches, ProxyConfig())
+        proxy = make_proxy(world.live, world.batches, ProxyConfig())
         request = Evaluate(world.without("1.mlp"), (0,))
         [good] = proxy.evaluate([request])
         with failing(world, 2, OUT_OF_MEMORY):
@@ -324,7 +324,7 @@ def test_states_are_shared_on_any_number_of_micro_batches(
     limited(world, monkeypatch, 2)
     drops = [world.without(f"{block}.mlp") for block in (4, 3)]
     with world.live:
-        proxy = PROXIES["kl"](world.live, world.batches, ProxyConfig())
+        proxy = make_proxy(world.live, world.batches, ProxyConfig())
         proxy.evaluate([Evaluate(Candidate(), (0, 1, 2))])
         world.live.restore()
         proxy._prefixes.clear()
@@ -346,7 +346,7 @@ def test_each_request_goes_through_its_own_order(
     for factor in (3, 1):
         limited(world, monkeypatch, factor)
         with world.live:
-            proxy = PROXIES["kl"](world.live, world.batches, ProxyConfig())
+            proxy = make_proxy(world.live, world.batches, ProxyConfig())
             drops = [world.without(f"{block}.mlp") for block in range(4)]
             plain = [Evaluate(*pair) for pair in zip(drops, orders, strict=True)]
             full = proxy.evaluate(plain)

@@ -8,7 +8,14 @@ from evocompress.compression.live_model import LiveModel
 from evocompress.core.config import ProxyConfig
 from evocompress.core.errors import ConfigError, ModelError
 from evocompress.core.types import Candidate, Evaluate
-from evocompress.evaluation.proxies import PROXIES, DivergenceProxy, check_proxy
+from evocompress.evaluation.proxies import (
+    PROXIES,
+    check_proxy,
+    kinds_for,
+    make_proxy,
+)
+from evocompress.evaluation.proxies.evaluator import MetricProxy
+from evocompress.evaluation.proxies.kl import Divergence
 from evocompress.models import head
 from evocompress.models.families import FAMILIES
 from evocompress.models.families.base import final_norm
@@ -38,7 +45,7 @@ def model(kind: str) -> LoadedModel:
 
 def served(*names: str) -> list[tuple[str, str]]:
     """(proxy, family) of each that has a brute-force reference."""
-    pairs = [(kind, name) for name in names for kind in FAMILIES[name].task.proxies]
+    pairs = [(kind, name) for name in names for kind in kinds_for(FAMILIES[name].task)]
     return [pair for pair in pairs if pair[0] in contract.REFERENCES]
 
 
@@ -67,7 +74,7 @@ def test_a_proxy_of_another_task_is_refused() -> None:
         loaded = tiny_loaded(name)
         with pytest.raises(ConfigError, match=f"proxy.kind={kind} is not for tiny:{name}"):
             check_proxy(kind, loaded)
-        check_proxy(loaded.family.task.proxies[0], loaded)
+        check_proxy(kinds_for(loaded.family.task)[0], loaded)
 
 
 @pytest.mark.parametrize("divergence", ["kl", "js"])
@@ -138,7 +145,7 @@ def test_survives_bad_candidates(kind: str, outcome: str, monkeypatch: pytest.Mo
 
     contract.check_survives_bad_candidates(PROXIES[kind], loaded, break_model)
     with LiveModel(loaded) as live:
-        proxy = PROXIES[kind](live, contract.micro_batches(loaded), ProxyConfig())
+        proxy = make_proxy(live, contract.micro_batches(loaded), ProxyConfig(kind=kind))
         proxy.evaluate([Evaluate(Candidate(), (0,))])
         break_model()
         [result] = proxy.evaluate([Evaluate(Candidate(), (0,))])
@@ -149,7 +156,7 @@ def test_other_errors_are_not_hidden(
     kind: str, model: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with LiveModel(model) as live:
-        proxy = PROXIES[kind](live, contract.micro_batches(model), ProxyConfig())
+        proxy = make_proxy(live, contract.micro_batches(model), ProxyConfig(kind=kind))
         proxy.evaluate([Evaluate(Candidate(), (0,))])
 
         def wrong(*_: object) -> None:
@@ -162,7 +169,7 @@ def test_other_errors_are_not_hidden(
 
 def test_treatments_are_refused(kind: str, model: LoadedModel) -> None:
     with LiveModel(model) as live:
-        proxy = PROXIES[kind](live, contract.micro_batches(model), ProxyConfig())
+        proxy = make_proxy(live, contract.micro_batches(model), ProxyConfig(kind=kind))
         with pytest.raises(ValueError, match="treatment 'abc'"):
             proxy.evaluate([Evaluate(Candidate(), (0,), treatment="abc")])
 
@@ -171,7 +178,7 @@ def test_broken_dense_model_is_an_error() -> None:
     loaded = tiny_loaded()
     loaded.model.get_input_embeddings().weight.fill_(float("nan"))
     with LiveModel(loaded) as live:
-        proxy = PROXIES["kl"](live, contract.micro_batches(loaded), ProxyConfig())
+        proxy = make_proxy(live, contract.micro_batches(loaded), ProxyConfig())
         with pytest.raises(ModelError, match="not finite"):
             proxy.evaluate([Evaluate(Candidate(), (0,))])
 
@@ -185,7 +192,9 @@ def test_the_size_of_chunks_does_not_matter(
         monkeypatch.setattr(head, "CPU_FLOAT32_LOGIT_BYTES", logit_rows * 256 * 4)
         monkeypatch.setattr(head, "CPU_FLOAT32_BYTES", float_rows * 256 * 4)
         with LiveModel(model) as live:
-            proxy = PROXIES[kind](live, contract.micro_batches(model), ProxyConfig(top_k=16))
+            proxy = make_proxy(
+                live, contract.micro_batches(model), ProxyConfig(kind=kind, top_k=16)
+            )
             [result] = proxy.evaluate([request])
         sums.append([value for part in result.values for value in part.sums])
     for other in sums[1:]:
@@ -198,15 +207,15 @@ def test_targets_on_disk_give_the_same_values(kind: str) -> None:
     batches = contract.micro_batches(loaded)
     for targets in ("memory", "disk"):
         with LiveModel(loaded) as live:
-            proxy = PROXIES[kind](live, batches, ProxyConfig(targets=targets))
+            proxy = make_proxy(live, batches, ProxyConfig(kind=kind, targets=targets))
             drops = [contract.dropped(loaded, f"{block}.mlp") for block in range(3)]
             results.append(proxy.evaluate([Evaluate(drop, (0, 1, 2)) for drop in drops]))
     assert results[0] == results[1]
-    assert isinstance(proxy, DivergenceProxy) and proxy._files is not None
+    assert isinstance(proxy._metric, Divergence) and proxy._metric._files is not None
     assert named_files(proxy) == {"(deleted)"}
 
 
-def named_files(proxy: DivergenceProxy) -> set[str]:
+def named_files(proxy: MetricProxy) -> set[str]:
     """What the files of a proxy's targets, which are mapped, are called."""
     pointers = [target.top.data_ptr() for batch in range(3) for target in proxy._targets[batch]]
     lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]

@@ -12,7 +12,7 @@ from evocompress.compression.live_model import LiveModel
 from evocompress.core.config import ProxyConfig
 from evocompress.core.finetuning import Recipe
 from evocompress.core.types import DENSE, Candidate, Evaluate, Level
-from evocompress.evaluation.proxies import PROXIES
+from evocompress.evaluation.proxies import kinds_for, make_proxy
 from evocompress.healing.masters import BETAS, Masters
 from evocompress.healing.tuned import fine_tunings, tuned
 from evocompress.models.tasks import CAUSAL
@@ -72,7 +72,9 @@ def sparse(loaded):
 
 def proxy_of(kind, live, sequences, *recipes):
     treatments = fine_tunings(live.loaded, sequences, recipes)
-    return PROXIES[kind](live, micro_batches(live.loaded), ProxyConfig(top_k=TOP_K), treatments)
+    return make_proxy(
+        live, micro_batches(live.loaded), ProxyConfig(kind=kind, top_k=TOP_K), treatments
+    )
 
 
 def plainly_tuned(model, sequences, tokens):
@@ -105,7 +107,7 @@ def plain_value(kind, dense, student, ids):
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
-@pytest.mark.parametrize("kind", CAUSAL.proxies)
+@pytest.mark.parametrize("kind", kinds_for(CAUSAL))
 def test_values_are_those_of_a_plain_training(kind, model_type, tmp_path):
     loaded = tiny_loaded(model_type)
     sequences, candidate = lessons_of(loaded), sparse(loaded)
@@ -161,7 +163,7 @@ def test_zeros_stay_zero(tmp_path):
         assert zeros.sum() == 900
 
 
-@pytest.mark.parametrize("kind", CAUSAL.proxies)
+@pytest.mark.parametrize("kind", kinds_for(CAUSAL))
 def test_company_does_not_matter(kind, tmp_path):
     """Neither tuned nor untuned states are served to another request."""
     loaded = tiny_loaded()

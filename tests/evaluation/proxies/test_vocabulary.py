@@ -7,7 +7,7 @@ import torch
 from evocompress.compression.live_model import LiveModel
 from evocompress.core.config import ProxyConfig
 from evocompress.core.types import DROP, Candidate, Evaluate
-from evocompress.evaluation.proxies import DivergenceProxy
+from evocompress.evaluation.proxies import make_proxy
 from evocompress.models import vocabulary
 from evocompress.models.families.llama import Llama
 from evocompress.testing.tiny import tiny_loaded
@@ -78,7 +78,7 @@ def test_outputs_of_a_familys_own_are_what_is_compared():
         return plain.model(batch).logits[:, :-1].flatten(0, 1).double() / 8.0
 
     with LiveModel(loaded) as live, torch.inference_mode():
-        proxy = DivergenceProxy(live, [batch], ProxyConfig(top_k=256))
+        proxy = make_proxy(live, [batch], ProxyConfig(top_k=256))
         [result] = proxy.evaluate([Evaluate(candidate, (0,))])
         live.restore()
         dense = logits().log_softmax(-1)
