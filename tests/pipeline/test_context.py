@@ -35,16 +35,18 @@ def config(**changes):
 
 def test_the_digest_of_a_space_covers_all_that_gives_a_genome_its_meaning():
     model, family = tiny_model("llama"), FAMILIES["llama"]
-    genes = build_space(family.units(model), family.architecture(model), config().space).genes
-    members = tuple((*units, units[0]) for units in genes.members)
+    encoding = build_space(family.units(model), family.architecture(model), config().space).encoding
+    members = tuple((*units, units[0]) for units in encoding.members)
     others = [
-        replace(genes, members=members),
-        replace(genes, levels=tuple(levels[::-1] for levels in genes.levels)),
-        replace(genes, start=genes.default + 1),
-        replace(genes, merges=True),
+        replace(encoding, members=members),
+        replace(encoding, levels=tuple(levels[::-1] for levels in encoding.levels)),
+        replace(encoding, default=encoding.default + 1),
+        replace(encoding, merges=True),
     ]
-    assert len({genes_digest(each) for each in (genes, *others)}) == 5
-    assert genes_digest(replace(genes, start=np.array(genes.default))) == genes_digest(genes)
+    assert len({genes_digest(each) for each in (encoding, *others)}) == 5
+    assert genes_digest(replace(encoding, default=np.array(encoding.default))) == genes_digest(
+        encoding
+    )
 
 
 def test_only_bounds_on_latencies_are_lifted():

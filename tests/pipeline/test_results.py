@@ -81,7 +81,9 @@ def test_what_was_measured_on_less_is_not_compared(space, candidates, tmp_path):
 
 def test_candidates_that_are_not_compared_are_counted(space, candidates, tmp_path):
     uniform, other = candidates
-    failed, unasked = (space.candidate(space.random(np.random.default_rng(n))) for n in (1, 2))
+    failed, unasked = (
+        space.candidate(sampling.random(space, np.random.default_rng(n))) for n in (1, 2)
+    )
     outcome = Outcome(
         Incumbent(uniform, 0.5, (0, 1)), tuple(c.id for c in (uniform, other, failed))
     )

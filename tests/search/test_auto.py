@@ -244,7 +244,7 @@ class TestProposals:
         def predict(genomes):
             return np.array([objective.value(depth.candidate(genome)) for genome in genomes])
 
-        start = depth.random(np.random.default_rng(1))
+        start = sampling.random(depth, np.random.default_rng(1))
         found = climb(depth, start, predict, 6, np.random.default_rng(0))
         assert predict(found[None]) < predict(start[None])
         assert depth.feasible(found[None])[0]

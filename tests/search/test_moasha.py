@@ -98,7 +98,7 @@ def test_the_incumbent_is_the_best_of_the_highest_rung(bounded):
 def test_with_one_objective_the_budget_is_used_up(bounded):
     found = by_size(contract.run(searcher(bounded), contract.Separable.of(bounded)))
     genomes = np.stack([bounded.genome(candidate) for candidate in found[1]])
-    assert bounded.feasible(genomes).all() and bounded.used(genomes).min() > 0.9
+    assert bounded.feasible(genomes).all() and bounded.budget_usage(genomes).min() > 0.9
     assert len(set(found[1])) == 81
 
 

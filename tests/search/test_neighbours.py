@@ -128,17 +128,17 @@ def test_a_forbidden_level_of_the_base_is_left_by_its_own_changes_alone(space):
 def test_blocks_share_rows():
     decoder, config = SPACES["experts"]
     space = build_space(decoder.units(), decoder.architecture(), SpaceConfig(**config))
-    settled = []
-    settle = space.encoding.deactivate
+    rows_of_calls = []
+    deactivate = space.encoding.deactivate
 
     class Counting:
         def __getattr__(self, name):
             return getattr(space, name)
 
-        def settle(self, rows):
-            settled.append(len(rows))
-            return settle(rows)
+        def deactivate(self, rows):
+            rows_of_calls.append(len(rows))
+            return deactivate(rows)
 
     near = Neighbourhood(Counting(), harms_of(space, np.random.default_rng(3)))
     near.around(space.encoding.default, *space.encoding.options)
-    assert settled == [2 * MIXTURE.experts]
+    assert rows_of_calls == [2 * MIXTURE.experts]

@@ -112,7 +112,7 @@ def test_patterns_are_not_asked_of_the_width_that_a_shared_expert_keeps():
     with pytest.raises(ConfigError, match=r"leaves 'model.layers.0.mlp.experts.0.down_proj' 10"):
         space_of(config, SHARED)
     config["sparsity"]["match"] = ["*shared_expert*"]
-    assert len(space_of(config, SHARED).genes.matrices) == 3 * SHARED.layers
+    assert len(space_of(config, SHARED).encoding.matrices) == 3 * SHARED.layers
 
 
 def test_a_dropped_mlp_voids_its_experts():

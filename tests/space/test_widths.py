@@ -187,11 +187,11 @@ TIED = space_of(
 
 
 def test_uniform_has_one_gene_for_all_layers_of_a_kind():
-    kinds = [(members[0].kind, len(members)) for members in TIED.genes.members]
+    kinds = [(members[0].kind, len(members)) for members in TIED.encoding.members]
     assert sorted(kinds) == [("attention", 4), *[("block", 1)] * 4, ("mlp", 4)]
-    genome = TIED.genes.default.copy()
-    genome[TIED.genes.by_kind["mlp"]] = 1
-    genome[TIED.genes.by_kind["block"][1]] = 1
+    genome = TIED.encoding.default.copy()
+    genome[TIED.encoding.by_kind["mlp"]] = 1
+    genome[TIED.encoding.by_kind["block"][1]] = 1
     assert TIED.candidate(genome).by_name == {
         f"{SECOND}.attention": DROP,
         f"{SECOND}.mlp": DROP,
@@ -200,16 +200,16 @@ def test_uniform_has_one_gene_for_all_layers_of_a_kind():
 
 def test_tied_genomes_are_read_from_candidates():
     rng = np.random.default_rng(0)
-    for genome in TIED.settle(rng.integers(0, TIED.genes.sizes, size=(40, len(TIED.units)))):
+    for genome in TIED.deactivate(rng.integers(0, TIED.encoding.sizes, size=(40, len(TIED.units)))):
         assert TIED.genome(TIED.candidate(genome)).tolist() == genome.tolist()
 
 
 def test_a_tied_gene_is_void_only_without_any_layer():
-    genomes = np.tile(TIED.genes.sizes - 1, (2, 1))
-    genomes[1, TIED.genes.by_kind["block"][2]] = 0
-    tied = np.concatenate([TIED.genes.by_kind["attention"], TIED.genes.by_kind["mlp"]])
-    assert TIED.genes.inactive(genomes)[:, tied].tolist() == [[True, True], [False, False]]
-    assert TIED.genes.keep_attention(genomes).tolist() == [False, True]
+    genomes = np.tile(TIED.encoding.sizes - 1, (2, 1))
+    genomes[1, TIED.encoding.by_kind["block"][2]] = 0
+    tied = np.concatenate([TIED.encoding.by_kind["attention"], TIED.encoding.by_kind["mlp"]])
+    assert TIED.encoding.inactive(genomes)[:, tied].tolist() == [[True, True], [False, False]]
+    assert TIED.encoding.keep_attention(genomes).tolist() == [False, True]
 
 
 def test_layers_of_different_widths_are_no_candidate_of_a_tied_space():

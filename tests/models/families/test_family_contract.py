@@ -42,5 +42,5 @@ def test_the_page_lists_every_family() -> None:
 
 def test_the_example_of_the_page_is_the_file() -> None:
     root = Path(__file__).parents[3]
-    file = root / "evocompress" / "families" / "starcoder2.py"
+    file = root / "evocompress" / "models" / "families" / "starcoder2.py"
     assert f"```python\n{file.read_text()}```" in (root / "docs" / "families.md").read_text()
