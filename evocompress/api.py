@@ -38,6 +38,7 @@ from evocompress.core.progress import Reporter, Silent
 from evocompress.core.types import Candidate
 from evocompress.distributed import backend_of
 from evocompress.evaluation.profile import path_of
+from evocompress.evaluation.proxies import Metric
 from evocompress.export import (
     check_format,
     check_program,
@@ -61,17 +62,20 @@ from evocompress.pipeline.early_checks import check_early, check_sources, rehear
 from evocompress.pipeline.finished import HELDOUT, Unchanged, finished
 from evocompress.pipeline.loop import Listener
 from evocompress.pipeline.planning import Plan, plan_on
-from evocompress.pipeline.resolve import check_names
+from evocompress.pipeline.resolve import check_names, with_objects
 from evocompress.pipeline.results import costs_of
 from evocompress.pipeline.run_folder import RunFolder
 from evocompress.pipeline.sweep import SweepConfig, SweepFolder, check_groups, samples
 from evocompress.pipeline.sweep import check as check_sweep
+from evocompress.search.base import Searcher
 from evocompress.space.costs import LatencyTable
 
 
 def search(
     config: RunConfig,
     *,
+    searcher: type[Searcher] | None = None,
+    proxy: type[Metric] | None = None,
     resume: bool = False,
     force: bool = False,
     reporter: Reporter | None = None,
@@ -83,6 +87,10 @@ def search(
 
     Args:
         config: The run.
+        searcher: The class of a searcher, in the place of one that ``search.name`` names; its
+            settings are those in ``search``.
+        proxy: The metric of a proxy, in the place of one that ``proxy.kind`` names. Workers on Ray
+            must be able to import it, unless it is defined in the script that is run.
         resume: Go on in a folder that exists. ``search.tokens`` may be more than before.
         force: Go on under other circumstances (versions, device, threads); the journal and the
             report say so.
@@ -96,7 +104,7 @@ def search(
         EvoCompressError: Anything the user can mend.
     """
     return stages.search(
-        config,
+        with_objects(config, searcher, proxy),
         backend_of(config),
         resume=resume,
         force=force,
@@ -313,7 +321,7 @@ def evaluate(
     """
     context = finished(path, reporter, overrides, ("evaluate.", *HELDOUT))
     context.reporter.log_to(context.folder.log)
-    check_early(context.config)
+    check_early(context.config, search=False)
     unchanged = Unchanged(context)
     unchanged.check_model()
     heldout, config = unchanged.check_text().heldout, context.config.evaluate
@@ -346,7 +354,7 @@ def evaluate(
             "settings": config.model_dump(mode="json"),
             "device": f"{describe(context.loaded.model.device)}, {torch.get_num_threads()} threads",
             "environment": environment(
-                context.loaded.model.device, context.loaded.model.dtype, "local"
+                context.loaded.model.device, context.loaded.model.dtype, "local", context.packages
             ),
             "rows": rows,
         }

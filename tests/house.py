@@ -23,7 +23,7 @@ BELOW = {
     "pipeline": "core space search models compression export healing evaluation",
     "report": "core space evaluation pipeline",
     "distributed": "core space models compression evaluation pipeline",
-    "api": "core space export evaluation pipeline report distributed",
+    "api": "core space search export evaluation pipeline report distributed",
     "cli": "core compression export evaluation pipeline report api",
     "hf": "models",
     "testing": "core space search models compression export evaluation hf",

@@ -131,7 +131,8 @@ class ProxyConfig(Strict):
             (Jensen-Shannon divergence) or ``cosine`` (distance of the final hidden states);
             ``embedding`` for embedding models (distance of embeddings and their similarities);
             ``score`` for reward models and rerankers (squared error of their scores).
-            Of a classifier ``kl`` and ``js`` are over its classes.
+            Of a classifier ``kl`` and ``js`` are over its classes. Or another name from
+            `evocompress.evaluation.proxies.PROXIES`.
         top_k: Teacher probabilities kept for each position; the rest is one bucket.
         targets: Where these are kept: in ``memory``, on the device, or on ``disk``, in a temporary
             folder, from where they are mapped.

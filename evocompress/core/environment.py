@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,10 +17,19 @@ from evocompress.core.circumstances import Machine
 PACKAGES = ("evocompress", "torch", "transformers", "numpy", "numba", "safetensors", "pymoo")
 
 
-def environment(device: torch.device, dtype: torch.dtype, executor: str) -> dict[str, Any]:
-    """The facts written to a run's environment.json (`circumstances.Environment`)."""
+def environment(
+    device: torch.device, dtype: torch.dtype, executor: str, packages: Iterable[str] = ()
+) -> dict[str, Any]:
+    """The facts written to a run's environment.json (`circumstances.Environment`).
+
+    Args:
+        device: What computes.
+        dtype: In what.
+        executor: Of the run.
+        packages: See `versions`.
+    """
     return {
-        "versions": {"python": platform.python_version(), **versions()},
+        "versions": {"python": platform.python_version(), **versions(packages)},
         "device": describe(device),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "dtype": str(dtype).removeprefix("torch."),
@@ -31,10 +41,14 @@ def environment(device: torch.device, dtype: torch.dtype, executor: str) -> dict
     }
 
 
-def versions() -> dict[str, str]:
-    """Installed versions of the packages that decide a run's numbers."""
+def versions(packages: Iterable[str] = ()) -> dict[str, str]:
+    """Installed versions of the packages that decide a run's numbers.
+
+    Args:
+        packages: Those beside the usual ones, such as that of a criterion which is not built in.
+    """
     found = {}
-    for name in PACKAGES:
+    for name in dict.fromkeys((*PACKAGES, *packages)):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

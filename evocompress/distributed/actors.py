@@ -76,10 +76,13 @@ def _executor(
 
 def assignment_of(context: RunContext) -> Assignment:
     """What the workers of a run are made from."""
+    import ray
     import torch
 
     from evocompress.core.environment import versions
+    from evocompress.evaluation.proxies import PROXIES
 
+    kind = context.config.proxy.kind
     library, storage = context.library, context.config.ray.storage
     table = None if context.config.latency.force else context.latency_table
     place = str(library.path.absolute()) if library else None
@@ -93,7 +96,10 @@ def assignment_of(context: RunContext) -> Assignment:
         threads=torch.get_num_threads(),
         timed_on=table.made.device if table else None,
         surroundings=surroundings_of(context.config.ray),
-        versions=versions(),
+        versions=versions(context.packages),
+        timed=context.timed,
+        recipes=context.recipes,
+        proxy=[ray.put(PROXIES[kind])] if PROXIES.is_given(kind) else None,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from evocompress.distributed.telemetry import tail, who
 if TYPE_CHECKING:
     from evocompress.compression.library import Library
     from evocompress.core.config import RunConfig
+    from evocompress.core.finetuning import Recipe
     from evocompress.pipeline.context import RunContext
 
 
@@ -30,6 +31,10 @@ class Assignment:
         timed_on: The device, in words, of the run's latency table, unless it is forced.
         surroundings: Environment variables of the worker.
         versions: Those of the packages of the driver.
+        timed: Whether the run asks for latencies.
+        recipes: How its searcher may have candidates fine-tuned.
+        proxy: A reference to its proxy, where that is an object that is not installed. In a list,
+            which Ray does not look into, so that this is where it is imported.
     """
 
     config: str
@@ -39,6 +44,9 @@ class Assignment:
     timed_on: str | None = None
     surroundings: Surroundings = Surroundings()
     versions: dict[str, str] = field(default_factory=dict)
+    timed: bool = False
+    recipes: tuple[Recipe, ...] = ()
+    proxy: list[Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -103,15 +111,57 @@ def _bench(assignment: Assignment, calibration: Any) -> RunContext:
     from evocompress.pipeline.context import RunContext
     from evocompress.pipeline.run_folder import RunFolder
 
+    _check_versions(assignment.versions)
     config = RunConfig.model_validate_json(assignment.config)
+    _take_proxy(config.proxy.kind, assignment.proxy)
     library = config.library.model_copy(update={"path": _library(assignment.library, config)})
     config = config.model_copy(update={"executor": "local", "library": library, "threads": None})
     torch.set_num_threads(assignment.threads)
     context = RunContext(config, RunFolder(config.folder), Silent(), finished=True)
-    context = context.with_parts(calibration=calibration)
+    context = context.with_parts(
+        calibration=calibration, timed=assignment.timed, recipes=assignment.recipes
+    )
     context = context.with_parts(library=_opened(context, assignment.library))
     _check(context, assignment)
     return context
+
+
+def _check_versions(wanted: Mapping[str, str]) -> None:
+    """Whether the packages are here that the driver has.
+
+    Raises:
+        RunError: They are not.
+    """
+    from evocompress.core.circumstances import Facts, differences
+    from evocompress.core.environment import versions
+
+    other = differences(Facts(versions=dict(wanted)), Facts(versions=versions(wanted)))
+    if other:
+        raise RunError(
+            f"a worker has other versions than the driver ({'; '.join(other)}): install the same "
+            "on all nodes"
+        )
+
+
+def _take_proxy(kind: str, reference: list[Any] | None) -> None:
+    """Has a proxy that is not installed as the driver has it.
+
+    Raises:
+        RunError: It cannot be imported here.
+    """
+    import ray
+
+    from evocompress.evaluation.proxies import PROXIES
+
+    if reference is None:
+        return
+    try:
+        PROXIES[kind] = ray.get(reference[0])
+    except Exception as error:
+        raise RunError(
+            f"a worker cannot import the proxy {kind} ({one_line(error)}): install its package on "
+            "all nodes, or define it in the script that is run"
+        ) from None
 
 
 def _library(place: str | None, config: RunConfig) -> Path | None:
@@ -146,8 +196,7 @@ def _check(context: RunContext, assignment: Assignment) -> None:
     Raises:
         RunError: It does not.
     """
-    from evocompress.core.circumstances import Facts, differences
-    from evocompress.core.environment import describe, versions
+    from evocompress.core.environment import describe
 
     found = context.circumstances()
     wrong = [key for key, value in assignment.expected.items() if found[key] != value]
@@ -156,12 +205,6 @@ def _check(context: RunContext, assignment: Assignment) -> None:
             f"a worker differs from the run in {', '.join(wrong)} "
             f"({', '.join(f'{found[key]} instead of {assignment.expected[key]}' for key in wrong)})"
             ": give all nodes the same model, library and kind of device"
-        )
-    other = differences(Facts(versions=assignment.versions), Facts(versions=versions()))
-    if other:
-        raise RunError(
-            f"a worker has other versions than the driver ({'; '.join(other)}): install the same "
-            "on all nodes"
         )
     device = describe(context.loaded.model.device)
     if assignment.timed_on not in (None, device):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 from transformers import PreTrainedModel
 
+from evocompress.core.registry import Registry
 from evocompress.core.types import Candidate
 from evocompress.export.deci import Deci
 from evocompress.export.folded import Folded
@@ -19,6 +20,7 @@ from evocompress.export.weights import State
 from evocompress.models.loading import LoadedModel
 
 
+@runtime_checkable
 class Format(Protocol):
     """A way to write a compressed model.
 
@@ -60,14 +62,19 @@ class Format(Protocol):
         ...
 
 
-FORMATS: dict[str, Format] = {
-    "stock": Stock(),
-    "hf": ModelingFile(),
-    "padded": Padded(),
-    "folded": Folded(),
-    "deci": Deci(),
-    "gguf": Gguf(),
-}
+FORMATS: Registry[Format] = Registry(
+    "format",
+    "evocompress.formats",
+    {
+        "stock": Stock(),
+        "hf": ModelingFile(),
+        "padded": Padded(),
+        "folded": Folded(),
+        "deci": Deci(),
+        "gguf": Gguf(),
+    },
+    lambda found: isinstance(found, Format),
+)
 
 WEIGHTS = tuple(TYPES)
 """Types of weights that a checkpoint can be written in."""

@@ -39,39 +39,40 @@ def check_settings(context: RunContext, *, search: bool = True) -> None:
 
     Args:
         context: Of the run, perhaps with an outline of the model.
-        search: Whether the settings of the search count: a library needs none.
+        search: Whether the settings of the search count: a library needs none, nor does what is
+            done with a winner.
 
     Raises:
         EvoCompressError: Something does not.
     """
     if context.config.model.device_memory is not None:
-        _check_streamed(context)
+        _check_streamed(context, search)
     architecture = context.loaded.family.architecture(context.loaded.model)
     check_calibration(context.config.calibration, context.loaded)
-    check_proxy(context.config.proxy.kind, context.loaded)
     check_lengths(context.config.evaluate, architecture)
     if context.timed:
         check_timed_lengths(context.config.latency, architecture)
     if search:
+        check_proxy(context.config.proxy.kind, context.loaded)
         check_search(unbounded(context.config), context.untimed_space, context.loaded.tokens)
-    _check_next_token(context)
+    _check_next_token(context, search)
 
 
-def _check_next_token(context: RunContext) -> None:
+def _check_next_token(context: RunContext, search: bool) -> None:
     """Refuses what needs the loss of the next token, of a model that has none."""
     name = context.config.library.width_criterion
-    if searcher_settings(context.config).needs_next_token:
+    if search and searcher_settings(context.config).needs_next_token:
         require_next_token(context.loaded, f"search.name={context.config.search.name}")
     if context.config.space.width and "gradients" in STRUCTURED[name].needs:
         require_next_token(context.loaded, f"library.width_criterion={name}")
 
 
-def _check_streamed(context: RunContext) -> None:
+def _check_streamed(context: RunContext, search: bool) -> None:
     """Refuses what needs the whole model on the device at once."""
     blocked = None
     if context.timed:
         blocked = "a latency in budget or objectives"
-    elif searcher_settings(context.config).recipes:
+    elif search and context.recipes:
         blocked = f"search.name={context.config.search.name}, which fine-tunes candidates,"
     if blocked:
         raise ConfigError(

@@ -19,6 +19,7 @@ from evocompress.compression.live_model import LiveModel
 from evocompress.core.circumstances import Admit
 from evocompress.core.config import LibraryConfig, RunConfig, SpaceConfig
 from evocompress.core.errors import ConfigError, LibraryError, RunError
+from evocompress.core.finetuning import Recipe
 from evocompress.core.progress import Reporter
 from evocompress.core.types import Level, Unit
 from evocompress.evaluation import proxies
@@ -37,10 +38,12 @@ from evocompress.export import FORMATS, PROGRAMS, check_task
 from evocompress.healing.tuned import fine_tunings
 from evocompress.models.loading import LoadedModel, load_as
 from evocompress.pipeline.header_facts import genes_digest, table_facts
+from evocompress.pipeline.journal import read_header
 from evocompress.pipeline.loop import Executor
-from evocompress.pipeline.resolve import make_searcher, searcher_settings, threads_of
+from evocompress.pipeline.resolve import make_searcher, packages, searcher_settings, threads_of
 from evocompress.pipeline.run_folder import RunFolder
 from evocompress.pipeline.unmeasured_latency import UNMEASURED, unbounded
+from evocompress.search import SEARCHERS
 from evocompress.search.base import Searcher
 from evocompress.space.build import build_space
 from evocompress.space.costs import TIMED, LatencyTable
@@ -198,12 +201,12 @@ class RunContext:
     @cached_property
     def timed(self) -> bool:
         """Whether budget or objectives name a cost that only a latency table knows."""
-        settings = searcher_settings(self.config)
-        wanted = {
-            *self.config.space.budget,
-            *getattr(settings, "objectives", ()),
-            *getattr(settings, "range", ()),
-        }
+        told, name = {}, self.config.search.name
+        if self.finished and name not in SEARCHERS and self.folder.journal.exists():
+            told = read_header(self.folder.journal)["settings"]
+        else:
+            told = searcher_settings(self.config).model_dump()
+        wanted = {*self.config.space.budget, *told.get("objectives", ()), *told.get("range", ())}
         return not wanted.isdisjoint(TIMED)
 
     def profile(self, *, anew: bool = False) -> LatencyTable:
@@ -323,9 +326,18 @@ class RunContext:
 
         Candidates are fine-tuned, where the searcher has that done, on the library part.
         """
-        recipes = searcher_settings(self.config).recipes
-        treatments = fine_tunings(self.loaded, self.calibration.library, recipes)
+        treatments = fine_tunings(self.loaded, self.calibration.library, self.recipes)
         return proxies.make_proxy(live, self.calibration.search, self.config.proxy, treatments)
+
+    @cached_property
+    def recipes(self) -> tuple[Recipe, ...]:
+        """How the searcher may have candidates fine-tuned."""
+        return searcher_settings(self.config).recipes
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """Installed packages whose searcher, proxy and so on the run has."""
+        return packages(self.config, self.loaded.family)
 
     def executor(self, live: LiveModel, admit: Admit = lambda machine: None) -> Executor:
         """What answers the searcher's requests on the search part of the calibration tokens.

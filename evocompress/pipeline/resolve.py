@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import numpy as np
+from pydantic import BaseModel
 
 from evocompress.compression.criteria import CRITERIA, STRUCTURED
 from evocompress.core.config import CalibrationConfig, RunConfig, SearchConfig
@@ -12,8 +14,9 @@ from evocompress.core.config_file import nearest, validate
 from evocompress.core.env_vars import surroundings_of
 from evocompress.core.errors import ConfigError
 from evocompress.core.types import Pool
-from evocompress.evaluation.proxies import PROXIES
+from evocompress.evaluation.proxies import PROXIES, Metric
 from evocompress.export import FORMATS, PROGRAMS, check_package, check_program
+from evocompress.models.families import FAMILIES, Family, name_of
 from evocompress.search import SEARCHERS
 from evocompress.search.base import Problem, Searcher, SearcherSettings
 from evocompress.search.first_result import check_tokens
@@ -86,8 +89,7 @@ def searcher_settings(config: RunConfig) -> SearcherSettings:
         ConfigError: There is no such searcher, or a setting is wrong.
     """
     name = config.search.name
-    if name not in SEARCHERS:
-        raise ConfigError(f"search.name: unknown searcher '{name}': {nearest(name, SEARCHERS)}")
+    SEARCHERS.check(name, "search.name")
     settings = SEARCHERS[name].Settings
     known = {*SearchConfig.model_fields, *settings.model_fields}
     for key in config.search.settings.keys() - known:
@@ -110,16 +112,57 @@ def check_names(config: RunConfig) -> None:
     if config.executor == "ray":
         surroundings_of(config.ray)
     _check_fits(config.space.fits)
-    if config.proxy.kind not in PROXIES:
-        known = nearest(config.proxy.kind, PROXIES)
-        raise ConfigError(f"proxy.kind: unknown proxy '{config.proxy.kind}': {known}")
+    PROXIES.check(config.proxy.kind, "proxy.kind")
     _check_micro_batches(config)
-    choices = {"criterion": list(CRITERIA), "width_criterion": list(STRUCTURED)}
-    for key, known_names in choices.items():
-        name = getattr(config.library, key)
-        if name not in known_names:
-            known = nearest(name, known_names)
-            raise ConfigError(f"library.{key}: unknown criterion '{name}': {known}")
+    CRITERIA.check(config.library.criterion, "library.criterion")
+    STRUCTURED.check(config.library.width_criterion, "library.width_criterion")
+
+
+def with_objects(
+    config: RunConfig, searcher: type[Searcher] | None, proxy: type[Metric] | None
+) -> RunConfig:
+    """The configuration with objects that are not installed in the place of their names.
+
+    Args:
+        config: The run.
+        searcher: The class of its searcher.
+        proxy: The class of its proxy's metric.
+
+    Raises:
+        ConfigError: An object cannot serve, or the configuration names another one.
+    """
+    changes: dict[str, Any] = {}
+    if searcher is not None:
+        changes["search"] = _naming(config.search, "search.name", SEARCHERS.give(searcher))
+    if proxy is not None:
+        changes["proxy"] = _naming(config.proxy, "proxy.kind", PROXIES.give(proxy))
+    return config.model_copy(update=changes)
+
+
+def _naming(section: BaseModel, key: str, name: str) -> BaseModel:
+    """A section of the configuration that names an object.
+
+    Raises:
+        ConfigError: It names something else.
+    """
+    field = key.rpartition(".")[2]
+    known = getattr(section, field)
+    if field in section.model_fields_set and known != name:
+        raise ConfigError(f"{key}={known}, but {name} is given: leave out one of them")
+    return section.model_copy(update={field: name})
+
+
+def packages(config: RunConfig, family: Family) -> tuple[str, ...]:
+    """The installed packages, other than this one, that have what a run names."""
+    found = (
+        SEARCHERS.packages(config.search.name),
+        PROXIES.packages(config.proxy.kind),
+        CRITERIA.packages(config.library.criterion),
+        STRUCTURED.packages(config.library.width_criterion),
+        FORMATS.packages(config.space.fits),
+        FAMILIES.packages(name_of(family)),
+    )
+    return tuple(sorted(set().union(*found)))
 
 
 def _check_threads(config: RunConfig) -> None:

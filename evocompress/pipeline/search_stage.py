@@ -36,7 +36,7 @@ def find(
         EvoCompressError: Anything the user can mend.
     """
     model = context.loaded.model
-    record = environment(model.device, model.dtype, context.config.executor)
+    record = environment(model.device, model.dtype, context.config.executor, context.packages)
     now = Facts.model_validate(record)
     forced = changed(context.folder, now, force)
     if context.folder.extend(context.config):

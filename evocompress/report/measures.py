@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
 
-from evocompress.evaluation.proxies import PROXIES
+from evocompress.evaluation.proxies import meaning_of
 from evocompress.report.columns import number
 from evocompress.report.data import Evaluation, Row, RunData
 
@@ -56,7 +56,7 @@ def contradictions(evaluation: Evaluation, proxy: str) -> Iterator[str]:
     ]
     yield from found
     if found:
-        value = PROXIES[proxy].meaning.partition(",")[0]
+        value = meaning_of(proxy).partition(",")[0]
         yield f"Where measures contradict each other: the search chose by the {value}."
 
 

@@ -16,7 +16,7 @@ from plotly.offline import get_plotlyjs
 from evocompress.core.files import write_text
 from evocompress.core.foreign_text import in_markdown, printable
 from evocompress.core.leftovers import clear_written
-from evocompress.evaluation.proxies import PROXIES
+from evocompress.evaluation.proxies import meaning_of
 from evocompress.report.allocation import Grid, grid
 from evocompress.report.columns import columns, number
 from evocompress.report.data import RunData, read_run, spanning_costs
@@ -97,7 +97,7 @@ def _content(run: RunData) -> dict[str, Any]:
 def value_name(run: RunData, proxy: str) -> str:
     """What a proxy's value is; that of a classifier is of a sequence, not of a token."""
     per_token = run.architecture is None or run.architecture.causal
-    meaning = PROXIES[proxy].meaning
+    meaning = meaning_of(proxy)
     return meaning if per_token else meaning.removesuffix("/token")
 
 

@@ -18,7 +18,7 @@ from evocompress.core.circumstances import differences, read_environment
 from evocompress.core.config import RunConfig
 from evocompress.core.files import write_text
 from evocompress.core.leftovers import clear_written
-from evocompress.evaluation.proxies import PROXIES
+from evocompress.evaluation.proxies import meaning_of
 from evocompress.pipeline.run_folder import RunFolder
 from evocompress.pipeline.sweep.config import Range, SweepConfig
 from evocompress.pipeline.sweep.folder import SweepFolder
@@ -189,7 +189,7 @@ def _sections(drawn: Sequence[Drawn], configs: Sequence[RunConfig]) -> list[Sect
     costs = varying_costs(points, axes)
     if not costs:
         return []
-    kinds = list(dict.fromkeys(PROXIES[config.proxy.kind].meaning for config in configs))
+    kinds = list(dict.fromkeys(meaning_of(config.proxy.kind) for config in configs))
     labels = _labels([each.outcome for each in drawn])
     figures = [overlay(drawn, labels, cost, " or ".join(kinds)) for cost in costs]
     html = [

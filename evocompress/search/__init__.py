@@ -7,11 +7,12 @@ Interface: `SEARCHERS`, `evocompress.search.base.Searcher` and
 `evocompress.search.generator_searcher` (one file and one line for a new searcher, see
 docs/search.md).
 
-Imported by: `pipeline`, `testing`.
+Imported by: `api`, `pipeline`, `testing`.
 """
 
 from __future__ import annotations
 
+from evocompress.core.registry import Registry
 from evocompress.search.allocation.allocation import Allocation
 from evocompress.search.allocation.distortion_dp import DistortionDP
 from evocompress.search.allocation.divide_and_conquer import DivideAndConquer
@@ -45,34 +46,39 @@ from evocompress.search.fidelity.moasha import MOASHA
 
 __all__ = ["SEARCHERS"]
 
-SEARCHERS: dict[str, type[Searcher]] = {
-    "auto": Auto,
-    "evopress": EvoPress,
-    "random": RandomSearch,
-    "stratified_random": StratifiedRandom,
-    "moasha": MOASHA,
-    "darwinlm": DarwinLM,
-    "greedy": Greedy,
-    "divide_and_conquer": DivideAndConquer,
-    "uniform": Uniform,
-    "shortgpt": ShortGPT,
-    "window": Window,
-    "shortened_llama": ShortenedLlama,
-    "sleb": SLEB,
-    "blockpruner": BlockPruner,
-    "finercut": FinerCut,
-    "laco": LaCo,
-    "multipruner": MultiPruner,
-    "routing_frequency": RoutingFrequency,
-    "expert_output_error": ExpertOutputError,
-    "flap": Flap,
-    "allocation": Allocation,
-    "evopress_dp": EvoPressDP,
-    "distortion_dp": DistortionDP,
-    "nsga2": NSGA2,
-    "nsga3": NSGA3,
-    "moead": MOEAD,
-    "optuna_nsga2": OptunaNSGA2,
-    "tpe": TPE,
-    "gp": GP,
-}
+SEARCHERS: Registry[type[Searcher]] = Registry(
+    "searcher",
+    "evocompress.searchers",
+    {
+        "auto": Auto,
+        "evopress": EvoPress,
+        "random": RandomSearch,
+        "stratified_random": StratifiedRandom,
+        "moasha": MOASHA,
+        "darwinlm": DarwinLM,
+        "greedy": Greedy,
+        "divide_and_conquer": DivideAndConquer,
+        "uniform": Uniform,
+        "shortgpt": ShortGPT,
+        "window": Window,
+        "shortened_llama": ShortenedLlama,
+        "sleb": SLEB,
+        "blockpruner": BlockPruner,
+        "finercut": FinerCut,
+        "laco": LaCo,
+        "multipruner": MultiPruner,
+        "routing_frequency": RoutingFrequency,
+        "expert_output_error": ExpertOutputError,
+        "flap": Flap,
+        "allocation": Allocation,
+        "evopress_dp": EvoPressDP,
+        "distortion_dp": DistortionDP,
+        "nsga2": NSGA2,
+        "nsga3": NSGA3,
+        "moead": MOEAD,
+        "optuna_nsga2": OptunaNSGA2,
+        "tpe": TPE,
+        "gp": GP,
+    },
+    lambda found: callable(found) and hasattr(found, "Settings"),
+)

@@ -76,14 +76,14 @@ _SETTINGS: dict[str, dict[str, Any]] = {
 }
 _SETTINGS |= {
     name: _SETTINGS[FAMILIES[name].model_type] | ({} if name.endswith("embedding") else _CLASSES)
-    for name in FAMILIES
+    for name in FAMILIES.built_in
     if name not in _SETTINGS
 }
 _INNER_NAME = {"gpt2": "n_inner", "opt": "ffn_dim"}
 
 
-DECODERS = tuple(name for name, family in FAMILIES.items() if family.task.causal)
-"""The keys of `FAMILIES` whose models are causal."""
+DECODERS = tuple(name for name in FAMILIES.built_in if FAMILIES[name].task.causal)
+"""The built-in families whose models are causal."""
 
 ENCODERS = ("bert", "bert-classifier", "vit", "gpt2-classifier", "gpt2-embedding")
 """One of each other task, for what does not depend on the family; the last two are decoders."""
@@ -140,7 +140,7 @@ def stock_model(
         }
     if family.task.reads_text:
         settings |= _TEXT | {"vocab_size": vocabulary}
-    config = AutoConfig.for_model(family.model_type, **settings | _SETTINGS[name])
+    config = AutoConfig.for_model(family.model_type, **settings | _SETTINGS.get(name, _GROUPED))
     model: PreTrainedModel = family.task.auto.from_config(config, dtype=torch.float32)
     model.requires_grad_(False)
     _randomise(model, torch.Generator().manual_seed(seed))

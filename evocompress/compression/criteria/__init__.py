@@ -18,6 +18,7 @@ from evocompress.compression.criteria import (
 from evocompress.compression.criteria.base import Criterion, Statistics, unseen
 from evocompress.compression.criteria.liar import reconstructed
 from evocompress.compression.criteria.structure import Cut, Structure, StructuredCriterion, Width
+from evocompress.core.registry import Registry
 
 __all__ = [
     "CRITERIA",
@@ -32,17 +33,27 @@ __all__ = [
     "unseen",
 ]
 
-CRITERIA: dict[str, Criterion] = {
-    "magnitude": Criterion(needs="nothing", compress=magnitude.compress),
-    "wanda": Criterion(needs="squares", compress=wanda.compress),
-    "sparsegpt": Criterion("gram", sparsegpt.compress, sparsegpt.compress_together),
-}
+CRITERIA: Registry[Criterion] = Registry(
+    "criterion",
+    "evocompress.criteria",
+    {
+        "magnitude": Criterion(needs="nothing", compress=magnitude.compress),
+        "wanda": Criterion(needs="squares", compress=wanda.compress),
+        "sparsegpt": Criterion("gram", sparsegpt.compress, sparsegpt.compress_together),
+    },
+    lambda found: isinstance(found, Criterion),
+)
 
-STRUCTURED: dict[str, StructuredCriterion] = {
-    "magnitude": StructuredCriterion(frozenset(), False, magnitude_structured.cut),
-    "wanda": StructuredCriterion(frozenset({"squares"}), False, wanda_structured.cut),
-    "minitron": StructuredCriterion(frozenset({"magnitudes"}), False, minitron.cut),
-    "taylor": StructuredCriterion(frozenset({"gradients"}), False, taylor.cut),
-    "flap": StructuredCriterion(frozenset({"squares", "sums"}), True, flap.cut),
-    "obs_structured": StructuredCriterion(frozenset({"gram"}), False, obs_structured.cut),
-}
+STRUCTURED: Registry[StructuredCriterion] = Registry(
+    "criterion",
+    "evocompress.structured_criteria",
+    {
+        "magnitude": StructuredCriterion(frozenset(), False, magnitude_structured.cut),
+        "wanda": StructuredCriterion(frozenset({"squares"}), False, wanda_structured.cut),
+        "minitron": StructuredCriterion(frozenset({"magnitudes"}), False, minitron.cut),
+        "taylor": StructuredCriterion(frozenset({"gradients"}), False, taylor.cut),
+        "flap": StructuredCriterion(frozenset({"squares", "sums"}), True, flap.cut),
+        "obs_structured": StructuredCriterion(frozenset({"gram"}), False, obs_structured.cut),
+    },
+    lambda found: isinstance(found, StructuredCriterion),
+)

@@ -11,6 +11,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from evocompress.compression.criteria import CRITERIA, STRUCTURED
 from evocompress.compression.library.builder import MakeBlocks, Progress, make_blocks
 from evocompress.compression.library.dense import DenseModel
 from evocompress.compression.library.manifest import NAME, Manifest, Recipe, read_manifest
@@ -117,7 +118,7 @@ def _begin(
     there = (path / NAME).exists()
     manifest = _resumed(path, recipe) if there else _new(loaded, recipe, tokens)
     if there and manifest.missing:
-        _check_circumstances(path, manifest.versions, _circumstances(loaded))
+        _check_circumstances(path, manifest.versions, _circumstances(loaded, manifest.recipe))
     levels, done = manifest.recipe.levels, manifest.blocks
     check_fits(plan_library(loaded, levels, tokens, config, batch=batch, done=done), path)
     return manifest
@@ -151,7 +152,7 @@ def _new(loaded: LoadedModel, recipe: Recipe, tokens: Tensor) -> Manifest:
     blocks = {unit.name: unit.block for unit in loaded.family.units(loaded.model)}
     return Manifest(
         recipe,
-        versions=_circumstances(loaded),
+        versions=_circumstances(loaded, recipe),
         sequences=len(tokens),
         tokens=len(tokens) * loaded.length(tokens),
         units={unit: blocks[unit] for unit in recipe.levels},
@@ -159,9 +160,10 @@ def _new(loaded: LoadedModel, recipe: Recipe, tokens: Tensor) -> Manifest:
     )
 
 
-def _circumstances(loaded: LoadedModel) -> dict[str, str]:
+def _circumstances(loaded: LoadedModel, recipe: Recipe) -> dict[str, str]:
     """What the tensors depend on beside the recipe."""
-    return versions() | {
+    packages = CRITERIA.packages(recipe.criterion) | STRUCTURED.packages(recipe.width_criterion)
+    return versions(packages) | {
         "device": describe(loaded.model.device),
         "instructions": torch.backends.cpu.get_cpu_capability(),
     }

@@ -1,6 +1,6 @@
 """Proxies: how good a candidate is, judged on a few thousand calibration tokens.
 
-A proxy of one's own is a `Metric` in a file, and a line in `PROXIES`.
+A proxy of one's own is a `Metric` in a file, and a line in `PROXIES` or an entry point.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch import Tensor
 from evocompress.compression.live_model import LiveModel
 from evocompress.core.config import ProxyConfig
 from evocompress.core.errors import ConfigError
+from evocompress.core.registry import Registry
 from evocompress.evaluation.proxies.base import Metric, Proxy
 from evocompress.evaluation.proxies.cosine import Cosine
 from evocompress.evaluation.proxies.embedding import EmbeddingDistance
@@ -25,17 +26,31 @@ from evocompress.healing.tuned import Treatments
 from evocompress.models.loading import LoadedModel
 from evocompress.models.tasks import Task
 
-PROXIES: dict[str, type[Metric]] = {
-    "kl": Divergence,
-    "perplexity": LogPerplexity,
-    "js": JensenShannon,
-    "cosine": Cosine,
-    "embedding": EmbeddingDistance,
-    "score": ScoreError,
-}
+PROXIES: Registry[type[Metric]] = Registry(
+    "proxy",
+    "evocompress.proxies",
+    {
+        "kl": Divergence,
+        "perplexity": LogPerplexity,
+        "js": JensenShannon,
+        "cosine": Cosine,
+        "embedding": EmbeddingDistance,
+        "score": ScoreError,
+    },
+    lambda found: isinstance(found, type) and issubclass(found, Metric),
+)
 """The values of `proxy.kind`."""
 
-__all__ = ["PROXIES", "Metric", "Proxy", "check_proxy", "facts", "kinds_for", "make_proxy"]
+__all__ = [
+    "PROXIES",
+    "Metric",
+    "Proxy",
+    "check_proxy",
+    "facts",
+    "kinds_for",
+    "make_proxy",
+    "meaning_of",
+]
 
 
 def make_proxy(
@@ -52,6 +67,11 @@ def make_proxy(
 def kinds_for(task: Task) -> tuple[str, ...]:
     """The proxies for models of a task, the usual one first."""
     return tuple(kind for kind, metric in PROXIES.items() if metric.serves(task))
+
+
+def meaning_of(kind: str) -> str:
+    """What a proxy's value is, also of one that is not here any more."""
+    return PROXIES[kind].meaning if kind in PROXIES else f"value of proxy {kind}"
 
 
 def facts(config: ProxyConfig) -> dict[str, Any]:

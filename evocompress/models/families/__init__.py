@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from transformers import PreTrainedModel
 
 from evocompress.core.errors import ModelError
+from evocompress.core.registry import Registry
 from evocompress.models.families.base import Family, one_way, prepare
 from evocompress.models.families.bert import (
     Bert,
@@ -52,45 +53,50 @@ __all__ = [
     "prepare_stock",
 ]
 
-FAMILIES: dict[str, Family] = {
-    "llama": Llama(),
-    "mistral": Mistral(),
-    "qwen2": Qwen2(),
-    "qwen3": Qwen3(),
-    "phi3": Phi3(),
-    "gemma2": Gemma2(),
-    "gemma3_text": Gemma3Text(),
-    "gpt2": GPT2(),
-    "opt": OPT(),
-    "starcoder2": Starcoder2(),
-    "mixtral": Mixtral(),
-    "qwen2_moe": Qwen2Moe(),
-    "qwen3_moe": Qwen3Moe(),
-    "llama-classifier": LlamaClassifier(),
-    "llama-embedding": LlamaEmbedding(),
-    "mistral-classifier": MistralClassifier(),
-    "mistral-embedding": MistralEmbedding(),
-    "qwen2-classifier": Qwen2Classifier(),
-    "qwen2-embedding": Qwen2Embedding(),
-    "qwen3-classifier": Qwen3Classifier(),
-    "qwen3-embedding": Qwen3Embedding(),
-    "gemma2-classifier": Gemma2Classifier(),
-    "gemma2-embedding": Gemma2Embedding(),
-    "gemma3_text-classifier": Gemma3TextClassifier(),
-    "gemma3_text-embedding": Gemma3TextEmbedding(),
-    "gpt2-classifier": GPT2Classifier(),
-    "gpt2-embedding": GPT2Embedding(),
-    "bert": Bert(),
-    "bert-classifier": BertClassifier(),
-    "roberta": Roberta(),
-    "roberta-classifier": RobertaClassifier(),
-    "xlm-roberta": XLMRoberta(),
-    "xlm-roberta-classifier": XLMRobertaClassifier(),
-    "vit": ViT(),
-    "deit": DeiT(),
-    "deit-distilled": DistilledDeiT(),
-    "resnet": ResNet(),
-}
+FAMILIES: Registry[Family] = Registry(
+    "family",
+    "evocompress.families",
+    {
+        "llama": Llama(),
+        "mistral": Mistral(),
+        "qwen2": Qwen2(),
+        "qwen3": Qwen3(),
+        "phi3": Phi3(),
+        "gemma2": Gemma2(),
+        "gemma3_text": Gemma3Text(),
+        "gpt2": GPT2(),
+        "opt": OPT(),
+        "starcoder2": Starcoder2(),
+        "mixtral": Mixtral(),
+        "qwen2_moe": Qwen2Moe(),
+        "qwen3_moe": Qwen3Moe(),
+        "llama-classifier": LlamaClassifier(),
+        "llama-embedding": LlamaEmbedding(),
+        "mistral-classifier": MistralClassifier(),
+        "mistral-embedding": MistralEmbedding(),
+        "qwen2-classifier": Qwen2Classifier(),
+        "qwen2-embedding": Qwen2Embedding(),
+        "qwen3-classifier": Qwen3Classifier(),
+        "qwen3-embedding": Qwen3Embedding(),
+        "gemma2-classifier": Gemma2Classifier(),
+        "gemma2-embedding": Gemma2Embedding(),
+        "gemma3_text-classifier": Gemma3TextClassifier(),
+        "gemma3_text-embedding": Gemma3TextEmbedding(),
+        "gpt2-classifier": GPT2Classifier(),
+        "gpt2-embedding": GPT2Embedding(),
+        "bert": Bert(),
+        "bert-classifier": BertClassifier(),
+        "roberta": Roberta(),
+        "roberta-classifier": RobertaClassifier(),
+        "xlm-roberta": XLMRoberta(),
+        "xlm-roberta-classifier": XLMRobertaClassifier(),
+        "vit": ViT(),
+        "deit": DeiT(),
+        "deit-distilled": DistilledDeiT(),
+        "resnet": ResNet(),
+    },
+    lambda found: isinstance(found, Family),
+)
 """By model type; where models of a type serve several tasks, the others have a name behind it."""
 
 STATE_SPACE = {
@@ -152,7 +158,8 @@ def family_named(model_type: str, classes: Sequence[str] = (), *, embeds: bool =
 
 def _stock_family(model_type: str, classes: Sequence[str], embeds: bool) -> Family:
     """`family_named` for the types and classes of transformers."""
-    serving = [family for family in FAMILIES.values() if family.model_type == model_type]
+    named = [FAMILIES[name] for name in FAMILIES if f"{name}-".startswith(f"{model_type}-")]
+    serving = [family for family in named if family.model_type == model_type]
     if not serving:
         raise ModelError(_unknown(model_type))
     if len(set(classes)) > 1:
