@@ -297,7 +297,7 @@ def depth_gain(live: LiveModel, asked: Sequence[Candidate], space: SearchSpace) 
 
 def swap(setting: Setting) -> float:
     """Milliseconds in which 100 matrices of the model become others."""
-    genes = setting.sparsity.genes
+    genes = setting.sparsity.encoding
     wanted = min(MATRICES, len(genes.units))
     levels = [
         Candidate(

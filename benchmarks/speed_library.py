@@ -262,7 +262,7 @@ class Matrix:
 
 def _wanted(setting: Setting, names: Collection[str]) -> dict[str, tuple[Level, ...]]:
     """The levels of some matrices."""
-    genes = setting.space(sparsity={"target": 0.5, "levels": setting.levels}).genes
+    genes = setting.space(sparsity={"target": 0.5, "levels": setting.levels}).encoding
     return {
         members[0].name: tuple(level for level in levels if not level.dense)
         for members, levels in zip(genes.members, genes.levels, strict=True)

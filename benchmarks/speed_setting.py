@@ -78,7 +78,7 @@ class Setting:
     @cached_property
     def library(self) -> Library:
         """Its levels, by magnitude: quickly made, and as large as any."""
-        genes = self.sparsity.genes
+        genes = self.sparsity.encoding
         wanted = {
             members[0].name: tuple(level for level in levels if not level.dense)
             for members, levels in zip(genes.members, genes.levels, strict=True)

@@ -33,6 +33,7 @@ FIGURES = {
         *("overhead_fraction", "sweeps_vs_per_level", "library_vs_per_level"),
     ],
     "first_ask": ["genes", "random_s", "nsga2_s"],
+    "search_overhead": ["genes", "swap_ms", "exchange_ms", "joint_ms", "candidate_ms", "hash_us"],
     "plan": ["plan_time_error", "plan_memory_error", "plan_disk_error"],
     "integrity": [
         *("verify_s_per_gb", "verify_sha256_s_per_gb", "from_disk_s_per_gb", "write_json_ms"),

@@ -9,7 +9,8 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cached_property, lru_cache
+from operator import lt
 from typing import Any, Literal
 
 UnitKind = Literal["block", "attention", "mlp", "expert", "matrix"]
@@ -137,6 +138,16 @@ class Level:
         return dict(self._specification)
 
     @cached_property
+    def text(self) -> str:
+        """The specification as JSON."""
+        return json.dumps(self._specification, separators=(",", ":"))
+
+    @cached_property
+    def sorted_text(self) -> str:
+        """The specification as JSON with its keys in alphabetical order."""
+        return json.dumps(self._specification, sort_keys=True, separators=(",", ":"))
+
+    @cached_property
     def _specification(self) -> dict[str, Any]:
         if self.dense:
             return {"zeros": 0}
@@ -166,7 +177,7 @@ class Candidate:
 
     def __post_init__(self) -> None:
         names = [name for name, _ in self.levels]
-        if names != sorted(set(names)):
+        if not all(map(lt, names, names[1:])):
             raise ValueError("levels of a candidate must be sorted by unit name, each once")
         if any(level.dense for _, level in self.levels):
             raise ValueError("a candidate in canonical form names no dense unit")
@@ -174,8 +185,17 @@ class Candidate:
     @cached_property
     def id(self) -> str:
         """Sixteen hex digits hashing {unit name: level specification}."""
-        text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        items = [f"{_quoted(name)}:{level.sorted_text}" for name, level in self.levels]
+        return hashlib.sha256(f"{{{','.join(items)}}}".encode()).hexdigest()[:16]
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    @property
+    def text(self) -> str:
+        """`to_json` as text."""
+        items = [f"{_quoted(name)}:{level.text}" for name, level in self.levels]
+        return f"{{{','.join(items)}}}"
 
     @cached_property
     def by_name(self) -> dict[str, Level]:
@@ -190,6 +210,10 @@ class Candidate:
     def from_json(cls, data: Mapping[str, Mapping[str, Any]]) -> Candidate:
         """The inverse of `to_json`."""
         return cls(tuple(sorted((name, Level.from_json(spec)) for name, spec in data.items())))
+
+
+_quoted = lru_cache(maxsize=1 << 16)(json.dumps)
+"""Names of units as JSON."""
 
 
 @dataclass(frozen=True)

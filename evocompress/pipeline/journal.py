@@ -16,7 +16,7 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, Self
 
-from evocompress.core.checked_lines import Line, Record, sealed
+from evocompress.core.checked_lines import Line, Record, sealed, sealed_candidate
 from evocompress.core.errors import RunError
 from evocompress.core.files import naming_disk_errors
 from evocompress.core.types import (
@@ -230,13 +230,12 @@ class Journal:
             RunError: An estimate whose file was deleted came out otherwise than recorded.
         """
         candidate = answer.request.candidate
-        if candidate.id not in self._memory.candidates:
-            levels = candidate.to_json()
-            self._write({"type": "candidate", "id": candidate.id, "levels": levels})
+        new = () if candidate.id in self._memory.candidates else (candidate,)
         if isinstance(answer, Estimation):
+            self._write(*new)
             self._record_estimation(answer)
         else:
-            self._record_result(answer)
+            self._write(*new, *self._records(answer))
 
     def _record_estimation(self, estimation: Estimation) -> None:
         """The file first: a kill between file and line leaves a file that is written again."""
@@ -259,24 +258,33 @@ class Journal:
         if _estimate_key(request) not in self._memory.checksums:
             self._write({"type": "estimate", **asked, "sha256": checksum})
 
-    def _record_result(self, result: Result) -> None:
-        """Values, then failure or censoring."""
+    def _records(self, result: Result) -> list[Record]:
+        """What is new of a result: values, then failure or censoring."""
         request = result.request
         own = (request.candidate.id, request.treatment)
         owner = dict(zip(("candidate", "treatment"), own, strict=True))
         if result.failed is not None:
-            self._write({"type": "failure", **owner, "reason": result.failed})
-            return
-        for value in result.values:
-            if not self._memory.values.has(*own, value.micro_batch):
-                self._write({"type": "value", **owner, **asdict(value)})
+            return [{"type": "failure", **owner, "reason": result.failed}]
+        new = {v.micro_batch: v for v in result.values}
+        records: list[Record] = [
+            {
+                "type": "value",
+                **owner,
+                "micro_batch": value.micro_batch,
+                "sums": value.sums,
+                "counts": value.counts,
+            }
+            for value in new.values()
+            if not self._memory.values.has(*own, value.micro_batch)
+        ]
         if result.censored:
             asked = {
                 "asked": request.micro_batches,
                 "stop_above": request.stop_above,
                 "done": tuple(value.micro_batch for value in result.values),
             }
-            self._write({"type": "censored", **owner, **asked})
+            records.append({"type": "censored", **owner, **asked})
+        return records
 
     def step(self, step: Step) -> None:
         """Appends a step; while replaying, checks that it is the recorded one.
@@ -294,10 +302,13 @@ class Journal:
             return
         self._write({"type": "step", **asdict(step)})
 
-    def _write(self, record: Record) -> None:
-        memory, content = self._memory, sealed(record)
-        self._append(content)
-        memory.add(Line(self._path, memory.count + 1, memory.end, content, sealed=True))
+    def _write(self, *said: Record | Candidate) -> None:
+        """Appends lines, all of them at once."""
+        memory, contents = self._memory, list(map(_line, said))
+        self._append(b"".join(contents))
+        for record, content in zip(said, contents, strict=True):
+            line = Line(self._path, memory.count + 1, memory.end, content, sealed=True)
+            memory.add(line, None if isinstance(record, Candidate) else record)
 
     def _append(self, content: bytes) -> None:
         with naming_disk_errors(self._path):
@@ -309,6 +320,10 @@ class Journal:
     def _sync(self) -> None:
         os.fsync(self._file.fileno())
         self._synced = monotonic()
+
+
+def _line(said: Record | Candidate) -> bytes:
+    return sealed_candidate(said) if isinstance(said, Candidate) else sealed(said)
 
 
 def _values(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evocompress.core.checked_lines import CANDIDATE, STEP, Line, Record, line_at, lines
+from evocompress.core.checked_lines import CANDIDATE, STEP, Line, Record, adds_up, line_at, lines
 from evocompress.core.regular import check_regular
 from evocompress.core.types import Candidate, MicroBatchValue
 
@@ -94,6 +94,7 @@ class Values:
 
     def __init__(self) -> None:
         self._owners: dict[tuple[str, str], int] = {}
+        self._most = 0
         self._places: dict[int, int] = {}
         self._ends = array("Q", [0])
         self._sums = array("d")
@@ -106,6 +107,7 @@ class Values:
         place = len(self._ends) - 1
         if self._places.setdefault(owner << 32 | record["micro_batch"], place) != place:
             return False
+        self._most = max(self._most, record["micro_batch"])
         self._sums.extend(record["sums"])
         self._counts.extend(record["counts"])
         self._ends.append(len(self._sums))
@@ -122,18 +124,13 @@ class Values:
 
     def of(self, candidate: str, treatment: str) -> list[MicroBatchValue]:
         """All values of a candidate after a treatment, by micro-batch."""
-        owner = self._owners.get((candidate, treatment))
-        indices = sorted(key & _LOW for key in self._places if key >> 32 == owner)
-        found = [self.get(candidate, treatment, index) for index in indices]
+        found = (self.get(candidate, treatment, index) for index in range(self._most + 1))
         return [value for value in found if value is not None]
 
     def has(self, candidate: str, treatment: str, micro_batch: int) -> bool:
         """Whether there is such a value."""
         owner = self._owners.get((candidate, treatment))
         return owner is not None and _key(owner, micro_batch) in self._places
-
-
-_LOW = (1 << 32) - 1
 
 
 def _key(owner: int, micro_batch: int) -> int:
@@ -185,8 +182,12 @@ class Memory:
             for line in lines(path):
                 self.add(line)
 
-    def add(self, line: Line) -> None:
+    def add(self, line: Line, record: Record | None = None) -> None:
         """Takes in the next line.
+
+        Args:
+            line: The line.
+            record: What it says, where that is known; else it is read.
 
         Raises:
             RunError: It is damaged, or does not go with those before it.
@@ -196,13 +197,15 @@ class Memory:
         if line.sealed and line.content.startswith(CANDIDATE):
             self.candidates.add(line)
         else:
-            self._remember(line, line.record())
+            self._remember(line, record or line.record())
 
     def _remember(self, line: Line, record: Record) -> None:
         kind = record["type"]
         if (kind == "run") != (line.number == 1):
             raise line.damaged("the header of a run is the first line, and only that")
         if kind == "value":
+            if not adds_up(record):
+                raise line.damaged("sums and counts do not fit each other")
             if not self.values.add(record):
                 raise line.damaged(f"micro-batch {record['micro_batch']} is there already")
         elif kind == "candidate":

@@ -18,8 +18,16 @@ from evocompress.space.space import SearchSpace
 
 def costs_of(space: SearchSpace, candidate: Candidate) -> dict[str, float]:
     """Every cost of one candidate, as the cost model predicts it."""
-    genome = space.genome(candidate)
-    return {name: float(values[0]) for name, values in space.costs(genome[None]).items()}
+    return costs_of_all(space, [candidate])[0]
+
+
+def costs_of_all(space: SearchSpace, candidates: Sequence[Candidate]) -> list[dict[str, float]]:
+    """Every cost of each candidate, as the cost model predicts it."""
+    if not candidates:
+        return []
+    found = space.costs(np.stack([space.genome(candidate) for candidate in candidates]))
+    rows = zip(*(values.tolist() for values in found.values()), strict=True)
+    return [dict(zip(found, row, strict=True)) for row in rows]
 
 
 def winner_record(
@@ -89,7 +97,8 @@ def front_rows(
         if (result := journal.result(Evaluate(candidate, best.micro_batches, best.treatment)))
         and isfinite(result.mean)
     ]
-    rows = [_row(space, candidate, result) for candidate, result in found]
+    costs = costs_of_all(space, [candidate for candidate, _ in found])
+    rows = [_row(result, own) for (_, result), own in zip(found, costs, strict=True)]
     rows = _not_refused(rows, journal, best, axes(space, objectives))
     points = _points(rows, axes(space, objectives))
     for row, keep in zip(rows, non_dominated(points), strict=True):
@@ -161,13 +170,13 @@ def _points(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Points:
     return np.array(coordinates, dtype=np.float64).reshape(len(rows), 1 + len(names))
 
 
-def _row(space: SearchSpace, candidate: Candidate, result: Result) -> dict[str, Any]:
+def _row(result: Result, costs: Mapping[str, float]) -> dict[str, Any]:
     """One row of front.json, without its place on the front."""
     return {
-        "id": candidate.id,
+        "id": result.request.candidate.id,
         "value": result.mean,
         "tokens": sum(sum(value.counts) for value in result.values),
-        "costs": costs_of(space, candidate),
+        "costs": costs,
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,7 +13,12 @@ from evocompress.core.arrays import Genome
 from evocompress.core.canonical import PARTS, canonical, merge_levels
 from evocompress.core.errors import ConfigError
 from evocompress.core.types import DENSE, DROP, Candidate, Level, Unit
-from evocompress.space.expert_encoding import Mixture
+from evocompress.space.candidate_table import CandidateTable, candidate_table
+from evocompress.space.expert_encoding import Mixture, mixtures
+from evocompress.space.part_genes import parts_of_genes, void_columns
+
+_KNOWN = 4096
+"""Candidates that are remembered: all of a few generations, with room to spare."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,8 +83,7 @@ class Encoding:
     @cached_property
     def drop_index(self) -> Genome:
         """For each gene the index of the level that drops it (U,), -1 where there is none."""
-        found = [levels.index(DROP) if DROP in levels else -1 for levels in self.levels]
-        return np.array(found, dtype=np.int64)
+        return _drops(self.levels)
 
     @cached_property
     def droppable(self) -> NDArray[np.int64]:
@@ -241,18 +246,8 @@ class Encoding:
     @cached_property
     def mixtures(self) -> tuple[Mixture, ...]:
         """The MLPs of experts of which any can be dropped."""
-        experts: dict[str, list[int]] = {}
-        for unit in self.tree:
-            if unit.kind == "expert":
-                experts.setdefault(unit.parent or "", []).append(self._indices.get(unit.name, -1))
-        found = []
-        for part, unit in enumerate(self.parts):
-            genes = [gene for gene in experts.get(unit.name, ()) if gene >= 0]
-            if unit.active and genes:
-                fixed = len(experts[unit.name]) - len(genes)
-                drops = self.drop_index[genes]
-                found.append(Mixture(part, np.array(genes), drops, max(unit.active - fixed, 0)))
-        return tuple(found)
+        experts = [unit for unit in self.tree if unit.kind == "expert"]
+        return mixtures(self.parts, experts, self._indices, self.drop_index)
 
     def _lost(self, genomes: Genome, part: int) -> NDArray[np.bool_]:
         """Which genomes (N, U) drop a sub-layer, or its block."""
@@ -266,13 +261,19 @@ class Encoding:
 
     def candidate(self, genome: Genome) -> Candidate:
         """The canonical candidate of one genome (U,)."""
-        named = {
-            unit.name: levels[index]
-            for members, levels, index in zip(
-                self.members, self.levels, genome.tolist(), strict=True
-            )
-            for unit in members
-        }
+        content, known = genome.tobytes(), self._known
+        found = known.get(content)
+        if found is None:
+            found = known[content] = self._candidate(genome)
+            if len(known) > _KNOWN:
+                del known[next(iter(known))]
+        return found
+
+    def _candidate(self, genome: Genome) -> Candidate:
+        if not self.merges and self.enough_experts(genome[None])[0]:
+            return self._table.candidate(self.states(genome[None])[0], genome)
+        choices = zip(self.members, self.levels, genome.tolist(), strict=True)
+        named = {unit.name: levels[index] for units, levels, index in choices for unit in units}
         if self.merges:
             named |= merge_levels(self.tree, {n for n, level in named.items() if level.drop})
         return canonical(named, self.tree)
@@ -288,8 +289,9 @@ class Encoding:
         # Parents first: what is dropped says which genes are void.
         for kind in ("block", *PARTS, "matrix"):
             live = ~self.inactive(genome[None])[0]
-            for gene in np.flatnonzero(live & [unit.kind == kind for unit in self.units]).tolist():
-                genome[gene] = self._read(gene, candidate)
+            for gene in self.by_kind.get(kind, ()):
+                if live[gene]:
+                    genome[gene] = self._read(gene, candidate)
         self._check_read(candidate, self.candidate(genome))
         return genome
 
@@ -303,10 +305,15 @@ class Encoding:
         members = [named.get(member.name, DENSE) for member in self.members[gene]]
         # A block above may have dropped some of the tied members, never all of them.
         level = next((level for level in members if level != DROP), DROP)
-        if level not in levels:
+        index = self._level_indices[gene].get(level)
+        if index is None:
             known = ", ".join(known.key for known in levels)
             raise ConfigError(f"unit '{unit.name}' has no level '{level.key}' here; it has {known}")
-        return levels.index(level)
+        return index
+
+    @cached_property
+    def _level_indices(self) -> tuple[dict[Level, int], ...]:
+        return tuple({level: i for i, level in enumerate(levels)} for levels in self.levels)
 
     def _check_read(self, candidate: Candidate, read: Candidate) -> None:
         asked, got = candidate.by_name, read.by_name
@@ -326,10 +333,19 @@ class Encoding:
         return below
 
     @cached_property
+    def _known(self) -> dict[bytes, Candidate]:
+        """The latest candidates that were made, by the bytes of their genomes."""
+        return {}
+
+    @cached_property
+    def _table(self) -> CandidateTable:
+        parts = zip(self.parts, self.part_levels, strict=True)
+        return candidate_table(parts, self._drop_states, self.members, self.levels)
+
+    @cached_property
     def _drop_states(self) -> NDArray[np.int64]:
         """For each part the index of its drop in `part_levels`, -1 for none (P,)."""
-        found = [levels.index(DROP) if DROP in levels else -1 for levels in self.part_levels]
-        return np.array(found, dtype=np.int64)
+        return _drops(self.part_levels)
 
     @cached_property
     def _attention(self) -> NDArray[np.bool_]:
@@ -366,33 +382,18 @@ class Encoding:
     @cached_property
     def _parts_of_genes(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The parts that each gene is about, one gene's after the other, and where they begin."""
-        owners = np.stack([self._part_genes, self._block_genes, self._expert_genes])
-        kind, part = np.nonzero(owners >= 0)
-        pairs = np.unique(np.stack([owners[kind, part], part], axis=1), axis=0)
-        begins = np.searchsorted(pairs[:, 0], np.arange(len(self.units) + 1))
-        return pairs[:, 1], begins.astype(np.int64)
+        owners = (self._part_genes, self._block_genes, self._expert_genes)
+        return parts_of_genes(owners, len(self.units))
 
     @cached_property
     def _void_columns(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """What voids each gene: columns of (dropped | in a dropped block | never), one run each.
-
-        A matrix is void with its sub-layer or expert, an expert with its sub-layer, a sub-layer
-        with its block, a block never.
-        """
-        places = {part.name: index for index, part in enumerate(self.parts)}
-        count = len(places)
-        runs = [
-            [
-                places[member.parent or ""]
-                if member.kind in ("matrix", "expert")
-                else count + places.get(member.name, count)
-                for member in members
-            ]
-            for members in self.members
-        ]
-        begins = np.cumsum([0, *(len(run) for run in runs[:-1])])
-        return np.concatenate(runs).astype(np.int64), begins
+        return void_columns(self.parts, self.members)
 
     @cached_property
     def _indices(self) -> dict[str, int]:
         return {unit.name: index for index, members in enumerate(self.members) for unit in members}
+
+
+def _drops(levels: Sequence[Sequence[Level]]) -> NDArray[np.int64]:
+    """For each list of levels the index of the drop, -1 where there is none."""
+    return np.array([each.index(DROP) if DROP in each else -1 for each in levels], dtype=np.int64)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from evocompress.core.arrays import Genome
+from evocompress.core.types import Unit
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,3 +47,26 @@ class Mixture:
         for row in np.flatnonzero(short > 0):
             gone = [gene for gene in order.tolist() if genomes[row, gene] == drop[gene]]
             genomes[row, gone[: short[row]]] = 0
+
+
+def mixtures(
+    parts: Sequence[Unit], experts: Sequence[Unit], indices: Mapping[str, int], drop_index: Genome
+) -> tuple[Mixture, ...]:
+    """The MLPs of experts of which any can be dropped.
+
+    Args:
+        parts: The sub-layers and experts.
+        experts: All experts.
+        indices: {unit: its gene}.
+        drop_index: For each gene the index of the level that drops it (U,).
+    """
+    found = []
+    for part, unit in enumerate(parts):
+        if not unit.active:
+            continue
+        own = [expert.name for expert in experts if expert.parent == unit.name]
+        genes = np.array([indices[name] for name in own if name in indices], dtype=np.int64)
+        if genes.size:
+            least = max(unit.active - (len(own) - len(genes)), 0)
+            found.append(Mixture(part, genes, drop_index[genes], least))
+    return tuple(found)
