@@ -28,12 +28,12 @@ import torch
 from common import Figure, emit
 
 from evocompress.compression.library.files import TensorSpec, TensorWriter, durable_file
-from evocompress.compression.library.manifest import BlockRecord, Manifest, Recipe
+from evocompress.compression.library.manifest import BlockRecord, LibraryRecipe, Manifest
 from evocompress.compression.library.store import verify_files
 from evocompress.core.files import write_json
 
 BLOCKS, WRITES = 4, 50
-RECIPE = Recipe("model", "calibration", None, None, None, "dense", 0.01, {}, {})
+RECIPE = LibraryRecipe("model", "calibration", None, None, None, "dense", 0.01, {}, {})
 
 
 def main() -> None:

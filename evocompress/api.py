@@ -51,14 +51,14 @@ from evocompress.export import materialize as write_checkpoint
 from evocompress.pipeline import stages
 from evocompress.pipeline.compared_models import (
     chosen_format,
-    contestants,
     healed_notes,
     healed_source,
+    models_to_compare,
     named_candidate,
 )
 from evocompress.pipeline.comparison import compare
 from evocompress.pipeline.context import RunContext
-from evocompress.pipeline.early_checks import check_early, check_sources, rehearse
+from evocompress.pipeline.early_checks import check_early, check_outline, check_sources
 from evocompress.pipeline.finished import HELDOUT, Unchanged, finished
 from evocompress.pipeline.loop import Listener
 from evocompress.pipeline.planning import Plan, plan_on
@@ -169,8 +169,8 @@ def profile(
         EvoCompressError: Anything the user can mend.
     """
     check_names(config)
-    rehearse(config)
-    context = _bench(config, reporter)
+    check_outline(config)
+    context = _context(config, reporter)
     table = context.profile(anew=anew)
     return path_of(table.made, config.latency), table
 
@@ -198,7 +198,7 @@ def build_library(config: RunConfig, *, reporter: Reporter | None = None) -> Pat
     """
     check_names(config)
     check_early(config, search=False)
-    context = _bench(config, reporter)
+    context = _context(config, reporter)
     if not context.wanted_levels:
         raise RunError(f"{config.name}: the search space only removes, so it needs no library")
     assert context.library is not None
@@ -333,7 +333,7 @@ def evaluate(
     with context.folder.locked(), context.reporter.stage("evaluate"):
         rows = compare(
             context.loaded,
-            contestants(context, library, unchanged),
+            models_to_compare(context, library, unchanged),
             heldout,
             config,
             batch=context.config.calibration.micro_batch,
@@ -398,7 +398,7 @@ def _check_form(form: str, program: str | None, weights: str | None) -> None:
         check_weights(weights)
 
 
-def _bench(config: RunConfig, reporter: Reporter | None) -> RunContext:
-    """The workbench of a run that need not have a folder."""
+def _context(config: RunConfig, reporter: Reporter | None) -> RunContext:
+    """The context of a run that need not have a folder."""
     folder, told = RunFolder(config.folder), reporter or Silent()
     return RunContext(config, folder, told, backend=backend_of(config))

@@ -8,7 +8,13 @@ from types import TracebackType
 import torch
 from torch import Tensor, nn
 
-from evocompress.compression.weights import Form, LevelStore, Source, follower_tensors, form_of
+from evocompress.compression.weights import (
+    Form,
+    LevelStore,
+    WeightSource,
+    channelwise_tensors,
+    form_of,
+)
 from evocompress.core.cache import Cache
 from evocompress.core.canonical import too_few_experts
 from evocompress.core.errors import LibraryError
@@ -65,11 +71,11 @@ class LiveModel:
             for name, unit in self.units.items()
             if unit.kind == "matrix"
         }
-        self._source = Source(
+        self._source = WeightSource(
             loaded,
             _tensors(self._modules),
             library,
-            follower_tensors(loaded),
+            channelwise_tensors(loaded),
             _copies(loaded),
             None if loaded.cache else Cache(CUT_BYTES),
         )
@@ -80,7 +86,7 @@ class LiveModel:
         self._norms = {
             name: loaded.model.get_submodule(name)
             for index in range(len(self._blocks))
-            for name in self._source.followers(index, Form())
+            for name in self._source.channelwise_modules(index, Form())
         }
         self._removed: dict[str, dict[str, nn.Module]] = {}
         self._attributes: dict[str, Attributes] = {}
@@ -197,7 +203,7 @@ class LiveModel:
         norms: dict[str, Mapping[str, Tensor]] = {}
         for name, level in changed.items():
             if self.units[name].kind == "mlp":
-                norms |= self._source.followers(self.units[name].block, Form(width=level))
+                norms |= self._source.channelwise_modules(self.units[name].block, Form(width=level))
         return norms
 
     def _put(self, name: str, tensors: Mapping[str, Tensor]) -> None:

@@ -23,7 +23,7 @@ from evocompress.models.families.coupling import Kept, Widths, index_of
 from evocompress.models.families.uneven import head_shape
 from evocompress.models.loading import LoadedModel
 
-PARTS = ("weight", "bias")
+WEIGHT_AND_BIAS = ("weight", "bias")
 
 
 class LevelStore(Protocol):
@@ -64,7 +64,7 @@ def form_of(block: str, matrix: Matrix, levels: Mapping[str, Level]) -> Form:
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
+class WeightSource:
     """Where the tensors of a compressed model come from.
 
     Attributes:
@@ -119,7 +119,7 @@ class Source:
             return self._own(name)
         return self.stored.get((name, form.level)) or self._sparse(name, form)
 
-    def followers(self, block: int, form: Form) -> dict[str, Mapping[str, Tensor]]:
+    def channelwise_modules(self, block: int, form: Form) -> dict[str, Mapping[str, Tensor]]:
         """The tensors of the norms of a block that go with its channels, by the norms' names.
 
         Args:
@@ -130,7 +130,7 @@ class Source:
             LibraryError: There is no such level, or no library.
         """
         found: dict[str, Mapping[str, Tensor]] = {}
-        for follower in self.loaded.family.mlp.followers:
+        for follower in self.loaded.family.mlp.channelwise_modules:
             name = self._name(block, follower.path)
             found[name] = self.norms[name]
             if form.width.narrow:
@@ -176,7 +176,7 @@ class Source:
 
     def _own(self, name: str) -> dict[str, Tensor]:
         """The dense weight and, where there is one, bias of a matrix."""
-        keys = [f"{name}.{part}" for part in PARTS]
+        keys = [f"{name}.{part}" for part in WEIGHT_AND_BIAS]
         return {key: self.dense[key] for key in keys if key in self.dense}
 
     def _store(self, unit: str, form: Form) -> LevelStore:
@@ -191,7 +191,7 @@ class Source:
         like = self.dense[f"{name}.weight"]
         return {
             f"{name}.{part}": to_device(entry[part], like.device, like.dtype)
-            for part in PARTS
+            for part in WEIGHT_AND_BIAS
             if part in entry
         }
 
@@ -238,11 +238,11 @@ class Source:
         return {name: _merge(tensors) for name, tensors in parts}
 
 
-def follower_tensors(loaded: LoadedModel) -> dict[str, dict[str, Tensor]]:
+def channelwise_tensors(loaded: LoadedModel) -> dict[str, dict[str, Tensor]]:
     """By name the tensors of the norms whose values go with channels, of a dense model."""
     found: dict[str, dict[str, Tensor]] = {}
     for index, block in enumerate(loaded.family.blocks(loaded.model)):
-        for follower in loaded.family.mlp.followers:
+        for follower in loaded.family.mlp.channelwise_modules:
             values = block.get_submodule(follower.path).state_dict(keep_vars=True)
             name = f"{loaded.family.block_names[index]}.{follower.path}"
             # What a norm counts has no channels.

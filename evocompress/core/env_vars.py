@@ -18,7 +18,7 @@ from evocompress.core.fields import ENV_VARS
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class EnvVars:
     """Environment variables of other processes.
 
     Attributes:
@@ -32,7 +32,7 @@ class Surroundings:
         os.environ.update(self.values)
 
 
-def surroundings_of(config: RayConfig) -> Surroundings:
+def env_vars_of(config: RayConfig) -> EnvVars:
     """Those of a run; what has no value there has that of this process.
 
     Raises:
@@ -45,7 +45,7 @@ def surroundings_of(config: RayConfig) -> Surroundings:
             f"ray.runtime_env.{ENV_VARS}.{missing[0]} has no value, and values are not kept in a "
             "run's folder: set the variable in the environment of this command"
         )
-    return Surroundings({name: value for name, value in found.items() if value is not None})
+    return EnvVars({name: value for name, value in found.items() if value is not None})
 
 
 def told_to_ray(config: RayConfig) -> dict[str, Any] | None:

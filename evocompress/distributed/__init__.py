@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from evocompress.compression.live_model import LiveModel
     from evocompress.core.circumstances import Admit
     from evocompress.core.config import RunConfig
-    from evocompress.evaluation.profile import Measure
+    from evocompress.evaluation.profile import MeasureTable
     from evocompress.pipeline.loop import Executor
 
 __all__ = ["RayBackend", "backend_of"]
@@ -39,7 +39,7 @@ class RayBackend:
 
         return ray_blocks(context.config, context.reporter.say)
 
-    def table(self, context: RunContext) -> Measure:
+    def table(self, context: RunContext) -> MeasureTable:
         """A task with a GPU, or all CPUs of a node, to itself."""
         from evocompress.distributed.profiling import ray_table
 

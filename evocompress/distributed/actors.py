@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from evocompress.core.env_vars import surroundings_of, told_to_ray
+from evocompress.core.env_vars import env_vars_of, told_to_ray
 from evocompress.core.types import Evaluate, Request
 from evocompress.distributed.cluster import absolute, check_room, gpus_each, places, start
 from evocompress.distributed.executor import RayExecutor
@@ -95,7 +95,7 @@ def assignment_of(context: RunContext) -> Assignment:
         expected=context.circumstances(),
         threads=torch.get_num_threads(),
         timed_on=table.made.device if table else None,
-        surroundings=surroundings_of(context.config.ray),
+        env_vars=env_vars_of(context.config.ray),
         versions=versions(context.packages),
         timed=context.timed,
         recipes=context.recipes,

@@ -10,7 +10,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from evocompress.core.config import RunConfig
-from evocompress.core.env_vars import Surroundings, surroundings_of, told_to_ray
+from evocompress.core.env_vars import EnvVars, env_vars_of, told_to_ray
 from evocompress.core.errors import ConfigError, EvoCompressError, RunError, one_line
 from evocompress.distributed.cluster import nodes_with, start, too_much, whole_gpus
 from evocompress.distributed.telemetry import Who, where, who
@@ -34,7 +34,7 @@ LONGEST_REASON = 200
 
 
 @dataclass(frozen=True)
-class Task:
+class ExclusiveTask:
     """A job, and how it is spoken of.
 
     Attributes:
@@ -58,7 +58,9 @@ class _Done:
     result: Any
 
 
-def run_alone(config: RunConfig, task: Task, told: Tell, say: Callable[[str], None]) -> Any:
+def run_alone(
+    config: RunConfig, task: ExclusiveTask, told: Tell, say: Callable[[str], None]
+) -> Any:
     """Has a task done on a cluster, alone on a whole GPU where the run computes on one.
 
     Args:
@@ -76,7 +78,7 @@ def run_alone(config: RunConfig, task: Task, told: Tell, say: Callable[[str], No
         EvoCompressError: What the job raises.
         RunError: It has another error, or its process dies.
     """
-    surroundings = surroundings_of(config.ray)
+    env_vars = env_vars_of(config.ray)
     stop = start(config.ray)
     try:
         import ray
@@ -84,21 +86,21 @@ def run_alone(config: RunConfig, task: Task, told: Tell, say: Callable[[str], No
         remote: Any = ray.remote(_work).options(**_options(config, task, say))
         # In a list it is unpacked there, and what it imports imported, only when it is asked for.
         job = [ray.put(task.job)]
-        return _listen(remote.remote(surroundings, job), task, told, say)
+        return _listen(remote.remote(env_vars, job), task, told, say)
     finally:
         stop()
 
 
-def _work(surroundings: Surroundings, job: Sequence[Any]) -> Iterator[Any]:
+def _work(env_vars: EnvVars, job: Sequence[Any]) -> Iterator[Any]:
     """Yields who works, what the job says, and its result; in the task's process.
 
     Args:
-        surroundings: What is set there first.
+        env_vars: What is set there first.
         job: A reference to what is to be done.
     """
     import ray
 
-    surroundings.enter()
+    env_vars.enter()
     work: Job = ray.get(job[0])
     yield who()
     said: SimpleQueue[Any] = SimpleQueue()
@@ -111,7 +113,7 @@ def _work(surroundings: Surroundings, job: Sequence[Any]) -> Iterator[Any]:
     yield _Done(working.result())
 
 
-def _options(config: RunConfig, task: Task, say: Callable[[str], None]) -> dict[str, Any]:
+def _options(config: RunConfig, task: ExclusiveTask, say: Callable[[str], None]) -> dict[str, Any]:
     """What Ray is asked for."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -133,7 +135,7 @@ def _options(config: RunConfig, task: Task, say: Callable[[str], None]) -> dict[
 
 
 def _nodes(
-    config: RunConfig, wanted: dict[str, float], task: Task, say: Callable[[str], None]
+    config: RunConfig, wanted: dict[str, float], task: ExclusiveTask, say: Callable[[str], None]
 ) -> list[dict[str, Any]]:
     """The nodes on which the task could be; a cluster that is not our own has time to grow."""
     patience = GROW_SECONDS if config.ray.address is not None else 0.0
@@ -148,7 +150,7 @@ def _nodes(
     return nodes
 
 
-def _listen(words: Any, task: Task, told: Tell, say: Callable[[str], None]) -> Any:
+def _listen(words: Any, task: ExclusiveTask, told: Tell, say: Callable[[str], None]) -> Any:
     """Passes on what a running task says, and returns its result."""
     import ray
 
@@ -178,7 +180,7 @@ def _listen(words: Any, task: Task, told: Tell, say: Callable[[str], None]) -> A
         raise
 
 
-def _as_ours(error: Exception, task: Task, worker: Who | None) -> EvoCompressError:
+def _as_ours(error: Exception, task: ExclusiveTask, worker: Who | None) -> EvoCompressError:
     """An error within a job, or the death of its process, in one line."""
     cause = getattr(error, "cause", None)
     if isinstance(cause, EvoCompressError):

@@ -12,7 +12,7 @@ from rich.console import Console
 from evocompress.core.config import RunConfig
 from evocompress.core.progress import Reporter
 from evocompress.distributed.cluster import enter
-from evocompress.distributed.exclusive_task import Task, Tell, run_alone
+from evocompress.distributed.exclusive_task import ExclusiveTask, Tell, run_alone
 from evocompress.pipeline.resolve import threads_of
 
 
@@ -42,7 +42,7 @@ def heal_on_ray(
     """
     here = [*overrides, "executor=local", f"threads={threads_of(config)}"]
     job = partial(_heal, os.getcwd(), str(path.absolute()), here, resume, force)
-    task = Task(job, name="healing", quiet_node=False, again="go on with --resume")
+    task = ExclusiveTask(job, name="healing", quiet_node=False, again="go on with --resume")
     run_alone(config, task, reporter.say, reporter.say)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evocompress.core.config import RayConfig, RunConfig
-from evocompress.core.env_vars import surroundings_of, told_to_ray
+from evocompress.core.env_vars import env_vars_of, told_to_ray
 from evocompress.core.errors import EvoCompressError, LibraryError, RunError, one_line
 from evocompress.distributed.cluster import absolute, check_room, gpus_each, places, start
 from evocompress.distributed.replica import Replica
@@ -70,7 +70,7 @@ def ray_blocks(config: RunConfig, say: Say) -> MakeBlocks:
             path=path.absolute(),
             batch=batch,
             threads=torch.get_num_threads(),
-            surroundings=surroundings_of(config.ray),
+            env_vars=env_vars_of(config.ray),
         )
         if not manifest.missing:
             return

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from evocompress.core.config import LatencyConfig, RunConfig
 from evocompress.distributed.cluster import absolute
-from evocompress.distributed.exclusive_task import Task, Tell, run_alone
+from evocompress.distributed.exclusive_task import ExclusiveTask, Tell, run_alone
 from evocompress.distributed.replica import Replica
 
 if TYPE_CHECKING:
     from evocompress.core.progress import Advance
-    from evocompress.evaluation.profile import Measure
+    from evocompress.evaluation.profile import MeasureTable
     from evocompress.models.loading import LoadedModel
     from evocompress.space.costs import LatencyTable
 
@@ -22,7 +22,7 @@ SPEAK_SECONDS = 2.0
 """Between two words of progress, which take the time of the node that is timed."""
 
 
-def ray_table(config: RunConfig, say: Callable[[str], None]) -> Measure:
+def ray_table(config: RunConfig, say: Callable[[str], None]) -> MeasureTable:
     """A table that is measured on a Ray cluster: alone on a GPU, or with all CPUs of a node.
 
     Args:
@@ -34,7 +34,7 @@ def ray_table(config: RunConfig, say: Callable[[str], None]) -> Measure:
         import torch
 
         replica = Replica(absolute(config.model), loaded.fingerprint, torch.get_num_threads())
-        task = Task(
+        task = ExclusiveTask(
             partial(_measure, replica, latency),
             name="the latency table",
             quiet_node=True,

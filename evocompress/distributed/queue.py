@@ -15,9 +15,9 @@ from evocompress.core.types import Answer, Estimate, Estimation, Request, Result
 BATCH_SECONDS = 1.0
 """How long a batch should take: much longer than it is on its way, and not long to repeat."""
 
-PARTS = 4
-"""Of what waits for a worker a batch is at most this part: the last ones are small, so that all
-workers end together (Polychronopoulos & Kuck 1987)."""
+BATCHES_LEFT = 4
+"""At least as many batches are made of the requests that wait for a worker: the last ones are
+small, so that all workers end together (Polychronopoulos & Kuck 1987)."""
 
 DEATHS = 3
 """Workers that a request must have killed alone before it is given up."""
@@ -173,7 +173,7 @@ class Queue:
     def _limit(self, stretch: _Stretch) -> float:
         """Tokens of the next batch out of a stretch; one request until the pace is known."""
         rate = self._pace.tokens_per_second
-        return min(stretch.tokens / PARTS, rate * BATCH_SECONDS) if rate else 0.0
+        return min(stretch.tokens / BATCHES_LEFT, rate * BATCH_SECONDS) if rate else 0.0
 
 
 def failure(request: Request, reason: str) -> Answer:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from evocompress.core.config import ModelConfig
-from evocompress.core.env_vars import Surroundings
+from evocompress.core.env_vars import EnvVars
 from evocompress.core.errors import ModelError
 
 if TYPE_CHECKING:
@@ -21,13 +21,13 @@ class Replica:
         model: Which model, and how it is loaded.
         fingerprint: What it must turn out to be.
         threads: CPU threads of torch.
-        surroundings: Environment variables of the other process.
+        env_vars: Environment variables of the other process.
     """
 
     model: ModelConfig
     fingerprint: str
     threads: int
-    surroundings: Surroundings = field(default=Surroundings(), kw_only=True)
+    env_vars: EnvVars = field(default=EnvVars(), kw_only=True)
 
     def load(self) -> LoadedModel:
         """The model, in this process.
@@ -35,7 +35,7 @@ class Replica:
         Raises:
             ModelError: It is another one, or cannot be loaded here.
         """
-        self.surroundings.enter()
+        self.env_vars.enter()
         import torch
 
         from evocompress.models.loading import load_as

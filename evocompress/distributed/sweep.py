@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from evocompress.core.env_vars import surroundings_of
+from evocompress.core.env_vars import env_vars_of
 from evocompress.core.errors import ConfigError, EvoCompressError, RunError, one_line
 from evocompress.core.files import read_json, write_text
 from evocompress.core.progress import Reporter
 from evocompress.distributed.cluster import gpus_each
 from evocompress.distributed.signature import is_own, sign
 from evocompress.distributed.sweep_cluster import check_room, start_for_trials
-from evocompress.distributed.trial import Task, run_trial, settings_of
+from evocompress.distributed.trial import TrialTask, run_trial, settings_of
 from evocompress.distributed.tuner import new_tuner
 from evocompress.distributed.watch import watching
 from evocompress.pipeline.run_folder import RunFolder
@@ -82,7 +82,7 @@ def run_sweep(
         raise ConfigError(
             "mode=optuna needs a package that is not installed: pip install 'evocompress[optuna]'"
         )
-    surroundings_of(sweep.ray)
+    env_vars_of(sweep.ray)
     stop = start_for_trials(sweep.ray)
     try:
         for name in ("ray", "ray.tune"):
@@ -160,8 +160,8 @@ def _trainable(sweep: SweepConfig, force: bool) -> Any:
     """What Tune runs for each trial, and what it needs."""
     from ray import tune
 
-    surroundings = surroundings_of(sweep.ray)
-    task = Task(sweep.model_dump_json(), os.getcwd(), uuid4().hex, surroundings, force)
+    env_vars = env_vars_of(sweep.ray)
+    task = TrialTask(sweep.model_dump_json(), os.getcwd(), uuid4().hex, env_vars, force)
     needs = {"cpu": sweep.ray.cpus, "gpu": gpus_each(sweep.ray)}
     return tune.with_resources(tune.with_parameters(run_trial, task=task), needs)
 

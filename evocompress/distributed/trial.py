@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from evocompress.core.env_vars import Surroundings
+from evocompress.core.env_vars import EnvVars
 from evocompress.core.errors import RunError, one_line
 from evocompress.distributed.cluster import enter
 from evocompress.pipeline.run_folder import RunFolder
@@ -27,25 +27,25 @@ TOKENS = "tokens"
 
 
 @dataclass(frozen=True)
-class Task:
+class TrialTask:
     """What all trials of a sweep are made from.
 
     Attributes:
         sweep: The sweep, JSON.
         home: Folder from which relative paths lead.
         session: Names this start of the sweep.
-        surroundings: Environment variables of the trials' processes.
+        env_vars: Environment variables of the trials' processes.
         force: Whether trials go on under other circumstances than before.
     """
 
     sweep: str
     home: str
     session: str
-    surroundings: Surroundings = Surroundings()
+    env_vars: EnvVars = EnvVars()
     force: bool = False
 
 
-def run_trial(params: Mapping[str, Any], task: Task) -> None:
+def run_trial(params: Mapping[str, Any], task: TrialTask) -> None:
     """Makes the run of a trial, or goes on with it from its journal; reports its value to Tune.
 
     Args:
@@ -57,7 +57,7 @@ def run_trial(params: Mapping[str, Any], task: Task) -> None:
     """
     from ray import tune
 
-    task.surroundings.enter()
+    task.env_vars.enter()
     enter(task.home)
     sweep = SweepConfig.model_validate_json(task.sweep)
     folder = SweepFolder(sweep.folder)

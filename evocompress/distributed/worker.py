@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evocompress.core.env_vars import Surroundings
+from evocompress.core.env_vars import EnvVars
 from evocompress.core.errors import EvoCompressError, LibraryError, RunError, one_line
 from evocompress.core.types import Answer, Request
 from evocompress.distributed.telemetry import tail, who
@@ -29,7 +29,7 @@ class Assignment:
         expected: The fingerprints that the worker must come to, too.
         threads: CPU threads of torch.
         timed_on: The device, in words, of the run's latency table, unless it is forced.
-        surroundings: Environment variables of the worker.
+        env_vars: Environment variables of the worker.
         versions: Those of the packages of the driver.
         timed: Whether the run asks for latencies.
         recipes: How its searcher may have candidates fine-tuned.
@@ -42,7 +42,7 @@ class Assignment:
     expected: dict[str, Any]
     threads: int
     timed_on: str | None = None
-    surroundings: Surroundings = Surroundings()
+    env_vars: EnvVars = EnvVars()
     versions: dict[str, str] = field(default_factory=dict)
     timed: bool = False
     recipes: tuple[Recipe, ...] = ()
@@ -69,14 +69,14 @@ class Worker:
     """
 
     def __init__(self, assignment: Assignment, calibration: Any) -> None:
-        assignment.surroundings.enter()
+        assignment.env_vars.enter()
         from evocompress.compression.live_model import LiveModel
 
         self._refusal: Refusal | None = None
         try:
-            self._bench = _bench(assignment, calibration)
-            self._executor = self._bench.executor(
-                LiveModel(self._bench.loaded, self._bench.library)
+            self._context = _context(assignment, calibration)
+            self._executor = self._context.executor(
+                LiveModel(self._context.loaded, self._context.library)
             )
         except EvoCompressError as error:
             # A constructor that raises would only show as a death.
@@ -86,7 +86,7 @@ class Worker:
         """Who it is and on what it computes, once everything is loaded."""
         from evocompress.core.environment import machine
 
-        return self._refusal or who() | {"machine": machine(self._bench.loaded.model.device)}
+        return self._refusal or who() | {"machine": machine(self._context.loaded.model.device)}
 
     def log(self) -> str | None:
         """The end of what it printed."""
@@ -102,7 +102,7 @@ class Worker:
             return Refusal(one_line(error))
 
 
-def _bench(assignment: Assignment, calibration: Any) -> RunContext:
+def _context(assignment: Assignment, calibration: Any) -> RunContext:
     """A run on this process's own model."""
     import torch
 

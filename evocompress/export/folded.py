@@ -124,7 +124,7 @@ def _mlp(block: Block) -> dict[str, Any]:
 def _names(left: Layout, layers: Sequence[Layer], family: Family) -> Callable[[str], str]:
     """What a parameter of the folded model is called in the dense one."""
     pattern = re.compile(rf"^{re.escape(left.path)}\.(\d+)\.(?:(before|after)\.(\d+)\.)?(.+)$")
-    mlp = (*family.mlp.around, family.mlp.core)
+    mlp = (*family.mlp.identity_modules, family.mlp.zero_module)
 
     def name_of(name: str) -> str:
         match = pattern.match(name)

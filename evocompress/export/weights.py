@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from evocompress.compression.weights import Form, LevelStore, Source, follower_tensors, form_of
+from evocompress.compression.weights import (
+    Form,
+    LevelStore,
+    WeightSource,
+    channelwise_tensors,
+    form_of,
+)
 from evocompress.core.types import DENSE, Candidate
 from evocompress.export.layout import Block, layout
 from evocompress.models.families import prepare_stock
@@ -45,7 +51,7 @@ def compressed_state(
         LibraryError: The candidate needs a level that the library lacks, or there is none.
     """
     state: dict[str, Tensor] = dict(loaded.model.state_dict())
-    source = Source(loaded, dict(state), library, follower_tensors(loaded))
+    source = WeightSource(loaded, dict(state), library, channelwise_tensors(loaded))
     names, levels = loaded.family.block_names, candidate.by_name
     for index in range(len(loaded.family.blocks(loaded.model))):
         for matrix in matrices_of(loaded.family, loaded.model):
@@ -53,12 +59,12 @@ def compressed_state(
                 form = form_of(names[index], matrix, levels)
                 state |= source.tensors(index, matrix, form)
         width = levels.get(f"{names[index]}.mlp", DENSE)
-        for name, tensors in source.followers(index, Form(width=width)).items():
+        for name, tensors in source.channelwise_modules(index, Form(width=width)).items():
             state |= {f"{name}.{part}": tensor for part, tensor in tensors.items()}
     mixture = loaded.family.mixture
     for block in layout(loaded, candidate).blocks:
         if mixture is not None and block.reduced:
-            router = f"{names[block.index]}.{mixture.core}.gate.weight"
+            router = f"{names[block.index]}.{mixture.mlp}.gate.weight"
             state[router] = state[router][list(block.experts)]
     return state
 

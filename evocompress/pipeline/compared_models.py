@@ -13,7 +13,7 @@ from evocompress.core.types import Candidate
 from evocompress.export import PROGRAMS, choose_for, read_candidate
 from evocompress.export import materialize as write_checkpoint
 from evocompress.export.reload import read_checkpoint
-from evocompress.pipeline.comparison import Contestant
+from evocompress.pipeline.comparison import ComparedModel
 from evocompress.pipeline.context import RunContext
 from evocompress.pipeline.finished import Unchanged
 from evocompress.pipeline.journal import read_candidates
@@ -133,9 +133,9 @@ def check_there(folder: RunFolder) -> None:
         raise RunError(f"{folder.checkpoint} does not exist: run 'evocompress materialize' first")
 
 
-def contestants(
+def models_to_compare(
     context: RunContext, library: Library | None, unchanged: Unchanged
-) -> dict[str, Contestant]:
+) -> dict[str, ComparedModel]:
     """Dense, uniform, searched and, where there is one, healed, by their names.
 
     A checkpoint of another candidate than the winner is named after that candidate.
@@ -152,13 +152,13 @@ def contestants(
         written = write_checkpoint(context.loaded, library, uniform, scratch / "uniform")
         uniform_model = read_checkpoint(written, dense)
     rows = {
-        "dense": Contestant(dense, space.cost_model.dense()),
-        "uniform": Contestant(uniform_model, costs_of(space, uniform)),
-        names["searched"]: Contestant(read_checkpoint(folder.checkpoint, dense), searched),
+        "dense": ComparedModel(dense, space.cost_model.dense()),
+        "uniform": ComparedModel(uniform_model, costs_of(space, uniform)),
+        names["searched"]: ComparedModel(read_checkpoint(folder.checkpoint, dense), searched),
     }
     if is_healed(folder):
         unchanged.check_checkpoint(folder.healed_checkpoint)
-        rows[names["healed"]] = Contestant(
+        rows[names["healed"]] = ComparedModel(
             read_checkpoint(folder.healed_checkpoint, dense), searched
         )
     return rows

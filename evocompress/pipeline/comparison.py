@@ -25,7 +25,7 @@ from evocompress.models.loading import LoadedModel
 
 
 @dataclass(frozen=True)
-class Contestant:
+class ComparedModel:
     """One row of the comparison.
 
     Attributes:
@@ -39,7 +39,7 @@ class Contestant:
 
 def compare(
     dense: LoadedModel,
-    contestants: Mapping[str, Contestant],
+    models_to_compare: Mapping[str, ComparedModel],
     heldout: Tensor,
     config: EvaluateConfig,
     *,
@@ -51,7 +51,7 @@ def compare(
 
     Args:
         dense: The dense model, to which all are compared.
-        contestants: What is compared, by the name of its row, the dense model first; all in
+        models_to_compare: What is compared, by the name of its row, the dense model first; all in
             memory at once, so that their latencies are measured in turns.
         heldout: Token ids (M, S), or what else the models take.
         config: What to measure.
@@ -60,7 +60,7 @@ def compare(
         labels: The true classes of the held-out data (M,), where they are known.
     """
     task = dense.family.task
-    models = {name: contestant.model for name, contestant in contestants.items()}
+    models = {name: compared.model for name, compared in models_to_compare.items()}
     qualities = _qualities(dense, models, heldout, labels, batch)
     latencies: Mapping[str, Latency] = {}
     if config.latency:
@@ -74,17 +74,17 @@ def compare(
             task=task,
         )
     rows = []
-    for name, contestant in contestants.items():
-        counts = count(contestant.model)
+    for name, compared in models_to_compare.items():
+        counts = count(compared.model)
         rows.append(
             {
                 "name": name,
                 "params": counts.parameters,
                 "nonzeros": counts.nonzeros,
-                "flops": count_flops(contestant.model, length, task),
+                "flops": count_flops(compared.model, length, task),
                 "weight_bytes": counts.parameters * dense.stored.itemsize,
                 **qualities[name],
-                "predicted": dict(contestant.predicted),
+                "predicted": dict(compared.predicted),
                 **_latency(latencies.get(name), config.decode[1]),
             }
         )

@@ -27,7 +27,7 @@ from evocompress.evaluation.calibration.calibration import Calibration, load_cal
 from evocompress.evaluation.estimates.answer import LiveEstimates
 from evocompress.evaluation.executor import LocalExecutor
 from evocompress.evaluation.profile import (
-    Measure,
+    MeasureTable,
     measure_here,
     profile,
     read_table,
@@ -61,7 +61,7 @@ class Backend(Protocol):
         """What makes the blocks of the level library."""
         ...
 
-    def table(self, context: RunContext) -> Measure:
+    def table(self, context: RunContext) -> MeasureTable:
         """What measures the latency table."""
         ...
 
@@ -77,7 +77,7 @@ class Local:
         """One block after the other."""
         return make_blocks
 
-    def table(self, context: RunContext) -> Measure:
+    def table(self, context: RunContext) -> MeasureTable:
         """On the device of the run's model."""
         return measure_here
 

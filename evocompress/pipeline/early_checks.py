@@ -29,7 +29,7 @@ def check_early(config: RunConfig, *, search: bool = True) -> None:
     library = config.library.path
     if library is not None and library.exists() and not library.is_dir():
         raise LibraryError(f"library.path: {library} is a file: name a folder")
-    rehearse(config, search=search)
+    check_outline(config, search=search)
 
 
 def check_sources(config: CalibrationConfig) -> None:
@@ -49,7 +49,7 @@ def check_sources(config: CalibrationConfig) -> None:
         )
 
 
-def rehearse(config: RunConfig, *, search: bool = True) -> None:
+def check_outline(config: RunConfig, *, search: bool = True) -> None:
     """Checks the settings of a run with the outline of its model.
 
     Args:

@@ -27,7 +27,7 @@ def finished(
     overrides: Sequence[str] = (),
     may_change: tuple[str, ...] = (),
 ) -> RunContext:
-    """The workbench of a run that has a winner, in whose folder nothing is written yet.
+    """The context of a run that has a winner, in whose folder nothing is written yet.
 
     Args:
         path: The run's folder.

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from evocompress.compression.criteria import CRITERIA, STRUCTURED
 from evocompress.core.config import CalibrationConfig, RunConfig, SearchConfig
 from evocompress.core.config_file import nearest, validate
-from evocompress.core.env_vars import surroundings_of
+from evocompress.core.env_vars import env_vars_of
 from evocompress.core.errors import ConfigError
 from evocompress.core.types import Pool
 from evocompress.evaluation.proxies import PROXIES, Metric
@@ -110,7 +110,7 @@ def check_names(config: RunConfig) -> None:
     _check_costs(config)
     _check_threads(config)
     if config.executor == "ray":
-        surroundings_of(config.ray)
+        env_vars_of(config.ray)
     _check_fits(config.space.fits)
     PROXIES.check(config.proxy.kind, "proxy.kind")
     _check_micro_batches(config)

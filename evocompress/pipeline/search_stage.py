@@ -29,7 +29,7 @@ def find(
 
     Args:
         context: Of a run whose settings were checked and whose folder is locked.
-        listener: Told about progress, beside the bench's reporter.
+        listener: Told about progress, beside the reporter of the context.
         force: Go on under other circumstances than before.
 
     Raises:

@@ -59,7 +59,7 @@ def search(
 def to_be_healed(
     path: Path | str, overrides: Sequence[str], reporter: Reporter | None
 ) -> RunContext:
-    """The workbench of a run whose checkpoint can be healed.
+    """The context of a run whose checkpoint can be healed.
 
     Raises:
         EvoCompressError: It cannot.

@@ -27,13 +27,13 @@ EVALUATE = "have it written anew by 'evocompress evaluate'"
 SEARCH = "delete it and have it written anew by 'evocompress search --resume'"
 
 
-class Record(BaseModel):
+class FileModel(BaseModel):
     """Base of what is read: immutable; keys that the report does not use are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
 
-class FrontPoint(Record):
+class FrontPoint(FileModel):
     """A candidate that was evaluated at the last fidelity (``front.json``).
 
     `label` says what a reference stands for, such as "uniform width".
@@ -47,7 +47,7 @@ class FrontPoint(Record):
     label: str | None = None
 
 
-class Heldout(Record):
+class Heldout(FileModel):
     """The text of the final evaluation; `length` in tokens, `opening` what begins each sequence.
 
     `repeated` tokens are in runs that library or search see as well.
@@ -61,7 +61,7 @@ class Heldout(Record):
     repeated: int = 0
 
 
-class Timing(Record):
+class Timing(FileModel):
     """Median, lowest and highest of repeated timings, in milliseconds."""
 
     median: float
@@ -69,7 +69,7 @@ class Timing(Record):
     high: float
 
 
-class Ratio(Record):
+class Ratio(FileModel):
     """A time as a share of the dense model's, with the ends of its 95% interval."""
 
     mean: float
@@ -83,7 +83,7 @@ class Ratio(Record):
         return not self.low <= 1 <= self.high
 
 
-class Row(Record):
+class Row(FileModel):
     """One model of the comparison; `predicted` holds costs by name.
 
     Evaluations of older versions have no ratios of latencies.
@@ -111,7 +111,7 @@ class Row(Record):
     predicted: dict[str, float] | None = None
 
 
-class Evaluation(Record):
+class Evaluation(FileModel):
     """The comparison of the models on held-out text (``evaluation.json``).
 
     `settings`, `device` and `environment` may differ from the run's: an evaluation can be repeated
@@ -136,7 +136,7 @@ class Evaluation(Record):
         return self.model_copy(update={"rows": tuple(rows)})
 
 
-class HealStep(Record):
+class HealStep(FileModel):
     """One optimizer step of the healing (``heal/heal.jsonl``); step 0 is the model as it came."""
 
     step: int
@@ -145,19 +145,19 @@ class HealStep(Record):
     learning_rate: float | None = None
 
 
-class Healing(Record):
+class Healing(FileModel):
     """What the healing's summary (``heal/heal.json``) or its newest state says beside the steps."""
 
     circumstances: Circumstances | None = None
 
 
-class Made(Record):
+class Made(FileModel):
     """Which candidate a checkpoint is of (``candidate.json``)."""
 
     id: str
 
 
-class Outline(Record):
+class Outline(FileModel):
     """The units with the model's dimensions beside them (``units.json``).
 
     `opening` is the beginning-of-text token that begins every sequence, where one does.

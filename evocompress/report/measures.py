@@ -12,7 +12,7 @@ from evocompress.report.data import Evaluation, Row, RunData
 
 
 @dataclass(frozen=True)
-class Measure:
+class QualityMeasure:
     """A measure of quality in the comparison.
 
     Attributes:
@@ -32,13 +32,13 @@ class Measure:
 
 
 MEASURES = (
-    Measure("kl", "KL"),
-    Measure("perplexity", "perplexity"),
-    Measure("accuracy", "accuracy", rising=True),
-    Measure("distance", "embedding distance"),
-    Measure("spearman", "rank correlation of similarities", rising=True),
-    Measure("score_error", "error of scores"),
-    Measure("score_spearman", "rank correlation of scores", rising=True),
+    QualityMeasure("kl", "KL"),
+    QualityMeasure("perplexity", "perplexity"),
+    QualityMeasure("accuracy", "accuracy", rising=True),
+    QualityMeasure("distance", "embedding distance"),
+    QualityMeasure("spearman", "rank correlation of similarities", rising=True),
+    QualityMeasure("score_error", "error of scores"),
+    QualityMeasure("score_spearman", "rank correlation of scores", rising=True),
 )
 
 

@@ -29,7 +29,7 @@ def by_parts(
     handles, expected = [], hidden
     branches = {name: getattr(family, name) for name in family.sublayers}
     for name, branch in branches.items():
-        for path in {branch.core, *branch.around} - {branch.norm_after}:
+        for path in {branch.zero_module, *branch.identity_modules} - {branch.norm_after}:
             module = block.get_submodule(path)
             handles.append(module.register_forward_hook(partial(note, name)))
     found = block(hidden, **arguments)

@@ -266,12 +266,12 @@ def _mixture_inputs(
     """For each mixture its name and what enters it (N, H)."""
     for index, block in enumerate(family.blocks(model)):
         seen: list[Tensor] = []
-        core = block.get_submodule(family.mlp.core)
+        core = block.get_submodule(family.mlp.zero_module)
         handle = core.register_forward_pre_hook(lambda _, args, to=seen: to.append(args[0]))
         for ids in micro_batches:
             model(ids)
         handle.remove()
-        name = f"{family.layers_path}.{index}.{family.mlp.core}"
+        name = f"{family.layers_path}.{index}.{family.mlp.zero_module}"
         yield name, torch.cat([states.flatten(0, 1) for states in seen])
 
 

@@ -317,7 +317,7 @@ def dying(after):
                 Dying.left -= 1
                 yield answer
 
-    return lambda local, bench, live, admit: Dying(bench.proxy(live), bench.estimates(live))
+    return lambda local, context, live, admit: Dying(context.proxy(live), context.estimates(live))
 
 
 def test_a_front_that_was_killed_is_resumed_to_the_same_bytes(monkeypatch, run_file, tmp_path):

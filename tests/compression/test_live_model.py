@@ -62,7 +62,11 @@ def silence(block, family, sublayer):
     """Zero what a branch adds: the last matrix, its bias, or the norm after it."""
     branch = getattr(family, sublayer)
     last = block.get_submodule(branch.matrices[-1].path)
-    after = [path for path in branch.around if path.startswith("post_") and len(branch.around) > 1]
+    after = [
+        path
+        for path in branch.identity_modules
+        if path.startswith("post_") and len(branch.identity_modules) > 1
+    ]
     for parameter in last.parameters():
         parameter.zero_()
     for path in after:

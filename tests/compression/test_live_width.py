@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from evocompress.compression import live_model
 from evocompress.compression.live_model import LiveModel
-from evocompress.compression.weights import Form, Source, form_of
+from evocompress.compression.weights import Form, WeightSource, form_of
 from evocompress.core.errors import LibraryError
 from evocompress.core.types import DROP, Candidate, Level
 from evocompress.models.loading import loaded as make_loaded
@@ -123,9 +123,9 @@ def test_cuts_are_kept_as_long_as_there_is_room(world, monkeypatch):
 
 
 def test_a_source_gives_what_the_live_model_has(world):
-    """One backend: `Source.tensors` of narrow, sparse and merged matrices, as put in place."""
+    """`WeightSource.tensors` of narrow, sparse and merged matrices are those put in place."""
     dense = {name: parameter.data for name, parameter in world.parameters().items()}
-    source = Source(world.loaded, dense, world.library)
+    source = WeightSource(world.loaded, dense, world.library)
     narrow, merging = narrow_and_sparse(world), merged(world.loaded, 2)
     with LiveModel(world.loaded, world.library) as live:
         for block, levels in ((2, narrow), (0, merging)):

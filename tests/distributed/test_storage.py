@@ -7,7 +7,7 @@ import fsspec
 import pytest
 
 from evocompress.compression.library.files import TensorWriter, durable_file
-from evocompress.compression.library.manifest import NAME, BlockRecord, Manifest, Recipe
+from evocompress.compression.library.manifest import NAME, BlockRecord, LibraryRecipe, Manifest
 from evocompress.core.errors import ConfigError
 from evocompress.distributed.storage import MANIFEST, fetched, mended, publish
 
@@ -93,7 +93,7 @@ def test_a_damaged_copy_is_made_anew_and_a_good_one_stays(storage, tmp_path):
     with durable_file(library / "block-0000.safetensors") as file:
         writer = TensorWriter(file, {})
     record = BlockRecord("block-0000.safetensors", writer.bytes, writer.sha256, {}, {}, writer.xxh3)
-    recipe = Recipe("model", "calibration", None, None, None, "dense", 0.01, {}, {})
+    recipe = LibraryRecipe("model", "calibration", None, None, None, "dense", 0.01, {}, {})
     Manifest(recipe, {}, 0, 0, {}, {0: record}).write(library)
     url, cache = publish(library, "true", storage), tmp_path / "cache"
     copied = fetched(url, cache)

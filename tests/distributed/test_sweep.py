@@ -19,7 +19,7 @@ from evocompress.core.errors import ConfigError, RunError
 from evocompress.core.progress import Silent
 from evocompress.distributed import sweep as sweeps
 from evocompress.distributed.sweep_cluster import check_room, start_for_trials
-from evocompress.distributed.trial import Task, run_trial, settings_of
+from evocompress.distributed.trial import TrialTask, run_trial, settings_of
 from evocompress.distributed.tuner import _params, new_tuner
 from evocompress.pipeline import search_stage
 from evocompress.pipeline.sweep import SweepConfig, SweepFolder, begin, check, load_sweep
@@ -209,7 +209,7 @@ def one_trial(sweep_file, monkeypatch):
         sweep = load_sweep(sweep_file, [*overrides, "run.search.generations=2"])
         begin(SweepFolder(sweep.folder), sweep)
         places = {"model.source": 0, "space.budget": 0, "seed": 0} | params
-        task = Task(sweep.model_dump_json(), str(sweep_file.parent), session, force=force)
+        task = TrialTask(sweep.model_dump_json(), str(sweep_file.parent), session, force=force)
         run_trial(places, task)
         return list(told), SweepFolder(sweep.folder)
 

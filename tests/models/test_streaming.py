@@ -242,11 +242,11 @@ def test_a_search_in_a_third_of_the_memory_has_the_same_winner(tmp_path, monkeyp
     tiny = tiny_loaded("llama", layers=8).model
     tiny.save_pretrained(model)
     size = sum(parameter.nbytes for parameter in tiny.parameters())
-    records, benches = [], []
+    records, contexts = [], []
     check = stages.check
 
     def noted(context):
-        benches.append(context)
+        contexts.append(context)
         check(context)
 
     monkeypatch.setattr(stages, "check", noted)
@@ -256,10 +256,10 @@ def test_a_search_in_a_third_of_the_memory_has_the_same_winner(tmp_path, monkeyp
         records.append(((folder / "journal.jsonl").read_text(), read_json(folder / "winner.json")))
     assert records[0] == records[1]
     api.search(run_config(tmp_path, name="whole", model=source), resume=True)
-    cache = benches[1].loaded.cache
+    cache = contexts[1].loaded.cache
     outer = size - sum(p.nbytes for p in nn.ModuleList(tiny.model.layers).parameters())
     assert 0 < cache.peak <= size // 3 - outer
-    assert benches[0].loaded.cache is None
+    assert contexts[0].loaded.cache is None
     api.materialize(folder)
     evaluated = read_json(api.evaluate(folder))
     assert all(row["prefill_ms"] is None for row in evaluated["rows"])

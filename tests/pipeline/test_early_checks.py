@@ -230,17 +230,17 @@ def test_a_program_is_chosen_before_the_search(run_file, program, tried_versions
     pytest.importorskip("gguf")
     changes = [f"space={SPARSE_DROPS}".replace("'", '"'), f"space.fits={program}"]
     config = load_config(run_file, changes)
-    bench = context_of(config, tiny_loaded("llama"))
-    assert bench.form == {"llama.cpp": "gguf", "vllm": "folded"}[program]
-    genes = bench.space.encoding
+    context = context_of(config, tiny_loaded("llama"))
+    assert context.form == {"llama.cpp": "gguf", "vllm": "folded"}[program]
+    genes = context.space.encoding
     for gene, unit in enumerate(genes.units):
         for level in range(len(genes.levels[gene])):
             genome = genes.default.copy()
             genome[gene] = level
-            choice = choose_for(bench.loaded, genes.candidate(genome), program)
+            choice = choose_for(context.loaded, genes.candidate(genome), program)
             assert choice.name in PROGRAMS[program].formats, unit.name
-    (note,) = chosen_form(program, bench.form)
-    assert f"for {program}" in note and bench.form in note
+    (note,) = chosen_form(program, context.form)
+    assert f"for {program}" in note and context.form in note
 
 
 def test_what_was_searched_for_a_program_is_written_for_it(run_file, monkeypatch, tried_versions):

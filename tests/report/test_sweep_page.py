@@ -10,7 +10,7 @@ from test_page import Page, figure_data, without_plotly
 from evocompress.core.errors import RunError
 from evocompress.pipeline.sweep import SweepConfig, SweepFolder, begin
 from evocompress.pipeline.sweep.outcome import read_outcomes
-from evocompress.pipeline.sweep.record import Record
+from evocompress.pipeline.sweep.record import TrialRecord
 from evocompress.pipeline.sweep.trials import planned
 from evocompress.report import sweep_table, write_sweep_report
 
@@ -32,9 +32,11 @@ def folder(tmp_path):
     found = SweepFolder(sweep.folder)
     begin(found, sweep)
     for index, (name, settings) in enumerate(planned(sweep).items()):
-        record = Record(settings, f"2026-01-0{index + 1}", seconds=60.0 + index)
+        record = TrialRecord(settings, f"2026-01-0{index + 1}", seconds=60.0 + index)
         if index == 5:
-            found.records.keep(name, Record(settings, "2026-01-09", failed=f"no {ATTACK} to load"))
+            found.records.keep(
+                name, TrialRecord(settings, "2026-01-09", failed=f"no {ATTACK} to load")
+            )
             continue
         found.records.keep(name, record)
         value = 0.5 - 0.1 * index

@@ -14,7 +14,7 @@ from torch import Tensor
 from evocompress.compression.criteria import CRITERIA, STRUCTURED
 from evocompress.compression.library.builder import MakeBlocks, Progress, make_blocks
 from evocompress.compression.library.dense import DenseModel
-from evocompress.compression.library.manifest import NAME, Manifest, Recipe, read_manifest
+from evocompress.compression.library.manifest import NAME, LibraryRecipe, Manifest, read_manifest
 from evocompress.compression.library.plan import check_fits, plan_library
 from evocompress.compression.library.recipe import Wanted, make_recipe
 from evocompress.compression.library.store import Library, check_size, open_library, verify_files
@@ -108,7 +108,7 @@ def check_library(
 
 def _begin(
     loaded: LoadedModel,
-    recipe: Recipe,
+    recipe: LibraryRecipe,
     tokens: Tensor,
     config: LibraryConfig,
     path: Path,
@@ -147,7 +147,7 @@ def _silent(done: float, total: float, text: str) -> None:
     pass
 
 
-def _new(loaded: LoadedModel, recipe: Recipe, tokens: Tensor) -> Manifest:
+def _new(loaded: LoadedModel, recipe: LibraryRecipe, tokens: Tensor) -> Manifest:
     """A manifest without finished blocks."""
     blocks = {unit.name: unit.block for unit in loaded.family.units(loaded.model)}
     return Manifest(
@@ -190,7 +190,7 @@ def _check_circumstances(path: Path, before: Mapping[str, str], now: Mapping[str
         )
 
 
-def _resumed(path: Path, wanted: Recipe) -> Manifest:
+def _resumed(path: Path, wanted: LibraryRecipe) -> Manifest:
     """The manifest of a library that serves, without the blocks whose files are gone."""
     manifest = read_manifest(path)
     manifest.recipe.check_serves(wanted, path)

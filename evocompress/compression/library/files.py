@@ -41,7 +41,7 @@ class TensorSpec:
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
-Layout = Mapping[str, TensorSpec]
+TensorSpecs = Mapping[str, TensorSpec]
 """The tensors of a file in their order."""
 
 
@@ -74,7 +74,7 @@ class TensorWriter:
         LibraryError: Weights of this type cannot be stored.
     """
 
-    def __init__(self, file: BinaryIO, layout: Layout) -> None:
+    def __init__(self, file: BinaryIO, layout: TensorSpecs) -> None:
         self._file = file
         self._expected = iter(layout.items())
         self._sha256, self._xxh3 = hashlib.sha256(), xxh3_128()
@@ -106,12 +106,12 @@ class TensorWriter:
         self.bytes += len(data)
 
 
-def file_bytes(layout: Layout) -> int:
+def file_bytes(layout: TensorSpecs) -> int:
     """Size of a file with these tensors."""
     return len(_header(layout)) + sum(spec.bytes for spec in layout.values())
 
 
-def _header(layout: Layout) -> bytes:
+def _header(layout: TensorSpecs) -> bytes:
     """Length and JSON of the safetensors header, padded with spaces as the format allows."""
     entries, end = {}, 0
     for key, spec in layout.items():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from evocompress.compression.library.manifest import Manifest, Recipe, read_manifest
+from evocompress.compression.library.manifest import LibraryRecipe, Manifest, read_manifest
 from evocompress.compression.library.store import verify_files
 from evocompress.core.terminal import add_row, shown
 
@@ -51,7 +51,7 @@ def _rows(manifest: Manifest, verified: bool) -> list[tuple[str, str]]:
     return rows + [(name, version) for name, version in manifest.versions.items()]
 
 
-def _methods(recipe: Recipe) -> list[tuple[str, str]]:
+def _methods(recipe: LibraryRecipe) -> list[tuple[str, str]]:
     """How zeros and widths were made, where there are any."""
     rows = []
     if recipe.criterion:

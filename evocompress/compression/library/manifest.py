@@ -31,7 +31,7 @@ DECISIVE = (
 
 
 @dataclass(frozen=True)
-class Recipe:
+class LibraryRecipe:
     """Everything that decides what a library holds.
 
     Attributes:
@@ -63,7 +63,7 @@ class Recipe:
         """The levels of a unit that need a tensor of their own."""
         return tuple(level for level in self.levels[unit] if not level.dense)
 
-    def check_serves(self, wanted: Recipe, path: Path) -> None:
+    def check_serves(self, wanted: LibraryRecipe, path: Path) -> None:
         """Refuse a library made for something else; more levels than wanted are welcome.
 
         How zeros or widths are made does not matter to one who wants none; where a library
@@ -82,7 +82,7 @@ class Recipe:
         for unit in wanted.levels:
             self._check_unit(wanted, unit, path)
 
-    def _check_unit(self, wanted: Recipe, unit: str, path: Path) -> None:
+    def _check_unit(self, wanted: LibraryRecipe, unit: str, path: Path) -> None:
         absent = [
             level.key for level in wanted.stored(unit) if level not in self.levels.get(unit, ())
         ]
@@ -149,7 +149,7 @@ class Manifest:
         blocks: The finished blocks by index.
     """
 
-    recipe: Recipe
+    recipe: LibraryRecipe
     versions: Mapping[str, str]
     sequences: int
     tokens: int
@@ -220,7 +220,7 @@ class Content(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     format: int
-    recipe: Recipe
+    recipe: LibraryRecipe
     versions: dict[str, str]
     sequences: int
     tokens: int

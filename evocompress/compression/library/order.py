@@ -11,7 +11,7 @@ import torch
 
 from evocompress.compression.criteria import CRITERIA, STRUCTURED, Criterion, StructuredCriterion
 from evocompress.compression.library.dense import Coupled, DenseModel, Linear
-from evocompress.compression.library.files import Layout, TensorSpec
+from evocompress.compression.library.files import TensorSpec, TensorSpecs
 from evocompress.core.errors import LibraryError
 from evocompress.core.types import Level
 
@@ -153,7 +153,7 @@ class BlockOrder:
             words |= {link.output.input for link in self._links}
         return frozenset(words)
 
-    def layout(self, dtype: torch.dtype) -> Layout:
+    def layout(self, dtype: torch.dtype) -> TensorSpecs:
         """The tensors of the block's file.
 
         Large tensors come first, so that they are aligned.

@@ -17,7 +17,7 @@ from evocompress.core.errors import LibraryError
 from evocompress.core.types import Level
 
 REBUILD = "delete the file to have only this block built again"
-PARTS = ("weight", "groups", "items", "bias", "inner")
+TENSOR_NAMES = ("weight", "groups", "items", "bias", "inner")
 
 
 class BlockReader:
@@ -56,7 +56,7 @@ class BlockReader:
             LibraryError: The file is damaged.
         """
         block = self._manifest.units[unit]
-        keys = {part: tensor_key(unit, level, part) for part in PARTS}
+        keys = {part: tensor_key(unit, level, part) for part in TENSOR_NAMES}
         found = {
             part: self.tensor(block, key)
             for part, key in keys.items()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from evocompress.compression.library.dense import DenseModel
-from evocompress.compression.library.manifest import Recipe
+from evocompress.compression.library.manifest import LibraryRecipe
 from evocompress.compression.library.order import Methods, methods_named
 from evocompress.core.config import LibraryConfig
 from evocompress.core.errors import LibraryError
@@ -21,7 +21,7 @@ def make_recipe(
     calibration: str,
     config: LibraryConfig,
     propagate: Mapping[str, Level] | None,
-) -> Recipe:
+) -> LibraryRecipe:
     """The recipe of a library with the wanted levels.
 
     Args:
@@ -38,7 +38,7 @@ def make_recipe(
     levels = {unit: tuple(dict.fromkeys(choice)) for unit, choice in wanted.items()}
     methods = methods_for(dense, levels, config)
     _check(dense, levels, methods)
-    return Recipe(
+    return LibraryRecipe(
         model=dense.fingerprint,
         calibration=calibration,
         criterion=config.criterion if methods.criterion else None,

@@ -24,7 +24,7 @@ from evocompress.models.loading import LoadedModel
 
 
 @dataclass(frozen=True, eq=False)
-class Parts:
+class TextParts:
     """Sequences of two parts that have no text in common.
 
     Attributes:
@@ -70,7 +70,7 @@ class _Form:
             yield torch.cat([self.before, part, self.after])
 
 
-def text_parts(config: CalibrationConfig, loaded: LoadedModel, cache: Path | None) -> Parts:
+def text_parts(config: CalibrationConfig, loaded: LoadedModel, cache: Path | None) -> TextParts:
     """Reads both parts.
 
     Args:
@@ -110,7 +110,7 @@ def text_parts(config: CalibrationConfig, loaded: LoadedModel, cache: Path | Non
     return _with_heldout(searched, read, again, form, config, loaded)
 
 
-def _apart(searched: Tensor, heldout: Tensor, form: _Form) -> Parts:
+def _apart(searched: Tensor, heldout: Tensor, form: _Form) -> TextParts:
     """Parts of which the model wrote one; refuses them if a sequence is in both."""
     seen = seen_in(form.text(searched), SHORTER_RUN)
     text = form.text(heldout)
@@ -120,7 +120,7 @@ def _apart(searched: Tensor, heldout: Tensor, form: _Form) -> Parts:
             f"the model wrote {common} of the {len(heldout)} held-out sequences like ones "
             "that the search sees: raise calibration.length, or name a heldout_source"
         )
-    return Parts(searched, heldout, repeated=seen.count(text))
+    return TextParts(searched, heldout, repeated=seen.count(text))
 
 
 def _searched(
@@ -147,7 +147,7 @@ def _with_heldout(
     form: _Form,
     config: CalibrationConfig,
     loaded: LoadedModel,
-) -> Parts:
+) -> TextParts:
     """The first sequences of the streams that are none of those searched on, nor overlap them.
 
     Of another text, sequences are passed over that consist for the most part of shorter runs that
@@ -170,7 +170,7 @@ def _with_heldout(
                 found.append(row)
             if len(found) == config.heldout_sequences:
                 heldout = _checked(config.heldout_source or config.source, found, loaded)
-                return Parts(
+                return TextParts(
                     searched,
                     heldout,
                     left_out=passed + known * form.inner,

@@ -93,7 +93,7 @@ def _run(family: Family, block: nn.Module, hidden: Tensor, keywords: dict[str, A
     if "attention" not in family.sublayers:
         return BlockStates(hidden, hidden, block(hidden, **keywords))
     between: list[Tensor] = []
-    handle = block.get_submodule(family.mlp.around[0]).register_forward_pre_hook(
+    handle = block.get_submodule(family.mlp.identity_modules[0]).register_forward_pre_hook(
         lambda _, inputs: between.append(inputs[0])
     )
     try:

@@ -76,8 +76,8 @@ class _Measured:
         rows = mixed.router.get_parameter("weight").data
         left = [i for i in range(len(mixed.indices)) if i != number]
         attributes = {
-            (f"{mixed.mixture.core}.gate", "weight"): nn.Parameter(rows[left], requires_grad=False),
-            (f"{mixed.mixture.core}.experts", "kept"): tuple(mixed.indices[i] for i in left),
+            (f"{mixed.mixture.mlp}.gate", "weight"): nn.Parameter(rows[left], requires_grad=False),
+            (f"{mixed.mixture.mlp}.experts", "kept"): tuple(mixed.indices[i] for i in left),
         }
         former = put_attributes(mixed.block, attributes)
         try:

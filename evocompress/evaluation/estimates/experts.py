@@ -35,17 +35,17 @@ class Mixed:
     @property
     def core(self) -> nn.Module:
         """The MLP."""
-        return self.block.get_submodule(self.mixture.core)
+        return self.block.get_submodule(self.mixture.mlp)
 
     @property
     def experts(self) -> nn.Module:
         """What the chosen experts are in; a shared one is beside it."""
-        return self.block.get_submodule(f"{self.mixture.core}.experts")
+        return self.block.get_submodule(f"{self.mixture.mlp}.experts")
 
     @property
     def router(self) -> nn.Module:
         """What chooses the experts of each token."""
-        return self.block.get_submodule(f"{self.mixture.core}.gate")
+        return self.block.get_submodule(f"{self.mixture.mlp}.gate")
 
 
 def mixtures(live: LiveModel, candidate: Candidate) -> Iterator[Mixed]:

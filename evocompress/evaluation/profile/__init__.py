@@ -36,7 +36,7 @@ __all__ = [
     "write_table",
 ]
 
-Measure = Callable[[LoadedModel, LatencyConfig, Advance], LatencyTable]
+MeasureTable = Callable[[LoadedModel, LatencyConfig, Advance], LatencyTable]
 """Measures the table of a model, here or elsewhere."""
 
 
@@ -52,7 +52,7 @@ def profile(
     *,
     progress: Advance,
     anew: bool = False,
-    measured: Measure = measure_here,
+    measured: MeasureTable = measure_here,
 ) -> LatencyTable:
     """The latency table of a model on its device: opened where there is one, else measured.
 

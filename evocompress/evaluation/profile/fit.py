@@ -8,12 +8,12 @@ from dataclasses import replace
 import numpy as np
 
 from evocompress.core.arrays import Floats
-from evocompress.evaluation.profile.layouts import Grid, Layout
+from evocompress.evaluation.profile.layouts import Grid, ModelWidths
 from evocompress.space.costs.latency import Phase
 
 
 def fit_parts(
-    widths: Grid, layouts: Sequence[Layout], times: Sequence[float], lengths: tuple[int, int]
+    widths: Grid, layouts: Sequence[ModelWidths], times: Sequence[float], lengths: tuple[int, int]
 ) -> Phase:
     """The parts whose sums come closest to measured times, relative to these times.
 
@@ -44,12 +44,12 @@ def fit_parts(
     )
 
 
-def seconds(phase: Phase, layout: Layout) -> float:
+def seconds(phase: Phase, layout: ModelWidths) -> float:
     """The time of a layout by the sum of its parts."""
     return phase.seconds(layout.kept_attention, layout.kept_mlp)
 
 
-def count_parts(widths: Grid, layout: Layout) -> list[int]:
+def count_parts(widths: Grid, layout: ModelWidths) -> list[int]:
     """How often each part occurs in a layout: the base, attentions by width, MLPs by width."""
     attention = [layout.attention.count(width) for width in widths.attention]
     return [1, *attention, *(layout.mlp.count(width) for width in widths.mlp)]
@@ -69,7 +69,11 @@ def monotone(values: Floats) -> Floats:
 
 
 def corrected(
-    draft: Phase, dense: Layout, layouts: Sequence[Layout], times: Sequence[float], unit: float
+    draft: Phase,
+    dense: ModelWidths,
+    layouts: Sequence[ModelWidths],
+    times: Sequence[float],
+    unit: float,
 ) -> Phase:
     """A phase in seconds, with the scale and offset that whole models give to its sums.
 

@@ -23,7 +23,7 @@ GROUP_HEADS = 4
 
 
 @dataclass(frozen=True)
-class Layout:
+class ModelWidths:
     """The widths of a whole model.
 
     Attributes:
@@ -60,7 +60,7 @@ class Grid:
     layers: int
 
     @property
-    def dense(self) -> Layout:
+    def dense(self) -> ModelWidths:
         """The unchanged model."""
         return self.even(self.attention[-1], self.mlp[-1])
 
@@ -72,9 +72,9 @@ class Grid:
         width = groups[len(groups) // 2], heads[len(heads) // 2]
         return width, self.mlp[len(self.mlp) // 2]
 
-    def even(self, attention: Heads | None, mlp: int | None) -> Layout:
+    def even(self, attention: Heads | None, mlp: int | None) -> ModelWidths:
         """The same widths in all blocks."""
-        return Layout((attention,) * self.layers, (mlp,) * self.layers)
+        return ModelWidths((attention,) * self.layers, (mlp,) * self.layers)
 
 
 def grid(architecture: Architecture) -> Grid:
@@ -98,7 +98,7 @@ def _spread(largest: int, count: int) -> list[int]:
     return sorted({round(float(place)) for place in places})
 
 
-def measured_layouts(widths: Grid) -> list[Layout]:
+def measured_layouts(widths: Grid) -> list[ModelWidths]:
     """Layouts from whose times those of all parts follow.
 
     Each width of one kind in all blocks at once, the other kind at its middle, so that weights
@@ -116,7 +116,7 @@ def measured_layouts(widths: Grid) -> list[Layout]:
     return [layout for layout in dict.fromkeys(layouts) if layout != widths.dense]
 
 
-def candidate_of(layout: Layout, dense: Layout, units: Sequence[Unit]) -> Candidate:
+def candidate_of(layout: ModelWidths, dense: ModelWidths, units: Sequence[Unit]) -> Candidate:
     """A layout as a candidate.
 
     Args:

@@ -19,7 +19,7 @@ from evocompress.evaluation.profile import timing
 from evocompress.evaluation.profile.fit import corrected, fit_parts, seconds
 from evocompress.evaluation.profile.layouts import (
     Grid,
-    Layout,
+    ModelWidths,
     candidate_of,
     grid,
     measured_layouts,
@@ -66,7 +66,7 @@ class Bench:
         layouts = len(measured_layouts(self.widths)) + self.validation
         return layouts * (WARM_UP_TURNS + self.repeats)
 
-    def ratios(self, run: timing.Run, layouts: Sequence[Layout]) -> Ratios:
+    def ratios(self, run: timing.Run, layouts: Sequence[ModelWidths]) -> Ratios:
         """Times of layouts as fractions of the dense model's."""
         dense = self.widths.dense
         candidates = [candidate_of(layout, dense, self.units) for layout in layouts]

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from evocompress.evaluation.profile.layouts import MULTIPLE, Grid, Layout
+from evocompress.evaluation.profile.layouts import MULTIPLE, Grid, ModelWidths
 from evocompress.space.costs.latency import Heads
 
 Width = TypeVar("Width")
@@ -21,11 +21,11 @@ MOST_DROPS = 0.6
 def random_layouts(
     widths: Grid,
     count: int,
-    seconds: Callable[[Layout], float],
+    seconds: Callable[[ModelWidths], float],
     rng: np.random.Generator,
     *,
     shortest: float = 0.4,
-) -> list[Layout]:
+) -> list[ModelWidths]:
     """Random layouts whose expected times are spread evenly from `shortest` to 1.
 
     Args:
@@ -42,8 +42,11 @@ def random_layouts(
 
 
 def _random_layout(
-    layout: Layout, target: float, seconds: Callable[[Layout], float], rng: np.random.Generator
-) -> Layout:
+    layout: ModelWidths,
+    target: float,
+    seconds: Callable[[ModelWidths], float],
+    rng: np.random.Generator,
+) -> ModelWidths:
     """Cuts random sub-layers until the time is at most `target`, or nothing is left to cut.
 
     How often a cut removes the sub-layer is drawn once, so that some layouts are shallow and
@@ -56,15 +59,15 @@ def _random_layout(
     return layout
 
 
-def _cuttable(layout: Layout) -> list[tuple[str, int]]:
+def _cuttable(layout: ModelWidths) -> list[tuple[str, int]]:
     """Where something can be cut; the first attention stays, as caches count its tokens."""
     attention = [("attention", b) for b, width in enumerate(layout.attention) if b and width]
     return attention + [("mlp", b) for b, width in enumerate(layout.mlp) if width]
 
 
 def _cut(
-    layout: Layout, kind: str, block: int, *, dropping: bool, rng: np.random.Generator
-) -> Layout:
+    layout: ModelWidths, kind: str, block: int, *, dropping: bool, rng: np.random.Generator
+) -> ModelWidths:
     """The layout with one sub-layer narrower, or removed where it is `dropping` or narrowest."""
     if kind == "attention":
         width = layout.attention[block]

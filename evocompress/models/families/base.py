@@ -243,7 +243,9 @@ class Family:
         """
         branch = self._branch(sublayer)
         core = NoAttention() if sublayer == "attention" else NoOutput()
-        return {path: nn.Identity() for path in branch.around} | {branch.core: core}
+        return {path: nn.Identity() for path in branch.identity_modules} | {
+            branch.zero_module: core
+        }
 
     def narrowing(self, block: nn.Module, sublayer: SubLayerName, widths: Widths) -> Attributes:
         """What to set in `block` so that its own forward pass runs at other widths.
@@ -259,7 +261,9 @@ class Family:
         """
         if sublayer == "mlp":
             return {}
-        return {(self.attention.core, "num_key_value_groups"): widths.heads // widths.kv_heads}
+        return {
+            (self.attention.zero_module, "num_key_value_groups"): widths.heads // widths.kv_heads
+        }
 
     def block_inputs(
         self, model: PreTrainedModel, batch: Tensor
@@ -365,7 +369,7 @@ def _shape(block: nn.Module, matrix: Matrix) -> tuple[int, int]:
 def _own_params(block: nn.Module, branch: SubLayer, matrices: Sequence[Matrix]) -> int:
     """Parameters of a branch that are in none of a block's matrices: norms, biases, a router."""
     weights = {f"{matrix.path}.weight" for matrix in matrices}
-    parts = (*branch.around, branch.core)
+    parts = (*branch.identity_modules, branch.zero_module)
     return sum(
         parameter.numel()
         for name, parameter in block.named_parameters()

@@ -19,8 +19,8 @@ ATTENTION = SubLayer(
         Matrix("attention.self.value", "attention", "attention_in", rows=("value",)),
         Matrix("attention.output.dense", "attention", "attention_out", columns=("query",)),
     ),
-    around=("attention.output.dense", "attention.output.LayerNorm"),
-    core="attention.self",
+    identity_modules=("attention.output.dense", "attention.output.LayerNorm"),
+    zero_module="attention.self",
     norm_after="attention.output.LayerNorm",
 )
 MLP = SubLayer(
@@ -28,8 +28,8 @@ MLP = SubLayer(
         Matrix("intermediate.dense", "mlp", "mlp_in", rows=("channel",)),
         Matrix("output.dense", "mlp", "mlp_out", columns=("channel",)),
     ),
-    around=("intermediate.dense", "intermediate.intermediate_act_fn", "output.LayerNorm"),
-    core="output.dense",
+    identity_modules=("intermediate.dense", "intermediate.intermediate_act_fn", "output.LayerNorm"),
+    zero_module="output.dense",
     norm_after="output.LayerNorm",
 )
 

@@ -79,14 +79,14 @@ class SubLayer:
 
     Attributes:
         matrices: Its linear matrices, in the order of computation.
-        around: Paths of the other modules of the branch (norms before and after, activations)
-            that become the identity when the branch is removed.
-        core: Path of the module that yields zero when the branch is removed; it lies after
-            every module of `around` that could turn a zero into something else.
+        identity_modules: Paths of the modules of the branch that become the identity when the
+            branch is removed: norms before and after, activations.
+        zero_module: Path of the module that yields zero when the branch is removed. It lies behind
+            every identity module that could turn a zero into something else.
         norm_after: Path of the norm, or activation, of the sum of branch and residual stream, where
-            there is one (a post-norm block). It is one of `around`: it belongs to the branch and
-            goes with it.
-        followers: Norms between the matrices.
+            there is one (a post-norm block). It is one of the identity modules: it belongs to the
+            branch and goes with it.
+        channelwise_modules: Norms between the matrices.
         gate: Path of the norm of what the branch yields, before the sum, where it has a bias: only
             with its parameters at zero the branch adds nothing. Empty where that is so with the
             output matrix at zero.
@@ -95,10 +95,10 @@ class SubLayer:
     """
 
     matrices: tuple[Matrix, ...]
-    around: tuple[str, ...]
-    core: str
+    identity_modules: tuple[str, ...]
+    zero_module: str
     norm_after: str = ""
-    followers: tuple[ChannelwiseModule, ...] = ()
+    channelwise_modules: tuple[ChannelwiseModule, ...] = ()
     gate: str = ""
     narrowable: bool = True
 
@@ -108,11 +108,11 @@ class SubLayer:
         return next(matrix for matrix in self.matrices if matrix.part == "weight")
 
 
-ABSENT = SubLayer(matrices=(), around=(), core="")
+ABSENT = SubLayer(matrices=(), identity_modules=(), zero_module="")
 """The branch that the blocks of a family do not have."""
 
 
-def llama_attention(around: tuple[str, ...] = ("input_layernorm",)) -> SubLayer:
+def llama_attention(identity_modules: tuple[str, ...] = ("input_layernorm",)) -> SubLayer:
     """Attention with separate query, key and value projections."""
     return SubLayer(
         matrices=(
@@ -121,12 +121,12 @@ def llama_attention(around: tuple[str, ...] = ("input_layernorm",)) -> SubLayer:
             Matrix("self_attn.v_proj", "attention", "attention_in", rows=("value",)),
             Matrix("self_attn.o_proj", "attention", "attention_out", columns=("query",)),
         ),
-        around=around,
-        core="self_attn",
+        identity_modules=identity_modules,
+        zero_module="self_attn",
     )
 
 
-def llama_mlp(around: tuple[str, ...] = ("post_attention_layernorm",)) -> SubLayer:
+def llama_mlp(identity_modules: tuple[str, ...] = ("post_attention_layernorm",)) -> SubLayer:
     """Gated MLP with separate gate and up projections."""
     return SubLayer(
         matrices=(
@@ -134,6 +134,6 @@ def llama_mlp(around: tuple[str, ...] = ("post_attention_layernorm",)) -> SubLay
             Matrix("mlp.up_proj", "mlp", "mlp_in", rows=("channel",)),
             Matrix("mlp.down_proj", "mlp", "mlp_out", columns=("channel",)),
         ),
-        around=around,
-        core="mlp",
+        identity_modules=identity_modules,
+        zero_module="mlp",
     )

@@ -158,7 +158,7 @@ class Convolutional(Family):
         return block.get_parameter(f"{matrix.path}.weight")
 
     def _params_of_a_channel(self, block: nn.Module) -> int:
-        norms = [block.get_submodule(follower.path) for follower in self.mlp.followers]
+        norms = [block.get_submodule(follower.path) for follower in self.mlp.channelwise_modules]
         return sum(len(list(norm.parameters())) for norm in norms)
 
 
@@ -278,10 +278,10 @@ class _Trace:
         axes = LINKS[len(pairs)]
         return SubLayer(
             matrices=tuple(self._matrices(block, convolutions, axes)),
-            around=(family.activation,),
-            core=family.branch,
+            identity_modules=(family.activation,),
+            zero_module=family.branch,
             norm_after=family.activation,
-            followers=tuple(
+            channelwise_modules=tuple(
                 ChannelwiseModule(norm.removeprefix(f"{block}."), axis)
                 for axis, link in zip(axes, ordered, strict=True)
                 for norm in link.norms

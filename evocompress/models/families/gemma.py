@@ -12,8 +12,8 @@ class Gemma2(Family):
     """
 
     model_type = "gemma2"
-    attention = llama_attention(around=("input_layernorm", "post_attention_layernorm"))
-    mlp = llama_mlp(around=("pre_feedforward_layernorm", "post_feedforward_layernorm"))
+    attention = llama_attention(identity_modules=("input_layernorm", "post_attention_layernorm"))
+    mlp = llama_mlp(identity_modules=("pre_feedforward_layernorm", "post_feedforward_layernorm"))
     cap_key = "final_logit_softcapping"
 
 

@@ -25,16 +25,16 @@ class GPT2(Family):
             _matrix("attn.c_attn", "attention", "attention_in", rows=("query", "key", "value")),
             _matrix("attn.c_proj", "attention", "attention_out", columns=("query",)),
         ),
-        around=("ln_1",),
-        core="attn",
+        identity_modules=("ln_1",),
+        zero_module="attn",
     )
     mlp = SubLayer(
         matrices=(
             _matrix("mlp.c_fc", "mlp", "mlp_in", rows=("channel",)),
             _matrix("mlp.c_proj", "mlp", "mlp_out", columns=("channel",)),
         ),
-        around=("ln_2",),
-        core="mlp",
+        identity_modules=("ln_2",),
+        zero_module="mlp",
     )
 
     def check(self, model: PreTrainedModel) -> None:

@@ -10,6 +10,6 @@ class Mixtral(MixtureFamily):
     model_type = "mixtral"
     mixture = Mixture(
         "num_local_experts",
-        stored_core="block_sparse_moe",
+        stored_mlp="block_sparse_moe",
         stored={"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"},
     )

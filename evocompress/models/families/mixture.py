@@ -83,27 +83,27 @@ class Mixture:
 
     Attributes:
         count_key: The setting of the number of experts.
-        core: Module path of the MLP; its ``gate`` is the router, its ``experts`` the experts.
-        stored_core: What checkpoints of the model's own class call the MLP.
+        mlp: Module path of the MLP; its ``gate`` is the router, its ``experts`` the experts.
+        stored_mlp: What checkpoints of the model's own class call the MLP.
         stored: What they call the matrices of an expert, where they have other names.
         shared_gate: Module path of the linear module whose one output weighs an expert that every
             token passes, where there is one. Like the router it is in no unit.
     """
 
     count_key: str
-    core: str = "mlp"
-    stored_core: str = "mlp"
+    mlp: str = "mlp"
+    stored_mlp: str = "mlp"
     stored: Mapping[str, str] = field(default_factory=dict)
     shared_gate: str = ""
 
     def stored_name(self, name: str) -> str:
         """How checkpoints of the model's own class name a parameter of a prepared model."""
-        return _renamed(name, self.stored).replace(f".{self.core}.", f".{self.stored_core}.")
+        return _renamed(name, self.stored).replace(f".{self.mlp}.", f".{self.stored_mlp}.")
 
     def own_name(self, stored: str) -> str:
         """The inverse of `stored_name`."""
         own = {theirs: ours for ours, theirs in self.stored.items()}
-        return _renamed(stored, own).replace(f".{self.stored_core}.", f".{self.core}.")
+        return _renamed(stored, own).replace(f".{self.stored_mlp}.", f".{self.mlp}.")
 
     def prepare(self, model: PreTrainedModel, blocks: nn.ModuleList) -> None:
         """Give every expert of a model's blocks matrices of its own, views of the fused ones.
@@ -114,9 +114,9 @@ class Mixture:
         """
         model.config.output_router_logits = False
         for block in blocks:
-            fused: Any = getattr(block.get_submodule(self.core), "experts", None)
+            fused: Any = getattr(block.get_submodule(self.mlp), "experts", None)
             if fused is not None and not isinstance(fused, nn.ModuleList):
-                block.set_submodule(f"{self.core}.experts", split(fused))
+                block.set_submodule(f"{self.mlp}.experts", split(fused))
 
     def experts(self, model: PreTrainedModel) -> tuple[int, int]:
         """How many experts each MLP has, and how many of them a token uses."""
@@ -141,10 +141,10 @@ class Mixture:
             block: With the modules of the MLP in place.
             kept: Indices of the experts that stay, ascending.
         """
-        rows = block.get_parameter(f"{self.core}.gate.weight").data[list(kept)]
+        rows = block.get_parameter(f"{self.mlp}.gate.weight").data[list(kept)]
         return {
-            (f"{self.core}.gate", "weight"): nn.Parameter(rows, requires_grad=False),
-            (f"{self.core}.experts", "kept"): tuple(kept),
+            (f"{self.mlp}.gate", "weight"): nn.Parameter(rows, requires_grad=False),
+            (f"{self.mlp}.experts", "kept"): tuple(kept),
         }
 
 

@@ -22,14 +22,14 @@ class MixtureFamily(Family):
             Matrix(f"{FIRST}.up_proj", "mlp", f"{FIRST}.in", rows=("channel",), expert=FIRST),
             Matrix(f"{FIRST}.down_proj", "mlp", f"{FIRST}.out", columns=("channel",), expert=FIRST),
         ),
-        around=("post_attention_layernorm",),
-        core="mlp",
+        identity_modules=("post_attention_layernorm",),
+        zero_module="mlp",
     )
 
     def check(self, model: PreTrainedModel) -> None:
         """Refuse a model with an ordinary MLP among its mixtures."""
         for index, block in enumerate(self.blocks(model)):
-            if hasattr(block.get_submodule(self.mlp.core), "down_proj"):
+            if hasattr(block.get_submodule(self.mlp.zero_module), "down_proj"):
                 raise ModelError(
                     f"block {index} of this {self.model_type} model has an MLP without experts "
                     "(mlp_only_layers, decoder_sparse_step), which is not supported: all blocks "

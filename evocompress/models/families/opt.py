@@ -26,16 +26,16 @@ class OPT(Family):
             *llama_attention().matrices[:3],
             Matrix("self_attn.out_proj", "attention", "attention_out", columns=("query",)),
         ),
-        around=("self_attn_layer_norm",),
-        core="self_attn",
+        identity_modules=("self_attn_layer_norm",),
+        zero_module="self_attn",
     )
     mlp = SubLayer(
         matrices=(
             Matrix("fc1", "mlp", "mlp_in", rows=("channel",)),
             Matrix("fc2", "mlp", "mlp_out", columns=("channel",)),
         ),
-        around=("final_layer_norm", "fc1", "activation_fn"),
-        core="fc2",
+        identity_modules=("final_layer_norm", "fc1", "activation_fn"),
+        zero_module="fc2",
     )
 
     def check(self, model: PreTrainedModel) -> None:

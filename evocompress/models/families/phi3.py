@@ -21,23 +21,23 @@ class Phi3(Family):
             ),
             Matrix("self_attn.o_proj", "attention", "attention_out", columns=("query",)),
         ),
-        around=("input_layernorm",),
-        core="self_attn",
+        identity_modules=("input_layernorm",),
+        zero_module="self_attn",
     )
     mlp = SubLayer(
         matrices=(
             Matrix("mlp.gate_up_proj", "mlp", "mlp_in", rows=("channel", "channel")),
             Matrix("mlp.down_proj", "mlp", "mlp_out", columns=("channel",)),
         ),
-        around=("post_attention_layernorm",),
-        core="mlp",
+        identity_modules=("post_attention_layernorm",),
+        zero_module="mlp",
     )
 
     def narrowing(self, block: nn.Module, sublayer: SubLayerName, widths: Widths) -> Attributes:
         """The attention cuts its fused projection by the heads that its config names."""
         attributes = super().narrowing(block, sublayer, widths)
         if sublayer == "attention":
-            core = self.attention.core
+            core = self.attention.zero_module
             config: Any = copy(block.get_submodule(core).config)
             config.num_attention_heads = widths.heads
             attributes |= {(core, "config"): config, (core, "num_key_value_heads"): widths.kv_heads}

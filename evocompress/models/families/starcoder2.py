@@ -13,6 +13,6 @@ class Starcoder2(Family):
             Matrix("mlp.c_fc", "mlp", "mlp_in", rows=("channel",)),
             Matrix("mlp.c_proj", "mlp", "mlp_out", columns=("channel",)),
         ),
-        around=("post_attention_layernorm",),
-        core="mlp",
+        identity_modules=("post_attention_layernorm",),
+        zero_module="mlp",
     )

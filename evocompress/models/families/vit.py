@@ -29,16 +29,16 @@ class ViT(Encoder):
             Matrix("attention.v_proj", "attention", "attention_in", rows=("value",)),
             Matrix("attention.o_proj", "attention", "attention_out", columns=("query",)),
         ),
-        around=("layernorm_before",),
-        core="attention",
+        identity_modules=("layernorm_before",),
+        zero_module="attention",
     )
     mlp = SubLayer(
         matrices=(
             Matrix("mlp.fc1", "mlp", "mlp_in", rows=("channel",)),
             Matrix("mlp.fc2", "mlp", "mlp_out", columns=("channel",)),
         ),
-        around=("layernorm_after",),
-        core="mlp",
+        identity_modules=("layernorm_after",),
+        zero_module="mlp",
     )
 
     def check(self, model: PreTrainedModel) -> None:

@@ -5,7 +5,7 @@ from evocompress.pipeline.planning.here import HERE, plan_on
 from evocompress.pipeline.planning.measure import measured
 from evocompress.pipeline.planning.outline import outline
 from evocompress.pipeline.planning.plan import Plan, make_plan, preflight
-from evocompress.pipeline.planning.stages import Stage
+from evocompress.pipeline.planning.stages import StagePlan
 from evocompress.pipeline.planning.text import plan_notes, plan_rows
 
 __all__ = [
@@ -13,7 +13,7 @@ __all__ = [
     "HERE",
     "Device",
     "Plan",
-    "Stage",
+    "StagePlan",
     "make_plan",
     "measured",
     "outline",

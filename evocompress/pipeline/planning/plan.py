@@ -20,7 +20,13 @@ from evocompress.pipeline.planning.forewarning import (
     unhealable,
     unpacked,
 )
-from evocompress.pipeline.planning.stages import Run, Stage, heal_stage, library_stage, search_stage
+from evocompress.pipeline.planning.stages import (
+    Run,
+    StagePlan,
+    heal_stage,
+    library_stage,
+    search_stage,
+)
 from evocompress.pipeline.run_folder import RunFolder
 
 GIB = 2**30
@@ -28,7 +34,7 @@ GIB = 2**30
 SHORTEST, FEWEST = 64, 8
 """The length and the number of calibration sequences below which no advice goes."""
 
-STAGES: Mapping[str, Callable[[Run], Stage | None]] = {
+STAGES: Mapping[str, Callable[[Run], StagePlan | None]] = {
     "library": library_stage,
     "search": search_stage,
     "heal": heal_stage,
@@ -55,18 +61,18 @@ class Plan:
 
     device: Device
     dtype: str
-    stages: tuple[Stage, ...]
+    stages: tuple[StagePlan, ...]
     weights: int
     advice: tuple[str, ...]
     notes: tuple[str, ...] = ()
 
-    def seconds(self, stage: Stage) -> float:
+    def seconds(self, stage: StagePlan) -> float:
         """How long a stage takes."""
         return stage.work.seconds(self.device, self.dtype)
 
 
 def context_of(config: RunConfig, loaded: LoadedModel) -> RunContext:
-    """The workbench of a run with a model that is at hand, such as an outline."""
+    """The context of a run whose model, or its outline, is at hand."""
     context = RunContext(config, RunFolder(config.folder), Silent(), finished=True)
     context = context.with_parts(loaded=loaded)
     return context
@@ -127,12 +133,12 @@ def _there_is(context: RunContext, device: torch.device) -> int:
     return int(psutil.virtual_memory().available) + loaded
 
 
-def _needed(run: Run, stage: Stage) -> int:
+def _needed(run: Run, stage: StagePlan) -> int:
     """Memory of the device that a stage needs."""
     return stage.device_bytes + (stage.main_bytes if run.shared else 0)
 
 
-def _advice(run: Run, stages: Sequence[Stage], name: str, memory: int) -> Iterator[str]:
+def _advice(run: Run, stages: Sequence[StagePlan], name: str, memory: int) -> Iterator[str]:
     """For each stage that the device has too little memory for what would help."""
     for stage in stages:
         needed = _needed(run, stage)
@@ -144,7 +150,7 @@ def _advice(run: Run, stages: Sequence[Stage], name: str, memory: int) -> Iterat
             )
 
 
-def _remedies(run: Run, stage: Stage, memory: int, spare: int) -> Iterator[str]:
+def _remedies(run: Run, stage: StagePlan, memory: int, spare: int) -> Iterator[str]:
     """Settings of which each alone makes a stage fit, found by planning it with them.
 
     Args:

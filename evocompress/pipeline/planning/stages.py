@@ -60,7 +60,7 @@ STATE_BYTES = 12
 
 
 @dataclass(frozen=True)
-class Stage:
+class StagePlan:
     """What a stage takes.
 
     Attributes:
@@ -228,7 +228,7 @@ class Run:
         return self.context.config.calibration.micro_batch * self.length
 
 
-def library_stage(run: Run) -> Stage | None:
+def library_stage(run: Run) -> StagePlan | None:
     """Building the level library; ``None`` where nothing has stored weights."""
     context = run.context
     if not context.wanted_levels:
@@ -252,7 +252,7 @@ def library_stage(run: Run) -> Stage | None:
     states = run.tokens["library"]
     hidden = states * architecture.state_values(1)
     device, main = run.on_device + plan.memory_bytes, hidden * run.dtype.itemsize
-    return Stage("library", work, device, main, plan.disk_bytes)
+    return StagePlan("library", work, device, main, plan.disk_bytes)
 
 
 def library_plan(run: Run) -> LibraryPlan:
@@ -304,7 +304,7 @@ def _error_operations(outputs: int, inputs: int, count: int) -> float:
     return float(count) * outputs * inputs * (inputs + min(ENERGY_BLOCK, inputs))
 
 
-def search_stage(run: Run) -> Stage:
+def search_stage(run: Run) -> StagePlan:
     """The search, at most so many requested tokens as the run allows."""
     context = run.context
     requested = context.config.search.tokens or USUAL_TOKENS
@@ -328,7 +328,7 @@ def search_stage(run: Run) -> Stage:
     device += run.kept_bytes if estimated and not run.streamed else 0
     device += run.cut_bytes
     cache = library_plan(run).cache_bytes if context.wanted_levels else 0
-    return Stage("search", work, device, cache, on_disk)
+    return StagePlan("search", work, device, cache, on_disk)
 
 
 def _estimated(run: Run) -> float:
@@ -351,7 +351,7 @@ def _left(level: Level, dense: int) -> int:
     return dense if not level.narrow else dense // 2
 
 
-def heal_stage(run: Run) -> Stage:
+def heal_stage(run: Run) -> StagePlan:
     """The distillation of the dense model into the candidate."""
     config, length = run.context.config.heal, run.length
     tokens = config.steps * config.accumulate * config.batch * length
@@ -367,7 +367,7 @@ def heal_stage(run: Run) -> Stage:
     student = params * (2 * run.dtype.itemsize + MASTER_BYTES)
     activations = config.batch * run.kept_bytes * 2
     device = run.on_device + student + activations + run.head_bytes
-    return Stage("heal", work, int(device), 0, int(params * _healing_bytes(run)))
+    return StagePlan("heal", work, int(device), 0, int(params * _healing_bytes(run)))
 
 
 def _healing_bytes(run: Run) -> int:

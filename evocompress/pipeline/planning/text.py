@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from evocompress.pipeline.planning.plan import GIB, Plan
-from evocompress.pipeline.planning.stages import Stage
+from evocompress.pipeline.planning.stages import StagePlan
 from evocompress.pipeline.planning.work import Work
 
 MINUTE = 60
@@ -21,7 +21,7 @@ def plan_rows(plan: Plan) -> list[list[str]]:
     rows += [
         [stage.name, _time(plan.seconds(stage)), *_sizes(stage, shared)] for stage in plan.stages
     ]
-    total = Stage(
+    total = StagePlan(
         "all",
         sum((stage.work for stage in plan.stages), Work()),
         max(stage.device_bytes for stage in plan.stages),
@@ -41,7 +41,7 @@ def plan_notes(plan: Plan) -> Iterator[str]:
     yield from plan.notes
 
 
-def _sizes(stage: Stage, shared: bool) -> list[str]:
+def _sizes(stage: StagePlan, shared: bool) -> list[str]:
     places = [stage.device_bytes, stage.main_bytes]
     places = [sum(places)] if shared else places
     return [f"{size / GIB:,.2f} GiB" for size in (*places, stage.disk_bytes)]

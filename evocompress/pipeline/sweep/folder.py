@@ -19,7 +19,7 @@ from evocompress.pipeline.run_folder import (
     only_process,
 )
 from evocompress.pipeline.sweep.config import SweepConfig
-from evocompress.pipeline.sweep.record import Records
+from evocompress.pipeline.sweep.record import TrialRecords
 
 MAY_DIFFER = ("ray.address", "ray.workers")
 """Settings that no trial depends on."""
@@ -41,7 +41,7 @@ class SweepFolder:
 
     path: Path
     config_file: Path = field(init=False)
-    records: Records = field(init=False)
+    records: TrialRecords = field(init=False)
     tune: Path = field(init=False)
     log: Path = field(init=False)
     summary: Path = field(init=False)
@@ -57,7 +57,7 @@ class SweepFolder:
         }
         for name, place in places.items():
             object.__setattr__(self, name, self.path / place)
-        object.__setattr__(self, "records", Records(self.path / "records"))
+        object.__setattr__(self, "records", TrialRecords(self.path / "records"))
 
     def config(self) -> SweepConfig:
         """The sweep.

@@ -14,7 +14,7 @@ from evocompress.pipeline.journal import last_step
 from evocompress.pipeline.run_folder import RunFolder
 from evocompress.pipeline.sweep.config import SweepConfig
 from evocompress.pipeline.sweep.folder import SweepFolder
-from evocompress.pipeline.sweep.record import Record
+from evocompress.pipeline.sweep.record import TrialRecord
 from evocompress.pipeline.sweep.trials import group_of, planned
 from evocompress.pipeline.winner import Winner
 
@@ -144,7 +144,7 @@ def failures(path: Path) -> str:
 
 
 def _outcome(
-    folder: SweepFolder, name: str, settings: dict[str, Any], record: Record | None
+    folder: SweepFolder, name: str, settings: dict[str, Any], record: TrialRecord | None
 ) -> TrialOutcome:
     if record is None:
         return TrialOutcome(name, settings, "waiting")
@@ -185,7 +185,7 @@ def _is_front(winner: Winner) -> bool:
     return set(winner.front.axes) != set(winner.budget)
 
 
-def _status(record: Record) -> Status:
+def _status(record: TrialRecord) -> Status:
     if record.failed is not None:
         return "failed"
     return "stopped" if record.stopped else "unfinished"

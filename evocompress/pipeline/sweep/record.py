@@ -20,7 +20,7 @@ PAUSE = 5.0
 
 
 @dataclass(frozen=True)
-class Record:
+class TrialRecord:
     """What is kept of a trial beside its run.
 
     Attributes:
@@ -40,13 +40,13 @@ class Record:
     stopped: bool = False
 
 
-def new_record(trial: Trial) -> Record:
+def new_record(trial: Trial) -> TrialRecord:
     """Of a trial that is begun now."""
-    return Record(dict(trial.settings), datetime.now(UTC).isoformat(timespec="microseconds"))
+    return TrialRecord(dict(trial.settings), datetime.now(UTC).isoformat(timespec="microseconds"))
 
 
 @dataclass(frozen=True)
-class Records:
+class TrialRecords:
     """A folder with a record of each trial that was begun.
 
     Attributes:
@@ -61,7 +61,7 @@ class Records:
         with FileLock(self.path / f"{name}.lock"):
             yield
 
-    def read(self, name: str) -> Record | None:
+    def read(self, name: str) -> TrialRecord | None:
         """What is known of a trial; ``None`` where it was not begun.
 
         Raises:
@@ -70,13 +70,13 @@ class Records:
         path = self._file(name)
         if not path.exists():
             return None
-        return read_as(path, Record, remedy="delete it, and the trial goes on anew")
+        return read_as(path, TrialRecord, remedy="delete it, and the trial goes on anew")
 
-    def keep(self, name: str, record: Record) -> None:
+    def keep(self, name: str, record: TrialRecord) -> None:
         """Writes what is known of a trial."""
         write_json(self._file(name), asdict(record))
 
-    def all(self) -> dict[str, Record]:
+    def all(self) -> dict[str, TrialRecord]:
         """The records of all trials that were begun, in that order."""
         names = [path.stem for path in self.path.glob("*.json")]
         found = {name: record for name in names if (record := self.read(name))}
@@ -94,7 +94,7 @@ class Clock:
         trial: Of which an attempt begins now.
     """
 
-    def __init__(self, records: Records, trial: Trial) -> None:
+    def __init__(self, records: TrialRecords, trial: Trial) -> None:
         known = records.read(trial.name) or new_record(trial)
         self._records, self._name = records, trial.name
         self._before = replace(known, failed=None, session=None, stopped=False)

@@ -9,7 +9,7 @@ from evocompress.core.types import DROP, Candidate, Level
 from evocompress.evaluation.profile.fit import count_parts
 from evocompress.evaluation.profile.layouts import (
     Grid,
-    Layout,
+    ModelWidths,
     candidate_of,
     grid,
     measured_layouts,
@@ -78,7 +78,7 @@ def test_measured_layouts_tell_all_parts_apart(widths):
 def test_a_layout_becomes_a_candidate(tiny):
     units, architecture = tiny
     dense = grid(architecture).dense
-    layout = Layout(((2, 2), None, (1, 2)), (96, 128, None))
+    layout = ModelWidths(((2, 2), None, (1, 2)), (96, 128, None))
     assert candidate_of(layout, dense, units) == Candidate(
         (
             ("model.layers.0.mlp", Level(channels=96)),
@@ -116,4 +116,4 @@ def test_random_layouts_mix_what_can_be_cut():
 def test_the_first_attention_is_never_cut():
     layouts = random_layouts(SMALL, 20, time_of, np.random.default_rng(2), shortest=0.0)
     assert {layout.attention[0] for layout in layouts} == {(2, 2)}
-    assert layouts[0] == Layout(((2, 2), None, None, None), (None,) * 4)
+    assert layouts[0] == ModelWidths(((2, 2), None, None, None), (None,) * 4)

@@ -36,8 +36,8 @@ class Olmo2(Family):
     """Declared as if its norms of queries and keys were each head's own."""
 
     model_type = "olmo2"
-    attention = llama_attention(around=("post_attention_layernorm",))
-    mlp = llama_mlp(around=("post_feedforward_layernorm",))
+    attention = llama_attention(identity_modules=("post_attention_layernorm",))
+    mlp = llama_mlp(identity_modules=("post_feedforward_layernorm",))
 
 
 class FixedOlmo2(Olmo2):

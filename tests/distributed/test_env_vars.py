@@ -7,7 +7,7 @@ import pytest
 
 from evocompress.core.config import RayConfig, RunConfig
 from evocompress.core.config_file import changed, dump_config, load_config
-from evocompress.core.env_vars import Surroundings, surroundings_of, told_to_ray
+from evocompress.core.env_vars import EnvVars, env_vars_of, told_to_ray
 from evocompress.core.errors import ConfigError
 from evocompress.distributed.worker import Assignment
 from evocompress.pipeline.resolve import check_names
@@ -36,16 +36,16 @@ def run(tmp_path, environment=ENVIRONMENT, **changes):
 def test_a_worker_gets_values_and_ray_does_not(monkeypatch):
     monkeypatch.setenv("OTHER", "from here")
     config = RayConfig(runtime_env=ENVIRONMENT)
-    found = surroundings_of(config)
+    found = env_vars_of(config)
     assert found.values == {"HF_TOKEN": SECRET, "OTHER": "from here"}
     assert told_to_ray(config) == {"pip": ["x"]}
     assert told_to_ray(RayConfig(runtime_env={"env_vars": {"A": "1"}})) is None
-    assert SECRET not in repr(Assignment("", None, {}, 1, surroundings=found))
+    assert SECRET not in repr(Assignment("", None, {}, 1, env_vars=found))
     monkeypatch.delenv("HF_TOKEN", raising=False)
     found.enter()
     assert os.environ["HF_TOKEN"] == SECRET
     monkeypatch.setenv("HF_TOKEN", "")
-    Surroundings().enter()
+    EnvVars().enter()
 
 
 def test_a_run_keeps_the_names_and_goes_on(tmp_path, monkeypatch):
@@ -63,7 +63,7 @@ def test_a_run_keeps_the_names_and_goes_on(tmp_path, monkeypatch):
         check_names(kept)
     monkeypatch.setenv("HF_TOKEN", "again")
     check_names(kept)
-    assert surroundings_of(kept.ray).values == {"HF_TOKEN": "again", "OTHER": "x"}
+    assert env_vars_of(kept.ray).values == {"HF_TOKEN": "again", "OTHER": "x"}
 
 
 def test_a_sweep_keeps_the_names_and_goes_on(tmp_path):
@@ -83,7 +83,7 @@ ray: {{runtime_env: {{env_vars: {{HF_TOKEN: {SECRET}}}}}}}
     written = folder.config_file.read_text()
     assert SECRET not in written and "HF_TOKEN: null" in written
     check_sweep(sweep, resume=True)
-    assert surroundings_of(sweep.ray).values == {"HF_TOKEN": SECRET}
+    assert env_vars_of(sweep.ray).values == {"HF_TOKEN": SECRET}
 
 
 @pytest.mark.parametrize("variables", [{"A": 5}, {"A": [SECRET]}, [SECRET], SECRET])

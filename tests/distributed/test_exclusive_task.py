@@ -20,7 +20,7 @@ from evocompress.core.config_file import load_config
 from evocompress.core.errors import ConfigError, ModelError, RunError
 from evocompress.distributed import RayBackend, exclusive_task, profiling
 from evocompress.distributed.cluster import whole_gpus
-from evocompress.distributed.exclusive_task import Task, run_alone
+from evocompress.distributed.exclusive_task import ExclusiveTask, run_alone
 from evocompress.evaluation.profile import path_of, read_table
 from evocompress.evaluation.profile.tables import circumstances
 from evocompress.space.costs.latency import LatencyTable, Phase
@@ -89,7 +89,7 @@ def searched(run_file):
 
 
 def task(job, *, quiet_node=False):
-    return Task(job, name="the job", quiet_node=quiet_node, again="try again")
+    return ExclusiveTask(job, name="the job", quiet_node=quiet_node, again="try again")
 
 
 def config_of(**ray_settings):
