@@ -160,7 +160,7 @@ def _new(loaded: LoadedModel, recipe: LibraryRecipe, tokens: Tensor) -> Manifest
     )
 
 
-def _circumstances(loaded: LoadedModel, recipe: Recipe) -> dict[str, str]:
+def _circumstances(loaded: LoadedModel, recipe: LibraryRecipe) -> dict[str, str]:
     """What the tensors depend on beside the recipe."""
     packages = CRITERIA.packages(recipe.criterion) | STRUCTURED.packages(recipe.width_criterion)
     return versions(packages) | {
