@@ -16,7 +16,7 @@ from evocompress.compression.weights import (
     form_of,
 )
 from evocompress.core.cache import Cache
-from evocompress.core.canonical import too_few_experts
+from evocompress.core.canonical import PARTS, too_few_experts
 from evocompress.core.errors import LibraryError
 from evocompress.core.types import DENSE, Candidate, Level, Unit
 from evocompress.models.families import Matrix, SubLayerName
@@ -45,7 +45,8 @@ class LiveModel:
         library: Where compressed weights come from; ``None`` if candidates only drop or merge.
 
     Attributes:
-        units: Every unit of the model by name.
+        tree: The units of the model.
+        units: The same by name.
 
     Examples:
         >>> from evocompress.testing.tiny import tiny_loaded
@@ -63,7 +64,8 @@ class LiveModel:
         self.loaded = loaded
         self.library = library
         self._current = Candidate()
-        self.units = {unit.name: unit for unit in loaded.family.units(loaded.model)}
+        self.tree = loaded.family.units(loaded.model)
+        self.units = self.tree.by_name
         self._blocks = list(loaded.family.blocks(loaded.model))
         # Modules are looked up while all are in place: a dropped one cannot be found.
         self._modules = {
@@ -82,7 +84,6 @@ class LiveModel:
         self._keys = {name: (f"{name}.weight", f"{name}.bias") for name in self._modules}
         self._weights = {name: m.get_parameter("weight") for name, m in self._modules.items()}
         self._within = _matrices_within(loaded, self.units)
-        self._experts = _experts(self.units)
         self._norms = {
             name: loaded.model.get_submodule(name)
             for index in range(len(self._blocks))
@@ -141,9 +142,10 @@ class LiveModel:
         for name, parts in norms.items():
             for part, tensor in parts.items():
                 getattr(self._norms[name], part).data = tensor
-        for name in dict.fromkeys(map(self._sublayer, changed)):
-            if self.units[name].kind in ("attention", "mlp"):
-                self._reshape(self.units[name], after)
+        # A matrix changes nothing else; an expert reshapes its MLP.
+        shaped = [unit for name in changed if (unit := self.units[name]).kind in PARTS]
+        for sublayer in dict.fromkeys(map(self.tree.sublayer, shaped)):
+            self._reshape(sublayer, after)
         self._current = candidate
 
     def restore(self) -> None:
@@ -177,14 +179,9 @@ class LiveModel:
             raise LibraryError(f"{name} can only be dropped, narrowed or dense, not {level.key}")
 
     def _check_experts(self, levels: Mapping[str, Level]) -> None:
-        short = too_few_experts(levels, self.units.values())
+        short = too_few_experts(levels, self.tree)
         if short:
             raise LibraryError(short)
-
-    def _sublayer(self, name: str) -> str:
-        """The unit to reshape when a unit changes: of an expert its MLP, else the unit itself."""
-        unit = self.units[name]
-        return unit.parent or "" if unit.kind == "expert" else name
 
     def _changed_tensors(
         self, changed: Iterable[str], after: Mapping[str, Level]
@@ -238,21 +235,12 @@ class LiveModel:
         if level.narrow:
             widths = self._source.widths(unit.block).at(level)
             attributes |= family.narrowing(block, sublayer, widths)
-        experts = self._experts.get(unit.name, [])
-        kept = [i for i, name in enumerate(experts) if not levels.get(name, DENSE).drop]
+        experts = self.tree.experts.get(unit.name, ())
+        kept = [i for i, each in enumerate(experts) if not levels.get(each.name, DENSE).drop]
         if family.mixture and len(kept) < len(experts):
             attributes |= family.mixture.routing(block, kept)
         if attributes:
             self._attributes[unit.name] = put_attributes(block, attributes)
-
-
-def _experts(units: Mapping[str, Unit]) -> dict[str, list[str]]:
-    """The experts of every MLP that is a mixture, in order."""
-    found: dict[str, list[str]] = {}
-    for unit in units.values():
-        if unit.kind == "expert":
-            found.setdefault(unit.parent or "", []).append(unit.name)
-    return found
 
 
 def _copies(loaded: LoadedModel) -> Cache | None:

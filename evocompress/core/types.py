@@ -72,6 +72,11 @@ class Unit:
     narrowable: bool = True
 
     @property
+    def owner(self) -> str:
+        """Name of the enclosing unit; empty for a block."""
+        return self.parent or ""
+
+    @property
     def numel(self) -> int:
         """Number of weights of a matrix; 0 for other kinds."""
         return self.shape[0] * self.shape[1] if self.shape else 0

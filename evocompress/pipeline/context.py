@@ -21,7 +21,8 @@ from evocompress.core.config import LibraryConfig, RunConfig, SpaceConfig
 from evocompress.core.errors import ConfigError, LibraryError, RunError
 from evocompress.core.finetuning import Recipe
 from evocompress.core.progress import Reporter
-from evocompress.core.types import Level, Unit
+from evocompress.core.types import Level
+from evocompress.core.units import UnitTree
 from evocompress.evaluation import proxies
 from evocompress.evaluation.calibration.calibration import Calibration, load_calibration
 from evocompress.evaluation.estimates.answer import LiveEstimates
@@ -123,9 +124,9 @@ class RunContext:
         return found
 
     @cached_property
-    def units(self) -> tuple[Unit, ...]:
+    def units(self) -> UnitTree:
         """Every unit of the model, in tree order."""
-        return tuple(self.loaded.family.units(self.loaded.model))
+        return self.loaded.family.units(self.loaded.model)
 
     @cached_property
     def space(self) -> SearchSpace:
@@ -246,17 +247,9 @@ class RunContext:
             for units, levels in zip(genes.members, genes.levels, strict=True)
             if (stored := tuple(level for level in levels if not level.dense and not level.drop))
             for unit in units
-            for name in self._experts.get(unit.name, [unit.name])
+            for part in self.units.experts.get(unit.name, (unit,))
+            for name in [part.name]
         }
-
-    @cached_property
-    def _experts(self) -> dict[str, list[str]]:
-        """The names of the experts of every MLP that is a mixture of them."""
-        found: dict[str, list[str]] = {unit.name: [] for unit in self.units if unit.active}
-        for unit in self.units:
-            if unit.kind == "expert":
-                found[unit.parent or ""].append(unit.name)
-        return found
 
     @property
     def _levels_by_unit(self) -> dict[str, tuple[Level, ...]]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from evocompress.core.types import DENSE, DROP, Architecture, Level, Unit
+from evocompress.core.units import UnitTree
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,9 @@ def grid(
     shown = [unit for unit in units if kinds.get(unit.kind)]
     roles = tuple(dict.fromkeys(unit.role for unit in sorted(shown, key=_is_matrix)))
     blocks = 1 + max((unit.block for unit in shown), default=-1)
-    parents = {unit.name: unit.parent for unit in units}
+    tree = UnitTree(units)
     found = {
-        (unit.role, unit.block): _cell(unit, _above(unit, parents), levels, architecture)
+        (unit.role, unit.block): _cell((unit, *tree.above(unit)), levels, architecture)
         for unit in shown
     }
     cells = tuple(tuple(found.get((role, block)) for block in range(blocks)) for role in roles)
@@ -81,23 +82,11 @@ def _is_matrix(unit: Unit) -> bool:
     return unit.kind == "matrix"
 
 
-def _above(unit: Unit, parents: Mapping[str, str | None]) -> list[str]:
-    """The unit itself and everything that holds it, from the inside out."""
-    names: list[str] = []
-    owner: str | None = unit.name
-    while owner is not None:
-        names.append(owner)
-        owner = parents.get(owner)
-    return names
-
-
 def _cell(
-    unit: Unit,
-    above: Sequence[str],
-    levels: Mapping[str, Level],
-    architecture: Architecture | None,
+    path: Sequence[Unit], levels: Mapping[str, Level], architecture: Architecture | None
 ) -> GridCell:
-    owners = [levels.get(name, DENSE) for name in above]
+    """The cell of a unit, the first of a path from it to its block."""
+    unit, owners = path[0], [levels.get(each.name, DENSE) for each in path]
     for level in owners:
         if level.drop:
             return GridCell(unit.name, level, 1.0, None if unit.numel else 0.0)

@@ -115,9 +115,7 @@ def _zeros(space: SearchSpace) -> NDArray[np.float64]:
     zeros: dict[str, int] = {}
     for gene in genes.matrices.tolist():
         for unit in genes.members[gene]:
-            zeros[unit.parent or ""] = (
-                zeros.get(unit.parent or "", 0) + genes.levels[gene][-1].zeros
-            )
+            zeros[unit.owner] = zeros.get(unit.owner, 0) + genes.levels[gene][-1].zeros
     return np.array([zeros.get(unit.name, 0) for unit in genes.units], dtype=np.float64)
 
 

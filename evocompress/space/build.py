@@ -11,6 +11,7 @@ from evocompress.core.canonical import SUBLAYERS, unlike_blocks
 from evocompress.core.config import SpaceConfig
 from evocompress.core.errors import ConfigError
 from evocompress.core.types import DENSE, DROP, Architecture, Level, Unit
+from evocompress.core.units import UnitTree
 from evocompress.space import budget as budgets
 from evocompress.space.costs import LatencyTable, cost_model
 from evocompress.space.encoding import Encoding
@@ -94,7 +95,7 @@ def _genes(
         check_patterns(units, narrow, levels, architecture.head_dim)
     members = _members([unit for unit in units if unit.name in levels], config)
     return Encoding(
-        tree=tuple(units),
+        tree=UnitTree(units),
         members=members,
         levels=tuple(levels[first.name] for first, *_ in members),
         default=np.array([targets.get(first.name, 0) for first, *_ in members], dtype=np.int64),

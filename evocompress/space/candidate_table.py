@@ -55,7 +55,7 @@ def candidate_table(
         members: The units of each gene.
         levels: The levels of each gene.
     """
-    places: dict[str | None, int] = {}
+    places: dict[str, int] = {}
     found: list[tuple[str, int, int, tuple[Entry | None, ...]]] = []
     for place, (part, known) in enumerate(parts):
         places[part.name] = place
@@ -63,12 +63,12 @@ def candidate_table(
         expert = part.kind == "expert"
         said = [level for level in known if level.drop] if expert else known
         entries = (None,) * (len(known) - len(said)) + _entries(part, said)
-        found.append((part.name, place, places[part.parent] if expert else len(drops), entries))
+        found.append((part.name, place, places[part.owner] if expert else len(drops), entries))
     for gene, units in enumerate(members):
         for unit in units:
             if unit.kind == "matrix":
                 place = len(drops) + gene
-                found.append((unit.name, place, places[unit.parent], _entries(unit, levels[gene])))
+                found.append((unit.name, place, places[unit.owner], _entries(unit, levels[gene])))
     _, sources, owners, named = zip(*sorted(found, key=lambda each: each[0]), strict=True)
     return CandidateTable(np.array(sources), np.array(owners), drops, named)
 

@@ -13,6 +13,7 @@ from evocompress.core.arrays import Genome
 from evocompress.core.canonical import PARTS, canonical, merge_levels
 from evocompress.core.errors import ConfigError
 from evocompress.core.types import DENSE, DROP, Candidate, Level, Unit
+from evocompress.core.units import UnitTree
 from evocompress.space.candidate_table import CandidateTable, candidate_table
 from evocompress.space.expert_encoding import Mixture, mixtures
 from evocompress.space.part_genes import parts_of_genes, void_columns
@@ -42,7 +43,7 @@ class Encoding:
         merges: Whether dropped blocks are merged into the last kept one before them.
     """
 
-    tree: tuple[Unit, ...]
+    tree: UnitTree
     members: tuple[tuple[Unit, ...], ...]
     levels: tuple[tuple[Level, ...], ...]
     default: Genome
@@ -246,8 +247,7 @@ class Encoding:
     @cached_property
     def mixtures(self) -> tuple[Mixture, ...]:
         """The MLPs of experts of which any can be dropped."""
-        experts = [unit for unit in self.tree if unit.kind == "expert"]
-        return mixtures(self.parts, experts, self._indices, self.drop_index)
+        return mixtures(self.parts, self.tree, self._indices, self.drop_index)
 
     def _lost(self, genomes: Genome, part: int) -> NDArray[np.bool_]:
         """Which genomes (N, U) drop a sub-layer, or its block."""
@@ -300,7 +300,7 @@ class Encoding:
         unit, levels = self.units[gene], self.levels[gene]
         named = candidate.by_name
         if unit.kind == "block":
-            lost = [named.get(part.name) == DROP for part in self.parts if part.parent == unit.name]
+            lost = [named.get(part.name) == DROP for part in self.tree.children[unit.name]]
             return levels.index(DROP if all(lost) else DENSE)
         members = [named.get(member.name, DENSE) for member in self.members[gene]]
         # A block above may have dropped some of the tied members, never all of them.
@@ -361,8 +361,8 @@ class Encoding:
     @cached_property
     def _part_genes(self) -> NDArray[np.int64]:
         """For each sub-layer its gene, for an expert its MLP's, -1 for none (P,)."""
-        names = [part.parent if part.kind == "expert" else part.name for part in self.parts]
-        return np.array([self._indices.get(name or "", -1) for name in names], dtype=np.int64)
+        names = [self.tree.sublayer(part).name for part in self.parts]
+        return np.array([self._indices.get(name, -1) for name in names], dtype=np.int64)
 
     @cached_property
     def _expert_genes(self) -> NDArray[np.int64]:

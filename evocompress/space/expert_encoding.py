@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from evocompress.core.arrays import Genome
 from evocompress.core.types import Unit
+from evocompress.core.units import UnitTree
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,21 +51,19 @@ class Mixture:
 
 
 def mixtures(
-    parts: Sequence[Unit], experts: Sequence[Unit], indices: Mapping[str, int], drop_index: Genome
+    parts: Sequence[Unit], tree: UnitTree, indices: Mapping[str, int], drop_index: Genome
 ) -> tuple[Mixture, ...]:
     """The MLPs of experts of which any can be dropped.
 
     Args:
         parts: The sub-layers and experts.
-        experts: All experts.
+        tree: All units.
         indices: {unit: its gene}.
         drop_index: For each gene the index of the level that drops it (U,).
     """
     found = []
     for part, unit in enumerate(parts):
-        if not unit.active:
-            continue
-        own = [expert.name for expert in experts if expert.parent == unit.name]
+        own = [expert.name for expert in tree.experts.get(unit.name, ())]
         genes = np.array([indices[name] for name in own if name in indices], dtype=np.int64)
         if genes.size:
             least = max(unit.active - (len(own) - len(genes)), 0)

@@ -9,6 +9,7 @@ from math import ceil
 from evocompress.core.config import DropSpace, SparsitySpace, WidthSpace
 from evocompress.core.errors import ConfigError
 from evocompress.core.types import Architecture, Level, Unit, narrowable
+from evocompress.core.units import UnitTree
 
 # Keeps 0.7 * 1000, which is a little above 700 in floating point, from becoming 701 zeros.
 _ROUNDING = 1e-6
@@ -24,10 +25,8 @@ def droppable(units: Sequence[Unit], config: DropSpace) -> frozenset[str]:
         ConfigError: A glob matches no unit, or nothing is left that may be removed.
     """
     named = _protected(units, config.protect, "space.drop.protect")
-    above: set[str | None] = set()
-    for unit in reversed(units):
-        if unit.name in named or unit.name in above:
-            above.add(unit.parent)
+    tree = UnitTree(units)
+    above = {each.name for name in named for each in tree.above(tree.by_name[name])}
     if config.merge and any(unit.active for unit in units):
         raise ConfigError(
             "space.drop.merge: blocks with mixtures of experts cannot be merged, because experts "
@@ -52,8 +51,8 @@ def droppable(units: Sequence[Unit], config: DropSpace) -> frozenset[str]:
 
 def _tight_mixtures(units: Sequence[Unit]) -> set[str]:
     """The MLPs whose experts are all needed, because each token uses as many."""
-    experts = [unit.parent for unit in units if unit.kind == "expert"]
-    return {unit.name for unit in units if unit.active and experts.count(unit.name) <= unit.active}
+    tree = UnitTree(units)
+    return {name for name, own in tree.experts.items() if len(own) <= tree.by_name[name].active}
 
 
 def width_levels(
@@ -231,10 +230,10 @@ def check_patterns(
     Raises:
         ConfigError: With the matrix and the width.
     """
-    mixtures = {unit.name: unit.parent for unit in matrices if unit.kind == "expert"}
-    for unit in matrices:
-        owner = mixtures.get(unit.parent or "", unit.parent)
-        for level in widths.get(owner or "", ()) if narrowable(unit.columns) else ():
+    tree = UnitTree(matrices)
+    for unit in tree:
+        owner = tree.sublayer(unit).name
+        for level in widths.get(owner, ()) if narrowable(unit.columns) else ():
             heads = (level.kv_groups or 0) * (level.group_heads or 0) * head_dim
             inputs = (level.channels or 0) * unit.patch or heads
             pattern = next((s.pattern for s in sparsities.get(unit.name, ()) if s.pattern), "")

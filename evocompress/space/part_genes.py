@@ -36,7 +36,7 @@ def void_columns(
     count = len(places)
     runs = [
         [
-            places[member.parent or ""]
+            places[member.owner]
             if member.kind in ("matrix", "expert")
             else count + places.get(member.name, count)
             for member in units

@@ -6,6 +6,7 @@ import numpy as np
 
 from evocompress.core.canonical import canonical
 from evocompress.core.types import DROP, Candidate, Level, Unit
+from evocompress.core.units import UnitTree
 from evocompress.space.costs import COSTS, ROUTED, TIMED, CostModel
 from evocompress.space.space import SearchSpace
 
@@ -26,10 +27,10 @@ def check_names(model: CostModel) -> None:
 def check_drops_are_additive(model: CostModel, units: list[Unit]) -> None:
     """Removing several sub-layers saves the sum of what each saves alone."""
     names = [unit.name for unit in units if unit.kind in ("attention", "mlp")]
-    active = {unit.name: unit.active for unit in units}
-    for mlp in (unit for unit in units if unit.active):
-        experts = [unit.name for unit in units if unit.parent == mlp.name and unit.kind == "expert"]
-        names += experts[active[mlp.name] :] if mlp.name not in names[::2] else []
+    tree = UnitTree(units)
+    for mlp, experts in tree.experts.items():
+        free = experts[tree.by_name[mlp].active :] if mlp not in names[::2] else ()
+        names += [expert.name for expert in free]
     alone = [canonical({name: DROP}, units) for name in names]
     together = canonical(dict.fromkeys(names[::2], DROP), units)
     for name, values in model.of([Candidate(), together, *alone]).items():

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from evocompress.core.types import Unit, narrowable
+from evocompress.core.types import narrowable
 from evocompress.models.families import FAMILIES, Family, SubLayerName, family_of, name_of
 from evocompress.models.families.base import final_norm, matrices_of, one_way
 from evocompress.models.families.coupling import CHANNELS, axis_lengths
@@ -91,12 +91,6 @@ def linear_modules(family: Family, block: nn.Module) -> dict[str, nn.Module]:
     gate = family.mixture.shared_gate if family.mixture else ""
     modules = block.named_modules()
     return {path: m for path, m in modules if isinstance(m, LINEAR) and path != gate}
-
-
-def below(units: list[Unit], name: str) -> list[Unit]:
-    """What is in a unit, and in what is in it."""
-    found = [unit for unit in units if unit.parent == name]
-    return found + [unit for inner in found for unit in below(units, inner.name)]
 
 
 def replace_modules(block: nn.Module, modules: dict[str, nn.Module]) -> None:
@@ -245,7 +239,7 @@ class FamilyContract(BlockContract):
             replace_modules(block, family.replacements(block, sublayer))
             after = sum(parameter.numel() for parameter in block.parameters())
             name = f"{family.block_names[0]}.{sublayer}"
-            matrices = sum(unit.numel for unit in below(family.units(model), name))
+            matrices = sum(unit.numel for unit in family.units(model).below(name))
             assert before - after == matrices + architecture.own_params[0][place]
 
     def test_architecture_tells_the_shape(self, family: Family, model: PreTrainedModel) -> None:

@@ -28,7 +28,6 @@ from evocompress.space.levels import width_levels
 from evocompress.testing.families import (
     SUBLAYERS,
     answer,
-    below,
     random_batch,
     random_ids,
     silence,
@@ -109,7 +108,7 @@ class NarrowingContract:
         levels = named(loaded, cut | {(1, "mlp"): Level(channels=5)})
         left = {"query": head_dim, "key": head_dim, "value": head_dim, "channel": 5, "inner": 5}
         every = loaded.family.units(loaded.model)
-        units = [u for name in levels for u in below(every, name) if u.kind == "matrix"]
+        units = [u for name in levels for u in every.below(name) if u.kind == "matrix"]
         with LiveModel(loaded, library) as live:
             live.apply(candidate_of(levels))
             shapes = {unit.name: unit.shape for unit in loaded.family.units(loaded.model)}
@@ -221,14 +220,14 @@ def reference(
 ) -> PreTrainedModel:
     """A copy of the dense model with what is cut or dropped silenced, and the biases added."""
     model: PreTrainedModel = copy.deepcopy(loaded.model)
+    experts = loaded.family.units(loaded.model).experts
     for name, level in levels.items():
         unit = library.units[name]
         if level.drop:
             block = loaded.family.blocks(model)[unit.block]
             silence(loaded.family, block, "attention" if unit.kind == "attention" else "mlp")
             continue
-        experts = [u.name for u in library.units.values() if u.parent == name and not u.numel]
-        for owner in experts or [name]:
+        for owner in [expert.name for expert in experts.get(name, ())] or [name]:
             output = model.get_submodule(library.output(owner))
             for matrix, weight in library.silenced(owner, level).items():
                 model.get_parameter(f"{matrix}.weight").copy_(weight)

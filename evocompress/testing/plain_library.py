@@ -29,7 +29,7 @@ class PlainLibrary:
 
     def __init__(self, loaded: LoadedModel) -> None:
         family, model = loaded.family, loaded.model
-        self.units = {unit.name: unit for unit in family.units(model)}
+        self.units = family.units(model).by_name
         self.dense = {
             name: model.get_parameter(f"{name}.weight").data
             for name, unit in self.units.items()

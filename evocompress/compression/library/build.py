@@ -149,13 +149,13 @@ def _silent(done: float, total: float, text: str) -> None:
 
 def _new(loaded: LoadedModel, recipe: LibraryRecipe, tokens: Tensor) -> Manifest:
     """A manifest without finished blocks."""
-    blocks = {unit.name: unit.block for unit in loaded.family.units(loaded.model)}
+    units = loaded.family.units(loaded.model).by_name
     return Manifest(
         recipe,
         versions=_circumstances(loaded, recipe),
         sequences=len(tokens),
         tokens=len(tokens) * loaded.length(tokens),
-        units={unit: blocks[unit] for unit in recipe.levels},
+        units={unit: units[unit].block for unit in recipe.levels},
         blocks={},
     )
 

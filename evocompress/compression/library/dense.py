@@ -239,7 +239,7 @@ class DenseModel:
         self.fingerprint = loaded.fingerprint
         self.dtype: torch.dtype = model.dtype
         self.device = model.device
-        self.units = {unit.name: unit for unit in family.units(model)}
+        self.units = family.units(model).by_name
         self.linears = _linears(loaded, self.units)
         self.coupled = _coupled(loaded, self.units, self.linears)
         self._weights = {name: model.get_parameter(f"{name}.weight").data for name in self.linears}

@@ -62,7 +62,7 @@ class NarrowedMatrices:
 
     def _made(self, linear: Linear, level: Level, width: Level) -> Tensor:
         criterion = CRITERIA[self._manifest.recipe.criterion or ""]
-        coupled = self._dense.coupled[linear.unit.parent or ""]
+        coupled = self._dense.coupled[linear.unit.owner]
         stored = self._reader.level(coupled.unit.name, width)
         rows, columns = coupled.index(linear, Kept(stored["groups"], stored["items"]))
         dense = self._dense.weight(linear.name)

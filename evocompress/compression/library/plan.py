@@ -201,7 +201,7 @@ def _narrowed_bytes(order: BlockOrder, dtype: torch.dtype) -> int:
     widths = {coupled.unit.name: len(levels) for coupled, levels in order.widths}
     total = 0
     for linear, levels in order.matrices:
-        count = widths.get(linear.unit.parent or "", 0)
+        count = widths.get(linear.unit.owner, 0)
         hessians = 2 * FLOAT32 * linear.shape[1] ** 2 if "gram" in order.methods.matrix_needs else 0
         total += count * (len(levels) * linear.unit.numel * dtype.itemsize + hessians)
     return total

@@ -106,7 +106,7 @@ class Wide:
         """The matrices of a sub-layer or expert that read heads or channels."""
         found: dict[str, Value] = {}
         if unit.kind == "expert":
-            level = self.current(unit.parent or "")
+            level = self.current(unit.owner)
         for name, matrix in self._readers(unit):
             if matrix.sublayer != sublayer:
                 continue
@@ -131,8 +131,8 @@ class Wide:
 
     def dropped(self, unit: Unit) -> bool:
         """Whether a unit, or one that it is in, is dropped now."""
-        owner = self._live.units.get(unit.parent or "")
-        return self.current(unit.name).drop or (owner is not None and self.dropped(owner))
+        units = (unit, *self._live.tree.above(unit))
+        return any(self.current(each.name).drop for each in units)
 
     def padded(self, unit: Unit) -> dict[str, Tensor]:
         """The matrices that read what is cut of a sub-layer as it is now, at full width."""
@@ -199,8 +199,8 @@ class Wide:
     def _matrix(self, unit: Unit, level: Level) -> Value:
         """A matrix with zeros, without the inputs that are cut now."""
         tensor = self._live.tensors(unit.name, level)[f"{unit.name}.weight"]
-        owner = self._live.units[unit.parent or ""]
-        width = self.current(owner.parent or "" if owner.kind == "expert" else owner.name)
+        owner = self._live.units[unit.owner]
+        width = self.current(self._live.tree.sublayer(unit).name)
         if not (narrowable(unit.columns) and width.narrow):
             return Value(tensor)
         matrix = next(matrix for name, matrix in self._readers(owner) if name == unit.name)

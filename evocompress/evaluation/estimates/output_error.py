@@ -36,9 +36,8 @@ def _error(live: LiveModel, unit: str, level: Level) -> float:
     if not isinstance(live.library, Library):
         raise LibraryError(f"output_error: there is no level library with {level.key} of {unit}")
     if live.units[unit].active:
-        inside = (own for own in live.units.values() if own.parent == unit)
-        experts = [own.name for own in inside if own.kind == "expert"]
-        return sum(_error(live, expert, level) for expert in experts) / len(experts)
+        experts = live.tree.experts[unit]
+        return sum(_error(live, expert.name, level) for expert in experts) / len(experts)
     error = live.library.error(unit, level)
     if error is None:
         raise LibraryError(
@@ -50,4 +49,4 @@ def _error(live: LiveModel, unit: str, level: Level) -> float:
 
 def _kept(unit: Unit, candidate: Candidate) -> bool:
     """Whether neither a unit nor its sub-layer is dropped; blocks are not looked at."""
-    return DROP not in (candidate.by_name.get(unit.name), candidate.by_name.get(unit.parent or ""))
+    return DROP not in (candidate.by_name.get(unit.name), candidate.by_name.get(unit.owner))

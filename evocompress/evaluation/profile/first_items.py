@@ -22,7 +22,7 @@ class FirstItems:
     def __init__(self, loaded: LoadedModel) -> None:
         self._family = loaded.family
         self._architecture = loaded.family.architecture(loaded.model)
-        self._units = {unit.name: unit for unit in loaded.family.units(loaded.model)}
+        self._units = loaded.family.units(loaded.model).by_name
         parameters = dict(loaded.model.named_parameters())
         # The tensors, not the parameters: those will hold others while a candidate is applied.
         self._dense = {name: parameter.data for name, parameter in parameters.items()}

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from evocompress.core.types import Architecture, Unit
+from evocompress.core.units import UnitTree
 from evocompress.models.families.branches import (
     ABSENT,
     Attributes,
@@ -104,20 +105,20 @@ class Family:
         assert isinstance(layers, nn.ModuleList)
         return layers
 
-    def units(self, model: PreTrainedModel) -> list[Unit]:
+    def units(self, model: PreTrainedModel) -> UnitTree:
         """The tree of units: each block, its attention and matrices, its MLP and matrices.
 
         What a block of a compressed model lacks has no units.
         """
         matrices = matrices_of(self, model)
         active = self.mixture.experts(model)[1] if self.mixture else 0
-        return [
+        return UnitTree(
             unit
             for index, block in enumerate(self.blocks(model))
             for unit in self._block_units(
                 index, block, matrices, active, missing(model.config, index)
             )
-        ]
+        )
 
     def _block_units(
         self,

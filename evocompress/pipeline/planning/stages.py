@@ -340,7 +340,7 @@ def _estimated(run: Run) -> float:
 
 def _stored_bytes(run: Run) -> Iterable[int]:
     """Bytes of the weights of every level that an estimate multiplies with gradients."""
-    sizes = {unit.name: unit for unit in run.context.units}
+    sizes = run.context.units.by_name
     outputs = {unit.parent: unit for unit in run.context.units if unit.columns}
     for name, levels in run.context.wanted_levels.items():
         matrix = sizes[name] if sizes[name].kind == "matrix" else outputs[name]

@@ -85,6 +85,5 @@ def harms(space: SearchSpace, errors: Mapping[str, Sequence[float]]) -> Harms:
 def _removed(space: SearchSpace, name: str) -> int:
     """How many units with errors of their own go with a unit: the lowest ones below it."""
     decided = {unit.name for members in space.encoding.members for unit in members}
-    below = [unit.name for unit in space.encoding.tree if unit.parent == name]
-    counts = sum(_removed(space, child) for child in below)
+    counts = sum(_removed(space, child.name) for child in space.encoding.tree.children[name])
     return counts or int(name in decided)

@@ -169,7 +169,7 @@ class Starts:
         )
         errors = {} if estimation.failed is not None else estimation.by_unit
         return {
-            unit.name: (influence[unit.parent or ""][0] * errors.get(unit.name, (1.0,))[0],)
+            unit.name: (influence[unit.owner][0] * errors.get(unit.name, (1.0,))[0],)
             for unit in experts
         }
 

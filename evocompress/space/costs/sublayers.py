@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from evocompress.core.canonical import PARTS
 from evocompress.core.errors import ConfigError
 from evocompress.core.types import DENSE, Architecture, Axis, Level, Unit, narrowable
+from evocompress.core.units import UnitTree
 
 
 @dataclass(frozen=True)
@@ -126,14 +128,8 @@ class Part:
 
 def outline(units: Sequence[Unit], architecture: Architecture) -> tuple[Part, ...]:
     """The sub-layers and experts among `units`, in model order."""
-    within: dict[str | None, list[Unit]] = {}
-    for unit in units:
-        within.setdefault(unit.parent, []).append(unit)
-    return tuple(
-        _part(unit, within, architecture)
-        for unit in units
-        if unit.kind in ("attention", "mlp", "expert")
-    )
+    tree = UnitTree(units)
+    return tuple(_part(unit, tree, architecture) for unit in tree if unit.kind in PARTS)
 
 
 def level_of(part: Part, levels: Mapping[str, Level]) -> Level:
@@ -146,22 +142,19 @@ def level_of(part: Part, levels: Mapping[str, Level]) -> Level:
     own = levels.get(part.unit.name, DENSE)
     if own.drop or part.unit.kind != "expert":
         return own
-    return levels.get(part.unit.parent or "", DENSE)
+    return levels.get(part.unit.owner, DENSE)
 
 
-def _part(
-    unit: Unit, within: Mapping[str | None, Sequence[Unit]], architecture: Architecture
-) -> Part:
+def _part(unit: Unit, tree: UnitTree, architecture: Architecture) -> Part:
     block, attention = unit.block, unit.kind == "attention"
     kv_heads = architecture.kv_heads[block]
-    below = within.get(unit.name, ())
-    experts = [below_it for below_it in below if below_it.kind == "expert"]
+    experts = tree.experts.get(unit.name, ())
     own = architecture.hidden  # an expert's row of the router
     if unit.kind != "expert":
         own = architecture.own_params[block][0 if attention else 1] - len(experts) * own
     return Part(
         unit=unit,
-        matrices=tuple(matrix for matrix in below if matrix.kind == "matrix"),
+        matrices=tuple(matrix for matrix in tree.children[unit.name] if matrix.kind == "matrix"),
         own=own,
         kv_heads=kv_heads if attention else 0,
         group_heads=architecture.heads[block] // kv_heads if attention else 0,
@@ -169,7 +162,7 @@ def _part(
         head_dim=architecture.head_dim,
         hidden=architecture.hidden,
         window=architecture.windows[block],
-        routed=tuple(m for expert in experts[: unit.active] for m in within[expert.name]),
+        routed=tuple(m for expert in experts[: unit.active] for m in tree.children[expert.name]),
         channel_params=0 if attention else _channel_params(architecture, block),
         gate=architecture.gate if unit.kind == "mlp" else 0,
     )
