@@ -184,7 +184,7 @@ class Candidate:
         names = [name for name, _ in self.levels]
         if not all(map(lt, names, names[1:])):
             raise ValueError("levels of a candidate must be sorted by unit name, each once")
-        if any(level.dense for _, level in self.levels):
+        if any([level.dense for _, level in self.levels]):
             raise ValueError("a candidate in canonical form names no dense unit")
 
     @cached_property

@@ -38,7 +38,7 @@ class CandidateTable:
         gone = np.append(states == self.drops, False)
         indices[gone[self.owners]] = -1
         said = [of[index] for of, index in zip(self.entries, indices.tolist(), strict=True)]
-        return Candidate(tuple(entry for entry in said if entry))
+        return Candidate(tuple(filter(None, said)))
 
 
 def candidate_table(

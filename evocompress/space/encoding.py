@@ -16,10 +16,11 @@ from evocompress.core.types import DENSE, DROP, Candidate, Level, Unit
 from evocompress.core.units import UnitTree
 from evocompress.space.candidate_table import CandidateTable, candidate_table
 from evocompress.space.expert_encoding import Mixture, mixtures
+from evocompress.space.latest import latest
 from evocompress.space.part_genes import parts_of_genes, void_columns
 
 _KNOWN = 4096
-"""Candidates that are remembered: all of a few generations, with room to spare."""
+"""Latest candidates that are remembered by the bytes of their genomes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,6 +134,7 @@ class Encoding:
         dropped: NDArray[np.bool_] = genomes == self.drop_index
         return dropped
 
+    @latest
     def states(self, genomes: Genome) -> NDArray[np.int64]:
         """For each part the index of its level in `part_levels` (N, P)."""
         genes = self._part_genes
@@ -157,6 +159,8 @@ class Encoding:
             Three arrays (J,): the index of the change, the part and its state.
         """
         parts, begins = self._parts_of_genes
+        if not parts.size:
+            return parts, parts, parts
         counts = np.diff(begins)[genes]
         change = np.repeat(np.arange(len(genes)), counts)
         within = np.arange(len(change)) - np.repeat(counts.cumsum() - counts, counts)
@@ -174,6 +178,7 @@ class Encoding:
             state = np.where(lost, self._drop_states[part], state)
         return change, part, state
 
+    @latest
     def inactive(self, genomes: Genome) -> NDArray[np.bool_]:
         """Which genes (N, U) lie below dropped units, with all of their members."""
         if not self.droppable.size:
@@ -188,8 +193,7 @@ class Encoding:
 
     def deactivate(self, genomes: Genome) -> Genome:
         """The genomes (N, U) with void genes at their start: equal candidates, equal rows."""
-        settled: Genome = np.where(self.inactive(genomes), self.default, genomes)
-        return settled
+        return np.where(self.inactive(genomes), self.default, genomes)
 
     def keep_attention(self, genomes: Genome) -> NDArray[np.bool_]:
         """Which genomes (N, U) keep at least one attention: others cannot be written.
@@ -205,8 +209,7 @@ class Encoding:
         """Which parts (N, P) are attentions that genomes (N, U) have; all where some must stay."""
         if self._attention_stays:
             return np.ones((len(genomes), len(self.parts)), dtype=bool)
-        left: NDArray[np.bool_] = self.states(genomes) != self._drop_states
-        return left & self._attention
+        return np.asarray((self.states(genomes) != self._drop_states) & self._attention)
 
     def enough_experts(self, genomes: Genome) -> NDArray[np.bool_]:
         """Which genomes (N, U) keep as many experts of each mixture as a token uses."""
@@ -254,8 +257,7 @@ class Encoding:
         drop = self._drop_states[part]
         if drop < 0:
             return np.zeros(len(genomes), dtype=bool)
-        owners = [self._part_genes[part], self._block_genes[part]]
-        genes = [gene for gene in owners if gene >= 0]
+        genes = [g for g in (self._part_genes[part], self._block_genes[part]) if g >= 0]
         lost: NDArray[np.bool_] = (genomes[:, genes] == self.drop_index[genes]).any(axis=1)
         return lost
 
@@ -334,7 +336,6 @@ class Encoding:
 
     @cached_property
     def _known(self) -> dict[bytes, Candidate]:
-        """The latest candidates that were made, by the bytes of their genomes."""
         return {}
 
     @cached_property

@@ -71,10 +71,11 @@ def single_changes(
         keep: Genes that are not changed; void ones are not, either.
         step: 1 or -1.
     """
-    genes, levels = space.encoding.options
+    genes, levels = space.moves
     free = ~space.encoding.inactive(genome[None])[0]
     free[np.asarray(keep, dtype=np.int64)] = False
-    by = levels - genome[genes]
-    chosen = free[genes] & np.where(space.encoding.ordinal[genes], by == step, by != 0)
+    now = genome[genes]
+    levels = np.where(levels < 0, now + step, levels)
+    chosen = free[genes] & (levels != now) & (levels >= 0) & (levels < space.encoding.sizes[genes])
     genes, levels = genes[chosen], levels[chosen]
     return Changes(space, genome, genes, levels, space.budget_usage_after(genome, genes, levels))

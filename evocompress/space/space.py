@@ -12,6 +12,7 @@ from evocompress.core.arrays import Genome
 from evocompress.core.types import Candidate, Level, Unit
 from evocompress.space.costs import CostModel, CostTable
 from evocompress.space.encoding import Encoding
+from evocompress.space.latest import latest
 
 TOLERANCE = 1e-9
 """By how much, relatively, a bound may be exceeded: sums of floats are rounded."""
@@ -66,6 +67,7 @@ class SearchSpace:
             self.encoding.states(genomes), genomes.take(self.encoding.matrices, axis=1)
         )
 
+    @latest
     def budget_usage(self, genomes: Genome) -> NDArray[np.float64]:
         """The budget's costs of genomes (N, U) as multiples of their bounds (N, bounds).
 
@@ -117,6 +119,17 @@ class SearchSpace:
         feasible = self.encoding.admissible(genomes)
         feasible &= (self.budget_usage(genomes) <= 1).all(axis=1)
         return feasible
+
+    @cached_property
+    def moves(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Every move of one gene: which gene, and the index of the new level (moves,).
+
+        A matrix has but one, a step, whose level is -1.
+        """
+        genes, levels = self.encoding.options
+        steps = self.encoding.ordinal[genes]
+        first = ~steps | (levels == 0)
+        return genes[first], np.where(steps, -1, levels)[first]
 
     @cached_property
     def _places(self) -> NDArray[np.int64]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from evocompress.core.arrays import Floats, Genome
 from evocompress.core.types import Unit
-from evocompress.space.costs.model import sums_by
+from evocompress.space.costs.model import Groups
 from evocompress.space.space import SearchSpace
 
 _HARM, _ATTENTIONS, _SHORT, _COSTS = range(4)
@@ -58,7 +58,8 @@ class Neighbourhood:
         # Where genes reach into other blocks, all of them are one group.
         self._genes = np.array([unit.block if apart else 0 for unit in space.units])
         self._parts = np.array([unit.block if apart else 0 for unit in space.encoding.parts])
-        self._count = 1 + max(self._genes.max(), self._parts.max(initial=0))
+        count = 1 + max(self._genes.max(), self._parts.max(initial=0))
+        self._sums_by = Groups(self._genes, count), Groups(self._parts, count)
 
     def around(
         self, genome: Genome, genes: NDArray[np.int64], levels: NDArray[np.int64]
@@ -85,15 +86,16 @@ class Neighbourhood:
 
     def _sums(self, genomes: Genome) -> Floats:
         """By group harms, attentions, mixtures that are short, and costs (N, G, columns)."""
-        space, count = self._space, self._count
+        space = self._space
+        by_gene, by_part = self._sums_by
         each = self._harms[np.arange(genomes.shape[1]), genomes]
         each = np.where(space.encoding.inactive(genomes), 0.0, each)
         costs = np.moveaxis(space.budget_usage_by_part(genomes), 2, 0)
         found = [
-            sums_by(each, self._genes, count),
-            sums_by(space.encoding.attention_left(genomes).astype(np.int64), self._parts, count),
-            sums_by(space.encoding.short_mixtures(genomes).astype(np.int64), self._parts, count),
-            *(sums_by(cost, self._parts, count) for cost in costs),
+            by_gene.sums(each),
+            by_part.sums(space.encoding.attention_left(genomes).astype(np.int64)),
+            by_part.sums(space.encoding.short_mixtures(genomes).astype(np.int64)),
+            *map(by_part.sums, costs),
         ]
         return np.stack(found, axis=2)
 

@@ -76,7 +76,7 @@ class CostTable:
         With `base` they add up to `totals`.
         """
         parts = np.arange(len(self.amounts))
-        zeros = sums_by(self._each_zeros(states, choices), self.homes, len(parts))
+        zeros = self._by_home(self._each_zeros(states, choices))
         found: NDArray[np.float64] = self.amounts[parts, states]
         return found - zeros[:, :, None] * self.per_zero
 
@@ -106,7 +106,7 @@ class CostTable:
             for column in range(by.shape[1]):
                 sums[:, column] += np.bincount(change, by[:, column], count)
         zeros = self._zeros(states[None], choices[None]) + np.zeros(count, dtype=np.int64)
-        if len(self.zeros) and self.per_zero.any():
+        if self._zeros_count:
             zeros += self._zeros_moved(states, choices, matrix, level)
             if self.zeros.shape[1] > 1:
                 table = self._zeros_by_state(choices)
@@ -138,11 +138,12 @@ class CostTable:
         entries = states + np.arange(parts) * columns
         tables = self.amounts.reshape(parts * columns, costs).T
         # All entries are within bounds: "clip" only spares a check that copies them.
-        return np.stack([table.take(entries, mode="clip").sum(axis=1) for table in tables], axis=1)
+        sums = [table.take(entries, mode="clip").sum(axis=1) for table in tables]
+        return sums[0][:, None] if costs == 1 else np.stack(sums, axis=1)
 
     def _zeros(self, states: NDArray[np.int64], choices: NDArray[np.int64]) -> NDArray[np.int64]:
         """Zeros in all matrices (N,)."""
-        if not (len(self.zeros) and self.per_zero.any()):
+        if not self._zeros_count:
             return np.zeros(len(states), dtype=np.int64)
         counted: NDArray[np.int64] = self._each_zeros(states, choices).sum(axis=1)
         return counted
@@ -173,25 +174,48 @@ class CostTable:
 
     def _zeros_by_state(self, choices: NDArray[np.int64]) -> NDArray[np.int64]:
         """Zeros in the matrices of each part in each of its states (P, S)."""
-        each = self.zeros[np.arange(len(choices)), :, choices]
-        found = sums_by(each.T, self.homes, len(self.amounts)).T
-        return found.astype(np.int64)
+        return self._by_home(self.zeros[np.arange(len(choices)), :, choices].T).T
+
+    def _by_home(self, values: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Sums of what is of matrices (N, M) over those of each part (N, P)."""
+        return self._homes.sums(values).astype(np.int64)
+
+    @cached_property
+    def _homes(self) -> Groups:
+        return Groups(self.homes, len(self.amounts))
+
+    @cached_property
+    def _zeros_count(self) -> bool:
+        """Whether any cost depends on zeros."""
+        return bool(len(self.zeros) and self.per_zero.any())
 
 
-def sums_by(values: NDArray[Any], groups: NDArray[np.int64], count: int) -> NDArray[np.float64]:
-    """Sums of values (N, M) over the members of each of so many groups (N, count).
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """Which of M members belong together.
 
-    Args:
-        values: Of M members.
-        groups: The group of each (M,).
-        count: Of groups; one without members has a sum of zero.
+    Attributes:
+        of: The group of each member (M,).
+        count: Of groups; one without members has sums of zero.
     """
-    sums = np.zeros((len(values), count))
-    if groups.size:
-        order = np.argsort(groups, kind="stable")
-        found, begins = np.unique(groups[order], return_index=True)
-        sums[:, found] = np.add.reduceat(values[:, order], begins, axis=1)
-    return sums
+
+    of: NDArray[np.int64]
+    count: int
+
+    def sums(self, values: NDArray[Any]) -> NDArray[np.float64]:
+        """Sums of values (N, M) over the members of each group (N, count)."""
+        sums = np.zeros((len(values), self.count))
+        if self.of.size:
+            order, begins, found = self._runs
+            sums[:, found] = np.add.reduceat(values[:, order], begins, axis=1)
+        return sums
+
+    @cached_property
+    def _runs(self) -> tuple[NDArray[np.int64], NDArray[Any], NDArray[np.int64]]:
+        """The members in the order of their groups, where each group's begin, and these groups."""
+        order = np.argsort(self.of, kind="stable")
+        found, begins = np.unique(self.of[order], return_index=True)
+        return order, begins, found
 
 
 @dataclass(frozen=True, eq=False)
