@@ -25,7 +25,7 @@ from evocompress.space.costs.latency import LatencyTable
 __all__ = [
     "check_lengths",
     "check_table",
-    "Measure",
+    "MeasureTable",
     "measure",
     "measure_here",
     "path_of",
