@@ -4,6 +4,7 @@ import ast
 import doctest
 import re
 from importlib import import_module
+from inspect import isclass
 from pathlib import Path
 
 import pytest
@@ -69,5 +70,31 @@ def test_what_texts_name_in_full_is_there():
     assert not {name: file for name, file in named.items() if found(name) is None}
 
 
-def test_there_are_examples():
-    assert "evocompress.api" in EXAMPLES
+def public_classes():
+    """Those that a module exports, and those on the pages of the reference."""
+    exporting = [
+        import_module(module_of(path))
+        for path in PACKAGE.rglob("*.py")
+        if "__all__ = " in path.read_text("utf-8") and path.parent.name != "modeling"
+    ]
+    shown = [
+        found(name)
+        for page in (PACKAGE.parent / "docs" / "reference").glob("*.md")
+        for name in re.findall(r"(?m)^::: ([\w.]+)", page.read_text("utf-8"))
+    ]
+    exported = [getattr(module, name) for module in exporting for name in module.__all__]
+    own = [
+        value
+        for module in shown
+        if not isclass(module)
+        for name, value in getattr(module, "__dict__", {}).items()
+        if getattr(value, "__module__", "") == module.__name__ and not name.startswith("_")
+    ]
+    every = {each for each in (*exported, *shown, *own) if isclass(each)}
+    return {each for each in every if each.__module__.startswith("evocompress.")}
+
+
+def test_every_public_class_has_an_example():
+    classes = {each for each in public_classes() if ".search." not in each.__module__}
+    assert len(classes) > 70
+    assert not sorted(each.__name__ for each in classes if ">>> " not in (each.__doc__ or ""))

@@ -53,6 +53,10 @@ class ModelConfig(Strict):
         device_memory: Weights that may be on the device at a time, in bytes or as ``20GiB``:
             a model with more is streamed there block by block. ``None`` puts all of it there.
         trust_remote_code: Run code that comes with the checkpoint.
+
+    Examples:
+        >>> ModelConfig(source="demo:smollm2-135m").dtype
+        'auto'
     """
 
     source: Annotated[str, Field(min_length=1)]
@@ -83,6 +87,10 @@ class CalibrationConfig(Strict):
         bos: Whether every sequence begins with the beginning-of-text token, which counts towards
             the length; ``auto`` where the tokenizer puts one before a text.
         seed: Seed of the text the model writes.
+
+    Examples:
+        >>> CalibrationConfig(source="text.txt", length=256).search_sequences
+        64
     """
 
     source: Source = "self"
@@ -112,6 +120,10 @@ class LibraryConfig(Strict):
         damping: Fraction of the mean diagonal added to a Hessian.
         cache_mib: Memory for matrices that are both narrowed and given zeros, which are made
             when they are first needed.
+
+    Examples:
+        >>> LibraryConfig(criterion="wanda").width_criterion
+        'obs_structured'
     """
 
     path: Path | None = None
@@ -136,6 +148,10 @@ class ProxyConfig(Strict):
         top_k: Teacher probabilities kept for each position; the rest is one bucket.
         targets: Where these are kept: in ``memory``, on the device, or on ``disk``, in a temporary
             folder, from where they are mapped.
+
+    Examples:
+        >>> ProxyConfig().kind
+        'kl'
     """
 
     kind: str = "kl"
@@ -149,6 +165,10 @@ class SearchConfig(Strict):
     Attributes:
         name: A name from `evocompress.search.SEARCHERS`.
         tokens: The most tokens that may be requested; the run ends before it would ask for more.
+
+    Examples:
+        >>> SearchConfig(name="evopress", generations=5).settings
+        {'generations': 5}
     """
 
     model_config = ConfigDict(extra="allow")
@@ -177,6 +197,10 @@ class HealConfig(Strict):
         validation_sequences: Sequences kept from training to choose the best checkpoint; they
             come from the search part, never from the held-out part.
         seed: Order of the sequences.
+
+    Examples:
+        >>> HealConfig(steps=100).learning_rate
+        0.0003
     """
 
     steps: Positive = 200
@@ -202,6 +226,10 @@ class EvaluateConfig(Strict):
         ratio_width: There are more turns until the 95% interval of every model's time as a share
             of the dense model's is no wider, as a fraction of its lower end,
         latency_seconds: or until so many seconds were timed, of prefill and of decoding each.
+
+    Examples:
+        >>> EvaluateConfig(latency=False).prefill
+        (1, 512)
     """
 
     latency: bool = True
@@ -225,6 +253,10 @@ class LatencyConfig(Strict):
         force: Use a table that was measured under other circumstances: device, dtype, threads,
             attention kernel, version of torch, model of the same widths, batch and length of
             prefill or decoding step, way of measuring.
+
+    Examples:
+        >>> LatencyConfig(prefill=(4, 256)).repeats
+        7
     """
 
     prefill: tuple[Size, Positive] = (1, 512)
@@ -250,6 +282,10 @@ class RayConfig(Strict):
             nodes see the library under its own path.
         runtime_env: Of the workers, as Ray has it: ``pip``, ``env_vars``, ``working_dir``, ...
             Values of ``env_vars`` are written nowhere; one that is null is that of the command.
+
+    Examples:
+        >>> RayConfig(workers=2).cpus
+        1
     """
 
     address: str | None = None
@@ -271,6 +307,11 @@ class RunConfig(Strict):
         executor: Where candidates are evaluated, the level library built, the latency table
             measured and the checkpoint healed: ``local`` or ``ray``.
         ray: How, with ``executor: ray``.
+
+    Examples:
+        >>> run = RunConfig(name="depth", model={"source": "tiny"}, space={"drop": {}})
+        >>> run.folder, run.search.name
+        (PosixPath('runs/depth'), 'auto')
     """
 
     name: Name

@@ -21,6 +21,10 @@ class SparsitySpace(Strict):
             smallest square matrix of the model's width.
         levels: How many levels up and down.
         pattern: ``"N:M"`` for semi-structured zeros; then the only level is the target.
+
+    Examples:
+        >>> SparsitySpace(target=0.5).levels
+        6
     """
 
     match: Annotated[Globs, Field(min_length=1)] = ("*",)
@@ -56,6 +60,10 @@ class DropSpace(Strict):
             first block.
         merge: Removed blocks are merged into the last kept block before them (LaCo,
             2402.11187); only with ``[block]``.
+
+    Examples:
+        >>> DropSpace(units=["block"]).merge
+        False
     """
 
     units: tuple[Literal["attention", "mlp", "block", "expert"], ...] = ("attention", "mlp")
@@ -94,6 +102,10 @@ class WidthSpace(Strict):
         uniform: Every layer has the same width, so that the result loads in stock classes.
         protect: Globs over names of units that keep their width; by default the first
             attention, or nothing where `uniform`.
+
+    Examples:
+        >>> WidthSpace(multiple_of=64).channels
+        (0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125)
     """
 
     units: Annotated[tuple[Literal["attention", "mlp"], ...], Field(min_length=1)] = (
@@ -126,6 +138,10 @@ class SpaceConfig(Strict):
             a fraction. See `evocompress.space.costs.COSTS`.
         fits: A checkpoint format, a key of `evocompress.export.FORMATS`, or a program, a key of
             `evocompress.export.PROGRAMS`, that every candidate must be written in or loaded by.
+
+    Examples:
+        >>> SpaceConfig(drop={}, budget={"body_params": 0.7}).budget
+        {'body_params': 0.7}
     """
 
     sparsity: SparsitySpace | None = None

@@ -54,6 +54,10 @@ class Unit:
         patch: Columns of a channel: 1, or what the kernel of a convolution reads of it.
         droppable: Whether the unit can be left out at all.
         narrowable: Whether the width of a sub-layer can be cut at all.
+
+    Examples:
+        >>> Unit("layers.0.mlp.up", "matrix", "layers.0.mlp", 0, "up", shape=(8, 4)).numel
+        32
     """
 
     name: str
@@ -99,6 +103,10 @@ class Level:
             what was cut (FLAP).
         merge: The next blocks, as many, are merged into this one and must be dropped (block
             units, LaCo).
+
+    Examples:
+        >>> Level(zeros=16).key, Level(channels=512).key, Level().key
+        ('zeros=16', 'channels=512', 'dense')
     """
 
     zeros: int = 0
@@ -176,6 +184,10 @@ class Candidate:
     Canonical: sorted by unit name, without dense levels, without the void descendants of
     dropped units, and a dropped block written as its two dropped sub-layers. Build one
     with `evocompress.core.canonical.canonical`; this class only checks the order.
+
+    Examples:
+        >>> Candidate.from_json({"layers.3.mlp": {"drop": True}}).by_name["layers.3.mlp"].key
+        'drop'
     """
 
     levels: tuple[tuple[str, Level], ...] = ()
@@ -250,6 +262,12 @@ class Architecture:
             in no matrix: of norms between its matrices. Empty where there are none.
         state: Most values of a sequence's state between two blocks, where that is not `hidden`
             times its tokens.
+
+    Examples:
+        >>> from evocompress.testing.tiny import tiny_loaded
+        >>> loaded = tiny_loaded("llama")
+        >>> loaded.family.architecture(loaded.model).hidden
+        64
     """
 
     hidden: int
@@ -300,6 +318,10 @@ class Evaluate:
         stop_above: Mean value above which the evaluation may stop; the result is censored.
         probe: Outside the budget: counts tokens and can never win.
         tuning_tokens: Tokens that the treatment trains on.
+
+    Examples:
+        >>> Evaluate(Candidate(), micro_batches=(0, 1), tuning_tokens=100).training
+        300
     """
 
     candidate: Candidate
@@ -324,6 +346,10 @@ class Estimate:
         kind: Which estimate, e.g. ``"block_influence"``.
         micro_batches: Indices into the calibration pool.
         forwards: How many forward passes over them it counts as; a backward pass is two.
+
+    Examples:
+        >>> Estimate(Candidate(), "block_influence", micro_batches=(0,)).forwards
+        1
     """
 
     candidate: Candidate
@@ -343,6 +369,10 @@ class MicroBatchValue:
         micro_batch: Index into the calibration pool.
         sums: For each sequence, the sum of the value over its counted positions.
         counts: For each sequence, how many positions were counted.
+
+    Examples:
+        >>> MicroBatchValue(0, sums=(3.0, 1.0), counts=(31, 31)).sums
+        (3.0, 1.0)
     """
 
     micro_batch: int
@@ -359,6 +389,10 @@ class Result:
         values: One entry per evaluated micro-batch, in the order asked.
         failed: Why there is no value (NaN, out of memory, ...), or ``None``.
         censored: The evaluation stopped early at the request's ``stop_above``.
+
+    Examples:
+        >>> Result(Evaluate(Candidate(), (0,)), (MicroBatchValue(0, (3.0, 1.0), (2, 2)),)).mean
+        1.0
     """
 
     request: Evaluate
@@ -385,6 +419,11 @@ class Estimation:
         rows: For each unit its values; how many there are and what they mean is the kind's
             business (`evocompress.evaluation.estimates.ESTIMATES`).
         failed: Why there are no values, or ``None``.
+
+    Examples:
+        >>> asked = Estimate(Candidate(), "magnitude", (0,))
+        >>> Estimation(asked, units=("layers.0",), rows=((0.5,),)).by_unit
+        {'layers.0': (0.5,)}
     """
 
     request: Estimate
@@ -407,6 +446,10 @@ class Pool:
 
     Attributes:
         tokens: Tokens of each micro-batch (sequences x length).
+
+    Examples:
+        >>> Pool((64, 64, 32)).requested(Estimate(Candidate(), "magnitude", (0, 2), forwards=3))
+        288
     """
 
     tokens: tuple[int, ...]

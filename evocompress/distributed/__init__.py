@@ -25,7 +25,14 @@ __all__ = ["RayBackend", "backend_of"]
 
 
 class RayBackend:
-    """The work of a run on a Ray cluster, which is imported when there is some."""
+    """The work of a run on a Ray cluster, which is imported when there is some.
+
+    Examples:
+        >>> from evocompress.core.config import RunConfig
+        >>> run = RunConfig(name="a", model={"source": "b"}, space={"drop": {}}, executor="ray")
+        >>> type(backend_of(run)).__name__
+        'RayBackend'
+    """
 
     def executor(self, context: RunContext, live: LiveModel, admit: Admit) -> Executor:
         """Workers that each hold the model."""

@@ -20,7 +20,13 @@ from evocompress.models.loading import LoadedModel
 
 @dataclass(frozen=True)
 class Choice:
-    """A format, and in one line why it is taken."""
+    """A format, and in one line why it is taken.
+
+    Examples:
+        >>> from evocompress.testing.tiny import tiny_loaded
+        >>> choose_for(tiny_loaded("llama"), Candidate(), "vllm").name
+        'stock'
+    """
 
     name: str
     reason: str

@@ -27,6 +27,10 @@ class Format(Protocol):
     Attributes:
         loading: Python that loads such a checkpoint, for its README; ``{path}`` and ``{auto}``, the
             class of transformers, are filled in.
+
+    Examples:
+        >>> isinstance(FORMATS["hf"], Format)
+        True
     """
 
     loading: ClassVar[str]

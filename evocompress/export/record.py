@@ -35,6 +35,10 @@ class Record:
         measured: Costs counted in the written files.
         files: Checksum of each file beside this one that is read back; none in checkpoints of
             older versions.
+
+    Examples:
+        >>> Record("0f", {}, "stock", "tiny", "ab", None, predicted={}, measured={}).format
+        'stock'
     """
 
     id: str

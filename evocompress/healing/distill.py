@@ -53,6 +53,10 @@ class HealReport:
         seconds: Time of the last process that worked on it.
         circumstances: Under what it was begun (versions, device, threads), and from which steps it
             was made to go on under others.
+
+    Examples:
+        >>> HealReport("checkpoint", 100, 204800, 0.5, 0.2, 100, 0.2, 60.0, {}).best_kl
+        0.2
     """
 
     checkpoint: str

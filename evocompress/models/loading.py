@@ -67,6 +67,12 @@ class LoadedModel:
         tokens: Of every sequence, where they all have as many: an image's.
         folder: Where the checkpoint's files are; ``None`` for a model that was made in memory.
         cache: Brings blocks to the device when they run; ``None`` where the whole model is there.
+
+    Examples:
+        >>> from evocompress.testing.tiny import tiny_loaded
+        >>> loaded = tiny_loaded("llama")
+        >>> loaded.family.model_type, loaded.stored
+        ('llama', torch.float32)
     """
 
     model: PreTrainedModel

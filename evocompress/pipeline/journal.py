@@ -52,7 +52,15 @@ SYNC_SECONDS = 1.0
 
 
 class Journal:
-    """Answers by key, every new one appended to the file at once."""
+    """Answers by key, every new one appended to the file at once.
+
+    Examples:
+        >>> from evocompress.core.types import Evaluate
+        >>> with Journal(Path("journal.jsonl"), {"seed": 0}) as journal:
+        ...     asked = Evaluate(Candidate(), micro_batches=(0,))
+        ...     journal.missing([asked]) == [asked]
+        True
+    """
 
     def __init__(
         self,

@@ -27,6 +27,10 @@ class Step:
         incumbent: Id of the best candidate, if any.
         value: Its proxy value where it was last compared.
         phase: What the searcher said that the step was for.
+
+    Examples:
+        >>> Step(step=0, requested=4096, computed=2048, incumbent=None, value=None).computed
+        2048
     """
 
     step: int

@@ -28,6 +28,13 @@ class SearchSpace:
         table: The costs of the space's own levels.
         budget: Upper bounds on costs, absolute. Empty where nothing is bounded, which only a
             search over several objectives can use; see `evocompress.space.budget.require`.
+
+    Examples:
+        >>> from evocompress.testing.examples import space
+        >>> small = space()
+        >>> candidate = small.candidate(small.encoding.default)
+        >>> small.genome(candidate).tolist() == small.encoding.default.tolist()
+        True
     """
 
     encoding: Encoding

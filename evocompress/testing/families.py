@@ -105,7 +105,14 @@ def assert_equal(actual: Tensor, expected: Tensor) -> None:
 
 
 class FamilyContract(BlockContract):
-    """The checks; subclasses are collected by pytest and provide the fixture ``name``."""
+    """The checks; subclasses are collected by pytest and provide the fixture ``name``.
+
+    Examples:
+        >>> class TestMine(FamilyContract):
+        ...     @pytest.fixture
+        ...     def name(self) -> str:
+        ...         return "llama"
+    """
 
     @pytest.fixture
     def model(self, name: str) -> PreTrainedModel:

@@ -183,7 +183,12 @@ def assert_same(model: PreTrainedModel, loaded: LoadedModel, candidate: Candidat
 
 
 class FormatContract:
-    """The checks; subclasses are collected by pytest."""
+    """The checks; subclasses are collected by pytest.
+
+    Examples:
+        >>> class TestFormat(FormatContract):
+        ...     pass
+    """
 
     @pytest.mark.parametrize("case", CASES)
     def test_it_writes_the_candidate_or_says_who_can(

@@ -32,6 +32,10 @@ class Reference:
     Attributes:
         values: Of one sequence.
         of_states: From the final hidden states, not the logits.
+
+    Examples:
+        >>> Reference(reference_cosine, of_states=True).of_states
+        True
     """
 
     values: RowReference

@@ -47,6 +47,12 @@ class Separable:
         items: {sub-layer: its query heads or channels}.
         levels: {unit of the space: its levels}.
         failing: Ids of candidates whose evaluation fails.
+
+    Examples:
+        >>> from evocompress.testing.examples import space
+        >>> small = space()
+        >>> Separable.of(small).value(small.candidate(small.encoding.default))
+        0
     """
 
     sizes: Mapping[str, int]

@@ -34,6 +34,10 @@ class Statistics:
         sums: Σ x over the tokens, (in,) float32.
         magnitudes: Norm over the sequences of the mean |x| of each, (in,) float32 (Minitron).
         seen: Whether any token was summed over; see `unseen`.
+
+    Examples:
+        >>> Statistics(squares=torch.tensor([4.0, 16.0]), sequences=1).norms
+        tensor([2., 4.])
     """
 
     gram: Tensor | None = None
@@ -117,6 +121,12 @@ class Criterion:
         together: ``together(weights, statistics, levels)`` does that for several matrices of one
             shape that read the same input, each with its own levels; ``None`` where one by one
             is as fast.
+
+    Examples:
+        >>> from evocompress.compression.criteria import CRITERIA
+        >>> weight, known = torch.tensor([[1.0, -3.0, 2.0]]), Statistics()
+        >>> CRITERIA["magnitude"].compress(weight, known, [Level(zeros=1)])
+        [tensor([[ 0., -3.,  2.]])]
     """
 
     needs: Needs

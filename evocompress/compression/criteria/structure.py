@@ -37,6 +37,10 @@ class Structure:
         gradients: Of the loss, of output, inputs and shared in this order; empty where no
             criterion needs them.
         bias: The output matrix's own, (out,).
+
+    Examples:
+        >>> Structure(output=torch.ones(4, 6), size=1, groups=1).full
+        (1, 6)
     """
 
     output: Tensor
@@ -77,6 +81,11 @@ class Cut:
         items: Items kept, numbered over the whole sub-layer, int64, ascending.
         weight: The output matrix, (out, items kept·size) float32.
         bias: Its bias (out,): the own one and what a criterion adds; ``None`` without either.
+
+    Examples:
+        >>> cut = Structure(torch.ones(4, 6), size=1, groups=1).keep(torch.tensor([0, 5]))
+        >>> cut.items, tuple(cut.weight.shape)
+        (tensor([0, 5]), (4, 2))
     """
 
     groups: Tensor
@@ -100,6 +109,11 @@ class StructuredCriterion:
             leaves its arguments alone; at full width that is the dense matrix. Widths nest: of
             two, the one with fewer groups keeps some of the other's groups; with as many
             groups, or all items in each, the smaller keeps some of the other's items.
+
+    Examples:
+        >>> from evocompress.compression.criteria import STRUCTURED
+        >>> STRUCTURED["flap"].adds_bias, sorted(STRUCTURED["flap"].needs)
+        (True, ['squares', 'sums'])
     """
 
     needs: frozenset[StructuredNeeds]

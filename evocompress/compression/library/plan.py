@@ -49,6 +49,10 @@ class LibraryPlan:
         disk_bytes: Size of the files that are still to be made.
         memory_bytes: Main memory beside the model while they are made, an estimate from above.
         cache_bytes: Main memory that matrices narrowed and given zeros may take later.
+
+    Examples:
+        >>> LibraryPlan(disk_bytes=10**6, memory_bytes=10**7).cache_bytes
+        0
     """
 
     disk_bytes: int

@@ -33,6 +33,11 @@ class Library:
     Attributes:
         path: Its folder.
         manifest: How it was made and what it holds.
+
+    Examples:
+        >>> from evocompress.testing.examples import library
+        >>> [level.key for level in library(Path("library")).levels("model.layers.0.mlp.up_proj")]
+        ['zeros=5632']
     """
 
     def __init__(self, path: Path, manifest: Manifest, dense: DenseModel, cache_mib: int) -> None:

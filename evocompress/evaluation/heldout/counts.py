@@ -16,6 +16,11 @@ class Counts:
         parameters: Stored weights, zeros included.
         nonzeros: Of these, the ones that are not zero.
         weight_bytes: Bytes that all stored weights take.
+
+    Examples:
+        >>> from evocompress.testing.tiny import tiny_model
+        >>> count(tiny_model("llama")).parameters
+        127424
     """
 
     parameters: int

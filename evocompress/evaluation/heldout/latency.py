@@ -30,6 +30,10 @@ class Timing:
         fastest: The shortest.
         slowest: The longest.
         ratio: To the first model's; ``None`` of that model itself, or after a single turn.
+
+    Examples:
+        >>> Timing(median=0.2, fastest=0.1, slowest=0.3).ratio is None
+        True
     """
 
     median: float
@@ -46,6 +50,10 @@ class Latency:
         prefill: One forward pass over a batch of prompts, or of what else the model takes.
         decode: Greedy decoding of all new tokens of one text, its prompt not counted; ``None``
             for a model that is not causal.
+
+    Examples:
+        >>> Latency(prefill=Timing(0.2, 0.1, 0.3), decode=None).prefill.median
+        0.2
     """
 
     prefill: Timing

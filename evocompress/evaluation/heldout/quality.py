@@ -26,6 +26,12 @@ class Quality:
         sequences: How many sequences.
         positions: Positions counted in each: all but the last.
         kl_per_sequence: Mean KL of each sequence, for paired comparisons.
+
+    Examples:
+        >>> from evocompress.testing.tiny import tiny_model
+        >>> dense, ids = tiny_model("llama"), torch.arange(16)[None]
+        >>> heldout_quality(dense, {"dense": dense}, ids)["dense"].kl
+        0.0
     """
 
     kl: float

@@ -21,6 +21,10 @@ class Ratio:
         low, high: Ends of the 95% interval: Student's, of the mean of the logarithms. What a
             whole turn was like, slow or fast, cancels out of its ratio.
         turns: How many there were.
+
+    Examples:
+        >>> Ratio(mean=0.5, low=0.5, high=0.75, turns=9).width
+        0.5
     """
 
     mean: float

@@ -16,7 +16,13 @@ from evocompress.models.tasks import Task
 
 
 class Proxy(Protocol):
-    """How good candidates are, cheaply; lower is better."""
+    """How good candidates are, cheaply; lower is better.
+
+    Examples:
+        >>> from evocompress.evaluation.proxies import MetricProxy
+        >>> hasattr(MetricProxy, "evaluate"), hasattr(MetricProxy, "stream")
+        (True, True)
+    """
 
     def evaluate(self, requests: Sequence[Evaluate]) -> list[Result]:
         """The results, in the order of the requests."""
@@ -46,6 +52,11 @@ class Metric(ABC):
         by_logits: Whether the output head is needed.
         fewest: Sequences that a micro-batch must have.
         on_disk: Whether targets can be kept in files (``proxy.targets: disk``).
+
+    Examples:
+        >>> from evocompress.evaluation.proxies import PROXIES
+        >>> PROXIES["kl"].meaning
+        'KL to the dense model, nats/token'
     """
 
     name: ClassVar[str]

@@ -57,6 +57,12 @@ class Family:
         two_way: A token sees those behind it as well.
         two_way_key: Key of the config by which that can be set; empty where there is no such key.
         cap_key: Key of the config with the bound of soft-capped logits; empty where they have none.
+
+    Examples:
+        >>> from evocompress.testing.tiny import tiny_loaded
+        >>> loaded = tiny_loaded("llama")
+        >>> [unit.kind for unit in loaded.family.units(loaded.model)][:3]
+        ['block', 'attention', 'matrix']
     """
 
     model_type: ClassVar[str]

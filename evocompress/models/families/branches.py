@@ -32,6 +32,10 @@ class Matrix:
             mixtures. Only the tokens that are sent to the expert pass through it.
         kernel: Of a convolution, whose module stores (out, in, *kernel): as a matrix it is
             (out, in times kernel) and reads the patches of an image.
+
+    Examples:
+        >>> Matrix("mlp.down_proj", "mlp", "mlp_out", columns=("channel",)).part
+        'weight'
     """
 
     path: str
@@ -92,6 +96,10 @@ class SubLayer:
             output matrix at zero.
         narrowable: Whether heads or channels can be cut; not where something in the branch, such
             as a norm of all queries together, depends on all of them.
+
+    Examples:
+        >>> llama_mlp().output.path
+        'mlp.down_proj'
     """
 
     matrices: tuple[Matrix, ...]

@@ -37,6 +37,10 @@ class Device:
         disk: Bytes written to disk.
         launch: Seconds until a kernel is started; what else it takes counts elsewhere.
         shared: Its memory is the main memory.
+
+    Examples:
+        >>> DEVICES["h100"].memory // 10**9
+        80
     """
 
     name: str

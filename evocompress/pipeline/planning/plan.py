@@ -57,6 +57,11 @@ class Plan:
         weights: Bytes of the dense model.
         advice: What does not fit, and the settings that would make it fit.
         notes: What else is to be known beforehand.
+
+    Examples:
+        >>> from evocompress.pipeline.planning import DEVICES
+        >>> Plan(DEVICES["h100"], "bfloat16", stages=(), weights=0, advice=()).dtype
+        'bfloat16'
     """
 
     device: Device

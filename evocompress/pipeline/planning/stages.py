@@ -69,6 +69,10 @@ class StagePlan:
         device_bytes: Memory of the device; on a CPU main memory.
         main_bytes: Main memory beside that.
         disk_bytes: Files that it writes.
+
+    Examples:
+        >>> StagePlan("search", Work(), device_bytes=10**9, main_bytes=0, disk_bytes=0).name
+        'search'
     """
 
     name: str

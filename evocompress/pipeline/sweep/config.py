@@ -44,6 +44,10 @@ class Range(Strict):
         high: The largest number; whole numbers at both ends (and as step) give whole ones.
         step: Distance of neighbours, counted from `low`.
         log: Proposals are evenly spread over the logarithm; only with ``mode: optuna``.
+
+    Examples:
+        >>> Range(low=0.5, high=0.9, step=0.2).values()
+        (0.5, 0.7, 0.9)
     """
 
     low: Number
@@ -90,6 +94,10 @@ class AshaConfig(Strict):
         grace_tokens: Requested tokens before which no search is stopped.
         max_tokens: Requested tokens beyond which none is.
         reduction: At each rung one of so many goes on, to so many times the tokens.
+
+    Examples:
+        >>> AshaConfig(grace_tokens=10_000, max_tokens=160_000).reduction
+        4
     """
 
     grace_tokens: Tokens
@@ -118,6 +126,11 @@ class SweepConfig(Strict):
         seed: Of Optuna's sampler.
         asha: Stops searches that are far behind; ``None`` lets all go on to their end.
         ray: Where trials run: `workers` at a time, each with so many `cpus` and `gpus`.
+
+    Examples:
+        >>> run = {"model": {"source": "tiny"}, "space": {"drop": {}}}
+        >>> SweepConfig(name="seeds", run=run, vary={"seed": [0, 1]}).mode
+        'grid'
     """
 
     name: Name

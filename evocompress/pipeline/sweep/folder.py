@@ -37,6 +37,10 @@ class SweepFolder:
         log: What was said while the sweep was made.
         summary: The combined result, JSON.
         page: The combined report, HTML.
+
+    Examples:
+        >>> SweepFolder(Path("runs/seeds")).summary.name
+        'sweep.json'
     """
 
     path: Path

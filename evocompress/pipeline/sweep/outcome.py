@@ -46,6 +46,10 @@ class TrialOutcome:
         is_front: Whether a front was searched.
         requested, computed: Tokens.
         seconds: All attempts together.
+
+    Examples:
+        >>> TrialOutcome("seed=0", {"seed": 0}, "waiting").value is None
+        True
     """
 
     name: str

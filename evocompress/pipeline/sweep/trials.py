@@ -38,6 +38,12 @@ class Trial:
     Attributes:
         settings: What is special about it.
         config: The run; its folder lies in the sweep's.
+
+    Examples:
+        >>> run = {"model": {"source": "tiny"}, "space": {"drop": {}}}
+        >>> sweep = SweepConfig(name="seeds", run=run, vary={"seed": [0, 1]})
+        >>> [trial.config.seed for trial in samples(sweep)]
+        [0, 1]
     """
 
     settings: Settings

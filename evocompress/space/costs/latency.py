@@ -137,6 +137,11 @@ class LatencyTable:
         prefill: Of one prefill: the cost ``latency``.
         decode: Of one decoding step with a full cache: the cost ``decode_latency``; ``None`` for
             a model that has no cache.
+
+    Examples:
+        >>> from evocompress.pipeline.unmeasured_latency import UNMEASURED
+        >>> UNMEASURED.made.device
+        'none'
     """
 
     made: Circumstances

@@ -22,6 +22,10 @@ class Cost:
         base: What no candidate can save.
         amount: What a sub-layer adds, of which a level leaves so much.
         per_zero: What one zero in a matrix saves.
+
+    Examples:
+        >>> Cost(base=100, amount=lambda part, left: left.own).base
+        100
     """
 
     base: float
@@ -42,6 +46,11 @@ class CostTable:
         per_zero: What one zero saves (C,).
         homes: For each of M matrices the index of its sub-layer (M,).
         zeros: Zeros of each matrix at each of its levels, by the sub-layer's state (M, S, L).
+
+    Examples:
+        >>> from evocompress.testing.examples import space
+        >>> space().table.only(["flops"]).names
+        ('flops',)
     """
 
     names: tuple[str, ...]
@@ -228,6 +237,11 @@ class CostModel:
         parts: The sub-layers and experts, in model order.
         costs: For each cost name what it counts.
         length: Tokens of the sequence that FLOPs and cache are counted for.
+
+    Examples:
+        >>> from evocompress.testing.examples import space
+        >>> space().cost_model.dense()["body_params"]
+        110976.0
     """
 
     parts: tuple[Part, ...]

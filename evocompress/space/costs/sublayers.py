@@ -24,6 +24,10 @@ class Left:
             router.
         used: Weights of matrices that each token meets. Those of experts count in the MLP that
             they are in, and there for as many experts as a token uses.
+
+    Examples:
+        >>> Left(kv_heads=2, group_heads=2, channels=0, weights={"q": 8}, own=4, used=8).heads
+        4
     """
 
     kv_heads: int
@@ -61,6 +65,12 @@ class Part:
         routed: The matrices of the experts that a token uses, of an MLP that is a mixture.
         channel_params: Of `own` those that go with one channel.
         gate: Of `own` those that each token is multiplied with: what weighs a shared expert.
+
+    Examples:
+        >>> from evocompress.testing.examples import space
+        >>> part = space().cost_model.parts[1]
+        >>> part.unit.kind, part.left(Level(channels=8)).channels
+        ('mlp', 8)
     """
 
     unit: Unit
