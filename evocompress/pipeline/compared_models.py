@@ -18,7 +18,7 @@ from evocompress.pipeline.context import RunContext
 from evocompress.pipeline.finished import Unchanged
 from evocompress.pipeline.journal import read_candidates
 from evocompress.pipeline.planning.forewarning import unhealable
-from evocompress.pipeline.resolve import check_names
+from evocompress.pipeline.resolve import check_place
 from evocompress.pipeline.results import costs_of
 from evocompress.pipeline.run_folder import RunFolder
 from evocompress.pipeline.winner import row_names
@@ -29,7 +29,7 @@ def even_candidate(context: RunContext) -> Candidate:
     """The even candidate of the budget, and of what the winner costs of each objective."""
     space = context.space
     costs = costs_of(space, context.folder.read_winner().candidate)
-    bounds = {name: costs[name] for name in context.searcher().objectives}
+    bounds = {name: costs[name] for name in context.objectives}
     space = replace(space, budget=space.budget | bounds)
     return space.candidate(sampling.uniform(space))
 
@@ -101,7 +101,7 @@ def check_healing(context: RunContext) -> None:
         ConfigError: A setting names something that there is not.
     """
     check_there(context.folder)
-    check_names(context.config)
+    check_place(context.config)
     if reason := unhealable(context.config):
         raise RunError(reason)
 

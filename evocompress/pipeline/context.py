@@ -202,8 +202,7 @@ class RunContext:
     @cached_property
     def timed(self) -> bool:
         """Whether budget or objectives name a cost that only a latency table knows."""
-        told, name = {}, self.config.search.name
-        if self.finished and name not in SEARCHERS and self.folder.journal.exists():
+        if self._forgotten:
             told = read_header(self.folder.journal)["settings"]
         else:
             told = searcher_settings(self.config).model_dump()
@@ -348,6 +347,21 @@ class RunContext:
     def searcher(self) -> Searcher:
         """A new searcher; its settings are checked against space and pool."""
         return make_searcher(self.config, self.space, self.loaded.tokens)
+
+    @property
+    def _forgotten(self) -> bool:
+        """Whether the searcher of a finished run is not here any more, nor needed."""
+        there = self.finished and self.folder.journal.exists()
+        return there and self.config.search.name not in SEARCHERS
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """Costs beside those of the budget that span the front."""
+        if not self._forgotten:
+            return self.searcher().objectives
+        front = self.folder.read_winner().front
+        axes = () if front is None else front.axes
+        return tuple(name for name in axes if name not in self.space.budget)
 
     def header(self) -> dict[str, Any]:
         """What the values of the journal depend on."""

@@ -104,18 +104,27 @@ def check_names(config: RunConfig) -> None:
         ConfigError: One of them does not.
     """
     searcher_settings(config)
-    if config.executor not in EXECUTORS:
-        known = nearest(config.executor, EXECUTORS)
-        raise ConfigError(f"executor: unknown executor '{config.executor}': {known}")
+    check_place(config)
     _check_costs(config)
-    _check_threads(config)
-    if config.executor == "ray":
-        env_vars_of(config.ray)
     _check_fits(config.space.fits)
     PROXIES.check(config.proxy.kind, "proxy.kind")
     _check_micro_batches(config)
     CRITERIA.check(config.library.criterion, "library.criterion")
     STRUCTURED.check(config.library.width_criterion, "library.width_criterion")
+
+
+def check_place(config: RunConfig) -> None:
+    """Whether work can be done where the configuration says, as far as is known at once.
+
+    Raises:
+        ConfigError: There is no such executor, or a setting of it is wrong.
+    """
+    if config.executor not in EXECUTORS:
+        known = nearest(config.executor, EXECUTORS)
+        raise ConfigError(f"executor: unknown executor '{config.executor}': {known}")
+    _check_threads(config)
+    if config.executor == "ray":
+        env_vars_of(config.ray)
 
 
 def with_objects(
