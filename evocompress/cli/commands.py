@@ -358,7 +358,7 @@ def _on_ray(address: str | None) -> list[str]:
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> Table:
-    """A table of rows of text, of which the first is the heading."""
+    """A table of rows of text; the first row is the heading."""
     heading, *body = rows
     table = Table()
     for place, name in enumerate(heading):

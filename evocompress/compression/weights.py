@@ -233,9 +233,12 @@ class WeightSource:
                 f"{self._name(block, matrix.path)} cannot be merged with those of the next "
                 f"{count} blocks: there are fewer"
             )
-        chain = [self._own(self._name(block + k, matrix.path)) for k in range(count + 1)]
-        parts = zip(chain[0], zip(*(own.values() for own in chain), strict=True), strict=True)
-        return {name: _merge(tensors) for name, tensors in parts}
+        names = [self._name(block + k, matrix.path) for k in range(count + 1)]
+        return {
+            f"{names[0]}.{part}": _merge([self.dense[f"{name}.{part}"] for name in names])
+            for part in WEIGHT_AND_BIAS
+            if f"{names[0]}.{part}" in self.dense
+        }
 
 
 def channelwise_tensors(loaded: LoadedModel) -> dict[str, dict[str, Tensor]]:

@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 class Cache:
-    """Values by key, at most so many bytes of them.
+    """Values by key, up to a number of bytes.
 
     Args:
         limit: Bytes of all values together; a larger value is made anew each time.
@@ -42,7 +42,7 @@ class Cache:
         return value
 
     def make_room(self, size: int) -> None:
-        """Forgets as many values as a new one of so many bytes, at most `limit`, needs."""
+        """Forgets values until a new one of these bytes, at most `limit`, fits."""
         while self.bytes + size > self.limit:
             _, (_, freed) = self._values.popitem(last=False)
             self.bytes -= freed

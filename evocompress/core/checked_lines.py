@@ -172,7 +172,7 @@ class Line(NamedTuple):
         return _damaged(self.path, self.number or self._count(), why)
 
     def _count(self) -> int:
-        """The number of a line of which only the place is known."""
+        """The number of a line whose place alone is known."""
         with self.path.open("rb") as file:
             return 1 + file.read(self.offset).count(b"\n")
 

@@ -225,7 +225,7 @@ class EvaluateConfig(Strict):
         repeats: Timings of each, at least; all models take turns.
         ratio_width: There are more turns until the 95% interval of every model's time as a share
             of the dense model's is no wider, as a fraction of its lower end,
-        latency_seconds: or until so many seconds were timed, of prefill and of decoding each.
+        latency_seconds: or until these seconds were timed, of prefill and of decoding each.
 
     Examples:
         >>> EvaluateConfig(latency=False).prefill
@@ -246,7 +246,7 @@ class LatencyConfig(Strict):
     Attributes:
         prefill: (batch, tokens) of the prompt that ``latency`` is about.
         decode: (batch, context tokens) of the step that ``decode_latency`` is about.
-        repeats: Timings of each entry, of which the median counts.
+        repeats: Timings of each entry; their median counts.
         validation: Random whole candidates that check the table and fit scale and offset.
         table: File of the table; ``None`` keeps it with the tables of other devices in the
             cache folder.

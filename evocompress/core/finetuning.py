@@ -1,4 +1,4 @@
-"""Treatments: what is done to a candidate before it is measured. No torch here."""
+"""Fine-tuning of a candidate before it is measured: a treatment, in journals. No torch here."""
 
 from __future__ import annotations
 

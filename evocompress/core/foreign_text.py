@@ -52,7 +52,7 @@ def printable(text: str, allowed: str = "\n\t") -> str:
 
 
 def shortened(text: str, most: int = LONGEST) -> str:
-    """A text of which the middle is left out where it is too long."""
+    """A text without its middle where it is too long."""
     if len(text) <= most:
         return text
     half = most // 2

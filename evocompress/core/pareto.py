@@ -1,4 +1,4 @@
-"""Fronts of points of which every coordinate is to be small."""
+"""Fronts of points whose coordinates are all to be small."""
 
 from __future__ import annotations
 

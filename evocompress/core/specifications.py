@@ -24,4 +24,4 @@ def _checked(levels: dict[str, Any]) -> dict[str, Any]:
 
 
 Levels = Annotated[dict[str, Any], AfterValidator(_checked)]
-"""The levels of a candidate, of which `Candidate.from_json` is sure to make one."""
+"""The levels of a candidate, which `Candidate.from_json` is sure to read."""

@@ -140,7 +140,7 @@ class Level:
         return f"zeros={self.zeros}" + (f",{self.pattern}" if self.pattern else "")
 
     def zeros_left(self, whole: int, left: int) -> int:
-        """Zeros in a matrix of which a narrowed sub-layer leaves `left` of `whole` weights."""
+        """Zeros in a matrix with `left` of its `whole` weights in a narrowed sub-layer."""
         if self.pattern:
             zeros, group = map(int, self.pattern.split(":"))
             return left * zeros // group
@@ -181,7 +181,7 @@ DROP = Level(drop=True)
 class Candidate:
     """One level per unit, in canonical form; a unit that is not named is dense.
 
-    Canonical: sorted by unit name, without dense levels, without the void descendants of
+    Canonical: sorted by unit name, without dense levels, without what lies below
     dropped units, and a dropped block written as its two dropped sub-layers. Build one
     with `evocompress.core.canonical.canonical`; this class only checks the order.
 
@@ -293,7 +293,7 @@ class Architecture:
     state: int | None = None
 
     def state_values(self, tokens: int) -> int:
-        """Values of the state between two blocks of a sequence of so many tokens."""
+        """Values of the state between two blocks of a sequence with these tokens."""
         return self.state or tokens * self.hidden
 
     @property

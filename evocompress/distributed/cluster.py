@@ -86,7 +86,7 @@ def check_room(config: RayConfig) -> None:
     """Refuses workers that a cluster of its own, which does not grow, could never run.
 
     Raises:
-        ConfigError: It has not so many CPUs or GPUs.
+        ConfigError: It has too few CPUs or GPUs.
     """
     import ray
 
@@ -161,7 +161,7 @@ def nodes_with(wanted: Mapping[str, float]) -> list[dict[str, Any]]:
 
 
 def too_much(wanted: Mapping[str, float]) -> str:
-    """That no node has so many CPUs and GPUs, in words."""
+    """That every node has too few CPUs and GPUs, in words."""
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]

@@ -1,4 +1,4 @@
-"""Evaluation on Ray actors, one for each GPU or for so many cores, which hold the model.
+"""Evaluation on Ray actors that hold the model, one for each GPU or for some cores.
 
 Requests go in batches of about a second, neighbours to the same actor. An actor that dies, or that
 is given up because it does not answer, is replaced, and its requests are asked again one by one;

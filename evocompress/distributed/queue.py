@@ -51,7 +51,7 @@ class Pace:
         return self._tokens / self._seconds if self._seconds else None
 
     def patience(self, tokens: int) -> float:
-        """Seconds after which a batch of so many tokens counts as lost."""
+        """Seconds after which a batch of these tokens counts as lost."""
         rate = self.tokens_per_second
         return LEAST_PATIENCE + PATIENCE * tokens / rate if rate else FIRST_PATIENCE
 

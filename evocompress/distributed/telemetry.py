@@ -44,7 +44,7 @@ class Telemetry:
         self._workers.set(workers, {"run": self._run})
 
     def answered(self, who: Who, answers: int, tokens: int, seconds: float) -> None:
-        """A worker has done a batch in so many seconds."""
+        """A worker has done a batch in these seconds."""
         tags = {"run": self._run, "worker": name_of(who)}
         for counter, value in (
             (self._answers, answers),

@@ -26,7 +26,7 @@ def depends_on_index(config: PreTrainedConfig) -> bool:
 
 
 def cut_config(config: PreTrainedConfig, kept: Sequence[Block]) -> PreTrainedConfig:
-    """A copy of the config for a model of which only the blocks `kept` are left."""
+    """A copy of the config for a model with only the blocks `kept`."""
     cut = copy.deepcopy(config)
     indices = [block.index for block in kept]
     _cut_lists(cut, indices)

@@ -111,7 +111,7 @@ def shared_heads(left: Layout) -> Heads:
 
 
 def _groups(query: int, least: int, within: int) -> int | None:
-    """The fewest of at least so many groups that share out query heads, enough to each."""
+    """The fewest groups, but at least these, that share out query heads, enough to each."""
     fitting = (g for g in range(least, query + 1) if query % g == 0 and query // g >= within)
     return next(fitting, None)
 

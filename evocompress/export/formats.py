@@ -36,7 +36,7 @@ class Format(Protocol):
     loading: ClassVar[str]
 
     def obstacle(self, loaded: LoadedModel, candidate: Candidate) -> str | None:
-        """What of which unit this format cannot express, after its name; ``None`` if it can."""
+        """The unit and level that this format cannot express; ``None`` if it can express all."""
         ...
 
     def note(self, loaded: LoadedModel, candidate: Candidate) -> str:

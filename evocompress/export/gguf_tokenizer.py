@@ -56,7 +56,7 @@ def add_tokenizer(writer: Any, loaded: LoadedModel, rows: int) -> None:
     Args:
         writer: A `gguf.GGUFWriter`.
         loaded: The dense model.
-        rows: Of the embedding, for each of which llama.cpp wants a token.
+        rows: Of the embedding; llama.cpp wants a token for each.
 
     Raises:
         ExportError: The model's GGUF file is gone, or holds another number of tokens.

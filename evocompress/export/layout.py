@@ -68,7 +68,7 @@ class Layout:
 
     @cached_property
     def kept(self) -> tuple[Block, ...]:
-        """The blocks of which anything is left, ascending."""
+        """The blocks that still have a sub-layer, ascending."""
         return tuple(block for block in self.blocks if block.dropped != self.sublayers)
 
     def having(self, sublayer: SubLayerName) -> tuple[Block, ...]:
@@ -87,7 +87,7 @@ class Layout:
 
 
 def without_blocks(left: Layout) -> str | None:
-    """The obstacle of a model of which no block is left."""
+    """The obstacle of a model without any block."""
     return None if left.kept else f"cannot leave out every block, {left.names[0]} among them"
 
 

@@ -47,7 +47,7 @@ class Program:
 
     @property
     def preferred(self) -> tuple[str, ...]:
-        """The formats of which the first that can is taken."""
+        """The formats; the first one that can express the candidate is taken."""
         return tuple(name for name, running in self.formats.items() if not running.on_request)
 
 

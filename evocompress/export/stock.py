@@ -61,7 +61,7 @@ def _staged_config(left: Layout, loaded: LoadedModel) -> PreTrainedConfig:
 
 
 def _stages(left: Layout, loaded: LoadedModel) -> str | None:
-    """The obstacle of a CNN of which a stage begins with another layer: no stage can be empty."""
+    """The obstacle of a CNN whose stages begin with another layer: no stage can be empty."""
     if not isinstance(loaded.family, Convolutional):
         return None
     firsts = (b for b in left.blocks if left.names[b.index].endswith(".0") and b not in left.kept)

@@ -78,7 +78,7 @@ def _train(loaded: LoadedModel, lessons: Iterable[Tensor], learning_rate: float)
 
 
 def _lessons(sequences: Tensor, tokens: int) -> Iterator[Tensor]:
-    """Sequences (1, S) of so many tokens in all; of a single last token nothing can be learnt."""
+    """Sequences (1, S) with this number of tokens in all; a single last token teaches nothing."""
     for sequence in cycle(sequences):
         if tokens < 2:
             return

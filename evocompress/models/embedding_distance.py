@@ -39,7 +39,7 @@ def similarity_disorders(embeddings: Tensor, target: Tensor) -> Tensor:
         target: Of unit length (B, H).
 
     Raises:
-        ValueError: There are fewer than `FEWEST`, of which each has too few others for an order.
+        ValueError: There are fewer than `FEWEST`: each has too few others for an order.
     """
     if len(target) < FEWEST:
         raise ValueError(f"{len(target)} embeddings have no order: give at least {FEWEST}")

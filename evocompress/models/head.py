@@ -60,7 +60,7 @@ def chunk_rows(model: PreTrainedModel) -> int:
 
 
 def chunk_bytes(on_cpu: bool, itemsize: int) -> int:
-    """Bytes of a chunk of logits of so many bytes each."""
+    """Bytes of a chunk of logits, from the bytes of one."""
     if not on_cpu:
         return GPU_BYTES
     return CPU_LOGIT_BYTES if itemsize < torch.float32.itemsize else CPU_FLOAT32_LOGIT_BYTES

@@ -95,7 +95,7 @@ class Task:
             return model(**self.inputs(batch, model.dtype))
 
     def counted(self, length: int) -> int:
-        """How many outputs a sequence of so many tokens has."""
+        """How many outputs a sequence with this number of tokens has."""
         return length - 1 if self.by_position else 1
 
     def states(self, hidden: Tensor) -> Tensor:

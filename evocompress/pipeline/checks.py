@@ -35,7 +35,7 @@ def check(context: RunContext) -> None:
 
 
 def check_settings(context: RunContext, *, search: bool = True) -> None:
-    """Whether settings and space fit the model, of which an outline is enough.
+    """Whether settings and space fit the model; an outline of the model is enough.
 
     Args:
         context: Of the run, perhaps with an outline of the model.

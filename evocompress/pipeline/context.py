@@ -242,12 +242,11 @@ class RunContext:
         """
         genes = self.untimed_space.encoding
         return {
-            name: stored
+            part.name: stored
             for units, levels in zip(genes.members, genes.levels, strict=True)
             if (stored := tuple(level for level in levels if not level.dense and not level.drop))
             for unit in units
             for part in self.units.experts.get(unit.name, (unit,))
-            for name in [part.name]
         }
 
     @property

@@ -36,7 +36,7 @@ def finished(
         may_change: How the names of settings begin that these may be about.
 
     Raises:
-        RunError: It has none, or is to be used with settings of which the winner is not.
+        RunError: It has none, or the winner was searched with other settings.
     """
     folder = RunFolder(Path(path))
     before = folder.config()

@@ -139,7 +139,7 @@ def all_values(journal: Journal, best: Incumbent, micro_batches: int) -> list[Mi
 def front_summary(
     space: SearchSpace, rows: Sequence[Mapping[str, Any]], objectives: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Axes, hypervolume and knee of the front of front.json's rows, of which there is one.
+    """Axes, hypervolume and knee of the front among the rows of front.json, at least one.
 
     All of it is about the values of the rows, so about the micro-batches that these have in
     common. The hypervolume lies between the front and a reference point: the dense model's costs

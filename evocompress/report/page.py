@@ -162,7 +162,7 @@ def _front(run: RunData) -> Section | None:
 
 
 def _layers(run: RunData, costs: Sequence[str]) -> Markup:
-    """The layers of one candidate of the front, of which a click or a list chooses another."""
+    """The layers of one candidate of the front; a click or a list chooses another candidate."""
     winner = run.winner
     dense = winner.dense_costs if winner else {}
     shown = [point for point in run.front if point.id in run.candidates]

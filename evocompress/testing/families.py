@@ -308,7 +308,7 @@ class FamilyContract(BlockContract):
     def test_every_sequence_is_as_long_as_it_says(
         self, family: Family, model: PreTrainedModel
     ) -> None:
-        """Text has a token for each id; where all inputs are alike, so many tokens are told."""
+        """Text has a token for each id; where all inputs are alike, their number is told."""
         batch, tokens = random_batch(family, model), family.architecture(model).tokens
         hidden, _ = family.block_inputs(model, batch)
         if staged(family):

@@ -24,7 +24,7 @@ KINDS = ("llama", "mistral", "gemma")
 """Llama 2 as transformers 5 makes it, Mistral as in its own file, Gemma without a first space."""
 
 TWO_WAYS = ("th", "he", "the")
-"""Pieces of which one can be put together in two ways."""
+"""Pieces; one of them can be put together in two ways."""
 
 RUNS = tuple(SPACE * length for length in (2, 3, 4, 8))
 

@@ -55,7 +55,7 @@ def kinds_of(name: str) -> tuple[str, ...]:
 def rotary_loaded(name: str, kind: str, *, layers: int = 2) -> LoadedModel:
     """A random model of a family with rotary embeddings of a kind.
 
-    Qwen2-MoE has no attention windows, of which transformers 4 knows only one for all layers.
+    Qwen2-MoE has no attention windows: transformers 4 knows only one for all layers.
     """
     model: Any = stock_model(name, layers=layers)
     config = model.config

@@ -273,7 +273,7 @@ def tiny_loaded(
 
 
 def _scorer(**settings: Any) -> PreTrainedModel:
-    """A classifier of a decoder of which only the first output is left."""
+    """A classifier of a decoder with only its first output."""
     model: Any = tiny_model("gpt2-classifier", **settings)
     model.config.num_labels = model.num_labels = model.score.out_features = 1
     model.score.weight = nn.Parameter(model.score.weight[:1].clone(), requires_grad=False)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from evocompress.models.families.patches import rows_read
 
 LEAST_PANEL, PANELS = 192, 8
-"""A Gram matrix is summed in panels of rows, at most so many, and at least so wide."""
+"""A Gram matrix is summed in panels of rows: the most panels, and the fewest rows of one."""
 
 TOGETHER = 2048
 """Tokens whose products are made together, at most: so many as there are features, that they take
@@ -108,7 +108,7 @@ def collecting(
         readers: For each input a module that reads it.
         needs: What to sum of each input (keys of `Sums`).
         length: Tokens of a sequence; blocks may hand them to their matrices in one long row.
-        routed: Inputs of which each token may or may not be read, as an expert's: a token counts
+        routed: Inputs whose tokens may or may not be read, as those of an expert: a token counts
             as a sequence. Their tokens are counted, too (`COUNT`).
 
     Yields:

@@ -27,7 +27,7 @@ class Library:
     Args:
         path: Its folder.
         manifest: How it was made and what it holds.
-        dense: The dense model, of which narrowed matrices are made.
+        dense: The dense model, from which narrowed matrices are cut.
         cache_mib: Memory for matrices that are both narrowed and given zeros.
 
     Attributes:

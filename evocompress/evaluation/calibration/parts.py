@@ -111,7 +111,7 @@ def text_parts(config: CalibrationConfig, loaded: LoadedModel, cache: Path | Non
 
 
 def _apart(searched: Tensor, heldout: Tensor, form: _Form) -> TextParts:
-    """Parts of which the model wrote one; refuses them if a sequence is in both."""
+    """Parts, one of them written by the model; refuses them if a sequence is in both."""
     seen = seen_in(form.text(searched), SHORTER_RUN)
     text = form.text(heldout)
     common = sum(map(seen.has, text))
@@ -199,7 +199,7 @@ def _beside(streams: Iterable[Tensor], seen: Seen) -> Iterator[tuple[list[Tensor
 
 
 def _too_little(found: int, total: int, same: bool, config: CalibrationConfig) -> str:
-    """What to say of a held-out source of so many sequences, of which `found` are new.
+    """What to say of a held-out source with `found` new sequences, fewer than are needed.
 
     Args:
         found: Sequences that are new.

@@ -97,7 +97,7 @@ def check_present(source: str, key: str) -> None:
 
 
 def has_fields(source: str) -> bool:
-    """Whether a source consists of rows with fields, of which one is the text."""
+    """Whether a source consists of rows with fields, one of them the text."""
     return source.startswith(DATASETS) or format_of(Path(source).expanduser()) in FORMATS
 
 

@@ -140,7 +140,7 @@ class LayeredStates:
 def _nodes(
     paths: Sequence[Sequence[BlockLevels]], wanted: Sequence[Sequence[int]], depth: int
 ) -> dict[Path, list[int]]:
-    """The nodes of the trie behind so many blocks, and the micro-batches asked of each."""
+    """The nodes of the trie behind this number of blocks, and the micro-batches asked of each."""
     found: defaultdict[Path, set[int]] = defaultdict(set)
     for path, micro_batches in zip(paths, wanted, strict=True):
         found[tuple(path[:depth])].update(micro_batches)

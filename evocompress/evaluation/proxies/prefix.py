@@ -52,7 +52,7 @@ class Stream:
         return self.bytes_with(self.every)
 
     def bytes_with(self, every: int) -> int:
-        """Bytes that it would take with so many blocks between two kept states."""
+        """Bytes of all kept states, with this number of blocks between two of them."""
         return self.states[0].nbytes * (1 + ceil(len(self.arguments) / every)) + self._of_arguments
 
     @cached_property
@@ -170,7 +170,7 @@ class PrefixStates:
         return stream
 
     def _make_room(self, nbytes: int, levels: Sequence[BlockLevels]) -> bool:
-        """Whether so many bytes more fit; what other candidates left gives way for them."""
+        """Whether these bytes fit as well; states of other candidates give way for them."""
         for micro_batch, stream in list(self._streams.items()):
             if self.nbytes + nbytes <= LIMIT_BYTES or stream.levels == levels:
                 break

@@ -66,7 +66,7 @@ def stock_class(name: str) -> str:
 
 
 def check_layers(config: PreTrainedConfig) -> None:
-    """Refuse a compressed model of which blocks have more than their own two sub-layers.
+    """Refuse a compressed model whose blocks have more than their own two sub-layers.
 
     Raises:
         ModelError: It is of format ``folded``.

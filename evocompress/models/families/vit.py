@@ -69,7 +69,7 @@ class ViT(Encoder):
 
 
 class DeiT(ViT):
-    """ViT's blocks, and one token more, of which the classifier of such models takes no notice."""
+    """ViT's blocks, and one token more, which the classifier of such models does not read."""
 
     model_type = "deit"
     layers_path = "deit.layers"

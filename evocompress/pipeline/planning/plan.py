@@ -156,7 +156,7 @@ def _advice(run: Run, stages: Sequence[StagePlan], name: str, memory: int) -> It
 
 
 def _remedies(run: Run, stage: StagePlan, memory: int, spare: int) -> Iterator[str]:
-    """Settings of which each alone makes a stage fit, found by planning it with them.
+    """Settings that each alone make a stage fit, found by planning the stage with them.
 
     Args:
         run: The run.

@@ -152,7 +152,7 @@ class Run:
         )
 
     def compared(self, tokens: float) -> Work:
-        """Comparing the logits of so many tokens, where the proxy does that."""
+        """Comparing the logits of these tokens, where the proxy does that."""
         return Work(logits=tokens * self._vocabulary * self.by_logits)
 
     @property
@@ -304,12 +304,12 @@ def _block_work(order: BlockOrder, tokens: int, routed_share: float) -> Work:
 
 
 def _error_operations(outputs: int, inputs: int, count: int) -> float:
-    """Of the output energies of so many matrices, of which half the products are needed."""
+    """The output energies of these matrices, for which half of the products are needed."""
     return float(count) * outputs * inputs * (inputs + min(ENERGY_BLOCK, inputs))
 
 
 def search_stage(run: Run) -> StagePlan:
-    """The search, at most so many requested tokens as the run allows."""
+    """The search, with all the requested tokens that the run allows."""
     context = run.context
     requested = context.config.search.tokens or USUAL_TOKENS
     estimated = _estimated(run) * requested

@@ -93,7 +93,7 @@ class AshaConfig(Strict):
     Attributes:
         grace_tokens: Requested tokens before which no search is stopped.
         max_tokens: Requested tokens beyond which none is.
-        reduction: At each rung one of so many goes on, to so many times the tokens.
+        reduction: At each rung one search in this many goes on, to this many times the tokens.
 
     Examples:
         >>> AshaConfig(grace_tokens=10_000, max_tokens=160_000).reduction
@@ -125,7 +125,7 @@ class SweepConfig(Strict):
         trials: How many Optuna proposes.
         seed: Of Optuna's sampler.
         asha: Stops searches that are far behind; ``None`` lets all go on to their end.
-        ray: Where trials run: `workers` at a time, each with so many `cpus` and `gpus`.
+        ray: Where trials run: `workers` at a time, each with `cpus` and `gpus`.
 
     Examples:
         >>> run = {"model": {"source": "tiny"}, "space": {"drop": {}}}
