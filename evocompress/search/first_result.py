@@ -18,7 +18,7 @@ from evocompress.core.types import (
     Result,
 )
 from evocompress.search.base import Problem, Searcher, SearcherSettings
-from evocompress.search.generator_searcher import ProceduralSearcher
+from evocompress.search.generator_searcher import GeneratorSearcher
 from evocompress.space.space import SearchSpace
 
 _MOST = 2**50
@@ -43,7 +43,7 @@ def check_tokens(
         ConfigError: With the smallest number that would do.
     """
     limit = problem.tokens
-    if limit is None or not issubclass(factory, ProceduralSearcher) or factory.checks_tokens:
+    if limit is None or not issubclass(factory, GeneratorSearcher) or factory.checks_tokens:
         return
 
     def needed(tokens: int) -> int | None:
@@ -85,7 +85,7 @@ def _smallest(few: int, needed: Callable[[int], int | None]) -> int:
     return enough
 
 
-def _until_first(searcher: ProceduralSearcher, problem: Problem) -> int | None:
+def _until_first(searcher: GeneratorSearcher, problem: Problem) -> int | None:
     """Tokens that are requested until there is an incumbent, by made-up answers.
 
     All values are good, and the less a candidate uses of the budget, the better is its own: so a
@@ -93,15 +93,14 @@ def _until_first(searcher: ProceduralSearcher, problem: Problem) -> int | None:
     where the search ends without them, its result is still to be measured. ``None``: the search
     ends without any result.
     """
-    requested, asked = 0, list[Request]()
+    asked = list[Request]()
     while searcher.incumbent() is None and (requests := searcher.ask()):
         asked = requests
-        requested += sum(problem.pool.requested(request) for request in requests)
         searcher.tell(_answers(problem.space, requests))
     if searcher.incumbent() is not None:
-        return requested
+        return searcher.ledger.requested
     if asked and isinstance(asked[-1], Estimate):
-        return requested + sum(problem.pool.tokens[index] for index in searcher.result_batches)
+        return searcher.ledger.requested + searcher.ledger.size(searcher.micro_batches)
     return None
 
 

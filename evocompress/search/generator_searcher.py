@@ -1,74 +1,51 @@
-"""Searchers written as one procedure that yields requests and gets answers."""
+"""Searchers written as one generator that yields requests and gets answers."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import ClassVar, TypeVar
+from abc import abstractmethod
+from collections.abc import Callable, Generator, Sequence
+from typing import TypeVar
 
 import numpy as np
 
 from evocompress.core.arrays import Genome
 from evocompress.core.types import Answer, Estimate, Estimation, Evaluate, Request, Result
-from evocompress.search.base import Incumbent, Problem
+from evocompress.search.base import Incumbent, Problem, Searcher, SearcherSettings
 from evocompress.space.repair import repair
 from evocompress.space.space import SearchSpace
 
 T = TypeVar("T")
 
 AskTell = Generator[Sequence[Request], list[Answer], T]
-"""A part of a procedure that asks, and in the end gives a T."""
+"""A part of a search: it yields requests, is sent their answers, and returns a T."""
 
-GeneratorSearcher = AskTell[None]
+Ranking = list[tuple[Genome, Result]]
+"""Genomes (U,) with their results, best first."""
 
 
-class ProceduralSearcher(ABC):
-    """Turns a generator of asks into the `Searcher` interface.
+class GeneratorSearcher(Searcher):
+    """Turns a generator of asks into a `Searcher`.
 
-    The generator yields a non-empty list of requests, receives their answers in order, and
-    returns when the search has ended.
-
-    Attributes:
-        checks_tokens: Whether making a searcher refuses tokens that are too few for a result.
+    `search` yields non-empty lists of requests, receives their answers in order, and returns
+    when the search has ended. Mostly it does so by ``yield from self.select(genomes)``. Tokens
+    are counted in `ledger` as answers come in.
     """
 
-    checks_tokens: ClassVar[bool] = False
-    _micro_batches: tuple[int, ...] = ()
-
-    def __init__(self, problem: Problem, rng: np.random.Generator) -> None:
-        self._space = problem.space
-        self._pool = problem.pool
-        self._rng = rng
-        self._best: Incumbent | None = None
-        self._procedure = self._search()
+    def __init__(
+        self, problem: Problem, settings: SearcherSettings, rng: np.random.Generator
+    ) -> None:
+        super().__init__(problem, settings, rng)
+        self._generator = self.search()
         self._asked: Sequence[Request] | None = None
 
     @abstractmethod
-    def _search(self) -> GeneratorSearcher:
+    def search(self) -> AskTell[None]:
         """The whole search."""
-
-    @property
-    def objectives(self) -> tuple[str, ...]:
-        """Costs beside those of the budget that span the front: none."""
-        return ()
-
-    @property
-    def result_batches(self) -> tuple[int, ...]:
-        """On which micro-batches the result is measured, if that is settled from the beginning."""
-        return self._micro_batches
-
-    def origins(self) -> Mapping[str, str]:
-        """{candidate id: what it stands for}: nothing has a name."""
-        return {}
-
-    def phase(self) -> str:
-        """What the last ask is for: nothing to be said."""
-        return ""
 
     def ask(self) -> list[Request]:
         """The next requests, the same until they are answered; empty at the end."""
         if self._asked is None:
-            self._asked = next(self._procedure, [])
+            self._asked = next(self._generator, [])
         return list(self._asked)
 
     def tell(self, answers: list[Answer]) -> None:
@@ -80,22 +57,53 @@ class ProceduralSearcher(ABC):
         if [answer.request for answer in answers] != self.ask():
             raise ValueError("the results do not answer the last ask, request by request")
         if answers:
-            self._asked = _advance(self._procedure, answers)
+            self.ledger.charge(self.ask())
+            self._asked = _advance(self._generator, answers)
 
-    def incumbent(self) -> Incumbent | None:
-        """The best candidate so far and its value in its last comparison."""
-        return self._best
+    def select(
+        self, genomes: Sequence[Genome], micro_batches: tuple[int, ...] | None = None
+    ) -> AskTell[Genome]:
+        """The best of feasible genomes (U,), which becomes the incumbent.
 
-    def _evaluate(
+        All are measured on the same micro-batches. Those that cannot be measured are dropped;
+        where all fail, the first one is returned and the incumbent stays.
+
+        Args:
+            genomes: At least one; of equal ones one is measured.
+            micro_batches: On which they are compared; `micro_batches` if left out.
+        """
+        different = list({genome.tobytes(): genome for genome in genomes}.values())
+        chosen = self.micro_batches if micro_batches is None else micro_batches
+        results = yield from self.evaluate(different, chosen)
+        best = self.crown(ranked(different, results))
+        return genomes[0] if best is None else best
+
+    def crown(self, ranking: Ranking) -> Genome | None:
+        """The first of a ranking, which becomes the incumbent; ``None`` where it is empty."""
+        if not ranking:
+            return None
+        genome, result = ranking[0]
+        self._best = Incumbent.of(result)
+        return genome
+
+    def evaluate(
         self, genomes: Sequence[Genome], micro_batches: tuple[int, ...], *, probe: bool = False
     ) -> AskTell[list[Result]]:
-        """The results of genomes (U,) on the same micro-batches, in order."""
+        """The results of genomes (U,) on the same micro-batches, in order.
+
+        The mean of a result that failed is infinite.
+
+        Args:
+            genomes: What is measured, each once.
+            micro_batches: On which tokens.
+            probe: Whether they are outside the budget, and can never win.
+        """
         if not genomes:
             return []
         answers = yield self._requests(genomes, micro_batches, probe=probe)
         return [answer for answer in answers if isinstance(answer, Result)]
 
-    def _estimate(
+    def estimate(
         self, genome: Genome, kind: str, micro_batches: tuple[int, ...], *, forwards: int = 1
     ) -> AskTell[Estimation]:
         """An estimate at a genome (U,); it may have failed.
@@ -106,12 +114,12 @@ class ProceduralSearcher(ABC):
             micro_batches: On which tokens.
             forwards: How many forward passes over them it counts as; a backward pass is two.
         """
-        candidate = self._space.candidate(genome)
+        candidate = self.space.candidate(genome)
         [answer] = yield [Estimate(candidate, kind, micro_batches, forwards)]
         assert isinstance(answer, Estimation)
         return answer
 
-    def _descend(
+    def descend(
         self,
         genome: Genome,
         choices: Callable[[Genome], list[Genome]],
@@ -130,33 +138,29 @@ class ProceduralSearcher(ABC):
         """
         while not target.feasible(genome[None])[0]:
             tries = _useful(target, genome, choices(genome))
-            results = yield from self._evaluate(tries, micro_batches, probe=True)
+            results = yield from self.evaluate(tries, micro_batches, probe=True)
             best = ranked(tries, results)
             if not best:
                 break
             genome = best[0][0]
         return genome
 
-    def _conclude(self, genome: Genome, micro_batches: tuple[int, ...]) -> GeneratorSearcher:
+    def conclude(self, genome: Genome) -> AskTell[None]:
         """Makes a genome (U,), brought below the budget, the incumbent if it can be evaluated."""
-        final = [repair(self._space, genome, self._rng)]
-        results = yield from self._evaluate(final, micro_batches)
-        for _, result in ranked(final, results):
-            self._best = Incumbent.of(result)
+        yield from self.select([repair(self.space, genome, self.rng)])
 
     def _requests(
         self, genomes: Sequence[Genome], micro_batches: tuple[int, ...], *, probe: bool = False
     ) -> list[Evaluate]:
         """One request per genome (U,), all on the same micro-batches."""
         return [
-            Evaluate(self._space.candidate(genome), micro_batches, probe=probe)
-            for genome in genomes
+            Evaluate(self.space.candidate(genome), micro_batches, probe=probe) for genome in genomes
         ]
 
 
-def _advance(procedure: GeneratorSearcher, answers: list[Answer]) -> Sequence[Request]:
+def _advance(generator: AskTell[None], answers: list[Answer]) -> Sequence[Request]:
     try:
-        return procedure.send(answers)
+        return generator.send(answers)
     except StopIteration:
         return []
 
@@ -182,7 +186,7 @@ def first_feasible(space: SearchSpace, path: Genome) -> Genome:
     return first
 
 
-def ranked(genomes: Sequence[Genome], results: Sequence[Result]) -> list[tuple[Genome, Result]]:
+def ranked(genomes: Sequence[Genome], results: Sequence[Result]) -> Ranking:
     """Genomes with their results, best first; failed and censored ones are left out."""
     pairs = [pair for pair in zip(genomes, results, strict=True) if np.isfinite(pair[1].mean)]
     return sorted(pairs, key=lambda pair: pair[1].mean)

@@ -14,7 +14,7 @@ from evocompress.pipeline.loop import search
 from evocompress.search.allocation.allocation import Allocation, allocated
 from evocompress.search.allocation.sparsity_allocation import METHODS, Known, proportional
 from evocompress.search.base import Problem
-from evocompress.search.generator_searcher import ProceduralSearcher
+from evocompress.search.generator_searcher import GeneratorSearcher
 from evocompress.space import sampling
 from evocompress.space.build import build_space
 from evocompress.testing import searchers as contract
@@ -260,12 +260,13 @@ class TestUse:
     def test_another_procedure_begins_with_a_method(self):
         space = space_of()
 
-        class Other(ProceduralSearcher):
-            def _search(self):
-                self.genome = yield from allocated(self._space, "pq", (0, 1))
-                yield from self._conclude(self.genome, (0,))
+        class Other(GeneratorSearcher):
+            def search(self):
+                self.genome = yield from allocated(self.space, "pq", (0, 1))
+                yield from self.select([self.genome], (0,))
 
-        other, alone = Other(Problem(space, POOL), np.random.default_rng(0)), searcher(space, "pq")
+        problem, rng = Problem(space, POOL), np.random.default_rng(0)
+        other, alone = Other(problem, Other.Settings(), rng), searcher(space, "pq")
         for one in (other, alone):
             run(one, Separable.of(space))
         assert (other.genome == space.genome(alone.incumbent().candidate)).all()

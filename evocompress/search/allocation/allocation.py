@@ -17,8 +17,7 @@ from evocompress.core.types import Candidate, Estimate, Estimation
 from evocompress.search.allocation.knapsack import Harms, knapsack
 from evocompress.search.allocation.sparsity_allocation import METHODS, Known, Method
 from evocompress.search.base import Problem, SearcherSettings
-from evocompress.search.fidelity import batches
-from evocompress.search.generator_searcher import AskTell, GeneratorSearcher, ProceduralSearcher
+from evocompress.search.generator_searcher import AskTell, GeneratorSearcher
 from evocompress.space import sampling
 from evocompress.space.budget import require
 from evocompress.space.space import SearchSpace
@@ -56,34 +55,32 @@ class AllocationSettings(SearcherSettings):
         return METHODS[self.method].kind == "perturbation"
 
 
-class Allocation(ProceduralSearcher):
+class Allocation(GeneratorSearcher):
     """Measures the candidate of one heuristic and ends."""
 
     Settings: ClassVar[type[SearcherSettings]] = AllocationSettings
 
+    settings: AllocationSettings
+
     def __init__(
         self, problem: Problem, settings: AllocationSettings, rng: np.random.Generator
     ) -> None:
-        check_allocates(problem.space, f"allocation ({settings.method})")
-        if settings.spread is not None and METHODS[settings.method].spread is None:
-            raise ConfigError(f"search.spread: {settings.method} has no such setting; leave it out")
-        pool = problem.pool
-        self._micro_batches = batches.chosen(
-            pool, settings.candidate_tokens, "search.candidate_tokens", rng
-        )
-        self._estimate_batches = (
-            self._micro_batches
-            if settings.estimate_tokens is None
-            else batches.chosen(pool, settings.estimate_tokens, "search.estimate_tokens", rng)
-        )
-        self._settings = settings
-        super().__init__(problem, rng)
+        super().__init__(problem, settings, rng)
+        self._estimate_batches = self.chosen(settings.estimate_tokens, "search.estimate_tokens")
 
-    def _search(self) -> GeneratorSearcher:
-        method, spread = self._settings.method, self._settings.spread
-        genome = yield from allocated(self._space, method, self._estimate_batches, spread=spread)
+    def check(self) -> None:
+        """Refuses a space without sparsities, and a spread where the method has none."""
+        method = self.settings.method
+        check_allocates(self.space, f"allocation ({method})")
+        if self.settings.spread is not None and METHODS[method].spread is None:
+            raise ConfigError(f"search.spread: {method} has no such setting; leave it out")
+
+    def search(self) -> AskTell[None]:
+        """The heuristic's allocation."""
+        method, spread = self.settings.method, self.settings.spread
+        genome = yield from allocated(self.space, method, self._estimate_batches, spread=spread)
         if genome is not None:
-            yield from self._conclude(genome, self._micro_batches)
+            yield from self.conclude(genome)
 
 
 def check_allocates(space: SearchSpace, name: str) -> None:

@@ -19,9 +19,7 @@ from evocompress.core.fields import Size, Tokens
 from evocompress.core.types import DENSE, Candidate, Evaluate, Level, Result
 from evocompress.search.allocation.knapsack import Harms, knapsack
 from evocompress.search.base import Problem, SearcherSettings
-from evocompress.search.fidelity import batches
-from evocompress.search.generator_searcher import AskTell, GeneratorSearcher, ProceduralSearcher
-from evocompress.space.budget import require
+from evocompress.search.generator_searcher import AskTell, GeneratorSearcher
 from evocompress.space.encoding import Encoding
 from evocompress.space.space import SearchSpace
 
@@ -48,7 +46,7 @@ class DistortionDPSettings(SearcherSettings):
     candidate_tokens: Tokens | None = None
 
 
-class DistortionDP(ProceduralSearcher):
+class DistortionDP(GeneratorSearcher):
     """Measures curves one unit at a time, and the candidate of their least sum at the end.
 
     The distortion is the rise of the proxy's value. Trials are no members of the space, so they
@@ -57,37 +55,30 @@ class DistortionDP(ProceduralSearcher):
 
     Settings: ClassVar[type[SearcherSettings]] = DistortionDPSettings
 
+    settings: DistortionDPSettings
+
     def __init__(
         self, problem: Problem, settings: DistortionDPSettings, rng: np.random.Generator
     ) -> None:
-        require(problem.space)
-        pool = problem.pool
-        self._micro_batches = batches.chosen(
-            pool, settings.candidate_tokens, "search.candidate_tokens", rng
-        )
-        self._probe_batches = (
-            self._micro_batches
-            if settings.probe_tokens is None
-            else batches.chosen(pool, settings.probe_tokens, "search.probe_tokens", rng)
-        )
-        self._settings = settings
-        super().__init__(problem, rng)
+        super().__init__(problem, settings, rng)
+        self._probe_batches = self.chosen(settings.probe_tokens, "search.probe_tokens")
 
-    def _search(self) -> GeneratorSearcher:
-        wide = WithDense.of(self._space)
-        genome, now = self._space.encoding.default, wide.genes.default
-        for target in targets(self._space, self._settings.rounds):
+    def search(self) -> AskTell[None]:
+        """Round after round of curves and their least sum."""
+        wide = WithDense.of(self.space)
+        genome, now = self.space.encoding.default, wide.genes.default
+        for target in targets(self.space, self.settings.rounds):
             points = yield from self._curves(wide, now)
             if points is None:
                 break
             found = knapsack(target, harms(wide, now, points), genome)
             if found is not None:
                 genome, now = found, found + wide.shift
-        yield from self._conclude(genome, self._micro_batches)
+        yield from self.conclude(genome)
 
     def _curves(self, wide: WithDense, now: Genome) -> AskTell[Points | None]:
         """The distortions of single changes; ``None`` where not even `now` can be measured."""
-        tries = trials(wide, now, self._settings.levels)
+        tries = trials(wide, now, self.settings.levels)
         candidates = [wide.changed(now, gene, level) for gene, level in tries]
         dense = wide.genes.candidate(now)
         # Below a dropped unit different changes may give one candidate: it is asked for once.

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf, isfinite
+from math import isfinite
 from typing import Annotated, ClassVar
 
 import numpy as np
@@ -22,16 +22,10 @@ from evocompress.core.errors import ConfigError
 from evocompress.core.fields import Size, Tokens, Whole
 from evocompress.core.types import Pool
 from evocompress.search.allocation.partitions import Front, split
-from evocompress.search.base import Incumbent, Problem, SearcherSettings
-from evocompress.search.baselines.steps import USUAL_TOKENS, least_compressed, rates, savings
+from evocompress.search.base import Problem, SearcherSettings
+from evocompress.search.baselines.steps import least_compressed, rates, savings
 from evocompress.search.fidelity import batches
-from evocompress.search.generator_searcher import (
-    AskTell,
-    GeneratorSearcher,
-    ProceduralSearcher,
-    ranked,
-)
-from evocompress.space.budget import require
+from evocompress.search.generator_searcher import AskTell, GeneratorSearcher
 from evocompress.space.repair import fill_budget, repair
 
 
@@ -60,6 +54,10 @@ class DivideAndConquerSettings(SearcherSettings):
     candidate_tokens: Tokens | None = None
     final_tokens: Tokens | None = None
 
+    def tokens_of_comparison(self, pool: Pool) -> int:
+        """Few, if nothing is said."""
+        return self.candidate_tokens or batches.few(pool)
+
 
 @dataclass(frozen=True, eq=False)
 class Option:
@@ -78,7 +76,7 @@ class Option:
     harm: float
 
 
-class DivideAndConquer(ProceduralSearcher):
+class DivideAndConquer(GeneratorSearcher):
     """Searches range by range, then combines what was found.
 
     Where the tokens do not last, ranges are combined by their own distortions.
@@ -87,50 +85,49 @@ class DivideAndConquer(ProceduralSearcher):
     checks_tokens: ClassVar[bool] = True
     Settings: ClassVar[type[SearcherSettings]] = DivideAndConquerSettings
 
+    settings: DivideAndConquerSettings
+
     def __init__(
         self, problem: Problem, settings: DivideAndConquerSettings, rng: np.random.Generator
     ) -> None:
-        require(problem.space)
-        pool = problem.pool
-        self._settings = settings
-        self._tokens = settings.candidate_tokens or batches.fitting(pool, USUAL_TOKENS)
-        self._probed = batches.chosen(pool, self._tokens, "search.candidate_tokens", rng)
-        final = settings.final_tokens or _final_tokens(pool, problem.tokens, settings.finalists)
-        self._final = batches.chosen(pool, final, "search.final_tokens", rng)
+        super().__init__(problem, settings, rng)
+        self._tokens = self.ledger.size(self.micro_batches)
+        final = settings.final_tokens or _final_tokens(
+            problem.pool, problem.tokens, settings.finalists
+        )
+        self._final = self.chosen(final, "search.final_tokens")
         self._ranges = split(problem.space, settings.ranges)
-        self._limit = inf if problem.tokens is None else problem.tokens
         self._reserved = settings.finalists * final
-        self._spent = 0
         self._check_tokens()
-        super().__init__(problem, rng)
 
     def _check_tokens(self) -> None:
-        first = 1 + len(self._ranges) * self._settings.kept
+        first = 1 + len(self._ranges) * self.settings.kept
         needed = first * self._tokens + self._reserved
-        if needed > self._limit:
+        if needed > self.ledger.limit:
             raise ConfigError(
-                f"search.tokens: {self._limit} is less than the {needed} that the first {first} "
-                f"candidates and the last {self._settings.finalists} take; raise it or lower "
-                "ranges, kept, finalists, candidate_tokens or final_tokens"
+                f"search.tokens: {self.ledger.limit} is less than the {needed} that the first "
+                f"{first} candidates and the last {self.settings.finalists} take; raise it or "
+                "lower ranges, kept, finalists, candidate_tokens or final_tokens"
             )
 
-    def _search(self) -> GeneratorSearcher:
+    def search(self) -> AskTell[None]:
+        """The fronts of the ranges, then their combinations."""
         fronts = yield from self._fronts()
         combined = yield from self._combine(fronts)
         yield from self._rescore(combined)
 
     def _fronts(self) -> AskTell[list[Front]]:
         """For each range the least compressed genome and the best that were found beside it."""
-        kept = self._settings.kept
-        base = least_compressed(self._space)
+        kept = self.settings.kept
+        base = least_compressed(self.space)
         [value] = yield from self._probe([base])
         for part in self._ranges:
             part.learn(base, value)
-        yield from self._learn([part.way_down(kept, self._rng) for part in self._ranges])
-        limit = min(self._limit / 2, self._limit - self._reserved)
-        for _ in range(self._settings.generations):
+        yield from self._learn([part.way_down(kept, self.rng) for part in self._ranges])
+        limit = min(self.ledger.limit / 2, self.ledger.limit - self._reserved)
+        for _ in range(self.settings.generations):
             offspring = [
-                part.offspring(self._settings.offspring, part.front(kept), self._rng)
+                part.offspring(self.settings.offspring, part.front(kept), self.rng)
                 for part in self._ranges
             ]
             if not self._affords(sum(map(len, offspring)), limit):
@@ -138,7 +135,7 @@ class DivideAndConquer(ProceduralSearcher):
             yield from self._learn(offspring)
         return [[(base, value), *part.front(kept)] for part in self._ranges]
 
-    def _learn(self, genomes: Sequence[Sequence[Genome]]) -> GeneratorSearcher:
+    def _learn(self, genomes: Sequence[Sequence[Genome]]) -> AskTell[None]:
         """Measures some genomes (U,) of each range."""
         owners = [part for part, own in zip(self._ranges, genomes, strict=True) for _ in own]
         tries = [genome for own in genomes for genome in own]
@@ -152,9 +149,9 @@ class DivideAndConquer(ProceduralSearcher):
         Each round tries the next configuration of each range and takes that which harms least for
         what it saves.
         """
-        chosen, places = least_compressed(self._space), [0] * len(fronts)
+        chosen, places = least_compressed(self.space), [0] * len(fronts)
         tries = [chosen]
-        while not self._space.feasible(chosen[None])[0]:
+        while not self.space.feasible(chosen[None])[0]:
             options = self._options(chosen, fronts, places)
             prices = yield from self._price(chosen, options)
             order = [
@@ -165,7 +162,7 @@ class DivideAndConquer(ProceduralSearcher):
             tries = [options[index].genome for index in order]
             best = options[order[0]]
             chosen, places[best.index] = best.genome, best.place
-        return [genome for genome in tries if self._space.feasible(genome[None])[0]] or [chosen]
+        return [genome for genome in tries if self.space.feasible(genome[None])[0]] or [chosen]
 
     def _options(
         self, chosen: Genome, fronts: Sequence[Front], places: Sequence[int]
@@ -177,7 +174,7 @@ class DivideAndConquer(ProceduralSearcher):
         ):
             later = range(place + 1, len(front))
             genomes = [part.put_into(chosen, front[i][0]) for i in later]
-            useful = np.flatnonzero(savings(self._space, chosen, genomes) > 0)
+            useful = np.flatnonzero(savings(self.space, chosen, genomes) > 0)
             if useful.size:
                 first = int(useful[0])
                 harm = front[later[first]][1] - front[place][1]
@@ -188,31 +185,27 @@ class DivideAndConquer(ProceduralSearcher):
         """What each option harms per saving, the whole model being measured if possible."""
         genomes = [option.genome for option in options]
         now, harms = 0.0, [option.harm for option in options]
-        if options and self._affords(1 + len(genomes), self._limit - self._reserved):
+        if options and self._affords(1 + len(genomes), self.ledger.limit - self._reserved):
             now, *harms = yield from self._probe([chosen, *genomes])
-        saved = savings(self._space, chosen, genomes)
+        saved = savings(self.space, chosen, genomes)
         return list(rates(harms, now, saved).tolist())
 
-    def _rescore(self, genomes: Sequence[Genome]) -> GeneratorSearcher:
+    def _rescore(self, genomes: Sequence[Genome]) -> AskTell[None]:
         """Makes the best of the genomes (U,) the incumbent, by more tokens."""
         filled = [
-            fill_budget(self._space, repair(self._space, genome, self._rng), self._rng)
-            for genome in genomes[: self._settings.finalists]
+            fill_budget(self.space, repair(self.space, genome, self.rng), self.rng)
+            for genome in genomes[: self.settings.finalists]
         ]
-        finalists = list({genome.tobytes(): genome for genome in filled}.values())
-        results = yield from self._evaluate(finalists, self._final)
-        for _, result in ranked(finalists, results)[:1]:
-            self._best = Incumbent.of(result)
+        yield from self.select(filled, self._final)
 
     def _probe(self, genomes: Sequence[Genome]) -> AskTell[list[float]]:
         """The values of genomes (U,), infinite for those that could not be measured."""
-        self._spent += len(genomes) * self._tokens
-        results = yield from self._evaluate(genomes, self._probed, probe=True)
+        results = yield from self.evaluate(genomes, self.micro_batches, probe=True)
         return [result.mean for result in results]
 
     def _affords(self, count: int, limit: float) -> bool:
         """Whether so many more probes stay within a number of tokens."""
-        return self._spent + count * self._tokens <= limit
+        return self.ledger.requested + count * self._tokens <= limit
 
 
 def _final_tokens(pool: Pool, limit: int | None, finalists: int) -> int:

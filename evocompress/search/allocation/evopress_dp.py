@@ -8,58 +8,38 @@ from typing import ClassVar
 import numpy as np
 
 from evocompress.core.errors import ConfigError
-from evocompress.core.fields import Tokens
 from evocompress.core.types import Candidate, Estimate, Estimation
 from evocompress.search.allocation.knapsack import Harms, knapsack
-from evocompress.search.base import Problem, SearcherSettings
-from evocompress.search.fidelity import batches
-from evocompress.search.generator_searcher import GeneratorSearcher, ProceduralSearcher
-from evocompress.space.budget import require
+from evocompress.search.base import CandidateSettings, SearcherSettings
+from evocompress.search.generator_searcher import AskTell, GeneratorSearcher
 from evocompress.space.space import SearchSpace
 
 
-class EvoPressDPSettings(SearcherSettings):
-    """Settings of `EvoPressDP`.
-
-    Attributes:
-        candidate_tokens: Tokens on which the result is measured; the whole pool if left out.
-    """
-
-    candidate_tokens: Tokens | None = None
-
-
-class EvoPressDP(ProceduralSearcher):
+class EvoPressDP(GeneratorSearcher):
     """Takes the relative output errors of all levels to add up, and measures their least sum.
 
     The errors are those of the level library, so that nothing is measured before.
     """
 
-    Settings: ClassVar[type[SearcherSettings]] = EvoPressDPSettings
+    Settings: ClassVar[type[SearcherSettings]] = CandidateSettings
 
-    def __init__(
-        self, problem: Problem, settings: EvoPressDPSettings, rng: np.random.Generator
-    ) -> None:
-        require(problem.space)
-        if not (problem.space.encoding.matrices.size or problem.space.encoding.widths.size):
+    def check(self) -> None:
+        """Refuses a space in which units can only be dropped."""
+        if not (self.space.encoding.matrices.size or self.space.encoding.widths.size):
             raise ConfigError(
                 "search.name: evopress_dp compares output errors, which are the same for every "
                 "removed unit: it needs space.sparsity or space.width"
             )
-        self._micro_batches = batches.chosen(
-            problem.pool, settings.candidate_tokens, "search.candidate_tokens", rng
-        )
-        super().__init__(problem, rng)
 
-    def _search(self) -> GeneratorSearcher:
-        space = self._space
+    def search(self) -> AskTell[None]:
+        """The least sum of the library's errors."""
+        space = self.space
         [errors] = yield [Estimate(Candidate(), "output_error", ())]
         assert isinstance(errors, Estimation)
         if errors.failed is not None:
             return
         best = knapsack(space, harms(space, errors.by_unit), space.encoding.default)
-        yield from self._conclude(
-            space.encoding.default if best is None else best, self._micro_batches
-        )
+        yield from self.conclude(space.encoding.default if best is None else best)
 
 
 def harms(space: SearchSpace, errors: Mapping[str, Sequence[float]]) -> Harms:

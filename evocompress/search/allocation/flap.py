@@ -14,52 +14,35 @@ from numpy.typing import NDArray
 
 from evocompress.core.arrays import Genome
 from evocompress.core.errors import ConfigError
-from evocompress.core.fields import Tokens
 from evocompress.core.types import Level
-from evocompress.search.base import Problem, SearcherSettings
-from evocompress.search.fidelity import batches
+from evocompress.search.base import CandidateSettings, SearcherSettings
 from evocompress.search.generator_searcher import (
+    AskTell,
     GeneratorSearcher,
-    ProceduralSearcher,
     first_feasible,
 )
-from evocompress.space.budget import require
 from evocompress.space.space import SearchSpace
 
 Thresholds = dict[int, NDArray[np.float64]]
 
 
-class FlapSettings(SearcherSettings):
-    """Settings of `Flap`.
-
-    Attributes:
-        candidate_tokens: Tokens from which the scores are taken and on which the result is
-            measured; the whole pool if left out.
-    """
-
-    candidate_tokens: Tokens | None = None
-
-
-class Flap(ProceduralSearcher):
+class Flap(GeneratorSearcher):
     """Takes the scores at the dense model once, and of all thresholds the lowest that suffices."""
 
-    Settings: ClassVar[type[SearcherSettings]] = FlapSettings
+    Settings: ClassVar[type[SearcherSettings]] = CandidateSettings
 
-    def __init__(self, problem: Problem, settings: FlapSettings, rng: np.random.Generator) -> None:
-        require(problem.space)
-        if not problem.space.encoding.widths.size:
+    def check(self) -> None:
+        """Refuses a space without widths."""
+        if not self.space.encoding.widths.size:
             raise ConfigError("search.name: flap cuts heads and channels, so it needs space.width")
-        self._micro_batches = batches.chosen(
-            problem.pool, settings.candidate_tokens, "search.candidate_tokens", rng
-        )
-        super().__init__(problem, rng)
 
-    def _search(self) -> GeneratorSearcher:
-        start = self._space.encoding.default
-        scores = yield from self._estimate(start, "fluctuation", self._micro_batches)
+    def search(self) -> AskTell[None]:
+        """The scores, then the lowest threshold that suffices."""
+        start = self.space.encoding.default
+        scores = yield from self.estimate(start, "fluctuation", self.micro_batches)
         if scores.failed is None:
-            path = trajectory(self._space, thresholds(self._space, scores.by_unit))
-            yield from self._conclude(first_feasible(self._space, path), self._micro_batches)
+            path = trajectory(self.space, thresholds(self.space, scores.by_unit))
+            yield from self.conclude(first_feasible(self.space, path))
 
 
 def thresholds(space: SearchSpace, scores: Mapping[str, Sequence[float]]) -> Thresholds:

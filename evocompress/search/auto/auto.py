@@ -28,11 +28,10 @@ from evocompress.search.base import Incumbent, Problem, SearcherSettings
 from evocompress.search.fidelity.racing import Rung, Wanted, race
 from evocompress.search.fidelity.scoreboard import Scoreboard, deviation, spread
 from evocompress.search.fidelity.token_budget import OFFSPRING, TokenBudget
-from evocompress.search.generator_searcher import AskTell, GeneratorSearcher, ProceduralSearcher
+from evocompress.search.generator_searcher import AskTell, GeneratorSearcher
 from evocompress.search.surrogates.second_order import best_coupling, quadratic, step
 from evocompress.search.surrogates.taylor import Expansion, Tables, expansion
 from evocompress.space import sampling
-from evocompress.space.budget import require
 
 RADII = (1, 2, 4)
 """How many levels a gene may move in one step along estimates: all three are compared."""
@@ -78,16 +77,16 @@ class AutoSettings(SearcherSettings):
     racing: bool = True
 
 
-class Auto(ProceduralSearcher):
+class Auto(GeneratorSearcher):
     """Chooses start, moves and schedule from the space, the pool and the number of tokens."""
 
+    settings: AutoSettings
     Settings: ClassVar[type[SearcherSettings]] = AutoSettings
 
     def __init__(self, problem: Problem, settings: AutoSettings, rng: np.random.Generator) -> None:
-        require(problem.space)
-        super().__init__(problem, rng)
-        self._settings = settings
-        self._asking = Asking(problem, rng)
+        super().__init__(problem, settings, rng)
+        self.micro_batches = ()  # Each race draws its own.
+        self._asking = Asking(problem.space, self.ledger, problem.pool, rng)
         self._purse = self._asking.purse
         self._board = Scoreboard()
         self._forecast = Predictor(problem.space, surrogate=settings.surrogate)
@@ -103,18 +102,19 @@ class Auto(ProceduralSearcher):
         """What the starts, and the steps along estimates, are called."""
         return dict(self._origins)
 
-    def _search(self) -> GeneratorSearcher:
-        named = {"uniform": sampling.uniform(self._space)}
-        by_model = self._settings.surrogate and modelled(self._space, self._purse)
-        starts = Starts(self._space, self._asking, self._forecast, self._rng, removal=not by_model)
-        if self._settings.estimates:
+    def search(self) -> AskTell[None]:
+        """Starts, steps along estimates, races, and a last comparison."""
+        named = {"uniform": sampling.uniform(self.space)}
+        by_model = self.settings.surrogate and modelled(self.space, self._purse)
+        starts = Starts(self.space, self._asking, self._forecast, self.rng, removal=not by_model)
+        if self.settings.estimates:
             named = (yield from starts.found()) | named
             self._scores = starts.scores
         best = yield from self._compared(named)
         if by_model:
-            model = ModelledDrops(self._space, self._asking, self._rng, starts.influence)
+            model = ModelledDrops(self.space, self._asking, self.rng, starts.influence)
             best = yield from self._by_model(best, model, [best, *named.values()])
-        if self._settings.estimates and self._smooth:
+        if self.settings.estimates and self._smooth:
             best = yield from self._along_estimates(best)
         best = yield from self._evolve(best)
         yield from self._rescored(best)
@@ -122,13 +122,13 @@ class Auto(ProceduralSearcher):
     @property
     def _smooth(self) -> bool:
         """Whether there are levels close enough to each other for estimates."""
-        genes = self._space.encoding
+        genes = self.space.encoding
         return bool(genes.matrices.size or genes.widths.size)
 
     def _compared(self, named: Mapping[str, Genome]) -> AskTell[Genome]:
         """The best of some genomes, which becomes the incumbent."""
         for name, genome in named.items():
-            self._origins.setdefault(self._space.candidate(genome).id, name)
+            self._origins.setdefault(self.space.candidate(genome).id, name)
         shown = [*named] if len(named) <= _NAMED else [f"{len(named)} candidates"]
         self._asking.doing = f"comparing {', '.join(shown)}"
         first, *others = {genome.tobytes(): genome for genome in named.values()}.values()
@@ -150,20 +150,20 @@ class Auto(ProceduralSearcher):
         count = 0
         while micro_batches := self._asking.next(self._purse.step(self._asking.estimated, 5)):
             count += 1
-            candidate = self._space.candidate(best)
+            candidate = self.space.candidate(best)
             self._asking.doing = (
                 f"step {count}: estimates at the best on {self._asking.tokens(micro_batches)}"
             )
             estimation = yield from self._asking.estimate(candidate, "linearised", micro_batches, 5)
             if estimation.failed is not None:
                 break
-            found = self._pooled(best, expansion(self._space, estimation))
-            coupling = best_coupling(self._space, best, found, _TYPICAL)
-            self._forecast.expand(quadratic(self._space, best, found, coupling))
+            found = self._pooled(best, expansion(self.space, estimation))
+            coupling = best_coupling(self.space, best, found, _TYPICAL)
+            self._forecast.expand(quadratic(self.space, best, found, coupling))
             picks = {
                 f"step {count} along estimates, {radius}, coupled by {coupling}": pick
                 for radius in RADII
-                if (pick := step(self._space, best, found, coupling, radius)) is not None
+                if (pick := step(self.space, best, found, coupling, radius)) is not None
             }
             before = best
             best = yield from self._compared({_KNOWN: before} | picks)
@@ -194,10 +194,10 @@ class Auto(ProceduralSearcher):
                 break
             others = self._others(best)
             parents = others if others and lost >= _LOST_RACES else [best]
-            parent = parents[int(self._rng.integers(len(parents)))]
-            guide = self._forecast.predictor() if self._settings.guided else None
+            parent = parents[int(self.rng.integers(len(parents)))]
+            guide = self._forecast.predictor() if self.settings.guided else None
             reach = MutationRadius(min(_EXCHANGES + lost, _MOST_EXCHANGES), others)
-            children = propose(self._space, parent, guide, count, self._rng, reach)
+            children = propose(self.space, parent, guide, count, self.rng, reach)
             if not children:
                 break
             self._asking.doing = (
@@ -212,7 +212,7 @@ class Auto(ProceduralSearcher):
                 lost, order = 0, self._asking.shuffled()
         return best
 
-    def _rescored(self, best: Genome) -> GeneratorSearcher:
+    def _rescored(self, best: Genome) -> AskTell[None]:
         """The best of the last incumbents, on as many new tokens as are left for it."""
         rivals = self._others(best)
         micro_batches = self._purse.final(self._asking.shuffled(), 1 + len(rivals))
@@ -225,16 +225,16 @@ class Auto(ProceduralSearcher):
         self, best: Genome, rivals: Sequence[Genome], rungs: Sequence[Rung]
     ) -> AskTell[Genome]:
         """The winner of a race, which becomes the incumbent."""
-        genomes = {self._space.candidate(genome).id: genome for genome in [*rivals, best]}
-        candidates = {key: self._space.candidate(genome) for key, genome in genomes.items()}
-        incumbent = self._space.candidate(best)
+        genomes = {self.space.candidate(genome).id: genome for genome in [*rivals, best]}
+        candidates = {key: self.space.candidate(genome) for key, genome in genomes.items()}
+        incumbent = self.space.candidate(best)
         winner, seen = yield from race(
             self._board,
             _Paid(self._purse),
             incumbent,
             [candidate for key, candidate in candidates.items() if key != incumbent.id],
             rungs,
-            by_chance=self._settings.racing,
+            by_chance=self.settings.racing,
         )
         value = self._board.mean(winner, seen) if seen else np.inf
         if np.isfinite(value):
@@ -276,6 +276,5 @@ class _Paid:
         if not wanted:
             return []
         requests = [Evaluate(*pair) for pair in wanted]
-        self.purse.pay(requests)
         answers = yield requests
         return [answer for answer in answers if isinstance(answer, Result)]

@@ -8,17 +8,20 @@ from collections.abc import Sequence
 import numpy as np
 
 from evocompress.core.arrays import Genome
-from evocompress.core.types import Candidate, Estimate, Estimation, Evaluate, Result
-from evocompress.search.base import Problem
+from evocompress.core.types import Candidate, Estimate, Estimation, Evaluate, Pool, Result
 from evocompress.search.fidelity.token_budget import TokenBudget, parts
 from evocompress.search.generator_searcher import AskTell
+from evocompress.search.ledger import TokenLedger
+from evocompress.space.space import SearchSpace
 
 
 class Asking:
-    """Asks for estimates and probes, pays for them, and draws the micro-batches.
+    """Asks for estimates and probes, and draws the micro-batches.
 
     Args:
-        problem: What is searched.
+        space: What is searched.
+        ledger: Charged with what is answered.
+        pool: Sizes of the micro-batches.
         rng: Source of randomness.
 
     Attributes:
@@ -27,11 +30,13 @@ class Asking:
         failed: Which estimate has to be done without, if any.
     """
 
-    def __init__(self, problem: Problem, rng: np.random.Generator) -> None:
-        self._space, self._pool, self._rng = problem.space, problem.pool, rng
-        self._parts = parts(problem.pool, rng)
+    def __init__(
+        self, space: SearchSpace, ledger: TokenLedger, pool: Pool, rng: np.random.Generator
+    ) -> None:
+        self._space, self._ledger, self._rng = space, ledger, rng
+        self._parts = parts(pool, rng)
         self._to_estimate = itertools.cycle(self._parts.estimated)
-        self.purse = TokenBudget(problem.pool, problem.tokens)
+        self.purse = TokenBudget(pool, ledger)
         self.doing = ""
         self.failed = ""
 
@@ -40,7 +45,6 @@ class Asking:
     ) -> AskTell[Estimation]:
         """An estimate, which may have failed; it counts as so many forward passes."""
         request = Estimate(candidate, kind, micro_batches, forwards)
-        self.purse.pay([request])
         [answer] = yield [request]
         assert isinstance(answer, Estimation)
         if answer.failed is not None:
@@ -54,7 +58,6 @@ class Asking:
         requests = [
             Evaluate(self._space.candidate(genome), micro_batches, probe=True) for genome in genomes
         ]
-        self.purse.pay(requests)
         answers = yield requests
         return [answer for answer in answers if isinstance(answer, Result)]
 
@@ -73,4 +76,4 @@ class Asking:
 
     def tokens(self, micro_batches: Sequence[int]) -> str:
         """How many tokens some micro-batches have, in words."""
-        return f"{sum(self._pool.tokens[index] for index in micro_batches):,} tokens"
+        return f"{self._ledger.size(micro_batches):,} tokens"

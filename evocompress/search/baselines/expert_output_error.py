@@ -22,5 +22,5 @@ class ExpertOutputError(OneShotRemoval):
     kinds: ClassVar[tuple[UnitKind, ...]] = ("expert",)
 
     def _importance(self) -> AskTell[NDArray[np.float64] | None]:
-        active = max(unit.active for unit in self._space.encoding.tree)
+        active = max(unit.active for unit in self.space.encoding.tree)
         return (yield from self._estimated("expert_output_error", forwards=1 + active))

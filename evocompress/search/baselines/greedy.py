@@ -13,9 +13,9 @@ import numpy as np
 from evocompress.core.arrays import Genome
 from evocompress.core.errors import ConfigError
 from evocompress.core.fields import Size, Tokens
+from evocompress.core.types import Pool
 from evocompress.search.base import Problem, SearcherSettings
 from evocompress.search.baselines.steps import (
-    USUAL_TOKENS,
     least_compressed,
     moved,
     next_levels,
@@ -24,8 +24,7 @@ from evocompress.search.baselines.steps import (
     steps,
 )
 from evocompress.search.fidelity import batches
-from evocompress.search.generator_searcher import AskTell, GeneratorSearcher, ProceduralSearcher
-from evocompress.space.budget import require
+from evocompress.search.generator_searcher import AskTell, GeneratorSearcher
 from evocompress.space.space import SearchSpace
 
 _ROUNDS = 16
@@ -44,6 +43,10 @@ class GreedySettings(SearcherSettings):
 
     take: Size | None = None
     candidate_tokens: Tokens | None = None
+
+    def tokens_of_comparison(self, pool: Pool) -> int:
+        """Few, if nothing is said."""
+        return self.candidate_tokens or batches.few(pool)
 
 
 @dataclass(frozen=True, order=True)
@@ -65,7 +68,7 @@ class Priced:
     turn: int = 1
 
 
-class Greedy(ProceduralSearcher):
+class Greedy(GeneratorSearcher):
     """From the least compressed candidate down to the budget, step by step.
 
     Each round measures every step of a single gene as a probe: a matrix one level up, a
@@ -75,49 +78,49 @@ class Greedy(ProceduralSearcher):
     checks_tokens: ClassVar[bool] = True
     Settings: ClassVar[type[SearcherSettings]] = GreedySettings
 
+    settings: GreedySettings
+
     def __init__(
         self, problem: Problem, settings: GreedySettings, rng: np.random.Generator
     ) -> None:
-        require(problem.space)
-        pool = problem.pool
-        tokens = settings.candidate_tokens or batches.fitting(pool, USUAL_TOKENS)
-        self._micro_batches = batches.chosen(pool, tokens, "search.candidate_tokens", rng)
-        self._tokens = tokens
-        self._left = inf if problem.tokens is None else problem.tokens - tokens
-        self._round = _largest_round(problem.space) * tokens
-        self._check_tokens()
-        rounds = _ROUNDS if self._left == inf else int(self._left // self._round)
-        self._take = settings.take or ceil(_even_steps(problem.space) / rounds)
-        super().__init__(problem, rng)
-
-    def _check_tokens(self) -> None:
-        if self._left < self._round:
+        super().__init__(problem, settings, rng)
+        self._tokens = self.ledger.size(self.micro_batches)
+        self._round = _largest_round(problem.space) * self._tokens
+        if not self._pays_a_round:
             raise ConfigError(
-                f"search.tokens: {self._left + self._tokens} is less than the "
-                f"{self._round + self._tokens} that a round and the result take on {self._tokens} "
-                "tokens for each candidate; raise it or lower search.candidate_tokens"
+                f"search.tokens: {problem.tokens} is less than the {self._round + self._tokens} "
+                f"that a round and the result take on {self._tokens} tokens for each candidate; "
+                "raise it or lower search.candidate_tokens"
             )
+        left = self.ledger.left - self._tokens
+        rounds = _ROUNDS if left == inf else int(left // self._round)
+        self._take = settings.take or ceil(_even_steps(problem.space) / rounds)
 
-    def _search(self) -> GeneratorSearcher:
-        genome = least_compressed(self._space)
-        while not self._space.feasible(genome[None])[0]:
+    @property
+    def _pays_a_round(self) -> bool:
+        """Whether there are tokens left for a round and the result."""
+        return self.ledger.left >= self._round + self._tokens
+
+    def search(self) -> AskTell[None]:
+        """Rounds of steps, down to the budget."""
+        genome = least_compressed(self.space)
+        while not self.space.feasible(genome[None])[0]:
             priced = yield from self._price(genome)
             if not priced:
                 break
             # After the last round that is paid for the rest of the way is gone at once.
-            every = int(self._space.encoding.sizes.sum())
-            count = self._take if self._left >= self._round else every
-            genome = taken(self._space, genome, priced, count)
-        yield from self._conclude(genome, self._micro_batches)
+            every = int(self.space.encoding.sizes.sum())
+            count = self._take if self._pays_a_round else every
+            genome = taken(self.space, genome, priced, count)
+        yield from self.conclude(genome)
 
     def _price(self, genome: Genome) -> AskTell[list[Priced]]:
         """Every step from a genome (U,) that could be measured."""
-        found = steps(self._space, genome)
-        tries = [moved(self._space, genome, *step) for step in found]
-        self._left -= (1 + len(tries)) * self._tokens
-        results = yield from self._evaluate([genome, *tries], self._micro_batches, probe=True)
+        found = steps(self.space, genome)
+        tries = [moved(self.space, genome, *step) for step in found]
+        results = yield from self.evaluate([genome, *tries], self.micro_batches, probe=True)
         now, *values = (result.mean for result in results)
-        prices = rates(values, now, savings(self._space, genome, tries)).tolist()
+        prices = rates(values, now, savings(self.space, genome, tries)).tolist()
         return [
             Priced(price, gene, level, int(genome[gene]))
             for price, (gene, level) in zip(prices, found, strict=True)

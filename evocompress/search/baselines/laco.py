@@ -11,12 +11,12 @@ from evocompress.core.arrays import Genome
 from evocompress.core.errors import ConfigError
 from evocompress.core.fields import Number, Size, Whole
 from evocompress.core.types import Result, UnitKind
-from evocompress.search.base import Problem, SearcherSettings
-from evocompress.search.baselines.removal import Removal, RemovalSettings, without
-from evocompress.search.generator_searcher import AskTell, GeneratorSearcher, ranked
+from evocompress.search.base import CandidateSettings, SearcherSettings
+from evocompress.search.baselines.removal import Removal, without
+from evocompress.search.generator_searcher import AskTell, ranked
 
 
-class LaCoSettings(RemovalSettings):
+class LaCoSettings(CandidateSettings):
     """Settings of `LaCo`. Published for Llama-2-13B's 40 blocks: 7, 1 and 0.45.
 
     Attributes:
@@ -39,40 +39,42 @@ class LaCo(Removal):
     walk accepts nothing, the merge that changed least is taken.
     """
 
+    settings: LaCoSettings
     Settings: ClassVar[type[SearcherSettings]] = LaCoSettings
     name: ClassVar[str] = "laco"
     kinds: ClassVar[tuple[UnitKind, ...]] = ("block",)
 
-    def __init__(self, problem: Problem, settings: LaCoSettings, rng: np.random.Generator) -> None:
-        self._blocks = settings.blocks
-        self._interval = settings.interval
-        self._farthest = 1 - settings.threshold
-        super().__init__(problem, settings, rng)
-        if not problem.space.encoding.merges:
+    def check(self) -> None:
+        """Refuses a space without merges."""
+        super().check()
+        if not self.space.encoding.merges:
             raise ConfigError(
                 "search.name: laco merges blocks: set space.drop.merge: true, with units: [block]"
             )
 
-    def _search(self) -> GeneratorSearcher:
-        genome = self._space.encoding.default
-        while not self._space.feasible(genome[None])[0]:
+    def search(self) -> AskTell[None]:
+        """Walks down the blocks, until the budget is met."""
+        genome = self.space.encoding.default
+        while not self.space.feasible(genome[None])[0]:
             shorter = yield from self._walk(genome)
             if shorter is None:
                 break
             genome = shorter
-        yield from self._conclude(genome, self._micro_batches)
+        yield from self.conclude(genome)
 
     def _walk(self, genome: Genome) -> AskTell[Genome | None]:
         """The genome (U,) after one walk from the top; ``None`` if nothing could be merged."""
-        walked, place = genome, len(self._alive(genome)) - self._blocks
+        walked, place = genome, len(self._alive(genome)) - self.settings.blocks
         refused: list[Genome] = []
         results: list[Result] = []
-        while place >= 0 and not self._space.feasible(walked[None])[0]:
+        while place >= 0 and not self.space.feasible(walked[None])[0]:
             tried = self._merged(walked, place)
-            found = yield from self._evaluate(tried, self._micro_batches, probe=True)
-            if any(result.mean < self._farthest for result in found):
+            found = yield from self.evaluate(tried, self.micro_batches, probe=True)
+            if any(result.mean < 1 - self.settings.threshold for result in found):
                 [walked] = tried
-                place = min(place - self._interval, len(self._alive(walked)) - self._blocks)
+                place = min(
+                    place - self.settings.interval, len(self._alive(walked)) - self.settings.blocks
+                )
             else:
                 refused += tried
                 results += found
@@ -86,15 +88,15 @@ class LaCo(Removal):
 
         Nothing where one of them is protected.
         """
-        homes = {self._space.units[gene].block: gene for gene in self._space.encoding.droppable}
-        followers = self._alive(genome)[place + 1 : place + self._blocks]
+        homes = {self.space.units[gene].block: gene for gene in self.space.encoding.droppable}
+        followers = self._alive(genome)[place + 1 : place + self.settings.blocks]
         if not homes.keys() >= set(followers):
             return []
-        return [without(self._space, genome, np.array([homes[block] for block in followers]))]
+        return [without(self.space, genome, np.array([homes[block] for block in followers]))]
 
     def _alive(self, genome: Genome) -> list[int]:
         """The blocks that are left."""
-        genes = self._space.encoding
-        dropped = {self._space.units[gene].block for gene in np.flatnonzero(genes.dropped(genome))}
+        genes = self.space.encoding
+        dropped = {self.space.units[gene].block for gene in np.flatnonzero(genes.dropped(genome))}
         blocks = [unit.block for unit in genes.tree if unit.kind == "block"]
         return [block for block in blocks if block not in dropped]

@@ -15,9 +15,7 @@ from evocompress.core.types import Level
 from evocompress.search.base import Problem, SearcherSettings
 from evocompress.search.baselines.removal import present, without_each
 from evocompress.search.baselines.steps import only_cuts
-from evocompress.search.fidelity import batches
-from evocompress.search.generator_searcher import GeneratorSearcher, ProceduralSearcher
-from evocompress.space.budget import require
+from evocompress.search.generator_searcher import AskTell, GeneratorSearcher
 from evocompress.space.space import SearchSpace
 
 Part = Annotated[Number, Field(ge=0, le=1e6)]
@@ -49,7 +47,7 @@ class MultiPrunerSettings(SearcherSettings):
         return split
 
 
-class MultiPruner(ProceduralSearcher):
+class MultiPruner(GeneratorSearcher):
     """Three greedy stages, each with its share of what the budget saves.
 
     A step of the second and third stage tries the next width on every layer and keeps the best;
@@ -60,49 +58,46 @@ class MultiPruner(ProceduralSearcher):
 
     Settings: ClassVar[type[SearcherSettings]] = MultiPrunerSettings
 
+    settings: MultiPrunerSettings
+
     def __init__(
         self, problem: Problem, settings: MultiPrunerSettings, rng: np.random.Generator
     ) -> None:
-        require(problem.space)
-        if not problem.space.encoding.widths.size:
+        super().__init__(problem, settings, rng)
+        self._narrow_batches = self.chosen(settings.width_tokens, "search.width_tokens")
+        self._shares = np.cumsum(settings.split) / sum(settings.split)
+
+    def check(self) -> None:
+        """Refuses a space without widths."""
+        if not self.space.encoding.widths.size:
             raise ConfigError(
                 "search.name: multipruner cuts channels and heads, so it needs space.width"
             )
-        pool = problem.pool
-        self._micro_batches = batches.chosen(
-            pool, settings.candidate_tokens, "search.candidate_tokens", rng
-        )
-        self._narrow_batches = (
-            self._micro_batches
-            if settings.width_tokens is None
-            else batches.chosen(pool, settings.width_tokens, "search.width_tokens", rng)
-        )
-        self._shares = np.cumsum(settings.split) / sum(settings.split)
-        super().__init__(problem, rng)
 
-    def _search(self) -> GeneratorSearcher:
+    def search(self) -> AskTell[None]:
+        """The three stages."""
         stages = (
-            (self._shorter, self._micro_batches),
+            (self._shorter, self.micro_batches),
             (self._fewer_channels, self._narrow_batches),
             (self._fewer_heads, self._narrow_batches),
         )
-        genome = self._space.encoding.default
+        genome = self.space.encoding.default
         for share, (choices, micro_batches) in zip(self._shares.tolist(), stages, strict=True):
             target = self._target(share)
-            genome = yield from self._descend(genome, choices, target, micro_batches)
-        yield from self._conclude(genome, self._micro_batches)
+            genome = yield from self.descend(genome, choices, target, micro_batches)
+        yield from self.conclude(genome)
 
     def _target(self, share: float) -> SearchSpace:
         """The space with a budget that asks for a share of the saving."""
-        costs = self._space.costs(self._space.encoding.default[None])
+        costs = self.space.costs(self.space.encoding.default[None])
         bounds = {
             name: (1 - share) * float(costs[name][0]) + share * bound
-            for name, bound in self._space.budget.items()
+            for name, bound in self.space.budget.items()
         }
-        return replace(self._space, budget=bounds)
+        return replace(self.space, budget=bounds)
 
     def _shorter(self, genome: Genome) -> list[Genome]:
-        return without_each(self._space, genome, present(self._space, genome))
+        return without_each(self.space, genome, present(self.space, genome))
 
     def _fewer_channels(self, genome: Genome) -> list[Genome]:
         return self._narrower(genome, "mlp")
@@ -112,7 +107,7 @@ class MultiPruner(ProceduralSearcher):
 
     def _narrower(self, genome: Genome, kind: str) -> list[Genome]:
         """The genome (U,) with each sub-layer of a kind at its next width."""
-        genes = self._space.encoding
+        genes = self.space.encoding
         void = genes.inactive(genome[None])[0]
         tries = []
         for gene in genes.widths.tolist():

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from evocompress.core.arrays import Genome
 from evocompress.search.baselines.removal import Removal, without
-from evocompress.search.generator_searcher import AskTell, GeneratorSearcher, first_feasible
+from evocompress.search.generator_searcher import AskTell, first_feasible
 
 
 class OneShotRemoval(Removal):
@@ -22,23 +22,24 @@ class OneShotRemoval(Removal):
         ``None`` where it could not be found out.
         """
 
-    def _search(self) -> GeneratorSearcher:
+    def search(self) -> AskTell[None]:
+        """The ranking, and as many removals as the budget asks for."""
         importance = yield from self._importance()
         if importance is not None:
-            shortest = first_feasible(self._space, self._removals(importance))
-            yield from self._conclude(shortest, self._micro_batches)
+            shortest = first_feasible(self.space, self._removals(importance))
+            yield from self.conclude(shortest)
 
     def _removals(self, importance: NDArray[np.float64]) -> Genome:
         """The genomes (N, U) without the least important units: none, one, two and so on.
 
         Experts of which a mixture needs as many as are left are passed over.
         """
-        genes = self._space.encoding
+        genes = self.space.encoding
         order = genes.droppable[np.argsort(importance, kind="stable")]
-        path = [without(self._space, genes.default, order[:0])]
+        path = [without(self.space, genes.default, order[:0])]
         gone: list[int] = []
         for gene in order[: int(np.isfinite(importance).sum())].tolist():
-            shorter = without(self._space, genes.default, np.array([*gone, gene]))
+            shorter = without(self.space, genes.default, np.array([*gone, gene]))
             if genes.enough_experts(shorter[None])[0]:
                 gone.append(gene)
                 path.append(shorter)
@@ -46,11 +47,11 @@ class OneShotRemoval(Removal):
 
     def _estimated(self, kind: str, *, forwards: int = 1) -> AskTell[NDArray[np.float64] | None]:
         """An estimate of one value a unit as importance; it counts as so many forward passes."""
-        genes = self._space.encoding
-        estimation = yield from self._estimate(
-            genes.default, kind, self._micro_batches, forwards=forwards
+        genes = self.space.encoding
+        estimation = yield from self.estimate(
+            genes.default, kind, self.micro_batches, forwards=forwards
         )
         if estimation.failed is not None:
             return None
         rows = estimation.by_unit
-        return np.array([rows[self._space.units[gene].name][0] for gene in genes.droppable])
+        return np.array([rows[self.space.units[gene].name][0] for gene in genes.droppable])

@@ -22,5 +22,5 @@ class RandomSearch(StagedSearcher):
     Settings: ClassVar[type[SearcherSettings]] = StagedSettings
 
     def _offspring(self, parent: Genome | None) -> list[Genome]:
-        make = partial(sampling.random, self._space, self._rng)
+        make = partial(sampling.random, self.space, self.rng)
         return distinct(make, self._schedule.offspring, excluded=parent)

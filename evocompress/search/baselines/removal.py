@@ -10,29 +10,15 @@ from numpy.typing import NDArray
 
 from evocompress.core.arrays import Genome
 from evocompress.core.errors import ConfigError
-from evocompress.core.fields import Tokens
 from evocompress.core.types import UnitKind
-from evocompress.search.base import Problem, SearcherSettings
-from evocompress.search.fidelity import batches
-from evocompress.search.generator_searcher import GeneratorSearcher, ProceduralSearcher
-from evocompress.space.budget import require
+from evocompress.search.base import CandidateSettings, SearcherSettings
+from evocompress.search.generator_searcher import AskTell, GeneratorSearcher
 from evocompress.space.space import SearchSpace
 
 Encoding = NDArray[np.int64]
 
 
-class RemovalSettings(SearcherSettings):
-    """Settings of a searcher that removes units.
-
-    Attributes:
-        candidate_tokens: Tokens on which everything is estimated and measured, the same ones
-            throughout; the whole pool if left out.
-    """
-
-    candidate_tokens: Tokens | None = None
-
-
-class Removal(ProceduralSearcher):
+class Removal(GeneratorSearcher):
     """Removes units; widths stay dense, and matrices at their target.
 
     Attributes:
@@ -40,19 +26,13 @@ class Removal(ProceduralSearcher):
         kinds: The kinds of units that it can remove.
     """
 
-    Settings: ClassVar[type[SearcherSettings]] = RemovalSettings
+    Settings: ClassVar[type[SearcherSettings]] = CandidateSettings
     name: ClassVar[str]
     kinds: ClassVar[tuple[UnitKind, ...]] = ("attention", "mlp", "block")
 
-    def __init__(
-        self, problem: Problem, settings: RemovalSettings, rng: np.random.Generator
-    ) -> None:
-        require(problem.space)
-        _check_kinds(problem.space, self.name, self.kinds)
-        self._micro_batches = batches.chosen(
-            problem.pool, settings.candidate_tokens, "search.candidate_tokens", rng
-        )
-        super().__init__(problem, rng)
+    def check(self) -> None:
+        """Refuses a space with units that cannot be removed so."""
+        _check_kinds(self.space, self.name, self.kinds)
 
 
 class GreedyRemoval(Removal):
@@ -64,14 +44,15 @@ class GreedyRemoval(Removal):
     them from its journal.
     """
 
-    def _search(self) -> GeneratorSearcher:
-        start = self._space.encoding.default
-        shortest = yield from self._descend(start, self._choices, self._space, self._micro_batches)
-        yield from self._conclude(shortest, self._micro_batches)
+    def search(self) -> AskTell[None]:
+        """Removals until the budget is met."""
+        start = self.space.encoding.default
+        shortest = yield from self.descend(start, self._choices, self.space, self.micro_batches)
+        yield from self.conclude(shortest)
 
     def _choices(self, genome: Genome) -> list[Genome]:
         """What a round tries from a genome (U,)."""
-        return without_each(self._space, genome, present(self._space, genome))
+        return without_each(self.space, genome, present(self.space, genome))
 
 
 def present(space: SearchSpace, genome: Genome) -> Encoding:

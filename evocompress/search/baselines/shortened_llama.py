@@ -9,15 +9,15 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from evocompress.core.fields import Whole
-from evocompress.search.base import Problem, SearcherSettings
+from evocompress.search.base import CandidateSettings, SearcherSettings
 from evocompress.search.baselines.one_shot import OneShotRemoval
-from evocompress.search.baselines.removal import RemovalSettings, without_each
+from evocompress.search.baselines.removal import without_each
 from evocompress.search.generator_searcher import AskTell
 
 Count = Annotated[Whole, Field(ge=0, le=10_000)]
 
 
-class ShortenedLlamaSettings(RemovalSettings):
+class ShortenedLlamaSettings(CandidateSettings):
     """Settings of `ShortenedLlama`.
 
     Attributes:
@@ -44,33 +44,29 @@ class ShortenedLlama(OneShotRemoval):
     """
 
     Settings: ClassVar[type[SearcherSettings]] = ShortenedLlamaSettings
+    settings: ShortenedLlamaSettings
     name: ClassVar[str] = "shortened_llama"
-
-    def __init__(
-        self, problem: Problem, settings: ShortenedLlamaSettings, rng: np.random.Generator
-    ) -> None:
-        published = (4, 2) if settings.metric == "taylor" else (0, 0)
-        self._shield = published if settings.shield is None else settings.shield
-        self._metric = settings.metric
-        super().__init__(problem, settings, rng)
 
     def _importance(self) -> AskTell[NDArray[np.float64] | None]:
         importance = yield from (
-            self._estimated("taylor", forwards=3) if self._metric == "taylor" else self._measured()
+            self._estimated("taylor", forwards=3)
+            if self.settings.metric == "taylor"
+            else self._measured()
         )
         return None if importance is None else np.where(self._shielded(), np.inf, importance)
 
     def _measured(self) -> AskTell[NDArray[np.float64] | None]:
         """The proxy's value without each unit; infinite where it could not be measured."""
-        genes = self._space.encoding
-        tries = without_each(self._space, genes.default, genes.droppable)
-        results = yield from self._evaluate(tries, self._micro_batches, probe=True)
+        genes = self.space.encoding
+        tries = without_each(self.space, genes.default, genes.droppable)
+        results = yield from self.evaluate(tries, self.micro_batches, probe=True)
         return np.array([result.mean for result in results])
 
     def _shielded(self) -> NDArray[np.bool_]:
         """Which of the droppable genes lie in the first or last blocks."""
-        units = self._space.units
-        blocks = np.array([units[gene].block for gene in self._space.encoding.droppable])
-        first, last = self._shield
-        layers = 1 + max(unit.block for unit in self._space.encoding.tree)
+        units = self.space.units
+        blocks = np.array([units[gene].block for gene in self.space.encoding.droppable])
+        published = (4, 2) if self.settings.metric == "taylor" else (0, 0)
+        first, last = self.settings.shield or published
+        layers = 1 + max(unit.block for unit in self.space.encoding.tree)
         return (blocks < first) | (blocks >= layers - last)

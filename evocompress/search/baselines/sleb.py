@@ -21,9 +21,9 @@ class SLEB(GreedyRemoval):
     kinds: ClassVar[tuple[UnitKind, ...]] = ("block",)
 
     def _choices(self, genome: Genome) -> list[Genome]:
-        units, genes = self._space.units, self._space.encoding
+        units, genes = self.space.units, self.space.encoding
         dropped = {units[gene].block for gene in np.flatnonzero(genes.dropped(genome))}
         alive = sorted({unit.block for unit in genes.tree} - dropped)
-        left = present(self._space, genome)
+        left = present(self.space, genome)
         inner = left[[alive[0] < units[gene].block < alive[-1] for gene in left]]
-        return without_each(self._space, genome, inner)
+        return without_each(self.space, genome, inner)

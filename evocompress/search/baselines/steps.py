@@ -11,9 +11,6 @@ from evocompress.core.arrays import Genome
 from evocompress.core.types import Level
 from evocompress.space.space import SearchSpace
 
-USUAL_TOKENS = 2048
-"""EvoPress's first stage: enough to tell good candidates from bad ones."""
-
 LEAST_HARM = 1e-6
 """Floor of a measured harm: noise may make a change look free, or better than none."""
 

@@ -17,7 +17,7 @@ from evocompress.core.errors import ConfigError
 from evocompress.core.fields import Many, Size, Whole
 from evocompress.search.base import Problem, SearcherSettings
 from evocompress.search.fidelity.front_search import FrontSearcher, FrontSettings
-from evocompress.search.generator_searcher import GeneratorSearcher
+from evocompress.search.generator_searcher import AskTell
 from evocompress.search.operators.cost_sampling import at_any_cost, span
 
 _PATIENCE = 100
@@ -46,6 +46,7 @@ class StratifiedRandom(FrontSearcher):
     evolutions' is.
     """
 
+    settings: StratifiedRandomSettings
     Settings: ClassVar[type[SearcherSettings]] = StratifiedRandomSettings
 
     def __init__(
@@ -58,22 +59,22 @@ class StratifiedRandom(FrontSearcher):
         if not (settings.objectives or settings.range or problem.space.budget):
             settings = settings.model_copy(update={"objectives": ("params",)})
         super().__init__(problem, settings, rng)
-        self._settings = settings
         self._seen: set[bytes] = set()
         self._cost = self._objectives.costs[0]
-        self._ends = span(self._space, self._cost, self._objectives.minimal_genomes[0])
+        self._ends = span(self.space, self._cost, self._objectives.minimal_genomes[0])
         self._bins = Bins(*self._ends, settings.bins, settings.open_bins)
 
-    def _search(self) -> GeneratorSearcher:
+    def search(self) -> AskTell[None]:
+        """Random candidates of every size, then their front."""
         while genomes := self._draw(self._count()):
             yield from self._compare(genomes)
         yield from self._measure_front()
 
     def _count(self) -> int:
         """How many candidates the next ask may have."""
-        limits = [self._settings.batch, self._affordable()]
-        if self._settings.candidates is not None:
-            limits.append(self._settings.candidates - len(self._archive))
+        limits = [self.settings.batch, self._affordable()]
+        if self.settings.candidates is not None:
+            limits.append(self.settings.candidates - len(self._archive))
         return min(limit for limit in limits if limit is not None)
 
     def _draw(self, count: int) -> list[Genome]:
@@ -91,10 +92,10 @@ class StratifiedRandom(FrontSearcher):
         while True:
             refused = False
             for _ in range(_PATIENCE):
-                genome = at_any_cost(self._space, self._cost, self._ends, self._rng)
+                genome = at_any_cost(self.space, self._cost, self._ends, self.rng)
                 if genome.tobytes() in self._seen:
                     continue
-                if self._bins.take(self._space.costs(genome[None])[self._cost].item()):
+                if self._bins.take(self.space.costs(genome[None])[self._cost].item()):
                     self._seen.add(genome.tobytes())
                     return genome
                 refused = True

@@ -9,12 +9,12 @@ import numpy as np
 
 from evocompress.core.arrays import Genome
 from evocompress.core.types import UnitKind
-from evocompress.search.base import Problem, SearcherSettings
-from evocompress.search.baselines.removal import Encoding, Removal, RemovalSettings, without
-from evocompress.search.generator_searcher import GeneratorSearcher, first_feasible
+from evocompress.search.base import CandidateSettings, SearcherSettings
+from evocompress.search.baselines.removal import Encoding, Removal, without
+from evocompress.search.generator_searcher import AskTell, first_feasible
 
 
-class WindowSettings(RemovalSettings):
+class WindowSettings(CandidateSettings):
     """Settings of `Window`.
 
     Attributes:
@@ -37,36 +37,34 @@ class Window(Removal):
     name: ClassVar[str] = "window"
     kinds: ClassVar[tuple[UnitKind, ...]] = ("block",)
 
-    def __init__(
-        self, problem: Problem, settings: WindowSettings, rng: np.random.Generator
-    ) -> None:
-        last = settings.positions == "last"
-        self._kind = "last_angular_distance" if last else "angular_distance"
-        super().__init__(problem, settings, rng)
+    settings: WindowSettings
 
-    def _search(self) -> GeneratorSearcher:
-        start = self._space.encoding.default
-        distances = yield from self._estimate(start, self._kind, self._micro_batches)
+    def search(self) -> AskTell[None]:
+        """The distances, and the nearest window."""
+        last = self.settings.positions == "last"
+        kind = "last_angular_distance" if last else "angular_distance"
+        start = self.space.encoding.default
+        distances = yield from self.estimate(start, kind, self.micro_batches)
         if distances.failed is None:
-            yield from self._conclude(self._nearest(distances.by_unit), self._micro_batches)
+            yield from self.conclude(self._nearest(distances.by_unit))
 
     def _nearest(self, distances: Mapping[str, Sequence[float]]) -> Genome:
         """The genome (U,) without the nearest of the shortest windows that suffice."""
-        genes = self._space.encoding
+        genes = self.space.encoding
         path = [genes.default]
         for length in range(1, len(genes.droppable) + 1):
             # A window's row tells how far apart its ends are, entry by entry for each length.
             windows = sorted(
                 self._windows(length),
-                key=lambda window: distances[self._space.units[window[0]].name][len(window) - 1],
+                key=lambda window: distances[self.space.units[window[0]].name][len(window) - 1],
             )
-            path += [without(self._space, genes.default, window) for window in windows]
-        return first_feasible(self._space, np.stack(path))
+            path += [without(self.space, genes.default, window) for window in windows]
+        return first_feasible(self.space, np.stack(path))
 
     def _windows(self, length: int) -> list[Encoding]:
         """The droppable genes of every run of so many neighbouring blocks."""
-        genes = self._space.encoding.droppable
-        blocks = np.array([self._space.units[gene].block for gene in genes])
+        genes = self.space.encoding.droppable
+        blocks = np.array([self.space.units[gene].block for gene in genes])
         return [
             genes[first : first + length]
             for first in range(len(genes) + 1 - length)

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
-
 from evocompress.core.errors import ConfigError
-from evocompress.search.base import Problem, SearcherSettings
+from evocompress.search.base import SearcherSettings
 from evocompress.search.bayesian.sampled import SampledSearcher, SampledSettings
 from evocompress.space.space import SearchSpace
 
@@ -29,17 +27,15 @@ class GP(SampledSearcher):
     Settings: ClassVar[type[SearcherSettings]] = SampledSettings
     name: ClassVar[str] = "gp"
 
-    def __init__(
-        self, problem: Problem, settings: SampledSettings, rng: np.random.Generator
-    ) -> None:
-        _check_size(problem.space)
-        super().__init__(problem, settings, rng)
+    def check(self) -> None:
+        """Refuses a space of many genes."""
+        _check_size(self.space)
 
     def _sampler(self, seed: int) -> BaseSampler:
         from optuna.samplers import GPSampler
 
         return GPSampler(
-            n_startup_trials=self._settings.startup, warn_independent_sampling=False, seed=seed
+            n_startup_trials=self.settings.startup, warn_independent_sampling=False, seed=seed
         )
 
 

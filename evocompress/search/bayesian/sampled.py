@@ -22,7 +22,7 @@ from evocompress.core.types import Pool
 from evocompress.search.base import Problem, SearcherSettings
 from evocompress.search.fidelity import batches
 from evocompress.search.fidelity.plan import Plan
-from evocompress.search.generator_searcher import AskTell, GeneratorSearcher, ProceduralSearcher
+from evocompress.search.generator_searcher import AskTell, GeneratorSearcher
 from evocompress.search.objectives import Measured, Objectives
 from evocompress.search.operators.mutation import distinct
 from evocompress.space import sampling
@@ -31,9 +31,6 @@ from evocompress.space.repair import fill_budget, repair
 
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
-
-_USUAL_TOKENS = 2048
-"""Tokens of EvoPress's first stage: enough to tell good candidates from bad ones."""
 
 _FINAL_SHARE = 4
 """Without `final_tokens` the end takes at most a quarter of the search's tokens."""
@@ -64,14 +61,19 @@ class SampledSettings(SearcherSettings):
     finalists: Size = 8
     final_tokens: Tokens | None = None
 
+    def tokens_of_comparison(self, pool: Pool) -> None:
+        """The plan draws them among those of the last comparison."""
 
-class SampledSearcher(ProceduralSearcher):
+
+class SampledSearcher(GeneratorSearcher):
     """Asks a sampler for genomes, tells it their points, and measures the best again.
 
     Attributes:
         name: What messages call the searcher.
     """
 
+    settings: SampledSettings
+    needs_budget: ClassVar[bool] = False
     checks_tokens: ClassVar[bool] = True
     name: ClassVar[str]
 
@@ -97,11 +99,10 @@ class SampledSearcher(ProceduralSearcher):
             )
         if objectives is None:
             require(problem.space)
+        super().__init__(problem, settings, rng)
         self._objectives = objectives or Objectives((), np.empty(0))
-        self._settings = settings
         self._plan = plan(self.name, problem, settings, rng)
         self._archive: list[Measured] = []
-        super().__init__(problem, rng)
 
     @property
     def objectives(self) -> tuple[str, ...]:
@@ -114,42 +115,42 @@ class SampledSearcher(ProceduralSearcher):
 
     def _first(self, count: int) -> list[Genome]:
         """Up to `count` feasible genomes (U,) to begin with: the even one, then random ones."""
-        even = sampling.uniform(self._space)
+        even = sampling.uniform(self.space)
         return [
             even,
-            *distinct(lambda: sampling.random(self._space, self._rng), count - 1, excluded=even),
+            *distinct(lambda: sampling.random(self.space, self.rng), count - 1, excluded=even),
         ]
 
     def _complete(self, genome: Genome) -> Genome:
         """The feasible genome (U,) that is measured in place of a proposed one."""
-        return fill_budget(self._space, repair(self._space, genome, self._rng), self._rng)
+        return fill_budget(self.space, repair(self.space, genome, self.rng), self.rng)
 
-    def _search(self) -> GeneratorSearcher:
+    def search(self) -> AskTell[None]:
+        """Batches that the sampler proposes, then the best on more tokens."""
         from evocompress.search.bayesian.optuna_study import GenomeStudy
 
         study = GenomeStudy(
-            self._space,
-            self._sampler(int(self._rng.integers(_SEEDS))),
-            self._first(self._settings.startup),
+            self.space,
+            self._sampler(int(self.rng.integers(_SEEDS))),
+            self._first(self.settings.startup),
             self._complete,
             objectives=1 + len(self.objectives),
         )
         while genomes := study.ask(self._affordable()):
             measured = yield from self._measure(genomes, self._plan.search)
-            study.tell(genomes, self._objectives.of(self._space, measured))
+            study.tell(genomes, self._objectives.of(self.space, measured))
             self._archive += measured
-            self._best = self._objectives.balanced(self._space, self._archive)
+            self._best = self._objectives.balanced(self.space, self._archive)
         finals = yield from self._measure(self._finalists(), self._plan.front)
-        self._best = self._objectives.balanced(self._space, finals) or self._best
+        self._best = self._objectives.balanced(self.space, finals) or self._best
 
     def _affordable(self) -> int:
         """How many candidates the next batch may have."""
         measured = len(self._archive)
-        limits = [self._settings.batch]
-        if self._settings.candidates is not None:
-            limits.append(self._settings.candidates - measured)
-        spent = measured * self._plan.search_tokens
-        by_tokens = self._plan.affordable(spent, self._settings.finalists)
+        limits = [self.settings.batch]
+        if self.settings.candidates is not None:
+            limits.append(self.settings.candidates - measured)
+        by_tokens = self._plan.affordable(self.ledger, self.settings.finalists)
         if by_tokens is not None:
             limits.append(by_tokens)
         return min(limits)
@@ -157,7 +158,7 @@ class SampledSearcher(ProceduralSearcher):
     def _measure(
         self, genomes: Sequence[Genome], micro_batches: tuple[int, ...]
     ) -> AskTell[list[Measured]]:
-        results = yield from self._evaluate(genomes, micro_batches)
+        results = yield from self.evaluate(genomes, micro_batches)
         return [Measured(genome, result) for genome, result in zip(genomes, results, strict=True)]
 
     def _finalists(self) -> list[Genome]:
@@ -165,8 +166,8 @@ class SampledSearcher(ProceduralSearcher):
         entries = [entry for entry in self._archive if entry.candidate.levels]
         if not entries:
             return []
-        points = self._objectives.of(self._space, entries)
-        best = _best(points, self._settings.finalists)
+        points = self._objectives.of(self.space, entries)
+        best = _best(points, self.settings.finalists)
         return [entries[index].genome for index in best.tolist()]
 
 
@@ -188,7 +189,7 @@ def plan(name: str, problem: Problem, settings: SampledSettings, rng: np.random.
     if problem.tokens is None and settings.candidates is None:
         raise ConfigError(f"search: {name} ends by search.tokens or search.candidates; give one")
     pool, limit = problem.pool, problem.tokens
-    wanted = settings.candidate_tokens or batches.fitting(pool, _USUAL_TOKENS)
+    wanted = settings.candidate_tokens or batches.few(pool)
     tokens = batches.check(pool, wanted, "search.candidate_tokens")
     last = settings.final_tokens or _usual_final(pool, limit, settings.finalists, tokens)
     final = tuple(sorted(batches.draw(pool, batches.check(pool, last, "search.final_tokens"), rng)))
@@ -206,7 +207,7 @@ def plan(name: str, problem: Problem, settings: SampledSettings, rng: np.random.
         )
     inner = Pool(tuple(pool.tokens[index] for index in final))
     search = tuple(sorted(final[index] for index in batches.draw(inner, tokens, rng)))
-    return Plan(search, final, tokens, last, limit)
+    return Plan(search, final, tokens, last)
 
 
 def _usual_final(pool: Pool, limit: int | None, finalists: int, tokens: int) -> int:

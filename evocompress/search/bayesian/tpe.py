@@ -27,7 +27,7 @@ class TPE(SampledSearcher):
 
         # A constant liar holds what is being measured for bad, so that a batch spreads out.
         return TPESampler(
-            n_startup_trials=self._settings.startup,
+            n_startup_trials=self.settings.startup,
             multivariate=True,
             constant_liar=True,
             seed=seed,

@@ -21,7 +21,7 @@ from evocompress.search.evolution.initial_population import (
     measured_ladder,
 )
 from evocompress.search.fidelity.front_search import FrontSearcher, FrontSettings
-from evocompress.search.generator_searcher import AskTell, GeneratorSearcher
+from evocompress.search.generator_searcher import AskTell
 from evocompress.search.operators.mutation import distinct
 from evocompress.search.operators.pareto_mutation import vary
 from evocompress.space.repair import repair
@@ -63,6 +63,7 @@ class EvolvedFront(FrontSearcher):
     of these.
     """
 
+    settings: EvolvedFrontSettings
     Settings: ClassVar[type[SearcherSettings]] = EvolvedFrontSettings
     levers: ClassVar[tuple[str, ...]] = (
         *FrontSearcher.levers,
@@ -75,10 +76,9 @@ class EvolvedFront(FrontSearcher):
         self, problem: Problem, settings: EvolvedFrontSettings, rng: np.random.Generator
     ) -> None:
         genes = problem.space.encoding
-        self._settings = settings
         self._has_widths = bool(genes.widths.size)
         self._references: dict[str, list[Genome]] = {}
-        self._check_settings(problem.tokens)
+        self._check_settings(settings, problem.tokens)
         movable = np.union1d(genes.widths, genes.droppable).size
         tries = settings.effect_rounds * (1 + movable * settings.effect_levels)
         super().__init__(
@@ -93,62 +93,62 @@ class EvolvedFront(FrontSearcher):
     def origins(self) -> Mapping[str, str]:
         """{candidate id: name of the ladder} of the references."""
         return {
-            self._space.candidate(genome).id: name
+            self.space.candidate(genome).id: name
             for name, ladder in self._references.items()
             for genome in ladder
         }
 
-    def _check_settings(self, tokens: int | None) -> None:
-        if "flap" in self._settings.reference and not self._has_widths:
+    def _check_settings(self, settings: EvolvedFrontSettings, tokens: int | None) -> None:
+        if "flap" in settings.reference and not self._has_widths:
             raise ConfigError("search.reference: flap ranks heads and channels: give space.width")
-        if tokens is None and self._settings.generations is None:
+        if tokens is None and settings.generations is None:
             raise ConfigError(
                 f"search: {self.algorithm} ends by search.tokens or search.generations; give one"
             )
 
-    def _search(self) -> GeneratorSearcher:
+    def search(self) -> AskTell[None]:
+        """Generations from the ladders on, then the front on more tokens."""
         seeds = yield from self._seeds()
         evolution = self._evolution(seeds)
         references = [genome for ladder in self._references.values() for genome in ladder]
-        limit = self._settings.generations
+        limit = self.settings.generations
         for _ in count() if limit is None else range(limit):
             genomes = evolution.ask()[: self._affordable(len(references))]
             if not genomes:
                 break
             measured = yield from self._compare(genomes)
-            evolution.tell(self._objectives.of(self._space, measured))
+            evolution.tell(self._objectives.of(self.space, measured))
         yield from self._measure_front(references)
 
     def _seeds(self) -> AskTell[list[Genome]]:
         """The ladders, those that are references noted down."""
-        space, rungs = self._space, self._settings.rungs
+        space, rungs = self.space, self.settings.rungs
         ladders = {"uniform": even_ladder(space, self._objectives, rungs)}
         if self._has_widths:
-            self._spent += self._plan.front_tokens
-            scores = yield from self._estimate(
+            scores = yield from self.estimate(
                 space.encoding.default, "fluctuation", self._plan.front
             )
             ladders["flap"] = flap_ladder(space, self._objectives, scores, rungs)
-        if self._settings.effect_rounds and ladders["uniform"]:
+        if self.settings.effect_rounds and ladders["uniform"]:
             ladders["measured"] = yield from self._sums_of_effects(ladders["uniform"][-1])
         names = {"uniform": "uniform width" if self._has_widths else "uniform", "flap": "FLAP"}
-        for name in self._settings.reference:
+        for name in self.settings.reference:
             self._references[names[name]] = [g for g in ladders[name] if self._changes(g)]
         # The best ones first: a small population has no place for all.
         seeds = [genome for ladder in reversed(ladders.values()) for genome in ladder]
-        return seeds or [repair(space, space.encoding.default, self._rng)]
+        return seeds or [repair(space, space.encoding.default, self.rng)]
 
     def _sums_of_effects(self, lowest: Genome) -> AskTell[list[Genome]]:
         """A ladder of half the population, down to the cost of another one's last rung."""
         return (
             yield from measured_ladder(
-                self._space,
+                self.space,
                 self._objectives,
                 self._probe,
                 lowest,
-                self._settings.population // 2,
-                rounds=self._settings.effect_rounds,
-                per_gene=self._settings.effect_levels,
+                self.settings.population // 2,
+                rounds=self.settings.effect_rounds,
+                per_gene=self.settings.effect_levels,
             )
         )
 
@@ -156,11 +156,11 @@ class EvolvedFront(FrontSearcher):
         """The algorithm of pymoo, its first population filled with mutations of the seeds."""
         from evocompress.search.evolution.genetic import Evolution
 
-        settings, space = self._settings, self._space
+        settings, space = self.settings, self.space
         mutate = partial(vary, space, self._objectives.costs)
 
         def mutation() -> Genome:
-            return mutate(seeds[int(self._rng.integers(len(seeds)))], self._rng)
+            return mutate(seeds[int(self.rng.integers(len(seeds)))], self.rng)
 
         more = distinct(mutation, settings.population - len(seeds))
         return Evolution(
@@ -171,14 +171,13 @@ class EvolvedFront(FrontSearcher):
             objectives=1 + len(self._objectives.costs),
             population=settings.population,
             offspring=settings.offspring or settings.population,
-            rng=self._rng,
+            rng=self.rng,
         )
 
     def _probe(self, genomes: Sequence[Genome]) -> AskTell[list[Result]]:
         """Results outside the front and the budget, on the tokens of the search."""
-        self._spent += len(genomes) * self._plan.search_tokens
-        return (yield from self._evaluate(genomes, self._plan.search, probe=True))
+        return (yield from self.evaluate(genomes, self._plan.search, probe=True))
 
     def _changes(self, genome: Genome) -> bool:
         """Whether it is another candidate than the dense model."""
-        return bool(self._space.candidate(genome).levels)
+        return bool(self.space.candidate(genome).levels)

@@ -68,6 +68,7 @@ def exchanges(settings: EvoPressSettings, space: SearchSpace) -> bool:
 class EvoPress(StagedSearcher):
     """(1 + lambda) evolution by moves that keep the budget; no crossover."""
 
+    settings: EvoPressSettings
     Settings: ClassVar[type[SearcherSettings]] = EvoPressSettings
 
     def __init__(
@@ -76,37 +77,34 @@ class EvoPress(StagedSearcher):
         super().__init__(problem, settings, rng)
         pool = problem.pool
         self._exchanges = exchanges(settings, problem.space)
-        self._max_level = settings.max_level
-        self._max_total = settings.max_total
         usual = published(settings, problem.space).initial
         self._initial = usual if settings.initial is None else settings.initial
         self._initial_tokens = _tokens(pool, settings.initial_tokens, "initial_tokens")
-        self._effects = settings
         self._fixed = cycle(_windows(problem.space, settings.windows))
         self._effect_tokens = _tokens(pool, settings.effect_tokens, "effect_tokens")
 
     def _start(self) -> Selection:
         """What measured effects add up to, the best random genome, or the uniform one."""
-        if self._effects.effect_rounds:
+        if self.settings.effect_rounds:
             return (yield from self._summed_effects())
         genomes = distinct(self._random, self._initial)
         best = yield from self._crown(genomes, self._initial_tokens)
-        return sampling.uniform(self._space) if best is None else best
+        return sampling.uniform(self.space) if best is None else best
 
     def _summed_effects(self) -> AskTell[Genome]:
         genome = yield from approach(
-            self._space,
+            self.space,
             self._measure,
-            rounds=self._effects.effect_rounds,
-            per_gene=self._effects.effect_levels,
+            rounds=self.settings.effect_rounds,
+            per_gene=self.settings.effect_levels,
         )
-        genome = repair(self._space, genome, self._rng)
-        return fill_budget(self._space, genome, self._rng)
+        genome = repair(self.space, genome, self.rng)
+        return fill_budget(self.space, genome, self.rng)
 
     def _measure(self, genomes: Sequence[Genome]) -> AskTell[list[Result]]:
         """Results of probes on freshly drawn tokens."""
-        micro_batches = batches.draw(self._pool, self._effect_tokens, self._rng)
-        return (yield from self._evaluate(genomes, micro_batches, probe=True))
+        micro_batches = batches.draw(self.pool, self._effect_tokens, self.rng)
+        return (yield from self.evaluate(genomes, micro_batches, probe=True))
 
     def _offspring(self, parent: Genome | None) -> list[Genome]:
         assert parent is not None
@@ -119,23 +117,23 @@ class EvoPress(StagedSearcher):
     def _child(self, parent: Genome, fixed: Sequence[int]) -> Genome | None:
         """A feasible mutation of the parent, or ``None`` if it goes too far from the start."""
         if self._exchanges:
-            child = exchange(self._space, parent, self._rng, fixed)
+            child = exchange(self.space, parent, self.rng, fixed)
         else:
-            swapped = mutate(self._space, parent, self._rng, self._max_level, fixed)
-            child = repair(self._space, swapped, self._rng, fixed)
+            swapped = mutate(self.space, parent, self.rng, self.settings.max_level, fixed)
+            child = repair(self.space, swapped, self.rng, fixed)
         return child if self._within_caps(child) else None
 
     def _random(self) -> Genome | None:
-        genome = sampling.random(self._space, self._rng)
+        genome = sampling.random(self.space, self.rng)
         return genome if self._within_caps(genome) else None
 
     def _within_caps(self, genome: Genome) -> bool:
-        genes = self._space.encoding
+        genes = self.space.encoding
         distances = np.abs(genome - genes.default)[genes.matrices]
         farthest, total = distances.max(initial=0), distances.sum()
         return bool(
-            (self._max_level is None or farthest <= self._max_level)
-            and (self._max_total is None or total <= self._max_total)
+            (self.settings.max_level is None or farthest <= self.settings.max_level)
+            and (self.settings.max_total is None or total <= self.settings.max_total)
         )
 
 
@@ -149,5 +147,5 @@ def _windows(space: SearchSpace, count: int) -> list[list[int]]:
 def _tokens(pool: Pool, given: int | None, name: str) -> int:
     """A number of tokens that the pool can give; as published, 2048, where none is given."""
     if given is None:
-        return batches.fitting(pool, 2048)
+        return batches.few(pool)
     return batches.check(pool, given, f"search.{name}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from evocompress.core.errors import ConfigError
-from evocompress.search.evolution.evolved_front import EvolvedFront
+from evocompress.search.evolution.evolved_front import EvolvedFront, EvolvedFrontSettings
 
 
 class MOEAD(EvolvedFront):
@@ -17,9 +17,9 @@ class MOEAD(EvolvedFront):
 
     algorithm: ClassVar[str] = "moead"
 
-    def _check_settings(self, tokens: int | None) -> None:
-        super()._check_settings(tokens)
-        offspring, population = self._settings.offspring, self._settings.population
+    def _check_settings(self, settings: EvolvedFrontSettings, tokens: int | None) -> None:
+        super()._check_settings(settings, tokens)
+        offspring, population = settings.offspring, settings.population
         if offspring is not None and offspring > population:
             raise ConfigError(
                 f"search.offspring: {offspring} is more than the population of {population}, and "

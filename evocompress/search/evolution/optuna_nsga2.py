@@ -51,13 +51,13 @@ class OptunaNSGA2(SampledSearcher):
     smallest; the other half, and without a front all but one, are random.
     """
 
+    settings: OptunaNSGA2Settings
     Settings: ClassVar[type[SearcherSettings]] = OptunaNSGA2Settings
     name: ClassVar[str] = "optuna_nsga2"
 
     def __init__(
         self, problem: Problem, settings: OptunaNSGA2Settings, rng: np.random.Generator
     ) -> None:
-        self._population = settings.population
         space, objectives = problem.space, None
         if settings.objectives or settings.range:
             space, objectives = choose(space, settings.objectives, settings.range)
@@ -66,17 +66,17 @@ class OptunaNSGA2(SampledSearcher):
     def _sampler(self, seed: int) -> BaseSampler:
         from optuna.samplers import NSGAIISampler
 
-        return NSGAIISampler(population_size=self._population, seed=seed)
+        return NSGAIISampler(population_size=self.settings.population, seed=seed)
 
     def _first(self, count: int) -> list[Genome]:
         if not self.objectives:
             return super()._first(count)
-        ladder = even_ladder(self._space, self._objectives, (count + 1) // 2)
-        more = distinct(lambda: sampling.random(self._space, self._rng), count - len(ladder))
+        ladder = even_ladder(self.space, self._objectives, (count + 1) // 2)
+        more = distinct(lambda: sampling.random(self.space, self.rng), count - len(ladder))
         return list({genome.tobytes(): genome for genome in [*ladder, *more]}.values())
 
     def _complete(self, genome: Genome) -> Genome:
         """Below the budget; on a front what is left of it is not spent, as less is better."""
         if not self.objectives:
             return super()._complete(genome)
-        return repair(self._space, genome, self._rng)
+        return repair(self.space, genome, self.rng)

@@ -9,6 +9,9 @@ import numpy as np
 from evocompress.core.errors import ConfigError
 from evocompress.core.types import Pool
 
+FEW_TOKENS = 2048
+"""Tokens on which good candidates are told from bad ones: EvoPress's first stage (2410.14649)."""
+
 
 def chosen(pool: Pool, tokens: int | None, key: str, rng: np.random.Generator) -> tuple[int, ...]:
     """Micro-batches of exactly `tokens` tokens, or the whole pool.
@@ -53,6 +56,11 @@ def fitting(pool: Pool, tokens: int) -> int:
     """The nearest number of tokens, upwards, that the pool can give; at most all of them."""
     size, usable = _usable(pool)
     return size * min(-(-tokens // size), len(usable))
+
+
+def few(pool: Pool) -> int:
+    """About `FEW_TOKENS`, as the pool can give them."""
+    return fitting(pool, FEW_TOKENS)
 
 
 def _usable(pool: Pool) -> tuple[int, list[int]]:

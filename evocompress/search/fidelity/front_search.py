@@ -12,9 +12,10 @@ from pydantic import Field
 from evocompress.core.arrays import Genome
 from evocompress.core.fields import Number, Tokens, Whole
 from evocompress.core.pareto import spread
+from evocompress.core.types import Pool
 from evocompress.search.base import Problem, SearcherSettings
 from evocompress.search.fidelity.plan import plan
-from evocompress.search.generator_searcher import AskTell, GeneratorSearcher, ProceduralSearcher
+from evocompress.search.generator_searcher import AskTell, GeneratorSearcher
 from evocompress.search.objectives import Measured, choose
 
 Share = Annotated[Number, Field(ge=0, le=1e18)]
@@ -41,8 +42,11 @@ class FrontSettings(SearcherSettings):
     front_tokens: Tokens | None = None
     front_size: Annotated[Whole, Field(ge=2, le=10_000)] = 20
 
+    def tokens_of_comparison(self, pool: Pool) -> None:
+        """The plan draws them among those of the last comparison."""
 
-class FrontSearcher(ProceduralSearcher):
+
+class FrontSearcher(GeneratorSearcher):
     """Collects candidates on few tokens, and in the end measures their front on more.
 
     As much of the front as is asked for, spread over its length, is measured again. The
@@ -50,6 +54,8 @@ class FrontSearcher(ProceduralSearcher):
     on the front: it is known anyway.
     """
 
+    settings: FrontSettings
+    needs_budget: ClassVar[bool] = False
     checks_tokens: ClassVar[bool] = True
     levers: ClassVar[tuple[str, ...]] = ("front_tokens", "front_size")
     """Settings that lower the tokens which start and end take."""
@@ -75,7 +81,7 @@ class FrontSearcher(ProceduralSearcher):
             estimates: Estimates of the start, each on the tokens of the front.
         """
         space, self._objectives = choose(problem.space, settings.objectives, settings.range)
-        self._front_size = settings.front_size
+        super().__init__(replace(problem, space=space), settings, rng)
         self._plan = plan(
             problem.pool,
             problem.tokens,
@@ -87,9 +93,7 @@ class FrontSearcher(ProceduralSearcher):
             estimates=estimates,
             levers=self.levers,
         )
-        self._spent = 0
         self._archive: list[Measured] = []
-        super().__init__(replace(problem, space=space), rng)
 
     @property
     def objectives(self) -> tuple[str, ...]:
@@ -98,32 +102,31 @@ class FrontSearcher(ProceduralSearcher):
 
     def _affordable(self, references: int = 0) -> int | None:
         """How many candidates can still be compared before the end; ``None``: any number."""
-        return self._plan.affordable(self._spent, self._front_size + references)
+        return self._plan.affordable(self.ledger, self.settings.front_size + references)
 
     def _compare(self, genomes: Sequence[Genome]) -> AskTell[list[Measured]]:
         """Measures genomes (U,) beside all others and keeps them for the front."""
         measured = yield from self._measure(genomes, self._plan.search)
         self._archive += measured
-        self._best = self._objectives.balanced(self._space, self._archive) or self._best
+        self._best = self._objectives.balanced(self.space, self._archive) or self._best
         return measured
 
-    def _measure_front(self, references: Sequence[Genome] = ()) -> GeneratorSearcher:
+    def _measure_front(self, references: Sequence[Genome] = ()) -> AskTell[None]:
         """Measures the front and the references (U,) again; its knee becomes the incumbent."""
         finalists = {genome.tobytes(): genome for genome in [*self._front(), *references]}
         front = yield from self._measure(list(finalists.values()), self._plan.front)
-        self._best = self._objectives.balanced(self._space, front) or self._best
+        self._best = self._objectives.balanced(self.space, front) or self._best
 
     def _front(self) -> list[Genome]:
         """The front's genomes (U,), evenly spread; where it is short, the next layers'."""
         entries = [entry for entry in self._archive if entry.candidate.levels]
         if not entries:
             return []
-        points = self._objectives.of(self._space, entries)
-        return [entries[index].genome for index in spread(points, self._front_size)]
+        points = self._objectives.of(self.space, entries)
+        return [entries[index].genome for index in spread(points, self.settings.front_size)]
 
     def _measure(
         self, genomes: Sequence[Genome], micro_batches: tuple[int, ...]
     ) -> AskTell[list[Measured]]:
-        self._spent += len(genomes) * sum(self._pool.tokens[index] for index in micro_batches)
-        results = yield from self._evaluate(genomes, micro_batches)
+        results = yield from self.evaluate(genomes, micro_batches)
         return [Measured(genome, result) for genome, result in zip(genomes, results, strict=True)]

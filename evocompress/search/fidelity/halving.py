@@ -13,9 +13,6 @@ from evocompress.core.types import Pool
 from evocompress.search.fidelity import batches
 from evocompress.search.objectives import Measured
 
-_GRACE = 2048
-"""Tokens of EvoPress's first stage: enough to tell good candidates from bad ones."""
-
 
 @dataclass(frozen=True)
 class Schedule:
@@ -65,7 +62,7 @@ def ladder(pool: Pool, schedule: Schedule, rng: np.random.Generator) -> list[Run
         ConfigError: The pool cannot give the tokens, or the search is too short for anyone to
             come to the last rung.
     """
-    grace = schedule.grace or batches.fitting(pool, _GRACE)
+    grace = schedule.grace or batches.few(pool)
     sizes = [batches.check(pool, grace, "search.grace_tokens")]
     most = schedule.most or batches.fitting(pool, sum(pool.tokens))
     batches.check(pool, most, "search.max_tokens")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import inf
 from typing import Annotated, ClassVar
 
 import numpy as np
@@ -15,7 +16,7 @@ from evocompress.core.types import Evaluate, Result
 from evocompress.search.base import Problem, SearcherSettings
 from evocompress.search.fidelity.front_search import Share
 from evocompress.search.fidelity.halving import Rung, Schedule, ladder, price, priority
-from evocompress.search.generator_searcher import GeneratorSearcher, ProceduralSearcher
+from evocompress.search.generator_searcher import AskTell, GeneratorSearcher
 from evocompress.search.objectives import Measured, Objectives, choose
 from evocompress.search.operators.cost_sampling import at_any_cost, span
 from evocompress.search.operators.mutation import distinct
@@ -50,7 +51,7 @@ class MOASHASettings(SearcherSettings):
     max_tokens: Tokens | None = None
 
 
-class MOASHA(ProceduralSearcher):
+class MOASHA(GeneratorSearcher):
     """Random candidates, of whom ever fewer are measured on ever more tokens.
 
     The paper's rule for a free worker, applied for all places of a batch at once: whoever is in
@@ -59,6 +60,8 @@ class MOASHA(ProceduralSearcher):
     waits for a rung to be complete. The incumbent is the knee of the highest rung.
     """
 
+    settings: MOASHASettings
+    needs_budget: ClassVar[bool] = False
     checks_tokens: ClassVar[bool] = True
     Settings: ClassVar[type[SearcherSettings]] = MOASHASettings
 
@@ -70,7 +73,7 @@ class MOASHA(ProceduralSearcher):
                 "search: moasha ends by search.tokens or search.configurations; give one"
             )
         space, self._objectives = _objectives(problem.space, settings)
-        self._settings = settings
+        super().__init__(replace(problem, space=space), settings, rng)
         schedule = Schedule(
             eta=settings.eta,
             grace=settings.grace_tokens,
@@ -79,7 +82,6 @@ class MOASHA(ProceduralSearcher):
             configurations=settings.configurations,
         )
         self._rungs = ladder(problem.pool, schedule, rng)
-        self._left = problem.tokens
         each = price([rung.tokens for rung in self._rungs], settings.eta)
         self._planned = int((problem.tokens or 0) / each)
         self._drawn: set[bytes] = set()
@@ -89,17 +91,17 @@ class MOASHA(ProceduralSearcher):
                 self._objectives.costs, self._objectives.minimal_genomes, strict=True
             )
         }
-        super().__init__(replace(problem, space=space), rng)
 
     @property
     def objectives(self) -> tuple[str, ...]:
         """The costs that span the front with the proxy's value."""
         return self._objectives.costs
 
-    def _search(self) -> GeneratorSearcher:
+    def search(self) -> AskTell[None]:
+        """Batches of promotions and new candidates."""
         while jobs := self._jobs():
             answers = yield [
-                Evaluate(self._space.candidate(genome), rung.micro_batches) for rung, genome in jobs
+                Evaluate(self.space.candidate(genome), rung.micro_batches) for rung, genome in jobs
             ]
             for (rung, genome), result in zip(jobs, answers, strict=True):
                 assert isinstance(result, Result)
@@ -109,63 +111,59 @@ class MOASHA(ProceduralSearcher):
     def _jobs(self) -> list[tuple[Rung, Genome]]:
         """What to measure next, and where: promotions from above, and new candidates."""
         jobs: list[tuple[Rung, Genome]] = []
+        left = self.ledger.left
         for lower, upper in reversed(list(zip(self._rungs, self._rungs[1:], strict=False))):
             for entry in self._promotable(lower):
-                if len(jobs) < self._settings.batch and self._pays(upper):
+                if len(jobs) < self.settings.batch and upper.tokens <= left:
                     lower.promoted.add(entry.candidate.id)
                     jobs.append((upper, entry.genome))
+                    left -= upper.tokens
         first = self._rungs[0]
-        for genome in distinct(self._new, self._places(len(jobs))):
-            self._pays(first)
+        for genome in distinct(self._new, self._places(len(jobs), left)):
             self._drawn.add(genome.tobytes())
             jobs.append((first, genome))
         return jobs
 
-    def _pays(self, rung: Rung) -> bool:
-        """Takes the tokens of one more candidate on a rung, if they are left."""
-        if self._left is None:
-            return True
-        if rung.tokens > self._left:
-            return False
-        self._left -= rung.tokens
-        return True
-
     def _promotable(self, rung: Rung) -> list[Measured]:
         """The best part of a rung, the best ones first, without who has gone on."""
-        count = len(rung.measured) // self._settings.eta
+        count = len(rung.measured) // self.settings.eta
         if not count:
             return []
-        order = priority(self._objectives.of(self._space, rung.measured), count)
+        order = priority(self._objectives.of(self.space, rung.measured), count)
         best = [rung.measured[index] for index in order]
         return [entry for entry in best if entry.candidate.id not in rung.promoted]
 
-    def _places(self, taken: int) -> int:
+    def _places(self, taken: int, left: int | float) -> int:
         """How many new candidates there may be in a batch.
 
         Tokens pay for as many as leave enough for the best ones to go on, and when all of these
         have gone on, for more.
+
+        Args:
+            taken: Places that are taken by promotions.
+            left: Tokens that these leave.
         """
-        limits = [self._settings.batch - taken]
-        if self._left is not None:
-            spare = self._left // self._rungs[0].tokens
+        limits = [self.settings.batch - taken]
+        if left < inf:
+            spare = int(left // self._rungs[0].tokens)
             planned = self._planned - len(self._drawn)
             limits.append(min(planned, spare) if taken or planned > 0 else spare)
-        if self._settings.configurations is not None:
-            limits.append(self._settings.configurations - len(self._drawn))
+        if self.settings.configurations is not None:
+            limits.append(self.settings.configurations - len(self._drawn))
         return min(limits)
 
     def _new(self) -> Genome | None:
         """A random feasible genome (U,), ``None`` where it is not new."""
         if self._spans:
-            cost = self._objectives.costs[int(self._rng.integers(len(self._spans)))]
-            genome = at_any_cost(self._space, cost, self._spans[cost], self._rng)
+            cost = self._objectives.costs[int(self.rng.integers(len(self._spans)))]
+            genome = at_any_cost(self.space, cost, self._spans[cost], self.rng)
         else:
-            genome = sampling.random(self._space, self._rng)
+            genome = sampling.random(self.space, self.rng)
         return None if genome.tobytes() in self._drawn else genome
 
     def _crown(self) -> None:
         """Makes the knee of the highest rung where anything could be measured the incumbent."""
-        bests = (self._objectives.balanced(self._space, r.measured) for r in self._rungs[::-1])
+        bests = (self._objectives.balanced(self.space, r.measured) for r in self._rungs[::-1])
         self._best = next((best for best in bests if best is not None), self._best)
 
 

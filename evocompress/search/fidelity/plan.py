@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 
 from evocompress.core.errors import ConfigError
 from evocompress.core.types import Pool
 from evocompress.search.fidelity import batches
-
-_PUBLISHED = 2048
-"""Tokens of EvoPress's first stage: enough to tell good candidates from bad ones."""
+from evocompress.search.ledger import TokenLedger
 
 
 @dataclass(frozen=True)
@@ -25,26 +24,23 @@ class Plan:
         front: On which the front is measured at the end; `search` is among them.
         search_tokens: Tokens of `search`.
         front_tokens: Tokens of `front`.
-        limit: Tokens of the whole search, or ``None``.
     """
 
     search: tuple[int, ...]
     front: tuple[int, ...]
     search_tokens: int
     front_tokens: int
-    limit: int | None
 
-    def affordable(self, spent: int, finalists: int) -> int | None:
+    def affordable(self, ledger: TokenLedger, finalists: int) -> int | None:
         """How many candidates can still be compared; ``None``: any number.
 
         Args:
-            spent: Tokens that are gone.
+            ledger: The tokens that are left.
             finalists: How many candidates must be measured at the end.
         """
-        if self.limit is None:
+        if ledger.left == inf:
             return None
-        left = self.limit - spent - finalists * self.front_tokens
-        return max(left, 0) // self.search_tokens
+        return int(max(ledger.left - finalists * self.front_tokens, 0) // self.search_tokens)
 
 
 def plan(
@@ -84,7 +80,7 @@ def plan(
             f"search.candidate_tokens: {candidate_tokens} is more than the {whole} tokens on "
             "which the front is measured; lower it or raise search.front_tokens"
         )
-    wanted = candidate_tokens or batches.fitting(inner, _PUBLISHED)
+    wanted = candidate_tokens or batches.few(inner)
     tokens = batches.check(inner, wanted, "search.candidate_tokens")
     search = tuple(sorted(front[index] for index in batches.draw(inner, tokens, rng)))
     needed = (finalists + estimates) * whole + first * tokens
@@ -94,4 +90,4 @@ def plan(
             f"candidates on {tokens} tokens and the end of {finalists} on {whole} take; raise it "
             f"or lower {', '.join(levers[:-1])} or {levers[-1]}"
         )
-    return Plan(search, front, tokens, whole, limit)
+    return Plan(search, front, tokens, whole)

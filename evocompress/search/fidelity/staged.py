@@ -14,20 +14,18 @@ from evocompress.core.errors import ConfigError
 from evocompress.core.fields import Positive, Size, Tokens
 from evocompress.core.finetuning import Recipe
 from evocompress.core.types import Pool, Result
-from evocompress.search.base import Incumbent, Problem, SearcherSettings
+from evocompress.search.base import Problem, SearcherSettings
 from evocompress.search.fidelity import batches
 from evocompress.search.generator_searcher import (
     AskTell,
     GeneratorSearcher,
-    ProceduralSearcher,
+    Ranking,
     ranked,
 )
 from evocompress.space import sampling
-from evocompress.space.budget import require
 from evocompress.space.space import SearchSpace
 
 Selection = AskTell[Genome | None]
-Ranking = AskTell[list[tuple[Genome, Result]]]
 
 
 class StagedSettings(SearcherSettings):
@@ -156,19 +154,20 @@ def _depth_generations(space: SearchSpace) -> int:
     return max(int(swaps / 1.5), 1)
 
 
-class StagedSearcher(ProceduralSearcher):
+class StagedSearcher(GeneratorSearcher):
     """Generations of new candidates, of which staged selection keeps one.
 
     Each stage compares its candidates on the same micro-batches, drawn afresh. The best so
     far joins the last stage: it is measured anew beside its rivals, so it may be replaced.
     """
 
+    settings: StagedSettings
+
     def __init__(
         self, problem: Problem, settings: StagedSettings, rng: np.random.Generator
     ) -> None:
-        require(problem.space)
+        super().__init__(problem, settings, rng)
         self._schedule = schedule(settings, problem.space, problem.pool)
-        super().__init__(problem, rng)
 
     @abstractmethod
     def _offspring(self, parent: Genome | None) -> list[Genome]:
@@ -179,7 +178,8 @@ class StagedSearcher(ProceduralSearcher):
         yield from ()
         return None
 
-    def _search(self) -> GeneratorSearcher:
+    def search(self) -> AskTell[None]:
+        """Generation after generation."""
         parent = yield from self._start()
         for _ in range(self._schedule.generations):
             offspring = self._offspring(parent)
@@ -201,17 +201,15 @@ class StagedSearcher(ProceduralSearcher):
     def _crown(self, genomes: list[Genome], tokens: int, recipe: Recipe | None = None) -> Selection:
         """The best of the genomes, which becomes the incumbent; ``None`` if all failed."""
         ranking = yield from self._compare(genomes, tokens, recipe)
-        if not ranking:
-            return None
-        genome, result = ranking[0]
-        self._best = Incumbent.of(result)
-        return genome
+        return self.crown(ranking)
 
-    def _compare(self, genomes: list[Genome], tokens: int, recipe: Recipe | None) -> Ranking:
+    def _compare(
+        self, genomes: list[Genome], tokens: int, recipe: Recipe | None
+    ) -> AskTell[Ranking]:
         """The genomes that could be evaluated with their results, best first."""
         if not genomes:
             return []
-        requests = self._requests(genomes, batches.draw(self._pool, tokens, self._rng))
+        requests = self._requests(genomes, batches.draw(self.pool, tokens, self.rng))
         answers = yield [recipe.before(request) for request in requests] if recipe else requests
         results = [answer for answer in answers if isinstance(answer, Result)]
         return ranked(genomes, results)

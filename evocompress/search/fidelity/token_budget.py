@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from math import inf
 
 import numpy as np
 
 from evocompress.core.types import Pool, Request
 from evocompress.search.fidelity.racing import Rung
+from evocompress.search.ledger import TokenLedger
 
 DEFAULT_TOKENS = 500_000
 
@@ -81,26 +83,23 @@ class TokenBudget:
 
     Args:
         pool: Sizes of the micro-batches.
-        limit: Tokens that may be requested; `DEFAULT_TOKENS` if left out.
-
-    Attributes:
-        left: Tokens that are left before the last comparison, whose share is kept apart.
+        ledger: What is requested, and the limit; `DEFAULT_TOKENS` where it has none.
     """
 
-    def __init__(self, pool: Pool, limit: int | None) -> None:
-        self._pool = pool
-        self.limit = limit or DEFAULT_TOKENS
+    def __init__(self, pool: Pool, ledger: TokenLedger) -> None:
+        self._pool, self._ledger = pool, ledger
+        self.limit = DEFAULT_TOKENS if ledger.limit == inf else int(ledger.limit)
         self._reserve = int(_FINAL_SHARE * self.limit)
-        self.left = self.limit - self._reserve
         self._rung = max(min(_FIRST_RUNG, self.limit // _USUAL_RUNGS), min(pool.tokens))
 
-    def pay(self, requests: Sequence[Request]) -> None:
-        """Takes the tokens of requests out."""
-        self.left -= sum(self._pool.requested(request) for request in requests)
+    @property
+    def left(self) -> int:
+        """Tokens that are left before the last comparison, whose share is kept apart."""
+        return self.limit - self._reserve - self._ledger.requested
 
     def affords(self, requests: Sequence[Request]) -> bool:
         """Whether there are tokens left for requests."""
-        return sum(self._pool.requested(request) for request in requests) <= self.left
+        return self._ledger.after(requests) <= self.limit - self._reserve
 
     @property
     def shortest(self) -> tuple[int]:
@@ -109,7 +108,7 @@ class TokenBudget:
 
     def leaves(self, count: int, micro_batches: Sequence[int], share: float) -> bool:
         """Whether so many candidates can be measured, and a share of all tokens is left then."""
-        return self.left - count * self._size(micro_batches) >= share * self.limit
+        return self.left - count * self._ledger.size(micro_batches) >= share * self.limit
 
     def start(self, micro_batches: Sequence[int], forwards: int) -> int:
         """How many of the micro-batches an estimated start should use."""
@@ -192,17 +191,17 @@ class TokenBudget:
 
     def _rivals(self, rungs: Sequence[Rung]) -> int:
         """How many rivals can be raced over rungs, the incumbent measured on everything."""
-        last = self._size(rungs[-1].micro_batches)
+        last = self._ledger.size(rungs[-1].micro_batches)
         later = sum(
-            before.keep * (self._size(rung.micro_batches) - self._size(before.micro_batches))
+            before.keep
+            * (self._ledger.size(rung.micro_batches) - self._ledger.size(before.micro_batches))
             for before, rung in zip(rungs, rungs[1:], strict=False)
         )
-        first = self._size(rungs[0].micro_batches)
+        first = self._ledger.size(rungs[0].micro_batches)
         return max(min(OFFSPRING, (self.left - last - later) // first), 0)
 
     def final(self, order: Sequence[int], entrants: int) -> tuple[int, ...]:
         """The first of some micro-batches on which everybody can be measured at the end."""
-        self.left += self._reserve
         self._reserve = 0
         return self._first(order, self.left // entrants)
 
@@ -214,6 +213,3 @@ class TokenBudget:
     def _first(self, micro_batches: Sequence[int], tokens: int) -> tuple[int, ...]:
         sums = accumulate(self._pool.tokens[index] for index in micro_batches)
         return tuple(i for i, total in zip(micro_batches, sums, strict=True) if total <= tokens)
-
-    def _size(self, micro_batches: Sequence[int]) -> int:
-        return sum(self._pool.tokens[index] for index in micro_batches)
