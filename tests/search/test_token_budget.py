@@ -5,11 +5,16 @@ import numpy as np
 from evocompress.core.types import Candidate, Estimate, Evaluate, Pool
 from evocompress.search.auto.auto import RADII
 from evocompress.search.fidelity.token_budget import OFFSPRING, TokenBudget, parts
+from evocompress.search.ledger import TokenLedger
 
 POOL = Pool((64,) * 64)
 
 
-class TestPurse:
+def budget_of(pool, limit):
+    return TokenBudget(pool, TokenLedger(pool, limit))
+
+
+class TestTokenBudget:
     def test_parts_do_not_overlap(self):
         found = parts(POOL, np.random.default_rng(0))
         assert not set(found.estimated) & set(found.compared)
@@ -19,28 +24,28 @@ class TestPurse:
 
     def test_a_start_leaves_enough_for_a_race(self):
         for limit in (60_000, 110_000, 660_000):
-            purse = TokenBudget(POOL, limit)
-            micro_batches = tuple(range(purse.start(range(64), 3)))
-            purse.pay([Estimate(Candidate(), "curvature", micro_batches, 3)])
-            assert purse.left >= 0.5 * limit
-            rungs, rivals = purse.race(range(64))
+            budget = budget_of(POOL, limit)
+            micro_batches = tuple(range(budget.start(range(64), 3)))
+            budget.ledger.charge([Estimate(Candidate(), "curvature", micro_batches, 3)])
+            assert budget.left >= 0.5 * limit
+            rungs, rivals = budget.race(range(64))
             assert len(rungs) == 3
             assert rivals == OFFSPRING or limit < 110_000
             assert rivals >= len(RADII)
 
     def test_rungs_are_as_long_as_they_must_be(self):
-        purse = TokenBudget(Pool((64,) * 2048), 409_600)
-        first = len(purse.rungs(range(2048))[0].micro_batches)
-        purse.adapt(1.0, 1.0)
-        assert len(purse.rungs(range(2048))[0].micro_batches) == 2 * first
-        purse.adapt(1.0, 0.5)
-        assert len(purse.rungs(range(2048))[0].micro_batches) == 2 * first
+        budget = budget_of(Pool((64,) * 2048), 409_600)
+        first = len(budget.rungs(range(2048))[0].micro_batches)
+        budget.adapt(1.0, 1.0)
+        assert len(budget.rungs(range(2048))[0].micro_batches) == 2 * first
+        budget.adapt(1.0, 0.5)
+        assert len(budget.rungs(range(2048))[0].micro_batches) == 2 * first
         for _ in range(20):
-            purse.adapt(1.0, 0.1)
-        assert len(purse.rungs(range(2048))[0].micro_batches) == 1
+            budget.adapt(1.0, 0.1)
+        assert len(budget.rungs(range(2048))[0].micro_batches) == 1
 
     def test_removals_take_as_few_at_a_time_as_the_tokens_allow(self):
-        takes = [TokenBudget(POOL, limit).removals(60, 14) for limit in (30_000, 60_000, 120_000)]
+        takes = [budget_of(POOL, limit).removals(60, 14) for limit in (30_000, 60_000, 120_000)]
         assert takes[0] == (0, 0)
         assert takes[1][1] > takes[2][1] >= 1
         for (tokens, take), limit in zip(takes[1:], (60_000, 120_000), strict=True):
@@ -49,17 +54,17 @@ class TestPurse:
 
     def test_the_last_races_are_shorter(self):
         pool, limit = Pool((64,) * 640), 110_000
-        lengths, purse = [], TokenBudget(pool, limit)
-        while (found := purse.race(range(640)))[1]:
+        lengths, budget = [], budget_of(pool, limit)
+        while (found := budget.race(range(640)))[1]:
             lengths.append(len(found[0]))
-            purse.pay([Evaluate(Candidate(), (0,) * 64)])
+            budget.ledger.charge([Evaluate(Candidate(), (0,) * 64)])
         assert lengths == sorted(lengths, reverse=True)
         assert set(lengths) == {1, 2, 3}
 
     def test_the_end_has_its_share_and_what_is_left(self):
-        purse = TokenBudget(POOL, 100_000)
-        kept = 100_000 - purse.left
+        budget = budget_of(POOL, 100_000)
+        kept = 100_000 - budget.left
         assert kept > 0
-        purse.pay([Evaluate(Candidate(), (0,) * (purse.left // 64))])
-        final = purse.final(range(64), 3)
+        budget.ledger.charge([Evaluate(Candidate(), (0,) * (budget.left // 64))])
+        final = budget.final(range(64), 3)
         assert kept - 3 * 64 < 3 * 64 * len(final) <= kept + 64

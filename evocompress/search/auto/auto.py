@@ -87,7 +87,7 @@ class Auto(GeneratorSearcher):
         super().__init__(problem, settings, rng)
         self.micro_batches = ()  # Each race draws its own.
         self._asking = Asking(problem.space, self.ledger, problem.pool, rng)
-        self._purse = self._asking.purse
+        self._budget = self._asking.budget
         self._board = Scoreboard()
         self._forecast = Predictor(problem.space, surrogate=settings.surrogate)
         self._scores: Tables | None = None
@@ -105,7 +105,7 @@ class Auto(GeneratorSearcher):
     def search(self) -> AskTell[None]:
         """Starts, steps along estimates, races, and a last comparison."""
         named = {"uniform": sampling.uniform(self.space)}
-        by_model = self.settings.surrogate and modelled(self.space, self._purse)
+        by_model = self.settings.surrogate and modelled(self.space, self._budget)
         starts = Starts(self.space, self._asking, self._forecast, self.rng, removal=not by_model)
         if self.settings.estimates:
             named = (yield from starts.found()) | named
@@ -132,7 +132,7 @@ class Auto(GeneratorSearcher):
         shown = [*named] if len(named) <= _NAMED else [f"{len(named)} candidates"]
         self._asking.doing = f"comparing {', '.join(shown)}"
         first, *others = {genome.tobytes(): genome for genome in named.values()}.values()
-        return (yield from self._race(first, others, self._purse.rungs(self._asking.shuffled())))
+        return (yield from self._race(first, others, self._budget.rungs(self._asking.shuffled())))
 
     def _by_model(
         self, best: Genome, model: ModelledDrops, starts: Sequence[Genome]
@@ -148,7 +148,7 @@ class Auto(GeneratorSearcher):
     def _along_estimates(self, best: Genome) -> AskTell[Genome]:
         """Steps along estimates from the best genome on, as long as measured values fall."""
         count = 0
-        while micro_batches := self._asking.next(self._purse.step(self._asking.estimated, 5)):
+        while micro_batches := self._asking.next(self._budget.step(self._asking.estimated, 5)):
             count += 1
             candidate = self.space.candidate(best)
             self._asking.doing = (
@@ -188,8 +188,8 @@ class Auto(GeneratorSearcher):
         idle = lost = 0
         order = self._asking.shuffled()
         while idle < _IDLE_RACES:
-            left, before = self._purse.left, best
-            rungs, count = self._purse.race(order)
+            left, before = self._budget.left, best
+            rungs, count = self._budget.race(order)
             if count < 1:
                 break
             others = self._others(best)
@@ -204,7 +204,7 @@ class Auto(GeneratorSearcher):
                 f"races of mutations, {self._forecast.guide if guide else 'unguided'}"
             )
             best = yield from self._race(best, children, rungs)
-            idle = idle + 1 if self._purse.left == left else 0
+            idle = idle + 1 if self._budget.left == left else 0
             if best is before:
                 lost += 1
             else:
@@ -215,7 +215,7 @@ class Auto(GeneratorSearcher):
     def _rescored(self, best: Genome) -> AskTell[None]:
         """The best of the last incumbents, on as many new tokens as are left for it."""
         rivals = self._others(best)
-        micro_batches = self._purse.final(self._asking.shuffled(), 1 + len(rivals))
+        micro_batches = self._budget.final(self._asking.shuffled(), 1 + len(rivals))
         if rivals and micro_batches:
             count = self._asking.tokens(micro_batches)
             self._asking.doing = f"the last {1 + len(rivals)} incumbents once more on {count}"
@@ -230,7 +230,7 @@ class Auto(GeneratorSearcher):
         incumbent = self.space.candidate(best)
         winner, seen = yield from race(
             self._board,
-            _Paid(self._purse),
+            _Paid(self._budget),
             incumbent,
             [candidate for key, candidate in candidates.items() if key != incumbent.id],
             rungs,
@@ -256,7 +256,7 @@ class Auto(GeneratorSearcher):
             return
         first, longest = reached[0], reached[-1]
         if isfinite(noise := deviation(longest)):
-            self._purse.adapt(spread(first), noise / np.sqrt(first[0].sequences))
+            self._budget.adapt(spread(first), noise / np.sqrt(first[0].sequences))
 
     def _others(self, best: Genome) -> list[Genome]:
         """The last incumbents but the best one."""
@@ -267,10 +267,10 @@ class Auto(GeneratorSearcher):
 class _Paid:
     """Measures, and pays for it."""
 
-    purse: TokenBudget
+    budget: TokenBudget
 
     def affords(self, wanted: Wanted) -> bool:
-        return self.purse.affords([Evaluate(*pair) for pair in wanted])
+        return self.budget.affords([Evaluate(*pair) for pair in wanted])
 
     def __call__(self, wanted: Wanted) -> AskTell[list[Result]]:
         if not wanted:

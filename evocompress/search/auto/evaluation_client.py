@@ -1,4 +1,4 @@
-"""What the parts of the default search share: asking within the purse, and saying what for."""
+"""What the parts of the default search share: asking within the budget, and saying what for."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Asking:
         rng: Source of randomness.
 
     Attributes:
-        purse: The tokens that are left.
+        budget: The tokens that are left.
         doing: What is asked for, in a few words.
         failed: Which estimate has to be done without, if any.
     """
@@ -36,7 +36,7 @@ class Asking:
         self._space, self._ledger, self._rng = space, ledger, rng
         self._parts = parts(pool, rng)
         self._to_estimate = itertools.cycle(self._parts.estimated)
-        self.purse = TokenBudget(pool, ledger)
+        self.budget = TokenBudget(pool, ledger)
         self.doing = ""
         self.failed = ""
 

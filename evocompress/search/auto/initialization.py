@@ -81,7 +81,7 @@ class Starts:
     def _estimated(self) -> AskTell[Named]:
         """The best genomes by the estimate at the dense model."""
         asking, space = self._asking, self._space
-        micro_batches = asking.next(asking.purse.start(asking.estimated, 3))
+        micro_batches = asking.next(asking.budget.start(asking.estimated, 3))
         if not micro_batches:
             return {}
         asking.doing = f"second-order start: an estimate on {asking.tokens(micro_batches)}"
@@ -101,7 +101,7 @@ class Starts:
         """The best sum of single changes, measured in rounds (`sensitivity`)."""
         asking = self._asking
         tries = 1 + len(changes(self._space, self._space.encoding.default, _TRIED_LEVELS))
-        rounds, micro_batches = asking.purse.effects(asking.shuffled(), tries)
+        rounds, micro_batches = asking.budget.effects(asking.shuffled(), tries)
         if not rounds:
             return {}
         asking.doing = (
@@ -177,12 +177,14 @@ class Starts:
         """Units one after the other by measured harm."""
         asking, space = self._asking, self._space
         needed = int(space.encoding.dropped(sampling.uniform(space)[None]).sum())
-        tokens, take = asking.purse.removals(space.encoding.droppable.size, needed)
+        tokens, take = asking.budget.removals(space.encoding.droppable.size, needed)
         if not tokens:
             return {}
 
         def measure(genomes: Sequence[Genome]) -> AskTell[list[Result]]:
-            results = yield from asking.probe(genomes, asking.purse.some(asking.shuffled(), tokens))
+            results = yield from asking.probe(
+                genomes, asking.budget.some(asking.shuffled(), tokens)
+            )
             self._forecast.learn_effects(genomes, results)
             return results
 
@@ -192,8 +194,10 @@ class Starts:
 
     def _for_one_pass(self) -> tuple[int, ...]:
         """The next micro-batches for what one forward pass tells."""
-        purse = self._asking.purse
-        return self._asking.next(len(purse.some(self._asking.estimated, purse.limit // _ONE_PASS)))
+        budget = self._asking.budget
+        return self._asking.next(
+            len(budget.some(self._asking.estimated, budget.limit // _ONE_PASS))
+        )
 
     def _made_feasible(self, genome: Genome) -> Genome:
         """A genome that keeps the budget, and uses it up."""

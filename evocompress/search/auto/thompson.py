@@ -64,7 +64,7 @@ _CHECKED = 32
 """Exchanges whose costs are looked up at once."""
 
 
-def modelled(space: SearchSpace, purse: TokenBudget) -> bool:
+def modelled(space: SearchSpace, budget: TokenBudget) -> bool:
     """Whether drops should be chosen so.
 
     The space must be one of drops alone, none of them experts, and the tokens suffice for more
@@ -72,7 +72,7 @@ def modelled(space: SearchSpace, purse: TokenBudget) -> bool:
     """
     genes = space.encoding
     drops = len(genes.droppable) == len(genes.units) and bool((genes.sizes == 2).all())
-    return drops and not genes.mixtures and purse.leaves(_FEWEST * BATCH, purse.shortest, SPARE)
+    return drops and not genes.mixtures and budget.leaves(_FEWEST * BATCH, budget.shortest, SPARE)
 
 
 class ModelledDrops:
@@ -111,7 +111,7 @@ class ModelledDrops:
             text = order.pop()
             proposed = opening.pop() if opening else self._optima()
             genomes = [each for each in proposed if (each.tobytes(), text) not in self._seen]
-            if not genomes or not self._asking.purse.leaves(len(genomes), (text,), SPARE):
+            if not genomes or not self._asking.budget.leaves(len(genomes), (text,), SPARE):
                 break
             yield from self._measure(genomes, text)
 

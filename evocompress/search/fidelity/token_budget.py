@@ -87,7 +87,7 @@ class TokenBudget:
     """
 
     def __init__(self, pool: Pool, ledger: TokenLedger) -> None:
-        self._pool, self._ledger = pool, ledger
+        self._pool, self.ledger = pool, ledger
         self.limit = DEFAULT_TOKENS if ledger.limit == inf else int(ledger.limit)
         self._reserve = int(_FINAL_SHARE * self.limit)
         self._rung = max(min(_FIRST_RUNG, self.limit // _USUAL_RUNGS), min(pool.tokens))
@@ -95,11 +95,11 @@ class TokenBudget:
     @property
     def left(self) -> int:
         """Tokens that are left before the last comparison, whose share is kept apart."""
-        return self.limit - self._reserve - self._ledger.requested
+        return self.limit - self._reserve - self.ledger.requested
 
     def affords(self, requests: Sequence[Request]) -> bool:
         """Whether there are tokens left for requests."""
-        return self._ledger.after(requests) <= self.limit - self._reserve
+        return self.ledger.after(requests) <= self.limit - self._reserve
 
     @property
     def shortest(self) -> tuple[int]:
@@ -108,7 +108,7 @@ class TokenBudget:
 
     def leaves(self, count: int, micro_batches: Sequence[int], share: float) -> bool:
         """Whether so many candidates can be measured, and a share of all tokens is left then."""
-        return self.left - count * self._ledger.size(micro_batches) >= share * self.limit
+        return self.left - count * self.ledger.size(micro_batches) >= share * self.limit
 
     def start(self, micro_batches: Sequence[int], forwards: int) -> int:
         """How many of the micro-batches an estimated start should use."""
@@ -191,13 +191,13 @@ class TokenBudget:
 
     def _rivals(self, rungs: Sequence[Rung]) -> int:
         """How many rivals can be raced over rungs, the incumbent measured on everything."""
-        last = self._ledger.size(rungs[-1].micro_batches)
+        last = self.ledger.size(rungs[-1].micro_batches)
         later = sum(
             before.keep
-            * (self._ledger.size(rung.micro_batches) - self._ledger.size(before.micro_batches))
+            * (self.ledger.size(rung.micro_batches) - self.ledger.size(before.micro_batches))
             for before, rung in zip(rungs, rungs[1:], strict=False)
         )
-        first = self._ledger.size(rungs[0].micro_batches)
+        first = self.ledger.size(rungs[0].micro_batches)
         return max(min(OFFSPRING, (self.left - last - later) // first), 0)
 
     def final(self, order: Sequence[int], entrants: int) -> tuple[int, ...]:
