@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -14,6 +15,9 @@ SIGNALS: dict[int, str] = {
 }
 """The signals, and what is said about them."""
 
+_AGAIN_SECONDS = 0.1
+"""After which an interrupt that was lost comes again."""
+
 _came: int | None = None
 
 
@@ -22,6 +26,7 @@ def stop_on_signals() -> None:
     for number in SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _stop)
+    sys.unraisablehook = _lost
 
 
 @contextmanager
@@ -42,3 +47,13 @@ def _stop(number: int, frame: FrameType | None) -> None:
     global _came
     _came = number
     raise KeyboardInterrupt
+
+
+def _lost(unraisable: sys.UnraisableHookArgs) -> None:
+    """Sends a signal again whose interrupt came where none can be raised, as in a ``__del__``."""
+    if _came is None or unraisable.exc_type is not KeyboardInterrupt:
+        sys.__unraisablehook__(unraisable)
+        return
+    came = _came
+    signal.signal(signal.SIGALRM, lambda number, frame: _stop(came, frame))
+    signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS)

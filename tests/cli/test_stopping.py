@@ -114,3 +114,25 @@ def test_what_a_library_makes_of_an_interrupt_is_told_as_the_interrupt(number, m
         commands.main()
     assert ended.value.code == 128 + number
     assert capsys.readouterr().err.startswith(stopping.SIGNALS[number])
+
+
+class _Interrupted:
+    """Something in whose end a signal comes, where no exception can be raised."""
+
+    def __init__(self, number):
+        self._number = number
+
+    def __del__(self):
+        os.kill(os.getpid(), self._number)
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize("number", stopping.SIGNALS)
+def test_an_interrupt_that_is_lost_in_a_destructor_comes_again(number, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    stopping.stop_on_signals()
+    with pytest.raises(KeyboardInterrupt):
+        _Interrupted(number)
+        time.sleep(10)
+    assert stopping.signal_that_came() == number
+    assert "Traceback" not in capsys.readouterr().err
