@@ -1,6 +1,10 @@
 """A journal as a study of Optuna, written for people only."""
 
 import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
 
 import optuna
 import pytest
@@ -10,7 +14,9 @@ from optuna.trial import TrialState
 
 from evocompress.core.errors import RunError
 from evocompress.core.types import Candidate
-from evocompress.distributed.optuna_mirror import mirror
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "optuna_mirror.py"
+mirror = runpy.run_path(str(SCRIPT))["mirror"]
 
 
 def value(candidate, micro_batch, total, count, treatment="none"):
@@ -113,3 +119,13 @@ def test_an_answer_without_its_candidate_is_one_line(folder, tmp_path):
     with pytest.raises(RunError, match="line 5"):
         mirror(folder, tmp_path / "study.log")
     assert not (tmp_path / "study.log").exists()
+
+
+def test_the_command_mirrors_a_run_or_says_why_not_in_one_line(folder, tmp_path):
+    target = str(tmp_path / "study.log")
+    command = [sys.executable, str(SCRIPT)]
+    done = subprocess.run([*command, str(folder), target], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"5 trials in {target}\n")
+    failed = subprocess.run([*command, str(tmp_path), target], capture_output=True, text=True)
+    assert failed.returncode == 1 and failed.stderr.startswith("error: ")
+    assert failed.stderr.count("\n") == 1

@@ -1,11 +1,14 @@
 """A run's journal as a study of Optuna, for people to look at with optuna-dashboard.
 
 A mirror is only ever written: no search reads it, and it is made anew from the journal, at any
-time, also while the run is still going on.
+time, also while the run is still going on:
+
+    python examples/optuna_mirror.py runs/demo demo.log && optuna-dashboard demo.log
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -16,7 +19,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from evocompress.core.checked_lines import Line, Record, lines
-from evocompress.core.errors import RunError
+from evocompress.core.errors import EvoCompressError, RunError
 from evocompress.core.files import naming_disk_errors, replacing
 from evocompress.core.types import DENSE, Level
 from evocompress.pipeline.journal_memory import candidate_of
@@ -129,3 +132,17 @@ def _compression(level: Level) -> tuple[float, ...]:
     widths = (level.kv_groups, level.group_heads, level.channels)
     kept = [float("inf") if width is None else width for width in widths]
     return (level.drop, level.zeros, level.merge, *(-width for width in kept))
+
+
+def main() -> None:
+    """Mirrors the run whose folder the command names."""
+    if len(sys.argv) != 3:
+        sys.exit("usage: python examples/optuna_mirror.py RUN_FOLDER TARGET")
+    try:
+        print(f"{mirror(Path(sys.argv[1]), Path(sys.argv[2]))} trials in {sys.argv[2]}")
+    except EvoCompressError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
