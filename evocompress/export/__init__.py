@@ -19,7 +19,6 @@ from evocompress.export.choice import (
 )
 from evocompress.export.folder import check_target
 from evocompress.export.formats import FORMATS, WEIGHTS, Format
-from evocompress.export.gguf import check_package
 from evocompress.export.programs import PROGRAMS, check_task, program_named
 from evocompress.export.record import Record, read_candidate, read_record
 
@@ -31,7 +30,6 @@ __all__ = [
     "Format",
     "Record",
     "check_format",
-    "check_package",
     "check_program",
     "check_target",
     "check_task",

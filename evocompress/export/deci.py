@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import PreTrainedModel
 
@@ -19,6 +19,7 @@ from evocompress.export.layout import SUBLAYERS, Block, Layout, layout
 from evocompress.export.llama_like import first_without_attention, unlike_llama
 from evocompress.export.modeling_file import LOADING, ModelingFile
 from evocompress.export.pretrained import Pretrained
+from evocompress.export.running import MODELING_FILE, Programs, Running
 from evocompress.export.weights import State, assemble, renumbered
 from evocompress.models.families import SubLayerName
 from evocompress.models.loading import LoadedModel
@@ -44,6 +45,10 @@ class Deci(Pretrained):
     """One number of query heads; key-value heads, channels and missing sub-layers by layer."""
 
     loading = LOADING
+    programs: ClassVar[Programs] = {
+        "transformers": Running(MODELING_FILE, on_request=True),
+        "vllm": Running("vLLM's DeciLM class", families=("llama", "mistral", "qwen2")),
+    }
 
     def obstacle(self, loaded: LoadedModel, candidate: Candidate) -> str | None:
         """A model with other blocks than Llama's, or a first layer without attention."""

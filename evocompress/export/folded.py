@@ -9,13 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import PreTrainedModel
 
 from evocompress.core.types import Candidate
 from evocompress.export.layout import Block, Layout, layout, mixed_experts, second_round
 from evocompress.export.modeling_file import ModelingFile, overrides, uneven_config
+from evocompress.export.running import MODELING_FILE, Programs, Running
 from evocompress.export.stock import renumbering
 from evocompress.export.weights import State, assemble
 from evocompress.models.families import Family, name_of
@@ -48,6 +49,13 @@ class Layer:
 
 class Folded(ModelingFile):
     """Each layer has an attention, and any number of MLPs."""
+
+    programs: ClassVar[Programs] = {
+        "transformers": Running(MODELING_FILE, on_request=True),
+        "vllm": Running(
+            "vLLM's transformers backend", families=("llama", "mistral", "qwen2", "qwen3")
+        ),
+    }
 
     def obstacle(self, loaded: LoadedModel, candidate: Candidate) -> str | None:
         """As of ``hf``, and a model without a cache, or in which the numbers of blocks matter."""

@@ -15,6 +15,7 @@ from evocompress.export.gguf import Gguf
 from evocompress.export.gguf_writing import TYPES
 from evocompress.export.modeling_file import ModelingFile
 from evocompress.export.padded import Padded
+from evocompress.export.running import Programs
 from evocompress.export.stock import Stock
 from evocompress.export.weights import State
 from evocompress.models.loading import LoadedModel
@@ -27,6 +28,8 @@ class Format(Protocol):
     Attributes:
         loading: Python that loads such a checkpoint, for its README; ``{path}`` and ``{auto}``, the
             class of transformers, are filled in.
+        programs: How each program of `evocompress.export.programs.PROGRAMS` that loads such a
+            checkpoint runs it.
 
     Examples:
         >>> isinstance(FORMATS["hf"], Format)
@@ -34,6 +37,15 @@ class Format(Protocol):
     """
 
     loading: ClassVar[str]
+    programs: ClassVar[Programs]
+
+    def check_package(self) -> None:
+        """Refuse to write the format where a package is missing that it needs.
+
+        Raises:
+            ExportError: It is not installed.
+        """
+        ...
 
     def obstacle(self, loaded: LoadedModel, candidate: Candidate) -> str | None:
         """The unit and level that this format cannot express; ``None`` if it can express all."""

@@ -20,6 +20,7 @@ from evocompress.export.gguf_writing import GGUF_FILE, TYPES, write_gguf
 from evocompress.export.layout import layout
 from evocompress.export.llama_like import first_without_attention, unlike_llama
 from evocompress.export.modeling_file import ModelingFile
+from evocompress.export.running import Programs, Running
 from evocompress.export.weights import State
 from evocompress.models.loading import LoadedModel
 
@@ -41,6 +42,23 @@ class Gguf:
     """A GGUF file with arrays of head counts and FFN widths."""
 
     loading: ClassVar[str] = LOADING
+    programs: ClassVar[Programs] = {
+        "llama.cpp": Running(
+            "llama.cpp's architecture deci", families=("llama", "mistral", "qwen2")
+        )
+    }
+
+    def check_package(self) -> None:
+        """Refuse to write GGUF files without the package that does.
+
+        Raises:
+            ExportError: It is not installed.
+        """
+        if find_spec("gguf") is None:
+            raise ExportError(
+                "format 'gguf' needs a package that is not installed: "
+                "pip install 'evocompress[gguf]'"
+            )
 
     def obstacle(self, loaded: LoadedModel, candidate: Candidate) -> str | None:
         """A model that ``deci`` does not compute, or a first layer without attention."""
@@ -86,7 +104,7 @@ class Gguf:
         Raises:
             ExportError: The package that writes GGUF files is not installed.
         """
-        check_package()
+        self.check_package()
         return ModelingFile().build(loaded, state, candidate)
 
     def save(
@@ -102,18 +120,6 @@ class Gguf:
     def measured(self, folder: Path, loaded: LoadedModel) -> dict[str, int]:
         """The costs that can be counted in the file."""
         return measured_costs(folder / GGUF_FILE)
-
-
-def check_package() -> None:
-    """Whether there is what writes GGUF files.
-
-    Raises:
-        ExportError: The package is not installed.
-    """
-    if find_spec("gguf") is None:
-        raise ExportError(
-            "format 'gguf' needs a package that is not installed: pip install 'evocompress[gguf]'"
-        )
 
 
 def _unfit(loaded: LoadedModel) -> str | None:

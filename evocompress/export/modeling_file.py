@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -12,6 +12,7 @@ from evocompress.core.types import Candidate
 from evocompress.export.configs import channel_key, cut_config, depends_on_index
 from evocompress.export.layout import Block, layout, without_blocks
 from evocompress.export.pretrained import Pretrained
+from evocompress.export.running import MODELING_FILE, Programs, Running
 from evocompress.export.weights import State, assemble, renumbered
 from evocompress.models.families import name_of
 from evocompress.models.families.convolutional import Convolutional
@@ -31,6 +32,7 @@ class ModelingFile(Pretrained):
     """Each block has its own widths, or lacks a sub-layer; `evocompress.hf` has the class too."""
 
     loading = LOADING
+    programs: ClassVar[Programs] = {"transformers": Running(MODELING_FILE)}
 
     def obstacle(self, loaded: LoadedModel, candidate: Candidate) -> str | None:
         """A family without a modeling file, or a model without any attention."""

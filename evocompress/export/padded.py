@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
+from typing import ClassVar
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -20,6 +21,7 @@ from evocompress.export.layout import (
     without_blocks,
 )
 from evocompress.export.pretrained import Pretrained
+from evocompress.export.running import OWN_CLASS, Programs, Running
 from evocompress.export.weights import State, assemble, renumbered
 from evocompress.models.families import SubLayerName
 from evocompress.models.families.coupling import Widths
@@ -38,6 +40,10 @@ BIAS_KEYS: dict[SubLayerName, str] = {"attention": "attention_bias", "mlp": "mlp
 
 class Padded(Pretrained):
     """The same function in the model's own class; no faster than if all layers were the widest."""
+
+    programs: ClassVar[Programs] = dict.fromkeys(
+        ("transformers", "vllm"), Running(OWN_CLASS, on_request=True)
+    )
 
     def obstacle(self, loaded: LoadedModel, candidate: Candidate) -> str | None:
         """No block left, a bias that the class does not have, or a norm that would stay."""

