@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -13,20 +13,20 @@ from evocompress.core.types import DENSE, Candidate, Level, Unit
 from evocompress.space.encoding import Encoding
 
 Obstacle = Callable[[Candidate], str | None]
-"""What of which unit a format cannot express of a candidate; ``None`` if it can."""
+"""Tells why a format cannot store a candidate, naming the unit; ``None`` if it can."""
 
 
 def fitting(genes: Encoding, obstacle: Obstacle, what: str) -> Encoding:
-    """The same genes without the levels that a format cannot express.
+    """The same genes without the levels that a format cannot store.
 
-    A level is tried alone, with all units that share its gene at it. This is enough where what a
-    format can express is a condition on each unit for itself, as it is for those in
-    `evocompress.export.FORMATS`: what they ask of the first layer that is left, they ask of
-    the first layer of all, which then is always left.
+    Each level is tried alone, given to all units of its gene while the rest of the model is
+    dense. That suffices as long as a format judges each unit without the others. The formats of
+    `evocompress.export.FORMATS` do: what they demand of the first layer that remains, they
+    demand of the first layer of the dense model, which therefore always remains.
 
     Args:
         genes: Of the whole space.
-        obstacle: The format's own check.
+        obstacle: The check of the format.
         what: The format and where it was named, as the beginning of a message.
 
     Raises:
@@ -35,24 +35,18 @@ def fitting(genes: Encoding, obstacle: Obstacle, what: str) -> Encoding:
     whole = obstacle(canonical({}, genes.tree))
     if whole is not None:
         raise ConfigError(f"{what} {whole}; choose another format")
-    reasons: list[str] = []
-
-    def fits(members: tuple[Unit, ...], level: Level) -> bool:
-        if level.dense:
-            return True
-        reason = obstacle(canonical({unit.name: level for unit in members}, genes.tree))
-        reasons.extend([reason] if reason else [])
-        return reason is None
-
-    kept = [
-        [index for index, level in enumerate(levels) if fits(members, level)]
+    reasons = [
+        [
+            None if level.dense else obstacle(canonical(_at(members, level), genes.tree))
+            for level in levels
+        ]
         for members, levels in zip(genes.members, genes.levels, strict=True)
     ]
-    chosen = [
-        gene for gene, indices in enumerate(kept) if indices and _compresses(genes, gene, indices)
-    ]
+    kept = [[index for index, reason in enumerate(of) if reason is None] for of in reasons]
+    chosen = [gene for gene, indices in enumerate(kept) if _compresses(genes, gene, indices)]
     if not chosen:
-        raise ConfigError(f"{what} {reasons[0]}, and so on: it can express nothing of this space")
+        first = next(reason for of in reasons for reason in of if reason is not None)
+        raise ConfigError(f"{what} {first}, and so on: it can express nothing of this space")
     return replace(
         genes,
         members=tuple(genes.members[gene] for gene in chosen),
@@ -61,6 +55,10 @@ def fitting(genes: Encoding, obstacle: Obstacle, what: str) -> Encoding:
             [kept[gene].index(genes.default[gene]) for gene in chosen], dtype=np.int64
         ),
     )
+
+
+def _at(units: Sequence[Unit], level: Level) -> dict[str, Level]:
+    return {unit.name: level for unit in units}
 
 
 def _compresses(genes: Encoding, gene: int, indices: list[int]) -> bool:

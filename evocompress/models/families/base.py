@@ -32,7 +32,7 @@ from evocompress.models.families.coupling import Widths
 from evocompress.models.families.logits import logits_of
 from evocompress.models.families.mixture import Mixture
 from evocompress.models.families.names import BlockNames
-from evocompress.models.families.stand_ins import NoAttention, NoOutput, Recorder
+from evocompress.models.families.stand_ins import Recorder, ZeroAttention, ZeroOutput
 from evocompress.models.families.uneven import head_shape, missing
 from evocompress.models.tasks import CAUSAL, Pooling, Task
 
@@ -249,7 +249,7 @@ class Family:
             modules back restores the block.
         """
         branch = self._branch(sublayer)
-        core = NoAttention() if sublayer == "attention" else NoOutput()
+        core = ZeroAttention() if sublayer == "attention" else ZeroOutput()
         return {path: nn.Identity() for path in branch.identity_modules} | {
             branch.zero_module: core
         }

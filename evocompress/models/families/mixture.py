@@ -25,8 +25,8 @@ FIRST = f"{EXPERTS}.0"
 """The expert whose matrices stand for those of all."""
 
 
-class Expert(nn.Module):
-    """One gated MLP.
+class ExpertView(nn.Module):
+    """One gated MLP, whose matrices are views of those of all experts.
 
     Args:
         gate_up: Rows of the gate, then of the up projection, (2I, H); not copied.
@@ -49,14 +49,14 @@ class Expert(nn.Module):
         return result
 
 
-class Experts(nn.ModuleList):
+class ExpertViews(nn.ModuleList):
     """The experts of one layer, called as transformers calls its own.
 
     Attributes:
         kept: For each number that the router knows the index of its expert.
     """
 
-    def __init__(self, experts: Iterable[Expert]) -> None:
+    def __init__(self, experts: Iterable[ExpertView]) -> None:
         super().__init__(experts)
         self.kept = tuple(range(len(self)))
 
@@ -161,10 +161,10 @@ def expert_path(index: int) -> str:
     return f"{EXPERTS}.{index}"
 
 
-def split(fused: Any) -> Experts:
+def split(fused: Any) -> ExpertViews:
     """The experts that a module of transformers holds in two tensors."""
     pairs = zip(fused.gate_up_proj.detach(), fused.down_proj.detach(), strict=True)
-    return Experts(Expert(gate_up, down, fused.act_fn) for gate_up, down in pairs)
+    return ExpertViews(ExpertView(gate_up, down, fused.act_fn) for gate_up, down in pairs)
 
 
 def _linear(weight: Tensor) -> nn.Linear:

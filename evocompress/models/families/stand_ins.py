@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 
-class NoAttention(nn.Module):
+class ZeroAttention(nn.Module):
     """Takes the place of a removed attention module: exactly zero, nothing computed."""
 
     def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, None]:
@@ -17,7 +17,7 @@ class NoAttention(nn.Module):
         return zero_like(hidden_states), None
 
 
-class NoOutput(nn.Module):
+class ZeroOutput(nn.Module):
     """Takes the place of a removed module with one input and one output: exactly zero."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:

@@ -46,26 +46,26 @@ class Flap(GeneratorSearcher):
 
 
 def thresholds(space: SearchSpace, scores: Mapping[str, Sequence[float]]) -> Thresholds:
-    """For each gene with widths, the lowest threshold that gives each of its levels (levels,).
+    """For each gene with widths the lowest threshold at which each of its levels is reached.
 
-    It is the highest score among what the level removes, in any of the units that the gene
-    governs: minus infinity for the dense level.
+    A level is reached once the threshold is as high as every score that the level removes, in all
+    units of the gene. The dense level removes nothing: its threshold is minus infinity.
 
     Args:
         space: A space with widths.
         scores: For each sub-layer the scores of its query heads or channels.
+
+    Returns:
+        For each gene an array (levels,).
     """
     groups = {part.unit.name: part.kv_heads for part in space.cost_model.parts}
+
+    def threshold(gene: int, level: Level) -> float:
+        units = [unit.name for unit in space.encoding.members[gene]]
+        return max(_highest_removed(np.array(scores[u]), groups[u], level) for u in units)
+
     return {
-        gene: np.array(
-            [
-                max(
-                    _highest_removed(np.array(scores[unit.name]), groups[unit.name], level)
-                    for unit in space.encoding.members[gene]
-                )
-                for level in space.levels[gene]
-            ]
-        )
+        gene: np.array([threshold(gene, level) for level in space.levels[gene]])
         for gene in space.encoding.widths.tolist()
     }
 
