@@ -19,10 +19,10 @@ from evocompress.core.cache import Cache
 from evocompress.core.canonical import PARTS, too_few_experts
 from evocompress.core.errors import LibraryError
 from evocompress.core.types import DENSE, Candidate, Level, Unit
+from evocompress.core.widths import Widths
 from evocompress.models.families import Matrix, SubLayerName
 from evocompress.models.families.base import matrices_of
 from evocompress.models.families.branches import Attributes
-from evocompress.models.families.coupling import Widths
 from evocompress.models.loading import LoadedModel
 
 GPU_SHARE = 0.3

@@ -17,9 +17,10 @@ from torch import Tensor
 from evocompress.core.cache import Cache
 from evocompress.core.errors import LibraryError
 from evocompress.core.types import DENSE, Level
+from evocompress.core.widths import Widths
 from evocompress.models.device_copy import to_device
 from evocompress.models.families import Matrix
-from evocompress.models.families.coupling import Kept, Widths, index_of
+from evocompress.models.families.coupling import Kept, index_of
 from evocompress.models.families.uneven import head_shape
 from evocompress.models.loading import LoadedModel
 

@@ -9,9 +9,9 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
+from evocompress.core.widths import Widths
 from evocompress.export.layout import Block
 from evocompress.models.families.base import prepare
-from evocompress.models.families.coupling import Widths
 from evocompress.models.loading import LoadedModel
 
 CHANNEL_KEYS = ("moe_intermediate_size", "intermediate_size", "ffn_dim", "n_inner")

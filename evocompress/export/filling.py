@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from evocompress.core.types import Axis
+from evocompress.core.widths import Widths
 from evocompress.export.layout import Block
 from evocompress.models.families import Matrix, SubLayerName
-from evocompress.models.families.coupling import Kept, Widths, first_items, index_of
+from evocompress.models.families.coupling import Kept, first_items, index_of
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,7 @@ def _spread(
 ) -> Tensor:
     """A tensor with its rows or columns at their places among zeros; all zeros without places."""
     shape = list(tensor.shape)
-    if axes:
-        shape[dim] = sum(wide.lengths[a] * (1 if a == "channel" else wide.head_dim) for a in axes)
+    shape[dim] = wide.size(axes, shape[dim])
     zeros = tensor.new_zeros(shape)
     if places is None:
         return zeros

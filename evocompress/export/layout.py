@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from evocompress.core.types import DENSE, DROP, Candidate, Level
+from evocompress.core.widths import Widths, dense_widths
 from evocompress.models.families import SubLayerName
-from evocompress.models.families.coupling import Widths, dense_widths
 from evocompress.models.families.mixture import expert_path
 from evocompress.models.families.names import BlockNames
 from evocompress.models.families.uneven import added_biases, is_compressed, missing

@@ -10,6 +10,7 @@ from typing import ClassVar
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from evocompress.core.types import Candidate
+from evocompress.core.widths import Widths
 from evocompress.export.configs import cut_config, depends_on_index, is_taken, set_widths
 from evocompress.export.filling import Target, filled
 from evocompress.export.layout import (
@@ -24,7 +25,6 @@ from evocompress.export.pretrained import Pretrained
 from evocompress.export.running import OWN_CLASS, Programs, Running
 from evocompress.export.weights import State, assemble, renumbered
 from evocompress.models.families import SubLayerName
-from evocompress.models.families.coupling import Widths
 from evocompress.models.loading import LoadedModel
 
 NOTE = (

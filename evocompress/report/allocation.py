@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from evocompress.core.types import DENSE, DROP, Architecture, Level, Unit
 from evocompress.core.units import UnitTree
+from evocompress.core.widths import dense_widths
 
 
 @dataclass(frozen=True)
@@ -103,14 +104,12 @@ def _width(unit: Unit, level: Level, architecture: Architecture | None) -> tuple
         return 1.0, ""
     if architecture is None:
         return None, level.key
+    whole = dense_widths(architecture, unit.block)
+    left = whole.at(level)
     if level.channels is not None:
-        whole = architecture.channels[unit.block]
-        return level.channels / whole, f"{level.channels} of {whole} channels"
-    groups, per_group = level.kv_groups or 0, level.group_heads or 0
-    heads, kv_heads = architecture.heads[unit.block], architecture.kv_heads[unit.block]
-    if heads == kv_heads:
-        return groups / heads, f"{groups} of {heads} heads"
-    return groups * per_group / heads, (
-        f"{groups} of {kv_heads} KV heads × {per_group} of {heads // kv_heads} query heads: "
-        f"{groups * per_group} of {heads} heads"
-    )
+        return left.channels / whole.channels, f"{left.channels} of {whole.channels} channels"
+    heads = f"{left.heads} of {whole.heads} heads"
+    if whole.heads != whole.kv_heads:
+        within = f"{level.group_heads} of {whole.heads // whole.kv_heads} query heads"
+        heads = f"{left.kv_heads} of {whole.kv_heads} KV heads × {within}: {heads}"
+    return left.heads / whole.heads, heads

@@ -92,7 +92,7 @@ def _genes(
     if config.sparsity:
         for name, (choice, target) in sparsity_levels(units, architecture, config.sparsity).items():
             levels[name], targets[name] = choice, target
-        check_patterns(units, narrow, levels, architecture.head_dim)
+        check_patterns(units, narrow, levels, architecture)
     members = _members([unit for unit in units if unit.name in levels], config)
     return Encoding(
         tree=UnitTree(units),

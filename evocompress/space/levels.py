@@ -10,6 +10,7 @@ from evocompress.core.config import DropSpace, SparsitySpace, WidthSpace
 from evocompress.core.errors import ConfigError
 from evocompress.core.types import Architecture, Level, Unit, narrowable
 from evocompress.core.units import UnitTree
+from evocompress.core.widths import dense_widths
 
 # Keeps 0.7 * 1000, which is a little above 700 in floating point, from becoming 701 zeros.
 _ROUNDING = 1e-6
@@ -217,7 +218,7 @@ def check_patterns(
     matrices: Sequence[Unit],
     widths: Mapping[str, Sequence[Level]],
     sparsities: Mapping[str, Sequence[Level]],
-    head_dim: int,
+    architecture: Architecture,
 ) -> None:
     """Refuse an N:M pattern whose M does not divide the inputs that a width leaves.
 
@@ -225,7 +226,7 @@ def check_patterns(
         matrices: All units of the model, its matrices among them.
         widths: {sub-layer: its narrow levels}.
         sparsities: {matrix: its levels of sparsity}.
-        head_dim: Width of a head.
+        architecture: The dimensions of the model.
 
     Raises:
         ConfigError: With the matrix and the width.
@@ -234,8 +235,7 @@ def check_patterns(
     for unit in tree:
         owner = tree.sublayer(unit).name
         for level in widths.get(owner, ()) if narrowable(unit.columns) else ():
-            heads = (level.kv_groups or 0) * (level.group_heads or 0) * head_dim
-            inputs = (level.channels or 0) * unit.patch or heads
+            inputs = dense_widths(architecture, unit.block).at(level).shape(unit)[1]
             pattern = next((s.pattern for s in sparsities.get(unit.name, ()) if s.pattern), "")
             if pattern and inputs % int(pattern.split(":")[1]):
                 raise ConfigError(

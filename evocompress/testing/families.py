@@ -18,9 +18,9 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from evocompress.core.types import narrowable
+from evocompress.core.widths import CHANNELS, axis_lengths
 from evocompress.models.families import FAMILIES, Family, SubLayerName, family_of, name_of
 from evocompress.models.families.base import final_norm, matrices_of, one_way
-from evocompress.models.families.coupling import CHANNELS, axis_lengths
 from evocompress.testing.blocks import BlockContract
 from evocompress.testing.hooks import embedding, must_not_run, note_input, note_shape
 from evocompress.testing.staged import require_packages, staged

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from evocompress.core.errors import LibraryError
 from evocompress.core.types import DENSE, Level, Unit
+from evocompress.core.widths import axis_lengths
 from evocompress.models.families.base import matrices_of
-from evocompress.models.families.coupling import Kept, axis_lengths, index_of
+from evocompress.models.families.coupling import Kept, index_of
 from evocompress.models.loading import LoadedModel
 
 

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from evocompress.core.errors import LibraryError
 from evocompress.core.types import DENSE, Level
-from evocompress.models.families.coupling import dense_widths, first_items, index_of
+from evocompress.core.widths import dense_widths
+from evocompress.models.families.coupling import first_items, index_of
 from evocompress.models.loading import LoadedModel
 
 

@@ -19,6 +19,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from evocompress.core.types import Architecture, Unit
 from evocompress.core.units import UnitTree
+from evocompress.core.widths import Widths
 from evocompress.models.families.branches import (
     ABSENT,
     Attributes,
@@ -28,7 +29,6 @@ from evocompress.models.families.branches import (
     llama_attention,
     llama_mlp,
 )
-from evocompress.models.families.coupling import Widths
 from evocompress.models.families.logits import logits_of
 from evocompress.models.families.mixture import Mixture
 from evocompress.models.families.names import BlockNames

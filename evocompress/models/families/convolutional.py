@@ -20,10 +20,11 @@ from transformers import PreTrainedModel
 
 from evocompress.core.errors import ModelError
 from evocompress.core.types import Architecture, Axis
+from evocompress.core.widths import Widths
 from evocompress.models.dummy_inputs import image_shape
 from evocompress.models.families.base import Family
 from evocompress.models.families.branches import ABSENT, Attributes, Matrix, SubLayer, SubLayerName
-from evocompress.models.families.coupling import ChannelwiseModule, Widths
+from evocompress.models.families.coupling import ChannelwiseModule
 from evocompress.models.families.dependency import Group, channel_groups, require_torch_pruning
 from evocompress.models.families.encoder import check_classes
 from evocompress.models.families.names import BlockNames

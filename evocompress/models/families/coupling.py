@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from evocompress.core.types import Architecture, Axis, Level, UnitKind
-
-CHANNELS: tuple[Axis, ...] = ("channel", "inner")
+from evocompress.core.types import Axis, UnitKind
+from evocompress.core.widths import CHANNELS, Widths
 
 
 @dataclass(frozen=True)
@@ -37,53 +36,6 @@ class Kept:
 
     groups: Tensor
     items: Tensor
-
-
-@dataclass(frozen=True)
-class Widths:
-    """How wide the two sub-layers of one block are.
-
-    Attributes:
-        heads: Query heads.
-        kv_heads: Key-value heads.
-        head_dim: Width of one head; never changed.
-        channels: FFN channels.
-    """
-
-    heads: int
-    kv_heads: int
-    head_dim: int
-    channels: int
-
-    @property
-    def lengths(self) -> dict[Axis, int]:
-        """How many heads or channels each axis has."""
-        keys = self.kv_heads
-        axes: dict[Axis, int] = {"query": self.heads, "key": keys, "value": keys}
-        return axes | {"channel": self.channels, "inner": self.channels}
-
-    def at(self, level: Level) -> Widths:
-        """These widths with one sub-layer at a level of its width; itself for other levels."""
-        if level.channels is not None:
-            return replace(self, channels=level.channels)
-        if level.kv_groups is None or level.group_heads is None:
-            return self
-        return replace(self, heads=level.kv_groups * level.group_heads, kv_heads=level.kv_groups)
-
-
-def dense_widths(architecture: Architecture, block: int) -> Widths:
-    """How wide the sub-layers of a dense block are."""
-    return Widths(
-        heads=architecture.heads[block],
-        kv_heads=architecture.kv_heads[block],
-        head_dim=architecture.head_dim,
-        channels=architecture.channels[block],
-    )
-
-
-def axis_lengths(architecture: Architecture, block: int) -> dict[Axis, int]:
-    """How many heads (of queries, keys, values) or channels a dense block has."""
-    return dense_widths(architecture, block).lengths
 
 
 def first_items(kind: UnitKind, widths: Widths, wide: Widths) -> Kept:

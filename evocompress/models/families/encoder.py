@@ -7,9 +7,9 @@ from torch.nn.functional import normalize
 from transformers import PreTrainedModel
 
 from evocompress.core.errors import ModelError
+from evocompress.core.widths import Widths
 from evocompress.models.families.base import Family
 from evocompress.models.families.branches import Attributes, SubLayerName
-from evocompress.models.families.coupling import Widths
 from evocompress.models.tasks import Pooling
 
 

@@ -6,9 +6,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from evocompress.core.errors import ModelError
+from evocompress.core.widths import Widths
 from evocompress.models.families.base import Family
 from evocompress.models.families.branches import Attributes, Matrix, SubLayer, SubLayerName
-from evocompress.models.families.coupling import Widths
 from evocompress.models.families.headless import DecoderClassifier, DecoderEmbedding
 
 _matrix = partial(Matrix, transposed=True)

@@ -4,6 +4,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from evocompress.core.errors import ModelError
+from evocompress.core.widths import Widths
 from evocompress.models.families.base import Family
 from evocompress.models.families.branches import (
     Attributes,
@@ -12,7 +13,6 @@ from evocompress.models.families.branches import (
     SubLayerName,
     llama_attention,
 )
-from evocompress.models.families.coupling import Widths
 
 
 class OPT(Family):

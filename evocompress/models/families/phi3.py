@@ -5,9 +5,9 @@ from typing import Any
 
 from torch import nn
 
+from evocompress.core.widths import Widths
 from evocompress.models.families.base import Family
 from evocompress.models.families.branches import Attributes, Matrix, SubLayer, SubLayerName
-from evocompress.models.families.coupling import Widths
 
 
 class Phi3(Family):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
 from evocompress.core.canonical import PARTS
 from evocompress.core.errors import ConfigError
-from evocompress.core.types import DENSE, Architecture, Axis, Level, Unit, narrowable
+from evocompress.core.types import DENSE, Architecture, Level, Unit
 from evocompress.core.units import UnitTree
+from evocompress.core.widths import Widths
 
 
 @dataclass(frozen=True)
@@ -97,21 +99,15 @@ class Part:
         kv_heads = self._kept(level, level.kv_groups, self.kv_heads)
         group_heads = self._kept(level, level.group_heads, self.group_heads)
         channels = self._kept(level, level.channels, self.channels)
-        query, group = kv_heads * group_heads * self.head_dim, kv_heads * self.head_dim
-        lengths: dict[Axis, int] = {
-            "query": query,
-            "key": group,
-            "value": group,
-            "channel": channels,
-            "inner": channels,
-        }
+        widths = Widths(kv_heads * group_heads, kv_heads, self.head_dim, channels)
         weights, cut = {}, self.channel_params * (self.channels - channels)
         for unit in self.matrices:
-            rows, weights[unit.name] = _size(unit, lengths)
+            rows, columns = widths.shape(unit)
+            weights[unit.name] = rows * columns
             cut += (unit.shape[0] - rows) * unit.bias if unit.shape else 0
         own = self.own - cut + self._outputs * level.bias
         met = (*self.routed, *(() if self.unit.kind == "expert" else self.matrices))
-        used = sum(_size(unit, lengths)[1] for unit in met)
+        used = sum(prod(widths.shape(unit)) for unit in met)
         return Left(kv_heads, group_heads, channels, weights, own, used)
 
     @property
@@ -180,16 +176,3 @@ def _part(unit: Unit, tree: UnitTree, architecture: Architecture) -> Part:
 
 def _channel_params(architecture: Architecture, block: int) -> int:
     return architecture.channel_params[block] if architecture.channel_params else 0
-
-
-def _size(unit: Unit, lengths: Mapping[Axis, int]) -> tuple[int, int]:
-    """The rows and the weights of a matrix at some widths."""
-    assert unit.shape is not None
-    rows = _along(unit.rows, lengths, unit.shape[0])
-    columns = unit.patch * _along(unit.columns, lengths, unit.shape[1] // unit.patch)
-    return rows, rows * columns
-
-
-def _along(axes: tuple[Axis, ...], lengths: Mapping[Axis, int], whole: int) -> int:
-    """Rows (columns) of a matrix; all where no level cuts any, as of the residual stream."""
-    return sum(lengths[axis] for axis in axes) if narrowable(axes) else whole

@@ -6,14 +6,8 @@ import pytest
 import torch
 
 from evocompress.core.types import DENSE, DROP, Level
-from evocompress.models.families.coupling import (
-    Kept,
-    Widths,
-    axis_lengths,
-    dense_widths,
-    first_items,
-    index_of,
-)
+from evocompress.core.widths import Widths, axis_lengths, dense_widths
+from evocompress.models.families.coupling import Kept, first_items, index_of
 from evocompress.testing.decoders import SMOLLM2_135M
 
 LENGTHS = {"query": 6, "key": 3, "value": 3, "channel": 5}
