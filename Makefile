@@ -11,17 +11,19 @@ TRANSFORMERS4 ?= .venv-transformers4
 TRANSFORMERS4_READY := $(TRANSFORMERS4)/.ready
 TORCH_CPU ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test test-fast test-gpu torture lint docs engines test-engines clean
+# With a thread each; those that start a cluster or load a real model run one by one beside the others.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadgroup --durations 10
+
+.PHONY: demo test test-all test-gpu torture lint docs engines test-engines clean
 
 demo: $(READY)
 	$(BIN)/evocompress demo
 
-# Small tests side by side, with a thread each; then those that start a cluster or load a real model.
-test: test-fast
-	$(BIN)/python -m pytest -m "real or cluster or engines or torture"
+test: $(READY)
+	$(PYTEST) -m "smoke or not (long or real or cluster or engines or torture)"
 
-test-fast: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal -m "not real and not cluster and not engines and not torture"
+test-all: $(READY)
+	$(PYTEST)
 
 # In an environment whose torch was built for the GPU: make VENV=... test-gpu
 test-gpu: $(READY)

@@ -79,7 +79,13 @@ def test_every_script_is_tested():
     assert {path.stem for path in FOLDER.glob("*.py")} - SHARED == FIGURES.keys()
 
 
-@pytest.mark.parametrize("name", FIGURES)
+QUICK = ("first_ask", "journal", "proxy")
+"""Which scripts `make test` runs; `make test-all` runs them all."""
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.long) for n in FIGURES]
+)
 def test_quick_run_prints_and_writes_the_figures(name, tmp_path):
     file = tmp_path / "figures.json"
     command = [sys.executable, str(FOLDER / f"{name}.py"), "--quick", "--json", str(file)]

@@ -85,6 +85,10 @@ _INNER_NAME = {"gpt2": "n_inner", "opt": "ffn_dim"}
 DECODERS = tuple(name for name in FAMILIES.built_in if FAMILIES[name].task.causal)
 """The built-in families whose models are causal."""
 
+VARIED = ("llama", "gpt2", "opt", "phi3", "gemma2", "qwen2_moe", "bert", "vit")
+"""Families that differ in structure, each unlike the others; every further one is like one of these
+in most respects, and suites with a large grid run the whole of it on these only."""
+
 ENCODERS = ("bert", "bert-classifier", "vit", "gpt2-classifier", "gpt2-embedding")
 """One of each other task, for what does not depend on the family; the last two are decoders."""
 

@@ -10,9 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+import run_files
 import torch
 import yaml
 from rich.table import Table
+from run_files import TEXT
 from transformers import AutoModelForCausalLM
 
 import evocompress
@@ -20,8 +22,6 @@ from evocompress.cli import commands as cli
 from evocompress.pipeline.sweep import SweepFolder, TrialOutcome
 from evocompress.pipeline.sweep.outcome import write_outcomes
 from evocompress.testing.tiny import tiny_checkpoint
-
-TEXT = " ".join(f"word{number * number % 97}" for number in range(3000))
 
 
 @pytest.fixture(scope="module")
@@ -37,31 +37,11 @@ def run_file(tmp_path, model_folder):
 
 def write_run(folder, model, **changes):
     run = {
-        "runs": str(folder / "runs"),
         "model": {"source": str(model)},
-        "threads": 1,
-        "calibration": {
-            "source": str(folder / "text.txt"),
-            "library_sequences": 6,
-            "search_sequences": 8,
-            "heldout_sequences": 4,
-            "length": 32,
-            "micro_batch": 2,
-        },
-        "space": {"sparsity": {"target": 0.5, "step": 128, "levels": 3}},
-        "search": {
-            "name": "evopress",
-            "generations": 3,
-            "offspring": 4,
-            "survivors": [2, 1],
-            "stage_tokens": [64, 128],
-        },
         "heal": {"steps": 4, "evaluate_every": 2, "validation_sequences": 2},
         "evaluate": {"prefill": [1, 16], "decode": [8, 4], "repeats": 2, "latency_seconds": 0},
-    } | changes
-    path = folder / "trial.yaml"
-    path.write_text(yaml.safe_dump(run))
-    return path
+    }
+    return run_files.write_run(folder, **run | changes)
 
 
 def call(monkeypatch, *words):

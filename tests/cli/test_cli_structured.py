@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 import yaml
+from run_files import TEXT
 from transformers import AutoModelForCausalLM
 
 from evocompress import api
@@ -22,7 +23,6 @@ from evocompress.pipeline.run_folder import RunFolder
 from evocompress.space.costs.latency import LatencyTable, Phase
 from evocompress.testing.tiny import tiny_checkpoint
 
-TEXT = " ".join(f"word{number * number % 97}" for number in range(3000))
 IDS = torch.arange(20)[None]
 FRONT = {
     "name": "nsga2",

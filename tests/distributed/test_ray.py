@@ -19,6 +19,7 @@ import ray_fakes
 import torch
 import yaml
 from ray_fakes import Refusing, ask, executor, expected
+from run_files import TEXT
 
 from evocompress import api
 from evocompress.core.circumstances import read_environment
@@ -34,8 +35,6 @@ from evocompress.testing.tiny import tiny_checkpoint
 ray = pytest.importorskip("ray")
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
-
-TEXT = " ".join(f"word{number * number % 97}" for number in range(3000))
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import yaml
+from run_files import EVOPRESS, SIZES, TEXT
 
 from evocompress import api
 from evocompress.core.config import RayConfig
@@ -30,7 +31,6 @@ pytest.importorskip("ray")
 
 pytestmark = pytest.mark.timeout(600)
 
-TEXT = " ".join(f"word{number * number % 97}" for number in range(3000))
 BASE = {"model": {"source": "m"}, "space": {"drop": {}}}
 
 
@@ -40,23 +40,9 @@ def sweep_file(tmp_path):
     (tmp_path / "text.txt").write_text(TEXT)
     run = {
         "model": {"source": "none"},
-        "calibration": {
-            "source": str(tmp_path / "text.txt"),
-            "library_sequences": 6,
-            "search_sequences": 8,
-            "heldout_sequences": 4,
-            "length": 32,
-            "micro_batch": 2,
-        },
+        "calibration": {"source": str(tmp_path / "text.txt")} | SIZES,
         "space": {"width": {"channels": [0.75, 0.5, 0.25], "multiple_of": 8}, "drop": {}},
-        "search": {
-            "name": "evopress",
-            "generations": 8,
-            "offspring": 4,
-            "survivors": [2, 1],
-            "stage_tokens": [64, 128],
-            "initial": 4,
-        },
+        "search": EVOPRESS | {"generations": 8, "initial": 4},
     }
     models = [str(tiny_checkpoint(tmp_path / kind, kind)) for kind in ("llama", "qwen2")]
     vary = {

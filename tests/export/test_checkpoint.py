@@ -60,6 +60,7 @@ def test_reloaded_checkpoint_equals_candidate_in_memory(
     assert fingerprint(loaded.model) == before
 
 
+@pytest.mark.long
 def test_both_ways_of_loading_agree(tmp_path: Path) -> None:
     folders = []
     names = filter(has_packages, FAMILIES)

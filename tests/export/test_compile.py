@@ -14,8 +14,10 @@ from evocompress.testing.formats import candidate_of, reload, uneven
 from evocompress.testing.tiny import tiny_loaded
 
 CASES = [
-    *(("llama", form) for form in ("hf", "folded", "deci")),
-    *((name, "hf") for name in ("gemma3_text", "gpt2", "mixtral", "bert")),
+    ("llama", "hf"),
+    *(pytest.param("llama", form, marks=pytest.mark.long) for form in ("folded", "deci")),
+    *(pytest.param(name, "hf", marks=pytest.mark.long) for name in ("gemma3_text", "gpt2", "bert")),
+    pytest.param("mixtral", "hf", marks=pytest.mark.long),
 ]
 
 

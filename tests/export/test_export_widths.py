@@ -55,7 +55,7 @@ def test_stock_is_the_candidate_to_the_last_bit(loaded: LoadedModel, tmp_path: P
     torch.testing.assert_close(outputs(loaded, model), expected, rtol=0, atol=rounding)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.long) for n in (1, 2))])
 def test_costs_are_exactly_those_of_the_cost_model(
     loaded: LoadedModel, seed: int, tmp_path: Path
 ) -> None:

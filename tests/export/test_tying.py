@@ -10,6 +10,7 @@ import torch
 from export_cases import write
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from tiers import by_tier
 
 from evocompress.core.types import Level
 from evocompress.export import FORMATS, read_record
@@ -50,7 +51,7 @@ def sparse(loaded: LoadedModel) -> dict[str, Level]:
     )
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("name", by_tier(DECODERS))
 def test_a_head_of_its_own_is_written_in_every_format(name: str, tmp_path: Path) -> None:
     loaded = load(str(with_own_head(name, tmp_path / "dense")), dtype="float32", device="cpu")
     candidate = candidate_of(loaded, sparse(loaded))
@@ -80,7 +81,7 @@ def assert_own_head(out: Path, loaded: LoadedModel) -> None:
         )
 
 
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("name", by_tier(DECODERS))
 def test_a_head_that_was_replaced_in_memory_counts(name: str, tmp_path: Path) -> None:
     tied = own_head(tiny_model(name))
     tied.get_output_embeddings().weight = tied.get_input_embeddings().weight

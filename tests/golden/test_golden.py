@@ -80,6 +80,7 @@ def test_recorded_answers_lead_to_the_recorded_winner_and_its_checkpoint(made):
 
 
 @pytest.mark.cluster
+@pytest.mark.smoke
 def test_two_workers_on_ray_find_the_record_of_one_process(tmp_path):
     pytest.importorskip("ray")
     config = ON_RAY.config(tmp_path, executor="ray", ray={"workers": 2})

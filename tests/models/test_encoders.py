@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers.models
+from run_files import TEXT
 from safetensors.torch import save_file
 
 import evocompress.hf  # noqa: F401
@@ -28,7 +29,6 @@ from evocompress.testing.families import answer, random_batch
 from evocompress.testing.staged import require_packages
 from evocompress.testing.tiny import tiny_checkpoint, tiny_loaded
 
-TEXT = " ".join(f"word{number * number % 97}" for number in range(3000))
 SENTENCE_TRANSFORMERS = {
     "modules.json": "[]",
     "config_sentence_transformers.json": "{}",

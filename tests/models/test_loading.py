@@ -283,6 +283,7 @@ def test_the_demo_model_is_converted_once(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.real
+@pytest.mark.smoke
 def test_the_demo_model_writes_sense() -> None:
     loaded = load(DEMO_SOURCE, device="cpu")
     ids = loaded.tokenizer("The capital of France is", return_tensors="pt").input_ids

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from run_files import TEXT
+from tiers import by_tier
 from torch.utils.flop_counter import FlopCounterMode
 
 from evocompress import api
@@ -42,7 +44,6 @@ from evocompress.testing.formats import (
 from evocompress.testing.plain_library import PlainLibrary
 from evocompress.testing.tiny import tiny_checkpoint, tiny_loaded
 
-TEXT = " ".join(f"word{number * number % 97}" for number in range(3000))
 REFUSED = [
     name
     for name, family in FAMILIES.items()
@@ -138,7 +139,7 @@ def test_the_classes_of_checkpoints_are_known(name: str) -> None:
         assert family_named(kind, [head]) is FAMILIES[name]
 
 
-@pytest.mark.parametrize("name", SERVED)
+@pytest.mark.parametrize("name", by_tier(SERVED))
 def test_every_family_goes_two_rounds(name: str, tmp_path: Path) -> None:
     """Read as it was written, costed as it is, and written again as it was in memory."""
     dense = tiny_loaded(name, layers=5)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from run_files import TEXT
 from torch import nn
 
 from evocompress import api
@@ -29,7 +30,6 @@ from evocompress.testing.proxies import dropped, micro_batches
 from evocompress.testing.tiny import DECODERS, ENCODERS, tiny_checkpoint, tiny_loaded
 
 LAYERS = 6
-TEXT = " ".join(f"word{number * number % 97}" for number in range(3000))
 
 
 class Counted:

@@ -259,7 +259,9 @@ class TestProposals:
 
 
 class TestAuto:
-    @pytest.mark.parametrize("limit", [25_000, 60_000, 200_000])
+    @pytest.mark.parametrize(
+        "limit", [25_000, 60_000, pytest.param(200_000, marks=pytest.mark.long)]
+    )
     def test_keeps_to_its_tokens_and_uses_them(self, sparse, limit):
         _, steps = searched(sparse, Separable.of(sparse, noise=0.05), limit)
         assert 0.6 * limit < requested(steps) <= limit
@@ -329,6 +331,7 @@ class TestAuto:
         assert {"uniform", "second order"} <= names
         assert "" not in names
 
+    @pytest.mark.long
     def test_ends_with_its_last_incumbents_on_the_same_sequences(self, sparse):
         pool, ends = Pool((64,) * 1024), []
         for seed in range(6):

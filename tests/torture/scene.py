@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from tests.run_files import EVOPRESS, SIZES, TEXT
 from tests.torture.command import Done, Running, copy, run
 
 RUN = Path("runs/trial")
@@ -39,8 +40,6 @@ CONSUMERS: dict[str, tuple[object, ...]] = {
 
 NOT_COMPARED = ("log.txt", "trial.yaml", "report.html", "summary.md", "latency_table.json")
 """Files that tell of the time, and locks; pages are compared by what they are made from."""
-
-TEXT = " ".join(f"word{number * number % 97}" for number in range(3000))
 
 LAST = list(STAGES)[-1]
 """The stage after which everything is there."""
@@ -124,13 +123,7 @@ LATENCY: dict[str, Any] = {"prefill": [1, 8], "decode": [1, 8], "repeats": 3, "v
 SPARSE: dict[str, Any] = {
     "calibration": {"source": "text.txt"},
     "space": {"sparsity": {"target": 0.5, "step": 128, "levels": 3}},
-    "search": {
-        "name": "evopress",
-        "generations": 3,
-        "offspring": 4,
-        "survivors": [2, 1],
-        "stage_tokens": [64, 128],
-    },
+    "search": EVOPRESS,
 }
 NARROW: dict[str, Any] = {
     "calibration": {"source": "self"},
@@ -174,13 +167,6 @@ def make_scene(name: str, folder: Path) -> Scene:
 def settings(name: str) -> dict[str, Any]:
     """The run file of a scene."""
     chosen = SETTINGS[name]
-    calibration = {
-        "library_sequences": 6,
-        "search_sequences": 8,
-        "heldout_sequences": 4,
-        "length": 32,
-        "micro_batch": 2,
-    }
     return {
         "model": {"source": "model"},
         "threads": 1,
@@ -188,7 +174,7 @@ def settings(name: str) -> dict[str, Any]:
         "heal": {"steps": 4, "evaluate_every": 2, "validation_sequences": 2},
         "evaluate": {"latency": False},
         "latency": LATENCY | {"table": TABLE},
-    } | (chosen | {"calibration": calibration | chosen["calibration"]})
+    } | (chosen | {"calibration": SIZES | chosen["calibration"]})
 
 
 def _must(done: Done) -> Done:

@@ -1,5 +1,7 @@
 """Every estimate against the contract, on every family."""
 
+from itertools import product
+
 import pytest
 import torch
 
@@ -11,7 +13,7 @@ from evocompress.evaluation.estimates.base import Subject
 from evocompress.models.families import FAMILIES
 from evocompress.testing import estimates as contract
 from evocompress.testing.proxies import dropped
-from evocompress.testing.tiny import DECODERS, tiny_loaded
+from evocompress.testing.tiny import DECODERS, VARIED, tiny_loaded
 
 
 def batches(count=3):
@@ -45,15 +47,20 @@ def test_every_estimate_has_a_reference():
     assert ESTIMATES.keys() == contract.REFERENCES.keys()
 
 
-OF_MODELS = [
-    (kind, model_type)
-    for kind in sorted(ESTIMATES)
-    for model_type in DECODERS
-    if FAMILIES[model_type].mixture is not None or kind not in contract.OF_EXPERTS
-]
+SLOW_ON_EXPERTS = {"perturbation", "lamp", "outliers"}
+"""Their brute force goes through the matrices of every expert one by one."""
 
 
-@pytest.mark.parametrize(("kind", "model_type"), OF_MODELS)
+def of_models():
+    """Every kind with every family that has it."""
+    for kind, name in product(sorted(ESTIMATES), DECODERS):
+        mixture = FAMILIES[name].mixture is not None
+        if mixture or kind not in contract.OF_EXPERTS:
+            long = name not in VARIED or mixture and kind in SLOW_ON_EXPERTS
+            yield pytest.param(kind, name, marks=pytest.mark.long if long else ())
+
+
+@pytest.mark.parametrize(("kind", "model_type"), of_models())
 def test_values_are_those_of_brute_force(kind, model_type):
     loaded = tiny_loaded(model_type)
     tolerance = contract.TOLERANCES.get(kind, contract.TOLERANCE)

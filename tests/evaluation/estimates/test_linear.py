@@ -21,12 +21,15 @@ STEPS = {"llama": 1e-2, "phi3": 1e-2, "gpt2": 1e-5, "opt": 1e-5}
 OPT's ReLU has kinks, over which a large one would go."""
 
 
+LONG = [pytest.param(name, marks=pytest.mark.long) for name in ("phi3", "opt")]
+
+
 def sequences():
     generator = torch.Generator().manual_seed(3)
     return [torch.randint(256, (2, 12), generator=generator)]
 
 
-@pytest.fixture(params=["llama", "phi3", "gpt2", "opt"])
+@pytest.fixture(params=["llama", "gpt2", *LONG])
 def live(request):
     loaded = tiny_loaded(request.param)
     with LiveModel(loaded, PlainLibrary(loaded)) as live:
@@ -194,6 +197,7 @@ def test_drawn_tokens_follow_the_model():
     torch.testing.assert_close(gradient.sum(-1), torch.zeros(4000), rtol=0, atol=1e-6)
 
 
+@pytest.mark.long
 def test_half_the_mean_square_is_the_divergence_of_a_small_change():
     loaded = tiny_loaded("llama", dtype=torch.float32)
     generator = torch.Generator().manual_seed(0)

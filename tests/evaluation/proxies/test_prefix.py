@@ -8,6 +8,7 @@ from math import ceil
 
 import pytest
 import torch
+from tiers import by_tier
 
 from evocompress.compression.live_model import LiveModel
 from evocompress.core.canonical import canonical
@@ -108,7 +109,7 @@ def failing(world: World, block: int, error: Exception) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("model_type", [*DECODERS, *ENCODERS])
+@pytest.mark.parametrize("model_type", [*by_tier(DECODERS), *ENCODERS])
 def test_states_are_those_of_a_plain_pass(model_type: str, dtype: torch.dtype) -> None:
     world = World(model_type, dtype)
     mutations, rng = Mutations(world), random.Random(1)
@@ -223,7 +224,7 @@ def test_a_candidate_without_memory_leaves_nothing_behind(world: World) -> None:
 
 
 @pytest.mark.parametrize("every", [1, 2, 3, LAYERS])
-@pytest.mark.parametrize("model_type", [*DECODERS, *ENCODERS])
+@pytest.mark.parametrize("model_type", [*by_tier(DECODERS), *ENCODERS])
 def test_bytes_are_those_of_everything_kept(model_type: str, every: int) -> None:
     loaded = tiny_loaded(model_type, layers=LAYERS)
     loaded.model.set_attn_implementation("eager")
