@@ -43,6 +43,7 @@ def test_a_language_model_passes(tmp_path: Path) -> None:
     assert locate(str(path)).gguf == "m.gguf"
 
 
+@pytest.mark.long
 def test_the_demo_passes() -> None:
     try:
         path = demo_gguf()

@@ -27,7 +27,7 @@ from evocompress.pipeline.checks import check_settings
 from evocompress.pipeline.context import RunContext
 from evocompress.testing.plain_library import PlainLibrary
 from evocompress.testing.proxies import dropped, micro_batches
-from evocompress.testing.tiny import DECODERS, ENCODERS, tiny_checkpoint, tiny_loaded
+from evocompress.testing.tiny import DECODERS, ENCODERS, VARIED, tiny_checkpoint, tiny_loaded
 
 LAYERS = 6
 
@@ -87,7 +87,13 @@ def requests(loaded):
 SERVED = [(k, name) for name in (*DECODERS, *ENCODERS) for k in kinds_for(FAMILIES[name].task)]
 
 
-@pytest.mark.parametrize(("kind", "model_type"), SERVED)
+@pytest.mark.parametrize(
+    ("kind", "model_type"),
+    [
+        p if p[1] in (*VARIED, *ENCODERS) else pytest.param(*p, marks=pytest.mark.long)
+        for p in SERVED
+    ],
+)
 def test_values_are_those_of_the_whole_model(kind, model_type):
     whole, counted = tiny_loaded(model_type, layers=LAYERS), Counted(model_type)
     found = []
