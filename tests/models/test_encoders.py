@@ -20,6 +20,7 @@ from evocompress.core.errors import ConfigError, ModelError
 from evocompress.core.files import read_json
 from evocompress.core.types import Candidate
 from evocompress.evaluation.profile import check_table, profile, table_rows
+from evocompress.evaluation.proxies import kinds_for
 from evocompress.export import materialize
 from evocompress.models.checkpoints import pooling_of
 from evocompress.models.families import FAMILIES, STATE_SPACE
@@ -64,7 +65,7 @@ def run_of(folder: Path, name: str, **changes: Any) -> RunConfig:
             "drop": {},
             "budget": {"flops": 0.6},
         },
-        "proxy": {"kind": FAMILIES[name].task.proxies[0]},
+        "proxy": {"kind": kinds_for(FAMILIES[name].task)[0]},
         "search": {"tokens": 3000},
         "heal": {"steps": 4, "evaluate_every": 2, "validation_sequences": 2},
         "evaluate": {"prefill": [1, 16], "repeats": 2, "latency_seconds": 0},
