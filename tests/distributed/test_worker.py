@@ -60,6 +60,7 @@ def test_it_answers_what_this_process_would(context):
         ({"expected": {"dtype": "float8", "device": "tpu"}}, "differs from the run in dtype, dev"),
         ({"timed_on": "cuda: NVIDIA H200"}, "the latency table is of 'cuda: NVIDIA H200'"),
         ({"versions": {"torch": "1.0"}}, "versions than the driver (torch was 1.0, is"),
+        ({"versions": {"own-criteria": "2.5"}}, "own-criteria was 2.5, is not installed): install"),
         ({"library": "/nowhere"}, "/nowhere: the level library is missing"),
     ],
 )
