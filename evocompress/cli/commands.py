@@ -38,7 +38,7 @@ INTERRUPTED = 130
 
 RunFile = Annotated[
     Path,
-    typer.Argument(help="YAML file of the run, or the name of a shipped one.", show_default=False),
+    typer.Argument(help="Run file (YAML), or the name of a shipped one.", show_default=False),
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -53,7 +53,8 @@ RayAddress = Annotated[
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where it stopped.")]
 Force = Annotated[
-    bool, typer.Option("--force", help="Go on under other versions, devices or threads.")
+    bool,
+    typer.Option("--force", help="Go on under other circumstances: versions, device, threads."),
 ]
 
 
@@ -89,7 +90,7 @@ def search(
         str | None,
         typer.Option(
             "--for",
-            help="What shall load the result: `transformers`, `vllm`, `llama.cpp`.",
+            help="Program that is to load it: `transformers`, `vllm`, `llama.cpp`.",
             show_default=False,
         ),
     ] = None,
@@ -155,7 +156,7 @@ def sweep(
 def profile(
     run_file: RunFile,
     overrides: Overrides = None,
-    anew: Annotated[bool, typer.Option("--anew", help="Measure even where there is one.")] = False,
+    anew: Annotated[bool, typer.Option("--anew", help="Measure a table anew.")] = False,
     ray: RayAddress = None,
 ) -> None:
     """Measure the latency table of a run's model on this machine, or show the one there is.
@@ -182,7 +183,7 @@ def plan(
     model: Annotated[
         str, typer.Argument(help="Folder, config.json, hub id or demo.", show_default=False)
     ],
-    space: Annotated[Path, typer.Option(help="YAML file of a run.", show_default=False)],
+    space: Annotated[Path, typer.Option(help="Run file (YAML).", show_default=False)],
     overrides: Overrides = None,
     device: Annotated[
         str, typer.Option(help="`here`, `h200`, `h100`, `a100`, `l40s` or `rtx4090`.")
@@ -221,7 +222,7 @@ def library_build(run_file: RunFile, overrides: Overrides = None) -> None:
 
 @library_app.command("inspect", epilog="Example: `evocompress library inspect runs/demo/library`")
 def library_inspect(
-    path: Annotated[Path, typer.Argument(help="Folder of a library.", show_default=False)],
+    path: Annotated[Path, typer.Argument(help="Folder of a level library.", show_default=False)],
     verify: Annotated[bool, typer.Option("--verify", help="Check every checksum.")] = False,
 ) -> None:
     """Show what a level library holds, and whether its files are whole."""
@@ -246,7 +247,9 @@ def materialize(
     program: Annotated[
         str | None,
         typer.Option(
-            "--for", help="What loads it: `transformers`, `vllm`, `llama.cpp`.", show_default=False
+            "--for",
+            help="Program that is to load it: `transformers`, `vllm`, `llama.cpp`.",
+            show_default=False,
         ),
     ] = None,
     weights: Annotated[

@@ -24,7 +24,7 @@ _FIELDS: dict[UnitKind, frozenset[str]] = {
 def canonical(levels: Mapping[str, Level], units: Sequence[Unit]) -> Candidate:
     """The candidate in canonical form.
 
-    Dense levels and the void descendants of dropped units are left out, and a dropped block
+    Dense levels and the inactive descendants of dropped units are left out, and a dropped block
     is written as its two dropped sub-layers.
 
     Args:
@@ -45,13 +45,13 @@ def canonical(levels: Mapping[str, Level], units: Sequence[Unit]) -> Candidate:
     kept: dict[str, Level] = {}
     for unit in units:
         level = levels.get(unit.name, DENSE)
-        void = unit.parent in removed
-        if not void:
+        inactive = unit.parent in removed
+        if not inactive:
             _check_kind(unit, level)
-        if void or level.drop:
+        if inactive or level.drop:
             removed.add(unit.name)
         # A dropped MLP says all of its experts.
-        named = unit.kind in SUBLAYERS or (unit.kind == "expert" and not void)
+        named = unit.kind in SUBLAYERS or (unit.kind == "expert" and not inactive)
         if named and unit.name in removed:
             kept[unit.name] = DROP
         elif unit.name not in removed and not level.dense:

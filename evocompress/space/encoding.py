@@ -15,7 +15,7 @@ from evocompress.core.errors import ConfigError
 from evocompress.core.types import DENSE, DROP, Candidate, Level, Unit
 from evocompress.core.units import UnitTree
 from evocompress.space.candidate_table import CandidateTable, candidate_table
-from evocompress.space.expert_encoding import Mixture, mixtures
+from evocompress.space.expert_encoding import ExpertGenes, mixtures
 from evocompress.space.latest import latest
 from evocompress.space.part_genes import parts_of_genes, void_columns
 
@@ -29,7 +29,7 @@ class Encoding:
 
     A genome is an array (U,) of indices into each gene's levels; several are an array (N, U).
     A gene is about one unit, or about several that are tied and have the same level. A gene
-    below a dropped unit is void: its value says nothing.
+    below a dropped unit is inactive: its value says nothing.
 
     Attributes:
         tree: All units of the model, parents before their children.
@@ -188,11 +188,11 @@ class Encoding:
         below = self._dropped_by(genomes, self._block_genes)
         columns = np.concatenate([lost, below, never], axis=1)
         homes, begins = self._void_columns
-        void: NDArray[np.bool_] = np.logical_and.reduceat(columns[:, homes], begins, axis=1)
-        return void
+        inactive: NDArray[np.bool_] = np.logical_and.reduceat(columns[:, homes], begins, axis=1)
+        return inactive
 
     def deactivate(self, genomes: Genome) -> Genome:
-        """The genomes (N, U) with void genes at their start: equal candidates, equal rows."""
+        """The genomes (N, U) with inactive genes at their start: equal candidates, equal rows."""
         return np.where(self.inactive(genomes), self.default, genomes)
 
     def keep_attention(self, genomes: Genome) -> NDArray[np.bool_]:
@@ -248,7 +248,7 @@ class Encoding:
         return restored
 
     @cached_property
-    def mixtures(self) -> tuple[Mixture, ...]:
+    def mixtures(self) -> tuple[ExpertGenes, ...]:
         """The MLPs of experts of which any can be dropped."""
         return mixtures(self.parts, self.tree, self._indices, self.drop_index)
 
@@ -281,14 +281,14 @@ class Encoding:
         return canonical(named, self.tree)
 
     def genome(self, candidate: Candidate) -> Genome:
-        """The genome (U,) of a canonical candidate, void genes at their start.
+        """The genome (U,) of a canonical candidate, inactive genes at their start.
 
         Raises:
             ConfigError: The candidate names a unit or a level that the space does not have,
                 or leaves a unit dense that the space always compresses.
         """
         genome = self.default.copy()
-        # Parents first: what is dropped says which genes are void.
+        # Parents first: what is dropped says which genes are inactive.
         for kind in ("block", *PARTS, "matrix"):
             live = ~self.inactive(genome[None])[0]
             for gene in self.by_kind.get(kind, ()):

@@ -14,7 +14,7 @@ from evocompress.core.units import UnitTree
 
 
 @dataclass(frozen=True, eq=False)
-class Mixture:
+class ExpertGenes:
     """An MLP of experts of which some can be dropped.
 
     Attributes:
@@ -52,7 +52,7 @@ class Mixture:
 
 def mixtures(
     parts: Sequence[Unit], tree: UnitTree, indices: Mapping[str, int], drop_index: Genome
-) -> tuple[Mixture, ...]:
+) -> tuple[ExpertGenes, ...]:
     """The MLPs of experts of which any can be dropped.
 
     Args:
@@ -67,5 +67,5 @@ def mixtures(
         genes = np.array([indices[name] for name in own if name in indices], dtype=np.int64)
         if genes.size:
             least = max(unit.active - (len(own) - len(genes)), 0)
-            found.append(Mixture(part, genes, drop_index[genes], least))
+            found.append(ExpertGenes(part, genes, drop_index[genes], least))
     return tuple(found)

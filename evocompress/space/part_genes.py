@@ -29,7 +29,7 @@ def void_columns(
 ) -> tuple[Integers, Integers]:
     """What voids each gene: columns of (dropped | in a dropped block | never), one run each.
 
-    A matrix is void with its sub-layer or expert, an expert with its sub-layer, a sub-layer
+    A matrix is inactive with its sub-layer or expert, an expert with its sub-layer, a sub-layer
     with its block, a block never.
     """
     places = {part.name: index for index, part in enumerate(parts)}

@@ -68,7 +68,7 @@ def single_changes(
     Args:
         space: The space of the genome.
         genome: From where (U,), settled.
-        keep: Genes that are not changed; void ones are not, either.
+        keep: Genes that are not changed; inactive ones are not, either.
         step: 1 or -1.
     """
     genes, levels = space.moves

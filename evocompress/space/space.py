@@ -65,7 +65,7 @@ class SearchSpace:
         return self.encoding.genome(candidate)
 
     def deactivate(self, genomes: Genome) -> Genome:
-        """The genomes (N, U) with void genes at their start: equal candidates, equal rows."""
+        """The genomes (N, U) with inactive genes at their start: equal candidates, equal rows."""
         return self.encoding.deactivate(genomes)
 
     def costs(self, genomes: Genome) -> dict[str, NDArray[np.float64]]:
