@@ -12,6 +12,7 @@ from evocompress.core.errors import RunError
 from evocompress.core.types import Answer, Estimate, Evaluate, Pool, Request
 from evocompress.pipeline.journal import Journal, Step
 from evocompress.search.base import Incumbent, Searcher
+from evocompress.search.ledger import TokenLedger
 
 
 class Executor(Protocol):
@@ -89,25 +90,25 @@ def search(
     Raises:
         RunError: The search ended without any valid candidate.
     """
-    account = _Account(pool)
+    ledger, account = TokenLedger(pool, tokens), _Account(pool)
     step: Step | None = None
     for number in count():
         requests = searcher.ask()
-        after = account.after(requests)
-        if not requests or (tokens is not None and after > tokens):
+        if not requests or not ledger.affords(requests):
             break
         for done, total in _answer(requests, executor, journal):
             listener(Progress(step, done, total, searcher.phase()))
+        ledger.charge(requests)
         account.add(requests)
         phase = searcher.phase()
         searcher.tell([_recorded(journal, request) for request in requests])
-        step = _step(number, phase, account, searcher.incumbent())
+        step = _step(number, phase, ledger.requested, account.computed, searcher.incumbent())
         journal.step(step)
         listener(Progress(step, 0, 0, phase))
     if requests and searcher.incumbent() is None:
         raise RunError(
             f"search.tokens: {tokens} end the search without a valid candidate, as its next step "
-            f"brings them to {after}: raise it, and go on with --resume"
+            f"brings them to {ledger.after(requests)}: raise it, and go on with --resume"
         )
     return Outcome(_winner(searcher), tuple(account.compared))
 
@@ -143,22 +144,16 @@ def _winner(searcher: Searcher) -> Incumbent:
 
 
 class _Account:
-    """Counts requested and computed tokens the same way in a fresh and in a resumed run."""
+    """Counts computed tokens the same way in a fresh and in a resumed run."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._seen: set[tuple[Hashable, ...]] = set()
-        self.requested = 0
         self.computed = 0
         self.compared: dict[str, None] = {}
 
-    def after(self, requests: Iterable[Request]) -> int:
-        """The requested tokens once these requests are added."""
-        return self.requested + sum(self._pool.requested(request) for request in requests)
-
     def add(self, requests: Iterable[Request]) -> None:
         for request in requests:
-            self.requested += self._pool.requested(request)
             if isinstance(request, Estimate):
                 self._compute((request,), self._pool.requested(request))
                 continue
@@ -201,11 +196,11 @@ def _recorded(journal: Journal, request: Request) -> Answer:
     return answer
 
 
-def _step(number: int, phase: str, account: _Account, best: Incumbent | None) -> Step:
+def _step(number: int, phase: str, requested: int, computed: int, best: Incumbent | None) -> Step:
     return Step(
         step=number,
-        requested=account.requested,
-        computed=account.computed,
+        requested=requested,
+        computed=computed,
         incumbent=best.candidate.id if best else None,
         value=best.value if best and isfinite(best.value) else None,
         phase=phase,

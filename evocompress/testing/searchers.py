@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import isclose
 
 import numpy as np
@@ -172,14 +172,47 @@ def run(searcher: Searcher, answer: Oracle) -> list[Step]:
     return steps
 
 
-def check_replays(make: Callable[[], Searcher], answer: Oracle) -> None:
+@dataclass(frozen=True)
+class Trace:
+    """One whole run of a searcher.
+
+    Attributes:
+        make: Makes the searcher.
+        space: What it searched.
+        answer: What answered it.
+        steps: What it asked and was told.
+        searcher: The one that ran.
+    """
+
+    make: Callable[[], Searcher]
+    space: SearchSpace
+    answer: Oracle
+    steps: Sequence[Step]
+    searcher: Searcher
+
+    @classmethod
+    def of(cls, make: Callable[[], Searcher], space: SearchSpace, answer: Oracle) -> Trace:
+        """Runs a new searcher to its end."""
+        searcher = make()
+        assert searcher.incumbent() is None
+        return cls(make, space, answer, run(searcher, answer), searcher)
+
+
+def check(trace: Trace) -> None:
+    """All that a searcher must do, of one recorded run and of others that it implies."""
+    check_replays(trace)
+    check_requests(trace)
+    check_incumbent(trace)
+    check_failures_never_win(trace)
+
+
+def check_replays(trace: Trace) -> None:
     """The same answers give the same asks, also when they come from a record."""
-    first = run(make(), answer)
     record: dict[Request, Answer] = {
-        answer.request: answer for _, answers in first for answer in answers
+        answer.request: answer for _, answers in trace.steps for answer in answers
     }
-    again = run(make(), record.__getitem__)
-    assert [requests for requests, _ in again] == [requests for requests, _ in first]
+    again = run(trace.make(), record.__getitem__)
+    assert [requests for requests, _ in again] == [requests for requests, _ in trace.steps]
 
 
 def check_repeats_its_ask(make: Callable[[], Searcher]) -> None:
@@ -188,31 +221,28 @@ def check_repeats_its_ask(make: Callable[[], Searcher]) -> None:
     assert searcher.ask() == searcher.ask() == make().ask()
 
 
-def check_requests(make: Callable[[], Searcher], space: SearchSpace, answer: Oracle) -> None:
+def check_requests(trace: Trace) -> None:
     """Every candidate that can win is feasible; one ask names no candidate twice."""
-    for requests, _ in run(make(), answer):
+    for requests, _ in trace.steps:
         evaluations = [request for request in requests if isinstance(request, Evaluate)]
         winnable = [request.candidate for request in evaluations if not request.probe]
-        assert not winnable or space.feasible(_genomes(space, winnable)).all()
+        assert not winnable or trace.space.feasible(_genomes(trace.space, winnable)).all()
         assert len({request.candidate for request in evaluations}) == len(evaluations)
         for request in evaluations:
             assert len(set(request.micro_batches)) == len(request.micro_batches) > 0
 
 
-def check_incumbent(make: Callable[[], Searcher], space: SearchSpace, answer: Oracle) -> None:
+def check_incumbent(trace: Trace) -> None:
     """The incumbent is feasible, was asked for outside probes, and says what its value is of.
 
     It is the mean of its results on the micro-batches that it names.
     """
-    searcher = make()
-    assert searcher.incumbent() is None
-    steps = run(searcher, answer)
-    best = searcher.incumbent()
+    best = trace.searcher.incumbent()
     assert best is not None
-    assert space.feasible(_genomes(space, [best.candidate])).all()
+    assert trace.space.feasible(_genomes(trace.space, [best.candidate])).all()
     results = [
         result
-        for _, results in steps
+        for _, results in trace.steps
         for result in results
         if isinstance(result, Result)
         and (result.request.candidate, result.request.treatment) == (best.candidate, best.treatment)
@@ -224,18 +254,21 @@ def check_incumbent(make: Callable[[], Searcher], space: SearchSpace, answer: Or
     assert isclose(best.value, mean, rel_tol=1e-12)
 
 
-def check_failures_never_win(make: Callable[[], Searcher], objective: Separable) -> None:
+def check_failures_never_win(trace: Trace) -> None:
     """What fails never becomes the incumbent: neither the former winner nor anything at all."""
-    searcher = make()
-    run(searcher, objective)
-    best = searcher.incumbent()
+    best = trace.searcher.incumbent()
     assert best is not None
-    without = make()
-    run(without, replace(objective, failing=frozenset({best.candidate.id})))
+
+    def without_the_best(request: Request) -> Answer:
+        own = isinstance(request, Evaluate) and request.candidate == best.candidate
+        return _failed(request) if own else trace.answer(request)
+
+    without = trace.make()
+    run(without, without_the_best)
     second = without.incumbent()
     assert second is None or second.candidate != best.candidate
     for spoiled in (_failed, _censored):
-        hopeless = make()
+        hopeless = trace.make()
         run(hopeless, spoiled)
         assert hopeless.incumbent() is None
 

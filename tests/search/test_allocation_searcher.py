@@ -167,10 +167,7 @@ class TestEveryMethod:
             return searcher(space, method)
 
         objective = Separable.of(space, noise=0.05)
-        contract.check_replays(make, objective)
-        contract.check_requests(make, space, objective)
-        contract.check_incumbent(make, space, objective)
-        contract.check_failures_never_win(make, objective)
+        contract.check(contract.Trace.of(make, space, objective))
 
     @pytest.mark.parametrize("step", ["auto", 37])
     def test_equal_steps_end_at_the_budget(self, method, step):

@@ -123,21 +123,24 @@ def maker(cls, settings, space):
 
 
 @pytest.mark.parametrize(("cls", "settings", "space"), CASES)
-class TestContract:
-    def test_replays(self, cls, settings, space):
-        contract.check_replays(maker(cls, settings, space), objective(space))
+def test_contract(cls, settings, space):
+    contract.check(contract.Trace.of(maker(cls, settings, space), space, objective(space)))
+
+
+OWN_ASKS = {
+    cls.ask: pytest.param(
+        cls, SETTINGS[name], SPACES[next(iter(SUITED.get(name, SPACES)))], id=name
+    )
+    for name, cls in SEARCHERS.items()
+}
+
+
+@pytest.mark.parametrize(("cls", "settings", "space"), OWN_ASKS.values())
+class TestAsk:
+    """Once for each class that asks in its own way: nearly all inherit that."""
 
     def test_repeats_its_ask(self, cls, settings, space):
         contract.check_repeats_its_ask(maker(cls, settings, space))
-
-    def test_requests(self, cls, settings, space):
-        contract.check_requests(maker(cls, settings, space), space, objective(space))
-
-    def test_incumbent(self, cls, settings, space):
-        contract.check_incumbent(maker(cls, settings, space), space, objective(space))
-
-    def test_failures_never_win(self, cls, settings, space):
-        contract.check_failures_never_win(maker(cls, settings, space), objective(space))
 
     def test_rejects_other_answers(self, cls, settings, space):
         contract.check_rejects_other_answers(maker(cls, settings, space), objective(space))
