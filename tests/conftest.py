@@ -1,4 +1,6 @@
 import os
+from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -6,15 +8,34 @@ import torch
 # No test needs a model hub, and one that is out of reach costs half a minute of retries.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-
 HEAVY = ("real", "cluster", "engines", "torture")
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items):
+    if torch.cuda.is_available():
+        return
     for item in items:
-        if any(item.get_closest_marker(name) for name in HEAVY):
-            # One process runs them all, one after the other, beside the small tests.
-            item.add_marker(pytest.mark.xdist_group("heavy"))
-        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@cache
+def heavy(file):
+    """Whether tests of a file start a cluster, load a real model or take all cores."""
+    text = (Path(__file__).parents[1] / file).read_text()
+    return any(f"mark.{name}" in text for name in HEAVY)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """One process runs the heavy files one after the other, beside the small tests.
+
+    A scheduler of our own, as marks of `xdist_group` are lost between pytest 9.2 and xdist 3.8.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class OneHeavy(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return "heavy" if heavy(nodeid.partition("::")[0]) else nodeid
+
+    return OneHeavy(config, log) if config.getvalue("dist") == "loadgroup" else None
