@@ -107,14 +107,14 @@ def choose_for(
 def _first(loaded: LoadedModel, candidate: Candidate, formats: Sequence[str], name: str) -> Choice:
     """The first of some formats, or the one asked for, that can express a candidate."""
     names = formats if name == "auto" else (name,)
-    obstacles = {choice: FORMATS[choice].obstacle(loaded, candidate) for choice in FORMATS}
     passed: list[str] = []
     for choice in names:
-        if obstacles[choice] is None:
+        obstacle = FORMATS[choice].obstacle(loaded, candidate)
+        if obstacle is None:
             return Choice(choice, "; ".join(passed))
-        passed.append(f"format '{choice}' {obstacles[choice]}")
-    able = [choice for choice in FORMATS if obstacles[choice] is None]
-    raise ExportError(f"format '{names[-1]}' {obstacles[names[-1]]}: {_listed(able)} can")
+        passed.append(f"format '{choice}' {obstacle}")
+    able = [choice for choice in FORMATS if FORMATS[choice].obstacle(loaded, candidate) is None]
+    raise ExportError(f"{passed[-1]}: {_listed(able)} can")
 
 
 def _listed(formats: Sequence[str]) -> str:

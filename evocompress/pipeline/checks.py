@@ -13,7 +13,7 @@ from evocompress.evaluation.profile.tables import ALIKE, NEW_RUN
 from evocompress.evaluation.proxies import check_proxy
 from evocompress.models.loading import require_next_token
 from evocompress.pipeline.context import RunContext
-from evocompress.pipeline.resolve import check_search, searcher_settings
+from evocompress.pipeline.resolve import check_search
 from evocompress.pipeline.unmeasured_latency import unbounded
 
 
@@ -61,7 +61,7 @@ def check_settings(context: RunContext, *, search: bool = True) -> None:
 def _check_next_token(context: RunContext, search: bool) -> None:
     """Refuses what needs the loss of the next token, of a model that has none."""
     name = context.config.library.width_criterion
-    if search and searcher_settings(context.config).needs_next_token:
+    if search and context.settings.needs_next_token:
         require_next_token(context.loaded, f"search.name={context.config.search.name}")
     if context.config.space.width and "gradients" in STRUCTURED[name].needs:
         require_next_token(context.loaded, f"library.width_criterion={name}")

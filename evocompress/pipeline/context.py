@@ -45,7 +45,7 @@ from evocompress.pipeline.resolve import make_searcher, packages, searcher_setti
 from evocompress.pipeline.run_folder import RunFolder
 from evocompress.pipeline.unmeasured_latency import UNMEASURED, unbounded
 from evocompress.search import SEARCHERS
-from evocompress.search.base import Searcher
+from evocompress.search.base import Searcher, SearcherSettings
 from evocompress.space.build import build_space
 from evocompress.space.costs import TIMED, LatencyTable
 from evocompress.space.space import SearchSpace
@@ -200,12 +200,17 @@ class RunContext:
         return self.profile()
 
     @cached_property
+    def settings(self) -> SearcherSettings:
+        """The searcher's own settings, validated."""
+        return searcher_settings(self.config)
+
+    @cached_property
     def timed(self) -> bool:
         """Whether budget or objectives name a cost that only a latency table knows."""
         if self._forgotten:
             told = read_header(self.folder.journal)["settings"]
         else:
-            told = searcher_settings(self.config).model_dump()
+            told = self.settings.model_dump()
         wanted = {*self.config.space.budget, *told.get("objectives", ()), *told.get("range", ())}
         return not wanted.isdisjoint(TIMED)
 
@@ -323,7 +328,7 @@ class RunContext:
     @cached_property
     def recipes(self) -> tuple[Recipe, ...]:
         """How the searcher may have candidates fine-tuned."""
-        return searcher_settings(self.config).recipes
+        return self.settings.recipes
 
     @property
     def packages(self) -> tuple[str, ...]:
@@ -372,7 +377,7 @@ class RunContext:
             "latency": table_facts(self.latency_table) if self.latency_table else None,
             "proxy": proxies.facts(self.config.proxy),
             "searcher": self.config.search.name,
-            "settings": searcher_settings(self.config).model_dump(mode="json"),
+            "settings": self.settings.model_dump(mode="json"),
             "seed": self.config.seed,
             **circumstances,
         }

@@ -60,9 +60,12 @@ def make_searcher(config: RunConfig, space: SearchSpace, tokens: int | None = No
     Raises:
         EvoCompressError: They do not fit the space or the calibration pool.
     """
-    problem = Problem(space, pool(config.calibration, tokens), config.search.tokens)
-    rng = np.random.default_rng(config.seed)
-    return SEARCHERS[config.search.name](problem, searcher_settings(config), rng)
+    problem, settings = _problem(config, space, tokens), searcher_settings(config)
+    return SEARCHERS[config.search.name](problem, settings, np.random.default_rng(config.seed))
+
+
+def _problem(config: RunConfig, space: SearchSpace, tokens: int | None) -> Problem:
+    return Problem(space, pool(config.calibration, tokens), config.search.tokens)
 
 
 def check_search(config: RunConfig, space: SearchSpace, tokens: int | None = None) -> None:
@@ -76,10 +79,10 @@ def check_search(config: RunConfig, space: SearchSpace, tokens: int | None = Non
     Raises:
         EvoCompressError: They do not.
     """
-    make_searcher(config, space, tokens)
-    problem = Problem(space, pool(config.calibration, tokens), config.search.tokens)
+    problem, settings = _problem(config, space, tokens), searcher_settings(config)
     factory = SEARCHERS[config.search.name]
-    check_tokens(factory, problem, searcher_settings(config), config.seed)
+    factory(problem, settings, np.random.default_rng(config.seed))
+    check_tokens(factory, problem, settings, config.seed)
 
 
 def searcher_settings(config: RunConfig) -> SearcherSettings:
@@ -103,9 +106,9 @@ def check_names(config: RunConfig) -> None:
     Raises:
         ConfigError: One of them does not.
     """
-    searcher_settings(config)
+    settings = searcher_settings(config)
     check_place(config)
-    _check_costs(config)
+    _check_costs(config, settings)
     _check_fits(config.space.fits)
     PROXIES.check(config.proxy.kind, "proxy.kind")
     _check_micro_batches(config)
@@ -225,13 +228,12 @@ def _check_fits(fits: str | None) -> None:
         FORMATS[forms[0]].check_package()
 
 
-def _check_costs(config: RunConfig) -> None:
+def _check_costs(config: RunConfig, settings: SearcherSettings) -> None:
     """Refuses costs that there are of no model.
 
     Raises:
         ConfigError: Budget, objectives or ranges name one.
     """
-    settings = searcher_settings(config)
     named = {
         "space.budget": config.space.budget,
         "search.objectives": getattr(settings, "objectives", ()),

@@ -211,16 +211,18 @@ class _Path:
 
         Most are found soon, so ever more rows are tried at a time. The start is none of them.
         """
-        begin, genome = 0, self.start
+        begin, genome = 0, self.start.copy()
         while begin < len(self.genes):
-            moves = slice(begin, begin + max(_ROWS, begin))
-            rows = np.zeros((len(self.genes[moves]), len(genome)), dtype=np.int64)
-            rows[np.arange(len(rows)), self.genes[moves]] = self.by[moves]
-            rows = genome + rows.cumsum(axis=0)
+            moves = slice(begin, begin + max(_ROWS, begin // 2))
+            changes = list(zip(self.genes[moves].tolist(), self.by[moves].tolist(), strict=True))
+            rows = np.empty((len(changes), len(genome)), dtype=np.int64)
+            for row, (gene, by) in zip(rows, changes, strict=True):
+                genome[gene] += by
+                row[:] = genome
             hits = found(rows)
             if hits.any():
                 return begin + 1 + int(np.argmax(hits))
-            begin, genome = begin + len(rows), rows[-1]
+            begin += len(rows)
         return len(self)
 
 

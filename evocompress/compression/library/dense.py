@@ -260,10 +260,10 @@ class DenseModel:
 
 
 def _linears(loaded: LoadedModel, units: Mapping[str, Unit]) -> dict[str, Linear]:
-    family = loaded.family
-    found = {}
+    family, found = loaded.family, {}
+    matrices = matrices_of(family, loaded.model)
     for block in range(len(family.blocks(loaded.model))):
-        for matrix in matrices_of(family, loaded.model):
+        for matrix in matrices:
             name = f"{family.block_names[block]}.{matrix.path}"
             if name in units:
                 found[name] = Linear(

@@ -164,7 +164,7 @@ class CostTable:
         matrices, columns, levels = self.zeros.shape
         entries = choices + np.arange(matrices) * (columns * levels)
         if columns > 1:
-            entries += states.take(self.homes, axis=1, mode="clip") * levels
+            entries += (states * levels).take(self.homes, axis=1, mode="clip")
         zeros: NDArray[np.int64] = self.zeros.ravel().take(entries, mode="clip")
         return zeros
 
