@@ -20,6 +20,7 @@ SOURCES = sorted((EXAMPLES / "src").rglob("*.py"))
 PAGE = (ROOT / "docs" / "extending.md").read_text()
 
 NAMED = {
+    "search": {"name": "hill_climb", "steps": 3},
     "library": {"criterion": "ria"},
     "proxy": {"kind": "flips"},
 }
@@ -92,6 +93,12 @@ def test_each_example_is_a_page_of_code_and_stands_in_the_docs() -> None:
     assert f"```toml\n{points}\n```" in PAGE
 
 
+def test_the_searcher_is_fifteen_lines() -> None:
+    text = (EXAMPLES / "src" / "evocompress_examples" / "hill_climb.py").read_text()
+    own = re.sub(r'""".*?"""', "", text[text.index("class HillClimbSettings") :], flags=re.DOTALL)
+    assert sum(bool(line.strip()) for line in own.splitlines()) <= 15
+
+
 def test_the_examples_keep_their_contracts(path: list[str]) -> None:
     tests = EXAMPLES / "tests"
     said = python(path, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", tests, tests)
@@ -109,7 +116,7 @@ def test_a_name_of_a_package_that_is_gone_is_one_line(home: Path) -> None:
     run = write_run(home, **NAMED)
     command = [sys.executable, "-m", "evocompress", "search", str(run)]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1 and "unknown proxy 'flips': " in done.stderr
+    assert done.returncode == 1 and "unknown searcher 'hill_climb': " in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 

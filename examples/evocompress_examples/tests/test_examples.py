@@ -2,18 +2,59 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import numpy as np
 import pytest
 
 from evocompress.compression.criteria import CRITERIA, STRUCTURED
 from evocompress.core.errors import ModelError
+from evocompress.core.space_config import SpaceConfig
+from evocompress.core.types import Pool
 from evocompress.evaluation.proxies import PROXIES
 from evocompress.models.families import FAMILIES
 from evocompress.models.loading import LoadedModel
-from evocompress.testing import criteria, proxies, structured
+from evocompress.search import SEARCHERS
+from evocompress.search.base import Problem, Searcher
+from evocompress.space.build import build_space
+from evocompress.space.space import SearchSpace
+from evocompress.testing import criteria, proxies, searchers, structured
 from evocompress.testing.families import FamilyContract
 from evocompress.testing.formats import FormatContract
 from evocompress.testing.narrowing import NarrowingContract
 from evocompress.testing.tiny import tiny_loaded, tiny_model
+
+POOL = Pool((64,) * 8)
+
+
+@pytest.fixture(scope="module")
+def space() -> SearchSpace:
+    """A tiny Llama that loses sub-layers, to a budget."""
+    loaded = tiny_loaded(layers=8)
+    config = {"drop": {"units": ["attention", "mlp"]}, "budget": {"body_params": 0.6}}
+    units = loaded.family.units(loaded.model)
+    architecture = loaded.family.architecture(loaded.model)
+    return build_space(units, architecture, SpaceConfig.model_validate(config))
+
+
+@pytest.fixture
+def make(space) -> Callable[[], Searcher]:
+    searcher = SEARCHERS["hill_climb"]
+    settings = searcher.Settings.model_validate({"steps": 12})
+    return lambda: searcher(Problem(space, POOL), settings, np.random.default_rng(0))
+
+
+class TestSearcher:
+    def test_it_keeps_the_contract(self, make, space):
+        objective = searchers.Separable.of(space, noise=0.1)
+        searchers.check(searchers.Trace.of(make, space, objective))
+        searchers.check_repeats_its_ask(make)
+        searchers.check_rejects_other_answers(make, objective)
+
+    def test_it_climbs(self, make, space):
+        objective, searcher = searchers.Separable.of(space), make()
+        first = searchers.run(searcher, objective)[0][1][0]
+        assert searcher.incumbent().value < first.mean
 
 
 @pytest.mark.parametrize("check", criteria.CHECKS)
