@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from evocompress.compression.live_model import LiveModel
 from evocompress.core.config import RunConfig
 from evocompress.core.progress import Reporter
-from evocompress.core.types import Answer, Candidate, Evaluate, Request
+from evocompress.core.requests import Answer, Evaluate, Request
+from evocompress.core.types import Candidate
 from evocompress.evaluation.calibration.sources import token_streams
 from evocompress.models.loading import LoadedModel
 from evocompress.pipeline import loop

@@ -19,7 +19,7 @@ import numpy as np
 from common import Figure, emit
 
 from evocompress.core.config import SpaceConfig
-from evocompress.core.types import Evaluate, Pool
+from evocompress.core.requests import Evaluate, Pool
 from evocompress.search import SEARCHERS
 from evocompress.search.base import Problem
 from evocompress.space.build import build_space

@@ -29,7 +29,8 @@ from typing import Any
 from common import Figure, clock, emit
 
 from evocompress.core.checked_lines import sealed
-from evocompress.core.types import Candidate, Evaluate, Level
+from evocompress.core.requests import Evaluate
+from evocompress.core.types import Candidate, Level
 from evocompress.pipeline.journal import Journal, Step
 
 UNITS, MICRO_BATCHES, PER_STEP, NEW = 24, 12, 32, 1024

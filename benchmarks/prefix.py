@@ -28,7 +28,8 @@ from torch import Tensor
 
 from evocompress.compression.live_model import LiveModel
 from evocompress.core.config import ProxyConfig
-from evocompress.core.types import Candidate, Evaluate, Result
+from evocompress.core.requests import Evaluate, Result
+from evocompress.core.types import Candidate
 from evocompress.evaluation.proxies import make_proxy, prefix
 from evocompress.evaluation.proxies.evaluator import MetricProxy
 from evocompress.models.loading import LoadedModel, load

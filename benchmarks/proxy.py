@@ -39,7 +39,8 @@ from transformers import PreTrainedModel
 
 from evocompress.compression.live_model import LiveModel
 from evocompress.core.config import ProxyConfig
-from evocompress.core.types import Candidate, Evaluate
+from evocompress.core.requests import Evaluate
+from evocompress.core.types import Candidate
 from evocompress.evaluation.proxies import make_proxy, prefix
 from evocompress.models.loading import LoadedModel, load
 from evocompress.testing.tiny import tiny_loaded

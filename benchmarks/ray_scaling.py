@@ -39,15 +39,8 @@ from common import Figure, emit
 from evocompress.compression.live_model import LiveModel
 from evocompress.core.config import RunConfig
 from evocompress.core.progress import Silent
-from evocompress.core.types import (
-    DROP,
-    Answer,
-    Candidate,
-    Evaluate,
-    MicroBatchValue,
-    Request,
-    Result,
-)
+from evocompress.core.requests import Answer, Evaluate, MicroBatchValue, Request, Result
+from evocompress.core.types import DROP, Candidate
 from evocompress.distributed.executor import RayExecutor
 from evocompress.distributed.telemetry import Telemetry, Who, who
 from evocompress.pipeline.context import RunContext

@@ -31,7 +31,7 @@ import numpy as np
 from common import Figure, clock, emit
 
 from evocompress.core.config import SpaceConfig
-from evocompress.core.types import Answer, Evaluate, MicroBatchValue, Pool, Request, Result
+from evocompress.core.requests import Answer, Evaluate, MicroBatchValue, Pool, Request, Result
 from evocompress.pipeline.journal import Journal
 from evocompress.pipeline.loop import search
 from evocompress.search import SEARCHERS

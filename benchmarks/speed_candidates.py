@@ -18,7 +18,8 @@ from torch.nn import functional
 from evocompress.compression.library import Library
 from evocompress.compression.live_model import LiveModel
 from evocompress.core.config import ProxyConfig
-from evocompress.core.types import DROP, Candidate, Evaluate, Level
+from evocompress.core.requests import Evaluate
+from evocompress.core.types import DROP, Candidate, Level
 from evocompress.evaluation.proxies import make_proxy, prefix
 from evocompress.evaluation.proxies.evaluator import MetricProxy
 from evocompress.evaluation.proxies.prefix import levels_by_block

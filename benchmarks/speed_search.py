@@ -12,7 +12,7 @@ from speed_setting import Setting
 
 from evocompress.compression.live_model import LiveModel
 from evocompress.core.config import ProxyConfig
-from evocompress.core.types import Answer, Pool, Request
+from evocompress.core.requests import Answer, Pool, Request
 from evocompress.evaluation.estimates.answer import LiveEstimates
 from evocompress.evaluation.executor import LocalExecutor
 from evocompress.evaluation.proxies import make_proxy

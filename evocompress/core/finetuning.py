@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
-from evocompress.core.types import Evaluate
+from evocompress.core.requests import Evaluate
 
 
 @dataclass(frozen=True)

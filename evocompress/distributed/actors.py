@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from evocompress.core.env_vars import env_vars_of, told_to_ray
-from evocompress.core.types import Evaluate, Request
+from evocompress.core.requests import Evaluate, Request
 from evocompress.distributed.cluster import absolute, check_room, gpus_each, places, start
 from evocompress.distributed.executor import RayExecutor
 from evocompress.distributed.storage import publish

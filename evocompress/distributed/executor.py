@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from evocompress.core.errors import RunError, one_line
-from evocompress.core.types import Answer, Request
+from evocompress.core.requests import Answer, Request
 from evocompress.distributed.queue import Pace, Queue
 from evocompress.distributed.request_split import Pieces
 from evocompress.distributed.telemetry import Telemetry, Who, tail, where

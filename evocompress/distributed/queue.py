@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from evocompress.core.types import Answer, Estimate, Estimation, Request, Result
+from evocompress.core.requests import Answer, Estimate, Estimation, Request, Result
 
 BATCH_SECONDS = 1.0
 """How long a batch should take: much longer than it is on its way, and not long to repeat."""

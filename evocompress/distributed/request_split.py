@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from evocompress.core.types import UNTREATED, Answer, Evaluate, Request, Result
+from evocompress.core.requests import UNTREATED, Answer, Evaluate, Request, Result
 
 
 class Pieces:

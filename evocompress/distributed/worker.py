@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from evocompress.core.env_vars import EnvVars
 from evocompress.core.errors import EvoCompressError, LibraryError, RunError, one_line
-from evocompress.core.types import Answer, Request
+from evocompress.core.requests import Answer, Request
 from evocompress.distributed.telemetry import tail, who
 
 if TYPE_CHECKING:

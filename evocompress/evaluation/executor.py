@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-from evocompress.core.types import Answer, Estimate, Estimation, Evaluate, Request, Result
+from evocompress.core.requests import Answer, Estimate, Estimation, Evaluate, Request, Result
 
 
 class Proxy(Protocol):

@@ -14,7 +14,6 @@ from unittest.mock import patch
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
-from pydantic import BaseModel
 from tqdm.auto import tqdm
 from transformers import (
     AutoConfig,
@@ -33,7 +32,6 @@ from evocompress.core.regular import check_regular
 from evocompress.models.checkpoint_files import (
     CONFIG,
     check_folder,
-    read_file_as,
     read_json,
     weight_files,
 )
@@ -48,17 +46,10 @@ from evocompress.models.stored_tensors import (
     stored_tensors,
     without_missing,
 )
-from evocompress.models.tasks import Pooling
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 GGUF = ".gguf"
-MODULES = "modules.json"
-POOLING = "1_Pooling/config.json"
-FLAG = "pooling_mode_"
-POOLINGS: dict[str, Pooling] = {"mean": "mean", "mean_tokens": "mean", "lasttoken": "last"}
-"""By the names that sentence-transformers gives them."""
-
 PREPROCESSOR = "preprocessor_config.json"
 LEGAL = ("license", "licence", "copying", "copyright", "notice", "use_policy", "agreement")
 """What names of files have in them that say under which terms a model may be used."""
@@ -96,12 +87,6 @@ class Checkpoint:
             "trust_remote_code": self.trust_remote_code,
             "local_files_only": True,
         }
-
-
-class Module(BaseModel):
-    """A step of sentence-transformers."""
-
-    type: str
 
 
 def locate(source: str, *, trust_remote_code: bool = False) -> Checkpoint:
@@ -200,30 +185,6 @@ def inner_type(config: Mapping[str, Any]) -> str | None:
     return None
 
 
-def pooling_of(folder: Path) -> Pooling | None:
-    """How an embedding model's files for sentence-transformers say that it pools, if they do.
-
-    Raises:
-        ModelError: Otherwise than is supported, or they have more steps than pooling.
-    """
-    _check_modules(folder / MODULES)
-    path = folder / POOLING
-    if not path.is_file():
-        return None
-    pooling = read_json(path)
-    flags = [key.removeprefix(FLAG) for key in pooling if key.startswith(FLAG)]
-    modes = {flag for flag in flags if pooling[FLAG + flag] is True}
-    if "pooling_mode" in pooling:
-        modes |= {str(pooling["pooling_mode"])}
-    (mode, *others) = sorted(modes) or ["mean"]
-    if others or mode not in POOLINGS:
-        raise ModelError(
-            f"{path} asks for embeddings by {' and '.join((mode, *others))}, which is not "
-            "supported: only the mean over the tokens, or a decoder's last token, is"
-        )
-    return POOLINGS[mode]
-
-
 def complete_image_size(model: PreTrainedModel, folder: Path) -> None:
     """Has a model's config tell the size of its images, if only the image processor's does.
 
@@ -249,21 +210,6 @@ def _sides(size: Any) -> list[int] | None:
     sides = [size, size] if isinstance(size, int) else size
     fixed = isinstance(sides, list) and len(sides) == 2
     return sides if fixed and all(isinstance(side, int) and side > 0 for side in sides) else None
-
-
-def _check_modules(path: Path) -> None:
-    """Refuse steps of sentence-transformers that would be left out.
-
-    Raises:
-        ModelError: There are such.
-    """
-    modules = read_file_as(path, list[Module]) if path.is_file() else []
-    kinds = {module.type.rsplit(".", 1)[-1] for module in modules}
-    if others := sorted(kinds - {"Transformer", "Pooling", "Normalize"}):
-        raise ModelError(
-            f"{path} puts {' and '.join(others)} behind the model, which is not supported: only "
-            "pooling and normalization are"
-        )
 
 
 def _download(source: str) -> Path:

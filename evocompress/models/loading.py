@@ -18,15 +18,12 @@ from evocompress.core.config import ModelConfig
 from evocompress.core.errors import ModelError
 from evocompress.models.checkpoint_files import CONFIG, read_json, weight_files
 from evocompress.models.checkpoints import (
-    MODULES,
-    POOLING,
     Checkpoint,
     DType,
     complete_image_size,
     inner_type,
     locate,
     model_type,
-    pooling_of,
     quiet_transformers,
     read_model,
     read_tokenizer,
@@ -36,6 +33,7 @@ from evocompress.models.demo import DEMO_SOURCE, demo_checkpoint
 from evocompress.models.families import FAMILIES, Family, family_named, family_of
 from evocompress.models.families.base import prepare, with_pooling
 from evocompress.models.gguf_conversion import converted
+from evocompress.models.pooling import MODULES, POOLING, pooling_of
 from evocompress.models.stored_tensors import check_finite, stored_tensors
 from evocompress.models.streaming import BlockCache, stream_blocks
 from evocompress.models.tasks import Pooling

@@ -13,7 +13,7 @@ from safetensors.numpy import save
 from evocompress.core.errors import RunError
 from evocompress.core.files import naming_disk_errors, replacing
 from evocompress.core.regular import check_regular
-from evocompress.core.types import Estimate, Estimation
+from evocompress.core.requests import Estimate, Estimation
 
 
 class EstimateFiles:

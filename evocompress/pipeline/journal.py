@@ -19,9 +19,8 @@ from typing import Any, Self
 from evocompress.core.checked_lines import Line, Record, sealed, sealed_candidate
 from evocompress.core.errors import RunError
 from evocompress.core.files import naming_disk_errors
-from evocompress.core.types import (
+from evocompress.core.requests import (
     Answer,
-    Candidate,
     Estimate,
     Estimation,
     Evaluate,
@@ -29,6 +28,7 @@ from evocompress.core.types import (
     Request,
     Result,
 )
+from evocompress.core.types import Candidate
 from evocompress.pipeline.estimate_files import EstimateFiles
 from evocompress.pipeline.journal_memory import (
     CensorKey,

@@ -10,7 +10,8 @@ from typing import Any
 
 from evocompress.core.checked_lines import CANDIDATE, STEP, Line, Record, adds_up, line_at, lines
 from evocompress.core.regular import check_regular
-from evocompress.core.types import Candidate, MicroBatchValue
+from evocompress.core.requests import MicroBatchValue
+from evocompress.core.types import Candidate
 
 CensorKey = tuple[str, str, tuple[int, ...], float]
 EstimateKey = tuple[str, str, tuple[int, ...]]

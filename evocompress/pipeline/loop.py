@@ -9,7 +9,7 @@ from math import isfinite
 from typing import Protocol
 
 from evocompress.core.errors import RunError
-from evocompress.core.types import Answer, Estimate, Evaluate, Pool, Request
+from evocompress.core.requests import Answer, Estimate, Evaluate, Pool, Request
 from evocompress.pipeline.journal import Journal, Step
 from evocompress.search.base import Incumbent, Searcher
 from evocompress.search.ledger import TokenLedger

@@ -13,7 +13,7 @@ from evocompress.core.config import CalibrationConfig, RunConfig, SearchConfig
 from evocompress.core.config_file import nearest, validate
 from evocompress.core.env_vars import env_vars_of
 from evocompress.core.errors import ConfigError
-from evocompress.core.types import Pool
+from evocompress.core.requests import Pool
 from evocompress.evaluation.proxies import PROXIES, Metric
 from evocompress.export import FORMATS, PROGRAMS, check_program
 from evocompress.models.families import FAMILIES, Family, name_of

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from evocompress.core.pareto import Points, hypervolume, knee, non_dominated
-from evocompress.core.types import Candidate, Evaluate, MicroBatchValue, Result
+from evocompress.core.requests import Evaluate, MicroBatchValue, Result
+from evocompress.core.types import Candidate
 from evocompress.pipeline.journal import Journal
 from evocompress.pipeline.loop import Outcome
 from evocompress.search.base import Incumbent

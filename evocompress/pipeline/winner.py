@@ -7,8 +7,9 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from evocompress.core.files import read_as
+from evocompress.core.requests import UNTREATED
 from evocompress.core.specifications import Levels
-from evocompress.core.types import UNTREATED, Candidate, Level
+from evocompress.core.types import Candidate, Level
 
 
 class FrontSummary(BaseModel):

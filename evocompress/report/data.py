@@ -15,7 +15,8 @@ from evocompress.core.circumstances import Circumstances, Environment, Facts, re
 from evocompress.core.config import EvaluateConfig, RunConfig
 from evocompress.core.errors import RunError
 from evocompress.core.files import read_as, read_json, validated
-from evocompress.core.types import UNTREATED, Architecture, Candidate, Unit
+from evocompress.core.requests import UNTREATED
+from evocompress.core.types import Architecture, Candidate, Unit
 from evocompress.pipeline.journal_memory import Memory
 from evocompress.pipeline.run_folder import RunFolder
 from evocompress.pipeline.winner import Winner, read_winner, row_names

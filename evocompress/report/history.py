@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from evocompress.core.config import SparsitySpace
-from evocompress.core.types import UNTREATED, Candidate, Level, MicroBatchValue, Unit
+from evocompress.core.requests import UNTREATED, MicroBatchValue
+from evocompress.core.types import Candidate, Level, Unit
 from evocompress.pipeline.journal_memory import Memory, Step
 
 UNIFORM_TOLERANCE = 0.002  # of a matrix; whole zeros or whole rows do not meet a target exactly

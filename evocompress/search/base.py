@@ -11,7 +11,8 @@ import numpy as np
 
 from evocompress.core.fields import Strict, Tokens
 from evocompress.core.finetuning import Recipe
-from evocompress.core.types import UNTREATED, Answer, Candidate, Pool, Request, Result
+from evocompress.core.requests import UNTREATED, Answer, Pool, Request, Result
+from evocompress.core.types import Candidate
 from evocompress.search.fidelity import batches
 from evocompress.search.ledger import TokenLedger
 from evocompress.space.budget import require

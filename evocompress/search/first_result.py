@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from evocompress.core.errors import ConfigError
-from evocompress.core.types import (
+from evocompress.core.requests import (
     Answer,
     Estimate,
     Estimation,

@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 
 from evocompress.core.arrays import Genome
-from evocompress.core.types import Answer, Estimate, Estimation, Evaluate, Request, Result
+from evocompress.core.requests import Answer, Estimate, Estimation, Evaluate, Request, Result
 from evocompress.search.base import Incumbent, Problem, Searcher, SearcherSettings
 from evocompress.space.repair import repair
 from evocompress.space.space import SearchSpace

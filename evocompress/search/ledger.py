@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from math import inf
 
-from evocompress.core.types import Pool, Request
+from evocompress.core.requests import Pool, Request
 
 
 class TokenLedger:

@@ -13,7 +13,8 @@ from evocompress.core.arrays import Genome
 from evocompress.core.config_file import nearest
 from evocompress.core.errors import ConfigError
 from evocompress.core.pareto import Points, knee
-from evocompress.core.types import Candidate, Result
+from evocompress.core.requests import Result
+from evocompress.core.types import Candidate
 from evocompress.search.base import Incumbent
 from evocompress.space.budget import absolute, check_cost, check_reachable
 from evocompress.space.space import SearchSpace

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 
 from evocompress.compression.live_model import LiveModel
 from evocompress.core.config import ProxyConfig
-from evocompress.core.types import DROP, Candidate, Evaluate, Result
+from evocompress.core.requests import Evaluate, Result
+from evocompress.core.types import DROP, Candidate
 from evocompress.evaluation.proxies.base import Metric, Proxy
 from evocompress.evaluation.proxies.evaluator import MetricProxy
 from evocompress.models.dummy_inputs import random_batch

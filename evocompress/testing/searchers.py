@@ -9,19 +9,17 @@ from math import isclose
 
 import numpy as np
 
-from evocompress.core.types import (
-    DENSE,
+from evocompress.core.requests import (
     Answer,
-    Candidate,
     Estimate,
     Estimation,
     Evaluate,
-    Level,
     MicroBatchValue,
     Pool,
     Request,
     Result,
 )
+from evocompress.core.types import DENSE, Candidate, Level
 from evocompress.search.base import Searcher
 from evocompress.space.space import SearchSpace
 

@@ -6,15 +6,8 @@ import time
 
 import pytest
 
-from evocompress.core.types import (
-    DROP,
-    Candidate,
-    Estimate,
-    Estimation,
-    Evaluate,
-    MicroBatchValue,
-    Result,
-)
+from evocompress.core.requests import Estimate, Estimation, Evaluate, MicroBatchValue, Result
+from evocompress.core.types import DROP, Candidate
 from evocompress.distributed.executor import RayExecutor
 from evocompress.distributed.telemetry import Telemetry, who
 from evocompress.distributed.worker import Refusal

@@ -5,15 +5,8 @@ from itertools import cycle
 import numpy as np
 import pytest
 
-from evocompress.core.types import (
-    DROP,
-    Candidate,
-    Estimate,
-    Estimation,
-    Evaluate,
-    MicroBatchValue,
-    Result,
-)
+from evocompress.core.requests import Estimate, Estimation, Evaluate, MicroBatchValue, Result
+from evocompress.core.types import DROP, Candidate
 from evocompress.distributed.queue import (
     BATCH_SECONDS,
     DEATHS,

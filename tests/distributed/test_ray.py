@@ -27,7 +27,8 @@ from evocompress.core.config import RayConfig
 from evocompress.core.config_file import load_config
 from evocompress.core.environment import machine
 from evocompress.core.errors import ConfigError, RunError
-from evocompress.core.types import Candidate, Estimate, Result
+from evocompress.core.requests import Estimate, Result
+from evocompress.core.types import Candidate
 from evocompress.distributed import queue as queues
 from evocompress.distributed.cluster import _check_address, places, start
 from evocompress.testing.tiny import tiny_checkpoint

@@ -9,7 +9,8 @@ from evocompress.compression.live_model import LiveModel
 from evocompress.core.config import RunConfig
 from evocompress.core.environment import machine
 from evocompress.core.progress import Silent
-from evocompress.core.types import Candidate, Evaluate
+from evocompress.core.requests import Evaluate
+from evocompress.core.types import Candidate
 from evocompress.distributed.actors import assignment_of
 from evocompress.distributed.worker import Refusal, Worker
 from evocompress.pipeline.context import RunContext

@@ -5,7 +5,8 @@ import pytest
 
 from evocompress.compression.live_model import LiveModel
 from evocompress.core.config import ProxyConfig, SpaceConfig
-from evocompress.core.types import Candidate, Estimate, Estimation, Evaluate, Pool, Result
+from evocompress.core.requests import Estimate, Estimation, Evaluate, Pool, Result
+from evocompress.core.types import Candidate
 from evocompress.evaluation.estimates import ESTIMATES
 from evocompress.evaluation.estimates.answer import LiveEstimates
 from evocompress.evaluation.estimates.base import Subject

@@ -15,7 +15,8 @@ import evocompress.hf  # noqa: F401
 from evocompress.compression.library import Library, build_library
 from evocompress.compression.live_model import LiveModel
 from evocompress.core.config import HealConfig, LibraryConfig, ProxyConfig
-from evocompress.core.types import DROP, Candidate, Evaluate, Level
+from evocompress.core.requests import Evaluate
+from evocompress.core.types import DROP, Candidate, Level
 from evocompress.evaluation.heldout import heldout_quality, output_quality
 from evocompress.evaluation.proxies import kinds_for, make_proxy
 from evocompress.export import materialize, read_record

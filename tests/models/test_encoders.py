@@ -22,9 +22,9 @@ from evocompress.core.types import Candidate
 from evocompress.evaluation.profile import check_table, profile, table_rows
 from evocompress.evaluation.proxies import kinds_for
 from evocompress.export import materialize
-from evocompress.models.checkpoints import pooling_of
 from evocompress.models.families import FAMILIES, STATE_SPACE
 from evocompress.models.loading import load
+from evocompress.models.pooling import pooling_of
 from evocompress.space.costs import CACHED
 from evocompress.testing.families import answer, random_batch
 from evocompress.testing.staged import require_packages

@@ -15,7 +15,8 @@ from evocompress.compression.live_model import LiveModel
 from evocompress.core.config import LibraryConfig, ProxyConfig, RunConfig
 from evocompress.core.errors import ConfigError, ModelError
 from evocompress.core.files import read_json
-from evocompress.core.types import DENSE, DROP, Candidate, Evaluate, Level
+from evocompress.core.requests import Evaluate
+from evocompress.core.types import DENSE, DROP, Candidate, Level
 from evocompress.evaluation.estimates import ESTIMATES
 from evocompress.evaluation.estimates.base import Subject
 from evocompress.evaluation.proxies import kinds_for, make_proxy

@@ -4,15 +4,8 @@ import json
 import pytest
 
 from evocompress.core.errors import RunError
-from evocompress.core.types import (
-    Candidate,
-    Estimate,
-    Estimation,
-    Evaluate,
-    Level,
-    MicroBatchValue,
-    Result,
-)
+from evocompress.core.requests import Estimate, Estimation, Evaluate, MicroBatchValue, Result
+from evocompress.core.types import Candidate, Level
 from evocompress.pipeline.journal import Journal, Step, last_step, read_candidates
 
 HEADER = {"fingerprint": "abc", "seed": 0}

@@ -7,7 +7,8 @@ import tracemalloc
 import pytest
 
 from evocompress.core.errors import RunError
-from evocompress.core.types import Candidate, Estimate, Evaluate, Level, MicroBatchValue, Result
+from evocompress.core.requests import Estimate, Evaluate, MicroBatchValue, Result
+from evocompress.core.types import Candidate, Level
 from evocompress.pipeline import journal as journals
 from evocompress.pipeline.journal import Journal, Step, last_step, read_candidates
 from evocompress.pipeline.journal_memory import Memory

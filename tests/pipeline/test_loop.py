@@ -4,16 +4,8 @@ import numpy as np
 import pytest
 
 from evocompress.core.errors import RunError
-from evocompress.core.types import (
-    Candidate,
-    Estimate,
-    Estimation,
-    Evaluate,
-    Level,
-    MicroBatchValue,
-    Pool,
-    Result,
-)
+from evocompress.core.requests import Estimate, Estimation, Evaluate, MicroBatchValue, Pool, Result
+from evocompress.core.types import Candidate, Level
 from evocompress.pipeline.journal import Journal
 from evocompress.pipeline.loop import replay, search
 from evocompress.search.base import Incumbent

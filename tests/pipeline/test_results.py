@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from evocompress.core.config import SpaceConfig, SparsitySpace, WidthSpace
-from evocompress.core.types import UNTREATED, Evaluate, MicroBatchValue, Result
+from evocompress.core.requests import UNTREATED, Evaluate, MicroBatchValue, Result
 from evocompress.pipeline.journal import Journal
 from evocompress.pipeline.loop import Outcome
 from evocompress.pipeline.results import (

@@ -8,7 +8,8 @@ import pytest
 
 from evocompress.core.config import SpaceConfig
 from evocompress.core.errors import ConfigError
-from evocompress.core.types import Candidate, Estimate, Unit
+from evocompress.core.requests import Estimate
+from evocompress.core.types import Candidate, Unit
 from evocompress.pipeline.journal import Journal
 from evocompress.pipeline.loop import search
 from evocompress.search.allocation.allocation import Allocation, allocated

@@ -4,15 +4,8 @@ import numpy as np
 import pytest
 
 from evocompress.core.config import SpaceConfig
-from evocompress.core.types import (
-    DROP,
-    Candidate,
-    Estimate,
-    Evaluate,
-    MicroBatchValue,
-    Pool,
-    Result,
-)
+from evocompress.core.requests import Estimate, Evaluate, MicroBatchValue, Pool, Result
+from evocompress.core.types import DROP, Candidate
 from evocompress.search.allocation.flap import Flap
 from evocompress.search.auto.acquisition import Acquisition, blend, climb, propose
 from evocompress.search.auto.auto import ARCHIVE, Auto

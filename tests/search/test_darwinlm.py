@@ -12,7 +12,7 @@ from evocompress.core.config_file import load_config
 from evocompress.core.errors import ConfigError
 from evocompress.core.files import read_json
 from evocompress.core.finetuning import Recipe
-from evocompress.core.types import UNTREATED, Evaluate, Pool
+from evocompress.core.requests import UNTREATED, Evaluate, Pool
 from evocompress.evaluation.executor import LocalExecutor
 from evocompress.pipeline.context import Local
 from evocompress.pipeline.journal import Journal

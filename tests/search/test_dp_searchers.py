@@ -7,7 +7,8 @@ import pytest
 
 from evocompress.core.config import SpaceConfig
 from evocompress.core.errors import ConfigError
-from evocompress.core.types import DENSE, Candidate, Estimate, Estimation
+from evocompress.core.requests import Estimate, Estimation
+from evocompress.core.types import DENSE, Candidate
 from evocompress.search.allocation.distortion_dp import (
     DistortionDP,
     WithDense,

@@ -5,7 +5,7 @@ import pytest
 
 from evocompress.core.config import SpaceConfig
 from evocompress.core.errors import ConfigError
-from evocompress.core.types import Pool
+from evocompress.core.requests import Pool
 from evocompress.search.base import Problem
 from evocompress.search.baselines.random_search import RandomSearch
 from evocompress.search.evolution.evopress import EvoPress

@@ -8,7 +8,7 @@ import pytest
 from test_searcher_contract import FIRST_OF, Answering, objective
 
 from evocompress.core.errors import ConfigError, RunError
-from evocompress.core.types import Estimate, MicroBatchValue, Result
+from evocompress.core.requests import Estimate, MicroBatchValue, Result
 from evocompress.pipeline.journal import Journal
 from evocompress.pipeline.loop import search
 from evocompress.search.base import Problem

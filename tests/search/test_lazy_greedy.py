@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from evocompress.core.config import SpaceConfig
-from evocompress.core.types import Evaluate
+from evocompress.core.requests import Evaluate
 from evocompress.search.baselines.lazy_greedy import lazily_removed
 from evocompress.search.baselines.removal import drop_harms, without_blocks
 from evocompress.space.build import build_space

@@ -4,7 +4,7 @@ import pytest
 from evocompress.core.config import SpaceConfig
 from evocompress.core.errors import ConfigError
 from evocompress.core.pareto import layers
-from evocompress.core.types import Pool, Result
+from evocompress.core.requests import Pool, Result
 from evocompress.search.base import Problem
 from evocompress.search.fidelity.halving import Schedule, epsilon_net, ladder, priority
 from evocompress.search.fidelity.moasha import MOASHA

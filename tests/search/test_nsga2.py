@@ -7,7 +7,7 @@ import pytest
 from evocompress.core.config import SpaceConfig
 from evocompress.core.errors import BudgetError, ConfigError
 from evocompress.core.pareto import hypervolume, non_dominated
-from evocompress.core.types import Estimate, Estimation, Evaluate
+from evocompress.core.requests import Estimate, Estimation, Evaluate
 from evocompress.search.base import Problem
 from evocompress.search.evolution.initial_population import rungs
 from evocompress.search.evolution.nsga2 import NSGA2

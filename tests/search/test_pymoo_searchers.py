@@ -8,7 +8,7 @@ import pytest
 from evocompress.core.config import SpaceConfig
 from evocompress.core.errors import ConfigError
 from evocompress.core.pareto import hypervolume, non_dominated
-from evocompress.core.types import Evaluate, Result
+from evocompress.core.requests import Evaluate, Result
 from evocompress.search import SEARCHERS
 from evocompress.search.base import Problem
 from evocompress.search.evolution.evolved_front import EvolvedFront

@@ -8,7 +8,8 @@ import pytest
 
 from evocompress.core.config import SpaceConfig
 from evocompress.core.errors import ConfigError, RunError
-from evocompress.core.types import DROP, Candidate, Estimate, MicroBatchValue, Result
+from evocompress.core.requests import Estimate, MicroBatchValue, Result
+from evocompress.core.types import DROP, Candidate
 from evocompress.pipeline.journal import Journal
 from evocompress.pipeline.loop import replay, search
 from evocompress.search import SEARCHERS

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from evocompress.core.config import SpaceConfig
-from evocompress.core.types import Evaluate, Pool
+from evocompress.core.requests import Evaluate, Pool
 from evocompress.search.auto.sensitivity import applied, best_sum, changes
 from evocompress.search.base import Problem
 from evocompress.search.evolution.evopress import EvoPress

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from evocompress.core.config import SpaceConfig
-from evocompress.core.types import Estimate, Estimation, Evaluate, MicroBatchValue, Pool, Result
+from evocompress.core.requests import Estimate, Estimation, Evaluate, MicroBatchValue, Pool, Result
 from evocompress.search.auto.auto import Auto
 from evocompress.search.base import Problem
 from evocompress.search.surrogates.pairwise_model import Effects

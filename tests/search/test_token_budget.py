@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from evocompress.core.types import Candidate, Estimate, Evaluate, Pool
+from evocompress.core.requests import Estimate, Evaluate, Pool
+from evocompress.core.types import Candidate
 from evocompress.search.auto.auto import RADII
 from evocompress.search.fidelity.token_budget import OFFSPRING, TokenBudget, parts
 from evocompress.search.ledger import TokenLedger

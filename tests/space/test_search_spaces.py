@@ -9,7 +9,7 @@ import pytest
 import evocompress
 from evocompress.compression.criteria import STRUCTURED
 from evocompress.core.config_file import load_config, validate
-from evocompress.core.types import Pool
+from evocompress.core.requests import Pool
 from evocompress.pipeline.sweep import check_groups, load_sweep, samples
 from evocompress.search import SEARCHERS
 from evocompress.search.auto.auto import Auto

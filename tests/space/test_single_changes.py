@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from evocompress.core.config import SpaceConfig
-from evocompress.core.types import Pool
+from evocompress.core.requests import Pool
 from evocompress.search import SEARCHERS
 from evocompress.search.base import Problem
 from evocompress.space import sampling

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from evocompress.core.config import CalibrationConfig
 from evocompress.core.errors import DataError
-from evocompress.core.types import Pool
+from evocompress.core.requests import Pool
 from evocompress.evaluation.calibration.images import image_bytes, read_images
 from evocompress.evaluation.calibration.parts import text_parts
 from evocompress.evaluation.calibration.sources import SELF

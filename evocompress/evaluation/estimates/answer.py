@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from evocompress.compression.live_model import LiveModel
-from evocompress.core.types import Estimate, Estimation, Level
+from evocompress.core.requests import Estimate, Estimation
+from evocompress.core.types import Level
 from evocompress.evaluation.estimates import ESTIMATES
 from evocompress.evaluation.estimates.base import Rows, Subject
 from evocompress.evaluation.proxies.evaluator import is_out_of_memory

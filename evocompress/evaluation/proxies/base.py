@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol
 from torch import Tensor
 
 from evocompress.core.config import ProxyConfig
-from evocompress.core.types import Evaluate, Result
+from evocompress.core.requests import Evaluate, Result
 from evocompress.models.head import output_chunks
 from evocompress.models.loading import LoadedModel
 from evocompress.models.tasks import Task

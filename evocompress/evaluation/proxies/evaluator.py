@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from evocompress.compression.live_model import LiveModel
-from evocompress.core.types import UNTREATED, Candidate, Evaluate, MicroBatchValue, Result
+from evocompress.core.requests import UNTREATED, Evaluate, MicroBatchValue, Result
+from evocompress.core.types import Candidate
 from evocompress.evaluation.proxies.base import Metric
 from evocompress.evaluation.proxies.layered import LayeredStates
 from evocompress.evaluation.proxies.order import depth_first

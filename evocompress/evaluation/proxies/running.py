@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import isfinite
 
-from evocompress.core.types import Evaluate, MicroBatchValue, Result
+from evocompress.core.requests import Evaluate, MicroBatchValue, Result
 
 
 class Running:

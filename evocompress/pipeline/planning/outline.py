@@ -15,7 +15,6 @@ from evocompress.core.errors import ModelError, one_line
 from evocompress.core.regular import check_regular
 from evocompress.models.checkpoints import (
     GGUF,
-    MODULES,
     DType,
     check_gguf,
     check_place,
@@ -31,6 +30,7 @@ from evocompress.models.families import family_named, family_of
 from evocompress.models.families.base import prepare
 from evocompress.models.gguf_kind import check_read_whole
 from evocompress.models.loading import LoadedModel, check_wrapper
+from evocompress.models.pooling import MODULES
 from evocompress.models.stored_tensors import check_counts
 
 

@@ -13,7 +13,8 @@ from pydantic import Field
 from evocompress.core.arrays import Genome
 from evocompress.core.errors import ConfigError
 from evocompress.core.fields import Number, Tokens
-from evocompress.core.types import Candidate, Estimate, Estimation
+from evocompress.core.requests import Estimate, Estimation
+from evocompress.core.types import Candidate
 from evocompress.search.allocation.knapsack import Harms, knapsack
 from evocompress.search.allocation.sparsity_allocation import METHODS, Known, Method
 from evocompress.search.base import Problem, SearcherSettings

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from evocompress.core.arrays import Genome
 from evocompress.core.fields import Size, Tokens
-from evocompress.core.types import DENSE, Candidate, Evaluate, Level, Result
+from evocompress.core.requests import Evaluate, Result
+from evocompress.core.types import DENSE, Candidate, Level
 from evocompress.search.allocation.knapsack import Harms, knapsack
 from evocompress.search.base import Problem, SearcherSettings
 from evocompress.search.generator_searcher import AskTell, GeneratorSearcher

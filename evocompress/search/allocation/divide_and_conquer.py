@@ -20,7 +20,7 @@ from pydantic import Field
 from evocompress.core.arrays import Genome
 from evocompress.core.errors import ConfigError
 from evocompress.core.fields import Size, Tokens, Whole
-from evocompress.core.types import Pool
+from evocompress.core.requests import Pool
 from evocompress.search.allocation.partitions import Front, split
 from evocompress.search.base import Problem, SearcherSettings
 from evocompress.search.baselines.steps import least_compressed, rates, savings

@@ -8,7 +8,8 @@ from typing import ClassVar
 import numpy as np
 
 from evocompress.core.errors import ConfigError
-from evocompress.core.types import Candidate, Estimate, Estimation
+from evocompress.core.requests import Estimate, Estimation
+from evocompress.core.types import Candidate
 from evocompress.search.allocation.knapsack import Harms, knapsack
 from evocompress.search.base import CandidateSettings, SearcherSettings
 from evocompress.search.generator_searcher import AskTell, GeneratorSearcher

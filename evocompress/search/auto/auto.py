@@ -18,7 +18,8 @@ from typing import ClassVar
 import numpy as np
 
 from evocompress.core.arrays import Genome
-from evocompress.core.types import Candidate, Evaluate, Result
+from evocompress.core.requests import Evaluate, Result
+from evocompress.core.types import Candidate
 from evocompress.search.auto.acquisition import Acquisition, MutationRadius, propose
 from evocompress.search.auto.evaluation_client import Asking
 from evocompress.search.auto.initialization import Starts

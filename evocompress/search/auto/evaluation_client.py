@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from evocompress.core.arrays import Genome
-from evocompress.core.types import Candidate, Estimate, Estimation, Evaluate, Pool, Result
+from evocompress.core.requests import Estimate, Estimation, Evaluate, Pool, Result
+from evocompress.core.types import Candidate
 from evocompress.search.fidelity.token_budget import TokenBudget, parts
 from evocompress.search.generator_searcher import AskTell
 from evocompress.search.ledger import TokenLedger

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from evocompress.core.arrays import Genome
-from evocompress.core.types import Candidate, Result
+from evocompress.core.requests import Result
+from evocompress.core.types import Candidate
 from evocompress.search.allocation.flap import thresholds, trajectory
 from evocompress.search.allocation.knapsack import knapsack
 from evocompress.search.auto.evaluation_client import Asking

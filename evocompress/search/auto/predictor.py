@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evocompress.core.arrays import Genome
-from evocompress.core.types import Candidate, Result
+from evocompress.core.requests import Result
+from evocompress.core.types import Candidate
 from evocompress.search.allocation.knapsack import padded
 from evocompress.search.auto.acquisition import Acquisition
 from evocompress.search.fidelity.racing import Rung

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evocompress.core.arrays import Genome
-from evocompress.core.types import Result
+from evocompress.core.requests import Result
 from evocompress.search.generator_searcher import AskTell
 from evocompress.space.space import SearchSpace
 

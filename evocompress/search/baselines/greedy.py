@@ -13,7 +13,7 @@ import numpy as np
 from evocompress.core.arrays import Genome
 from evocompress.core.errors import ConfigError
 from evocompress.core.fields import Size, Tokens
-from evocompress.core.types import Pool
+from evocompress.core.requests import Pool
 from evocompress.search.base import Problem, SearcherSettings
 from evocompress.search.baselines.steps import (
     least_compressed,

@@ -10,7 +10,8 @@ from pydantic import Field
 from evocompress.core.arrays import Genome
 from evocompress.core.errors import ConfigError
 from evocompress.core.fields import Number, Size, Whole
-from evocompress.core.types import Result, UnitKind
+from evocompress.core.requests import Result
+from evocompress.core.types import UnitKind
 from evocompress.search.base import CandidateSettings, SearcherSettings
 from evocompress.search.baselines.removal import Removal, without
 from evocompress.search.generator_searcher import AskTell, ranked

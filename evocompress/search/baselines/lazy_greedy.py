@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from evocompress.core.arrays import Genome
-from evocompress.core.types import Result
+from evocompress.core.requests import Result
 from evocompress.search.baselines.removal import present, without
 from evocompress.search.baselines.steps import rates, savings
 from evocompress.search.generator_searcher import AskTell

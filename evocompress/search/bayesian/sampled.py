@@ -18,7 +18,7 @@ from evocompress.core.arrays import Genome
 from evocompress.core.errors import ConfigError
 from evocompress.core.fields import Many, Size, Tokens
 from evocompress.core.pareto import Points, spread
-from evocompress.core.types import Pool
+from evocompress.core.requests import Pool
 from evocompress.search.base import Problem, SearcherSettings
 from evocompress.search.fidelity import batches
 from evocompress.search.fidelity.plan import Plan

@@ -13,7 +13,7 @@ from pydantic import Field
 from evocompress.core.arrays import Genome
 from evocompress.core.errors import ConfigError
 from evocompress.core.fields import Positive, Size, Whole
-from evocompress.core.types import Result
+from evocompress.core.requests import Result
 from evocompress.search.base import Problem, SearcherSettings
 from evocompress.search.evolution.initial_population import (
     even_ladder,

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from evocompress.core.arrays import Genome
 from evocompress.core.fields import Positive, Size, Tokens, Whole
-from evocompress.core.types import Pool, Result
+from evocompress.core.requests import Pool, Result
 from evocompress.search.auto.sensitivity import approach
 from evocompress.search.base import Problem, SearcherSettings
 from evocompress.search.fidelity import batches

@@ -9,7 +9,7 @@ from math import isfinite
 import numpy as np
 
 from evocompress.core.arrays import Genome
-from evocompress.core.types import Estimation
+from evocompress.core.requests import Estimation
 from evocompress.search.allocation.flap import thresholds, trajectory
 from evocompress.search.auto.sensitivity import Measure, applied, best_sum, changes
 from evocompress.search.generator_searcher import AskTell

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 
 from evocompress.core.errors import ConfigError
-from evocompress.core.types import Pool
+from evocompress.core.requests import Pool
 
 FEW_TOKENS = 2048
 """Tokens on which good candidates are told from bad ones: EvoPress's first stage (2410.14649)."""

@@ -12,7 +12,7 @@ from pydantic import Field
 from evocompress.core.arrays import Genome
 from evocompress.core.fields import Number, Tokens, Whole
 from evocompress.core.pareto import spread
-from evocompress.core.types import Pool
+from evocompress.core.requests import Pool
 from evocompress.search.base import Problem, SearcherSettings
 from evocompress.search.fidelity.plan import plan
 from evocompress.search.generator_searcher import AskTell, GeneratorSearcher

@@ -9,7 +9,7 @@ import numpy as np
 
 from evocompress.core.errors import ConfigError
 from evocompress.core.pareto import Points, layers
-from evocompress.core.types import Pool
+from evocompress.core.requests import Pool
 from evocompress.search.fidelity import batches
 from evocompress.search.objectives import Measured
 

@@ -12,7 +12,7 @@ from pydantic import Field
 from evocompress.core.arrays import Genome
 from evocompress.core.errors import ConfigError
 from evocompress.core.fields import Many, Size, Tokens, Whole
-from evocompress.core.types import Evaluate, Result
+from evocompress.core.requests import Evaluate, Result
 from evocompress.search.base import Problem, SearcherSettings
 from evocompress.search.fidelity.front_search import Share
 from evocompress.search.fidelity.halving import Rung, Schedule, ladder, price, priority

@@ -9,7 +9,7 @@ from math import inf
 import numpy as np
 
 from evocompress.core.errors import ConfigError
-from evocompress.core.types import Pool
+from evocompress.core.requests import Pool
 from evocompress.search.fidelity import batches
 from evocompress.search.ledger import TokenLedger
 

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from evocompress.core.types import Candidate, Result
+from evocompress.core.requests import Result
+from evocompress.core.types import Candidate
 from evocompress.search.fidelity.scoreboard import Scoreboard
 from evocompress.search.generator_searcher import AskTell
 

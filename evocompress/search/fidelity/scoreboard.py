@@ -9,7 +9,8 @@ from math import inf, isfinite
 import numpy as np
 
 from evocompress.core.arrays import Floats
-from evocompress.core.types import Candidate, Result
+from evocompress.core.requests import Result
+from evocompress.core.types import Candidate
 
 _QUARTILES = 1.349
 """Distance of the quartiles of a normal distribution, in standard deviations."""

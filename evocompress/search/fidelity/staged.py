@@ -13,7 +13,7 @@ from evocompress.core.arrays import Genome
 from evocompress.core.errors import ConfigError
 from evocompress.core.fields import Positive, Size, Tokens
 from evocompress.core.finetuning import Recipe
-from evocompress.core.types import Pool, Result
+from evocompress.core.requests import Pool, Result
 from evocompress.search.base import Problem, SearcherSettings
 from evocompress.search.fidelity import batches
 from evocompress.search.generator_searcher import (

@@ -9,7 +9,7 @@ from math import inf
 
 import numpy as np
 
-from evocompress.core.types import Pool, Request
+from evocompress.core.requests import Pool, Request
 from evocompress.search.fidelity.racing import Rung
 from evocompress.search.ledger import TokenLedger
 

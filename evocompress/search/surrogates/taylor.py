@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from evocompress.core.arrays import Floats, Genome
-from evocompress.core.types import Estimation
+from evocompress.core.requests import Estimation
 from evocompress.space.space import SearchSpace
 
 Tables = tuple[Floats, ...]

@@ -9,8 +9,8 @@ import pytest
 
 from evocompress.compression.criteria import CRITERIA, STRUCTURED
 from evocompress.core.errors import ModelError
+from evocompress.core.requests import Pool
 from evocompress.core.space_config import SpaceConfig
-from evocompress.core.types import Pool
 from evocompress.evaluation.proxies import PROXIES
 from evocompress.models.families import FAMILIES
 from evocompress.models.loading import LoadedModel

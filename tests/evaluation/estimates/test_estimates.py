@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from evocompress.compression.live_model import LiveModel
-from evocompress.core.types import Candidate, Estimate
+from evocompress.core.requests import Estimate
+from evocompress.core.types import Candidate
 from evocompress.evaluation.estimates import ESTIMATES
 from evocompress.evaluation.estimates.answer import LiveEstimates
 from evocompress.evaluation.estimates.base import Subject

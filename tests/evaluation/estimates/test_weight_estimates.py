@@ -8,7 +8,8 @@ from evocompress.compression.library import build_library
 from evocompress.compression.live_model import LiveModel
 from evocompress.core.config import LibraryConfig
 from evocompress.core.errors import LibraryError
-from evocompress.core.types import DENSE, DROP, Candidate, Estimate, Level
+from evocompress.core.requests import Estimate
+from evocompress.core.types import DENSE, DROP, Candidate, Level
 from evocompress.evaluation.estimates import ESTIMATES
 from evocompress.evaluation.estimates.answer import LiveEstimates
 from evocompress.evaluation.estimates.base import Subject

@@ -3,7 +3,7 @@ import torch
 
 from evocompress.compression.live_model import LiveModel
 from evocompress.core.config import ProxyConfig
-from evocompress.core.types import Evaluate
+from evocompress.core.requests import Evaluate
 from evocompress.evaluation.heldout import heldout_quality
 from evocompress.evaluation.proxies import PROXIES, make_proxy
 from evocompress.models.loading import LoadedModel, load

@@ -8,7 +8,8 @@ import torch
 
 from evocompress.compression.live_model import LiveModel
 from evocompress.core.config import ProxyConfig
-from evocompress.core.types import Candidate, Evaluate
+from evocompress.core.requests import Evaluate
+from evocompress.core.types import Candidate
 from evocompress.evaluation.proxies import make_proxy
 from evocompress.testing.proxies import dropped, micro_batches
 from evocompress.testing.tiny import tiny_loaded

@@ -7,7 +7,8 @@ import pytest
 from evocompress.compression.live_model import LiveModel
 from evocompress.core.canonical import canonical
 from evocompress.core.config import ProxyConfig
-from evocompress.core.types import DROP, Candidate, Evaluate, Level
+from evocompress.core.requests import Evaluate
+from evocompress.core.types import DROP, Candidate, Level
 from evocompress.evaluation.proxies import make_proxy
 from evocompress.evaluation.proxies.order import depth_first
 from evocompress.evaluation.proxies.prefix import levels_by_block

@@ -13,7 +13,8 @@ from tiers import by_tier
 from evocompress.compression.live_model import LiveModel
 from evocompress.core.canonical import canonical
 from evocompress.core.config import ProxyConfig
-from evocompress.core.types import DENSE, DROP, Candidate, Evaluate, Level, Result, Unit
+from evocompress.core.requests import Evaluate, Result
+from evocompress.core.types import DENSE, DROP, Candidate, Level, Unit
 from evocompress.evaluation.proxies import PROXIES, Proxy, make_proxy, prefix
 from evocompress.evaluation.proxies.prefix import PrefixStates, Stream, tensors
 from evocompress.models.loading import LoadedModel

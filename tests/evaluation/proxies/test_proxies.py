@@ -7,7 +7,8 @@ import torch
 from evocompress.compression.live_model import LiveModel
 from evocompress.core.config import ProxyConfig
 from evocompress.core.errors import ConfigError, ModelError
-from evocompress.core.types import Candidate, Evaluate
+from evocompress.core.requests import Evaluate
+from evocompress.core.types import Candidate
 from evocompress.evaluation.proxies import (
     PROXIES,
     check_proxy,

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from evocompress.compression.live_model import LiveModel
 from evocompress.core.config import ProxyConfig
 from evocompress.core.finetuning import Recipe
-from evocompress.core.types import DENSE, Candidate, Evaluate, Level
+from evocompress.core.requests import Evaluate
+from evocompress.core.types import DENSE, Candidate, Level
 from evocompress.evaluation.proxies import kinds_for, make_proxy
 from evocompress.healing.masters import BETAS, Masters
 from evocompress.healing.tuned import fine_tunings, tuned

@@ -6,7 +6,8 @@ import torch
 
 from evocompress.compression.live_model import LiveModel
 from evocompress.core.config import ProxyConfig
-from evocompress.core.types import DROP, Candidate, Evaluate
+from evocompress.core.requests import Evaluate
+from evocompress.core.types import DROP, Candidate
 from evocompress.evaluation.proxies import make_proxy
 from evocompress.models import vocabulary
 from evocompress.models.families.llama import Llama
