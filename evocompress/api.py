@@ -321,7 +321,7 @@ def evaluate(
     """
     context = finished(path, reporter, overrides, ("evaluate.", *HELDOUT))
     context.reporter.log_to(context.folder.log)
-    check_early(context.config, search=False)
+    check_early(context.config, search=False, folder=context.folder)
     unchanged = Unchanged(context)
     unchanged.check_model()
     heldout, config = unchanged.check_text().heldout, context.config.evaluate

@@ -134,7 +134,7 @@ class Suite:
         code, status = file.read_bytes(), file.stat()
         file.write_bytes(mutant.code(self.tree))
         os.utime(file, (1, 1))  # compiled anew, whatever is in __pycache__
-        total = 0.0
+        total, outcome, failed = 0.0, "survived", ""
         try:
             for files in self._files(mutant):
                 outcome, failed, seconds = self._run(files, self.limit)

@@ -1,4 +1,4 @@
-"""The command line. Every command calls one function of `evocompress.api`."""
+"""The command line. Nearly every command calls one function of `evocompress.api`."""
 
 from __future__ import annotations
 

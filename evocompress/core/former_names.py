@@ -33,6 +33,11 @@ FORMER = {
     "prune": "compression.weights",
     "run": "pipeline.loop",
     "run_folder": "pipeline.run_folder",
+    "search.effects": "search.auto.sensitivity",
+    "search.interactions": "search.surrogates.pairwise_model",
+    "search.knapsack": "search.allocation.knapsack",
+    "search.lazy_greedy": "search.baselines.lazy_greedy",
+    "search.quadratic": "search.surrogates.second_order",
     "sweep": "pipeline.sweep",
     "types": "core.types",
 }
@@ -46,10 +51,12 @@ class _Former(MetaPathFinder):
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         package, _, name = fullname.partition(".")
-        first, _, rest = name.partition(".")
-        if package != PACKAGE or first not in FORMER:
+        if package != PACKAGE:
             return None
-        today = f"{PACKAGE}.{FORMER[first]}" + (f".{rest}" if rest else "")
+        former = name if name in FORMER else name.partition(".")[0]
+        if former not in FORMER:
+            return None
+        today = f"{PACKAGE}.{FORMER[former]}{name.removeprefix(former)}"
         warnings.warn(f"{fullname} is now {today}", FutureWarning, stacklevel=2)
         return ModuleSpec(fullname, _Today(today))
 
@@ -78,4 +85,5 @@ class _Today(Loader):
 def know_former_names() -> None:
     """Has imports find modules by their former names as well."""
     if not any(isinstance(finder, _Former) for finder in sys.meta_path):
-        sys.meta_path.append(_Former())
+        # Before the finder of paths, which would load the files of a package a second time.
+        sys.meta_path.insert(0, _Former())

@@ -9,6 +9,7 @@ Another package offers its own by entry points, in its pyproject.toml::
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from typing import TypeVar
@@ -104,6 +105,14 @@ class Registry(MutableMapping[str, T]):
         if name not in self:
             unknown = f"unknown {self._kind} '{name}': {nearest(name, self)}"
             raise ConfigError(f"{key}: {self._absent(name) if ':' in name else unknown}")
+
+    def usable(self) -> dict[str, T]:
+        """All members but those of packages that cannot be imported, which are looked over."""
+        found: dict[str, T] = {}
+        for name in self:
+            with suppress(ConfigError):
+                found[name] = self[name]
+        return found
 
     def packages(self, *names: str | None) -> set[str]:
         """The installed packages that offer members; what is built in is of none."""

@@ -11,3 +11,18 @@ docs/proxy.md), `evocompress.evaluation.heldout.heldout_quality`.
 
 Imported by: `api`, `cli`, `distributed`, `pipeline`, `report`, `testing`.
 """
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+MOVED = ("count", "count_flops", "heldout_quality", "measure_latency")
+"""What was here in earlier versions and is in `evocompress.evaluation.heldout` now."""
+
+
+def __getattr__(name: str) -> Any:
+    """One of `MOVED`."""
+    if name not in MOVED:
+        raise AttributeError(f"module {__name__} has no attribute {name}")
+    return getattr(import_module("evocompress.evaluation.heldout"), name)

@@ -113,7 +113,8 @@ def _first(loaded: LoadedModel, candidate: Candidate, formats: Sequence[str], na
         if obstacle is None:
             return Choice(choice, "; ".join(passed))
         passed.append(f"format '{choice}' {obstacle}")
-    able = [choice for choice in FORMATS if FORMATS[choice].obstacle(loaded, candidate) is None]
+    usable = FORMATS.usable().items()
+    able = [other for other, form in usable if form.obstacle(loaded, candidate) is None]
     raise ExportError(f"{passed[-1]}: {_listed(able)} can")
 
 

@@ -89,7 +89,7 @@ FORMATS: Registry[Format] = Registry(
         "deci": Deci(),
         "gguf": Gguf(),
     },
-    lambda found: isinstance(found, Format),
+    lambda found: isinstance(found, Format) and not isinstance(found, type),
 )
 
 WEIGHTS = tuple(TYPES)

@@ -266,12 +266,12 @@ def check_wrapper(source: object, kind: str, config: Mapping[str, Any]) -> None:
     if inner is None or kind == inner:
         return
     text = f"{source} is a model of several parts (type {kind!r}), which is not supported"
-    if any(family.model_type == inner for family in FAMILIES.values()):
+    if any(family.model_type == inner for family in FAMILIES.usable().values()):
         raise ModelError(
             f"{text}: its language model (type {inner!r}) is; save that part alone with "
             "transformers, as its own ...ForCausalLM, and give that checkpoint"
         )
-    known = ", ".join(dict.fromkeys(family.model_type for family in FAMILIES.values()))
+    known = ", ".join(dict.fromkeys(family.model_type for family in FAMILIES.usable().values()))
     raise ModelError(f"{text}, nor is its language model (type {inner!r}); supported: {known}")
 
 

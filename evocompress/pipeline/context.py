@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -41,7 +42,13 @@ from evocompress.models.loading import LoadedModel, load_as
 from evocompress.pipeline.header_facts import genes_digest, table_facts
 from evocompress.pipeline.journal import read_header
 from evocompress.pipeline.loop import Executor
-from evocompress.pipeline.resolve import make_searcher, packages, searcher_settings, threads_of
+from evocompress.pipeline.resolve import (
+    costs_named,
+    make_searcher,
+    packages,
+    searcher_settings,
+    threads_of,
+)
 from evocompress.pipeline.run_folder import RunFolder
 from evocompress.pipeline.unmeasured_latency import UNMEASURED, unbounded
 from evocompress.search import SEARCHERS
@@ -56,15 +63,12 @@ class Backend(Protocol):
 
     def executor(self, context: RunContext, live: LiveModel, admit: Admit) -> Executor:
         """What answers the searcher's requests; `admit` is told of every worker."""
-        ...
 
     def blocks(self, context: RunContext) -> MakeBlocks:
         """What makes the blocks of the level library."""
-        ...
 
     def table(self, context: RunContext) -> MeasureTable:
         """What measures the latency table."""
-        ...
 
 
 class Local:
@@ -207,12 +211,17 @@ class RunContext:
     @cached_property
     def timed(self) -> bool:
         """Whether budget or objectives name a cost that only a latency table knows."""
+        told = self._told
+        named = (*costs_named(told, "objectives"), *costs_named(told, "range"))
+        return not {*self.config.space.budget, *named}.isdisjoint(TIMED)
+
+    @property
+    def _told(self) -> Mapping[str, Any]:
+        """The searcher's own settings, from the journal where it is not here any more."""
         if self._forgotten:
-            told = read_header(self.folder.journal)["settings"]
-        else:
-            told = self.settings.model_dump()
-        wanted = {*self.config.space.budget, *told.get("objectives", ()), *told.get("range", ())}
-        return not wanted.isdisjoint(TIMED)
+            settings: dict[str, Any] = read_header(self.folder.journal)["settings"]
+            return settings
+        return self.settings.model_dump()
 
     def profile(self, *, anew: bool = False) -> LatencyTable:
         """The latency table of this machine, measured where it is missing or wanted `anew`.
@@ -221,13 +230,8 @@ class RunContext:
         """
         loaded, config = self.loaded, self.config.latency
         with self.reporter.stage(f"latency table: {table_path(loaded, config)}") as advance:
-            return profile(
-                loaded,
-                config,
-                progress=advance,
-                anew=anew,
-                measured=self.backend.table(self),
-            )
+            measured = self.backend.table(self)
+            return profile(loaded, config, progress=advance, anew=anew, measured=measured)
 
     @cached_property
     def calibration(self) -> Calibration:
@@ -336,12 +340,7 @@ class RunContext:
         return packages(self.config, self.loaded.family)
 
     def executor(self, live: LiveModel, admit: Admit = lambda machine: None) -> Executor:
-        """What answers the searcher's requests on the search part of the calibration tokens.
-
-        Args:
-            live: The model.
-            admit: Told on what each worker on Ray computes; raises if it is not to.
-        """
+        """What answers the searcher's requests; `admit` raises where a worker is not to."""
         return self.backend.executor(self, live, admit)
 
     def estimates(self, live: LiveModel) -> LiveEstimates:
@@ -364,8 +363,11 @@ class RunContext:
         if not self._forgotten:
             return self.searcher().objectives
         front = self.folder.read_winner().front
-        axes = () if front is None else front.axes
-        return tuple(name for name in axes if name not in self.space.budget)
+        if front is None:
+            return ()
+        beside = tuple(name for name in front.axes if name not in self.space.budget)
+        # Where none are beside the budget's, the search took those of the budget.
+        return costs_named(self._told, "objectives") or beside or tuple(front.axes)
 
     def header(self) -> dict[str, Any]:
         """What the values of the journal depend on."""

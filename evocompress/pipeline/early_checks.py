@@ -13,14 +13,16 @@ from evocompress.models.loading import device_named
 from evocompress.pipeline.checks import check_settings
 from evocompress.pipeline.planning import outline
 from evocompress.pipeline.planning.plan import context_of
+from evocompress.pipeline.run_folder import RunFolder
 
 
-def check_early(config: RunConfig, *, search: bool = True) -> None:
+def check_early(config: RunConfig, *, search: bool = True, folder: RunFolder | None = None) -> None:
     """Whether the data are there and the settings fit the model, by its config alone.
 
     Args:
         config: The run.
         search: Whether a search is to be made, or a library alone.
+        folder: Of the run, where it is not where the configuration says.
 
     Raises:
         EvoCompressError: Something is missing or does not fit.
@@ -29,7 +31,7 @@ def check_early(config: RunConfig, *, search: bool = True) -> None:
     library = config.library.path
     if library is not None and library.exists() and not library.is_dir():
         raise LibraryError(f"library.path: {library} is a file: name a folder")
-    check_outline(config, search=search)
+    check_outline(config, search=search, folder=folder)
 
 
 def check_sources(config: CalibrationConfig) -> None:
@@ -49,12 +51,15 @@ def check_sources(config: CalibrationConfig) -> None:
         )
 
 
-def check_outline(config: RunConfig, *, search: bool = True) -> None:
+def check_outline(
+    config: RunConfig, *, search: bool = True, folder: RunFolder | None = None
+) -> None:
     """Checks the settings of a run with the outline of its model.
 
     Args:
         config: The run.
         search: Whether those of the search count.
+        folder: See `check_early`.
 
     Raises:
         EvoCompressError: They do not fit the model.
@@ -69,4 +74,4 @@ def check_outline(config: RunConfig, *, search: bool = True) -> None:
         if model.source != DEMO_SOURCE and not Path(model.source).expanduser().exists():
             raise  # to ask the hub again would take as long again
         return  # loading it says better what is wrong with it
-    check_settings(context_of(config, sketch), search=search)
+    check_settings(context_of(config, sketch, folder), search=search)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -228,16 +229,23 @@ def _check_fits(fits: str | None) -> None:
         FORMATS[forms[0]].check_package()
 
 
+def costs_named(settings: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    """The costs that a setting of a searcher names; of another's own ``range``, say, none."""
+    value = settings.get(key)
+    return tuple(map(str, value)) if isinstance(value, tuple | list | Mapping) else ()
+
+
 def _check_costs(config: RunConfig, settings: SearcherSettings) -> None:
     """Refuses costs that there are of no model.
 
     Raises:
         ConfigError: Budget, objectives or ranges name one.
     """
+    told = settings.model_dump()
     named = {
         "space.budget": config.space.budget,
-        "search.objectives": getattr(settings, "objectives", ()),
-        "search.range": getattr(settings, "range", ()),
+        "search.objectives": costs_named(told, "objectives"),
+        "search.range": costs_named(told, "range"),
     }
     for key, costs in named.items():
         for name in costs:

@@ -77,7 +77,7 @@ def heal(context: RunContext, *, resume: bool, force: bool) -> Path:
         EvoCompressError: Anything the user can mend.
     """
     folder, config = context.folder, context.config.heal
-    check_early(context.config, search=False)
+    check_early(context.config, search=False, folder=folder)
     unchanged = Unchanged(context)
     unchanged.check_model()
     own_checkpoint(context, unchanged)

@@ -21,8 +21,9 @@ def unbounded(config: RunConfig) -> RunConfig:
     space, search = config.space, config.search
     budget = {name: 1.0 if name in TIMED else bound for name, bound in space.budget.items()}
     changed: dict[str, object] = {"space": space.model_copy(update={"budget": budget})}
-    if "range" in search.settings:
-        ranges = _unbounded_ranges(search.settings["range"])
+    named = search.settings.get("range")
+    if isinstance(named, Mapping):
+        ranges = _unbounded_ranges(named)
         changed["search"] = search.model_copy(update={"range": ranges})
     return config.model_copy(update=changed)
 

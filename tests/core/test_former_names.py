@@ -18,6 +18,25 @@ def test_a_former_name_is_the_module_of_today(former):
     assert found is today and today.__spec__.name == today.__name__
 
 
+@pytest.mark.parametrize(
+    ("former", "today"),
+    [
+        ("families.base", "models.families.base"),
+        ("library.manifest", "compression.library.manifest"),
+        ("costs.model", "space.costs.model"),
+        ("proxies.kl", "evaluation.proxies.kl"),
+    ],
+)
+def test_what_is_below_a_former_name_is_no_second_copy(former, today):
+    code = (
+        "import sys, warnings; warnings.simplefilter('ignore')\n"
+        f"import evocompress.{today}\nbefore = sys.modules['evocompress.{today}']\n"
+        f"from importlib import import_module\n"
+        f"assert import_module('evocompress.{former}') is before"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 LINES = """
 import warnings; warnings.simplefilter("ignore")
 from evocompress.apply import LiveModel
@@ -33,6 +52,8 @@ from evocompress.space import SearchSpace, build_space
 import evocompress.types as words
 from evocompress.core import types
 from evocompress.models.families import base
+from evocompress.evaluation import heldout_quality
+from evocompress.search.knapsack import knapsack
 assert words is types and Family is base.Family
 """
 

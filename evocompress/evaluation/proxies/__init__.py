@@ -66,7 +66,7 @@ def make_proxy(
 
 def kinds_for(task: Task) -> tuple[str, ...]:
     """The proxies for models of a task, the usual one first."""
-    return tuple(kind for kind, metric in PROXIES.items() if metric.serves(task))
+    return tuple(kind for kind, metric in PROXIES.usable().items() if metric.serves(task))
 
 
 def meaning_of(kind: str) -> str:

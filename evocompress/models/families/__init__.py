@@ -158,9 +158,13 @@ def family_named(model_type: str, classes: Sequence[str] = (), *, embeds: bool =
 
 def _stock_family(model_type: str, classes: Sequence[str], embeds: bool) -> Family:
     """`family_named` for the types and classes of transformers."""
-    named = [FAMILIES[name] for name in FAMILIES if f"{name}-".startswith(f"{model_type}-")]
+    names = [name for name in FAMILIES if f"{name}-".startswith(f"{model_type}-")]
+    usable = FAMILIES.usable() if set(names) - {*FAMILIES.built_in} else FAMILIES
+    named = [usable[name] for name in names if name in usable]
     serving = [family for family in named if family.model_type == model_type]
     if not serving:
+        for broken in set(names) - usable.keys():
+            FAMILIES[broken]  # says why it is not usable
         raise ModelError(_unknown(model_type))
     if len(set(classes)) > 1:
         raise ModelError(
@@ -173,8 +177,8 @@ def _stock_family(model_type: str, classes: Sequence[str], embeds: bool) -> Fami
         return serving[0]
     # The first Llamas were written as LLaMAForCausalLM.
     wanted, own = classes[0].casefold(), (f.task.class_names(model_type) for f in serving)
-    for family, names in zip(serving, own, strict=True):
-        if wanted in map(str.casefold, names):
+    for family, of_class in zip(serving, own, strict=True):
+        if wanted in map(str.casefold, of_class):
             return family
     known = [name for family in serving for name in family.task.class_names(model_type)]
     raise ModelError(
@@ -206,7 +210,7 @@ def _embedding(model_type: str, serving: Sequence[Family]) -> Family:
 
 
 def _unknown(model_type: str) -> str:
-    known = ", ".join(dict.fromkeys(family.model_type for family in FAMILIES.values()))
+    known = ", ".join(dict.fromkeys(family.model_type for family in FAMILIES.usable().values()))
     where = f"{DOCUMENTATION} says what they have in common and how to add one"
     if model_type in STATE_SPACE:
         return (

@@ -76,11 +76,12 @@ class Plan:
         return stage.work.seconds(self.device, self.dtype)
 
 
-def context_of(config: RunConfig, loaded: LoadedModel) -> RunContext:
+def context_of(
+    config: RunConfig, loaded: LoadedModel, folder: RunFolder | None = None
+) -> RunContext:
     """The context of a run whose model, or its outline, is at hand."""
-    context = RunContext(config, RunFolder(config.folder), Silent(), finished=True)
-    context = context.with_parts(loaded=loaded)
-    return context
+    context = RunContext(config, folder or RunFolder(config.folder), Silent(), finished=True)
+    return context.with_parts(loaded=loaded)
 
 
 def make_plan(config: RunConfig, loaded: LoadedModel, device: Device) -> Plan:
