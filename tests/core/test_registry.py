@@ -67,6 +67,12 @@ def test_a_package_that_cannot_be_imported_is_named(site: Path) -> None:
     assert fruits()["apple"] == 1  # nobody who does not ask for it is disturbed
 
 
+def test_a_package_that_cannot_be_imported_is_looked_over(site: Path) -> None:
+    install(site, "orchard", "import nowhere_at_all", pear="orchard:PEAR")
+    install(site, "orchards", "FIG = 3", fig="orchards:FIG")
+    assert fruits().usable() == {"apple": 1, "fig": 3}
+
+
 def test_an_object_of_another_kind_is_refused(site: Path) -> None:
     install(site, "orchard", "PEAR = 'pear'", pear="orchard:PEAR")
     with pytest.raises(ConfigError, match=r"'pear' of orchard 2.5 \(orchard:PEAR\) is none: mend"):

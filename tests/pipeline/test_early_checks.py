@@ -21,7 +21,7 @@ from evocompress.export.folder import whole_folder
 from evocompress.pipeline import context
 from evocompress.pipeline.planning.forewarning import chosen_form
 from evocompress.pipeline.planning.plan import context_of
-from evocompress.pipeline.resolve import check_names
+from evocompress.pipeline.resolve import check_names, costs_named
 from evocompress.pipeline.sweep import load_sweep
 from evocompress.testing.tiny import tiny_checkpoint, tiny_loaded
 
@@ -283,3 +283,11 @@ def test_an_old_program_and_a_foreign_format_are_refused_before_loading(run_file
         api.materialize(folder, program="vllm")
     with pytest.raises(EvoCompressError, match="is older than"):
         api.search(load_config(run_file, ["space.fits=vllm", "name=other"]))
+
+
+@pytest.mark.parametrize(
+    ("value", "named"), [(0.5, ()), ("all", ()), (["flops"], ("flops",)), ({"kl": [0, 1]}, ("kl",))]
+)
+def test_costs_are_read_of_settings_that_can_name_some(value, named):
+    assert costs_named({"range": value}, "range") == named
+    assert costs_named({}, "range") == ()

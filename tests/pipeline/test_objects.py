@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 from run_files import EVOPRESS, write_run
@@ -99,6 +100,13 @@ def test_a_run_goes_on_with_the_same_objects_only(run, home, forgotten):
     before = (run / "journal.jsonl").read_bytes()
     assert api.search(saved, resume=True, **GIVEN) == run
     assert (run / "journal.jsonl").read_bytes() == before
+
+
+def test_a_run_that_was_moved_needs_no_object_either(forgotten, tmp_path):
+    moved = shutil.copytree(forgotten, tmp_path / "moved")
+    api.materialize(moved)
+    api.heal(moved)
+    assert api.evaluate(moved, ["evaluate.latency=false"]).parent == moved
 
 
 def test_what_comes_after_the_search_needs_no_object(forgotten):
