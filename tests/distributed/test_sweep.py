@@ -22,7 +22,7 @@ from evocompress.distributed import sweep as sweeps
 from evocompress.distributed.sweep_cluster import check_room, start_for_trials
 from evocompress.distributed.trial import TrialTask, run_trial, settings_of
 from evocompress.distributed.tuner import _params, new_tuner
-from evocompress.pipeline import search_stage
+from evocompress.pipeline import search_stage, stages
 from evocompress.pipeline.sweep import SweepConfig, SweepFolder, begin, check, load_sweep
 from evocompress.pipeline.sweep.outcome import outcomes
 from evocompress.testing.tiny import tiny_checkpoint
@@ -206,7 +206,7 @@ def test_a_trial_tells_its_winners_value_and_a_finished_one_nothing_else(one_tri
     told, folder = one_trial()
     found = [json.loads(path.read_text()) for path in folder.path.glob("*/winner.json")]
     assert told == [{"value": found[0]["value"]}]
-    monkeypatch.setattr(api, "search", None)
+    monkeypatch.setattr(stages, "search", None)
     assert one_trial()[0] == told
 
 
@@ -257,8 +257,8 @@ def test_with_early_stopping_every_step_is_told_and_a_stop_leaves_the_journal(
 def test_a_trial_fails_once_in_a_session_with_its_reason(one_trial, monkeypatch):
     bad = "vary.model.source=[/nowhere/model]"
     tries = []
-    search = api.search
-    monkeypatch.setattr(api, "search", lambda *a, **k: tries.append(1) or search(*a, **k))
+    search = stages.search
+    monkeypatch.setattr(stages, "search", lambda *a, **k: tries.append(1) or search(*a, **k))
     for session, expected in (("first", 1), ("first", 1), ("second", 2)):
         with pytest.raises(RunError, match="no model at '/nowhere/model'") as caught:
             one_trial(bad, "name=bad", session=session)
