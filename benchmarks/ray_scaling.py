@@ -41,6 +41,7 @@ from evocompress.core.config import RunConfig
 from evocompress.core.progress import Silent
 from evocompress.core.requests import Answer, Evaluate, MicroBatchValue, Request, Result
 from evocompress.core.types import DROP, Candidate
+from evocompress.distributed import backend_of
 from evocompress.distributed.executor import RayExecutor
 from evocompress.distributed.telemetry import Telemetry, Who, who
 from evocompress.pipeline.context import RunContext
@@ -228,7 +229,7 @@ def workbench(folder: Path, count: int, quick: bool) -> RunContext:
             "library": {"criterion": "magnitude", "path": folder / "library"},
         }
     )
-    return RunContext(config, RunFolder(config.folder), Silent())
+    return RunContext(config, RunFolder(config.folder), Silent(), backend=backend_of(config))
 
 
 if __name__ == "__main__":

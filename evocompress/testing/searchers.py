@@ -180,6 +180,17 @@ class Trace:
         answer: What answered it.
         steps: What it asked and was told.
         searcher: The one that ran.
+
+    Examples:
+        >>> import numpy as np
+        >>> from evocompress.search.base import Problem
+        >>> from evocompress.search.baselines.uniform import Uniform
+        >>> from evocompress.testing.examples import space
+        >>> small = space(body_params=0.9)
+        >>> def make():
+        ...     return Uniform(Problem(small, POOL), Uniform.Settings(), np.random.default_rng(0))
+        >>> len(Trace.of(make, small, Separable.of(small)).steps)
+        1
     """
 
     make: Callable[[], Searcher]

@@ -56,7 +56,7 @@ def test_tunes_state_that_is_foreign_or_damaged_is_not_read(tmp_path, monkeypatc
     monkeypatch.setattr(sweeps, "_trainable", lambda sweep: None)
     monkeypatch.setattr(sweeps, "new_tuner", new)
     monkeypatch.setattr("ray.tune.Tuner.restore", None)
-    sweeps._run(sweep, folder, Silent())
+    sweeps._run(sweep, folder, Silent(), force=False)
     assert begun == [True] and (folder.tune / "workers").read_text() == "auto"
 
 
@@ -75,5 +75,5 @@ def test_a_damaged_record_does_not_cost_tune_its_state(tmp_path, monkeypatch):
     monkeypatch.setattr(sweeps, "_trainable", lambda sweep: None)
     monkeypatch.setattr("ray.tune.Tuner.restore", lambda *_, **__: restored)
     with pytest.raises(RunError, match=rf"{name}\.json is damaged"):
-        sweeps._run(sweep, folder, Silent())
+        sweeps._run(sweep, folder, Silent(), force=False)
     assert (folder.tune / "tuner.pkl").exists()

@@ -62,7 +62,7 @@ def torture(minutes: float, seed: int, names: Sequence[str], say: bool = True) -
     """
     end = time.monotonic() + 60 * minutes
     preload()
-    folder = Path(tempfile.mkdtemp(prefix="torture-"))
+    folder, owner = Path(tempfile.mkdtemp(prefix="torture-")), os.getpid()
     table = Table()
     try:
         scenes = [make_scene(name, folder / name) for name in SETTINGS]
@@ -74,7 +74,8 @@ def torture(minutes: float, seed: int, names: Sequence[str], say: bool = True) -
             if time.monotonic() > end and table.tried.total() >= least:
                 break
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if os.getpid() == owner:  # and not a forked process that a signal unwinds
+            shutil.rmtree(folder, ignore_errors=True)
     return table
 
 

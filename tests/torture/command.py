@@ -151,6 +151,7 @@ def _become(
     except BaseException:
         traceback.print_exc()
     finally:
+        signal.pthread_sigmask(signal.SIG_BLOCK, ENDED_BY)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
