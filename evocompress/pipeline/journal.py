@@ -55,7 +55,7 @@ class Journal:
     """Answers by key, every new one appended to the file at once.
 
     Examples:
-        >>> from evocompress.core.types import Evaluate
+        >>> from evocompress.core.requests import Evaluate
         >>> with Journal(Path("journal.jsonl"), {"seed": 0}) as journal:
         ...     asked = Evaluate(Candidate(), micro_batches=(0,))
         ...     journal.missing([asked]) == [asked]

@@ -20,7 +20,8 @@ class TokenLedger:
         limit: Tokens that may be requested, infinite where nothing limits them.
 
     Example:
-        >>> from evocompress.core.types import Candidate, Evaluate, Pool
+        >>> from evocompress.core.requests import Evaluate, Pool
+        >>> from evocompress.core.types import Candidate
         >>> ledger = TokenLedger(Pool((64, 64, 32)), limit=200)
         >>> ledger.charge([Evaluate(Candidate(), (0, 2))])
         >>> ledger.requested, ledger.left, ledger.affords([Evaluate(Candidate(), (0, 1))])

@@ -53,7 +53,7 @@ def test_tunes_state_that_is_foreign_or_damaged_is_not_read(tmp_path, monkeypatc
         begun.append(is_own(place) and not (place / "tuner.pkl").exists())
         return SimpleNamespace(fit=lambda: [])
 
-    monkeypatch.setattr(sweeps, "_trainable", lambda sweep: None)
+    monkeypatch.setattr(sweeps, "_trainable", lambda sweep, force: None)
     monkeypatch.setattr(sweeps, "new_tuner", new)
     monkeypatch.setattr("ray.tune.Tuner.restore", None)
     sweeps._run(sweep, folder, Silent(), force=False)
@@ -72,7 +72,7 @@ def test_a_damaged_record_does_not_cost_tune_its_state(tmp_path, monkeypatch):
     (folder.records.path / f"{name}.json").write_text('{"nothing": 1}')
     result = SimpleNamespace(config={"seed": 0}, error=None)
     restored = SimpleNamespace(fit=lambda: [result])
-    monkeypatch.setattr(sweeps, "_trainable", lambda sweep: None)
+    monkeypatch.setattr(sweeps, "_trainable", lambda sweep, force: None)
     monkeypatch.setattr("ray.tune.Tuner.restore", lambda *_, **__: restored)
     with pytest.raises(RunError, match=rf"{name}\.json is damaged"):
         sweeps._run(sweep, folder, Silent(), force=False)
