@@ -28,12 +28,8 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
-import torch
-
 from evocompress.core.config import RunConfig
-from evocompress.core.environment import describe, environment
 from evocompress.core.errors import RunError
-from evocompress.core.files import write_json
 from evocompress.core.progress import Reporter, Silent
 from evocompress.core.types import Candidate
 from evocompress.distributed import backend_of
@@ -45,18 +41,15 @@ from evocompress.export import (
     check_target,
     check_weights,
     read_candidate,
-    read_record,
 )
 from evocompress.export import materialize as write_checkpoint
-from evocompress.pipeline import stages
+from evocompress.pipeline import evaluation_stage, stages
 from evocompress.pipeline.compared_models import (
     chosen_format,
     healed_notes,
     healed_source,
-    models_to_compare,
     named_candidate,
 )
-from evocompress.pipeline.comparison import compare
 from evocompress.pipeline.context import RunContext
 from evocompress.pipeline.early_checks import check_early, check_outline, check_sources
 from evocompress.pipeline.finished import HELDOUT, Unchanged, finished
@@ -321,45 +314,7 @@ def evaluate(
     """
     context = finished(path, reporter, overrides, ("evaluate.", *HELDOUT))
     context.reporter.log_to(context.folder.log)
-    check_early(context.config, search=False, folder=context.folder)
-    unchanged = Unchanged(context)
-    unchanged.check_model()
-    heldout, config = unchanged.check_text().heldout, context.config.evaluate
-    library = context.existing_library()
-    unchanged.check_library(library)
-    if context.loaded.cache is not None and config.latency:
-        context.reporter.say("no latencies: the dense model's blocks come and go while it runs")
-        config = config.model_copy(update={"latency": False})
-    with context.folder.locked(), context.reporter.stage("evaluate"):
-        rows = compare(
-            context.loaded,
-            models_to_compare(context, library, unchanged),
-            heldout,
-            config,
-            batch=context.config.calibration.micro_batch,
-            length=context.space.cost_model.length,
-            labels=context.calibration.labels,
-        )
-        facts = {
-            "source": context.calibration.heldout_source,
-            "self_written": context.calibration.heldout_source == "self",
-            "sequences": len(heldout),
-            "length": context.calibration.length,
-            "opening": context.calibration.opening,
-            "repeated": context.calibration.repeated,
-        }
-        record = {
-            "candidate": read_record(context.folder.checkpoint).id,
-            "heldout": facts,
-            "settings": config.model_dump(mode="json"),
-            "device": f"{describe(context.loaded.model.device)}, {torch.get_num_threads()} threads",
-            "environment": environment(
-                context.loaded.model.device, context.loaded.model.dtype, "local", context.packages
-            ),
-            "rows": rows,
-        }
-        write_json(context.folder.evaluation, record)
-    return context.folder.evaluation
+    return evaluation_stage.evaluate(context)
 
 
 def report(path: Path | str) -> Path:

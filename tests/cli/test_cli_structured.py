@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 import yaml
+from dying import Killed, dying
 from run_files import TEXT
 from transformers import AutoModelForCausalLM
 
@@ -14,7 +15,6 @@ from evocompress.cli import commands
 from evocompress.core.config_file import load_config
 from evocompress.core.files import read_json, write_json
 from evocompress.core.progress import Silent
-from evocompress.evaluation.executor import LocalExecutor
 from evocompress.evaluation.profile import write_table
 from evocompress.evaluation.profile.tables import circumstances
 from evocompress.pipeline import context
@@ -298,26 +298,6 @@ def test_flap_from_search_to_report(monkeypatch, run_file, tmp_path):
         assert call(monkeypatch, command, folder) == 0, command
     searched = evaluated(folder)["searched"]
     assert searched["params"] == searched["predicted"]["params"]
-
-
-class Killed(BaseException):
-    """What stops a search in the middle."""
-
-
-def dying(after):
-    """The local executor, which stops for good once it has given some answers."""
-
-    class Dying(LocalExecutor):
-        left = after
-
-        def map(self, requests):
-            for answer in super().map(requests):
-                if not Dying.left:
-                    raise Killed
-                Dying.left -= 1
-                yield answer
-
-    return lambda local, context, live, admit: Dying(context.proxy(live), context.estimates(live))
 
 
 def test_a_front_that_was_killed_is_resumed_to_the_same_bytes(monkeypatch, run_file, tmp_path):

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import yaml
+from dying import Killed, dying
 
 from evocompress import api
 from evocompress.core.config import SpaceConfig
@@ -13,7 +14,6 @@ from evocompress.core.errors import ConfigError
 from evocompress.core.files import read_json
 from evocompress.core.finetuning import Recipe
 from evocompress.core.requests import UNTREATED, Evaluate, Pool
-from evocompress.evaluation.executor import LocalExecutor
 from evocompress.pipeline.context import Local
 from evocompress.pipeline.journal import Journal
 from evocompress.pipeline.loop import search
@@ -147,26 +147,6 @@ RUN = {
         "learning_rate": 1e-3,
     },
 }
-
-
-class Killed(BaseException):
-    """What stops a search in the middle."""
-
-
-def dying(after):
-    """The local executor, which stops for good once it has given some answers."""
-
-    class Dying(LocalExecutor):
-        left = after
-
-        def map(self, requests):
-            for answer in super().map(requests):
-                if not Dying.left:
-                    raise Killed
-                Dying.left -= 1
-                yield answer
-
-    return lambda local, context, live, admit: Dying(context.proxy(live), context.estimates(live))
 
 
 def test_a_run_that_was_killed_is_resumed_to_the_same_bytes(monkeypatch, tmp_path):

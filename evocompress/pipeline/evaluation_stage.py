@@ -1,0 +1,76 @@
+"""The evaluation stage of a run: what is compared on held-out text, and what is written of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from evocompress.core.config import EvaluateConfig
+from evocompress.core.environment import describe, environment
+from evocompress.core.files import write_json
+from evocompress.export import read_record
+from evocompress.pipeline.compared_models import models_to_compare
+from evocompress.pipeline.comparison import compare
+from evocompress.pipeline.context import RunContext
+from evocompress.pipeline.early_checks import check_early
+from evocompress.pipeline.finished import Unchanged
+
+
+def evaluate(context: RunContext) -> Path:
+    """Compares the models of a finished run; see `evocompress.api.evaluate`.
+
+    Raises:
+        EvoCompressError: Anything the user can mend.
+    """
+    check_early(context.config, search=False, folder=context.folder)
+    unchanged = Unchanged(context)
+    unchanged.check_model()
+    heldout, config = unchanged.check_text().heldout, _settings(context)
+    library = context.existing_library()
+    unchanged.check_library(library)
+    with context.folder.locked(), context.reporter.stage("evaluate"):
+        rows = compare(
+            context.loaded,
+            models_to_compare(context, library, unchanged),
+            heldout,
+            config,
+            batch=context.config.calibration.micro_batch,
+            length=context.space.cost_model.length,
+            labels=context.calibration.labels,
+        )
+        write_json(context.folder.evaluation, _record(context, config, len(heldout), rows))
+    return context.folder.evaluation
+
+
+def _settings(context: RunContext) -> EvaluateConfig:
+    """Those of the run, without latencies where the blocks of the dense model come and go."""
+    config = context.config.evaluate
+    if context.loaded.cache is None or not config.latency:
+        return config
+    context.reporter.say("no latencies: the dense model's blocks come and go while it runs")
+    return config.model_copy(update={"latency": False})
+
+
+def _record(
+    context: RunContext, config: EvaluateConfig, sequences: int, rows: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """The content of evaluation.json."""
+    model, calibration = context.loaded.model, context.calibration
+    return {
+        "candidate": read_record(context.folder.checkpoint).id,
+        "heldout": {
+            "source": calibration.heldout_source,
+            "self_written": calibration.heldout_source == "self",
+            "sequences": sequences,
+            "length": calibration.length,
+            "opening": calibration.opening,
+            "repeated": calibration.repeated,
+        },
+        "settings": config.model_dump(mode="json"),
+        "device": f"{describe(model.device)}, {torch.get_num_threads()} threads",
+        "environment": environment(model.device, model.dtype, "local", context.packages),
+        "rows": rows,
+    }
