@@ -270,7 +270,10 @@ class TestAuto:
 
     @pytest.mark.parametrize(
         ("surrogate", "name"),
-        [(True, "2 by a model of interactions"), (False, "greedy removal")],
+        [
+            (True, "2 by a model of interactions"),
+            pytest.param(False, "greedy removal", marks=pytest.mark.long),
+        ],
     )
     def test_drops_are_measured(self, depth, surrogate, name):
         objective = Separable.of(depth)

@@ -106,8 +106,17 @@ SUITED = {
 }
 TRIED_WITH_EXPERTS = {"auto", "evopress", "greedy", "uniform", "nsga2", "distortion_dp", "flap"}
 TRIED_WITH_EXPERTS |= {"routing_frequency", "expert_output_error"}
+SHORT = {"auto": {"sparsity", "blocks"}, "gp": {"blocks"}}
+"""The spaces on which slow searchers are tried in the short tests as well."""
+
 CASES = [
-    pytest.param(SEARCHERS[name], SETTINGS[name], space, id=f"{name}-{kind}")
+    pytest.param(
+        SEARCHERS[name],
+        SETTINGS[name],
+        space,
+        id=f"{name}-{kind}",
+        marks=[] if kind in SHORT.get(name, SPACES) else pytest.mark.long,
+    )
     for name in SEARCHERS.built_in
     for kind, space in SPACES.items()
     if kind in SUITED.get(name, SPACES) and (kind not in EXPERTS or name in TRIED_WITH_EXPERTS)

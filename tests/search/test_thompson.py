@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
+import pytest
 
 from evocompress.core.config import SpaceConfig
 from evocompress.core.requests import Estimate, Estimation, Evaluate, MicroBatchValue, Pool, Result
@@ -67,6 +68,7 @@ class Interacting:
         return float(self.effects.values(gone)[0])
 
 
+@pytest.mark.long
 def test_a_model_of_interactions_beats_greedy_removal():
     space, gaps = depth(), []
     for seed in range(3):
