@@ -182,10 +182,15 @@ class RayExecutor:
     def _send(self, queue: Queue, running: dict[Any, _Job]) -> None:
         """Gives every actor a batch, and then another one that waits with it."""
         jobs = Counter(job.hand for job in running.values())
+        alone = {job.hand for job in running.values() if queue.suspected(job.batch)}
         for place in range(IN_FLIGHT):
             for hand in self._hands:
-                if queue and hand.starting is None and jobs[hand] == place:
-                    batch = queue.take(hand)
+                if hand.starting is None and jobs[hand] == place and hand not in alone:
+                    batch = queue.take(hand, behind=place > 0)
+                    if not batch:
+                        continue
+                    if queue.suspected(batch):
+                        alone.add(hand)
                     reference = hand.actor.answer.remote(batch)
                     running[reference] = _Job(hand, batch, time.monotonic())
                     jobs[hand] += 1
@@ -252,7 +257,7 @@ class RayExecutor:
         yield from answers
 
     def _lose(self, queue: Queue, hand: _Worker, running: dict[Any, _Job]) -> list[Answer]:
-        """An actor is dead, or dismissed: it died of the first batch that it has not answered."""
+        """An actor is dead, or dismissed, with the first batch that it has not answered."""
         jobs = [(reference, job) for reference, job in running.items() if job.hand is hand]
         answers: list[Answer] = []
         lost: list[tuple[Request, ...]] = []
@@ -267,7 +272,7 @@ class RayExecutor:
         queue.leave(hand)
         for batch in reversed(lost[1:]):
             queue.back(batch)
-        return answers + (queue.lost(lost[0]) if lost else [])
+        return answers + (queue.lost(lost[0], only=len(lost) == 1) if lost else [])
 
     def _arrived(self, reference: Any) -> list[Answer] | None:
         """The answers to a batch, if they are there."""

@@ -108,12 +108,17 @@ class Queue:
         stretches = (*self._free, *self._owned.values())
         return len(self._suspects) + sum(len(stretch.requests) for stretch in stretches)
 
-    def take(self, taker: Hashable) -> tuple[Request, ...]:
-        """The next batch for a worker; empty where nothing waits.
+    def take(self, taker: Hashable, behind: bool = False) -> tuple[Request, ...]:
+        """The next batch for a worker; empty where nothing waits for it.
 
-        A request that was with a worker that died goes alone, so that only itself is to blame.
+        A request that was with a worker that died goes to one that has nothing else, so that only
+        itself is to blame.
+
+        Args:
+            taker: The worker.
+            behind: Whether the worker has another batch that it has not answered.
         """
-        if self._suspects:
+        if self._suspects and not behind:
             return (self._suspects.popleft(),)
         if taker not in self._owned:
             found = self._free.popleft() if self._free else self._far_half()
@@ -131,11 +136,21 @@ class Queue:
         if taker in self._owned:
             self._free.appendleft(self._owned.pop(taker))
 
-    def lost(self, batch: Sequence[Request]) -> list[Answer]:
-        """A worker died of a batch: its requests wait again, or are given up with a reason."""
+    def suspected(self, batch: Sequence[Request]) -> bool:
+        """Whether a batch is a request that was with a worker that died."""
+        return any(request in self._killed for request in batch)
+
+    def lost(self, batch: Sequence[Request], only: bool) -> list[Answer]:
+        """A worker died with a batch: its requests wait again, or are given up with a reason.
+
+        Args:
+            batch: The first one that the worker has not answered.
+            only: Whether it was the only one. With another behind it nobody is to blame: the
+                answer to the first may have been on its way when the second killed.
+        """
         given_up: list[Answer] = []
         for request in batch:
-            self._killed[request] += len(batch) == 1
+            self._killed[request] += only and len(batch) == 1
             if self._killed[request] < DEATHS:
                 self._suspects.append(request)
             else:

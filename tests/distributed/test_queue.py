@@ -117,7 +117,7 @@ def test_what_a_dead_worker_had_goes_alone_and_first():
     waiting = queue(16, workers=1)
     batch = waiting.take("a")
     assert len(batch) == 4
-    assert waiting.lost(batch) == []
+    assert waiting.lost(batch, only=True) == []
     assert [waiting.take("a") for _ in range(4)] == [(r,) for r in batch]
     assert waiting.take("a") == tuple(request(n) for n in range(4, 7))
 
@@ -130,17 +130,34 @@ def test_only_what_kills_alone_is_given_up():
         batch = waiting.take("a")
         if poison in batch:
             lost += 1
-            answers += waiting.lost(batch)
+            answers += waiting.lost(batch, only=True)
     assert [(answer.request, answer.failed) for answer in answers] == [
         (poison, f"{DEATHS} workers died of it")
     ]
     assert lost == DEATHS
 
 
+def test_nobody_is_to_blame_while_another_batch_waits_behind():
+    """The answer to the first is on its way when the second kills: it must not count as death."""
+    poison, answered, given_up = request(1), set(), []
+    waiting = queue(4, workers=1, tokens=lambda _: 1)
+    while waiting:
+        first = waiting.take("a")
+        second = () if waiting.suspected(first) else waiting.take("a", behind=True)
+        if poison not in (*first, *second):
+            answered |= {*first, *second}
+            continue
+        if second:
+            waiting.back(second)
+        given_up += waiting.lost(first, only=not second)
+    assert [answer.request for answer in given_up] == [poison]
+    assert answered == {request(n) for n in range(4)} - {poison}
+
+
 def test_an_estimate_that_kills_is_a_failed_estimation():
     asked = Estimate(Candidate(), "taylor", (0,))
     waiting = Queue([asked], lambda _: 1, 1, Pace())
-    answers = [waiting.lost(waiting.take("a")) for _ in range(DEATHS)]
+    answers = [waiting.lost(waiting.take("a"), only=True) for _ in range(DEATHS)]
     assert answers[:-1] == [[], []]
     assert isinstance(answers[-1][0], Estimation) and answers[-1][0].failed
 
