@@ -190,16 +190,16 @@ class Seed:
         others = self._by_metric.setdefault(method.metric, [])
         known: list[Journal] = []
         for budget in sorted(BUDGETS):
-            bench = self._bench(self._config(name, method, criterion, budget))
-            bench.folder.path.mkdir(parents=True, exist_ok=True)
-            journal = journals.enter_context(Journal(bench.folder.journal, bench.header()))
-            candidate = self._search(bench, journal, known)
+            context = self._context(self._config(name, method, criterion, budget))
+            context.folder.path.mkdir(parents=True, exist_ok=True)
+            journal = journals.enter_context(Journal(context.folder.journal, context.header()))
+            candidate = self._search(context, journal, known)
             known.append(journal)
-            quality = heldout(bench, candidate, self._folder / "quality")
+            quality = heldout(context, candidate, self._folder / "quality")
             suffix = f"{name}_{100 * budget:03.0f}"
             found[f"kl_{suffix}"] = quality["kl"]
             found[f"ppl_{suffix}"] = quality["perplexity"]
-            found[f"params_{suffix}"] = _share(bench, candidate)
+            found[f"params_{suffix}"] = _share(context, candidate)
             found[f"tokens_{suffix}"] = journal.steps[-1].requested
         others += known
         return found
@@ -208,34 +208,34 @@ class Seed:
         """Makes the library with every width that any method asks for."""
         width = {"channels": self._setup.channels, "multiple_of": self._setup.multiple_of}
         everything = Method({}, {"width": {**width, "protect": []}})
-        bench = self._bench(self._config("library", everything, criterion, min(BUDGETS)))
-        bench.library  # noqa: B018  (made here where it is missing)
+        context = self._context(self._config("library", everything, criterion, min(BUDGETS)))
+        context.library  # noqa: B018  (made here where it is missing)
 
-    def _bench(self, config: RunConfig) -> RunContext:
-        bench = RunContext(config, RunFolder(config.folder), self._reporter)
-        bench = bench.with_parts(loaded=self._loaded)
-        return bench
+    def _context(self, config: RunConfig) -> RunContext:
+        context = RunContext(config, RunFolder(config.folder), self._reporter)
+        context = context.with_parts(loaded=self._loaded)
+        return context
 
-    def _search(self, bench: RunContext, journal: Journal, known: Sequence[Journal]) -> Candidate:
+    def _search(self, context: RunContext, journal: Journal, known: Sequence[Journal]) -> Candidate:
         """The winner of a run."""
         with (
-            LiveModel(self._loaded, bench.library) as live,
-            closing(bench.executor(live)) as executor,
-            self._reporter.stage(bench.config.name),
+            LiveModel(self._loaded, context.library) as live,
+            closing(context.executor(live)) as executor,
+            self._reporter.stage(context.config.name),
         ):
             return loop.search(
-                bench.searcher(),
-                _Replay(known, self._by_metric[bench.config.proxy.kind], executor),
+                context.searcher(),
+                _Replay(known, self._by_metric[context.config.proxy.kind], executor),
                 journal,
-                bench.calibration.pool,
-                tokens=bench.config.search.tokens,
+                context.calibration.pool,
+                tokens=context.config.search.tokens,
             ).best.candidate
 
 
-def _share(bench: RunContext, candidate: Candidate) -> float:
+def _share(context: RunContext, candidate: Candidate) -> float:
     """The candidate's parameters in the blocks, as a fraction of the dense model's."""
-    costs = bench.space.cost_model.of([candidate])["body_params"]
-    return float(costs[0] / bench.space.cost_model.dense()["body_params"])
+    costs = context.space.cost_model.of([candidate])["body_params"]
+    return float(costs[0] / context.space.cost_model.dense()["body_params"])
 
 
 def _print(found: Mapping[str, float], prefix: str) -> None:

@@ -91,16 +91,16 @@ def readings(
     for tokens in asked:
         limit = tokens if again else asked[-1]
         config = _config(case, f"{searcher}-{seed}-{limit}", name, settings, seed, limit)
-        bench = RunContext(config, RunFolder(config.folder), reporter)
-        bench = bench.with_parts(loaded=loaded)
-        steps, seconds = _searched(bench)
+        context = RunContext(config, RunFolder(config.folder), reporter)
+        context = context.with_parts(loaded=loaded)
+        steps, seconds = _searched(context)
         within = [step for step in steps if step.requested <= tokens and step.incumbent]
         if not within:
             found.append(Reading(tokens, 0, 0, seconds))
             continue
         last = within[-1]
-        candidate = _incumbent(bench, last, front="objectives" in settings)
-        quality = _quality(bench, case, candidate)
+        candidate = _incumbent(context, last, front="objectives" in settings)
+        quality = _quality(context, case, candidate)
         found.append(Reading(tokens, last.requested, last.computed, seconds, **quality))
     return found
 
@@ -122,35 +122,35 @@ def _config(
     )
 
 
-def _searched(bench: RunContext) -> tuple[Sequence[Step], float]:
+def _searched(context: RunContext) -> tuple[Sequence[Step], float]:
     """The steps of a search, run or continued to its end, and its seconds where it ran at once."""
-    bench.folder.path.mkdir(parents=True, exist_ok=True)
+    context.folder.path.mkdir(parents=True, exist_ok=True)
 
     def search() -> dict[str, Any]:
         begun = time.perf_counter()
-        library = bench.library
+        library = context.library
         with (
-            Journal(bench.folder.journal, bench.header()) as journal,
-            LiveModel(bench.loaded, library) as live,
-            closing(bench.executor(live)) as executor,
-            bench.reporter.stage(bench.config.name),
+            Journal(context.folder.journal, context.header()) as journal,
+            LiveModel(context.loaded, library) as live,
+            closing(context.executor(live)) as executor,
+            context.reporter.stage(context.config.name),
         ):
-            pool, tokens = bench.calibration.pool, bench.config.search.tokens
-            loop.search(bench.searcher(), executor, journal, pool, tokens=tokens)
+            pool, tokens = context.calibration.pool, context.config.search.tokens
+            loop.search(context.searcher(), executor, journal, pool, tokens=tokens)
             steps = [asdict(step) for step in journal.steps]
         return {"seconds": time.perf_counter() - begun, "steps": steps}
 
-    bench.library  # noqa: B018  (made here, so that it does not count as search)
-    found = cell(bench.folder.path, "searched", search)
+    context.library  # noqa: B018  (made here, so that it does not count as search)
+    found = cell(context.folder.path, "searched", search)
     return [Step(**step) for step in found["steps"]], found["seconds"]
 
 
-def _incumbent(bench: RunContext, step: Step, front: bool) -> Candidate:
+def _incumbent(context: RunContext, step: Step, front: bool) -> Candidate:
     """The incumbent of a step; of a search for a front its best point, not its knee.
 
     That is the one of least divergence within the budget among those compared on most tokens.
     """
-    path = bench.folder.journal
+    path = context.folder.journal
     candidates = read_candidates(path)
     if not front:
         return candidates[step.incumbent or ""]
@@ -160,19 +160,19 @@ def _incumbent(bench: RunContext, step: Step, front: bool) -> Candidate:
             found[record["candidate"]].append(sum(record["sums"]) / sum(record["counts"]))
         if record["type"] == "step" and record["step"] == step.step:
             break
-    genomes = np.stack([bench.space.genome(candidates[name]) for name in found])
-    feasible = [n for n, fits in zip(found, bench.space.feasible(genomes), strict=True) if fits]
+    genomes = np.stack([context.space.genome(candidates[name]) for name in found])
+    feasible = [n for n, fits in zip(found, context.space.feasible(genomes), strict=True) if fits]
     most = max(len(found[name]) for name in feasible)
     closest = [name for name in feasible if len(found[name]) == most]
     return candidates[min(closest, key=lambda name: statistics.fmean(found[name]))]
 
 
-def _quality(bench: RunContext, case: Case, candidate: Candidate) -> dict[str, float]:
+def _quality(context: RunContext, case: Case, candidate: Candidate) -> dict[str, float]:
     """Held-out quality, and that on fresh sequences where it is wanted."""
     folder = case.results / "quality"
-    quality = heldout(bench, candidate, folder, slice(0, case.looked_at))
+    quality = heldout(context, candidate, folder, slice(0, case.looked_at))
     found = {"kl": quality["kl"], "top256": quality["kl_top256"]}
     if case.fresh:
-        half = slice(len(bench.calibration.heldout) // 2, None)
-        found["fresh"] = heldout(bench, candidate, folder, half)["kl_top256"]
+        half = slice(len(context.calibration.heldout) // 2, None)
+        found["fresh"] = heldout(context, candidate, folder, half)["kl_top256"]
     return found

@@ -85,9 +85,9 @@ class Fronts:
 def fronts(contest: FrontContest, loaded: LoadedModel, seed: int, reporter: Reporter) -> Fronts:
     """Runs or continues both sides with one seed, and measures what they found."""
     search = {**contest.searcher, "tokens": contest.tokens}
-    bench = _run(contest, search, {}, f"{search['name']}-{seed}", seed, loaded, reporter)
-    rows = [row for row in read_json(bench.folder.front) if row["non_dominated"]]
-    ours = _points(contest, [(bench, row["id"]) for row in rows])
+    context = _run(contest, search, {}, f"{search['name']}-{seed}", seed, loaded, reporter)
+    rows = [row for row in read_json(context.folder.front) if row["non_dominated"]]
+    ours = _points(contest, [(context, row["id"]) for row in rows])
     budgeted = list(_budgeted(contest, loaded, seed, reporter))
     theirs = _points(contest, _archives(budgeted))
     smallest = budgeted[0]
@@ -132,18 +132,18 @@ def _run(
     folder = RunFolder(config.folder)
     if not folder.winner.exists():
         api.search(config, resume=folder.path.exists(), reporter=reporter)
-    bench = RunContext(config, folder, reporter)
-    bench = bench.with_parts(loaded=loaded)
-    return bench
+    context = RunContext(config, folder, reporter)
+    context = context.with_parts(loaded=loaded)
+    return context
 
 
 def _archives(benches: Sequence[RunContext]) -> list[tuple[RunContext, str]]:
     """What nothing else dominates of all that was compared, by its measured value; and winners."""
     entries: dict[tuple[int, str], tuple[RunContext, str]] = {}
     points: list[tuple[float, float]] = []
-    for number, bench in enumerate(benches):
-        for row in read_json(bench.folder.front):
-            entries[number, row["id"]] = (bench, row["id"])
+    for number, context in enumerate(benches):
+        for row in read_json(context.folder.front):
+            entries[number, row["id"]] = (context, row["id"])
             points.append((row["value"], row["costs"][COST]))
     front = non_dominated(np.array(points))
     winners = {(i, read_json(b.folder.winner)["id"]) for i, b in enumerate(benches)}
@@ -154,14 +154,14 @@ def _archives(benches: Sequence[RunContext]) -> list[tuple[RunContext, str]]:
 def _points(contest: FrontContest, entries: Sequence[tuple[RunContext, str]]) -> Points:
     """Held-out divergences and shares of parameters of candidates."""
     found = []
-    for bench, identity in entries:
-        candidate = read_candidates(bench.folder.journal)[identity]
-        model = bench.space.cost_model
+    for context, identity in entries:
+        candidate = read_candidates(context.folder.journal)[identity]
+        model = context.space.cost_model
         share = float(model.of([candidate])[COST][0]) / model.dense()[COST]
-        found.append((_quality(contest, bench, candidate), share))
+        found.append((_quality(contest, context, candidate), share))
     return np.array(found).reshape(-1, 2)
 
 
-def _quality(contest: FrontContest, bench: RunContext, candidate: Candidate) -> float:
+def _quality(contest: FrontContest, context: RunContext, candidate: Candidate) -> float:
     part = slice(0, contest.case.looked_at)
-    return heldout(bench, candidate, contest.case.results / "quality", part)["kl"]
+    return heldout(context, candidate, contest.case.results / "quality", part)["kl"]

@@ -113,14 +113,14 @@ def main() -> None:
 def measure(data: Data, folder: Path, sizes: Sizes) -> dict[str, Figure]:
     """All figures."""
     run = RunFolder(api.search(config(data, folder, sizes)))
-    bench = RunContext(run.config(), run, Silent(), finished=True)
-    candidates = list(_candidates(bench, Memory(run.journal).candidates.values(), sizes))
-    batches = [*bench.calibration.search[: sizes.judged], bench.calibration.heldout]
+    context = RunContext(run.config(), run, Silent(), finished=True)
+    candidates = list(_candidates(context, Memory(run.journal).candidates.values(), sizes))
+    batches = [*context.calibration.search[: sizes.judged], context.calibration.heldout]
     found = []
-    with LiveModel(bench.loaded, bench.library) as live:
+    with LiveModel(context.loaded, context.library) as live:
         for candidate in (Candidate(), *candidates):
             live.apply(candidate)
-            found.append([_embeddings(bench, batch) for batch in batches])
+            found.append([_embeddings(context, batch) for batch in batches])
     dense, *others = found
     ranks = [similarity_correlation(dense[-1].numpy(), each[-1].numpy()) for each in others]
     figures: dict[str, Figure] = {"candidates": len(candidates), "best": max(ranks)}
@@ -131,9 +131,11 @@ def measure(data: Data, folder: Path, sizes: Sizes) -> dict[str, Figure]:
     return {**figures, "uniform": ranks[-1]}
 
 
-def _candidates(bench: RunContext, known: Iterable[Candidate], sizes: Sizes) -> Iterable[Candidate]:
+def _candidates(
+    context: RunContext, known: Iterable[Candidate], sizes: Sizes
+) -> Iterable[Candidate]:
     """Of the search, random ones, and in the end the uniform one."""
-    space, rng = bench.space, np.random.default_rng(1)
+    space, rng = context.space, np.random.default_rng(1)
     feasible = [one for one in known if space.feasible(space.genome(one)[None])[0]]
     chosen = rng.permutation(len(feasible))[: sizes.searched]
     drawn = [space.candidate(sampling.random(space, rng)) for _ in range(sizes.drawn)]
@@ -143,9 +145,9 @@ def _candidates(bench: RunContext, known: Iterable[Candidate], sizes: Sizes) -> 
 
 
 @torch.inference_mode()
-def _embeddings(bench: RunContext, batch: Tensor) -> Tensor:
+def _embeddings(context: RunContext, batch: Tensor) -> Tensor:
     """Of unit length (B, H), float64."""
-    loaded = bench.loaded
+    loaded = context.loaded
     output = loaded.model(**loaded.family.task.inputs(batch, loaded.model.dtype))
     return torch.nn.functional.normalize(output.last_hidden_state.double().mean(1), dim=-1)
 

@@ -160,10 +160,10 @@ def _figures(config: RunConfig) -> dict[str, Figure]:
     resume = RunFolder(config.folder).path.exists()
     folder = RunFolder(api.search(config, resume=resume, reporter=reporter))
     api.report(folder.path)
-    bench = RunContext(config, folder, reporter)
+    context = RunContext(config, folder, reporter)
     rows = read_json(folder.front)
-    dense = bench.space.cost_model.dense()["latency"]
-    qualities = _qualities(bench, [row["id"] for row in rows])
+    dense = context.space.cost_model.dense()["latency"]
+    qualities = _qualities(context, [row["id"] for row in rows])
     points = {row["id"]: (qualities[row["id"]], row["costs"]["latency"] / dense) for row in rows}
     # The lower end counts as reached a little above it: widths come in steps.
     inside = [row for row in rows if LOWEST - STEP <= points[row["id"]][1] <= 1.0]
@@ -194,11 +194,11 @@ def _is(row: Mapping[str, Any], name: str) -> bool:
     return name in str(row.get("label") or "").lower()
 
 
-def _qualities(bench: RunContext, ids: list[str]) -> dict[str, float]:
+def _qualities(context: RunContext, ids: list[str]) -> dict[str, float]:
     """Held-out KL of candidates of the journal, by id."""
-    candidates = read_candidates(bench.folder.journal)
-    folder = bench.folder.path / "quality"
-    return {identity: heldout(bench, candidates[identity], folder)["kl"] for identity in ids}
+    candidates = read_candidates(context.folder.journal)
+    folder = context.folder.path / "quality"
+    return {identity: heldout(context, candidates[identity], folder)["kl"] for identity in ids}
 
 
 if __name__ == "__main__":

@@ -21,17 +21,17 @@ EVERYTHING = slice(None)
 
 
 def heldout(
-    bench: RunContext, candidate: Candidate, folder: Path, part: slice = EVERYTHING
+    context: RunContext, candidate: Candidate, folder: Path, part: slice = EVERYTHING
 ) -> dict[str, float]:
     """KL to the dense model (nats/token), that of its top 256 buckets, and perplexity.
 
     Measured once for each candidate, library and part of the held-out sequences, and kept in a
     folder.
     """
-    library = bench.library.fingerprint if bench.library else "none"
+    library = context.library.fingerprint if context.library else "none"
     suffix = "" if part == EVERYTHING else f"-{part.start or 0}-{part.stop or 'end'}"
     name = f"{library}-{candidate.id}{suffix}"
-    return cell(folder, name, lambda: _measure(bench, candidate, part))
+    return cell(folder, name, lambda: _measure(context, candidate, part))
 
 
 REMEMBERED_BYTES = 2**31
@@ -64,10 +64,10 @@ def _remembered(model: PreTrainedModel) -> Remembered:
     return Remembered(model)
 
 
-def _measure(bench: RunContext, candidate: Candidate, part: slice) -> dict[str, float]:
-    dense = bench.loaded.model
+def _measure(context: RunContext, candidate: Candidate, part: slice) -> dict[str, float]:
+    dense = context.loaded.model
     twin = copy.deepcopy(dense)
-    LiveModel(replace(bench.loaded, model=twin), bench.library).apply(candidate)
-    sequences = bench.calibration.heldout[part]
+    LiveModel(replace(context.loaded, model=twin), context.library).apply(candidate)
+    sequences = context.calibration.heldout[part]
     quality = heldout_quality(_remembered(dense), {"candidate": twin}, sequences)["candidate"]
     return {"kl": quality.kl, "kl_top256": quality.kl_topk, "perplexity": quality.perplexity}

@@ -113,7 +113,7 @@ def workers(count: int, seconds: float, processes: int | None = None) -> Iterato
         ) as executor,
     ):
         executor._staff()
-        ray.get([hand.starting for hand in executor._hands])
+        ray.get([worker.starting for worker in executor._workers])
         # So that it knows the pace.
         list(executor.map(candidates(2 * count)))
         yield executor
@@ -167,18 +167,18 @@ def real(quick: bool) -> dict[str, Figure]:
         folder = Path(scratch)
         times, memory = {}, 0.0
         for count in (1, 2):
-            bench = workbench(folder, count, quick)
-            with LiveModel(bench.loaded, bench.library) as live:
-                executor = bench.executor(live)
+            context = workbench(folder, count, quick)
+            with LiveModel(context.loaded, context.library) as live:
+                executor = context.executor(live)
                 assert isinstance(executor, RayExecutor)
                 with closing(executor):
-                    rng_requests = drops(bench, 2 if quick else 24)
+                    rng_requests = drops(context, 2 if quick else 24)
                     list(executor.map(rng_requests[:count]))
                     start = time.perf_counter()
                     list(executor.map(rng_requests))
                     times[count] = time.perf_counter() - start
                     memory = statistics.mean(own_memory(executor))
-            library = bench.library
+            library = context.library
             size = sum(file.stat().st_size for file in library.path.iterdir()) if library else 0
     return {
         "two_workers_speedup": times[1] / times[2],
@@ -189,14 +189,14 @@ def real(quick: bool) -> dict[str, Figure]:
 
 def own_memory(executor: RayExecutor) -> list[int]:
     """Bytes of each worker that no other process shares: what would be free without it."""
-    pids = [hand.who["pid"] for hand in executor._hands if hand.who]
+    pids = [worker.who["pid"] for worker in executor._workers if worker.who]
     return [psutil.Process(pid).memory_full_info().uss for pid in pids]
 
 
-def drops(bench: RunContext, count: int) -> list[Request]:
+def drops(context: RunContext, count: int) -> list[Request]:
     """Candidates without the last block's attention, the one's before, ..."""
-    names = [unit.name for unit in bench.units if unit.kind in ("attention", "mlp")]
-    places = tuple(range(len(bench.calibration.search)))
+    names = [unit.name for unit in context.units if unit.kind in ("attention", "mlp")]
+    places = tuple(range(len(context.calibration.search)))
     chosen = names[::-1][:count]
     return [Evaluate(Candidate(((name, DROP),)), places) for name in chosen]
 

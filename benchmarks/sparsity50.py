@@ -180,10 +180,10 @@ def _seed(results: Path, config: RunConfig, reporter: Reporter) -> dict[str, flo
     """The figures of one search: quality of uniform, dense and the three checkpoints."""
     resume = RunFolder(config.folder).path.exists()
     folder = RunFolder(api.search(config, resume=resume, reporter=reporter))
-    bench = RunContext(config, folder, reporter)
+    context = RunContext(config, folder, reporter)
     found: dict[str, float] = {}
-    for name, candidate, tokens in _candidates(bench):
-        quality = cell(results / "quality", candidate.id, lambda c=candidate: _measure(bench, c))
+    for name, candidate, tokens in _candidates(context):
+        quality = cell(results / "quality", candidate.id, lambda c=candidate: _measure(context, c))
         prefix = "uniform_" if name == "uniform" else ""
         suffix = "" if name == "uniform" else f"_{name}"
         found[f"{prefix}kl{suffix}"] = quality["kl"]
@@ -196,24 +196,24 @@ def _seed(results: Path, config: RunConfig, reporter: Reporter) -> dict[str, flo
     return found
 
 
-def _candidates(bench: RunContext) -> Iterator[tuple[str, Candidate, int]]:
+def _candidates(context: RunContext) -> Iterator[tuple[str, Candidate, int]]:
     """(name, candidate, requested tokens) of the uniform start and of each checkpoint."""
-    yield "uniform", bench.space.candidate(sampling.uniform(bench.space)), 0
-    records = [json.loads(line) for line in bench.folder.journal.read_text().splitlines()]
+    yield "uniform", context.space.candidate(sampling.uniform(context.space)), 0
+    records = [json.loads(line) for line in context.folder.journal.read_text().splitlines()]
     levels = {r["id"]: r["levels"] for r in records if r["type"] == "candidate"}
     steps = [r for r in records if r["type"] == "step"]
-    stages = len(bench.config.search.settings["survivors"])
+    stages = len(context.config.search.settings["survivors"])
     for name, generation in CHECKPOINTS.items():
         step = steps[generation * stages - 1]
         yield name, Candidate.from_json(levels[step["incumbent"]]), step["requested"]
 
 
-def _measure(bench: RunContext, candidate: Candidate) -> dict[str, float]:
-    dense = bench.loaded.model
+def _measure(context: RunContext, candidate: Candidate) -> dict[str, float]:
+    dense = context.loaded.model
     twin = copy.deepcopy(dense)
-    LiveModel(replace(bench.loaded, model=twin), bench.existing_library()).apply(candidate)
+    LiveModel(replace(context.loaded, model=twin), context.existing_library()).apply(candidate)
     models = {"dense": dense, "candidate": twin}
-    quality = heldout_quality(dense, models, bench.calibration.heldout)
+    quality = heldout_quality(dense, models, context.calibration.heldout)
     return {
         "kl": quality["candidate"].kl,
         "kl_top256": quality["candidate"].kl_topk,

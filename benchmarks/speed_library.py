@@ -58,11 +58,11 @@ class Turn:
 
 def libraries(setting: Setting) -> dict[str, Figure]:
     """A build by the program, and one by a sweep a level."""
-    bench = OneBlock(setting)
+    context = OneBlock(setting)
     with PeakMemory(interval=0.01) as memory:
-        bench.build()
-    turns = [bench.turn() for _ in range(setting.repeats)]
-    blocks = bench.blocks
+        context.build()
+    turns = [context.turn() for _ in range(setting.repeats)]
+    blocks = context.blocks
     seconds = {
         field.name: blocks * median(getattr(turn, field.name) for turn in turns)
         for field in fields(Turn)
@@ -87,7 +87,7 @@ def libraries(setting: Setting) -> dict[str, Figure]:
             [one.per_level + one.factoring_again for one in turns], sweeping
         ),
         "library_peak_mib": memory.mib,
-        "library_peak_of_model": 1 + (memory.mib * 2**20 - bench.hessian_bytes) / weights,
+        "library_peak_of_model": 1 + (memory.mib * 2**20 - context.hessian_bytes) / weights,
     }
 
 

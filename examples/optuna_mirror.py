@@ -18,7 +18,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from evocompress.core.checked_lines import Line, Record, lines
+from evocompress.core.checked_lines import JournalRecord, Line, lines
 from evocompress.core.errors import EvoCompressError, RunError
 from evocompress.core.files import naming_disk_errors, replacing
 from evocompress.core.types import DENSE, Level
@@ -65,7 +65,7 @@ def trials(journal: Iterable[Line]) -> list[FrozenTrial]:
         RunError: A line is damaged.
     """
     levels: dict[str, Mapping[str, Level]] = {}
-    answers: dict[tuple[str, str], list[Record]] = {}
+    answers: dict[tuple[str, str], list[JournalRecord]] = {}
     for line in journal:
         record = line.record()
         if record["type"] == "candidate":
@@ -85,10 +85,10 @@ def _trial(
     candidate: str,
     treatment: str,
     levels: Mapping[str, Level],
-    answers: Iterable[Record],
+    answers: Iterable[JournalRecord],
     choices: Mapping[str, BaseDistribution],
 ) -> FrozenTrial:
-    by_type: dict[str, list[Record]] = {}
+    by_type: dict[str, list[JournalRecord]] = {}
     for answer in answers:
         by_type.setdefault(answer["type"], []).append(answer)
     values = by_type.get("value", [])

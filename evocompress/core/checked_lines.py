@@ -131,7 +131,7 @@ _RECORDS: TypeAdapter[Any] = TypeAdapter(
     ]
 )
 
-Record = Mapping[str, Any]
+JournalRecord = Mapping[str, Any]
 
 
 class Line(NamedTuple):
@@ -151,14 +151,14 @@ class Line(NamedTuple):
     content: bytes
     sealed: bool
 
-    def record(self) -> Record:
+    def record(self) -> JournalRecord:
         """What the line says.
 
         Raises:
             RunError: It is no record of a known shape.
         """
         try:
-            found: Record = _RECORDS.validate_json(self.content)
+            found: JournalRecord = _RECORDS.validate_json(self.content)
         except ValidationError as error:
             problem = error.errors(include_url=False, include_input=False)[0]
             where = ".".join(str(part) for part in problem["loc"])
@@ -177,12 +177,12 @@ class Line(NamedTuple):
             return 1 + file.read(self.offset).count(b"\n")
 
 
-def adds_up(value: Record) -> bool:
+def adds_up(value: JournalRecord) -> bool:
     """Whether the sums and counts of a value fit each other."""
     return len(value["sums"]) == len(value["counts"]) and any(value["counts"])
 
 
-def sealed(record: Record) -> bytes:
+def sealed(record: JournalRecord) -> bytes:
     """A record as a line with its checksum."""
     return _seal(_ENCODER.encode(record).encode())
 

@@ -52,9 +52,6 @@ def only_writer(out: Path, *, wait: bool = False) -> Iterator[None]:
     Args:
         out: The folder.
         wait: Until no other process writes it.
-
-    Raises:
-        RunError: Another process writes it now.
     """
     lock = out.with_name(f".{out.name}.lock")
     try:

@@ -98,9 +98,6 @@ class Registry(MutableMapping[str, T]):
         Args:
             name: What the configuration says.
             key: The setting where it says so.
-
-        Raises:
-            ConfigError: No member has it.
         """
         if name not in self:
             unknown = f"unknown {self._kind} '{name}': {nearest(name, self)}"
@@ -121,11 +118,7 @@ class Registry(MutableMapping[str, T]):
 
     @property
     def _installed(self) -> dict[str, EntryPoint]:
-        """What other packages offer.
-
-        Raises:
-            ConfigError: Two packages offer the same name, or one a name that is built in.
-        """
+        """What other packages offer."""
         found: dict[str, EntryPoint] = {}
         for entry in _entry_points(self._group):
             other = found.get(entry.name)
@@ -139,12 +132,7 @@ class Registry(MutableMapping[str, T]):
         return found
 
     def _load(self, name: str) -> T:
-        """A member that another package offers.
-
-        Raises:
-            UnknownName: None does.
-            ConfigError: It cannot be imported, or is something else.
-        """
+        """A member that another package offers."""
         entry = self._installed.get(name)
         if entry is None:
             raise UnknownName(self._absent(name))

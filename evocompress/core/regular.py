@@ -22,9 +22,6 @@ def check_regular(path: Path, kind: type[EvoCompressError] = RunError) -> None:
     Args:
         path: What is to be opened.
         kind: The error's class.
-
-    Raises:
-        EvoCompressError: It is a pipe, a socket or a device; of class `kind`.
     """
     try:
         other = OTHERS.get(stat.S_IFMT(path.stat().st_mode))

@@ -62,14 +62,14 @@ def _executor(
         return trie_order(requests, live)
 
     pool = context.calibration.pool
-    instruments = Telemetry(context.config.name, context.folder.workers, context.reporter.say)
+    telemetry = Telemetry(context.config.name, context.folder.workers, context.reporter.say)
     return RayExecutor(
         make,
         lambda: places(config),
         order,
         pool.requested,
         stop,
-        instruments,
+        telemetry,
         lambda who: admit(who["machine"]),
     )
 

@@ -83,11 +83,7 @@ def absolute(config: ModelConfig) -> ModelConfig:
 
 
 def check_room(config: RayConfig) -> None:
-    """Refuses workers that a cluster of its own, which does not grow, could never run.
-
-    Raises:
-        ConfigError: It has too few CPUs or GPUs.
-    """
+    """Refuses workers that a cluster of its own, which does not grow, could never run."""
     import ray
 
     if config.address is not None:
@@ -102,11 +98,7 @@ def check_room(config: RayConfig) -> None:
 
 
 def _check_address(address: str | None) -> None:
-    """Refuses an address at which nobody listens: Ray itself tries for minutes.
-
-    Raises:
-        ConfigError: It is such a one.
-    """
+    """Refuses an address at which nobody listens: Ray itself tries for minutes."""
     if address in (None, "auto", "local"):
         return
     host, _, port = address.removeprefix("ray://").rpartition(":")

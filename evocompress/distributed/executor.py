@@ -65,12 +65,12 @@ class _Job:
     """A batch that an actor has.
 
     Attributes:
-        hand: The actor.
+        worker: The actor.
         batch: Its requests.
         since: When it was sent.
     """
 
-    hand: _Worker
+    worker: _Worker
     batch: tuple[Request, ...]
     since: float
 
@@ -84,7 +84,7 @@ class RayExecutor:
         order: Sorts requests so that neighbours share most.
         tokens: Of a request.
         stop: Called at the end.
-        instruments: Told what workers do.
+        telemetry: Told what workers do.
         admit: Told of every worker.
     """
 
@@ -95,7 +95,7 @@ class RayExecutor:
         order: Callable[[Sequence[Request]], Sequence[Request]],
         tokens: Callable[[Request], int],
         stop: Callable[[], None],
-        instruments: Telemetry,
+        telemetry: Telemetry,
         admit: Admit = lambda who: None,
     ) -> None:
         import ray
@@ -106,14 +106,14 @@ class RayExecutor:
         self._order = order
         self._tokens = tokens
         self._stop = stop
-        self._instruments = instruments
+        self._telemetry = telemetry
         self._admit = admit
         self._looked = 0.0
         self._idle_since: float | None = None
         self._warned = False
         self._places = 1
         self._pace = Pace()
-        self._hands: list[_Worker] = []
+        self._workers: list[_Worker] = []
         self._failed_starts = 0
 
     def map(self, requests: Sequence[Request]) -> Iterator[Answer]:
@@ -123,8 +123,8 @@ class RayExecutor:
             RunError: A worker says what the user can mend, or none can be started.
         """
         self._staff()
-        pieces = Pieces(self._order(requests), len(self._hands))
-        queue = Queue(pieces.requests, self._tokens, len(self._hands), self._pace)
+        pieces = Pieces(self._order(requests), len(self._workers))
+        queue = Queue(pieces.requests, self._tokens, len(self._workers), self._pace)
         running: dict[Any, _Job] = {}
         try:
             while queue or running:
@@ -135,20 +135,22 @@ class RayExecutor:
         finally:
             # Whoever stops listening does not want the rest.
             for job in running.values():
-                self._dismiss(job.hand)
+                self._dismiss(job.worker)
 
     def close(self) -> None:
         """Ends all actors."""
-        away = [hand for hand in self._hands if hand.who and tail(hand.who["log"]) is None]
-        said = {hand: hand.actor.log.remote() for hand in away}
+        away = [
+            worker for worker in self._workers if worker.who and tail(worker.who["log"]) is None
+        ]
+        said = {worker: worker.actor.log.remote() for worker in away}
         try:
             if said:
                 self._ray.wait([*said.values()], num_returns=len(said), timeout=ANSWER_SECONDS)
-            for hand in list(self._hands):
-                self._dismiss(hand, said.get(hand))
+            for worker in list(self._workers):
+                self._dismiss(worker, said.get(worker))
         finally:
-            for hand in self._hands:
-                self._ray.kill(hand.actor)
+            for worker in self._workers:
+                self._ray.kill(worker.actor)
             self._stop()
 
     def _look(self, queue: Queue) -> None:
@@ -157,15 +159,15 @@ class RayExecutor:
             return
         self._looked = time.monotonic()
         self._staff()
-        ready = sum(hand.who is not None for hand in self._hands)
-        self._instruments.state(queue.waiting, ready)
+        ready = sum(worker.who is not None for worker in self._workers)
+        self._telemetry.state(queue.waiting, ready)
         if ready:
             self._idle_since = None
         elif self._idle_since is None:
             self._idle_since = self._looked
         elif self._looked - self._idle_since > LONG_SECONDS and not self._warned:
             self._warned = True
-            self._instruments.say(
+            self._telemetry.say(
                 f"no worker is ready after {LONG_SECONDS:.0f} s: it loads the model, or the "
                 "cluster has no room for it ('ray status' tells)"
             )
@@ -175,29 +177,31 @@ class RayExecutor:
         # What the cluster does not answer while its head restarts is asked again later.
         with contextlib.suppress(self._ray.exceptions.RayError):
             self._places = self._wanted()
-        for _ in range(self._places - len(self._hands)):
+        for _ in range(self._places - len(self._workers)):
             actor = self._make()
-            self._hands.append(_Worker(actor, actor.ready.remote()))
+            self._workers.append(_Worker(actor, actor.ready.remote()))
 
     def _send(self, queue: Queue, running: dict[Any, _Job]) -> None:
         """Gives every actor a batch, and then another one that waits with it."""
-        jobs = Counter(job.hand for job in running.values())
-        alone = {job.hand for job in running.values() if queue.suspected(job.batch)}
+        jobs = Counter(job.worker for job in running.values())
+        alone = {job.worker for job in running.values() if queue.suspected(job.batch)}
         for place in range(IN_FLIGHT):
-            for hand in self._hands:
-                if hand.starting is None and jobs[hand] == place and hand not in alone:
-                    batch = queue.take(hand, behind=place > 0)
+            for worker in self._workers:
+                if worker.starting is None and jobs[worker] == place and worker not in alone:
+                    batch = queue.take(worker, behind=place > 0)
                     if not batch:
                         continue
                     if queue.suspected(batch):
-                        alone.add(hand)
-                    reference = hand.actor.answer.remote(batch)
-                    running[reference] = _Job(hand, batch, time.monotonic())
-                    jobs[hand] += 1
+                        alone.add(worker)
+                    reference = worker.actor.answer.remote(batch)
+                    running[reference] = _Job(worker, batch, time.monotonic())
+                    jobs[worker] += 1
 
     def _collect(self, queue: Queue, running: dict[Any, _Job]) -> Iterator[Answer]:
         """Waits until something happens, and yields what has been answered."""
-        starting = {hand.starting: hand for hand in self._hands if hand.starting is not None}
+        starting = {
+            worker.starting: worker for worker in self._workers if worker.starting is not None
+        }
         references = [*running, *starting]
         if not references:
             time.sleep(POLL_SECONDS)
@@ -213,20 +217,16 @@ class RayExecutor:
                 yield from self._finish(queue, reference, running)
         for job in list(running.values()):
             patience = IN_FLIGHT * self._pace.patience(self._size(job.batch))
-            if job.hand in self._hands and time.monotonic() - job.since > patience:
-                yield from self._lose(queue, job.hand, running)
+            if job.worker in self._workers and time.monotonic() - job.since > patience:
+                yield from self._lose(queue, job.worker, running)
 
-    def _begin(self, hand: _Worker) -> None:
-        """An actor has loaded everything, or has died before.
-
-        Raises:
-            RunError: It is not to answer, or too many have died.
-        """
+    def _begin(self, worker: _Worker) -> None:
+        """An actor has loaded everything, or has died before."""
         try:
-            hand.who = self._heard(self._ray.get(hand.starting))
+            worker.who = self._heard(self._ray.get(worker.starting))
         except self._ray.exceptions.RayError as error:
-            self._raise_bug(error, hand)
-            self._dismiss(hand)
+            self._raise_bug(error, worker)
+            self._dismiss(worker)
             self._failed_starts += 1
             if self._failed_starts >= STARTS:
                 raise RunError(
@@ -234,8 +234,8 @@ class RayExecutor:
                     f"'{one_line(error)}': {self._logs}"
                 ) from None
             return
-        self._admit(hand.who)
-        hand.starting = None
+        self._admit(worker.who)
+        worker.starting = None
         self._failed_starts = 0
 
     def _finish(self, queue: Queue, reference: Any, running: dict[Any, _Job]) -> Iterator[Answer]:
@@ -244,21 +244,21 @@ class RayExecutor:
         try:
             answers = self._heard(self._ray.get(reference))
         except self._ray.exceptions.RayError as error:
-            self._raise_bug(error, job.hand)
-            yield from self._lose(queue, job.hand, running)
+            self._raise_bug(error, job.worker)
+            yield from self._lose(queue, job.worker, running)
             return
         del running[reference]
         now, tokens = time.monotonic(), self._size(job.batch)
-        seconds = now - max(job.since, job.hand.free_since)
+        seconds = now - max(job.since, job.worker.free_since)
         self._pace.add(tokens, seconds)
-        assert job.hand.who is not None
-        self._instruments.answered(job.hand.who, len(answers), tokens, seconds)
-        job.hand.free_since = now
+        assert job.worker.who is not None
+        self._telemetry.answered(job.worker.who, len(answers), tokens, seconds)
+        job.worker.free_since = now
         yield from answers
 
-    def _lose(self, queue: Queue, hand: _Worker, running: dict[Any, _Job]) -> list[Answer]:
+    def _lose(self, queue: Queue, worker: _Worker, running: dict[Any, _Job]) -> list[Answer]:
         """An actor is dead, or dismissed, with the first batch that it has not answered."""
-        jobs = [(reference, job) for reference, job in running.items() if job.hand is hand]
+        jobs = [(reference, job) for reference, job in running.items() if job.worker is worker]
         answers: list[Answer] = []
         lost: list[tuple[Request, ...]] = []
         for reference, job in jobs:
@@ -268,8 +268,8 @@ class RayExecutor:
                 lost.append(job.batch)
             else:
                 answers += arrived
-        self._dismiss(hand)
-        queue.leave(hand)
+        self._dismiss(worker)
+        queue.leave(worker)
         for batch in reversed(lost[1:]):
             queue.back(batch)
         return answers + (queue.lost(lost[0], only=len(lost) == 1) if lost else [])
@@ -286,20 +286,16 @@ class RayExecutor:
         return found
 
     def _heard(self, said: Any) -> Any:
-        """What an actor said, unless it refuses.
-
-        Raises:
-            RunError: It does.
-        """
+        """What an actor said, unless it refuses."""
         if isinstance(said, Refusal):
             raise RunError(said.reason)
         return said
 
-    def _raise_bug(self, error: Exception, hand: _Worker) -> None:
+    def _raise_bug(self, error: Exception, worker: _Worker) -> None:
         """Raises an error within a worker's own code; the others are deaths of some kind."""
         if isinstance(error, self._ray.exceptions.RayTaskError):
             cause = getattr(error, "cause", error)
-            log = f"see {where(hand.who)}" if hand.who else self._logs
+            log = f"see {where(worker.who)}" if worker.who else self._logs
             raise RunError(f"a worker failed ({one_line(cause)}): {log}") from None
 
     @property
@@ -309,16 +305,16 @@ class RayExecutor:
         folder = node.get_logs_dir_path() if node else "/tmp/ray/session_latest/logs"
         return f"see worker-*.err in {folder}"
 
-    def _dismiss(self, hand: _Worker, said: Any = None) -> None:
+    def _dismiss(self, worker: _Worker, said: Any = None) -> None:
         """Ends an actor and keeps what it printed, which it may have been asked for."""
-        if hand not in self._hands:
+        if worker not in self._workers:
             return
-        self._hands.remove(hand)
+        self._workers.remove(worker)
         try:
-            if hand.who:
-                self._instruments.ended(hand.who, lambda: self._printed(said))
+            if worker.who:
+                self._telemetry.ended(worker.who, lambda: self._printed(said))
         finally:
-            self._ray.kill(hand.actor)
+            self._ray.kill(worker.actor)
 
     def _printed(self, said: Any) -> str | None:
         """What an actor on another node printed, if it has said so."""

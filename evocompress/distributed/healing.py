@@ -36,9 +36,6 @@ def heal_on_ray(
         resume: Go on where an interrupted healing stopped.
         force: Go on under other circumstances.
         reporter: Says what is said there.
-
-    Raises:
-        EvoCompressError: Anything the user can mend.
     """
     here = [*overrides, "executor=local", f"threads={threads_of(config)}"]
     job = partial(_heal, os.getcwd(), str(path.absolute()), here, resume, force)

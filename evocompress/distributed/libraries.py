@@ -53,7 +53,7 @@ def ray_blocks(config: RunConfig, say: Say) -> MakeBlocks:
         import torch
 
         from evocompress.compression.library.builder import make_blocks, observes, orders_of
-        from evocompress.compression.library.dense import DenseModel
+        from evocompress.compression.library.dense import dense_model
 
         alone = None
         if manifest.recipe.propagated:
@@ -74,7 +74,7 @@ def ray_blocks(config: RunConfig, say: Say) -> MakeBlocks:
         )
         if not manifest.missing:
             return
-        observed = observes(orders_of(DenseModel(loaded), manifest))
+        observed = observes(orders_of(dense_model(loaded), manifest))
         stop = start(config.ray)
         try:
             yield from _build(config.ray, site, manifest.missing, tokens, observed, progress)

@@ -38,11 +38,7 @@ def start_for_trials(config: RayConfig) -> Callable[[], None]:
 
 
 def check_room(config: RayConfig, reporter: Reporter) -> None:
-    """Refuses what no node of this machine's cluster could ever run; others may yet grow.
-
-    Raises:
-        ConfigError: That many CPUs or GPUs are not there.
-    """
+    """Refuses what no node of this machine's cluster could ever run; others may yet grow."""
     wanted = {"CPU": config.cpus, "GPU": gpus_each(config)}
     if nodes_with(wanted):
         return

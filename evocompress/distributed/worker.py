@@ -127,11 +127,7 @@ def _context(assignment: Assignment, calibration: Any) -> RunContext:
 
 
 def _check_versions(wanted: Mapping[str, str]) -> None:
-    """Whether the packages are here that the driver has.
-
-    Raises:
-        RunError: They are not.
-    """
+    """Whether the packages are here that the driver has."""
     from evocompress.core.circumstances import Facts, differences
     from evocompress.core.environment import versions
 
@@ -144,11 +140,7 @@ def _check_versions(wanted: Mapping[str, str]) -> None:
 
 
 def _take_proxy(kind: str, reference: list[Any] | None) -> None:
-    """Has a proxy that is not installed as the driver has it.
-
-    Raises:
-        RunError: It cannot be imported here.
-    """
+    """Has a proxy that is not installed as the driver has it."""
     import ray
 
     from evocompress.evaluation.proxies import PROXIES
@@ -191,11 +183,7 @@ def _opened(context: RunContext, place: str | None) -> Library | None:
 
 
 def _check(context: RunContext, assignment: Assignment) -> None:
-    """Whether this worker computes what the run's record says.
-
-    Raises:
-        RunError: It does not.
-    """
+    """Whether this worker computes what the run's record says."""
     from evocompress.core.environment import describe
 
     found = context.circumstances()

@@ -144,11 +144,7 @@ def _card(
 
 
 def check_weights(name: str) -> None:
-    """Refuse the name of a type of weights that there is not.
-
-    Raises:
-        ExportError: It is none of `WEIGHTS`.
-    """
+    """Refuse the name of a type of weights that there is not."""
     if name not in WEIGHTS:
         raise ExportError(f"unknown weights '{name}': choose one of {', '.join(WEIGHTS)}")
 

@@ -33,11 +33,7 @@ class Choice:
 
 
 def check_format(name: str) -> None:
-    """Refuse the name of a format that there is not.
-
-    Raises:
-        ExportError: It is neither ``auto`` nor a key of `FORMATS`.
-    """
+    """Refuse the name of a format that there is not."""
     if name not in ("auto", *FORMATS):
         raise ExportError(f"unknown format '{name}': choose one of auto, {', '.join(FORMATS)}")
 
@@ -51,10 +47,6 @@ def check_program(program: str, name: str = "auto") -> str:
 
     Returns:
         What is to be said of its version, maybe nothing.
-
-    Raises:
-        ExportError: There is no such program or format, its version here is too old, or it does
-            not load the format.
     """
     check_format(name)
     known = program_named(program)

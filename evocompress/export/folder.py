@@ -31,11 +31,7 @@ def check_target(out: Path, overwrite: bool) -> None:
 
 
 def check_room(out: Path, weight_bytes: int) -> None:
-    """Whether the disk has room for the weights.
-
-    Raises:
-        ExportError: It has not.
-    """
+    """Whether the disk has room for the weights."""
     free = shutil.disk_usage(_existing_parent(out)).free
     if free < weight_bytes + SPARE_BYTES:
         needed = (weight_bytes + SPARE_BYTES) / 2**20

@@ -49,11 +49,7 @@ class Gguf:
     }
 
     def check_package(self) -> None:
-        """Refuse to write GGUF files without the package that does.
-
-        Raises:
-            ExportError: It is not installed.
-        """
+        """Refuse to write GGUF files without the package that does."""
         if find_spec("gguf") is None:
             raise ExportError(
                 "format 'gguf' needs a package that is not installed: "
@@ -73,11 +69,7 @@ class Gguf:
         return NOTE
 
     def check_weights(self, loaded: LoadedModel, candidate: Candidate, weights: str) -> None:
-        """Refuse widths that the type of weights cannot be cut into blocks of.
-
-        Raises:
-            ExportError: With the unit.
-        """
+        """Refuse widths that the type of weights cannot be cut into blocks of."""
         block, left = TYPES[weights].block, layout(loaded, candidate)
         for kept in left.kept:
             sizes = {
@@ -99,22 +91,14 @@ class Gguf:
             )
 
     def build(self, loaded: LoadedModel, state: State, candidate: Candidate) -> PreTrainedModel:
-        """The model of format ``hf``.
-
-        Raises:
-            ExportError: The package that writes GGUF files is not installed.
-        """
+        """The model of format ``hf``."""
         self.check_package()
         return ModelingFile().build(loaded, state, candidate)
 
     def save(
         self, model: PreTrainedModel, loaded: LoadedModel, folder: Path, weights: str | None
     ) -> None:
-        """Writes ``model.gguf``.
-
-        Raises:
-            ExportError: A weight is too large for the type of weights.
-        """
+        """Writes ``model.gguf``."""
         write_gguf(model, loaded, folder / GGUF_FILE, weights)
 
     def measured(self, folder: Path, loaded: LoadedModel) -> dict[str, int]:

@@ -12,7 +12,7 @@ from evocompress.models.families import SubLayerName
 from evocompress.models.families.mixture import expert_path
 from evocompress.models.families.names import BlockNames
 from evocompress.models.families.uneven import added_biases, is_compressed, missing
-from evocompress.models.loading import LoadedModel
+from evocompress.models.loading import LoadedModel, once
 
 SUBLAYERS: tuple[SubLayerName, ...] = ("attention", "mlp")
 
@@ -107,7 +107,20 @@ def mixed_experts(loaded: LoadedModel) -> str:
 
 
 def layout(loaded: LoadedModel, candidate: Candidate) -> Layout:
-    """What a candidate leaves of a model."""
+    """What a candidate leaves of a model; that of the latest candidate is remembered."""
+    known = _latest(loaded)
+    if candidate not in known:
+        known.clear()
+        known[candidate] = _layout(loaded, candidate)
+    return known[candidate]
+
+
+@once
+def _latest(loaded: LoadedModel) -> dict[Candidate, Layout]:
+    return {}
+
+
+def _layout(loaded: LoadedModel, candidate: Candidate) -> Layout:
     names, kinds = loaded.family.block_names, loaded.family.sublayers
     levels, architecture = candidate.by_name, loaded.family.architecture(loaded.model)
     count = loaded.family.mixture.experts(loaded.model)[0] if loaded.family.mixture else 0

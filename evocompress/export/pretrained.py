@@ -46,11 +46,7 @@ class Pretrained:
         return ""
 
     def check_weights(self, loaded: LoadedModel, candidate: Candidate, weights: str) -> None:
-        """Refuse a type of weights that safetensors checkpoints do not have.
-
-        Raises:
-            ExportError: It is one that only GGUF files have.
-        """
+        """Refuse a type of weights that safetensors checkpoints do not have."""
         if weights not in DTYPES:
             known = ", ".join(DTYPES)
             raise ExportError(f"only format 'gguf' has weights of type {weights}; choose {known}")
@@ -65,9 +61,6 @@ class Pretrained:
             loaded: The dense model.
             folder: An empty one.
             weights: A key of `DTYPES`; ``None`` keeps the model's.
-
-        Raises:
-            ExportError: A weight is too large for the type of weights.
         """
         if weights is not None:
             nn.Module.to(model, DTYPES[weights])

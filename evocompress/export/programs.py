@@ -74,9 +74,6 @@ def check_version(name: str, found: str | None = None) -> str:
 
     Returns:
         What is to be said of one that is newer, or not here; else nothing.
-
-    Raises:
-        ExportError: It is older.
     """
     program = program_named(name)
     package, installed = _installed(program.packages)
@@ -105,11 +102,7 @@ def _installed(packages: Sequence[str]) -> tuple[str, str | None]:
 
 
 def check_task(name: str, family: Family) -> None:
-    """Refuse models of a task that a program was not tried with.
-
-    Raises:
-        ExportError: The program was tried with causal language models only.
-    """
+    """Refuse models of a task that a program was not tried with."""
     if program_named(name).causal and not family.task.causal:
         raise ExportError(
             f"--for {name}: {family.model_type} models ({family.task.name}) were not tried with "

@@ -110,11 +110,7 @@ def locate(source: str, *, trust_remote_code: bool = False) -> Checkpoint:
 
 
 def check_place(path: Path) -> None:
-    """Refuses a file in the place of a model's folder, and a folder in that of a GGUF file.
-
-    Raises:
-        ModelError: It is such a one.
-    """
+    """Refuses a file in the place of a model's folder, and a folder in that of a GGUF file."""
     if path.is_file():
         raise ModelError(
             f"no model at {str(path)!r}: this is a file, and no {GGUF} one: give the model's folder"

@@ -36,11 +36,7 @@ HARMLESS = {
 
 
 def check_language_model(path: Path) -> None:
-    """Refuse a GGUF file of another kind of model, or with tensors that would be left out.
-
-    Raises:
-        ModelError: It is such, or cannot be read.
-    """
+    """Refuse a GGUF file of another kind of model, or with tensors that would be left out."""
     from gguf import GGUFReader
 
     try:
@@ -72,9 +68,6 @@ def check_read_whole(path: Path, model: PreTrainedModel) -> None:
     Args:
         path: The file.
         model: Of the class and with the config that transformers makes of it; without weights.
-
-    Raises:
-        ModelError: It has such, or cannot be read.
     """
     from gguf import GGUFReader
 

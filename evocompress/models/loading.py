@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import wraps
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -93,6 +94,24 @@ class LoadedModel:
         return self.tokens or batch.shape[1]
 
 
+Made = TypeVar("Made")
+
+
+def once(make: Callable[[LoadedModel], Made]) -> Callable[[LoadedModel], Made]:
+    """Keeps what is made of a model in the object, as a `functools.cached_property` is."""
+
+    @wraps(make)
+    def kept(loaded: LoadedModel) -> Made:
+        own: dict[str, Any] = vars(loaded)
+        name = f"_{make.__name__}"
+        if name not in own:
+            own[name] = make(loaded)
+        found: Made = own[name]
+        return found
+
+    return kept
+
+
 def load(
     source: str,
     *,
@@ -148,9 +167,6 @@ def require_next_token(loaded: LoadedModel, what: str) -> None:
     Args:
         loaded: The model.
         what: What needs it, for the message.
-
-    Raises:
-        ModelError: The model does not tell a next token.
     """
     if not loaded.family.task.causal:
         raise ModelError(
@@ -258,9 +274,6 @@ def check_wrapper(source: object, kind: str, config: Mapping[str, Any]) -> None:
         source: For the message.
         kind: The model's type.
         config: All of its config.
-
-    Raises:
-        ModelError: Its config holds one of a language model.
     """
     inner = inner_type(config)
     if inner is None or kind == inner:
@@ -276,11 +289,7 @@ def check_wrapper(source: object, kind: str, config: Mapping[str, Any]) -> None:
 
 
 def _pooled(checkpoint: Checkpoint, family: Family) -> Family:
-    """The family of an embedding model with the pooling of its checkpoint.
-
-    Raises:
-        ModelError: It pools otherwise than is supported, or does not say how.
-    """
+    """The family of an embedding model with the pooling of its checkpoint."""
     pooling = pooling_of(checkpoint.folder)
     if pooling is None and family.task.cached:
         raise ModelError(

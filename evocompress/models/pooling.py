@@ -48,11 +48,7 @@ def pooling_of(folder: Path) -> Pooling | None:
 
 
 def _check_modules(path: Path) -> None:
-    """Refuse steps of sentence-transformers that would be left out.
-
-    Raises:
-        ModelError: There are such.
-    """
+    """Refuse steps of sentence-transformers that would be left out."""
     modules = read_file_as(path, list[Module]) if path.is_file() else []
     kinds = {module.type.rsplit(".", 1)[-1] for module in modules}
     if others := sorted(kinds - {"Transformer", "Pooling", "Normalize"}):

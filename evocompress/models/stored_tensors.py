@@ -80,9 +80,6 @@ def check_counts(path: object, config: Mapping[str, Any]) -> None:
     Args:
         path: Of the file, for the message.
         config: Its content.
-
-    Raises:
-        ModelError: A number in it is absurd.
     """
     for key, most in COUNTS.items():
         value = config.get(key)
@@ -128,11 +125,7 @@ def stored_tensors(files: Iterable[Path]) -> dict[str, Stored]:
 
 
 def check_types(source: object, tensors: Mapping[str, Stored]) -> None:
-    """Refuse weights that are integers or of eight bits: they mean nothing without their scales.
-
-    Raises:
-        ModelError: There are such.
-    """
+    """Refuse weights that are integers or of eight bits: they mean nothing without their scales."""
     others = [name for name, tensor in tensors.items() if tensor.type not in FLOATS]
     odd = [name for name in others if not BUFFERS.search(name)]
     if odd:
@@ -155,9 +148,6 @@ def check_shapes(
         tensors: The stored ones.
         expected: Shapes of the model's tensors by name; tied ones under each name.
         prefix: Of the names of the model's body, with which or without which they may be stored.
-
-    Raises:
-        ModelError: A tensor is there twice, has another shape, or most of them are not there.
     """
     body = f"{prefix}."
     stored = {name.removeprefix(body): tensor for name, tensor in tensors.items()}
@@ -186,9 +176,6 @@ def check_loaded(source: object, info: Mapping[str, Any], unused: str = "") -> N
         info: What transformers tells of loading it.
         unused: A regular expression of tensors that nothing wanted is computed with: they may be
             there or not.
-
-    Raises:
-        ModelError: Tensors are missing, left over or of another shape.
     """
     if missing := sorted(_used(info["missing_keys"], unused)):
         raise ModelError(
@@ -214,9 +201,6 @@ def check_finite(source: object, model: nn.Module) -> None:
     Args:
         source: For the message.
         model: Just read. What is stored beside its weights, such as running means, counts as well.
-
-    Raises:
-        ModelError: There are such.
     """
     stored = model.state_dict(keep_vars=True).keys()
     buffers = ((name, one) for name, one in model.named_buffers() if name in stored)

@@ -21,9 +21,6 @@ def check(context: RunContext) -> None:
     """Whether data, settings, space and library fit; nothing is written in the run's folder.
 
     A latency table that is missing is measured last: it takes longest.
-
-    Raises:
-        EvoCompressError: Something does not.
     """
     check_settings(context)
     if context.wanted_levels:
@@ -41,9 +38,6 @@ def check_settings(context: RunContext, *, search: bool = True) -> None:
         context: Of the run, perhaps with an outline of the model.
         search: Whether the settings of the search count: a library needs none, nor does what is
             done with a winner.
-
-    Raises:
-        EvoCompressError: Something does not.
     """
     if context.config.model.device_memory is not None:
         _check_streamed(context, search)

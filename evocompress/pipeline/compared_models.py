@@ -124,11 +124,7 @@ def own_checkpoint(context: RunContext, unchanged: Unchanged) -> str:
 
 
 def check_there(folder: RunFolder) -> None:
-    """Refuses a run without a checkpoint.
-
-    Raises:
-        RunError: It has none.
-    """
+    """Refuses a run without a checkpoint."""
     if not folder.checkpoint.exists():
         raise RunError(f"{folder.checkpoint} does not exist: run 'evocompress materialize' first")
 

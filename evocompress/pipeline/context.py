@@ -359,15 +359,10 @@ class RunContext:
 
     @property
     def objectives(self) -> tuple[str, ...]:
-        """Costs beside those of the budget that span the front."""
-        if not self._forgotten:
-            return self.searcher().objectives
+        """Costs beside those of the budget that span the front of a finished run."""
         front = self.folder.read_winner().front
-        if front is None:
-            return ()
-        beside = tuple(name for name in front.axes if name not in self.space.budget)
-        # Where none are beside the budget's, the search took those of the budget.
-        return costs_named(self._told, "objectives") or beside or tuple(front.axes)
+        # Where the settings name none, the search took those of the budget and of the ranges.
+        return costs_named(self._told, "objectives") or tuple(front.axes) if front else ()
 
     def header(self) -> dict[str, Any]:
         """What the values of the journal depend on."""

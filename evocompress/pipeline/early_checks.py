@@ -23,9 +23,6 @@ def check_early(config: RunConfig, *, search: bool = True, folder: RunFolder | N
         config: The run.
         search: Whether a search is to be made, or a library alone.
         folder: Of the run, where it is not where the configuration says.
-
-    Raises:
-        EvoCompressError: Something is missing or does not fit.
     """
     check_sources(config.calibration)
     library = config.library.path

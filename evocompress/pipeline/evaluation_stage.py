@@ -20,11 +20,7 @@ from evocompress.pipeline.finished import Unchanged
 
 
 def evaluate(context: RunContext) -> Path:
-    """Compares the models of a finished run; see `evocompress.api.evaluate`.
-
-    Raises:
-        EvoCompressError: Anything the user can mend.
-    """
+    """Compares the models of a finished run; see `evocompress.api.evaluate`."""
     check_early(context.config, search=False, folder=context.folder)
     unchanged = Unchanged(context)
     unchanged.check_model()

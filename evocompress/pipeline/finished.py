@@ -62,30 +62,22 @@ class Unchanged:
     """
 
     def __init__(self, context: RunContext) -> None:
-        self._bench = context
+        self._context = context
 
     @cached_property
     def _header(self) -> Any:
-        return read_header(self._bench.folder.journal)
+        return read_header(self._context.folder.journal)
 
     def check_model(self) -> None:
-        """Refuses another model than was searched.
-
-        Raises:
-            RunError: It is another one.
-        """
-        loaded = self._bench.loaded
+        """Refuses another model than was searched."""
+        loaded = self._context.loaded
         dtype = str(loaded.model.dtype).removeprefix("torch.")
         searched = self._header.get("dtype")
         how = f", computed in {dtype} and not {searched}" if searched not in (None, dtype) else ""
         self._compare("model", loaded.fingerprint, f"the model {loaded.source}{how}")
 
     def check_library(self, library: Library | None) -> None:
-        """Refuses another level library than the search had.
-
-        Raises:
-            RunError: It is another one.
-        """
+        """Refuses another level library than the search had."""
         if library is not None:
             self._compare("library", library.fingerprint, f"the level library {library.path}")
 
@@ -101,7 +93,7 @@ class Unchanged:
         for key, fingerprint in made.items():
             if fingerprint not in (None, self._header.get(key)):
                 raise RunError(
-                    f"{path} was made from another {key} than {self._bench.folder.path} was "
+                    f"{path} was made from another {key} than {self._context.folder.path} was "
                     f"searched with (fingerprint {fingerprint} instead of "
                     f"{self._header.get(key)}): remove it, and write the run's own with "
                     "'evocompress materialize'"
@@ -114,7 +106,7 @@ class Unchanged:
         Raises:
             RunError: They are others.
         """
-        context = self._bench
+        context = self._context
         own = context.folder.config().calibration
         calibration = context.calibration
         searched = calibration
@@ -128,6 +120,6 @@ class Unchanged:
         then = self._header.get(key)
         if then != now:
             raise RunError(
-                f"{what} is not what {self._bench.folder.path} was searched with (fingerprint "
+                f"{what} is not what {self._context.folder.path} was searched with (fingerprint "
                 f"{now} instead of {then}): restore it, or search again with name=..."
             )

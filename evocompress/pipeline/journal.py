@@ -16,7 +16,7 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, Self
 
-from evocompress.core.checked_lines import Line, Record, sealed, sealed_candidate
+from evocompress.core.checked_lines import JournalRecord, Line, sealed, sealed_candidate
 from evocompress.core.errors import RunError
 from evocompress.core.files import naming_disk_errors
 from evocompress.core.requests import (
@@ -266,7 +266,7 @@ class Journal:
         if _estimate_key(request) not in self._memory.checksums:
             self._write({"type": "estimate", **asked, "sha256": checksum})
 
-    def _records(self, result: Result) -> list[Record]:
+    def _records(self, result: Result) -> list[JournalRecord]:
         """What is new of a result: values, then failure or censoring."""
         request = result.request
         own = (request.candidate.id, request.treatment)
@@ -274,7 +274,7 @@ class Journal:
         if result.failed is not None:
             return [{"type": "failure", **owner, "reason": result.failed}]
         new = {v.micro_batch: v for v in result.values}
-        records: list[Record] = [
+        records: list[JournalRecord] = [
             {
                 "type": "value",
                 **owner,
@@ -310,7 +310,7 @@ class Journal:
             return
         self._write({"type": "step", **asdict(step)})
 
-    def _write(self, *said: Record | Candidate) -> None:
+    def _write(self, *said: JournalRecord | Candidate) -> None:
         """Appends lines, all of them at once."""
         memory, contents = self._memory, list(map(_line, said))
         self._append(b"".join(contents))
@@ -330,7 +330,7 @@ class Journal:
         self._synced = monotonic()
 
 
-def _line(said: Record | Candidate) -> bytes:
+def _line(said: JournalRecord | Candidate) -> bytes:
     return sealed_candidate(said) if isinstance(said, Candidate) else sealed(said)
 
 

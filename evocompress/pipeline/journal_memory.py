@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from evocompress.core.checked_lines import CANDIDATE, STEP, Line, Record, adds_up, line_at, lines
+from evocompress.core.checked_lines import (
+    CANDIDATE,
+    STEP,
+    JournalRecord,
+    Line,
+    adds_up,
+    line_at,
+    lines,
+)
 from evocompress.core.regular import check_regular
 from evocompress.core.requests import MicroBatchValue
 from evocompress.core.types import Candidate
@@ -105,7 +113,7 @@ class Values:
         self._sums = array("d")
         self._counts = array("Q")
 
-    def add(self, record: Record) -> bool:
+    def add(self, record: JournalRecord) -> bool:
         """Takes in the record of a value; false where there is one already."""
         owners = self._owners
         owner = owners.setdefault((record["candidate"], record["treatment"]), len(owners))
@@ -171,7 +179,7 @@ class Memory:
             RunError: A line is damaged.
         """
         self.path = path
-        self.header: Record = {}
+        self.header: JournalRecord = {}
         self.sealed = True
         self.count = 0
         self.end = 0
@@ -182,12 +190,12 @@ class Memory:
         self.checksums: dict[EstimateKey, str] = {}
         self.estimate_failures: dict[EstimateKey, str] = {}
         self.steps: list[Step] = []
-        self.forced: list[Record] = []
+        self.forced: list[JournalRecord] = []
         if path.exists():
             for line in lines(path):
                 self.add(line)
 
-    def add(self, line: Line, record: Record | None = None) -> None:
+    def add(self, line: Line, record: JournalRecord | None = None) -> None:
         """Takes in the next line.
 
         Args:
@@ -204,7 +212,7 @@ class Memory:
         else:
             self._remember(line, record or line.record())
 
-    def _remember(self, line: Line, record: Record) -> None:
+    def _remember(self, line: Line, record: JournalRecord) -> None:
         kind = record["type"]
         if (kind == "run") != (line.number == 1):
             raise line.damaged("the header of a run is the first line, and only that")
@@ -224,7 +232,7 @@ class Memory:
         else:
             self._remember_rest(kind, record)
 
-    def _remember_rest(self, kind: str, record: Record) -> None:
+    def _remember_rest(self, kind: str, record: JournalRecord) -> None:
         if kind == "run":
             self.header = {name: value for name, value in record.items() if name != "xxh3"}
         elif kind == "failure":
@@ -267,7 +275,7 @@ def last_step(path: Path, tail: int = 1 << 14) -> Step | None:
         tail *= 8
 
 
-def _step(record: Record) -> Step:
+def _step(record: JournalRecord) -> Step:
     return Step(
         record["step"],
         record["requested"],

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from evocompress.core.checked_lines import Record, lines, resealed, sealed
+from evocompress.core.checked_lines import JournalRecord, lines, resealed, sealed
 from evocompress.core.errors import RunError
 from evocompress.core.files import naming_disk_errors, replacing
 from evocompress.pipeline.journal_memory import Memory, StoredCandidates
@@ -21,7 +21,7 @@ def read_candidates(path: Path) -> StoredCandidates:
     return Memory(path).candidates
 
 
-def read_header(path: Path) -> Record:
+def read_header(path: Path) -> JournalRecord:
     """The first record of a journal, which says what its values depend on.
 
     Raises:
@@ -35,11 +35,7 @@ def read_header(path: Path) -> Record:
 
 
 def check_own(path: Path) -> None:
-    """Refuses a journal that is, or may be, another file as well: a run appends to it.
-
-    Raises:
-        RunError: It is a link, has a second name, or is no file.
-    """
+    """Refuses a journal that is, or may be, another file as well: a run appends to it."""
     if path.is_symlink():
         raise RunError(
             f"{path} is a link to {os.readlink(path)}, which a run would write into: put a copy "
@@ -54,7 +50,7 @@ def check_own(path: Path) -> None:
         )
 
 
-def read_own(path: Path, opening: Record, may_differ: Sequence[str]) -> Memory:
+def read_own(path: Path, opening: JournalRecord, may_differ: Sequence[str]) -> Memory:
     """What a journal says that is to be gone on with; lines without a checksum are given one.
 
     Raises:
@@ -71,7 +67,7 @@ def read_own(path: Path, opening: Record, may_differ: Sequence[str]) -> Memory:
     return memory
 
 
-def read_known(path: Path, opening: Record, may_differ: Sequence[str]) -> Memory:
+def read_known(path: Path, opening: JournalRecord, may_differ: Sequence[str]) -> Memory:
     """What a journal of this run says; it is only read.
 
     Raises:
@@ -92,10 +88,10 @@ def _seal_lines(path: Path) -> None:
         file.writelines(resealed(line) for line in lines(path))
 
 
-def _without(header: Record, keys: Sequence[str]) -> Record:
+def _without(header: JournalRecord, keys: Sequence[str]) -> JournalRecord:
     return {key: value for key, value in header.items() if key not in keys}
 
 
-def _difference(found: Record, header: Record) -> str:
+def _difference(found: JournalRecord, header: JournalRecord) -> str:
     keys = sorted(key for key in header.keys() | found if found.get(key) != header.get(key))
     return "; ".join(f"{key} was {found.get(key)}, is {header.get(key)}" for key in keys)

@@ -45,7 +45,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SearchResult:
     """What a search found.
 
     Attributes:
@@ -69,7 +69,7 @@ def search(
     *,
     tokens: int | None = None,
     listener: Listener = lambda progress: None,
-) -> Outcome:
+) -> SearchResult:
     """Runs a searcher to its end, or until the requested tokens are spent.
 
     Everything new is in the journal before the searcher is told, so the loop may be killed at
@@ -110,7 +110,7 @@ def search(
             f"search.tokens: {tokens} end the search without a valid candidate, as its next step "
             f"brings them to {ledger.after(requests)}: raise it, and go on with --resume"
         )
-    return Outcome(_winner(searcher), tuple(account.compared))
+    return SearchResult(_winner(searcher), tuple(account.compared))
 
 
 def replay(searcher: Searcher, journal: Journal) -> Incumbent:

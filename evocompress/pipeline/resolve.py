@@ -76,9 +76,6 @@ def check_search(config: RunConfig, space: SearchSpace, tokens: int | None = Non
         config: The run.
         space: Its search space.
         tokens: See `pool`.
-
-    Raises:
-        EvoCompressError: They do not.
     """
     problem, settings = _problem(config, space, tokens), searcher_settings(config)
     factory = SEARCHERS[config.search.name]
@@ -102,11 +99,7 @@ def searcher_settings(config: RunConfig) -> SearcherSettings:
 
 
 def check_names(config: RunConfig) -> None:
-    """Whether all that the configuration names exists, before anything slow is begun.
-
-    Raises:
-        ConfigError: One of them does not.
-    """
+    """Whether all that the configuration names exists, before anything slow is begun."""
     settings = searcher_settings(config)
     check_place(config)
     _check_costs(config, settings)
@@ -153,11 +146,7 @@ def with_objects(
 
 
 def _naming(section: BaseModel, key: str, name: str) -> BaseModel:
-    """A section of the configuration that names an object.
-
-    Raises:
-        ConfigError: It names something else.
-    """
+    """A section of the configuration that names an object."""
     field = key.rpartition(".")[2]
     known = getattr(section, field)
     if field in section.model_fields_set and known != name:
@@ -179,11 +168,7 @@ def packages(config: RunConfig, family: Family) -> tuple[str, ...]:
 
 
 def _check_threads(config: RunConfig) -> None:
-    """Refuses threads that only get into each other's way; Ray's are those of other machines.
-
-    Raises:
-        ConfigError: There are too many of them.
-    """
+    """Refuses threads that only get into each other's way; Ray's are those of other machines."""
     cores = os.cpu_count() or 1
     most = THREADS_A_CORE * cores
     if config.executor != "ray" and config.threads is not None and config.threads > most:
@@ -194,11 +179,7 @@ def _check_threads(config: RunConfig) -> None:
 
 
 def _check_micro_batches(config: RunConfig) -> None:
-    """Refuses micro-batches that are too small for the proxy.
-
-    Raises:
-        ConfigError: They are.
-    """
+    """Refuses micro-batches that are too small for the proxy."""
     size, sequences = config.calibration.micro_batch, config.calibration.search_sequences
     smallest = min(size, sequences % size or size)
     kind, fewest = config.proxy.kind, PROXIES[config.proxy.kind].fewest
@@ -212,11 +193,7 @@ def _check_micro_batches(config: RunConfig) -> None:
 
 
 def _check_fits(fits: str | None) -> None:
-    """Refuses what is neither a format nor a program, or a program that is too old.
-
-    Raises:
-        EvoCompressError: It is such a one.
-    """
+    """Refuses what is neither a format nor a program, or a program that is too old."""
     if fits is None:
         return
     if fits not in FORMATS and fits not in PROGRAMS:
@@ -236,11 +213,7 @@ def costs_named(settings: Mapping[str, Any], key: str) -> tuple[str, ...]:
 
 
 def _check_costs(config: RunConfig, settings: SearcherSettings) -> None:
-    """Refuses costs that there are of no model.
-
-    Raises:
-        ConfigError: Budget, objectives or ranges name one.
-    """
+    """Refuses costs that there are of no model."""
     told = settings.model_dump()
     named = {
         "space.budget": config.space.budget,

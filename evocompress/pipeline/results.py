@@ -12,7 +12,7 @@ from evocompress.core.pareto import Points, hypervolume, knee, non_dominated
 from evocompress.core.requests import Evaluate, MicroBatchValue, Result
 from evocompress.core.types import Candidate
 from evocompress.pipeline.journal import Journal
-from evocompress.pipeline.loop import Outcome
+from evocompress.pipeline.loop import SearchResult
 from evocompress.search.base import Incumbent
 from evocompress.space.space import SearchSpace
 
@@ -70,7 +70,7 @@ def winner_record(
 def front_rows(
     space: SearchSpace,
     journal: Journal,
-    outcome: Outcome,
+    outcome: SearchResult,
     *,
     objectives: Sequence[str] = (),
     origins: Mapping[str, str] | None = None,
@@ -109,7 +109,7 @@ def front_rows(
     return rows
 
 
-def not_compared(journal: Journal, outcome: Outcome) -> int:
+def not_compared(journal: Journal, outcome: SearchResult) -> int:
     """How many candidates have values, but not on every micro-batch that the winner was chosen on.
 
     Args:

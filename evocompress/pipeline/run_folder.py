@@ -93,11 +93,7 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps a second process out of the folder.
-
-        Raises:
-            RunError: Another process works in it.
-        """
+        """Keeps a second process out of the folder."""
         with only_process(self.path):
             clear_leftovers(self.path / "estimates", self.healing, self.healing / "state")
             yield
@@ -177,11 +173,7 @@ def _check_tokens(path: Path, before: int | None, now: int | None) -> None:
 
 
 def check_goes_on(path: Path, resume: bool) -> None:
-    """Refuses a folder in which something was begun, unless it is to go on.
-
-    Raises:
-        RunError: `resume` is false.
-    """
+    """Refuses a folder in which something was begun, unless it is to go on."""
     if not resume:
         raise RunError(
             f"{path} exists already: continue it with --resume, or choose another name with "
@@ -199,9 +191,6 @@ def check_unchanged(
         before: What it was begun with.
         after: What it is to go on with.
         may_differ: How the names of settings begin that no result depends on.
-
-    Raises:
-        RunError: Another setting differs.
     """
     old, new = (each.model_dump(mode="json") for each in (before, after))
     changed = [key for key in changed_keys(old, new) if not key.startswith(may_differ)]
@@ -214,11 +203,7 @@ def check_unchanged(
 
 @contextmanager
 def only_process(path: Path) -> Iterator[None]:
-    """Keeps a second process out of a folder that exists, and clears what dead ones left.
-
-    Raises:
-        RunError: Another process works in it.
-    """
+    """Keeps a second process out of a folder that exists, and clears what dead ones left."""
     try:
         with FileLock(path / LOCK, timeout=0):
             clear_leftovers(path)

@@ -31,9 +31,6 @@ def find(
         context: Of a run whose settings were checked and whose folder is locked.
         listener: Told about progress, beside the reporter of the context.
         force: Go on under other circumstances than before.
-
-    Raises:
-        EvoCompressError: Anything the user can mend.
     """
     model = context.loaded.model
     record = environment(model.device, model.dtype, context.config.executor, context.packages)
@@ -111,7 +108,7 @@ def _evolve(
     journal: Journal,
     admit: Admit,
     listener: loop.Listener | None,
-) -> loop.Outcome:
+) -> loop.SearchResult:
     tokens = context.config.search.tokens
     with (
         LiveModel(context.loaded, context.library) as live,

@@ -40,9 +40,6 @@ def search(
         force: Go on under other circumstances.
         reporter: Told about progress.
         listener: Told about every step as well.
-
-    Raises:
-        EvoCompressError: Anything the user can mend.
     """
     check_names(config)
     folder = check_folder(config, resume)
@@ -71,11 +68,7 @@ def to_be_healed(
 
 
 def heal(context: RunContext, *, resume: bool, force: bool) -> Path:
-    """Heals the checkpoint of a run in this process; see `evocompress.api.heal`.
-
-    Raises:
-        EvoCompressError: Anything the user can mend.
-    """
+    """Heals the checkpoint of a run in this process; see `evocompress.api.heal`."""
     folder, config = context.folder, context.config.heal
     check_early(context.config, search=False, folder=folder)
     unchanged = Unchanged(context)

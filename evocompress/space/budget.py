@@ -31,10 +31,6 @@ def check_cost(name: str, model: CostModel, key: str) -> None:
         name: The cost.
         model: The model's costs.
         key: The setting that names it, for the message.
-
-    Raises:
-        ConfigError: It is unknown, the model has none, or it needs a latency table and there is
-            none.
     """
     if name in model.costs:
         return
@@ -80,11 +76,7 @@ def absolute(bound: float, dense: float) -> float:
 
 
 def require(space: SearchSpace) -> None:
-    """Refuse a space without a budget.
-
-    Raises:
-        ConfigError: It has none.
-    """
+    """Refuse a space without a budget."""
     if not space.budget:
         raise ConfigError(
             "space.budget is missing: this search needs one, e.g. {body_params: 0.75}"
@@ -120,11 +112,7 @@ def _zeros(space: SearchSpace) -> NDArray[np.float64]:
 
 
 def check_reachable(space: SearchSpace) -> None:
-    """Refuse a budget that even the most compressed genomes exceed.
-
-    Raises:
-        BudgetError: With the range of the cost that the space can reach.
-    """
+    """Refuse a budget that even the most compressed genomes exceed."""
     lowest = minimal_genomes(space)
     if space.feasible(lowest).any():
         return

@@ -17,7 +17,7 @@ from evocompress.core.units import UnitTree
 from evocompress.space.candidate_table import CandidateTable, candidate_table
 from evocompress.space.expert_encoding import ExpertGenes, mixtures
 from evocompress.space.latest import latest
-from evocompress.space.part_genes import parts_of_genes, void_columns
+from evocompress.space.part_genes import inactive_columns, parts_of_genes
 
 _KNOWN = 4096
 """Latest candidates that are remembered by the bytes of their genomes."""
@@ -187,7 +187,7 @@ class Encoding:
         lost = self.states(genomes) == self._drop_states
         below = self._dropped_by(genomes, self._block_genes)
         columns = np.concatenate([lost, below, never], axis=1)
-        homes, begins = self._void_columns
+        homes, begins = self._inactive_columns
         inactive: NDArray[np.bool_] = np.logical_and.reduceat(columns[:, homes], begins, axis=1)
         return inactive
 
@@ -387,8 +387,8 @@ class Encoding:
         return parts_of_genes(owners, len(self.units))
 
     @cached_property
-    def _void_columns(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        return void_columns(self.parts, self.members)
+    def _inactive_columns(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        return inactive_columns(self.parts, self.members)
 
     @cached_property
     def _indices(self) -> dict[str, int]:

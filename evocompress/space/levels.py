@@ -227,9 +227,6 @@ def check_patterns(
         widths: {sub-layer: its narrow levels}.
         sparsities: {matrix: its levels of sparsity}.
         architecture: The dimensions of the model.
-
-    Raises:
-        ConfigError: With the matrix and the width.
     """
     tree = UnitTree(matrices)
     for unit in tree:

@@ -24,10 +24,10 @@ def parts_of_genes(owners: Sequence[Integers], count: int) -> tuple[Integers, In
     return pairs[:, 1], begins.astype(np.int64)
 
 
-def void_columns(
+def inactive_columns(
     parts: Sequence[Unit], members: Sequence[Sequence[Unit]]
 ) -> tuple[Integers, Integers]:
-    """What voids each gene: columns of (dropped | in a dropped block | never), one run each.
+    """The columns (dropped | in a dropped block | never) that make genes inactive, a run for each.
 
     A matrix is inactive with its sub-layer or expert, an expert with its sub-layer, a sub-layer
     with its block, a block never.

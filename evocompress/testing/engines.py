@@ -119,11 +119,7 @@ def generate(
 
 
 def _run(command: Sequence[str | Path], request: Mapping[str, Any]) -> Any:
-    """The answer to a request, which a program prints last.
-
-    Raises:
-        RunError: The program failed; with the end of what it said.
-    """
+    """The answer to a request, which a program prints last."""
     # Neither packages on our own path nor the modules beside the runner are the engine's business.
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(

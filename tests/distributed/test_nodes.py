@@ -57,6 +57,6 @@ def test_a_run_goes_on_while_nodes_go_and_come(cluster, tmp_path):
             step(many)
         cluster.add_node(num_cpus=1)
         cluster.wait_for_nodes()
-        while sum(hand.starting is None for hand in many._hands) < 2:
+        while sum(worker.starting is None for worker in many._workers) < 2:
             step(many)
         assert seen[-1] == 2

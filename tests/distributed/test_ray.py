@@ -50,7 +50,7 @@ def cluster():
 
 
 def pids(executor):
-    return [ray.get(hand.actor.ready.remote())["pid"] for hand in executor._hands]
+    return [ray.get(worker.actor.ready.remote())["pid"] for worker in executor._workers]
 
 
 @pytest.mark.parametrize("workers", [1, 3])

@@ -4,7 +4,7 @@ import pytest
 from evocompress.core.config import SpaceConfig, SparsitySpace, WidthSpace
 from evocompress.core.requests import UNTREATED, Evaluate, MicroBatchValue, Result
 from evocompress.pipeline.journal import Journal
-from evocompress.pipeline.loop import Outcome
+from evocompress.pipeline.loop import SearchResult
 from evocompress.pipeline.results import (
     all_values,
     costs_of,
@@ -50,7 +50,7 @@ def rows_of(space, path, values, micro_batches=(0, 1), **options):
         for candidate, measured in values.items():
             for micro_batch, value in measured.items():
                 journal.record(answer(candidate, micro_batch, value))
-        outcome = Outcome(best, tuple(candidate.id for candidate in values))
+        outcome = SearchResult(best, tuple(candidate.id for candidate in values))
         return front_rows(space, journal, outcome, **options)
 
 
@@ -84,7 +84,7 @@ def test_candidates_that_are_not_compared_are_counted(space, candidates, tmp_pat
     failed, unasked = (
         space.candidate(sampling.random(space, np.random.default_rng(n))) for n in (1, 2)
     )
-    outcome = Outcome(
+    outcome = SearchResult(
         Incumbent(uniform, 0.5, (0, 1)), tuple(c.id for c in (uniform, other, failed))
     )
     with Journal(tmp_path / "j", {}) as journal:

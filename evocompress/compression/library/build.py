@@ -13,7 +13,7 @@ from torch import Tensor
 
 from evocompress.compression.criteria import CRITERIA, STRUCTURED
 from evocompress.compression.library.builder import MakeBlocks, Progress, make_blocks
-from evocompress.compression.library.dense import DenseModel
+from evocompress.compression.library.dense import dense_model
 from evocompress.compression.library.manifest import NAME, LibraryRecipe, Manifest, read_manifest
 from evocompress.compression.library.plan import check_fits, plan_library
 from evocompress.compression.library.recipe import Wanted, make_recipe
@@ -68,7 +68,7 @@ def build_library(
         LibraryError: Disk or memory do not suffice, the library at `path` is damaged or was
             made otherwise, or a unit, level or criterion is impossible.
     """
-    recipe = make_recipe(DenseModel(loaded), wanted, calibration_fingerprint, config, propagate)
+    recipe = make_recipe(dense_model(loaded), wanted, calibration_fingerprint, config, propagate)
     progress = progress or _silent
     manifest = _begin(loaded, recipe, tokens, config, path, batch)
     if _is_incomplete(manifest, path):
@@ -102,7 +102,7 @@ def check_library(
         LibraryError: Disk or memory do not suffice, what is at `path` is damaged or was made
             otherwise, or a unit, level or criterion is impossible.
     """
-    recipe = make_recipe(DenseModel(loaded), wanted, calibration_fingerprint, config, None)
+    recipe = make_recipe(dense_model(loaded), wanted, calibration_fingerprint, config, None)
     _begin(loaded, recipe, tokens, config, path, batch)
 
 
@@ -170,11 +170,7 @@ def _circumstances(loaded: LoadedModel, recipe: LibraryRecipe) -> dict[str, str]
 
 
 def _check_circumstances(path: Path, before: Mapping[str, str], now: Mapping[str, str]) -> None:
-    """Refuses to finish a library under other circumstances than it was begun under.
-
-    Raises:
-        LibraryError: They are others.
-    """
+    """Refuses to finish a library under other circumstances than it was begun under."""
     then, here = (
         Facts(
             versions={name: value for name, value in each.items() if name not in PLACE},

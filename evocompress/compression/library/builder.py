@@ -16,7 +16,7 @@ from torch import Tensor
 
 from evocompress.compression.criteria import Statistics, unseen
 from evocompress.compression.library.block import BlockMaker
-from evocompress.compression.library.dense import DenseModel, Linear
+from evocompress.compression.library.dense import DenseModel, Linear, dense_model
 from evocompress.compression.library.gradients import loss_gradients
 from evocompress.compression.library.gram import COUNT, Sums, collecting
 from evocompress.compression.library.hidden import HiddenStates
@@ -90,7 +90,7 @@ class Builder:
         self._manifest = manifest
         self._tokens = tokens
         self._batch = batch
-        self._dense = DenseModel(loaded)
+        self._dense = dense_model(loaded)
         self._orders = orders_of(self._dense, manifest)
         self._states = (
             HiddenStates(loaded, tokens, batch, entering) if observes(self._orders) else None

@@ -16,7 +16,7 @@ from evocompress.core.types import Axis, Level, Unit
 from evocompress.core.widths import axis_lengths
 from evocompress.models.families.base import matrices_of
 from evocompress.models.families.coupling import Kept, index_of
-from evocompress.models.loading import LoadedModel
+from evocompress.models.loading import LoadedModel, once
 
 
 @dataclass(frozen=True)
@@ -257,6 +257,10 @@ class DenseModel:
     def bias(self, unit: str) -> Tensor | None:
         """The bias of a matrix unit (out,) float32, if it has one."""
         return self._biases[unit].to(self.device).float() if unit in self._biases else None
+
+
+dense_model = once(DenseModel)
+"""The matrices of a model that is dense now, or was when this was asked first."""
 
 
 def _linears(loaded: LoadedModel, units: Mapping[str, Unit]) -> dict[str, Linear]:

@@ -68,9 +68,6 @@ class LibraryRecipe:
 
         How zeros or widths are made does not matter to one who wants none; where a library
         has none, its lack of levels says more.
-
-        Raises:
-            LibraryError: Names what differs.
         """
         for name in DECISIVE:
             mine, theirs = getattr(self, name), getattr(wanted, name)

@@ -11,7 +11,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from evocompress.compression.library.dense import Coupled, DenseModel, Linear
+from evocompress.compression.library.dense import Coupled, DenseModel, Linear, dense_model
 from evocompress.compression.library.files import file_bytes
 from evocompress.compression.library.order import Batch, BlockOrder, Levels, block_orders
 from evocompress.compression.library.recipe import Wanted, methods_for
@@ -82,7 +82,7 @@ def plan_library(
     Raises:
         LibraryError: A criterion or unit does not exist.
     """
-    dense = DenseModel(loaded)
+    dense = dense_model(loaded)
     methods = methods_for(dense, wanted, config)
     orders = block_orders(dense, wanted, methods)
     missing = [order for block, order in orders.items() if block not in done]
@@ -97,11 +97,7 @@ def plan_library(
 
 
 def check_fits(plan: LibraryPlan, path: Path) -> None:
-    """Refuse a library that the disk or the memory cannot take.
-
-    Raises:
-        LibraryError: Says how much is needed and how much there is.
-    """
+    """Refuse a library that the disk or the memory cannot take."""
     folder = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
     free = shutil.disk_usage(folder).free
     if plan.disk_bytes > free:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from evocompress.compression.library.dense import DenseModel
+from evocompress.compression.library.dense import DenseModel, dense_model
 from evocompress.compression.library.manifest import BlockRecord, Manifest, read_manifest
 from evocompress.compression.library.narrowed import NarrowedMatrices
 from evocompress.compression.library.reader import REBUILD, BlockReader
@@ -141,7 +141,7 @@ def open_library(path: Path, loaded: LoadedModel, *, cache_mib: int = DEFAULT_CA
             f"{len(set(manifest.units.values()))} blocks: run the build again to finish it"
         )
     verify_files(path, manifest)
-    return Library(path, manifest, DenseModel(loaded), cache_mib)
+    return Library(path, manifest, dense_model(loaded), cache_mib)
 
 
 def verify_files(path: Path, manifest: Manifest) -> None:

@@ -88,11 +88,7 @@ def skipped(loaded: LoadedModel) -> int | None:
 
 
 def check_padding(what: str, sequences: Tensor, loaded: LoadedModel) -> None:
-    """Refuse sequences at whose end a decoder's classifier would not look.
-
-    Raises:
-        DataError: There are such.
-    """
+    """Refuse sequences at whose end a decoder's classifier would not look."""
     padding = skipped(loaded)
     if padding is not None and bool((sequences[:, -1] == padding).any()):
         raise DataError(
@@ -102,11 +98,7 @@ def check_padding(what: str, sequences: Tensor, loaded: LoadedModel) -> None:
 
 
 def check_vocabulary(what: str, tokens: Tensor, loaded: LoadedModel) -> None:
-    """Refuse token ids that the model has no embedding for.
-
-    Raises:
-        DataError: There are such.
-    """
+    """Refuse token ids that the model has no embedding for."""
     if not tokens.numel():
         return
     vocabulary = vocabulary_size(loaded)

@@ -84,11 +84,7 @@ def facts(config: ProxyConfig) -> dict[str, Any]:
 
 
 def check_proxy(kind: str, loaded: LoadedModel) -> None:
-    """Whether a proxy can tell how good candidates of a model are.
-
-    Raises:
-        ConfigError: It is for models of another task.
-    """
+    """Whether a proxy can tell how good candidates of a model are."""
     task = loaded.family.task
     if not PROXIES[kind].serves(task):
         raise ConfigError(

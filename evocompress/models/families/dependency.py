@@ -41,11 +41,7 @@ class Group:
 
 
 def require_torch_pruning(model_type: str) -> None:
-    """Refuse a model whose channels cannot be followed, because a package is missing.
-
-    Raises:
-        ModelError: Torch-Pruning is not installed.
-    """
+    """Refuse a model whose channels cannot be followed, because a package is missing."""
     if find_spec("torch_pruning") is None:
         raise ModelError(
             f"models of type {model_type!r} need Torch-Pruning, which is not installed: "

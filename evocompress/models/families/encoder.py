@@ -36,11 +36,7 @@ def embedding(hidden: Tensor, pooling: Pooling) -> Tensor:
 
 
 def check_classes(model: PreTrainedModel) -> None:
-    """Refuse a classifier whose outputs are no distribution over classes.
-
-    Raises:
-        ModelError: It has one output, or several that are independent of each other.
-    """
+    """Refuse a classifier whose outputs are no distribution over classes."""
     config = model.config
     outputs = config.num_labels or 0
     if outputs < 2 or config.problem_type in ("regression", "multi_label_classification"):

@@ -66,11 +66,7 @@ def stock_class(name: str) -> str:
 
 
 def check_layers(config: PreTrainedConfig) -> None:
-    """Refuse a compressed model whose blocks have more than their own two sub-layers.
-
-    Raises:
-        ModelError: It is of format ``folded``.
-    """
+    """Refuse a compressed model whose blocks have more than their own two sub-layers."""
     if not is_compressed(config.model_type):
         return
     layers: Sequence[Any] = config.per_layer_config

@@ -115,11 +115,7 @@ def _config(path: Any, settings: dict[str, Any], remote: dict[str, Any]) -> Any:
 
 
 def _place(source: str) -> str | Path:
-    """A local folder or file, or what may be a hub id.
-
-    Raises:
-        ModelError: It is neither.
-    """
+    """A local folder or file, or what may be a hub id."""
     path = Path(source).expanduser()
     if path.name == "config.json":
         path = path.parent

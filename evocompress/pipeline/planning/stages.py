@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 
 from evocompress.compression.criteria.base import BLOCK as ENERGY_BLOCK
-from evocompress.compression.library.dense import DenseModel
+from evocompress.compression.library.dense import dense_model
 from evocompress.compression.library.gram import gram_operations
 from evocompress.compression.library.order import BlockOrder, block_orders
 from evocompress.compression.library.plan import LibraryPlan, plan_library
@@ -239,7 +239,7 @@ def library_stage(run: Run) -> StagePlan | None:
         return None
     config = context.config.library
     plan = library_plan(run)
-    dense = DenseModel(context.loaded)
+    dense = dense_model(context.loaded)
     methods = methods_for(dense, context.wanted_levels, config)
     orders = block_orders(dense, context.wanted_levels, methods)
     work = Work(written=plan.disk_bytes)
