@@ -115,9 +115,7 @@ class GeneratorSearcher(Searcher):
             forwards: How many forward passes over them it counts as; a backward pass is two.
         """
         candidate = self.space.candidate(genome)
-        [answer] = yield [Estimate(candidate, kind, micro_batches, forwards)]
-        assert isinstance(answer, Estimation)
-        return answer
+        return (yield from estimated(Estimate(candidate, kind, micro_batches, forwards)))
 
     def descend(
         self,
@@ -156,6 +154,13 @@ class GeneratorSearcher(Searcher):
         return [
             Evaluate(self.space.candidate(genome), micro_batches, probe=probe) for genome in genomes
         ]
+
+
+def estimated(request: Estimate) -> AskTell[Estimation]:
+    """The answer to one request for an estimate; it may have failed."""
+    [answer] = yield [request]
+    assert isinstance(answer, Estimation)
+    return answer
 
 
 def _advance(generator: AskTell[None], answers: list[Answer]) -> Sequence[Request]:

@@ -11,7 +11,8 @@ from evocompress.search.auto.acquisition import Acquisition, blend, climb, propo
 from evocompress.search.auto.auto import ARCHIVE, Auto
 from evocompress.search.auto.predictor import Predictor
 from evocompress.search.base import Problem
-from evocompress.search.fidelity.racing import Rung, race
+from evocompress.search.fidelity.racing import race
+from evocompress.search.fidelity.rungs import Rung
 from evocompress.search.fidelity.scoreboard import Scoreboard
 from evocompress.search.surrogates.second_order import quadratic, step
 from evocompress.search.surrogates.taylor import Expansion, expansion, monotone
@@ -135,18 +136,29 @@ def level():
 
 
 class TestRace:
-    RUNGS = (Rung((0, 1, 2, 3), 3), Rung(tuple(range(12)), 1))
+    RUNGS = (Rung(4, 3, (0, 1, 2, 3)), Rung(12, 1, tuple(range(12))))
 
     def go(self, objective, incumbent, rivals, tokens=10**9, **options):
-        """The winner, and which micro-batches each candidate was asked for."""
-        measure = Measured(objective, tokens)
-        steps = race(Scoreboard(), measure, incumbent, rivals, self.RUNGS, **options)
-        try:
-            next(steps)
-        except StopIteration as end:
-            winner, seen = end.value
-            return winner, seen, measure.asked
-        raise AssertionError("the measure below never waits")
+        """The winner, and which micro-batches each candidate was asked for.
+
+        There are tokens as long as some are left: one for each micro-batch.
+        """
+        asked, spent = {}, []
+
+        def affords(requests):
+            return len(spent) + sum(len(each.micro_batches) for each in requests) <= tokens
+
+        steps = race(Scoreboard(), affords, incumbent, rivals, self.RUNGS, **options)
+        answers = None
+        while True:
+            try:
+                requests = steps.send(answers)
+            except StopIteration as end:
+                return *end.value, asked
+            for request in requests:
+                asked.setdefault(request.candidate.id, []).extend(request.micro_batches)
+                spent.extend(request.micro_batches)
+            answers = [objective(request) for request in requests]
 
     def test_the_best_wins_and_pays_only_for_what_is_new(self, sparse):
         objective = Separable.of(sparse)
@@ -180,23 +192,6 @@ class TestRace:
         assert (winner, seen) == (min(rivals, key=objective.value), (0, 1, 2, 3))
         winner, seen, asked = self.go(objective, incumbent, others, tokens=23)
         assert (winner, seen, asked) == (incumbent, (), {})
-
-
-class Measured:
-    """Answers at once, as long as there are tokens: one for each micro-batch."""
-
-    def __init__(self, objective, tokens):
-        self.objective, self.tokens, self.asked = objective, tokens, {}
-
-    def affords(self, wanted):
-        return sum(len(micro_batches) for _, micro_batches in wanted) <= self.tokens
-
-    def __call__(self, wanted):
-        for candidate, micro_batches in wanted:
-            self.asked.setdefault(candidate.id, []).extend(micro_batches)
-            self.tokens -= len(micro_batches)
-        return [self.objective(Evaluate(*pair)) for pair in wanted]
-        yield
 
 
 class TestProposals:

@@ -6,7 +6,7 @@ from evocompress.core.errors import ConfigError
 from evocompress.core.pareto import layers
 from evocompress.core.requests import Pool, Result
 from evocompress.search.base import Problem
-from evocompress.search.fidelity.halving import Schedule, epsilon_net, ladder, priority
+from evocompress.search.fidelity.halving import epsilon_net, halving, priority
 from evocompress.search.fidelity.moasha import MOASHA
 from evocompress.space.build import build_space
 from evocompress.testing import searchers as contract
@@ -45,8 +45,8 @@ def by_size(steps):
     return found
 
 
-def sizes(schedule, pool=contract.POOL):
-    return [rung.tokens for rung in ladder(pool, schedule, np.random.default_rng(0))]
+def sizes(pool=contract.POOL, **told):
+    return [rung.tokens for rung in halving(pool, np.random.default_rng(0), **told).rungs]
 
 
 def test_rungs_have_three_times_the_tokens_and_are_nested(bounded):
@@ -218,18 +218,11 @@ def test_priority_of_a_value_alone_is_its_order():
 
 
 def test_as_many_rungs_as_pool_and_limits_allow():
-    plain = dict.fromkeys(("most", "tokens", "configurations"))
-    assert sizes(Schedule(eta=3, grace=64, **plain)) == [64, 192, 576, 1728]
-    assert sizes(Schedule(eta=3, grace=64, **plain | {"configurations": 26})) == [64, 192, 576]
-    assert sizes(Schedule(eta=3, grace=64, **plain | {"tokens": 27 * 4 * 64 - 1})) == [64, 192, 576]
-    assert sizes(Schedule(eta=2, grace=128, **plain | {"most": 600 * 64 // 100 * 2})) == [
-        128,
-        256,
-        512,
-        768,
-    ]
-    long = Pool((512,) * 300)
-    assert sizes(Schedule(eta=3, grace=None, **plain), long)[:2] == [2048, 6144]
+    assert sizes(eta=3, grace=64) == [64, 192, 576, 1728]
+    assert sizes(eta=3, grace=64, configurations=26) == [64, 192, 576]
+    assert sizes(eta=3, grace=64, tokens=27 * 4 * 64 - 1) == [64, 192, 576]
+    assert sizes(eta=2, grace=128, most=600 * 64 // 100 * 2) == [128, 256, 512, 768]
+    assert sizes(Pool((512,) * 300), eta=3)[:2] == [2048, 6144]
 
 
 @pytest.mark.parametrize(

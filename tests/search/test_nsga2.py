@@ -241,7 +241,7 @@ def test_rungs_are_even_and_within_the_range(space):
         ({"objectives": ()}, "name the costs of the front"),
         ({"range": {"flops": (0.4, 1.0)}}, "search.range: 'flops' is no objective"),
         ({"range": {"params": (0.9, 0.4)}}, "search.range.params: 0.9 is not below 0.4"),
-        ({"candidate_tokens": 1024}, "more than the 512 tokens on which the front"),
+        ({"candidate_tokens": 1024}, "more than the 512 tokens of the last"),
         ({"generations": None}, "search.tokens or search.generations"),
     ],
 )

@@ -241,7 +241,7 @@ class TestRefusals:
             make("tpe", tokens=2047, **FEW)
 
     def test_of_finalists_on_fewer_tokens(self):
-        with pytest.raises(ConfigError, match="search.final_tokens: 64 is less than the 128"):
+        with pytest.raises(ConfigError, match="search.candidate_tokens: 128 is more than the 64"):
             make("tpe", **{**FEW, "final_tokens": 64}, candidates=20)
 
     def test_without_optuna_name_what_to_install(self, monkeypatch):

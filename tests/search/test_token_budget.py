@@ -5,7 +5,7 @@ import numpy as np
 from evocompress.core.requests import Estimate, Evaluate, Pool
 from evocompress.core.types import Candidate
 from evocompress.search.auto.auto import RADII
-from evocompress.search.fidelity.token_budget import OFFSPRING, TokenBudget, parts
+from evocompress.search.fidelity.token_budget import OFFSPRING, TokenBudget, split_pool
 from evocompress.search.ledger import TokenLedger
 
 POOL = Pool((64,) * 64)
@@ -17,11 +17,10 @@ def budget_of(pool, limit):
 
 class TestTokenBudget:
     def test_parts_do_not_overlap(self):
-        found = parts(POOL, np.random.default_rng(0))
-        assert not set(found.estimated) & set(found.compared)
-        assert len(found.estimated) + len(found.compared) == len(POOL.tokens)
-        alone = parts(Pool((64,)), np.random.default_rng(0))
-        assert alone.estimated == alone.compared == (0,)
+        estimated, compared = split_pool(POOL, np.random.default_rng(0))
+        assert not set(estimated) & set(compared)
+        assert len(estimated) + len(compared) == len(POOL.tokens)
+        assert split_pool(Pool((64,)), np.random.default_rng(0)) == ((0,), (0,))
 
     def test_a_start_leaves_enough_for_a_race(self):
         for limit in (60_000, 110_000, 660_000):
@@ -29,21 +28,21 @@ class TestTokenBudget:
             micro_batches = tuple(range(budget.start(range(64), 3)))
             budget.ledger.charge([Estimate(Candidate(), "curvature", micro_batches, 3)])
             assert budget.left >= 0.5 * limit
-            rungs, rivals = budget.race(range(64))
-            assert len(rungs) == 3
+            fidelity, rivals = budget.race(range(64))
+            assert len(fidelity.rungs) == 3
             assert rivals == OFFSPRING or limit < 110_000
             assert rivals >= len(RADII)
 
     def test_rungs_are_as_long_as_they_must_be(self):
         budget = budget_of(Pool((64,) * 2048), 409_600)
-        first = len(budget.rungs(range(2048))[0].micro_batches)
+        first = len(budget.fidelity(range(2048)).rungs[0].micro_batches)
         budget.adapt(1.0, 1.0)
-        assert len(budget.rungs(range(2048))[0].micro_batches) == 2 * first
+        assert len(budget.fidelity(range(2048)).rungs[0].micro_batches) == 2 * first
         budget.adapt(1.0, 0.5)
-        assert len(budget.rungs(range(2048))[0].micro_batches) == 2 * first
+        assert len(budget.fidelity(range(2048)).rungs[0].micro_batches) == 2 * first
         for _ in range(20):
             budget.adapt(1.0, 0.1)
-        assert len(budget.rungs(range(2048))[0].micro_batches) == 1
+        assert len(budget.fidelity(range(2048)).rungs[0].micro_batches) == 1
 
     def test_removals_take_as_few_at_a_time_as_the_tokens_allow(self):
         takes = [budget_of(POOL, limit).removals(60, 14) for limit in (30_000, 60_000, 120_000)]
@@ -57,7 +56,7 @@ class TestTokenBudget:
         pool, limit = Pool((64,) * 640), 110_000
         lengths, budget = [], budget_of(pool, limit)
         while (found := budget.race(range(640)))[1]:
-            lengths.append(len(found[0]))
+            lengths.append(len(found[0].rungs))
             budget.ledger.charge([Evaluate(Candidate(), (0,) * 64)])
         assert lengths == sorted(lengths, reverse=True)
         assert set(lengths) == {1, 2, 3}

@@ -18,7 +18,7 @@ from evocompress.core.types import Candidate
 from evocompress.search.allocation.knapsack import Harms, knapsack
 from evocompress.search.allocation.sparsity_allocation import METHODS, Known, Method
 from evocompress.search.base import Problem, SearcherSettings
-from evocompress.search.generator_searcher import AskTell, GeneratorSearcher
+from evocompress.search.generator_searcher import AskTell, GeneratorSearcher, estimated
 from evocompress.space import sampling
 from evocompress.space.budget import require
 from evocompress.space.space import SearchSpace
@@ -144,9 +144,7 @@ def _asked(
     matrices = sum(unit.kind == "matrix" for unit in space.encoding.tree)
     forwards = method.forwards + method.matrix_forwards * matrices
     chosen = micro_batches if forwards else ()
-    [answer] = yield [Estimate(Candidate(), method.kind, chosen, max(forwards, 1))]
-    assert isinstance(answer, Estimation)
-    return answer
+    return (yield from estimated(Estimate(Candidate(), method.kind, chosen, max(forwards, 1))))
 
 
 @dataclass(frozen=True, eq=False)

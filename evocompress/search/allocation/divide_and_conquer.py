@@ -210,5 +210,7 @@ class DivideAndConquer(GeneratorSearcher):
 
 def _final_tokens(pool: Pool, limit: int | None, finalists: int) -> int:
     """The whole pool, or what a quarter of the search's tokens pays for, upwards."""
-    whole = batches.fitting(pool, sum(pool.tokens))
-    return whole if limit is None else min(whole, batches.fitting(pool, limit // (4 * finalists)))
+    whole = batches.rounded_up(pool, sum(pool.tokens))
+    return (
+        whole if limit is None else min(whole, batches.rounded_up(pool, limit // (4 * finalists)))
+    )

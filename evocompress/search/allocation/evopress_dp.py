@@ -8,11 +8,11 @@ from typing import ClassVar
 import numpy as np
 
 from evocompress.core.errors import ConfigError
-from evocompress.core.requests import Estimate, Estimation
+from evocompress.core.requests import Estimate
 from evocompress.core.types import Candidate
 from evocompress.search.allocation.knapsack import Harms, knapsack
 from evocompress.search.base import CandidateSettings, SearcherSettings
-from evocompress.search.generator_searcher import AskTell, GeneratorSearcher
+from evocompress.search.generator_searcher import AskTell, GeneratorSearcher, estimated
 from evocompress.space.space import SearchSpace
 
 
@@ -35,8 +35,7 @@ class EvoPressDP(GeneratorSearcher):
     def search(self) -> AskTell[None]:
         """The least sum of the library's errors."""
         space = self.space
-        [errors] = yield [Estimate(Candidate(), "output_error", ())]
-        assert isinstance(errors, Estimation)
+        errors = yield from estimated(Estimate(Candidate(), "output_error", ()))
         if errors.failed is not None:
             return
         best = knapsack(space, harms(space, errors.by_unit), space.encoding.default)

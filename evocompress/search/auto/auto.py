@@ -11,24 +11,23 @@ estimates and a model of all measurements hold for promising.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from math import isfinite
 from typing import ClassVar
 
 import numpy as np
 
 from evocompress.core.arrays import Genome
-from evocompress.core.requests import Evaluate, Result
 from evocompress.core.types import Candidate
 from evocompress.search.auto.acquisition import Acquisition, MutationRadius, propose
-from evocompress.search.auto.evaluation_client import Asking
+from evocompress.search.auto.evaluation_client import EvaluationClient
 from evocompress.search.auto.initialization import Starts
 from evocompress.search.auto.predictor import Predictor
 from evocompress.search.auto.thompson import ModelledDrops, modelled
 from evocompress.search.base import Incumbent, Problem, SearcherSettings
-from evocompress.search.fidelity.racing import Rung, Wanted, race
-from evocompress.search.fidelity.scoreboard import Scoreboard, deviation, spread
-from evocompress.search.fidelity.token_budget import OFFSPRING, TokenBudget
+from evocompress.search.fidelity.racing import race
+from evocompress.search.fidelity.rungs import Rung
+from evocompress.search.fidelity.scoreboard import Scoreboard, deviation, quartile_deviation
+from evocompress.search.fidelity.token_budget import OFFSPRING
 from evocompress.search.generator_searcher import AskTell, GeneratorSearcher
 from evocompress.search.surrogates.second_order import best_coupling, quadratic, step
 from evocompress.search.surrogates.taylor import Expansion, Tables, expansion
@@ -87,17 +86,17 @@ class Auto(GeneratorSearcher):
     def __init__(self, problem: Problem, settings: AutoSettings, rng: np.random.Generator) -> None:
         super().__init__(problem, settings, rng)
         self.micro_batches = ()  # Each race draws its own.
-        self._asking = Asking(problem.space, self.ledger, problem.pool, rng)
-        self._budget = self._asking.budget
+        self._client = EvaluationClient(self)
+        self._budget = self._client.budget
         self._board = Scoreboard()
-        self._forecast = Predictor(problem.space, surrogate=settings.surrogate)
+        self._predictor = Predictor(problem.space, surrogate=settings.surrogate)
         self._scores: Tables | None = None
         self._archive: dict[bytes, Genome] = {}
         self._origins: dict[str, str] = {}
 
     def phase(self) -> str:
         """What the last ask is for, and which estimate it has to do without."""
-        return self._asking.doing + self._asking.failed
+        return self._client.doing + self._client.failed
 
     def origins(self) -> Mapping[str, str]:
         """What the starts, and the steps along estimates, are called."""
@@ -107,13 +106,13 @@ class Auto(GeneratorSearcher):
         """Starts, steps along estimates, races, and a last comparison."""
         named = {"uniform": sampling.uniform(self.space)}
         by_model = self.settings.surrogate and modelled(self.space, self._budget)
-        starts = Starts(self.space, self._asking, self._forecast, self.rng, removal=not by_model)
+        starts = Starts(self._client, self._predictor, removal=not by_model)
         if self.settings.estimates:
             named = (yield from starts.found()) | named
             self._scores = starts.scores
         best = yield from self._compared(named)
         if by_model:
-            model = ModelledDrops(self.space, self._asking, self.rng, starts.influence)
+            model = ModelledDrops(self._client, starts.influence)
             best = yield from self._by_model(best, model, [best, *named.values()])
         if self.settings.estimates and self._smooth:
             best = yield from self._along_estimates(best)
@@ -131,9 +130,10 @@ class Auto(GeneratorSearcher):
         for name, genome in named.items():
             self._origins.setdefault(self.space.candidate(genome).id, name)
         shown = [*named] if len(named) <= _NAMED else [f"{len(named)} candidates"]
-        self._asking.doing = f"comparing {', '.join(shown)}"
+        self._client.doing = f"comparing {', '.join(shown)}"
         first, *others = {genome.tobytes(): genome for genome in named.values()}.values()
-        return (yield from self._race(first, others, self._budget.rungs(self._asking.shuffled())))
+        fidelity = self._budget.fidelity(self._client.shuffled())
+        return (yield from self._race(first, others, fidelity.rungs))
 
     def _by_model(
         self, best: Genome, model: ModelledDrops, starts: Sequence[Genome]
@@ -142,25 +142,25 @@ class Auto(GeneratorSearcher):
         yield from model.search(starts)
         found = model.best(OFFSPRING)
         if found:
-            self._forecast.believe("a model of interactions", Acquisition(model.predict))
+            self._predictor.believe("a model of interactions", Acquisition(model.predict))
         names = [f"{place} by a model of interactions" for place in range(1, len(found) + 1)]
         return (yield from self._compared({_KNOWN: best} | dict(zip(names, found, strict=True))))
 
     def _along_estimates(self, best: Genome) -> AskTell[Genome]:
         """Steps along estimates from the best genome on, as long as measured values fall."""
         count = 0
-        while micro_batches := self._asking.next(self._budget.step(self._asking.estimated, 5)):
+        while micro_batches := self._client.next(self._budget.step(self._client.estimated, 5)):
             count += 1
             candidate = self.space.candidate(best)
-            self._asking.doing = (
-                f"step {count}: estimates at the best on {self._asking.tokens(micro_batches)}"
+            self._client.doing = (
+                f"step {count}: estimates at the best on {self._client.tokens(micro_batches)}"
             )
-            estimation = yield from self._asking.estimate(candidate, "linearised", micro_batches, 5)
+            estimation = yield from self._client.estimate(candidate, "linearised", micro_batches, 5)
             if estimation.failed is not None:
                 break
             found = self._pooled(best, expansion(self.space, estimation))
             coupling = best_coupling(self.space, best, found, _TYPICAL)
-            self._forecast.expand(quadratic(self.space, best, found, coupling))
+            self._predictor.expand(quadratic(self.space, best, found, coupling))
             picks = {
                 f"step {count} along estimates, {radius}, coupled by {coupling}": pick
                 for radius in RADII
@@ -187,40 +187,40 @@ class Auto(GeneratorSearcher):
         incumbents: a restart that costs nothing but its own race.
         """
         idle = lost = 0
-        order = self._asking.shuffled()
+        order = self._client.shuffled()
         while idle < _IDLE_RACES:
             left, before = self._budget.left, best
-            rungs, count = self._budget.race(order)
+            fidelity, count = self._budget.race(order)
             if count < 1:
                 break
             others = self._others(best)
             parents = others if others and lost >= _LOST_RACES else [best]
             parent = parents[int(self.rng.integers(len(parents)))]
-            guide = self._forecast.predictor() if self.settings.guided else None
+            guide = self._predictor.predictor() if self.settings.guided else None
             reach = MutationRadius(min(_EXCHANGES + lost, _MOST_EXCHANGES), others)
             children = propose(self.space, parent, guide, count, self.rng, reach)
             if not children:
                 break
-            self._asking.doing = (
-                f"races of mutations, {self._forecast.guide if guide else 'unguided'}"
+            self._client.doing = (
+                f"races of mutations, {self._predictor.guide if guide else 'unguided'}"
             )
-            best = yield from self._race(best, children, rungs)
+            best = yield from self._race(best, children, fidelity.rungs)
             idle = idle + 1 if self._budget.left == left else 0
             if best is before:
                 lost += 1
             else:
                 # Until then its own values are known: only its rivals have to be measured.
-                lost, order = 0, self._asking.shuffled()
+                lost, order = 0, self._client.shuffled()
         return best
 
     def _rescored(self, best: Genome) -> AskTell[None]:
         """The best of the last incumbents, on as many new tokens as are left for it."""
         rivals = self._others(best)
-        micro_batches = self._budget.final(self._asking.shuffled(), 1 + len(rivals))
+        micro_batches = self._budget.final(self._client.shuffled(), 1 + len(rivals))
         if rivals and micro_batches:
-            count = self._asking.tokens(micro_batches)
-            self._asking.doing = f"the last {1 + len(rivals)} incumbents once more on {count}"
-            yield from self._race(best, rivals, [Rung(micro_batches, 1)])
+            count = self._client.tokens(micro_batches)
+            self._client.doing = f"the last {1 + len(rivals)} incumbents once more on {count}"
+            yield from self._race(best, rivals, [self._budget.rung(micro_batches)])
 
     def _race(
         self, best: Genome, rivals: Sequence[Genome], rungs: Sequence[Rung]
@@ -231,7 +231,7 @@ class Auto(GeneratorSearcher):
         incumbent = self.space.candidate(best)
         winner, seen = yield from race(
             self._board,
-            _Paid(self._budget),
+            self._budget.affords,
             incumbent,
             [candidate for key, candidate in candidates.items() if key != incumbent.id],
             rungs,
@@ -240,7 +240,7 @@ class Auto(GeneratorSearcher):
         value = self._board.mean(winner, seen) if seen else np.inf
         if np.isfinite(value):
             self._best = Incumbent(winner, value, seen)
-        self._forecast.learn(self._board, incumbent, list(candidates.values()), genomes, rungs)
+        self._predictor.learn(self._board, incumbent, list(candidates.values()), genomes, rungs)
         self._adapt(list(candidates.values()), incumbent, rungs)
         genome = genomes[winner.id]
         former = [(key, other) for key, other in self._archive.items() if key != genome.tobytes()]
@@ -257,25 +257,8 @@ class Auto(GeneratorSearcher):
             return
         first, longest = reached[0], reached[-1]
         if isfinite(noise := deviation(longest)):
-            self._budget.adapt(spread(first), noise / np.sqrt(first[0].sequences))
+            self._budget.adapt(quartile_deviation(first), noise / np.sqrt(first[0].sequences))
 
     def _others(self, best: Genome) -> list[Genome]:
         """The last incumbents but the best one."""
         return [other for key, other in self._archive.items() if key != best.tobytes()]
-
-
-@dataclass(frozen=True)
-class _Paid:
-    """Measures, and pays for it."""
-
-    budget: TokenBudget
-
-    def affords(self, wanted: Wanted) -> bool:
-        return self.budget.affords([Evaluate(*pair) for pair in wanted])
-
-    def __call__(self, wanted: Wanted) -> AskTell[list[Result]]:
-        if not wanted:
-            return []
-        requests = [Evaluate(*pair) for pair in wanted]
-        answers = yield requests
-        return [answer for answer in answers if isinstance(answer, Result)]

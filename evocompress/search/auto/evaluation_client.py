@@ -5,39 +5,33 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-import numpy as np
-
 from evocompress.core.arrays import Genome
-from evocompress.core.requests import Estimate, Estimation, Evaluate, Pool, Result
+from evocompress.core.requests import Estimate, Estimation, Result
 from evocompress.core.types import Candidate
-from evocompress.search.fidelity.token_budget import TokenBudget, parts
-from evocompress.search.generator_searcher import AskTell
-from evocompress.search.ledger import TokenLedger
-from evocompress.space.space import SearchSpace
+from evocompress.search.fidelity.token_budget import TokenBudget, split_pool
+from evocompress.search.generator_searcher import AskTell, GeneratorSearcher, estimated
 
 
-class Asking:
+class EvaluationClient:
     """Asks for estimates and probes, and draws the micro-batches.
 
     Args:
-        space: What is searched.
-        ledger: Charged with what is answered.
-        pool: Sizes of the micro-batches.
-        rng: Source of randomness.
+        searcher: Whose tokens are asked for.
 
     Attributes:
+        space: What is searched.
+        rng: Source of randomness.
         budget: The tokens that are left.
+        estimated: The micro-batches of estimates.
         doing: What is asked for, in a few words.
         failed: Which estimate has to be done without, if any.
     """
 
-    def __init__(
-        self, space: SearchSpace, ledger: TokenLedger, pool: Pool, rng: np.random.Generator
-    ) -> None:
-        self._space, self._ledger, self._rng = space, ledger, rng
-        self._parts = parts(pool, rng)
-        self._to_estimate = itertools.cycle(self._parts.estimated)
-        self.budget = TokenBudget(pool, ledger)
+    def __init__(self, searcher: GeneratorSearcher) -> None:
+        self.space, self.rng, self._searcher = searcher.space, searcher.rng, searcher
+        self.estimated, self._compared = split_pool(searcher.pool, searcher.rng)
+        self._to_estimate = itertools.cycle(self.estimated)
+        self.budget = TokenBudget(searcher.pool, searcher.ledger)
         self.doing = ""
         self.failed = ""
 
@@ -45,9 +39,7 @@ class Asking:
         self, candidate: Candidate, kind: str, micro_batches: tuple[int, ...], forwards: int
     ) -> AskTell[Estimation]:
         """An estimate, which may have failed; it counts as so many forward passes."""
-        request = Estimate(candidate, kind, micro_batches, forwards)
-        [answer] = yield [request]
-        assert isinstance(answer, Estimation)
+        answer = yield from estimated(Estimate(candidate, kind, micro_batches, forwards))
         if answer.failed is not None:
             self.failed = f"; the estimate {kind} failed: {answer.failed}"
         return answer
@@ -56,16 +48,7 @@ class Asking:
         self, genomes: Sequence[Genome], micro_batches: tuple[int, ...]
     ) -> AskTell[list[Result]]:
         """Results of genomes (U,) that count for nothing but what is learnt of them."""
-        requests = [
-            Evaluate(self._space.candidate(genome), micro_batches, probe=True) for genome in genomes
-        ]
-        answers = yield requests
-        return [answer for answer in answers if isinstance(answer, Result)]
-
-    @property
-    def estimated(self) -> tuple[int, ...]:
-        """The micro-batches of estimates."""
-        return self._parts.estimated
+        return self._searcher.evaluate(genomes, micro_batches, probe=True)
 
     def next(self, count: int) -> tuple[int, ...]:
         """The next micro-batches for estimates, in turn: other ones each time while there are."""
@@ -73,8 +56,8 @@ class Asking:
 
     def shuffled(self) -> list[int]:
         """The micro-batches of comparisons in a new order."""
-        return [int(index) for index in self._rng.permutation(self._parts.compared)]
+        return [int(index) for index in self.rng.permutation(self._compared)]
 
     def tokens(self, micro_batches: Sequence[int]) -> str:
         """How many tokens some micro-batches have, in words."""
-        return f"{self._ledger.size(micro_batches):,} tokens"
+        return f"{self.budget.ledger.size(micro_batches):,} tokens"

@@ -11,7 +11,7 @@ from evocompress.core.requests import Result
 from evocompress.core.types import Candidate
 from evocompress.search.allocation.flap import thresholds, trajectory
 from evocompress.search.allocation.knapsack import knapsack
-from evocompress.search.auto.evaluation_client import Asking
+from evocompress.search.auto.evaluation_client import EvaluationClient
 from evocompress.search.auto.predictor import Predictor
 from evocompress.search.auto.sensitivity import approach, changes
 from evocompress.search.baselines.lazy_greedy import lazily_removed
@@ -22,7 +22,6 @@ from evocompress.search.surrogates.second_order import best_coupling, step
 from evocompress.search.surrogates.taylor import Tables, expansion, monotone
 from evocompress.space import sampling
 from evocompress.space.repair import fill_budget, repair
-from evocompress.space.space import SearchSpace
 
 Named = dict[str, Genome]
 """Genomes (U,) by what they stand for."""
@@ -38,10 +37,8 @@ class Starts:
     """The first genomes of a search; which there are follows from the space.
 
     Args:
-        space: What is searched.
-        asking: Asks and pays.
-        forecast: Told what was measured.
-        rng: Source of randomness.
+        client: Asks and pays.
+        predictor: Told what was measured.
         removal: Whether drops are found by greedy removal, too, where there are drops alone.
 
     Attributes:
@@ -49,19 +46,11 @@ class Starts:
         influence: What dropping each unit does to the hidden states (U,); zeros: not known.
     """
 
-    def __init__(
-        self,
-        space: SearchSpace,
-        asking: Asking,
-        forecast: Predictor,
-        rng: np.random.Generator,
-        *,
-        removal: bool,
-    ) -> None:
-        self._space, self._asking, self._forecast, self._rng = space, asking, forecast, rng
+    def __init__(self, client: EvaluationClient, predictor: Predictor, *, removal: bool) -> None:
+        self._space, self._client, self._predictor = client.space, client, predictor
         self._removal = removal
         self.scores: Tables | None = None
-        self.influence = np.zeros(len(space.encoding.units))
+        self.influence = np.zeros(len(client.space.encoding.units))
 
     def found(self) -> AskTell[Named]:
         """All of them, by name."""
@@ -81,12 +70,12 @@ class Starts:
 
     def _estimated(self) -> AskTell[Named]:
         """The best genomes by the estimate at the dense model."""
-        asking, space = self._asking, self._space
-        micro_batches = asking.next(asking.budget.start(asking.estimated, 3))
+        client, space = self._client, self._space
+        micro_batches = client.next(client.budget.start(client.estimated, 3))
         if not micro_batches:
             return {}
-        asking.doing = f"second-order start: an estimate on {asking.tokens(micro_batches)}"
-        estimation = yield from asking.estimate(Candidate(), "curvature", micro_batches, 3)
+        client.doing = f"second-order start: an estimate on {client.tokens(micro_batches)}"
+        estimation = yield from client.estimate(Candidate(), "curvature", micro_batches, 3)
         if estimation.failed is not None:
             return {}
         found = expansion(space, estimation)
@@ -100,19 +89,19 @@ class Starts:
 
     def _measured_effects(self) -> AskTell[Named]:
         """The best sum of single changes, measured in rounds (`sensitivity`)."""
-        asking = self._asking
+        client = self._client
         tries = 1 + len(changes(self._space, self._space.encoding.default, _TRIED_LEVELS))
-        rounds, micro_batches = asking.budget.effects(asking.shuffled(), tries)
+        rounds, micro_batches = client.budget.effects(client.shuffled(), tries)
         if not rounds:
             return {}
-        asking.doing = (
+        client.doing = (
             f"measured start: {tries - 1} single changes, {rounds} times on "
-            f"{asking.tokens(micro_batches)}"
+            f"{client.tokens(micro_batches)}"
         )
 
         def measure(genomes: Sequence[Genome]) -> AskTell[list[Result]]:
-            results = yield from asking.probe(genomes, micro_batches)
-            self._forecast.learn_effects(genomes, results)
+            results = yield from client.probe(genomes, micro_batches)
+            self._predictor.learn_effects(genomes, results)
             return results
 
         genome = yield from approach(self._space, measure, rounds=rounds, per_gene=_TRIED_LEVELS)
@@ -120,9 +109,9 @@ class Starts:
 
     def _least_fluctuation(self) -> AskTell[Named]:
         """FLAP's ranking of all heads and channels (`evocompress.search.allocation.flap`)."""
-        asking, micro_batches = self._asking, self._for_one_pass()
-        asking.doing = f"fluctuation of heads and channels on {asking.tokens(micro_batches)}"
-        estimation = yield from asking.estimate(Candidate(), "fluctuation", micro_batches, 1)
+        client, micro_batches = self._client, self._for_one_pass()
+        client.doing = f"fluctuation of heads and channels on {client.tokens(micro_batches)}"
+        estimation = yield from client.estimate(Candidate(), "fluctuation", micro_batches, 1)
         if estimation.failed is not None:
             return {}
         path = trajectory(self._space, thresholds(self._space, estimation.by_unit))
@@ -135,10 +124,10 @@ class Starts:
         Args:
             alone: Whether the space has nothing but drops, of which this is then expected.
         """
-        asking, space, named = self._asking, self._space, Named()
+        client, space, named = self._client, self._space, Named()
         micro_batches = self._for_one_pass()
-        asking.doing = f"influence of blocks on {asking.tokens(micro_batches)}"
-        estimation = yield from asking.estimate(Candidate(), "block_influence", micro_batches, 1)
+        client.doing = f"influence of blocks on {client.tokens(micro_batches)}"
+        estimation = yield from client.estimate(Candidate(), "block_influence", micro_batches, 1)
         if estimation.failed is not None:
             return named
         influence = dict(estimation.by_unit)
@@ -149,7 +138,7 @@ class Starts:
         harms = drop_harms(space, influence)
         if alone:
             self.influence = np.array([float(harm.max()) for harm in harms])
-            self._forecast.expect(harms)
+            self._predictor.expect(harms)
         units = knapsack(space, harms, space.encoding.default)
         if units is not None:
             named["units of least influence"] = units
@@ -159,13 +148,13 @@ class Starts:
         self, influence: Mapping[str, Sequence[float]]
     ) -> AskTell[dict[str, tuple[float, ...]]]:
         """The influence of every expert: of what its MLP does the share that changes without it."""
-        asking, tree = self._asking, self._space.encoding.tree
+        client, tree = self._client, self._space.encoding.tree
         experts = [unit for unit in tree if unit.kind == "expert"]
         if not self._space.encoding.mixtures:
             return {}
         micro_batches, forwards = self._for_one_pass(), 1 + max(unit.active for unit in tree)
-        asking.doing = f"errors without single experts on {asking.tokens(micro_batches)}"
-        estimation = yield from asking.estimate(
+        client.doing = f"errors without single experts on {client.tokens(micro_batches)}"
+        estimation = yield from client.estimate(
             Candidate(), "expert_output_error", micro_batches, forwards
         )
         errors = {} if estimation.failed is not None else estimation.by_unit
@@ -176,30 +165,32 @@ class Starts:
 
     def _removed(self) -> AskTell[Named]:
         """Units one after the other by measured harm."""
-        asking, space = self._asking, self._space
+        client, space = self._client, self._space
         needed = int(space.encoding.dropped(sampling.uniform(space)[None]).sum())
-        tokens, take = asking.budget.removals(space.encoding.droppable.size, needed)
+        tokens, take = client.budget.removals(space.encoding.droppable.size, needed)
         if not tokens:
             return {}
 
         def measure(genomes: Sequence[Genome]) -> AskTell[list[Result]]:
-            results = yield from asking.probe(
-                genomes, asking.budget.some(asking.shuffled(), tokens)
+            results = yield from client.probe(
+                genomes, client.budget.some(client.shuffled(), tokens)
             )
-            self._forecast.learn_effects(genomes, results)
+            self._predictor.learn_effects(genomes, results)
             return results
 
-        asking.doing = f"greedy removal, {tokens:,} tokens a trial, {take} at a time"
+        client.doing = f"greedy removal, {tokens:,} tokens a trial, {take} at a time"
         genome = yield from lazily_removed(space, measure, tries=RETRIES, take=take)
         return {"greedy removal": self._made_feasible(genome)}
 
     def _for_one_pass(self) -> tuple[int, ...]:
         """The next micro-batches for what one forward pass tells."""
-        budget = self._asking.budget
-        return self._asking.next(
-            len(budget.some(self._asking.estimated, budget.limit // _ONE_PASS))
+        budget = self._client.budget
+        return self._client.next(
+            len(budget.some(self._client.estimated, budget.limit // _ONE_PASS))
         )
 
     def _made_feasible(self, genome: Genome) -> Genome:
         """A genome that keeps the budget, and uses it up."""
-        return fill_budget(self._space, repair(self._space, genome, self._rng), self._rng)
+        return fill_budget(
+            self._space, repair(self._space, genome, self._client.rng), self._client.rng
+        )

@@ -12,7 +12,7 @@ from evocompress.core.requests import Result
 from evocompress.core.types import Candidate
 from evocompress.search.allocation.knapsack import padded
 from evocompress.search.auto.acquisition import Acquisition
-from evocompress.search.fidelity.racing import Rung
+from evocompress.search.fidelity.rungs import Rung
 from evocompress.search.fidelity.scoreboard import Scoreboard
 from evocompress.search.surrogates.second_order import Quadratic
 from evocompress.search.surrogates.surrogate import Surrogate, SurrogateGate

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evocompress.core.arrays import Floats, Genome
-from evocompress.search.auto.evaluation_client import Asking
+from evocompress.search.auto.evaluation_client import EvaluationClient
 from evocompress.search.fidelity.token_budget import TokenBudget
 from evocompress.search.generator_searcher import AskTell
 from evocompress.search.operators.mutation import distinct
@@ -79,16 +79,12 @@ class ModelledDrops:
     """Looks for the best units to drop.
 
     Args:
-        space: One that is `modelled`.
-        asking: Asks and pays.
-        rng: Source of randomness.
+        client: Asks and pays, in a space that is `modelled`.
         influence: What each unit does to the hidden states (U,), on any scale; zeros: not known.
     """
 
-    def __init__(
-        self, space: SearchSpace, asking: Asking, rng: np.random.Generator, influence: Floats
-    ) -> None:
-        self._space, self._asking, self._rng = space, asking, rng
+    def __init__(self, client: EvaluationClient, influence: Floats) -> None:
+        self._space, self._client, self._rng = client.space, client, client.rng
         self._influence = influence
         self._genomes: list[Genome] = []
         self._texts: list[int] = []
@@ -107,11 +103,11 @@ class ModelledDrops:
         first = {genome.tobytes(): genome for genome in [*starts, *opening[-1]]}
         opening[-1] = list(first.values())[:BATCH]
         while True:
-            order = order or self._asking.shuffled()
+            order = order or self._client.shuffled()
             text = order.pop()
             proposed = opening.pop() if opening else self._optima()
             genomes = [each for each in proposed if (each.tobytes(), text) not in self._seen]
-            if not genomes or not self._asking.budget.leaves(len(genomes), (text,), SPARE):
+            if not genomes or not self._client.budget.leaves(len(genomes), (text,), SPARE):
                 break
             yield from self._measure(genomes, text)
 
@@ -148,10 +144,10 @@ class ModelledDrops:
         return distinct(drawn, BATCH)
 
     def _measure(self, genomes: Sequence[Genome], text: int) -> AskTell[None]:
-        self._asking.doing = "drops by a model of their interactions, on " + self._asking.tokens(
+        self._client.doing = "drops by a model of their interactions, on " + self._client.tokens(
             (text,)
         )
-        results = yield from self._asking.probe(genomes, (text,))
+        results = yield from self._client.probe(genomes, (text,))
         for genome, result in zip(genomes, results, strict=True):
             self._seen.add((genome.tobytes(), text))
             if result.mean > 0 and np.isfinite(result.mean):

@@ -75,7 +75,7 @@ class StratifiedRandom(FrontSearcher):
         limits = [self.settings.batch, self._affordable()]
         if self.settings.candidates is not None:
             limits.append(self.settings.candidates - len(self._archive))
-        return min(limit for limit in limits if limit is not None)
+        return min(limits)
 
     def _draw(self, count: int) -> list[Genome]:
         """New random genomes (U,) whose bins had room; fewer where the space has no more."""

@@ -21,7 +21,7 @@ from evocompress.core.pareto import Points, spread
 from evocompress.core.requests import Pool
 from evocompress.search.base import Problem, SearcherSettings
 from evocompress.search.fidelity import batches
-from evocompress.search.fidelity.plan import Plan
+from evocompress.search.fidelity.rungs import Fidelity, Rung, search_and_final
 from evocompress.search.generator_searcher import AskTell, GeneratorSearcher
 from evocompress.search.objectives import Measured, Objectives
 from evocompress.search.operators.mutation import distinct
@@ -62,7 +62,7 @@ class SampledSettings(SearcherSettings):
     final_tokens: Tokens | None = None
 
     def tokens_of_comparison(self, pool: Pool) -> None:
-        """The plan draws them among those of the last comparison."""
+        """They are drawn among those of the last comparison."""
 
 
 class SampledSearcher(GeneratorSearcher):
@@ -101,7 +101,7 @@ class SampledSearcher(GeneratorSearcher):
             require(problem.space)
         super().__init__(problem, settings, rng)
         self._objectives = objectives or Objectives((), np.empty(0))
-        self._plan = plan(self.name, problem, settings, rng)
+        self._fidelity = fidelity(self.name, problem, settings, rng)
         self._archive: list[Measured] = []
 
     @property
@@ -137,28 +137,23 @@ class SampledSearcher(GeneratorSearcher):
             objectives=1 + len(self.objectives),
         )
         while genomes := study.ask(self._affordable()):
-            measured = yield from self._measure(genomes, self._plan.search)
+            measured = yield from self._measure(genomes, self._fidelity.rungs[0])
             study.tell(genomes, self._objectives.of(self.space, measured))
             self._archive += measured
             self._best = self._objectives.balanced(self.space, self._archive)
-        finals = yield from self._measure(self._finalists(), self._plan.front)
+        finals = yield from self._measure(self._finalists(), self._fidelity.rungs[-1])
         self._best = self._objectives.balanced(self.space, finals) or self._best
 
     def _affordable(self) -> int:
         """How many candidates the next batch may have."""
         measured = len(self._archive)
-        limits = [self.settings.batch]
+        limits = [self.settings.batch, self._fidelity.entrants(self.ledger.left)]
         if self.settings.candidates is not None:
             limits.append(self.settings.candidates - measured)
-        by_tokens = self._plan.affordable(self.ledger, self.settings.finalists)
-        if by_tokens is not None:
-            limits.append(by_tokens)
         return min(limits)
 
-    def _measure(
-        self, genomes: Sequence[Genome], micro_batches: tuple[int, ...]
-    ) -> AskTell[list[Measured]]:
-        results = yield from self.evaluate(genomes, micro_batches)
+    def _measure(self, genomes: Sequence[Genome], rung: Rung) -> AskTell[list[Measured]]:
+        results = yield from self.evaluate(genomes, rung.micro_batches)
         return [Measured(genome, result) for genome, result in zip(genomes, results, strict=True)]
 
     def _finalists(self) -> list[Genome]:
@@ -179,7 +174,9 @@ def _best(points: Points, count: int) -> NDArray[np.int64]:
     return order[: min(count, int(np.isfinite(points).sum()))]
 
 
-def plan(name: str, problem: Problem, settings: SampledSettings, rng: np.random.Generator) -> Plan:
+def fidelity(
+    name: str, problem: Problem, settings: SampledSettings, rng: np.random.Generator
+) -> Fidelity:
     """Draws the micro-batches and checks that the tokens suffice.
 
     Raises:
@@ -188,31 +185,23 @@ def plan(name: str, problem: Problem, settings: SampledSettings, rng: np.random.
     """
     if problem.tokens is None and settings.candidates is None:
         raise ConfigError(f"search: {name} ends by search.tokens or search.candidates; give one")
-    pool, limit = problem.pool, problem.tokens
-    wanted = settings.candidate_tokens or batches.few(pool)
-    tokens = batches.check(pool, wanted, "search.candidate_tokens")
-    last = settings.final_tokens or _usual_final(pool, limit, settings.finalists, tokens)
-    final = tuple(sorted(batches.draw(pool, batches.check(pool, last, "search.final_tokens"), rng)))
-    if tokens > last:
-        raise ConfigError(
-            f"search.final_tokens: {last} is less than the {tokens} on which every candidate is "
-            "compared; raise it or lower search.candidate_tokens"
-        )
-    needed = settings.startup * tokens + settings.finalists * last
-    if limit is not None and limit < needed:
-        raise ConfigError(
-            f"search.tokens: {limit} is less than the {needed} that {settings.startup} first "
-            f"candidates on {tokens} tokens and {settings.finalists} finalists on {last} take; "
-            "raise it or lower startup, candidate_tokens, finalists or final_tokens"
-        )
-    inner = Pool(tuple(pool.tokens[index] for index in final))
-    search = tuple(sorted(final[index] for index in batches.draw(inner, tokens, rng)))
-    return Plan(search, final, tokens, last)
+    tokens = settings.candidate_tokens or batches.few(problem.pool)
+    usual = _usual_final(problem.pool, problem.tokens, settings.finalists, tokens)
+    return search_and_final(
+        problem,
+        rng,
+        candidate_tokens=settings.candidate_tokens,
+        final_tokens=settings.final_tokens or usual,
+        key="final_tokens",
+        first=settings.startup,
+        finalists=settings.finalists,
+        levers=("startup", "candidate_tokens", "finalists", "final_tokens"),
+    )
 
 
 def _usual_final(pool: Pool, limit: int | None, finalists: int, tokens: int) -> int:
     """Tokens of each finalist where none are given, not fewer than the search's `tokens`."""
-    whole = batches.fitting(pool, sum(pool.tokens))
+    whole = batches.rounded_up(pool, sum(pool.tokens))
     if limit is None:
         return whole
     share = max(limit // _FINAL_SHARE // finalists, tokens)

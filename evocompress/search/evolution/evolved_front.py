@@ -126,7 +126,7 @@ class EvolvedFront(FrontSearcher):
         ladders = {"uniform": even_ladder(space, self._objectives, rungs)}
         if self._has_widths:
             scores = yield from self.estimate(
-                space.encoding.default, "fluctuation", self._plan.front
+                space.encoding.default, "fluctuation", self._fidelity.rungs[-1].micro_batches
             )
             ladders["flap"] = flap_ladder(space, self._objectives, scores, rungs)
         if self.settings.effect_rounds and ladders["uniform"]:
@@ -176,7 +176,8 @@ class EvolvedFront(FrontSearcher):
 
     def _probe(self, genomes: Sequence[Genome]) -> AskTell[list[Result]]:
         """Results outside the front and the budget, on the tokens of the search."""
-        return (yield from self.evaluate(genomes, self._plan.search, probe=True))
+        search = self._fidelity.rungs[0].micro_batches
+        return (yield from self.evaluate(genomes, search, probe=True))
 
     def _changes(self, genome: Genome) -> bool:
         """Whether it is another candidate than the dense model."""

@@ -16,7 +16,8 @@ from evocompress.core.requests import Pool, Result
 from evocompress.search.auto.sensitivity import approach
 from evocompress.search.base import Problem, SearcherSettings
 from evocompress.search.fidelity import batches
-from evocompress.search.fidelity.staged import Selection, StagedSearcher, StagedSettings, published
+from evocompress.search.fidelity.rungs import Rung
+from evocompress.search.fidelity.staged import Selection, StagedSearcher, StagedSettings
 from evocompress.search.generator_searcher import AskTell
 from evocompress.search.operators.mutation import distinct, exchange, mutate
 from evocompress.space import sampling
@@ -77,7 +78,7 @@ class EvoPress(StagedSearcher):
         super().__init__(problem, settings, rng)
         pool = problem.pool
         self._exchanges = exchanges(settings, problem.space)
-        usual = published(settings, problem.space).initial
+        usual = self._schedule.initial
         self._initial = usual if settings.initial is None else settings.initial
         self._initial_tokens = _tokens(pool, settings.initial_tokens, "initial_tokens")
         self._fixed = cycle(_windows(problem.space, settings.windows))
@@ -88,7 +89,7 @@ class EvoPress(StagedSearcher):
         if self.settings.effect_rounds:
             return (yield from self._summed_effects())
         genomes = distinct(self._random, self._initial)
-        best = yield from self._crown(genomes, self._initial_tokens)
+        best = yield from self._crown(genomes, Rung(self._initial_tokens))
         return sampling.uniform(self.space) if best is None else best
 
     def _summed_effects(self) -> AskTell[Genome]:

@@ -52,7 +52,7 @@ def check(pool: Pool, tokens: int, key: str) -> int:
     return tokens
 
 
-def fitting(pool: Pool, tokens: int) -> int:
+def rounded_up(pool: Pool, tokens: int) -> int:
     """The nearest number of tokens, upwards, that the pool can give; at most all of them."""
     size, usable = _usable(pool)
     return size * min(-(-tokens // size), len(usable))
@@ -60,7 +60,7 @@ def fitting(pool: Pool, tokens: int) -> int:
 
 def few(pool: Pool) -> int:
     """About `FEW_TOKENS`, as the pool can give them."""
-    return fitting(pool, FEW_TOKENS)
+    return rounded_up(pool, FEW_TOKENS)
 
 
 def _usable(pool: Pool) -> tuple[int, list[int]]:

@@ -14,7 +14,7 @@ from evocompress.core.fields import Number, Tokens, Whole
 from evocompress.core.pareto import spread
 from evocompress.core.requests import Pool
 from evocompress.search.base import Problem, SearcherSettings
-from evocompress.search.fidelity.plan import plan
+from evocompress.search.fidelity.rungs import Rung, search_and_final
 from evocompress.search.generator_searcher import AskTell, GeneratorSearcher
 from evocompress.search.objectives import Measured, choose
 
@@ -43,7 +43,7 @@ class FrontSettings(SearcherSettings):
     front_size: Annotated[Whole, Field(ge=2, le=10_000)] = 20
 
     def tokens_of_comparison(self, pool: Pool) -> None:
-        """The plan draws them among those of the last comparison."""
+        """They are drawn among those of the last comparison."""
 
 
 class FrontSearcher(GeneratorSearcher):
@@ -82,14 +82,15 @@ class FrontSearcher(GeneratorSearcher):
         """
         space, self._objectives = choose(problem.space, settings.objectives, settings.range)
         super().__init__(replace(problem, space=space), settings, rng)
-        self._plan = plan(
-            problem.pool,
-            problem.tokens,
+        self._fidelity = search_and_final(
+            problem,
             rng,
             candidate_tokens=settings.candidate_tokens,
-            front_tokens=settings.front_tokens,
-            finalists=settings.front_size + references,
+            final_tokens=settings.front_tokens,
+            key="front_tokens",
             first=first,
+            finalists=settings.front_size,
+            references=references,
             estimates=estimates,
             levers=self.levers,
         )
@@ -100,13 +101,14 @@ class FrontSearcher(GeneratorSearcher):
         """The costs that span the front with the proxy's value."""
         return self._objectives.costs
 
-    def _affordable(self, references: int = 0) -> int | None:
-        """How many candidates can still be compared before the end; ``None``: any number."""
-        return self._plan.affordable(self.ledger, self.settings.front_size + references)
+    def _affordable(self, references: int = 0) -> int:
+        """How many candidates can still be compared before the end."""
+        last = self._fidelity.rungs[-1]
+        return self._fidelity.entrants(self.ledger.left - references * last.tokens)
 
     def _compare(self, genomes: Sequence[Genome]) -> AskTell[list[Measured]]:
         """Measures genomes (U,) beside all others and keeps them for the front."""
-        measured = yield from self._measure(genomes, self._plan.search)
+        measured = yield from self._measure(genomes, self._fidelity.rungs[0])
         self._archive += measured
         self._best = self._objectives.balanced(self.space, self._archive) or self._best
         return measured
@@ -114,7 +116,7 @@ class FrontSearcher(GeneratorSearcher):
     def _measure_front(self, references: Sequence[Genome] = ()) -> AskTell[None]:
         """Measures the front and the references (U,) again; its knee becomes the incumbent."""
         finalists = {genome.tobytes(): genome for genome in [*self._front(), *references]}
-        front = yield from self._measure(list(finalists.values()), self._plan.front)
+        front = yield from self._measure(list(finalists.values()), self._fidelity.rungs[-1])
         self._best = self._objectives.balanced(self.space, front) or self._best
 
     def _front(self) -> list[Genome]:
@@ -125,8 +127,6 @@ class FrontSearcher(GeneratorSearcher):
         points = self._objectives.of(self.space, entries)
         return [entries[index].genome for index in spread(points, self.settings.front_size)]
 
-    def _measure(
-        self, genomes: Sequence[Genome], micro_batches: tuple[int, ...]
-    ) -> AskTell[list[Measured]]:
-        results = yield from self.evaluate(genomes, micro_batches)
+    def _measure(self, genomes: Sequence[Genome], rung: Rung) -> AskTell[list[Measured]]:
+        results = yield from self.evaluate(genomes, rung.micro_batches)
         return [Measured(genome, result) for genome, result in zip(genomes, results, strict=True)]

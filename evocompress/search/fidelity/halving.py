@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -11,99 +10,82 @@ from evocompress.core.errors import ConfigError
 from evocompress.core.pareto import Points, layers
 from evocompress.core.requests import Pool
 from evocompress.search.fidelity import batches
-from evocompress.search.objectives import Measured
+from evocompress.search.fidelity.rungs import Fidelity, Rung
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """What decides about the rungs.
+def halving(
+    pool: Pool,
+    rng: np.random.Generator,
+    *,
+    eta: int,
+    grace: int | None = None,
+    most: int | None = None,
+    tokens: int | None = None,
+    configurations: int | None = None,
+) -> Fidelity:
+    """Nested rungs, of which each has `eta` times the tokens of the one before.
 
-    Attributes:
-        eta: How many times as many tokens a rung has as the one before.
-        grace: Tokens of the first one; about 2048 if ``None``.
-        most: Tokens of the last one; as many as pool and limits allow if ``None``.
-        tokens: Tokens of the whole search, if they are limited.
-        configurations: Candidates of the first rung, if they are limited.
-    """
-
-    eta: int
-    grace: int | None
-    most: int | None
-    tokens: int | None
-    configurations: int | None
-
-
-@dataclass
-class Rung:
-    """Candidates that were measured on the same tokens.
-
-    Attributes:
-        micro_batches: Among them those of every rung before.
-        tokens: How many they hold.
-        measured: What was measured.
-        promoted: Ids of the candidates that have gone on to the next rung.
-    """
-
-    micro_batches: tuple[int, ...]
-    tokens: int
-    measured: list[Measured] = field(default_factory=list)
-    promoted: set[str] = field(default_factory=set)
-
-
-def ladder(pool: Pool, schedule: Schedule, rng: np.random.Generator) -> list[Rung]:
-    """The rungs, from few tokens to many.
+    Survivors are counted for the fewest candidates of whom one comes to the last rung.
 
     Args:
         pool: The calibration pool.
-        schedule: How many tokens they have.
         rng: Source of randomness.
+        eta: One of so many candidates goes on.
+        grace: Tokens of the first rung; about 2048 if left out.
+        most: Tokens of the last one; as many as pool and limits allow if left out.
+        tokens: Tokens of the whole search, if they are limited.
+        configurations: Candidates of the first rung, if they are limited.
 
     Raises:
         ConfigError: The pool cannot give the tokens, or the search is too short for anyone to
             come to the last rung.
     """
-    grace = schedule.grace or batches.few(pool)
-    sizes = [batches.check(pool, grace, "search.grace_tokens")]
-    most = schedule.most or batches.fitting(pool, sum(pool.tokens))
-    batches.check(pool, most, "search.max_tokens")
-    if most < grace:
-        raise ConfigError(f"search.max_tokens: {most} is less than the {grace} of the first rung")
-    while sizes[-1] * schedule.eta <= most:
-        sizes.append(sizes[-1] * schedule.eta)
-    if schedule.most is None:
-        while len(sizes) > 1 and _too_short(sizes, schedule):
+    first = grace or batches.few(pool)
+    sizes = [batches.check(pool, first, "search.grace_tokens")]
+    last = most or batches.rounded_up(pool, sum(pool.tokens))
+    batches.check(pool, last, "search.max_tokens")
+    if last < first:
+        raise ConfigError(f"search.max_tokens: {last} is less than the {first} of the first rung")
+    while sizes[-1] * eta <= last:
+        sizes.append(sizes[-1] * eta)
+    if most is None:
+        while len(sizes) > 1 and _too_short(sizes, eta, tokens, configurations):
             sizes.pop()
     elif sizes[-1] < most:
         sizes.append(most)
-    if reason := _too_short(sizes, schedule):
+    if reason := _too_short(sizes, eta, tokens, configurations):
         raise ConfigError(reason)
     order = batches.draw(pool, sizes[-1], rng)
-    size = pool.tokens[order[0]]
-    return [Rung(tuple(sorted(order[: tokens // size])), tokens) for tokens in sizes]
+    return _with_survivors(sizes, eta, order, pool.tokens[order[0]])
 
 
-def price(sizes: Sequence[int], eta: int) -> float:
-    """Tokens that a candidate takes on average, the share of the later rungs included.
+def _with_survivors(
+    sizes: Sequence[int], eta: int, order: Sequence[int] = (), length: int = 1
+) -> Fidelity:
+    """Rungs of some sizes, on the first micro-batches of an order that have one length each."""
+    kept = [eta**later for later in reversed(range(len(sizes) - 1))] + [1]
+    return Fidelity(
+        tuple(
+            Rung(size, survivors, tuple(sorted(order[: size // length])))
+            for size, survivors in zip(sizes, kept, strict=True)
+        )
+    )
 
-    Args:
-        sizes: Tokens of the rungs.
-        eta: One of so many goes on.
-    """
-    return sum(tokens / float(eta**rung) for rung, tokens in enumerate(sizes))
 
-
-def _too_short(sizes: Sequence[int], schedule: Schedule) -> str:
+def _too_short(
+    sizes: Sequence[int], eta: int, tokens: int | None, configurations: int | None
+) -> str:
     """Why nobody can come to the last of the rungs; empty where somebody can."""
-    first = schedule.eta ** (len(sizes) - 1)
-    needed = round(first * price(sizes, schedule.eta))
-    if schedule.configurations is not None and schedule.configurations < first:
+    first = eta ** (len(sizes) - 1)
+    needed = _with_survivors(sizes, eta).cost(first)
+    if configurations is not None and configurations < first:
         return (
-            f"search.configurations: of {schedule.configurations} none comes to a rung of "
+            f"search.configurations: of {configurations} none comes to a rung of "
             f"{sizes[-1]} tokens; give at least {first}, or lower max_tokens"
         )
-    if schedule.tokens is not None and schedule.tokens < needed:
+    if tokens is not None and tokens < needed:
         return (
-            f"search.tokens: {schedule.tokens} is less than the {needed} that bring one of {first} "
+            f"search.tokens: {tokens} is less than the {needed} that bring one of {first} "
             f"candidates to a rung of {sizes[-1]} tokens; raise it or lower max_tokens"
         )
     return ""

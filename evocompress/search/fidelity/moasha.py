@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Annotated, ClassVar
 
@@ -15,7 +15,8 @@ from evocompress.core.fields import Many, Size, Tokens, Whole
 from evocompress.core.requests import Evaluate, Result
 from evocompress.search.base import Problem, SearcherSettings
 from evocompress.search.fidelity.front_search import Share
-from evocompress.search.fidelity.halving import Rung, Schedule, ladder, price, priority
+from evocompress.search.fidelity.halving import halving, priority
+from evocompress.search.fidelity.rungs import Rung
 from evocompress.search.generator_searcher import AskTell, GeneratorSearcher
 from evocompress.search.objectives import Measured, Objectives, choose
 from evocompress.search.operators.cost_sampling import at_any_cost, span
@@ -51,6 +52,15 @@ class MOASHASettings(SearcherSettings):
     max_tokens: Tokens | None = None
 
 
+@dataclass(frozen=True)
+class _Stand:
+    """Who was measured on a rung, and the ids of those who have gone on to the next one."""
+
+    rung: Rung
+    measured: list[Measured] = field(default_factory=list)
+    promoted: set[str] = field(default_factory=set)
+
+
 class MOASHA(GeneratorSearcher):
     """Random candidates, of whom ever fewer are measured on ever more tokens.
 
@@ -74,16 +84,18 @@ class MOASHA(GeneratorSearcher):
             )
         space, self._objectives = _objectives(problem.space, settings)
         super().__init__(replace(problem, space=space), settings, rng)
-        schedule = Schedule(
+        fidelity = halving(
+            problem.pool,
+            rng,
             eta=settings.eta,
             grace=settings.grace_tokens,
             most=settings.max_tokens,
             tokens=problem.tokens,
             configurations=settings.configurations,
         )
-        self._rungs = ladder(problem.pool, schedule, rng)
-        each = price([rung.tokens for rung in self._rungs], settings.eta)
-        self._planned = int((problem.tokens or 0) / each)
+        self._stands = [_Stand(rung) for rung in fidelity.rungs]
+        first = settings.eta ** (len(self._stands) - 1)
+        self._planned = (problem.tokens or 0) * first // fidelity.cost(first)
         self._drawn: set[bytes] = set()
         self._spans = {
             name: span(space, name, floor)
@@ -101,37 +113,38 @@ class MOASHA(GeneratorSearcher):
         """Batches of promotions and new candidates."""
         while jobs := self._jobs():
             answers = yield [
-                Evaluate(self.space.candidate(genome), rung.micro_batches) for rung, genome in jobs
+                Evaluate(self.space.candidate(genome), stand.rung.micro_batches)
+                for stand, genome in jobs
             ]
-            for (rung, genome), result in zip(jobs, answers, strict=True):
+            for (stand, genome), result in zip(jobs, answers, strict=True):
                 assert isinstance(result, Result)
-                rung.measured.append(Measured(genome, result))
+                stand.measured.append(Measured(genome, result))
             self._crown()
 
-    def _jobs(self) -> list[tuple[Rung, Genome]]:
+    def _jobs(self) -> list[tuple[_Stand, Genome]]:
         """What to measure next, and where: promotions from above, and new candidates."""
-        jobs: list[tuple[Rung, Genome]] = []
+        jobs: list[tuple[_Stand, Genome]] = []
         left = self.ledger.left
-        for lower, upper in reversed(list(zip(self._rungs, self._rungs[1:], strict=False))):
+        for lower, upper in reversed(list(zip(self._stands, self._stands[1:], strict=False))):
             for entry in self._promotable(lower):
-                if len(jobs) < self.settings.batch and upper.tokens <= left:
+                if len(jobs) < self.settings.batch and upper.rung.tokens <= left:
                     lower.promoted.add(entry.candidate.id)
                     jobs.append((upper, entry.genome))
-                    left -= upper.tokens
-        first = self._rungs[0]
+                    left -= upper.rung.tokens
+        first = self._stands[0]
         for genome in distinct(self._new, self._places(len(jobs), left)):
             self._drawn.add(genome.tobytes())
             jobs.append((first, genome))
         return jobs
 
-    def _promotable(self, rung: Rung) -> list[Measured]:
+    def _promotable(self, stand: _Stand) -> list[Measured]:
         """The best part of a rung, the best ones first, without who has gone on."""
-        count = len(rung.measured) // self.settings.eta
+        count = len(stand.measured) // self.settings.eta
         if not count:
             return []
-        order = priority(self._objectives.of(self.space, rung.measured), count)
-        best = [rung.measured[index] for index in order]
-        return [entry for entry in best if entry.candidate.id not in rung.promoted]
+        order = priority(self._objectives.of(self.space, stand.measured), count)
+        best = [stand.measured[index] for index in order]
+        return [entry for entry in best if entry.candidate.id not in stand.promoted]
 
     def _places(self, taken: int, left: int | float) -> int:
         """How many new candidates there may be in a batch.
@@ -145,7 +158,7 @@ class MOASHA(GeneratorSearcher):
         """
         limits = [self.settings.batch - taken]
         if left < inf:
-            spare = int(left // self._rungs[0].tokens)
+            spare = int(left // self._stands[0].rung.tokens)
             planned = self._planned - len(self._drawn)
             limits.append(min(planned, spare) if taken or planned > 0 else spare)
         if self.settings.configurations is not None:
@@ -163,7 +176,7 @@ class MOASHA(GeneratorSearcher):
 
     def _crown(self) -> None:
         """Makes the knee of the highest rung where anything could be measured the incumbent."""
-        bests = (self._objectives.balanced(self.space, r.measured) for r in self._rungs[::-1])
+        bests = (self._objectives.balanced(self.space, s.measured) for s in self._stands[::-1])
         self._best = next((best for best in bests if best is not None), self._best)
 
 

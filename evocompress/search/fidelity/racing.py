@@ -7,47 +7,18 @@ and a small gain is seen on few tokens (as in Hoeffding races, Maron & Moore 199
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Sequence
 
-from evocompress.core.requests import Result
+from evocompress.core.requests import Evaluate, Request, Result
 from evocompress.core.types import Candidate
+from evocompress.search.fidelity.rungs import Rung
 from evocompress.search.fidelity.scoreboard import Scoreboard
 from evocompress.search.generator_searcher import AskTell
-
-Wanted = Sequence[tuple[Candidate, tuple[int, ...]]]
-"""Candidates, each with the micro-batches on which it is to be measured."""
-
-
-class Measure(Protocol):
-    """Has candidates evaluated."""
-
-    def affords(self, wanted: Wanted) -> bool:
-        """Whether there are tokens left for it."""
-        ...
-
-    def __call__(self, wanted: Wanted) -> AskTell[list[Result]]:
-        """The results."""
-        ...
-
-
-@dataclass(frozen=True)
-class Rung:
-    """One stage of a race.
-
-    Attributes:
-        micro_batches: All on which rivals are compared; those of the rung before come first.
-        keep: How many rivals go on, at most.
-    """
-
-    micro_batches: tuple[int, ...]
-    keep: int
 
 
 def race(
     board: Scoreboard,
-    measure: Measure,
+    affords: Callable[[Sequence[Request]], bool],
     incumbent: Candidate,
     rivals: Sequence[Candidate],
     rungs: Sequence[Rung],
@@ -60,7 +31,7 @@ def race(
 
     Args:
         board: What is known; new values are added.
-        measure: Gets what is missing.
+        affords: Whether there are tokens left for requests.
         incumbent: Measured along with its rivals.
         rivals: Other candidates.
         rungs: In order.
@@ -74,15 +45,16 @@ def race(
     left, seen = list(rivals), tuple[int, ...]()
     for rung in rungs:
         entrants = [incumbent, *left]
-        missing = [(entrant, board.missing(entrant, rung.micro_batches)) for entrant in entrants]
-        wanted = [pair for pair in missing if pair[1]]
-        if not measure.affords(wanted):
+        missing = ((entrant, board.missing(entrant, rung.micro_batches)) for entrant in entrants)
+        requests = [Evaluate(entrant, indices) for entrant, indices in missing if indices]
+        if not affords(requests):
             break
         seen = rung.micro_batches
-        board.add((yield from measure(wanted)))
+        answers = (yield requests) if requests else []
+        board.add(answer for answer in answers if isinstance(answer, Result))
         gaps = {rival.id: board.gap(rival, incumbent, seen) for rival in left}
         left = [rival for rival in left if not (by_chance and gaps[rival.id].hopeless)]
-        left = sorted(left, key=lambda rival: gaps[rival.id].mean)[: rung.keep]
+        left = sorted(left, key=lambda rival: gaps[rival.id].mean)[: rung.survivors]
     if seen and left and board.gap(left[0], incumbent, seen).mean < 0:
         return left[0], seen
     return incumbent, seen

@@ -97,7 +97,7 @@ class Scoreboard:
         return np.concatenate([known[index][0] / known[index][1] for index in micro_batches])
 
 
-def spread(gaps: Sequence[Gap]) -> float:
+def quartile_deviation(gaps: Sequence[Gap]) -> float:
     """How far gaps lie apart: a standard deviation, for which a few hopeless ones do not count."""
     low, high = np.quantile([gap.mean for gap in gaps], [0.25, 0.75])
     return float(high - low) / _QUARTILES

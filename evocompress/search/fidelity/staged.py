@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -12,16 +13,11 @@ from pydantic import Field
 from evocompress.core.arrays import Genome
 from evocompress.core.errors import ConfigError
 from evocompress.core.fields import Positive, Size, Tokens
-from evocompress.core.finetuning import Recipe
 from evocompress.core.requests import Pool, Result
 from evocompress.search.base import Problem, SearcherSettings
 from evocompress.search.fidelity import batches
-from evocompress.search.generator_searcher import (
-    AskTell,
-    GeneratorSearcher,
-    Ranking,
-    ranked,
-)
+from evocompress.search.fidelity.rungs import Fidelity, Rung
+from evocompress.search.generator_searcher import AskTell, GeneratorSearcher, Ranking, ranked
 from evocompress.space import sampling
 from evocompress.space.space import SearchSpace
 
@@ -52,62 +48,43 @@ class StagedSettings(SearcherSettings):
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One comparison of a generation.
-
-    Attributes:
-        tokens: On which it compares.
-        survivors: How many candidates it keeps.
-        recipe: How each is fine-tuned before it is measured, if at all.
-    """
-
-    tokens: int
-    survivors: int
-    recipe: Recipe | None = None
-
-
-@dataclass(frozen=True)
 class Schedule:
-    """Settings with every default filled in.
+    """How many generations there are, and the rungs of each.
 
     Attributes:
-        generations: Rounds of selection.
+        generations: Rounds of selection; 0: they follow from the number of dropped units.
         offspring: New candidates of a generation.
-        stages: Of each generation.
+        fidelity: On what these are compared.
+        initial: Random candidates to begin with; 0 begins at the uniform one.
+
+    Example:
+        >>> PUBLISHED["depth"].fidelity.cost(entrants=32)
+        131072
     """
 
     generations: int
     offspring: int
-    stages: tuple[Stage, ...]
+    fidelity: Fidelity
+    initial: int = 0
 
-
-@dataclass(frozen=True)
-class Published:
-    """A published schedule.
-
-    Attributes:
-        generations: Rounds; ``None`` says that they follow from the number of dropped units.
-        offspring: New candidates of a generation.
-        survivors: How many each stage keeps.
-        tokens: Tokens of each stage.
-        initial: Random candidates to begin with; 0 begins at the uniform one.
-    """
-
-    generations: int | None
-    offspring: int
-    survivors: tuple[int, ...]
-    tokens: tuple[int, ...]
-    initial: int
+    @classmethod
+    def of(
+        cls, generations: int, offspring: int, rungs: Mapping[int, int], initial: int = 0
+    ) -> Schedule:
+        """A published schedule, with the survivors of each number of tokens."""
+        found = Fidelity(tuple(Rung(tokens, kept) for tokens, kept in rungs.items()))
+        return cls(generations, offspring, found, initial)
 
 
 PUBLISHED = {
-    "sparsity": Published(400, 64, (8, 2, 1), (2048, 16384, 65536), 0),
-    "depth": Published(None, 32, (2, 1), (2048, 32768), 64),
-    "width": Published(200, 16, (8, 4, 2, 1), (1024, 2048, 4096, 8192), 0),
+    "sparsity": Schedule.of(400, 64, {2048: 8, 16384: 2, 65536: 1}),
+    "depth": Schedule.of(0, 32, {2048: 2, 32768: 1}, initial=64),
+    "width": Schedule.of(200, 16, {1024: 8, 2048: 4, 4096: 2, 8192: 1}),
 }
+"""Of EvoPress (2410.14649) and, for widths, of DarwinLM (2502.07780)."""
 
 
-def published(settings: StagedSettings, space: SearchSpace) -> Published:
+def published(settings: StagedSettings, space: SearchSpace) -> Schedule:
     """The published schedule that completes the settings."""
     if settings.kind != "auto":
         return PUBLISHED[settings.kind]
@@ -123,9 +100,10 @@ def schedule(settings: StagedSettings, space: SearchSpace, pool: Pool) -> Schedu
         ConfigError: The stages contradict each other or ask for tokens the pool cannot give.
     """
     usual = published(settings, space)
+    rungs = usual.fidelity.rungs
     offspring = settings.offspring or usual.offspring
-    survivors = settings.survivors or usual.survivors
-    tokens = settings.stage_tokens or tuple(batches.fitting(pool, n) for n in usual.tokens)
+    survivors = settings.survivors or tuple(rung.survivors for rung in rungs)
+    tokens = settings.stage_tokens or tuple(batches.rounded_up(pool, r.tokens) for r in rungs)
     recipes = settings.recipes or (None,) * len(tokens)
     if len(survivors) != len(tokens):
         raise ConfigError(
@@ -140,10 +118,12 @@ def schedule(settings: StagedSettings, space: SearchSpace, pool: Pool) -> Schedu
         raise ConfigError(f"search.survivors must fall to 1 at the last stage, not {survivors}")
     if survivors[0] > offspring:
         raise ConfigError(f"search.survivors: {survivors[0]} of only {offspring} offspring")
-    checked = [batches.check(pool, count, "search.stage_tokens") for count in tokens]
+    stages = tuple(
+        Rung(batches.check(pool, count, "search.stage_tokens"), kept, recipe=recipe)
+        for count, kept, recipe in zip(tokens, survivors, recipes, strict=True)
+    )
     generations = settings.generations or usual.generations or _depth_generations(space)
-    stages = map(Stage, checked, survivors, recipes)
-    return Schedule(generations, offspring, tuple(stages))
+    return Schedule(generations, offspring, Fidelity(stages), usual.initial)
 
 
 def _depth_generations(space: SearchSpace) -> int:
@@ -189,27 +169,26 @@ class StagedSearcher(GeneratorSearcher):
 
     def _select(self, parent: Genome | None, offspring: list[Genome]) -> Selection:
         """The best of the offspring and the parent; the parent where all others failed."""
-        *early, last = self._schedule.stages
+        *early, last = self._schedule.fidelity.rungs
         entrants = offspring
-        for stage in early:
-            ranking = yield from self._compare(entrants, stage.tokens, stage.recipe)
-            entrants = [genome for genome, _ in ranking[: stage.survivors]]
+        for rung in early:
+            ranking = yield from self._compare(entrants, rung)
+            entrants = [genome for genome, _ in ranking[: rung.survivors]]
         finalists = entrants if parent is None else [*entrants, parent]
-        winner = yield from self._crown(finalists, last.tokens, last.recipe)
+        winner = yield from self._crown(finalists, last)
         return parent if winner is None else winner
 
-    def _crown(self, genomes: list[Genome], tokens: int, recipe: Recipe | None = None) -> Selection:
+    def _crown(self, genomes: list[Genome], rung: Rung) -> Selection:
         """The best of the genomes, which becomes the incumbent; ``None`` if all failed."""
-        ranking = yield from self._compare(genomes, tokens, recipe)
-        return self.crown(ranking)
+        return self.crown((yield from self._compare(genomes, rung)))
 
-    def _compare(
-        self, genomes: list[Genome], tokens: int, recipe: Recipe | None
-    ) -> AskTell[Ranking]:
+    def _compare(self, genomes: list[Genome], rung: Rung) -> AskTell[Ranking]:
         """The genomes that could be evaluated with their results, best first."""
         if not genomes:
             return []
-        requests = self._requests(genomes, batches.draw(self.pool, tokens, self.rng))
-        answers = yield [recipe.before(request) for request in requests] if recipe else requests
+        requests = self._requests(genomes, batches.draw(self.pool, rung.tokens, self.rng))
+        if rung.recipe is not None:
+            requests = [rung.recipe.before(request) for request in requests]
+        answers = yield requests
         results = [answer for answer in answers if isinstance(answer, Result)]
         return ranked(genomes, results)

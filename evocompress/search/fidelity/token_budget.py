@@ -1,96 +1,100 @@
-"""How the tokens of a search are divided, and what is left of them."""
+"""How the tokens of the default search are divided, and what is left of them.
+
+Shares and lengths are settings that were tried out on language models (`benchmarks/search.py`);
+each is given with what speaks for it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import accumulate
-from math import inf
+from math import ceil, inf
 
 import numpy as np
 
 from evocompress.core.requests import Pool, Request
-from evocompress.search.fidelity.racing import Rung
+from evocompress.search.fidelity.rungs import Fidelity, Rung
 from evocompress.search.ledger import TokenLedger
 
 DEFAULT_TOKENS = 500_000
+
+OFFSPRING = 16
+"""Rivals of a race: as many as DarwinLM's generations have offspring."""
+
+RETRIES = 8
+"""Drops that are tried again in each round of a greedy removal."""
 
 _START, _STEP = 32_768, 20_480
 """Tokens after which a second-order start, and a step along estimates, hardly get better."""
 
 _START_SHARE, _STEP_SHARE = 0.45, 0.46
-"""The most of all tokens that each of them may cost."""
-
-_FIRST_RUNG = 1024
-"""Tokens on which many rivals are told apart roughly (EvoPress's first stage, for depth)."""
-
-_LONGEST_RUNG = 4096
-
-_CLEAR, _UNCLEAR = 4.0, 1.5
-"""Spread of rivals, in errors, at which the first rung is longer or shorter than it has to be."""
-
-_USUAL_RUNGS = 400
-"""First rungs that a search can pay for at the beginning; later ones are as long as they must."""
-
-_FEWEST_RUNGS = 60
-"""First rungs that a search must be able to pay for: so many evaluations that theirs is shorter."""
-
-RETRIES = 8
-"""Drops that are tried again in each round of a greedy removal."""
-
-_EFFECT_ROUNDS = 3
-
-_FINAL_SHARE = 0.06
-"""Share of the tokens that is kept for the last comparison."""
+"""The most of all tokens that each of them may cost: half stays for comparisons."""
 
 _MEASURED_SHARE = 0.15
 """The most of all tokens that single effects, or a greedy removal, may cost."""
 
-_RUNGS = ((1, 3), (3, 1), (8, 1))
-"""For each rung of a race its length, in first rungs, and how many rivals it leaves."""
+_FINAL_SHARE = 0.06
+"""Share of the tokens that is kept for the last comparison."""
 
-OFFSPRING = 16
+_EFFECT_ROUNDS = 3
+"""The most rounds of measured effects: the budget is approached in as many steps."""
+
+_ROUGHLY = 1024
+"""Tokens on which many rivals are told apart roughly (DarwinLM's first stage)."""
+
+_LONGEST_RUNG = 4 * _ROUGHLY
+"""The most tokens of a first rung, however alike rivals are."""
+
+_USUAL_RUNGS, _FEWEST_RUNGS = 400, 60
+"""First rungs that all tokens pay for: at the beginning, and at least, however alike rivals are."""
+
+_CLEAR, _UNCLEAR = 4.0, 1.5
+"""Spread of rivals, in errors, at which the first rung is longer or shorter than it has to be."""
+
+_RUNGS = ((1, 3), (3, 1), (8, 1))
+"""For each rung of a race its length, in first rungs, and how many rivals survive it."""
 
 _FEWEST_RIVALS = 4
 """With fewer the later rungs are left out."""
 
-_FEW_RIVALS_COST = 32
-"""First rungs that a race of three rivals costs, rounded up."""
+_RACE_AFTERWARDS = 32
+"""First rungs that a race of three rivals costs, 3 + 6 + 5 and 8 for the incumbent, rounded up."""
+
+_FIRST_TRIALS = 1.5
+"""Trials of the first round of removals for each unit: it alone, and half of both of its block."""
 
 
-@dataclass(frozen=True)
-class Parts:
-    """The calibration pool in two parts, so that nothing is chosen on what it was made from.
+def split_pool(pool: Pool, rng: np.random.Generator) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Micro-batches of estimates, a random two thirds, and those of comparisons, the rest.
 
-    Attributes:
-        estimated: Micro-batches of estimates, two thirds of the pool.
-        compared: Micro-batches of comparisons.
+    So nothing is chosen on what it was made from. A pool of one micro-batch is both.
     """
-
-    estimated: tuple[int, ...]
-    compared: tuple[int, ...]
-
-
-def parts(pool: Pool, rng: np.random.Generator) -> Parts:
-    """The pool in two random parts; a pool of one micro-batch is both."""
     order = rng.permutation(len(pool.tokens)).tolist()
-    cut = min(-(-2 * len(order) // 3), max(len(order) - 1, 1))
-    return Parts(tuple(order[:cut]), tuple(order[cut:] or order))
+    cut = min(ceil(2 * len(order) / 3), max(len(order) - 1, 1))
+    return tuple(order[:cut]), tuple(order[cut:] or order)
 
 
 class TokenBudget:
-    """The tokens of one search.
+    """The tokens of one search, and how many each part of it may take.
 
     Args:
         pool: Sizes of the micro-batches.
         ledger: What is requested, and the limit; `DEFAULT_TOKENS` where it has none.
+
+    Example:
+        >>> pool = Pool((64,) * 64)
+        >>> budget = TokenBudget(pool, TokenLedger(pool, 100_000))
+        >>> fidelity, rivals = budget.race(range(64))
+        >>> budget.left, [rung.tokens for rung in fidelity.rungs], rivals
+        (94000, [192, 704, 1984], 16)
     """
 
     def __init__(self, pool: Pool, ledger: TokenLedger) -> None:
         self._pool, self.ledger = pool, ledger
         self.limit = DEFAULT_TOKENS if ledger.limit == inf else int(ledger.limit)
         self._reserve = int(_FINAL_SHARE * self.limit)
-        self._rung = max(min(_FIRST_RUNG, self.limit // _USUAL_RUNGS), min(pool.tokens))
+        self._rung = max(min(_ROUGHLY, self.limit // _USUAL_RUNGS), min(pool.tokens))
 
     @property
     def left(self) -> int:
@@ -107,32 +111,25 @@ class TokenBudget:
         return (int(np.argmin(self._pool.tokens)),)
 
     def leaves(self, count: int, micro_batches: Sequence[int], share: float) -> bool:
-        """Whether so many candidates can be measured, and a share of all tokens is left then."""
+        """Whether a share of all tokens is left once some candidates are measured."""
         return self.left - count * self.ledger.size(micro_batches) >= share * self.limit
 
     def start(self, micro_batches: Sequence[int], forwards: int) -> int:
-        """How many of the micro-batches an estimated start should use."""
-        tokens = min(_START, self._affordable(_START_SHARE, forwards))
-        return len(self._first(micro_batches, tokens))
+        """How many of the micro-batches a start along estimates of some forward passes uses."""
+        return self._estimated(micro_batches, _START, _START_SHARE, forwards)
 
     def step(self, micro_batches: Sequence[int], forwards: int) -> int:
         """The same for a step; 0 where the tokens are too few for one and its comparison."""
-        tokens = min(_STEP, self._affordable(_STEP_SHARE, forwards))
-        return len(self._first(micro_batches, tokens))
+        return self._estimated(micro_batches, _STEP, _STEP_SHARE, forwards)
 
     def effects(self, micro_batches: Sequence[int], tries: int) -> tuple[int, tuple[int, ...]]:
-        """In how many rounds to measure single changes, and on which of the micro-batches.
+        """In how many rounds to measure some single changes, and on which of the micro-batches.
 
-        Args:
-            micro_batches: Where they may be measured.
-            tries: How many are tried in a round.
-
-        Returns:
-            As many rounds as there can be on at least one micro-batch; 0 where there is none.
+        There are as many rounds as there can be on at least one micro-batch; maybe none.
         """
         for rounds in range(_EFFECT_ROUNDS, 0, -1):
             tokens = int(_MEASURED_SHARE * self.limit / (rounds * tries))
-            if chosen := self._first(micro_batches, min(tokens, _FIRST_RUNG)):
+            if chosen := self._first(micro_batches, min(tokens, _ROUGHLY)):
                 return rounds, chosen
         return 0, ()
 
@@ -147,11 +144,10 @@ class TokenBudget:
             The tokens of each trial, and how many units a round drops: one, or more where the
             tokens are few; no tokens where they are too few for that, too.
         """
-        smallest = min(self._pool.tokens)
         for take in range(1, needed + 1):
-            trials = 1 + 1.5 * units + (needed / take - 1) * (1 + RETRIES)
-            tokens = int(min(_MEASURED_SHARE * self.limit / trials, _FIRST_RUNG))
-            if tokens >= smallest:
+            trials = 1 + _FIRST_TRIALS * units + (needed / take - 1) * (1 + RETRIES)
+            tokens = int(min(_MEASURED_SHARE * self.limit / trials, _ROUGHLY))
+            if tokens >= min(self._pool.tokens):
                 return tokens, take
         return 0, 0
 
@@ -159,13 +155,14 @@ class TokenBudget:
         """The first of some micro-batches that have together at most so many tokens, or one."""
         return self._first(order, tokens) or tuple(order[:1])
 
-    def rungs(self, order: Sequence[int]) -> tuple[Rung, ...]:
+    def rung(self, micro_batches: tuple[int, ...], survivors: int = 1) -> Rung:
+        """The rung of some micro-batches."""
+        return Rung(self.ledger.size(micro_batches), survivors, micro_batches)
+
+    def fidelity(self, order: Sequence[int]) -> Fidelity:
         """The rungs of a race on the first of some micro-batches."""
-        lengths = [self._first(order, self._rung * length) for length, _ in _RUNGS]
-        return tuple(
-            Rung(length or tuple(order[:1]), keep)
-            for length, (_, keep) in zip(lengths, _RUNGS, strict=True)
-        )
+        lengths = ((self.some(order, self._rung * length), kept) for length, kept in _RUNGS)
+        return Fidelity(tuple(self.rung(*each) for each in lengths), resumed=True)
 
     def adapt(self, spread: float, error: float) -> None:
         """Makes the next races' first rung as long as it has to be to tell rivals apart.
@@ -179,36 +176,32 @@ class TokenBudget:
         elif spread < _UNCLEAR * error:
             self._rung = min(2 * self._rung, _LONGEST_RUNG, self.limit // _FEWEST_RUNGS)
 
-    def race(self, order: Sequence[int]) -> tuple[tuple[Rung, ...], int]:
+    def race(self, order: Sequence[int]) -> tuple[Fidelity, int]:
         """The rungs of the next race, and how many rivals can be in it.
 
         With few tokens left it ends on an earlier rung; without enough for that there are none.
         """
-        rungs = self.rungs(order)
-        while len(rungs) > 1 and self._rivals(rungs) < _FEWEST_RIVALS:
-            rungs = rungs[:-1]
-        return rungs, self._rivals(rungs)
+        found = self.fidelity(order)
+        while len(found.rungs) > 1 and self._rivals(found) < _FEWEST_RIVALS:
+            found = replace(found, rungs=found.rungs[:-1])
+        return found, self._rivals(found)
 
-    def _rivals(self, rungs: Sequence[Rung]) -> int:
-        """How many rivals can be raced over rungs, the incumbent measured on everything."""
-        last = self.ledger.size(rungs[-1].micro_batches)
-        later = sum(
-            before.keep
-            * (self.ledger.size(rung.micro_batches) - self.ledger.size(before.micro_batches))
-            for before, rung in zip(rungs, rungs[1:], strict=False)
-        )
-        first = self.ledger.size(rungs[0].micro_batches)
-        return max(min(OFFSPRING, (self.left - last - later) // first), 0)
+    def _rivals(self, fidelity: Fidelity) -> int:
+        """How many rivals can be raced, the incumbent being measured on everything."""
+        return min(OFFSPRING, fidelity.entrants(self.left - fidelity.rungs[-1].tokens))
 
     def final(self, order: Sequence[int], entrants: int) -> tuple[int, ...]:
         """The first of some micro-batches on which everybody can be measured at the end."""
         self._reserve = 0
         return self._first(order, self.left // entrants)
 
-    def _affordable(self, share: float, forwards: int) -> int:
-        """Tokens of micro-batches that an estimate may use, a race being left for afterwards."""
-        race = self._rung * _FEW_RIVALS_COST
-        return int(min(share * self.limit, self.left - race) // forwards)
+    def _estimated(
+        self, micro_batches: Sequence[int], enough: int, share: float, forwards: int
+    ) -> int:
+        """How many micro-batches an estimate may use, a race being left for afterwards."""
+        race = self._rung * _RACE_AFTERWARDS
+        affordable = int(min(share * self.limit, self.left - race) // forwards)
+        return len(self._first(micro_batches, min(enough, affordable)))
 
     def _first(self, micro_batches: Sequence[int], tokens: int) -> tuple[int, ...]:
         sums = accumulate(self._pool.tokens[index] for index in micro_batches)
