@@ -1,18 +1,21 @@
 """How many small faults the tests find: each is put into the code alone, and the tests are run.
 
-    python -m tests.mutation --sample 60 --seed 0 --against COMMIT
+    python -m tests.mutation --sample 40 --seed 0 --against COMMIT
 
-A mutant has one comparison, operation, condition or constant changed. The tests of its room are run
-on a copy of the tree, those that name the mutated module first, until one fails. With ``--against``
-the tests and `evocompress.testing` of a commit are run on the same mutants of the same code.
+A mutant has one comparison, operation, condition or constant changed. All tests of its room are run
+once on a copy of the tree without faults, where functions with mutants tell which tests call them.
+Those tests are then run on the mutant, the fastest first, until one fails. With ``--against`` the
+tree of a commit gets the same mutants as well, which are then taken of the lines that both have.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import builtins
 import io
 import os
+import pickle
 import random
 import resource
 import shutil
@@ -21,8 +24,9 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +35,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("search", "space", "compression/criteria")
-ELSEWHERE = "not (real or cluster or engines or torture or gpu)"
+ELSEWHERE = ("real", "cluster", "engines", "torture", "gpu")
+"""Marks of tests that are never run here."""
+
 SWAPPED = {
     **{ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt},
     **{ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.In: ast.NotIn, ast.NotIn: ast.In},
@@ -54,9 +60,15 @@ LOADED = (
 
 @dataclass(frozen=True)
 class Mutant:
-    """One change of one file: the text between two places is another one."""
+    """One change of one file: the text between two places is another one.
+
+    Attributes:
+        functions: Functions of the file that tests must call to see the change: the one around it,
+            and all where it is in none that can tell.
+    """
 
     path: str
+    functions: frozenset[str]
     line: int
     begin: int
     end: int
@@ -70,18 +82,147 @@ class Mutant:
         return code[: self.begin] + f"({self.text})".encode() + code[self.end :]
 
 
-def mutants(path: Path) -> Iterator[Mutant]:
+Key = tuple[str, bytes, str, int]
+"""What tells a mutant apart in two trees: file, line, change, and which of several like it."""
+
+
+def mutants_of(tree: Path) -> dict[Key, Mutant]:
+    """All mutants of a tree."""
+    found: dict[Key, Mutant] = {}
+    seen = Counter[tuple[str, bytes, str]]()
+    for file in (f for room in ROOMS for f in sorted((tree / "evocompress" / room).rglob("*.py"))):
+        lines = file.read_bytes().splitlines()
+        for mutant in mutants(file, tree):
+            alike = (mutant.path, lines[mutant.line - 1].strip(), mutant.text)
+            found[*alike, seen[alike]] = mutant
+            seen[alike] += 1
+    return found
+
+
+def mutants(path: Path, tree: Path) -> Iterator[Mutant]:
     """All mutants of a file but those in annotations, which nothing computes with."""
-    code = path.read_bytes()
+    code, name = path.read_bytes(), str(path.relative_to(tree))
     starts = [0]
     for line in code.splitlines(keepends=True):
         starts.append(starts[-1] + len(line))
+    functions = telling(code)
     for node in _computing(ast.parse(code)):
         if (text := _changed(node)) is not None:
             assert isinstance(node, ast.expr) and node.end_lineno and node.end_col_offset
             begin = starts[node.lineno - 1] + node.col_offset
             end = starts[node.end_lineno - 1] + node.end_col_offset
-            yield Mutant(str(path.relative_to(ROOT)), node.lineno, begin, end, text)
+            around = [
+                f for f in functions if f.body[0].lineno <= node.lineno <= (f.end_lineno or 0)
+            ]
+            called = around[-1:] or functions
+            told = frozenset(f"{name}:{function.lineno}" for function in called)
+            yield Mutant(name, told, node.lineno, begin, end, text)
+
+
+def telling(code: bytes) -> list[ast.FunctionDef]:
+    """Functions of a file, the inner after the outer, but those of one line and compiled ones."""
+    return sorted(
+        (
+            node
+            for node in ast.walk(ast.parse(code))
+            if isinstance(node, ast.FunctionDef)
+            and node.body[0].lineno > node.lineno
+            and "compiled" not in map(ast.unparse, node.decorator_list)
+        ),
+        key=lambda function: function.lineno,
+    )
+
+
+def told(path: str, code: bytes) -> bytes:
+    """The code of a file whose functions tell that they are called."""
+    lines = code.decode().splitlines(keepends=True)
+    for function in reversed(telling(code)):
+        first = function.body[0]
+        if ast.get_docstring(function) is None:
+            at = min([first.lineno, *(d.lineno for d in getattr(first, "decorator_list", []))]) - 1
+        else:
+            at = first.end_lineno or 0
+        lines.insert(at, f'{" " * first.col_offset}reached("{path}:{function.lineno}")\n')
+    return "".join(lines).encode()
+
+
+class Plugin:
+    """A plugin of pytest that knows the marks of today, which an older tree may not."""
+
+    def pytest_configure(self, config: pytest.Config) -> None:
+        for mark in (*ELSEWHERE, "long"):
+            config.addinivalue_line("markers", mark)
+
+
+class Record(Plugin):
+    """A plugin of pytest: which functions each test calls, and how long it takes.
+
+    What a module calls when it is loaded, and fixtures of a module call, counts for all its tests.
+    A test that takes longer than `most` CPU seconds is stopped, and run on no mutant.
+    """
+
+    def __init__(self, most: float) -> None:
+        self._most = most
+        self._slow: set[str] = set()
+        signal.signal(signal.SIGPROF, self._stop)
+        self.seconds = Counter[str]()
+        self.called = defaultdict[str, set[str]](set)
+        self._now = "import"
+        vars(builtins)["reached"] = lambda function: self.called[self._now].add(function)
+
+    def pytest_collectstart(self, collector: pytest.Collector) -> None:
+        self._now = collector.nodeid
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self._now = nodeid
+        signal.setitimer(signal.ITIMER_PROF, self._most)
+
+    def _stop(self, *_: object) -> None:
+        self._slow.add(self._now)
+        pytest.fail("takes too long")
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(
+        self, fixturedef: pytest.FixtureDef[object], request: pytest.FixtureRequest
+    ) -> Generator[None, object, object]:
+        now = self._now
+        if fixturedef.scope != "function":
+            self._now = request.node.nodeid
+        try:
+            return (yield)
+        finally:
+            self._now = now
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.seconds[report.nodeid] += report.duration  # type: ignore[assignment]
+
+    def of_tests(self) -> dict[str, tuple[float, set[str]]]:
+        """By test, the fastest first."""
+        tests = self.seconds.keys() - self._slow
+        order = sorted(tests, key=lambda test: (self.seconds[test], test))
+        return {test: (self.seconds[test], self._of(test)) for test in order}
+
+    def _of(self, test: str) -> set[str]:
+        parts = test.split("::")
+        return set().union(*(self.called["::".join(parts[:n])] for n in range(1, len(parts) + 1)))
+
+
+class Chosen(Plugin):
+    """A plugin of pytest: the tests to run, in their order; those that fail are told."""
+
+    def __init__(self, tests: list[str], tell: int) -> None:
+        self._place = {test: place for place, test in enumerate(tests)}
+        self._tell = tell
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        chosen = [item for item in items if item.nodeid in self._place]
+        items[:] = sorted(chosen, key=lambda item: self._place[item.nodeid])
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport | pytest.CollectReport) -> None:
+        if report.failed:
+            os.write(self._tell, f"{report.nodeid}\n".encode())
+
+    pytest_collectreport = pytest_runtest_logreport
 
 
 def _computing(node: ast.AST) -> Iterator[ast.AST]:
@@ -120,59 +261,73 @@ class Suite:
         name: Of the suite.
         tree: The copy.
         limit: CPU seconds that the tests of a mutant may take.
+        left_out: Marks of tests that are not run.
+        mutants: The chosen ones.
+        tests: Seconds and called functions of each test, the fastest first.
         broken: Tests that fail without any mutant here, and are left out.
     """
 
     name: str
     tree: Path
     limit: int
+    left_out: tuple[str, ...]
+    mutants: list[Mutant]
+    tests: dict[str, tuple[float, set[str]]] = field(default_factory=dict)
     broken: set[str] = field(default_factory=set)
+
+    def record(self) -> str:
+        """Runs all tests once, on code whose functions tell which test calls them."""
+        codes = {mutant.path: (self.tree / mutant.path).read_bytes() for mutant in self.mutants}
+        for path, code in codes.items():
+            (self.tree / path).write_bytes(told(path, code))
+        kept = self.tree / "record.pickle"
+        if (pid := os.fork()) == 0:
+            record = Record(self.limit / 4)
+            status = self._pytest([f"tests/{room}" for room in ROOMS], record)
+            kept.write_bytes(pickle.dumps(record.of_tests()))
+            os._exit(status)
+        _, status = os.waitpid(pid, 0)
+        if os.waitstatus_to_exitcode(status) not in (0, 1):
+            raise SystemExit(f"{self.name}: the tests cannot be run")
+        self.tests = pickle.loads(kept.read_bytes())
+        for path, code in codes.items():
+            (self.tree / path).write_bytes(code)
+        total = sum(seconds for seconds, _ in self.tests.values())
+        return f"{self.name}: {len(self.tests)} tests in {total:.0f} s"
 
     def verdict(self, mutant: Mutant) -> tuple[str, float]:
         """Whether the mutant was killed, survived or ran out of time; the CPU seconds taken."""
+        room = next(r for r in ROOMS if mutant.path.startswith(f"evocompress/{r}/"))
+        tests = [
+            test
+            for test, (_, called) in self.tests.items()
+            if test.startswith(f"tests/{room}/")
+            and test not in self.broken
+            and mutant.functions & called
+        ]
         file = self.tree / mutant.path
         code, status = file.read_bytes(), file.stat()
         file.write_bytes(mutant.code(self.tree))
-        os.utime(file, (1, 1))  # compiled anew, whatever is in __pycache__
-        total, outcome, failed = 0.0, "survived", ""
+        os.utime(file, (mutant.begin, mutant.begin))  # compiled anew, whatever is kept of others
         try:
-            for files in self._files(mutant):
-                outcome, failed, seconds = self._run(files, self.limit)
-                total += seconds
-                if outcome != "survived":
-                    break
+            outcome, failed, seconds = self._run(tests) if tests else ("survived", "", 0.0)
         finally:
             file.write_bytes(code)
             os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
-        if outcome == "killed" and self._run([failed], self.limit)[0] != "survived":
+        if outcome == "killed" and "::" in failed and self._run([failed])[0] != "survived":
             self.broken.add(failed)
             return self.verdict(mutant)
-        return outcome, total
+        return outcome, seconds
 
-    def _files(self, mutant: Mutant) -> Iterator[list[str]]:
-        """First the test files that name the module, then the others of its room."""
-        room = next(r for r in ROOMS if mutant.path.startswith(f"evocompress/{r}/"))
-        path = Path(mutant.path).with_suffix("")
-        parent, name = ".".join(path.parts[:-1]), path.name
-        every = sorted((self.tree / "tests" / room).rglob("test_*.py"))
-        named = [
-            file
-            for file in every
-            if f"{parent}.{name} " in (text := file.read_text())
-            or any(name in line for line in text.splitlines() if f"from {parent} import" in line)
-        ]
-        for files in (named, [file for file in every if file not in named]):
-            if files:
-                yield [str(file.relative_to(self.tree)) for file in files]
-
-    def _run(self, tests: list[str], limit: int) -> tuple[str, str, float]:
+    def _run(self, tests: list[str]) -> tuple[str, str, float]:
         """Pytest in a process of its own: the outcome, the test that failed, CPU seconds."""
         told, tell = os.pipe()
         if (pid := os.fork()) == 0:
             os.close(told)
-            resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
-            signal.alarm(30 * limit)
-            os._exit(self._child(tests, tell))
+            resource.setrlimit(resource.RLIMIT_CPU, (self.limit, self.limit + 5))
+            signal.alarm(30 * self.limit)
+            files = sorted({test.partition("::")[0] for test in tests})
+            os._exit(self._pytest(["-x", *files], Chosen(tests, tell)))
         os.close(tell)
         with os.fdopen(told) as pipe:
             failed = pipe.read().partition("\n")[0]
@@ -182,40 +337,28 @@ class Suite:
             return "out of time", "", seconds
         return ("survived" if os.WEXITSTATUS(status) in (0, 5) else "killed"), failed, seconds
 
-    def _child(self, tests: list[str], tell: int) -> int:
-        class Told:
-            def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-                if report.failed:
-                    os.write(tell, f"{report.nodeid}\n".encode())
-
-            def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-                if report.failed:
-                    os.write(tell, f"{report.nodeid}\n".encode())
-
+    def _pytest(self, asked: list[str], plugin: Plugin) -> int:
         os.chdir(self.tree)
         sys.path[:] = [str(self.tree), *(p for p in sys.path if p not in ("", str(ROOT)))]
-        out = [f"--{'deselect' if '::' in name else 'ignore'}={name}" for name in self.broken]
-        options = ["-x", "-q", "-p", "no:cacheprovider", "-m", ELSEWHERE]
+        options = ["-q", "-p", "no:cacheprovider", "-m", f"not ({' or '.join(self.left_out)})"]
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            return int(pytest.main([*tests, *options, *out], plugins=[Told()]))
+            return int(pytest.main([*asked, *options], plugins=[plugin]))
 
 
 def copied(folder: Path, commit: str | None) -> Path:
-    """The tracked and new files of this tree, with the tests of a commit if one is named."""
-    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    for name in filter(None, listed.split("\0")):
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
+    """The tracked and new files of this tree, or those of a commit."""
     if commit is not None:
-        of_tests = ["tests", "evocompress/testing"]
-        for name in of_tests:
-            shutil.rmtree(folder / name)
-        archive = ["git", "archive", commit, *of_tests]
+        archive = ["git", "archive", commit]
         packed = subprocess.run(archive, cwd=ROOT, check=True, capture_output=True).stdout
-        with tarfile.open(fileobj=io.BytesIO(packed)) as tests:
-            tests.extractall(folder, filter="data")
+        with tarfile.open(fileobj=io.BytesIO(packed)) as files:
+            files.extractall(folder, filter="data")
+    else:
+        command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+        listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+        for name in filter(None, listed.stdout.split("\0")):
+            if (ROOT / name).is_file():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, folder / name)
     subprocess.run([sys.executable, "-m", "compileall", "-q", str(folder)], check=False)
     return folder
 
@@ -223,29 +366,44 @@ def copied(folder: Path, commit: str | None) -> Path:
 def main() -> None:
     """Samples mutants, runs the tests and prints the shares that were killed."""
     parser = argparse.ArgumentParser(prog="python -m tests.mutation", description=__doc__)
-    parser.add_argument("--sample", type=int, default=60, help="number of mutants")
+    parser.add_argument("--sample", type=int, default=40, help="number of mutants")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--limit", type=int, default=120, help="CPU seconds for a mutant's tests")
-    parser.add_argument("--against", help="a commit, whose tests are run on the same mutants")
+    parser.add_argument("--against", help="a commit, whose tree gets the same mutants")
+    parser.add_argument("--long", action="store_true", help="with tests that are marked as long")
     asked = parser.parse_args()
-    files = [f for room in ROOMS for f in sorted((ROOT / "evocompress" / room).rglob("*.py"))]
-    every = [mutant for file in files for mutant in mutants(file)]
-    chosen = random.Random(asked.seed).sample(every, asked.sample)
-    with tempfile.TemporaryDirectory() as home:
-        commits = {"now": None} | ({asked.against: asked.against} if asked.against else {})
-        suites = [Suite(n, copied(Path(home) / n, c), asked.limit) for n, c in commits.items()]
+    left_out = ELSEWHERE if asked.long else (*ELSEWHERE, "long")
+    commits = {"now": None} | ({asked.against: asked.against} if asked.against else {})
+    with tempfile.TemporaryDirectory() as home, ThreadPoolExecutor() as threads:
+        trees = {name: copied(Path(home) / name, commit) for name, commit in commits.items()}
+        every = [mutants_of(tree) for tree in trees.values()]
+        common = [key for key in every[0] if all(key in others for others in every)]
+        chosen = random.Random(asked.seed).sample(common, asked.sample)
+        suites = [
+            Suite(name, tree, asked.limit, left_out, [found[key] for key in chosen])
+            for (name, tree), found in zip(trees.items(), every, strict=True)
+        ]
         sys.dont_write_bytecode = True
+        os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
         for name in LOADED:
             __import__(name)
-        counts = {suite.name: Counter[str]() for suite in suites}
-        for number, mutant in enumerate(chosen, 1):
-            found = {suite.name: suite.verdict(mutant) for suite in suites}
-            for name, (outcome, seconds) in found.items():
-                counts[name].update({outcome: 1, "seconds": round(seconds)})
-            told = ", ".join(f"{name}: {o} ({s:.0f} s)" for name, (o, s) in found.items())
-            print(f"{number}/{len(chosen)} {mutant} | {told}", flush=True)
-    for name, count in counts.items():
-        print(f"{name}: {count['killed']} of {len(chosen)} killed, {dict(count)}")
+        for told in threads.map(Suite.record, suites):
+            print(told, flush=True)
+        _compare(suites, threads)
+
+
+def _compare(suites: Sequence[Suite], threads: ThreadPoolExecutor) -> None:
+    counts = {suite.name: Counter[str]() for suite in suites}
+    for number, mutant in enumerate(suites[0].mutants):
+        found = list(threads.map(lambda suite: suite.verdict(suite.mutants[number]), suites))  # noqa: B023
+        for count, (outcome, seconds) in zip(counts.values(), found, strict=True):
+            count.update({outcome: 1, "seconds": round(seconds)})
+        each = zip(counts, found, strict=True)
+        told = ", ".join(f"{name}: {outcome} ({s:.0f} s)" for name, (outcome, s) in each)
+        print(f"{number + 1}/{len(suites[0].mutants)} {mutant} | {told}", flush=True)
+    for suite in suites:
+        count = counts[suite.name]
+        print(f"{suite.name}: {count['killed']} of {len(suite.mutants)} killed, {dict(count)}")
 
 
 if __name__ == "__main__":

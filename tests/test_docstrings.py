@@ -10,8 +10,20 @@ from pathlib import Path
 import pytest
 
 import evocompress
+from evocompress.compression.criteria import CRITERIA, STRUCTURED
+from evocompress.core.config import RunConfig
+from evocompress.core.config_file import validate
+from evocompress.pipeline.resolve import check_names
+from evocompress.search import SEARCHERS
+from evocompress.testing.examples import shown
 
 PACKAGE = Path(evocompress.__file__).parent
+REST = {
+    "name": "run",
+    "space": {"drop": {}},
+    "model": {"source": "model"},
+    "calibration": {"source": "text.txt"},
+}
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
@@ -98,3 +110,27 @@ def test_every_public_class_has_an_example():
     classes = {each for each in public_classes() if ".search." not in each.__module__}
     assert len(classes) > 70
     assert not sorted(each.__name__ for each in classes if ">>> " not in (each.__doc__ or ""))
+
+
+def methods():
+    """(section, key, name, docstring) of each method that a run file names."""
+    for name in SEARCHERS.built_in:
+        if not re.search("auto|fidelity|allocation", SEARCHERS[name].__module__):
+            yield "search", "name", name, SEARCHERS[name].__doc__
+    for name in CRITERIA.built_in:
+        text = import_module(CRITERIA[name].compress.__module__).__doc__
+        yield "library", "criterion", name, text
+    for name in STRUCTURED.built_in:
+        text = import_module(STRUCTURED[name].cut.__module__).__doc__
+        yield "library", "width_criterion", name, text
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "name", "text"),
+    [pytest.param(*each, id=f"{each[1]}-{each[2]}") for each in methods()],
+)
+def test_a_method_shows_its_section_of_a_run_file(section, key, name, text):
+    sections = shown(text)
+    assert name in [data.get(section, {}).get(key) for data in sections]
+    for data in sections:
+        check_names(validate(RunConfig, REST | data, name))

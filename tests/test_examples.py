@@ -108,8 +108,9 @@ def test_the_examples_keep_their_contracts(path: list[str]) -> None:
 def test_names_of_the_package_are_used_on_the_command_line(home: Path, path: list[str]) -> None:
     run = write_run(home, **NAMED)
     evocompress(path, "search", run)
-    evocompress(path, "materialize", home / "runs" / "trial", "--format", "per_block")
-    check_run(home / "runs" / "trial")
+    folder = home / "runs" / "trial"
+    evocompress(path, "materialize", folder, "--for", "vllm", "--format", "per_block")
+    check_run(folder)
 
 
 def test_a_name_of_a_package_that_is_gone_is_one_line(home: Path) -> None:

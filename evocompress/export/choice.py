@@ -50,7 +50,7 @@ def check_program(program: str, name: str = "auto") -> str:
     """
     check_format(name)
     known = program_named(program)
-    if name not in ("auto", *known.formats):
+    if name != "auto" and known.running(name) is None:
         raise ExportError(
             f"{program} does not load format '{name}': choose auto, {', '.join(known.formats)}"
         )
@@ -76,7 +76,7 @@ def choose_for(
         loaded: The dense model.
         candidate: What is to be written.
         program: A key of `evocompress.export.programs.PROGRAMS`.
-        name: One of the program's formats; ``auto`` is the first preferred one that can.
+        name: A format that the program loads; ``auto`` is the first preferred one that can.
 
     Raises:
         ExportError: There is no such program, its version here is too old, it does not load the
@@ -87,13 +87,11 @@ def choose_for(
     check_task(program, loaded.family)
     known = program_named(program)
     choice = _first(loaded, candidate, known.preferred, name)
-    remarks = (
-        choice.reason,
-        untried(program, choice.name, loaded.family),
-        newer,
-    )
-    how = f"format '{choice.name}' for {program}, run by {known.formats[choice.name].how}"
-    return Choice(choice.name, "; ".join((how, *filter(None, remarks))))
+    running = known.running(choice.name)
+    assert running is not None
+    how = f"format '{choice.name}' for {program}, run by {running.how}"
+    remarks = (how, choice.reason, untried(program, choice.name, loaded.family), newer)
+    return Choice(choice.name, "; ".join(filter(None, remarks)))
 
 
 def _first(loaded: LoadedModel, candidate: Candidate, formats: Sequence[str], name: str) -> Choice:

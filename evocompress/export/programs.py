@@ -31,10 +31,14 @@ class Program:
     tried: str
     causal: bool = True
 
+    def running(self, form: str) -> Running | None:
+        """How it runs a format, also one of another package; ``None`` if it does not load it."""
+        return FORMATS[form].programs.get(self.name)
+
     @property
     def formats(self) -> dict[str, Running]:
         """How it runs each format of this package that it loads, the one to be preferred first."""
-        known = {form: FORMATS[form].programs.get(self.name) for form in FORMATS.built_in}
+        known = {form: self.running(form) for form in FORMATS.built_in}
         loaded = [(form, running) for form, running in known.items() if running]
         return dict(sorted(loaded, key=lambda each: each[1].on_request))
 
@@ -112,7 +116,7 @@ def check_task(name: str, family: Family) -> None:
 
 def untried(name: str, format: str, family: Family) -> str:
     """What is to be said of a family that a program's way to run a format was not tried with."""
-    known = program_named(name).formats[format].families
-    if not known or family.model_type in known:
+    running = program_named(name).running(format)
+    if running is None or not running.families or family.model_type in running.families:
         return ""
-    return f"tried with {', '.join(known)}, not with {family.model_type}"
+    return f"tried with {', '.join(running.families)}, not with {family.model_type}"

@@ -267,7 +267,7 @@ def test_no_field_of_a_run_takes_a_number_without_bounds(value):
                 RunConfig.model_validate(data)
 
 
-@pytest.mark.parametrize("name", SEARCHERS)
+@pytest.mark.parametrize("name", SEARCHERS.built_in)
 def test_no_setting_of_a_searcher_takes_a_number_without_bounds(name):
     settings = SEARCHERS[name].Settings
     for field in settings.model_fields:

@@ -18,8 +18,8 @@ ALIKE = tuple(f"{name}-{kind}" for name in ("mistral", "qwen2", "gemma2") for ki
 
 TRANSFORMERS = sorted(
     name
-    for name, family in FAMILIES.items()
-    if family.attention is not ABSENT and name not in ALIKE
+    for name in FAMILIES.built_in
+    if FAMILIES[name].attention is not ABSENT and name not in ALIKE
 )
 """Checkpoints of the others, CNNs, have tests of their own."""
 

@@ -63,7 +63,7 @@ def test_reloaded_checkpoint_equals_candidate_in_memory(
 @pytest.mark.long
 def test_both_ways_of_loading_agree(tmp_path: Path) -> None:
     folders = []
-    names = filter(has_packages, FAMILIES)
+    names = filter(has_packages, FAMILIES.built_in)
     forms = [*((name, "hf") for name in names), ("llama", "folded"), ("llama", "deci")]
     for name, form in forms:
         loaded = tiny_loaded(name, layers=4)
@@ -200,7 +200,7 @@ def test_blocks_that_know_their_index_are_kept_in_place(ids: Tensor, tmp_path: P
         torch.testing.assert_close(model(ids).logits, expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("format", ["auto", *FORMATS])
+@pytest.mark.parametrize("format", ["auto", *FORMATS.built_in])
 def test_a_model_without_any_block_is_refused(
     llama: LoadedModel, tmp_path: Path, format: str
 ) -> None:

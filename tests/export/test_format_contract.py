@@ -8,14 +8,14 @@ from evocompress.models.loading import LoadedModel
 from evocompress.testing.formats import CASES, FormatContract, candidate_of
 from evocompress.testing.tiny import VARIED
 
-BERTS = {name for name, family in FAMILIES.items() if family.attention.norm_after}
+BERTS = {name for name in FAMILIES.built_in if FAMILIES[name].attention.norm_after}
 OWN_HEAD_SIZE = {"gpt2", "opt"} | BERTS
 """Their head size is the hidden size over the number of heads, whatever the config says."""
 
 WITHOUT_BIASES = {"mistral", "qwen2", "qwen3", "phi3", "gemma2", "gemma3_text"}
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", FORMATS.built_in)
 class TestFormats(FormatContract):
     def written(self, loaded: LoadedModel, able: list[str]) -> list[str]:
         return able if name_of(loaded.family) in VARIED else able[-1:]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -12,8 +13,11 @@ from export_cases import write
 from evocompress.core.errors import ExportError, ModelError
 from evocompress.core.types import DROP, Candidate, Level
 from evocompress.export import choose_for, materialize, programs
+from evocompress.export.formats import FORMATS
 from evocompress.export.programs import PROGRAMS, check_version
 from evocompress.export.reload import read_checkpoint
+from evocompress.export.running import Programs, Running
+from evocompress.export.stock import Stock
 from evocompress.models.loading import LoadedModel
 from evocompress.testing.formats import (
     candidate_of,
@@ -94,6 +98,23 @@ def test_what_was_not_tried_is_said_or_refused() -> None:
         with pytest.raises(ExportError, match=rf"--for vllm: {name} models .* were not tried"):
             choose_for(encoder, Candidate(), "vllm")
         assert choose_for(encoder, Candidate(), "transformers").name == "stock"
+
+
+class Elsewhere(Stock):
+    """As a format of another package, which one program runs."""
+
+    programs: ClassVar[Programs] = {"vllm": Running("its own class")}
+
+
+def test_a_format_of_another_package_is_for_the_programs_that_it_names(
+    monkeypatch: pytest.MonkeyPatch, llama: LoadedModel
+) -> None:
+    monkeypatch.setitem(FORMATS, "elsewhere", Elsewhere())
+    choice = choose_for(llama, Candidate(), "vllm", "elsewhere")
+    assert choice.reason.startswith("format 'elsewhere' for vllm, run by its own class")
+    assert choose_for(llama, Candidate(), "vllm").name == "stock"
+    with pytest.raises(ExportError, match="transformers does not load format 'elsewhere'"):
+        choose_for(llama, Candidate(), "transformers", "elsewhere")
 
 
 def not_here(package: str) -> str:

@@ -27,7 +27,7 @@ from evocompress.testing.families import answer, random_batch
 from evocompress.testing.formats import in_memory
 from evocompress.testing.tiny import SCORER, tiny_checkpoint, tiny_loaded
 
-HEADLESS = [name for name, f in FAMILIES.items() if f.task.cached and not f.task.causal]
+HEADLESS = [n for n in FAMILIES.built_in if FAMILIES[n].task.cached and not FAMILIES[n].task.causal]
 LAST = {"pooling_mode_lasttoken": True, "pooling_mode_mean_tokens": False}
 MEAN = {"pooling_mode_lasttoken": False, "pooling_mode_mean_tokens": True}
 

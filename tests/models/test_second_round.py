@@ -46,10 +46,10 @@ from evocompress.testing.tiny import tiny_checkpoint, tiny_loaded
 
 REFUSED = [
     name
-    for name, family in FAMILIES.items()
-    if family.mixture is not None or isinstance(family, Convolutional)
+    for name in FAMILIES.built_in
+    if FAMILIES[name].mixture is not None or isinstance(FAMILIES[name], Convolutional)
 ]
-SERVED = [name for name in FAMILIES if name not in REFUSED]
+SERVED = [name for name in FAMILIES.built_in if name not in REFUSED]
 COUNTED = ("params", "body_params", "nonzeros", "matrix_nonzeros", "weight_bytes")
 
 
@@ -130,7 +130,7 @@ def test_its_units_are_what_is_left(llama: LoadedModel) -> None:
     assert architecture.channels == (0, 72, 100, 128)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", FAMILIES.built_in)
 def test_the_classes_of_checkpoints_are_known(name: str) -> None:
     classes = CLASSES[name]
     kind, head = classes.config.model_type, classes.head.__name__
@@ -286,7 +286,7 @@ def test_blocks_may_come_to_the_device_one_by_one(llama: LoadedModel) -> None:
     torch.testing.assert_close(answer(llama.family, streamed.model, batch), expected)
 
 
-@pytest.mark.parametrize("format", sorted(FORMATS.keys() - {"hf"}))
+@pytest.mark.parametrize("format", sorted({*FORMATS.built_in} - {"hf"}))
 def test_other_formats_are_refused_by_name(llama: LoadedModel, format: str) -> None:
     with pytest.raises(ExportError) as caught:
         choose_format(llama, Candidate(), format)

@@ -51,8 +51,8 @@ def mutated(scene: Scene, rng: Generator) -> Iterator[Verdict]:
     base = yaml.safe_dump(settings(scene.name), sort_keys=False)
     fields = list(_fields(RunConfig)) + [
         f"search.{name}"
-        for searcher in SEARCHERS.values()
-        for name in getattr(searcher, "Settings", RunConfig).model_fields
+        for searcher in SEARCHERS.built_in
+        for name in SEARCHERS[searcher].Settings.model_fields
     ]
     ways = (_value, _value, _override, _override, _override, _text)
     while True:

@@ -1,4 +1,10 @@
-"""FLAP (An et al. 2023, 2312.11983): inputs that hardly fluctuate become a bias."""
+"""FLAP (An et al. 2023, 2312.11983): inputs that hardly fluctuate become a bias.
+
+```yaml
+library: {width_criterion: flap}
+space: {width: {multiple_of: 32}, budget: {params: 0.8}}
+```
+"""
 
 from __future__ import annotations
 

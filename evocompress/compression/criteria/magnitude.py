@@ -1,4 +1,10 @@
-"""Magnitude pruning (Han et al. 2015, 1506.02626): the smallest weights of a matrix go."""
+"""Magnitude pruning (Han et al. 2015, 1506.02626): the smallest weights of a matrix go.
+
+```yaml
+library: {criterion: magnitude}
+space: {sparsity: {target: 0.5}}
+```
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,10 @@
-"""Magnitude of heads and channels, as MultiPruner orders them (2501.09949)."""
+"""Magnitude of heads and channels, as MultiPruner orders them (2501.09949).
+
+```yaml
+library: {width_criterion: magnitude}
+space: {width: {multiple_of: 32}, budget: {params: 0.8}}
+```
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,10 @@
-"""Minitron's activation importance (Muralidharan et al. 2024, 2407.14679)."""
+"""Minitron's activation importance (Muralidharan et al. 2024, 2407.14679).
+
+```yaml
+library: {width_criterion: minitron}
+space: {width: {multiple_of: 32}, budget: {params: 0.8}}
+```
+"""
 
 from __future__ import annotations
 

@@ -8,6 +8,11 @@ All widths come out of one pass with snapshots. Scores need, beside the inverse 
 products WᵀW of the columns of the weights with each other, so these are carried along. Channels are
 chosen one by one from rank-one updates of the two diagonals, and the matrices themselves follow a
 block of channels at a time.
+
+```yaml
+library: {width_criterion: obs_structured}
+space: {width: {multiple_of: 32}, budget: {params: 0.8}}
+```
 """
 
 from __future__ import annotations

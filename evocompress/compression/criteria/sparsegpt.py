@@ -4,6 +4,11 @@ All levels of all matrices of one shape that read the same input come out of one
 the Hessian's factor, are stacked in a leading dimension of the working copy, and the update of the
 inputs still to come is one batched product for all of them. Inputs, which are the columns of a
 matrix, are the rows of the working copy: see `evocompress.compression.criteria.sweep`.
+
+```yaml
+library: {criterion: sparsegpt}
+space: {sparsity: {target: 0.5}}
+```
 """
 
 from __future__ import annotations

@@ -1,4 +1,10 @@
-"""First-order Taylor importance of heads and channels (LLM-Pruner, Ma et al. 2023, 2305.11627)."""
+"""First-order Taylor importance of heads and channels (LLM-Pruner, Ma et al. 2023, 2305.11627).
+
+```yaml
+library: {width_criterion: taylor}
+space: {width: {multiple_of: 32}, budget: {params: 0.8}}
+```
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,10 @@
-"""Wanda (Sun et al. 2023, 2306.11695): weights of small magnitude times input norm go."""
+"""Wanda (Sun et al. 2023, 2306.11695): weights of small magnitude times input norm go.
+
+```yaml
+library: {criterion: wanda}
+space: {sparsity: {target: 0.5}}
+```
+"""
 
 from __future__ import annotations
 

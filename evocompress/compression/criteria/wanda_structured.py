@@ -1,4 +1,10 @@
-"""Wanda's score (Sun et al. 2023, 2306.11695) summed over the columns of a head or channel."""
+"""Wanda's score (Sun et al. 2023, 2306.11695) summed over the columns of a head or channel.
+
+```yaml
+library: {width_criterion: wanda}
+space: {width: {multiple_of: 32}, budget: {params: 0.8}}
+```
+"""
 
 from __future__ import annotations
 

@@ -11,6 +11,16 @@ class BlockPruner(GreedyRemoval):
     """Every unit that is left may go; published with `proxy.kind` perplexity and sub-layers.
 
     Attention and MLP have unequal parameters, so the end is set by the budget, not by a count.
+
+    ```yaml
+    space: {drop: {}, budget: {params: 0.8}}
+    search: {name: blockpruner, candidate_tokens: 16384}
+    ```
+
+    Examples:
+        >>> from evocompress.testing.examples import winner
+        >>> winner(BlockPruner)
+        {'1.attention': 'drop', '2.attention': 'drop', '3.attention': 'drop'}
     """
 
     name: ClassVar[str] = "blockpruner"

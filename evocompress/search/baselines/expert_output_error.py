@@ -16,6 +16,16 @@ class ExpertOutputError(OneShotRemoval):
     """Error of the layer's output without an expert, lowest first.
 
     Published with all combinations of a layer, the same number of experts in each.
+
+    ```yaml
+    space: {drop: {units: [expert]}, budget: {params: 0.8}}
+    search: {name: expert_output_error}
+    ```
+
+    Examples:
+        >>> from evocompress.testing.examples import winner
+        >>> winner(ExpertOutputError)
+        {'0.mlp.experts.1': 'drop', '0.mlp.experts.2': 'drop'}
     """
 
     name: ClassVar[str] = "expert_output_error"

@@ -73,6 +73,16 @@ class Greedy(GeneratorSearcher):
 
     Each round measures every step of a single gene as a probe: a matrix one level up, a
     sub-layer at a next narrower width or dropped. It takes those with the least harm per saving.
+
+    ```yaml
+    space: {drop: {}, width: {units: [mlp], multiple_of: 16}, budget: {params: 0.8}}
+    search: {name: greedy, take: 2, candidate_tokens: 16384}
+    ```
+
+    Examples:
+        >>> from evocompress.testing.examples import winner
+        >>> winner(Greedy)
+        {'0.mlp': 'channels=16', '1.attention': 'drop', '3.mlp': 'channels=16'}
     """
 
     checks_tokens: ClassVar[bool] = True

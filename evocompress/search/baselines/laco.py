@@ -38,6 +38,16 @@ class LaCo(Removal):
     It ends as soon as the budget is met. The published threshold is tuned by hand until it
     meets the target; here a walk that has not met it is followed by another one, and where a
     walk accepts nothing, the merge that changed least is taken.
+
+    ```yaml
+    space: {drop: {units: [block], merge: true}, budget: {params: 0.8}}
+    search: {name: laco, blocks: 2, threshold: 0.3}
+    ```
+
+    Examples:
+        >>> from evocompress.testing.examples import winner
+        >>> winner(LaCo)
+        {'0': 'merge=1', '1.attention': 'drop', '1.mlp': 'drop'}
     """
 
     settings: LaCoSettings

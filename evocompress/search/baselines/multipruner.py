@@ -54,6 +54,16 @@ class MultiPruner(GeneratorSearcher):
     no layer loses its last width. A stage that cannot reach its share leaves it to the next.
     Up to the end of the first stage the way does not depend on the budget, but where that end
     lies does.
+
+    ```yaml
+    space: {drop: {}, width: {units: [mlp], multiple_of: 16}, budget: {params: 0.8}}
+    search: {name: multipruner, split: [50, 50, 0], width_tokens: 16384}
+    ```
+
+    Examples:
+        >>> from evocompress.testing.examples import winner
+        >>> winner(MultiPruner)
+        {'1.attention': 'drop', '2.attention': 'drop', '3.mlp': 'channels=16'}
     """
 
     Settings: ClassVar[type[SearcherSettings]] = MultiPrunerSettings

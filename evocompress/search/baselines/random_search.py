@@ -17,6 +17,16 @@ class RandomSearch(StagedSearcher):
 
     So both are compared on the same tokens, and the best so far is measured anew beside each
     generation's survivors. With one stage every candidate gets the same tokens.
+
+    ```yaml
+    space: {drop: {}, budget: {params: 0.8}}
+    search: {name: random, generations: 10, offspring: 16, survivors: [1], stage_tokens: [16384]}
+    ```
+
+    Examples:
+        >>> from evocompress.testing.examples import winner
+        >>> winner(RandomSearch)
+        {'1.attention': 'drop', '3.mlp': 'drop'}
     """
 
     Settings: ClassVar[type[SearcherSettings]] = StagedSettings

@@ -13,7 +13,18 @@ from evocompress.search.generator_searcher import AskTell
 
 
 class RoutingFrequency(OneShotRemoval):
-    """Share of the tokens of its layer that are sent to an expert, lowest first."""
+    """Share of the tokens of its layer that are sent to an expert, lowest first.
+
+    ```yaml
+    space: {drop: {units: [expert]}, budget: {params: 0.8}}
+    search: {name: routing_frequency}
+    ```
+
+    Examples:
+        >>> from evocompress.testing.examples import winner
+        >>> winner(RoutingFrequency)
+        {'0.mlp.experts.1': 'drop', '0.mlp.experts.2': 'drop'}
+    """
 
     name: ClassVar[str] = "routing_frequency"
     kinds: ClassVar[tuple[UnitKind, ...]] = ("expert",)

@@ -41,6 +41,16 @@ class ShortenedLlama(OneShotRemoval):
 
     Where the shield keeps more than the budget allows, `SearchSpace.repair` compresses what
     there is.
+
+    ```yaml
+    space: {drop: {units: [block]}, budget: {params: 0.8}}
+    search: {name: shortened_llama, metric: taylor, shield: [1, 1]}
+    ```
+
+    Examples:
+        >>> from evocompress.testing.examples import winner
+        >>> winner(ShortenedLlama)
+        {'2.attention': 'drop', '2.mlp': 'drop'}
     """
 
     Settings: ClassVar[type[SearcherSettings]] = ShortenedLlamaSettings

@@ -12,7 +12,18 @@ from evocompress.search.generator_searcher import AskTell
 
 
 class ShortGPT(OneShotRemoval):
-    """Block influence, lowest first; published for whole blocks, here for sub-layers, too."""
+    """Block influence, lowest first; published for whole blocks, here for sub-layers, too.
+
+    ```yaml
+    space: {drop: {units: [block]}, budget: {params: 0.8}}
+    search: {name: shortgpt}
+    ```
+
+    Examples:
+        >>> from evocompress.testing.examples import winner
+        >>> winner(ShortGPT)
+        {'2.attention': 'drop', '2.mlp': 'drop'}
+    """
 
     name: ClassVar[str] = "shortgpt"
 

@@ -15,6 +15,16 @@ class SLEB(GreedyRemoval):
     """The first and the last of the blocks that are left stay; published with perplexity.
 
     Where the budget asks for more, `SearchSpace.repair` compresses what there is.
+
+    ```yaml
+    space: {drop: {units: [block]}, budget: {params: 0.8}}
+    search: {name: sleb, candidate_tokens: 16384}
+    ```
+
+    Examples:
+        >>> from evocompress.testing.examples import winner
+        >>> winner(SLEB)
+        {'1.attention': 'drop', '1.mlp': 'drop'}
     """
 
     name: ClassVar[str] = "sleb"

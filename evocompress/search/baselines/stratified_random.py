@@ -44,6 +44,16 @@ class StratifiedRandom(FrontSearcher):
 
     All are compared on the same tokens, and the front is measured again at the end, as the
     evolutions' is.
+
+    ```yaml
+    space: {drop: {units: [mlp]}}
+    search: {name: stratified_random, objectives: [params], candidates: 30}
+    ```
+
+    Examples:
+        >>> from evocompress.testing.examples import winner
+        >>> winner(StratifiedRandom)
+        {'0.mlp': 'drop', '3.mlp': 'drop'}
     """
 
     settings: StratifiedRandomSettings

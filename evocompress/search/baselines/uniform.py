@@ -10,7 +10,18 @@ from evocompress.space import sampling
 
 
 class Uniform(GeneratorSearcher):
-    """Measures the space's uniform candidate once and ends."""
+    """Measures the space's uniform candidate once and ends.
+
+    ```yaml
+    space: {width: {units: [mlp], multiple_of: 16}, budget: {params: 0.9}}
+    search: {name: uniform}
+    ```
+
+    Examples:
+        >>> from evocompress.testing.examples import winner
+        >>> winner(Uniform)
+        {'0.mlp': 'channels=16', '2.mlp': 'channels=16'}
+    """
 
     Settings: ClassVar[type[SearcherSettings]] = CandidateSettings
 

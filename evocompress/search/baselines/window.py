@@ -31,6 +31,16 @@ class Window(Removal):
     The distance is that of the dense model's residual stream before the window and behind it.
     A protected block is in no window. Where even the longest window does not suffice,
     `SearchSpace.repair` compresses what is left.
+
+    ```yaml
+    space: {drop: {units: [block]}, budget: {params: 0.8}}
+    search: {name: window, positions: all}
+    ```
+
+    Examples:
+        >>> from evocompress.testing.examples import winner
+        >>> winner(Window)
+        {'2.attention': 'drop', '2.mlp': 'drop'}
     """
 
     Settings: ClassVar[type[SearcherSettings]] = WindowSettings

@@ -22,7 +22,18 @@ MOST_GENES = 20
 
 
 class GP(SampledSearcher):
-    """Minimises the proxy's value under the budget with Optuna's GP sampler."""
+    """Minimises the proxy's value under the budget with Optuna's GP sampler.
+
+    ```yaml
+    space: {drop: {units: [block]}, budget: {params: 0.8}}
+    search: {name: gp, candidates: 6, startup: 3, finalists: 2}
+    ```
+
+    Examples:
+        >>> from evocompress.testing.examples import winner
+        >>> winner(GP)
+        {'1.attention': 'drop', '1.mlp': 'drop'}
+    """
 
     Settings: ClassVar[type[SearcherSettings]] = SampledSettings
     name: ClassVar[str] = "gp"

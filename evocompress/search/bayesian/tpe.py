@@ -17,7 +17,18 @@ if TYPE_CHECKING:
 
 
 class TPE(SampledSearcher):
-    """Minimises the proxy's value under the budget with Optuna's TPE sampler."""
+    """Minimises the proxy's value under the budget with Optuna's TPE sampler.
+
+    ```yaml
+    space: {drop: {}, budget: {params: 0.8}}
+    search: {name: tpe, candidates: 60, finalists: 4, final_tokens: 16384}
+    ```
+
+    Examples:
+        >>> from evocompress.testing.examples import winner
+        >>> winner(TPE)
+        {'1.attention': 'drop', '3.mlp': 'drop'}
+    """
 
     Settings: ClassVar[type[SearcherSettings]] = SampledSettings
     name: ClassVar[str] = "tpe"

@@ -37,6 +37,16 @@ class DarwinLM(EvoPress):
 
     So it looks for what is good after a training, not before one. The tuned weights are
     forgotten: a survivor is fine-tuned anew, and longer, in the next stage.
+
+    ```yaml
+    space: {width: {units: [mlp], multiple_of: 16}, budget: {params: 0.9}}
+    search: {name: darwinlm, generations: 10}
+    ```
+
+    Examples:
+        >>> from evocompress.testing.examples import winner
+        >>> winner(DarwinLM)
+        {'0.mlp': 'channels=16', '3.mlp': 'channels=16'}
     """
 
     Settings: ClassVar[type[SearcherSettings]] = DarwinLMSettings

@@ -67,7 +67,18 @@ def exchanges(settings: EvoPressSettings, space: SearchSpace) -> bool:
 
 
 class EvoPress(StagedSearcher):
-    """(1 + lambda) evolution by moves that keep the budget; no crossover."""
+    """(1 + lambda) evolution by moves that keep the budget; no crossover.
+
+    ```yaml
+    space: {drop: {}, budget: {params: 0.8}}
+    search: {name: evopress, generations: 10, survivors: [4, 1], stage_tokens: [2048, 16384]}
+    ```
+
+    Examples:
+        >>> from evocompress.testing.examples import winner
+        >>> winner(EvoPress)
+        {'1.attention': 'drop', '3.mlp': 'drop'}
+    """
 
     settings: EvoPressSettings
     Settings: ClassVar[type[SearcherSettings]] = EvoPressSettings

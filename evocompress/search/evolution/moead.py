@@ -13,6 +13,16 @@ class MOEAD(EvolvedFront):
 
     A child's parents are neighbours, and it takes the place of every neighbour for whose
     weighting it is better.
+
+    ```yaml
+    space: {drop: {}}
+    search: {name: moead, objectives: [params], population: 8, generations: 6}
+    ```
+
+    Examples:
+        >>> from evocompress.testing.examples import winner
+        >>> winner(MOEAD)
+        {'1.attention': 'drop', '1.mlp': 'drop', '2.attention': 'drop', '3.mlp': 'drop'}
     """
 
     algorithm: ClassVar[str] = "moead"

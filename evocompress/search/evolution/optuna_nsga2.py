@@ -49,6 +49,16 @@ class OptunaNSGA2(SampledSearcher):
 
     Half of the start of a front is a ladder of even candidates from the dense model to the
     smallest; the other half, and without a front all but one, are random.
+
+    ```yaml
+    space: {drop: {}, budget: {params: 0.8}}
+    search: {name: optuna_nsga2, candidates: 100, population: 16, startup: 16}
+    ```
+
+    Examples:
+        >>> from evocompress.testing.examples import winner
+        >>> winner(OptunaNSGA2)
+        {'1.attention': 'drop', '3.mlp': 'drop'}
     """
 
     settings: OptunaNSGA2Settings

@@ -21,7 +21,7 @@ def check_proxy_is_what_is_reported(
     with LiveModel(loaded) as live:
         means = {
             kind: make_proxy(live, [ids], config).evaluate([request])[0].mean
-            for kind in PROXIES
+            for kind in PROXIES.built_in
             for config in [ProxyConfig(kind=kind, top_k=top_k)]
         }
         models = {"live": loaded.model}

@@ -33,7 +33,7 @@ def llama() -> LoadedModel:
     return tiny_loaded("llama")
 
 
-@pytest.fixture(params=sorted(PROXIES))
+@pytest.fixture(params=sorted(PROXIES.built_in))
 def kind(request: pytest.FixtureRequest) -> str:
     return request.param
 

@@ -19,7 +19,7 @@ from evocompress.testing.families import random_ids
 from evocompress.testing.plain_library import PlainLibrary
 from evocompress.testing.tiny import stock_model, tiny_loaded
 
-MIXTURES = [name for name, family in FAMILIES.items() if family.mixture is not None]
+MIXTURES = [name for name in FAMILIES.built_in if FAMILIES[name].mixture is not None]
 MLP = "model.layers.1.mlp"
 
 

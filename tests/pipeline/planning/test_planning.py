@@ -68,7 +68,7 @@ def test_work_takes_the_slower_of_products_weights_and_transfers_and_the_rest_be
     assert (work * 3).seconds(SLOW, "float32") == pytest.approx(3 * work.seconds(SLOW, "float32"))
 
 
-@pytest.mark.parametrize("model_type", sorted(FAMILIES))
+@pytest.mark.parametrize("model_type", sorted(FAMILIES.built_in))
 def test_an_outline_knows_all_of_a_model_but_its_weights(tmp_path, model_type):
     require_packages(model_type)
     model = tiny_model(model_type)
