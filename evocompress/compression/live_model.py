@@ -110,10 +110,6 @@ class LiveModel:
     def tensors(self, name: str, level: Level) -> Mapping[str, Tensor]:
         """The weight and bias of a matrix at a level, as `apply` gives them to the model.
 
-        Args:
-            name: Of the matrix, whose sub-layer has its full width.
-            level: Of the matrix.
-
         Raises:
             LibraryError: The library has no such level.
         """
@@ -217,12 +213,7 @@ class LiveModel:
             )
 
     def _reshape(self, unit: Unit, levels: Mapping[str, Level]) -> None:
-        """Give a sub-layer the modules and attributes of its level, starting from its dense ones.
-
-        Args:
-            unit: The sub-layer.
-            levels: Of the whole candidate, whose experts it has as well.
-        """
+        """Give a sub-layer the modules and attributes of its level, from its dense ones on."""
         level = levels.get(unit.name, DENSE)
         block, family = self._blocks[unit.block], self.loaded.family
         sublayer: SubLayerName = "attention" if unit.kind == "attention" else "mlp"

@@ -50,13 +50,7 @@ class Form:
 
 
 def form_of(block: str, matrix: Matrix, levels: Mapping[str, Level]) -> Form:
-    """What becomes of a matrix; it is left dense where its sub-layer or expert is dropped.
-
-    Args:
-        block: Name of its block.
-        matrix: One of the family's matrices.
-        levels: A candidate's levels by unit name.
-    """
+    """What becomes of a matrix; it is left dense where its sub-layer or expert is dropped."""
     width = levels.get(f"{block}.{matrix.sublayer}", DENSE)
     if width.drop or levels.get(f"{block}.{matrix.owner}", DENSE).drop:
         return Form()
@@ -89,14 +83,8 @@ class WeightSource:
     def tensors(self, block: int, matrix: Matrix, form: Form) -> Mapping[str, Tensor]:
         """The weight and bias of a matrix in a form.
 
-        Args:
-            block: Index of its block.
-            matrix: One of the family's matrices.
-            form: What becomes of it.
-
-        Returns:
-            {parameter name: tensor} in the module's own orientation and type, on the device of
-            the dense tensors. A bias that the dense matrix does not have may be among them.
+        They are in the module's own orientation and type, on the device of the dense tensors. A
+        bias that the dense matrix does not have may be among them.
 
         Raises:
             LibraryError: There is no such level, or no library; or the matrix is merged and
@@ -122,10 +110,6 @@ class WeightSource:
 
     def channelwise_modules(self, block: int, form: Form) -> dict[str, Mapping[str, Tensor]]:
         """The tensors of the norms of a block that go with its channels, by the norms' names.
-
-        Args:
-            block: Index of the block.
-            form: Of its MLP.
 
         Raises:
             LibraryError: There is no such level, or no library.

@@ -25,13 +25,7 @@ ATTENTIVE: tuple[UnitKind, ...] = ("attention", "block")
 
 
 def check_cost(name: str, model: CostModel, key: str) -> None:
-    """Refuse the name of a cost that cannot be told.
-
-    Args:
-        name: The cost.
-        model: The model's costs.
-        key: The setting that names it, for the message.
-    """
+    """Refuse the name of a cost that cannot be told."""
     if name in model.costs:
         return
     if name in CACHED and "kv_bytes" not in model.costs:

@@ -47,14 +47,7 @@ def candidate_table(
     members: Sequence[Sequence[Unit]],
     levels: Sequence[Sequence[Level]],
 ) -> CandidateTable:
-    """The table of an `Encoding`.
-
-    Args:
-        parts: Each of the P parts and its levels.
-        drops: For each part the index of its drop, -1 where there is none (P,).
-        members: The units of each gene.
-        levels: The levels of each gene.
-    """
+    """The table of an `Encoding`."""
     places: dict[str, int] = {}
     found: list[tuple[str, int, int, tuple[Entry | None, ...]]] = []
     for place, (part, known) in enumerate(parts):

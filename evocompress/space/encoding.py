@@ -150,13 +150,7 @@ class Encoding:
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """What `states` gives after each of K changes of one gene, of the parts it is about.
 
-        Args:
-            genome: Before each change (U,).
-            genes: Which gene each changes (K,).
-            levels: The index of its new level (K,).
-
-        Returns:
-            Three arrays (J,): the index of the change, the part and its state.
+        Three arrays (J,): the index of the change, the part and its state.
         """
         parts, begins = self._parts_of_genes
         if not parts.size:
@@ -232,13 +226,7 @@ class Encoding:
         return admissible
 
     def with_experts(self, genomes: Genome, worth: NDArray[np.float64] | None = None) -> Genome:
-        """The genomes (N, U) with as many dropped experts restored as each mixture needs.
-
-        Args:
-            genomes: Those with enough experts are not changed.
-            worth: For each gene (U,) what it is worth to restore it: the most comes first, and
-                of equals the first.
-        """
+        """The genomes (N, U) with the dropped experts that are needed, of most worth (U,)."""
         restored = genomes
         for mixture in self.mixtures:
             short = mixture.short(genomes, self._lost(genomes, mixture.part))

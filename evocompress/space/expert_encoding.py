@@ -53,14 +53,7 @@ class ExpertGenes:
 def mixtures(
     parts: Sequence[Unit], tree: UnitTree, indices: Mapping[str, int], drop_index: Genome
 ) -> tuple[ExpertGenes, ...]:
-    """The MLPs of experts of which any can be dropped.
-
-    Args:
-        parts: The sub-layers and experts.
-        tree: All units.
-        indices: {unit: its gene}.
-        drop_index: For each gene the index of the level that drops it (U,).
-    """
+    """The MLPs of experts of which any can be dropped."""
     found = []
     for part, unit in enumerate(parts):
         own = [expert.name for expert in tree.experts.get(unit.name, ())]

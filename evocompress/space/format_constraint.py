@@ -24,11 +24,6 @@ def fitting(genes: Encoding, obstacle: Obstacle, what: str) -> Encoding:
     `evocompress.export.FORMATS` do: what they demand of the first layer that remains, they
     demand of the first layer of the dense model, which therefore always remains.
 
-    Args:
-        genes: Of the whole space.
-        obstacle: The check of the format.
-        what: The format and where it was named, as the beginning of a message.
-
     Raises:
         ConfigError: The format cannot express the dense model, or nothing of the space.
     """

@@ -61,12 +61,8 @@ def width_levels(
 ) -> dict[str, tuple[Level, ...]]:
     """The narrow levels of every sub-layer that has any, from most to least parameters.
 
-    Args:
-        units: All units of the model.
-        architecture: The model's dimensions.
-        config: Which widths are asked for.
-        adds_bias: Whether a narrow sub-layer's output needs a bias. Where its output matrix
-            has one already, that takes it up, and the level does not speak of it.
+    With `adds_bias` a narrow sub-layer's output needs a bias; where its output matrix has one
+    already, that takes it up, and the level does not speak of it.
 
     Raises:
         ConfigError: A width does not fit the model, a glob matches no unit, or no level is
@@ -220,14 +216,7 @@ def check_patterns(
     sparsities: Mapping[str, Sequence[Level]],
     architecture: Architecture,
 ) -> None:
-    """Refuse an N:M pattern whose M does not divide the inputs that a width leaves.
-
-    Args:
-        matrices: All units of the model, its matrices among them.
-        widths: {sub-layer: its narrow levels}.
-        sparsities: {matrix: its levels of sparsity}.
-        architecture: The dimensions of the model.
-    """
+    """Refuse an N:M pattern whose M does not divide the inputs that a width leaves."""
     tree = UnitTree(matrices)
     for unit in tree:
         owner = tree.sublayer(unit).name

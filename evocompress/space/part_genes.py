@@ -11,12 +11,7 @@ from evocompress.core.types import Unit
 
 
 def parts_of_genes(owners: Sequence[Integers], count: int) -> tuple[Integers, Integers]:
-    """The parts that each gene is about, one gene's after the other, and where they begin.
-
-    Args:
-        owners: Of each kind the gene of each part (P,), -1 for none.
-        count: Of genes.
-    """
+    """The parts that each gene is about, one gene's after the other, and where they begin."""
     genes = np.stack(owners)
     kind, part = np.nonzero(genes >= 0)
     pairs = np.unique(np.stack([genes[kind, part], part], axis=1), axis=0)

@@ -33,11 +33,7 @@ def repair(
     costs more of nothing, until a bound holds; the last of these moves is the one among a few
     that overshoots least. So for bound after bound. A feasible genome is not changed.
 
-    Args:
-        space: The space of the genome.
-        genome: What to repair.
-        rng: Source of randomness.
-        keep: Genes that are left as they are if the budget can be met so.
+    The genes of `keep` are left as they are if the budget can be met so.
     """
     genome = _with_experts(space, _with_attention(space, genome, rng), rng)
     genome = space.deactivate(genome[None])[0]
@@ -62,11 +58,7 @@ def fill_budget(
     dropped is restored at last, where what is left is enough for it. Nothing is relaxed that no
     bound depends on: there is nothing to spend.
 
-    Args:
-        space: The space of the genome.
-        genome: What to relax.
-        rng: Source of randomness.
-        keep: Genes that are left as they are.
+    The genes of `keep` are left as they are.
     """
     lost = space.encoding.dropped(genome[None])[0]
     lost[space.encoding.widths] = False
@@ -79,11 +71,7 @@ def restore(
 ) -> Genome:
     """A feasible genome (U,) with a random one of its dropped units restored, if one fits.
 
-    Args:
-        space: The space of the genome.
-        genome: What to restore it in.
-        rng: Source of randomness.
-        keep: Genes that are left as they are.
+    The genes of `keep` are left as they are.
     """
     present = ~space.encoding.dropped(genome[None])[0]
     changes = single_changes(space, genome, [*keep, *np.flatnonzero(present)], step=-1)

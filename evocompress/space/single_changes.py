@@ -63,14 +63,7 @@ class Changes:
 def single_changes(
     space: SearchSpace, genome: Genome, keep: Sequence[int] | NDArray[np.int64], step: int
 ) -> Changes:
-    """All changes of one gene: matrices by a step, others to any other level.
-
-    Args:
-        space: The space of the genome.
-        genome: From where (U,), settled.
-        keep: Genes that are not changed; inactive ones are not, either.
-        step: 1 or -1.
-    """
+    """All changes of one gene: matrices by a step, others to any other level."""
     genes, levels = space.moves
     free = ~space.encoding.inactive(genome[None])[0]
     free[np.asarray(keep, dtype=np.int64)] = False

@@ -89,13 +89,7 @@ class SearchSpace:
     def budget_usage_after(
         self, genome: Genome, genes: NDArray[np.int64], levels: NDArray[np.int64]
     ) -> NDArray[np.float64]:
-        """`used` after each of K changes of one gene of a genome (U,): (K, bounds).
-
-        Args:
-            genome: Before each change.
-            genes: Which gene each changes (K,).
-            levels: The index of its new level (K,).
-        """
+        """`used` after each of K changes of one gene of a genome (U,): (K, bounds)."""
         matrix = self._places[genes]
         costs = self._bounded.after(
             self.encoding.states(genome[None])[0],

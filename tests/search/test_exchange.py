@@ -10,7 +10,7 @@ from evocompress.core.errors import ConfigError
 from evocompress.search.base import Problem
 from evocompress.search.baselines.random_search import RandomSearch
 from evocompress.search.baselines.uniform import Uniform
-from evocompress.search.evolution.evopress import EvoPress, EvoPressSettings, exchanges
+from evocompress.search.evolution.evopress import EvoPress, exchanges
 from evocompress.search.fidelity.staged import PUBLISHED, StagedSettings, published
 from evocompress.search.operators.mutation import exchange
 from evocompress.space import sampling
@@ -181,7 +181,7 @@ def test_an_exchange_prices_few_genomes(monkeypatch):
 def test_which_moves_are_made(config, automatic):
     space = space_of(**config)
     for moves, expected in (("auto", automatic), ("swap", False), ("exchange", True)):
-        assert exchanges(EvoPressSettings(moves=moves), space) is expected
+        assert exchanges(EvoPress.Settings(moves=moves), space) is expected
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_evopress_finds_the_enumerated_optimum_of_a_width_space():
     every = np.array(list(itertools.product(*map(range, space.encoding.sizes))))
     objective = Separable.of(space, seed=3)
     values = [objective.value(space.candidate(g)) for g in every[space.feasible(every)]]
-    search = EvoPress(Problem(space, POOL), EvoPressSettings(**QUICK), np.random.default_rng(0))
+    search = EvoPress(Problem(space, POOL), EvoPress.Settings(**QUICK), np.random.default_rng(0))
     run(search, objective)
     assert search.incumbent().value == pytest.approx(min(values))
 

@@ -179,13 +179,7 @@ def _check_pattern(weight: Tensor, level: Level) -> None:
 def relative_errors(weight: Tensor, compressed: Sequence[Tensor], gram: Tensor) -> list[float]:
     """Output error tr(ΔW·G·ΔWᵀ) / tr(W·G·Wᵀ) of each compressed matrix (EvoPress, 2410.14649).
 
-    Args:
-        weight: Dense matrix (out, in).
-        compressed: Compressed matrices (out, in).
-        gram: XᵀX of the inputs (in, in).
-
-    Returns:
-        One number for each compressed matrix; 0 where the dense output is zero.
+    It is 0 where the dense output is zero.
     """
     energy = output_energy(weight, gram)
     return [output_energy(weight - one, gram) / energy if energy else 0.0 for one in compressed]

@@ -24,10 +24,6 @@ def in_threads(function: Callable[..., None], calls: Iterable[tuple[Any, ...]]) 
 
     Numba's own threads are not used: they spin, which is ruinous on a busy machine, and must not
     be started from two threads at once.
-
-    Args:
-        function: What to call.
-        calls: The arguments of each call, in whatever order they are carried out.
     """
     threads = torch.get_num_threads()
     if threads == 1:

@@ -58,9 +58,7 @@ def factorise(hessian: Tensor, damping: float) -> Factor:
     the diagonal; where that does not make the matrix positive definite, ten times as much is
     tried, a few times, and a warning is logged.
 
-    Args:
-        hessian: Symmetric (in, in) float32; overwritten.
-        damping: Fraction of the mean diagonal.
+    The Hessian, symmetric (in, in) float32, is overwritten.
 
     Raises:
         LibraryError: The Hessian holds infinities or NaN, or no damping helps.

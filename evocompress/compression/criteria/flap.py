@@ -19,12 +19,7 @@ from evocompress.compression.criteria.structure import Cut, Structure, Width, by
 
 
 def fluctuations(output: Tensor, statistics: Statistics) -> Tensor:
-    """The paper's WIFV, variance of the input times ‖weights that read it‖², (in,).
-
-    Args:
-        output: The matrix (out, in) that reads the items.
-        statistics: Squares (or a Gram matrix) and sums of its inputs.
-    """
+    """The paper's WIFV, variance of the input times ‖weights that read it‖², (in,)."""
     return statistics.variances * output.square().sum(0)
 
 

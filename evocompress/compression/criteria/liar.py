@@ -30,10 +30,7 @@ def reconstructed(structure: Structure, statistics: Statistics, cuts: Sequence[C
     from what structured OBS, which keeps an own bias, ends at. A bias whose inputs' sums are not
     known stays as it is.
 
-    Args:
-        structure: The sub-layer.
-        statistics: With a Gram matrix of the output matrix's inputs.
-        cuts: Cuts of the sub-layer, which are left alone; one at full width is given back.
+    The statistics have a Gram matrix. Cuts are left alone; one at full width is given back.
 
     Raises:
         LibraryError: The statistics are unusable.

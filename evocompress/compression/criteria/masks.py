@@ -21,11 +21,7 @@ def parse_pattern(pattern: str) -> tuple[int, int]:
 
 
 def shares(total: int, ends: Sequence[int]) -> list[int]:
-    """Split a count over consecutive parts in proportion to their sizes.
-
-    Args:
-        total: What to split.
-        ends: End of each part, rising; the parts begin at 0 and abut.
+    """Split a count over consecutive parts, from 0 to rising ends, in proportion to their sizes.
 
     Returns:
         One integer per part; they sum to `total`, and every leading run of parts is within
@@ -49,10 +45,6 @@ def group_ranks(scores: Tensor, group: int) -> Tensor:
 
 def smallest(scores: Tensor, counts: Sequence[int]) -> Tensor:
     """Mask of the smallest scores of each row.
-
-    Args:
-        scores: (rows, n), without NaN.
-        counts: How many to mask in each row.
 
     Returns:
         Boolean (rows, n) with exactly ``counts[i]`` true values in row i.

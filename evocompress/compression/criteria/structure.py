@@ -141,14 +141,8 @@ def cut_by_scores(
 ) -> list[Cut]:
     """Cut to the highest scores and leave the weights that stay alone.
 
-    Groups are ranked by the sum over their items and the score of what these share; within
-    each group its items are ranked. Of equal scores the later one stays.
-
-    Args:
-        structure: The sub-layer.
-        widths: Widths wanted.
-        items: Scores (items,).
-        shared: Scores (groups,) of what the items of a group share.
+    Groups are ranked by the sum over their items (items,) and the score of what these share
+    (groups,); within each group its items are ranked. Of equal scores the later one stays.
 
     Raises:
         LibraryError: A width is impossible, or a score is not finite.

@@ -140,12 +140,8 @@ def _write_weights(
 ) -> dict[str, Tensor]:
     """Write the output matrices of a sub-layer; returns the smaller tensors for later.
 
-    Args:
-        writer: Of the file.
-        coupled: The sub-layer.
-        levels: Its levels.
-        found: For each of its links a cut for each level. The items that the inner one keeps are
-            what the last one has no use for, its groups.
+    There is a cut for each link and level. The items that the inner link keeps are what the last
+    one has no use for, its groups.
     """
     unit = coupled.unit.name
     small: dict[str, Tensor] = {}
@@ -164,13 +160,7 @@ def _write_weights(
 def width_errors(structure: Structure, cuts: Sequence[Cut], known: Statistics) -> list[float]:
     """Output error ‖W·x + b − W'·x' − b'‖² / ‖W·x‖² of each cut, summed over the tokens.
 
-    Args:
-        structure: The sub-layer with its dense weights.
-        cuts: With W', which reads the inputs x' that are left, and b'.
-        known: With the Gram matrix; a bias counts where the sums are known as well.
-
-    Returns:
-        One number for each cut; 0 where the dense output is zero.
+    W' reads the inputs x' that are left. A bias counts where the sums are known as well.
     """
     assert known.gram is not None
     energy = output_energy(structure.output, known.gram)

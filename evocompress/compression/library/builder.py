@@ -101,13 +101,7 @@ class Builder:
     ) -> Iterator[tuple[int, BlockRecord]]:
         """Makes what is missing of some blocks; the states pass through the others again.
 
-        Args:
-            blocks: Which may be made.
-            progress: Told before each block that is made.
-            first: Block that the states enter, none of `blocks` being before it.
-
-        Yields:
-            Each block's index and record, as soon as its file is there.
+        Each block's index and record comes as soon as its file is there.
         """
         todo = [index for index in self._manifest.missing if index in blocks]
         count = len(self._loaded.family.blocks(self._loaded.model))

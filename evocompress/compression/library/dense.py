@@ -131,10 +131,6 @@ class Coupled:
     def check(self, level: Level, *, bias: bool) -> None:
         """Refuse a level that the unit cannot have.
 
-        Args:
-            level: A level that is not dense.
-            bias: Whether the output of the narrowed unit needs an additional bias.
-
         Raises:
             LibraryError: The level drops the unit, has the other kind's width or as much as
                 the dense unit, or is wrong about the bias.
@@ -175,13 +171,7 @@ class Coupled:
         gradients: Mapping[str, Tensor] | None,
         bias: Tensor | None,
     ) -> Structure:
-        """The unit as its criterion sees it.
-
-        Args:
-            weights: Each matrix (out, in) float32 by unit name.
-            gradients: Their gradients, where the criterion needs them.
-            bias: The output matrix's own bias (out,).
-        """
+        """The unit as its criterion sees it."""
         output, inputs, shared = self._parts(weights)
         return Structure(
             output=output,
@@ -221,9 +211,6 @@ class DenseModel:
     """The matrices of a model as they are now, whatever is put into the model later.
 
     Nothing is copied: the tensors are the model's own.
-
-    Args:
-        loaded: The model, dense.
 
     Attributes:
         fingerprint: The model's.

@@ -66,10 +66,6 @@ def durable_file(path: Path) -> Iterator[BinaryIO]:
 class TensorWriter:
     """Writes a safetensors file tensor by tensor.
 
-    Args:
-        file: Where to.
-        layout: The tensors in the order in which they will come.
-
     Raises:
         LibraryError: Weights of this type cannot be stored.
     """

@@ -21,15 +21,8 @@ def loss_gradients(
 ) -> dict[str, Tensor]:
     """Gradients of the next-token cross-entropy, summed with their signs over all tokens.
 
-    Args:
-        loaded: The dense model; it is as before when this returns or raises.
-        units: Matrix units.
-        tokens: Sequences (N, S), int64.
-        batch: Sequences between two calls of `advance`.
-        advance: Told before each batch how many sequences are done.
-
-    Returns:
-        For each unit its gradient, float32, in the module's orientation.
+    The dense model is as before when this returns or raises. `advance` is told before each batch
+    how many sequences are done.
     """
     parameters = [loaded.model.get_parameter(f"{unit}.weight") for unit in units]
 

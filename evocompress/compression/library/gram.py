@@ -110,9 +110,6 @@ def collecting(
         length: Tokens of a sequence; blocks may hand them to their matrices in one long row.
         routed: Inputs whose tokens may or may not be read, as those of an expert: a token counts
             as a sequence. Their tokens are counted, too (`COUNT`).
-
-    Yields:
-        The sums by input, to be read when the context has ended.
     """
     sums: dict[str, Sums] = {word: {} for word in needs}
     observers = {

@@ -14,12 +14,7 @@ from evocompress.models.loading import LoadedModel
 class HiddenStates:
     """What enters the next block, for every sequence, in the model's type and main memory.
 
-    Args:
-        loaded: The model.
-        tokens: Calibration sequences (N, S).
-        batch: Sequences that pass a block together.
-        entering: The states that enter a later block, one for each batch, as `current` was
-            there; left out, they are those that enter the first one.
+    Those that enter a later block are given, one for each batch, as `current` was there.
     """
 
     def __init__(
@@ -49,12 +44,7 @@ class HiddenStates:
         return list(self._states)
 
     def run(self, index: int, *, keep: bool) -> None:
-        """Pass every sequence through a block.
-
-        Args:
-            index: The block; the states must be those that enter it.
-            keep: Whether its outputs become the states.
-        """
+        """Pass every sequence through the block that the states enter; `keep` what comes out."""
         block = self._blocks[index]
         with torch.no_grad():
             for position, states in enumerate(self._states):

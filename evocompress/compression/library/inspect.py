@@ -14,10 +14,6 @@ from evocompress.core.terminal import add_row, shown
 def summary(path: Path, *, verify: bool = False) -> Table:
     """A table of what a library holds, finished or not.
 
-    Args:
-        path: Its folder.
-        verify: Read every file and compare its checksum.
-
     Raises:
         LibraryError: It is missing or damaged.
     """

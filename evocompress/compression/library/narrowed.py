@@ -26,11 +26,7 @@ class NarrowedMatrices:
     structured criterion left it. The Hessian of an output matrix is restricted to the inputs
     that are left; the others keep all inputs.
 
-    Args:
-        manifest: How the library was made.
-        dense: The dense model.
-        reader: Where widths and statistics are read.
-        limit: Bytes of results, and of factored Hessians, that are kept for later.
+    Results and factored Hessians are kept for later, up to `limit` bytes.
     """
 
     def __init__(
@@ -44,13 +40,7 @@ class NarrowedMatrices:
     def weight(self, unit: str, level: Level, width: Level) -> Tensor:
         """A matrix at a level in its sub-layer at a narrow width.
 
-        Args:
-            unit: The matrix unit.
-            level: Its level at full width; see `Level.zeros_left`.
-            width: Level of its sub-layer.
-
-        Returns:
-            The weight in the module's orientation and the model's type, in main memory.
+        It has the module's orientation and the model's type, and lies in main memory.
 
         Raises:
             LibraryError: The level is impossible at this width, or the file is damaged.

@@ -157,9 +157,6 @@ class BlockOrder:
         """The tensors of the block's file.
 
         Large tensors come first, so that they are aligned.
-
-        Args:
-            dtype: Of the model's weights.
         """
         return dict(self._specs(dtype))
 
@@ -198,13 +195,7 @@ class BlockOrder:
 def block_orders(
     dense: DenseModel, wanted: Mapping[str, Sequence[Level]], methods: Methods
 ) -> dict[int, BlockOrder]:
-    """What is to be made of each block that has a wanted unit.
-
-    Args:
-        dense: The model.
-        wanted: Levels of matrix, attention and MLP units; dense ones are not stored.
-        methods: How.
-    """
+    """What is to be made of each block that has a wanted unit."""
     stored = {
         name: tuple(level for level in levels if not level.dense) for name, levels in wanted.items()
     }

@@ -26,13 +26,6 @@ def compressed(
     """The model with a block at its propagated levels; dense again afterwards.
 
     A narrowed sub-layer keeps its size: the output matrix has zeros for what is gone.
-
-    Args:
-        loaded: The model.
-        index: The block, whose file is finished.
-        path: Folder of the library.
-        manifest: With the propagated levels.
-        dense: The dense matrices of the model.
     """
     levels = _Propagated(Library(path, manifest, dense, cache_mib=0), dense)
     with ExitStack() as undo:

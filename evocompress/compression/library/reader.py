@@ -21,13 +21,7 @@ TENSOR_NAMES = ("weight", "groups", "items", "bias", "inner")
 
 
 class BlockReader:
-    """Reads the finished blocks of a library.
-
-    Args:
-        path: Folder of the library.
-        manifest: What it holds.
-        dense: The model that it is used with.
-    """
+    """Reads the finished blocks of a library."""
 
     def __init__(self, path: Path, manifest: Manifest, dense: DenseModel) -> None:
         self._path = path

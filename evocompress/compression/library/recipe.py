@@ -24,13 +24,8 @@ def make_recipe(
 ) -> LibraryRecipe:
     """The recipe of a library with the wanted levels.
 
-    Args:
-        dense: The model.
-        wanted: Levels of each unit; levels named twice count once.
-        calibration: Fingerprint of the tokens.
-        config: How levels are made.
-        propagate: With propagated Hessians, the level of each unit that later blocks see, where
-            it is not the middle one.
+    Levels named twice count once. `propagate` has the level of units whose later blocks do not see
+    the middle one.
 
     Raises:
         LibraryError: A criterion, unit or level is unknown or impossible.

@@ -31,24 +31,6 @@ _ROUNDS = 16
 """How many rounds are to suffice where no number of tokens says it."""
 
 
-class GreedySettings(SearcherSettings):
-    """Settings of `Greedy`.
-
-    Attributes:
-        take: How many steps a round takes; if left out, so many that as many rounds as
-            `search.tokens` pays for suffice, without that number 16.
-        candidate_tokens: Tokens on which steps are compared, and the result is measured, the
-            same ones throughout; about 2048 if left out.
-    """
-
-    take: Size | None = None
-    candidate_tokens: Tokens | None = None
-
-    def tokens_of_comparison(self, pool: Pool) -> int:
-        """Few, if nothing is said."""
-        return self.candidate_tokens or batches.few(pool)
-
-
 @dataclass(frozen=True, order=True)
 class Priced:
     """A step that a round may take; the cheapest one comes first.
@@ -85,14 +67,28 @@ class Greedy(GeneratorSearcher):
         {'0.mlp': 'channels=16', '1.attention': 'drop', '3.mlp': 'channels=16'}
     """
 
+    class Settings(SearcherSettings):
+        """Settings of `Greedy`.
+
+        Attributes:
+            take: How many steps a round takes; if left out, so many that as many rounds as
+                `search.tokens` pays for suffice, without that number 16.
+            candidate_tokens: Tokens on which steps are compared, and the result is measured, the
+                same ones throughout; about 2048 if left out.
+        """
+
+        take: Size | None = None
+        candidate_tokens: Tokens | None = None
+
+        def tokens_of_comparison(self, pool: Pool) -> int:
+            """Few, if nothing is said."""
+            return self.candidate_tokens or batches.few(pool)
+
+    settings: Settings
+
     checks_tokens: ClassVar[bool] = True
-    Settings: ClassVar[type[SearcherSettings]] = GreedySettings
 
-    settings: GreedySettings
-
-    def __init__(
-        self, problem: Problem, settings: GreedySettings, rng: np.random.Generator
-    ) -> None:
+    def __init__(self, problem: Problem, settings: Settings, rng: np.random.Generator) -> None:
         super().__init__(problem, settings, rng)
         self._tokens = self.ledger.size(self.micro_batches)
         self._round = _largest_round(problem.space) * self._tokens
@@ -143,12 +139,6 @@ def taken(space: SearchSpace, genome: Genome, priced: Sequence[Priced], count: i
 
     A gene may be taken again where only one step can follow: harms grow like a square, so its
     second step is taken to cost three times the first, the third five times.
-
-    Args:
-        space: With the budget at which it ends.
-        genome: Where the steps were measured.
-        priced: The steps; of two of a gene one is taken.
-        count: How many are taken at most.
     """
     queue = list(priced)
     heapify(queue)

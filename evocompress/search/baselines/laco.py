@@ -12,24 +12,9 @@ from evocompress.core.errors import ConfigError
 from evocompress.core.fields import Number, Size, Whole
 from evocompress.core.requests import Result
 from evocompress.core.types import UnitKind
-from evocompress.search.base import CandidateSettings, SearcherSettings
+from evocompress.search.base import CandidateSettings
 from evocompress.search.baselines.removal import Removal, without
 from evocompress.search.generator_searcher import AskTell, ranked
-
-
-class LaCoSettings(CandidateSettings):
-    """Settings of `LaCo`. Published for Llama-2-13B's 40 blocks: 7, 1 and 0.45.
-
-    Attributes:
-        blocks: How many neighbouring blocks become one (C).
-        interval: How many blocks further down the next merge begins (I).
-        threshold: Cosine to the dense model's hidden states above which a merge is accepted
-            (T): its proxy value must be below 1 - threshold, so `proxy.kind` should be cosine.
-    """
-
-    blocks: Annotated[Whole, Field(ge=2, le=10_000)] = 4
-    interval: Size = 1
-    threshold: Annotated[Number, Field(ge=-1, le=1)] = 0.45
 
 
 class LaCo(Removal):
@@ -50,8 +35,22 @@ class LaCo(Removal):
         {'0': 'merge=1', '1.attention': 'drop', '1.mlp': 'drop'}
     """
 
-    settings: LaCoSettings
-    Settings: ClassVar[type[SearcherSettings]] = LaCoSettings
+    class Settings(CandidateSettings):
+        """Settings of `LaCo`. Published for Llama-2-13B's 40 blocks: 7, 1 and 0.45.
+
+        Attributes:
+            blocks: How many neighbouring blocks become one (C).
+            interval: How many blocks further down the next merge begins (I).
+            threshold: Cosine to the dense model's hidden states above which a merge is accepted
+                (T): its proxy value must be below 1 - threshold, so `proxy.kind` should be cosine.
+        """
+
+        blocks: Annotated[Whole, Field(ge=2, le=10_000)] = 4
+        interval: Size = 1
+        threshold: Annotated[Number, Field(ge=-1, le=1)] = 0.45
+
+    settings: Settings
+
     name: ClassVar[str] = "laco"
     kinds: ClassVar[tuple[UnitKind, ...]] = ("block",)
 

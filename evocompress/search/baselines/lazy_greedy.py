@@ -32,11 +32,7 @@ def lazily_removed(
 ) -> AskTell[Genome]:
     """A genome (U,) that meets the budget by dropping unit after unit, or nearly so.
 
-    Args:
-        space: With units that can be dropped.
-        measure: Evaluates what is tried.
-        tries: How many of the most promising are tried in each round after the first.
-        take: How many removals a round makes.
+    In each round after the first the `tries` most promising removals are tried; `take` are made.
     """
     genome = space.encoding.default
     fresh = _removals(space, genome)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import numpy as np
 from pydantic import Field, field_validator
@@ -19,32 +19,6 @@ from evocompress.search.generator_searcher import AskTell, GeneratorSearcher
 from evocompress.space.space import SearchSpace
 
 Part = Annotated[Number, Field(ge=0, le=1e6)]
-
-
-class MultiPrunerSettings(SearcherSettings):
-    """Settings of `MultiPruner`.
-
-    Attributes:
-        split: Parts of the saving that removed units, FFN channels and heads are to give; each
-            stage goes on until its part and those before it are reached. Published: 44:52:4
-            (Llama-2, Qwen1.5), 20:80:0 (Llama-3), 30:70:0 (3.1), 10:90:0 (3.2-3B), 50:50:0
-            (Qwen2.5).
-        candidate_tokens: Tokens on which removed units are compared, and the result is
-            measured; the whole pool if left out.
-        width_tokens: Tokens on which widths are compared; `candidate_tokens` if left out.
-            Published: half of them.
-    """
-
-    split: tuple[Part, Part, Part] = (44, 52, 4)
-    candidate_tokens: Tokens | None = None
-    width_tokens: Tokens | None = None
-
-    @field_validator("split")
-    @classmethod
-    def _gives_something(cls, split: tuple[float, float, float]) -> tuple[float, float, float]:
-        if not sum(split):
-            raise ValueError("give at least one part above 0")
-        return split
 
 
 class MultiPruner(GeneratorSearcher):
@@ -66,13 +40,34 @@ class MultiPruner(GeneratorSearcher):
         {'1.attention': 'drop', '2.attention': 'drop', '3.mlp': 'channels=16'}
     """
 
-    Settings: ClassVar[type[SearcherSettings]] = MultiPrunerSettings
+    class Settings(SearcherSettings):
+        """Settings of `MultiPruner`.
 
-    settings: MultiPrunerSettings
+        Attributes:
+            split: Parts of the saving that removed units, FFN channels and heads are to give; each
+                stage goes on until its part and those before it are reached. Published: 44:52:4
+                (Llama-2, Qwen1.5), 20:80:0 (Llama-3), 30:70:0 (3.1), 10:90:0 (3.2-3B), 50:50:0
+                (Qwen2.5).
+            candidate_tokens: Tokens on which removed units are compared, and the result is
+                measured; the whole pool if left out.
+            width_tokens: Tokens on which widths are compared; `candidate_tokens` if left out.
+                Published: half of them.
+        """
 
-    def __init__(
-        self, problem: Problem, settings: MultiPrunerSettings, rng: np.random.Generator
-    ) -> None:
+        split: tuple[Part, Part, Part] = (44, 52, 4)
+        candidate_tokens: Tokens | None = None
+        width_tokens: Tokens | None = None
+
+        @field_validator("split")
+        @classmethod
+        def _gives_something(cls, split: tuple[float, float, float]) -> tuple[float, float, float]:
+            if not sum(split):
+                raise ValueError("give at least one part above 0")
+            return split
+
+    settings: Settings
+
+    def __init__(self, problem: Problem, settings: Settings, rng: np.random.Generator) -> None:
         super().__init__(problem, settings, rng)
         self._narrow_batches = self.chosen(settings.width_tokens, "search.width_tokens")
         self._shares = np.cumsum(settings.split) / sum(settings.split)

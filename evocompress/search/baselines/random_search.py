@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import ClassVar
 
 from evocompress.core.arrays import Genome
-from evocompress.search.base import SearcherSettings
 from evocompress.search.fidelity.staged import StagedSearcher, StagedSettings
 from evocompress.search.operators.mutation import distinct
 from evocompress.space import sampling
@@ -29,7 +27,7 @@ class RandomSearch(StagedSearcher):
         {'1.attention': 'drop', '3.mlp': 'drop'}
     """
 
-    Settings: ClassVar[type[SearcherSettings]] = StagedSettings
+    Settings = StagedSettings
 
     def _offspring(self, parent: Genome | None) -> list[Genome]:
         make = partial(sampling.random, self.space, self.rng)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from evocompress.core.arrays import Genome
 from evocompress.core.errors import ConfigError
 from evocompress.core.types import UnitKind
-from evocompress.search.base import CandidateSettings, SearcherSettings
+from evocompress.search.base import CandidateSettings
 from evocompress.search.generator_searcher import AskTell, GeneratorSearcher
 from evocompress.space.space import SearchSpace
 
@@ -26,7 +26,7 @@ class Removal(GeneratorSearcher):
         kinds: The kinds of units that it can remove.
     """
 
-    Settings: ClassVar[type[SearcherSettings]] = CandidateSettings
+    Settings = CandidateSettings
     name: ClassVar[str]
     kinds: ClassVar[tuple[UnitKind, ...]] = ("attention", "mlp", "block")
 
@@ -78,9 +78,7 @@ def without_each(space: SearchSpace, genome: Genome, genes: Encoding) -> list[Ge
 def without_blocks(space: SearchSpace, influence: Mapping[str, Sequence[float]]) -> Genome:
     """The genome (U,) without the blocks of least influence that are enough for the budget.
 
-    Args:
-        space: Whole blocks go as far as their parts can be dropped.
-        influence: One value for each block, by its name.
+    Whole blocks go as far as their parts can be dropped.
     """
     genes, dropped = present(space, space.encoding.default), list[int]()
     blocks = {
@@ -102,10 +100,8 @@ def drop_harms(
 ) -> list[NDArray[np.float64]]:
     """For each gene the harm of its levels (levels,): the influence of its units where dropped.
 
-    Args:
-        space: Levels that drop nothing have no harm, but widths and sparsities other than the
-            least compressed are forbidden, as influence says nothing of them.
-        influence: One value for each unit, by its name.
+    Levels that drop nothing have no harm, but widths and sparsities other than the least compressed
+    are forbidden, as influence says nothing of them.
     """
     harms = [np.zeros(size) for size in space.encoding.sizes.tolist()]
     for gene in np.union1d(space.encoding.widths, space.encoding.matrices).tolist():

@@ -9,31 +9,12 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from evocompress.core.fields import Whole
-from evocompress.search.base import CandidateSettings, SearcherSettings
+from evocompress.search.base import CandidateSettings
 from evocompress.search.baselines.one_shot import OneShotRemoval
 from evocompress.search.baselines.removal import without_each
 from evocompress.search.generator_searcher import AskTell
 
 Count = Annotated[Whole, Field(ge=0, le=10_000)]
-
-
-class ShortenedLlamaSettings(CandidateSettings):
-    """Settings of `ShortenedLlama`.
-
-    Attributes:
-        metric: ``proxy`` measures the model without each unit by the run's proxy (published:
-            perplexity); ``taylor`` is one backward pass.
-        shield: How many of the first and of the last blocks stay. Left out it is (4, 2) for
-            ``taylor``, published as Taylor+, and (0, 0) for ``proxy``.
-    """
-
-    metric: Literal["proxy", "taylor"] = "proxy"
-    shield: tuple[Count, Count] | None = None
-
-    @property
-    def needs_next_token(self) -> bool:
-        """Where it takes gradients."""
-        return self.metric == "taylor"
 
 
 class ShortenedLlama(OneShotRemoval):
@@ -53,8 +34,26 @@ class ShortenedLlama(OneShotRemoval):
         {'2.attention': 'drop', '2.mlp': 'drop'}
     """
 
-    Settings: ClassVar[type[SearcherSettings]] = ShortenedLlamaSettings
-    settings: ShortenedLlamaSettings
+    class Settings(CandidateSettings):
+        """Settings of `ShortenedLlama`.
+
+        Attributes:
+            metric: ``proxy`` measures the model without each unit by the run's proxy (published:
+                perplexity); ``taylor`` is one backward pass.
+            shield: How many of the first and of the last blocks stay. Left out it is (4, 2) for
+                ``taylor``, published as Taylor+, and (0, 0) for ``proxy``.
+        """
+
+        metric: Literal["proxy", "taylor"] = "proxy"
+        shield: tuple[Count, Count] | None = None
+
+        @property
+        def needs_next_token(self) -> bool:
+            """Where it takes gradients."""
+            return self.metric == "taylor"
+
+    settings: Settings
+
     name: ClassVar[str] = "shortened_llama"
 
     def _importance(self) -> AskTell[NDArray[np.float64] | None]:

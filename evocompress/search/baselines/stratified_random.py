@@ -7,7 +7,7 @@ them into bins by their parameters and takes one only where its bin has room.
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import numpy as np
 from pydantic import Field
@@ -15,28 +15,12 @@ from pydantic import Field
 from evocompress.core.arrays import Genome
 from evocompress.core.errors import ConfigError
 from evocompress.core.fields import Many, Size, Whole
-from evocompress.search.base import Problem, SearcherSettings
+from evocompress.search.base import Problem
 from evocompress.search.fidelity.front_search import FrontSearcher, FrontSettings
 from evocompress.search.generator_searcher import AskTell
 from evocompress.search.operators.cost_sampling import at_any_cost, span
 
 _PATIENCE = 100
-
-
-class StratifiedRandomSettings(FrontSettings):
-    """Settings of `StratifiedRandom`; where objectives and budget are left out, it is params.
-
-    Attributes:
-        candidates: How many are compared at most; without it the tokens set the end.
-        bins: Into how many bins of equal width the first objective is divided.
-        open_bins: Every bin gets room for another one as soon as at most so many have room.
-        batch: How many candidates are asked for at once.
-    """
-
-    candidates: Many | None = None
-    bins: Size = 20
-    open_bins: Annotated[Whole, Field(ge=0, le=10_000)] = 4
-    batch: Size = 40
 
 
 class StratifiedRandom(FrontSearcher):
@@ -56,12 +40,24 @@ class StratifiedRandom(FrontSearcher):
         {'0.mlp': 'drop', '3.mlp': 'drop'}
     """
 
-    settings: StratifiedRandomSettings
-    Settings: ClassVar[type[SearcherSettings]] = StratifiedRandomSettings
+    class Settings(FrontSettings):
+        """Settings of `StratifiedRandom`; where objectives and budget are left out, it is params.
 
-    def __init__(
-        self, problem: Problem, settings: StratifiedRandomSettings, rng: np.random.Generator
-    ) -> None:
+        Attributes:
+            candidates: How many are compared at most; without it the tokens set the end.
+            bins: Into how many bins of equal width the first objective is divided.
+            open_bins: Every bin gets room for another one as soon as at most so many have room.
+            batch: How many candidates are asked for at once.
+        """
+
+        candidates: Many | None = None
+        bins: Size = 20
+        open_bins: Annotated[Whole, Field(ge=0, le=10_000)] = 4
+        batch: Size = 40
+
+    settings: Settings
+
+    def __init__(self, problem: Problem, settings: Settings, rng: np.random.Generator) -> None:
         if problem.tokens is None and settings.candidates is None:
             raise ConfigError(
                 "search: stratified_random ends by search.tokens or search.candidates; give one"
@@ -118,14 +114,7 @@ class Bins:
     """Counts what was taken of every part of a range."""
 
     def __init__(self, low: float, high: float, count: int, spare: int) -> None:
-        """Empty bins.
-
-        Args:
-            low: Lower end of the range.
-            high: Upper end.
-            count: How many bins.
-            spare: How many bins with room are too few.
-        """
+        """Empty bins."""
         self._edges = np.linspace(low, high, count + 1)[1:-1]
         self._taken = np.zeros(count, dtype=np.int64)
         self._room = 1

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
-from evocompress.search.base import CandidateSettings, SearcherSettings
+from evocompress.search.base import CandidateSettings
 from evocompress.search.generator_searcher import AskTell, GeneratorSearcher
 from evocompress.space import sampling
 
@@ -23,7 +21,7 @@ class Uniform(GeneratorSearcher):
         {'0.mlp': 'channels=16', '2.mlp': 'channels=16'}
     """
 
-    Settings: ClassVar[type[SearcherSettings]] = CandidateSettings
+    Settings = CandidateSettings
 
     def search(self) -> AskTell[None]:
         """The uniform candidate."""

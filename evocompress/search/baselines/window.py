@@ -9,20 +9,9 @@ import numpy as np
 
 from evocompress.core.arrays import Genome
 from evocompress.core.types import UnitKind
-from evocompress.search.base import CandidateSettings, SearcherSettings
+from evocompress.search.base import CandidateSettings
 from evocompress.search.baselines.removal import Encoding, Removal, without
 from evocompress.search.generator_searcher import AskTell, first_feasible
-
-
-class WindowSettings(CandidateSettings):
-    """Settings of `Window`.
-
-    Attributes:
-        positions: The tokens whose distance counts: the ``last`` of each sequence, as
-            published, or ``all``.
-    """
-
-    positions: Literal["last", "all"] = "last"
 
 
 class Window(Removal):
@@ -43,11 +32,20 @@ class Window(Removal):
         {'2.attention': 'drop', '2.mlp': 'drop'}
     """
 
-    Settings: ClassVar[type[SearcherSettings]] = WindowSettings
+    class Settings(CandidateSettings):
+        """Settings of `Window`.
+
+        Attributes:
+            positions: The tokens whose distance counts: the ``last`` of each sequence, as
+                published, or ``all``.
+        """
+
+        positions: Literal["last", "all"] = "last"
+
+    settings: Settings
+
     name: ClassVar[str] = "window"
     kinds: ClassVar[tuple[UnitKind, ...]] = ("block",)
-
-    settings: WindowSettings
 
     def search(self) -> AskTell[None]:
         """The distances, and the nearest window."""

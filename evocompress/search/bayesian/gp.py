@@ -10,8 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from evocompress.core.errors import ConfigError
-from evocompress.search.base import SearcherSettings
-from evocompress.search.bayesian.sampled import SampledSearcher, SampledSettings
+from evocompress.search.bayesian.sampled import SampledSearcher
 from evocompress.space.space import SearchSpace
 
 if TYPE_CHECKING:
@@ -35,7 +34,6 @@ class GP(SampledSearcher):
         {'1.attention': 'drop', '1.mlp': 'drop'}
     """
 
-    Settings: ClassVar[type[SearcherSettings]] = SampledSettings
     name: ClassVar[str] = "gp"
 
     def check(self) -> None:

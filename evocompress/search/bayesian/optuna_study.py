@@ -42,12 +42,9 @@ class GenomeStudy:
     ) -> None:
         """Begins an empty study.
 
-        Args:
-            space: Its genes that have a choice are the parameters.
-            sampler: Proposes.
-            first: Feasible genomes (U,) that are given out before what the sampler proposes.
-            complete: Makes of a proposed genome (U,) the feasible one that is measured.
-            objectives: Coordinates of a point.
+        The parameters are the genes that have a choice. The feasible genomes of `first` are given
+        out before what the sampler proposes, and `complete` makes a feasible genome (U,) of what it
+        proposes.
         """
         with _quiet():
             self._study = optuna.create_study(sampler=sampler, directions=["minimize"] * objectives)

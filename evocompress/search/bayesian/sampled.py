@@ -38,33 +38,6 @@ _FINAL_SHARE = 4
 _SEEDS = 2**32
 
 
-class SampledSettings(SearcherSettings):
-    """Settings of a searcher whose candidates Optuna proposes.
-
-    Attributes:
-        candidates: How many are measured at most, the second measurement of the best not
-            counted; without it the tokens set the end.
-        startup: How many of them are chosen without the sampler, as its first data: the even
-            candidate and random ones.
-        batch: How many are asked for at a time. Their values are told together.
-        candidate_tokens: Tokens on which every candidate is compared, always the same ones;
-            about 2048 if left out.
-        finalists: How many are measured again at the end.
-        final_tokens: On how many tokens that is, among them the ones above. If left out, the
-            whole pool, or as many as a quarter of ``search.tokens`` allows.
-    """
-
-    candidates: Many | None = None
-    startup: Size = 10
-    batch: Size = 8
-    candidate_tokens: Tokens | None = None
-    finalists: Size = 8
-    final_tokens: Tokens | None = None
-
-    def tokens_of_comparison(self, pool: Pool) -> None:
-        """They are drawn among those of the last comparison."""
-
-
 class SampledSearcher(GeneratorSearcher):
     """Asks a sampler for genomes, tells it their points, and measures the best again.
 
@@ -72,7 +45,34 @@ class SampledSearcher(GeneratorSearcher):
         name: What messages call the searcher.
     """
 
-    settings: SampledSettings
+    class Settings(SearcherSettings):
+        """Settings of a searcher whose candidates Optuna proposes.
+
+        Attributes:
+            candidates: How many are measured at most, the second measurement of the best not
+                counted; without it the tokens set the end.
+            startup: How many of them are chosen without the sampler, as its first data: the even
+                candidate and random ones.
+            batch: How many are asked for at a time. Their values are told together.
+            candidate_tokens: Tokens on which every candidate is compared, always the same ones;
+                about 2048 if left out.
+            finalists: How many are measured again at the end.
+            final_tokens: On how many tokens that is, among them the ones above. If left out, the
+                whole pool, or as many as a quarter of ``search.tokens`` allows.
+        """
+
+        candidates: Many | None = None
+        startup: Size = 10
+        batch: Size = 8
+        candidate_tokens: Tokens | None = None
+        finalists: Size = 8
+        final_tokens: Tokens | None = None
+
+        def tokens_of_comparison(self, pool: Pool) -> None:
+            """They are drawn among those of the last comparison."""
+
+    settings: Settings
+
     needs_budget: ClassVar[bool] = False
     checks_tokens: ClassVar[bool] = True
     name: ClassVar[str]
@@ -80,17 +80,13 @@ class SampledSearcher(GeneratorSearcher):
     def __init__(
         self,
         problem: Problem,
-        settings: SampledSettings,
+        settings: Settings,
         rng: np.random.Generator,
         objectives: Objectives | None = None,
     ) -> None:
         """Sets the tokens for start and end aside.
 
-        Args:
-            problem: What is searched.
-            settings: The settings.
-            rng: Source of randomness.
-            objectives: What spans a front; ``None``: the value alone is small, under a budget.
+        Without `objectives` the value alone is to be small, under a budget.
         """
         if find_spec("optuna") is None:
             raise ConfigError(
@@ -175,7 +171,7 @@ def _best(points: Points, count: int) -> NDArray[np.int64]:
 
 
 def fidelity(
-    name: str, problem: Problem, settings: SampledSettings, rng: np.random.Generator
+    name: str, problem: Problem, settings: SampledSearcher.Settings, rng: np.random.Generator
 ) -> Fidelity:
     """Draws the micro-batches and checks that the tokens suffice.
 

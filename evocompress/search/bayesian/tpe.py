@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from evocompress.search.base import SearcherSettings
-from evocompress.search.bayesian.sampled import SampledSearcher, SampledSettings
+from evocompress.search.bayesian.sampled import SampledSearcher
 
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
@@ -30,7 +29,6 @@ class TPE(SampledSearcher):
         {'1.attention': 'drop', '3.mlp': 'drop'}
     """
 
-    Settings: ClassVar[type[SearcherSettings]] = SampledSettings
     name: ClassVar[str] = "tpe"
 
     def _sampler(self, seed: int) -> BaseSampler:

@@ -2,34 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from evocompress.core.fields import Number, Tokens
 from evocompress.core.finetuning import Recipe
-from evocompress.search.base import SearcherSettings
-from evocompress.search.evolution.evopress import EvoPress, EvoPressSettings
-
-
-class DarwinLMSettings(EvoPressSettings):
-    """Settings of `DarwinLM`; the published schedule is that of widths in any space.
-
-    Attributes:
-        tuning_tokens: Tokens that each stage fine-tunes its candidates on.
-        learning_rate: AdamW's, the same in every step.
-    """
-
-    kind: Literal["auto", "sparsity", "depth", "width"] = "width"
-    tuning_tokens: Annotated[
-        tuple[Annotated[Tokens, Field(ge=2)], ...], Field(min_length=1, max_length=100)
-    ] = (10_000, 50_000, 100_000, 200_000)
-    learning_rate: Annotated[Number, Field(gt=0, le=1)] = 1e-5
-
-    @property
-    def recipes(self) -> tuple[Recipe, ...]:
-        """How each stage fine-tunes."""
-        return tuple(Recipe(tokens, self.learning_rate) for tokens in self.tuning_tokens)
+from evocompress.search.evolution.evopress import EvoPress
 
 
 class DarwinLM(EvoPress):
@@ -49,4 +28,21 @@ class DarwinLM(EvoPress):
         {'0.mlp': 'channels=16', '3.mlp': 'channels=16'}
     """
 
-    Settings: ClassVar[type[SearcherSettings]] = DarwinLMSettings
+    class Settings(EvoPress.Settings):
+        """Settings of `DarwinLM`; the published schedule is that of widths in any space.
+
+        Attributes:
+            tuning_tokens: Tokens that each stage fine-tunes its candidates on.
+            learning_rate: AdamW's, the same in every step.
+        """
+
+        kind: Literal["auto", "sparsity", "depth", "width"] = "width"
+        tuning_tokens: Annotated[
+            tuple[Annotated[Tokens, Field(ge=2)], ...], Field(min_length=1, max_length=100)
+        ] = (10_000, 50_000, 100_000, 200_000)
+        learning_rate: Annotated[Number, Field(gt=0, le=1)] = 1e-5
+
+        @property
+        def recipes(self) -> tuple[Recipe, ...]:
+            """How each stage fine-tunes."""
+            return tuple(Recipe(tokens, self.learning_rate) for tokens in self.tuning_tokens)

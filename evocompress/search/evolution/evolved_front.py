@@ -14,7 +14,7 @@ from evocompress.core.arrays import Genome
 from evocompress.core.errors import ConfigError
 from evocompress.core.fields import Positive, Size, Whole
 from evocompress.core.requests import Result
-from evocompress.search.base import Problem, SearcherSettings
+from evocompress.search.base import Problem
 from evocompress.search.evolution.initial_population import (
     even_ladder,
     flap_ladder,
@@ -30,31 +30,6 @@ if TYPE_CHECKING:
     from evocompress.search.evolution.genetic import Evolution
 
 
-class EvolvedFrontSettings(FrontSettings):
-    """Settings of `EvolvedFront`.
-
-    Attributes:
-        population: Candidates that survive a generation.
-        offspring: New candidates of a generation; as many as survive if left out.
-        generations: How many there are at most, the first population among them; without it
-            the tokens set the end.
-        rungs: Length of a ladder of seeds.
-        effect_rounds: How many times the effects of single changes are measured, for a ladder
-            of seeds that sums them up (`evocompress.search.auto.sensitivity`); 0 is no such ladder.
-        effect_levels: How many levels of each width or drop are tried each time.
-        reference: Ladders that are measured with the front and named in it: ``uniform`` (the
-            same fraction everywhere), ``flap`` (FLAP's global ranking, 2312.11983).
-    """
-
-    population: Annotated[Whole, Field(ge=2, le=10_000)] = 40
-    offspring: Size | None = None
-    generations: Positive | None = None
-    rungs: Annotated[Whole, Field(ge=2, le=10_000)] = 6
-    effect_rounds: Annotated[Whole, Field(ge=0, le=10_000)] = 0
-    effect_levels: Size = 3
-    reference: tuple[Literal["uniform", "flap"], ...] = ()
-
-
 class EvolvedFront(FrontSearcher):
     """Evolves a front of the proxy's value against costs, and measures it again at the end.
 
@@ -63,8 +38,32 @@ class EvolvedFront(FrontSearcher):
     of these.
     """
 
-    settings: EvolvedFrontSettings
-    Settings: ClassVar[type[SearcherSettings]] = EvolvedFrontSettings
+    class Settings(FrontSettings):
+        """Settings of `EvolvedFront`.
+
+        Attributes:
+            population: Candidates that survive a generation.
+            offspring: New candidates of a generation; as many as survive if left out.
+            generations: How many there are at most, the first population among them; without it
+                the tokens set the end.
+            rungs: Length of a ladder of seeds.
+            effect_rounds: How many times the effects of single changes are measured, for a ladder
+                of seeds that sums them up; 0 is no such ladder.
+            effect_levels: How many levels of each width or drop are tried each time.
+            reference: Ladders that are measured with the front and named in it: ``uniform`` (the
+                same fraction everywhere), ``flap`` (FLAP's global ranking, 2312.11983).
+        """
+
+        population: Annotated[Whole, Field(ge=2, le=10_000)] = 40
+        offspring: Size | None = None
+        generations: Positive | None = None
+        rungs: Annotated[Whole, Field(ge=2, le=10_000)] = 6
+        effect_rounds: Annotated[Whole, Field(ge=0, le=10_000)] = 0
+        effect_levels: Size = 3
+        reference: tuple[Literal["uniform", "flap"], ...] = ()
+
+    settings: Settings
+
     levers: ClassVar[tuple[str, ...]] = (
         *FrontSearcher.levers,
         *("rungs", "population", "effect_rounds"),
@@ -72,9 +71,7 @@ class EvolvedFront(FrontSearcher):
     algorithm: ClassVar[str]
     """Which one of `evocompress.search.evolution.genetic.ALGORITHMS`."""
 
-    def __init__(
-        self, problem: Problem, settings: EvolvedFrontSettings, rng: np.random.Generator
-    ) -> None:
+    def __init__(self, problem: Problem, settings: Settings, rng: np.random.Generator) -> None:
         genes = problem.space.encoding
         self._has_widths = bool(genes.widths.size)
         self._references: dict[str, list[Genome]] = {}
@@ -98,7 +95,7 @@ class EvolvedFront(FrontSearcher):
             for genome in ladder
         }
 
-    def _check_settings(self, settings: EvolvedFrontSettings, tokens: int | None) -> None:
+    def _check_settings(self, settings: Settings, tokens: int | None) -> None:
         if "flap" in settings.reference and not self._has_widths:
             raise ConfigError("search.reference: flap ranks heads and channels: give space.width")
         if tokens is None and settings.generations is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from itertools import cycle
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
@@ -14,7 +14,7 @@ from evocompress.core.arrays import Genome
 from evocompress.core.fields import Positive, Size, Tokens, Whole
 from evocompress.core.requests import Pool, Result
 from evocompress.search.auto.sensitivity import approach
-from evocompress.search.base import Problem, SearcherSettings
+from evocompress.search.base import Problem
 from evocompress.search.fidelity import batches
 from evocompress.search.fidelity.rungs import Rung
 from evocompress.search.fidelity.staged import Selection, StagedSearcher, StagedSettings
@@ -25,40 +25,7 @@ from evocompress.space.repair import fill_budget, repair
 from evocompress.space.space import SearchSpace
 
 
-class EvoPressSettings(StagedSettings):
-    """Settings of `EvoPress`.
-
-    Attributes:
-        moves: ``swap`` raises one unit by a level and relaxes another of its kind, as published,
-            which keeps a budget where levels are equal steps; ``exchange`` moves cost between
-            any units. ``auto`` is exchange where there are widths, or several kinds of choices.
-        initial: Random candidates of which the best is the first parent; 0 begins at the
-            uniform one. Published: 64 for depth, 0 for sparsity and width.
-        initial_tokens: Tokens on which they are compared; published: 2048.
-        effect_rounds: Instead of these, rounds in which the effects of single changes are
-            measured and summed up to the first parent (`evocompress.search.auto.sensitivity`); 0
-            is none.
-        effect_levels: How many levels of each width or drop are tried in a round.
-        effect_tokens: Tokens on which they are tried, the same ones in a round.
-        max_level: Largest distance of a matrix from its target, in levels.
-        max_total: Largest sum of these distances.
-        windows: Generations take turns: in one all blocks may change, in the next all but the
-            first of so many equal parts, at last only those of the last part. What candidates
-            share is computed once, so generations of late changes take less time.
-    """
-
-    moves: Literal["auto", "swap", "exchange"] = "auto"
-    initial: Annotated[Whole, Field(ge=0, le=10_000)] | None = None
-    initial_tokens: Tokens | None = None
-    effect_rounds: Annotated[Whole, Field(ge=0, le=10_000)] = 0
-    effect_levels: Size = 3
-    effect_tokens: Tokens | None = None
-    max_level: Size | None = None
-    max_total: Positive | None = None
-    windows: Size = 1
-
-
-def exchanges(settings: EvoPressSettings, space: SearchSpace) -> bool:
+def exchanges(settings: EvoPress.Settings, space: SearchSpace) -> bool:
     """Whether mutations move cost between any units, instead of swapping levels of a kind."""
     genes = space.encoding
     joint = bool(genes.matrices.size and genes.droppable.size)
@@ -80,12 +47,41 @@ class EvoPress(StagedSearcher):
         {'1.attention': 'drop', '3.mlp': 'drop'}
     """
 
-    settings: EvoPressSettings
-    Settings: ClassVar[type[SearcherSettings]] = EvoPressSettings
+    class Settings(StagedSettings):
+        """Settings of `EvoPress`.
 
-    def __init__(
-        self, problem: Problem, settings: EvoPressSettings, rng: np.random.Generator
-    ) -> None:
+        Attributes:
+            moves: ``swap`` raises one unit by a level and relaxes another of its kind, as
+                published, which keeps a budget where levels are equal steps; ``exchange`` moves
+                cost between any units. ``auto`` is exchange where there are widths, or several
+                kinds of choices.
+            initial: Random candidates of which the best is the first parent; 0 begins at the
+                uniform one. Published: 64 for depth, 0 for sparsity and width.
+            initial_tokens: Tokens on which they are compared; published: 2048.
+            effect_rounds: Instead of these, rounds in which the effects of single changes are
+                measured and summed up to the first parent; 0 is none.
+            effect_levels: How many levels of each width or drop are tried in a round.
+            effect_tokens: Tokens on which they are tried, the same ones in a round.
+            max_level: Largest distance of a matrix from its target, in levels.
+            max_total: Largest sum of these distances.
+            windows: Generations take turns: in one all blocks may change, in the next all but the
+                first of so many equal parts, at last only those of the last part. What candidates
+                share is computed once, so generations of late changes take less time.
+        """
+
+        moves: Literal["auto", "swap", "exchange"] = "auto"
+        initial: Annotated[Whole, Field(ge=0, le=10_000)] | None = None
+        initial_tokens: Tokens | None = None
+        effect_rounds: Annotated[Whole, Field(ge=0, le=10_000)] = 0
+        effect_levels: Size = 3
+        effect_tokens: Tokens | None = None
+        max_level: Size | None = None
+        max_total: Positive | None = None
+        windows: Size = 1
+
+    settings: Settings
+
+    def __init__(self, problem: Problem, settings: Settings, rng: np.random.Generator) -> None:
         super().__init__(problem, settings, rng)
         pool = problem.pool
         self._exchanges = exchanges(settings, problem.space)

@@ -9,8 +9,7 @@ Importing this module loads pymoo, so only a running search does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
-from dataclasses import dataclass
+from collections.abc import Callable
 from math import comb
 from typing import Any
 
@@ -41,76 +40,36 @@ from evocompress.space.space import SearchSpace
 _TRIES = 100
 
 
-@dataclass(frozen=True, eq=False)
-class Parts:
-    """What every algorithm is made of.
-
-    Attributes:
-        space: The space of the genomes.
-        seeds: The first population (N, U).
-        mutation: Of this project, as is the repair.
-        repair: Brings genomes below the budget.
-        objectives: Coordinates of a point.
-        population: How many survive a generation.
-        offspring: How many are new in one.
-        known: What was given out before, by `keys`; it grows.
-    """
-
-    space: SearchSpace
-    seeds: Genome
-    mutation: Moves
-    repair: Feasible
-    objectives: int
-    population: int
-    offspring: int
-    known: Container[bytes]
-
-
-def _nsga2(parts: Parts) -> GeneticAlgorithm:
+def _nsga2(objectives: int, space: SearchSpace, **parts: Any) -> GeneticAlgorithm:
     """Deb et al. 2002: non-dominated sorting and crowding."""
-    return NSGA2(
-        pop_size=parts.population,
-        n_offsprings=parts.offspring,
-        sampling=parts.seeds,
-        crossover=BlockExchange(parts.space),
-        mutation=parts.mutation,
-        repair=parts.repair,
-        eliminate_duplicates=NeverTwice(parts.known),
-    )
+    return NSGA2(crossover=BlockExchange(space), **parts)
 
 
-def _nsga3(parts: Parts) -> GeneticAlgorithm:
+def _nsga3(objectives: int, space: SearchSpace, **parts: Any) -> GeneticAlgorithm:
     """Deb & Jain 2014: non-dominated sorting and reference directions."""
-    directions = reference_directions(parts.objectives, parts.population)
-    return NSGA3(
-        directions,
-        pop_size=max(parts.population, len(directions)),
-        n_offsprings=parts.offspring,
-        sampling=parts.seeds,
-        selection=TournamentSelection(func_comp=feasible_first),
-        crossover=BlockExchange(parts.space),
-        mutation=parts.mutation,
-        repair=parts.repair,
-        eliminate_duplicates=NeverTwice(parts.known),
-    )
+    directions = reference_directions(objectives, parts["pop_size"])
+    parts["pop_size"] = max(parts["pop_size"], len(directions))
+    selection = TournamentSelection(func_comp=feasible_first)
+    return NSGA3(directions, selection=selection, crossover=BlockExchange(space), **parts)
 
 
-def _moead(parts: Parts) -> GeneticAlgorithm:
+def _moead(objectives: int, space: SearchSpace, **parts: Any) -> GeneticAlgorithm:
     """Zhang & Li 2007: one candidate for each direction, neighbours a fifth of the others."""
-    directions = reference_directions(parts.objectives, len(parts.seeds))
+    seeds = parts["sampling"]
+    directions = reference_directions(objectives, len(seeds))
     return Decomposed(
         directions,
         n_neighbors=max(2, len(directions) // 5),
-        n_offsprings=min(parts.offspring, len(directions)),
+        n_offsprings=min(parts["n_offsprings"], len(directions)),
         # A space that is too small for as many candidates has some of them twice.
-        sampling=np.resize(parts.seeds, (len(directions), parts.seeds.shape[1])),
-        crossover=BlockExchange(parts.space, children=1),
-        mutation=parts.mutation,
-        repair=parts.repair,
+        sampling=np.resize(seeds, (len(directions), seeds.shape[1])),
+        crossover=BlockExchange(space, children=1),
+        mutation=parts["mutation"],
+        repair=parts["repair"],
     )
 
 
-ALGORITHMS: dict[str, Callable[[Parts], GeneticAlgorithm]] = {
+ALGORITHMS: dict[str, Callable[..., GeneticAlgorithm]] = {
     "nsga2": _nsga2,
     "nsga3": _nsga3,
     "moead": _moead,
@@ -137,30 +96,17 @@ class Evolution:
         offspring: int,
         rng: np.random.Generator,
     ) -> None:
-        """Prepares the first population.
-
-        Args:
-            algorithm: Which one of `ALGORITHMS`.
-            space: Gives the levels, and repairs what exceeds the budget.
-            seeds: The first population (N, U).
-            mutate: The mutation of one genome.
-            objectives: Coordinates of a point.
-            population: How many survive a generation.
-            offspring: How many are new in one.
-            rng: Gives pymoo's seed.
-        """
+        """Prepares the first population."""
         self._known: dict[bytes, Points] = {}
         self._algorithm = ALGORITHMS[algorithm](
-            Parts(
-                space=space,
-                seeds=seeds,
-                mutation=Moves(mutate),
-                repair=Feasible(space),
-                objectives=objectives,
-                population=population,
-                offspring=offspring,
-                known=self._known,
-            )
+            objectives,
+            space,
+            pop_size=population,
+            n_offsprings=offspring,
+            sampling=seeds,
+            mutation=Moves(mutate),
+            repair=Feasible(space),
+            eliminate_duplicates=NeverTwice(self._known),
         )
         self._algorithm.setup(
             Problem(

@@ -71,15 +71,6 @@ def measured_ladder(
 
     The effects of single changes are measured at the start and added up, see
     `evocompress.search.auto.sensitivity`; then again where the first part of the ladder ends.
-
-    Args:
-        space: The space.
-        objectives: Their first cost is that of the ladder.
-        measure: Evaluates what is tried.
-        lowest: The genome (U,) whose cost is the ladder's end.
-        count: Length of the ladder.
-        rounds: How many times effects are measured.
-        per_gene: How many levels of each gene are tried each time.
     """
     cost, genome = objectives.costs[0], space.encoding.default
     bounded = replace(space, budget={cost: space.costs(genome[None])[cost].item()})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from evocompress.core.errors import ConfigError
-from evocompress.search.evolution.evolved_front import EvolvedFront, EvolvedFrontSettings
+from evocompress.search.evolution.evolved_front import EvolvedFront
 
 
 class MOEAD(EvolvedFront):
@@ -27,7 +27,7 @@ class MOEAD(EvolvedFront):
 
     algorithm: ClassVar[str] = "moead"
 
-    def _check_settings(self, settings: EvolvedFrontSettings, tokens: int | None) -> None:
+    def _check_settings(self, settings: EvolvedFront.Settings, tokens: int | None) -> None:
         super()._check_settings(settings, tokens)
         offspring, population = settings.offspring, settings.population
         if offspring is not None and offspring > population:

@@ -14,8 +14,8 @@ from pydantic import Field
 
 from evocompress.core.arrays import Genome
 from evocompress.core.fields import Size, Whole
-from evocompress.search.base import Problem, SearcherSettings
-from evocompress.search.bayesian.sampled import SampledSearcher, SampledSettings
+from evocompress.search.base import Problem
+from evocompress.search.bayesian.sampled import SampledSearcher
 from evocompress.search.evolution.initial_population import even_ladder
 from evocompress.search.fidelity.front_search import Share
 from evocompress.search.objectives import choose
@@ -25,23 +25,6 @@ from evocompress.space.repair import repair
 
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
-
-
-class OptunaNSGA2Settings(SampledSettings):
-    """Settings of `OptunaNSGA2`.
-
-    Attributes:
-        population: Candidates that survive a generation.
-        startup: As in `SampledSettings`; a whole generation is best.
-        objectives: Costs that span a front with the proxy's value. Without objectives and
-            range there is no front: the proxy's value alone is minimised under the budget.
-        range: {objective: (lowest, highest)} that matters; see `nsga2`.
-    """
-
-    population: Annotated[Whole, Field(ge=2, le=10_000)] = 40
-    startup: Size = 40
-    objectives: tuple[str, ...] = ()
-    range: dict[str, tuple[Share, Share]] = {}
 
 
 class OptunaNSGA2(SampledSearcher):
@@ -61,13 +44,27 @@ class OptunaNSGA2(SampledSearcher):
         {'1.attention': 'drop', '3.mlp': 'drop'}
     """
 
-    settings: OptunaNSGA2Settings
-    Settings: ClassVar[type[SearcherSettings]] = OptunaNSGA2Settings
+    class Settings(SampledSearcher.Settings):
+        """Settings of `OptunaNSGA2`.
+
+        Attributes:
+            population: Candidates that survive a generation.
+            startup: As in `SampledSearcher.Settings`; a whole generation is best.
+            objectives: Costs that span a front with the proxy's value. Without objectives and
+                range there is no front: the proxy's value alone is minimised under the budget.
+            range: {objective: (lowest, highest)} that matters; see `nsga2`.
+        """
+
+        population: Annotated[Whole, Field(ge=2, le=10_000)] = 40
+        startup: Size = 40
+        objectives: tuple[str, ...] = ()
+        range: dict[str, tuple[Share, Share]] = {}
+
+    settings: Settings
+
     name: ClassVar[str] = "optuna_nsga2"
 
-    def __init__(
-        self, problem: Problem, settings: OptunaNSGA2Settings, rng: np.random.Generator
-    ) -> None:
+    def __init__(self, problem: Problem, settings: Settings, rng: np.random.Generator) -> None:
         space, objectives = problem.space, None
         if settings.objectives or settings.range:
             space, objectives = choose(space, settings.objectives, settings.range)

@@ -16,10 +16,7 @@ from evocompress.space.space import SearchSpace
 def span(space: SearchSpace, cost: str, floor: float = 0.0) -> tuple[float, float]:
     """The least and the largest amount of a cost within the budget.
 
-    Args:
-        space: The space; its budget can be met.
-        cost: Name of the cost.
-        floor: What is no gain to go below.
+    The budget can be met. To go below the floor is no gain.
     """
     lowest = minimal_genomes(space)
     least = space.costs(lowest[space.feasible(lowest)])[cost].min()
@@ -36,11 +33,7 @@ def at_any_cost(
 
     Independent levels alone would give nearly every genome the same cost: that of the mean.
 
-    Args:
-        space: The space.
-        cost: Name of the cost.
-        ends: Between which the bound is drawn, see `span`.
-        rng: Source of randomness.
+    The bound is drawn between the ends, see `span`.
     """
     bound = float(rng.uniform(*ends))
     return sampling.random(replace(space, budget=space.budget | {cost: bound}), rng)

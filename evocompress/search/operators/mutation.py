@@ -33,12 +33,7 @@ def mutate(
     relaxed by a level and another one raised; or a removed sub-layer (block) is restored and a
     present one of its kind removed.
 
-    Args:
-        space: The space of the genome.
-        genome: The parent; not changed.
-        rng: Source of randomness.
-        max_level: Largest distance of a matrix from its target, in levels.
-        fixed: Genes that do not move.
+    No matrix gets further than `max_level` levels from its target, and no `fixed` gene moves.
     """
     child = genome.copy()
     for _ in range(flips(rng)):
@@ -66,11 +61,7 @@ def exchange(
     of any kind and of unequal costs so exchange theirs; without a budget nothing has to be made
     good.
 
-    Args:
-        space: The space of the genome.
-        genome: The parent; not changed.
-        rng: Source of randomness.
-        fixed: Genes that do not move, where the others can meet the budget.
+    Genes that are `fixed` do not move where the others can meet the budget.
     """
     child = genome.copy()
     changed: list[int] = []

@@ -46,9 +46,7 @@ class Neighbours:
 class Neighbourhood:
     """What single changes do, in a space with a budget.
 
-    Args:
-        space: The space.
-        harms: Of every level of every gene (U, L), infinite where there is no such level.
+    `harms` are those of every level of every gene (U, L), infinite where there is no such level.
     """
 
     def __init__(self, space: SearchSpace, harms: Floats) -> None:
@@ -64,13 +62,7 @@ class Neighbourhood:
     def around(
         self, genome: Genome, genes: NDArray[np.int64], levels: NDArray[np.int64]
     ) -> Neighbours:
-        """What the changes of a genome (U,) to some levels (K,) of some genes (K,) come to.
-
-        Args:
-            genome: The base, settled or not.
-            genes: What is changed.
-            levels: To which level.
-        """
+        """What the changes of a genome (U,) to some levels (K,) of some genes (K,) come to."""
         groups = self._genes[genes]
         places = _places(groups)
         rows = np.tile(genome, (int(places.max()) + 1, 1))

@@ -22,11 +22,7 @@ def vary(
     Otherwise the parent's own costs are the budget: a step towards the front. Neither knows
     the space's budget.
 
-    Args:
-        space: The space of the genome.
-        costs: The costs that span the front.
-        genome: The parent, which may be a crossing of two others; not changed.
-        rng: Source of randomness.
+    The parent may be a crossing of two others.
     """
     free = replace(space, budget={})
     # Parents that keep different attentions may have a child without any.

@@ -36,12 +36,7 @@ class BlockExchange(Crossover):  # type: ignore[misc]
     """
 
     def __init__(self, space: SearchSpace, children: int = 2) -> None:
-        """Takes the blocks of a space.
-
-        Args:
-            space: The space of the genomes.
-            children: Of a pair, 1 or 2; the second one has what the first one has not.
-        """
+        """Takes the blocks of a space."""
         super().__init__(n_parents=2, n_offsprings=children, prob=CROSSOVER)
         self._blocks = _blocks(space)
 

@@ -16,10 +16,6 @@ from evocompress.space.costs.sublayers import Left, Part
 def flops_costs(architecture: Architecture, length: int) -> dict[str, Cost]:
     """The operations of running the model over one sequence.
 
-    Args:
-        architecture: The model's dimensions.
-        length: Tokens of the sequence.
-
     Returns:
         ``flops`` of a prefill of `length` tokens with all outputs;
         ``decode_flops`` of one token that attends to `length` tokens, itself included.

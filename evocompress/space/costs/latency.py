@@ -158,10 +158,6 @@ class LatencyTable:
     def from_json(cls, data: Any, where: str) -> LatencyTable:
         """The inverse of `to_json`.
 
-        Args:
-            data: What a file holds.
-            where: The file, for the message.
-
         Raises:
             ConfigError: The data are not a latency table.
         """

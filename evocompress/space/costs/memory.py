@@ -10,13 +10,7 @@ from evocompress.space.costs.sublayers import Left, Part
 def memory_costs(architecture: Architecture, length: int) -> dict[str, Cost]:
     """The bytes that a served model takes.
 
-    Args:
-        architecture: The model's dimensions.
-        length: Tokens of the one cached sequence; a windowed layer keeps no more than its
-            window.
-
-    Returns:
-        ``weight_bytes`` and ``kv_bytes``.
+    A windowed layer caches no more than its window.
     """
     size = architecture.dtype_bytes
 

@@ -63,12 +63,7 @@ class CostTable:
     def at(
         self, states: NDArray[np.int64], choices: NDArray[np.int64]
     ) -> dict[str, NDArray[np.float64]]:
-        """The costs of N candidates: for each cost an array (N,).
-
-        Args:
-            states: For each sub-layer the index of its state (N, P).
-            choices: For each of the M matrices the index of its level (N, M).
-        """
+        """The costs (N,) of sub-layers in states (N, P) with matrices at levels (N, M)."""
         totals = self.totals(states, choices)
         return {name: totals[:, column] for column, name in enumerate(self.names)}
 
@@ -267,12 +262,7 @@ class CostModel:
     def table(
         self, states: Sequence[Sequence[Level]], matrices: Mapping[str, Sequence[Level]]
     ) -> CostTable:
-        """The costs of all combinations of some levels.
-
-        Args:
-            states: For each part, in the order of `parts`, its possible levels.
-            matrices: {matrix: its possible levels}.
-        """
+        """The costs of all combinations of some levels."""
         most = max(len(levels) for levels in states)
         amounts = np.zeros((len(self.parts), most, len(self.costs)))
         for row, part, levels in zip(amounts, self.parts, states, strict=True):

@@ -139,12 +139,7 @@ def outline(units: Sequence[Unit], architecture: Architecture) -> tuple[Part, ..
 
 
 def level_of(part: Part, levels: Mapping[str, Level]) -> Level:
-    """The level of a part in a canonical candidate: an expert has the width of its MLP.
-
-    Args:
-        part: The sub-layer or expert.
-        levels: Levels by unit name; what is not named is dense.
-    """
+    """The level of a part in a canonical candidate: an expert has the width of its MLP."""
     own = levels.get(part.unit.name, DENSE)
     if own.drop or part.unit.kind != "expert":
         return own

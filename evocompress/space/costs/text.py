@@ -10,12 +10,7 @@ DIGITS = 4  # significant ones of a time
 
 
 def amount_text(cost: str, amount: float) -> str:
-    """Milliseconds for a cost in seconds, a whole number for any other.
-
-    Args:
-        cost: Name of the cost.
-        amount: In the cost's own unit.
-    """
+    """Milliseconds for a cost in seconds, a whole number for any other."""
     if cost not in TIMED:
         return f"{amount:,.0f}"
     milliseconds = 1000 * amount
