@@ -1,5 +1,7 @@
 """The stages of a run as functions; the command line calls nothing else.
 
+Each raises an `EvoCompressError` for anything that the user can mend.
+
 Examples:
     >>> from evocompress.core.config_file import load_config
     >>> from evocompress.testing.tiny import tiny_checkpoint
@@ -92,9 +94,6 @@ def search(
 
     Returns:
         The run's folder.
-
-    Raises:
-        EvoCompressError: Anything the user can mend.
     """
     return stages.search(
         with_objects(config, searcher, proxy),
@@ -115,7 +114,8 @@ def sweep(
 ) -> Path:
     """Runs all trials of a sweep on Ray Tune and writes the combined report.
 
-    A trial that fails keeps no other from going on; its reason is in sweep.json.
+    Nothing is begun where the configuration of a trial is wrong. A trial that fails keeps no other
+    from going on; its reason is in sweep.json.
 
     Args:
         config: The sweep.
@@ -125,10 +125,6 @@ def sweep(
 
     Returns:
         The sweep's folder.
-
-    Raises:
-        EvoCompressError: Anything the user can mend; nothing is begun where the configuration
-            of a trial is wrong.
     """
     check_groups(config)
     for trial in samples(config):
@@ -157,9 +153,6 @@ def profile(
 
     Returns:
         The table and its file.
-
-    Raises:
-        EvoCompressError: Anything the user can mend.
     """
     check_names(config)
     check_outline(config)
@@ -175,20 +168,13 @@ def plan(config: RunConfig, device: str = "here") -> Plan:
         config: The run.
         device: ``here``, which is measured for some seconds, or a name of
             `evocompress.pipeline.planning.DEVICES`.
-
-    Raises:
-        EvoCompressError: Anything the user can mend.
     """
     check_names(config)
     return plan_on(config, device)
 
 
 def build_library(config: RunConfig, *, reporter: Reporter | None = None) -> Path:
-    """Builds the level library of a run, or finishes one that was interrupted.
-
-    Raises:
-        EvoCompressError: Anything the user can mend.
-    """
+    """Builds the level library of a run, or finishes one that was interrupted."""
     check_names(config)
     check_early(config, search=False)
     context = _context(config, reporter)
@@ -225,9 +211,6 @@ def materialize(
 
     Returns:
         The checkpoint's folder.
-
-    Raises:
-        EvoCompressError: Anything the user can mend.
     """
     _check_form(form, program, weights)
     out = None if out is None else Path(out)
@@ -282,9 +265,6 @@ def heal(
 
     Returns:
         The healed checkpoint's folder.
-
-    Raises:
-        EvoCompressError: Anything the user can mend.
     """
     context = stages.to_be_healed(path, overrides, reporter)
     if context.config.executor == "ray":
@@ -308,9 +288,6 @@ def evaluate(
 
     Returns:
         The path of evaluation.json.
-
-    Raises:
-        EvoCompressError: Anything the user can mend.
     """
     context = finished(path, reporter, overrides, ("evaluate.", *HELDOUT))
     context.reporter.log_to(context.folder.log)

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from evocompress.core.errors import EvoCompressError, RunError, one_line
 from evocompress.core.foreign_text import printable
+from evocompress.core.progress import Reporter
 from evocompress.core.stopping import SIGNALS, signal_that_came, stop_on_signals
 from evocompress.core.terminal import add_row, shown
 
@@ -49,6 +50,14 @@ RayAddress = Annotated[
     str | None,
     typer.Option(
         "--ray", help="Address of a Ray cluster; `auto`: this machine's.", show_default=False
+    ),
+]
+Program = Annotated[
+    str | None,
+    typer.Option(
+        "--for",
+        help="Program that is to load it: `transformers`, `vllm`, `llama.cpp`.",
+        show_default=False,
     ),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where it stopped.")]
@@ -86,14 +95,7 @@ def search(
         int | None, typer.Option(help="Ray workers that hold the model.", show_default=False)
     ] = None,
     ray: RayAddress = None,
-    program: Annotated[
-        str | None,
-        typer.Option(
-            "--for",
-            help="Program that is to load it: `transformers`, `vllm`, `llama.cpp`.",
-            show_default=False,
-        ),
-    ] = None,
+    program: Program = None,
     force: Force = False,
 ) -> None:
     """Search for the best candidate; first makes what is missing: level library, latency table.
@@ -103,7 +105,6 @@ def search(
     """
     from evocompress import api
     from evocompress.core.config_file import load_config
-    from evocompress.core.progress import Reporter
     from evocompress.export import program_named
 
     changes = [*(overrides or []), *_on_ray(ray)]
@@ -136,7 +137,6 @@ def sweep(
     Ends with a table of all trials, and with a non-zero exit status where one has failed.
     """
     from evocompress import api
-    from evocompress.core.progress import Reporter
     from evocompress.pipeline.sweep import failures, load_sweep
     from evocompress.report import sweep_table
 
@@ -165,7 +165,6 @@ def profile(
     """
     from evocompress import api
     from evocompress.core.config_file import load_config
-    from evocompress.core.progress import Reporter
     from evocompress.evaluation.profile import table_rows
 
     config = load_config(run_file, [*(overrides or []), *_on_ray(ray)])
@@ -215,7 +214,6 @@ def library_build(run_file: RunFile, overrides: Overrides = None) -> None:
     """Build the level library of a run, or finish one that was interrupted."""
     from evocompress import api
     from evocompress.core.config_file import load_config
-    from evocompress.core.progress import Reporter
 
     _say(api.build_library(load_config(run_file, overrides or []), reporter=Reporter()))
 
@@ -244,14 +242,7 @@ def materialize(
             "--format", help="`stock`, `hf`, `padded`, `folded`, `deci`, `gguf` or `auto`."
         ),
     ] = "auto",
-    program: Annotated[
-        str | None,
-        typer.Option(
-            "--for",
-            help="Program that is to load it: `transformers`, `vllm`, `llama.cpp`.",
-            show_default=False,
-        ),
-    ] = None,
+    program: Program = None,
     weights: Annotated[
         str | None,
         typer.Option(
@@ -268,7 +259,6 @@ def materialize(
 ) -> None:
     """Write a candidate as a checkpoint that transformers, vLLM or llama.cpp loads."""
     from evocompress import api
-    from evocompress.core.progress import Reporter
 
     written = api.materialize(
         folder,
@@ -299,7 +289,6 @@ def heal(
     With Ray this is one task on the cluster, whose nodes must see the folder.
     """
     from evocompress import api
-    from evocompress.core.progress import Reporter
 
     changes = [*(overrides or []), *_on_ray(ray)]
     _say(api.heal(folder, changes, resume=resume, force=force, reporter=Reporter()))
@@ -309,7 +298,6 @@ def heal(
 def evaluate(folder: Folder, overrides: Overrides = None) -> None:
     """Compare dense, uniform, searched and healed on held-out text; measure latency."""
     from evocompress import api
-    from evocompress.core.progress import Reporter
     from evocompress.report import table
 
     api.evaluate(folder, overrides or [], reporter=Reporter())

@@ -13,9 +13,9 @@ from evocompress.core.progress import Reporter
 CONFIG = Path(__file__).with_name("demo.yaml")
 
 
-def demo(runs: Path, reporter: Reporter | None = None) -> Path:
+def demo(runs: Path) -> Path:
     """Runs every stage in a new folder below `runs` and returns the folder."""
-    reporter = reporter or Reporter()
+    reporter = Reporter()
     config = load_config(CONFIG, [f"runs={json.dumps(str(runs))}", f"name={_free_name(runs)}"])
     folder = api.search(config, reporter=reporter)
     api.materialize(folder, reporter=reporter)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from types import TracebackType
 
 import torch
 from torch import Tensor, nn
@@ -151,12 +150,7 @@ class LiveModel:
     def __enter__(self) -> LiveModel:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.restore()
 
     def _check(self, name: str, level: Level) -> None:

@@ -146,7 +146,9 @@ class WeightSource:
         if self.copies is not None:
             # The library is not even asked for what was copied before: that takes longer than
             # giving all matrices to the model.
-            make = partial(self._copied, name, form)
+            def make() -> dict[str, Tensor]:
+                return self._renamed(name, self._store(name, form).load(name, form.level))
+
             return self._own(name) | self.copies.get(f"{name} {form.level.key}", make, _bytes)
         entry = self._store(name, form).load(name, form.level)
         renamed = self._renamed(name, entry)
@@ -154,10 +156,6 @@ class WeightSource:
         if all(any(tensor is one for one in entry.values()) for tensor in renamed.values()):
             self.stored[name, form.level] = tensors
         return tensors
-
-    def _copied(self, name: str, form: Form) -> dict[str, Tensor]:
-        """A matrix with zeros, out of the library."""
-        return self._renamed(name, self._store(name, form).load(name, form.level))
 
     def _own(self, name: str) -> dict[str, Tensor]:
         """The dense weight and, where there is one, bias of a matrix."""

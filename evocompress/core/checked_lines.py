@@ -16,6 +16,7 @@ from typing_extensions import TypedDict
 from xxhash import xxh3_64_hexdigest
 
 from evocompress.core.errors import RunError
+from evocompress.core.files import first_problem
 from evocompress.core.regular import check_regular
 from evocompress.core.types import Candidate
 
@@ -160,9 +161,7 @@ class Line(NamedTuple):
         try:
             found: JournalRecord = _RECORDS.validate_json(self.content)
         except ValidationError as error:
-            problem = error.errors(include_url=False, include_input=False)[0]
-            where = ".".join(str(part) for part in problem["loc"])
-            raise self.damaged(f"{where}: {problem['msg']}" if where else problem["msg"]) from error
+            raise self.damaged(first_problem(error)) from error
         if "xxh3" in found and not self.sealed:
             raise self.damaged(WRONG_CHECKSUM)
         return found

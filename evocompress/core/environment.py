@@ -20,14 +20,7 @@ PACKAGES = ("evocompress", "torch", "transformers", "numpy", "numba", "safetenso
 def environment(
     device: torch.device, dtype: torch.dtype, executor: str, packages: Iterable[str] = ()
 ) -> dict[str, Any]:
-    """The facts written to a run's environment.json (`circumstances.Environment`).
-
-    Args:
-        device: What computes.
-        dtype: In what.
-        executor: Of the run.
-        packages: See `versions`.
-    """
+    """The facts written to a run's environment.json (`circumstances.Environment`)."""
     return {
         "versions": {"python": platform.python_version(), **versions(packages)},
         "device": describe(device),

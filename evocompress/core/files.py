@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from platformdirs import user_cache_path
 from pydantic import TypeAdapter, ValidationError
@@ -44,15 +44,31 @@ PROBLEMS = {
     errno.EEXIST: ("a file is in the place of a folder", "name another folder"),
     errno.EPERM: ("not permitted", "have the permissions changed or use another folder"),
 }
+"""Errors of writing that the user can mend: what is wrong, and what to do."""
+
+
+class InFolder(Protocol):
+    """What describes a folder."""
+
+    @property
+    def path(self) -> Path:
+        """The folder."""
+
+
+class Place:
+    """A path inside a folder, as an attribute of what describes the folder."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __get__(self, folder: InFolder, owner: object = None) -> Path:
+        return folder.path / self.name
 
 
 def cache_folder() -> Path:
     """Where this program keeps what it can make again; ``EVOCOMPRESS_CACHE`` names another."""
     chosen = os.environ.get("EVOCOMPRESS_CACHE")
     return Path(chosen).expanduser() if chosen else user_cache_path("evocompress")
-
-
-"""Errors of writing that the user can mend: what is wrong, and what to do."""
 
 
 def errno_of(error: BaseException) -> int | None:
@@ -264,10 +280,16 @@ def validated(
     try:
         return TypeAdapter(shape).validate_python(data)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        what = f"'{place}': {first['msg']}" if place else first["msg"]
+        what = first_problem(error, quoted=True)
         raise kind(f"{where} is damaged or of another kind ({what}): {remedy}") from error
+
+
+def first_problem(error: ValidationError, *, quoted: bool = False) -> str:
+    """The first thing that is wrong with data, after its place."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    place = ".".join(str(part) for part in first["loc"])
+    named = f"'{place}'" if quoted else place
+    return f"{named}: {first['msg']}" if place else str(first["msg"])
 
 
 def checksum_of(path: Path) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-Points = NDArray[np.float64]
+from evocompress.core.arrays import Booleans, Floats, Integers
+
+Points = Floats
 
 
-def non_dominated(points: Points) -> NDArray[np.bool_]:
+def non_dominated(points: Points) -> Booleans:
     """Which of the points (N, M) no other point dominates.
 
     A point dominates another one if it is nowhere larger and somewhere smaller; equal points
@@ -25,7 +26,7 @@ def non_dominated(points: Points) -> NDArray[np.bool_]:
     return front
 
 
-def layers(points: Points) -> NDArray[np.int64]:
+def layers(points: Points) -> Integers:
     """For each of the points (N, M) how many fronts must be taken away before it is on one.
 
     So the front is layer 0 (Deb et al. 2002, non-dominated sorting). A point with an infinite
@@ -41,7 +42,7 @@ def layers(points: Points) -> NDArray[np.int64]:
     return found
 
 
-def spread(points: Points, count: int) -> NDArray[np.int64]:
+def spread(points: Points, count: int) -> Integers:
     """Indices of up to `count` of the points (N, M): layer after layer, as evenly as possible.
 
     Of the layer that does not fit as a whole those points are taken that lie, one after the
@@ -89,14 +90,14 @@ def knee(points: Points) -> int:
     return int(front[np.argmin(scaled.sum(axis=1))])
 
 
-def _scaled(points: Points, counted: NDArray[np.bool_]) -> Points:
+def _scaled(points: Points, counted: Booleans) -> Points:
     """The points (N, M) with the range of the counted ones as 0 to 1 in every coordinate."""
     low, high = points[counted].min(axis=0), points[counted].max(axis=0)
     scaled: Points = (points - low) / np.where(high > low, high - low, 1.0)
     return scaled
 
 
-def _evenly(points: Points, layer: NDArray[np.int64], taken: list[int], count: int) -> list[int]:
+def _evenly(points: Points, layer: Integers, taken: list[int], count: int) -> list[int]:
     """The taken points and as many of the layer as make `count`, each far from those before."""
     ends = dict.fromkeys(layer[points[layer].argmin(axis=0)].tolist())
     chosen = taken or list(ends)[:count]

@@ -18,6 +18,9 @@ from evocompress.core.terminal import shown
 Advance = Callable[[float, float | None, str], None]
 """Called with (done, total, text); the total is ``None`` where it is not known."""
 
+Told = Callable[[float, float, str], None]
+"""Called with (done, total, text)."""
+
 LOG = logging.getLogger("evocompress")
 
 LOG_INTERVAL = 15.0
@@ -121,3 +124,7 @@ class Silent(Reporter):
 
     def __init__(self) -> None:
         super().__init__(Console(quiet=True))
+
+
+def tell_nobody(done: float, total: float, text: str) -> None:
+    """Takes the place of what is told about progress."""

@@ -1,4 +1,4 @@
-"""What a searcher asks and is answered, as frozen data; and the pool of which it asks.
+"""Questions of a searcher and their answers, as frozen data, and the pool that they are about.
 
 Standard library only.
 """

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
 
+from evocompress.core.files import first_problem
 from evocompress.core.types import Candidate, Level
 
 _LEVELS = TypeAdapter(dict[str, Level], config=ConfigDict(extra="forbid", strict=True))
@@ -16,9 +17,7 @@ def _checked(levels: dict[str, Any]) -> dict[str, Any]:
     try:
         _LEVELS.validate_json(json.dumps(levels))  # strictly, an object is a level as JSON only
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise ValueError(f"{place}: {first['msg']}") from None
+        raise ValueError(first_problem(error)) from None
     Candidate.from_json(levels)
     return levels
 

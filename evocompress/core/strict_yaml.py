@@ -67,8 +67,7 @@ def read_yaml_text(text: str, where: str) -> Any:
 
 def to_yaml_text(data: Any) -> str:
     """Data as YAML that `read_yaml_text` reads back the same."""
-    text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
-    return text
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -145,7 +145,7 @@ def whole_gpus(config: RunConfig) -> int:
 
 
 def nodes_with(wanted: Mapping[str, float]) -> list[dict[str, Any]]:
-    """The nodes that have so much of all resources, free or not."""
+    """The nodes that have at least these resources, free or not."""
     import ray
 
     nodes = [node for node in ray.nodes() if node["Alive"]]

@@ -12,11 +12,7 @@ from evocompress.pipeline.sweep.trials import group_of
 
 
 class GroupedHalving(FIFOScheduler):
-    """One `ASHAScheduler` for each group of trials whose values can be compared.
-
-    Args:
-        sweep: With `asha`.
-    """
+    """One `ASHAScheduler` for each group of trials whose values can be compared."""
 
     def __init__(self, sweep: SweepConfig) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

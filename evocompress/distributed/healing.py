@@ -28,14 +28,6 @@ def heal_on_ray(
 
     The task locks the folder and writes there what a healing in this process would; a process
     that dies leaves what `--resume` goes on from.
-
-    Args:
-        config: The run, changed by the overrides.
-        path: Its folder.
-        overrides: Changes of what is in the folder.
-        resume: Go on where an interrupted healing stopped.
-        force: Go on under other circumstances.
-        reporter: Says what is said there.
     """
     here = [*overrides, "executor=local", f"threads={threads_of(config)}"]
     job = partial(_heal, os.getcwd(), str(path.absolute()), here, resume, force)

@@ -23,12 +23,7 @@ SPEAK_SECONDS = 2.0
 
 
 def ray_table(config: RunConfig, say: Callable[[str], None]) -> MeasureTable:
-    """A table that is measured on a Ray cluster: alone on a GPU, or with all CPUs of a node.
-
-    Args:
-        config: The run.
-        say: Told why the measuring does not begin.
-    """
+    """A table that is measured on a Ray cluster: alone on a GPU, or with all CPUs of a node."""
 
     def measure(loaded: LoadedModel, latency: LatencyConfig, progress: Advance) -> LatencyTable:
         import torch

@@ -12,10 +12,6 @@ from evocompress.core.requests import UNTREATED, Answer, Evaluate, Request, Resu
 class Pieces:
     """Requests, cut by micro-batches where there are fewer of them than workers.
 
-    Args:
-        requests: What is asked.
-        workers: How many there are.
-
     Attributes:
         requests: Instead of them.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,32 +59,31 @@ def fetched(url: str, cache: Path) -> Path:
     Raises:
         ConfigError: It cannot be read.
     """
-    target = cache / url.rsplit("/", 1)[1]
-    cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{target}.lock"):
-        if not target.exists():
-            _copy(url, target)
-    return target
+    return _copy_unless(Path.exists, url, cache)
 
 
 def mended(url: str, cache: Path) -> Path:
-    """This node's copy of a library in shared storage, made anew where it is damaged.
+    """`fetched`, where a copy that is damaged is made anew."""
+    return _copy_unless(_is_whole, url, cache)
 
-    Args:
-        url: What `publish` returned.
-        cache: Folder of such copies.
 
-    Raises:
-        ConfigError: It cannot be read.
-    """
+def _is_whole(library: Path) -> bool:
     from evocompress.compression.library.manifest import read_manifest
     from evocompress.compression.library.store import verify_files
 
+    try:
+        verify_files(library, read_manifest(library))
+    except LibraryError:
+        return False
+    return True
+
+
+def _copy_unless(serves: Callable[[Path], bool], url: str, cache: Path) -> Path:
+    """This node's copy, copied unless the one that there is serves."""
     target = cache / url.rsplit("/", 1)[1]
+    cache.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
-        try:
-            verify_files(target, read_manifest(target))
-        except LibraryError:
+        if not serves(target):
             shutil.rmtree(target, ignore_errors=True)
             _copy(url, target)
     return target

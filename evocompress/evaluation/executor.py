@@ -5,15 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-from evocompress.core.requests import Answer, Estimate, Estimation, Evaluate, Request, Result
-
-
-class Proxy(Protocol):
-    """What an executor needs of a proxy."""
-
-    def stream(self, requests: Sequence[Evaluate]) -> Iterator[Result]:
-        """The results, each as soon as it is there, in whatever order is cheapest."""
-        ...
+from evocompress.core.requests import Answer, Estimate, Estimation, Evaluate, Request
+from evocompress.evaluation.proxies.base import Proxy
 
 
 class Estimates(Protocol):

@@ -125,10 +125,9 @@ def _cost_table(record: Record) -> str:
     names = dict.fromkeys([*record.measured, *record.predicted])
     rows = ["| cost | predicted | measured |", "|---|---|---|"]
     for name in names:
-        cells = (_amount(name, costs) for costs in (record.predicted, record.measured))
+        cells = (
+            amount_text(name, costs[name]) if name in costs else ""
+            for costs in (record.predicted, record.measured)
+        )
         rows.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(rows)
-
-
-def _amount(name: str, costs: Mapping[str, float]) -> str:
-    return amount_text(name, costs[name]) if name in costs else ""

@@ -60,9 +60,6 @@ def materialize(
         notes: Paragraphs for the README.md.
         overwrite: Replace a checkpoint that is in `out` already.
 
-    Returns:
-        The folder.
-
     Raises:
         ExportError: The format cannot express the candidate or the type of weights, `out` exists
             or the disk is full.

@@ -41,10 +41,6 @@ def check_format(name: str) -> None:
 def check_program(program: str, name: str = "auto") -> str:
     """Refuse a program that does not load a format, as far as this is known without a model.
 
-    Args:
-        program: A key of `evocompress.export.programs.PROGRAMS`.
-        name: A key of `FORMATS`, or ``auto``.
-
     Returns:
         What is to be said of its version, maybe nothing.
     """

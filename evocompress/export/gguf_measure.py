@@ -13,11 +13,7 @@ MATRIX = re.compile(r"blk\.\d+\.(attn_(q|k|v|output)|ffn_(gate|up|down))\.weight
 
 
 def measured_costs(path: Path) -> dict[str, int]:
-    """The costs that can be counted in a file; factors of the rotary embedding are no parameters.
-
-    Args:
-        path: The GGUF file.
-    """
+    """The costs that can be counted in a file; the rotary embedding's factors are no parameters."""
     from gguf import GGUFReader, dequantize
 
     total = body = matrices = zeros = size = 0

@@ -18,11 +18,6 @@ from evocompress.models.loading import LoadedModel
 def checkpoint_state(path: Path, loaded: LoadedModel, candidate: Candidate) -> dict[str, Tensor]:
     """The dense model's state with the weights of a checkpoint of it in place.
 
-    Args:
-        path: Its folder.
-        loaded: The dense model that it was made from.
-        candidate: What it must be of.
-
     Raises:
         ExportError: It was made from another model or candidate, or is of a format that adds zeros.
     """

@@ -19,10 +19,6 @@ BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 def measured_costs(folder: Path, family: Family) -> dict[str, int]:
     """The costs of `evocompress.space.costs.COSTS` that can be counted in the files.
 
-    Args:
-        folder: The checkpoint.
-        family: Knows the names of blocks and matrices.
-
     Returns:
         ``params``, ``body_params``, ``nonzeros``, ``body_nonzeros``, ``matrix_nonzeros`` (in
         weights) and ``weight_bytes``. As in the cost model only zeros of the blocks' linear

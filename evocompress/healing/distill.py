@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from evocompress.core.config import HealConfig
 from evocompress.core.environment import environment
 from evocompress.core.errors import DataError, RunError
 from evocompress.core.files import write_json
+from evocompress.core.progress import Told, tell_nobody
 from evocompress.export.folder import check_room
 from evocompress.healing.distillation import Distillation
 from evocompress.healing.masters import Masters
@@ -28,9 +29,6 @@ from evocompress.healing.schedule import learning_rate, micro_batch_indices
 from evocompress.healing.state import Best, HealFolder, StepRecord
 from evocompress.healing.student import load_student, write_student, zero_masks
 from evocompress.models.loading import LoadedModel
-
-Progress = Callable[[float, float, str], None]
-"""Told (steps done, steps in all, text)."""
 
 BYTES_PER_WEIGHT = 28
 """Disk: two training states (master and two moments each) and the best checkpoint."""
@@ -80,7 +78,7 @@ def heal(
     *,
     resume: bool = False,
     force: bool = False,
-    progress: Progress | None = None,
+    progress: Told | None = None,
 ) -> HealReport:
     """Distils the teacher into a compressed checkpoint; what `zero_masks` finds stays zero.
 
@@ -109,7 +107,7 @@ def heal(
     began = time.monotonic()
     healing = _Healing(student, teacher, train, validation, config, HealFolder(out))
     healing.begin_or_resume(resume, force)
-    healing.run(progress or _silent)
+    healing.run(progress or tell_nobody)
     return healing.report(time.monotonic() - began)
 
 
@@ -167,7 +165,7 @@ class _Healing:
         else:
             raise RunError(f"{self.folder.path} exists: resume it, or remove it to heal anew")
 
-    def run(self, progress: Progress) -> None:
+    def run(self, progress: Told) -> None:
         """Trains to the last step."""
         steps, every = self.config.steps, self.config.evaluate_every
         for step in range(self.history[-1].step, steps):
@@ -239,7 +237,3 @@ class _Healing:
             f"Distilled from the dense model for {self.best.step} steps: {self.train.measure} on "
             f"validation sequences {initial:.4g} before, {self.best.kl:.4g} after."
         )
-
-
-def _silent(done: float, total: float, text: str) -> None:
-    """Tells nobody."""

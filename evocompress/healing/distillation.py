@@ -10,9 +10,8 @@ from transformers import PreTrainedModel
 
 from evocompress.healing.loss import (
     Comparison,
-    backward_divergence,
+    Loss,
     chunk_rows,
-    divergence,
     of_embeddings,
     of_logits,
     of_scores,
@@ -60,14 +59,12 @@ class Distillation:
         self._length = teacher.length(tokens)
         values = teacher.family.architecture(teacher.model).state_values(self._length)
         self._keep = len(tokens) * values * teacher.model.dtype.itemsize <= CACHE_BYTES
-        causal = self._task.causal
-        self._rows = chunk_rows(teacher.model.config.vocab_size) if causal else ALL_ROWS
-        embeds = self._task.compared == "embeddings"
-        self._compare = COMPARISONS[self._task.compared]
-        self._compare_states: Comparison | None = of_states if embeds else None
-        self._heads = (
+        self._loss = Loss(
             partial(teacher.family.outputs, student),
             partial(teacher.family.outputs, teacher.model),
+            chunk_rows(teacher.model.config.vocab_size) if self._task.causal else ALL_ROWS,
+            COMPARISONS[self._task.compared],
+            of_states if self._task.compared == "embeddings" else None,
         )
 
     @property
@@ -88,33 +85,14 @@ class Distillation:
 
     def backward(self, index: int, scale: float) -> float:
         """Adds the gradient of `scale` times the micro-batch's sum; returns the sum."""
-        student_head, teacher_head = self._heads
         hidden = self._states(self._student, index)
-        target = self._teacher_states(index)
-        return backward_divergence(
-            hidden,
-            student_head,
-            target,
-            teacher_head,
-            self._rows,
-            scale,
-            self._compare,
-            self._compare_states,
-        )
+        return self._loss.backward(hidden, self._teacher_states(index), scale)
 
     @torch.no_grad()
     def mean(self) -> float:
         """Mean over all positions of all micro-batches."""
-        student_head, teacher_head = self._heads
         total = sum(
-            divergence(
-                self._states(self._student, index),
-                student_head,
-                self._teacher_states(index),
-                teacher_head,
-                self._rows,
-                self._compare,
-            )
+            self._loss.value(self._states(self._student, index), self._teacher_states(index))
             for index in range(len(self))
         )
         return total / sum(self.positions(index) for index in range(len(self)))

@@ -6,7 +6,8 @@ their gradient has a closed form, so that autograd keeps nothing of the vocabula
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -38,82 +39,57 @@ def of_logits(logits: Tensor, target_logits: Tensor) -> tuple[Tensor, Tensor]:
     return value, log_q.exp_().sub_(p)
 
 
-def divergence(
-    hidden: Tensor,
-    head: Head,
-    target: Tensor,
-    target_head: Head,
-    rows: int,
-    compare: Comparison = of_logits,
-) -> float:
-    """Sum over rows of what is compared: KL(target‖model), over the full vocabulary, or another.
+@dataclass(frozen=True)
+class Loss:
+    """What hidden states (R, H) of a model lose against a target's (R, H'), summed over rows.
 
-    Args:
-        hidden: The model's hidden states (R, H).
-        head: Makes its logits.
-        target: The target's hidden states (R, H').
+    Attributes:
+        head: Makes the model's logits; its parameters get gradients, too.
         target_head: Makes the target's logits.
         rows: Of a chunk.
-        compare: What is summed.
-
-    Returns:
-        The sum.
+        compare: What is summed: KL(target‖model), over the full vocabulary, or another.
+        compare_states: What a backward pass adds to it, of the hidden states themselves.
     """
-    with torch.no_grad():
+
+    head: Head
+    target_head: Head
+    rows: int
+    compare: Comparison = of_logits
+    compare_states: Comparison | None = None
+
+    @torch.no_grad()
+    def value(self, hidden: Tensor, target: Tensor) -> float:
+        """The sum of what is compared."""
         sums = [
-            compare(head(part), target_head(target_part))[0]
-            for part, target_part in _chunks(hidden, target, rows)
+            self.compare(self.head(part), self.target_head(target_part))[0]
+            for part, target_part in self._chunks(hidden, target)
         ]
-    return float(torch.stack(sums).sum())
+        return float(torch.stack(sums).sum())
 
+    def backward(self, hidden: Tensor, target: Tensor, scale: float) -> float:
+        """The sum, and adds the gradient of `scale` times it to every parameter of the graph."""
+        leaf = hidden.detach()
+        sums, gradients = [], []
+        for part, target_part in self._chunks(leaf, target):
+            part.requires_grad_()
+            logits = self.head(part)
+            with torch.no_grad():
+                value, gradient = self.compare(logits, self.target_head(target_part))
+            torch.autograd.backward(logits, gradient.mul_(scale).to(logits.dtype))
+            assert part.grad is not None
+            sums.append(value)
+            gradients.append(part.grad)
+        whole = torch.cat(gradients)
+        if self.compare_states is not None:
+            value, gradient = self.compare_states(leaf, target)
+            sums.append(value)
+            whole += gradient.mul_(scale)
+        torch.autograd.backward(hidden, whole)
+        return float(torch.stack(sums).sum())
 
-def backward_divergence(
-    hidden: Tensor,
-    head: Head,
-    target: Tensor,
-    target_head: Head,
-    rows: int,
-    scale: float,
-    compare: Comparison = of_logits,
-    compare_states: Comparison | None = None,
-) -> float:
-    """As `divergence`, and adds the gradient of `scale` times the sum to every parameter.
-
-    Args:
-        hidden: The model's hidden states (R, H), at the end of its graph.
-        head: Makes its logits; its parameters get gradients, too.
-        target: The target's hidden states (R, H').
-        target_head: Makes the target's logits.
-        rows: Of a chunk.
-        scale: Factor of the gradient, e.g. one over the rows of an optimizer step.
-        compare: What is summed.
-        compare_states: What is added to it, of the hidden states themselves.
-
-    Returns:
-        The sum, not scaled.
-    """
-    leaf = hidden.detach()
-    sums, gradients = [], []
-    for part, target_part in _chunks(leaf, target, rows):
-        part.requires_grad_()
-        logits = head(part)
-        with torch.no_grad():
-            value, gradient = compare(logits, target_head(target_part))
-        torch.autograd.backward(logits, gradient.mul_(scale).to(logits.dtype))
-        assert part.grad is not None
-        sums.append(value)
-        gradients.append(part.grad)
-    whole = torch.cat(gradients)
-    if compare_states is not None:
-        value, gradient = compare_states(leaf, target)
-        sums.append(value)
-        whole += gradient.mul_(scale)
-    torch.autograd.backward(hidden, whole)
-    return float(torch.stack(sums).sum())
-
-
-def _chunks(hidden: Tensor, target: Tensor, rows: int) -> list[tuple[Tensor, Tensor]]:
-    return list(zip(torch.split(hidden, rows), torch.split(target, rows), strict=True))
+    def _chunks(self, hidden: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        pair = (torch.split(each, self.rows) for each in (hidden, target))
+        return zip(*pair, strict=True)
 
 
 def of_embeddings(embeddings: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numpy.typing import NDArray
 
 from evocompress.core.config import HealConfig
 
@@ -25,15 +24,9 @@ def learning_rate(step: int, config: HealConfig) -> float:
 def micro_batch_indices(step: int, micro_batches: int, config: HealConfig) -> list[int]:
     """Which micro-batches a step uses: each epoch goes through all of them in a new order."""
     first = step * config.accumulate
-    return [
-        int(
-            _epoch_order(position // micro_batches, micro_batches, config.seed)[
-                position % micro_batches
-            ]
-        )
-        for position in range(first, first + config.accumulate)
-    ]
-
-
-def _epoch_order(epoch: int, micro_batches: int, seed: int) -> NDArray[np.int64]:
-    return np.random.default_rng([seed, epoch]).permutation(micro_batches)
+    indices = []
+    for position in range(first, first + config.accumulate):
+        epoch, place = divmod(position, micro_batches)
+        order = np.random.default_rng([config.seed, epoch]).permutation(micro_batches)
+        indices.append(int(order[place]))
+    return indices

@@ -18,7 +18,7 @@ from torch import Tensor
 from evocompress.core.checked_lines import sealed
 from evocompress.core.circumstances import Change, Circumstances, Facts, differences
 from evocompress.core.errors import RunError, one_line
-from evocompress.core.files import checksum_of, json_text, read_as, write_text
+from evocompress.core.files import Place, checksum_of, json_text, read_as, write_text
 from evocompress.core.regular import check_regular
 from evocompress.export.folder import whole_folder
 
@@ -62,29 +62,18 @@ class HealFolder:
 
     Attributes:
         path: The folder.
+        checkpoint: The best model so far.
+        history: One JSON line per step.
+        report: The `HealReport` of a finished healing.
+        states: Training states, one folder per step.
     """
 
     path: Path
 
-    @property
-    def checkpoint(self) -> Path:
-        """The best model so far."""
-        return self.path / "checkpoint"
-
-    @property
-    def history(self) -> Path:
-        """One JSON line per step."""
-        return self.path / "heal.jsonl"
-
-    @property
-    def report(self) -> Path:
-        """The `HealReport` of a finished healing."""
-        return self.path / "heal.json"
-
-    @property
-    def states(self) -> Path:
-        """Training states, one folder per step."""
-        return self.path / "state"
+    checkpoint = Place("checkpoint")
+    history = Place("heal.jsonl")
+    report = Place("heal.json")
+    states = Place("state")
 
     def latest(self) -> Path | None:
         """The newest training state."""

@@ -36,13 +36,7 @@ def fine_tunings(loaded: LoadedModel, sequences: Tensor, recipes: Collection[Rec
 
 @contextmanager
 def tuned(loaded: LoadedModel, sequences: Tensor, recipe: Recipe) -> Iterator[None]:
-    """Fine-tunes the model as it stands; afterwards it has the very tensors it had.
-
-    Args:
-        loaded: The model.
-        sequences: What it is trained on (N, S).
-        recipe: How.
-    """
+    """Fine-tunes the model as it stands; afterwards it has the very tensors it had."""
     with _copied_weights(loaded.model):
         _train(loaded, _lessons(sequences, recipe.tokens), recipe.learning_rate)
         yield

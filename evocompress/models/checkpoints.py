@@ -152,10 +152,6 @@ def model_type(checkpoint: Checkpoint) -> tuple[str, list[str]]:
 def type_and_classes(path: object, config: Mapping[str, Any]) -> tuple[str, list[str]]:
     """The model type and the classes that a config names.
 
-    Args:
-        path: Where it is, for the message.
-        config: Its content.
-
     Raises:
         ModelError: It names no type, or classes that are no names.
     """

@@ -2,7 +2,8 @@
 
 Similarities are what embeddings are used for, and keeping those of a batch is what distilling one
 embedding model into another trains on (relational knowledge distillation, 1904.05068). Users judge
-by their order, which neither a shift nor a scale of all of them changes.
+by their order, which neither a shift nor a scale of all of them changes. All embeddings here,
+(B, H), have unit length.
 """
 
 import torch
@@ -21,22 +22,13 @@ def own_distances(embeddings: Tensor, target: Tensor) -> Tensor:
 
 
 def similarity_errors(embeddings: Tensor, target: Tensor) -> Tensor:
-    """The mean square of the error of each one's similarities to the others: (B,).
-
-    Args:
-        embeddings: Of unit length (B, H).
-        target: Of unit length (B, H).
-    """
+    """The mean square of the error of each one's similarities to the others: (B,)."""
     errors = (embeddings @ embeddings.T - target @ target.T).fill_diagonal_(0)
     return errors.square().sum(-1) / max(1, len(target) - 1)
 
 
 def similarity_disorders(embeddings: Tensor, target: Tensor) -> Tensor:
     """One minus Pearson's correlation of each one's similarities to the others: (B,), float64.
-
-    Args:
-        embeddings: Of unit length (B, H).
-        target: Of unit length (B, H).
 
     Raises:
         ValueError: There are fewer than `FEWEST`: each has too few others for an order.
@@ -56,12 +48,7 @@ def _standard(embeddings: Tensor) -> Tensor:
 
 
 def distances(embeddings: Tensor, target: Tensor) -> Tensor:
-    """What healing makes small: `own_distances` plus `similarity_errors`.
-
-    Args:
-        embeddings: Of unit length (B, H).
-        target: Of unit length (B, H).
-    """
+    """What healing makes small: `own_distances` plus `similarity_errors`."""
     return own_distances(embeddings, target) + similarity_errors(embeddings, target)
 
 
@@ -70,10 +57,6 @@ def disagreements(embeddings: Tensor, target: Tensor) -> Tensor:
 
     The errors of similarities are small where embeddings are close already; their correlation
     prefers what users judge by, the order (``benchmarks/embedding_proxy.py``).
-
-    Args:
-        embeddings: Of unit length (B, H).
-        target: Of unit length (B, H).
     """
     disorders = similarity_disorders(embeddings, target)
     return own_distances(embeddings, target) + disorders.to(target.dtype)

@@ -34,11 +34,6 @@ def output_chunks(family: Family, model: PreTrainedModel, hidden: Tensor) -> Ite
 
     Other tasks have one output a sequence, which come all at once.
 
-    Args:
-        family: Splits the model into body and head.
-        model: Its head is used.
-        hidden: The body's final hidden states (B, S, H).
-
     Yields:
         Outputs (rows, V) in the model's dtype, in total B·(S-1) rows, sequence by sequence.
     """

@@ -162,12 +162,7 @@ def load(
 
 
 def require_next_token(loaded: LoadedModel, what: str) -> None:
-    """Refuse what needs the loss of the next token, which only causal models have.
-
-    Args:
-        loaded: The model.
-        what: What needs it, for the message.
-    """
+    """Refuse what needs the loss of the next token, which only causal models have."""
     if not loaded.family.task.causal:
         raise ModelError(
             f"{what} needs a model that tells the next token, but {loaded.source} is one for "
@@ -268,13 +263,7 @@ def _family(checkpoint: Checkpoint) -> Family:
 
 
 def check_wrapper(source: object, kind: str, config: Mapping[str, Any]) -> None:
-    """Refuse a model of several kinds of input, and say what of it would go.
-
-    Args:
-        source: For the message.
-        kind: The model's type.
-        config: All of its config.
-    """
+    """Refuse a model of several kinds of input, and say what of it would go."""
     inner = inner_type(config)
     if inner is None or kind == inner:
         return

@@ -40,7 +40,7 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 """Types of weights by their names in safetensors."""
 
 SLACK = 2**27
-"""So many weights a model may have more than are stored before it is not even built."""
+"""A model that has more weights than are stored by more than this is not even built."""
 
 LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 EXPERTS = ("num_local_experts", "num_experts")
@@ -75,12 +75,7 @@ class Stored:
 
 
 def check_counts(path: object, config: Mapping[str, Any]) -> None:
-    """Refuse a config that describes no model that anybody could have.
-
-    Args:
-        path: Of the file, for the message.
-        config: Its content.
-    """
+    """Refuse a config that describes no model that anybody could have."""
     for key, most in COUNTS.items():
         value = config.get(key)
         for one in value if isinstance(value, list) else [value]:

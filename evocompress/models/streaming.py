@@ -89,13 +89,11 @@ class BlockCache:
             self._copies.make_room(source.nbytes)
         # A copy made under inference mode would be of no use to a backward pass later.
         with torch.inference_mode(False):
-            _, copy = self._copies.get(key, lambda: (source, self._copy(source)), _copied_bytes)
+            _, copy = self._copies.get(
+                key, lambda: (source, self._copy(source)), lambda pair: pair[1].nbytes
+            )
         self.peak = max(self.peak, self.resident)
         return copy
-
-
-def _copied_bytes(pair: tuple[Tensor, Tensor]) -> int:
-    return pair[1].nbytes
 
 
 def stream_blocks(

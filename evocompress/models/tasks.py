@@ -1,4 +1,4 @@
-"""Tasks: what a model is for, which decides how it is fed and what of it is compared.
+"""Tasks: a model's task decides its inputs, and which of its outputs are compared.
 
 A family serves one task. Sequences of one batch have one length and no padding, so one tensor is
 all that a model is called with.

@@ -23,7 +23,7 @@ _PLAIN = Family.outputs
 
 ROWS = 1024
 SLICE_BYTES = 16 * 2**20
-"""Of logits. The allocator keeps so much for the next slice; larger ones begin with page faults."""
+"""Of the logits of a slice: the allocator keeps this size; larger slices begin with page faults."""
 
 
 def in_slices(family: Family, model: PreTrainedModel) -> bool:

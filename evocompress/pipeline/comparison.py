@@ -13,7 +13,6 @@ from transformers import PreTrainedModel
 from evocompress.core.config import EvaluateConfig
 from evocompress.evaluation.heldout import (
     Latency,
-    Quality,
     Timing,
     count,
     count_flops,
@@ -102,27 +101,18 @@ def _qualities(
     task = dense.family.task
     if task.causal:
         found = heldout_quality(dense.model, models, heldout, batch=batch)
-        qualities = {name: _of_text(quality) for name, quality in found.items()}
+        renamed = {"kl": "kl", "kl_sd": "kl_sd", "kl_topk": "kl_top256", "perplexity": "perplexity"}
+        qualities = {
+            name: {key: getattr(quality, own) for own, key in renamed.items()}
+            for name, quality in found.items()
+        }
     else:
         qualities = output_quality(task, dense.model, models, heldout, labels, batch=batch)
+    # JSON knows no NaN, which there is where the logits of a model overflowed.
     return {
-        name: {key: _finite(value) for key, value in of_model.items()}
+        name: {k: v if v is not None and isfinite(v) else None for k, v in of_model.items()}
         for name, of_model in qualities.items()
     }
-
-
-def _of_text(quality: Quality) -> dict[str, float | None]:
-    return {
-        "kl": quality.kl,
-        "kl_sd": quality.kl_sd,
-        "kl_top256": quality.kl_topk,
-        "perplexity": quality.perplexity,
-    }
-
-
-def _finite(value: float | None) -> float | None:
-    """The value, or ``None`` where the model's logits overflowed: JSON knows no NaN."""
-    return value if value is not None and isfinite(value) else None
 
 
 def _latency(latency: Latency | None, new_tokens: int) -> dict[str, Any]:

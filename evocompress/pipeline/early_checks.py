@@ -53,11 +53,6 @@ def check_outline(
 ) -> None:
     """Checks the settings of a run with the outline of its model.
 
-    Args:
-        config: The run.
-        search: Whether those of the search count.
-        folder: See `check_early`.
-
     Raises:
         EvoCompressError: They do not fit the model.
     """

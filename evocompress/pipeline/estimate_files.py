@@ -21,9 +21,6 @@ class EstimateFiles:
 
     A file holds the values of all rows one after the other (float64), the length of each row
     (int64), and the units' names in its metadata. The same estimate gives the same bytes.
-
-    Args:
-        folder: Made when the first file is written.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -51,10 +48,6 @@ class EstimateFiles:
 
     def read(self, request: Estimate, sha256: str) -> Estimation | None:
         """The answer to a request, or ``None`` where the file is missing.
-
-        Args:
-            request: What was asked.
-            sha256: What the file's checksum must be.
 
         Raises:
             RunError: The file is damaged.

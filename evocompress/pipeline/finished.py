@@ -55,11 +55,7 @@ def finished(
 
 
 class Unchanged:
-    """Compares what a finished run loads with what the header of its journal says.
-
-    Args:
-        context: Of the finished run.
-    """
+    """Compares what a finished run loads with what the header of its journal says."""
 
     def __init__(self, context: RunContext) -> None:
         self._context = context

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -54,11 +54,7 @@ class StoredCandidates(Mapping[str, Candidate]):
     """The candidates of a journal by id, in order of appearance, each read when it is used."""
 
     def __init__(self, path: Path) -> None:
-        """None yet.
-
-        Args:
-            path: The journal.
-        """
+        """None yet."""
         self._path = path
         self._offsets: dict[str, int] = {}
 
@@ -172,9 +168,6 @@ class Memory:
     def __init__(self, path: Path) -> None:
         """Reads a journal; the file is only read.
 
-        Args:
-            path: The file; it may be missing.
-
         Raises:
             RunError: A line is damaged.
         """
@@ -276,14 +269,7 @@ def last_step(path: Path, tail: int = 1 << 14) -> Step | None:
 
 
 def _step(record: JournalRecord) -> Step:
-    return Step(
-        record["step"],
-        record["requested"],
-        record["computed"],
-        record["incumbent"],
-        record["value"],
-        record.get("phase", ""),
-    )
+    return Step(**{each.name: record[each.name] for each in fields(Step) if each.name in record})
 
 
 def _estimate_key(record: Mapping[str, Any]) -> EstimateKey:

@@ -53,11 +53,6 @@ def threads_of(config: RunConfig) -> int | None:
 def make_searcher(config: RunConfig, space: SearchSpace, tokens: int | None = None) -> Searcher:
     """A new searcher of a run's settings.
 
-    Args:
-        config: The run.
-        space: Its search space.
-        tokens: See `pool`.
-
     Raises:
         EvoCompressError: They do not fit the space or the calibration pool.
     """
@@ -70,13 +65,7 @@ def _problem(config: RunConfig, space: SearchSpace, tokens: int | None) -> Probl
 
 
 def check_search(config: RunConfig, space: SearchSpace, tokens: int | None = None) -> None:
-    """Whether a run's settings fit its space and the pool, and its tokens last for a result.
-
-    Args:
-        config: The run.
-        space: Its search space.
-        tokens: See `pool`.
-    """
+    """Whether a run's settings fit its space and the pool, and its tokens last for a result."""
     problem, settings = _problem(config, space, tokens), searcher_settings(config)
     factory = SEARCHERS[config.search.name]
     factory(problem, settings, np.random.default_rng(config.seed))
@@ -128,11 +117,6 @@ def with_objects(
     config: RunConfig, searcher: type[Searcher] | None, proxy: type[Metric] | None
 ) -> RunConfig:
     """The configuration with objects that are not installed in the place of their names.
-
-    Args:
-        config: The run.
-        searcher: The class of its searcher.
-        proxy: The class of its proxy's metric.
 
     Raises:
         ConfigError: An object cannot serve, or the configuration names another one.

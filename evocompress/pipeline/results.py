@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from evocompress.core.pareto import Points, hypervolume, knee, non_dominated
-from evocompress.core.requests import Evaluate, MicroBatchValue, Result
+from evocompress.core.requests import Evaluate, MicroBatchValue
 from evocompress.core.types import Candidate
 from evocompress.pipeline.journal import Journal
 from evocompress.pipeline.loop import SearchResult
@@ -99,7 +99,15 @@ def front_rows(
         and isfinite(result.mean)
     ]
     costs = costs_of_all(space, [candidate for candidate, _ in found])
-    rows = [_row(result, own) for (_, result), own in zip(found, costs, strict=True)]
+    rows: list[dict[str, Any]] = [
+        {
+            "id": candidate.id,
+            "value": result.mean,
+            "tokens": sum(sum(value.counts) for value in result.values),
+            "costs": own,
+        }
+        for (candidate, result), own in zip(found, costs, strict=True)
+    ]
     rows = _not_refused(rows, journal, best, axes(space, objectives))
     points = _points(rows, axes(space, objectives))
     for row, keep in zip(rows, non_dominated(points), strict=True):
@@ -110,31 +118,13 @@ def front_rows(
 
 
 def not_compared(journal: Journal, outcome: SearchResult) -> int:
-    """How many candidates have values, but not on every micro-batch that the winner was chosen on.
-
-    Args:
-        journal: The values.
-        outcome: What the loop returned.
-    """
+    """How many candidates have values, but not on all micro-batches that chose the winner."""
     best, candidates = outcome.best, map(journal.candidates.__getitem__, outcome.compared)
     return sum(
         journal.result(Evaluate(candidate, best.micro_batches, best.treatment)) is None
         and bool(journal.measured(candidate.id, best.treatment))
         for candidate in candidates
     )
-
-
-def all_values(journal: Journal, best: Incumbent, micro_batches: int) -> list[MicroBatchValue]:
-    """Every value of a candidate after its treatment, whichever requests it is from.
-
-    Args:
-        journal: The values.
-        best: The candidate.
-        micro_batches: Size of the calibration pool.
-    """
-    requests = [Evaluate(best.candidate, (m,), best.treatment) for m in range(micro_batches)]
-    answers = [journal.result(request) for request in requests]
-    return [value for answer in answers if answer for value in answer.values]
 
 
 def front_summary(
@@ -169,16 +159,6 @@ def _points(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Points:
     """Value and costs of the rows (N, 1 + names)."""
     coordinates = [[row["value"], *(row["costs"][name] for name in names)] for row in rows]
     return np.array(coordinates, dtype=np.float64).reshape(len(rows), 1 + len(names))
-
-
-def _row(result: Result, costs: Mapping[str, float]) -> dict[str, Any]:
-    """One row of front.json, without its place on the front."""
-    return {
-        "id": result.request.candidate.id,
-        "value": result.mean,
-        "tokens": sum(sum(value.counts) for value in result.values),
-        "costs": costs,
-    }
 
 
 def _not_refused(

@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from evocompress.core.config import RunConfig
 from evocompress.core.config_file import dump_config, load_config
 from evocompress.core.errors import RunError
-from evocompress.core.files import check_sealed, make_folder, write_sealed
+from evocompress.core.files import Place, check_sealed, make_folder, write_sealed
 from evocompress.core.leftovers import clear_leftovers
 from evocompress.pipeline.winner import Winner, read_winner
 
@@ -27,24 +27,6 @@ MAY_DIFFER = ("model.device_memory", "proxy.targets", "executor", "ray.")
 
 COMPARED_LATER = ("search.tokens", "threads")
 """Settings whose difference is judged apart: threads with the other circumstances."""
-
-PLACES = {
-    "config_file": "config.yaml",
-    "environment": "environment.json",
-    "units": "units.json",
-    "latency": "latency.json",
-    "journal": "journal.jsonl",
-    "log": "log.txt",
-    "workers": "workers",
-    "winner": "winner.json",
-    "front": "front.json",
-    "evaluation": "evaluation.json",
-    "library": "library",
-    "checkpoint": "checkpoint",
-    "healing": "heal",
-    "heal_report": "heal/heal.json",
-    "healed_checkpoint": "heal/checkpoint",
-}
 
 
 @dataclass(frozen=True)
@@ -71,25 +53,22 @@ class RunFolder:
     """
 
     path: Path
-    config_file: Path = field(init=False)
-    environment: Path = field(init=False)
-    units: Path = field(init=False)
-    latency: Path = field(init=False)
-    journal: Path = field(init=False)
-    log: Path = field(init=False)
-    workers: Path = field(init=False)
-    winner: Path = field(init=False)
-    front: Path = field(init=False)
-    evaluation: Path = field(init=False)
-    library: Path = field(init=False)
-    checkpoint: Path = field(init=False)
-    healing: Path = field(init=False)
-    heal_report: Path = field(init=False)
-    healed_checkpoint: Path = field(init=False)
 
-    def __post_init__(self) -> None:
-        for name, place in PLACES.items():
-            object.__setattr__(self, name, self.path / place)
+    config_file = Place("config.yaml")
+    environment = Place("environment.json")
+    units = Place("units.json")
+    latency = Place("latency.json")
+    journal = Place("journal.jsonl")
+    log = Place("log.txt")
+    workers = Place("workers")
+    winner = Place("winner.json")
+    front = Place("front.json")
+    evaluation = Place("evaluation.json")
+    library = Place("library")
+    checkpoint = Place("checkpoint")
+    healing = Place("heal")
+    heal_report = Place("heal/heal.json")
+    healed_checkpoint = Place("heal/checkpoint")
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -17,7 +17,7 @@ from evocompress.pipeline.context import RunContext
 from evocompress.pipeline.going_on import CIRCUMSTANCES, changed, mark, workers_admitted
 from evocompress.pipeline.journal import Journal
 from evocompress.pipeline.planning import preflight
-from evocompress.pipeline.results import all_values, front_rows, not_compared, winner_record
+from evocompress.pipeline.results import front_rows, not_compared, winner_record
 from evocompress.pipeline.winner import not_compared_text
 from evocompress.search.base import Searcher
 
@@ -93,7 +93,7 @@ def _conclude(
         outcome.best,
         rows,
         objectives=searcher.objectives,
-        measured=all_values(journal, outcome.best, len(context.calibration.search)),
+        measured=journal.measured(outcome.best.candidate.id, outcome.best.treatment),
         not_compared=left_out,
     )
     write_json(folder.winner, winner)

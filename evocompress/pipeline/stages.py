@@ -31,16 +31,7 @@ def search(
     reporter: Reporter | None = None,
     listener: Listener | None = None,
 ) -> Path:
-    """Searches; see `evocompress.api.search`.
-
-    Args:
-        config: The run.
-        backend: Where its work is done.
-        resume: Go on in a folder that exists.
-        force: Go on under other circumstances.
-        reporter: Told about progress.
-        listener: Told about every step as well.
-    """
+    """Searches; see `evocompress.api.search`."""
     check_names(config)
     folder = check_folder(config, resume)
     context = RunContext(config, folder, reporter or Silent(), backend=backend)

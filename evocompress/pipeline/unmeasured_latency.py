@@ -23,16 +23,10 @@ def unbounded(config: RunConfig) -> RunConfig:
     changed: dict[str, object] = {"space": space.model_copy(update={"budget": budget})}
     named = search.settings.get("range")
     if isinstance(named, Mapping):
-        ranges = _unbounded_ranges(named)
+        # Those of latencies are as wide as can be; an empty one is left to err.
+        ranges = {
+            name: (0.0, 1.0) if name in TIMED and low < high else (low, high)
+            for name, (low, high) in named.items()
+        }
         changed["search"] = search.model_copy(update={"range": ranges})
     return config.model_copy(update=changed)
-
-
-def _unbounded_ranges(
-    ranges: Mapping[str, tuple[float, float]],
-) -> dict[str, tuple[float, float]]:
-    """Ranges of objectives, those of latencies as wide as can be; an empty one is left to err."""
-    return {
-        name: (0.0, 1.0) if name in TIMED and low < high else (low, high)
-        for name, (low, high) in ranges.items()
-    }

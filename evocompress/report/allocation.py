@@ -68,7 +68,9 @@ def grid(
     experts = any(unit.kind == "expert" and levels.get(unit.name) == DROP for unit in units)
     kinds = {"attention": narrow, "mlp": narrow, "expert": experts, "matrix": sparse}
     shown = [unit for unit in units if kinds.get(unit.kind)]
-    roles = tuple(dict.fromkeys(unit.role for unit in sorted(shown, key=_is_matrix)))
+    roles = tuple(
+        dict.fromkeys(unit.role for unit in sorted(shown, key=lambda unit: unit.kind == "matrix"))
+    )
     blocks = 1 + max((unit.block for unit in shown), default=-1)
     tree = UnitTree(units)
     found = {
@@ -77,10 +79,6 @@ def grid(
     }
     cells = tuple(tuple(found.get((role, block)) for block in range(blocks)) for role in roles)
     return Grid(roles, cells)
-
-
-def _is_matrix(unit: Unit) -> bool:
-    return unit.kind == "matrix"
 
 
 def _cell(

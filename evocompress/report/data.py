@@ -219,8 +219,7 @@ def read_run(folder: Path) -> RunData:
     config = RunFolder(folder).config()
     units, architecture, opening = _read_units(folder / "units.json")
     memory, made = Memory(folder / "journal.jsonl"), folder / "environment.json"
-    place = folder / "winner.json"
-    winner = read_winner(place) if place.is_file() else None
+    winner = _winner(folder)
     return RunData(
         config=config,
         history=read_history(
@@ -255,11 +254,15 @@ def read_evaluation(folder: Path) -> Evaluation:
     Raises:
         RunError: The run has no evaluation yet, or the file is damaged.
     """
-    place = folder / "winner.json"
-    evaluation = _evaluation(folder, read_winner(place) if place.is_file() else None)
+    evaluation = _evaluation(folder, _winner(folder))
     if evaluation is None:
         raise RunError(f"{folder} has no evaluation.json: evaluate the run's winner first")
     return evaluation
+
+
+def _winner(folder: Path) -> Winner | None:
+    place = folder / "winner.json"
+    return read_winner(place) if place.is_file() else None
 
 
 def _optional(path: Path, kind: type[T], remedy: str) -> T | None:

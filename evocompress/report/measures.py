@@ -43,12 +43,7 @@ MEASURES = (
 
 
 def contradictions(evaluation: Evaluation, proxy: str) -> Iterator[str]:
-    """A sentence for every two models that one measure ranks otherwise than another.
-
-    Args:
-        evaluation: The comparison.
-        proxy: By which the search chose.
-    """
+    """A sentence for every two models that one measure ranks otherwise than another."""
     found = [
         text
         for first, second in combinations(evaluation.rows, 2)

@@ -142,25 +142,25 @@ def _cost_headline(searched: Row, dense: Row, costs: Sequence[str]) -> Iterator[
             part, whole = amount(searched, cost), amount(dense, cost)
             if part is not None and whole:
                 note = f"of the dense model{how}"
-                yield Headline(_title(cost), percent(part / whole), note)
+                yield Headline(cost_title(cost), percent(part / whole), note)
                 return
 
 
 def _latency_headline(cost: str, ratio: Ratio) -> Headline:
     """A measured share of the dense model's latency."""
     known = "of the dense model" if ratio.told_apart else f"{UNTOLD} from the dense model"
-    return Headline(_title(cost), percent(ratio.mean), f"{known} ({interval(ratio)})")
+    return Headline(cost_title(cost), percent(ratio.mean), f"{known} ({interval(ratio)})")
 
 
-def _title(cost: str) -> str:
+def cost_title(cost: str) -> str:
+    """A cost in words, as a heading."""
     name = cost_name(cost)
     return name[0].upper() + name[1:]
 
 
 def _measured(row: Row, cost: str) -> float | None:
     """What a model was counted to cost."""
-    amount: float | None = getattr(row, cost) if cost in Row.model_fields else None
-    return amount
+    return getattr(row, cost) if cost in Row.model_fields else None
 
 
 def _predicted(row: Row, cost: str) -> float | None:

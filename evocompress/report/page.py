@@ -42,9 +42,6 @@ def write_report(folder: Path) -> Path:
     Args:
         folder: The run folder, of a finished run or of one that is going on.
 
-    Returns:
-        The path of the page.
-
     Raises:
         RunError: The folder has no configuration or journal, or a file in it is damaged.
     """

@@ -50,9 +50,6 @@ def write_sweep_report(path: Path) -> Path:
     Args:
         path: The folder, of a sweep that is over, was interrupted or is going on.
 
-    Returns:
-        The path of the page.
-
     Raises:
         RunError: The folder is not a sweep's, or a file in it is damaged.
     """

@@ -9,16 +9,13 @@ from rich.table import Table
 from rich.text import Text
 
 from evocompress.core.terminal import shown
-from evocompress.report.columns import Cell, Column, columns
+from evocompress.report.columns import Cell, columns
 from evocompress.report.data import read_evaluation
 from evocompress.report.notes import heldout_text
 
 
 def table(folder: Path) -> Table:
     """The comparison of a run, one line per quantity and one column per model.
-
-    Args:
-        folder: The run folder.
 
     Raises:
         RunError: The run has no evaluation yet.
@@ -34,12 +31,14 @@ def table(folder: Path) -> Table:
     for row in evaluation.rows:
         result.add_column(shown(row.name), justify="right", overflow="fold")
     for column in columns(evaluation.rows):
-        result.add_row(_title(column), *(_value(cell) for cell in column.cells))
+        title = titled(column.title, column.unit)
+        result.add_row(title, *(_value(cell) for cell in column.cells))
     return result
 
 
-def _title(column: Column) -> Text:
-    return shown(column.title).append(f"  {column.unit}" if column.unit else "", style="dim")
+def titled(title: str, unit: str) -> Text:
+    """A quantity, and its unit where it has one."""
+    return shown(title).append(f"  {unit}" if unit else "", style="dim")
 
 
 def _value(cell: Cell) -> Text:

@@ -18,7 +18,8 @@ from evocompress.pipeline.sweep.folder import SweepFolder
 from evocompress.pipeline.sweep.outcome import TrialOutcome, read_outcomes
 from evocompress.pipeline.sweep.trials import group_of, value_text
 from evocompress.report.columns import Cell, number, percent
-from evocompress.report.notes import cost_name
+from evocompress.report.notes import cost_title
+from evocompress.report.terminal import titled
 
 VALUE, ENDED = "Value", "Ended"
 MOST_COSTS = 3
@@ -63,7 +64,7 @@ def trial_table(outcomes: Sequence[TrialOutcome]) -> TrialTable:
     headings = [
         *(Heading(title) for title in short_keys(keys)),
         Heading(VALUE),
-        *(Heading(_capital(cost_name(cost)), "of dense") for cost in costs),
+        *(Heading(cost_title(cost), "of dense") for cost in costs),
         Heading("Tokens", "requested"),
         Heading("Time", "s"),
         Heading(ENDED),
@@ -112,9 +113,6 @@ def shown_value(outcome: TrialOutcome) -> float | None:
 def sweep_table(path: Path) -> Table:
     """The trials of a sweep for the terminal; the best of each group is marked.
 
-    Args:
-        path: The sweep's folder.
-
     Raises:
         RunError: It has no sweep.json.
     """
@@ -122,9 +120,7 @@ def sweep_table(path: Path) -> Table:
     caption = "* best of the trials that differ in seed, search or library only"
     result = Table(box=box.SIMPLE_HEAD, caption=Text(caption), caption_justify="left")
     for heading in table.headings:
-        title = shown(heading.title).append(
-            f"  {heading.unit}" if heading.unit else "", style="dim"
-        )
+        title = titled(heading.title, heading.unit)
         justify: JustifyMethod = "left" if heading.title == ENDED else "right"
         result.add_column(title, justify=justify, overflow="fold")
     for row in table.rows:
@@ -174,7 +170,3 @@ def _ended(outcome: TrialOutcome) -> str:
     reason = outcome.reason or ""
     cut = f"{reason[:LONGEST_REASON]}..." if len(reason) > LONGEST_REASON else reason
     return f"failed: {cut}"
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

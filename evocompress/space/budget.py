@@ -11,9 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from numpy.typing import NDArray
 
-from evocompress.core.arrays import Genome
+from evocompress.core.arrays import Floats, Genome
 from evocompress.core.config_file import nearest
 from evocompress.core.errors import BudgetError, ConfigError
 from evocompress.core.types import UnitKind
@@ -95,7 +94,7 @@ def minimal_genomes(space: SearchSpace) -> Genome:
     return space.deactivate(genes.with_experts(every, _zeros(space)))
 
 
-def _zeros(space: SearchSpace) -> NDArray[np.float64]:
+def _zeros(space: SearchSpace) -> Floats:
     """For each gene (U,) that is an expert the most zeros that its matrices can have."""
     genes = space.encoding
     zeros: dict[str, int] = {}

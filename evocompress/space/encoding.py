@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
-from evocompress.core.arrays import Genome
+from evocompress.core.arrays import Booleans, Floats, Genome, Integers
 from evocompress.core.canonical import PARTS, canonical, merge_levels
 from evocompress.core.errors import ConfigError
 from evocompress.core.types import DENSE, DROP, Candidate, Level, Unit
@@ -61,23 +60,23 @@ class Encoding:
         return np.array([len(levels) for levels in self.levels], dtype=np.int64)
 
     @cached_property
-    def by_kind(self) -> dict[str, NDArray[np.int64]]:
+    def by_kind(self) -> dict[str, Integers]:
         """For each kind of unit that has genes, their indices."""
         kinds = [unit.kind for unit in self.units]
         return {kind: np.flatnonzero([kind == k for k in kinds]) for kind in dict.fromkeys(kinds)}
 
     @cached_property
-    def matrices(self) -> NDArray[np.int64]:
+    def matrices(self) -> Integers:
         """Indices of the genes that are matrices."""
         return np.flatnonzero(self.ordinal)
 
     @cached_property
-    def ordinal(self) -> NDArray[np.bool_]:
+    def ordinal(self) -> Booleans:
         """Which genes are moved level by level: the matrices (U,)."""
         return np.array([unit.kind == "matrix" for unit in self.units])
 
     @cached_property
-    def options(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def options(self) -> tuple[Integers, Integers]:
         """Every level of every gene: which gene, and the level's index (all levels,)."""
         genes = np.repeat(np.arange(len(self.units)), self.sizes)
         return genes, np.concatenate([np.arange(size) for size in self.sizes])
@@ -88,20 +87,20 @@ class Encoding:
         return _drops(self.levels)
 
     @cached_property
-    def droppable(self) -> NDArray[np.int64]:
+    def droppable(self) -> Integers:
         """Indices of the genes that can be dropped."""
         return np.flatnonzero(self.drop_index >= 0)
 
     @cached_property
-    def widths(self) -> NDArray[np.int64]:
+    def widths(self) -> Integers:
         """Indices of the genes that can be narrowed."""
         return np.flatnonzero([any(level.narrow for level in levels) for levels in self.levels])
 
     @cached_property
-    def alike_blocks(self) -> tuple[NDArray[np.int64], ...]:
+    def alike_blocks(self) -> tuple[Integers, ...]:
         """The genes (B, G) of each group of B blocks with the same choices, G genes each."""
         blocks = np.array([unit.block for unit in self.units])
-        alike: dict[tuple[tuple[str, int, tuple[Level, ...]], ...], list[NDArray[np.int64]]] = {}
+        alike: dict[tuple[tuple[str, int, tuple[Level, ...]], ...], list[Integers]] = {}
         for block in np.unique(blocks):
             genes = np.flatnonzero(blocks == block)
             choices = tuple(
@@ -129,16 +128,16 @@ class Encoding:
             for levels, lost in zip(own, removable.tolist(), strict=True)
         )
 
-    def dropped(self, genomes: Genome) -> NDArray[np.bool_]:
+    def dropped(self, genomes: Genome) -> Booleans:
         """Which genes are dropped (N, U)."""
-        dropped: NDArray[np.bool_] = genomes == self.drop_index
+        dropped: Booleans = genomes == self.drop_index
         return dropped
 
     @latest
-    def states(self, genomes: Genome) -> NDArray[np.int64]:
+    def states(self, genomes: Genome) -> Integers:
         """For each part the index of its level in `part_levels` (N, P)."""
         genes = self._part_genes
-        own: NDArray[np.int64] = genomes.take(np.maximum(genes, 0), axis=1)
+        own: Integers = genomes.take(np.maximum(genes, 0), axis=1)
         own[:, genes < 0] = 0
         for kind, owners in (("block", self._block_genes), ("expert", self._expert_genes)):
             if kind in self.by_kind:
@@ -146,8 +145,8 @@ class Encoding:
         return own
 
     def states_after(
-        self, genome: Genome, genes: NDArray[np.int64], levels: NDArray[np.int64]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        self, genome: Genome, genes: Integers, levels: Integers
+    ) -> tuple[Integers, Integers, Integers]:
         """What `states` gives after each of K changes of one gene, of the parts it is about.
 
         Three arrays (J,): the index of the change, the part and its state.
@@ -160,8 +159,8 @@ class Encoding:
         within = np.arange(len(change)) - np.repeat(counts.cumsum() - counts, counts)
         part = parts[begins[genes][change] + within]
 
-        def after(owner: NDArray[np.int64]) -> NDArray[np.int64]:
-            found: NDArray[np.int64] = genome[np.maximum(owner, 0)]
+        def after(owner: Integers) -> Integers:
+            found: Integers = genome[np.maximum(owner, 0)]
             return np.where(owner == genes[change], levels[change], found)
 
         own = self._part_genes[part]
@@ -173,7 +172,7 @@ class Encoding:
         return change, part, state
 
     @latest
-    def inactive(self, genomes: Genome) -> NDArray[np.bool_]:
+    def inactive(self, genomes: Genome) -> Booleans:
         """Which genes (N, U) lie below dropped units, with all of their members."""
         if not self.droppable.size:
             return np.zeros(genomes.shape, dtype=bool)
@@ -182,35 +181,34 @@ class Encoding:
         below = self._dropped_by(genomes, self._block_genes)
         columns = np.concatenate([lost, below, never], axis=1)
         homes, begins = self._inactive_columns
-        inactive: NDArray[np.bool_] = np.logical_and.reduceat(columns[:, homes], begins, axis=1)
-        return inactive
+        return np.logical_and.reduceat(columns[:, homes], begins, axis=1)
 
     def deactivate(self, genomes: Genome) -> Genome:
         """The genomes (N, U) with inactive genes at their start: equal candidates, equal rows."""
         return np.where(self.inactive(genomes), self.default, genomes)
 
-    def keep_attention(self, genomes: Genome) -> NDArray[np.bool_]:
+    def keep_attention(self, genomes: Genome) -> Booleans:
         """Which genomes (N, U) keep at least one attention: others cannot be written.
 
         All do of a model that never had any.
         """
         if self._attention_stays:
             return np.ones(len(genomes), dtype=bool)
-        kept: NDArray[np.bool_] = np.logical_or.reduce(self.attention_left(genomes), axis=1)
+        kept: Booleans = np.logical_or.reduce(self.attention_left(genomes), axis=1)
         return kept
 
-    def attention_left(self, genomes: Genome) -> NDArray[np.bool_]:
+    def attention_left(self, genomes: Genome) -> Booleans:
         """Which parts (N, P) are attentions that genomes (N, U) have; all where some must stay."""
         if self._attention_stays:
             return np.ones((len(genomes), len(self.parts)), dtype=bool)
         return np.asarray((self.states(genomes) != self._drop_states) & self._attention)
 
-    def enough_experts(self, genomes: Genome) -> NDArray[np.bool_]:
+    def enough_experts(self, genomes: Genome) -> Booleans:
         """Which genomes (N, U) keep as many experts of each mixture as a token uses."""
-        enough: NDArray[np.bool_] = ~np.logical_or.reduce(self.short_mixtures(genomes), axis=1)
+        enough: Booleans = ~np.logical_or.reduce(self.short_mixtures(genomes), axis=1)
         return enough
 
-    def short_mixtures(self, genomes: Genome) -> NDArray[np.bool_]:
+    def short_mixtures(self, genomes: Genome) -> Booleans:
         """Which parts (N, P) are mixtures with fewer experts than a token uses."""
         short = np.zeros((len(genomes), len(self.parts)), dtype=bool)
         for mixture in self.mixtures:
@@ -218,14 +216,14 @@ class Encoding:
             short[:, mixture.part] = missing > 0
         return short
 
-    def admissible(self, genomes: Genome) -> NDArray[np.bool_]:
+    def admissible(self, genomes: Genome) -> Booleans:
         """Which genomes (N, U) keep an attention, and enough experts of each mixture."""
         admissible = self.keep_attention(genomes)
         if self.mixtures:
             admissible &= self.enough_experts(genomes)
         return admissible
 
-    def with_experts(self, genomes: Genome, worth: NDArray[np.float64] | None = None) -> Genome:
+    def with_experts(self, genomes: Genome, worth: Floats | None = None) -> Genome:
         """The genomes (N, U) with the dropped experts that are needed, of most worth (U,)."""
         restored = genomes
         for mixture in self.mixtures:
@@ -240,13 +238,13 @@ class Encoding:
         """The MLPs of experts of which any can be dropped."""
         return mixtures(self.parts, self.tree, self._indices, self.drop_index)
 
-    def _lost(self, genomes: Genome, part: int) -> NDArray[np.bool_]:
+    def _lost(self, genomes: Genome, part: int) -> Booleans:
         """Which genomes (N, U) drop a sub-layer, or its block."""
         drop = self._drop_states[part]
         if drop < 0:
             return np.zeros(len(genomes), dtype=bool)
         genes = [g for g in (self._part_genes[part], self._block_genes[part]) if g >= 0]
-        lost: NDArray[np.bool_] = (genomes[:, genes] == self.drop_index[genes]).any(axis=1)
+        lost: Booleans = (genomes[:, genes] == self.drop_index[genes]).any(axis=1)
         return lost
 
     def candidate(self, genome: Genome) -> Candidate:
@@ -317,10 +315,9 @@ class Encoding:
                 f"space, where it goes with other units and would be '{got[other[0]].key}'"
             )
 
-    def _dropped_by(self, genomes: Genome, genes: NDArray[np.int64]) -> NDArray[np.bool_]:
+    def _dropped_by(self, genomes: Genome, genes: Integers) -> Booleans:
         """Which parts (N, P) are dropped by a gene of each (P,), where it has one."""
-        below: NDArray[np.bool_] = self.dropped(genomes)[:, np.maximum(genes, 0)] & (genes >= 0)
-        return below
+        return self.dropped(genomes)[:, np.maximum(genes, 0)] & (genes >= 0)
 
     @cached_property
     def _known(self) -> dict[bytes, Candidate]:
@@ -332,12 +329,12 @@ class Encoding:
         return candidate_table(parts, self._drop_states, self.members, self.levels)
 
     @cached_property
-    def _drop_states(self) -> NDArray[np.int64]:
+    def _drop_states(self) -> Integers:
         """For each part the index of its drop in `part_levels`, -1 for none (P,)."""
         return _drops(self.part_levels)
 
     @cached_property
-    def _attention(self) -> NDArray[np.bool_]:
+    def _attention(self) -> Booleans:
         """Which parts are attentions (P,)."""
         return np.array([unit.kind == "attention" for unit in self.parts])
 
@@ -348,13 +345,13 @@ class Encoding:
         return not attention.any() or bool((self._drop_states[attention] < 0).any())
 
     @cached_property
-    def _part_genes(self) -> NDArray[np.int64]:
+    def _part_genes(self) -> Integers:
         """For each sub-layer its gene, for an expert its MLP's, -1 for none (P,)."""
         names = [self.tree.sublayer(part).name for part in self.parts]
         return np.array([self._indices.get(name, -1) for name in names], dtype=np.int64)
 
     @cached_property
-    def _expert_genes(self) -> NDArray[np.int64]:
+    def _expert_genes(self) -> Integers:
         """For each expert its own gene; -1 for none, and for other parts (P,)."""
         genes = [
             self._indices.get(part.name, -1) if part.kind == "expert" else -1 for part in self.parts
@@ -362,20 +359,20 @@ class Encoding:
         return np.array(genes, dtype=np.int64)
 
     @cached_property
-    def _block_genes(self) -> NDArray[np.int64]:
+    def _block_genes(self) -> Integers:
         """For each part the gene of its block, -1 for none (P,)."""
         blocks = {unit.block: unit.name for unit in self.tree if unit.kind == "block"}
         genes = [self._indices.get(blocks.get(part.block, ""), -1) for part in self.parts]
         return np.array(genes, dtype=np.int64)
 
     @cached_property
-    def _parts_of_genes(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _parts_of_genes(self) -> tuple[Integers, Integers]:
         """The parts that each gene is about, one gene's after the other, and where they begin."""
         owners = (self._part_genes, self._block_genes, self._expert_genes)
         return parts_of_genes(owners, len(self.units))
 
     @cached_property
-    def _inactive_columns(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _inactive_columns(self) -> tuple[Integers, Integers]:
         return inactive_columns(self.parts, self.members)
 
     @cached_property
@@ -383,6 +380,6 @@ class Encoding:
         return {unit.name: index for index, members in enumerate(self.members) for unit in members}
 
 
-def _drops(levels: Sequence[Sequence[Level]]) -> NDArray[np.int64]:
+def _drops(levels: Sequence[Sequence[Level]]) -> Integers:
     """For each list of levels the index of the drop, -1 where there is none."""
     return np.array([each.index(DROP) if DROP in each else -1 for each in levels], dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Genes of the experts of a mixture, of which as many must stay as a token uses."""
+"""Genes of the experts of a mixture; as many experts must stay as a token uses."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from evocompress.core.arrays import Genome
+from evocompress.core.arrays import Booleans, Floats, Genome
 from evocompress.core.types import Unit
 from evocompress.core.units import UnitTree
 
@@ -29,7 +28,7 @@ class ExpertGenes:
     drops: Genome
     least: int
 
-    def short(self, genomes: Genome, lost: NDArray[np.bool_]) -> Genome:
+    def short(self, genomes: Genome, lost: Booleans) -> Genome:
         """How many experts are missing (N,) in genomes (N, U); none where the MLP is `lost`."""
         kept = (genomes[:, self.genes] != self.drops).sum(axis=1)
         return np.where(lost, 0, self.least - kept)
@@ -38,9 +37,9 @@ class ExpertGenes:
         self,
         genomes: Genome,
         short: Genome,
-        worth: NDArray[np.float64] | None,
+        worth: Floats | None,
     ) -> None:
-        """Give genomes (N, U), in place, so many dropped experts (N,) back, dense."""
+        """Restore, in place, a number (N,) of dropped experts of each of the genomes (N, U)."""
         order = self.genes
         if worth is not None:
             order = self.genes[np.argsort(-worth[self.genes], kind="stable")]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 
 from evocompress.core.canonical import canonical
 from evocompress.core.errors import ConfigError
-from evocompress.core.types import DENSE, Candidate, Level, Unit
+from evocompress.core.types import DENSE, Candidate
 from evocompress.space.encoding import Encoding
 
 Obstacle = Callable[[Candidate], str | None]
@@ -32,13 +32,20 @@ def fitting(genes: Encoding, obstacle: Obstacle, what: str) -> Encoding:
         raise ConfigError(f"{what} {whole}; choose another format")
     reasons = [
         [
-            None if level.dense else obstacle(canonical(_at(members, level), genes.tree))
+            None
+            if level.dense
+            else obstacle(canonical({unit.name: level for unit in members}, genes.tree))
             for level in levels
         ]
         for members, levels in zip(genes.members, genes.levels, strict=True)
     ]
     kept = [[index for index, reason in enumerate(of) if reason is None] for of in reasons]
-    chosen = [gene for gene, indices in enumerate(kept) if _compresses(genes, gene, indices)]
+    # Of a gene that would only be dense nothing is left to decide.
+    chosen = [
+        gene
+        for gene, (indices, levels) in enumerate(zip(kept, genes.levels, strict=True))
+        if any(levels[index] != DENSE for index in indices)
+    ]
     if not chosen:
         first = next(reason for of in reasons for reason in of if reason is not None)
         raise ConfigError(f"{what} {first}, and so on: it can express nothing of this space")
@@ -50,12 +57,3 @@ def fitting(genes: Encoding, obstacle: Obstacle, what: str) -> Encoding:
             [kept[gene].index(genes.default[gene]) for gene in chosen], dtype=np.int64
         ),
     )
-
-
-def _at(units: Sequence[Unit], level: Level) -> dict[str, Level]:
-    return {unit.name: level for unit in units}
-
-
-def _compresses(genes: Encoding, gene: int, indices: list[int]) -> bool:
-    """Whether a gene still has another level than dense."""
-    return any(genes.levels[gene][index] != DENSE for index in indices)

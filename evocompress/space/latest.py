@@ -38,7 +38,6 @@ def latest(method: Method[Self, Scalar]) -> Method[Self, Scalar]:
             found = method(self, genomes)
             found.flags.writeable = False
             known = own[name] = (content, found)
-        answer: NDArray[Scalar] = known[1]
-        return answer
+        return known[1]
 
     return remembering

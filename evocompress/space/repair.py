@@ -10,9 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from evocompress.core.arrays import Genome
+from evocompress.core.arrays import Booleans, Genome, Integers
 from evocompress.space.budget import ATTENTIVE, minimal_genomes
 from evocompress.space.single_changes import Changes, single_changes
 from evocompress.space.space import SearchSpace
@@ -129,10 +128,8 @@ def _meet_one_bound(
         return None
     path = _path(changes.those(helpful), rng)
 
-    def met(rows: Genome) -> NDArray[np.bool_]:
-        enough: NDArray[np.bool_] = np.logical_or.reduce(
-            space.budget_usage(rows)[:, over] <= 1, axis=1
-        )
+    def met(rows: Genome) -> Booleans:
+        enough: Booleans = np.logical_or.reduce(space.budget_usage(rows)[:, over] <= 1, axis=1)
         return enough
 
     end = path.first(lambda rows: ~space.encoding.admissible(rows) | met(rows))
@@ -163,10 +160,10 @@ def _least_overshoot(
     return changes.changed(int(choices[int(np.argmin(slack))]))
 
 
-def _helpful(changes: Changes, over: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _helpful(changes: Changes, over: Booleans) -> Booleans:
     """Which of the changes (K,) save of a bound that is exceeded, and add to none."""
     now, used = changes.space.budget_usage(changes.genome[None])[0], changes.usage
-    helpful: NDArray[np.bool_] = (used <= now).all(axis=1)
+    helpful: Booleans = (used <= now).all(axis=1)
     helpful &= (used[:, over] < now[over]).any(axis=1)
     return helpful & changes.admissible()
 
@@ -182,8 +179,8 @@ class _Path:
     """
 
     start: Genome
-    genes: NDArray[np.int64]
-    by: NDArray[np.int64]
+    genes: Integers
+    by: Integers
 
     def __len__(self) -> int:
         return len(self.genes) + 1
@@ -194,7 +191,7 @@ class _Path:
         np.add.at(genome, self.genes[:index], self.by[:index])
         return genome
 
-    def first(self, found: Callable[[Genome], NDArray[np.bool_]]) -> int:
+    def first(self, found: Callable[[Genome], Booleans]) -> int:
         """The first move after which genomes (N, U) are found; the path's length for none.
 
         Most are found soon, so ever more rows are tried at a time. The start is none of them.

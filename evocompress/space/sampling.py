@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from numpy.typing import NDArray
 
-from evocompress.core.arrays import Genome
+from evocompress.core.arrays import Floats, Genome, Integers
 from evocompress.space.budget import minimal_genomes
 from evocompress.space.encoding import Encoding
 from evocompress.space.repair import fill_budget, repair
 from evocompress.space.space import SearchSpace
 
-Shares = Mapping[int, NDArray[np.float64]]
+Shares = Mapping[int, Floats]
 """{gene: for each of its levels but the drop the fraction of the weights that it leaves}."""
 
 
@@ -145,19 +144,18 @@ def _emptied(genes: Encoding, genome: Genome) -> list[Genome]:
     return tries
 
 
-def _spread(count: int, places: int) -> NDArray[np.int64]:
+def _spread(count: int, places: int) -> Integers:
     """`count` of so many places, at even distances."""
-    chosen: NDArray[np.int64] = ((np.arange(count) + 0.5) * places / max(count, 1)).astype(np.int64)
-    return chosen
+    return ((np.arange(count) + 0.5) * places / max(count, 1)).astype(np.int64)
 
 
-def _droppable(genes: Encoding) -> list[NDArray[np.int64]]:
+def _droppable(genes: Encoding) -> list[Integers]:
     """For each kind of droppable unit its genes."""
     kinds = [units[genes.drop_index[units] >= 0] for units in genes.by_kind.values()]
     return [units for units in kinds if units.size]
 
 
-def _only_dropped(genes: Encoding) -> list[NDArray[np.int64]]:
+def _only_dropped(genes: Encoding) -> list[Integers]:
     """For each kind of unit the genes that know only dense and drop."""
     kinds = [units[~np.isin(units, genes.widths)] for units in _droppable(genes)]
     return [units for units in kinds if units.size]

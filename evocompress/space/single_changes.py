@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from evocompress.core.arrays import Genome
+from evocompress.core.arrays import Booleans, Floats, Genome, Integers
 from evocompress.space.space import SearchSpace
 
 
@@ -30,11 +29,11 @@ class Changes:
 
     space: SearchSpace
     genome: Genome
-    genes: NDArray[np.int64]
-    levels: NDArray[np.int64]
-    usage: NDArray[np.float64]
+    genes: Integers
+    levels: Integers
+    usage: Floats
 
-    def those(self, chosen: NDArray[np.bool_]) -> Changes:
+    def those(self, chosen: Booleans) -> Changes:
         """The changes that are chosen (K,)."""
         genes, levels, used = self.genes[chosen], self.levels[chosen], self.usage[chosen]
         return Changes(self.space, self.genome, genes, levels, used)
@@ -45,7 +44,7 @@ class Changes:
         genome[self.genes[index]] = self.levels[index]
         return genome
 
-    def admissible(self) -> NDArray[np.bool_]:
+    def admissible(self) -> Booleans:
         """After which of them (K,) the genome is admissible, see `Encoding.admissible`.
 
         Only what is removed or restored makes a difference.
@@ -61,7 +60,7 @@ class Changes:
 
 
 def single_changes(
-    space: SearchSpace, genome: Genome, keep: Sequence[int] | NDArray[np.int64], step: int
+    space: SearchSpace, genome: Genome, keep: Sequence[int] | Integers, step: int
 ) -> Changes:
     """All changes of one gene: matrices by a step, others to any other level."""
     genes, levels = space.moves

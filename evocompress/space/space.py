@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
-from evocompress.core.arrays import Genome
+from evocompress.core.arrays import Booleans, Floats, Genome, Integers
 from evocompress.core.types import Candidate, Level, Unit
 from evocompress.space.costs import CostModel, CostTable
 from evocompress.space.encoding import Encoding
@@ -68,14 +67,14 @@ class SearchSpace:
         """The genomes (N, U) with inactive genes at their start: equal candidates, equal rows."""
         return self.encoding.deactivate(genomes)
 
-    def costs(self, genomes: Genome) -> dict[str, NDArray[np.float64]]:
+    def costs(self, genomes: Genome) -> dict[str, Floats]:
         """For each cost of the cost model the values (N,) of genomes (N, U)."""
         return self.table.at(
             self.encoding.states(genomes), genomes.take(self.encoding.matrices, axis=1)
         )
 
     @latest
-    def budget_usage(self, genomes: Genome) -> NDArray[np.float64]:
+    def budget_usage(self, genomes: Genome) -> Floats:
         """The budget's costs of genomes (N, U) as multiples of their bounds (N, bounds).
 
         At most 1 where a bound is met; the bounds are widened by a relative 1e-9.
@@ -83,12 +82,9 @@ class SearchSpace:
         costs = self._bounded.totals(
             self.encoding.states(genomes), genomes.take(self.encoding.matrices, axis=1)
         )
-        used: NDArray[np.float64] = costs / self._bounds
-        return used
+        return costs / self._bounds
 
-    def budget_usage_after(
-        self, genome: Genome, genes: NDArray[np.int64], levels: NDArray[np.int64]
-    ) -> NDArray[np.float64]:
+    def budget_usage_after(self, genome: Genome, genes: Integers, levels: Integers) -> Floats:
         """`used` after each of K changes of one gene of a genome (U,): (K, bounds)."""
         matrix = self._places[genes]
         costs = self._bounded.after(
@@ -98,21 +94,17 @@ class SearchSpace:
             matrix,
             np.where(matrix < 0, 0, levels),
         )
-        used: NDArray[np.float64] = costs / self._bounds
-        return used
+        return costs / self._bounds
 
-    def budget_usage_by_part(self, genomes: Genome) -> NDArray[np.float64]:
+    def budget_usage_by_part(self, genomes: Genome) -> Floats:
         """What each part of genomes (N, U) adds to `used` (N, P, bounds).
 
         All parts together lack what no candidate can save.
         """
         choices = genomes.take(self.encoding.matrices, axis=1)
-        used: NDArray[np.float64] = (
-            self._bounded.by_part(self.encoding.states(genomes), choices) / self._bounds
-        )
-        return used
+        return self._bounded.by_part(self.encoding.states(genomes), choices) / self._bounds
 
-    def feasible(self, genomes: Genome) -> NDArray[np.bool_]:
+    def feasible(self, genomes: Genome) -> Booleans:
         """Which genomes (N, U) meet every bound, up to a relative 1e-9, and are admissible.
 
         See `evocompress.space.encoding.Encoding.admissible`.
@@ -122,7 +114,7 @@ class SearchSpace:
         return feasible
 
     @cached_property
-    def moves(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def moves(self) -> tuple[Integers, Integers]:
         """Every move of one gene: which gene, and the index of the new level (moves,).
 
         A matrix has but one, a step, whose level is -1.
@@ -133,14 +125,14 @@ class SearchSpace:
         return genes[first], np.where(steps, -1, levels)[first]
 
     @cached_property
-    def _places(self) -> NDArray[np.int64]:
+    def _places(self) -> Integers:
         """For each gene its place among the matrices (U,), -1 for others."""
         places = np.full(len(self.units), -1, dtype=np.int64)
         places[self.encoding.matrices] = np.arange(len(self.encoding.matrices))
         return places
 
     @cached_property
-    def _bounds(self) -> NDArray[np.float64]:
+    def _bounds(self) -> Floats:
         """The bounds, widened by their tolerance (bounds,)."""
         return np.array(list(self.budget.values())) * (1 + TOLERANCE)
 

@@ -20,8 +20,8 @@ COLUMNS: dict[str, tuple[Axis, ...]] = {"o_proj": ("query",), "down_proj": ("cha
 class Decoder:
     """The dimensions of a decoder with gated MLPs, two norms a block and a tied head.
 
-    With `experts` each MLP is a mixture of so many, of which a token uses `active`, beside a shared
-    one of `shared` channels that every token passes.
+    With `experts` each MLP is a mixture of that many experts. A token uses `active` of them, and
+    passes a shared expert of `shared` channels besides.
     """
 
     layers: int = 4

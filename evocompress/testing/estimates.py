@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from math import pi
 from typing import Any
 
@@ -67,13 +68,6 @@ def reference_distance(
         )
         for i, name in enumerate(names)
     }
-
-
-def reference_last_distance(
-    family: Family, model: PreTrainedModel, micro_batches: Sequence[Tensor]
-) -> Rows:
-    """The same on last tokens."""
-    return reference_distance(family, model, micro_batches, last=True)
 
 
 def reference_fluctuation(
@@ -281,7 +275,7 @@ OF_EXPERTS = ("routing_frequency", "expert_output_error")
 REFERENCES: Mapping[str, Reference] = {
     "block_influence": reference_influence,
     "angular_distance": reference_distance,
-    "last_angular_distance": reference_last_distance,
+    "last_angular_distance": partial(reference_distance, last=True),
     "fluctuation": reference_fluctuation,
     "taylor": reference_taylor,
     "curvature": reference_curvature,

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 from gguf import GGUFReader, dequantize
-from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from evocompress.core.arrays import Floats, Integers
+
+Array = Floats
 
 
 class GgufReference:
@@ -34,7 +35,7 @@ class GgufReference:
             for tensor in reader.tensors
         }
 
-    def logits(self, ids: NDArray[np.int64]) -> Array:
+    def logits(self, ids: Integers) -> Array:
         """The logits (S, V) of one sequence of tokens (S,)."""
         hidden = self.tensors["token_embd.weight"][ids]
         heads, keys, channels = (

@@ -21,7 +21,7 @@ from evocompress.models.families import FAMILIES
 from evocompress.models.families.base import prepare
 from evocompress.models.families.convolutional import Convolutional
 from evocompress.models.loading import LoadedModel, loaded
-from evocompress.models.tasks import CAUSAL, IMAGE_CLASSES
+from evocompress.models.tasks import CAUSAL, IMAGE_CLASSES, Task
 
 HEADS = 4
 KV_HEADS = 2
@@ -145,11 +145,7 @@ def stock_model(
     if family.task.reads_text:
         settings |= _TEXT | {"vocab_size": vocabulary}
     config = AutoConfig.for_model(family.model_type, **settings | _SETTINGS.get(name, _GROUPED))
-    model: PreTrainedModel = family.task.auto.from_config(config, dtype=torch.float32)
-    model.requires_grad_(False)
-    _randomise(model, torch.Generator().manual_seed(seed))
-    model.eval()
-    return model
+    return _random(family.task, config, seed)
 
 
 def tiny_resnet(layer_type: str, *, layers: int = 4) -> LoadedModel:
@@ -162,9 +158,7 @@ def tiny_resnet(layer_type: str, *, layers: int = 4) -> LoadedModel:
         layer_type=layer_type,
         **_SETTINGS["resnet"],
     )
-    model: PreTrainedModel = IMAGE_CLASSES.auto.from_config(config, dtype=torch.float32)
-    model.requires_grad_(False)
-    _randomise(model, torch.Generator().manual_seed(0))
+    model = _random(IMAGE_CLASSES, config)
     return loaded(model, None, f"tiny:resnet-{layer_type}")
 
 
@@ -191,17 +185,19 @@ def windowless(
         eos_token_id=END_OF_TEXT_ID,
         pad_token_id=None,
     )
-    model: PreTrainedModel = CAUSAL.auto.from_config(config, dtype=torch.float32)
-    model.requires_grad_(False)
-    _randomise(model, torch.Generator().manual_seed(0))
+    model = _random(CAUSAL, config)
     return loaded(model, tiny_tokenizer(), f"tiny:{model_type}")
 
 
-def _randomise(model: PreTrainedModel, generator: torch.Generator) -> None:
-    """Matrices that keep the scale of their input, varied norms, biases that are not zero.
+def _random(task: Task, config: Any, seed: int = 0) -> PreTrainedModel:
+    """A model of a config in float32.
 
+    Matrices that keep the scale of their input, varied norms, biases that are not zero.
     An embedding is scaled as the head that it may be tied to.
     """
+    model: PreTrainedModel = task.auto.from_config(config, dtype=torch.float32)
+    model.requires_grad_(False)
+    generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
             noise = torch.randn(parameter.shape, generator=generator)
@@ -212,6 +208,8 @@ def _randomise(model: PreTrainedModel, generator: torch.Generator) -> None:
         for name, buffer in module.named_buffers(recurse=False):
             if name.startswith("running"):
                 buffer.add_(0.2 * torch.rand(buffer.shape, generator=generator))
+    model.eval()
+    return model
 
 
 def _inputs(module: nn.Module, weight: Tensor) -> int:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -51,11 +52,10 @@ def test_stand_ins_cover_the_modules_that_the_family_replaces(
     loaded: LoadedModel, sublayer: str
 ) -> None:
     block = loaded.family.blocks(loaded.model)[0]
-    module = __import__(CLASSES[name_of(loaded.family)].head.__module__, fromlist=["PARTS"])
-    stand_ins = module.PARTS.stand_ins[sublayer]
-    assert set(stand_ins) == set(loaded.family.replacements(block, sublayer))
+    config: Any = CLASSES[name_of(loaded.family)].config
+    assert set(config.parts.stand_ins[sublayer]) == set(loaded.family.replacements(block, sublayer))
     output = loaded.family.output(sublayer)
-    assert output.expert or module.PARTS.outputs[sublayer] == output.path
+    assert output.expert or config.parts.outputs[sublayer] == output.path
 
 
 def test_greedy_tokens_are_the_same_with_and_without_cache(

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from evocompress.healing.loss import (
-    backward_divergence,
+    Loss,
     chunk_rows,
-    divergence,
     of_embeddings,
     of_states,
 )
@@ -42,16 +41,17 @@ def test_value_and_gradients_equal_autograd_of_the_definition(
     weight = head[0].weight
     expected = plain(body * 2, head, target, target_head)
     expected_body, expected_weight = torch.autograd.grad(0.25 * expected, [body, weight])
-    value = backward_divergence(body * 2, head, target, target_head, chunk, 0.25)
+    loss = Loss(head, target_head, chunk)
+    value = loss.backward(body * 2, target, 0.25)
     assert value == pytest.approx(expected.item(), rel=tolerance)
-    assert divergence(body.detach() * 2, head, target, target_head, chunk) == pytest.approx(value)
+    assert loss.value(body.detach() * 2, target) == pytest.approx(value)
     torch.testing.assert_close(body.grad, expected_body, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(weight.grad, expected_weight, rtol=tolerance, atol=tolerance)
 
 
 def test_equal_models_have_no_divergence_and_no_gradient() -> None:
     body, head, _, _ = parts(7, torch.float64)
-    value = backward_divergence(body * 1, head, body.detach(), head, 4, 1.0)
+    value = Loss(head, head, 4).backward(body * 1, body.detach(), 1.0)
     assert abs(value) < 1e-12
     assert body.grad.abs().max() < 1e-12
 
@@ -69,8 +69,8 @@ def test_embeddings_are_trained_on_their_distance_and_that_of_all_states(scale: 
     expected = of_states_plainly(body, target) + of_embeddings_plainly(body, target)
     (wanted,) = torch.autograd.grad(scale * expected, body)
     mean = partial(embedding, pooling="mean")
-    heads = (mean, target, mean, ALL_ROWS, scale, of_embeddings, of_states)
-    value = backward_divergence(body * 1, *heads)
+    loss = Loss(mean, mean, ALL_ROWS, of_embeddings, of_states)
+    value = loss.backward(body * 1, target, scale)
     assert value == pytest.approx(expected.item(), rel=1e-12)
     torch.testing.assert_close(body.grad, wanted, rtol=1e-10, atol=1e-12)
 

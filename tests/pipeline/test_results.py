@@ -6,7 +6,6 @@ from evocompress.core.requests import UNTREATED, Evaluate, MicroBatchValue, Resu
 from evocompress.pipeline.journal import Journal
 from evocompress.pipeline.loop import SearchResult
 from evocompress.pipeline.results import (
-    all_values,
     costs_of,
     front_rows,
     front_summary,
@@ -150,7 +149,7 @@ def test_all_values_of_the_winner_are_kept_for_comparisons(space, candidates, tm
     with Journal(tmp_path / "j", {}) as journal:
         for micro_batch in (0, 2):
             journal.record(answer(candidates[0], micro_batch, 0.5))
-        found = all_values(journal, best, 4)
+        found = journal.measured(best.candidate.id, best.treatment)
     assert winner_record(space, best, measured=found)["measured"] == [
         [0, 0.5 * TOKENS, TOKENS],
         [2, 0.5 * TOKENS, TOKENS],

@@ -24,6 +24,7 @@ from evocompress.core.environment import describe, versions
 from evocompress.core.errors import LibraryError
 from evocompress.core.files import make_folder
 from evocompress.core.leftovers import clear_leftovers
+from evocompress.core.progress import tell_nobody
 from evocompress.core.types import Level
 from evocompress.models.loading import LoadedModel
 
@@ -69,7 +70,7 @@ def build_library(
             made otherwise, or a unit, level or criterion is impossible.
     """
     recipe = make_recipe(dense_model(loaded), wanted, calibration_fingerprint, config, propagate)
-    progress = progress or _silent
+    progress = progress or tell_nobody
     manifest = _begin(loaded, recipe, tokens, config, path, batch)
     if _is_incomplete(manifest, path):
         make_folder(path, "library.path", LibraryError)
@@ -141,10 +142,6 @@ def _only_builder(path: Path, progress: Progress) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _silent(done: float, total: float, text: str) -> None:
-    pass
 
 
 def _new(loaded: LoadedModel, recipe: LibraryRecipe, tokens: Tensor) -> Manifest:

@@ -23,12 +23,12 @@ from evocompress.compression.library.hidden import HiddenStates
 from evocompress.compression.library.manifest import BlockRecord, Manifest
 from evocompress.compression.library.order import BlockOrder, block_orders, methods_named
 from evocompress.compression.library.propagate import compressed
+from evocompress.core.progress import Told
 from evocompress.core.types import Unit
 from evocompress.models.loading import LoadedModel
 
-Progress = Callable[[float, float, str], None]
+Progress = Told
 """Called with (blocks done, blocks to do, text) before each block and at the end."""
-
 
 MakeBlocks = Callable[
     [LoadedModel, Path, Manifest, Tensor, int, Progress], Iterator[tuple[int, BlockRecord]]

@@ -14,9 +14,9 @@ LEAST_PANEL, PANELS = 192, 8
 """A Gram matrix is summed in panels of rows: the most panels, and the fewest rows of one."""
 
 TOGETHER = 2048
-"""Tokens whose products are made together, at most: so many as there are features, that they take
-no more memory than the sum. With few, as an expert sees of a sequence, reading and writing the sum
-takes longer than the products."""
+"""Most tokens whose products are made together; never more than there are features, so that the
+tokens take no more memory than the sum. With few tokens, such as an expert's share of a sequence,
+reading and writing the sum takes longer than the products."""
 
 
 def gram_operations(tokens: float, inputs: int) -> float:
@@ -64,30 +64,14 @@ class _Gram:
         self._count = 0
 
 
-def _add_squares(total: Tensor, inputs: Tensor) -> None:
-    total.add_(inputs.square().sum((0, 1)))
-
-
-def _add_sums(total: Tensor, inputs: Tensor) -> None:
-    total.add_(inputs.sum((0, 1)))
-
-
-def _add_magnitudes(total: Tensor, inputs: Tensor) -> None:
-    total.add_(inputs.abs().mean(1).square_().sum(0))
-
-
-def _add_count(total: Tensor, inputs: Tensor) -> None:
-    total.add_(inputs.shape[0] * inputs.shape[1])
-
-
 COUNT = "count"
 """Tokens that were summed over: a sum without features, (1,)."""
 
-_ADD: Mapping[str, Callable[[Tensor, Tensor], None]] = {
-    "squares": _add_squares,
-    "sums": _add_sums,
-    "magnitudes": _add_magnitudes,
-    COUNT: _add_count,
+_ADDED: Mapping[str, Callable[[Tensor], Tensor | int]] = {
+    "squares": lambda inputs: inputs.square().sum((0, 1)),
+    "sums": lambda inputs: inputs.sum((0, 1)),
+    "magnitudes": lambda inputs: inputs.abs().mean(1).square_().sum(0),
+    COUNT: lambda inputs: inputs.shape[0] * inputs.shape[1],
 }
 
 Sums = dict[str, Tensor]
@@ -143,7 +127,7 @@ class _Observer:
             if need not in self._sums:
                 shape = (1,) if need == COUNT else (features,)
                 self._sums[need] = torch.zeros(shape, device=inputs.device)
-            _ADD[need](self._sums[need], inputs)
+            self._sums[need] += _ADDED[need](inputs)
 
     def finish(self) -> Sums:
         """The sums; none where the module was never called."""

@@ -9,6 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from evocompress.core.arrays import Integers
+
 LONGEST_RUN = 64
 """Tokens in a row that two texts have in common only if one was taken from the other.
 
@@ -85,7 +87,7 @@ def seen_in(sequences: Tensor, longest: int) -> Seen:
     )
 
 
-def _hashes(stream: NDArray[np.int64], run: int) -> NDArray[np.uint64]:
+def _hashes(stream: Integers, run: int) -> NDArray[np.uint64]:
     """The hash of the run that begins at each place: a polynomial in the tokens, modulo 2^64."""
     found = stream.astype(np.uint64) + np.uint64(1)
     length = 1

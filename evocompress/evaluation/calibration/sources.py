@@ -85,10 +85,7 @@ def check_present(source: str, key: str) -> None:
     elif source != SELF:
         path = Path(source).expanduser()
         if not path.exists():
-            raise DataError(
-                f"{key}: {source} does not exist: give a text file, a folder of token "
-                "safetensors, datasets:NAME, or self"
-            )
+            raise _absent(f"{key}: {source}")
         files = list(path.glob("*.safetensors")) if path.is_dir() else [path]
         if not files:
             raise DataError(f"{key}: the folder {source} holds no .safetensors files")
@@ -109,6 +106,13 @@ def _check_datasets(source: str) -> None:
         )
 
 
+def _absent(source: str) -> DataError:
+    return DataError(
+        f"{source} does not exist: give a text file, a folder of token safetensors, "
+        "datasets:NAME, or self"
+    )
+
+
 def _tokenize(text: str, tokenizer: PreTrainedTokenizerBase) -> Tensor:
     ids: Any = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     return torch.tensor(ids, dtype=torch.int64)
@@ -118,10 +122,7 @@ def _text_file(path: Path, tokenizer: PreTrainedTokenizerBase) -> Iterator[Tenso
     try:
         text = read_text(path)
     except FileNotFoundError:
-        raise DataError(
-            f"calibration source {path} does not exist: give a text file, a folder of token "
-            "safetensors, datasets:NAME, or self"
-        ) from None
+        raise _absent(f"calibration source {path}") from None
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise DataError(f"calibration text {path} cannot be read: {one_line(error)}") from None
     yield _tokenize(text, tokenizer)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from evocompress.compression.live_model import LiveModel
 from evocompress.core.errors import ModelError
-from evocompress.evaluation.estimates.base import Rows, Subject, block_name, block_states
+from evocompress.evaluation.estimates.base import Rows, Subject, block_states
 
 
 def angular_distance(subject: Subject) -> Rows:
@@ -42,7 +42,7 @@ def _distances(subject: Subject, tokens: slice) -> Rows:
             totals[: layers + 1 - n, n - 1] += _angles(stream[:-n], stream[n:])
     means = (totals / positions).tolist()
     return {
-        block_name(family, index): tuple(row[: layers - index]) for index, row in enumerate(means)
+        family.block_names[index]: tuple(row[: layers - index]) for index, row in enumerate(means)
     }
 
 

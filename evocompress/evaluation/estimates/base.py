@@ -58,11 +58,6 @@ class BlockStates:
     after: Tensor
 
 
-def block_name(family: Family, index: int) -> str:
-    """Name of a block's unit; ``.attention`` and ``.mlp`` behind it are its sub-layers'."""
-    return family.block_names[index]
-
-
 @torch.inference_mode()
 def run_hooked(subject: Subject, handles: Sequence[RemovableHandle]) -> None:
     """Runs the live model as it stands over all micro-batches, and then takes hooks off."""

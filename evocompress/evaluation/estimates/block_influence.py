@@ -7,7 +7,7 @@ from collections import defaultdict
 import torch.nn.functional as F
 from torch import Tensor
 
-from evocompress.evaluation.estimates.base import Rows, Subject, block_name, block_states
+from evocompress.evaluation.estimates.base import Rows, Subject, block_states
 
 
 def block_influence(subject: Subject) -> Rows:
@@ -25,7 +25,7 @@ def block_influence(subject: Subject) -> Rows:
     for ids in subject.micro_batches:
         tokens += ids.numel()
         for index, states in enumerate(block_states(live, ids)):
-            name = block_name(family, index)
+            name = family.block_names[index]
             totals[name] += _turn(states.before, states.after)
             if "attention" in family.sublayers:
                 totals[f"{name}.attention"] += _turn(states.before, states.between)

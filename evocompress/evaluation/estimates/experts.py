@@ -10,7 +10,6 @@ from torch import nn
 from evocompress.compression.live_model import LiveModel
 from evocompress.core.errors import ConfigError
 from evocompress.core.types import DROP, Candidate
-from evocompress.evaluation.estimates.base import block_name
 from evocompress.models.families.mixture import Mixture, expert_path
 
 
@@ -61,7 +60,7 @@ def mixtures(live: LiveModel, candidate: Candidate) -> Iterator[Mixed]:
         )
     count, active = family.mixture.experts(model)
     for index, block in enumerate(family.blocks(model)):
-        name = block_name(family, index)
+        name = family.block_names[index]
         if candidate.by_name.get(f"{name}.mlp") == DROP:
             continue
         names = {i: f"{name}.{expert_path(i)}" for i in range(count)}

@@ -5,10 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from evocompress.compression.live_model import LiveModel
-from evocompress.core.types import DROP, Candidate
-from evocompress.evaluation.estimates.base import Rows, Subject, block_name, run_hooked
-from evocompress.models.families.base import matrices_of
+from evocompress.evaluation.estimates.base import Rows, Subject, run_hooked
+from evocompress.evaluation.estimates.matrices import KeptMatrix, kept_matrices
 from evocompress.models.families.patches import rows_read
 
 
@@ -29,8 +27,10 @@ def fluctuation(subject: Subject) -> Rows:
     live, candidate = subject.live, subject.candidate
     live.restore()
     head_dim = live.loaded.family.architecture(live.loaded.model).head_dim
-    live.apply(candidate)
-    observed = _outputs(live, candidate)
+    observed: dict[str, list[_Output]] = {}
+    for matrix in kept_matrices(live, candidate):
+        if matrix.matrix.part == "weight":
+            observed.setdefault(matrix.sublayer, []).append(_Output(matrix))
     handles = [
         output.module.register_forward_pre_hook(output.add)
         for outputs in observed.values()
@@ -58,22 +58,19 @@ def _channels(outputs: list[_Output], mixture: bool) -> tuple[float, ...]:
 class _Output:
     """The output matrix of a sub-layer and the moments of what it reads."""
 
-    def __init__(self, module: nn.Module, *, transposed: bool) -> None:
-        weight = module.get_parameter("weight").data.double()
-        self.module = module
-        self._patch = weight[0, 0].numel() if weight.ndim > 2 else 1
-        weight = weight.flatten(1)
-        self._norms = weight.square().sum(1 if transposed else 0)
+    def __init__(self, matrix: KeptMatrix) -> None:
+        self.module = matrix.module
+        stored = matrix.parameter
+        self._patch = stored[0, 0].numel() if stored.ndim > 2 else 1
+        self._norms = matrix.weight.double().square().sum(0)
         self._sums = torch.zeros_like(self._norms)
         self._squares = torch.zeros_like(self._norms)
         self.tokens = 0
 
     def add(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         """A forward pre-hook."""
-        rows, device = (
-            rows_read(self.module, inputs[0], 1).flatten(0, -2).double(),
-            self._sums.device,
-        )
+        rows = rows_read(self.module, inputs[0], 1).flatten(0, -2).double()
+        device = self._sums.device
         self._sums += rows.sum(0).to(device)
         self._squares += rows.square().sum(0).to(device)
         self.tokens += len(rows)
@@ -92,23 +89,6 @@ class _Output:
         """The variance of every input times the squared norm of its column."""
         variances = self._squares / self.tokens - (self._sums / self.tokens).square()
         return variances * self._norms
-
-
-def _outputs(live: LiveModel, candidate: Candidate) -> dict[str, list[_Output]]:
-    """The output matrix of every sub-layer that is kept, or of its experts, by its name."""
-    family = live.loaded.family
-    found: dict[str, list[_Output]] = {}
-    outputs = [m for m in matrices_of(family, live.loaded.model) if m.part == "weight"]
-    for index, block in enumerate(family.blocks(live.loaded.model)):
-        for matrix in outputs:
-            name = f"{block_name(family, index)}.{matrix.sublayer}"
-            owner = f"{block_name(family, index)}.{matrix.owner}"
-            there = f"{block_name(family, index)}.{matrix.path}" in live.units
-            if there and DROP not in map(candidate.by_name.get, (name, owner)):
-                module = block.get_submodule(matrix.path)
-                output = _Output(module, transposed=matrix.transposed)
-                found.setdefault(name, []).append(output)
-    return found
 
 
 def _standardised(scores: Tensor) -> Tensor:

@@ -9,9 +9,9 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from evocompress.core.arrays import Floats
 from evocompress.evaluation.estimates.base import Rows, Subject
 from evocompress.evaluation.estimates.changes import Values, Wide, dots, wide_form
 from evocompress.evaluation.estimates.score import (
@@ -28,7 +28,7 @@ from evocompress.models.backward import (
     short_of_memory,
 )
 
-Products = dict[str, NDArray[np.float64]]
+Products = dict[str, Floats]
 """For each unit the inner products (losses, levels, sequences)."""
 
 
@@ -174,7 +174,7 @@ def _sequences(subject: Subject) -> Iterator[Tensor]:
         yield from torch.split(ids, 1)
 
 
-def _positions(subject: Subject) -> NDArray[np.float64]:
+def _positions(subject: Subject) -> Floats:
     counts = [_counted(subject, ids) for ids in _sequences(subject)]
     return np.array(counts, dtype=np.float64)
 
@@ -186,9 +186,8 @@ def _counted(subject: Subject, ids: Tensor) -> int:
 
 
 def _key(ids: Tensor) -> bytes:
-    content: bytes = ids.cpu().numpy().tobytes()
-    return content
+    return ids.cpu().numpy().tobytes()
 
 
-def _row(values: NDArray[np.float64]) -> tuple[float, ...]:
+def _row(values: Floats) -> tuple[float, ...]:
     return tuple(values.ravel().tolist())

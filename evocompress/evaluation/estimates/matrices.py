@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from evocompress.compression.live_model import LiveModel
 from evocompress.core.types import DROP, Candidate
-from evocompress.evaluation.estimates.base import block_name
+from evocompress.models.families import Matrix
 from evocompress.models.families.base import matrices_of
 
 
@@ -22,13 +22,18 @@ class KeptMatrix:
         name: Of its unit.
         block: Of the unit of its block.
         module: What holds it.
-        transposed: The module stores (in, out).
+        matrix: What its family says of it.
     """
 
     name: str
     block: str
     module: nn.Module
-    transposed: bool
+    matrix: Matrix
+
+    @property
+    def sublayer(self) -> str:
+        """The unit of its sub-layer."""
+        return f"{self.block}.{self.matrix.sublayer}"
 
     @property
     def parameter(self) -> nn.Parameter:
@@ -38,7 +43,7 @@ class KeptMatrix:
     @property
     def weight(self) -> Tensor:
         """The weight (out, in)."""
-        return self.parameter.data.T if self.transposed else self.parameter.data.flatten(1)
+        return self.parameter.data.T if self.matrix.transposed else self.parameter.data.flatten(1)
 
 
 def kept_matrices(live: LiveModel, candidate: Candidate) -> Iterator[KeptMatrix]:
@@ -46,13 +51,13 @@ def kept_matrices(live: LiveModel, candidate: Candidate) -> Iterator[KeptMatrix]
     live.apply(candidate)
     family = live.loaded.family
     for index, block in enumerate(family.blocks(live.loaded.model)):
-        name = block_name(family, index)
+        name = family.block_names[index]
         for matrix in matrices_of(family, live.loaded.model):
             own = f"{name}.{matrix.path}"
             owners = {f"{name}.{matrix.sublayer}", f"{name}.{matrix.owner}"}
             if own in live.units and DROP not in map(candidate.by_name.get, owners):
                 module = block.get_submodule(matrix.path)
-                yield KeptMatrix(own, name, module, matrix.transposed)
+                yield KeptMatrix(own, name, module, matrix)
 
 
 def ranks(count: int, points: int) -> Tensor:

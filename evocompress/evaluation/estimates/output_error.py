@@ -5,7 +5,7 @@ from __future__ import annotations
 from evocompress.compression.library import Library
 from evocompress.compression.live_model import LiveModel
 from evocompress.core.errors import LibraryError
-from evocompress.core.types import DROP, Candidate, Level, Unit
+from evocompress.core.types import DROP, Level
 from evocompress.evaluation.estimates.base import Rows, Subject
 
 
@@ -22,11 +22,12 @@ def output_error(subject: Subject) -> Rows:
     Raises:
         LibraryError: There is no library, or it was made without measuring errors.
     """
-    live = subject.live
+    live, named = subject.live, subject.candidate.by_name
+    # Whether blocks are dropped is not looked at.
     return {
         name: tuple(_error(live, name, level) for level in levels)
         for name, levels in subject.levels.items()
-        if _kept(live.units[name], subject.candidate)
+        if DROP not in (named.get(name), named.get(live.units[name].owner))
     }
 
 
@@ -45,8 +46,3 @@ def _error(live: LiveModel, unit: str, level: Level) -> float:
             "measured where the criterion reads inner products of inputs, as sparsegpt does"
         )
     return error
-
-
-def _kept(unit: Unit, candidate: Candidate) -> bool:
-    """Whether neither a unit nor its sub-layer is dropped; blocks are not looked at."""
-    return DROP not in (candidate.by_name.get(unit.name), candidate.by_name.get(unit.owner))

@@ -11,6 +11,7 @@ Fisher of WoodFisher, Singh & Alistarh 2020, 2004.14340).
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -53,16 +54,30 @@ def _generator(ids: Tensor, candidate: Candidate) -> torch.Generator:
 
 
 def divergence(loaded: LoadedModel, dense_hidden: Tensor) -> Loss:
-    """The gradient of KL(dense || model).
+    """The gradient of KL(dense || model)."""
+    return _by_dense(
+        loaded, dense_hidden, lambda outputs, dense: outputs.probabilities - dense.softmax(-1)
+    )
 
-    Args:
-        loaded: The model; its head is used.
-        dense_hidden: The dense model's final hidden states (positions, H), or (1, S, H).
-    """
+
+def distance(loaded: LoadedModel, dense_hidden: Tensor) -> Loss:
+    """The gradient of one minus the cosine of dense and present embedding, for one sequence."""
+    return _by_dense(loaded, dense_hidden, lambda outputs, dense: -dense)
+
+
+def error(loaded: LoadedModel, dense_hidden: Tensor) -> Loss:
+    """The gradient of half the squared difference of dense and present scores, for one sequence."""
+    return _by_dense(loaded, dense_hidden, lambda outputs, dense: outputs.values.float() - dense)
+
+
+def _by_dense(
+    loaded: LoadedModel, dense_hidden: Tensor, compared: Callable[[Outputs, Tensor], Tensor]
+) -> Loss:
+    """A gradient by the outputs and the dense model's, whose final hidden states are given."""
 
     def gradient(outputs: Outputs, rows: slice) -> Tensor:
-        logits = loaded.family.outputs(loaded.model, dense_hidden[rows])
-        return outputs.probabilities - logits.float().softmax(-1)
+        dense = loaded.family.outputs(loaded.model, dense_hidden[rows])
+        return compared(outputs, dense.float())
 
     return gradient
 
@@ -82,34 +97,5 @@ def random_direction(ids: Tensor, candidate: Candidate, width: int) -> Loss:
 
     def gradient(outputs: Outputs, rows: slice) -> Tensor:
         return direction.to(outputs.values.device)
-
-    return gradient
-
-
-def distance(loaded: LoadedModel, dense_hidden: Tensor) -> Loss:
-    """The gradient of one minus the cosine of dense and present embedding, for one sequence.
-
-    Args:
-        loaded: The model.
-        dense_hidden: The dense model's final hidden states (1, S, H).
-    """
-
-    def gradient(outputs: Outputs, rows: slice) -> Tensor:
-        return -loaded.family.outputs(loaded.model, dense_hidden[rows]).float()
-
-    return gradient
-
-
-def error(loaded: LoadedModel, dense_hidden: Tensor) -> Loss:
-    """The gradient of half the squared difference of dense and present scores, for one sequence.
-
-    Args:
-        loaded: The model.
-        dense_hidden: The dense model's final hidden states (1, S, H).
-    """
-
-    def gradient(outputs: Outputs, rows: slice) -> Tensor:
-        dense = loaded.family.outputs(loaded.model, dense_hidden[rows])
-        return outputs.values.float() - dense.float()
 
     return gradient

@@ -6,9 +6,9 @@ from math import nan
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from evocompress.core.arrays import Floats
 from evocompress.evaluation.estimates.base import Rows, Subject
 from evocompress.evaluation.estimates.matrices import kept_matrices
 
@@ -40,7 +40,7 @@ def _exponent(weight: Tensor) -> float:
     return hill_exponent(_spectrum(weight)) if weight.isfinite().all() else nan
 
 
-def hill_exponent(eigenvalues: NDArray[np.float64]) -> float:
+def hill_exponent(eigenvalues: Floats) -> float:
     """The exponent of ascending eigenvalues (n,); NaN where fewer than two are above zero."""
     positive = eigenvalues[eigenvalues > _ZERO * eigenvalues[-1]]
     if len(positive) < 2:
@@ -57,7 +57,7 @@ def hill_exponent(eigenvalues: NDArray[np.float64]) -> float:
     return min(fits)[1]
 
 
-def _fit(tail: NDArray[np.float64]) -> tuple[float, float]:
+def _fit(tail: Floats) -> tuple[float, float]:
     """The distance of a tail (n,) from its power law, and the law's exponent."""
     logs = np.log(tail / tail[0])
     exponent = 1 + len(tail) / float(logs.sum())
@@ -65,8 +65,8 @@ def _fit(tail: NDArray[np.float64]) -> tuple[float, float]:
     return float(np.abs(law - np.arange(len(tail)) / len(tail)).max()), exponent
 
 
-def _spectrum(weight: Tensor) -> NDArray[np.float64]:
+def _spectrum(weight: Tensor) -> Floats:
     """The squared singular values, ascending."""
     wide = weight.double() if weight.shape[0] <= weight.shape[1] else weight.T.double()
-    spectrum: NDArray[np.float64] = torch.linalg.eigvalsh(wide @ wide.T).clamp(min=0).cpu().numpy()
+    spectrum: Floats = torch.linalg.eigvalsh(wide @ wide.T).clamp(min=0).cpu().numpy()
     return spectrum

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from evocompress.compression.live_model import LiveModel
-from evocompress.core.types import DROP, Candidate
-from evocompress.evaluation.estimates.base import Rows, Subject, block_name
-from evocompress.models.families.base import matrices_of
+from evocompress.evaluation.estimates.base import Rows, Subject
+from evocompress.evaluation.estimates.matrices import kept_matrices
 from evocompress.models.gradients import summed_gradients
 from evocompress.models.loading import require_next_token
 
@@ -27,29 +26,17 @@ def taylor(subject: Subject) -> Rows:
     """
     live, candidate = subject.live, subject.candidate
     require_next_token(live.loaded, "the estimate 'taylor'")
-    live.apply(candidate)
+    kept: dict[str, list[nn.Parameter]] = {}
+    for matrix in kept_matrices(live, candidate):
+        kept.setdefault(matrix.sublayer, []).append(matrix.parameter)
     family = live.loaded.family
     rows: Rows = {}
-    saliences = _saliences(live, subject.micro_batches, _kept_matrices(live, candidate))
+    saliences = _saliences(live, subject.micro_batches, kept)
     for index in range(len(family.blocks(live.loaded.model))):
-        name = block_name(family, index)
+        name = family.block_names[index]
         attention, mlp = (saliences.get(f"{name}.{part}", 0.0) for part in ("attention", "mlp"))
         rows |= {name: (attention + mlp,), f"{name}.attention": (attention,), f"{name}.mlp": (mlp,)}
     return {name: row for name, row in rows.items() if name in live.units}
-
-
-def _kept_matrices(live: LiveModel, candidate: Candidate) -> dict[str, list[nn.Parameter]]:
-    """The weights of every sub-layer that is kept, by the sub-layer's name."""
-    family = live.loaded.family
-    kept: dict[str, list[nn.Parameter]] = {}
-    for index, block in enumerate(family.blocks(live.loaded.model)):
-        for matrix in matrices_of(family, live.loaded.model):
-            name = f"{block_name(family, index)}.{matrix.sublayer}"
-            expert = f"{block_name(family, index)}.{matrix.owner}"
-            there = f"{block_name(family, index)}.{matrix.path}" in live.units
-            if there and DROP not in map(candidate.by_name.get, (name, expert)):
-                kept.setdefault(name, []).append(block.get_parameter(f"{matrix.path}.weight"))
-    return kept
 
 
 def _saliences(

@@ -63,25 +63,29 @@ class Latency:
 def check_lengths(config: EvaluateConfig, architecture: Architecture) -> None:
     """Whether the texts to be timed fit into a model; of images only the batch counts.
 
-    Args:
-        config: What is to be measured.
-        architecture: The model's, whose context is the most tokens that it takes.
-
     Raises:
         ConfigError: The prompt of the prefill, or the prompt and new tokens of the decoding,
             are longer.
     """
     if not config.latency:
         return
-    lengths = {} if architecture.tokens else {"prefill": config.prefill[1]}
+    remedy = "lower it, or set evaluate.latency=false"
+    check_context("evaluate", config.prefill[1], sum(config.decode), architecture, remedy)
+
+
+def check_context(
+    section: str, prefill: int, decode: int, architecture: Architecture, remedy: str
+) -> None:
+    """Refuses texts of more tokens than a model takes; images have a length of their own."""
+    lengths = {} if architecture.tokens else {"prefill": prefill}
     if architecture.causal:
-        lengths["decode"] = sum(config.decode)
+        lengths["decode"] = decode
     context = architecture.context
     for key, tokens in lengths.items():
         if tokens > context:
             raise ConfigError(
-                f"evaluate.{key} needs {tokens} tokens, but the model's context is {context}: "
-                "lower it, or set evaluate.latency=false"
+                f"{section}.{key} needs {tokens} tokens, but the model's context is {context}: "
+                f"{remedy}"
             )
 
 
@@ -94,7 +98,6 @@ def measure_latency(
     repeats: int = 5,
     width: float = 0.0,
     seconds: float = 0.0,
-    seed: int = 0,
     task: Task = CAUSAL,
 ) -> dict[str, Latency]:
     """Time models in turns, so that a drift of the machine's speed hits all of them alike.
@@ -105,8 +108,7 @@ def measure_latency(
         decode: (prompt tokens, new tokens) of the timed decoding, batch 1, with a KV cache.
         repeats: Measurements of each, at least, after a warm-up.
         width: There are more until the interval of no ratio is wider, see `in_turns`,
-        seconds: or until so much was timed, for prefill and decoding each.
-        seed: Of the random inputs.
+        seconds: or until prefill, and decoding, have each been timed for this long.
         task: What the models are for.
     """
 
@@ -115,11 +117,11 @@ def measure_latency(
         return _timings(in_turns(measures, repeats=repeats, width=width, seconds=seconds))
 
     if not task.causal:
-        inputs = random_batch(task, next(iter(models.values())), *prefill, seed)
+        inputs = random_batch(task, next(iter(models.values())), *prefill)
         passes = timed(lambda model: _forward_seconds(task, model, inputs))
         return {name: Latency(timing, None) for name, timing in passes.items()}
     vocabulary: int = min(model.config.vocab_size for model in models.values())
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     batch = torch.randint(vocabulary, prefill, generator=generator)
     prompt = torch.randint(vocabulary, (1, decode[0]), generator=generator)
     prefills = timed(lambda model: _prefill_seconds(model, batch))

@@ -15,9 +15,6 @@ class FirstItems:
     """A level library cut from the dense model on demand, as `compression.weights` reads one.
 
     Which heads or channels stay does not matter to the time that a sub-layer takes.
-
-    Args:
-        loaded: The model, dense.
     """
 
     def __init__(self, loaded: LoadedModel) -> None:

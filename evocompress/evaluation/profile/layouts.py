@@ -117,25 +117,12 @@ def measured_layouts(widths: Grid) -> list[ModelWidths]:
 
 
 def candidate_of(layout: ModelWidths, dense: ModelWidths, units: Sequence[Unit]) -> Candidate:
-    """A layout as a candidate.
-
-    Args:
-        layout: What the sub-layers are to be.
-        dense: What they are in the unchanged model.
-        units: The model's units.
-    """
+    """A layout as a candidate."""
     levels = {}
     for unit in units:
-        if unit.kind == "attention" and layout.attention[unit.block] != dense.attention[unit.block]:
-            levels[unit.name] = _attention_level(layout.attention[unit.block])
-        elif unit.kind == "mlp" and layout.mlp[unit.block] != dense.mlp[unit.block]:
-            levels[unit.name] = _mlp_level(layout.mlp[unit.block])
+        heads, channels = layout.attention[unit.block], layout.mlp[unit.block]
+        if unit.kind == "attention" and heads != dense.attention[unit.block]:
+            levels[unit.name] = Level(kv_groups=heads[0], group_heads=heads[1]) if heads else DROP
+        elif unit.kind == "mlp" and channels != dense.mlp[unit.block]:
+            levels[unit.name] = DROP if channels is None else Level(channels=channels)
     return Candidate(tuple(sorted(levels.items())))
-
-
-def _attention_level(width: Heads | None) -> Level:
-    return DROP if width is None else Level(kv_groups=width[0], group_heads=width[1])
-
-
-def _mlp_level(width: int | None) -> Level:
-    return DROP if width is None else Level(channels=width)

@@ -12,9 +12,9 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from evocompress.core.config import LatencyConfig
-from evocompress.core.errors import ConfigError
 from evocompress.core.progress import Advance
 from evocompress.core.types import Architecture, Candidate, Unit
+from evocompress.evaluation.heldout.latency import check_context
 from evocompress.evaluation.profile import timing
 from evocompress.evaluation.profile.fit import corrected, fit_parts, seconds
 from evocompress.evaluation.profile.layouts import (
@@ -78,24 +78,11 @@ class Bench:
 def check_lengths(config: LatencyConfig, architecture: Architecture) -> None:
     """Whether the texts to be timed fit into a model; of images only the batch counts.
 
-    Args:
-        config: What is to be measured.
-        architecture: The model's, whose context is the most tokens that it takes.
-
     Raises:
         ConfigError: The prompt, or the cache after the timed steps, is longer.
     """
-    steps = timing.UNTIMED_STEPS + timing.STEPS
-    needed = {} if architecture.tokens else {"prefill": config.prefill[1]}
-    if architecture.causal:
-        needed["decode"] = config.decode[1] + steps
-    context = architecture.context
-    for key, tokens in needed.items():
-        if tokens > context:
-            raise ConfigError(
-                f"latency.{key} needs {tokens} tokens, but the model's context is {context}: "
-                "lower its length"
-            )
+    decode = config.decode[1] + timing.UNTIMED_STEPS + timing.STEPS
+    check_context("latency", config.prefill[1], decode, architecture, "lower its length")
 
 
 def measure(
@@ -133,14 +120,7 @@ def _measure_decoding(bench: Bench, model: PreTrainedModel, config: LatencyConfi
 def measure_phase(
     bench: Bench, run: timing.Run, lengths: tuple[int, int], *, graph: bool = False
 ) -> Phase:
-    """Measure the parts of one phase, and check and correct their sums.
-
-    Args:
-        bench: What is timed.
-        run: Times the model as it is.
-        lengths: (batch, tokens) of `run`.
-        graph: Whether `run` replays a CUDA graph.
-    """
+    """Measure the parts of one phase, and check and correct their sums."""
     dense, layouts = bench.widths.dense, measured_layouts(bench.widths)
     found = bench.ratios(run, layouts)
     draft = fit_parts(bench.widths, [dense, *layouts], [1.0, *found.medians], lengths)

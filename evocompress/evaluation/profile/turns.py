@@ -41,13 +41,6 @@ def measure_ratios(
 
     A machine's speed drifts, so each time is divided by the mean of the dense model's right
     before and right after it.
-
-    Args:
-        become: Makes the model a candidate.
-        run: Times the model as it is.
-        candidates: What to time.
-        repeats: Turns that count.
-        step: Called after each candidate.
     """
     turns = [_turn(become, run, candidates, step) for _ in range(WARM_UP_TURNS + repeats)]
     counted = turns[WARM_UP_TURNS:]

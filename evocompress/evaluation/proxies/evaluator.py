@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from functools import cached_property, partial
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import cache, partial
 from itertools import takewhile
 from typing import Any
 
@@ -116,9 +116,9 @@ class MetricProxy:
         if not missing:
             return
         self._live.restore()
-        states = self._prefixes.hidden_states
+        states: States = self._prefixes.hidden_states
         if self._layers is not None:
-            states = _Together(self._layers, missing)
+            states = _dense_states(self._layers, missing)
         for index in missing:
             dense = partial(self._on_device, states, index)
             self._targets[index] = self._metric.targets(self._ids[index], dense)
@@ -267,19 +267,10 @@ class MetricProxy:
         )
 
 
-class _Together:
+def _dense_states(layers: LayeredStates, micro_batches: Sequence[int]) -> States:
     """The dense model's states on some micro-batches, all of them made when one is asked for."""
-
-    def __init__(self, layers: LayeredStates, micro_batches: Sequence[int]) -> None:
-        self._layers = layers
-        self._micro_batches = micro_batches
-
-    def __call__(self, micro_batch: int) -> Tensor:
-        return self._states[micro_batch]
-
-    @cached_property
-    def _states(self) -> Mapping[int, Tensor]:
-        return self._layers.hidden_states([(Candidate(), self._micro_batches)])[0]
+    made = cache(partial(layers.hidden_states, [(Candidate(), micro_batches)]))
+    return lambda micro_batch: made()[0][micro_batch]
 
 
 def _ask(request: Evaluate) -> tuple[Candidate, Sequence[int]]:

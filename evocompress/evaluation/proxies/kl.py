@@ -44,9 +44,7 @@ class Buckets:
 
     def to(self, device: torch.device) -> Buckets:
         """The same on a device."""
-        return Buckets(
-            *(to_device(tensor, device) for tensor in (self.tokens, self.top, self.rest))
-        )
+        return Buckets(*(to_device(each, device) for each in vars(self).values()))
 
     def divergence(self, top: Tensor, rest: Tensor) -> Tensor:
         """KL(self || another distribution in the same buckets) in nats, float32 (R,)."""
@@ -65,7 +63,6 @@ class Divergence(Metric):
         """See `Metric`; `config` gives the number of buckets."""
         super().__init__(loaded, config)
         self._in_slices = vocabulary.in_slices(self.family, self.model)
-        self._files = TargetFiles() if config.targets == "disk" else None
 
     @classmethod
     def serves(cls, task: Task) -> bool:
@@ -96,7 +93,7 @@ class Divergence(Metric):
                 f"the dense model's logits are not finite in {self.model.dtype}; "
                 "set model.dtype to bfloat16 or float32"
             )
-        return buckets if self._files is None else self._files.kept(buckets)
+        return _mapped(buckets) if self.config.targets == "disk" else buckets
 
     def _buckets(self, chunk: Tensor) -> Buckets:
         """The dense model's distribution; at most V tokens are kept."""
@@ -119,24 +116,21 @@ class Divergence(Metric):
         return target.divergence(*self._log_probabilities(chunk, target.tokens))
 
 
-class TargetFiles:
-    """Targets in nameless files, mapped: no memory is theirs but the disk's cache.
+def _mapped(targets: Sequence[Buckets]) -> list[Buckets]:
+    """The targets of a micro-batch in a nameless file: no memory is theirs but the disk's cache.
 
     A file without a name is gone with whoever mapped it, however the process ends.
     """
-
-    def kept(self, targets: Sequence[Buckets]) -> list[Buckets]:
-        """The targets of a micro-batch, out of a new file."""
-        names = [field.name for field in fields(Buckets)]
-        tensors = [getattr(target, name).cpu() for target in targets for name in names]
-        with naming_disk_errors(Path(gettempdir()) / "targets"), TemporaryFile() as file:
-            for tensor in tensors:
-                file.write(tensor.contiguous().numpy().data)
-            file.flush()
-            mapped = torch.from_numpy(np.memmap(file, np.uint8, "c"))
-        parts = torch.split(mapped, [tensor.nbytes for tensor in tensors])
-        found = iter(
-            part.view(tensor.dtype).view(tensor.shape)
-            for part, tensor in zip(parts, tensors, strict=True)
-        )
-        return [Buckets(*(next(found) for _ in names)) for _ in targets]
+    names = [field.name for field in fields(Buckets)]
+    tensors = [getattr(target, name).cpu() for target in targets for name in names]
+    with naming_disk_errors(Path(gettempdir()) / "targets"), TemporaryFile() as file:
+        for tensor in tensors:
+            file.write(tensor.contiguous().numpy().data)
+        file.flush()
+        mapped = torch.from_numpy(np.memmap(file, np.uint8, "c"))
+    parts = torch.split(mapped, [tensor.nbytes for tensor in tensors])
+    found = iter(
+        part.view(tensor.dtype).view(tensor.shape)
+        for part, tensor in zip(parts, tensors, strict=True)
+    )
+    return [Buckets(*(next(found) for _ in names)) for _ in targets]

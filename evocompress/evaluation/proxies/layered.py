@@ -2,10 +2,9 @@
 
 What enters a block, of every candidate and micro-batch, waits in main memory, so each block comes
 to the device once for all candidates and not once for each of them. What candidates share before
-they differ is computed once, as in `evocompress.evaluation.proxies.prefix`: both compute every
-    node of their
-trie (`evocompress.evaluation.proxies.order`), this one level by level and that one along its
-branches.
+they differ is computed once, as in `evocompress.evaluation.proxies.prefix`: both modules compute
+every node of the candidates' trie (`evocompress.evaluation.proxies.order`), this one level by level
+and that one along the branches.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 
 from evocompress.compression.live_model import LiveModel
 from evocompress.core.types import Candidate
-from evocompress.evaluation.proxies.prefix import BlockLevels, levels_by_block
+from evocompress.evaluation.proxies.prefix import BlockLevels, groups_within, levels_by_block
 from evocompress.models.device_copy import to_device
 from evocompress.models.families.base import final_norm
 
@@ -63,19 +62,10 @@ class LayeredStates:
 
     def groups(self, asks: Sequence[Ask]) -> Iterator[Sequence[int]]:
         """Indices of those that are best computed together, in order, as many as memory allows."""
+        # Both what enters a block and what leaves it.
+        needed = [2 * sum(map(self._state_bytes, micro_batches)) for _, micro_batches in asks]
         room = int(SHARE * psutil.virtual_memory().available)
-        group: list[int] = []
-        used = 0
-        for index, (_, micro_batches) in enumerate(asks):
-            # Both what enters a block and what leaves it.
-            needed = 2 * sum(self._state_bytes(each) for each in micro_batches)
-            if group and used + needed > room:
-                yield group
-                group, used = [], 0
-            group.append(index)
-            used += needed
-        if group:
-            yield group
+        yield from groups_within(room, enumerate(needed))
 
     @torch.inference_mode()
     def hidden_states(self, asks: Sequence[Ask]) -> list[States]:

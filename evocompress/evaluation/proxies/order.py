@@ -17,10 +17,6 @@ def depth_first(candidates: Sequence[Candidate], units: Mapping[str, Unit]) -> l
     """Indices of candidates in the order of a walk over their trie, equal ones as they come.
 
     The order depends on nothing else, so that an interrupted run goes on in the same one.
-
-    Args:
-        candidates: Of the model.
-        units: All units of the model.
     """
     paths = [[_text(of) for of in levels_by_block(each, units)] for each in candidates]
     return sorted(range(len(candidates)), key=paths.__getitem__)

@@ -7,7 +7,7 @@ and every block is called with what a full pass would give it: values are the sa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import ceil
@@ -135,17 +135,7 @@ class PrefixStates:
 
         Candidates that are run on one group after the other share states on all of them.
         """
-        chunk: list[int] = []
-        used = 0
-        for index in micro_batches:
-            size = self._size(index)
-            if chunk and used + size > LIMIT_BYTES:
-                yield chunk
-                chunk, used = [], 0
-            chunk.append(index)
-            used += size
-        if chunk:
-            yield chunk
+        return groups_within(LIMIT_BYTES, ((index, self._size(index)) for index in micro_batches))
 
     @torch.inference_mode()
     def _size(self, micro_batch: int) -> int:
@@ -176,6 +166,20 @@ class PrefixStates:
                 break
             del self._streams[micro_batch]
         return self.nbytes + nbytes <= LIMIT_BYTES
+
+
+def groups_within(limit: int, sizes: Iterable[tuple[int, int]]) -> Iterator[list[int]]:
+    """Groups of numbers, in their order, whose sizes add up to at most a limit, or of one alone."""
+    group: list[int] = []
+    used = 0
+    for number, size in sizes:
+        if group and used + size > limit:
+            yield group
+            group, used = [], 0
+        group.append(number)
+        used += size
+    if group:
+        yield group
 
 
 def levels_by_block(candidate: Candidate, units: Mapping[str, Unit]) -> list[BlockLevels]:

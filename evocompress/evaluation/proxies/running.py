@@ -8,12 +8,7 @@ from evocompress.core.requests import Evaluate, MicroBatchValue, Result
 
 
 class Running:
-    """What is known of a request so far.
-
-    Args:
-        request: On at least one micro-batch.
-        asked: Positions of all its micro-batches.
-    """
+    """What is known of a request so far."""
 
     def __init__(self, request: Evaluate, asked: int) -> None:
         self.request = request
@@ -27,12 +22,7 @@ class Running:
         return self.request.micro_batches[len(self._values) :]
 
     def add(self, value: MicroBatchValue, name: str) -> Result | None:
-        """The result, once it is decided: by the last value, one of no use, or a hopeless sum.
-
-        Args:
-            value: Of the next micro-batch.
-            name: What is measured.
-        """
+        """The result, once it is decided: by the last value, one of no use, or a hopeless sum."""
         self._values.append(value)
         self._total += sum(value.sums)
         if not isfinite(self._total):

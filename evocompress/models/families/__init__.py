@@ -17,24 +17,17 @@ from evocompress.models.families.bert import (
 )
 from evocompress.models.families.branches import Matrix, SubLayer, SubLayerName
 from evocompress.models.families.convolutional import Convolutional
-from evocompress.models.families.gemma import (
-    Gemma2,
-    Gemma2Classifier,
-    Gemma2Embedding,
-    Gemma3Text,
-    Gemma3TextClassifier,
-    Gemma3TextEmbedding,
-)
-from evocompress.models.families.gpt2 import GPT2, GPT2Classifier, GPT2Embedding
-from evocompress.models.families.headless import DecoderClassifier
-from evocompress.models.families.llama import Llama, LlamaClassifier, LlamaEmbedding
-from evocompress.models.families.mistral import Mistral, MistralClassifier, MistralEmbedding
+from evocompress.models.families.gemma import Gemma2, Gemma3Text
+from evocompress.models.families.gpt2 import GPT2
+from evocompress.models.families.headless import DecoderClassifier, headless
+from evocompress.models.families.llama import Llama
+from evocompress.models.families.mistral import Mistral
 from evocompress.models.families.mixtral import Mixtral
 from evocompress.models.families.opt import OPT
 from evocompress.models.families.phi3 import Phi3
-from evocompress.models.families.qwen2 import Qwen2, Qwen2Classifier, Qwen2Embedding
+from evocompress.models.families.qwen2 import Qwen2
 from evocompress.models.families.qwen2_moe import Qwen2Moe
-from evocompress.models.families.qwen3 import Qwen3, Qwen3Classifier, Qwen3Embedding
+from evocompress.models.families.qwen3 import Qwen3
 from evocompress.models.families.qwen3_moe import Qwen3Moe
 from evocompress.models.families.resnet import ResNet
 from evocompress.models.families.starcoder2 import Starcoder2
@@ -70,20 +63,7 @@ FAMILIES: Registry[Family] = Registry(
         "mixtral": Mixtral(),
         "qwen2_moe": Qwen2Moe(),
         "qwen3_moe": Qwen3Moe(),
-        "llama-classifier": LlamaClassifier(),
-        "llama-embedding": LlamaEmbedding(),
-        "mistral-classifier": MistralClassifier(),
-        "mistral-embedding": MistralEmbedding(),
-        "qwen2-classifier": Qwen2Classifier(),
-        "qwen2-embedding": Qwen2Embedding(),
-        "qwen3-classifier": Qwen3Classifier(),
-        "qwen3-embedding": Qwen3Embedding(),
-        "gemma2-classifier": Gemma2Classifier(),
-        "gemma2-embedding": Gemma2Embedding(),
-        "gemma3_text-classifier": Gemma3TextClassifier(),
-        "gemma3_text-embedding": Gemma3TextEmbedding(),
-        "gpt2-classifier": GPT2Classifier(),
-        "gpt2-embedding": GPT2Embedding(),
+        **headless(Llama, Mistral, Qwen2, Qwen3, Gemma2, Gemma3Text, GPT2),
         "bert": Bert(),
         "bert-classifier": BertClassifier(),
         "roberta": Roberta(),

@@ -39,13 +39,7 @@ class Kept:
 
 
 def first_items(kind: UnitKind, widths: Widths, wide: Widths) -> Kept:
-    """The first channels of an MLP, or the first query heads of an attention's first groups.
-
-    Args:
-        kind: ``mlp`` or ``attention``.
-        widths: How many.
-        wide: The widths of the sub-layer that they are in.
-    """
+    """The first channels of an MLP, or the first query heads of an attention's first groups."""
     if kind == "mlp":
         return Kept(torch.zeros(1, dtype=torch.int64), torch.arange(widths.channels))
     groups = torch.arange(widths.kv_heads)

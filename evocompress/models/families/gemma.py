@@ -2,7 +2,6 @@
 
 from evocompress.models.families.base import Family
 from evocompress.models.families.branches import llama_attention, llama_mlp
-from evocompress.models.families.headless import DecoderClassifier, DecoderEmbedding
 
 
 class Gemma2(Family):
@@ -22,19 +21,3 @@ class Gemma3Text(Gemma2):
 
     model_type = "gemma3_text"
     two_way_key = "use_bidirectional_attention"
-
-
-class Gemma2Classifier(DecoderClassifier, Gemma2):
-    """The same body below a classifier: reward models and rerankers."""
-
-
-class Gemma2Embedding(DecoderEmbedding, Gemma2):
-    """The body alone, for embeddings."""
-
-
-class Gemma3TextClassifier(DecoderClassifier, Gemma3Text):
-    """The same body below a classifier: reward models and rerankers."""
-
-
-class Gemma3TextEmbedding(DecoderEmbedding, Gemma3Text):
-    """The body alone, for embeddings."""

@@ -9,7 +9,6 @@ from evocompress.core.errors import ModelError
 from evocompress.core.widths import Widths
 from evocompress.models.families.base import Family
 from evocompress.models.families.branches import Attributes, Matrix, SubLayer, SubLayerName
-from evocompress.models.families.headless import DecoderClassifier, DecoderEmbedding
 
 _matrix = partial(Matrix, transposed=True)
 
@@ -51,14 +50,3 @@ class GPT2(Family):
             return {("mlp.c_fc", "nf"): widths.channels}
         queries = widths.heads * widths.head_dim
         return {("attn", "split_size"): queries, ("attn.c_attn", "nf"): 3 * queries}
-
-
-class GPT2Classifier(DecoderClassifier, GPT2):
-    """The same body below a classifier: reward models and rerankers."""
-
-
-class GPT2Embedding(DecoderEmbedding, GPT2):
-    """The body alone, for embeddings."""
-
-    layers_path = "h"
-    norm_path = "ln_f"

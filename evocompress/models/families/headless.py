@@ -1,6 +1,6 @@
 """Decoders without a head for tokens: classifiers, reward models and rerankers, and embeddings.
 
-Each family of decoders has its own two classes, which put these before the family's.
+`headless` derives both of a family of decoders.
 """
 
 from __future__ import annotations
@@ -47,9 +47,23 @@ class DecoderEmbedding(Family):
 
     task = DECODER_EMBEDDINGS
     unused = r"lm_head\..*"
-    norm_path = "norm"
-    layers_path = "layers"
 
     def outputs(self, model: PreTrainedModel, hidden: Tensor) -> Tensor:
         """The embeddings (B, H), of unit length."""
         return embedding(hidden, self.task.pooling)
+
+
+def headless(*decoders: type[Family]) -> dict[str, Family]:
+    """The classifiers and the embedding models of some families, by their names in `FAMILIES`.
+
+    An embedding model is the body alone, so its paths lack the body's name.
+    """
+    found: dict[str, Family] = {}
+    for family in decoders:
+        name, kind = family.__name__, family.model_type
+        paths = {
+            key: getattr(family, key).partition(".")[2] for key in ("layers_path", "norm_path")
+        }
+        found[f"{kind}-classifier"] = type(f"{name}Classifier", (DecoderClassifier, family), {})()
+        found[f"{kind}-embedding"] = type(f"{name}Embedding", (DecoderEmbedding, family), paths)()
+    return found

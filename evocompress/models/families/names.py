@@ -7,11 +7,7 @@ from collections.abc import Callable, Sequence
 
 
 class BlockNames:
-    """The names of a family's blocks by index: those of a list of modules.
-
-    Args:
-        path: Module path of the list.
-    """
+    """The names of a family's blocks by index: those of a list of modules."""
 
     def __init__(self, path: str) -> None:
         self._path = path

@@ -5,6 +5,7 @@ The files import only torch, transformers and each other, so that a copy works o
 
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from transformers import (
@@ -69,221 +70,71 @@ class Classes:
         return tuple(Path(__file__).with_name(name) for name in (f"{module}.py", "layers.py"))
 
 
+AUTOS = {
+    "ForSequenceClassification": AutoModelForSequenceClassification,
+    "ForImageClassification": AutoModelForImageClassification,
+}
+"""Of a head by what its class is called; the others' is that of causal language models."""
+
+
+def _classes(module: ModuleType, stem: str, head: str = "") -> Classes:
+    """The classes of a modeling file by their names; without a head those of a body alone."""
+    config, body = (getattr(module, f"Evocompress{stem}{end}") for end in ("Config", "Model"))
+    if not head:
+        return Classes(config, body, body, AutoModel)
+    auto = next((auto for part, auto in AUTOS.items() if part in head), AutoModelForCausalLM)
+    return Classes(config, body, getattr(module, f"Evocompress{head}"), auto)
+
+
 DECI = Classes(
     modeling_deci.DeciLMConfig, modeling_deci.DeciLMModel, modeling_deci.DeciLMForCausalLM
 )
 """Of the format ``deci``, for every family that it can hold."""
 
 CLASSES: dict[str, Classes] = {
-    "llama": Classes(
-        modeling_llama.EvocompressLlamaConfig,
-        modeling_llama.EvocompressLlamaModel,
-        modeling_llama.EvocompressLlamaForCausalLM,
+    "llama": _classes(modeling_llama, "Llama", "LlamaForCausalLM"),
+    "mistral": _classes(modeling_mistral, "Mistral", "MistralForCausalLM"),
+    "qwen2": _classes(modeling_qwen2, "Qwen2", "Qwen2ForCausalLM"),
+    "qwen3": _classes(modeling_qwen3, "Qwen3", "Qwen3ForCausalLM"),
+    "phi3": _classes(modeling_phi3, "Phi3", "Phi3ForCausalLM"),
+    "gemma2": _classes(modeling_gemma2, "Gemma2", "Gemma2ForCausalLM"),
+    "gemma3_text": _classes(modeling_gemma3_text, "Gemma3Text", "Gemma3ForCausalLM"),
+    "gpt2": _classes(modeling_gpt2, "GPT2", "GPT2LMHeadModel"),
+    "opt": _classes(modeling_opt, "OPT", "OPTForCausalLM"),
+    "starcoder2": _classes(modeling_starcoder2, "Starcoder2", "Starcoder2ForCausalLM"),
+    "mixtral": _classes(modeling_mixtral, "Mixtral", "MixtralForCausalLM"),
+    "qwen2_moe": _classes(modeling_qwen2_moe, "Qwen2Moe", "Qwen2MoeForCausalLM"),
+    "qwen3_moe": _classes(modeling_qwen3_moe, "Qwen3Moe", "Qwen3MoeForCausalLM"),
+    "llama-classifier": _classes(modeling_llama, "Llama", "LlamaForSequenceClassification"),
+    "llama-embedding": _classes(modeling_llama, "Llama"),
+    "mistral-classifier": _classes(modeling_mistral, "Mistral", "MistralForSequenceClassification"),
+    "mistral-embedding": _classes(modeling_mistral, "Mistral"),
+    "qwen2-classifier": _classes(modeling_qwen2, "Qwen2", "Qwen2ForSequenceClassification"),
+    "qwen2-embedding": _classes(modeling_qwen2, "Qwen2"),
+    "qwen3-classifier": _classes(modeling_qwen3, "Qwen3", "Qwen3ForSequenceClassification"),
+    "qwen3-embedding": _classes(modeling_qwen3, "Qwen3"),
+    "gemma2-classifier": _classes(modeling_gemma2, "Gemma2", "Gemma2ForSequenceClassification"),
+    "gemma2-embedding": _classes(modeling_gemma2, "Gemma2"),
+    "gemma3_text-classifier": _classes(
+        modeling_gemma3_text, "Gemma3Text", "Gemma3TextForSequenceClassification"
     ),
-    "mistral": Classes(
-        modeling_mistral.EvocompressMistralConfig,
-        modeling_mistral.EvocompressMistralModel,
-        modeling_mistral.EvocompressMistralForCausalLM,
+    "gemma3_text-embedding": _classes(modeling_gemma3_text, "Gemma3Text"),
+    "gpt2-classifier": _classes(modeling_gpt2, "GPT2", "GPT2ForSequenceClassification"),
+    "gpt2-embedding": _classes(modeling_gpt2, "GPT2"),
+    "bert": _classes(modeling_bert, "Bert"),
+    "bert-classifier": _classes(modeling_bert, "Bert", "BertForSequenceClassification"),
+    "roberta": _classes(modeling_bert, "Roberta"),
+    "roberta-classifier": _classes(modeling_bert, "Roberta", "RobertaForSequenceClassification"),
+    "xlm-roberta": _classes(modeling_bert, "XLMRoberta"),
+    "xlm-roberta-classifier": _classes(
+        modeling_bert, "XLMRoberta", "XLMRobertaForSequenceClassification"
     ),
-    "qwen2": Classes(
-        modeling_qwen2.EvocompressQwen2Config,
-        modeling_qwen2.EvocompressQwen2Model,
-        modeling_qwen2.EvocompressQwen2ForCausalLM,
+    "vit": _classes(modeling_vit, "ViT", "ViTForImageClassification"),
+    "deit": _classes(modeling_vit, "DeiT", "DeiTForImageClassification"),
+    "deit-distilled": _classes(
+        modeling_vit, "DistilledDeiT", "DeiTForImageClassificationWithTeacher"
     ),
-    "qwen3": Classes(
-        modeling_qwen3.EvocompressQwen3Config,
-        modeling_qwen3.EvocompressQwen3Model,
-        modeling_qwen3.EvocompressQwen3ForCausalLM,
-    ),
-    "phi3": Classes(
-        modeling_phi3.EvocompressPhi3Config,
-        modeling_phi3.EvocompressPhi3Model,
-        modeling_phi3.EvocompressPhi3ForCausalLM,
-    ),
-    "gemma2": Classes(
-        modeling_gemma2.EvocompressGemma2Config,
-        modeling_gemma2.EvocompressGemma2Model,
-        modeling_gemma2.EvocompressGemma2ForCausalLM,
-    ),
-    "gemma3_text": Classes(
-        modeling_gemma3_text.EvocompressGemma3TextConfig,
-        modeling_gemma3_text.EvocompressGemma3TextModel,
-        modeling_gemma3_text.EvocompressGemma3ForCausalLM,
-    ),
-    "gpt2": Classes(
-        modeling_gpt2.EvocompressGPT2Config,
-        modeling_gpt2.EvocompressGPT2Model,
-        modeling_gpt2.EvocompressGPT2LMHeadModel,
-    ),
-    "opt": Classes(
-        modeling_opt.EvocompressOPTConfig,
-        modeling_opt.EvocompressOPTModel,
-        modeling_opt.EvocompressOPTForCausalLM,
-    ),
-    "starcoder2": Classes(
-        modeling_starcoder2.EvocompressStarcoder2Config,
-        modeling_starcoder2.EvocompressStarcoder2Model,
-        modeling_starcoder2.EvocompressStarcoder2ForCausalLM,
-    ),
-    "mixtral": Classes(
-        modeling_mixtral.EvocompressMixtralConfig,
-        modeling_mixtral.EvocompressMixtralModel,
-        modeling_mixtral.EvocompressMixtralForCausalLM,
-    ),
-    "qwen2_moe": Classes(
-        modeling_qwen2_moe.EvocompressQwen2MoeConfig,
-        modeling_qwen2_moe.EvocompressQwen2MoeModel,
-        modeling_qwen2_moe.EvocompressQwen2MoeForCausalLM,
-    ),
-    "qwen3_moe": Classes(
-        modeling_qwen3_moe.EvocompressQwen3MoeConfig,
-        modeling_qwen3_moe.EvocompressQwen3MoeModel,
-        modeling_qwen3_moe.EvocompressQwen3MoeForCausalLM,
-    ),
-    "llama-classifier": Classes(
-        modeling_llama.EvocompressLlamaConfig,
-        modeling_llama.EvocompressLlamaModel,
-        modeling_llama.EvocompressLlamaForSequenceClassification,
-        AutoModelForSequenceClassification,
-    ),
-    "llama-embedding": Classes(
-        modeling_llama.EvocompressLlamaConfig,
-        modeling_llama.EvocompressLlamaModel,
-        modeling_llama.EvocompressLlamaModel,
-        AutoModel,
-    ),
-    "mistral-classifier": Classes(
-        modeling_mistral.EvocompressMistralConfig,
-        modeling_mistral.EvocompressMistralModel,
-        modeling_mistral.EvocompressMistralForSequenceClassification,
-        AutoModelForSequenceClassification,
-    ),
-    "mistral-embedding": Classes(
-        modeling_mistral.EvocompressMistralConfig,
-        modeling_mistral.EvocompressMistralModel,
-        modeling_mistral.EvocompressMistralModel,
-        AutoModel,
-    ),
-    "qwen2-classifier": Classes(
-        modeling_qwen2.EvocompressQwen2Config,
-        modeling_qwen2.EvocompressQwen2Model,
-        modeling_qwen2.EvocompressQwen2ForSequenceClassification,
-        AutoModelForSequenceClassification,
-    ),
-    "qwen2-embedding": Classes(
-        modeling_qwen2.EvocompressQwen2Config,
-        modeling_qwen2.EvocompressQwen2Model,
-        modeling_qwen2.EvocompressQwen2Model,
-        AutoModel,
-    ),
-    "qwen3-classifier": Classes(
-        modeling_qwen3.EvocompressQwen3Config,
-        modeling_qwen3.EvocompressQwen3Model,
-        modeling_qwen3.EvocompressQwen3ForSequenceClassification,
-        AutoModelForSequenceClassification,
-    ),
-    "qwen3-embedding": Classes(
-        modeling_qwen3.EvocompressQwen3Config,
-        modeling_qwen3.EvocompressQwen3Model,
-        modeling_qwen3.EvocompressQwen3Model,
-        AutoModel,
-    ),
-    "gemma2-classifier": Classes(
-        modeling_gemma2.EvocompressGemma2Config,
-        modeling_gemma2.EvocompressGemma2Model,
-        modeling_gemma2.EvocompressGemma2ForSequenceClassification,
-        AutoModelForSequenceClassification,
-    ),
-    "gemma2-embedding": Classes(
-        modeling_gemma2.EvocompressGemma2Config,
-        modeling_gemma2.EvocompressGemma2Model,
-        modeling_gemma2.EvocompressGemma2Model,
-        AutoModel,
-    ),
-    "gemma3_text-classifier": Classes(
-        modeling_gemma3_text.EvocompressGemma3TextConfig,
-        modeling_gemma3_text.EvocompressGemma3TextModel,
-        modeling_gemma3_text.EvocompressGemma3TextForSequenceClassification,
-        AutoModelForSequenceClassification,
-    ),
-    "gemma3_text-embedding": Classes(
-        modeling_gemma3_text.EvocompressGemma3TextConfig,
-        modeling_gemma3_text.EvocompressGemma3TextModel,
-        modeling_gemma3_text.EvocompressGemma3TextModel,
-        AutoModel,
-    ),
-    "gpt2-classifier": Classes(
-        modeling_gpt2.EvocompressGPT2Config,
-        modeling_gpt2.EvocompressGPT2Model,
-        modeling_gpt2.EvocompressGPT2ForSequenceClassification,
-        AutoModelForSequenceClassification,
-    ),
-    "gpt2-embedding": Classes(
-        modeling_gpt2.EvocompressGPT2Config,
-        modeling_gpt2.EvocompressGPT2Model,
-        modeling_gpt2.EvocompressGPT2Model,
-        AutoModel,
-    ),
-    "bert": Classes(
-        modeling_bert.EvocompressBertConfig,
-        modeling_bert.EvocompressBertModel,
-        modeling_bert.EvocompressBertModel,
-        AutoModel,
-    ),
-    "bert-classifier": Classes(
-        modeling_bert.EvocompressBertConfig,
-        modeling_bert.EvocompressBertModel,
-        modeling_bert.EvocompressBertForSequenceClassification,
-        AutoModelForSequenceClassification,
-    ),
-    "roberta": Classes(
-        modeling_bert.EvocompressRobertaConfig,
-        modeling_bert.EvocompressRobertaModel,
-        modeling_bert.EvocompressRobertaModel,
-        AutoModel,
-    ),
-    "roberta-classifier": Classes(
-        modeling_bert.EvocompressRobertaConfig,
-        modeling_bert.EvocompressRobertaModel,
-        modeling_bert.EvocompressRobertaForSequenceClassification,
-        AutoModelForSequenceClassification,
-    ),
-    "xlm-roberta": Classes(
-        modeling_bert.EvocompressXLMRobertaConfig,
-        modeling_bert.EvocompressXLMRobertaModel,
-        modeling_bert.EvocompressXLMRobertaModel,
-        AutoModel,
-    ),
-    "xlm-roberta-classifier": Classes(
-        modeling_bert.EvocompressXLMRobertaConfig,
-        modeling_bert.EvocompressXLMRobertaModel,
-        modeling_bert.EvocompressXLMRobertaForSequenceClassification,
-        AutoModelForSequenceClassification,
-    ),
-    "vit": Classes(
-        modeling_vit.EvocompressViTConfig,
-        modeling_vit.EvocompressViTModel,
-        modeling_vit.EvocompressViTForImageClassification,
-        AutoModelForImageClassification,
-    ),
-    "deit": Classes(
-        modeling_vit.EvocompressDeiTConfig,
-        modeling_vit.EvocompressDeiTModel,
-        modeling_vit.EvocompressDeiTForImageClassification,
-        AutoModelForImageClassification,
-    ),
-    "deit-distilled": Classes(
-        modeling_vit.EvocompressDistilledDeiTConfig,
-        modeling_vit.EvocompressDistilledDeiTModel,
-        modeling_vit.EvocompressDeiTForImageClassificationWithTeacher,
-        AutoModelForImageClassification,
-    ),
-    "resnet": Classes(
-        modeling_resnet.EvocompressResNetConfig,
-        modeling_resnet.EvocompressResNetModel,
-        modeling_resnet.EvocompressResNetForImageClassification,
-        AutoModelForImageClassification,
-    ),
+    "resnet": _classes(modeling_resnet, "ResNet", "ResNetForImageClassification"),
 }
 """By the names of `evocompress.models.families.FAMILIES`."""
 

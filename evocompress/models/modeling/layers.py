@@ -1,4 +1,4 @@
-"""Blocks of which each has its own widths, for any family. Ships inside checkpoints.
+"""Blocks that each have their own widths, for any family. Ships inside checkpoints.
 
 ``config.per_layer_config[i]`` says how block i differs from the others: ``skip`` names the
 sub-layers that it does not have, ``num_attention_heads``, ``num_key_value_heads`` and
@@ -188,32 +188,6 @@ class Classifier:
         whole.post_init()
 
 
-class PerLayerConfig:
-    """Mixin for a family's config whose layers differ."""
-
-    skip: ClassVar[Sequence[str]] = ()
-    bias: ClassVar[Sequence[str]] = ()
-    before: ClassVar[Sequence[Mapping[str, Any]]] = ()
-    after: ClassVar[Sequence[Mapping[str, Any]]] = ()
-
-    def __getattribute__(self, name: str) -> Any:
-        # transformers refuses to read a setting that layers override; but the family's own
-        # checks and constructors read it, and here it is what every other layer has. Only `super`
-        # is something that torch.compile follows into a graph.
-        names = super(REFUSING, self).__getattribute__("attribute_map")
-        return super(REFUSING, self).__getattribute__(names.get(name, name))
-
-    @property
-    def kv_sharing_modes(self) -> list[str | None]:
-        """``"reuse"`` for a layer without attention: transformers gives it no cache slot.
-
-        Unlike a mark in ``layer_types`` this leaves the masks and rotary embeddings alone
-        that Qwen and Gemma choose by layer type.
-        """
-        layers: Sequence[PerLayerConfig] = self.per_layer_config
-        return ["reuse" if "attention" in layer.skip else None for layer in layers]
-
-
 class LayerConfig:
     """The config as one layer sees it: its own widths, all else the model's at any time.
 
@@ -247,25 +221,75 @@ def rebuild_mlp(block: Any, config: LayerConfig, layer: int) -> None:
 
 @dataclass(frozen=True)
 class Parts:
-    """Where a family's block holds its sub-layers, by ``attention`` and ``mlp``.
+    """Where a family's block holds its sub-layers, by ``attention`` and ``mlp``; as in Llama's.
 
     Attributes:
         stand_ins: {module path within the block: what replaces it where the sub-layer is missing}.
         outputs: Module path of the matrix that writes to the residual stream.
         rebuild: What gives a sub-layer another width.
+        blocks: Module path of the list of blocks within the body.
     """
 
-    stand_ins: Mapping[str, Mapping[str, type[nn.Module]]]
+    stand_ins: Mapping[str, Mapping[str, type[nn.Module]]] = field(
+        default_factory=lambda: {
+            "attention": {"input_layernorm": nn.Identity, "self_attn": NoAttention},
+            "mlp": {"post_attention_layernorm": nn.Identity, "mlp": NoMLP},
+        }
+    )
     outputs: Mapping[str, str] = field(
         default_factory=lambda: {"attention": "self_attn.o_proj", "mlp": "mlp.down_proj"}
     )
     rebuild: Mapping[str, Rebuild] = field(
         default_factory=lambda: {"attention": rebuild_attention, "mlp": rebuild_mlp}
     )
+    blocks: str = "layers"
 
 
-def shape_layers(blocks: nn.ModuleList, config: PreTrainedConfig, parts: Parts) -> None:
+class PerLayerConfig:
+    """Mixin for a family's config whose layers differ.
+
+    Attributes:
+        parts: Where the family's blocks hold their sub-layers.
+    """
+
+    parts: ClassVar[Parts] = Parts()
+    skip: ClassVar[Sequence[str]] = ()
+    bias: ClassVar[Sequence[str]] = ()
+    before: ClassVar[Sequence[Mapping[str, Any]]] = ()
+    after: ClassVar[Sequence[Mapping[str, Any]]] = ()
+
+    def __getattribute__(self, name: str) -> Any:
+        # transformers refuses to read a setting that layers override; but the family's own
+        # checks and constructors read it, and here it is what every other layer has. Only `super`
+        # is something that torch.compile follows into a graph.
+        names = super(REFUSING, self).__getattribute__("attribute_map")
+        return super(REFUSING, self).__getattribute__(names.get(name, name))
+
+    @property
+    def kv_sharing_modes(self) -> list[str | None]:
+        """``"reuse"`` for a layer without attention: transformers gives it no cache slot.
+
+        Unlike a mark in ``layer_types`` this leaves the masks and rotary embeddings alone
+        that Qwen and Gemma choose by layer type.
+        """
+        layers: Sequence[PerLayerConfig] = self.per_layer_config
+        return ["reuse" if "attention" in layer.skip else None for layer in layers]
+
+
+class UnevenModel:
+    """Mixin for a family's model, or its body alone, whose layers differ as its config says."""
+
+    def __init__(self, config: PreTrainedConfig, **settings: Any) -> None:
+        super().__init__(config, **settings)  # type: ignore[call-arg]
+        whole: Any = self
+        blocks = whole.base_model.get_submodule(config.parts.blocks)
+        shape_layers(blocks, config)
+        split_experts(blocks)
+
+
+def shape_layers(blocks: nn.ModuleList, config: PreTrainedConfig) -> None:
     """Give each block, in place, the sub-layers and widths that the config says."""
+    parts: Parts = config.parts
     for layer, block in enumerate(blocks):
         own = config.per_layer_config[layer]
         fold(block, config, layer, parts, before=own.before, after=own.after)

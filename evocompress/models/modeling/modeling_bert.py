@@ -1,5 +1,4 @@
-"""BERT and RoBERTa models of which each block has its own widths. Ships inside checkpoints."""
-# mypy: disable-error-code="no-untyped-call"
+"""BERT and RoBERTa models whose blocks each have their own widths. Ships inside checkpoints."""
 
 from typing import Any
 
@@ -17,7 +16,7 @@ from transformers import (
     XLMRobertaModel,
 )
 
-from .layers import LayerConfig, NoAttention, NoMLP, Parts, PerLayerConfig, shape_layers
+from .layers import LayerConfig, NoAttention, NoMLP, Parts, PerLayerConfig, UnevenModel
 
 
 def rebuild_attention(block: Any, config: LayerConfig, layer: int) -> None:
@@ -53,6 +52,7 @@ PARTS = Parts(
     },
     outputs={"attention": "attention.output.dense", "mlp": "output.dense"},
     rebuild={"attention": rebuild_attention, "mlp": rebuild_mlp},
+    blocks="encoder.layer",
 )
 
 
@@ -61,28 +61,19 @@ class EvocompressBertConfig(PerLayerConfig, BertConfig):
     """The family's config; ``per_layer_config`` says how layers differ."""
 
     model_type = "evocompress_bert"
+    parts = PARTS
 
 
-class EvocompressBertModel(BertModel):
+class EvocompressBertModel(UnevenModel, BertModel):
     """The body, each layer with its own widths."""
 
-    config: EvocompressBertConfig
     config_class = EvocompressBertConfig
 
-    def __init__(self, config: EvocompressBertConfig, **settings: Any) -> None:
-        super().__init__(config, **settings)
-        shape_layers(self.encoder.layer, config, PARTS)
 
-
-class EvocompressBertForSequenceClassification(BertForSequenceClassification):
+class EvocompressBertForSequenceClassification(UnevenModel, BertForSequenceClassification):
     """The body and a classifier, each layer with its own widths."""
 
-    config: EvocompressBertConfig
     config_class = EvocompressBertConfig
-
-    def __init__(self, config: EvocompressBertConfig) -> None:
-        super().__init__(config)
-        shape_layers(self.bert.encoder.layer, config, PARTS)
 
 
 @strict
@@ -90,28 +81,19 @@ class EvocompressRobertaConfig(PerLayerConfig, RobertaConfig):
     """The family's config; ``per_layer_config`` says how layers differ."""
 
     model_type = "evocompress_roberta"
+    parts = PARTS
 
 
-class EvocompressRobertaModel(RobertaModel):
+class EvocompressRobertaModel(UnevenModel, RobertaModel):
     """The body, each layer with its own widths."""
 
-    config: EvocompressRobertaConfig
     config_class = EvocompressRobertaConfig
 
-    def __init__(self, config: EvocompressRobertaConfig, **settings: Any) -> None:
-        super().__init__(config, **settings)
-        shape_layers(self.encoder.layer, config, PARTS)
 
-
-class EvocompressRobertaForSequenceClassification(RobertaForSequenceClassification):
+class EvocompressRobertaForSequenceClassification(UnevenModel, RobertaForSequenceClassification):
     """The body and a classifier, each layer with its own widths."""
 
-    config: EvocompressRobertaConfig
     config_class = EvocompressRobertaConfig
-
-    def __init__(self, config: EvocompressRobertaConfig) -> None:
-        super().__init__(config)
-        shape_layers(self.roberta.encoder.layer, config, PARTS)
 
 
 @strict
@@ -119,25 +101,18 @@ class EvocompressXLMRobertaConfig(PerLayerConfig, XLMRobertaConfig):
     """The family's config; ``per_layer_config`` says how layers differ."""
 
     model_type = "evocompress_xlm-roberta"
+    parts = PARTS
 
 
-class EvocompressXLMRobertaModel(XLMRobertaModel):
+class EvocompressXLMRobertaModel(UnevenModel, XLMRobertaModel):
     """The body, each layer with its own widths."""
 
-    config: EvocompressXLMRobertaConfig
     config_class = EvocompressXLMRobertaConfig
 
-    def __init__(self, config: EvocompressXLMRobertaConfig, **settings: Any) -> None:
-        super().__init__(config, **settings)
-        shape_layers(self.encoder.layer, config, PARTS)
 
-
-class EvocompressXLMRobertaForSequenceClassification(XLMRobertaForSequenceClassification):
+class EvocompressXLMRobertaForSequenceClassification(
+    UnevenModel, XLMRobertaForSequenceClassification
+):
     """The body and a classifier, each layer with its own widths."""
 
-    config: EvocompressXLMRobertaConfig
     config_class = EvocompressXLMRobertaConfig
-
-    def __init__(self, config: EvocompressXLMRobertaConfig) -> None:
-        super().__init__(config)
-        shape_layers(self.roberta.encoder.layer, config, PARTS)

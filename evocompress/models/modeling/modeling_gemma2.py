@@ -1,5 +1,4 @@
-"""Gemma 2 decoders of which each block has its own widths. Ships inside checkpoints."""
-# mypy: disable-error-code="no-untyped-call"
+"""Gemma 2 decoders whose blocks each have their own widths. Ships inside checkpoints."""
 
 from huggingface_hub.dataclasses import strict
 from torch import nn
@@ -10,7 +9,7 @@ from transformers import (
     Gemma2Model,
 )
 
-from .layers import Classifier, NoAttention, NoMLP, Parts, PerLayerConfig, shape_layers
+from .layers import Classifier, NoAttention, NoMLP, Parts, PerLayerConfig, UnevenModel
 
 PARTS = Parts(
     {
@@ -33,33 +32,23 @@ class EvocompressGemma2Config(PerLayerConfig, Gemma2Config):
     """The family's config; ``per_layer_config`` says how layers differ."""
 
     model_type = "evocompress_gemma2"
+    parts = PARTS
 
 
-class EvocompressGemma2Model(Gemma2Model):
+class EvocompressGemma2Model(UnevenModel, Gemma2Model):
     """The body, each layer with its own widths."""
 
-    config: EvocompressGemma2Config
     config_class = EvocompressGemma2Config
 
-    def __init__(self, config: EvocompressGemma2Config) -> None:
-        super().__init__(config)
-        shape_layers(self.layers, config, PARTS)
 
-
-class EvocompressGemma2ForCausalLM(Gemma2ForCausalLM):
+class EvocompressGemma2ForCausalLM(UnevenModel, Gemma2ForCausalLM):
     """The body and its language modeling head, each layer with its own widths."""
 
-    config: EvocompressGemma2Config
     config_class = EvocompressGemma2Config
-
-    def __init__(self, config: EvocompressGemma2Config) -> None:
-        super().__init__(config)
-        shape_layers(self.model.layers, config, PARTS)
 
 
 class EvocompressGemma2ForSequenceClassification(Classifier, Gemma2ForSequenceClassification):
     """The body and a classifier, each layer with its own widths."""
 
-    config: EvocompressGemma2Config
     config_class = EvocompressGemma2Config
     body = EvocompressGemma2Model

@@ -1,5 +1,4 @@
-"""Gemma 3 text decoders of which each block has its own widths. Ships inside checkpoints."""
-# mypy: disable-error-code="no-untyped-call"
+"""Gemma 3 text decoders whose blocks each have their own widths. Ships inside checkpoints."""
 
 from huggingface_hub.dataclasses import strict
 from torch import nn
@@ -10,7 +9,7 @@ from transformers import (
     Gemma3TextModel,
 )
 
-from .layers import Classifier, NoAttention, NoMLP, Parts, PerLayerConfig, shape_layers
+from .layers import Classifier, NoAttention, NoMLP, Parts, PerLayerConfig, UnevenModel
 
 PARTS = Parts(
     {
@@ -33,28 +32,19 @@ class EvocompressGemma3TextConfig(PerLayerConfig, Gemma3TextConfig):
     """The family's config; ``per_layer_config`` says how layers differ."""
 
     model_type = "evocompress_gemma3_text"
+    parts = PARTS
 
 
-class EvocompressGemma3TextModel(Gemma3TextModel):
+class EvocompressGemma3TextModel(UnevenModel, Gemma3TextModel):
     """The body, each layer with its own widths."""
 
-    config: EvocompressGemma3TextConfig
     config_class = EvocompressGemma3TextConfig
 
-    def __init__(self, config: EvocompressGemma3TextConfig) -> None:
-        super().__init__(config)
-        shape_layers(self.layers, config, PARTS)
 
-
-class EvocompressGemma3ForCausalLM(Gemma3ForCausalLM):
+class EvocompressGemma3ForCausalLM(UnevenModel, Gemma3ForCausalLM):
     """The body and its language modeling head, each layer with its own widths."""
 
-    config: EvocompressGemma3TextConfig
     config_class = EvocompressGemma3TextConfig
-
-    def __init__(self, config: EvocompressGemma3TextConfig) -> None:
-        super().__init__(config)
-        shape_layers(self.model.layers, config, PARTS)
 
 
 class EvocompressGemma3TextForSequenceClassification(
@@ -62,6 +52,5 @@ class EvocompressGemma3TextForSequenceClassification(
 ):
     """The body and a classifier, each layer with its own widths."""
 
-    config: EvocompressGemma3TextConfig
     config_class = EvocompressGemma3TextConfig
     body = EvocompressGemma3TextModel

@@ -1,5 +1,4 @@
-"""GPT-2 decoders of which each block has its own widths. Ships inside checkpoints."""
-# mypy: disable-error-code="no-untyped-call"
+"""GPT-2 decoders whose blocks each have their own widths. Ships inside checkpoints."""
 
 from typing import Any
 
@@ -8,7 +7,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, GPT2Model
 from transformers.pytorch_utils import Conv1D
 
-from .layers import LayerConfig, NoAttention, NoMLP, Parts, PerLayerConfig, shape_layers
+from .layers import LayerConfig, NoAttention, NoMLP, Parts, PerLayerConfig, UnevenModel
 
 
 def rebuild_attention(block: Any, config: LayerConfig, layer: int) -> None:
@@ -32,6 +31,7 @@ PARTS = Parts(
     },
     outputs={"attention": "attn.c_proj", "mlp": "mlp.c_proj"},
     rebuild={"attention": rebuild_attention, "mlp": rebuild_mlp},
+    blocks="h",
 )
 
 
@@ -41,36 +41,22 @@ class EvocompressGPT2Config(PerLayerConfig, GPT2Config):
 
     model_type = "evocompress_gpt2"
     attribute_map = {**GPT2Config.attribute_map, "intermediate_size": "n_inner"}
+    parts = PARTS
 
 
-class EvocompressGPT2Model(GPT2Model):
+class EvocompressGPT2Model(UnevenModel, GPT2Model):
     """The body, each layer with its own widths."""
 
-    config: EvocompressGPT2Config
     config_class = EvocompressGPT2Config
 
-    def __init__(self, config: EvocompressGPT2Config) -> None:
-        super().__init__(config)
-        shape_layers(self.h, config, PARTS)
 
-
-class EvocompressGPT2LMHeadModel(GPT2LMHeadModel):
+class EvocompressGPT2LMHeadModel(UnevenModel, GPT2LMHeadModel):
     """The body and its language modeling head, each layer with its own widths."""
 
-    config: EvocompressGPT2Config
     config_class = EvocompressGPT2Config
 
-    def __init__(self, config: EvocompressGPT2Config) -> None:
-        super().__init__(config)
-        shape_layers(self.transformer.h, config, PARTS)
 
-
-class EvocompressGPT2ForSequenceClassification(GPT2ForSequenceClassification):
+class EvocompressGPT2ForSequenceClassification(UnevenModel, GPT2ForSequenceClassification):
     """The body and a classifier, each layer with its own widths."""
 
-    config: EvocompressGPT2Config
     config_class = EvocompressGPT2Config
-
-    def __init__(self, config: EvocompressGPT2Config) -> None:
-        super().__init__(config)
-        shape_layers(self.transformer.h, config, PARTS)

@@ -1,8 +1,6 @@
-"""Mistral decoders of which each block has its own widths. Ships inside checkpoints."""
-# mypy: disable-error-code="no-untyped-call"
+"""Mistral decoders whose blocks each have their own widths. Ships inside checkpoints."""
 
 from huggingface_hub.dataclasses import strict
-from torch import nn
 from transformers import (
     MistralConfig,
     MistralForCausalLM,
@@ -10,14 +8,7 @@ from transformers import (
     MistralModel,
 )
 
-from .layers import Classifier, NoAttention, NoMLP, Parts, PerLayerConfig, shape_layers
-
-PARTS = Parts(
-    {
-        "attention": {"input_layernorm": nn.Identity, "self_attn": NoAttention},
-        "mlp": {"post_attention_layernorm": nn.Identity, "mlp": NoMLP},
-    }
-)
+from .layers import Classifier, PerLayerConfig, UnevenModel
 
 
 @strict
@@ -27,31 +18,20 @@ class EvocompressMistralConfig(PerLayerConfig, MistralConfig):
     model_type = "evocompress_mistral"
 
 
-class EvocompressMistralModel(MistralModel):
+class EvocompressMistralModel(UnevenModel, MistralModel):
     """The body, each layer with its own widths."""
 
-    config: EvocompressMistralConfig
     config_class = EvocompressMistralConfig
 
-    def __init__(self, config: EvocompressMistralConfig) -> None:
-        super().__init__(config)
-        shape_layers(self.layers, config, PARTS)
 
-
-class EvocompressMistralForCausalLM(MistralForCausalLM):
+class EvocompressMistralForCausalLM(UnevenModel, MistralForCausalLM):
     """The body and its language modeling head, each layer with its own widths."""
 
-    config: EvocompressMistralConfig
     config_class = EvocompressMistralConfig
-
-    def __init__(self, config: EvocompressMistralConfig) -> None:
-        super().__init__(config)
-        shape_layers(self.model.layers, config, PARTS)
 
 
 class EvocompressMistralForSequenceClassification(Classifier, MistralForSequenceClassification):
     """The body and a classifier, each layer with its own widths."""
 
-    config: EvocompressMistralConfig
     config_class = EvocompressMistralConfig
     body = EvocompressMistralModel

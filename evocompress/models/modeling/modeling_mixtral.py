@@ -1,19 +1,9 @@
-"""Mixtral decoders of which each block has its own widths and experts. Ships inside checkpoints."""
-# mypy: disable-error-code="no-untyped-call"
+"""Mixtral decoders whose blocks each have their own widths and experts. Ships in checkpoints."""
 
 from huggingface_hub.dataclasses import strict
-from torch import nn
 from transformers import MixtralConfig, MixtralForCausalLM, MixtralModel
 
-from .layers import NoAttention, NoMLP, Parts, PerLayerConfig, shape_layers, split_experts
-
-PARTS = Parts(
-    {
-        "attention": {"input_layernorm": nn.Identity, "self_attn": NoAttention},
-        "mlp": {"post_attention_layernorm": nn.Identity, "mlp": NoMLP},
-    },
-    outputs={"attention": "self_attn.o_proj", "mlp": "mlp.experts.0.down_proj"},
-)
+from .layers import Parts, PerLayerConfig, UnevenModel
 
 
 @strict
@@ -21,27 +11,16 @@ class EvocompressMixtralConfig(PerLayerConfig, MixtralConfig):
     """The family's config; ``per_layer_config`` says how layers differ."""
 
     model_type = "evocompress_mixtral"
+    parts = Parts(outputs={"attention": "self_attn.o_proj", "mlp": "mlp.experts.0.down_proj"})
 
 
-class EvocompressMixtralModel(MixtralModel):
+class EvocompressMixtralModel(UnevenModel, MixtralModel):
     """The body, each layer with its own widths."""
 
-    config: EvocompressMixtralConfig
     config_class = EvocompressMixtralConfig
 
-    def __init__(self, config: EvocompressMixtralConfig) -> None:
-        super().__init__(config)
-        shape_layers(self.layers, config, PARTS)
-        split_experts(self.layers)
 
-
-class EvocompressMixtralForCausalLM(MixtralForCausalLM):
+class EvocompressMixtralForCausalLM(UnevenModel, MixtralForCausalLM):
     """The body and its language modeling head, each layer with its own widths."""
 
-    config: EvocompressMixtralConfig
     config_class = EvocompressMixtralConfig
-
-    def __init__(self, config: EvocompressMixtralConfig) -> None:
-        super().__init__(config)
-        shape_layers(self.model.layers, config, PARTS)
-        split_experts(self.model.layers)

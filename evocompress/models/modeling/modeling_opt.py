@@ -1,5 +1,4 @@
-"""OPT decoders of which each block has its own widths. Ships inside checkpoints."""
-# mypy: disable-error-code="no-untyped-call"
+"""OPT decoders whose blocks each have their own widths. Ships inside checkpoints."""
 
 from typing import Any
 
@@ -7,7 +6,7 @@ from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers import OPTConfig, OPTForCausalLM, OPTModel
 
-from .layers import LayerConfig, NoAttention, NoMLP, Parts, PerLayerConfig, shape_layers
+from .layers import LayerConfig, NoAttention, NoMLP, Parts, PerLayerConfig, UnevenModel
 
 
 def rebuild_attention(block: Any, config: LayerConfig, layer: int) -> None:
@@ -39,6 +38,7 @@ PARTS = Parts(
     },
     outputs={"attention": "self_attn.out_proj", "mlp": "fc2"},
     rebuild={"attention": rebuild_attention, "mlp": rebuild_mlp},
+    blocks="decoder.layers",
 )
 
 
@@ -48,25 +48,16 @@ class EvocompressOPTConfig(PerLayerConfig, OPTConfig):
 
     model_type = "evocompress_opt"
     attribute_map = {**OPTConfig.attribute_map, "intermediate_size": "ffn_dim"}
+    parts = PARTS
 
 
-class EvocompressOPTModel(OPTModel):
+class EvocompressOPTModel(UnevenModel, OPTModel):
     """The body, each layer with its own widths."""
 
-    config: EvocompressOPTConfig
     config_class = EvocompressOPTConfig
 
-    def __init__(self, config: EvocompressOPTConfig) -> None:
-        super().__init__(config)
-        shape_layers(self.decoder.layers, config, PARTS)
 
-
-class EvocompressOPTForCausalLM(OPTForCausalLM):
+class EvocompressOPTForCausalLM(UnevenModel, OPTForCausalLM):
     """The body and its language modeling head, each layer with its own widths."""
 
-    config: EvocompressOPTConfig
     config_class = EvocompressOPTConfig
-
-    def __init__(self, config: EvocompressOPTConfig) -> None:
-        super().__init__(config)
-        shape_layers(self.model.decoder.layers, config, PARTS)

@@ -1,19 +1,9 @@
-"""Qwen3 mixtures of which each block has its own widths and experts. Ships inside checkpoints."""
-# mypy: disable-error-code="no-untyped-call"
+"""Qwen3 mixtures whose blocks each have their own widths and experts. Ships inside checkpoints."""
 
 from huggingface_hub.dataclasses import strict
-from torch import nn
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM, Qwen3MoeModel
 
-from .layers import NoAttention, NoMLP, Parts, PerLayerConfig, shape_layers, split_experts
-
-PARTS = Parts(
-    {
-        "attention": {"input_layernorm": nn.Identity, "self_attn": NoAttention},
-        "mlp": {"post_attention_layernorm": nn.Identity, "mlp": NoMLP},
-    },
-    outputs={"attention": "self_attn.o_proj", "mlp": "mlp.experts.0.down_proj"},
-)
+from .layers import Parts, PerLayerConfig, UnevenModel
 
 
 @strict
@@ -21,27 +11,16 @@ class EvocompressQwen3MoeConfig(PerLayerConfig, Qwen3MoeConfig):
     """The family's config; ``per_layer_config`` says how layers differ."""
 
     model_type = "evocompress_qwen3_moe"
+    parts = Parts(outputs={"attention": "self_attn.o_proj", "mlp": "mlp.experts.0.down_proj"})
 
 
-class EvocompressQwen3MoeModel(Qwen3MoeModel):
+class EvocompressQwen3MoeModel(UnevenModel, Qwen3MoeModel):
     """The body, each layer with its own widths."""
 
-    config: EvocompressQwen3MoeConfig
     config_class = EvocompressQwen3MoeConfig
 
-    def __init__(self, config: EvocompressQwen3MoeConfig) -> None:
-        super().__init__(config)
-        shape_layers(self.layers, config, PARTS)
-        split_experts(self.layers)
 
-
-class EvocompressQwen3MoeForCausalLM(Qwen3MoeForCausalLM):
+class EvocompressQwen3MoeForCausalLM(UnevenModel, Qwen3MoeForCausalLM):
     """The body and its language modeling head, each layer with its own widths."""
 
-    config: EvocompressQwen3MoeConfig
     config_class = EvocompressQwen3MoeConfig
-
-    def __init__(self, config: EvocompressQwen3MoeConfig) -> None:
-        super().__init__(config)
-        shape_layers(self.model.layers, config, PARTS)
-        split_experts(self.model.layers)

@@ -1,4 +1,4 @@
-"""ResNet of which each layer has its own width. Ships inside checkpoints.
+"""ResNets whose layers each have their own width. Ships inside checkpoints.
 
 ``config.layers[i]`` says how layer i, counted over all stages, differs: ``channels`` between the
 convolutions of its branch, ``skip`` where it has no branch and passes its input on, and ``bias``

@@ -1,5 +1,4 @@
-"""ViT and DeiT of which each block has its own widths. Ships inside checkpoints."""
-# mypy: disable-error-code="no-untyped-call"
+"""ViT and DeiT whose blocks each have their own widths. Ships inside checkpoints."""
 
 from typing import Any
 
@@ -21,8 +20,8 @@ from .layers import (
     NoMLP,
     Parts,
     PerLayerConfig,
+    UnevenModel,
     rebuild_mlp,
-    shape_layers,
 )
 
 
@@ -46,28 +45,19 @@ class EvocompressViTConfig(PerLayerConfig, ViTConfig):
     """The family's config; ``per_layer_config`` says how layers differ."""
 
     model_type = "evocompress_vit"
+    parts = PARTS
 
 
-class EvocompressViTModel(ViTModel):
+class EvocompressViTModel(UnevenModel, ViTModel):
     """The body, each layer with its own widths."""
 
-    config: EvocompressViTConfig
     config_class = EvocompressViTConfig
 
-    def __init__(self, config: EvocompressViTConfig, **settings: Any) -> None:
-        super().__init__(config, **settings)
-        shape_layers(self.layers, config, PARTS)
 
-
-class EvocompressViTForImageClassification(ViTForImageClassification):
+class EvocompressViTForImageClassification(UnevenModel, ViTForImageClassification):
     """The body and a classifier, each layer with its own widths."""
 
-    config: EvocompressViTConfig
     config_class = EvocompressViTConfig
-
-    def __init__(self, config: EvocompressViTConfig) -> None:
-        super().__init__(config)
-        shape_layers(self.vit.layers, config, PARTS)
 
 
 @strict
@@ -75,28 +65,19 @@ class EvocompressDeiTConfig(PerLayerConfig, DeiTConfig):
     """The family's config; ``per_layer_config`` says how layers differ."""
 
     model_type = "evocompress_deit"
+    parts = PARTS
 
 
-class EvocompressDeiTModel(DeiTModel):
+class EvocompressDeiTModel(UnevenModel, DeiTModel):
     """The body, each layer with its own widths."""
 
-    config: EvocompressDeiTConfig
     config_class = EvocompressDeiTConfig
 
-    def __init__(self, config: EvocompressDeiTConfig, **settings: Any) -> None:
-        super().__init__(config, **settings)
-        shape_layers(self.layers, config, PARTS)
 
-
-class EvocompressDeiTForImageClassification(DeiTForImageClassification):
+class EvocompressDeiTForImageClassification(UnevenModel, DeiTForImageClassification):
     """The body and a classifier, each layer with its own widths."""
 
-    config: EvocompressDeiTConfig
     config_class = EvocompressDeiTConfig
-
-    def __init__(self, config: EvocompressDeiTConfig) -> None:
-        super().__init__(config)
-        shape_layers(self.deit.layers, config, PARTS)
 
 
 @strict
@@ -104,25 +85,18 @@ class EvocompressDistilledDeiTConfig(PerLayerConfig, DeiTConfig):
     """The same of models with two classifiers; the Auto classes tell them apart by its type."""
 
     model_type = "evocompress_deit-distilled"
+    parts = PARTS
 
 
-class EvocompressDistilledDeiTModel(DeiTModel):
+class EvocompressDistilledDeiTModel(UnevenModel, DeiTModel):
     """The body, each layer with its own widths."""
 
-    config: EvocompressDistilledDeiTConfig
     config_class = EvocompressDistilledDeiTConfig
 
-    def __init__(self, config: EvocompressDistilledDeiTConfig, **settings: Any) -> None:
-        super().__init__(config, **settings)
-        shape_layers(self.layers, config, PARTS)
 
-
-class EvocompressDeiTForImageClassificationWithTeacher(DeiTForImageClassificationWithTeacher):
+class EvocompressDeiTForImageClassificationWithTeacher(
+    UnevenModel, DeiTForImageClassificationWithTeacher
+):
     """The body and two classifiers, each layer with its own widths."""
 
-    config: EvocompressDistilledDeiTConfig
     config_class = EvocompressDistilledDeiTConfig
-
-    def __init__(self, config: EvocompressDistilledDeiTConfig) -> None:
-        super().__init__(config)
-        shape_layers(self.deit.layers, config, PARTS)

@@ -20,10 +20,6 @@ def left_of_blocks(space: SearchSpace, *, timed: bool = True) -> Iterator[str]:
     """What the bounds leave of the blocks, where that is little or much of the cost is outside.
 
     Nothing outside the blocks is compressed, so they must save all that a bound asks for.
-
-    Args:
-        space: With its budget.
-        timed: Whether its latencies were measured.
     """
     dense = space.cost_model.dense()
     for name, bound in space.budget.items():
@@ -50,12 +46,7 @@ def _instead(name: str, left: float) -> str:
 
 
 def chosen_form(fits: str | None, form: str | None) -> Iterator[str]:
-    """Which format of a program every candidate can be written in.
-
-    Args:
-        fits: What the space must fit.
-        form: The format.
-    """
+    """Which format of a program every candidate can be written in."""
     if fits is not None and fits != form:
         yield f"for {fits}: only candidates that format '{form}' can express are searched"
 

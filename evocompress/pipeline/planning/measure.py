@@ -77,11 +77,7 @@ def measured(
 
 
 class _Clock:
-    """Times work on a device.
-
-    Args:
-        device: Where the work is done.
-    """
+    """Times work on a device."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

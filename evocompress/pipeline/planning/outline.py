@@ -96,8 +96,7 @@ def _settings(path: Any) -> dict[str, Any]:
     if str(path).endswith(GGUF):
         check_gguf(Path(path))
         where = {"pretrained_model_name_or_path": Path(path).parent, "gguf_file": Path(path).name}
-    found: dict[str, Any] = PreTrainedConfig.get_config_dict(**where)[0]
-    return found
+    return PreTrainedConfig.get_config_dict(**where)[0]
 
 
 def _embeds(path: Any) -> bool:

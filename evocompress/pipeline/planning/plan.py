@@ -87,11 +87,6 @@ def context_of(
 def make_plan(config: RunConfig, loaded: LoadedModel, device: Device) -> Plan:
     """Plans a run.
 
-    Args:
-        config: The run.
-        loaded: The model, or its outline.
-        device: Where it will run.
-
     Raises:
         EvoCompressError: The run's settings do not fit the model.
     """
@@ -157,14 +152,7 @@ def _advice(run: Run, stages: Sequence[StagePlan], name: str, memory: int) -> It
 
 
 def _remedies(run: Run, stage: StagePlan, memory: int, spare: int) -> Iterator[str]:
-    """Settings that each alone make a stage fit, found by planning the stage with them.
-
-    Args:
-        run: The run.
-        stage: The stage.
-        memory: Of the device.
-        spare: Bytes that there would be for weights.
-    """
+    """Settings that each alone make a stage fit, found by planning the stage with them."""
     if stage.name != "heal" and spare > run.least_on_device and not run.streamed:
         yield f"model.device_memory={spare // 2**20}MiB (streams the blocks)"
 
@@ -193,7 +181,7 @@ def _choices(config: RunConfig, stage: str) -> Iterator[tuple[str, str, Sequence
 
 
 def _halves(value: int, least: int) -> list[int]:
-    """Half of a value, a quarter, ..., no less than so much."""
+    """Half of a value, a quarter, ..., none below the least."""
     found = []
     while (value := value // 2) >= least:
         found.append(value)

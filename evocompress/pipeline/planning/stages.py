@@ -15,7 +15,7 @@ from evocompress.compression.library.order import BlockOrder, block_orders
 from evocompress.compression.library.plan import LibraryPlan, plan_library
 from evocompress.compression.library.recipe import methods_for
 from evocompress.compression.live_model import CUT_BYTES
-from evocompress.core.types import Architecture, Candidate, Level
+from evocompress.core.types import Architecture, Candidate
 from evocompress.evaluation.proxies import PROXIES
 from evocompress.evaluation.proxies.prefix import LIMIT_BYTES
 from evocompress.models.head import chunk_bytes
@@ -28,8 +28,6 @@ USUAL_TOKENS = 500_000
 """Requested tokens where a run does not say how many."""
 
 FLOAT32 = 4
-
-"""Of a token's number."""
 
 ACTIVATIONS = 2
 """Times that the inputs and outputs of matrices are read or written beside the products."""
@@ -97,8 +95,7 @@ class Run:
     @cached_property
     def dtype(self) -> torch.dtype:
         """In which it is computed."""
-        found: torch.dtype = self.context.loaded.model.dtype
-        return found
+        return self.context.loaded.model.dtype
 
     @cached_property
     def weight_bytes(self) -> int:
@@ -140,20 +137,19 @@ class Run:
     def products(self, tokens: float, *, dense: bool = False, head: bool = True) -> Work:
         """A forward pass of the dense model or of a candidate."""
         costs, length = self.costs[0 if dense else 1], self.context.untimed_space.cost_model.length
-        of_head = 0.0 if head else 2.0 * self._hidden * self._vocabulary
-        passes, left = tokens / self._micro_batch, costs["params"] / self.costs[0]["params"]
+        of_head = 0.0 if head else 2.0 * self._architecture.hidden * self._architecture.vocabulary
+        micro_batch = self.context.config.calibration.micro_batch * self.length
+        passes, left = tokens / micro_batch, costs["params"] / self.costs[0]["params"]
         return Work(
             products=tokens * (costs["flops"] / length - of_head),
             weights=passes * self.weight_bytes * left,
             moved=tokens * left * ACTIVATIONS * self.features * self.dtype.itemsize,
-            launches=passes
-            * KERNELS
-            * len(self.context.loaded.family.blocks(self.context.loaded.model)),
+            launches=passes * KERNELS * len(self._architecture.heads),
         )
 
     def compared(self, tokens: float) -> Work:
         """Comparing the logits of these tokens, where the proxy does that."""
-        return Work(logits=tokens * self._vocabulary * self.by_logits)
+        return Work(logits=tokens * self._architecture.vocabulary * self.by_logits)
 
     @property
     def by_logits(self) -> bool:
@@ -164,7 +160,7 @@ class Run:
     def target_bytes(self) -> int:
         """What the proxy compares candidates with, from above: of each position its target."""
         proxy = self.context.config.proxy
-        kept = PROXIES[proxy.kind].target_bytes(proxy, self._vocabulary)
+        kept = PROXIES[proxy.kind].target_bytes(proxy, self._architecture.vocabulary)
         states = self._state_values * self.dtype.itemsize
         return self.tokens["search"] * (states if kept is None else kept)
 
@@ -215,21 +211,9 @@ class Run:
         return self.context.loaded.family.architecture(self.context.loaded.model)
 
     @property
-    def _hidden(self) -> int:
-        return self._architecture.hidden
-
-    @property
     def _state_values(self) -> int:
         """Values of the state between two blocks, for one token."""
         return self._architecture.state_values(1)
-
-    @property
-    def _vocabulary(self) -> int:
-        return self._architecture.vocabulary
-
-    @property
-    def _micro_batch(self) -> int:
-        return self.context.config.calibration.micro_batch * self.length
 
 
 def library_stage(run: Run) -> StagePlan | None:
@@ -273,7 +257,7 @@ def library_plan(run: Run) -> LibraryPlan:
 
 
 def _block_work(order: BlockOrder, tokens: int, routed_share: float) -> Work:
-    """Statistics and criteria of one block, of whose tokens an expert sees a share."""
+    """Statistics and criteria of one block; each expert sees a share of the tokens."""
     work = Work()
     for word, kinds in order.needs.items():
         reader = order.readers[word]
@@ -312,7 +296,8 @@ def search_stage(run: Run) -> StagePlan:
     """The search, with all the requested tokens that the run allows."""
     context = run.context
     requested = context.config.search.tokens or USUAL_TOKENS
-    estimated = _estimated(run) * requested
+    estimates = context.config.search.name == "auto" and context.wanted_levels
+    estimated = ESTIMATED * requested if estimates else 0.0
     head, pool_tokens = run.by_logits, run.tokens["search"]
     work = run.products(requested, head=head) + run.compared(requested)
     work += run.products(pool_tokens, dense=True, head=head) + run.compared(pool_tokens)
@@ -335,24 +320,14 @@ def search_stage(run: Run) -> StagePlan:
     return StagePlan("search", work, device, cache, on_disk)
 
 
-def _estimated(run: Run) -> float:
-    """Share of the tokens that goes into estimates of stored levels."""
-    return (
-        ESTIMATED if run.context.config.search.name == "auto" and run.context.wanted_levels else 0
-    )
-
-
 def _stored_bytes(run: Run) -> Iterable[int]:
     """Bytes of the weights of every level that an estimate multiplies with gradients."""
     sizes = run.context.units.by_name
     outputs = {unit.parent: unit for unit in run.context.units if unit.columns}
     for name, levels in run.context.wanted_levels.items():
         matrix = sizes[name] if sizes[name].kind == "matrix" else outputs[name]
-        yield from (_left(level, matrix.numel) * run.dtype.itemsize for level in levels)
-
-
-def _left(level: Level, dense: int) -> int:
-    return dense if not level.narrow else dense // 2
+        left = (matrix.numel // 2 if level.narrow else matrix.numel for level in levels)
+        yield from (count * run.dtype.itemsize for count in left)
 
 
 def heal_stage(run: Run) -> StagePlan:

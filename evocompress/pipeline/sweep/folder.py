@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from evocompress.core.config_file import dump_config, validate
 from evocompress.core.errors import RunError
-from evocompress.core.files import check_sealed, make_folder, naming_disk_errors, write_sealed
+from evocompress.core.files import (
+    Place,
+    check_sealed,
+    make_folder,
+    naming_disk_errors,
+    write_sealed,
+)
 from evocompress.core.strict_yaml import read_yaml
 from evocompress.pipeline.run_folder import (
     LOCK,
@@ -32,7 +38,6 @@ class SweepFolder:
     Attributes:
         path: The folder; trials lie in it under their names.
         config_file: The sweep with everything that it refers to, YAML.
-        records: What is kept of each trial that was begun.
         tune: Ray Tune's own state.
         log: What was said while the sweep was made.
         summary: The combined result, JSON.
@@ -44,24 +49,17 @@ class SweepFolder:
     """
 
     path: Path
-    config_file: Path = field(init=False)
-    records: TrialRecords = field(init=False)
-    tune: Path = field(init=False)
-    log: Path = field(init=False)
-    summary: Path = field(init=False)
-    page: Path = field(init=False)
 
-    def __post_init__(self) -> None:
-        places = {
-            "config_file": "sweep.yaml",
-            "tune": "tune",
-            "log": "log.txt",
-            "summary": "sweep.json",
-            "page": "sweep.html",
-        }
-        for name, place in places.items():
-            object.__setattr__(self, name, self.path / place)
-        object.__setattr__(self, "records", TrialRecords(self.path / "records"))
+    config_file = Place("sweep.yaml")
+    tune = Place("tune")
+    log = Place("log.txt")
+    summary = Place("sweep.json")
+    page = Place("sweep.html")
+
+    @property
+    def records(self) -> TrialRecords:
+        """What is kept of each trial that was begun."""
+        return TrialRecords(self.path / "records")
 
     def config(self) -> SweepConfig:
         """The sweep.

@@ -87,12 +87,7 @@ class TrialRecords:
 
 
 class Clock:
-    """Keeps the time of an attempt in the trial's record.
-
-    Args:
-        records: Where it is kept.
-        trial: Of which an attempt begins now.
-    """
+    """Keeps the time of an attempt in the trial's record."""
 
     def __init__(self, records: TrialRecords, trial: Trial) -> None:
         known = records.read(trial.name) or new_record(trial)

@@ -13,10 +13,11 @@ from functools import cached_property
 from typing import Annotated, Any
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from evocompress.core.arrays import Floats
 from evocompress.core.errors import ConfigError
+from evocompress.core.files import first_problem
 
 Heads = tuple[int, int]
 """Width of an attention: (key-value heads, query heads in each of their groups)."""
@@ -86,7 +87,7 @@ class Phase:
         return sorted({heads for _, heads in self.attention})
 
     @cached_property
-    def _attention(self) -> NDArray[np.float64]:
+    def _attention(self) -> Floats:
         """Seconds on the grid: (groups, heads)."""
         rows = [[self.attention[g, q] for q in self._heads] for g in self._groups]
         return np.array(rows, dtype=np.float64)
@@ -164,10 +165,8 @@ class LatencyTable:
         try:
             content = Content.model_validate(data)
         except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            place = ".".join(str(part) for part in first["loc"])
             raise ConfigError(
-                f"{where} is no latency table of this version ({place}: {first['msg']}): name "
+                f"{where} is no latency table of this version ({first_problem(error)}): name "
                 "another latency.table, or measure over it with 'evocompress profile --anew'"
             ) from error
         prefill, decode = content.phases.prefill, content.phases.decode

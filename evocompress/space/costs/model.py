@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from evocompress.core.arrays import Floats, Integers
 from evocompress.core.types import Candidate, Level
 from evocompress.space.costs.sublayers import Left, Part, level_of
 
@@ -20,7 +21,7 @@ class Cost:
 
     Attributes:
         base: What no candidate can save.
-        amount: What a sub-layer adds, of which a level leaves so much.
+        amount: What a sub-layer adds, from the part that a level leaves of the sub-layer.
         per_zero: What one zero in a matrix saves.
 
     Examples:
@@ -54,44 +55,42 @@ class CostTable:
     """
 
     names: tuple[str, ...]
-    base: NDArray[np.float64]
-    amounts: NDArray[np.float64]
-    per_zero: NDArray[np.float64]
-    homes: NDArray[np.int64]
-    zeros: NDArray[np.int64]
+    base: Floats
+    amounts: Floats
+    per_zero: Floats
+    homes: Integers
+    zeros: Integers
 
-    def at(
-        self, states: NDArray[np.int64], choices: NDArray[np.int64]
-    ) -> dict[str, NDArray[np.float64]]:
+    def at(self, states: Integers, choices: Integers) -> dict[str, Floats]:
         """The costs (N,) of sub-layers in states (N, P) with matrices at levels (N, M)."""
         totals = self.totals(states, choices)
         return {name: totals[:, column] for column, name in enumerate(self.names)}
 
-    def totals(self, states: NDArray[np.int64], choices: NDArray[np.int64]) -> NDArray[np.float64]:
+    def totals(self, states: Integers, choices: Integers) -> Floats:
         """The same as one array (N, C)."""
         zeros = self._zeros(states, choices)
-        totals: NDArray[np.float64] = self.base - zeros[:, None] * self.per_zero
+        totals: Floats = self.base - zeros[:, None] * self.per_zero
         totals += self._sums(states)
         return totals
 
-    def by_part(self, states: NDArray[np.int64], choices: NDArray[np.int64]) -> NDArray[np.float64]:
+    def by_part(self, states: Integers, choices: Integers) -> Floats:
         """What each part adds, the zeros of its matrices taken off (N, P, C).
 
         With `base` they add up to `totals`.
         """
         parts = np.arange(len(self.amounts))
         zeros = self._by_home(self._each_zeros(states, choices))
-        found: NDArray[np.float64] = self.amounts[parts, states]
+        found: Floats = self.amounts[parts, states]
         return found - zeros[:, :, None] * self.per_zero
 
     def after(
         self,
-        states: NDArray[np.int64],
-        choices: NDArray[np.int64],
-        moved: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]],
-        matrix: NDArray[np.int64],
-        level: NDArray[np.int64],
-    ) -> NDArray[np.float64]:
+        states: Integers,
+        choices: Integers,
+        moved: tuple[Integers, Integers, Integers],
+        matrix: Integers,
+        level: Integers,
+    ) -> Floats:
         """The costs of one candidate after each of K changes (K, C).
 
         Args:
@@ -116,8 +115,7 @@ class CostTable:
                 table = self._zeros_by_state(choices)
                 more = table[part, state] - table[part, states[part]]
                 zeros += np.bincount(change, more, count).astype(np.int64)
-        totals: NDArray[np.float64] = self.base - zeros[:, None] * self.per_zero + sums
-        return totals
+        return self.base - zeros[:, None] * self.per_zero + sums
 
     def only(self, names: Sequence[str]) -> CostTable:
         """The table of some of the costs, in the order given."""
@@ -131,13 +129,13 @@ class CostTable:
             self.zeros,
         )
 
-    def _sums(self, states: NDArray[np.int64]) -> NDArray[np.float64]:
+    def _sums(self, states: Integers) -> Floats:
         """What all sub-layers add, (N, C) or where they have but one state (C,)."""
         parts, columns, costs = self.amounts.shape
         if not costs:
             return np.zeros((len(states), 0))
         if columns == 1:
-            constant: NDArray[np.float64] = self.amounts.sum(axis=(0, 1))
+            constant: Floats = self.amounts.sum(axis=(0, 1))
             return constant
         entries = states + np.arange(parts) * columns
         tables = self.amounts.reshape(parts * columns, costs).T
@@ -145,42 +143,39 @@ class CostTable:
         sums = [table.take(entries, mode="clip").sum(axis=1) for table in tables]
         return sums[0][:, None] if costs == 1 else np.stack(sums, axis=1)
 
-    def _zeros(self, states: NDArray[np.int64], choices: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _zeros(self, states: Integers, choices: Integers) -> Integers:
         """Zeros in all matrices (N,)."""
         if not self._zeros_count:
             return np.zeros(len(states), dtype=np.int64)
-        counted: NDArray[np.int64] = self._each_zeros(states, choices).sum(axis=1)
+        counted: Integers = self._each_zeros(states, choices).sum(axis=1)
         return counted
 
-    def _each_zeros(
-        self, states: NDArray[np.int64], choices: NDArray[np.int64]
-    ) -> NDArray[np.int64]:
+    def _each_zeros(self, states: Integers, choices: Integers) -> Integers:
         """Zeros in each matrix (N, M)."""
         matrices, columns, levels = self.zeros.shape
         entries = choices + np.arange(matrices) * (columns * levels)
         if columns > 1:
             entries += (states * levels).take(self.homes, axis=1, mode="clip")
-        zeros: NDArray[np.int64] = self.zeros.ravel().take(entries, mode="clip")
+        zeros: Integers = self.zeros.ravel().take(entries, mode="clip")
         return zeros
 
     def _zeros_moved(
         self,
-        states: NDArray[np.int64],
-        choices: NDArray[np.int64],
-        matrix: NDArray[np.int64],
-        level: NDArray[np.int64],
-    ) -> NDArray[np.int64]:
+        states: Integers,
+        choices: Integers,
+        matrix: Integers,
+        level: Integers,
+    ) -> Integers:
         """By how many zeros another level of a matrix (K,) changes a candidate; 0 for no matrix."""
         state = states[self.homes[matrix]] if self.zeros.shape[1] > 1 else 0
         by = self.zeros[matrix, state, level] - self.zeros[matrix, state, choices[matrix]]
-        found: NDArray[np.int64] = np.where(matrix < 0, 0, by)
-        return found
+        return np.where(matrix < 0, 0, by)
 
-    def _zeros_by_state(self, choices: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _zeros_by_state(self, choices: Integers) -> Integers:
         """Zeros in the matrices of each part in each of its states (P, S)."""
         return self._by_home(self.zeros[np.arange(len(choices)), :, choices].T).T
 
-    def _by_home(self, values: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _by_home(self, values: Integers) -> Integers:
         """Sums of what is of matrices (N, M) over those of each part (N, P)."""
         return self._homes.sums(values).astype(np.int64)
 
@@ -203,10 +198,10 @@ class Groups:
         count: Of groups; one without members has sums of zero.
     """
 
-    of: NDArray[np.int64]
+    of: Integers
     count: int
 
-    def sums(self, values: NDArray[Any]) -> NDArray[np.float64]:
+    def sums(self, values: NDArray[Any]) -> Floats:
         """Sums of values (N, M) over the members of each group (N, count)."""
         sums = np.zeros((len(values), self.count))
         if self.of.size:
@@ -215,7 +210,7 @@ class Groups:
         return sums
 
     @cached_property
-    def _runs(self) -> tuple[NDArray[np.int64], NDArray[Any], NDArray[np.int64]]:
+    def _runs(self) -> tuple[Integers, NDArray[Any], Integers]:
         """The members in the order of their groups, where each group's begin, and these groups."""
         order = np.argsort(self.of, kind="stable")
         found, begins = np.unique(self.of[order], return_index=True)
@@ -247,7 +242,7 @@ class CostModel:
         """The costs of the unchanged model."""
         return {name: values.item() for name, values in self.of([Candidate()]).items()}
 
-    def of(self, candidates: Sequence[Candidate]) -> dict[str, NDArray[np.float64]]:
+    def of(self, candidates: Sequence[Candidate]) -> dict[str, Floats]:
         """The costs of canonical candidates of any widths: for each cost an array (N,).
 
         A block that others are merged into costs what it costs alone.
@@ -275,7 +270,7 @@ class CostModel:
                 row[: len(levels)] = [self._zeros(name, level, state) for level in levels]
         return CostTable(tuple(self.costs), self._base, amounts, self._per_zero, homes, zeros)
 
-    def _total(self, candidate: Candidate) -> NDArray[np.float64]:
+    def _total(self, candidate: Candidate) -> Floats:
         """The costs of one candidate (C,)."""
         levels = candidate.by_name
         zeros = 0
@@ -284,10 +279,10 @@ class CostModel:
             if name != part.unit.name:
                 zeros += self._zeros(name, levels[name], level_of(part, levels))
         amounts = [self._amounts(part, level_of(part, levels)) for part in self.parts]
-        total: NDArray[np.float64] = self._base + np.sum(amounts, axis=0) - zeros * self._per_zero
+        total: Floats = self._base + np.sum(amounts, axis=0) - zeros * self._per_zero
         return total
 
-    def _amounts(self, part: Part, level: Level) -> NDArray[np.float64]:
+    def _amounts(self, part: Part, level: Level) -> Floats:
         """What a sub-layer adds to each cost at a level (C,)."""
         if level.drop:
             return np.zeros(len(self.costs))
@@ -303,11 +298,11 @@ class CostModel:
         return level.zeros_left(unit.numel, part.left(state).weights[matrix])
 
     @cached_property
-    def _base(self) -> NDArray[np.float64]:
+    def _base(self) -> Floats:
         return np.array([cost.base for cost in self.costs.values()], dtype=np.float64)
 
     @cached_property
-    def _per_zero(self) -> NDArray[np.float64]:
+    def _per_zero(self) -> Floats:
         return np.array([cost.per_zero for cost in self.costs.values()], dtype=np.float64)
 
     @cached_property

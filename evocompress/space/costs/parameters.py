@@ -10,28 +10,24 @@ from evocompress.space.costs.sublayers import Left, Part
 def parameter_costs(architecture: Architecture) -> dict[str, Cost]:
     """Parameters in all, in the blocks and in matrices, with zeros and without.
 
-    Of mixtures of experts also those that a token uses.
+    Of mixtures of experts also those that a token uses: of an expert itself only its row of the
+    router.
     """
     outer = architecture.outer_params
-    active = {"active_params": Cost(outer, _active)} if architecture.experts else {}
+    active = (
+        {"active_params": Cost(outer, lambda part, left: left.used + left.own)}
+        if architecture.experts
+        else {}
+    )
     return active | {
         "params": Cost(outer, parameters),
         "body_params": Cost(0, parameters),
         "nonzeros": Cost(outer, parameters, per_zero=1),
         "body_nonzeros": Cost(0, parameters, per_zero=1),
-        "matrix_nonzeros": Cost(0, _weights, per_zero=1),
+        "matrix_nonzeros": Cost(0, lambda part, left: left.weight, per_zero=1),
     }
 
 
 def parameters(part: Part, left: Left) -> float:
     """All parameters of a sub-layer: matrices, biases and norms."""
     return left.weight + left.own
-
-
-def _active(part: Part, left: Left) -> float:
-    """Of an expert itself only its row of the router."""
-    return left.used + left.own
-
-
-def _weights(part: Part, left: Left) -> float:
-    return left.weight

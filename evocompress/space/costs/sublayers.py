@@ -150,8 +150,8 @@ def _part(unit: Unit, tree: UnitTree, architecture: Architecture) -> Part:
     block, attention = unit.block, unit.kind == "attention"
     kv_heads = architecture.kv_heads[block]
     experts = tree.experts.get(unit.name, ())
-    own = architecture.hidden  # an expert's row of the router
-    if unit.kind != "expert":
+    own, by_channel = architecture.hidden, architecture.channel_params
+    if unit.kind != "expert":  # which has its row of the router
         own = architecture.own_params[block][0 if attention else 1] - len(experts) * own
     return Part(
         unit=unit,
@@ -164,10 +164,6 @@ def _part(unit: Unit, tree: UnitTree, architecture: Architecture) -> Part:
         hidden=architecture.hidden,
         window=architecture.windows[block],
         routed=tuple(m for expert in experts[: unit.active] for m in tree.children[expert.name]),
-        channel_params=0 if attention else _channel_params(architecture, block),
+        channel_params=0 if attention or not by_channel else by_channel[block],
         gate=architecture.gate if unit.kind == "mlp" else 0,
     )
-
-
-def _channel_params(architecture: Architecture, block: int) -> int:
-    return architecture.channel_params[block] if architecture.channel_params else 0
