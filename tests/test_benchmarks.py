@@ -65,7 +65,7 @@ FIGURES = {
         *("dense_accuracy", "searched_accuracy", "healed_accuracy", "flops", "front_points"),
     ],
     "minilm": ["searched_spearman", "healed_spearman", "latency", "flops"],
-    "embedding_proxy": [f"tau_{value}_2" for value in ("distance", "order", "proxy", "healing")],
+    "embedding_proxy": [f"tau_{value}_2" for value in ("distance", "order", "both", "proxy")],
     "front": ["points", "hypervolume_search", "hypervolume_baselines", "ratio"],
     "sparsity50": [
         *("uniform_kl_top256", "kl_217k_top256", "kl_438k_top256", "kl_659k_top256"),

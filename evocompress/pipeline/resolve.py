@@ -94,7 +94,6 @@ def check_names(config: RunConfig) -> None:
     _check_costs(config, settings)
     _check_fits(config.space.fits)
     PROXIES.check(config.proxy.kind, "proxy.kind")
-    _check_micro_batches(config)
     CRITERIA.check(config.library.criterion, "library.criterion")
     STRUCTURED.check(config.library.width_criterion, "library.width_criterion")
 
@@ -159,20 +158,6 @@ def _check_threads(config: RunConfig) -> None:
         raise ConfigError(
             f"threads: {config.threads} is more than {most}, which is {THREADS_A_CORE} for each of "
             f"the {cores} cores of this machine: lower it, or leave it out"
-        )
-
-
-def _check_micro_batches(config: RunConfig) -> None:
-    """Refuses micro-batches that are too small for the proxy."""
-    size, sequences = config.calibration.micro_batch, config.calibration.search_sequences
-    smallest = min(size, sequences % size or size)
-    kind, fewest = config.proxy.kind, PROXIES[config.proxy.kind].fewest
-    if smallest < fewest:
-        raise ConfigError(
-            f"proxy.kind={kind} compares the sequences of a micro-batch with each other, "
-            f"at least {fewest}, but {sequences} sequences in micro-batches of {size} leave one of "
-            f"{smallest}: set calibration.micro_batch=8, and calibration.search_sequences to a "
-            "multiple of it"
         )
 
 

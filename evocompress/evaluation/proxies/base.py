@@ -50,7 +50,6 @@ class Metric(ABC):
         version: Changes with the values; those of two versions do not compare. ``None`` is the
             first.
         by_logits: Whether the output head is needed.
-        fewest: Sequences that a micro-batch must have.
         on_disk: Whether targets can be kept in files (``proxy.targets: disk``).
 
     Examples:
@@ -63,7 +62,6 @@ class Metric(ABC):
     meaning: ClassVar[str]
     version: ClassVar[int | None] = None
     by_logits: ClassVar[bool] = True
-    fewest: ClassVar[int] = 1
     on_disk: ClassVar[bool] = False
 
     def __init__(self, loaded: LoadedModel, config: ProxyConfig) -> None:
