@@ -76,7 +76,7 @@ def read(source: Path | str, loaded: LoadedModel, **changes: object) -> str:
     return text
 
 
-@pytest.mark.parametrize("kind", FORMATS.built_in)
+@pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("packed", [False, True])
 def test_the_field_of_each_row_is_read(
     loaded: LoadedModel, tmp_path: Path, kind: str, packed: bool
