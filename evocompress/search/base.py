@@ -131,6 +131,7 @@ class Searcher(ABC):
         self.check()
         tokens = settings.tokens_of_comparison(problem.pool)
         self.micro_batches = batches.chosen(problem.pool, tokens, "search.candidate_tokens", rng)
+        self.prepare()
 
     def chosen(self, tokens: int | None, key: str) -> tuple[int, ...]:
         """Random micro-batches of a number of tokens; those of comparisons for ``None``.
@@ -144,6 +145,9 @@ class Searcher(ABC):
 
     def check(self) -> None:  # noqa: B027  (most have nothing to refuse)
         """Refuses, by a `ConfigError`, a space or settings that this search cannot work with."""
+
+    def prepare(self) -> None:  # noqa: B027  (most have nothing to prepare)
+        """Draws and checks once what depends on the pool and the tokens; called at the end."""
 
     @property
     def objectives(self) -> tuple[str, ...]:

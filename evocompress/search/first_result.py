@@ -18,6 +18,7 @@ from evocompress.core.requests import (
     Result,
 )
 from evocompress.search.base import Problem, Searcher, SearcherSettings
+from evocompress.search.bisection import bisected
 from evocompress.search.generator_searcher import GeneratorSearcher
 from evocompress.space.space import SearchSpace
 
@@ -50,9 +51,13 @@ def check_tokens(
         rng = np.random.default_rng(seed)
         return _until_first(factory(replace(problem, tokens=tokens), settings, rng), problem)
 
-    if _lasts(limit, needed):
+    def lasts(tokens: int) -> bool:
+        found = needed(tokens)
+        return found is not None and found <= tokens
+
+    if lasts(limit):
         return
-    smallest = _smallest(limit, needed)
+    smallest = _smallest(max(needed(limit) or 0, limit + 1), limit, lasts)
     keys = [k for k in ("candidate_tokens", "stage_tokens") if k in type(settings).model_fields]
     lower = "".join(f", or lower search.{key}" for key in keys)
     raise ConfigError(
@@ -61,28 +66,22 @@ def check_tokens(
     )
 
 
-def _lasts(tokens: int, needed: Callable[[int], int | None]) -> bool:
-    """Whether so many tokens last for a first result."""
-    found = needed(tokens)
-    return found is not None and found <= tokens
-
-
-def _smallest(few: int, needed: Callable[[int], int | None]) -> int:
+def _smallest(guess: int, few: int, lasts: Callable[[int], bool]) -> int:
     """The smallest number of tokens that lasts.
 
     Args:
-        few: A number that does not.
-        needed: What a search of so many tokens takes, if it comes to a result. Most take the same
-            whatever they have, others come to a result with less the less they have.
+        guess: What a search of few tokens takes: most take the same whatever they have, others
+            come to a result with less the less they have.
+        few: A number that does not last.
+        lasts: Whether a number does.
     """
-    enough = max(needed(few) or 0, few + 1)
-    while enough < _MOST and not _lasts(enough, needed):
+    enough = guess
+    while enough < _MOST and not lasts(enough):
         few, enough = enough, 2 * enough
-    middle = enough - 1
-    while few < middle:
-        few, enough = (few, middle) if _lasts(middle, needed) else (middle, enough)
-        middle = (few + enough) // 2
-    return enough
+    if enough - 1 <= few or not lasts(enough - 1):
+        return enough
+    times = (enough - 1 - few).bit_length()
+    return bisected(lasts, few, enough - 1, times, lambda low, high: (low + high + 1) // 2)[1]
 
 
 def _until_first(searcher: GeneratorSearcher, problem: Problem) -> int | None:

@@ -19,6 +19,9 @@ T = TypeVar("T")
 AskTell = Generator[Sequence[Request], list[Answer], T]
 """A part of a search: it yields requests, is sent their answers, and returns a T."""
 
+Probe = Callable[[Sequence[Genome]], AskTell[list[Result]]]
+"""Evaluates genomes outside the budget, all on the same tokens, which may be others each time."""
+
 Ranking = list[tuple[Genome, Result]]
 """Genomes (U,) with their results, best first."""
 

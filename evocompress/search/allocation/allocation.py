@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
-from evocompress.core.arrays import Genome
+from evocompress.core.arrays import Floats, Genome
 from evocompress.core.errors import ConfigError
 from evocompress.core.fields import Number, Tokens
 from evocompress.core.requests import Estimate, Estimation
 from evocompress.core.types import Candidate
 from evocompress.search.allocation.knapsack import Harms, knapsack
 from evocompress.search.allocation.sparsity_allocation import METHODS, Known, Method
-from evocompress.search.base import Problem, SearcherSettings
+from evocompress.search.base import SearcherSettings
+from evocompress.search.bisection import bisected, mean
 from evocompress.search.generator_searcher import AskTell, GeneratorSearcher, estimated
 from evocompress.space import sampling
 from evocompress.space.budget import require
@@ -26,6 +25,8 @@ from evocompress.space.space import SearchSpace
 Name = Literal["uniform", "erk", "lamp", "global_magnitude", "owl", "alpha", "ecoflap", "pq"]
 
 _BISECTIONS = 20
+"""The overall density is found to a millionth, far below a level's step."""
+
 _BEYOND = 1e-3
 """So much more density is wanted than fits: what is half-way between levels takes the denser."""
 
@@ -57,17 +58,26 @@ class AllocationSettings(SearcherSettings):
 
 
 class Allocation(GeneratorSearcher):
-    """Measures the candidate of one heuristic and ends."""
+    """Measures the candidate of one heuristic and ends.
+
+    ```yaml
+    space: {sparsity: {target: 0.5, levels: 3}}
+    search: {name: allocation, method: owl, estimate_tokens: 8192}
+    ```
+
+    Examples:
+        >>> from evocompress.testing.examples import winner
+        >>> winner(Allocation)
+    """
 
     Settings: ClassVar[type[SearcherSettings]] = AllocationSettings
 
     settings: AllocationSettings
 
-    def __init__(
-        self, problem: Problem, settings: AllocationSettings, rng: np.random.Generator
-    ) -> None:
-        super().__init__(problem, settings, rng)
-        self._estimate_batches = self.chosen(settings.estimate_tokens, "search.estimate_tokens")
+    def prepare(self) -> None:
+        """Draws the tokens of the estimate."""
+        tokens = self.settings.estimate_tokens
+        self._estimate_batches = self.chosen(tokens, "search.estimate_tokens")
 
     def check(self) -> None:
         """Refuses a space without sparsities, and a spread where the method has none."""
@@ -85,15 +95,7 @@ class Allocation(GeneratorSearcher):
 
 
 def check_allocates(space: SearchSpace, name: str) -> None:
-    """Refuse a space in which there are no sparsities to decide about.
-
-    Args:
-        space: The space.
-        name: What the message calls the method.
-
-    Raises:
-        ConfigError: No matrix has several levels, or there is no budget.
-    """
+    """Refuses a space without a budget, or in which there are no sparsities to decide about."""
     require(space)
     if space.encoding.sizes[space.encoding.matrices].max(initial=0) < 2:
         raise ConfigError(
@@ -105,15 +107,14 @@ def check_allocates(space: SearchSpace, name: str) -> None:
 def allocated(
     space: SearchSpace, name: str, micro_batches: tuple[int, ...], *, spread: float | None = None
 ) -> AskTell[Genome | None]:
-    """The genome (U,) of a heuristic, for use within any procedure; it meets the budget.
+    """The genome (U,) of a heuristic, for use within any searcher; it meets the budget.
 
-    A procedure gets it by ``yield from allocated(space, "owl", micro_batches)``.
+    A searcher gets it by ``yield from allocated(space, "owl", micro_batches)``.
     What is no matrix is as in the space's uniform genome.
 
     Args:
         space: One that `check_allocates` lets through.
-        name: Of the heuristic, a key of
-            `evocompress.search.allocation.sparsity_allocation.METHODS`.
+        name: A key of `evocompress.search.allocation.sparsity_allocation.METHODS`.
         micro_batches: On which an estimate is made, where it is not about weights alone.
         spread: The method's setting; the published value if left out.
 
@@ -124,15 +125,15 @@ def allocated(
     estimation = yield from _asked(space, method, micro_batches)
     if estimation is not None and estimation.failed is not None:
         return None
-    task = _Task.of(space)
-    units = space.encoding.units
+    matrices = _Matrices(space)
+    blocks = {unit.block: unit.name for unit in space.encoding.tree if unit.kind == "block"}
     known = Known(
-        matrices=tuple(units[gene] for gene in task.free.tolist()),
-        blocks=tuple(task.blocks[units[gene].block] for gene in task.free.tolist()),
+        matrices=matrices.units,
+        blocks=tuple(blocks[unit.block] for unit in matrices.units),
         rows={} if estimation is None else estimation.by_unit,
         spread=spread if spread is not None else method.spread or 0.0,
     )
-    return _nearest(task, lambda overall: method.densities(known, overall))
+    return _nearest(matrices, lambda overall: method.densities(known, overall))
 
 
 def _asked(
@@ -147,67 +148,46 @@ def _asked(
     return (yield from estimated(Estimate(Candidate(), method.kind, chosen, max(forwards, 1))))
 
 
-@dataclass(frozen=True, eq=False)
-class _Task:
-    """Which genes are decided, and what the others are.
+class _Matrices:
+    """The matrices whose sparsities are decided; all else is as in the uniform genome."""
 
-    Attributes:
-        space: The space.
-        even: Its uniform genome (U,).
-        free: The matrices that this keeps (M,).
-        sparsities: For each of them those of its levels.
-        blocks: For each index of a block the name of its unit.
-    """
-
-    space: SearchSpace
-    even: Genome
-    free: NDArray[np.int64]
-    sparsities: tuple[NDArray[np.float64], ...]
-    blocks: dict[int, str]
-
-    @classmethod
-    def of(cls, space: SearchSpace) -> _Task:
+    def __init__(self, space: SearchSpace) -> None:
         genes, even = space.encoding, sampling.uniform(space)
-        free = genes.matrices[~genes.inactive(even[None])[0][genes.matrices]]
-        sparsities = tuple(
-            np.array([level.zeros for level in genes.levels[gene]]) / genes.units[gene].numel
-            for gene in free.tolist()
-        )
-        blocks = {unit.block: unit.name for unit in genes.tree if unit.kind == "block"}
-        return cls(space, even, free, sparsities, blocks)
+        self.space = space
+        self._genes = genes.matrices[~genes.inactive(even[None])[0][genes.matrices]].tolist()
+        self.units = tuple(genes.units[gene] for gene in self._genes)
+        self._fixed = [
+            np.where(np.arange(size) == at, 0, np.inf)
+            for size, at in zip(genes.sizes.tolist(), even.tolist(), strict=True)
+        ]
 
-    def harms(self, densities: NDArray[np.float64]) -> Harms:
-        """Squared distances to the wanted sparsities, weighted by size; all else is fixed."""
-        genes = self.space.encoding
-        harms = [np.where(np.arange(size) == at, 0, np.inf) for size, at in self._levels]
+    def harms(self, densities: Floats) -> Harms:
+        """Squared distances of levels to the wanted sparsities, weighted by size."""
+        harms = list(self._fixed)
         wanted = 1 - np.clip(densities, 0, 1)
-        for gene, own, goal in zip(self.free.tolist(), self.sparsities, wanted, strict=True):
-            harms[gene] = genes.units[gene].numel * (own - goal) ** 2
+        for gene, unit, goal in zip(self._genes, self.units, wanted, strict=True):
+            own = np.array([level.zeros for level in self.space.levels[gene]]) / unit.numel
+            harms[gene] = unit.numel * (own - goal) ** 2
         return harms
 
-    def rounded(self, densities: NDArray[np.float64]) -> Genome:
+    def rounded(self, densities: Floats) -> Genome:
         """The genome (U,) of the nearest levels, whatever it costs."""
         return np.array([int(np.argmin(harm)) for harm in self.harms(densities)], dtype=np.int64)
 
-    @property
-    def _levels(self) -> list[tuple[int, int]]:
-        """For each gene how many levels it has, and which one is even."""
-        return list(zip(self.space.encoding.sizes.tolist(), self.even.tolist(), strict=True))
 
-
-def _nearest(task: _Task, densities: Callable[[float], NDArray[np.float64]]) -> Genome:
+def _nearest(matrices: _Matrices, densities: Callable[[float], Floats]) -> Genome:
     """The genome (U,) that meets the budget nearest to the wanted densities.
 
     The overall density is the least at which nearest levels would exceed the budget. From there
     the best levels within the budget use it up: where levels are equal steps, to the last.
     """
-    low, high = 0.0, 1.0
-    if task.space.feasible(task.rounded(densities(high))[None])[0]:
-        return task.rounded(densities(high))
-    for _ in range(_BISECTIONS):
-        middle = (low + high) / 2
-        feasible = task.space.feasible(task.rounded(densities(middle))[None])[0]
-        low, high = (middle, high) if feasible else (low, middle)
-    under = task.rounded(densities(low))
-    best = knapsack(task.space, task.harms(densities(min(high + _BEYOND, 1.0))), under)
+
+    def exceeds(overall: float) -> bool:
+        return not matrices.space.feasible(matrices.rounded(densities(overall))[None])[0]
+
+    if not exceeds(1.0):
+        return matrices.rounded(densities(1.0))
+    low, high = bisected(exceeds, 0.0, 1.0, _BISECTIONS, mean)
+    under = matrices.rounded(densities(low))
+    best = knapsack(matrices.space, matrices.harms(densities(min(high + _BEYOND, 1.0))), under)
     return under if best is None else best

@@ -12,14 +12,14 @@ from math import isfinite
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from evocompress.core.arrays import Genome
+from evocompress.core.arrays import Floats, Genome
 from evocompress.core.fields import Size, Tokens
 from evocompress.core.requests import Evaluate, Result
-from evocompress.core.types import DENSE, Candidate, Level
+from evocompress.core.types import DENSE, Level
 from evocompress.search.allocation.knapsack import Harms, knapsack
-from evocompress.search.base import Problem, SearcherSettings
+from evocompress.search.auto.sensitivity import rising
+from evocompress.search.base import SearcherSettings
 from evocompress.search.generator_searcher import AskTell, GeneratorSearcher
 from evocompress.space.encoding import Encoding
 from evocompress.space.space import SearchSpace
@@ -52,17 +52,23 @@ class DistortionDP(GeneratorSearcher):
 
     The distortion is the rise of the proxy's value. Trials are no members of the space, so they
     are probes.
+
+    ```yaml
+    space: {drop: {}, budget: {body_params: 0.7}}
+    search: {name: distortion_dp, rounds: 2, probe_tokens: 1024}
+    ```
+
+    Examples:
+        >>> from evocompress.testing.examples import winner
+        >>> winner(DistortionDP)
     """
 
+    settings: DistortionDPSettings
     Settings: ClassVar[type[SearcherSettings]] = DistortionDPSettings
 
-    settings: DistortionDPSettings
-
-    def __init__(
-        self, problem: Problem, settings: DistortionDPSettings, rng: np.random.Generator
-    ) -> None:
-        super().__init__(problem, settings, rng)
-        self._probe_batches = self.chosen(settings.probe_tokens, "search.probe_tokens")
+    def prepare(self) -> None:
+        """Draws the tokens of the probes."""
+        self._probe_batches = self.chosen(self.settings.probe_tokens, "search.probe_tokens")
 
     def search(self) -> AskTell[None]:
         """Round after round of curves and their least sum."""
@@ -80,7 +86,7 @@ class DistortionDP(GeneratorSearcher):
     def _curves(self, wide: WithDense, now: Genome) -> AskTell[Points | None]:
         """The distortions of single changes; ``None`` where not even `now` can be measured."""
         tries = trials(wide, now, self.settings.levels)
-        candidates = [wide.changed(now, gene, level) for gene, level in tries]
+        candidates = [wide.genes.candidate(changed) for changed in tries.values()]
         dense = wide.genes.candidate(now)
         # Below a dropped unit different changes may give one candidate: it is asked for once.
         asked = list(dict.fromkeys([dense, *candidates]))
@@ -97,12 +103,18 @@ class DistortionDP(GeneratorSearcher):
 
 @dataclass(frozen=True, eq=False)
 class WithDense:
-    """The genes of a space, whose levels begin with the dense one, whether it is allowed or not.
+    """A space's encoding with levels that begin with the dense one, whether it is allowed or not.
 
     Attributes:
         space: The space.
-        genes: Its genes with that level, at which they start.
+        genes: Its encoding with that level, which is the default of all genes.
         shift: For each gene by how much indices of its levels are higher than in the space (U,).
+
+    Examples:
+        >>> from evocompress.testing.examples import space
+        >>> wide = WithDense.of(space(body_params=0.9))
+        >>> wide.shift.tolist(), wide.removed(0).tolist()
+        ([0, 0, 0, 0, 0, 0], [0.0, 1.0])
     """
 
     space: SearchSpace
@@ -111,22 +123,15 @@ class WithDense:
 
     @classmethod
     def of(cls, space: SearchSpace) -> WithDense:
-        """The genes of a space with dense levels."""
+        """The encoding of a space with dense levels."""
         shift = np.array([int(not levels[0].dense) for levels in space.levels], dtype=np.int64)
         levels = tuple(
             (DENSE, *own) if added else own for own, added in zip(space.levels, shift, strict=True)
         )
-        return cls(
-            space, replace(space.encoding, levels=levels, default=np.zeros_like(shift)), shift
-        )
+        genes = replace(space.encoding, levels=levels, default=np.zeros_like(shift))
+        return cls(space, genes, shift)
 
-    def changed(self, genome: Genome, gene: int, level: int) -> Candidate:
-        """The candidate of a genome (U,) with one gene at another level."""
-        changed = genome.copy()
-        changed[gene] = level
-        return self.genes.candidate(changed)
-
-    def removed(self, gene: int) -> NDArray[np.float64]:
+    def removed(self, gene: int) -> Floats:
         """The share of a unit's weights that each of its levels removes (levels,)."""
         unit = self.genes.units[gene]
         parts = {part.unit.name: part for part in self.space.cost_model.parts}
@@ -143,36 +148,32 @@ class WithDense:
 def targets(space: SearchSpace, rounds: int) -> list[SearchSpace]:
     """The space with the budget of each round: what is left of each cost falls geometrically."""
     dense = space.cost_model.dense()
-    parts = {name: min(bound / dense[name], 1.0) for name, bound in space.budget.items()}
-    return [
-        replace(
-            space,
-            budget={
-                name: max(bound, dense[name] * parts[name] ** (number / rounds))
-                for name, bound in space.budget.items()
-            },
-        )
-        for number in range(1, rounds + 1)
-    ]
+
+    def bounds(share: float) -> dict[str, float]:
+        return {
+            name: max(bound, dense[name] * min(bound / dense[name], 1.0) ** share)
+            for name, bound in space.budget.items()
+        }
+
+    return [replace(space, budget=bounds(number / rounds)) for number in range(1, rounds + 1)]
 
 
-def trials(wide: WithDense, now: Genome, count: int) -> list[tuple[int, int]]:
-    """Genes with the levels to measure: up to `count` each, evenly spread up to the last.
+def trials(wide: WithDense, now: Genome, count: int) -> dict[tuple[int, int], Genome]:
+    """By gene and level what to measure: up to `count` levels a gene, evenly spread to the last.
 
     Only levels behind those of a genome `now` (U,), of units that it has; and the last attention
     is not dropped.
     """
     genes = wide.genes
-    found = []
+    found: dict[tuple[int, int], Genome] = {}
     for gene in np.flatnonzero(~genes.inactive(now[None])[0]).tolist():
         left = int(genes.sizes[gene] - 1 - now[gene])
         places = np.linspace(left, 1, min(count, left)).round().astype(np.int64)
-        found += [(gene, int(now[gene]) + place) for place in sorted(places.tolist())]
-    rows = np.tile(now, (len(found), 1))
-    for row, (gene, level) in zip(rows, found, strict=True):
-        row[gene] = level
-    kept = genes.admissible(rows)
-    return [trial for trial, keeps in zip(found, kept, strict=True) if keeps]
+        for level in sorted((now[gene] + places).tolist()):
+            found[gene, level] = now.copy()
+            found[gene, level][gene] = level
+    kept = genes.admissible(np.reshape(list(found.values()), (-1, len(now))))
+    return {trial: found[trial] for trial, keeps in zip(list(found), kept, strict=True) if keeps}
 
 
 def harms(wide: WithDense, now: Genome, points: Points) -> Harms:
@@ -187,15 +188,9 @@ def harms(wide: WithDense, now: Genome, points: Points) -> Harms:
     ]
 
 
-def _curve(
-    removed: NDArray[np.float64], now: int, points: Sequence[tuple[int, float]]
-) -> NDArray[np.float64]:
+def _curve(removed: Floats, now: int, points: Sequence[tuple[int, float]]) -> Floats:
     """The distortion of each level of a gene (levels,), infinite where it is forbidden."""
-    measured = sorted((float(removed[level]), max(value, 0.0)) for level, value in points)
-    shares = np.array([removed[now], *(share for share, _ in measured)])
-    values = np.array([0.0, *(value for _, value in measured)])
-    # From the right: a larger change that was measured as harmless makes smaller ones harmless.
-    values = np.minimum.accumulate(values[::-1])[::-1]
-    curve: NDArray[np.float64] = np.interp(removed, shares, values)
+    measured = ((float(removed[level]), max(value, 0.0)) for level, value in points)
+    shares, values = rising([(float(removed[now]), 0.0), *measured])
     forbidden = (np.arange(len(removed)) < now) | (removed > shares[-1])
-    return np.where(forbidden, np.inf, curve)
+    return np.where(forbidden, np.inf, np.interp(removed, shares, values))

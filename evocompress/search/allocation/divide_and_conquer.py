@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isfinite
+from math import inf, isfinite
 from typing import Annotated, ClassVar
 
 import numpy as np
@@ -22,7 +22,7 @@ from evocompress.core.errors import ConfigError
 from evocompress.core.fields import Size, Tokens, Whole
 from evocompress.core.requests import Pool
 from evocompress.search.allocation.partitions import Front, split
-from evocompress.search.base import Problem, SearcherSettings
+from evocompress.search.base import SearcherSettings
 from evocompress.search.baselines.steps import least_compressed, rates, savings
 from evocompress.search.fidelity import batches
 from evocompress.search.generator_searcher import AskTell, GeneratorSearcher
@@ -60,7 +60,7 @@ class DivideAndConquerSettings(SearcherSettings):
 
 
 @dataclass(frozen=True, eq=False)
-class Option:
+class _Option:
     """The next configuration of one range in a combination.
 
     Attributes:
@@ -80,6 +80,15 @@ class DivideAndConquer(GeneratorSearcher):
     """Searches range by range, then combines what was found.
 
     Where the tokens do not last, ranges are combined by their own distortions.
+
+    ```yaml
+    space: {drop: {}, budget: {body_params: 0.7}}
+    search: {name: divide_and_conquer, ranges: 2, kept: 4, generations: 1}
+    ```
+
+    Examples:
+        >>> from evocompress.testing.examples import winner
+        >>> winner(DivideAndConquer)
     """
 
     checks_tokens: ClassVar[bool] = True
@@ -87,26 +96,20 @@ class DivideAndConquer(GeneratorSearcher):
 
     settings: DivideAndConquerSettings
 
-    def __init__(
-        self, problem: Problem, settings: DivideAndConquerSettings, rng: np.random.Generator
-    ) -> None:
-        super().__init__(problem, settings, rng)
+    def prepare(self) -> None:
+        """Splits the blocks, and refuses tokens that do not last for start and end."""
+        settings, limit = self.settings, self.ledger.limit
         self._tokens = self.ledger.size(self.micro_batches)
-        final = settings.final_tokens or _final_tokens(
-            problem.pool, problem.tokens, settings.finalists
-        )
+        final = settings.final_tokens or _final_tokens(self.pool, limit, settings.finalists)
         self._final = self.chosen(final, "search.final_tokens")
-        self._ranges = split(problem.space, settings.ranges)
+        self._ranges = split(self.space, settings.ranges)
         self._reserved = settings.finalists * final
-        self._check_tokens()
-
-    def _check_tokens(self) -> None:
-        first = 1 + len(self._ranges) * self.settings.kept
+        first = 1 + len(self._ranges) * settings.kept
         needed = first * self._tokens + self._reserved
-        if needed > self.ledger.limit:
+        if needed > limit:
             raise ConfigError(
-                f"search.tokens: {self.ledger.limit} is less than the {needed} that the first "
-                f"{first} candidates and the last {self.settings.finalists} take; raise it or "
+                f"search.tokens: {limit} is less than the {needed} that the first "
+                f"{first} candidates and the last {settings.finalists} take; raise it or "
                 "lower ranges, kept, finalists, candidate_tokens or final_tokens"
             )
 
@@ -154,19 +157,16 @@ class DivideAndConquer(GeneratorSearcher):
         while not self.space.feasible(chosen[None])[0]:
             options = self._options(chosen, fronts, places)
             prices = yield from self._price(chosen, options)
-            order = [
-                index for index in np.argsort(prices, kind="stable") if isfinite(prices[index])
-            ]
-            if not order:
+            ranking = [options[i] for i in np.argsort(prices, kind="stable") if isfinite(prices[i])]
+            if not ranking:
                 break
-            tries = [options[index].genome for index in order]
-            best = options[order[0]]
-            chosen, places[best.index] = best.genome, best.place
+            tries = [option.genome for option in ranking]
+            chosen, places[ranking[0].index] = ranking[0].genome, ranking[0].place
         return [genome for genome in tries if self.space.feasible(genome[None])[0]] or [chosen]
 
     def _options(
         self, chosen: Genome, fronts: Sequence[Front], places: Sequence[int]
-    ) -> list[Option]:
+    ) -> list[_Option]:
         """For each range the first configuration that saves anything in what is chosen."""
         found = []
         for index, (part, front, place) in enumerate(
@@ -178,10 +178,10 @@ class DivideAndConquer(GeneratorSearcher):
             if useful.size:
                 first = int(useful[0])
                 harm = front[later[first]][1] - front[place][1]
-                found.append(Option(index, later[first], genomes[first], harm))
+                found.append(_Option(index, later[first], genomes[first], harm))
         return found
 
-    def _price(self, chosen: Genome, options: Sequence[Option]) -> AskTell[list[float]]:
+    def _price(self, chosen: Genome, options: Sequence[_Option]) -> AskTell[list[float]]:
         """What each option harms per saving, the whole model being measured if possible."""
         genomes = [option.genome for option in options]
         now, harms = 0.0, [option.harm for option in options]
@@ -208,9 +208,8 @@ class DivideAndConquer(GeneratorSearcher):
         return self.ledger.requested + count * self._tokens <= limit
 
 
-def _final_tokens(pool: Pool, limit: int | None, finalists: int) -> int:
+def _final_tokens(pool: Pool, limit: float, finalists: int) -> int:
     """The whole pool, or what a quarter of the search's tokens pays for, upwards."""
     whole = batches.rounded_up(pool, sum(pool.tokens))
-    return (
-        whole if limit is None else min(whole, batches.rounded_up(pool, limit // (4 * finalists)))
-    )
+    share = whole if limit == inf else int(limit) // (4 * finalists)
+    return min(whole, batches.rounded_up(pool, share))

@@ -20,6 +20,15 @@ class EvoPressDP(GeneratorSearcher):
     """Takes the relative output errors of all levels to add up, and measures their least sum.
 
     The errors are those of the level library, so that nothing is measured before.
+
+    ```yaml
+    space: {width: {multiple_of: 4}, budget: {body_params: 0.7}}
+    search: {name: evopress_dp, candidate_tokens: 8192}
+    ```
+
+    Examples:
+        >>> from evocompress.testing.examples import winner
+        >>> winner(EvoPressDP)
     """
 
     Settings: ClassVar[type[SearcherSettings]] = CandidateSettings
@@ -45,11 +54,7 @@ class EvoPressDP(GeneratorSearcher):
 def harms(space: SearchSpace, errors: Mapping[str, Sequence[float]]) -> Harms:
     """The summed errors of each gene's units at each of its levels.
 
-    A drop removes all that has errors below the unit, each with the error 1.
-
-    Args:
-        space: The space.
-        errors: For each unit those of its levels; a drop's is 1.
+    A drop removes all that has errors below the unit, each with the error 1, as `errors` has it.
     """
     found = []
     for members, levels in zip(space.encoding.members, space.encoding.levels, strict=True):

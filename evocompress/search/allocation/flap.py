@@ -10,9 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from evocompress.core.arrays import Genome
+from evocompress.core.arrays import Floats, Genome
 from evocompress.core.errors import ConfigError
 from evocompress.core.types import Level
 from evocompress.search.base import CandidateSettings, SearcherSettings
@@ -23,11 +22,22 @@ from evocompress.search.generator_searcher import (
 )
 from evocompress.space.space import SearchSpace
 
-Thresholds = dict[int, NDArray[np.float64]]
+Thresholds = dict[int, Floats]
+"""By gene the threshold at which each of its levels is reached (levels,)."""
 
 
 class Flap(GeneratorSearcher):
-    """Takes the scores at the dense model once, and of all thresholds the lowest that suffices."""
+    """Takes the scores at the dense model once, and of all thresholds the lowest that suffices.
+
+    ```yaml
+    space: {width: {multiple_of: 4}, budget: {body_params: 0.7}}
+    search: {name: flap, candidate_tokens: 8192}
+    ```
+
+    Examples:
+        >>> from evocompress.testing.examples import winner
+        >>> winner(Flap)
+    """
 
     Settings: ClassVar[type[SearcherSettings]] = CandidateSettings
 
@@ -54,9 +64,6 @@ def thresholds(space: SearchSpace, scores: Mapping[str, Sequence[float]]) -> Thr
     Args:
         space: A space with widths.
         scores: For each sub-layer the scores of its query heads or channels.
-
-    Returns:
-        For each gene an array (levels,).
     """
     groups = {part.unit.name: part.kv_heads for part in space.cost_model.parts}
 
@@ -84,7 +91,7 @@ def trajectory(space: SearchSpace, tables: Thresholds) -> Genome:
     return space.deactivate(np.stack(path))
 
 
-def _highest_removed(scores: NDArray[np.float64], groups: int, level: Level) -> float:
+def _highest_removed(scores: Floats, groups: int, level: Level) -> float:
     """The highest of the scores (items,) that a level removes.
 
     An attention with `groups` key-value heads keeps the groups of the highest mean, and in each

@@ -23,7 +23,7 @@ from evocompress.search.auto.evaluation_client import EvaluationClient
 from evocompress.search.auto.initialization import Starts
 from evocompress.search.auto.predictor import Predictor
 from evocompress.search.auto.thompson import ModelledDrops, modelled
-from evocompress.search.base import Incumbent, Problem, SearcherSettings
+from evocompress.search.base import Incumbent, SearcherSettings
 from evocompress.search.fidelity.racing import race
 from evocompress.search.fidelity.rungs import Rung
 from evocompress.search.fidelity.scoreboard import Scoreboard, deviation, quartile_deviation
@@ -78,18 +78,28 @@ class AutoSettings(SearcherSettings):
 
 
 class Auto(GeneratorSearcher):
-    """Chooses start, moves and schedule from the space, the pool and the number of tokens."""
+    """Chooses start, moves and schedule from the space, the pool and the number of tokens.
+
+    ```yaml
+    space: {drop: {}, budget: {body_params: 0.7}}
+    search: {name: auto, tokens: 500000}
+    ```
+
+    Examples:
+        >>> from evocompress.testing.examples import winner
+        >>> winner(Auto)
+    """
 
     settings: AutoSettings
     Settings: ClassVar[type[SearcherSettings]] = AutoSettings
 
-    def __init__(self, problem: Problem, settings: AutoSettings, rng: np.random.Generator) -> None:
-        super().__init__(problem, settings, rng)
+    def prepare(self) -> None:
+        """Divides the pool and the tokens."""
         self.micro_batches = ()  # Each race draws its own.
         self._client = EvaluationClient(self)
         self._budget = self._client.budget
         self._board = Scoreboard()
-        self._predictor = Predictor(problem.space, surrogate=settings.surrogate)
+        self._predictor = Predictor(self.space, surrogate=self.settings.surrogate)
         self._scores: Tables | None = None
         self._archive: dict[bytes, Genome] = {}
         self._origins: dict[str, str] = {}

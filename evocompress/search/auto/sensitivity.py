@@ -9,22 +9,24 @@ measures where the one before it ended.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
 
 import numpy as np
-from numpy.typing import NDArray
 
-from evocompress.core.arrays import Genome
-from evocompress.core.requests import Result
-from evocompress.search.generator_searcher import AskTell
+from evocompress.core.arrays import Floats, Genome, Integers
+from evocompress.search.bisection import bisected, mean
+from evocompress.search.generator_searcher import AskTell, Probe
 from evocompress.space.space import SearchSpace
 
-Measure = Callable[[Sequence[Genome]], AskTell[list[Result]]]
-"""Evaluates genomes as probes, all on the same tokens."""
+_EXPONENTS = (-9.0, 9.0)
+"""Of ten, for prices: measured effects lie between `_LEAST_EFFECT` and about 20, and a change may
+save a hundred-thousandth of a bound."""
 
 _BISECTIONS = 60
+"""More than the 53 binary digits of a number: the price is as exact as it can be."""
+
 _LEAST_EFFECT = 1e-6
 """Floor of a measured effect: noise may make a change look free, or better than none."""
 
@@ -37,6 +39,10 @@ class Change:
         gene: Its index.
         level: The level's index.
         saving: By how much the budget's costs fall, each as a share of its bound, together.
+
+    Example:
+        >>> applied(np.array([0, 0]), Change(gene=1, level=3, saving=0.1)).tolist()
+        [0, 3]
     """
 
     gene: int
@@ -44,14 +50,16 @@ class Change:
     saving: float
 
 
-def approach(
-    space: SearchSpace, measure: Measure, *, rounds: int, per_gene: int
-) -> AskTell[Genome]:
+Measured = Sequence[tuple[Change, float]]
+"""Changes with their effects on the proxy's value."""
+
+
+def approach(space: SearchSpace, probe: Probe, *, rounds: int, per_gene: int) -> AskTell[Genome]:
     """A genome (U,) that meets the budget, or nearly so, from the least compressed one on.
 
     Args:
         space: Its budget is approached in equal steps.
-        measure: Evaluates what is tried.
+        probe: Evaluates what is tried.
         rounds: In how many steps.
         per_gene: How many levels of each gene are tried in a round.
     """
@@ -60,15 +68,23 @@ def approach(
     for step in range(1, rounds + 1):
         # A bound that is met already may be used up to the whole of it.
         target = np.maximum(used + (1 - used) * step / rounds, 1.0)
-        tries = changes(space, genome, per_gene)
-        genomes = [genome, *(applied(genome, change) for change in tries)]
-        results = yield from measure(genomes)
-        now, *after = (result.mean for result in results)
-        if not isfinite(now):
+        measured = yield from effects(space, genome, probe, per_gene)
+        if measured is None:
             break
-        effects = [value - now for value in after]
-        genome = best_sum(space, genome, list(zip(tries, effects, strict=True)), target)
+        genome = best_sum(space, genome, measured, target)
     return genome
+
+
+def effects(
+    space: SearchSpace, genome: Genome, probe: Probe, per_gene: int
+) -> AskTell[Measured | None]:
+    """The effects of single changes of a genome (U,); ``None`` where it cannot be measured."""
+    tries = changes(space, genome, per_gene)
+    results = yield from probe([genome, *(applied(genome, change) for change in tries)])
+    now, *after = (result.mean for result in results)
+    if not isfinite(now):
+        return None
+    return [(change, value - now) for change, value in zip(tries, after, strict=True)]
 
 
 def changes(space: SearchSpace, genome: Genome, per_gene: int) -> list[Change]:
@@ -79,15 +95,11 @@ def changes(space: SearchSpace, genome: Genome, per_gene: int) -> list[Change]:
     found: list[Change] = []
     for gene in _sublayer_genes(space, genome):
         cheaper = _cheaper(space, genome, gene)
-        wanted = (
-            np.arange(1, per_gene + 1)
-            / per_gene
-            * max((change.saving for change in cheaper), default=0.0)
-        )
-        nearest = {
-            min(cheaper, key=lambda change, goal=goal: abs(change.saving - goal))  # type: ignore[misc]
-            for goal in (wanted if cheaper else ())
-        }
+        most = max((change.saving for change in cheaper), default=0.0)
+        nearest = set[Change]()
+        for share in np.arange(1, per_gene + 1) / per_gene if cheaper else ():
+            distances = [abs(change.saving - share * most) for change in cheaper]
+            nearest.add(cheaper[int(np.argmin(distances))])
         found += sorted(nearest, key=lambda change: change.saving)
     return found
 
@@ -99,46 +111,39 @@ def applied(genome: Genome, change: Change) -> Genome:
     return changed
 
 
-def best_sum(
-    space: SearchSpace,
-    genome: Genome,
-    measured: Sequence[tuple[Change, float]],
-    target: NDArray[np.float64],
-) -> Genome:
+def best_sum(space: SearchSpace, genome: Genome, measured: Measured, target: Floats) -> Genome:
     """The genome (U,) of the least total effect that uses at most `target` of each bound.
+
+    A knapsack has no answer where the target is missed; here the most that was measured is done
+    then, because later rounds and repairs go on from there.
 
     Args:
         space: The space.
         genome: Where the effects were measured.
-        measured: Changes with their effects. What lies between two of a gene is interpolated
-            over the saving, and what one saves less than another never harms more.
-        target: For each bound the share of it to come down to; where all changes together
-            miss it, the most that was measured is done.
+        measured: What lies between two changes of a gene is interpolated over the saving, and
+            what one saves less than another never harms more.
+        target: For each bound the share of it to come down to.
     """
-    tables = [
-        (gene, *_curve(space, genome, gene, [pair for pair in measured if pair[0].gene == gene]))
+    curves = {
+        gene: _curve(space, genome, gene, [pair for pair in measured if pair[0].gene == gene])
         for gene in dict.fromkeys(change.gene for change, _ in measured)
-    ]
+    }
 
-    def chosen(price: float) -> Genome:
+    def chosen(exponent: float) -> Genome:
         picked = genome.copy()
-        for gene, levels, savings, effects in tables:
-            picked[gene] = levels[int(np.argmin(effects - price * savings))]
+        for gene, (levels, savings, harms) in curves.items():
+            picked[gene] = levels[int(np.argmin(harms - 10.0**exponent * savings))]
         settled: Genome = space.deactivate(space.encoding.with_experts(picked[None]))[0]
         return settled
 
-    low, high = -9.0, 9.0
-    for _ in range(_BISECTIONS):
-        middle = (low + high) / 2
-        if (space.budget_usage(chosen(10.0**middle)[None])[0] > target).any():
-            low = middle
-        else:
-            high = middle
-    return chosen(10.0**high)
+    def enough(exponent: float) -> bool:
+        return bool((space.budget_usage(chosen(exponent)[None])[0] <= target).all())
+
+    return chosen(bisected(enough, *_EXPONENTS, _BISECTIONS, mean)[1])
 
 
 def _sublayer_genes(space: SearchSpace, genome: Genome) -> list[int]:
-    """The genes of widths and drops that are not void."""
+    """The active genes of widths and drops."""
     genes = np.union1d(space.encoding.widths, space.encoding.droppable)
     present = ~space.encoding.inactive(genome[None])[0]
     return [int(gene) for gene in genes if present[gene]]
@@ -159,21 +164,29 @@ def _cheaper(space: SearchSpace, genome: Genome, gene: int) -> list[Change]:
 
 
 def _curve(
-    space: SearchSpace, genome: Genome, gene: int, measured: Sequence[tuple[Change, float]]
-) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+    space: SearchSpace, genome: Genome, gene: int, measured: Measured
+) -> tuple[Integers, Floats, Floats]:
     """Levels of one gene from the present one on, with their savings and effects.
 
     Levels that save more than the largest measured saving are left out.
     """
-    points = sorted((change.saving, max(effect, _LEAST_EFFECT)) for change, effect in measured)
-    savings = np.array([0.0, *(saving for saving, _ in points)])
-    # From the right, so that a lucky measurement of a large change lowers the smaller ones.
-    effects = np.minimum.accumulate(np.array([0.0, *(e for _, e in points)])[::-1])[::-1]
+    points = [(change.saving, max(effect, _LEAST_EFFECT)) for change, effect in measured]
+    savings, harms = rising([(0.0, 0.0), *points])
     options = [c for c in _cheaper(space, genome, gene) if c.saving <= savings[-1] * (1 + 1e-9)]
     options = [Change(gene, int(genome[gene]), 0.0), *options]
     own = np.array([option.saving for option in options])
-    return (
-        np.array([option.level for option in options], dtype=np.int64),
-        own,
-        np.interp(own, savings, effects),
-    )
+    return np.array([option.level for option in options]), own, np.interp(own, savings, harms)
+
+
+def rising(points: Sequence[tuple[float, float]]) -> tuple[Floats, Floats]:
+    """What was measured of ever larger changes: sizes (N,) and harms (N,), which never fall.
+
+    A larger change that was measured as harmless makes smaller ones harmless: so a lucky
+    measurement of a large change lowers the smaller ones, instead of being lost.
+
+    Args:
+        points: (size, harm) of each change; the first is no change.
+    """
+    first, *others = points
+    sizes, harms = np.array([first, *sorted(others)]).T
+    return sizes, np.minimum.accumulate(harms[::-1])[::-1]

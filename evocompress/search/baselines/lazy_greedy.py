@@ -9,34 +9,28 @@ may harm less together than the sum of both, so whole blocks are tried beside th
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from evocompress.core.arrays import Genome
-from evocompress.core.requests import Result
 from evocompress.search.baselines.removal import present, without
 from evocompress.search.baselines.steps import rates, savings
-from evocompress.search.generator_searcher import AskTell
+from evocompress.search.generator_searcher import AskTell, Probe
 from evocompress.space.space import SearchSpace
 
 Removed = tuple[int, ...]
 """Genes that are dropped together."""
 
-Measure = Callable[[Sequence[Genome]], AskTell[list[Result]]]
-"""Evaluates genomes as probes, all on the same tokens, which may be others each time."""
 
-
-def lazily_removed(
-    space: SearchSpace, measure: Measure, *, tries: int, take: int
-) -> AskTell[Genome]:
+def lazily_removed(space: SearchSpace, probe: Probe, *, tries: int, take: int) -> AskTell[Genome]:
     """A genome (U,) that meets the budget by dropping unit after unit, or nearly so.
 
     In each round after the first the `tries` most promising removals are tried; `take` are made.
     """
     genome = space.encoding.default
     fresh = _removals(space, genome)
-    harms = yield from _measured(space, genome, fresh, measure)
+    harms = yield from _measured(space, genome, fresh, probe)
     while not space.feasible(genome[None])[0]:
         taken = _together(space, genome, _disjoint(_cheapest(space, genome, fresh, harms)), take)
         if not taken:
@@ -48,7 +42,7 @@ def lazily_removed(
         promising = _cheapest(space, genome, left, harms)[:tries]
         near = [removal for removal in left if _is_near(space, removal, taken)]
         fresh = list(dict.fromkeys([*promising, *near]))
-        harms |= yield from _measured(space, genome, fresh, measure)
+        harms |= yield from _measured(space, genome, fresh, probe)
     return genome
 
 
@@ -85,11 +79,11 @@ def _together(
 
 
 def _measured(
-    space: SearchSpace, genome: Genome, removals: Sequence[Removed], measure: Measure
+    space: SearchSpace, genome: Genome, removals: Sequence[Removed], probe: Probe
 ) -> AskTell[dict[Removed, float]]:
     """By how much each removal makes a genome (U,) worse."""
     tried = [without(space, genome, np.array(removal)) for removal in removals]
-    now, *after = yield from measure([genome, *tried])
+    now, *after = yield from probe([genome, *tried])
     return {
         removal: result.mean - now.mean if np.isfinite(now.mean) else np.inf
         for removal, result in zip(removals, after, strict=True)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from math import isfinite
 
 import numpy as np
 
 from evocompress.core.arrays import Genome
 from evocompress.core.requests import Estimation
 from evocompress.search.allocation.flap import thresholds, trajectory
-from evocompress.search.auto.sensitivity import Measure, applied, best_sum, changes
-from evocompress.search.generator_searcher import AskTell
+from evocompress.search.auto.sensitivity import best_sum, effects
+from evocompress.search.generator_searcher import AskTell, Probe
 from evocompress.search.objectives import Objectives
 from evocompress.space import sampling
 from evocompress.space.space import SearchSpace
@@ -60,7 +59,7 @@ def flap_ladder(
 def measured_ladder(
     space: SearchSpace,
     objectives: Objectives,
-    measure: Measure,
+    probe: Probe,
     lowest: Genome,
     count: int,
     *,
@@ -77,12 +76,9 @@ def measured_ladder(
     shares = np.linspace(1.0, bounded.budget_usage(lowest[None])[0], count + 1)[1:]
     found: list[Genome] = []
     for targets in np.array_split(shares, rounds):
-        tries = changes(bounded, genome, per_gene)
-        results = yield from measure([genome, *(applied(genome, change) for change in tries)])
-        now, *after = (result.mean for result in results)
-        if not isfinite(now):
+        measured = yield from effects(bounded, genome, probe, per_gene)
+        if measured is None:
             break
-        effects = [(change, value - now) for change, value in zip(tries, after, strict=True)]
-        found += [best_sum(bounded, genome, effects, target) for target in targets]
+        found += [best_sum(bounded, genome, measured, target) for target in targets]
         genome = found[-1] if found else genome
     return found

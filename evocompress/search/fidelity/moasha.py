@@ -68,6 +68,15 @@ class MOASHA(GeneratorSearcher):
     the best part of a rung goes on to the next, those of the highest rung first; places that are
     left get new candidates. So the best of a rung are chosen anew whenever it grows, and nobody
     waits for a rung to be complete. The incumbent is the knee of the highest rung.
+
+    ```yaml
+    space: {drop: {}, budget: {body_params: 0.7}}
+    search: {name: moasha, configurations: 27, grace_tokens: 1024, max_tokens: 9216}
+    ```
+
+    Examples:
+        >>> from evocompress.testing.examples import winner
+        >>> winner(MOASHA)
     """
 
     settings: MOASHASettings

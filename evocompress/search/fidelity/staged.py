@@ -7,14 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-import numpy as np
 from pydantic import Field
 
 from evocompress.core.arrays import Genome
 from evocompress.core.errors import ConfigError
 from evocompress.core.fields import Positive, Size, Tokens
 from evocompress.core.requests import Pool, Result
-from evocompress.search.base import Problem, SearcherSettings
+from evocompress.search.base import SearcherSettings
 from evocompress.search.fidelity import batches
 from evocompress.search.fidelity.rungs import Fidelity, Rung
 from evocompress.search.generator_searcher import AskTell, GeneratorSearcher, Ranking, ranked
@@ -143,11 +142,9 @@ class StagedSearcher(GeneratorSearcher):
 
     settings: StagedSettings
 
-    def __init__(
-        self, problem: Problem, settings: StagedSettings, rng: np.random.Generator
-    ) -> None:
-        super().__init__(problem, settings, rng)
-        self._schedule = schedule(settings, problem.space, problem.pool)
+    def prepare(self) -> None:
+        """Completes the schedule."""
+        self._schedule = schedule(self.settings, self.space, self.pool)
 
     @abstractmethod
     def _offspring(self, parent: Genome | None) -> list[Genome]:
