@@ -20,7 +20,12 @@ from evocompress.space.space import SearchSpace
 
 
 class SearcherSettings(Strict):
-    """Base of every searcher's settings: immutable, unknown keys are errors."""
+    """Base of every searcher's settings: immutable, unknown keys are errors.
+
+    Examples:
+        >>> SearcherSettings().recipes, SearcherSettings().needs_next_token
+        ((), False)
+    """
 
     @property
     def recipes(self) -> tuple[Recipe, ...]:
@@ -47,6 +52,10 @@ class CandidateSettings(SearcherSettings):
     Attributes:
         candidate_tokens: Tokens on which candidates are measured, always the same ones; the
             whole pool if left out.
+
+    Examples:
+        >>> CandidateSettings(candidate_tokens=2048).tokens_of_comparison(Pool((512,) * 16))
+        2048
     """
 
     candidate_tokens: Tokens | None = None
@@ -60,6 +69,11 @@ class Problem:
         space: Units, levels, constraints, costs and budget.
         pool: Sizes of the calibration micro-batches.
         tokens: Requested tokens after which the run stops, or ``None``.
+
+    Examples:
+        >>> from evocompress.testing.examples import space
+        >>> Problem(space(body_params=0.9), Pool((512,) * 16), tokens=20_000).space.budget
+        {'body_params': 99878.4...}
     """
 
     space: SearchSpace
@@ -76,6 +90,10 @@ class Incumbent:
         value: Its mean proxy value over `micro_batches`.
         micro_batches: On which it was compared last.
         treatment: The one that it was measured after.
+
+    Examples:
+        >>> Incumbent(Candidate(), value=0.25, micro_batches=(0, 3)).treatment
+        'none'
     """
 
     candidate: Candidate
@@ -112,6 +130,13 @@ class Searcher(ABC):
         checks_tokens: Whether making a searcher refuses tokens that are too few for a result.
         micro_batches: The part of the pool on which candidates are compared unless another one
             is named: exactly as many tokens as the settings say, or all.
+
+    Examples:
+        >>> from evocompress.search.baselines.uniform import Uniform
+        >>> from evocompress.testing.examples import searcher
+        >>> [request] = (even := searcher(Uniform)).ask()
+        >>> len(request.micro_batches), even.incumbent()
+        (64, None)
     """
 
     Settings: ClassVar[type[SearcherSettings]] = SearcherSettings

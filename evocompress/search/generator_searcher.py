@@ -11,6 +11,7 @@ import numpy as np
 from evocompress.core.arrays import Genome
 from evocompress.core.requests import Answer, Estimate, Estimation, Evaluate, Request, Result
 from evocompress.search.base import Incumbent, Problem, Searcher, SearcherSettings
+from evocompress.search.operators.mutation import different
 from evocompress.space.repair import repair
 from evocompress.space.space import SearchSpace
 
@@ -32,6 +33,15 @@ class GeneratorSearcher(Searcher):
     `search` yields non-empty lists of requests, receives their answers in order, and returns
     when the search has ended. Mostly it does so by ``yield from self.select(genomes)``. Tokens
     are counted in `ledger` as answers come in.
+
+    Examples:
+        >>> from evocompress.space.sampling import uniform
+        >>> class Even(GeneratorSearcher):
+        ...     def search(self):
+        ...         yield from self.select([uniform(self.space)])
+        >>> from evocompress.testing.examples import searcher
+        >>> len(searcher(Even, tokens=200_000).ask())
+        1
     """
 
     def __init__(
@@ -75,10 +85,10 @@ class GeneratorSearcher(Searcher):
             genomes: At least one; of equal ones one is measured.
             micro_batches: On which they are compared; `micro_batches` if left out.
         """
-        different = list({genome.tobytes(): genome for genome in genomes}.values())
+        tries = different(genomes)
         chosen = self.micro_batches if micro_batches is None else micro_batches
-        results = yield from self.evaluate(different, chosen)
-        best = self.crown(ranked(different, results))
+        results = yield from self.evaluate(tries, chosen)
+        best = self.crown(ranked(tries, results))
         return genomes[0] if best is None else best
 
     def crown(self, ranking: Ranking) -> Genome | None:

@@ -22,7 +22,14 @@ from evocompress.space.space import SearchSpace
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """A genome (U,) and the result of its candidate where it was last compared."""
+    """A genome (U,) and the result of its candidate where it was last compared.
+
+    Examples:
+        >>> from evocompress.core.requests import Evaluate
+        >>> failed = Result(Evaluate(Candidate(), (0,)), (), failed="out of memory")
+        >>> Measured(np.zeros(4), failed).value
+        inf
+    """
 
     genome: Genome
     result: Result
@@ -44,11 +51,17 @@ class Objectives:
 
     Attributes:
         costs: Names of the costs; none where only the value counts.
-        minimal_genomes: For each cost the amount (M,) below which less is no better.
+        floors: For each cost the amount (M,) below which less is no better.
+
+    Examples:
+        >>> from evocompress.testing.examples import space
+        >>> objectives = Objectives(("body_params",), floors=np.array([40_000]))
+        >>> objectives.points(space(), [np.zeros(5, int), np.ones(5, int)], [0.0, 2.0]).tolist()
+        [[0.0, 110976.0], [2.0, 40000.0]]
     """
 
     costs: tuple[str, ...]
-    minimal_genomes: NDArray[np.float64]
+    floors: NDArray[np.float64]
 
     def points(
         self, space: SearchSpace, genomes: Sequence[Genome], values: Sequence[float]
@@ -57,7 +70,7 @@ class Objectives:
         found = space.costs(np.stack(genomes))
         costs = [
             np.maximum(found[name], floor)
-            for name, floor in zip(self.costs, self.minimal_genomes, strict=True)
+            for name, floor in zip(self.costs, self.floors, strict=True)
         ]
         return np.column_stack([values, *costs])
 
@@ -100,15 +113,15 @@ def choose(
     for name in costs:
         check_cost(name, space.cost_model, "search.objectives")
     dense = space.cost_model.dense()
-    bounds, minimal_genomes = dict(space.budget), dict.fromkeys(costs, 0.0)
+    bounds, floors = dict(space.budget), dict.fromkeys(costs, 0.0)
     for name, ends in ranges.items():
         if name not in costs:
             raise ConfigError(f"search.range: '{name}' is no objective; {nearest(name, costs)}")
         if ends[0] >= ends[1]:
             raise ConfigError(f"search.range.{name}: {ends[0]} is not below {ends[1]}")
-        minimal_genomes[name], high = (absolute(end, dense[name]) for end in ends)
+        floors[name], high = (absolute(end, dense[name]) for end in ends)
         bounds[name] = min(high, bounds.get(name, high))
     narrowed = replace(space, budget=bounds)
     if ranges:
         check_reachable(narrowed)
-    return narrowed, Objectives(costs, np.array([minimal_genomes[name] for name in costs]))
+    return narrowed, Objectives(costs, np.array([floors[name] for name in costs]))

@@ -23,6 +23,9 @@ from evocompress.testing.decoders import Decoder
 from evocompress.testing.searchers import Separable, run
 from evocompress.testing.tiny import tiny_loaded
 
+DROPS = SpaceConfig.model_validate({"drop": {}, "budget": {"body_params": 0.7}})
+"""The space of examples that name none: what is left has 70% of the parameters."""
+
 
 def space(**budget: float) -> SearchSpace:
     """The drops of attentions and MLPs of a Llama with three blocks."""
@@ -44,21 +47,25 @@ def shown(text: str | None) -> list[dict[str, Any]]:
     return [read_yaml_text(block, "docstring") for block in blocks]
 
 
-def winner(searcher: type[Searcher]) -> dict[str, str]:
-    """What the best candidate does to which unit, in the search that the class's docstring shows.
+def searcher(made: type[Searcher], space: SpaceConfig = DROPS, **settings: Any) -> Searcher:
+    """A searcher of a model of numbers alone with four blocks, and 64 times 1,024 tokens.
 
-    The model is one of numbers alone with four blocks, or two with experts where these are dropped.
+    The model has two blocks with experts where these are dropped.
     """
-    [sections] = shown(searcher.__doc__)
-    config = SpaceConfig.model_validate(sections["space"])
-    settings = {key: value for key, value in sections["search"].items() if key != "name"}
     tokens = settings.pop("tokens", None)
-    mixture = config.drop is not None and "expert" in config.drop.units
+    mixture = space.drop is not None and "expert" in space.drop.units
     decoder = Decoder(layers=2, experts=4, active=1) if mixture else Decoder()
-    space = build_space(decoder.units(), decoder.architecture(), config)
-    problem = Problem(space, Pool((1024,) * 64), tokens)
-    made = searcher(problem, searcher.Settings(**settings), np.random.default_rng(0))
-    run(made, Separable.of(space))
-    best = made.incumbent()
+    found = build_space(decoder.units(), decoder.architecture(), space)
+    problem = Problem(found, Pool((1024,) * 64), tokens)
+    return made(problem, made.Settings(**settings), np.random.default_rng(0))
+
+
+def winner(made: type[Searcher]) -> dict[str, str]:
+    """What the best candidate of the search that a class's docstring shows does to which unit."""
+    [sections] = shown(made.__doc__)
+    told = {key: value for key, value in sections["search"].items() if key != "name"}
+    search = searcher(made, SpaceConfig.model_validate(sections["space"]), **told)
+    run(search, Separable.of(search.space))
+    best = search.incumbent()
     assert best is not None
     return {name.split(".", 2)[2]: level.key for name, level in best.candidate.levels}

@@ -11,11 +11,15 @@ from evocompress.search.auto.acquisition import Acquisition, blend, climb, propo
 from evocompress.search.auto.auto import ARCHIVE, Auto
 from evocompress.search.auto.predictor import Predictor
 from evocompress.search.base import Problem
-from evocompress.search.fidelity.racing import race
+from evocompress.search.fidelity.racing import Scoreboard, race
 from evocompress.search.fidelity.rungs import Rung
-from evocompress.search.fidelity.scoreboard import Scoreboard
-from evocompress.search.surrogates.second_order import quadratic, step
-from evocompress.search.surrogates.taylor import Expansion, expansion, monotone
+from evocompress.search.surrogates.second_order import (
+    Expansion,
+    expansion,
+    monotone,
+    quadratic,
+    step,
+)
 from evocompress.space import sampling
 from evocompress.space.build import build_space
 from evocompress.testing.decoders import Decoder

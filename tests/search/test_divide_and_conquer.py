@@ -7,8 +7,7 @@ import pytest
 
 from evocompress.core.config import SpaceConfig
 from evocompress.core.errors import ConfigError
-from evocompress.search.allocation.divide_and_conquer import DivideAndConquer
-from evocompress.search.allocation.partitions import split
+from evocompress.search.allocation.divide_and_conquer import DivideAndConquer, split
 from evocompress.search.base import Problem
 from evocompress.space import sampling
 from evocompress.space.build import build_space

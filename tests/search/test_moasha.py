@@ -6,8 +6,7 @@ from evocompress.core.errors import ConfigError
 from evocompress.core.pareto import layers
 from evocompress.core.requests import Pool, Result
 from evocompress.search.base import Problem
-from evocompress.search.fidelity.halving import epsilon_net, halving, priority
-from evocompress.search.fidelity.moasha import MOASHA
+from evocompress.search.fidelity.moasha import MOASHA, epsilon_net, halving, priority
 from evocompress.space.build import build_space
 from evocompress.testing import searchers as contract
 from evocompress.testing.decoders import Decoder

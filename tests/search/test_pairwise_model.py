@@ -1,14 +1,15 @@
 """The model of dropped units against the same regression on explicit features."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from evocompress.search.surrogates.pairwise_model import (
     Effects,
-    Interactions,
     Observations,
+    Posterior,
     exchanges,
 )
 
@@ -47,14 +48,14 @@ def weights(effects):
     return np.concatenate([effects.singles, effects.pairs[FIRST, SECOND]])
 
 
-class TestInteractions:
+class TestPosterior:
     def test_the_mean_is_that_of_explicit_features(self, seen):
-        model = Interactions.fitted(seen)
+        model = Posterior.fitted(seen)
         np.testing.assert_allclose(weights(model.mean), expected(model)[0], atol=1e-10)
         np.testing.assert_allclose(model.mean.pairs, model.mean.pairs.T, rtol=1e-12)
 
     def test_draws_have_the_mean_and_covariance_of_the_posterior(self, seen):
-        model, rng = Interactions.fitted(seen), np.random.default_rng(1)
+        model, rng = Posterior.fitted(seen), np.random.default_rng(1)
         drawn = np.stack([weights(model.drawn(rng)) for _ in range(20_000)])
         mean, covariance = expected(model)
         errors = np.sqrt(covariance.diagonal() / len(drawn))
@@ -63,7 +64,7 @@ class TestInteractions:
         np.testing.assert_allclose(np.cov(drawn.T), covariance, atol=0.05 * largest)
 
     def test_less_bold_draws_are_closer_to_the_mean(self, seen):
-        model = Interactions.fitted(seen)
+        model = Posterior.fitted(seen)
         whole, half = (model.drawn(np.random.default_rng(2), boldness) for boldness in (1.0, 0.5))
         mean = weights(model.mean)
         np.testing.assert_allclose(weights(half) - mean, (weights(whole) - mean) / 2, atol=1e-12)
@@ -76,15 +77,15 @@ class TestInteractions:
             above = np.triu(rng.normal(0, pair, (12, 12)), 1)
             truth = Effects(rng.normal(0, 0.3, 12), above + above.T)
             values = truth.values(gone) + rng.normal(0, 0.05, 400)
-            found.append(Interactions.fitted(Observations(gone, texts, values, np.zeros(12))))
+            found.append(Posterior.fitted(Observations(gone, texts, values, np.zeros(12))))
         assert found[0].variances.pair < found[1].variances.pair
         assert all(model.variances.single >= 0.05 for model in found)
         assert np.corrcoef(found[1].mean.singles, truth.singles)[0, 1] > 0.95
 
     def test_an_update_keeps_the_variances(self, seen):
-        model = Interactions.fitted(seen)
+        model = Posterior.fitted(seen)
         fewer = Observations(seen.gone[:30], seen.texts[:30], seen.values[:30], seen.slopes)
-        updated = model.updated(fewer)
+        updated = replace(model, seen=fewer)
         assert updated.variances == model.variances
         assert updated.chosen_with == COUNT
         assert updated.precision.shape == (30, 30)

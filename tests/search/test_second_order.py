@@ -4,8 +4,13 @@ import numpy as np
 import pytest
 from test_knapsack import SPACES, every_genome, space_of
 
-from evocompress.search.surrogates.second_order import best_coupling, least, quadratic, step
-from evocompress.search.surrogates.taylor import Expansion
+from evocompress.search.surrogates.second_order import (
+    Expansion,
+    best_coupling,
+    least,
+    quadratic,
+    step,
+)
 from evocompress.space import sampling
 
 SEQUENCES = 16

@@ -61,13 +61,15 @@ class Allocation(GeneratorSearcher):
     """Measures the candidate of one heuristic and ends.
 
     ```yaml
-    space: {sparsity: {target: 0.5, levels: 3}}
+    space: {sparsity: {match: ['*.o_proj'], target: 0.5, levels: 3}}
     search: {name: allocation, method: owl, estimate_tokens: 8192}
     ```
 
     Examples:
         >>> from evocompress.testing.examples import winner
         >>> winner(Allocation)
+        {'0.self_attn.o_proj': 'zeros=128', '1.self_attn.o_proj': 'zeros=107',
+        '2.self_attn.o_proj': 'zeros=149', '3.self_attn.o_proj': 'zeros=128'}
     """
 
     Settings: ClassVar[type[SearcherSettings]] = AllocationSettings

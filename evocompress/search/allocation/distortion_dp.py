@@ -61,6 +61,7 @@ class DistortionDP(GeneratorSearcher):
     Examples:
         >>> from evocompress.testing.examples import winner
         >>> winner(DistortionDP)
+        {'1.attention': 'drop', '2.attention': 'drop', '3.mlp': 'drop'}
     """
 
     settings: DistortionDPSettings
@@ -114,7 +115,7 @@ class WithDense:
         >>> from evocompress.testing.examples import space
         >>> wide = WithDense.of(space(body_params=0.9))
         >>> wide.shift.tolist(), wide.removed(0).tolist()
-        ([0, 0, 0, 0, 0, 0], [0.0, 1.0])
+        ([0, 0, 0, 0, 0], [0.0, 1.0])
     """
 
     space: SearchSpace

@@ -29,6 +29,8 @@ class EvoPressDP(GeneratorSearcher):
     Examples:
         >>> from evocompress.testing.examples import winner
         >>> winner(EvoPressDP)
+        {'0.mlp': 'channels=16', '1.mlp': 'channels=16', '2.mlp': 'channels=16',
+        '3.mlp': 'channels=20'}
     """
 
     Settings: ClassVar[type[SearcherSettings]] = CandidateSettings

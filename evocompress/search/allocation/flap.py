@@ -37,6 +37,8 @@ class Flap(GeneratorSearcher):
     Examples:
         >>> from evocompress.testing.examples import winner
         >>> winner(Flap)
+        {'0.mlp': 'channels=16', '1.attention': 'kv_groups=1,group_heads=2', '1.mlp': 'channels=20',
+        '2.mlp': 'channels=20', '3.mlp': 'channels=20'}
     """
 
     Settings: ClassVar[type[SearcherSettings]] = CandidateSettings

@@ -43,7 +43,7 @@ class Known:
         >>> matrices = [Unit("", "matrix", "0", 0, "", shape) for shape in ((8, 4), (4, 24))]
         >>> known = Known(tuple(matrices), blocks=("0", "0"), rows={}, spread=0.0)
         >>> METHODS["erk"].densities(known, 0.4).round(2).tolist()
-        [0.64, 0.32]
+        [0.48, 0.37]
     """
 
     matrices: tuple[Unit, ...]

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import erf
 
 import numpy as np
-from numpy.typing import NDArray
 
-from evocompress.core.arrays import Genome
-from evocompress.search.operators.mutation import distinct, exchange, mutate, transpose
+from evocompress.core.arrays import Floats, Genome
+from evocompress.search.operators.mutation import (
+    different,
+    distinct,
+    exchange,
+    mutate,
+    transpose,
+)
 from evocompress.space.repair import fill_budget, repair
 from evocompress.space.space import SearchSpace
 
-Predict = Callable[[Genome], NDArray[np.float64]]
+Predict = Callable[[Genome], Floats]
 """The predicted values (N,) of genomes (N, U), on any scale: lower is better."""
 
 _TRIED = 12
@@ -22,6 +26,9 @@ _TRIED = 12
 
 _FLOOR = 0.125
 """Share of the proposals that are drawn without regard to any prediction."""
+
+_TOWARDS = 0.5
+"""Share of the proposals that go towards targets, where there are any."""
 
 _TRANSPOSED = 0.5
 """Share of the moves in which two blocks change places, where units can be dropped."""
@@ -34,19 +41,6 @@ _CHOICES = 32
 
 
 @dataclass(frozen=True)
-class MutationRadius:
-    """How far proposals go.
-
-    Attributes:
-        exchanges: The most exchanges that make one.
-        targets: Genomes (U,) towards which some go: others that may be good.
-    """
-
-    exchanges: int = 3
-    targets: Sequence[Genome] = ()
-
-
-@dataclass(frozen=True)
 class Acquisition:
     """What guides proposals.
 
@@ -54,6 +48,11 @@ class Acquisition:
         predict: Expected values.
         error: The typical error of a prediction, on their scale; ``None``: not known, and taken
             for half of what lies between different proposals.
+
+    Examples:
+        >>> guide = Acquisition(lambda genomes: genomes.sum(axis=1) / 2, error=0.1)
+        >>> guide.predict(np.array([[0, 1], [2, 3]])).tolist()
+        [0.5, 2.5]
     """
 
     predict: Predict
@@ -66,7 +65,9 @@ def propose(
     guide: Acquisition | None,
     count: int,
     rng: np.random.Generator,
-    reach: MutationRadius = MutationRadius(),  # noqa: B008  (frozen)
+    *,
+    steps: int = 3,
+    targets: Sequence[Genome] = (),
 ) -> list[Genome]:
     """Different feasible genomes (U,) near a parent, none of them the parent.
 
@@ -81,9 +82,19 @@ def propose(
         guide: What is expected of genomes; without it all are drawn evenly.
         count: How many are wanted, at most.
         rng: Source of randomness.
-        reach: How far they may go.
+        steps: The most exchanges that make one.
+        targets: Genomes (U,) towards which some go: others that may be good.
     """
-    pool = _pool(space, parent, count * (_TRIED if guide else 1), rng, reach)
+
+    def child() -> Genome:
+        if targets and rng.random() < _TOWARDS:
+            return blend(space, parent, targets[int(rng.integers(len(targets)))], rng)
+        genome = parent
+        for _ in range(int(rng.integers(1, steps + 1))):
+            genome = _moved(space, genome, rng)
+        return genome
+
+    pool = distinct(child, count * (_TRIED if guide else 1), excluded=parent)
     if guide is None or len(pool) <= count:
         return pool[:count]
     guided = count - round(_FLOOR * count)
@@ -94,11 +105,9 @@ def propose(
     )
     rest = rng.permutation(np.setdiff1d(np.arange(len(pool)), picked))
     climbing = [pool[index] for index in picked[: round(_CLIMBED * count)]]
-    climbed = [climb(space, genome, guide.predict, reach.exchanges, rng) for genome in climbing]
+    climbed = [climb(space, genome, guide.predict, steps, rng) for genome in climbing]
     chosen = [*climbed, *(pool[index] for index in [*picked[len(climbed) :], *rest])]
-    different = {genome.tobytes(): genome for genome in chosen}
-    different.pop(parent.tobytes(), None)
-    return list(different.values())[:count]
+    return [genome for genome in different(chosen) if (genome != parent).any()][:count]
 
 
 def climb(
@@ -124,23 +133,6 @@ def blend(space: SearchSpace, genome: Genome, other: Genome, rng: np.random.Gene
     return fill_budget(space, repair(space, child, rng), rng)
 
 
-def _pool(
-    space: SearchSpace, parent: Genome, size: int, rng: np.random.Generator, reach: MutationRadius
-) -> list[Genome]:
-    """Up to `size` different genomes, in the order in which they were made."""
-    targets = reach.targets
-
-    def child() -> Genome:
-        if targets and rng.random() < 0.5:
-            return blend(space, parent, targets[int(rng.integers(len(targets)))], rng)
-        genome = parent
-        for _ in range(int(rng.integers(1, reach.exchanges + 1))):
-            genome = _moved(space, genome, rng)
-        return genome
-
-    return distinct(child, size, excluded=parent)
-
-
 def _moved(space: SearchSpace, genome: Genome, rng: np.random.Generator) -> Genome:
     """A feasible genome (U,) after one exchange of levels, or of two whole blocks.
 
@@ -156,20 +148,22 @@ def _moved(space: SearchSpace, genome: Genome, rng: np.random.Generator) -> Geno
     return exchange(space, genome, rng)
 
 
-def _weights(predicted: NDArray[np.float64], error: float | None) -> NDArray[np.float64]:
+def _weights(predicted: Floats, error: float | None) -> Floats:
     """Chances (N,) in proportion to the expected improvement; even where all are alike.
 
     Args:
         predicted: Changes (N,) of the value; lower is better.
         error: The standard deviation of what is measured around what is predicted.
     """
-    spread = error if error is not None else float(predicted.std()) / 2
-    if spread <= 0:
+    # Loading it takes longer than everything else of the package.
+    from scipy.special import ndtr  # type: ignore[import-untyped]
+
+    deviation = error if error is not None else float(predicted.std()) / 2
+    if deviation <= 0:
         gains = np.maximum(-predicted, 0.0)
     else:
-        depth = -predicted / spread
+        depth = -predicted / deviation
         density = np.exp(-(depth**2) / 2) / np.sqrt(2 * np.pi)
-        below = np.array([(1 + erf(each / np.sqrt(2))) / 2 for each in depth.tolist()])
-        gains = np.maximum(spread * (density + depth * below), 0.0)
+        gains = np.maximum(deviation * (density + depth * ndtr(depth)), 0.0)
     total = gains.sum()
     return gains / total if total > 0 else np.full(len(gains), 1 / len(gains))

@@ -18,19 +18,25 @@ import numpy as np
 
 from evocompress.core.arrays import Genome
 from evocompress.core.types import Candidate
-from evocompress.search.auto.acquisition import Acquisition, MutationRadius, propose
+from evocompress.search.auto.acquisition import Acquisition, propose
 from evocompress.search.auto.evaluation_client import EvaluationClient
 from evocompress.search.auto.initialization import Starts
 from evocompress.search.auto.predictor import Predictor
 from evocompress.search.auto.thompson import ModelledDrops, modelled
 from evocompress.search.base import Incumbent, SearcherSettings
-from evocompress.search.fidelity.racing import race
+from evocompress.search.fidelity.racing import Scoreboard, deviation, quartile_deviation, race
 from evocompress.search.fidelity.rungs import Rung
-from evocompress.search.fidelity.scoreboard import Scoreboard, deviation, quartile_deviation
 from evocompress.search.fidelity.token_budget import OFFSPRING
 from evocompress.search.generator_searcher import AskTell, GeneratorSearcher
-from evocompress.search.surrogates.second_order import best_coupling, quadratic, step
-from evocompress.search.surrogates.taylor import Expansion, Tables, expansion
+from evocompress.search.operators.mutation import different
+from evocompress.search.surrogates.second_order import (
+    Expansion,
+    Tables,
+    best_coupling,
+    expansion,
+    quadratic,
+    step,
+)
 from evocompress.space import sampling
 
 RADII = (1, 2, 4)
@@ -88,6 +94,7 @@ class Auto(GeneratorSearcher):
     Examples:
         >>> from evocompress.testing.examples import winner
         >>> winner(Auto)
+        {'1.attention': 'drop', '2.attention': 'drop', '3.mlp': 'drop'}
     """
 
     settings: AutoSettings
@@ -141,7 +148,7 @@ class Auto(GeneratorSearcher):
             self._origins.setdefault(self.space.candidate(genome).id, name)
         shown = [*named] if len(named) <= _NAMED else [f"{len(named)} candidates"]
         self._client.doing = f"comparing {', '.join(shown)}"
-        first, *others = {genome.tobytes(): genome for genome in named.values()}.values()
+        first, *others = different(named.values())
         fidelity = self._budget.fidelity(self._client.shuffled())
         return (yield from self._race(first, others, fidelity.rungs))
 
@@ -207,8 +214,10 @@ class Auto(GeneratorSearcher):
             parents = others if others and lost >= _LOST_RACES else [best]
             parent = parents[int(self.rng.integers(len(parents)))]
             guide = self._predictor.predictor() if self.settings.guided else None
-            reach = MutationRadius(min(_EXCHANGES + lost, _MOST_EXCHANGES), others)
-            children = propose(self.space, parent, guide, count, self.rng, reach)
+            steps = min(_EXCHANGES + lost, _MOST_EXCHANGES)
+            children = propose(
+                self.space, parent, guide, count, self.rng, steps=steps, targets=others
+            )
             if not children:
                 break
             self._client.doing = (

@@ -25,6 +25,13 @@ class EvaluationClient:
         estimated: The micro-batches of estimates.
         doing: What is asked for, in a few words.
         failed: Which estimate has to be done without, if any.
+
+    Examples:
+        >>> from evocompress.search.auto.auto import Auto
+        >>> from evocompress.testing.examples import searcher
+        >>> client = EvaluationClient(searcher(Auto))
+        >>> len(client.estimated), client.tokens(client.next(3))
+        (43, '3,072 tokens')
     """
 
     def __init__(self, searcher: GeneratorSearcher) -> None:

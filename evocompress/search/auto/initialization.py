@@ -18,8 +18,13 @@ from evocompress.search.baselines.lazy_greedy import lazily_removed
 from evocompress.search.baselines.removal import drop_harms, without_blocks
 from evocompress.search.fidelity.token_budget import RETRIES
 from evocompress.search.generator_searcher import AskTell, first_feasible
-from evocompress.search.surrogates.second_order import best_coupling, step
-from evocompress.search.surrogates.taylor import Tables, expansion, monotone
+from evocompress.search.surrogates.second_order import (
+    Tables,
+    best_coupling,
+    expansion,
+    monotone,
+    step,
+)
 from evocompress.space import sampling
 from evocompress.space.repair import fill_budget, repair
 
@@ -44,6 +49,14 @@ class Starts:
     Attributes:
         scores: Those of the estimate at the dense model, if one was made.
         influence: What dropping each unit does to the hidden states (U,); zeros: not known.
+
+    Examples:
+        >>> from evocompress.search.auto.auto import Auto
+        >>> from evocompress.testing.examples import searcher
+        >>> client = EvaluationClient(searcher(Auto))
+        >>> starts = Starts(client, Predictor(client.space, surrogate=False), removal=False)
+        >>> next(starts.found())[0].kind
+        'block_influence'
     """
 
     def __init__(self, client: EvaluationClient, predictor: Predictor, *, removal: bool) -> None:

@@ -12,8 +12,8 @@ from evocompress.core.requests import Result
 from evocompress.core.types import Candidate
 from evocompress.search.allocation.knapsack import padded
 from evocompress.search.auto.acquisition import Acquisition
+from evocompress.search.fidelity.racing import Scoreboard
 from evocompress.search.fidelity.rungs import Rung
-from evocompress.search.fidelity.scoreboard import Scoreboard
 from evocompress.search.surrogates.second_order import Quadratic
 from evocompress.search.surrogates.surrogate import Surrogate, SurrogateGate
 from evocompress.space.space import SearchSpace
@@ -37,6 +37,13 @@ class Predictor:
     Args:
         space: The space.
         surrogate: Whether to model what was measured at all.
+
+    Examples:
+        >>> from evocompress.testing.examples import space
+        >>> predictor = Predictor(space(), surrogate=True)
+        >>> predictor.expect([np.array([0.0, harm]) for harm in (1, 2, 3, 4, 5)])
+        >>> predictor.predictor().predict(np.eye(3, 5, dtype=np.int64)).tolist()
+        [1.0, 2.0, 3.0]
     """
 
     def __init__(self, space: SearchSpace, *, surrogate: bool) -> None:

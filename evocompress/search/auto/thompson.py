@@ -10,6 +10,7 @@ the best.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,13 +19,14 @@ from evocompress.core.arrays import Floats, Genome
 from evocompress.search.auto.evaluation_client import EvaluationClient
 from evocompress.search.fidelity.token_budget import TokenBudget
 from evocompress.search.generator_searcher import AskTell
-from evocompress.search.operators.mutation import distinct
+from evocompress.search.operators.mutation import different, distinct
 from evocompress.search.surrogates.pairwise_model import (
     Effects,
-    Interactions,
     Observations,
+    Posterior,
     exchanges,
 )
+from evocompress.search.surrogates.surrogate import slope
 from evocompress.space.space import SearchSpace
 
 BATCH = 16
@@ -59,6 +61,7 @@ _GROWN = 1.5
 """Growth of what was measured after which the variances are chosen anew."""
 
 _ENDLESS = 10**6
+"""Exchanges, of which each makes a genome better: they end by themselves."""
 
 _CHECKED = 32
 """Exchanges whose costs are looked up at once."""
@@ -81,6 +84,15 @@ class ModelledDrops:
     Args:
         client: Asks and pays, in a space that is `modelled`.
         influence: What each unit does to the hidden states (U,), on any scale; zeros: not known.
+
+    Examples:
+        >>> from evocompress.search.auto.auto import Auto
+        >>> from evocompress.space.sampling import uniform
+        >>> from evocompress.testing.examples import searcher
+        >>> client = EvaluationClient(searcher(Auto))
+        >>> drops = ModelledDrops(client, np.ones(7))
+        >>> len(next(drops.search([uniform(client.space)])))
+        16
     """
 
     def __init__(self, client: EvaluationClient, influence: Floats) -> None:
@@ -90,18 +102,16 @@ class ModelledDrops:
         self._texts: list[int] = []
         self._values: list[float] = []
         self._seen: set[tuple[bytes, int]] = set()
-        self._model: Interactions | None = None
+        self._model: Posterior | None = None
 
     def search(self, starts: Sequence[Genome]) -> AskTell[None]:
-        """Measures until no more than `SPARE` of all tokens is left, or nothing new is proposed.
+        """Measures from some genomes (U,) on, the best one first.
 
-        Args:
-            starts: Feasible genomes (U,), the best one first.
+        It ends where no more than `SPARE` of all tokens is left, or nothing new is proposed.
         """
         order: list[int] = []
         opening = [self._drawn(starts[0], reach) for reach in _OPENING]
-        first = {genome.tobytes(): genome for genome in [*starts, *opening[-1]]}
-        opening[-1] = list(first.values())[:BATCH]
+        opening[-1] = different([*starts, *opening[-1]])[:BATCH]
         while True:
             order = order or self._client.shuffled()
             text = order.pop()
@@ -112,17 +122,11 @@ class ModelledDrops:
             yield from self._measure(genomes, text)
 
     def best(self, count: int) -> list[Genome]:
-        """The optimum of the likeliest effects, and then what was measured, the best first.
-
-        Args:
-            count: How many, at most.
-        """
+        """Up to `count`: the optimum of the likeliest effects, then the best that were measured."""
         if self._model is None:
             return []
         known = self._ranked()
-        optimum = self._optimum(known[0], self._model.mean)
-        found = {genome.tobytes(): genome for genome in [optimum, *known]}
-        return list(found.values())[:count]
+        return different([self._optimum(known[0], self._model.mean), *known])[:count]
 
     def predict(self, genomes: Genome) -> Floats:
         """The likeliest logarithms of the values of genomes (N, U), up to a constant."""
@@ -144,9 +148,8 @@ class ModelledDrops:
         return distinct(drawn, BATCH)
 
     def _measure(self, genomes: Sequence[Genome], text: int) -> AskTell[None]:
-        self._client.doing = "drops by a model of their interactions, on " + self._client.tokens(
-            (text,)
-        )
+        tokens = self._client.tokens((text,))
+        self._client.doing = f"drops by a model of their interactions, on {tokens}"
         results = yield from self._client.probe(genomes, (text,))
         for genome, result in zip(genomes, results, strict=True):
             self._seen.add((genome.tobytes(), text))
@@ -157,14 +160,14 @@ class ModelledDrops:
         if self._values:
             self._model = self._fitted()
 
-    def _fitted(self) -> Interactions:
+    def _fitted(self) -> Posterior:
         gone, texts = self._gone(np.stack(self._genomes)), np.array(self._texts)
         values = np.array(self._values)
         seen = Observations(gone, texts, values, _slopes(gone, texts, values, self._influence))
         former = self._model
         if former is None or len(values) >= _GROWN * former.chosen_with:
-            return Interactions.fitted(seen)
-        return former.updated(seen)
+            return Posterior.fitted(seen)
+        return replace(former, seen=seen)
 
     def _optima(self) -> list[Genome]:
         """A batch of genomes, each the best under effects as they may be."""
@@ -184,9 +187,8 @@ class ModelledDrops:
 
     def _ranked(self) -> list[Genome]:
         """What was measured, the best by the likeliest effects first."""
-        different = np.stack(list({each.tobytes(): each for each in self._genomes}.values()))
-        order = np.argsort(self.predict(different), kind="stable")
-        return list(different[order])
+        rows = np.stack(different(self._genomes))
+        return list(rows[np.argsort(self.predict(rows), kind="stable")])
 
     def _optimum(self, genome: Genome, effects: Effects, steps: int = _ENDLESS) -> Genome:
         """Where a genome (U,) gets by the best exchanges, at most so many, that keep the budget."""
@@ -230,6 +232,4 @@ def _slopes(gone: Floats, texts: NDArray[np.int64], values: Floats, influence: F
         of_text = texts == text
         expected[of_text] -= expected[of_text].mean()
         measured[of_text] -= measured[of_text].mean()
-    spread = float(expected @ expected)
-    slope = max(float(expected @ measured) / spread, 0.0) if spread > 0 else 0.0
-    return np.asarray(slope * influence)
+    return np.asarray(slope(expected, measured) * influence)

@@ -67,7 +67,7 @@ class StratifiedRandom(FrontSearcher):
         super().__init__(problem, settings, rng)
         self._seen: set[bytes] = set()
         self._cost = self._objectives.costs[0]
-        self._ends = span(self.space, self._cost, self._objectives.minimal_genomes[0])
+        self._ends = span(self.space, self._cost, self._objectives.floors[0])
         self._bins = Bins(*self._ends, settings.bins, settings.open_bins)
 
     def search(self) -> AskTell[None]:

@@ -35,7 +35,7 @@ def rungs(
     stacked = space.deactivate(np.stack(genomes))
     costs = space.costs(stacked)
     inside = space.feasible(stacked)
-    for name, floor in zip(objectives.costs, objectives.minimal_genomes, strict=True):
+    for name, floor in zip(objectives.costs, objectives.floors, strict=True):
         inside &= costs[name] >= floor
     kept = stacked[inside]
     if not len(kept):

@@ -17,6 +17,7 @@ from evocompress.search.base import Problem, SearcherSettings
 from evocompress.search.fidelity.rungs import Rung, search_and_final
 from evocompress.search.generator_searcher import AskTell, GeneratorSearcher
 from evocompress.search.objectives import Measured, choose
+from evocompress.search.operators.mutation import different
 
 Share = Annotated[Number, Field(ge=0, le=1e18)]
 
@@ -52,6 +53,15 @@ class FrontSearcher(GeneratorSearcher):
     As much of the front as is asked for, spread over its length, is measured again. The
     incumbent is the knee of the front. The dense model may take part in the search, but is not
     on the front: it is known anyway.
+
+    Examples:
+        >>> from evocompress.testing.examples import searcher
+        >>> class Dense(FrontSearcher):
+        ...     Settings = FrontSettings
+        ...     def search(self):
+        ...         yield from self._compare([self.space.encoding.default])
+        >>> searcher(Dense, candidate_tokens=4096).objectives
+        ('body_params',)
     """
 
     settings: FrontSettings
@@ -115,8 +125,8 @@ class FrontSearcher(GeneratorSearcher):
 
     def _measure_front(self, references: Sequence[Genome] = ()) -> AskTell[None]:
         """Measures the front and the references (U,) again; its knee becomes the incumbent."""
-        finalists = {genome.tobytes(): genome for genome in [*self._front(), *references]}
-        front = yield from self._measure(list(finalists.values()), self._fidelity.rungs[-1])
+        finalists = different([*self._front(), *references])
+        front = yield from self._measure(finalists, self._fidelity.rungs[-1])
         self._best = self._objectives.balanced(self.space, front) or self._best
 
     def _front(self) -> list[Genome]:

@@ -138,6 +138,12 @@ class StagedSearcher(GeneratorSearcher):
 
     Each stage compares its candidates on the same micro-batches, drawn afresh. The best so
     far joins the last stage: it is measured anew beside its rivals, so it may be replaced.
+
+    Examples:
+        >>> from evocompress.search.baselines.random_search import RandomSearch
+        >>> from evocompress.testing.examples import searcher
+        >>> len(searcher(RandomSearch, offspring=12).ask())
+        12
     """
 
     settings: StagedSettings

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,6 +120,11 @@ def distinct(
         found.append(genome)
         misses = 0
     return found
+
+
+def different(genomes: Iterable[Genome]) -> list[Genome]:
+    """The genomes (U,) without those that equal one before."""
+    return list({genome.tobytes(): genome for genome in genomes}.values())
 
 
 def _movable(space: SearchSpace, genome: Genome, fixed: Sequence[int]) -> list[NDArray[np.int64]]:

@@ -9,33 +9,48 @@ measured on little text each say more than few on much.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import product
+from operator import ne
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from evocompress.core.arrays import Floats
-
-_SINGLES = (0.01, 0.05, 0.2)
-_PAIRS = (0.0005, 0.002, 0.008)
-"""Variances of the effect of a unit, and of two beyond the sum of both, that are compared.
-
-A unit's factor on a divergence is then typically 1.1 to 1.6, and that of a pair 1.02 to 1.09."""
-
-_MIDDLE = 1
-_UNUSUAL = 3.0
-"""What the logarithm of the likelihood must gain for a variance beside the one in the middle: few
-observations hardly tell variances apart, and too large ones send a search astray."""
+from evocompress.core.arrays import Floats, Integers
 
 _LEVEL, _TEXT = 0.25, 0.09
-"""Variances of the level of all values, and of what a text is unlike others."""
+"""Variances of the level of all values, and of what a text is unlike others: factors of about 1.6
+and 1.35 on a divergence."""
 
-_NOISES = (0.002, 0.006, 0.02)
-"""Variances of a value around model and text that are compared."""
+_UNUSUAL = 3.0
+"""What the logarithm of the likelihood must gain for a variance that is not the usual one: few
+observations hardly tell variances apart, and too large ones send a search astray."""
 
 _SMALLEST = 1e-9
+"""Rounding: less than it is no gain."""
+
+
+class Variances(NamedTuple):
+    """How much is expected of effects before anything is measured, as logarithms.
+
+    Attributes:
+        single: Of a unit: a factor of 1.1 to 1.6 on a divergence.
+        pair: Of two units beyond the sum of both: a factor of 1.02 to 1.09.
+        noise: Of a value around the model.
+
+    Examples:
+        >>> Variances(single=0.2)
+        Variances(single=0.2, pair=0.002, noise=0.006)
+    """
+
+    single: float = 0.05
+    pair: float = 0.002
+    noise: float = 0.006
+
+
+_GRID = ((0.01, 0.05, 0.2), (0.0005, 0.002, 0.008), (0.002, 0.006, 0.02))
+"""The values of `Variances` that are compared."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +60,11 @@ class Effects:
     Attributes:
         singles: Of each unit (U,).
         pairs: Of each two beyond that (U, U); symmetric, and zero on the diagonal.
+
+    Examples:
+        >>> effects = Effects(np.array([1.0, 2.0]), np.array([[0.0, 0.5], [0.5, 0.0]]))
+        >>> effects.values(np.array([[1.0, 0.0], [1.0, 1.0]])).tolist()
+        [1.0, 3.5]
     """
 
     singles: Floats
@@ -72,17 +92,23 @@ class Effects:
 
 @dataclass(frozen=True, eq=False)
 class Observations:
-    """What was measured.
+    """Logarithms of proxy values, each of one genome on one text.
 
     Attributes:
         gone: Which units each measured genome is without, zeros and ones (N, U).
         texts: The text of each (N,).
         values: The logarithm of each value (N,).
         slopes: What is expected of each unit beforehand (U,).
+
+    Examples:
+        >>> gone = np.array([[1.0, 0.0], [0.0, 1.0]])
+        >>> seen = Observations(gone, np.array([0, 0]), np.array([1.0, 3.0]), np.zeros(2))
+        >>> seen.level, seen.rest.tolist()
+        (2.0, [-1.0, 1.0])
     """
 
     gone: Floats
-    texts: NDArray[np.int64]
+    texts: Integers
     values: Floats
     slopes: Floats
 
@@ -108,51 +134,41 @@ class Observations:
         return np.asarray(_LEVEL + _TEXT * (self.texts[:, None] == self.texts[None, :]))
 
 
-@dataclass(frozen=True)
-class Variances:
-    """How much is expected of effects before anything is measured.
-
-    Attributes:
-        single: Of a unit.
-        pair: Of two units beyond the sum of both.
-        noise: Of a value around the model.
-    """
-
-    single: float
-    pair: float
-    noise: float
-
-
 @dataclass(frozen=True, eq=False)
-class Interactions:
+class Posterior:
     """The posterior of the effects.
 
     Attributes:
         seen: The observations.
         variances: Of the prior.
-        precision: The inverse of the covariance of the observations (N, N).
         chosen_with: How many observations the variances were chosen by.
+
+    Examples:
+        >>> gone = np.array([[1.0, 0.0], [0.0, 1.0]])
+        >>> seen = Observations(gone, np.array([0, 0]), np.array([1.0, 3.0]), np.zeros(2))
+        >>> Posterior(seen, Variances(), chosen_with=2).mean.singles.round(2).tolist()
+        [-0.89, 0.89]
     """
 
     seen: Observations
     variances: Variances
-    precision: Floats
     chosen_with: int
 
     @classmethod
-    def fitted(cls, seen: Observations) -> Interactions:
+    def fitted(cls, seen: Observations) -> Posterior:
         """With those variances of a few that are likeliest after the observations."""
-        trials = {
-            Variances(*(value for _, value in each)): sum(place != _MIDDLE for place, _ in each)
-            for each in product(*map(enumerate, (_SINGLES, _PAIRS, _NOISES)))
-        }
-        best = max(trials, key=lambda one: _likelihood(seen, one) - _UNUSUAL * trials[one])
-        return cls(seen, best, _inverse(_covariance(seen, best)), len(seen.values))
 
-    def updated(self, seen: Observations) -> Interactions:
-        """With other observations, and the same variances."""
-        precision = _inverse(_covariance(seen, self.variances))
-        return Interactions(seen, self.variances, precision, self.chosen_with)
+        def score(variances: Variances) -> float:
+            unusual = sum(map(ne, variances, Variances()))
+            return float(_likelihood(seen, variances) - _UNUSUAL * unusual)
+
+        best = max(itertools.starmap(Variances, itertools.product(*_GRID)), key=score)
+        return cls(seen, best, len(seen.values))
+
+    @cached_property
+    def precision(self) -> Floats:
+        """The inverse of the covariance of the observations (N, N)."""
+        return np.asarray(np.linalg.inv(_covariance(self.seen, self.variances)), dtype=np.float64)
 
     @cached_property
     def mean(self) -> Effects:
@@ -191,7 +207,7 @@ class Interactions:
         return Effects(self.seen.slopes + self.variances.single * (gone.T @ weights), pairs)
 
 
-def exchanges(effects: Effects, gone: Floats) -> NDArray[np.int64]:
+def exchanges(effects: Effects, gone: Floats) -> Integers:
     """Exchanges (K, 2) by which a set (U,) gets better: i goes, j comes back; the best first.
 
     Args:
@@ -209,10 +225,6 @@ def _covariance(seen: Observations, variances: Variances) -> Floats:
     singles, pairs = seen.likeness
     noise = variances.noise * np.eye(len(seen.values))
     return seen.fixed + variances.single * singles + variances.pair * pairs + noise
-
-
-def _inverse(covariance: Floats) -> Floats:
-    return np.asarray(np.linalg.inv(covariance), dtype=np.float64)
 
 
 def _likelihood(seen: Observations, variances: Variances) -> float:

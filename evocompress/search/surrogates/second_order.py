@@ -1,10 +1,13 @@
-"""Harms that do not quite add up: the best feasible step where changes also touch each other.
+"""What estimates at one candidate predict of its neighbours, and the best feasible step.
 
-A second-order estimate is ½·mean over sequences of (the sum of all changes' scores)². Its diagonal
-is what a knapsack adds up; the rest says that two changes do more harm together, or less, than
-apart. With fewer sequences than genes most of that rest is noise, which a search for the lowest
-value would find: so only a share of it counts, as in the shrinkage of covariances (Ledoit & Wolf
-2004; Schäfer & Strimmer 2005), and the share is the one that held-out sequences bear out.
+Around a candidate the divergence of a neighbour is taken as ½·mean⟨score, change⟩², to which comes,
+where the candidate is not dense, the slope ⟨∇KL, change⟩ (see
+`evocompress.evaluation.estimates.linear`). Slopes of different genes add up. Of ½·mean over
+sequences of (the sum of all changes' scores)² a knapsack adds up the diagonal; the rest says that
+two changes do more harm together, or less, than apart. With fewer sequences than genes most of the
+rest is noise, which a search for the lowest value would find: so only a share of it counts, as in
+the shrinkage of covariances (Ledoit & Wolf 2004; Schäfer & Strimmer 2005), and the share is the one
+that held-out sequences bear out.
 """
 
 from __future__ import annotations
@@ -16,16 +19,116 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evocompress.core.arrays import Floats, Genome
+from evocompress.core.requests import Estimation
 from evocompress.search.allocation.knapsack import knapsack, padded
 from evocompress.search.allocation.lagrangian import own_costs, priced
-from evocompress.search.surrogates.taylor import Expansion, within
 from evocompress.space.space import SearchSpace
+
+Tables = tuple[Floats, ...]
+"""For each gene (levels, sequences)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Expansion:
+    """The divergence around a candidate, which need not be one of the space.
+
+    Attributes:
+        slopes: First-order terms of changing a gene to each level.
+        scores: Inner products whose squares are the second-order terms.
+
+    Examples:
+        >>> found = Expansion((np.array([[0.0], [0.2]]),), (np.array([[0.0], [1.0]]),))
+        >>> found.harms()[0].tolist()
+        [0.0, 0.7]
+    """
+
+    slopes: Tables
+    scores: Tables
+
+    def harms(self) -> list[Floats]:
+        """The predicted change of the divergence at each level (levels,) of each gene."""
+        return [
+            slope.mean(axis=1) + 0.5 * (score**2).mean(axis=1)
+            for slope, score in zip(self.slopes, self.scores, strict=True)
+        ]
+
+    def scores_around(self, genome: Genome) -> Tables:
+        """The scores of changes from a genome (U,) on, instead of from where they were made.
+
+        They are linear in the change, and differ less from candidate to candidate than slopes.
+        """
+        rows = zip(self.scores, genome.tolist(), strict=True)
+        return tuple(score - score[now] for score, now in rows)
+
+    def with_scores(self, more: Tables) -> Expansion:
+        """The expansion with the scores of other sequences as well."""
+        pairs = zip(self.scores, more, strict=True)
+        joined = tuple(np.concatenate(pair, axis=1) for pair in pairs)
+        return Expansion(self.slopes, joined)
+
+    def fold(self, number: int, *, held: bool) -> Expansion:
+        """The expansion with only, or without, the sequences of one of `_FOLDS` folds."""
+
+        def part(tables: Tables) -> Tables:
+            shown = (np.arange(tables[0].shape[1]) % _FOLDS == number) == held
+            return tuple(table[:, shown] for table in tables)
+
+        return Expansion(part(self.slopes), part(self.scores))
+
+
+def expansion(space: SearchSpace, estimation: Estimation) -> Expansion:
+    """The expansion that an estimate of kind ``curvature``, ``slope`` or ``linearised`` gives.
+
+    The changes of all units that a gene governs are summed, sequence by sequence. What the
+    estimate does not give is 0.
+    """
+    kind, rows = estimation.request.kind, estimation.by_unit
+    parts = 2 if kind == "linearised" else 1
+    slopes, scores = [], []
+    for members, levels in zip(space.encoding.members, space.levels, strict=True):
+        tables = [np.reshape(rows[unit.name], (parts, len(levels), -1)) for unit in members]
+        table = np.sum(tables, axis=0)
+        nothing = np.zeros_like(table[0])
+        slopes.append(nothing if kind == "curvature" else table[0])
+        scores.append(nothing if kind == "slope" else table[-1])
+    return Expansion(tuple(slopes), tuple(scores))
+
+
+def monotone(harms: Sequence[Floats]) -> list[Floats]:
+    """Harms of which no level of a gene has less than one that leaves more.
+
+    The mean of a run of levels that are in the wrong order (isotonic regression, by pooling
+    adjacent violators), which averages some of the noise. Levels are from most to least
+    parameters.
+    """
+    # Loading it takes longer than everything else of the package.
+    from scipy.optimize import isotonic_regression  # type: ignore[import-untyped]
+
+    return [np.asarray(isotonic_regression(harm).x, dtype=np.float64) for harm in harms]
+
+
+def within(
+    space: SearchSpace, genome: Genome, harms: Sequence[Floats], radius: int
+) -> list[Floats]:
+    """The harms with every level forbidden that is more than `radius` levels away.
+
+    A drop is forbidden, and what is dropped stays so: neither is a small change.
+    """
+    allowed = []
+    for harm, now, drop in zip(harms, genome, space.encoding.drop_index, strict=True):
+        levels = np.arange(len(harm))
+        near = (np.abs(levels - now) <= radius) & ((levels == drop) == (now == drop))
+        allowed.append(np.where(near, harm, np.inf))
+    return allowed
+
 
 COUPLINGS = (0.0, 0.1, 0.25, 0.5)
 """Shares of the cross terms that are tried; all of them would fit the noise."""
 
 _FOLDS = 4
+
 _SWEEPS = 8
+"""The most turns of all genes at one price: the next one begins where they ended."""
 
 _NOTHING = 1e-12
 """Rounding: less than it is no gain."""
@@ -39,6 +142,12 @@ class Quadratic:
         harms: What each level of each gene does alone (U, L); infinity forbids one.
         scores: Inner products (U, L, S) whose sums over genes are squared.
         coupling: The share of the products of different genes that counts, from 0 to 1.
+
+    Examples:
+        >>> scores = np.array([[[0.0], [1.0]], [[0.0], [2.0]]])
+        >>> function = Quadratic(np.array([[0.0, 0.5], [0.0, 2.0]]), scores, coupling=1.0)
+        >>> function.values(np.array([[1, 0], [0, 1], [1, 1]])).tolist()
+        [0.5, 2.0, 4.5]
     """
 
     harms: Floats
@@ -64,7 +173,8 @@ class Quadratic:
         now = self.scores[genes, genome]
         # Of each gene the products with all others: with itself is in the harms.
         others = now.sum(axis=0) - now
-        marginal = self.harms + self.coupling * _products(self.scores, others)
+        products = np.einsum("uls,us->ul", self.scores, others) / self.scores.shape[2]
+        marginal = self.harms + self.coupling * products
         changes: Floats = marginal - marginal[genes, genome][:, None]
         return changes
 
@@ -76,7 +186,7 @@ def step(
     coupling: float = 0.0,
     radius: int | None = None,
 ) -> Genome | None:
-    """The best feasible genome (U,) within some levels of another one, as predicted.
+    """The feasible genome (U,) that an expansion around another one holds for the best.
 
     Args:
         space: With at least one bound.
@@ -93,15 +203,7 @@ def step(
 def quadratic(
     space: SearchSpace, genome: Genome, found: Expansion, coupling: float, radius: int | None = None
 ) -> Quadratic:
-    """What an expansion around a genome (U,) says of the genomes near it.
-
-    Args:
-        space: The space.
-        genome: Where the expansion was made.
-        found: The expansion.
-        coupling: See `Quadratic`.
-        radius: How many levels a gene may move at most; ``None``: as many as it has.
-    """
+    """What an expansion around a genome (U,) says of genomes near it; arguments as of `step`."""
     harms = padded(_allowed(space, genome, found, radius), np.inf)
     scores = padded(found.scores, 0.0)
     void = space.encoding.inactive(genome[None])[0]
@@ -114,12 +216,8 @@ def least(space: SearchSpace, function: Quadratic, start: Genome) -> Genome | No
     """The feasible genome (U,) of the least value, or nearly so; ``None`` where none was found.
 
     Prices for the bounds; at each the genes are chosen in turn, given all others, until none
-    changes; at the end single changes while they lower the value.
-
-    Args:
-        space: With at least one bound.
-        function: What is to be least.
-        start: A genome (U,) of allowed levels at which to begin.
+    changes; at the end single changes while they lower the value. It begins at a genome (U,) of
+    allowed levels.
     """
     costs = own_costs(space, start)
     # Other prices are near by, and so is what they choose.
@@ -150,18 +248,17 @@ def best_coupling(
     """
     if min(found.slopes[0].shape[1], found.scores[0].shape[1]) < 2 * _FOLDS:
         return 0.0
-    losses: list[float] = []
-    for coupling in COUPLINGS:
+
+    def loss(coupling: float) -> float:
         values = []
         for fold in range(_FOLDS):
-            shown, held = _split(found, fold)
-            function = quadratic(space, genome, shown, coupling, radius)
-            pick = least(space, function, genome)
-            if pick is not None:
-                judge = quadratic(space, genome, held, 1.0)
+            function = quadratic(space, genome, found.fold(fold, held=False), coupling, radius)
+            if (pick := least(space, function, genome)) is not None:
+                judge = quadratic(space, genome, found.fold(fold, held=True), 1.0)
                 values.append(float(judge.values(pick[None])[0]))
-        losses.append(float(np.mean(values)) if values else np.inf)
-    return COUPLINGS[int(np.argmin(losses))]
+        return float(np.mean(values)) if values else np.inf
+
+    return min(COUPLINGS, key=loss)
 
 
 def _allowed(
@@ -170,20 +267,6 @@ def _allowed(
     """The harms of each gene's levels, infinite beyond the radius."""
     harms = found.harms()
     return harms if radius is None else within(space, genome, harms, radius)
-
-
-def _split(found: Expansion, fold: int) -> tuple[Expansion, Expansion]:
-    """An expansion without, and with only, every `_FOLDS`-th of its sequences."""
-
-    def part(tables: Sequence[Floats], inside: bool) -> tuple[Floats, ...]:
-        held = np.arange(tables[0].shape[1]) % _FOLDS == fold
-        return tuple(table[:, held == inside] for table in tables)
-
-    shown, held = (
-        Expansion(part(found.slopes, inside), part(found.scores, inside))
-        for inside in (False, True)
-    )
-    return shown, held
 
 
 def _descended(function: Quadratic, harms: Floats, genome: Genome) -> Genome:
@@ -215,9 +298,3 @@ def _polished(space: SearchSpace, function: Quadratic, genome: Genome) -> Genome
         if not gains[best] < -_NOTHING:
             return genome
         genome = changed[best]
-
-
-def _products(scores: Floats, others: Floats) -> Floats:
-    """The mean over sequences of scores (U, L, S) times those (U, S) of each gene's others."""
-    products: Floats = np.einsum("uls,us->ul", scores, others) / scores.shape[2]
-    return products

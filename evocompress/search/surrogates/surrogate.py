@@ -1,39 +1,122 @@
 """What a candidate's proxy value will be, learnt from those that were measured.
 
-A prediction is an estimate, where there is one, corrected by a regression on the levels. It costs
-nothing, so it can screen many candidates of which only the promising are measured (Luo et al.
-2020, 2007.04785). Whether to believe it is for a `SurrogateGate` to say.
+A prediction is an estimate, where there is one, corrected by a regression on the levels, a ridge or
+boosted trees. It costs nothing, so it can screen many candidates of which only the promising are
+measured (Luo et al. 2020, 2007.04785). Whether to believe it is for a `SurrogateGate` to say.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import sqrt
 
 import numpy as np
-from numpy.typing import NDArray
 
-from evocompress.core.arrays import Floats, Genome
-from evocompress.search.surrogates.regression import Fitting, Prediction, ridge, trees
+from evocompress.core.arrays import Floats, Genome, Integers
 
-_FOLDS = 5
+Prediction = Callable[[Floats], Floats]
+"""The values (N,) that a fit expects of features (N, F)."""
+
+Regression = Callable[[Floats, Floats], Prediction]
+"""Fits features (N, F) and values (N,)."""
+
+_PENALTIES = np.logspace(-4, 3, 15)
+"""From next to none to one that leaves only the mean, as features have the variance 1."""
+
+_SMALLEST = 1e-12
+"""Floor of a standard deviation, by which is divided."""
+
+_TREES = {
+    "objective": "regression",
+    "num_leaves": 31,
+    "learning_rate": 0.05,
+    "feature_fraction": 0.9,
+    "bagging_fraction": 0.8,
+    "bagging_freq": 5,
+}
+"""Those of LightGBM's first example of a regression, `simple_example.py`."""
+
+_ROUNDS = 100
+_SMALLEST_LEAF = 5
+"""LightGBM's 20 would leave next to nothing to split with a hundred values."""
 
 
-@dataclass(frozen=True, eq=False)
-class Prior:
-    """The value as a straight line over the estimate: what is predicted before the levels.
+def likeness(first: Floats, second: Floats) -> Floats:
+    """Inner products (N, M) of scaled features (N, F) and (M, F) with squares and pair products.
 
-    Attributes:
-        intercept: The value where the estimate is 0.
-        slope: What a unit of the estimate adds; never negative, as an estimate that would have to
-            be turned round is of no use.
+    So a ridge over it is a quadratic curve for each feature and a product for each two, the
+    products being held smaller: there are many of them.
+    """
+    products = first @ second.T / first.shape[1]
+    bends = (first**2 - 1) @ (second**2 - 1).T / first.shape[1]
+    return np.asarray(products + bends / 2 + products**2 / 2)
+
+
+def ridge(features: Floats, values: Floats) -> Prediction:
+    """Quadratic ridge regression; the penalty has the least leave-one-out error (Allen 1974).
+
+    Many features cost little: all is done in the (N, N) matrix of likenesses.
+    """
+    mean, scale = features.mean(axis=0), features.std(axis=0)
+    # What never changed says nothing, wherever it is later.
+    weight = np.where(scale > _SMALLEST, 1 / np.maximum(scale, _SMALLEST), 0.0)
+    known = (features - mean) * weight
+    level = values.mean()
+    factors = _dual(likeness(known, known), values - level)
+
+    def predict(wanted: Floats) -> Floats:
+        return np.asarray(level + likeness((wanted - mean) * weight, known) @ factors)
+
+    return predict
+
+
+def _dual(products: Floats, values: Floats) -> Floats:
+    """The factors (N,) of the rows of inner products (N, N), with the best of the penalties."""
+    sizes, basis = np.linalg.eigh(products)
+    turned = basis.T @ values
+    best, least = np.zeros_like(values), np.inf
+    for penalty in _PENALTIES:
+        shrunk = 1 / (np.maximum(sizes, 0.0) + penalty)
+        factors = basis @ (shrunk * turned)
+        left_out = factors / (basis**2 @ shrunk)
+        error = float((left_out**2).mean())
+        if error < least:
+            best, least = factors, error
+    return best
+
+
+def trees(seed: int) -> Regression:
+    """Gradient-boosted trees as in GBDT-NAS (Luo et al. 2020, 2007.04785), by LightGBM.
+
+    The seed chooses the features and values that each tree is shown.
     """
 
-    intercept: float
-    slope: float
+    def fit(features: Floats, values: Floats) -> Prediction:
+        import lightgbm
 
-    def at(self, estimates: Floats) -> Floats:
-        """The values (N,) at estimates (N,)."""
-        return np.asarray(self.intercept + self.slope * estimates)
+        mean, scale = values.mean(), max(float(values.std()), _SMALLEST)
+        settings = {
+            **_TREES,
+            "min_data_in_leaf": _SMALLEST_LEAF,
+            "seed": seed,
+            "deterministic": True,
+            "force_row_wise": True,
+            "num_threads": 1,
+            "verbosity": -1,
+        }
+        shown = lightgbm.Dataset(features, (values - mean) / scale, params=settings)
+        booster = lightgbm.train(settings, shown, num_boost_round=_ROUNDS)
+
+        def predict(wanted: Floats) -> Floats:
+            return np.asarray(mean + scale * np.asarray(booster.predict(wanted, num_threads=1)))
+
+        return predict
+
+    return fit
+
+
+_FOLDS = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,15 +129,19 @@ class Surrogate:
         skill: The rank correlation of its predictions with values that it was not shown, mean
             of five folds.
         error: The typical error of these predictions.
-        prior: What the regression corrects.
-        correction: The regression, of levels and estimate (N, U + 1); ``None``: no correction.
+        model: The values (N,) that it predicts of levels and estimates (N, U + 1).
+
+    Examples:
+        >>> genomes = np.random.default_rng(0).integers(0, 5, (60, 4))
+        >>> surrogate = Surrogate.fit(genomes, (genomes**2).sum(axis=1) / 10)
+        >>> surrogate.name, surrogate.predict(np.array([[2, 0, 0, 4]])).round(2).tolist()
+        ('ridge', [2.0])
     """
 
     name: str
     skill: float
     error: float
-    prior: Prior
-    correction: Prediction | None
+    model: Prediction
 
     @classmethod
     def fit(
@@ -77,37 +164,29 @@ class Surrogate:
         valid = np.isfinite(values)
         if not valid.any():
             raise ValueError("a surrogate needs at least one value")
-        known = _known(genomes, estimates)[valid]
-        values = values[valid]
+        known, values = _known(genomes, estimates)[valid], values[valid]
         folds = np.random.default_rng(seed).permutation(len(values)) % _FOLDS
-        fittings = _fittings(seed)
-        trials = {name: _trial(way, known, values, folds) for name, way in fittings.items()}
+        regressions = _regressions(seed)
+        trials = {name: _trial(way, known, values, folds) for name, way in regressions.items()}
         name = "ridge"
-        for rival in fittings:
-            if _surely_positive(trials[rival].skills - trials[name].skills):
+        for rival in regressions:
+            if _surely_positive(trials[rival][0] - trials[name][0]):
                 name = rival
-        skills, errors = trials[name].skills, trials[name].errors
+        skills, errors = trials[name]
         skill = float(skills.mean()) if skills.size else 0.0
         error = float(np.sqrt((errors**2).mean())) if errors.size else float(values.std())
-        return cls(name, skill, error, *_fitted(fittings[name], known, values))
+        return cls(name, skill, error, _fitted(regressions[name], known, values))
 
     def refitted(
         self, genomes: Genome, values: Floats, estimates: Floats, *, seed: int = 0
     ) -> Surrogate:
         """The same kind of model of other measurements, without choosing anew between kinds."""
         known = _known(genomes, estimates)
-        prior, correction = _fitted(_fittings(seed)[self.name], known, values)
-        return replace(self, prior=prior, correction=correction)
+        return replace(self, model=_fitted(_regressions(seed)[self.name], known, values))
 
     def predict(self, genomes: Genome, estimates: Floats | None = None) -> Floats:
-        """The values (N,) expected of genomes (N, U).
-
-        Args:
-            genomes: Of the same space.
-            estimates: Of the same kind (N,) as those that it was fitted with, if it was.
-        """
-        known = _known(genomes, estimates)
-        return _predicted(self.prior, self.correction, known)
+        """The values (N,) expected of genomes (N, U), with estimates (N,) if it was fitted so."""
+        return self.model(_known(genomes, estimates))
 
 
 @dataclass(frozen=True)
@@ -122,6 +201,12 @@ class SurrogateGate:
             needed.
         threshold: The rank correlation at which predictions are trusted.
         pairs: (predicted, measured), both from the mean of their batch, the latest last.
+
+    Examples:
+        >>> predicted, measured = np.array([1.0, 2.0, 4.0]), np.array([0.1, 0.3, 0.9])
+        >>> gate = SurrogateGate(window=4).after(predicted, measured)
+        >>> gate.correlation, gate.trusted
+        (1.0, True)
     """
 
     window: int = 64
@@ -129,7 +214,7 @@ class SurrogateGate:
     pairs: tuple[tuple[float, float], ...] = ()
 
     def after(self, predicted: Floats, measured: Floats) -> SurrogateGate:
-        """The screen with one more batch, predicted and then measured (N,) on the same tokens.
+        """The gate with one more batch, predicted and then measured (N,) on the same tokens.
 
         Only differences within a batch count: neither that a search gets ever better nor that
         other tokens are harder is any merit of the predictions. What is not finite is left out.
@@ -154,25 +239,25 @@ class SurrogateGate:
 
 
 def rank_correlation(first: Floats, second: Floats) -> float:
-    """Spearman's correlation of two series (N,), equal values sharing their mean rank.
-
-    0 where one of them is constant: it orders nothing.
-    """
-    ranks = [_ranks(series) for series in (first, second)]
-    centred = [rank - rank.mean() for rank in ranks if rank.size]
-    if len(centred) < 2:
+    """Spearman's correlation of two series (N,); 0 where one is constant: it orders nothing."""
+    if len(first) < 2 or not (np.ptp(first) and np.ptp(second)):
         return 0.0
-    norm = float(np.linalg.norm(centred[0]) * np.linalg.norm(centred[1]))
-    return float(centred[0] @ centred[1]) / norm if norm else 0.0
+    # Loading it takes longer than everything else of the package.
+    from scipy.stats import spearmanr  # type: ignore[import-untyped]
+
+    return float(spearmanr(first, second).statistic)
 
 
-def _ranks(series: Floats) -> Floats:
-    _, places, counts = np.unique(series, return_inverse=True, return_counts=True)
-    ranks: Floats = counts.cumsum() - (counts - 1) / 2
-    return ranks[places]
+def slope(sizes: Floats, values: Floats) -> float:
+    """By how much values (N,) rise with sizes (N,), around 0 by least squares; never negative.
+
+    What would have to be turned round says nothing.
+    """
+    total = float(sizes @ sizes)
+    return max(float(sizes @ values) / total, 0.0) if total > 0 else 0.0
 
 
-def _fittings(seed: int) -> dict[str, Fitting | None]:
+def _regressions(seed: int) -> dict[str, Regression | None]:
     return {"ridge": ridge, "trees": trees(seed), "prior": None}
 
 
@@ -182,55 +267,38 @@ def _known(genomes: Genome, estimates: Floats | None) -> Floats:
     return np.column_stack([genomes.astype(np.float64), last])
 
 
-def _predicted(prior: Prior, correction: Prediction | None, known: Floats) -> Floats:
-    expected = prior.at(known[:, -1])
-    return expected if correction is None else expected + correction(known)
+def _fitted(regression: Regression | None, known: Floats, values: Floats) -> Prediction:
+    """A line over the estimates, and the regression of what it leaves."""
+    estimates = known[:, -1]
+    rise = slope(estimates - estimates.mean(), values)
+    start = float(values.mean()) - rise * float(estimates.mean())
 
+    def line(known: Floats) -> Floats:
+        return np.asarray(start + rise * known[:, -1])
 
-def _fitted(
-    fitting: Fitting | None, known: Floats, values: Floats
-) -> tuple[Prior, Prediction | None]:
-    """The prior, and the regression of what it leaves."""
-    prior = _prior(known[:, -1], values)
-    return prior, fitting(known, values - prior.at(known[:, -1])) if fitting else None
-
-
-def _prior(estimates: Floats, values: Floats) -> Prior:
-    """The line of least squares."""
-    apart = estimates - estimates.mean()
-    spread = float(apart @ apart)
-    slope = max(float(apart @ values) / spread, 0.0) if spread else 0.0
-    return Prior(float(values.mean()) - slope * float(estimates.mean()), slope)
-
-
-@dataclass(frozen=True, eq=False)
-class _Trial:
-    """What fits predict of values that they were not shown.
-
-    Attributes:
-        skills: Rank correlation in each fold: not in all together, as fits differ in level.
-        errors: Of every value.
-    """
-
-    skills: Floats
-    errors: Floats
+    if regression is None:
+        return line
+    correction = regression(known, values - line(known))
+    return lambda known: line(known) + correction(known)
 
 
 def _trial(
-    fitting: Fitting | None, known: Floats, values: Floats, folds: NDArray[np.int64]
-) -> _Trial:
+    regression: Regression | None, known: Floats, values: Floats, folds: Integers
+) -> tuple[Floats, Floats]:
+    """What fits predict of values that they were not shown.
+
+    The rank correlation in each fold, not in all together, as fits differ in level; and the
+    error of every value.
+    """
     skills, errors = [], [np.zeros(0)]
     for held in (folds == fold for fold in range(_FOLDS)):
         if held.sum() > 1 and not held.all():
-            fitted = _fitted(fitting, known[~held], values[~held])
-            predicted = _predicted(*fitted, known[held])
+            predicted = _fitted(regression, known[~held], values[~held])(known[held])
             skills.append(rank_correlation(predicted, values[held]))
             errors.append(predicted - values[held])
-    return _Trial(np.array(skills), np.concatenate(errors))
+    return np.array(skills), np.concatenate(errors)
 
 
 def _surely_positive(gains: Floats) -> bool:
     """Whether the mean of the gains is more than twice its standard error."""
-    if gains.size < 2:
-        return False
-    return bool(gains.mean() > 2 * gains.std(ddof=1) / np.sqrt(gains.size))
+    return gains.size > 1 and bool(gains.mean() > 2 * gains.std(ddof=1) / sqrt(gains.size))
