@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import erf
 
 import numpy as np
 
@@ -155,15 +156,14 @@ def _weights(predicted: Floats, error: float | None) -> Floats:
         predicted: Changes (N,) of the value; lower is better.
         error: The standard deviation of what is measured around what is predicted.
     """
-    # Loading it takes longer than everything else of the package.
-    from scipy.special import ndtr  # type: ignore[import-untyped]
-
     deviation = error if error is not None else float(predicted.std()) / 2
     if deviation <= 0:
         gains = np.maximum(-predicted, 0.0)
     else:
         depth = -predicted / deviation
         density = np.exp(-(depth**2) / 2) / np.sqrt(2 * np.pi)
-        gains = np.maximum(deviation * (density + depth * ndtr(depth)), 0.0)
+        # SciPy's differs in the last digit, by which a draw may be another one.
+        below = (1 + np.vectorize(erf)(depth / np.sqrt(2))) / 2
+        gains = np.maximum(deviation * (density + depth * below), 0.0)
     total = gains.sum()
     return gains / total if total > 0 else np.full(len(gains), 1 / len(gains))
