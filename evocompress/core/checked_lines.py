@@ -59,26 +59,25 @@ class _Candidate(_Base):
     levels: dict[str, dict[str, bool | int | str]]
 
 
-class _Value(_Base):
-    type: Literal["value"]
+class _Owned(_Base):
     candidate: str
     treatment: str
+
+
+class _Value(_Owned):
+    type: Literal["value"]
     micro_batch: _Index
     sums: list[float]
     counts: list[_Count]
 
 
-class _Failure(_Base):
+class _Failure(_Owned):
     type: Literal["failure"]
-    candidate: str
-    treatment: str
     reason: str
 
 
-class _Censored(_Base):
+class _Censored(_Owned):
     type: Literal["censored"]
-    candidate: str
-    treatment: str
     asked: list[_Index]
     stop_above: float
     done: list[_Index]

@@ -128,12 +128,6 @@ def _apply(data: dict[str, Any], override: str) -> None:
 def put(data: dict[str, Any], key: str, value: Any, what: str) -> None:
     """Sets a dotted key of nested mappings; what is missing on the way there is made.
 
-    Args:
-        data: The outer mapping.
-        key: Such as ``space.budget``.
-        value: The new value.
-        what: Names the change in an error.
-
     Raises:
         ConfigError: Something on the way is not a mapping.
     """

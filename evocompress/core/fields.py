@@ -116,7 +116,6 @@ Cores = Annotated[Whole, Field(gt=0, le=1024)]
 Length = Annotated[Whole, Field(ge=2, le=2**24)]
 Number = Annotated[float, BeforeValidator(_is_no_truth)]
 """A finite number and no truth value; bounds are added where it is used."""
-Fraction = Annotated[Number, Field(gt=0, lt=1)]
 Globs = Annotated[tuple[str, ...], Field(max_length=1000)]
 Name = Annotated[str, AfterValidator(_is_name)]
 """The name of a folder below another one."""

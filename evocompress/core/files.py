@@ -106,12 +106,7 @@ def naming_disk_errors(path: Path, kind: type[EvoCompressError] = RunError) -> I
 
 
 def make_folder(path: Path, what: str = "", kind: type[EvoCompressError] = RunError) -> None:
-    """Makes a folder with those above it, unless it is there.
-
-    Args:
-        path: The folder.
-        what: The setting that names it, for the message.
-        kind: The error's class.
+    """Makes a folder with those above it, unless it is there; errors name the setting `what`.
 
     Raises:
         EvoCompressError: It cannot be made; of class `kind`.
@@ -204,11 +199,6 @@ def read_json(
 ) -> Any:
     """Reads a JSON file, and verifies its checksum where it has one.
 
-    Args:
-        path: The file.
-        kind: The error's class.
-        remedy: What the user can do about a damaged file.
-
     Raises:
         EvoCompressError: The file is missing, no regular one, not JSON or was changed; of class
             `kind`.
@@ -245,12 +235,6 @@ def read_as(
     remedy: str = "write the file anew",
 ) -> T:
     """Reads a JSON file as a pydantic model, dataclass or other type.
-
-    Args:
-        path: The file.
-        shape: What it holds.
-        kind: The error's class.
-        remedy: What the user can do about a damaged file.
 
     Raises:
         EvoCompressError: As `read_json`, or the file holds something else.

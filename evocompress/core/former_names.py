@@ -62,11 +62,7 @@ class _Former(MetaPathFinder):
 
 
 class _Today(Loader):
-    """Gives the module of today under its former name.
-
-    Args:
-        name: Its name of today.
-    """
+    """Gives the module of today under its former name."""
 
     def __init__(self, name: str) -> None:
         self._name = name

@@ -93,12 +93,7 @@ class Registry(MutableMapping[str, T]):
         return ":" in name and name in self._members
 
     def check(self, name: str, key: str) -> None:
-        """Refuses a name that no member has; nothing is loaded.
-
-        Args:
-            name: What the configuration says.
-            key: The setting where it says so.
-        """
+        """Refuses a name that no member has; nothing is loaded."""
         if name not in self:
             unknown = f"unknown {self._kind} '{name}': {nearest(name, self)}"
             raise ConfigError(f"{key}: {self._absent(name) if ':' in name else unknown}")

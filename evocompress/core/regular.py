@@ -17,12 +17,7 @@ OTHERS = {
 
 
 def check_regular(path: Path, kind: type[EvoCompressError] = RunError) -> None:
-    """Refuse to open what is neither a file nor a folder; what is missing is not told here.
-
-    Args:
-        path: What is to be opened.
-        kind: The error's class.
-    """
+    """Refuse to open what is neither a file nor a folder; what is missing is not told here."""
     try:
         other = OTHERS.get(stat.S_IFMT(path.stat().st_mode))
     except (OSError, ValueError):

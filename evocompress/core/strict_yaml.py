@@ -40,10 +40,6 @@ _CORE: tuple[tuple[str, str, str], ...] = (
 def read_yaml_text(text: str, where: str) -> Any:
     """What a YAML text says.
 
-    Args:
-        text: The text.
-        where: Names it in an error.
-
     Raises:
         ConfigError: It is not YAML, or holds something that is refused.
     """

@@ -63,12 +63,6 @@ def run_alone(
 ) -> Any:
     """Has a task done on a cluster, alone on a whole GPU where the run computes on one.
 
-    Args:
-        config: The run, which says where.
-        task: What is to be done.
-        told: Called with what it says.
-        say: Told why it does not begin.
-
     Returns:
         What the job returns.
 
@@ -92,12 +86,7 @@ def run_alone(
 
 
 def _work(env_vars: EnvVars, job: Sequence[Any]) -> Iterator[Any]:
-    """Yields who works, what the job says, and its result; in the task's process.
-
-    Args:
-        env_vars: What is set there first.
-        job: A reference to what is to be done.
-    """
+    """Yields who works, what the job says, and its result; in the task's process."""
     import ray
 
     env_vars.enter()

@@ -62,23 +62,18 @@ class _Worker:
 
 @dataclass(frozen=True)
 class _Job:
-    """A batch that an actor has.
-
-    Attributes:
-        worker: The actor.
-        batch: Its requests.
-        since: When it was sent.
-    """
+    """A batch that an actor has."""
 
     worker: _Worker
     batch: tuple[Request, ...]
     since: float
 
 
+@dataclass(eq=False)
 class RayExecutor:
     """Answers requests on actors.
 
-    Args:
+    Attributes:
         make: Makes an actor, which may have to wait for its place in the cluster.
         wanted: How many there should be now.
         order: Sorts requests so that neighbours share most.
@@ -88,26 +83,18 @@ class RayExecutor:
         admit: Told of every worker.
     """
 
-    def __init__(
-        self,
-        make: Make,
-        wanted: Callable[[], int],
-        order: Callable[[Sequence[Request]], Sequence[Request]],
-        tokens: Callable[[Request], int],
-        stop: Callable[[], None],
-        telemetry: Telemetry,
-        admit: Admit = lambda who: None,
-    ) -> None:
+    make: Make
+    wanted: Callable[[], int]
+    order: Callable[[Sequence[Request]], Sequence[Request]]
+    tokens: Callable[[Request], int]
+    stop: Callable[[], None]
+    telemetry: Telemetry
+    admit: Admit = lambda who: None
+
+    def __post_init__(self) -> None:
         import ray
 
         self._ray = ray
-        self._make = make
-        self._wanted = wanted
-        self._order = order
-        self._tokens = tokens
-        self._stop = stop
-        self._telemetry = telemetry
-        self._admit = admit
         self._looked = 0.0
         self._idle_since: float | None = None
         self._warned = False
@@ -123,8 +110,8 @@ class RayExecutor:
             RunError: A worker says what the user can mend, or none can be started.
         """
         self._staff()
-        pieces = Pieces(self._order(requests), len(self._workers))
-        queue = Queue(pieces.requests, self._tokens, len(self._workers), self._pace)
+        pieces = Pieces(self.order(requests), len(self._workers))
+        queue = Queue(pieces.requests, self.tokens, len(self._workers), self._pace)
         running: dict[Any, _Job] = {}
         try:
             while queue or running:
@@ -151,7 +138,7 @@ class RayExecutor:
         finally:
             for worker in self._workers:
                 self._ray.kill(worker.actor)
-            self._stop()
+            self.stop()
 
     def _look(self, queue: Queue) -> None:
         """Starts actors for which there is room by now, and shows how many requests wait."""
@@ -160,14 +147,14 @@ class RayExecutor:
         self._looked = time.monotonic()
         self._staff()
         ready = sum(worker.who is not None for worker in self._workers)
-        self._telemetry.state(queue.waiting, ready)
+        self.telemetry.state(queue.waiting, ready)
         if ready:
             self._idle_since = None
         elif self._idle_since is None:
             self._idle_since = self._looked
         elif self._looked - self._idle_since > LONG_SECONDS and not self._warned:
             self._warned = True
-            self._telemetry.say(
+            self.telemetry.say(
                 f"no worker is ready after {LONG_SECONDS:.0f} s: it loads the model, or the "
                 "cluster has no room for it ('ray status' tells)"
             )
@@ -176,9 +163,9 @@ class RayExecutor:
         """Has as many actors as the cluster has room for."""
         # What the cluster does not answer while its head restarts is asked again later.
         with contextlib.suppress(self._ray.exceptions.RayError):
-            self._places = self._wanted()
+            self._places = self.wanted()
         for _ in range(self._places - len(self._workers)):
-            actor = self._make()
+            actor = self.make()
             self._workers.append(_Worker(actor, actor.ready.remote()))
 
     def _send(self, queue: Queue, running: dict[Any, _Job]) -> None:
@@ -234,7 +221,7 @@ class RayExecutor:
                     f"'{one_line(error)}': {self._logs}"
                 ) from None
             return
-        self._admit(worker.who)
+        self.admit(worker.who)
         worker.starting = None
         self._failed_starts = 0
 
@@ -252,7 +239,7 @@ class RayExecutor:
         seconds = now - max(job.since, job.worker.free_since)
         self._pace.add(tokens, seconds)
         assert job.worker.who is not None
-        self._telemetry.answered(job.worker.who, len(answers), tokens, seconds)
+        self.telemetry.answered(job.worker.who, len(answers), tokens, seconds)
         job.worker.free_since = now
         yield from answers
 
@@ -312,7 +299,7 @@ class RayExecutor:
         self._workers.remove(worker)
         try:
             if worker.who:
-                self._telemetry.ended(worker.who, lambda: self._printed(said))
+                self.telemetry.ended(worker.who, lambda: self._printed(said))
         finally:
             self._ray.kill(worker.actor)
 
@@ -327,4 +314,4 @@ class RayExecutor:
         return text
 
     def _size(self, batch: Sequence[Request]) -> int:
-        return sum(map(self._tokens, batch))
+        return sum(map(self.tokens, batch))

@@ -58,12 +58,7 @@ class Pace:
 
 @dataclass(eq=False)
 class _Stretch:
-    """Neighbours in the order of a step, which wait together.
-
-    Attributes:
-        requests: They.
-        tokens: Of all of them.
-    """
+    """Neighbours in the order of a step, which wait together."""
 
     requests: deque[Request]
     tokens: int
@@ -74,12 +69,6 @@ class Queue:
 
     Every worker goes through a stretch of its own, in which it shares with itself; one that has
     done its own takes the far half of the longest one left (Hendler & Shavit 2002).
-
-    Args:
-        requests: In that order.
-        tokens: Of a request.
-        workers: How many there are.
-        pace: Of a worker.
     """
 
     def __init__(

@@ -48,10 +48,6 @@ class TrialTask:
 def run_trial(params: Mapping[str, Any], task: TrialTask) -> None:
     """Makes the run of a trial, or goes on with it from its journal; reports its value to Tune.
 
-    Args:
-        params: What Tune chose, see `settings_of`.
-        task: The sweep.
-
     Raises:
         RunError: The trial failed.
     """

@@ -28,15 +28,7 @@ def model_card(
     loading: str,
     notes: Sequence[str] = (),
 ) -> str:
-    """The text of README.md.
-
-    Args:
-        record: The content of ``candidate.json``.
-        candidate: What was done to the model.
-        parts: The sub-layers of the dense model.
-        loading: Python that loads the checkpoint.
-        notes: Paragraphs to add, e.g. what was measured.
-    """
+    """The text of README.md."""
     # A local path would be wrong as a hub id on any other machine.
     hub_id = HUB_ID.fullmatch(record.source) and not Path(record.source).exists()
     base = [f"base_model: {record.source}"] if hub_id else []

@@ -54,14 +54,7 @@ class Pretrained:
     def save(
         self, model: PreTrainedModel, loaded: LoadedModel, folder: Path, weights: str | None
     ) -> None:
-        """Writes model, tokenizer, companions and `files` into a folder.
-
-        Args:
-            model: From `build`.
-            loaded: The dense model.
-            folder: An empty one.
-            weights: A key of `DTYPES`; ``None`` keeps the model's.
-        """
+        """Writes model, tokenizer, companions and `files`; see `Format.save`."""
         if weights is not None:
             nn.Module.to(model, DTYPES[weights])
             model.config.dtype = DTYPES[weights]

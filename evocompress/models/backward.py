@@ -9,7 +9,7 @@ blocks themselves are on the device only while they run.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -154,16 +154,11 @@ def _by_block(loaded: LoadedModel, task: _Pass) -> None:
     seeds = _backward(norm, f"{family.norm_path}.", final, seeds, task.readers, entering)
     for index in reversed(range(len(blocks))):
         entering = inputs.pop().to(hidden.device).detach().requires_grad_(True)
-        with _held(loaded, blocks[index]):
+        with loaded.cache.held(blocks[index]) if loaded.cache else nullcontext():
             with torch.enable_grad():
                 leaving = blocks[index](entering, **task.arguments[index])
             path = f"{family.block_names[index]}."
             seeds = _backward(blocks[index], path, leaving, seeds, task.readers, entering)
-
-
-def _held(loaded: LoadedModel, block: nn.Module) -> AbstractContextManager[None]:
-    """Keeps a block's weights on the device, where they come and go."""
-    return nullcontext() if loaded.cache is None else loaded.cache.held(block)
 
 
 def _backward(
@@ -183,9 +178,6 @@ def _backward(
         seeds: For each loss its gradient by that.
         readers: For each loss who is told.
         entering: What went in, if its gradients are wanted.
-
-    Returns:
-        For each loss its gradient by what went in.
     """
     named = [(prefix + name, p) for name, p in module.named_parameters() if p.requires_grad]
     passed_on = []

@@ -313,11 +313,7 @@ def know_compressed(kind: str) -> None:
 
 
 def _check_stored(checkpoint: Checkpoint, auto: Any) -> dict[str, Stored]:
-    """Whether the files hold what the config describes, as far as their headers tell.
-
-    Returns:
-        The tensors in files of safetensors.
-    """
+    """Whether the files hold what the config describes, as far as their headers tell."""
     config = without_kernels(_config(checkpoint))
     with torch.device("meta"):
         outline: PreTrainedModel = auto.from_config(

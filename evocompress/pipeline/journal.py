@@ -121,12 +121,7 @@ class Journal:
         return tuple(self._memory.steps)
 
     def mark(self, circumstances: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
-        """Appends that the run goes on under other circumstances, unless that was said last.
-
-        Args:
-            circumstances: What is other in the header from here on.
-            environment: What else is to be known of them.
-        """
+        """Appends that the run goes on under other circumstances, unless that was said last."""
         forced, step = self._memory.forced, len(self._memory.steps)
         told = {"circumstances": dict(circumstances), "environment": dict(environment)}
         if not forced or any(forced[-1][key] != told[key] for key in told):

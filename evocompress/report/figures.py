@@ -45,13 +45,7 @@ def search_curve(history: History, value_name: str) -> go.Figure | None:
 
 
 def healing_curve(steps: Sequence[HealStep], measure: str, value_name: str) -> go.Figure:
-    """Training loss and validation over the optimizer steps.
-
-    Args:
-        steps: Of the healing.
-        measure: What is made small, in a word.
-        value_name: The same with its unit, for the axis.
-    """
+    """Training loss and validation over the optimizer steps."""
     figure = blank(320)
     trained = [(step.step, step.train_loss) for step in steps if step.train_loss is not None]
     measured = [(s.step, s.validation_kl) for s in steps if s.validation_kl is not None]

@@ -33,7 +33,10 @@ def allocation_map(grid: Grid) -> go.Figure:
         "xgap": 2,
         "ygap": 2,
     }
-    kept, zeros = _values(grid, _kept), _values(grid, _zeros)
+    kept = _values(grid, lambda cell: None if cell.kept is None else 100 * cell.kept)
+    zeros = _values(
+        grid, lambda cell: None if cell.kept is not None or cell.width else 100 * cell.zeros
+    )
     both = _any(kept) and _any(zeros)
     if _any(kept):
         figure.add_heatmap(z=kept, **common, **_kept_style(kept, _bar("kept", both, top=True)))
@@ -55,14 +58,6 @@ def _mark_dropped(figure: go.Figure, grid: Grid, common: dict[str, Any]) -> None
     square = {"symbol": "square", "size": 12, "color": ORANGE}
     figure.add_scatter(x=[None], y=[None], mode="markers", marker=square, name="dropped")
     figure.update_layout(showlegend=True)
-
-
-def _kept(cell: GridCell) -> float | None:
-    return None if cell.kept is None else 100 * cell.kept
-
-
-def _zeros(cell: GridCell) -> float | None:
-    return None if cell.kept is not None or cell.width else 100 * cell.zeros
 
 
 def _values(grid: Grid, value: Callable[[GridCell], float | None]) -> Values:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from evocompress.core.circumstances import Environment, change_notes, environment_notes
 from evocompress.core.config import SparsitySpace
 from evocompress.pipeline.winner import not_compared_text
-from evocompress.report.allocation import Grid, GridCell
+from evocompress.report.allocation import Grid
 from evocompress.report.columns import RATIOS, UNTOLD, interval, number, percent
 from evocompress.report.data import (
     Evaluation,
@@ -177,7 +177,7 @@ def allocation_text(cells: Grid | None) -> str:
     parts = [f"{dropped} of {len(cells.present)} units are dropped."] if dropped else []
     narrow = [cell for cell in left if cell.width and cell.kept is not None]
     if narrow:
-        low, high = min(narrow, key=_kept), max(narrow, key=_kept)
+        low, high = (each(narrow, key=lambda cell: cell.kept or 0.0) for each in (min, max))
         parts.append(
             f"{len(narrow)} sub-layers are narrowed, {low.unit} the most ({low.width}) and "
             f"{high.unit} the least ({high.width})."
@@ -186,7 +186,7 @@ def allocation_text(cells: Grid | None) -> str:
         )
     sparse = [cell for cell in left if cell.kept is None and not cell.width]
     if any(cell.zeros for cell in sparse):
-        least, most = min(sparse, key=_zeros), max(sparse, key=_zeros)
+        least, most = (each(sparse, key=lambda cell: cell.zeros) for each in (min, max))
         parts.append(
             f"Zeros go from {percent(least.zeros)} in {least.unit} "
             f"to {percent(most.zeros)} in {most.unit}."
@@ -223,14 +223,6 @@ def front_text(run: RunData, costs: Sequence[str]) -> str:
             "the knee, the best balanced candidate."
         )
     return text + " Click a point, or choose it in the list, to see its layers."
-
-
-def _kept(cell: GridCell) -> float:
-    return 1.0 if cell.kept is None else cell.kept
-
-
-def _zeros(cell: GridCell) -> float:
-    return cell.zeros
 
 
 def notes(run: RunData) -> list[str]:

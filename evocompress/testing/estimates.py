@@ -23,8 +23,9 @@ from evocompress.models.families.base import matrices_of
 from evocompress.models.loading import LoadedModel
 from evocompress.testing import heuristics
 from evocompress.testing.families import output_pattern
+from evocompress.testing.heuristics import Batches
 
-Reference = Callable[[Family, PreTrainedModel, Sequence[Tensor]], Rows]
+Reference = Callable[[Family, PreTrainedModel, Batches], Rows]
 """The rows of a float64 model as it stands, from plain forward and backward passes."""
 
 TOLERANCE = 2e-4
@@ -32,9 +33,7 @@ TOLERANCES = {"perturbation": 2e-3}
 """Of kinds that are less exact: a difference of float32 losses, divided by 0.002."""
 
 
-def reference_influence(
-    family: Family, model: PreTrainedModel, micro_batches: Sequence[Tensor]
-) -> Rows:
+def reference_influence(family: Family, model: PreTrainedModel, micro_batches: Batches) -> Rows:
     """One minus the mean cosine, each branch's input found by running the block without it."""
     blocks = [list(_blocks(family, model, ids)) for ids in micro_batches]
     rows: Rows = {}
@@ -51,7 +50,7 @@ def reference_influence(
 
 
 def reference_distance(
-    family: Family, model: PreTrainedModel, micro_batches: Sequence[Tensor], *, last: bool = False
+    family: Family, model: PreTrainedModel, micro_batches: Batches, *, last: bool = False
 ) -> Rows:
     """The arccos of the cosine between every two points of the residual stream, over pi."""
     streams = []
@@ -70,9 +69,7 @@ def reference_distance(
     }
 
 
-def reference_fluctuation(
-    family: Family, model: PreTrainedModel, micro_batches: Sequence[Tensor]
-) -> Rows:
+def reference_fluctuation(family: Family, model: PreTrainedModel, micro_batches: Batches) -> Rows:
     """WIFV from all inputs kept, column by column; of experts the mean of what is sorted."""
     rows: Rows = {}
     head_dim = family.architecture(model).head_dim
@@ -98,7 +95,7 @@ def _wifv(
     model: PreTrainedModel,
     block: nn.Module,
     output: Matrix,
-    micro_batches: Sequence[Tensor],
+    micro_batches: Batches,
 ) -> Tensor:
     """The variance of every input of an output matrix times the squared norm of its column."""
     seen: list[Tensor] = []
@@ -121,9 +118,7 @@ def _wifv(
     )
 
 
-def reference_taylor(
-    family: Family, model: PreTrainedModel, micro_batches: Sequence[Tensor]
-) -> Rows:
+def reference_taylor(family: Family, model: PreTrainedModel, micro_batches: Batches) -> Rows:
     """|weight times gradient| of the mean loss of all tokens at once."""
     ids = torch.cat(list(micro_batches))
     rows: Rows = {}
@@ -142,9 +137,7 @@ def reference_taylor(
     return rows
 
 
-def reference_curvature(
-    family: Family, model: PreTrainedModel, micro_batches: Sequence[Tensor]
-) -> Rows:
+def reference_curvature(family: Family, model: PreTrainedModel, micro_batches: Batches) -> Rows:
     """The score of drawn tokens times minus what each sub-layer's output matrix holds."""
     rows: dict[str, list[float]] = {}
     model.requires_grad_(True)
@@ -169,17 +162,13 @@ def reference_curvature(
     return {name: (0.0,) * len(sequences) + tuple(row) for name, row in rows.items()}
 
 
-def reference_slope(
-    family: Family, model: PreTrainedModel, micro_batches: Sequence[Tensor]
-) -> Rows:
+def reference_slope(family: Family, model: PreTrainedModel, micro_batches: Batches) -> Rows:
     """At the dense model the divergence has no slope."""
     rows = reference_curvature(family, model, micro_batches)
     return {name: (0.0,) * len(row) for name, row in rows.items()}
 
 
-def reference_linearised(
-    family: Family, model: PreTrainedModel, micro_batches: Sequence[Tensor]
-) -> Rows:
+def reference_linearised(family: Family, model: PreTrainedModel, micro_batches: Batches) -> Rows:
     """Both."""
     rows = reference_curvature(family, model, micro_batches)
     return {name: (0.0,) * len(row) + row for name, row in rows.items()}
@@ -196,9 +185,7 @@ def _drawn_log_likelihood(model: PreTrainedModel, ids: Tensor) -> Tensor:
     return sum((row[token] for row, token in zip(logs, drawn, strict=True)), torch.zeros(()))
 
 
-def reference_frequency(
-    family: Family, model: PreTrainedModel, micro_batches: Sequence[Tensor]
-) -> Rows:
+def reference_frequency(family: Family, model: PreTrainedModel, micro_batches: Batches) -> Rows:
     """The shares of the choices and of the weights, from the routers' logits."""
     rows: Rows = {}
     for unit, entering in _mixture_inputs(family, model, micro_batches):
@@ -214,9 +201,7 @@ def reference_frequency(
     return rows
 
 
-def reference_expert_error(
-    family: Family, model: PreTrainedModel, micro_batches: Sequence[Tensor]
-) -> Rows:
+def reference_expert_error(family: Family, model: PreTrainedModel, micro_batches: Batches) -> Rows:
     """The change of the output where a router must not choose an expert."""
     rows: Rows = {}
     for unit, entering in _mixture_inputs(family, model, micro_batches):
@@ -255,7 +240,7 @@ def _mixed(router: Any, entering: Tensor, outputs: Sequence[Tensor], gone: int |
 
 
 def _mixture_inputs(
-    family: Family, model: PreTrainedModel, micro_batches: Sequence[Tensor]
+    family: Family, model: PreTrainedModel, micro_batches: Batches
 ) -> Iterator[tuple[str, Tensor]]:
     """For each mixture its name and what enters it (N, H)."""
     for index, block in enumerate(family.blocks(model)):
@@ -299,7 +284,7 @@ def drops(live: LiveModel) -> dict[str, tuple[Level, ...]]:
     return {name: (DENSE, DROP) for name, unit in live.units.items() if unit.kind in kinds}
 
 
-def subject_of(live: LiveModel, batches: Sequence[Tensor], candidate: Candidate) -> Subject:
+def subject_of(live: LiveModel, batches: Batches, candidate: Candidate) -> Subject:
     """A subject that asks about all sub-layers, each dense or dropped."""
     return Subject(live, batches, candidate, drops(live))
 
@@ -308,7 +293,7 @@ def check_matches_reference(
     estimator: Estimator,
     reference: Reference,
     loaded: LoadedModel,
-    batches: Sequence[Tensor],
+    batches: Batches,
     tolerance: float = TOLERANCE,
 ) -> None:
     """The rows at the dense model are the brute-force ones; the model is as it was."""
@@ -324,7 +309,7 @@ def check_matches_reference(
 
 
 def check_history_does_not_matter(
-    estimator: Estimator, loaded: LoadedModel, batches: Sequence[Tensor], other: Candidate
+    estimator: Estimator, loaded: LoadedModel, batches: Batches, other: Candidate
 ) -> None:
     """Rows depend neither on what the model was before, nor on how it is asked."""
     with LiveModel(loaded) as live:
@@ -337,7 +322,7 @@ def check_history_does_not_matter(
 
 
 def check_dropped_has_no_influence(
-    estimator: Estimator, loaded: LoadedModel, batches: Sequence[Tensor], candidate: Candidate
+    estimator: Estimator, loaded: LoadedModel, batches: Batches, candidate: Candidate
 ) -> None:
     """What a candidate drops has the value zero, or no row; the rest has none that is zero."""
     with LiveModel(loaded) as live:

@@ -15,15 +15,16 @@ from evocompress.evaluation.estimates.perturbation import noise
 from evocompress.models.families import Family
 from evocompress.models.families.base import matrices_of
 
+Batches = Sequence[Tensor]
+"""Token ids (b, S) of each micro-batch."""
 
-def reference_magnitude(
-    family: Family, model: PreTrainedModel, micro_batches: Sequence[Tensor]
-) -> Rows:
+
+def reference_magnitude(family: Family, model: PreTrainedModel, micro_batches: Batches) -> Rows:
     """The k-th smallest magnitude for k = 1/256, 2/256, ... of the weights, rounded up."""
     return {name: _quantiles(weight.abs().flatten()) for name, weight in _weights(family, model)}
 
 
-def reference_lamp(family: Family, model: PreTrainedModel, micro_batches: Sequence[Tensor]) -> Rows:
+def reference_lamp(family: Family, model: PreTrainedModel, micro_batches: Batches) -> Rows:
     """LAMP's scores of such weights, each with its sum over all that are not smaller."""
     rows: Rows = {}
     for name, weight in _weights(family, model):
@@ -34,9 +35,7 @@ def reference_lamp(family: Family, model: PreTrainedModel, micro_batches: Sequen
     return rows
 
 
-def reference_outliers(
-    family: Family, model: PreTrainedModel, micro_batches: Sequence[Tensor]
-) -> Rows:
+def reference_outliers(family: Family, model: PreTrainedModel, micro_batches: Batches) -> Rows:
     """Percentages of |weight| * norm of its input above multiples of the mean, by block."""
     pooled: dict[str, list[Tensor]] = {}
     for name, module, weight in _modules(family, model):
@@ -58,9 +57,7 @@ def reference_outliers(
     return rows
 
 
-def reference_exponent(
-    family: Family, model: PreTrainedModel, micro_batches: Sequence[Tensor]
-) -> Rows:
+def reference_exponent(family: Family, model: PreTrainedModel, micro_batches: Batches) -> Rows:
     """Hill's exponent of the tail that fits best around the peak, value by value."""
     rows: Rows = {}
     for name, weight in _weights(family, model):
@@ -78,9 +75,7 @@ def reference_exponent(
     return rows
 
 
-def reference_index(
-    family: Family, model: PreTrainedModel, micro_batches: Sequence[Tensor]
-) -> Rows:
+def reference_index(family: Family, model: PreTrainedModel, micro_batches: Batches) -> Rows:
     """1 - d^(1/q - 1/p) times the ratio of the norms for p = 1/2, q = 1."""
     rows: Rows = {}
     for name, weight in _weights(family, model):
@@ -90,9 +85,7 @@ def reference_index(
     return rows
 
 
-def reference_perturbation(
-    family: Family, model: PreTrainedModel, micro_batches: Sequence[Tensor]
-) -> Rows:
+def reference_perturbation(family: Family, model: PreTrainedModel, micro_batches: Batches) -> Rows:
     """Central differences of the mean loss, from whole forward passes of the model."""
     rows: Rows = {}
     for name, module, _ in _modules(family, model):
@@ -110,9 +103,7 @@ def reference_perturbation(
     return rows
 
 
-def reference_errors(
-    family: Family, model: PreTrainedModel, micro_batches: Sequence[Tensor]
-) -> Rows:
+def reference_errors(family: Family, model: PreTrainedModel, micro_batches: Batches) -> Rows:
     """Of a dense and a dropped sub-layer: nothing and all of its output."""
     return {unit.name: (0.0, 1.0) for unit in family.units(model) if unit.kind in _SUBLAYERS}
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from evocompress.compression.library.files import durable_file
 from evocompress.core.errors import LibraryError
@@ -126,7 +126,7 @@ class BlockRecord:
         xxh3: The checksum with which it is verified; ``None`` in libraries of older versions.
     """
 
-    file: str
+    file: Annotated[str, Field(pattern=r"^[^/\\]+$")]
     bytes: int
     sha256: str
     inputs: Mapping[str, InputRecord]
@@ -152,6 +152,8 @@ class Manifest:
     tokens: int
     units: Mapping[str, int]
     blocks: Mapping[int, BlockRecord]
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # a level with unknown fields is no level
 
     @property
     def missing(self) -> list[int]:
@@ -201,35 +203,14 @@ def read_manifest(folder: Path) -> Manifest:
     version = validated(data, Versioned, path, LibraryError, ANEW).format
     if version != FORMAT:
         raise LibraryError(f"{path} has format {version}, but this version reads {FORMAT}: {ANEW}")
-    content = validated(data, Content, path, LibraryError, ANEW)
-    return Manifest(**{field.name: getattr(content, field.name) for field in fields(Manifest)})
+    content = {name: value for name, value in data.items() if name != "format"}
+    return validated(content, Manifest, path, LibraryError, ANEW)
 
 
 class Versioned(BaseModel):
     """What the manifest of every version has."""
 
     format: int
-
-
-class Content(BaseModel):
-    """What a manifest looks like as JSON; a level with unknown fields is no level."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    format: int
-    recipe: LibraryRecipe
-    versions: dict[str, str]
-    sequences: int
-    tokens: int
-    units: dict[str, int]
-    blocks: dict[int, BlockRecord]
-
-    @field_validator("blocks")
-    @classmethod
-    def _beside(cls, blocks: dict[int, BlockRecord]) -> dict[int, BlockRecord]:
-        if any(Path(record.file).name != record.file for record in blocks.values()):
-            raise ValueError("a file lies outside of the library")
-        return blocks
 
 
 def _block_json(record: BlockRecord) -> dict[str, Any]:

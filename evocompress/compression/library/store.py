@@ -30,10 +30,6 @@ class Library:
         dense: The dense model, from which narrowed matrices are cut.
         cache_mib: Memory for matrices that are both narrowed and given zeros.
 
-    Attributes:
-        path: Its folder.
-        manifest: How it was made and what it holds.
-
     Examples:
         >>> from evocompress.testing.examples import library
         >>> [level.key for level in library(Path("library")).levels("model.layers.0.mlp.up_proj")]

@@ -78,11 +78,7 @@ class Calibration:
         return _fingerprint(self.library)
 
     def notes(self, what: str) -> Iterator[str]:
-        """What held-out part and the others have in common, where that is worth a word.
-
-        Args:
-            what: What the parts consist of.
-        """
+        """What held-out part and the others have in common, where that is worth a word."""
         source, other = self.source, self.heldout_source
         if self.left_out and source != other:
             yield (

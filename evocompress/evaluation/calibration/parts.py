@@ -199,14 +199,7 @@ def _beside(streams: Iterable[Tensor], seen: Seen) -> Iterator[tuple[list[Tensor
 
 
 def _too_little(found: int, total: int, same: bool, config: CalibrationConfig) -> str:
-    """What to say of a held-out source with `found` new sequences, fewer than are needed.
-
-    Args:
-        found: Sequences that are new.
-        total: Of all.
-        same: It is the text that library and search are cut from as well.
-        config: Sources and sizes.
-    """
+    """What to say of a held-out source with `found` new sequences, fewer than are needed."""
     source, other = config.source, config.heldout_source or config.source
     counts = [config.library_sequences, config.search_sequences, config.heldout_sequences]
     if same and total < sum(counts):

@@ -94,9 +94,6 @@ def _sequence_sums(dense: Tensor, logits: Tensor, ids: Tensor, top_k: int) -> Te
         logits: The compared model's logits (S, V).
         ids: The sequence (S,).
         top_k: See `heldout_quality`.
-
-    Returns:
-        Float64 (3,).
     """
     total = torch.zeros(3, dtype=torch.float64, device=ids.device)
     for start in range(0, len(ids) - 1, ROWS):

@@ -22,11 +22,17 @@ def table_rows(table: LatencyTable) -> list[Row]:
     mlp = sorted(table.prefill.mlp, reverse=True)
     names = ("prefill", "decoding step")
     return [
-        row("milliseconds", lambda phase: f"{names[phase is table.decode]} {_size(phase)}"),
+        row(
+            "milliseconds",
+            lambda p: f"{names[p is table.decode]} {p.batch} x {p.tokens}",
+        ),
         row("dense model", lambda phase: _ms(phase.dense)),
         row("embedding, last norm, head", lambda phase: _ms(phase.base)),
-        *(row(f"attention, {g} x {q} heads", partial(_attention, g, q)) for g, q in attention),
-        *(row(f"MLP, {channels} channels", partial(_mlp, channels)) for channels in mlp),
+        *(
+            row(f"attention, {g} x {q} heads", partial(_part, "attention", (g, q)))
+            for g, q in attention
+        ),
+        *(row(f"MLP, {channels} channels", partial(_part, "mlp", channels)) for channels in mlp),
         row("scale of the sums", lambda phase: f"{phase.scale:.3f}"),
         row("offset of the sums", lambda phase: _ms(phase.offset)),
         row("median error on random models", lambda phase: f"{median_error(phase):.1%}"),
@@ -46,16 +52,8 @@ def largest_error(phase: Phase) -> float:
     return max(abs(error) for error in phase.errors)
 
 
-def _attention(kv_groups: int, group_heads: int, phase: Phase) -> str:
-    return _ms(phase.attention[kv_groups, group_heads])
-
-
-def _mlp(channels: int, phase: Phase) -> str:
-    return _ms(phase.mlp[channels])
-
-
-def _size(phase: Phase) -> str:
-    return f"{phase.batch} x {phase.tokens}"
+def _part(kind: str, width: object, phase: Phase) -> str:
+    return _ms(getattr(phase, kind)[width])
 
 
 def _ms(seconds: float) -> str:

@@ -191,12 +191,7 @@ class _Blocks(nn.ModuleList):
 
 
 class _StagedNames(BlockNames):
-    """The names of blocks that lie in several lists.
-
-    Args:
-        names: Of the dense model's blocks.
-        pattern: A regular expression that matches each.
-    """
+    """The names of blocks that lie in several lists."""
 
     def __init__(self, names: Sequence[str], pattern: str) -> None:
         self._names = tuple(names)
