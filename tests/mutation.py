@@ -6,6 +6,7 @@ A mutant has one comparison, operation, condition or constant changed. All tests
 once on a copy of the tree without faults, where functions with mutants tell which tests call them.
 Those tests are then run on the mutant, the fastest first, until one fails. With ``--against`` the
 tree of a commit gets the same mutants as well, which are then taken of the lines that both have.
+What was found is kept in ``--folder``: the same command goes on from there.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import ast
 import builtins
 import io
+import json
 import os
 import pickle
 import random
@@ -277,23 +279,40 @@ class Suite:
 
     def record(self) -> str:
         """Runs all tests once, on code whose functions tell which test calls them."""
-        codes = {mutant.path: (self.tree / mutant.path).read_bytes() for mutant in self.mutants}
-        for path, code in codes.items():
-            (self.tree / path).write_bytes(told(path, code))
-        kept = self.tree / "record.pickle"
+        kept = self.tree.with_suffix(".pickle")
+        if not kept.exists():
+            files = [f for room in ROOMS for f in (self.tree / "evocompress" / room).rglob("*.py")]
+            codes = {file: file.read_bytes() for file in files}
+            for file, code in codes.items():
+                file.write_bytes(told(str(file.relative_to(self.tree)), code))
+            _, status = os.waitpid(self._recording(kept.with_suffix(".part")), 0)
+            for file, code in codes.items():
+                file.write_bytes(code)
+            if os.waitstatus_to_exitcode(status) not in (0, 1):
+                raise RuntimeError(f"{self.name}: the tests cannot be run")
+            kept.with_suffix(".part").rename(kept)
+        self.tests = pickle.loads(kept.read_bytes())
+        total = sum(seconds for seconds, _ in self.tests.values())
+        return f"{self.name}: {len(self.tests)} tests in {total:.0f} s"
+
+    def _recording(self, path: Path) -> int:
+        """The process that runs the tests and writes what they call."""
         if (pid := os.fork()) == 0:
             record = Record(self.limit / 4)
             status = self._pytest([f"tests/{room}" for room in ROOMS], record)
-            kept.write_bytes(pickle.dumps(record.of_tests()))
+            path.write_bytes(pickle.dumps(record.of_tests()))
             os._exit(status)
-        _, status = os.waitpid(pid, 0)
-        if os.waitstatus_to_exitcode(status) not in (0, 1):
-            raise SystemExit(f"{self.name}: the tests cannot be run")
-        self.tests = pickle.loads(kept.read_bytes())
-        for path, code in codes.items():
-            (self.tree / path).write_bytes(code)
-        total = sum(seconds for seconds, _ in self.tests.values())
-        return f"{self.name}: {len(self.tests)} tests in {total:.0f} s"
+        return pid
+
+    def known(self, mutant: Mutant) -> tuple[str, float]:
+        """The verdict, from the file of those that were found before if it is there."""
+        file = self.tree.with_suffix(".json")
+        known = json.loads(file.read_text()) if file.exists() else {}
+        if (key := f"{mutant} {mutant.begin}") not in known:
+            known[key] = self.verdict(mutant)
+            file.write_text(json.dumps(known))
+        outcome, seconds = known[key]
+        return outcome, seconds
 
     def verdict(self, mutant: Mutant) -> tuple[str, float]:
         """Whether the mutant was killed, survived or ran out of time; the CPU seconds taken."""
@@ -345,22 +364,22 @@ class Suite:
             return int(pytest.main([*asked, *options], plugins=[plugin]))
 
 
-def copied(folder: Path, commit: str | None) -> Path:
-    """The tracked and new files of this tree, or those of a commit."""
-    if commit is not None:
-        archive = ["git", "archive", commit]
-        packed = subprocess.run(archive, cwd=ROOT, check=True, capture_output=True).stdout
-        with tarfile.open(fileobj=io.BytesIO(packed)) as files:
-            files.extractall(folder, filter="data")
-    else:
-        command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-        listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
-        for name in filter(None, listed.stdout.split("\0")):
-            if (ROOT / name).is_file():
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(ROOT / name, folder / name)
+def copied(folder: Path, commit: str) -> Path:
+    """The tree of a commit, without what an interrupted run left in it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    archive = ["git", "archive", commit]
+    packed = subprocess.run(archive, cwd=ROOT, check=True, capture_output=True).stdout
+    with tarfile.open(fileobj=io.BytesIO(packed)) as files:
+        files.extractall(folder, filter="data")
     subprocess.run([sys.executable, "-m", "compileall", "-q", str(folder)], check=False)
     return folder
+
+
+def short(commit: str) -> str:
+    """Its digits."""
+    command = ["git", "rev-parse", "--short", commit]
+    found = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+    return found.stdout.strip()
 
 
 def main() -> None:
@@ -371,11 +390,14 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=120, help="CPU seconds for a mutant's tests")
     parser.add_argument("--against", help="a commit, whose tree gets the same mutants")
     parser.add_argument("--long", action="store_true", help="with tests that are marked as long")
+    default = Path(tempfile.gettempdir()) / "mutation"
+    parser.add_argument("--folder", type=Path, default=default, help="keeps what was found")
     asked = parser.parse_args()
     left_out = ELSEWHERE if asked.long else (*ELSEWHERE, "long")
-    commits = {"now": None} | ({asked.against: asked.against} if asked.against else {})
-    with tempfile.TemporaryDirectory() as home, ThreadPoolExecutor() as threads:
-        trees = {name: copied(Path(home) / name, commit) for name, commit in commits.items()}
+    commits = [short(each) for each in ("HEAD", asked.against) if each]
+    named = f"{asked.limit}{'-long' * asked.long}"
+    with ThreadPoolExecutor() as threads:
+        trees = {each: copied(asked.folder / f"{each}-{named}", each) for each in commits}
         every = [mutants_of(tree) for tree in trees.values()]
         common = [key for key in every[0] if all(key in others for others in every)]
         chosen = random.Random(asked.seed).sample(common, asked.sample)
@@ -395,7 +417,7 @@ def main() -> None:
 def _compare(suites: Sequence[Suite], threads: ThreadPoolExecutor) -> None:
     counts = {suite.name: Counter[str]() for suite in suites}
     for number, mutant in enumerate(suites[0].mutants):
-        found = list(threads.map(lambda suite: suite.verdict(suite.mutants[number]), suites))  # noqa: B023
+        found = list(threads.map(lambda suite: suite.known(suite.mutants[number]), suites))  # noqa: B023
         for count, (outcome, seconds) in zip(counts.values(), found, strict=True):
             count.update({outcome: 1, "seconds": round(seconds)})
         each = zip(counts, found, strict=True)

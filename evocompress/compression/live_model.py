@@ -127,8 +127,9 @@ class LiveModel:
         changed |= {name: DENSE for name in before.keys() - after.keys()}
         for name, level in changed.items():
             self._check(name, level)
-        if any(self.units[name].kind == "expert" for name in after):
-            self._check_experts(after)
+        experts = any(self.units[name].kind == "expert" for name in after)
+        if experts and (short := too_few_experts(after, self.tree)):
+            raise LibraryError(short)
         # Everything that can fail comes before the first change.
         tensors = self._changed_tensors(changed, after)
         norms = self._changed_norms(changed)
@@ -167,11 +168,6 @@ class LiveModel:
             raise LibraryError(f"{name} is an expert: it can only be dropped, not {level.key}")
         if kind in width and not (level.dense or level.drop or width[kind]):
             raise LibraryError(f"{name} can only be dropped, narrowed or dense, not {level.key}")
-
-    def _check_experts(self, levels: Mapping[str, Level]) -> None:
-        short = too_few_experts(levels, self.tree)
-        if short:
-            raise LibraryError(short)
 
     def _changed_tensors(
         self, changed: Iterable[str], after: Mapping[str, Level]

@@ -14,9 +14,13 @@ from evocompress.core.errors import ConfigError
 from evocompress.core.types import DENSE, DROP, Candidate, Level, Unit
 from evocompress.core.units import UnitTree
 from evocompress.space.candidate_table import CandidateTable, candidate_table
-from evocompress.space.expert_encoding import ExpertGenes, mixtures
 from evocompress.space.latest import latest
-from evocompress.space.part_genes import inactive_columns, parts_of_genes
+from evocompress.space.part_genes import (
+    ExpertGenes,
+    inactive_columns,
+    mixtures,
+    parts_of_genes,
+)
 
 _KNOWN = 4096
 """Latest candidates that are remembered by the bytes of their genomes."""
@@ -130,8 +134,7 @@ class Encoding:
 
     def dropped(self, genomes: Genome) -> Booleans:
         """Which genes are dropped (N, U)."""
-        dropped: Booleans = genomes == self.drop_index
-        return dropped
+        return np.asarray(genomes == self.drop_index)
 
     @latest
     def states(self, genomes: Genome) -> Integers:
@@ -194,8 +197,7 @@ class Encoding:
         """
         if self._attention_stays:
             return np.ones(len(genomes), dtype=bool)
-        kept: Booleans = np.logical_or.reduce(self.attention_left(genomes), axis=1)
-        return kept
+        return np.asarray(np.logical_or.reduce(self.attention_left(genomes), axis=1))
 
     def attention_left(self, genomes: Genome) -> Booleans:
         """Which parts (N, P) are attentions that genomes (N, U) have; all where some must stay."""
@@ -205,8 +207,7 @@ class Encoding:
 
     def enough_experts(self, genomes: Genome) -> Booleans:
         """Which genomes (N, U) keep as many experts of each mixture as a token uses."""
-        enough: Booleans = ~np.logical_or.reduce(self.short_mixtures(genomes), axis=1)
-        return enough
+        return np.asarray(~np.logical_or.reduce(self.short_mixtures(genomes), axis=1))
 
     def short_mixtures(self, genomes: Genome) -> Booleans:
         """Which parts (N, P) are mixtures with fewer experts than a token uses."""
@@ -244,8 +245,7 @@ class Encoding:
         if drop < 0:
             return np.zeros(len(genomes), dtype=bool)
         genes = [g for g in (self._part_genes[part], self._block_genes[part]) if g >= 0]
-        lost: Booleans = (genomes[:, genes] == self.drop_index[genes]).any(axis=1)
-        return lost
+        return np.asarray((genomes[:, genes] == self.drop_index[genes]).any(axis=1))
 
     def candidate(self, genome: Genome) -> Candidate:
         """The canonical candidate of one genome (U,)."""

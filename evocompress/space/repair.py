@@ -77,8 +77,7 @@ def restore(
     fits = np.flatnonzero((changes.usage <= 1).all(axis=1))
     if not fits.size:
         return genome
-    restored: Genome = space.deactivate(changes.changed(int(rng.choice(fits)))[None])[0]
-    return restored
+    return np.asarray(space.deactivate(changes.changed(int(rng.choice(fits)))[None])[0])
 
 
 def _relaxed(
@@ -113,8 +112,7 @@ def _with_experts(space: SearchSpace, genome: Genome, rng: np.random.Generator) 
     genes = space.encoding
     if not genes.mixtures or genes.enough_experts(genome[None])[0]:
         return genome
-    restored: Genome = genes.with_experts(genome[None], rng.random(len(genome)))[0]
-    return restored
+    return np.asarray(genes.with_experts(genome[None], rng.random(len(genome)))[0])
 
 
 def _meet_one_bound(
@@ -129,8 +127,7 @@ def _meet_one_bound(
     path = _path(changes.those(helpful), rng)
 
     def met(rows: Genome) -> Booleans:
-        enough: Booleans = np.logical_or.reduce(space.budget_usage(rows)[:, over] <= 1, axis=1)
-        return enough
+        return np.asarray(np.logical_or.reduce(space.budget_usage(rows)[:, over] <= 1, axis=1))
 
     end = path.first(lambda rows: ~space.encoding.admissible(rows) | met(rows))
     before = path.row(end - 1)

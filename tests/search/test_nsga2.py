@@ -12,7 +12,7 @@ from evocompress.search.base import Problem
 from evocompress.search.evolution.initial_population import rungs
 from evocompress.search.evolution.nsga2 import NSGA2
 from evocompress.search.objectives import choose
-from evocompress.search.operators.pareto_mutation import vary
+from evocompress.search.operators.mutation import vary
 from evocompress.space import sampling
 from evocompress.space.build import build_space
 from evocompress.space.repair import repair

@@ -15,7 +15,7 @@ from evocompress.search.evolution.evolved_front import EvolvedFront
 from evocompress.search.evolution.genetic import ALGORITHMS, Evolution, reference_directions
 from evocompress.search.evolution.moead import MOEAD
 from evocompress.search.evolution.nsga3 import NSGA3
-from evocompress.search.operators.pareto_mutation import vary
+from evocompress.search.operators.mutation import vary
 from evocompress.search.operators.pymoo_operators import feasible_first
 from evocompress.space import sampling
 from evocompress.space.build import build_space

@@ -62,19 +62,13 @@ def compress(weight: Tensor, statistics: Statistics, levels: Sequence[Level]) ->
 
 
 def compress_together(
-    weights: Sequence[Tensor], statistics: Statistics, levels: Sequence[Sequence[Level]]
-) -> list[list[Tensor]]:
-    """`compress` of several matrices of one shape in the same sweep."""
-    return compress_with(weights, statistics, levels, block_sweep_for(weights[0].device))
-
-
-def compress_with(
     weights: Sequence[Tensor],
     statistics: Statistics,
     levels: Sequence[Sequence[Level]],
-    sweep: BlockSweep,
+    sweep: BlockSweep | None = None,
 ) -> list[list[Tensor]]:
-    """As `compress_together`, with the given implementation of the sweep within a block."""
+    """`compress` of several matrices of one shape in the same sweep, the device's fastest."""
+    sweep = sweep or block_sweep_for(weights[0].device)
     for weight, own in zip(weights, levels, strict=True):
         check_levels(weight, own)
     dense = [weight.float() for weight in weights]

@@ -42,7 +42,7 @@ def build_library(
     *,
     batch: int,
     propagate: Mapping[str, Level] | None = None,
-    progress: Progress | None = None,
+    progress: Progress = tell_nobody,
     blocks: MakeBlocks = make_blocks,
 ) -> Library:
     """Make a level library, finish one that was interrupted, or open one that is there.
@@ -70,7 +70,6 @@ def build_library(
             made otherwise, or a unit, level or criterion is impossible.
     """
     recipe = make_recipe(dense_model(loaded), wanted, calibration_fingerprint, config, propagate)
-    progress = progress or tell_nobody
     manifest = _begin(loaded, recipe, tokens, config, path, batch)
     if _is_incomplete(manifest, path):
         make_folder(path, "library.path", LibraryError)

@@ -12,12 +12,12 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from evocompress.compression.criteria import Statistics, unseen
 from evocompress.compression.library.block import BlockMaker
 from evocompress.compression.library.dense import DenseModel, Linear, dense_model
-from evocompress.compression.library.gradients import loss_gradients
 from evocompress.compression.library.gram import COUNT, Sums, collecting
 from evocompress.compression.library.hidden import HiddenStates
 from evocompress.compression.library.manifest import BlockRecord, Manifest
@@ -25,6 +25,7 @@ from evocompress.compression.library.order import BlockOrder, block_orders, meth
 from evocompress.compression.library.propagate import compressed
 from evocompress.core.progress import Told
 from evocompress.core.types import Unit
+from evocompress.models.gradients import summed_gradients
 from evocompress.models.loading import LoadedModel
 
 Progress = Told
@@ -117,7 +118,7 @@ class Builder:
         progress(len(todo), len(todo), "")
 
     def _gradients(self, todo: list[int], progress: Progress) -> dict[str, Tensor]:
-        """The gradients of all matrices (out, in) whose sub-layers need them."""
+        """The loss's gradients, of all matrices (out, in) whose sub-layers need them."""
         linears = [
             linear
             for index in todo
@@ -127,16 +128,18 @@ class Builder:
         ]
         if not linears:
             return {}
-        found = loss_gradients(
-            self._loaded,
-            [linear.name for linear in linears],
-            self._tokens,
-            batch=self._batch,
-            advance=lambda done: progress(
-                0, len(todo), f"gradients: sequence {done + 1} of {len(self._tokens)}"
-            ),
-        )
-        return {linear.name: linear.oriented(found[linear.name]) for linear in linears}
+
+        def batches() -> Iterator[Tensor]:
+            for position, ids in enumerate(torch.split(self._tokens, self._batch)):
+                done = f"sequence {position * self._batch + 1} of {len(self._tokens)}"
+                progress(0, len(todo), f"gradients: {done}")
+                yield ids
+
+        model = self._loaded.model
+        parameters = [model.get_parameter(f"{linear.name}.weight") for linear in linears]
+        found = summed_gradients(self._loaded, parameters, batches())
+        pairs = zip(linears, found, strict=True)
+        return {linear.name: linear.oriented(gradient) for linear, gradient in pairs}
 
     def _make_block(self, index: int, gradients: Mapping[str, Tensor]) -> BlockRecord:
         order = self._orders[index]

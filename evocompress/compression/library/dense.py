@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from math import prod
 
 import torch
@@ -172,19 +173,20 @@ class Coupled:
         bias: Tensor | None,
     ) -> Structure:
         """The unit as its criterion sees it."""
-        output, inputs, shared = self._parts(weights)
+        inputs, shared = self._parts(weights)
+        output, known = self.output.name, gradients or {}
         return Structure(
-            output=output,
+            output=weights[output],
             size=self.size,
             groups=self.full[0],
             inputs=inputs,
             shared=shared,
-            gradients=() if gradients is None else _flat(self._parts(gradients)),
+            gradients=(known[output], *chain(*self._parts(known))) if known else (),
             bias=bias,
         )
 
-    def _parts(self, tensors: Mapping[str, Tensor]) -> _Parts:
-        """The output matrix, and the others cut at the borders of their axes."""
+    def _parts(self, tensors: Mapping[str, Tensor]) -> tuple[tuple[Tensor, ...], ...]:
+        """The matrices but the output, cut at the borders of their axes: by items, by groups."""
         inputs: list[Tensor] = []
         shared: list[Tensor] = []
         size = self.head_dim if self.unit.kind == "attention" else 1
@@ -196,15 +198,7 @@ class Coupled:
             parts = torch.split(tensors[linear.name], lengths) if axes else ()
             for axis, part in zip(axes, parts, strict=True):
                 (shared if axis in ("key", "value") else inputs).append(part)
-        return tensors[self.output.name], tuple(inputs), tuple(shared)
-
-
-_Parts = tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]
-
-
-def _flat(parts: _Parts) -> tuple[Tensor, ...]:
-    output, inputs, shared = parts
-    return (output, *inputs, *shared)
+        return tuple(inputs), tuple(shared)
 
 
 class DenseModel:

@@ -200,25 +200,16 @@ def block_orders(
         name: tuple(level for level in levels if not level.dense) for name, levels in wanted.items()
     }
     blocks = sorted({dense.units[name].block for name in wanted})
-    return {block: _order_of(block, dense, stored, methods) for block in blocks}
-
-
-def _order_of(
-    block: int, dense: DenseModel, stored: Mapping[str, Levels], methods: Methods
-) -> BlockOrder:
-    return BlockOrder(
-        methods,
-        tuple(
-            (linear, stored[name])
-            for name, linear in dense.linears.items()
-            if linear.unit.block == block and stored.get(name)
-        ),
-        tuple(
-            (coupled, stored[name])
-            for name, coupled in dense.coupled.items()
-            if coupled.unit.block == block and stored.get(name)
-        ),
-    )
+    matrices = [(linear, stored[n]) for n, linear in dense.linears.items() if stored.get(n)]
+    widths = [(coupled, stored[n]) for n, coupled in dense.coupled.items() if stored.get(n)]
+    return {
+        block: BlockOrder(
+            methods,
+            tuple(each for each in matrices if each[0].unit.block == block),
+            tuple(each for each in widths if each[0].unit.block == block),
+        )
+        for block in blocks
+    }
 
 
 def _spec(linear: Linear, shape: tuple[int, int], dtype: torch.dtype) -> TensorSpec:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -48,23 +47,13 @@ def _compress(
     if bias is not None and coupled.output.unit.bias:
         _swap(model.get_parameter(f"{coupled.output.name}.bias"), bias, undo)
     elif bias is not None:
-        output = model.get_submodule(coupled.output.name)
-        undo.callback(output.register_forward_hook(_Adding(bias.to(model.device))).remove)
+        output, added = model.get_submodule(coupled.output.name), bias.to(model.device)
+        undo.callback(output.register_forward_hook(lambda _, __, given: given + added).remove)
 
 
 def _swap(parameter: nn.Parameter, data: Tensor, undo: ExitStack) -> None:
     undo.callback(setattr, parameter, "data", parameter.data)
     parameter.data = data.to(parameter.device, parameter.dtype).contiguous()
-
-
-class _Adding:
-    """A hook that adds a bias to what a module gives out."""
-
-    def __init__(self, bias: Tensor) -> None:
-        self._bias = bias
-
-    def __call__(self, module: nn.Module, arguments: Any, output: Tensor) -> Tensor:
-        return output + self._bias
 
 
 class _Propagated:

@@ -76,16 +76,16 @@ def _check(dense: DenseModel, wanted: Wanted, methods: Methods) -> None:
 
 
 def _propagated(wanted: Wanted, chosen: Mapping[str, Level] | None) -> dict[str, Level]:
-    propagated = {unit: _middle(levels) for unit, levels in wanted.items() if levels}
+    propagated = {
+        unit: sorted(levels, key=_compression)[(len(levels) - 1) // 2]
+        for unit, levels in wanted.items()
+        if levels
+    }
     propagated |= chosen or {}
     for unit, level in propagated.items():
         if level not in wanted.get(unit, ()):
             raise LibraryError(f"{unit} cannot be propagated at {level.key}, which is not wanted")
     return propagated
-
-
-def _middle(levels: Sequence[Level]) -> Level:
-    return sorted(levels, key=_compression)[(len(levels) - 1) // 2]
 
 
 def _compression(level: Level) -> float:

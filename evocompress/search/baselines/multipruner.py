@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Annotated
 
 import numpy as np
@@ -81,13 +83,14 @@ class MultiPruner(GeneratorSearcher):
 
     def search(self) -> AskTell[None]:
         """The three stages."""
-        stages = (
-            (self._shorter, self.micro_batches),
-            (self._fewer_channels, self._narrow_batches),
-            (self._fewer_heads, self._narrow_batches),
-        )
-        genome = self.space.encoding.default
-        for share, (choices, micro_batches) in zip(self._shares.tolist(), stages, strict=True):
+        stages: list[Callable[[Genome], list[Genome]]] = [
+            self._shorter,
+            partial(self._narrower, "mlp"),
+            partial(self._narrower, "attention"),
+        ]
+        compared = (self.micro_batches, self._narrow_batches, self._narrow_batches)
+        genome, shares = self.space.encoding.default, self._shares.tolist()
+        for share, choices, micro_batches in zip(shares, stages, compared, strict=True):
             target = self._target(share)
             genome = yield from self.descend(genome, choices, target, micro_batches)
         yield from self.conclude(genome)
@@ -104,13 +107,7 @@ class MultiPruner(GeneratorSearcher):
     def _shorter(self, genome: Genome) -> list[Genome]:
         return without_each(self.space, genome, present(self.space, genome))
 
-    def _fewer_channels(self, genome: Genome) -> list[Genome]:
-        return self._narrower(genome, "mlp")
-
-    def _fewer_heads(self, genome: Genome) -> list[Genome]:
-        return self._narrower(genome, "attention")
-
-    def _narrower(self, genome: Genome, kind: str) -> list[Genome]:
+    def _narrower(self, kind: str, genome: Genome) -> list[Genome]:
         """The genome (U,) with each sub-layer of a kind at its next width."""
         genes = self.space.encoding
         void = genes.inactive(genome[None])[0]

@@ -32,7 +32,14 @@ class Removal(GeneratorSearcher):
 
     def check(self) -> None:
         """Refuses a space with units that cannot be removed so."""
-        _check_kinds(self.space, self.name, self.kinds)
+        there = {self.space.units[gene].kind for gene in self.space.encoding.droppable}
+        if not there:
+            raise ConfigError(f"search.name: {self.name} removes units, so it needs space.drop")
+        if not there <= set(self.kinds):
+            raise ConfigError(
+                f"search.name: {self.name} cannot remove every {' and '.join(sorted(there))}: "
+                f"set space.drop.units to [{', '.join(self.kinds)}]"
+            )
 
 
 class GreedyRemoval(Removal):
@@ -58,16 +65,14 @@ class GreedyRemoval(Removal):
 def present(space: SearchSpace, genome: Genome) -> Encoding:
     """The genes that can be dropped and, in a genome (U,), are not."""
     droppable = space.encoding.droppable
-    left: Encoding = droppable[genome[droppable] != space.encoding.drop_index[droppable]]
-    return left
+    return np.asarray(droppable[genome[droppable] != space.encoding.drop_index[droppable]])
 
 
 def without(space: SearchSpace, genome: Genome, genes: Encoding) -> Genome:
     """The genome (U,) with genes dropped."""
     shorter = genome.copy()
     shorter[genes] = space.encoding.drop_index[genes]
-    settled: Genome = space.deactivate(shorter[None])[0]
-    return settled
+    return np.asarray(space.deactivate(shorter[None])[0])
 
 
 def without_each(space: SearchSpace, genome: Genome, genes: Encoding) -> list[Genome]:
@@ -112,14 +117,3 @@ def drop_harms(
         drop = int(space.encoding.drop_index[gene])
         harms[gene][drop] = sum(influence[unit.name][0] for unit in members)
     return harms
-
-
-def _check_kinds(space: SearchSpace, name: str, kinds: tuple[UnitKind, ...]) -> None:
-    there = {space.units[gene].kind for gene in space.encoding.droppable}
-    if not there:
-        raise ConfigError(f"search.name: {name} removes units, so it needs space.drop")
-    if not there <= set(kinds):
-        raise ConfigError(
-            f"search.name: {name} cannot remove every {' and '.join(sorted(there))}: "
-            f"set space.drop.units to [{', '.join(kinds)}]"
-        )

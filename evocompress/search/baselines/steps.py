@@ -42,8 +42,7 @@ def moved(space: SearchSpace, genome: Genome, gene: int, level: int) -> Genome:
     """The genome (U,) with one gene at another level."""
     changed = genome.copy()
     changed[gene] = level
-    settled: Genome = space.deactivate(changed[None])[0]
-    return settled
+    return np.asarray(space.deactivate(changed[None])[0])
 
 
 def savings(space: SearchSpace, genome: Genome, changed: Sequence[Genome]) -> NDArray[np.float64]:
@@ -58,8 +57,7 @@ def savings(space: SearchSpace, genome: Genome, changed: Sequence[Genome]) -> ND
     saved = np.maximum(space.budget_usage(genome[None]), 1) - np.maximum(
         space.budget_usage(rows), 1
     )
-    total: NDArray[np.float64] = np.where(space.encoding.admissible(rows), saved.sum(axis=1), 0.0)
-    return total
+    return np.asarray(np.where(space.encoding.admissible(rows), saved.sum(axis=1), 0.0))
 
 
 def rates(values: Sequence[float], now: float, saved: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -68,10 +66,7 @@ def rates(values: Sequence[float], now: float, saved: NDArray[np.float64]) -> ND
     Infinite for what could not be measured. Of harmless ones that which saves most is first.
     """
     harms = np.maximum(np.array(values) - (now if np.isfinite(now) else 0.0), LEAST_HARM)
-    found: NDArray[np.float64] = np.divide(
-        harms, saved, out=np.full(len(harms), np.inf), where=saved > 0
-    )
-    return found
+    return np.asarray(np.divide(harms, saved, out=np.full(len(harms), np.inf), where=saved > 0))
 
 
 def next_levels(levels: Sequence[Level], index: int, stepped: bool) -> list[int]:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, ClassVar
 
 from evocompress.core.errors import ConfigError
 from evocompress.search.bayesian.sampled import SampledSearcher
-from evocompress.space.space import SearchSpace
 
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
@@ -38,21 +37,17 @@ class GP(SampledSearcher):
 
     def check(self) -> None:
         """Refuses a space of many genes."""
-        _check_size(self.space)
+        count = int((self.space.encoding.sizes > 1).sum())
+        if count > MOST_GENES:
+            raise ConfigError(
+                f"search.name: gp takes at most {MOST_GENES} units with a choice of levels, and "
+                f"this space has {count}: use tpe, or a smaller space (space.drop.units [block], "
+                "space.width.uniform, fewer matrices in space.sparsity.match)"
+            )
 
     def _sampler(self, seed: int) -> BaseSampler:
         from optuna.samplers import GPSampler
 
         return GPSampler(
             n_startup_trials=self.settings.startup, warn_independent_sampling=False, seed=seed
-        )
-
-
-def _check_size(space: SearchSpace) -> None:
-    count = int((space.encoding.sizes > 1).sum())
-    if count > MOST_GENES:
-        raise ConfigError(
-            f"search.name: gp takes at most {MOST_GENES} units with a choice of levels, and this "
-            f"space has {count}: use tpe, or a smaller space (space.drop.units [block], "
-            "space.width.uniform, fewer matrices in space.sparsity.match)"
         )

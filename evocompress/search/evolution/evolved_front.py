@@ -22,8 +22,7 @@ from evocompress.search.evolution.initial_population import (
 )
 from evocompress.search.fidelity.front_search import FrontSearcher, FrontSettings
 from evocompress.search.generator_searcher import AskTell
-from evocompress.search.operators.mutation import distinct
-from evocompress.search.operators.pareto_mutation import vary
+from evocompress.search.operators.mutation import distinct, vary
 from evocompress.space.repair import repair
 
 if TYPE_CHECKING:
@@ -127,27 +126,23 @@ class EvolvedFront(FrontSearcher):
             )
             ladders["flap"] = flap_ladder(space, self._objectives, scores, rungs)
         if self.settings.effect_rounds and ladders["uniform"]:
-            ladders["measured"] = yield from self._sums_of_effects(ladders["uniform"][-1])
-        names = {"uniform": "uniform width" if self._has_widths else "uniform", "flap": "FLAP"}
-        for name in self.settings.reference:
-            self._references[names[name]] = [g for g in ladders[name] if self._changes(g)]
-        # The best ones first: a small population has no place for all.
-        seeds = [genome for ladder in reversed(ladders.values()) for genome in ladder]
-        return seeds or [repair(space, space.encoding.default, self.rng)]
-
-    def _sums_of_effects(self, lowest: Genome) -> AskTell[list[Genome]]:
-        """A ladder of half the population, down to the cost of another one's last rung."""
-        return (
-            yield from measured_ladder(
-                self.space,
+            ladders["measured"] = yield from measured_ladder(
+                space,
                 self._objectives,
                 self._probe,
-                lowest,
+                ladders["uniform"][-1],
                 self.settings.population // 2,
                 rounds=self.settings.effect_rounds,
                 per_gene=self.settings.effect_levels,
             )
-        )
+        names = {"uniform": "uniform width" if self._has_widths else "uniform", "flap": "FLAP"}
+        for name in self.settings.reference:
+            self._references[names[name]] = [
+                genome for genome in ladders[name] if space.candidate(genome).levels
+            ]
+        # The best ones first: a small population has no place for all.
+        seeds = [genome for ladder in reversed(ladders.values()) for genome in ladder]
+        return seeds or [repair(space, space.encoding.default, self.rng)]
 
     def _evolution(self, seeds: Sequence[Genome]) -> Evolution:
         """The algorithm of pymoo, its first population filled with mutations of the seeds."""
@@ -175,7 +170,3 @@ class EvolvedFront(FrontSearcher):
         """Results outside the front and the budget, on the tokens of the search."""
         search = self._fidelity.rungs[0].micro_batches
         return (yield from self.evaluate(genomes, search, probe=True))
-
-    def _changes(self, genome: Genome) -> bool:
-        """Whether it is another candidate than the dense model."""
-        return bool(self.space.candidate(genome).levels)

@@ -166,5 +166,4 @@ def reference_directions(objectives: int, most: int) -> Points:
     parts = 1
     while comb(objectives + parts, parts + 1) <= most:
         parts += 1
-    directions: Points = get_reference_directions("das-dennis", objectives, n_partitions=parts)
-    return directions
+    return np.asarray(get_reference_directions("das-dennis", objectives, n_partitions=parts))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,8 +46,7 @@ def mutate(
         relaxed, raised = rng.choice(down), rng.choice(up)
         child[relaxed] -= 1
         child[raised] += 1
-    settled: Genome = space.deactivate(child[None])[0]
-    return settled
+    return np.asarray(space.deactivate(child[None])[0])
 
 
 def exchange(
@@ -80,6 +80,27 @@ def exchange(
     child = fill_budget(space, child, rng, keep=kept)
     # What the others could not use: a change may have to be taken back in part.
     return fill_budget(space, child, rng, keep=fixed)
+
+
+def vary(
+    space: SearchSpace, costs: Sequence[str], genome: Genome, rng: np.random.Generator
+) -> Genome:
+    """A changed copy of a genome (U,), changed by the moves of `exchange`.
+
+    Half of the time without a budget, so that the cost changes: a step along the front.
+    Otherwise the parent's own costs are the budget: a step towards the front. Neither knows
+    the space's budget.
+
+    The parent may be a crossing of two others.
+    """
+    free = replace(space, budget={})
+    # Parents that keep different attentions may have a child without any.
+    genome = repair(free, genome, rng)
+    own: dict[str, float] = {}
+    if rng.random() < 0.5:
+        spent = space.costs(genome[None])
+        own = {name: spent[name].item() for name in costs}
+    return exchange(replace(space, budget=own), genome, rng)
 
 
 def transpose(space: SearchSpace, genome: Genome, rng: np.random.Generator) -> Genome:

@@ -39,8 +39,7 @@ class Neighbours:
     @property
     def feasible(self) -> NDArray[np.bool_]:
         """Which are admissible and meet every bound (K,)."""
-        feasible: NDArray[np.bool_] = self.admissible & (self.used <= 1).all(axis=1)
-        return feasible
+        return np.asarray(self.admissible & (self.used <= 1).all(axis=1))
 
 
 class Neighbourhood:

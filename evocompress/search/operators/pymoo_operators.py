@@ -38,7 +38,8 @@ class BlockExchange(Crossover):  # type: ignore[misc]
     def __init__(self, space: SearchSpace, children: int = 2) -> None:
         """Takes the blocks of a space."""
         super().__init__(n_parents=2, n_offsprings=children, prob=CROSSOVER)
-        self._blocks = _blocks(space)
+        blocks = np.unique([unit.block for unit in space.units], return_inverse=True)[1]
+        self._blocks = blocks if blocks.any() else np.arange(len(blocks))
 
     def _do(
         self, problem: Problem, x: Genome, random_state: np.random.Generator, **pymoo: Any
@@ -114,9 +115,3 @@ def feasible_first(
 def keys(population: Population) -> list[bytes]:
     """What tells the genomes of a population apart."""
     return [individual.X.tobytes() for individual in population]
-
-
-def _blocks(space: SearchSpace) -> NDArray[np.int64]:
-    """For each gene the group (U,) with which it is inherited."""
-    blocks = np.unique([unit.block for unit in space.units], return_inverse=True)[1]
-    return blocks if blocks.any() else np.arange(len(blocks))

@@ -6,14 +6,11 @@ from collections.abc import Sequence
 
 from evocompress.core.errors import ConfigError
 from evocompress.core.types import Architecture, Unit
-from evocompress.space.costs.flops import flops_costs
+from evocompress.space.costs.counted import flops_costs, memory_costs, parameter_costs
 from evocompress.space.costs.latency import LatencyTable
-from evocompress.space.costs.memory import memory_costs
 from evocompress.space.costs.model import Cost, CostModel, CostTable
-from evocompress.space.costs.parameters import parameter_costs
 from evocompress.space.costs.sublayers import Left, Part, level_of, outline
-from evocompress.space.costs.text import amount_text
-from evocompress.space.costs.timing import TIMED, timing_costs
+from evocompress.space.costs.timing import TIMED, amount_text, timing_costs
 
 __all__ = [
     "CACHED",

@@ -135,8 +135,7 @@ class CostTable:
         if not costs:
             return np.zeros((len(states), 0))
         if columns == 1:
-            constant: Floats = self.amounts.sum(axis=(0, 1))
-            return constant
+            return np.asarray(self.amounts.sum(axis=(0, 1)))
         entries = states + np.arange(parts) * columns
         tables = self.amounts.reshape(parts * columns, costs).T
         # All entries are within bounds: "clip" only spares a check that copies them.
@@ -147,8 +146,7 @@ class CostTable:
         """Zeros in all matrices (N,)."""
         if not self._zeros_count:
             return np.zeros(len(states), dtype=np.int64)
-        counted: Integers = self._each_zeros(states, choices).sum(axis=1)
-        return counted
+        return np.asarray(self._each_zeros(states, choices).sum(axis=1))
 
     def _each_zeros(self, states: Integers, choices: Integers) -> Integers:
         """Zeros in each matrix (N, M)."""
@@ -156,8 +154,7 @@ class CostTable:
         entries = choices + np.arange(matrices) * (columns * levels)
         if columns > 1:
             entries += (states * levels).take(self.homes, axis=1, mode="clip")
-        zeros: Integers = self.zeros.ravel().take(entries, mode="clip")
-        return zeros
+        return np.asarray(self.zeros.ravel().take(entries, mode="clip"))
 
     def _zeros_moved(
         self,
@@ -279,8 +276,7 @@ class CostModel:
             if name != part.unit.name:
                 zeros += self._zeros(name, levels[name], level_of(part, levels))
         amounts = [self._amounts(part, level_of(part, levels)) for part in self.parts]
-        total: Floats = self._base + np.sum(amounts, axis=0) - zeros * self._per_zero
-        return total
+        return np.asarray(self._base + np.sum(amounts, axis=0) - zeros * self._per_zero)
 
     def _amounts(self, part: Part, level: Level) -> Floats:
         """What a sub-layer adds to each cost at a level (C,)."""

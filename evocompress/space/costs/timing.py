@@ -1,6 +1,8 @@
-"""Seconds, as a measured table tells them."""
+"""Seconds, as a measured table tells them, and amounts of costs as people read them."""
 
 from __future__ import annotations
+
+from math import floor, log10
 
 from evocompress.space.costs.latency import LatencyTable, Phase
 from evocompress.space.costs.model import Cost
@@ -8,6 +10,8 @@ from evocompress.space.costs.sublayers import Left, Part
 
 TIMED = ("latency", "decode_latency")
 """The costs that only a table knows."""
+
+_DIGITS = 4  # significant ones of a time
 
 
 def timing_costs(table: LatencyTable) -> dict[str, Cost]:
@@ -23,3 +27,12 @@ def _seconds(phase: Phase) -> Cost:
         return phase.mlp_seconds(left.channels)
 
     return Cost(phase.base, amount)
+
+
+def amount_text(cost: str, amount: float) -> str:
+    """Milliseconds for a cost in seconds, a whole number for any other."""
+    if cost not in TIMED:
+        return f"{amount:,.0f}"
+    milliseconds = 1000 * amount
+    whole_digits = floor(log10(milliseconds)) + 1 if milliseconds > 0 else _DIGITS
+    return f"{milliseconds:,.{max(0, _DIGITS - whole_digits)}f} ms"

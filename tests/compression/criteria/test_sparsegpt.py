@@ -10,7 +10,7 @@ from evocompress.compression.criteria.base import BLOCK as ENERGY_BLOCK
 from evocompress.compression.criteria.base import relative_errors
 from evocompress.compression.criteria.factor import BLOCK as FACTOR_BLOCK
 from evocompress.compression.criteria.factor import factorise, scaled_hessian
-from evocompress.compression.criteria.sparsegpt import compress, compress_with
+from evocompress.compression.criteria.sparsegpt import compress, compress_together
 from evocompress.compression.criteria.sweep import COMPILED, PLAIN, TILE
 from evocompress.core.errors import LibraryError
 from evocompress.core.types import DENSE, Level
@@ -80,7 +80,7 @@ def assert_as_reference(weight, statistics, levels, results):
 @pytest.mark.parametrize("dead", [0, 9])
 def test_one_sweep_equals_one_reference_per_level(sweep, dead):
     weight, statistics = example(dead=dead, seed=3)
-    (results,) = compress_with([weight], statistics, [LEVELS], sweep)
+    (results,) = compress_together([weight], statistics, [LEVELS], sweep)
     assert_as_reference(weight, statistics, LEVELS, results)
 
 
@@ -91,7 +91,7 @@ def test_several_blocks_and_tiles_and_odd_groups_equal_the_reference(sweep, rows
     count = weight.numel()
     levels = [Level(zeros=count // 3 + 1), Level(zeros=count * 4 // 5)]
     levels += [Level(count * n // m, f"{n}:{m}") for n, m in ((5, 10), (7, 15), (2, 3))]
-    (results,) = compress_with([weight], statistics, [levels], sweep)
+    (results,) = compress_together([weight], statistics, [levels], sweep)
     assert_as_reference(weight, statistics, levels, results)
 
 
@@ -100,9 +100,9 @@ def test_matrices_in_one_sweep_equal_one_by_one(sweep):
     weight, statistics = example(seed=5)
     weights = [weight, weight.flip(0) * 0.3, weight.roll(7, 1)]
     levels = [LEVELS, [DENSE, LEVELS[1]], LEVELS[::-2]]
-    together = compress_with(weights, statistics, levels, sweep)
+    together = compress_together(weights, statistics, levels, sweep)
     for one, own, results in zip(weights, levels, together, strict=True):
-        (alone,) = compress_with([one], statistics, [own], sweep)
+        (alone,) = compress_together([one], statistics, [own], sweep)
         for level, found, expected in zip(own, results, alone, strict=True):
             assert torch.equal(found == 0, expected == 0), level.key
             torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
@@ -122,8 +122,8 @@ def test_the_number_of_threads_changes_nothing_but_rounding(threads):
 
 def test_compiled_and_plain_sweeps_agree():
     weight, statistics = example(dead=5, seed=4)
-    (compiled,) = compress_with([weight], statistics, [LEVELS], COMPILED)
-    (plain,) = compress_with([weight], statistics, [LEVELS], PLAIN)
+    (compiled,) = compress_together([weight], statistics, [LEVELS], COMPILED)
+    (plain,) = compress_together([weight], statistics, [LEVELS], PLAIN)
     for level, one, other in zip(LEVELS, compiled, plain, strict=True):
         assert torch.equal(one == 0, other == 0), level.key
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,104 @@
+"""Costs that follow from the architecture: parameters, bytes, and floating-point operations.
+
+A multiplication and an addition are two operations. Counted are linear matrices, attention scores
+with their weighted sum, and the head. Norms, activations, rotations and softmax are not. Of a
+mixture of experts those count that a token uses, its router, and a shared expert with what weighs
+it. Zeros in a matrix save nothing: a dense kernel multiplies by them, and a sparse one gains less
+than their share.
+"""
+
+from __future__ import annotations
+
+from evocompress.core.types import Architecture
+from evocompress.space.costs.model import Cost
+from evocompress.space.costs.sublayers import Left, Part
+
+
+def parameter_costs(architecture: Architecture) -> dict[str, Cost]:
+    """Parameters in all, in the blocks and in matrices, with zeros and without.
+
+    Of mixtures of experts also those that a token uses: of an expert itself only its row of the
+    router.
+    """
+    outer = architecture.outer_params
+    active = (
+        {"active_params": Cost(outer, lambda part, left: left.used + left.own)}
+        if architecture.experts
+        else {}
+    )
+    return active | {
+        "params": Cost(outer, parameters),
+        "body_params": Cost(0, parameters),
+        "nonzeros": Cost(outer, parameters, per_zero=1),
+        "body_nonzeros": Cost(0, parameters, per_zero=1),
+        "matrix_nonzeros": Cost(0, lambda part, left: left.weight, per_zero=1),
+    }
+
+
+def parameters(part: Part, left: Left) -> float:
+    """All parameters of a sub-layer: matrices, biases and norms."""
+    return left.weight + left.own
+
+
+def memory_costs(architecture: Architecture, length: int) -> dict[str, Cost]:
+    """The bytes that a served model takes.
+
+    A windowed layer caches no more than its window.
+    """
+    size = architecture.dtype_bytes
+
+    def weights(part: Part, left: Left) -> float:
+        return size * parameters(part, left)
+
+    def cache(part: Part, left: Left) -> float:
+        """Keys and values of an attention; an MLP has no key-value heads."""
+        tokens = min(length, part.window or length)
+        return 2 * tokens * left.kv_heads * part.head_dim * size
+
+    return {
+        "weight_bytes": Cost(size * architecture.outer_params, weights),
+        "kv_bytes": Cost(0, cache),
+    }
+
+
+def flops_costs(architecture: Architecture, length: int) -> dict[str, Cost]:
+    """The operations of running the model over one sequence.
+
+    Returns:
+        ``flops`` of a prefill of `length` tokens with all outputs;
+        ``decode_flops`` of one token that attends to `length` tokens, itself included.
+    """
+    head = 2 * architecture.hidden * architecture.vocabulary
+
+    def prefill(part: Part, left: Left) -> float:
+        pairs = _attended(length, part.window) if architecture.one_way else length**2
+        return 2 * _products(part, left, length) + _per_pair(part, left) * pairs
+
+    def decode(part: Part, left: Left) -> float:
+        seen = min(length, part.window or length)
+        return 2 * _products(part, left, 1) + _per_pair(part, left) * seen
+
+    outer = head * length + architecture.outer_flops
+    return {"flops": Cost(outer, prefill), "decode_flops": Cost(head, decode)}
+
+
+def _products(part: Part, left: Left, length: int) -> int:
+    """Weights that a sequence is multiplied with, each as often as it is.
+
+    Of an expert itself only its row of the router: its MLP counts those that a token is sent to.
+    """
+    if part.unit.kind == "expert":
+        return left.own * length
+    own = sum(left.weights[unit.name] * (unit.positions or length) for unit in part.matrices)
+    return own + (left.used - left.weight + part.gate) * length
+
+
+def _per_pair(part: Part, left: Left) -> int:
+    """Operations of all heads for one pair (query, key); none in an MLP."""
+    return 4 * left.heads * part.head_dim
+
+
+def _attended(length: int, window: int | None) -> int:
+    """Pairs (query, key) of causal attention in which a query sees at most `window` keys."""
+    seen = min(length, window or length)
+    return seen * (seen + 1) // 2 + (length - seen) * seen
