@@ -388,13 +388,14 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=40, help="number of mutants")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--limit", type=int, default=120, help="CPU seconds for a mutant's tests")
+    parser.add_argument("--commit", default="HEAD", help="whose code gets mutants")
     parser.add_argument("--against", help="a commit, whose tree gets the same mutants")
     parser.add_argument("--long", action="store_true", help="with tests that are marked as long")
     default = Path(tempfile.gettempdir()) / "mutation"
     parser.add_argument("--folder", type=Path, default=default, help="keeps what was found")
     asked = parser.parse_args()
     left_out = ELSEWHERE if asked.long else (*ELSEWHERE, "long")
-    commits = [short(each) for each in ("HEAD", asked.against) if each]
+    commits = [short(each) for each in (asked.commit, asked.against) if each]
     named = f"{asked.limit}{'-long' * asked.long}"
     with ThreadPoolExecutor() as threads:
         trees = {each: copied(asked.folder / f"{each}-{named}", each) for each in commits}
