@@ -12,7 +12,6 @@ from evocompress.core.requests import (
     Answer,
     Estimate,
     Estimation,
-    Evaluate,
     MicroBatchValue,
     Request,
     Result,
@@ -33,12 +32,6 @@ def check_tokens(
     factory: type[Searcher], problem: Problem, settings: SearcherSettings, seed: int
 ) -> None:
     """Refuses a number of tokens that ends the search before it has any result.
-
-    Args:
-        factory: The searcher.
-        problem: What is searched.
-        settings: The settings of the searcher.
-        seed: Of its generator.
 
     Raises:
         ConfigError: With the smallest number that would do.
@@ -69,11 +62,8 @@ def check_tokens(
 def _smallest(guess: int, few: int, lasts: Callable[[int], bool]) -> int:
     """The smallest number of tokens that lasts.
 
-    Args:
-        guess: What a search of few tokens takes: most take the same whatever they have, others
-            come to a result with less the less they have.
-        few: A number that does not last.
-        lasts: Whether a number does.
+    Guessed is what a search of few tokens takes: most take the same whatever they have, others
+    come to a result with less the less they have.
     """
     enough = guess
     while enough < _MOST and not lasts(enough):
@@ -109,14 +99,13 @@ def _answers(space: SearchSpace, requests: Sequence[Request]) -> list[Answer]:
     costs = space.cost_model.of(candidates)
     bounds = space.budget or space.cost_model.dense()
     used = sum(costs[name] / bound for name, bound in bounds.items() if bound)
-    return [
-        Estimation(request, (), (), failed="made up")
-        if isinstance(request, Estimate)
-        else _result(request, _GOOD * float(value))
-        for request, value in zip(requests, np.broadcast_to(used, len(requests)), strict=True)
-    ]
+    values = (_GOOD * np.broadcast_to(used, len(requests))).tolist()
+    return [_answer(request, value) for request, value in zip(requests, values, strict=True)]
 
 
-def _result(request: Evaluate, value: float) -> Result:
-    values = tuple(MicroBatchValue(index, (value,), (1,)) for index in request.micro_batches)
-    return Result(request, values)
+def _answer(request: Request, value: float) -> Answer:
+    if isinstance(request, Estimate):
+        return Estimation(request, (), (), failed="made up")
+    return Result(
+        request, tuple(MicroBatchValue(index, (value,), (1,)) for index in request.micro_batches)
+    )

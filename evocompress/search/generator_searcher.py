@@ -105,11 +105,6 @@ class GeneratorSearcher(Searcher):
         """The results of genomes (U,) on the same micro-batches, in order.
 
         The mean of a result that failed is infinite.
-
-        Args:
-            genomes: What is measured, each once.
-            micro_batches: On which tokens.
-            probe: Whether they are outside the budget, and can never win.
         """
         if not genomes:
             return []
@@ -121,11 +116,7 @@ class GeneratorSearcher(Searcher):
     ) -> AskTell[Estimation]:
         """An estimate at a genome (U,); it may have failed.
 
-        Args:
-            genome: Where to estimate.
-            kind: Which estimate.
-            micro_batches: On which tokens.
-            forwards: How many forward passes over them it counts as; a backward pass is two.
+        It counts as some forward passes over the micro-batches; a backward pass is two.
         """
         candidate = self.space.candidate(genome)
         return (yield from estimated(Estimate(candidate, kind, micro_batches, forwards)))
@@ -141,11 +132,7 @@ class GeneratorSearcher(Searcher):
 
         All are tried as probes, but those that save nothing of what is still exceeded.
 
-        Args:
-            genome: Where to begin.
-            choices: What may be made of a genome in one step.
-            target: With the budget to meet; where no choice is left it is not met.
-            micro_batches: On which they are compared.
+        Where no choice is left, the budget of the target is not met.
         """
         while not target.feasible(genome[None])[0]:
             tries = _useful(target, genome, choices(genome))

@@ -11,10 +11,6 @@ from evocompress.core.requests import Pool, Request
 class TokenLedger:
     """Counts the tokens that a search has requested.
 
-    Args:
-        pool: Sizes of the micro-batches.
-        limit: Tokens that may be requested; ``None``: any number.
-
     Attributes:
         requested: Tokens of all requests so far, repeats and training included.
         limit: Tokens that may be requested, infinite where nothing limits them.

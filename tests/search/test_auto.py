@@ -396,5 +396,5 @@ def test_a_forecast_fills_in_what_was_not_tried():
     forecast.learn_effects([first, changed], results)
     rows = np.tile(first, (len(space.levels[gene]), 1))
     rows[:, gene] = np.arange(len(rows))
-    found = forecast.predictor().predict(rows)
+    found = forecast.guide()[1].predict(rows)
     np.testing.assert_allclose(found, np.linspace(0, 0.4, len(rows)))

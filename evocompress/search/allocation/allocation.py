@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
@@ -31,32 +31,6 @@ _BEYOND = 1e-3
 """So much more density is wanted than fits: what is half-way between levels takes the denser."""
 
 
-class AllocationSettings(SearcherSettings):
-    """Settings of `Allocation`.
-
-    Attributes:
-        method: Which heuristic; see `evocompress.search.allocation.sparsity_allocation`.
-        candidate_tokens: Tokens on which the result is measured; the whole pool if left out.
-        estimate_tokens: Tokens on which ``owl`` and ``ecoflap`` look at the dense model;
-            `candidate_tokens` if left out. They are asked for once by ``owl``, and twice for
-            every matrix by ``ecoflap``.
-        spread: How far apart densities may be, where the method says: half of their range
-            (``owl``), half of the range of sparsities as a share of the mean (``alpha``), or how
-            much sparser than the mean a block may be (``ecoflap``). The published value if left
-            out.
-    """
-
-    method: Name
-    candidate_tokens: Tokens | None = None
-    estimate_tokens: Tokens | None = None
-    spread: Annotated[Number, Field(gt=0, lt=1)] | None = None
-
-    @property
-    def needs_next_token(self) -> bool:
-        """Where the heuristic asks for gradients of the loss."""
-        return METHODS[self.method].kind == "perturbation"
-
-
 class Allocation(GeneratorSearcher):
     """Measures the candidate of one heuristic and ends.
 
@@ -72,9 +46,31 @@ class Allocation(GeneratorSearcher):
         '2.self_attn.o_proj': 'zeros=149', '3.self_attn.o_proj': 'zeros=128'}
     """
 
-    Settings: ClassVar[type[SearcherSettings]] = AllocationSettings
+    class Settings(SearcherSettings):
+        """Settings of `Allocation`.
 
-    settings: AllocationSettings
+        Attributes:
+            method: Which heuristic; see `evocompress.search.allocation.sparsity_allocation`.
+            candidate_tokens: Tokens on which the result is measured; the whole pool if left out.
+            estimate_tokens: Tokens on which ``owl`` and ``ecoflap`` look at the dense model;
+                `candidate_tokens` if left out. They are asked for once by ``owl``, and twice for
+                every matrix by ``ecoflap``.
+            spread: How far apart densities may be: half of their range (``owl``), half of the range
+                of sparsities as a share of the mean (``alpha``), or how much sparser than the mean
+                a block may be (``ecoflap``). The published value if left out.
+        """
+
+        method: Name
+        candidate_tokens: Tokens | None = None
+        estimate_tokens: Tokens | None = None
+        spread: Annotated[Number, Field(gt=0, lt=1)] | None = None
+
+        @property
+        def needs_next_token(self) -> bool:
+            """Where the heuristic asks for gradients of the loss."""
+            return METHODS[self.method].kind == "perturbation"
+
+    settings: Settings
 
     def prepare(self) -> None:
         """Draws the tokens of the estimate."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
-from typing import ClassVar
 
 import numpy as np
 
@@ -26,25 +25,6 @@ from evocompress.space.space import SearchSpace
 
 Points = dict[int, list[tuple[int, float]]]
 """For each gene levels with their measured distortions."""
-
-
-class DistortionDPSettings(SearcherSettings):
-    """Settings of `DistortionDP`.
-
-    Attributes:
-        rounds: In how many rounds the budget is approached, each measured where the one before
-            ended. After t of them so much is left as a constant share of each round leaves;
-            published: 1 - (1 - a)^t is gone. With 1, all is measured at the dense model.
-        levels: How many levels of each unit are measured in a round, evenly spread; the others
-            are interpolated.
-        probe_tokens: Tokens on which one level is measured; `candidate_tokens` if left out.
-        candidate_tokens: Tokens on which the result is measured; the whole pool if left out.
-    """
-
-    rounds: Size = 1
-    levels: Size = 4
-    probe_tokens: Tokens | None = None
-    candidate_tokens: Tokens | None = None
 
 
 class DistortionDP(GeneratorSearcher):
@@ -64,8 +44,25 @@ class DistortionDP(GeneratorSearcher):
         {'1.attention': 'drop', '2.attention': 'drop', '3.mlp': 'drop'}
     """
 
-    settings: DistortionDPSettings
-    Settings: ClassVar[type[SearcherSettings]] = DistortionDPSettings
+    class Settings(SearcherSettings):
+        """Settings of `DistortionDP`.
+
+        Attributes:
+            rounds: In how many rounds the budget is approached, each measured where the one before
+                ended. After t of them so much is left as a constant share of each round leaves;
+                published: 1 - (1 - a)^t is gone. With 1, all is measured at the dense model.
+            levels: How many levels of each unit are measured in a round, evenly spread; the others
+                are interpolated.
+            probe_tokens: Tokens on which one level is measured; `candidate_tokens` if left out.
+            candidate_tokens: Tokens on which the result is measured; the whole pool if left out.
+        """
+
+        rounds: Size = 1
+        levels: Size = 4
+        probe_tokens: Tokens | None = None
+        candidate_tokens: Tokens | None = None
+
+    settings: Settings
 
     def prepare(self) -> None:
         """Draws the tokens of the probes."""

@@ -144,36 +144,6 @@ def split(space: SearchSpace, count: int | None) -> list[Range]:
     return [Range(space, free[np.isin(blocks, part)]) for part in parts]
 
 
-class DivideAndConquerSettings(SearcherSettings):
-    """Settings of `DivideAndConquer`.
-
-    Attributes:
-        ranges: Into how many ranges the blocks are split; the root of their number if left out.
-        kept: How many configurations of each range make the first generation, and how many of
-            the non-dominated ones are kept.
-        offspring: New configurations of each range in a later generation.
-        generations: How many of these there are; fewer where they would take more than half of
-            `search.tokens`.
-        finalists: How many combinations are measured at the end.
-        candidate_tokens: Tokens on which configurations and combinations are compared, always
-            the same ones; about 2048 if left out.
-        final_tokens: Tokens of the measurement at the end; the whole pool if left out, or as
-            many as a quarter of `search.tokens` pays for.
-    """
-
-    ranges: Size | None = None
-    kept: Annotated[Whole, Field(ge=2, le=10_000)] = 8
-    offspring: Size = 8
-    generations: Annotated[Whole, Field(ge=0, le=10_000)] = 3
-    finalists: Size = 4
-    candidate_tokens: Tokens | None = None
-    final_tokens: Tokens | None = None
-
-    def tokens_of_comparison(self, pool: Pool) -> int:
-        """Few, if nothing is said."""
-        return self.candidate_tokens or batches.few(pool)
-
-
 @dataclass(frozen=True, eq=False)
 class _Option:
     """The next configuration of one range in a combination.
@@ -207,10 +177,38 @@ class DivideAndConquer(GeneratorSearcher):
         {'0.mlp': 'drop', '1.attention': 'drop', '3.attention': 'drop'}
     """
 
-    checks_tokens: ClassVar[bool] = True
-    Settings: ClassVar[type[SearcherSettings]] = DivideAndConquerSettings
+    class Settings(SearcherSettings):
+        """Settings of `DivideAndConquer`.
 
-    settings: DivideAndConquerSettings
+        Attributes:
+            ranges: Into how many ranges the blocks are split; the root of their number if left out.
+            kept: How many configurations of each range make the first generation, and how many of
+                the non-dominated ones are kept.
+            offspring: New configurations of each range in a later generation.
+            generations: How many of these there are; fewer where they would take more than half of
+                `search.tokens`.
+            finalists: How many combinations are measured at the end.
+            candidate_tokens: Tokens on which configurations and combinations are compared, always
+                the same ones; about 2048 if left out.
+            final_tokens: Tokens of the measurement at the end; the whole pool if left out, or as
+                many as a quarter of `search.tokens` pays for.
+        """
+
+        ranges: Size | None = None
+        kept: Annotated[Whole, Field(ge=2, le=10_000)] = 8
+        offspring: Size = 8
+        generations: Annotated[Whole, Field(ge=0, le=10_000)] = 3
+        finalists: Size = 4
+        candidate_tokens: Tokens | None = None
+        final_tokens: Tokens | None = None
+
+        def tokens_of_comparison(self, pool: Pool) -> int:
+            """Few, if nothing is said."""
+            return self.candidate_tokens or batches.few(pool)
+
+    checks_tokens: ClassVar[bool] = True
+
+    settings: Settings
 
     def prepare(self) -> None:
         """Splits the blocks, and refuses tokens that do not last for start and end."""

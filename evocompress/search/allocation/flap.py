@@ -62,10 +62,6 @@ def thresholds(space: SearchSpace, scores: Mapping[str, Sequence[float]]) -> Thr
 
     A level is reached once the threshold is as high as every score that the level removes, in all
     units of the gene. The dense level removes nothing: its threshold is minus infinity.
-
-    Args:
-        space: A space with widths.
-        scores: For each sub-layer the scores of its query heads or channels.
     """
     groups = {part.unit.name: part.kv_heads for part in space.cost_model.parts}
 

@@ -77,14 +77,8 @@ def propose(
     as long as the prediction falls; the rest are drawn evenly, so that nothing within reach is
     excluded.
 
-    Args:
-        space: The space.
-        parent: A feasible genome (U,).
-        guide: What is expected of genomes; without it all are drawn evenly.
-        count: How many are wanted, at most.
-        rng: Source of randomness.
-        steps: The most exchanges that make one.
-        targets: Genomes (U,) towards which some go: others that may be good.
+    Up to `steps` exchanges make one. Without a guide all are drawn evenly. Targets are other
+    genomes that may be good.
     """
 
     def child() -> Genome:
@@ -152,9 +146,7 @@ def _moved(space: SearchSpace, genome: Genome, rng: np.random.Generator) -> Geno
 def _weights(predicted: Floats, error: float | None) -> Floats:
     """Chances (N,) in proportion to the expected improvement; even where all are alike.
 
-    Args:
-        predicted: Changes (N,) of the value; lower is better.
-        error: The standard deviation of what is measured around what is predicted.
+    The error is the standard deviation of what is measured around the predicted changes (N,).
     """
     deviation = error if error is not None else float(predicted.std()) / 2
     if deviation <= 0:

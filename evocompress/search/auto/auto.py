@@ -12,13 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import isfinite
-from typing import ClassVar
 
 import numpy as np
 
 from evocompress.core.arrays import Genome
 from evocompress.core.types import Candidate
-from evocompress.search.auto.acquisition import Acquisition, propose
+from evocompress.search.auto.acquisition import propose
 from evocompress.search.auto.evaluation_client import EvaluationClient
 from evocompress.search.auto.initialization import Starts
 from evocompress.search.auto.predictor import Predictor
@@ -67,22 +66,6 @@ _IDLE_RACES = 5
 """Races in a row in which everything was known already: the space has little else to try."""
 
 
-class AutoSettings(SearcherSettings):
-    """Settings of `Auto`: switches that take a part out, to see what it is worth.
-
-    Attributes:
-        estimates: The estimated start and the steps along estimates.
-        guided: Mutations by their expected improvement.
-        surrogate: A model of what was measured, as a part of the prediction.
-        racing: Rivals leave as soon as they are certainly worse.
-    """
-
-    estimates: bool = True
-    guided: bool = True
-    surrogate: bool = True
-    racing: bool = True
-
-
 class Auto(GeneratorSearcher):
     """Chooses start, moves and schedule from the space, the pool and the number of tokens.
 
@@ -97,8 +80,22 @@ class Auto(GeneratorSearcher):
         {'1.attention': 'drop', '2.attention': 'drop', '3.mlp': 'drop'}
     """
 
-    settings: AutoSettings
-    Settings: ClassVar[type[SearcherSettings]] = AutoSettings
+    class Settings(SearcherSettings):
+        """Settings of `Auto`: switches that take a part out, to see what it is worth.
+
+        Attributes:
+            estimates: The estimated start and the steps along estimates.
+            guided: Mutations by their expected improvement.
+            surrogate: A model of what was measured, as a part of the prediction.
+            racing: Rivals leave as soon as they are certainly worse.
+        """
+
+        estimates: bool = True
+        guided: bool = True
+        surrogate: bool = True
+        racing: bool = True
+
+    settings: Settings
 
     def prepare(self) -> None:
         """Divides the pool and the tokens."""
@@ -159,7 +156,7 @@ class Auto(GeneratorSearcher):
         yield from model.search(starts)
         found = model.best(OFFSPRING)
         if found:
-            self._predictor.believe("a model of interactions", Acquisition(model.predict))
+            self._predictor.believe("a model of interactions", model.predict)
         names = [f"{place} by a model of interactions" for place in range(1, len(found) + 1)]
         return (yield from self._compared({_KNOWN: best} | dict(zip(names, found, strict=True))))
 
@@ -168,11 +165,10 @@ class Auto(GeneratorSearcher):
         count = 0
         while micro_batches := self._client.next(self._budget.step(self._client.estimated, 5)):
             count += 1
-            candidate = self.space.candidate(best)
-            self._client.doing = (
-                f"step {count}: estimates at the best on {self._client.tokens(micro_batches)}"
+            doing, candidate = f"step {count}: estimates at the best", self.space.candidate(best)
+            estimation = yield from self._client.estimate(
+                doing, "linearised", micro_batches, 5, candidate
             )
-            estimation = yield from self._client.estimate(candidate, "linearised", micro_batches, 5)
             if estimation.failed is not None:
                 break
             found = self._pooled(best, expansion(self.space, estimation))
@@ -213,16 +209,14 @@ class Auto(GeneratorSearcher):
             others = self._others(best)
             parents = others if others and lost >= _LOST_RACES else [best]
             parent = parents[int(self.rng.integers(len(parents)))]
-            guide = self._predictor.predictor() if self.settings.guided else None
+            name, guide = self._predictor.guide() if self.settings.guided else ("unguided", None)
             steps = min(_EXCHANGES + lost, _MOST_EXCHANGES)
             children = propose(
                 self.space, parent, guide, count, self.rng, steps=steps, targets=others
             )
             if not children:
                 break
-            self._client.doing = (
-                f"races of mutations, {self._predictor.guide if guide else 'unguided'}"
-            )
+            self._client.doing = f"races of mutations, {name}"
             best = yield from self._race(best, children, fidelity.rungs)
             idle = idle + 1 if self._budget.left == left else 0
             if best is before:

@@ -11,12 +11,11 @@ from evocompress.core.types import Candidate
 from evocompress.search.fidelity.token_budget import TokenBudget, split_pool
 from evocompress.search.generator_searcher import AskTell, GeneratorSearcher, estimated
 
+DENSE_MODEL = Candidate()
+
 
 class EvaluationClient:
     """Asks for estimates and probes, and draws the micro-batches.
-
-    Args:
-        searcher: Whose tokens are asked for.
 
     Attributes:
         space: What is searched.
@@ -43,9 +42,15 @@ class EvaluationClient:
         self.failed = ""
 
     def estimate(
-        self, candidate: Candidate, kind: str, micro_batches: tuple[int, ...], forwards: int
+        self,
+        doing: str,
+        kind: str,
+        micro_batches: tuple[int, ...],
+        forwards: int,
+        candidate: Candidate = DENSE_MODEL,
     ) -> AskTell[Estimation]:
         """An estimate, which may have failed; it counts as so many forward passes."""
+        self.doing = f"{doing} on {self.tokens(micro_batches)}"
         answer = yield from estimated(Estimate(candidate, kind, micro_batches, forwards))
         if answer.failed is not None:
             self.failed = f"; the estimate {kind} failed: {answer.failed}"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
 from evocompress.core.arrays import Genome
 from evocompress.core.requests import Result
-from evocompress.core.types import Candidate
 from evocompress.search.allocation.flap import thresholds, trajectory
 from evocompress.search.allocation.knapsack import knapsack
 from evocompress.search.auto.evaluation_client import EvaluationClient
@@ -41,10 +41,7 @@ _ONE_PASS = 50
 class Starts:
     """The first genomes of a search; which there are follows from the space.
 
-    Args:
-        client: Asks and pays.
-        predictor: Told what was measured.
-        removal: Whether drops are found by greedy removal, too, where there are drops alone.
+    Drops are found by greedy removal, too, on demand where there are drops alone.
 
     Attributes:
         scores: Those of the estimate at the dense model, if one was made.
@@ -87,8 +84,8 @@ class Starts:
         micro_batches = client.next(client.budget.start(client.estimated, 3))
         if not micro_batches:
             return {}
-        client.doing = f"second-order start: an estimate on {client.tokens(micro_batches)}"
-        estimation = yield from client.estimate(Candidate(), "curvature", micro_batches, 3)
+        doing = "second-order start: an estimate"
+        estimation = yield from client.estimate(doing, "curvature", micro_batches, 3)
         if estimation.failed is not None:
             return {}
         found = expansion(space, estimation)
@@ -112,19 +109,14 @@ class Starts:
             f"{client.tokens(micro_batches)}"
         )
 
-        def measure(genomes: Sequence[Genome]) -> AskTell[list[Result]]:
-            results = yield from client.probe(genomes, micro_batches)
-            self._predictor.learn_effects(genomes, results)
-            return results
-
-        genome = yield from approach(self._space, measure, rounds=rounds, per_gene=_TRIED_LEVELS)
+        probe = partial(self._measured, lambda: micro_batches)
+        genome = yield from approach(self._space, probe, rounds=rounds, per_gene=_TRIED_LEVELS)
         return {"measured effects": self._made_feasible(genome)}
 
     def _least_fluctuation(self) -> AskTell[Named]:
         """FLAP's ranking of all heads and channels (`evocompress.search.allocation.flap`)."""
-        client, micro_batches = self._client, self._for_one_pass()
-        client.doing = f"fluctuation of heads and channels on {client.tokens(micro_batches)}"
-        estimation = yield from client.estimate(Candidate(), "fluctuation", micro_batches, 1)
+        doing, micro_batches = "fluctuation of heads and channels", self._for_one_pass()
+        estimation = yield from self._client.estimate(doing, "fluctuation", micro_batches, 1)
         if estimation.failed is not None:
             return {}
         path = trajectory(self._space, thresholds(self._space, estimation.by_unit))
@@ -134,13 +126,12 @@ class Starts:
     def _least_influence(self, *, alone: bool) -> AskTell[Named]:
         """Whole blocks, and units, without which the hidden states change least.
 
-        Args:
-            alone: Whether the space has nothing but drops, of which this is then expected.
+        Where the space has nothing `alone` but drops, this is then expected of them.
         """
-        client, space, named = self._client, self._space, Named()
-        micro_batches = self._for_one_pass()
-        client.doing = f"influence of blocks on {client.tokens(micro_batches)}"
-        estimation = yield from client.estimate(Candidate(), "block_influence", micro_batches, 1)
+        space, named, micro_batches = self._space, Named(), self._for_one_pass()
+        estimation = yield from self._client.estimate(
+            "influence of blocks", "block_influence", micro_batches, 1
+        )
         if estimation.failed is not None:
             return named
         influence = dict(estimation.by_unit)
@@ -161,19 +152,17 @@ class Starts:
         self, influence: Mapping[str, Sequence[float]]
     ) -> AskTell[dict[str, tuple[float, ...]]]:
         """The influence of every expert: of what its MLP does the share that changes without it."""
-        client, tree = self._client, self._space.encoding.tree
-        experts = [unit for unit in tree if unit.kind == "expert"]
+        tree = self._space.encoding.tree
         if not self._space.encoding.mixtures:
             return {}
         micro_batches, forwards = self._for_one_pass(), 1 + max(unit.active for unit in tree)
-        client.doing = f"errors without single experts on {client.tokens(micro_batches)}"
-        estimation = yield from client.estimate(
-            Candidate(), "expert_output_error", micro_batches, forwards
+        estimation = yield from self._client.estimate(
+            "errors without single experts", "expert_output_error", micro_batches, forwards
         )
-        errors = {} if estimation.failed is not None else estimation.by_unit
         return {
-            unit.name: (influence[unit.owner][0] * errors.get(unit.name, (1.0,))[0],)
-            for unit in experts
+            unit.name: (influence[unit.owner][0] * estimation.by_unit.get(unit.name, (1.0,))[0],)
+            for unit in tree
+            if unit.kind == "expert"
         }
 
     def _removed(self) -> AskTell[Named]:
@@ -184,23 +173,24 @@ class Starts:
         if not tokens:
             return {}
 
-        def measure(genomes: Sequence[Genome]) -> AskTell[list[Result]]:
-            results = yield from client.probe(
-                genomes, client.budget.some(client.shuffled(), tokens)
-            )
-            self._predictor.learn_effects(genomes, results)
-            return results
-
         client.doing = f"greedy removal, {tokens:,} tokens a trial, {take} at a time"
-        genome = yield from lazily_removed(space, measure, tries=RETRIES, take=take)
+        probe = partial(self._measured, lambda: client.budget.some(client.shuffled(), tokens))
+        genome = yield from lazily_removed(space, probe, tries=RETRIES, take=take)
         return {"greedy removal": self._made_feasible(genome)}
+
+    def _measured(
+        self, micro_batches: Callable[[], tuple[int, ...]], genomes: Sequence[Genome]
+    ) -> AskTell[list[Result]]:
+        """Results of probes, from which the predictor learns."""
+        results = yield from self._client.probe(genomes, micro_batches())
+        self._predictor.learn_effects(genomes, results)
+        return results
 
     def _for_one_pass(self) -> tuple[int, ...]:
         """The next micro-batches for what one forward pass tells."""
         budget = self._client.budget
-        return self._client.next(
-            len(budget.some(self._client.estimated, budget.limit // _ONE_PASS))
-        )
+        some = budget.some(self._client.estimated, budget.limit // _ONE_PASS)
+        return self._client.next(len(some))
 
     def _made_feasible(self, genome: Genome) -> Genome:
         """A genome that keeps the budget, and uses it up."""

@@ -11,7 +11,7 @@ from evocompress.core.arrays import Genome
 from evocompress.core.requests import Result
 from evocompress.core.types import Candidate
 from evocompress.search.allocation.knapsack import padded
-from evocompress.search.auto.acquisition import Acquisition
+from evocompress.search.auto.acquisition import Acquisition, Predict
 from evocompress.search.fidelity.racing import Scoreboard
 from evocompress.search.fidelity.rungs import Rung
 from evocompress.search.surrogates.second_order import Quadratic
@@ -34,16 +34,13 @@ _GROWN = 1.5
 class Predictor:
     """Estimates around the last expansion, and, once it has proved itself, a model of the rest.
 
-    Args:
-        space: The space.
-        surrogate: Whether to model what was measured at all.
-
     Examples:
         >>> from evocompress.testing.examples import space
         >>> predictor = Predictor(space(), surrogate=True)
         >>> predictor.expect([np.array([0.0, harm]) for harm in (1, 2, 3, 4, 5)])
-        >>> predictor.predictor().predict(np.eye(3, 5, dtype=np.int64)).tolist()
-        [1.0, 2.0, 3.0]
+        >>> name, guide = predictor.guide()
+        >>> name, guide.predict(np.eye(3, 5, dtype=np.int64)).tolist()
+        ('guided by estimates', [1.0, 2.0, 3.0])
     """
 
     def __init__(self, space: SearchSpace, *, surrogate: bool) -> None:
@@ -57,9 +54,9 @@ class Predictor:
         self._chosen_with = 0
         self._told: tuple[str, Acquisition] | None = None
 
-    def believe(self, name: str, guide: Acquisition) -> None:
+    def believe(self, name: str, predict: Predict) -> None:
         """Follows another prediction as long as no model of races has proved itself."""
-        self._told = (name, guide)
+        self._told = (f"guided by {name}", Acquisition(predict))
 
     def expand(self, prior: Quadratic) -> None:
         """Expects from now on what an expansion around a genome predicts."""
@@ -122,24 +119,18 @@ class Predictor:
             self._measured[genome.tobytes()] = (genome, value)
         self._model = self._fitted()
 
-    @property
-    def guide(self) -> str:
-        """What predicts now, in words."""
+    def guide(self) -> tuple[str, Acquisition | None]:
+        """What predicts now, with its name; nothing where nothing is known."""
         model = self._model
         if model is not None and self._screen.trusted:
-            return f"guided by a model ({model.name}) of what was measured"
+            return f"guided by a model ({model.name}) of what was measured", Acquisition(
+                lambda rows: model.predict(rows, self._estimates(rows)), model.error
+            )
         if self._told is not None:
-            return f"guided by {self._told[0]}"
-        return "guided by estimates" if self._prior is not None else "unguided"
-
-    def predictor(self) -> Acquisition | None:
-        """What predicts now; ``None`` where nothing is known."""
-        model = self._model
-        if model is not None and self._screen.trusted:
-            return Acquisition(lambda rows: model.predict(rows, self._estimates(rows)), model.error)
-        if self._told is not None:
-            return self._told[1]
-        return Acquisition(self._estimates) if self._prior is not None else None
+            return self._told
+        if self._prior is not None:
+            return "guided by estimates", Acquisition(self._estimates)
+        return "unguided", None
 
     def _estimates(self, genomes: Genome) -> NDArray[np.float64]:
         """What estimates say (N,) of genomes (N, U); 0 where there are none."""

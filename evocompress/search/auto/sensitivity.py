@@ -57,11 +57,7 @@ Measured = Sequence[tuple[Change, float]]
 def approach(space: SearchSpace, probe: Probe, *, rounds: int, per_gene: int) -> AskTell[Genome]:
     """A genome (U,) that meets the budget, or nearly so, from the least compressed one on.
 
-    Args:
-        space: Its budget is approached in equal steps.
-        probe: Evaluates what is tried.
-        rounds: In how many steps.
-        per_gene: How many levels of each gene are tried in a round.
+    In each round some levels of each gene are tried, and an equal step of the way is taken.
     """
     genome = space.encoding.default
     used = space.budget_usage(genome[None])[0]
@@ -117,12 +113,8 @@ def best_sum(space: SearchSpace, genome: Genome, measured: Measured, target: Flo
     A knapsack has no answer where the target is missed; here the most that was measured is done
     then, because later rounds and repairs go on from there.
 
-    Args:
-        space: The space.
-        genome: Where the effects were measured.
-        measured: What lies between two changes of a gene is interpolated over the saving, and
-            what one saves less than another never harms more.
-        target: For each bound the share of it to come down to.
+    What lies between two changes of a gene is interpolated over the saving, and what one saves less
+    than another never harms more. The target is the share of each bound to come down to.
     """
     curves = {
         gene: _curve(space, genome, gene, [pair for pair in measured if pair[0].gene == gene])
@@ -183,9 +175,6 @@ def rising(points: Sequence[tuple[float, float]]) -> tuple[Floats, Floats]:
 
     A larger change that was measured as harmless makes smaller ones harmless: so a lucky
     measurement of a large change lowers the smaller ones, instead of being lost.
-
-    Args:
-        points: (size, harm) of each change; the first is no change.
     """
     first, *others = points
     sizes, harms = np.array([first, *sorted(others)]).T

@@ -81,9 +81,7 @@ def modelled(space: SearchSpace, budget: TokenBudget) -> bool:
 class ModelledDrops:
     """Looks for the best units to drop.
 
-    Args:
-        client: Asks and pays, in a space that is `modelled`.
-        influence: What each unit does to the hidden states (U,), on any scale; zeros: not known.
+    Influence is what each unit does to the hidden states (U,), on any scale; zeros: not known.
 
     Examples:
         >>> from evocompress.search.auto.auto import Auto
@@ -98,9 +96,7 @@ class ModelledDrops:
     def __init__(self, client: EvaluationClient, influence: Floats) -> None:
         self._space, self._client, self._rng = client.space, client, client.rng
         self._influence = influence
-        self._genomes: list[Genome] = []
-        self._texts: list[int] = []
-        self._values: list[float] = []
+        self._measured: list[tuple[Genome, int, float]] = []
         self._seen: set[tuple[bytes, int]] = set()
         self._model: Posterior | None = None
 
@@ -154,15 +150,13 @@ class ModelledDrops:
         for genome, result in zip(genomes, results, strict=True):
             self._seen.add((genome.tobytes(), text))
             if result.mean > 0 and np.isfinite(result.mean):
-                self._genomes.append(genome)
-                self._texts.append(text)
-                self._values.append(float(np.log(result.mean)))
-        if self._values:
+                self._measured.append((genome, text, float(np.log(result.mean))))
+        if self._measured:
             self._model = self._fitted()
 
     def _fitted(self) -> Posterior:
-        gone, texts = self._gone(np.stack(self._genomes)), np.array(self._texts)
-        values = np.array(self._values)
+        genomes, *others = zip(*self._measured, strict=True)
+        gone, (texts, values) = self._gone(np.stack(genomes)), map(np.array, others)
         seen = Observations(gone, texts, values, _slopes(gone, texts, values, self._influence))
         former = self._model
         if former is None or len(values) >= _GROWN * former.chosen_with:
@@ -187,7 +181,7 @@ class ModelledDrops:
 
     def _ranked(self) -> list[Genome]:
         """What was measured, the best by the likeliest effects first."""
-        rows = np.stack(different(self._genomes))
+        rows = np.stack(different(genome for genome, *_ in self._measured))
         return list(rows[np.argsort(self.predict(rows), kind="stable")])
 
     def _optimum(self, genome: Genome, effects: Effects, steps: int = _ENDLESS) -> Genome:

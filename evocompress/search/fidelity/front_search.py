@@ -80,16 +80,7 @@ class FrontSearcher(GeneratorSearcher):
         references: int = 0,
         estimates: int = 0,
     ) -> None:
-        """Sets the tokens for start and end aside.
-
-        Args:
-            problem: What is searched.
-            settings: The settings.
-            rng: Source of randomness.
-            first: Candidates of the start.
-            references: How many candidates are measured with the front, at most.
-            estimates: Estimates of the start, each on the tokens of the front.
-        """
+        """Sets the tokens for start and end aside."""
         space, self._objectives = choose(problem.space, settings.objectives, settings.range)
         super().__init__(replace(problem, space=space), settings, rng)
         self._fidelity = search_and_final(

@@ -141,32 +141,6 @@ def epsilon_net(points: Points) -> list[int]:
     return order
 
 
-class MOASHASettings(SearcherSettings):
-    """Settings of `MOASHA`.
-
-    Attributes:
-        objectives: Costs that span the front with the proxy's value. Where neither they nor a
-            range are given, only the value counts, and the budget is used up.
-        range: {objective: (lowest, highest)} that matters, as in `front_search.FrontSettings`.
-        configurations: How many random candidates there are at most; without it the tokens set
-            the end.
-        batch: How many candidates are asked for at once.
-        eta: One of so many candidates of a rung comes to the next one, which has so many times
-            the tokens.
-        grace_tokens: Tokens of the first rung; about 2048 if left out.
-        max_tokens: Tokens of the last rung; if left out there are as many rungs as the pool and
-            the limits of the search allow.
-    """
-
-    objectives: tuple[str, ...] = ()
-    range: dict[str, tuple[Share, Share]] = {}
-    configurations: Many | None = None
-    batch: Size = 27
-    eta: Annotated[Whole, Field(ge=2, le=10_000)] = 3
-    grace_tokens: Tokens | None = None
-    max_tokens: Tokens | None = None
-
-
 @dataclass(frozen=True)
 class _Stand:
     """Who was measured on a rung, and the ids of those who have gone on to the next one."""
@@ -195,13 +169,37 @@ class MOASHA(GeneratorSearcher):
         {'1.attention': 'drop', '2.attention': 'drop', '3.mlp': 'drop'}
     """
 
-    settings: MOASHASettings
+    class Settings(SearcherSettings):
+        """Settings of `MOASHA`.
+
+        Attributes:
+            objectives: Costs that span the front with the proxy's value. Where neither they nor a
+                range are given, only the value counts, and the budget is used up.
+            range: {objective: (lowest, highest)} that matters, as in `front_search.FrontSettings`.
+            configurations: How many random candidates there are at most; without it the tokens set
+                the end.
+            batch: How many candidates are asked for at once.
+            eta: One of so many candidates of a rung comes to the next one, which has so many times
+                the tokens.
+            grace_tokens: Tokens of the first rung; about 2048 if left out.
+            max_tokens: Tokens of the last rung; if left out there are as many rungs as the pool and
+                the limits of the search allow.
+        """
+
+        objectives: tuple[str, ...] = ()
+        range: dict[str, tuple[Share, Share]] = {}
+        configurations: Many | None = None
+        batch: Size = 27
+        eta: Annotated[Whole, Field(ge=2, le=10_000)] = 3
+        grace_tokens: Tokens | None = None
+        max_tokens: Tokens | None = None
+
+    settings: Settings
     needs_budget: ClassVar[bool] = False
     checks_tokens: ClassVar[bool] = True
-    Settings: ClassVar[type[SearcherSettings]] = MOASHASettings
 
     def __init__(
-        self, problem: Problem, settings: MOASHASettings, rng: np.random.Generator
+        self, problem: Problem, settings: MOASHA.Settings, rng: np.random.Generator
     ) -> None:
         if problem.tokens is None and settings.configurations is None:
             raise ConfigError(
@@ -274,10 +272,6 @@ class MOASHA(GeneratorSearcher):
 
         Tokens pay for as many as leave enough for the best ones to go on, and when all of these
         have gone on, for more.
-
-        Args:
-            taken: Places that are taken by promotions.
-            left: Tokens that these leave.
         """
         limits = [self.settings.batch - taken]
         if left < inf:
@@ -303,7 +297,7 @@ class MOASHA(GeneratorSearcher):
         self._best = next((best for best in bests if best is not None), self._best)
 
 
-def _objectives(space: SearchSpace, settings: MOASHASettings) -> tuple[SearchSpace, Objectives]:
+def _objectives(space: SearchSpace, settings: MOASHA.Settings) -> tuple[SearchSpace, Objectives]:
     """The value alone for a budget, or the value and costs."""
     if settings.objectives or settings.range:
         return choose(space, settings.objectives, settings.range)

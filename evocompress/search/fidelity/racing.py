@@ -140,14 +140,7 @@ def race(
 
     Where the tokens do not suffice for a rung, the one before it was the end.
 
-    Args:
-        board: What is known; new values are added.
-        affords: Whether there are tokens left for requests.
-        incumbent: Measured along with its rivals.
-        rivals: Other candidates.
-        rungs: In order.
-        by_chance: Whether a rival leaves as soon as it is certainly worse than the incumbent;
-            else only the numbers decide.
+    Only numbers decide unless `by_chance`: then a rival leaves as soon as it is certainly worse.
 
     Returns:
         The winner, and the micro-batches on which it was compared last; none where the tokens

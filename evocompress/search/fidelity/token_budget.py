@@ -78,10 +78,6 @@ def split_pool(pool: Pool, rng: np.random.Generator) -> tuple[tuple[int, ...], t
 class TokenBudget:
     """The tokens of one search, and how many each part of it may take.
 
-    Args:
-        pool: Sizes of the micro-batches.
-        ledger: What is requested, and the limit; `DEFAULT_TOKENS` where it has none.
-
     Example:
         >>> pool = Pool((64,) * 64)
         >>> budget = TokenBudget(pool, TokenLedger(pool, 100_000))
@@ -136,10 +132,6 @@ class TokenBudget:
     def removals(self, units: int, needed: int) -> tuple[int, int]:
         """How to drop units one after the other.
 
-        Args:
-            units: How many can be dropped, two of each block.
-            needed: How many have to be, about.
-
         Returns:
             The tokens of each trial, and how many units a round drops: one, or more where the
             tokens are few; no tokens where they are too few for that, too.
@@ -165,12 +157,7 @@ class TokenBudget:
         return Fidelity(tuple(self.rung(*each) for each in lengths), resumed=True)
 
     def adapt(self, spread: float, error: float) -> None:
-        """Makes the next races' first rung as long as it has to be to tell rivals apart.
-
-        Args:
-            spread: Standard deviation of the rivals' gaps to the incumbent there.
-            error: Typical standard error of these gaps.
-        """
+        """Makes the next races' first rung as long as it has to be to tell rivals apart."""
         if spread > _CLEAR * error:
             self._rung = max(self._rung // 2, min(self._pool.tokens))
         elif spread < _UNCLEAR * error:

@@ -77,8 +77,7 @@ class Effects:
     def gains(self, gone: Floats) -> Floats:
         """What it changes (U + 1, U + 1) to remove unit i and restore unit j; the last is none.
 
-        Args:
-            gone: One set (U,). Infinite where i is gone already, or j is not.
+        Infinite where i is gone (U,) already, or j is not.
         """
         more = self.singles + self.pairs @ gone
         change = np.zeros((len(gone) + 1, len(gone) + 1))

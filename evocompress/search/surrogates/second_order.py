@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 
 from evocompress.core.arrays import Floats, Genome
 from evocompress.core.requests import Estimation
-from evocompress.search.allocation.knapsack import knapsack, padded
-from evocompress.search.allocation.lagrangian import own_costs, priced
+from evocompress.search.allocation.knapsack import knapsack, own_costs, padded, priced
 from evocompress.space.space import SearchSpace
 
 Tables = tuple[Floats, ...]
@@ -188,12 +187,7 @@ def step(
 ) -> Genome | None:
     """The feasible genome (U,) that an expansion around another one holds for the best.
 
-    Args:
-        space: With at least one bound.
-        genome: Where the expansion was made.
-        found: The expansion.
-        coupling: See `Quadratic`.
-        radius: How many levels a gene may move at most; ``None``: as many as it has.
+    A gene may move up to `radius` levels; without one as many as it has.
     """
     if not coupling:
         return knapsack(space, _allowed(space, genome, found, radius), genome)
