@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
-from evocompress.core.arrays import Genome
+from evocompress.core.arrays import Floats, Genome
 from evocompress.core.config_file import nearest
 from evocompress.core.errors import ConfigError
 from evocompress.core.pareto import Points, knee
@@ -61,7 +60,7 @@ class Objectives:
     """
 
     costs: tuple[str, ...]
-    floors: NDArray[np.float64]
+    floors: Floats
 
     def points(
         self, space: SearchSpace, genomes: Sequence[Genome], values: Sequence[float]

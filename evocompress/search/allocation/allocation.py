@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Literal
 
 import numpy as np
@@ -11,10 +11,10 @@ from pydantic import Field
 from evocompress.core.arrays import Floats, Genome
 from evocompress.core.errors import ConfigError
 from evocompress.core.fields import Number, Tokens
-from evocompress.core.requests import Estimate, Estimation
+from evocompress.core.requests import Estimate
 from evocompress.core.types import Candidate
 from evocompress.search.allocation.knapsack import Harms, knapsack
-from evocompress.search.allocation.sparsity_allocation import METHODS, Known, Method
+from evocompress.search.allocation.sparsity_allocation import METHODS, Known
 from evocompress.search.base import SearcherSettings
 from evocompress.search.bisection import bisected, mean
 from evocompress.search.generator_searcher import AskTell, GeneratorSearcher, estimated
@@ -120,30 +120,25 @@ def allocated(
         ``None`` where the estimate failed.
     """
     method = METHODS[name]
-    estimation = yield from _asked(space, method, micro_batches)
-    if estimation is not None and estimation.failed is not None:
-        return None
-    matrices = _Matrices(space)
+    rows: Mapping[str, Sequence[float]] = {}
+    if method.kind is not None:
+        matrices = sum(unit.kind == "matrix" for unit in space.encoding.tree)
+        forwards = method.forwards + method.matrix_forwards * matrices
+        tokens = micro_batches if forwards else ()
+        request = Estimate(Candidate(), method.kind, tokens, max(forwards, 1))
+        estimation = yield from estimated(request)
+        if estimation.failed is not None:
+            return None
+        rows = estimation.by_unit
+    decided = _Matrices(space)
     blocks = {unit.block: unit.name for unit in space.encoding.tree if unit.kind == "block"}
     known = Known(
-        matrices=matrices.units,
-        blocks=tuple(blocks[unit.block] for unit in matrices.units),
-        rows={} if estimation is None else estimation.by_unit,
+        matrices=decided.units,
+        blocks=tuple(blocks[unit.block] for unit in decided.units),
+        rows=rows,
         spread=spread if spread is not None else method.spread or 0.0,
     )
-    return _nearest(matrices, lambda overall: method.densities(known, overall))
-
-
-def _asked(
-    space: SearchSpace, method: Method, micro_batches: tuple[int, ...]
-) -> AskTell[Estimation | None]:
-    """The estimate that a method needs, made at the dense model."""
-    if method.kind is None:
-        return None
-    matrices = sum(unit.kind == "matrix" for unit in space.encoding.tree)
-    forwards = method.forwards + method.matrix_forwards * matrices
-    chosen = micro_batches if forwards else ()
-    return (yield from estimated(Estimate(Candidate(), method.kind, chosen, max(forwards, 1))))
+    return _nearest(decided, lambda overall: method.densities(known, overall))
 
 
 class _Matrices:

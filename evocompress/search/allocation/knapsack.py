@@ -15,12 +15,28 @@ from functools import cached_property
 from math import sqrt
 
 import numpy as np
-from numpy.typing import NDArray
 
-from evocompress.core.arrays import Floats, Genome
+from evocompress.core.arrays import Floats, Genome, Integers
 from evocompress.search.bisection import bisected
 from evocompress.search.operators.neighborhood import Neighbourhood
 from evocompress.space.space import SearchSpace
+
+Harms = Sequence[Floats]
+"""For each gene the harm of each of its levels (levels,); infinity forbids one."""
+
+BUCKETS = 20_000
+"""The most steps of a bound that dynamic programming tells apart."""
+
+_SWEEPS = 3
+"""The most turns of all kinds at one price: the second mostly changes nothing."""
+
+_INSIDE_OUT = (("matrix",), ("expert",), ("attention", "mlp"), ("block",))
+
+_SAME = 1e-12
+"""Difference of costs, as shares of a bound, that is rounding."""
+
+_ROUNDING = 1e-4
+"""How far from a multiple of a step, in steps, a cost may be."""
 
 Cheapest = Callable[[Floats], Genome]
 """The genome (U,) of least harm and priced cost, for the bounds' prices (bounds,)."""
@@ -86,42 +102,21 @@ def _at_lowest_price(space: SearchSpace, cheapest: Cheapest, weights: Floats) ->
     return found[-1] if found else None
 
 
-Harms = Sequence[NDArray[np.float64]]
-"""For each gene the harm of each of its levels (levels,); infinity forbids one."""
-
-BUCKETS = 20_000
-"""The most steps of a bound that dynamic programming tells apart."""
-
-_SWEEPS = 3
-_INSIDE_OUT = (("matrix",), ("expert",), ("attention", "mlp"), ("block",))
-_SAME = 1e-12
-_ROUNDING = 1e-4
-
-
 @dataclass(frozen=True, eq=False)
 class _Task:
-    """What is to be solved.
-
-    Attributes:
-        space: With at least one bound.
-        harms: Of every level of every gene (U, L), infinite where there is no such level.
-        start: Where single changes begin (U,).
-    """
+    """What is to be solved: harms of every level (U, L), and where single changes begin (U,)."""
 
     space: SearchSpace
-    harms: NDArray[np.float64]
+    harms: Floats
     start: Genome
 
-    def total(self, genomes: Genome) -> NDArray[np.float64]:
-        """The sums of harms (N,) of settled genomes (N, U); void genes have none."""
+    def total(self, genomes: Genome) -> Floats:
+        """The sums of harms (N,) of genomes (N, U); inactive genes have none."""
         each = self.harms[np.arange(len(self.start)), genomes]
-        sums: NDArray[np.float64] = np.where(self.space.encoding.inactive(genomes), 0.0, each).sum(
-            axis=1
-        )
-        return sums
+        return np.asarray(np.where(self.space.encoding.inactive(genomes), 0.0, each).sum(axis=1))
 
     def value(self, genome: Genome) -> float:
-        """The sum of harms of one settled genome (U,)."""
+        """The sum of harms of one genome (U,)."""
         return float(self.total(genome[None])[0])
 
     @cached_property
@@ -130,7 +125,7 @@ class _Task:
         return Neighbourhood(self.space, self.harms)
 
     @cached_property
-    def own_costs(self) -> NDArray[np.float64]:
+    def own_costs(self) -> Floats:
         """What each level of each gene costs (U, L, bounds); see `own_costs`."""
         return own_costs(self.space, self.start)
 
@@ -163,7 +158,7 @@ def separable(space: SearchSpace) -> bool:
     return not nested and bool(genes.admissible((genes.sizes - 1)[None])[0])
 
 
-def padded(tables: Sequence[NDArray[np.float64]], fill: float) -> NDArray[np.float64]:
+def padded(tables: Sequence[Floats], fill: float) -> Floats:
     """Tables of genes (levels, ...) as one array (U, L, ...), filled up where levels are fewer."""
     longest = max(len(table) for table in tables)
     found = np.full((len(tables), longest, *tables[0].shape[1:]), fill)
@@ -210,9 +205,7 @@ def _dynamic(task: _Task) -> Genome | None:
     return genome
 
 
-def _with_gene(
-    least: NDArray[np.float64], size: NDArray[np.int64], harm: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def _with_gene(least: Floats, size: Integers, harm: Floats) -> tuple[Floats, Integers]:
     """Least harm within each capacity (C,) with one gene more, and the level it then has (C,)."""
     found = np.full((len(harm), len(least)), np.inf)
     for row, own, extra in zip(found, size.tolist(), harm.tolist(), strict=True):
@@ -222,7 +215,7 @@ def _with_gene(
     return found[picks, np.arange(len(least))], picks
 
 
-def _buckets(costs: NDArray[np.float64], room: float) -> tuple[NDArray[np.int64], int]:
+def _buckets(costs: Floats, room: float) -> tuple[Integers, int]:
     """Costs in whole buckets, more than there is room for where infinite; and the room."""
     known = np.isfinite(costs)
     step = _common_step(costs[known])
@@ -233,7 +226,7 @@ def _buckets(costs: NDArray[np.float64], room: float) -> tuple[NDArray[np.int64]
     return np.where(known, whole, capacity + 1).astype(np.int64), capacity
 
 
-def _common_step(costs: NDArray[np.float64]) -> float:
+def _common_step(costs: Floats) -> float:
     """The smallest difference of costs, if all costs are multiples of it; else 0."""
     differences = np.diff(np.unique(np.append(costs, 0.0)))
     apart = differences[differences > _SAME]
@@ -243,13 +236,13 @@ def _common_step(costs: NDArray[np.float64]) -> float:
     return float(apart.min()) if np.abs(multiples - np.rint(multiples)).max() < _ROUNDING else 0.0
 
 
-def _cheapest_apart(task: _Task, prices: NDArray[np.float64]) -> Genome:
+def _cheapest_apart(task: _Task, prices: Floats) -> Genome:
     """The genome (U,) of least harm and priced cost, where genes do not touch each other."""
     genome: Genome = (task.harms + task.own_costs @ prices).argmin(axis=1)
     return genome
 
 
-def _cheapest_in_turn(task: _Task, prices: NDArray[np.float64]) -> Genome:
+def _cheapest_in_turn(task: _Task, prices: Floats) -> Genome:
     """The same kind after kind of genes, given the others, until none changes.
 
     Genes of one kind do not touch each other. What lies in a unit is chosen before the unit,
@@ -268,9 +261,7 @@ def _cheapest_in_turn(task: _Task, prices: NDArray[np.float64]) -> Genome:
     return genome
 
 
-def _cheapest_of(
-    task: _Task, genome: Genome, genes: NDArray[np.int64], prices: NDArray[np.float64]
-) -> Genome:
+def _cheapest_of(task: _Task, genome: Genome, genes: Integers, prices: Floats) -> Genome:
     """The genome with the cheapest level of each of some genes, given all others."""
     space = task.space
     every, levels = space.encoding.options
@@ -297,9 +288,9 @@ def _cheapest_of(
 def _enough_experts(
     space: SearchSpace,
     genome: Genome,
-    genes: NDArray[np.int64],
-    levels: NDArray[np.int64],
-    values: NDArray[np.float64],
+    genes: Integers,
+    levels: Integers,
+    values: Floats,
 ) -> Genome:
     """The genome (U,) with the experts restored that are needed, those first whose drop costs most.
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-from evocompress.core.arrays import Genome
+from evocompress.core.arrays import Floats, Genome
 from evocompress.core.requests import Result
 from evocompress.core.types import Candidate
 from evocompress.search.allocation.knapsack import padded
@@ -63,7 +62,7 @@ class Predictor:
         self._prior, self._chosen_with = prior, 0
         self._model = self._fitted()
 
-    def expect(self, harms: Sequence[NDArray[np.float64]]) -> None:
+    def expect(self, harms: Sequence[Floats]) -> None:
         """Expects from now on that harms of levels add up, on any scale."""
         table = padded(harms, np.inf)
         self.expand(Quadratic(table, np.zeros((*table.shape, 1)), 0.0))
@@ -132,7 +131,7 @@ class Predictor:
             return "guided by estimates", Acquisition(self._estimates)
         return "unguided", None
 
-    def _estimates(self, genomes: Genome) -> NDArray[np.float64]:
+    def _estimates(self, genomes: Genome) -> Floats:
         """What estimates say (N,) of genomes (N, U); 0 where there are none."""
         if self._prior is None:
             return np.zeros(len(genomes))
@@ -153,7 +152,7 @@ class Predictor:
         return Surrogate.fit(rows, values, estimates)
 
 
-def _filled(harm: NDArray[np.float64]) -> NDArray[np.float64]:
+def _filled(harm: Floats) -> Floats:
     """Harms (levels,) with those that are missing between two known ones interpolated."""
     known = np.flatnonzero(~np.isnan(harm))
     return np.interp(np.arange(len(harm)), known, harm[known])

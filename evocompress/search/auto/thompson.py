@@ -13,9 +13,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from evocompress.core.arrays import Floats, Genome
+from evocompress.core.arrays import Floats, Genome, Integers
 from evocompress.search.auto.evaluation_client import EvaluationClient
 from evocompress.search.fidelity.token_budget import TokenBudget
 from evocompress.search.generator_searcher import AskTell
@@ -219,7 +218,7 @@ class ModelledDrops:
         return np.asarray(genomes == self._space.encoding.drop_index, dtype=np.float64)
 
 
-def _slopes(gone: Floats, texts: NDArray[np.int64], values: Floats, influence: Floats) -> Floats:
+def _slopes(gone: Floats, texts: Integers, values: Floats, influence: Floats) -> Floats:
     """What each unit (U,) does if its effect is in proportion to its influence; never negative."""
     expected, measured = gone @ influence, values.copy()
     for text in np.unique(texts):

@@ -130,11 +130,9 @@ class TokenBudget:
         return 0, ()
 
     def removals(self, units: int, needed: int) -> tuple[int, int]:
-        """How to drop units one after the other.
+        """How to drop some units, about: the tokens of each trial, and how many a round drops.
 
-        Returns:
-            The tokens of each trial, and how many units a round drops: one, or more where the
-            tokens are few; no tokens where they are too few for that, too.
+        That is one, or more where the tokens are few; no tokens where they are too few for that.
         """
         for take in range(1, needed + 1):
             trials = 1 + _FIRST_TRIALS * units + (needed / take - 1) * (1 + RETRIES)

@@ -16,9 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from evocompress.core.arrays import Floats, Genome
+from evocompress.core.arrays import Booleans, Floats, Genome
 from evocompress.core.requests import Estimation
 from evocompress.search.allocation.knapsack import knapsack, own_costs, padded, priced
 from evocompress.space.space import SearchSpace
@@ -153,7 +152,7 @@ class Quadratic:
     scores: Floats
     coupling: float
 
-    def values(self, genomes: Genome, void: NDArray[np.bool_] | None = None) -> Floats:
+    def values(self, genomes: Genome, void: Booleans | None = None) -> Floats:
         """The values (N,) of genomes (N, U), without the genes that are void (N, U)."""
         counts = np.ones(genomes.shape) if void is None else (~void).astype(np.float64)
         alone, squares = np.zeros((2, len(genomes)))
