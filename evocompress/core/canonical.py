@@ -22,14 +22,10 @@ _FIELDS: dict[UnitKind, frozenset[str]] = {
 
 
 def canonical(levels: Mapping[str, Level], units: Sequence[Unit]) -> Candidate:
-    """The candidate in canonical form.
+    """The candidate in canonical form, of {unit name: level}; a unit that is not named is dense.
 
-    Dense levels and the inactive descendants of dropped units are left out, and a dropped block
-    is written as its two dropped sub-layers.
-
-    Args:
-        levels: {unit name: level}; a unit that is not named is dense.
-        units: All units of the model, parents before their children.
+    Dense levels and the inactive descendants of dropped units are left out, and a dropped block is
+    written as its two dropped sub-layers. `units` are all of the model, parents first.
 
     Raises:
         ConfigError: A name is not that of a unit, a level is not one of its kind of unit, a
@@ -67,11 +63,7 @@ def canonical(levels: Mapping[str, Level], units: Sequence[Unit]) -> Candidate:
 def merge_levels(units: Iterable[Unit], dropped: Collection[str]) -> dict[str, Level]:
     """For each kept block before a run of dropped ones the level that merges them into it.
 
-    Dropped blocks at the very beginning have no block before them and are only dropped.
-
-    Args:
-        units: Units of the model, blocks in order.
-        dropped: Names of the dropped blocks.
+    Units have their blocks in order. Dropped blocks at the very beginning are only dropped.
     """
     runs: dict[str, int] = {}
     last = None
@@ -99,12 +91,7 @@ def unlike_blocks(units: Iterable[Unit]) -> str | None:
 
 
 def too_few_experts(levels: Mapping[str, Level], units: Iterable[Unit]) -> str | None:
-    """What is wrong with a mixture that keeps fewer experts than a token uses; ``None`` if none.
-
-    Args:
-        levels: Of a canonical candidate.
-        units: All units of the model, parents before their children.
-    """
+    """What is wrong with a mixture that keeps fewer experts than a token uses; ``None`` if none."""
     kept: dict[str, int] = {}
     least: dict[str, int] = {}
     for unit in units:

@@ -117,10 +117,7 @@ def read_environment(path: Path) -> Environment:
 def differences(before: Facts, now: Facts, *, threads: bool = False) -> list[str]:
     """What keeps values of then and now from being compared, in words.
 
-    Args:
-        before: Under what the former values were made.
-        now: Under what the others are.
-        threads: Compare threads on every device, as a journal's header does.
+    With `threads` these are compared on every device, as a journal's header does.
     """
     pairs = [
         (name, before.versions[name], now.versions[name])

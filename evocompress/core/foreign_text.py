@@ -37,12 +37,7 @@ def controls(text: str, allowed: str = "") -> Iterator[str]:
 
 
 def printable(text: str, allowed: str = "\n\t") -> str:
-    r"""A text whose control characters are written out, such as ``\x1b`` for escape.
-
-    Args:
-        text: Any text.
-        allowed: Control characters that stay as they are.
-    """
+    r"""A text whose control characters, but the `allowed`, are written out, such as ``\x1b``."""
     if text.isprintable():
         return text
     return "".join(

@@ -49,9 +49,7 @@ def temporary_file(path: Path) -> Iterator[Path]:
 def only_writer(out: Path, *, wait: bool = False) -> Iterator[None]:
     """Keeps other processes from writing the folder `out`, and clears what dead ones left of it.
 
-    Args:
-        out: The folder.
-        wait: Until no other process writes it.
+    With `wait` it waits for another process that writes it.
     """
     lock = out.with_name(f".{out.name}.lock")
     try:

@@ -25,11 +25,6 @@ def ray_executor(context: RunContext, live: LiveModel, admit: Admit) -> Executor
 
     Calibration tokens go through the object store, once for each node.
 
-    Args:
-        context: Of the run.
-        live: The model of this process.
-        admit: Told on what each worker computes; raises if it is not to.
-
     Raises:
         ConfigError: Ray is not installed, there is no such cluster, no room for a worker in it, or
             the shared storage cannot be used.

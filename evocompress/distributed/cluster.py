@@ -28,12 +28,7 @@ CONNECT_SECONDS = 10.0
 def start(config: RayConfig, *, runtime_env: Mapping[str, Any] | None = None) -> Callable[[], None]:
     """Joins a cluster, or starts one on this machine that only this machine can reach.
 
-    Args:
-        config: Which one.
-        runtime_env: Of all processes that this one has started there.
-
-    Returns:
-        What leaves or ends it.
+    All processes that this one starts there have `runtime_env`. Returns what leaves or ends it.
 
     Raises:
         ConfigError: Ray is not installed, or there is no such cluster.

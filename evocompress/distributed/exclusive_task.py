@@ -63,9 +63,6 @@ def run_alone(
 ) -> Any:
     """Has a task done on a cluster, alone on a whole GPU where the run computes on one.
 
-    Returns:
-        What the job returns.
-
     Raises:
         ConfigError: Ray is not installed, there is no such cluster, or none of its nodes has what
             the task takes.

@@ -37,9 +37,7 @@ Say = Callable[[str], None]
 def ray_blocks(config: RunConfig, say: Say) -> MakeBlocks:
     """Blocks made on a Ray cluster, where the library's Hessians are dense.
 
-    Args:
-        config: The run.
-        say: Told where the library is built in this process after all.
+    `say` is told where the library is built in this process after all.
     """
 
     def blocks(

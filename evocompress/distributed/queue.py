@@ -100,12 +100,8 @@ class Queue:
     def take(self, taker: Hashable, behind: bool = False) -> tuple[Request, ...]:
         """The next batch for a worker; empty where nothing waits for it.
 
-        A request that was with a worker that died goes to one that has nothing else, so that only
-        itself is to blame.
-
-        Args:
-            taker: The worker.
-            behind: Whether the worker has another batch that it has not answered.
+        A request that was with a worker that died goes to one that has nothing `behind`, no other
+        batch that it has not answered, so that only itself is to blame.
         """
         if self._suspects and not behind:
             return (self._suspects.popleft(),)
@@ -132,10 +128,8 @@ class Queue:
     def lost(self, batch: Sequence[Request], only: bool) -> list[Answer]:
         """A worker died with a batch: its requests wait again, or are given up with a reason.
 
-        Args:
-            batch: The first one that the worker has not answered.
-            only: Whether it was the only one. With another behind it nobody is to blame: the
-                answer to the first may have been on its way when the second killed.
+        Only a batch that was the `only` one is to blame: with another behind it the answer to the
+        first may have been on its way when the second killed.
         """
         given_up: list[Answer] = []
         for request in batch:

@@ -18,15 +18,9 @@ MANIFEST = "manifest.json"
 
 
 def publish(library: Path, name: str, storage: str) -> str:
-    """Puts a library into shared storage, unless it is there.
+    """Puts a library into shared storage under the name of its content, unless it is there.
 
-    Args:
-        library: Its folder.
-        name: Of what it holds; another one has another name.
-        storage: Folder, as fsspec writes it: ``s3://bucket/folder``, ``/shared/folder``.
-
-    Returns:
-        Where it is then.
+    `storage` is a folder as fsspec writes it: ``s3://bucket/folder``, ``/shared/folder``.
 
     Raises:
         ConfigError: It cannot be written there.
@@ -48,13 +42,9 @@ def publish(library: Path, name: str, storage: str) -> str:
 
 
 def fetched(url: str, cache: Path) -> Path:
-    """This node's copy of a library in shared storage, made where it is missing.
+    """This node's copy, in the folder `cache`, of a library that `publish` put at `url`.
 
     Several processes of a node may ask at the same time: one of them copies.
-
-    Args:
-        url: What `publish` returned.
-        cache: Folder of such copies.
 
     Raises:
         ConfigError: It cannot be read.

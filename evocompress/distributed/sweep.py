@@ -59,14 +59,10 @@ def run_sweep(
     *,
     force: bool = False,
 ) -> None:
-    """Runs all trials that are not finished.
+    """Runs all trials of a checked sweep that are not finished.
 
-    Args:
-        sweep: Checked.
-        folder: Its folder, which is made once it is known that trials can run.
-        resume: Whether it may have been begun already.
-        reporter: Told about progress.
-        force: Whether trials go on under other circumstances than those that they were begun under.
+    The folder is made once it is known that trials can run. `force`: they go on under other
+    circumstances than those that they were begun under.
 
     Raises:
         ConfigError: Ray or Optuna is not installed, there is no such cluster, or no room for a

@@ -15,10 +15,8 @@ from evocompress.distributed.cluster import gpus_each, nodes_with, start, too_mu
 def start_for_trials(config: RayConfig) -> Callable[[], None]:
     """Joins a cluster, or starts one, whose processes have `config.runtime_env` but its variables.
 
-    Tune gives its actors an environment of its own, into which Ray puts that of the job.
-
-    Returns:
-        What leaves or ends it.
+    Tune gives its actors an environment of its own, into which Ray puts that of the job. Returns
+    what leaves or ends the cluster.
 
     Raises:
         ConfigError: Ray is not installed, there is no such cluster, or it cannot have this

@@ -19,10 +19,7 @@ TAIL_BYTES = 2**20
 class Telemetry:
     """A run's numbers on Ray's metrics endpoints, for Prometheus, and what its workers printed.
 
-    Args:
-        run: The run's name, a tag of every number.
-        logs: Folder for what workers printed; made when there is something to keep.
-        say: Told what a user should know.
+    Every number has the tag `run`. The folder `logs` is made when there is something to keep.
     """
 
     def __init__(self, run: str, logs: Path, say: Callable[[str], None]) -> None:
@@ -55,12 +52,7 @@ class Telemetry:
                 counter.inc(value, tags)
 
     def ended(self, who: Who, fetch: Callable[[], str | None]) -> None:
-        """Keeps what a worker printed, or where it lies if that cannot be read any more.
-
-        Args:
-            who: What the worker said of itself.
-            fetch: Asks it for what it printed; ``None`` where it does not answer.
-        """
+        """Keeps what a worker printed, as `fetch` tells, or where it lies if that fails."""
         text = tail(who["log"])
         if text is None:
             text = fetch()

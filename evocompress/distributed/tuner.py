@@ -13,12 +13,9 @@ DEATHS = 3
 
 
 def new_tuner(sweep: SweepConfig, place: Path, trainable: Any) -> Any:
-    """Tune's own driver of a sweep that begins.
+    """Tune's own driver of a sweep that begins, with its state in the folder `place`.
 
-    Args:
-        sweep: What is to be run.
-        place: Folder of Tune's state.
-        trainable: What makes a trial of Tune's parameters, see `settings_of`.
+    `trainable` makes a trial of Tune's parameters, see `settings_of`.
     """
     from ray import tune
 

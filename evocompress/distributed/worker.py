@@ -61,12 +61,7 @@ class Refusal:
 
 
 class Worker:
-    """Holds model, library and calibration tokens, loaded once.
-
-    Args:
-        assignment: The run.
-        calibration: Its tokens, out of the object store.
-    """
+    """Holds model, library and calibration tokens, loaded once."""
 
     def __init__(self, assignment: Assignment, calibration: Any) -> None:
         assignment.env_vars.enter()

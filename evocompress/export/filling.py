@@ -32,14 +32,8 @@ def filled(
 ) -> dict[str, Tensor]:
     """The weight and bias of a matrix at the common width; all zeros where it is dropped.
 
-    What is filled in changes nothing: its columns in the output matrix are zero.
-
-    Args:
-        name: Of the matrix in `state`.
-        matrix: The family's description of it.
-        block: What is left of its block.
-        target: What all layers become.
-        state: Tensors by parameter name, at the widths of `block`.
+    What is filled in changes nothing: its columns in the output matrix are zero. `state` has the
+    tensors by parameter name, at the widths of `block`.
     """
     places = None
     if matrix.sublayer not in block.dropped:

@@ -51,12 +51,7 @@ def source_gguf(loaded: LoadedModel) -> Path | None:
 
 
 def add_tokenizer(writer: Any, loaded: LoadedModel, rows: int) -> None:
-    """Adds the metadata ``tokenizer.*``.
-
-    Args:
-        writer: A `gguf.GGUFWriter`.
-        loaded: The dense model.
-        rows: Of the embedding; llama.cpp wants a token for each.
+    """Adds the metadata ``tokenizer.*``; llama.cpp wants a token for each of the embedding's rows.
 
     Raises:
         ExportError: The model's GGUF file is gone, or holds another number of tokens.

@@ -51,13 +51,9 @@ TYPES: dict[str, WeightType] = {
 def write_gguf(
     model: PreTrainedModel, loaded: LoadedModel, path: Path, weights: str | None = None
 ) -> None:
-    """Writes a model as one GGUF file.
+    """Writes a model of format ``hf`` as one GGUF file.
 
-    Args:
-        model: Of format ``hf``.
-        loaded: The dense model.
-        path: The file.
-        weights: A key of `TYPES`, for matrices; vectors are float32. ``None`` is the model's.
+    Matrices are of the type `weights`, a key of `TYPES`, or the model's; vectors are float32.
 
     Raises:
         ExportError: A weight is too large for the type.
@@ -142,14 +138,10 @@ def _tensors(model: PreTrainedModel, loaded: LoadedModel) -> Iterator[tuple[str,
 
 
 def interleaved(tensor: Tensor, head_dim: int) -> Tensor:
-    """Rows of queries or keys as llama.cpp rotates them.
+    """Rows of queries or keys, weight (heads * head_dim, H) or bias, as llama.cpp rotates them.
 
     Hugging Face rotates element i of a head together with element i + head_dim / 2, llama.cpp
     neighbours.
-
-    Args:
-        tensor: Weight (heads * head_dim, H) or bias (heads * head_dim,).
-        head_dim: Rows of a head.
     """
     heads = tensor.reshape(-1, 2, head_dim // 2, *tensor.shape[1:])
     return heads.transpose(1, 2).reshape(tensor.shape)

@@ -104,10 +104,7 @@ def uneven_config(
 ) -> PreTrainedConfig:
     """The config of a family's class in `evocompress.models.modeling`.
 
-    Args:
-        loaded: The dense model.
-        blocks: For each layer the block whose attention it has.
-        own: For each layer what ``per_layer_config`` says of it.
+    Each layer has a block, whose attention it has, and what ``per_layer_config`` says of it.
     """
     dense = loaded.model.config
     classes = CLASSES[name_of(loaded.family)]

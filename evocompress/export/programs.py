@@ -70,14 +70,10 @@ def program_named(name: str) -> Program:
 
 
 def check_version(name: str, found: str | None = None) -> str:
-    """Refuse a program that is older than the formats were tried with.
+    """Refuse a program, a key of `PROGRAMS`, that is older than the formats were tried with.
 
-    Args:
-        name: A key of `PROGRAMS`.
-        found: Its version; by default that of the package in this environment, if it is here.
-
-    Returns:
-        What is to be said of one that is newer, or not here; else nothing.
+    Its version is by default that of the package in this environment. Returns what is to be said of
+    one that is newer, or not here; else nothing.
     """
     program = program_named(name)
     package, installed = _installed(program.packages)

@@ -78,12 +78,7 @@ def assemble(
     """A model of class `cls` that holds the tensors of `state`, to be saved and not to be run.
 
     What is computed rather than stored, such as rotary frequencies, stays on the meta device.
-
-    Args:
-        cls: The class to make.
-        config: Its config.
-        state: By the names of the dense model; what the new model lacks is left out.
-        name_of: The name in `state` of a parameter of the new model.
+    `name_of` a parameter of the new model is its name in the dense model and in `state`.
     """
     with torch.device("meta"):
         model = cls(config)

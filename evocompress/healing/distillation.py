@@ -43,14 +43,7 @@ class Distillation:
     def __init__(
         self, student: PreTrainedModel, teacher: LoadedModel, tokens: Tensor, batch: int
     ) -> None:
-        """Runs nothing yet.
-
-        Args:
-            student: Of the teacher's family, perhaps with fewer blocks or sub-layers.
-            teacher: The dense model.
-            tokens: Token ids (N, S), or what else the models take.
-            batch: Sequences of a micro-batch; the last one may have fewer.
-        """
+        """Runs nothing yet; `tokens` are ids (N, S), or what else the models take."""
         self._student = student
         self._teacher = teacher
         self._micro_batches = torch.split(tokens.to(student.device), batch)

@@ -25,12 +25,9 @@ class Masters:
     """
 
     def __init__(self, model: nn.Module, zeros: Mapping[str, Tensor], config: HealConfig) -> None:
-        """Copies the parameters.
+        """Copies the parameters of the model, which steps update in place.
 
-        Args:
-            model: Its parameters are updated in place at each step.
-            zeros: For some parameters, by name, where they stay zero (boolean).
-            config: Gives `clip` and `weight_decay`.
+        `zeros` says of some parameters, by name, where they stay zero (boolean).
         """
         self._parameters = dict(model.named_parameters())
         self._zeros = zeros

@@ -127,15 +127,12 @@ class HealFolder:
         return tensors, meta
 
     def going_on(self, state: State, now: Facts, force: bool) -> Circumstances:
-        """Under what a healing was begun and goes on from a state.
+        """Under what a healing was begun and goes on from a state of `load`.
 
-        Args:
-            state: From `load`; older versions did not write down under what it was made.
-            now: The present circumstances.
-            force: Go on under others.
+        Older versions did not write down under what it was made.
 
         Raises:
-            RunError: They are others, and it is not forced.
+            RunError: The present circumstances are others, and it is not forced.
         """
         known = state.circumstances
         if known is None:

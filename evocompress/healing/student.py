@@ -83,14 +83,10 @@ def write_student(
     note: str,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Writes the model like the checkpoint it came from, replacing `out`.
+    """Writes the model like the checkpoint it came from, replacing `out` wholly or not at all.
 
-    Args:
-        model: The weights.
-        source: The folder it was loaded from; everything but the weights is copied.
-        out: The new folder, whole or untouched.
-        note: Paragraph that is added to the README.md.
-        dtype: Of the weights there; ``None`` keeps the model's.
+    Everything but the weights is copied from `source`, and the README.md gets the note as a
+    paragraph. `dtype` is that of the weights there; ``None`` keeps the model's.
 
     Raises:
         ExportError: The disk is full.

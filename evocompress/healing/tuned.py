@@ -24,10 +24,8 @@ Treatments = Mapping[str, Callable[[], AbstractContextManager[None]]]
 def fine_tunings(loaded: LoadedModel, sequences: Tensor, recipes: Collection[Recipe]) -> Treatments:
     """The treatments of some recipes.
 
-    Args:
-        loaded: The model, in whatever state it is when a treatment begins.
-        sequences: What they train on (N, S); nothing that candidates are measured on.
-        recipes: What requests may ask for.
+    They train, in whatever state the model is, on sequences (N, S) that no candidate is measured
+    on.
     """
     if recipes:
         require_next_token(loaded, "fine-tuning candidates")

@@ -58,16 +58,11 @@ def read_gradients(
     *,
     by_block: bool = False,
 ) -> None:
-    """One forward pass, and one backward pass for each loss, over one sequence.
+    """One forward pass, and one backward pass for each loss, over one sequence (1, S).
 
-    Only one parameter's gradient is in memory at a time.
-
-    Args:
-        loaded: The model as it stands.
-        ids: Tokens (1, S), or what else the model takes.
-        losses: What to differentiate, summed over the positions.
-        readers: For each loss who is told the gradients of the parameters that require one.
-        by_block: Whether to compute each block twice and keep what enters it only.
+    Only one parameter's gradient is in memory at a time. Losses are summed over the positions; for
+    each of them a reader is told the gradients of the parameters that require one. With `by_block`
+    each block is computed twice and only what enters it is kept.
     """
     hidden, arguments = loaded.family.block_inputs(loaded.model, ids)
     run = _by_block if by_block else _at_once
@@ -169,15 +164,10 @@ def _backward(
     readers: Sequence[Reader],
     entering: Tensor | None = None,
 ) -> list[Tensor]:
-    """Has the gradients of a module's parameters read, for each loss.
+    """Has the gradients of a module's parameters read, for each loss, from its seed.
 
-    Args:
-        module: What was run.
-        prefix: Of the names of its parameters.
-        leaving: What came out.
-        seeds: For each loss its gradient by that.
-        readers: For each loss who is told.
-        entering: What went in, if its gradients are wanted.
+    That is its gradient by what came out of the module, `leaving`. `entering` is what went in, if
+    its gradients are wanted.
     """
     named = [(prefix + name, p) for name, p in module.named_parameters() if p.requires_grad]
     passed_on = []

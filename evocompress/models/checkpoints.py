@@ -92,9 +92,7 @@ class Checkpoint:
 def locate(source: str, *, trust_remote_code: bool = False) -> Checkpoint:
     """Find a checkpoint and check that its files are there and whole.
 
-    Args:
-        source: A local folder, a ``.gguf`` file or a hub id, whose files are downloaded.
-        trust_remote_code: Kept for when the checkpoint is read.
+    The source is a local folder, a ``.gguf`` file or a hub id, whose files are downloaded.
 
     Raises:
         ModelError: There is no such checkpoint, or a file of it is missing or damaged.
@@ -136,11 +134,8 @@ def local_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> Checkp
 def model_type(checkpoint: Checkpoint) -> tuple[str, list[str]]:
     """The model type and the classes that ``config.json`` names, read without transformers.
 
-    Args:
-        checkpoint: Of safetensors; a GGUF file tells its architecture only when it is read.
-
-    Returns:
-        The type, and the classes of the model, mostly one; none where none is named.
+    The checkpoint is of safetensors: a GGUF file tells its architecture only when it is read. There
+    is mostly one class; none where none is named.
 
     Raises:
         ModelError: ``config.json`` names no type, or classes that are no names.
@@ -178,12 +173,7 @@ def inner_type(config: Mapping[str, Any]) -> str | None:
 
 
 def complete_image_size(model: PreTrainedModel, folder: Path) -> None:
-    """Has a model's config tell the size of its images, if only the image processor's does.
-
-    Args:
-        model: A model of images; where nothing tells a size, nothing is done.
-        folder: Of its checkpoint.
-    """
+    """Has a model's config tell the size of its images, if only the image processor's does."""
     path = folder / PREPROCESSOR
     if hasattr(model.config, "image_size") or not path.is_file():
         return
@@ -262,14 +252,11 @@ def read_model(
     auto: Any = AutoModelForCausalLM,
     unused: str = "",
 ) -> PreTrainedModel:
-    """The model of a checkpoint, on the CPU.
+    """The model of a checkpoint, on the CPU, as the class `auto` of transformers reads it.
 
-    Args:
-        checkpoint: From `locate`.
-        dtype: ``auto`` is the checkpoint's own; float32 for GGUF, whose weights are unpacked.
-        auto: The class of transformers that reads it, of the family's task.
-        unused: A regular expression of tensors that it may hold or lack, because nothing wanted
-            is computed with them; others that have no place in the model are refused.
+    ``auto`` is the checkpoint's own dtype; float32 for GGUF, whose weights are unpacked. `unused`
+    is a regular expression of tensors that it may hold or lack, because nothing wanted is computed
+    with them; others that have no place in the model are refused.
 
     Raises:
         ModelError: It cannot be read, or does not hold the model that its config describes.

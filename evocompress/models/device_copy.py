@@ -12,15 +12,10 @@ def to_device(
     """A tensor on a device, without the host waiting for what a GPU is doing.
 
     A copy out of pageable memory, as a mapped file is, waits for everything that was begun before
-    it. Out of pinned memory it takes its place behind that instead. The pinned buffers are
-    torch's, which reuses them once the copy is over
-    (https://docs.pytorch.org/docs/stable/notes/cuda.html#use-pinned-memory-buffers).
-
-    Args:
-        source: Anywhere.
-        device: Where it is wanted.
-        dtype: Of the result; ``None`` is the source's.
-        copy: A new tensor also where `source` is one such already.
+    it. Out of pinned memory it takes its place behind that instead. The pinned buffers are torch's,
+    which reuses them once the copy is over
+    (https://docs.pytorch.org/docs/stable/notes/cuda.html#use-pinned-memory-buffers). With `copy` it
+    is a new tensor also where `source` is one such already.
     """
     dtype = dtype or source.dtype
     if device.type == "cuda" and source.device.type == "cpu":

@@ -15,12 +15,7 @@ def random_batch(
 ) -> Tensor:
     """Token ids (sequences, tokens), or images (sequences, C, H, W), on the model's device.
 
-    Args:
-        task: Of the model.
-        model: Tells its vocabulary or the size of its images.
-        sequences: How many.
-        tokens: Of each text; an image has as many as its size says.
-        seed: Of the content.
+    An image has as many tokens as its size says.
     """
     generator = torch.Generator().manual_seed(seed)
     if task.reads_text:

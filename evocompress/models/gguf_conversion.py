@@ -40,12 +40,8 @@ READING = 2
 def converted(checkpoint: Checkpoint, dtype: Literal["auto", "bfloat16"] = "auto") -> Checkpoint:
     """The checkpoint in the cache that was made of a GGUF file, which it is the first time.
 
-    It is known by the file's content and the version of transformers that unpacks it, and what
-    it holds is verified; one that is damaged is made anew.
-
-    Args:
-        checkpoint: Of a GGUF file.
-        dtype: Of the weights that are kept; ``auto`` is that in which they are unpacked.
+    It is known by the file's content and the version of transformers that unpacks it, and what it
+    holds is verified; one that is damaged is made anew. ``auto`` is the dtype of unpacking.
 
     Raises:
         ModelError: The file cannot be read, or is of a model that no family serves.

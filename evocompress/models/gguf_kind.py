@@ -65,9 +65,7 @@ def check_language_model(path: Path) -> None:
 def check_read_whole(path: Path, model: PreTrainedModel) -> None:
     """Refuse a GGUF file with tensors or settings that reading it would leave out.
 
-    Args:
-        path: The file.
-        model: Of the class and with the config that transformers makes of it; without weights.
+    The model has the class and config that transformers makes of it, without weights.
     """
     from gguf import GGUFReader
 

@@ -18,21 +18,14 @@ def summed_gradients(
     *,
     scale: float = 1.0,
 ) -> list[Tensor]:
-    """Gradients of the cross-entropy of every next token, summed with their signs.
+    """Gradients, float32, of the cross-entropy of every next token, summed with their signs.
 
     One backward pass a sequence; one parameter's gradient is in memory at a time beside the sums.
-
-    Args:
-        loaded: The model in any state; it is as before when this returns or raises.
-        parameters: Those of its parameters that are asked about.
-        batches: Sequences (B, S) int64. How they are split changes nothing.
-        scale: Factor of the loss, applied before the backward pass.
+    How sequences are split into batches (B, S) changes nothing. The loss is scaled before the
+    backward pass. The model, in any state, is as before when this returns or raises.
 
     Raises:
         ModelError: The model does not tell a next token.
-
-    Returns:
-        For each parameter its gradient, float32, where the parameter is.
     """
     require_next_token(loaded, "a gradient of the loss")
     sums = {parameter: torch.zeros_like(parameter, dtype=torch.float32) for parameter in parameters}

@@ -64,12 +64,9 @@ def chunk_bytes(on_cpu: bool, itemsize: int) -> int:
 def bucket_log_probabilities(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """Log-probabilities of chosen tokens and of all the other tokens together.
 
-    The rest is summed from its own logits, not taken as one minus the chosen tokens, which
-    would lose every digit where those have nearly all the probability.
-
-    Args:
-        logits: (R, V) in any floating dtype; left as they are.
-        tokens: Different token ids of each row (R, k), an integer dtype.
+    The rest is summed from its own logits, not taken as one minus the chosen tokens, which would
+    lose every digit where those have nearly all the probability. The logits (R, V) are in any
+    floating dtype; each row has different token ids (R, k) of an integer dtype.
 
     Returns:
         Float32 log-probabilities (R, k) of `tokens`, and (R,) of the rest. The rest is clamped

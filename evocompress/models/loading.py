@@ -199,14 +199,8 @@ def loaded(
 ) -> LoadedModel:
     """Make a model in memory ready to be compressed; it is frozen and put in evaluation mode.
 
-    Its config says afterwards whether its head is its embedding, as its tensors do.
-
-    Args:
-        model: Of any family.
-        tokenizer: Its tokenizer, where it reads text.
-        source: What it is to be called.
-        pooling: Of an embedding model; by default the last token's state of a decoder, else the
-            mean.
+    Its config says afterwards whether its head is its embedding, as its tensors do. Embeddings are
+    pooled by default from the last token's state of a decoder, else from the mean.
     """
     settle_tying(model)
     family = family_of(model)

@@ -138,11 +138,8 @@ def check_shapes(
 ) -> None:
     """Refuse, before anything is made, files that do not hold what a config describes.
 
-    Args:
-        source: For the messages.
-        tensors: The stored ones.
-        expected: Shapes of the model's tensors by name; tied ones under each name.
-        prefix: Of the names of the model's body, with which or without which they may be stored.
+    Tied tensors are expected under each name; names may be stored with or without the body's
+    prefix.
     """
     body = f"{prefix}."
     stored = {name.removeprefix(body): tensor for name, tensor in tensors.items()}
@@ -166,11 +163,8 @@ def check_shapes(
 def check_loaded(source: object, info: Mapping[str, Any], unused: str = "") -> None:
     """Refuse a model that was not made of all the tensors of its checkpoint and of nothing else.
 
-    Args:
-        source: For the messages.
-        info: What transformers tells of loading it.
-        unused: A regular expression of tensors that nothing wanted is computed with: they may be
-            there or not.
+    Tensors that nothing wanted is computed with, by the regular expression `unused`, may be there
+    or not. `info` is what transformers tells of loading it.
     """
     if missing := sorted(_used(info["missing_keys"], unused)):
         raise ModelError(
@@ -193,9 +187,7 @@ def check_loaded(source: object, info: Mapping[str, Any], unused: str = "") -> N
 def check_finite(source: object, model: nn.Module) -> None:
     """Refuse weights that are not numbers or infinite, with which nothing can be compared.
 
-    Args:
-        source: For the message.
-        model: Just read. What is stored beside its weights, such as running means, counts as well.
+    What is stored beside a model's weights, such as running means, counts as well.
     """
     stored = model.state_dict(keep_vars=True).keys()
     buffers = ((name, one) for name, one in model.named_buffers() if name in stored)
@@ -226,12 +218,7 @@ def left_out(model: PreTrainedModel, stored: Iterable[str], info: Mapping[str, A
 
 
 def without_missing(model: nn.Module, missing: Iterable[str]) -> None:
-    """Takes modules out of a model, in place, that its checkpoint does not have and it can spare.
-
-    Args:
-        model: Just read.
-        missing: Names of parameters that were made up, of modules that nothing is computed with.
-    """
+    """Takes modules out of a model, in place, that its checkpoint lacks and it can spare."""
     for path in {name.partition(".")[0] for name in missing}:
         setattr(model, path, None)
 

@@ -29,17 +29,10 @@ Copy = Callable[[Tensor], Tensor]
 class BlockCache:
     """The blocks of a model, whose weights are lent copies on the device while they run.
 
-    Copies are kept until others need their place; those that were not used for longest go
-    first. Whatever runs a block finds its weights on the device, through hooks. A block's
-    parameters may be given other tensors at any time that it does not run.
-
-    Args:
-        blocks: Their parameters are in main memory, their buffers on the device.
-        limit: Bytes of weights on the device; no block may have more, at any level.
-        copy: Brings a tensor to the device.
-
-    Attributes:
-        peak: The most bytes that there were.
+    Copies are kept until others need their place; those that were not used for longest go first.
+    Whatever runs a block finds its weights on the device, through hooks. A block's parameters, in
+    main memory, may be given other tensors at any time that it does not run. No block may have more
+    than `limit` bytes of weights, at any level; `peak` is the most that there were.
     """
 
     def __init__(self, blocks: Iterable[nn.Module], limit: int, copy: Copy) -> None:
@@ -101,14 +94,8 @@ def stream_blocks(
 ) -> BlockCache:
     """Brings everything but the blocks' weights to a device, and those only when they run.
 
-    Args:
-        model: In main memory.
-        family: Knows its blocks.
-        device: Where it is going to run.
-        limit: Bytes of weights on the device.
-
     Raises:
-        ModelError: The limit is too low for a single block.
+        ModelError: The limit in bytes is too low for a single block.
     """
     blocks = family.blocks(model)
     largest = max(sum(p.nbytes for p in block.parameters()) for block in blocks)

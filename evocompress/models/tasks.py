@@ -79,12 +79,9 @@ class Task:
         return self.input == "input_ids"
 
     def inputs(self, batch: Tensor, dtype: torch.dtype | None = None) -> dict[str, Any]:
-        """The keyword arguments with which a model is called for a batch.
+        """The keyword arguments with which a model is called for token ids or pixel values.
 
-        Args:
-            batch: Token ids or pixel values.
-            dtype: Of the model, for pixel values: not every class converts them. ``None`` leaves
-                them as they are.
+        Not every class converts pixel values to its dtype; ``None`` leaves them as they are.
         """
         batch = batch if self.reads_text or dtype is None else batch.to(dtype)
         return {self.input: batch} | ({"use_cache": False} if self.cached else {})

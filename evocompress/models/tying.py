@@ -14,10 +14,7 @@ def settle_tying(model: PreTrainedModel) -> None:
     A checkpoint with a head of its own is computed with that head by transformers 5 even where the
     config says that head and embedding are one, as files of merged adapters do; and a head can be
     replaced in memory. A head that is equal to the embedding is made one with it where the config
-    says so, and one that is the embedding is called tied.
-
-    Args:
-        model: Of any task; without a head for tokens nothing is done.
+    says so, and one that is the embedding is called tied. Without a head nothing is done.
     """
     head: Any = model.get_output_embeddings()
     if head is None:

@@ -58,17 +58,7 @@ def likeliest(family: Family, model: PreTrainedModel, states: Tensor, count: int
 def log_probabilities(
     family: Family, model: PreTrainedModel, states: Tensor, tokens: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """What `evocompress.models.head.bucket_log_probabilities` gives, of states.
-
-    Args:
-        family: Knows the head.
-        model: Its head is used.
-        states: Final hidden states (R, H), float32.
-        tokens: Different token ids of each row (R, k), an integer dtype.
-
-    Returns:
-        Log-probabilities (R, k) of `tokens`, and (R,) of all other tokens together.
-    """
+    """What `evocompress.models.head.bucket_log_probabilities` gives, of final states (R, H)."""
     chosen = torch.empty(tokens.shape)
     largest = torch.full((len(states),), -torch.inf)
     rest = torch.zeros(len(states))

@@ -34,10 +34,7 @@ def check(context: RunContext) -> None:
 def check_settings(context: RunContext, *, search: bool = True) -> None:
     """Whether settings and space fit the model; an outline of the model is enough.
 
-    Args:
-        context: Of the run, perhaps with an outline of the model.
-        search: Whether the settings of the search count: a library needs none, nor does what is
-            done with a winner.
+    Settings of the `search` do not count for a library or for what is done with a winner.
     """
     if context.config.model.device_memory is not None:
         _check_streamed(context, search)

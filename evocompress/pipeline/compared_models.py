@@ -77,11 +77,7 @@ def healed_notes(source: Path | None) -> list[str]:
 def chosen_format(context: RunContext, candidate: Candidate, program: str | None, form: str) -> str:
     """The format that a candidate is to be written in; where a program decides it, why is told.
 
-    Args:
-        context: Of the finished run.
-        candidate: What is written.
-        program: What is to load it; ``None`` is what the search was for, else any.
-        form: A key of `evocompress.export.FORMATS`, or ``auto``.
+    That is the one that is to load it: by default what the search was for, else any.
     """
     fits = context.config.space.fits
     if program is None and form == "auto" and fits in PROGRAMS:

@@ -46,17 +46,11 @@ def compare(
     length: int,
     labels: Tensor | None = None,
 ) -> list[dict[str, Any]]:
-    """The rows of evaluation.json.
+    """The rows of evaluation.json, by the names of models, of which the dense one is the first.
 
-    Args:
-        dense: The dense model, to which all are compared.
-        models_to_compare: What is compared, by the name of its row, the dense model first; all in
-            memory at once, so that their latencies are measured in turns.
-        heldout: Token ids (M, S), or what else the models take.
-        config: What to measure.
-        batch: Sequences of a forward pass.
-        length: Tokens of the sequence for which FLOPs are counted.
-        labels: The true classes of the held-out data (M,), where they are known.
+    All are in memory at once, so that their latencies are measured in turns. The held-out data are
+    token ids (M, S), or what else the models take, perhaps with their true classes (M,); FLOPs are
+    counted for a sequence of `length` tokens.
     """
     task = dense.family.task
     models = {name: compared.model for name, compared in models_to_compare.items()}

@@ -19,10 +19,7 @@ from evocompress.pipeline.run_folder import RunFolder
 def check_early(config: RunConfig, *, search: bool = True, folder: RunFolder | None = None) -> None:
     """Whether the data are there and the settings fit the model, by its config alone.
 
-    Args:
-        config: The run.
-        search: Whether a search is to be made, or a library alone.
-        folder: Of the run, where it is not where the configuration says.
+    Without `search` a library alone is to be made. The folder may be another one than configured.
     """
     check_sources(config.calibration)
     library = config.library.path

@@ -29,11 +29,7 @@ def finished(
 ) -> RunContext:
     """The context of a run that has a winner, in whose folder nothing is written yet.
 
-    Args:
-        path: The run's folder.
-        reporter: Told about progress.
-        overrides: Changes of its configuration.
-        may_change: How the names of settings begin that these may be about.
+    `overrides` may only be about settings whose names begin as `may_change` says.
 
     Raises:
         RunError: It has none, or the winner was searched with other settings.

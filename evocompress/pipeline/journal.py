@@ -69,14 +69,11 @@ class Journal:
         may_differ: Sequence[str] = (),
         earlier: Sequence[Path] = (),
     ) -> None:
-        """Opens the journal, reading what is there.
+        """Opens or creates the journal, reading what is there; a torn last line is dropped.
 
-        Args:
-            path: The file; created if missing. A torn last line is dropped.
-            header: What the values depend on (fingerprints, seed, settings).
-            may_differ: Keys of the header that may be others than the journal was begun with;
-                `mark` is to say so in it.
-            earlier: Journals of the same run with fewer tokens, whose values `recall` takes over.
+        The header is what the values depend on (fingerprints, seed, settings). Keys of it in
+        `may_differ` may be others than the journal was begun with; `mark` is to say so in it.
+        `recall` takes over values of `earlier` journals of the same run with fewer tokens.
 
         Raises:
             RunError: The journal was written under another header, is damaged, or is a link.

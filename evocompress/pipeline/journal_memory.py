@@ -189,11 +189,7 @@ class Memory:
                 self.add(line)
 
     def add(self, line: Line, record: JournalRecord | None = None) -> None:
-        """Takes in the next line.
-
-        Args:
-            line: The line.
-            record: What it says, where that is known; else it is read.
+        """Takes in the next line; where it is known, `record` is what it says.
 
         Raises:
             RunError: It is damaged, or does not go with those before it.
@@ -242,11 +238,7 @@ class Memory:
 
 
 def last_step(path: Path, tail: int = 1 << 14) -> Step | None:
-    """The last step of a journal, found from its end; the file is only read.
-
-    Args:
-        path: The journal.
-        tail: Bytes from the end in which it is looked for first.
+    """The last step of a journal, looked for first in its last bytes; the file is only read.
 
     Raises:
         RunError: Its line is damaged.

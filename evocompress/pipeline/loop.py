@@ -72,20 +72,10 @@ def search(
 ) -> SearchResult:
     """Runs a searcher to its end, or until the requested tokens are spent.
 
-    Everything new is in the journal before the searcher is told, so the loop may be killed at
-    any moment: the next one replays the journal and evaluates only what is missing.
-
-    Args:
-        searcher: Asks and is told.
-        executor: Answers what the journal does not know.
-        journal: The record of this run.
-        pool: Sizes of the micro-batches.
-        tokens: The most tokens that may be requested: the search ends before an ask that would
-            bring the sum above.
-        listener: Told about progress.
-
-    Returns:
-        The best candidate, and which others could have been it.
+    Everything new is in the journal before the searcher is told, so the loop may be killed at any
+    moment: the next one replays the journal and evaluates only what is missing. The search ends
+    before an ask that would bring the sum of requested tokens above `tokens`. The result is the
+    best candidate, and which others could have been it.
 
     Raises:
         RunError: The search ended without any valid candidate.
@@ -116,12 +106,8 @@ def search(
 def replay(searcher: Searcher, journal: Journal) -> Incumbent:
     """What a searcher finds where only the journal answers; nothing is evaluated or recorded.
 
-    A greedy search with a tight budget passes through the states of one with a looser budget,
-    so the journal of the tightest answers new searchers of all the looser spaces.
-
-    Args:
-        searcher: A new one.
-        journal: The record of another search of the same model, calibration and proxy.
+    A greedy search with a tight budget passes through the states of one with a looser budget, so
+    the journal of the tightest answers new searchers of all the looser spaces.
 
     Raises:
         RunError: The journal lacks an answer, or the search ends without a valid candidate.

@@ -34,9 +34,7 @@ EXECUTORS = ("local", "ray")
 def pool(config: CalibrationConfig, tokens: int | None = None) -> Pool:
     """The micro-batches that the search part is cut into; the last may be smaller.
 
-    Args:
-        config: Their sizes.
-        tokens: Of each sequence, where the model and not the configuration says so.
+    `tokens` are those of a sequence where the model and not the configuration says so.
     """
     full, rest = divmod(config.search_sequences, config.micro_batch)
     sizes = [config.micro_batch] * full + [rest] * bool(rest)

@@ -42,15 +42,10 @@ def winner_record(
 ) -> dict[str, Any]:
     """The content of winner.json.
 
-    Args:
-        space: For the costs.
-        best: What the searcher chose.
-        rows: The content of front.json, which is summed up under the key ``front`` where a front
-            was searched: a search for one candidate within a budget has none.
-        objectives: Costs beside those of the budget that span the front.
-        measured: All values of the winner, with which those of another search of the same
-            calibration are compared.
-        not_compared: How many candidates front.json lacks, see `not_compared`.
+    Rows of front.json are summed up under the key ``front``; a search for one candidate within a
+    budget has none. Objectives are the costs beside those of the budget that span the front.
+    `measured` are all values of the winner, with which those of another search of the same
+    calibration are compared; `not_compared` counts the candidates that front.json lacks.
     """
     return {
         "id": best.candidate.id,
@@ -78,18 +73,12 @@ def front_rows(
     """The content of front.json: the candidates that can be compared with the winner.
 
     All values are over the same micro-batches: those of the comparison that made the winner the
-    winner, and after its treatment. A candidate is among the rows if it has a value on every one
-    of them, whichever requests it is from; what was measured on fewer is not compared. A
-    candidate that is no worse than the winner in value and every cost on these micro-batches, and
-    better in one, is left out as well if it is worse in value on all that both were measured on:
-    the search compared it there, too, and refused it.
-
-    Args:
-        space: For the costs, those of the budget being other axes.
-        journal: The values.
-        outcome: What the loop returned.
-        objectives: Costs beside those of the budget that are axes too.
-        origins: Labels of candidates by id, such as "uniform width" of a reference.
+    winner, and after its treatment. A candidate is among the rows if it has a value on every one of
+    them, whichever requests it is from; what was measured on fewer is not compared. A candidate
+    that is no worse than the winner in value and every cost on these micro-batches, and better in
+    one, is left out as well if it is worse in value on all that both were measured on: the search
+    compared it there, too, and refused it. Axes are the costs of the budget and the objectives.
+    Origins are labels of candidates by id, such as "uniform width" of a reference.
     """
     labels, best = origins or {}, outcome.best
     found = [

@@ -91,13 +91,10 @@ class RunFolder:
         return sorted(self.path.glob("journal.before-*.jsonl"))
 
     def extend(self, config: RunConfig) -> bool:
-        """Lays the journal aside where the search is to have more tokens than before.
+        """Lays the journal aside, and says so, where the search is to have more tokens than before.
 
-        A searcher may plan with its tokens from the start, so it begins anew, and the values
-        that are known already are taken from the journal laid aside.
-
-        Returns:
-            Whether it is.
+        A searcher may plan with its tokens from the start, so it begins anew, and the values that
+        are known already are taken from the journal laid aside.
         """
         if self.config().search.tokens == config.search.tokens:
             return False
@@ -163,13 +160,9 @@ def check_goes_on(path: Path, resume: bool) -> None:
 def check_unchanged(
     path: Path, before: BaseModel, after: BaseModel, may_differ: tuple[str, ...]
 ) -> None:
-    """Refuses to go on with another configuration.
+    """Refuses to go on with another configuration than before.
 
-    Args:
-        path: The folder.
-        before: What it was begun with.
-        after: What it is to go on with.
-        may_differ: How the names of settings begin that no result depends on.
+    No result depends on settings whose names begin as `may_differ` says.
     """
     old, new = (each.model_dump(mode="json") for each in (before, after))
     changed = [key for key in changed_keys(old, new) if not key.startswith(may_differ)]

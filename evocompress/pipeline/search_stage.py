@@ -25,13 +25,7 @@ from evocompress.search.base import Searcher
 def find(
     context: RunContext, listener: loop.Listener | None = None, *, force: bool = False
 ) -> None:
-    """Searches, and writes journal, winner and front into the run's folder.
-
-    Args:
-        context: Of a run whose settings were checked and whose folder is locked.
-        listener: Told about progress, beside the reporter of the context.
-        force: Go on under other circumstances than before.
-    """
+    """Searches, and writes journal, winner and front into the run's folder, which is locked."""
     model = context.loaded.model
     record = environment(model.device, model.dtype, context.config.executor, context.packages)
     now = Facts.model_validate(record)

@@ -66,12 +66,7 @@ def not_compared_text(count: int) -> str:
 
 
 def row_names(candidate: str | None, winner: str) -> dict[str, str]:
-    """What the comparison calls a checkpoint and the healed one.
-
-    Args:
-        candidate: Its id; ``None`` where an older version did not write it down.
-        winner: The present winner's.
-    """
+    """What the comparison calls a checkpoint, by its candidate's id, and the healed one."""
     if candidate in (None, winner):
         return {"searched": "searched", "healed": "healed"}
     return {"searched": f"candidate {candidate}", "healed": f"candidate {candidate}, healed"}

@@ -53,15 +53,10 @@ class Grid:
 def grid(
     units: Sequence[Unit], levels: Mapping[str, Level], architecture: Architecture | None = None
 ) -> Grid:
-    """Lays a candidate out by role and block.
+    """Lays a candidate, {unit name: level}, out by role and block, beside the model's dimensions.
 
-    Rows are the sub-layers where the candidate narrows any, and the matrices where it has zeros
-    in any; the sub-layers too where all it does is drop, and experts where any is dropped.
-
-    Args:
-        units: All units of the model in tree order.
-        levels: Levels by unit name; a unit that is not named is dense.
-        architecture: Dimensions of the model, to which widths are compared.
+    Rows are the sub-layers where the candidate narrows any, and the matrices where it has zeros in
+    any; the sub-layers too where all it does is drop, and experts where any is dropped.
     """
     sparse = any(level.zeros for level in levels.values())
     narrow = any(level.narrow for level in levels.values()) or not sparse

@@ -49,15 +49,9 @@ def front_scatter(
 ) -> go.Figure:
     """Value against one cost, as a share of the dense model where that is known.
 
-    Args:
-        points: The candidates; those with a label are references and a series of their own.
-        cost: The cost on the horizontal axis.
-        dense: The dense model's cost.
-        winner: Id of the candidate that gets a ring.
-        value_name: Title of the vertical axis.
-        knee: Id of the candidate that gets a cross.
-        line: Whether this cost and the value alone span the front, so that a line through it
-            says what was reached at each cost.
+    Points with a label are references and a series of their own. The winner's id gets a ring, that
+    of the knee a cross. There is a line through what was reached at each cost where this cost and
+    the value alone span the front.
     """
     figure = blank(380)
     size, unit = _unit([point.costs[cost] for point in points], cost, dense)

@@ -53,13 +53,9 @@ def read_history(
     sparsity: SparsitySpace | None,
     treatment: str = UNTREATED,
 ) -> History:
-    """What a journal says, in short.
+    """What a journal says, in short; values are compared after `treatment`.
 
-    Args:
-        memory: Of the journal.
-        units: The units of the model, by which the uniform allocation is recognised.
-        sparsity: The run's sparsity levels; without them nothing counts as uniform.
-        treatment: After which values are compared.
+    The uniform allocation is recognised by the run's sparsity levels; nothing is without them.
 
     Raises:
         RunError: A line is damaged.

@@ -39,8 +39,7 @@ class Section:
 def write_report(folder: Path) -> Path:
     """Writes ``report.html`` and ``summary.md`` into a run folder; what is missing is left out.
 
-    Args:
-        folder: The run folder, of a finished run or of one that is going on.
+    The run may be going on.
 
     Raises:
         RunError: The folder has no configuration or journal, or a file in it is damaged.

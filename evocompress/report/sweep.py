@@ -47,8 +47,7 @@ class Drawn:
 def write_sweep_report(path: Path) -> Path:
     """Writes ``sweep.json`` and ``sweep.html`` from the files in a sweep's folder.
 
-    Args:
-        path: The folder, of a sweep that is over, was interrupted or is going on.
+    The sweep is over, was interrupted or is going on.
 
     Raises:
         RunError: The folder is not a sweep's, or a file in it is damaged.
@@ -87,16 +86,10 @@ def write_sweep_report(path: Path) -> Path:
 def overlay(
     drawn: Sequence[Drawn], labels: Mapping[str, str], cost: str, value_name: str
 ) -> go.Figure:
-    """Value against one cost as a share of the dense model's, for all trials.
+    """Value against one cost as a share of the dense model's, for all finished trials.
 
     Trials of the same label share a colour. Winners are large; small points are the other
     candidates of a trial's front, joined where this cost and the value span it.
-
-    Args:
-        drawn: The finished trials.
-        labels: {trial: what the legend says}.
-        cost: The cost on the horizontal axis.
-        value_name: Title of the vertical axis.
     """
     known = list(dict.fromkeys(labels[each.outcome.name] for each in drawn))
     figure = blank(400 + LEGEND_LINE * len(known))

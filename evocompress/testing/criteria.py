@@ -17,12 +17,7 @@ PATTERNS = ((2, 4), (1, 4), (4, 8))
 
 
 def example(dead: int = 0, seed: int = 0) -> tuple[Tensor, Statistics]:
-    """A random matrix (24, 160) and statistics of correlated inputs.
-
-    Args:
-        dead: How many inputs are always zero.
-        seed: Of weights and inputs.
-    """
+    """A random matrix (24, 160) and statistics of correlated inputs, `dead` ones always zero."""
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(ROWS, COLUMNS, generator=generator)
     mixing = torch.randn(COLUMNS, COLUMNS, generator=generator) / COLUMNS**0.5

@@ -92,16 +92,10 @@ def generate(
     repeats: int = 0,
     texts: Sequence[str] = (),
 ) -> Generated:
-    """Greedy continuations by an engine, in a process of its own.
+    """Greedy continuations of prompts, token ids, by an engine in a process of its own.
 
-    Args:
-        engine: A key of `PACKAGES`.
-        checkpoint: The folder.
-        prompts: Token ids.
-        new_tokens: After each prompt.
-        threads: Of the CPU.
-        repeats: How often everything is timed, beyond the first run.
-        texts: To be cut into tokens, by llama.cpp.
+    Everything is timed `repeats` times beyond the first run; texts are cut into tokens by
+    llama.cpp.
 
     Raises:
         RunError: The engine failed; with the end of what it said.
@@ -144,15 +138,8 @@ def divergence(
 ) -> str | None:
     """Where an engine's tokens leave transformers', and how near the two best logits are there.
 
-    Args:
-        model: In transformers.
-        prompt: Token ids.
-        ours: The tokens after it by `model`.
-        theirs: Those by the engine.
-
-    Returns:
-        A line that begins with ``close`` where the logits are within `CLOSE`, so that either
-        token is right; ``None`` where the tokens are equal.
+    The line begins with ``close`` where the logits are within `CLOSE`, so that either token is
+    right; there is none where the tokens are equal.
     """
     if list(ours) == list(theirs):
         return None

@@ -19,11 +19,8 @@ from evocompress.models.loading import LoadedModel
 class PlainLibrary:
     """Levels with the dense model's own weights: cut at random, never updated.
 
-    A dense model in which the cut heads or channels are silenced computes the same as the
-    narrowed one, and so can be its reference. A level that needs a bias gets a random one.
-
-    Args:
-        loaded: The model, dense.
+    A dense model in which the cut heads or channels are silenced computes the same as the narrowed
+    one, and so can be its reference. A level that needs a bias gets a random one.
     """
 
     fingerprint = "0123456789abcdef"

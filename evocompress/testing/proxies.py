@@ -167,10 +167,7 @@ def check_survives_bad_candidates(
 ) -> None:
     """A candidate that fails says why, and the next one is evaluated as if nothing had been.
 
-    Args:
-        metric: What it measures.
-        loaded: The model.
-        break_model: Makes the next forward pass, and no other, fail or give NaN.
+    `break_model` makes the next forward pass, and no other, fail or give NaN.
     """
     request = Evaluate(dropped(loaded, "1.mlp"), (0,))
     with LiveModel(loaded) as live:

@@ -103,13 +103,7 @@ def structured_example(shape: Shape, seed: int = 0) -> Example:
 
 
 def reordered(example: Example, order: Tensor) -> Example:
-    """The same sub-layer with its items in another order.
-
-    Args:
-        example: The sub-layer.
-        order: For each new place the item that goes there, (items,); items of a group stay
-            together.
-    """
+    """The same sub-layer with, at each new place, the item of `order`; groups stay together."""
     structure = example.structure
     groups = order.view(structure.full)[:, 0] // structure.full[1]
     columns, rows = structure.columns(order), structure.columns(groups)

@@ -106,15 +106,10 @@ def load_calibration(
 ) -> Calibration:
     """Read the calibration tokens.
 
-    The parts are taken from the source one after the other: library, search, held-out. What
-    the first two have in common with the held-out source is passed over there, whatever the
-    sources are called, so a `heldout_source` that is the same source is the same as none.
-
-    Args:
-        config: Sources and sizes.
-        loaded: Its tokenizer turns text into tokens, and with the source ``self`` it writes
-            the text.
-        cache: Folder for text that the model wrote; by default in the user's cache folder.
+    The parts are taken from the source one after the other: library, search, held-out. What the
+    first two have in common with the held-out source is passed over there, whatever the sources are
+    called, so a `heldout_source` that is the same source is the same as none. Text that the model
+    wrote is kept in `cache`, by default a folder in the user's cache.
 
     Raises:
         DataError: A source is missing, unreadable, too short, or not made for this model, or

@@ -114,14 +114,9 @@ def texts(
     """What the rows say, each with what comes between it and the next.
 
     Rows without a value are left out. An empty text is a text: the rows of WikiText, joined as for
-    its usual perplexity, have such.
-
-    Args:
-        rows: Rows with the same fields.
-        source: Where they are from, for messages.
-        field: The field of the text or conversation; ``None``: the first of `TEXT_FIELDS` and
-            `CHAT_FIELDS` that has a value in the first row that has one in any.
-        tokenizer: Its template makes a text of a conversation.
+    its usual perplexity, have such. Without a `field` it is the first of `TEXT_FIELDS` and
+    `CHAT_FIELDS` that has a value in the first row that has one in any. The tokenizer's template
+    makes a text of a conversation.
 
     Raises:
         DataError: A row has no such field, or neither text nor a conversation in it, or half a

@@ -71,12 +71,10 @@ class Seen:
 
 
 def seen_in(sequences: Tensor, longest: int) -> Seen:
-    """What sequences (N, S) of token ids, int64, one after the other hold.
+    """What sequences (N, S) of token ids, int64, one after the other, without special ones hold.
 
-    Args:
-        sequences: Without special tokens.
-        longest: Length of the runs that are looked for; in shorter sequences they are as long as
-            a power of two that a sequence has room for.
+    Runs of `longest` are looked for; in shorter sequences they are as long as a power of two that a
+    sequence has room for.
     """
     stream = sequences.reshape(-1).numpy()
     run = 1 << (min(longest, sequences.shape[1]).bit_length() - 1)

@@ -71,12 +71,7 @@ class _Form:
 
 
 def text_parts(config: CalibrationConfig, loaded: LoadedModel, cache: Path | None) -> TextParts:
-    """Reads both parts.
-
-    Args:
-        config: Sources and sizes.
-        loaded: Its tokenizer turns text into tokens, and with ``self`` it writes the text.
-        cache: Folder for text that the model wrote.
+    """Reads both parts, with a folder for text that the model wrote.
 
     Raises:
         DataError: A source is missing, unreadable, too short, has nothing that the search does

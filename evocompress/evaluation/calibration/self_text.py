@@ -60,12 +60,8 @@ def self_written(
 ) -> Tensor:
     """The text, out of the cache where it was written before.
 
-    Args:
-        loaded: The model that writes.
-        writing: What it writes.
-        cache: Folder of earlier texts; by default in the user's cache folder.
-        opening: The tokens (n,) that begin every sequence; by default those that the tokenizer
-            puts before every text.
+    Every sequence begins with the tokens (n,) of `opening`, by default those that the tokenizer
+    puts before every text; the cache is by default a folder in the user's.
 
     Returns:
         Token ids (sequences, length), int64, on the CPU, without special tokens but for

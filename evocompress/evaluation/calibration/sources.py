@@ -47,12 +47,10 @@ def token_streams(
 ) -> Iterator[Tensor]:
     """The token streams of a source, in a fixed order, read as far as they are asked for.
 
-    Args:
-        source: A text file, a file of rows with fields
-            (`evocompress.evaluation.calibration.documents`), a folder of token safetensors, or
-            ``datasets:NAME[:CONFIG[:SPLIT]]``.
-        tokenizer: Turns text into ids, without special tokens.
-        field: Which field of a row is the text; by default a usual one.
+    The source is a text file, a file of rows with fields
+    (`evocompress.evaluation.calibration.documents`), a folder of token safetensors, or
+    ``datasets:NAME[:CONFIG[:SPLIT]]``; text becomes ids without special tokens. Without a `field`
+    the text of a row is in a usual one.
 
     Raises:
         DataError: The source is missing or cannot be read.
@@ -70,11 +68,7 @@ def token_streams(
 
 
 def check_present(source: str, key: str) -> None:
-    """Whether there is what a source names, as far as this takes no time.
-
-    Args:
-        source: See `token_streams`, or `SELF`.
-        key: The setting that names it, for the message.
+    """Whether there is what a source names by the setting `key`, as far as this takes no time.
 
     Raises:
         DataError: There is no such file or folder, it is a pipe, socket or device, or a package is

@@ -17,12 +17,10 @@ from evocompress.evaluation.proxies.evaluator import is_out_of_memory
 
 
 class LiveEstimates:
-    """Estimates on the micro-batches that a proxy evaluates on, too.
+    """Estimates on the micro-batches (b, S) that a proxy evaluates on, too.
 
-    Args:
-        live: The model, which an estimate leaves in the state of its candidate.
-        micro_batches: Token ids (b, S) of each.
-        levels: {unit: the levels that estimates are about}.
+    An estimate leaves the model in the state of its candidate. `levels` are those of each unit that
+    estimates are about.
     """
 
     def __init__(

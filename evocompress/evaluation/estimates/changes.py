@@ -77,9 +77,7 @@ def dots(values: Sequence[Value], gradient: Tensor) -> Tensor:
 class Wide:
     """The levels of a model's units as values of its parameters at full width.
 
-    Args:
-        live: The model.
-        candidate: What the model is: it says which inputs of an output matrix are cut.
+    The candidate that the model is says which inputs of an output matrix are cut.
     """
 
     def __init__(self, live: LiveModel, candidate: Candidate) -> None:
@@ -240,13 +238,8 @@ def wide_form(
 ) -> Iterator[Wide]:
     """Makes the model a candidate with its narrowed sub-layers at full width, for a while.
 
-    It computes the same; what is dropped stays dropped. Afterwards the model is dense.
-
-    Args:
-        live: The model.
-        candidate: What it becomes.
-        levels: {unit: levels that are asked about}: a bias that one of them adds is there from
-            the beginning, as zero.
+    It computes the same; what is dropped stays dropped. Afterwards the model is dense. A bias that
+    one of the levels asked about, {unit: levels}, adds is there from the beginning, as zero.
     """
     wide = Wide(live, candidate)
     plain = tuple((name, level) for name, level in candidate.levels if not level.narrow)

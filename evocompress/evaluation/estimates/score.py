@@ -24,10 +24,7 @@ from evocompress.models.loading import LoadedModel
 def sampled_score(ids: Tensor, candidate: Candidate, positions: int) -> Loss:
     """The gradient of the log-likelihood of tokens that the model itself draws.
 
-    Args:
-        ids: Tokens (1, S): with `candidate` the seed, so that the same question has one answer.
-        candidate: What the model is.
-        positions: Number of positions.
+    The tokens (1, S) and the candidate are the seed, so that the same question has one answer.
     """
     uniform = uniforms(ids, candidate, positions)
 
@@ -85,13 +82,9 @@ def _by_dense(
 def random_direction(ids: Tensor, candidate: Candidate, width: int) -> Loss:
     """The gradient of ⟨v, output⟩ with v standard normal: the counterpart of a likelihood's.
 
-    The distance 1 - cos of unit vectors is half the square of their difference, and so is the
-    error of scores; so to second order a weight change d causes ½·E_v⟨∇⟨v, output⟩, d⟩².
-
-    Args:
-        ids: Tokens (1, S): with `candidate` the seed.
-        candidate: What the model is.
-        width: Of the embedding, or the number of scores.
+    The distance 1 - cos of unit vectors is half the square of their difference, and so is the error
+    of scores; so to second order a weight change d causes ½·E_v⟨∇⟨v, output⟩, d⟩². The tokens (1,
+    S) and the candidate are the seed; `width` that of the embedding or scores.
     """
     direction = torch.randn(1, width, generator=_generator(ids, candidate))
 

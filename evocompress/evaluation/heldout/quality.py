@@ -87,14 +87,7 @@ def _logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
 
 
 def _sequence_sums(dense: Tensor, logits: Tensor, ids: Tensor, top_k: int) -> Tensor:
-    """Sums over one sequence's positions of (KL, bucketed KL, negative log-likelihood).
-
-    Args:
-        dense: The dense model's logits (S, V).
-        logits: The compared model's logits (S, V).
-        ids: The sequence (S,).
-        top_k: See `heldout_quality`.
-    """
+    """Sums over positions of (KL, bucketed KL, negative log-likelihood), of logits (S, V)."""
     total = torch.zeros(3, dtype=torch.float64, device=ids.device)
     for start in range(0, len(ids) - 1, ROWS):
         rows = slice(start, min(start + ROWS, len(ids) - 1))

@@ -59,13 +59,9 @@ def in_turns(
 ) -> dict[str, list[float]]:
     """Times of several things in turns, until their ratios to the first are known well enough.
 
-    Every other turn goes the other way round, so that nothing always follows the same thing.
-
-    Args:
-        measures: By name, each timing its thing once.
-        repeats: Turns that there are at least, after one that only warms up.
-        width: Of the intervals of all ratios, as `Ratio.width` has it, with which it ends.
-        seconds: Timed seconds of all things together with which it ends in any case.
+    Every other turn goes the other way round, so that nothing always follows the same thing. There
+    are at least `repeats` turns after one that only warms up. They end when no interval of a ratio
+    is wider than `width` (see `Ratio.width`), or after `seconds` of timing all things together.
     """
     found: dict[str, list[float]] = {name: [] for name in measures}
     names = list(measures)

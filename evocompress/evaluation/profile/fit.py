@@ -17,17 +17,9 @@ def fit_parts(
 ) -> Phase:
     """The parts whose sums come closest to measured times, relative to these times.
 
-    Noise can make a wider part seem faster; parts are made monotone afterwards, and none is
-    below zero.
-
-    Args:
-        widths: The widths to fit; only these may occur in the layouts.
-        layouts: What was measured; they must tell all parts apart.
-        times: Their times as fractions of the dense model's.
-        lengths: (batch, tokens) of what was timed.
-
-    Returns:
-        A phase with fractions of the dense model's time in place of seconds.
+    Noise can make a wider part seem faster; parts are made monotone afterwards, and none is below
+    zero. The layouts must tell all parts apart, and have no other widths than `widths`. Times are,
+    in the phase too, fractions of the dense model's; `lengths` are (batch, tokens).
     """
     counts = np.array([count_parts(widths, layout) for layout in layouts], dtype=np.float64)
     weights = 1 / np.array(times)
@@ -77,12 +69,8 @@ def corrected(
 ) -> Phase:
     """A phase in seconds, with the scale and offset that whole models give to its sums.
 
-    Args:
-        draft: The phase in fractions, from `fit_parts`.
-        dense: The dense model.
-        layouts: Models that the draft was not fitted to.
-        times: Their measured times as fractions of the dense model's.
-        unit: Seconds of the dense model.
+    The draft of `fit_parts` was not fitted to these layouts, whose times are fractions of the dense
+    model's `unit` seconds.
     """
     sums, measured = [seconds(draft, layout) for layout in layouts], np.array(times)
     scale, offset = line_through_dense(sums, times, seconds(draft, dense))
@@ -102,18 +90,11 @@ def corrected(
 def line_through_dense(
     sums: Sequence[float], times: Sequence[float], dense: float
 ) -> tuple[float, float]:
-    """The line from sums of parts to times that is right for the dense model.
+    """The (scale, offset) from sums of parts to times that are right for the dense model.
 
-    Budgets are fractions of the dense model's time, so an error there would be in all of them.
-    Among these lines it is the one with the smallest sum of squared relative errors.
-
-    Args:
-        sums: Of the parts of some models.
-        times: Of these models, as fractions of the dense model's time.
-        dense: The sum of the dense model's parts.
-
-    Returns:
-        (scale, offset): ``offset + scale * sum`` is a time.
+    A time is ``offset + scale * sum``. Budgets are fractions of the dense model's time, so an error
+    there would be in all of them. Among these lines it is the one with the smallest sum of squared
+    relative errors.
     """
     weights = 1 / np.array(times)
     steps = (np.array(sums) - dense) * weights

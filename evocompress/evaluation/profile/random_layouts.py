@@ -28,12 +28,7 @@ def random_layouts(
 ) -> list[ModelWidths]:
     """Random layouts whose expected times are spread evenly from `shortest` to 1.
 
-    Args:
-        widths: The model's; other widths than these may be drawn.
-        count: How many.
-        seconds: The expected time of a layout.
-        rng: Source of randomness.
-        shortest: As a fraction of the unchanged model's time.
+    Both are fractions of the unchanged model's time; other widths than the model's may be drawn.
     """
     dense = seconds(widths.dense)
     middles = (np.arange(count) + 0.5) / count

@@ -82,14 +82,10 @@ def forward(task: Task, model: PreTrainedModel, batch: int, tokens: int) -> Run:
 
 
 def decoding(model: PreTrainedModel, batch: int, context: int, *, graph: bool = False) -> Run:
-    """Times a decoding step of one token for each of `batch` sequences.
+    """Times a decoding step of a token for each of `batch` sequences of `context` cached tokens.
 
-    Args:
-        model: The model.
-        batch: Sequences.
-        context: Tokens of each that are in the cache before the first step.
-        graph: Replay the step as a CUDA graph, as an inference engine would: launching the
-            operations of a small step one by one takes longer than the step itself.
+    With `graph` the step is replayed as a CUDA graph, as an inference engine would: launching the
+    operations of a small step one by one takes longer than the step itself.
     """
     ids, watch = random_batch(CAUSAL, model, batch, context), stopwatch(model.device)
 

@@ -51,11 +51,8 @@ class MetricProxy:
     ) -> None:
         """Nothing is computed yet.
 
-        Args:
-            live: The model, which evaluations leave in the state of the last candidate.
-            micro_batches: Token ids (b, S) of each, S at least 2; or what else the model takes.
-            metric: What is measured.
-            treatments: What may be done to a candidate before it is measured.
+        Evaluations leave the model in the state of the last candidate. Micro-batches are token ids
+        (b, S) with S at least 2, or what else the model takes.
         """
         self._live = live
         self._metric = metric

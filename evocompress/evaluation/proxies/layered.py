@@ -49,9 +49,7 @@ class _Entry:
 class LayeredStates:
     """Final hidden states of several candidates, computed together.
 
-    Args:
-        live: The model, which is dense when an answer is there.
-        micro_batches: Token ids (b, S) of each, on the model's device.
+    The model is dense when an answer is there. Micro-batches (b, S) are on its device.
     """
 
     def __init__(self, live: LiveModel, micro_batches: Sequence[Tensor]) -> None:

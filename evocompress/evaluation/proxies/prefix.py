@@ -89,15 +89,11 @@ class Stream:
 class PrefixStates:
     """Final hidden states of candidates, computed from where they differ from the one before.
 
-    For each micro-batch the states of the candidate that was run on it last are kept, within
+    For each micro-batch (b, S) the states of the candidate that was run on it last are kept, within
     `LIMIT_BYTES`; those of every second block, every third, ..., where all of one micro-batch are
     too much. The least recently used micro-batches give way, but never for one of the same
-    candidate: candidates mostly run over the same ones in the same order, in which each would
-    be gone just before its turn.
-
-    Args:
-        live: The model, which only `LiveModel.apply` changes.
-        micro_batches: Token ids (b, S) of each, on the model's device.
+    candidate: candidates mostly run over the same ones in the same order, in which each would be
+    gone just before its turn. Only `LiveModel.apply` may change the model.
     """
 
     def __init__(self, live: LiveModel, micro_batches: Sequence[Tensor]) -> None:

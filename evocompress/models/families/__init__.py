@@ -112,12 +112,9 @@ def family_of(model: PreTrainedModel) -> Family:
 def family_named(model_type: str, classes: Sequence[str] = (), *, embeds: bool = False) -> Family:
     """The family that serves a model type, also one of `evocompress.hf`.
 
-    Args:
-        model_type: Of a config.
-        classes: What the config calls the model's class; where it does not, it is the first task
-            that models of the type are served for.
-        embeds: It has files of sentence-transformers. Embedding models are often published under
-            the class of language models, masked ones as well, that they were trained from.
+    Where a config does not call the model's class, it is the first task that models of the type are
+    served for. `embeds`: it has files of sentence-transformers. Embedding models are often
+    published under the class of language models, masked ones as well, that they were trained from.
 
     Raises:
         ModelError: None does, or none of that type serves that class.

@@ -50,16 +50,10 @@ def first_items(kind: UnitKind, widths: Widths, wide: Widths) -> Kept:
 def index_of(
     axes: tuple[Axis, ...], kept: Kept, lengths: Mapping[Axis, int], head_dim: int
 ) -> Tensor | None:
-    """The rows (or columns) of a matrix that stay.
+    """The rows (or columns) of a matrix that stay: ascending positions (n,) int64, or ``None``.
 
-    Args:
-        axes: What they belong to, one part after the other: a unit's ``rows`` or ``columns``.
-        kept: What stays of the sub-layer.
-        lengths: Heads or channels of each axis in the dense sub-layer, see `axis_lengths`.
-        head_dim: Rows (or columns) of a head; a channel has one.
-
-    Returns:
-        Ascending positions (n,) int64, or ``None`` where `axes` is empty: all stay.
+    `axes` are what they belong to, one part after the other; where there are none all stay.
+    `lengths` are those of the dense sub-layer (`axis_lengths`); a channel has one row.
     """
     parts, start = [], 0
     for axis in axes:

@@ -50,11 +50,9 @@ def require_torch_pruning(model_type: str) -> None:
 
 
 def channel_groups(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> list[Group]:
-    """All groups of channels of a model, in no order.
+    """All groups of channels of a model in evaluation mode, in no order.
 
-    Args:
-        model: In evaluation mode, with parameters that require gradients: they are followed.
-        inputs: What it is called with.
+    They are followed along its parameters, which must require gradients.
     """
     import torch_pruning
 

@@ -10,14 +10,10 @@ from transformers import PreTrainedModel
 def logits_of(
     model: PreTrainedModel, hidden: Tensor, cap_key: str = "", tokens: slice | None = None
 ) -> Tensor:
-    """The logits (..., V) of hidden states (..., H), or (..., v) those of some tokens only.
+    """The logits (..., V) of final hidden states (..., H), or (..., v) those of some tokens only.
 
-    Args:
-        model: Its head is used.
-        hidden: Final hidden states.
-        cap_key: Key of the model's config with the bound towards which logits are soft-capped;
-            empty where there is none.
-        tokens: Whose logits are wanted, if not all.
+    `cap_key` is the key of the model's config with the bound towards which logits are soft-capped;
+    empty where there is none.
     """
     head = model.get_output_embeddings()
     if tokens is None:

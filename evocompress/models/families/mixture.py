@@ -28,10 +28,7 @@ FIRST = f"{EXPERTS}.0"
 class ExpertView(nn.Module):
     """One gated MLP, whose matrices are views of those of all experts.
 
-    Args:
-        gate_up: Rows of the gate, then of the up projection, (2I, H); not copied.
-        down: The down projection (H, I); not copied.
-        act_fn: The activation.
+    `gate_up` (2I, H) has the rows of the gate, then of the up projection, `down` is (H, I).
     """
 
     def __init__(self, gate_up: Tensor, down: Tensor, act_fn: nn.Module) -> None:
@@ -61,12 +58,9 @@ class ExpertViews(nn.ModuleList):
         self.kept = tuple(range(len(self)))
 
     def forward(self, hidden_states: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
-        """The weighted sum of what the chosen experts make of every token.
+        """The weighted sum of what the chosen experts make of all tokens (N, H).
 
-        Args:
-            hidden_states: Of all tokens (N, H).
-            chosen: The router's numbers of the experts of each token (N, K).
-            weights: What each of them counts (N, K).
+        The router gives the numbers of the experts of each token and their weights, both (N, K).
         """
         total = torch.zeros_like(hidden_states)
         for number, index in enumerate(self.kept):
@@ -132,14 +126,10 @@ class Mixture:
         return (*matrices[:first], *every, *matrices[first + len(routed) :])
 
     def routing(self, block: nn.Module, kept: Sequence[int]) -> Attributes:
-        """What to set in a block so that its mixture has only some of its experts.
+        """What to set in a block so that its mixture has only the experts `kept`, ascending.
 
         The router then chooses among these as if there were no others. The former values restore
-        the block.
-
-        Args:
-            block: With the modules of the MLP in place.
-            kept: Indices of the experts that stay, ascending.
+        the block, which has the modules of its MLP in place.
         """
         rows = block.get_parameter(f"{self.mlp}.gate.weight").data[list(kept)]
         return {

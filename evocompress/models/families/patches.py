@@ -7,13 +7,10 @@ from torch.nn.functional import unfold
 
 
 def rows_read(module: nn.Module, inputs: Tensor, length: int) -> Tensor:
-    """The inputs of a matrix (sequences, positions, in).
+    """The inputs of a matrix (sequences, positions, in), of what its module is called with.
 
-    Args:
-        module: What holds the matrix.
-        inputs: What it is called with: (..., in), or feature maps (B, F, H, W) of a convolution,
-            each of whose patches is a row (F times kernel).
-        length: Tokens of a sequence; blocks may hand them to their matrices in one long row.
+    That is (..., in), perhaps in one long row of tokens whose sequences have `length`, or feature
+    maps (B, F, H, W) of a convolution, each of whose patches is a row (F times kernel).
     """
     if not isinstance(module, nn.Conv2d):
         return inputs.reshape(-1, length, inputs.shape[-1])

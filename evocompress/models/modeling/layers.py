@@ -329,15 +329,10 @@ def fold(
     before: Sequence[Mapping[str, Any]],
     after: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Give a block, in place, MLPs of other blocks.
+    """Give a block of the family's own, in place, MLPs of other blocks.
 
-    Args:
-        block: One of the family's own.
-        config: Of the model.
-        layer: The block's index.
-        parts: Where the block holds its sub-layers.
-        before: For each MLP in front of the block its ``intermediate_size`` and ``bias``.
-        after: The same of those behind it.
+    `before` has the ``intermediate_size`` and ``bias`` of each MLP in front of the block, `after`
+    of those behind it.
     """
     if not (before or after):
         return

@@ -61,13 +61,8 @@ def _gpu(
 ) -> Device:
     """A GPU of a data sheet.
 
-    Args:
-        name: In words.
-        memory: GB.
-        half: Dense bfloat16 peak, teraflops.
-        single: Float32 peak without tensor cores, teraflops.
-        bandwidth: Of its memory, GB/s.
-        link: From main memory, GB/s in one direction.
+    `half` is the dense bfloat16 peak, `single` that of float32 without tensor cores, in teraflops.
+    Memory is in GB, its bandwidth and the link from main memory, in one direction, in GB/s.
     """
     reached = {
         "bfloat16": half * TERA * PRODUCTS_REACHED,

@@ -63,12 +63,7 @@ def unhealable(config: RunConfig) -> str:
 
 
 def unpacked(config: ModelConfig, weight_bytes: int) -> Iterator[str]:
-    """How much larger a GGUF file becomes.
-
-    Args:
-        config: The model.
-        weight_bytes: Of its weights as they are computed with and written.
-    """
+    """How much larger a GGUF file becomes, whose weights take `weight_bytes` once unpacked."""
     path = Path(config.source).expanduser()
     if config.source.endswith(GGUF) and path.is_file():
         size = path.stat().st_size

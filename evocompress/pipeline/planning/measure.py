@@ -39,16 +39,10 @@ def measured(
     top_k: int,
     folder: Path,
 ) -> Device:
-    """What a device of this machine reaches.
+    """What a device of this machine reaches with a model of such sizes.
 
-    Args:
-        architecture: The model's sizes.
-        dtype: In which it is computed.
-        device: Where.
-        rows: Tokens of a micro-batch.
-        levels: Sparsity levels of a matrix, at least 1.
-        top_k: Buckets of the divergence.
-        folder: Where files would be written; it must exist.
+    A micro-batch has `rows` tokens, a matrix at least one level and the divergence `top_k` buckets;
+    files would be written in the folder, which must exist.
     """
     clock = _Clock(device)
     hidden, channels = architecture.hidden, max(architecture.channels)

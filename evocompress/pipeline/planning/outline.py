@@ -43,12 +43,10 @@ def outline(
 ) -> LoadedModel:
     """A model whose tensors have shapes and no values; it can be planned with and not run.
 
-    Args:
-        source: A local folder or ``config.json``, a ``.gguf`` file (only what it says of itself is
-            read), a hub id (only its config is downloaded), or ``demo:smollm2-135m``.
-        dtype: ``auto`` is the config's, and float32 for GGUF, whose weights are unpacked.
-        on_cpu: It will run on this machine's CPU, where ``auto`` may become float32.
-        trust_remote_code: Run code that comes with the config.
+    The source is a local folder or ``config.json``, a ``.gguf`` file (only what it says of itself
+    is read), a hub id (only its config is downloaded), or ``demo:smollm2-135m``. ``auto`` is the
+    dtype of the config, float32 for GGUF; `on_cpu`, where it will run on this machine, it may
+    become that.
 
     Raises:
         ModelError: There is no such config, or its family is unknown.
