@@ -108,8 +108,7 @@ class Range:
         """A genome (U,) with this range as in another one."""
         changed = genome.copy()
         changed[self.genes] = other[self.genes]
-        settled: Genome = self.space.deactivate(changed[None])[0]
-        return settled
+        return np.asarray(self.space.deactivate(changed[None])[0])
 
     def _move(self, genome: Genome, direction: int, rng: np.random.Generator) -> None:
         """Compresses (1) or relaxes (-1) a random gene of a genome (U,): a matrix by a level."""

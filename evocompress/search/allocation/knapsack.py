@@ -281,8 +281,7 @@ def _cheapest_of(task: _Task, genome: Genome, genes: Integers, prices: Floats) -
         values = np.where(near.admissible, near.harms + near.used @ prices, np.inf)
         choice = int(np.argmin(values))
         best[every[choice]] = levels[choice]
-    settled: Genome = space.deactivate(best[None])[0]
-    return settled
+    return np.asarray(space.deactivate(best[None])[0])
 
 
 def _enough_experts(

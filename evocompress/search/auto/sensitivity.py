@@ -125,8 +125,7 @@ def best_sum(space: SearchSpace, genome: Genome, measured: Measured, target: Flo
         picked = genome.copy()
         for gene, (levels, savings, harms) in curves.items():
             picked[gene] = levels[int(np.argmin(harms - 10.0**exponent * savings))]
-        settled: Genome = space.deactivate(space.encoding.with_experts(picked[None]))[0]
-        return settled
+        return np.asarray(space.deactivate(space.encoding.with_experts(picked[None]))[0])
 
     def enough(exponent: float) -> bool:
         return bool((space.budget_usage(chosen(exponent)[None])[0] <= target).all())

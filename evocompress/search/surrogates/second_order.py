@@ -152,9 +152,9 @@ class Quadratic:
     scores: Floats
     coupling: float
 
-    def values(self, genomes: Genome, void: Booleans | None = None) -> Floats:
-        """The values (N,) of genomes (N, U), without the genes that are void (N, U)."""
-        counts = np.ones(genomes.shape) if void is None else (~void).astype(np.float64)
+    def values(self, genomes: Genome, inactive: Booleans | None = None) -> Floats:
+        """The values (N,) of genomes (N, U), without the inactive genes (N, U)."""
+        counts = np.ones(genomes.shape) if inactive is None else (~inactive).astype(np.float64)
         alone, squares = np.zeros((2, len(genomes)))
         total = np.zeros((len(genomes), self.scores.shape[2]))
         rows = zip(self.harms, self.scores, genomes.T, counts.T, strict=True)
@@ -199,9 +199,9 @@ def quadratic(
     """What an expansion around a genome (U,) says of genomes near it; arguments as of `step`."""
     harms = padded(_allowed(space, genome, found, radius), np.inf)
     scores = padded(found.scores, 0.0)
-    void = space.encoding.inactive(genome[None])[0]
-    harms[void] = np.where(np.isfinite(harms[void]), 0.0, np.inf)
-    scores[void] = 0.0
+    inactive = space.encoding.inactive(genome[None])[0]
+    harms[inactive] = np.where(np.isfinite(harms[inactive]), 0.0, np.inf)
+    scores[inactive] = 0.0
     return Quadratic(harms, scores, coupling)
 
 
@@ -219,8 +219,7 @@ def least(space: SearchSpace, function: Quadratic, start: Genome) -> Genome | No
     def cheapest(prices: Floats) -> Genome:
         priced_harms = function.harms + np.where(np.isfinite(costs), costs, 0.0) @ prices
         last[0] = _descended(function, priced_harms, last[0])
-        settled: Genome = space.deactivate(last[0][None])[0]
-        return settled
+        return np.asarray(space.deactivate(last[0][None])[0])
 
     def value(genome: Genome) -> float:
         return float(function.values(genome[None])[0])
