@@ -27,8 +27,7 @@ import sys
 import tarfile
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -277,7 +276,17 @@ class Suite:
     tests: dict[str, tuple[float, set[str]]] = field(default_factory=dict)
     broken: set[str] = field(default_factory=set)
 
-    def record(self) -> str:
+    def work(self) -> None:
+        """Finds all verdicts, and says them as they come."""
+        self._record()
+        total = sum(seconds for seconds, _ in self.tests.values())
+        print(f"{self.name}: {len(self.tests)} tests in {total:.0f} s", flush=True)
+        for number, mutant in enumerate(self.mutants, 1):
+            outcome, seconds = self.known(mutant)
+            told = f"{number}/{len(self.mutants)} {mutant}: {outcome} ({seconds:.0f} s)"
+            print(f"{self.name} {told}", flush=True)
+
+    def _record(self) -> None:
         """Runs all tests once, on code whose functions tell which test calls them."""
         kept = self.tree.with_suffix(".pickle")
         if not kept.exists():
@@ -285,24 +294,18 @@ class Suite:
             codes = {file: file.read_bytes() for file in files}
             for file, code in codes.items():
                 file.write_bytes(told(str(file.relative_to(self.tree)), code))
-            _, status = os.waitpid(self._recording(kept.with_suffix(".part")), 0)
+            done = succeeded(forked(lambda: self._write_record(kept)))
             for file, code in codes.items():
                 file.write_bytes(code)
-            if os.waitstatus_to_exitcode(status) not in (0, 1):
-                raise RuntimeError(f"{self.name}: the tests cannot be run")
-            kept.with_suffix(".part").rename(kept)
+            if not done:
+                raise SystemExit(f"{self.name}: the tests cannot be run")
         self.tests = pickle.loads(kept.read_bytes())
-        total = sum(seconds for seconds, _ in self.tests.values())
-        return f"{self.name}: {len(self.tests)} tests in {total:.0f} s"
 
-    def _recording(self, path: Path) -> int:
-        """The process that runs the tests and writes what they call."""
-        if (pid := os.fork()) == 0:
-            record = Record(self.limit / 4)
-            status = self._pytest([f"tests/{room}" for room in ROOMS], record)
-            path.write_bytes(pickle.dumps(record.of_tests()))
-            os._exit(status)
-        return pid
+    def _write_record(self, kept: Path) -> None:
+        record = Record(self.limit / 4)
+        if (status := self._pytest([f"tests/{room}" for room in ROOMS], record)) > 1:
+            raise SystemExit(f"pytest ends with {status}")
+        kept.write_bytes(pickle.dumps(record.of_tests()))
 
     def known(self, mutant: Mutant) -> tuple[str, float]:
         """The verdict, from the file of those that were found before if it is there."""
@@ -364,6 +367,23 @@ class Suite:
             return int(pytest.main([*asked, *options], plugins=[plugin]))
 
 
+def forked(work: Callable[[], None]) -> int:
+    """A process that does some work, and ends with 1 where that raises."""
+    if pid := os.fork():
+        return pid
+    try:
+        work()
+    except BaseException as error:
+        print(repr(error), file=sys.stderr, flush=True)
+        os._exit(1)
+    os._exit(0)
+
+
+def succeeded(pid: int) -> bool:
+    """Waits for a process."""
+    return os.waitpid(pid, 0)[1] == 0
+
+
 def copied(folder: Path, commit: str) -> Path:
     """The tree of a commit, without what an interrupted run left in it."""
     shutil.rmtree(folder, ignore_errors=True)
@@ -397,35 +417,22 @@ def main() -> None:
     left_out = ELSEWHERE if asked.long else (*ELSEWHERE, "long")
     commits = [short(each) for each in (asked.commit, asked.against) if each]
     named = f"{asked.limit}{'-long' * asked.long}"
-    with ThreadPoolExecutor() as threads:
-        trees = {each: copied(asked.folder / f"{each}-{named}", each) for each in commits}
-        every = [mutants_of(tree) for tree in trees.values()]
-        common = [key for key in every[0] if all(key in others for others in every)]
-        chosen = random.Random(asked.seed).sample(common, asked.sample)
-        suites = [
-            Suite(name, tree, asked.limit, left_out, [found[key] for key in chosen])
-            for (name, tree), found in zip(trees.items(), every, strict=True)
-        ]
-        sys.dont_write_bytecode = True
-        os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
-        for name in LOADED:
-            __import__(name)
-        for told in threads.map(Suite.record, suites):
-            print(told, flush=True)
-        _compare(suites, threads)
-
-
-def _compare(suites: Sequence[Suite], threads: ThreadPoolExecutor) -> None:
-    counts = {suite.name: Counter[str]() for suite in suites}
-    for number, mutant in enumerate(suites[0].mutants):
-        found = list(threads.map(lambda suite: suite.known(suite.mutants[number]), suites))  # noqa: B023
-        for count, (outcome, seconds) in zip(counts.values(), found, strict=True):
-            count.update({outcome: 1, "seconds": round(seconds)})
-        each = zip(counts, found, strict=True)
-        told = ", ".join(f"{name}: {outcome} ({s:.0f} s)" for name, (outcome, s) in each)
-        print(f"{number + 1}/{len(suites[0].mutants)} {mutant} | {told}", flush=True)
+    trees = {each: copied(asked.folder / f"{each}-{named}", each) for each in commits}
+    every = [mutants_of(tree) for tree in trees.values()]
+    common = [key for key in every[0] if all(key in others for others in every)]
+    chosen = random.Random(asked.seed).sample(common, asked.sample)
+    sys.dont_write_bytecode = True
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    for name in LOADED:
+        __import__(name)
+    suites = [
+        Suite(name, tree, asked.limit, left_out, [found[key] for key in chosen])
+        for (name, tree), found in zip(trees.items(), every, strict=True)
+    ]
+    if not all([succeeded(pid) for pid in [forked(suite.work) for suite in suites]]):
+        raise SystemExit("the tests cannot be run: see above")
     for suite in suites:
-        count = counts[suite.name]
+        count = Counter(outcome for outcome, _ in map(suite.known, suite.mutants))
         print(f"{suite.name}: {count['killed']} of {len(suite.mutants)} killed, {dict(count)}")
 
 
