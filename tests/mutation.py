@@ -121,13 +121,14 @@ def mutants(path: Path, tree: Path) -> Iterator[Mutant]:
 
 
 def telling(code: bytes) -> list[ast.FunctionDef]:
-    """Functions of a file, the inner after the outer, but those of one line and compiled ones."""
+    """Functions of a file, the inner after the outer, but compiled ones and those without lines."""
+    lines = code.splitlines()
     return sorted(
         (
             node
             for node in ast.walk(ast.parse(code))
             if isinstance(node, ast.FunctionDef)
-            and node.body[0].lineno > node.lineno
+            and not lines[node.body[0].lineno - 1][: node.body[0].col_offset].strip()
             and "compiled" not in map(ast.unparse, node.decorator_list)
         ),
         key=lambda function: function.lineno,

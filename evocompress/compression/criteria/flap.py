@@ -28,8 +28,7 @@ def cut(structure: Structure, statistics: Statistics, widths: Sequence[Width]) -
 
     A head's score is the sum of the squared WIFV of its inputs, as in the paper's code; for
     channels the squares do not change the order. The bias of a narrow cut is the own one plus
-    W·(mean of the inputs that were cut). See
-    `evocompress.compression.criteria.structure.StructuredCriterion` for the arguments.
+    W·(mean of the inputs that were cut).
 
     Raises:
         LibraryError: A width is impossible, or the statistics are not finite.

@@ -21,8 +21,7 @@ from evocompress.core.types import Level
 def compress(weight: Tensor, statistics: Statistics, levels: Sequence[Level]) -> list[Tensor]:
     """Zero the ``level.zeros`` smallest magnitudes, of the matrix or of each group.
 
-    One sort serves all unstructured levels. `statistics` are not read. See
-    `evocompress.compression.criteria.base.Criterion` for the arguments.
+    One sort serves all unstructured levels. `statistics` are not read.
 
     Raises:
         LibraryError: A level is impossible for the matrix.

@@ -19,8 +19,7 @@ def cut(structure: Structure, statistics: Statistics, widths: Sequence[Width]) -
 
     An input's magnitude is the mean of |x| over a sequence, then the norm over the sequences;
     an item's, and a group's, is the norm over its inputs. The squares of these norms add up,
-    so it is them that are compared. No weight is read. See
-    `evocompress.compression.criteria.structure.StructuredCriterion` for the arguments.
+    so it is them that are compared. No weight is read.
 
     Raises:
         LibraryError: A width is impossible, or the statistics are not finite.

@@ -36,8 +36,7 @@ def cut(structure: Structure, statistics: Statistics, widths: Sequence[Width]) -
 
     Groups go one by one, whole, down to each number asked for. From there one item of each
     group goes in every round, the cheapest first, so that all groups keep as many. Inputs that
-    are always zero cost nothing. See
-    `evocompress.compression.criteria.structure.StructuredCriterion` for the arguments.
+    are always zero cost nothing.
 
     Raises:
         LibraryError: A width is impossible, or the statistics are unusable.

@@ -52,8 +52,7 @@ def compress(weight: Tensor, statistics: Statistics, levels: Sequence[Level]) ->
     chosen for each group of inputs from the weights as updated so far. Weights of inputs that
     are always zero are masked first.
 
-    The weights of levels with the same pattern are views of one tensor (levels, in, out). See
-    `evocompress.compression.criteria.base.Criterion` for the arguments.
+    The weights of levels with the same pattern are views of one tensor (levels, in, out).
 
     Raises:
         LibraryError: A level is impossible for the matrix, or the statistics are unusable.

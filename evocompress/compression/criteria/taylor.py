@@ -21,8 +21,7 @@ def cut(structure: Structure, statistics: Statistics, widths: Sequence[Width]) -
 
     This is the paper's "vector" importance: |Σ weight·gradient| over each row, or column of
     the output matrix, that goes with an item, summed over these. The key and value rows of a
-    group count for the group. `statistics` are not read. See
-    `evocompress.compression.criteria.structure.StructuredCriterion` for the arguments.
+    group count for the group. `statistics` are not read.
 
     Raises:
         LibraryError: A width is impossible, or a gradient is not finite.

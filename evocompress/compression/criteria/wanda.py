@@ -22,7 +22,7 @@ def compress(weight: Tensor, statistics: Statistics, levels: Sequence[Level]) ->
     """Zero the smallest |weight|·‖input‖ of each output row, or of each group within it.
 
     The zeros of a level are dealt to the rows as evenly as integers allow. One sort serves all
-    unstructured levels. See `evocompress.compression.criteria.base.Criterion` for the arguments.
+    unstructured levels.
 
     Raises:
         LibraryError: A level is impossible for the matrix.

@@ -17,8 +17,7 @@ from evocompress.compression.criteria.structure import Cut, Structure, Width, by
 def cut(structure: Structure, statistics: Statistics, widths: Sequence[Width]) -> list[Cut]:
     """Keep the largest Σ |weight|·‖input‖ over an item's columns of the output matrix.
 
-    This is Wanda-sp, the structured baseline of FLAP (2312.11983). See
-    `evocompress.compression.criteria.structure.StructuredCriterion` for the arguments.
+    This is Wanda-sp, the structured baseline of FLAP (2312.11983).
 
     Raises:
         LibraryError: A width is impossible, or the statistics are not finite.

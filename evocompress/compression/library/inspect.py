@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from evocompress.compression.library.manifest import LibraryRecipe, Manifest, read_manifest
+from evocompress.compression.library.manifest import Manifest, read_manifest
 from evocompress.compression.library.store import verify_files
 from evocompress.core.terminal import add_row, shown
 
@@ -31,11 +31,13 @@ def _rows(manifest: Manifest, verified: bool) -> list[tuple[str, str]]:
     recipe = manifest.recipe
     stored = [len(recipe.stored(unit)) for unit in recipe.levels]
     blocks = len(set(manifest.units.values()))
+    refitted = ", refitted" * bool(recipe.reconstruct)
     size = sum(record.bytes for record in manifest.blocks.values()) / 2**20
     rows = [
         ("model", recipe.model),
         ("calibration", recipe.calibration),
-        *_methods(recipe),
+        *([("zeros", recipe.criterion)] if recipe.criterion else []),
+        *([("widths", recipe.width_criterion + refitted)] if recipe.width_criterion else []),
         ("Hessians", f"{recipe.hessians}, damping {recipe.damping}"),
         ("units", str(len(recipe.levels))),
         ("levels", f"{min(stored)} to {max(stored)} stored levels a unit"),
@@ -45,16 +47,6 @@ def _rows(manifest: Manifest, verified: bool) -> list[tuple[str, str]]:
     ]
     rows += _errors(manifest) + _routed(manifest)
     return rows + [(name, version) for name, version in manifest.versions.items()]
-
-
-def _methods(recipe: LibraryRecipe) -> list[tuple[str, str]]:
-    """How zeros and widths were made, where there are any."""
-    rows = []
-    if recipe.criterion:
-        rows.append(("zeros", recipe.criterion))
-    if recipe.width_criterion:
-        rows.append(("widths", recipe.width_criterion + ", refitted" * bool(recipe.reconstruct)))
-    return rows
 
 
 def _errors(manifest: Manifest) -> list[tuple[str, str]]:

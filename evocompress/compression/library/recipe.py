@@ -32,7 +32,11 @@ def make_recipe(
     """
     levels = {unit: tuple(dict.fromkeys(choice)) for unit, choice in wanted.items()}
     methods = methods_for(dense, levels, config)
-    _check(dense, levels, methods)
+    # Criteria themselves refuse zeros that a matrix cannot have.
+    for unit, coupled in dense.coupled.items():
+        for level in levels.get(unit, ()):
+            if not level.dense:
+                coupled.check(level, bias=methods.adds_bias(coupled))
     return LibraryRecipe(
         model=dense.fingerprint,
         calibration=calibration,
@@ -63,16 +67,6 @@ def methods_for(dense: DenseModel, wanted: Wanted, config: LibraryConfig) -> Met
         config.width_criterion if stored & dense.coupled.keys() else None,
         config.reconstruct,
     )
-
-
-def _check(dense: DenseModel, wanted: Wanted, methods: Methods) -> None:
-    """Refuse widths that a sub-layer cannot have; criteria refuse zeros that a matrix cannot."""
-    for unit, levels in wanted.items():
-        if unit in dense.coupled:
-            coupled = dense.coupled[unit]
-            for level in levels:
-                if not level.dense:
-                    coupled.check(level, bias=methods.adds_bias(coupled))
 
 
 def _propagated(wanted: Wanted, chosen: Mapping[str, Level] | None) -> dict[str, Level]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from evocompress.search.baselines.removal import GreedyRemoval
 
 
@@ -23,4 +21,4 @@ class BlockPruner(GreedyRemoval):
         {'1.attention': 'drop', '2.attention': 'drop', '3.attention': 'drop'}
     """
 
-    name: ClassVar[str] = "blockpruner"
+    name = "blockpruner"

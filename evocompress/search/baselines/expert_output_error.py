@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import numpy as np
 from numpy.typing import NDArray
 
-from evocompress.core.types import UnitKind
 from evocompress.search.baselines.one_shot import OneShotRemoval
 from evocompress.search.generator_searcher import AskTell
 
@@ -28,8 +25,8 @@ class ExpertOutputError(OneShotRemoval):
         {'0.mlp.experts.1': 'drop', '0.mlp.experts.2': 'drop'}
     """
 
-    name: ClassVar[str] = "expert_output_error"
-    kinds: ClassVar[tuple[UnitKind, ...]] = ("expert",)
+    name = "expert_output_error"
+    kinds = ("expert",)
 
     def _importance(self) -> AskTell[NDArray[np.float64] | None]:
         active = max(unit.active for unit in self.space.encoding.tree)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
-from evocompress.core.types import UnitKind
 from evocompress.search.baselines.removal import GreedyRemoval
 
 
@@ -22,5 +19,5 @@ class FinerCut(GreedyRemoval):
         {'1.attention': 'drop', '2.attention': 'drop', '3.attention': 'drop'}
     """
 
-    name: ClassVar[str] = "finercut"
-    kinds: ClassVar[tuple[UnitKind, ...]] = ("attention", "mlp")
+    name = "finercut"
+    kinds = ("attention", "mlp")

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from heapq import heapify, heappop, heappush
 from math import ceil, inf, isfinite
-from typing import ClassVar
 
 import numpy as np
 
@@ -32,15 +31,10 @@ _ROUNDS = 16
 
 
 @dataclass(frozen=True, order=True)
-class Priced:
-    """A step that a round may take; the cheapest one comes first.
+class _Priced:
+    """A step of a gene from one level to another, the cheapest by harm per saving first.
 
-    Attributes:
-        rate: Its harm per saving.
-        gene: The gene that moves.
-        level: The index of its new level.
-        origin: That of the level from which it moves.
-        turn: Which step of the gene in this round it is, from 1.
+    `turn` tells which step of the gene in this round it is, from 1.
     """
 
     rate: float
@@ -86,7 +80,7 @@ class Greedy(GeneratorSearcher):
 
     settings: Settings
 
-    checks_tokens: ClassVar[bool] = True
+    checks_tokens = True
 
     def __init__(self, problem: Problem, settings: Settings, rng: np.random.Generator) -> None:
         super().__init__(problem, settings, rng)
@@ -120,7 +114,7 @@ class Greedy(GeneratorSearcher):
             genome = taken(self.space, genome, priced, count)
         yield from self.conclude(genome)
 
-    def _price(self, genome: Genome) -> AskTell[list[Priced]]:
+    def _price(self, genome: Genome) -> AskTell[list[_Priced]]:
         """Every step from a genome (U,) that could be measured."""
         found = steps(self.space, genome)
         tries = [moved(self.space, genome, *step) for step in found]
@@ -128,13 +122,13 @@ class Greedy(GeneratorSearcher):
         now, *values = (result.mean for result in results)
         prices = rates(values, now, savings(self.space, genome, tries)).tolist()
         return [
-            Priced(price, gene, level, int(genome[gene]))
+            _Priced(price, gene, level, int(genome[gene]))
             for price, (gene, level) in zip(prices, found, strict=True)
             if isfinite(price)
         ]
 
 
-def taken(space: SearchSpace, genome: Genome, priced: Sequence[Priced], count: int) -> Genome:
+def taken(space: SearchSpace, genome: Genome, priced: Sequence[_Priced], count: int) -> Genome:
     """The genome (U,) after the cheapest of the steps, as if they did not touch each other.
 
     A gene may be taken again where only one step can follow: harms grow like a square, so its
@@ -153,7 +147,7 @@ def taken(space: SearchSpace, genome: Genome, priced: Sequence[Priced], count: i
     return genome
 
 
-def _again(space: SearchSpace, step: Priced) -> list[Priced]:
+def _again(space: SearchSpace, step: _Priced) -> list[_Priced]:
     """The same step of the gene once more, if there is one and no choice between two."""
     levels = space.levels[step.gene]
     later = [

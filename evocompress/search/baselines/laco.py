@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import numpy as np
 from pydantic import Field
@@ -11,7 +11,6 @@ from evocompress.core.arrays import Genome
 from evocompress.core.errors import ConfigError
 from evocompress.core.fields import Number, Size, Whole
 from evocompress.core.requests import Result
-from evocompress.core.types import UnitKind
 from evocompress.search.base import CandidateSettings
 from evocompress.search.baselines.removal import Removal, without
 from evocompress.search.generator_searcher import AskTell, ranked
@@ -51,8 +50,8 @@ class LaCo(Removal):
 
     settings: Settings
 
-    name: ClassVar[str] = "laco"
-    kinds: ClassVar[tuple[UnitKind, ...]] = ("block",)
+    name = "laco"
+    kinds = ("block",)
 
     def check(self) -> None:
         """Refuses a space without merges."""

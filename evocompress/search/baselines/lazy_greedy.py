@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from evocompress.core.arrays import Genome
-from evocompress.search.baselines.removal import present, without
+from evocompress.search.baselines.removal import present, without, without_each
 from evocompress.search.baselines.steps import rates, savings
 from evocompress.search.generator_searcher import AskTell, Probe
 from evocompress.space.space import SearchSpace
@@ -48,20 +48,15 @@ def lazily_removed(space: SearchSpace, probe: Probe, *, tries: int, take: int) -
 
 def _removals(space: SearchSpace, genome: Genome) -> list[Removed]:
     """Every unit that can be dropped from a genome (U,), and both sub-layers of each block."""
-    genes = present(space, genome).tolist()
+    left = present(space, genome)
     by_block: defaultdict[int, list[int]] = defaultdict(list)
-    for gene in genes:
+    for gene in left.tolist():
         if space.units[gene].kind != "expert":
             by_block[space.units[gene].block].append(gene)
     both = [tuple(members) for members in by_block.values() if len(members) > 1]
-    single = [(gene,) for gene in genes if _leaves_enough(space, genome, (gene,))]
-    return [*single, *both]
-
-
-def _leaves_enough(space: SearchSpace, genome: Genome, removal: Removed) -> bool:
-    """Whether a genome (U,) has enough experts without some units."""
-    shorter = without(space, genome, np.array(removal))
-    return bool(space.encoding.enough_experts(shorter[None])[0])
+    each = zip(left.tolist(), without_each(space, genome, left), strict=True)
+    enough = space.encoding.enough_experts
+    return [*((gene,) for gene, shorter in each if enough(shorter[None])[0]), *both]
 
 
 def _together(

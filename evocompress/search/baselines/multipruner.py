@@ -84,7 +84,7 @@ class MultiPruner(GeneratorSearcher):
     def search(self) -> AskTell[None]:
         """The three stages."""
         stages: list[Callable[[Genome], list[Genome]]] = [
-            self._shorter,
+            lambda whole: without_each(self.space, whole, present(self.space, whole)),
             partial(self._narrower, "mlp"),
             partial(self._narrower, "attention"),
         ]
@@ -103,9 +103,6 @@ class MultiPruner(GeneratorSearcher):
             for name, bound in self.space.budget.items()
         }
         return replace(self.space, budget=bounds)
-
-    def _shorter(self, genome: Genome) -> list[Genome]:
-        return without_each(self.space, genome, present(self.space, genome))
 
     def _narrower(self, kind: str, genome: Genome) -> list[Genome]:
         """The genome (U,) with each sub-layer of a kind at its next width."""

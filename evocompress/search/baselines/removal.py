@@ -8,14 +8,13 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from evocompress.core.arrays import Genome
+from evocompress.core.arrays import Genome, Integers
 from evocompress.core.errors import ConfigError
 from evocompress.core.types import UnitKind
 from evocompress.search.base import CandidateSettings
+from evocompress.search.baselines.steps import moved
 from evocompress.search.generator_searcher import AskTell, GeneratorSearcher
 from evocompress.space.space import SearchSpace
-
-Encoding = NDArray[np.int64]
 
 
 class Removal(GeneratorSearcher):
@@ -62,20 +61,18 @@ class GreedyRemoval(Removal):
         return without_each(self.space, genome, present(self.space, genome))
 
 
-def present(space: SearchSpace, genome: Genome) -> Encoding:
+def present(space: SearchSpace, genome: Genome) -> Integers:
     """The genes that can be dropped and, in a genome (U,), are not."""
     droppable = space.encoding.droppable
     return np.asarray(droppable[genome[droppable] != space.encoding.drop_index[droppable]])
 
 
-def without(space: SearchSpace, genome: Genome, genes: Encoding) -> Genome:
+def without(space: SearchSpace, genome: Genome, genes: Integers) -> Genome:
     """The genome (U,) with genes dropped."""
-    shorter = genome.copy()
-    shorter[genes] = space.encoding.drop_index[genes]
-    return np.asarray(space.deactivate(shorter[None])[0])
+    return moved(space, genome, genes, space.encoding.drop_index[genes])
 
 
-def without_each(space: SearchSpace, genome: Genome, genes: Encoding) -> list[Genome]:
+def without_each(space: SearchSpace, genome: Genome, genes: Integers) -> list[Genome]:
     """For each of the genes the genome (U,) with it alone dropped."""
     return [without(space, genome, genes[[place]]) for place in range(len(genes))]
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import numpy as np
 from numpy.typing import NDArray
 
-from evocompress.core.types import UnitKind
 from evocompress.search.baselines.one_shot import OneShotRemoval
 from evocompress.search.generator_searcher import AskTell
 
@@ -26,8 +23,8 @@ class RoutingFrequency(OneShotRemoval):
         {'0.mlp.experts.1': 'drop', '0.mlp.experts.2': 'drop'}
     """
 
-    name: ClassVar[str] = "routing_frequency"
-    kinds: ClassVar[tuple[UnitKind, ...]] = ("expert",)
+    name = "routing_frequency"
+    kinds = ("expert",)
 
     def _importance(self) -> AskTell[NDArray[np.float64] | None]:
         return (yield from self._estimated("routing_frequency"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,7 +54,7 @@ class ShortenedLlama(OneShotRemoval):
 
     settings: Settings
 
-    name: ClassVar[str] = "shortened_llama"
+    name = "shortened_llama"
 
     def _importance(self) -> AskTell[NDArray[np.float64] | None]:
         importance = yield from (

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -25,7 +23,7 @@ class ShortGPT(OneShotRemoval):
         {'2.attention': 'drop', '2.mlp': 'drop'}
     """
 
-    name: ClassVar[str] = "shortgpt"
+    name = "shortgpt"
 
     def _importance(self) -> AskTell[NDArray[np.float64] | None]:
         return (yield from self._estimated("block_influence"))

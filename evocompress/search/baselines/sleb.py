@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import numpy as np
 
 from evocompress.core.arrays import Genome
-from evocompress.core.types import UnitKind
 from evocompress.search.baselines.removal import GreedyRemoval, present, without_each
 
 
@@ -27,8 +24,8 @@ class SLEB(GreedyRemoval):
         {'1.attention': 'drop', '1.mlp': 'drop'}
     """
 
-    name: ClassVar[str] = "sleb"
-    kinds: ClassVar[tuple[UnitKind, ...]] = ("block",)
+    name = "sleb"
+    kinds = ("block",)
 
     def _choices(self, genome: Genome) -> list[Genome]:
         units, genes = self.space.units, self.space.encoding

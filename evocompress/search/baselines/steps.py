@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from evocompress.core.arrays import Genome
+from evocompress.core.arrays import Genome, Integers
 from evocompress.core.types import Level
 from evocompress.space.space import SearchSpace
 
@@ -38,8 +38,10 @@ def steps(space: SearchSpace, genome: Genome) -> list[tuple[int, int]]:
     return [step for step, wanted in zip(found, useful, strict=True) if wanted]
 
 
-def moved(space: SearchSpace, genome: Genome, gene: int, level: int) -> Genome:
-    """The genome (U,) with one gene at another level."""
+def moved(
+    space: SearchSpace, genome: Genome, gene: int | Integers, level: int | Integers
+) -> Genome:
+    """The genome (U,) with one gene, or several, at another level."""
     changed = genome.copy()
     changed[gene] = level
     return np.asarray(space.deactivate(changed[None])[0])

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 
-from evocompress.core.arrays import Genome
-from evocompress.core.types import UnitKind
+from evocompress.core.arrays import Genome, Integers
 from evocompress.search.base import CandidateSettings
-from evocompress.search.baselines.removal import Encoding, Removal, without
+from evocompress.search.baselines.removal import Removal, without
 from evocompress.search.generator_searcher import AskTell, first_feasible
 
 
@@ -44,8 +43,8 @@ class Window(Removal):
 
     settings: Settings
 
-    name: ClassVar[str] = "window"
-    kinds: ClassVar[tuple[UnitKind, ...]] = ("block",)
+    name = "window"
+    kinds = ("block",)
 
     def search(self) -> AskTell[None]:
         """The distances, and the nearest window."""
@@ -69,7 +68,7 @@ class Window(Removal):
             path += [without(self.space, genes.default, window) for window in windows]
         return first_feasible(self.space, np.stack(path))
 
-    def _windows(self, length: int) -> list[Encoding]:
+    def _windows(self, length: int) -> list[Integers]:
         """The droppable genes of every run of so many neighbouring blocks."""
         genes = self.space.encoding.droppable
         blocks = np.array([self.space.units[gene].block for gene in genes])

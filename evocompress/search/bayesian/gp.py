@@ -7,7 +7,7 @@ measured already.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from evocompress.core.errors import ConfigError
 from evocompress.search.bayesian.sampled import SampledSearcher
@@ -33,7 +33,7 @@ class GP(SampledSearcher):
         {'1.attention': 'drop', '1.mlp': 'drop'}
     """
 
-    name: ClassVar[str] = "gp"
+    name = "gp"
 
     def check(self) -> None:
         """Refuses a space of many genes."""

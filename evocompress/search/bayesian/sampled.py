@@ -73,8 +73,8 @@ class SampledSearcher(GeneratorSearcher):
 
     settings: Settings
 
-    needs_budget: ClassVar[bool] = False
-    checks_tokens: ClassVar[bool] = True
+    needs_budget = False
+    checks_tokens = True
     name: ClassVar[str]
 
     def __init__(

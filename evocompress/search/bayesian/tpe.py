@@ -7,7 +7,7 @@ what is likely under the first and unlikely under the second is proposed. The mu
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from evocompress.search.bayesian.sampled import SampledSearcher
 
@@ -29,7 +29,7 @@ class TPE(SampledSearcher):
         {'1.attention': 'drop', '3.mlp': 'drop'}
     """
 
-    name: ClassVar[str] = "tpe"
+    name = "tpe"
 
     def _sampler(self, seed: int) -> BaseSampler:
         from optuna.samplers import TPESampler

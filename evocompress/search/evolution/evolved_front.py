@@ -13,7 +13,6 @@ from pydantic import Field
 from evocompress.core.arrays import Genome
 from evocompress.core.errors import ConfigError
 from evocompress.core.fields import Positive, Size, Whole
-from evocompress.core.requests import Result
 from evocompress.search.base import Problem
 from evocompress.search.evolution.initial_population import (
     even_ladder,
@@ -63,10 +62,7 @@ class EvolvedFront(FrontSearcher):
 
     settings: Settings
 
-    levers: ClassVar[tuple[str, ...]] = (
-        *FrontSearcher.levers,
-        *("rungs", "population", "effect_rounds"),
-    )
+    levers = (*FrontSearcher.levers, "rungs", "population", "effect_rounds")
     algorithm: ClassVar[str]
     """Which one of `evocompress.search.evolution.genetic.ALGORITHMS`."""
 
@@ -126,10 +122,11 @@ class EvolvedFront(FrontSearcher):
             )
             ladders["flap"] = flap_ladder(space, self._objectives, scores, rungs)
         if self.settings.effect_rounds and ladders["uniform"]:
+            measured = self._fidelity.rungs[0].micro_batches
             ladders["measured"] = yield from measured_ladder(
                 space,
                 self._objectives,
-                self._probe,
+                partial(self.evaluate, micro_batches=measured, probe=True),
                 ladders["uniform"][-1],
                 self.settings.population // 2,
                 rounds=self.settings.effect_rounds,
@@ -165,8 +162,3 @@ class EvolvedFront(FrontSearcher):
             offspring=settings.offspring or settings.population,
             rng=self.rng,
         )
-
-    def _probe(self, genomes: Sequence[Genome]) -> AskTell[list[Result]]:
-        """Results outside the front and the budget, on the tokens of the search."""
-        search = self._fidelity.rungs[0].micro_batches
-        return (yield from self.evaluate(genomes, search, probe=True))

@@ -95,7 +95,8 @@ class EvoPress(StagedSearcher):
         """What measured effects add up to, the best random genome, or the uniform one."""
         if self.settings.effect_rounds:
             return (yield from self._summed_effects())
-        genomes = distinct(self._random, self._initial)
+        draw = partial(sampling.random, self.space, self.rng)
+        genomes = distinct(lambda: self._capped(draw()), self._initial)
         best = yield from self._crown(genomes, Rung(self._initial_tokens))
         return sampling.uniform(self.space) if best is None else best
 
@@ -129,20 +130,14 @@ class EvoPress(StagedSearcher):
         else:
             swapped = mutate(self.space, parent, self.rng, self.settings.max_level, fixed)
             child = repair(self.space, swapped, self.rng, fixed)
-        return child if self._within_caps(child) else None
+        return self._capped(child)
 
-    def _random(self) -> Genome | None:
-        genome = sampling.random(self.space, self.rng)
-        return genome if self._within_caps(genome) else None
-
-    def _within_caps(self, genome: Genome) -> bool:
+    def _capped(self, genome: Genome) -> Genome | None:
         genes = self.space.encoding
         distances = np.abs(genome - genes.default)[genes.matrices]
         farthest, total = distances.max(initial=0), distances.sum()
-        return bool(
-            (self.settings.max_level is None or farthest <= self.settings.max_level)
-            and (self.settings.max_total is None or total <= self.settings.max_total)
-        )
+        capped = (farthest, self.settings.max_level), (total, self.settings.max_total)
+        return genome if all(cap is None or far <= cap for far, cap in capped) else None
 
 
 def _windows(space: SearchSpace, count: int) -> list[list[int]]:

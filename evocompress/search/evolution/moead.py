@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from evocompress.core.errors import ConfigError
 from evocompress.search.evolution.evolved_front import EvolvedFront
 
@@ -25,7 +23,7 @@ class MOEAD(EvolvedFront):
         {'1.attention': 'drop', '1.mlp': 'drop', '2.attention': 'drop', '3.mlp': 'drop'}
     """
 
-    algorithm: ClassVar[str] = "moead"
+    algorithm = "moead"
 
     def _check_settings(self, settings: EvolvedFront.Settings, tokens: int | None) -> None:
         super()._check_settings(settings, tokens)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from evocompress.search.evolution.evolved_front import EvolvedFront
 
 
@@ -22,4 +20,4 @@ class NSGA2(EvolvedFront):
         '3.mlp': 'drop'}
     """
 
-    algorithm: ClassVar[str] = "nsga2"
+    algorithm = "nsga2"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from evocompress.search.evolution.evolved_front import EvolvedFront
 
 
@@ -25,4 +23,4 @@ class NSGA3(EvolvedFront):
         'drop', '3.attention': 'drop', '3.mlp': 'drop'}
     """
 
-    algorithm: ClassVar[str] = "nsga3"
+    algorithm = "nsga3"

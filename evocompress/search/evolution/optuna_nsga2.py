@@ -7,7 +7,7 @@ here a child takes each level from either parent, and one level or so is drawn f
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 from pydantic import Field
@@ -62,7 +62,7 @@ class OptunaNSGA2(SampledSearcher):
 
     settings: Settings
 
-    name: ClassVar[str] = "optuna_nsga2"
+    name = "optuna_nsga2"
 
     def __init__(self, problem: Problem, settings: Settings, rng: np.random.Generator) -> None:
         space, objectives = problem.space, None

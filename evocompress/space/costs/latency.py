@@ -93,7 +93,7 @@ class Phase:
         return np.array(rows, dtype=np.float64)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data; see `PhaseContent`."""
+        """Plain data; see `_PhaseContent`."""
         data = {field.name: getattr(self, field.name) for field in fields(self)}
         return data | {
             "attention": [[*width, seconds] for width, seconds in sorted(self.attention.items())],
@@ -163,7 +163,7 @@ class LatencyTable:
             ConfigError: The data are not a latency table.
         """
         try:
-            content = Content.model_validate(data)
+            content = _Content.model_validate(data)
         except ValidationError as error:
             raise ConfigError(
                 f"{where} is no latency table of this version ({first_problem(error)}): name "
@@ -173,7 +173,7 @@ class LatencyTable:
         return cls(content.made, prefill.phase(), decode.phase() if decode else None)
 
 
-class Shape(BaseModel):
+class _Shape(BaseModel):
     """Base of what a table looks like as JSON."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -183,7 +183,7 @@ Count = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0)]
 
 
-class PhaseContent(Shape):
+class _PhaseContent(_Shape):
     """A `Phase` as JSON, whose attentions are on a full grid."""
 
     batch: Annotated[int, Field(ge=1)]
@@ -216,15 +216,15 @@ class PhaseContent(Shape):
         return Phase(**rest | parts)
 
 
-class Phases(Shape):
+class _Phases(_Shape):
     """The phases of a table; an encoder has no decoding."""
 
-    prefill: PhaseContent
-    decode: PhaseContent | None
+    prefill: _PhaseContent
+    decode: _PhaseContent | None
 
 
-class Content(Shape):
+class _Content(_Shape):
     """A `LatencyTable` as JSON."""
 
     made: Circumstances
-    phases: Phases
+    phases: _Phases
