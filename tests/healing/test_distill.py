@@ -33,6 +33,17 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
 
 
+def interrupted(step: int, *healing: Any) -> None:
+    """Healing that a user stops at a step."""
+
+    def stop(done: float, total: float, text: str) -> None:
+        if done >= step:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        heal(*healing, progress=stop)
+
+
 def test_healing_lowers_the_divergence_and_keeps_zeros(
     teacher: LoadedModel, student: Path, train: Tensor, validation: Tensor, tmp_path: Path
 ) -> None:
@@ -102,13 +113,8 @@ def test_resumed_healing_ends_in_the_same_weights(
 ) -> None:
     whole = heal(student, teacher, train, validation, CONFIG, tmp_path / "whole")
 
-    def stop_at_ten(done: float, total: float, text: str) -> None:
-        if done == 10:
-            raise KeyboardInterrupt
-
     cut = tmp_path / "cut"
-    with pytest.raises(KeyboardInterrupt):
-        heal(student, teacher, train, validation, CONFIG, cut, progress=stop_at_ten)
+    interrupted(10, student, teacher, train, validation, CONFIG, cut)
     resumed = heal(student, teacher, train, validation, CONFIG, cut, resume=True)
     assert equal(weights(cut / "checkpoint"), weights(tmp_path / "whole" / "checkpoint"))
     histories = [(folder / "heal.jsonl").read_text() for folder in (cut, tmp_path / "whole")]
@@ -133,13 +139,7 @@ def test_other_circumstances_are_refused_unless_forced_and_then_recorded(
     teacher: LoadedModel, student: Path, train: Tensor, validation: Tensor, tmp_path: Path
 ) -> None:
     config, out = CONFIG.model_copy(update={"steps": 4, "evaluate_every": 2}), tmp_path / "heal"
-
-    def stop_at_three(done: float, total: float, text: str) -> None:
-        if done == 3:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        heal(student, teacher, train, validation, config, out, progress=stop_at_three)
+    interrupted(3, student, teacher, train, validation, config, out)
     state = out / "state" / "step-00000002" / "state.json"
     known = read_json(state)
     assert known["circumstances"]["versions"]["torch"] == torch.__version__
@@ -168,12 +168,7 @@ def test_a_state_that_does_not_say_under_what_it_was_made_goes_on(
 ) -> None:
     config = CONFIG.model_copy(update={"steps": 2, "evaluate_every": 1})
     heal(student, teacher, train, validation, config, tmp_path / "whole")
-
-    def stop(done: float, total: float, text: str) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        heal(student, teacher, train, validation, config, tmp_path / "cut", progress=stop)
+    interrupted(0, student, teacher, train, validation, config, tmp_path / "cut")
     [state] = (tmp_path / "cut").glob("state/*/state.json")
     known = read_json(state)
     del known["circumstances"]
