@@ -10,14 +10,7 @@ T = TypeVar("T")
 
 
 class Cache:
-    """Values by key, up to a number of bytes.
-
-    Args:
-        limit: Bytes of all values together; a larger value is made anew each time.
-
-    Attributes:
-        bytes: Of the values that are kept now.
-    """
+    """Values by key, up to a number of bytes; a larger value is made anew each time."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit

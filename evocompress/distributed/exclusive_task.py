@@ -35,14 +35,10 @@ LONGEST_REASON = 200
 
 @dataclass(frozen=True)
 class ExclusiveTask:
-    """A job, and how it is spoken of.
+    """A job, its name in messages, and what the user is to do where its process dies.
 
-    Attributes:
-        job: What is to be done.
-        name: In a message: ``healing``.
-        quiet_node: Where it does not compute on a GPU, it has all CPUs of a node instead of those
-            of a worker, so that nothing else that Ray runs is on that node.
-        again: What the user is to do where its process dies.
+    With `quiet_node` a job that does not compute on a GPU has all CPUs of a node instead of those
+    of a worker, so that nothing else that Ray runs is on that node.
     """
 
     job: Job

@@ -15,14 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Replica:
-    """A model that other processes load, too.
-
-    Attributes:
-        model: Which model, and how it is loaded.
-        fingerprint: What it must turn out to be.
-        threads: CPU threads of torch.
-        env_vars: Environment variables of the other process.
-    """
+    """A model that other processes load, too, and the fingerprint that it must turn out to have."""
 
     model: ModelConfig
     fingerprint: str

@@ -51,11 +51,7 @@ class Assignment:
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a worker cannot answer: a problem that the user can mend.
-
-    Attributes:
-        reason: One line.
-    """
+    """Why a worker cannot answer, in one line: a problem that the user can mend."""
 
     reason: str
 

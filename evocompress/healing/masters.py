@@ -18,11 +18,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Masters:
-    """The trained copy of a model's parameters.
-
-    Attributes:
-        weights: Float32 masters by parameter name; tied parameters appear once.
-    """
+    """The trained copy of a model's parameters, by name; tied ones appear once."""
 
     def __init__(self, model: nn.Module, zeros: Mapping[str, Tensor], config: HealConfig) -> None:
         """Copies the parameters of the model, which steps update in place.

@@ -45,12 +45,7 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class Best:
-    """The best checkpoint so far.
-
-    Attributes:
-        step: After which step.
-        kl: Its validation KL.
-    """
+    """The step after which the best checkpoint so far was made, and its validation KL."""
 
     step: int
     kl: float

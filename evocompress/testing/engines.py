@@ -67,14 +67,7 @@ def missing(engine: str) -> str | None:
 
 @dataclass(frozen=True)
 class Generated:
-    """What an engine gave.
-
-    Attributes:
-        version: Of the engine's package.
-        tokens: The new tokens of each prompt.
-        seconds: Of each timed repeat over all prompts.
-        texts: Token ids of the texts, as llama.cpp cuts them.
-    """
+    """New tokens of each prompt, seconds of each timed repeat over all prompts, and cut texts."""
 
     version: str
     tokens: list[list[int]]

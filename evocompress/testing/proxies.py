@@ -179,38 +179,6 @@ def check_survives_bad_candidates(
     assert after == good
 
 
-def check_embedding_distance(metric: type[Metric], loaded: LoadedModel) -> None:
-    """The values of every sequence are those of brute force, pair by pair."""
-    batches = micro_batches(loaded)
-    candidate = dropped(loaded, "0.mlp", "2.attention")
-    with LiveModel(loaded) as live:
-        proxy = _proxy(metric, live, batches, ProxyConfig())
-        [result] = proxy.evaluate([Evaluate(candidate, (2, 0))])
-        live.restore()
-        dense = [_unit_means(loaded, batch) for batch in batches]
-        live.apply(candidate)
-        changed = [_unit_means(loaded, batch) for batch in batches]
-    for value in result.values:
-        one, other = dense[value.micro_batch], changed[value.micro_batch]
-        expected = []
-        for i in range(len(one)):
-            others = [j for j in range(len(one)) if j != i]
-            was, now = ([float(each[i] @ each[j]) for j in others] for each in (one, other))
-            errors = [(a - b) ** 2 for a, b in zip(was, now, strict=True)]
-            expected.append(1 - float(one[i] @ other[i]) + sum(errors) / len(errors))
-        assert value.counts == (1,) * len(one)
-        torch.testing.assert_close(list(value.sums), expected, rtol=TOLERANCE, atol=TOLERANCE)
-
-
-@torch.inference_mode()
-def _unit_means(loaded: LoadedModel, batch: Tensor) -> Tensor:
-    """The mean of the last states of a plain forward pass, of unit length, in float64 (B, H)."""
-    output = loaded.model(**loaded.family.task.inputs(batch, loaded.model.dtype))
-    means: Tensor = output.last_hidden_state.double().mean(1)
-    lengths: Tensor = means.square().sum(-1, keepdim=True).sqrt()
-    return means / lengths
-
-
 def check_dense_has_no_divergence(metric: type[Metric], loaded: LoadedModel) -> None:
     """The dense model diverges from itself by nothing, any other candidate by something."""
     results = _results(metric, loaded, [Candidate(), dropped(loaded, "0.mlp")])

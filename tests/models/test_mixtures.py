@@ -8,6 +8,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
+import evocompress.hf  # noqa: F401
 from evocompress.cli import commands
 from evocompress.compression.library import build_library
 from evocompress.compression.live_model import LiveModel
@@ -24,7 +25,7 @@ from evocompress.pipeline.journal import read_candidates
 from evocompress.space.costs import cost_model
 from evocompress.testing.plain_library import PlainLibrary
 from evocompress.testing.tiny import tiny_checkpoint, tiny_loaded
-from evocompress.testing.trained_mixture import dialect_text, trained_checkpoint, trained_mixture
+from tests.models.trained_mixture import dialect_text, trained_checkpoint, trained_mixture
 
 
 @pytest.fixture(scope="module")

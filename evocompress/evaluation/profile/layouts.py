@@ -24,12 +24,7 @@ GROUP_HEADS = 4
 
 @dataclass(frozen=True)
 class ModelWidths:
-    """The widths of a whole model.
-
-    Attributes:
-        attention: Of each block's attention; ``None`` where it is left out.
-        mlp: Channels of each block's MLP; ``None`` where it is left out.
-    """
+    """The widths of each block's attention and MLP, ``None`` where it is left out."""
 
     attention: tuple[Heads | None, ...]
     mlp: tuple[int | None, ...]
@@ -49,10 +44,7 @@ class ModelWidths:
 class Grid:
     """The widths that are measured, of attentions and of MLPs; the last ones are the full ones.
 
-    Attributes:
-        attention: Every pair of some numbers of key-value heads and some of query heads.
-        mlp: Channels.
-        layers: Number of blocks.
+    Attentions have every pair of some numbers of key-value heads and some of query heads.
     """
 
     attention: tuple[Heads, ...]

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import count
 from typing import Protocol
 
 import numpy as np
@@ -42,15 +43,9 @@ class Live(Protocol):
 
 @dataclass(frozen=True)
 class Bench:
-    """What is timed, and how often.
+    """What is timed, in turns that count and with random models that check the sums.
 
-    Attributes:
-        live: The model.
-        units: Its units.
-        widths: The widths to measure.
-        repeats: Turns that count.
-        validation: Random models that check the sums.
-        step: Called after each timing of a candidate.
+    `step` is called after each timing of a candidate.
     """
 
     live: Live
@@ -101,10 +96,13 @@ def measure(
     """
     model, architecture = loaded.model, loaded.family.architecture(loaded.model)
     check_lengths(config, architecture)
-    counter = _Counter(progress)
-    units, widths = loaded.family.units(model), grid(architecture)
-    bench = Bench(live, units, widths, config.repeats, config.validation, counter.advance)
-    counter.total = (2 if architecture.causal else 1) * bench.timings
+    units, widths, done = loaded.family.units(model), grid(architecture), count(1)
+
+    def step() -> None:
+        timed, total = next(done), (2 if architecture.causal else 1) * bench.timings
+        progress(timed, total, f"{timed} of {total} timings")
+
+    bench = Bench(live, units, widths, config.repeats, config.validation, step)
     kind = timing.prefill if architecture.causal else partial(timing.forward, loaded.family.task)
     prefill = measure_phase(bench, kind(model, *config.prefill), config.prefill)
     decode = _measure_decoding(bench, model, config) if architecture.causal else None
@@ -131,16 +129,3 @@ def measure_phase(
     phase = corrected(draft, dense, checks, checked.medians, unit)
     spread = statistics.median([*found.spreads, *checked.spreads])
     return replace(phase, spread=spread, graph=graph)
-
-
-@dataclass
-class _Counter:
-    """Counts timings, and says how many there are to be."""
-
-    progress: Advance
-    total: int = 0
-    done: int = 0
-
-    def advance(self) -> None:
-        self.done += 1
-        self.progress(self.done, self.total, f"{self.done} of {self.total} timings")

@@ -82,12 +82,7 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Run:
-    """A run that is planned.
-
-    Attributes:
-        context: With the model or its outline.
-        shared: Whether it will run in main memory, on a CPU.
-    """
+    """A run that is planned, with the model or its outline; `shared` on a CPU, in main memory."""
 
     context: RunContext
     shared: bool

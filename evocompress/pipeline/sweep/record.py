@@ -47,11 +47,7 @@ def new_record(trial: Trial) -> TrialRecord:
 
 @dataclass(frozen=True)
 class TrialRecords:
-    """A folder with a record of each trial that was begun.
-
-    Attributes:
-        path: The folder.
-    """
+    """A folder with a record of each trial that was begun."""
 
     path: Path
 

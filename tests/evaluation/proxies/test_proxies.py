@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from evocompress.compression.live_model import LiveModel
 from evocompress.core.config import ProxyConfig
@@ -64,9 +65,41 @@ def test_values_by_chunks_of_rows_are_those_of_brute_force(
     contract.check_matches_reference(PROXIES[kind], contract.REFERENCES[kind], llama, top_k=7)
 
 
-def test_embeddings_are_compared_as_by_brute_force() -> None:
-    for name in ("bert", "roberta"):
-        contract.check_embedding_distance(PROXIES["embedding"], tiny_loaded(name))
+@torch.inference_mode()
+def unit_means(loaded: LoadedModel, batch: Tensor) -> Tensor:
+    """The mean of the last states of a plain forward pass, of unit length, in float64 (B, H)."""
+    output = loaded.model(**loaded.family.task.inputs(batch, loaded.model.dtype))
+    means: Tensor = output.last_hidden_state.double().mean(1)
+    lengths: Tensor = means.square().sum(-1, keepdim=True).sqrt()
+    return means / lengths
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta"])
+def test_embeddings_are_compared_as_by_brute_force(name: str) -> None:
+    """Pair by pair."""
+    loaded = tiny_loaded(name)
+    batches = contract.micro_batches(loaded)
+    candidate = contract.dropped(loaded, "0.mlp", "2.attention")
+    with LiveModel(loaded) as live:
+        metric = PROXIES["embedding"](loaded, ProxyConfig())
+        proxy = MetricProxy(live, batches, metric)
+        [result] = proxy.evaluate([Evaluate(candidate, (2, 0))])
+        live.restore()
+        dense = [unit_means(loaded, batch) for batch in batches]
+        live.apply(candidate)
+        changed = [unit_means(loaded, batch) for batch in batches]
+    for value in result.values:
+        one, other = dense[value.micro_batch], changed[value.micro_batch]
+        expected = []
+        for i in range(len(one)):
+            others = [j for j in range(len(one)) if j != i]
+            was, now = ([float(each[i] @ each[j]) for j in others] for each in (one, other))
+            errors = [(a - b) ** 2 for a, b in zip(was, now, strict=True)]
+            expected.append(1 - float(one[i] @ other[i]) + sum(errors) / len(errors))
+        assert value.counts == (1,) * len(one)
+        torch.testing.assert_close(
+            list(value.sums), expected, rtol=contract.TOLERANCE, atol=contract.TOLERANCE
+        )
 
 
 def test_a_proxy_of_another_task_is_refused() -> None:
