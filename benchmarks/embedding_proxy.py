@@ -34,7 +34,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from common import Figure, emit
-from minilm import Data, packaged, quick_data
+from minilm import Data, encoder_run, packaged, quick_data
 from scipy.stats import kendalltau, ttest_rel
 from torch import Tensor
 
@@ -229,29 +229,12 @@ def _agreement(name: str, values: np.ndarray, ranks: np.ndarray) -> dict[str, Fi
 
 def config(data: Data, folder: Path, sizes: Sizes) -> RunConfig:
     """The search: heads, channels and sub-layers for half of the parameters of the blocks."""
-    return RunConfig.model_validate(
-        {
-            "name": "embedding_proxy",
-            "runs": folder,
-            "model": {"source": str(data.model), "dtype": "float32"},
-            "calibration": {
-                "source": str(data.calibration),
-                "heldout_source": str(data.heldout),
-                "library_sequences": 16 * sizes.batch,
-                "search_sequences": 8 * sizes.judged * sizes.batch,
-                "heldout_sequences": sizes.heldout,
-                "length": sizes.length,
-                "micro_batch": sizes.batch,
-            },
-            "space": {
-                "width": {"multiple_of": 32 if sizes.length > 16 else 8},
-                "drop": {"units": ["attention", "mlp"]},
-                "budget": {"body_params": 0.5},
-            },
-            "proxy": {"kind": "embedding"},
-            "search": {"tokens": sizes.tokens},
-        }
-    )
+    pool = 8 * sizes.judged * sizes.batch
+    sequences = {"library": 16 * sizes.batch, "search": pool, "heldout": sizes.heldout}
+    budget = {"body_params": 0.5}
+    run = encoder_run("embedding_proxy", data, folder, sequences, sizes.length, sizes.batch, budget)
+    more = {"proxy": {"kind": "embedding"}, "search": {"tokens": sizes.tokens}}
+    return RunConfig.model_validate(run | more)
 
 
 if __name__ == "__main__":

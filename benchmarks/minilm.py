@@ -26,10 +26,11 @@ import argparse
 import json
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from common import Figure, emit
@@ -191,25 +192,12 @@ def correlation(one: Tensor, other: Tensor) -> float:
 def config(data: Data, folder: Path, sizes: Sizes) -> RunConfig:
     """The run: heads, channels and sub-layers of the encoder, for 0.6 of the latency."""
     shape = (8, 2 * sizes.length)
+    sequences = {"library": min(256, sizes.pool // 4), "search": sizes.pool}
+    sequences["heldout"] = sequences["library"]
+    batch, budget = min(16, sizes.batch), {"latency": BUDGET}
     return RunConfig.model_validate(
         {
-            "name": NAME,
-            "runs": folder,
-            "model": {"source": str(data.model), "dtype": "float32"},
-            "calibration": {
-                "source": str(data.calibration),
-                "heldout_source": str(data.heldout),
-                "library_sequences": min(256, sizes.pool // 4),
-                "search_sequences": sizes.pool,
-                "heldout_sequences": min(256, sizes.pool // 4),
-                "length": sizes.length,
-                "micro_batch": min(16, sizes.batch),
-            },
-            "space": {
-                "width": {"multiple_of": 32 if sizes.length > 16 else 8},
-                "drop": {"units": ["attention", "mlp"]},
-                "budget": {"latency": BUDGET},
-            },
+            **encoder_run(NAME, data, folder, sequences, sizes.length, batch, budget),
             "latency": {"prefill": shape},
             "proxy": {"kind": "embedding"},
             "search": {"tokens": sizes.tokens},
@@ -217,6 +205,45 @@ def config(data: Data, folder: Path, sizes: Sizes) -> RunConfig:
             "evaluate": {"prefill": shape, "repeats": 9, "latency_seconds": sizes.seconds},
         }
     )
+
+
+def encoder_run(
+    name: str,
+    data: Data,
+    folder: Path,
+    sequences: Mapping[str, int],
+    length: int,
+    micro_batch: int,
+    budget: Mapping[str, float],
+) -> dict[str, Any]:
+    """The settings of a run that every search of such a model has.
+
+    Args:
+        name: Of the run.
+        data: The model and its texts.
+        folder: Of runs.
+        sequences: How many the ``library``, the ``search`` and the ``heldout`` text have.
+        length: Tokens of each.
+        micro_batch: Sequences of a micro-batch.
+        budget: What is left of which cost.
+    """
+    return {
+        "name": name,
+        "runs": folder,
+        "model": {"source": str(data.model), "dtype": "float32"},
+        "calibration": {
+            "source": str(data.calibration),
+            "heldout_source": str(data.heldout),
+            "length": length,
+            "micro_batch": micro_batch,
+            **{f"{kind}_sequences": count for kind, count in sequences.items()},
+        },
+        "space": {
+            "width": {"multiple_of": 32 if length > 16 else 8},
+            "drop": {"units": ["attention", "mlp"]},
+            "budget": dict(budget),
+        },
+    }
 
 
 def healing(sizes: Sizes) -> dict[str, float]:
