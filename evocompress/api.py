@@ -1,7 +1,5 @@
 """The stages of a run as functions; the command line calls nothing else.
 
-Each raises an `EvoCompressError` for anything that the user can mend.
-
 Examples:
     >>> from evocompress.core.config_file import load_config
     >>> from evocompress.testing.tiny import tiny_checkpoint
@@ -94,6 +92,9 @@ def search(
 
     Returns:
         The run's folder.
+
+    Raises:
+        EvoCompressError: Anything that the user can mend.
     """
     return stages.search(
         with_objects(config, searcher, proxy),
@@ -125,6 +126,9 @@ def sweep(
 
     Returns:
         The sweep's folder.
+
+    Raises:
+        EvoCompressError: Anything that the user can mend.
     """
     check_groups(config)
     for trial in samples(config):
@@ -153,6 +157,9 @@ def profile(
 
     Returns:
         The table and its file.
+
+    Raises:
+        EvoCompressError: Anything that the user can mend.
     """
     check_names(config)
     check_outline(config)
@@ -168,13 +175,20 @@ def plan(config: RunConfig, device: str = "here") -> Plan:
         config: The run.
         device: ``here``, which is measured for some seconds, or a name of
             `evocompress.pipeline.planning.DEVICES`.
+
+    Raises:
+        EvoCompressError: Anything that the user can mend.
     """
     check_names(config)
     return plan_on(config, device)
 
 
 def build_library(config: RunConfig, *, reporter: Reporter | None = None) -> Path:
-    """Builds the level library of a run, or finishes one that was interrupted."""
+    """Builds the level library of a run, or finishes one that was interrupted.
+
+    Raises:
+        EvoCompressError: Anything that the user can mend.
+    """
     check_names(config)
     check_early(config, search=False)
     context = _context(config, reporter)
@@ -211,6 +225,9 @@ def materialize(
 
     Returns:
         The checkpoint's folder.
+
+    Raises:
+        EvoCompressError: Anything that the user can mend.
     """
     _check_form(form, program, weights)
     out = None if out is None else Path(out)
@@ -265,6 +282,9 @@ def heal(
 
     Returns:
         The healed checkpoint's folder.
+
+    Raises:
+        EvoCompressError: Anything that the user can mend.
     """
     context = stages.to_be_healed(path, overrides, reporter)
     if context.config.executor == "ray":
@@ -288,6 +308,9 @@ def evaluate(
 
     Returns:
         The path of evaluation.json.
+
+    Raises:
+        EvoCompressError: Anything that the user can mend.
     """
     context = finished(path, reporter, overrides, ("evaluate.", *HELDOUT))
     context.reporter.log_to(context.folder.log)

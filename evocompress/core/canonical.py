@@ -63,7 +63,8 @@ def canonical(levels: Mapping[str, Level], units: Sequence[Unit]) -> Candidate:
 def merge_levels(units: Iterable[Unit], dropped: Collection[str]) -> dict[str, Level]:
     """For each kept block before a run of dropped ones the level that merges them into it.
 
-    Units have their blocks in order. Dropped blocks at the very beginning are only dropped.
+    The units must come block by block, in order. Dropped blocks at the very beginning are only
+    dropped.
     """
     runs: dict[str, int] = {}
     last = None

@@ -83,7 +83,8 @@ class CalibrationConfig(Strict):
         heldout_sequences: Sequences that only the evaluation sees.
         length: Tokens of a sequence, with those that begin and end an encoder's; images have their
             own.
-        micro_batch: Sequences of a micro-batch; ``proxy.kind: embedding`` needs at least 4.
+        micro_batch: Sequences of a micro-batch; ``proxy.kind: embedding`` compares those of one
+            with each other, for which 8 or more are better.
         bos: Whether every sequence begins with the beginning-of-text token, which counts towards
             the length; ``auto`` where the tokenizer puts one before a text.
         seed: Seed of the text the model writes.

@@ -50,6 +50,9 @@ def only_writer(out: Path, *, wait: bool = False) -> Iterator[None]:
     """Keeps other processes from writing the folder `out`, and clears what dead ones left of it.
 
     With `wait` it waits for another process that writes it.
+
+    Raises:
+        RunError: Another process writes it now.
     """
     lock = out.with_name(f".{out.name}.lock")
     try:

@@ -81,7 +81,11 @@ def read_candidate(path: Path) -> Candidate:
 
 
 def verify_checkpoint(path: Path) -> None:
-    """Refuses a checkpoint that is not what was written; one without a record is not checked."""
+    """Refuses a checkpoint that is not what was written; one without a record is not checked.
+
+    Raises:
+        ExportError: A file was changed, added or removed, or the record is damaged.
+    """
     if not (path / CANDIDATE_FILE).is_file():
         return
     record = read_record(path)

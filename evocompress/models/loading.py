@@ -98,12 +98,15 @@ Made = TypeVar("Made")
 
 
 def once(make: Callable[[LoadedModel], Made]) -> Callable[[LoadedModel], Made]:
-    """Keeps what is made of a model in the object, as a `functools.cached_property` is."""
+    """Keeps what is made of a model in the object, as a `functools.cached_property` is.
+
+    Its weights must not be replaced by others afterwards: make another `LoadedModel` of them.
+    """
 
     @wraps(make)
     def kept(loaded: LoadedModel) -> Made:
         own: dict[str, Any] = vars(loaded)
-        name = f"_{make.__name__}"
+        name = f"_{make.__module__}.{make.__qualname__}"
         if name not in own:
             own[name] = make(loaded)
         found: Made = own[name]

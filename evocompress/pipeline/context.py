@@ -359,7 +359,7 @@ class RunContext:
 
     @property
     def objectives(self) -> tuple[str, ...]:
-        """Costs beside those of the budget that span the front of a finished run."""
+        """The costs that span the front of a finished run: those that are named, or its axes."""
         front = self.folder.read_winner().front
         # Where the settings name none, the search took those of the budget and of the ranges.
         return costs_named(self._told, "objectives") or tuple(front.axes) if front else ()

@@ -175,7 +175,11 @@ def check_unchanged(
 
 @contextmanager
 def only_process(path: Path) -> Iterator[None]:
-    """Keeps a second process out of a folder that exists, and clears what dead ones left."""
+    """Keeps a second process out of a folder that exists, and clears what dead ones left.
+
+    Raises:
+        RunError: Another process works in it.
+    """
     try:
         with FileLock(path / LOCK, timeout=0):
             clear_leftovers(path)

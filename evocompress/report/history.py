@@ -55,7 +55,7 @@ def read_history(
 ) -> History:
     """What a journal says, in short; values are compared after `treatment`.
 
-    The uniform allocation is recognised by the run's sparsity levels; nothing is without them.
+    The uniform allocation is recognised by the run's sparsity levels: without them none is.
 
     Raises:
         RunError: A line is damaged.

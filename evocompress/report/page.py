@@ -39,7 +39,10 @@ class Section:
 def write_report(folder: Path) -> Path:
     """Writes ``report.html`` and ``summary.md`` into a run folder; what is missing is left out.
 
-    The run may be going on.
+    The run need not have ended.
+
+    Returns:
+        The page.
 
     Raises:
         RunError: The folder has no configuration or journal, or a file in it is damaged.

@@ -47,7 +47,10 @@ class Drawn:
 def write_sweep_report(path: Path) -> Path:
     """Writes ``sweep.json`` and ``sweep.html`` from the files in a sweep's folder.
 
-    The sweep is over, was interrupted or is going on.
+    The sweep need not have ended.
+
+    Returns:
+        The page.
 
     Raises:
         RunError: The folder is not a sweep's, or a file in it is damaged.

@@ -69,7 +69,11 @@ def absolute(bound: float, dense: float) -> float:
 
 
 def require(space: SearchSpace) -> None:
-    """Refuse a space without a budget."""
+    """Refuse a space without a budget.
+
+    Raises:
+        ConfigError: It has none.
+    """
     if not space.budget:
         raise ConfigError(
             "space.budget is missing: this search needs one, e.g. {body_params: 0.75}"

@@ -152,7 +152,8 @@ class Encoding:
     ) -> tuple[Integers, Integers, Integers]:
         """What `states` gives after each of K changes of one gene, of the parts it is about.
 
-        Three arrays (J,): the index of the change, the part and its state.
+        The genome is (U,), `genes` and `levels` are (K,). Three arrays (J,): the index of the
+        change, the part and its state.
         """
         parts, begins = self._parts_of_genes
         if not parts.size:

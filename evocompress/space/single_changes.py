@@ -62,7 +62,7 @@ class Changes:
 def single_changes(
     space: SearchSpace, genome: Genome, keep: Sequence[int] | Integers, step: int
 ) -> Changes:
-    """All changes of one gene: matrices by a step, others to any other level."""
+    """All changes of one gene of a genome (U,): matrices by a step, others to any other level."""
     genes, levels = space.moves
     free = ~space.encoding.inactive(genome[None])[0]
     free[np.asarray(keep, dtype=np.int64)] = False

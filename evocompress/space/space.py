@@ -85,7 +85,7 @@ class SearchSpace:
         return costs / self._bounds
 
     def budget_usage_after(self, genome: Genome, genes: Integers, levels: Integers) -> Floats:
-        """`used` after each of K changes of one gene of a genome (U,): (K, bounds)."""
+        """`budget_usage` after each of K changes of one gene of a genome (U,): (K, bounds)."""
         matrix = self._places[genes]
         costs = self._bounded.after(
             self.encoding.states(genome[None])[0],
@@ -97,7 +97,7 @@ class SearchSpace:
         return costs / self._bounds
 
     def budget_usage_by_part(self, genomes: Genome) -> Floats:
-        """What each part of genomes (N, U) adds to `used` (N, P, bounds).
+        """What each part of genomes (N, U) adds to `budget_usage` (N, P, bounds).
 
         All parts together lack what no candidate can save.
         """

@@ -156,25 +156,6 @@ def test_a_folder_in_the_place_of_a_file_is_named_with_its_setting(run_file):
         pass
 
 
-@pytest.mark.parametrize(
-    ("changes", "smallest"),
-    [
-        ([], 2),
-        (["micro_batch=3", "search_sequences=9"], 3),
-        (["micro_batch=5"], 4),
-        (["micro_batch=8", "search_sequences=11"], 3),
-    ],
-)
-def test_embeddings_without_an_order_are_refused(run_file, unloaded, changes, smallest):
-    given = ["proxy.kind=embedding", *(f"calibration.{each}" for each in changes)]
-    config = load_config(run_file, given)
-    if smallest < 4:
-        with pytest.raises(ConfigError, match=f"leave one of {smallest}: set calibration.micro_b"):
-            api.search(config)
-    else:
-        check_names(config)
-
-
 def test_a_right_one_gets_as_far_as_the_model(run_file, unloaded):
     for work in (api.search, api.build_library):
         with pytest.raises(AssertionError, match="the model was loaded"):

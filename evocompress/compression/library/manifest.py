@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from evocompress.compression.library.files import durable_file
 from evocompress.core.errors import LibraryError
@@ -110,6 +110,13 @@ class InputRecord:
     tokens: int | None = None
 
 
+def _own_file(name: str) -> str:
+    """A name that leads nowhere else."""
+    if Path(name).name != name:
+        raise ValueError("a file lies outside of the library")
+    return name
+
+
 @dataclass(frozen=True)
 class BlockRecord:
     """A finished block file.
@@ -126,7 +133,7 @@ class BlockRecord:
         xxh3: The checksum with which it is verified; ``None`` in libraries of older versions.
     """
 
-    file: Annotated[str, Field(pattern=r"^[^/\\]+$")]
+    file: Annotated[str, AfterValidator(_own_file)]
     bytes: int
     sha256: str
     inputs: Mapping[str, InputRecord]

@@ -45,6 +45,8 @@ class DecoderClassifier(Family):
 class DecoderEmbedding(Family):
     """A decoder whose final states are embeddings, pooled as sentence-transformers' files say."""
 
+    layers_path = "layers"
+    norm_path = "norm"
     task = DECODER_EMBEDDINGS
     unused = r"lm_head\..*"
 
@@ -64,6 +66,15 @@ def headless(*decoders: type[Family]) -> dict[str, Family]:
         paths = {
             key: getattr(family, key).partition(".")[2] for key in ("layers_path", "norm_path")
         }
-        found[f"{kind}-classifier"] = type(f"{name}Classifier", (DecoderClassifier, family), {})()
-        found[f"{kind}-embedding"] = type(f"{name}Embedding", (DecoderEmbedding, family), paths)()
+        found[f"{kind}-classifier"] = _named(f"{name}Classifier", DecoderClassifier, family, {})()
+        found[f"{kind}-embedding"] = _named(f"{name}Embedding", DecoderEmbedding, family, paths)()
+    return found
+
+
+def _named(
+    name: str, base: type[Family], family: type[Family], attributes: dict[str, str]
+) -> type[Family]:
+    """A class of this module, so that its objects can be pickled."""
+    own = {"__module__": __name__, "__doc__": f"{base.__doc__} Below it is `{family.__name__}`."}
+    globals()[name] = found = type(name, (base, family), own | attributes)
     return found

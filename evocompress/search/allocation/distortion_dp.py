@@ -16,8 +16,7 @@ from evocompress.core.arrays import Floats, Genome
 from evocompress.core.fields import Size, Tokens
 from evocompress.core.requests import Evaluate, Result
 from evocompress.core.types import DENSE, Level
-from evocompress.search.allocation.knapsack import Harms, knapsack
-from evocompress.search.auto.sensitivity import rising
+from evocompress.search.allocation.knapsack import Harms, knapsack, rising
 from evocompress.search.base import SearcherSettings
 from evocompress.search.generator_searcher import AskTell, GeneratorSearcher
 from evocompress.space.encoding import Encoding

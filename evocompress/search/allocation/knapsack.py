@@ -301,3 +301,14 @@ def _enough_experts(
         worth[genes[finite]] += sign * values[finite]
     whole: Genome = space.encoding.with_experts(genome[None], worth)[0]
     return whole
+
+
+def rising(points: Sequence[tuple[float, float]]) -> tuple[Floats, Floats]:
+    """What was measured of ever larger changes: sizes (N,) and harms (N,), which never fall.
+
+    A larger change that was measured as harmless makes smaller ones harmless: so a lucky
+    measurement of a large change lowers the smaller ones, instead of being lost.
+    """
+    first, *others = points
+    sizes, harms = np.array([first, *sorted(others)]).T
+    return sizes, np.minimum.accumulate(harms[::-1])[::-1]

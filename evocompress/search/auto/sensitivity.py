@@ -16,6 +16,7 @@ from math import isfinite
 import numpy as np
 
 from evocompress.core.arrays import Floats, Genome, Integers
+from evocompress.search.allocation.knapsack import rising
 from evocompress.search.bisection import bisected, mean
 from evocompress.search.generator_searcher import AskTell, Probe
 from evocompress.space.space import SearchSpace
@@ -167,14 +168,3 @@ def _curve(
     options = [Change(gene, int(genome[gene]), 0.0), *options]
     own = np.array([option.saving for option in options])
     return np.array([option.level for option in options]), own, np.interp(own, savings, harms)
-
-
-def rising(points: Sequence[tuple[float, float]]) -> tuple[Floats, Floats]:
-    """What was measured of ever larger changes: sizes (N,) and harms (N,), which never fall.
-
-    A larger change that was measured as harmless makes smaller ones harmless: so a lucky
-    measurement of a large change lowers the smaller ones, instead of being lost.
-    """
-    first, *others = points
-    sizes, harms = np.array([first, *sorted(others)]).T
-    return sizes, np.minimum.accumulate(harms[::-1])[::-1]

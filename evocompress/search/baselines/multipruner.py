@@ -107,11 +107,11 @@ class MultiPruner(GeneratorSearcher):
     def _narrower(self, kind: str, genome: Genome) -> list[Genome]:
         """The genome (U,) with each sub-layer of a kind at its next width."""
         genes = self.space.encoding
-        void = genes.inactive(genome[None])[0]
+        inactive = genes.inactive(genome[None])[0]
         tries = []
         for gene in genes.widths.tolist():
             level = _next_width(genes.levels[gene], int(genome[gene]))
-            if genes.units[gene].kind == kind and not void[gene] and level is not None:
+            if genes.units[gene].kind == kind and not inactive[gene] and level is not None:
                 tries.append(genome.copy())
                 tries[-1][gene] = level
         return tries

@@ -149,7 +149,7 @@ def different(genomes: Iterable[Genome]) -> list[Genome]:
 
 
 def _movable(space: SearchSpace, genome: Genome, fixed: Sequence[int]) -> list[NDArray[np.int64]]:
-    """For each kind of unit that can move, its genes that are not void and have a choice."""
+    """For each kind of unit that can move, its active genes that have a choice."""
     genes = space.encoding
     free = ~genes.inactive(genome[None])[0] & (genes.sizes > 1)
     free[list(fixed)] = False

@@ -27,8 +27,9 @@ class Neighbours:
     """K genomes, each with one gene at another level, or the same.
 
     Attributes:
-        harms: The sums of harms (K,); void genes have none.
-        used: The budget's costs as multiples of their bounds (K, bounds), as `SearchSpace.used`.
+        harms: The sums of harms (K,); inactive genes have none.
+        used: The budget's costs as multiples of their bounds (K, bounds), as
+            `SearchSpace.budget_usage`.
         admissible: As `evocompress.space.encoding.Encoding.admissible` (K,).
     """
 

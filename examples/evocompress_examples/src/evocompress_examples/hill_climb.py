@@ -10,17 +10,15 @@ from evocompress.search.operators.mutation import exchange
 from evocompress.space import sampling
 
 
-class HillClimbSettings(SearcherSettings):
-    """Settings of `HillClimb`: how many copies are tried."""
-
-    steps: Positive = 20
-
-
 class HillClimb(GeneratorSearcher):
     """Begins with the even candidate of the budget."""
 
-    Settings = HillClimbSettings
-    settings: HillClimbSettings
+    class Settings(SearcherSettings):
+        """How many copies are tried."""
+
+        steps: Positive = 20
+
+    settings: Settings
 
     def search(self) -> AskTell[None]:
         """Tries one copy after the other."""
