@@ -142,6 +142,17 @@ def test_a_manifest_that_is_whole_is_read_as_it_was(made, copied):
     assert reopened(copied).manifest == made[1].manifest
 
 
+@pytest.mark.parametrize("name", ["../block_000", "/etc/passwd", "."])
+def test_a_file_outside_of_the_library_is_named(copied, name):
+    file = copied[0] / "manifest.json"
+    manifest = json.loads(file.read_text())
+    del manifest["xxh3"]
+    manifest["blocks"]["0"]["file"] = name
+    file.write_text(json.dumps(manifest))
+    with pytest.raises(LibraryError, match="a file lies outside of the library"):
+        reopened(copied)
+
+
 @pytest.mark.parametrize(
     "change",
     [
