@@ -9,7 +9,6 @@ from evocompress.core.types import DROP, Candidate
 from evocompress.search.allocation.flap import Flap
 from evocompress.search.auto.acquisition import Acquisition, blend, climb, propose
 from evocompress.search.auto.auto import ARCHIVE, Auto
-from evocompress.search.auto.predictor import Predictor
 from evocompress.search.base import Problem
 from evocompress.search.fidelity.racing import Scoreboard, race
 from evocompress.search.fidelity.rungs import Rung
@@ -375,26 +374,3 @@ class TestAuto:
         searcher, _ = searched(depth, failing, 8_000)
         assert searcher.incumbent() is not None
         assert searcher.phase().endswith("; the estimate block_influence failed: out of memory")
-
-
-def test_a_forecast_fills_in_what_was_not_tried():
-    space = space_of(
-        2,
-        width={"channels": [0.25, 0.5, 0.75], "multiple_of": 8, "protect": []},
-        drop={"protect": []},
-        budget={"body_params": 0.6},
-    )
-    first = space.encoding.default
-    gene = int(space.encoding.widths[-1])
-    changed = first.copy()
-    changed[gene] = len(space.levels[gene]) - 1
-    forecast = Predictor(space, surrogate=False)
-    results = [
-        Result(Evaluate(space.candidate(genome), (0,)), (MicroBatchValue(0, (value,), (10,)),))
-        for genome, value in ((first, 0.0), (changed, 4.0))
-    ]
-    forecast.learn_effects([first, changed], results)
-    rows = np.tile(first, (len(space.levels[gene]), 1))
-    rows[:, gene] = np.arange(len(rows))
-    found = forecast.guide()[1].predict(rows)
-    np.testing.assert_allclose(found, np.linspace(0, 0.4, len(rows)))
