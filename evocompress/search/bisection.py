@@ -11,7 +11,9 @@ N = TypeVar("N", int, float)
 def bisected(
     holds: Callable[[N], bool], low: N, high: N, times: int, middle: Callable[[N, N], N]
 ) -> tuple[N, N]:
-    """The ends of what is left of a range after some halvings: `holds` is false below, true above.
+    """The ends of a range after it was halved `times` times: `holds` is false below, true above.
+
+    `middle` gives the point that halves a range.
 
     Example:
         >>> bisected(lambda x: x * x >= 2, 1.0, 2.0, 10, mean)

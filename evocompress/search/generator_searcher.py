@@ -102,9 +102,12 @@ class GeneratorSearcher(Searcher):
     def evaluate(
         self, genomes: Sequence[Genome], micro_batches: tuple[int, ...], *, probe: bool = False
     ) -> AskTell[list[Result]]:
-        """The results of genomes (U,) on the same micro-batches, in order.
+        """The results of genomes (U,), in order; the mean of a failed one is infinite.
 
-        The mean of a result that failed is infinite.
+        Args:
+            genomes: Without any nothing is asked.
+            micro_batches: Their indices in the pool, the same ones for all genomes.
+            probe: Whether they may break the budget, so that none of them can win.
         """
         if not genomes:
             return []
@@ -116,7 +119,12 @@ class GeneratorSearcher(Searcher):
     ) -> AskTell[Estimation]:
         """An estimate at a genome (U,); it may have failed.
 
-        It counts as some forward passes over the micro-batches; a backward pass is two.
+        Args:
+            genome: The candidate that the model is while numbers are estimated.
+            kind: Name of the estimate.
+            micro_batches: Their indices in the pool.
+            forwards: Forward passes over the micro-batches that are charged; a backward pass is
+                two.
         """
         candidate = self.space.candidate(genome)
         return (yield from estimated(Estimate(candidate, kind, micro_batches, forwards)))
@@ -128,11 +136,14 @@ class GeneratorSearcher(Searcher):
         target: SearchSpace,
         micro_batches: tuple[int, ...],
     ) -> AskTell[Genome]:
-        """The genome (U,) where the best of the choices, taken again and again, is enough.
+        """The genome (U,) after the best of the choices, again and again, until it is feasible.
 
-        All are tried as probes, but those that save nothing of what is still exceeded.
-
-        Where no choice is left, the budget of the target is not met.
+        Args:
+            genome: Where it begins.
+            choices: Gives the genomes (U,) to choose from after another one. All are measured as
+                probes, but those that lower no cost which is above its bound.
+            target: The space whose budget is to be met; where no choice is left, it is not.
+            micro_batches: On which the choices are compared, as indices in the pool.
         """
         while not target.feasible(genome[None])[0]:
             tries = _useful(target, genome, choices(genome))

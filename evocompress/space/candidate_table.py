@@ -47,7 +47,14 @@ def candidate_table(
     members: Sequence[Sequence[Unit]],
     levels: Sequence[Sequence[Level]],
 ) -> CandidateTable:
-    """The table of an `Encoding`."""
+    """The table of an `Encoding`.
+
+    Args:
+        parts: The P sub-layers and experts, each with its levels.
+        drops: For each part the state in which it is dropped, -1 where there is none (P,).
+        members: The units of each gene (U,).
+        levels: The levels of each gene (U,).
+    """
     places: dict[str, int] = {}
     found: list[tuple[str, int, int, tuple[Entry | None, ...]]] = []
     for place, (part, known) in enumerate(parts):

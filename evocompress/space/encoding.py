@@ -133,12 +133,12 @@ class Encoding:
         )
 
     def dropped(self, genomes: Genome) -> Booleans:
-        """Which genes are dropped (N, U)."""
+        """Which genes of genomes (N, U) are dropped (N, U)."""
         return np.asarray(genomes == self.drop_index)
 
     @latest
     def states(self, genomes: Genome) -> Integers:
-        """For each part the index of its level in `part_levels` (N, P)."""
+        """For each part of genomes (N, U) the index of its level in `part_levels` (N, P)."""
         genes = self._part_genes
         own: Integers = genomes.take(np.maximum(genes, 0), axis=1)
         own[:, genes < 0] = 0
@@ -177,7 +177,7 @@ class Encoding:
 
     @latest
     def inactive(self, genomes: Genome) -> Booleans:
-        """Which genes (N, U) lie below dropped units, with all of their members."""
+        """Which genes of genomes (N, U) lie below dropped units, with all members (N, U)."""
         if not self.droppable.size:
             return np.zeros(genomes.shape, dtype=bool)
         never = np.zeros((len(genomes), 1), dtype=bool)
@@ -211,7 +211,7 @@ class Encoding:
         return np.asarray(~np.logical_or.reduce(self.short_mixtures(genomes), axis=1))
 
     def short_mixtures(self, genomes: Genome) -> Booleans:
-        """Which parts (N, P) are mixtures with fewer experts than a token uses."""
+        """Which parts (N, P) of genomes (N, U) are mixtures with too few experts for a token."""
         short = np.zeros((len(genomes), len(self.parts)), dtype=bool)
         for mixture in self.mixtures:
             missing = mixture.short(genomes, self._lost(genomes, mixture.part))

@@ -34,7 +34,10 @@ class ExpertGenes:
         return np.where(lost, 0, self.least - kept)
 
     def restore(self, genomes: Genome, short: Genome, worth: Floats | None) -> None:
-        """Restore, in place, a number (N,) of dropped experts of each of the genomes (N, U)."""
+        """Restore, in place, as many dropped experts as are `short` (N,) in genomes (N, U).
+
+        Those of the highest `worth` (U,) are first, without worths those of the first genes.
+        """
         order = self.genes
         if worth is not None:
             order = self.genes[np.argsort(-worth[self.genes], kind="stable")]
@@ -47,7 +50,14 @@ class ExpertGenes:
 def mixtures(
     parts: Sequence[Unit], tree: UnitTree, indices: Mapping[str, int], drop_index: Genome
 ) -> tuple[ExpertGenes, ...]:
-    """The MLPs of experts of which any can be dropped."""
+    """The MLPs whose experts can be dropped.
+
+    Args:
+        parts: The P sub-layers and experts.
+        tree: All units.
+        indices: The gene of each unit, by its name.
+        drop_index: For each gene the index of the level that drops it (U,).
+    """
     found = []
     for part, unit in enumerate(parts):
         own = [expert.name for expert in tree.experts.get(unit.name, ())]
@@ -59,7 +69,12 @@ def mixtures(
 
 
 def parts_of_genes(owners: Sequence[Integers], count: int) -> tuple[Integers, Integers]:
-    """The parts that each gene is about, one gene's after the other, and where they begin."""
+    """The parts that each gene is about, one gene's after the other, and where each begins.
+
+    Args:
+        owners: Arrays (P,) with a gene that each part depends on, -1 for none.
+        count: The number U of genes, so that (U + 1,) places are given.
+    """
     genes = np.stack(owners)
     kind, part = np.nonzero(genes >= 0)
     pairs = np.unique(np.stack([genes[kind, part], part], axis=1), axis=0)
@@ -70,10 +85,11 @@ def parts_of_genes(owners: Sequence[Integers], count: int) -> tuple[Integers, In
 def inactive_columns(
     parts: Sequence[Unit], members: Sequence[Sequence[Unit]]
 ) -> tuple[Integers, Integers]:
-    """The columns (dropped | in a dropped block | never) that make genes inactive, a run for each.
+    """The columns that make genes inactive, one gene's after the other, and where each begins (U,).
 
-    A matrix is inactive with its sub-layer or expert, an expert with its sub-layer, a sub-layer
-    with its block, a block never.
+    There are 2·P + 1 columns: a part is dropped, a part is in a dropped block, never. A matrix is
+    inactive with its sub-layer or expert, an expert with its sub-layer, a sub-layer with its block,
+    a block never. `members` has the units of each gene (U,).
     """
     places = {part.name: index for index, part in enumerate(parts)}
     count = len(places)

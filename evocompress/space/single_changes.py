@@ -39,7 +39,7 @@ class Changes:
         return Changes(self.space, self.genome, genes, levels, used)
 
     def changed(self, index: int) -> Genome:
-        """The genome (U,) after one of them."""
+        """The genome (U,) after the change of an index."""
         genome = self.genome.copy()
         genome[self.genes[index]] = self.levels[index]
         return genome
@@ -62,7 +62,10 @@ class Changes:
 def single_changes(
     space: SearchSpace, genome: Genome, keep: Sequence[int] | Integers, step: int
 ) -> Changes:
-    """All changes of one gene of a genome (U,): matrices by a step, others to any other level."""
+    """All changes of one gene of a genome (U,), but of the genes to keep.
+
+    The level of a matrix changes by `step`, that of another gene to any other.
+    """
     genes, levels = space.moves
     free = ~space.encoding.inactive(genome[None])[0]
     free[np.asarray(keep, dtype=np.int64)] = False

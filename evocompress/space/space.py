@@ -85,7 +85,7 @@ class SearchSpace:
         return costs / self._bounds
 
     def budget_usage_after(self, genome: Genome, genes: Integers, levels: Integers) -> Floats:
-        """`budget_usage` after each of K changes of one gene of a genome (U,): (K, bounds)."""
+        """`budget_usage` (K, bounds) of a genome (U,) with one of its genes (K,) at levels (K,)."""
         matrix = self._places[genes]
         costs = self._bounded.after(
             self.encoding.states(genome[None])[0],

@@ -129,7 +129,7 @@ class WithDense:
         return cls(space, genes, shift)
 
     def removed(self, gene: int) -> Floats:
-        """The share of a unit's weights that each of its levels removes (levels,)."""
+        """The share of the weights of a gene's unit that each of its levels removes (levels,)."""
         unit = self.genes.units[gene]
         parts = {part.unit.name: part for part in self.space.cost_model.parts}
 
@@ -143,7 +143,7 @@ class WithDense:
 
 
 def targets(space: SearchSpace, rounds: int) -> list[SearchSpace]:
-    """The space with the budget of each round: what is left of each cost falls geometrically."""
+    """The space with the budget of each of the `rounds`: the costs left fall geometrically."""
     dense = space.cost_model.dense()
 
     def bounds(share: float) -> dict[str, float]:

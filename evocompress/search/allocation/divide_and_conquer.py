@@ -56,7 +56,7 @@ class Range:
     known: dict[bytes, tuple[Genome, float]] = field(default_factory=dict)
 
     def learn(self, genome: Genome, value: float) -> None:
-        """Notes what was measured."""
+        """Notes the proxy's value that was measured of a genome (U,)."""
         self.known[genome.tobytes()] = (genome, value)
 
     def front(self, count: int) -> Front:
@@ -105,7 +105,7 @@ class Range:
         return distinct(child, count) if parents else []
 
     def put_into(self, genome: Genome, other: Genome) -> Genome:
-        """A genome (U,) with this range as in another one."""
+        """A genome (U,) with the genes of this range as in the `other` one (U,)."""
         changed = genome.copy()
         changed[self.genes] = other[self.genes]
         return np.asarray(self.space.deactivate(changed[None])[0])

@@ -61,7 +61,8 @@ def thresholds(space: SearchSpace, scores: Mapping[str, Sequence[float]]) -> Thr
     """For each gene with widths the lowest threshold at which each of its levels is reached.
 
     A level is reached once the threshold is as high as every score that the level removes, in all
-    units of the gene. The dense level removes nothing: its threshold is minus infinity.
+    units of the gene. The dense level removes nothing: its threshold is minus infinity. Scores are
+    given by sub-layer, one for each channel or query head.
     """
     groups = {part.unit.name: part.kv_heads for part in space.cost_model.parts}
 

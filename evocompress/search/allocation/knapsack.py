@@ -133,8 +133,8 @@ class _Task:
 def knapsack(space: SearchSpace, harms: Harms, start: Genome) -> Genome | None:
     """The feasible genome (U,) of the least sum of harms, or nearly so.
 
-    Inactive genes do not count. Where genes change each other's costs, the search begins at a
-    genome (U,) of allowed levels.
+    Inactive genes do not count. Where genes change each other's costs, the search begins at the
+    genome `start` (U,) of allowed levels.
 
     Returns:
         ``None`` where no allowed genome that was found meets the budget.
@@ -159,7 +159,7 @@ def separable(space: SearchSpace) -> bool:
 
 
 def padded(tables: Sequence[Floats], fill: float) -> Floats:
-    """Tables of genes (levels, ...) as one array (U, L, ...), filled up where levels are fewer."""
+    """Tables of genes (levels, ...) as one array (U, L, ...), `fill` where levels are fewer."""
     longest = max(len(table) for table in tables)
     found = np.full((len(tables), longest, *tables[0].shape[1:]), fill)
     for row, table in zip(found, tables, strict=True):
@@ -304,10 +304,11 @@ def _enough_experts(
 
 
 def rising(points: Sequence[tuple[float, float]]) -> tuple[Floats, Floats]:
-    """What was measured of ever larger changes: sizes (N,) and harms (N,), which never fall.
+    """The sizes (N,) and harms (N,) of ever larger changes, from pairs (size, harm) of each.
 
-    A larger change that was measured as harmless makes smaller ones harmless: so a lucky
-    measurement of a large change lowers the smaller ones, instead of being lost.
+    The first pair is that of no change. The harms never fall: a larger change that was measured as
+    harmless makes smaller ones harmless, so a lucky measurement of a large change lowers the
+    smaller ones, instead of being lost.
     """
     first, *others = points
     sizes, harms = np.array([first, *sorted(others)]).T

@@ -68,7 +68,7 @@ class Known:
         return np.array([self.rows[unit.name][0] for unit in self.matrices])
 
     def block_sums(self, values: Floats) -> Floats:
-        """Sums (B,) over the matrices (M,) of each block."""
+        """Sums (B,) over the values (M,) of the matrices of each block."""
         sums = np.zeros(len(set(self.blocks)))
         np.add.at(sums, self.places, values)
         return sums
@@ -102,7 +102,7 @@ class Method:
 
 
 def uniform(known: Known, overall: float) -> Floats:
-    """The same everywhere."""
+    """The density `overall` in every matrix (M,)."""
     return np.full(len(known.matrices), overall)
 
 
@@ -113,7 +113,7 @@ def erk(known: Known, overall: float) -> Floats:
 
 
 def lamp(known: Known, overall: float) -> Floats:
-    """LAMP (Lee et al. 2020, 2010.07611): what one threshold on the scores of all leaves."""
+    """LAMP (Lee et al. 2020, 2010.07611): the densities above one threshold on all scores."""
     return _at_threshold(known, overall, np.zeros(len(known.matrices)))
 
 

@@ -70,7 +70,7 @@ def propose(
     steps: int = 3,
     targets: Sequence[Genome] = (),
 ) -> list[Genome]:
-    """Different feasible genomes (U,) near a parent, none of them the parent.
+    """Up to `count` different feasible genomes (U,) near a parent, none of them the parent.
 
     Many are made by exchanges and by steps towards the targets. Most of those proposed are drawn
     in proportion to their expected improvement on the parent (Mockus 1975), or climb from there
@@ -78,7 +78,7 @@ def propose(
     excluded.
 
     Up to `steps` exchanges make one. Without a guide all are drawn evenly. Targets are other
-    genomes that may be good.
+    genomes (U,) that may be good.
     """
 
     def child() -> Genome:
@@ -108,7 +108,7 @@ def propose(
 def climb(
     space: SearchSpace, genome: Genome, predict: Predict, steps: int, rng: np.random.Generator
 ) -> Genome:
-    """A feasible genome (U,) after up to so many exchanges, each the best predicted of several."""
+    """A feasible genome (U,) after up to `steps` exchanges, each the best predicted of several."""
     value = predict(genome[None])[0]
     for _ in range(steps):
         choices = np.stack([_moved(space, genome, rng) for _ in range(_CHOICES)])
@@ -121,7 +121,7 @@ def climb(
 
 
 def blend(space: SearchSpace, genome: Genome, other: Genome, rng: np.random.Generator) -> Genome:
-    """The genome with a random share of the genes of another one, brought to the budget."""
+    """A genome (U,) with a random share of the genes of the `other` (U,), brought to the budget."""
     share = rng.uniform(0.1, 1.0)
     taken = rng.random(len(genome)) < share
     child = space.deactivate(np.where(taken, other, genome)[None])[0]

@@ -49,7 +49,10 @@ class EvaluationClient:
         forwards: int,
         candidate: Candidate = DENSE_MODEL,
     ) -> AskTell[Estimation]:
-        """An estimate, which may have failed; it counts as so many forward passes."""
+        """An estimate of a kind, which may have failed; it costs `forwards` forward passes.
+
+        `doing` says in a few words what the answer is for.
+        """
         self.doing = f"{doing} on {self.tokens(micro_batches)}"
         answer = yield from estimated(Estimate(candidate, kind, micro_batches, forwards))
         if answer.failed is not None:
@@ -63,7 +66,7 @@ class EvaluationClient:
         return self._searcher.evaluate(genomes, micro_batches, probe=True)
 
     def next(self, count: int) -> tuple[int, ...]:
-        """The next micro-batches for estimates, in turn: other ones each time while there are."""
+        """The next `count` micro-batches for estimates: they take turns."""
         return tuple(itertools.islice(self._to_estimate, count))
 
     def shuffled(self) -> list[int]:
@@ -71,5 +74,5 @@ class EvaluationClient:
         return [int(index) for index in self.rng.permutation(self._compared)]
 
     def tokens(self, micro_batches: Sequence[int]) -> str:
-        """How many tokens some micro-batches have, in words."""
+        """The number of tokens of some micro-batches, in words."""
         return f"{self.budget.ledger.size(micro_batches):,} tokens"

@@ -68,7 +68,10 @@ class Predictor:
         self.expand(Quadratic(table, np.zeros((*table.shape, 1)), 0.0))
 
     def learn_effects(self, genomes: Sequence[Genome], results: Sequence[Result]) -> None:
-        """Takes the single changes of the first measured round, which begins with no change."""
+        """Takes the results of the first measured round of single changes.
+
+        The first of the genomes (U,) has none, each other one has one gene changed.
+        """
         if self._prior is not None or not np.isfinite(results[0].mean):
             return
         first, now = genomes[0], results[0].mean
@@ -93,8 +96,15 @@ class Predictor:
         """Takes the results of a race, as logarithms of multiples of its incumbent's value.
 
         Incumbents are linked by the race that one lost to the other, so all values are on one
-        scale though all races are on tokens of their own. In logarithms what two changes do
-        adds up better, and one text is less unlike another.
+        scale though all races are on tokens of their own. In logarithms the effects of two changes
+        add up better, and one text is less unlike another.
+
+        Args:
+            board: All results so far.
+            incumbent: To which the rivals are compared.
+            raced: The rivals.
+            genomes: The genome (U,) of each of them, by the id of the candidate.
+            rungs: Those of the race; the last that a rival was measured on counts.
         """
         level = self._level.setdefault(incumbent.id, 0.0)
         found: list[tuple[Genome, float]] = []

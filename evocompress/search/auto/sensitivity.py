@@ -58,7 +58,8 @@ Measured = Sequence[tuple[Change, float]]
 def approach(space: SearchSpace, probe: Probe, *, rounds: int, per_gene: int) -> AskTell[Genome]:
     """A genome (U,) that meets the budget, or nearly so, from the least compressed one on.
 
-    In each round some levels of each gene are tried, and an equal step of the way is taken.
+    In each of the `rounds` up to `per_gene` levels of each gene are tried by `probe`, and an equal
+    step of the way is taken.
     """
     genome = space.encoding.default
     used = space.budget_usage(genome[None])[0]
@@ -75,7 +76,10 @@ def approach(space: SearchSpace, probe: Probe, *, rounds: int, per_gene: int) ->
 def effects(
     space: SearchSpace, genome: Genome, probe: Probe, per_gene: int
 ) -> AskTell[Measured | None]:
-    """The effects of single changes of a genome (U,); ``None`` where it cannot be measured."""
+    """The effects of up to `per_gene` changes of each gene of a genome (U,), alone.
+
+    They are ``None`` where the genome itself cannot be measured.
+    """
     tries = changes(space, genome, per_gene)
     results = yield from probe([genome, *(applied(genome, change) for change in tries)])
     now, *after = (result.mean for result in results)
@@ -85,9 +89,10 @@ def effects(
 
 
 def changes(space: SearchSpace, genome: Genome, per_gene: int) -> list[Change]:
-    """What to try: for each width and drop gene up to `per_gene` levels that save something.
+    """The changes of a genome (U,) to try: up to `per_gene` that save something, of each gene.
 
-    They are spread over what the gene can save; the largest saving is always among them.
+    Only widths and drops are changed. The changes of a gene are spread over the savings that it
+    has; the largest one is always among them.
     """
     found: list[Change] = []
     for gene in _sublayer_genes(space, genome):
@@ -111,11 +116,11 @@ def applied(genome: Genome, change: Change) -> Genome:
 def best_sum(space: SearchSpace, genome: Genome, measured: Measured, target: Floats) -> Genome:
     """The genome (U,) of the least total effect that uses at most `target` of each bound.
 
-    A knapsack has no answer where the target is missed; here the most that was measured is done
+    A knapsack has no answer where the target is missed; here the changes that save most are made
     then, because later rounds and repairs go on from there.
 
-    What lies between two changes of a gene is interpolated over the saving, and what one saves less
-    than another never harms more. The target is the share of each bound to come down to.
+    Between two measured changes of a gene the effect is interpolated over the saving, and a change
+    that saves less than another never harms more. The target is in shares of the bounds (bounds,).
     """
     curves = {
         gene: _curve(space, genome, gene, [pair for pair in measured if pair[0].gene == gene])

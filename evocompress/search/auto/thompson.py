@@ -100,7 +100,7 @@ class ModelledDrops:
         self._model: Posterior | None = None
 
     def search(self, starts: Sequence[Genome]) -> AskTell[None]:
-        """Measures from some genomes (U,) on, the best one first.
+        """Measures from the genomes `starts` (U,) on, the best of which is first.
 
         It ends where no more than `SPARE` of all tokens is left, or nothing new is proposed.
         """

@@ -129,7 +129,7 @@ class Greedy(GeneratorSearcher):
 
 
 def taken(space: SearchSpace, genome: Genome, priced: Sequence[_Priced], count: int) -> Genome:
-    """The genome (U,) after the cheapest of the steps, as if they did not touch each other.
+    """The genome (U,) after the `count` cheapest steps, as if they did not touch each other.
 
     A gene may be taken again where only one step can follow: harms grow like a square, so its
     second step is taken to cost three times the first, the third five times.

@@ -63,16 +63,21 @@ def savings(space: SearchSpace, genome: Genome, changed: Sequence[Genome]) -> ND
 
 
 def rates(values: Sequence[float], now: float, saved: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Harm per saving (K,) of changes with some values, from a genome with the value `now`.
+    """Harm per saving (K,) of changes with values (K,), from a genome with the value `now`.
 
-    Infinite for what could not be measured. Of harmless ones that which saves most is first.
+    `saved` (K,) is the saving of each. The rate is infinite for a change that could not be measured
+    or saves nothing, and of harmless changes the one that saves most has the lowest.
     """
     harms = np.maximum(np.array(values) - (now if np.isfinite(now) else 0.0), LEAST_HARM)
     return np.asarray(np.divide(harms, saved, out=np.full(len(harms), np.inf), where=saved > 0))
 
 
 def next_levels(levels: Sequence[Level], index: int, stepped: bool) -> list[int]:
-    """Indices of the levels one step more compressed than that of an index."""
+    """Indices of the levels one step more compressed than that of an index.
+
+    `stepped` says that the next level in order is the only one, as for the zeros of a matrix;
+    otherwise there are the nearest narrower levels and the drop.
+    """
     if stepped:
         return [index + 1] if index + 1 < len(levels) else []
     later = range(index + 1, len(levels))

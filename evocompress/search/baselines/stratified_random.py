@@ -114,7 +114,7 @@ class Bins:
     """Counts what was taken of every part of a range."""
 
     def __init__(self, low: float, high: float, count: int, spare: int) -> None:
-        """Empty bins."""
+        """Empty bins of one width from `low` to `high`; all get more room when `spare` have any."""
         self._edges = np.linspace(low, high, count + 1)[1:-1]
         self._taken = np.zeros(count, dtype=np.int64)
         self._room = 1

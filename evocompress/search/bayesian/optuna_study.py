@@ -43,8 +43,8 @@ class GenomeStudy:
         """Begins an empty study.
 
         The parameters are the genes that have a choice. The feasible genomes of `first` are given
-        out before what the sampler proposes, and `complete` makes a feasible genome (U,) of what it
-        proposes.
+        out before those that the sampler proposes, and `complete` makes a feasible genome (U,) of
+        a proposal. `objectives` is the number of values that are told of each.
         """
         with _quiet():
             self._study = optuna.create_study(sampler=sampler, directions=["minimize"] * objectives)

@@ -96,7 +96,18 @@ class Evolution:
         offspring: int,
         rng: np.random.Generator,
     ) -> None:
-        """Prepares the first population."""
+        """Prepares the first population.
+
+        Args:
+            algorithm: Its name in `ALGORITHMS`.
+            space: What is searched.
+            seeds: The genomes (N, U) of the first population.
+            mutate: Changes a genome at random.
+            objectives: How many values are told of each genome.
+            population: Genomes that survive a generation.
+            offspring: Genomes that a generation proposes.
+            rng: Source of randomness.
+        """
         self._known: dict[bytes, Points] = {}
         self._algorithm = ALGORITHMS[algorithm](
             objectives,

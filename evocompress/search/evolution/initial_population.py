@@ -66,10 +66,20 @@ def measured_ladder(
     rounds: int,
     per_gene: int,
 ) -> AskTell[list[Genome]]:
-    """Up to `count` genomes (U,) of the least harm, down to the first cost of another genome.
+    """Up to `count` genomes (U,) of the least harm, from the default one down to a cost.
 
-    The effects of single changes are measured at the start and added up, see
-    `evocompress.search.auto.sensitivity`; then again where the first part of the ladder ends.
+    The effects of single changes are measured and added up, see
+    `evocompress.search.auto.sensitivity`; in the next round the same is done from the last genome
+    that was found.
+
+    Args:
+        space: What is searched.
+        objectives: Their first cost is the one that falls in equal steps.
+        probe: Measures genomes that cannot win.
+        lowest: The genome (U,) that has the last of these costs.
+        count: Steps, each with one genome; they end early where nothing can be measured.
+        rounds: How often effects are measured, each time for its share of the steps.
+        per_gene: Levels of each gene whose effects a round measures.
     """
     cost, genome = objectives.costs[0], space.encoding.default
     bounded = replace(space, budget={cost: space.costs(genome[None])[cost].item()})

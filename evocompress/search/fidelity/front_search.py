@@ -80,7 +80,16 @@ class FrontSearcher(GeneratorSearcher):
         references: int = 0,
         estimates: int = 0,
     ) -> None:
-        """Sets the tokens for start and end aside."""
+        """Sets the tokens for start and end aside.
+
+        Args:
+            problem: What is searched.
+            settings: Those of the searcher.
+            rng: Source of randomness.
+            first: Candidates of the start.
+            references: Candidates that are measured at the end beside the front.
+            estimates: Estimates that are made at the start.
+        """
         space, self._objectives = choose(problem.space, settings.objectives, settings.range)
         super().__init__(replace(problem, space=space), settings, rng)
         self._fidelity = search_and_final(

@@ -106,7 +106,7 @@ class Scoreboard:
     def gaps(
         self, candidates: Iterable[Candidate], other: Candidate, micro_batches: Sequence[int]
     ) -> list[Gap]:
-        """The gaps of all others to one candidate that were measured there and did not fail."""
+        """The gaps to the `other` of all candidates that have a value on the micro-batches."""
         pairs = (self.gap(c, other, micro_batches) for c in candidates if c.id != other.id)
         return [gap for gap in pairs if isfinite(gap.mean)]
 
@@ -140,7 +140,14 @@ def race(
 
     Where the tokens do not suffice for a rung, the one before it was the end.
 
-    Only numbers decide unless `by_chance`: then a rival leaves as soon as it is certainly worse.
+    Args:
+        board: The results so far, to which the race adds.
+        affords: Whether there are tokens for requests.
+        incumbent: Whom the rivals must beat; it is measured on every rung.
+        rivals: Those that enter the first rung.
+        rungs: Micro-batches of each comparison, and how many rivals go on.
+        by_chance: Whether a rival leaves as soon as it is almost certainly worse; otherwise only
+            the numbers of survivors decide.
 
     Returns:
         The winner, and the micro-batches on which it was compared last; none where the tokens

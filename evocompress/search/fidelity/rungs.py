@@ -60,7 +60,7 @@ class Fidelity:
         return sum(low.survivors * (up.tokens - self.resumed * low.tokens) for low, up in pairs)
 
     def cost(self, entrants: int) -> int:
-        """Tokens that it takes if some candidates enter the first rung."""
+        """Tokens of a whole comparison where `entrants` candidates enter the first rung."""
         return entrants * self.rungs[0].tokens + self._later
 
     def entrants(self, tokens: float) -> int:

@@ -70,7 +70,7 @@ class Schedule:
     def of(
         cls, generations: int, offspring: int, rungs: Mapping[int, int], initial: int = 0
     ) -> Schedule:
-        """A published schedule, with the survivors of each number of tokens."""
+        """A published schedule, where `rungs` has the survivors of each number of tokens."""
         found = Fidelity(tuple(Rung(tokens, kept) for tokens, kept in rungs.items()))
         return cls(generations, offspring, found, initial)
 

@@ -107,21 +107,22 @@ class TokenBudget:
         return (int(np.argmin(self._pool.tokens)),)
 
     def leaves(self, count: int, micro_batches: Sequence[int], share: float) -> bool:
-        """Whether a share of all tokens is left once some candidates are measured."""
+        """Whether a share of all tokens is left once `count` candidates are measured."""
         return self.left - count * self.ledger.size(micro_batches) >= share * self.limit
 
     def start(self, micro_batches: Sequence[int], forwards: int) -> int:
-        """How many of the micro-batches a start along estimates of some forward passes uses."""
+        """How many of the micro-batches to use at the start, for estimates of `forwards` passes."""
         return self._estimated(micro_batches, _START, _START_SHARE, forwards)
 
     def step(self, micro_batches: Sequence[int], forwards: int) -> int:
-        """The same for a step; 0 where the tokens are too few for one and its comparison."""
+        """How many to use for a step; 0 where the tokens are too few for it and its comparison."""
         return self._estimated(micro_batches, _STEP, _STEP_SHARE, forwards)
 
     def effects(self, micro_batches: Sequence[int], tries: int) -> tuple[int, tuple[int, ...]]:
-        """In how many rounds to measure some single changes, and on which of the micro-batches.
+        """The rounds in which to measure single changes, and the micro-batches to measure them on.
 
-        There are as many rounds as there can be on at least one micro-batch; maybe none.
+        There are as many rounds, each with `tries` candidates, as there can be on at least one
+        micro-batch; maybe none.
         """
         for rounds in range(_EFFECT_ROUNDS, 0, -1):
             tokens = int(_MEASURED_SHARE * self.limit / (rounds * tries))
@@ -130,9 +131,10 @@ class TokenBudget:
         return 0, ()
 
     def removals(self, units: int, needed: int) -> tuple[int, int]:
-        """How to drop some units, about: the tokens of each trial, and how many a round drops.
+        """The tokens of each trial of a greedy removal, and how many units a round drops.
 
-        That is one, or more where the tokens are few; no tokens where they are too few for that.
+        Of `units` that can go, about `needed` have to. A round drops one, or more where the tokens
+        are few; both numbers are 0 where they are too few for that.
         """
         for take in range(1, needed + 1):
             trials = 1 + _FIRST_TRIALS * units + (needed / take - 1) * (1 + RETRIES)
@@ -142,29 +144,33 @@ class TokenBudget:
         return 0, 0
 
     def some(self, order: Sequence[int], tokens: int) -> tuple[int, ...]:
-        """The first of some micro-batches that have together at most so many tokens, or one."""
+        """The first micro-batches of an order with at most `tokens` together, or the very first."""
         return self._first(order, tokens) or tuple(order[:1])
 
     def rung(self, micro_batches: tuple[int, ...], survivors: int = 1) -> Rung:
-        """The rung of some micro-batches."""
+        """The rung of some micro-batches, after which `survivors` rivals go on."""
         return Rung(self.ledger.size(micro_batches), survivors, micro_batches)
 
     def fidelity(self, order: Sequence[int]) -> Fidelity:
-        """The rungs of a race on the first of some micro-batches."""
+        """The rungs of a race on the first micro-batches of an order."""
         lengths = ((self.some(order, self._rung * length), kept) for length, kept in _RUNGS)
         return Fidelity(tuple(self.rung(*each) for each in lengths), resumed=True)
 
     def adapt(self, spread: float, error: float) -> None:
-        """Makes the next races' first rung as long as it has to be to tell rivals apart."""
+        """Makes the next races' first rung as long as it has to be to tell rivals apart.
+
+        `spread` is the deviation of their gaps to the incumbent, and `error` that of one such gap.
+        """
         if spread > _CLEAR * error:
             self._rung = max(self._rung // 2, min(self._pool.tokens))
         elif spread < _UNCLEAR * error:
             self._rung = min(2 * self._rung, _LONGEST_RUNG, self.limit // _FEWEST_RUNGS)
 
     def race(self, order: Sequence[int]) -> tuple[Fidelity, int]:
-        """The rungs of the next race, and how many rivals can be in it.
+        """The rungs of the next race, on the first micro-batches of an order, and its rivals.
 
-        With few tokens left it ends on an earlier rung; without enough for that there are none.
+        With few tokens left the race ends on an earlier rung; without enough for that it has no
+        rivals.
         """
         found = self.fidelity(order)
         while len(found.rungs) > 1 and self._rivals(found) < _FEWEST_RIVALS:
@@ -176,7 +182,7 @@ class TokenBudget:
         return min(OFFSPRING, fidelity.entrants(self.left - fidelity.rungs[-1].tokens))
 
     def final(self, order: Sequence[int], entrants: int) -> tuple[int, ...]:
-        """The first of some micro-batches on which everybody can be measured at the end."""
+        """The first micro-batches of an order on which the last `entrants` can be measured."""
         self._reserve = 0
         return self._first(order, self.left // entrants)
 

@@ -101,7 +101,7 @@ class NeverTwice(DuplicateElimination):  # type: ignore[misc]
 def feasible_first(
     pop: Population, pairs: NDArray[np.int64], random_state: np.random.Generator, **pymoo: Any
 ) -> NDArray[np.int64]:
-    """One (K, 1) of each pair (K, 2) of candidates at random, but none that failed if it can be.
+    """One (K, 1) of each pair (K, 2) of indices in `pop`, drawn from those that did not fail.
 
     In place of pymoo's for NSGA-III, which draws among two failed ones without a seed.
     """

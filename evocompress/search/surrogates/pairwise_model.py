@@ -71,7 +71,7 @@ class Effects:
     pairs: Floats
 
     def values(self, gone: Floats) -> Floats:
-        """The values (N,) of sets (N, U) of zeros and ones, up to a constant."""
+        """The values (N,), up to a constant, of sets (N, U): 1 where a unit is gone, else 0."""
         return np.asarray(gone @ self.singles + ((gone @ self.pairs) * gone).sum(axis=1) / 2)
 
     def gains(self, gone: Floats) -> Floats:

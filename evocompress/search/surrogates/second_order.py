@@ -65,7 +65,7 @@ class Expansion:
         return Expansion(self.slopes, joined)
 
     def fold(self, number: int, *, held: bool) -> Expansion:
-        """The expansion with only, or without, the sequences of one of `_FOLDS` folds."""
+        """The expansion of the sequences of fold `number`, or, not `held`, of all others."""
 
         def part(tables: Tables) -> Tables:
             shown = (np.arange(tables[0].shape[1]) % _FOLDS == number) == held
@@ -108,9 +108,9 @@ def monotone(harms: Sequence[Floats]) -> list[Floats]:
 def within(
     space: SearchSpace, genome: Genome, harms: Sequence[Floats], radius: int
 ) -> list[Floats]:
-    """The harms with every level forbidden that is more than `radius` levels away.
+    """The harms (levels,) of each gene, infinite more than `radius` levels from a genome (U,).
 
-    A drop is forbidden, and what is dropped stays so: neither is a small change.
+    A drop is forbidden, and a dropped unit stays dropped: neither is a small change.
     """
     allowed = []
     for harm, now, drop in zip(harms, genome, space.encoding.drop_index, strict=True):
@@ -186,7 +186,8 @@ def step(
 ) -> Genome | None:
     """The feasible genome (U,) that an expansion around another one holds for the best.
 
-    A gene may move up to `radius` levels; without one as many as it has.
+    `coupling` is as of `Quadratic`. A gene may move up to `radius` levels; without one as many as
+    it has.
     """
     if not coupling:
         return knapsack(space, _allowed(space, genome, found, radius), genome)
@@ -196,7 +197,7 @@ def step(
 def quadratic(
     space: SearchSpace, genome: Genome, found: Expansion, coupling: float, radius: int | None = None
 ) -> Quadratic:
-    """What an expansion around a genome (U,) says of genomes near it; arguments as of `step`."""
+    """The function of genomes near one (U,) that an expansion around it gives; see `step`."""
     harms = padded(_allowed(space, genome, found, radius), np.inf)
     scores = padded(found.scores, 0.0)
     inactive = space.encoding.inactive(genome[None])[0]
@@ -208,9 +209,9 @@ def quadratic(
 def least(space: SearchSpace, function: Quadratic, start: Genome) -> Genome | None:
     """The feasible genome (U,) of the least value, or nearly so; ``None`` where none was found.
 
-    Prices for the bounds; at each the genes are chosen in turn, given all others, until none
-    changes; at the end single changes while they lower the value. It begins at a genome (U,) of
-    allowed levels.
+    The bounds have prices; at each the genes are chosen in turn, given all others, until none
+    changes; at the end single changes are made while they lower the value. The genome `start` (U,)
+    of allowed levels is the first.
     """
     costs = own_costs(space, start)
     # Other prices are near by, and so is what they choose.
@@ -235,8 +236,8 @@ def best_coupling(
 ) -> float:
     """The coupling whose best genome has the least value on sequences that it was not shown.
 
-    Cross-validation: there everything counts, as nothing was chosen by these sequences. With too
-    few of them it is 0.
+    This is cross-validation: on those sequences the coupling is 1, as nothing was chosen by them.
+    With too few sequences the result is 0. A gene may move up to `radius` levels, see `step`.
     """
     if min(found.slopes[0].shape[1], found.scores[0].shape[1]) < 2 * _FOLDS:
         return 0.0

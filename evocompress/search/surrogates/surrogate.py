@@ -43,7 +43,10 @@ _SMALLEST_LEAF = 5
 
 
 def likeness(first: Floats, second: Floats) -> Floats:
-    """Inner products (N, M) of scaled features (N, F) and (M, F) with squares and pair products.
+    """Inner products (N, M) of two sets of scaled features with their squares and pair products.
+
+    `first` is (N, F), `second` (M, F).
+
 
     So a ridge over it is a quadratic curve for each feature and a product for each two, the
     products being held smaller: there are many of them.
@@ -54,7 +57,9 @@ def likeness(first: Floats, second: Floats) -> Floats:
 
 
 def ridge(features: Floats, values: Floats) -> Prediction:
-    """Quadratic ridge regression; the penalty has the least leave-one-out error (Allen 1974).
+    """Quadratic ridge regression of values (N,) on features (N, F).
+
+    The penalty is the one with the least leave-one-out error (Allen 1974).
 
     Many features cost little: all is done in the (N, N) matrix of likenesses.
     """
@@ -180,7 +185,10 @@ class Surrogate:
     def refitted(
         self, genomes: Genome, values: Floats, estimates: Floats, *, seed: int = 0
     ) -> Surrogate:
-        """The same kind of model of other measurements, without choosing anew between kinds."""
+        """The same kind of model of other measurements, without choosing anew between kinds.
+
+        They are genomes (N, U) with measured values (N,) and estimates (N,) of each.
+        """
         known = _known(genomes, estimates)
         return replace(self, model=_fitted(_regressions(seed)[self.name], known, values))
 

@@ -41,7 +41,7 @@ def parameters(part: Part, left: Left) -> float:
 
 
 def memory_costs(architecture: Architecture, length: int) -> dict[str, Cost]:
-    """The bytes that a served model takes.
+    """The bytes that a served model takes with a cache of `length` tokens.
 
     A windowed layer caches no more than its window.
     """

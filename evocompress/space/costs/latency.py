@@ -59,17 +59,17 @@ class Phase:
     graph: bool = False
 
     def attention_seconds(self, kv_groups: int, group_heads: int) -> float:
-        """Seconds of an attention of a width; bilinear between measured widths."""
+        """Seconds of an attention with these heads; bilinear between measured widths."""
         heads = np.array([np.interp(group_heads, self._heads, row) for row in self._attention])
         return float(np.interp(kv_groups, self._groups, heads))
 
     def mlp_seconds(self, channels: int) -> float:
-        """Seconds of an MLP of a width; linear between measured widths."""
+        """Seconds of an MLP with these channels; linear between measured widths."""
         widths = sorted(self.mlp)
         return float(np.interp(channels, widths, [self.mlp[width] for width in widths]))
 
     def seconds(self, attention: Iterable[Heads], mlp: Iterable[int]) -> float:
-        """Seconds of a model whose kept sub-layers have these widths."""
+        """Seconds of a model whose kept attentions and MLPs have these widths."""
         heads = sum(self.attention_seconds(*width) for width in attention)
         return self.base + heads + sum(self.mlp_seconds(width) for width in mlp)
 
@@ -157,7 +157,7 @@ class LatencyTable:
 
     @classmethod
     def from_json(cls, data: Any, where: str) -> LatencyTable:
-        """The inverse of `to_json`.
+        """The inverse of `to_json`; `where` names the file in errors.
 
         Raises:
             ConfigError: The data are not a latency table.

@@ -62,21 +62,21 @@ class CostTable:
     zeros: Integers
 
     def at(self, states: Integers, choices: Integers) -> dict[str, Floats]:
-        """The costs (N,) of sub-layers in states (N, P) with matrices at levels (N, M)."""
+        """The costs (N,) of parts in states (N, P) with matrices at levels `choices` (N, M)."""
         totals = self.totals(states, choices)
         return {name: totals[:, column] for column, name in enumerate(self.names)}
 
     def totals(self, states: Integers, choices: Integers) -> Floats:
-        """The same as one array (N, C)."""
+        """The costs (N, C) of parts in states (N, P) with matrices at levels `choices` (N, M)."""
         zeros = self._zeros(states, choices)
         totals: Floats = self.base - zeros[:, None] * self.per_zero
         totals += self._sums(states)
         return totals
 
     def by_part(self, states: Integers, choices: Integers) -> Floats:
-        """What each part adds, the zeros of its matrices taken off (N, P, C).
+        """The costs (N, P, C) that each part adds; with `base` they add up to `totals`.
 
-        With `base` they add up to `totals`.
+        Arguments are those of `totals`; the zeros of a part's matrices are taken off.
         """
         parts = np.arange(len(self.amounts))
         zeros = self._by_home(self._each_zeros(states, choices))
@@ -254,7 +254,7 @@ class CostModel:
     def table(
         self, states: Sequence[Sequence[Level]], matrices: Mapping[str, Sequence[Level]]
     ) -> CostTable:
-        """The costs of all combinations of some levels."""
+        """The costs of all combinations of levels: `states` of each part, and those of matrices."""
         most = max(len(levels) for levels in states)
         amounts = np.zeros((len(self.parts), most, len(self.costs)))
         for row, part, levels in zip(amounts, self.parts, states, strict=True):

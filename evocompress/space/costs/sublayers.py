@@ -139,7 +139,7 @@ def outline(units: Sequence[Unit], architecture: Architecture) -> tuple[Part, ..
 
 
 def level_of(part: Part, levels: Mapping[str, Level]) -> Level:
-    """The level of a part in a canonical candidate: an expert has the width of its MLP."""
+    """The level of a part by a candidate's levels of units: an expert has its MLP's width."""
     own = levels.get(part.unit.name, DENSE)
     if own.drop or part.unit.kind != "expert":
         return own
