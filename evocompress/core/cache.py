@@ -35,7 +35,7 @@ class Cache:
         return value
 
     def make_room(self, size: int) -> None:
-        """Forgets values until a new one of these bytes, at most `limit`, fits."""
+        """Forgets values until a new one of `size` bytes, at most `limit`, fits."""
         while self.bytes + size > self.limit:
             _, (_, freed) = self._values.popitem(last=False)
             self.bytes -= freed

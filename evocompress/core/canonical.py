@@ -92,7 +92,7 @@ def unlike_blocks(units: Iterable[Unit]) -> str | None:
 
 
 def too_few_experts(levels: Mapping[str, Level], units: Iterable[Unit]) -> str | None:
-    """What is wrong with a mixture that keeps fewer experts than a token uses; ``None`` if none."""
+    """Why levels, by unit, leave a mixture fewer experts than a token uses; ``None`` if not."""
     kept: dict[str, int] = {}
     least: dict[str, int] = {}
     for unit in units:

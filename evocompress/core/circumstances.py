@@ -159,7 +159,7 @@ def environment_notes(environment: Environment, evaluated: Facts | None = None) 
 
 
 def change_notes(known: Circumstances, what: str) -> list[str]:
-    """Where a search or a healing was made to go on under other circumstances, in words."""
+    """Where `what`, a search or a healing, had to go on under other circumstances, in words."""
     notes: list[str] = []
     before: Facts = known
     for change in known.changes:

@@ -89,7 +89,7 @@ def dump_config(config: BaseModel) -> str:
 
 
 def validate(model: type[Model], data: Any, where: str) -> Model:
-    """Builds a configuration model; the first problem becomes one clear line.
+    """Builds a configuration model; the first problem becomes one clear line, after `where`.
 
     Raises:
         ConfigError: A key is unknown (the nearest known one is suggested) or a value wrong.
@@ -126,7 +126,7 @@ def _apply(data: dict[str, Any], override: str) -> None:
 
 
 def put(data: dict[str, Any], key: str, value: Any, what: str) -> None:
-    """Sets a dotted key of nested mappings; what is missing on the way there is made.
+    """Sets a dotted key of nested mappings, making those that are missing; errors name `what`.
 
     Raises:
         ConfigError: Something on the way is not a mapping.

@@ -177,7 +177,7 @@ def write_sealed(path: Path, text: str) -> None:
 
 
 def check_sealed(path: Path, remedy: str) -> None:
-    """Verifies what `write_sealed` wrote; text without a checksum is not checked.
+    """Verifies what `write_sealed` wrote, if it has a checksum; the error names the `remedy`.
 
     Raises:
         RunError: It was changed since.
@@ -201,7 +201,7 @@ def read_json(
 
     Raises:
         EvoCompressError: The file is missing, no regular one, not JSON or was changed; of class
-            `kind`.
+            `kind`. Where it is damaged, the `remedy` says what the user can do.
     """
     check_regular(path, kind)
     try:
@@ -234,7 +234,7 @@ def read_as(
     kind: type[EvoCompressError] = RunError,
     remedy: str = "write the file anew",
 ) -> T:
-    """Reads a JSON file as a pydantic model, dataclass or other type.
+    """Reads a JSON file as a pydantic model, dataclass or other type; arguments as of `validated`.
 
     Raises:
         EvoCompressError: As `read_json`, or the file holds something else.
@@ -269,7 +269,7 @@ def validated(
 
 
 def first_problem(error: ValidationError, *, quoted: bool = False) -> str:
-    """The first thing that is wrong with data, after its place."""
+    """The first thing that is wrong with data, after its place, which may stand in quotes."""
     first = error.errors(include_url=False, include_input=False)[0]
     place = ".".join(str(part) for part in first["loc"])
     named = f"'{place}'" if quoted else place

@@ -78,5 +78,5 @@ def as_code(text: str) -> str:
 
 
 def fence_of(text: str, least: int = 3) -> str:
-    """So many backquotes that none of those in a text end it."""
+    """A fence of backquotes, at least three, that is longer than any in a text."""
     return "`" * max(least, 1 + max((len(run) for run in re.findall("`+", text)), default=0))

@@ -38,7 +38,7 @@ _CORE: tuple[tuple[str, str, str], ...] = (
 
 
 def read_yaml_text(text: str, where: str) -> Any:
-    """What a YAML text says.
+    """The data of a YAML text, which errors call `where`.
 
     Raises:
         ConfigError: It is not YAML, or holds something that is refused.

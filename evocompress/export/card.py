@@ -28,7 +28,15 @@ def model_card(
     loading: str,
     notes: Sequence[str] = (),
 ) -> str:
-    """The text of README.md."""
+    """The text of README.md.
+
+    Args:
+        record: Where the checkpoint comes from, its costs and its candidate's id.
+        candidate: What was done to the model.
+        parts: The sub-layers and experts of the dense model.
+        loading: Lines of Python that load the checkpoint.
+        notes: Paragraphs about its format or weights.
+    """
     # A local path would be wrong as a hub id on any other machine.
     hub_id = HUB_ID.fullmatch(record.source) and not Path(record.source).exists()
     base = [f"base_model: {record.source}"] if hub_id else []

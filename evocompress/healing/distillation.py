@@ -43,7 +43,7 @@ class Distillation:
     def __init__(
         self, student: PreTrainedModel, teacher: LoadedModel, tokens: Tensor, batch: int
     ) -> None:
-        """Runs nothing yet; `tokens` are ids (N, S), or what else the models take."""
+        """Runs nothing yet; `tokens` are ids (N, S) or other inputs, `batch` are run at once."""
         self._student = student
         self._teacher = teacher
         self._micro_batches = torch.split(tokens.to(student.device), batch)

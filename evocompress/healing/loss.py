@@ -25,7 +25,7 @@ CHUNK_BYTES = 64 * 2**20
 
 
 def chunk_rows(vocabulary: int) -> int:
-    """How many rows of logits to hold at once."""
+    """How many rows of logits over a vocabulary of a size to hold at once."""
     return max(1, CHUNK_BYTES // (4 * vocabulary))
 
 
@@ -59,7 +59,7 @@ class Loss:
 
     @torch.no_grad()
     def value(self, hidden: Tensor, target: Tensor) -> float:
-        """The sum of what is compared."""
+        """The sum over the rows of hidden states (R, H) and the target's (R, H')."""
         sums = [
             self.compare(self.head(part), self.target_head(target_part))[0]
             for part, target_part in self._chunks(hidden, target)
@@ -67,7 +67,7 @@ class Loss:
         return float(torch.stack(sums).sum())
 
     def backward(self, hidden: Tensor, target: Tensor, scale: float) -> float:
-        """The sum, and adds the gradient of `scale` times it to every parameter of the graph."""
+        """The same sum; its gradient times `scale` is added to every parameter of the graph."""
         leaf = hidden.detach()
         sums, gradients = [], []
         for part, target_part in self._chunks(leaf, target):
@@ -93,7 +93,7 @@ class Loss:
 
 
 def of_embeddings(embeddings: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum over rows of `evocompress.models.embedding_distance.distances`, and its gradient.
+    """Sum of the `distances` of embeddings (B, H) to targets (B, H), and its gradient (B, H).
 
     All rows of a micro-batch must come at once, because their similarities count.
     """
@@ -106,7 +106,7 @@ def of_embeddings(embeddings: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def of_scores(scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Half the sum of the squared differences of scores (B, C), and its gradient by `scores`."""
+    """Half the sum of squared differences of scores (B, C) to targets (B, C), and its gradient."""
     wide = torch.promote_types(scores.dtype, torch.float32)
     difference = scores.to(wide) - target.to(wide)
     return difference.square().sum() / 2, difference
@@ -114,7 +114,7 @@ def of_scores(scores: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def of_states(states: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Squared distances of hidden states (B, S, H) to others, as shares of the others' squares.
+    """Squared distances of states (B, S, H) to targets (B, S, H), as shares of their squares.
 
     An embedding is one mean a sequence, from which there is little to learn; its terms are many.
     That a student learns the teacher's states is Patient Knowledge Distillation (1908.09355).

@@ -34,7 +34,10 @@ def fine_tunings(loaded: LoadedModel, sequences: Tensor, recipes: Collection[Rec
 
 @contextmanager
 def tuned(loaded: LoadedModel, sequences: Tensor, recipe: Recipe) -> Iterator[None]:
-    """Fine-tunes the model as it stands; afterwards it has the very tensors it had."""
+    """Fine-tunes the model as it stands on sequences (N, S), and gives it back as it was.
+
+    Afterwards the model has the very tensors that it had.
+    """
     with _copied_weights(loaded.model):
         _train(loaded, _lessons(sequences, recipe.tokens), recipe.learning_rate)
         yield

@@ -83,7 +83,7 @@ def short_of_memory(loaded: LoadedModel, ids: Tensor) -> bool:
 
 
 def kept_bytes(block: nn.Module, hidden: Tensor, arguments: Mapping[str, Any]) -> int:
-    """What a backward pass through a block needs of its forward pass, but for the weights."""
+    """Bytes that a backward pass keeps of a call of a block with `hidden` (B, S, H)."""
     own = {parameter.untyped_storage().data_ptr() for parameter in block.parameters()}
     sizes: dict[int, int] = {}
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def own_distances(embeddings: Tensor, target: Tensor) -> Tensor:
-    """One minus the cosine of each embedding of unit length (B, H) and where it should be: (B,).
+    """One minus the cosine of each embedding (B, H) and where it should be (B, H): (B,).
 
     As half a square: one minus a cosine near one would lose half of the digits.
     """
@@ -17,13 +17,13 @@ def own_distances(embeddings: Tensor, target: Tensor) -> Tensor:
 
 
 def similarity_errors(embeddings: Tensor, target: Tensor) -> Tensor:
-    """The mean square of the error of each one's similarities to the others: (B,)."""
+    """The mean square error (B,) of the similarities of each embedding (B, H) to the others."""
     errors = (embeddings @ embeddings.T - target @ target.T).fill_diagonal_(0)
     return errors.square().sum(-1) / max(1, len(target) - 1)
 
 
 def distances(embeddings: Tensor, target: Tensor) -> Tensor:
-    """What candidates are compared by and healing makes small: both of the above.
+    """The sum (B,) of both of the above: what candidates are compared by and healing lowers.
 
     Weighing the order of similarities instead (one minus their correlation) found no better
     candidates (``benchmarks/embedding_proxy.py``).

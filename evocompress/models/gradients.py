@@ -21,8 +21,8 @@ def summed_gradients(
     """Gradients, float32, of the cross-entropy of every next token, summed with their signs.
 
     One backward pass a sequence; one parameter's gradient is in memory at a time beside the sums.
-    How sequences are split into batches (B, S) changes nothing. The loss is scaled before the
-    backward pass. The model, in any state, is as before when this returns or raises.
+    How sequences are split into batches (B, S) changes nothing. The loss is multiplied by `scale`
+    before the backward pass. The model, in any state, is as before when this returns or raises.
 
     Raises:
         ModelError: The model does not tell a next token.

@@ -32,10 +32,11 @@ SMALLEST = torch.finfo(torch.float32).tiny
 def output_chunks(family: Family, model: PreTrainedModel, hidden: Tensor) -> Iterator[Tensor]:
     """The outputs that are compared: the logits of every position but each sequence's last.
 
-    Other tasks have one output a sequence, which come all at once.
+    Other tasks have one output a sequence, which come all at once: logits (B, C) of classes,
+    scores (B, C) or embeddings (B, H). Hidden states are those behind the final norm (B, S, H).
 
     Yields:
-        Outputs (rows, V) in the model's dtype, in total B·(S-1) rows, sequence by sequence.
+        Outputs (R, V) in the model's dtype, in total B·(S-1) rows, sequence by sequence.
     """
     for rows in torch.split(family.task.states(hidden), chunk_rows(model)):
         yield family.outputs(model, rows)
@@ -55,7 +56,7 @@ def chunk_rows(model: PreTrainedModel) -> int:
 
 
 def chunk_bytes(on_cpu: bool, itemsize: int) -> int:
-    """Bytes of a chunk of logits, from the bytes of one."""
+    """Bytes of a chunk of logits with `itemsize` bytes each."""
     if not on_cpu:
         return GPU_BYTES
     return CPU_LOGIT_BYTES if itemsize < torch.float32.itemsize else CPU_FLOAT32_LOGIT_BYTES

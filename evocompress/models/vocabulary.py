@@ -58,7 +58,11 @@ def likeliest(family: Family, model: PreTrainedModel, states: Tensor, count: int
 def log_probabilities(
     family: Family, model: PreTrainedModel, states: Tensor, tokens: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """What `evocompress.models.head.bucket_log_probabilities` gives, of final states (R, H)."""
+    """Log-probabilities of tokens (R, k) and of all others, of final states (R, H).
+
+    Returns:
+        What `evocompress.models.head.bucket_log_probabilities` gives: float32 (R, k) and (R,).
+    """
     chosen = torch.empty(tokens.shape)
     largest = torch.full((len(states),), -torch.inf)
     rest = torch.zeros(len(states))

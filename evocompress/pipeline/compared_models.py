@@ -75,9 +75,10 @@ def healed_notes(source: Path | None) -> list[str]:
 
 
 def chosen_format(context: RunContext, candidate: Candidate, program: str | None, form: str) -> str:
-    """The format that a candidate is to be written in; where a program decides it, why is told.
+    """The format that a candidate is to be written in: `form`, unless that is ``auto``.
 
-    That is the one that is to load it: by default what the search was for, else any.
+    Then the program that is to load the checkpoint decides, and the reason is told; by default
+    that is the one which the search was for, if any.
     """
     fits = context.config.space.fits
     if program is None and form == "auto" and fits in PROGRAMS:

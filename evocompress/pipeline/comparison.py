@@ -49,8 +49,8 @@ def compare(
     """The rows of evaluation.json, by the names of models, of which the dense one is the first.
 
     All are in memory at once, so that their latencies are measured in turns. The held-out data are
-    token ids (M, S), or what else the models take, perhaps with their true classes (M,); FLOPs are
-    counted for a sequence of `length` tokens.
+    token ids (M, S), or what else the models take, perhaps with their true classes (M,), and are
+    run `batch` sequences at once; FLOPs are counted for a sequence of `length` tokens.
     """
     task = dense.family.task
     models = {name: compared.model for name, compared in models_to_compare.items()}

@@ -123,7 +123,7 @@ class Values:
         return True
 
     def get(self, candidate: str, treatment: str, micro_batch: int) -> MicroBatchValue | None:
-        """A value, or ``None``."""
+        """The value of a candidate, by its id, after a treatment on a micro-batch, or ``None``."""
         owner = self._owners.get((candidate, treatment))
         place = None if owner is None else self._places.get(_key(owner, micro_batch))
         if place is None:
@@ -137,7 +137,7 @@ class Values:
         return [value for value in found if value is not None]
 
     def has(self, candidate: str, treatment: str, micro_batch: int) -> bool:
-        """Whether there is such a value."""
+        """Whether there is a value of a candidate after a treatment on a micro-batch."""
         owner = self._owners.get((candidate, treatment))
         return owner is not None and _key(owner, micro_batch) in self._places
 

@@ -60,7 +60,7 @@ class Winner(BaseModel):
 
 
 def not_compared_text(count: int) -> str:
-    """That candidates are no rows of front.json, and why."""
+    """That `count` candidates are no rows of front.json, and why."""
     were = "candidate was" if count == 1 else "candidates were"
     return f"{count:,} other {were} not measured on all that the winner was chosen on"
 

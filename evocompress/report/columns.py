@@ -73,10 +73,9 @@ def columns(rows: Sequence[Row]) -> list[Column]:
 
 
 def number(value: float | None, decimals: int) -> str:
-    """A number with its thousands separated; a dash where there is none.
+    """A number with its thousands separated and some decimals; a dash where there is none.
 
-    What is so small that less than two of its digits would be seen has two in any case: it is
-    not nothing.
+    A number so small that fewer than two of its digits would be seen has two significant ones.
     """
     if value is None or math.isnan(value):
         return Cell.text

@@ -18,7 +18,7 @@ from evocompress.report.style import BLUE, GREY, blank, is_wide, value_axis, who
 
 
 def search_curve(history: History, value_name: str) -> go.Figure | None:
-    """The incumbent's proxy value over requested tokens; ``None`` before the first comparison."""
+    """The incumbent's value, called `value_name`, over requested tokens; ``None`` without any."""
     steps = [step for step in history.steps if step.value is not None]
     if not steps:
         return None
@@ -45,7 +45,7 @@ def search_curve(history: History, value_name: str) -> go.Figure | None:
 
 
 def healing_curve(steps: Sequence[HealStep], measure: str, value_name: str) -> go.Figure:
-    """Training loss and validation over the optimizer steps."""
+    """Training loss and validation, a `measure` in words, over the optimizer steps."""
     figure = blank(320)
     trained = [(step.step, step.train_loss) for step in steps if step.train_loss is not None]
     measured = [(s.step, s.validation_kl) for s in steps if s.validation_kl is not None]

@@ -47,11 +47,10 @@ def front_scatter(
     knee: str | None = None,
     line: bool = False,
 ) -> go.Figure:
-    """Value against one cost, as a share of the dense model where that is known.
+    """Value, called `value_name`, against one cost, a share of the dense model's if it is known.
 
     Points with a label are references and a series of their own. The winner's id gets a ring, that
-    of the knee a cross. There is a line through what was reached at each cost where this cost and
-    the value alone span the front.
+    of the knee a cross. A line goes through the front where only this cost and the value span it.
     """
     figure = blank(380)
     size, unit = _unit([point.costs[cost] for point in points], cost, dense)
@@ -85,7 +84,7 @@ def detailed(points: Sequence[FrontPoint], winner: str | None) -> list[FrontPoin
 
 
 def choice(point: FrontPoint, costs: Sequence[str], dense: Mapping[str, float]) -> str:
-    """One candidate in a line of text, for the list below the front."""
+    """One candidate in a line of text, with costs as shares of the dense model's if it has them."""
     spent = {cost: point.costs[cost] for cost in costs}
     amounts = ", ".join(
         f"{cost_name(cost)} "

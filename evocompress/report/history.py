@@ -53,9 +53,9 @@ def read_history(
     sparsity: SparsitySpace | None,
     treatment: str = UNTREATED,
 ) -> History:
-    """What a journal says, in short; values are compared after `treatment`.
+    """The history in a journal; values are compared after `treatment`.
 
-    The uniform allocation is recognised by the run's sparsity levels: without them none is.
+    The uniform allocation is recognised by the run's sparsity levels, of all `units` of the model.
 
     Raises:
         RunError: A line is damaged.

@@ -43,7 +43,7 @@ MEASURES = (
 
 
 def contradictions(evaluation: Evaluation, proxy: str) -> Iterator[str]:
-    """A sentence for every two models that one measure ranks otherwise than another."""
+    """A sentence for every two models that two measures rank differently, then one on the proxy."""
     found = [
         text
         for first, second in combinations(evaluation.rows, 2)

@@ -197,7 +197,7 @@ def allocation_text(cells: Grid | None) -> str:
 
 
 def front_text(run: RunData, costs: Sequence[str]) -> str:
-    """What the front is made of, and its hypervolume."""
+    """The number of candidates on and behind the front of `costs`, and its hypervolume."""
     best = sum(point.non_dominated for point in run.front)
     positions = sorted({point.tokens for point in run.front})
     text = (

@@ -17,7 +17,7 @@ LOGARITHMIC_ABOVE = 8.0  # ratio of the largest to the smallest value
 
 
 def blank(height: int) -> go.Figure:
-    """An empty figure in the page's style."""
+    """An empty figure in the page's style, its height in pixels."""
     figure = go.Figure()
     figure.update_layout(
         template="none",
@@ -42,7 +42,7 @@ def blank(height: int) -> go.Figure:
 
 
 def whole_ticks(count: int) -> dict[str, object]:
-    """Ticks of an axis of things that are counted from 0: there is no half of one."""
+    """Ticks of an axis of things that are counted from 0 to `count`: there is no half of one."""
     steps = (digit * 10**power for power in range(12) for digit in (1, 2, 5))
     return {"tick0": 0, "dtick": next(step for step in steps if count <= TICKS * step)}
 

@@ -91,8 +91,9 @@ def overlay(
 ) -> go.Figure:
     """Value against one cost as a share of the dense model's, for all finished trials.
 
-    Trials of the same label share a colour. Winners are large; small points are the other
-    candidates of a trial's front, joined where this cost and the value span it.
+    Labels are by the trials' names, and trials of the same label share a colour. Winners are large;
+    small points are the other candidates of a trial's front, joined where this cost and the value
+    span it.
     """
     known = list(dict.fromkeys(labels[each.outcome.name] for each in drawn))
     figure = blank(400 + LEGEND_LINE * len(known))

@@ -104,10 +104,8 @@ class GeneratorSearcher(Searcher):
     ) -> AskTell[list[Result]]:
         """The results of genomes (U,), in order; the mean of a failed one is infinite.
 
-        Args:
-            genomes: Without any nothing is asked.
-            micro_batches: Their indices in the pool, the same ones for all genomes.
-            probe: Whether they may break the budget, so that none of them can win.
+        All run on the same `micro_batches`, indices in the pool. A `probe` may break the budget,
+        and can never win.
         """
         if not genomes:
             return []
@@ -117,14 +115,10 @@ class GeneratorSearcher(Searcher):
     def estimate(
         self, genome: Genome, kind: str, micro_batches: tuple[int, ...], *, forwards: int = 1
     ) -> AskTell[Estimation]:
-        """An estimate at a genome (U,); it may have failed.
+        """An estimate, `kind` is its name, at a genome (U,); it may have failed.
 
-        Args:
-            genome: The candidate that the model is while numbers are estimated.
-            kind: Name of the estimate.
-            micro_batches: Their indices in the pool.
-            forwards: Forward passes over the micro-batches that are charged; a backward pass is
-                two.
+        It is charged as `forwards` forward passes over `micro_batches`, indices in the pool; a
+        backward pass is two.
         """
         candidate = self.space.candidate(genome)
         return (yield from estimated(Estimate(candidate, kind, micro_batches, forwards)))

@@ -71,9 +71,8 @@ def mixtures(
 def parts_of_genes(owners: Sequence[Integers], count: int) -> tuple[Integers, Integers]:
     """The parts that each gene is about, one gene's after the other, and where each begins.
 
-    Args:
-        owners: Arrays (P,) with a gene that each part depends on, -1 for none.
-        count: The number U of genes, so that (U + 1,) places are given.
+    Each of `owners` (P,) has a gene that each part depends on, -1 for none; `count` is U. The
+    places are (U + 1,).
     """
     genes = np.stack(owners)
     kind, part = np.nonzero(genes >= 0)

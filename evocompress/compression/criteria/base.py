@@ -83,10 +83,10 @@ class Statistics:
 
 
 def unseen(features: int, device: torch.device, damping: float) -> Statistics:
-    """What stands for the inputs of a matrix that no token passed through.
+    """Statistics of a matrix with a number of inputs, `features`, that no token passed through.
 
-    All inputs are taken to be of the same size and independent of each other, so that what is
-    ranked is ranked by the weights alone.
+    All inputs are taken to be of the same size and independent of each other, so that weights are
+    ranked by themselves alone.
     """
     ones = torch.ones(features, device=device)
     return Statistics(
@@ -136,7 +136,7 @@ class Criterion:
     def compress_all(
         self, weights: Sequence[Tensor], statistics: Statistics, levels: Sequence[Sequence[Level]]
     ) -> list[list[Tensor]]:
-        """`compress` of each matrix; of several, they must have one shape."""
+        """`compress` of each matrix to its own levels; of several, they must have one shape."""
         if self.together is not None and len(weights) > 1:
             return self.together(weights, statistics, levels)
         return [

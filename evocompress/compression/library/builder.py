@@ -100,7 +100,7 @@ class Builder:
     def build(
         self, blocks: Sequence[int], progress: Progress, *, first: int = 0
     ) -> Iterator[tuple[int, BlockRecord]]:
-        """Makes what is missing of some blocks; the states pass through the others again.
+        """Makes the missing ones of some blocks; states pass the others again, from `first` on.
 
         Each block's index and record comes as soon as its file is there.
         """

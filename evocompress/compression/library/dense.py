@@ -172,7 +172,7 @@ class Coupled:
         gradients: Mapping[str, Tensor] | None,
         bias: Tensor | None,
     ) -> Structure:
-        """The unit as its criterion sees it."""
+        """The unit as its criterion sees it, of matrices (out, in) and gradients by their names."""
         inputs, shared = self._parts(weights)
         output, known = self.output.name, gradients or {}
         return Structure(

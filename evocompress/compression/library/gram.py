@@ -20,7 +20,7 @@ reading and writing the sum takes longer than the products."""
 
 
 def gram_operations(tokens: float, inputs: int) -> float:
-    """Floating-point operations of summing a Gram matrix."""
+    """Floating-point operations of summing a Gram matrix (inputs, inputs) over tokens."""
     panel = _panel(inputs)
     entries = sum(
         min(panel, inputs - start) * (inputs - start) for start in range(0, inputs, panel)

@@ -12,9 +12,14 @@ from evocompress.models.loading import LoadedModel
 
 
 class HiddenStates:
-    """What enters the next block, for every sequence, in the model's type and main memory.
+    """The states (b, S, H) that enter the next block, in the model's type and main memory.
 
-    Those that enter a later block are given, one for each batch, as `current` was there.
+    Args:
+        loaded: The model.
+        tokens: Ids (N, S) of all calibration sequences, or what else the model takes.
+        batch: Sequences that are run at once.
+        entering: The states of each batch at a later block, as `current` was there; by default
+            those that enter the first block are computed.
     """
 
     def __init__(
@@ -40,11 +45,11 @@ class HiddenStates:
 
     @property
     def current(self) -> list[Tensor]:
-        """The states as they are now, one for each batch; later passes leave them alone."""
+        """The states (b, S, H) of each batch as they are now; later passes leave them alone."""
         return list(self._states)
 
     def run(self, index: int, *, keep: bool) -> None:
-        """Pass every sequence through the block that the states enter; `keep` what comes out."""
+        """Pass every sequence through the block of an index; `keep` its outputs as the states."""
         block = self._blocks[index]
         with torch.no_grad():
             for position, states in enumerate(self._states):

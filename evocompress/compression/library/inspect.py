@@ -12,7 +12,7 @@ from evocompress.core.terminal import add_row, shown
 
 
 def summary(path: Path, *, verify: bool = False) -> Table:
-    """A table of what a library holds, finished or not.
+    """A table of what a library, finished or not, holds; with `verify` checksums are checked.
 
     Raises:
         LibraryError: It is missing or damaged.

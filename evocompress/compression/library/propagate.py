@@ -22,7 +22,7 @@ from evocompress.models.loading import LoadedModel
 def compressed(
     loaded: LoadedModel, index: int, path: Path, manifest: Manifest, dense: DenseModel
 ) -> Iterator[None]:
-    """The model with a block at its propagated levels; dense again afterwards.
+    """The model with the block of an index at its propagated levels; dense again afterwards.
 
     A narrowed sub-layer keeps its size: the output matrix has zeros for what is gone.
     """

@@ -22,7 +22,7 @@ def make_recipe(
     config: LibraryConfig,
     propagate: Mapping[str, Level] | None,
 ) -> LibraryRecipe:
-    """The recipe of a library with the wanted levels.
+    """The recipe of a library with the wanted levels, on data with the fingerprint `calibration`.
 
     Levels named twice count once. `propagate` has the level of units whose later blocks do not see
     the middle one.

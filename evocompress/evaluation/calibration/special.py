@@ -88,7 +88,7 @@ def skipped(loaded: LoadedModel) -> int | None:
 
 
 def check_padding(what: str, sequences: Tensor, loaded: LoadedModel) -> None:
-    """Refuse sequences at whose end a decoder's classifier would not look."""
+    """Refuse sequences (N, S) at whose end a decoder's classifier would not look."""
     padding = skipped(loaded)
     if padding is not None and bool((sequences[:, -1] == padding).any()):
         raise DataError(

@@ -72,7 +72,7 @@ def run_hooked(subject: Subject, handles: Sequence[RemovableHandle]) -> None:
 
 @torch.inference_mode()
 def block_states(live: LiveModel, ids: Tensor) -> Iterator[BlockStates]:
-    """The residual stream around every block of the model as it stands, block by block."""
+    """The residual stream around every block of the model as it stands, for token ids (b, S)."""
     family, model = live.loaded.family, live.loaded.model
     hidden, arguments = family.block_inputs(model, ids)
     for block, keywords in zip(family.blocks(model), arguments, strict=True):

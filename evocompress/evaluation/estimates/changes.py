@@ -48,7 +48,7 @@ class Value:
         return torch.dot(part.flatten().float(), value.flatten().float()).double()
 
     def whole(self, like: Tensor) -> Tensor:
-        """The parameter at its full shape."""
+        """The parameter at its full shape, with the dtype and device of a tensor `like` it."""
         if self.kept is None:
             return self.tensor
         return torch.zeros_like(like).index_copy_(self.axis, self.kept, self.tensor.to(like))

@@ -42,7 +42,7 @@ def perturbation(subject: Subject) -> Rows:
 
 
 def noise(name: str, index: int, shape: torch.Size) -> Tensor:
-    """The direction of a matrix for one of the micro-batches, the same on every device."""
+    """The direction of a matrix for the micro-batch of an index, the same on every device."""
     digest = hashlib.sha256(f"{name}/{index}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
     return torch.randn(shape, generator=generator)

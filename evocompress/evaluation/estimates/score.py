@@ -24,7 +24,8 @@ from evocompress.models.loading import LoadedModel
 def sampled_score(ids: Tensor, candidate: Candidate, positions: int) -> Loss:
     """The gradient of the log-likelihood of tokens that the model itself draws.
 
-    The tokens (1, S) and the candidate are the seed, so that the same question has one answer.
+    Token ids (1, S) and the candidate are the seed, so that the same question has one answer; a
+    token or class is drawn for each of the `positions` that have an output.
     """
     uniform = uniforms(ids, candidate, positions)
 
@@ -51,19 +52,19 @@ def _generator(ids: Tensor, candidate: Candidate) -> torch.Generator:
 
 
 def divergence(loaded: LoadedModel, dense_hidden: Tensor) -> Loss:
-    """The gradient of KL(dense || model)."""
+    """The gradient of KL(dense || model), from dense states (positions, H) of `Task.states`."""
     return _by_dense(
         loaded, dense_hidden, lambda outputs, dense: outputs.probabilities - dense.softmax(-1)
     )
 
 
 def distance(loaded: LoadedModel, dense_hidden: Tensor) -> Loss:
-    """The gradient of one minus the cosine of dense and present embedding, for one sequence."""
+    """The gradient of one minus the cosine to the dense embedding, from dense states (1, S, H)."""
     return _by_dense(loaded, dense_hidden, lambda outputs, dense: -dense)
 
 
 def error(loaded: LoadedModel, dense_hidden: Tensor) -> Loss:
-    """The gradient of half the squared difference of dense and present scores, for one sequence."""
+    """The gradient of half the squared difference to dense scores, from dense states (1, S, H)."""
     return _by_dense(loaded, dense_hidden, lambda outputs, dense: outputs.values.float() - dense)
 
 

@@ -76,7 +76,10 @@ def check_lengths(config: EvaluateConfig, architecture: Architecture) -> None:
 def check_context(
     section: str, prefill: int, decode: int, architecture: Architecture, remedy: str
 ) -> None:
-    """Refuses texts of more tokens than a model takes; images have a length of their own."""
+    """Refuses texts of more tokens than a model takes; images have a length of their own.
+
+    `prefill` and `decode` are tokens of a sequence, which keys of the run file's section set.
+    """
     lengths = {} if architecture.tokens else {"prefill": prefill}
     if architecture.causal:
         lengths["decode"] = decode

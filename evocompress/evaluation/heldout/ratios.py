@@ -39,7 +39,7 @@ class Ratio:
 
 
 def ratio(seconds: Sequence[float], reference: Sequence[float]) -> Ratio | None:
-    """The ratio of times that were measured in turns; ``None`` where there are not even two."""
+    """The ratio of times (turns,) to those of a reference (turns,); ``None`` of fewer than two."""
     logs = np.log(np.asarray(seconds) / np.asarray(reference))
     count = len(logs)
     if count < 2:
@@ -57,7 +57,7 @@ def in_turns(
     width: float = 0.0,
     seconds: float = 0.0,
 ) -> dict[str, list[float]]:
-    """Times of several things in turns, until their ratios to the first are known well enough.
+    """Seconds that `measures` give in turns, until the ratios to the first are known well enough.
 
     Every other turn goes the other way round, so that nothing always follows the same thing. There
     are at least `repeats` turns after one that only warms up. They end when no interval of a ratio

@@ -65,7 +65,7 @@ class Grid:
         return width, self.mlp[len(self.mlp) // 2]
 
     def even(self, attention: Heads | None, mlp: int | None) -> ModelWidths:
-        """The same widths in all blocks."""
+        """The same heads and channels in all blocks; ``None`` drops these sub-layers."""
         return ModelWidths((attention,) * self.layers, (mlp,) * self.layers)
 
 

@@ -118,7 +118,10 @@ def _measure_decoding(bench: Bench, model: PreTrainedModel, config: LatencyConfi
 def measure_phase(
     bench: Bench, run: timing.Run, lengths: tuple[int, int], *, graph: bool = False
 ) -> Phase:
-    """Measure the parts of one phase, and check and correct their sums."""
+    """Measure the parts of one phase, and check and correct their sums.
+
+    `run` is timed on `lengths`, sequences and tokens of each, and replays a CUDA graph or not.
+    """
     dense, layouts = bench.widths.dense, measured_layouts(bench.widths)
     found = bench.ratios(run, layouts)
     draft = fit_parts(bench.widths, [dense, *layouts], [1.0, *found.medians], lengths)

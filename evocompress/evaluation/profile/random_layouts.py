@@ -26,9 +26,10 @@ def random_layouts(
     *,
     shortest: float = 0.4,
 ) -> list[ModelWidths]:
-    """Random layouts whose expected times are spread evenly from `shortest` to 1.
+    """Random layouts, `count` of them, whose expected times are spread evenly from `shortest` to 1.
 
-    Both are fractions of the unchanged model's time; other widths than the model's may be drawn.
+    Both are fractions of the unchanged model's time, and `seconds` gives the expected time of a
+    layout; other widths than the model's may be drawn.
     """
     dense = seconds(widths.dense)
     middles = (np.arange(count) + 0.5) / count

@@ -41,6 +41,13 @@ def measure_ratios(
 
     A machine's speed drifts, so each time is divided by the mean of the dense model's right
     before and right after it.
+
+    Args:
+        become: Makes the model that is timed a candidate.
+        run: Runs it once, and gives the seconds taken.
+        candidates: What is timed, beside the dense model.
+        repeats: Turns that count.
+        step: Is called after each candidate's time, also those of the turn that warms up.
     """
     turns = [_turn(become, run, candidates, step) for _ in range(WARM_UP_TURNS + repeats)]
     counted = turns[WARM_UP_TURNS:]

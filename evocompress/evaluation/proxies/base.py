@@ -74,7 +74,10 @@ class Metric(ABC):
 
     @classmethod
     def target_bytes(cls, config: ProxyConfig, vocabulary: int) -> int | None:
-        """Bytes of the target of a position, from above; ``None`` if it is a final state."""
+        """Bytes of a position's target, from above, for a size of the vocabulary.
+
+        They are ``None`` where the target is a final state.
+        """
         return None
 
     def chunks(self, hidden: Tensor) -> Iterator[Tensor]:
@@ -92,4 +95,4 @@ class Metric(ABC):
 
     @abstractmethod
     def values(self, chunk: Tensor, target: Any) -> Tensor:
-        """Values (R,), none negative, of the rows of a chunk."""
+        """Values (R,), none negative, of the rows (R, ...) of a chunk against their targets."""

@@ -47,7 +47,10 @@ class Buckets:
         return Buckets(*(to_device(each, device) for each in vars(self).values()))
 
     def divergence(self, top: Tensor, rest: Tensor) -> Tensor:
-        """KL(self || another distribution in the same buckets) in nats, float32 (R,)."""
+        """KL(self || another distribution) in nats, float32 (R,).
+
+        `top` (R, k) and `rest` (R,) are the other's log-probabilities in the same buckets.
+        """
         of_top = (self.top.exp() * (self.top - top)).sum(-1)
         return of_top + self.rest.exp() * (self.rest - rest)
 

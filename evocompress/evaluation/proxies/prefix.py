@@ -62,7 +62,10 @@ class Stream:
         return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
     def run(self, blocks: nn.ModuleList, levels: Sequence[BlockLevels]) -> Tensor:
-        """What leaves the last block; runs those from the last kept state that is still true."""
+        """The state (b, S, H) behind the last block.
+
+        Blocks are run from the last kept state on that `levels`, one entry a block, leaves true.
+        """
         pairs = zip(self.levels, levels, strict=False)
         same = next((i for i, (old, new) in enumerate(pairs) if old != new), len(self.levels))
         del self.levels[same:]

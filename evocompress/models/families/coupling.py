@@ -53,7 +53,8 @@ def index_of(
     """The rows (or columns) of a matrix that stay: ascending positions (n,) int64, or ``None``.
 
     `axes` are what they belong to, one part after the other; where there are none all stay.
-    `lengths` are those of the dense sub-layer (`axis_lengths`); a channel has one row.
+    `lengths` are those of the dense sub-layer (`axis_lengths`); a head has `head_dim` rows, a
+    channel one.
     """
     parts, start = [], 0
     for axis in axes:

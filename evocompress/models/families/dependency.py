@@ -50,7 +50,7 @@ def require_torch_pruning(model_type: str) -> None:
 
 
 def channel_groups(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> list[Group]:
-    """All groups of channels of a model in evaluation mode, in no order.
+    """All groups of channels of a model in evaluation mode, found with `inputs`, in no order.
 
     They are followed along its parameters, which must require gradients.
     """

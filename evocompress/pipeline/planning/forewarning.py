@@ -46,7 +46,7 @@ def _instead(name: str, left: float) -> str:
 
 
 def chosen_form(fits: str | None, form: str | None) -> Iterator[str]:
-    """Which format of a program every candidate can be written in."""
+    """The format `form` that every candidate has, where the program that it `fits` decides it."""
     if fits is not None and fits != form:
         yield f"for {fits}: only candidates that format '{form}' can express are searched"
 

@@ -41,8 +41,8 @@ def measured(
 ) -> Device:
     """What a device of this machine reaches with a model of such sizes.
 
-    A micro-batch has `rows` tokens, a matrix at least one level and the divergence `top_k` buckets;
-    files would be written in the folder, which must exist.
+    A micro-batch has `rows` tokens, a matrix `levels`, at least one, and the divergence `top_k`
+    buckets; files would be written in the folder, which must exist.
     """
     clock = _Clock(device)
     hidden, channels = architecture.hidden, max(architecture.channels)

@@ -130,7 +130,7 @@ class Run:
         return dense, other
 
     def products(self, tokens: float, *, dense: bool = False, head: bool = True) -> Work:
-        """A forward pass of the dense model or of a candidate."""
+        """A forward pass over tokens, of the dense model or a candidate, with its head or not."""
         costs, length = self.costs[0 if dense else 1], self.context.untimed_space.cost_model.length
         of_head = 0.0 if head else 2.0 * self._architecture.hidden * self._architecture.vocabulary
         micro_batch = self.context.config.calibration.micro_batch * self.length

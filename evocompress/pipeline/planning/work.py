@@ -65,7 +65,7 @@ class Work:
 
 
 def sweep_operations(outputs: int, inputs: int, levels: int) -> float:
-    """Of SparseGPT: the factor of the inverse Hessian, and a sweep over the columns.
+    """Of SparseGPT for a matrix (outputs, inputs): the inverse Hessian's factor, and a sweep.
 
     A column's error is taken from all columns behind it, 2·out·in²/2 operations for each level;
     a Cholesky factor and a triangular inverse take 2·in³/3 and more, here 2·in³.
@@ -74,7 +74,7 @@ def sweep_operations(outputs: int, inputs: int, levels: int) -> float:
 
 
 def removal_operations(outputs: int, inputs: int) -> float:
-    """Of structured OBS: every removed column updates three matrices of what is left.
+    """Of structured OBS for a matrix (outputs, inputs): each removed column updates three matrices.
 
     These are the weight (2·out·n operations for each), the inverse Hessian (2·n²) and WᵀW
     (4·n²), summed over n from `inputs` down to 0; the factor and the two square products before

@@ -99,12 +99,8 @@ class Predictor:
         scale though all races are on tokens of their own. In logarithms the effects of two changes
         add up better, and one text is less unlike another.
 
-        Args:
-            board: All results so far.
-            incumbent: To which the rivals are compared.
-            raced: The rivals.
-            genomes: The genome (U,) of each of them, by the id of the candidate.
-            rungs: Those of the race; the last that a rival was measured on counts.
+        `genomes` (U,) are by the ids of the candidates `raced`. The last of the race's rungs on
+        which one was measured counts.
         """
         level = self._level.setdefault(incumbent.id, 0.0)
         found: list[tuple[Genome, float]] = []

@@ -98,15 +98,8 @@ class Evolution:
     ) -> None:
         """Prepares the first population.
 
-        Args:
-            algorithm: Its name in `ALGORITHMS`.
-            space: What is searched.
-            seeds: The genomes (N, U) of the first population.
-            mutate: Changes a genome at random.
-            objectives: How many values are told of each genome.
-            population: Genomes that survive a generation.
-            offspring: Genomes that a generation proposes.
-            rng: Source of randomness.
+        `seeds` (N, U) are its genomes. Each genome has this number of `objectives`, a `population`
+        survives each generation, which has `offspring` new genomes.
         """
         self._known: dict[bytes, Points] = {}
         self._algorithm = ALGORITHMS[algorithm](

@@ -82,13 +82,8 @@ class FrontSearcher(GeneratorSearcher):
     ) -> None:
         """Sets the tokens for start and end aside.
 
-        Args:
-            problem: What is searched.
-            settings: Those of the searcher.
-            rng: Source of randomness.
-            first: Candidates of the start.
-            references: Candidates that are measured at the end beside the front.
-            estimates: Estimates that are made at the start.
+        At the start there are the `first` candidates and this number of `estimates`, at the end
+        `references` beside the front; see `search_and_final`.
         """
         space, self._objectives = choose(problem.space, settings.objectives, settings.range)
         super().__init__(replace(problem, space=space), settings, rng)
