@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar, Self, final
 
 import numpy as np
 
@@ -115,6 +115,10 @@ class Searcher(ABC):
     answers, so that a run is resumed by replay. Nothing may depend on time or on who
     computed a result.
 
+    Every searcher is made in the same way: `check` refuses what it cannot work with, the
+    micro-batches of comparisons are drawn, and `prepare` sets up the rest. A class overrides
+    these two where it needs to, and never `__init__`.
+
     Args:
         problem: What is searched.
         settings: An instance of the class's `Settings`.
@@ -144,6 +148,7 @@ class Searcher(ABC):
     checks_tokens: ClassVar[bool] = False
     settings: SearcherSettings
 
+    @final
     def __init__(
         self, problem: Problem, settings: SearcherSettings, rng: np.random.Generator
     ) -> None:
@@ -169,10 +174,10 @@ class Searcher(ABC):
         return batches.chosen(self.pool, tokens, key, self.rng)
 
     def check(self) -> None:  # noqa: B027  (most have nothing to refuse)
-        """Refuses, by a `ConfigError`, a space or settings that this search cannot work with."""
+        """Refuses, by a `ConfigError`, a space or settings before anything is drawn."""
 
     def prepare(self) -> None:  # noqa: B027  (most have nothing to prepare)
-        """Draws and checks once what depends on the pool and the tokens; called at the end."""
+        """Sets up once what `search` begins with, and refuses tokens that do not suffice."""
 
     @property
     def objectives(self) -> tuple[str, ...]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Sequence
+from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
 
 from evocompress.core.arrays import Genome
 from evocompress.core.requests import Answer, Estimate, Estimation, Evaluate, Request, Result
-from evocompress.search.base import Incumbent, Problem, Searcher, SearcherSettings
+from evocompress.search.base import Incumbent, Searcher
 from evocompress.search.operators.mutation import different
 from evocompress.space.repair import repair
 from evocompress.space.space import SearchSpace
@@ -44,16 +45,15 @@ class GeneratorSearcher(Searcher):
         1
     """
 
-    def __init__(
-        self, problem: Problem, settings: SearcherSettings, rng: np.random.Generator
-    ) -> None:
-        super().__init__(problem, settings, rng)
-        self._generator = self.search()
-        self._asked: Sequence[Request] | None = None
+    _asked: Sequence[Request] | None = None
 
     @abstractmethod
     def search(self) -> AskTell[None]:
         """The whole search."""
+
+    @cached_property
+    def _generator(self) -> AskTell[None]:
+        return self.search()
 
     def ask(self) -> list[Request]:
         """The next requests, the same until they are answered; empty at the end."""

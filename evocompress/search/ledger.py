@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from math import inf
 
+from evocompress.core.errors import ConfigError
 from evocompress.core.requests import Pool, Request
 
 
@@ -33,6 +34,15 @@ class TokenLedger:
     def left(self) -> int | float:
         """Tokens that may still be requested."""
         return self.limit - self.requested
+
+    def check_ends(self, name: str, setting: str, given: int | None) -> None:
+        """Refuses the search of a name that neither a limit nor its own setting ends.
+
+        Raises:
+            ConfigError: There is neither.
+        """
+        if self.limit == inf and given is None:
+            raise ConfigError(f"search: {name} ends by search.tokens or search.{setting}; give one")
 
     def size(self, micro_batches: Sequence[int]) -> int:
         """Tokens of some micro-batches."""

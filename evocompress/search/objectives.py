@@ -15,7 +15,7 @@ from evocompress.core.pareto import Points, knee
 from evocompress.core.requests import Result
 from evocompress.core.types import Candidate
 from evocompress.search.base import Incumbent
-from evocompress.space.budget import absolute, check_cost, check_reachable
+from evocompress.space.budget import absolute, check_cost, check_reachable, require
 from evocompress.space.space import SearchSpace
 
 
@@ -89,6 +89,16 @@ class Objectives:
             return None
         best = valid[knee(self.of(space, valid))]
         return Incumbent.of(best.result)
+
+
+def choose_any(
+    space: SearchSpace, names: Sequence[str], ranges: Mapping[str, tuple[float, float]]
+) -> tuple[SearchSpace, Objectives]:
+    """As `choose` where costs or ranges are named, else the value alone under a budget."""
+    if names or ranges:
+        return choose(space, names, ranges)
+    require(space)
+    return space, Objectives((), np.empty(0))
 
 
 def choose(

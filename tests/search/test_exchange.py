@@ -10,7 +10,7 @@ from evocompress.core.errors import ConfigError
 from evocompress.search.base import Problem
 from evocompress.search.baselines.random_search import RandomSearch
 from evocompress.search.baselines.uniform import Uniform
-from evocompress.search.evolution.evopress import EvoPress, exchanges
+from evocompress.search.evolution.evopress import EvoPress, uses_exchange
 from evocompress.search.fidelity.staged import PUBLISHED, StagedSettings, published
 from evocompress.search.operators.mutation import exchange
 from evocompress.space import sampling
@@ -181,7 +181,7 @@ def test_an_exchange_prices_few_genomes(monkeypatch):
 def test_which_moves_are_made(config, automatic):
     space = space_of(**config)
     for moves, expected in (("auto", automatic), ("swap", False), ("exchange", True)):
-        assert exchanges(EvoPress.Settings(moves=moves), space) is expected
+        assert uses_exchange(EvoPress.Settings(moves=moves), space) is expected
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from evocompress.pipeline.journal import Journal
 from evocompress.pipeline.loop import search
 from evocompress.pipeline.results import front_rows
 from evocompress.search import SEARCHERS
-from evocompress.search.base import Problem
+from evocompress.search.base import Problem, Searcher
 from evocompress.space.build import build_space
 from evocompress.testing import searchers as contract
 from evocompress.testing.decoders import Decoder
@@ -161,6 +161,13 @@ def objective(space):
 
 def test_every_searcher_is_covered():
     assert SETTINGS.keys() == {*SEARCHERS.built_in}
+
+
+def test_no_searcher_has_an_init_of_its_own():
+    made = {cls for name in SEARCHERS.built_in for cls in SEARCHERS[name].__mro__}
+    assert [cls for cls in made if issubclass(cls, Searcher) and "__init__" in vars(cls)] == [
+        Searcher
+    ]
 
 
 class Answering:

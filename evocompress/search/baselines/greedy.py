@@ -7,13 +7,11 @@ from dataclasses import dataclass, replace
 from heapq import heapify, heappop, heappush
 from math import ceil, inf, isfinite
 
-import numpy as np
-
 from evocompress.core.arrays import Genome
 from evocompress.core.errors import ConfigError
 from evocompress.core.fields import Size, Tokens
 from evocompress.core.requests import Pool
-from evocompress.search.base import Problem, SearcherSettings
+from evocompress.search.base import SearcherSettings
 from evocompress.search.baselines.steps import (
     least_compressed,
     moved,
@@ -82,19 +80,19 @@ class Greedy(GeneratorSearcher):
 
     checks_tokens = True
 
-    def __init__(self, problem: Problem, settings: Settings, rng: np.random.Generator) -> None:
-        super().__init__(problem, settings, rng)
+    def prepare(self) -> None:
+        """Divides the tokens among rounds."""
         self._tokens = self.ledger.size(self.micro_batches)
-        self._round = _largest_round(problem.space) * self._tokens
+        self._round = _largest_round(self.space) * self._tokens
         if not self._pays_a_round:
             raise ConfigError(
-                f"search.tokens: {problem.tokens} is less than the {self._round + self._tokens} "
+                f"search.tokens: {self.ledger.limit} is less than the {self._round + self._tokens} "
                 f"that a round and the result take on {self._tokens} tokens for each candidate; "
                 "raise it or lower search.candidate_tokens"
             )
         left = self.ledger.left - self._tokens
         rounds = _ROUNDS if left == inf else int(left // self._round)
-        self._take = settings.take or ceil(_even_steps(problem.space) / rounds)
+        self._take = self.settings.take or ceil(_even_steps(self.space) / rounds)
 
     @property
     def _pays_a_round(self) -> bool:

@@ -14,7 +14,7 @@ from evocompress.core.arrays import Genome
 from evocompress.core.errors import ConfigError
 from evocompress.core.fields import Number, Tokens
 from evocompress.core.types import Level
-from evocompress.search.base import Problem, SearcherSettings
+from evocompress.search.base import SearcherSettings
 from evocompress.search.baselines.removal import present, without_each
 from evocompress.search.baselines.steps import only_cuts
 from evocompress.search.generator_searcher import AskTell, GeneratorSearcher
@@ -69,17 +69,18 @@ class MultiPruner(GeneratorSearcher):
 
     settings: Settings
 
-    def __init__(self, problem: Problem, settings: Settings, rng: np.random.Generator) -> None:
-        super().__init__(problem, settings, rng)
-        self._narrow_batches = self.chosen(settings.width_tokens, "search.width_tokens")
-        self._shares = np.cumsum(settings.split) / sum(settings.split)
-
     def check(self) -> None:
         """Refuses a space without widths."""
         if not self.space.encoding.widths.size:
             raise ConfigError(
                 "search.name: multipruner cuts channels and heads, so it needs space.width"
             )
+
+    def prepare(self) -> None:
+        """Draws the tokens for widths, and adds up the shares of the stages."""
+        split = self.settings.split
+        self._narrow_batches = self.chosen(self.settings.width_tokens, "search.width_tokens")
+        self._shares = np.cumsum(split) / sum(split)
 
     def search(self) -> AskTell[None]:
         """The three stages."""

@@ -13,9 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from evocompress.core.arrays import Genome
-from evocompress.core.errors import ConfigError
 from evocompress.core.fields import Many, Size, Whole
-from evocompress.search.base import Problem
 from evocompress.search.fidelity.front_search import FrontSearcher, FrontSettings
 from evocompress.search.generator_searcher import AskTell
 from evocompress.search.operators.cost_sampling import at_any_cost, span
@@ -57,14 +55,16 @@ class StratifiedRandom(FrontSearcher):
 
     settings: Settings
 
-    def __init__(self, problem: Problem, settings: Settings, rng: np.random.Generator) -> None:
-        if problem.tokens is None and settings.candidates is None:
-            raise ConfigError(
-                "search: stratified_random ends by search.tokens or search.candidates; give one"
-            )
-        if not (settings.objectives or settings.range or problem.space.budget):
-            settings = settings.model_copy(update={"objectives": ("params",)})
-        super().__init__(problem, settings, rng)
+    def check(self) -> None:
+        """Refuses a search that nothing ends."""
+        self.ledger.check_ends("stratified_random", "candidates", self.settings.candidates)
+
+    def prepare(self) -> None:
+        """Divides the first objective into empty bins."""
+        settings = self.settings
+        if not (settings.objectives or settings.range or self.space.budget):
+            self.settings = settings.model_copy(update={"objectives": ("params",)})
+        super().prepare()
         self._seen: set[bytes] = set()
         self._cost = self._objectives.costs[0]
         self._ends = span(self.space, self._cost, self._objectives.floors[0])

@@ -37,6 +37,7 @@ class GP(SampledSearcher):
 
     def check(self) -> None:
         """Refuses a space of many genes."""
+        super().check()
         count = int((self.space.encoding.sizes > 1).sum())
         if count > MOST_GENES:
             raise ConfigError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from importlib.util import find_spec
+from math import inf
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -19,14 +20,13 @@ from evocompress.core.errors import ConfigError
 from evocompress.core.fields import Many, Size, Tokens
 from evocompress.core.pareto import Points, spread
 from evocompress.core.requests import Pool
-from evocompress.search.base import Problem, SearcherSettings
+from evocompress.search.base import SearcherSettings
 from evocompress.search.fidelity import batches
-from evocompress.search.fidelity.rungs import Fidelity, Rung, search_and_final
+from evocompress.search.fidelity.rungs import Reserve, Rung, search_and_final
 from evocompress.search.generator_searcher import AskTell, GeneratorSearcher
 from evocompress.search.objectives import Measured, Objectives
 from evocompress.search.operators.mutation import distinct
 from evocompress.space import sampling
-from evocompress.space.budget import require
 from evocompress.space.repair import fill_budget, repair
 
 if TYPE_CHECKING:
@@ -73,31 +73,33 @@ class SampledSearcher(GeneratorSearcher):
 
     settings: Settings
 
-    needs_budget = False
     checks_tokens = True
     name: ClassVar[str]
+    _objectives = Objectives((), np.empty(0))
 
-    def __init__(
-        self,
-        problem: Problem,
-        settings: Settings,
-        rng: np.random.Generator,
-        objectives: Objectives | None = None,
-    ) -> None:
-        """Sets the tokens for start and end aside.
-
-        Without `objectives` the value alone is to be small, under a budget.
-        """
+    def check(self) -> None:
+        """Refuses a search that nothing ends, and one without Optuna."""
         if find_spec("optuna") is None:
             raise ConfigError(
                 f"search.name: {self.name} needs a package that is not installed: "
                 "pip install 'evocompress[optuna]'"
             )
-        if objectives is None:
-            require(problem.space)
-        super().__init__(problem, settings, rng)
-        self._objectives = objectives or Objectives((), np.empty(0))
-        self._fidelity = fidelity(self.name, problem, settings, rng)
+        self.ledger.check_ends(self.name, "candidates", self.settings.candidates)
+
+    def prepare(self) -> None:
+        """Sets the tokens for start and end aside."""
+        settings, limit = self.settings, self.ledger.limit
+        self._fidelity = search_and_final(
+            self.pool,
+            limit,
+            self.rng,
+            candidate_tokens=settings.candidate_tokens,
+            final_tokens=settings.final_tokens or _final_tokens(self.pool, limit, settings),
+            key="final_tokens",
+            finalists=settings.finalists,
+            reserve=Reserve(first=settings.startup),
+            levers=("startup", "candidate_tokens", "finalists", "final_tokens"),
+        )
         self._archive: list[Measured] = []
 
     @property
@@ -170,35 +172,11 @@ def _best(points: Points, count: int) -> NDArray[np.int64]:
     return order[: min(count, int(np.isfinite(points).sum()))]
 
 
-def fidelity(
-    name: str, problem: Problem, settings: SampledSearcher.Settings, rng: np.random.Generator
-) -> Fidelity:
-    """Draws the micro-batches and checks that the tokens suffice.
-
-    Raises:
-        ConfigError: Nothing ends the search, the pool cannot give the tokens, or the limit does
-            not allow for the start and the end.
-    """
-    if problem.tokens is None and settings.candidates is None:
-        raise ConfigError(f"search: {name} ends by search.tokens or search.candidates; give one")
-    tokens = settings.candidate_tokens or batches.few(problem.pool)
-    usual = _usual_final(problem.pool, problem.tokens, settings.finalists, tokens)
-    return search_and_final(
-        problem,
-        rng,
-        candidate_tokens=settings.candidate_tokens,
-        final_tokens=settings.final_tokens or usual,
-        key="final_tokens",
-        first=settings.startup,
-        finalists=settings.finalists,
-        levers=("startup", "candidate_tokens", "finalists", "final_tokens"),
-    )
-
-
-def _usual_final(pool: Pool, limit: int | None, finalists: int, tokens: int) -> int:
-    """Tokens of each finalist where none are given, not fewer than the search's `tokens`."""
+def _final_tokens(pool: Pool, limit: int | float, settings: SampledSearcher.Settings) -> int:
+    """Tokens of each finalist where none are given, not fewer than the search's own."""
+    tokens = settings.candidate_tokens or batches.few(pool)
     whole = batches.rounded_up(pool, sum(pool.tokens))
-    if limit is None:
+    if limit == inf:
         return whole
-    share = max(limit // _FINAL_SHARE // finalists, tokens)
+    share = max(int(limit // _FINAL_SHARE // settings.finalists), tokens)
     return min(share // tokens * tokens, whole)

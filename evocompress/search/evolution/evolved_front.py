@@ -13,13 +13,13 @@ from pydantic import Field
 from evocompress.core.arrays import Genome
 from evocompress.core.errors import ConfigError
 from evocompress.core.fields import Positive, Size, Whole
-from evocompress.search.base import Problem
 from evocompress.search.evolution.initial_population import (
     even_ladder,
     flap_ladder,
     measured_ladder,
 )
 from evocompress.search.fidelity.front_search import FrontSearcher, FrontSettings
+from evocompress.search.fidelity.rungs import Reserve
 from evocompress.search.generator_searcher import AskTell
 from evocompress.search.operators.mutation import distinct, vary
 from evocompress.space.repair import repair
@@ -66,17 +66,27 @@ class EvolvedFront(FrontSearcher):
     algorithm: ClassVar[str]
     """Which one of `evocompress.search.evolution.genetic.ALGORITHMS`."""
 
-    def __init__(self, problem: Problem, settings: Settings, rng: np.random.Generator) -> None:
-        genes = problem.space.encoding
-        self._has_widths = bool(genes.widths.size)
+    def check(self) -> None:
+        """Refuses FLAP's ladder without widths, and a search that nothing ends."""
+        if "flap" in self.settings.reference and not self._has_widths:
+            raise ConfigError("search.reference: flap ranks heads and channels: give space.width")
+        self.ledger.check_ends(self.algorithm, "generations", self.settings.generations)
+
+    def prepare(self) -> None:
+        """Begins without references."""
+        super().prepare()
         self._references: dict[str, list[Genome]] = {}
-        self._check_settings(settings, problem.tokens)
+
+    @property
+    def _has_widths(self) -> bool:
+        return bool(self.space.encoding.widths.size)
+
+    def _reserve(self) -> Reserve:
+        """The first population, effects, references and FLAP's estimate."""
+        genes, settings = self.space.encoding, self.settings
         movable = np.union1d(genes.widths, genes.droppable).size
         tries = settings.effect_rounds * (1 + movable * settings.effect_levels)
-        super().__init__(
-            problem,
-            settings,
-            rng,
+        return Reserve(
             first=settings.population + tries,
             references=len(settings.reference) * settings.rungs,
             estimates=int(self._has_widths),
@@ -89,14 +99,6 @@ class EvolvedFront(FrontSearcher):
             for name, ladder in self._references.items()
             for genome in ladder
         }
-
-    def _check_settings(self, settings: Settings, tokens: int | None) -> None:
-        if "flap" in settings.reference and not self._has_widths:
-            raise ConfigError("search.reference: flap ranks heads and channels: give space.width")
-        if tokens is None and settings.generations is None:
-            raise ConfigError(
-                f"search: {self.algorithm} ends by search.tokens or search.generations; give one"
-            )
 
     def search(self) -> AskTell[None]:
         """Generations from the ladders on, then the front on more tokens."""

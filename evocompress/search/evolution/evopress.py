@@ -14,7 +14,6 @@ from evocompress.core.arrays import Genome
 from evocompress.core.fields import Positive, Size, Tokens, Whole
 from evocompress.core.requests import Pool, Result
 from evocompress.search.auto.sensitivity import approach
-from evocompress.search.base import Problem
 from evocompress.search.fidelity import batches
 from evocompress.search.fidelity.rungs import Rung
 from evocompress.search.fidelity.staged import Selection, StagedSearcher, StagedSettings
@@ -25,7 +24,7 @@ from evocompress.space.repair import fill_budget, repair
 from evocompress.space.space import SearchSpace
 
 
-def exchanges(settings: EvoPress.Settings, space: SearchSpace) -> bool:
+def uses_exchange(settings: EvoPress.Settings, space: SearchSpace) -> bool:
     """Whether mutations move cost between any units, instead of swapping levels of a kind."""
     genes = space.encoding
     joint = bool(genes.matrices.size and genes.droppable.size)
@@ -81,15 +80,15 @@ class EvoPress(StagedSearcher):
 
     settings: Settings
 
-    def __init__(self, problem: Problem, settings: Settings, rng: np.random.Generator) -> None:
-        super().__init__(problem, settings, rng)
-        pool = problem.pool
-        self._exchanges = exchanges(settings, problem.space)
-        usual = self._schedule.initial
+    def prepare(self) -> None:
+        """Completes the start and the moves as well."""
+        super().prepare()
+        settings, usual = self.settings, self._schedule.initial
+        self._exchanges = uses_exchange(settings, self.space)
         self._initial = usual if settings.initial is None else settings.initial
-        self._initial_tokens = _tokens(pool, settings.initial_tokens, "initial_tokens")
-        self._fixed = cycle(_windows(problem.space, settings.windows))
-        self._effect_tokens = _tokens(pool, settings.effect_tokens, "effect_tokens")
+        self._initial_tokens = _tokens(self.pool, settings.initial_tokens, "initial_tokens")
+        self._fixed = cycle(_windows(self.space, settings.windows))
+        self._effect_tokens = _tokens(self.pool, settings.effect_tokens, "effect_tokens")
 
     def _start(self) -> Selection:
         """What measured effects add up to, the best random genome, or the uniform one."""

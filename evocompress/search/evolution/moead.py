@@ -25,9 +25,10 @@ class MOEAD(EvolvedFront):
 
     algorithm = "moead"
 
-    def _check_settings(self, settings: EvolvedFront.Settings, tokens: int | None) -> None:
-        super()._check_settings(settings, tokens)
-        offspring, population = settings.offspring, settings.population
+    def check(self) -> None:
+        """Refuses more offspring than there are directions."""
+        super().check()
+        offspring, population = self.settings.offspring, self.settings.population
         if offspring is not None and offspring > population:
             raise ConfigError(
                 f"search.offspring: {offspring} is more than the population of {population}, and "

@@ -6,19 +6,16 @@ here a child takes each level from either parent, and one level or so is drawn f
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 from pydantic import Field
 
 from evocompress.core.arrays import Genome
 from evocompress.core.fields import Size, Whole
-from evocompress.search.base import Problem
 from evocompress.search.bayesian.sampled import SampledSearcher
 from evocompress.search.evolution.initial_population import even_ladder
 from evocompress.search.fidelity.front_search import Share
-from evocompress.search.objectives import choose
+from evocompress.search.objectives import choose_any
 from evocompress.search.operators.mutation import distinct
 from evocompress.space import sampling
 from evocompress.space.repair import repair
@@ -63,12 +60,13 @@ class OptunaNSGA2(SampledSearcher):
     settings: Settings
 
     name = "optuna_nsga2"
+    needs_budget = False
 
-    def __init__(self, problem: Problem, settings: Settings, rng: np.random.Generator) -> None:
-        space, objectives = problem.space, None
-        if settings.objectives or settings.range:
-            space, objectives = choose(space, settings.objectives, settings.range)
-        super().__init__(replace(problem, space=space), settings, rng, objectives)
+    def prepare(self) -> None:
+        """Narrows the space to the range as well."""
+        objectives, ends = self.settings.objectives, self.settings.range
+        self.space, self._objectives = choose_any(self.space, objectives, ends)
+        super().prepare()
 
     def _sampler(self, seed: int) -> BaseSampler:
         from optuna.samplers import NSGAIISampler

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Annotated, ClassVar
 
-import numpy as np
 from pydantic import Field
 
 from evocompress.core.arrays import Genome
 from evocompress.core.fields import Number, Tokens, Whole
 from evocompress.core.pareto import spread
 from evocompress.core.requests import Pool
-from evocompress.search.base import Problem, SearcherSettings
-from evocompress.search.fidelity.rungs import Rung, search_and_final
+from evocompress.search.base import SearcherSettings
+from evocompress.search.fidelity.rungs import Reserve, Rung, search_and_final
 from evocompress.search.generator_searcher import AskTell, GeneratorSearcher
 from evocompress.search.objectives import Measured, choose
 from evocompress.search.operators.mutation import different
@@ -70,36 +68,26 @@ class FrontSearcher(GeneratorSearcher):
     levers: ClassVar[tuple[str, ...]] = ("front_tokens", "front_size")
     """Settings that lower the tokens which start and end take."""
 
-    def __init__(
-        self,
-        problem: Problem,
-        settings: FrontSettings,
-        rng: np.random.Generator,
-        *,
-        first: int = 1,
-        references: int = 0,
-        estimates: int = 0,
-    ) -> None:
-        """Sets the tokens for start and end aside.
-
-        At the start there are the `first` candidates and this number of `estimates`, at the end
-        `references` beside the front; see `search_and_final`.
-        """
-        space, self._objectives = choose(problem.space, settings.objectives, settings.range)
-        super().__init__(replace(problem, space=space), settings, rng)
+    def prepare(self) -> None:
+        """Narrows the space to the range, and sets the tokens for start and end aside."""
+        settings = self.settings
+        self.space, self._objectives = choose(self.space, settings.objectives, settings.range)
         self._fidelity = search_and_final(
-            problem,
-            rng,
+            self.pool,
+            self.ledger.limit,
+            self.rng,
             candidate_tokens=settings.candidate_tokens,
             final_tokens=settings.front_tokens,
             key="front_tokens",
-            first=first,
             finalists=settings.front_size,
-            references=references,
-            estimates=estimates,
+            reserve=self._reserve(),
             levers=self.levers,
         )
         self._archive: list[Measured] = []
+
+    def _reserve(self) -> Reserve:
+        """What start and end take beside the front: one candidate."""
+        return Reserve()
 
     @property
     def objectives(self) -> tuple[str, ...]:

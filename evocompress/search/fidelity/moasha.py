@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import inf
 from typing import Annotated, ClassVar
 
@@ -15,17 +15,15 @@ from evocompress.core.errors import ConfigError
 from evocompress.core.fields import Many, Size, Tokens, Whole
 from evocompress.core.pareto import Points, layers
 from evocompress.core.requests import Evaluate, Pool, Result
-from evocompress.search.base import Problem, SearcherSettings
+from evocompress.search.base import SearcherSettings
 from evocompress.search.fidelity import batches
 from evocompress.search.fidelity.front_search import Share
 from evocompress.search.fidelity.rungs import Fidelity, Rung
 from evocompress.search.generator_searcher import AskTell, GeneratorSearcher
-from evocompress.search.objectives import Measured, Objectives, choose
+from evocompress.search.objectives import Measured, choose_any
 from evocompress.search.operators.cost_sampling import at_any_cost, span
 from evocompress.search.operators.mutation import distinct
 from evocompress.space import sampling
-from evocompress.space.budget import require
-from evocompress.space.space import SearchSpace
 
 
 def halving(
@@ -35,7 +33,7 @@ def halving(
     eta: int,
     grace: int | None = None,
     most: int | None = None,
-    tokens: int | None = None,
+    tokens: int | float = inf,
     configurations: int | None = None,
 ) -> Fidelity:
     """Nested rungs, of which each has `eta` times the tokens of the one before.
@@ -48,7 +46,7 @@ def halving(
         eta: One of so many candidates goes on.
         grace: Tokens of the first rung; about 2048 if left out.
         most: Tokens of the last one; as many as pool and limits allow if left out.
-        tokens: Tokens of the whole search, if they are limited.
+        tokens: Tokens of the whole search.
         configurations: Candidates of the first rung, if they are limited.
 
     Raises:
@@ -88,7 +86,7 @@ def _with_survivors(
 
 
 def _too_short(
-    sizes: Sequence[int], eta: int, tokens: int | None, configurations: int | None
+    sizes: Sequence[int], eta: int, tokens: int | float, configurations: int | None
 ) -> str:
     """Why nobody can come to the last of the rungs; empty where somebody can."""
     first = eta ** (len(sizes) - 1)
@@ -98,7 +96,7 @@ def _too_short(
             f"search.configurations: of {configurations} none comes to a rung of "
             f"{sizes[-1]} tokens; give at least {first}, or lower max_tokens"
         )
-    if tokens is not None and tokens < needed:
+    if tokens < needed:
         return (
             f"search.tokens: {tokens} is less than the {needed} that bring one of {first} "
             f"candidates to a rung of {sizes[-1]} tokens; raise it or lower max_tokens"
@@ -198,30 +196,29 @@ class MOASHA(GeneratorSearcher):
     needs_budget: ClassVar[bool] = False
     checks_tokens: ClassVar[bool] = True
 
-    def __init__(
-        self, problem: Problem, settings: MOASHA.Settings, rng: np.random.Generator
-    ) -> None:
-        if problem.tokens is None and settings.configurations is None:
-            raise ConfigError(
-                "search: moasha ends by search.tokens or search.configurations; give one"
-            )
-        space, self._objectives = _objectives(problem.space, settings)
-        super().__init__(replace(problem, space=space), settings, rng)
+    def check(self) -> None:
+        """Refuses a search that nothing ends."""
+        self.ledger.check_ends("moasha", "configurations", self.settings.configurations)
+
+    def prepare(self) -> None:
+        """Narrows the space to the range, and makes empty rungs."""
+        settings, limit = self.settings, self.ledger.limit
+        self.space, self._objectives = choose_any(self.space, settings.objectives, settings.range)
         fidelity = halving(
-            problem.pool,
-            rng,
+            self.pool,
+            self.rng,
             eta=settings.eta,
             grace=settings.grace_tokens,
             most=settings.max_tokens,
-            tokens=problem.tokens,
+            tokens=limit,
             configurations=settings.configurations,
         )
         self._stands = [_Stand(rung) for rung in fidelity.rungs]
         first = settings.eta ** (len(self._stands) - 1)
-        self._planned = (problem.tokens or 0) * first // fidelity.cost(first)
+        self._planned = 0 if limit == inf else int(limit) * first // fidelity.cost(first)
         self._drawn: set[bytes] = set()
         self._spans = {
-            name: span(space, name, floor)
+            name: span(self.space, name, floor)
             for name, floor in zip(self._objectives.costs, self._objectives.floors, strict=True)
         }
 
@@ -295,11 +292,3 @@ class MOASHA(GeneratorSearcher):
         """Makes the knee of the highest rung where anything could be measured the incumbent."""
         bests = (self._objectives.balanced(self.space, s.measured) for s in self._stands[::-1])
         self._best = next((best for best in bests if best is not None), self._best)
-
-
-def _objectives(space: SearchSpace, settings: MOASHA.Settings) -> tuple[SearchSpace, Objectives]:
-    """The value alone for a budget, or the value and costs."""
-    if settings.objectives or settings.range:
-        return choose(space, settings.objectives, settings.range)
-    require(space)
-    return space, Objectives((), np.empty(0))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from evocompress.core.errors import ConfigError
 from evocompress.core.finetuning import Recipe
 from evocompress.core.requests import Pool
-from evocompress.search.base import Problem
 from evocompress.search.fidelity import batches
 
 
@@ -69,17 +69,34 @@ class Fidelity:
         return int(min(most, sys.maxsize))
 
 
+class Reserve(NamedTuple):
+    """What the tokens of a search must suffice for, beside its finalists.
+
+    Attributes:
+        first: Candidates of the start.
+        references: Others that are measured at the end.
+        estimates: Estimates that are made at the start, each on the last rung.
+
+    Examples:
+        >>> Reserve(first=40).references
+        0
+    """
+
+    first: int = 1
+    references: int = 0
+    estimates: int = 0
+
+
 def search_and_final(
-    problem: Problem,
+    pool: Pool,
+    limit: int | float,
     rng: np.random.Generator,
     *,
     candidate_tokens: int | None,
     final_tokens: int | None,
     key: str,
-    first: int,
     finalists: int,
-    references: int = 0,
-    estimates: int = 0,
+    reserve: Reserve,
     levers: Sequence[str],
 ) -> Fidelity:
     """Two nested rungs: all candidates are compared on one, and the best again on the other.
@@ -87,22 +104,20 @@ def search_and_final(
     No candidate is measured again before the end, so that the tokens must always be the same.
 
     Args:
-        problem: Of its pool the micro-batches are drawn.
+        pool: The calibration pool.
+        limit: Tokens of the whole search.
         rng: Source of randomness.
         candidate_tokens: Tokens of the first rung; about 2048 if left out.
         final_tokens: Tokens of the last one; the whole pool if left out.
         key: The setting that gives these.
-        first: Candidates of the start.
         finalists: How many candidates are measured at the end, at most.
-        references: How many others are measured at the end.
-        estimates: Estimates that are made at the start, each on the last rung.
+        reserve: What start and end take beside these.
         levers: Settings that make start or end smaller, for the message.
 
     Raises:
         ConfigError: The pool cannot give the tokens, or their limit does not allow for the start
             and the end.
     """
-    pool = problem.pool
     final = tuple(sorted(batches.chosen(pool, final_tokens, f"search.{key}", rng)))
     inner = Pool(tuple(pool.tokens[index] for index in final))
     whole = sum(inner.tokens)
@@ -115,10 +130,11 @@ def search_and_final(
     tokens = batches.check(inner, wanted, "search.candidate_tokens")
     search = tuple(sorted(final[index] for index in batches.draw(inner, tokens, rng)))
     found = Fidelity((Rung(tokens, finalists, search), Rung(whole, 1, final)))
+    first, references, estimates = reserve
     needed = found.cost(first) + (references + estimates) * whole
-    if problem.tokens is not None and problem.tokens < needed:
+    if limit < needed:
         raise ConfigError(
-            f"search.tokens: {problem.tokens} is less than the {needed} that the start of {first} "
+            f"search.tokens: {limit} is less than the {needed} that the start of {first} "
             f"candidates on {tokens} tokens and the end of {finalists + references} on {whole} "
             f"take; raise it or lower {', '.join(levers[:-1])} or {levers[-1]}"
         )
