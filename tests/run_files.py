@@ -21,26 +21,44 @@ EVOPRESS = {
 }
 
 
-def small_run(home, **changes):
-    """A run of some seconds on the model and the text of a folder."""
-    return {
-        "name": "trial",
-        "runs": str(home / "runs"),
-        "model": {"source": str(home / "model")},
-        "threads": 1,
-        "calibration": {"source": str(home / "text.txt")} | SIZES,
-        "space": {"sparsity": {"target": 0.5, "step": 128, "levels": 3}},
-        "search": EVOPRESS,
-        "heal": {"steps": 2, "evaluate_every": 2, "validation_sequences": 2},
-        "evaluate": {"latency": False},
-    } | changes
+def tiny_run(home, sizes=None, **changes):
+    """What all runs on the model and the text of a folder have; the text is written if it lacks.
 
-
-def write_run(home, **changes):
-    """Writes that run, and the text if there is none yet; the run file's path is returned."""
+    `sizes` are the settings of the calibration that differ from `SIZES`.
+    """
     text = home / "text.txt"
     if not text.exists():
         text.write_text(TEXT)
-    path = home / "trial.yaml"
-    path.write_text(yaml.safe_dump(small_run(home, **changes)))
+    return {
+        "name": "run",
+        "runs": str(home / "runs"),
+        "model": {"source": str(home / "model")},
+        "threads": 1,
+        "calibration": {"source": str(text)} | SIZES | (sizes or {}),
+    } | changes
+
+
+def small_run(home, **changes):
+    """A run of some seconds on the model and the text of a folder."""
+    return (
+        tiny_run(
+            home,
+            name="trial",
+            space={"sparsity": {"target": 0.5, "step": 128, "levels": 3}},
+            search=EVOPRESS,
+            heal={"steps": 2, "evaluate_every": 2, "validation_sequences": 2},
+            evaluate={"latency": False},
+        )
+        | changes
+    )
+
+
+def written(path, run):
+    """The path of a run file with these settings."""
+    path.write_text(yaml.safe_dump(run))
     return path
+
+
+def write_run(home, **changes):
+    """The path of the run file of `small_run`."""
+    return written(home / "trial.yaml", small_run(home, **changes))

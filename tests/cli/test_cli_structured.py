@@ -5,9 +5,8 @@ import sys
 
 import pytest
 import torch
-import yaml
 from dying import Killed, dying
-from run_files import TEXT
+from run_files import EVOPRESS, tiny_run, written
 from transformers import AutoModelForCausalLM
 
 from evocompress import api
@@ -79,39 +78,22 @@ def no_measuring(monkeypatch):
 
 
 def write_run(folder, model, table=None, budget=None):
-    (folder / "text.txt").write_text(TEXT)
-    run = {
-        "runs": str(folder / "runs"),
-        "model": {"source": str(model)},
-        "threads": 1,
-        "calibration": {
-            "source": str(folder / "text.txt"),
-            "library_sequences": 6,
-            "search_sequences": 8,
-            "heldout_sequences": 4,
-            "length": 32,
-            "micro_batch": 2,
-        },
-        "latency": {
+    run = tiny_run(
+        folder,
+        name="trial",
+        model={"source": str(model)},
+        latency={
             "prefill": [1, 8],
             "decode": [1, 8],
             "repeats": 3,
             "validation": 4,
             "table": str(table or folder / "table.json"),
         },
-        "space": {"width": {"multiple_of": 8}, "budget": budget or {"body_params": 0.7}},
-        "search": {
-            "name": "evopress",
-            "generations": 2,
-            "offspring": 4,
-            "survivors": [2, 1],
-            "stage_tokens": [64, 128],
-        },
-        "evaluate": {"prefill": [1, 16], "decode": [8, 4], "repeats": 2, "latency_seconds": 0},
-    }
-    path = folder / "trial.yaml"
-    path.write_text(yaml.safe_dump(run))
-    return path
+        space={"width": {"multiple_of": 8}, "budget": budget or {"body_params": 0.7}},
+        search=EVOPRESS | {"generations": 2},
+        evaluate={"prefill": [1, 16], "decode": [8, 4], "repeats": 2, "latency_seconds": 0},
+    )
+    return written(folder / "trial.yaml", run)
 
 
 def call(monkeypatch, *words):

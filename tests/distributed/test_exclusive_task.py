@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
-import yaml
+from run_files import EVOPRESS, tiny_run, written
 
 from evocompress import api
 from evocompress.cli import commands
@@ -49,34 +49,16 @@ def cluster():
 @pytest.fixture(scope="module")
 def run_file(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    (folder / "text.txt").write_text(" ".join(f"word{n * n % 97}" for n in range(3000)))
-    run = {
-        "name": "run",
-        "runs": str(folder / "runs"),
-        "threads": 1,
-        "model": {"source": str(tiny_checkpoint(folder / "model"))},
-        "calibration": {
-            "source": str(folder / "text.txt"),
-            "library_sequences": 4,
-            "search_sequences": 8,
-            "heldout_sequences": 2,
-            "length": 32,
-            "micro_batch": 2,
-        },
-        "space": {"drop": {}, "budget": {"latency": 9.0}},
-        "latency": TIMED,
-        "search": {
-            "name": "evopress",
-            "generations": 2,
-            "offspring": 4,
-            "survivors": [2, 1],
-            "stage_tokens": [64, 128],
-        },
-        "heal": {"steps": 4, "evaluate_every": 2, "validation_sequences": 2},
-    }
-    file = folder / "run.yaml"
-    file.write_text(yaml.safe_dump(run))
-    return file
+    tiny_checkpoint(folder / "model")
+    run = tiny_run(
+        folder,
+        {"library_sequences": 4, "heldout_sequences": 2},
+        space={"drop": {}, "budget": {"latency": 9.0}},
+        latency=TIMED,
+        search=EVOPRESS | {"generations": 2},
+        heal={"steps": 4, "evaluate_every": 2, "validation_sequences": 2},
+    )
+    return written(folder / "run.yaml", run)
 
 
 @pytest.fixture(scope="module")

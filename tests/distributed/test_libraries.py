@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import psutil
 import pytest
-import yaml
+from run_files import tiny_run, written
 
 from evocompress import api
 from evocompress.compression.library.manifest import read_manifest
@@ -44,28 +44,15 @@ def cluster():
 @pytest.fixture(scope="module")
 def run_file(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    (folder / "text.txt").write_text(" ".join(f"word{n * n % 97}" for n in range(3000)))
-    model = tiny_checkpoint(folder / "model")
-    tiny_model("llama", layers=5).save_pretrained(model)
-    run = {
-        "name": "run",
-        "runs": str(folder / "runs"),
-        "threads": 1,
-        "model": {"source": str(model)},
-        "calibration": {
-            "source": str(folder / "text.txt"),
-            "library_sequences": 7,
-            "search_sequences": 2,
-            "heldout_sequences": 2,
-            "length": 32,
-            "micro_batch": 2,
-        },
-        "space": {"sparsity": {"target": 0.5, "levels": 1}},
-        "library": {"path": str(folder / "local")},
-    }
-    file = folder / "run.yaml"
-    file.write_text(yaml.safe_dump(run))
-    return file
+    tiny_checkpoint(folder / "model")
+    tiny_model("llama", layers=5).save_pretrained(folder / "model")
+    run = tiny_run(
+        folder,
+        {"library_sequences": 7, "search_sequences": 2, "heldout_sequences": 2},
+        space={"sparsity": {"target": 0.5, "levels": 1}},
+        library={"path": str(folder / "local")},
+    )
+    return written(folder / "run.yaml", run)
 
 
 UNOBSERVED = {

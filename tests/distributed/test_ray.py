@@ -17,9 +17,8 @@ import psutil
 import pytest
 import ray_fakes
 import torch
-import yaml
 from ray_fakes import Refusing, ask, executor, expected
-from run_files import TEXT
+from run_files import tiny_run, written
 
 from evocompress import api
 from evocompress.core.circumstances import read_environment
@@ -204,32 +203,20 @@ def test_places_follow_the_cluster(cluster):
 @pytest.fixture(scope="module")
 def run_file(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    (folder / "text.txt").write_text(TEXT)
-    run = {
-        "name": "run",
-        "runs": str(folder / "runs"),
-        "threads": 1,
-        "model": {"source": str(tiny_checkpoint(folder / "model"))},
-        "calibration": {
-            "source": str(folder / "text.txt"),
-            "library_sequences": 4,
-            "search_sequences": 12,
-            "heldout_sequences": 2,
-            "length": 32,
-            "micro_batch": 2,
-        },
-        "space": {
+    tiny_checkpoint(folder / "model")
+    run = tiny_run(
+        folder,
+        {"library_sequences": 4, "search_sequences": 12, "heldout_sequences": 2},
+        space={
             "width": {"multiple_of": 8, "channels": [0.5, 0.75]},
             "drop": {},
             "budget": {"body_params": 0.7},
         },
         # Built once, in this process: see test_libraries.py for the workers.
-        "library": {"path": str(folder / "library")},
-        "search": {"name": "auto", "tokens": 9000},
-    }
-    file = folder / "run.yaml"
-    file.write_text(yaml.safe_dump(run))
-    return file
+        library={"path": str(folder / "library")},
+        search={"name": "auto", "tokens": 9000},
+    )
+    return written(folder / "run.yaml", run)
 
 
 def found(folder):

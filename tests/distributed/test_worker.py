@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from run_files import tiny_run
 
 from evocompress.compression.live_model import LiveModel
 from evocompress.core.config import RunConfig
@@ -22,23 +23,14 @@ from evocompress.testing.tiny import tiny_checkpoint
 @pytest.fixture(scope="module")
 def context(tmp_path_factory):
     folder = tmp_path_factory.mktemp("worker")
-    (folder / "text.txt").write_text(" ".join(f"word{n * n % 97}" for n in range(2000)))
-    config = RunConfig.model_validate(
-        {
-            "name": "run",
-            "runs": str(folder / "runs"),
-            "threads": torch.get_num_threads(),
-            "model": {"source": str(tiny_checkpoint(folder / "model"))},
-            "calibration": {
-                "source": str(folder / "text.txt"),
-                "library_sequences": 2,
-                "search_sequences": 4,
-                "heldout_sequences": 1,
-                "length": 32,
-            },
-            "space": {"width": {"multiple_of": 8, "channels": [0.5]}, "drop": {}},
-        }
+    tiny_checkpoint(folder / "model")
+    run = tiny_run(
+        folder,
+        {"library_sequences": 2, "search_sequences": 4, "heldout_sequences": 1},
+        threads=torch.get_num_threads(),
+        space={"width": {"multiple_of": 8, "channels": [0.5]}, "drop": {}},
     )
+    config = RunConfig.model_validate(run)
     return RunContext(config, RunFolder(config.folder), Silent())
 
 

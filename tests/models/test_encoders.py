@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers.models
-from run_files import TEXT
+from run_files import TEXT, tiny_run
 from safetensors.torch import save_file
 
 import evocompress.hf  # noqa: F401
@@ -48,29 +48,20 @@ def run_of(folder: Path, name: str, **changes: Any) -> RunConfig:
         size = read_json(folder / "model" / "config.json")["image_size"]
         images = {"pixel_values": torch.rand(18, 1, size, size), "labels": torch.arange(18) % 10}
         save_file(images, folder / "data" / "images.safetensors")
-    run = {
-        "name": "trial",
-        "runs": folder / "runs",
-        "model": {"source": str(folder / "model")},
-        "calibration": {
-            "source": str(folder / "data"),
-            "library_sequences": 6,
-            "search_sequences": 8,
-            "heldout_sequences": 4,
-            "length": 16,
-            "micro_batch": 4,
-        },
-        "space": {
+    run = tiny_run(
+        folder,
+        {"source": str(folder / "data"), "length": 16, "micro_batch": 4},
+        space={
             "width": {"channels": [0.5, 0.25], "multiple_of": 8},
             "drop": {},
             "budget": {"flops": 0.6},
         },
-        "proxy": {"kind": kinds_for(FAMILIES[name].task)[0]},
-        "search": {"tokens": 3000},
-        "heal": {"steps": 4, "evaluate_every": 2, "validation_sequences": 2},
-        "evaluate": {"prefill": [1, 16], "repeats": 2, "latency_seconds": 0},
-    }
-    return RunConfig.model_validate(run | changes)
+        proxy={"kind": kinds_for(FAMILIES[name].task)[0]},
+        search={"tokens": 3000},
+        heal={"steps": 4, "evaluate_every": 2, "validation_sequences": 2},
+        evaluate={"prefill": [1, 16], "repeats": 2, "latency_seconds": 0},
+    )
+    return RunConfig.model_validate(run | {"name": "trial"} | changes)
 
 
 @pytest.mark.parametrize("name", ["bert", "vit", "resnet"])

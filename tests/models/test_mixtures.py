@@ -5,7 +5,7 @@ from math import comb
 
 import pytest
 import torch
-import yaml
+from run_files import tiny_run, written
 from transformers import AutoModelForCausalLM
 
 import evocompress.hf  # noqa: F401
@@ -147,26 +147,17 @@ def call(monkeypatch, *words):
 
 
 def write_run(place, name, space, search, model="model"):
-    run = {
-        "name": name,
-        "runs": str(place / "runs"),
-        "model": {"source": str(place / model)},
-        "threads": 1,
-        "calibration": {
-            "source": str(place / "text.txt"),
-            "library_sequences": 8,
-            "search_sequences": 16,
-            "heldout_sequences": 8,
-            "length": 32,
-            "micro_batch": 8,
-        },
-        "space": space,
-        "search": search,
-        "heal": {"steps": 4, "evaluate_every": 2, "validation_sequences": 2},
-        "evaluate": {"latency": False},
-    }
-    (place / f"{name}.yaml").write_text(yaml.safe_dump(run))
-    return place / f"{name}.yaml"
+    run = tiny_run(
+        place,
+        {"library_sequences": 8, "search_sequences": 16, "heldout_sequences": 8, "micro_batch": 8},
+        name=name,
+        model={"source": str(place / model)},
+        space=space,
+        search=search,
+        heal={"steps": 4, "evaluate_every": 2, "validation_sequences": 2},
+        evaluate={"latency": False},
+    )
+    return written(place / f"{name}.yaml", run)
 
 
 @pytest.mark.parametrize("model", ["model", "shared"])

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
-from run_files import TEXT
+from run_files import EVOPRESS, tiny_run, written
 from tiers import by_tier
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -330,39 +329,22 @@ def test_what_needs_layers_that_are_alike_is_refused(llama: LoadedModel) -> None
 
 
 def run_of(folder: Path, name: str, source: Path, **changes: Any) -> Any:
-    (folder / "text.txt").write_text(TEXT)
-    run = {
-        "runs": str(folder / "runs"),
-        "name": name,
-        "model": {"source": str(source), "device": "cpu"},
-        "threads": 1,
-        "calibration": {
-            "source": str(folder / "text.txt"),
-            "library_sequences": 4,
-            "search_sequences": 8,
-            "heldout_sequences": 4,
-            "length": 32,
-            "micro_batch": 2,
-        },
-        "space": {
+    run = tiny_run(
+        folder,
+        {"library_sequences": 4},
+        name=name,
+        model={"source": str(source), "device": "cpu"},
+        space={
             "width": {"multiple_of": 8},
             "drop": {"units": ["attention", "mlp"]},
             "sparsity": {"target": 0.25},
             "budget": {"body_params": 0.7},
         },
-        "search": {
-            "name": "evopress",
-            "generations": 2,
-            "offspring": 4,
-            "survivors": [2, 1],
-            "stage_tokens": [64, 128],
-        },
-        "heal": {"steps": 2, "validation_sequences": 2},
-        "evaluate": {"prefill": [1, 16], "decode": [8, 4], "repeats": 2, "latency_seconds": 0},
-    }
-    path = folder / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(run | changes))
-    return load_config(path)
+        search=EVOPRESS | {"generations": 2},
+        heal={"steps": 2, "validation_sequences": 2},
+        evaluate={"prefill": [1, 16], "decode": [8, 4], "repeats": 2, "latency_seconds": 0},
+    )
+    return load_config(written(folder / f"{name}.yaml", run | changes))
 
 
 def test_two_rounds_end_to_end(tmp_path: Path) -> None:

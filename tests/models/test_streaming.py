@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from run_files import TEXT
+from run_files import tiny_run
 from torch import nn
 
 from evocompress import api
@@ -219,29 +219,13 @@ def test_too_little_memory_is_said_with_what_would_do():
 
 
 def run_config(folder, **changes):
-    (folder / "text.txt").write_text(TEXT)
-    return RunConfig.model_validate(
-        {
-            "name": "run",
-            "runs": folder / "runs",
-            "threads": 1,
-            "calibration": {
-                "source": str(folder / "text.txt"),
-                "library_sequences": 6,
-                "search_sequences": 8,
-                "heldout_sequences": 4,
-                "length": 32,
-                "micro_batch": 2,
-            },
-            "space": {
-                "width": {"multiple_of": 8, "channels": [0.5, 0.75]},
-                "drop": {},
-                "budget": {"body_params": 0.7},
-            },
-            "search": {"name": "auto", "tokens": 6000},
-        }
-        | changes
-    )
+    space = {
+        "width": {"multiple_of": 8, "channels": [0.5, 0.75]},
+        "drop": {},
+        "budget": {"body_params": 0.7},
+    }
+    run = tiny_run(folder, space=space, search={"name": "auto", "tokens": 6000})
+    return RunConfig.model_validate(run | changes)
 
 
 def test_a_search_in_a_third_of_the_memory_has_the_same_winner(tmp_path, monkeypatch):

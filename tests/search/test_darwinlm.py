@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
-import yaml
 from dying import Killed, dying
+from run_files import EVOPRESS, tiny_run, written
 
 from evocompress import api
 from evocompress.core.config import SpaceConfig
@@ -127,35 +127,19 @@ def test_a_journal_answers_treated_and_untreated_requests_apart(tmp_path):
         assert journal.result(RECIPES[1].before(plain)) is None
 
 
-RUN = {
-    "threads": 1,
-    "calibration": {
-        "library_sequences": 3,
-        "search_sequences": 8,
-        "heldout_sequences": 4,
-        "length": 32,
-        "micro_batch": 2,
-    },
-    "space": {"width": {"multiple_of": 8}, "budget": {"body_params": 0.7}},
-    "search": {
-        "name": "darwinlm",
-        "generations": 2,
-        "offspring": 4,
-        "survivors": [2, 1],
-        "stage_tokens": [64, 128],
-        "tuning_tokens": [50, 120],
-        "learning_rate": 1e-3,
-    },
+SEARCH = EVOPRESS | {
+    "name": "darwinlm",
+    "generations": 2,
+    "tuning_tokens": [50, 120],
+    "learning_rate": 1e-3,
 }
 
 
 def test_a_run_that_was_killed_is_resumed_to_the_same_bytes(monkeypatch, tmp_path):
-    (tmp_path / "text.txt").write_text(" ".join(f"word{n * n % 97}" for n in range(3000)))
-    source = {"source": str(tmp_path / "text.txt")}
-    model = {"source": str(tiny_checkpoint(tmp_path / "tiny"))}
-    content = RUN | {"runs": str(tmp_path / "runs"), "model": model}
-    content["calibration"] = RUN["calibration"] | source
-    (tmp_path / "trial.yaml").write_text(yaml.safe_dump(content))
+    tiny_checkpoint(tmp_path / "model")
+    space = {"width": {"multiple_of": 8}, "budget": {"body_params": 0.7}}
+    run = tiny_run(tmp_path, {"library_sequences": 3}, space=space, search=SEARCH)
+    written(tmp_path / "trial.yaml", run)
 
     def config(name):
         words = [f"name={name}", f"library.path={tmp_path / 'library'}"]

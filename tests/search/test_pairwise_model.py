@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.stats import multivariate_normal
 
 from evocompress.search.surrogates.pairwise_model import (
     Effects,
@@ -81,6 +82,28 @@ class TestPosterior:
         assert found[0].variances.pair < found[1].variances.pair
         assert all(model.variances.single >= 0.05 for model in found)
         assert np.corrcoef(found[1].mean.singles, truth.singles)[0, 1] > 0.95
+
+    @pytest.mark.parametrize(("pairs", "noise"), [(0.0, 0.02), (0.15, 0.3), (0.05, 0.1)])
+    def test_the_variances_are_the_likeliest_by_the_density_of_the_values(self, pairs, noise):
+        rng = np.random.default_rng(5)
+        gone = (rng.random((COUNT, UNITS)) < 0.4).astype(float)
+        effects = np.concatenate([rng.normal(0, 0.3, UNITS), rng.normal(0, pairs, len(FIRST))])
+        values = features(gone) @ effects + rng.normal(0, noise, COUNT)
+        model = Posterior.fitted(Observations(gone, np.zeros(COUNT, int), values, np.zeros(UNITS)))
+
+        def score(variances):
+            single, pair, own = variances
+            prior = np.diag([single] * UNITS + [pair] * len(FIRST))
+            covariance = features(gone) @ prior @ features(gone).T + 0.25 + 0.09
+            covariance += own * np.eye(COUNT)
+            density = multivariate_normal(np.zeros(COUNT), covariance).logpdf(
+                values - values.mean()
+            )
+            usual = np.equal(variances, (0.05, 0.002, 0.006))
+            return density + 3 * usual.sum()
+
+        grid = itertools.product(*((0.01, 0.05, 0.2), (0.0005, 0.002, 0.008), (0.002, 0.006, 0.02)))
+        assert model.variances == max(grid, key=score)
 
     def test_an_update_keeps_the_variances(self, seen):
         model = Posterior.fitted(seen)

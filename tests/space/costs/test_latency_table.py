@@ -66,6 +66,16 @@ def test_json_holds_everything():
     assert LatencyTable.from_json(json.loads(text), "table.json") == TABLE
 
 
+def test_a_table_that_says_nothing_of_corrections_has_none():
+    data = json.loads(json.dumps(TABLE.to_json()))
+    for key in ("scale", "offset", "spread", "errors", "graph"):
+        del data["phases"]["decode"][key]
+    found = LatencyTable.from_json(data, "table.json").decode
+    plain = Phase(1, 128, PHASE.dense, PHASE.base, PHASE.attention, PHASE.mlp)
+    assert found == plain
+    assert not found.graph
+
+
 @pytest.mark.parametrize(
     "damage",
     [
