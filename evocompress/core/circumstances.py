@@ -33,7 +33,7 @@ Admit = Callable[[Machine], None]
 
 
 class Facts(BaseModel):
-    """What values depend on beside model, text and settings; what is not known is empty.
+    """The facts that values depend on beside model, text and settings; unknown ones are empty.
 
     Attributes:
         versions: Of the packages that compute or search.
@@ -115,7 +115,7 @@ def read_environment(path: Path) -> Environment:
 
 
 def differences(before: Facts, now: Facts, *, threads: bool = False) -> list[str]:
-    """What keeps values of then and now from being compared, in words.
+    """The facts that keep values of then and now from being compared, in words.
 
     With `threads` these are compared on every device, as a journal's header does.
     """

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def ray_executor(context: RunContext, live: LiveModel, admit: Admit) -> Executor:
-    """Evaluation on Ray actors, each of which loads the model and maps the library.
+    """Evaluation on Ray actors: each loads the model and maps the library.
 
     Calibration tokens go through the object store, once for each node.
 

@@ -26,7 +26,7 @@ from evocompress.models.loading import LoadedModel
 
 @dataclass(frozen=True, eq=False)
 class Outputs:
-    """What a model gives at some rows.
+    """The outputs of a model at some rows.
 
     Attributes:
         values: Its outputs (R, V): logits or embeddings.
@@ -113,7 +113,7 @@ class _Pass:
     """One sequence before the blocks.
 
     Attributes:
-        hidden: What enters the first block (1, S, H).
+        hidden: The states that enter the first block (1, S, H).
         arguments: For each block what it is called with beside the hidden states.
         losses: What to differentiate.
         readers: For each loss who is told.

@@ -26,7 +26,7 @@ from evocompress.space import sampling
 
 
 def even_candidate(context: RunContext) -> Candidate:
-    """The even candidate of the budget, and of what the winner costs of each objective."""
+    """The even candidates of the budget, and of the winner's cost in each objective."""
     space = context.space
     costs = costs_of(space, context.folder.read_winner().candidate)
     bounds = {name: costs[name] for name in context.objectives}

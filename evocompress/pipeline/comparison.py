@@ -46,7 +46,7 @@ def compare(
     length: int,
     labels: Tensor | None = None,
 ) -> list[dict[str, Any]]:
-    """The rows of evaluation.json, by the names of models, of which the dense one is the first.
+    """The rows of evaluation.json, by the names of models; the dense one is the first.
 
     All are in memory at once, so that their latencies are measured in turns. The held-out data are
     token ids (M, S), or what else the models take, perhaps with their true classes (M,), and are

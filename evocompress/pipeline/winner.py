@@ -66,7 +66,7 @@ def not_compared_text(count: int) -> str:
 
 
 def row_names(candidate: str | None, winner: str) -> dict[str, str]:
-    """What the comparison calls a checkpoint, by its candidate's id, and the healed one."""
+    """The names of a checkpoint, by its candidate's id, and of the healed one in the comparison."""
     if candidate in (None, winner):
         return {"searched": "searched", "healed": "healed"}
     return {"searched": f"candidate {candidate}", "healed": f"candidate {candidate}, healed"}

@@ -159,12 +159,12 @@ def cost_title(cost: str) -> str:
 
 
 def _measured(row: Row, cost: str) -> float | None:
-    """What a model was counted to cost."""
+    """The counted costs of a model."""
     return getattr(row, cost) if cost in Row.model_fields else None
 
 
 def _predicted(row: Row, cost: str) -> float | None:
-    """What the cost model says of a model."""
+    """The costs that the cost model predicts for a model."""
     return (row.predicted or {}).get(cost)
 
 
@@ -226,7 +226,7 @@ def front_text(run: RunData, costs: Sequence[str]) -> str:
 
 
 def notes(run: RunData) -> list[str]:
-    """What a reader must know to not be misled by the numbers."""
+    """Notes without which a reader may be misled by the numbers."""
     result = list(_evaluation_notes(run.evaluation)) if run.evaluation else []
     if run.evaluation:
         result += contradictions(run.evaluation, run.config.proxy.kind)
@@ -271,7 +271,7 @@ def _seen_text(heldout: Heldout) -> str:
 
 
 def _measure_text(evaluation: Evaluation) -> str:
-    """What the quality is about."""
+    """The data that the quality was measured on."""
     if any(row.score_error is not None for row in evaluation.rows):
         return (
             "The score error is the root of the mean squared difference to the dense model's "

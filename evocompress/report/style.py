@@ -48,7 +48,7 @@ def whole_ticks(count: int) -> dict[str, object]:
 
 
 def is_wide(values: Sequence[float]) -> bool:
-    """Whether positive values span so much that a linear axis would hide the small ones."""
+    """Whether a linear axis would hide the small ones of some positive values."""
     return min(values) > 0 and max(values) / min(values) > LOGARITHMIC_ABOVE
 
 

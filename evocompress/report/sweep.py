@@ -167,7 +167,7 @@ def _hover(outcome: TrialOutcome, candidate: str, value: float | None) -> str:
 
 
 def _labels(found: Sequence[TrialOutcome]) -> dict[str, str]:
-    """What trials of one colour have in common: everything but their seed."""
+    """The settings that trials of one colour share: all but their seed."""
     settings = short_settings(found)
     keys = [key for key in next(iter(settings.values()), {}) if key != "seed"]
     names = dict(zip(keys, short_keys(keys), strict=True))

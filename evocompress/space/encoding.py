@@ -150,7 +150,7 @@ class Encoding:
     def states_after(
         self, genome: Genome, genes: Integers, levels: Integers
     ) -> tuple[Integers, Integers, Integers]:
-        """What `states` gives after each of K changes of one gene, of the parts it is about.
+        """`states` after each of K changes of one gene, for the parts that the gene is about.
 
         The genome is (U,), `genes` and `levels` are (K,). Three arrays (J,): the index of the
         change, the part and its state.
@@ -237,7 +237,7 @@ class Encoding:
 
     @cached_property
     def mixtures(self) -> tuple[ExpertGenes, ...]:
-        """The MLPs of experts of which any can be dropped."""
+        """The MLPs whose experts can be dropped."""
         return mixtures(self.parts, self.tree, self._indices, self.drop_index)
 
     def _lost(self, genomes: Genome, part: int) -> Booleans:

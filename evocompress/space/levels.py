@@ -259,7 +259,7 @@ def _patterned(unit: Unit, config: SparsitySpace) -> Level:
 
 
 def _matching(units: Sequence[Unit], globs: Sequence[str], key: str) -> frozenset[str]:
-    """Names of the units that match any of the globs, each of which must match one."""
+    """Names of the units that match any of the globs; each glob must match a unit."""
     matched: set[str] = set()
     for glob in globs:
         names = [unit.name for unit in units if fnmatchcase(unit.name, glob)]

@@ -14,7 +14,7 @@ from evocompress.core.units import UnitTree
 
 @dataclass(frozen=True, eq=False)
 class ExpertGenes:
-    """An MLP of experts of which some can be dropped, but as many must stay as a token uses.
+    """An MLP with experts that can be dropped, but as many must stay as a token uses.
 
     Attributes:
         part: Its index among the parts.

@@ -183,7 +183,7 @@ class _Path:
         return len(self.genes) + 1
 
     def row(self, index: int) -> Genome:
-        """The genome (U,) after so many moves."""
+        """The genome (U,) after a number of moves."""
         genome = self.start.copy()
         np.add.at(genome, self.genes[:index], self.by[:index])
         return genome

@@ -145,7 +145,7 @@ def _emptied(genes: Encoding, genome: Genome) -> list[Genome]:
 
 
 def _spread(count: int, places: int) -> Integers:
-    """`count` of so many places, at even distances."""
+    """`count` of a number of places, at even distances."""
     return ((np.arange(count) + 0.5) * places / max(count, 1)).astype(np.int64)
 
 

@@ -47,7 +47,7 @@ class Changes:
     def admissible(self) -> Booleans:
         """After which of them (K,) the genome is admissible, see `Encoding.admissible`.
 
-        Only what is removed or restored makes a difference.
+        Only removed or restored parts make a difference.
         """
         genes = self.space.encoding
         drops = genes.drop_index[self.genes]

@@ -97,9 +97,9 @@ class SearchSpace:
         return costs / self._bounds
 
     def budget_usage_by_part(self, genomes: Genome) -> Floats:
-        """What each part of genomes (N, U) adds to `budget_usage` (N, P, bounds).
+        """The shares (N, P, bounds) of `budget_usage` of each part of genomes (N, U).
 
-        All parts together lack what no candidate can save.
+        All parts together lack the base, which no candidate can save.
         """
         choices = genomes.take(self.encoding.matrices, axis=1)
         return self._bounded.by_part(self.encoding.states(genomes), choices) / self._bounds

@@ -23,7 +23,7 @@ BLOCK = 256
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """What is known of the inputs of a matrix; matrices with the same input share it.
+    """Statistics of the inputs of a matrix; matrices with the same input share them.
 
     Attributes:
         gram: XᵀX summed over the tokens, (in, in) float32, or ``None`` where not collected.

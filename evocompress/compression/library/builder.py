@@ -54,14 +54,14 @@ def make_blocks(
 
 
 def orders_of(dense: DenseModel, manifest: Manifest) -> dict[int, BlockOrder]:
-    """What is to be made of each block of a library."""
+    """The compressed weights to make of each block of a library."""
     recipe = manifest.recipe
     methods = methods_named(recipe.criterion, recipe.width_criterion, recipe.reconstruct or False)
     return block_orders(dense, recipe.levels, methods)
 
 
 def observes(orders: Mapping[int, BlockOrder]) -> bool:
-    """Whether anything is read of what the matrices read."""
+    """Whether anything is observed at the inputs of the matrices."""
     return any(order.needs for order in orders.values())
 
 
@@ -74,7 +74,7 @@ class Builder:
         manifest: Its recipe, and the blocks that are there.
         tokens: Calibration sequences (N, S).
         batch: Sequences that pass a block together.
-        entering: What `HiddenStates` takes, where the states do not enter the first block.
+        entering: As `HiddenStates` takes them, where the states do not enter the first block.
     """
 
     def __init__(

@@ -26,7 +26,7 @@ class Linear:
 
     Attributes:
         unit: The unit.
-        input: What it reads; see `evocompress.models.families.Matrix`.
+        input: Name of what the matrix reads; see `evocompress.models.families.Matrix`.
         transposed: The module stores (in, out).
         routed: It is in an expert, which reads only the tokens that are sent to it.
         kernel: Of a convolution, whose module stores (out, in, *kernel).

@@ -1,4 +1,4 @@
-"""Statistics of what the matrices of a block read, summed up while the block runs."""
+"""Statistics of the inputs of a block's matrices, summed up while the block runs."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class _Gram:
         return self.total.triu_().add_(self.total.triu(1).T)
 
     def _multiply(self) -> None:
-        """Add to what lies on the diagonal and right of it: little more than half of the work."""
+        """Add to the entries on the diagonal and right of it: little more than half of the work."""
         rows, panel = self._waiting[: self._count], _panel(len(self.total))
         for start in range(0, len(self.total), panel):
             inside = slice(start, start + panel)

@@ -83,7 +83,7 @@ def block_states(live: LiveModel, ids: Tensor) -> Iterator[BlockStates]:
 def _run(family: Family, block: nn.Module, hidden: Tensor, keywords: dict[str, Any]) -> BlockStates:
     """Runs a block; the first module around the MLP is called with what enters that branch.
 
-    Without an attention that is what enters the block.
+    Without an attention those states enter the block itself.
     """
     if "attention" not in family.sublayers:
         return BlockStates(hidden, hidden, block(hidden, **keywords))

@@ -44,7 +44,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Latency:
-    """What a user of a model waits for.
+    """The times that a user of a model waits for.
 
     Attributes:
         prefill: One forward pass over a batch of prompts, or of what else the model takes.

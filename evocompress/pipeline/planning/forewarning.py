@@ -1,4 +1,4 @@
-"""What a run's settings lead to that its user may not see: said beforehand."""
+"""Consequences of a run's settings that its user may not see, said beforehand."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MIB = 2**20
 
 
 def left_of_blocks(space: SearchSpace, *, timed: bool = True) -> Iterator[str]:
-    """What the bounds leave of the blocks, where that is little or much of the cost is outside.
+    """The share of the blocks that bounds leave, where it is small or much cost is outside of them.
 
     Nothing outside the blocks is compressed, so they must save all that a bound asks for.
     """
@@ -38,7 +38,7 @@ def left_of_blocks(space: SearchSpace, *, timed: bool = True) -> Iterator[str]:
 
 
 def _instead(name: str, left: float) -> str:
-    """What to do where little is left of the blocks."""
+    """Advice where little is left of the blocks."""
     if left >= 0.5:
         return ""
     own = {"params": "body_params", "nonzeros": "body_nonzeros"}.get(name)

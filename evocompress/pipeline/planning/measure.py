@@ -1,4 +1,4 @@
-"""What this machine reaches at the sizes of a model: some seconds of measuring."""
+"""The speed of this machine at the sizes of a model: some seconds of measuring."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def measured(
     top_k: int,
     folder: Path,
 ) -> Device:
-    """What a device of this machine reaches with a model of such sizes.
+    """The speeds and sizes of a device of this machine, measured with matrices as of a model.
 
     A micro-batch has `rows` tokens, a matrix `levels`, at least one, and the divergence `top_k`
     buckets; files would be written in the folder, which must exist.

@@ -1,4 +1,4 @@
-"""What the stages of a run take: work, memory and disk, by counting."""
+"""Work, memory and disk of the stages of a run, by counting."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ STATE_BYTES = 12
 
 @dataclass(frozen=True)
 class StagePlan:
-    """What a stage takes.
+    """Work, memory and disk of a stage.
 
     Attributes:
         name: Of the stage.
@@ -153,7 +153,7 @@ class Run:
 
     @property
     def target_bytes(self) -> int:
-        """What the proxy compares candidates with, from above: of each position its target."""
+        """Bytes of the targets that the proxy compares candidates with, from above."""
         proxy = self.context.config.proxy
         kept = PROXIES[proxy.kind].target_bytes(proxy, self._architecture.vocabulary)
         states = self._state_values * self.dtype.itemsize
@@ -176,24 +176,24 @@ class Run:
 
     @property
     def head_bytes(self) -> int:
-        """What the logits take that are in memory at a time."""
+        """Bytes of the logits that are in memory at a time."""
         return 2 * self.by_logits * chunk_bytes(self.shared, self.dtype.itemsize)
 
     @property
     def prefix_bytes(self) -> int:
-        """What the states between blocks take that candidates share."""
+        """Bytes of the states between blocks that candidates share."""
         states = self._state_values * self.tokens["search"] * self.dtype.itemsize
         return min(LIMIT_BYTES, states * (1 + len(self._architecture.heads)))
 
     @property
     def cut_bytes(self) -> int:
-        """What narrowed matrices take on a CPU, from above."""
+        """Bytes of narrowed matrices on a CPU, from above."""
         narrows = self.shared and not self.streamed and self.context.config.space.width is not None
         return CUT_BYTES if narrows else 0
 
     @property
     def kept_bytes(self) -> int:
-        """What a backward pass over a sequence keeps of the forward pass: inputs and outputs."""
+        """Bytes that a backward pass over a sequence keeps of the forward pass."""
         return self.tokens["sequence"] * self.features * self.dtype.itemsize
 
     @cached_property

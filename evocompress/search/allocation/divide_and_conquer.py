@@ -36,7 +36,7 @@ Front = list[tuple[Genome, float]]
 
 @dataclass(frozen=True, eq=False)
 class Range:
-    """A range of blocks and what was measured of it.
+    """A range of blocks and the values that were measured with changes in it.
 
     Attributes:
         space: The space of its genomes, which are least compressed outside the range.
@@ -295,7 +295,7 @@ class DivideAndConquer(GeneratorSearcher):
         return found
 
     def _price(self, chosen: Genome, options: Sequence[_Option]) -> AskTell[list[float]]:
-        """What each option harms per saving, the whole model being measured if possible."""
+        """The harm per saving of each option, the whole model being measured if possible."""
         genomes = [option.genome for option in options]
         now, harms = 0.0, [option.harm for option in options]
         if options and self._affords(1 + len(genomes), self.ledger.limit - self._reserved):
@@ -317,7 +317,7 @@ class DivideAndConquer(GeneratorSearcher):
         return [result.mean for result in results]
 
     def _affords(self, count: int, limit: float) -> bool:
-        """Whether so many more probes stay within a number of tokens."""
+        """Whether a number of further probes stays within a number of tokens."""
         return self.ledger.requested + count * self._tokens <= limit
 
 

@@ -1,4 +1,4 @@
-"""The feasible genome of the least sum of harms: what additive estimates make of a budget.
+"""The feasible genome of the least sum of harms, where harms of genes add up.
 
 Each level of each gene has a harm, and harms are taken to add up (as SPDY does, Frantar & Alistarh
 2022, 2201.13096). With one bound and genes whose costs add up as well this is a knapsack, solved by
@@ -104,7 +104,7 @@ def _at_lowest_price(space: SearchSpace, cheapest: Cheapest, weights: Floats) ->
 
 @dataclass(frozen=True, eq=False)
 class _Task:
-    """What is to be solved: harms of every level (U, L), and where single changes begin (U,)."""
+    """The problem: harms of every level (U, L), and the genome (U,) where changes begin."""
 
     space: SearchSpace
     harms: Floats
@@ -126,7 +126,7 @@ class _Task:
 
     @cached_property
     def own_costs(self) -> Floats:
-        """What each level of each gene costs (U, L, bounds); see `own_costs`."""
+        """The costs of each level of each gene (U, L, bounds); see `own_costs`."""
         return own_costs(self.space, self.start)
 
 

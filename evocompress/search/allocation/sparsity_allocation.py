@@ -31,7 +31,7 @@ _LEAST = 1e-300
 
 @dataclass(frozen=True, eq=False)
 class Known:
-    """What a heuristic knows.
+    """The data that a heuristic decides by.
 
     Attributes:
         matrices: The M matrices whose densities are wanted.
@@ -80,7 +80,7 @@ Densities = Callable[[Known, float], Floats]
 
 @dataclass(frozen=True)
 class Method:
-    """A heuristic and what it must be told.
+    """A heuristic and the estimate that it needs.
 
     Attributes:
         densities: What it decides.
@@ -200,7 +200,7 @@ def proportional(scores: Floats, sizes: Floats, mean: float, most: float = 1.0) 
 
 
 def _at_threshold(known: Known, overall: float, floor: Floats) -> Floats:
-    """What stays above one threshold, at least `floor` (M,), if the mean is to be `overall`.
+    """The densities (M,) above one threshold, at least `floor` (M,), with the mean `overall`.
 
     Rows are evenly spaced quantiles of what the threshold is about.
     """

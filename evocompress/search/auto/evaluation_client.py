@@ -1,4 +1,4 @@
-"""What the parts of the default search share: asking within the budget, and saying what for."""
+"""Requests of the default search's parts: within the budget, and with their purpose in words."""
 
 from __future__ import annotations
 

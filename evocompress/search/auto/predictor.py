@@ -1,4 +1,4 @@
-"""What a search expects of genomes that it has not measured."""
+"""Predictions of the values of genomes that a search has not measured."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ class Predictor:
         self._model = self._fitted()
 
     def guide(self) -> tuple[str, Acquisition | None]:
-        """What predicts now, with its name; nothing where nothing is known."""
+        """The present prediction with its name; nothing where nothing is known."""
         model = self._model
         if model is not None and self._screen.trusted:
             return f"guided by a model ({model.name}) of what was measured", Acquisition(
@@ -138,7 +138,7 @@ class Predictor:
         return "unguided", None
 
     def _estimates(self, genomes: Genome) -> Floats:
-        """What estimates say (N,) of genomes (N, U); 0 where there are none."""
+        """Values (N,) of genomes (N, U) by estimates; 0 where there are none."""
         if self._prior is None:
             return np.zeros(len(genomes))
         settled = self._space.deactivate(genomes)

@@ -100,7 +100,7 @@ class ModelledDrops:
         self._model: Posterior | None = None
 
     def search(self, starts: Sequence[Genome]) -> AskTell[None]:
-        """Measures from the genomes `starts` (U,) on, the best of which is first.
+        """Measures from the genomes `starts` (U,) on, the best one first.
 
         It ends where no more than `SPARE` of all tokens is left, or nothing new is proposed.
         """
@@ -179,12 +179,12 @@ class ModelledDrops:
         return list(found.values())
 
     def _ranked(self) -> list[Genome]:
-        """What was measured, the best by the likeliest effects first."""
+        """The measured genomes, the best by the likeliest effects first."""
         rows = np.stack(different(genome for genome, *_ in self._measured))
         return list(rows[np.argsort(self.predict(rows), kind="stable")])
 
     def _optimum(self, genome: Genome, effects: Effects, steps: int = _ENDLESS) -> Genome:
-        """Where a genome (U,) gets by the best exchanges, at most so many, that keep the budget."""
+        """The genome (U,) after the best exchanges that keep the budget, up to a number of them."""
         for _ in range(steps):
             better = self._exchanged(genome, effects)
             if better is None:
@@ -219,7 +219,7 @@ class ModelledDrops:
 
 
 def _slopes(gone: Floats, texts: Integers, values: Floats, influence: Floats) -> Floats:
-    """What each unit (U,) does if its effect is in proportion to its influence; never negative."""
+    """Effects (U,) of the units in proportion to their influence; never negative."""
     expected, measured = gone @ influence, values.copy()
     for text in np.unique(texts):
         of_text = texts == text

@@ -46,7 +46,7 @@ class OneShotRemoval(Removal):
         return np.stack(path)
 
     def _estimated(self, kind: str, *, forwards: int = 1) -> AskTell[NDArray[np.float64] | None]:
-        """An estimate of one value a unit as importance; it counts as so many forward passes."""
+        """An estimate of one value a unit as importance, with the forward passes it counts as."""
         genes = self.space.encoding
         estimation = yield from self.estimate(
             genes.default, kind, self.micro_batches, forwards=forwards

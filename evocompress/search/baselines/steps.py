@@ -48,7 +48,7 @@ def moved(
 
 
 def savings(space: SearchSpace, genome: Genome, changed: Sequence[Genome]) -> NDArray[np.float64]:
-    """What changed genomes (K, U) save of the bounds that a genome (U,) exceeds (K,).
+    """Savings (K,) of changed genomes (K, U) in the bounds that a genome (U,) exceeds.
 
     As shares of the bounds, summed up; what lies below a bound is no saving. One that is not
     admissible (without any attention, or with too few experts) saves nothing.

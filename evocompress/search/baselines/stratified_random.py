@@ -44,7 +44,7 @@ class StratifiedRandom(FrontSearcher):
         Attributes:
             candidates: How many are compared at most; without it the tokens set the end.
             bins: Into how many bins of equal width the first objective is divided.
-            open_bins: Every bin gets room for another one as soon as at most so many have room.
+            open_bins: Every bin gets room for another one as soon as at most this number have room.
             batch: How many candidates are asked for at once.
         """
 
@@ -111,7 +111,7 @@ class StratifiedRandom(FrontSearcher):
 
 
 class Bins:
-    """Counts what was taken of every part of a range."""
+    """Counts the candidates that were taken in every part of a range."""
 
     def __init__(self, low: float, high: float, count: int, spare: int) -> None:
         """Empty bins of one width from `low` to `high`; all get more room when `spare` have any."""

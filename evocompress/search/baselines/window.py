@@ -69,7 +69,7 @@ class Window(Removal):
         return first_feasible(self.space, np.stack(path))
 
     def _windows(self, length: int) -> list[Integers]:
-        """The droppable genes of every run of so many neighbouring blocks."""
+        """The droppable genes of every run of a number of neighbouring blocks."""
         genes = self.space.encoding.droppable
         blocks = np.array([self.space.units[gene].block for gene in genes])
         return [

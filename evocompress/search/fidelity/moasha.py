@@ -36,14 +36,14 @@ def halving(
     tokens: int | float = inf,
     configurations: int | None = None,
 ) -> Fidelity:
-    """Nested rungs, of which each has `eta` times the tokens of the one before.
+    """Nested rungs: each has `eta` times the tokens of the one before.
 
     Survivors are counted for the fewest candidates of whom one comes to the last rung.
 
     Args:
         pool: The calibration pool.
         rng: Source of randomness.
-        eta: One of so many candidates goes on.
+        eta: One of this number of candidates goes on.
         grace: Tokens of the first rung; about 2048 if left out.
         most: Tokens of the last one; as many as pool and limits allow if left out.
         tokens: Tokens of the whole search.
@@ -149,7 +149,7 @@ class _Stand:
 
 
 class MOASHA(GeneratorSearcher):
-    """Random candidates, of whom ever fewer are measured on ever more tokens.
+    """Random candidates: ever fewer of them are measured on ever more tokens.
 
     The paper's rule for a free worker, applied for all places of a batch at once: whoever is in
     the best part of a rung goes on to the next, those of the highest rung first; places that are

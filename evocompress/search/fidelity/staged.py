@@ -134,7 +134,7 @@ def _depth_generations(space: SearchSpace) -> int:
 
 
 class StagedSearcher(GeneratorSearcher):
-    """Generations of new candidates, of which staged selection keeps one.
+    """Generations of new candidates: staged selection keeps one of each.
 
     Each stage compares its candidates on the same micro-batches, drawn afresh. The best so
     far joins the last stage: it is measured anew beside its rivals, so it may be replaced.

@@ -55,7 +55,7 @@ _GRID = ((0.01, 0.05, 0.2), (0.0005, 0.002, 0.008), (0.002, 0.006, 0.02))
 
 @dataclass(frozen=True, eq=False)
 class Effects:
-    """What is expected of every set of units that are gone, as a logarithm.
+    """The expected logarithm of the value of every set of dropped units.
 
     Attributes:
         singles: Of each unit (U,).
@@ -75,7 +75,7 @@ class Effects:
         return np.asarray(gone @ self.singles + ((gone @ self.pairs) * gone).sum(axis=1) / 2)
 
     def gains(self, gone: Floats) -> Floats:
-        """What it changes (U + 1, U + 1) to remove unit i and restore unit j; the last is none.
+        """The change (U + 1, U + 1) of removing unit i and restoring unit j; the last is none.
 
         Infinite where i is gone (U,) already, or j is not.
         """
@@ -119,12 +119,12 @@ class Observations:
 
     @cached_property
     def level(self) -> float:
-        """The mean of what the slopes leave."""
+        """The mean of the values without their slopes."""
         return float((self.values - self.gone @ self.slopes).mean())
 
     @cached_property
     def rest(self) -> Floats:
-        """What slopes and level leave (N,)."""
+        """The values (N,) without slopes and level."""
         return np.asarray(self.values - self.gone @ self.slopes - self.level)
 
     @cached_property

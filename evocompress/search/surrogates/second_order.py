@@ -1,4 +1,4 @@
-"""What estimates at one candidate predict of its neighbours, and the best feasible step.
+"""Predictions for a candidate's neighbours by estimates at it, and the best feasible step.
 
 Around a candidate the divergence of a neighbour is taken as ½·mean⟨score, change⟩², to which comes,
 where the candidate is not dense, the slope ⟨∇KL, change⟩ (see
@@ -93,7 +93,7 @@ def expansion(space: SearchSpace, estimation: Estimation) -> Expansion:
 
 
 def monotone(harms: Sequence[Floats]) -> list[Floats]:
-    """Harms of which no level of a gene has less than one that leaves more.
+    """Harms where no level of a gene has less than a level that leaves more of it.
 
     The mean of a run of levels that are in the wrong order (isotonic regression, by pooling
     adjacent violators), which averages some of the noise. Levels are from most to least
@@ -137,7 +137,7 @@ class Quadratic:
     """A quadratic function of genomes, zero where all scores and harms are.
 
     Attributes:
-        harms: What each level of each gene does alone (U, L); infinity forbids one.
+        harms: The harm of each level of each gene alone (U, L); infinity forbids one.
         scores: Inner products (U, L, S) whose sums over genes are squared.
         coupling: The share of the products of different genes that counts, from 0 to 1.
 

@@ -1,4 +1,4 @@
-"""What a candidate's proxy value will be, learnt from those that were measured.
+"""A prediction of a candidate's proxy value, learnt from measured ones.
 
 A prediction is an estimate, where there is one, corrected by a regression on the levels, a ridge or
 boosted trees. It costs nothing, so it can screen many candidates of which only the promising are
@@ -259,7 +259,7 @@ def rank_correlation(first: Floats, second: Floats) -> float:
 def slope(sizes: Floats, values: Floats) -> float:
     """By how much values (N,) rise with sizes (N,), around 0 by least squares; never negative.
 
-    What would have to be turned round says nothing.
+    A line that would have to fall says nothing.
     """
     total = float(sizes @ sizes)
     return max(float(sizes @ values) / total, 0.0) if total > 0 else 0.0
@@ -270,13 +270,13 @@ def _regressions(seed: int) -> dict[str, Regression | None]:
 
 
 def _known(genomes: Genome, estimates: Floats | None) -> Floats:
-    """What is known of genomes (N, U): levels and estimate (N, U + 1), 0 for none."""
+    """Features (N, U + 1) of genomes (N, U): levels and estimate, 0 for none."""
     last = np.zeros(len(genomes)) if estimates is None else estimates
     return np.column_stack([genomes.astype(np.float64), last])
 
 
 def _fitted(regression: Regression | None, known: Floats, values: Floats) -> Prediction:
-    """A line over the estimates, and the regression of what it leaves."""
+    """A line over the estimates, and the regression of its residuals."""
     estimates = known[:, -1]
     rise = slope(estimates - estimates.mean(), values)
     start = float(values.mean()) - rise * float(estimates.mean())
@@ -293,7 +293,7 @@ def _fitted(regression: Regression | None, known: Floats, values: Floats) -> Pre
 def _trial(
     regression: Regression | None, known: Floats, values: Floats, folds: Integers
 ) -> tuple[Floats, Floats]:
-    """What fits predict of values that they were not shown.
+    """Predictions of fits for values that they were not shown.
 
     The rank correlation in each fold, not in all together, as fits differ in level; and the
     error of every value.

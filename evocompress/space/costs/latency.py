@@ -104,7 +104,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class Circumstances:
-    """What a latency depends on beside the widths; tables that differ here are not comparable.
+    """The facts that a latency depends on beside widths; tables that differ in one do not compare.
 
     Attributes:
         device: In words, e.g. ``cuda: NVIDIA H200`` or ``cpu: AMD EPYC``.
@@ -174,7 +174,7 @@ class LatencyTable:
 
 
 class _Shape(BaseModel):
-    """Base of what a table looks like as JSON."""
+    """Base of the parts of a table as JSON."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 

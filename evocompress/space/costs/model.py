@@ -130,7 +130,7 @@ class CostTable:
         )
 
     def _sums(self, states: Integers) -> Floats:
-        """What all sub-layers add, (N, C) or where they have but one state (C,)."""
+        """Costs of all sub-layers together, (N, C) or where they have but one state (C,)."""
         parts, columns, costs = self.amounts.shape
         if not costs:
             return np.zeros((len(states), 0))
@@ -173,7 +173,7 @@ class CostTable:
         return self._by_home(self.zeros[np.arange(len(choices)), :, choices].T).T
 
     def _by_home(self, values: Integers) -> Integers:
-        """Sums of what is of matrices (N, M) over those of each part (N, P)."""
+        """Sums of numbers of matrices (N, M) over the matrices of each part (N, P)."""
         return self._homes.sums(values).astype(np.int64)
 
     @cached_property
@@ -279,7 +279,7 @@ class CostModel:
         return np.asarray(self._base + np.sum(amounts, axis=0) - zeros * self._per_zero)
 
     def _amounts(self, part: Part, level: Level) -> Floats:
-        """What a sub-layer adds to each cost at a level (C,)."""
+        """The costs (C,) of a sub-layer at a level."""
         if level.drop:
             return np.zeros(len(self.costs))
         left = part.left(level)

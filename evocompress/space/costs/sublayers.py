@@ -15,7 +15,7 @@ from evocompress.core.widths import Widths
 
 @dataclass(frozen=True)
 class Left:
-    """What is left of a sub-layer.
+    """The sizes of a sub-layer at a level.
 
     Attributes:
         kv_heads: Key-value heads; 0 for an MLP.
@@ -89,7 +89,7 @@ class Part:
     gate: int = 0
 
     def left(self, level: Level) -> Left:
-        """What a level that does not drop the sub-layer leaves of it.
+        """The sizes that a level which does not drop the sub-layer leaves.
 
         The biases of a matrix go with its rows; a level with a bias adds one to the output.
 
