@@ -50,7 +50,7 @@ class Form:
 
 
 def form_of(block: str, matrix: Matrix, levels: Mapping[str, Level]) -> Form:
-    """What becomes of a matrix; it is left dense where its sub-layer or expert is dropped."""
+    """The form of a matrix of a block, by path; dense where its sub-layer or expert is dropped."""
     width = levels.get(f"{block}.{matrix.sublayer}", DENSE)
     if width.drop or levels.get(f"{block}.{matrix.owner}", DENSE).drop:
         return Form()

@@ -40,7 +40,7 @@ class Pace:
         self._seconds = 0.0
 
     def add(self, tokens: int, seconds: float) -> None:
-        """Notes a finished batch."""
+        """Notes the tokens of a finished batch and the seconds it took."""
         # Older batches count less and less: a search goes over to other candidates.
         self._tokens = 0.9 * self._tokens + tokens
         self._seconds = 0.9 * self._seconds + seconds

@@ -36,12 +36,12 @@ class Telemetry:
         self._busy = Counter("evocompress_busy_seconds", "Seconds at work.", each)
 
     def state(self, waiting: int, workers: int) -> None:
-        """What there is now."""
+        """Sets the numbers of waiting requests and of workers."""
         self._waiting.set(waiting, {"run": self._run})
         self._workers.set(workers, {"run": self._run})
 
     def answered(self, who: Who, answers: int, tokens: int, seconds: float) -> None:
-        """A worker has done a batch in these seconds."""
+        """Counts a batch that a worker has answered in these seconds."""
         tags = {"run": self._run, "worker": name_of(who)}
         for counter, value in (
             (self._answers, answers),

@@ -104,7 +104,7 @@ def uneven_config(
 ) -> PreTrainedConfig:
     """The config of a family's class in `evocompress.models.modeling`.
 
-    Each layer has a block, whose attention it has, and what ``per_layer_config`` says of it.
+    Each layer has a block, whose attention it has, and its `own` entry of ``per_layer_config``.
     """
     dense = loaded.model.config
     classes = CLASSES[name_of(loaded.family)]
@@ -122,7 +122,7 @@ def uneven_config(
 
 
 def of_mixture(own: dict[str, Any], block: Block, loaded: LoadedModel) -> dict[str, Any]:
-    """What ``per_layer_config`` says of a block whose MLP is a mixture of experts."""
+    """A block's `own` entry of ``per_layer_config``, if its MLP is a mixture of experts."""
     config, mixture = loaded.model.config, loaded.family.mixture
     assert mixture is not None
     widths = {channel_key(config): own["intermediate_size"]} if "mlp" in block.narrow else {}
@@ -132,7 +132,7 @@ def of_mixture(own: dict[str, Any], block: Block, loaded: LoadedModel) -> dict[s
 
 
 def overrides(block: Block, *, grouped: bool) -> dict[str, Any]:
-    """What ``per_layer_config`` says of one block."""
+    """A block's entry of ``per_layer_config``; `grouped`: with its number of key-value heads."""
     own: dict[str, Any] = {}
     if block.dropped:
         own["skip"] = list(block.dropped)

@@ -93,7 +93,7 @@ def assemble(
 
 
 def renumbered(names: BlockNames, kept: Sequence[Block]) -> Callable[[str], str]:
-    """What a parameter of a model of fewer blocks and experts is called in the dense one."""
+    """A function from a parameter's name where only `kept` blocks are to its name when dense."""
     in_dense_block = names.renamed([block.index for block in kept])
     experts = {names[block.index]: block.experts for block in kept}
     expert = re.compile(rf"^({names.pattern})\.{re.escape(EXPERTS)}\.(\d+)\.")

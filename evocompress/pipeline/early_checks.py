@@ -48,7 +48,7 @@ def check_sources(config: CalibrationConfig) -> None:
 def check_outline(
     config: RunConfig, *, search: bool = True, folder: RunFolder | None = None
 ) -> None:
-    """Checks the settings of a run with the outline of its model.
+    """Checks the settings of a run, those of the search or not, with the outline of its model.
 
     Raises:
         EvoCompressError: They do not fit the model.

@@ -63,7 +63,7 @@ def mark(folder: RunFolder, journal: Journal, header: dict[str, Any], now: Facts
 def workers_admitted(
     folder: RunFolder, journal: Journal, header: dict[str, Any], now: Facts, force: bool
 ) -> Admit:
-    """What has workers compute only on machines like those of the run's values so far.
+    """A test that admits workers only on machines like those of the run's values so far.
 
     The first worker of a run tells what these are. Where another one is forced, that is marked,
     and this process's workers are on all of those that it has admitted.

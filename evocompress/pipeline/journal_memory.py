@@ -238,7 +238,7 @@ class Memory:
 
 
 def last_step(path: Path, tail: int = 1 << 14) -> Step | None:
-    """The last step of a journal, looked for first in its last bytes; the file is only read.
+    """The last step of a journal, looked for first in its last `tail` bytes; it is only read.
 
     Raises:
         RunError: Its line is damaged.

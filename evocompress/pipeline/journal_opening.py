@@ -51,7 +51,7 @@ def check_own(path: Path) -> None:
 
 
 def read_own(path: Path, opening: JournalRecord, may_differ: Sequence[str]) -> Memory:
-    """What a journal says that is to be gone on with; lines without a checksum are given one.
+    """The contents of a journal to go on with, whose lines get checksums; see `read_known`.
 
     Raises:
         RunError: It belongs to another run, or is damaged.
@@ -68,7 +68,7 @@ def read_own(path: Path, opening: JournalRecord, may_differ: Sequence[str]) -> M
 
 
 def read_known(path: Path, opening: JournalRecord, may_differ: Sequence[str]) -> Memory:
-    """What a journal of this run says; it is only read.
+    """The contents of a journal whose header, but for `may_differ`, is `opening`; only read.
 
     Raises:
         RunError: It belongs to another run, or is damaged.

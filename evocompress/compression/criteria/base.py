@@ -186,7 +186,7 @@ def relative_errors(weight: Tensor, compressed: Sequence[Tensor], gram: Tensor) 
 
 
 def output_energy(weight: Tensor, gram: Tensor) -> float:
-    """Squared norm of the outputs over all tokens, tr(W·G·Wᵀ).
+    """Squared norm of a matrix's outputs over all tokens, tr(W·G·Wᵀ): W (out, in), G (in, in).
 
     As G is symmetric, only its blocks on and left of the diagonal are multiplied.
     """

@@ -98,7 +98,7 @@ def check_padding(what: str, sequences: Tensor, loaded: LoadedModel) -> None:
 
 
 def check_vocabulary(what: str, tokens: Tensor, loaded: LoadedModel) -> None:
-    """Refuse token ids that the model has no embedding for."""
+    """Refuse token ids that the model has no embedding for; errors call the data `what`."""
     if not tokens.numel():
         return
     vocabulary = vocabulary_size(loaded)

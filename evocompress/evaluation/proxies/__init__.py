@@ -70,7 +70,7 @@ def kinds_for(task: Task) -> tuple[str, ...]:
 
 
 def meaning_of(kind: str) -> str:
-    """What a proxy's value is, also of one that is not here any more."""
+    """The meaning of values of a kind of proxy, also one that is not here any more."""
     return PROXIES[kind].meaning if kind in PROXIES else f"value of proxy {kind}"
 
 

@@ -19,7 +19,8 @@ MIB = 2**20
 def left_of_blocks(space: SearchSpace, *, timed: bool = True) -> Iterator[str]:
     """The share of the blocks that bounds leave, where it is small or much cost is outside of them.
 
-    Nothing outside the blocks is compressed, so they must save all that a bound asks for.
+    Nothing outside the blocks is compressed, so they must save all that a bound asks for. With
+    `timed` the bounds in seconds count, too.
     """
     dense = space.cost_model.dense()
     for name, bound in space.budget.items():

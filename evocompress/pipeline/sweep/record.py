@@ -98,7 +98,7 @@ class Clock:
             self.keep()
 
     def keep(self, *, failed: str | None = None, session: str | None = None) -> None:
-        """Keeps the time, and how the attempt ended."""
+        """Keeps the time, and, if it failed, why and in which start of the sweep, its session."""
         self._kept = time.monotonic()
         seconds = self._before.seconds + self._kept - self._started
         record = replace(self._before, seconds=seconds, failed=failed, session=session)
