@@ -7,6 +7,7 @@ from io import StringIO
 import pytest
 import yaml
 from rich.console import Console
+from run_files import TEXT
 
 from evocompress.cli import commands
 from evocompress.core.errors import RunError, one_line
@@ -72,7 +73,7 @@ def test_every_stage_works_in_a_folder_of_any_name(monkeypatch, capsys, tmp_path
     monkeypatch.setattr(Console, "is_terminal", property(lambda self: True))
     home = tmp_path / name
     model = tiny_checkpoint(home / "[bold]model")
-    (home / "text.txt").write_text(" ".join(f"word{n * n % 97}" for n in range(1000)))
+    (home / "text.txt").write_text(TEXT)
     run = {
         "model": {"source": "[bold]model"},
         "threads": 1,

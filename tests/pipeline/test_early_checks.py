@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from run_files import TEXT
 
 from evocompress import api
 from evocompress.cli import commands
@@ -46,7 +47,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def run_file(tmp_path, model, monkeypatch):
-    (tmp_path / "text.txt").write_text(" ".join(f"word{n * n % 97}" for n in range(1000)))
+    (tmp_path / "text.txt").write_text(TEXT)
     (tmp_path / "trial.yaml").write_text(yaml.safe_dump(RUN | {"model": {"source": str(model)}}))
     (tmp_path / "empty").mkdir()
     (tmp_path / "packed").mkdir()

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from run_files import TEXT
 from transformers import AutoConfig
 
 from evocompress import api
@@ -138,7 +139,7 @@ def test_a_search_compares_each_logit_that_it_asks_for_and_the_dense_models():
 
 @pytest.mark.parametrize("space", [SPARSE, NARROW], ids=["sparse", "narrow"])
 def test_the_disk_of_a_library_is_that_of_one_that_is_built(tmp_path, checkpoint, space):
-    (tmp_path / "text.txt").write_text(" ".join(f"word{n * n % 97}" for n in range(3000)))
+    (tmp_path / "text.txt").write_text(TEXT)
     found = config(checkpoint, space, runs=tmp_path / "runs")
     calibration = found.calibration.model_copy(update={"source": str(tmp_path / "text.txt")})
     found = found.model_copy(update={"calibration": calibration})
