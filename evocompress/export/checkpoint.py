@@ -24,7 +24,7 @@ from evocompress.export.healed import checkpoint_state
 from evocompress.export.record import Record, write_record
 from evocompress.export.weights import LevelWeights, compressed_state
 from evocompress.models.loading import LoadedModel
-from evocompress.space.costs import outline
+from evocompress.space.costs import cost_parts
 
 
 def materialize(
@@ -135,7 +135,7 @@ def _card(
 ) -> str:
     """The text of README.md for a folder of some name."""
     family, form = loaded.family, FORMATS[record.format]
-    parts = outline(family.units(loaded.model), family.architecture(loaded.model))
+    parts = cost_parts(family.units(loaded.model), family.architecture(loaded.model))
     own_notes = [note for note in (form.note(loaded, candidate), *notes) if note]
     return model_card(record, candidate, parts, _loading(loaded, form, name), own_notes)
 

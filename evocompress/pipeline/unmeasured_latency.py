@@ -6,12 +6,12 @@ from collections.abc import Mapping
 
 from evocompress.core.config import RunConfig
 from evocompress.space.costs import TIMED, LatencyTable
-from evocompress.space.costs.latency import Circumstances, Phase
+from evocompress.space.costs.latency import Conditions, Phase
 
 _PHASE = Phase(batch=1, tokens=1, dense=1.0, base=1.0, attention={(1, 1): 0.0}, mlp={1: 0.0})
 
 UNMEASURED = LatencyTable(
-    Circumstances("none", "none", 0, "none", "none", "none", (1, 1), (1, 1)), _PHASE, _PHASE
+    Conditions("none", "none", 0, "none", "none", "none", (1, 1), (1, 1)), _PHASE, _PHASE
 )
 """Stands in for a table that is not measured yet: no candidate saves any time."""
 

@@ -17,8 +17,8 @@ from evocompress.space.candidate_table import CandidateTable, candidate_table
 from evocompress.space.latest import latest
 from evocompress.space.part_genes import (
     ExpertGenes,
+    expert_genes,
     inactive_columns,
-    mixtures,
     parts_of_genes,
 )
 
@@ -238,7 +238,7 @@ class Encoding:
     @cached_property
     def mixtures(self) -> tuple[ExpertGenes, ...]:
         """The MLPs whose experts can be dropped."""
-        return mixtures(self.parts, self.tree, self._indices, self.drop_index)
+        return expert_genes(self.parts, self.tree, self._indices, self.drop_index)
 
     def _lost(self, genomes: Genome, part: int) -> Booleans:
         """Which genomes (N, U) drop a sub-layer, or its block."""

@@ -16,10 +16,10 @@ from evocompress.core.arrays import Genome
 
 Self = TypeVar("Self")
 Scalar = TypeVar("Scalar", bound=np.generic)
-Method = Callable[[Self, Genome], NDArray[Scalar]]
+GenomeMethod = Callable[[Self, Genome], NDArray[Scalar]]
 
 
-def latest(method: Method[Self, Scalar]) -> Method[Self, Scalar]:
+def latest(method: GenomeMethod[Self, Scalar]) -> GenomeMethod[Self, Scalar]:
     """Makes a method of genomes (N, U) remember its latest answer about a single one.
 
     The answer about a single one is read-only. It is kept in the object, as a

@@ -47,7 +47,7 @@ class ExpertGenes:
             genomes[row, gone[: short[row]]] = 0
 
 
-def mixtures(
+def expert_genes(
     parts: Sequence[Unit], tree: UnitTree, indices: Mapping[str, int], drop_index: Genome
 ) -> tuple[ExpertGenes, ...]:
     """The MLPs whose experts can be dropped.

@@ -23,7 +23,7 @@ from evocompress.core.types import DENSE, Candidate, Level
 from evocompress.search.base import Searcher
 from evocompress.space.space import SearchSpace
 
-Step = tuple[list[Request], list[Answer]]
+AskAndTell = tuple[list[Request], list[Answer]]
 Oracle = Callable[[Request], Answer]
 
 POOL = Pool((64,) * 32)
@@ -154,13 +154,13 @@ class Separable:
         return MicroBatchValue(index, ((self.value(candidate) + noise) * 10,), (10,))
 
 
-def run(searcher: Searcher, answer: Oracle) -> list[Step]:
+def run(searcher: Searcher, answer: Oracle) -> list[AskAndTell]:
     """Runs a searcher to its end and returns all asks with their answers.
 
     Raises:
         AssertionError: It does not end within 1000 asks.
     """
-    steps: list[Step] = []
+    steps: list[AskAndTell] = []
     while requests := searcher.ask():
         answers = [answer(request) for request in requests]
         searcher.tell(answers)
@@ -196,7 +196,7 @@ class Trace:
     make: Callable[[], Searcher]
     space: SearchSpace
     answer: Oracle
-    steps: Sequence[Step]
+    steps: Sequence[AskAndTell]
     searcher: Searcher
 
     @classmethod

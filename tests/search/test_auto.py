@@ -15,7 +15,7 @@ from evocompress.search.fidelity.rungs import Rung
 from evocompress.search.surrogates.second_order import (
     Expansion,
     expansion,
-    monotone,
+    isotonic,
     quadratic,
     step,
 )
@@ -100,7 +100,7 @@ class TestExpansion:
 
 
 def test_monotone_harms_are_the_closest_that_never_fall():
-    [found] = monotone([np.array([0.0, 3.0, 1.0, 2.0, 5.0])])
+    [found] = isotonic([np.array([0.0, 3.0, 1.0, 2.0, 5.0])])
     np.testing.assert_allclose(found, [0.0, 2.0, 2.0, 2.0, 5.0])
 
 

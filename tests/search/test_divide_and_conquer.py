@@ -7,7 +7,7 @@ import pytest
 
 from evocompress.core.config import SpaceConfig
 from evocompress.core.errors import ConfigError
-from evocompress.search.allocation.divide_and_conquer import DivideAndConquer, split
+from evocompress.search.allocation.divide_and_conquer import DivideAndConquer, partitions
 from evocompress.search.base import Problem
 from evocompress.space import sampling
 from evocompress.space.build import build_space
@@ -48,7 +48,7 @@ def winner(space, oracle, **settings):
 @pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
 @pytest.mark.parametrize("count", [1, 2, 5, 7, None])
 def test_ranges_are_consecutive_blocks_that_hold_every_choice(space, count):
-    parts = split(space, count)
+    parts = partitions(space, count)
     assert len(parts) == (count or 2)
     genes = np.concatenate([part.genes for part in parts])
     assert sorted(genes) == np.flatnonzero(space.encoding.sizes > 1).tolist()
@@ -61,7 +61,7 @@ def test_ranges_are_consecutive_blocks_that_hold_every_choice(space, count):
 
 def test_more_ranges_than_blocks_are_refused():
     with pytest.raises(ConfigError, match=r"search.ranges: 9, but only 7 blocks"):
-        split(SPACES["blocks"], 9)
+        partitions(SPACES["blocks"], 9)
 
 
 @pytest.mark.parametrize("kind", SPACES)
@@ -72,7 +72,7 @@ def test_ranges_are_first_tried_alone(kind):
     first, way_down, offspring = (requests for requests, _ in steps[:3])
     base = np.zeros_like(space.encoding.default)
     assert [request.candidate for request in first] == [space.candidate(base)]
-    homes = [set(part.genes.tolist()) for part in split(space, 3)]
+    homes = [set(part.genes.tolist()) for part in partitions(space, 3)]
     for requests in (way_down, offspring):
         assert len(requests) >= 3
         for request in requests:

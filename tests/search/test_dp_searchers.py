@@ -17,7 +17,7 @@ from evocompress.search.allocation.distortion_dp import (
     trials,
 )
 from evocompress.search.allocation.evopress_dp import EvoPressDP
-from evocompress.search.allocation.evopress_dp import harms as error_harms
+from evocompress.search.allocation.evopress_dp import summed_errors as error_harms
 from evocompress.search.base import Problem
 from evocompress.space.build import build_space
 from evocompress.testing.decoders import Decoder

@@ -6,7 +6,7 @@ import pytest
 from evocompress.core.config import SpaceConfig
 from evocompress.core.requests import Evaluate
 from evocompress.search.baselines.lazy_greedy import lazily_removed
-from evocompress.search.baselines.removal import drop_harms, without_blocks
+from evocompress.search.baselines.removal import drop_harms, without_least_blocks
 from evocompress.space.build import build_space
 from evocompress.testing.decoders import Decoder
 from evocompress.testing.searchers import Separable
@@ -103,7 +103,7 @@ def _failed(result):
 def test_blocks_of_least_influence_go_as_a_whole(units):
     space = space_of(budget=0.7, units=units)
     influence = {unit.name: (float((unit.block * 5) % 8),) for unit in space.encoding.tree}
-    genome = without_blocks(space, influence)
+    genome = without_least_blocks(space, influence)
     dropped = {space.units[gene].block for gene in np.flatnonzero(genome)}
     # 5, 2, 7, 4 ... are the multiples of 5 modulo 8 in their order: 30% are three of eight.
     assert dropped == {0, 5, 2}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from evocompress.core.config import SpaceConfig
-from evocompress.search.allocation.knapsack import padded
+from evocompress.search.allocation.knapsack import padded_tables
 from evocompress.search.operators.neighborhood import Neighbourhood
 from evocompress.space.build import build_space
 from evocompress.testing.decoders import Decoder
@@ -58,7 +58,7 @@ def space(request):
 
 
 def harms_of(space, rng):
-    return padded([rng.uniform(-1, 1, len(levels)) for levels in space.levels], np.inf)
+    return padded_tables([rng.uniform(-1, 1, len(levels)) for levels in space.levels], np.inf)
 
 
 def test_they_are_what_a_row_for_each_of_them_is(space):

@@ -11,7 +11,7 @@ from evocompress.search.surrogates.pairwise_model import (
     Effects,
     Observations,
     Posterior,
-    exchanges,
+    improving_exchanges,
 )
 
 UNITS, COUNT, TEXTS = 5, 60, 4
@@ -128,4 +128,4 @@ def test_exchanges_are_all_that_get_better_the_best_first():
         changed[goes : goes + 1] = 1.0
         found[goes, returns] = effects.values(changed[None])[0] - before
     better = [pair for pair in sorted(found, key=found.get) if found[pair] < 0]
-    assert [tuple(pair) for pair in exchanges(effects, gone).tolist()] == better
+    assert [tuple(pair) for pair in improving_exchanges(effects, gone).tolist()] == better

@@ -16,7 +16,7 @@ from evocompress.search.auto.auto import Auto
 from evocompress.search.base import Problem
 from evocompress.space import sampling
 from evocompress.space.build import build_space
-from evocompress.space.costs.latency import Circumstances, LatencyTable, Phase
+from evocompress.space.costs.latency import Conditions, LatencyTable, Phase
 from evocompress.testing.decoders import MIXTRAL, SMOLLM2_135M
 from evocompress.testing.searchers import Separable, run
 
@@ -48,7 +48,7 @@ def proportional_table():
     mlp = {channels: 3.0 * 576 * channels for channels in range(128, 1537, 128)}
     dense = 30 * (heads[3, 3] + mlp[1536])
     prefill = Phase(1, 512, dense, 0.0, heads, mlp)
-    made = Circumstances("none", "bfloat16", 1, "sdpa", "", "", (1, 512), (1, 128))
+    made = Conditions("none", "bfloat16", 1, "sdpa", "", "", (1, 512), (1, 128))
     return LatencyTable(made, prefill, replace(prefill, tokens=128))
 
 

@@ -65,7 +65,7 @@ def profile(
 
     Raises:
         ConfigError: The table was measured under other circumstances
-            (`evocompress.space.costs.latency.Circumstances`), the lengths do not fit the model, or
+            (`evocompress.space.costs.latency.Conditions`), the lengths do not fit the model, or
             it is a mixture of experts.
         RunError: The file is damaged, or the disk is full.
     """

@@ -18,17 +18,17 @@ from evocompress.core.leftovers import clear_leftovers
 from evocompress.evaluation.profile.layouts import grid
 from evocompress.evaluation.profile.timing import METHOD
 from evocompress.models.loading import LoadedModel
-from evocompress.space.costs.latency import Circumstances, LatencyTable
+from evocompress.space.costs.latency import Conditions, LatencyTable
 
 ANEW = "name another latency.table, or measure over it with 'evocompress profile --anew'"
 ALIKE = "start the search on a node like those of its workers"
 NEW_RUN = "go on under those circumstances, or begin a new run with name=..."
 
 
-def circumstances(loaded: LoadedModel, config: LatencyConfig) -> Circumstances:
+def circumstances(loaded: LoadedModel, config: LatencyConfig) -> Conditions:
     """Under which circumstances a table of this model is measured now."""
     model = loaded.model
-    return Circumstances(
+    return Conditions(
         device=describe(model.device),
         dtype=str(model.dtype).removeprefix("torch."),
         threads=torch.get_num_threads() if model.device.type == "cpu" else 0,
@@ -50,7 +50,7 @@ def table_path(loaded: LoadedModel, config: LatencyConfig) -> Path:
     return path_of(circumstances(loaded, config), config)
 
 
-def path_of(made: Circumstances, config: LatencyConfig) -> Path:
+def path_of(made: Conditions, config: LatencyConfig) -> Path:
     """The file of a table that was measured under these circumstances, see `table_path`."""
     if config.table is not None:
         return config.table

@@ -18,7 +18,7 @@ from evocompress.pipeline.sweep.record import TrialRecord
 from evocompress.pipeline.sweep.trials import group_of, planned
 from evocompress.pipeline.winner import Winner
 
-Measured = dict[tuple[str, int], tuple[float, int]]
+BatchSums = dict[tuple[str, int], tuple[float, int]]
 """{(treatment, micro-batch): (sum of the value, positions)} of a candidate."""
 
 REPORT_AGAIN = "have it written anew by 'evocompress report'"
@@ -90,7 +90,7 @@ def outcomes(folder: SweepFolder, sweep: SweepConfig) -> list[TrialOutcome]:
     settings = {name: dict(found) for name, found in planned(sweep).items()}
     settings = settings or {name: record.settings for name, record in records.items()}
     found = [_outcome(folder, name, settings[name], records.get(name)) for name in settings]
-    groups: dict[str, dict[str, Measured]] = {}
+    groups: dict[str, dict[str, BatchSums]] = {}
     for each in found:
         if each.status == "finished":
             winner = RunFolder(folder.path / each.name).read_winner()
@@ -99,14 +99,14 @@ def outcomes(folder: SweepFolder, sweep: SweepConfig) -> list[TrialOutcome]:
     return [replace(each, **on_common.get(each.name, {})) for each in found]
 
 
-def _measured(winner: Winner) -> Measured:
+def _measured(winner: Winner) -> BatchSums:
     """Everything that a winner was measured on; nothing where an older version wrote it."""
     return {
         (winner.treatment, batch): (total, count) for batch, total, count in winner.measured or ()
     }
 
 
-def _common(group: dict[str, Measured]) -> dict[str, dict[str, Any]]:
+def _common(group: dict[str, BatchSums]) -> dict[str, dict[str, Any]]:
     """Fields of the winners of a group: their values where all of them were measured."""
     shared = set.intersection(*(set(measured) for measured in group.values()))
     found = {}

@@ -22,7 +22,7 @@ from evocompress.space import sampling
 from evocompress.space.budget import require
 from evocompress.space.space import SearchSpace
 
-Name = Literal["uniform", "erk", "lamp", "global_magnitude", "owl", "alpha", "ecoflap", "pq"]
+MethodName = Literal["uniform", "erk", "lamp", "global_magnitude", "owl", "alpha", "ecoflap", "pq"]
 
 _BISECTIONS = 20
 """The overall density is found to a millionth, far below a level's step."""
@@ -60,7 +60,7 @@ class Allocation(GeneratorSearcher):
                 a block may be (``ecoflap``). The published value if left out.
         """
 
-        method: Name
+        method: MethodName
         candidate_tokens: Tokens | None = None
         estimate_tokens: Tokens | None = None
         spread: Annotated[Number, Field(gt=0, lt=1)] | None = None

@@ -22,7 +22,7 @@ from evocompress.search.generator_searcher import AskTell, GeneratorSearcher
 from evocompress.space.encoding import Encoding
 from evocompress.space.space import SearchSpace
 
-Points = dict[int, list[tuple[int, float]]]
+Distortions = dict[int, list[tuple[int, float]]]
 """For each gene levels with their measured distortions."""
 
 
@@ -80,7 +80,7 @@ class DistortionDP(GeneratorSearcher):
                 genome, now = found, found + wide.shift
         yield from self.conclude(genome)
 
-    def _curves(self, wide: WithDense, now: Genome) -> AskTell[Points | None]:
+    def _curves(self, wide: WithDense, now: Genome) -> AskTell[Distortions | None]:
         """The distortions of single changes; ``None`` where not even `now` can be measured."""
         tries = trials(wide, now, self.settings.levels)
         candidates = [wide.genes.candidate(changed) for changed in tries.values()]
@@ -91,7 +91,7 @@ class DistortionDP(GeneratorSearcher):
         means = {a.request.candidate: a.mean for a in answers if isinstance(a, Result)}
         if not isfinite(means[dense]):
             return None
-        points: Points = {}
+        points: Distortions = {}
         for (gene, level), candidate in zip(tries, candidates, strict=True):
             if isfinite(means[candidate]):
                 points.setdefault(gene, []).append((level, means[candidate] - means[dense]))
@@ -173,7 +173,7 @@ def trials(wide: WithDense, now: Genome, count: int) -> dict[tuple[int, int], Ge
     return {trial: found[trial] for trial, keeps in zip(list(found), kept, strict=True) if keeps}
 
 
-def harms(wide: WithDense, now: Genome, points: Points) -> Harms:
+def harms(wide: WithDense, now: Genome, points: Distortions) -> Harms:
     """The distortion of every level of the space, interpolated over what levels remove.
 
     Nothing is relaxed: levels before those of `now` (U,) are forbidden, and so is what removes

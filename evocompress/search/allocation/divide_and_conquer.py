@@ -35,7 +35,7 @@ Front = list[tuple[Genome, float]]
 
 
 @dataclass(frozen=True, eq=False)
-class Range:
+class Partition:
     """A range of blocks and the values that were measured with changes in it.
 
     Attributes:
@@ -46,7 +46,7 @@ class Range:
 
     Examples:
         >>> from evocompress.testing.examples import space
-        >>> first, second = split(space(body_params=0.5), 2)
+        >>> first, second = partitions(space(body_params=0.5), 2)
         >>> first.genes.tolist(), second.put_into(np.zeros(5, int), np.ones(5, int)).tolist()
         ([0, 1, 2], [0, 0, 0, 1, 1])
     """
@@ -122,7 +122,7 @@ class Range:
         genome[gene] += direction * by
 
 
-def split(space: SearchSpace, count: int | None) -> list[Range]:
+def partitions(space: SearchSpace, count: int | None) -> list[Partition]:
     """The ranges of a space, with about as many blocks each.
 
     A gene that is about several blocks belongs to the first one's. Without a count there are as
@@ -140,7 +140,7 @@ def split(space: SearchSpace, count: int | None) -> list[Range]:
             f"search.ranges: {count}, but only {len(found)} blocks have anything to choose"
         )
     parts = np.array_split(found, count or max(isqrt(len(found)), 1))
-    return [Range(space, free[np.isin(blocks, part)]) for part in parts]
+    return [Partition(space, free[np.isin(blocks, part)]) for part in parts]
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,9 +215,9 @@ class DivideAndConquer(GeneratorSearcher):
         self._tokens = self.ledger.size(self.micro_batches)
         final = settings.final_tokens or _final_tokens(self.pool, limit, settings.finalists)
         self._final = self.chosen(final, "search.final_tokens")
-        self._ranges = split(self.space, settings.ranges)
+        self._partitions = partitions(self.space, settings.ranges)
         self._reserved = settings.finalists * final
-        first = 1 + len(self._ranges) * settings.kept
+        first = 1 + len(self._partitions) * settings.kept
         needed = first * self._tokens + self._reserved
         if needed > limit:
             raise ConfigError(
@@ -237,23 +237,23 @@ class DivideAndConquer(GeneratorSearcher):
         kept = self.settings.kept
         base = least_compressed(self.space)
         [value] = yield from self._probe([base])
-        for part in self._ranges:
+        for part in self._partitions:
             part.learn(base, value)
-        yield from self._learn([part.way_down(kept, self.rng) for part in self._ranges])
+        yield from self._learn([part.way_down(kept, self.rng) for part in self._partitions])
         limit = min(self.ledger.limit / 2, self.ledger.limit - self._reserved)
         for _ in range(self.settings.generations):
             offspring = [
                 part.offspring(self.settings.offspring, part.front(kept), self.rng)
-                for part in self._ranges
+                for part in self._partitions
             ]
             if not self._affords(sum(map(len, offspring)), limit):
                 break
             yield from self._learn(offspring)
-        return [[(base, value), *part.front(kept)] for part in self._ranges]
+        return [[(base, value), *part.front(kept)] for part in self._partitions]
 
     def _learn(self, genomes: Sequence[Sequence[Genome]]) -> AskTell[None]:
         """Measures some genomes (U,) of each range."""
-        owners = [part for part, own in zip(self._ranges, genomes, strict=True) for _ in own]
+        owners = [part for part, own in zip(self._partitions, genomes, strict=True) for _ in own]
         tries = [genome for own in genomes for genome in own]
         values = yield from self._probe(tries)
         for part, genome, value in zip(owners, tries, values, strict=True):
@@ -283,7 +283,7 @@ class DivideAndConquer(GeneratorSearcher):
         """For each range the first configuration that saves anything in what is chosen."""
         found = []
         for index, (part, front, place) in enumerate(
-            zip(self._ranges, fronts, places, strict=True)
+            zip(self._partitions, fronts, places, strict=True)
         ):
             later = range(place + 1, len(front))
             genomes = [part.put_into(chosen, front[i][0]) for i in later]

@@ -49,11 +49,11 @@ class EvoPressDP(GeneratorSearcher):
         errors = yield from estimated(Estimate(Candidate(), "output_error", ()))
         if errors.failed is not None:
             return
-        best = knapsack(space, harms(space, errors.by_unit), space.encoding.default)
+        best = knapsack(space, summed_errors(space, errors.by_unit), space.encoding.default)
         yield from self.conclude(space.encoding.default if best is None else best)
 
 
-def harms(space: SearchSpace, errors: Mapping[str, Sequence[float]]) -> Harms:
+def summed_errors(space: SearchSpace, errors: Mapping[str, Sequence[float]]) -> Harms:
     """The summed errors of each gene's units at each of its levels.
 
     A drop removes all that has errors below the unit, each with the error 1, as `errors` has it.

@@ -139,7 +139,7 @@ def knapsack(space: SearchSpace, harms: Harms, start: Genome) -> Genome | None:
     Returns:
         ``None`` where no allowed genome that was found meets the budget.
     """
-    task = _Task(space, padded(harms, np.inf), start)
+    task = _Task(space, padded_tables(harms, np.inf), start)
     apart = separable(space)
     if apart and len(space.budget) == 1:
         best = _dynamic(task)
@@ -158,7 +158,7 @@ def separable(space: SearchSpace) -> bool:
     return not nested and bool(genes.admissible((genes.sizes - 1)[None])[0])
 
 
-def padded(tables: Sequence[Floats], fill: float) -> Floats:
+def padded_tables(tables: Sequence[Floats], fill: float) -> Floats:
     """Tables of genes (levels, ...) as one array (U, L, ...), `fill` where levels are fewer."""
     longest = max(len(table) for table in tables)
     found = np.full((len(tables), longest, *tables[0].shape[1:]), fill)

@@ -101,23 +101,23 @@ class Method:
     spread: float | None = None
 
 
-def uniform(known: Known, overall: float) -> Floats:
+def uniform_densities(known: Known, overall: float) -> Floats:
     """The density `overall` in every matrix (M,)."""
     return np.full(len(known.matrices), overall)
 
 
-def erk(known: Known, overall: float) -> Floats:
+def erk_densities(known: Known, overall: float) -> Floats:
     """Erdos-Renyi kernel (Evci et al. 2019, 1911.11134): in proportion to (out + in)/(out * in)."""
     scores = np.array([sum(unit.shape or ()) / unit.numel for unit in known.matrices])
     return proportional(scores, known.sizes, overall)
 
 
-def lamp(known: Known, overall: float) -> Floats:
+def lamp_densities(known: Known, overall: float) -> Floats:
     """LAMP (Lee et al. 2020, 2010.07611): the densities above one threshold on all scores."""
     return _at_threshold(known, overall, np.zeros(len(known.matrices)))
 
 
-def global_magnitude(known: Known, overall: float) -> Floats:
+def global_magnitude_densities(known: Known, overall: float) -> Floats:
     """One threshold on magnitudes, and a floor (Gupta et al. 2022, 2209.14624).
 
     As many weights stay in every matrix: 0.05% of the weights of all; a smaller matrix stays
@@ -127,7 +127,7 @@ def global_magnitude(known: Known, overall: float) -> Floats:
     return _at_threshold(known, overall, np.minimum(floor, 1.0))
 
 
-def owl(known: Known, overall: float) -> Floats:
+def owl_densities(known: Known, overall: float) -> Floats:
     """OWL (Yin et al. 2023, 2310.05175): denser where a block has more outliers.
 
     The densities of blocks span twice the spread around their mean, the overall density.
@@ -139,7 +139,7 @@ def owl(known: Known, overall: float) -> Floats:
     return densities
 
 
-def alpha(known: Known, overall: float) -> Floats:
+def alpha_densities(known: Known, overall: float) -> Floats:
     """AlphaPruning (Lu et al. 2024, 2410.10912): sparser where spectra have lighter tails.
 
     The sparsities of blocks are in proportion to numbers from 1 - spread to 1 + spread, linear
@@ -152,7 +152,7 @@ def alpha(known: Known, overall: float) -> Floats:
     return densities
 
 
-def ecoflap(known: Known, overall: float) -> Floats:
+def ecoflap_densities(known: Known, overall: float) -> Floats:
     """ECoFLaP, zeroth order (Sung et al. 2023, 2310.02998): denser where the loss is steeper.
 
     No block is sparser than the overall sparsity and the spread. What stays beyond that is dealt
@@ -164,7 +164,7 @@ def ecoflap(known: Known, overall: float) -> Floats:
     return densities[known.places]
 
 
-def pq(known: Known, overall: float) -> Floats:
+def pq_densities(known: Known, overall: float) -> Floats:
     """PQ index (Diao et al. 2023, 2302.05601): in proportion to the bound on what must stay.
 
     That share is 1 - index for p = 1/2, q = 1 and eta = 0. Published as rounds of pruning and
@@ -174,14 +174,14 @@ def pq(known: Known, overall: float) -> Floats:
 
 
 METHODS: dict[str, Method] = {
-    "uniform": Method(uniform),
-    "erk": Method(erk),
-    "lamp": Method(lamp, "lamp"),
-    "global_magnitude": Method(global_magnitude, "magnitude"),
-    "owl": Method(owl, "outliers", forwards=1, spread=0.08),
-    "alpha": Method(alpha, "tail_exponent", spread=0.3),
-    "ecoflap": Method(ecoflap, "perturbation", matrix_forwards=2, spread=0.1),
-    "pq": Method(pq, "pq_index"),
+    "uniform": Method(uniform_densities),
+    "erk": Method(erk_densities),
+    "lamp": Method(lamp_densities, "lamp"),
+    "global_magnitude": Method(global_magnitude_densities, "magnitude"),
+    "owl": Method(owl_densities, "outliers", forwards=1, spread=0.08),
+    "alpha": Method(alpha_densities, "tail_exponent", spread=0.3),
+    "ecoflap": Method(ecoflap_densities, "perturbation", matrix_forwards=2, spread=0.1),
+    "pq": Method(pq_densities, "pq_index"),
 }
 
 

@@ -15,14 +15,14 @@ from evocompress.search.auto.evaluation_client import EvaluationClient
 from evocompress.search.auto.predictor import Predictor
 from evocompress.search.auto.sensitivity import approach, changes
 from evocompress.search.baselines.lazy_greedy import lazily_removed
-from evocompress.search.baselines.removal import drop_harms, without_blocks
+from evocompress.search.baselines.removal import drop_harms, without_least_blocks
 from evocompress.search.fidelity.token_budget import RETRIES
 from evocompress.search.generator_searcher import AskTell, first_feasible
 from evocompress.search.surrogates.second_order import (
     Tables,
     best_coupling,
     expansion,
-    monotone,
+    isotonic,
     step,
 )
 from evocompress.space import sampling
@@ -89,7 +89,7 @@ class Starts:
         if estimation.failed is not None:
             return {}
         found = expansion(space, estimation)
-        tables = {"second order": found.harms(), "second order, monotone": monotone(found.harms())}
+        tables = {"second order": found.harms(), "second order, monotone": isotonic(found.harms())}
         start = space.encoding.default
         picks = {name: knapsack(space, harms, start) for name, harms in tables.items()}
         if coupling := best_coupling(space, start, found):
@@ -136,7 +136,7 @@ class Starts:
             return named
         influence = dict(estimation.by_unit)
         if {space.units[gene].kind for gene in space.encoding.droppable} != {"expert"}:
-            blocks = without_blocks(space, influence)
+            blocks = without_least_blocks(space, influence)
             named["blocks of least influence"] = self._made_feasible(blocks)
         influence |= yield from self._of_experts(influence)
         harms = drop_harms(space, influence)

@@ -9,7 +9,7 @@ import numpy as np
 from evocompress.core.arrays import Floats, Genome
 from evocompress.core.requests import Result
 from evocompress.core.types import Candidate
-from evocompress.search.allocation.knapsack import padded
+from evocompress.search.allocation.knapsack import padded_tables
 from evocompress.search.auto.acquisition import Acquisition, Predict
 from evocompress.search.fidelity.racing import Scoreboard
 from evocompress.search.fidelity.rungs import Rung
@@ -64,7 +64,7 @@ class Predictor:
 
     def expect(self, harms: Sequence[Floats]) -> None:
         """Expects from now on that harms of levels add up, on any scale."""
-        table = padded(harms, np.inf)
+        table = padded_tables(harms, np.inf)
         self.expand(Quadratic(table, np.zeros((*table.shape, 1)), 0.0))
 
     def learn_effects(self, genomes: Sequence[Genome], results: Sequence[Result]) -> None:

@@ -33,7 +33,7 @@ _LEAST_EFFECT = 1e-6
 
 
 @dataclass(frozen=True)
-class Change:
+class LevelChange:
     """One gene at another level.
 
     Attributes:
@@ -42,7 +42,7 @@ class Change:
         saving: By how much the budget's costs fall, each as a share of its bound, together.
 
     Example:
-        >>> applied(np.array([0, 0]), Change(gene=1, level=3, saving=0.1)).tolist()
+        >>> applied(np.array([0, 0]), LevelChange(gene=1, level=3, saving=0.1)).tolist()
         [0, 3]
     """
 
@@ -51,7 +51,7 @@ class Change:
     saving: float
 
 
-Measured = Sequence[tuple[Change, float]]
+Sensitivities = Sequence[tuple[LevelChange, float]]
 """Changes with their effects on the proxy's value."""
 
 
@@ -66,16 +66,16 @@ def approach(space: SearchSpace, probe: Probe, *, rounds: int, per_gene: int) ->
     for step in range(1, rounds + 1):
         # A bound that is met already may be used up to the whole of it.
         target = np.maximum(used + (1 - used) * step / rounds, 1.0)
-        measured = yield from effects(space, genome, probe, per_gene)
+        measured = yield from sensitivities(space, genome, probe, per_gene)
         if measured is None:
             break
         genome = best_sum(space, genome, measured, target)
     return genome
 
 
-def effects(
+def sensitivities(
     space: SearchSpace, genome: Genome, probe: Probe, per_gene: int
-) -> AskTell[Measured | None]:
+) -> AskTell[Sensitivities | None]:
     """The effects of up to `per_gene` changes of each gene of a genome (U,), alone.
 
     They are ``None`` where the genome itself cannot be measured.
@@ -88,17 +88,17 @@ def effects(
     return [(change, value - now) for change, value in zip(tries, after, strict=True)]
 
 
-def changes(space: SearchSpace, genome: Genome, per_gene: int) -> list[Change]:
+def changes(space: SearchSpace, genome: Genome, per_gene: int) -> list[LevelChange]:
     """The changes of a genome (U,) to try: up to `per_gene` that save something, of each gene.
 
     Only widths and drops are changed. The changes of a gene are spread over the savings that it
     has; the largest one is always among them.
     """
-    found: list[Change] = []
+    found: list[LevelChange] = []
     for gene in _sublayer_genes(space, genome):
         cheaper = _cheaper(space, genome, gene)
         most = max((change.saving for change in cheaper), default=0.0)
-        nearest = set[Change]()
+        nearest = set[LevelChange]()
         for share in np.arange(1, per_gene + 1) / per_gene if cheaper else ():
             distances = [abs(change.saving - share * most) for change in cheaper]
             nearest.add(cheaper[int(np.argmin(distances))])
@@ -106,14 +106,14 @@ def changes(space: SearchSpace, genome: Genome, per_gene: int) -> list[Change]:
     return found
 
 
-def applied(genome: Genome, change: Change) -> Genome:
+def applied(genome: Genome, change: LevelChange) -> Genome:
     """The genome (U,) with one change."""
     changed = genome.copy()
     changed[change.gene] = change.level
     return changed
 
 
-def best_sum(space: SearchSpace, genome: Genome, measured: Measured, target: Floats) -> Genome:
+def best_sum(space: SearchSpace, genome: Genome, measured: Sensitivities, target: Floats) -> Genome:
     """The genome (U,) of the least total effect that uses at most `target` of each bound.
 
     A knapsack has no answer where the target is missed; here the changes that save most are made
@@ -146,22 +146,22 @@ def _sublayer_genes(space: SearchSpace, genome: Genome) -> list[int]:
     return [int(gene) for gene in genes if present[gene]]
 
 
-def _cheaper(space: SearchSpace, genome: Genome, gene: int) -> list[Change]:
+def _cheaper(space: SearchSpace, genome: Genome, gene: int) -> list[LevelChange]:
     """Every level of a gene that saves something."""
     levels = range(len(space.levels[gene]))
-    rows = np.stack([applied(genome, Change(gene, level, 0.0)) for level in levels])
+    rows = np.stack([applied(genome, LevelChange(gene, level, 0.0)) for level in levels])
     before = space.budget_usage(genome[None]).sum()
     savings = before - space.budget_usage(space.deactivate(rows)).sum(axis=1)
     savings[~space.encoding.enough_experts(rows)] = 0
     return [
-        Change(gene, level, float(saving))
+        LevelChange(gene, level, float(saving))
         for level, saving in zip(levels, savings, strict=True)
         if saving > 0
     ]
 
 
 def _curve(
-    space: SearchSpace, genome: Genome, gene: int, measured: Measured
+    space: SearchSpace, genome: Genome, gene: int, measured: Sensitivities
 ) -> tuple[Integers, Floats, Floats]:
     """Levels of one gene from the present one on, with their savings and effects.
 
@@ -170,6 +170,6 @@ def _curve(
     points = [(change.saving, max(effect, _LEAST_EFFECT)) for change, effect in measured]
     savings, harms = rising([(0.0, 0.0), *points])
     options = [c for c in _cheaper(space, genome, gene) if c.saving <= savings[-1] * (1 + 1e-9)]
-    options = [Change(gene, int(genome[gene]), 0.0), *options]
+    options = [LevelChange(gene, int(genome[gene]), 0.0), *options]
     own = np.array([option.saving for option in options])
     return np.array([option.level for option in options]), own, np.interp(own, savings, harms)

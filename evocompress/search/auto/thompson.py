@@ -23,9 +23,9 @@ from evocompress.search.surrogates.pairwise_model import (
     Effects,
     Observations,
     Posterior,
-    exchanges,
+    improving_exchanges,
 )
-from evocompress.search.surrogates.surrogate import slope
+from evocompress.search.surrogates.surrogate import nonnegative_slope
 from evocompress.space.space import SearchSpace
 
 BATCH = 16
@@ -194,7 +194,7 @@ class ModelledDrops:
 
     def _exchanged(self, genome: Genome, effects: Effects) -> Genome | None:
         """The genome after the best exchange; ``None`` where none makes it better."""
-        pairs = exchanges(effects, self._gone(genome[None])[0])
+        pairs = improving_exchanges(effects, self._gone(genome[None])[0])
         for begin in range(0, len(pairs), _CHECKED):
             checked = pairs[begin : begin + _CHECKED].tolist()
             rows = np.stack([self._with(genome, *pair) for pair in checked])
@@ -225,4 +225,4 @@ def _slopes(gone: Floats, texts: Integers, values: Floats, influence: Floats) ->
         of_text = texts == text
         expected[of_text] -= expected[of_text].mean()
         measured[of_text] -= measured[of_text].mean()
-    return np.asarray(slope(expected, measured) * influence)
+    return np.asarray(nonnegative_slope(expected, measured) * influence)

@@ -20,7 +20,7 @@ from evocompress.search.baselines.steps import only_cuts
 from evocompress.search.generator_searcher import AskTell, GeneratorSearcher
 from evocompress.space.space import SearchSpace
 
-Part = Annotated[Number, Field(ge=0, le=1e6)]
+SavingPart = Annotated[Number, Field(ge=0, le=1e6)]
 
 
 class MultiPruner(GeneratorSearcher):
@@ -56,7 +56,7 @@ class MultiPruner(GeneratorSearcher):
                 Published: half of them.
         """
 
-        split: tuple[Part, Part, Part] = (44, 52, 4)
+        split: tuple[SavingPart, SavingPart, SavingPart] = (44, 52, 4)
         candidate_tokens: Tokens | None = None
         width_tokens: Tokens | None = None
 

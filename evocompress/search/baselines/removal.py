@@ -77,7 +77,7 @@ def without_each(space: SearchSpace, genome: Genome, genes: Integers) -> list[Ge
     return [without(space, genome, genes[[place]]) for place in range(len(genes))]
 
 
-def without_blocks(space: SearchSpace, influence: Mapping[str, Sequence[float]]) -> Genome:
+def without_least_blocks(space: SearchSpace, influence: Mapping[str, Sequence[float]]) -> Genome:
     """The genome (U,) without the blocks of least influence that are enough for the budget.
 
     Whole blocks go as far as their parts can be dropped.

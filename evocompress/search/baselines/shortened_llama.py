@@ -14,7 +14,7 @@ from evocompress.search.baselines.one_shot import OneShotRemoval
 from evocompress.search.baselines.removal import without_each
 from evocompress.search.generator_searcher import AskTell
 
-Count = Annotated[Whole, Field(ge=0, le=10_000)]
+BlockCount = Annotated[Whole, Field(ge=0, le=10_000)]
 
 
 class ShortenedLlama(OneShotRemoval):
@@ -45,7 +45,7 @@ class ShortenedLlama(OneShotRemoval):
         """
 
         metric: Literal["proxy", "taylor"] = "proxy"
-        shield: tuple[Count, Count] | None = None
+        shield: tuple[BlockCount, BlockCount] | None = None
 
         @property
         def needs_next_token(self) -> bool:

@@ -150,4 +150,4 @@ def _tokens(pool: Pool, given: int | None, name: str) -> int:
     """A number of tokens that the pool can give; as published, 2048, where none is given."""
     if given is None:
         return batches.few(pool)
-    return batches.check(pool, given, f"search.{name}")
+    return batches.checked_tokens(pool, given, f"search.{name}")

@@ -10,7 +10,7 @@ import numpy as np
 from evocompress.core.arrays import Genome
 from evocompress.core.requests import Estimation
 from evocompress.search.allocation.flap import thresholds, trajectory
-from evocompress.search.auto.sensitivity import best_sum, effects
+from evocompress.search.auto.sensitivity import best_sum, sensitivities
 from evocompress.search.generator_searcher import AskTell, Probe
 from evocompress.search.objectives import Objectives
 from evocompress.space import sampling
@@ -86,7 +86,7 @@ def measured_ladder(
     shares = np.linspace(1.0, bounded.budget_usage(lowest[None])[0], count + 1)[1:]
     found: list[Genome] = []
     for targets in np.array_split(shares, rounds):
-        measured = yield from effects(bounded, genome, probe, per_gene)
+        measured = yield from sensitivities(bounded, genome, probe, per_gene)
         if measured is None:
             break
         found += [best_sum(bounded, genome, measured, target) for target in targets]

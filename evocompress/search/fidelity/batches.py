@@ -21,7 +21,7 @@ def chosen(pool: Pool, tokens: int | None, key: str, rng: np.random.Generator) -
     """
     if tokens is None:
         return tuple(range(len(pool.tokens)))
-    return draw(pool, check(pool, tokens, key), rng)
+    return draw(pool, checked_tokens(pool, tokens, key), rng)
 
 
 def draw(pool: Pool, tokens: int, rng: np.random.Generator) -> tuple[int, ...]:
@@ -30,7 +30,7 @@ def draw(pool: Pool, tokens: int, rng: np.random.Generator) -> tuple[int, ...]:
     return tuple(rng.permutation(usable)[: tokens // size].tolist())
 
 
-def check(pool: Pool, tokens: int, key: str) -> int:
+def checked_tokens(pool: Pool, tokens: int, key: str) -> int:
     """The `tokens` themselves, if the pool can give exactly as many.
 
     Raises:

@@ -54,9 +54,9 @@ def halving(
             come to the last rung.
     """
     first = grace or batches.few(pool)
-    sizes = [batches.check(pool, first, "search.grace_tokens")]
+    sizes = [batches.checked_tokens(pool, first, "search.grace_tokens")]
     last = most or batches.rounded_up(pool, sum(pool.tokens))
-    batches.check(pool, last, "search.max_tokens")
+    batches.checked_tokens(pool, last, "search.max_tokens")
     if last < first:
         raise ConfigError(f"search.max_tokens: {last} is less than the {first} of the first rung")
     while sizes[-1] * eta <= last:

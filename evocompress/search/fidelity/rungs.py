@@ -127,7 +127,7 @@ def search_and_final(
             f"last comparison; lower it or raise search.{key}"
         )
     wanted = candidate_tokens or batches.few(inner)
-    tokens = batches.check(inner, wanted, "search.candidate_tokens")
+    tokens = batches.checked_tokens(inner, wanted, "search.candidate_tokens")
     search = tuple(sorted(final[index] for index in batches.draw(inner, tokens, rng)))
     found = Fidelity((Rung(tokens, finalists, search), Rung(whole, 1, final)))
     first, references, estimates = reserve

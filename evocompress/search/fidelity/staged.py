@@ -118,7 +118,7 @@ def schedule(settings: StagedSettings, space: SearchSpace, pool: Pool) -> Schedu
     if survivors[0] > offspring:
         raise ConfigError(f"search.survivors: {survivors[0]} of only {offspring} offspring")
     stages = tuple(
-        Rung(batches.check(pool, count, "search.stage_tokens"), kept, recipe=recipe)
+        Rung(batches.checked_tokens(pool, count, "search.stage_tokens"), kept, recipe=recipe)
         for count, kept, recipe in zip(tokens, survivors, recipes, strict=True)
     )
     generations = settings.generations or usual.generations or _depth_generations(space)

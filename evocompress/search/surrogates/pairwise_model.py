@@ -206,7 +206,7 @@ class Posterior:
         return Effects(self.seen.slopes + self.variances.single * (gone.T @ weights), pairs)
 
 
-def exchanges(effects: Effects, gone: Floats) -> Integers:
+def improving_exchanges(effects: Effects, gone: Floats) -> Integers:
     """Exchanges (K, 2) by which a set (U,) gets better: i goes, j comes back; the best first.
 
     Args:

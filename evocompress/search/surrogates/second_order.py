@@ -19,7 +19,7 @@ import numpy as np
 
 from evocompress.core.arrays import Booleans, Floats, Genome
 from evocompress.core.requests import Estimation
-from evocompress.search.allocation.knapsack import knapsack, own_costs, padded, priced
+from evocompress.search.allocation.knapsack import knapsack, own_costs, padded_tables, priced
 from evocompress.space.space import SearchSpace
 
 Tables = tuple[Floats, ...]
@@ -92,7 +92,7 @@ def expansion(space: SearchSpace, estimation: Estimation) -> Expansion:
     return Expansion(tuple(slopes), tuple(scores))
 
 
-def monotone(harms: Sequence[Floats]) -> list[Floats]:
+def isotonic(harms: Sequence[Floats]) -> list[Floats]:
     """Harms where no level of a gene has less than a level that leaves more of it.
 
     The mean of a run of levels that are in the wrong order (isotonic regression, by pooling
@@ -198,8 +198,8 @@ def quadratic(
     space: SearchSpace, genome: Genome, found: Expansion, coupling: float, radius: int | None = None
 ) -> Quadratic:
     """The function of genomes near one (U,) that an expansion around it gives; see `step`."""
-    harms = padded(_allowed(space, genome, found, radius), np.inf)
-    scores = padded(found.scores, 0.0)
+    harms = padded_tables(_allowed(space, genome, found, radius), np.inf)
+    scores = padded_tables(found.scores, 0.0)
     inactive = space.encoding.inactive(genome[None])[0]
     harms[inactive] = np.where(np.isfinite(harms[inactive]), 0.0, np.inf)
     scores[inactive] = 0.0

@@ -256,7 +256,7 @@ def rank_correlation(first: Floats, second: Floats) -> float:
     return float(spearmanr(first, second).statistic)
 
 
-def slope(sizes: Floats, values: Floats) -> float:
+def nonnegative_slope(sizes: Floats, values: Floats) -> float:
     """By how much values (N,) rise with sizes (N,), around 0 by least squares; never negative.
 
     A line that would have to fall says nothing.
@@ -278,7 +278,7 @@ def _known(genomes: Genome, estimates: Floats | None) -> Floats:
 def _fitted(regression: Regression | None, known: Floats, values: Floats) -> Prediction:
     """A line over the estimates, and the regression of its residuals."""
     estimates = known[:, -1]
-    rise = slope(estimates - estimates.mean(), values)
+    rise = nonnegative_slope(estimates - estimates.mean(), values)
     start = float(values.mean()) - rise * float(estimates.mean())
 
     def line(known: Floats) -> Floats:

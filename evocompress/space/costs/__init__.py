@@ -9,7 +9,7 @@ from evocompress.core.types import Architecture, Unit
 from evocompress.space.costs.counted import flops_costs, memory_costs, parameter_costs
 from evocompress.space.costs.latency import LatencyTable
 from evocompress.space.costs.model import Cost, CostModel, CostTable
-from evocompress.space.costs.sublayers import Left, Part, level_of, outline
+from evocompress.space.costs.sublayers import Left, Part, cost_parts, level_of
 from evocompress.space.costs.timing import TIMED, amount_text, timing_costs
 
 __all__ = [
@@ -27,7 +27,7 @@ __all__ = [
     "amount_text",
     "cost_model",
     "level_of",
-    "outline",
+    "cost_parts",
 ]
 
 DEFAULT_LENGTH = 512
@@ -90,4 +90,4 @@ def cost_model(
     )
     known = COSTS if architecture.causal else [name for name in COSTS if name not in CACHED]
     ordered = {name: costs[name] for name in known if name in costs}
-    return CostModel(outline(units, architecture), ordered, length)
+    return CostModel(cost_parts(units, architecture), ordered, length)

@@ -103,7 +103,7 @@ class Phase:
 
 
 @dataclass(frozen=True)
-class Circumstances:
+class Conditions:
     """The facts that a latency depends on beside widths; tables that differ in one do not compare.
 
     Attributes:
@@ -145,7 +145,7 @@ class LatencyTable:
         'none'
     """
 
-    made: Circumstances
+    made: Conditions
     prefill: Phase
     decode: Phase | None
 
@@ -226,5 +226,5 @@ class _Phases(_Shape):
 class _Content(_Shape):
     """A `LatencyTable` as JSON."""
 
-    made: Circumstances
+    made: Conditions
     phases: _Phases

@@ -132,7 +132,7 @@ class Part:
         return count
 
 
-def outline(units: Sequence[Unit], architecture: Architecture) -> tuple[Part, ...]:
+def cost_parts(units: Sequence[Unit], architecture: Architecture) -> tuple[Part, ...]:
     """The sub-layers and experts among `units`, in model order."""
     tree = UnitTree(units)
     return tuple(_part(unit, tree, architecture) for unit in tree if unit.kind in PARTS)

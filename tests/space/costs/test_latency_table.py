@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from evocompress.core.errors import ConfigError
-from evocompress.space.costs.latency import Circumstances, LatencyTable, Phase
+from evocompress.space.costs.latency import Conditions, LatencyTable, Phase
 
 PHASE = Phase(
     batch=1,
@@ -20,7 +20,7 @@ PHASE = Phase(
     spread=0.04,
     errors=(0.01, -0.02),
 )
-MADE = Circumstances("cpu: X", "bfloat16", 2, "sdpa", "2.13", "abc", (1, 512), (1, 128))
+MADE = Conditions("cpu: X", "bfloat16", 2, "sdpa", "2.13", "abc", (1, 512), (1, 128))
 TABLE = LatencyTable(MADE, PHASE, replace(PHASE, tokens=128, graph=True))
 
 

@@ -12,7 +12,7 @@ from evocompress.core.types import DROP, Architecture, Level, Unit
 from evocompress.space.budget import check_cost
 from evocompress.space.build import build_space
 from evocompress.space.costs import COSTS, ROUTED, TIMED, cost_model
-from evocompress.space.costs.latency import Circumstances, LatencyTable, Phase
+from evocompress.space.costs.latency import Conditions, LatencyTable, Phase
 from evocompress.testing import costs as contract
 
 D, E, F, V, LAYERS, LENGTH, WINDOW = 24, 4, 20, 50, 2, 9, 5
@@ -221,7 +221,7 @@ def table():
     attention = {(g, q): 0.1 + 0.03 * g * q + 0.01 * g for g in (1, 2) for q in (1, 2, 3)}
     phase = Phase(1, 8, 3.0, 0.4, attention, {1: 0.1, 10: 0.3, 20: 0.7})
     later = Phase(1, 8, 2.0, 0.2, attention, {1: 0.2, 20: 0.3})
-    made = Circumstances("cpu", "float32", 1, "sdpa", "2", "m", (1, 8), (1, 8))
+    made = Conditions("cpu", "float32", 1, "sdpa", "2", "m", (1, 8), (1, 8))
     return LatencyTable(made, phase, later)
 
 
