@@ -37,7 +37,7 @@ from evocompress.export.reload import read_checkpoint
 from evocompress.models.loading import LoadedModel, load
 from evocompress.space import sampling
 from evocompress.space.build import build_space
-from evocompress.testing.engines import divergence, generate, missing
+from evocompress.testing.engines import first_difference, generate, why_missing
 from evocompress.testing.plain_library import PlainLibrary
 from evocompress.testing.tiny import windowless
 
@@ -153,7 +153,7 @@ class Case:
         """Size, speed and equal tokens in an engine; nothing where it is not there."""
         engine, form, weights = RUNS[run]
         figures = dict.fromkeys(("mib", "tokens_per_second", "equal"))
-        reason = missing(engine)
+        reason = why_missing(engine)
         if reason is not None:
             print(f"{run}: {reason}")
             return self._named(run, figures)
@@ -188,7 +188,7 @@ class Case:
     def _equal(self, run: str, tokens: Sequence[Sequence[int]]) -> int:
         """Prompts after which an engine's tokens are transformers'; others are printed."""
         lines = [
-            divergence(self._model, prompt, ours, theirs)
+            first_difference(self._model, prompt, ours, theirs)
             for prompt, ours, theirs in zip(self._prompts, self._tokens, tokens, strict=True)
         ]
         for line in filter(None, lines):

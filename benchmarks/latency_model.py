@@ -38,7 +38,7 @@ from evocompress.core.types import Candidate
 from evocompress.evaluation.profile import profile, timing
 from evocompress.evaluation.profile.first_items import FirstItems
 from evocompress.evaluation.profile.fit import seconds
-from evocompress.evaluation.profile.layouts import candidate_of, grid
+from evocompress.evaluation.profile.layouts import grid, layout_candidate
 from evocompress.evaluation.profile.random_layouts import random_layouts
 from evocompress.evaluation.profile.turns import Ratios, measure_ratios
 from evocompress.models.loading import LoadedModel, load
@@ -137,7 +137,7 @@ class Part:
     cost: str
     name: str
     phase: Phase
-    run: timing.Run
+    run: timing.Timer
 
 
 def _candidates(loaded: LoadedModel, phase: Phase, count: int) -> list[Candidate]:
@@ -146,7 +146,7 @@ def _candidates(loaded: LoadedModel, phase: Phase, count: int) -> list[Candidate
     widths, units = grid(family.architecture(model)), family.units(model)
     rng = np.random.default_rng(SEED)
     layouts = random_layouts(widths, count, partial(seconds, phase), rng)
-    return [candidate_of(layout, widths.dense, units) for layout in layouts]
+    return [layout_candidate(layout, widths.dense, units) for layout in layouts]
 
 
 def _predicted(
@@ -160,7 +160,7 @@ def _predicted(
 
 
 def _measured(
-    loaded: LoadedModel, run: timing.Run, candidates: Sequence[Candidate], repeats: int
+    loaded: LoadedModel, run: timing.Timer, candidates: Sequence[Candidate], repeats: int
 ) -> Ratios:
     """Measured fractions of the dense latency."""
     with LiveModel(loaded, FirstItems(loaded)) as live:

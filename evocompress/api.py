@@ -58,8 +58,7 @@ from evocompress.pipeline.planning import Plan, plan_on
 from evocompress.pipeline.resolve import check_names, with_objects
 from evocompress.pipeline.results import costs_of
 from evocompress.pipeline.run_folder import RunFolder
-from evocompress.pipeline.sweep import SweepConfig, SweepFolder, check_groups, samples
-from evocompress.pipeline.sweep import check as check_sweep
+from evocompress.pipeline.sweep import SweepConfig, SweepFolder, check_groups, check_sweep, samples
 from evocompress.search.base import Searcher
 from evocompress.space.costs import LatencyTable
 

@@ -15,7 +15,7 @@ from evocompress.core.config import RunConfig
 from evocompress.core.config_file import validate
 from evocompress.pipeline.resolve import check_names
 from evocompress.search import SEARCHERS
-from evocompress.testing.examples import shown
+from evocompress.testing.examples import yaml_sections
 
 PACKAGE = Path(evocompress.__file__).parent
 REST = {
@@ -129,7 +129,7 @@ def methods():
     [pytest.param(*each, id=f"{each[1]}-{each[2]}") for each in methods()],
 )
 def test_a_method_shows_its_section_of_a_run_file(section, key, name, text):
-    sections = shown(text)
+    sections = yaml_sections(text)
     assert name in [data.get(section, {}).get(key) for data in sections]
     for data in sections:
         check_names(validate(RunConfig, REST | data, name))

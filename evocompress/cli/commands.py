@@ -52,7 +52,7 @@ RayAddress = Annotated[
         "--ray", help="Address of a Ray cluster; `auto`: this machine's.", show_default=False
     ),
 ]
-Program = Annotated[
+ForProgram = Annotated[
     str | None,
     typer.Option(
         "--for",
@@ -95,7 +95,7 @@ def search(
         int | None, typer.Option(help="Ray workers that hold the model.", show_default=False)
     ] = None,
     ray: RayAddress = None,
-    program: Program = None,
+    program: ForProgram = None,
     force: Force = False,
 ) -> None:
     """Search for the best candidate; first makes what is missing: level library, latency table.
@@ -242,7 +242,7 @@ def materialize(
             "--format", help="`stock`, `hf`, `padded`, `folded`, `deci`, `gguf` or `auto`."
         ),
     ] = "auto",
-    program: Program = None,
+    program: ForProgram = None,
     weights: Annotated[
         str | None,
         typer.Option(

@@ -15,7 +15,7 @@ from evocompress.compression.weights import (
     form_of,
 )
 from evocompress.core.cache import Cache
-from evocompress.core.canonical import PARTS, too_few_experts
+from evocompress.core.canonical import COSTED, too_few_experts
 from evocompress.core.errors import LibraryError
 from evocompress.core.types import DENSE, Candidate, Level, Unit
 from evocompress.core.widths import Widths
@@ -139,7 +139,7 @@ class LiveModel:
             for part, tensor in parts.items():
                 getattr(self._norms[name], part).data = tensor
         # A matrix changes nothing else; an expert reshapes its MLP.
-        shaped = [unit for name in changed if (unit := self.units[name]).kind in PARTS]
+        shaped = [unit for name in changed if (unit := self.units[name]).kind in COSTED]
         for sublayer in dict.fromkeys(map(self.tree.sublayer, shaped)):
             self._reshape(sublayer, after)
         self._current = candidate

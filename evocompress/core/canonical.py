@@ -9,7 +9,7 @@ from evocompress.core.types import DENSE, DROP, Candidate, Level, Unit, UnitKind
 
 SUBLAYERS: tuple[UnitKind, ...] = ("attention", "mlp")
 
-PARTS: tuple[UnitKind, ...] = (*SUBLAYERS, "expert")
+COSTED: tuple[UnitKind, ...] = (*SUBLAYERS, "expert")
 """What costs are counted for: sub-layers, and the experts of those that are mixtures of them."""
 
 _FIELDS: dict[UnitKind, frozenset[str]] = {

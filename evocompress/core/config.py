@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field
 from evocompress.core.fields import (
     Bytes,
     Cores,
-    Device,
+    DeviceName,
     Length,
     Many,
     Name,
@@ -61,7 +61,7 @@ class ModelConfig(Strict):
 
     source: Annotated[str, Field(min_length=1)]
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    device: Device = "auto"
+    device: DeviceName = "auto"
     device_memory: Bytes | None = None
     trust_remote_code: bool = False
 

@@ -120,7 +120,7 @@ Globs = Annotated[tuple[str, ...], Field(max_length=1000)]
 Name = Annotated[str, AfterValidator(_is_name)]
 """The name of a folder below another one."""
 Source = Annotated[str, AfterValidator(_is_source)]
-Device = Annotated[str, AfterValidator(_is_device)]
+DeviceName = Annotated[str, AfterValidator(_is_device)]
 RuntimeEnv = Annotated[
     dict[str, Any],
     AfterValidator(_has_variables),

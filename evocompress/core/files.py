@@ -55,7 +55,7 @@ class InFolder(Protocol):
         """The folder."""
 
 
-class Place:
+class FolderFile:
     """A path inside a folder, as an attribute of what describes the folder."""
 
     def __init__(self, name: str) -> None:

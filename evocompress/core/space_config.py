@@ -84,8 +84,8 @@ class DropSpace(Strict):
         return self
 
 
-Width = Annotated[Number, Field(gt=0, le=10**7)]
-Widths = Annotated[tuple[Width, ...], Field(min_length=1, max_length=1000)]
+WidthValue = Annotated[Number, Field(gt=0, le=10**7)]
+WidthValues = Annotated[tuple[WidthValue, ...], Field(min_length=1, max_length=1000)]
 
 
 class WidthSpace(Strict):
@@ -112,9 +112,9 @@ class WidthSpace(Strict):
         "attention",
         "mlp",
     )
-    channels: Widths = (0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125)
-    kv_groups: Widths | Literal["all"] = "all"
-    group_heads: Widths | Literal["all"] = "all"
+    channels: WidthValues = (0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125)
+    kv_groups: WidthValues | Literal["all"] = "all"
+    group_heads: WidthValues | Literal["all"] = "all"
     multiple_of: Positive = 32
     uniform: bool = False
     protect: Globs | None = None

@@ -22,5 +22,5 @@ def _checked(levels: dict[str, Any]) -> dict[str, Any]:
     return levels
 
 
-Levels = Annotated[dict[str, Any], AfterValidator(_checked)]
+CandidateLevels = Annotated[dict[str, Any], AfterValidator(_checked)]
 """The levels of a candidate, which `Candidate.from_json` is sure to read."""

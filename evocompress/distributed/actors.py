@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from evocompress.core.env_vars import env_vars_of, told_to_ray
 from evocompress.core.requests import Evaluate, Request
-from evocompress.distributed.cluster import absolute, check_room, gpus_each, places, start
+from evocompress.distributed.cluster import anchored, check_workers_fit, gpus_each, places, start
 from evocompress.distributed.executor import RayExecutor
 from evocompress.distributed.storage import publish
 from evocompress.distributed.telemetry import Telemetry
@@ -44,7 +44,7 @@ def _executor(
     import ray
 
     config = context.config.ray
-    check_room(config)
+    check_workers_fit(config)
     calibration, assignment = ray.put(context.calibration), assignment_of(context)
     actor = ray.remote(Worker).options(
         num_cpus=config.cpus, num_gpus=gpus_each(config), runtime_env=told_to_ray(config)
@@ -83,7 +83,7 @@ def assignment_of(context: RunContext) -> Assignment:
     place = str(library.path.absolute()) if library else None
     if library and storage:
         place = publish(library.path, f"library-{library.fingerprint}", storage)
-    config = context.config.model_copy(update={"model": absolute(context.config.model)})
+    config = context.config.model_copy(update={"model": anchored(context.config.model)})
     return Assignment(
         config=config.model_dump_json(),
         library=place,

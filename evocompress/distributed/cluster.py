@@ -69,7 +69,7 @@ def _cores(config: RayConfig) -> int:
     return max(os.cpu_count() or 1, wanted)
 
 
-def absolute(config: ModelConfig) -> ModelConfig:
+def anchored(config: ModelConfig) -> ModelConfig:
     """The model with a local path that does not depend on the folder that a process is in."""
     path = Path(config.source).expanduser()
     if not path.exists():
@@ -77,7 +77,7 @@ def absolute(config: ModelConfig) -> ModelConfig:
     return config.model_copy(update={"source": str(path.absolute())})
 
 
-def check_room(config: RayConfig) -> None:
+def check_workers_fit(config: RayConfig) -> None:
     """Refuses workers that a cluster of its own, which does not grow, could never run."""
     import ray
 

@@ -17,7 +17,7 @@ from typing import Any
 from evocompress.core.errors import RunError, one_line
 from evocompress.core.requests import Answer, Request
 from evocompress.distributed.queue import Pace, Queue
-from evocompress.distributed.request_split import Pieces
+from evocompress.distributed.request_split import SplitRequests
 from evocompress.distributed.telemetry import Telemetry, Who, tail, where
 from evocompress.distributed.worker import Refusal
 
@@ -39,7 +39,7 @@ STARTS = 5
 Make = Callable[[], Any]
 """Makes an actor: `Worker` or whatever has its methods."""
 
-Admit = Callable[[Who], None]
+AdmitWorker = Callable[[Who], None]
 """Told what a worker says of itself before it is asked anything; raises if it is not to be."""
 
 
@@ -89,7 +89,7 @@ class RayExecutor:
     tokens: Callable[[Request], int]
     stop: Callable[[], None]
     telemetry: Telemetry
-    admit: Admit = lambda who: None
+    admit: AdmitWorker = lambda who: None
 
     def __post_init__(self) -> None:
         import ray
@@ -110,7 +110,7 @@ class RayExecutor:
             RunError: A worker says what the user can mend, or none can be started.
         """
         self._staff()
-        pieces = Pieces(self.order(requests), len(self._workers))
+        pieces = SplitRequests(self.order(requests), len(self._workers))
         queue = Queue(pieces.requests, self.tokens, len(self._workers), self._pace)
         running: dict[Any, _Job] = {}
         try:

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 from evocompress.core.config import RayConfig, RunConfig
 from evocompress.core.env_vars import env_vars_of, told_to_ray
 from evocompress.core.errors import EvoCompressError, LibraryError, RunError, one_line
-from evocompress.distributed.cluster import absolute, check_room, gpus_each, places, start
+from evocompress.distributed.cluster import anchored, check_workers_fit, gpus_each, places, start
 from evocompress.distributed.replica import Replica
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from evocompress.compression.library.builder import MakeBlocks, Progress
+    from evocompress.compression.library.builder import BuildProgress, MakeBlocks
     from evocompress.compression.library.manifest import BlockRecord, Manifest
     from evocompress.models.loading import LoadedModel
 
@@ -46,7 +46,7 @@ def ray_blocks(config: RunConfig, say: Say) -> MakeBlocks:
         manifest: Manifest,
         tokens: Tensor,
         batch: int,
-        progress: Progress,
+        progress: BuildProgress,
     ) -> Iterator[tuple[int, BlockRecord]]:
         import torch
 
@@ -63,7 +63,7 @@ def ray_blocks(config: RunConfig, say: Say) -> MakeBlocks:
             yield from make_blocks(loaded, path, manifest, tokens, batch, progress)
             return
         site = Site(
-            model=absolute(config.model),
+            model=anchored(config.model),
             fingerprint=loaded.fingerprint,
             path=path.absolute(),
             batch=batch,
@@ -141,14 +141,14 @@ def _build(
     todo: list[int],
     tokens: Tensor,
     observed: bool,
-    progress: Progress,
+    progress: BuildProgress,
 ) -> Iterator[tuple[int, BlockRecord]]:
     """Starts all tasks, and yields what they make as it comes."""
     import ray
 
     from evocompress.core.leftovers import clear_leftovers
 
-    check_room(config)
+    check_workers_fit(config)
     options = {
         "num_cpus": config.cpus,
         "num_gpus": gpus_each(config),

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from evocompress.core.config import LatencyConfig, RunConfig
-from evocompress.distributed.cluster import absolute
+from evocompress.distributed.cluster import anchored
 from evocompress.distributed.exclusive_task import ExclusiveTask, Tell, run_alone
 from evocompress.distributed.replica import Replica
 
@@ -28,7 +28,7 @@ def ray_table(config: RunConfig, say: Callable[[str], None]) -> MeasureTable:
     def measure(loaded: LoadedModel, latency: LatencyConfig, progress: Advance) -> LatencyTable:
         import torch
 
-        replica = Replica(absolute(config.model), loaded.fingerprint, torch.get_num_threads())
+        replica = Replica(anchored(config.model), loaded.fingerprint, torch.get_num_threads())
         task = ExclusiveTask(
             partial(_measure, replica, latency),
             name="the latency table",

@@ -9,7 +9,7 @@ from dataclasses import replace
 from evocompress.core.requests import UNTREATED, Answer, Evaluate, Request, Result
 
 
-class Pieces:
+class SplitRequests:
     """Requests, cut by micro-batches where there are fewer of them than workers.
 
     Attributes:

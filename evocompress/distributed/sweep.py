@@ -21,13 +21,13 @@ from evocompress.core.files import read_json, write_text
 from evocompress.core.progress import Reporter
 from evocompress.distributed.cluster import gpus_each
 from evocompress.distributed.signature import is_own, sign
-from evocompress.distributed.sweep_cluster import check_room, start_for_trials
+from evocompress.distributed.sweep_cluster import check_trials_fit, start_for_trials
 from evocompress.distributed.trial import TrialTask, run_trial, settings_of
 from evocompress.distributed.tuner import new_tuner
 from evocompress.distributed.watch import watching
 from evocompress.pipeline.run_folder import RunFolder
 from evocompress.pipeline.sweep.config import SweepConfig
-from evocompress.pipeline.sweep.folder import SweepFolder, begin, check
+from evocompress.pipeline.sweep.folder import SweepFolder, begin_sweep, check_sweep
 from evocompress.pipeline.sweep.outcome import Status, is_finished, outcomes
 from evocompress.pipeline.sweep.record import new_record
 from evocompress.pipeline.sweep.trials import size_of, trial_of
@@ -83,10 +83,10 @@ def run_sweep(
     try:
         for name in ("ray", "ray.tune"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        check_room(sweep.ray, reporter)
+        check_trials_fit(sweep.ray, reporter)
         with folder.locked():
-            check(sweep, resume)  # again: until now another process could begin it
-            begin(folder, sweep)
+            check_sweep(sweep, resume)  # again: until now another process could begin it
+            begin_sweep(folder, sweep)
             reporter.log_to(folder.log)
             with watching(sweep, folder, reporter):
                 _run(sweep, folder, reporter, force)

@@ -35,7 +35,7 @@ def start_for_trials(config: RayConfig) -> Callable[[], None]:
         raise ConfigError(f"ray.runtime_env is not one that Ray knows: {one_line(error)}") from None
 
 
-def check_room(config: RayConfig, reporter: Reporter) -> None:
+def check_trials_fit(config: RayConfig, reporter: Reporter) -> None:
     """Refuses what no node of this machine's cluster could ever run; others may yet grow."""
     wanted = {"CPU": config.cpus, "GPU": gpus_each(config)}
     if nodes_with(wanted):

@@ -42,7 +42,7 @@ class Telemetry:
 
     def answered(self, who: Who, answers: int, tokens: int, seconds: float) -> None:
         """Counts a batch that a worker has answered in these seconds."""
-        tags = {"run": self._run, "worker": name_of(who)}
+        tags = {"run": self._run, "worker": worker_name(who)}
         for counter, value in (
             (self._answers, answers),
             (self._tokens, tokens),
@@ -60,7 +60,7 @@ class Telemetry:
             text = f"{where(who)}\n"
         if text:
             self._logs.mkdir(parents=True, exist_ok=True)
-            write_text(self._logs / f"{name_of(who)}.log", text)
+            write_text(self._logs / f"{worker_name(who)}.log", text)
 
 
 def who() -> dict[str, Any]:
@@ -82,7 +82,7 @@ def where(who: Who) -> str:
     return f"{who['log']} on {who['node']}"
 
 
-def name_of(who: Who) -> str:
+def worker_name(who: Who) -> str:
     """A worker's name: its node and process."""
     return f"{who['node']}-{who['pid']}".replace(":", "_")
 

@@ -20,14 +20,14 @@ from evocompress.export.llama_like import first_without_attention, unlike_llama
 from evocompress.export.modeling_file import LOADING, ModelingFile
 from evocompress.export.pretrained import Pretrained
 from evocompress.export.running import MODELING_FILE, Programs, Running
-from evocompress.export.weights import State, assemble, renumbered
+from evocompress.export.weights import StateDict, assemble, renumbered
 from evocompress.models.families import SubLayerName
 from evocompress.models.loading import LoadedModel
 from evocompress.models.modeling import DECI
 
 
 @dataclass(frozen=True)
-class Heads:
+class HeadCounts:
     """How many heads the attentions of the written model have.
 
     Attributes:
@@ -70,7 +70,7 @@ class Deci(Pretrained):
             "`params` counts them. Format `folded` does without."
         )
 
-    def build(self, loaded: LoadedModel, state: State, candidate: Candidate) -> PreTrainedModel:
+    def build(self, loaded: LoadedModel, state: StateDict, candidate: Candidate) -> PreTrainedModel:
         """A model of class `DeciLMForCausalLM` of the modeling file."""
         left = layout(loaded, candidate)
         heads = shared_heads(left)
@@ -93,7 +93,7 @@ class Deci(Pretrained):
         return DECI.files
 
 
-def shared_heads(left: Layout) -> Heads:
+def shared_heads(left: Layout) -> HeadCounts:
     """The number of query heads that costs the fewest parameters, and the key-value heads with it.
 
     Each attention has at least its own query heads in each of at least its own groups.
@@ -112,7 +112,7 @@ def shared_heads(left: Layout) -> Heads:
     _, query, found = min(choices, key=lambda choice: choice[:2])
     added = query * len(kept) - sum(widths.heads for widths in kept.values())
     more = sum(found.values()) - sum(widths.kv_heads for widths in kept.values())
-    return Heads(query, found, (added, more))
+    return HeadCounts(query, found, (added, more))
 
 
 def _groups(query: int, least: int, within: int) -> int | None:
@@ -122,7 +122,7 @@ def _groups(query: int, least: int, within: int) -> int | None:
 
 
 def _settings(
-    loaded: LoadedModel, left: Layout, heads: Heads, biased: frozenset[SubLayerName]
+    loaded: LoadedModel, left: Layout, heads: HeadCounts, biased: frozenset[SubLayerName]
 ) -> dict[str, Any]:
     """The content of the config."""
     dense, block = loaded.model.config.to_dict(), loaded.family.blocks(loaded.model)[0]
@@ -142,7 +142,7 @@ def _settings(
     }
 
 
-def _entry(block: Block, heads: Heads) -> dict[str, dict[str, Any]]:
+def _entry(block: Block, heads: HeadCounts) -> dict[str, dict[str, Any]]:
     """What ``block_configs`` says of one block."""
     attention, mlp = (kind in block.dropped for kind in SUBLAYERS)
     size = None if attention else heads.query // heads.keys[block.index]

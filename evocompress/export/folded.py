@@ -18,7 +18,7 @@ from evocompress.export.layout import Block, Layout, layout, mixed_experts, seco
 from evocompress.export.modeling_file import ModelingFile, overrides, uneven_config
 from evocompress.export.running import MODELING_FILE, Programs, Running
 from evocompress.export.stock import renumbering
-from evocompress.export.weights import State, assemble
+from evocompress.export.weights import StateDict, assemble
 from evocompress.models.families import Family, name_of
 from evocompress.models.loading import LoadedModel
 from evocompress.models.modeling import CLASSES
@@ -74,9 +74,9 @@ class Folded(ModelingFile):
         alone = any(block.dropped == ("attention",) for block in layout(loaded, candidate).blocks)
         return NOTE if alone else ""
 
-    def build(self, loaded: LoadedModel, state: State, candidate: Candidate) -> PreTrainedModel:
+    def build(self, loaded: LoadedModel, state: StateDict, candidate: Candidate) -> PreTrainedModel:
         """A model of the family's class in `evocompress.models.modeling`."""
-        layers = fold(layout(loaded, candidate))
+        layers = folded_layers(layout(loaded, candidate))
         grouped = hasattr(loaded.model.config, "num_key_value_heads")
         own = [_overrides(layer, grouped=grouped) for layer in layers]
         config = uneven_config(loaded, [layer.attention for layer in layers], own)
@@ -86,10 +86,10 @@ class Folded(ModelingFile):
     def name_of(self, loaded: LoadedModel, candidate: Candidate) -> Callable[[str], str]:
         """The MLPs of a layer may be of several blocks."""
         left = layout(loaded, candidate)
-        return _names(left, fold(left), loaded.family)
+        return _names(left, folded_layers(left), loaded.family)
 
 
-def fold(left: Layout) -> list[Layer]:
+def folded_layers(left: Layout) -> list[Layer]:
     """The layers of the folded model; the first block left without attention may lead."""
     leading: list[Block] = []
     layers: list[Layer] = []

@@ -17,7 +17,7 @@ from evocompress.export.modeling_file import ModelingFile
 from evocompress.export.padded import Padded
 from evocompress.export.running import Programs
 from evocompress.export.stock import Stock
-from evocompress.export.weights import State
+from evocompress.export.weights import StateDict
 from evocompress.models.loading import LoadedModel
 
 
@@ -63,7 +63,7 @@ class Format(Protocol):
         """
         ...
 
-    def build(self, loaded: LoadedModel, state: State, candidate: Candidate) -> PreTrainedModel:
+    def build(self, loaded: LoadedModel, state: StateDict, candidate: Candidate) -> PreTrainedModel:
         """The compressed model, sharing tensors with `state`; to be saved, not run."""
         ...
 

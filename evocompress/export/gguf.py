@@ -14,14 +14,14 @@ from transformers import PreTrainedModel
 
 from evocompress.core.errors import ExportError
 from evocompress.core.types import Candidate
-from evocompress.export.gguf_measure import measured_costs
+from evocompress.export.gguf_measure import gguf_costs
 from evocompress.export.gguf_tokenizer import tokenizer_obstacle
 from evocompress.export.gguf_writing import GGUF_FILE, TYPES, write_gguf
 from evocompress.export.layout import layout
 from evocompress.export.llama_like import first_without_attention, unlike_llama
 from evocompress.export.modeling_file import ModelingFile
 from evocompress.export.running import Programs, Running
-from evocompress.export.weights import State
+from evocompress.export.weights import StateDict
 from evocompress.models.loading import LoadedModel
 
 ROPES = ("default", "linear", "llama3")
@@ -90,7 +90,7 @@ class Gguf:
                 "other weights"
             )
 
-    def build(self, loaded: LoadedModel, state: State, candidate: Candidate) -> PreTrainedModel:
+    def build(self, loaded: LoadedModel, state: StateDict, candidate: Candidate) -> PreTrainedModel:
         """The model of format ``hf``."""
         self.check_package()
         return ModelingFile().build(loaded, state, candidate)
@@ -103,7 +103,7 @@ class Gguf:
 
     def measured(self, folder: Path, loaded: LoadedModel) -> dict[str, int]:
         """The costs that can be counted in the file."""
-        return measured_costs(folder / GGUF_FILE)
+        return gguf_costs(folder / GGUF_FILE)
 
 
 def _unfit(loaded: LoadedModel) -> str | None:

@@ -12,7 +12,7 @@ from evocompress.export.gguf_writing import ROPE_FACTORS
 MATRIX = re.compile(r"blk\.\d+\.(attn_(q|k|v|output)|ffn_(gate|up|down))\.weight")
 
 
-def measured_costs(path: Path) -> dict[str, int]:
+def gguf_costs(path: Path) -> dict[str, int]:
     """The costs that can be counted in a file; the rotary embedding's factors are no parameters."""
     from gguf import GGUFReader, dequantize
 

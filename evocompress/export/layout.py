@@ -86,7 +86,7 @@ class Layout:
                     yield f"{self.names[block.index]}.{sublayer}"
 
 
-def without_blocks(left: Layout) -> str | None:
+def no_block_left(left: Layout) -> str | None:
     """The obstacle of a model without any block."""
     return None if left.kept else f"cannot leave out every block, {left.names[0]} among them"
 

@@ -10,10 +10,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from evocompress.core.types import Candidate
 from evocompress.export.configs import channel_key, cut_config, depends_on_index
-from evocompress.export.layout import Block, layout, without_blocks
+from evocompress.export.layout import Block, layout, no_block_left
 from evocompress.export.pretrained import Pretrained
 from evocompress.export.running import MODELING_FILE, Programs, Running
-from evocompress.export.weights import State, assemble, renumbered
+from evocompress.export.weights import StateDict, assemble, renumbered
 from evocompress.models.families import name_of
 from evocompress.models.families.convolutional import Convolutional
 from evocompress.models.loading import LoadedModel
@@ -47,9 +47,9 @@ class ModelingFile(Pretrained):
         if loaded.family.task.cached and left.kept and not left.having("attention"):
             # The cache would have no layer that knows how many tokens there have been.
             return f"cannot leave out every attention, {left.path}.0.attention among them"
-        return without_blocks(left)
+        return no_block_left(left)
 
-    def build(self, loaded: LoadedModel, state: State, candidate: Candidate) -> PreTrainedModel:
+    def build(self, loaded: LoadedModel, state: StateDict, candidate: Candidate) -> PreTrainedModel:
         """A model of the family's class in `evocompress.models.modeling`."""
         if isinstance(loaded.family, Convolutional):
             return assemble(

@@ -18,12 +18,12 @@ from evocompress.export.layout import (
     Layout,
     layout,
     mixed_experts,
+    no_block_left,
     second_round,
-    without_blocks,
 )
 from evocompress.export.pretrained import Pretrained
 from evocompress.export.running import OWN_CLASS, Programs, Running
-from evocompress.export.weights import State, assemble, renumbered
+from evocompress.export.weights import StateDict, assemble, renumbered
 from evocompress.models.families import SubLayerName
 from evocompress.models.loading import LoadedModel
 
@@ -61,13 +61,13 @@ class Padded(Pretrained):
             unit = left.first(lambda block, kind: block.dropped == (kind,))
             if unit is not None:
                 return f"cannot leave out {unit} alone, because the norm behind it would stay"
-        return without_blocks(left)
+        return no_block_left(left)
 
     def note(self, loaded: LoadedModel, candidate: Candidate) -> str:
         """What it costs."""
         return NOTE
 
-    def build(self, loaded: LoadedModel, state: State, candidate: Candidate) -> PreTrainedModel:
+    def build(self, loaded: LoadedModel, state: StateDict, candidate: Candidate) -> PreTrainedModel:
         """A model of the dense model's class in which each layer is as wide as the widest."""
         left = layout(loaded, candidate)
         blocks = left.blocks if depends_on_index(loaded.model.config) else left.kept

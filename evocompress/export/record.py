@@ -9,7 +9,7 @@ from pathlib import Path
 
 from evocompress.core.errors import ExportError
 from evocompress.core.files import CHECKSUM, checksum_of, json_text, read_as
-from evocompress.core.specifications import Levels
+from evocompress.core.specifications import CandidateLevels
 from evocompress.core.types import Candidate
 
 CANDIDATE_FILE = "candidate.json"
@@ -42,7 +42,7 @@ class Record:
     """
 
     id: str
-    levels: Levels
+    levels: CandidateLevels
     format: str
     source: str
     model_fingerprint: str

@@ -11,10 +11,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from evocompress.core.types import Candidate
 from evocompress.export.configs import cut_config, depends_on_index, is_taken, set_widths
-from evocompress.export.layout import SUBLAYERS, Layout, layout, second_round, without_blocks
+from evocompress.export.layout import SUBLAYERS, Layout, layout, no_block_left, second_round
 from evocompress.export.pretrained import Pretrained
 from evocompress.export.running import OWN_CLASS, Programs, Running
-from evocompress.export.weights import State, assemble, renumbered
+from evocompress.export.weights import StateDict, assemble, renumbered
 from evocompress.models.families.convolutional import Convolutional
 from evocompress.models.loading import LoadedModel
 
@@ -31,9 +31,9 @@ class Stock(Pretrained):
         left = layout(loaded, candidate)
         checks = (_stages, _alone, renumbering, _biased, _uneven, _refused)
         reasons = (check(left, loaded) for check in checks)
-        return without_blocks(left) or next(filter(None, reasons), None)
+        return no_block_left(left) or next(filter(None, reasons), None)
 
-    def build(self, loaded: LoadedModel, state: State, candidate: Candidate) -> PreTrainedModel:
+    def build(self, loaded: LoadedModel, state: StateDict, candidate: Candidate) -> PreTrainedModel:
         """A model of the dense model's class with fewer or narrower blocks."""
         config = _config(layout(loaded, candidate), loaded)
         return assemble(type(loaded.model), config, state, self.name_of(loaded, candidate))

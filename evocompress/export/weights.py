@@ -26,7 +26,7 @@ from evocompress.models.families.names import BlockNames
 from evocompress.models.loading import LoadedModel
 from evocompress.models.stored_tensors import without_missing
 
-State = Mapping[str, Tensor]
+StateDict = Mapping[str, Tensor]
 """The tensors of a compressed model by the names of the dense one."""
 
 
@@ -72,7 +72,7 @@ def compressed_state(
 def assemble(
     cls: type[PreTrainedModel],
     config: PreTrainedConfig,
-    state: State,
+    state: StateDict,
     name_of: Callable[[str], str],
 ) -> PreTrainedModel:
     """A model of class `cls` that holds the tensors of `state`, to be saved and not to be run.

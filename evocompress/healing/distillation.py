@@ -10,12 +10,12 @@ from transformers import PreTrainedModel
 
 from evocompress.healing.loss import (
     Comparison,
-    Loss,
-    chunk_rows,
+    DistillationLoss,
     of_embeddings,
     of_logits,
     of_scores,
     of_states,
+    rows_per_chunk,
 )
 from evocompress.models.loading import LoadedModel
 from evocompress.models.tasks import ALL_ROWS
@@ -52,10 +52,10 @@ class Distillation:
         self._length = teacher.length(tokens)
         values = teacher.family.architecture(teacher.model).state_values(self._length)
         self._keep = len(tokens) * values * teacher.model.dtype.itemsize <= CACHE_BYTES
-        self._loss = Loss(
+        self._loss = DistillationLoss(
             partial(teacher.family.outputs, student),
             partial(teacher.family.outputs, teacher.model),
-            chunk_rows(teacher.model.config.vocab_size) if self._task.causal else ALL_ROWS,
+            rows_per_chunk(teacher.model.config.vocab_size) if self._task.causal else ALL_ROWS,
             COMPARISONS[self._task.compared],
             of_states if self._task.compared == "embeddings" else None,
         )

@@ -24,7 +24,7 @@ CHUNK_BYTES = 64 * 2**20
 """Of one model's float32 logits. Each chunk adds to the head's whole gradient: few are faster."""
 
 
-def chunk_rows(vocabulary: int) -> int:
+def rows_per_chunk(vocabulary: int) -> int:
     """How many rows of logits over a vocabulary of a size to hold at once."""
     return max(1, CHUNK_BYTES // (4 * vocabulary))
 
@@ -40,7 +40,7 @@ def of_logits(logits: Tensor, target_logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True)
-class Loss:
+class DistillationLoss:
     """What hidden states (R, H) of a model lose against a target's (R, H'), summed over rows.
 
     Attributes:

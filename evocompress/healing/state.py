@@ -18,7 +18,7 @@ from torch import Tensor
 from evocompress.core.checked_lines import sealed
 from evocompress.core.circumstances import Change, Circumstances, Facts, differences
 from evocompress.core.errors import RunError, one_line
-from evocompress.core.files import Place, checksum_of, json_text, read_as, write_text
+from evocompress.core.files import FolderFile, checksum_of, json_text, read_as, write_text
 from evocompress.core.regular import check_regular
 from evocompress.export.folder import whole_folder
 
@@ -65,10 +65,10 @@ class HealFolder:
 
     path: Path
 
-    checkpoint = Place("checkpoint")
-    history = Place("heal.jsonl")
-    report = Place("heal.json")
-    states = Place("state")
+    checkpoint = FolderFile("checkpoint")
+    history = FolderFile("heal.jsonl")
+    report = FolderFile("heal.json")
+    states = FolderFile("state")
 
     def latest(self) -> Path | None:
         """The newest training state."""

@@ -35,7 +35,7 @@ def check_folder(folder: Path) -> None:
     """
     for path in folder.glob("*"):  # tokenizers and the like are opened by transformers
         check_regular(path, ModelError)
-    config = read_json(folder / CONFIG)
+    config = read_checkpoint_json(folder / CONFIG)
     check_counts(folder / CONFIG, config)
     if config.get("quantization_config") is not None:
         raise ModelError(
@@ -59,7 +59,7 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(names)]
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_checkpoint_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file of a checkpoint.
 
     Raises:

@@ -32,7 +32,7 @@ from evocompress.core.regular import check_regular
 from evocompress.models.checkpoint_files import (
     CONFIG,
     check_folder,
-    read_json,
+    read_checkpoint_json,
     weight_files,
 )
 from evocompress.models.families.uneven import is_compressed
@@ -40,7 +40,7 @@ from evocompress.models.gguf_kind import check_language_model, check_read_whole
 from evocompress.models.stored_tensors import (
     Stored,
     check_loaded,
-    check_shapes,
+    check_stored_shapes,
     check_types,
     left_out,
     stored_tensors,
@@ -102,12 +102,12 @@ def locate(source: str, *, trust_remote_code: bool = False) -> Checkpoint:
         check_gguf(path)
         check_language_model(path)
         return Checkpoint(path.parent, path.name)
-    check_place(path)
+    check_model_path(path)
     folder = path if path.is_dir() else _download(source)
     return local_checkpoint(folder, trust_remote_code=trust_remote_code)
 
 
-def check_place(path: Path) -> None:
+def check_model_path(path: Path) -> None:
     """Refuses a file in the place of a model's folder, and a folder in that of a GGUF file."""
     if path.is_file():
         raise ModelError(
@@ -141,7 +141,7 @@ def model_type(checkpoint: Checkpoint) -> tuple[str, list[str]]:
         ModelError: ``config.json`` names no type, or classes that are no names.
     """
     path = checkpoint.folder / CONFIG
-    return type_and_classes(path, read_json(path))
+    return type_and_classes(path, read_checkpoint_json(path))
 
 
 def type_and_classes(path: object, config: Mapping[str, Any]) -> tuple[str, list[str]]:
@@ -177,7 +177,7 @@ def complete_image_size(model: PreTrainedModel, folder: Path) -> None:
     path = folder / PREPROCESSOR
     if hasattr(model.config, "image_size") or not path.is_file():
         return
-    settings = read_json(path)
+    settings = read_checkpoint_json(path)
     cropped = settings.get("do_center_crop", True) and settings.get("crop_size")
     sides = _sides(cropped or settings.get("size"))
     if sides is not None:
@@ -312,7 +312,7 @@ def _check_stored(checkpoint: Checkpoint, auto: Any) -> dict[str, Stored]:
     tensors = stored_tensors(weight_files(checkpoint.folder))
     check_types(checkpoint, tensors)
     expected = {name: tensor.shape for name, tensor in outline.state_dict().items()}
-    check_shapes(checkpoint, tensors, expected, outline.base_model_prefix)
+    check_stored_shapes(checkpoint, tensors, expected, outline.base_model_prefix)
     return tensors
 
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from evocompress.core.config import ModelConfig
 from evocompress.core.errors import ModelError
-from evocompress.models.checkpoint_files import CONFIG, read_json, weight_files
+from evocompress.models.checkpoint_files import CONFIG, read_checkpoint_json, weight_files
 from evocompress.models.checkpoints import (
     Checkpoint,
     DType,
@@ -94,22 +94,22 @@ class LoadedModel:
         return self.tokens or batch.shape[1]
 
 
-Made = TypeVar("Made")
+T = TypeVar("T")
 
 
-def once(make: Callable[[LoadedModel], Made]) -> Callable[[LoadedModel], Made]:
+def once(make: Callable[[LoadedModel], T]) -> Callable[[LoadedModel], T]:
     """Keeps what is made of a model in the object, as a `functools.cached_property` is.
 
     Its weights must not be replaced by others afterwards: make another `LoadedModel` of them.
     """
 
     @wraps(make)
-    def kept(loaded: LoadedModel) -> Made:
+    def kept(loaded: LoadedModel) -> T:
         own: dict[str, Any] = vars(loaded)
         name = f"_{make.__module__}.{make.__qualname__}"
         if name not in own:
             own[name] = make(loaded)
-        found: Made = own[name]
+        found: T = own[name]
         return found
 
     return kept
@@ -249,7 +249,7 @@ def _raw_bytes(tensor: Tensor) -> memoryview:
 def _family(checkpoint: Checkpoint) -> Family:
     """What serves a checkpoint, told before its weights are read or its code is run."""
     kind, classes = model_type(checkpoint)
-    check_wrapper(checkpoint, kind, read_json(checkpoint.folder / CONFIG))
+    check_wrapper(checkpoint, kind, read_checkpoint_json(checkpoint.folder / CONFIG))
     family = family_named(kind, classes, embeds=(checkpoint.folder / MODULES).is_file())
     if family.task.causal and not classes and not _has_a_head(checkpoint, family):
         raise ModelError(

@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from evocompress.core.errors import ModelError
-from evocompress.models.checkpoint_files import read_file_as, read_json
+from evocompress.models.checkpoint_files import read_checkpoint_json, read_file_as
 from evocompress.models.tasks import Pooling
 
 MODULES = "modules.json"
@@ -33,7 +33,7 @@ def pooling_of(folder: Path) -> Pooling | None:
     path = folder / POOLING
     if not path.is_file():
         return None
-    pooling = read_json(path)
+    pooling = read_checkpoint_json(path)
     flags = [key.removeprefix(FLAG) for key in pooling if key.startswith(FLAG)]
     modes = {flag for flag in flags if pooling[FLAG + flag] is True}
     if "pooling_mode" in pooling:

@@ -130,7 +130,7 @@ def check_types(source: object, tensors: Mapping[str, Stored]) -> None:
         )
 
 
-def check_shapes(
+def check_stored_shapes(
     source: object,
     tensors: Mapping[str, Stored],
     expected: Mapping[str, Sequence[int]],

@@ -7,8 +7,7 @@ from evocompress.compression.library import check_library
 from evocompress.core.errors import ConfigError
 from evocompress.evaluation.calibration.calibration import check_calibration
 from evocompress.evaluation.heldout import check_lengths
-from evocompress.evaluation.profile import check_lengths as check_timed_lengths
-from evocompress.evaluation.profile import check_table, path_of
+from evocompress.evaluation.profile import check_table, check_timed_lengths, path_of
 from evocompress.evaluation.profile.tables import ALIKE, NEW_RUN
 from evocompress.evaluation.proxies import check_proxy
 from evocompress.models.loading import require_next_token
@@ -17,7 +16,7 @@ from evocompress.pipeline.resolve import check_search
 from evocompress.pipeline.unmeasured_latency import unbounded
 
 
-def check(context: RunContext) -> None:
+def check_inputs(context: RunContext) -> None:
     """Whether data, settings, space and library fit; nothing is written in the run's folder.
 
     A latency table that is missing is measured last: it takes longest.

@@ -372,7 +372,7 @@ class RunContext:
             "space": genes_digest(self.space.encoding),
             "budget": dict(self.space.budget),
             "latency": table_facts(self.latency_table) if self.latency_table else None,
-            "proxy": proxies.facts(self.config.proxy),
+            "proxy": proxies.proxy_facts(self.config.proxy),
             "searcher": self.config.search.name,
             "settings": self.settings.model_dump(mode="json"),
             "seed": self.config.seed,

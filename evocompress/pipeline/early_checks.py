@@ -7,7 +7,7 @@ from pathlib import Path
 from evocompress.core.config import CalibrationConfig, RunConfig
 from evocompress.core.errors import DataError, LibraryError, ModelError
 from evocompress.evaluation.calibration.sources import check_present, has_fields
-from evocompress.models.checkpoints import GGUF, check_place
+from evocompress.models.checkpoints import GGUF, check_model_path
 from evocompress.models.demo import DEMO_SOURCE
 from evocompress.models.loading import device_named
 from evocompress.pipeline.checks import check_settings
@@ -56,7 +56,7 @@ def check_outline(
     device_named(config.model.device)
     model = config.model
     if not model.source.endswith(GGUF):
-        check_place(Path(model.source).expanduser())
+        check_model_path(Path(model.source).expanduser())
     try:
         sketch = outline(model.source, model.dtype, trust_remote_code=model.trust_remote_code)
     except ModelError:

@@ -27,7 +27,7 @@ REMEDY = (
 )
 
 
-def changed(folder: RunFolder, now: Facts, force: bool) -> bool:
+def facts_changed(folder: RunFolder, now: Facts, force: bool) -> bool:
     """Whether a run goes on under other circumstances than those of its last values.
 
     Raises:

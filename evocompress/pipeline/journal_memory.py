@@ -98,7 +98,7 @@ def candidate_of(line: Line) -> Candidate:
     return found
 
 
-class Values:
+class CandidateValues:
     """The values of candidates by (candidate, treatment) and micro-batch, in arrays."""
 
     def __init__(self) -> None:
@@ -177,7 +177,7 @@ class Memory:
         self.count = 0
         self.end = 0
         self.candidates = StoredCandidates(path)
-        self.values = Values()
+        self.values = CandidateValues()
         self.failures: dict[tuple[str, str], str] = {}
         self.censored: dict[CensorKey, tuple[int, ...]] = {}
         self.checksums: dict[EstimateKey, str] = {}

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from evocompress.core.config import RunConfig
 from evocompress.core.config_file import dump_config, load_config
 from evocompress.core.errors import RunError
-from evocompress.core.files import Place, check_sealed, make_folder, write_sealed
+from evocompress.core.files import FolderFile, check_sealed, make_folder, write_sealed
 from evocompress.core.leftovers import clear_leftovers
 from evocompress.pipeline.winner import Winner, read_winner
 
@@ -54,21 +54,21 @@ class RunFolder:
 
     path: Path
 
-    config_file = Place("config.yaml")
-    environment = Place("environment.json")
-    units = Place("units.json")
-    latency = Place("latency.json")
-    journal = Place("journal.jsonl")
-    log = Place("log.txt")
-    workers = Place("workers")
-    winner = Place("winner.json")
-    front = Place("front.json")
-    evaluation = Place("evaluation.json")
-    library = Place("library")
-    checkpoint = Place("checkpoint")
-    healing = Place("heal")
-    heal_report = Place("heal/heal.json")
-    healed_checkpoint = Place("heal/checkpoint")
+    config_file = FolderFile("config.yaml")
+    environment = FolderFile("environment.json")
+    units = FolderFile("units.json")
+    latency = FolderFile("latency.json")
+    journal = FolderFile("journal.jsonl")
+    log = FolderFile("log.txt")
+    workers = FolderFile("workers")
+    winner = FolderFile("winner.json")
+    front = FolderFile("front.json")
+    evaluation = FolderFile("evaluation.json")
+    library = FolderFile("library")
+    checkpoint = FolderFile("checkpoint")
+    healing = FolderFile("heal")
+    heal_report = FolderFile("heal/heal.json")
+    healed_checkpoint = FolderFile("heal/checkpoint")
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -121,7 +121,7 @@ class RunFolder:
         return load_config(self.config_file)
 
 
-def check(config: RunConfig, resume: bool) -> RunFolder:
+def check_run(config: RunConfig, resume: bool) -> RunFolder:
     """Whether a run may begin or go on in its folder; nothing is written.
 
     Raises:
@@ -199,7 +199,7 @@ def _begun(folder: RunFolder) -> bool:
     )
 
 
-def begin(folder: RunFolder, config: RunConfig) -> None:
+def begin_run(folder: RunFolder, config: RunConfig) -> None:
     """Makes the folder and writes the resolved configuration, unless it is there already."""
     make_folder(folder.path, "runs")
     if not folder.config_file.exists():

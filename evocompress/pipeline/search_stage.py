@@ -14,7 +14,7 @@ from evocompress.core.progress import Advance
 from evocompress.evaluation.profile import write_table
 from evocompress.pipeline import loop
 from evocompress.pipeline.context import RunContext
-from evocompress.pipeline.going_on import CIRCUMSTANCES, changed, mark, workers_admitted
+from evocompress.pipeline.going_on import CIRCUMSTANCES, facts_changed, mark, workers_admitted
 from evocompress.pipeline.journal import Journal
 from evocompress.pipeline.planning import preflight
 from evocompress.pipeline.results import front_rows, not_compared, winner_record
@@ -29,7 +29,7 @@ def find(
     model = context.loaded.model
     record = environment(model.device, model.dtype, context.config.executor, context.packages)
     now = Facts.model_validate(record)
-    forced = changed(context.folder, now, force)
+    forced = facts_changed(context.folder, now, force)
     if context.folder.extend(context.config):
         context.reporter.say("search.tokens is another than before: begun anew, from known values")
     _describe(context, record)
@@ -75,11 +75,7 @@ def _conclude(
     searcher, folder = context.searcher(), context.folder
     outcome = _evolve(context, searcher, journal, admit, listener)
     rows = front_rows(
-        context.space,
-        journal,
-        outcome,
-        objectives=searcher.objectives,
-        origins=searcher.origins(),
+        context.space, journal, outcome, objectives=searcher.objectives, origins=searcher.origins()
     )
     left_out = not_compared(journal, outcome)
     winner = winner_record(

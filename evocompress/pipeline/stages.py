@@ -10,15 +10,15 @@ import torch
 from evocompress.core.config import RunConfig
 from evocompress.core.progress import Reporter, Silent
 from evocompress.healing import heal as distil
-from evocompress.pipeline.checks import check
+from evocompress.pipeline.checks import check_inputs
 from evocompress.pipeline.compared_models import check_healing, own_checkpoint
 from evocompress.pipeline.context import Backend, RunContext
 from evocompress.pipeline.early_checks import check_early
 from evocompress.pipeline.finished import Unchanged, finished
 from evocompress.pipeline.loop import Listener
 from evocompress.pipeline.resolve import check_names
-from evocompress.pipeline.run_folder import begin
-from evocompress.pipeline.run_folder import check as check_folder
+from evocompress.pipeline.run_folder import begin_run
+from evocompress.pipeline.run_folder import check_run as check_folder
 from evocompress.pipeline.search_stage import find
 
 
@@ -36,8 +36,8 @@ def search(
     folder = check_folder(config, resume)
     context = RunContext(config, folder, reporter or Silent(), backend=backend)
     check_early(config)
-    check(context)
-    begin(folder, config)
+    check_inputs(context)
+    begin_run(folder, config)
     with folder.locked():
         context.reporter.log_to(folder.log)
         find(context, listener, force=force)

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from evocompress.core.files import read_as
 from evocompress.core.requests import UNTREATED
-from evocompress.core.specifications import Levels
+from evocompress.core.specifications import CandidateLevels
 from evocompress.core.types import Candidate, Level
 
 
@@ -39,7 +39,7 @@ class Winner(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
     id: str
-    levels: Levels
+    levels: CandidateLevels
     value: float | None = None
     treatment: str = UNTREATED
     measured: tuple[tuple[int, float, int], ...] | None = None

@@ -33,7 +33,7 @@ class GridCell:
 
 
 @dataclass(frozen=True)
-class Grid:
+class UnitGrid:
     """Roles (rows, in the order of the first block) by blocks (columns, from 0).
 
     Attributes:
@@ -50,9 +50,9 @@ class Grid:
         return tuple(cell for row in self.cells for cell in row if cell is not None)
 
 
-def grid(
+def unit_grid(
     units: Sequence[Unit], levels: Mapping[str, Level], architecture: Architecture | None = None
-) -> Grid:
+) -> UnitGrid:
     """Lays a candidate, {unit name: level}, out by role and block, beside the model's dimensions.
 
     Rows are the sub-layers where the candidate narrows any, and the matrices where it has zeros in
@@ -73,7 +73,7 @@ def grid(
         for unit in shown
     }
     cells = tuple(tuple(found.get((role, block)) for block in range(blocks)) for role in roles)
-    return Grid(roles, cells)
+    return UnitGrid(roles, cells)
 
 
 def _cell(

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from evocompress.report.data import Ratio, Row, Timing
+from evocompress.report.data import RatioRecord, Row, TimingRecord
 
 LATENCIES = {"latency": "prefill_ms", "decode_latency": "decode_ms_per_token"}
 """Where the latency that a cost predicts, in seconds, is found as measured, in milliseconds."""
@@ -91,7 +91,7 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.1f}".removesuffix(".0") + "%"
 
 
-def interval(ratio: Ratio) -> str:
+def interval(ratio: RatioRecord) -> str:
     """Where the share of the dense model's time lies."""
     return f"{percent(ratio.low)} – {percent(ratio.high)}"
 
@@ -129,11 +129,7 @@ def _prediction(predicted: float, measured: float, size: float) -> str:
 
 
 def _plain(
-    title: str,
-    unit: str,
-    rows: Sequence[Row],
-    value: Callable[[Row], float | None],
-    decimals: int,
+    title: str, unit: str, rows: Sequence[Row], value: Callable[[Row], float | None], decimals: int
 ) -> Column:
     return Column(title, unit, tuple(Cell(number(value(row), decimals)) for row in rows))
 
@@ -161,11 +157,11 @@ def _latency(title: str, unit: str, name: str, rows: Sequence[Row]) -> Column:
 
 
 def _timing(row: Row, dense: Row | None, name: str) -> Cell:
-    timing: Timing | None = getattr(row, LATENCIES[name])
+    timing: TimingRecord | None = getattr(row, LATENCIES[name])
     if timing is None:
         return Cell()
     notes = [f"{number(timing.low, 1)} – {number(timing.high, 1)}"]
-    ratio: Ratio | None = getattr(row, RATIOS[name])
+    ratio: RatioRecord | None = getattr(row, RATIOS[name])
     if ratio is not None:
         notes += [f"{percent(ratio.mean)} of dense", interval(ratio)]
         notes += [] if ratio.told_apart else [UNTOLD]

@@ -62,7 +62,7 @@ class Heldout(FileModel):
     repeated: int = 0
 
 
-class Timing(FileModel):
+class TimingRecord(FileModel):
     """Median, lowest and highest of repeated timings, in milliseconds."""
 
     median: float
@@ -70,7 +70,7 @@ class Timing(FileModel):
     high: float
 
 
-class Ratio(FileModel):
+class RatioRecord(FileModel):
     """A time as a share of the dense model's, with the ends of its 95% interval."""
 
     mean: float
@@ -105,10 +105,10 @@ class Row(FileModel):
     spearman: float | None = None
     score_error: float | None = None
     score_spearman: float | None = None
-    prefill_ms: Timing | None = None
-    prefill_ratio: Ratio | None = None
-    decode_ms_per_token: Timing | None = None
-    decode_ratio: Ratio | None = None
+    prefill_ms: TimingRecord | None = None
+    prefill_ratio: RatioRecord | None = None
+    decode_ms_per_token: TimingRecord | None = None
+    decode_ratio: RatioRecord | None = None
     predicted: dict[str, float] | None = None
 
 

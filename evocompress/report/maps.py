@@ -9,7 +9,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from evocompress.report.allocation import Grid, GridCell
+from evocompress.report.allocation import GridCell, UnitGrid
 from evocompress.report.columns import percent
 from evocompress.report.style import ORANGE, blank, whole_ticks
 
@@ -18,10 +18,10 @@ ZEROS_SCALE = ["#edf3f8", "#c3daeb", "#8fbadb", "#3a7db5", "#12406a"]
 KEPT_SCALE = ZEROS_SCALE[::-1]
 ROW_HEIGHT = 34
 
-Values = list[list[float | None]]
+CellValues = list[list[float | None]]
 
 
-def allocation_map(grid: Grid) -> go.Figure:
+def allocation_map(grid: UnitGrid) -> go.Figure:
     """Zeros of matrices and widths of sub-layers, in percent; what is dropped in its own colour."""
     figure = blank(ROW_HEIGHT * len(grid.roles) + 96)
     common = {
@@ -51,7 +51,7 @@ def allocation_map(grid: Grid) -> go.Figure:
     return figure
 
 
-def _mark_dropped(figure: go.Figure, grid: Grid, common: dict[str, Any]) -> None:
+def _mark_dropped(figure: go.Figure, grid: UnitGrid, common: dict[str, Any]) -> None:
     dropped = [[1 if cell and cell.level.drop else None for cell in row] for row in grid.cells]
     colours = [[0, ORANGE], [1, ORANGE]]
     figure.add_heatmap(z=dropped, colorscale=colours, showscale=False, **common)
@@ -60,7 +60,7 @@ def _mark_dropped(figure: go.Figure, grid: Grid, common: dict[str, Any]) -> None
     figure.update_layout(showlegend=True)
 
 
-def _values(grid: Grid, value: Callable[[GridCell], float | None]) -> Values:
+def _values(grid: UnitGrid, value: Callable[[GridCell], float | None]) -> CellValues:
     """What the present units have; nothing where a unit is dropped or has no such value."""
     return [
         [None if cell is None or cell.level.drop else value(cell) for cell in row]
@@ -68,11 +68,11 @@ def _values(grid: Grid, value: Callable[[GridCell], float | None]) -> Values:
     ]
 
 
-def _any(values: Values) -> bool:
+def _any(values: CellValues) -> bool:
     return any(value is not None for row in values for value in row)
 
 
-def _kept_style(kept: Values, bar: dict[str, Any]) -> dict[str, Any]:
+def _kept_style(kept: CellValues, bar: dict[str, Any]) -> dict[str, Any]:
     """Colours over the whole range, so that candidates compare; unnamed if nothing is cut."""
     colours = {"colorscale": KEPT_SCALE, "zmin": 0, "zmax": 100}
     if all(value in (None, 100) for row in kept for value in row):
@@ -80,7 +80,7 @@ def _kept_style(kept: Values, bar: dict[str, Any]) -> dict[str, Any]:
     return {**colours, "texttemplate": "%{z:.0f}", "colorbar": bar}
 
 
-def _zeros_style(zeros: Values, bar: dict[str, Any]) -> dict[str, Any]:
+def _zeros_style(zeros: CellValues, bar: dict[str, Any]) -> dict[str, Any]:
     """Colours over the range that occurs, widened to whole tens; unnamed if all are dense."""
     values = [value for row in zeros for value in row if value is not None]
     low, high = 10 * math.floor(min(values) / 10), 10 * math.ceil(max(values) / 10)

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from evocompress.core.circumstances import Environment, change_notes, environment_notes
 from evocompress.core.config import SparsitySpace
 from evocompress.pipeline.winner import not_compared_text
-from evocompress.report.allocation import Grid
+from evocompress.report.allocation import UnitGrid
 from evocompress.report.columns import RATIOS, UNTOLD, interval, number, percent
 from evocompress.report.data import (
     Evaluation,
     Heldout,
-    Ratio,
+    RatioRecord,
     Row,
     RunData,
     budget_of,
@@ -146,7 +146,7 @@ def _cost_headline(searched: Row, dense: Row, costs: Sequence[str]) -> Iterator[
                 return
 
 
-def _latency_headline(cost: str, ratio: Ratio) -> Headline:
+def _latency_headline(cost: str, ratio: RatioRecord) -> Headline:
     """A measured share of the dense model's latency."""
     known = "of the dense model" if ratio.told_apart else f"{UNTOLD} from the dense model"
     return Headline(cost_title(cost), percent(ratio.mean), f"{known} ({interval(ratio)})")
@@ -168,7 +168,7 @@ def _predicted(row: Row, cost: str) -> float | None:
     return (row.predicted or {}).get(cost)
 
 
-def allocation_text(cells: Grid | None) -> str:
+def allocation_text(cells: UnitGrid | None) -> str:
     """The extremes of the allocation in a sentence or two."""
     if cells is None:
         return ""

@@ -17,7 +17,7 @@ from evocompress.core.files import write_text
 from evocompress.core.foreign_text import in_markdown, printable
 from evocompress.core.leftovers import clear_written
 from evocompress.evaluation.proxies import meaning_of
-from evocompress.report.allocation import Grid, grid
+from evocompress.report.allocation import UnitGrid, unit_grid
 from evocompress.report.columns import columns, number
 from evocompress.report.data import RunData, read_run, spanning_costs
 from evocompress.report.figures import healing_curve, search_curve
@@ -122,10 +122,10 @@ def _search(run: RunData) -> Section | None:
     return _section("Search", text, figure)
 
 
-def _winner_grid(run: RunData) -> Grid | None:
+def _winner_grid(run: RunData) -> UnitGrid | None:
     if run.winner is None or not run.units:
         return None
-    return grid(run.units, run.winner.by_name(), run.architecture)
+    return unit_grid(run.units, run.winner.by_name(), run.architecture)
 
 
 def _allocation(run: RunData) -> Section | None:
@@ -170,7 +170,7 @@ def _layers(run: RunData, costs: Sequence[str]) -> Markup:
         return Markup("")
     maps = {
         point.id: allocation_map(
-            grid(run.units, run.candidates[point.id].by_name, run.architecture)
+            unit_grid(run.units, run.candidates[point.id].by_name, run.architecture)
         )
         for point in shown
     }

@@ -35,7 +35,7 @@ class Heading:
 
 
 @dataclass(frozen=True)
-class Row:
+class TrialRow:
     """A trial: its folder, one text per column, and whether it is the best of its group."""
 
     folder: str
@@ -48,7 +48,7 @@ class TrialTable:
     """All trials, settings first."""
 
     headings: tuple[Heading, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[TrialRow, ...]
 
     @property
     def value_column(self) -> int:
@@ -80,7 +80,7 @@ def trial_table(outcomes: Sequence[TrialOutcome]) -> TrialTable:
             number(outcome.seconds, 1),
             _ended(outcome),
         )
-        rows.append(Row(outcome.name, cells, outcome.name in best))
+        rows.append(TrialRow(outcome.name, cells, outcome.name in best))
     return TrialTable(tuple(headings), tuple(rows))
 
 

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from evocompress.core.arrays import Booleans, Floats, Genome, Integers
-from evocompress.core.canonical import PARTS, canonical, merge_levels
+from evocompress.core.canonical import COSTED, canonical, merge_levels
 from evocompress.core.errors import ConfigError
 from evocompress.core.types import DENSE, DROP, Candidate, Level, Unit
 from evocompress.core.units import UnitTree
@@ -116,7 +116,7 @@ class Encoding:
     @cached_property
     def parts(self) -> tuple[Unit, ...]:
         """The P sub-layers of the model and the experts in them, in model order."""
-        return tuple(unit for unit in self.tree if unit.kind in PARTS)
+        return tuple(unit for unit in self.tree if unit.kind in COSTED)
 
     @cached_property
     def part_levels(self) -> tuple[tuple[Level, ...], ...]:
@@ -276,7 +276,7 @@ class Encoding:
         """
         genome = self.default.copy()
         # Parents first: what is dropped says which genes are inactive.
-        for kind in ("block", *PARTS, "matrix"):
+        for kind in ("block", *COSTED, "matrix"):
             live = ~self.inactive(genome[None])[0]
             for gene in self.by_kind.get(kind, ()):
                 if live[gene]:

@@ -11,7 +11,7 @@ from evocompress.space.costs import COSTS, ROUTED, TIMED, CostModel
 from evocompress.space.space import SearchSpace
 
 
-def check_names(model: CostModel) -> None:
+def check_described(model: CostModel) -> None:
     """Every described cost is there, positive for the dense model; all but latency suffice.
 
     A mixture of experts has costs of its own, and no latency.

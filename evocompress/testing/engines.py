@@ -53,7 +53,7 @@ def read_with_transformers4(folders: Sequence[Path], texts: Sequence[str] = ()) 
     return answer
 
 
-def missing(engine: str) -> str | None:
+def why_missing(engine: str) -> str | None:
     """Why an engine cannot be run here; ``None`` if it can."""
     python = engines_folder() / "bin" / "python"
     if not python.exists():
@@ -126,7 +126,7 @@ def greedy_tokens(model: PreTrainedModel, prompt: Sequence[int], new_tokens: int
     return [int(token) for token in ids[0, len(prompt) :]]
 
 
-def divergence(
+def first_difference(
     model: PreTrainedModel, prompt: Sequence[int], ours: Sequence[int], theirs: Sequence[int]
 ) -> str | None:
     """Where an engine's tokens leave transformers', and how near the two best logits are there.

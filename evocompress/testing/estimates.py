@@ -25,7 +25,7 @@ from evocompress.testing import heuristics
 from evocompress.testing.families import output_pattern
 from evocompress.testing.heuristics import Batches
 
-Reference = Callable[[Family, PreTrainedModel, Batches], Rows]
+ReferenceRows = Callable[[Family, PreTrainedModel, Batches], Rows]
 """The rows of a float64 model as it stands, from plain forward and backward passes."""
 
 TOLERANCE = 2e-4
@@ -257,7 +257,7 @@ def _mixture_inputs(
 OF_EXPERTS = ("routing_frequency", "expert_output_error")
 """Kinds that only a mixture of experts has."""
 
-REFERENCES: Mapping[str, Reference] = {
+REFERENCES: Mapping[str, ReferenceRows] = {
     "block_influence": reference_influence,
     "angular_distance": reference_distance,
     "last_angular_distance": partial(reference_distance, last=True),
@@ -291,7 +291,7 @@ def subject_of(live: LiveModel, batches: Batches, candidate: Candidate) -> Subje
 
 def check_matches_reference(
     estimator: Estimator,
-    reference: Reference,
+    reference: ReferenceRows,
     loaded: LoadedModel,
     batches: Batches,
     tolerance: float = TOLERANCE,

@@ -41,7 +41,7 @@ def library(path: Path) -> Library:
     return build_library(tiny_loaded(), wanted, tokens, "text", config, path, batch=1)
 
 
-def shown(text: str | None) -> list[dict[str, Any]]:
+def yaml_sections(text: str | None) -> list[dict[str, Any]]:
     """The run file's sections that a docstring shows as YAML."""
     blocks = re.findall(r"(?s)```yaml\n(.*?)```", cleandoc(text or ""))
     return [read_yaml_text(block, "docstring") for block in blocks]
@@ -62,7 +62,7 @@ def searcher(made: type[Searcher], space: SpaceConfig = DROPS, **settings: Any) 
 
 def winner(made: type[Searcher]) -> dict[str, str]:
     """What the best candidate of the search that a class's docstring shows does to which unit."""
-    [sections] = shown(made.__doc__)
+    [sections] = yaml_sections(made.__doc__)
     told = {key: value for key, value in sections["search"].items() if key != "name"}
     search = searcher(made, SpaceConfig.model_validate(sections["space"]), **told)
     run(search, Separable.of(search.space))

@@ -22,7 +22,7 @@ from evocompress.core.widths import CHANNELS, axis_lengths
 from evocompress.models.families import FAMILIES, Family, SubLayerName, family_of, name_of
 from evocompress.models.families.base import final_norm, matrices_of, one_way
 from evocompress.testing.blocks import BlockContract
-from evocompress.testing.hooks import embedding, must_not_run, note_input, note_shape
+from evocompress.testing.hooks import embedding_weight, must_not_run, note_input, note_shape
 from evocompress.testing.staged import require_packages, staged
 from evocompress.testing.tiny import tiny_model
 
@@ -257,7 +257,7 @@ class FamilyContract(BlockContract):
             rows, hidden = head.weight.shape
             assert architecture.hidden == hidden
         assert architecture.vocabulary == rows
-        assert architecture.tied == (head is not None and head.weight is embedding(model))
+        assert architecture.tied == (head is not None and head.weight is embedding_weight(model))
         assert architecture.dtype_bytes == model.dtype.itemsize
         per_block = (
             architecture.heads,

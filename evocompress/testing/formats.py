@@ -35,7 +35,7 @@ NEW_TOKENS = 12
 ROUNDING = 1e-4
 """By how much logits may differ: zeros in a sum change the order in which it is taken."""
 
-Levels = dict[str, Level]
+LevelsByEnd = dict[str, Level]
 """By the end of the unit names, such as ``2.mlp``."""
 
 
@@ -64,7 +64,7 @@ def needing_bias(loaded: LoadedModel, level: Level) -> Level:
     return replace(level, bias=own is None and loaded.family.mixture is None)
 
 
-def with_zeros(loaded: LoadedModel, levels: Mapping[str, Level]) -> Levels:
+def with_zeros(loaded: LoadedModel, levels: Mapping[str, Level]) -> LevelsByEnd:
     """The levels, and a third of each matrix zero."""
     prefix = f"{loaded.family.layers_path}."
     matrices = [unit for unit in loaded.family.units(loaded.model) if unit.kind == "matrix"]
@@ -72,7 +72,7 @@ def with_zeros(loaded: LoadedModel, levels: Mapping[str, Level]) -> Levels:
     return zeros | dict(levels)
 
 
-def uneven(loaded: LoadedModel) -> Levels:
+def uneven(loaded: LoadedModel) -> LevelsByEnd:
     """Widths that differ in each of four blocks, block 1 and another attention dropped."""
     return {
         "0.attention": heads(loaded)[-1],
@@ -84,23 +84,23 @@ def uneven(loaded: LoadedModel) -> Levels:
     }
 
 
-def with_bias(loaded: LoadedModel) -> Levels:
+def with_bias(loaded: LoadedModel) -> LevelsByEnd:
     """`uneven`, and biases for what was cut in block 2."""
     levels = uneven(loaded)
     return levels | {n: needing_bias(loaded, levels[n]) for n in ("2.attention", "2.mlp")}
 
 
-def even_channels(_: LoadedModel) -> Levels:
+def even_channels(_: LoadedModel) -> LevelsByEnd:
     """The same number of channels in all blocks but block 1, which is dropped."""
     return {f"{i}.mlp": Level(channels=72) for i in (0, 2, 3)} | {"1": DROP}
 
 
-def even_heads(loaded: LoadedModel) -> Levels:
+def even_heads(loaded: LoadedModel) -> LevelsByEnd:
     """The same number of heads in all blocks."""
     return {f"{i}.attention": heads(loaded)[1] for i in range(4)}
 
 
-CASES: dict[str, Callable[[LoadedModel], Levels]] = {
+CASES: dict[str, Callable[[LoadedModel], LevelsByEnd]] = {
     "dense": lambda _: {},
     "sparse": lambda loaded: with_zeros(loaded, {"1": DROP}),
     "merged": lambda _: {"0": Level(merge=2), "1": DROP, "2": DROP},

@@ -14,8 +14,6 @@ from gguf import GGUFReader, dequantize
 
 from evocompress.core.arrays import Floats, Integers
 
-Array = Floats
-
 
 class GgufReference:
     """A model of architecture ``deci``, in float64.
@@ -35,7 +33,7 @@ class GgufReference:
             for tensor in reader.tensors
         }
 
-    def logits(self, ids: Integers) -> Array:
+    def logits(self, ids: Integers) -> Floats:
         """The logits (S, V) of one sequence of tokens (S,)."""
         hidden = self.tensors["token_embd.weight"][ids]
         heads, keys, channels = (
@@ -52,7 +50,7 @@ class GgufReference:
         output = self.tensors.get("output.weight", self.tensors["token_embd.weight"])
         return self._norm(hidden, "output_norm.weight") @ output.T
 
-    def _attention(self, layer: int, hidden: Array, heads: int, keys: int) -> Array:
+    def _attention(self, layer: int, hidden: Floats, heads: int, keys: int) -> Floats:
         size, length = self._of("attention.key_length"), len(hidden)
         normed = self._norm(hidden, f"blk.{layer}.attn_norm.weight")
         q = self._linear(f"blk.{layer}.attn_q", normed).reshape(length, heads, size)
@@ -66,14 +64,14 @@ class GgufReference:
         mixed = np.einsum("hqk,khd->qhd", weights, v).reshape(length, -1)
         return self._linear(f"blk.{layer}.attn_output", mixed)
 
-    def _mlp(self, layer: int, hidden: Array, channels: int) -> Array:
+    def _mlp(self, layer: int, hidden: Floats, channels: int) -> Floats:
         normed = self._norm(hidden, f"blk.{layer}.ffn_norm.weight")
         gate = self._linear(f"blk.{layer}.ffn_gate", normed)
         assert gate.shape[1] == channels
         inner = gate / (1 + np.exp(-gate)) * self._linear(f"blk.{layer}.ffn_up", normed)
         return self._linear(f"blk.{layer}.ffn_down", inner)
 
-    def _rotated(self, heads: Array) -> Array:
+    def _rotated(self, heads: Floats) -> Floats:
         """Heads (S, N, D) with each pair of neighbours turned by its position."""
         size = self._of("rope.dimension_count")
         frequencies = self._of("rope.freq_base") ** (-np.arange(0, size, 2) / size)
@@ -85,14 +83,14 @@ class GgufReference:
         turned[..., 1::2] = even * np.sin(angles) + odd * np.cos(angles)
         return turned
 
-    def _linear(self, name: str, inputs: Array) -> Array:
-        outputs: Array = inputs @ self.tensors[f"{name}.weight"].T
+    def _linear(self, name: str, inputs: Floats) -> Floats:
+        outputs: Floats = inputs @ self.tensors[f"{name}.weight"].T
         return outputs + self.tensors.get(f"{name}.bias", 0.0)
 
-    def _norm(self, hidden: Array, name: str) -> Array:
+    def _norm(self, hidden: Floats, name: str) -> Floats:
         epsilon = self._of("attention.layer_norm_rms_epsilon")
         scale = (hidden**2).mean(axis=-1, keepdims=True) + epsilon
-        normed: Array = hidden / np.sqrt(scale) * self.tensors[name]
+        normed: Floats = hidden / np.sqrt(scale) * self.tensors[name]
         return normed
 
     def _of(self, key: str) -> Any:

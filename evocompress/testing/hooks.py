@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from evocompress.models.families.patches import rows_read
 
 
-def embedding(model: PreTrainedModel) -> Tensor:
+def embedding_weight(model: PreTrainedModel) -> Tensor:
     """The weight of the input embeddings."""
     table: Any = model.get_input_embeddings()
     weight: Tensor = table.weight

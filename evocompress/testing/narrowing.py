@@ -25,13 +25,7 @@ from evocompress.models.families import SubLayerName
 from evocompress.models.families.base import matrices_of
 from evocompress.models.loading import LoadedModel
 from evocompress.space.levels import width_levels
-from evocompress.testing.families import (
-    SUBLAYERS,
-    answer,
-    random_batch,
-    random_ids,
-    silence,
-)
+from evocompress.testing.families import SUBLAYERS, answer, random_batch, random_ids, silence
 from evocompress.testing.plain_library import PlainLibrary
 from evocompress.testing.staged import require_packages, staged
 from evocompress.testing.tiny import tiny_loaded
@@ -158,7 +152,7 @@ class NarrowingContract:
         levels = named(loaded, heads | {(1, "mlp"): Level(channels=7)})
         with LiveModel(loaded, library) as live:
             live.apply(candidate_of(levels))
-            cached, plain = (generate(loaded.model, ids, cache=cache) for cache in (True, False))
+            cached, plain = (greedy_ids(loaded.model, ids, cache=cache) for cache in (True, False))
         assert torch.equal(cached, plain)
 
     def test_restore_gives_the_very_same_model(
@@ -286,7 +280,7 @@ def way(loaded: LoadedModel) -> list[dict[str, Level]]:
     ]
 
 
-def generate(model: Any, ids: Tensor, *, cache: bool) -> Tensor:
+def greedy_ids(model: Any, ids: Tensor, *, cache: bool) -> Tensor:
     """Twelve greedy tokens after `ids` (B, S)."""
     tokens: Tensor = model.generate(
         ids,

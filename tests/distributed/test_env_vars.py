@@ -11,10 +11,9 @@ from evocompress.core.env_vars import EnvVars, env_vars_of, told_to_ray
 from evocompress.core.errors import ConfigError
 from evocompress.distributed.worker import Assignment
 from evocompress.pipeline.resolve import check_names
-from evocompress.pipeline.run_folder import begin, check
+from evocompress.pipeline.run_folder import begin_run, check_run
 from evocompress.pipeline.sweep import load_sweep
-from evocompress.pipeline.sweep.folder import begin as begin_sweep
-from evocompress.pipeline.sweep.folder import check as check_sweep
+from evocompress.pipeline.sweep.folder import begin_sweep, check_sweep
 
 SECRET = "hf_do-not-tell"
 ENVIRONMENT = {"pip": ["x"], "env_vars": {"HF_TOKEN": SECRET, "OTHER": None}}
@@ -50,12 +49,12 @@ def test_a_worker_gets_values_and_ray_does_not(monkeypatch):
 
 def test_a_run_keeps_the_names_and_goes_on(tmp_path, monkeypatch):
     config = run(tmp_path)
-    folder = check(config, resume=False)
-    begin(folder, config)
+    folder = check_run(config, resume=False)
+    begin_run(folder, config)
     written = folder.config_file.read_text()
     assert SECRET not in written and "HF_TOKEN: null" in written and "- x" in written
     assert SECRET not in dump_config(config) + config.model_dump_json()
-    check(config, resume=True)
+    check_run(config, resume=True)
     kept = changed(load_config(folder.config_file), ["executor=ray"])
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setenv("OTHER", "x")

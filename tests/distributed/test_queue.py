@@ -15,7 +15,7 @@ from evocompress.distributed.queue import (
     Pace,
     Queue,
 )
-from evocompress.distributed.request_split import Pieces
+from evocompress.distributed.request_split import SplitRequests
 
 
 def request(number, micro_batches=(0,), **more):
@@ -169,7 +169,7 @@ def result(piece, failed=None):
 
 def test_few_requests_are_cut_by_micro_batches_and_joined_in_any_order():
     whole = [request(0, (5, 1, 3, 2)), request(1, (0,)), request(2, (1, 2), stop_above=1.0)]
-    pieces = Pieces(whole, workers=12)
+    pieces = SplitRequests(whole, workers=12)
     assert [p.micro_batches for p in pieces.requests] == [
         *((5,), (1,), (3,), (2,)),
         (0,),
@@ -185,7 +185,7 @@ def test_few_requests_are_cut_by_micro_batches_and_joined_in_any_order():
 
 def test_a_failed_piece_fails_the_whole_once():
     whole = request(0, (0, 1, 2))
-    pieces = Pieces([whole], workers=3)
+    pieces = SplitRequests([whole], workers=3)
     joined = []
     for number, piece in enumerate(pieces.requests):
         joined += pieces.joined(result(piece, "nan" if number == 1 else None))
@@ -194,4 +194,4 @@ def test_a_failed_piece_fails_the_whole_once():
 
 def test_enough_requests_stay_whole():
     whole = [request(n, (0, 1)) for n in range(4)]
-    assert Pieces(whole, workers=4).requests == whole
+    assert SplitRequests(whole, workers=4).requests == whole

@@ -19,11 +19,17 @@ from evocompress.core.config_file import changed, load_config
 from evocompress.core.errors import ConfigError, RunError
 from evocompress.core.progress import Silent
 from evocompress.distributed import sweep as sweeps
-from evocompress.distributed.sweep_cluster import check_room, start_for_trials
+from evocompress.distributed.sweep_cluster import check_trials_fit, start_for_trials
 from evocompress.distributed.trial import TrialTask, run_trial, settings_of
 from evocompress.distributed.tuner import _params, new_tuner
 from evocompress.pipeline import search_stage, stages
-from evocompress.pipeline.sweep import SweepConfig, SweepFolder, begin, check, load_sweep
+from evocompress.pipeline.sweep import (
+    SweepConfig,
+    SweepFolder,
+    begin_sweep,
+    check_sweep,
+    load_sweep,
+)
 from evocompress.pipeline.sweep.outcome import outcomes
 from evocompress.testing.tiny import tiny_checkpoint
 
@@ -193,7 +199,7 @@ def one_trial(sweep_file, monkeypatch):
     def run(*overrides, session="first", force=False, **params):
         told.clear()
         sweep = load_sweep(sweep_file, [*overrides, "run.search.generations=2"])
-        begin(SweepFolder(sweep.folder), sweep)
+        begin_sweep(SweepFolder(sweep.folder), sweep)
         places = {"model.source": 0, "space.budget": 0, "seed": 0} | params
         task = TrialTask(sweep.model_dump_json(), str(sweep_file.parent), session, force=force)
         run_trial(places, task)
@@ -285,12 +291,12 @@ def test_no_room_for_a_trial_is_said_at_once(monkeypatch):
     node = {"Alive": True, "Resources": {"CPU": 4.0, "GPU": 1.0}}
     monkeypatch.setattr(ray, "nodes", lambda: [node, {"Alive": False, "Resources": {"CPU": 64.0}}])
     reporter, config = Said(), RayConfig(cpus=4, gpus=0.5)
-    check_room(config, reporter)
+    check_trials_fit(config, reporter)
     too_large = config.model_copy(update={"cpus": 5, "gpus": 0})
     with pytest.raises(ConfigError, match=r"no node has so many \(at most 4 CPUs, 1 GPUs\)"):
-        check_room(too_large, reporter)
+        check_trials_fit(too_large, reporter)
     assert not reporter.lines
-    check_room(too_large.model_copy(update={"address": "auto"}), reporter)
+    check_trials_fit(too_large.model_copy(update={"address": "auto"}), reporter)
     assert len(reporter.lines) == 1 and "trials wait until" in reporter.lines[0]
 
 
@@ -313,15 +319,15 @@ def test_a_runtime_environment_that_cannot_be_had_is_refused(monkeypatch):
 
 def test_a_sweep_that_another_process_began_meanwhile_is_left_alone(tmp_path, monkeypatch):
     sweep = SweepConfig(name="s", runs=tmp_path, run=BASE, vary={"seed": [0]})
-    folder = check(sweep, resume=False)
+    folder = check_sweep(sweep, resume=False)
 
     def start(config):
         """Takes a while, in which somebody else is faster."""
-        begin(folder, sweep.model_copy(update={"vary": {"seed": (1,)}}))
+        begin_sweep(folder, sweep.model_copy(update={"vary": {"seed": (1,)}}))
         return lambda: None
 
     monkeypatch.setattr(sweeps, "start_for_trials", start)
-    monkeypatch.setattr(sweeps, "check_room", lambda *_: None)
+    monkeypatch.setattr(sweeps, "check_trials_fit", lambda *_: None)
     monkeypatch.setattr(sweeps, "_run", None)
     for resume, message in ((False, "exists already"), (True, "another configuration")):
         with pytest.raises(RunError, match=message):
@@ -333,7 +339,7 @@ def test_trials_that_failed_before_their_search_began_have_failed(tmp_path):
 
     sweep = SweepConfig(name="s", runs=tmp_path, run=BASE, vary={"seed": [3, 4, 5, 6]})
     folder = SweepFolder(sweep.folder)
-    begin(folder, sweep)
+    begin_sweep(folder, sweep)
     own = RayTaskError("train", "trace", RunError("a node cannot enter /there"), "p", 1, "ip")
     strange = RayTaskError("train", "trace", ImportError("no torch"), "p", 1, "ip")
     errors = [own, strange, RayActorError(), None]

@@ -8,7 +8,7 @@ from evocompress.core.errors import RunError
 from evocompress.core.progress import Silent
 from evocompress.distributed import sweep as sweeps
 from evocompress.distributed.signature import is_own, sign
-from evocompress.pipeline.sweep import SweepConfig, SweepFolder, begin
+from evocompress.pipeline.sweep import SweepConfig, SweepFolder, begin_sweep
 from evocompress.pipeline.sweep.trials import trial_of
 
 pytest.importorskip("ray")
@@ -39,7 +39,7 @@ def test_tunes_state_that_is_foreign_or_damaged_is_not_read(tmp_path, monkeypatc
     sweep = SweepConfig(name="s", runs=tmp_path, run=BASE, vary={"seed": [0]})
     folder, begun = SweepFolder(sweep.folder), []
     monkeypatch.setenv("EVOCOMPRESS_CACHE", str(tmp_path / "cache"))
-    begin(folder, sweep)
+    begin_sweep(folder, sweep)
     folder.tune.mkdir()
     if origin != "unknown":
         sign(folder.tune)
@@ -64,7 +64,7 @@ def test_a_damaged_record_does_not_cost_tune_its_state(tmp_path, monkeypatch):
     sweep = SweepConfig(name="s", runs=tmp_path, run=BASE, vary={"seed": [0]})
     folder = SweepFolder(sweep.folder)
     monkeypatch.setenv("EVOCOMPRESS_CACHE", str(tmp_path / "cache"))
-    begin(folder, sweep)
+    begin_sweep(folder, sweep)
     sign(folder.tune)
     for name, text in (("tuner.pkl", ""), ("workers", "auto"), ("experiment_state-1.json", "{}")):
         (folder.tune / name).write_text(text)

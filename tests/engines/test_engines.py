@@ -20,8 +20,8 @@ from evocompress.export.gguf_tokenizer import KNOWN
 from evocompress.export.programs import check_version
 from evocompress.models.loading import LoadedModel
 from evocompress.testing.byte_tokenizers import TEXTS, trained_tokenizer
-from evocompress.testing.engines import divergence, generate, greedy_tokens, missing
-from evocompress.testing.formats import CASES, Levels, candidate_of
+from evocompress.testing.engines import first_difference, generate, greedy_tokens, why_missing
+from evocompress.testing.formats import CASES, LevelsByEnd, candidate_of
 from evocompress.testing.gguf_reference import GgufReference
 from evocompress.testing.piece_tokenizers import KINDS as PIECES
 from evocompress.testing.piece_tokenizers import piece_tokenizer
@@ -36,12 +36,12 @@ PROMPTS = [
 ]
 
 
-def without_mlps(_: LoadedModel) -> Levels:
+def without_mlps(_: LoadedModel) -> LevelsByEnd:
     """MLPs dropped where attention stays, one before a block without attention and one last."""
     return {"1.mlp": DROP, "2.attention": DROP, "3.mlp": DROP, "0.mlp": Level(channels=96)}
 
 
-LEVELS: dict[str, Callable[[LoadedModel], Levels]] = {
+LEVELS: dict[str, Callable[[LoadedModel], LevelsByEnd]] = {
     "uneven": CASES["uneven"],
     "biased": CASES["biased"],
     "lacking": CASES["lacking"],
@@ -60,7 +60,7 @@ RUNS = [
 
 @pytest.fixture(autouse=True)
 def there(request: pytest.FixtureRequest) -> None:
-    reason = missing(request.getfixturevalue("engine"))
+    reason = why_missing(request.getfixturevalue("engine"))
     if reason is not None:
         pytest.skip(reason)
 
@@ -79,7 +79,7 @@ def test_greedy_tokens_are_those_of_transformers(
         live.apply(candidate)
         for prompt, theirs in zip(PROMPTS, found.tokens, strict=True):
             ours = greedy_tokens(loaded.model, prompt)
-            line = divergence(loaded.model, prompt, ours, theirs)
+            line = first_difference(loaded.model, prompt, ours, theirs)
             if line is not None:
                 print(line)
                 assert line.startswith("close"), line

@@ -11,7 +11,7 @@ import evocompress.hf  # noqa: F401
 from evocompress import api
 from evocompress.core.config import RunConfig
 from evocompress.export import read_record
-from evocompress.testing.engines import divergence, generate, greedy_tokens, missing
+from evocompress.testing.engines import first_difference, generate, greedy_tokens, why_missing
 
 pytestmark = [pytest.mark.engines, pytest.mark.real]
 
@@ -49,7 +49,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_engines_continue_prompts_as_transformers_does(
     engine: str, run: Path, tmp_path: Path
 ) -> None:
-    reason = missing(engine)
+    reason = why_missing(engine)
     if reason is not None:
         pytest.skip(reason)
     ours = api.materialize(run, out=tmp_path / "ours")
@@ -61,7 +61,7 @@ def test_engines_continue_prompts_as_transformers_does(
     found = generate(engine, theirs, prompts, texts=PROMPTS if engine == "llama.cpp" else ())
     assert found.texts in ([], prompts)
     for prompt, tokens in zip(prompts, found.tokens, strict=True):
-        line = divergence(model, prompt, greedy_tokens(model, prompt), tokens)
+        line = first_difference(model, prompt, greedy_tokens(model, prompt), tokens)
         if line is not None:
             print(line)
             assert line.startswith("close"), line

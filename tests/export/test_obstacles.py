@@ -8,11 +8,11 @@ from evocompress.core.errors import ExportError
 from evocompress.core.types import DROP, Level
 from evocompress.export import choose_format
 from evocompress.models.loading import LoadedModel
-from evocompress.testing.formats import Levels, candidate_of, even_heads, heads
+from evocompress.testing.formats import LevelsByEnd, candidate_of, even_heads, heads
 from evocompress.testing.tiny import tiny_loaded
 
 
-def refusal(loaded: LoadedModel, levels: Levels, format: str) -> str:
+def refusal(loaded: LoadedModel, levels: LevelsByEnd, format: str) -> str:
     with pytest.raises(ExportError) as caught:
         choose_format(loaded, candidate_of(loaded, levels), format)
     return str(caught.value)

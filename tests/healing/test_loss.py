@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from evocompress.healing.loss import (
-    Loss,
-    chunk_rows,
+    DistillationLoss,
     of_embeddings,
     of_states,
+    rows_per_chunk,
 )
 from evocompress.models.families.encoder import embedding
 from evocompress.models.tasks import ALL_ROWS
@@ -41,7 +41,7 @@ def test_value_and_gradients_equal_autograd_of_the_definition(
     weight = head[0].weight
     expected = plain(body * 2, head, target, target_head)
     expected_body, expected_weight = torch.autograd.grad(0.25 * expected, [body, weight])
-    loss = Loss(head, target_head, chunk)
+    loss = DistillationLoss(head, target_head, chunk)
     value = loss.backward(body * 2, target, 0.25)
     assert value == pytest.approx(expected.item(), rel=tolerance)
     assert loss.value(body.detach() * 2, target) == pytest.approx(value)
@@ -51,14 +51,14 @@ def test_value_and_gradients_equal_autograd_of_the_definition(
 
 def test_equal_models_have_no_divergence_and_no_gradient() -> None:
     body, head, _, _ = parts(7, torch.float64)
-    value = Loss(head, head, 4).backward(body * 1, body.detach(), 1.0)
+    value = DistillationLoss(head, head, 4).backward(body * 1, body.detach(), 1.0)
     assert abs(value) < 1e-12
     assert body.grad.abs().max() < 1e-12
 
 
 def test_chunks_hold_64_mib_of_float32_logits() -> None:
-    assert chunk_rows(49_152) == 341
-    assert chunk_rows(2**40) == 1
+    assert rows_per_chunk(49_152) == 341
+    assert rows_per_chunk(2**40) == 1
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.25])
@@ -69,7 +69,7 @@ def test_embeddings_are_trained_on_their_distance_and_that_of_all_states(scale: 
     expected = of_states_plainly(body, target) + of_embeddings_plainly(body, target)
     (wanted,) = torch.autograd.grad(scale * expected, body)
     mean = partial(embedding, pooling="mean")
-    loss = Loss(mean, mean, ALL_ROWS, of_embeddings, of_states)
+    loss = DistillationLoss(mean, mean, ALL_ROWS, of_embeddings, of_states)
     value = loss.backward(body * 1, target, scale)
     assert value == pytest.approx(expected.item(), rel=1e-12)
     torch.testing.assert_close(body.grad, wanted, rtol=1e-10, atol=1e-12)

@@ -234,13 +234,13 @@ def test_a_search_in_a_third_of_the_memory_has_the_same_winner(tmp_path, monkeyp
     tiny.save_pretrained(model)
     size = sum(parameter.nbytes for parameter in tiny.parameters())
     records, contexts = [], []
-    check = stages.check
+    check = stages.check_inputs
 
     def noted(context):
         contexts.append(context)
         check(context)
 
-    monkeypatch.setattr(stages, "check", noted)
+    monkeypatch.setattr(stages, "check_inputs", noted)
     for name, memory in (("whole", None), ("third", size // 3)):
         source = {"source": str(model), "device_memory": memory}
         folder = api.search(run_config(tmp_path, name=name, model=source))

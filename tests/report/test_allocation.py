@@ -3,7 +3,7 @@ import pytest
 from fabricate import BLOCKS, DROPPED, STEP, candidate, units
 
 from evocompress.core.types import DROP, Level, Unit
-from evocompress.report.allocation import Grid, grid
+from evocompress.report.allocation import UnitGrid, unit_grid
 from evocompress.report.maps import allocation_map
 from evocompress.report.notes import allocation_text
 from evocompress.testing.decoders import SMOLLM2_135M, Decoder
@@ -13,13 +13,13 @@ ROLES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_p
 
 
 def test_rows_are_roles_and_columns_blocks() -> None:
-    cells = grid(units(), {NAME: Level(zeros=STEP)})
+    cells = unit_grid(units(), {NAME: Level(zeros=STEP)})
     assert cells.roles == ROLES
     assert [len(row) for row in cells.cells] == [BLOCKS] * 7
 
 
 def test_a_cell_has_its_own_zeros() -> None:
-    cells = grid(units(), {NAME: Level(zeros=STEP)})
+    cells = unit_grid(units(), {NAME: Level(zeros=STEP)})
     cell = cells.cells[ROLES.index("up_proj")][7]
     assert cell is not None
     assert (cell.unit, cell.level) == (NAME, Level(zeros=STEP))
@@ -29,28 +29,28 @@ def test_a_cell_has_its_own_zeros() -> None:
 
 def test_matrices_below_a_dropped_sublayer_are_dropped() -> None:
     winner = candidate(np.random.default_rng(1), DROPPED)
-    cells = grid(units(), winner.by_name)
+    cells = unit_grid(units(), winner.by_name)
     gone = {(cell.unit.split(".")[2], cell.unit.split(".")[3])
             for cell in cells.present if cell.level.drop}  # fmt: skip
     assert gone == {("11", "self_attn"), ("25", "mlp")}
 
 
 def test_rows_are_sublayers_where_nothing_has_zeros() -> None:
-    cells = grid(units(), {"model.layers.3.attention": DROP})
+    cells = unit_grid(units(), {"model.layers.3.attention": DROP})
     assert cells.roles == ("attention", "mlp")
     assert [cell.unit for cell in cells.present if cell.level.drop] == ["model.layers.3.attention"]
 
 
 def test_a_block_may_lack_a_role() -> None:
     some = [unit for unit in units() if unit.name != "model.layers.2.self_attn.k_proj"]
-    cells = grid(some, {NAME: Level(zeros=1)})
+    cells = unit_grid(some, {NAME: Level(zeros=1)})
     assert cells.cells[1][2] is None
     assert cells.cells[1][3] is not None
 
 
 def test_figure_holds_percent_and_marks_dropped_apart() -> None:
     levels = {NAME: Level(zeros=1536 * 576 // 4), DROPPED[0]: DROP}
-    zeros, dropped, _ = allocation_map(grid(units(), levels)).data
+    zeros, dropped, _ = allocation_map(unit_grid(units(), levels)).data
     row = ROLES.index("up_proj")
     assert zeros.z[row][7] == pytest.approx(25.0)
     assert zeros.z[row][8] == 0
@@ -62,7 +62,7 @@ def test_figure_holds_percent_and_marks_dropped_apart() -> None:
 
 def test_figure_of_a_model_without_a_unit_left() -> None:
     only = [Unit("b", "block", None, 0, "block"), Unit("b.mlp", "mlp", "b", 0, "mlp")]
-    figure = allocation_map(grid(only, {"b.mlp": DROP}))
+    figure = allocation_map(unit_grid(only, {"b.mlp": DROP}))
     assert [list(row) for row in figure.data[0].z] == [[1]]
 
 
@@ -73,8 +73,8 @@ NARROW = {
 }
 
 
-def narrow_grid(**more: Level) -> Grid:
-    return grid(SMOLLM2_135M.units(), {**NARROW, **more}, SMOLLM2_135M.architecture())
+def narrow_grid(**more: Level) -> UnitGrid:
+    return unit_grid(SMOLLM2_135M.units(), {**NARROW, **more}, SMOLLM2_135M.architecture())
 
 
 def test_narrow_sublayers_say_what_they_keep() -> None:
@@ -91,12 +91,12 @@ def test_narrow_sublayers_say_what_they_keep() -> None:
 def test_heads_without_groups_are_simply_counted() -> None:
     decoder = Decoder(heads=4, kv_heads=4)
     level = {"model.layers.0.attention": Level(kv_groups=3, group_heads=1)}
-    (cell, *_), _ = grid(decoder.units(), level, decoder.architecture()).cells
+    (cell, *_), _ = unit_grid(decoder.units(), level, decoder.architecture()).cells
     assert cell and (cell.kept, cell.width) == (0.75, "3 of 4 heads")
 
 
 def test_widths_of_an_unknown_model_are_named_but_not_compared() -> None:
-    attention, _ = grid(SMOLLM2_135M.units(), NARROW).cells
+    attention, _ = unit_grid(SMOLLM2_135M.units(), NARROW).cells
     assert attention[1] and attention[1].kept is None
     assert attention[1].width == "kv_groups=2,group_heads=1"
 
@@ -131,7 +131,7 @@ def test_the_text_names_the_extremes() -> None:
 
 def test_the_text_of_a_single_narrowed_sublayer_names_it_once() -> None:
     levels = {"model.layers.2.mlp": NARROW["model.layers.2.mlp"]}
-    cells = grid(SMOLLM2_135M.units(), levels, SMOLLM2_135M.architecture())
+    cells = unit_grid(SMOLLM2_135M.units(), levels, SMOLLM2_135M.architecture())
     text = allocation_text(cells)
     assert text == "One sub-layer is narrowed, model.layers.2.mlp (384 of 1536 channels)."
 
@@ -139,7 +139,7 @@ def test_the_text_of_a_single_narrowed_sublayer_names_it_once() -> None:
 def test_experts_have_rows_where_any_is_dropped() -> None:
     mixture = Decoder(layers=2, experts=3, active=2).units()
     gone = "model.layers.1.mlp.experts.2"
-    shown = grid(mixture, {gone: DROP})
+    shown = unit_grid(mixture, {gone: DROP})
     row = shown.roles.index("mlp.experts.2")
     assert [cell and cell.kept for cell in shown.cells[row]] == [1.0, 0.0]
-    assert "mlp.experts.2" not in grid(mixture, {"model.layers.1.mlp": DROP}).roles
+    assert "mlp.experts.2" not in unit_grid(mixture, {"model.layers.1.mlp": DROP}).roles

@@ -1,7 +1,7 @@
 import pytest
 
 from evocompress.report.columns import Cell, columns, number, percent, scale
-from evocompress.report.data import Ratio, Row, Timing
+from evocompress.report.data import RatioRecord, Row, TimingRecord
 
 
 @pytest.mark.parametrize(
@@ -41,13 +41,13 @@ def test_latency_has_its_share_and_the_promised_one() -> None:
         Row(
             name="searched",
             prefill_ms=timing(568.0),
-            prefill_ratio=Ratio(mean=0.71, low=0.7, high=0.7201, turns=9),
+            prefill_ratio=RatioRecord(mean=0.71, low=0.7, high=0.7201, turns=9),
             predicted={"latency": 0.574},
         ),
         Row(
             name="healed",
             prefill_ms=timing(560.0),
-            prefill_ratio=Ratio(mean=0.9, low=0.7, high=1.1, turns=3),
+            prefill_ratio=RatioRecord(mean=0.9, low=0.7, high=1.1, turns=3),
         ),
         Row(name="other", predicted={"latency": 0.5}),
     ]
@@ -102,5 +102,5 @@ def test_of_an_evaluation_without_intervals_no_share_is_shown() -> None:
     assert column.cells[1] == Cell("3,352.0", ("3,318.5 – 3,385.5",))
 
 
-def timing(median: float) -> Timing:
-    return Timing(median=median, low=0.99 * median, high=1.01 * median)
+def timing(median: float) -> TimingRecord:
+    return TimingRecord(median=median, low=0.99 * median, high=1.01 * median)

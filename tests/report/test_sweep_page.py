@@ -8,7 +8,7 @@ from rich.console import Console
 from test_page import Page, figure_data, without_plotly
 
 from evocompress.core.errors import RunError
-from evocompress.pipeline.sweep import SweepConfig, SweepFolder, begin
+from evocompress.pipeline.sweep import SweepConfig, SweepFolder, begin_sweep
 from evocompress.pipeline.sweep.outcome import read_outcomes
 from evocompress.pipeline.sweep.record import TrialRecord
 from evocompress.pipeline.sweep.trials import planned
@@ -30,7 +30,7 @@ def folder(tmp_path):
     vary = {"model.source": ["models/m", ATTACK], "seed": [0, 1, 2]}
     sweep = SweepConfig(name="many", runs=tmp_path, run=RUN, vary=vary)
     found = SweepFolder(sweep.folder)
-    begin(found, sweep)
+    begin_sweep(found, sweep)
     for index, (name, settings) in enumerate(planned(sweep).items()):
         record = TrialRecord(settings, f"2026-01-0{index + 1}", seconds=60.0 + index)
         if index == 5:
@@ -97,7 +97,7 @@ def test_the_page_loads_nothing_and_runs_nothing_of_what_it_shows(folder):
 
 def test_a_sweep_that_has_just_begun_has_a_page(tmp_path):
     sweep = SweepConfig(name="new", runs=tmp_path, run=RUN, vary={"seed": [0, 1]})
-    begin(SweepFolder(sweep.folder), sweep)
+    begin_sweep(SweepFolder(sweep.folder), sweep)
     page = Page(write_sweep_report(sweep.folder).read_text())
     assert page.headings == ["Trials", "Reading the numbers"] and len(page.rows) == 3
 

@@ -86,7 +86,7 @@ def test_nothing_admissible_costs_less_than_the_floor():
 
 def test_costs_keep_their_contract(space):
     rng = np.random.default_rng(1)
-    contract.check_names(space.cost_model)
+    contract.check_described(space.cost_model)
     contract.check_drops_are_additive(space.cost_model, space.encoding.tree)
     contract.check_levels_never_cost_more(space, rng)
     contract.check_last_levels_cost_least(space)

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from evocompress.compression.criteria.compiled import compiled, in_threads
-
-Array = np.ndarray[Any, Any]
+from evocompress.compression.criteria.masks import Array
 
 TILE = 128
 """Outputs that are swept together: few enough to stay in a near cache."""

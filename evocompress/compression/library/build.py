@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from evocompress.compression.criteria import CRITERIA, STRUCTURED
-from evocompress.compression.library.builder import MakeBlocks, Progress, make_blocks
+from evocompress.compression.library.builder import BuildProgress, MakeBlocks, make_blocks
 from evocompress.compression.library.dense import dense_model
 from evocompress.compression.library.manifest import NAME, LibraryRecipe, Manifest, read_manifest
 from evocompress.compression.library.plan import check_fits, plan_library
@@ -42,7 +42,7 @@ def build_library(
     *,
     batch: int,
     propagate: Mapping[str, Level] | None = None,
-    progress: Progress = tell_nobody,
+    progress: BuildProgress = tell_nobody,
     blocks: MakeBlocks = make_blocks,
 ) -> Library:
     """Make a level library, finish one that was interrupted, or open one that is there.
@@ -129,7 +129,7 @@ def _is_incomplete(manifest: Manifest, path: Path) -> bool:
 
 
 @contextmanager
-def _only_builder(path: Path, progress: Progress) -> Iterator[None]:
+def _only_builder(path: Path, progress: BuildProgress) -> Iterator[None]:
     """Waits until no other process builds the library; the lock ends with its holder."""
     lock = FileLock(path / ".lock")
     try:

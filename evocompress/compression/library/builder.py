@@ -28,11 +28,11 @@ from evocompress.core.types import Unit
 from evocompress.models.gradients import summed_gradients
 from evocompress.models.loading import LoadedModel
 
-Progress = Told
+BuildProgress = Told
 """Called with (blocks done, blocks to do, text) before each block and at the end."""
 
 MakeBlocks = Callable[
-    [LoadedModel, Path, Manifest, Tensor, int, Progress], Iterator[tuple[int, BlockRecord]]
+    [LoadedModel, Path, Manifest, Tensor, int, BuildProgress], Iterator[tuple[int, BlockRecord]]
 ]
 """Makes the missing blocks of a library from (model, folder, manifest, tokens, batch, progress).
 
@@ -46,7 +46,7 @@ def make_blocks(
     manifest: Manifest,
     tokens: Tensor,
     batch: int,
-    progress: Progress,
+    progress: BuildProgress,
 ) -> Iterator[tuple[int, BlockRecord]]:
     """Makes the missing blocks in this process, one after the other."""
     blocks = range(len(loaded.family.blocks(loaded.model)))
@@ -98,7 +98,7 @@ class Builder:
         )
 
     def build(
-        self, blocks: Sequence[int], progress: Progress, *, first: int = 0
+        self, blocks: Sequence[int], progress: BuildProgress, *, first: int = 0
     ) -> Iterator[tuple[int, BlockRecord]]:
         """Makes the missing ones of some blocks; states pass the others again, from `first` on.
 
@@ -117,7 +117,7 @@ class Builder:
                 self._advance(index)
         progress(len(todo), len(todo), "")
 
-    def _gradients(self, todo: list[int], progress: Progress) -> dict[str, Tensor]:
+    def _gradients(self, todo: list[int], progress: BuildProgress) -> dict[str, Tensor]:
         """The loss's gradients, of all matrices (out, in) whose sub-layers need them."""
         linears = [
             linear

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from evocompress.compression.criteria import Structure
-from evocompress.core.canonical import PARTS
+from evocompress.core.canonical import COSTED
 from evocompress.core.errors import LibraryError
 from evocompress.core.types import Axis, Level, Unit
 from evocompress.core.widths import axis_lengths
@@ -277,5 +277,5 @@ def _coupled(
             architecture.head_dim,
         )
         for name, unit in units.items()
-        if unit.kind in PARTS and any(linear.part for linear in within.get(name, ()))
+        if unit.kind in COSTED and any(linear.part for linear in within.get(name, ()))
     }

@@ -16,7 +16,7 @@ from evocompress.core.cache import Cache
 from evocompress.core.types import Level
 from evocompress.models.families.coupling import Kept
 
-Index = Tensor | slice
+Indexer = Tensor | slice
 
 
 class NarrowedMatrices:
@@ -67,12 +67,12 @@ class NarrowedMatrices:
         (result,) = criterion.compress(narrow, known, [replace(level, zeros=zeros)])
         return linear.oriented(result).to("cpu", self._dense.dtype).contiguous()
 
-    def _statistics(self, linear: Linear, columns: Index, width: Level | None) -> Statistics:
+    def _statistics(self, linear: Linear, columns: Indexer, width: Level | None) -> Statistics:
         """Statistics of the inputs that are left; matrices that read the same share them."""
         key = f"{linear.unit.block}::{linear.input}::{width.key if width else 'all'}"
         return self.cache.get(key, lambda: self._restricted(linear, columns), _bytes)
 
-    def _restricted(self, linear: Linear, columns: Index) -> Statistics:
+    def _restricted(self, linear: Linear, columns: Indexer) -> Statistics:
         recipe, block = self._manifest.recipe, linear.unit.block
         known = Statistics(
             sequences=self._manifest.sequences,

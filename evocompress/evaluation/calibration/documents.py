@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from evocompress.core.errors import DataError, one_line
 from evocompress.evaluation.calibration.special import special_tokens
 
-Row = Mapping[str, Any]
+DocumentRow = Mapping[str, Any]
 
 ZIPPED = ".gz"
 TEXT_FIELDS = ("text", "content", "document")
@@ -40,7 +40,7 @@ def read_text(path: Path, encoding: str = "utf-8") -> str:
         return file.read()
 
 
-def file_rows(path: Path) -> Iterator[Row]:
+def file_rows(path: Path) -> Iterator[DocumentRow]:
     """The rows of a file of one of `FORMATS`, in their order.
 
     Raises:
@@ -84,13 +84,13 @@ def _json(path: Path) -> Iterator[Any]:
     return iter(content if isinstance(content, list) else [content])
 
 
-def _csv(path: Path) -> Iterator[Row]:
+def _csv(path: Path) -> Iterator[DocumentRow]:
     csv.field_size_limit(LONGEST_CELL)
     with _opened(path, "utf-8-sig") as file:
         yield from csv.DictReader(file, strict=True)
 
 
-def _parquet(path: Path) -> Iterator[Row]:
+def _parquet(path: Path) -> Iterator[DocumentRow]:
     from pyarrow.parquet import ParquetFile
 
     with ParquetFile(path) as file:
@@ -109,7 +109,7 @@ FORMATS: dict[str, Callable[[Path], Iterator[Any]]] = {
 
 
 def texts(
-    rows: Iterable[Row], source: str, field: str | None, tokenizer: PreTrainedTokenizerBase
+    rows: Iterable[DocumentRow], source: str, field: str | None, tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[str]:
     """What the rows say, each with what comes between it and the next.
 
@@ -157,7 +157,7 @@ def _whole(text: str, where: str) -> str:
     return text
 
 
-def _usual_field(row: Row, source: str) -> str:
+def _usual_field(row: DocumentRow, source: str) -> str:
     there = [name for name in (*TEXT_FIELDS, *CHAT_FIELDS) if name in row]
     if not there:
         raise DataError(

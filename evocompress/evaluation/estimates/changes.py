@@ -54,7 +54,7 @@ class Value:
         return torch.zeros_like(like).index_copy_(self.axis, self.kept, self.tensor.to(like))
 
 
-Values = Mapping[str, Value]
+ParameterValues = Mapping[str, Value]
 """{parameter name: its value}; a parameter that is not named is zero."""
 
 
@@ -86,7 +86,7 @@ class Wide:
         self._levels = candidate.by_name
         self._matrices = matrices_of(self._family, live.loaded.model)
 
-    def values(self, unit: Unit, level: Level) -> Values:
+    def values(self, unit: Unit, level: Level) -> ParameterValues:
         """The parameters of a unit at a level."""
         if unit.kind == "matrix":
             return {f"{unit.name}.weight": self._matrix(unit, level)}

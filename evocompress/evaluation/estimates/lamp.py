@@ -7,7 +7,7 @@ from torch import Tensor
 
 from evocompress.evaluation.estimates.base import Rows, Subject
 from evocompress.evaluation.estimates.magnitude import POINTS
-from evocompress.evaluation.estimates.matrices import kept_matrices, ranks
+from evocompress.evaluation.estimates.matrices import kept_matrices, part_ends
 
 
 def lamp(subject: Subject) -> Rows:
@@ -28,7 +28,7 @@ def lamp(subject: Subject) -> Rows:
 
 def _quantiles(weight: Tensor) -> tuple[float, ...]:
     squares = weight.flatten().double().square().sort().values.cpu()
-    chosen = squares[ranks(len(squares), POINTS)]
+    chosen = squares[part_ends(len(squares), POINTS)]
     # Equal weights share a sum: it begins at the first of them. Nothing is as large as a NaN.
     first = torch.searchsorted(squares, chosen).clamp(max=len(squares) - 1)
     sums = squares.flip(0).cumsum(0).flip(0)[first]

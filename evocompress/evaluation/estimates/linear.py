@@ -13,7 +13,7 @@ from torch import Tensor
 
 from evocompress.core.arrays import Floats
 from evocompress.evaluation.estimates.base import Rows, Subject
-from evocompress.evaluation.estimates.changes import Values, Wide, dots, wide_form
+from evocompress.evaluation.estimates.changes import ParameterValues, Wide, dots, wide_form
 from evocompress.evaluation.estimates.score import (
     distance,
     divergence,
@@ -127,8 +127,8 @@ class _Watch:
     def __init__(self, wide: Wide, subject: Subject, sums: Mapping[str, Tensor]) -> None:
         """Looks up the values: nothing is computed, and what is mapped is not read yet."""
         self._sums = sums
-        self._present: dict[str, Values] = {}
-        self._values: dict[str, list[Values]] = {}
+        self._present: dict[str, ParameterValues] = {}
+        self._values: dict[str, list[ParameterValues]] = {}
         self.parameters: defaultdict[str, list[str]] = defaultdict(list)
         for name, levels in subject.levels.items():
             unit = subject.live.units[name]

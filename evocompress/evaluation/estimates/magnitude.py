@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from evocompress.evaluation.estimates.base import Rows, Subject
-from evocompress.evaluation.estimates.matrices import kept_matrices, ranks
+from evocompress.evaluation.estimates.matrices import kept_matrices, part_ends
 
 POINTS = 256
 """Quantiles of a matrix."""
@@ -20,5 +20,5 @@ def magnitude(subject: Subject) -> Rows:
     rows: Rows = {}
     for matrix in kept_matrices(subject.live, subject.candidate):
         magnitudes = matrix.weight.abs().flatten().float().sort().values.cpu()
-        rows[matrix.name] = tuple(magnitudes[ranks(len(magnitudes), POINTS)].double().tolist())
+        rows[matrix.name] = tuple(magnitudes[part_ends(len(magnitudes), POINTS)].double().tolist())
     return rows

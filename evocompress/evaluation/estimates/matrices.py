@@ -60,7 +60,7 @@ def kept_matrices(live: LiveModel, candidate: Candidate) -> Iterator[KeptMatrix]
                 yield KeptMatrix(own, name, module, matrix)
 
 
-def ranks(count: int, points: int) -> Tensor:
+def part_ends(count: int, points: int) -> Tensor:
     """Of `count` sorted values the last one of each of `points` equal parts: indices, int64."""
     parts = torch.arange(1, points + 1, dtype=torch.int64)
     return (parts * count + points - 1) // points - 1

@@ -9,7 +9,7 @@ from evocompress.core.config import LatencyConfig
 from evocompress.core.errors import ConfigError
 from evocompress.core.progress import Advance
 from evocompress.evaluation.profile.first_items import FirstItems
-from evocompress.evaluation.profile.measure import check_lengths, measure
+from evocompress.evaluation.profile.measure import check_timed_lengths, measure
 from evocompress.evaluation.profile.rows import table_rows
 from evocompress.evaluation.profile.tables import (
     check_table,
@@ -23,7 +23,7 @@ from evocompress.models.loading import LoadedModel
 from evocompress.space.costs.latency import LatencyTable
 
 __all__ = [
-    "check_lengths",
+    "check_timed_lengths",
     "check_table",
     "MeasureTable",
     "measure",
@@ -90,7 +90,7 @@ def profile(
         table = read_table(path)
         check_table(table, loaded, config, path)
         return table
-    check_lengths(config, family.architecture(loaded.model))
+    check_timed_lengths(config, family.architecture(loaded.model))
     table = measured(loaded, config, progress)
     write_table(path_of(table.made, config), table)
     return table

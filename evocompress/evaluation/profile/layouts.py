@@ -108,7 +108,7 @@ def measured_layouts(widths: Grid) -> list[ModelWidths]:
     return [layout for layout in dict.fromkeys(layouts) if layout != widths.dense]
 
 
-def candidate_of(layout: ModelWidths, dense: ModelWidths, units: Sequence[Unit]) -> Candidate:
+def layout_candidate(layout: ModelWidths, dense: ModelWidths, units: Sequence[Unit]) -> Candidate:
     """A layout as a candidate."""
     levels = {}
     for unit in units:

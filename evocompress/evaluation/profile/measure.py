@@ -21,8 +21,8 @@ from evocompress.evaluation.profile.fit import corrected, fit_parts, seconds
 from evocompress.evaluation.profile.layouts import (
     Grid,
     ModelWidths,
-    candidate_of,
     grid,
+    layout_candidate,
     measured_layouts,
 )
 from evocompress.evaluation.profile.random_layouts import random_layouts
@@ -61,16 +61,16 @@ class Bench:
         layouts = len(measured_layouts(self.widths)) + self.validation
         return layouts * (WARM_UP_TURNS + self.repeats)
 
-    def ratios(self, run: timing.Run, layouts: Sequence[ModelWidths]) -> Ratios:
+    def ratios(self, run: timing.Timer, layouts: Sequence[ModelWidths]) -> Ratios:
         """Times of layouts as fractions of the dense model's."""
         dense = self.widths.dense
-        candidates = [candidate_of(layout, dense, self.units) for layout in layouts]
+        candidates = [layout_candidate(layout, dense, self.units) for layout in layouts]
         return measure_ratios(
             self.live.apply, run, candidates, repeats=self.repeats, step=self.step
         )
 
 
-def check_lengths(config: LatencyConfig, architecture: Architecture) -> None:
+def check_timed_lengths(config: LatencyConfig, architecture: Architecture) -> None:
     """Whether the texts to be timed fit into a model; of images only the batch counts.
 
     Raises:
@@ -95,7 +95,7 @@ def measure(
         ConfigError: A length is beyond the model's context.
     """
     model, architecture = loaded.model, loaded.family.architecture(loaded.model)
-    check_lengths(config, architecture)
+    check_timed_lengths(config, architecture)
     units, widths, done = loaded.family.units(model), grid(architecture), count(1)
 
     def step() -> None:
@@ -116,7 +116,7 @@ def _measure_decoding(bench: Bench, model: PreTrainedModel, config: LatencyConfi
 
 
 def measure_phase(
-    bench: Bench, run: timing.Run, lengths: tuple[int, int], *, graph: bool = False
+    bench: Bench, run: timing.Timer, lengths: tuple[int, int], *, graph: bool = False
 ) -> Phase:
     """Measure the parts of one phase, and check and correct their sums.
 

@@ -12,7 +12,7 @@ import numpy as np
 from evocompress.evaluation.profile.layouts import MULTIPLE, Grid, ModelWidths
 from evocompress.space.costs.latency import Heads
 
-Width = TypeVar("Width")
+T = TypeVar("T")
 
 MOST_DROPS = 0.6
 """Highest share of a layout's cuts that remove a sub-layer instead of narrowing it."""
@@ -85,5 +85,5 @@ def _fewer_channels(channels: int, rng: np.random.Generator) -> int | None:
     return options[rng.integers(len(options))] if options else None
 
 
-def _put(widths: tuple[Width, ...], block: int, width: Width) -> tuple[Width, ...]:
+def _put(widths: tuple[T, ...], block: int, width: T) -> tuple[T, ...]:
     return (*widths[:block], width, *widths[block + 1 :])

@@ -8,14 +8,14 @@ from functools import partial
 
 from evocompress.space.costs.latency import LatencyTable, Phase
 
-Row = tuple[str, str, str]
+TableRow = tuple[str, str, str]
 """What it is, its value for a prefill, and for a decoding step (empty where there is none)."""
 
 
-def table_rows(table: LatencyTable) -> list[Row]:
+def table_rows(table: LatencyTable) -> list[TableRow]:
     """What a table says, for printing; the first row is the heading."""
 
-    def row(name: str, value: Callable[[Phase], str]) -> Row:
+    def row(name: str, value: Callable[[Phase], str]) -> TableRow:
         return name, value(table.prefill), value(table.decode) if table.decode else ""
 
     attention = sorted(table.prefill.attention, reverse=True)

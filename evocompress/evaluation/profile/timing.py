@@ -16,7 +16,7 @@ from evocompress.evaluation.heldout.latency import as_loaded
 from evocompress.models.dummy_inputs import random_batch
 from evocompress.models.tasks import CAUSAL, Task
 
-Run = Callable[[], float]
+Timer = Callable[[], float]
 """Seconds of one forward pass of a model in its present form."""
 
 Stopwatch = Callable[[Callable[[], object]], float]
@@ -57,7 +57,7 @@ def stopwatch(device: torch.device) -> Stopwatch:
     return cuda_seconds if device.type == "cuda" else cpu_seconds
 
 
-def prefill(model: PreTrainedModel, batch: int, tokens: int) -> Run:
+def prefill(model: PreTrainedModel, batch: int, tokens: int) -> Timer:
     """Times a prefill of random tokens (batch, tokens) with a new KV cache, logits at the end."""
     ids, watch = random_batch(CAUSAL, model, batch, tokens), stopwatch(model.device)
 
@@ -69,7 +69,7 @@ def prefill(model: PreTrainedModel, batch: int, tokens: int) -> Run:
     return run
 
 
-def forward(task: Task, model: PreTrainedModel, batch: int, tokens: int) -> Run:
+def forward(task: Task, model: PreTrainedModel, batch: int, tokens: int) -> Timer:
     """Times a pass of a model that has no cache over random texts (batch, tokens), or images."""
     inputs, watch = random_batch(task, model, batch, tokens), stopwatch(model.device)
 
@@ -81,7 +81,7 @@ def forward(task: Task, model: PreTrainedModel, batch: int, tokens: int) -> Run:
     return run
 
 
-def decoding(model: PreTrainedModel, batch: int, context: int, *, graph: bool = False) -> Run:
+def decoding(model: PreTrainedModel, batch: int, context: int, *, graph: bool = False) -> Timer:
     """Times a decoding step of a token for each of `batch` sequences of `context` cached tokens.
 
     With `graph` the step is replayed as a CUDA graph, as an inference engine would: launching the

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from evocompress.core.types import Candidate
-from evocompress.evaluation.profile.timing import Run
+from evocompress.evaluation.profile.timing import Timer
 
 WARM_UP_TURNS = 1
 
@@ -31,7 +31,7 @@ class Ratios:
 
 def measure_ratios(
     become: Callable[[Candidate], None],
-    run: Run,
+    run: Timer,
     candidates: Sequence[Candidate],
     *,
     repeats: int,
@@ -61,7 +61,7 @@ def measure_ratios(
 
 def _turn(
     become: Callable[[Candidate], None],
-    run: Run,
+    run: Timer,
     candidates: Sequence[Candidate],
     step: Callable[[], None],
 ) -> tuple[list[float], list[float]]:

@@ -46,7 +46,7 @@ __all__ = [
     "Metric",
     "Proxy",
     "check_proxy",
-    "facts",
+    "proxy_facts",
     "kinds_for",
     "make_proxy",
     "meaning_of",
@@ -74,7 +74,7 @@ def meaning_of(kind: str) -> str:
     return PROXIES[kind].meaning if kind in PROXIES else f"value of proxy {kind}"
 
 
-def facts(config: ProxyConfig) -> dict[str, Any]:
+def proxy_facts(config: ProxyConfig) -> dict[str, Any]:
     """What values depend on of a proxy's settings; its version as well where it has one."""
     version = PROXIES[config.kind].version
     return {

@@ -18,7 +18,7 @@ from evocompress.evaluation.proxies.base import Metric
 from evocompress.evaluation.proxies.layered import LayeredStates
 from evocompress.evaluation.proxies.order import depth_first
 from evocompress.evaluation.proxies.prefix import PrefixStates
-from evocompress.evaluation.proxies.running import Running
+from evocompress.evaluation.proxies.running import PartialResult
 from evocompress.healing.tuned import Treatments
 from evocompress.models.device_copy import to_device
 
@@ -133,7 +133,7 @@ class MetricProxy:
         pending = []
         for place, request in asked:
             if request.treatment == UNTREATED:
-                pending.append((place, Running(request, self._asked(request))))
+                pending.append((place, PartialResult(request, self._asked(request))))
             else:
                 yield place, self._treated(request)
         indices = [index for _, running in pending for index in running.rest]
@@ -148,14 +148,14 @@ class MetricProxy:
                 pending = waiting
 
     def _read_behind(
-        self, pending: Iterable[tuple[int, Running]], chunk: Collection[int]
-    ) -> Iterator[tuple[int, Running, Result | None]]:
+        self, pending: Iterable[tuple[int, PartialResult]], chunk: Collection[int]
+    ) -> Iterator[tuple[int, PartialResult, Result | None]]:
         """Each candidate after a chunk of micro-batches, with its result where there is one.
 
         A GPU is given the next candidate before the values of the last are waited for.
         """
         ahead = ahead_on(self._model.device)
-        begun: deque[tuple[int, Running, Read]] = deque()
+        begun: deque[tuple[int, PartialResult, Read]] = deque()
         for place, running in pending:
             begun.append((place, running, self._advance(running, chunk)))
             if len(begun) > ahead:
@@ -164,7 +164,7 @@ class MetricProxy:
         for place, running, read in begun:
             yield place, running, read()
 
-    def _advance(self, running: Running, chunk: Collection[int]) -> Read:
+    def _advance(self, running: PartialResult, chunk: Collection[int]) -> Read:
         """Run a candidate on as many of its next micro-batches as there are."""
         part = list(takewhile(chunk.__contains__, running.rest))
         result = None
@@ -180,7 +180,7 @@ class MetricProxy:
 
     def _treated(self, request: Evaluate) -> Result:
         """The result after a treatment: the candidate shares no states with what it was."""
-        running = Running(request, self._asked(request))
+        running = PartialResult(request, self._asked(request))
         self._prefixes.clear()
         try:
             self._live.apply(request.candidate)
@@ -205,7 +205,7 @@ class MetricProxy:
             found = None
         if found is not None:
             for (place, request), states in zip(asked, found, strict=True):
-                running = Running(request, self._asked(request))
+                running = PartialResult(request, self._asked(request))
                 yield place, self._whole(running, states.__getitem__)
         elif len(asked) == 1:
             yield asked[0][0], self._out_of_memory(asked[0][1])
@@ -220,13 +220,13 @@ class MetricProxy:
             torch.cuda.empty_cache()
         return Result(request, (), failed="out of memory")
 
-    def _whole(self, running: Running, states: States) -> Result:
+    def _whole(self, running: PartialResult, states: States) -> Result:
         """The result of a candidate, run on all of its micro-batches."""
         result = self._run(running, running.rest, states)()
         assert result is not None
         return result
 
-    def _run(self, running: Running, micro_batches: Iterable[int], states: States) -> Read:
+    def _run(self, running: PartialResult, micro_batches: Iterable[int], states: States) -> Read:
         """Run a candidate on its next micro-batches, unless it is decided before."""
         sums = ((index, self._sums(index, states)) for index in micro_batches)
         if running.request.stop_above is None:
@@ -235,7 +235,7 @@ class MetricProxy:
         result = self._read(running, sums)
         return lambda: result
 
-    def _read(self, running: Running, sums: Iterable[tuple[int, Tensor]]) -> Result | None:
+    def _read(self, running: PartialResult, sums: Iterable[tuple[int, Tensor]]) -> Result | None:
         """The result of a candidate, if these values of its next micro-batches decide it."""
         for index, found in sums:
             counts = (self._counted(index),) * len(found)

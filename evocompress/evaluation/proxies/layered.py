@@ -31,7 +31,7 @@ SHARE = 0.25
 Ask = tuple[Candidate, Sequence[int]]
 """A candidate and its micro-batches."""
 
-States = Mapping[int, Tensor]
+StatesByBatch = Mapping[int, Tensor]
 """By micro-batch."""
 
 Path = tuple[BlockLevels, ...]
@@ -66,7 +66,7 @@ class LayeredStates:
         yield from groups_within(room, enumerate(needed))
 
     @torch.inference_mode()
-    def hidden_states(self, asks: Sequence[Ask]) -> list[States]:
+    def hidden_states(self, asks: Sequence[Ask]) -> list[StatesByBatch]:
         """The states (b, S, H) behind the final norm, in main memory.
 
         They equal those of `Family.hidden_states` with each candidate applied.

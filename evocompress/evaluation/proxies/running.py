@@ -7,7 +7,7 @@ from math import isfinite
 from evocompress.core.requests import Evaluate, MicroBatchValue, Result
 
 
-class Running:
+class PartialResult:
     """What is known of a request so far."""
 
     def __init__(self, request: Evaluate, asked: int) -> None:

@@ -17,7 +17,7 @@ from evocompress.models.checkpoints import (
     GGUF,
     DType,
     check_gguf,
-    check_place,
+    check_model_path,
     complete_image_size,
     know_compressed,
     quiet_transformers,
@@ -119,7 +119,7 @@ def _place(source: str) -> str | Path:
     check_regular(path / "config.json", ModelError)
     if source.endswith(GGUF):
         return path
-    check_place(path)
+    check_model_path(path)
     if path.is_dir():
         return path
     try:

@@ -21,7 +21,7 @@ from evocompress.pipeline.planning.forewarning import (
     unpacked,
 )
 from evocompress.pipeline.planning.stages import (
-    Run,
+    PlannedRun,
     StagePlan,
     heal_stage,
     library_stage,
@@ -34,7 +34,7 @@ GIB = 2**30
 SHORTEST, FEWEST = 64, 8
 """The length and the number of calibration sequences below which no advice goes."""
 
-STAGES: Mapping[str, Callable[[Run], StagePlan | None]] = {
+STAGES: Mapping[str, Callable[[PlannedRun], StagePlan | None]] = {
     "library": library_stage,
     "search": search_stage,
     "heal": heal_stage,
@@ -90,7 +90,7 @@ def make_plan(config: RunConfig, loaded: LoadedModel, device: Device) -> Plan:
     Raises:
         EvoCompressError: The run's settings do not fit the model.
     """
-    run = Run(context_of(config, loaded), device.shared)
+    run = PlannedRun(context_of(config, loaded), device.shared)
     stages = tuple(stage for make in STAGES.values() if (stage := make(run)) is not None)
     advice = tuple(_advice(run, stages, device.name, device.memory))
     notes = (
@@ -106,7 +106,7 @@ def make_plan(config: RunConfig, loaded: LoadedModel, device: Device) -> Plan:
 def preflight(context: RunContext) -> Iterator[str]:
     """What a search that is about to begin needs, and what to do where that is not there."""
     device = context.loaded.model.device
-    run = Run(context, device.type == "cpu")
+    run = PlannedRun(context, device.type == "cpu")
     stages = [search_stage(run)]
     if (library := library_stage(run)) is not None:
         stages.insert(0, library)
@@ -134,12 +134,12 @@ def _there_is(context: RunContext, device: torch.device) -> int:
     return int(psutil.virtual_memory().available) + loaded
 
 
-def _needed(run: Run, stage: StagePlan) -> int:
+def _needed(run: PlannedRun, stage: StagePlan) -> int:
     """Memory of the device that a stage needs."""
     return stage.device_bytes + (stage.main_bytes if run.shared else 0)
 
 
-def _advice(run: Run, stages: Sequence[StagePlan], name: str, memory: int) -> Iterator[str]:
+def _advice(run: PlannedRun, stages: Sequence[StagePlan], name: str, memory: int) -> Iterator[str]:
     """For each stage that the device has too little memory for what would help."""
     for stage in stages:
         needed = _needed(run, stage)
@@ -151,7 +151,7 @@ def _advice(run: Run, stages: Sequence[StagePlan], name: str, memory: int) -> It
             )
 
 
-def _remedies(run: Run, stage: StagePlan, memory: int, spare: int) -> Iterator[str]:
+def _remedies(run: PlannedRun, stage: StagePlan, memory: int, spare: int) -> Iterator[str]:
     """Settings that each alone make a stage fit, found by planning the stage with them."""
     if stage.name != "heal" and spare > run.least_on_device and not run.streamed:
         yield f"model.device_memory={spare // 2**20}MiB (streams the blocks)"
@@ -188,9 +188,9 @@ def _halves(value: int, least: int) -> list[int]:
     return found
 
 
-def _with(run: Run, section: str, key: str, value: object) -> Run:
+def _with(run: PlannedRun, section: str, key: str, value: object) -> PlannedRun:
     """The run with another setting."""
     config = run.context.config
     part = getattr(config, section).model_copy(update={key: value})
     changed = config.model_copy(update={section: part})
-    return Run(context_of(changed, run.context.loaded), run.shared)
+    return PlannedRun(context_of(changed, run.context.loaded), run.shared)

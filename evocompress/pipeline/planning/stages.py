@@ -81,7 +81,7 @@ class StagePlan:
 
 
 @dataclass(frozen=True)
-class Run:
+class PlannedRun:
     """A run that is planned, with the model or its outline; `shared` on a CPU, in main memory."""
 
     context: RunContext
@@ -211,7 +211,7 @@ class Run:
         return self._architecture.state_values(1)
 
 
-def library_stage(run: Run) -> StagePlan | None:
+def library_stage(run: PlannedRun) -> StagePlan | None:
     """Building the level library; ``None`` where nothing has stored weights."""
     context = run.context
     if not context.wanted_levels:
@@ -238,7 +238,7 @@ def library_stage(run: Run) -> StagePlan | None:
     return StagePlan("library", work, device, main, plan.disk_bytes)
 
 
-def library_plan(run: Run) -> LibraryPlan:
+def library_plan(run: PlannedRun) -> LibraryPlan:
     """Disk and memory of the library."""
     context, calibration = run.context, run.context.config.calibration
     shape = (calibration.library_sequences, run.length)
@@ -287,7 +287,7 @@ def _error_operations(outputs: int, inputs: int, count: int) -> float:
     return float(count) * outputs * inputs * (inputs + min(ENERGY_BLOCK, inputs))
 
 
-def search_stage(run: Run) -> StagePlan:
+def search_stage(run: PlannedRun) -> StagePlan:
     """The search, with all the requested tokens that the run allows."""
     context = run.context
     requested = context.config.search.tokens or USUAL_TOKENS
@@ -315,7 +315,7 @@ def search_stage(run: Run) -> StagePlan:
     return StagePlan("search", work, device, cache, on_disk)
 
 
-def _stored_bytes(run: Run) -> Iterable[int]:
+def _stored_bytes(run: PlannedRun) -> Iterable[int]:
     """Bytes of the weights of every level that an estimate multiplies with gradients."""
     sizes = run.context.units.by_name
     outputs = {unit.parent: unit for unit in run.context.units if unit.columns}
@@ -325,7 +325,7 @@ def _stored_bytes(run: Run) -> Iterable[int]:
         yield from (count * run.dtype.itemsize for count in left)
 
 
-def heal_stage(run: Run) -> StagePlan:
+def heal_stage(run: PlannedRun) -> StagePlan:
     """The distillation of the dense model into the candidate."""
     config, length = run.context.config.heal, run.length
     tokens = config.steps * config.accumulate * config.batch * length
@@ -344,7 +344,7 @@ def heal_stage(run: Run) -> StagePlan:
     return StagePlan("heal", work, int(device), 0, int(params * _healing_bytes(run)))
 
 
-def _healing_bytes(run: Run) -> int:
+def _healing_bytes(run: PlannedRun) -> int:
     """Disk for each weight at the worst moment: a file stays until its successor is whole.
 
     A state is written at every measurement but the first and the last, a checkpoint at any of

@@ -1,7 +1,7 @@
 """Many runs that differ in some settings: what they are, and what is kept of them."""
 
 from evocompress.pipeline.sweep.config import SweepConfig, load_sweep
-from evocompress.pipeline.sweep.folder import SweepFolder, begin, check
+from evocompress.pipeline.sweep.folder import SweepFolder, begin_sweep, check_sweep
 from evocompress.pipeline.sweep.outcome import TrialOutcome, failures
 from evocompress.pipeline.sweep.trials import Trial, check_groups, samples
 
@@ -10,8 +10,8 @@ __all__ = [
     "SweepFolder",
     "Trial",
     "TrialOutcome",
-    "begin",
-    "check",
+    "begin_sweep",
+    "check_sweep",
     "check_groups",
     "failures",
     "load_sweep",

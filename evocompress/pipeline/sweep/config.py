@@ -16,7 +16,7 @@ from evocompress.core.errors import ConfigError
 from evocompress.core.fields import Name, Seed, Strict, Tokens, Whole
 from evocompress.core.strict_yaml import read_yaml
 
-Number = (
+RangeNumber = (
     Annotated[int, Field(strict=True, ge=-(10**15), le=10**15)]
     | Annotated[float, Field(strict=True, ge=-1e15, le=1e15)]
 )
@@ -50,9 +50,9 @@ class Range(Strict):
         (0.5, 0.7, 0.9)
     """
 
-    low: Number
-    high: Number
-    step: Annotated[Number, Field(gt=0)] | None = None
+    low: RangeNumber
+    high: RangeNumber
+    step: Annotated[RangeNumber, Field(gt=0)] | None = None
     log: bool = False
 
     @model_validator(mode="after")
@@ -71,7 +71,7 @@ class Range(Strict):
         ends = (self.low, self.high, 1 if self.step is None else self.step)
         return all(isinstance(end, int) for end in ends)
 
-    def values(self) -> tuple[Number, ...]:
+    def values(self) -> tuple[RangeNumber, ...]:
         """All numbers of a range that has a step, or of whole ones."""
         step = 1 if self.step is None else self.step
         # Half a millionth of a step keeps 0.1 + 2 * 0.1 from being beyond 0.3.
@@ -80,7 +80,7 @@ class Range(Strict):
         return tuple(numbers if self.whole else (round(number, 12) for number in numbers))
 
 
-Axis = Annotated[
+SweepAxis = Annotated[
     Annotated[tuple[Any, ...], Tag("values")] | Annotated[Range, Tag("range")],
     Discriminator(lambda value: "range" if isinstance(value, dict | Range) else "values"),
 ]
@@ -136,7 +136,7 @@ class SweepConfig(Strict):
     name: Name
     runs: Path = Path("runs")
     run: dict[str, Any]
-    vary: Annotated[dict[str, Axis], Field(min_length=1)]
+    vary: Annotated[dict[str, SweepAxis], Field(min_length=1)]
     mode: Literal["grid", "optuna"] = "grid"
     trials: Annotated[Whole, Field(gt=0, le=MOST_TRIALS)] | None = None
     seed: Seed = 0

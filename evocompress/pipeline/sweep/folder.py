@@ -10,7 +10,7 @@ from pathlib import Path
 from evocompress.core.config_file import dump_config, validate
 from evocompress.core.errors import RunError
 from evocompress.core.files import (
-    Place,
+    FolderFile,
     check_sealed,
     make_folder,
     naming_disk_errors,
@@ -50,11 +50,11 @@ class SweepFolder:
 
     path: Path
 
-    config_file = Place("sweep.yaml")
-    tune = Place("tune")
-    log = Place("log.txt")
-    summary = Place("sweep.json")
-    page = Place("sweep.html")
+    config_file = FolderFile("sweep.yaml")
+    tune = FolderFile("tune")
+    log = FolderFile("log.txt")
+    summary = FolderFile("sweep.json")
+    page = FolderFile("sweep.html")
 
     @property
     def records(self) -> TrialRecords:
@@ -84,7 +84,7 @@ class SweepFolder:
             yield
 
 
-def check(sweep: SweepConfig, resume: bool) -> SweepFolder:
+def check_sweep(sweep: SweepConfig, resume: bool) -> SweepFolder:
     """Whether a sweep may begin or go on in its folder; nothing is written.
 
     Raises:
@@ -97,7 +97,7 @@ def check(sweep: SweepConfig, resume: bool) -> SweepFolder:
     return folder
 
 
-def begin(folder: SweepFolder, sweep: SweepConfig) -> None:
+def begin_sweep(folder: SweepFolder, sweep: SweepConfig) -> None:
     """Makes the folder and writes the sweep into it, unless it is there already."""
     with naming_disk_errors(folder.path):
         folder.records.path.mkdir(parents=True, exist_ok=True)

@@ -65,7 +65,7 @@ def trial_of(sweep: SweepConfig, settings: Settings) -> Trial:
     # What is further up comes first, so that a whole sub-tree does not undo one of its keys.
     for key in sorted(settings, key=lambda key: key.count(".")):
         put(data, key, deepcopy(settings[key]), what)
-    data |= {"name": name_of(settings), "runs": str(sweep.folder), "executor": "local"}
+    data |= {"name": trial_name(settings), "runs": str(sweep.folder), "executor": "local"}
     data.pop("ray", None)
     data["threads"] = data.get("threads") or max(1, int(sweep.ray.cpus))
     config = validate(RunConfig, data, what)
@@ -85,7 +85,7 @@ def planned(sweep: SweepConfig) -> dict[str, Settings]:
         return {}
     axes = [axis.values() if isinstance(axis, Range) else axis for axis in sweep.vary.values()]
     found = [dict(zip(sweep.vary, values, strict=True)) for values in product(*axes)]
-    return {name_of(settings): settings for settings in found}
+    return {trial_name(settings): settings for settings in found}
 
 
 def size_of(sweep: SweepConfig) -> int:
@@ -163,7 +163,7 @@ def value_text(value: Any) -> str:
     return str(value)
 
 
-def name_of(settings: Settings) -> str:
+def trial_name(settings: Settings) -> str:
     """A folder name: the settings in short, and a digest that tells apart what looks alike."""
     words = "-".join(f"{key.rsplit('.', 1)[-1]}-{word}" for key, word in _leaves(settings))
     short = re.sub(r"[^\w.]+", "-", words)[:LONGEST_NAME].strip("-.")

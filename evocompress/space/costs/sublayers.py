@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from evocompress.core.canonical import PARTS
+from evocompress.core.canonical import COSTED
 from evocompress.core.errors import ConfigError
 from evocompress.core.types import DENSE, Architecture, Level, Unit
 from evocompress.core.units import UnitTree
@@ -135,7 +135,7 @@ class Part:
 def cost_parts(units: Sequence[Unit], architecture: Architecture) -> tuple[Part, ...]:
     """The sub-layers and experts among `units`, in model order."""
     tree = UnitTree(units)
-    return tuple(_part(unit, tree, architecture) for unit in tree if unit.kind in PARTS)
+    return tuple(_part(unit, tree, architecture) for unit in tree if unit.kind in COSTED)
 
 
 def level_of(part: Part, levels: Mapping[str, Level]) -> Level:

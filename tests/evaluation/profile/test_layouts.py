@@ -10,8 +10,8 @@ from evocompress.evaluation.profile.fit import count_parts
 from evocompress.evaluation.profile.layouts import (
     Grid,
     ModelWidths,
-    candidate_of,
     grid,
+    layout_candidate,
     measured_layouts,
 )
 from evocompress.evaluation.profile.random_layouts import random_layouts
@@ -42,11 +42,7 @@ def shaped(architecture, groups, group_heads, channels):
             [(g, q) for g in (1, 2, 3) for q in (1, 2, 3)],
             [32, 192, 384, 576, 768, 960, 1152, 1344, 1536],
         ),
-        (
-            (8, 8, 100),
-            [(g, q) for g in (1, 3, 6, 8) for q in (1, 3, 6, 8)],
-            [32, 64, 96, 100],
-        ),
+        ((8, 8, 100), [(g, q) for g in (1, 3, 6, 8) for q in (1, 3, 6, 8)], [32, 64, 96, 100]),
         ((12, 1, 20), [(g, 1) for g in range(1, 13)], [20]),
         ((1, 1, 64), [(1, 1)], [32, 64]),
     ],
@@ -79,7 +75,7 @@ def test_a_layout_becomes_a_candidate(tiny):
     units, architecture = tiny
     dense = grid(architecture).dense
     layout = ModelWidths(((2, 2), None, (1, 2)), (96, 128, None))
-    assert candidate_of(layout, dense, units) == Candidate(
+    assert layout_candidate(layout, dense, units) == Candidate(
         (
             ("model.layers.0.mlp", Level(channels=96)),
             ("model.layers.1.attention", DROP),
@@ -87,7 +83,7 @@ def test_a_layout_becomes_a_candidate(tiny):
             ("model.layers.2.mlp", DROP),
         )
     )
-    assert candidate_of(dense, dense, units) == Candidate()
+    assert layout_candidate(dense, dense, units) == Candidate()
 
 
 def time_of(layout):

@@ -6,8 +6,8 @@ from evocompress.core.config import LatencyConfig
 from evocompress.core.errors import ConfigError
 from evocompress.core.types import DENSE, Candidate
 from evocompress.evaluation.profile.fit import seconds
-from evocompress.evaluation.profile.layouts import candidate_of, grid, measured_layouts
-from evocompress.evaluation.profile.measure import Bench, check_lengths, measure_phase
+from evocompress.evaluation.profile.layouts import grid, layout_candidate, measured_layouts
+from evocompress.evaluation.profile.measure import Bench, check_timed_lengths, measure_phase
 from evocompress.models.families import FAMILIES
 from evocompress.testing.decoders import Decoder
 from evocompress.testing.tiny import tiny_model
@@ -62,7 +62,7 @@ def test_a_phase_that_adds_up_is_found_exactly(tiny):
     assert phase.spread == pytest.approx(0, abs=1e-9)
     assert len(steps) == bench.timings == (len(measured_layouts(widths)) + 5) * 4
     for layout in measured_layouts(widths):
-        live.apply(candidate_of(layout, widths.dense, units))
+        live.apply(layout_candidate(layout, widths.dense, units))
         assert seconds(phase, layout) == pytest.approx(live.run())
 
 
@@ -76,9 +76,9 @@ def test_a_phase_that_adds_up_is_found_exactly(tiny):
 def test_lengths_beyond_the_context_are_refused(settings, message):
     config = LatencyConfig(**{"prefill": (1, 100), "decode": (1, 88)} | settings)
     with pytest.raises(ConfigError, match=message):
-        check_lengths(config, Decoder(context=100).architecture())
+        check_timed_lengths(config, Decoder(context=100).architecture())
 
 
 def test_lengths_that_just_fit():
     config = LatencyConfig(prefill=(1, 100), decode=(1, 88))
-    check_lengths(config, Decoder(context=100).architecture())
+    check_timed_lengths(config, Decoder(context=100).architecture())

@@ -40,6 +40,6 @@ def test_an_embedding_alone_has_no_similarities() -> None:
 
 def test_values_of_another_weighting_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     config = ProxyConfig(kind="embedding")
-    assert "version" not in proxies.facts(config)
+    assert "version" not in proxies.proxy_facts(config)
     monkeypatch.setattr(proxies.PROXIES["embedding"], "version", 2)
-    assert proxies.facts(config)["version"] == 2
+    assert proxies.proxy_facts(config)["version"] == 2

@@ -25,7 +25,7 @@ from evocompress.pipeline.planning import (
 from evocompress.pipeline.planning.device import Device
 from evocompress.pipeline.planning.measure import measured
 from evocompress.pipeline.planning.plan import context_of
-from evocompress.pipeline.planning.stages import Run, library_stage, search_stage
+from evocompress.pipeline.planning.stages import PlannedRun, library_stage, search_stage
 from evocompress.pipeline.planning.work import Work
 from evocompress.testing.staged import require_packages
 from evocompress.testing.tiny import tiny_checkpoint, tiny_loaded, tiny_model
@@ -106,7 +106,7 @@ def test_what_is_no_model_is_refused(tmp_path):
 @pytest.mark.parametrize("space", [SPARSE, NARROW], ids=["sparse", "narrow"])
 def test_products_of_the_dense_model_are_those_that_torch_counts(space):
     loaded = tiny_loaded()
-    run = Run(context_of(config(space=space), loaded), shared=True)
+    run = PlannedRun(context_of(config(space=space), loaded), shared=True)
     length = run.context.untimed_space.cost_model.length
     counted = count_flops(loaded.model, length)
     assert run.products(3 * length, dense=True).products == pytest.approx(3 * counted, rel=1e-6)
@@ -121,7 +121,7 @@ def test_experts_are_counted_by_the_tokens_that_they_see():
     def statistics(active):
         loaded = tiny_loaded("mixtral")
         loaded.model.config.num_experts_per_tok = active
-        stage = library_stage(Run(context_of(config(space=SPARSE), loaded), shared=True))
+        stage = library_stage(PlannedRun(context_of(config(space=SPARSE), loaded), shared=True))
         return stage.work.statistics
 
     experts, layers, tokens = 4, 3, 6 * LENGTH
@@ -131,9 +131,9 @@ def test_experts_are_counted_by_the_tokens_that_they_see():
 
 
 def test_a_search_compares_each_logit_that_it_asks_for_and_the_dense_models():
-    run = Run(context_of(config(), tiny_loaded()), shared=True)
+    run = PlannedRun(context_of(config(), tiny_loaded()), shared=True)
     assert search_stage(run).work.logits == (4000 + 8 * LENGTH) * 256
-    asked = Run(context_of(config(search={"name": "uniform"}), tiny_loaded()), shared=True)
+    asked = PlannedRun(context_of(config(search={"name": "uniform"}), tiny_loaded()), shared=True)
     assert search_stage(asked).work.logits == (500_000 + 8 * LENGTH) * 256
 
 
@@ -230,7 +230,7 @@ def test_where_nothing_is_enough_the_plan_says_so():
 
 def test_targets_are_where_the_proxy_keeps_them():
     def stage(**proxy):
-        return search_stage(Run(context_of(config(proxy=proxy), tiny_loaded()), shared=True))
+        return search_stage(PlannedRun(context_of(config(proxy=proxy), tiny_loaded()), shared=True))
 
     held = 8 * LENGTH * (8 * 64 + 4)
     memory, disk = stage(top_k=64), stage(top_k=64, targets="disk")

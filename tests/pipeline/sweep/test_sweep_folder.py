@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from evocompress.core.errors import RunError
-from evocompress.pipeline.sweep import SweepConfig, SweepFolder, begin, check, failures
+from evocompress.pipeline.sweep import SweepConfig, SweepFolder, begin_sweep, check_sweep, failures
 from evocompress.pipeline.sweep.outcome import outcomes, read_outcomes, write_outcomes
 from evocompress.pipeline.sweep.record import Clock
 from evocompress.pipeline.sweep.trials import trial_of
@@ -22,31 +22,31 @@ def sweep(tmp_path):
 
 @pytest.fixture
 def folder(sweep):
-    found = check(sweep, resume=False)
-    begin(found, sweep)
+    found = check_sweep(sweep, resume=False)
+    begin_sweep(found, sweep)
     return found
 
 
 def test_a_sweep_goes_on_only_when_asked_and_only_as_the_same_one(sweep, folder):
     with pytest.raises(RunError, match="--resume"):
-        check(sweep, resume=False)
-    assert check(sweep, resume=True) == folder
+        check_sweep(sweep, resume=False)
+    assert check_sweep(sweep, resume=True) == folder
     elsewhere = sweep.ray.model_copy(update={"address": "auto", "workers": 3})
-    assert check(sweep.model_copy(update={"ray": elsewhere}), resume=True) == folder
+    assert check_sweep(sweep.model_copy(update={"ray": elsewhere}), resume=True) == folder
     larger = sweep.ray.model_copy(update={"cpus": 2})
     with pytest.raises(RunError, match=r"another configuration \(ray.cpus differ\)"):
-        check(sweep.model_copy(update={"ray": larger}), resume=True)
+        check_sweep(sweep.model_copy(update={"ray": larger}), resume=True)
     with pytest.raises(RunError, match=r"another configuration \(seed differ\)"):
-        check(sweep.model_copy(update={"seed": 1}), resume=True)
+        check_sweep(sweep.model_copy(update={"seed": 1}), resume=True)
     assert folder.config() == sweep
 
 
 def test_what_a_kill_left_before_the_first_file_can_be_used(sweep):
     SweepFolder(sweep.folder).records.path.mkdir(parents=True)
-    check(sweep, resume=False)
+    check_sweep(sweep, resume=False)
     (sweep.folder / "notes.txt").touch()
     with pytest.raises(RunError, match="exists already"):
-        check(sweep, resume=False)
+        check_sweep(sweep, resume=False)
 
 
 def test_only_one_process_makes_a_sweep(folder):

@@ -6,7 +6,7 @@ import pytest
 
 from evocompress.core.errors import ConfigError
 from evocompress.pipeline.sweep import SweepConfig, check_groups, samples
-from evocompress.pipeline.sweep.trials import group_of, name_of, planned, size_of, trial_of
+from evocompress.pipeline.sweep.trials import group_of, planned, size_of, trial_name, trial_of
 
 RUN = {
     "model": {"source": "some/model"},
@@ -93,9 +93,9 @@ def test_a_library_that_the_run_names_stays():
     ],
 )
 def test_names_tell_settings_apart_and_are_folder_names(settings, other):
-    assert name_of(settings) != name_of(other)
+    assert trial_name(settings) != trial_name(other)
     for each in (settings, other):
-        assert re.fullmatch(r"\w[\w.-]{1,79}", name_of(each))
+        assert re.fullmatch(r"\w[\w.-]{1,79}", trial_name(each))
 
 
 def test_of_optunas_space_every_value_is_tried_once_before_it_begins():

@@ -79,7 +79,7 @@ def test_costs_equal_counts_by_hand(levels, length):
 def test_contract():
     space = build_space(UNITS, DECODER.architecture(), JOINT)
     rng = np.random.default_rng(0)
-    contract.check_names(space.cost_model)
+    contract.check_described(space.cost_model)
     contract.check_drops_are_additive(space.cost_model, UNITS)
     for _ in range(5):
         contract.check_levels_never_cost_more(space, rng)

@@ -239,7 +239,7 @@ def test_contract(config, latency):
     units, architecture = LLAMA
     space = build_space(units, architecture, SpaceConfig(**config), adds_bias=True, latency=latency)
     rng = np.random.default_rng(0)
-    contract.check_names(space.cost_model)
+    contract.check_described(space.cost_model)
     contract.check_last_levels_cost_least(space)
     for _ in range(5):
         contract.check_levels_never_cost_more(space, rng)
