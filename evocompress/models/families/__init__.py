@@ -6,6 +6,7 @@ from transformers import PreTrainedModel
 
 from evocompress.core.errors import ModelError
 from evocompress.core.registry import Registry
+from evocompress.models.derivation.derived import ToBeDerived, derived
 from evocompress.models.families.base import Family, one_way, prepare
 from evocompress.models.families.bert import (
     Bert,
@@ -33,6 +34,7 @@ from evocompress.models.families.resnet import ResNet
 from evocompress.models.families.starcoder2 import Starcoder2
 from evocompress.models.families.uneven import PREFIX, check_layers, is_compressed, stock_class
 from evocompress.models.families.vit import DeiT, DistilledDeiT, ViT
+from evocompress.models.tasks import CAUSAL
 
 __all__ = [
     "FAMILIES",
@@ -99,6 +101,8 @@ def family_of(model: PreTrainedModel) -> Family:
         ModelError: No family serves the model's type or class, or not in this variant.
     """
     family = family_named(model.config.model_type, [type(model).__name__])
+    if isinstance(family, ToBeDerived):
+        family = derived(type(model), model.config)
     if family.task.causal and not one_way(family, model.config):
         raise ModelError(
             f"this {family.model_type} model has attention in both directions (is_causal, "
@@ -142,6 +146,8 @@ def _stock_family(model_type: str, classes: Sequence[str], embeds: bool) -> Fami
     if not serving:
         for broken in set(names) - usable.keys():
             FAMILIES[broken]  # says why it is not usable
+        if not embeds and classes and classes[0] in CAUSAL.class_names(model_type):
+            return ToBeDerived(model_type)
         raise ModelError(_unknown(model_type))
     if len(set(classes)) > 1:
         raise ModelError(
@@ -172,7 +178,8 @@ def prepare_stock(model: PreTrainedModel) -> None:
 
 def name_of(family: Family) -> str:
     """The name of a family in `FAMILIES`."""
-    return next(name for name, known in FAMILIES.items() if type(known) is type(family))
+    named = (name for name, known in FAMILIES.items() if type(known) is type(family))
+    return next(named, family.model_type)
 
 
 def _embedding(model_type: str, serving: Sequence[Family]) -> Family:

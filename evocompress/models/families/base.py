@@ -65,17 +65,17 @@ class Family:
         ['block', 'attention', 'matrix']
     """
 
-    model_type: ClassVar[str]
+    model_type: str
     task: Task = CAUSAL
-    layers_path: ClassVar[str] = "model.layers"
-    norm_path: ClassVar[str] = "model.norm"
-    attention: ClassVar[SubLayer] = llama_attention()
-    mlp: ClassVar[SubLayer] = llama_mlp()
+    layers_path: str = "model.layers"
+    norm_path: str = "model.norm"
+    attention: SubLayer = llama_attention()
+    mlp: SubLayer = llama_mlp()
     mixture: ClassVar[Mixture | None] = None
     unused: ClassVar[str] = ""
     two_way: ClassVar[bool] = False
     two_way_key: ClassVar[str] = ""
-    cap_key: ClassVar[str] = ""
+    cap_key: str = ""
 
     def check(self, model: PreTrainedModel) -> None:
         """Raise `ModelError` for a variant of the family whose blocks are built otherwise."""

@@ -95,7 +95,7 @@ class Convolutional(Family):
         with torch.inference_mode(False), torch.enable_grad():
             found.traced = _Trace(self, model).result()
         # Of this object alone: models of a family differ in their branches.
-        found.mlp = found.traced.mlp  # type: ignore[misc]
+        found.mlp = found.traced.mlp
         return found
 
     @property

@@ -16,7 +16,7 @@ class MixtureFamily(Family):
     """Llama's attention, and an MLP that is a mixture of experts in every block."""
 
     mixture: ClassVar[Mixture]
-    mlp: ClassVar[SubLayer] = SubLayer(
+    mlp: SubLayer = SubLayer(
         matrices=(
             Matrix(f"{FIRST}.gate_proj", "mlp", f"{FIRST}.in", rows=("channel",), expert=FIRST),
             Matrix(f"{FIRST}.up_proj", "mlp", f"{FIRST}.in", rows=("channel",), expert=FIRST),

@@ -1,0 +1,130 @@
+"""The linear matrices of a sub-layer, and which heads or channels their rows and columns are.
+
+What the rows of an attention's projections are is found by changing them: a query matters to its
+own token only; values enter linearly; the rest are keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from transformers.pytorch_utils import Conv1D
+
+from evocompress.core.types import Axis
+from evocompress.models.derivation.structure import LINEAR, Branch
+from evocompress.models.derivation.tracing import Example, changed, moved
+from evocompress.models.families.branches import Matrix
+
+TOKEN = 4
+"""A position in the middle of the sequences that are tried."""
+
+
+def matrices(example: Example, branch: Branch) -> list[Matrix]:
+    """The linear modules of a sub-layer in the order of computation, without their axes."""
+    linear = [
+        path
+        for core in branch.core
+        for path, module in example.block.get_submodule(core).named_modules(prefix=core)
+        if isinstance(module, LINEAR)
+    ]
+    inputs: list[tuple[Tensor, str]] = []
+    found = []
+    for path, call in example.calls(linear).items():
+        given = call.tensors[0]
+        word = next((word for other, word in inputs if _same(other, given)), None)
+        if word is None:
+            word = f"{branch.kind}_in" if not inputs else f"{path}.in"
+            inputs.append((given, word))
+        stored_otherwise = isinstance(example.block.get_submodule(path), Conv1D)
+        found.append(Matrix(path, branch.kind, word, transposed=stored_otherwise))
+    return found
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one is other or (one.shape == other.shape and torch.equal(one, other))
+
+
+def with_channels(example: Example, found: Sequence[Matrix]) -> list[Matrix] | None:
+    """The matrices of an MLP by channel; ``None`` where it is no plain or gated one."""
+    if not _two_steps(found):
+        return None
+    *first, last = found
+    channels = shape(example, last)[1]
+    times = [shape(example, matrix)[0] / channels for matrix in first]
+    if any(count not in (1, 2) for count in times):
+        return None
+    rows: list[tuple[Axis, ...]] = [("channel",) * int(count) for count in times]
+    return [
+        *(replace(matrix, rows=axes) for matrix, axes in zip(first, rows, strict=True)),
+        replace(last, columns=("channel",), input="mlp_out"),
+    ]
+
+
+def with_heads(
+    example: Example, found: Sequence[Matrix], heads: int, kv_heads: int, head_dim: int
+) -> list[Matrix] | None:
+    """The matrices of an attention by head; ``None`` where it is built otherwise."""
+    sizes: dict[Axis, int] = {"query": heads, "key": kv_heads, "value": kv_heads}
+    sizes = {axis: count * head_dim for axis, count in sizes.items()}
+    if not _two_steps(found) or shape(example, found[-1])[1] != sizes["query"]:
+        return None
+    *first, last = found
+    rows = [_rows(example, matrix, last, sizes) for matrix in first]
+    if sorted(axis for axes in rows for axis in axes) != ["key", "query", "value"]:
+        return None
+    return [
+        *(replace(matrix, rows=axes) for matrix, axes in zip(first, rows, strict=True)),
+        replace(last, columns=("query",), input="attention_out"),
+    ]
+
+
+def _two_steps(found: Sequence[Matrix]) -> bool:
+    """Whether all matrices but the last one read the same."""
+    words = [matrix.input for matrix in found]
+    return len(words) > 1 and set(words[:-1]) == {words[0]} and words[-1] != words[0]
+
+
+def _rows(
+    example: Example, matrix: Matrix, last: Matrix, sizes: Mapping[Axis, int]
+) -> tuple[Axis, ...]:
+    """What the rows of a projection are, one part after the other; empty if that is unclear."""
+    every = shape(example, matrix)[0]
+    if every == sum(sizes.values()):
+        starts = (0, sizes["query"], sizes["query"] + sizes["key"])
+        parts = [
+            slice(start, start + size) for start, size in zip(starts, sizes.values(), strict=True)
+        ]
+        roles = tuple(_role(example, matrix, last, rows) for rows in parts)
+        return roles if roles == tuple(sizes) else ()
+    role = _role(example, matrix, last, slice(0, every))
+    return (role,) if sizes[role] == every else ()
+
+
+def _role(example: Example, matrix: Matrix, last: Matrix, rows: slice) -> Axis:
+    """Whether some rows of a projection are queries, keys or values, by what they change."""
+    module = example.block.get_submodule(matrix.path)
+
+    def after(factor: float, tokens: slice) -> Tensor:
+        def scaled(output: Tensor) -> Tensor:
+            other = output.clone()
+            other[:, tokens, rows] *= factor
+            return other
+
+        with changed(module, scaled):
+            return example.calls([last.path])[last.path].tensors[0]
+
+    everywhere, one = slice(None), slice(TOKEN, TOKEN + 1)
+    plain = after(1.0, everywhere)
+    if not any(moved(plain, after(1.5, one))[TOKEN + 1 :]):
+        return "query"
+    steps = after(2.0, everywhere) - plain, plain - after(0.0, everywhere)
+    return "value" if torch.allclose(*steps, rtol=1e-6, atol=1e-9) else "key"
+
+
+def shape(example: Example, matrix: Matrix) -> tuple[int, int]:
+    """(out, in) of a matrix, whatever order the module stores."""
+    rows, columns = example.block.get_parameter(f"{matrix.path}.weight").shape
+    return (columns, rows) if matrix.transposed else (rows, columns)

@@ -1,0 +1,182 @@
+"""A sub-layer made narrower, against the same one with what was cut set to zero.
+
+Which attributes a module has to be told where its heads become fewer is found by trying: those that
+are a number of heads, or a width that follows from one, in a model whose sizes all differ.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from evocompress.core.types import Axis
+from evocompress.core.widths import Widths
+from evocompress.models.derivation.structure import LINEAR, Branch
+from evocompress.models.derivation.tracing import Example
+from evocompress.models.families.branches import Attributes, Matrix
+
+CLOSE = 1e-9
+"""As a share of the largest value: what rounding in float64 explains."""
+
+Number = Callable[[Widths], int]
+
+NUMBERS: Mapping[str, Number] = {
+    "heads": lambda widths: widths.heads,
+    "kv_heads": lambda widths: widths.kv_heads,
+    "groups": lambda widths: widths.heads // widths.kv_heads,
+    "keys": lambda widths: widths.kv_heads * widths.head_dim,
+    "packed": lambda widths: (widths.heads + 2 * widths.kv_heads) * widths.head_dim,
+    "queries": lambda widths: widths.heads * widths.head_dim,
+}
+"""What an attribute of an attention can be."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the modules of a sub-layer are told when its width changes.
+
+    Attributes:
+        numbers: {(module path, attribute): a key of `NUMBERS`}.
+        config: Whether the core reads the number of heads from its config.
+    """
+
+    numbers: Mapping[tuple[str, str], str]
+    config: bool = False
+
+    def attributes(self, block: nn.Module, branch: Branch, widths: Widths) -> Attributes:
+        """The attributes at some widths."""
+        found: Attributes = {place: NUMBERS[key](widths) for place, key in self.numbers.items()}
+        if self.config:
+            core = branch.core[0]
+            config: Any = copy.copy(block.get_submodule(core).config)
+            config.num_attention_heads = widths.heads
+            if hasattr(config, "num_key_value_heads"):
+                config.num_key_value_heads = widths.kv_heads
+            found[core, "config"] = config
+        return found
+
+
+def proven(
+    example: Example, branch: Branch, matrices: Sequence[Matrix], dense: Widths
+) -> Settings | None:
+    """The settings by which every narrower form equals the silenced one; ``None`` if none do."""
+    for settings in _candidates(example, branch, dense):
+        if all(
+            _holds(example, branch, matrices, settings, dense, *form)
+            for form in _forms(branch, dense)
+        ):
+            return settings
+    return None
+
+
+def _candidates(example: Example, branch: Branch, dense: Widths) -> Iterator[Settings]:
+    """The settings to be tried, the fewest first."""
+    if branch.kind == "mlp":
+        yield Settings({})
+        return
+    keys = ["heads", "kv_heads", "groups", "keys", "packed"]
+    if dense.heads == dense.kv_heads:
+        keys = ["heads"]
+    sure, all_of_them = (
+        _found(example, branch, dense, keys),
+        _found(example, branch, dense, [*keys, "queries"]),
+    )
+    has_config = hasattr(example.block.get_submodule(branch.core[0]), "config")
+    for numbers in (sure, all_of_them):
+        for config in (False, True)[: 1 + has_config]:
+            yield Settings(numbers, config)
+
+
+def _found(
+    example: Example, branch: Branch, dense: Widths, keys: Sequence[str]
+) -> dict[tuple[str, str], str]:
+    """The attributes of a core, and of what is in it, whose value is that of a number."""
+    meanings = {NUMBERS[key](dense): key for key in reversed(keys)}
+    core = example.block.get_submodule(branch.core[0])
+    return {
+        (path, name): meanings[value]
+        for path, module in core.named_modules(prefix=branch.core[0])
+        if not isinstance(module, LINEAR)
+        for name, value in vars(module).items()
+        if type(value) is int and value in meanings and not name.endswith("idx")
+    }
+
+
+def _forms(branch: Branch, dense: Widths) -> Iterator[tuple[Widths, Mapping[Axis, list[int]]]]:
+    """Widths to be tried, with the heads or channels that stay."""
+    if branch.kind == "mlp":
+        for kept in ([0], list(range(1, dense.channels, 3))):
+            yield replace(dense, channels=len(kept)), {"channel": kept}
+        return
+    size = dense.heads // dense.kv_heads
+    for groups in range(1, dense.kv_heads + 1):
+        for each in range(1, size + 1):
+            if groups * each == dense.heads:
+                continue
+            kv = list(range(dense.kv_heads))[-groups:]
+            heads = [group * size + place for group in kv for place in range(size)[-each:]]
+            widths = replace(dense, heads=len(heads), kv_heads=groups)
+            yield widths, {"query": heads, "key": kv, "value": kv}
+
+
+def _holds(
+    example: Example,
+    branch: Branch,
+    matrices: Sequence[Matrix],
+    settings: Settings,
+    dense: Widths,
+    widths: Widths,
+    kept: Mapping[Axis, list[int]],
+) -> bool:
+    """Whether the narrow sub-layer yields what the silenced one does."""
+    narrow, silent = copy.deepcopy(example.block), copy.deepcopy(example.block)
+    output = next(matrix for matrix in matrices if matrix.columns)
+    stay = _places(output.columns, kept, dense)
+    weight = silent.get_parameter(f"{output.path}.weight")
+    dead = torch.ones(weight.shape[0] if output.transposed else weight.shape[1], dtype=torch.bool)
+    dead[stay] = False
+    weight.data[(dead, slice(None)) if output.transposed else (slice(None), dead)] = 0
+    for matrix in matrices:
+        cut(narrow.get_submodule(matrix.path), matrix, kept, dense)
+    for (path, name), value in settings.attributes(narrow, branch, widths).items():
+        setattr(narrow.get_submodule(path), name, value)
+    expected = replace(example, block=silent).run()
+    try:
+        found = replace(example, block=narrow).run()
+    except (RuntimeError, ValueError, IndexError, TypeError):
+        return False
+    scale = CLOSE * max(1.0, expected.abs().max().item())
+    return found.shape == expected.shape and bool((found - expected).abs().max() <= scale)
+
+
+def cut(module: nn.Module, matrix: Matrix, kept: Mapping[Axis, list[int]], dense: Widths) -> None:
+    """Leave a linear module only some of its heads or channels, in place."""
+    weight: Any = module.get_parameter("weight")
+    values: Tensor = weight.data.T if matrix.transposed else weight.data
+    if matrix.rows:
+        rows = _places(matrix.rows, kept, dense)
+        values = values[rows]
+        bias: Any = module.bias
+        if bias is not None:
+            bias.data = bias.data[rows]
+    if matrix.columns:
+        values = values[:, _places(matrix.columns, kept, dense)]
+    weight.data = values.T.contiguous() if matrix.transposed else values.contiguous()
+    if isinstance(module, Conv1D):
+        module.nf = values.shape[0]
+
+
+def _places(axes: Sequence[Axis], kept: Mapping[Axis, list[int]], dense: Widths) -> list[int]:
+    """The rows or columns of what stays, of one part after the other."""
+    places, start = [], 0
+    for axis in axes:
+        size = 1 if axis == "channel" else dense.head_dim
+        places += [start + size * head + place for head in kept[axis] for place in range(size)]
+        start += size * dense.lengths[axis]
+    return places

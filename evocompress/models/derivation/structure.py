@@ -1,0 +1,205 @@
+"""The sub-layers of a block, read off its modules and what they are given in a forward pass.
+
+A *core* is the module of a sub-layer that has its matrices; where tokens are mixed in it, the
+sub-layer is the attention (or whatever else mixes tokens), otherwise the MLP. Around the cores lie
+norms: each belongs to the core that reads it, or that it reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from evocompress.models.derivation.tracing import (
+    Call,
+    Example,
+    first_tensor,
+    moved,
+    nudged,
+    replaced,
+)
+from evocompress.models.families.branches import SubLayerName
+from evocompress.models.families.stand_ins import zero_like
+
+LINEAR = (nn.Linear, Conv1D)
+
+
+class Unclear(Exception):
+    """A model is built in a way that is not understood; the message says which part and how."""
+
+
+class Zero(nn.Module):
+    """Yields a zero like its first input.
+
+    Args:
+        among: Of how many things the zero is the first; 0 where it is all.
+    """
+
+    def __init__(self, among: int) -> None:
+        super().__init__()
+        self.among = among
+
+    def forward(self, *given: Any, **named: Any) -> Any:
+        """The zero, and ``None`` for each other thing."""
+        zero = zero_like(next(x for x in (*given, *named.values()) if isinstance(x, Tensor)))
+        return (zero, *[None] * (self.among - 1)) if self.among else zero
+
+
+@dataclass(frozen=True)
+class Branch:
+    """What is added to the residual stream at one place of a block.
+
+    Attributes:
+        kind: ``attention`` where tokens are mixed, ``mlp`` otherwise.
+        core: Paths of the modules with the matrices, and of what lies between them, in order.
+        before: Norms of what the core reads.
+        after: Norms of what it yields.
+        among: Of how many things that the core returns its output is the first; 0 for a tensor.
+    """
+
+    kind: SubLayerName
+    core: tuple[str, ...]
+    before: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+    among: int = 0
+
+    @property
+    def identities(self) -> tuple[str, ...]:
+        """What becomes the identity where the branch is removed."""
+        return (*self.before, *self.core[:-1], *self.after)
+
+    def removal(self) -> dict[str, nn.Module]:
+        """What to put where so that the branch adds nothing."""
+        identities: dict[str, nn.Module] = {path: nn.Identity() for path in self.identities}
+        return identities | {self.core[-1]: Zero(self.among)}
+
+
+@dataclass(frozen=True)
+class Structure:
+    """A block.
+
+    Attributes:
+        branches: Its sub-layers in order.
+        shared: Norms that both read.
+    """
+
+    branches: tuple[Branch, ...]
+    shared: tuple[str, ...]
+
+
+def structure(example: Example) -> Structure:
+    """The sub-layers of a block.
+
+    Raises:
+        Unclear: It is not one attention, one MLP or one of each, with norms around them.
+    """
+    children = dict(example.block.named_children())
+    calls = example.calls(children)
+    cores = _cores({path: children[path] for path in calls})
+    if not cores:
+        raise Unclear("a block has no matrices")
+    branches = [_branch(example, children, core, calls) for core in cores]
+    kinds = [branch.kind for branch in branches]
+    if len(set(kinds)) < len(kinds):
+        parts = " and ".join(f"{branch.core[0]} ({branch.kind})" for branch in branches)
+        raise Unclear(f"a block has the parts {parts}")
+    found = _with_norms(children, branches, calls)
+    _check_identity(example, found)
+    return found
+
+
+def _cores(children: Mapping[str, nn.Module]) -> list[tuple[str, ...]]:
+    """The modules with matrices in order; linear ones that follow each other are one MLP."""
+    cores: list[tuple[str, ...]] = []
+    between: tuple[str, ...] = ()
+    for path, module in children.items():
+        if not _has_matrix(module):
+            between = () if is_norm(module) else (*between, path)
+            continue
+        loose = isinstance(module, LINEAR) and cores and isinstance(children[cores[-1][0]], LINEAR)
+        cores[-1:] = [(*cores[-1], *between, path)] if loose else [*cores[-1:], (path,)]
+        between = ()
+    return cores
+
+
+def _has_matrix(module: nn.Module) -> bool:
+    return any(parameter.ndim > 1 for parameter in module.parameters())
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a norm; some have no parameters."""
+    named = "norm" in type(module).__name__.lower()
+    return not _has_matrix(module) and (named or any(True for _ in module.parameters()))
+
+
+def _branch(
+    example: Example,
+    children: Mapping[str, nn.Module],
+    core: tuple[str, ...],
+    calls: Mapping[str, Call],
+) -> Branch:
+    """A core without its norms."""
+    call = calls[core[-1]]
+    among = len(call.output) if isinstance(call.output, tuple) else 0
+    if len(core) > 1:
+        return Branch("mlp", core, among=among)
+    hidden = next(
+        (name for name, value in call.arguments.items() if _like(value, example.hidden)), None
+    )
+    if hidden is None:
+        return Branch("mlp", core, among=among)
+    arguments = dict(call.arguments)
+    arguments[hidden] = nudged(arguments[hidden], 0)
+    again = first_tensor(children[core[0]](**arguments))
+    mixes = again.ndim == 3 and any(moved(call.first, again)[1:])
+    return Branch("attention" if mixes else "mlp", core, among=among)
+
+
+def _like(value: Any, hidden: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.shape == hidden.shape
+
+
+def _with_norms(
+    children: Mapping[str, nn.Module], branches: Sequence[Branch], calls: Mapping[str, Call]
+) -> Structure:
+    """Each norm given to the core that reads it, or that it reads."""
+    order = list(calls)
+    inner = {path for branch in branches for path in branch.core}
+    found, shared = {branch.kind: branch for branch in branches}, []
+    for path in (path for path in order if path not in inner and is_norm(children[path])):
+        reading = [b for b in branches if _reads(calls[b.core[0]], calls[path].first)]
+        read = [b for b in branches if _reads(calls[path], calls[b.core[-1]].first)]
+        if len(reading) > 1:
+            shared.append(path)
+        elif reading:
+            own = found[reading[0].kind]
+            found[own.kind] = replace(own, before=(*own.before, path))
+        elif len(read) == 1:
+            own = found[read[0].kind]
+            found[own.kind] = replace(own, after=(*own.after, path))
+        else:
+            raise Unclear(f"the norm {path} is of no sub-layer's input or output")
+    return Structure(tuple(found.values()), tuple(shared))
+
+
+def _reads(call: Call, tensor: Tensor) -> bool:
+    return any(given is tensor for given in call.tensors)
+
+
+def _check_identity(example: Example, found: Structure) -> None:
+    """Without its branches the block must pass the hidden state on."""
+    modules = {
+        path: module for branch in found.branches for path, module in branch.removal().items()
+    }
+    with replaced(example.block, modules):
+        try:
+            passed = example.run()
+        except (AttributeError, TypeError, RuntimeError) as error:
+            raise Unclear(f"a block does not run without its sub-layers ({error})") from None
+    if not torch.equal(passed, example.hidden):
+        raise Unclear("a block without its sub-layers is not the identity")
