@@ -29,6 +29,9 @@ from evocompress.models.families.uneven import head_shape
 LENGTH = 9
 """Tokens of the sequences that are tried."""
 
+FAILURES = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+"""What a model raises that does not run."""
+
 CAP_KEY = "final_logit_softcapping"
 
 
@@ -143,12 +146,13 @@ class ToBeDerived(Family):
 @cache
 def _remembered(cls: type[PreTrainedModel], settings: str) -> Derived | str:
     """The family of a class with a config, as text; or why there is none."""
+    assert cls.config_class is not None
     config = cls.config_class.from_dict(json.loads(settings))
     try:
         return derive(cls, config)
     except Unclear as reason:
         return str(reason)
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except FAILURES as error:
         return f"a tiny model of it does not run ({one_line(error)})"
 
 
@@ -158,7 +162,8 @@ def derived(cls: type[PreTrainedModel], config: PreTrainedConfig) -> Derived:
     Raises:
         ModelError: It cannot be derived; the message says which part is the reason.
     """
-    found = _remembered(cls, config.to_json_string(use_diff=False))
+    key: Any = cls
+    found = _remembered(key, config.to_json_string(use_diff=False))
     if isinstance(found, str):
         raise ModelError(
             f"models of type {config.model_type!r} have no family of their own, and none can be "
@@ -187,11 +192,19 @@ def derive(cls: type[PreTrainedModel], config: PreTrainedConfig) -> Derived:
         Unclear: It is built in a way that is not understood.
     """
     with torch.no_grad():
-        small = shrunk(config, _layers(config))
-        model = random_model(cls, small)
-        ids = torch.randint(3, VOCABULARY, (1, LENGTH), generator=torch.Generator().manual_seed(0))
-        path, examples = _blocks(model, ids)
-        return _derived(model, path, examples, ids)
+        try:
+            return _tried(cls, shrunk(config, _layers(config)))
+        except FAILURES:
+            # Rotary embeddings with a number for each pair of dimensions know only one width.
+            return _tried(cls, shrunk(config, _layers(config), narrow_heads=False))
+
+
+def _tried(cls: type[PreTrainedModel], small: PreTrainedConfig) -> Derived:
+    """The family of a model class, read off a random model with a small config."""
+    model = random_model(cls, small)
+    ids = torch.randint(3, VOCABULARY, (1, LENGTH), generator=torch.Generator().manual_seed(0))
+    path, examples = _blocks(model, ids)
+    return _derived(model, path, examples, ids)
 
 
 def _layers(config: PreTrainedConfig) -> int:

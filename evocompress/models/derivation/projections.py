@@ -56,7 +56,8 @@ def with_channels(example: Example, found: Sequence[Matrix]) -> list[Matrix] | N
     times = [shape(example, matrix)[0] / channels for matrix in first]
     if any(count not in (1, 2) for count in times):
         return None
-    rows: list[tuple[Axis, ...]] = [("channel",) * int(count) for count in times]
+    channel: tuple[Axis, ...] = ("channel",)
+    rows = [channel * int(count) for count in times]
     return [
         *(replace(matrix, rows=axes) for matrix, axes in zip(first, rows, strict=True)),
         replace(last, columns=("channel",), input="mlp_out"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -135,35 +136,72 @@ def _holds(
     kept: Mapping[Axis, list[int]],
 ) -> bool:
     """Whether the narrow sub-layer yields what the silenced one does."""
-    narrow, silent = copy.deepcopy(example.block), copy.deepcopy(example.block)
     output = next(matrix for matrix in matrices if matrix.columns)
-    stay = _places(output.columns, kept, dense)
-    weight = silent.get_parameter(f"{output.path}.weight")
-    dead = torch.ones(weight.shape[0] if output.transposed else weight.shape[1], dtype=torch.bool)
-    dead[stay] = False
-    weight.data[(dead, slice(None)) if output.transposed else (slice(None), dead)] = 0
-    for matrix in matrices:
-        cut(narrow.get_submodule(matrix.path), matrix, kept, dense)
-    for (path, name), value in settings.attributes(narrow, branch, widths).items():
-        setattr(narrow.get_submodule(path), name, value)
-    expected = replace(example, block=silent).run()
-    try:
-        found = replace(example, block=narrow).run()
-    except (RuntimeError, ValueError, IndexError, TypeError):
-        return False
+    with restored(example.block.get_submodule(output.path)) as module:
+        silence(module, output, _places(output.columns, kept, dense))
+        expected = example.run()
+    with ExitStack() as stack:
+        for matrix in matrices:
+            cut(
+                stack.enter_context(restored(example.block.get_submodule(matrix.path))),
+                matrix,
+                kept,
+                dense,
+            )
+        for (path, name), value in settings.attributes(example.block, branch, widths).items():
+            stack.enter_context(told(example.block.get_submodule(path), name, value))
+        try:
+            found = example.run()
+        except (RuntimeError, ValueError, IndexError, TypeError):
+            return False
     scale = CLOSE * max(1.0, expected.abs().max().item())
     return found.shape == expected.shape and bool((found - expected).abs().max() <= scale)
 
 
+@contextmanager
+def restored(module: nn.Module) -> Iterator[nn.Module]:
+    """A module whose weights and number of outputs may be changed for a while."""
+    former = {parameter: parameter.data for parameter in module.parameters()}
+    outputs = getattr(module, "nf", None)
+    try:
+        yield module
+    finally:
+        for parameter, values in former.items():
+            parameter.data = values
+        if outputs is not None:
+            module.nf = outputs
+
+
+@contextmanager
+def told(module: nn.Module, name: str, value: Any) -> Iterator[None]:
+    """A module with another value of an attribute for a while."""
+    former = getattr(module, name)
+    try:
+        setattr(module, name, value)
+        yield
+    finally:
+        setattr(module, name, former)
+
+
+def silence(module: nn.Module, matrix: Matrix, stay: Sequence[int]) -> None:
+    """Leave a linear module only some of its inputs; the others count as zero."""
+    values = module.get_parameter("weight").data.clone()
+    columns = values if matrix.transposed else values.T
+    dead = torch.ones(len(columns), dtype=torch.bool)
+    dead[stay] = False
+    columns[dead] = 0
+    module.get_parameter("weight").data = values
+
+
 def cut(module: nn.Module, matrix: Matrix, kept: Mapping[Axis, list[int]], dense: Widths) -> None:
     """Leave a linear module only some of its heads or channels, in place."""
-    weight: Any = module.get_parameter("weight")
+    weight = module.get_parameter("weight")
     values: Tensor = weight.data.T if matrix.transposed else weight.data
     if matrix.rows:
         rows = _places(matrix.rows, kept, dense)
         values = values[rows]
-        bias: Any = module.bias
-        if bias is not None:
+        if module.bias is not None:
+            bias = module.get_parameter("bias")
             bias.data = bias.data[rows]
     if matrix.columns:
         values = values[:, _places(matrix.columns, kept, dense)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,13 +32,41 @@ VOCABULARY = 320
 CONTEXT = 256
 """Its longest sequence."""
 
-HIDDEN_KEYS = ("hidden_size", "d_model", "n_embd", "dim")
-CHANNEL_KEYS = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size", "decoder_ffn_dim")
-EXPERT_CHANNEL_KEYS = ("moe_intermediate_size", "shared_expert_intermediate_size")
+HEAD_DIM = 16
+"""Width of a head, where that of the config is a multiple."""
+
+RANK = 12
+"""Of matrices that are stored as the product of two."""
+
+STATE = 8
+"""Numbers that a state space keeps for each channel."""
+
+HIDDEN_KEYS = ("hidden_size", "d_model", "n_embd", "dim", "emb_dim", "embedding_dim")
+CHANNEL_KEYS = (
+    *("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size", "decoder_ffn_dim", "dff"),
+    *("dense_intermediate_size", "intermediate_size_mlp", "dim_ff"),
+)
 EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
+HIDDEN_KEYS_OF_PARTS = ("lru_width", "word_embed_proj_dim")
+"""Widths that are the hidden size in the models that have them."""
+
+STATE_HEADS = (
+    ("mamba_n_heads", "mamba_d_head"),
+    ("n_mamba_heads", "mamba_headdim"),
+    ("mamba_num_heads", "mamba_head_dim"),
+    ("num_heads", "head_dim"),
+)
+"""The keys of heads of a state space and of their width: together the expanded hidden size."""
+
+OF_EXPERTS = re.compile(r".*(moe|expert|shared).*(intermediate|ffn_hidden)_size")
+"""Channels of experts."""
+
+NARROWED = re.compile(r"(.*_)?(head_?dim|rotary_dim|dim_head|kv_channels)")
+"""Widths of heads and of parts of them, which keep their proportions."""
 
 
-def shrunk(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
+def shrunk(config: PreTrainedConfig, layers: int, *, narrow_heads: bool = True) -> PreTrainedConfig:
     """A copy of a language model's config in which all sizes are small.
 
     The kinds of layers, norms, activations, biases and whatever else tells how layers compute stay.
@@ -45,11 +74,12 @@ def shrunk(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:
     Args:
         config: Of the text model.
         layers: How many of the first ones are kept.
+        narrow_heads: Heads are narrowed as well; some numbers of rotary embeddings forbid that.
     """
     small = copy.deepcopy(config)
     for name, values in _lists(config):
         setattr(small, name, values[:layers])
-    for name, value in _sizes(config, layers).items():
+    for name, value in _sizes(config, layers, narrow_heads).items():
         # Some classes compute a size from others and refuse to be told.
         with contextlib.suppress(AttributeError):
             if hasattr(config, name):
@@ -85,31 +115,65 @@ def _lists(config: PreTrainedConfig) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def _sizes(config: Any, layers: int) -> dict[str, Any]:
+def _sizes(config: Any, layers: int, narrow_heads: bool) -> dict[str, Any]:
     """The small value of each setting that is a size."""
     dense_heads = getattr(config, "num_attention_heads", None) or HEADS
     dense_hidden = getattr(config, "hidden_size", None) or 0
     head_dim = getattr(config, "head_dim", None) or dense_hidden // dense_heads
     kv_heads = getattr(config, "num_key_value_heads", None) or dense_heads
     own_size = dense_heads * head_dim != dense_hidden
+    widths = _head_widths(config, head_dim) if narrow_heads else {"head_dim": head_dim}
+    hidden = (HEADS - own_size) * widths["head_dim"]
     sizes: dict[str, Any] = {
         "num_hidden_layers": layers,
         "num_attention_heads": HEADS,
         "num_key_value_heads": {1: 1, dense_heads: HEADS}.get(kv_heads, KV_HEADS),
-        "head_dim": head_dim,
         "vocab_size": VOCABULARY,
-        "max_position_embeddings": CONTEXT,
         "num_experts_per_tok": min(2, getattr(config, "num_experts_per_tok", None) or 2),
         "pad_token_id": 0,
         "bos_token_id": 1,
         "eos_token_id": 2,
+        **widths,
     }
-    hidden = (HEADS - own_size) * head_dim
     for keys, size in (
-        (HIDDEN_KEYS, hidden),
+        ((*HIDDEN_KEYS, *HIDDEN_KEYS_OF_PARTS), hidden),
+        (CONTEXT_KEYS, CONTEXT),
         (CHANNEL_KEYS, CHANNELS),
-        (EXPERT_CHANNEL_KEYS, EXPERT_CHANNELS),
+        (filter(OF_EXPERTS.fullmatch, vars(config)), EXPERT_CHANNELS),
         (EXPERT_KEYS, EXPERTS),
+        ([name for name in vars(config) if name.endswith("_rank")], RANK),
+        ([name for name in vars(config) if name.endswith("state_size")], STATE),
     ):
         sizes |= {key: size for key in keys if isinstance(getattr(config, key, None), int)}
-    return sizes
+    return sizes | _state_heads(config, hidden)
+
+
+def _head_widths(config: Any, head_dim: int) -> dict[str, int]:
+    """Widths of heads and of their parts, all by the same factor smaller."""
+    factor = max(1, head_dim // HEAD_DIM) if head_dim % HEAD_DIM == 0 else 1
+    widths = {
+        name: max(4, value // factor // 2 * 2)
+        for name, value in vars(config).items()
+        if NARROWED.fullmatch(name) and type(value) is int and value
+    }
+    widths["head_dim"] = head_dim // factor
+    if {"qk_nope_head_dim", "qk_rope_head_dim"} <= widths.keys():
+        widths["qk_head_dim"] = widths["qk_nope_head_dim"] + widths["qk_rope_head_dim"]
+    return widths
+
+
+def _state_heads(config: Any, hidden: int) -> dict[str, int]:
+    """Heads of a state space whose width follows from the hidden size."""
+    factor: Any = getattr(config, "mamba_expand", getattr(config, "expand", 0))
+    for count, width in STATE_HEADS if factor else ():
+        if hasattr(config, count) and hasattr(config, width):
+            expanded = int(factor * hidden)
+            heads = 2 * KV_HEADS
+            return {
+                count: heads,
+                width: expanded // heads,
+                "mamba_d_ssm": expanded,
+                "n_groups": min(KV_HEADS, getattr(config, "n_groups", 1)),
+                "mamba_d_state": STATE,
+            }
+    return {}

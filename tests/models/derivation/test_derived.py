@@ -1,0 +1,96 @@
+"""Derived families against the classes themselves: narrower ones, and ones without a part."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from evocompress.core.types import Axis
+from evocompress.models.derivation.derived import Derived, derive
+from evocompress.models.derivation.shrink import random_model, shrunk
+from evocompress.models.families import SubLayerName
+
+IDS = torch.arange(3, 15)[None]
+
+
+def made(name: str, **settings: Any) -> tuple[Derived, Any]:
+    """The family of a type, and a tiny model of it."""
+    config = CONFIG_MAPPING[name](**settings)
+    cls = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    return derive(cls, config), random_model(cls, shrunk(config, 2))
+
+
+def kept_rows(axes: tuple[Axis, ...], kept: dict[Axis, tuple[int, int]], size: int) -> list[int]:
+    """The rows of what stays, where ``kept`` gives the number of all and of the first that stay."""
+    rows, start = [], 0
+    for axis in axes:
+        every, stay = kept[axis]
+        rows += range(start, start + stay * size)
+        start += every * size
+    return rows
+
+
+@torch.no_grad()
+def narrower(model: Any, family: Derived, heads: int, kv_heads: int) -> tuple[Tensor, Tensor]:
+    """Logits of the class with fewer heads in its config, and of the model with those silenced."""
+    config: Any = copy.deepcopy(model.config)
+    dense, size = (config.num_attention_heads, config.num_key_value_heads), config.head_dim
+    kept: dict[Axis, tuple[int, int]] = {
+        "query": (dense[0], heads),
+        "key": (dense[1], kv_heads),
+        "value": (dense[1], kv_heads),
+    }
+    config.num_attention_heads, config.num_key_value_heads = heads, kv_heads
+    narrow = random_model(type(model), config)
+    state = model.state_dict()
+    for index, block in enumerate(family.blocks(model)):
+        for matrix in family.attention.matrices:
+            weight = block.get_parameter(f"{matrix.path}.weight")
+            name = f"{family.block_names[index]}.{matrix.path}"
+            if matrix.rows:
+                rows = kept_rows(matrix.rows, kept, size)
+                state[f"{name}.weight"] = weight[rows]
+                if f"{name}.bias" in state:
+                    state[f"{name}.bias"] = state[f"{name}.bias"][rows]
+            else:
+                columns = kept_rows(matrix.columns, kept, size)
+                state[f"{name}.weight"] = weight[:, columns]
+                weight[:, len(columns) :] = 0
+    narrow.load_state_dict(state)
+    return narrow(IDS).logits, model(IDS).logits
+
+
+@pytest.mark.parametrize("name", ["cwm", "glm4", "ernie4_5", "seed_oss"])
+def test_fewer_heads_are_the_silenced_ones(name: str) -> None:
+    """The class with half the heads computes what the model does with the others silenced."""
+    family, model = made(name)
+    assert not family.limits
+    heads, kv_heads = model.config.num_attention_heads, model.config.num_key_value_heads
+    narrow, silent = narrower(model, family, heads // 2, kv_heads // 2)
+    torch.testing.assert_close(narrow, silent, rtol=1e-9, atol=1e-9)
+
+
+def silence(module: nn.Module) -> None:
+    """Make a linear module yield zero."""
+    for parameter in module.parameters():
+        parameter.zero_()
+
+
+@pytest.mark.parametrize("name", ["cwm", "glm4", "phi", "nemotron", "biogpt"])
+@pytest.mark.parametrize("sublayer", ["attention", "mlp"])
+@torch.no_grad()
+def test_a_removed_part_adds_nothing(name: str, sublayer: SubLayerName) -> None:
+    """A model without a part computes what it does with that part's last matrix at zero."""
+    family, model = made(name)
+    silent = copy.deepcopy(model)
+    block = family.blocks(model)[1]
+    for path, module in family.replacements(block, sublayer).items():
+        block.set_submodule(path, module)
+    silence(family.blocks(silent)[1].get_submodule(family.output(sublayer).path))
+    torch.testing.assert_close(model(IDS).logits, silent(IDS).logits, rtol=0, atol=0)

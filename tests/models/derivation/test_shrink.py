@@ -1,0 +1,68 @@
+"""Tiny models of a class: what is small, and what stays as it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PhiForCausalLM
+
+from evocompress.models.derivation.shrink import HEADS, random_model, shrunk
+
+
+def config_of(name: str, **settings: Any) -> Any:
+    """The default config of a type, with some settings."""
+    return CONFIG_MAPPING[name](**settings)
+
+
+def parameters(config: Any) -> int:
+    """How many parameters the language model of a config has, without making any."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "name", ["gemma", "gptj", "codegen", "deepseek_v3", "qwen3_next", "nemotron_h", "bamba", "ctrl"]
+)
+def test_models_are_tiny(name: str) -> None:
+    """No width of the real config, of heads, channels, experts or states, is left."""
+    assert parameters(shrunk(config_of(name), 2)) < 1_500_000
+
+
+def test_sizes_differ() -> None:
+    """Numbers of a tiny model tell what they count."""
+    small: Any = shrunk(config_of("cwm"), 2)
+    sizes = [small.hidden_size, small.intermediate_size, small.head_dim, small.vocab_size]
+    sizes += [small.num_attention_heads, small.num_key_value_heads]
+    assert len(set(sizes)) == len(sizes)
+
+
+def test_parts_of_a_head_keep_their_proportions() -> None:
+    """Latent attention: a query has a part that is rotated and one that is not."""
+    small: Any = shrunk(config_of("deepseek_v3"), 2)
+    assert small.qk_head_dim == small.qk_nope_head_dim + small.qk_rope_head_dim
+    assert small.qk_nope_head_dim == 2 * small.qk_rope_head_dim
+
+
+def test_heads_can_keep_their_width() -> None:
+    """Where numbers of rotary embeddings belong to dimensions of a head."""
+    small: Any = shrunk(config_of("gemma"), 2, narrow_heads=False)
+    assert small.head_dim == 256 and small.num_attention_heads == HEADS
+
+
+def test_the_config_itself_stays() -> None:
+    """A tiny copy is another object."""
+    config = config_of("qwen3_next")
+    before = config.to_dict()
+    shrunk(config, 4)
+    assert config.to_dict() == before
+
+
+def test_every_parameter_matters() -> None:
+    """Norms and biases of random models are neither one nor zero."""
+    model = random_model(PhiForCausalLM, shrunk(config_of("phi"), 2))
+    for name, parameter in model.named_parameters():
+        assert parameter.dtype == torch.float64
+        assert parameter.unique().numel() > 1, name
