@@ -20,7 +20,7 @@ from evocompress.core.errors import LibraryError
 from evocompress.core.types import DENSE, Candidate, Level, Unit
 from evocompress.core.widths import Widths
 from evocompress.models.families import Matrix, SubLayerName
-from evocompress.models.families.base import matrices_of
+from evocompress.models.families.base import block_matrices
 from evocompress.models.families.branches import Attributes
 from evocompress.models.loading import LoadedModel
 
@@ -205,7 +205,7 @@ class LiveModel:
     def _reshape(self, unit: Unit, levels: Mapping[str, Level]) -> None:
         """Give a sub-layer the modules and attributes of its level, from its dense ones on."""
         level = levels.get(unit.name, DENSE)
-        block, family = self._blocks[unit.block], self.loaded.family
+        block, family = self._blocks[unit.block], self.loaded.family.at(unit.block)
         sublayer: SubLayerName = "attention" if unit.kind == "attention" else "mlp"
         _put_modules(block, self._removed.pop(unit.name, {}))
         put_attributes(block, self._attributes.pop(unit.name, {}))
@@ -239,8 +239,7 @@ _Place = tuple[int, str, Matrix, str]
 def _matrices_within(loaded: LoadedModel, units: Mapping[str, Unit]) -> dict[str, list[_Place]]:
     """For each unit the matrices that are in it, or that it is."""
     within: dict[str, list[_Place]] = {name: [] for name in units}
-    matrices = matrices_of(loaded.family, loaded.model)
-    for index in range(len(loaded.family.blocks(loaded.model))):
+    for index, matrices in enumerate(block_matrices(loaded.family, loaded.model)):
         block = loaded.family.block_names[index]
         for matrix in matrices:
             name = f"{block}.{matrix.path}"

@@ -21,7 +21,6 @@ from evocompress.core.widths import Widths
 from evocompress.models.device_copy import to_device
 from evocompress.models.families import Matrix
 from evocompress.models.families.coupling import Kept, index_of
-from evocompress.models.families.uneven import head_shape
 from evocompress.models.loading import LoadedModel
 
 WEIGHT_AND_BIAS = ("weight", "bias")
@@ -115,7 +114,7 @@ class WeightSource:
             LibraryError: There is no such level, or no library.
         """
         found: dict[str, Mapping[str, Tensor]] = {}
-        for follower in self.loaded.family.mlp.channelwise_modules:
+        for follower in self.loaded.family.at(block).mlp.channelwise_modules:
             name = self._name(block, follower.path)
             found[name] = self.norms[name]
             if form.width.narrow:
@@ -132,10 +131,13 @@ class WeightSource:
 
     def widths(self, block: int) -> Widths:
         """How wide the sub-layers of a block are in the dense model; 0 of one that it lacks."""
-        heads, kv_heads, head_dim = head_shape(self.loaded.model.config, block)
-        output = self.loaded.family.output("mlp")
-        weight = self.dense.get(f"{self._name(block, output.path)}.weight")
-        channels = 0 if weight is None else weight.shape[0 if output.transposed else 1]
+        family = self.loaded.family.at(block)
+        heads, kv_heads, head_dim = family.heads(self.loaded.model.config, block)
+        channels = 0
+        if family.mlp.coupled:
+            output = family.output("mlp")
+            weight = self.dense.get(f"{self._name(block, output.path)}.weight")
+            channels = 0 if weight is None else weight.shape[0 if output.transposed else 1]
         return Widths(heads, kv_heads, head_dim, channels)
 
     def _name(self, block: int, path: str) -> str:
@@ -228,7 +230,7 @@ def channelwise_tensors(loaded: LoadedModel) -> dict[str, dict[str, Tensor]]:
     """By name the tensors of the norms whose values go with channels, of a dense model."""
     found: dict[str, dict[str, Tensor]] = {}
     for index, block in enumerate(loaded.family.blocks(loaded.model)):
-        for follower in loaded.family.mlp.channelwise_modules:
+        for follower in loaded.family.at(index).mlp.channelwise_modules:
             values = block.get_submodule(follower.path).state_dict(keep_vars=True)
             name = f"{loaded.family.block_names[index]}.{follower.path}"
             # What a norm counts has no channels.

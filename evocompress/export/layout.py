@@ -30,6 +30,7 @@ class Block:
         biased: Its sub-layers whose output matrix has a bias that the family's has not.
         experts: Of an MLP that is a mixture, the experts that are left, ascending.
         reduced: Whether experts of a mixture that is not dropped are gone.
+        sublayers: Those that it has when it is whole.
     """
 
     index: int
@@ -39,6 +40,7 @@ class Block:
     biased: tuple[SubLayerName, ...] = ()
     experts: tuple[int, ...] = ()
     reduced: bool = False
+    sublayers: tuple[SubLayerName, ...] = SUBLAYERS
 
     def width(self, sublayer: SubLayerName) -> tuple[int, ...]:
         """(query heads, key-value heads) of the attention, (channels, experts) of the MLP."""
@@ -57,7 +59,7 @@ class Layout:
         dense: The widths of every dense block; of a CNN, whose blocks differ, the first one's.
         blocks: What is left of each block of the dense model, also of one that is gone.
         names: Of the blocks of the dense model.
-        sublayers: Those that a whole block has.
+        sublayers: Those that whole blocks have.
     """
 
     path: str
@@ -69,11 +71,15 @@ class Layout:
     @cached_property
     def kept(self) -> tuple[Block, ...]:
         """The blocks that still have a sub-layer, ascending."""
-        return tuple(block for block in self.blocks if block.dropped != self.sublayers)
+        return tuple(block for block in self.blocks if block.dropped != block.sublayers)
 
     def having(self, sublayer: SubLayerName) -> tuple[Block, ...]:
         """The blocks that still have a sub-layer."""
-        return tuple(block for block in self.blocks if sublayer not in block.dropped)
+        return tuple(
+            block
+            for block in self.blocks
+            if sublayer in block.sublayers and sublayer not in block.dropped
+        )
 
     def first(self, holds: Callable[[Block, SubLayerName], bool]) -> str | None:
         """The name of the first attention or MLP unit that fulfils a condition."""
@@ -81,7 +87,7 @@ class Layout:
 
     def _where(self, holds: Callable[[Block, SubLayerName], bool]) -> Iterator[str]:
         for block in self.blocks:
-            for sublayer in self.sublayers:
+            for sublayer in block.sublayers:
                 if holds(block, sublayer):
                     yield f"{self.names[block.index]}.{sublayer}"
 
@@ -121,11 +127,13 @@ def _latest(loaded: LoadedModel) -> dict[Candidate, Layout]:
 
 
 def _layout(loaded: LoadedModel, candidate: Candidate) -> Layout:
-    names, kinds = loaded.family.block_names, loaded.family.sublayers
+    names = loaded.family.block_names
     levels, architecture = candidate.by_name, loaded.family.architecture(loaded.model)
-    count = loaded.family.mixture.experts(loaded.model)[0] if loaded.family.mixture else 0
     blocks = []
     for index in range(len(loaded.family.blocks(loaded.model))):
+        family = loaded.family.at(index)
+        kinds, mixture = family.sublayers, family.mixture
+        count = mixture.experts(loaded.model)[0] if mixture else 0
         own = {kind: levels.get(f"{names[index]}.{kind}", DENSE) for kind in kinds}
         gone = {i for i in range(count) if levels.get(f"{names[index]}.{expert_path(i)}") == DROP}
         widths = dense_widths(architecture, index)
@@ -140,10 +148,12 @@ def _layout(loaded: LoadedModel, candidate: Candidate) -> Layout:
             biased=biased,
             experts=tuple(i for i in range(count) if i not in gone),
             reduced=bool(gone),
+            sublayers=kinds,
         )
         blocks.append(block)
     dense = dense_widths(architecture, 0)
-    return Layout(loaded.family.layers_path, dense, tuple(blocks), names, kinds)
+    path, every = loaded.family.layers_path, loaded.family.sublayers
+    return Layout(path, dense, tuple(blocks), names, every)
 
 
 def _sublayers(
@@ -164,6 +174,8 @@ def _sublayers(
 
 def _gets_bias(loaded: LoadedModel, index: int, sublayer: SubLayerName, level: Level) -> bool:
     """Whether a level gives the output matrix of a sub-layer a bias that it does not have."""
+    if not level.bias:
+        return False
     block = loaded.family.blocks(loaded.model)[index]
-    path = loaded.family.output(sublayer).path
-    return level.bias and block.get_submodule(path).bias is None
+    path = loaded.family.at(index).output(sublayer).path
+    return block.get_submodule(path).bias is None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from evocompress.export.layout import Layout, second_round
-from evocompress.models.families.base import attention_windows
+from evocompress.models.families.shapes import attention_windows
 from evocompress.models.loading import LoadedModel
 
 FAMILIES = ("llama", "mistral", "qwen2")

@@ -20,7 +20,7 @@ from evocompress.compression.weights import (
 from evocompress.core.types import DENSE, Candidate
 from evocompress.export.layout import Block, layout
 from evocompress.models.families import prepare_stock
-from evocompress.models.families.base import matrices_of
+from evocompress.models.families.base import block_matrices
 from evocompress.models.families.mixture import EXPERTS, expert_path
 from evocompress.models.families.names import BlockNames
 from evocompress.models.loading import LoadedModel
@@ -53,16 +53,16 @@ def compressed_state(
     state: dict[str, Tensor] = dict(loaded.model.state_dict())
     source = WeightSource(loaded, dict(state), library, channelwise_tensors(loaded))
     names, levels = loaded.family.block_names, candidate.by_name
-    for index in range(len(loaded.family.blocks(loaded.model))):
-        for matrix in matrices_of(loaded.family, loaded.model):
+    for index, matrices in enumerate(block_matrices(loaded.family, loaded.model)):
+        for matrix in matrices:
             if f"{names[index]}.{matrix.path}.weight" in source.dense:
                 form = form_of(names[index], matrix, levels)
                 state |= source.tensors(index, matrix, form)
         width = levels.get(f"{names[index]}.mlp", DENSE)
         for name, tensors in source.channelwise_modules(index, Form(width=width)).items():
             state |= {f"{name}.{part}": tensor for part, tensor in tensors.items()}
-    mixture = loaded.family.mixture
     for block in layout(loaded, candidate).blocks:
+        mixture = loaded.family.at(block.index).mixture
         if mixture is not None and block.reduced:
             router = f"{names[block.index]}.{mixture.mlp}.gate.weight"
             state[router] = state[router][list(block.experts)]

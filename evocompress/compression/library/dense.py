@@ -15,7 +15,7 @@ from evocompress.core.canonical import COSTED
 from evocompress.core.errors import LibraryError
 from evocompress.core.types import Axis, Level, Unit
 from evocompress.core.widths import axis_lengths
-from evocompress.models.families.base import matrices_of
+from evocompress.models.families.base import block_matrices
 from evocompress.models.families.coupling import Kept, index_of
 from evocompress.models.loading import LoadedModel, once
 
@@ -246,8 +246,7 @@ dense_model = once(DenseModel)
 
 def _linears(loaded: LoadedModel, units: Mapping[str, Unit]) -> dict[str, Linear]:
     family, found = loaded.family, {}
-    matrices = matrices_of(family, loaded.model)
-    for block in range(len(family.blocks(loaded.model))):
+    for block, matrices in enumerate(block_matrices(family, loaded.model)):
         for matrix in matrices:
             name = f"{family.block_names[block]}.{matrix.path}"
             if name in units:

@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from evocompress.compression.live_model import LiveModel
 from evocompress.core.types import Candidate, Level
 from evocompress.models.families import Family
+from evocompress.models.families.derivation.tracing import replaced
 
 Rows = dict[str, tuple[float, ...]]
 """For each unit that the estimate is about its values."""
@@ -75,24 +76,15 @@ def block_states(live: LiveModel, ids: Tensor) -> Iterator[BlockStates]:
     """The residual stream around every block of the model as it stands, for token ids (b, S)."""
     family, model = live.loaded.family, live.loaded.model
     hidden, arguments = family.block_inputs(model, ids)
-    for block, keywords in zip(family.blocks(model), arguments, strict=True):
-        yield (states := _run(family, block, hidden, keywords))
+    for index, block in enumerate(family.blocks(model)):
+        yield (states := _run(family.at(index), block, hidden, arguments[index]))
         hidden = states.after
 
 
 def _run(family: Family, block: nn.Module, hidden: Tensor, keywords: dict[str, Any]) -> BlockStates:
-    """Runs a block; the first module around the MLP is called with what enters that branch.
-
-    Without an attention those states enter the block itself.
-    """
-    if "attention" not in family.sublayers:
-        return BlockStates(hidden, hidden, block(hidden, **keywords))
-    between: list[Tensor] = []
-    handle = block.get_submodule(family.mlp.identity_modules[0]).register_forward_pre_hook(
-        lambda _, inputs: between.append(inputs[0])
-    )
-    try:
-        after = block(hidden, **keywords)
-    finally:
-        handle.remove()
-    return BlockStates(hidden, between[0].view_as(hidden), after)
+    """Runs a block; without its MLP it gives what enters that branch."""
+    after = block(hidden, **keywords)
+    if family.sublayers != ("attention", "mlp"):
+        return BlockStates(hidden, hidden if "mlp" in family.sublayers else after, after)
+    with replaced(block, family.replacements(block, "mlp")):
+        return BlockStates(hidden, block(hidden, **keywords), after)

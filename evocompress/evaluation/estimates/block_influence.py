@@ -27,9 +27,11 @@ def block_influence(subject: Subject) -> Rows:
         for index, states in enumerate(block_states(live, ids)):
             name = family.block_names[index]
             totals[name] += _turn(states.before, states.after)
-            if "attention" in family.sublayers:
+            kinds = family.at(index).sublayers
+            if "attention" in kinds:
                 totals[f"{name}.attention"] += _turn(states.before, states.between)
-            totals[f"{name}.mlp"] += _turn(states.between, states.after)
+            if "mlp" in kinds:
+                totals[f"{name}.mlp"] += _turn(states.between, states.after)
     return {name: (total / tokens,) for name, total in totals.items() if name in live.units}
 
 

@@ -19,7 +19,7 @@ from evocompress.compression.live_model import LiveModel
 from evocompress.core.types import DENSE, Candidate, Level, Unit, narrowable
 from evocompress.models.device_copy import to_device
 from evocompress.models.families import Matrix, SubLayerName
-from evocompress.models.families.base import matrices_of
+from evocompress.models.families.base import block_matrices
 from evocompress.models.families.coupling import Kept, index_of
 
 
@@ -84,7 +84,7 @@ class Wide:
         self._live = live
         self._family = live.loaded.family
         self._levels = candidate.by_name
-        self._matrices = matrices_of(self._family, live.loaded.model)
+        self._matrices = block_matrices(self._family, live.loaded.model)
 
     def values(self, unit: Unit, level: Level) -> ParameterValues:
         """The parameters of a unit at a level."""
@@ -116,7 +116,8 @@ class Wide:
 
     def _gate(self, unit: Unit, sublayer: SubLayerName) -> dict[str, Value]:
         """The parameters of the norm behind a sub-layer's output matrix, if there is one."""
-        branch = self._family.mlp if sublayer == "mlp" else self._family.attention
+        family = self._family.at(unit.block)
+        branch = family.mlp if sublayer == "mlp" else family.attention
         if not branch.gate:
             return {}
         path = f"{self._family.block_names[unit.block]}.{branch.gate}"
@@ -169,7 +170,7 @@ class Wide:
 
     def _sublayers(self, unit: Unit) -> tuple[SubLayerName, ...]:
         """The sub-layers that a unit is, or that are in it, or that it is in."""
-        kinds = self._family.sublayers
+        kinds = self._family.at(unit.block).sublayers
         kind = "mlp" if unit.kind == "expert" else unit.kind
         if kind == "block":
             return tuple(s for s in kinds if f"{unit.name}.{s}" in self._live.units)
@@ -180,7 +181,7 @@ class Wide:
         block = self._family.block_names[unit.block]
         return [
             (f"{block}.{matrix.path}", matrix)
-            for matrix in self._matrices
+            for matrix in self._matrices[unit.block]
             if matrix.columns
             and f"{block}.{matrix.path}" in self._live.units
             and unit.name in (block, f"{block}.{matrix.sublayer}", f"{block}.{matrix.owner}")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from evocompress.compression.live_model import LiveModel
 from evocompress.core.types import DROP, Candidate
 from evocompress.models.families import Matrix
-from evocompress.models.families.base import matrices_of
+from evocompress.models.families.base import block_matrices
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,9 +50,10 @@ def kept_matrices(live: LiveModel, candidate: Candidate) -> Iterator[KeptMatrix]
     """Makes the model the candidate and gives every matrix that is left, in model order."""
     live.apply(candidate)
     family = live.loaded.family
+    matrices = block_matrices(family, live.loaded.model)
     for index, block in enumerate(family.blocks(live.loaded.model)):
         name = family.block_names[index]
-        for matrix in matrices_of(family, live.loaded.model):
+        for matrix in matrices[index]:
             own = f"{name}.{matrix.path}"
             owners = {f"{name}.{matrix.sublayer}", f"{name}.{matrix.owner}"}
             if own in live.units and DROP not in map(candidate.by_name.get, owners):

@@ -34,11 +34,12 @@ class FirstItems:
         if not (level.narrow and width.dense):
             raise LibraryError(f"{unit} at {level.key} cannot be timed: only widths can")
         block, kind = self._units[unit].block, self._units[unit].kind
-        matrix = self._family.output("attention" if kind == "attention" else "mlp")
+        own = self._family.at(block)
+        matrix = own.output("attention" if kind == "attention" else "mlp")
         wide = dense_widths(self._architecture, block)
         kept = first_items(kind, wide.at(level), wide)
         index = index_of(matrix.columns, kept, wide.lengths, wide.head_dim)
         assert index is not None  # an output matrix has columns
-        dense = self._dense[f"{self._family.layers_path}.{block}.{matrix.path}.weight"]
+        dense = self._dense[f"{self._family.block_names[block]}.{matrix.path}.weight"]
         weight = dense.index_select(0 if matrix.transposed else 1, index.to(dense.device))
         return {"groups": kept.groups, "items": kept.items, "weight": weight}

@@ -6,7 +6,6 @@ from transformers import PreTrainedModel
 
 from evocompress.core.errors import ModelError
 from evocompress.core.registry import Registry
-from evocompress.models.derivation.derived import ToBeDerived, derived
 from evocompress.models.families.base import Family, one_way, prepare
 from evocompress.models.families.bert import (
     Bert,
@@ -18,6 +17,7 @@ from evocompress.models.families.bert import (
 )
 from evocompress.models.families.branches import Matrix, SubLayer, SubLayerName
 from evocompress.models.families.convolutional import Convolutional
+from evocompress.models.families.derivation.derived import ToBeDerived, derived
 from evocompress.models.families.gemma import Gemma2, Gemma3Text
 from evocompress.models.families.gpt2 import GPT2
 from evocompress.models.families.headless import DecoderClassifier, headless

@@ -7,10 +7,10 @@ another family overrides the attributes, and only rarely a method. `Encoder`
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import replace
+from functools import cache, partial
 from math import prod
 from typing import Any, ClassVar, TypeVar
 
@@ -32,6 +32,7 @@ from evocompress.models.families.branches import (
 from evocompress.models.families.logits import logits_of
 from evocompress.models.families.mixture import Mixture
 from evocompress.models.families.names import BlockNames
+from evocompress.models.families.shapes import attention_windows, matrix_shape, own_params, roles
 from evocompress.models.families.stand_ins import Recorder, ZeroAttention, ZeroOutput
 from evocompress.models.families.uneven import head_shape, missing
 from evocompress.models.tasks import CAUSAL, Pooling, Task
@@ -77,6 +78,10 @@ class Family:
     two_way_key: ClassVar[str] = ""
     cap_key: str = ""
 
+    def at(self, index: int) -> Family:
+        """The family as one block has it; another only where blocks are of several kinds."""
+        return self
+
     def check(self, model: PreTrainedModel) -> None:
         """Raise `ModelError` for a variant of the family whose blocks are built otherwise."""
 
@@ -116,13 +121,12 @@ class Family:
 
         What a block of a compressed model lacks has no units.
         """
-        matrices = matrices_of(self, model)
-        active = self.mixture.experts(model)[1] if self.mixture else 0
+        matrices = block_matrices(self, model)
         return UnitTree(
             unit
             for index, block in enumerate(self.blocks(model))
-            for unit in self._block_units(
-                index, block, matrices, active, missing(model.config, index)
+            for unit in self.at(index)._block_units(
+                index, block, matrices[index], model, missing(model.config, index)
             )
         )
 
@@ -131,11 +135,12 @@ class Family:
         index: int,
         block: nn.Module,
         matrices: tuple[Matrix, ...],
-        active: int,
+        model: PreTrainedModel,
         gone: tuple[SubLayerName, ...],
     ) -> Iterator[Unit]:
+        active = self.mixture.experts(model)[1] if self.mixture else 0
         name, droppable = self.block_names[index], self._droppable(block)
-        roles = _roles(matrices)
+        words = roles(matrices)
         there = [one for one in self._branches() if one[0] not in gone]
         if there:
             yield Unit(name, "block", None, index, "block", droppable=droppable)
@@ -157,8 +162,8 @@ class Family:
                     kind="matrix",
                     parent=f"{name}.{matrix.owner}",
                     block=index,
-                    role=roles[matrix.path],
-                    shape=_shape(block, matrix),
+                    role=words[matrix.path],
+                    shape=matrix_shape(block, matrix),
                     rows=matrix.rows,
                     columns=matrix.columns,
                     bias=block.get_submodule(matrix.path).bias is not None,
@@ -179,8 +184,8 @@ class Family:
         config = model.config
         head = model.get_output_embeddings()
         blocks = self.blocks(model)
-        shapes = [head_shape(config, index) for index in range(len(blocks))]
-        matrices = matrices_of(self, model)
+        shapes = [self.at(index).heads(config, index) for index in range(len(blocks))]
+        matrices = block_matrices(self, model)
         experts, active = self.mixture.experts(model) if self.mixture else (0, 0)
         in_blocks = sum(parameter.numel() for parameter in blocks.parameters())
         return Architecture(
@@ -190,18 +195,18 @@ class Family:
             outer_params=sum(p.numel() for p in model.parameters()) - in_blocks,
             heads=tuple(heads for heads, _, _ in shapes),
             kv_heads=tuple(kv_heads for _, kv_heads, _ in shapes),
-            head_dim=shapes[0][2],
+            head_dim=max(size for _, _, size in shapes),
             channels=tuple(
-                0 if "mlp" in missing(config, index) else _shape(block, self.mlp.output)[1]
+                0 if "mlp" in missing(config, index) else self.at(index)._channels(block)
                 for index, block in enumerate(blocks)
             ),
             windows=attention_windows(config, len(blocks)),
             own_params=tuple(
                 (
-                    _own_params(block, self.attention, matrices),
-                    _own_params(block, self.mlp, matrices),
+                    own_params(block, self.at(index).attention, matrices[index]),
+                    own_params(block, self.at(index).mlp, matrices[index]),
                 )
-                for block in blocks
+                for index, block in enumerate(blocks)
             ),
             dtype_bytes=model.dtype.itemsize,
             context=self._context(model),
@@ -212,6 +217,14 @@ class Family:
             active_experts=active,
             gate=config.hidden_size if self.mixture and self.mixture.shared_gate else 0,
         )
+
+    def heads(self, config: PreTrainedConfig, index: int) -> tuple[int, int, int]:
+        """Query heads, key-value heads and the width of a head of a block; see `head_shape`."""
+        return head_shape(config, index)
+
+    def _channels(self, block: nn.Module) -> int:
+        """Channels of a block's MLP; 0 where they are not known."""
+        return matrix_shape(block, self.mlp.output)[1] if self.mlp.coupled else 0
 
     def _context(self, model: PreTrainedModel) -> int:
         """The longest sequence in tokens."""
@@ -331,6 +344,12 @@ def matrices_of(family: Family, model: PreTrainedModel) -> tuple[Matrix, ...]:
     return family.mixture.expanded(family.matrices, model)
 
 
+def block_matrices(family: Family, model: PreTrainedModel) -> list[tuple[Matrix, ...]]:
+    """For each block of a model what `matrices_of` says of its kind."""
+    of_kind = cache(partial(matrices_of, model=model))
+    return [of_kind(family.at(index)) for index in range(len(family.blocks(model)))]
+
+
 def prepare(family: Family, model: PreTrainedModel) -> None:
     """Change, in place, how a loaded model holds its weights, but not what it computes.
 
@@ -345,40 +364,6 @@ def final_norm(family: Family, model: PreTrainedModel) -> nn.Module:
     return model.get_submodule(family.norm_path) if family.norm_path else nn.Identity()
 
 
-def attention_windows(config: PreTrainedConfig, layers: int) -> tuple[int | None, ...]:
-    """The attention window of each block in tokens; ``None`` is full attention.
-
-    A config either names a kind for each layer, or its one window holds for all.
-    """
-    window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * layers
-    return tuple(window if kind == "sliding_attention" else None for kind in kinds[:layers])
-
-
 def _put(modules: Sequence[nn.Module], blocks: nn.ModuleList) -> None:
     for index, module in enumerate(modules):
         blocks[index] = module
-
-
-def _roles(matrices: tuple[Matrix, ...]) -> dict[str, str]:
-    """Each path's last word, or the whole path where two matrices end alike."""
-    words = {matrix.path: matrix.path.rsplit(".", 1)[-1] for matrix in matrices}
-    count = Counter(words.values())
-    return {path: word if count[word] == 1 else path for path, word in words.items()}
-
-
-def _shape(block: nn.Module, matrix: Matrix) -> tuple[int, int]:
-    """(out, in) of a matrix, whatever order the module stores."""
-    rows, *columns = block.get_parameter(f"{matrix.path}.weight").shape
-    return (prod(columns), rows) if matrix.transposed else (rows, prod(columns))
-
-
-def _own_params(block: nn.Module, branch: SubLayer, matrices: Sequence[Matrix]) -> int:
-    """Parameters of a branch that are in none of a block's matrices: norms, biases, a router."""
-    weights = {f"{matrix.path}.weight" for matrix in matrices}
-    parts = (*branch.identity_modules, branch.zero_module)
-    return sum(
-        parameter.numel()
-        for name, parameter in block.named_parameters()
-        if name not in weights and any(name.startswith(f"{part}.") for part in parts)
-    )

@@ -115,6 +115,11 @@ class SubLayer:
         """The last matrix whose input columns belong to heads or channels."""
         return next(matrix for matrix in self.matrices if matrix.part == "weight")
 
+    @property
+    def coupled(self) -> bool:
+        """Whether it is known which columns belong to heads or channels."""
+        return any(matrix.part == "weight" for matrix in self.matrices)
+
 
 ABSENT = SubLayer(matrices=(), identity_modules=(), zero_module="")
 """The branch that the blocks of a family do not have."""

@@ -12,9 +12,9 @@ from transformers import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from evocompress.core.types import Axis
-from evocompress.models.derivation.derived import Derived, derive
-from evocompress.models.derivation.shrink import random_model, shrunk
 from evocompress.models.families import SubLayerName
+from evocompress.models.families.derivation.derived import Derived, derive
+from evocompress.models.families.derivation.shrink import random_model, shrunk
 
 IDS = torch.arange(3, 15)[None]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PhiForCausalLM
 
-from evocompress.models.derivation.shrink import HEADS, random_model, shrunk
+from evocompress.models.families.derivation.shrink import HEADS, random_model, shrunk
 
 
 def config_of(name: str, **settings: Any) -> Any:

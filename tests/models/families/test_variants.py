@@ -5,7 +5,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from evocompress.core.errors import ModelError
 from evocompress.models.families import FAMILIES, family_named, family_of
-from evocompress.models.families.base import attention_windows
+from evocompress.models.families.shapes import attention_windows
 from evocompress.testing.tiny import tiny_model
 
 

@@ -14,9 +14,9 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from evocompress.core.types import Axis
-from evocompress.models.derivation.structure import LINEAR, Branch
-from evocompress.models.derivation.tracing import Example, changed, moved
 from evocompress.models.families.branches import Matrix
+from evocompress.models.families.derivation.structure import LINEAR, Branch
+from evocompress.models.families.derivation.tracing import Example, changed, moved
 
 TOKEN = 4
 """A position in the middle of the sequences that are tried."""

@@ -18,9 +18,9 @@ from transformers.pytorch_utils import Conv1D
 
 from evocompress.core.types import Axis
 from evocompress.core.widths import Widths
-from evocompress.models.derivation.structure import LINEAR, Branch
-from evocompress.models.derivation.tracing import Example
 from evocompress.models.families.branches import Attributes, Matrix
+from evocompress.models.families.derivation.structure import LINEAR, Branch
+from evocompress.models.families.derivation.tracing import Example
 
 CLOSE = 1e-9
 """As a share of the largest value: what rounding in float64 explains."""

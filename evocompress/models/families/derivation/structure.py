@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from evocompress.models.derivation.tracing import (
+from evocompress.models.families.branches import SubLayerName
+from evocompress.models.families.derivation.tracing import (
     Call,
     Example,
     first_tensor,
@@ -23,7 +24,6 @@ from evocompress.models.derivation.tracing import (
     nudged,
     replaced,
 )
-from evocompress.models.families.branches import SubLayerName
 from evocompress.models.families.stand_ins import zero_like
 
 LINEAR = (nn.Linear, Conv1D)

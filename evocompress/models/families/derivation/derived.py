@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from evocompress.core.errors import ModelError, one_line
 from evocompress.core.types import Architecture
 from evocompress.core.widths import Widths
-from evocompress.models.derivation.projections import matrices, shape, with_channels, with_heads
-from evocompress.models.derivation.proof import Settings, proven
-from evocompress.models.derivation.shrink import VOCABULARY, random_model, shrunk
-from evocompress.models.derivation.structure import Branch, Unclear, structure
-from evocompress.models.derivation.tracing import Example, by_name
 from evocompress.models.families.base import Family
 from evocompress.models.families.branches import ABSENT, Attributes, Matrix, SubLayer, SubLayerName
+from evocompress.models.families.derivation.projections import (
+    matrices,
+    shape,
+    with_channels,
+    with_heads,
+)
+from evocompress.models.families.derivation.proof import Settings, proven
+from evocompress.models.families.derivation.shrink import VOCABULARY, random_model, shrunk
+from evocompress.models.families.derivation.structure import Branch, Unclear, structure
+from evocompress.models.families.derivation.tracing import Example, by_name
 from evocompress.models.families.logits import logits_of
+from evocompress.models.families.shapes import matrix_shape
 from evocompress.models.families.uneven import head_shape
 
 LENGTH = 9
@@ -62,17 +71,38 @@ class Part:
         )
 
 
+@dataclass(frozen=True)
+class Kind:
+    """What blocks that are built alike have.
+
+    Attributes:
+        parts: Their sub-layers in order.
+        shared: Norms that both read.
+        classes: {module path: class} of what has parameters.
+        heads: Whether their attention computes with heads as the config counts them.
+    """
+
+    parts: Mapping[SubLayerName, Part]
+    shared: tuple[str, ...]
+    classes: Mapping[str, str]
+    heads: bool
+
+    @property
+    def limits(self) -> list[str]:
+        """What cannot be done to such a block, and why."""
+        return [part.reason for part in self.parts.values() if part.reason]
+
+
 class Derived(Family):
-    """The layout of one model class, read off a tiny model of it and proved on that.
+    """The layout of one model, read off a tiny model of its class and config, and proved on that.
 
     Args:
         model_type: Of the config.
         layers_path: Of the list of blocks.
         norm_path: Of the norm behind them.
         cap_key: Of the bound of logits.
-        parts: The sub-layers of a block in order.
-        shared: Norms that both read.
-        classes: {module path: class} of a block, which all must have.
+        kinds: The kinds of blocks.
+        order: The index of each block's kind.
     """
 
     def __init__(
@@ -81,55 +111,87 @@ class Derived(Family):
         layers_path: str,
         norm_path: str,
         cap_key: str,
-        parts: Mapping[SubLayerName, Part],
-        shared: tuple[str, ...],
-        classes: Mapping[str, str],
+        kinds: Sequence[Kind],
+        order: Sequence[int],
     ) -> None:
         self.model_type = model_type
         self.layers_path = layers_path
         self.norm_path = norm_path
         self.cap_key = cap_key
-        self.parts = parts
-        self.shared = shared
-        self.classes = classes
+        self.kinds = tuple(kinds)
+        self.order = tuple(order)
+        parts = _first_parts(self.kinds)
         self.attention = parts["attention"].sublayer if "attention" in parts else ABSENT
         self.mlp = parts["mlp"].sublayer if "mlp" in parts else ABSENT
+        self._each: tuple[Derived, ...] = (self,)
+        if len(self.kinds) > 1:
+            paths = model_type, layers_path, norm_path, cap_key
+            self._each = tuple(Derived(*paths, [kind], [0]) for kind in self.kinds)
 
     @property
     def limits(self) -> list[str]:
         """What cannot be done to the model, and why."""
-        return [part.reason for part in self.parts.values() if part.reason]
+        return list(dict.fromkeys(limit for kind in self.kinds for limit in kind.limits))
+
+    @property
+    def matrices(self) -> tuple[Matrix, ...]:
+        """See `Family.matrices`; those of all kinds."""
+        if len(self.kinds) == 1:
+            return super().matrices
+        every = (matrix for own in self._each for matrix in own.matrices)
+        return tuple({matrix.path: matrix for matrix in every}.values())
+
+    def at(self, index: int) -> Derived:
+        """See `Family.at`."""
+        return self._each[self.order[index]] if len(self.kinds) > 1 else self
+
+    def heads(self, config: PreTrainedConfig, index: int) -> tuple[int, int, int]:
+        """See `Family.heads`; none where no attention computes with heads."""
+        own = self.at(index).kinds[0]
+        found = head_shape(config, index)
+        return found if own.heads else (0, 0, found[2])
 
     def check(self, model: PreTrainedModel) -> None:
         """Refuse a model with a block that is built otherwise than those that were tried."""
         for index, block in enumerate(self.blocks(model)):
-            if module_classes(block) != self.classes:
+            if module_classes(block) != self.at(index).kinds[0].classes:
                 raise ModelError(
-                    f"block {index} of this {self.model_type} model has other modules than the "
-                    "first one; blocks of several kinds are not supported for this type"
+                    f"block {index} of this {self.model_type} model has other modules than its "
+                    "class gives it by its config"
                 )
 
     def architecture(self, model: PreTrainedModel) -> Architecture:
         """See `Family.architecture`; norms that both sub-layers read stay with the model."""
         found = super().architecture(model)
-        blocks = self.blocks(model)
         extra = sum(
             p.numel()
-            for b in blocks
-            for path in self.shared
-            for p in b.get_submodule(path).parameters()
+            for index, block in enumerate(self.blocks(model))
+            for path in self.at(index).kinds[0].shared
+            for p in block.get_submodule(path).parameters()
         )
         return replace(found, outer_params=found.outer_params + extra)
 
     def replacements(self, block: nn.Module, sublayer: SubLayerName) -> dict[str, nn.Module]:
-        """See `Family.replacements`."""
-        return self.parts[sublayer].branch.removal()
+        """See `Family.replacements`; of a family with one kind of blocks."""
+        (kind,) = self.kinds
+        return kind.parts[sublayer].branch.removal()
 
     def narrowing(self, block: nn.Module, sublayer: SubLayerName, widths: Widths) -> Attributes:
-        """See `Family.narrowing`."""
-        part = self.parts[sublayer]
+        """See `Family.narrowing`; of a family with one kind of blocks."""
+        (kind,) = self.kinds
+        part = kind.parts[sublayer]
         assert part.settings is not None
         return part.settings.attributes(block, part.branch, widths)
+
+
+def _first_parts(kinds: Sequence[Kind]) -> dict[SubLayerName, Part]:
+    """Of each sub-layer the first that can be narrowed; the first, where none can."""
+    found: dict[SubLayerName, Part] = {}
+    for kind in kinds:
+        for name, part in kind.parts.items():
+            if name not in found or (part.settings and not found[name].settings):
+                found[name] = part
+    return found
 
 
 class ToBeDerived(Family):
@@ -143,17 +205,8 @@ class ToBeDerived(Family):
         self.model_type = model_type
 
 
-@cache
-def _remembered(cls: type[PreTrainedModel], settings: str) -> Derived | str:
-    """The family of a class with a config, as text; or why there is none."""
-    assert cls.config_class is not None
-    config = cls.config_class.from_dict(json.loads(settings))
-    try:
-        return derive(cls, config)
-    except Unclear as reason:
-        return str(reason)
-    except FAILURES as error:
-        return f"a tiny model of it does not run ({one_line(error)})"
+_KNOWN: dict[str, Derived | str] = {}
+"""The family of a class with a config, as text; or why there is none."""
 
 
 def derived(cls: type[PreTrainedModel], config: PreTrainedConfig) -> Derived:
@@ -162,14 +215,25 @@ def derived(cls: type[PreTrainedModel], config: PreTrainedConfig) -> Derived:
     Raises:
         ModelError: It cannot be derived; the message says which part is the reason.
     """
-    key: Any = cls
-    found = _remembered(key, config.to_json_string(use_diff=False))
+    key = f"{cls.__module__}.{cls.__qualname__} {config.to_json_string(use_diff=False)}"
+    if key not in _KNOWN:
+        _KNOWN[key] = _derived_or_reason(cls, config)
+    found = _KNOWN[key]
     if isinstance(found, str):
         raise ModelError(
             f"models of type {config.model_type!r} have no family of their own, and none can be "
             f"derived: {found} (docs/families.md says what blocks must be like)"
         )
     return found
+
+
+def _derived_or_reason(cls: type[PreTrainedModel], config: PreTrainedConfig) -> Derived | str:
+    try:
+        return derive(cls, config)
+    except Unclear as reason:
+        return str(reason)
+    except FAILURES as error:
+        return f"a tiny model of it does not run ({one_line(error)})"
 
 
 def module_classes(block: nn.Module) -> dict[str, str]:
@@ -191,37 +255,64 @@ def derive(cls: type[PreTrainedModel], config: PreTrainedConfig) -> Derived:
     Raises:
         Unclear: It is built in a way that is not understood.
     """
+    with torch.device("meta"):
+        skeleton = cls(copy.deepcopy(config))
+    looks = {
+        path: [_look(block, config) for block in blocks]
+        for path, blocks in _lists(skeleton, config.num_hidden_layers)
+    }
     with torch.no_grad():
+        layers = max(map(_needed, looks.values()), default=2)
         try:
-            return _tried(cls, shrunk(config, _layers(config)))
+            return _tried(cls, shrunk(config, layers), looks)
         except FAILURES:
             # Rotary embeddings with a number for each pair of dimensions know only one width.
-            return _tried(cls, shrunk(config, _layers(config), narrow_heads=False))
+            return _tried(cls, shrunk(config, layers, narrow_heads=False), looks)
 
 
-def _tried(cls: type[PreTrainedModel], small: PreTrainedConfig) -> Derived:
+def _tried(
+    cls: type[PreTrainedModel], small: PreTrainedConfig, looks: Mapping[str, Sequence[str]]
+) -> Derived:
     """The family of a model class, read off a random model with a small config."""
     model = random_model(cls, small)
+    model.set_attn_implementation("eager")
     ids = torch.randint(3, VOCABULARY, (1, LENGTH), generator=torch.Generator().manual_seed(0))
     path, examples = _blocks(model, ids)
-    return _derived(model, path, examples, ids)
+    return _derived(model, path, examples, ids, looks[path])
 
 
-def _layers(config: PreTrainedConfig) -> int:
-    """How many of the first layers have every kind of attention that there is; at least two."""
-    kinds = getattr(config, "layer_types", None) or ["", ""]
-    first = {kind: kinds.index(kind) for kind in kinds}
-    return max(2, *(index + 1 for index in first.values()))
+def _lists(model: nn.Module, count: int) -> Iterator[tuple[str, nn.ModuleList]]:
+    """The lists with a module for each layer."""
+    for path, blocks in model.named_modules():
+        if isinstance(blocks, nn.ModuleList) and len(blocks) == count:
+            yield path, blocks
+
+
+def _look(block: nn.Module, config: PreTrainedConfig) -> str:
+    """What tells blocks of one kind from others: their classes, switches and type of layer."""
+    types = set(getattr(config, "layer_types", None) or ())
+    switches = {
+        f"{path}.{name}": value
+        for path, module in block.named_modules()
+        for name, value in vars(module).items()
+        if (isinstance(value, bool) and name != "training" and name[0] != "_")
+        or (isinstance(value, str) and value in types)
+    }
+    return json.dumps([module_classes(block), switches], sort_keys=True)
+
+
+def _needed(looks: Sequence[str]) -> int:
+    """How many of the first layers have every kind of block; at least two."""
+    return max(2, *(looks.index(look) + 1 for look in set(looks)))
 
 
 def _blocks(model: PreTrainedModel, ids: Tensor) -> tuple[str, list[Example]]:
     """The path of the list of blocks, and each with what it is called with."""
     count = model.config.num_hidden_layers
-    for path, blocks in model.named_modules():
-        if isinstance(blocks, nn.ModuleList) and len(blocks) == count:
-            calls = _arguments(model, blocks, ids)
-            if list(calls) == list(range(count)):
-                return path, [_example(blocks[index], calls[index]) for index in calls]
+    for path, blocks in _lists(model, count):
+        calls = _arguments(model, blocks, ids)
+        if list(calls) == list(range(count)):
+            return path, [_example(blocks[index], calls[index]) for index in calls]
     raise Unclear("no list of blocks that are run one after the other")
 
 
@@ -254,35 +345,51 @@ def _example(block: nn.Module, arguments: dict[str, Any]) -> Example:
     return Example(block, hidden, arguments)
 
 
-def _derived(model: PreTrainedModel, path: str, examples: list[Example], ids: Tensor) -> Derived:
-    """The family, where all blocks are alike."""
-    found = [_parts(example, model.config) for example in examples]
-    parts, shared = found[0]
-    if any(other != found[0] for other in found):
-        raise Unclear("its blocks are of several kinds")
-    classes = module_classes(examples[0].block)
-    return Derived(
-        model.config.model_type,
-        path,
-        _norm(model, examples[-1], ids),
-        _cap(model, ids),
-        parts,
-        shared,
-        classes,
-    )
+def _derived(
+    model: PreTrainedModel,
+    path: str,
+    examples: Sequence[Example],
+    ids: Tensor,
+    looks: Sequence[str],
+) -> Derived:
+    """The family; of each kind of block the first one tells what it is like."""
+    kinds: list[Kind] = []
+    place: dict[str, int] = {}
+    for look in dict.fromkeys(looks):
+        index = looks.index(look)
+        if _look(examples[index].block, model.config) != look:
+            raise Unclear(f"block {index} of a tiny model of it is of another kind")
+        kind = _kind(examples[index], model.config, index)
+        if kind not in kinds:
+            kinds.append(kind)
+        place[look] = kinds.index(kind)
+    norm, cap = _norm(model, examples[-1], ids), _cap(model, ids)
+    order = [place[look] for look in looks]
+    return Derived(model.config.model_type, path, norm, cap, kinds, order)
 
 
-def _parts(
-    example: Example, config: PreTrainedConfig
-) -> tuple[dict[SubLayerName, Part], tuple[str, ...]]:
-    """The sub-layers of a block with what can be done to them."""
-    found = structure(example)
-    return {branch.kind: _part(example, branch, config) for branch in found.branches}, found.shared
+def _kind(example: Example, config: PreTrainedConfig, index: int) -> Kind:
+    """What a block is like, and what can be done to its sub-layers."""
+    found, shape = structure(example), head_shape(config, index)
+    parts = {branch.kind: _part(example, branch, shape) for branch in found.branches}
+    heads = "attention" in parts and _with_heads(example, parts["attention"], shape)
+    return Kind(parts, found.shared, module_classes(example.block), heads)
 
 
-def _part(example: Example, branch: Branch, config: PreTrainedConfig) -> Part:
+def _with_heads(example: Example, part: Part, shape: tuple[int, int, int]) -> bool:
+    """Whether the operations of a sub-layer beside its matrices are those of an attention."""
+    heads, _, head_dim = shape
+    call = example.calls(part.branch.core)[part.branch.core[-1]]
+    with FlopCounterMode(display=False) as counter:
+        example.block.get_submodule(part.branch.core[-1])(**call.arguments)
+    tokens = example.hidden.shape[1]
+    linear = sum(2 * tokens * prod(matrix_shape(example.block, m)) for m in part.matrices)
+    return bool(counter.get_total_flops() - linear == 4 * tokens**2 * heads * head_dim)
+
+
+def _part(example: Example, branch: Branch, heads_shape: tuple[int, int, int]) -> Part:
     linear = matrices(example, branch)
-    heads, kv_heads, head_dim = head_shape(config, 0)
+    heads, kv_heads, head_dim = heads_shape
     if branch.kind == "attention":
         axes = with_heads(example, linear, heads, kv_heads, head_dim)
         what = "heads"

@@ -1,0 +1,46 @@
+"""What is counted of a block: shapes and roles of matrices, and parameters that are in none."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from math import prod
+
+from torch import nn
+from transformers import PreTrainedConfig
+
+from evocompress.models.families.branches import Matrix, SubLayer
+
+
+def attention_windows(config: PreTrainedConfig, layers: int) -> tuple[int | None, ...]:
+    """The attention window of each block in tokens; ``None`` is full attention.
+
+    A config either names a kind for each layer, or its one window holds for all.
+    """
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * layers
+    return tuple(window if kind == "sliding_attention" else None for kind in kinds[:layers])
+
+
+def roles(matrices: tuple[Matrix, ...]) -> dict[str, str]:
+    """Each path's last word, or the whole path where two matrices end alike."""
+    words = {matrix.path: matrix.path.rsplit(".", 1)[-1] for matrix in matrices}
+    count = Counter(words.values())
+    return {path: word if count[word] == 1 else path for path, word in words.items()}
+
+
+def matrix_shape(block: nn.Module, matrix: Matrix) -> tuple[int, int]:
+    """(out, in) of a matrix, whatever order the module stores."""
+    rows, *columns = block.get_parameter(f"{matrix.path}.weight").shape
+    return (prod(columns), rows) if matrix.transposed else (rows, prod(columns))
+
+
+def own_params(block: nn.Module, branch: SubLayer, matrices: Sequence[Matrix]) -> int:
+    """Parameters of a branch that are in none of a block's matrices: norms, biases, a router."""
+    weights = {f"{matrix.path}.weight" for matrix in matrices}
+    parts = (*branch.identity_modules, branch.zero_module)
+    return sum(
+        parameter.numel()
+        for name, parameter in block.named_parameters()
+        if name not in weights and any(name.startswith(f"{part}.") for part in parts)
+    )
