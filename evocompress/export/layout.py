@@ -9,7 +9,6 @@ from functools import cached_property
 from evocompress.core.types import DENSE, DROP, Candidate, Level
 from evocompress.core.widths import Widths, dense_widths
 from evocompress.models.families import SubLayerName
-from evocompress.models.families.mixture import expert_path
 from evocompress.models.families.names import BlockNames
 from evocompress.models.families.uneven import added_biases, is_compressed, missing
 from evocompress.models.loading import LoadedModel, once
@@ -135,7 +134,8 @@ def _layout(loaded: LoadedModel, candidate: Candidate) -> Layout:
         kinds, mixture = family.sublayers, family.mixture
         count = mixture.experts(loaded.model)[0] if mixture else 0
         own = {kind: levels.get(f"{names[index]}.{kind}", DENSE) for kind in kinds}
-        gone = {i for i in range(count) if levels.get(f"{names[index]}.{expert_path(i)}") == DROP}
+        experts = [f"{names[index]}.{mixture.expert_path(i)}" for i in range(count) if mixture]
+        gone = {i for i, name in enumerate(experts) if levels.get(name) == DROP}
         widths = dense_widths(architecture, index)
         for level in own.values():
             widths = widths.at(level)

@@ -21,7 +21,6 @@ from evocompress.core.types import DENSE, Candidate
 from evocompress.export.layout import Block, layout
 from evocompress.models.families import prepare_stock
 from evocompress.models.families.base import block_matrices
-from evocompress.models.families.mixture import EXPERTS, expert_path
 from evocompress.models.families.names import BlockNames
 from evocompress.models.loading import LoadedModel
 from evocompress.models.stored_tensors import without_missing
@@ -96,14 +95,14 @@ def renumbered(names: BlockNames, kept: Sequence[Block]) -> Callable[[str], str]
     """A function from a parameter's name where only `kept` blocks are to its name when dense."""
     in_dense_block = names.renamed([block.index for block in kept])
     experts = {names[block.index]: block.experts for block in kept}
-    expert = re.compile(rf"^({names.pattern})\.{re.escape(EXPERTS)}\.(\d+)\.")
+    expert = re.compile(rf"^({names.pattern})\.(.+\.experts)\.(\d+)\.")
 
     def dense_name(name: str) -> str:
         renamed = in_dense_block(name)
         found = expert.match(renamed)
         if not found:
             return renamed
-        own = expert_path(experts[found[1]][int(found[2])])
-        return f"{found[1]}.{own}.{renamed[found.end() :]}"
+        own = experts[found[1]][int(found[3])]
+        return f"{found[1]}.{found[2]}.{own}.{renamed[found.end() :]}"
 
     return dense_name

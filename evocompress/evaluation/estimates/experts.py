@@ -10,7 +10,7 @@ from torch import nn
 from evocompress.compression.live_model import LiveModel
 from evocompress.core.errors import ConfigError
 from evocompress.core.types import DROP, Candidate
-from evocompress.models.families.mixture import Mixture, expert_path
+from evocompress.models.families.mixture import Mixture
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,11 +58,11 @@ def mixtures(live: LiveModel, candidate: Candidate) -> Iterator[Mixed]:
         raise ConfigError(
             f"{live.loaded.source} is no mixture of experts, so no estimate of experts can be made"
         )
-    count, active = family.mixture.experts(model)
     for index, block in enumerate(family.blocks(model)):
-        name = family.block_names[index]
-        if candidate.by_name.get(f"{name}.mlp") == DROP:
+        name, mixture = family.block_names[index], family.at(index).mixture
+        if mixture is None or candidate.by_name.get(f"{name}.mlp") == DROP:
             continue
-        names = {i: f"{name}.{expert_path(i)}" for i in range(count)}
+        count, active = mixture.experts(model)
+        names = {i: f"{name}.{mixture.expert_path(i)}" for i in range(count)}
         kept = {i: own for i, own in names.items() if candidate.by_name.get(own) != DROP}
-        yield Mixed(family.mixture, block, active, tuple(kept), tuple(kept.values()))
+        yield Mixed(mixture, block, active, tuple(kept), tuple(kept.values()))

@@ -72,7 +72,7 @@ class Family:
     norm_path: str = "model.norm"
     attention: SubLayer = llama_attention()
     mlp: SubLayer = llama_mlp()
-    mixture: ClassVar[Mixture | None] = None
+    mixture: Mixture | None = None
     unused: ClassVar[str] = ""
     two_way: ClassVar[bool] = False
     two_way_key: ClassVar[str] = ""
@@ -156,7 +156,10 @@ class Family:
             for matrix in (matrix for matrix in matrices if matrix.sublayer == kind):
                 if matrix.expert != expert:
                     expert = matrix.expert
-                    yield Unit(f"{name}.{expert}", "expert", sublayer, index, expert)
+                    yield Unit(
+                        *(f"{name}.{expert}", "expert", sublayer, index, expert),
+                        droppable=self.mixture is not None and self.mixture.droppable,
+                    )
                 yield Unit(
                     name=f"{name}.{matrix.path}",
                     kind="matrix",
@@ -355,8 +358,9 @@ def prepare(family: Family, model: PreTrainedModel) -> None:
 
     Afterwards every matrix is a module of its own, as `matrices_of` says.
     """
-    if family.mixture is not None:
-        family.mixture.prepare(model, family.blocks(model))
+    for index, block in enumerate(family.blocks(model)):
+        if (mixture := family.at(index).mixture) is not None:
+            mixture.prepare(model, [block])
 
 
 def final_norm(family: Family, model: PreTrainedModel) -> nn.Module:

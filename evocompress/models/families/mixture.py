@@ -18,12 +18,6 @@ from transformers import PreTrainedModel
 
 from evocompress.models.families.branches import Attributes, Matrix
 
-EXPERTS = "mlp.experts"
-"""Where the experts of a block are."""
-
-FIRST = f"{EXPERTS}.0"
-"""The expert whose matrices stand for those of all."""
-
 
 class ExpertView(nn.Module):
     """One gated MLP, whose matrices are views of those of all experts.
@@ -71,6 +65,15 @@ class ExpertViews(nn.ModuleList):
         return total
 
 
+def expert_matrices(first: str) -> tuple[Matrix, ...]:
+    """The matrices of the first expert, which is at a path within its block."""
+    return (
+        Matrix(f"{first}.gate_proj", "mlp", f"{first}.in", rows=("channel",), expert=first),
+        Matrix(f"{first}.up_proj", "mlp", f"{first}.in", rows=("channel",), expert=first),
+        Matrix(f"{first}.down_proj", "mlp", f"{first}.out", columns=("channel",), expert=first),
+    )
+
+
 @dataclass(frozen=True)
 class Mixture:
     """How a family's blocks hold the experts of their MLPs.
@@ -90,6 +93,20 @@ class Mixture:
     stored: Mapping[str, str] = field(default_factory=dict)
     shared_gate: str = ""
 
+    @property
+    def droppable(self) -> bool:
+        """Whether an MLP can do with fewer experts."""
+        return True
+
+    @property
+    def first(self) -> str:
+        """Module path of the expert whose matrices stand for those of all."""
+        return self.expert_path(0)
+
+    def expert_path(self, index: int) -> str:
+        """Module path of an expert within its block."""
+        return f"{self.mlp}.experts.{index}"
+
     def stored_name(self, name: str) -> str:
         """How checkpoints of the model's own class name a parameter of a prepared model."""
         return _renamed(name, self.stored).replace(f".{self.mlp}.", f".{self.stored_mlp}.")
@@ -99,7 +116,7 @@ class Mixture:
         own = {theirs: ours for ours, theirs in self.stored.items()}
         return _renamed(stored, own).replace(f".{self.stored_mlp}.", f".{self.mlp}.")
 
-    def prepare(self, model: PreTrainedModel, blocks: nn.ModuleList) -> None:
+    def prepare(self, model: PreTrainedModel, blocks: Iterable[nn.Module]) -> None:
         """Give every expert of a model's blocks matrices of its own, views of the fused ones.
 
         What is so already, or was replaced, is left alone. The logits of the routers, which only
@@ -121,7 +138,7 @@ class Mixture:
         """A block's matrices with those of all experts, one after the other, for the first's."""
         routed = [matrix for matrix in matrices if matrix.expert]
         count = self.experts(model)[0]
-        every = [_of_expert(matrix, index) for index in range(count) for matrix in routed]
+        every = [self._of(index, matrix) for index in range(count) for matrix in routed]
         first = matrices.index(routed[0])
         return (*matrices[:first], *every, *matrices[first + len(routed) :])
 
@@ -137,6 +154,16 @@ class Mixture:
             (f"{self.mlp}.experts", "kept"): tuple(kept),
         }
 
+    def _of(self, index: int, matrix: Matrix) -> Matrix:
+        """The first expert's matrix of another expert."""
+        own = self.expert_path(index)
+        return replace(
+            matrix,
+            path=matrix.path.replace(self.first, own, 1),
+            input=matrix.input.replace(self.first, own, 1),
+            expert=own,
+        )
+
 
 def _renamed(name: str, words: Mapping[str, str]) -> str:
     """The name of a parameter of an expert with its last but one word exchanged."""
@@ -144,11 +171,6 @@ def _renamed(name: str, words: Mapping[str, str]) -> str:
     above, _, word = path.rpartition(".")
     within = re.search(r"\.experts\.\d+$", above) is not None
     return f"{above}.{words[word]}.{part}" if within and word in words else name
-
-
-def expert_path(index: int) -> str:
-    """Module path of an expert within its block."""
-    return f"{EXPERTS}.{index}"
 
 
 def split(fused: Any) -> ExpertViews:
@@ -162,14 +184,3 @@ def _linear(weight: Tensor) -> nn.Linear:
     module = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     module.weight = nn.Parameter(weight, requires_grad=False)
     return module
-
-
-def _of_expert(matrix: Matrix, index: int) -> Matrix:
-    """The same matrix of another expert."""
-    own = expert_path(index)
-    return replace(
-        matrix,
-        path=matrix.path.replace(FIRST, own, 1),
-        input=matrix.input.replace(FIRST, own, 1),
-        expert=own,
-    )

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from transformers import PreTrainedModel
 
 from evocompress.core.errors import ModelError
 from evocompress.models.families.base import Family
-from evocompress.models.families.branches import Matrix, SubLayer
-from evocompress.models.families.mixture import FIRST, Mixture
+from evocompress.models.families.branches import SubLayer
+from evocompress.models.families.mixture import Mixture, expert_matrices
 
 
 class MixtureFamily(Family):
     """Llama's attention, and an MLP that is a mixture of experts in every block."""
 
-    mixture: ClassVar[Mixture]
+    mixture: Mixture
     mlp: SubLayer = SubLayer(
-        matrices=(
-            Matrix(f"{FIRST}.gate_proj", "mlp", f"{FIRST}.in", rows=("channel",), expert=FIRST),
-            Matrix(f"{FIRST}.up_proj", "mlp", f"{FIRST}.in", rows=("channel",), expert=FIRST),
-            Matrix(f"{FIRST}.down_proj", "mlp", f"{FIRST}.out", columns=("channel",), expert=FIRST),
-        ),
+        matrices=expert_matrices("mlp.experts.0"),
         identity_modules=("post_attention_layernorm",),
         zero_module="mlp",
     )

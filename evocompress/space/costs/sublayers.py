@@ -165,5 +165,5 @@ def _part(unit: Unit, tree: UnitTree, architecture: Architecture) -> Part:
         window=architecture.windows[block],
         routed=tuple(m for expert in experts[: unit.active] for m in tree.children[expert.name]),
         channel_params=0 if attention or not by_channel else by_channel[block],
-        gate=architecture.gate if unit.kind == "mlp" else 0,
+        gate=architecture.gate if experts else 0,
     )

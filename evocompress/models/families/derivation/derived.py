@@ -21,6 +21,7 @@ from evocompress.core.types import Architecture
 from evocompress.core.widths import Widths
 from evocompress.models.families.base import Family
 from evocompress.models.families.branches import ABSENT, Attributes, Matrix, SubLayer, SubLayerName
+from evocompress.models.families.derivation.experts import DerivedMixture, is_mixture, mixture_of
 from evocompress.models.families.derivation.projections import (
     matrices,
     shape,
@@ -53,12 +54,14 @@ class Part:
         matrices: Its linear ones.
         settings: What they are told when the width changes; ``None`` where it cannot.
         reason: Why it cannot; empty where it can.
+        mixture: The experts in it, where it is a mixture.
     """
 
     branch: Branch
     matrices: tuple[Matrix, ...]
     settings: Settings | None = None
     reason: str = ""
+    mixture: DerivedMixture | None = None
 
     @property
     def sublayer(self) -> SubLayer:
@@ -123,6 +126,10 @@ class Derived(Family):
         parts = _first_parts(self.kinds)
         self.attention = parts["attention"].sublayer if "attention" in parts else ABSENT
         self.mlp = parts["mlp"].sublayer if "mlp" in parts else ABSENT
+        self.mixture = parts["mlp"].mixture if "mlp" in parts else None
+        if len(kinds) > 1:
+            mixed = (kind.parts["mlp"].mixture for kind in kinds if "mlp" in kind.parts)
+            self.mixture = next(filter(None, mixed), None)
         self._each: tuple[Derived, ...] = (self,)
         if len(self.kinds) > 1:
             paths = model_type, layers_path, norm_path, cap_key
@@ -170,6 +177,12 @@ class Derived(Family):
             for p in block.get_submodule(path).parameters()
         )
         return replace(found, outer_params=found.outer_params + extra)
+
+    def hidden_states(self, model: PreTrainedModel, batch: Tensor) -> Tensor:
+        """See `Family.hidden_states`; in some models it is not the base model that has them."""
+        body = model.get_submodule(_body(self.layers_path))
+        states: Tensor = body(**self.task.inputs(batch, model.dtype)).last_hidden_state
+        return states
 
     def replacements(self, block: nn.Module, sublayer: SubLayerName) -> dict[str, nn.Module]:
         """See `Family.replacements`; of a family with one kind of blocks."""
@@ -241,7 +254,7 @@ def module_classes(block: nn.Module) -> dict[str, str]:
     return {
         path: type(module).__name__
         for path, module in block.named_modules()
-        if path and any(True for _ in module.parameters())
+        if path and ".experts." not in path and any(True for _ in module.parameters())
     }
 
 
@@ -257,28 +270,32 @@ def derive(cls: type[PreTrainedModel], config: PreTrainedConfig) -> Derived:
     """
     with torch.device("meta"):
         skeleton = cls(copy.deepcopy(config))
-    looks = {
-        path: [_look(block, config) for block in blocks]
-        for path, blocks in _lists(skeleton, config.num_hidden_layers)
-    }
+    lists = dict(_lists(skeleton, config.num_hidden_layers))
     with torch.no_grad():
-        layers = max(map(_needed, looks.values()), default=2)
+        looks = [[_look(block, config) for block in blocks] for blocks in lists.values()]
+        layers = max(map(_needed, looks), default=2)
         try:
-            return _tried(cls, shrunk(config, layers), looks)
+            return _tried(cls, shrunk(config, layers), lists)
         except FAILURES:
             # Rotary embeddings with a number for each pair of dimensions know only one width.
-            return _tried(cls, shrunk(config, layers, narrow_heads=False), looks)
+            return _tried(cls, shrunk(config, layers, narrow_heads=False), lists)
 
 
 def _tried(
-    cls: type[PreTrainedModel], small: PreTrainedConfig, looks: Mapping[str, Sequence[str]]
+    cls: type[PreTrainedModel], small: PreTrainedConfig, lists: Mapping[str, nn.ModuleList]
 ) -> Derived:
-    """The family of a model class, read off a random model with a small config."""
+    """The family of a model class, read off a random model with a small config.
+
+    Args:
+        cls: The class.
+        small: The config.
+        lists: Of the real model the lists with a module for each layer.
+    """
     model = random_model(cls, small)
     model.set_attn_implementation("eager")
     ids = torch.randint(3, VOCABULARY, (1, LENGTH), generator=torch.Generator().manual_seed(0))
     path, examples = _blocks(model, ids)
-    return _derived(model, path, examples, ids, looks[path])
+    return _derived(model, path, examples, ids, lists[path])
 
 
 def _lists(model: nn.Module, count: int) -> Iterator[tuple[str, nn.ModuleList]]:
@@ -350,28 +367,34 @@ def _derived(
     path: str,
     examples: Sequence[Example],
     ids: Tensor,
-    looks: Sequence[str],
+    real: nn.ModuleList,
 ) -> Derived:
-    """The family; of each kind of block the first one tells what it is like."""
+    """The family; of each kind of the `real` blocks the first one tells what it is like."""
+    looks = [_look(block, model.config) for block in real]
     kinds: list[Kind] = []
     place: dict[str, int] = {}
     for look in dict.fromkeys(looks):
         index = looks.index(look)
         if _look(examples[index].block, model.config) != look:
             raise Unclear(f"block {index} of a tiny model of it is of another kind")
-        kind = _kind(examples[index], model.config, index)
+        kind = _kind(examples[index], real[index], head_shape(model.config, index))
         if kind not in kinds:
             kinds.append(kind)
         place[look] = kinds.index(kind)
-    norm, cap = _norm(model, examples[-1], ids), _cap(model, ids)
+    norm, cap = _norm(model, examples[-1], ids), _cap(model, _body(path), ids)
     order = [place[look] for look in looks]
     return Derived(model.config.model_type, path, norm, cap, kinds, order)
 
 
-def _kind(example: Example, config: PreTrainedConfig, index: int) -> Kind:
+def _kind(example: Example, real: nn.Module, shape: tuple[int, int, int]) -> Kind:
     """What a block is like, and what can be done to its sub-layers."""
-    found, shape = structure(example), head_shape(config, index)
-    parts = {branch.kind: _part(example, branch, shape) for branch in found.branches}
+    found = structure(example)
+    parts = {
+        branch.kind: _mixed(example, branch, real)
+        if is_mixture(example.block, branch)
+        else _part(example, branch, shape)
+        for branch in found.branches
+    }
     heads = "attention" in parts and _with_heads(example, parts["attention"], shape)
     return Kind(parts, found.shared, module_classes(example.block), heads)
 
@@ -385,6 +408,16 @@ def _with_heads(example: Example, part: Part, shape: tuple[int, int, int]) -> bo
     tokens = example.hidden.shape[1]
     linear = sum(2 * tokens * prod(matrix_shape(example.block, m)) for m in part.matrices)
     return bool(counter.get_total_flops() - linear == 4 * tokens**2 * heads * head_dim)
+
+
+def _mixed(example: Example, branch: Branch, real: nn.Module) -> Part:
+    """A mixture of experts; one that is built otherwise can be dropped as a whole."""
+    try:
+        mixture, own = mixture_of(example, branch, real)
+    except Unclear as reason:
+        return Part(branch, (), reason=str(reason))
+    routed = f"experts cannot be dropped: with fewer, {mixture.mlp} chooses in another way"
+    return Part(branch, own, Settings({}), "" if mixture.routed else routed, mixture)
 
 
 def _part(example: Example, branch: Branch, heads_shape: tuple[int, int, int]) -> Part:
@@ -438,13 +471,18 @@ def _norm(model: PreTrainedModel, last: Example, ids: Tensor) -> str:
     )
 
 
-def _cap(model: PreTrainedModel, ids: Tensor) -> str:
+def _body(layers_path: str) -> str:
+    """The path of the module that runs the blocks."""
+    return layers_path.rpartition(".")[0]
+
+
+def _cap(model: PreTrainedModel, body: str, ids: Tensor) -> str:
     """The key of the bound of the logits.
 
     Raises:
         Unclear: They are something else of the hidden states than what the head makes of them.
     """
-    states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    states = model.get_submodule(body)(input_ids=ids, use_cache=False).last_hidden_state
     wanted = model(input_ids=ids, use_cache=False).logits
     for key in ("", CAP_KEY):
         if hasattr(model.config, key or "model_type") and torch.allclose(
