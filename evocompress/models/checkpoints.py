@@ -160,16 +160,15 @@ def type_and_classes(path: object, config: Mapping[str, Any]) -> tuple[str, list
     return kind, classes
 
 
-def inner_type(config: Mapping[str, Any]) -> str | None:
-    """The type of the language model within a model of several parts; ``None`` of others."""
+def inner_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of the language model within a model of several parts; empty of others."""
     for key in ("text_config", "llm_config", "language_config", "thinker_config"):
         inner = config.get(key)
         if isinstance(inner, dict):
-            kind = inner.get("model_type")
             nested = inner.get("text_config")  # a thinker has one of its own
-            kind = nested.get("model_type", kind) if isinstance(nested, dict) else kind
-            return str(kind)
-    return None
+            found = nested if isinstance(nested, dict) and "model_type" in nested else inner
+            return {"model_type": "", **found}
+    return {}
 
 
 def complete_image_size(model: PreTrainedModel, folder: Path) -> None:

@@ -22,33 +22,26 @@ from evocompress.models.checkpoints import (
     Checkpoint,
     DType,
     complete_image_size,
-    inner_type,
+    inner_settings,
     locate,
     model_type,
     quiet_transformers,
     read_model,
     read_tokenizer,
 )
+from evocompress.models.config_keys import lasting
 from evocompress.models.cpu_dtypes import slow_on_cpu
 from evocompress.models.demo import DEMO_SOURCE, demo_checkpoint
-from evocompress.models.families import FAMILIES, Family, family_named, family_of
+from evocompress.models.families import Family, family_named, family_of
 from evocompress.models.families.base import prepare, with_pooling
+from evocompress.models.families.derivation.derived import ToBeDerived
+from evocompress.models.families.derivation.from_config import derived_from
 from evocompress.models.gguf_conversion import converted
 from evocompress.models.pooling import MODULES, POOLING, pooling_of
 from evocompress.models.stored_tensors import check_finite, stored_tensors
 from evocompress.models.streaming import BlockCache, stream_blocks
-from evocompress.models.tasks import Pooling
+from evocompress.models.tasks import CAUSAL, Pooling
 from evocompress.models.tying import settle_tying
-
-# What a config says about where it was written or how it is run, not about the model.
-VOLATILE_KEYS = {
-    "_name_or_path",
-    "_model_name_or_path",
-    "transformers_version",
-    "architectures",
-    "dtype",
-    "use_cache",
-}
 
 
 @dataclass(frozen=True)
@@ -229,8 +222,8 @@ def fingerprint(model: PreTrainedModel) -> str:
     Covers the config without its volatile keys, and the name, shape, dtype and bytes of each
     parameter, tied ones once, and of each buffer that is stored with them.
     """
-    config = {k: v for k, v in model.config.to_dict().items() if k not in VOLATILE_KEYS}
     digest = hashlib.blake2b(digest_size=8)
+    config = lasting(model.config.to_dict())
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())
     stored = model.state_dict().keys()
     buffers = ((name, one) for name, one in model.named_buffers() if name in stored)
@@ -249,8 +242,11 @@ def _raw_bytes(tensor: Tensor) -> memoryview:
 def _family(checkpoint: Checkpoint) -> Family:
     """What serves a checkpoint, told before its weights are read or its code is run."""
     kind, classes = model_type(checkpoint)
-    check_wrapper(checkpoint, kind, read_checkpoint_json(checkpoint.folder / CONFIG))
+    settings = read_checkpoint_json(checkpoint.folder / CONFIG)
+    check_wrapper(checkpoint, kind, settings)
     family = family_named(kind, classes, embeds=(checkpoint.folder / MODULES).is_file())
+    if isinstance(family, ToBeDerived):
+        return derived_from(checkpoint.folder / CONFIG, settings)
     if family.task.causal and not classes and not _has_a_head(checkpoint, family):
         raise ModelError(
             f"{checkpoint.folder / CONFIG} names no class in architectures, and the weights have "
@@ -261,17 +257,24 @@ def _family(checkpoint: Checkpoint) -> Family:
 
 def check_wrapper(source: object, kind: str, config: Mapping[str, Any]) -> None:
     """Refuse a model of several kinds of input, and say what of it would go."""
-    inner = inner_type(config)
-    if inner is None or kind == inner:
+    inner = inner_settings(config)
+    if not inner or kind == inner["model_type"]:
         return
-    text = f"{source} is a model of several parts (type {kind!r}), which is not supported"
-    if any(family.model_type == inner for family in FAMILIES.usable().values()):
-        raise ModelError(
-            f"{text}: its language model (type {inner!r}) is; save that part alone with "
-            "transformers, as its own ...ForCausalLM, and give that checkpoint"
-        )
-    known = ", ".join(dict.fromkeys(family.model_type for family in FAMILIES.usable().values()))
-    raise ModelError(f"{text}, nor is its language model (type {inner!r}); supported: {known}")
+    text = (
+        f"{source} is a model of several parts (type {kind!r}), which is not supported as a whole"
+    )
+    named = f"its language model (type {inner['model_type']!r})"
+    try:
+        if isinstance(
+            family_named(inner["model_type"], CAUSAL.class_names(inner["model_type"])), ToBeDerived
+        ):
+            derived_from(source, inner)
+    except ModelError as reason:
+        raise ModelError(f"{text}, nor is {named}: {reason}") from None
+    raise ModelError(
+        f"{text}: {named} is; save that part alone with transformers, as its own ...ForCausalLM, "
+        "and give that checkpoint"
+    )
 
 
 def _pooled(checkpoint: Checkpoint, family: Family) -> Family:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from evocompress.core.types import Candidate
 from evocompress.evaluation.profile import check_table, profile, table_rows
 from evocompress.evaluation.proxies import kinds_for
 from evocompress.export import materialize
-from evocompress.models.families import FAMILIES, STATE_SPACE
+from evocompress.models.families import FAMILIES
 from evocompress.models.loading import load
 from evocompress.models.pooling import pooling_of
 from evocompress.space.costs import CACHED
@@ -152,30 +151,6 @@ def test_a_classifier_is_told_from_an_embedding_model_by_its_class(tmp_path: Pat
         batch = random_batch(loaded.family, loaded.model)
         expected = answer(loaded.family, tiny_loaded(name).model, batch)
         torch.testing.assert_close(answer(loaded.family, loaded.model, batch), expected)
-
-
-@pytest.mark.parametrize("kind", ["mamba2", "jamba", "recurrent_gemma"])
-def test_state_space_models_are_refused_by_name(kind: str, tmp_path: Path) -> None:
-    folder = tiny_checkpoint(tmp_path / "model")
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"model_type": kind}))
-    with pytest.raises(ModelError, match=rf"'{kind}' have state-space, .*docs/families\.md"):
-        load(str(folder))
-
-
-def test_all_such_models_of_transformers_are_known() -> None:
-    blocks = (
-        "Mamba|SSM|DeltaNet|DeltaRule|DeltaAttention|LinearAttention|LightningAttention|ShortConv"
-        "|Rwkv|RgLru|xLSTM"
-    )
-    found = set()
-    for file in Path(transformers.models.__path__[0]).glob("*/modeling_*.py"):
-        if re.search(rf"^class \w*({blocks})", file.read_text(), re.MULTILINE):
-            configs = "".join(path.read_text() for path in file.parent.glob("configuration_*.py"))
-            found |= set(re.findall(r"^ +model_type\b.* = \"(\w+)\"", configs, re.MULTILINE))
-    whole = {kind for kind in found if not kind.endswith(("_vision", "_audio"))}
-    assert "mamba2" in whole
-    assert whole <= STATE_SPACE
 
 
 @pytest.mark.parametrize(

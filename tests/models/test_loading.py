@@ -131,11 +131,30 @@ def weights_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("weights_are_not_read")
-@pytest.mark.parametrize("kind", ["mpnet", "olmoe", "unheard_of"])
+@pytest.mark.parametrize("kind", ["mpnet", "unheard_of"])
 def test_an_unknown_type_is_named_before_weights_are_read(checkpoint: Path, kind: str) -> None:
     edit_config(checkpoint, model_type=kind)
+    message = refusal(checkpoint)
+    assert f"type {kind!r} are not supported" in message
+    assert ("has no such type" in message) == (kind == "unheard_of")
     supported = ", ".join(dict.fromkeys(f.model_type for f in FAMILIES.values()))
-    assert f"type {kind!r} are not supported; supported: {supported}" in refusal(checkpoint)
+    assert f"; supported: {supported}, and causal" in message
+
+
+@pytest.mark.usefixtures("weights_are_not_read")
+def test_a_type_that_cannot_be_derived_is_told_with_the_reason(checkpoint: Path) -> None:
+    edit_config(checkpoint, model_type="bart", architectures=["BartForCausalLM"])
+    reason = "none can be derived: no list of blocks that are run one after the other"
+    assert reason in refusal(checkpoint)
+    with pytest.raises(ModelError, match=reason):
+        outline(str(checkpoint))
+
+
+@pytest.mark.usefixtures("weights_are_not_read")
+def test_a_config_to_be_derived_from_must_name_its_class(checkpoint: Path) -> None:
+    edit_config(checkpoint, model_type="olmo", architectures=[])
+    assert "names no class in architectures" in refusal(checkpoint)
+    assert "add OlmoForCausalLM there" in refusal(checkpoint)
 
 
 @pytest.mark.usefixtures("weights_are_not_read")
@@ -143,7 +162,7 @@ def test_an_unknown_type_is_named_before_weights_are_read(checkpoint: Path, kind
     ("inner", "key", "text"),
     [
         ("gemma3_text", "text_config", "its language model (type 'gemma3_text') is; save that"),
-        ("olmo2", "llm_config", "nor is its language model (type 'olmo2'); supported: llama,"),
+        ("mpnet", "llm_config", "nor is its language model (type 'mpnet'): models of type 'mpnet'"),
     ],
 )
 def test_a_refused_wrapper_is_told_what_of_it_would_go(
@@ -151,7 +170,7 @@ def test_a_refused_wrapper_is_told_what_of_it_would_go(
 ) -> None:
     edit_config(checkpoint, model_type="gemma3", **{key: {"model_type": inner}})
     message = refusal(checkpoint)
-    assert "is a model of several parts (type 'gemma3'), which is not supported" in message
+    assert "several parts (type 'gemma3'), which is not supported as a whole" in message
     assert text in message
     with pytest.raises(ModelError) as caught:
         outline(str(checkpoint))

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from transformers import PreTrainedModel
+import transformers
+from transformers import CONFIG_MAPPING, PreTrainedModel
 
 from evocompress.core.errors import ModelError
 from evocompress.core.registry import Registry
@@ -81,16 +82,6 @@ FAMILIES: Registry[Family] = Registry(
 )
 """By model type; where models of a type serve several tasks, the others have a name behind it."""
 
-STATE_SPACE = {
-    *("mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm", "jamba", "bamba", "zamba", "zamba2"),
-    *("nemotron_h", "falcon_h1", "granitemoehybrid", "recurrent_gemma", "qwen3_next", "lfm2"),
-    *("minimax", "kimi_linear", "lfm2_moe", "qwen3_5", "qwen3_5_text", "olmo_hybrid"),
-    *("qwen3_5_moe", "qwen3_5_moe_text", "qwen4_exp", "qwen4_exp_text", "lfm3", "lfm3_vl"),
-    *("glm5_next", "glm5_next_text", "inkling_mm_model", "inkling_text", "inkling2"),
-    *("inkling2_text", "bailing_hybrid"),
-}
-"""Model types with state-space, recurrent, convolutional or linear-attention blocks."""
-
 DOCUMENTATION = "docs/families.md"
 
 
@@ -146,9 +137,7 @@ def _stock_family(model_type: str, classes: Sequence[str], embeds: bool) -> Fami
     if not serving:
         for broken in set(names) - usable.keys():
             FAMILIES[broken]  # says why it is not usable
-        if not embeds and classes and classes[0] in CAUSAL.class_names(model_type):
-            return ToBeDerived(model_type)
-        raise ModelError(_unknown(model_type))
+        return _to_be_derived(model_type, classes, embeds)
     if len(set(classes)) > 1:
         raise ModelError(
             f"config.json names several classes ({', '.join(classes)}), so it is not known what "
@@ -164,10 +153,27 @@ def _stock_family(model_type: str, classes: Sequence[str], embeds: bool) -> Fami
         if wanted in map(str.casefold, of_class):
             return family
     known = [name for family in serving for name in family.task.class_names(model_type)]
-    raise ModelError(
-        f"models of class {classes[0]} are not supported: of type {model_type!r} only those of "
-        f"class {' or '.join(known)} ({DOCUMENTATION})"
-    )
+    raise ModelError(_only(model_type, classes[0], known))
+
+
+def _to_be_derived(model_type: str, classes: Sequence[str], embeds: bool) -> Family:
+    """What stands for the family of a type that has none of its own.
+
+    Raises:
+        ModelError: None can be derived for such models.
+    """
+    served = CAUSAL.class_names(model_type)
+    if embeds or not served:
+        raise ModelError(_unknown(model_type))
+    if not classes:
+        raise ModelError(
+            f"the config of this model of type {model_type!r} names no class in architectures, so "
+            f"it is not known what the model is for: add {served[0]} there if it tells the next "
+            "token"
+        )
+    if classes[0] not in served:
+        raise ModelError(_only(model_type, classes[0], served))
+    return ToBeDerived(model_type)
 
 
 def prepare_stock(model: PreTrainedModel) -> None:
@@ -193,13 +199,22 @@ def _embedding(model_type: str, serving: Sequence[Family]) -> Family:
     )
 
 
+def _only(model_type: str, given: str, served: Sequence[str]) -> str:
+    return (
+        f"models of class {given} are not supported: of type {model_type!r} only those of class "
+        f"{' or '.join(served)} ({DOCUMENTATION})"
+    )
+
+
 def _unknown(model_type: str) -> str:
     known = ", ".join(dict.fromkeys(family.model_type for family in FAMILIES.usable().values()))
-    where = f"{DOCUMENTATION} says what they have in common and how to add one"
-    if model_type in STATE_SPACE:
-        return (
-            f"models of type {model_type!r} have state-space, recurrent or linear-attention "
-            "blocks, which cannot be compressed: only blocks of attention and MLP can; supported: "
-            f"{known} ({where})"
+    why = f"models of type {model_type!r} are not supported"
+    if model_type not in CONFIG_MAPPING:
+        why += (
+            f", because transformers {transformers.__version__} has no such type, and code that "
+            "comes with a model is not used"
         )
-    return f"models of type {model_type!r} are not supported; supported: {known} ({where})"
+    return (
+        f"{why}; supported: {known}, and causal language models whose layout can be derived, as "
+        f"`evocompress models` lists them ({DOCUMENTATION} says how to add another)"
+    )

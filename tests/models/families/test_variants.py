@@ -103,11 +103,13 @@ def test_a_language_model_that_sees_what_comes_is_refused(
 
 
 def test_an_unknown_type_is_refused_by_name() -> None:
-    config = AutoConfig.for_model(
-        "gpt_neox", hidden_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=16
-    )
-    with pytest.raises(ModelError, match=r"'gpt_neox'.*llama, mistral"):
-        family_of(AutoModelForCausalLM.from_config(config))
+    with pytest.raises(ModelError, match=r"'mpnet' are not supported; supported: llama, mistral"):
+        family_named("mpnet", ["MPNetModel"])
+
+
+def test_another_class_of_a_type_to_be_derived_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"class OlmoForTagging .* only those of class OlmoForC"):
+        family_named("olmo", ["OlmoForTagging"])
 
 
 @pytest.mark.parametrize(

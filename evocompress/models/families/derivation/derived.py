@@ -19,6 +19,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from evocompress.core.errors import ModelError, one_line
 from evocompress.core.types import Architecture
 from evocompress.core.widths import Widths
+from evocompress.models.config_keys import lasting
 from evocompress.models.families.base import Family
 from evocompress.models.families.branches import ABSENT, Attributes, Matrix, SubLayer, SubLayerName
 from evocompress.models.families.derivation.experts import DerivedMixture, is_mixture, mixture_of
@@ -228,7 +229,8 @@ def derived(cls: type[PreTrainedModel], config: PreTrainedConfig) -> Derived:
     Raises:
         ModelError: It cannot be derived; the message says which part is the reason.
     """
-    key = f"{cls.__module__}.{cls.__qualname__} {config.to_json_string(use_diff=False)}"
+    settings = lasting(json.loads(config.to_json_string(use_diff=False)))
+    key = f"{cls.__module__}.{cls.__qualname__} {json.dumps(settings)}"
     if key not in _KNOWN:
         _KNOWN[key] = _derived_or_reason(cls, config)
     found = _KNOWN[key]

@@ -1,0 +1,21 @@
+"""What a config says of the model, apart from what it says of files and of running it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+VOLATILE_KEYS = {
+    "_name_or_path",
+    "_model_name_or_path",
+    "transformers_version",
+    "architectures",
+    "dtype",
+    "use_cache",
+}
+"""What a config says about where it was written or how it is run, not about the model."""
+
+
+def lasting(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a config without its volatile keys."""
+    return {key: value for key, value in settings.items() if key not in VOLATILE_KEYS}
