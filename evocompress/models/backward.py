@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from evocompress.models.families.base import final_norm
+from evocompress.models.families.stand_ins import run_block
 from evocompress.models.head import chunk_rows
 from evocompress.models.loading import LoadedModel
 
@@ -96,7 +97,7 @@ def kept_bytes(block: nn.Module, hidden: Tensor, arguments: Mapping[str, Any]) -
     kept = []
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
         # Kept until all is counted: what is freed may come again at the same address.
-        kept.append(block(hidden.detach().requires_grad_(True), **arguments))
+        kept.append(run_block(block, hidden.detach().requires_grad_(True), arguments))
     return sum(sizes.values())
 
 
@@ -129,7 +130,7 @@ def _at_once(loaded: LoadedModel, task: _Pass) -> None:
     family, model, hidden = loaded.family, loaded.model, task.hidden
     with torch.enable_grad():
         for block, keywords in zip(family.blocks(model), task.arguments, strict=True):
-            hidden = block(hidden, **keywords)
+            hidden = run_block(block, hidden, keywords)
         final = final_norm(family, model)(hidden)
     seeds = _hidden_gradients(loaded, final.detach(), task.losses)
     _backward(model, "", final, seeds, task.readers)
@@ -141,7 +142,7 @@ def _by_block(loaded: LoadedModel, task: _Pass) -> None:
     with torch.no_grad():
         for block, keywords in zip(blocks, task.arguments, strict=True):
             inputs.append(hidden.cpu())
-            hidden = block(hidden, **keywords)
+            hidden = run_block(block, hidden, keywords)
     norm, entering = final_norm(family, model), hidden.detach().requires_grad_(True)
     with torch.enable_grad():
         final = norm(entering)
@@ -151,7 +152,7 @@ def _by_block(loaded: LoadedModel, task: _Pass) -> None:
         entering = inputs.pop().to(hidden.device).detach().requires_grad_(True)
         with loaded.cache.held(blocks[index]) if loaded.cache else nullcontext():
             with torch.enable_grad():
-                leaving = blocks[index](entering, **task.arguments[index])
+                leaving = run_block(blocks[index], entering, task.arguments[index])
             path = f"{family.block_names[index]}."
             seeds = _backward(blocks[index], path, leaving, seeds, task.readers, entering)
 

@@ -87,4 +87,4 @@ def _slices(family: Family, model: PreTrainedModel, states: Tensor) -> Iterator[
     vocabulary = len(model.get_output_embeddings().weight)
     width = max(1, SLICE_BYTES // (len(states) * states.element_size()))
     for begin in range(0, vocabulary, width):
-        yield begin, logits_of(model, states, family.cap_key, slice(begin, begin + width))
+        yield begin, logits_of(model, states, family.logit_keys, slice(begin, begin + width))

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from evocompress.export.configs import per_layer
 from evocompress.models.dummy_inputs import random_batch
 from evocompress.models.families import Family
+from evocompress.models.families.stand_ins import run_block
 from evocompress.testing.staged import staged
 
 
@@ -32,7 +33,7 @@ def by_parts(
         for path in {branch.zero_module, *branch.identity_modules} - {branch.norm_after}:
             module = block.get_submodule(path)
             handles.append(module.register_forward_hook(partial(note, name)))
-    found = block(hidden, **arguments)
+    found = run_block(block, hidden, arguments)
     for handle in handles:
         handle.remove()
     for name, branch in branches.items():

@@ -20,6 +20,7 @@ from evocompress.evaluation.estimates.base import Estimator, Rows, Subject
 from evocompress.evaluation.estimates.score import uniforms
 from evocompress.models.families import Family, Matrix
 from evocompress.models.families.base import matrices_of
+from evocompress.models.families.stand_ins import run_block
 from evocompress.models.loading import LoadedModel
 from evocompress.testing import heuristics
 from evocompress.testing.families import output_pattern
@@ -344,6 +345,6 @@ def _blocks(
         attention_alone = copy.deepcopy(block)
         for path, module in family.replacements(attention_alone, "mlp").items():
             attention_alone.set_submodule(path, module)
-        between, after = attention_alone(hidden, **keywords), block(hidden, **keywords)
+        between, after = attention_alone(hidden, **keywords), run_block(block, hidden, keywords)
         yield f"{family.layers_path}.{index}", (hidden, between, after)
         hidden = after

@@ -14,6 +14,7 @@ from evocompress.compression.live_model import LiveModel
 from evocompress.core.types import Candidate, Level
 from evocompress.models.families import Family
 from evocompress.models.families.derivation.tracing import replaced
+from evocompress.models.families.stand_ins import run_block
 
 Rows = dict[str, tuple[float, ...]]
 """For each unit that the estimate is about its values."""
@@ -83,8 +84,8 @@ def block_states(live: LiveModel, ids: Tensor) -> Iterator[BlockStates]:
 
 def _run(family: Family, block: nn.Module, hidden: Tensor, keywords: dict[str, Any]) -> BlockStates:
     """Runs a block; without its MLP it gives what enters that branch."""
-    after = block(hidden, **keywords)
+    after = run_block(block, hidden, keywords)
     if family.sublayers != ("attention", "mlp"):
         return BlockStates(hidden, hidden if "mlp" in family.sublayers else after, after)
     with replaced(block, family.replacements(block, "mlp")):
-        return BlockStates(hidden, block(hidden, **keywords), after)
+        return BlockStates(hidden, run_block(block, hidden, keywords), after)

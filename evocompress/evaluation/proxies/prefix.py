@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from evocompress.compression.live_model import LiveModel
 from evocompress.core.types import Candidate, Level, Unit
 from evocompress.models.families.base import final_norm
+from evocompress.models.families.stand_ins import run_block
 
 # For all micro-batches together. A micro-batch of 1024 tokens takes 37 MB of SmolLM2-135M in
 # bfloat16 (31 states of 1024 x 576 values), and 277 MB of a model with 32 blocks of width 4096.
@@ -74,7 +75,7 @@ class Stream:
         hidden = self.states[begin]
         # Each state is noted together with its levels, so that a failure leaves what is true.
         for index in range(begin, len(blocks)):
-            hidden = blocks[index](hidden, **self.arguments[index])
+            hidden = run_block(blocks[index], hidden, self.arguments[index])
             if index == len(self.levels):
                 self.levels.append(levels[index])
             if (index + 1) % self.every == 0 or index + 1 == len(blocks):
@@ -85,7 +86,7 @@ class Stream:
         """What leaves the last block; runs all of them and keeps nothing."""
         hidden = self.states[0]
         for block, keywords in zip(blocks, self.arguments, strict=True):
-            hidden = block(hidden, **keywords)
+            hidden = run_block(block, hidden, keywords)
         return hidden
 
 

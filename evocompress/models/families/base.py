@@ -29,7 +29,7 @@ from evocompress.models.families.branches import (
     llama_attention,
     llama_mlp,
 )
-from evocompress.models.families.logits import logits_of
+from evocompress.models.families.logits import LogitKeys, logits_of
 from evocompress.models.families.mixture import Mixture
 from evocompress.models.families.names import BlockNames
 from evocompress.models.families.shapes import attention_windows, matrix_shape, own_params, roles
@@ -58,6 +58,8 @@ class Family:
         two_way: A token sees those behind it as well.
         two_way_key: Key of the config by which that can be set; empty where there is no such key.
         cap_key: Key of the config with the bound of soft-capped logits; empty where they have none.
+        among: Of how many things that a block yields the hidden state is the first; 0 where a block
+            yields nothing else.
 
     Examples:
         >>> from evocompress.testing.tiny import tiny_loaded
@@ -77,6 +79,7 @@ class Family:
     two_way: ClassVar[bool] = False
     two_way_key: ClassVar[str] = ""
     cap_key: str = ""
+    among: int = 0
 
     def at(self, index: int) -> Family:
         """The family as one block has it; another only where blocks are of several kinds."""
@@ -92,6 +95,11 @@ class Family:
         Of a mixture of experts those of the first one, which stand for all; see `matrices_of`.
         """
         return tuple(matrix for _, branch in self._branches() for matrix in branch.matrices)
+
+    @property
+    def logit_keys(self) -> LogitKeys:
+        """The keys of the config with what scales and bounds logits."""
+        return LogitKeys(self.cap_key)
 
     @property
     def sublayers(self) -> tuple[SubLayerName, ...]:
@@ -255,7 +263,7 @@ class Family:
             Of a causal language model the logits (..., V) of (..., H); of other tasks the
             logits or embeddings (B, C) of whole sequences (B, S, H).
         """
-        return logits_of(model, hidden, self.cap_key)
+        return logits_of(model, hidden, self.logit_keys)
 
     def replacements(self, block: nn.Module, sublayer: SubLayerName) -> dict[str, nn.Module]:
         """What to put into `block` so that a sub-layer adds exactly nothing, uncomputed.
@@ -296,11 +304,11 @@ class Family:
         Returns:
             The hidden state (B, S, H) that enters block 0, and for each block its keyword
             arguments (masks, position embeddings, which may differ from block to block):
-            ``hidden = block(hidden, **arguments[i])`` goes from block to block.
+            ``hidden = run_block(block, hidden, arguments[i])`` goes from block to block.
         """
         blocks = self.blocks(model)
         originals = list(blocks)
-        recorders = [Recorder(block) for block in originals]
+        recorders = [Recorder(block, self.among) for block in originals]
         try:
             _put(recorders, blocks)
             self.hidden_states(model, batch)

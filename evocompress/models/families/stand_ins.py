@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+
+def among_others(tensor: Tensor, among: int) -> Any:
+    """A tensor as a module yields it: alone where `among` is 0, else the first of that number."""
+    return (tensor, *[None] * (among - 1)) if among else tensor
 
 
 class ZeroAttention(nn.Module):
@@ -30,17 +36,30 @@ def zero_like(hidden: Tensor) -> Tensor:
     return hidden.new_zeros(()).expand_as(hidden)
 
 
-class Recorder(nn.Module):
-    """Stands in for a block: keeps what it was called with and passes the state through."""
+def run_block(block: nn.Module, hidden: Tensor, arguments: Mapping[str, Any]) -> Tensor:
+    """The hidden state (B, S, H) that a block makes of one; some yield it with other things."""
+    output = block(hidden, **arguments)
+    state: Tensor = output if isinstance(output, Tensor) else output[0]
+    return state
 
-    def __init__(self, block: nn.Module) -> None:
+
+class Recorder(nn.Module):
+    """Stands in for a block: keeps what it was called with and passes the state through.
+
+    Args:
+        block: Whose place it takes.
+        among: Of how many things that the block yields the state is the first; 0 for a tensor.
+    """
+
+    def __init__(self, block: nn.Module, among: int = 0) -> None:
         super().__init__()
+        self.among = among
         self.names = list(inspect.signature(block.forward).parameters)[1:]
         self.hidden = torch.empty(0)
         self.arguments: dict[str, Any] = {}
 
-    def forward(self, hidden_states: Tensor, *positional: Any, **keywords: Any) -> Tensor:
-        """The state itself."""
+    def forward(self, hidden_states: Tensor, *positional: Any, **keywords: Any) -> Any:
+        """The state itself, and ``None`` for each other thing."""
         self.hidden = hidden_states
         self.arguments = dict(zip(self.names, positional, strict=False)) | keywords
-        return hidden_states
+        return among_others(hidden_states, self.among)

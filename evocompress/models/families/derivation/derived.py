@@ -22,6 +22,7 @@ from evocompress.core.widths import Widths
 from evocompress.models.config_keys import lasting
 from evocompress.models.families.base import Family
 from evocompress.models.families.branches import ABSENT, Attributes, Matrix, SubLayer, SubLayerName
+from evocompress.models.families.derivation.ending import body_of, logit_keys, norm_path
 from evocompress.models.families.derivation.experts import DerivedMixture, is_mixture, mixture_of
 from evocompress.models.families.derivation.projections import (
     matrices,
@@ -33,8 +34,9 @@ from evocompress.models.families.derivation.proof import Settings, proven
 from evocompress.models.families.derivation.shrink import VOCABULARY, random_model, shrunk
 from evocompress.models.families.derivation.structure import Branch, Unclear, structure
 from evocompress.models.families.derivation.tracing import Example, by_name
-from evocompress.models.families.logits import logits_of
+from evocompress.models.families.logits import LogitKeys
 from evocompress.models.families.shapes import matrix_shape
+from evocompress.models.families.stand_ins import run_block
 from evocompress.models.families.uneven import head_shape
 
 LENGTH = 9
@@ -42,8 +44,6 @@ LENGTH = 9
 
 FAILURES = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 """What a model raises that does not run."""
-
-CAP_KEY = "final_logit_softcapping"
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,8 @@ class Derived(Family):
         model_type: Of the config.
         layers_path: Of the list of blocks.
         norm_path: Of the norm behind them.
-        cap_key: Of the bound of logits.
+        among: Of how many things that a block yields the hidden state is the first; 0 for a tensor.
+        logit_keys: Of the config, with what scales logits.
         kinds: The kinds of blocks.
         order: The index of each block's kind.
     """
@@ -114,14 +115,16 @@ class Derived(Family):
         model_type: str,
         layers_path: str,
         norm_path: str,
-        cap_key: str,
+        among: int,
+        logit_keys: LogitKeys,
         kinds: Sequence[Kind],
         order: Sequence[int],
     ) -> None:
         self.model_type = model_type
         self.layers_path = layers_path
         self.norm_path = norm_path
-        self.cap_key = cap_key
+        self.among = among
+        self.keys = logit_keys
         self.kinds = tuple(kinds)
         self.order = tuple(order)
         parts = _first_parts(self.kinds)
@@ -133,8 +136,13 @@ class Derived(Family):
             self.mixture = next(filter(None, mixed), None)
         self._each: tuple[Derived, ...] = (self,)
         if len(self.kinds) > 1:
-            paths = model_type, layers_path, norm_path, cap_key
-            self._each = tuple(Derived(*paths, [kind], [0]) for kind in self.kinds)
+            common = model_type, layers_path, norm_path, among, logit_keys
+            self._each = tuple(Derived(*common, [kind], [0]) for kind in self.kinds)
+
+    @property
+    def logit_keys(self) -> LogitKeys:
+        """See `Family.logit_keys`."""
+        return self.keys
 
     @property
     def limits(self) -> list[str]:
@@ -181,7 +189,7 @@ class Derived(Family):
 
     def hidden_states(self, model: PreTrainedModel, batch: Tensor) -> Tensor:
         """See `Family.hidden_states`; in some models it is not the base model that has them."""
-        body = model.get_submodule(_body(self.layers_path))
+        body = body_of(model, self.layers_path)
         states: Tensor = body(**self.task.inputs(batch, model.dtype)).last_hidden_state
         return states
 
@@ -359,8 +367,6 @@ def _example(block: nn.Module, arguments: dict[str, Any]) -> Example:
     hidden = arguments.pop(first)
     if not (isinstance(hidden, Tensor) and hidden.ndim == 3):
         raise Unclear("a block is not called with the hidden state first")
-    if not isinstance(block(hidden, **arguments), Tensor):
-        raise Unclear("a block returns more than the hidden state")
     return Example(block, hidden, arguments)
 
 
@@ -383,9 +389,36 @@ def _derived(
         if kind not in kinds:
             kinds.append(kind)
         place[look] = kinds.index(kind)
-    norm, cap = _norm(model, examples[-1], ids), _cap(model, _body(path), ids)
+    last = examples[-1].run()
+    norm, among = norm_path(model, last, ids), _among(examples[-1])
+    keys = logit_keys(model, path, ids)
     order = [place[look] for look in looks]
-    return Derived(model.config.model_type, path, norm, cap, kinds, order)
+    found = Derived(model.config.model_type, path, norm, among, keys, kinds, order)
+    _check_chain(found, model, last, ids)
+    return found
+
+
+def _among(example: Example) -> int:
+    """Of how many things that a block yields the hidden state is the first; 0 for a tensor.
+
+    Raises:
+        Unclear: It is not the first.
+    """
+    output = example.block(example.hidden, **example.arguments)
+    if isinstance(output, Tensor):
+        return 0
+    if isinstance(output, tuple) and isinstance(output[0], Tensor):
+        return len(output)
+    raise Unclear(f"a block yields a {type(output).__name__}, not the hidden state first")
+
+
+def _check_chain(family: Derived, model: PreTrainedModel, last: Tensor, ids: Tensor) -> None:
+    """Blocks that are run one after the other must make what the model makes of them."""
+    hidden, arguments = family.block_inputs(model, ids)
+    for block, given in zip(family.blocks(model), arguments, strict=True):
+        hidden = run_block(block, hidden, given)
+    if not torch.equal(hidden, last):
+        raise Unclear("blocks hand on more than the hidden state")
 
 
 def _kind(example: Example, real: nn.Module, shape: tuple[int, int, int]) -> Kind:
@@ -446,49 +479,3 @@ def _part(example: Example, branch: Branch, heads_shape: tuple[int, int, int]) -
         else f"{what} cannot be cut: a narrower {branch.core[0]} is not the silenced one"
     )
     return Part(branch, tuple(axes), settings, reason)
-
-
-def _norm(model: PreTrainedModel, last: Example, ids: Tensor) -> str:
-    """The path of the module that reads what the last block yields."""
-    output = last.run()
-    found: list[str] = []
-
-    def note(path: str, _: nn.Module, given: Any) -> None:
-        if (
-            given
-            and isinstance(given[0], Tensor)
-            and given[0].shape == output.shape
-            and torch.equal(given[0], output)
-        ):
-            found.append(path)
-
-    hooks = [m.register_forward_pre_hook(partial(note, p)) for p, m in model.named_modules()]
-    model(input_ids=ids, use_cache=False)
-    for hook in hooks:
-        hook.remove()
-    return (
-        found[0]
-        if found and model.get_submodule(found[0]) is not model.get_output_embeddings()
-        else ""
-    )
-
-
-def _body(layers_path: str) -> str:
-    """The path of the module that runs the blocks."""
-    return layers_path.rpartition(".")[0]
-
-
-def _cap(model: PreTrainedModel, body: str, ids: Tensor) -> str:
-    """The key of the bound of the logits.
-
-    Raises:
-        Unclear: They are something else of the hidden states than what the head makes of them.
-    """
-    states = model.get_submodule(body)(input_ids=ids, use_cache=False).last_hidden_state
-    wanted = model(input_ids=ids, use_cache=False).logits
-    for key in ("", CAP_KEY):
-        if hasattr(model.config, key or "model_type") and torch.allclose(
-            logits_of(model, states, key), wanted, rtol=1e-9, atol=1e-9
-        ):
-            return key
-    raise Unclear("its logits are not what its head makes of the hidden states")

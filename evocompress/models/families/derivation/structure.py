@@ -24,7 +24,7 @@ from evocompress.models.families.derivation.tracing import (
     nudged,
     replaced,
 )
-from evocompress.models.families.stand_ins import zero_like
+from evocompress.models.families.stand_ins import among_others, zero_like
 
 LINEAR = (nn.Linear, Conv1D)
 
@@ -46,8 +46,8 @@ class Zero(nn.Module):
 
     def forward(self, *given: Any, **named: Any) -> Any:
         """The zero, and ``None`` for each other thing."""
-        zero = zero_like(next(x for x in (*given, *named.values()) if isinstance(x, Tensor)))
-        return (zero, *[None] * (self.among - 1)) if self.among else zero
+        first = next(x for x in (*given, *named.values()) if isinstance(x, Tensor))
+        return among_others(zero_like(first), self.among)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,124 @@
+"""What lies behind the blocks of a language model: a norm, the head, and what scales logits."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from functools import partial
+from itertools import permutations
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from evocompress.models.families.derivation.shrink import HIDDEN_KEYS, random_model
+from evocompress.models.families.derivation.structure import Unclear
+from evocompress.models.families.logits import LogitKeys, logits_of
+
+CLOSE = 1e-9
+"""What rounding in float64 explains."""
+
+CAP_KEY = "final_logit_softcapping"
+
+
+def norm_path(model: PreTrainedModel, output: Tensor, ids: Tensor) -> str:
+    """The path of the module that reads what the last block yields; empty where that is the head.
+
+    Args:
+        model: A tiny one.
+        output: Of its last block.
+        ids: The tokens that it was made of.
+    """
+    found: list[str] = []
+
+    def note(path: str, _: nn.Module, given: Any) -> None:
+        if given and isinstance(given[0], Tensor) and _same(given[0], output):
+            found.append(path)
+
+    hooks = [m.register_forward_pre_hook(partial(note, p)) for p, m in model.named_modules()]
+    model(input_ids=ids, use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    if not found or model.get_submodule(found[0]) is model.get_output_embeddings():
+        return ""
+    return found[0]
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.equal(one, other)
+
+
+def logit_keys(model: PreTrainedModel, layers_path: str, ids: Tensor) -> LogitKeys:
+    """The keys of the config by whose values logits are scaled and bounded.
+
+    A key is that of a factor only if logits follow where its value is another one.
+
+    Args:
+        model: A tiny one.
+        layers_path: Of its list of blocks.
+        ids: Tokens.
+
+    Raises:
+        Unclear: Logits are something else of the hidden states.
+    """
+    states, wanted = _states_and_logits(model, layers_path, ids)
+    for keys in _possible(model, logits_of(model, states), wanted):
+        if _gives(model, states, wanted, keys) and all(
+            _gives(other, *_states_and_logits(other, layers_path, ids), keys)
+            for other in _others(model, keys)
+        ):
+            return keys
+    raise Unclear("its logits are not what its head makes of the hidden states")
+
+
+def _possible(model: PreTrainedModel, products: Tensor, wanted: Tensor) -> Iterator[LogitKeys]:
+    """What may scale the products of the head, by the values in the config."""
+    yield LogitKeys()
+    if hasattr(model.config, CAP_KEY):
+        yield LogitKeys(CAP_KEY)
+    if products.shape != wanted.shape:
+        return
+    factor = (wanted.sum() / products.sum()).item()
+    numbers = {
+        key: value
+        for key, value in vars(model.config).items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and value
+    }
+    for key, value in numbers.items():
+        if _near(value, factor):
+            yield LogitKeys(factors=(key,))
+        if _near(1 / value, factor):
+            yield LogitKeys(divisors=(key,))
+    for one, other in permutations(numbers, 2):
+        if _near(numbers[one] / numbers[other], factor):
+            yield LogitKeys(factors=(one,), divisors=(other,))
+
+
+def _near(one: float, other: float) -> bool:
+    return abs(one - other) <= CLOSE * abs(other)
+
+
+def _states_and_logits(
+    model: PreTrainedModel, layers_path: str, ids: Tensor
+) -> tuple[Tensor, Tensor]:
+    states = body_of(model, layers_path)(input_ids=ids, use_cache=False).last_hidden_state
+    return states, model(input_ids=ids, use_cache=False).logits
+
+
+def _gives(model: PreTrainedModel, states: Tensor, wanted: Tensor, keys: LogitKeys) -> bool:
+    found = logits_of(model, states, keys)
+    return found.shape == wanted.shape and torch.allclose(found, wanted, rtol=CLOSE, atol=CLOSE)
+
+
+def _others(model: PreTrainedModel, keys: LogitKeys) -> Iterator[PreTrainedModel]:
+    """Models with another value of each key that is no size of the model."""
+    for key in {*keys.factors, *keys.divisors} - {*HIDDEN_KEYS}:
+        config = copy.deepcopy(model.config)
+        setattr(config, key, 2 * getattr(config, key))
+        yield random_model(type(model), config)
+
+
+def body_of(model: PreTrainedModel, layers_path: str) -> nn.Module:
+    """The module of a language model that runs the blocks, from the path of their list."""
+    return model.get_submodule(layers_path.rpartition(".")[0])
