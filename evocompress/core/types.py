@@ -15,9 +15,10 @@ from typing import Any, Literal
 
 UnitKind = Literal["block", "attention", "mlp", "expert", "matrix"]
 
-Axis = Literal["query", "key", "value", "channel", "inner", "shared"]
+Axis = Literal["query", "key", "value", "grouped", "channel", "inner", "shared"]
 """What the rows or columns of a matrix belong to: heads of queries, keys or values, or channels.
 
+``grouped`` rows are those of one key-value head after the other: its queries, its key, its value.
 Where a branch has channels twice, one after the other, ``inner`` are the first of them; there are
 as many as of the others. ``shared`` are the channels of an expert that every token passes, beside
 those that it is sent to: no level changes their number.

@@ -30,6 +30,7 @@ class Widths:
         """How many heads or channels each axis has."""
         keys = self.kv_heads
         axes: dict[Axis, int] = {"query": self.heads, "key": keys, "value": keys}
+        axes["grouped"] = self.heads + 2 * keys
         return axes | {"channel": self.channels, "inner": self.channels}
 
     def shape(self, unit: Unit) -> tuple[int, int]:

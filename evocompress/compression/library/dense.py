@@ -16,7 +16,7 @@ from evocompress.core.errors import LibraryError
 from evocompress.core.types import Axis, Level, Unit
 from evocompress.core.widths import axis_lengths
 from evocompress.models.families.base import block_matrices
-from evocompress.models.families.coupling import Kept, index_of
+from evocompress.models.families.coupling import Kept, index_of, ungrouped
 from evocompress.models.loading import LoadedModel, once
 
 
@@ -197,7 +197,12 @@ class Coupled:
             lengths = [self.lengths[axis] * size for axis in axes]
             parts = torch.split(tensors[linear.name], lengths) if axes else ()
             for axis, part in zip(axes, parts, strict=True):
-                (shared if axis in ("key", "value") else inputs).append(part)
+                if axis == "grouped":
+                    queries, *keys_and_values = ungrouped(part, self.lengths["key"], size)
+                    inputs.append(queries)
+                    shared.extend(keys_and_values)
+                else:
+                    (shared if axis in ("key", "value") else inputs).append(part)
         return tuple(inputs), tuple(shared)
 
 

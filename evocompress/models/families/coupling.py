@@ -60,6 +60,23 @@ def index_of(
     for axis in axes:
         size = 1 if axis in CHANNELS else head_dim
         chosen = kept.groups if axis in ("key", "value", "inner") else kept.items
+        if axis == "grouped":
+            chosen = _grouped(kept, lengths["query"] // lengths["key"])
         parts.append(start + (chosen[:, None] * size + torch.arange(size)).flatten())
         start += lengths[axis] * size
     return torch.cat(parts) if parts else None
+
+
+def _grouped(kept: Kept, each: int) -> Tensor:
+    """Which heads stay where `each` queries, a key and a value of a group are together."""
+    group = kept.items // each
+    queries = kept.items + 2 * group
+    keys = kept.groups * (each + 2) + each
+    return torch.cat([queries, keys, keys + 1]).sort().values
+
+
+def ungrouped(rows: Tensor, groups: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The rows of all queries, all keys and all values of ``grouped`` ones (R, C)."""
+    heads = rows.view(groups, -1, size, rows.shape[1])
+    queries, keys, values = heads[:, :-2], heads[:, -2], heads[:, -1]
+    return queries.flatten(0, 2), keys.flatten(0, 1), values.flatten(0, 1)

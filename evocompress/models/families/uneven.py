@@ -57,7 +57,15 @@ def head_shape(config: PreTrainedConfig, block: int) -> tuple[int, int, int]:
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     if "attention" in missing(config, block):
         return 0, 0, size
-    return heads, getattr(own, "num_key_value_heads", None) or heads, size
+    return heads, _kv_heads(own) or heads, size
+
+
+def _kv_heads(own: Any) -> int | None:
+    """Key-value heads as a config counts them; Falcon's has keys of its own for that."""
+    if getattr(own, "multi_query", False) and not getattr(own, "new_decoder_architecture", True):
+        return 1
+    counts = (getattr(own, key, None) for key in ("num_key_value_heads", "num_kv_heads"))
+    return next(filter(None, counts), None)
 
 
 def stock_class(name: str) -> str:

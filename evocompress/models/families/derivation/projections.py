@@ -6,7 +6,7 @@ own token only; values enter linearly; the rest are keys.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import torch
@@ -14,7 +14,9 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from evocompress.core.types import Axis
+from evocompress.core.widths import Widths
 from evocompress.models.families.branches import Matrix
+from evocompress.models.families.coupling import ungrouped
 from evocompress.models.families.derivation.structure import LINEAR, Branch
 from evocompress.models.families.derivation.tracing import Example, changed, moved
 
@@ -64,17 +66,21 @@ def with_channels(example: Example, found: Sequence[Matrix]) -> list[Matrix] | N
     ]
 
 
+PACKED: tuple[Axis, ...] = ("query", "key", "value")
+GROUPED: tuple[Axis, ...] = ("grouped",)
+
+
 def with_heads(
     example: Example, found: Sequence[Matrix], heads: int, kv_heads: int, head_dim: int
 ) -> list[Matrix] | None:
     """The matrices of an attention by head; ``None`` where it is built otherwise."""
-    sizes: dict[Axis, int] = {"query": heads, "key": kv_heads, "value": kv_heads}
-    sizes = {axis: count * head_dim for axis, count in sizes.items()}
-    if not _two_steps(found) or shape(example, found[-1])[1] != sizes["query"]:
+    widths = Widths(heads, kv_heads, head_dim, 0)
+    if not _two_steps(found) or shape(example, found[-1])[1] != heads * head_dim:
         return None
     *first, last = found
-    rows = [_rows(example, matrix, last, sizes) for matrix in first]
-    if sorted(axis for axes in rows for axis in axes) != ["key", "query", "value"]:
+    rows = [_rows(example, matrix, last, widths) for matrix in first]
+    every = sorted(axis for axes in rows for axis in axes)
+    if every not in (sorted(PACKED), [*GROUPED]):
         return None
     return [
         *(replace(matrix, rows=axes) for matrix, axes in zip(first, rows, strict=True)),
@@ -88,30 +94,36 @@ def _two_steps(found: Sequence[Matrix]) -> bool:
     return len(words) > 1 and set(words[:-1]) == {words[0]} and words[-1] != words[0]
 
 
-def _rows(
-    example: Example, matrix: Matrix, last: Matrix, sizes: Mapping[Axis, int]
-) -> tuple[Axis, ...]:
+def _rows(example: Example, matrix: Matrix, last: Matrix, widths: Widths) -> tuple[Axis, ...]:
     """What the rows of a projection are, one part after the other; empty if that is unclear."""
+    size, lengths = widths.head_dim, widths.lengths
     every = shape(example, matrix)[0]
-    if every == sum(sizes.values()):
-        starts = (0, sizes["query"], sizes["query"] + sizes["key"])
-        parts = [
-            slice(start, start + size) for start, size in zip(starts, sizes.values(), strict=True)
-        ]
-        roles = tuple(_role(example, matrix, last, rows) for rows in parts)
-        return roles if roles == tuple(sizes) else ()
-    role = _role(example, matrix, last, slice(0, every))
-    return (role,) if sizes[role] == every else ()
+    if every == size * lengths["grouped"]:
+        in_parts = torch.split(torch.arange(every), [size * lengths[axis] for axis in PACKED])
+        if _roles(example, matrix, last, in_parts) == PACKED:
+            return PACKED
+        in_groups = ungrouped(torch.arange(every)[:, None], widths.kv_heads, size)
+        return GROUPED if _roles(example, matrix, last, in_groups) == PACKED else ()
+    (role,) = _roles(example, matrix, last, [torch.arange(every)])
+    return (role,) if size * lengths[role] == every else ()
 
 
-def _role(example: Example, matrix: Matrix, last: Matrix, rows: slice) -> Axis:
+def _roles(
+    example: Example, matrix: Matrix, last: Matrix, parts: Iterable[Tensor]
+) -> tuple[Axis, ...]:
+    """Whether each part of the rows of a projection is queries, keys or values."""
+    return tuple(_role(example, matrix, last, rows.flatten()) for rows in parts)
+
+
+def _role(example: Example, matrix: Matrix, last: Matrix, rows: Tensor) -> Axis:
     """Whether some rows of a projection are queries, keys or values, by what they change."""
     module = example.block.get_submodule(matrix.path)
+    factors = torch.ones(shape(example, matrix)[0], dtype=torch.float64)
 
     def after(factor: float, tokens: slice) -> Tensor:
         def scaled(output: Tensor) -> Tensor:
             other = output.clone()
-            other[:, tokens, rows] *= factor
+            other[:, tokens] *= factors.index_fill(0, rows, factor)
             return other
 
         with changed(module, scaled):

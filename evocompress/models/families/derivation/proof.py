@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from evocompress.core.types import Axis
 from evocompress.core.widths import Widths
 from evocompress.models.families.branches import Attributes, Matrix
+from evocompress.models.families.coupling import Kept, index_of
 from evocompress.models.families.derivation.structure import LINEAR, Branch
 from evocompress.models.families.derivation.tracing import Example
 
@@ -109,21 +109,21 @@ def _found(
     }
 
 
-def _forms(branch: Branch, dense: Widths) -> Iterator[tuple[Widths, Mapping[Axis, list[int]]]]:
+def _forms(branch: Branch, dense: Widths) -> Iterator[tuple[Widths, Kept]]:
     """Widths to be tried, with the heads or channels that stay."""
     if branch.kind == "mlp":
-        for kept in ([0], list(range(1, dense.channels, 3))):
-            yield replace(dense, channels=len(kept)), {"channel": kept}
+        for channels in (torch.tensor([0]), torch.arange(1, dense.channels, 3)):
+            kept = Kept(torch.zeros(1, dtype=torch.int64), channels)
+            yield replace(dense, channels=len(channels)), kept
         return
     size = dense.heads // dense.kv_heads
     for groups in range(1, dense.kv_heads + 1):
         for each in range(1, size + 1):
             if groups * each == dense.heads:
                 continue
-            kv = list(range(dense.kv_heads))[-groups:]
-            heads = [group * size + place for group in kv for place in range(size)[-each:]]
-            widths = replace(dense, heads=len(heads), kv_heads=groups)
-            yield widths, {"query": heads, "key": kv, "value": kv}
+            kv = torch.arange(dense.kv_heads)[-groups:]
+            heads = (kv[:, None] * size + torch.arange(size)[-each:]).flatten()
+            yield replace(dense, heads=len(heads), kv_heads=groups), Kept(kv, heads)
 
 
 def _holds(
@@ -133,12 +133,12 @@ def _holds(
     settings: Settings,
     dense: Widths,
     widths: Widths,
-    kept: Mapping[Axis, list[int]],
+    kept: Kept,
 ) -> bool:
     """Whether the narrow sub-layer yields what the silenced one does."""
     output = next(matrix for matrix in matrices if matrix.columns)
     with restored(example.block.get_submodule(output.path)) as module:
-        silence(module, output, _places(output.columns, kept, dense))
+        silence(module, output, index_of(output.columns, kept, dense.lengths, dense.head_dim))
         expected = example.run()
     with ExitStack() as stack:
         for matrix in matrices:
@@ -183,7 +183,7 @@ def told(module: nn.Module, name: str, value: Any) -> Iterator[None]:
         setattr(module, name, former)
 
 
-def silence(module: nn.Module, matrix: Matrix, stay: Sequence[int]) -> None:
+def silence(module: nn.Module, matrix: Matrix, stay: Tensor | None) -> None:
     """Leave a linear module only some of its inputs; the others count as zero."""
     values = module.get_parameter("weight").data.clone()
     columns = values if matrix.transposed else values.T
@@ -193,28 +193,18 @@ def silence(module: nn.Module, matrix: Matrix, stay: Sequence[int]) -> None:
     module.get_parameter("weight").data = values
 
 
-def cut(module: nn.Module, matrix: Matrix, kept: Mapping[Axis, list[int]], dense: Widths) -> None:
+def cut(module: nn.Module, matrix: Matrix, kept: Kept, dense: Widths) -> None:
     """Leave a linear module only some of its heads or channels, in place."""
     weight = module.get_parameter("weight")
     values: Tensor = weight.data.T if matrix.transposed else weight.data
     if matrix.rows:
-        rows = _places(matrix.rows, kept, dense)
+        rows = index_of(matrix.rows, kept, dense.lengths, dense.head_dim)
         values = values[rows]
         if module.bias is not None:
             bias = module.get_parameter("bias")
             bias.data = bias.data[rows]
     if matrix.columns:
-        values = values[:, _places(matrix.columns, kept, dense)]
+        values = values[:, index_of(matrix.columns, kept, dense.lengths, dense.head_dim)]
     weight.data = values.T.contiguous() if matrix.transposed else values.contiguous()
     if isinstance(module, Conv1D):
         module.nf = values.shape[0]
-
-
-def _places(axes: Sequence[Axis], kept: Mapping[Axis, list[int]], dense: Widths) -> list[int]:
-    """The rows or columns of what stays, of one part after the other."""
-    places, start = [], 0
-    for axis in axes:
-        size = 1 if axis == "channel" else dense.head_dim
-        places += [start + size * head + place for head in kept[axis] for place in range(size)]
-        start += size * dense.lengths[axis]
-    return places

@@ -41,6 +41,7 @@ RANK = 12
 STATE = 8
 """Numbers that a state space keeps for each channel."""
 
+KV_KEYS = ("num_key_value_heads", "num_kv_heads")
 HIDDEN_KEYS = ("hidden_size", "d_model", "n_embd", "dim", "emb_dim", "embedding_dim")
 CHANNEL_KEYS = (
     *("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size", "decoder_ffn_dim", "dff"),
@@ -120,14 +121,15 @@ def _sizes(config: Any, layers: int, narrow_heads: bool) -> dict[str, Any]:
     dense_heads = getattr(config, "num_attention_heads", None) or HEADS
     dense_hidden = getattr(config, "hidden_size", None) or 0
     head_dim = getattr(config, "head_dim", None) or dense_hidden // dense_heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or dense_heads
+    kv_heads = next((getattr(config, key) for key in KV_KEYS if hasattr(config, key)), None)
+    kv_heads = {1: 1, None: HEADS, dense_heads: HEADS}.get(kv_heads, KV_HEADS)
     own_size = dense_heads * head_dim != dense_hidden
     widths = _head_widths(config, head_dim) if narrow_heads else {"head_dim": head_dim}
     hidden = (HEADS - own_size) * widths["head_dim"]
     sizes: dict[str, Any] = {
         "num_hidden_layers": layers,
         "num_attention_heads": HEADS,
-        "num_key_value_heads": {1: 1, dense_heads: HEADS}.get(kv_heads, KV_HEADS),
+        **dict.fromkeys(KV_KEYS, kv_heads),
         "vocab_size": VOCABULARY,
         "num_experts_per_tok": min(2, getattr(config, "num_experts_per_tok", None) or 2),
         "pad_token_id": 0,

@@ -24,7 +24,7 @@ from evocompress.models.families.derivation.tracing import (
     nudged,
     replaced,
 )
-from evocompress.models.families.stand_ins import among_others, zero_like
+from evocompress.models.families.stand_ins import among_others
 
 LINEAR = (nn.Linear, Conv1D)
 
@@ -34,20 +34,26 @@ class Unclear(Exception):
 
 
 class Zero(nn.Module):
-    """Yields a zero like its first input.
+    """Yields a zero like its first input, or what it is given to add its output to.
 
     Args:
-        among: Of how many things the zero is the first; 0 where it is all.
+        among: Of how many things its output is the first; 0 where it is all.
+        residual: The place and the name of the argument that a core adds its output to.
     """
 
-    def __init__(self, among: int) -> None:
+    def __init__(self, among: int, residual: tuple[int, str] | None = None) -> None:
         super().__init__()
         self.among = among
+        self.residual = residual
 
     def forward(self, *given: Any, **named: Any) -> Any:
-        """The zero, and ``None`` for each other thing."""
+        """The output, and ``None`` for each other thing."""
+        if self.residual:
+            place, name = self.residual
+            return among_others(named[name] if name in named else given[place], self.among)
         first = next(x for x in (*given, *named.values()) if isinstance(x, Tensor))
-        return among_others(zero_like(first), self.among)
+        # Some blocks add to what a part yields, in its place.
+        return among_others(torch.zeros_like(first), self.among)
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,7 @@ class Branch:
         before: Norms of what the core reads.
         after: Norms of what it yields.
         among: Of how many things that the core returns its output is the first; 0 for a tensor.
+        residual: The place and the name of an argument that it adds its output to itself.
     """
 
     kind: SubLayerName
@@ -67,6 +74,7 @@ class Branch:
     before: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
     among: int = 0
+    residual: tuple[int, str] | None = None
 
     @property
     def identities(self) -> tuple[str, ...]:
@@ -76,7 +84,7 @@ class Branch:
     def removal(self) -> dict[str, nn.Module]:
         """What to put where so that the branch adds nothing."""
         identities: dict[str, nn.Module] = {path: nn.Identity() for path in self.identities}
-        return identities | {self.core[-1]: Zero(self.among)}
+        return identities | {self.core[-1]: Zero(self.among, self.residual)}
 
 
 @dataclass(frozen=True)
@@ -153,11 +161,28 @@ def _branch(
     )
     if hidden is None:
         return Branch("mlp", core, among=among)
-    arguments = dict(call.arguments)
-    arguments[hidden] = nudged(arguments[hidden], 0)
-    again = first_tensor(children[core[0]](**arguments))
-    mixes = again.ndim == 3 and any(moved(call.first, again)[1:])
-    return Branch("attention" if mixes else "mlp", core, among=among)
+    before = first_tensor(children[core[0]](**call.arguments))
+    again = first_tensor(children[core[0]](**_with_nudge(call, hidden)))
+    mixes = again.ndim == 3 and any(moved(before, again)[1:])
+    residual = _residual(children[core[0]], call, hidden)
+    return Branch("attention" if mixes else "mlp", core, among=among, residual=residual)
+
+
+def _with_nudge(call: Call, name: str) -> dict[str, Any]:
+    """The arguments of a call, one of which differs at the first token."""
+    return {**call.arguments, name: nudged(call.arguments[name], 0)}
+
+
+def _residual(core: nn.Module, call: Call, hidden: str) -> tuple[int, str] | None:
+    """The argument beside the hidden state that passes through a core, to which it adds."""
+    before = first_tensor(core(**call.arguments))
+    for place, (name, value) in enumerate(call.arguments.items()):
+        if name != hidden and _like(value, before):
+            arguments = _with_nudge(call, name)
+            change = first_tensor(core(**arguments)) - before
+            if not any(moved(change, arguments[name] - value)):
+                return place, name
+    return None
 
 
 def _like(value: Any, hidden: Tensor) -> bool:

@@ -1,0 +1,62 @@
+"""What the rows of an attention's matrices are: one after the other, or group by group."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from evocompress.models.families.coupling import Kept, index_of, ungrouped
+from evocompress.models.families.derivation.derived import derive
+
+FALCON_40B = {
+    "new_decoder_architecture": True,
+    "num_kv_heads": 8,
+    "num_attention_heads": 64,
+    "hidden_size": 4096,
+}
+
+
+def test_rows_of_groups() -> None:
+    """Two key-value heads of three: their queries, key and value, of two rows each."""
+    names = [f"{kind}{n}" for g in range(3) for kind, n in [("q", 2 * g), ("q", 2 * g + 1)]
+             + [("k", g), ("v", g)]]  # fmt: skip
+    rows = [f"{name}.{row}" for name in names for row in range(2)]
+    kept = Kept(torch.tensor([0, 2]), torch.tensor([1, 4]))
+    lengths = {"query": 6, "key": 3, "value": 3, "grouped": 12}
+    index = index_of(("grouped",), kept, lengths, 2)
+    assert index is not None
+    stay = {"q1", "k0", "v0", "q4", "k2", "v2"}
+    assert [rows[i] for i in index] == [row for row in rows if row.split(".")[0] in stay]
+
+
+def test_groups_taken_apart() -> None:
+    """All queries, all keys, all values, each in the order of the heads."""
+    rows = torch.tensor([[0], [1], [10], [20], [2], [3], [11], [21]])
+    queries, keys, values = ungrouped(rows, 2, 1)
+    assert queries.flatten().tolist() == [0, 1, 2, 3]
+    assert keys.flatten().tolist() == [10, 11]
+    assert values.flatten().tolist() == [20, 21]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "rows"),
+    [
+        ("gpt_neox", {}, [("grouped",)]),
+        ("persimmon", {}, [("grouped",)]),
+        ("falcon", {}, [("query", "key", "value")]),
+        ("falcon", FALCON_40B, [("grouped",)]),
+        ("glm4", {}, [("query",), ("key",), ("value",)]),
+    ],
+)
+def test_rows_of_real_classes(
+    name: str, settings: dict[str, Any], rows: list[tuple[str, ...]]
+) -> None:
+    """Found by running them, and proved: narrower attentions are the silenced ones."""
+    config = CONFIG_MAPPING[name](**settings)
+    family = derive(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], config)
+    assert [matrix.rows for matrix in family.attention.matrices[:-1]] == rows
+    assert family.attention.narrowable
