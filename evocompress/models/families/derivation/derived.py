@@ -278,9 +278,7 @@ def derive(cls: type[PreTrainedModel], config: PreTrainedConfig) -> Derived:
     Raises:
         Unclear: It is built in a way that is not understood.
     """
-    with torch.device("meta"):
-        skeleton = cls(copy.deepcopy(config))
-    lists = dict(_lists(skeleton, config.num_hidden_layers))
+    lists = dict(_lists(_skeleton(cls, config), config.num_hidden_layers))
     with torch.no_grad():
         looks = [[_look(block, config) for block in blocks] for blocks in lists.values()]
         layers = max(map(_needed, looks), default=2)
@@ -289,6 +287,16 @@ def derive(cls: type[PreTrainedModel], config: PreTrainedConfig) -> Derived:
         except FAILURES:
             # Rotary embeddings with a number for each pair of dimensions know only one width.
             return _tried(cls, shrunk(config, layers, narrow_heads=False), lists)
+
+
+def _skeleton(cls: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
+    """A model without values."""
+    with torch.device("meta"):
+        try:
+            return cls(copy.deepcopy(config))
+        except FAILURES:
+            # Some types leave out of their default config what every checkpoint says.
+            return cls(shrunk(config, config.num_hidden_layers))
 
 
 def _tried(
