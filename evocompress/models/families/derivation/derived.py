@@ -264,7 +264,7 @@ def module_classes(block: nn.Module) -> dict[str, str]:
     return {
         path: type(module).__name__
         for path, module in block.named_modules()
-        if path and ".experts." not in path and any(True for _ in module.parameters())
+        if path and "experts" not in path.split(".") and any(True for _ in module.parameters())
     }
 
 
