@@ -10,6 +10,7 @@ import copy
 import re
 from collections import defaultdict
 from functools import partial
+from itertools import product
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from evocompress.core.types import narrowable
 from evocompress.core.widths import CHANNELS, axis_lengths
 from evocompress.models.families import FAMILIES, Family, SubLayerName, family_of, name_of
 from evocompress.models.families.base import final_norm, matrices_of, one_way
+from evocompress.models.families.derivation.experts import DerivedMixture
 from evocompress.models.families.stand_ins import run_block
 from evocompress.testing.blocks import BlockContract
 from evocompress.testing.hooks import embedding_weight, must_not_run, note_input, note_shape
@@ -88,10 +90,16 @@ def silence(family: Family, block: nn.Module, sublayer: SubLayerName) -> None:
 
 
 def linear_modules(family: Family, block: nn.Module) -> dict[str, nn.Module]:
-    """The linear modules of a block by path, but what weighs a shared expert, as a router does."""
-    gate = family.mixture.shared_gate if family.mixture else ""
+    """The linear modules of a block by path, but what weighs a shared expert, and routers."""
+    mixture = family.mixture
+    routers = [f"{mixture.shared_gate}.weight"] if mixture else []
+    routers += mixture.entries if isinstance(mixture, DerivedMixture) else []
     modules = block.named_modules()
-    return {path: m for path, m in modules if isinstance(m, LINEAR) and path != gate}
+    return {
+        path: module
+        for path, module in modules
+        if isinstance(module, LINEAR) and f"{path}.weight" not in routers
+    }
 
 
 def replace_modules(block: nn.Module, modules: dict[str, nn.Module]) -> None:
@@ -146,26 +154,31 @@ class FamilyContract(BlockContract):
         assert blocks == list(range(len(family.blocks(model))))
 
     def test_roles_name_the_parts_of_a_block(self, family: Family, model: PreTrainedModel) -> None:
-        """Roles are unique within a block and the same in every block."""
+        """Roles are unique within a block and the same in every block of a kind."""
         roles: dict[int, list[str]] = defaultdict(list)
         for unit in family.units(model):
             roles[unit.block].append(unit.role)
-        assert len(set(roles[0])) == len(roles[0])
-        assert all(of_block == roles[0] for of_block in roles.values())
+        kinds: dict[Family, list[str]] = {}
+        for index, of_block in roles.items():
+            assert len(set(of_block)) == len(of_block)
+            assert kinds.setdefault(family.at(index), of_block) == of_block
 
     def test_every_matrix_is_named_once(self, family: Family, model: PreTrainedModel) -> None:
         """`matrices` names all linear modules of a branch and tells how they are stored."""
-        for block in family.blocks(model):
+        for index, block in enumerate(family.blocks(model)):
+            own = family.at(index)
+            if "attention" in own.sublayers and not own.attention.coupled:
+                continue  # other mixers have linear modules of which they read the weights alone
             linear = {
                 path: isinstance(module, Conv1D)
-                for path, module in linear_modules(family, block).items()
+                for path, module in linear_modules(own, block).items()
                 if not path.startswith("shortcut.")
             }
-            matrices = matrices_of(family, model)
+            matrices = matrices_of(own, model)
             named = [matrix.path for matrix in matrices]
             assert sorted(named) == sorted(linear)
             assert {m.path: m.transposed for m in matrices} == linear
-            assert {m.path for m in family.matrices} <= set(named)
+            assert {m.path for m in own.matrices} <= set(named)
 
     def test_shapes_are_out_by_in(self, family: Family, model: PreTrainedModel) -> None:
         """A matrix unit's shape is (outputs, inputs) of its module, found by running it."""
@@ -188,37 +201,41 @@ class FamilyContract(BlockContract):
         for unit in family.units(model):
             if unit.shape is None:
                 continue
+            own = family.at(unit.block)
+            branch = own.attention if str(unit.parent).endswith("attention") else own.mlp
+            if not branch.coupled:
+                assert not unit.rows and not unit.columns
+                continue
             lengths = axis_lengths(architecture, unit.block)
             sizes = (unit.shape[0], unit.shape[1] // unit.patch)
             for axes, size in zip((unit.rows, unit.columns), sizes, strict=True):
                 if "shared" in axes:
-                    assert size == model.config.shared_expert_intermediate_size
                     continue
                 width = 1 if set(axes) & set(CHANNELS) else architecture.head_dim
                 stream = size if staged(family) else architecture.hidden
                 assert (sum(lengths[axis] for axis in axes) * width or stream) == size
             assert unit.bias == (model.get_submodule(unit.name).bias is not None)
-            output = family.output("attention" if "attention" in str(unit.parent) else "mlp")
-            pattern = rf".*\.{output.pattern}"
+            pattern = rf".*\.{branch.output.pattern}"
             last = re.fullmatch(pattern, unit.name) is not None
             assert last == (narrowable(unit.columns) and "inner" not in unit.columns)
             assert bool(unit.rows) != bool(unit.columns) or unit.columns == ("inner",)
 
     def test_same_input_word_means_same_input(self, family: Family, model: PreTrainedModel) -> None:
         """Matrices with one `input` word read equal tensors; other words, other tensors."""
-        for block in family.blocks(model):
+        for index, block in enumerate(family.blocks(model)):
+            matrices = matrices_of(family.at(index), model)
             inputs: dict[str, Tensor] = {}
             handles = [
                 block.get_submodule(matrix.path).register_forward_pre_hook(
                     partial(note_input, inputs, matrix.path)
                 )
-                for matrix in matrices_of(family, model)
+                for matrix in matrices
             ]
             family.hidden_states(model, random_batch(family, model))
             for handle in handles:
                 handle.remove()
-            for one in matrices_of(family, model):
-                for other in matrices_of(family, model):
+            for one in matrices:
+                for other in matrices:
                     same = torch.equal(inputs[one.path], inputs[other.path])
                     assert same == (one.input == other.input), (one, other)
 
@@ -238,17 +255,18 @@ class FamilyContract(BlockContract):
     ) -> None:
         """Dropping a sub-layer removes exactly its matrices and its own parameters."""
         architecture = family.architecture(model)
-        for place, sublayer in enumerate(SUBLAYERS):
-            if sublayer not in family.sublayers:
-                assert not architecture.own_params[0][place]
+        for index, place in product(range(len(family.blocks(model))), range(len(SUBLAYERS))):
+            sublayer, own = SUBLAYERS[place], family.at(index)
+            if sublayer not in own.sublayers:
+                assert not architecture.own_params[index][place]
                 continue
-            block = copy.deepcopy(family.blocks(model)[0])
+            block = copy.deepcopy(family.blocks(model)[index])
             before = sum(parameter.numel() for parameter in block.parameters())
-            replace_modules(block, family.replacements(block, sublayer))
+            replace_modules(block, own.replacements(block, sublayer))
             after = sum(parameter.numel() for parameter in block.parameters())
-            name = f"{family.block_names[0]}.{sublayer}"
+            name = f"{family.block_names[index]}.{sublayer}"
             matrices = sum(unit.numel for unit in family.units(model).below(name))
-            assert before - after == matrices + architecture.own_params[0][place]
+            assert before - after == matrices + architecture.own_params[index][place]
 
     def test_architecture_tells_the_shape(self, family: Family, model: PreTrainedModel) -> None:
         """Widths agree with the modules, and tuples have an entry for each block."""
@@ -270,11 +288,10 @@ class FamilyContract(BlockContract):
         if "attention" not in family.sublayers:
             assert not any(architecture.heads) and not any(architecture.kv_heads)
             return
-        queries = architecture.heads[0] * architecture.head_dim
-        attention_out = next(m for m in family.matrices if m.input == "attention_out")
-        name = f"{family.layers_path}.0.{attention_out.path}"
-        shape = next(unit.shape for unit in family.units(model) if unit.name == name)
-        assert shape == (architecture.hidden, queries)
+        for unit in family.units(model):
+            if unit.columns == ("query",):
+                queries = architecture.heads[unit.block] * architecture.head_dim
+                assert unit.shape == (architecture.hidden, queries)
 
     def test_windows_are_those_of_the_masks(self, family: Family, model: PreTrainedModel) -> None:
         """A token influences a block's output exactly within the block's window."""
@@ -356,13 +373,14 @@ class FamilyContract(BlockContract):
         self, family: Family, model: PreTrainedModel, index: int, sublayer: SubLayerName
     ) -> None:
         """Dropping equals zeroing the sub-layer's last matrix, and changes the outputs."""
-        if sublayer not in family.sublayers:
+        own = family.at(index)
+        if sublayer not in own.sublayers:
             pytest.skip(f"blocks without {sublayer}")
         batch, reference = random_batch(family, model), copy.deepcopy(model)
         dense = answer(family, model, batch)
-        silence(family, family.blocks(reference)[index], sublayer)
+        silence(own, family.blocks(reference)[index], sublayer)
         block = family.blocks(model)[index]
-        replace_modules(block, family.replacements(block, sublayer))
+        replace_modules(block, own.replacements(block, sublayer))
         dropped = answer(family, model, batch)
         assert_equal(dropped, answer(family, reference, batch))
         assert (dropped - dense).abs().max() > 0.01
@@ -371,12 +389,15 @@ class FamilyContract(BlockContract):
         self, family: Family, model: PreTrainedModel
     ) -> None:
         """No matrix of a dropped sub-layer is in the block, so none can run."""
-        for sublayer in family.sublayers:
-            block = copy.deepcopy(family.blocks(model)[0])
-            replace_modules(block, family.replacements(block, sublayer))
-            left = linear_modules(family, block)
-            matrices = matrices_of(family, model)
-            assert len(left) == sum(m.sublayer != sublayer for m in matrices)
+        for index, dense in enumerate(family.blocks(model)):
+            own = family.at(index)
+            for sublayer in own.sublayers:
+                if "attention" in own.sublayers and not own.attention.coupled:
+                    continue  # see above
+                block = copy.deepcopy(dense)
+                replace_modules(block, own.replacements(block, sublayer))
+                left = linear_modules(own, block)
+                assert len(left) == sum(m.sublayer != sublayer for m in matrices_of(own, model))
 
     def test_a_dropped_block_passes_its_input_through(
         self, family: Family, model: PreTrainedModel
@@ -388,16 +409,18 @@ class FamilyContract(BlockContract):
             entering, hidden = hidden, run_block(block, hidden, keywords)
             assert unit.droppable == (entering.shape == hidden.shape)
             if unit.droppable:
-                for sublayer in family.sublayers:
-                    replace_modules(block, family.replacements(block, sublayer))
+                own = family.at(unit.block)
+                for sublayer in own.sublayers:
+                    replace_modules(block, own.replacements(block, sublayer))
                 assert_equal(run_block(block, entering, keywords), entering)
 
     def test_replacements_can_be_taken_back(self, family: Family, model: PreTrainedModel) -> None:
         """Putting the former modules back gives the dense model again."""
         batch, block = random_batch(family, model), family.blocks(model)[1]
         dense = answer(family, model, batch)
-        for sublayer in family.sublayers:
-            modules = family.replacements(block, sublayer)
+        own = family.at(1)
+        for sublayer in own.sublayers:
+            modules = own.replacements(block, sublayer)
             former = {path: block.get_submodule(path) for path in modules}
             replace_modules(block, modules)
             replace_modules(block, former)
