@@ -6,7 +6,6 @@ import copy
 import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 from typing import Any
@@ -17,13 +16,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from evocompress.core.errors import ModelError, one_line
-from evocompress.core.types import Architecture
 from evocompress.core.widths import Widths
 from evocompress.models.config_keys import lasting
-from evocompress.models.families.base import Family
-from evocompress.models.families.branches import ABSENT, Attributes, Matrix, SubLayer, SubLayerName
-from evocompress.models.families.derivation.ending import body_of, logit_keys, norm_path
-from evocompress.models.families.derivation.experts import DerivedMixture, is_mixture, mixture_of
+from evocompress.models.families.derivation.ending import logit_keys, norm_path
+from evocompress.models.families.derivation.experts import is_mixture, mixture_of
+from evocompress.models.families.derivation.family import (
+    Derived,
+    Kind,
+    Part,
+    ToBeDerived,
+    module_classes,
+)
 from evocompress.models.families.derivation.projections import (
     matrices,
     shape,
@@ -34,197 +37,17 @@ from evocompress.models.families.derivation.proof import Settings, proven
 from evocompress.models.families.derivation.shrink import VOCABULARY, random_model, shrunk
 from evocompress.models.families.derivation.structure import Branch, Unclear, structure
 from evocompress.models.families.derivation.tracing import Example, by_name
-from evocompress.models.families.logits import LogitKeys
 from evocompress.models.families.shapes import matrix_shape
 from evocompress.models.families.stand_ins import run_block
 from evocompress.models.families.uneven import head_shape
+
+__all__ = ["Derived", "ToBeDerived", "derive", "derived"]
 
 LENGTH = 9
 """Tokens of the sequences that are tried."""
 
 FAILURES = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 """What a model raises that does not run."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """A sub-layer as it was derived.
-
-    Attributes:
-        branch: Its modules.
-        matrices: Its linear ones.
-        settings: What they are told when the width changes; ``None`` where it cannot.
-        reason: Why it cannot; empty where it can.
-        mixture: The experts in it, where it is a mixture.
-    """
-
-    branch: Branch
-    matrices: tuple[Matrix, ...]
-    settings: Settings | None = None
-    reason: str = ""
-    mixture: DerivedMixture | None = None
-
-    @property
-    def sublayer(self) -> SubLayer:
-        """The same in the words of families."""
-        return SubLayer(
-            matrices=self.matrices,
-            identity_modules=self.branch.identities,
-            zero_module=self.branch.core[-1],
-            narrowable=self.settings is not None,
-        )
-
-
-@dataclass(frozen=True)
-class Kind:
-    """What blocks that are built alike have.
-
-    Attributes:
-        parts: Their sub-layers in order.
-        shared: Norms that both read.
-        classes: {module path: class} of what has parameters.
-        heads: Whether their attention computes with heads as the config counts them.
-    """
-
-    parts: Mapping[SubLayerName, Part]
-    shared: tuple[str, ...]
-    classes: Mapping[str, str]
-    heads: bool
-
-    @property
-    def limits(self) -> list[str]:
-        """What cannot be done to such a block, and why."""
-        return [part.reason for part in self.parts.values() if part.reason]
-
-
-class Derived(Family):
-    """The layout of one model, read off a tiny model of its class and config, and proved on that.
-
-    Args:
-        model_type: Of the config.
-        layers_path: Of the list of blocks.
-        norm_path: Of the norm behind them.
-        among: Of how many things that a block yields the hidden state is the first; 0 for a tensor.
-        logit_keys: Of the config, with what scales logits.
-        kinds: The kinds of blocks.
-        order: The index of each block's kind.
-    """
-
-    def __init__(
-        self,
-        model_type: str,
-        layers_path: str,
-        norm_path: str,
-        among: int,
-        logit_keys: LogitKeys,
-        kinds: Sequence[Kind],
-        order: Sequence[int],
-    ) -> None:
-        self.model_type = model_type
-        self.layers_path = layers_path
-        self.norm_path = norm_path
-        self.among = among
-        self.keys = logit_keys
-        self.kinds = tuple(kinds)
-        self.order = tuple(order)
-        parts = _first_parts(self.kinds)
-        self.attention = parts["attention"].sublayer if "attention" in parts else ABSENT
-        self.mlp = parts["mlp"].sublayer if "mlp" in parts else ABSENT
-        self.mixture = parts["mlp"].mixture if "mlp" in parts else None
-        if len(kinds) > 1:
-            mixed = (kind.parts["mlp"].mixture for kind in kinds if "mlp" in kind.parts)
-            self.mixture = next(filter(None, mixed), None)
-        self._each: tuple[Derived, ...] = (self,)
-        if len(self.kinds) > 1:
-            common = model_type, layers_path, norm_path, among, logit_keys
-            self._each = tuple(Derived(*common, [kind], [0]) for kind in self.kinds)
-
-    @property
-    def logit_keys(self) -> LogitKeys:
-        """See `Family.logit_keys`."""
-        return self.keys
-
-    @property
-    def limits(self) -> list[str]:
-        """What cannot be done to the model, and why."""
-        return list(dict.fromkeys(limit for kind in self.kinds for limit in kind.limits))
-
-    @property
-    def matrices(self) -> tuple[Matrix, ...]:
-        """See `Family.matrices`; those of all kinds."""
-        if len(self.kinds) == 1:
-            return super().matrices
-        every = (matrix for own in self._each for matrix in own.matrices)
-        return tuple({matrix.path: matrix for matrix in every}.values())
-
-    def at(self, index: int) -> Derived:
-        """See `Family.at`."""
-        return self._each[self.order[index]] if len(self.kinds) > 1 else self
-
-    def heads(self, config: PreTrainedConfig, index: int) -> tuple[int, int, int]:
-        """See `Family.heads`; none where no attention computes with heads."""
-        own = self.at(index).kinds[0]
-        found = head_shape(config, index)
-        return found if own.heads else (0, 0, found[2])
-
-    def check(self, model: PreTrainedModel) -> None:
-        """Refuse a model with a block that is built otherwise than those that were tried."""
-        for index, block in enumerate(self.blocks(model)):
-            if module_classes(block) != self.at(index).kinds[0].classes:
-                raise ModelError(
-                    f"block {index} of this {self.model_type} model has other modules than its "
-                    "class gives it by its config"
-                )
-
-    def architecture(self, model: PreTrainedModel) -> Architecture:
-        """See `Family.architecture`; norms that both sub-layers read stay with the model."""
-        found = super().architecture(model)
-        extra = sum(
-            p.numel()
-            for index, block in enumerate(self.blocks(model))
-            for path in self.at(index).kinds[0].shared
-            for p in block.get_submodule(path).parameters()
-        )
-        return replace(found, outer_params=found.outer_params + extra)
-
-    def hidden_states(self, model: PreTrainedModel, batch: Tensor) -> Tensor:
-        """See `Family.hidden_states`; in some models it is not the base model that has them."""
-        body = body_of(model, self.layers_path)
-        states: Tensor = body(**self.task.inputs(batch, model.dtype)).last_hidden_state
-        return states
-
-    def replacements(self, block: nn.Module, sublayer: SubLayerName) -> dict[str, nn.Module]:
-        """See `Family.replacements`; of a family with one kind of blocks."""
-        (kind,) = self.kinds
-        return kind.parts[sublayer].branch.removal()
-
-    def narrowing(self, block: nn.Module, sublayer: SubLayerName, widths: Widths) -> Attributes:
-        """See `Family.narrowing`; of a family with one kind of blocks."""
-        (kind,) = self.kinds
-        part = kind.parts[sublayer]
-        assert part.settings is not None
-        return part.settings.attributes(block, part.branch, widths)
-
-
-def _first_parts(kinds: Sequence[Kind]) -> dict[SubLayerName, Part]:
-    """Of each sub-layer the first that can be narrowed; the first, where none can."""
-    found: dict[SubLayerName, Part] = {}
-    for kind in kinds:
-        for name, part in kind.parts.items():
-            if name not in found or (part.settings and not found[name].settings):
-                found[name] = part
-    return found
-
-
-class ToBeDerived(Family):
-    """Stands for the family of a language model until its config has been read.
-
-    Args:
-        model_type: Of the config.
-    """
-
-    def __init__(self, model_type: str) -> None:
-        self.model_type = model_type
 
 
 _KNOWN: dict[str, Derived | str] = {}
@@ -257,15 +80,6 @@ def _derived_or_reason(cls: type[PreTrainedModel], config: PreTrainedConfig) -> 
         return str(reason)
     except FAILURES as error:
         return f"a tiny model of it does not run ({one_line(error)})"
-
-
-def module_classes(block: nn.Module) -> dict[str, str]:
-    """{module path: class} of a block; what has no parameters need not be alike."""
-    return {
-        path: type(module).__name__
-        for path, module in block.named_modules()
-        if path and "experts" not in path.split(".") and any(True for _ in module.parameters())
-    }
 
 
 def derive(cls: type[PreTrainedModel], config: PreTrainedConfig) -> Derived:
