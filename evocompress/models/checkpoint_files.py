@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -19,6 +20,8 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
+UNPACKED = ("fp8", "mxfp4")
+"""Ways to quantise that transformers undoes on any machine, without packages of their own."""
 
 
 class Index(BaseModel):
@@ -27,8 +30,11 @@ class Index(BaseModel):
     weight_map: dict[str, Annotated[str, Field(pattern=r"^[^/\\]+$")]]
 
 
-def check_folder(folder: Path) -> None:
+def check_folder(folder: Path) -> str:
     """Every file that the checkpoint names must be there, and as long as its header says.
+
+    Returns:
+        How its weights are quantised, as `packing` tells.
 
     Raises:
         ModelError: One is missing or damaged, or the weights are not those of a whole model.
@@ -37,11 +43,7 @@ def check_folder(folder: Path) -> None:
         check_regular(path, ModelError)
     config = read_checkpoint_json(folder / CONFIG)
     check_counts(folder / CONFIG, config)
-    if config.get("quantization_config") is not None:
-        raise ModelError(
-            f"the checkpoint {folder} holds quantised weights, which cannot be compressed further: "
-            "use the model it was made from"
-        )
+    packed = packing(folder, config)
     if (folder / ADAPTER).is_file():
         raise ModelError(
             f"the checkpoint {folder} has an adapter beside its weights ({ADAPTER}): merge it into "
@@ -49,6 +51,25 @@ def check_folder(folder: Path) -> None:
         )
     for path in weight_files(folder):
         _check_safetensors(path)
+    return packed
+
+
+def packing(source: object, config: Mapping[str, Any]) -> str:
+    """How the weights of a checkpoint are quantised; empty where they are not.
+
+    Raises:
+        ModelError: They are in a way that cannot be undone here.
+    """
+    settings = config.get("quantization_config")
+    if settings is None:
+        return ""
+    method = settings.get("quant_method") if isinstance(settings, dict) else settings
+    if method not in UNPACKED:
+        raise ModelError(
+            f"the checkpoint {source} holds quantised weights ({method}), which are not read, as "
+            f"those of {' and '.join(UNPACKED)} are: use the model it was made from"
+        )
+    return str(method)
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -19,6 +19,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    FineGrainedFP8Config,
     GgufConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -26,6 +27,7 @@ from transformers import (
     modeling_gguf_pytorch_utils,
 )
 from transformers.utils import logging as transformers_logging
+from transformers.utils.quantization_config import Mxfp4Config
 
 from evocompress.core.errors import ModelError, one_line
 from evocompress.core.regular import check_regular
@@ -70,11 +72,13 @@ class Checkpoint:
         folder: Where its files are.
         gguf: Name of the GGUF file in `folder`, or ``None`` for safetensors.
         trust_remote_code: Run code that comes with it.
+        packing: How its weights are quantised; empty where they are not.
     """
 
     folder: Path
     gguf: str | None = None
     trust_remote_code: bool = False
+    packing: str = ""
 
     def __str__(self) -> str:
         return str(self.folder / self.gguf if self.gguf else self.folder)
@@ -127,8 +131,8 @@ def local_checkpoint(folder: Path, *, trust_remote_code: bool = False) -> Checkp
     Raises:
         ModelError: The folder holds no checkpoint, or a file of it is missing or damaged.
     """
-    check_folder(folder)
-    return Checkpoint(folder, trust_remote_code=trust_remote_code)
+    packed = check_folder(folder)
+    return Checkpoint(folder, trust_remote_code=trust_remote_code, packing=packed)
 
 
 def model_type(checkpoint: Checkpoint) -> tuple[str, list[str]]:
@@ -271,19 +275,31 @@ def read_model(
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # told in `check_loaded`, by name
-            quantization_config=GgufConfig(dequantize=True) if checkpoint.gguf else None,
+            quantization_config=_unpacking(checkpoint),
             **checkpoint.options,
         )
     except ModelError:
         raise
     except Exception as error:  # parsers of a damaged file fail with any type of error
         raise ModelError(f"the model in {checkpoint} cannot be read: {one_line(error)}") from error
-    model: PreTrainedModel = answer[0]
+    model: Any = answer[0]
+    if checkpoint.packing:
+        model._weight_conversions = None  # saving would quantise again
     check_loaded(
         checkpoint, answer[1] | {"unexpected_keys": left_out(model, stored, answer[1])}, unused
     )
     without_missing(model, answer[1]["missing_keys"])
-    return model
+    found: PreTrainedModel = model
+    return found
+
+
+def _unpacking(checkpoint: Checkpoint) -> Any:
+    """What has transformers undo the quantisation of weights."""
+    if checkpoint.gguf:
+        return GgufConfig(dequantize=True)
+    kinds = {"": None, "fp8": FineGrainedFP8Config, "mxfp4": Mxfp4Config}
+    kind = kinds[checkpoint.packing]
+    return kind(dequantize=True) if kind else None
 
 
 def know_compressed(kind: str) -> None:
@@ -308,6 +324,8 @@ def _check_stored(checkpoint: Checkpoint, auto: Any) -> dict[str, Stored]:
     if checkpoint.gguf:
         check_read_whole(checkpoint.folder / checkpoint.gguf, outline)
         return {}
+    if checkpoint.packing:
+        return {}  # they have other types, shapes and names than the model's
     tensors = stored_tensors(weight_files(checkpoint.folder))
     check_types(checkpoint, tensors)
     expected = {name: tensor.shape for name, tensor in outline.state_dict().items()}

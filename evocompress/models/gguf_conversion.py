@@ -1,4 +1,4 @@
-"""GGUF files, converted once: weights and tokenizer stay in the cache folder as a checkpoint.
+"""GGUF files and quantised checkpoints, converted once to a checkpoint in the cache folder.
 
 Unpacking the weights and building the tokenizer anew takes most of a minute for a small model, and
 every command would need it.
@@ -6,6 +6,8 @@ every command would need it.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 from pathlib import Path
@@ -23,6 +25,7 @@ from evocompress.core.files import (
     write_json,
 )
 from evocompress.core.leftovers import scratch_folder
+from evocompress.models.checkpoint_files import CONFIG
 from evocompress.models.checkpoints import (
     Checkpoint,
     local_checkpoint,
@@ -38,17 +41,17 @@ READING = 2
 
 
 def converted(checkpoint: Checkpoint, dtype: Literal["auto", "bfloat16"] = "auto") -> Checkpoint:
-    """The checkpoint in the cache that was made of a GGUF file, which it is the first time.
+    """The checkpoint in the cache that was made of a GGUF file or a quantised checkpoint.
 
-    It is known by the file's content and the version of transformers that unpacks it, and what it
-    holds is verified; one that is damaged is made anew. ``auto`` is the dtype of unpacking.
+    It is known by the content of the files and the version of transformers that unpacks it, and
+    what it holds is verified; one that is damaged is made anew. ``auto`` is the dtype of unpacking.
 
     Raises:
         ModelError: The file cannot be read, or is of a model that no family serves.
         RunError: The cache cannot be written.
     """
     try:
-        content = checksum_of(Path(str(checkpoint)))
+        content = _content(checkpoint)
     except OSError as error:
         raise ModelError(f"{checkpoint} cannot be read: {one_line(error)}") from None
     name = f"{content}-{transformers.__version__}-{READING}"
@@ -72,11 +75,28 @@ def _convert(checkpoint: Checkpoint, folder: Path, dtype: Literal["auto", "bfloa
             family_of(model)
             tokenizer.save_pretrained(unfinished)
             model.save_pretrained(unfinished)
+            if checkpoint.packing:
+                _copy_others(checkpoint.folder, unfinished)
         write_json(unfinished / CHECKSUMS, _checksums(unfinished))
         sync_folder(unfinished)
         if folder.exists():
             shutil.rmtree(folder)
         os.replace(unfinished, folder)
+
+
+def _content(checkpoint: Checkpoint) -> str:
+    """What tells a GGUF file, or the files of a checkpoint, from others."""
+    if checkpoint.gguf:
+        return checksum_of(Path(str(checkpoint)))
+    files = json.dumps(_checksums(checkpoint.folder)).encode()
+    return hashlib.blake2b(files, digest_size=16).hexdigest()
+
+
+def _copy_others(source: Path, target: Path) -> None:
+    """Copies what lies in a folder beside weights and config, such as a licence."""
+    for path in source.iterdir():
+        if path.is_file() and ".safetensors" not in path.name and path.name != CONFIG:
+            shutil.copyfile(path, target / path.name)
 
 
 def _whole(folder: Path) -> bool:

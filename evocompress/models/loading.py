@@ -138,7 +138,9 @@ def load(
         checkpoint = demo_checkpoint()
     else:
         checkpoint = locate(source, trust_remote_code=trust_remote_code)
-    if checkpoint.gguf:
+    if checkpoint.packing:
+        _family(checkpoint)
+    if checkpoint.gguf or checkpoint.packing:
         checkpoint = converted(checkpoint)
     family = _family(checkpoint)
     task = family.task

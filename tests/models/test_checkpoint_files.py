@@ -297,13 +297,6 @@ def test_a_missing_tokenizer_is_told(checkpoint: Path) -> None:
     assert "no tokenizer" in refusal(checkpoint)
 
 
-def test_quantised_weights_are_refused(checkpoint: Path) -> None:
-    edit_config(checkpoint, quantization_config={"quant_method": "gptq", "bits": 4})
-    assert "quantised" in refusal(checkpoint)
-    edit_config(checkpoint, quantization_config=None)
-    assert load(str(checkpoint), device="cpu").family is FAMILIES["llama"]
-
-
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", [f"{LAYER}.mlp.up_proj.weight", "model.norm.weight"])

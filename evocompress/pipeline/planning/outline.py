@@ -13,6 +13,7 @@ from transformers.utils.hub import cached_file
 
 from evocompress.core.errors import ModelError, one_line
 from evocompress.core.regular import check_regular
+from evocompress.models.checkpoint_files import packing
 from evocompress.models.checkpoints import (
     GGUF,
     DType,
@@ -59,10 +60,12 @@ def outline(
             kind, classes = type_and_classes(source, settings)
             # Before transformers reads the numbers, and so that unknown types have none run.
             check_counts(source, settings)
+            packing(source, settings)
             check_wrapper(source, kind, settings)
             task = family_named(kind, classes, embeds=_embeds(path)).task
             know_compressed(kind)
             config = without_kernels(_config(path, settings, remote))
+            vars(config).pop("quantization_config", None)
         except ModelError:
             raise
         except Exception as error:  # parsers of a damaged file fail with any type of error
