@@ -54,7 +54,8 @@ from evocompress.pipeline.context import RunContext
 from evocompress.pipeline.early_checks import check_early, check_outline, check_sources
 from evocompress.pipeline.finished import HELDOUT, Unchanged, finished
 from evocompress.pipeline.loop import Listener
-from evocompress.pipeline.planning import Plan, plan_on
+from evocompress.pipeline.offers import Offers, offers, offers_by_type
+from evocompress.pipeline.planning import Plan, outline, plan_on
 from evocompress.pipeline.resolve import check_names, with_objects
 from evocompress.pipeline.results import costs_of
 from evocompress.pipeline.run_folder import RunFolder
@@ -180,6 +181,29 @@ def plan(config: RunConfig, device: str = "here") -> Plan:
     """
     check_names(config)
     return plan_on(config, device)
+
+
+def model_offers(source: str) -> Offers:
+    """What can be done to one model, from its config alone.
+
+    Args:
+        source: A folder, ``config.json``, ``.gguf`` file, hub id or the demo's name.
+
+    Raises:
+        EvoCompressError: It cannot be compressed at all; the message says why.
+    """
+    return offers(outline(source))
+
+
+def type_offers(types: Sequence[str] = (), *, reporter: Reporter | None = None) -> list[Offers]:
+    """What can be done to models of some types of the installed transformers, or of all.
+
+    The first time this takes minutes for all; what was found is kept in the cache folder.
+
+    Raises:
+        EvoCompressError: There is no such type, or the cache cannot be written.
+    """
+    return offers_by_type(types, reporter or Silent())
 
 
 def build_library(config: RunConfig, *, reporter: Reporter | None = None) -> Path:

@@ -6,6 +6,7 @@ import json
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -205,6 +206,44 @@ def plan(
     _print_table(_columns(plan_rows(found)))
     for note in plan_notes(found):
         _say(note)
+
+
+@app.command(
+    epilog="Examples: `evocompress models`; `evocompress models --type olmo2 --type lfm2`; "
+    "`evocompress models Qwen/Qwen3-0.6B`; `evocompress models --json`"
+)
+def models(
+    model: Annotated[
+        str | None,
+        typer.Argument(help="Folder, config.json, hub id or demo; default: all types."),
+    ] = None,
+    types: Annotated[
+        list[str] | None,
+        typer.Option("--type", help="Only this type; may be given again.", show_default=False),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
+) -> None:
+    """Show what can be done to a model, or to each type of model of the installed transformers.
+
+    No weights are read. All types take some minutes the first time.
+    """
+    from evocompress import api
+    from evocompress.pipeline.offers import markdown, model_rows, type_rows
+
+    if model is not None and (types or as_markdown):
+        raise RunError("a model is shown by itself: leave out --type and --markdown")
+    if model is not None:
+        found = [api.model_offers(model)]
+    else:
+        found = api.type_offers(types or (), reporter=Reporter())
+    if as_json:
+        typer.echo(json.dumps([asdict(offers) for offers in found], indent=1))
+    elif as_markdown:
+        for line in markdown(found):
+            _say(line)
+    else:
+        _print_table(_columns(type_rows(found) if model is None else model_rows(found[0])))
 
 
 @library_app.command(

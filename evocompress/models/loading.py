@@ -262,14 +262,11 @@ def check_wrapper(source: object, kind: str, config: Mapping[str, Any]) -> None:
     inner = inner_settings(config)
     if not inner or kind == inner["model_type"]:
         return
-    text = (
-        f"{source} is a model of several parts (type {kind!r}), which is not supported as a whole"
-    )
-    named = f"its language model (type {inner['model_type']!r})"
+    part = inner["model_type"]
+    text = f"{source} has several parts (type {kind!r}), which is not supported as a whole"
+    named = f"its language model (type {part!r})"
     try:
-        if isinstance(
-            family_named(inner["model_type"], CAUSAL.class_names(inner["model_type"])), ToBeDerived
-        ):
+        if isinstance(family_named(part, CAUSAL.class_names(part)), ToBeDerived):
             derived_from(source, inner)
     except ModelError as reason:
         raise ModelError(f"{text}, nor is {named}: {reason}") from None

@@ -140,6 +140,22 @@ def test_bad_input_is_one_line_and_writes_nothing(monkeypatch, run_file, tmp_pat
     assert not (tmp_path / "runs").exists()
 
 
+def test_what_can_be_done_to_a_model_is_shown(monkeypatch, capsys, model_folder, tmp_path):
+    assert call(monkeypatch, "models", model_folder) == 0
+    assert "in 3 of 3 blocks" in capsys.readouterr().out
+    assert call(monkeypatch, "models", model_folder / "config.json", "--json") == 0
+    [found] = json.loads(capsys.readouterr().out)
+    assert found["model_type"] == "llama" and found["actions"]["heads"] == 3
+    refused = {
+        "no causal language model of type 'olmoo'": ["--type", "olmoo"],
+        "/nowhere/model": ["/nowhere/model"],
+        "leave out --type": [model_folder, "--type", "olmo"],
+    }
+    for message, words in refused.items():
+        code = call(monkeypatch, "models", *words)
+        assert code.startswith("error: ") and message in code and "\n" not in code
+
+
 def test_an_existing_run_is_not_touched(monkeypatch, run_file, tmp_path):
     assert call(monkeypatch, "search", run_file) == 0
     folder = tmp_path / "runs" / "trial"

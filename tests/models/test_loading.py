@@ -170,7 +170,7 @@ def test_a_refused_wrapper_is_told_what_of_it_would_go(
 ) -> None:
     edit_config(checkpoint, model_type="gemma3", **{key: {"model_type": inner}})
     message = refusal(checkpoint)
-    assert "several parts (type 'gemma3'), which is not supported as a whole" in message
+    assert "has several parts (type 'gemma3'), which is not supported as a whole" in message
     assert text in message
     with pytest.raises(ModelError) as caught:
         outline(str(checkpoint))

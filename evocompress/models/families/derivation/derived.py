@@ -60,17 +60,22 @@ def derived(cls: type[PreTrainedModel], config: PreTrainedConfig) -> Derived:
     Raises:
         ModelError: It cannot be derived; the message says which part is the reason.
     """
-    settings = lasting(json.loads(config.to_json_string(use_diff=False)))
-    key = f"{cls.__module__}.{cls.__qualname__} {json.dumps(settings)}"
-    if key not in _KNOWN:
-        _KNOWN[key] = _derived_or_reason(cls, config)
-    found = _KNOWN[key]
+    found = derived_or_reason(cls, config)
     if isinstance(found, str):
         raise ModelError(
             f"models of type {config.model_type!r} have no family of their own, and none can be "
             f"derived: {found} (docs/families.md says what blocks must be like)"
         )
     return found
+
+
+def derived_or_reason(cls: type[PreTrainedModel], config: PreTrainedConfig) -> Derived | str:
+    """The same, or why there is none."""
+    settings = lasting(json.loads(config.to_json_string(use_diff=False)))
+    key = f"{cls.__module__}.{cls.__qualname__} {json.dumps(settings)}"
+    if key not in _KNOWN:
+        _KNOWN[key] = _derived_or_reason(cls, config)
+    return _KNOWN[key]
 
 
 def _derived_or_reason(cls: type[PreTrainedModel], config: PreTrainedConfig) -> Derived | str:

@@ -32,6 +32,11 @@ def derived_from(source: object, settings: Mapping[str, Any]) -> Derived:
         config: PreTrainedConfig = CONFIG_MAPPING[settings["model_type"]].from_dict(dict(settings))
     except Exception as error:  # classes of configs fail with any type of error
         raise ModelError(f"{source} is no config of its type: {one_line(error)}") from None
+    return derived(causal_class(config), config)
+
+
+def causal_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """The class of causal language models of a config."""
     found: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     cls: type[PreTrainedModel] = found[0] if isinstance(found, tuple) else found
-    return derived(cls, config)
+    return cls

@@ -1,0 +1,186 @@
+"""The offers of many types, found by other processes and kept in the cache folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict
+from functools import cache
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from threading import local
+from typing import Any, Literal
+
+import torch
+import transformers
+from transformers import CONFIG_MAPPING
+
+import evocompress
+from evocompress.core.errors import ModelError, RunError, one_line
+from evocompress.core.files import cache_folder, naming_disk_errors, read_as, write_json
+from evocompress.core.progress import Reporter
+from evocompress.models.config_keys import lasting
+from evocompress.models.families import FAMILIES
+from evocompress.pipeline.offers.offers import Offers, nothing
+from evocompress.pipeline.offers.types import class_name, offers_of_type, type_names
+
+LIMIT_S = 180.0
+"""Seconds after which a type is given up."""
+
+WORKERS = 2
+"""Processes that try types."""
+
+Answer = Callable[[str], Offers]
+
+
+class Worker:
+    """A process that answers for one type after the other, and may be slow or die.
+
+    Args:
+        answer: What it does.
+        limit: Seconds that it has for a type.
+        start: How the process is started, in the words of multiprocessing.
+    """
+
+    def __init__(
+        self,
+        answer: Answer = offers_of_type,
+        limit: float = LIMIT_S,
+        start: Literal["spawn", "fork"] = "spawn",
+    ) -> None:
+        self.answer = answer
+        self.limit = limit
+        self.start = start
+        self._process: Any = None
+        self._end: Any = None
+
+    def ask(self, model_type: str) -> Offers:
+        """What can be done to a type; nothing where the process does not say."""
+        if self._process is None:
+            context: Any = get_context(self.start)
+            self._end, other = context.Pipe()
+            self._process = context.Process(target=_serve, args=(other, self.answer), daemon=True)
+            self._process.start()
+            other.close()
+        try:
+            self._end.send(model_type)
+            if self._end.poll(self.limit):
+                found: Offers = self._end.recv()
+                return found
+            reason = f"trying it takes longer than {self.limit:.0f} s"
+        except (EOFError, OSError):
+            reason = "the process that tried it ended"
+        self.close()
+        return nothing(model_type, class_name(model_type), reason)
+
+    def close(self) -> None:
+        """Ends the process; the next question starts another."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+            self._end.close()
+            self._process = None
+
+
+def _serve(end: Connection, answer: Answer) -> None:
+    """What the process does."""
+    torch.set_num_threads(1)
+    while True:
+        try:
+            model_type = end.recv()
+        except EOFError:
+            return
+        end.send(answer(model_type))
+
+
+def offers_by_type(
+    names: Sequence[str] = (), reporter: Reporter | None = None, limit: float = LIMIT_S
+) -> list[Offers]:
+    """The offers of some types, or of all; those that are not known yet are found now.
+
+    Raises:
+        ModelError: There is no such type in the installed transformers, or none of the kind.
+        RunError: The cache cannot be written.
+    """
+    known = type_names()
+    for name in names:
+        if name not in known:
+            raise ModelError(
+                f"transformers {transformers.__version__} has no causal language model of type "
+                f"{name!r}, and no family is of that type: `evocompress models` lists all types"
+            )
+    wanted = list(dict.fromkeys(names)) or known
+    found = {name: kept for name in wanted if (kept := _kept(name)) is not None}
+    missing = [name for name in wanted if name not in found]
+    if missing:
+        found |= _found(missing, reporter or Reporter(), limit)
+    return [found[name] for name in wanted]
+
+
+def _found(names: Sequence[str], reporter: Reporter, limit: float) -> dict[str, Offers]:
+    """The offers of some types, which are kept."""
+    found: dict[str, Offers] = {}
+    workers: list[Worker] = []
+    own = local()
+
+    def ask(name: str) -> Offers:
+        if not hasattr(own, "worker"):
+            own.worker = Worker(limit=limit)
+            workers.append(own.worker)
+        answer: Offers = own.worker.ask(name)
+        return answer
+
+    pool = ThreadPoolExecutor(min(WORKERS, len(names)))
+    try:
+        with reporter.stage("types of models") as advance:
+            for done in as_completed([pool.submit(ask, name) for name in names]):
+                offers = done.result()
+                found[offers.model_type] = offers
+                _keep(offers)
+                advance(len(found), len(names), offers.model_type)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for worker in workers:
+            worker.close()
+    return found
+
+
+def _kept(model_type: str) -> Offers | None:
+    """What the cache has of a type; damaged files are as none."""
+    try:
+        return read_as(_path(model_type), Offers)
+    except (RunError, OSError):
+        return None
+
+
+def _keep(offers: Offers) -> None:
+    path = _path(offers.model_type)
+    with naming_disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, asdict(offers))
+
+
+def _path(model_type: str) -> Path:
+    """The file of a type; its name tells all on which the offers depend."""
+    try:
+        config: Any = lasting(CONFIG_MAPPING[model_type]().to_dict())
+    except Exception as error:  # the same error is what is offered
+        config = one_line(error)
+    said = json.dumps([*_code(), model_type, config], default=str, sort_keys=True)
+    digest = hashlib.blake2b(said.encode(), digest_size=12).hexdigest()
+    return cache_folder() / "offers" / f"{model_type}-{digest}.json"
+
+
+@cache
+def _code() -> tuple[str, ...]:
+    """What tells this program and the libraries from other versions."""
+    digest = hashlib.blake2b(digest_size=12)
+    root = Path(evocompress.__file__).parent
+    for room in ("core", "export", "models", "pipeline/offers"):
+        for path in sorted((root / room).rglob("*.py")):
+            digest.update(path.read_bytes())
+    versions = (evocompress.__version__, transformers.__version__, torch.__version__)
+    return (*versions, digest.hexdigest(), *FAMILIES.usable())

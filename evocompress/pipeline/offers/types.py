@@ -1,0 +1,89 @@
+"""What can be done to models of each type of the installed transformers, by default configs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
+
+from evocompress.core.errors import ModelError, one_line
+from evocompress.models.checkpoints import quiet_transformers
+from evocompress.models.families import FAMILIES, family_of
+from evocompress.models.families.base import prepare
+from evocompress.models.families.derivation.derived import derived_or_reason
+from evocompress.models.families.derivation.from_config import causal_class
+from evocompress.models.families.derivation.shrink import shrunk
+from evocompress.models.loading import LoadedModel, check_wrapper
+from evocompress.models.tasks import CAUSAL, Task
+from evocompress.pipeline.offers.offers import Offers, nothing, offers
+
+IMAGE = 224
+"""Height and width of images, where a config does not tell."""
+
+
+def type_names() -> list[str]:
+    """The types of causal language models, and those of other tasks that have a family."""
+    own = {family.model_type for family in FAMILIES.usable().values()}
+    return sorted({*CAUSAL.classes, *own})
+
+
+def class_name(model_type: str) -> str:
+    """The class of a type's models that can be compressed, if any can."""
+    own = (f.task for f in FAMILIES.usable().values() if f.model_type == model_type)
+    return next(iter(next(own, CAUSAL).class_names(model_type)), "")
+
+
+def offers_of_type(model_type: str) -> Offers:
+    """What can be done to models of a type, as its config is by default."""
+    with quiet_transformers():
+        try:
+            return offers(_skeleton(model_type))
+        except ModelError as error:
+            return nothing(model_type, class_name(model_type), str(error))
+        except Exception as error:  # classes of models fail with any type of error
+            reason = f"a model of it cannot be made ({one_line(error)})"
+            return nothing(model_type, class_name(model_type), reason)
+
+
+def _skeleton(model_type: str) -> LoadedModel:
+    """A small model of a type without weights.
+
+    Raises:
+        ModelError: Models of the type cannot be compressed.
+    """
+    config: Any = CONFIG_MAPPING[model_type]()
+    check_wrapper("such a model", model_type, config.to_dict())
+    own = [family for family in FAMILIES.usable().values() if family.model_type == model_type]
+    if own:
+        model = _own(own[0].task, config)
+        family = family_of(model)
+    else:
+        cls = causal_class(config)
+        found = derived_or_reason(cls, config)
+        if isinstance(found, str):
+            raise ModelError(found)
+        family = found
+        with torch.device("meta"):
+            model = _small(cls, config)
+    prepare(family, model)
+    tokens = family.architecture(model).tokens
+    return LoadedModel(model, None, family, model_type, fingerprint="", tokens=tokens)
+
+
+def _own(task: Task, config: Any) -> PreTrainedModel:
+    """A model of a type that has a family."""
+    if not task.reads_text and not hasattr(config, "image_size"):
+        config.image_size = IMAGE
+    small = shrunk(config, config.num_hidden_layers) if task.causal else config
+    with torch.device("meta"):
+        model: PreTrainedModel = task.auto.from_config(small)
+    return model
+
+
+def _small(cls: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
+    """A model with all layers, which are narrow where the class can be so."""
+    try:
+        return cls(shrunk(config, config.num_hidden_layers))
+    except Exception:  # whatever small sizes break: then those of the config are taken
+        return cls(config)
