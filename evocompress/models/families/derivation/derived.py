@@ -6,6 +6,7 @@ import copy
 import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from math import prod
 from typing import Any
@@ -29,6 +30,7 @@ from evocompress.models.families.derivation.family import (
 )
 from evocompress.models.families.derivation.projections import (
     matrices,
+    same,
     shape,
     with_channels,
     with_heads,
@@ -257,8 +259,26 @@ def _kind(example: Example, real: nn.Module, shape: tuple[int, int, int]) -> Kin
         else _part(example, branch, shape)
         for branch in found.branches
     }
+    if len(parts) > 1 and _one_input(example, *parts.values()):
+        parts["mlp"] = _renamed(parts["mlp"], "mlp_in", "attention_in")
     heads = "attention" in parts and _with_heads(example, parts["attention"], shape)
     return Kind(parts, found.shared, module_classes(example.block), heads)
+
+
+def _one_input(example: Example, first: Part, second: Part) -> bool:
+    """Whether two sub-layers beside each other read the same."""
+    if not (first.matrices and second.matrices):
+        return False
+    paths = [part.matrices[0].path for part in (first, second)]
+    calls = example.calls(path for path in paths if ".experts." not in path)
+    given = [call.tensors[0] for call in calls.values()]
+    return len(given) > 1 and same(*given)
+
+
+def _renamed(part: Part, word: str, other: str) -> Part:
+    """A part whose matrices have another word for one of their inputs."""
+    own = (replace(m, input=other if m.input == word else m.input) for m in part.matrices)
+    return replace(part, matrices=tuple(own))
 
 
 def _with_heads(example: Example, part: Part, shape: tuple[int, int, int]) -> bool:

@@ -36,7 +36,7 @@ def matrices(example: Example, branch: Branch) -> list[Matrix]:
     found = []
     for path, call in example.calls(linear).items():
         given = call.tensors[0]
-        word = next((word for other, word in inputs if _same(other, given)), None)
+        word = next((word for other, word in inputs if same(other, given)), None)
         if word is None:
             word = f"{branch.kind}_in" if not inputs else f"{path}.in"
             inputs.append((given, word))
@@ -45,7 +45,8 @@ def matrices(example: Example, branch: Branch) -> list[Matrix]:
     return found
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
+def same(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are one, or have the same values."""
     return one is other or (one.shape == other.shape and torch.equal(one, other))
 
 
