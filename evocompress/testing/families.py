@@ -249,8 +249,8 @@ class FamilyContract(BlockContract):
         for index, block in enumerate(family.blocks(model)):
             of_block = sum(parameter.numel() for parameter in block.parameters())
             matrices = sum(unit.numel for unit in units if unit.block == index)
-            own = family.at(index)
-            shared = own.kinds[0].shared if isinstance(own, Derived) else ()
+            kind = family.at(index)
+            shared = kind.kinds[0].shared if isinstance(kind, Derived) else ()
             outer = sum(
                 p.numel() for path in shared for p in block.get_submodule(path).parameters()
             )

@@ -1,0 +1,38 @@
+"""What is derived is what was written by hand for the same type, where there is both."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from transformers import PreTrainedModel
+
+from evocompress.models.families import FAMILIES, Family, Matrix, family_of
+from evocompress.models.families.base import matrices_of
+from evocompress.models.families.derivation.derived import derive
+from evocompress.testing.tiny import tiny_model
+
+BOTH = [name for name in FAMILIES.built_in if FAMILIES[name].task.causal]
+
+
+def matrices(family: Family, model: PreTrainedModel) -> list[Matrix]:
+    """The matrices of a kind of block, with numbers for the words of what they read."""
+    found = matrices_of(family, model)
+    words = list(dict.fromkeys(matrix.input for matrix in found))
+    return [replace(matrix, input=str(words.index(matrix.input))) for matrix in found]
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_units_matrices_costs_and_removals_are_the_same(name: str) -> None:
+    model = tiny_model(name)
+    written, found = family_of(model), derive(type(model), model.config)
+    assert not found.limits
+    assert list(found.units(model)) == list(written.units(model))
+    assert found.architecture(model) == written.architecture(model)
+    assert found.norm_path == written.norm_path
+    for index, block in enumerate(written.blocks(model)):
+        own = found.at(index)
+        assert matrices(own, model) == matrices(written, model)
+        for sublayer in written.sublayers:
+            replaced = own.replacements(block, sublayer)
+            assert replaced.keys() == written.replacements(block, sublayer).keys()
