@@ -133,7 +133,8 @@ class NarrowingContract:
         self, loaded: LoadedModel, library: PlainLibrary, implementation: str
     ) -> None:
         """Narrow sub-layers beside a dropped one, with either attention kernel."""
-        if getattr(loaded.model.config, "attn_logit_softcapping", None) is not None:
+        capped = getattr(loaded.model.config, "attn_logit_softcapping", None) is not None
+        if capped or not loaded.model._supports_sdpa:
             implementation = "eager"
         if "attention" in loaded.family.sublayers:
             loaded.model.set_attn_implementation(implementation)

@@ -8,7 +8,7 @@ other matrix is.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,25 +17,25 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from evocompress.models.families.branches import Attributes, Matrix
+from evocompress.models.modeling.layers import Gating, gating
 
 
 class ExpertView(nn.Module):
     """One gated MLP, whose matrices are views of those of all experts.
 
-    `gate_up` (2I, H) has the rows of the gate, then of the up projection, `down` is (H, I).
+    Args:
+        linear: Its gate, up and down projections.
+        gated: What it makes of the first two.
     """
 
-    def __init__(self, gate_up: Tensor, down: Tensor, act_fn: nn.Module) -> None:
+    def __init__(self, linear: Iterable[nn.Linear], gated: Gating) -> None:
         super().__init__()
-        gate, up = gate_up.chunk(2)
-        self.gate_proj = _linear(gate)
-        self.up_proj = _linear(up)
-        self.down_proj = _linear(down)
-        self.act_fn = act_fn
+        self.gate_proj, self.up_proj, self.down_proj = linear
+        self.gated = gated
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """What the expert makes of some tokens (n, H)."""
-        gated = self.act_fn(self.gate_proj(hidden_states)) * self.up_proj(hidden_states)
+        gated = self.gated(self.gate_proj(hidden_states), self.up_proj(hidden_states))
         result: Tensor = self.down_proj(gated)
         return result
 
@@ -174,13 +174,32 @@ def _renamed(name: str, words: Mapping[str, str]) -> str:
 
 
 def split(fused: Any) -> ExpertViews:
-    """The experts that a module of transformers holds in two tensors."""
-    pairs = zip(fused.gate_up_proj.detach(), fused.down_proj.detach(), strict=True)
-    return ExpertViews(ExpertView(gate_up, down, fused.act_fn) for gate_up, down in pairs)
+    """The experts that a module of transformers holds in two tensors, and perhaps two of biases.
+
+    Its class says whether those are (E, in, out), and whether rows of gate and up projection take
+    turns; else all rows of the one come first.
+    """
+    gated, count = gating(fused), len(fused.down_proj)
+    return ExpertViews(ExpertView(_projections(fused, index), gated) for index in range(count))
 
 
-def _linear(weight: Tensor) -> nn.Linear:
-    """A linear module with a weight that is not copied."""
+def _projections(fused: Any, index: int) -> Iterator[nn.Linear]:
+    """The gate, up and down projections of one expert."""
+    in_turns = not getattr(fused, "is_concatenated", True)
+    for name in ("gate_up_proj", "down_proj"):
+        weight, bias = getattr(fused, name)[index], getattr(fused, f"{name}_bias", None)
+        weight = weight.T if getattr(fused, "is_transposed", False) else weight
+        half = len(weight) // 2
+        turns = slice(0, None, 2), slice(1, None, 2)
+        halves = turns if in_turns else (slice(half), slice(half, None))
+        for rows in halves if name == "gate_up_proj" else (slice(None),):
+            yield _linear(weight[rows], None if bias is None else bias[index][rows])
+
+
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """A linear module with a weight and a bias that are not copied."""
     module = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
-    module.weight = nn.Parameter(weight, requires_grad=False)
+    module.weight = nn.Parameter(weight.detach(), requires_grad=False)
+    if bias is not None:
+        module.bias = nn.Parameter(bias.detach(), requires_grad=False)
     return module

@@ -11,9 +11,10 @@ its own width is the family's too, and what belongs to a missing one is replaced
 without weights that add nothing to the residual stream.
 """
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import Any, ClassVar
 
 import torch
@@ -84,19 +85,50 @@ class NoAttention(nn.Module):
         return self.layer_idx < len(layers) and isinstance(layers[self.layer_idx], no_slot)
 
 
+Gating = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""What an expert makes of the gate and up projections (n, channels) of some tokens."""
+
+
+def gating(fused: Any) -> Gating:
+    """That of the experts that a module of transformers holds in two tensors.
+
+    Most multiply the activation of the one with the other. Some classes have a method for it, which
+    takes both in one tensor, side by side or in turns.
+    """
+    method = getattr(type(fused), "_apply_gate", None)
+    if method is None or method.__module__ != type(fused).__module__:
+        return partial(_activated, fused.act_fn)
+    without_weights = copy.copy(fused)
+    without_weights._parameters = {}
+    return partial(_by_method, without_weights, fused.is_concatenated)
+
+
+def _activated(act_fn: nn.Module, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    result: torch.Tensor = act_fn(gate) * up
+    return result
+
+
+def _by_method(
+    experts: Any, side_by_side: bool, gate: torch.Tensor, up: torch.Tensor
+) -> torch.Tensor:
+    both = torch.cat([gate, up], -1) if side_by_side else torch.stack([gate, up], -1).flatten(-2)
+    result: torch.Tensor = experts._apply_gate(both)
+    return result
+
+
 class Expert(nn.Module):
     """One expert of a mixture: a gated MLP."""
 
-    def __init__(self, hidden: int, channels: int, act_fn: nn.Module) -> None:
+    def __init__(self, hidden: int, channels: int, gated: Gating, bias: bool = False) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(hidden, channels, bias=False)
-        self.up_proj = nn.Linear(hidden, channels, bias=False)
-        self.down_proj = nn.Linear(channels, hidden, bias=False)
-        self.act_fn = act_fn
+        self.gate_proj = nn.Linear(hidden, channels, bias=bias)
+        self.up_proj = nn.Linear(hidden, channels, bias=bias)
+        self.down_proj = nn.Linear(channels, hidden, bias=bias)
+        self.gated = gated
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """What the expert makes of some tokens (n, hidden)."""
-        gated = self.act_fn(self.gate_proj(hidden_states)) * self.up_proj(hidden_states)
+        gated = self.gated(self.gate_proj(hidden_states), self.up_proj(hidden_states))
         result: torch.Tensor = self.down_proj(gated)
         return result
 
@@ -126,7 +158,7 @@ def split_experts(blocks: nn.ModuleList) -> None:
         fused: Any = getattr(getattr(block, "mlp", None), "experts", None)
         if fused is not None:
             count, hidden, channels = fused.down_proj.shape
-            each = (Expert(hidden, channels, fused.act_fn) for _ in range(count))
+            each = (Expert(hidden, channels, gating(fused)) for _ in range(count))
             like = fused.down_proj
             whole: Any = block
             whole.mlp.experts = Experts(each).to(device=like.device, dtype=like.dtype)

@@ -122,9 +122,9 @@ def _experts(block: nn.Module, mlp: str) -> str:
         if any(p.ndim == 3 for p in module.parameters(recurse=False))
     }
     for path, shapes in fused.items():
-        gate_up, down = shapes.get("gate_up_proj"), shapes.get("down_proj")
-        known = set(shapes) == {"gate_up_proj", "down_proj"} and path == f"{mlp}.experts"
-        if len(fused) == 1 and known and gate_up and down and gate_up[1:] == (2 * down[2], down[1]):
+        both = {"gate_up_proj", "down_proj"}
+        known = set(shapes) in (both, both | {"gate_up_proj_bias", "down_proj_bias"})
+        if len(fused) == 1 and known and path == f"{mlp}.experts":
             return path
     held = "; ".join(f"{path}: {', '.join(shapes)}" for path, shapes in fused.items())
     raise Unclear(f"its experts are not held as gate_up_proj and down_proj ({held})")
