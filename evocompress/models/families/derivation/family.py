@@ -83,6 +83,13 @@ class Derived(Family):
         logit_keys: Of the config, with what scales logits.
         kinds: The kinds of blocks.
         order: The index of each block's kind.
+
+    Examples:
+        >>> from transformers import Olmo2Config, Olmo2ForCausalLM
+        >>> from evocompress.models.families.derivation.derived import derive
+        >>> family = derive(Olmo2ForCausalLM, Olmo2Config())
+        >>> family.layers_path, family.sublayers, family.mlp.output.path
+        ('model.layers', ('attention', 'mlp'), 'mlp.down_proj')
     """
 
     def __init__(
@@ -196,6 +203,10 @@ class ToBeDerived(Family):
 
     Args:
         model_type: Of the config.
+
+    Examples:
+        >>> ToBeDerived("olmo2").model_type
+        'olmo2'
     """
 
     def __init__(self, model_type: str) -> None:
