@@ -27,8 +27,9 @@ def is_compressed(model_type: str) -> bool:
 
 
 def layer_config(config: PreTrainedConfig, block: int) -> Any:
-    """The config as one block sees it: of a compressed model with the block's own settings."""
-    return config.per_layer_config[block] if is_compressed(config.model_type) else config
+    """The config as one block sees it, where blocks have settings of their own."""
+    uneven = is_compressed(config.model_type) or config.is_heterogeneous
+    return config.per_layer_config[block] if uneven else config
 
 
 def missing(config: PreTrainedConfig, block: int) -> tuple[SubLayerName, ...]:
@@ -54,7 +55,8 @@ def head_shape(config: PreTrainedConfig, block: int) -> tuple[int, int, int]:
     heads = getattr(own, "num_attention_heads", 0)
     if not heads:
         return 0, 0, 0
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    whole = own if config.is_heterogeneous else config
+    size = getattr(whole, "head_dim", None) or whole.hidden_size // whole.num_attention_heads
     if "attention" in missing(config, block):
         return 0, 0, size
     return heads, _kv_heads(own) or heads, size

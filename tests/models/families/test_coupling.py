@@ -38,7 +38,8 @@ def test_the_residual_stream_stays_whole():
 
 def test_lengths_are_those_of_the_architecture():
     lengths = axis_lengths(SMOLLM2_135M.architecture(), block=7)
-    assert lengths == {"query": 9, "key": 3, "value": 3, "channel": 1536, "inner": 1536}
+    heads = {"query": 9, "key": 3, "value": 3, "grouped": 15}
+    assert lengths == heads | {"channel": 1536, "inner": 1536}
 
 
 def test_widths_at_a_level():

@@ -6,6 +6,7 @@ import copy
 import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from math import prod
@@ -100,14 +101,26 @@ def derive(cls: type[PreTrainedModel], config: PreTrainedConfig) -> Derived:
         Unclear: It is built in a way that is not understood.
     """
     lists = dict(_lists(_skeleton(cls, config), config.num_hidden_layers))
-    with torch.no_grad():
+    with torch.no_grad(), _in_float64():
         looks = [[_look(block, config) for block in blocks] for blocks in lists.values()]
         layers = max(map(_needed, looks), default=2)
         try:
             return _tried(cls, shrunk(config, layers), lists)
         except FAILURES:
-            # Rotary embeddings with a number for each pair of dimensions know only one width.
+            # Some rotary embeddings have a number for each pair of dimensions, some classes split
+            # heads into parts.
             return _tried(cls, shrunk(config, layers, narrow_heads=False), lists)
+
+
+@contextmanager
+def _in_float64() -> Iterator[None]:
+    """New tensors are of float64 where nothing else is said, as the tiny models are."""
+    former = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(former)
 
 
 def _skeleton(cls: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:

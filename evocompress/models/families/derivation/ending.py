@@ -19,7 +19,10 @@ from evocompress.models.families.logits import LogitKeys, logits_of
 CLOSE = 1e-9
 """What rounding in float64 explains."""
 
-CAP_KEY = "final_logit_softcapping"
+CLOSE_IN_FLOAT32 = 1e-5
+"""The same where a model turns its logits into float32."""
+
+CAP_KEYS = ("final_logit_softcapping", "logits_soft_cap")
 
 
 def norm_path(model: PreTrainedModel, output: Tensor, ids: Tensor) -> str:
@@ -75,8 +78,7 @@ def logit_keys(model: PreTrainedModel, layers_path: str, ids: Tensor) -> LogitKe
 def _possible(model: PreTrainedModel, products: Tensor, wanted: Tensor) -> Iterator[LogitKeys]:
     """What may scale the products of the head, by the values in the config."""
     yield LogitKeys()
-    if hasattr(model.config, CAP_KEY):
-        yield LogitKeys(CAP_KEY)
+    yield from (LogitKeys(key) for key in CAP_KEYS if hasattr(model.config, key))
     if products.shape != wanted.shape:
         return
     factor = (wanted.sum() / products.sum()).item()
@@ -108,7 +110,10 @@ def _states_and_logits(
 
 def _gives(model: PreTrainedModel, states: Tensor, wanted: Tensor, keys: LogitKeys) -> bool:
     found = logits_of(model, states, keys)
-    return found.shape == wanted.shape and torch.allclose(found, wanted, rtol=CLOSE, atol=CLOSE)
+    close = CLOSE if wanted.dtype == torch.float64 else CLOSE_IN_FLOAT32
+    return found.shape == wanted.shape and torch.allclose(
+        found.double(), wanted.double(), rtol=close, atol=close
+    )
 
 
 def _others(model: PreTrainedModel, keys: LogitKeys) -> Iterator[PreTrainedModel]:

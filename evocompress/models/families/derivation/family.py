@@ -178,7 +178,7 @@ class Derived(Family):
     def replacements(self, block: nn.Module, sublayer: SubLayerName) -> dict[str, nn.Module]:
         """See `Family.replacements`; of a family with one kind of blocks."""
         (kind,) = self.kinds
-        return kind.parts[sublayer].branch.removal()
+        return kind.parts[sublayer].branch.removal(block)
 
     def narrowing(self, block: nn.Module, sublayer: SubLayerName, widths: Widths) -> Attributes:
         """See `Family.narrowing`; of a family with one kind of blocks."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -31,6 +31,9 @@ VOCABULARY = 320
 
 CONTEXT = 256
 """Its longest sequence."""
+
+PLAIN_HEADS = 8
+"""The same where a model's classes split them into parts."""
 
 HEAD_DIM = 16
 """Width of a head, where that of the config is a multiple."""
@@ -75,19 +78,52 @@ def shrunk(config: PreTrainedConfig, layers: int, *, narrow_heads: bool = True) 
     Args:
         config: Of the text model.
         layers: How many of the first ones are kept.
-        narrow_heads: Heads are narrowed as well; some numbers of rotary embeddings forbid that.
+        narrow_heads: Heads are narrowed as well, and their number is odd; some numbers of rotary
+            embeddings, or how heads are split, forbid that.
     """
-    small = copy.deepcopy(config)
-    for name, values in _lists(config):
+    plain = without_overrides(config)
+    small = copy.deepcopy(plain)
+    for name, values in _lists(plain):
         setattr(small, name, values[:layers])
-    for name, value in _sizes(config, layers, narrow_heads).items():
+    sizes = _sizes(plain, layers, narrow_heads)
+    for name, value in sizes.items():
         # Some classes compute a size from others and refuse to be told.
         with contextlib.suppress(AttributeError):
-            if hasattr(config, name):
+            if hasattr(plain, name):
                 setattr(small, name, value)
+    if config.is_heterogeneous:
+        small.per_layer_config = {
+            layer: _small_overrides(plain, config.per_layer_config[layer], values, sizes)
+            for layer, values in config._heterogeneity_spec.per_layer_overrides.items()
+            if layer < layers
+        }
+    # In float64 nothing is gained by a residual stream in float32.
+    if hasattr(small, "residual_in_fp32"):
+        small.residual_in_fp32 = False
     # The kernels for all experts at once know no float64.
     small._experts_implementation = "eager"
     return small
+
+
+def without_overrides(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The settings of a config that hold for all layers unless some have their own."""
+    plain = copy.deepcopy(config)
+    if plain.is_heterogeneous:
+        plain.per_layer_config = None
+    return plain
+
+
+def _small_overrides(
+    plain: Any, own: Any, overrides: Mapping[str, Any], sizes: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The small values of what a layer has otherwise than the others."""
+    found = dict(overrides)
+    of_layer = _sizes(own, 1, narrow_heads=False)
+    for name in overrides.keys() & of_layer.keys():
+        found[name] = of_layer[name]
+        if NARROWED.fullmatch(name):
+            found[name] = overrides[name] * sizes[name] // getattr(plain, name)
+    return found
 
 
 def random_model(
@@ -105,6 +141,10 @@ def random_model(
             parameter.add_(0.2 * noise)
         else:
             parameter.copy_(noise / parameter.shape[-1] ** 0.5)
+    stored = model.state_dict().keys()
+    for name, buffer in model.named_buffers():
+        if name in stored and buffer.is_floating_point():
+            buffer.add_(0.2 * torch.randn(buffer.shape, generator=generator, dtype=buffer.dtype))
     found: PreTrainedModel = model
     return found
 
@@ -122,13 +162,14 @@ def _sizes(config: Any, layers: int, narrow_heads: bool) -> dict[str, Any]:
     dense_hidden = getattr(config, "hidden_size", None) or 0
     head_dim = getattr(config, "head_dim", None) or dense_hidden // dense_heads
     kv_heads = next((getattr(config, key) for key in KV_KEYS if hasattr(config, key)), None)
-    kv_heads = {1: 1, None: HEADS, dense_heads: HEADS}.get(kv_heads, KV_HEADS)
+    heads = HEADS if narrow_heads else PLAIN_HEADS
+    kv_heads = {1: 1, None: heads, dense_heads: heads}.get(kv_heads, KV_HEADS)
     own_size = dense_heads * head_dim != dense_hidden
     widths = _head_widths(config, head_dim) if narrow_heads else {"head_dim": head_dim}
-    hidden = (HEADS - own_size) * widths["head_dim"]
+    hidden = (heads - own_size) * widths["head_dim"]
     sizes: dict[str, Any] = {
         "num_hidden_layers": layers,
-        "num_attention_heads": HEADS,
+        "num_attention_heads": heads,
         **dict.fromkeys(KV_KEYS, kv_heads),
         "vocab_size": VOCABULARY,
         "num_experts_per_tok": min(2, getattr(config, "num_experts_per_tok", None) or 2),

@@ -33,6 +33,16 @@ class Unclear(Exception):
     """A model is built in a way that is not understood; the message says which part and how."""
 
 
+class Passing(nn.Identity):
+    """The identity in the place of a norm, by whose weight a block may ask for a type of number."""
+
+    def __init__(self, former: nn.Module) -> None:
+        super().__init__()
+        weight = getattr(former, "weight", None)
+        if isinstance(weight, Tensor):
+            self.register_buffer("weight", weight.detach().new_empty(0), persistent=False)
+
+
 class Zero(nn.Module):
     """Yields a zero like its first input, or what it is given to add its output to.
 
@@ -81,9 +91,11 @@ class Branch:
         """What becomes the identity where the branch is removed."""
         return (*self.before, *self.core[:-1], *self.after)
 
-    def removal(self) -> dict[str, nn.Module]:
-        """What to put where so that the branch adds nothing."""
-        identities: dict[str, nn.Module] = {path: nn.Identity() for path in self.identities}
+    def removal(self, block: nn.Module) -> dict[str, nn.Module]:
+        """What to put where in a block so that the branch adds nothing."""
+        identities: dict[str, nn.Module] = {
+            path: Passing(block.get_submodule(path)) for path in self.identities
+        }
         return identities | {self.core[-1]: Zero(self.among, self.residual)}
 
 
@@ -219,7 +231,9 @@ def _reads(call: Call, tensor: Tensor) -> bool:
 def _check_identity(example: Example, found: Structure) -> None:
     """Without its branches the block must pass the hidden state on."""
     modules = {
-        path: module for branch in found.branches for path, module in branch.removal().items()
+        path: module
+        for branch in found.branches
+        for path, module in branch.removal(example.block).items()
     }
     with replaced(example.block, modules):
         try:
