@@ -53,10 +53,18 @@ class Recorder(nn.Module):
 
     def __init__(self, block: nn.Module, among: int = 0) -> None:
         super().__init__()
+        # Not a part of this module, but some models ask a block what it is.
+        self.__dict__["block"] = block
         self.among = among
         self.names = list(inspect.signature(block.forward).parameters)[1:]
         self.hidden = torch.empty(0)
         self.arguments: dict[str, Any] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.__dict__["block"], name)
 
     def forward(self, hidden_states: Tensor, *positional: Any, **keywords: Any) -> Any:
         """The state itself, and ``None`` for each other thing."""

@@ -37,7 +37,13 @@ from evocompress.models.families.derivation.projections import (
     with_heads,
 )
 from evocompress.models.families.derivation.proof import Settings, proven
-from evocompress.models.families.derivation.shrink import VOCABULARY, random_model, shrunk
+from evocompress.models.families.derivation.shrink import (
+    HEADS,
+    PLAIN_HEADS,
+    VOCABULARY,
+    random_model,
+    shrunk,
+)
 from evocompress.models.families.derivation.structure import Branch, Unclear, structure
 from evocompress.models.families.derivation.tracing import Example, by_name
 from evocompress.models.families.shapes import matrix_shape
@@ -48,6 +54,9 @@ __all__ = ["Derived", "ToBeDerived", "derive", "derived"]
 
 LENGTH = 9
 """Tokens of the sequences that are tried."""
+
+NO_SWITCHES = ("training", "residual_in_fp32")
+"""What tells nothing of a kind of block: tiny models compute in float64."""
 
 FAILURES = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 """What a model raises that does not run."""
@@ -104,12 +113,13 @@ def derive(cls: type[PreTrainedModel], config: PreTrainedConfig) -> Derived:
     with torch.no_grad(), _in_float64():
         looks = [[_look(block, config) for block in blocks] for blocks in lists.values()]
         layers = max(map(_needed, looks), default=2)
-        try:
-            return _tried(cls, shrunk(config, layers), lists)
-        except FAILURES:
-            # Some rotary embeddings have a number for each pair of dimensions, some classes split
-            # heads into parts.
-            return _tried(cls, shrunk(config, layers, narrow_heads=False), lists)
+        for heads, narrow_heads in ((HEADS, True), (PLAIN_HEADS, True), (PLAIN_HEADS, False)):
+            small = shrunk(config, layers, heads=heads, narrow_heads=narrow_heads)
+            try:
+                return _tried(cls, small, lists)
+            except FAILURES as error:
+                failure = error
+        raise failure
 
 
 @contextmanager
@@ -164,7 +174,7 @@ def _look(block: nn.Module, config: PreTrainedConfig) -> str:
         f"{path}.{name}": value
         for path, module in block.named_modules()
         for name, value in vars(module).items()
-        if (isinstance(value, bool) and name != "training" and name[0] != "_")
+        if (isinstance(value, bool) and name not in NO_SWITCHES and name[0] != "_")
         or (isinstance(value, str) and value in types)
     }
     return json.dumps([module_classes(block), switches], sort_keys=True)

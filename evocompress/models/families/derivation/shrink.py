@@ -70,7 +70,9 @@ NARROWED = re.compile(r"(.*_)?(head_?dim|rotary_dim|dim_head|kv_channels)")
 """Widths of heads and of parts of them, which keep their proportions."""
 
 
-def shrunk(config: PreTrainedConfig, layers: int, *, narrow_heads: bool = True) -> PreTrainedConfig:
+def shrunk(
+    config: PreTrainedConfig, layers: int, *, heads: int = HEADS, narrow_heads: bool = True
+) -> PreTrainedConfig:
     """A copy of a language model's config in which all sizes are small.
 
     The kinds of layers, norms, activations, biases and whatever else tells how layers compute stay.
@@ -78,14 +80,14 @@ def shrunk(config: PreTrainedConfig, layers: int, *, narrow_heads: bool = True) 
     Args:
         config: Of the text model.
         layers: How many of the first ones are kept.
-        narrow_heads: Heads are narrowed as well, and their number is odd; some numbers of rotary
-            embeddings, or how heads are split, forbid that.
+        heads: Query heads.
+        narrow_heads: Heads are narrowed as well; some numbers of rotary embeddings forbid that.
     """
     plain = without_overrides(config)
     small = copy.deepcopy(plain)
     for name, values in _lists(plain):
         setattr(small, name, values[:layers])
-    sizes = _sizes(plain, layers, narrow_heads)
+    sizes = _sizes(plain, layers, heads, narrow_heads)
     for name, value in sizes.items():
         # Some classes compute a size from others and refuse to be told.
         with contextlib.suppress(AttributeError):
@@ -118,7 +120,7 @@ def _small_overrides(
 ) -> dict[str, Any]:
     """The small values of what a layer has otherwise than the others."""
     found = dict(overrides)
-    of_layer = _sizes(own, 1, narrow_heads=False)
+    of_layer = _sizes(own, 1, HEADS, narrow_heads=False)
     for name in overrides.keys() & of_layer.keys():
         found[name] = of_layer[name]
         if NARROWED.fullmatch(name):
@@ -156,13 +158,12 @@ def _lists(config: PreTrainedConfig) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def _sizes(config: Any, layers: int, narrow_heads: bool) -> dict[str, Any]:
+def _sizes(config: Any, layers: int, heads: int, narrow_heads: bool) -> dict[str, Any]:
     """The small value of each setting that is a size."""
     dense_heads = getattr(config, "num_attention_heads", None) or HEADS
     dense_hidden = getattr(config, "hidden_size", None) or 0
     head_dim = getattr(config, "head_dim", None) or dense_hidden // dense_heads
     kv_heads = next((getattr(config, key) for key in KV_KEYS if hasattr(config, key)), None)
-    heads = HEADS if narrow_heads else PLAIN_HEADS
     kv_heads = {1: 1, None: heads, dense_heads: heads}.get(kv_heads, KV_HEADS)
     own_size = dense_heads * head_dim != dense_hidden
     widths = _head_widths(config, head_dim) if narrow_heads else {"head_dim": head_dim}
@@ -171,7 +172,6 @@ def _sizes(config: Any, layers: int, narrow_heads: bool) -> dict[str, Any]:
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
         **dict.fromkeys(KV_KEYS, kv_heads),
-        "vocab_size": VOCABULARY,
         "num_experts_per_tok": min(2, getattr(config, "num_experts_per_tok", None) or 2),
         "pad_token_id": 0,
         "bos_token_id": 1,
@@ -181,6 +181,8 @@ def _sizes(config: Any, layers: int, narrow_heads: bool) -> dict[str, Any]:
     for keys, size in (
         ((*HIDDEN_KEYS, *HIDDEN_KEYS_OF_PARTS), hidden),
         (CONTEXT_KEYS, CONTEXT),
+        (("vocab_size", "vocab_size_per_layer_input"), VOCABULARY),
+        (("hidden_size_per_layer_input",), RANK),
         (CHANNEL_KEYS, CHANNELS),
         (filter(OF_EXPERTS.fullmatch, vars(config)), EXPERT_CHANNELS),
         (EXPERT_KEYS, EXPERTS),
