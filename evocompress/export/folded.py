@@ -15,13 +15,18 @@ from transformers import PreTrainedModel
 
 from evocompress.core.types import Candidate
 from evocompress.export.layout import Block, Layout, layout, mixed_experts, second_round
-from evocompress.export.modeling_file import ModelingFile, overrides, uneven_config
+from evocompress.export.modeling_file import (
+    ModelingFile,
+    is_written_by_hand,
+    known_classes,
+    overrides,
+    uneven_config,
+)
 from evocompress.export.running import MODELING_FILE, Programs, Running
 from evocompress.export.stock import renumbering
 from evocompress.export.weights import StateDict, assemble
-from evocompress.models.families import Family, name_of
+from evocompress.models.families import Family
 from evocompress.models.loading import LoadedModel
-from evocompress.models.modeling import CLASSES
 
 NOTE = (
     "Format `folded`: a block that has lost its attention is no layer of its own. Its MLP is run "
@@ -66,6 +71,8 @@ class Folded(ModelingFile):
             return f"cannot hold {loaded.family.model_type} models for {task}, only language models"
         if loaded.family.mixture is not None:
             return mixed_experts(loaded)
+        if not is_written_by_hand(loaded):
+            return f"has no modeling file for the blocks of {loaded.family.model_type}"
         left = layout(loaded, candidate)
         return super().obstacle(loaded, candidate) or renumbering(left, loaded)
 
@@ -80,7 +87,7 @@ class Folded(ModelingFile):
         grouped = hasattr(loaded.model.config, "num_key_value_heads")
         own = [_overrides(layer, grouped=grouped) for layer in layers]
         config = uneven_config(loaded, [layer.attention for layer in layers], own)
-        head = CLASSES[name_of(loaded.family)].head
+        head = known_classes(loaded).head
         return assemble(head, config, state, self.name_of(loaded, candidate))
 
     def name_of(self, loaded: LoadedModel, candidate: Candidate) -> Callable[[str], str]:

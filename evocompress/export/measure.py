@@ -10,13 +10,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from evocompress.models.families import Family
-
-BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
-"""What batch norms store beside their parameters."""
+from evocompress.models.loading import LoadedModel
 
 
-def measured_costs(folder: Path, family: Family) -> dict[str, int]:
+def measured_costs(folder: Path, loaded: LoadedModel) -> dict[str, int]:
     """The costs of `evocompress.space.costs.COSTS` that can be counted in the files.
 
     Returns:
@@ -24,15 +21,21 @@ def measured_costs(folder: Path, family: Family) -> dict[str, int]:
         weights) and ``weight_bytes``. As in the cost model only zeros of the blocks' linear
         matrices are not counted as non-zero.
     """
+    family = loaded.family
+    # Buffers are no parameters: what batch norms count, corrections of routers.
+    buffers = {name.rpartition(".")[2] for name, _ in loaded.model.named_buffers()}
     block = family.block_names.pattern + r"\.((before|after)\.\d+\.)?"
     paths = "|".join(matrix.pattern for matrix in family.matrices)
     matrix = re.compile(rf"{block}({paths})\.weight")
+    outside = "".join(rf"(?!{re.escape(path)}\.)" for path in family.shared)
     total = body = matrices = zeros = size = 0
     for stored, tensor in _tensors(folder):
+        if stored.rpartition(".")[2] in buffers:
+            continue
         name = family.mixture.own_name(stored) if family.mixture else stored
         total += tensor.numel()
         size += tensor.numel() * tensor.itemsize
-        body += tensor.numel() if re.match(block, name) else 0
+        body += tensor.numel() if re.match(block + outside, name) else 0
         if matrix.fullmatch(name):
             matrices += tensor.numel()
             zeros += tensor.numel() - int(torch.count_nonzero(tensor))
@@ -47,10 +50,9 @@ def measured_costs(folder: Path, family: Family) -> dict[str, int]:
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """The parameters in all files, by name."""
+    """The tensors in all files, by name."""
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
             names = file.keys()
             for name in names:
-                if not name.endswith(BUFFERS):
-                    yield name, file.get_tensor(name)
+                yield name, file.get_tensor(name)

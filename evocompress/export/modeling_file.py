@@ -10,14 +10,17 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from evocompress.core.types import Candidate
 from evocompress.export.configs import channel_key, cut_config, depends_on_index
+from evocompress.export.edits import edits_of
 from evocompress.export.layout import Block, layout, no_block_left
 from evocompress.export.pretrained import Pretrained
 from evocompress.export.running import MODELING_FILE, Programs, Running
 from evocompress.export.weights import StateDict, assemble, renumbered
 from evocompress.models.families import name_of
 from evocompress.models.families.convolutional import Convolutional
+from evocompress.models.families.derivation.derived import Derived
+from evocompress.models.families.uneven import dense_class
 from evocompress.models.loading import LoadedModel
-from evocompress.models.modeling import CLASSES
+from evocompress.models.modeling import CLASSES, Classes, derived_classes
 
 LOADING = """from transformers import {auto}
 
@@ -28,6 +31,12 @@ model = {auto}.from_pretrained("{path}")
 model = {auto}.from_pretrained("{path}", trust_remote_code=True)"""
 
 
+WORDS = ("skip", "bias")
+"""What entries of ``per_layer_config`` have that are no settings of a whole model."""
+
+CHANNELS = "intermediate_size"
+
+
 class ModelingFile(Pretrained):
     """Each block has its own widths, or lacks a sub-layer; `evocompress.hf` has the class too."""
 
@@ -35,15 +44,13 @@ class ModelingFile(Pretrained):
     programs: ClassVar[Programs] = {"transformers": Running(MODELING_FILE)}
 
     def obstacle(self, loaded: LoadedModel, candidate: Candidate) -> str | None:
-        """A family without a modeling file, or a model without any attention."""
-        family = name_of(loaded.family)
-        if family not in CLASSES:
-            return f"has no modeling file for the blocks of {family}"
+        """A model whose classes are those of another type, or one without any attention."""
+        if classes_of(loaded) is None:
+            return f"cannot hold {loaded.family.model_type} models, whose class is of another type"
         left = layout(loaded, candidate)
-        if loaded.family.mixture is not None:
-            unit = left.first(lambda block, kind: kind == "mlp" and kind in block.biased)
-            if unit is not None:
-                return f"cannot give the experts of {unit} a bias"
+        unit = left.first(lambda b, kind: kind == "mlp" and kind in b.biased and b.experts != ())
+        if unit is not None:
+            return f"cannot give the experts of {unit} a bias"
         if loaded.family.task.cached and left.kept and not left.having("attention"):
             # The cache would have no layer that knows how many tokens there have been.
             return f"cannot leave out every attention, {left.path}.0.attention among them"
@@ -51,9 +58,13 @@ class ModelingFile(Pretrained):
 
     def build(self, loaded: LoadedModel, state: StateDict, candidate: Candidate) -> PreTrainedModel:
         """A model of the family's class in `evocompress.models.modeling`."""
+        classes = known_classes(loaded)
+        if not is_written_by_hand(loaded):
+            config = derived_config(loaded, state, candidate)
+            return assemble(classes.head, config, state, self.name_of(loaded, candidate))
         if isinstance(loaded.family, Convolutional):
             return assemble(
-                CLASSES[name_of(loaded.family)].head,
+                classes.head,
                 layers_config(loaded, layout(loaded, candidate).blocks),
                 state,
                 self.name_of(loaded, candidate),
@@ -64,8 +75,7 @@ class ModelingFile(Pretrained):
         if loaded.family.mixture is not None:
             own = [of_mixture(one, block, loaded) for one, block in zip(own, blocks, strict=True)]
         config = uneven_config(loaded, blocks, own)
-        head = CLASSES[name_of(loaded.family)].head
-        return assemble(head, config, state, self.name_of(loaded, candidate))
+        return assemble(classes.head, config, state, self.name_of(loaded, candidate))
 
     def name_of(self, loaded: LoadedModel, candidate: Candidate) -> Callable[[str], str]:
         """Blocks have other numbers."""
@@ -73,21 +83,42 @@ class ModelingFile(Pretrained):
 
     def files(self, loaded: LoadedModel) -> tuple[Path, ...]:
         """The Python files that ``auto_map`` names."""
-        return CLASSES[name_of(loaded.family)].files
+        return known_classes(loaded).files
+
+
+def is_written_by_hand(loaded: LoadedModel) -> bool:
+    """Whether the model's family has a modeling file of its own."""
+    return not isinstance(loaded.family, Derived) and name_of(loaded.family) in CLASSES
+
+
+def classes_of(loaded: LoadedModel) -> Classes | None:
+    """The classes that a model is written in; ``None`` where there are none."""
+    if is_written_by_hand(loaded):
+        return CLASSES[name_of(loaded.family)]
+    return derived_classes(dense_class(type(loaded.model)))
+
+
+def known_classes(loaded: LoadedModel) -> Classes:
+    """`classes_of` a model that has some."""
+    classes = classes_of(loaded)
+    assert classes is not None
+    return classes
 
 
 def _blocks(loaded: LoadedModel, candidate: Candidate) -> tuple[Block, ...]:
     """The blocks that are written: all where they must keep their numbers, else what is left.
 
-    Of a CNN all are: they are in stages, and one without its branch is written as such.
+    Of a CNN all are: they are in stages, and one without its branch is written as such. So are they
+    where it is not known what the class makes of their numbers.
     """
     left, staged = layout(loaded, candidate), isinstance(loaded.family, Convolutional)
-    return left.blocks if staged or depends_on_index(loaded.model.config) else left.kept
+    numbered = staged or not is_written_by_hand(loaded) or depends_on_index(loaded.model.config)
+    return left.blocks if numbered else left.kept
 
 
 def layers_config(loaded: LoadedModel, blocks: Sequence[Block]) -> PreTrainedConfig:
     """The config of a CNN's class in `evocompress.models.modeling`; ``layers`` tells them apart."""
-    classes = CLASSES[name_of(loaded.family)]
+    classes = known_classes(loaded)
     own: dict[int, dict[str, Any]] = {}
     for block in blocks:
         settings: dict[str, Any] = {"skip": True} if block.dropped else {}
@@ -99,6 +130,36 @@ def layers_config(loaded: LoadedModel, blocks: Sequence[Block]) -> PreTrainedCon
     return classes.config.from_dict(settings)
 
 
+def derived_config(loaded: LoadedModel, state: StateDict, candidate: Candidate) -> PreTrainedConfig:
+    """The config of a class of `modeling_derived`: the dense one's, and what each block becomes."""
+    dense, classes = loaded.model.config, known_classes(loaded)
+    grouped = hasattr(dense, "num_key_value_heads")
+    own: dict[str, dict[str, Any]] = {}
+    for block in layout(loaded, candidate).blocks:
+        entry = overrides(block, grouped=grouped)
+        edits = edits_of(loaded, state, candidate, block)
+        # Some classes have no setting of the number of channels.
+        own[str(block.index)] = {
+            name: value
+            for name, value in entry.items()
+            if name in WORDS or (hasattr(dense, name) and not (block.experts and name == CHANNELS))
+        } | ({"edits": edits} if edits else {})
+    settings = dense.to_dict() | {
+        "dense_class": dense_class(type(loaded.model)).__name__,
+        "blocks": loaded.family.layers_path.removeprefix(f"{loaded.model.base_model_prefix}."),
+        "auto_map": classes.auto_map,
+        "per_layer_config": own,
+    }
+    del settings["model_type"]
+    narrow = any("num_attention_heads" in entry for entry in own.values())
+    if narrow and getattr(dense, "head_dim", None) is None:
+        # Where layers have fewer heads, their size does not follow from the number.
+        settings["head_dim"] = loaded.family.architecture(loaded.model).head_dim
+    config = classes.config.from_dict(settings)
+    config._attn_implementation = dense._attn_implementation
+    return config
+
+
 def uneven_config(
     loaded: LoadedModel, blocks: Sequence[Block], own: Sequence[Mapping[str, Any]]
 ) -> PreTrainedConfig:
@@ -107,7 +168,7 @@ def uneven_config(
     Each layer has a block, whose attention it has, and its `own` entry of ``per_layer_config``.
     """
     dense = loaded.model.config
-    classes = CLASSES[name_of(loaded.family)]
+    classes = known_classes(loaded)
     cut: Any = cut_config(dense, blocks)
     cut.per_layer_config = None  # what a compressed model's said is in `own`
     settings = cut.to_dict()
@@ -125,9 +186,9 @@ def of_mixture(own: dict[str, Any], block: Block, loaded: LoadedModel) -> dict[s
     """A block's `own` entry of ``per_layer_config``, if its MLP is a mixture of experts."""
     config, mixture = loaded.model.config, loaded.family.mixture
     assert mixture is not None
-    widths = {channel_key(config): own["intermediate_size"]} if "mlp" in block.narrow else {}
+    widths = {channel_key(config): own[CHANNELS]} if "mlp" in block.narrow else {}
     experts = {mixture.count_key: len(block.experts)} if block.reduced else {}
-    rest = {name: value for name, value in own.items() if name != "intermediate_size"}
+    rest = {name: value for name, value in own.items() if name != CHANNELS}
     return rest | widths | experts
 
 
@@ -141,7 +202,7 @@ def overrides(block: Block, *, grouped: bool) -> dict[str, Any]:
         if grouped:
             own["num_key_value_heads"] = block.widths.kv_heads
     if "mlp" in block.narrow:
-        own["intermediate_size"] = block.widths.channels
+        own[CHANNELS] = block.widths.channels
     if block.biased:
         own["bias"] = list(block.biased)
     return own

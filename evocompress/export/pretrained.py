@@ -19,6 +19,7 @@ from evocompress.export.running import Programs
 from evocompress.export.transformers4 import add_old_settings
 from evocompress.models.checkpoints import quiet_transformers
 from evocompress.models.families import FAMILIES
+from evocompress.models.families.uneven import DERIVED
 from evocompress.models.loading import LoadedModel
 
 LOADING = """from transformers import {auto}
@@ -77,7 +78,7 @@ class Pretrained:
 
     def measured(self, folder: Path, loaded: LoadedModel) -> dict[str, int]:
         """The costs that can be counted in the files; see `measured_costs`."""
-        return measured_costs(folder, loaded.family)
+        return measured_costs(folder, loaded)
 
 
 def save_weights(model: PreTrainedModel, folder: Path) -> None:
@@ -86,7 +87,7 @@ def save_weights(model: PreTrainedModel, folder: Path) -> None:
     Under the names that its modules have, by which costs are counted: transformers would write
     those of older versions, which it turns into the present ones for its own types. Experts that
     have matrices of their own get the names that checkpoints of transformers' class have. The
-    config has the settings of transformers 4 as well.
+    config has the settings of transformers 4 as well, where that could read it.
     """
     family = FAMILIES.get(model.config.model_type)
     state: dict[str, Tensor] | None = None
@@ -94,7 +95,8 @@ def save_weights(model: PreTrainedModel, folder: Path) -> None:
         rename = family.mixture.stored_name
         state = {rename(name): tensor for name, tensor in model.state_dict().items()}
     model.save_pretrained(folder, state_dict=state, save_original_format=False)
-    add_old_settings(folder, model.config)
+    if model.config.model_type != DERIVED:
+        add_old_settings(folder, model.config)
 
 
 def _check_finite(model: PreTrainedModel, weights: str) -> None:

@@ -63,8 +63,10 @@ def compressed_state(
     for block in layout(loaded, candidate).blocks:
         mixture = loaded.family.at(block.index).mixture
         if mixture is not None and block.reduced:
-            router = f"{names[block.index]}.{mixture.mlp}.gate.weight"
-            state[router] = state[router][list(block.experts)]
+            module = loaded.family.blocks(loaded.model)[block.index]
+            for (path, name), value in mixture.routing(module, block.experts).items():
+                if isinstance(value, Tensor):
+                    state[f"{names[block.index]}.{path}.{name}"] = value.data
     return state
 
 

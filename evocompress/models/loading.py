@@ -23,6 +23,7 @@ from evocompress.models.checkpoints import (
     DType,
     complete_image_size,
     inner_settings,
+    know_compressed,
     locate,
     model_type,
     quiet_transformers,
@@ -247,6 +248,7 @@ def _family(checkpoint: Checkpoint) -> Family:
     settings = read_checkpoint_json(checkpoint.folder / CONFIG)
     check_wrapper(checkpoint, kind, settings)
     family = family_named(kind, classes, embeds=(checkpoint.folder / MODULES).is_file())
+    know_compressed(kind)  # the tokenizer's reader reads the config as well
     if isinstance(family, ToBeDerived):
         return derived_from(checkpoint.folder / CONFIG, settings)
     if family.task.causal and not classes and not _has_a_head(checkpoint, family):

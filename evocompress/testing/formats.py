@@ -51,17 +51,20 @@ def candidate_of(loaded: LoadedModel, levels: Mapping[str, Level]) -> Candidate:
 def heads(loaded: LoadedModel) -> list[Level]:
     """All narrow levels of an attention: one head first, one query head less than dense last."""
     architecture = loaded.family.architecture(loaded.model)
-    groups = architecture.kv_heads[0]
-    within = architecture.heads[0] // groups
+    # A model may have none, or its first block; then any level stands for those that it lacks.
+    groups = max(architecture.kv_heads) or 2
+    within = (max(architecture.heads) or 4) // groups
     every = [(g, q) for g in range(1, groups + 1) for q in range(1, within + 1)]
     return [Level(kv_groups=g, group_heads=q) for g, q in every[:-1]]
 
 
 def needing_bias(loaded: LoadedModel, level: Level) -> Level:
     """The level with a bias, where the output matrix has none of its own and is no expert's."""
-    block = loaded.family.blocks(loaded.model)[0]
-    own = block.get_submodule(loaded.family.output("mlp").path).bias
-    return replace(level, bias=own is None and loaded.family.mixture is None)
+    family = loaded.family
+    if family.mixture is not None or not family.mlp.coupled:
+        return level
+    own = family.blocks(loaded.model)[0].get_submodule(family.output("mlp").path).bias
+    return replace(level, bias=own is None)
 
 
 def with_zeros(loaded: LoadedModel, levels: Mapping[str, Level]) -> LevelsByEnd:

@@ -33,7 +33,14 @@ from evocompress.models.families.qwen3 import Qwen3
 from evocompress.models.families.qwen3_moe import Qwen3Moe
 from evocompress.models.families.resnet import ResNet
 from evocompress.models.families.starcoder2 import Starcoder2
-from evocompress.models.families.uneven import PREFIX, check_layers, is_compressed, stock_class
+from evocompress.models.families.uneven import (
+    DERIVED,
+    PREFIX,
+    check_layers,
+    dense_type,
+    is_compressed,
+    stock_class,
+)
 from evocompress.models.families.vit import DeiT, DistilledDeiT, ViT
 from evocompress.models.tasks import CAUSAL
 
@@ -116,6 +123,9 @@ def family_named(model_type: str, classes: Sequence[str] = (), *, embeds: bool =
     """
     if not is_compressed(model_type):
         return _stock_family(model_type, classes, embeds)
+    if model_type == DERIVED:
+        known_as = [stock_class(name) for name in classes]
+        return _stock_family(dense_type(known_as), known_as, embeds)
     name = model_type.removeprefix(PREFIX)
     known = FAMILIES.get(name)
     if known is not None and (known.mixture is not None or isinstance(known, Convolutional)):

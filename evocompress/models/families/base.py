@@ -60,6 +60,7 @@ class Family:
         cap_key: Key of the config with the bound of soft-capped logits; empty where they have none.
         among: Of how many things that a block yields the hidden state is the first; 0 where a block
             yields nothing else.
+        shared: Norms of a block that several branches read, and that stay whatever is dropped.
 
     Examples:
         >>> from evocompress.testing.tiny import tiny_loaded
@@ -80,6 +81,7 @@ class Family:
     two_way_key: ClassVar[str] = ""
     cap_key: str = ""
     among: int = 0
+    shared: tuple[str, ...] = ()
 
     def at(self, index: int) -> Family:
         """The family as one block has it; another only where blocks are of several kinds."""

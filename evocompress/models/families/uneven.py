@@ -7,8 +7,9 @@ channels and biases.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
+import transformers
 from transformers import PreTrainedConfig
 
 from evocompress.core.errors import ModelError
@@ -19,6 +20,9 @@ PREFIX = "evocompress_"
 
 CLASS_PREFIX = "Evocompress"
 """How the names of its classes begin."""
+
+DERIVED = "evocompress_derived"
+"""The model type of what has no modeling file of its own."""
 
 
 def is_compressed(model_type: str) -> bool:
@@ -73,6 +77,40 @@ def _kv_heads(own: Any) -> int | None:
 def stock_class(name: str) -> str:
     """The class of transformers that a class of `evocompress.hf` is derived from."""
     return name.removeprefix(CLASS_PREFIX)
+
+
+def dense_type(classes: Sequence[str]) -> str:
+    """The model type of a class of transformers.
+
+    Raises:
+        ModelError: No class is named, or none that there is.
+    """
+    found = getattr(transformers, classes[0], None) if classes else None
+    config = getattr(found, "config_class", None)
+    if config is None:
+        raise ModelError(
+            f"config.json of this compressed checkpoint names no class in architectures that "
+            f"transformers {transformers.__version__} has, so its family is unknown"
+        )
+    kind: str = config.model_type
+    return kind
+
+
+Class = TypeVar("Class", bound=type)
+
+
+def dense_class(known: Class) -> Class:
+    """The class of transformers that a class of `evocompress.hf` is derived from, or that it is."""
+    return getattr(transformers, stock_class(known.__name__), known)
+
+
+def dense_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """A model's config without what tells its layers apart, in transformers' own class."""
+    if not is_compressed(config.model_type):
+        return config
+    own = ("model_type", "per_layer_config", "dense_class", "blocks", "auto_map")
+    settings = {name: value for name, value in config.to_dict().items() if name not in own}
+    return dense_class(type(config)).from_dict(settings)
 
 
 def check_layers(config: PreTrainedConfig) -> None:

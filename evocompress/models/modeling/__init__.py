@@ -21,6 +21,7 @@ from transformers import (
 from evocompress.models.modeling import (
     modeling_bert,
     modeling_deci,
+    modeling_derived,
     modeling_gemma2,
     modeling_gemma3_text,
     modeling_gpt2,
@@ -139,8 +140,26 @@ CLASSES: dict[str, Classes] = {
 """By the names of `evocompress.models.families.FAMILIES`."""
 
 
+def derived_classes(dense: type[PreTrainedModel]) -> Classes | None:
+    """The classes for a model without a modeling file of its own, which are made here.
+
+    `dense` is its class in transformers. There are none where its config or body is that of another
+    type.
+    """
+    config: Any = dense.config_class
+    if config not in AutoModel._model_mapping or config not in AutoModelForCausalLM._model_mapping:
+        return None
+    body: Any = AutoModel._model_mapping[config]
+    head: Any = AutoModelForCausalLM._model_mapping[config]
+    if head is not dense:
+        return None
+    return Classes(*map(modeling_derived.made, (config, body, dense)))
+
+
 def register() -> None:
     """Has transformers know the classes: it loads and saves them without trusting any code."""
+    derived = modeling_derived.EvocompressDerivedConfig
+    AutoConfig.register(derived.model_type, derived, exist_ok=True)
     for classes in (*CLASSES.values(), DECI):
         AutoConfig.register(classes.config.model_type, classes.config, exist_ok=True)
         AutoModel.register(classes.config, classes.body, exist_ok=True)

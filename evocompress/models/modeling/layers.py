@@ -71,12 +71,17 @@ class NoAttention(nn.Module):
         Raises:
             ValueError: If the cache was made without this model's config.
         """
-        if past_key_values is not None and not self._without_slot(past_key_values):
+        if past_key_values is not None:
+            self.check(past_key_values)
+        return hidden_states.new_zeros(()), None
+
+    def check(self, cache: Cache) -> None:
+        """Refuse a cache with a slot for this layer."""
+        if not self._without_slot(cache):
             raise ValueError(
                 f"layer {self.layer_idx} has no attention, but the cache has a slot for it: make "
                 "the cache with DynamicCache(config=model.config) and transformers 5.23 or newer"
             )
-        return hidden_states.new_zeros(()), None
 
     def _without_slot(self, cache: Cache) -> bool:
         # Programs that have caches of their own, such as vLLM, may come with an older transformers.

@@ -158,7 +158,7 @@ def _part(unit: Unit, tree: UnitTree, architecture: Architecture) -> Part:
         matrices=tuple(matrix for matrix in tree.children[unit.name] if matrix.kind == "matrix"),
         own=own,
         kv_heads=kv_heads if attention else 0,
-        group_heads=architecture.heads[block] // kv_heads if attention else 0,
+        group_heads=architecture.heads[block] // kv_heads if attention and kv_heads else 0,
         channels=0 if attention else architecture.channels[block],
         head_dim=architecture.head_dim,
         hidden=architecture.hidden,

@@ -48,7 +48,12 @@ from evocompress.models.families.derivation.structure import Branch, Unclear, st
 from evocompress.models.families.derivation.tracing import Example, by_name
 from evocompress.models.families.shapes import matrix_shape
 from evocompress.models.families.stand_ins import run_block
-from evocompress.models.families.uneven import head_shape
+from evocompress.models.families.uneven import (
+    dense_class,
+    dense_config,
+    head_shape,
+    is_compressed,
+)
 
 __all__ = ["Derived", "ToBeDerived", "derive", "derived"]
 
@@ -72,11 +77,18 @@ def derived(cls: type[PreTrainedModel], config: PreTrainedConfig) -> Derived:
     Raises:
         ModelError: It cannot be derived; the message says which part is the reason.
     """
+    again = is_compressed(config.model_type)
+    cls, config = dense_class(cls), dense_config(config)
     found = derived_or_reason(cls, config)
     if isinstance(found, str):
         raise ModelError(
             f"models of type {config.model_type!r} have no family of their own, and none can be "
             f"derived: {found} (docs/families.md says what blocks must be like)"
+        )
+    if again and found.mixture is not None:
+        raise ModelError(
+            f"this is a compressed checkpoint of a mixture of experts ({config.model_type}), "
+            "which cannot be compressed again: give the original model and a lower budget"
         )
     return found
 

@@ -18,7 +18,7 @@ from evocompress.models.families.derivation.experts import DerivedMixture
 from evocompress.models.families.derivation.proof import Settings
 from evocompress.models.families.derivation.structure import Branch
 from evocompress.models.families.logits import LogitKeys
-from evocompress.models.families.uneven import head_shape
+from evocompress.models.families.uneven import head_shape, is_compressed
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,7 @@ class Derived(Family):
         self.keys = logit_keys
         self.kinds = tuple(kinds)
         self.order = tuple(order)
+        self.shared = tuple(dict.fromkeys(path for kind in self.kinds for path in kind.shared))
         parts = _first_parts(self.kinds)
         self.attention = parts["attention"].sublayer if "attention" in parts else ABSENT
         self.mlp = parts["mlp"].sublayer if "mlp" in parts else ABSENT
@@ -151,8 +152,10 @@ class Derived(Family):
 
     def check(self, model: PreTrainedModel) -> None:
         """Refuse a model with a block that is built otherwise than those that were tried."""
+        lacking = is_compressed(model.config.model_type)
         for index, block in enumerate(self.blocks(model)):
-            if module_classes(block) != self.at(index).kinds[0].classes:
+            own, whole = module_classes(block), self.at(index).kinds[0].classes
+            if own != whole and not (lacking and own.items() <= whole.items()):
                 raise ModelError(
                     f"block {index} of this {self.model_type} model has other modules than its "
                     "class gives it by its config"
@@ -164,7 +167,7 @@ class Derived(Family):
         extra = sum(
             p.numel()
             for index, block in enumerate(self.blocks(model))
-            for path in self.at(index).kinds[0].shared
+            for path in self.at(index).shared
             for p in block.get_submodule(path).parameters()
         )
         return replace(found, outer_params=found.outer_params + extra)

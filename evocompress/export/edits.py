@@ -1,0 +1,118 @@
+"""How the blocks of a compressed model differ from those of its class, for `modeling_derived`.
+
+Nothing here is about a type of models: the family says what stands in for a sub-layer and what a
+narrower one is told, and which shapes differ is seen in the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from evocompress.core.types import DENSE, Candidate
+from evocompress.export.layout import Block
+from evocompress.export.weights import StateDict
+from evocompress.models.families.branches import Attributes
+from evocompress.models.families.derivation.structure import Zero
+from evocompress.models.families.stand_ins import ZeroAttention
+from evocompress.models.families.uneven import is_compressed, layer_config
+from evocompress.models.loading import LoadedModel
+
+Edits = dict[str, Any]
+"""What `evocompress.models.modeling.modeling_derived.edited` takes."""
+
+
+def edits_of(loaded: LoadedModel, state: StateDict, candidate: Candidate, block: Block) -> Edits:
+    """The edits of one block of a compressed model.
+
+    Args:
+        loaded: The dense model, or a compressed one, whose own edits stay.
+        state: The tensors of the compressed model.
+        candidate: What the model becomes.
+        block: What that leaves of the block.
+    """
+    config = loaded.model.config
+    before = layer_config(config, block.index).edits if is_compressed(config.model_type) else {}
+    gone = _replaced(loaded, block)
+    now = _told(loaded, candidate, block)
+    now |= {"experts": _experts(loaded, block), "shapes": _shapes(loaded, state, block)}
+    removed = tuple(f"{path}." for paths in gone.values() for path in paths)
+    kept = {
+        key: {
+            name: value
+            for name, value in (before.get(key, {}) | told).items()
+            if not name.startswith(removed)
+        }
+        for key, told in now.items()
+    }
+    # A block that yields more than the hidden state makes the rest of it itself.
+    passes = {"passes": block.dropped == block.sublayers and not loaded.family.among}
+    return {key: value for key, value in (passes | gone | kept).items() if value}
+
+
+def _replaced(loaded: LoadedModel, block: Block) -> Edits:
+    """What stands in for the sub-layers that the block does not have."""
+    module = loaded.family.blocks(loaded.model)[block.index]
+    stand_ins: dict[str, nn.Module] = {}
+    for sublayer in block.dropped:
+        stand_ins |= loaded.family.at(block.index).replacements(module, sublayer)
+    identities = [path for path, one in stand_ins.items() if isinstance(one, nn.Identity)]
+    zeros = {path: _among(one) for path, one in stand_ins.items() if path not in identities}
+    return {"identities": identities, "zeros": zeros}
+
+
+def _among(zero: nn.Module) -> int:
+    """Of how many things that a stand-in returns the zero is the first; 0 where it is all."""
+    if isinstance(zero, Zero):
+        return zero.among
+    return 2 if isinstance(zero, ZeroAttention) else 0
+
+
+def _told(loaded: LoadedModel, candidate: Candidate, block: Block) -> dict[str, Edits]:
+    """What the modules of narrowed sub-layers are told, and how the configs differ they hold."""
+    family, module = loaded.family.at(block.index), loaded.family.blocks(loaded.model)[block.index]
+    told: Attributes = {}
+    for sublayer in block.narrow:
+        unit = f"{loaded.family.block_names[block.index]}.{sublayer}"
+        if candidate.by_name.get(unit, DENSE).narrow:
+            told |= family.narrowing(module, sublayer, block.widths)
+    if family.mixture and block.reduced:
+        told |= family.mixture.routing(module, block.experts)
+    attributes: Edits = {}
+    configs: Edits = {}
+    for (path, name), value in told.items():
+        if hasattr(value, "attribute_map"):
+            configs[f"{path}.{name}"] = _settings(getattr(module.get_submodule(path), name), value)
+        elif not isinstance(value, Tensor) and not path.endswith(".experts"):
+            attributes[f"{path}.{name}"] = value
+    return {"attributes": attributes, "configs": configs}
+
+
+def _experts(loaded: LoadedModel, block: Block) -> dict[str, list[int]]:
+    """Where a mixture holds its experts, how many are left, and how many channels they have."""
+    mixture = loaded.family.at(block.index).mixture
+    own = [len(block.experts), block.widths.channels]
+    return {f"{mixture.mlp}.experts": own} if mixture else {}
+
+
+def _settings(own: Any, other: Any) -> Mapping[str, Any]:
+    """The settings in which a config differs from a module's own, by all of their names."""
+    known = vars(own)
+    differing = {k: v for k, v in vars(other).items() if k not in known or known[k] != v}
+    also = {a: differing[k] for a, k in other.attribute_map.items() if k in differing}
+    return differing | also
+
+
+def _shapes(loaded: LoadedModel, state: StateDict, block: Block) -> dict[str, list[int]]:
+    """The tensors of a block that have another shape, or that the block does not have."""
+    prefix, dense = f"{loaded.family.block_names[block.index]}.", loaded.model.state_dict()
+    experts = tuple(f"{prefix}{path}." for path in _experts(loaded, block))
+    return {
+        name.removeprefix(prefix): list(tensor.shape)
+        for name, tensor in state.items()
+        if name.startswith(prefix)
+        and not name.startswith(experts)
+        and (name not in dense or dense[name].shape != tensor.shape)
+    }

@@ -1,0 +1,207 @@
+"""Any model of transformers whose blocks each have their own form. Ships inside checkpoints.
+
+For a class ``XForCausalLM`` of transformers this module has ``EvocompressXForCausalLM``, the same
+class with other blocks, and for its config ``XConfig`` an ``EvocompressXConfig``; each is made when
+it is first asked for. ``config.per_layer_config[i].edits`` says how block i is made from the
+class's own: by `edited`.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+import transformers
+from huggingface_hub.dataclasses import strict
+from torch import nn
+from transformers import AutoModel, AutoModelForCausalLM, Cache, PreTrainedConfig
+from transformers.pytorch_utils import Conv1D
+
+from .layers import Expert, Experts, LayerConfig, NoAttention, PerLayerConfig, gating
+
+PREFIX = "Evocompress"
+"""How the names of the classes begin that are made here."""
+
+MODEL_TYPE = "evocompress_derived"
+
+AUTOS: Sequence[Any] = (AutoModel, AutoModelForCausalLM)
+"""The classes of transformers that load such a checkpoint, if they load the model's own."""
+
+
+class Nothing(NoAttention):
+    """Stands where the modules of a sub-layer were: a zero for the residual addition.
+
+    Args:
+        layer_idx: Number of the block.
+        among: How many things they returned, the zero being the first; 0 where it was all.
+    """
+
+    def __init__(self, layer_idx: int, among: int) -> None:
+        super().__init__(layer_idx)
+        self.among = among
+
+    def forward(self, *given: Any, **named: Any) -> Any:
+        """A zero like the first tensor that is given, and ``None`` for each other thing."""
+        values = (*given, *named.values())
+        for value in values:
+            if isinstance(value, Cache):
+                self.check(value)
+        hidden = next(value for value in values if isinstance(value, torch.Tensor))
+        zero = hidden.new_zeros(()).expand_as(hidden)
+        return (zero, *[None] * (self.among - 1)) if self.among else zero
+
+
+def passed_on(hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+    """What a block without any sub-layer makes of the residual stream."""
+    return hidden_states
+
+
+def edited(block: nn.Module, edits: Mapping[str, Any], layer: int) -> None:
+    """Give a block, in place, another form.
+
+    Args:
+        block: As the model's class makes it.
+        edits: ``passes``: it has no sub-layer. ``identities``: paths of modules that become the
+            identity. ``zeros``: {path of a module that becomes a zero: among how many things that
+            it returns}. ``experts``: {path of the experts of a mixture: number, channels of each},
+            which get matrices of their own. ``shapes``: {tensor: shape}, of a bias also where there
+            was none. ``attributes``: {path of an attribute of a module: value}. ``configs``: {path
+            of the config that a module holds: the settings in which its own differs}.
+        layer: Number of the block.
+    """
+    if edits.get("passes"):
+        block.forward = passed_on
+    for path in edits.get("identities", ()):
+        block.set_submodule(path, nn.Identity())
+    for path, among in edits.get("zeros", {}).items():
+        block.set_submodule(path, Nothing(layer, among))
+    for path, (count, channels) in edits.get("experts", {}).items():
+        block.set_submodule(path, split(block.get_submodule(path), count, channels))
+    for name, shape in edits.get("shapes", {}).items():
+        reshape(*_place(block, name), shape)
+    for name, value in edits.get("attributes", {}).items():
+        setattr(*_place(block, name), tuple(value) if isinstance(value, list) else value)
+    for name, settings in edits.get("configs", {}).items():
+        module, attribute = _place(block, name)
+        setattr(module, attribute, LayerConfig(getattr(module, attribute), settings))
+
+
+def _place(block: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """The module with an attribute, and what that is called there."""
+    path, _, attribute = name.rpartition(".")
+    return block.get_submodule(path), attribute
+
+
+def reshape(module: nn.Module, name: str, shape: Sequence[int]) -> None:
+    """Give a tensor of a module a smaller shape; a bias that is missing becomes one of zeros."""
+    whole: Any = module
+    old = getattr(whole, name)
+    places = tuple(map(slice, shape))
+    new = whole.weight.new_zeros(shape) if old is None else old.data[places].clone()
+    setattr(whole, name, new if name in whole._buffers else nn.Parameter(new))
+    if name == "weight" and isinstance(whole, nn.Linear):
+        whole.out_features, whole.in_features = shape
+    if name == "weight" and isinstance(whole, Conv1D):
+        whole.nx, whole.nf = shape
+
+
+def split(fused: Any, count: int, channels: int) -> nn.Module:
+    """Experts with matrices of their own for those that a module holds in two tensors."""
+    like = fused.down_proj
+    hidden = like.shape[2 if getattr(fused, "is_transposed", False) else 1]
+    bias = hasattr(fused, "down_proj_bias")
+    each = (Expert(hidden, channels, gating(fused), bias) for _ in range(count))
+    return Experts(each).to(device=like.device, dtype=like.dtype)
+
+
+class DerivedConfig(PerLayerConfig):
+    """Mixin for a model's config.
+
+    Attributes:
+        dense_class: Name of the model's class in transformers.
+        blocks: Module path of the list of blocks within the model's body.
+        edits: Of a block; see `edited`.
+        sharing: The ``kv_sharing_modes`` of the class in transformers.
+    """
+
+    dense_class = ""
+    blocks = ""
+    edits: ClassVar[Mapping[str, Any]] = {}
+    sharing: Any = None
+
+    @property
+    def kv_sharing_modes(self) -> list[str | None]:
+        """Those of the model's own layers, and ``"reuse"`` for a layer without attention."""
+        layers: Sequence[PerLayerConfig] = self.per_layer_config
+        modes = self.sharing or [None] * len(layers)
+        return [
+            "reuse" if "attention" in layer.skip else mode
+            for layer, mode in zip(layers, modes, strict=True)
+        ]
+
+
+class DerivedModel:
+    """Mixin for a model, or its body alone, whose blocks have the form that its config says."""
+
+    def __init__(self, config: PreTrainedConfig, *given: Any, **settings: Any) -> None:
+        super().__init__(config, *given, **settings)  # type: ignore[call-arg]
+        whole: Any = self
+        for layer, block in enumerate(whole.base_model.get_submodule(config.blocks)):
+            edited(block, config.per_layer_config[layer].edits, layer)
+
+
+class EvocompressDerivedConfig(PreTrainedConfig):
+    """The config of any such model; what is read is of the class made for its ``dense_class``."""
+
+    model_type = MODEL_TYPE
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **settings: Any) -> Any:
+        """The config of the model's own class.
+
+        Raises:
+            ValueError: transformers has no such class.
+        """
+        name = config_dict.get("dense_class")
+        dense = getattr(transformers, name, None) if isinstance(name, str) else None
+        if dense is None:
+            raise ValueError(
+                f"dense_class {name!r} is no class of transformers {transformers.__version__}, "
+                "so it is not known what the model is"
+            )
+        return made(dense.config_class).from_dict(config_dict, **settings)
+
+
+def made(dense: type) -> Any:
+    """The class of this module for a config or model class of transformers."""
+    return getattr(sys.modules[__name__], PREFIX + dense.__name__)
+
+
+def __getattr__(name: str) -> Any:
+    dense: Any = getattr(transformers, name.removeprefix(PREFIX), None)
+    if not (name.startswith(PREFIX) and hasattr(dense, "from_pretrained")):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if hasattr(dense, "config_class"):
+        return _keep(name, (DerivedModel, dense), config_class=made(dense.config_class))
+    own = _keep(
+        name,
+        (DerivedConfig, dense),
+        model_type=MODEL_TYPE,
+        sharing=getattr(dense, "kv_sharing_modes", None),
+        _auto_class="AutoConfig",
+    )
+    if hasattr(dense, "validate"):
+        strict(own)
+    for auto in AUTOS:
+        if dense in auto._model_mapping:
+            model = made(auto._model_mapping[dense])
+            model.register_for_auto_class(auto)
+            auto.register(own, model, exist_ok=True)
+    return own
+
+
+def _keep(name: str, bases: tuple[type, ...], **attributes: Any) -> Any:
+    """A new class as if it stood here, so that it can be found by its name."""
+    kind = type(name, bases, {"__module__": __name__, "__doc__": bases[0].__doc__, **attributes})
+    globals()[name] = kind
+    return kind

@@ -1,0 +1,218 @@
+"""Format ``hf`` of models that have no modeling file of their own."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from export_cases import random_levels, write
+from safetensors.torch import load_file, save_file
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, DynamicCache
+
+import evocompress.hf  # noqa: F401
+from evocompress.core.errors import ModelError
+from evocompress.core.types import DROP, Level
+from evocompress.export import read_record
+from evocompress.models.families.derivation.derived import Derived, derived
+from evocompress.models.loading import LoadedModel, load
+from evocompress.models.modeling import modeling_derived
+from evocompress.space.costs import cost_model
+from evocompress.testing.families import assert_equal, random_ids
+from evocompress.testing.formats import (
+    FormatContract,
+    assert_written,
+    candidate_of,
+    in_memory,
+    reload,
+    uneven,
+    with_bias,
+    with_zeros,
+)
+from evocompress.testing.tiny import tiny_loaded, windowless
+
+TYPES = {
+    "olmo2": "norms behind the sub-layers, and of all queries together",
+    "smollm3": "layers without rotary embedding",
+    "phi": "attention and MLP side by side behind one norm; biases",
+    "gpt_neox": "side by side behind two norms; one matrix of queries, keys and values",
+    "stablelm": "norms with biases; numbers of heads as attributes",
+    "nemotron": "an MLP of two matrices",
+    "glm4": "four norms; gate and up in one matrix",
+    "lfm2": "convolutions in place of some attentions",
+}
+"""Types without a family of their own, and what their blocks are like."""
+
+LONG = {"stablelm", "nemotron", "glm4"}
+OTHER = TYPES.keys() - {"phi"}
+RNG = np.random.default_rng(0)
+LOAD = """
+import sys
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoModelForCausalLM
+folder, again = sys.argv[1:]
+batch = load_file("batch.safetensors")["batch"]
+model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+body = AutoModel.from_pretrained(folder, trust_remote_code=True)
+states = body(batch).last_hidden_state
+save_file({"logits": model(batch).logits, "states": states}, "found.safetensors")
+model.save_pretrained(again, save_original_format=False)
+assert "evocompress" not in sys.modules
+"""
+PARAMETERS = [pytest.param(t, marks=pytest.mark.long) if t in LONG else t for t in TYPES]
+
+
+@pytest.fixture(params=PARAMETERS)
+def loaded(request: pytest.FixtureRequest) -> LoadedModel:
+    found = windowless(request.param)
+    assert isinstance(found.family, Derived)
+    return found
+
+
+@pytest.fixture
+def olmo2() -> LoadedModel:
+    return windowless("olmo2")
+
+
+class TestDerived(FormatContract):
+    @pytest.fixture
+    def format(self) -> str:
+        return "hf"
+
+    def written(self, loaded: LoadedModel, able: list[str]) -> list[str]:
+        assert able[-1] == "biased"
+        return able if loaded.family.model_type == "olmo2" else ["lacking", "biased"]
+
+
+def written(loaded: LoadedModel, out: Path) -> Path:
+    """A checkpoint of which each block is another, and the second one gone."""
+    return write(loaded, candidate_of(loaded, with_zeros(loaded, with_bias(loaded))), out, "hf")
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    return found
+
+
+def test_costs_are_exactly_those_of_the_cost_model(loaded: LoadedModel, tmp_path: Path) -> None:
+    candidate = candidate_of(loaded, uneven(loaded) | random_levels(loaded, RNG))
+    record = read_record(write(loaded, candidate, tmp_path / "out", "hf"))
+    family, model = loaded.family, loaded.model
+    costs = cost_model(family.units(model), family.architecture(model)).of([candidate])
+    assert record.measured == {name: costs[name].item() for name in record.measured}
+
+
+def test_it_can_be_copied_pickled_and_saved_again(loaded: LoadedModel, tmp_path: Path) -> None:
+    out = written(loaded, tmp_path / "out")
+    model, batch = reload(out), random_ids()
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert type(other) is type(model) and type(other.config) is type(model.config)
+        assert_equal(other(batch).logits, model(batch).logits)
+    model.save_pretrained(tmp_path / "again", save_original_format=False)
+    assert config_of(tmp_path / "again") == config_of(out)
+    assert_equal(reload(tmp_path / "again")(batch).logits, model(batch).logits)
+
+
+@pytest.mark.parametrize("name", ["phi", *(pytest.param(t, marks=pytest.mark.long) for t in OTHER)])
+def test_a_checkpoint_is_one_graph(name: str, tmp_path: Path) -> None:
+    loaded = windowless(name)
+    levels = uneven(loaded) | {"0.attention": DROP, "3.mlp": DROP}
+    out = write(loaded, candidate_of(loaded, levels), tmp_path / "out", "hf")
+    model, batch = reload(out).requires_grad_(False), random_ids()
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(batch)[0], model(batch)[0])
+
+
+@pytest.mark.long
+def test_its_code_loads_it_without_the_package(olmo2: LoadedModel, tmp_path: Path) -> None:
+    out, batch = written(olmo2, tmp_path / "out"), random_ids()
+    save_file({"batch": batch}, tmp_path / "batch.safetensors")
+    command = [sys.executable, "-c", LOAD, "out", "again"]
+    subprocess.run(command, check=True, cwd=tmp_path, timeout=240)
+    found = load_file(tmp_path / "found.safetensors")
+    close = {"rtol": 1e-4, "atol": 1e-5}
+    torch.testing.assert_close(found["logits"], reload(out)(batch).logits, **close)
+    body = AutoModel.from_pretrained(out)
+    torch.testing.assert_close(found["states"], body(batch).last_hidden_state, **close)
+    assert config_of(tmp_path / "again") == config_of(out)
+    assert {p.name for p in (tmp_path / "again").glob("*.py")} == {
+        "modeling_derived.py",
+        "layers.py",
+    }
+
+
+def test_a_block_without_sub_layers_has_no_weights(olmo2: LoadedModel, tmp_path: Path) -> None:
+    model: Any = reload(written(olmo2, tmp_path / "out"))
+    block = model.model.layers[1]
+    assert not list(block.parameters())
+    hidden = torch.ones(1, 2, 64)
+    assert block(hidden) is hidden
+
+
+def test_a_cache_made_without_the_config_is_refused(olmo2: LoadedModel, tmp_path: Path) -> None:
+    model: Any = reload(written(olmo2, tmp_path / "out"))
+    with pytest.raises(ValueError, match="layer 3 has no attention"):
+        model(random_ids(), past_key_values=DynamicCache(), use_cache=True)
+
+
+def test_modules_have_their_own_settings_and_the_models_kernel(tmp_path: Path) -> None:
+    phi3 = tiny_loaded("phi3", layers=4)
+    loaded = replace(phi3, family=derived(type(phi3.model), phi3.model.config))
+    assert loaded.family.kinds[0].parts["attention"].settings.config
+    candidate = candidate_of(loaded, with_bias(loaded))
+    out = write(loaded, candidate, tmp_path / "out", "hf")
+    assert config_of(out)["model_type"] == "evocompress_derived"
+    model: Any = reload(out)
+    assert_equal(model(random_ids()).logits, in_memory(loaded, candidate, random_ids()))
+    model.set_attn_implementation("eager")
+    kernels = {m.config._attn_implementation for m in model.modules() if hasattr(m, "config")}
+    assert kernels == {"eager"}
+
+
+@pytest.mark.parametrize("name", ["phi", "olmo2"])
+def test_it_can_be_compressed_again(name: str, tmp_path: Path) -> None:
+    dense = windowless(name)
+    first = load(str(written(dense, tmp_path / "first")), device="cpu")
+    assert first.family.at(0).attention == dense.family.at(0).attention
+    gone = {unit.name for unit in dense.family.units(dense.model)} - {
+        unit.name for unit in first.family.units(first.model)
+    }
+    assert "model.layers.1" in gone and "model.layers.3.attention" in gone
+    levels = {"0.attention": Level(kv_groups=1, group_heads=1), "0.mlp": Level(channels=30)}
+    candidate = candidate_of(first, levels | {"2.attention": DROP})
+    out = write(first, candidate, tmp_path / "second")
+    assert read_record(out).format == "hf"
+    assert_written(out, first, candidate)
+
+
+@pytest.mark.parametrize("name", [None, "NoSuchForCausalLM"])
+def test_an_unknown_class_is_named(name: str | None, olmo2: LoadedModel, tmp_path: Path) -> None:
+    out = written(olmo2, tmp_path / "out")
+    config = config_of(out) | {"dense_class": name, "architectures": [f"Evocompress{name}"]}
+    (out / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=f"dense_class {name!r} is no class of transformers"):
+        AutoConfig.from_pretrained(out)
+    with pytest.raises(ModelError, match="names no class in architectures that transformers"):
+        load(str(out), device="cpu")
+
+
+def test_transformers_is_told_of_the_class_in_time(
+    olmo2: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = written(olmo2, tmp_path / "out")
+    monkeypatch.delitem(CONFIG_MAPPING._extra_content, "evocompress_derived")
+    load(str(out), device="cpu")
+
+
+def test_the_module_has_no_other_names() -> None:
+    for name in ("EvocompressNoSuchModel", "Olmo2Model", "Evocompresstorch"):
+        assert not hasattr(modeling_derived, name)
