@@ -368,6 +368,8 @@ def prepare(family: Family, model: PreTrainedModel) -> None:
 
     Afterwards every matrix is a module of its own, as `matrices_of` says.
     """
+    if family.mixture is None:
+        return
     for index, block in enumerate(family.blocks(model)):
         if (mixture := family.at(index).mixture) is not None:
             mixture.prepare(model, [block])

@@ -93,7 +93,8 @@ def mixture_of(
     count = len(fused.down_proj)
     _check_split(example, experts, fused)
     entries = tuple(_entries(example.block, mlp, experts, count))
-    numbers = tuple(_numbers(example.block, mlp, count, "expert"))
+    every = _numbers(example.block, mlp, count, "expert")
+    numbers = tuple(place for place in every if place[0] != experts)
     of_real: Any = real.get_submodule(experts)
     found = DerivedMixture(
         count_key="",
