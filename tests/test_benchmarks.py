@@ -16,6 +16,10 @@ SHARED = {
     *("speed_setting", "speed_candidates", "speed_search", "speed_library"),
 }
 FIGURES = {
+    "coverage": [
+        *("types", "types_offered", "types_with_widths", "types_with_heads"),
+        *("types_with_channels", "types_with_experts", "checks_passed", "checks_failed"),
+    ],
     "compiled": [
         *("dense_ms", "dense_compiled_ms", "hf_ms", "hf_compiled_ms", "hf_vs_dense_compiled"),
         "max_difference",

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
+
 import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedModel
 
 from evocompress.core.canonical import canonical
-from evocompress.core.types import DROP, Candidate, Level, Unit
+from evocompress.core.types import DROP, Architecture, Candidate, Level, Unit
 from evocompress.core.units import UnitTree
+from evocompress.models.dummy_inputs import random_batch
+from evocompress.models.tasks import Task
 from evocompress.space.costs import COSTS, ROUTED, TIMED, CostModel
 from evocompress.space.space import SearchSpace
 
@@ -83,3 +90,43 @@ def _extent(level: Level) -> tuple[float, ...]:
         return (-np.inf,) * 4
     kept = (level.kv_groups, level.group_heads, level.channels)
     return (*(np.inf if count is None else float(count) for count in kept), -float(level.zeros))
+
+
+def counted_flops(
+    model: PreTrainedModel,
+    architecture: Architecture,
+    task: Task,
+    length: int,
+    without: Set[int] = frozenset(),
+) -> int:
+    """Operations of a sequence: those of matrices as torch counts them, of attention by pairs.
+
+    Args:
+        model: As it is run; its kernel becomes the plain one.
+        architecture: Of the dense model.
+        task: What the model is for.
+        length: Tokens, where the model does not tell them.
+        without: Blocks without their attention.
+    """
+    if any(architecture.heads):
+        model.set_attn_implementation("eager")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(**task.inputs(random_batch(task, model, 1, length)))
+    operators = counter.get_flop_counts()["Global"]
+    kinds = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.convolution)
+    linear = int(sum(operators.get(op, 0) for op in kinds))
+    return linear + _attention_flops(architecture, architecture.tokens or length, without)
+
+
+def _attention_flops(architecture: Architecture, length: int, without: Set[int]) -> int:
+    """Operations of attention, causal and windowed where it is, pair by pair."""
+    pairs = {
+        block: sum(
+            query - (window or length) < key and (key <= query or not architecture.one_way)
+            for query in range(length)
+            for key in range(length)
+        )
+        for block, window in enumerate(architecture.windows)
+        if block not in without
+    }
+    return sum(4 * architecture.heads[b] * architecture.head_dim * n for b, n in pairs.items())

@@ -310,9 +310,11 @@ class FamilyContract(BlockContract):
         nudged = hidden.clone()
         nudged[:, 0] += torch.linspace(-1, 1, hidden.shape[-1])
         length = hidden.shape[1]
-        for block, kwargs, window in zip(
-            family.blocks(model), arguments, architecture.windows, strict=True
+        for index, (block, kwargs, window) in enumerate(
+            zip(family.blocks(model), arguments, architecture.windows, strict=True)
         ):
+            if not family.at(index).attention.coupled:
+                continue  # other mixers have no windows, though maybe kernels
             moved = (
                 (run_block(block, nudged, kwargs) - run_block(block, hidden, kwargs))
                 .abs()

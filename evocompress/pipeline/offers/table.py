@@ -33,21 +33,23 @@ LIMIT_S = 180.0
 WORKERS = 2
 """Processes that try types."""
 
-Answer = Callable[[str], Offers]
+
+class Unanswered(Exception):
+    """A process gave no answer; the message says why."""
 
 
 class Worker:
-    """A process that answers for one type after the other, and may be slow or die.
+    """A process that answers one question after the other, and may be slow or die.
 
     Args:
-        answer: What it does.
-        limit: Seconds that it has for a type.
+        answer: What it does, a function of a module.
+        limit: Seconds that it has for a question.
         start: How the process is started, in the words of multiprocessing.
     """
 
     def __init__(
         self,
-        answer: Answer = offers_of_type,
+        answer: Callable[[str], Any],
         limit: float = LIMIT_S,
         start: Literal["spawn", "fork"] = "spawn",
     ) -> None:
@@ -57,8 +59,12 @@ class Worker:
         self._process: Any = None
         self._end: Any = None
 
-    def ask(self, model_type: str) -> Offers:
-        """What can be done to a type; nothing where the process does not say."""
+    def ask(self, question: str) -> Any:
+        """The answer.
+
+        Raises:
+            Unanswered: There is none in time.
+        """
         if self._process is None:
             context: Any = get_context(self.start)
             self._end, other = context.Pipe()
@@ -66,15 +72,14 @@ class Worker:
             self._process.start()
             other.close()
         try:
-            self._end.send(model_type)
+            self._end.send(question)
             if self._end.poll(self.limit):
-                found: Offers = self._end.recv()
-                return found
+                return self._end.recv()
             reason = f"trying it takes longer than {self.limit:.0f} s"
         except (EOFError, OSError):
             reason = "the process that tried it ended"
         self.close()
-        return nothing(model_type, class_name(model_type), reason)
+        raise Unanswered(reason)
 
     def close(self) -> None:
         """Ends the process; the next question starts another."""
@@ -85,15 +90,15 @@ class Worker:
             self._process = None
 
 
-def _serve(end: Connection, answer: Answer) -> None:
+def _serve(end: Connection, answer: Callable[[str], Any]) -> None:
     """What the process does."""
     torch.set_num_threads(1)
     while True:
         try:
-            model_type = end.recv()
+            question = end.recv()
         except EOFError:
             return
-        end.send(answer(model_type))
+        end.send(answer(question))
 
 
 def offers_by_type(
@@ -128,9 +133,12 @@ def _found(names: Sequence[str], reporter: Reporter, limit: float) -> dict[str, 
 
     def ask(name: str) -> Offers:
         if not hasattr(own, "worker"):
-            own.worker = Worker(limit=limit)
+            own.worker = Worker(offers_of_type, limit)
             workers.append(own.worker)
-        answer: Offers = own.worker.ask(name)
+        try:
+            answer: Offers = own.worker.ask(name)
+        except Unanswered as reason:
+            return nothing(name, class_name(name), str(reason))
         return answer
 
     pool = ThreadPoolExecutor(min(WORKERS, len(names)))

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
-from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, PreTrainedModel
 
 from evocompress.core.errors import ModelError, one_line
 from evocompress.models.checkpoints import quiet_transformers
 from evocompress.models.families import FAMILIES, family_of
 from evocompress.models.families.base import prepare
 from evocompress.models.families.derivation.derived import derived_or_reason
+from evocompress.models.families.derivation.family import Derived
 from evocompress.models.families.derivation.from_config import causal_class
 from evocompress.models.families.derivation.shrink import shrunk
 from evocompress.models.loading import LoadedModel, check_wrapper
@@ -38,7 +40,7 @@ def offers_of_type(model_type: str) -> Offers:
     """What can be done to models of a type, as its config is by default."""
     with quiet_transformers():
         try:
-            return offers(_skeleton(model_type))
+            return replace(offers(_skeleton(model_type)), model_type=model_type)
         except ModelError as error:
             return nothing(model_type, class_name(model_type), str(error))
         except Exception as error:  # classes of models fail with any type of error
@@ -59,13 +61,7 @@ def _skeleton(model_type: str) -> LoadedModel:
         model = _own(own[0].task, config)
         family = family_of(model)
     else:
-        cls = causal_class(config)
-        found = derived_or_reason(cls, config)
-        if isinstance(found, str):
-            raise ModelError(found)
-        family = found
-        with torch.device("meta"):
-            model = _small(cls, config)
+        model, family = _derived(config)
     prepare(family, model)
     tokens = family.architecture(model).tokens
     return LoadedModel(model, None, family, model_type, fingerprint="", tokens=tokens)
@@ -81,9 +77,17 @@ def _own(task: Task, config: Any) -> PreTrainedModel:
     return model
 
 
-def _small(cls: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
-    """A model with all layers, which are narrow where the class can be so."""
-    try:
-        return cls(shrunk(config, config.num_hidden_layers))
-    except Exception:  # whatever small sizes break: then those of the config are taken
-        return cls(config)
+def _derived(config: Any) -> tuple[PreTrainedModel, Derived]:
+    """A model of another type, narrow where its class can be so, and its family.
+
+    Raises:
+        ModelError: None can be derived.
+    """
+    cls, found = causal_class(config), ""
+    for one in (shrunk(config, config.num_hidden_layers), config):
+        family = derived_or_reason(cls, one)
+        if isinstance(family, Derived):
+            with torch.device("meta"):
+                return cls(one), family
+        found = family
+    raise ModelError(found)

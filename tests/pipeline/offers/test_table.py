@@ -10,9 +10,9 @@ import pytest
 
 from evocompress.core.errors import ModelError
 from evocompress.core.progress import Silent
-from evocompress.pipeline.offers import markdown, table
+from evocompress.pipeline.offers import markdown, offers_of_type, table
 from evocompress.pipeline.offers.offers import Holding, Offers
-from evocompress.pipeline.offers.table import Worker, offers_by_type
+from evocompress.pipeline.offers.table import Unanswered, Worker, offers_by_type
 
 KNOWN = Offers("olmo", "OlmoForCausalLM", "derived", 2, {"heads": 2}, {"hf": Holding(("zeros",))})
 
@@ -25,25 +25,41 @@ def answer(name: str) -> Offers:
     return KNOWN
 
 
-def test_a_type_that_is_slow_or_fatal_is_a_row_with_its_reason() -> None:
-    worker = Worker(answer, limit=0.5, start="fork")
+def test_a_process_that_is_slow_or_dies_is_told_and_followed_by_another() -> None:
+    worker = Worker(answer, limit=60, start="fork")
     try:
-        assert worker.ask("bloom").reasons == ("the process that tried it ended",)
-        assert worker.ask("mpt").reasons == ("trying it takes longer than 0 s",)
+        with pytest.raises(Unanswered, match="the process that tried it ended"):
+            worker.ask("bloom")
+        assert worker.ask("olmo") == KNOWN
+        worker.limit = 0.2
+        with pytest.raises(Unanswered, match="trying it takes longer than 0 s"):
+            worker.ask("mpt")
         worker.limit = 60
         assert worker.ask("olmo") == KNOWN
     finally:
         worker.close()
 
 
+def test_a_type_without_an_answer_is_a_row_with_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EVOCOMPRESS_CACHE", str(tmp_path))
+    monkeypatch.setattr(table, "Worker", Fake)
+    [row] = offers_by_type(["bloom"], Silent())
+    assert (row.model_type, row.cls, row.layout) == ("bloom", "BloomForCausalLM", "none")
+    assert row.reasons == ("too slow",)
+
+
 class Fake:
     asked: list[str] = []
 
-    def __init__(self, limit: float) -> None:
-        pass
+    def __init__(self, answer: object, limit: float) -> None:
+        assert answer is offers_of_type and limit > 60
 
     def ask(self, name: str) -> Offers:
         self.asked.append(name)
+        if name == "bloom":
+            raise Unanswered("too slow")
         return KNOWN
 
     def close(self) -> None:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import pytest
-import torch
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from evocompress.core.canonical import canonical
 from evocompress.core.types import DROP, Architecture, Candidate
-from evocompress.models.dummy_inputs import random_batch
 from evocompress.models.families import FAMILIES, family_of
 from evocompress.space.costs import CostModel, cost_model
+from evocompress.testing.costs import counted_flops
 from evocompress.testing.staged import require_packages
 from evocompress.testing.tiny import tiny_model
 
@@ -62,27 +60,7 @@ def test_parameters_are_those_of_the_reduced_model(model_type, dropped):
 @pytest.mark.parametrize("model_type", sorted(FAMILIES.built_in))
 def test_flops_of_matrices_are_those_torch_counts(model_type, dropped):
     model, architecture, predicted, candidate = reduced(model_type, dropped)
-    if any(architecture.heads):
-        model.set_attn_implementation("eager")
     task = family_of(model).task
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(**task.inputs(random_batch(task, model, 1, LENGTH)))
-    operators = counter.get_flop_counts()["Global"]
-    kinds = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.convolution)
-    linear = sum(operators.get(op, 0) for op in kinds)
-    assert predicted.of([candidate])["flops"].item() == linear + attention(architecture, dropped)
-
-
-def attention(architecture: Architecture, dropped: list[tuple[int, str]]) -> int:
-    """Operations of attention, causal and windowed where it is, pair by pair."""
-    length = architecture.tokens or LENGTH
-    pairs = {
-        block: sum(
-            query - (window or length) < key and (key <= query or not architecture.one_way)
-            for query in range(length)
-            for key in range(length)
-        )
-        for block, window in enumerate(architecture.windows)
-        if (block, "attention") not in dropped
-    }
-    return sum(4 * architecture.heads[b] * architecture.head_dim * n for b, n in pairs.items())
+    dead = {block for block, sublayer in dropped if sublayer == "attention"}
+    counted = counted_flops(model, architecture, task, LENGTH, without=dead)
+    assert predicted.of([candidate])["flops"].item() == counted

@@ -1,0 +1,51 @@
+"""Tiny random models of any type of causal language models, as their configs are by default."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import CONFIG_MAPPING, PreTrainedModel
+
+from evocompress.models.families import family_of
+from evocompress.models.families.base import prepare
+from evocompress.models.families.derivation.from_config import causal_class
+from evocompress.models.families.derivation.shrink import random_model, shrunk
+from evocompress.models.loading import LoadedModel, loaded
+from evocompress.testing.tiny import tiny_tokenizer
+
+LAYERS = 3
+"""Of a model; one whose first layers are of fewer kinds than it has needs more."""
+
+SETTINGS: Mapping[str, Mapping[str, Any]] = {
+    "deepseek_v3": {"first_k_dense_replace": 1},
+    "lfm2": {"layer_types": ["conv", "full_attention", "conv"]},
+    "qwen3_next": {"layer_types": ["linear_attention", "full_attention", "linear_attention"]},
+}
+"""What the configs of some types are told, so that few layers are of all kinds."""
+
+
+def typical_config(model_type: str) -> Any:
+    """The config of a type by default, or of the language model within one of several parts."""
+    settings: dict[str, Any] = {**SETTINGS.get(model_type, {})}
+    if "layer_types" in settings:
+        settings["num_hidden_layers"] = len(settings["layer_types"])
+    return CONFIG_MAPPING[model_type](**settings).get_text_config(decoder=True)
+
+
+def typical_model(config: Any, layers: int = LAYERS) -> PreTrainedModel:
+    """A random model in float64 on the CPU, prepared and ready to be run.
+
+    Args:
+        config: Of causal language models.
+        layers: Number of blocks, the first ones of the config's.
+    """
+    model = random_model(causal_class(config), shrunk(config, layers))
+    prepare(family_of(model), model)
+    return model
+
+
+def typical_loaded(config: Any, layers: int = LAYERS) -> LoadedModel:
+    """The same with a tokenizer, as `evocompress.models.loading.load` would give both."""
+    model = typical_model(config, layers)
+    return loaded(model, tiny_tokenizer(), f"tiny:{config.model_type}")
