@@ -253,6 +253,7 @@ class Architecture:
         causal: Whether it tells the next token, for which a cache keeps keys and values.
         one_way: Whether a token sees only those before it.
         outer_flops: Operations of a sequence outside the blocks that do not grow with its length.
+        token_flops: Operations of a token outside the sub-layers, but for the head's.
         tokens: Of every sequence, where they all have as many: an image's.
         experts: Of each block's MLP, where it is a mixture of experts; `channels` is then the
             width of one. 0 otherwise.
@@ -286,6 +287,7 @@ class Architecture:
     causal: bool = True
     one_way: bool = True
     outer_flops: int = 0
+    token_flops: int = 0
     tokens: int | None = None
     experts: int = 0
     active_experts: int = 0

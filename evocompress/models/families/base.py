@@ -149,17 +149,17 @@ class Family:
         gone: tuple[SubLayerName, ...],
     ) -> Iterator[Unit]:
         active = self.mixture.experts(model)[1] if self.mixture else 0
-        name, droppable = self.block_names[index], self._droppable(block)
+        name = self.block_names[index]
         words = roles(matrices)
         there = [one for one in self._branches() if one[0] not in gone]
         if there:
-            yield Unit(name, "block", None, index, "block", droppable=droppable)
+            yield Unit(name, "block", None, index, "block", droppable=self._droppable(block))
         for kind, branch in there:
             sublayer = f"{name}.{kind}"
             yield Unit(
                 *(sublayer, kind, name, index, kind),
                 active=active if kind == "mlp" else 0,
-                droppable=droppable,
+                droppable=self._droppable(block, kind),
                 narrowable=branch.narrowable,
             )
             expert = ""
@@ -184,8 +184,8 @@ class Family:
                     patch=prod(matrix.kernel),
                 )
 
-    def _droppable(self, block: nn.Module) -> bool:
-        """Whether a block without its branches is the identity."""
+    def _droppable(self, block: nn.Module, sublayer: SubLayerName | None = None) -> bool:
+        """Whether a block without its branches is the identity, or can lack one of them."""
         return True
 
     def _positions(self, index: int, matrix: Matrix) -> int | None:

@@ -149,7 +149,7 @@ class Convolutional(Family):
         logits: Tensor = head.classifier(head.base_model.pooler(hidden))
         return logits
 
-    def _droppable(self, block: nn.Module) -> bool:
+    def _droppable(self, block: nn.Module, sublayer: SubLayerName | None = None) -> bool:
         return isinstance(block.get_submodule(self.shortcut), nn.Identity)
 
     def _positions(self, index: int, matrix: Matrix) -> int | None:

@@ -68,7 +68,7 @@ def flops_costs(architecture: Architecture, length: int) -> dict[str, Cost]:
         ``flops`` of a prefill of `length` tokens with all outputs;
         ``decode_flops`` of one token that attends to `length` tokens, itself included.
     """
-    head = 2 * architecture.hidden * architecture.vocabulary
+    token = 2 * architecture.hidden * architecture.vocabulary + architecture.token_flops
 
     def prefill(part: Part, left: Left) -> float:
         pairs = _attended(length, part.window) if architecture.one_way else length**2
@@ -78,8 +78,8 @@ def flops_costs(architecture: Architecture, length: int) -> dict[str, Cost]:
         seen = min(length, part.window or length)
         return 2 * _products(part, left, 1) + _per_pair(part, left) * seen
 
-    outer = head * length + architecture.outer_flops
-    return {"flops": Cost(outer, prefill), "decode_flops": Cost(head, decode)}
+    outer = token * length + architecture.outer_flops
+    return {"flops": Cost(outer, prefill), "decode_flops": Cost(token, decode)}
 
 
 def _products(part: Part, left: Left, length: int) -> int:

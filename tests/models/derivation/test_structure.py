@@ -12,7 +12,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from evocompress.models.families.derivation.derived import derive
 from evocompress.models.families.derivation.shrink import random_model, shrunk
-from evocompress.models.families.derivation.structure import Passing, Zero
+from evocompress.models.families.derivation.structure import Passing, Unclear, Zero
 from evocompress.models.families.stand_ins import run_block
 
 IDS = torch.arange(3, 15)[None]
@@ -74,3 +74,37 @@ def test_blocks_can_be_asked_what_they_are() -> None:
         hidden = run_block(block, hidden, given)
     states = model.get_submodule(family.norm_path)(hidden)
     torch.testing.assert_close(states, family.hidden_states(model, IDS), rtol=0, atol=0)
+
+
+GEMMA4 = {"hidden_size_per_layer_input": 32, "num_hidden_layers": 6}
+
+
+def test_what_stays_of_a_block() -> None:
+    """Gemma 4 adds to its stream by layer and scales it: a block cannot go, its attention can."""
+    config = CONFIG_MAPPING["gemma4_text"](**GEMMA4)
+    cls = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    family, model = derive(cls, config), random_model(cls, shrunk(config, 6))
+    droppable = {unit.kind: unit.droppable for unit in family.units(model) if unit.block == 0}
+    assert (droppable["block"], droppable["attention"], droppable["mlp"]) == (False, True, False)
+    architecture, units = family.architecture(model), family.units(model)
+    own = sum(map(sum, architecture.own_params))
+    total = sum(parameter.numel() for parameter in model.parameters())
+    assert architecture.outer_params + own + sum(unit.numel for unit in units) == total
+    by_layer = 2 * model.config.hidden_size * model.config.hidden_size_per_layer_input
+    assert architecture.token_flops == 6 * 2 * by_layer
+
+
+def test_heads_of_two_widths_are_counted_by_what_they_cost() -> None:
+    """The sixth layer of Gemma 4 has heads that are twice as wide; those are not cut."""
+    config = CONFIG_MAPPING["gemma4_text"](**GEMMA4)
+    family = derive(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], config)
+    assert family.heads(config, 0) == (8, 4, 256) and family.heads(config, 5) == (16, 8, 256)
+    assert family.at(0).attention.narrowable and not family.at(5).attention.narrowable
+
+
+def test_blocks_that_hand_on_keys_and_values_are_refused() -> None:
+    """The last layers of some Gemma 4 read those of layers before them."""
+    types = ["sliding_attention", "full_attention"] * 3
+    config = CONFIG_MAPPING["gemma4_text"](**GEMMA4, layer_types=types, num_kv_shared_layers=2)
+    with pytest.raises(Unclear, match="hand on more than the hidden state"):
+        derive(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], config)

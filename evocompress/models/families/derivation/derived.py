@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -13,6 +13,7 @@ from math import prod
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -63,7 +64,10 @@ LENGTH = 9
 NO_SWITCHES = ("training", "residual_in_fp32")
 """What tells nothing of a kind of block: tiny models compute in float64."""
 
-FAILURES = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+FAILURES = (
+    *(AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError),
+    StrictDataclassError,
+)
 """What a model raises that does not run."""
 
 
@@ -168,7 +172,7 @@ def _tried(
     model = random_model(cls, small)
     model.set_attn_implementation("eager")
     ids = torch.randint(3, VOCABULARY, (1, LENGTH), generator=torch.Generator().manual_seed(0))
-    path, examples = _blocks(model, ids)
+    path, examples = _blocks(model, ids, lists)
     return _derived(model, path, examples, ids, lists[path])
 
 
@@ -197,12 +201,14 @@ def _needed(looks: Sequence[str]) -> int:
     return max(2, *(looks.index(look) + 1 for look in set(looks)))
 
 
-def _blocks(model: PreTrainedModel, ids: Tensor) -> tuple[str, list[Example]]:
+def _blocks(
+    model: PreTrainedModel, ids: Tensor, paths: Collection[str]
+) -> tuple[str, list[Example]]:
     """The path of the list of blocks, and each with what it is called with."""
     count = model.config.num_hidden_layers
     for path, blocks in _lists(model, count):
         calls = _arguments(model, blocks, ids)
-        if list(calls) == list(range(count)):
+        if path in paths and list(calls) == list(range(count)):
             return path, [_example(blocks[index], calls[index]) for index in calls]
     raise Unclear("no list of blocks that are run one after the other")
 
@@ -250,6 +256,8 @@ def _derived(
         if _look(examples[index].block, model.config) != look:
             raise Unclear(f"block {index} of a tiny model of it is of another kind")
         kind = _kind(examples[index], real[index], head_shape(model.config, index))
+        if head_shape(model.config, index)[2] != head_shape(model.config, 0)[2]:
+            kind = _with_fixed_heads(kind)
         if kind not in kinds:
             kinds.append(kind)
         place[look] = kinds.index(kind)
@@ -260,6 +268,15 @@ def _derived(
     found = Derived(model.config.model_type, path, norm, among, keys, kinds, order)
     _check_chain(found, model, last, ids)
     return found
+
+
+def _with_fixed_heads(kind: Kind) -> Kind:
+    """A kind of block whose heads cannot be cut, as they are of another width than in the first."""
+    reason = "heads cannot be cut where they are of another width than in the first block"
+    parts = dict(kind.parts)
+    if "attention" in parts:
+        parts["attention"] = replace(parts["attention"], settings=None, reason=reason)
+    return replace(kind, parts=parts)
 
 
 def _among(example: Example) -> int:
@@ -279,10 +296,20 @@ def _among(example: Example) -> int:
 def _check_chain(family: Derived, model: PreTrainedModel, last: Tensor, ids: Tensor) -> None:
     """Blocks that are run one after the other must make what the model makes of them."""
     hidden, arguments = family.block_inputs(model, ids)
+    held = [_held(given) for given in arguments]
     for block, given in zip(family.blocks(model), arguments, strict=True):
         hidden = run_block(block, hidden, given)
-    if not torch.equal(hidden, last):
-        raise Unclear("blocks hand on more than the hidden state")
+    if not torch.equal(hidden, last) or held != [_held(given) for given in arguments]:
+        raise Unclear(
+            "blocks hand on more than the hidden state, such as keys and values for later ones"
+        )
+
+
+def _held(arguments: Mapping[str, Any]) -> dict[str, int]:
+    """How many things the collections have that a block is given."""
+    return {
+        name: len(own) for name, own in arguments.items() if isinstance(own, MutableMapping | list)
+    }
 
 
 def _kind(example: Example, real: nn.Module, shape: tuple[int, int, int]) -> Kind:
@@ -297,7 +324,7 @@ def _kind(example: Example, real: nn.Module, shape: tuple[int, int, int]) -> Kin
     if len(parts) > 1 and _one_input(example, *parts.values()):
         parts["mlp"] = _renamed(parts["mlp"], "mlp_in", "attention_in")
     heads = "attention" in parts and _with_heads(example, parts["attention"], shape)
-    return Kind(parts, found.shared, module_classes(example.block), heads)
+    return Kind(parts, found.shared, module_classes(example.block), heads, found.whole)
 
 
 def _one_input(example: Example, first: Part, second: Part) -> bool:

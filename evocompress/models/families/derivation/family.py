@@ -16,7 +16,7 @@ from evocompress.models.families.branches import ABSENT, Attributes, Matrix, Sub
 from evocompress.models.families.derivation.ending import body_of
 from evocompress.models.families.derivation.experts import DerivedMixture
 from evocompress.models.families.derivation.proof import Settings
-from evocompress.models.families.derivation.structure import Branch
+from evocompress.models.families.derivation.structure import LINEAR, Branch
 from evocompress.models.families.logits import LogitKeys
 from evocompress.models.families.uneven import head_shape, is_compressed
 
@@ -56,20 +56,28 @@ class Kind:
 
     Attributes:
         parts: Their sub-layers in order.
-        shared: Norms that both read.
+        shared: What stays where they are removed: norms that both read, and other modules.
         classes: {module path: class} of what has parameters.
         heads: Whether their attention computes with heads as the config counts them.
+        whole: Whether such a block is the identity without its sub-layers.
     """
 
     parts: Mapping[SubLayerName, Part]
     shared: tuple[str, ...]
     classes: Mapping[str, str]
     heads: bool
+    whole: bool = True
 
     @property
     def limits(self) -> list[str]:
         """What cannot be done to such a block, and why."""
-        return [part.reason for part in self.parts.values() if part.reason]
+        found = [part.reason for part in self.parts.values() if part.reason]
+        if not self.whole:
+            found.append(
+                "neither blocks nor their MLPs can be dropped: a block without its sub-layers is "
+                "not the identity"
+            )
+        return found
 
 
 class Derived(Family):
@@ -144,11 +152,19 @@ class Derived(Family):
         """See `Family.at`."""
         return self._each[self.order[index]] if len(self.kinds) > 1 else self
 
+    def _droppable(self, block: nn.Module, sublayer: SubLayerName | None = None) -> bool:
+        """See `Family._droppable`; of a family with one kind of blocks."""
+        (kind,) = self.kinds
+        return kind.whole or sublayer == "attention"
+
     def heads(self, config: PreTrainedConfig, index: int) -> tuple[int, int, int]:
         """See `Family.heads`; none where no attention computes with heads."""
         own = self.at(index).kinds[0]
-        found = head_shape(config, index)
-        return found if own.heads else (0, 0, found[2])
+        (heads, kv_heads, size), (_, _, common) = head_shape(config, index), head_shape(config, 0)
+        if not own.heads:
+            return 0, 0, common
+        # Heads of another width are counted as the number of common ones that costs the same.
+        return heads * size // common, kv_heads * size // common, common
 
     def check(self, model: PreTrainedModel) -> None:
         """Refuse a model with a block that is built otherwise than those that were tried."""
@@ -162,15 +178,20 @@ class Derived(Family):
                 )
 
     def architecture(self, model: PreTrainedModel) -> Architecture:
-        """See `Family.architecture`; norms that both sub-layers read stay with the model."""
+        """See `Family.architecture`; what is of no sub-layer stays with the model."""
         found = super().architecture(model)
-        extra = sum(
-            p.numel()
+        staying = [
+            block.get_submodule(path)
             for index, block in enumerate(self.blocks(model))
             for path in self.at(index).shared
-            for p in block.get_submodule(path).parameters()
+        ]
+        params = sum(p.numel() for module in staying for p in module.parameters())
+        linear = (m for module in staying for m in module.modules() if isinstance(m, LINEAR))
+        return replace(
+            found,
+            outer_params=found.outer_params + params,
+            token_flops=2 * sum(module.weight.numel() for module in linear),
         )
-        return replace(found, outer_params=found.outer_params + extra)
 
     def hidden_states(self, model: PreTrainedModel, batch: Tensor) -> Tensor:
         """See `Family.hidden_states`; in some models it is not the base model that has them."""

@@ -99,43 +99,49 @@ def _rows(example: Example, matrix: Matrix, last: Matrix, widths: Widths) -> tup
     """What the rows of a projection are, one part after the other; empty if that is unclear."""
     size, lengths = widths.head_dim, widths.lengths
     every = shape(example, matrix)[0]
+
+    def roles(parts: Iterable[Tensor]) -> tuple[Axis, ...]:
+        return tuple(_role(example, matrix, last, rows.flatten(), size) for rows in parts)
+
     if every == size * lengths["grouped"]:
         in_parts = torch.split(torch.arange(every), [size * lengths[axis] for axis in PACKED])
-        if _roles(example, matrix, last, in_parts) == PACKED:
+        if roles(in_parts) == PACKED:
             return PACKED
         in_groups = ungrouped(torch.arange(every)[:, None], widths.kv_heads, size)
-        return GROUPED if _roles(example, matrix, last, in_groups) == PACKED else ()
-    (role,) = _roles(example, matrix, last, [torch.arange(every)])
+        return GROUPED if roles(in_groups) == PACKED else ()
+    (role,) = roles([torch.arange(every)])
     return (role,) if size * lengths[role] == every else ()
 
 
-def _roles(
-    example: Example, matrix: Matrix, last: Matrix, parts: Iterable[Tensor]
-) -> tuple[Axis, ...]:
-    """Whether each part of the rows of a projection is queries, keys or values."""
-    return tuple(_role(example, matrix, last, rows.flatten()) for rows in parts)
+def _role(example: Example, matrix: Matrix, last: Matrix, rows: Tensor, size: int) -> Axis:
+    """Whether some rows of a projection are queries, keys or values, by what they change.
 
-
-def _role(example: Example, matrix: Matrix, last: Matrix, rows: Tensor) -> Axis:
-    """Whether some rows of a projection are queries, keys or values, by what they change."""
+    Values may be normed, and keys may compete with sinks: then both matter at the first token, but
+    keys only to how long a head's output is.
+    """
     module = example.block.get_submodule(matrix.path)
-    factors = torch.ones(shape(example, matrix)[0], dtype=torch.float64)
+    ones = torch.ones(shape(example, matrix)[0], dtype=torch.float64)
+    direction = torch.linspace(-0.5, 0.5, len(rows), dtype=torch.float64)
 
     def after(factor: float, tokens: slice) -> Tensor:
         def scaled(output: Tensor) -> Tensor:
             other = output.clone()
-            other[:, tokens] *= factors.index_fill(0, rows, factor)
+            other[:, tokens] *= ones.index_copy(0, rows, 1 + factor * direction)
             return other
 
         with changed(module, scaled):
             return example.calls([last.path])[last.path].tensors[0]
 
-    everywhere, one = slice(None), slice(TOKEN, TOKEN + 1)
-    plain = after(1.0, everywhere)
-    if not any(moved(plain, after(1.5, one))[TOKEN + 1 :]):
+    everywhere, one, first = slice(None), slice(TOKEN, TOKEN + 1), slice(1)
+    plain = after(0.0, everywhere)
+    if not any(moved(plain, after(1.0, one))[TOKEN + 1 :]):
         return "query"
-    steps = after(2.0, everywhere) - plain, plain - after(0.0, everywhere)
-    return "value" if torch.allclose(*steps, rtol=1e-6, atol=1e-9) else "key"
+    steps = after(1.0, everywhere) - plain, plain - after(-1.0, everywhere)
+    if torch.allclose(*steps, rtol=1e-6, atol=1e-9):
+        return "value"
+    before, changed_first = plain[0, 0].view(-1, size), after(1.0, first)[0, 0].view(-1, size)
+    likeness = torch.cosine_similarity(before, changed_first, dim=-1)
+    return "key" if torch.allclose(likeness, torch.ones_like(likeness), rtol=1e-9) else "value"
 
 
 def shape(example: Example, matrix: Matrix) -> tuple[int, int]:

@@ -189,10 +189,14 @@ def _sizes(config: Any, layers: int, heads: int, narrow_heads: bool) -> dict[str
         ([name for name in vars(config) if name.endswith("_rank")], RANK),
         ([name for name in vars(config) if name.endswith("state_size")], STATE),
     ):
-        sizes |= {key: size for key in keys if isinstance(getattr(config, key, None), int)}
+        sizes |= {key: size for key in keys if _is_size(getattr(config, key, None))}
     for key in ("n_group", "topk_group"):  # routers that choose groups of experts first
         sizes[key] = min(EXPERTS // 2, getattr(config, key, None) or 1)
     return sizes | _state_heads(config, hidden)
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and value > 0
 
 
 def _head_widths(config: Any, head_dim: int) -> dict[str, int]:

@@ -7,18 +7,21 @@ norms: each belongs to the core that reads it, or that it reads.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from evocompress.core.errors import one_line
 from evocompress.models.families.branches import SubLayerName
 from evocompress.models.families.derivation.tracing import (
     Call,
     Example,
+    changed,
     first_tensor,
     moved,
     nudged,
@@ -105,18 +108,20 @@ class Structure:
 
     Attributes:
         branches: Its sub-layers in order.
-        shared: Norms that both read.
+        shared: What stays where they are removed: norms that both read, and other modules.
+        whole: Whether the block is the identity without them.
     """
 
     branches: tuple[Branch, ...]
     shared: tuple[str, ...]
+    whole: bool = True
 
 
 def structure(example: Example) -> Structure:
-    """The sub-layers of a block.
+    """The sub-layers of a block: of each kind the core with the most parameters.
 
     Raises:
-        Unclear: It is not one attention, one MLP or one of each, with norms around them.
+        Unclear: A sub-layer cannot be taken out of it.
     """
     children = dict(example.block.named_children())
     calls = example.calls(children)
@@ -124,13 +129,23 @@ def structure(example: Example) -> Structure:
     if not cores:
         raise Unclear("a block has no matrices")
     branches = [_branch(example, children, core, calls) for core in cores]
-    kinds = [branch.kind for branch in branches]
-    if len(set(kinds)) < len(kinds):
-        parts = " and ".join(f"{branch.core[0]} ({branch.kind})" for branch in branches)
-        raise Unclear(f"a block has the parts {parts}")
-    found = _with_norms(children, branches, calls)
-    _check_identity(example, found)
-    return found
+    mixing = [branch.core[0] for branch in branches if branch.kind == "attention"]
+    if len(mixing) > 1:
+        raise Unclear(f"tokens are mixed at several places of a block ({', '.join(mixing)})")
+    largest = {
+        branch.kind: branch for branch in sorted(branches, key=lambda b: _size(example, b.core))
+    }
+    chosen = [branch for branch in branches if branch in largest.values()]
+    others = [path for core in cores for path in core if core not in {b.core for b in chosen}]
+    found = _with_norms(children, chosen, others, calls)
+    for branch in found.branches:
+        _check_removal(example, branch)
+    return replace(found, whole=_is_identity_without(example, found.branches))
+
+
+def _size(example: Example, core: Sequence[str]) -> int:
+    modules = map(example.block.get_submodule, core)
+    return sum(p.numel() for module in modules for p in module.parameters())
 
 
 def _cores(children: Mapping[str, nn.Module]) -> list[tuple[str, ...]]:
@@ -202,25 +217,26 @@ def _like(value: Any, hidden: Tensor) -> bool:
 
 
 def _with_norms(
-    children: Mapping[str, nn.Module], branches: Sequence[Branch], calls: Mapping[str, Call]
+    children: Mapping[str, nn.Module],
+    branches: Sequence[Branch],
+    others: Sequence[str],
+    calls: Mapping[str, Call],
 ) -> Structure:
     """Each norm given to the core that reads it, or that it reads."""
     order = list(calls)
-    inner = {path for branch in branches for path in branch.core}
-    found, shared = {branch.kind: branch for branch in branches}, []
+    inner = {path for branch in branches for path in branch.core} | {*others}
+    found, shared = {branch.kind: branch for branch in branches}, [*others]
     for path in (path for path in order if path not in inner and is_norm(children[path])):
         reading = [b for b in branches if _reads(calls[b.core[0]], calls[path].first)]
         read = [b for b in branches if _reads(calls[path], calls[b.core[-1]].first)]
-        if len(reading) > 1:
-            shared.append(path)
-        elif reading:
+        if len(reading) == 1 and not any(_reads(calls[o], calls[path].first) for o in others):
             own = found[reading[0].kind]
             found[own.kind] = replace(own, before=(*own.before, path))
         elif len(read) == 1:
             own = found[read[0].kind]
             found[own.kind] = replace(own, after=(*own.after, path))
         else:
-            raise Unclear(f"the norm {path} is of no sub-layer's input or output")
+            shared.append(path)
     return Structure(tuple(found.values()), tuple(shared))
 
 
@@ -228,17 +244,36 @@ def _reads(call: Call, tensor: Tensor) -> bool:
     return any(given is tensor for given in call.tensors)
 
 
-def _check_identity(example: Example, found: Structure) -> None:
-    """Without its branches the block must pass the hidden state on."""
-    modules = {
-        path: module
-        for branch in found.branches
-        for path, module in branch.removal(example.block).items()
-    }
-    with replaced(example.block, modules):
+def _check_removal(example: Example, branch: Branch) -> None:
+    """Without a branch the block must compute what it does where that yields zero."""
+    last = branch.after[-1] if branch.after else branch.core[-1]
+    own = branch.removal(example.block)
+    with (
+        replaced(example.block, {last: own[last]})
+        if branch.residual
+        else changed(example.block.get_submodule(last), _zeroed)
+    ):
+        expected = example.run()
+    with replaced(example.block, own):
         try:
-            passed = example.run()
+            found = example.run()
         except (AttributeError, TypeError, RuntimeError) as error:
-            raise Unclear(f"a block does not run without its sub-layers ({error})") from None
-    if not torch.equal(passed, example.hidden):
-        raise Unclear("a block without its sub-layers is not the identity")
+            raise Unclear(
+                f"a block does not run without its {branch.core[0]} ({one_line(error)})"
+            ) from None
+    if not torch.equal(found, expected):
+        raise Unclear(f"a block without its {branch.core[0]} is not the one where that is zero")
+
+
+def _zeroed(output: Any) -> Any:
+    """A module's output, with all of its tensors at zero."""
+    if isinstance(output, Tensor):
+        return torch.zeros_like(output)
+    return tuple(map(_zeroed, output)) if isinstance(output, tuple) else output
+
+
+def _is_identity_without(example: Example, branches: Iterable[Branch]) -> bool:
+    """Whether a block passes the hidden state on without its branches."""
+    every = (branch.removal(example.block).items() for branch in branches)
+    with replaced(example.block, dict(chain.from_iterable(every))):
+        return torch.equal(example.run(), example.hidden)

@@ -102,7 +102,7 @@ def replaced(block: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[Non
 
 
 @contextmanager
-def changed(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+def changed(module: nn.Module, change: Callable[[Any], Any]) -> Iterator[None]:
     """A module whose output passes through a function, for a while."""
     hook = module.register_forward_hook(lambda _, __, output: change(output))
     try:
