@@ -87,7 +87,9 @@ def assemble(
     # Embedding models may come without the pooler that their class has.
     poolers = [name for name in model.state_dict() if name.startswith("pooler.")]
     without_missing(model, [name for name in poolers if name not in state])
-    model.load_state_dict({name: state[name_of(name)] for name in model.state_dict()}, assign=True)
+    # Matrices of experts may be views of tensors that hold them transposed.
+    tensors = {name: state[name_of(name)].contiguous() for name in model.state_dict()}
+    model.load_state_dict(tensors, assign=True)
     model.tie_weights()
     model.eval()
     return model

@@ -22,6 +22,7 @@ import evocompress.hf  # noqa: F401
 from evocompress.core.errors import ModelError
 from evocompress.core.types import DROP, Level
 from evocompress.export import read_record
+from evocompress.models.families import Family
 from evocompress.models.families.derivation.derived import Derived, derived
 from evocompress.models.loading import LoadedModel, load
 from evocompress.models.modeling import modeling_derived
@@ -48,10 +49,11 @@ TYPES = {
     "nemotron": "an MLP of two matrices",
     "glm4": "four norms; gate and up in one matrix",
     "lfm2": "convolutions in place of some attentions",
+    "granitemoe": "mixtures of experts; multipliers",
 }
 """Types without a family of their own, and what their blocks are like."""
 
-LONG = {"stablelm", "nemotron", "glm4"}
+LONG = {"stablelm", "nemotron", "glm4", "granitemoe"}
 OTHER = TYPES.keys() - {"phi"}
 RNG = np.random.default_rng(0)
 LOAD = """
@@ -108,6 +110,31 @@ def test_costs_are_exactly_those_of_the_cost_model(loaded: LoadedModel, tmp_path
     family, model = loaded.family, loaded.model
     costs = cost_model(family.units(model), family.architecture(model)).of([candidate])
     assert record.measured == {name: costs[name].item() for name in record.measured}
+
+
+@pytest.mark.parametrize("name", ["granitemoe", pytest.param("aria_text", marks=pytest.mark.long)])
+def test_dropped_experts_are_gone(name: str, tmp_path: Path) -> None:
+    loaded = windowless(name)
+    mixture = loaded.family.at(0).mixture
+    assert mixture is not None
+    experts = [unit.name for unit in loaded.family.units(loaded.model) if unit.kind == "expert"]
+    gone = {one.removeprefix("model.layers."): DROP for one in experts if one.endswith(".2")}
+    candidate = candidate_of(loaded, uneven(loaded) | gone)
+    out = write(loaded, candidate, tmp_path / "out", "hf")
+    assert_written(out, loaded, candidate)
+    edits = config_of(out)["per_layer_config"]["0"]["edits"]
+    assert edits["experts"] == {f"{mixture.mlp}.experts": [len(experts) // 4 - 1, 100]}
+    with pytest.raises(ModelError, match=f"a mixture of experts .{name}., which cannot"):
+        load(str(out), device="cpu")
+
+
+def test_a_family_of_another_package_is_written(tmp_path: Path) -> None:
+    class Olmo(Family):
+        model_type = "olmo"
+
+    loaded = replace(windowless("olmo"), family=Olmo())
+    candidate = candidate_of(loaded, with_bias(loaded))
+    assert_written(write(loaded, candidate, tmp_path / "out", "hf"), loaded, candidate)
 
 
 def test_it_can_be_copied_pickled_and_saved_again(loaded: LoadedModel, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 import transformers
 from huggingface_hub.dataclasses import strict
 from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM, Cache, PreTrainedConfig
+from transformers import AutoModel, AutoModelForCausalLM, Cache, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from .layers import Expert, Experts, LayerConfig, NoAttention, PerLayerConfig, gating
@@ -145,8 +145,10 @@ class DerivedModel:
 
     def __init__(self, config: PreTrainedConfig, *given: Any, **settings: Any) -> None:
         super().__init__(config, *given, **settings)  # type: ignore[call-arg]
-        whole: Any = self
-        for layer, block in enumerate(whole.base_model.get_submodule(config.blocks)):
+        body: Any = self.base_model  # type: ignore[attr-defined]
+        if body is not self and isinstance(body, DerivedModel):
+            return  # it has done so itself
+        for layer, block in enumerate(body.get_submodule(config.blocks)):
             edited(block, config.per_layer_config[layer].edits, layer)
 
 
@@ -179,7 +181,8 @@ def made(dense: type) -> Any:
 
 def __getattr__(name: str) -> Any:
     dense: Any = getattr(transformers, name.removeprefix(PREFIX), None)
-    if not (name.startswith(PREFIX) and hasattr(dense, "from_pretrained")):
+    known = isinstance(dense, type) and issubclass(dense, PreTrainedConfig | PreTrainedModel)
+    if not (name.startswith(PREFIX) and known):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if hasattr(dense, "config_class"):
         return _keep(name, (DerivedModel, dense), config_class=made(dense.config_class))
@@ -190,8 +193,7 @@ def __getattr__(name: str) -> Any:
         sharing=getattr(dense, "kv_sharing_modes", None),
         _auto_class="AutoConfig",
     )
-    if hasattr(dense, "validate"):
-        strict(own)
+    strict(own)
     for auto in AUTOS:
         if dense in auto._model_mapping:
             model = made(auto._model_mapping[dense])
