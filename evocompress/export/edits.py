@@ -59,8 +59,12 @@ def _replaced(loaded: LoadedModel, block: Block) -> Edits:
     for sublayer in block.dropped:
         stand_ins |= loaded.family.at(block.index).replacements(module, sublayer)
     identities = [path for path, one in stand_ins.items() if isinstance(one, nn.Identity)]
-    zeros = {path: _among(one) for path, one in stand_ins.items() if path not in identities}
-    return {"identities": identities, "zeros": zeros}
+    others: dict[str, Any] = {p: one for p, one in stand_ins.items() if p not in identities}
+    return {
+        "identities": identities,
+        "zeros": {path: _among(one) for path, one in others.items()},
+        "residuals": {p: list(z.residual) for p, z in others.items() if getattr(z, "residual", ())},
+    }
 
 
 def _among(zero: nn.Module) -> int:

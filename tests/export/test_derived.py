@@ -49,11 +49,12 @@ TYPES = {
     "nemotron": "an MLP of two matrices",
     "glm4": "four norms; gate and up in one matrix",
     "lfm2": "convolutions in place of some attentions",
+    "bloom": "residual additions within attention and MLP; blocks that yield more than the state",
     "granitemoe": "mixtures of experts; multipliers",
 }
 """Types without a family of their own, and what their blocks are like."""
 
-LONG = {"stablelm", "nemotron", "glm4", "granitemoe"}
+LONG = {"stablelm", "nemotron", "glm4", "granitemoe", "bloom"}
 OTHER = TYPES.keys() - {"phi"}
 RNG = np.random.default_rng(0)
 LOAD = """
@@ -185,9 +186,12 @@ def test_a_block_without_sub_layers_has_no_weights(olmo2: LoadedModel, tmp_path:
     assert block(hidden) is hidden
 
 
-def test_a_cache_made_without_the_config_is_refused(olmo2: LoadedModel, tmp_path: Path) -> None:
-    model: Any = reload(written(olmo2, tmp_path / "out"))
-    with pytest.raises(ValueError, match="layer 3 has no attention"):
+@pytest.mark.parametrize("gone", ["0", "0.attention"])
+def test_a_cache_made_without_the_config_is_refused(
+    gone: str, olmo2: LoadedModel, tmp_path: Path
+) -> None:
+    model: Any = reload(write(olmo2, candidate_of(olmo2, {gone: DROP}), tmp_path / "out", "hf"))
+    with pytest.raises(ValueError, match="layer 0 has no attention"):
         model(random_ids(), past_key_values=DynamicCache(), use_cache=True)
 
 

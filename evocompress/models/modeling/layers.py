@@ -72,22 +72,19 @@ class NoAttention(nn.Module):
             ValueError: If the cache was made without this model's config.
         """
         if past_key_values is not None:
-            self.check(past_key_values)
+            check_cache(past_key_values, self.layer_idx)
         return hidden_states.new_zeros(()), None
 
-    def check(self, cache: Cache) -> None:
-        """Refuse a cache with a slot for this layer."""
-        if not self._without_slot(cache):
-            raise ValueError(
-                f"layer {self.layer_idx} has no attention, but the cache has a slot for it: make "
-                "the cache with DynamicCache(config=model.config) and transformers 5.23 or newer"
-            )
 
-    def _without_slot(self, cache: Cache) -> bool:
-        # Programs that have caches of their own, such as vLLM, may come with an older transformers.
-        no_slot: type = getattr(cache_utils, "DummyLayer", type(None))
-        layers = cache.layers
-        return self.layer_idx < len(layers) and isinstance(layers[self.layer_idx], no_slot)
+def check_cache(cache: Cache, layer: int) -> None:
+    """Refuse a cache with a slot for a layer without attention."""
+    # Programs that have caches of their own, such as vLLM, may come with an older transformers.
+    no_slot: type = getattr(cache_utils, "DummyLayer", type(None))
+    if layer >= len(cache.layers) or not isinstance(cache.layers[layer], no_slot):
+        raise ValueError(
+            f"layer {layer} has no attention, but the cache has a slot for it: make the cache with "
+            "DynamicCache(config=model.config) and transformers 5.23 or newer"
+        )
 
 
 Gating = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]

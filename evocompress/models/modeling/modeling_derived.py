@@ -7,7 +7,8 @@ class's own: by `edited`.
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -17,7 +18,7 @@ from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, Cache, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from .layers import Expert, Experts, LayerConfig, NoAttention, PerLayerConfig, gating
+from .layers import Expert, Experts, LayerConfig, PerLayerConfig, check_cache, gating
 
 PREFIX = "Evocompress"
 """How the names of the classes begin that are made here."""
@@ -28,32 +29,56 @@ AUTOS: Sequence[Any] = (AutoModel, AutoModelForCausalLM)
 """The classes of transformers that load such a checkpoint, if they load the model's own."""
 
 
-class Nothing(NoAttention):
+class Passing(nn.Identity):
+    """Stands where a norm was, by whose weight a block may ask for a type of number."""
+
+    def __init__(self, former: nn.Module) -> None:
+        super().__init__()
+        weight = getattr(former, "weight", None)
+        if isinstance(weight, torch.Tensor):
+            self.register_buffer("weight", weight.detach().new_empty(0), persistent=False)
+
+
+class Nothing(nn.Module):
     """Stands where the modules of a sub-layer were: a zero for the residual addition.
 
     Args:
         layer_idx: Number of the block.
         among: How many things they returned, the zero being the first; 0 where it was all.
+        residual: Of modules that make the residual addition themselves, the place and the name of
+            the argument that they add to; it takes the place of the zero.
     """
 
-    def __init__(self, layer_idx: int, among: int) -> None:
-        super().__init__(layer_idx)
+    def __init__(self, layer_idx: int, among: int, residual: tuple[int, str] | None = None) -> None:
+        super().__init__()
+        self.layer_idx = layer_idx
         self.among = among
+        self.residual = residual
 
     def forward(self, *given: Any, **named: Any) -> Any:
         """A zero like the first tensor that is given, and ``None`` for each other thing."""
         values = (*given, *named.values())
-        for value in values:
-            if isinstance(value, Cache):
-                self.check(value)
-        hidden = next(value for value in values if isinstance(value, torch.Tensor))
-        zero = hidden.new_zeros(()).expand_as(hidden)
-        return (zero, *[None] * (self.among - 1)) if self.among else zero
+        check_caches(values, self.layer_idx)
+        if self.residual is not None:
+            place, name = self.residual
+            result = named[name] if name in named else given[place]
+        else:
+            # Some blocks add to it in its place.
+            result = torch.zeros_like(next(v for v in values if isinstance(v, torch.Tensor)))
+        return (result, *[None] * (self.among - 1)) if self.among else result
 
 
-def passed_on(hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+def passed_on(layer: int, hidden_states: torch.Tensor, *given: Any, **named: Any) -> torch.Tensor:
     """What a block without any sub-layer makes of the residual stream."""
+    check_caches((*given, *named.values()), layer)
     return hidden_states
+
+
+def check_caches(values: Iterable[Any], layer: int) -> None:
+    """Refuse a cache among the arguments of a layer without attention that has a slot for it."""
+    for value in values:
+        if isinstance(value, Cache):
+            check_cache(value, layer)
 
 
 def edited(block: nn.Module, edits: Mapping[str, Any], layer: int) -> None:
@@ -63,18 +88,21 @@ def edited(block: nn.Module, edits: Mapping[str, Any], layer: int) -> None:
         block: As the model's class makes it.
         edits: ``passes``: it has no sub-layer. ``identities``: paths of modules that become the
             identity. ``zeros``: {path of a module that becomes a zero: among how many things that
-            it returns}. ``experts``: {path of the experts of a mixture: number, channels of each},
-            which get matrices of their own. ``shapes``: {tensor: shape}, of a bias also where there
-            was none. ``attributes``: {path of an attribute of a module: value}. ``configs``: {path
-            of the config that a module holds: the settings in which its own differs}.
+            it returns}; ``residuals``, where it makes the residual addition itself: {path: place
+            and name of the argument that it adds to}. ``experts``: {path of the experts of a
+            mixture: number, channels of each}, which get matrices of their own. ``shapes``:
+            {tensor: shape}, of a bias also where there was none. ``attributes``: {path of an
+            attribute of a module: value}. ``configs``: {path of the config that a module holds: the
+            settings in which its own differs}.
         layer: Number of the block.
     """
     if edits.get("passes"):
-        block.forward = passed_on
+        block.forward = partial(passed_on, layer)
     for path in edits.get("identities", ()):
-        block.set_submodule(path, nn.Identity())
+        block.set_submodule(path, Passing(block.get_submodule(path)))
     for path, among in edits.get("zeros", {}).items():
-        block.set_submodule(path, Nothing(layer, among))
+        residual = edits.get("residuals", {}).get(path)
+        block.set_submodule(path, Nothing(layer, among, residual))
     for path, (count, channels) in edits.get("experts", {}).items():
         block.set_submodule(path, split(block.get_submodule(path), count, channels))
     for name, shape in edits.get("shapes", {}).items():
@@ -145,8 +173,9 @@ class DerivedModel:
 
     def __init__(self, config: PreTrainedConfig, *given: Any, **settings: Any) -> None:
         super().__init__(config, *given, **settings)  # type: ignore[call-arg]
-        body: Any = self.base_model  # type: ignore[attr-defined]
-        if body is not self and isinstance(body, DerivedModel):
+        whole: Any = self
+        body: Any = whole.base_model
+        if body is not whole and isinstance(body, DerivedModel):
             return  # it has done so itself
         for layer, block in enumerate(body.get_submodule(config.blocks)):
             edited(block, config.per_layer_config[layer].edits, layer)
