@@ -20,6 +20,7 @@ LAYERS = 3
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "deepseek_v3": {"first_k_dense_replace": 1},
     "lfm2": {"layer_types": ["conv", "full_attention", "conv"]},
+    "smollm3": {"no_rope_layers": [1, 0, 1], "num_hidden_layers": 3},
     "qwen3_next": {"layer_types": ["linear_attention", "full_attention", "linear_attention"]},
 }
 """What the configs of some types are told, so that few layers are of all kinds."""

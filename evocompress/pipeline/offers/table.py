@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
-from functools import cache
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -18,10 +16,10 @@ import torch
 import transformers
 from transformers import CONFIG_MAPPING
 
-import evocompress
 from evocompress.core.errors import ModelError, RunError, one_line
 from evocompress.core.files import cache_folder, naming_disk_errors, read_as, write_json
 from evocompress.core.progress import Reporter
+from evocompress.core.sources import digest_of, versions_of
 from evocompress.models.config_keys import lasting
 from evocompress.models.families import FAMILIES
 from evocompress.pipeline.offers.offers import Offers, nothing
@@ -178,17 +176,9 @@ def _path(model_type: str) -> Path:
     except Exception as error:  # the same error is what is offered
         config = one_line(error)
     said = json.dumps([*_code(), model_type, config], default=str, sort_keys=True)
-    digest = hashlib.blake2b(said.encode(), digest_size=12).hexdigest()
-    return cache_folder() / "offers" / f"{model_type}-{digest}.json"
+    return cache_folder() / "offers" / f"{model_type}-{digest_of(said)}.json"
 
 
-@cache
 def _code() -> tuple[str, ...]:
     """What tells this program and the libraries from other versions."""
-    digest = hashlib.blake2b(digest_size=12)
-    root = Path(evocompress.__file__).parent
-    for room in ("core", "export", "models", "pipeline/offers"):
-        for path in sorted((root / room).rglob("*.py")):
-            digest.update(path.read_bytes())
-    versions = (evocompress.__version__, transformers.__version__, torch.__version__)
-    return (*versions, digest.hexdigest(), *FAMILIES.usable())
+    return (*versions_of("core", "export", "models", "pipeline/offers"), *FAMILIES.usable())

@@ -61,7 +61,7 @@ def of_type(name: str, **settings: object) -> Offers:
 
 
 def test_what_is_offered_of_a_derived_type() -> None:
-    found = of_type("olmo")
+    found = of_type("granite")
     assert (found.layout, found.blocks) == ("derived", 3)
     assert found.actions == dict.fromkeys(ACTIONS, 3) | {"experts": 0}
 

@@ -14,7 +14,9 @@ from evocompress.pipeline.offers import markdown, offers_of_type, table
 from evocompress.pipeline.offers.offers import Holding, Offers
 from evocompress.pipeline.offers.table import Unanswered, Worker, offers_by_type
 
-KNOWN = Offers("olmo", "OlmoForCausalLM", "derived", 2, {"heads": 2}, {"hf": Holding(("zeros",))})
+KNOWN = Offers(
+    "helium", "HeliumForCausalLM", "derived", 2, {"heads": 2}, {"hf": Holding(("zeros",))}
+)
 
 
 def answer(name: str) -> Offers:
@@ -30,12 +32,12 @@ def test_a_process_that_is_slow_or_dies_is_told_and_followed_by_another() -> Non
     try:
         with pytest.raises(Unanswered, match="the process that tried it ended"):
             worker.ask("bloom")
-        assert worker.ask("olmo") == KNOWN
+        assert worker.ask("helium") == KNOWN
         worker.limit = 0.2
         with pytest.raises(Unanswered, match="trying it takes longer than 0 s"):
             worker.ask("mpt")
         worker.limit = 60
-        assert worker.ask("olmo") == KNOWN
+        assert worker.ask("helium") == KNOWN
     finally:
         worker.close()
 
@@ -73,23 +75,23 @@ def test_what_was_found_is_kept_until_the_code_changes(
     monkeypatch.setattr(table, "Worker", Fake)
     monkeypatch.setattr(Fake, "asked", [])
     for _ in range(2):
-        assert offers_by_type(["olmo"], Silent()) == [KNOWN]
-    assert Fake.asked == ["olmo"]
+        assert offers_by_type(["helium"], Silent()) == [KNOWN]
+    assert Fake.asked == ["helium"]
     [path] = (tmp_path / "offers").iterdir()
     path.write_text(path.read_text().replace("2", "3"))
-    assert offers_by_type(["olmo"], Silent()) == [KNOWN]
-    assert Fake.asked == ["olmo"] * 2
+    assert offers_by_type(["helium"], Silent()) == [KNOWN]
+    assert Fake.asked == ["helium"] * 2
     monkeypatch.setattr(table, "_code", lambda: ("another",))
-    offers_by_type(["olmo"], Silent())
-    assert Fake.asked == ["olmo"] * 3
+    offers_by_type(["helium"], Silent())
+    assert Fake.asked == ["helium"] * 3
 
 
 def test_an_unknown_type_is_refused_by_name() -> None:
-    with pytest.raises(ModelError, match="no causal language model of type 'olmoo'"):
-        offers_by_type(["olmo", "olmoo"], Silent())
+    with pytest.raises(ModelError, match="no causal language model of type 'heliumo'"):
+        offers_by_type(["helium", "heliumo"], Silent())
 
 
 def test_markdown_has_a_line_for_each_type() -> None:
     heading, rule, row = markdown([KNOWN])
     assert heading.startswith("| type | layout | attention ") and set(rule) == set("| -")
-    assert row == "| olmo | derived | - | - | - | yes | - | - | - | hf |  |"
+    assert row == "| helium | derived | - | - | - | yes | - | - | - | hf |  |"

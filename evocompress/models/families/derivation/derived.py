@@ -30,6 +30,7 @@ from evocompress.models.families.derivation.family import (
     ToBeDerived,
     module_classes,
 )
+from evocompress.models.families.derivation.kept import keep, kept
 from evocompress.models.families.derivation.projections import (
     matrices,
     same,
@@ -102,7 +103,12 @@ def derived_or_reason(cls: type[PreTrainedModel], config: PreTrainedConfig) -> D
     settings = lasting(json.loads(config.to_json_string(use_diff=False)))
     key = f"{cls.__module__}.{cls.__qualname__} {json.dumps(settings)}"
     if key not in _KNOWN:
-        _KNOWN[key] = _derived_or_reason(cls, config)
+        found: Derived | str | None = kept(key)
+        if found is None:
+            found = _derived_or_reason(cls, config)
+            if isinstance(found, Derived):
+                keep(key, found)
+        _KNOWN[key] = found
     return _KNOWN[key]
 
 

@@ -43,16 +43,19 @@ class Settings:
     """What the modules of a sub-layer are told when its width changes.
 
     Attributes:
-        numbers: {(module path, attribute): a key of `NUMBERS`}.
+        numbers: {path of a module, a point, an attribute of it: a key of `NUMBERS`}.
         config: Whether the core reads the number of heads from its config.
     """
 
-    numbers: Mapping[tuple[str, str], str]
+    numbers: Mapping[str, str]
     config: bool = False
 
     def attributes(self, block: nn.Module, branch: Branch, widths: Widths) -> Attributes:
         """The attributes at some widths."""
-        found: Attributes = {place: NUMBERS[key](widths) for place, key in self.numbers.items()}
+        found: Attributes = {}
+        for place, key in self.numbers.items():
+            path, _, name = place.rpartition(".")
+            found[path, name] = NUMBERS[key](widths)
         if self.config:
             core = branch.core[0]
             config: Any = copy.copy(block.get_submodule(core).config)
@@ -94,14 +97,12 @@ def _candidates(example: Example, branch: Branch, dense: Widths) -> Iterator[Set
             yield Settings(numbers, config)
 
 
-def _found(
-    example: Example, branch: Branch, dense: Widths, keys: Sequence[str]
-) -> dict[tuple[str, str], str]:
+def _found(example: Example, branch: Branch, dense: Widths, keys: Sequence[str]) -> dict[str, str]:
     """The attributes of a core, and of what is in it, whose value is that of a number."""
     meanings = {NUMBERS[key](dense): key for key in reversed(keys)}
     core = example.block.get_submodule(branch.core[0])
     return {
-        (path, name): meanings[value]
+        f"{path}.{name}": meanings[value]
         for path, module in core.named_modules(prefix=branch.core[0])
         if not isinstance(module, LINEAR)
         for name, value in vars(module).items()
