@@ -46,18 +46,18 @@ class _Measured:
         self.mixed = mixed
         self._errors = [0.0] * len(mixed.kept)
         self._energy = 0.0
-        self._routed = torch.zeros(0)
+        self._routed = self._chosen = torch.zeros(0)
         self._grow = not getattr(mixed.router, "norm_topk_prob", True)
 
-    def note(self, _: Any, __: Any, output: Tensor) -> None:
-        """A forward hook: what the chosen experts make of the tokens (N, H)."""
-        self._routed = output
+    def note(self, _: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        """A forward hook: the chosen experts (N, K), and what they make of the tokens (N, H)."""
+        self._chosen, self._routed = inputs[1], output
 
     def add(self, module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         """A forward hook: the mixture runs again without each of its experts."""
-        tokens, whole = inputs[0].flatten(0, -2), output.flatten(0, -2)
-        logits, _, chosen = self.mixed.router(tokens)
-        shares = logits.double().softmax(-1)
+        yielded = output[0] if isinstance(output, tuple) else output
+        tokens, whole = inputs[0].flatten(0, -2), yielded.flatten(0, -2)
+        chosen = self._chosen
         energies = self._routed.double().square().sum(-1)
         self._energy += float(whole.double().square().sum())
         for number in range(len(self.mixed.kept)):
@@ -67,24 +67,23 @@ class _Measured:
                 change = (without - whole[users]).double()
                 self._errors[number] += float(change.square().sum())
             if self._grow:
-                share = shares[~users, number]
+                share = self.mixed.router(tokens)[0].double().softmax(-1)[~users, number]
                 self._errors[number] += float((energies[~users] * (share / (1 - share)) ** 2).sum())
 
     def _without(self, number: int, module: nn.Module, tokens: Tensor) -> Tensor:
         """What the mixture makes of tokens (n, H) without an expert; no hooks are run."""
         mixed = self.mixed
-        rows = mixed.router.get_parameter("weight").data
         left = [i for i in range(len(mixed.indices)) if i != number]
-        attributes = {
-            (f"{mixed.mixture.mlp}.gate", "weight"): nn.Parameter(rows[left], requires_grad=False),
-            (f"{mixed.mixture.mlp}.experts", "kept"): tuple(mixed.indices[i] for i in left),
-        }
-        former = put_attributes(mixed.block, attributes)
+        attributes = mixed.mixture.routing(mixed.block, left)
+        attributes[f"{mixed.mixture.mlp}.experts", "kept"] = tuple(mixed.indices[i] for i in left)
+        former, routed, chosen = put_attributes(mixed.block, attributes), self._routed, self._chosen
         try:
-            result: Tensor = module.forward(tokens[None])[0]
+            result = module.forward(tokens[None])
         finally:
             put_attributes(mixed.block, former)
-        return result
+            self._routed, self._chosen = routed, chosen
+        found: Tensor = result[0] if isinstance(result, tuple) else result
+        return found.view_as(tokens)
 
     def rows(self) -> Rows:
         """For each expert its error."""

@@ -44,7 +44,7 @@ class Mixed:
     @property
     def router(self) -> nn.Module:
         """What chooses the experts of each token."""
-        return self.block.get_submodule(f"{self.mixture.mlp}.gate")
+        return self.block.get_submodule(self.mixture.router)
 
 
 def mixtures(live: LiveModel, candidate: Candidate) -> Iterator[Mixed]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -23,7 +21,7 @@ def routing_frequency(subject: Subject) -> Rows:
     live = subject.live
     live.apply(subject.candidate)
     counters = [_Counter(mixed) for mixed in mixtures(live, subject.candidate)]
-    handles = [each.mixed.router.register_forward_hook(each.add) for each in counters]
+    handles = [each.mixed.experts.register_forward_hook(each.add) for each in counters]
     run_hooked(subject, handles)
     return {name: row for each in counters for name, row in each.rows().items()}
 
@@ -35,9 +33,9 @@ class _Counter:
         self.mixed = mixed
         self._sums = torch.zeros(2, len(mixed.kept), dtype=torch.float64)
 
-    def add(self, _: nn.Module, inputs: Any, outputs: tuple[Tensor, Tensor, Tensor]) -> None:
-        """A forward hook: the router gives logits, weights and numbers of experts."""
-        chosen, weights = outputs[2].flatten().cpu(), outputs[1].flatten().double().cpu()
+    def add(self, _: nn.Module, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        """A forward hook: experts are given tokens, their numbers and their weights."""
+        chosen, weights = inputs[1].flatten().cpu(), inputs[2].flatten().double().cpu()
         self._sums[0].index_add_(0, chosen, torch.ones_like(weights))
         self._sums[1].index_add_(0, chosen, weights)
 

@@ -94,6 +94,11 @@ class Mixture:
     shared_gate: str = ""
 
     @property
+    def router(self) -> str:
+        """Module path of what chooses the experts of each token."""
+        return f"{self.mlp}.gate"
+
+    @property
     def droppable(self) -> bool:
         """Whether an MLP can do with fewer experts."""
         return True

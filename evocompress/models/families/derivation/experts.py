@@ -48,6 +48,11 @@ class DerivedMixture(Mixture):
     routed: bool = True
 
     @property
+    def router(self) -> str:
+        """See `Mixture.router`."""
+        return self.entries[0].rpartition(".")[0]
+
+    @property
     def droppable(self) -> bool:
         """See `Mixture.droppable`."""
         return self.routed
