@@ -55,6 +55,8 @@ class Unit:
         patch: Columns of a channel: 1, or what the kernel of a convolution reads of it.
         droppable: Whether the unit can be left out at all.
         narrowable: Whether the width of a sub-layer can be cut at all.
+        attends: Of an attention, whether its keys and values are cached: not of what mixes tokens
+            in another way. A model must keep one that attends.
 
     Examples:
         >>> Unit("layers.0.mlp.up", "matrix", "layers.0.mlp", 0, "up", shape=(8, 4)).numel
@@ -75,6 +77,7 @@ class Unit:
     patch: int = 1
     droppable: bool = True
     narrowable: bool = True
+    attends: bool = True
 
     @property
     def owner(self) -> str:

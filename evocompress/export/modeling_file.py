@@ -51,7 +51,9 @@ class ModelingFile(Pretrained):
         unit = left.first(lambda b, kind: kind == "mlp" and kind in b.biased and b.experts != ())
         if unit is not None:
             return f"cannot give the experts of {unit} a bias"
-        if loaded.family.task.cached and left.kept and not left.having("attention"):
+        family, having = loaded.family, left.having("attention")
+        attend = any(family.at(block.index).attends for block in having)
+        if family.task.cached and family.attends and left.kept and not attend:
             # The cache would have no layer that knows how many tokens there have been.
             return f"cannot leave out every attention, {left.path}.0.attention among them"
         return no_block_left(left)

@@ -15,12 +15,8 @@ import numpy as np
 from evocompress.core.arrays import Floats, Genome
 from evocompress.core.config_file import nearest
 from evocompress.core.errors import BudgetError, ConfigError
-from evocompress.core.types import UnitKind
 from evocompress.space.costs import CACHED, COSTS, ROUTED, TIMED, CostModel
 from evocompress.space.space import TOLERANCE, SearchSpace
-
-ATTENTIVE: tuple[UnitKind, ...] = ("attention", "block")
-"""The kinds of units without any of which a model has no attention."""
 
 
 def check_cost(name: str, model: CostModel, key: str) -> None:
@@ -90,7 +86,7 @@ def minimal_genomes(space: SearchSpace) -> Genome:
     least = genes.sizes - 1
     every = least[None]
     if not genes.keep_attention(least[None])[0]:
-        keepers = [g for g in genes.droppable if genes.units[g].kind in ATTENTIVE]
+        keepers = genes.attentive
         every = np.tile(least, (len(keepers), 1))
         every[np.arange(len(keepers)), keepers] -= 1
     elif not genes.mixtures:

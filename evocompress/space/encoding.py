@@ -11,7 +11,7 @@ import numpy as np
 from evocompress.core.arrays import Booleans, Floats, Genome, Integers
 from evocompress.core.canonical import COSTED, canonical, merge_levels
 from evocompress.core.errors import ConfigError
-from evocompress.core.types import DENSE, DROP, Candidate, Level, Unit
+from evocompress.core.types import DENSE, DROP, Candidate, Level, Unit, UnitKind
 from evocompress.core.units import UnitTree
 from evocompress.space.candidate_table import CandidateTable, candidate_table
 from evocompress.space.latest import latest
@@ -24,6 +24,10 @@ from evocompress.space.part_genes import (
 
 _KNOWN = 4096
 """Latest candidates that are remembered by the bytes of their genomes."""
+
+
+ATTENTIVE: tuple[UnitKind, ...] = ("attention", "block")
+"""The kinds of units that an attention is, or is in."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,6 +204,16 @@ class Encoding:
             return np.ones(len(genomes), dtype=bool)
         return np.asarray(np.logical_or.reduce(self.attention_left(genomes), axis=1))
 
+    @cached_property
+    def attentive(self) -> list[int]:
+        """The droppable genes without any of which a model has no attention."""
+        attending = {unit.block for unit in self.parts if unit.kind == "attention" and unit.attends}
+        return [
+            gene
+            for gene in self.droppable
+            if self.units[gene].kind in ATTENTIVE and self.units[gene].block in attending
+        ]
+
     def attention_left(self, genomes: Genome) -> Booleans:
         """Which parts (N, P) are attentions that genomes (N, U) have; all where some must stay."""
         if self._attention_stays:
@@ -337,7 +351,7 @@ class Encoding:
     @cached_property
     def _attention(self) -> Booleans:
         """Which parts are attentions (P,)."""
-        return np.array([unit.kind == "attention" for unit in self.parts])
+        return np.array([unit.kind == "attention" and unit.attends for unit in self.parts])
 
     @cached_property
     def _attention_stays(self) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from evocompress.core.arrays import Booleans, Genome, Integers
-from evocompress.space.budget import ATTENTIVE, minimal_genomes
+from evocompress.space.budget import minimal_genomes
 from evocompress.space.single_changes import Changes, single_changes
 from evocompress.space.space import SearchSpace
 
@@ -102,7 +102,7 @@ def _with_attention(space: SearchSpace, genome: Genome, rng: np.random.Generator
     if genes.keep_attention(genome[None])[0]:
         return genome
     restored = genome.copy()
-    gene = rng.choice([g for g in genes.droppable if genes.units[g].kind in ATTENTIVE])
+    gene = rng.choice(genes.attentive)
     restored[gene] = rng.integers(genes.drop_index[gene])
     return restored
 

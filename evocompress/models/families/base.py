@@ -83,6 +83,11 @@ class Family:
     among: int = 0
     shared: tuple[str, ...] = ()
 
+    @property
+    def attends(self) -> bool:
+        """Whether keys and values are cached for the attention of a block; see `at`."""
+        return True
+
     def at(self, index: int) -> Family:
         """The family as one block has it; another only where blocks are of several kinds."""
         return self
@@ -161,6 +166,7 @@ class Family:
                 active=active if kind == "mlp" else 0,
                 droppable=self._droppable(block, kind),
                 narrowable=branch.narrowable,
+                attends=self.attends,
             )
             expert = ""
             for matrix in (matrix for matrix in matrices if matrix.sublayer == kind):

@@ -257,12 +257,14 @@ def _derived(
     looks = [_look(block, model.config) for block in real]
     kinds: list[Kind] = []
     place: dict[str, int] = {}
+    caching = _caching(model, ids)
     for look in dict.fromkeys(looks):
         index = looks.index(look)
         if _look(examples[index].block, model.config) != look:
             raise Unclear(f"block {index} of a tiny model of it is of another kind")
-        kind = _kind(examples[index], real[index], head_shape(model.config, index))
-        if head_shape(model.config, index)[2] != head_shape(model.config, 0)[2]:
+        shape = head_shape(model.config, index)
+        kind = _kind(examples[index], real[index], shape, attends=caching[index])
+        if shape[2] != head_shape(model.config, 0)[2]:
             kind = _with_fixed_heads(kind)
         if kind not in kinds:
             kinds.append(kind)
@@ -318,7 +320,7 @@ def _held(arguments: Mapping[str, Any]) -> dict[str, int]:
     }
 
 
-def _kind(example: Example, real: nn.Module, shape: tuple[int, int, int]) -> Kind:
+def _kind(example: Example, real: nn.Module, shape: tuple[int, int, int], *, attends: bool) -> Kind:
     """What a block is like, and what can be done to its sub-layers."""
     found = structure(example)
     parts = {
@@ -330,7 +332,15 @@ def _kind(example: Example, real: nn.Module, shape: tuple[int, int, int]) -> Kin
     if len(parts) > 1 and _one_input(example, *parts.values()):
         parts["mlp"] = _renamed(parts["mlp"], "mlp_in", "attention_in")
     heads = "attention" in parts and _with_heads(example, parts["attention"], shape)
-    return Kind(parts, found.shared, module_classes(example.block), heads, found.whole)
+    attends = attends and "attention" in parts
+    return Kind(parts, found.shared, module_classes(example.block), heads, attends, found.whole)
+
+
+def _caching(model: PreTrainedModel, ids: Tensor) -> list[bool]:
+    """For each layer whether keys and values are cached for it."""
+    cache: Any = model(input_ids=ids, use_cache=True).past_key_values
+    layers = getattr(cache, "layers", None) or [None] * model.config.num_hidden_layers
+    return [layer is None or getattr(layer, "keys", None) is not None for layer in layers]
 
 
 def _one_input(example: Example, first: Part, second: Part) -> bool:

@@ -59,6 +59,7 @@ class Kind:
         shared: What stays where they are removed: norms that both read, and other modules.
         classes: {module path: class} of what has parameters.
         heads: Whether their attention computes with heads as the config counts them.
+        attends: Whether its keys and values are cached.
         whole: Whether such a block is the identity without its sub-layers.
     """
 
@@ -66,6 +67,7 @@ class Kind:
     shared: tuple[str, ...]
     classes: Mapping[str, str]
     heads: bool
+    attends: bool
     whole: bool = True
 
     @property
@@ -147,6 +149,11 @@ class Derived(Family):
             return super().matrices
         every = (matrix for own in self._each for matrix in own.matrices)
         return tuple({matrix.path: matrix for matrix in every}.values())
+
+    @property
+    def attends(self) -> bool:
+        """See `Family.attends`."""
+        return any(kind.attends for kind in self.kinds)
 
     def at(self, index: int) -> Derived:
         """See `Family.at`."""
