@@ -338,8 +338,12 @@ def _kind(example: Example, real: nn.Module, shape: tuple[int, int, int], *, att
 
 def _caching(model: PreTrainedModel, ids: Tensor) -> list[bool]:
     """For each layer whether keys and values are cached for it."""
-    cache: Any = model(input_ids=ids, use_cache=True).past_key_values
-    layers = getattr(cache, "layers", None) or [None] * model.config.num_hidden_layers
+    count = model.config.num_hidden_layers
+    try:
+        cache: Any = model(input_ids=ids, use_cache=True).past_key_values
+    except (*FAILURES, StopIteration):
+        return [False] * count  # of a model without any attention
+    layers = getattr(cache, "layers", None) or [None] * count
     return [layer is None or getattr(layer, "keys", None) is not None for layer in layers]
 
 
