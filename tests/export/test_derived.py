@@ -7,6 +7,7 @@ import json
 import pickle
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from evocompress.models.families.derivation.derived import Derived, derived
 from evocompress.models.loading import LoadedModel, load
 from evocompress.models.modeling import modeling_derived
 from evocompress.space.costs import cost_model
+from evocompress.testing.derived import typical_config, typical_loaded
 from evocompress.testing.families import assert_equal, random_ids
 from evocompress.testing.formats import (
     FormatContract,
@@ -135,6 +137,25 @@ def test_a_family_of_another_package_is_written(tmp_path: Path) -> None:
 
     loaded = replace(windowless("olmo"), family=Olmo())
     candidate = candidate_of(loaded, with_bias(loaded))
+    assert_written(write(loaded, candidate, tmp_path / "out", "hf"), loaded, candidate)
+
+
+@pytest.mark.parametrize(
+    ("name", "gone"),
+    [
+        # Sub-layers that add to the residual stream themselves.
+        ("bloom", ("0.attention", "1.mlp")),
+        # The output of one is added to that of the other in its place.
+        ("falcon", ("0.attention", "1.mlp")),
+        # Blocks that ask their norm for a type of number.
+        ("mamba2", ("1.attention",)),
+    ],
+)
+def test_sublayers_that_are_taken_out_in_unusual_ways(
+    name: str, gone: Sequence[str], tmp_path: Path
+) -> None:
+    loaded = typical_loaded(typical_config(name))
+    candidate = candidate_of(loaded, dict.fromkeys(gone, DROP))
     assert_written(write(loaded, candidate, tmp_path / "out", "hf"), loaded, candidate)
 
 

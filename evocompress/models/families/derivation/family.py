@@ -16,9 +16,13 @@ from evocompress.models.families.branches import ABSENT, Attributes, Matrix, Sub
 from evocompress.models.families.derivation.ending import body_of
 from evocompress.models.families.derivation.experts import DerivedMixture
 from evocompress.models.families.derivation.proof import Settings
+from evocompress.models.families.derivation.shrink import CONTEXT_KEYS
 from evocompress.models.families.derivation.structure import LINEAR, Branch
 from evocompress.models.families.logits import LogitKeys
 from evocompress.models.families.uneven import head_shape, is_compressed
+
+NO_LIMIT = 2**20
+"""Tokens of the longest sequence where a config names none."""
 
 
 @dataclass(frozen=True)
@@ -199,6 +203,11 @@ class Derived(Family):
             outer_params=found.outer_params + params,
             token_flops=2 * sum(module.weight.numel() for module in linear),
         )
+
+    def _context(self, model: PreTrainedModel) -> int:
+        """See `Family._context`; models that need no positions name no length."""
+        lengths = (getattr(model.config, key, None) for key in CONTEXT_KEYS)
+        return next((length for length in lengths if isinstance(length, int)), NO_LIMIT)
 
     def hidden_states(self, model: PreTrainedModel, batch: Tensor) -> Tensor:
         """See `Family.hidden_states`; in some models it is not the base model that has them."""
