@@ -1,0 +1,74 @@
+"""Mixtures of experts as transformers stores them, against its own forward pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import CONFIG_MAPPING
+
+from evocompress.models.families.derivation.derived import derive
+from evocompress.models.families.derivation.from_config import causal_class
+from evocompress.models.families.derivation.shrink import random_model, shrunk
+from evocompress.models.families.mixture import ExpertViews, split
+
+STORED = {
+    "qwen3_moe": "out by in",
+    "aria_text": "in by out",
+    "gpt_oss": "in by out, gate and up projection in turns, with biases",
+}
+
+
+def tiny(name: str) -> Any:
+    config = CONFIG_MAPPING[name]()
+    return random_model(causal_class(config), shrunk(config, 1))
+
+
+def fused_experts(model: Any) -> Any:
+    return next(module for module in model.modules() if hasattr(module, "is_transposed"))
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_experts_with_matrices_of_their_own_compute_the_same(name: str) -> None:
+    fused = fused_experts(tiny(name))
+    count, hidden = len(fused.down_proj), fused.down_proj.shape[2 if fused.is_transposed else 1]
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randn(7, hidden, generator=generator, dtype=torch.float64)
+    chosen = torch.rand(7, count, generator=generator).topk(2).indices
+    weights = torch.rand(7, 2, generator=generator, dtype=torch.float64)
+    torch.testing.assert_close(
+        split(fused)(tokens, chosen, weights), fused(tokens, chosen, weights)
+    )
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_the_matrices_of_experts_are_views(name: str) -> None:
+    fused = fused_experts(tiny(name))
+    views: ExpertViews = split(fused)
+    storages = {parameter.untyped_storage().data_ptr() for parameter in views.parameters()}
+    assert storages == {p.untyped_storage().data_ptr() for p in fused.parameters()}
+
+
+def test_a_router_that_chooses_among_groups_first_keeps_its_experts() -> None:
+    config = CONFIG_MAPPING["deepseek_v3"](first_k_dense_replace=1, num_hidden_layers=3)
+    found = derive(causal_class(config), config)
+    assert found.mixture is not None and not found.mixture.droppable
+    assert any("experts cannot be dropped" in limit for limit in found.limits)
+    assert (found.mixture.count, found.mixture.active) == (256, 8)
+
+
+def test_one_without_groups_does_not() -> None:
+    config = CONFIG_MAPPING["deepseek_v3"](
+        first_k_dense_replace=1, num_hidden_layers=3, n_group=1, topk_group=1
+    )
+    found = derive(causal_class(config), config)
+    assert found.mixture is not None and found.mixture.droppable
+
+
+def test_experts_that_are_called_otherwise_leave_the_mlp_as_one() -> None:
+    config = CONFIG_MAPPING["llama4_text"](num_hidden_layers=4)
+    found = derive(causal_class(config), config)
+    assert found.mixture is None
+    assert any("is called or built otherwise" in limit for limit in found.limits)
+    assert any(unit.mlp.matrices == () for unit in map(found.at, range(4)))
