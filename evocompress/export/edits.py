@@ -24,7 +24,9 @@ Edits = dict[str, Any]
 """What `evocompress.models.modeling.modeling_derived.edited` takes."""
 
 
-def edits_of(loaded: LoadedModel, state: StateDict, candidate: Candidate, block: Block) -> Edits:
+def edits_of(
+    loaded: LoadedModel, state: StateDict, candidate: Candidate, block: Block, *, droppable: bool
+) -> Edits:
     """The edits of one block of a compressed model.
 
     Args:
@@ -32,6 +34,7 @@ def edits_of(loaded: LoadedModel, state: StateDict, candidate: Candidate, block:
         state: The tensors of the compressed model.
         candidate: What the model becomes.
         block: What that leaves of the block.
+        droppable: Whether the block is the identity without its sub-layers.
     """
     config = loaded.model.config
     before = layer_config(config, block.index).edits if is_compressed(config.model_type) else {}
@@ -48,7 +51,8 @@ def edits_of(loaded: LoadedModel, state: StateDict, candidate: Candidate, block:
         for key, told in now.items()
     }
     # A block that yields more than the hidden state makes the rest of it itself.
-    passes = {"passes": block.dropped == block.sublayers and not loaded.family.among}
+    empty = block.dropped == block.sublayers and droppable and not loaded.family.among
+    passes = {"passes": empty or before.get("passes")}
     return {key: value for key, value in (passes | gone | kept).items() if value}
 
 

@@ -136,10 +136,13 @@ def derived_config(loaded: LoadedModel, state: StateDict, candidate: Candidate) 
     """The config of a class of `modeling_derived`: the dense one's, and what each block becomes."""
     dense, classes = loaded.model.config, known_classes(loaded)
     grouped = hasattr(dense, "num_key_value_heads")
+    units = loaded.family.units(loaded.model)
+    droppable = {unit.block for unit in units if unit.kind == "block" and unit.droppable}
     own: dict[str, dict[str, Any]] = {}
     for block in layout(loaded, candidate).blocks:
         entry = overrides(block, grouped=grouped)
-        edits = edits_of(loaded, state, candidate, block)
+        whole = block.index in droppable
+        edits = edits_of(loaded, state, candidate, block, droppable=whole)
         # Some classes have no setting of the number of channels.
         own[str(block.index)] = {
             name: value
