@@ -27,7 +27,7 @@ def measured_costs(folder: Path, loaded: LoadedModel) -> dict[str, int]:
     block = family.block_names.pattern + r"\.((before|after)\.\d+\.)?"
     paths = "|".join(matrix.pattern for matrix in family.matrices)
     matrix = re.compile(rf"{block}({paths})\.weight")
-    outside = "".join(rf"(?!{re.escape(path)}\.)" for path in family.shared)
+    outside = "".join(rf"(?!{re.escape(path)}(\.|$))" for path in family.shared)
     total = body = matrices = zeros = size = 0
     for stored, tensor in _tensors(folder):
         if stored.rpartition(".")[2] in buffers:

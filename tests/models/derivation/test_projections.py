@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -60,3 +61,20 @@ def test_rows_of_real_classes(
     family = derive(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], config)
     assert [matrix.rows for matrix in family.attention.matrices[:-1]] == rows
     assert family.attention.narrowable
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("olmo2", "self_attn.q_norm.weight norms all heads together"),
+        ("gpt_oss", "self_attn.sinks has an entry for each head"),
+        ("mpt", "a narrower attn is not the silenced one"),
+        ("deepseek_v3", "self_attn.q_a_proj, .* are built otherwise than supported"),
+    ],
+)
+def test_heads_that_cannot_be_cut_have_a_reason(name: str, reason: str) -> None:
+    """Their norms, sinks, biases by place, or latent keys and values."""
+    config = CONFIG_MAPPING[name]()
+    family = derive(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], config)
+    assert not family.attention.narrowable
+    assert any(re.search(f"heads cannot be cut: {reason}", limit) for limit in family.limits)

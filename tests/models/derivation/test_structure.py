@@ -108,3 +108,15 @@ def test_blocks_that_hand_on_keys_and_values_are_refused() -> None:
     config = CONFIG_MAPPING["gemma4_text"](**GEMMA4, layer_types=types, num_kv_shared_layers=2)
     with pytest.raises(Unclear, match="hand on more than the hidden state"):
         derive(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], config)
+
+
+@pytest.mark.parametrize("name", ["doge", "phi", "mamba2", "falcon"])
+def test_parameters_are_counted(name: str) -> None:
+    """Of what is outside the sub-layers as well: shared norms, factors of the residual stream."""
+    config = CONFIG_MAPPING[name]()
+    cls = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    family, model = derive(cls, config), random_model(cls, shrunk(config, 2))
+    architecture, units = family.architecture(model), family.units(model)
+    own = sum(map(sum, architecture.own_params))
+    total = sum(parameter.numel() for parameter in model.parameters())
+    assert architecture.outer_params + own + sum(unit.numel for unit in units) == total

@@ -402,9 +402,18 @@ def _part(example: Example, branch: Branch, heads_shape: tuple[int, int, int]) -
         )
     channels = shape(example, axes[-1])[1] if branch.kind == "mlp" else 0
     settings = proven(example, branch, axes, Widths(heads, kv_heads, head_dim, channels))
-    reason = (
-        ""
-        if settings
-        else f"{what} cannot be cut: a narrower {branch.core[0]} is not the silenced one"
-    )
+    reason = "" if settings else f"{what} cannot be cut: {_obstacle(example, branch, heads_shape)}"
     return Part(branch, tuple(axes), settings, reason)
+
+
+def _obstacle(example: Example, branch: Branch, heads_shape: tuple[int, int, int]) -> str:
+    """What may be the reason that a narrower sub-layer is not the silenced one."""
+    heads, kv_heads, head_dim = heads_shape
+    core = branch.core[0]
+    for path, parameter in example.block.get_submodule(core).named_parameters(prefix=core):
+        if branch.kind == "attention" and parameter.ndim == 1 and not path.endswith("bias"):
+            if len(parameter) == heads:
+                return f"{path} has an entry for each head"
+            if len(parameter) in (heads * head_dim, kv_heads * head_dim):
+                return f"{path} norms all heads together"
+    return f"a narrower {core} is not the silenced one"

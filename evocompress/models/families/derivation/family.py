@@ -60,7 +60,8 @@ class Kind:
 
     Attributes:
         parts: Their sub-layers in order.
-        shared: What stays where they are removed: norms that both read, and other modules.
+        shared: What stays where they are removed: norms that both read, other modules, and
+            parameters of the block itself.
         classes: {module path: class} of what has parameters.
         heads: Whether their attention computes with heads as the config counts them.
         attends: Whether its keys and values are cached.
@@ -191,18 +192,15 @@ class Derived(Family):
     def architecture(self, model: PreTrainedModel) -> Architecture:
         """See `Family.architecture`; what is of no sub-layer stays with the model."""
         found = super().architecture(model)
-        staying = [
-            block.get_submodule(path)
-            for index, block in enumerate(self.blocks(model))
-            for path in self.at(index).shared
-        ]
-        params = sum(p.numel() for module in staying for p in module.parameters())
-        linear = (m for module in staying for m in module.modules() if isinstance(m, LINEAR))
-        return replace(
-            found,
-            outer_params=found.outer_params + params,
-            token_flops=2 * sum(module.weight.numel() for module in linear),
-        )
+        params = flops = 0
+        for index, block in enumerate(self.blocks(model)):
+            staying = tuple(f"{path}." for path in self.at(index).shared)
+            every = dict(block.named_parameters())
+            own = {name: p.numel() for name, p in every.items() if f"{name}.".startswith(staying)}
+            linear = (path for path, m in block.named_modules() if isinstance(m, LINEAR))
+            params += sum(own.values())
+            flops += 2 * sum(own.get(f"{path}.weight", 0) for path in linear)
+        return replace(found, outer_params=found.outer_params + params, token_flops=flops)
 
     def _context(self, model: PreTrainedModel) -> int:
         """See `Family._context`; models that need no positions name no length."""

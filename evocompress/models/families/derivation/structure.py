@@ -108,7 +108,8 @@ class Structure:
 
     Attributes:
         branches: Its sub-layers in order.
-        shared: What stays where they are removed: norms that both read, and other modules.
+        shared: What stays where they are removed: norms that both read, other modules, and
+            parameters of the block itself.
         whole: Whether the block is the identity without them.
     """
 
@@ -137,7 +138,8 @@ def structure(example: Example) -> Structure:
     }
     chosen = [branch for branch in branches if branch in largest.values()]
     others = [path for core in cores for path in core if core not in {b.core for b in chosen}]
-    found = _with_norms(children, chosen, others, calls)
+    loose = [name for name, _ in example.block.named_parameters(recurse=False)]
+    found = _with_norms(children, chosen, others, loose, calls)
     for branch in found.branches:
         _check_removal(example, branch)
     return replace(found, whole=_is_identity_without(example, found.branches))
@@ -220,12 +222,13 @@ def _with_norms(
     children: Mapping[str, nn.Module],
     branches: Sequence[Branch],
     others: Sequence[str],
+    loose: Sequence[str],
     calls: Mapping[str, Call],
 ) -> Structure:
     """Each norm given to the core that reads it, or that it reads."""
     order = list(calls)
     inner = {path for branch in branches for path in branch.core} | {*others}
-    found, shared = {branch.kind: branch for branch in branches}, [*others]
+    found, shared = {branch.kind: branch for branch in branches}, [*others, *loose]
     for path in (path for path in order if path not in inner and is_norm(children[path])):
         reading = [b for b in branches if _reads(calls[b.core[0]], calls[path].first)]
         read = [b for b in branches if _reads(calls[path], calls[b.core[-1]].first)]
