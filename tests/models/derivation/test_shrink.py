@@ -66,3 +66,10 @@ def test_every_parameter_matters() -> None:
     for name, parameter in model.named_parameters():
         assert parameter.dtype == torch.float64
         assert parameter.unique().numel() > 1, name
+
+
+def test_encoders_beside_the_language_model_have_one_layer() -> None:
+    """Nothing of them is tried, and what is built takes time."""
+    small: Any = shrunk(config_of("phi4_multimodal"), 2)
+    assert small.vision_config.num_hidden_layers == small.audio_config.num_blocks == 1
+    assert small.num_hidden_layers == 2

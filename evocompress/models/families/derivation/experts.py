@@ -171,7 +171,9 @@ def _active(example: Example, mlp: str, experts: str, real: nn.Module) -> int:
     chosen = next(tensor for tensor in call.tensors if not tensor.is_floating_point())
     words = ("top_k", "topk", "per_tok")
     for path, name in _numbers(example.block, mlp, chosen.shape[-1], *words):
-        return int(getattr(real.get_submodule(path), name))
+        known = getattr(real.get_submodule(path), name)
+        if isinstance(known, int):  # the default config of some types leaves it open
+            return known
     raise Unclear(f"nothing in {mlp} says how many experts a token uses")
 
 

@@ -99,12 +99,24 @@ def shrunk(
             for layer, values in config._heterogeneity_spec.per_layer_overrides.items()
             if layer < layers
         }
+    for part in vars(small).values():
+        if isinstance(part, PreTrainedConfig) and not part.is_heterogeneous:
+            _cut_short(part)
     # In float64 nothing is gained by a residual stream in float32.
     if hasattr(small, "residual_in_fp32"):
         small.residual_in_fp32 = False
     # The kernels for all experts at once know no float64.
     small._experts_implementation = "eager"
     return small
+
+
+def _cut_short(part: PreTrainedConfig) -> None:
+    """Leave one layer of a part beside the language model, an encoder of images or sounds."""
+    for name, values in list(_lists(part)):
+        setattr(part, name, values[:1])
+    for name in ("num_hidden_layers", "num_blocks"):
+        if hasattr(part, name):
+            setattr(part, name, 1)
 
 
 def without_overrides(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -154,7 +166,9 @@ def random_model(
 def _lists(config: PreTrainedConfig) -> Iterator[tuple[str, Any]]:
     """The settings with an entry for each layer."""
     for name, value in vars(config).items():
-        if isinstance(value, list | tuple) and len(value) == config.num_hidden_layers:
+        if isinstance(value, list | tuple) and len(value) == getattr(
+            config, "num_hidden_layers", None
+        ):
             yield name, value
 
 
