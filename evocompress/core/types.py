@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from functools import cached_property, lru_cache
+from functools import cached_property
+from itertools import starmap
 from operator import lt
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 UnitKind = Literal["block", "attention", "mlp", "expert", "matrix"]
 
@@ -181,6 +182,34 @@ DENSE = Level()
 DROP = Level(drop=True)
 
 
+class Entry(tuple[str, Level]):
+    """What a candidate says of a unit: its name and level, with their texts, which are made once.
+
+    Equal to the plain tuple, as which it is sent to other processes.
+
+    Examples:
+        >>> Entry("layers.3.mlp", DROP).text
+        '"layers.3.mlp":{"drop":true}'
+    """
+
+    def __new__(cls, name: str, level: Level) -> Entry:
+        """The entry of a unit."""
+        return super().__new__(cls, (name, level))
+
+    @cached_property
+    def text(self) -> str:
+        """As JSON."""
+        return f"{json.dumps(self[0])}:{self[1].text}"
+
+    @cached_property
+    def sorted_text(self) -> str:
+        """As JSON with the keys of the level in alphabetical order."""
+        return f"{json.dumps(self[0])}:{self[1].sorted_text}"
+
+    def __reduce__(self) -> Any:
+        return tuple, (tuple(self),)
+
+
 @dataclass(frozen=True)
 class Candidate:
     """One level per unit, in canonical form; a unit that is not named is dense.
@@ -203,10 +232,17 @@ class Candidate:
         if any([level.dense for _, level in self.levels]):
             raise ValueError("a candidate in canonical form names no dense unit")
 
+    @classmethod
+    def of(cls, entries: tuple[Entry, ...]) -> Candidate:
+        """The candidate of entries in canonical form, which is not checked."""
+        found = object.__new__(cls)
+        object.__setattr__(found, "levels", entries)
+        return found
+
     @cached_property
     def id(self) -> str:
         """Sixteen hex digits hashing {unit name: level specification}."""
-        items = [f"{_quoted(name)}:{level.sorted_text}" for name, level in self.levels]
+        items = [entry.sorted_text for entry in self._entries]
         return hashlib.sha256(f"{{{','.join(items)}}}".encode()).hexdigest()[:16]
 
     def __hash__(self) -> int:
@@ -215,8 +251,12 @@ class Candidate:
     @property
     def text(self) -> str:
         """`to_json` as text."""
-        items = [f"{_quoted(name)}:{level.text}" for name, level in self.levels]
-        return f"{{{','.join(items)}}}"
+        return f"{{{','.join([entry.text for entry in self._entries])}}}"
+
+    @property
+    def _entries(self) -> Iterable[Entry]:
+        made = self.levels and isinstance(self.levels[0], Entry)
+        return cast(Iterable[Entry], self.levels) if made else starmap(Entry, self.levels)
 
     @cached_property
     def by_name(self) -> dict[str, Level]:
@@ -231,10 +271,6 @@ class Candidate:
     def from_json(cls, data: Mapping[str, Mapping[str, Any]]) -> Candidate:
         """The inverse of `to_json`."""
         return cls(tuple(sorted((name, Level.from_json(spec)) for name, spec in data.items())))
-
-
-_quoted = lru_cache(maxsize=1 << 16)(json.dumps)
-"""Names of units as JSON."""
 
 
 @dataclass(frozen=True)

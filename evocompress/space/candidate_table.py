@@ -8,9 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from evocompress.core.arrays import Genome, Integers
-from evocompress.core.types import Candidate, Level, Unit
-
-Entry = tuple[str, Level]
+from evocompress.core.types import Candidate, Entry, Level, Unit
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +36,7 @@ class CandidateTable:
         gone = np.append(states == self.drops, False)
         indices[gone[self.owners]] = -1
         said = [of[index] for of, index in zip(self.entries, indices.tolist(), strict=True)]
-        return Candidate(tuple(filter(None, said)))
+        return Candidate.of(tuple(filter(None, said)))
 
 
 def candidate_table(
@@ -74,4 +72,4 @@ def candidate_table(
 
 
 def _entries(unit: Unit, levels: Sequence[Level]) -> tuple[Entry | None, ...]:
-    return (*(None if level.dense else (unit.name, level) for level in levels), None)
+    return (*(None if level.dense else Entry(unit.name, level) for level in levels), None)
