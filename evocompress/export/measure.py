@@ -23,14 +23,14 @@ def measured_costs(folder: Path, loaded: LoadedModel) -> dict[str, int]:
     """
     family = loaded.family
     # Buffers are no parameters: what batch norms count, corrections of routers.
-    buffers = {name.rpartition(".")[2] for name, _ in loaded.model.named_buffers()}
+    buffers = {_unnumbered(name) for name, _ in loaded.model.named_buffers()}
     block = family.block_names.pattern + r"\.((before|after)\.\d+\.)?"
     paths = "|".join(matrix.pattern for matrix in family.matrices)
     matrix = re.compile(rf"{block}({paths})\.weight")
     outside = "".join(rf"(?!{re.escape(path)}(\.|$))" for path in family.shared)
     total = body = matrices = zeros = size = 0
     for stored, tensor in _tensors(folder):
-        if stored.rpartition(".")[2] in buffers:
+        if _unnumbered(stored) in buffers:
             continue
         name = family.mixture.own_name(stored) if family.mixture else stored
         total += tensor.numel()
@@ -47,6 +47,11 @@ def measured_costs(folder: Path, loaded: LoadedModel) -> dict[str, int]:
         "matrix_nonzeros": matrices - zeros,
         "weight_bytes": size,
     }
+
+
+def _unnumbered(name: str) -> str:
+    """The name of a tensor, whatever the number of its block."""
+    return re.sub(r"\d+", "", name)
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:

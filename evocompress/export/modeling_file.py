@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from evocompress.core.types import Candidate
+from evocompress.core.types import DENSE, Candidate
 from evocompress.export.configs import channel_key, cut_config, depends_on_index
 from evocompress.export.edits import edits_of
 from evocompress.export.layout import Block, layout, no_block_left
@@ -18,7 +19,7 @@ from evocompress.export.weights import StateDict, assemble, renumbered
 from evocompress.models.families import name_of
 from evocompress.models.families.convolutional import Convolutional
 from evocompress.models.families.derivation.derived import Derived
-from evocompress.models.families.uneven import dense_class
+from evocompress.models.families.uneven import dense_class, dense_layers
 from evocompress.models.loading import LoadedModel
 from evocompress.models.modeling import CLASSES, Classes, derived_classes
 
@@ -35,6 +36,9 @@ WORDS = ("skip", "bias")
 """What entries of ``per_layer_config`` have that are no settings of a whole model."""
 
 CHANNELS = "intermediate_size"
+
+SETTINGS = ("num_attention_heads", "num_key_value_heads", CHANNELS)
+"""What they may have of a model's settings, if its config has that."""
 
 
 class ModelingFile(Pretrained):
@@ -135,29 +139,40 @@ def layers_config(loaded: LoadedModel, blocks: Sequence[Block]) -> PreTrainedCon
 def derived_config(loaded: LoadedModel, state: StateDict, candidate: Candidate) -> PreTrainedConfig:
     """The config of a class of `modeling_derived`: the dense one's, and what each block becomes."""
     dense, classes = loaded.model.config, known_classes(loaded)
-    grouped = hasattr(dense, "num_key_value_heads")
+    grouped = dense._hasattr_without_heterogeneous_validation("num_key_value_heads")
+    known = {*WORDS, *filter(dense._hasattr_without_heterogeneous_validation, SETTINGS)}
     units = loaded.family.units(loaded.model)
     droppable = {unit.block for unit in units if unit.kind == "block" and unit.droppable}
+    settings = dense.to_dict()
+    others = (*WORDS, "edits")
+    given = {
+        int(layer): {name: entry[name] for name in entry if name not in others}
+        for layer, entry in (settings.get("per_layer_config") or {}).items()
+    }
     own: dict[str, dict[str, Any]] = {}
-    for block in layout(loaded, candidate).blocks:
-        entry = overrides(block, grouped=grouped)
+    left = layout(loaded, candidate)
+    for block in left.blocks:
+        names = {kind: f"{left.names[block.index]}.{kind}" for kind in block.narrow}
+        now = [k for k, name in names.items() if candidate.by_name.get(name, DENSE).narrow]
+        entry = overrides(replace(block, narrow=tuple(now)), grouped=grouped)
+        if block.experts:
+            entry.pop(CHANNELS, None)  # which may be of other blocks' MLPs
+        own[str(block.index)] = given.get(block.index, {}) | {
+            k: entry[k] for k in entry.keys() & known
+        }
         whole = block.index in droppable
-        edits = edits_of(loaded, state, candidate, block, droppable=whole)
-        # Some classes have no setting of the number of channels.
-        own[str(block.index)] = {
-            name: value
-            for name, value in entry.items()
-            if name in WORDS or (hasattr(dense, name) and not (block.experts and name == CHANNELS))
-        } | ({"edits": edits} if edits else {})
-    settings = dense.to_dict() | {
+        if edits := edits_of(loaded, state, candidate, block, droppable=whole):
+            own[str(block.index)]["edits"] = edits
+    settings |= {
         "dense_class": dense_class(type(loaded.model)).__name__,
         "blocks": loaded.family.layers_path.removeprefix(f"{loaded.model.base_model_prefix}."),
         "auto_map": classes.auto_map,
         "per_layer_config": own,
     }
+    settings |= {"dense_layers": layers} if (layers := dense_layers(dense)) else {}
     del settings["model_type"]
     narrow = any("num_attention_heads" in entry for entry in own.values())
-    if narrow and getattr(dense, "head_dim", None) is None:
+    if narrow and dense._getattr_without_heterogeneous_validation("head_dim", None) is None:
         # Where layers have fewer heads, their size does not follow from the number.
         settings["head_dim"] = loaded.family.architecture(loaded.model).head_dim
     config = classes.config.from_dict(settings)

@@ -51,9 +51,10 @@ def candidate_of(loaded: LoadedModel, levels: Mapping[str, Level]) -> Candidate:
 def heads(loaded: LoadedModel) -> list[Level]:
     """All narrow levels of an attention: one head first, one query head less than dense last."""
     architecture = loaded.family.architecture(loaded.model)
-    # A model may have none, or its first block; then any level stands for those that it lacks.
-    groups = max(architecture.kv_heads) or 2
-    within = (max(architecture.heads) or 4) // groups
+    pairs = zip(architecture.heads, architecture.kv_heads, strict=True)
+    # A model may have none; then any level stands for those that it lacks.
+    count, groups = next(filter(all, pairs), (4, 2))
+    within = count // groups
     every = [(g, q) for g in range(1, groups + 1) for q in range(1, within + 1)]
     return [Level(kv_groups=g, group_heads=q) for g, q in every[:-1]]
 

@@ -104,12 +104,20 @@ def dense_class(known: Class) -> Class:
     return getattr(transformers, stock_class(known.__name__), known)
 
 
+def dense_layers(config: PreTrainedConfig) -> dict[str, Any]:
+    """In what the layers of the model in transformers differ, by its config; mostly nothing."""
+    key = "dense_layers" if is_compressed(config.model_type) else "per_layer_config"
+    found: dict[str, Any] = config.to_dict().get(key) or {}
+    return found
+
+
 def dense_config(config: PreTrainedConfig) -> PreTrainedConfig:
     """A model's config without what tells its layers apart, in transformers' own class."""
     if not is_compressed(config.model_type):
         return config
-    own = ("model_type", "per_layer_config", "dense_class", "blocks", "auto_map")
+    own = ("model_type", "per_layer_config", "dense_layers", "dense_class", "blocks", "auto_map")
     settings = {name: value for name, value in config.to_dict().items() if name not in own}
+    settings |= {"per_layer_config": layers} if (layers := dense_layers(config)) else {}
     return dense_class(type(config)).from_dict(settings)
 
 

@@ -148,12 +148,14 @@ class DerivedConfig(PerLayerConfig):
     Attributes:
         dense_class: Name of the model's class in transformers.
         blocks: Module path of the list of blocks within the model's body.
+        dense_layers: The ``per_layer_config`` of the model in transformers, where it has one.
         edits: Of a block; see `edited`.
         sharing: The ``kv_sharing_modes`` of the class in transformers.
     """
 
     dense_class = ""
     blocks = ""
+    dense_layers: ClassVar[Mapping[str, Any]] = {}
     edits: ClassVar[Mapping[str, Any]] = {}
     sharing: Any = None
 
