@@ -146,7 +146,15 @@ def test_what_can_be_done_to_a_model_is_shown(monkeypatch, capsys, model_folder,
     assert call(monkeypatch, "models", model_folder / "config.json", "--json") == 0
     [found] = json.loads(capsys.readouterr().out)
     assert found["model_type"] == "llama" and found["actions"]["heads"] == 3
+    (tmp_path / "bart").mkdir()
+    config = {"model_type": "bart", "architectures": ["BartForCausalLM"]}
+    (tmp_path / "bart" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "own").mkdir()
+    config = {"model_type": "own_code", "auto_map": {"AutoModelForCausalLM": "code.Model"}}
+    (tmp_path / "own" / "config.json").write_text(json.dumps(config))
     refused = {
+        "none can be derived: no list of blocks": [tmp_path / "bart"],
+        "has no such type, and code that comes with a model is not used": [tmp_path / "own"],
         "no causal language model of type 'olmoo'": ["--type", "olmoo"],
         "/nowhere/model": ["/nowhere/model"],
         "leave out --type": [model_folder, "--type", "olmo"],

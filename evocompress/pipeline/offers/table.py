@@ -20,6 +20,7 @@ from evocompress.core.errors import ModelError, RunError, one_line
 from evocompress.core.files import cache_folder, naming_disk_errors, read_as, write_json
 from evocompress.core.progress import Reporter
 from evocompress.core.sources import digest_of, versions_of
+from evocompress.models.checkpoints import quiet_transformers
 from evocompress.models.config_keys import lasting
 from evocompress.models.families import FAMILIES
 from evocompress.pipeline.offers.offers import Offers, nothing
@@ -172,7 +173,8 @@ def _keep(offers: Offers) -> None:
 def _path(model_type: str) -> Path:
     """The file of a type; its name tells all on which the offers depend."""
     try:
-        config: Any = lasting(CONFIG_MAPPING[model_type]().to_dict())
+        with quiet_transformers():
+            config: Any = lasting(CONFIG_MAPPING[model_type]().to_dict())
     except Exception as error:  # the same error is what is offered
         config = one_line(error)
     said = json.dumps([*_code(), model_type, config], default=str, sort_keys=True)

@@ -35,10 +35,21 @@ def _share(offers: Offers, action: str) -> str:
     return "yes" if count == offers.blocks else f"{count}/{offers.blocks}"
 
 
+PAGE = """# What can be done to each type of model
+
+This is what `evocompress models --markdown` prints: the types of the causal language models of
+transformers, and those of other tasks that have a family. Layout `own`: a family is written for the
+type; `derived`: it is found by running a tiny model ([families.md](families.md#derived-families)).
+Columns tell in how many of the blocks of the default config a part can be left out (attention, or
+what mixes tokens in its place; MLP; block), narrowed (heads, channels) or given zeros; a format is
+listed where it holds any of that ([export.md](export.md)).
+"""
+
+
 def markdown(found: Iterable[Offers]) -> list[str]:
-    """The lines of the table of types for documentation."""
+    """The lines of the page of types in the documentation."""
     rows = [[cell.replace("|", "\\|") for cell in row] for row in type_rows(found)]
-    return [*map(_line, [rows[0], ["---"] * len(HEADING), *rows[1:]])]
+    return [*PAGE.splitlines(), "", *map(_line, [rows[0], ["---"] * len(HEADING), *rows[1:]])]
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ import pytest
 
 from evocompress.core.errors import ModelError
 from evocompress.core.progress import Silent
-from evocompress.pipeline.offers import markdown, offers_of_type, table
+from evocompress.pipeline.offers import markdown, offers_of_type, table, type_names
 from evocompress.pipeline.offers.offers import Holding, Offers
 from evocompress.pipeline.offers.table import Unanswered, Worker, offers_by_type
 
@@ -92,6 +92,22 @@ def test_an_unknown_type_is_refused_by_name() -> None:
 
 
 def test_markdown_has_a_line_for_each_type() -> None:
-    heading, rule, row = markdown([KNOWN])
+    heading, rule, row = markdown([KNOWN])[-3:]
     assert heading.startswith("| type | layout | attention ") and set(rule) == set("| -")
     assert row == "| helium | derived | - | - | - | yes | - | - | - | hf |  |"
+
+
+PAGE = Path(__file__).parents[3] / "docs" / "types.md"
+
+
+def test_the_page_of_types_lists_all() -> None:
+    rows = [line for line in PAGE.read_text().splitlines() if line.startswith("| ")]
+    assert [row.split()[1] for row in rows[2:]] == type_names()
+
+
+@pytest.mark.parametrize("name", ["llama", "mixtral", "bert", "olmo2", "gpt_neox", "bart"])
+def test_the_page_of_types_is_what_the_code_says(name: str) -> None:
+    *heading, row = markdown([offers_of_type(name)])
+    page = PAGE.read_text().splitlines()
+    assert page[: len(heading)] == heading
+    assert row in page, "write it anew: evocompress models --markdown > docs/types.md"
