@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from transformers import CONFIG_MAPPING, PreTrainedModel
 
 from evocompress.models.families import family_of
 from evocompress.models.families.base import prepare
 from evocompress.models.families.derivation.from_config import causal_class
-from evocompress.models.families.derivation.shrink import random_model, shrunk
+from evocompress.models.families.derivation.shrink import TRIES, random_model, shrunk
 from evocompress.models.loading import LoadedModel, loaded
 from evocompress.testing.tiny import tiny_tokenizer
 
@@ -41,9 +42,24 @@ def typical_model(config: Any, layers: int = LAYERS) -> PreTrainedModel:
         config: Of causal language models.
         layers: Number of blocks, the first ones of the config's.
     """
-    model = random_model(causal_class(config), shrunk(config, layers))
+    model = _running(config, layers)
     prepare(family_of(model), model)
     return model
+
+
+def _running(config: Any, layers: int) -> PreTrainedModel:
+    """The first of the small models that runs."""
+    ids = torch.arange(3, 12)[None]
+    for heads, narrow_heads in TRIES:
+        small = shrunk(config, layers, heads=heads, narrow_heads=narrow_heads)
+        try:
+            model = random_model(causal_class(config), small)
+            model(input_ids=ids, use_cache=False)
+        except (RuntimeError, TypeError, ValueError) as error:
+            failure = error
+        else:
+            return model
+    raise failure
 
 
 def typical_loaded(config: Any, layers: int = LAYERS) -> LoadedModel:

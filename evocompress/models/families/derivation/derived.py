@@ -40,8 +40,7 @@ from evocompress.models.families.derivation.projections import (
 )
 from evocompress.models.families.derivation.proof import Settings, proven
 from evocompress.models.families.derivation.shrink import (
-    HEADS,
-    PLAIN_HEADS,
+    TRIES,
     VOCABULARY,
     random_model,
     shrunk,
@@ -135,7 +134,7 @@ def derive(cls: type[PreTrainedModel], config: PreTrainedConfig) -> Derived:
     with torch.no_grad(), _in_float64():
         looks = [[_look(block, config) for block in blocks] for blocks in lists.values()]
         layers = max(map(_needed, looks), default=2)
-        for heads, narrow_heads in ((HEADS, True), (PLAIN_HEADS, True), (PLAIN_HEADS, False)):
+        for heads, narrow_heads in TRIES:
             small = shrunk(config, layers, heads=heads, narrow_heads=narrow_heads)
             try:
                 return _tried(cls, small, lists)

@@ -36,7 +36,16 @@ def derived_from(source: object, settings: Mapping[str, Any]) -> Derived:
 
 
 def causal_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
-    """The class of causal language models of a config."""
+    """The class of causal language models of a config.
+
+    Raises:
+        ModelError: transformers has none.
+    """
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ModelError(
+            f"transformers has no class of causal language models of type {config.model_type!r}, "
+            "only of a whole with other parts"
+        )
     found: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     cls: type[PreTrainedModel] = found[0] if isinstance(found, tuple) else found
     return cls

@@ -35,6 +35,10 @@ CONTEXT = 256
 PLAIN_HEADS = 8
 """The same where a model's classes split them into parts."""
 
+TRIES = ((HEADS, True), (PLAIN_HEADS, True), (PLAIN_HEADS, False))
+"""Heads, and whether they are narrowed, that are tried one after the other: some classes want a
+power of two, or one width."""
+
 HEAD_DIM = 16
 """Width of a head, where that of the config is a multiple."""
 
