@@ -58,6 +58,7 @@ def _skeleton(model_type: str) -> LoadedModel:
     check_wrapper("such a model", model_type, config.to_dict())
     own = [family for family in FAMILIES.usable().values() if family.model_type == model_type]
     if own:
+        config.architectures = [class_name(model_type)]
         model = _own(own[0].task, config)
         family = family_of(model)
     else:

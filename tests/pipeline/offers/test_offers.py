@@ -91,6 +91,12 @@ def test_a_type_with_which_nothing_can_be_done_has_its_reason(name: str, reason:
     assert type_rows([found])[1][2:-1] == ("-",) * (len(ACTIONS) + 1)
 
 
+@pytest.mark.parametrize("name", ["deit", "gpt2"])
+def test_a_type_of_several_classes_or_with_other_keys_is_shown_whole(name: str) -> None:
+    found = offers_of_type(name)
+    assert found.layout == "own" and found.actions["heads"] == found.blocks == 12
+
+
 def test_types_are_those_of_language_models_and_of_families() -> None:
     names = type_names()
     assert {"llama", "olmo2", "gpt_oss", "bert", "vit", "resnet"} <= set(names)
