@@ -149,8 +149,6 @@ def test_a_family_of_another_package_is_written(tmp_path: Path) -> None:
         ("falcon", ("0.attention", "1.mlp")),
         # Blocks that ask their norm for a type of number.
         ("mamba2", ("1.attention",)),
-        # Layers that differ in transformers already.
-        ("gemma4_text", ("1.attention",)),
     ],
 )
 def test_sublayers_that_are_taken_out_in_unusual_ways(
@@ -159,6 +157,20 @@ def test_sublayers_that_are_taken_out_in_unusual_ways(
     loaded = typical_loaded(typical_config(name))
     candidate = candidate_of(loaded, dict.fromkeys(gone, DROP))
     assert_written(write(loaded, candidate, tmp_path / "out", "hf"), loaded, candidate)
+
+
+def test_layers_may_differ_in_transformers_already(tmp_path: Path) -> None:
+    types = ["sliding_attention", "full_attention"] * 2
+    config = AutoConfig.for_model("gemma4_text", layer_types=types, num_hidden_layers=4)
+    loaded = typical_loaded(config, 4)
+    widths = {layer.head_dim for layer in loaded.model.config.per_layer_config}
+    assert len(widths) == 2
+    candidate = candidate_of(loaded, {"0.attention": DROP, "2.mlp": Level(channels=40)})
+    out = write(loaded, candidate, tmp_path / "first", "hf")
+    assert_written(out, loaded, candidate)
+    again = load(str(out), device="cpu")
+    candidate = candidate_of(again, {"3.attention": DROP, "2.mlp": Level(channels=20)})
+    assert_written(write(again, candidate, tmp_path / "second", "hf"), again, candidate)
 
 
 def test_it_can_be_copied_pickled_and_saved_again(loaded: LoadedModel, tmp_path: Path) -> None:
