@@ -16,7 +16,7 @@ SHARED = {
     *("speed_setting", "speed_candidates", "speed_search", "speed_library"),
 }
 FIGURES = {
-    "coverage": [
+    "model_coverage": [
         *("types", "types_offered", "types_with_widths", "types_with_heads"),
         *("types_with_channels", "types_with_experts", "checks_passed", "checks_failed"),
     ],

@@ -57,7 +57,7 @@ TYPES = {
 """Types without a family of their own, and what their blocks are like."""
 
 LONG = {"stablelm", "nemotron", "glm4", "granitemoe", "bloom"}
-OTHER = TYPES.keys() - {"phi"}
+OTHER = [name for name in TYPES if name != "phi"]
 RNG = np.random.default_rng(0)
 LOAD = """
 import sys

@@ -132,7 +132,7 @@ class Mixture:
         for block in blocks:
             fused: Any = getattr(block.get_submodule(self.mlp), "experts", None)
             if fused is not None and not isinstance(fused, nn.ModuleList):
-                block.set_submodule(f"{self.mlp}.experts", split(fused))
+                block.set_submodule(f"{self.mlp}.experts", expert_views(fused))
 
     def experts(self, model: PreTrainedModel) -> tuple[int, int]:
         """How many experts each MLP has, and how many of them a token uses."""
@@ -178,7 +178,7 @@ def _renamed(name: str, words: Mapping[str, str]) -> str:
     return f"{above}.{words[word]}.{part}" if within and word in words else name
 
 
-def split(fused: Any) -> ExpertViews:
+def expert_views(fused: Any) -> ExpertViews:
     """The experts that a module of transformers holds in two tensors, and perhaps two of biases.
 
     Its class says whether those are (E, in, out), and whether rows of gate and up projection take

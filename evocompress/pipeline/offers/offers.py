@@ -24,7 +24,7 @@ ACTIONS: Mapping[str, str] = {
 }
 """What is told of each model, in words."""
 
-Layout = Literal["own", "derived", "none"]
+LayoutOrigin = Literal["own", "derived", "none"]
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Offers:
 
     model_type: str
     cls: str
-    layout: Layout
+    layout: LayoutOrigin
     blocks: int = 0
     actions: dict[str, int] = field(default_factory=dict)
     formats: dict[str, Holding] = field(default_factory=dict)

@@ -37,7 +37,7 @@ class Unanswered(Exception):
     """A process gave no answer; the message says why."""
 
 
-class Worker:
+class OfferWorker:
     """A process that answers one question after the other, and may be slow or die.
 
     Args:
@@ -127,12 +127,12 @@ def offers_by_type(
 def _found(names: Sequence[str], reporter: Reporter, limit: float) -> dict[str, Offers]:
     """The offers of some types, which are kept."""
     found: dict[str, Offers] = {}
-    workers: list[Worker] = []
+    workers: list[OfferWorker] = []
     own = local()
 
     def ask(name: str) -> Offers:
         if not hasattr(own, "worker"):
-            own.worker = Worker(offers_of_type, limit)
+            own.worker = OfferWorker(offers_of_type, limit)
             workers.append(own.worker)
         try:
             answer: Offers = own.worker.ask(name)

@@ -76,7 +76,7 @@ def test_fewer_heads_are_the_silenced_ones(name: str) -> None:
     torch.testing.assert_close(narrow, silent, rtol=1e-9, atol=1e-9)
 
 
-def silence(module: nn.Module) -> None:
+def silence_columns(module: nn.Module) -> None:
     """Make a linear module yield zero."""
     for parameter in module.parameters():
         parameter.zero_()
@@ -92,5 +92,5 @@ def test_a_removed_part_adds_nothing(name: str, sublayer: SubLayerName) -> None:
     block = family.blocks(model)[1]
     for path, module in family.replacements(block, sublayer).items():
         block.set_submodule(path, module)
-    silence(family.blocks(silent)[1].get_submodule(family.output(sublayer).path))
+    silence_columns(family.blocks(silent)[1].get_submodule(family.output(sublayer).path))
     torch.testing.assert_close(model(IDS).logits, silent(IDS).logits, rtol=0, atol=0)

@@ -11,7 +11,7 @@ from transformers import CONFIG_MAPPING
 from evocompress.models.families.derivation.derived import derive
 from evocompress.models.families.derivation.from_config import causal_class
 from evocompress.models.families.derivation.shrink import random_model, shrunk
-from evocompress.models.families.mixture import ExpertViews, split
+from evocompress.models.families.mixture import ExpertViews, expert_views
 
 STORED = {
     "qwen3_moe": "out by in",
@@ -38,14 +38,14 @@ def test_experts_with_matrices_of_their_own_compute_the_same(name: str) -> None:
     chosen = torch.rand(7, count, generator=generator).topk(2).indices
     weights = torch.rand(7, 2, generator=generator, dtype=torch.float64)
     torch.testing.assert_close(
-        split(fused)(tokens, chosen, weights), fused(tokens, chosen, weights)
+        expert_views(fused)(tokens, chosen, weights), fused(tokens, chosen, weights)
     )
 
 
 @pytest.mark.parametrize("name", STORED)
 def test_the_matrices_of_experts_are_views(name: str) -> None:
     fused = fused_experts(tiny(name))
-    views: ExpertViews = split(fused)
+    views: ExpertViews = expert_views(fused)
     storages = {parameter.untyped_storage().data_ptr() for parameter in views.parameters()}
     assert storages == {p.untyped_storage().data_ptr() for p in fused.parameters()}
 

@@ -12,7 +12,7 @@ from evocompress.core.errors import ModelError
 from evocompress.core.progress import Silent
 from evocompress.pipeline.offers import markdown, offers_of_type, table, type_names
 from evocompress.pipeline.offers.offers import Holding, Offers
-from evocompress.pipeline.offers.table import Unanswered, Worker, offers_by_type
+from evocompress.pipeline.offers.table import OfferWorker, Unanswered, offers_by_type
 
 KNOWN = Offers(
     "helium", "HeliumForCausalLM", "derived", 2, {"heads": 2}, {"hf": Holding(("zeros",))}
@@ -28,7 +28,7 @@ def answer(name: str) -> Offers:
 
 
 def test_a_process_that_is_slow_or_dies_is_told_and_followed_by_another() -> None:
-    worker = Worker(answer, limit=60, start="fork")
+    worker = OfferWorker(answer, limit=60, start="fork")
     try:
         with pytest.raises(Unanswered, match="the process that tried it ended"):
             worker.ask("bloom")
@@ -46,7 +46,7 @@ def test_a_type_without_an_answer_is_a_row_with_its_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EVOCOMPRESS_CACHE", str(tmp_path))
-    monkeypatch.setattr(table, "Worker", Fake)
+    monkeypatch.setattr(table, "OfferWorker", Fake)
     [row] = offers_by_type(["bloom"], Silent())
     assert (row.model_type, row.cls, row.layout) == ("bloom", "BloomForCausalLM", "none")
     assert row.reasons == ("too slow",)
@@ -72,7 +72,7 @@ def test_what_was_found_is_kept_until_the_code_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("EVOCOMPRESS_CACHE", str(tmp_path))
-    monkeypatch.setattr(table, "Worker", Fake)
+    monkeypatch.setattr(table, "OfferWorker", Fake)
     monkeypatch.setattr(Fake, "asked", [])
     for _ in range(2):
         assert offers_by_type(["helium"], Silent()) == [KNOWN]

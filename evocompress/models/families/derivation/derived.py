@@ -25,28 +25,28 @@ from evocompress.models.families.derivation.ending import logit_keys, norm_path
 from evocompress.models.families.derivation.experts import is_mixture, mixture_of
 from evocompress.models.families.derivation.family import (
     Derived,
+    DerivedPart,
     Kind,
-    Part,
     ToBeDerived,
     module_classes,
 )
 from evocompress.models.families.derivation.kept import keep, kept
 from evocompress.models.families.derivation.projections import (
     matrices,
+    oriented_shape,
     same,
-    shape,
     with_channels,
     with_heads,
 )
-from evocompress.models.families.derivation.proof import Settings, proven
+from evocompress.models.families.derivation.proof import WidthSettings, proven
 from evocompress.models.families.derivation.shrink import (
     TRIES,
     VOCABULARY,
     random_model,
     shrunk,
 )
-from evocompress.models.families.derivation.structure import Branch, Unclear, structure
-from evocompress.models.families.derivation.tracing import Example, by_name
+from evocompress.models.families.derivation.structure import ResidualBranch, Unclear, structure
+from evocompress.models.families.derivation.tracing import TracedBlock, by_name
 from evocompress.models.families.shapes import matrix_shape
 from evocompress.models.families.stand_ins import run_block
 from evocompress.models.families.uneven import (
@@ -208,7 +208,7 @@ def _needed(looks: Sequence[str]) -> int:
 
 def _blocks(
     model: PreTrainedModel, ids: Tensor, paths: Collection[str]
-) -> tuple[str, list[Example]]:
+) -> tuple[str, list[TracedBlock]]:
     """The path of the list of blocks, and each with what it is called with."""
     count = model.config.num_hidden_layers
     for path, blocks in _lists(model, count):
@@ -237,18 +237,18 @@ def _arguments(
     return found
 
 
-def _example(block: nn.Module, arguments: dict[str, Any]) -> Example:
+def _example(block: nn.Module, arguments: dict[str, Any]) -> TracedBlock:
     first = next(iter(inspect.signature(block.forward).parameters))
     hidden = arguments.pop(first)
     if not (isinstance(hidden, Tensor) and hidden.ndim == 3):
         raise Unclear("a block is not called with the hidden state first")
-    return Example(block, hidden, arguments)
+    return TracedBlock(block, hidden, arguments)
 
 
 def _derived(
     model: PreTrainedModel,
     path: str,
-    examples: Sequence[Example],
+    examples: Sequence[TracedBlock],
     ids: Tensor,
     real: nn.ModuleList,
 ) -> Derived:
@@ -286,7 +286,7 @@ def _with_fixed_heads(kind: Kind) -> Kind:
     return replace(kind, parts=parts)
 
 
-def _among(example: Example) -> int:
+def _among(example: TracedBlock) -> int:
     """Of how many things that a block yields the hidden state is the first; 0 for a tensor.
 
     Raises:
@@ -319,7 +319,9 @@ def _held(arguments: Mapping[str, Any]) -> dict[str, int]:
     }
 
 
-def _kind(example: Example, real: nn.Module, shape: tuple[int, int, int], *, attends: bool) -> Kind:
+def _kind(
+    example: TracedBlock, real: nn.Module, shape: tuple[int, int, int], *, attends: bool
+) -> Kind:
     """What a block is like, and what can be done to its sub-layers."""
     found = structure(example)
     parts = {
@@ -346,7 +348,7 @@ def _caching(model: PreTrainedModel, ids: Tensor) -> list[bool]:
     return [layer is None or getattr(layer, "keys", None) is not None for layer in layers]
 
 
-def _one_input(example: Example, first: Part, second: Part) -> bool:
+def _one_input(example: TracedBlock, first: DerivedPart, second: DerivedPart) -> bool:
     """Whether two sub-layers beside each other read the same."""
     if not (first.matrices and second.matrices):
         return False
@@ -356,13 +358,13 @@ def _one_input(example: Example, first: Part, second: Part) -> bool:
     return len(given) > 1 and same(*given)
 
 
-def _renamed(part: Part, word: str, other: str) -> Part:
+def _renamed(part: DerivedPart, word: str, other: str) -> DerivedPart:
     """A part whose matrices have another word for one of their inputs."""
     own = (replace(m, input=other if m.input == word else m.input) for m in part.matrices)
     return replace(part, matrices=tuple(own))
 
 
-def _with_heads(example: Example, part: Part, shape: tuple[int, int, int]) -> bool:
+def _with_heads(example: TracedBlock, part: DerivedPart, shape: tuple[int, int, int]) -> bool:
     """Whether the operations of a sub-layer beside its matrices are those of an attention."""
     heads, _, head_dim = shape
     call = example.calls(part.branch.core)[part.branch.core[-1]]
@@ -373,17 +375,19 @@ def _with_heads(example: Example, part: Part, shape: tuple[int, int, int]) -> bo
     return bool(counter.get_total_flops() - linear == 4 * tokens**2 * heads * head_dim)
 
 
-def _mixed(example: Example, branch: Branch, real: nn.Module) -> Part:
+def _mixed(example: TracedBlock, branch: ResidualBranch, real: nn.Module) -> DerivedPart:
     """A mixture of experts; one that is built otherwise can be dropped as a whole."""
     try:
         mixture, own = mixture_of(example, branch, real)
     except Unclear as reason:
-        return Part(branch, (), reason=str(reason))
+        return DerivedPart(branch, (), reason=str(reason))
     routed = f"experts cannot be dropped: with fewer, {mixture.mlp} chooses in another way"
-    return Part(branch, own, Settings({}), "" if mixture.routed else routed, mixture)
+    return DerivedPart(branch, own, WidthSettings({}), "" if mixture.routed else routed, mixture)
 
 
-def _part(example: Example, branch: Branch, heads_shape: tuple[int, int, int]) -> Part:
+def _part(
+    example: TracedBlock, branch: ResidualBranch, heads_shape: tuple[int, int, int]
+) -> DerivedPart:
     linear = matrices(example, branch)
     heads, kv_heads, head_dim = heads_shape
     if branch.kind == "attention":
@@ -394,18 +398,20 @@ def _part(example: Example, branch: Branch, heads_shape: tuple[int, int, int]) -
         what = "channels"
     if axes is None:
         names = ", ".join(matrix.path for matrix in linear)
-        return Part(
+        return DerivedPart(
             branch,
             tuple(linear),
             reason=f"{what} cannot be cut: {names} are built otherwise than supported",
         )
-    channels = shape(example, axes[-1])[1] if branch.kind == "mlp" else 0
+    channels = oriented_shape(example, axes[-1])[1] if branch.kind == "mlp" else 0
     settings = proven(example, branch, axes, Widths(heads, kv_heads, head_dim, channels))
     reason = "" if settings else f"{what} cannot be cut: {_obstacle(example, branch, heads_shape)}"
-    return Part(branch, tuple(axes), settings, reason)
+    return DerivedPart(branch, tuple(axes), settings, reason)
 
 
-def _obstacle(example: Example, branch: Branch, heads_shape: tuple[int, int, int]) -> str:
+def _obstacle(
+    example: TracedBlock, branch: ResidualBranch, heads_shape: tuple[int, int, int]
+) -> str:
     """What may be the reason that a narrower sub-layer is not the silenced one."""
     heads, kv_heads, head_dim = heads_shape
     core = branch.core[0]

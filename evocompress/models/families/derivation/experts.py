@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from evocompress.models.families.branches import Attributes, Matrix
-from evocompress.models.families.derivation.projections import matrices, shape
-from evocompress.models.families.derivation.structure import Branch, Unclear
-from evocompress.models.families.derivation.tracing import Example, replaced
-from evocompress.models.families.mixture import Mixture, expert_matrices, split
+from evocompress.models.families.derivation.projections import matrices, oriented_shape
+from evocompress.models.families.derivation.structure import ResidualBranch, Unclear
+from evocompress.models.families.derivation.tracing import TracedBlock, replaced
+from evocompress.models.families.mixture import Mixture, expert_matrices, expert_views
 
 CLOSE = 1e-5
 """As a share of the largest value: many routers compute in float32."""
@@ -73,14 +73,14 @@ class DerivedMixture(Mixture):
         return found | {(f"{self.mlp}.experts", "kept"): tuple(kept)}
 
 
-def is_mixture(block: nn.Module, branch: Branch) -> bool:
+def is_mixture(block: nn.Module, branch: ResidualBranch) -> bool:
     """Whether a sub-layer holds experts in tensors of three dimensions."""
     core = block.get_submodule(branch.core[0])
     return branch.kind == "mlp" and any(p.ndim == 3 for p in core.parameters())
 
 
 def mixture_of(
-    example: Example, branch: Branch, real: nn.Module
+    example: TracedBlock, branch: ResidualBranch, real: nn.Module
 ) -> tuple[DerivedMixture, tuple[Matrix, ...]]:
     """The mixture of a sub-layer and its matrices, those of the first expert for all.
 
@@ -136,11 +136,11 @@ def _experts(block: nn.Module, mlp: str) -> str:
     raise Unclear(f"its experts are not held as gate_up_proj and down_proj ({held})")
 
 
-def _check_split(example: Example, experts: str, fused: nn.Module) -> None:
+def _check_split(example: TracedBlock, experts: str, fused: nn.Module) -> None:
     """Experts with matrices of their own must compute what they do in two tensors."""
     expected = example.run()
     try:
-        with replaced(example.block, {experts: split(fused)}):
+        with replaced(example.block, {experts: expert_views(fused)}):
             found = example.run()
     except (AttributeError, RuntimeError, TypeError) as error:
         raise Unclear(f"{experts} is called or built otherwise than supported ({error})") from None
@@ -165,7 +165,7 @@ def _numbers(block: nn.Module, mlp: str, value: int, *words: str) -> Iterator[tu
                 yield path, name
 
 
-def _active(example: Example, mlp: str, experts: str, real: nn.Module) -> int:
+def _active(example: TracedBlock, mlp: str, experts: str, real: nn.Module) -> int:
     """How many experts a token uses in the real block."""
     call = example.calls([experts])[experts]
     chosen = next(tensor for tensor in call.tensors if not tensor.is_floating_point())
@@ -177,12 +177,14 @@ def _active(example: Example, mlp: str, experts: str, real: nn.Module) -> int:
     raise Unclear(f"nothing in {mlp} says how many experts a token uses")
 
 
-def _beside(example: Example, branch: Branch, experts: str, count: int) -> tuple[str, list[Matrix]]:
+def _beside(
+    example: TracedBlock, branch: ResidualBranch, experts: str, count: int
+) -> tuple[str, list[Matrix]]:
     """What weighs an expert that every token passes, and the matrices of such experts."""
     gate, found = "", []
     hidden = example.hidden.shape[-1]
     for matrix in matrices(example, branch):
-        rows, columns = shape(example, matrix)
+        rows, columns = oriented_shape(example, matrix)
         if matrix.path.startswith(f"{experts}.") or rows == count:
             continue
         if rows == 1:
@@ -196,7 +198,7 @@ def _beside(example: Example, branch: Branch, experts: str, count: int) -> tuple
     return gate, found
 
 
-def _chooses_among_fewer(example: Example, mixture: DerivedMixture) -> bool:
+def _chooses_among_fewer(example: TracedBlock, mixture: DerivedMixture) -> bool:
     """Whether a router without some experts does as if those were never chosen."""
     kept = [index for index in range(mixture.count) if index != 1]
     narrow, silent = copy.deepcopy(example.block), copy.deepcopy(example.block)
@@ -208,7 +210,7 @@ def _chooses_among_fewer(example: Example, mixture: DerivedMixture) -> bool:
         tensor.data[1] = never.to(tensor.dtype) if tensor.ndim == 2 else FAR
     for block in (narrow, silent):
         experts = f"{mixture.mlp}.experts"
-        block.set_submodule(experts, split(block.get_submodule(experts)))
+        block.set_submodule(experts, expert_views(block.get_submodule(experts)))
     try:
         for (path, name), value in mixture.routing(narrow, kept).items():
             setattr(narrow.get_submodule(path), name, value)

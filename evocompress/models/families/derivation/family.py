@@ -15,9 +15,9 @@ from evocompress.models.families.base import Family
 from evocompress.models.families.branches import ABSENT, Attributes, Matrix, SubLayer, SubLayerName
 from evocompress.models.families.derivation.ending import body_of
 from evocompress.models.families.derivation.experts import DerivedMixture
-from evocompress.models.families.derivation.proof import Settings
+from evocompress.models.families.derivation.proof import WidthSettings
 from evocompress.models.families.derivation.shrink import CONTEXT_KEYS
-from evocompress.models.families.derivation.structure import LINEAR, Branch
+from evocompress.models.families.derivation.structure import LINEAR, ResidualBranch
 from evocompress.models.families.logits import LogitKeys
 from evocompress.models.families.uneven import head_shape, is_compressed
 
@@ -26,7 +26,7 @@ NO_LIMIT = 2**20
 
 
 @dataclass(frozen=True)
-class Part:
+class DerivedPart:
     """A sub-layer as it was derived.
 
     Attributes:
@@ -37,9 +37,9 @@ class Part:
         mixture: The experts in it, where it is a mixture.
     """
 
-    branch: Branch
+    branch: ResidualBranch
     matrices: tuple[Matrix, ...]
-    settings: Settings | None = None
+    settings: WidthSettings | None = None
     reason: str = ""
     mixture: DerivedMixture | None = None
 
@@ -68,7 +68,7 @@ class Kind:
         whole: Whether such a block is the identity without its sub-layers.
     """
 
-    parts: Mapping[SubLayerName, Part]
+    parts: Mapping[SubLayerName, DerivedPart]
     shared: tuple[str, ...]
     classes: Mapping[str, str]
     heads: bool
@@ -226,9 +226,9 @@ class Derived(Family):
         return part.settings.attributes(block, part.branch, widths)
 
 
-def _first_parts(kinds: Sequence[Kind]) -> dict[SubLayerName, Part]:
+def _first_parts(kinds: Sequence[Kind]) -> dict[SubLayerName, DerivedPart]:
     """Of each sub-layer the first that can be narrowed; the first, where none can."""
-    found: dict[SubLayerName, Part] = {}
+    found: dict[SubLayerName, DerivedPart] = {}
     for kind in kinds:
         for name, part in kind.parts.items():
             if name not in found or (part.settings and not found[name].settings):

@@ -17,14 +17,18 @@ from evocompress.core.types import Axis
 from evocompress.core.widths import Widths
 from evocompress.models.families.branches import Matrix
 from evocompress.models.families.coupling import ungrouped
-from evocompress.models.families.derivation.structure import LINEAR, Branch
-from evocompress.models.families.derivation.tracing import Example, changed, moved
+from evocompress.models.families.derivation.structure import LINEAR, ResidualBranch
+from evocompress.models.families.derivation.tracing import (
+    TracedBlock,
+    moved_positions,
+    output_changed,
+)
 
 TOKEN = 4
 """A position in the middle of the sequences that are tried."""
 
 
-def matrices(example: Example, branch: Branch) -> list[Matrix]:
+def matrices(example: TracedBlock, branch: ResidualBranch) -> list[Matrix]:
     """The linear modules of a sub-layer in the order of computation, without their axes."""
     linear = [
         path
@@ -50,13 +54,13 @@ def same(one: Tensor, other: Tensor) -> bool:
     return one is other or (one.shape == other.shape and torch.equal(one, other))
 
 
-def with_channels(example: Example, found: Sequence[Matrix]) -> list[Matrix] | None:
+def with_channels(example: TracedBlock, found: Sequence[Matrix]) -> list[Matrix] | None:
     """The matrices of an MLP by channel; ``None`` where it is no plain or gated one."""
     if not _two_steps(found):
         return None
     *first, last = found
-    channels = shape(example, last)[1]
-    times = [shape(example, matrix)[0] / channels for matrix in first]
+    channels = oriented_shape(example, last)[1]
+    times = [oriented_shape(example, matrix)[0] / channels for matrix in first]
     if any(count not in (1, 2) for count in times):
         return None
     channel: tuple[Axis, ...] = ("channel",)
@@ -72,11 +76,11 @@ GROUPED: tuple[Axis, ...] = ("grouped",)
 
 
 def with_heads(
-    example: Example, found: Sequence[Matrix], heads: int, kv_heads: int, head_dim: int
+    example: TracedBlock, found: Sequence[Matrix], heads: int, kv_heads: int, head_dim: int
 ) -> list[Matrix] | None:
     """The matrices of an attention by head; ``None`` where it is built otherwise."""
     widths = Widths(heads, kv_heads, head_dim, 0)
-    if not _two_steps(found) or shape(example, found[-1])[1] != heads * head_dim:
+    if not _two_steps(found) or oriented_shape(example, found[-1])[1] != heads * head_dim:
         return None
     *first, last = found
     rows = [_rows(example, matrix, last, widths) for matrix in first]
@@ -95,10 +99,10 @@ def _two_steps(found: Sequence[Matrix]) -> bool:
     return len(words) > 1 and set(words[:-1]) == {words[0]} and words[-1] != words[0]
 
 
-def _rows(example: Example, matrix: Matrix, last: Matrix, widths: Widths) -> tuple[Axis, ...]:
+def _rows(example: TracedBlock, matrix: Matrix, last: Matrix, widths: Widths) -> tuple[Axis, ...]:
     """What the rows of a projection are, one part after the other; empty if that is unclear."""
     size, lengths = widths.head_dim, widths.lengths
-    every = shape(example, matrix)[0]
+    every = oriented_shape(example, matrix)[0]
 
     def roles(parts: Iterable[Tensor]) -> tuple[Axis, ...]:
         return tuple(_role(example, matrix, last, rows.flatten(), size) for rows in parts)
@@ -113,14 +117,14 @@ def _rows(example: Example, matrix: Matrix, last: Matrix, widths: Widths) -> tup
     return (role,) if size * lengths[role] == every else ()
 
 
-def _role(example: Example, matrix: Matrix, last: Matrix, rows: Tensor, size: int) -> Axis:
+def _role(example: TracedBlock, matrix: Matrix, last: Matrix, rows: Tensor, size: int) -> Axis:
     """Whether some rows of a projection are queries, keys or values, by what they change.
 
     Values may be normed, and keys may compete with sinks: then both matter at the first token, but
     keys only to how long a head's output is.
     """
     module = example.block.get_submodule(matrix.path)
-    ones = torch.ones(shape(example, matrix)[0], dtype=torch.float64)
+    ones = torch.ones(oriented_shape(example, matrix)[0], dtype=torch.float64)
     direction = torch.linspace(-0.5, 0.5, len(rows), dtype=torch.float64)
 
     def after(factor: float, tokens: slice) -> Tensor:
@@ -129,12 +133,12 @@ def _role(example: Example, matrix: Matrix, last: Matrix, rows: Tensor, size: in
             other[:, tokens] *= ones.index_copy(0, rows, 1 + factor * direction)
             return other
 
-        with changed(module, scaled):
+        with output_changed(module, scaled):
             return example.calls([last.path])[last.path].tensors[0]
 
     everywhere, one, first = slice(None), slice(TOKEN, TOKEN + 1), slice(1)
     plain = after(0.0, everywhere)
-    if not any(moved(plain, after(1.0, one))[TOKEN + 1 :]):
+    if not any(moved_positions(plain, after(1.0, one))[TOKEN + 1 :]):
         return "query"
     steps = after(1.0, everywhere) - plain, plain - after(-1.0, everywhere)
     if torch.allclose(*steps, rtol=1e-6, atol=1e-9):
@@ -144,7 +148,7 @@ def _role(example: Example, matrix: Matrix, last: Matrix, rows: Tensor, size: in
     return "key" if torch.allclose(likeness, torch.ones_like(likeness), rtol=1e-9) else "value"
 
 
-def shape(example: Example, matrix: Matrix) -> tuple[int, int]:
+def oriented_shape(example: TracedBlock, matrix: Matrix) -> tuple[int, int]:
     """(out, in) of a matrix, whatever order the module stores."""
     rows, columns = example.block.get_parameter(f"{matrix.path}.weight").shape
     return (columns, rows) if matrix.transposed else (rows, columns)

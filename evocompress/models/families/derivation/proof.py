@@ -19,15 +19,15 @@ from transformers.pytorch_utils import Conv1D
 from evocompress.core.widths import Widths
 from evocompress.models.families.branches import Attributes, Matrix
 from evocompress.models.families.coupling import Kept, index_of
-from evocompress.models.families.derivation.structure import LINEAR, Branch
-from evocompress.models.families.derivation.tracing import Example
+from evocompress.models.families.derivation.structure import LINEAR, ResidualBranch
+from evocompress.models.families.derivation.tracing import TracedBlock
 
 CLOSE = 1e-9
 """As a share of the largest value: what rounding in float64 explains."""
 
-Number = Callable[[Widths], int]
+WidthNumber = Callable[[Widths], int]
 
-NUMBERS: Mapping[str, Number] = {
+NUMBERS: Mapping[str, WidthNumber] = {
     "heads": lambda widths: widths.heads,
     "kv_heads": lambda widths: widths.kv_heads,
     "groups": lambda widths: widths.heads // widths.kv_heads,
@@ -39,7 +39,7 @@ NUMBERS: Mapping[str, Number] = {
 
 
 @dataclass(frozen=True)
-class Settings:
+class WidthSettings:
     """What the modules of a sub-layer are told when its width changes.
 
     Attributes:
@@ -50,7 +50,7 @@ class Settings:
     numbers: Mapping[str, str]
     config: bool = False
 
-    def attributes(self, block: nn.Module, branch: Branch, widths: Widths) -> Attributes:
+    def attributes(self, block: nn.Module, branch: ResidualBranch, widths: Widths) -> Attributes:
         """The attributes at some widths."""
         found: Attributes = {}
         for place, key in self.numbers.items():
@@ -67,8 +67,8 @@ class Settings:
 
 
 def proven(
-    example: Example, branch: Branch, matrices: Sequence[Matrix], dense: Widths
-) -> Settings | None:
+    example: TracedBlock, branch: ResidualBranch, matrices: Sequence[Matrix], dense: Widths
+) -> WidthSettings | None:
     """The settings by which every narrower form equals the silenced one; ``None`` if none do."""
     for settings in _candidates(example, branch, dense):
         if all(
@@ -79,10 +79,12 @@ def proven(
     return None
 
 
-def _candidates(example: Example, branch: Branch, dense: Widths) -> Iterator[Settings]:
+def _candidates(
+    example: TracedBlock, branch: ResidualBranch, dense: Widths
+) -> Iterator[WidthSettings]:
     """The settings to be tried, the fewest first."""
     if branch.kind == "mlp":
-        yield Settings({})
+        yield WidthSettings({})
         return
     keys = ["heads", "kv_heads", "groups", "keys", "packed"]
     if dense.heads == dense.kv_heads:
@@ -94,10 +96,12 @@ def _candidates(example: Example, branch: Branch, dense: Widths) -> Iterator[Set
     has_config = hasattr(example.block.get_submodule(branch.core[0]), "config")
     for numbers in (sure, all_of_them):
         for config in (False, True)[: 1 + has_config]:
-            yield Settings(numbers, config)
+            yield WidthSettings(numbers, config)
 
 
-def _found(example: Example, branch: Branch, dense: Widths, keys: Sequence[str]) -> dict[str, str]:
+def _found(
+    example: TracedBlock, branch: ResidualBranch, dense: Widths, keys: Sequence[str]
+) -> dict[str, str]:
     """The attributes of a core, and of what is in it, whose value is that of a number."""
     meanings = {NUMBERS[key](dense): key for key in reversed(keys)}
     core = example.block.get_submodule(branch.core[0])
@@ -110,7 +114,7 @@ def _found(example: Example, branch: Branch, dense: Widths, keys: Sequence[str])
     }
 
 
-def _forms(branch: Branch, dense: Widths) -> Iterator[tuple[Widths, Kept]]:
+def _forms(branch: ResidualBranch, dense: Widths) -> Iterator[tuple[Widths, Kept]]:
     """Widths to be tried, with the heads or channels that stay."""
     if branch.kind == "mlp":
         for channels in (torch.tensor([0]), torch.arange(1, dense.channels, 3)):
@@ -128,10 +132,10 @@ def _forms(branch: Branch, dense: Widths) -> Iterator[tuple[Widths, Kept]]:
 
 
 def _holds(
-    example: Example,
-    branch: Branch,
+    example: TracedBlock,
+    branch: ResidualBranch,
     matrices: Sequence[Matrix],
-    settings: Settings,
+    settings: WidthSettings,
     dense: Widths,
     widths: Widths,
     kept: Kept,
@@ -139,7 +143,9 @@ def _holds(
     """Whether the narrow sub-layer yields what the silenced one does."""
     output = next(matrix for matrix in matrices if matrix.columns)
     with restored(example.block.get_submodule(output.path)) as module:
-        silence(module, output, index_of(output.columns, kept, dense.lengths, dense.head_dim))
+        silence_columns(
+            module, output, index_of(output.columns, kept, dense.lengths, dense.head_dim)
+        )
         expected = example.run()
     with ExitStack() as stack:
         for matrix in matrices:
@@ -184,7 +190,7 @@ def told(module: nn.Module, name: str, value: Any) -> Iterator[None]:
         setattr(module, name, former)
 
 
-def silence(module: nn.Module, matrix: Matrix, stay: Tensor | None) -> None:
+def silence_columns(module: nn.Module, matrix: Matrix, stay: Tensor | None) -> None:
     """Leave a linear module only some of its inputs; the others count as zero."""
     values = module.get_parameter("weight").data.clone()
     columns = values if matrix.transposed else values.T

@@ -20,11 +20,11 @@ from evocompress.core.errors import one_line
 from evocompress.models.families.branches import SubLayerName
 from evocompress.models.families.derivation.tracing import (
     Call,
-    Example,
-    changed,
+    TracedBlock,
     first_tensor,
-    moved,
+    moved_positions,
     nudged,
+    output_changed,
     replaced,
 )
 from evocompress.models.families.stand_ins import among_others
@@ -36,7 +36,7 @@ class Unclear(Exception):
     """A model is built in a way that is not understood; the message says which part and how."""
 
 
-class Passing(nn.Identity):
+class PassedOn(nn.Identity):
     """The identity in the place of a norm, by whose weight a block may ask for a type of number."""
 
     def __init__(self, former: nn.Module) -> None:
@@ -70,7 +70,7 @@ class Zero(nn.Module):
 
 
 @dataclass(frozen=True)
-class Branch:
+class ResidualBranch:
     """What is added to the residual stream at one place of a block.
 
     Attributes:
@@ -97,13 +97,13 @@ class Branch:
     def removal(self, block: nn.Module) -> dict[str, nn.Module]:
         """What to put where in a block so that the branch adds nothing."""
         identities: dict[str, nn.Module] = {
-            path: Passing(block.get_submodule(path)) for path in self.identities
+            path: PassedOn(block.get_submodule(path)) for path in self.identities
         }
         return identities | {self.core[-1]: Zero(self.among, self.residual)}
 
 
 @dataclass(frozen=True)
-class Structure:
+class BlockStructure:
     """A block.
 
     Attributes:
@@ -113,12 +113,12 @@ class Structure:
         whole: Whether the block is the identity without them.
     """
 
-    branches: tuple[Branch, ...]
+    branches: tuple[ResidualBranch, ...]
     shared: tuple[str, ...]
     whole: bool = True
 
 
-def structure(example: Example) -> Structure:
+def structure(example: TracedBlock) -> BlockStructure:
     """The sub-layers of a block: of each kind the core with the most parameters.
 
     Raises:
@@ -145,7 +145,7 @@ def structure(example: Example) -> Structure:
     return replace(found, whole=_is_identity_without(example, found.branches))
 
 
-def _size(example: Example, core: Sequence[str]) -> int:
+def _size(example: TracedBlock, core: Sequence[str]) -> int:
     modules = map(example.block.get_submodule, core)
     return sum(p.numel() for module in modules for p in module.parameters())
 
@@ -175,26 +175,26 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def _branch(
-    example: Example,
+    example: TracedBlock,
     children: Mapping[str, nn.Module],
     core: tuple[str, ...],
     calls: Mapping[str, Call],
-) -> Branch:
+) -> ResidualBranch:
     """A core without its norms."""
     call = calls[core[-1]]
     among = len(call.output) if isinstance(call.output, tuple) else 0
     if len(core) > 1:
-        return Branch("mlp", core, among=among)
+        return ResidualBranch("mlp", core, among=among)
     hidden = next(
         (name for name, value in call.arguments.items() if _like(value, example.hidden)), None
     )
     if hidden is None:
-        return Branch("mlp", core, among=among)
+        return ResidualBranch("mlp", core, among=among)
     before = first_tensor(children[core[0]](**call.arguments))
     again = first_tensor(children[core[0]](**_with_nudge(call, hidden)))
-    mixes = again.ndim == 3 and any(moved(before, again)[1:])
+    mixes = again.ndim == 3 and any(moved_positions(before, again)[1:])
     residual = _residual(children[core[0]], call, hidden)
-    return Branch("attention" if mixes else "mlp", core, among=among, residual=residual)
+    return ResidualBranch("attention" if mixes else "mlp", core, among=among, residual=residual)
 
 
 def _with_nudge(call: Call, name: str) -> dict[str, Any]:
@@ -209,7 +209,7 @@ def _residual(core: nn.Module, call: Call, hidden: str) -> tuple[int, str] | Non
         if name != hidden and _like(value, before):
             arguments = _with_nudge(call, name)
             change = first_tensor(core(**arguments)) - before
-            if not any(moved(change, arguments[name] - value)):
+            if not any(moved_positions(change, arguments[name] - value)):
                 return place, name
     return None
 
@@ -220,11 +220,11 @@ def _like(value: Any, hidden: Tensor) -> bool:
 
 def _with_norms(
     children: Mapping[str, nn.Module],
-    branches: Sequence[Branch],
+    branches: Sequence[ResidualBranch],
     others: Sequence[str],
     loose: Sequence[str],
     calls: Mapping[str, Call],
-) -> Structure:
+) -> BlockStructure:
     """Each norm given to the core that reads it, or that it reads."""
     order = list(calls)
     inner = {path for branch in branches for path in branch.core} | {*others}
@@ -240,21 +240,21 @@ def _with_norms(
             found[own.kind] = replace(own, after=(*own.after, path))
         else:
             shared.append(path)
-    return Structure(tuple(found.values()), tuple(shared))
+    return BlockStructure(tuple(found.values()), tuple(shared))
 
 
 def _reads(call: Call, tensor: Tensor) -> bool:
     return any(given is tensor for given in call.tensors)
 
 
-def _check_removal(example: Example, branch: Branch) -> None:
+def _check_removal(example: TracedBlock, branch: ResidualBranch) -> None:
     """Without a branch the block must compute what it does where that yields zero."""
     last = branch.after[-1] if branch.after else branch.core[-1]
     own = branch.removal(example.block)
     with (
         replaced(example.block, {last: own[last]})
         if branch.residual
-        else changed(example.block.get_submodule(last), _zeroed)
+        else output_changed(example.block.get_submodule(last), _zeroed)
     ):
         expected = example.run()
     with replaced(example.block, own):
@@ -275,7 +275,7 @@ def _zeroed(output: Any) -> Any:
     return tuple(map(_zeroed, output)) if isinstance(output, tuple) else output
 
 
-def _is_identity_without(example: Example, branches: Iterable[Branch]) -> bool:
+def _is_identity_without(example: TracedBlock, branches: Iterable[ResidualBranch]) -> bool:
     """Whether a block passes the hidden state on without its branches."""
     every = (branch.removal(example.block).items() for branch in branches)
     with replaced(example.block, dict(chain.from_iterable(every))):

@@ -42,11 +42,11 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Example:
+class TracedBlock:
     """A block with the arguments of a call: the hidden state (1, S, H), and all others.
 
     Examples:
-        >>> example = Example(nn.Linear(3, 3), torch.ones(1, 2, 3), {})
+        >>> example = TracedBlock(nn.Linear(3, 3), torch.ones(1, 2, 3), {})
         >>> example.run().shape
         torch.Size([1, 2, 3])
     """
@@ -102,7 +102,7 @@ def replaced(block: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[Non
 
 
 @contextmanager
-def changed(module: nn.Module, change: Callable[[Any], Any]) -> Iterator[None]:
+def output_changed(module: nn.Module, change: Callable[[Any], Any]) -> Iterator[None]:
     """A module whose output passes through a function, for a while."""
     hook = module.register_forward_hook(lambda _, __, output: change(output))
     try:
@@ -111,7 +111,7 @@ def changed(module: nn.Module, change: Callable[[Any], Any]) -> Iterator[None]:
         hook.remove()
 
 
-def moved(before: Tensor, after: Tensor) -> list[bool]:
+def moved_positions(before: Tensor, after: Tensor) -> list[bool]:
     """For each position of (1, S, H) whether anything there differs by more than rounding."""
     scale = MOVED * max(1.0, before.abs().max().item())
     return [bool(difference > scale) for difference in (after - before).abs().amax(dim=(0, 2))]

@@ -18,9 +18,9 @@ well; `types_with_heads`, `types_with_channels`, `types_with_experts`; `checks_p
 `checks_failed`; `seconds`, of all types together. What a type gave is kept in the folder and not
 tried again: remove the folder after a change.
 
-    python benchmarks/coverage.py --folder runs/coverage --json coverage.json
-    python benchmarks/coverage.py --type olmo2 --type gpt_oss
-    python benchmarks/coverage.py --quick
+    python benchmarks/model_coverage.py --folder runs/coverage --json coverage.json
+    python benchmarks/model_coverage.py --type olmo2 --type gpt_oss
+    python benchmarks/model_coverage.py --quick
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def main() -> None:
     names = list(QUICK) if arguments.quick else arguments.type or every_type()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(arguments.folder or scratch)
-        emit("coverage", figures(run(names, folder, arguments.limit)), arguments.json)
+        emit("model_coverage", figures(run(names, folder, arguments.limit)), arguments.json)
 
 
 def parse() -> argparse.Namespace:
