@@ -48,7 +48,7 @@ from evocompress.models.families.derivation.from_config import causal_class
 from evocompress.models.loading import LoadedModel
 from evocompress.models.tasks import CAUSAL
 from evocompress.pipeline.offers import offers
-from evocompress.pipeline.offers.table import Unanswered, Worker
+from evocompress.pipeline.offers.table import Unanswered, OfferWorker
 from evocompress.space.costs import cost_model
 from evocompress.testing.costs import counted_flops
 from evocompress.testing.derived import LAYERS, typical_config, typical_loaded, typical_model
@@ -99,7 +99,7 @@ def every_type() -> list[str]:
 
 def run(names: Sequence[str], folder: Path, limit: float) -> list[dict[str, Any]]:
     """What each type gives, in a process that a type may end."""
-    worker, found = Worker(of_type, limit), []
+    worker, found = OfferWorker(of_type, limit), []
     for name in names:
         found.append(cell(folder, name, partial(answered, worker, name)))
         print(line(found[-1]), flush=True)
@@ -107,7 +107,7 @@ def run(names: Sequence[str], folder: Path, limit: float) -> list[dict[str, Any]
     return found
 
 
-def answered(worker: Worker, name: str) -> dict[str, Any]:
+def answered(worker: OfferWorker, name: str) -> dict[str, Any]:
     """What a type gives; nothing where its process does not say."""
     start = time.perf_counter()
     try:
