@@ -48,7 +48,7 @@ from evocompress.models.families.derivation.from_config import causal_class
 from evocompress.models.loading import LoadedModel
 from evocompress.models.tasks import CAUSAL
 from evocompress.pipeline.offers import offers
-from evocompress.pipeline.offers.table import Unanswered, OfferWorker
+from evocompress.pipeline.offers.table import OfferWorker, Unanswered
 from evocompress.space.costs import cost_model
 from evocompress.testing.costs import counted_flops
 from evocompress.testing.derived import LAYERS, typical_config, typical_loaded, typical_model

@@ -151,10 +151,18 @@ def _become(
     except BaseException:
         traceback.print_exc()
     finally:
-        signal.pthread_sigmask(signal.SIG_BLOCK, ENDED_BY)
+        _block_signals()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def _block_signals() -> None:
+    """Also where one comes meanwhile, whose interrupt nothing waits for: the command has ended."""
+    try:
+        signal.pthread_sigmask(signal.SIG_BLOCK, ENDED_BY)
+    except KeyboardInterrupt:
+        _block_signals()
 
 
 def _status(stop: SystemExit) -> int:
