@@ -7,7 +7,7 @@ sizes and the number of layers, and checked in float64:
 - `removal`: a sub-layer left out is that sub-layer with its last matrix at zero;
 - `blocks`: the blocks one after the other are the model's forward pass;
 - `parameters` and `flops`: the costs are the parameters that there are and the operations that
-  torch counts;
+  torch counts, unless budgets of those are refused;
 - `widths`: cut heads and channels are those with their columns at zero;
 - `cache`: a narrower model generates the same tokens with a cache and without.
 
@@ -213,7 +213,8 @@ def all_checks(loaded: LoadedModel, config: Any, layers: int) -> Iterator[tuple[
         "parameters of parts": contract.test_own_parameters_are_dead_when_dropped,
     }.items():
         yield name, lambda c=check: c(family, fresh())
-    yield "flops", lambda: check_flops(fresh())
+    if not family.architecture(fresh()).uncounted:  # else budgets of FLOPs are refused
+        yield "flops", lambda: check_flops(fresh())
     for kind in SUBLAYERS:
         yield (
             f"width of {kind}",

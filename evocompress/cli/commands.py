@@ -5,21 +5,17 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.measure import Measurement
-from rich.table import Table
 
 from evocompress.core.errors import EvoCompressError, RunError, one_line
 from evocompress.core.foreign_text import printable
 from evocompress.core.progress import Reporter
 from evocompress.core.stopping import SIGNALS, signal_that_came, stop_on_signals
-from evocompress.core.terminal import add_row, shown
+from evocompress.core.terminal import print_table, text_table
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -31,9 +27,6 @@ app = typer.Typer(
 )
 library_app = typer.Typer(no_args_is_help=True, help="Build or inspect a level library.")
 app.add_typer(library_app, name="library")
-
-WIDEST = 10_000
-"""Columns of the widest table that is printed where there is no terminal."""
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
@@ -77,7 +70,7 @@ def demo(
     from evocompress.report import table
 
     folder = run_demo(runs)
-    _print_table(table(folder))
+    print_table(table(folder))
     _say(f"Report: {folder / 'report.html'}")
 
 
@@ -143,7 +136,7 @@ def sweep(
 
     config = load_sweep(sweep_file, overrides or [])
     folder = api.sweep(config, resume=resume, force=force, reporter=Reporter())
-    _print_table(sweep_table(folder))
+    print_table(sweep_table(folder))
     _say(f"Report: {folder / 'sweep.html'}")
     if failed := failures(folder):
         raise RunError(f"{failed}; once it is mended, the same command with --resume tries again")
@@ -170,7 +163,7 @@ def profile(
 
     config = load_config(run_file, [*(overrides or []), *_on_ray(ray)])
     path, table = api.profile(config, anew=anew, reporter=Reporter())
-    _print_table(_columns(table_rows(table)))
+    print_table(text_table(table_rows(table)))
     _say(f"Table: {path}")
 
 
@@ -203,7 +196,7 @@ def plan(
     changes = [f"model.source={json.dumps(model)}", *(overrides or [])]
     changes += [f"search.tokens={tokens}"] if tokens is not None else []
     found = api.plan(load_config(space, changes), device)
-    _print_table(_columns(plan_rows(found)))
+    print_table(text_table(plan_rows(found)))
     for note in plan_notes(found):
         _say(note)
 
@@ -243,7 +236,7 @@ def models(
         for line in markdown(found):
             _say(line)
     else:
-        _print_table(_columns(type_rows(found) if model is None else model_rows(found[0])))
+        print_table(text_table(type_rows(found) if model is None else model_rows(found[0])))
 
 
 @library_app.command(
@@ -265,7 +258,7 @@ def library_inspect(
     """Show what a level library holds, and whether its files are whole."""
     from evocompress.compression.library.inspect import summary
 
-    _print_table(summary(path, verify=verify))
+    print_table(summary(path, verify=verify))
 
 
 @app.command(
@@ -340,7 +333,7 @@ def evaluate(folder: Folder, overrides: Overrides = None) -> None:
     from evocompress.report import table
 
     api.evaluate(folder, overrides or [], reporter=Reporter())
-    _print_table(table(folder))
+    print_table(table(folder))
 
 
 @app.command(epilog="Example: `evocompress report runs/demo`")
@@ -387,26 +380,6 @@ def _on_ray(address: str | None) -> list[str]:
     return [] if address is None else ["executor=ray", f"ray.address={json.dumps(address)}"]
 
 
-def _columns(rows: Sequence[Sequence[str]]) -> Table:
-    """A table of rows of text; the first row is the heading."""
-    heading, *body = rows
-    table = Table()
-    for place, name in enumerate(heading):
-        table.add_column(shown(name), justify="right" if place else "left")
-    for row in body:
-        add_row(table, *row)
-    return table
-
-
 def _say(text: object) -> None:
     """One line on the standard output."""
     typer.echo(printable(str(text), ""))
-
-
-def _print_table(table: Table) -> None:
-    """Prints a table; where there is no terminal with an edge, as wide as its content."""
-    console = Console()
-    if not console.is_terminal:
-        unlimited = console.options.update(max_width=WIDEST)
-        console.width = Measurement.get(console, unlimited, table).maximum
-    console.print(table)

@@ -12,6 +12,9 @@ SUBLAYERS: tuple[UnitKind, ...] = ("attention", "mlp")
 COSTED: tuple[UnitKind, ...] = (*SUBLAYERS, "expert")
 """What costs are counted for: sub-layers, and the experts of those that are mixtures of them."""
 
+ATTENTIVE: tuple[UnitKind, ...] = ("attention", "block")
+"""The kinds of units that an attention is, or is in."""
+
 _FIELDS: dict[UnitKind, frozenset[str]] = {
     "block": frozenset({"drop", "merge"}),
     "attention": frozenset({"drop", "kv_groups", "group_heads", "bias"}),

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import starmap
 from operator import lt
 from typing import Any, Literal, cast
@@ -182,6 +182,10 @@ DENSE = Level()
 DROP = Level(drop=True)
 
 
+_quoted = lru_cache(maxsize=1 << 16)(json.dumps)
+"""Names of units as JSON."""
+
+
 class Entry(tuple[str, Level]):
     """What a candidate says of a unit: its name and level, with their texts, which are made once.
 
@@ -199,12 +203,12 @@ class Entry(tuple[str, Level]):
     @cached_property
     def text(self) -> str:
         """As JSON."""
-        return f"{json.dumps(self[0])}:{self[1].text}"
+        return f"{_quoted(self[0])}:{self[1].text}"
 
     @cached_property
     def sorted_text(self) -> str:
         """As JSON with the keys of the level in alphabetical order."""
-        return f"{json.dumps(self[0])}:{self[1].sorted_text}"
+        return f"{_quoted(self[0])}:{self[1].sorted_text}"
 
     def __reduce__(self) -> Any:
         return tuple, (tuple(self),)
@@ -293,6 +297,7 @@ class Architecture:
         one_way: Whether a token sees only those before it.
         outer_flops: Operations of a sequence outside the blocks that do not grow with its length.
         token_flops: Operations of a token outside the sub-layers, but for the head's.
+        uncounted: Module path of something that computes more than is counted; empty if nothing.
         tokens: Of every sequence, where they all have as many: an image's.
         experts: Of each block's MLP, where it is a mixture of experts; `channels` is then the
             width of one. 0 otherwise.
@@ -327,6 +332,7 @@ class Architecture:
     one_way: bool = True
     outer_flops: int = 0
     token_flops: int = 0
+    uncounted: str = ""
     tokens: int | None = None
     experts: int = 0
     active_experts: int = 0

@@ -15,12 +15,17 @@ import numpy as np
 from evocompress.core.arrays import Floats, Genome
 from evocompress.core.config_file import nearest
 from evocompress.core.errors import BudgetError, ConfigError
-from evocompress.space.costs import CACHED, COSTS, ROUTED, TIMED, CostModel
+from evocompress.space.costs import CACHED, COSTS, OPERATIONS, ROUTED, TIMED, CostModel
 from evocompress.space.space import TOLERANCE, SearchSpace
 
 
 def check_cost(name: str, model: CostModel, key: str) -> None:
     """Refuse the name of a cost that cannot be told."""
+    if name in OPERATIONS and model.uncounted:
+        raise ConfigError(
+            f"{key}: '{name}' of this model is not all counted, because {model.uncounted} computes "
+            "more than products with its matrices; use params, weight_bytes or a measured latency"
+        )
     if name in model.costs:
         return
     if name in CACHED and "kv_bytes" not in model.costs:

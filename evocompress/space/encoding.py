@@ -9,9 +9,9 @@ from functools import cached_property
 import numpy as np
 
 from evocompress.core.arrays import Booleans, Floats, Genome, Integers
-from evocompress.core.canonical import COSTED, canonical, merge_levels
+from evocompress.core.canonical import ATTENTIVE, COSTED, canonical, merge_levels
 from evocompress.core.errors import ConfigError
-from evocompress.core.types import DENSE, DROP, Candidate, Level, Unit, UnitKind
+from evocompress.core.types import DENSE, DROP, Candidate, Level, Unit
 from evocompress.core.units import UnitTree
 from evocompress.space.candidate_table import CandidateTable, candidate_table
 from evocompress.space.latest import latest
@@ -24,10 +24,6 @@ from evocompress.space.part_genes import (
 
 _KNOWN = 4096
 """Latest candidates that are remembered by the bytes of their genomes."""
-
-
-ATTENTIVE: tuple[UnitKind, ...] = ("attention", "block")
-"""The kinds of units that an attention is, or is in."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,8 +23,8 @@ from evocompress.models.families.base import matrices_of
 from evocompress.models.families.stand_ins import run_block
 from evocompress.models.loading import LoadedModel
 from evocompress.testing import heuristics
-from evocompress.testing.families import output_pattern
 from evocompress.testing.heuristics import Batches
+from evocompress.testing.probes import output_pattern
 
 ReferenceRows = Callable[[Family, PreTrainedModel, Batches], Rows]
 """The rows of a float64 model as it stands, from plain forward and backward passes."""

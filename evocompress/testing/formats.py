@@ -27,9 +27,9 @@ from evocompress.export import FORMATS, choose_format, materialize, read_record
 from evocompress.export.gguf_writing import GGUF_FILE
 from evocompress.models.loading import LoadedModel, fingerprint
 from evocompress.models.tasks import CAUSAL, Task
-from evocompress.testing.families import answer, random_batch, random_ids
 from evocompress.testing.gguf_reference import GgufReference
 from evocompress.testing.plain_library import PlainLibrary
+from evocompress.testing.probes import answer, random_batch, random_ids
 
 NEW_TOKENS = 12
 ROUNDING = 1e-4

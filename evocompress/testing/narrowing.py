@@ -25,8 +25,9 @@ from evocompress.models.families import SubLayerName
 from evocompress.models.families.base import matrices_of
 from evocompress.models.loading import LoadedModel
 from evocompress.space.levels import width_levels
-from evocompress.testing.families import SUBLAYERS, answer, random_batch, random_ids, silence
+from evocompress.testing.families import SUBLAYERS
 from evocompress.testing.plain_library import PlainLibrary
+from evocompress.testing.probes import answer, random_batch, random_ids, silence
 from evocompress.testing.staged import require_packages
 from evocompress.testing.tiny import tiny_loaded
 

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 
 import evocompress
 from evocompress.cli import commands as cli
+from evocompress.core.terminal import print_table
 from evocompress.pipeline.sweep import SweepFolder, TrialOutcome
 from evocompress.pipeline.sweep.outcome import write_outcomes
 from evocompress.testing.tiny import tiny_checkpoint
@@ -293,6 +294,6 @@ def test_a_piped_table_is_as_wide_as_its_content(capsys):
         table.add_column(column, no_wrap=True)
     label = "Similarities, Spearman's rank correlation"
     table.add_row(label, *("predicted 1,234.56 of dense" for _ in range(6)))
-    cli._print_table(table)
+    print_table(table)
     printed = capsys.readouterr().out
     assert label in printed and printed.count("predicted 1,234.56 of dense") == 6

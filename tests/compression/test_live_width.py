@@ -13,9 +13,9 @@ from evocompress.compression.weights import Form, WeightSource, form_of
 from evocompress.core.errors import LibraryError
 from evocompress.core.types import DROP, Candidate, Level
 from evocompress.models.loading import loaded as make_loaded
-from evocompress.testing.families import random_ids
 from evocompress.testing.narrowing import candidate_of, merged, mixed, reference, way, widths
 from evocompress.testing.plain_library import PlainLibrary
+from evocompress.testing.probes import random_ids
 from evocompress.testing.tiny import tiny_loaded, tiny_tokenizer
 
 

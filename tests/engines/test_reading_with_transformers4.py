@@ -13,11 +13,11 @@ from evocompress.export.gguf_tokenizer import KNOWN
 from evocompress.models.loading import LoadedModel
 from evocompress.testing.byte_tokenizers import TEXTS, trained_tokenizer
 from evocompress.testing.engines import missing_transformers4, read_with_transformers4
-from evocompress.testing.families import random_ids
 from evocompress.testing.formats import candidate_of, even_channels, in_memory, with_zeros
 from evocompress.testing.piece_tokenizers import KINDS as PIECES
 from evocompress.testing.piece_tokenizers import piece_tokenizer
 from evocompress.testing.plain_library import PlainLibrary
+from evocompress.testing.probes import random_ids
 from evocompress.testing.rotary import kinds_of, rotary_families, rotary_loaded
 from evocompress.testing.tiny import DECODERS, tiny_loaded, windowless
 

@@ -22,9 +22,9 @@ from evocompress.export import FORMATS, materialize, read_candidate, read_record
 from evocompress.models.families import FAMILIES
 from evocompress.models.loading import LoadedModel, fingerprint
 from evocompress.space.costs import cost_model
-from evocompress.testing.families import answer, random_batch
 from evocompress.testing.formats import candidate_of, reload, with_bias, with_zeros
 from evocompress.testing.plain_library import PlainLibrary
+from evocompress.testing.probes import answer, random_batch
 from evocompress.testing.staged import has_packages
 from evocompress.testing.tiny import tiny_loaded
 

@@ -9,8 +9,8 @@ import torch
 from export_cases import write
 
 import evocompress.hf  # noqa: F401
-from evocompress.testing.families import random_batch
 from evocompress.testing.formats import candidate_of, reload, uneven
+from evocompress.testing.probes import random_batch
 from evocompress.testing.tiny import tiny_loaded
 
 CASES = [

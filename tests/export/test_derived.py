@@ -29,7 +29,6 @@ from evocompress.models.loading import LoadedModel, load
 from evocompress.models.modeling import modeling_derived
 from evocompress.space.costs import cost_model
 from evocompress.testing.derived import typical_config, typical_loaded
-from evocompress.testing.families import assert_equal, random_ids
 from evocompress.testing.formats import (
     FormatContract,
     assert_written,
@@ -40,6 +39,7 @@ from evocompress.testing.formats import (
     with_bias,
     with_zeros,
 )
+from evocompress.testing.probes import assert_equal, random_ids
 from evocompress.testing.tiny import tiny_loaded, windowless
 
 TYPES = {

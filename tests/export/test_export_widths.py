@@ -18,7 +18,6 @@ from evocompress.core.types import DROP, Level
 from evocompress.export import read_record
 from evocompress.models.loading import LoadedModel
 from evocompress.space.costs import cost_model
-from evocompress.testing.families import answer, assert_equal, random_batch
 from evocompress.testing.formats import (
     candidate_of,
     even_channels,
@@ -28,6 +27,7 @@ from evocompress.testing.formats import (
     with_bias,
     with_zeros,
 )
+from evocompress.testing.probes import answer, assert_equal, random_batch
 from evocompress.testing.tiny import tiny_loaded
 
 

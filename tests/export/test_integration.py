@@ -24,8 +24,8 @@ from evocompress.healing import heal
 from evocompress.models.loading import LoadedModel
 from evocompress.models.tasks import Task
 from evocompress.space.costs import cost_model
-from evocompress.testing.families import answer, assert_equal, random_batch
 from evocompress.testing.formats import candidate_of, with_zeros
+from evocompress.testing.probes import answer, assert_equal, random_batch
 from evocompress.testing.tiny import tiny_loaded
 
 TOKENS = torch.randint(1, 240, (6, 24), generator=torch.Generator().manual_seed(5))

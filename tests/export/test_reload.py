@@ -11,7 +11,7 @@ from evocompress.core.errors import EvoCompressError, ExportError, ModelError
 from evocompress.export import materialize
 from evocompress.export.reload import read_checkpoint
 from evocompress.models.loading import LoadedModel
-from evocompress.testing.families import answer, assert_equal, random_batch
+from evocompress.testing.probes import answer, assert_equal, random_batch
 from evocompress.testing.tiny import tiny_model
 
 

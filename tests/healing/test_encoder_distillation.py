@@ -15,7 +15,7 @@ from evocompress.export import materialize
 from evocompress.healing import heal
 from evocompress.healing.distillation import Distillation
 from evocompress.models.dummy_inputs import random_batch
-from evocompress.testing.families import answer
+from evocompress.testing.probes import answer
 from evocompress.testing.tiny import ENCODERS, SCORER, tiny_loaded
 
 

@@ -14,7 +14,7 @@ from evocompress.models.families import FAMILIES
 from evocompress.models.loading import load
 from evocompress.pipeline.planning import outline
 from evocompress.testing.broken import change_weights, edit_config, refusal
-from evocompress.testing.families import answer, random_batch
+from evocompress.testing.probes import answer, random_batch
 from evocompress.testing.tiny import tiny_checkpoint, tiny_loaded, tiny_model
 
 LAYER = "model.layers.2"

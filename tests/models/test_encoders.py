@@ -25,7 +25,7 @@ from evocompress.models.families import FAMILIES
 from evocompress.models.loading import load
 from evocompress.models.pooling import pooling_of
 from evocompress.space.costs import CACHED
-from evocompress.testing.families import answer, random_batch
+from evocompress.testing.probes import answer, random_batch
 from evocompress.testing.staged import require_packages
 from evocompress.testing.tiny import tiny_checkpoint, tiny_loaded
 

@@ -23,8 +23,8 @@ from evocompress.export import choose_for, materialize
 from evocompress.models.families import FAMILIES
 from evocompress.models.loading import load
 from evocompress.space.costs import cost_model
-from evocompress.testing.families import answer, random_batch
 from evocompress.testing.formats import in_memory
+from evocompress.testing.probes import answer, random_batch
 from evocompress.testing.tiny import SCORER, tiny_checkpoint, tiny_loaded
 
 HEADLESS = [n for n in FAMILIES.built_in if FAMILIES[n].task.cached and not FAMILIES[n].task.causal]

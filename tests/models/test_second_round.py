@@ -31,7 +31,6 @@ from evocompress.models.modeling import CLASSES
 from evocompress.pipeline.planning.outline import outline
 from evocompress.space.build import build_space
 from evocompress.space.costs import CostModel, cost_model
-from evocompress.testing.families import answer, assert_equal, random_batch, random_ids
 from evocompress.testing.formats import (
     assert_written,
     candidate_of,
@@ -42,6 +41,7 @@ from evocompress.testing.formats import (
     with_zeros,
 )
 from evocompress.testing.plain_library import PlainLibrary
+from evocompress.testing.probes import answer, assert_equal, random_batch, random_ids
 from evocompress.testing.tiny import tiny_checkpoint, tiny_loaded, windowless
 
 REFUSED = [

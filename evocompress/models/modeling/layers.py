@@ -279,22 +279,6 @@ class Parts:
     blocks: str = "layers"
 
 
-VIEW: Any = type(PreTrainedConfig().per_layer_config)
-"""What transformers gives of the configs of layers."""
-
-
-class Layers(VIEW):  # type: ignore[misc]
-    """The configs of a model's layers, by number or by the name of a type of layer.
-
-    transformers asks by the type for what all layers of it share, such as the width of a head, and
-    would refuse where they differ in anything; here the first one of the type answers.
-    """
-
-    def __getitem__(self, layer: Any) -> Any:
-        index = self._config.layer_types.index(layer) if isinstance(layer, str) else layer
-        return super().__getitem__(index)
-
-
 class PerLayerConfig:
     """Mixin for a family's config whose layers differ.
 
@@ -314,15 +298,6 @@ class PerLayerConfig:
         # is something that torch.compile follows into a graph.
         names = super(REFUSING, self).__getattribute__("attribute_map")
         return super(REFUSING, self).__getattribute__(names.get(name, name))
-
-    @property
-    def per_layer_config(self) -> Any:
-        """The configs of the layers."""
-        return Layers(self)
-
-    @per_layer_config.setter
-    def per_layer_config(self, entries: Any) -> None:
-        REFUSING.per_layer_config.fset(self, entries)
 
     @property
     def kv_sharing_modes(self) -> list[str | None]:

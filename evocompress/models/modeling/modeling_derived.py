@@ -18,7 +18,7 @@ from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, Cache, PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from .layers import Expert, Experts, LayerConfig, PerLayerConfig, check_cache, gating
+from .layers import REFUSING, Expert, Experts, LayerConfig, PerLayerConfig, check_cache, gating
 
 PREFIX = "Evocompress"
 """How the names of the classes begin that are made here."""
@@ -142,6 +142,22 @@ def split(fused: Any, count: int, channels: int) -> nn.Module:
     return Experts(each).to(device=like.device, dtype=like.dtype)
 
 
+VIEW: Any = type(PreTrainedConfig().per_layer_config)
+"""What transformers gives of the configs of layers."""
+
+
+class Layers(VIEW):  # type: ignore[misc]
+    """The configs of a model's layers, by number or by the name of a type of layer.
+
+    transformers asks by the type for what all layers of it share, such as the width of a head, and
+    would refuse where they differ in anything; here the first one of the type answers.
+    """
+
+    def __getitem__(self, layer: Any) -> Any:
+        index = self._config.layer_types.index(layer) if isinstance(layer, str) else layer
+        return super().__getitem__(index)
+
+
 class DerivedConfig(PerLayerConfig):
     """Mixin for a model's config.
 
@@ -158,6 +174,15 @@ class DerivedConfig(PerLayerConfig):
     dense_layers: ClassVar[Mapping[str, Any]] = {}
     edits: ClassVar[Mapping[str, Any]] = {}
     sharing: Any = None
+
+    @property
+    def per_layer_config(self) -> Any:
+        """The configs of the layers."""
+        return Layers(self)
+
+    @per_layer_config.setter
+    def per_layer_config(self, entries: Any) -> None:
+        REFUSING.per_layer_config.fset(self, entries)
 
     @property
     def kv_sharing_modes(self) -> list[str | None]:

@@ -16,6 +16,7 @@ __all__ = [
     "CACHED",
     "COSTS",
     "DEFAULT_LENGTH",
+    "OPERATIONS",
     "ROUTED",
     "TIMED",
     "Cost",
@@ -50,6 +51,9 @@ COSTS: dict[str, str] = {
 
 CACHED = ("decode_flops", "kv_bytes", "decode_latency")
 """The costs that only a model with a key-value cache has: a causal one."""
+
+OPERATIONS = ("flops", "decode_flops")
+"""The costs that count operations."""
 
 ROUTED = ("active_params",)
 """The costs that only a mixture of experts has; elsewhere a token uses all parameters."""
@@ -90,4 +94,5 @@ def cost_model(
     )
     known = COSTS if architecture.causal else [name for name in COSTS if name not in CACHED]
     ordered = {name: costs[name] for name in known if name in costs}
-    return CostModel(cost_parts(units, architecture), ordered, length)
+    parts = cost_parts(units, architecture)
+    return CostModel(parts, ordered, length, architecture.uncounted)

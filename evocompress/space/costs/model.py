@@ -224,6 +224,7 @@ class CostModel:
         parts: The sub-layers and experts, in model order.
         costs: For each cost name what it counts.
         length: Tokens of the sequence that FLOPs and cache are counted for.
+        uncounted: Module path of something whose FLOPs are not all counted; empty if nothing.
 
     Examples:
         >>> from evocompress.testing.examples import space
@@ -234,6 +235,7 @@ class CostModel:
     parts: tuple[Part, ...]
     costs: Mapping[str, Cost]
     length: int
+    uncounted: str = ""
 
     def dense(self) -> dict[str, float]:
         """The costs of the unchanged model."""

@@ -13,7 +13,7 @@ from evocompress.compression.library.propagate import compressed
 from evocompress.compression.live_model import LiveModel
 from evocompress.core.config import LibraryConfig
 from evocompress.core.types import DENSE, Candidate, Level
-from evocompress.testing.families import answer
+from evocompress.testing.probes import answer
 from evocompress.testing.staged import require_packages
 from evocompress.testing.tiny import tiny_resnet
 

@@ -15,8 +15,8 @@ from evocompress.evaluation.estimates import ESTIMATES
 from evocompress.evaluation.estimates.base import Subject
 from evocompress.evaluation.estimates.changes import wide_form
 from evocompress.models.loading import LoadedModel
-from evocompress.testing.families import answer
 from evocompress.testing.plain_library import PlainLibrary
+from evocompress.testing.probes import answer
 from evocompress.testing.staged import require_packages
 from evocompress.testing.tiny import tiny_resnet
 

@@ -17,8 +17,8 @@ from evocompress.evaluation.estimates.score import random_direction, sampled_sco
 from evocompress.models.backward import Outputs
 from evocompress.models.dummy_inputs import random_batch
 from evocompress.models.loading import LoadedModel
-from evocompress.testing.families import answer
 from evocompress.testing.plain_library import PlainLibrary
+from evocompress.testing.probes import answer
 from evocompress.testing.proxies import dropped
 from evocompress.testing.tiny import ENCODERS, SCORER, tiny_loaded
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from evocompress.evaluation.heldout import measure_latency, output_quality
 from evocompress.models.dummy_inputs import random_batch
 from evocompress.models.families import FAMILIES
-from evocompress.testing.families import answer
+from evocompress.testing.probes import answer
 from evocompress.testing.tiny import tiny_model
 
 

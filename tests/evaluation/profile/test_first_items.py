@@ -11,7 +11,7 @@ from evocompress.evaluation.profile import profile
 from evocompress.evaluation.profile.first_items import FirstItems
 from evocompress.models.families import FAMILIES
 from evocompress.models.families.branches import ABSENT
-from evocompress.testing.families import answer, random_batch
+from evocompress.testing.probes import answer, random_batch
 from evocompress.testing.staged import require_packages
 from evocompress.testing.tiny import tiny_loaded
 

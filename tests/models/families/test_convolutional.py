@@ -18,8 +18,8 @@ from evocompress.models.dummy_inputs import image_shape
 from evocompress.models.families import dependency, family_of
 from evocompress.models.loading import fingerprint, load
 from evocompress.space.costs import cost_model
-from evocompress.testing.families import random_batch
 from evocompress.testing.plain_library import PlainLibrary
+from evocompress.testing.probes import random_batch
 from evocompress.testing.staged import require_packages
 from evocompress.testing.tiny import tiny_resnet
 

@@ -15,8 +15,8 @@ from evocompress.models.families import FAMILIES, family_of
 from evocompress.models.families.base import prepare
 from evocompress.models.loading import loaded as make_loaded
 from evocompress.space.costs import cost_model
-from evocompress.testing.families import random_ids
 from evocompress.testing.plain_library import PlainLibrary
+from evocompress.testing.probes import random_ids
 from evocompress.testing.tiny import stock_model, tiny_loaded
 
 MIXTURES = [name for name in FAMILIES.built_in if FAMILIES[name].mixture is not None]

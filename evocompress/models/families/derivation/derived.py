@@ -7,47 +7,33 @@ import inspect
 import json
 from collections.abc import Collection, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
-from math import prod
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from evocompress.core.errors import ModelError, one_line
-from evocompress.core.widths import Widths
 from evocompress.models.config_keys import lasting
 from evocompress.models.families.derivation.ending import logit_keys, norm_path
-from evocompress.models.families.derivation.experts import is_mixture, mixture_of
 from evocompress.models.families.derivation.family import (
     Derived,
-    DerivedPart,
     Kind,
     ToBeDerived,
     module_classes,
 )
 from evocompress.models.families.derivation.kept import keep, kept
-from evocompress.models.families.derivation.projections import (
-    matrices,
-    oriented_shape,
-    same,
-    with_channels,
-    with_heads,
-)
-from evocompress.models.families.derivation.proof import WidthSettings, proven
+from evocompress.models.families.derivation.kinds import kind_of, with_fixed_heads
 from evocompress.models.families.derivation.shrink import (
     TRIES,
     VOCABULARY,
     random_model,
     shrunk,
 )
-from evocompress.models.families.derivation.structure import ResidualBranch, Unclear, structure
+from evocompress.models.families.derivation.structure import Unclear
 from evocompress.models.families.derivation.tracing import TracedBlock, by_name
-from evocompress.models.families.shapes import matrix_shape
 from evocompress.models.families.stand_ins import run_block
 from evocompress.models.families.uneven import (
     dense_class,
@@ -262,9 +248,9 @@ def _derived(
         if _look(examples[index].block, model.config) != look:
             raise Unclear(f"block {index} of a tiny model of it is of another kind")
         shape = head_shape(model.config, index)
-        kind = _kind(examples[index], real[index], shape, attends=caching[index])
+        kind = kind_of(examples[index], real[index], shape, attends=caching[index])
         if shape[2] != head_shape(model.config, 0)[2]:
-            kind = _with_fixed_heads(kind)
+            kind = with_fixed_heads(kind)
         if kind not in kinds:
             kinds.append(kind)
         place[look] = kinds.index(kind)
@@ -275,15 +261,6 @@ def _derived(
     found = Derived(model.config.model_type, path, norm, among, keys, kinds, order)
     _check_chain(found, model, last, ids)
     return found
-
-
-def _with_fixed_heads(kind: Kind) -> Kind:
-    """A kind of block whose heads cannot be cut, as they are of another width than in the first."""
-    reason = "heads cannot be cut where they are of another width than in the first block"
-    parts = dict(kind.parts)
-    if "attention" in parts:
-        parts["attention"] = replace(parts["attention"], settings=None, reason=reason)
-    return replace(kind, parts=parts)
 
 
 def _among(example: TracedBlock) -> int:
@@ -319,106 +296,12 @@ def _held(arguments: Mapping[str, Any]) -> dict[str, int]:
     }
 
 
-def _kind(
-    example: TracedBlock, real: nn.Module, shape: tuple[int, int, int], *, attends: bool
-) -> Kind:
-    """What a block is like, and what can be done to its sub-layers."""
-    found = structure(example)
-    parts = {
-        branch.kind: _mixed(example, branch, real)
-        if is_mixture(example.block, branch)
-        else _part(example, branch, shape)
-        for branch in found.branches
-    }
-    if len(parts) > 1 and _one_input(example, *parts.values()):
-        parts["mlp"] = _renamed(parts["mlp"], "mlp_in", "attention_in")
-    heads = "attention" in parts and _with_heads(example, parts["attention"], shape)
-    attends = attends and "attention" in parts
-    return Kind(parts, found.shared, module_classes(example.block), heads, attends, found.whole)
-
-
-def _caching(model: PreTrainedModel, ids: Tensor) -> list[bool]:
-    """For each layer whether keys and values are cached for it."""
-    count = model.config.num_hidden_layers
+def _caching(model: PreTrainedModel, ids: Tensor) -> list[bool | None]:
+    """For each layer whether keys and values are cached for it; ``None``: that is not told."""
+    unknown: list[bool | None] = [None] * model.config.num_hidden_layers
     try:
         cache: Any = model(input_ids=ids, use_cache=True).past_key_values
     except (*FAILURES, StopIteration):
-        return [False] * count  # of a model without any attention
-    layers = getattr(cache, "layers", None) or [None] * count
-    return [layer is None or getattr(layer, "keys", None) is not None for layer in layers]
-
-
-def _one_input(example: TracedBlock, first: DerivedPart, second: DerivedPart) -> bool:
-    """Whether two sub-layers beside each other read the same."""
-    if not (first.matrices and second.matrices):
-        return False
-    paths = [part.matrices[0].path for part in (first, second)]
-    calls = example.calls(path for path in paths if ".experts." not in path)
-    given = [call.tensors[0] for call in calls.values()]
-    return len(given) > 1 and same(*given)
-
-
-def _renamed(part: DerivedPart, word: str, other: str) -> DerivedPart:
-    """A part whose matrices have another word for one of their inputs."""
-    own = (replace(m, input=other if m.input == word else m.input) for m in part.matrices)
-    return replace(part, matrices=tuple(own))
-
-
-def _with_heads(example: TracedBlock, part: DerivedPart, shape: tuple[int, int, int]) -> bool:
-    """Whether the operations of a sub-layer beside its matrices are those of an attention."""
-    heads, _, head_dim = shape
-    call = example.calls(part.branch.core)[part.branch.core[-1]]
-    with FlopCounterMode(display=False) as counter:
-        example.block.get_submodule(part.branch.core[-1])(**call.arguments)
-    tokens = example.hidden.shape[1]
-    linear = sum(2 * tokens * prod(matrix_shape(example.block, m)) for m in part.matrices)
-    return bool(counter.get_total_flops() - linear == 4 * tokens**2 * heads * head_dim)
-
-
-def _mixed(example: TracedBlock, branch: ResidualBranch, real: nn.Module) -> DerivedPart:
-    """A mixture of experts; one that is built otherwise can be dropped as a whole."""
-    try:
-        mixture, own = mixture_of(example, branch, real)
-    except Unclear as reason:
-        return DerivedPart(branch, (), reason=str(reason))
-    routed = f"experts cannot be dropped: with fewer, {mixture.mlp} chooses in another way"
-    return DerivedPart(branch, own, WidthSettings({}), "" if mixture.routed else routed, mixture)
-
-
-def _part(
-    example: TracedBlock, branch: ResidualBranch, heads_shape: tuple[int, int, int]
-) -> DerivedPart:
-    linear = matrices(example, branch)
-    heads, kv_heads, head_dim = heads_shape
-    if branch.kind == "attention":
-        axes = with_heads(example, linear, heads, kv_heads, head_dim)
-        what = "heads"
-    else:
-        axes = with_channels(example, linear)
-        what = "channels"
-    if axes is None:
-        names = ", ".join(matrix.path for matrix in linear)
-        return DerivedPart(
-            branch,
-            tuple(linear),
-            reason=f"{what} cannot be cut: {names} are built otherwise than supported",
-        )
-    channels = oriented_shape(example, axes[-1])[1] if branch.kind == "mlp" else 0
-    settings = proven(example, branch, axes, Widths(heads, kv_heads, head_dim, channels))
-    reason = "" if settings else f"{what} cannot be cut: {_obstacle(example, branch, heads_shape)}"
-    return DerivedPart(branch, tuple(axes), settings, reason)
-
-
-def _obstacle(
-    example: TracedBlock, branch: ResidualBranch, heads_shape: tuple[int, int, int]
-) -> str:
-    """What may be the reason that a narrower sub-layer is not the silenced one."""
-    heads, kv_heads, head_dim = heads_shape
-    core = branch.core[0]
-    for path, parameter in example.block.get_submodule(core).named_parameters(prefix=core):
-        if branch.kind == "attention" and parameter.ndim == 1 and not path.endswith("bias"):
-            if len(parameter) == heads:
-                return f"{path} has an entry for each head"
-            if len(parameter) in (heads * head_dim, kv_heads * head_dim):
-                return f"{path} norms all heads together"
-    return f"a narrower {core} is not the silenced one"
+        return unknown  # without any attention no cache knows how many tokens there have been
+    layers = getattr(cache, "layers", None)
+    return [getattr(layer, "keys", None) is not None for layer in layers] if layers else unknown

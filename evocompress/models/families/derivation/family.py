@@ -145,7 +145,10 @@ class Derived(Family):
     @property
     def limits(self) -> list[str]:
         """What cannot be done to the model, and why."""
-        return list(dict.fromkeys(limit for kind in self.kinds for limit in kind.limits))
+        found = [limit for kind in self.kinds for limit in kind.limits]
+        if any(map(self._uncounted, range(len(self.order)))):
+            found.append("flops cannot be bounded: not all operations are counted")
+        return list(dict.fromkeys(found))
 
     @property
     def matrices(self) -> tuple[Matrix, ...]:
@@ -200,7 +203,20 @@ class Derived(Family):
             linear = (path for path, m in block.named_modules() if isinstance(m, LINEAR))
             params += sum(own.values())
             flops += 2 * sum(own.get(f"{path}.weight", 0) for path in linear)
-        return replace(found, outer_params=found.outer_params + params, token_flops=flops)
+        return replace(
+            found,
+            outer_params=found.outer_params + params,
+            token_flops=flops,
+            uncounted=next(filter(None, map(self._uncounted, range(len(self.order)))), ""),
+        )
+
+    def _uncounted(self, index: int) -> str:
+        """The path of a sub-layer of a block whose operations are not all known; empty if none."""
+        (kind,) = self.at(index).kinds
+        for name, part in kind.parts.items():
+            if (name == "attention" and not kind.heads) or not part.matrices:
+                return f"{self.block_names[index]}.{part.branch.core[-1]}"
+        return ""
 
     def _context(self, model: PreTrainedModel) -> int:
         """See `Family._context`; models that need no positions name no length."""

@@ -1,0 +1,138 @@
+"""One kind of block: its sub-layers as they were derived, and what can be done to them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import prod
+
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from evocompress.core.widths import Widths
+from evocompress.models.families.derivation.experts import is_mixture, mixture_of
+from evocompress.models.families.derivation.family import (
+    DerivedPart,
+    Kind,
+    module_classes,
+)
+from evocompress.models.families.derivation.projections import (
+    matrices,
+    oriented_shape,
+    same,
+    with_channels,
+    with_heads,
+)
+from evocompress.models.families.derivation.proof import WidthSettings, proven
+from evocompress.models.families.derivation.structure import ResidualBranch, Unclear, structure
+from evocompress.models.families.derivation.tracing import TracedBlock
+from evocompress.models.families.shapes import matrix_shape
+
+
+def kind_of(
+    example: TracedBlock, real: nn.Module, shape: tuple[int, int, int], *, attends: bool | None
+) -> Kind:
+    """What a block is like, and what can be done to its sub-layers.
+
+    Args:
+        example: Of a tiny model.
+        real: The same block of the real model.
+        shape: Query heads, key-value heads and the width of a head of the tiny one.
+        attends: Whether keys and values are cached for it; ``None``: as far as it has heads.
+    """
+    found = structure(example)
+    parts = {
+        branch.kind: _mixed(example, branch, real)
+        if is_mixture(example.block, branch)
+        else _part(example, branch, shape)
+        for branch in found.branches
+    }
+    if len(parts) > 1 and _one_input(example, *parts.values()):
+        parts["mlp"] = _renamed(parts["mlp"], "mlp_in", "attention_in")
+    heads = "attention" in parts and _with_heads(example, parts["attention"], shape)
+    cached = "attention" in parts and (heads if attends is None else attends)
+    return Kind(parts, found.shared, module_classes(example.block), heads, cached, found.whole)
+
+
+def _one_input(example: TracedBlock, first: DerivedPart, second: DerivedPart) -> bool:
+    """Whether two sub-layers beside each other read the same."""
+    if not (first.matrices and second.matrices):
+        return False
+    paths = [part.matrices[0].path for part in (first, second)]
+    calls = example.calls(path for path in paths if ".experts." not in path)
+    given = [call.tensors[0] for call in calls.values()]
+    return len(given) > 1 and same(*given)
+
+
+def _renamed(part: DerivedPart, word: str, other: str) -> DerivedPart:
+    """A part whose matrices have another word for one of their inputs."""
+    own = (replace(m, input=other if m.input == word else m.input) for m in part.matrices)
+    return replace(part, matrices=tuple(own))
+
+
+def _with_heads(example: TracedBlock, part: DerivedPart, shape: tuple[int, int, int]) -> bool:
+    """Whether the operations of a sub-layer beside its matrices are those of an attention."""
+    heads, _, head_dim = shape
+    call = example.calls(part.branch.core)[part.branch.core[-1]]
+    with FlopCounterMode(display=False) as counter:
+        example.block.get_submodule(part.branch.core[-1])(**call.arguments)
+    tokens = example.hidden.shape[1]
+    linear = sum(2 * tokens * prod(matrix_shape(example.block, m)) for m in part.matrices)
+    return bool(counter.get_total_flops() - linear == 4 * tokens**2 * heads * head_dim)
+
+
+def _mixed(example: TracedBlock, branch: ResidualBranch, real: nn.Module) -> DerivedPart:
+    """A mixture of experts; one that is built otherwise can be dropped as a whole."""
+    try:
+        mixture, own = mixture_of(example, branch, real)
+    except Unclear as reason:
+        return DerivedPart(branch, (), reason=str(reason))
+    routed = f"experts cannot be dropped: with fewer, {mixture.mlp} chooses in another way"
+    return DerivedPart(branch, own, WidthSettings({}), "" if mixture.routed else routed, mixture)
+
+
+def _part(
+    example: TracedBlock, branch: ResidualBranch, heads_shape: tuple[int, int, int]
+) -> DerivedPart:
+    linear = matrices(example, branch)
+    heads, kv_heads, head_dim = heads_shape
+    if branch.kind == "attention":
+        axes = with_heads(example, linear, heads, kv_heads, head_dim)
+        what = "heads"
+    else:
+        axes = with_channels(example, linear)
+        what = "channels"
+    if axes is None:
+        names = ", ".join(matrix.path for matrix in linear)
+        return DerivedPart(
+            branch,
+            tuple(linear),
+            reason=f"{what} cannot be cut: {names} are built otherwise than supported",
+        )
+    channels = oriented_shape(example, axes[-1])[1] if branch.kind == "mlp" else 0
+    settings = proven(example, branch, axes, Widths(heads, kv_heads, head_dim, channels))
+    reason = "" if settings else f"{what} cannot be cut: {_obstacle(example, branch, heads_shape)}"
+    return DerivedPart(branch, tuple(axes), settings, reason)
+
+
+def _obstacle(
+    example: TracedBlock, branch: ResidualBranch, heads_shape: tuple[int, int, int]
+) -> str:
+    """What may be the reason that a narrower sub-layer is not the silenced one."""
+    heads, kv_heads, head_dim = heads_shape
+    core = branch.core[0]
+    for path, parameter in example.block.get_submodule(core).named_parameters(prefix=core):
+        if branch.kind == "attention" and parameter.ndim == 1 and not path.endswith("bias"):
+            if len(parameter) == heads:
+                return f"{path} has an entry for each head"
+            if len(parameter) in (heads * head_dim, kv_heads * head_dim):
+                return f"{path} norms all heads together"
+    return f"a narrower {core} is not the silenced one"
+
+
+def with_fixed_heads(kind: Kind) -> Kind:
+    """A kind of block whose heads cannot be cut, as they are of another width than in the first."""
+    reason = "heads cannot be cut where they are of another width than in the first block"
+    parts = dict(kind.parts)
+    if "attention" in parts:
+        parts["attention"] = replace(parts["attention"], settings=None, reason=reason)
+    return replace(kind, parts=parts)

@@ -1,0 +1,86 @@
+"""What tiny models are called with and answer, and sub-layers that are removed by brute force."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from evocompress.models.families import Family, SubLayerName
+from evocompress.models.families.derivation.experts import DerivedMixture
+
+LINEAR = (nn.Linear, Conv1D, nn.Conv2d)
+
+
+def random_ids(batch: int = 2, length: int = 24) -> Tensor:
+    """Token ids (batch, length), longer than the windows of the tiny models."""
+    return torch.randint(0, 244, (batch, length), generator=torch.Generator().manual_seed(1))
+
+
+def random_batch(family: Family, model: PreTrainedModel, batch: int = 2) -> Tensor:
+    """What a tiny model is called with: token ids (batch, 24), or images (batch, 1, 8, 8)."""
+    if family.task.reads_text:
+        return random_ids(batch)
+    size: int = model.config.image_size
+    generator = torch.Generator().manual_seed(1)
+    return torch.rand(batch, model.config.num_channels, size, size, generator=generator)
+
+
+def answer(family: Family, model: PreTrainedModel, batch: Tensor) -> Tensor:
+    """What a user sees of a model's own forward pass: logits, or the mean of the last states."""
+    output = family.task.run(model, batch)
+    if "logits" in output:
+        logits: Tensor = output.logits
+        return logits
+    states: Tensor = output.last_hidden_state
+    pooled = states[:, -1] if family.task.pooling == "last" else states.mean(1)
+    return pooled / pooled.square().sum(-1, keepdim=True).sqrt()
+
+
+def output_pattern(family: Family, sublayer: SubLayerName) -> str:
+    """Of the modules whose outputs a sub-layer adds to the residual stream."""
+    last = [m.pattern for m in family.matrices if m.sublayer == sublayer and not m.rows]
+    return "|".join(last)
+
+
+def silence(family: Family, block: nn.Module, sublayer: SubLayerName) -> None:
+    """Remove a sub-layer by brute force: zero weights and bias in its last matrix, or norm.
+
+    Of a mixture in the last one of every expert, a shared one among them. A norm of the sum with
+    the residual stream is taken out with it.
+    """
+    branch = family.attention if sublayer == "attention" else family.mlp
+    last = re.compile(re.escape(branch.gate) or output_pattern(family, sublayer))
+    for path, module in block.named_modules():
+        if last.fullmatch(path):
+            for parameter in module.parameters():
+                parameter.zero_()
+    if branch.norm_after:
+        block.set_submodule(branch.norm_after, nn.Identity())
+
+
+def linear_modules(family: Family, block: nn.Module) -> dict[str, nn.Module]:
+    """The linear modules of a block by path, but what weighs a shared expert, and routers."""
+    mixture = family.mixture
+    routers = [f"{mixture.shared_gate}.weight"] if mixture else []
+    routers += mixture.entries if isinstance(mixture, DerivedMixture) else []
+    modules = block.named_modules()
+    return {
+        path: module
+        for path, module in modules
+        if isinstance(module, LINEAR) and f"{path}.weight" not in routers
+    }
+
+
+def replace_modules(block: nn.Module, modules: dict[str, nn.Module]) -> None:
+    """Put modules at their paths in a block."""
+    for path, module in modules.items():
+        block.set_submodule(path, module)
+
+
+def assert_equal(actual: Tensor, expected: Tensor) -> None:
+    """Both tensors are the same to the last bit."""
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)

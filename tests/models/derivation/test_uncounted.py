@@ -1,0 +1,39 @@
+"""FLOPs are no budget of a model of which not all operations are counted."""
+
+from __future__ import annotations
+
+import pytest
+
+from evocompress.core.errors import ConfigError
+from evocompress.models.families import family_of
+from evocompress.space.budget import resolve
+from evocompress.space.costs import CostModel, cost_model
+from evocompress.testing.costs import counted_flops
+from evocompress.testing.derived import typical_config, typical_model
+
+LENGTH = 24
+
+
+def costs(name: str) -> tuple[CostModel, int]:
+    """The costs of a tiny model, and the operations that torch counts."""
+    model = typical_model(typical_config(name))
+    family = family_of(model)
+    architecture = family.architecture(model)
+    counted = counted_flops(model, architecture, family.task, LENGTH)
+    return cost_model(family.units(model), architecture, length=LENGTH), counted
+
+
+@pytest.mark.parametrize("name", ["qwen3_next", "llama4_text"])
+def test_operations_beside_the_matrices_are_not_bounded(name: str) -> None:
+    model, counted = costs(name)
+    assert model.dense()["flops"] < counted
+    for cost in ("flops", "decode_flops"):
+        with pytest.raises(ConfigError, match=f"space.budget: '{cost}' .* model.layers.*computes"):
+            resolve({cost: 0.5}, model)
+    assert resolve({"params": 0.5}, model)
+
+
+@pytest.mark.parametrize("name", ["smollm3", "glm4_moe"])
+def test_what_is_all_counted_is(name: str) -> None:
+    model, counted = costs(name)
+    assert model.dense()["flops"] == counted == resolve({"flops": 1.0}, model)["flops"]
