@@ -12,8 +12,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from evocompress.models.families.derivation.derived import derive
 from evocompress.models.families.derivation.shrink import random_model, shrunk
-from evocompress.models.families.derivation.structure import PassedOn, Unclear, Zero
+from evocompress.models.families.derivation.structure import Unclear, Zero
 from evocompress.models.families.stand_ins import run_block
+from evocompress.models.modeling.modeling_derived import Passing
 
 IDS = torch.arange(3, 15)[None]
 
@@ -58,7 +59,7 @@ def test_zero_passes_a_residual_on() -> None:
 
 def test_a_norm_that_passes_keeps_its_type_of_number() -> None:
     """Also where the block is cast to another one."""
-    passing = PassedOn(torch.nn.LayerNorm(3)).to(torch.bfloat16)
+    passing = Passing(torch.nn.LayerNorm(3)).to(torch.bfloat16)
     assert passing.weight.dtype == torch.bfloat16
     assert not passing.state_dict()
 

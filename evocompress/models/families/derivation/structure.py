@@ -28,22 +28,13 @@ from evocompress.models.families.derivation.tracing import (
     replaced,
 )
 from evocompress.models.families.stand_ins import among_others
+from evocompress.models.modeling.modeling_derived import Passing
 
 LINEAR = (nn.Linear, Conv1D)
 
 
 class Unclear(Exception):
     """A model is built in a way that is not understood; the message says which part and how."""
-
-
-class PassedOn(nn.Identity):
-    """The identity in the place of a norm, by whose weight a block may ask for a type of number."""
-
-    def __init__(self, former: nn.Module) -> None:
-        super().__init__()
-        weight = getattr(former, "weight", None)
-        if isinstance(weight, Tensor):
-            self.register_buffer("weight", weight.detach().new_empty(0), persistent=False)
 
 
 class Zero(nn.Module):
@@ -97,7 +88,7 @@ class ResidualBranch:
     def removal(self, block: nn.Module) -> dict[str, nn.Module]:
         """What to put where in a block so that the branch adds nothing."""
         identities: dict[str, nn.Module] = {
-            path: PassedOn(block.get_submodule(path)) for path in self.identities
+            path: Passing(block.get_submodule(path)) for path in self.identities
         }
         return identities | {self.core[-1]: Zero(self.among, self.residual)}
 
