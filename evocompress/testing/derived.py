@@ -21,6 +21,8 @@ LAYERS = 3
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "deepseek_v3": {"first_k_dense_replace": 1},
     "lfm2": {"layer_types": ["conv", "full_attention", "conv"]},
+    "nemotron_h": {"layers_block_type": ["linear_attention", "mlp", "full_attention"]},
+    "gemma4_text": {"layer_types": ["sliding_attention", "full_attention", "full_attention"]},
     "smollm3": {"no_rope_layers": [1, 0, 1], "num_hidden_layers": 3},
     "qwen3_next": {"layer_types": ["linear_attention", "full_attention", "linear_attention"]},
 }
@@ -42,13 +44,13 @@ def typical_model(config: Any, layers: int = LAYERS) -> PreTrainedModel:
         config: Of causal language models.
         layers: Number of blocks, the first ones of the config's.
     """
-    model = _running(config, layers)
+    model = running_model(config, layers)
     prepare(family_of(model), model)
     return model
 
 
-def _running(config: Any, layers: int) -> PreTrainedModel:
-    """The first of the small models that runs."""
+def running_model(config: Any, layers: int = LAYERS) -> PreTrainedModel:
+    """The same as its class makes it: the first of the small models that runs."""
     ids = torch.arange(3, 12)[None]
     for heads, narrow_heads in TRIES:
         small = shrunk(config, layers, heads=heads, narrow_heads=narrow_heads)

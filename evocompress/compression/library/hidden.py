@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evocompress.models.families.stand_ins import run_block
 from evocompress.models.loading import LoadedModel
 
 
@@ -54,6 +55,6 @@ class HiddenStates:
         with torch.no_grad():
             for position, states in enumerate(self._states):
                 arguments = self._arguments[len(states)][index]
-                outputs = block(states.to(self._device), **arguments)
+                outputs = run_block(block, states.to(self._device), arguments)
                 if keep:
                     self._states[position] = outputs.to("cpu")

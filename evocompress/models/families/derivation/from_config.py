@@ -29,7 +29,8 @@ def derived_from(source: object, settings: Mapping[str, Any]) -> Derived:
         ModelError: They are no config of that type, or no family can be derived.
     """
     try:
-        config: PreTrainedConfig = CONFIG_MAPPING[settings["model_type"]].from_dict(dict(settings))
+        plain = PreTrainedConfig._decode_special_floats(dict(settings))
+        config: PreTrainedConfig = CONFIG_MAPPING[settings["model_type"]].from_dict(plain)
     except Exception as error:  # classes of configs fail with any type of error
         raise ModelError(f"{source} is no config of its type: {one_line(error)}") from None
     return derived(causal_class(config), config)
