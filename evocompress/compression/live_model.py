@@ -11,7 +11,7 @@ from evocompress.compression.weights import (
     Form,
     LevelStore,
     WeightSource,
-    channelwise_tensors,
+    dense_followers,
     form_of,
 )
 from evocompress.core.cache import Cache
@@ -76,17 +76,17 @@ class LiveModel:
             loaded,
             _tensors(self._modules),
             library,
-            channelwise_tensors(loaded),
+            dense_followers(loaded),
             _copies(loaded),
             None if loaded.cache else Cache(CUT_BYTES),
         )
         self._keys = {name: (f"{name}.weight", f"{name}.bias") for name in self._modules}
         self._weights = {name: m.get_parameter("weight") for name, m in self._modules.items()}
         self._within = _matrices_within(loaded, self.units)
-        self._norms = {
-            name: loaded.model.get_submodule(name)
-            for index in range(len(self._blocks))
-            for name in self._source.channelwise_modules(index, Form())
+        self._followers = {
+            name: (loaded.model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2])
+            for tensors in self._source.followers.values()
+            for name in tensors
         }
         self._removed: dict[str, dict[str, nn.Module]] = {}
         self._attributes: dict[str, Attributes] = {}
@@ -132,12 +132,12 @@ class LiveModel:
             raise LibraryError(short)
         # Everything that can fail comes before the first change.
         tensors = self._changed_tensors(changed, after)
-        norms = self._changed_norms(changed)
+        following = self._changed_followers(changed)
         for name, parts in tensors.items():
             self._put(name, parts)
-        for name, parts in norms.items():
-            for part, tensor in parts.items():
-                getattr(self._norms[name], part).data = tensor
+        for name, tensor in following.items():
+            module, part = self._followers[name]
+            getattr(module, part).data = tensor
         # A matrix changes nothing else; an expert reshapes its MLP.
         shaped = [unit for name in changed if (unit := self.units[name]).kind in COSTED]
         for sublayer in dict.fromkeys(map(self.tree.sublayer, shaped)):
@@ -181,13 +181,13 @@ class LiveModel:
                     tensors[name] = self._source.tensors(index, matrix, form)
         return tensors
 
-    def _changed_norms(self, changed: Mapping[str, Level]) -> dict[str, Mapping[str, Tensor]]:
-        """The new tensors of the norms whose channels change; raises where there are none."""
-        norms: dict[str, Mapping[str, Tensor]] = {}
-        for name, level in changed.items():
-            if self.units[name].kind == "mlp":
-                norms |= self._source.channelwise_modules(self.units[name].block, Form(width=level))
-        return norms
+    def _changed_followers(self, changed: Mapping[str, Level]) -> dict[str, Tensor]:
+        """The new tensors of what goes with changed heads or channels; raises without any."""
+        found: dict[str, Tensor] = {}
+        for name in changed.keys() & self._source.followers.keys():
+            unit, sublayer = self.units[name], _sublayer(self.units[name])
+            found |= self._source.following(unit.block, sublayer, Form(width=changed[name]))
+        return found
 
     def _put(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Swap the weight and bias of a matrix; a bias it lacks when dense comes and goes."""
@@ -206,7 +206,7 @@ class LiveModel:
         """Give a sub-layer the modules and attributes of its level, from its dense ones on."""
         level = levels.get(unit.name, DENSE)
         block, family = self._blocks[unit.block], self.loaded.family.at(unit.block)
-        sublayer: SubLayerName = "attention" if unit.kind == "attention" else "mlp"
+        sublayer = _sublayer(unit)
         _put_modules(block, self._removed.pop(unit.name, {}))
         put_attributes(block, self._attributes.pop(unit.name, {}))
         if level.drop:
@@ -222,6 +222,10 @@ class LiveModel:
             attributes |= family.mixture.routing(block, kept)
         if attributes:
             self._attributes[unit.name] = put_attributes(block, attributes)
+
+
+def _sublayer(unit: Unit) -> SubLayerName:
+    return "attention" if unit.kind == "attention" else "mlp"
 
 
 def _copies(loaded: LoadedModel) -> Cache | None:

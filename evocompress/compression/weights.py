@@ -16,14 +16,18 @@ from torch import Tensor
 
 from evocompress.core.cache import Cache
 from evocompress.core.errors import LibraryError
-from evocompress.core.types import DENSE, Level
+from evocompress.core.types import DENSE, Axis, Level
 from evocompress.core.widths import Widths
 from evocompress.models.device_copy import to_device
-from evocompress.models.families import Matrix
+from evocompress.models.families import Matrix, SubLayerName
 from evocompress.models.families.coupling import Kept, index_of
 from evocompress.models.loading import LoadedModel
 
 WEIGHT_AND_BIAS = ("weight", "bias")
+
+Followers = Mapping[str, Mapping[str, tuple[Axis, Tensor]]]
+"""{unit of a sub-layer: {name of a tensor: whose heads or channels it has values for, the tensor}};
+see `evocompress.models.families.coupling.Follower`."""
 
 
 class LevelStore(Protocol):
@@ -65,7 +69,7 @@ class WeightSource:
         loaded: The model; only its family and config are used, so it may be in any state.
         dense: The dense tensors of its matrices and their biases, by parameter name.
         library: The compressed ones; ``None`` where nothing is sparse or narrow.
-        norms: By name the dense tensors of the norms whose values go with channels.
+        followers: The dense tensors, beside the matrices, that go with heads or channels.
         copies: Holds copies of the library's tensors on a device that is not the library's.
         cuts: Holds narrowed matrices, where there are no copies.
         stored: Those that were asked for and are no copies: backed by the library's files.
@@ -74,7 +78,7 @@ class WeightSource:
     loaded: LoadedModel
     dense: Mapping[str, Tensor]
     library: LevelStore | None
-    norms: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    followers: Followers = field(default_factory=dict)
     copies: Cache | None = None
     cuts: Cache | None = None
     stored: dict[tuple[str, Level], Mapping[str, Tensor]] = field(default_factory=dict)
@@ -107,26 +111,23 @@ class WeightSource:
             return self._own(name)
         return self.stored.get((name, form.level)) or self._sparse(name, form)
 
-    def channelwise_modules(self, block: int, form: Form) -> dict[str, Mapping[str, Tensor]]:
-        """The tensors of the norms of a block that go with its channels, by the norms' names.
+    def following(self, block: int, sublayer: SubLayerName, form: Form) -> dict[str, Tensor]:
+        """The tensors that go with the heads or channels of a sub-layer, by name.
 
         Raises:
             LibraryError: There is no such level, or no library.
         """
-        found: dict[str, Mapping[str, Tensor]] = {}
-        for follower in self.loaded.family.at(block).mlp.channelwise_modules:
-            name = self._name(block, follower.path)
-            found[name] = self.norms[name]
-            if form.width.narrow:
-                unit = self._name(block, "mlp")
-                cut = self._store(unit, form).load(unit, form.width)
-                kept = Kept(cut["groups"], cut["items"])
-                index = index_of((follower.axis,), kept, self.widths(block).lengths, 1)
-                assert index is not None
-                found[name] = {
-                    part: tensor.index_select(0, to_device(index, tensor.device))
-                    for part, tensor in self.norms[name].items()
-                }
+        whole = self.followers.get(self._name(block, sublayer), {})
+        found = {name: tensor for name, (_, tensor) in whole.items()}
+        if not (whole and form.width.narrow):
+            return found
+        unit = self._name(block, sublayer)
+        cut = self._store(unit, form).load(unit, form.width)
+        kept, lengths = Kept(cut["groups"], cut["items"]), self.widths(block).lengths
+        for name, (axis, tensor) in whole.items():
+            index = index_of((axis,), kept, lengths, len(tensor))
+            assert index is not None
+            found[name] = tensor.index_select(0, to_device(index, tensor.device))
         return found
 
     def widths(self, block: int) -> Widths:
@@ -201,15 +202,14 @@ class WeightSource:
     ) -> dict[str, Tensor]:
         """The rows that stay of a matrix and its bias."""
         widths = self.widths(block)
-        index = index_of(matrix.rows, kept, widths.lengths, widths.head_dim)
-        if index is None:
-            return tensors
-        return {
-            key: tensor.index_select(
-                tensor.ndim - 1 if matrix.transposed else 0, to_device(index, tensor.device)
-            )
-            for key, tensor in tensors.items()
-        }
+        found = {}
+        for key, tensor in tensors.items():
+            dim = tensor.ndim - 1 if matrix.transposed else 0
+            index = index_of(matrix.rows, kept, widths.lengths, tensor.shape[dim])
+            if index is None:
+                return tensors
+            found[key] = tensor.index_select(dim, to_device(index, tensor.device))
+        return found
 
     def _merged(self, block: int, matrix: Matrix, count: int) -> dict[str, Tensor]:
         """A matrix and its bias with those of the next blocks merged in."""
@@ -226,15 +226,17 @@ class WeightSource:
         }
 
 
-def channelwise_tensors(loaded: LoadedModel) -> dict[str, dict[str, Tensor]]:
-    """By name the tensors of the norms whose values go with channels, of a dense model."""
-    found: dict[str, dict[str, Tensor]] = {}
+def dense_followers(loaded: LoadedModel) -> Followers:
+    """Those of a dense model."""
+    found: dict[str, dict[str, tuple[Axis, Tensor]]] = {}
     for index, block in enumerate(loaded.family.blocks(loaded.model)):
-        for follower in loaded.family.at(index).mlp.channelwise_modules:
-            values = block.get_submodule(follower.path).state_dict(keep_vars=True)
-            name = f"{loaded.family.block_names[index]}.{follower.path}"
-            # What a norm counts has no channels.
-            found[name] = {part: tensor.data for part, tensor in values.items() if tensor.ndim}
+        family, name = loaded.family.at(index), loaded.family.block_names[index]
+        for sublayer, branch in (("attention", family.attention), ("mlp", family.mlp)):
+            found[f"{name}.{sublayer}"] = {
+                f"{name}.{path}": (follower.axis, tensor)
+                for follower in branch.followers
+                for path, tensor in follower.tensors(block).items()
+            }
     return found
 
 

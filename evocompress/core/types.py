@@ -306,6 +306,8 @@ class Architecture:
             multiplied with: what weighs an expert that every token passes.
         channel_params: For each block the parameters of its MLP that go with one channel and are
             in no matrix: of norms between its matrices. Empty where there are none.
+        head_params: For each block the parameters of its attention that go with one query head,
+            and with one key-value head, and are in no matrix: sinks. Empty where there are none.
         state: Most values of a sequence's state between two blocks, where that is not `hidden`
             times its tokens.
 
@@ -338,6 +340,7 @@ class Architecture:
     active_experts: int = 0
     gate: int = 0
     channel_params: tuple[int, ...] = ()
+    head_params: tuple[tuple[int, int], ...] = ()
     state: int | None = None
 
     def state_values(self, tokens: int) -> int:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from evocompress.core.types import Architecture, Axis, Level, Unit, narrowable
-
-CHANNELS: tuple[Axis, ...] = ("channel", "inner")
 
 
 @dataclass(frozen=True)
@@ -33,18 +32,17 @@ class Widths:
         axes["grouped"] = self.heads + 2 * keys
         return axes | {"channel": self.channels, "inner": self.channels}
 
-    def shape(self, unit: Unit) -> tuple[int, int]:
-        """The shape (out, in) that a matrix of the sub-layer has at these widths."""
+    def shape(self, unit: Unit, dense: Widths) -> tuple[int, int]:
+        """The shape (out, in) that a matrix of the `dense` sub-layer has at these widths."""
         assert unit.shape is not None
-        columns = unit.patch * self.size(unit.columns, unit.shape[1] // unit.patch)
-        return self.size(unit.rows, unit.shape[0]), columns
+        rows, columns = unit.shape
+        return self.size(unit.rows, rows, dense), self.size(unit.columns, columns, dense)
 
-    def size(self, axes: tuple[Axis, ...], whole: int) -> int:
-        """Rows or columns that belong to axes; `whole` where no level cuts any."""
+    def size(self, axes: tuple[Axis, ...], whole: int, dense: Widths) -> int:
+        """What is left here of the `whole` rows or columns that belong to axes at other widths."""
         if not narrowable(axes):
             return whole
-        sizes = (1 if axis in CHANNELS else self.head_dim for axis in axes)
-        return sum(self.lengths[axis] * size for axis, size in zip(axes, sizes, strict=True))
+        return per_item(axes, dense.lengths, whole) * sum(self.lengths[axis] for axis in axes)
 
     def at(self, level: Level) -> Widths:
         """These widths with one sub-layer at a level of its width; itself for other levels."""
@@ -63,6 +61,11 @@ def dense_widths(architecture: Architecture, block: int) -> Widths:
         head_dim=architecture.head_dim,
         channels=architecture.channels[block],
     )
+
+
+def per_item(axes: tuple[Axis, ...], lengths: Mapping[Axis, int], whole: int) -> int:
+    """How many of the `whole` rows (or columns) of a matrix each head or channel has."""
+    return whole // (sum(lengths[axis] for axis in axes) or 1)
 
 
 def axis_lengths(architecture: Architecture, block: int) -> dict[Axis, int]:

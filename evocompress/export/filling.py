@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
@@ -39,25 +40,31 @@ def filled(
     if matrix.sublayer not in block.dropped:
         places = first_items(matrix.sublayer, block.widths, target.widths)
     rows, columns = (1, 0) if matrix.transposed else (0, 1)
-    weight = _spread(state[f"{name}.weight"], rows, matrix.rows, places, target.widths)
-    weight = _spread(weight, columns, matrix.columns, places, target.widths)
+    spread = partial(_spread, own=block.widths, places=places, wide=target.widths)
+    weight = spread(state[f"{name}.weight"], rows, matrix.rows)
+    weight = spread(weight, columns, matrix.columns)
     tensors = {f"{name}.weight": weight}
     if f"{name}.bias" in state:
-        bias = _spread(state[f"{name}.bias"], 0, matrix.rows, places, target.widths)
-        tensors[f"{name}.bias"] = bias
+        tensors[f"{name}.bias"] = spread(state[f"{name}.bias"], 0, matrix.rows)
     elif matrix.sublayer in target.biased:
         tensors[f"{name}.bias"] = weight.new_zeros(weight.shape[rows])
     return tensors
 
 
 def _spread(
-    tensor: Tensor, dim: int, axes: tuple[Axis, ...], places: Kept | None, wide: Widths
+    tensor: Tensor,
+    dim: int,
+    axes: tuple[Axis, ...],
+    *,
+    own: Widths,
+    places: Kept | None,
+    wide: Widths,
 ) -> Tensor:
     """A tensor with its rows or columns at their places among zeros; all zeros without places."""
     shape = list(tensor.shape)
-    shape[dim] = wide.size(axes, shape[dim])
+    shape[dim] = wide.size(axes, shape[dim], own)
     zeros = tensor.new_zeros(shape)
     if places is None:
         return zeros
-    index = index_of(axes, places, wide.lengths, wide.head_dim)
+    index = index_of(axes, places, wide.lengths, shape[dim])
     return tensor if index is None else zeros.index_copy_(dim, index.to(tensor.device), tensor)

@@ -14,7 +14,7 @@ from evocompress.compression.weights import (
     Form,
     LevelStore,
     WeightSource,
-    channelwise_tensors,
+    dense_followers,
     form_of,
 )
 from evocompress.core.types import DENSE, Candidate
@@ -50,16 +50,16 @@ def compressed_state(
         LibraryError: The candidate needs a level that the library lacks, or there is none.
     """
     state: dict[str, Tensor] = dict(loaded.model.state_dict())
-    source = WeightSource(loaded, dict(state), library, channelwise_tensors(loaded))
+    source = WeightSource(loaded, dict(state), library, dense_followers(loaded))
     names, levels = loaded.family.block_names, candidate.by_name
     for index, matrices in enumerate(block_matrices(loaded.family, loaded.model)):
         for matrix in matrices:
             if f"{names[index]}.{matrix.path}.weight" in source.dense:
                 form = form_of(names[index], matrix, levels)
                 state |= source.tensors(index, matrix, form)
-        width = levels.get(f"{names[index]}.mlp", DENSE)
-        for name, tensors in source.channelwise_modules(index, Form(width=width)).items():
-            state |= {f"{name}.{part}": tensor for part, tensor in tensors.items()}
+        for sublayer in loaded.family.at(index).sublayers:
+            width = levels.get(f"{names[index]}.{sublayer}", DENSE)
+            state |= source.following(index, sublayer, Form(width=width))
     for block in layout(loaded, candidate).blocks:
         mixture = loaded.family.at(block.index).mixture
         if mixture is not None and block.reduced:

@@ -221,7 +221,8 @@ def check_patterns(
     for unit in tree:
         owner = tree.sublayer(unit).name
         for level in widths.get(owner, ()) if narrowable(unit.columns) else ():
-            inputs = dense_widths(architecture, unit.block).at(level).shape(unit)[1]
+            dense = dense_widths(architecture, unit.block)
+            inputs = dense.at(level).shape(unit, dense)[1]
             pattern = next((s.pattern for s in sparsities.get(unit.name, ()) if s.pattern), "")
             if pattern and inputs % int(pattern.split(":")[1]):
                 raise ConfigError(

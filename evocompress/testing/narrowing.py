@@ -20,7 +20,8 @@ from evocompress.compression.live_model import LiveModel
 from evocompress.core.canonical import canonical, unlike_blocks
 from evocompress.core.config import WidthSpace
 from evocompress.core.errors import ConfigError
-from evocompress.core.types import DROP, Architecture, Candidate, Level
+from evocompress.core.types import DROP, Architecture, Candidate, Level, narrowable
+from evocompress.core.widths import axis_lengths
 from evocompress.models.families import SubLayerName
 from evocompress.models.families.base import matrices_of
 from evocompress.models.loading import LoadedModel
@@ -106,11 +107,10 @@ class NarrowingContract:
 
     def test_parameters_are_really_fewer(self, loaded: LoadedModel, library: PlainLibrary) -> None:
         """The rows and columns of a matrix are those of the heads and channels that stay."""
-        head_dim = loaded.family.architecture(loaded.model).head_dim
         cut: dict[Place, Level] = {(1, "attention"): Level(kv_groups=1, group_heads=1)}
         levels = named(loaded, cut | {(1, "mlp"): Level(channels=5)})
-        left = {"query": head_dim, "key": head_dim, "value": head_dim, "channel": 5, "inner": 5}
-        left["grouped"] = 3 * head_dim
+        left = {"query": 1, "key": 1, "value": 1, "grouped": 3, "channel": 5, "inner": 5}
+        architecture = loaded.family.architecture(loaded.model)
         every = loaded.family.units(loaded.model)
         units = [u for name in levels for u in every.below(name) if u.kind == "matrix"]
         with LiveModel(loaded, library) as live:
@@ -118,9 +118,14 @@ class NarrowingContract:
             shapes = {unit.name: unit.shape for unit in loaded.family.units(loaded.model)}
         for unit in units:
             assert unit.shape is not None
-            rows = sum(left.get(axis, 0) for axis in unit.rows) or unit.shape[0]
-            columns = unit.patch * sum(left.get(axis, 0) for axis in unit.columns) or unit.shape[1]
-            assert shapes[unit.name] == (rows, columns)
+            dense = axis_lengths(architecture, unit.block)
+            expected = [
+                whole * sum(left[axis] for axis in axes) // sum(dense[axis] for axis in axes)
+                if narrowable(axes)
+                else whole
+                for axes, whole in zip((unit.rows, unit.columns), unit.shape, strict=True)
+            ]
+            assert shapes[unit.name] == tuple(expected)
 
     def test_what_is_not_narrowable_is_refused(self, loaded: LoadedModel) -> None:
         """Where the family declares so, no candidate narrows it, and no space has levels of it."""

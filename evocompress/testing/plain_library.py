@@ -119,12 +119,11 @@ class PlainLibrary:
         return weight[rows][:, columns].clone().contiguous()
 
     def _index(self, unit: str, kept: Kept) -> tuple[Tensor | slice, Tensor | slice]:
-        matrix, head_dim = self.units[unit], self._architecture.head_dim
+        matrix = self.units[unit]
+        assert matrix.shape is not None
         lengths = axis_lengths(self._architecture, matrix.block)
-        rows = index_of(matrix.rows, kept, lengths, head_dim)
-        columns = index_of(matrix.columns, kept, lengths, head_dim)
-        if columns is not None:
-            columns = (columns[:, None] * matrix.patch + torch.arange(matrix.patch)).flatten()
+        every = zip((matrix.rows, matrix.columns), matrix.shape, strict=True)
+        rows, columns = (index_of(axes, kept, lengths, whole) for axes, whole in every)
         return slice(None) if rows is None else rows, slice(None) if columns is None else columns
 
     def _oriented(self, weight: Tensor) -> Tensor:

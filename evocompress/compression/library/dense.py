@@ -14,7 +14,7 @@ from evocompress.compression.criteria import Structure
 from evocompress.core.canonical import COSTED
 from evocompress.core.errors import LibraryError
 from evocompress.core.types import Axis, Level, Unit
-from evocompress.core.widths import axis_lengths
+from evocompress.core.widths import axis_lengths, per_item
 from evocompress.models.families.base import block_matrices
 from evocompress.models.families.coupling import Kept, index_of, ungrouped
 from evocompress.models.loading import LoadedModel, once
@@ -74,14 +74,12 @@ class Coupled:
         unit: The unit.
         matrices: Its matrices, in the order of computation.
         lengths: Heads or channels of each axis.
-        head_dim: Rows or columns of a head.
         axis: Whose channels an MLP's are here; see `links`.
     """
 
     unit: Unit
     matrices: tuple[Linear, ...]
     lengths: Mapping[Axis, int]
-    head_dim: int
     axis: Axis = "channel"
 
     @property
@@ -103,7 +101,7 @@ class Coupled:
     @property
     def size(self) -> int:
         """Inputs of the output matrix that belong to one head or channel."""
-        return self.head_dim if self.unit.kind == "attention" else prod(self.output.kernel)
+        return per_item(self.output.unit.columns, self.lengths, self.output.shape[1])
 
     @property
     def full(self) -> tuple[int, int]:
@@ -157,13 +155,8 @@ class Coupled:
 
     def index(self, linear: Linear, kept: Kept) -> tuple[Tensor | slice, Tensor | slice]:
         """Which (rows, columns) of a matrix (out, in) stay; a slice is all of them."""
-        rows, columns = (
-            index_of(axes, kept, self.lengths, self.head_dim)
-            for axes in (linear.unit.rows, linear.unit.columns)
-        )
-        if columns is not None and linear.kernel:
-            area = prod(linear.kernel)
-            columns = (columns[:, None] * area + torch.arange(area)).flatten()
+        every = zip((linear.unit.rows, linear.unit.columns), linear.shape, strict=True)
+        rows, columns = (index_of(axes, kept, self.lengths, whole) for axes, whole in every)
         return slice(None) if rows is None else rows, slice(None) if columns is None else columns
 
     def structure(
@@ -189,11 +182,11 @@ class Coupled:
         """The matrices but the output, cut at the borders of their axes: by items, by groups."""
         inputs: list[Tensor] = []
         shared: list[Tensor] = []
-        size = self.head_dim if self.unit.kind == "attention" else 1
         for linear in self.matrices:
             axes = linear.unit.rows
             if self.unit.kind == "mlp" and self.axis not in axes:
                 continue
+            size = per_item(axes, self.lengths, linear.shape[0])
             lengths = [self.lengths[axis] * size for axis in axes]
             parts = torch.split(tensors[linear.name], lengths) if axes else ()
             for axis, part in zip(axes, parts, strict=True):
@@ -278,7 +271,6 @@ def _coupled(
             unit,
             tuple(within[name]),
             axis_lengths(architecture, unit.block),
-            architecture.head_dim,
         )
         for name, unit in units.items()
         if unit.kind in COSTED and any(linear.part for linear in within.get(name, ()))

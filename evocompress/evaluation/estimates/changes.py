@@ -226,11 +226,11 @@ class Wide:
         entry = self._live.library.load(self._owner(unit, matrix), level)
         widths = self._live.widths(unit.block)
         kept = Kept(entry["groups"], entry["items"])
-        index = index_of(matrix.columns, kept, widths.lengths, widths.head_dim)
+        block, axis = self._family.block_names[unit.block], 0 if matrix.transposed else 1
+        dense = self._live.dense[f"{block}.{matrix.path}.weight"]
+        index = index_of(matrix.columns, kept, widths.lengths, dense.shape[axis])
         assert index is not None
-        block = self._family.block_names[unit.block]
-        device = self._live.dense[f"{block}.{matrix.path}.weight"].device
-        return (0 if matrix.transposed else 1), index.to(device)
+        return axis, index.to(dense.device)
 
 
 @contextmanager

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from evocompress.compression.live_model import LiveModel
+from evocompress.core.types import DENSE, Candidate
 from evocompress.evaluation.estimates.base import Rows, Subject, run_hooked
 from evocompress.evaluation.estimates.matrices import KeptMatrix, kept_matrices
 from evocompress.models.families.patches import rows_read
@@ -26,7 +28,6 @@ def fluctuation(subject: Subject) -> Rows:
     """
     live, candidate = subject.live, subject.candidate
     live.restore()
-    head_dim = live.loaded.family.architecture(live.loaded.model).head_dim
     observed: dict[str, list[_Output]] = {}
     for matrix in kept_matrices(live, candidate):
         if matrix.matrix.part == "weight":
@@ -39,9 +40,17 @@ def fluctuation(subject: Subject) -> Rows:
     run_hooked(subject, handles)
     mixture = live.loaded.family.mixture is not None
     return {
-        name: _channels(outputs, mixture) if name.endswith(".mlp") else outputs[0].heads(head_dim)
+        name: _channels(outputs, mixture)
+        if name.endswith(".mlp")
+        else outputs[0].heads(_left(live, candidate, name))
         for name, outputs in observed.items()
     }
+
+
+def _left(live: LiveModel, candidate: Candidate, attention: str) -> int:
+    """Query heads that are left in an attention."""
+    level = candidate.by_name.get(attention, DENSE)
+    return live.widths(live.units[attention].block).at(level).heads
 
 
 def _channels(outputs: list[_Output], mixture: bool) -> tuple[float, ...]:
@@ -80,10 +89,10 @@ class _Output:
         scores = _standardised(self.fluctuations())
         return tuple(scores.view(-1, self._patch).mean(1).tolist())
 
-    def heads(self, head_dim: int) -> tuple[float, ...]:
-        """The score of every `head_dim` inputs."""
+    def heads(self, count: int) -> tuple[float, ...]:
+        """The score of every head, where there are `count`."""
         scores = _standardised(self.fluctuations().square())
-        return tuple(scores.view(-1, head_dim).mean(1).tolist())
+        return tuple(scores.view(count, -1).mean(1).tolist())
 
     def fluctuations(self) -> Tensor:
         """The variance of every input times the squared norm of its column."""

@@ -38,8 +38,9 @@ class FirstItems:
         matrix = own.output("attention" if kind == "attention" else "mlp")
         wide = dense_widths(self._architecture, block)
         kept = first_items(kind, wide.at(level), wide)
-        index = index_of(matrix.columns, kept, wide.lengths, wide.head_dim)
-        assert index is not None  # an output matrix has columns
         dense = self._dense[f"{self._family.block_names[block]}.{matrix.path}.weight"]
-        weight = dense.index_select(0 if matrix.transposed else 1, index.to(dense.device))
+        dim = 0 if matrix.transposed else 1
+        index = index_of(matrix.columns, kept, wide.lengths, dense.shape[dim])
+        assert index is not None  # an output matrix has columns
+        weight = dense.index_select(dim, index.to(dense.device))
         return {"groups": kept.groups, "items": kept.items, "weight": weight}

@@ -20,6 +20,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from evocompress.core.types import Architecture, Unit
 from evocompress.core.units import UnitTree
 from evocompress.core.widths import Widths
+from evocompress.models.families import shapes
 from evocompress.models.families.branches import (
     ABSENT,
     Attributes,
@@ -32,7 +33,7 @@ from evocompress.models.families.branches import (
 from evocompress.models.families.logits import LogitKeys, logits_of
 from evocompress.models.families.mixture import Mixture
 from evocompress.models.families.names import BlockNames
-from evocompress.models.families.shapes import attention_windows, matrix_shape, own_params, roles
+from evocompress.models.families.shapes import attention_windows, matrix_shape, roles
 from evocompress.models.families.stand_ins import Recorder, ZeroAttention, ZeroOutput
 from evocompress.models.families.uneven import head_shape, missing
 from evocompress.models.tasks import CAUSAL, Pooling, Task
@@ -203,7 +204,7 @@ class Family:
         config = model.config
         head = model.get_output_embeddings()
         blocks = self.blocks(model)
-        shapes = [self.at(index).heads(config, index) for index in range(len(blocks))]
+        counted = [self.at(index).heads(config, index) for index in range(len(blocks))]
         matrices = block_matrices(self, model)
         experts, active = self.mixture.experts(model) if self.mixture else (0, 0)
         in_blocks = sum(parameter.numel() for parameter in blocks.parameters())
@@ -212,9 +213,9 @@ class Family:
             vocabulary=0 if head is None else head.weight.shape[0],
             tied=head is not None and head.weight is model.get_input_embeddings().weight,
             outer_params=sum(p.numel() for p in model.parameters()) - in_blocks,
-            heads=tuple(heads for heads, _, _ in shapes),
-            kv_heads=tuple(kv_heads for _, kv_heads, _ in shapes),
-            head_dim=max(size for _, _, size in shapes),
+            heads=tuple(heads for heads, _, _ in counted),
+            kv_heads=tuple(kv_heads for _, kv_heads, _ in counted),
+            head_dim=max(size for _, _, size in counted),
             channels=tuple(
                 0 if "mlp" in missing(config, index) else self.at(index)._channels(block)
                 for index, block in enumerate(blocks)
@@ -222,8 +223,8 @@ class Family:
             windows=attention_windows(config, len(blocks)),
             own_params=tuple(
                 (
-                    own_params(block, self.at(index).attention, matrices[index]),
-                    own_params(block, self.at(index).mlp, matrices[index]),
+                    shapes.own_params(block, self.at(index).attention, matrices[index]),
+                    shapes.own_params(block, self.at(index).mlp, matrices[index]),
                 )
                 for index, block in enumerate(blocks)
             ),
@@ -235,6 +236,10 @@ class Family:
             experts=experts,
             active_experts=active,
             gate=config.hidden_size if self.mixture and self.mixture.shared_gate else 0,
+            head_params=tuple(
+                shapes.head_params(block, self.at(index).attention, counted[index][:2])
+                for index, block in enumerate(blocks)
+            ),
         )
 
     def heads(self, config: PreTrainedConfig, index: int) -> tuple[int, int, int]:

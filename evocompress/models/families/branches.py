@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from evocompress.core.types import Axis, narrowable
-from evocompress.models.families.coupling import ChannelwiseModule
+from evocompress.models.families.coupling import Follower
 
 SubLayerName = Literal["attention", "mlp"]
 
@@ -90,7 +90,7 @@ class SubLayer:
         norm_after: Path of the norm, or activation, of the sum of branch and residual stream, where
             there is one (a post-norm block). It is one of the identity modules: it belongs to the
             branch and goes with it.
-        channelwise_modules: Norms between the matrices.
+        followers: What has values for each head or channel beside the matrices.
         gate: Path of the norm of what the branch yields, before the sum, where it has a bias: only
             with its parameters at zero the branch adds nothing. Empty where that is so with the
             output matrix at zero.
@@ -106,7 +106,7 @@ class SubLayer:
     identity_modules: tuple[str, ...]
     zero_module: str
     norm_after: str = ""
-    channelwise_modules: tuple[ChannelwiseModule, ...] = ()
+    followers: tuple[Follower, ...] = ()
     gate: str = ""
     narrowable: bool = True
 

@@ -24,7 +24,7 @@ from evocompress.core.widths import Widths
 from evocompress.models.dummy_inputs import image_shape
 from evocompress.models.families.base import Family
 from evocompress.models.families.branches import ABSENT, Attributes, Matrix, SubLayer, SubLayerName
-from evocompress.models.families.coupling import ChannelwiseModule
+from evocompress.models.families.coupling import Follower
 from evocompress.models.families.dependency import Group, channel_groups, require_torch_pruning
 from evocompress.models.families.encoder import check_classes
 from evocompress.models.families.names import BlockNames
@@ -159,7 +159,7 @@ class Convolutional(Family):
         return block.get_parameter(f"{matrix.path}.weight")
 
     def _params_of_a_channel(self, block: nn.Module) -> int:
-        norms = [block.get_submodule(follower.path) for follower in self.mlp.channelwise_modules]
+        norms = [block.get_submodule(follower.path) for follower in self.mlp.followers]
         return sum(len(list(norm.parameters())) for norm in norms)
 
 
@@ -277,8 +277,8 @@ class _Trace:
             identity_modules=(family.activation,),
             zero_module=family.branch,
             norm_after=family.activation,
-            channelwise_modules=tuple(
-                ChannelwiseModule(norm.removeprefix(f"{block}."), axis)
+            followers=tuple(
+                Follower(norm.removeprefix(f"{block}."), axis)
                 for axis, link in zip(axes, ordered, strict=True)
                 for norm in link.norms
             ),

@@ -6,23 +6,33 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from evocompress.core.types import Axis, UnitKind
-from evocompress.core.widths import CHANNELS, Widths
+from evocompress.core.widths import Widths, per_item
 
 
 @dataclass(frozen=True)
-class ChannelwiseModule:
-    """A module with a value for each channel, which goes with it: a norm between two matrices.
+class Follower:
+    """What has values for each head or channel, which go with it, and is no matrix.
 
     Attributes:
-        path: Module path relative to the block.
-        axis: Whose channels.
+        path: Relative to the block, of a module, such as a norm between two matrices, or of a
+            parameter, such as the sinks of an attention.
+        axis: Whose heads or channels.
     """
 
     path: str
     axis: Axis = "channel"
+
+    def tensors(self, block: nn.Module) -> dict[str, Tensor]:
+        """Its tensors by their names in a block; none where the block does not have it."""
+        return {
+            name: tensor.data
+            for name, tensor in block.state_dict(keep_vars=True).items()
+            # What a norm counts has no channels.
+            if tensor.ndim and (name == self.path or name.startswith(f"{self.path}."))
+        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,17 +58,17 @@ def first_items(kind: UnitKind, widths: Widths, wide: Widths) -> Kept:
 
 
 def index_of(
-    axes: tuple[Axis, ...], kept: Kept, lengths: Mapping[Axis, int], head_dim: int
+    axes: tuple[Axis, ...], kept: Kept, lengths: Mapping[Axis, int], whole: int
 ) -> Tensor | None:
     """The rows (or columns) of a matrix that stay: ascending positions (n,) int64, or ``None``.
 
     `axes` are what they belong to, one part after the other; where there are none all stay.
-    `lengths` are those of the dense sub-layer (`axis_lengths`); a head has `head_dim` rows, a
-    channel one.
+    `lengths` are those of the dense sub-layer (`axis_lengths`), whose matrix has `whole` rows: as
+    many for each head or channel.
     """
     parts, start = [], 0
+    size = per_item(axes, lengths, whole)
     for axis in axes:
-        size = 1 if axis in CHANNELS else head_dim
         chosen = kept.groups if axis in ("key", "value", "inner") else kept.items
         if axis == "grouped":
             chosen = _grouped(kept, lengths["query"] // lengths["key"])

@@ -35,6 +35,16 @@ def matrix_shape(block: nn.Module, matrix: Matrix) -> tuple[int, int]:
     return (prod(columns), rows) if matrix.transposed else (rows, prod(columns))
 
 
+def head_params(block: nn.Module, attention: SubLayer, counts: tuple[int, int]) -> tuple[int, int]:
+    """Parameters of an attention, in none of its matrices, of a query head and of a key's."""
+    found = [0, 0]
+    for follower in attention.followers:
+        place = int(follower.axis != "query")
+        tensors = follower.tensors(block).values()
+        found[place] += sum(tensor.numel() for tensor in tensors) // counts[place]
+    return found[0], found[1]
+
+
 def own_params(block: nn.Module, branch: SubLayer, matrices: Sequence[Matrix]) -> int:
     """Parameters of a branch that are in none of a block's matrices: norms, biases, a router."""
     weights = {f"{matrix.path}.weight" for matrix in matrices}

@@ -66,6 +66,7 @@ class Part:
         window: Attention window in tokens; ``None`` for full attention.
         routed: The matrices of the experts that a token uses, of an MLP that is a mixture.
         channel_params: Of `own` those that go with one channel.
+        head_params: Of `own` those that go with one query head, and with one key-value head.
         gate: Of `own` those that each token is multiplied with: what weighs a shared expert.
 
     Examples:
@@ -86,6 +87,7 @@ class Part:
     window: int | None
     routed: tuple[Unit, ...] = ()
     channel_params: int = 0
+    head_params: tuple[int, int] = (0, 0)
     gate: int = 0
 
     def left(self, level: Level) -> Left:
@@ -99,16 +101,22 @@ class Part:
         kv_heads = self._kept(level, level.kv_groups, self.kv_heads)
         group_heads = self._kept(level, level.group_heads, self.group_heads)
         channels = self._kept(level, level.channels, self.channels)
-        widths = Widths(kv_heads * group_heads, kv_heads, self.head_dim, channels)
+        widths = self._widths(kv_heads, group_heads, channels)
+        dense = self._widths(self.kv_heads, self.group_heads, self.channels)
         weights, cut = {}, self.channel_params * (self.channels - channels)
+        of_query, of_key = self.head_params
+        cut += of_query * (dense.heads - widths.heads) + of_key * (self.kv_heads - kv_heads)
         for unit in self.matrices:
-            rows, columns = widths.shape(unit)
+            rows, columns = widths.shape(unit, dense)
             weights[unit.name] = rows * columns
             cut += (unit.shape[0] - rows) * unit.bias if unit.shape else 0
         own = self.own - cut + self._outputs * level.bias
         met = (*self.routed, *(() if self.unit.kind == "expert" else self.matrices))
-        used = sum(prod(widths.shape(unit)) for unit in met)
+        used = sum(prod(widths.shape(unit, dense)) for unit in met)
         return Left(kv_heads, group_heads, channels, weights, own, used)
+
+    def _widths(self, kv_heads: int, group_heads: int, channels: int) -> Widths:
+        return Widths(kv_heads * group_heads, kv_heads, self.head_dim, channels)
 
     @property
     def _outputs(self) -> int:
@@ -151,6 +159,7 @@ def _part(unit: Unit, tree: UnitTree, architecture: Architecture) -> Part:
     kv_heads = architecture.kv_heads[block]
     experts = tree.experts.get(unit.name, ())
     own, by_channel = architecture.hidden, architecture.channel_params
+    by_head = architecture.head_params
     if unit.kind != "expert":  # which has its row of the router
         own = architecture.own_params[block][0 if attention else 1] - len(experts) * own
     return Part(
@@ -165,5 +174,6 @@ def _part(unit: Unit, tree: UnitTree, architecture: Architecture) -> Part:
         window=architecture.windows[block],
         routed=tuple(m for expert in experts[: unit.active] for m in tree.children[expert.name]),
         channel_params=0 if attention or not by_channel else by_channel[block],
+        head_params=architecture.head_params[block] if attention and by_head else (0, 0),
         gate=architecture.gate if experts else 0,
     )

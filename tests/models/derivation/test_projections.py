@@ -28,7 +28,7 @@ def test_rows_of_groups() -> None:
     rows = [f"{name}.{row}" for name in names for row in range(2)]
     kept = Kept(torch.tensor([0, 2]), torch.tensor([1, 4]))
     lengths = {"query": 6, "key": 3, "value": 3, "grouped": 12}
-    index = index_of(("grouped",), kept, lengths, 2)
+    index = index_of(("grouped",), kept, lengths, 24)
     assert index is not None
     stay = {"q1", "k0", "v0", "q4", "k2", "v2"}
     assert [rows[i] for i in index] == [row for row in rows if row.split(".")[0] in stay]

@@ -55,7 +55,7 @@ def test_blocks_and_their_links(loaded) -> None:
     else:
         inner = (("channel",), ("inner",), (3, 3))
         assert axes == [(("inner",), (), (1, 1)), inner, ((), ("channel",), (1, 1))]
-    norms = [follower.path for follower in family.mlp.channelwise_modules]
+    norms = [follower.path for follower in family.mlp.followers]
     assert norms == [f"layer.{place}.normalization" for place in range(len(axes) - 1)]
     assert family.mlp.gate == f"layer.{len(axes) - 1}.normalization"
 

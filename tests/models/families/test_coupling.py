@@ -27,13 +27,14 @@ CHANNELS = Kept(groups=torch.tensor([0]), items=torch.tensor([0, 3]))
     ],
 )
 def test_positions_of_what_stays(axes, kept, expected):
-    index = index_of(axes, kept, LENGTHS, head_dim=2)
+    size = 1 if kept is CHANNELS else 2
+    index = index_of(axes, kept, LENGTHS, size * sum(LENGTHS[axis] for axis in axes))
     assert index is not None and index.dtype == torch.int64
     assert index.tolist() == expected
 
 
 def test_the_residual_stream_stays_whole():
-    assert index_of((), HEADS, LENGTHS, head_dim=2) is None
+    assert index_of((), HEADS, LENGTHS, 12) is None
 
 
 def test_lengths_are_those_of_the_architecture():

@@ -143,9 +143,7 @@ def _holds(
     """Whether the narrow sub-layer yields what the silenced one does."""
     output = next(matrix for matrix in matrices if matrix.columns)
     with restored(example.block.get_submodule(output.path)) as module:
-        silence_columns(
-            module, output, index_of(output.columns, kept, dense.lengths, dense.head_dim)
-        )
+        silence_columns(module, output, kept, dense)
         expected = example.run()
     with ExitStack() as stack:
         for matrix in matrices:
@@ -190,12 +188,12 @@ def told(module: nn.Module, name: str, value: Any) -> Iterator[None]:
         setattr(module, name, former)
 
 
-def silence_columns(module: nn.Module, matrix: Matrix, stay: Tensor | None) -> None:
+def silence_columns(module: nn.Module, matrix: Matrix, kept: Kept, dense: Widths) -> None:
     """Leave a linear module only some of its inputs; the others count as zero."""
     values = module.get_parameter("weight").data.clone()
     columns = values if matrix.transposed else values.T
     dead = torch.ones(len(columns), dtype=torch.bool)
-    dead[stay] = False
+    dead[index_of(matrix.columns, kept, dense.lengths, len(columns))] = False
     columns[dead] = 0
     module.get_parameter("weight").data = values
 
@@ -205,13 +203,13 @@ def cut(module: nn.Module, matrix: Matrix, kept: Kept, dense: Widths) -> None:
     weight = module.get_parameter("weight")
     values: Tensor = weight.data.T if matrix.transposed else weight.data
     if matrix.rows:
-        rows = index_of(matrix.rows, kept, dense.lengths, dense.head_dim)
+        rows = index_of(matrix.rows, kept, dense.lengths, len(values))
         values = values[rows]
         if module.bias is not None:
             bias = module.get_parameter("bias")
             bias.data = bias.data[rows]
     if matrix.columns:
-        values = values[:, index_of(matrix.columns, kept, dense.lengths, dense.head_dim)]
+        values = values[:, index_of(matrix.columns, kept, dense.lengths, values.shape[1])]
     weight.data = values.T.contiguous() if matrix.transposed else values.contiguous()
     if isinstance(module, Conv1D):
         module.nf = values.shape[0]
