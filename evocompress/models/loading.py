@@ -250,7 +250,7 @@ def _family(checkpoint: Checkpoint) -> Family:
     family = family_named(kind, classes, embeds=(checkpoint.folder / MODULES).is_file())
     know_compressed(kind)  # the tokenizer's reader reads the config as well
     if isinstance(family, ToBeDerived):
-        return derived_from(checkpoint.folder / CONFIG, settings)
+        family = derived_from(checkpoint.folder / CONFIG, settings, family.task)
     if family.task.causal and not classes and not _has_a_head(checkpoint, family):
         raise ModelError(
             f"{checkpoint.folder / CONFIG} names no class in architectures, and the weights have "

@@ -121,6 +121,8 @@ TEXT_CLASSES = Task(
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 )
 DECODER_CLASSES = replace(TEXT_CLASSES, cached=True)
+DECODER_TASKS = (CAUSAL, DECODER_CLASSES, DECODER_EMBEDDINGS)
+"""Those of models that are built as decoders."""
 SCORES = replace(DECODER_CLASSES, name="scores of texts", compared="scores")
 IMAGE_CLASSES = Task(
     "image classification",
@@ -130,6 +132,13 @@ IMAGE_CLASSES = Task(
     input="pixel_values",
 )
 DISTILLED_IMAGE_CLASSES = replace(IMAGE_CLASSES, ending="ForImageClassificationWithTeacher")
+
+
+def task_of(cls: type[PreTrainedModel]) -> Task:
+    """What models of a decoder's class are for."""
+    kind: str = getattr(cls.config_class, "model_type", "")
+    named = (task for task in DECODER_TASKS if cls.__name__ in task.class_names(kind))
+    return next(named, CAUSAL)
 
 
 @contextmanager

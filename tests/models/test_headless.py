@@ -16,13 +16,17 @@ import evocompress.hf  # noqa: F401
 from evocompress import api
 from evocompress.core.errors import DataError, ModelError
 from evocompress.core.files import read_json
-from evocompress.core.types import Candidate
+from evocompress.core.types import DROP, Candidate
 from evocompress.evaluation.calibration.calibration import load_calibration
 from evocompress.evaluation.heldout import count_flops
 from evocompress.export import choose_for, materialize
 from evocompress.models.families import FAMILIES
-from evocompress.models.loading import load
+from evocompress.models.families.derivation.from_config import class_for
+from evocompress.models.families.derivation.shrink import random_model, shrunk
+from evocompress.models.loading import load, loaded
+from evocompress.models.tasks import DECODER_TASKS, Task
 from evocompress.space.costs import cost_model
+from evocompress.testing.derived import typical_config
 from evocompress.testing.formats import in_memory
 from evocompress.testing.probes import answer, random_batch
 from evocompress.testing.tiny import SCORER, tiny_checkpoint, tiny_loaded
@@ -160,8 +164,8 @@ def test_an_embedding_model_is_one_whatever_class_its_config_names(
     assert mean.family.task.pooling == "mean" and mean.fingerprint != last.fingerprint
     batch = random_batch(mean.family, mean.model)
     states = mean.model(batch).last_hidden_state
-    for loaded, pooled in ((last, states[:, -1]), (mean, states.mean(1))):
-        found = loaded.family.outputs(loaded.model, states)
+    for one, pooled in ((last, states[:, -1]), (mean, states.mean(1))):
+        found = one.family.outputs(one.model, states)
         torch.testing.assert_close(found, pooled / pooled.norm(dim=-1, keepdim=True))
 
 
@@ -210,3 +214,21 @@ def test_embedding_models_of_other_types_are_refused(tmp_path: Path) -> None:
     folder = with_pooling(tiny_checkpoint(tmp_path, "opt"), LAST)
     with pytest.raises(ModelError, match="embedding models of type 'opt' are not supported"):
         load(str(folder))
+
+
+@pytest.mark.parametrize("task", DECODER_TASKS[1:], ids=lambda task: task.compared)
+@pytest.mark.parametrize("kind", ["glm", "gpt_neox"])
+def test_those_of_other_types_are_derived(kind: str, task: Task, tmp_path: Path) -> None:
+    config = typical_config(kind)
+    small = shrunk(config, 3)
+    small.pad_token_id = None
+    model = random_model(class_for(config, task), small).float()
+    found = loaded(model, None, f"tiny:{kind}")
+    assert found.family.task == task
+    candidate = Candidate(((f"{found.family.block_names[1]}.attention", DROP),))
+    out = materialize(found, None, candidate, tmp_path / "out", format="hf")
+    batch = random_batch(found.family, model)
+    written = read(out, task.auto)
+    assert type(written).__name__ == f"Evocompress{type(model).__name__}"
+    expected = in_memory(found, candidate, batch)
+    torch.testing.assert_close(answer(found.family, written, batch), expected)

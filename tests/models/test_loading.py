@@ -151,13 +151,6 @@ def test_a_type_that_cannot_be_derived_is_told_with_the_reason(checkpoint: Path)
 
 
 @pytest.mark.usefixtures("weights_are_not_read")
-def test_a_config_to_be_derived_from_must_name_its_class(checkpoint: Path) -> None:
-    edit_config(checkpoint, model_type="olmo", architectures=[])
-    assert "names no class in architectures" in refusal(checkpoint)
-    assert "add OlmoForCausalLM there" in refusal(checkpoint)
-
-
-@pytest.mark.usefixtures("weights_are_not_read")
 @pytest.mark.parametrize(
     ("inner", "key", "text"),
     [

@@ -18,7 +18,7 @@ from evocompress.models.families.bert import (
 )
 from evocompress.models.families.branches import Matrix, SubLayer, SubLayerName
 from evocompress.models.families.convolutional import Convolutional
-from evocompress.models.families.derivation.derived import ToBeDerived, derived
+from evocompress.models.families.derivation.derived import Derived, ToBeDerived, derived
 from evocompress.models.families.gemma import Gemma2, Gemma3Text
 from evocompress.models.families.gpt2 import GPT2
 from evocompress.models.families.headless import DecoderClassifier, headless
@@ -42,7 +42,7 @@ from evocompress.models.families.uneven import (
     stock_class,
 )
 from evocompress.models.families.vit import DeiT, DistilledDeiT, ViT
-from evocompress.models.tasks import CAUSAL
+from evocompress.models.tasks import CAUSAL, DECODER_EMBEDDINGS, DECODER_TASKS
 
 __all__ = [
     "FAMILIES",
@@ -108,7 +108,9 @@ def family_of(model: PreTrainedModel) -> Family:
         )
     check_layers(model.config)
     family.check(model)
-    return family.bound(model) if isinstance(family, Convolutional | DecoderClassifier) else family
+    if isinstance(family, Convolutional | DecoderClassifier | Derived):
+        return family.bound(model)
+    return family
 
 
 def family_named(model_type: str, classes: Sequence[str] = (), *, embeds: bool = False) -> Family:
@@ -172,18 +174,19 @@ def _to_be_derived(model_type: str, classes: Sequence[str], embeds: bool) -> Fam
     Raises:
         ModelError: None can be derived for such models.
     """
-    served = CAUSAL.class_names(model_type)
-    if embeds or not served:
+    if not CAUSAL.class_names(model_type):
         raise ModelError(_unknown(model_type))
+    if embeds:
+        return ToBeDerived(model_type, DECODER_EMBEDDINGS)
     if not classes:
-        raise ModelError(
-            f"the config of this model of type {model_type!r} names no class in architectures, so "
-            f"it is not known what the model is for: add {served[0]} there if it tells the next "
-            "token"
-        )
-    if classes[0] not in served:
-        raise ModelError(_only(model_type, classes[0], served))
-    return ToBeDerived(model_type)
+        return ToBeDerived(model_type)
+    # The first Llamas were written as LLaMAForCausalLM.
+    wanted = classes[0].casefold()
+    for task in DECODER_TASKS:
+        if wanted in map(str.casefold, task.class_names(model_type)):
+            return ToBeDerived(model_type, task)
+    served = [name for task in DECODER_TASKS for name in task.class_names(model_type)]
+    raise ModelError(_only(model_type, classes[0], served))
 
 
 def prepare_stock(model: PreTrainedModel) -> None:

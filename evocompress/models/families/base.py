@@ -77,8 +77,8 @@ class Family:
     attention: SubLayer = llama_attention()
     mlp: SubLayer = llama_mlp()
     mixture: Mixture | None = None
-    unused: ClassVar[str] = ""
-    two_way: ClassVar[bool] = False
+    unused: str = ""
+    two_way: bool = False
     two_way_key: ClassVar[str] = ""
     cap_key: str = ""
     among: int = 0

@@ -147,13 +147,14 @@ def derived_classes(dense: type[PreTrainedModel]) -> Classes | None:
     type.
     """
     config: Any = dense.config_class
-    if config not in AutoModel._model_mapping or config not in AutoModelForCausalLM._model_mapping:
+    if config not in AutoModel._model_mapping:
         return None
-    body: Any = AutoModel._model_mapping[config]
-    head: Any = AutoModelForCausalLM._model_mapping[config]
-    if head is not dense:
-        return None
-    return Classes(*map(modeling_derived.made, (config, body, dense)))
+    for auto in modeling_derived.AUTOS:
+        if auto._model_mapping.get(config, None) is dense:
+            body: Any = AutoModel._model_mapping[config]
+            made = modeling_derived.made
+            return Classes(made(config), made(body), made(dense), auto)
+    return None
 
 
 def register() -> None:

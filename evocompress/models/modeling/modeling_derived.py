@@ -15,7 +15,14 @@ import torch
 import transformers
 from huggingface_hub.dataclasses import strict
 from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM, Cache, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    Cache,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.pytorch_utils import Conv1D
 
 from .layers import REFUSING, Expert, Experts, LayerConfig, PerLayerConfig, check_cache, gating
@@ -25,7 +32,7 @@ PREFIX = "Evocompress"
 
 MODEL_TYPE = "evocompress_derived"
 
-AUTOS: Sequence[Any] = (AutoModel, AutoModelForCausalLM)
+AUTOS: Sequence[Any] = (AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification)
 """The classes of transformers that load such a checkpoint, if they load the model's own."""
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 from transformers import PreTrainedModel
 
 from evocompress.models.families import FAMILIES, Family, Matrix, family_of
 from evocompress.models.families.base import matrices_of
 from evocompress.models.families.derivation.derived import derive
+from evocompress.testing.probes import random_batch
 from evocompress.testing.tiny import tiny_model
 
-BOTH = [name for name in FAMILIES.built_in if FAMILIES[name].task.causal]
+BOTH = [name for name in FAMILIES.built_in if FAMILIES[name].task.cached]
 
 
 def matrices(family: Family, model: PreTrainedModel) -> list[Matrix]:
@@ -30,6 +32,11 @@ def test_units_matrices_costs_and_removals_are_the_same(name: str) -> None:
     assert list(found.units(model)) == list(written.units(model))
     assert found.architecture(model) == written.architecture(model)
     assert found.norm_path == written.norm_path
+    assert (found.task, found.unused, found.two_way) == (written.task, written.unused, False)
+    batch = random_batch(written, model)
+    states = written.hidden_states(model, batch)
+    assert torch.equal(found.hidden_states(model, batch), states)
+    assert torch.equal(found.outputs(model, states), written.outputs(model, states))
     for index, block in enumerate(written.blocks(model)):
         own = found.at(index)
         assert matrices(own, model) == matrices(written, model)

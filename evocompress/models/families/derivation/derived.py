@@ -17,7 +17,12 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from evocompress.core.errors import ModelError, one_line
 from evocompress.models.config_keys import lasting
-from evocompress.models.families.derivation.ending import logit_keys, norm_path
+from evocompress.models.families.derivation.ending import (
+    body_of,
+    check_outputs,
+    logit_keys,
+    norm_path,
+)
 from evocompress.models.families.derivation.family import (
     Derived,
     Kind,
@@ -33,7 +38,8 @@ from evocompress.models.families.derivation.shrink import (
     shrunk,
 )
 from evocompress.models.families.derivation.structure import Unclear
-from evocompress.models.families.derivation.tracing import TracedBlock, by_name
+from evocompress.models.families.derivation.tracing import TracedBlock, by_name, moved_positions
+from evocompress.models.families.logits import LogitKeys
 from evocompress.models.families.stand_ins import run_block
 from evocompress.models.families.uneven import (
     dense_class,
@@ -41,6 +47,7 @@ from evocompress.models.families.uneven import (
     head_shape,
     is_compressed,
 )
+from evocompress.models.tasks import task_of
 
 __all__ = ["Derived", "ToBeDerived", "derive", "derived"]
 
@@ -88,7 +95,7 @@ def derived_or_reason(cls: type[PreTrainedModel], config: PreTrainedConfig) -> D
     settings = lasting(json.loads(config.to_json_string(use_diff=False)))
     key = f"{cls.__module__}.{cls.__qualname__} {json.dumps(settings)}"
     if key not in _KNOWN:
-        found: Derived | str | None = kept(key)
+        found: Derived | str | None = kept(key, task_of(cls))
         if found is None:
             found = _derived_or_reason(cls, config)
             if isinstance(found, Derived):
@@ -110,7 +117,7 @@ def derive(cls: type[PreTrainedModel], config: PreTrainedConfig) -> Derived:
     """The family of a model class with a config.
 
     Args:
-        cls: Of a causal language model.
+        cls: Of a causal language model, or of another of `DECODER_TASKS`.
         config: Of the model; its sizes do not matter.
 
     Raises:
@@ -256,11 +263,24 @@ def _derived(
         place[look] = kinds.index(kind)
     last = examples[-1].run()
     norm, among = norm_path(model, last, ids), _among(examples[-1])
-    keys = logit_keys(model, path, ids)
+    task = task_of(type(model))
+    keys = logit_keys(model, path, ids) if task.causal else LogitKeys()
     order = [place[look] for look in looks]
-    found = Derived(model.config.model_type, path, norm, among, keys, kinds, order)
+    both = _sees_what_comes(model, path, ids)
+    found = Derived(model.config.model_type, path, norm, among, keys, kinds, order, both, task)
     _check_chain(found, model, last, ids)
+    if not task.causal:
+        check_outputs(found, model, ids)
     return found
+
+
+def _sees_what_comes(model: PreTrainedModel, path: str, ids: Tensor) -> bool:
+    """Whether what a model makes of its first token depends on the last one."""
+    other = ids.clone()
+    other[:, -1] += 1
+    body = body_of(model, path)
+    states = (body(input_ids=i, use_cache=False).last_hidden_state for i in (ids, other))
+    return any(moved_positions(*(own[:, :1] for own in states)))
 
 
 def _among(example: TracedBlock) -> int:

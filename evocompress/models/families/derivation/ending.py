@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from evocompress.models.families.base import Family
 from evocompress.models.families.derivation.shrink import HIDDEN_KEYS, random_model
 from evocompress.models.families.derivation.structure import Unclear
 from evocompress.models.families.logits import LogitKeys, logits_of
@@ -122,6 +123,19 @@ def _others(model: PreTrainedModel, keys: LogitKeys) -> Iterator[PreTrainedModel
         config = copy.deepcopy(model.config)
         setattr(config, key, 2 * getattr(config, key))
         yield random_model(type(model), config)
+
+
+def check_outputs(family: Family, model: PreTrainedModel, ids: Tensor) -> None:
+    """A classifier's outputs must be what its family makes of the hidden states.
+
+    Raises:
+        Unclear: They are something else.
+    """
+    if family.task.compared == "embeddings":
+        return
+    found = family.outputs(model, family.hidden_states(model, ids))
+    if not torch.allclose(found, model(input_ids=ids, use_cache=False).logits.to(found), atol=1e-5):
+        raise Unclear("its outputs are not what its classifier makes of the last token's state")
 
 
 def body_of(model: PreTrainedModel, layers_path: str) -> nn.Module:

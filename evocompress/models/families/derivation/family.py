@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -11,15 +12,20 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from evocompress.core.errors import ModelError
 from evocompress.core.types import Architecture
 from evocompress.core.widths import Widths
-from evocompress.models.families.base import Family
+from evocompress.models.families.base import Family, with_task
 from evocompress.models.families.branches import ABSENT, Attributes, Matrix, SubLayer, SubLayerName
 from evocompress.models.families.derivation.ending import body_of
 from evocompress.models.families.derivation.experts import DerivedMixture
 from evocompress.models.families.derivation.proof import WidthSettings
 from evocompress.models.families.derivation.shrink import CONTEXT_KEYS
 from evocompress.models.families.derivation.structure import LINEAR, ResidualBranch
+from evocompress.models.families.encoder import embedding
 from evocompress.models.families.logits import LogitKeys
 from evocompress.models.families.uneven import head_shape, is_compressed
+from evocompress.models.tasks import CAUSAL, SCORES, Task
+
+HEAD = r"lm_head\..*"
+"""What embedding models may have of the language models that they were trained from."""
 
 NO_LIMIT = 2**20
 """Tokens of the longest sequence where a config names none."""
@@ -98,6 +104,8 @@ class Derived(Family):
         logit_keys: Of the config, with what scales logits.
         kinds: The kinds of blocks.
         order: The index of each block's kind.
+        two_way: Whether a token sees those behind it as well.
+        task: What the models are for.
 
     Examples:
         >>> from transformers import Olmo2Config, Olmo2ForCausalLM
@@ -116,8 +124,13 @@ class Derived(Family):
         logit_keys: LogitKeys,
         kinds: Sequence[Kind],
         order: Sequence[int],
+        two_way: bool = False,
+        task: Task = CAUSAL,
     ) -> None:
         self.model_type = model_type
+        self.task = task
+        self.two_way = two_way
+        self.unused = HEAD if task.compared == "embeddings" else ""
         self.layers_path = layers_path
         self.norm_path = norm_path
         self.among = among
@@ -135,7 +148,8 @@ class Derived(Family):
         self._each: tuple[Derived, ...] = (self,)
         if len(self.kinds) > 1:
             common = model_type, layers_path, norm_path, among, logit_keys
-            self._each = tuple(Derived(*common, [kind], [0]) for kind in self.kinds)
+            rest = [0], two_way, task
+            self._each = tuple(Derived(*common, [kind], *rest) for kind in self.kinds)
 
     @property
     def logit_keys(self) -> LogitKeys:
@@ -181,6 +195,14 @@ class Derived(Family):
         # Heads of another width are counted as the number of common ones that costs the same.
         return heads * size // common, kv_heads * size // common, common
 
+    def bound(self, model: PreTrainedModel) -> Family:
+        """With one output, or several that do not exclude each other, a classifier's are scores."""
+        if self.task.causal or self.task.compared == "embeddings":
+            return self
+        config = model.config
+        independent = config.problem_type in ("regression", "multi_label_classification")
+        return with_task(self, SCORES) if independent or (config.num_labels or 1) < 2 else self
+
     def check(self, model: PreTrainedModel) -> None:
         """Refuse a model with a block that is built otherwise than those that were tried."""
         lacking = is_compressed(model.config.model_type)
@@ -203,6 +225,9 @@ class Derived(Family):
             linear = (path for path, m in block.named_modules() if isinstance(m, LINEAR))
             params += sum(own.values())
             flops += 2 * sum(own.get(f"{path}.weight", 0) for path in linear)
+        if not self.task.causal and self.task.compared != "embeddings":
+            # A classifier is run at every position.
+            found = replace(found, vocabulary=model.config.num_labels or 0)
         return replace(
             found,
             outer_params=found.outer_params + params,
@@ -229,6 +254,19 @@ class Derived(Family):
         states: Tensor = body(**self.task.inputs(batch, model.dtype)).last_hidden_state
         return states
 
+    def outputs(self, model: PreTrainedModel, hidden: Tensor) -> Tensor:
+        """See `Family.outputs`; a classifier reads the last token's state.
+
+        The classes of transformers skip padding at a sequence's end; here there is none.
+        """
+        if self.task.causal:
+            return super().outputs(model, hidden)
+        if self.task.compared == "embeddings":
+            return embedding(hidden, self.task.pooling)
+        head: Any = model
+        scores: Tensor = head.score(hidden[:, -1])
+        return scores
+
     def replacements(self, block: nn.Module, sublayer: SubLayerName) -> dict[str, nn.Module]:
         """See `Family.replacements`; of a family with one kind of blocks."""
         (kind,) = self.kinds
@@ -253,18 +291,20 @@ def _first_parts(kinds: Sequence[Kind]) -> dict[SubLayerName, DerivedPart]:
 
 
 class ToBeDerived(Family):
-    """Stands for the family of a language model until its config has been read.
+    """Stands for the family of a model until its config has been read.
 
     Args:
         model_type: Of the config.
+        task: What the model is for.
 
     Examples:
         >>> ToBeDerived("olmo2").model_type
         'olmo2'
     """
 
-    def __init__(self, model_type: str) -> None:
+    def __init__(self, model_type: str, task: Task = CAUSAL) -> None:
         self.model_type = model_type
+        self.task = task
 
 
 def module_classes(block: nn.Module) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The family of a language model told by its config alone, before any weights are read."""
+"""The family of a decoder told by its config alone, before any weights are read."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ from transformers import (
 
 from evocompress.core.errors import ModelError, one_line
 from evocompress.models.families.derivation.derived import Derived, derived
+from evocompress.models.tasks import CAUSAL, Task
 
 
-def derived_from(source: object, settings: Mapping[str, Any]) -> Derived:
-    """The family of a causal language model without one of its own.
+def derived_from(source: object, settings: Mapping[str, Any], task: Task = CAUSAL) -> Derived:
+    """The family of a decoder without one of its own.
 
     Code that comes with the model is not run.
 
     Args:
         source: What the config is called in messages.
         settings: Those of its ``config.json``, with a type of transformers.
+        task: What the model is for.
 
     Raises:
         ModelError: They are no config of that type, or no family can be derived.
@@ -33,7 +35,7 @@ def derived_from(source: object, settings: Mapping[str, Any]) -> Derived:
         config: PreTrainedConfig = CONFIG_MAPPING[settings["model_type"]].from_dict(plain)
     except Exception as error:  # classes of configs fail with any type of error
         raise ModelError(f"{source} is no config of its type: {one_line(error)}") from None
-    return derived(causal_class(config), config)
+    return derived(class_for(config, task), config)
 
 
 def causal_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
@@ -47,6 +49,11 @@ def causal_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
             f"transformers has no class of causal language models of type {config.model_type!r}, "
             "only of a whole with other parts"
         )
-    found: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    return class_for(config, CAUSAL)
+
+
+def class_for(config: PreTrainedConfig, task: Task) -> type[PreTrainedModel]:
+    """The class of models for a task; transformers has one."""
+    found: Any = task.auto._model_mapping[type(config)]
     cls: type[PreTrainedModel] = found[0] if isinstance(found, tuple) else found
     return cls

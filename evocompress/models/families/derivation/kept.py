@@ -14,6 +14,7 @@ from evocompress.core.files import cache_folder, read_as, write_json
 from evocompress.core.sources import digest_of, versions_of
 from evocompress.models.families.derivation.family import Derived, Kind
 from evocompress.models.families.logits import LogitKeys
+from evocompress.models.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,13 @@ class Reading:
     logit_keys: LogitKeys
     kinds: tuple[Kind, ...]
     order: tuple[int, ...]
+    two_way: bool
 
-    @property
-    def family(self) -> Derived:
-        """The family."""
-        return Derived(*(getattr(self, name) for name in self.__dataclass_fields__))
+    def family(self, task: Task) -> Derived:
+        """The family of models for a task."""
+        return Derived(
+            **{name: getattr(self, name) for name in self.__dataclass_fields__}, task=task
+        )
 
 
 def reading_of(family: Derived) -> Reading:
@@ -39,10 +42,10 @@ def reading_of(family: Derived) -> Reading:
     return Reading(*(getattr(family, name) for name in Reading.__dataclass_fields__))
 
 
-def kept(key: str) -> Derived | None:
+def kept(key: str, task: Task) -> Derived | None:
     """The family that is kept under a key; none where there is no such file, or a damaged one."""
     try:
-        return read_as(_path(key), Reading).family
+        return read_as(_path(key), Reading).family(task)
     except (RunError, OSError):
         return None
 
