@@ -11,7 +11,7 @@ from torch import Tensor
 from evocompress.core.types import Axis
 from evocompress.core.widths import Widths
 from evocompress.export.layout import Block
-from evocompress.models.families import Matrix, SubLayerName
+from evocompress.models.families import Family, Matrix, SubLayer, SubLayerName
 from evocompress.models.families.coupling import Kept, first_items, index_of
 
 
@@ -36,11 +36,8 @@ def filled(
     What is filled in changes nothing: its columns in the output matrix are zero. `state` has the
     tensors by parameter name, at the widths of `block`.
     """
-    places = None
-    if matrix.sublayer not in block.dropped:
-        places = first_items(matrix.sublayer, block.widths, target.widths)
     rows, columns = (1, 0) if matrix.transposed else (0, 1)
-    spread = partial(_spread, own=block.widths, places=places, wide=target.widths)
+    spread = _spreading(matrix.sublayer, block, target)
     weight = spread(state[f"{name}.weight"], rows, matrix.rows)
     weight = spread(weight, columns, matrix.columns)
     tensors = {f"{name}.weight": weight}
@@ -49,6 +46,28 @@ def filled(
     elif matrix.sublayer in target.biased:
         tensors[f"{name}.bias"] = weight.new_zeros(weight.shape[rows])
     return tensors
+
+
+def filled_followers(
+    family: Family, name: str, block: Block, target: Target, state: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """What has values for each head or channel of a block, at the common width."""
+    branches: tuple[tuple[SubLayerName, SubLayer], ...]
+    branches = (("attention", family.attention), ("mlp", family.mlp))
+    return {
+        path: _spreading(sublayer, block, target)(tensor, 0, (follower.axis,))
+        for sublayer, branch in branches
+        for follower in branch.followers
+        for path, tensor in state.items()
+        if path.startswith(f"{name}.{follower.path}")
+    }
+
+
+def _spreading(sublayer: SubLayerName, block: Block, target: Target) -> partial[Tensor]:
+    places = None
+    if sublayer not in block.dropped:
+        places = first_items(sublayer, block.widths, target.widths)
+    return partial(_spread, own=block.widths, places=places, wide=target.widths)
 
 
 def _spread(

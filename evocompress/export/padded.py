@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from evocompress.core.types import Candidate
 from evocompress.core.widths import Widths
 from evocompress.export.configs import cut_config, depends_on_index, is_taken, set_widths
-from evocompress.export.filling import Target, filled
+from evocompress.export.filling import Target, filled, filled_followers
 from evocompress.export.layout import (
     Block,
     Layout,
@@ -77,6 +77,7 @@ class Padded(Pretrained):
             for matrix in loaded.family.matrices:
                 name = f"{left.path}.{block.index}.{matrix.path}"
                 wide |= filled(name, matrix, block, target, state)
+            wide |= filled_followers(loaded.family, left.names[block.index], block, target, state)
         config = _config(loaded, blocks, left.dense, target)
         names = renumbered(left.names, blocks)
         return assemble(type(loaded.model), config, wide, names)

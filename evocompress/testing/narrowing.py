@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ from evocompress.core.widths import axis_lengths
 from evocompress.models.families import SubLayerName
 from evocompress.models.families.base import matrices_of
 from evocompress.models.loading import LoadedModel
+from evocompress.space.costs import cost_model
 from evocompress.space.levels import width_levels
 from evocompress.testing.families import SUBLAYERS
 from evocompress.testing.plain_library import PlainLibrary
@@ -126,6 +128,17 @@ class NarrowingContract:
                 for axes, whole in zip((unit.rows, unit.columns), unit.shape, strict=True)
             ]
             assert shapes[unit.name] == tuple(expected)
+
+    def test_what_is_left_is_counted(self, loaded: LoadedModel, library: PlainLibrary) -> None:
+        """The predicted parameters of a narrowed model are those that it has."""
+        family, model = loaded.family, loaded.model
+        costs = cost_model(family.units(model), family.architecture(model))
+        levels = {name: replace(level, bias=False) for name, level in mixed(loaded).items()}
+        candidate = candidate_of(levels)
+        predicted = costs.of([candidate])["params"]
+        with LiveModel(loaded, library) as live:
+            live.apply(candidate)
+            assert predicted == sum(one.numel() for one in model.parameters())
 
     def test_what_is_not_narrowable_is_refused(self, loaded: LoadedModel) -> None:
         """Where the family declares so, no candidate narrows it, and no space has levels of it."""

@@ -21,6 +21,10 @@ FALCON_40B = {
 }
 
 
+GATED = [("query",), ("key",), ("value",), ("query",)]
+"""Rows of queries, keys, values and an output gate."""
+
+
 def test_rows_of_groups() -> None:
     """Two key-value heads of three: their queries, key and value, of two rows each."""
     names = [f"{kind}{n}" for g in range(3) for kind, n in [("q", 2 * g), ("q", 2 * g + 1)]
@@ -51,6 +55,10 @@ def test_groups_taken_apart() -> None:
         ("falcon", {}, [("query", "key", "value")]),
         ("falcon", FALCON_40B, [("grouped",)]),
         ("glm4", {}, [("query",), ("key",), ("value",)]),
+        # Sinks, a gate of each head, and one of each of its channels.
+        ("gpt_oss", {}, [("query",), ("key",), ("value",)]),
+        ("lfm3", {"layer_types": ["full_attention"] * 2, "num_hidden_layers": 2}, GATED),
+        ("afmoe", {}, GATED),
     ],
 )
 def test_rows_of_real_classes(
@@ -67,13 +75,13 @@ def test_rows_of_real_classes(
     ("name", "reason"),
     [
         ("olmo2", "self_attn.q_norm.weight norms all heads together"),
-        ("gpt_oss", "self_attn.sinks has an entry for each head"),
-        ("mpt", "a narrower attn is not the silenced one"),
+        ("mpt", "attn is given position_bias, which has values for each head"),
+        ("diffllama", "a narrower self_attn is not the silenced one"),
         ("deepseek_v3", "self_attn.q_a_proj, .* are built otherwise than supported"),
     ],
 )
 def test_heads_that_cannot_be_cut_have_a_reason(name: str, reason: str) -> None:
-    """Their norms, sinks, biases by place, or latent keys and values."""
+    """Norms of all, biases by place that the model makes, heads in pairs."""
     config = CONFIG_MAPPING[name]()
     family = derive(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], config)
     assert not family.attention.narrowable

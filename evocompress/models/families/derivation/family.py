@@ -14,6 +14,7 @@ from evocompress.core.types import Architecture
 from evocompress.core.widths import Widths
 from evocompress.models.families.base import Family, with_task
 from evocompress.models.families.branches import ABSENT, Attributes, Matrix, SubLayer, SubLayerName
+from evocompress.models.families.coupling import Follower
 from evocompress.models.families.derivation.ending import body_of
 from evocompress.models.families.derivation.experts import DerivedMixture
 from evocompress.models.families.derivation.proof import WidthSettings
@@ -41,6 +42,7 @@ class DerivedPart:
         settings: What they are told when the width changes; ``None`` where it cannot.
         reason: Why it cannot; empty where it can.
         mixture: The experts in it, where it is a mixture.
+        followers: What has values for each head beside the matrices.
     """
 
     branch: ResidualBranch
@@ -48,6 +50,7 @@ class DerivedPart:
     settings: WidthSettings | None = None
     reason: str = ""
     mixture: DerivedMixture | None = None
+    followers: tuple[Follower, ...] = ()
 
     @property
     def sublayer(self) -> SubLayer:
@@ -56,6 +59,7 @@ class DerivedPart:
             matrices=self.matrices,
             identity_modules=self.branch.identities,
             zero_module=self.branch.core[-1],
+            followers=self.followers,
             narrowable=self.settings is not None,
         )
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
 
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from evocompress.core.widths import Widths
+from evocompress.models.families.branches import Matrix
 from evocompress.models.families.derivation.experts import is_mixture, mixture_of
 from evocompress.models.families.derivation.family import (
     DerivedPart,
@@ -16,6 +18,7 @@ from evocompress.models.families.derivation.family import (
     module_classes,
 )
 from evocompress.models.families.derivation.projections import (
+    followers,
     matrices,
     oriented_shape,
     same,
@@ -23,7 +26,12 @@ from evocompress.models.families.derivation.projections import (
     with_heads,
 )
 from evocompress.models.families.derivation.proof import WidthSettings, proven
-from evocompress.models.families.derivation.structure import ResidualBranch, Unclear, structure
+from evocompress.models.families.derivation.structure import (
+    ResidualBranch,
+    Unclear,
+    is_norm,
+    structure,
+)
 from evocompress.models.families.derivation.tracing import TracedBlock
 from evocompress.models.families.shapes import matrix_shape
 
@@ -101,32 +109,49 @@ def _part(
     else:
         axes = with_channels(example, linear)
         what = "channels"
+    obstacle = _obstacle(example, branch, linear, heads_shape, known=axes is not None)
+    reason = f"{what} cannot be cut: {obstacle}"
     if axes is None:
-        names = ", ".join(matrix.path for matrix in linear)
-        return DerivedPart(
-            branch,
-            tuple(linear),
-            reason=f"{what} cannot be cut: {names} are built otherwise than supported",
-        )
+        return DerivedPart(branch, tuple(linear), reason=reason)
     channels = oriented_shape(example, axes[-1])[1] if branch.kind == "mlp" else 0
-    settings = proven(example, branch, axes, Widths(heads, kv_heads, head_dim, channels))
-    reason = "" if settings else f"{what} cannot be cut: {_obstacle(example, branch, heads_shape)}"
-    return DerivedPart(branch, tuple(axes), settings, reason)
+    widths = Widths(heads, kv_heads, head_dim, channels)
+    also = followers(example, branch, axes[-1], widths) if branch.kind == "attention" else ()
+    settings = proven(example, branch, axes, also, widths)
+    if settings is None:
+        return DerivedPart(branch, tuple(axes), reason=reason)
+    return DerivedPart(branch, tuple(axes), settings, followers=also)
 
 
 def _obstacle(
-    example: TracedBlock, branch: ResidualBranch, heads_shape: tuple[int, int, int]
+    example: TracedBlock,
+    branch: ResidualBranch,
+    linear: Sequence[Matrix],
+    heads_shape: tuple[int, int, int],
+    *,
+    known: bool,
 ) -> str:
-    """What may be the reason that a narrower sub-layer is not the silenced one."""
+    """What may be the reason that a narrower sub-layer is not the silenced one.
+
+    Args:
+        example: With the sub-layer.
+        branch: The sub-layer.
+        linear: Its matrices.
+        heads_shape: Query heads, key-value heads and the width of a head.
+        known: Whether the matrices are known by head or channel.
+    """
     heads, kv_heads, head_dim = heads_shape
     core = branch.core[0]
-    for path, parameter in example.block.get_submodule(core).named_parameters(prefix=core):
-        if branch.kind == "attention" and parameter.ndim == 1 and not path.endswith("bias"):
-            if len(parameter) == heads:
-                return f"{path} has an entry for each head"
-            if len(parameter) in (heads * head_dim, kv_heads * head_dim):
-                return f"{path} norms all heads together"
-    return f"a narrower {core} is not the silenced one"
+    every = (heads * head_dim, kv_heads * head_dim)
+    for path, module in example.block.get_submodule(core).named_modules(prefix=core):
+        sizes = [tuple(one.shape) for one in module.parameters()] if is_norm(module) else []
+        if branch.kind == "attention" and sizes and sizes[0] in ((size,) for size in every):
+            return f"{path}.weight norms all heads together"
+    for name, value in example.calls([core])[core].arguments.items():
+        if branch.kind == "attention" and isinstance(value, Tensor) and heads in value.shape[:-1]:
+            return f"{core} is given {name}, which has values for each head"
+    if known:
+        return f"a narrower {core} is not the silenced one"
+    return f"{', '.join(matrix.path for matrix in linear)} are built otherwise than supported"
 
 
 def with_fixed_heads(kind: Kind) -> Kind:

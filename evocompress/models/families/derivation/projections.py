@@ -6,17 +6,19 @@ own token only; values enter linearly; the rest are keys.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from evocompress.core.types import Axis
 from evocompress.core.widths import Widths
 from evocompress.models.families.branches import Matrix
-from evocompress.models.families.coupling import ungrouped
+from evocompress.models.families.coupling import Follower, ungrouped
 from evocompress.models.families.derivation.structure import LINEAR, ResidualBranch
 from evocompress.models.families.derivation.tracing import (
     TracedBlock,
@@ -79,13 +81,13 @@ def with_heads(
     example: TracedBlock, found: Sequence[Matrix], heads: int, kv_heads: int, head_dim: int
 ) -> list[Matrix] | None:
     """The matrices of an attention by head; ``None`` where it is built otherwise."""
-    widths = Widths(heads, kv_heads, head_dim, 0)
-    if not _two_steps(found) or oriented_shape(example, found[-1])[1] != heads * head_dim:
+    if not heads or len(found) < 2 or oriented_shape(example, found[-1])[1] % heads:
         return None
     *first, last = found
+    widths = Widths(heads, kv_heads, head_dim, 0)
     rows = [_rows(example, matrix, last, widths) for matrix in first]
-    every = sorted(axis for axes in rows for axis in axes)
-    if every not in (sorted(PACKED), [*GROUPED]):
+    every = {axis for axes in rows for axis in axes}
+    if not ({"query", "key"} <= every or "grouped" in every):
         return None
     return [
         *(replace(matrix, rows=axes) for matrix, axes in zip(first, rows, strict=True)),
@@ -105,7 +107,7 @@ def _rows(example: TracedBlock, matrix: Matrix, last: Matrix, widths: Widths) ->
     every = oriented_shape(example, matrix)[0]
 
     def roles(parts: Iterable[Tensor]) -> tuple[Axis, ...]:
-        return tuple(_role(example, matrix, last, rows.flatten(), size) for rows in parts)
+        return tuple(_role(example, matrix, last, rows.flatten(), widths) for rows in parts)
 
     if every == size * lengths["grouped"]:
         in_parts = torch.split(torch.arange(every), [size * lengths[axis] for axis in PACKED])
@@ -114,10 +116,74 @@ def _rows(example: TracedBlock, matrix: Matrix, last: Matrix, widths: Widths) ->
         in_groups = ungrouped(torch.arange(every)[:, None], widths.kv_heads, size)
         return GROUPED if roles(in_groups) == PACKED else ()
     (role,) = roles([torch.arange(every)])
-    return (role,) if size * lengths[role] == every else ()
+    if size * lengths[role] == every:
+        return (role,)
+    module = example.block.get_submodule(matrix.path)
+    for axis in dict.fromkeys((role, *PACKED)):
+        first = torch.arange(every) < every // lengths[axis]
+        if every % lengths[axis] == 0 and _is_of_first(
+            example, last, widths, axis, partial(output_changed, module, partial(_grown, first))
+        ):
+            return (axis,)
+    return ()
 
 
-def _role(example: TracedBlock, matrix: Matrix, last: Matrix, rows: Tensor, size: int) -> Axis:
+def followers(
+    example: TracedBlock, branch: ResidualBranch, last: Matrix, widths: Widths
+) -> tuple[Follower, ...]:
+    """The parameters of an attention, beside its matrices, with values for each head."""
+    core = branch.core[0]
+    linear = [
+        f"{path}."
+        for path, module in example.block.get_submodule(core).named_modules(prefix=core)
+        if isinstance(module, LINEAR)
+    ]
+    found = []
+    for path, parameter in example.block.get_submodule(core).named_parameters(prefix=core):
+        for axis in ("query", "key") if not path.startswith(tuple(linear)) else ():
+            change = partial(_first_grown, parameter)
+            if len(parameter) == widths.lengths[axis] and _is_of_first(
+                example, last, widths, axis, change
+            ):
+                found.append(Follower(path, axis))
+                break
+    return tuple(found)
+
+
+def _is_of_first(
+    example: TracedBlock,
+    last: Matrix,
+    widths: Widths,
+    axis: Axis,
+    change: Callable[[], AbstractContextManager[None]],
+) -> bool:
+    """Whether a change moves what the first head of an axis yields, and only that."""
+    with change():
+        changed = example.calls([last.path])[last.path].tensors[0]
+    plain = example.calls([last.path])[last.path].tensors[0]
+    before, after = (one.view(one.shape[1], widths.heads, -1) for one in (plain, changed))
+    own = widths.heads // widths.lengths[axis]
+    return moved_positions(before, after) == [True] * own + [False] * (widths.heads - own)
+
+
+def _grown(rows: Tensor, output: Tensor) -> Tensor:
+    """An output (..., R) with other values in some rows."""
+    return torch.where(rows, 1.5 * output + 0.5, output)
+
+
+@contextmanager
+def _first_grown(parameter: nn.Parameter) -> Iterator[None]:
+    """A parameter with another first value for a while."""
+    former = parameter.data
+    parameter.data = former.clone()
+    parameter.data[0] += 0.5
+    try:
+        yield
+    finally:
+        parameter.data = former
+
+
+def _role(example: TracedBlock, matrix: Matrix, last: Matrix, rows: Tensor, widths: Widths) -> Axis:
     """Whether some rows of a projection are queries, keys or values, by what they change.
 
     Values may be normed, and keys may compete with sinks: then both matter at the first token, but
@@ -143,8 +209,8 @@ def _role(example: TracedBlock, matrix: Matrix, last: Matrix, rows: Tensor, size
     steps = after(1.0, everywhere) - plain, plain - after(-1.0, everywhere)
     if torch.allclose(*steps, rtol=1e-6, atol=1e-9):
         return "value"
-    before, changed_first = plain[0, 0].view(-1, size), after(1.0, first)[0, 0].view(-1, size)
-    likeness = torch.cosine_similarity(before, changed_first, dim=-1)
+    before, other = (one[0, 0].view(widths.heads, -1) for one in (plain, after(1.0, first)))
+    likeness = torch.cosine_similarity(before, other, dim=-1)
     return "key" if torch.allclose(likeness, torch.ones_like(likeness), rtol=1e-9) else "value"
 
 

@@ -18,12 +18,12 @@ from transformers.pytorch_utils import Conv1D
 
 from evocompress.core.widths import Widths
 from evocompress.models.families.branches import Attributes, Matrix
-from evocompress.models.families.coupling import Kept, index_of
+from evocompress.models.families.coupling import Follower, Kept, index_of
 from evocompress.models.families.derivation.structure import LINEAR, ResidualBranch
 from evocompress.models.families.derivation.tracing import TracedBlock
 
-CLOSE = 1e-9
-"""As a share of the largest value: what rounding in float64 explains."""
+CLOSE = 1e-6
+"""As a share of the largest value: what rounding explains, where classes compute in float32."""
 
 WidthNumber = Callable[[Widths], int]
 
@@ -67,12 +67,16 @@ class WidthSettings:
 
 
 def proven(
-    example: TracedBlock, branch: ResidualBranch, matrices: Sequence[Matrix], dense: Widths
+    example: TracedBlock,
+    branch: ResidualBranch,
+    matrices: Sequence[Matrix],
+    followers: Sequence[Follower],
+    dense: Widths,
 ) -> WidthSettings | None:
     """The settings by which every narrower form equals the silenced one; ``None`` if none do."""
     for settings in _candidates(example, branch, dense):
         if all(
-            _holds(example, branch, matrices, settings, dense, *form)
+            _holds(example, branch, matrices, followers, settings, dense, *form)
             for form in _forms(branch, dense)
         ):
             return settings
@@ -135,6 +139,7 @@ def _holds(
     example: TracedBlock,
     branch: ResidualBranch,
     matrices: Sequence[Matrix],
+    followers: Sequence[Follower],
     settings: WidthSettings,
     dense: Widths,
     widths: Widths,
@@ -153,6 +158,8 @@ def _holds(
                 kept,
                 dense,
             )
+        for follower in followers:
+            stack.enter_context(_cut_follower(example.block, follower, kept, dense))
         for (path, name), value in settings.attributes(example.block, branch, widths).items():
             stack.enter_context(told(example.block.get_submodule(path), name, value))
         try:
@@ -175,6 +182,22 @@ def restored(module: nn.Module) -> Iterator[nn.Module]:
             parameter.data = values
         if outputs is not None:
             module.nf = outputs
+
+
+@contextmanager
+def _cut_follower(
+    block: nn.Module, follower: Follower, kept: Kept, dense: Widths
+) -> Iterator[None]:
+    """Leave what has a value for each head only those of some for a while."""
+    former = follower.tensors(block)
+    try:
+        for name, values in former.items():
+            index = index_of((follower.axis,), kept, dense.lengths, len(values))
+            block.get_parameter(name).data = values[index]
+        yield
+    finally:
+        for name, values in former.items():
+            block.get_parameter(name).data = values
 
 
 @contextmanager
