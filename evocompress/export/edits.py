@@ -24,9 +24,7 @@ Edits = dict[str, Any]
 """What `evocompress.models.modeling.modeling_derived.edited` takes."""
 
 
-def edits_of(
-    loaded: LoadedModel, state: StateDict, candidate: Candidate, block: Block, *, droppable: bool
-) -> Edits:
+def edits_of(loaded: LoadedModel, state: StateDict, candidate: Candidate, block: Block) -> Edits:
     """The edits of one block of a compressed model.
 
     Args:
@@ -34,7 +32,6 @@ def edits_of(
         state: The tensors of the compressed model.
         candidate: What the model becomes.
         block: What that leaves of the block.
-        droppable: Whether the block is the identity without its sub-layers.
     """
     config = loaded.model.config
     before = layer_config(config, block.index).edits if is_compressed(config.model_type) else {}
@@ -51,8 +48,7 @@ def edits_of(
         for key, told in now.items()
     }
     # A block that yields more than the hidden state makes the rest of it itself.
-    empty = block.dropped == block.sublayers and droppable and not loaded.family.among
-    passes = {"passes": empty or before.get("passes")}
+    passes = {"passes": (block.gone and not loaded.family.among) or before.get("passes")}
     return {key: value for key, value in (passes | gone | kept).items() if value}
 
 

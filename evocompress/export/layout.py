@@ -30,6 +30,7 @@ class Block:
         experts: Of an MLP that is a mixture, the experts that are left, ascending.
         reduced: Whether experts of a mixture that is not dropped are gone.
         sublayers: Those that it has when it is whole.
+        removable: Whether it is the identity without them.
     """
 
     index: int
@@ -40,6 +41,12 @@ class Block:
     experts: tuple[int, ...] = ()
     reduced: bool = False
     sublayers: tuple[SubLayerName, ...] = SUBLAYERS
+    removable: bool = True
+
+    @property
+    def gone(self) -> bool:
+        """Whether nothing of it is left."""
+        return self.removable and self.dropped == self.sublayers
 
     def width(self, sublayer: SubLayerName) -> tuple[int, ...]:
         """(query heads, key-value heads) of the attention, (channels, experts) of the MLP."""
@@ -69,8 +76,8 @@ class Layout:
 
     @cached_property
     def kept(self) -> tuple[Block, ...]:
-        """The blocks that still have a sub-layer, ascending."""
-        return tuple(block for block in self.blocks if block.dropped != block.sublayers)
+        """The blocks of which something is left, ascending."""
+        return tuple(block for block in self.blocks if not block.gone)
 
     def having(self, sublayer: SubLayerName) -> tuple[Block, ...]:
         """The blocks that still have a sub-layer."""
@@ -125,6 +132,12 @@ def _latest(loaded: LoadedModel) -> dict[Candidate, Layout]:
     return {}
 
 
+@once
+def _removable(loaded: LoadedModel) -> frozenset[int]:
+    units = loaded.family.units(loaded.model)
+    return frozenset(unit.block for unit in units if unit.kind == "block" and unit.droppable)
+
+
 def _layout(loaded: LoadedModel, candidate: Candidate) -> Layout:
     names = loaded.family.block_names
     levels, architecture = candidate.by_name, loaded.family.architecture(loaded.model)
@@ -149,6 +162,7 @@ def _layout(loaded: LoadedModel, candidate: Candidate) -> Layout:
             experts=tuple(i for i in range(count) if i not in gone),
             reduced=bool(gone),
             sublayers=kinds,
+            removable=index in _removable(loaded),
         )
         blocks.append(block)
     dense = dense_widths(architecture, 0)

@@ -141,8 +141,6 @@ def derived_config(loaded: LoadedModel, state: StateDict, candidate: Candidate) 
     dense, classes = loaded.model.config, known_classes(loaded)
     grouped = dense._hasattr_without_heterogeneous_validation("num_key_value_heads")
     known = {*WORDS, *filter(dense._hasattr_without_heterogeneous_validation, SETTINGS)}
-    units = loaded.family.units(loaded.model)
-    droppable = {unit.block for unit in units if unit.kind == "block" and unit.droppable}
     settings = dense.to_dict()
     others = (*WORDS, "edits")
     given = {
@@ -160,8 +158,7 @@ def derived_config(loaded: LoadedModel, state: StateDict, candidate: Candidate) 
         own[str(block.index)] = given.get(block.index, {}) | {
             k: entry[k] for k in entry.keys() & known
         }
-        whole = block.index in droppable
-        if edits := edits_of(loaded, state, candidate, block, droppable=whole):
+        if edits := edits_of(loaded, state, candidate, block):
             own[str(block.index)]["edits"] = edits
     settings |= {
         "dense_class": dense_class(type(loaded.model)).__name__,

@@ -58,7 +58,7 @@ class Padded(Pretrained):
         if unit is not None:
             return f"cannot give the output of {unit} a bias"
         if loaded.family.attention.norm_after:
-            unit = left.first(lambda block, kind: block.dropped == (kind,))
+            unit = left.first(lambda block, kind: kind in block.dropped and not block.gone)
             if unit is not None:
                 return f"cannot leave out {unit} alone, because the norm behind it would stay"
         return no_block_left(left)

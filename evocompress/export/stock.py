@@ -77,7 +77,7 @@ def _stages(left: Layout, loaded: LoadedModel) -> str | None:
 
 
 def _alone(left: Layout, _: LoadedModel) -> str | None:
-    unit = left.first(lambda b, kind: b.dropped == (kind,) and len(left.sublayers) > 1)
+    unit = left.first(lambda block, kind: kind in block.dropped and not block.gone)
     return unit and f"cannot leave out {unit} alone"
 
 

@@ -63,15 +63,17 @@ def silence(family: Family, block: nn.Module, sublayer: SubLayerName) -> None:
 
 
 def linear_modules(family: Family, block: nn.Module) -> dict[str, nn.Module]:
-    """The linear modules of a block by path, but what weighs a shared expert, and routers."""
+    """The linear modules of a block by path, but what stays, weighs a shared expert, or routes."""
     mixture = family.mixture
     routers = [f"{mixture.shared_gate}.weight"] if mixture else []
     routers += mixture.entries if isinstance(mixture, DerivedMixture) else []
-    modules = block.named_modules()
+    staying = tuple(f"{path}." for path in family.shared)
     return {
         path: module
-        for path, module in modules
-        if isinstance(module, LINEAR) and f"{path}.weight" not in routers
+        for path, module in block.named_modules()
+        if isinstance(module, LINEAR)
+        and f"{path}.weight" not in routers
+        and not f"{path}.".startswith(staying)
     }
 
 

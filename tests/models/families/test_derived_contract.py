@@ -15,7 +15,10 @@ from evocompress.testing.narrowing import NarrowingContract
 VARIED = ("olmo2", "phi", "gpt_neox", "glm4", "lfm2", "gpt_oss", "deepseek_v3", "cohere2")
 """Types that differ in structure, each unlike the others."""
 
-FURTHER = ("granitemoe", "nemotron", "qwen3_next", "falcon", "granite", "smollm3", "stablelm")
+FURTHER = (
+    *("granitemoe", "nemotron", "qwen3_next", "falcon", "granite", "smollm3", "stablelm"),
+    *("gemma4_text", "nemotron_h"),
+)
 """More of them, for when there is time."""
 
 NAMES = [*VARIED, *(pytest.param(name, marks=pytest.mark.long) for name in FURTHER)]

@@ -90,10 +90,7 @@ class Kind:
         """What cannot be done to such a block, and why."""
         found = [part.reason for part in self.parts.values() if part.reason]
         if not self.whole:
-            found.append(
-                "neither blocks nor their MLPs can be dropped: a block without its sub-layers is "
-                "not the identity"
-            )
+            found.append("blocks cannot be dropped: without its sub-layers one is not the identity")
         return found
 
 
@@ -188,7 +185,7 @@ class Derived(Family):
     def _droppable(self, block: nn.Module, sublayer: SubLayerName | None = None) -> bool:
         """See `Family._droppable`; of a family with one kind of blocks."""
         (kind,) = self.kinds
-        return kind.whole or sublayer == "attention"
+        return kind.whole or sublayer is not None
 
     def heads(self, config: PreTrainedConfig, index: int) -> tuple[int, int, int]:
         """See `Family.heads`; none where no attention computes with heads."""
