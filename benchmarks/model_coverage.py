@@ -44,7 +44,7 @@ from evocompress.core.errors import ModelError, one_line
 from evocompress.models.checkpoints import quiet_transformers
 from evocompress.models.families import FAMILIES, family_of
 from evocompress.models.families.derivation.derived import derived
-from evocompress.models.families.derivation.from_config import causal_class
+from evocompress.models.families.derivation.from_config import language_class
 from evocompress.models.loading import LoadedModel
 from evocompress.models.tasks import CAUSAL
 from evocompress.pipeline.offers import offers
@@ -175,7 +175,7 @@ def needed(config: Any) -> int:
     """How many of the first layers are of all kinds, at least as many as the checks want."""
     if any(family.model_type == config.model_type for family in FAMILIES.values()):
         return LAYERS
-    order = derived(causal_class(config), config).order
+    order = derived(language_class(config), config).order
     return max(LAYERS, *(order.index(kind) + 1 for kind in set(order)))
 
 

@@ -19,9 +19,10 @@ from evocompress.export.weights import StateDict, assemble, renumbered
 from evocompress.models.families import name_of
 from evocompress.models.families.convolutional import Convolutional
 from evocompress.models.families.derivation.derived import Derived
-from evocompress.models.families.uneven import dense_class, dense_layers
+from evocompress.models.families.uneven import dense_class, dense_layers, text_config
 from evocompress.models.loading import LoadedModel
 from evocompress.models.modeling import CLASSES, Classes, derived_classes
+from evocompress.models.modeling.modeling_derived import made
 
 LOADING = """from transformers import {auto}
 
@@ -138,10 +139,31 @@ def layers_config(loaded: LoadedModel, blocks: Sequence[Block]) -> PreTrainedCon
 
 def derived_config(loaded: LoadedModel, state: StateDict, candidate: Candidate) -> PreTrainedConfig:
     """The config of a class of `modeling_derived`: the dense one's, and what each block becomes."""
-    dense, classes = loaded.model.config, known_classes(loaded)
+    classes, whole = known_classes(loaded), loaded.model.config
+    dense, settings = text_config(whole), _layered(loaded, state, candidate)
+    path = loaded.family.layers_path
+    if dense is not whole:
+        own = dense_class(type(dense))
+        settings |= {"dense_class": own.__name__, "blocks": path.rpartition(".")[2]}
+        name = next(name for name in whole.sub_configs if getattr(whole, name) is dense)
+        settings = whole.to_dict() | {name: made(own).from_dict(settings)}
+        del settings["model_type"]
+    settings |= {
+        "dense_class": dense_class(type(loaded.model)).__name__,
+        "blocks": path.removeprefix(f"{loaded.model.base_model_prefix}."),
+        "auto_map": classes.auto_map,
+    }
+    config = classes.config.from_dict(settings)
+    config._attn_implementation = whole._attn_implementation
+    return config
+
+
+def _layered(loaded: LoadedModel, state: StateDict, candidate: Candidate) -> dict[str, Any]:
+    """The settings of the dense language model, and what each of its blocks becomes."""
+    dense = text_config(loaded.model.config)
     grouped = dense._hasattr_without_heterogeneous_validation("num_key_value_heads")
     known = {*WORDS, *filter(dense._hasattr_without_heterogeneous_validation, SETTINGS)}
-    settings = dense.to_dict()
+    settings: dict[str, Any] = dense.to_dict()
     others = (*WORDS, "edits")
     given = {
         int(layer): {name: entry[name] for name in entry if name not in others}
@@ -160,21 +182,14 @@ def derived_config(loaded: LoadedModel, state: StateDict, candidate: Candidate) 
         }
         if edits := edits_of(loaded, state, candidate, block):
             own[str(block.index)]["edits"] = edits
-    settings |= {
-        "dense_class": dense_class(type(loaded.model)).__name__,
-        "blocks": loaded.family.layers_path.removeprefix(f"{loaded.model.base_model_prefix}."),
-        "auto_map": classes.auto_map,
-        "per_layer_config": own,
-    }
+    settings["per_layer_config"] = own
     settings |= {"dense_layers": layers} if (layers := dense_layers(dense)) else {}
     del settings["model_type"]
     narrow = any("num_attention_heads" in entry for entry in own.values())
     if narrow and dense._getattr_without_heterogeneous_validation("head_dim", None) is None:
         # Where layers have fewer heads, their size does not follow from the number.
         settings["head_dim"] = loaded.family.architecture(loaded.model).head_dim
-    config = classes.config.from_dict(settings)
-    config._attn_implementation = dense._attn_implementation
-    return config
+    return settings
 
 
 def uneven_config(

@@ -17,6 +17,7 @@ from evocompress.healing.loss import (
     of_states,
     rows_per_chunk,
 )
+from evocompress.models.families.uneven import text_config
 from evocompress.models.loading import LoadedModel
 from evocompress.models.tasks import ALL_ROWS
 
@@ -52,10 +53,11 @@ class Distillation:
         self._length = teacher.length(tokens)
         values = teacher.family.architecture(teacher.model).state_values(self._length)
         self._keep = len(tokens) * values * teacher.model.dtype.itemsize <= CACHE_BYTES
+        vocabulary = getattr(text_config(teacher.model.config), "vocab_size", 0)
         self._loss = DistillationLoss(
             partial(teacher.family.outputs, student),
             partial(teacher.family.outputs, teacher.model),
-            rows_per_chunk(teacher.model.config.vocab_size) if self._task.causal else ALL_ROWS,
+            rows_per_chunk(vocabulary) if self._task.causal else ALL_ROWS,
             COMPARISONS[self._task.compared],
             of_states if self._task.compared == "embeddings" else None,
         )

@@ -18,6 +18,7 @@ from evocompress.export.record import read_record, write_record
 from evocompress.export.reload import read_checkpoint
 from evocompress.models.checkpoints import quiet_transformers
 from evocompress.models.families import Family
+from evocompress.models.families.uneven import text_config
 from evocompress.models.loading import LoadedModel
 
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
@@ -33,7 +34,8 @@ def load_student(path: Path, teacher: LoadedModel) -> PreTrainedModel:
         ModelError: The folder holds no whole checkpoint, or one with another vocabulary.
     """
     model = read_checkpoint(path, teacher.model)
-    ours, theirs = (getattr(m.config, "vocab_size", None) for m in (model, teacher.model))
+    configs = (text_config(one.config) for one in (model, teacher.model))
+    ours, theirs = (getattr(config, "vocab_size", None) for config in configs)
     if ours != theirs:
         raise ModelError(f"{path} has a vocabulary of {ours} and its teacher one of {theirs}")
     for parameter in model.parameters():

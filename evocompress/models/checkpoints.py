@@ -164,17 +164,6 @@ def type_and_classes(path: object, config: Mapping[str, Any]) -> tuple[str, list
     return kind, classes
 
 
-def inner_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config of the language model within a model of several parts; empty of others."""
-    for key in ("text_config", "llm_config", "language_config", "thinker_config"):
-        inner = config.get(key)
-        if isinstance(inner, dict):
-            nested = inner.get("text_config")  # a thinker has one of its own
-            found = nested if isinstance(nested, dict) and "model_type" in nested else inner
-            return {"model_type": "", **found}
-    return {}
-
-
 def complete_image_size(model: PreTrainedModel, folder: Path) -> None:
     """Has a model's config tell the size of its images, if only the image processor's does."""
     path = folder / PREPROCESSOR

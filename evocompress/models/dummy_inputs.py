@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from evocompress.core.errors import ModelError
+from evocompress.models.families.uneven import text_config
 from evocompress.models.tasks import Task
 
 
@@ -19,7 +20,8 @@ def random_batch(
     """
     generator = torch.Generator().manual_seed(seed)
     if task.reads_text:
-        batch = torch.randint(model.config.vocab_size, (sequences, tokens), generator=generator)
+        vocabulary: int = text_config(model.config).vocab_size
+        batch = torch.randint(vocabulary, (sequences, tokens), generator=generator)
     else:
         batch = torch.rand(sequences, *image_shape(model), generator=generator)
     return batch.to(model.device)

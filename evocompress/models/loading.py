@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import wraps
 from itertools import chain
@@ -22,7 +22,6 @@ from evocompress.models.checkpoints import (
     Checkpoint,
     DType,
     complete_image_size,
-    inner_settings,
     know_compressed,
     locate,
     model_type,
@@ -41,7 +40,7 @@ from evocompress.models.gguf_conversion import converted
 from evocompress.models.pooling import MODULES, POOLING, pooling_of
 from evocompress.models.stored_tensors import check_finite, stored_tensors
 from evocompress.models.streaming import BlockCache, stream_blocks
-from evocompress.models.tasks import CAUSAL, Pooling
+from evocompress.models.tasks import Pooling
 from evocompress.models.tying import settle_tying
 
 
@@ -246,7 +245,6 @@ def _family(checkpoint: Checkpoint) -> Family:
     """What serves a checkpoint, told before its weights are read or its code is run."""
     kind, classes = model_type(checkpoint)
     settings = read_checkpoint_json(checkpoint.folder / CONFIG)
-    check_wrapper(checkpoint, kind, settings)
     family = family_named(kind, classes, embeds=(checkpoint.folder / MODULES).is_file())
     know_compressed(kind)  # the tokenizer's reader reads the config as well
     if isinstance(family, ToBeDerived):
@@ -257,25 +255,6 @@ def _family(checkpoint: Checkpoint) -> Family:
             "no head: add the class, so that it is known what the model is for"
         )
     return _pooled(checkpoint, family) if family.task.compared == "embeddings" else family
-
-
-def check_wrapper(source: object, kind: str, config: Mapping[str, Any]) -> None:
-    """Refuse a model of several kinds of input, and say what of it would go."""
-    inner = inner_settings(config)
-    if not inner or kind == inner["model_type"]:
-        return
-    part = inner["model_type"]
-    text = f"{source} has several parts (type {kind!r}), which is not supported as a whole"
-    named = f"its language model (type {part!r})"
-    try:
-        if isinstance(family_named(part, CAUSAL.class_names(part)), ToBeDerived):
-            derived_from(source, inner)
-    except ModelError as reason:
-        raise ModelError(f"{text}, nor is {named}: {reason}") from None
-    raise ModelError(
-        f"{text}: {named} is; save that part alone with transformers, as its own ...ForCausalLM, "
-        "and give that checkpoint"
-    )
 
 
 def _pooled(checkpoint: Checkpoint, family: Family) -> Family:

@@ -75,7 +75,10 @@ class Stored:
 
 
 def check_counts(path: object, config: Mapping[str, Any]) -> None:
-    """Refuse a config that describes no model that anybody could have."""
+    """Refuse a config that describes no model that anybody could have, in no part of it."""
+    for key, part in config.items():
+        if key.endswith("_config") and isinstance(part, dict):
+            check_counts(f"{path}, {key}", part)
     for key, most in COUNTS.items():
         value = config.get(key)
         for one in value if isinstance(value, list) else [value]:

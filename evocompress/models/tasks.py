@@ -17,6 +17,8 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageClassification,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
     AutoModelForSequenceClassification,
     PreTrainedConfig,
     PreTrainedModel,
@@ -24,6 +26,8 @@ from transformers import (
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
     MODEL_MAPPING_NAMES,
 )
@@ -113,6 +117,17 @@ CAUSAL = Task(
     cached=True,
     by_position=True,
 )
+WITH_IMAGES = replace(
+    CAUSAL,
+    auto=AutoModelForImageTextToText,
+    classes=MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    ending="ForConditionalGeneration",
+)
+WITH_SOUNDS = replace(
+    WITH_IMAGES, auto=AutoModelForMultimodalLM, classes=MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
+)
+LANGUAGE = (WITH_IMAGES, WITH_SOUNDS, CAUSAL)
+"""Tasks of models that tell the next token; of a type the first holds that has a class for it."""
 EMBEDDINGS = Task("embeddings", AutoModel, MODEL_MAPPING_NAMES, compared="embeddings")
 DECODER_EMBEDDINGS = replace(EMBEDDINGS, cached=True, pooling="last")
 TEXT_CLASSES = Task(
@@ -121,8 +136,8 @@ TEXT_CLASSES = Task(
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 )
 DECODER_CLASSES = replace(TEXT_CLASSES, cached=True)
-DECODER_TASKS = (CAUSAL, DECODER_CLASSES, DECODER_EMBEDDINGS)
-"""Those of models that are built as decoders."""
+OTHER_DECODER_TASKS = (DECODER_CLASSES, DECODER_EMBEDDINGS)
+"""Those of models that are built as decoders and do not tell the next token."""
 SCORES = replace(DECODER_CLASSES, name="scores of texts", compared="scores")
 IMAGE_CLASSES = Task(
     "image classification",
@@ -137,8 +152,13 @@ DISTILLED_IMAGE_CLASSES = replace(IMAGE_CLASSES, ending="ForImageClassificationW
 def task_of(cls: type[PreTrainedModel]) -> Task:
     """What models of a decoder's class are for."""
     kind: str = getattr(cls.config_class, "model_type", "")
-    named = (task for task in DECODER_TASKS if cls.__name__ in task.class_names(kind))
-    return next(named, CAUSAL)
+    tasks = (*LANGUAGE, *OTHER_DECODER_TASKS)
+    return next((task for task in tasks if cls.__name__ in task.class_names(kind)), CAUSAL)
+
+
+def language_task(model_type: str) -> Task:
+    """The task of models of a type that tell the next token."""
+    return next((task for task in LANGUAGE if task.class_names(model_type)), CAUSAL)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from transformers import CONFIG_MAPPING, PreTrainedModel
 
 from evocompress.models.families import family_of
 from evocompress.models.families.base import prepare
-from evocompress.models.families.derivation.from_config import causal_class
+from evocompress.models.families.derivation.from_config import language_class
 from evocompress.models.families.derivation.shrink import TRIES, random_model, shrunk
 from evocompress.models.loading import LoadedModel, loaded
 from evocompress.testing.tiny import tiny_tokenizer
@@ -55,7 +55,7 @@ def running_model(config: Any, layers: int = LAYERS) -> PreTrainedModel:
     for heads, narrow_heads in TRIES:
         small = shrunk(config, layers, heads=heads, narrow_heads=narrow_heads)
         try:
-            model = random_model(causal_class(config), small)
+            model = random_model(language_class(config), small)
             model(input_ids=ids, use_cache=False)
         except (RuntimeError, TypeError, ValueError) as error:
             failure = error

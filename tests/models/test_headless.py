@@ -24,7 +24,7 @@ from evocompress.models.families import FAMILIES
 from evocompress.models.families.derivation.from_config import class_for
 from evocompress.models.families.derivation.shrink import random_model, shrunk
 from evocompress.models.loading import load, loaded
-from evocompress.models.tasks import DECODER_TASKS, Task
+from evocompress.models.tasks import OTHER_DECODER_TASKS, Task
 from evocompress.space.costs import cost_model
 from evocompress.testing.derived import typical_config
 from evocompress.testing.formats import in_memory
@@ -216,7 +216,7 @@ def test_embedding_models_of_other_types_are_refused(tmp_path: Path) -> None:
         load(str(folder))
 
 
-@pytest.mark.parametrize("task", DECODER_TASKS[1:], ids=lambda task: task.compared)
+@pytest.mark.parametrize("task", OTHER_DECODER_TASKS, ids=lambda task: task.compared)
 @pytest.mark.parametrize("kind", ["glm", "gpt_neox"])
 def test_those_of_other_types_are_derived(kind: str, task: Task, tmp_path: Path) -> None:
     config = typical_config(kind)

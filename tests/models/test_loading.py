@@ -152,18 +152,21 @@ def test_a_type_that_cannot_be_derived_is_told_with_the_reason(checkpoint: Path)
 
 @pytest.mark.usefixtures("weights_are_not_read")
 @pytest.mark.parametrize(
-    ("inner", "key", "text"),
+    ("kind", "named", "text"),
     [
-        ("gemma3_text", "text_config", "its language model (type 'gemma3_text') is; save that"),
-        ("mpnet", "llm_config", "nor is its language model (type 'mpnet'): models of type 'mpnet'"),
+        ("qwen3_5", "Qwen3_5ForCausalLM", "only those of class Qwen3_5ForConditionalGeneration"),
+        (
+            "blip",
+            "BlipForConditionalGeneration",
+            "none can be derived: a tiny model of it does",
+        ),
     ],
 )
-def test_a_refused_wrapper_is_told_what_of_it_would_go(
-    checkpoint: Path, inner: str, key: str, text: str
+def test_a_model_of_several_parts_that_is_none_is_told_why(
+    checkpoint: Path, kind: str, named: str, text: str
 ) -> None:
-    edit_config(checkpoint, model_type="gemma3", **{key: {"model_type": inner}})
+    edit_config(checkpoint, model_type=kind, architectures=[named])
     message = refusal(checkpoint)
-    assert "has several parts (type 'gemma3'), which is not supported as a whole" in message
     assert text in message
     with pytest.raises(ModelError) as caught:
         outline(str(checkpoint))

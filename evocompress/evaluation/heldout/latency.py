@@ -18,6 +18,7 @@ from evocompress.core.errors import ConfigError
 from evocompress.core.types import Architecture
 from evocompress.evaluation.heldout.ratios import Ratio, in_turns, ratio
 from evocompress.models.dummy_inputs import random_batch
+from evocompress.models.families.uneven import text_config
 from evocompress.models.tasks import CAUSAL, Task
 
 
@@ -123,7 +124,7 @@ def measure_latency(
         inputs = random_batch(task, next(iter(models.values())), *prefill)
         passes = timed(lambda model: _forward_seconds(task, model, inputs))
         return {name: Latency(timing, None) for name, timing in passes.items()}
-    vocabulary: int = min(model.config.vocab_size for model in models.values())
+    vocabulary: int = min(text_config(model.config).vocab_size for model in models.values())
     generator = torch.Generator().manual_seed(0)
     batch = torch.randint(vocabulary, prefill, generator=generator)
     prompt = torch.randint(vocabulary, (1, decode[0]), generator=generator)

@@ -42,7 +42,7 @@ from evocompress.models.families.uneven import (
     stock_class,
 )
 from evocompress.models.families.vit import DeiT, DistilledDeiT, ViT
-from evocompress.models.tasks import CAUSAL, DECODER_EMBEDDINGS, DECODER_TASKS
+from evocompress.models.tasks import DECODER_EMBEDDINGS, OTHER_DECODER_TASKS, language_task
 
 __all__ = [
     "FAMILIES",
@@ -174,18 +174,20 @@ def _to_be_derived(model_type: str, classes: Sequence[str], embeds: bool) -> Fam
     Raises:
         ModelError: None can be derived for such models.
     """
-    if not CAUSAL.class_names(model_type):
+    own = language_task(model_type)
+    if not own.class_names(model_type):
         raise ModelError(_unknown(model_type))
     if embeds:
         return ToBeDerived(model_type, DECODER_EMBEDDINGS)
     if not classes:
-        return ToBeDerived(model_type)
+        return ToBeDerived(model_type, own)
     # The first Llamas were written as LLaMAForCausalLM.
     wanted = classes[0].casefold()
-    for task in DECODER_TASKS:
+    tasks = (own, *OTHER_DECODER_TASKS)
+    for task in tasks:
         if wanted in map(str.casefold, task.class_names(model_type)):
             return ToBeDerived(model_type, task)
-    served = [name for task in DECODER_TASKS for name in task.class_names(model_type)]
+    served = [name for task in tasks for name in task.class_names(model_type)]
     raise ModelError(_only(model_type, classes[0], served))
 
 

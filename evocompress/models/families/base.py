@@ -35,7 +35,7 @@ from evocompress.models.families.mixture import Mixture
 from evocompress.models.families.names import BlockNames
 from evocompress.models.families.shapes import attention_windows, matrix_shape, roles
 from evocompress.models.families.stand_ins import Recorder, ZeroAttention, ZeroOutput
-from evocompress.models.families.uneven import head_shape, missing
+from evocompress.models.families.uneven import head_shape, missing, text_config
 from evocompress.models.tasks import CAUSAL, Pooling, Task
 
 
@@ -201,7 +201,7 @@ class Family:
 
     def architecture(self, model: PreTrainedModel) -> Architecture:
         """What the cost model must know; parameters are counted, tied weights once."""
-        config = model.config
+        config = text_config(model.config)
         head = model.get_output_embeddings()
         blocks = self.blocks(model)
         counted = [self.at(index).heads(config, index) for index in range(len(blocks))]
@@ -252,7 +252,7 @@ class Family:
 
     def _context(self, model: PreTrainedModel) -> int:
         """The longest sequence in tokens."""
-        context: int = model.config.max_position_embeddings
+        context: int = text_config(model.config).max_position_embeddings
         return context
 
     def _outer_flops(self, model: PreTrainedModel) -> int:
@@ -343,6 +343,7 @@ FamilyType = TypeVar("FamilyType", bound=Family)
 
 def one_way(family: Family, config: PreTrainedConfig) -> bool:
     """Whether a token of a model sees only those before it, as its class computes it."""
+    config = text_config(config)
     both = family.two_way_key and getattr(config, family.two_way_key, None)
     return not (family.two_way or both or getattr(config, "is_causal", True) is False)
 

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from evocompress.models.families.uneven import text_config
+
 
 class LogitKeys(NamedTuple):
     """Keys of a model's config with what its class makes of the products of the head.
@@ -39,10 +41,10 @@ def logits_of(
     else:
         bias = None if head.bias is None else head.bias[tokens]
         logits = nn.functional.linear(hidden, head.weight[tokens], bias)
-    keys = keys or LogitKeys()
+    keys, config = keys or LogitKeys(), text_config(model.config)
     for key in keys.factors:
-        logits = logits * getattr(model.config, key)
+        logits = logits * getattr(config, key)
     for key in keys.divisors:
-        logits = logits / getattr(model.config, key)
-    cap = getattr(model.config, keys.cap) if keys.cap else None
+        logits = logits / getattr(config, key)
+    cap = getattr(config, keys.cap) if keys.cap else None
     return logits if cap is None else torch.tanh(logits / cap) * cap

@@ -30,8 +30,14 @@ def is_compressed(model_type: str) -> bool:
     return model_type.startswith(PREFIX)
 
 
+def text_config(config: PreTrainedConfig) -> Any:
+    """Of a model of several parts the config of the language model within; else the config."""
+    return config.get_text_config(decoder=True) if config.sub_configs else config
+
+
 def layer_config(config: PreTrainedConfig, block: int) -> Any:
     """The config as one block sees it, where blocks have settings of their own."""
+    config = text_config(config)
     uneven = is_compressed(config.model_type) or config.is_heterogeneous
     return config.per_layer_config[block] if uneven else config
 
@@ -55,7 +61,7 @@ def head_shape(config: PreTrainedConfig, block: int) -> tuple[int, int, int]:
 
     Without an attention the numbers are 0, and where no block has one the width is as well.
     """
-    own = layer_config(config, block)
+    config, own = text_config(config), layer_config(config, block)
     heads = getattr(own, "num_attention_heads", 0)
     if not heads:
         return 0, 0, 0
@@ -106,6 +112,7 @@ def dense_class(known: Class) -> Class:
 
 def dense_layers(config: PreTrainedConfig) -> dict[str, Any]:
     """In what the layers of the model in transformers differ, by its config; mostly nothing."""
+    config = text_config(config)
     key = "dense_layers" if is_compressed(config.model_type) else "per_layer_config"
     found: dict[str, Any] = config.to_dict().get(key) or {}
     return found
@@ -117,15 +124,22 @@ def dense_config(config: PreTrainedConfig) -> PreTrainedConfig:
         return config
     own = ("model_type", "per_layer_config", "dense_layers", "dense_class", "blocks", "auto_map")
     settings = {name: value for name, value in config.to_dict().items() if name not in own}
+    settings |= {name: dense_config(getattr(config, name)) for name in _compressed_parts(config)}
     settings |= {"per_layer_config": layers} if (layers := dense_layers(config)) else {}
     return dense_class(type(config)).from_dict(settings)
+
+
+def _compressed_parts(config: PreTrainedConfig) -> list[str]:
+    """The names of the parts of a config that are compressed."""
+    parts = {name: getattr(config, name, None) for name in config.sub_configs}
+    return [name for name, part in parts.items() if part and is_compressed(part.model_type)]
 
 
 def check_layers(config: PreTrainedConfig) -> None:
     """Refuse a compressed model whose blocks have more than their own two sub-layers."""
     if not is_compressed(config.model_type):
         return
-    layers: Sequence[Any] = config.per_layer_config
+    layers: Sequence[Any] = text_config(config).per_layer_config
     if any(layer.before or layer.after for layer in layers):
         raise ModelError(
             "this compressed checkpoint is of format 'folded', whose layers have MLPs of other "

@@ -3,7 +3,7 @@
 For a class ``XForCausalLM`` of transformers this module has ``EvocompressXForCausalLM``, the same
 class with other blocks, and for its config ``XConfig`` an ``EvocompressXConfig``; each is made when
 it is first asked for. ``config.per_layer_config[i].edits`` says how block i is made from the
-class's own: by `edited`.
+class's own: by `edited`. In a model of several parts that is in the config of its language model.
 """
 
 import sys
@@ -18,6 +18,8 @@ from torch import nn
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
     AutoModelForSequenceClassification,
     Cache,
     PreTrainedConfig,
@@ -32,7 +34,13 @@ PREFIX = "Evocompress"
 
 MODEL_TYPE = "evocompress_derived"
 
-AUTOS: Sequence[Any] = (AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification)
+AUTOS: Sequence[Any] = (
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModel,
+)
 """The classes of transformers that load such a checkpoint, if they load the model's own."""
 
 
@@ -169,7 +177,8 @@ class DerivedConfig(PerLayerConfig):
     """Mixin for a model's config.
 
     Attributes:
-        dense_class: Name of the model's class in transformers.
+        dense_class: Name of the model's class in transformers; of a language model within a model
+            of several parts that of its config.
         blocks: Module path of the list of blocks within the model's body.
         dense_layers: The ``per_layer_config`` of the model in transformers, where it has one.
         edits: Of a block; see `edited`.
@@ -181,6 +190,17 @@ class DerivedConfig(PerLayerConfig):
     dense_layers: ClassVar[Mapping[str, Any]] = {}
     edits: ClassVar[Mapping[str, Any]] = {}
     sharing: Any = None
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **settings: Any) -> Any:
+        """As transformers makes it, with the parts that are such configs as well."""
+        parts = {
+            name: EvocompressDerivedConfig.from_dict(part)
+            for name, part in config_dict.items()
+            if isinstance(part, dict) and part.get("model_type") == MODEL_TYPE
+        }
+        whole: Any = super()
+        return whole.from_dict(config_dict | parts, **settings)
 
     @property
     def per_layer_config(self) -> Any:
@@ -209,10 +229,12 @@ class DerivedModel:
         super().__init__(config, *given, **settings)  # type: ignore[call-arg]
         whole: Any = self
         body: Any = whole.base_model
-        if body is not whole and isinstance(body, DerivedModel):
+        decoder: Any = body.get_submodule(config.blocks.rpartition(".")[0])
+        if any(one is not whole and isinstance(one, DerivedModel) for one in (body, decoder)):
             return  # it has done so itself
+        layers = config.get_text_config(decoder=True).per_layer_config
         for layer, block in enumerate(body.get_submodule(config.blocks)):
-            edited(block, config.per_layer_config[layer].edits, layer)
+            edited(block, layers[layer].edits, layer)
 
 
 class EvocompressDerivedConfig(PreTrainedConfig):
@@ -234,7 +256,7 @@ class EvocompressDerivedConfig(PreTrainedConfig):
                 f"dense_class {name!r} is no class of transformers {transformers.__version__}, "
                 "so it is not known what the model is"
             )
-        return made(dense.config_class).from_dict(config_dict, **settings)
+        return made(getattr(dense, "config_class", dense)).from_dict(config_dict, **settings)
 
 
 def made(dense: type) -> Any:
@@ -257,9 +279,10 @@ def __getattr__(name: str) -> Any:
         _auto_class="AutoConfig",
     )
     strict(own)
-    for auto in AUTOS:
-        if dense in auto._model_mapping:
-            model = made(auto._model_mapping[dense])
+    for auto in reversed(AUTOS):
+        model: Any = auto._model_mapping.get(dense, None)
+        if getattr(model, "config_class", None) is dense:
+            model = made(model)
             model.register_for_auto_class(auto)
             auto.register(own, model, exist_ok=True)
     return own

@@ -14,10 +14,11 @@ from evocompress.models.families import FAMILIES, family_of
 from evocompress.models.families.base import prepare
 from evocompress.models.families.derivation.derived import derived_or_reason
 from evocompress.models.families.derivation.family import Derived
-from evocompress.models.families.derivation.from_config import causal_class
+from evocompress.models.families.derivation.from_config import language_class
 from evocompress.models.families.derivation.shrink import shrunk
-from evocompress.models.loading import LoadedModel, check_wrapper
-from evocompress.models.tasks import CAUSAL, Task
+from evocompress.models.families.uneven import text_config
+from evocompress.models.loading import LoadedModel
+from evocompress.models.tasks import CAUSAL, WITH_SOUNDS, Task, language_task
 from evocompress.pipeline.offers.offers import Offers, nothing, offers
 
 IMAGE = 224
@@ -25,15 +26,16 @@ IMAGE = 224
 
 
 def type_names() -> list[str]:
-    """The types of causal language models, and those of other tasks that have a family."""
+    """The types of language models, of any parts, and those of other tasks that have a family."""
     own = {family.model_type for family in FAMILIES.usable().values()}
-    return sorted({*CAUSAL.classes, *own})
+    whole = {name for name in WITH_SOUNDS.classes if WITH_SOUNDS.class_names(name)}
+    return sorted({*CAUSAL.classes, *whole, *own})
 
 
 def class_name(model_type: str) -> str:
     """The class of a type's models that can be compressed, if any can."""
     own = (f.task for f in FAMILIES.usable().values() if f.model_type == model_type)
-    return next(iter(next(own, CAUSAL).class_names(model_type)), "")
+    return next(iter(next(own, language_task(model_type)).class_names(model_type)), "")
 
 
 def offers_of_type(model_type: str) -> Offers:
@@ -55,7 +57,6 @@ def _skeleton(model_type: str) -> LoadedModel:
         ModelError: Models of the type cannot be compressed.
     """
     config: Any = CONFIG_MAPPING[model_type]()
-    check_wrapper("such a model", model_type, config.to_dict())
     own = [family for family in FAMILIES.usable().values() if family.model_type == model_type]
     if own:
         config.architectures = [class_name(model_type)]
@@ -84,8 +85,8 @@ def _derived(config: Any) -> tuple[PreTrainedModel, Derived]:
     Raises:
         ModelError: None can be derived.
     """
-    cls, found = causal_class(config), ""
-    for one in (shrunk(config, config.num_hidden_layers), config):
+    cls, found = language_class(config), ""
+    for one in (shrunk(config, text_config(config).num_hidden_layers), config):
         family = derived_or_reason(cls, one)
         if isinstance(family, Derived):
             with torch.device("meta"):

@@ -30,7 +30,7 @@ from evocompress.models.demo import DEMO_SOURCE, demo_checkpoint
 from evocompress.models.families import family_named, family_of
 from evocompress.models.families.base import prepare
 from evocompress.models.gguf_kind import check_read_whole
-from evocompress.models.loading import LoadedModel, check_wrapper
+from evocompress.models.loading import LoadedModel
 from evocompress.models.pooling import MODULES
 from evocompress.models.stored_tensors import check_counts
 
@@ -61,7 +61,6 @@ def outline(
             # Before transformers reads the numbers, and so that unknown types have none run.
             check_counts(source, settings)
             packing(source, settings)
-            check_wrapper(source, kind, settings)
             task = family_named(kind, classes, embeds=_embeds(path)).task
             know_compressed(kind)
             config = without_kernels(_config(path, settings, remote))

@@ -9,7 +9,7 @@ import torch
 from transformers import CONFIG_MAPPING
 
 from evocompress.models.families.derivation.derived import derive
-from evocompress.models.families.derivation.from_config import causal_class
+from evocompress.models.families.derivation.from_config import language_class
 from evocompress.models.families.derivation.shrink import random_model, shrunk
 from evocompress.models.families.mixture import ExpertViews, expert_views
 
@@ -22,7 +22,7 @@ STORED = {
 
 def tiny(name: str) -> Any:
     config = CONFIG_MAPPING[name]()
-    return random_model(causal_class(config), shrunk(config, 1))
+    return random_model(language_class(config), shrunk(config, 1))
 
 
 def fused_experts(model: Any) -> Any:
@@ -52,7 +52,7 @@ def test_the_matrices_of_experts_are_views(name: str) -> None:
 
 def test_a_router_that_chooses_among_groups_first_keeps_its_experts() -> None:
     config = CONFIG_MAPPING["deepseek_v3"](first_k_dense_replace=1, num_hidden_layers=3)
-    found = derive(causal_class(config), config)
+    found = derive(language_class(config), config)
     assert found.mixture is not None and not found.mixture.droppable
     assert any("experts cannot be dropped" in limit for limit in found.limits)
     assert (found.mixture.count, found.mixture.active) == (256, 8)
@@ -62,13 +62,13 @@ def test_one_without_groups_does_not() -> None:
     config = CONFIG_MAPPING["deepseek_v3"](
         first_k_dense_replace=1, num_hidden_layers=3, n_group=1, topk_group=1
     )
-    found = derive(causal_class(config), config)
+    found = derive(language_class(config), config)
     assert found.mixture is not None and found.mixture.droppable
 
 
 def test_experts_that_are_called_otherwise_leave_the_mlp_as_one() -> None:
     config = CONFIG_MAPPING["llama4_text"](num_hidden_layers=4)
-    found = derive(causal_class(config), config)
+    found = derive(language_class(config), config)
     assert found.mixture is None
     assert any("is called or built otherwise" in limit for limit in found.limits)
     assert any(unit.mlp.matrices == () for unit in map(found.at, range(4)))

@@ -11,7 +11,7 @@ from evocompress.models.families.derivation import derived as module
 from evocompress.models.families.derivation import kept
 from evocompress.models.families.derivation.derived import derive, derived
 from evocompress.models.families.derivation.family import Derived
-from evocompress.models.families.derivation.from_config import causal_class
+from evocompress.models.families.derivation.from_config import language_class
 from evocompress.models.families.derivation.kept import reading_of
 from evocompress.models.tasks import CAUSAL
 from evocompress.testing.derived import typical_config
@@ -45,7 +45,7 @@ def again(monkeypatch: pytest.MonkeyPatch) -> Derived:
 @pytest.mark.parametrize("name", ["olmo2", "gpt_neox", "lfm2", "gpt_oss", "deepseek_v3"])
 def test_what_is_read_back_is_what_was_kept(name: str) -> None:
     config = typical_config(name)
-    family = derive(causal_class(config), config)
+    family = derive(language_class(config), config)
     kept.keep(name, family)
     found = kept.kept(name, CAUSAL)
     assert found is not None and reading_of(found) == reading_of(family)

@@ -31,12 +31,8 @@ from evocompress.models.families.derivation.family import (
 )
 from evocompress.models.families.derivation.kept import keep, kept
 from evocompress.models.families.derivation.kinds import kind_of, with_fixed_heads
-from evocompress.models.families.derivation.shrink import (
-    TRIES,
-    VOCABULARY,
-    random_model,
-    shrunk,
-)
+from evocompress.models.families.derivation.parts import FIRST_SPECIAL
+from evocompress.models.families.derivation.shrink import TRIES, random_model, shrunk
 from evocompress.models.families.derivation.structure import Unclear
 from evocompress.models.families.derivation.tracing import TracedBlock, by_name, moved_positions
 from evocompress.models.families.logits import LogitKeys
@@ -46,6 +42,7 @@ from evocompress.models.families.uneven import (
     dense_config,
     head_shape,
     is_compressed,
+    text_config,
 )
 from evocompress.models.tasks import task_of
 
@@ -117,13 +114,13 @@ def derive(cls: type[PreTrainedModel], config: PreTrainedConfig) -> Derived:
     """The family of a model class with a config.
 
     Args:
-        cls: Of a causal language model, or of another of `DECODER_TASKS`.
+        cls: Of a causal language model, or of another decoder.
         config: Of the model; its sizes do not matter.
 
     Raises:
         Unclear: It is built in a way that is not understood.
     """
-    lists = dict(_lists(_skeleton(cls, config), config.num_hidden_layers))
+    lists = dict(_lists(_skeleton(cls, config), text_config(config).num_hidden_layers))
     with torch.no_grad(), _in_float64():
         looks = [[_look(block, config) for block in blocks] for blocks in lists.values()]
         layers = max(map(_needed, looks), default=2)
@@ -154,7 +151,7 @@ def _skeleton(cls: type[PreTrainedModel], config: PreTrainedConfig) -> PreTraine
             return cls(copy.deepcopy(config))
         except FAILURES:
             # Some types leave out of their default config what every checkpoint says.
-            return cls(shrunk(config, config.num_hidden_layers))
+            return cls(shrunk(config, text_config(config).num_hidden_layers))
 
 
 def _tried(
@@ -169,7 +166,7 @@ def _tried(
     """
     model = random_model(cls, small)
     model.set_attn_implementation("eager")
-    ids = torch.randint(3, VOCABULARY, (1, LENGTH), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(3, FIRST_SPECIAL, (1, LENGTH), generator=torch.Generator().manual_seed(0))
     path, examples = _blocks(model, ids, lists)
     return _derived(model, path, examples, ids, lists[path])
 
@@ -183,7 +180,7 @@ def _lists(model: nn.Module, count: int) -> Iterator[tuple[str, nn.ModuleList]]:
 
 def _look(block: nn.Module, config: PreTrainedConfig) -> str:
     """What tells blocks of one kind from others: their classes, switches and type of layer."""
-    types = set(getattr(config, "layer_types", None) or ())
+    types = set(getattr(text_config(config), "layer_types", None) or ())
     switches = {
         f"{path}.{name}": value
         for path, module in block.named_modules()
@@ -203,7 +200,7 @@ def _blocks(
     model: PreTrainedModel, ids: Tensor, paths: Collection[str]
 ) -> tuple[str, list[TracedBlock]]:
     """The path of the list of blocks, and each with what it is called with."""
-    count = model.config.num_hidden_layers
+    count = text_config(model.config).num_hidden_layers
     for path, blocks in _lists(model, count):
         calls = _arguments(model, blocks, ids)
         if path in paths and list(calls) == list(range(count)):
@@ -318,7 +315,7 @@ def _held(arguments: Mapping[str, Any]) -> dict[str, int]:
 
 def _caching(model: PreTrainedModel, ids: Tensor) -> list[bool | None]:
     """For each layer whether keys and values are cached for it; ``None``: that is not told."""
-    unknown: list[bool | None] = [None] * model.config.num_hidden_layers
+    unknown: list[bool | None] = [None] * text_config(model.config).num_hidden_layers
     try:
         cache: Any = model(input_ids=ids, use_cache=True).past_key_values
     except (*FAILURES, StopIteration):

@@ -16,6 +16,7 @@ from evocompress.models.families.base import Family
 from evocompress.models.families.derivation.shrink import HIDDEN_KEYS, random_model
 from evocompress.models.families.derivation.structure import Unclear
 from evocompress.models.families.logits import LogitKeys, logits_of
+from evocompress.models.families.uneven import text_config
 
 CLOSE = 1e-9
 """What rounding in float64 explains."""
@@ -79,13 +80,13 @@ def logit_keys(model: PreTrainedModel, layers_path: str, ids: Tensor) -> LogitKe
 def _possible(model: PreTrainedModel, products: Tensor, wanted: Tensor) -> Iterator[LogitKeys]:
     """What may scale the products of the head, by the values in the config."""
     yield LogitKeys()
-    yield from (LogitKeys(key) for key in CAP_KEYS if hasattr(model.config, key))
+    yield from (LogitKeys(key) for key in CAP_KEYS if hasattr(text_config(model.config), key))
     if products.shape != wanted.shape:
         return
     factor = (wanted.sum() / products.sum()).item()
     numbers = {
         key: value
-        for key, value in vars(model.config).items()
+        for key, value in vars(text_config(model.config)).items()
         if isinstance(value, int | float) and not isinstance(value, bool) and value
     }
     for key, value in numbers.items():
@@ -121,7 +122,8 @@ def _others(model: PreTrainedModel, keys: LogitKeys) -> Iterator[PreTrainedModel
     """Models with another value of each key that is no size of the model."""
     for key in {*keys.factors, *keys.divisors} - {*HIDDEN_KEYS}:
         config = copy.deepcopy(model.config)
-        setattr(config, key, 2 * getattr(config, key))
+        text = text_config(config)
+        setattr(text, key, 2 * getattr(text, key))
         yield random_model(type(model), config)
 
 

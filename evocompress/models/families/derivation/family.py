@@ -22,7 +22,7 @@ from evocompress.models.families.derivation.shrink import CONTEXT_KEYS
 from evocompress.models.families.derivation.structure import LINEAR, ResidualBranch
 from evocompress.models.families.encoder import embedding
 from evocompress.models.families.logits import LogitKeys
-from evocompress.models.families.uneven import head_shape, is_compressed
+from evocompress.models.families.uneven import head_shape, is_compressed, text_config
 from evocompress.models.tasks import CAUSAL, SCORES, Task
 
 HEAD = r"lm_head\..*"
@@ -246,7 +246,7 @@ class Derived(Family):
 
     def _context(self, model: PreTrainedModel) -> int:
         """See `Family._context`; models that need no positions name no length."""
-        lengths = (getattr(model.config, key, None) for key in CONTEXT_KEYS)
+        lengths = (getattr(text_config(model.config), key, None) for key in CONTEXT_KEYS)
         return next((length for length in lengths if isinstance(length, int)), NO_LIMIT)
 
     def hidden_states(self, model: PreTrainedModel, batch: Tensor) -> Tensor:

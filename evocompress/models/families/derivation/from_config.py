@@ -7,18 +7,17 @@ from typing import Any
 
 from transformers import (
     CONFIG_MAPPING,
-    MODEL_FOR_CAUSAL_LM_MAPPING,
     PreTrainedConfig,
     PreTrainedModel,
 )
 
 from evocompress.core.errors import ModelError, one_line
 from evocompress.models.families.derivation.derived import Derived, derived
-from evocompress.models.tasks import CAUSAL, Task
+from evocompress.models.tasks import CAUSAL, Task, language_task
 
 
 def derived_from(source: object, settings: Mapping[str, Any], task: Task = CAUSAL) -> Derived:
-    """The family of a decoder without one of its own.
+    """The family of a decoder without one of its own, perhaps of one with other parts.
 
     Code that comes with the model is not run.
 
@@ -38,18 +37,18 @@ def derived_from(source: object, settings: Mapping[str, Any], task: Task = CAUSA
     return derived(class_for(config, task), config)
 
 
-def causal_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
-    """The class of causal language models of a config.
+def language_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
+    """The class of language models of a config, with all parts that the config describes.
 
     Raises:
         ModelError: transformers has none.
     """
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    task = language_task(config.model_type)
+    if type(config) not in task.auto._model_mapping:
         raise ModelError(
-            f"transformers has no class of causal language models of type {config.model_type!r}, "
-            "only of a whole with other parts"
+            f"transformers has no class of language models of type {config.model_type!r}"
         )
-    return class_for(config, CAUSAL)
+    return class_for(config, task)
 
 
 def class_for(config: PreTrainedConfig, task: Task) -> type[PreTrainedModel]:

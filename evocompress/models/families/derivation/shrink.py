@@ -11,6 +11,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from evocompress.models.families.derivation.parts import USUAL_TOKENS, whole_of
+from evocompress.models.families.uneven import text_config
+
 HEADS = 6
 """Query heads of a tiny model: all its sizes differ, so that a number tells its meaning."""
 
@@ -77,16 +80,27 @@ NARROWED = re.compile(r"(.*_)?(head_?dim|rotary_dim|dim_head|kv_channels)")
 def shrunk(
     config: PreTrainedConfig, layers: int, *, heads: int = HEADS, narrow_heads: bool = True
 ) -> PreTrainedConfig:
-    """A copy of a language model's config in which all sizes are small.
+    """A copy of a model's config in which all sizes are small, those of other parts as well.
 
     The kinds of layers, norms, activations, biases and whatever else tells how layers compute stay.
 
     Args:
-        config: Of the text model.
-        layers: How many of the first ones are kept.
+        config: Of a language model, perhaps within a model of several parts.
+        layers: How many of its first ones are kept.
         heads: Query heads.
         narrow_heads: Heads are narrowed as well; some numbers of rotary embeddings forbid that.
     """
+    small = _shrunk_text(text_config(config), layers, heads, narrow_heads)
+    whole: PreTrainedConfig = whole_of(config, small, narrow=narrow_heads)
+    # The kernels for all experts at once know no float64.
+    whole._experts_implementation = "eager"
+    return whole
+
+
+def _shrunk_text(
+    config: PreTrainedConfig, layers: int, heads: int, narrow_heads: bool
+) -> PreTrainedConfig:
+    """The same for a language model alone."""
     plain = without_overrides(config)
     small = copy.deepcopy(plain)
     for name, values in _lists(plain):
@@ -103,24 +117,10 @@ def shrunk(
             for layer, values in config._heterogeneity_spec.per_layer_overrides.items()
             if layer < layers
         }
-    for part in vars(small).values():
-        if isinstance(part, PreTrainedConfig) and not part.is_heterogeneous:
-            _cut_short(part)
     # In float64 nothing is gained by a residual stream in float32.
     if hasattr(small, "residual_in_fp32"):
         small.residual_in_fp32 = False
-    # The kernels for all experts at once know no float64.
-    small._experts_implementation = "eager"
     return small
-
-
-def _cut_short(part: PreTrainedConfig) -> None:
-    """Leave one layer of a part beside the language model, an encoder of images or sounds."""
-    for name, values in list(_lists(part)):
-        setattr(part, name, values[:1])
-    for name in ("num_hidden_layers", "num_blocks"):
-        if hasattr(part, name):
-            setattr(part, name, 1)
 
 
 def without_overrides(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -191,9 +191,7 @@ def _sizes(config: Any, layers: int, heads: int, narrow_heads: bool) -> dict[str
         "num_attention_heads": heads,
         **dict.fromkeys(KV_KEYS, kv_heads),
         "num_experts_per_tok": min(2, getattr(config, "num_experts_per_tok", None) or 2),
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
+        **USUAL_TOKENS,
         **widths,
     }
     for keys, size in (

@@ -1,0 +1,101 @@
+"""What stands beside the language model in a model of several parts, made small."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterable, Iterator
+from itertools import count
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from evocompress.models.families.uneven import text_config
+
+SMALL = {
+    **dict.fromkeys(("hidden_size", "embed_dim", "d_model"), 32),
+    **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "num_heads"), 2),
+    "head_dim": 16,
+    "intermediate_size": 48,
+}
+"""Sizes of an encoder of images or sounds."""
+
+DEPTHS = ("num_hidden_layers", "num_layers", "num_blocks", "depth")
+"""How many layers a part has; it keeps one."""
+
+SIZE = re.compile(r".*(_size|_dim)")
+"""What may be the width of the language model, which other parts hand on to."""
+
+TOKEN = re.compile(r".*_token_(id|index)")
+"""What names a token that stands for an image, for a sound or for the end of one."""
+
+USUAL_TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+"""Tokens of every tiny model."""
+
+FIRST_SPECIAL = 300
+"""The first token of a tiny model that may stand for something else than text."""
+
+
+def whole_of(config: PreTrainedConfig, small: PreTrainedConfig, *, narrow: bool) -> Any:
+    """A model's config with a small one in the place of that of its language model.
+
+    Args:
+        config: Of a model of one part or of several.
+        small: The small config of its language model.
+        narrow: Whether other parts are narrowed as well, beside being cut short.
+    """
+    text = text_config(config)
+    whole = small if text is config else copy.deepcopy(config, {id(text): small})
+    parts = list(_parts(whole, small))
+    for part in parts:
+        _cut_short(part)
+        if narrow:
+            _set(part, SMALL)
+    hidden = getattr(text, "hidden_size", None)
+    for part in (whole, *parts) if whole is not small else parts:
+        same = [name for name, value in vars(part).items() if value == hidden is not None]
+        _set(part, {name: small.hidden_size for name in filter(SIZE.fullmatch, same)})
+    if whole is not small:
+        _rename_tokens([whole, *parts, small])
+    return whole
+
+
+def _parts(config: PreTrainedConfig, small: PreTrainedConfig) -> Iterator[Any]:
+    """The configs within one, at any depth, but for those around the language model's."""
+    for name in config.sub_configs:
+        part = getattr(config, name, None)
+        if isinstance(part, PreTrainedConfig) and part is not small:
+            inner = [getattr(part, one, None) for one in part.sub_configs]
+            if not any(one is small for one in inner):
+                yield part
+            yield from _parts(part, small)
+
+
+def _cut_short(part: Any) -> None:
+    """Leave, in place, one layer of an encoder."""
+    depth = next((getattr(part, name) for name in DEPTHS if hasattr(part, name)), None)
+    for name, value in list(vars(part).items()):
+        if name in DEPTHS:
+            setattr(part, name, 1)
+        elif isinstance(value, list | tuple) and len(value) == depth:
+            setattr(part, name, value[:1])
+
+
+def _set(part: Any, values: dict[str, Any]) -> None:
+    for name, value in values.items():
+        if type(getattr(part, name, None)) is int:
+            setattr(part, name, value)
+
+
+def _rename_tokens(configs: Iterable[Any]) -> None:
+    """Give, in place, each token that the configs name a small number of its own."""
+    numbers = count(FIRST_SPECIAL)
+    known: dict[int, int] = {}
+    for config in configs:
+        for name, value in list(vars(config).items()):
+            if name in USUAL_TOKENS:
+                setattr(config, name, USUAL_TOKENS[name])
+            elif TOKEN.fullmatch(name) and type(value) is int and value >= 0:
+                if value not in known:
+                    known[value] = next(numbers)
+                setattr(config, name, known[value])
