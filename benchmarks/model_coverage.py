@@ -1,8 +1,8 @@
 """What can be done to tiny random models of every type of language model, and whether it holds.
 
-The types are those of causal language models of the installed transformers, and the language
-models within ...ForConditionalGeneration. Each is made as its config class is by default, but for
-sizes and the number of layers, and checked in float64:
+The types are those of causal language models of the installed transformers, and those of models of
+several parts with a language model within (...ForConditionalGeneration). Each is made as its config
+class is by default, but for sizes and the number of layers, and checked in float64:
 
 - `removal`: a sub-layer left out is that sub-layer with its last matrix at zero;
 - `blocks`: the blocks one after the other are the model's forward pass;
@@ -38,7 +38,7 @@ import pytest
 import torch
 from cells import cell
 from common import Figure, emit
-from transformers import CONFIG_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, PreTrainedModel
+from transformers import PreTrainedModel
 
 from evocompress.core.errors import ModelError, one_line
 from evocompress.models.checkpoints import quiet_transformers
@@ -46,7 +46,7 @@ from evocompress.models.families import FAMILIES, family_of
 from evocompress.models.families.derivation.derived import derived
 from evocompress.models.families.derivation.from_config import language_class
 from evocompress.models.loading import LoadedModel
-from evocompress.models.tasks import CAUSAL
+from evocompress.models.tasks import CAUSAL, WITH_SOUNDS
 from evocompress.pipeline.offers import offers
 from evocompress.pipeline.offers.table import OfferWorker, Unanswered
 from evocompress.space.costs import cost_model
@@ -87,14 +87,8 @@ def parse() -> argparse.Namespace:
 
 
 def every_type() -> list[str]:
-    """Types of causal language models, and of models for pictures that have one within."""
-    pictures = [
-        model_type
-        for model_type, config in CONFIG_MAPPING.items()
-        if config in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-        and MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[config].__name__.endswith("ConditionalGeneration")
-    ]
-    return sorted({*CAUSAL.classes, *pictures})
+    """Types of causal language models, and of models of several parts that have one within."""
+    return sorted({*CAUSAL.classes, *filter(WITH_SOUNDS.class_names, WITH_SOUNDS.classes)})
 
 
 def run(names: Sequence[str], folder: Path, limit: float) -> list[dict[str, Any]]:

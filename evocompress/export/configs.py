@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig
 from evocompress.core.widths import Widths
 from evocompress.export.layout import Block
 from evocompress.models.families.base import prepare
+from evocompress.models.families.uneven import text_config
 from evocompress.models.loading import LoadedModel
 
 CHANNEL_KEYS = ("moe_intermediate_size", "intermediate_size", "ffn_dim", "n_inner")
@@ -20,20 +21,25 @@ NOT_OF_LAYERS = ("architectures", "token_id", "token_ids", "tokens", "_keys", "k
 """Ends of the names of lists that every config may have, and that are not about layers."""
 
 
-def depends_on_index(config: PreTrainedConfig) -> bool:
-    """Whether a block computes something else when it is numbered differently."""
-    return bool(getattr(config, "scale_attn_by_inverse_layer_idx", False))
+def use_of_index(config: PreTrainedConfig) -> str:
+    """What a model makes of the numbers of its blocks; empty where that is nothing."""
+    if getattr(text_config(config), "scale_attn_by_inverse_layer_idx", False):
+        return "scales attention by the block's index"
+    parts = [config, *(getattr(config, name, None) for name in config.sub_configs)]
+    if any("deepstack" in name for part in parts if part for name in vars(part)):
+        return "adds what it sees in images to the first blocks by their index"
+    return ""
 
 
 def cut_config(config: PreTrainedConfig, kept: Sequence[Block]) -> PreTrainedConfig:
     """A copy of the config for a model with only the blocks `kept`."""
-    cut = copy.deepcopy(config)
-    indices = [block.index for block in kept]
+    whole = copy.deepcopy(config)
+    cut, indices = text_config(whole), [block.index for block in kept]
     _cut_lists(cut, indices)
-    if getattr(config, "max_window_layers", None) is not None:
-        cut.max_window_layers = sum(index < config.max_window_layers for index in indices)
+    if getattr(cut, "max_window_layers", None) is not None:
+        cut.max_window_layers = sum(index < cut.max_window_layers for index in indices)
     cut.num_hidden_layers = len(kept)
-    return cut
+    return whole
 
 
 def per_layer(config: PreTrainedConfig) -> dict[str, list[object] | tuple[object, ...]]:
@@ -61,6 +67,7 @@ def set_widths(config: PreTrainedConfig, widths: Widths, dense: Widths) -> None:
 
     The size of a head is written out, because it follows from the number of heads otherwise.
     """
+    config = text_config(config)
     if (widths.heads, widths.kv_heads) != (dense.heads, dense.kv_heads):
         config.head_dim = widths.head_dim
         config.num_attention_heads = widths.heads
@@ -80,11 +87,11 @@ def is_taken(config: PreTrainedConfig, loaded: LoadedModel) -> bool:
 
     Some want their number to divide the hidden size; others derive their size from it.
     """
-    single = copy.deepcopy(config)
-    _cut_lists(single, [0])
-    single.num_hidden_layers = 1
+    single, text = copy.deepcopy(config), text_config(config)
+    _cut_lists(text_config(single), [0])
+    text_config(single).num_hidden_layers = 1
     try:
-        config.validate()
+        text.validate()
         with torch.device("meta"):
             built = type(loaded.model)(single)
             prepare(loaded.family, built)
@@ -92,4 +99,4 @@ def is_taken(config: PreTrainedConfig, loaded: LoadedModel) -> bool:
         return False
     attention = next(unit for unit in loaded.family.units(built) if unit.columns == ("query",))
     assert attention.shape is not None
-    return bool(attention.shape[1] == config.num_attention_heads * config.head_dim)
+    return bool(attention.shape[1] == text.num_attention_heads * text.head_dim)

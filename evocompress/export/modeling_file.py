@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from evocompress.core.types import DENSE, Candidate
-from evocompress.export.configs import channel_key, cut_config, depends_on_index
+from evocompress.export.configs import channel_key, cut_config, use_of_index
 from evocompress.export.edits import edits_of
 from evocompress.export.layout import Block, layout, no_block_left
 from evocompress.export.pretrained import Pretrained
@@ -119,7 +119,7 @@ def _blocks(loaded: LoadedModel, candidate: Candidate) -> tuple[Block, ...]:
     where it is not known what the class makes of their numbers.
     """
     left, staged = layout(loaded, candidate), isinstance(loaded.family, Convolutional)
-    numbered = staged or not is_written_by_hand(loaded) or depends_on_index(loaded.model.config)
+    numbered = staged or not is_written_by_hand(loaded) or use_of_index(loaded.model.config)
     return left.blocks if numbered else left.kept
 
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from evocompress.core.types import Candidate
 from evocompress.core.widths import Widths
-from evocompress.export.configs import cut_config, depends_on_index, is_taken, set_widths
+from evocompress.export.configs import cut_config, is_taken, set_widths, use_of_index
 from evocompress.export.filling import Target, filled, filled_followers
 from evocompress.export.layout import (
     Block,
@@ -25,6 +25,7 @@ from evocompress.export.pretrained import Pretrained
 from evocompress.export.running import OWN_CLASS, Programs, Running
 from evocompress.export.weights import StateDict, assemble, renumbered
 from evocompress.models.families import SubLayerName
+from evocompress.models.families.uneven import text_config
 from evocompress.models.loading import LoadedModel
 
 NOTE = (
@@ -51,7 +52,7 @@ class Padded(Pretrained):
             return compressed
         if loaded.family.mixture is not None:
             return mixed_experts(loaded)
-        left, config = layout(loaded, candidate), loaded.model.config
+        left, config = layout(loaded, candidate), text_config(loaded.model.config)
         if "attention" not in left.sublayers:
             return f"cannot hold {loaded.family.model_type} models, whose layers differ in size"
         unit = left.first(lambda b, kind: kind in b.biased and not hasattr(config, BIAS_KEYS[kind]))
@@ -70,7 +71,7 @@ class Padded(Pretrained):
     def build(self, loaded: LoadedModel, state: StateDict, candidate: Candidate) -> PreTrainedModel:
         """A model of the dense model's class in which each layer is as wide as the widest."""
         left = layout(loaded, candidate)
-        blocks = left.blocks if depends_on_index(loaded.model.config) else left.kept
+        blocks = left.blocks if use_of_index(loaded.model.config) else left.kept
         target = _target(left, loaded)
         wide = dict(state)
         for block in blocks:
@@ -113,5 +114,5 @@ def _config(
     config = cut_config(loaded.model.config, blocks)
     set_widths(config, target.widths, dense)
     for sublayer in target.biased:
-        setattr(config, BIAS_KEYS[sublayer], True)
+        setattr(text_config(config), BIAS_KEYS[sublayer], True)
     return config

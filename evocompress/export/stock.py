@@ -10,12 +10,13 @@ from typing import Any, ClassVar, cast
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from evocompress.core.types import Candidate
-from evocompress.export.configs import cut_config, depends_on_index, is_taken, set_widths
+from evocompress.export.configs import cut_config, is_taken, set_widths, use_of_index
 from evocompress.export.layout import SUBLAYERS, Layout, layout, no_block_left, second_round
 from evocompress.export.pretrained import Pretrained
 from evocompress.export.running import OWN_CLASS, Programs, Running
 from evocompress.export.weights import StateDict, assemble, renumbered
 from evocompress.models.families.convolutional import Convolutional
+from evocompress.models.families.uneven import text_config
 from evocompress.models.loading import LoadedModel
 
 
@@ -84,12 +85,10 @@ def _alone(left: Layout, _: LoadedModel) -> str | None:
 def renumbering(left: Layout, loaded: LoadedModel) -> str | None:
     """The obstacle of a model whose blocks must keep their numbers."""
     unit = left.first(lambda block, sublayer: sublayer in block.dropped)
-    if unit is None or not depends_on_index(loaded.model.config):
+    use = use_of_index(loaded.model.config)
+    if unit is None or not use:
         return None
-    return (
-        f"cannot leave out {unit}, because this {loaded.family.model_type} "
-        "model scales attention by the block's index"
-    )
+    return f"cannot leave out {unit}, because this {loaded.family.model_type} model {use}"
 
 
 def _biased(left: Layout, _: LoadedModel) -> str | None:
@@ -111,9 +110,10 @@ def _uneven(left: Layout, loaded: LoadedModel) -> str | None:
 
 
 def _refused(left: Layout, loaded: LoadedModel) -> str | None:
-    first, config = left.kept[0], _config(left, loaded)
-    if "attention" not in first.narrow or is_taken(config, loaded):
+    first, whole = left.kept[0], _config(left, loaded)
+    if "attention" not in first.narrow or is_taken(whole, loaded):
         return None
+    config = text_config(whole)
     return (
         f"cannot write {left.path}.{first.index}.attention, because no "
         f"{type(config).__name__} of hidden size {config.hidden_size} has {first.widths.heads} "

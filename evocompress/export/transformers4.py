@@ -14,6 +14,8 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from evocompress.models.families.uneven import text_config
+
 CONFIG = "config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 PHI3_SCALING = {"rope_type", "type", "short_factor", "long_factor"}
@@ -21,10 +23,13 @@ PHI3_SCALING = {"rope_type", "type", "short_factor", "long_factor"}
 
 def add_old_settings(folder: Path, config: PreTrainedConfig) -> None:
     """Adds the old form to the config that transformers has written into a folder."""
-    old = rotary_settings(config) | renamed_settings(config)
+    text = text_config(config)
+    old = rotary_settings(text) | renamed_settings(text)
     if old:
         path = folder / CONFIG
-        settings = json.loads(path.read_text(encoding="utf-8")) | old
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        own = [name for name in config.sub_configs if getattr(config, name, None) is text]
+        (settings[own[0]] if own else settings).update(old)
         path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""Tiny random models of any type of causal language models, as their configs are by default."""
+"""Tiny random models of any type of language models, as their configs are by default."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
 
 
 def typical_config(model_type: str) -> Any:
-    """The config of a type by default, or of the language model within one of several parts."""
+    """The config of a type by default, but for `SETTINGS`."""
     settings: dict[str, Any] = {**SETTINGS.get(model_type, {})}
     if "layer_types" in settings:
         settings["num_hidden_layers"] = len(settings["layer_types"])
-    return CONFIG_MAPPING[model_type](**settings).get_text_config(decoder=True)
+    return CONFIG_MAPPING[model_type](**settings)
 
 
 def typical_model(config: Any, layers: int = LAYERS) -> PreTrainedModel:
     """A random model in float64 on the CPU, prepared and ready to be run.
 
     Args:
-        config: Of causal language models.
+        config: Of language models, perhaps of models of several parts.
         layers: Number of blocks, the first ones of the config's.
     """
     model = running_model(config, layers)

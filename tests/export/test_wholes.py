@@ -13,7 +13,7 @@ from torch import Tensor
 import evocompress.hf  # noqa: F401
 from evocompress.compression.live_model import LiveModel
 from evocompress.core.types import DROP, Candidate, Level
-from evocompress.export import read_record
+from evocompress.export import FORMATS, read_record
 from evocompress.models.loading import LoadedModel, load
 from evocompress.space.costs import cost_model
 from evocompress.testing.formats import (
@@ -94,3 +94,23 @@ def test_it_can_be_compressed_again(loaded: LoadedModel, tmp_path: Path) -> None
     levels = {"0.attention": Level(kv_groups=1, group_heads=1), "2.attention": DROP}
     candidate = candidate_of(first, levels | {"0.mlp": Level(channels=30)})
     assert_written(write(first, candidate, tmp_path / "second"), first, candidate)
+
+
+def test_a_stock_checkpoint_has_fewer_blocks(tmp_path: Path) -> None:
+    loaded = tiny_whole("gemma3")
+    candidate = candidate_of(
+        loaded, {"1": DROP, **{f"{i}.mlp": Level(channels=72) for i in (0, 2, 3)}}
+    )
+    out = write(loaded, candidate, tmp_path / "out", "stock")
+    model = reload(out, loaded.family.task)
+    assert type(model) is type(loaded.model)
+    assert_written(out, loaded, candidate)
+    tokens = continued(model, "gemma3", cache=True)
+    assert torch.equal(tokens, continued_in_memory(loaded, candidate))
+
+
+def test_stock_keeps_all_blocks_where_images_enter_some_by_their_number() -> None:
+    loaded = tiny_whole("qwen3_vl")
+    obstacle = FORMATS["stock"].obstacle(loaded, candidate_of(loaded, {"1": DROP}))
+    assert obstacle is not None and "adds what it sees in images to the first blocks" in obstacle
+    assert FORMATS["stock"].obstacle(loaded, candidate_of(loaded, {})) is None

@@ -28,8 +28,7 @@ IMAGE = 224
 def type_names() -> list[str]:
     """The types of language models, of any parts, and those of other tasks that have a family."""
     own = {family.model_type for family in FAMILIES.usable().values()}
-    whole = {name for name in WITH_SOUNDS.classes if WITH_SOUNDS.class_names(name)}
-    return sorted({*CAUSAL.classes, *whole, *own})
+    return sorted({*CAUSAL.classes, *filter(WITH_SOUNDS.class_names, WITH_SOUNDS.classes), *own})
 
 
 def class_name(model_type: str) -> str:

@@ -12,12 +12,15 @@ from evocompress.testing.derived import typical_config, typical_loaded, typical_
 from evocompress.testing.families import FamilyContract
 from evocompress.testing.narrowing import NarrowingContract
 
-VARIED = ("olmo2", "phi", "gpt_neox", "glm4", "lfm2", "gpt_oss", "deepseek_v3", "cohere2")
+VARIED = (
+    *("olmo2", "phi", "gpt_neox", "glm4", "lfm2", "gpt_oss", "deepseek_v3", "cohere2"),
+    "gemma3",
+)
 """Types that differ in structure, each unlike the others."""
 
 FURTHER = (
     *("granitemoe", "nemotron", "qwen3_next", "falcon", "granite", "smollm3", "stablelm"),
-    *("gemma4_text", "nemotron_h"),
+    *("gemma4_text", "nemotron_h", "qwen3_vl", "mistral3", "llava"),
 )
 """More of them, for when there is time."""
 

@@ -20,8 +20,8 @@ SMALL = {
 }
 """Sizes of an encoder of images or sounds."""
 
-DEPTHS = ("num_hidden_layers", "num_layers", "num_blocks", "depth")
-"""How many layers a part has; it keeps one."""
+DEPTH = re.compile(r"(.*_)?(layers|num_blocks|depth)")
+"""What may be how many layers a part has; it keeps one."""
 
 SIZE = re.compile(r".*(_size|_dim)")
 """What may be the width of the language model, which other parts hand on to."""
@@ -36,21 +36,19 @@ FIRST_SPECIAL = 300
 """The first token of a tiny model that may stand for something else than text."""
 
 
-def whole_of(config: PreTrainedConfig, small: PreTrainedConfig, *, narrow: bool) -> Any:
+def whole_of(config: PreTrainedConfig, small: PreTrainedConfig) -> Any:
     """A model's config with a small one in the place of that of its language model.
 
     Args:
-        config: Of a model of one part or of several.
+        config: Of a model of one part or of several; they become small as well.
         small: The small config of its language model.
-        narrow: Whether other parts are narrowed as well, beside being cut short.
     """
     text = text_config(config)
     whole = small if text is config else copy.deepcopy(config, {id(text): small})
     parts = list(_parts(whole, small))
     for part in parts:
         _cut_short(part)
-        if narrow:
-            _set(part, SMALL)
+        _set(part, SMALL)
     hidden = getattr(text, "hidden_size", None)
     for part in (whole, *parts) if whole is not small else parts:
         same = [name for name, value in vars(part).items() if value == hidden is not None]
@@ -73,11 +71,12 @@ def _parts(config: PreTrainedConfig, small: PreTrainedConfig) -> Iterator[Any]:
 
 def _cut_short(part: Any) -> None:
     """Leave, in place, one layer of an encoder."""
-    depth = next((getattr(part, name) for name in DEPTHS if hasattr(part, name)), None)
-    for name, value in list(vars(part).items()):
-        if name in DEPTHS:
+    values = dict(vars(part))
+    depths = {n: v for n, v in values.items() if DEPTH.fullmatch(n) and type(v) is int and v > 1}
+    for name, value in values.items():
+        if name in depths:
             setattr(part, name, 1)
-        elif isinstance(value, list | tuple) and len(value) == depth:
+        elif isinstance(value, list | tuple) and len(value) in depths.values():
             setattr(part, name, value[:1])
 
 

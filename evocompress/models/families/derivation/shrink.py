@@ -91,7 +91,7 @@ def shrunk(
         narrow_heads: Heads are narrowed as well; some numbers of rotary embeddings forbid that.
     """
     small = _shrunk_text(text_config(config), layers, heads, narrow_heads)
-    whole: PreTrainedConfig = whole_of(config, small, narrow=narrow_heads)
+    whole: PreTrainedConfig = whole_of(config, small)
     # The kernels for all experts at once know no float64.
     whole._experts_implementation = "eager"
     return whole
@@ -111,6 +111,7 @@ def _shrunk_text(
         with contextlib.suppress(AttributeError):
             if hasattr(plain, name):
                 setattr(small, name, value)
+    _section(small, sizes["head_dim"])
     if config.is_heterogeneous:
         small.per_layer_config = {
             layer: _small_overrides(plain, config.per_layer_config[layer], values, sizes)
@@ -121,6 +122,19 @@ def _shrunk_text(
     if hasattr(small, "residual_in_fp32"):
         small.residual_in_fp32 = False
     return small
+
+
+def _section(small: Any, head_dim: int) -> None:
+    """Share, in place, the rotary pairs of a head among time, height and width as Qwen-VL does.
+
+    Its default is a number of pairs, whatever the width of a head is.
+    """
+    if "mrope_section" in getattr(small, "ignore_keys_at_rope_validation", ()):
+        rotary = small.rope_parameters.get("partial_rotary_factor", 1)
+        pairs = int(head_dim * rotary) // 2
+        side = 3 * pairs // 8
+        section = [pairs - 2 * side, side, side]
+        small.rope_parameters = small.rope_parameters | {"mrope_section": section}
 
 
 def without_overrides(config: PreTrainedConfig) -> PreTrainedConfig:
