@@ -21,7 +21,7 @@ from evocompress.models.checkpoints import LEGAL, quiet_transformers
 from evocompress.models.loading import LoadedModel
 
 COMPANIONS = (
-    *("preprocessor_config.json", "processor_config.json"),
+    *("*preprocessor_config.json", "processor_config.json"),
     *("modules.json", "config_sentence_transformers.json", "sentence_*_config.json"),
     *("*_Pooling/config.json", "*_Normalize/config.json"),
 )
