@@ -50,7 +50,7 @@ from evocompress.models.tasks import CAUSAL, WITH_SOUNDS
 from evocompress.pipeline.offers import offers
 from evocompress.pipeline.offers.table import OfferWorker, Unanswered
 from evocompress.space.costs import cost_model
-from evocompress.testing.costs import counted_flops
+from evocompress.testing.costs import counted_decoding, counted_flops
 from evocompress.testing.derived import LAYERS, typical_config, typical_loaded, typical_model
 from evocompress.testing.families import SUBLAYERS, FamilyContract
 from evocompress.testing.narrowing import NarrowingContract
@@ -209,6 +209,7 @@ def all_checks(loaded: LoadedModel, config: Any, layers: int) -> Iterator[tuple[
         yield name, lambda c=check: c(family, fresh())
     if not family.architecture(fresh()).uncounted:  # else budgets of FLOPs are refused
         yield "flops", lambda: check_flops(fresh())
+        yield "decoding", lambda: check_decoding(fresh())
     for kind in SUBLAYERS:
         yield (
             f"width of {kind}",
@@ -224,6 +225,19 @@ def check_flops(model: PreTrainedModel) -> None:
     predicted = cost_model(family.units(model), architecture, length=LENGTH).dense()["flops"]
     counted = counted_flops(model, architecture, family.task, LENGTH)
     assert predicted == counted, f"predicted {predicted:.0f}, counted {counted}"
+
+
+def check_decoding(model: PreTrainedModel) -> None:
+    """So are those of a decoded token, and the bytes of the cache."""
+    model.float()
+    family = family_of(model)
+    costs = cost_model(family.units(model), family.architecture(model), length=LENGTH).dense()
+    predicted = int(costs["decode_flops"]), int(costs["kv_bytes"])
+    try:
+        found = counted_decoding(model, LENGTH)
+    except (AttributeError, StopIteration, TypeError, ValueError) as error:
+        pytest.skip(f"it has no cache that can be asked: {error}")
+    assert predicted == found, f"predicted {predicted}, counted {found}"
 
 
 if __name__ == "__main__":

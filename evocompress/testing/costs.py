@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Iterator, Set
 
 import numpy as np
 import torch
@@ -13,9 +13,13 @@ from evocompress.core.canonical import canonical
 from evocompress.core.types import DROP, Architecture, Candidate, Level, Unit
 from evocompress.core.units import UnitTree
 from evocompress.models.dummy_inputs import random_batch
+from evocompress.models.families import family_of
+from evocompress.models.families.derivation.beside import CACHES, bytes_of_layer
 from evocompress.models.tasks import Task
 from evocompress.space.costs import COSTS, ROUTED, TIMED, CostModel
 from evocompress.space.space import SearchSpace
+
+LINEAR = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.convolution)
 
 
 def check_described(model: CostModel) -> None:
@@ -108,18 +112,32 @@ def counted_flops(
         length: Tokens, where the model does not tell them.
         without: Blocks without their attention.
     """
-    if any(architecture.heads):
+    if any(architecture.heads) or architecture.beside:
         model.set_attn_implementation("eager")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(**task.inputs(random_batch(task, model, 1, length)))
     operators = counter.get_flop_counts()["Global"]
-    kinds = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.convolution)
-    linear = int(sum(operators.get(op, 0) for op in kinds))
-    return linear + _attention_flops(architecture, architecture.tokens or length, without)
+    linear = int(sum(operators.get(op, 0) for op in LINEAR))
+    mixed = sum(
+        sum(flops for op, flops in own.items() if op not in LINEAR)
+        for own in map(counter.get_flop_counts().get, _mixers(model, architecture, without))
+    )
+    return linear + mixed + _attention_flops(architecture, architecture.tokens or length, without)
+
+
+def _mixers(model: PreTrainedModel, architecture: Architecture, without: Set[int]) -> Iterator[str]:
+    """The blocks that mix tokens otherwise than by heads, as torch names them."""
+    names = family_of(model).block_names
+    for block, own in enumerate(architecture.beside):
+        if own and block not in without:
+            yield f"{type(model).__name__}.{names[block]}"
 
 
 def _attention_flops(architecture: Architecture, length: int, without: Set[int]) -> int:
-    """Operations of attention, causal and windowed where it is, pair by pair."""
+    """Operations of attention, causal and windowed where it is, pair by pair.
+
+    Where tokens are mixed otherwise than by heads, torch has counted all pairs: those are less.
+    """
     pairs = {
         block: sum(
             query - (window or length) < key and (key <= query or not architecture.one_way)
@@ -129,4 +147,24 @@ def _attention_flops(architecture: Architecture, length: int, without: Set[int])
         for block, window in enumerate(architecture.windows)
         if block not in without
     }
-    return sum(4 * architecture.heads[b] * architecture.head_dim * n for b, n in pairs.items())
+    by_pair = {b: own.pair for b, own in enumerate(architecture.beside) if own}
+    less = sum(by_pair.get(block, 0) * (n - length**2) for block, n in pairs.items())
+    heads = sum(4 * architecture.heads[b] * architecture.head_dim * n for b, n in pairs.items())
+    return heads + less
+
+
+def counted_decoding(model: PreTrainedModel, length: int) -> tuple[int, int]:
+    """Operations of a token that is decoded and sees `length` with itself, and bytes of the cache.
+
+    As torch counts them with a plain kernel, all pairs, the head once.
+    """
+    model.set_attn_implementation("eager")
+    ids = torch.zeros(1, length, dtype=torch.long, device=model.device)
+    with torch.no_grad():
+        output = model(input_ids=ids[:, 1:], use_cache=True)
+        key = next(key for key in CACHES if getattr(output, key, None) is not None)
+        cache = output[key]
+        with FlopCounterMode(display=False) as counter:
+            model(input_ids=ids[:, :1], use_cache=True, **{key: cache})
+    kept = sum(bytes_of_layer(cache, index) for index in range(len(cache.layers)))
+    return int(counter.get_total_flops()), kept

@@ -43,7 +43,7 @@ COSTS: dict[str, str] = {
     "flops": "floating-point operations of a prefill of one sequence, logits at each position",
     "decode_flops": "floating-point operations of one decoded token at full context",
     "weight_bytes": "bytes of all weights stored densely: tied weights once, zeros counted",
-    "kv_bytes": "bytes of the key-value cache of one sequence",
+    "kv_bytes": "bytes of the cache of one sequence: keys, values, states",
     "latency": "seconds of a prefill, from a table measured by `evocompress profile`",
     "decode_latency": "seconds of a decoding step of decode[0] sequences, same table",
 }

@@ -1,10 +1,11 @@
 """Costs that follow from the architecture: parameters, bytes, and floating-point operations.
 
 A multiplication and an addition are two operations. Counted are linear matrices, attention scores
-with their weighted sum, and the head. Norms, activations, rotations and softmax are not. Of a
-mixture of experts those count that a token uses, its router, and a shared expert with what weighs
-it. Zeros in a matrix save nothing: a dense kernel multiplies by them, and a sparse one gains less
-than their share.
+with their weighted sum, and the head. Norms, activations, rotations and softmax are not. Of what
+mixes tokens in another way those products and convolutions are counted that torch counts in the
+model's own class. Of a mixture of experts those count that a token uses, its router, and a shared
+expert with what weighs it. Zeros in a matrix save nothing: a dense kernel multiplies by them, and a
+sparse one gains less than their share.
 """
 
 from __future__ import annotations
@@ -51,9 +52,10 @@ def memory_costs(architecture: Architecture, length: int) -> dict[str, Cost]:
         return size * parameters(part, left)
 
     def cache(part: Part, left: Left) -> float:
-        """Keys and values of an attention; an MLP has no key-value heads."""
+        """Keys and values of an attention, or the state of what mixes tokens in another way."""
         tokens = min(length, part.window or length)
-        return 2 * tokens * left.kv_heads * part.head_dim * size
+        own = part.beside.cached(tokens, size)
+        return 2 * tokens * left.kv_heads * part.head_dim * size + own
 
     return {
         "weight_bytes": Cost(size * architecture.outer_params, weights),
@@ -72,11 +74,13 @@ def flops_costs(architecture: Architecture, length: int) -> dict[str, Cost]:
 
     def prefill(part: Part, left: Left) -> float:
         pairs = _attended(length, part.window) if architecture.one_way else length**2
-        return 2 * _products(part, left, length) + _per_pair(part, left) * pairs
+        own = part.beside.prefill(length) + part.beside.pair * pairs
+        return 2 * _products(part, left, length) + _per_pair(part, left) * pairs + own
 
     def decode(part: Part, left: Left) -> float:
         seen = min(length, part.window or length)
-        return 2 * _products(part, left, 1) + _per_pair(part, left) * seen
+        own = part.beside.decoded + part.beside.seen * seen
+        return 2 * _products(part, left, 1) + _per_pair(part, left) * seen + own
 
     outer = token * length + architecture.outer_flops
     return {"flops": Cost(outer, prefill), "decode_flops": Cost(token, decode)}

@@ -8,9 +8,11 @@ from math import prod
 
 from evocompress.core.canonical import COSTED
 from evocompress.core.errors import ConfigError
-from evocompress.core.types import DENSE, Architecture, Level, Unit
+from evocompress.core.types import DENSE, Architecture, Beside, Level, Unit
 from evocompress.core.units import UnitTree
 from evocompress.core.widths import Widths
+
+NOTHING = Beside()
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class Part:
         channel_params: Of `own` those that go with one channel.
         head_params: Of `own` those that go with one query head, and with one key-value head.
         gate: Of `own` those that each token is multiplied with: what weighs a shared expert.
+        beside: What it takes beside its matrices, but for what heads take.
 
     Examples:
         >>> from evocompress.testing.examples import space
@@ -89,6 +92,7 @@ class Part:
     channel_params: int = 0
     head_params: tuple[int, int] = (0, 0)
     gate: int = 0
+    beside: Beside = NOTHING
 
     def left(self, level: Level) -> Left:
         """The sizes that a level which does not drop the sub-layer leaves.
@@ -176,4 +180,6 @@ def _part(unit: Unit, tree: UnitTree, architecture: Architecture) -> Part:
         channel_params=0 if attention or not by_channel else by_channel[block],
         head_params=architecture.head_params[block] if attention and by_head else (0, 0),
         gate=architecture.gate if experts else 0,
+        beside=(architecture.beside[block] if attention and architecture.beside else None)
+        or NOTHING,
     )

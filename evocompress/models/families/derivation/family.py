@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from evocompress.core.errors import ModelError
-from evocompress.core.types import Architecture
+from evocompress.core.types import Architecture, Beside
 from evocompress.core.widths import Widths
 from evocompress.models.families.base import Family, with_task
 from evocompress.models.families.branches import ABSENT, Attributes, Matrix, SubLayer, SubLayerName
@@ -53,6 +53,16 @@ class DerivedPart:
     followers: tuple[Follower, ...] = ()
 
     @property
+    def whole(self) -> DerivedPart:
+        """The same where it computes with no heads that the config counts: none of its rows is one.
+
+        Its heads cannot be cut.
+        """
+        matrices = tuple(replace(matrix, rows=(), columns=()) for matrix in self.matrices)
+        reason = self.reason or "heads cannot be cut: it computes with others than the config says"
+        return replace(self, matrices=matrices, settings=None, reason=reason)
+
+    @property
     def sublayer(self) -> SubLayer:
         """The same in the words of families."""
         return SubLayer(
@@ -76,6 +86,8 @@ class Kind:
         heads: Whether their attention computes with heads as the config counts them.
         attends: Whether its keys and values are cached.
         whole: Whether such a block is the identity without its sub-layers.
+        beside: What their attention takes beside its matrices, where that is not what heads take.
+        uncounted: Why that is not known.
     """
 
     parts: Mapping[SubLayerName, DerivedPart]
@@ -84,6 +96,8 @@ class Kind:
     heads: bool
     attends: bool
     whole: bool = True
+    beside: Beside | None = None
+    uncounted: str = ""
 
     @property
     def limits(self) -> list[str]:
@@ -162,7 +176,8 @@ class Derived(Family):
         """What cannot be done to the model, and why."""
         found = [limit for kind in self.kinds for limit in kind.limits]
         if any(map(self._uncounted, range(len(self.order)))):
-            found.append("flops cannot be bounded: not all operations are counted")
+            why = next((f" ({kind.uncounted})" for kind in self.kinds if kind.uncounted), "")
+            found.append(f"flops cannot be bounded: not all operations are counted{why}")
         return list(dict.fromkeys(found))
 
     @property
@@ -177,6 +192,13 @@ class Derived(Family):
     def attends(self) -> bool:
         """See `Family.attends`."""
         return any(kind.attends for kind in self.kinds)
+
+    def with_kinds(self, each: Sequence[Kind]) -> Derived:
+        """The same family, each of whose blocks is of a kind of its own."""
+        kinds = [kind for place, kind in enumerate(each) if kind not in each[:place]]
+        order = [kinds.index(kind) for kind in each]
+        common = self.model_type, self.layers_path, self.norm_path, self.among, self.keys
+        return Derived(*common, kinds, order, self.two_way, self.task)
 
     def at(self, index: int) -> Derived:
         """See `Family.at`."""
@@ -229,18 +251,21 @@ class Derived(Family):
         if not self.task.causal and self.task.compared != "embeddings":
             # A classifier is run at every position.
             found = replace(found, vocabulary=model.config.num_labels or 0)
+        beside = [self.at(index).kinds[0].beside for index in range(len(self.order))]
         return replace(
             found,
             outer_params=found.outer_params + params,
             token_flops=flops,
             uncounted=next(filter(None, map(self._uncounted, range(len(self.order)))), ""),
+            beside=tuple(beside) if any(beside) else (),
         )
 
     def _uncounted(self, index: int) -> str:
         """The path of a sub-layer of a block whose operations are not all known; empty if none."""
         (kind,) = self.at(index).kinds
         for name, part in kind.parts.items():
-            if (name == "attention" and not kind.heads) or not part.matrices:
+            by_heads = name == "mlp" or kind.heads
+            if not (part.matrices if by_heads else kind.beside):
                 return f"{self.block_names[index]}.{part.branch.core[-1]}"
         return ""
 

@@ -57,6 +57,8 @@ def kind_of(
     if len(parts) > 1 and _one_input(example, *parts.values()):
         parts["mlp"] = _renamed(parts["mlp"], "mlp_in", "attention_in")
     heads = "attention" in parts and _with_heads(example, parts["attention"], shape)
+    if "attention" in parts and not heads:
+        parts["attention"] = parts["attention"].whole
     cached = "attention" in parts and (heads if attends is None else attends)
     return Kind(parts, found.shared, module_classes(example.block), heads, cached, found.whole)
 

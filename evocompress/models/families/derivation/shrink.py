@@ -94,6 +94,8 @@ def shrunk(
     whole: PreTrainedConfig = whole_of(config, small)
     # The kernels for all experts at once know no float64.
     whole._experts_implementation = "eager"
+    # Some classes take the kernel of their attention from the config alone.
+    whole._attn_implementation = "eager"
     return whole
 
 

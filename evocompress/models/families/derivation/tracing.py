@@ -10,10 +10,17 @@ from functools import partial
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
 MOVED = 1e-9
 """What differs by less, as a share of the largest value, differs by rounding in float64."""
+
+FAILURES = (
+    *(AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError),
+    StrictDataclassError,
+)
+"""What a model raises that does not run."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +116,17 @@ def output_changed(module: nn.Module, change: Callable[[Any], Any]) -> Iterator[
         yield
     finally:
         hook.remove()
+
+
+@contextmanager
+def by_default(dtype: torch.dtype) -> Iterator[None]:
+    """New tensors are of a type where nothing else is said, for a while."""
+    former = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(former)
 
 
 def moved_positions(before: Tensor, after: Tensor) -> list[bool]:
