@@ -18,7 +18,6 @@ from evocompress.export.running import MODELING_FILE, Programs, Running
 from evocompress.export.weights import StateDict, assemble, renumbered
 from evocompress.models.families import name_of
 from evocompress.models.families.convolutional import Convolutional
-from evocompress.models.families.derivation.derived import Derived
 from evocompress.models.families.uneven import dense_class, dense_layers, text_config
 from evocompress.models.loading import LoadedModel
 from evocompress.models.modeling import CLASSES, Classes, derived_classes
@@ -95,7 +94,7 @@ class ModelingFile(Pretrained):
 
 def is_written_by_hand(loaded: LoadedModel) -> bool:
     """Whether the model's family has a modeling file of its own."""
-    return not isinstance(loaded.family, Derived) and name_of(loaded.family) in CLASSES
+    return name_of(loaded.family) in CLASSES
 
 
 def classes_of(loaded: LoadedModel) -> Classes | None:

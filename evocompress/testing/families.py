@@ -1,6 +1,6 @@
 """What every model family must fulfil, checked on a tiny random model of it.
 
-`FamilyContract` is the base of a test class; give it a ``name`` fixture, a key of `FAMILIES`.
+`FamilyContract` is the base of a test class; give it a ``name`` fixture, one of `NAMES`.
 Every check is against the real model: its own forward pass, its modules, its parameters.
 """
 
@@ -35,7 +35,7 @@ from evocompress.testing.probes import (
     silence,
 )
 from evocompress.testing.staged import require_packages, staged
-from evocompress.testing.tiny import tiny_model
+from evocompress.testing.tiny import declared, tiny_model
 
 SUBLAYERS: tuple[SubLayerName, ...] = ("attention", "mlp")
 ENCLOSING: dict[str, set[str | None]] = {
@@ -71,7 +71,8 @@ class FamilyContract(BlockContract):
     def test_serves_its_models(self, name: str, family: Family, model: PreTrainedModel) -> None:
         """`family_of` finds the family by the model's type."""
         assert model.config.model_type == family.model_type
-        assert type(family) is type(FAMILIES[name]) and name_of(family) == name
+        assert family.task == declared(name).task and name_of(family) == name
+        assert isinstance(family, type(FAMILIES[name]) if name in FAMILIES else Derived)
 
     def test_units_are_a_tree(self, family: Family, model: PreTrainedModel) -> None:
         """Names are unique, parents come first and enclose; sub-layers are named alike."""

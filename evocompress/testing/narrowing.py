@@ -1,6 +1,6 @@
 """What every model family must fulfil when heads and channels are cut, on a tiny random model.
 
-`NarrowingContract` is the base of a test class; give it a ``name`` fixture, a key of `FAMILIES`.
+`NarrowingContract` is the base of a test class; give it a ``name`` fixture, one of `NAMES`.
 The reference is the dense model in which the cut heads or channels are silenced: the columns of
 the output matrix that read them are zero.
 """

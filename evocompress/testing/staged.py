@@ -6,13 +6,14 @@ from importlib.util import find_spec
 
 import pytest
 
-from evocompress.models.families import FAMILIES, Family
+from evocompress.models.families import Family
 from evocompress.models.families.convolutional import Convolutional
+from evocompress.testing.tiny import declared
 
 
 def has_packages(name: str) -> bool:
     """Whether what a family needs is installed."""
-    return not isinstance(FAMILIES[name], Convolutional) or find_spec("torch_pruning") is not None
+    return not isinstance(declared(name), Convolutional) or find_spec("torch_pruning") is not None
 
 
 def require_packages(name: str) -> None:

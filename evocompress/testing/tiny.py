@@ -17,11 +17,18 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from evocompress.models.checkpoints import quiet_transformers
-from evocompress.models.families import FAMILIES
+from evocompress.models.families import FAMILIES, Family, family_of
 from evocompress.models.families.base import prepare
 from evocompress.models.families.convolutional import Convolutional
+from evocompress.models.families.derivation.derived import ToBeDerived
 from evocompress.models.loading import LoadedModel, loaded
-from evocompress.models.tasks import CAUSAL, IMAGE_CLASSES, Task
+from evocompress.models.tasks import (
+    CAUSAL,
+    DECODER_CLASSES,
+    DECODER_EMBEDDINGS,
+    IMAGE_CLASSES,
+    Task,
+)
 
 HEADS = 4
 KV_HEADS = 2
@@ -74,16 +81,41 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     "deit-distilled": _IMAGES | {"architectures": ["DeiTForImageClassificationWithTeacher"]},
     "resnet": _CLASSES | {"num_channels": 1, "image_size": 32},
 }
-_SETTINGS |= {
-    name: _SETTINGS[FAMILIES[name].model_type] | ({} if name.endswith("embedding") else _CLASSES)
-    for name in FAMILIES.built_in
-    if name not in _SETTINGS
-}
 _INNER_NAME = {"gpt2": "n_inner", "opt": "ffn_dim"}
 
 
-DECODERS = tuple(name for name in FAMILIES.built_in if FAMILIES[name].task.causal)
-"""The built-in families whose models are causal."""
+DECODERS = (
+    *("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma2", "gemma3_text", "gpt2", "opt"),
+    *("starcoder2", "mixtral", "qwen2_moe", "qwen3_moe"),
+)
+"""Types of causal models, most of them with a derived family."""
+
+_ENDS = {"": CAUSAL, "classifier": DECODER_CLASSES, "embedding": DECODER_EMBEDDINGS}
+
+HEADLESS = tuple(
+    f"{kind}-{end}"
+    for kind in ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "gpt2")
+    for end in _ENDS
+    if end
+)
+"""Classifiers and embedding models of such types."""
+
+NAMES = (*DECODERS, *HEADLESS, *(name for name in FAMILIES.built_in if name not in DECODERS))
+"""What there is a tiny model of: the names of built-in families, and others made likewise."""
+
+_SETTINGS |= {
+    name: _SETTINGS[name.partition("-")[0]] | (_CLASSES if name.endswith("classifier") else {})
+    for name in HEADLESS
+}
+
+
+def declared(name: str) -> Family:
+    """What is known of the family of a tiny model before there is one."""
+    if name in FAMILIES:
+        return FAMILIES[name]
+    kind, _, end = name.partition("-")
+    return ToBeDerived(kind, _ENDS[end])
+
 
 VARIED = ("llama", "gpt2", "opt", "phi3", "gemma2", "qwen2_moe", "bert", "vit")
 """Families that differ in structure, each unlike the others; every further one is like one of these
@@ -112,7 +144,7 @@ def tiny_model(
     changes the outputs.
 
     Args:
-        name: A key of `evocompress.models.families.FAMILIES`.
+        name: One of `NAMES`.
         seed: Of the weights.
         layers: Number of blocks. Of a CNN the second is the first of another stage.
         hidden: Width of the residual stream; the MLP is twice as wide.
@@ -121,7 +153,7 @@ def tiny_model(
     """
     model = stock_model(name, seed=seed, layers=layers, hidden=hidden, vocabulary=vocabulary)
     nn.Module.to(model, dtype)
-    prepare(FAMILIES[name], model)
+    prepare(family_of(model), model)
     return model
 
 
@@ -129,7 +161,7 @@ def stock_model(
     name: str, *, seed: int = 0, layers: int = 3, hidden: int = 64, vocabulary: int = 256
 ) -> PreTrainedModel:
     """`tiny_model` in float32 as transformers makes it, its experts in fused tensors."""
-    family = FAMILIES[name]
+    family = declared(name)
     settings: dict[str, Any] = {
         "hidden_size": hidden,
         "num_hidden_layers": layers,

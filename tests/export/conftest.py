@@ -4,10 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from evocompress.models.families import FAMILIES
 from evocompress.models.families.branches import ABSENT
 from evocompress.models.loading import LoadedModel
-from evocompress.testing.tiny import tiny_loaded
+from evocompress.testing.tiny import NAMES, declared, tiny_loaded
 
 LAYERS = 4
 HEADLESS = ("classifier", "embedding")
@@ -17,9 +16,7 @@ ALIKE = tuple(f"{name}-{kind}" for name in ("mistral", "qwen2", "gemma2") for ki
 """Written as others are with another head."""
 
 TRANSFORMERS = sorted(
-    name
-    for name in FAMILIES.built_in
-    if FAMILIES[name].attention is not ABSENT and name not in ALIKE
+    name for name in NAMES if declared(name).attention is not ABSENT and name not in ALIKE
 )
 """Checkpoints of the others, CNNs, have tests of their own."""
 

@@ -19,14 +19,13 @@ import evocompress.hf  # noqa: F401
 from evocompress.core.errors import ExportError, LibraryError
 from evocompress.core.types import DROP, Candidate, Level
 from evocompress.export import FORMATS, materialize, read_candidate, read_record
-from evocompress.models.families import FAMILIES
 from evocompress.models.loading import LoadedModel, fingerprint
 from evocompress.space.costs import cost_model
 from evocompress.testing.formats import candidate_of, reload, with_bias, with_zeros
 from evocompress.testing.plain_library import PlainLibrary
 from evocompress.testing.probes import answer, random_batch
 from evocompress.testing.staged import has_packages
-from evocompress.testing.tiny import tiny_loaded
+from evocompress.testing.tiny import NAMES, declared, tiny_loaded
 
 LOAD_REMOTE_CODE = """
 import sys
@@ -63,7 +62,7 @@ def test_reloaded_checkpoint_equals_candidate_in_memory(
 @pytest.mark.long
 def test_both_ways_of_loading_agree(tmp_path: Path) -> None:
     folders = []
-    names = filter(has_packages, FAMILIES.built_in)
+    names = filter(has_packages, NAMES)
     forms = [*((name, "hf") for name in names), ("llama", "folded"), ("llama", "deci")]
     for name, form in forms:
         loaded = tiny_loaded(name, layers=4)
@@ -83,7 +82,7 @@ def test_both_ways_of_loading_agree(tmp_path: Path) -> None:
         batch = load_file(folder / "batch.safetensors")["batch"]
         for extra in ("remote.safetensors", "batch.safetensors"):
             (folder / extra).unlink()
-        model, body = reload(folder, FAMILIES[name].task), AutoModel.from_pretrained(folder)
+        model, body = reload(folder, declared(name).task), AutoModel.from_pretrained(folder)
         # Last digits depend on the number of threads, which may differ between processes.
         close = {"rtol": 1e-4, "atol": 1e-5}
         torch.testing.assert_close(model(batch)[0], remote["first"], **close)

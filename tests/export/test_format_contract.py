@@ -3,12 +3,12 @@ from __future__ import annotations
 import pytest
 
 from evocompress.export import FORMATS
-from evocompress.models.families import FAMILIES, name_of
+from evocompress.models.families import name_of
 from evocompress.models.loading import LoadedModel
 from evocompress.testing.formats import CASES, FormatContract, candidate_of
-from evocompress.testing.tiny import VARIED
+from evocompress.testing.tiny import NAMES, VARIED, declared
 
-BERTS = {name for name in FAMILIES.built_in if FAMILIES[name].attention.norm_after}
+BERTS = {name for name in NAMES if declared(name).attention.norm_after}
 OWN_HEAD_SIZE = {"gpt2", "opt"} | BERTS
 """Their head size is the hidden size over the number of heads, whatever the config says."""
 

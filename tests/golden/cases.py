@@ -38,7 +38,7 @@ class Case:
 
     Attributes:
         name: Of its folder below ``records/``.
-        family: A key of `evocompress.models.families.FAMILIES`.
+        family: One of `evocompress.testing.tiny.NAMES`.
         space: Of the run file, as the others.
         search: Its name and settings.
         library: How its library is made.

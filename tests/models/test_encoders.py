@@ -27,7 +27,7 @@ from evocompress.models.pooling import pooling_of
 from evocompress.space.costs import CACHED
 from evocompress.testing.probes import answer, random_batch
 from evocompress.testing.staged import require_packages
-from evocompress.testing.tiny import tiny_checkpoint, tiny_loaded
+from evocompress.testing.tiny import declared, tiny_checkpoint, tiny_loaded
 
 SENTENCE_TRANSFORMERS = {
     "modules.json": "[]",
@@ -40,7 +40,7 @@ SENTENCE_TRANSFORMERS = {
 
 def run_of(folder: Path, name: str, **changes: Any) -> RunConfig:
     """A run of a tiny model whose data lie in a folder."""
-    if FAMILIES[name].task.reads_text:
+    if declared(name).task.reads_text:
         (folder / "data").write_text(TEXT)
     else:
         (folder / "data").mkdir(exist_ok=True)
@@ -55,7 +55,7 @@ def run_of(folder: Path, name: str, **changes: Any) -> RunConfig:
             "drop": {},
             "budget": {"flops": 0.6},
         },
-        proxy={"kind": kinds_for(FAMILIES[name].task)[0]},
+        proxy={"kind": kinds_for(declared(name).task)[0]},
         search={"tokens": 3000},
         heal={"steps": 4, "evaluate_every": 2, "validation_sequences": 2},
         evaluate={"prefill": [1, 16], "repeats": 2, "latency_seconds": 0},
@@ -86,7 +86,7 @@ def test_from_a_checkpoint_to_the_report(name: str, tmp_path: Path) -> None:
     assert (rows["dense"].get("accuracy") is not None) == (name != "bert")
     api.report(run)
     assert ("Perplexity" in (run / "summary.md").read_text()) is False
-    auto = FAMILIES[name].task.auto.__name__
+    auto = declared(name).task.auto.__name__
     assert f"from transformers import {auto}" in (out / "README.md").read_text()
 
 
@@ -146,7 +146,7 @@ def test_a_latency_table_has_no_decoding_step(name: str, tmp_path: Path) -> None
 def test_a_classifier_is_told_from_an_embedding_model_by_its_class(tmp_path: Path) -> None:
     for name in ("bert", "bert-classifier", "roberta-classifier", "deit", "deit-distilled"):
         loaded = load(str(tiny_checkpoint(tmp_path / name, name)))
-        assert loaded.family is FAMILIES[name]
+        assert loaded.family is declared(name)
         assert loaded.folder == tmp_path / name
         batch = random_batch(loaded.family, loaded.model)
         expected = answer(loaded.family, tiny_loaded(name).model, batch)

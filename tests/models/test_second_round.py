@@ -23,7 +23,7 @@ from evocompress.evaluation.estimates import ESTIMATES
 from evocompress.evaluation.estimates.base import Subject
 from evocompress.export import FORMATS, choose_format, materialize, read_record
 from evocompress.export.reload import read_checkpoint
-from evocompress.models.families import FAMILIES, family_named
+from evocompress.models.families import family_named
 from evocompress.models.families.convolutional import Convolutional
 from evocompress.models.families.uneven import is_compressed
 from evocompress.models.loading import LoadedModel, load
@@ -42,14 +42,14 @@ from evocompress.testing.formats import (
 )
 from evocompress.testing.plain_library import PlainLibrary
 from evocompress.testing.probes import answer, assert_equal, random_batch, random_ids
-from evocompress.testing.tiny import tiny_checkpoint, tiny_loaded, windowless
+from evocompress.testing.tiny import NAMES, declared, tiny_checkpoint, tiny_loaded, windowless
 
 REFUSED = [
     name
-    for name in FAMILIES.built_in
-    if FAMILIES[name].mixture is not None or isinstance(FAMILIES[name], Convolutional)
+    for name in NAMES
+    if declared(name).mixture is not None or isinstance(declared(name), Convolutional)
 ]
-SERVED = [name for name in FAMILIES.built_in if name not in REFUSED]
+SERVED = [name for name in NAMES if name not in REFUSED]
 COUNTED = ("params", "body_params", "nonzeros", "matrix_nonzeros", "weight_bytes")
 
 
@@ -130,13 +130,14 @@ def test_its_units_are_what_is_left(llama: LoadedModel) -> None:
     assert architecture.channels == (0, 72, 100, 128)
 
 
-@pytest.mark.parametrize("name", FAMILIES.built_in)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_classes_of_checkpoints_are_known(name: str) -> None:
     classes = CLASSES[name]
     kind, head = classes.config.model_type, classes.head.__name__
     assert is_compressed(kind)
     if name in SERVED:
-        assert family_named(kind, [head]) is FAMILIES[name]
+        family = family_named(kind, [head])
+        assert (family.model_type, family.task) == (declared(name).model_type, declared(name).task)
 
 
 @pytest.mark.parametrize("name", by_tier(SERVED))

@@ -21,14 +21,20 @@ from evocompress.evaluation.estimates import ESTIMATES
 from evocompress.evaluation.estimates.base import Subject
 from evocompress.evaluation.proxies import kinds_for, make_proxy
 from evocompress.evaluation.proxies import layered as layered_states
-from evocompress.models.families import FAMILIES
 from evocompress.models.streaming import BlockCache, stream_blocks
 from evocompress.pipeline import stages
 from evocompress.pipeline.checks import check_settings
 from evocompress.pipeline.context import RunContext
 from evocompress.testing.plain_library import PlainLibrary
 from evocompress.testing.proxies import dropped, micro_batches
-from evocompress.testing.tiny import DECODERS, ENCODERS, VARIED, tiny_checkpoint, tiny_loaded
+from evocompress.testing.tiny import (
+    DECODERS,
+    ENCODERS,
+    VARIED,
+    declared,
+    tiny_checkpoint,
+    tiny_loaded,
+)
 
 LAYERS = 6
 
@@ -85,7 +91,7 @@ def requests(loaded):
     ]
 
 
-SERVED = [(k, name) for name in (*DECODERS, *ENCODERS) for k in kinds_for(FAMILIES[name].task)]
+SERVED = [(k, name) for name in (*DECODERS, *ENCODERS) for k in kinds_for(declared(name).task)]
 
 
 @pytest.mark.parametrize(

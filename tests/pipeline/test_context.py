@@ -17,7 +17,7 @@ from evocompress.core.types import Candidate
 from evocompress.export import materialize, read_record
 from evocompress.healing import heal
 from evocompress.models import loading
-from evocompress.models.families import FAMILIES
+from evocompress.models.families import family_of
 from evocompress.pipeline.context import RunContext
 from evocompress.pipeline.header_facts import genes_digest
 from evocompress.pipeline.run_folder import RunFolder
@@ -34,7 +34,8 @@ def config(**changes):
 
 
 def test_the_digest_of_a_space_covers_all_that_gives_a_genome_its_meaning():
-    model, family = tiny_model("llama"), FAMILIES["llama"]
+    model = tiny_model("llama")
+    family = family_of(model)
     encoding = build_space(family.units(model), family.architecture(model), config().space).encoding
     members = tuple((*units, units[0]) for units in encoding.members)
     others = [

@@ -19,20 +19,10 @@ from evocompress.models.families.bert import (
 from evocompress.models.families.branches import Matrix, SubLayer, SubLayerName
 from evocompress.models.families.convolutional import Convolutional
 from evocompress.models.families.derivation.derived import Derived, ToBeDerived, derived
-from evocompress.models.families.gemma import Gemma2, Gemma3Text
-from evocompress.models.families.gpt2 import GPT2
-from evocompress.models.families.headless import DecoderClassifier, headless
-from evocompress.models.families.llama import Llama
-from evocompress.models.families.mistral import Mistral
 from evocompress.models.families.mixtral import Mixtral
-from evocompress.models.families.opt import OPT
-from evocompress.models.families.phi3 import Phi3
-from evocompress.models.families.qwen2 import Qwen2
 from evocompress.models.families.qwen2_moe import Qwen2Moe
-from evocompress.models.families.qwen3 import Qwen3
 from evocompress.models.families.qwen3_moe import Qwen3Moe
 from evocompress.models.families.resnet import ResNet
-from evocompress.models.families.starcoder2 import Starcoder2
 from evocompress.models.families.uneven import (
     DERIVED,
     PREFIX,
@@ -60,20 +50,9 @@ FAMILIES: Registry[Family] = Registry(
     "family",
     "evocompress.families",
     {
-        "llama": Llama(),
-        "mistral": Mistral(),
-        "qwen2": Qwen2(),
-        "qwen3": Qwen3(),
-        "phi3": Phi3(),
-        "gemma2": Gemma2(),
-        "gemma3_text": Gemma3Text(),
-        "gpt2": GPT2(),
-        "opt": OPT(),
-        "starcoder2": Starcoder2(),
         "mixtral": Mixtral(),
         "qwen2_moe": Qwen2Moe(),
         "qwen3_moe": Qwen3Moe(),
-        **headless(Llama, Mistral, Qwen2, Qwen3, Gemma2, Gemma3Text, GPT2),
         "bert": Bert(),
         "bert-classifier": BertClassifier(),
         "roberta": Roberta(),
@@ -108,7 +87,7 @@ def family_of(model: PreTrainedModel) -> Family:
         )
     check_layers(model.config)
     family.check(model)
-    if isinstance(family, Convolutional | DecoderClassifier | Derived):
+    if isinstance(family, Convolutional | Derived):
         return family.bound(model)
     return family
 
@@ -150,11 +129,7 @@ def _stock_family(model_type: str, classes: Sequence[str], embeds: bool) -> Fami
         for broken in set(names) - usable.keys():
             FAMILIES[broken]  # says why it is not usable
         return _to_be_derived(model_type, classes, embeds)
-    if len(set(classes)) > 1:
-        raise ModelError(
-            f"config.json names several classes ({', '.join(classes)}), so it is not known what "
-            "the model is for: keep its own in architectures"
-        )
+    _check_one(classes)
     if embeds and serving[0].task.reads_text:
         return _embedding(model_type, serving)
     if not classes:
@@ -168,6 +143,15 @@ def _stock_family(model_type: str, classes: Sequence[str], embeds: bool) -> Fami
     raise ModelError(_only(model_type, classes[0], known))
 
 
+def _check_one(classes: Sequence[str]) -> None:
+    """Refuse a config that names several classes."""
+    if len(set(classes)) > 1:
+        raise ModelError(
+            f"config.json names several classes ({', '.join(classes)}), so it is not known what "
+            "the model is for: keep its own in architectures"
+        )
+
+
 def _to_be_derived(model_type: str, classes: Sequence[str], embeds: bool) -> Family:
     """What stands for the family of a type that has none of its own.
 
@@ -177,6 +161,7 @@ def _to_be_derived(model_type: str, classes: Sequence[str], embeds: bool) -> Fam
     own = language_task(model_type)
     if not own.class_names(model_type):
         raise ModelError(_unknown(model_type))
+    _check_one(classes)
     if embeds:
         return ToBeDerived(model_type, DECODER_EMBEDDINGS)
     if not classes:
@@ -198,7 +183,10 @@ def prepare_stock(model: PreTrainedModel) -> None:
 
 
 def name_of(family: Family) -> str:
-    """The name of a family in `FAMILIES`."""
+    """The name of a family: in `FAMILIES`, or made likewise of one that is derived."""
+    if isinstance(family, Derived) and not family.task.causal:
+        embeds = family.task.compared == "embeddings"
+        return f"{family.model_type}-{'embedding' if embeds else 'classifier'}"
     named = (name for name, known in FAMILIES.items() if type(known) is type(family))
     return next(named, family.model_type)
 

@@ -11,10 +11,9 @@ from evocompress.core.types import Candidate
 from evocompress.evaluation.estimates import ESTIMATES
 from evocompress.evaluation.estimates.answer import LiveEstimates
 from evocompress.evaluation.estimates.base import Subject
-from evocompress.models.families import FAMILIES
 from evocompress.testing import estimates as contract
 from evocompress.testing.proxies import dropped
-from evocompress.testing.tiny import DECODERS, VARIED, tiny_loaded
+from evocompress.testing.tiny import DECODERS, VARIED, declared, tiny_loaded
 
 
 def batches(count=3):
@@ -55,7 +54,7 @@ SLOW_ON_EXPERTS = {"perturbation", "lamp", "outliers"}
 def of_models():
     """Every kind with every family that has it."""
     for kind, name in product(sorted(ESTIMATES), DECODERS):
-        mixture = FAMILIES[name].mixture is not None
+        mixture = declared(name).mixture is not None
         if mixture or kind not in contract.OF_EXPERTS:
             long = name not in VARIED or mixture and kind in SLOW_ON_EXPERTS
             yield pytest.param(kind, name, marks=pytest.mark.long if long else ())

@@ -12,7 +12,7 @@ from evocompress.evaluation.heldout import measure_latency, output_quality
 from evocompress.models.dummy_inputs import random_batch
 from evocompress.models.families import FAMILIES
 from evocompress.testing.probes import answer
-from evocompress.testing.tiny import tiny_model
+from evocompress.testing.tiny import declared, tiny_model
 
 
 def pair(name: str) -> tuple[PreTrainedModel, PreTrainedModel]:
@@ -26,7 +26,7 @@ def pair(name: str) -> tuple[PreTrainedModel, PreTrainedModel]:
 
 @pytest.mark.parametrize("name", ["bert-classifier", "vit"])
 def test_classes_are_compared_one_by_one(name: str) -> None:
-    task, (dense, other) = FAMILIES[name].task, pair(name)
+    task, (dense, other) = declared(name).task, pair(name)
     batch = random_batch(task, dense, 7, 12)
     p, q = (model(**task.inputs(batch)).logits.double().softmax(-1) for model in (dense, other))
     labels = torch.tensor([int(row.argmax()) for row in q])
@@ -69,7 +69,7 @@ def test_two_sequences_have_no_ranks() -> None:
 @pytest.mark.parametrize("name", ["bert", "vit"])
 def test_only_a_whole_pass_is_timed(name: str) -> None:
     model = tiny_model(name)
-    task = FAMILIES[name].task
+    task = declared(name).task
     found = measure_latency({"a": model}, prefill=(2, 8), decode=(4, 2), repeats=2, task=task)
     assert found["a"].prefill.median > 0 and found["a"].decode is None
     assert math.isfinite(found["a"].prefill.slowest)

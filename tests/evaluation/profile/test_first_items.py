@@ -9,11 +9,10 @@ from evocompress.core.errors import ConfigError, LibraryError
 from evocompress.core.types import DROP, Candidate, Level
 from evocompress.evaluation.profile import profile
 from evocompress.evaluation.profile.first_items import FirstItems
-from evocompress.models.families import FAMILIES
 from evocompress.models.families.branches import ABSENT
 from evocompress.testing.probes import answer, random_batch
 from evocompress.testing.staged import require_packages
-from evocompress.testing.tiny import tiny_loaded
+from evocompress.testing.tiny import NAMES, declared, tiny_loaded
 
 IDS = torch.arange(12)[None]
 
@@ -51,9 +50,7 @@ def test_layers_that_differ_in_size_are_not_timed(tmp_path):
         profile(tiny_loaded("resnet"), config, progress=lambda *_: None)
 
 
-@pytest.mark.parametrize(
-    "model_type", [n for n in FAMILIES.built_in if FAMILIES[n].attention != ABSENT]
-)
+@pytest.mark.parametrize("model_type", [n for n in NAMES if declared(n).attention != ABSENT])
 def test_every_family_runs_narrow_and_becomes_dense_again(model_type):
     loaded = tiny_loaded(model_type)
     model = loaded.model

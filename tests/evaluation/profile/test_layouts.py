@@ -15,7 +15,7 @@ from evocompress.evaluation.profile.layouts import (
     measured_layouts,
 )
 from evocompress.evaluation.profile.random_layouts import random_layouts
-from evocompress.models.families import FAMILIES
+from evocompress.models.families import family_of
 from evocompress.testing.tiny import tiny_model
 
 SMALL = Grid(((1, 1), (1, 2), (2, 1), (2, 2)), (32, 64, 128), layers=4)
@@ -25,7 +25,8 @@ SMALL = Grid(((1, 1), (1, 2), (2, 1), (2, 2)), (32, 64, 128), layers=4)
 def tiny():
     """Units and architecture of a tiny Llama: 3 blocks, 2 x 2 heads, 128 channels."""
     model = tiny_model("llama")
-    return FAMILIES["llama"].units(model), FAMILIES["llama"].architecture(model)
+    family = family_of(model)
+    return family.units(model), family.architecture(model)
 
 
 def shaped(architecture, groups, group_heads, channels):

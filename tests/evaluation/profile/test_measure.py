@@ -8,7 +8,7 @@ from evocompress.core.types import DENSE, Candidate
 from evocompress.evaluation.profile.fit import seconds
 from evocompress.evaluation.profile.layouts import grid, layout_candidate, measured_layouts
 from evocompress.evaluation.profile.measure import Bench, check_timed_lengths, measure_phase
-from evocompress.models.families import FAMILIES
+from evocompress.models.families import family_of
 from evocompress.testing.decoders import Decoder
 from evocompress.testing.tiny import tiny_model
 
@@ -43,7 +43,7 @@ class FakeLive:
 def tiny():
     """Units and grid of a tiny Llama: 3 blocks, 2 x 2 heads, 128 channels."""
     model = tiny_model("llama")
-    family = FAMILIES["llama"]
+    family = family_of(model)
     return family.units(model), grid(family.architecture(model))
 
 

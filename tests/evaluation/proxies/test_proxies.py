@@ -18,11 +18,10 @@ from evocompress.evaluation.proxies import (
 )
 from evocompress.evaluation.proxies.evaluator import MetricProxy
 from evocompress.models import head
-from evocompress.models.families import FAMILIES
 from evocompress.models.families.base import final_norm
 from evocompress.models.loading import LoadedModel
 from evocompress.testing import proxies as contract
-from evocompress.testing.tiny import tiny_loaded
+from evocompress.testing.tiny import declared, tiny_loaded
 
 NAMES = ("llama", "gpt2", "gemma2", "opt")
 DISTANCES = ("kl", "js", "cosine")
@@ -46,7 +45,7 @@ def model(kind: str) -> LoadedModel:
 
 def served(*names: str) -> list[tuple[str, str]]:
     """(proxy, family) of each that has a brute-force reference."""
-    pairs = [(kind, name) for name in names for kind in kinds_for(FAMILIES[name].task)]
+    pairs = [(kind, name) for name in names for kind in kinds_for(declared(name).task)]
     return [pair for pair in pairs if pair[0] in contract.REFERENCES]
 
 

@@ -10,7 +10,7 @@ from evocompress.core.requests import Evaluate
 from evocompress.core.types import DROP, Candidate
 from evocompress.evaluation.proxies import make_proxy
 from evocompress.models import vocabulary
-from evocompress.models.families.llama import Llama
+from evocompress.models.families import Family
 from evocompress.testing.tiny import tiny_loaded
 
 
@@ -65,7 +65,7 @@ def test_only_float32_on_a_cpu_goes_in_slices():
         assert vocabulary.in_slices(loaded.family, loaded.model) == expected
 
 
-class Scaled(Llama):
+class Scaled(Family):
     """A family with outputs of its own, as Granite has."""
 
     def outputs(self, model, hidden):

@@ -8,13 +8,13 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from evocompress.models.families import FAMILIES, Family, Matrix, family_of
+from evocompress.models.families import Family, Matrix, family_of
 from evocompress.models.families.base import matrices_of
 from evocompress.models.families.derivation.derived import derive
 from evocompress.testing.probes import random_batch
-from evocompress.testing.tiny import tiny_model
+from evocompress.testing.tiny import NAMES, declared, tiny_model
 
-BOTH = [name for name in FAMILIES.built_in if FAMILIES[name].task.cached]
+BOTH = [name for name in NAMES if declared(name).task.cached]
 
 
 def matrices(family: Family, model: PreTrainedModel) -> list[Matrix]:

@@ -11,15 +11,15 @@ from evocompress.compression.live_model import LiveModel
 from evocompress.core.canonical import canonical
 from evocompress.core.errors import ConfigError, LibraryError, ModelError
 from evocompress.core.types import DROP, Candidate, Level
-from evocompress.models.families import FAMILIES, family_of
+from evocompress.models.families import family_of
 from evocompress.models.families.base import prepare
 from evocompress.models.loading import loaded as make_loaded
 from evocompress.space.costs import cost_model
 from evocompress.testing.plain_library import PlainLibrary
 from evocompress.testing.probes import random_ids
-from evocompress.testing.tiny import stock_model, tiny_loaded
+from evocompress.testing.tiny import NAMES, declared, stock_model, tiny_loaded
 
-MIXTURES = [name for name in FAMILIES.built_in if FAMILIES[name].mixture is not None]
+MIXTURES = [name for name in NAMES if declared(name).mixture is not None]
 MLP = "model.layers.1.mlp"
 
 
@@ -41,7 +41,7 @@ def test_a_prepared_model_is_the_stock_one_and_shares_its_memory(name):
     model = stock_model(name)
     fused = model.model.layers[0].mlp.experts.gate_up_proj
     expected, total = logits(model), sum(p.numel() for p in model.parameters())
-    prepare(FAMILIES[name], model)
+    prepare(declared(name), model)
     torch.testing.assert_close(logits(model), expected, rtol=1e-5, atol=1e-5)
     assert sum(p.numel() for p in model.parameters()) == total
     up = model.model.layers[0].mlp.experts[1].up_proj.weight

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from evocompress.models.families import FAMILIES
 from evocompress.testing.narrowing import NarrowingContract
+from evocompress.testing.tiny import NAMES
 
 
-@pytest.mark.parametrize("name", FAMILIES.built_in)
+@pytest.mark.parametrize("name", NAMES)
 class TestNarrowing(NarrowingContract):
     pass

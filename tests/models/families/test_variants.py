@@ -4,9 +4,11 @@ import pytest
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from evocompress.core.errors import ModelError
-from evocompress.models.families import FAMILIES, family_named, family_of
+from evocompress.models.families import family_named, family_of
+from evocompress.models.families.derivation.family import Derived
 from evocompress.models.families.shapes import attention_windows
-from evocompress.testing.tiny import tiny_model
+from evocompress.models.tasks import CAUSAL
+from evocompress.testing.tiny import NAMES, declared, tiny_model
 
 
 def variant(model_type: str, **settings: object) -> PreTrainedModel:
@@ -17,7 +19,8 @@ def variant(model_type: str, **settings: object) -> PreTrainedModel:
 
 
 def test_units_of_a_llama_block() -> None:
-    units = FAMILIES["llama"].units(tiny_model("llama", layers=2))[10:]
+    model = tiny_model("llama", layers=2)
+    units = family_of(model).units(model)[10:]
     block = "model.layers.1"
     assert [(unit.name, unit.role, unit.parent, unit.shape) for unit in units] == [
         (block, "block", None, None),
@@ -34,27 +37,32 @@ def test_units_of_a_llama_block() -> None:
 
 
 def test_matrices_that_end_alike_have_their_path_as_role() -> None:
-    units = FAMILIES["gpt2"].units(tiny_model("gpt2", layers=1))
+    model = tiny_model("gpt2", layers=1)
+    units = family_of(model).units(model)
     roles = [unit.role for unit in units if unit.kind == "matrix"]
     assert roles == ["c_attn", "attn.c_proj", "c_fc", "mlp.c_proj"]
 
 
 @pytest.mark.parametrize(
-    "settings",
+    ("settings", "norm", "limit"),
     [
-        {"do_layer_norm_before": False},
-        {"_remove_final_layer_norm": True},
-        {"word_embed_proj_dim": 32},
+        (
+            {"do_layer_norm_before": False, "word_embed_proj_dim": 32},
+            "",
+            "blocks cannot be dropped",
+        ),
+        ({"_remove_final_layer_norm": True}, "", ""),
+        ({"word_embed_proj_dim": 32}, "model.decoder.final_layer_norm", ""),
     ],
 )
-def test_opt_350m_is_refused(settings: dict[str, object]) -> None:
-    with pytest.raises(ModelError, match="opt-350m"):
-        family_of(variant("opt", **settings))
-
-
-def test_gpt2_with_cross_attention_is_refused() -> None:
-    with pytest.raises(ModelError, match="cross-attention"):
-        family_of(variant("gpt2", add_cross_attention=True))
+def test_variants_of_opt_are_derived_as_they_are(
+    settings: dict[str, object], norm: str, limit: str
+) -> None:
+    """The first one is OPT-350m: norms behind the sums, and no last one."""
+    family = family_of(variant("opt", **settings))
+    assert isinstance(family, Derived)
+    assert family.norm_path == norm and "".join(family.limits).startswith(limit)
+    assert bool(family.limits) == bool(limit)
 
 
 @pytest.mark.parametrize(
@@ -75,15 +83,16 @@ def test_other_classes_of_a_type_are_refused(
     message = f"class {architecture} are not supported: .* only those of class {classes}"
     with pytest.raises(ModelError, match=message):
         family_named(model_type, [architecture])
-    assert family_named(model_type) is FAMILIES[model_type]
+    assert family_named(model_type).model_type == model_type
 
 
 def test_every_family_serves_the_class_of_its_models() -> None:
-    for family in map(FAMILIES.__getitem__, FAMILIES.built_in):
+    for family in map(declared, NAMES):
         (name,) = family.task.class_names(family.model_type)
-        assert family_named(family.model_type, [name]) is family
-    assert family_named("llama", ["LLaMAForCausalLM"]) is FAMILIES["llama"]
-    assert family_named("llama", ["LlamaForCausalLM"] * 2) is FAMILIES["llama"]
+        found = family_named(family.model_type, [name])
+        assert (found.model_type, found.task) == (family.model_type, family.task)
+    for classes in (["LLaMAForCausalLM"], ["LlamaForCausalLM"] * 2):
+        assert family_named("llama", classes).task is CAUSAL
 
 
 def test_several_classes_are_refused() -> None:
@@ -103,7 +112,9 @@ def test_a_language_model_that_sees_what_comes_is_refused(
 
 
 def test_an_unknown_type_is_refused_by_name() -> None:
-    with pytest.raises(ModelError, match=r"'mpnet' are not supported; supported: llama, mistral"):
+    with pytest.raises(
+        ModelError, match=r"'mpnet' are not supported; supported: mixtral, qwen2_moe"
+    ):
         family_named("mpnet", ["MPNetModel"])
 
 

@@ -13,7 +13,7 @@ from evocompress.compression.library.gram import gram_operations
 from evocompress.core.config import RunConfig
 from evocompress.core.errors import ConfigError, ModelError
 from evocompress.evaluation.heldout import count_flops
-from evocompress.models.families import FAMILIES, family_of
+from evocompress.models.families import family_of
 from evocompress.pipeline.planning import (
     DEVICES,
     make_plan,
@@ -28,7 +28,7 @@ from evocompress.pipeline.planning.plan import context_of
 from evocompress.pipeline.planning.stages import PlannedRun, library_stage, search_stage
 from evocompress.pipeline.planning.work import Work
 from evocompress.testing.staged import require_packages
-from evocompress.testing.tiny import tiny_checkpoint, tiny_loaded, tiny_model
+from evocompress.testing.tiny import NAMES, tiny_checkpoint, tiny_loaded, tiny_model
 
 LENGTH = 32
 SPARSE = {"sparsity": {"target": 0.5, "levels": 2}}
@@ -69,7 +69,7 @@ def test_work_takes_the_slower_of_products_weights_and_transfers_and_the_rest_be
     assert (work * 3).seconds(SLOW, "float32") == pytest.approx(3 * work.seconds(SLOW, "float32"))
 
 
-@pytest.mark.parametrize("model_type", sorted(FAMILIES.built_in))
+@pytest.mark.parametrize("model_type", sorted(NAMES))
 def test_an_outline_knows_all_of_a_model_but_its_weights(tmp_path, model_type):
     require_packages(model_type)
     model = tiny_model(model_type)
@@ -315,7 +315,7 @@ def test_a_gguf_file_is_planned_and_its_unpacking_said(tmp_path):
     times = plan.weights / path.stat().st_size
     assert plan.dtype == "float32" and f"{times:.1f} times as much" in note
     sketch = outline(str(path))
-    assert sketch.family is FAMILIES["llama"] and sketch.model.config.num_hidden_layers == 3
+    assert sketch.family.model_type == "llama" and sketch.model.config.num_hidden_layers == 3
     with pytest.raises(ModelError, match="there is no such file"):
         outline(str(tmp_path / "none.gguf"))
     (tmp_path / "bad.gguf").write_bytes(b"GGUF" + b"\xff" * 100)

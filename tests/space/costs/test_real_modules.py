@@ -7,18 +7,18 @@ from transformers import PreTrainedModel
 
 from evocompress.core.canonical import canonical
 from evocompress.core.types import DROP, Architecture, Candidate
-from evocompress.models.families import FAMILIES, family_of
+from evocompress.models.families import Family, family_of
 from evocompress.space.costs import CostModel, cost_model
 from evocompress.testing.costs import counted_flops
 from evocompress.testing.staged import require_packages
-from evocompress.testing.tiny import tiny_model
+from evocompress.testing.tiny import NAMES, tiny_model
 
 LENGTH = 16
 
 
 def reduced(
     model_type: str, dropped: list[tuple[int, str]]
-) -> tuple[PreTrainedModel, Architecture, CostModel, Candidate]:
+) -> tuple[PreTrainedModel, Family, Architecture, CostModel, Candidate]:
     """A tiny model without some sub-layers, as far as it has them, and what is predicted for it."""
     require_packages(model_type)
     model = tiny_model(model_type, layers=3)
@@ -33,7 +33,7 @@ def reduced(
         block = family.blocks(model)[index]
         for path, module in family.replacements(block, sublayer).items():
             block.set_submodule(path, module)
-    return model, architecture, predicted, candidate
+    return model, family, architecture, predicted, candidate
 
 
 DROPS = [
@@ -45,22 +45,22 @@ DROPS = [
 
 
 @pytest.mark.parametrize("dropped", DROPS)
-@pytest.mark.parametrize("model_type", sorted(FAMILIES.built_in))
+@pytest.mark.parametrize("model_type", sorted(NAMES))
 def test_parameters_are_those_of_the_reduced_model(model_type, dropped):
-    model, architecture, predicted, candidate = reduced(model_type, dropped)
+    model, family, architecture, predicted, candidate = reduced(model_type, dropped)
     costs = predicted.of([candidate])
     everything = sum(parameter.numel() for parameter in model.parameters())
-    blocks = sum(p.numel() for p in family_of(model).blocks(model).parameters())
+    blocks = sum(p.numel() for p in family.blocks(model).parameters())
     assert costs["params"].item() == everything
     assert costs["body_params"].item() == blocks
     assert costs["weight_bytes"].item() == everything * architecture.dtype_bytes
 
 
 @pytest.mark.parametrize("dropped", DROPS)
-@pytest.mark.parametrize("model_type", sorted(FAMILIES.built_in))
+@pytest.mark.parametrize("model_type", sorted(NAMES))
 def test_flops_of_matrices_are_those_torch_counts(model_type, dropped):
-    model, architecture, predicted, candidate = reduced(model_type, dropped)
-    task = family_of(model).task
+    model, family, architecture, predicted, candidate = reduced(model_type, dropped)
+    task = family.task
     dead = {block for block, sublayer in dropped if sublayer == "attention"}
     counted = counted_flops(model, architecture, task, LENGTH, without=dead)
     assert predicted.of([candidate])["flops"].item() == counted

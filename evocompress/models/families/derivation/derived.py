@@ -122,7 +122,7 @@ def derive(cls: type[PreTrainedModel], config: PreTrainedConfig) -> Derived:
     lists = dict(_lists(skeleton, text_config(config).num_hidden_layers))
     with torch.no_grad(), by_default(torch.float64):
         looks = [[_look(block, config) for block in blocks] for blocks in lists.values()]
-        layers = max(map(_needed, looks), default=2)
+        layers = min(config.num_hidden_layers, max(map(_needed, looks), default=2))
         for heads, narrow_heads in TRIES:
             small = shrunk(config, layers, heads=heads, narrow_heads=narrow_heads)
             try:
@@ -261,12 +261,12 @@ def _derived(
 
 
 def _sees_what_comes(model: PreTrainedModel, path: str, ids: Tensor) -> bool:
-    """Whether what a model makes of its first token depends on the last one."""
+    """Whether what a model makes of its first tokens depends on the last one."""
     other = ids.clone()
     other[:, -1] += 1
     body = body_of(model, path)
     states = (body(input_ids=i, use_cache=False).last_hidden_state for i in (ids, other))
-    return any(moved_positions(*(own[:, :1] for own in states)))
+    return any(moved_positions(*(own[:, :-1] for own in states)))
 
 
 def _among(example: TracedBlock) -> int:

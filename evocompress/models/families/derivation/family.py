@@ -303,7 +303,14 @@ class Derived(Family):
         (kind,) = self.kinds
         part = kind.parts[sublayer]
         assert part.settings is not None
-        return part.settings.attributes(block, part.branch, widths)
+        # A ``Conv1D`` knows the number of its outputs.
+        item = 1 if sublayer == "mlp" else widths.head_dim
+        outputs: Attributes = {
+            (matrix.path, "nf"): item * sum(widths.lengths[axis] for axis in matrix.rows)
+            for matrix in part.matrices
+            if matrix.transposed and matrix.rows
+        }
+        return part.settings.attributes(block, part.branch, widths) | outputs
 
 
 def _first_parts(kinds: Sequence[Kind]) -> dict[SubLayerName, DerivedPart]:
