@@ -359,6 +359,8 @@ class Architecture:
             times its tokens.
         beside: For each block what its attention takes beside its matrices, where that is not
             what heads take. Empty where all blocks have heads.
+        handed: Values of a token that blocks hand on beside the hidden state: keys and values that
+            later ones read.
 
     Examples:
         >>> from evocompress.testing.tiny import tiny_loaded
@@ -392,10 +394,11 @@ class Architecture:
     head_params: tuple[tuple[int, int], ...] = ()
     state: int | None = None
     beside: tuple[Beside | None, ...] = ()
+    handed: int = 0
 
     def state_values(self, tokens: int) -> int:
         """Values of the state between two blocks of a sequence with these tokens."""
-        return self.state or tokens * self.hidden
+        return self.state or tokens * (self.hidden + self.handed)
 
     @property
     def routed_share(self) -> float:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from evocompress.models.families.base import final_norm
+from evocompress.models.families.base import final_norm, final_states
 from evocompress.models.families.stand_ins import run_block
 from evocompress.models.head import chunk_rows
 from evocompress.models.loading import LoadedModel
@@ -131,7 +131,7 @@ def _at_once(loaded: LoadedModel, task: _Pass) -> None:
     with torch.enable_grad():
         for block, keywords in zip(family.blocks(model), task.arguments, strict=True):
             hidden = run_block(block, hidden, keywords)
-        final = final_norm(family, model)(hidden)
+        final = final_states(family, model, hidden)
     seeds = _hidden_gradients(loaded, final.detach(), task.losses)
     _backward(model, "", final, seeds, task.readers)
 
@@ -145,7 +145,7 @@ def _by_block(loaded: LoadedModel, task: _Pass) -> None:
             hidden = run_block(block, hidden, keywords)
     norm, entering = final_norm(family, model), hidden.detach().requires_grad_(True)
     with torch.enable_grad():
-        final = norm(entering)
+        final = final_states(family, model, entering)
     seeds = _hidden_gradients(loaded, final.detach(), task.losses)
     seeds = _backward(norm, f"{family.norm_path}.", final, seeds, task.readers, entering)
     for index in reversed(range(len(blocks))):

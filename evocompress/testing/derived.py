@@ -11,7 +11,8 @@ from transformers import CONFIG_MAPPING, PreTrainedModel
 from evocompress.models.families import family_of
 from evocompress.models.families.base import prepare
 from evocompress.models.families.derivation.from_config import language_class
-from evocompress.models.families.derivation.shrink import TRIES, random_model, shrunk
+from evocompress.models.families.derivation.shrink import SHARED_LAYERS, TRIES, random_model, shrunk
+from evocompress.models.families.uneven import text_config
 from evocompress.models.loading import LoadedModel, loaded
 from evocompress.testing.tiny import tiny_tokenizer
 
@@ -23,34 +24,46 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "lfm2": {"layer_types": ["conv", "full_attention", "conv"]},
     "nemotron_h": {"layers_block_type": ["linear_attention", "mlp", "full_attention"]},
     "gemma4_text": {"layer_types": ["sliding_attention", "full_attention", "full_attention"]},
+    "gemma4_text sharing": {
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2,
+        "num_kv_shared_layers": 3,
+        "use_double_wide_mlp": True,
+    },
     "smollm3": {"no_rope_layers": [1, 0, 1], "num_hidden_layers": 3},
     "qwen3_next": {"layer_types": ["linear_attention", "full_attention", "linear_attention"]},
 }
-"""What the configs of some types are told, so that few layers are of all kinds."""
+"""What the configs of some types are told, so that few layers are of all kinds.
+
+Behind the name of a type may stand what a variant of it does.
+"""
 
 
-def typical_config(model_type: str) -> Any:
+def typical_config(name: str) -> Any:
     """The config of a type by default, but for `SETTINGS`."""
-    settings: dict[str, Any] = {**SETTINGS.get(model_type, {})}
+    settings: dict[str, Any] = {**SETTINGS.get(name, {})}
     if "layer_types" in settings:
         settings["num_hidden_layers"] = len(settings["layer_types"])
-    return CONFIG_MAPPING[model_type](**settings)
+    return CONFIG_MAPPING[name.split()[0]](**settings)
 
 
-def typical_model(config: Any, layers: int = LAYERS) -> PreTrainedModel:
+def typical_model(config: Any, layers: int | None = None) -> PreTrainedModel:
     """A random model in float64 on the CPU, prepared and ready to be run.
 
     Args:
         config: Of language models, perhaps of models of several parts.
-        layers: Number of blocks, the first ones of the config's.
+        layers: Number of blocks, the first ones of the config's; by default a few, but all where
+            the last ones read what others hand on.
     """
     model = running_model(config, layers)
     prepare(family_of(model), model)
     return model
 
 
-def running_model(config: Any, layers: int = LAYERS) -> PreTrainedModel:
+def running_model(config: Any, layers: int | None = None) -> PreTrainedModel:
     """The same as its class makes it: the first of the small models that runs."""
+    if layers is None:
+        own = text_config(config)
+        layers = own.num_hidden_layers if getattr(own, SHARED_LAYERS, 0) else LAYERS
     ids = torch.arange(3, 12)[None]
     for heads, narrow_heads in TRIES:
         small = shrunk(config, layers, heads=heads, narrow_heads=narrow_heads)
@@ -64,7 +77,7 @@ def running_model(config: Any, layers: int = LAYERS) -> PreTrainedModel:
     raise failure
 
 
-def typical_loaded(config: Any, layers: int = LAYERS) -> LoadedModel:
+def typical_loaded(config: Any, layers: int | None = None) -> LoadedModel:
     """The same with a tokenizer, as `evocompress.models.loading.load` would give both."""
     model = typical_model(config, layers)
     return loaded(model, tiny_tokenizer(), f"tiny:{config.model_type}")

@@ -283,6 +283,7 @@ Place = tuple[int, SubLayerName]
 
 def named(loaded: LoadedModel, levels: Mapping[Place, Level]) -> dict[str, Level]:
     """The levels by unit name, without those that the family's sub-layers do not have."""
+    droppable = {unit.name for unit in loaded.family.units(loaded.model) if unit.droppable}
     family, architecture = loaded.family, loaded.family.architecture(loaded.model)
 
     def fits(index: int, kind: SubLayerName, level: Level) -> bool:
@@ -290,7 +291,7 @@ def named(loaded: LoadedModel, levels: Mapping[Place, Level]) -> dict[str, Level
         room = (level.channels or 0) <= architecture.channels[index]
         room &= (level.kv_groups or 0) <= architecture.kv_heads[index]
         cut = room and kind in own.sublayers and getattr(own, kind).narrowable
-        return cut if level.narrow else kind in own.sublayers
+        return cut if level.narrow else f"{family.block_names[index]}.{kind}" in droppable
 
     return {
         f"{family.block_names[index]}.{kind}": level

@@ -17,11 +17,12 @@ import pytest
 import torch
 from export_cases import random_levels, write
 from safetensors.torch import load_file, save_file
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, DynamicCache
+from torch import Tensor
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, DynamicCache, PreTrainedModel
 
 import evocompress.hf  # noqa: F401
 from evocompress.core.errors import ModelError
-from evocompress.core.types import DROP, Level
+from evocompress.core.types import DROP, Candidate, Level
 from evocompress.export import read_record
 from evocompress.models.families import Family
 from evocompress.models.families.derivation.derived import Derived
@@ -171,6 +172,32 @@ def test_layers_may_differ_in_transformers_already(tmp_path: Path) -> None:
     again = load(str(out), device="cpu")
     candidate = candidate_of(again, {"3.attention": DROP, "2.mlp": Level(channels=20)})
     assert_written(write(again, candidate, tmp_path / "second", "hf"), again, candidate)
+
+
+def cached_bytes(model: PreTrainedModel, ids: Tensor) -> int:
+    """Bytes of all keys and values that a model keeps of tokens (1, S)."""
+    layers = model(ids, use_cache=True).past_key_values.layers
+    tensors = (t for one in layers if one.keys is not None for t in (one.keys, one.values))
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def test_keys_and_values_that_others_read_are_kept_once(tmp_path: Path) -> None:
+    """Also where a block that stores nothing and one that reads have lost their attention."""
+    loaded = typical_loaded(typical_config("gemma4_text sharing"))
+    family, model, ids = loaded.family, loaded.model, random_ids(1)
+    levels = {"0.attention": DROP, "4.attention": DROP, "3.mlp": Level(channels=40)}
+    candidate = candidate_of(loaded, levels)
+    architecture = family.architecture(model)
+    costs = cost_model(family.units(model), architecture, length=ids.numel())
+    counted = costs.of([Candidate(), candidate])["kv_bytes"]
+    out = write(loaded, candidate, tmp_path / "out", "hf")
+    assert_written(out, loaded, candidate)
+    written = load(str(out), device="cpu")
+    assert [*counted] == [cached_bytes(model, ids), cached_bytes(written.model, ids)]
+    assert isinstance(written.family, Derived) and isinstance(family, Derived)
+    assert written.family.limits == family.limits
+    again = candidate_of(written, {"5.attention": DROP})
+    assert_written(write(written, again, tmp_path / "again", "hf"), written, again)
 
 
 def test_it_can_be_copied_pickled_and_saved_again(loaded: LoadedModel, tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from evocompress.models.families.stand_ins import run_block
 from evocompress.models.loading import LoadedModel
@@ -32,15 +34,15 @@ class HiddenStates:
     ) -> None:
         self._blocks = list(loaded.family.blocks(loaded.model))
         self._device = loaded.model.device
-        # Sequences have one length and no padding, so batches of the same size share these.
+        # Sequences have one length and no padding, so batches of the same size share most.
         self._arguments: dict[int, list[dict[str, Any]]] = {}
+        self._own: list[list[dict[str, Any]]] = []
         self._states: list[Tensor] = list(entering or ())
         with torch.no_grad():
             for ids in torch.split(tokens, batch):
-                if entering is not None and len(ids) in self._arguments:
-                    continue
                 states, arguments = loaded.family.block_inputs(loaded.model, ids.to(self._device))
-                self._arguments.setdefault(len(ids), arguments)
+                shared = self._arguments.setdefault(len(ids), arguments)
+                self._own.append(_differing(arguments, shared))
                 if entering is None:
                     self._states.append(states.to("cpu"))
 
@@ -54,7 +56,30 @@ class HiddenStates:
         block = self._blocks[index]
         with torch.no_grad():
             for position, states in enumerate(self._states):
-                arguments = self._arguments[len(states)][index]
+                own = _moved(self._own[position][index], self._device)
+                arguments = self._arguments[len(states)][index] | own
                 outputs = run_block(block, states.to(self._device), arguments)
                 if keep:
                     self._states[position] = outputs.to("cpu")
+
+
+def _differing(
+    arguments: Sequence[Mapping[str, Any]], shared: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """For each block the arguments that depend on the tokens, in main memory."""
+    equal = cache(torch.equal)  # blocks share most of their arguments
+
+    def same(one: Any, other: Any) -> bool:
+        pairs = zip(tree_leaves(one), tree_leaves(other), strict=True)
+        return all(a is b or equal(a, b) for a, b in pairs if isinstance(a, Tensor))
+
+    return [
+        _moved({name: v for name, v in own.items() if not same(v, first[name])}, "cpu")
+        for own, first in zip(arguments, shared, strict=True)
+    ]
+
+
+def _moved(arguments: Mapping[str, Any], device: torch.device | str) -> dict[str, Any]:
+    """Arguments with their tensors on a device."""
+    moved: dict[str, Any] = tree_map_only(Tensor, lambda tensor: tensor.to(device), arguments)
+    return moved

@@ -78,7 +78,10 @@ def block_states(live: LiveModel, ids: Tensor) -> Iterator[BlockStates]:
     family, model = live.loaded.family, live.loaded.model
     hidden, arguments = family.block_inputs(model, ids)
     for index, block in enumerate(family.blocks(model)):
-        yield (states := _run(family.at(index), block, hidden, arguments[index]))
+        states = _run(family.at(index), block, hidden, arguments[index])
+        yield BlockStates(
+            *(family.hidden_of(model, s) for s in (states.before, states.between, states.after))
+        )
         hidden = states.after
 
 

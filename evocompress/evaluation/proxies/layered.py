@@ -23,7 +23,8 @@ from evocompress.compression.live_model import LiveModel
 from evocompress.core.types import Candidate
 from evocompress.evaluation.proxies.prefix import BlockLevels, groups_within, levels_by_block
 from evocompress.models.device_copy import to_device
-from evocompress.models.families.base import final_norm
+from evocompress.models.families.base import final_states
+from evocompress.models.families.stand_ins import run_block
 
 SHARE = 0.25
 """Of the main memory that is available what waiting states may take."""
@@ -80,9 +81,11 @@ class LayeredStates:
         family, model = self._live.loaded.family, self._live.loaded.model
         for depth in range(len(family.blocks(model))):
             states = self._through(depth, states, _nodes(paths, wanted, depth + 1), entries)
-        norm = final_norm(family, model)
         return [
-            {index: self._passed(norm, states[tuple(path)][index], {}) for index in micro_batches}
+            {
+                index: final_states(family, model, self._there(states[tuple(path)][index])).cpu()
+                for index in micro_batches
+            }
             for path, micro_batches in zip(paths, wanted, strict=True)
         ]
 
@@ -110,9 +113,11 @@ class LayeredStates:
         self._live.restore()
         return found
 
-    def _passed(self, module: nn.Module, hidden: Tensor, keywords: Mapping[str, Any]) -> Tensor:
-        after: Tensor = module(to_device(hidden, self._device), **keywords)
-        return after.cpu()
+    def _passed(self, block: nn.Module, state: Tensor, keywords: Mapping[str, Any]) -> Tensor:
+        return run_block(block, self._there(state), keywords).cpu()
+
+    def _there(self, state: Tensor) -> Tensor:
+        return to_device(state, self._device)
 
     def _entry(self, micro_batch: int) -> _Entry:
         loaded = self._live.loaded

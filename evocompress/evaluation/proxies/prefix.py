@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from evocompress.compression.live_model import LiveModel
 from evocompress.core.types import Candidate, Level, Unit
-from evocompress.models.families.base import final_norm
+from evocompress.models.families.base import final_states
 from evocompress.models.families.stand_ins import run_block
 
 # For all micro-batches together. A micro-batch of 1024 tokens takes 37 MB of SmolLM2-135M in
@@ -127,8 +127,7 @@ class PrefixStates:
             hidden = stream.run(blocks, levels)
         else:
             hidden = stream.pass_through(blocks)
-        final: Tensor = final_norm(family, model)(hidden)
-        return final
+        return final_states(family, model, hidden)
 
     def chunks(self, micro_batches: Sequence[int]) -> Iterator[list[int]]:
         """Groups of micro-batches, in their order, whose states can be kept at the same time.

@@ -315,9 +315,10 @@ class Family:
         """What the blocks are called with for a batch, without running any block.
 
         Returns:
-            The hidden state (B, S, H) that enters block 0, and for each block its keyword
+            The state (B, S, H) that enters block 0, and for each block its keyword
             arguments (masks, position embeddings, which may differ from block to block):
-            ``hidden = run_block(block, hidden, arguments[i])`` goes from block to block.
+            ``state = run_block(block, state, arguments[i])`` goes from block to block. It is the
+            hidden state, or begins with that; see `hidden_of`.
         """
         blocks = self.blocks(model)
         originals = list(blocks)
@@ -328,6 +329,10 @@ class Family:
         finally:
             _put(originals, blocks)
         return recorders[0].hidden, [recorder.arguments for recorder in recorders]
+
+    def hidden_of(self, model: PreTrainedModel, state: Tensor) -> Tensor:
+        """The hidden state (B, S, H) of what is carried from block to block."""
+        return state
 
     def _branch(self, sublayer: SubLayerName) -> SubLayer:
         return self.attention if sublayer == "attention" else self.mlp
@@ -385,6 +390,12 @@ def prepare(family: Family, model: PreTrainedModel) -> None:
     for index, block in enumerate(family.blocks(model)):
         if (mixture := family.at(index).mixture) is not None:
             mixture.prepare(model, [block])
+
+
+def final_states(family: Family, model: PreTrainedModel, state: Tensor) -> Tensor:
+    """The hidden states (B, S, H) behind the final norm, of what leaves the last block."""
+    final: Tensor = final_norm(family, model)(family.hidden_of(model, state))
+    return final
 
 
 def final_norm(family: Family, model: PreTrainedModel) -> nn.Module:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from evocompress.models.families.handed import handed_in
+
 
 def among_others(tensor: Tensor, among: int) -> Any:
     """A tensor as a module yields it: alone where `among` is 0, else the first of that number."""
@@ -36,11 +38,18 @@ def zero_like(hidden: Tensor) -> Tensor:
     return hidden.new_zeros(()).expand_as(hidden)
 
 
-def run_block(block: nn.Module, hidden: Tensor, arguments: Mapping[str, Any]) -> Tensor:
-    """The hidden state (B, S, H) that a block makes of one; some yield it with other things."""
-    output = block(hidden, **arguments)
-    state: Tensor = output if isinstance(output, Tensor) else output[0]
-    return state
+def run_block(block: nn.Module, state: Tensor, arguments: Mapping[str, Any]) -> Tensor:
+    """The state (B, S, H) that a block makes of one; some yield it with other things.
+
+    Where blocks hand on more than the hidden state, `Handed` is among the arguments.
+    """
+    for name, handed in handed_in(arguments):
+        mapping = handed.mapping_of(state)
+        given = {**arguments, name: mapping}
+        return handed.state_of(run_block(block, handed.hidden_of(state), given), mapping)
+    output = block(state, **arguments)
+    found: Tensor = output if isinstance(output, Tensor) else output[0]
+    return found
 
 
 class Recorder(nn.Module):

@@ -157,6 +157,9 @@ def split(fused: Any, count: int, channels: int) -> nn.Module:
     return Experts(each).to(device=like.device, dtype=like.dtype)
 
 
+BUILT: list[Any] = []
+"""The configs of models that are being built."""
+
 VIEW: Any = type(PreTrainedConfig().per_layer_config)
 """What transformers gives of the configs of layers."""
 
@@ -213,9 +216,14 @@ class DerivedConfig(PerLayerConfig):
 
     @property
     def kv_sharing_modes(self) -> list[str | None]:
-        """Those of the model's own layers, and ``"reuse"`` for a layer without attention."""
+        """Those of the model's own layers, and ``"reuse"`` for a layer without attention.
+
+        While a model is built they are the layers' own: some give a layer that reuses another MLP.
+        """
         layers: Sequence[PerLayerConfig] = self.per_layer_config
-        modes = self.sharing or [None] * len(layers)
+        modes: Sequence[str | None] = self.sharing or [None] * len(layers)
+        if any(self is config for config in BUILT):
+            return list(modes)
         return [
             "reuse" if "attention" in layer.skip else mode
             for layer, mode in zip(layers, modes, strict=True)
@@ -226,7 +234,11 @@ class DerivedModel:
     """Mixin for a model, or its body alone, whose blocks have the form that its config says."""
 
     def __init__(self, config: PreTrainedConfig, *given: Any, **settings: Any) -> None:
-        super().__init__(config, *given, **settings)  # type: ignore[call-arg]
+        BUILT.append(config)
+        try:
+            super().__init__(config, *given, **settings)  # type: ignore[call-arg]
+        finally:
+            BUILT.pop()
         whole: Any = self
         body: Any = whole.base_model
         decoder: Any = body.get_submodule(config.blocks.rpartition(".")[0])

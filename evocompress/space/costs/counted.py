@@ -52,10 +52,14 @@ def memory_costs(architecture: Architecture, length: int) -> dict[str, Cost]:
         return size * parameters(part, left)
 
     def cache(part: Part, left: Left) -> float:
-        """Keys and values of an attention, or the state of what mixes tokens in another way."""
+        """Keys and values of an attention, or the state of what mixes tokens in another way.
+
+        Those that a block reads of another one are cached once, for that.
+        """
         tokens = min(length, part.window or length)
         own = part.beside.cached(tokens, size)
-        return 2 * tokens * left.kv_heads * part.head_dim * size + own
+        heads = left.kv_heads * part.unit.attends
+        return 2 * tokens * heads * part.head_dim * size + own
 
     return {
         "weight_bytes": Cost(size * architecture.outer_params, weights),

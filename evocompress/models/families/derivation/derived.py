@@ -28,6 +28,11 @@ from evocompress.models.families.derivation.family import (
     ToBeDerived,
     module_classes,
 )
+from evocompress.models.families.derivation.handing import (
+    argument_of,
+    only_read,
+    with_handing,
+)
 from evocompress.models.families.derivation.kept import keep, kept
 from evocompress.models.families.derivation.kinds import kind_of, with_fixed_heads
 from evocompress.models.families.derivation.parts import FIRST_SPECIAL
@@ -39,6 +44,7 @@ from evocompress.models.families.derivation.tracing import (
     by_default,
     by_name,
     moved_positions,
+    noted,
 )
 from evocompress.models.families.logits import LogitKeys
 from evocompress.models.families.stand_ins import run_block
@@ -204,7 +210,8 @@ def _arguments(
     found: dict[int, dict[str, Any]] = {}
 
     def note(index: int, module: nn.Module, given: Any, named: Any) -> None:
-        found[index] = by_name(module, given, named)
+        # Later blocks change mappings that are given to all.
+        found[index] = noted(by_name(module, given, named))
 
     hooks = [
         block.register_forward_pre_hook(partial(note, index), with_kwargs=True)
@@ -219,8 +226,11 @@ def _arguments(
 def _example(block: nn.Module, arguments: dict[str, Any]) -> TracedBlock:
     first = next(iter(inspect.signature(block.forward).parameters))
     hidden = arguments.pop(first)
-    if not (isinstance(hidden, Tensor) and hidden.ndim == 3):
+    if not isinstance(hidden, Tensor):
         raise Unclear("a block is not called with the hidden state first")
+    if hidden.ndim != 3:
+        shape = tuple(hidden.shape)
+        raise Unclear(f"blocks pass on several streams of hidden states at once ({shape})")
     return TracedBlock(block, hidden, arguments)
 
 
@@ -235,7 +245,7 @@ def _derived(
     looks = [_look(block, model.config) for block in real]
     kinds: list[Kind] = []
     place: dict[str, int] = {}
-    caching = _caching(model, ids)
+    caching, argument = _caching(model, ids), argument_of(examples)
     for look in dict.fromkeys(looks):
         index = looks.index(look)
         if _look(examples[index].block, model.config) != look:
@@ -243,7 +253,9 @@ def _derived(
         shape = head_shape(model.config, index)
         kind = kind_of(examples[index], real[index], shape, attends=caching[index])
         if shape[2] != head_shape(model.config, 0)[2]:
-            kind = with_fixed_heads(kind)
+            kind = with_fixed_heads(kind, "they are of another width than in the first block")
+        if argument:
+            kind = with_handing(kind, examples[index], argument, shape)
         if kind not in kinds:
             kinds.append(kind)
         place[look] = kinds.index(kind)
@@ -252,8 +264,11 @@ def _derived(
     task = task_of(type(model))
     keys = logit_keys(model, path, ids) if task.causal else LogitKeys()
     order = [place[look] for look in looks]
-    both = _sees_what_comes(model, path, ids)
-    found = Derived(model.config.model_type, path, norm, among, keys, kinds, order, both, task)
+    both, kinds = _sees_what_comes(model, path, ids), only_read(kinds)
+    found = Derived(
+        *(model.config.model_type, path, norm, among, keys, kinds, order, both, task),
+        handed=argument,
+    )
     _check_chain(found, model, last, ids)
     if not task.causal:
         check_outputs(found, model, ids)
@@ -289,9 +304,11 @@ def _check_chain(family: Derived, model: PreTrainedModel, last: Tensor, ids: Ten
     held = [_held(given) for given in arguments]
     for block, given in zip(family.blocks(model), arguments, strict=True):
         hidden = run_block(block, hidden, given)
-    if not torch.equal(hidden, last) or held != [_held(given) for given in arguments]:
+    if not torch.equal(family.hidden_of(model, hidden), last) or held != [
+        _held(given) for given in arguments
+    ]:
         raise Unclear(
-            "blocks hand on more than the hidden state, such as keys and values for later ones"
+            "blocks hand on more than the hidden state and what they put into one mapping"
         )
 
 

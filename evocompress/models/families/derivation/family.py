@@ -21,6 +21,7 @@ from evocompress.models.families.derivation.proof import WidthSettings
 from evocompress.models.families.derivation.shrink import CONTEXT_KEYS
 from evocompress.models.families.derivation.structure import LINEAR, ResidualBranch
 from evocompress.models.families.encoder import embedding
+from evocompress.models.families.handed import Handed
 from evocompress.models.families.logits import LogitKeys
 from evocompress.models.families.uneven import head_shape, is_compressed, text_config
 from evocompress.models.tasks import CAUSAL, SCORES, Task
@@ -88,6 +89,8 @@ class Kind:
         whole: Whether such a block is the identity without its sub-layers.
         beside: What their attention takes beside its matrices, where that is not what heads take.
         uncounted: Why that is not known.
+        stores: Under which keys it hands on its keys and values to later blocks that read them.
+        reads: The keys whose keys and values it reads.
     """
 
     parts: Mapping[SubLayerName, DerivedPart]
@@ -98,6 +101,8 @@ class Kind:
     whole: bool = True
     beside: Beside | None = None
     uncounted: str = ""
+    stores: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
 
     @property
     def limits(self) -> list[str]:
@@ -121,6 +126,7 @@ class Derived(Family):
         order: The index of each block's kind.
         two_way: Whether a token sees those behind it as well.
         task: What the models are for.
+        handed: The argument by which blocks hand on keys and values; empty where they do not.
 
     Examples:
         >>> from transformers import Olmo2Config, Olmo2ForCausalLM
@@ -141,6 +147,7 @@ class Derived(Family):
         order: Sequence[int],
         two_way: bool = False,
         task: Task = CAUSAL,
+        handed: str = "",
     ) -> None:
         self.model_type = model_type
         self.task = task
@@ -152,6 +159,7 @@ class Derived(Family):
         self.keys = logit_keys
         self.kinds = tuple(kinds)
         self.order = tuple(order)
+        self.handed = handed
         self.shared = tuple(dict.fromkeys(path for kind in self.kinds for path in kind.shared))
         parts = _first_parts(self.kinds)
         self.attention = parts["attention"].sublayer if "attention" in parts else ABSENT
@@ -175,10 +183,23 @@ class Derived(Family):
     def limits(self) -> list[str]:
         """What cannot be done to the model, and why."""
         found = [limit for kind in self.kinds for limit in kind.limits]
+        found += map(self._readers, range(len(self.order)))
         if any(map(self._uncounted, range(len(self.order)))):
             why = next((f" ({kind.uncounted})" for kind in self.kinds if kind.uncounted), "")
             found.append(f"flops cannot be bounded: not all operations are counted{why}")
-        return list(dict.fromkeys(found))
+        return list(dict.fromkeys(filter(None, found)))
+
+    def _readers(self, index: int) -> str:
+        """Why a block and its attention must stay; empty where no other reads keys and values."""
+        (own,) = self.at(index).kinds
+        later = range(index + 1, len(self.order))
+        reading = [i for i in later if {*own.stores} & {*self.at(i).kinds[0].reads}]
+        if not reading:
+            return ""
+        who = f"{len(reading)} blocks from {reading[0]} to {reading[-1]} read"
+        if len(reading) == 1:
+            who = f"block {reading[0]} reads"
+        return f"neither block {index} nor its attention can be dropped: {who} its keys and values"
 
     @property
     def matrices(self) -> tuple[Matrix, ...]:
@@ -198,7 +219,7 @@ class Derived(Family):
         kinds = [kind for place, kind in enumerate(each) if kind not in each[:place]]
         order = [kinds.index(kind) for kind in each]
         common = self.model_type, self.layers_path, self.norm_path, self.among, self.keys
-        return Derived(*common, kinds, order, self.two_way, self.task)
+        return Derived(*common, kinds, order, self.two_way, self.task, self.handed)
 
     def at(self, index: int) -> Derived:
         """See `Family.at`."""
@@ -207,6 +228,8 @@ class Derived(Family):
     def _droppable(self, block: nn.Module, sublayer: SubLayerName | None = None) -> bool:
         """See `Family._droppable`; of a family with one kind of blocks."""
         (kind,) = self.kinds
+        if kind.stores and sublayer != "mlp":
+            return False
         return kind.whole or sublayer is not None
 
     def heads(self, config: PreTrainedConfig, index: int) -> tuple[int, int, int]:
@@ -256,6 +279,7 @@ class Derived(Family):
             found,
             outer_params=found.outer_params + params,
             token_flops=flops,
+            handed=self._layout(model.config).width if self.handed else 0,
             uncounted=next(filter(None, map(self._uncounted, range(len(self.order)))), ""),
             beside=tuple(beside) if any(beside) else (),
         )
@@ -292,6 +316,29 @@ class Derived(Family):
         head: Any = model
         scores: Tensor = head.score(hidden[:, -1])
         return scores
+
+    def block_inputs(
+        self, model: PreTrainedModel, batch: Tensor
+    ) -> tuple[Tensor, list[dict[str, Any]]]:
+        """See `Family.block_inputs`."""
+        hidden, arguments = super().block_inputs(model, batch)
+        if not self.handed:
+            return hidden, arguments
+        layout = self._layout(model.config)
+        return layout.first(hidden), [given | {self.handed: layout} for given in arguments]
+
+    def hidden_of(self, model: PreTrainedModel, state: Tensor) -> Tensor:
+        """See `Family.hidden_of`."""
+        return self._layout(model.config).hidden_of(state) if self.handed else state
+
+    def _layout(self, config: PreTrainedConfig) -> Handed:
+        """Where in a state the keys and values lie that blocks hand on."""
+        shapes = {
+            key: (head_shape(config, index)[1:],) * 2
+            for index in range(len(self.order))
+            for key in self.at(index).kinds[0].stores
+        }
+        return Handed(text_config(config).hidden_size, shapes)
 
     def replacements(self, block: nn.Module, sublayer: SubLayerName) -> dict[str, nn.Module]:
         """See `Family.replacements`; of a family with one kind of blocks."""

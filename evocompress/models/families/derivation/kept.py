@@ -29,6 +29,7 @@ class Reading:
     kinds: tuple[Kind, ...]
     order: tuple[int, ...]
     two_way: bool
+    handed: str
 
     def family(self, task: Task) -> Derived:
         """The family of models for a task."""

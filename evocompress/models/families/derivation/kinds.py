@@ -156,10 +156,10 @@ def _obstacle(
     return f"{', '.join(matrix.path for matrix in linear)} are built otherwise than supported"
 
 
-def with_fixed_heads(kind: Kind) -> Kind:
-    """A kind of block whose heads cannot be cut, as they are of another width than in the first."""
-    reason = "heads cannot be cut where they are of another width than in the first block"
+def with_fixed_heads(kind: Kind, where: str) -> Kind:
+    """A kind of block whose heads cannot be cut, for a reason."""
     parts = dict(kind.parts)
     if "attention" in parts:
+        reason = f"heads cannot be cut where {where}"
         parts["attention"] = replace(parts["attention"], settings=None, reason=reason)
     return replace(kind, parts=parts)

@@ -62,6 +62,9 @@ CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"
 HIDDEN_KEYS_OF_PARTS = ("lru_width", "word_embed_proj_dim")
 """Widths that are the hidden size in the models that have them."""
 
+SHARED_LAYERS = "num_kv_shared_layers"
+"""How many of the last layers read keys and values of layers before them."""
+
 STATE_HEADS = (
     ("mamba_n_heads", "mamba_d_head"),
     ("n_mamba_heads", "mamba_headdim"),
@@ -222,6 +225,8 @@ def _sizes(config: Any, layers: int, heads: int, narrow_heads: bool) -> dict[str
         ([name for name in vars(config) if name.endswith("state_size")], STATE),
     ):
         sizes |= {key: size for key in keys if _is_size(getattr(config, key, None))}
+    if shared := getattr(config, SHARED_LAYERS, 0):  # the last ones
+        sizes[SHARED_LAYERS] = max(0, shared - config.num_hidden_layers + layers)
     for key in ("n_group", "topk_group"):  # routers that choose groups of experts first
         sizes[key] = min(EXPERTS // 2, getattr(config, key, None) or 1)
     return sizes | _state_heads(config, hidden)

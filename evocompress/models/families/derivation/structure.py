@@ -7,7 +7,7 @@ norms: each belongs to the core that reads it, or that it reads.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -26,6 +26,7 @@ from evocompress.models.families.derivation.tracing import (
     nudged,
     output_changed,
     replaced,
+    with_others,
 )
 from evocompress.models.families.stand_ins import among_others
 from evocompress.models.modeling.modeling_derived import Passing
@@ -182,8 +183,10 @@ def _branch(
     if hidden is None:
         return ResidualBranch("mlp", core, among=among)
     before = first_tensor(children[core[0]](**call.arguments))
-    again = first_tensor(children[core[0]](**_with_nudge(call, hidden)))
-    mixes = again.ndim == 3 and any(moved_positions(before, again)[1:])
+    mixes = before.ndim == 3 and any(
+        any(moved_positions(before, first_tensor(children[core[0]](**arguments)))[1:])
+        for arguments in (_with_nudge(call, hidden), *_with_other_mappings(call))
+    )
     residual = _residual(children[core[0]], call, hidden)
     return ResidualBranch("attention" if mixes else "mlp", core, among=among, residual=residual)
 
@@ -191,6 +194,13 @@ def _branch(
 def _with_nudge(call: Call, name: str) -> dict[str, Any]:
     """The arguments of a call, one of which differs at the first token."""
     return {**call.arguments, name: nudged(call.arguments[name], 0)}
+
+
+def _with_other_mappings(call: Call) -> Iterator[dict[str, Any]]:
+    """The same with other values of that token in a mapping: keys and values of another block."""
+    for name, own in call.arguments.items():
+        if isinstance(own, MutableMapping) and own:
+            yield with_others(call.arguments, name, own)
 
 
 def _residual(core: nn.Module, call: Call, hidden: str) -> tuple[int, str] | None:

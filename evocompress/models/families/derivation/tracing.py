@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -136,7 +137,27 @@ def moved_positions(before: Tensor, after: Tensor) -> list[bool]:
 
 
 def nudged(tensor: Tensor, position: int) -> Tensor:
-    """A copy of (1, S, H) that differs at one position."""
+    """A copy of (..., S, H) that differs at one position."""
     other = tensor.clone()
-    other[:, position] += torch.linspace(-1, 1, tensor.shape[-1], dtype=tensor.dtype)
+    other[..., position, :] += torch.linspace(-1, 1, tensor.shape[-1], dtype=tensor.dtype)
     return other
+
+
+def noted(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments as they are now; what is put into a mapping among them later is not in these."""
+    return {
+        name: copy.copy(own) if isinstance(own, MutableMapping) else own
+        for name, own in arguments.items()
+    }
+
+
+def with_others(arguments: Mapping[str, Any], argument: str, keys: Iterable[str]) -> dict[str, Any]:
+    """Arguments with other values of the first token under some keys of a mapping among them."""
+    found = noted(arguments)
+    for key in keys:
+        own = found[argument][key]
+        if isinstance(own, tuple):
+            found[argument][key] = tuple(
+                nudged(one, 0) if isinstance(one, Tensor) else one for one in own
+            )
+    return found
