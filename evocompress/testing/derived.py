@@ -21,6 +21,8 @@ LAYERS = 3
 
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "deepseek_v3": {"first_k_dense_replace": 1},
+    "bamba": {"attn_layer_indices": [1]},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention", "mamba"]},
     "lfm2": {"layer_types": ["conv", "full_attention", "conv"]},
     "nemotron_h": {"layers_block_type": ["linear_attention", "mlp", "full_attention"]},
     "gemma4_text": {"layer_types": ["sliding_attention", "full_attention", "full_attention"]},

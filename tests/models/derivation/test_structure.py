@@ -11,10 +11,12 @@ from transformers import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from evocompress.models.families.derivation.derived import derive
+from evocompress.models.families.derivation.from_config import language_class
 from evocompress.models.families.derivation.shrink import random_model, shrunk
 from evocompress.models.families.derivation.structure import Zero
 from evocompress.models.families.stand_ins import run_block
 from evocompress.models.modeling.modeling_derived import Passing
+from evocompress.testing.derived import typical_config
 
 IDS = torch.arange(3, 15)[None]
 
@@ -113,3 +115,22 @@ def test_parameters_are_counted(name: str) -> None:
     own = sum(map(sum, architecture.own_params))
     total = sum(parameter.numel() for parameter in model.parameters())
     assert architecture.outer_params + own + sum(unit.numel for unit in units) == total
+
+
+def test_mixers_beside_each_other_are_one_sublayer() -> None:
+    """A state space and an attention that read the same go together, with the norm they read."""
+    family = derive(language_class(config := typical_config("falcon_h1")), config)
+    branch = family.kinds[0].parts["attention"].branch
+    assert branch.cores == ("mamba", "self_attn") and branch.before == ("input_layernorm",)
+    paths = {matrix.path.partition(".")[0] for matrix in family.attention.matrices}
+    assert paths == {"mamba", "self_attn"}
+    beside = family.kinds[0].beside
+    assert beside and beside.pair and beside.state and beside.kept
+
+
+def test_mlps_that_read_the_same_are_one_sublayer() -> None:
+    """An MLP beside a mixture, each a module of the block, goes with it: a block can be dropped."""
+    family = derive(language_class(config := typical_config("granitemoehybrid")), config)
+    kind = family.kinds[0]
+    assert kind.parts["mlp"].branch.cores == ("block_sparse_moe", "shared_mlp")
+    assert kind.whole and not kind.shared

@@ -87,8 +87,8 @@ def _look(kind: Kind, block: nn.Module) -> str:
     part = kind.parts.get("attention")
     if part is None or (kind.heads and part.settings):
         return ""
-    core = block.get_submodule(part.branch.core[-1])
-    shapes = {name: list(parameter.shape) for name, parameter in core.named_parameters()}
+    cores = map(block.get_submodule, part.branch.cores)
+    shapes = [list(parameter.shape) for core in cores for parameter in core.parameters()]
     return json.dumps([module_classes(block), shapes])
 
 
@@ -110,7 +110,7 @@ class Mixer:
         others: Sequence[ResidualBranch],
     ) -> None:
         self.block = block
-        self.core = block.get_submodule(branch.core[-1])
+        self.cores = [block.get_submodule(path) for path in branch.cores]
         self.linear = sum(2 * prod(matrix_shape(block, matrix)) for matrix in matrices)
         self.others = {path: m for other in others for path, m in other.removal(block).items()}
         self.flops = 0
@@ -120,17 +120,19 @@ class Mixer:
         """Notes the operations of the sub-layer, for a while, in a block without the others."""
 
         def begin(*_: Any) -> None:
-            self.flops = -counter()
+            self.flops -= counter()
 
         def end(*_: Any) -> None:
             self.flops += counter()
 
+        self.flops = 0
         with ExitStack() as stack:
             for path, module in self.others.items():
                 stack.callback(self.block.set_submodule, path, self.block.get_submodule(path))
                 self.block.set_submodule(path, module)
-            stack.callback(self.core.register_forward_pre_hook(begin).remove)
-            stack.callback(self.core.register_forward_hook(end).remove)
+            for core in self.cores:
+                stack.callback(core.register_forward_pre_hook(begin).remove)
+                stack.callback(core.register_forward_hook(end).remove)
             yield
 
 
@@ -147,8 +149,8 @@ def _beside(
     mixers = {index: _mixer(family.at(index).kinds[0], blocks[index]) for index in indices}
     with _others_passing(blocks, family.among, mixers), by_default(torch.float32):
         run = partial(_run, skeleton, mixers)
-        counts = {length: run(length)[0] for length in LENGTHS}
         decoded = {length: run(length, decode=True) for length in CACHED}
+        counts = {length: run(length)[0] for length in LENGTHS}
         skeleton.bfloat16()
         halved = {length: run(length, decode=True)[1] for length in CACHED}
         skeleton.float()
@@ -204,6 +206,8 @@ def _run(
         # Without a cache masks are made in another way, which wants values.
         output = skeleton(input_ids=ids, use_cache=True)
         if decode:
+            for mixer in mixers.values():
+                mixer.flops = 0
             given = _cache(output)
             skeleton(input_ids=ids[:, :1], use_cache=True, **given)
     flops = {index: mixer.flops for index, mixer in mixers.items()}

@@ -326,5 +326,6 @@ def _caching(model: PreTrainedModel, ids: Tensor) -> list[bool | None]:
         cache: Any = model(input_ids=ids, use_cache=True).past_key_values
     except (*FAILURES, StopIteration):
         return unknown  # without any attention no cache knows how many tokens there have been
-    layers = getattr(cache, "layers", None)
-    return [getattr(layer, "keys", None) is not None for layer in layers] if layers else unknown
+    layers = getattr(cache, "layers", None) or ()
+    told = [getattr(layer, "keys", None) is not None for layer in layers]
+    return told if len(told) >= len(unknown) else unknown

@@ -66,9 +66,10 @@ class DerivedPart:
     @property
     def sublayer(self) -> SubLayer:
         """The same in the words of families."""
+        others = (path for other in self.branch.beside for path in other.core)
         return SubLayer(
             matrices=self.matrices,
-            identity_modules=self.branch.identities,
+            identity_modules=(*self.branch.identities, *others),
             zero_module=self.branch.core[-1],
             followers=self.followers,
             narrowable=self.settings is not None,

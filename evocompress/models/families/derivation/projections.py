@@ -34,7 +34,7 @@ def matrices(example: TracedBlock, branch: ResidualBranch) -> list[Matrix]:
     """The linear modules of a sub-layer in the order of computation, without their axes."""
     linear = [
         path
-        for core in branch.core
+        for core in branch.cores
         for path, module in example.block.get_submodule(core).named_modules(prefix=core)
         if isinstance(module, LINEAR)
     ]

@@ -8,6 +8,7 @@ norms: each belongs to the core that reads it, or that it reads.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -72,6 +73,8 @@ class ResidualBranch:
         after: Norms of what it yields.
         among: Of how many things that the core returns its output is the first; 0 for a tensor.
         residual: The place and the name of an argument that it adds its output to itself.
+        beside: Others of the same kind that are removed with it: several mixers of tokens, or MLPs
+            that read the same.
     """
 
     kind: SubLayerName
@@ -80,6 +83,12 @@ class ResidualBranch:
     after: tuple[str, ...] = ()
     among: int = 0
     residual: tuple[int, str] | None = None
+    beside: tuple[ResidualBranch, ...] = ()
+
+    @property
+    def cores(self) -> tuple[str, ...]:
+        """The paths of all of its modules with matrices, those beside its core among them."""
+        return (*self.core, *(path for other in self.beside for path in other.core))
 
     @property
     def identities(self) -> tuple[str, ...]:
@@ -91,7 +100,9 @@ class ResidualBranch:
         identities: dict[str, nn.Module] = {
             path: Passing(block.get_submodule(path)) for path in self.identities
         }
-        return identities | {self.core[-1]: Zero(self.among, self.residual)}
+        others = (other.removal(block).items() for other in self.beside)
+        own = {self.core[-1]: Zero(self.among, self.residual)}
+        return identities | own | dict(chain.from_iterable(others))
 
 
 @dataclass(frozen=True)
@@ -121,20 +132,72 @@ def structure(example: TracedBlock) -> BlockStructure:
     cores = _cores({path: children[path] for path in calls})
     if not cores:
         raise Unclear("a block has no matrices")
+    idle = [p for p, m in children.items() if p not in calls and any(True for _ in m.parameters())]
+    if idle:
+        raise Unclear(f"a block has modules that are not run ({', '.join(idle)})")
     branches = [_branch(example, children, core, calls) for core in cores]
-    mixing = [branch.core[0] for branch in branches if branch.kind == "attention"]
-    if len(mixing) > 1:
-        raise Unclear(f"tokens are mixed at several places of a block ({', '.join(mixing)})")
     largest = {
         branch.kind: branch for branch in sorted(branches, key=lambda b: _size(example, b.core))
     }
-    chosen = [branch for branch in branches if branch in largest.values()]
-    others = [path for core in cores for path in core if core not in {b.core for b in chosen}]
+    chosen = [
+        _with_others(branch, branches, calls) for branch in branches if branch in largest.values()
+    ]
+    taken = {path for branch in chosen for path in branch.cores}
+    others = [path for core in cores for path in core if path not in taken]
     loose = [name for name, _ in example.block.named_parameters(recurse=False)]
     found = _with_norms(children, chosen, others, loose, calls)
-    for branch in found.branches:
+    proven = [_proven(example, branch) for branch in found.branches]
+    for branch in proven:
+        _check_mixers(example, branch, proven)
+    staying = {path for branch in found.branches for path in branch.before} - {
+        path for branch in proven for path in branch.before
+    }
+    whole = _is_identity_without(example, proven)
+    return BlockStructure(tuple(proven), (*found.shared, *sorted(staying)), whole)
+
+
+def _proven(example: TracedBlock, branch: ResidualBranch) -> ResidualBranch:
+    """A branch that can be taken out, perhaps without its norms: the residual may have them too.
+
+    Raises:
+        Unclear: It cannot be taken out.
+    """
+    try:
         _check_removal(example, branch)
-    return replace(found, whole=_is_identity_without(example, found.branches))
+    except Unclear:
+        if not branch.before:
+            raise
+        bare = replace(branch, before=())
+        _check_removal(example, bare)
+        return bare
+    return branch
+
+
+def _with_others(
+    branch: ResidualBranch, branches: Iterable[ResidualBranch], calls: Mapping[str, Call]
+) -> ResidualBranch:
+    """A branch with those that go with it: all that mix tokens, or MLPs that read the same."""
+    alike = [other for other in branches if other.kind == branch.kind and other != branch]
+    if branch.kind == "mlp":
+        given = calls[branch.core[0]].tensors[0]
+        alike = [other for other in alike if _reads(calls[other.core[0]], given)]
+    return replace(branch, beside=tuple(alike))
+
+
+def _check_mixers(
+    example: TracedBlock, branch: ResidualBranch, branches: Iterable[ResidualBranch]
+) -> None:
+    """Where several mixers of tokens are removed, the other sub-layers must still do something."""
+    if branch.kind == "mlp" or not branch.beside:
+        return
+    for other in (other for other in branches if other is not branch):
+        with replaced(example.block, branch.removal(example.block)):
+            before = example.run()
+            with replaced(example.block, other.removal(example.block)):
+                after = example.run()
+        if torch.equal(before, after):
+            places = ", ".join(branch.cores)
+            raise Unclear(f"tokens are mixed at several places of a block ({places})")
 
 
 def _size(example: TracedBlock, core: Sequence[str]) -> int:
@@ -228,10 +291,12 @@ def _with_norms(
 ) -> BlockStructure:
     """Each norm given to the core that reads it, or that it reads."""
     order = list(calls)
-    inner = {path for branch in branches for path in branch.core} | {*others}
+    inner = {path for branch in branches for path in branch.cores} | {*others}
     found, shared = {branch.kind: branch for branch in branches}, [*others, *loose]
     for path in (path for path in order if path not in inner and is_norm(children[path])):
-        reading = [b for b in branches if _reads(calls[b.core[0]], calls[path].first)]
+        firsts = [(b, (b.core[0], *(other.core[0] for other in b.beside))) for b in branches]
+        made = calls[path].first
+        reading = [b for b, cores in firsts if any(_reads(calls[core], made) for core in cores)]
         read = [b for b in branches if _reads(calls[path], calls[b.core[-1]].first)]
         if len(reading) == 1 and not any(_reads(calls[o], calls[path].first) for o in others):
             own = found[reading[0].kind]
@@ -250,13 +315,15 @@ def _reads(call: Call, tensor: Tensor) -> bool:
 
 def _check_removal(example: TracedBlock, branch: ResidualBranch) -> None:
     """Without a branch the block must compute what it does where that yields zero."""
-    last = branch.after[-1] if branch.after else branch.core[-1]
     own = branch.removal(example.block)
-    with (
-        replaced(example.block, {last: own[last]})
-        if branch.residual
-        else output_changed(example.block.get_submodule(last), _zeroed)
-    ):
+    with ExitStack() as stack:
+        for each in (branch, *branch.beside):
+            last = each.after[-1] if each.after else each.core[-1]
+            stack.enter_context(
+                replaced(example.block, {last: own[last]})
+                if each.residual
+                else output_changed(example.block.get_submodule(last), _zeroed)
+            )
         expected = example.run()
     with replaced(example.block, own):
         try:
