@@ -125,10 +125,11 @@ def derive(cls: type[PreTrainedModel], config: PreTrainedConfig) -> Derived:
         Unclear: It is built in a way that is not understood.
     """
     skeleton = _skeleton(cls, config)
-    lists = dict(_lists(skeleton, text_config(config).num_hidden_layers))
+    count = text_config(config).num_hidden_layers
+    lists = dict(_lists(skeleton, count))
     with torch.no_grad(), by_default(torch.float64):
         looks = [[_look(block, config) for block in blocks] for blocks in lists.values()]
-        layers = min(config.num_hidden_layers, max(map(_needed, looks), default=2))
+        layers = min(count, max(map(_needed, looks), default=2))
         for heads, narrow_heads in TRIES:
             small = shrunk(config, layers, heads=heads, narrow_heads=narrow_heads)
             try:
@@ -327,5 +328,5 @@ def _caching(model: PreTrainedModel, ids: Tensor) -> list[bool | None]:
     except (*FAILURES, StopIteration):
         return unknown  # without any attention no cache knows how many tokens there have been
     layers = getattr(cache, "layers", None) or ()
-    told = [getattr(layer, "keys", None) is not None for layer in layers]
+    told: list[bool | None] = [getattr(layer, "keys", None) is not None for layer in layers]
     return told if len(told) >= len(unknown) else unknown
