@@ -24,7 +24,7 @@ from evocompress.models.families.derivation.family import Derived
 from evocompress.models.families.derivation.from_config import language_class
 from evocompress.models.families.derivation.structure import Unclear
 from evocompress.models.loading import LoadedModel
-from evocompress.testing.derived import typical_config, typical_loaded
+from evocompress.testing.derived import SETTINGS, typical_config, typical_loaded
 from evocompress.testing.plain_library import PlainLibrary
 
 BATCHES = torch.randint(3, 320, (3, 2, 20), generator=torch.Generator().manual_seed(3))
@@ -154,6 +154,18 @@ def test_gradients_are_those_of_the_whole_model(loaded: LoadedModel) -> None:
     for name, gradient in zip(named, expected, strict=True):
         torch.testing.assert_close(at_once[name], gradient, rtol=1e-3, atol=1e-5)
         torch.testing.assert_close(by_block[name], gradient, rtol=1e-3, atol=1e-5)
+
+
+def test_a_language_model_among_several_parts_hands_on_as_well() -> None:
+    text = {**SETTINGS["gemma4_text sharing"], "num_hidden_layers": 6}
+    loaded = typical_loaded(CONFIG_MAPPING["gemma4"](text_config=text))
+    assert isinstance(loaded.family, Derived) and loaded.family.handed == "shared_kv_states"
+    states = HiddenStates(loaded, BATCHES.flatten(0, 1), 2)
+    for index in range(6):
+        states.run(index, keep=True)
+    for state, ids in zip(states.current, BATCHES, strict=True):
+        final = final_states(loaded.family, loaded.model, state)
+        assert torch.equal(final, whole(loaded, ids))
 
 
 def test_streams_of_hidden_states_are_refused() -> None:
