@@ -335,7 +335,8 @@ class Architecture:
         outer_params: Parameters outside the blocks (embeddings, final norm, untied head).
         heads, kv_heads, head_dim: Attention shape of each block.
         channels: FFN width of each block.
-        windows: Attention window of each block in tokens, ``None`` for full attention.
+        windows: Attention window of each block in tokens, itself among them, on each side that a
+            token sees; ``None`` for full attention.
         own_params: For each block, parameters of (attention, mlp) sub-layers that are in no
             matrix unit: norms and biases.
         dtype_bytes: Bytes of one stored weight.

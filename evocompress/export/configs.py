@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig
 
 from evocompress.core.widths import Widths
 from evocompress.export.layout import Block
+from evocompress.models.config_keys import name_stages
 from evocompress.models.families.base import prepare
 from evocompress.models.families.uneven import text_config
 from evocompress.models.loading import LoadedModel
@@ -39,6 +40,7 @@ def cut_config(config: PreTrainedConfig, kept: Sequence[Block]) -> PreTrainedCon
     if getattr(cut, "max_window_layers", None) is not None:
         cut.max_window_layers = sum(index < cut.max_window_layers for index in indices)
     cut.num_hidden_layers = len(kept)
+    name_stages(cut, len(kept))
     return whole
 
 

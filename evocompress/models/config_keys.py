@@ -19,3 +19,11 @@ VOLATILE_KEYS = {
 def lasting(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a config without its volatile keys."""
     return {key: value for key, value in settings.items() if key not in VOLATILE_KEYS}
+
+
+def name_stages(config: Any, layers: int) -> None:
+    """Tell a config that names its layers, as those of backbones do, how few there are."""
+    names = getattr(config, "stage_names", None)
+    if names and len(names) > layers + 1:
+        config.stage_names = names[: layers + 1]
+        config.set_output_features_output_indices(None, None)

@@ -254,7 +254,8 @@ def _family(checkpoint: Checkpoint) -> Family:
             f"{checkpoint.folder / CONFIG} names no class in architectures, and the weights have "
             "no head: add the class, so that it is known what the model is for"
         )
-    return _pooled(checkpoint, family) if family.task.compared == "embeddings" else family
+    of_texts = family.task.compared == "embeddings" and family.task.reads_text
+    return _pooled(checkpoint, family) if of_texts else family
 
 
 def _pooled(checkpoint: Checkpoint, family: Family) -> Family:
@@ -266,10 +267,12 @@ def _pooled(checkpoint: Checkpoint, family: Family) -> Family:
             "made of its states: add the file of sentence-transformers (pooling_mode_lasttoken or "
             "pooling_mode_mean_tokens), or name the right class in config.json"
         )
-    if pooling == "last" and not family.task.cached:
+    blind = "first" if family.task.cached else "last"
+    if pooling == blind:
+        name, other = ("cls", "last") if family.task.cached else ("lasttoken", "first")
         raise ModelError(
-            f"{checkpoint.folder / POOLING} asks for embeddings by lasttoken, which is not "
-            f"supported of {family.model_type} models: only the mean over the tokens is"
+            f"{checkpoint.folder / POOLING} asks for embeddings by {name}, which is not supported "
+            f"of {family.model_type} models: only the mean over the tokens, or the {other} one, is"
         )
     return with_pooling(family, pooling or "mean")
 

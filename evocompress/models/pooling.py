@@ -13,7 +13,13 @@ from evocompress.models.tasks import Pooling
 MODULES = "modules.json"
 POOLING = "1_Pooling/config.json"
 FLAG = "pooling_mode_"
-POOLINGS: dict[str, Pooling] = {"mean": "mean", "mean_tokens": "mean", "lasttoken": "last"}
+POOLINGS: dict[str, Pooling] = {
+    "mean": "mean",
+    "mean_tokens": "mean",
+    "lasttoken": "last",
+    "cls": "first",
+    "cls_token": "first",
+}
 """By the names that sentence-transformers gives them."""
 
 
@@ -42,7 +48,8 @@ def pooling_of(folder: Path) -> Pooling | None:
     if others or mode not in POOLINGS:
         raise ModelError(
             f"{path} asks for embeddings by {' and '.join((mode, *others))}, which is not "
-            "supported: only the mean over the tokens, or a decoder's last token, is"
+            "supported: only the mean over the tokens, the first token, or a decoder's last token "
+            "is"
         )
     return POOLINGS[mode]
 

@@ -32,8 +32,9 @@ from transformers.models.auto.modeling_auto import (
     MODEL_MAPPING_NAMES,
 )
 
-Pooling = Literal["mean", "last"]
-"""The mean over all tokens, or the last token's state."""
+Pooling = Literal["mean", "last", "first", "pooler"]
+"""The mean over all tokens, the last token's state, the first one's, or what the class itself makes
+of the states (``pooler_output``)."""
 
 ALL_ROWS = 2**31 - 1
 """Rows of a chunk where nothing is cut; torch adds to them, so it is not the largest integer."""
@@ -55,7 +56,7 @@ class Task:
             whatever they are for.
         compared: What an output is: ``logits`` of exclusive classes or tokens, ``embeddings``, of
             which only the direction counts, or ``scores``, numbers of their own.
-        pooling: Which of a sequence's final states its embedding is made of.
+        pooling: What of a sequence's final states its embedding is made of.
         by_position: Every position but the last has an output, the next token's logits; otherwise
             a sequence has one.
     """
@@ -95,6 +96,15 @@ class Task:
         with _no_padding(model.config):
             return model(**self.inputs(batch, model.dtype))
 
+    def pooled(self, output: Any) -> Tensor:
+        """The embeddings (B, H) of what a model's forward pass gives, not yet of unit length."""
+        found: Tensor
+        if self.pooling == "pooler":
+            found = output.pooler_output
+        else:
+            found = pooled(output.last_hidden_state, self.pooling)
+        return found
+
     def counted(self, length: int) -> int:
         """How many outputs a sequence with this number of tokens has."""
         return length - 1 if self.by_position else 1
@@ -107,6 +117,12 @@ class Task:
             (B, S, H), all of a sequence.
         """
         return hidden[:, :-1].flatten(0, 1) if self.by_position else hidden
+
+
+def pooled(hidden: Tensor, pooling: Pooling) -> Tensor:
+    """What the hidden states (B, S, H) of whole sequences are pooled to, (B, H)."""
+    place = {"last": -1, "first": 0}.get(pooling)
+    return hidden.mean(1) if place is None else hidden[:, place]
 
 
 CAUSAL = Task(
@@ -146,14 +162,10 @@ IMAGE_CLASSES = Task(
     ending="ForImageClassification",
     input="pixel_values",
 )
+IMAGE_EMBEDDINGS = replace(
+    EMBEDDINGS, name="embeddings of images", input="pixel_values", pooling="pooler"
+)
 DISTILLED_IMAGE_CLASSES = replace(IMAGE_CLASSES, ending="ForImageClassificationWithTeacher")
-
-
-def task_of(cls: type[PreTrainedModel]) -> Task:
-    """What models of a decoder's class are for."""
-    kind: str = getattr(cls.config_class, "model_type", "")
-    tasks = (*LANGUAGE, *OTHER_DECODER_TASKS)
-    return next((task for task in tasks if cls.__name__ in task.class_names(kind)), CAUSAL)
 
 
 def language_task(model_type: str) -> Task:

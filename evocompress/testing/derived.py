@@ -1,19 +1,20 @@
-"""Tiny random models of any type of language models, as their configs are by default."""
+"""Tiny random models of any type, as their configs are by default."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from transformers import CONFIG_MAPPING, PreTrainedModel
 
 from evocompress.models.families import family_of
 from evocompress.models.families.base import prepare
-from evocompress.models.families.derivation.from_config import language_class
+from evocompress.models.families.derivation.from_config import class_for, language_class
+from evocompress.models.families.derivation.purpose import tiny_batch
 from evocompress.models.families.derivation.shrink import SHARED_LAYERS, TRIES, random_model, shrunk
 from evocompress.models.families.uneven import text_config
 from evocompress.models.loading import LoadedModel, loaded
+from evocompress.models.tasks import CAUSAL, Task
 from evocompress.testing.tiny import tiny_tokenizer
 
 LAYERS = 3
@@ -48,30 +49,35 @@ def typical_config(name: str) -> Any:
     return CONFIG_MAPPING[name.split()[0]](**settings)
 
 
-def typical_model(config: Any, layers: int | None = None) -> PreTrainedModel:
+def typical_model(
+    config: Any, layers: int | None = None, task: Task | None = None
+) -> PreTrainedModel:
     """A random model in float64 on the CPU, prepared and ready to be run.
 
     Args:
-        config: Of language models, perhaps of models of several parts.
+        config: Of its type, perhaps of a model of several parts.
         layers: Number of blocks, the first ones of the config's; by default a few, but all where
             the last ones read what others hand on.
+        task: What the model is for; ``None``: to tell the next token.
     """
-    model = running_model(config, layers)
+    model = running_model(config, layers, task)
     prepare(family_of(model), model)
     return model
 
 
-def running_model(config: Any, layers: int | None = None) -> PreTrainedModel:
+def running_model(
+    config: Any, layers: int | None = None, task: Task | None = None
+) -> PreTrainedModel:
     """The same as its class makes it: the first of the small models that runs."""
     if layers is None:
         own = text_config(config)
         layers = own.num_hidden_layers if getattr(own, SHARED_LAYERS, 0) else LAYERS
-    ids = torch.arange(3, 12)[None]
     for heads, narrow_heads in TRIES:
         small = shrunk(config, layers, heads=heads, narrow_heads=narrow_heads)
         try:
-            model = random_model(language_class(config), small)
-            model(input_ids=ids, use_cache=False)
+            cls = class_for(config, task) if task else language_class(config)
+            model = random_model(cls, small)
+            model(**(task or CAUSAL).inputs(tiny_batch(task or CAUSAL, model)))
         except (RuntimeError, TypeError, ValueError) as error:
             failure = error
         else:
@@ -79,7 +85,8 @@ def running_model(config: Any, layers: int | None = None) -> PreTrainedModel:
     raise failure
 
 
-def typical_loaded(config: Any, layers: int | None = None) -> LoadedModel:
+def typical_loaded(config: Any, layers: int | None = None, task: Task | None = None) -> LoadedModel:
     """The same with a tokenizer, as `evocompress.models.loading.load` would give both."""
-    model = typical_model(config, layers)
-    return loaded(model, tiny_tokenizer(), f"tiny:{config.model_type}")
+    model = typical_model(config, layers, task)
+    tokenizer = tiny_tokenizer() if task is None or task.reads_text else None
+    return loaded(model, tokenizer, f"tiny:{config.model_type}")

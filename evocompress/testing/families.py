@@ -186,8 +186,9 @@ class FamilyContract(BlockContract):
             matrices = sum(unit.numel for unit in units if unit.block == index)
             kind = family.at(index)
             shared = kind.kinds[0].shared if isinstance(kind, Derived) else ()
+            staying = tuple(f"{path}." for path in shared)
             outer = sum(
-                p.numel() for path in shared for p in block.get_submodule(path).parameters()
+                p.numel() for name, p in block.named_parameters() if f"{name}.".startswith(staying)
             )
             assert sum(architecture.own_params[index]) == of_block - matrices - outer
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from evocompress.models.dummy_inputs import image_shape
 from evocompress.models.families import Family, SubLayerName
 from evocompress.models.families.derivation.experts import DerivedMixture
 
@@ -24,19 +25,17 @@ def random_batch(family: Family, model: PreTrainedModel, batch: int = 2) -> Tens
     """What a tiny model is called with: token ids (batch, 24), or images (batch, 1, 8, 8)."""
     if family.task.reads_text:
         return random_ids(batch)
-    size: int = model.config.image_size
     generator = torch.Generator().manual_seed(1)
-    return torch.rand(batch, model.config.num_channels, size, size, generator=generator)
+    return torch.rand(batch, *image_shape(model), generator=generator)
 
 
 def answer(family: Family, model: PreTrainedModel, batch: Tensor) -> Tensor:
-    """What a user sees of a model's own forward pass: logits, or the mean of the last states."""
+    """What a user sees of a model's own forward pass: logits, or embeddings of unit length."""
     output = family.task.run(model, batch)
     if "logits" in output:
         logits: Tensor = output.logits
         return logits
-    states: Tensor = output.last_hidden_state
-    pooled = states[:, -1] if family.task.pooling == "last" else states.mean(1)
+    pooled = family.task.pooled(output)
     return pooled / pooled.square().sum(-1, keepdim=True).sqrt()
 
 

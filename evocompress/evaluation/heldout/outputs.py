@@ -78,9 +78,11 @@ def _logits(output: object) -> Tensor:
 
 
 def _embeddings(task: Task, output: object) -> Tensor:
-    """The last token's state, or the mean over the tokens, not yet of unit length."""
-    states: Tensor = output.last_hidden_state  # type: ignore[attr-defined]
-    return states[:, -1] if task.pooling == "last" else states.double().mean(1)
+    """Those of a task, not yet of unit length."""
+    if task.pooling == "mean":
+        states: Tensor = output.last_hidden_state  # type: ignore[attr-defined]
+        return states.double().mean(1)
+    return task.pooled(output)
 
 
 def _of_logits(dense: Tensor, logits: Tensor, labels: Tensor | None) -> Measures:

@@ -19,6 +19,7 @@ from evocompress.models.families.bert import (
 from evocompress.models.families.branches import Matrix, SubLayer, SubLayerName
 from evocompress.models.families.convolutional import Convolutional
 from evocompress.models.families.derivation.derived import Derived, ToBeDerived, derived
+from evocompress.models.families.derivation.purpose import tasks_of
 from evocompress.models.families.mixtral import Mixtral
 from evocompress.models.families.qwen2_moe import Qwen2Moe
 from evocompress.models.families.qwen3_moe import Qwen3Moe
@@ -32,7 +33,7 @@ from evocompress.models.families.uneven import (
     stock_class,
 )
 from evocompress.models.families.vit import DeiT, DistilledDeiT, ViT
-from evocompress.models.tasks import DECODER_EMBEDDINGS, OTHER_DECODER_TASKS, language_task
+from evocompress.models.tasks import EMBEDDINGS
 
 __all__ = [
     "FAMILIES",
@@ -158,22 +159,28 @@ def _to_be_derived(model_type: str, classes: Sequence[str], embeds: bool) -> Fam
     Raises:
         ModelError: None can be derived for such models.
     """
-    own = language_task(model_type)
-    if not own.class_names(model_type):
+    served = tasks_of(model_type)
+    if not served or (embeds and not EMBEDDINGS.class_names(model_type)):
         raise ModelError(_unknown(model_type))
     _check_one(classes)
     if embeds:
-        return ToBeDerived(model_type, DECODER_EMBEDDINGS)
+        return ToBeDerived(model_type, EMBEDDINGS)
+    if not classes and served[0][0].causal:
+        return ToBeDerived(model_type, served[0][0])
     if not classes:
-        return ToBeDerived(model_type, own)
+        first = {names[0]: f"{names[0]} (for {task.name})" for task, names in reversed(served)}
+        said = " or ".join(reversed(first.values()))
+        raise ModelError(
+            f"the config of this model of type {model_type!r} names no class in architectures, so "
+            f"it is not known what the model is for: add {said} there"
+        )
     # The first Llamas were written as LLaMAForCausalLM.
     wanted = classes[0].casefold()
-    tasks = (own, *OTHER_DECODER_TASKS)
-    for task in tasks:
-        if wanted in map(str.casefold, task.class_names(model_type)):
+    for task, names in served:
+        if wanted in map(str.casefold, names):
             return ToBeDerived(model_type, task)
-    served = [name for task in tasks for name in task.class_names(model_type)]
-    raise ModelError(_only(model_type, classes[0], served))
+    known = dict.fromkeys(name for _, names in served for name in names)
+    raise ModelError(_only(model_type, classes[0], list(known)))
 
 
 def prepare_stock(model: PreTrainedModel) -> None:
@@ -218,6 +225,6 @@ def _unknown(model_type: str) -> str:
             "comes with a model is not used"
         )
     return (
-        f"{why}; supported: {known}, and causal language models whose layout can be derived, as "
-        f"`evocompress models` lists them ({DOCUMENTATION} says how to add another)"
+        f"{why}; supported: {known}, and models whose layout can be derived, as `evocompress "
+        f"models` lists them ({DOCUMENTATION} says how to add another)"
     )

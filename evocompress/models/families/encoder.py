@@ -10,7 +10,7 @@ from evocompress.core.errors import ModelError
 from evocompress.core.widths import Widths
 from evocompress.models.families.base import Family
 from evocompress.models.families.branches import Attributes, SubLayerName
-from evocompress.models.tasks import Pooling
+from evocompress.models.tasks import Pooling, pooled
 
 
 class Encoder(Family):
@@ -32,7 +32,7 @@ class Encoder(Family):
 
 def embedding(hidden: Tensor, pooling: Pooling) -> Tensor:
     """The embeddings (B, H), of unit length, of the hidden states (B, S, H) of whole sequences."""
-    return normalize(hidden[:, -1] if pooling == "last" else hidden.mean(1), dim=-1)
+    return normalize(pooled(hidden, pooling), dim=-1)
 
 
 def check_classes(model: PreTrainedModel) -> None:

@@ -149,9 +149,9 @@ def derived_classes(dense: type[PreTrainedModel]) -> Classes | None:
     config: Any = dense.config_class
     if config not in AutoModel._model_mapping:
         return None
+    body = modeling_derived.model_class(AutoModel, config)
     for auto in modeling_derived.AUTOS:
-        if auto._model_mapping.get(config, None) is dense:
-            body: Any = AutoModel._model_mapping[config]
+        if modeling_derived.model_class(auto, config) is dense:
             made = modeling_derived.made
             return Classes(made(config), made(body), made(dense), auto)
     return None

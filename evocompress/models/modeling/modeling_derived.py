@@ -18,6 +18,7 @@ from torch import nn
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForImageClassification,
     AutoModelForImageTextToText,
     AutoModelForMultimodalLM,
     AutoModelForSequenceClassification,
@@ -39,6 +40,7 @@ AUTOS: Sequence[Any] = (
     AutoModelForMultimodalLM,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    AutoModelForImageClassification,
     AutoModel,
 )
 """The classes of transformers that load such a checkpoint, if they load the model's own."""
@@ -271,6 +273,12 @@ class EvocompressDerivedConfig(PreTrainedConfig):
         return made(getattr(dense, "config_class", dense)).from_dict(config_dict, **settings)
 
 
+def model_class(auto: Any, config: type) -> Any:
+    """The class that a class of transformers makes of models of a config, the first if several."""
+    found = auto._model_mapping.get(config, None)
+    return found[0] if isinstance(found, tuple) else found
+
+
 def made(dense: type) -> Any:
     """The class of this module for a config or model class of transformers."""
     return getattr(sys.modules[__name__], PREFIX + dense.__name__)
@@ -292,7 +300,7 @@ def __getattr__(name: str) -> Any:
     )
     strict(own)
     for auto in reversed(AUTOS):
-        model: Any = auto._model_mapping.get(dense, None)
+        model = model_class(auto, dense)
         if getattr(model, "config_class", None) is dense:
             model = made(model)
             model.register_for_auto_class(auto)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import pytest
@@ -10,11 +11,20 @@ from transformers import PreTrainedModel
 
 from evocompress.models.families import Family, Matrix, family_of
 from evocompress.models.families.base import matrices_of
+from evocompress.models.families.convolutional import Convolutional
 from evocompress.models.families.derivation.derived import derive
-from evocompress.testing.probes import random_batch
+from evocompress.models.families.encoder import Encoder
+from evocompress.testing.probes import answer, assert_equal, random_batch, replace_modules
 from evocompress.testing.tiny import NAMES, declared, tiny_model
 
 BOTH = [name for name in NAMES if declared(name).task.cached]
+ENCODERS = [
+    name
+    for name in NAMES
+    if isinstance(declared(name), Encoder) and not isinstance(declared(name), Convolutional)
+    # The class with two heads is no first class of its type.
+    if name != "deit-distilled"
+]
 
 
 def matrices(family: Family, model: PreTrainedModel) -> list[Matrix]:
@@ -43,3 +53,26 @@ def test_units_matrices_costs_and_removals_are_the_same(name: str) -> None:
         for sublayer in written.sublayers:
             replaced = own.replacements(block, sublayer)
             assert replaced.keys() == written.replacements(block, sublayer).keys()
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+@torch.no_grad()
+def test_encoders_have_the_same_units_costs_and_values(name: str) -> None:
+    model = tiny_model(name)
+    written, found = family_of(model), derive(type(model), model.config)
+    assert not found.limits
+    assert found.task == written.task
+    assert list(found.units(model)) == list(written.units(model))
+    assert found.architecture(model) == written.architecture(model)
+    assert found.norm_path == written.norm_path
+    assert matrices(found, model) == matrices(written, model)
+    batch = random_batch(written, model)
+    states = written.hidden_states(model, batch)
+    assert_equal(found.hidden_states(model, batch), states)
+    assert_equal(found.outputs(model, states), written.outputs(model, states))
+    for sublayer in written.sublayers:
+        lacking = [copy.deepcopy(model) for _ in range(2)]
+        for one, family in zip(lacking, (written, found), strict=True):
+            block = family.blocks(one)[1]
+            replace_modules(block, family.replacements(block, sublayer))
+        assert_equal(*(answer(written, one, batch) for one in lacking))

@@ -13,7 +13,6 @@ from evocompress.models.families.derivation.derived import derive, derived
 from evocompress.models.families.derivation.family import Derived
 from evocompress.models.families.derivation.from_config import language_class
 from evocompress.models.families.derivation.kept import reading_of
-from evocompress.models.tasks import CAUSAL
 from evocompress.testing.derived import typical_config
 
 
@@ -47,7 +46,7 @@ def test_what_is_read_back_is_what_was_kept(name: str) -> None:
     config = typical_config(name)
     family = derive(language_class(config), config)
     kept.keep(name, family)
-    found = kept.kept(name, CAUSAL)
+    found = kept.kept(name)
     assert found is not None and reading_of(found) == reading_of(family)
     assert found.limits == family.limits
     for index in range(len(family.order)):

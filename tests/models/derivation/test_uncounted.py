@@ -6,6 +6,14 @@ import pytest
 
 from evocompress.core.errors import ConfigError
 from evocompress.models.families import family_of
+from evocompress.models.tasks import (
+    CAUSAL,
+    EMBEDDINGS,
+    IMAGE_CLASSES,
+    IMAGE_EMBEDDINGS,
+    TEXT_CLASSES,
+    Task,
+)
 from evocompress.space.budget import resolve
 from evocompress.space.costs import CostModel, cost_model
 from evocompress.testing.costs import counted_flops
@@ -14,13 +22,14 @@ from evocompress.testing.derived import typical_config, typical_model
 LENGTH = 24
 
 
-def costs(name: str) -> tuple[CostModel, int]:
+def costs(name: str, task: Task = CAUSAL) -> tuple[CostModel, int]:
     """The costs of a tiny model, and the operations that torch counts."""
-    model = typical_model(typical_config(name))
+    model = typical_model(typical_config(name), task=task)
     family = family_of(model)
     architecture = family.architecture(model)
     counted = counted_flops(model, architecture, family.task, LENGTH)
-    return cost_model(family.units(model), architecture, length=LENGTH), counted
+    length = architecture.tokens or LENGTH
+    return cost_model(family.units(model), architecture, length=length), counted
 
 
 @pytest.mark.parametrize("name", ["recurrent_gemma", "llama4_text"])
@@ -36,3 +45,18 @@ def test_operations_beside_the_matrices_are_not_bounded(name: str) -> None:
 def test_what_is_all_counted_is(name: str) -> None:
     model, counted = costs(name)
     assert model.dense()["flops"] == counted == resolve({"flops": 1.0}, model)["flops"]
+
+
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [
+        ("electra", TEXT_CLASSES),
+        ("modernbert", EMBEDDINGS),
+        ("dinov2", IMAGE_CLASSES),
+        ("clip_vision_model", IMAGE_EMBEDDINGS),
+    ],
+)
+def test_what_encoders_compute_outside_their_blocks_is_counted(name: str, task: Task) -> None:
+    """Projections of embeddings at each token, heads once a sequence, patches of images."""
+    model, counted = costs(name, task)
+    assert model.dense()["flops"] == counted

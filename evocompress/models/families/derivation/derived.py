@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from evocompress.core.errors import ModelError, one_line
 from evocompress.models.config_keys import lasting
 from evocompress.models.families.derivation.beside import counted
+from evocompress.models.families.derivation.encoders import WINDOW, encoder
 from evocompress.models.families.derivation.ending import (
     body_of,
     check_outputs,
@@ -35,7 +36,7 @@ from evocompress.models.families.derivation.handing import (
 )
 from evocompress.models.families.derivation.kept import keep, kept
 from evocompress.models.families.derivation.kinds import kind_of, with_fixed_heads
-from evocompress.models.families.derivation.parts import FIRST_SPECIAL
+from evocompress.models.families.derivation.purpose import task_of, task_seen, tiny_batch
 from evocompress.models.families.derivation.shrink import TRIES, random_model, shrunk
 from evocompress.models.families.derivation.structure import Unclear
 from evocompress.models.families.derivation.tracing import (
@@ -55,12 +56,9 @@ from evocompress.models.families.uneven import (
     is_compressed,
     text_config,
 )
-from evocompress.models.tasks import task_of
+from evocompress.models.tasks import Task
 
 __all__ = ["Derived", "ToBeDerived", "derive", "derived"]
-
-LENGTH = 9
-"""Tokens of the sequences that are tried."""
 
 NO_SWITCHES = ("training", "residual_in_fp32")
 """What tells nothing of a kind of block: tiny models compute in float64."""
@@ -96,7 +94,7 @@ def derived_or_reason(cls: type[PreTrainedModel], config: PreTrainedConfig) -> D
     settings = lasting(json.loads(config.to_json_string(use_diff=False)))
     key = f"{cls.__module__}.{cls.__qualname__} {json.dumps(settings)}"
     if key not in _KNOWN:
-        found: Derived | str | None = kept(key, task_of(cls))
+        found: Derived | str | None = kept(key)
         if found is None:
             found = _derived_or_reason(cls, config)
             if isinstance(found, Derived):
@@ -118,12 +116,13 @@ def derive(cls: type[PreTrainedModel], config: PreTrainedConfig) -> Derived:
     """The family of a model class with a config.
 
     Args:
-        cls: Of a causal language model, or of another decoder.
+        cls: Of models of a task that is supported.
         config: Of the model; its sizes do not matter.
 
     Raises:
         Unclear: It is built in a way that is not understood.
     """
+    task = task_of(cls, config)
     skeleton = _skeleton(cls, config)
     count = text_config(config).num_hidden_layers
     lists = dict(_lists(skeleton, count))
@@ -132,8 +131,11 @@ def derive(cls: type[PreTrainedModel], config: PreTrainedConfig) -> Derived:
         layers = min(count, max(map(_needed, looks), default=2))
         for heads, narrow_heads in TRIES:
             small = shrunk(config, layers, heads=heads, narrow_heads=narrow_heads)
+            if not task.causal and isinstance(getattr(small, "sliding_window", None), int):
+                small.sliding_window = WINDOW
             try:
-                return counted(_tried(cls, small, lists), skeleton)
+                found = _tried(cls, small, lists, task)
+                return counted(found, skeleton) if found.task.cached else found
             except FAILURES as error:
                 failure = error
         raise failure
@@ -152,7 +154,10 @@ def _skeleton(cls: type[PreTrainedModel], config: PreTrainedConfig) -> PreTraine
 
 
 def _tried(
-    cls: type[PreTrainedModel], small: PreTrainedConfig, lists: Mapping[str, nn.ModuleList]
+    cls: type[PreTrainedModel],
+    small: PreTrainedConfig,
+    lists: Mapping[str, nn.ModuleList],
+    task: Task,
 ) -> Derived:
     """The family of a model class, read off a random model with a small config.
 
@@ -160,11 +165,17 @@ def _tried(
         cls: The class.
         small: The config.
         lists: Of the real model the lists with a module for each layer.
+        task: That it serves, as far as the class tells.
     """
     model = random_model(cls, small)
-    ids = torch.randint(3, FIRST_SPECIAL, (1, LENGTH), generator=torch.Generator().manual_seed(0))
-    path, examples = _blocks(model, ids, lists)
-    return _derived(model, path, examples, ids, lists[path])
+    task = task_seen(task, model)
+    batch = tiny_batch(task, model)
+    path, examples = _blocks(model, task.inputs(batch), lists)
+    found = _derived(model, path, examples, batch, lists[path], task)
+    _check_chain(found, model, examples[-1].run(), batch)
+    if task.cached and not task.causal:
+        check_outputs(found, model, batch)
+    return found
 
 
 def _lists(model: nn.Module, count: int) -> Iterator[tuple[str, nn.ModuleList]]:
@@ -193,19 +204,21 @@ def _needed(looks: Sequence[str]) -> int:
 
 
 def _blocks(
-    model: PreTrainedModel, ids: Tensor, paths: Collection[str]
+    model: PreTrainedModel, inputs: Mapping[str, Any], paths: Collection[str]
 ) -> tuple[str, list[TracedBlock]]:
     """The path of the list of blocks, and each with what it is called with."""
     count = text_config(model.config).num_hidden_layers
     for path, blocks in _lists(model, count):
-        calls = _arguments(model, blocks, ids)
+        calls = _arguments(model, blocks, inputs)
         if path in paths and list(calls) == list(range(count)):
             return path, [_example(blocks[index], calls[index]) for index in calls]
+    if getattr(model.config, "num_hidden_groups", 0):
+        raise Unclear("its layers share their weights, so none can be changed alone")
     raise Unclear("no list of blocks that are run one after the other")
 
 
 def _arguments(
-    model: PreTrainedModel, blocks: nn.ModuleList, ids: Tensor
+    model: PreTrainedModel, blocks: nn.ModuleList, inputs: Mapping[str, Any]
 ) -> dict[int, dict[str, Any]]:
     """What each block is called with, in the order of the calls."""
     found: dict[int, dict[str, Any]] = {}
@@ -218,7 +231,7 @@ def _arguments(
         block.register_forward_pre_hook(partial(note, index), with_kwargs=True)
         for index, block in enumerate(blocks)
     ]
-    model(input_ids=ids, use_cache=False)
+    model(**inputs)
     for hook in hooks:
         hook.remove()
     return found
@@ -239,14 +252,16 @@ def _derived(
     model: PreTrainedModel,
     path: str,
     examples: Sequence[TracedBlock],
-    ids: Tensor,
+    batch: Tensor,
     real: nn.ModuleList,
+    task: Task,
 ) -> Derived:
     """The family; of each kind of the `real` blocks the first one tells what it is like."""
     looks = [_look(block, model.config) for block in real]
     kinds: list[Kind] = []
     place: dict[str, int] = {}
-    caching, argument = _caching(model, ids), argument_of(examples)
+    caching = _caching(model, batch) if task.cached else [None] * len(examples)
+    argument = argument_of(examples) if task.cached else ""
     for look in dict.fromkeys(looks):
         index = looks.index(look)
         if _look(examples[index].block, model.config) != look:
@@ -260,20 +275,16 @@ def _derived(
         if kind not in kinds:
             kinds.append(kind)
         place[look] = kinds.index(kind)
-    last = examples[-1].run()
-    norm, among = norm_path(model, last, ids), _among(examples[-1])
-    task = task_of(type(model))
-    keys = logit_keys(model, path, ids) if task.causal else LogitKeys()
-    order = [place[look] for look in looks]
-    both, kinds = _sees_what_comes(model, path, ids), only_read(kinds)
-    found = Derived(
+    among, order = _among(examples[-1]), [place[look] for look in looks]
+    if not task.cached:
+        return encoder(model, path, examples, batch, among, kinds, order, task)
+    norm = norm_path(model, examples[-1].run(), task.inputs(batch))
+    keys = logit_keys(model, path, batch) if task.causal else LogitKeys()
+    both, kinds = _sees_what_comes(model, path, batch), only_read(kinds)
+    return Derived(
         *(model.config.model_type, path, norm, among, keys, kinds, order, both, task),
         handed=argument,
     )
-    _check_chain(found, model, last, ids)
-    if not task.causal:
-        check_outputs(found, model, ids)
-    return found
 
 
 def _sees_what_comes(model: PreTrainedModel, path: str, ids: Tensor) -> bool:

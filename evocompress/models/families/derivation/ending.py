@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from itertools import permutations
 from typing import Any
@@ -27,13 +27,13 @@ CLOSE_IN_FLOAT32 = 1e-5
 CAP_KEYS = ("final_logit_softcapping", "logits_soft_cap")
 
 
-def norm_path(model: PreTrainedModel, output: Tensor, ids: Tensor) -> str:
+def norm_path(model: PreTrainedModel, output: Tensor, inputs: Mapping[str, Any]) -> str:
     """The path of the module that reads what the last block yields; empty where that is the head.
 
     Args:
         model: A tiny one.
         output: Of its last block.
-        ids: The tokens that it was made of.
+        inputs: What it was made of.
     """
     found: list[str] = []
 
@@ -42,7 +42,7 @@ def norm_path(model: PreTrainedModel, output: Tensor, ids: Tensor) -> str:
             found.append(path)
 
     hooks = [m.register_forward_pre_hook(partial(note, p)) for p, m in model.named_modules()]
-    model(input_ids=ids, use_cache=False)
+    model(**inputs)
     for hook in hooks:
         hook.remove()
     if not found or model.get_submodule(found[0]) is model.get_output_embeddings():

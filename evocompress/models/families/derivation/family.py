@@ -19,7 +19,8 @@ from evocompress.models.families.derivation.ending import body_of
 from evocompress.models.families.derivation.experts import DerivedMixture
 from evocompress.models.families.derivation.proof import WidthSettings
 from evocompress.models.families.derivation.shrink import CONTEXT_KEYS
-from evocompress.models.families.derivation.structure import LINEAR, ResidualBranch
+from evocompress.models.families.derivation.stream import LINEAR
+from evocompress.models.families.derivation.structure import ResidualBranch
 from evocompress.models.families.encoder import embedding
 from evocompress.models.families.handed import Handed
 from evocompress.models.families.logits import LogitKeys
@@ -70,7 +71,8 @@ class DerivedPart:
         return SubLayer(
             matrices=self.matrices,
             identity_modules=(*self.branch.identities, *others),
-            zero_module=self.branch.core[-1],
+            zero_module=self.branch.zero,
+            norm_after=self.branch.norm_after,
             followers=self.followers,
             narrowable=self.settings is not None,
         )
@@ -173,7 +175,7 @@ class Derived(Family):
         if len(self.kinds) > 1:
             common = model_type, layers_path, norm_path, among, logit_keys
             rest = [0], two_way, task
-            self._each = tuple(Derived(*common, [kind], *rest) for kind in self.kinds)
+            self._each = tuple(type(self)(*common, [kind], *rest) for kind in self.kinds)
 
     @property
     def logit_keys(self) -> LogitKeys:
@@ -246,9 +248,7 @@ class Derived(Family):
         """With one output, or several that do not exclude each other, a classifier's are scores."""
         if self.task.causal or self.task.compared == "embeddings":
             return self
-        config = model.config
-        independent = config.problem_type in ("regression", "multi_label_classification")
-        return with_task(self, SCORES) if independent or (config.num_labels or 1) < 2 else self
+        return with_task(self, SCORES) if makes_scores(model) else self
 
     def check(self, model: PreTrainedModel) -> None:
         """Refuse a model with a block that is built otherwise than those that were tried."""
@@ -359,6 +359,13 @@ class Derived(Family):
             if matrix.transposed and matrix.rows
         }
         return part.settings.attributes(block, part.branch, widths) | outputs
+
+
+def makes_scores(model: PreTrainedModel) -> bool:
+    """Whether a classifier has one output, or several that do not exclude each other."""
+    config = model.config
+    independent = config.problem_type in ("regression", "multi_label_classification")
+    return independent or (config.num_labels or 1) < 2
 
 
 def _first_parts(kinds: Sequence[Kind]) -> dict[SubLayerName, DerivedPart]:

@@ -1,15 +1,11 @@
-"""The family of a decoder told by its config alone, before any weights are read."""
+"""The family of a model told by its config alone, before any weights are read."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import (
-    CONFIG_MAPPING,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 
 from evocompress.core.errors import ModelError, one_line
 from evocompress.models.families.derivation.derived import Derived, derived
@@ -17,7 +13,7 @@ from evocompress.models.tasks import CAUSAL, Task, language_task
 
 
 def derived_from(source: object, settings: Mapping[str, Any], task: Task = CAUSAL) -> Derived:
-    """The family of a decoder without one of its own, perhaps of one with other parts.
+    """The family of a model without one of its own.
 
     Code that comes with the model is not run.
 
@@ -52,7 +48,19 @@ def language_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
 
 
 def class_for(config: PreTrainedConfig, task: Task) -> type[PreTrainedModel]:
-    """The class of models for a task; transformers has one."""
-    found: Any = task.auto._model_mapping[type(config)]
+    """The class of models of a config that serve a task.
+
+    Raises:
+        ModelError: transformers has none.
+    """
+    classes: Any = task.auto._model_mapping
+    if type(config) not in classes:
+        raise ModelError(
+            f"transformers has no class of {task.name}s of type {config.model_type!r}, only of a "
+            "whole with other parts"
+            if task.causal
+            else f"transformers has no class for {task.name} of type {config.model_type!r}"
+        )
+    found: Any = classes[type(config)]
     cls: type[PreTrainedModel] = found[0] if isinstance(found, tuple) else found
     return cls

@@ -12,9 +12,10 @@ from pydantic import TypeAdapter
 from evocompress.core.errors import RunError
 from evocompress.core.files import cache_folder, read_as, write_json
 from evocompress.core.sources import digest_of, versions_of
+from evocompress.models.families.derivation.encoders import DerivedEncoder
 from evocompress.models.families.derivation.family import Derived, Kind
+from evocompress.models.families.derivation.purpose import TASKS, Ending
 from evocompress.models.families.logits import LogitKeys
-from evocompress.models.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -30,23 +31,33 @@ class Reading:
     order: tuple[int, ...]
     two_way: bool
     handed: str
+    task: str
+    ending: Ending | None
 
-    def family(self, task: Task) -> Derived:
-        """The family of models for a task."""
-        return Derived(
-            **{name: getattr(self, name) for name in self.__dataclass_fields__}, task=task
-        )
+    @property
+    def family(self) -> Derived:
+        """The family."""
+        parts = {name: getattr(self, name) for name in _OF_ALL} | {"task": TASKS[self.task]}
+        if self.ending is None:
+            return Derived(**parts)
+        del parts["handed"]
+        return DerivedEncoder(**parts, ending=self.ending)
+
+
+_OF_ALL = tuple(name for name in Reading.__dataclass_fields__ if name not in ("task", "ending"))
 
 
 def reading_of(family: Derived) -> Reading:
     """What a family is made of."""
-    return Reading(*(getattr(family, name) for name in Reading.__dataclass_fields__))
+    task = next(key for key, one in TASKS.items() if one == family.task)
+    own = {name: getattr(family, name) for name in _OF_ALL}
+    return Reading(**own, task=task, ending=getattr(family, "ending", None))
 
 
-def kept(key: str, task: Task) -> Derived | None:
+def kept(key: str) -> Derived | None:
     """The family that is kept under a key; none where there is no such file, or a damaged one."""
     try:
-        return read_as(_path(key), Reading).family(task)
+        return read_as(_path(key), Reading).family
     except (RunError, OSError):
         return None
 

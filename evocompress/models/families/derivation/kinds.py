@@ -26,12 +26,8 @@ from evocompress.models.families.derivation.projections import (
     with_heads,
 )
 from evocompress.models.families.derivation.proof import WidthSettings, proven
-from evocompress.models.families.derivation.structure import (
-    ResidualBranch,
-    Unclear,
-    is_norm,
-    structure,
-)
+from evocompress.models.families.derivation.stream import is_norm
+from evocompress.models.families.derivation.structure import ResidualBranch, Unclear, structure
 from evocompress.models.families.derivation.tracing import TracedBlock
 from evocompress.models.families.shapes import matrix_shape
 
@@ -82,9 +78,10 @@ def _renamed(part: DerivedPart, word: str, other: str) -> DerivedPart:
 def _with_heads(example: TracedBlock, part: DerivedPart, shape: tuple[int, int, int]) -> bool:
     """Whether the operations of a sub-layer beside its matrices are those of an attention."""
     heads, _, head_dim = shape
-    call = example.calls(part.branch.core)[part.branch.core[-1]]
+    calls = example.calls(part.branch.core)
     with FlopCounterMode(display=False) as counter:
-        example.block.get_submodule(part.branch.core[-1])(**call.arguments)
+        for path, call in calls.items():
+            example.block.get_submodule(path)(**call.arguments)
     tokens = example.hidden.shape[1]
     linear = sum(2 * tokens * prod(matrix_shape(example.block, m)) for m in part.matrices)
     return bool(counter.get_total_flops() - linear == 4 * tokens**2 * heads * head_dim)

@@ -19,7 +19,8 @@ from evocompress.core.types import Axis
 from evocompress.core.widths import Widths
 from evocompress.models.families.branches import Matrix
 from evocompress.models.families.coupling import Follower, ungrouped
-from evocompress.models.families.derivation.structure import LINEAR, ResidualBranch
+from evocompress.models.families.derivation.stream import LINEAR
+from evocompress.models.families.derivation.structure import ResidualBranch
 from evocompress.models.families.derivation.tracing import (
     TracedBlock,
     moved_positions,
@@ -209,6 +210,8 @@ def _role(example: TracedBlock, matrix: Matrix, last: Matrix, rows: Tensor, widt
     steps = after(1.0, everywhere) - plain, plain - after(-1.0, everywhere)
     if torch.allclose(*steps, rtol=1e-6, atol=1e-9):
         return "value"
+    if any(moved_positions(plain, after(1.0, slice(-1, None)))[:-1]):
+        return "key"  # tokens see those behind them, and no values of those classes are normed
     before, other = (one[0, 0].view(widths.heads, -1) for one in (plain, after(1.0, first)))
     likeness = torch.cosine_similarity(before, other, dim=-1)
     return "key" if torch.allclose(likeness, torch.ones_like(likeness), rtol=1e-9) else "value"

@@ -19,7 +19,8 @@ from transformers.pytorch_utils import Conv1D
 from evocompress.core.widths import Widths
 from evocompress.models.families.branches import Attributes, Matrix
 from evocompress.models.families.coupling import Follower, Kept, index_of
-from evocompress.models.families.derivation.structure import LINEAR, ResidualBranch
+from evocompress.models.families.derivation.stream import LINEAR
+from evocompress.models.families.derivation.structure import ResidualBranch
 from evocompress.models.families.derivation.tracing import TracedBlock
 
 CLOSE = 1e-6

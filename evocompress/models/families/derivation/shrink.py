@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from evocompress.models.config_keys import name_stages
 from evocompress.models.families.derivation.parts import USUAL_TOKENS, whole_of
 from evocompress.models.families.uneven import text_config
 
@@ -48,6 +49,9 @@ HEAD_DIM = 16
 RANK = 12
 """Of matrices that are stored as the product of two."""
 
+PATCHES = 3
+"""Patches of an image in each direction."""
+
 STATE = 8
 """Numbers that a state space keeps for each channel."""
 
@@ -55,11 +59,11 @@ KV_KEYS = ("num_key_value_heads", "num_kv_heads")
 HIDDEN_KEYS = ("hidden_size", "d_model", "n_embd", "dim", "emb_dim", "embedding_dim")
 CHANNEL_KEYS = (
     *("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size", "decoder_ffn_dim", "dff"),
-    *("dense_intermediate_size", "intermediate_size_mlp", "dim_ff"),
+    *("dense_intermediate_size", "intermediate_size_mlp", "dim_ff", "hidden_dim"),
 )
 EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
-HIDDEN_KEYS_OF_PARTS = ("lru_width", "word_embed_proj_dim")
+HIDDEN_KEYS_OF_PARTS = ("lru_width", "word_embed_proj_dim", "pooler_hidden_size")
 """Widths that are the hidden size in the models that have them."""
 
 SHARED_LAYERS = "num_kv_shared_layers"
@@ -126,6 +130,7 @@ def _shrunk_text(
     # In float64 nothing is gained by a residual stream in float32.
     if hasattr(small, "residual_in_fp32"):
         small.residual_in_fp32 = False
+    name_stages(small, layers)
     return small
 
 
@@ -216,7 +221,7 @@ def _sizes(config: Any, layers: int, heads: int, narrow_heads: bool) -> dict[str
     for keys, size in (
         ((*HIDDEN_KEYS, *HIDDEN_KEYS_OF_PARTS), hidden),
         (CONTEXT_KEYS, CONTEXT),
-        (("vocab_size", "vocab_size_per_layer_input"), VOCABULARY),
+        (("vocab_size", "vocab_size_per_layer_input", "entity_vocab_size"), VOCABULARY),
         (("hidden_size_per_layer_input",), RANK),
         (CHANNEL_KEYS, CHANNELS),
         (filter(OF_EXPERTS.fullmatch, vars(config)), EXPERT_CHANNELS),
@@ -229,7 +234,15 @@ def _sizes(config: Any, layers: int, heads: int, narrow_heads: bool) -> dict[str
         sizes[SHARED_LAYERS] = max(0, shared - config.num_hidden_layers + layers)
     for key in ("n_group", "topk_group"):  # routers that choose groups of experts first
         sizes[key] = min(EXPERTS // 2, getattr(config, key, None) or 1)
+    image, patch = getattr(config, "image_size", None), getattr(config, "patch_size", None)
+    if image and patch:
+        sides = [PATCHES * size for size in (patch if _is_list(patch) else [patch, patch])]
+        sizes["image_size"] = sides if _is_list(image) else sides[0]
     return sizes | _state_heads(config, hidden)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list | tuple)
 
 
 def _is_size(value: Any) -> bool:

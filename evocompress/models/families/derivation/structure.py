@@ -15,10 +15,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from evocompress.core.errors import one_line
 from evocompress.models.families.branches import SubLayerName
+from evocompress.models.families.derivation.stream import (
+    LINEAR,
+    has_matrix,
+    is_norm,
+    parts_of,
+    stream_norms,
+)
 from evocompress.models.families.derivation.tracing import (
     Call,
     TracedBlock,
@@ -31,8 +37,6 @@ from evocompress.models.families.derivation.tracing import (
 )
 from evocompress.models.families.stand_ins import among_others
 from evocompress.models.modeling.modeling_derived import Passing
-
-LINEAR = (nn.Linear, Conv1D)
 
 
 class Unclear(Exception):
@@ -75,6 +79,9 @@ class ResidualBranch:
         residual: The place and the name of an argument that it adds its output to itself.
         beside: Others of the same kind that are removed with it: several mixers of tokens, or MLPs
             that read the same.
+        norm_after: Norm of the sum of what it yields and the residual stream; empty without one.
+        first_of_many: Path of a module of the core before the last one that returns `among` things;
+            empty where the last one does.
     """
 
     kind: SubLayerName
@@ -84,6 +91,8 @@ class ResidualBranch:
     among: int = 0
     residual: tuple[int, str] | None = None
     beside: tuple[ResidualBranch, ...] = ()
+    norm_after: str = ""
+    first_of_many: str = ""
 
     @property
     def cores(self) -> tuple[str, ...]:
@@ -91,9 +100,16 @@ class ResidualBranch:
         return (*self.core, *(path for other in self.beside for path in other.core))
 
     @property
+    def zero(self) -> str:
+        """The module that yields zero where the branch is removed."""
+        return self.first_of_many or self.core[-1]
+
+    @property
     def identities(self) -> tuple[str, ...]:
         """What becomes the identity where the branch is removed."""
-        return (*self.before, *self.core[:-1], *self.after)
+        core = tuple(path for path in self.core if path != self.zero)
+        last = (self.norm_after,) if self.norm_after else ()
+        return (*self.before, *core, *self.after, *last)
 
     def removal(self, block: nn.Module) -> dict[str, nn.Module]:
         """What to put where in a block so that the branch adds nothing."""
@@ -101,7 +117,7 @@ class ResidualBranch:
             path: Passing(block.get_submodule(path)) for path in self.identities
         }
         others = (other.removal(block).items() for other in self.beside)
-        own = {self.core[-1]: Zero(self.among, self.residual)}
+        own = {self.zero: Zero(self.among, self.residual)}
         return identities | own | dict(chain.from_iterable(others))
 
 
@@ -127,9 +143,9 @@ def structure(example: TracedBlock) -> BlockStructure:
     Raises:
         Unclear: A sub-layer cannot be taken out of it.
     """
-    children = dict(example.block.named_children())
+    children, loose = parts_of(example)
     calls = example.calls(children)
-    cores = _cores({path: children[path] for path in calls})
+    cores = _cores({path: children[path] for path in calls}, calls)
     if not cores:
         raise Unclear("a block has no matrices")
     idle = [p for p, m in children.items() if p not in calls and any(True for _ in m.parameters())]
@@ -144,7 +160,9 @@ def structure(example: TracedBlock) -> BlockStructure:
     ]
     taken = {path for branch in chosen for path in branch.cores}
     others = [path for core in cores for path in core if path not in taken]
-    loose = [name for name, _ in example.block.named_parameters(recurse=False)]
+    norms = [path for path in calls if is_norm(children[path])]
+    after = stream_norms(example, calls, norms, [branch.core[-1] for branch in chosen])
+    chosen = [replace(branch, norm_after=after.get(branch.core[-1], "")) for branch in chosen]
     found = _with_norms(children, chosen, others, loose, calls)
     proven = [_proven(example, branch) for branch in found.branches]
     for branch in proven:
@@ -205,28 +223,25 @@ def _size(example: TracedBlock, core: Sequence[str]) -> int:
     return sum(p.numel() for module in modules for p in module.parameters())
 
 
-def _cores(children: Mapping[str, nn.Module]) -> list[tuple[str, ...]]:
-    """The modules with matrices in order; linear ones that follow each other are one MLP."""
+def _cores(children: Mapping[str, nn.Module], calls: Mapping[str, Call]) -> list[tuple[str, ...]]:
+    """The modules with matrices in order; one that reads what another yields is of its core.
+
+    So are linear ones that follow each other, with what lies between them.
+    """
     cores: list[tuple[str, ...]] = []
     between: tuple[str, ...] = ()
     for path, module in children.items():
-        if not _has_matrix(module):
+        if not has_matrix(module):
             between = () if is_norm(module) else (*between, path)
             continue
-        loose = isinstance(module, LINEAR) and cores and isinstance(children[cores[-1][0]], LINEAR)
-        cores[-1:] = [(*cores[-1], *between, path)] if loose else [*cores[-1:], (path,)]
+        if isinstance(module, LINEAR) and cores and isinstance(children[cores[-1][0]], LINEAR):
+            cores[-1] = (*cores[-1], *between, path)
+        elif cores and next(iter(calls[path].tensors), None) is calls[cores[-1][-1]].first:
+            cores[-1] = (*cores[-1], path)
+        else:
+            cores.append((path,))
         between = ()
     return cores
-
-
-def _has_matrix(module: nn.Module) -> bool:
-    return any(parameter.ndim > 1 for parameter in module.parameters())
-
-
-def is_norm(module: nn.Module) -> bool:
-    """Whether a module is a norm; some have no parameters."""
-    named = "norm" in type(module).__name__.lower()
-    return not _has_matrix(module) and (named or any(True for _ in module.parameters()))
 
 
 def _branch(
@@ -236,22 +251,26 @@ def _branch(
     calls: Mapping[str, Call],
 ) -> ResidualBranch:
     """A core without its norms."""
-    call = calls[core[-1]]
-    among = len(call.output) if isinstance(call.output, tuple) else 0
-    if len(core) > 1:
-        return ResidualBranch("mlp", core, among=among)
+    call = calls[core[0]]
+    many = next((path for path in core if isinstance(calls[path].output, tuple)), core[-1])
+    found = ResidualBranch(
+        "mlp",
+        core,
+        among=len(calls[many].output) if isinstance(calls[many].output, tuple) else 0,
+        first_of_many="" if many == core[-1] else many,
+    )
     hidden = next(
         (name for name, value in call.arguments.items() if _like(value, example.hidden)), None
     )
-    if hidden is None:
-        return ResidualBranch("mlp", core, among=among)
+    if hidden is None or (len(core) > 1 and isinstance(children[core[0]], LINEAR)):
+        return found
     before = first_tensor(children[core[0]](**call.arguments))
     mixes = before.ndim == 3 and any(
         any(moved_positions(before, first_tensor(children[core[0]](**arguments)))[1:])
         for arguments in (_with_nudge(call, hidden), *_with_other_mappings(call))
     )
-    residual = _residual(children[core[0]], call, hidden)
-    return ResidualBranch("attention" if mixes else "mlp", core, among=among, residual=residual)
+    residual = _residual(children[core[0]], call, hidden) if len(core) == 1 else None
+    return replace(found, kind="attention" if mixes else "mlp", residual=residual)
 
 
 def _with_nudge(call: Call, name: str) -> dict[str, Any]:
@@ -291,7 +310,8 @@ def _with_norms(
 ) -> BlockStructure:
     """Each norm given to the core that reads it, or that it reads."""
     order = list(calls)
-    inner = {path for branch in branches for path in branch.cores} | {*others}
+    inner = {path for branch in branches for path in (*branch.cores, branch.norm_after)}
+    inner |= {*others}
     found, shared = {branch.kind: branch for branch in branches}, [*others, *loose]
     for path in (path for path in order if path not in inner and is_norm(children[path])):
         firsts = [(b, (b.core[0], *(other.core[0] for other in b.beside))) for b in branches]
@@ -324,6 +344,8 @@ def _check_removal(example: TracedBlock, branch: ResidualBranch) -> None:
                 if each.residual
                 else output_changed(example.block.get_submodule(last), _zeroed)
             )
+        norm = [branch.norm_after] if branch.norm_after else []
+        stack.enter_context(replaced(example.block, {path: own[path] for path in norm}))
         expected = example.run()
     with replaced(example.block, own):
         try:

@@ -1,0 +1,140 @@
+"""What a derived model is for, and how it is run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from inspect import Parameter, signature
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from evocompress.models.dummy_inputs import image_shape
+from evocompress.models.families.derivation.parts import FIRST_SPECIAL
+from evocompress.models.families.derivation.structure import Unclear
+from evocompress.models.families.uneven import text_config
+from evocompress.models.tasks import (
+    CAUSAL,
+    DECODER_CLASSES,
+    DECODER_EMBEDDINGS,
+    EMBEDDINGS,
+    IMAGE_CLASSES,
+    IMAGE_EMBEDDINGS,
+    TEXT_CLASSES,
+    WITH_IMAGES,
+    WITH_SOUNDS,
+    Task,
+    language_task,
+)
+
+LENGTH = 9
+"""Tokens of the sequences that are tried."""
+
+IMAGE_MEANS = replace(IMAGE_EMBEDDINGS, pooling="mean")
+
+TASKS: Mapping[str, Task] = {
+    "with images": WITH_IMAGES,
+    "with sounds": WITH_SOUNDS,
+    "causal": CAUSAL,
+    "embeddings": EMBEDDINGS,
+    "image embeddings": IMAGE_EMBEDDINGS,
+    "text classes": TEXT_CLASSES,
+    "image classes": IMAGE_CLASSES,
+    "image means": IMAGE_MEANS,
+    "decoder embeddings": DECODER_EMBEDDINGS,
+    "decoder classes": DECODER_CLASSES,
+}
+"""The tasks for whose models a family can be derived, in the order in which they are looked for."""
+
+INPUTS = ("input_ids", "pixel_values")
+
+CACHES = ("past_key_values", "cache_params", "state")
+"""What decoders yield for the next token."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What is known of an encoder beside its blocks.
+
+    Attributes:
+        unused: See `Family.unused`.
+        after_padding: Positions are counted from behind the padding token's id, as RoBERTa does.
+        shorter: Tokens by which the longest sequence is shorter than the config says.
+        reach: By how many tokens more than its config says a layer with a window sees on each side.
+    """
+
+    unused: str = ""
+    after_padding: bool = False
+    shorter: int = 0
+    reach: int = 0
+
+
+def tasks_of(model_type: str) -> list[tuple[Task, tuple[str, ...]]]:
+    """Each of `TASKS` for which there are classes of a model type, and these."""
+    others = (task for task in TASKS.values() if not task.causal)
+    every = [(t, t.class_names(model_type)) for t in (language_task(model_type), *others)]
+    return [(task, names) for task, names in every if names]
+
+
+def task_of(cls: type[PreTrainedModel], config: PreTrainedConfig) -> Task:
+    """The first task that a class may serve; what it makes of an input tells the rest.
+
+    Raises:
+        Unclear: It is built in a way that cannot be compressed.
+    """
+    served = (
+        task
+        for task, names in tasks_of(config.model_type)
+        if cls.__name__ in names and task.input in ("input_ids", cls.main_input_name)
+    )
+    task = next(served, CAUSAL)
+    if task.causal:
+        return task
+    if config.is_encoder_decoder:
+        raise Unclear(
+            "it is an encoder with a decoder, whose blocks read the encoder's states beside their "
+            "own, so they cannot be run one after the other on one hidden state"
+        )
+    if cls.main_input_name not in INPUTS:
+        raise Unclear(f"it reads {cls.main_input_name}, and only token ids and images are given")
+    if others := _others_needed(cls):
+        raise Unclear(f"it reads {' and '.join(others)} beside {cls.main_input_name}")
+    if not hasattr(text_config(config), "num_hidden_layers"):
+        raise Unclear("its config tells no number of layers: it has several parts or stages")
+    return next(one for one in (task, IMAGE_EMBEDDINGS) if one.input == cls.main_input_name)
+
+
+def _others_needed(cls: type[PreTrainedModel]) -> list[str]:
+    """The arguments without which a model cannot be called, beside its main input."""
+    return [
+        name
+        for name, one in signature(cls.forward).parameters.items()
+        if name not in ("self", cls.main_input_name)
+        and one.default is Parameter.empty
+        and one.kind not in (Parameter.VAR_KEYWORD, Parameter.VAR_POSITIONAL)
+    ]
+
+
+def task_seen(task: Task, model: PreTrainedModel) -> Task:
+    """The task of a tiny model of a class that may serve a task.
+
+    Classes of texts are those of decoders where the model keeps something for the next token, and
+    embeddings of images are means over the tokens where the class makes none.
+    """
+    if task.causal:
+        return task
+    output = model(**task.inputs(tiny_batch(task, model)))
+    if any(output.get(name) is not None for name in CACHES):
+        return DECODER_EMBEDDINGS if task.compared == "embeddings" else DECODER_CLASSES
+    if task.pooling == "pooler" and output.get("pooler_output") is None:
+        return IMAGE_MEANS
+    return task
+
+
+def tiny_batch(task: Task, model: PreTrainedModel, length: int = LENGTH) -> Tensor:
+    """What a tiny model is called with: (1, length) tokens, or an image."""
+    generator = torch.Generator().manual_seed(0)
+    if task.reads_text:
+        return torch.randint(3, FIRST_SPECIAL, (1, length), generator=generator)
+    return torch.rand(1, *image_shape(model), generator=generator, dtype=torch.float64)
