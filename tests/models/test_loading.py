@@ -131,14 +131,14 @@ def weights_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("weights_are_not_read")
-@pytest.mark.parametrize("kind", ["mpnet", "unheard_of"])
+@pytest.mark.parametrize("kind", ["pix2struct", "unheard_of"])
 def test_an_unknown_type_is_named_before_weights_are_read(checkpoint: Path, kind: str) -> None:
     edit_config(checkpoint, model_type=kind)
     message = refusal(checkpoint)
     assert f"type {kind!r} are not supported" in message
     assert ("has no such type" in message) == (kind == "unheard_of")
     supported = ", ".join(dict.fromkeys(f.model_type for f in FAMILIES.values()))
-    assert f"; supported: {supported}, and causal" in message
+    assert f"; supported: {supported}, and models whose" in message
 
 
 @pytest.mark.usefixtures("weights_are_not_read")
