@@ -131,7 +131,7 @@ def weights_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("weights_are_not_read")
-@pytest.mark.parametrize("kind", ["pix2struct", "unheard_of"])
+@pytest.mark.parametrize("kind", ["siglip_text_model", "unheard_of"])
 def test_an_unknown_type_is_named_before_weights_are_read(checkpoint: Path, kind: str) -> None:
     edit_config(checkpoint, model_type=kind)
     message = refusal(checkpoint)

@@ -114,6 +114,7 @@ def test_a_language_model_that_sees_what_comes_is_refused(
 def test_an_unknown_type_is_refused_by_name() -> None:
     with pytest.raises(ModelError, match="'siglip_text_model' are not supported; supported: mix"):
         family_named("siglip_text_model", ["SiglipTextModel"])
+        family_named("siglip_text_model", ["SiglipTextModel"])
 
 
 def test_another_class_of_a_type_to_be_derived_is_refused() -> None:
