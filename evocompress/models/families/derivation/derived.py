@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from evocompress.core.errors import ModelError, one_line
 from evocompress.models.config_keys import lasting
 from evocompress.models.families.derivation.beside import counted
-from evocompress.models.families.derivation.encoders import WINDOW, encoder
+from evocompress.models.families.derivation.encoders import encoder
 from evocompress.models.families.derivation.ending import (
     body_of,
     check_outputs,
@@ -131,8 +131,6 @@ def derive(cls: type[PreTrainedModel], config: PreTrainedConfig) -> Derived:
         layers = min(count, max(map(_needed, looks), default=2))
         for heads, narrow_heads in TRIES:
             small = shrunk(config, layers, heads=heads, narrow_heads=narrow_heads)
-            if not task.causal and isinstance(getattr(small, "sliding_window", None), int):
-                small.sliding_window = WINDOW
             try:
                 found = _tried(cls, small, lists, task)
                 return counted(found, skeleton) if found.task.cached else found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -20,7 +21,7 @@ from evocompress.models.families.base import Family, final_norm, with_task
 from evocompress.models.families.derivation.ending import norm_path
 from evocompress.models.families.derivation.family import Derived, Kind, makes_scores
 from evocompress.models.families.derivation.purpose import Ending, tiny_batch
-from evocompress.models.families.derivation.shrink import CONTEXT
+from evocompress.models.families.derivation.shrink import CONTEXT, random_model
 from evocompress.models.families.derivation.stream import is_norm
 from evocompress.models.families.derivation.structure import Unclear
 from evocompress.models.families.derivation.tracing import (
@@ -36,7 +37,7 @@ from evocompress.models.families.stand_ins import Recorder, among_others
 from evocompress.models.tasks import EMBEDDINGS, SCORES, Task
 
 WINDOW = 3
-"""Tokens of the windows of a tiny model, so that the sequences that are tried are longer."""
+"""Tokens of the windows of a tiny model by which it is seen what they mean."""
 
 LENGTHS = (8, 16)
 """Tokens of the texts by which it is seen what a model computes outside its blocks."""
@@ -203,13 +204,13 @@ def encoder(
     ending = Ending(
         after_padding=after_padding,
         shorter=0 if after_padding else shorter,
-        reach=_reach(model, examples),
     )
     common = model.config.model_type, path, norm, among, LogitKeys(), kinds, order
     two_way = any(map(_sees_later, examples))
     found = DerivedEncoder(*common, two_way, task, ending)
     _check_outputs(found, model, batch)
-    ending = replace(ending, unused=_unused(found, model, batch))
+    unused, reach = _unused(found, model, batch), _reach(found, model, batch)
+    ending = replace(ending, unused=unused, reach=reach)
     return DerivedEncoder(*common, two_way, task, ending)
 
 
@@ -224,17 +225,24 @@ def _moved_by(example: TracedBlock, position: int) -> list[bool]:
     return moved_positions(example.run(), other.run())
 
 
-def _reach(model: PreTrainedModel, examples: Sequence[TracedBlock]) -> int:
+def _reach(family: DerivedEncoder, model: PreTrainedModel, batch: Tensor) -> int:
     """By how many tokens more than the config says a layer with a window sees.
 
     Raises:
         Unclear: By less than none, or by more than one.
     """
-    windows = attention_windows(model.config, len(examples))
+    config: Any = copy.deepcopy(model.config)
+    if not any(attention_windows(config, len(family.order))):
+        return 0
+    config.sliding_window = WINDOW
+    other = random_model(type(model), config)
+    hidden, arguments = family.block_inputs(other, batch)
+    windows = attention_windows(config, len(arguments))
+    blocks = zip(family.blocks(other), arguments, windows, strict=True)
     found = {
-        sum(_moved_by(example, 0)) - window
-        for example, window in zip(examples, windows, strict=True)
-        if window is not None and window < example.hidden.shape[1]
+        sum(_moved_by(TracedBlock(block, hidden, given), 0)) - window
+        for block, given, window in blocks
+        if window is not None
     }
     if not found <= {0, 1} or len(found) > 1:
         raise Unclear("its layers with windows see other tokens than its config says")
