@@ -112,7 +112,6 @@ def dense_class(known: Class) -> Class:
 
 def dense_layers(config: PreTrainedConfig) -> dict[str, Any]:
     """In what the layers of the model in transformers differ, by its config; mostly nothing."""
-    config = text_config(config)
     key = "dense_layers" if is_compressed(config.model_type) else "per_layer_config"
     found: dict[str, Any] = config.to_dict().get(key) or {}
     return found

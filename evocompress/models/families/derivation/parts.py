@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import count
 from typing import Any
 
@@ -15,8 +15,8 @@ from evocompress.models.families.uneven import text_config
 SMALL = {
     **dict.fromkeys(("hidden_size", "embed_dim", "d_model"), 32),
     **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "num_heads"), 2),
-    "head_dim": 16,
-    "intermediate_size": 48,
+    **{"encoder_attention_heads": 2, "head_dim": 16},
+    **{"intermediate_size": 48, "encoder_ffn_dim": 48},
 }
 """Sizes of an encoder of images or sounds."""
 
@@ -45,15 +45,12 @@ def whole_of(config: PreTrainedConfig, small: PreTrainedConfig) -> Any:
     """
     text = text_config(config)
     whole = small if text is config else copy.deepcopy(config, {id(text): small})
-    parts = list(_parts(whole, small))
+    parts, hidden = list(_parts(whole, small)), getattr(text, "hidden_size", None)
     for part in parts:
         _cut_short(part)
-        _set(part, SMALL)
-    hidden = getattr(text, "hidden_size", None)
-    for part in (whole, *parts) if whole is not small else parts:
-        same = [name for name, value in vars(part).items() if value == hidden is not None]
-        _set(part, {name: small.hidden_size for name in filter(SIZE.fullmatch, same)})
+        _narrow(part, SMALL, hidden, small)
     if whole is not small:
+        _narrow(whole, {}, hidden, small)
         _rename_tokens([whole, *parts, small])
     return whole
 
@@ -80,10 +77,13 @@ def _cut_short(part: Any) -> None:
             setattr(part, name, value[:1])
 
 
-def _set(part: Any, values: dict[str, Any]) -> None:
-    for name, value in values.items():
-        if type(getattr(part, name, None)) is int:
-            setattr(part, name, value)
+def _narrow(part: Any, sizes: Mapping[str, int], hidden: int | None, small: Any) -> None:
+    """Give, in place, a part small sizes; what is as wide as the language model stays so."""
+    for name, value in list(vars(part).items()):
+        if type(value) is int and value == hidden and SIZE.fullmatch(name):
+            setattr(part, name, small.hidden_size)
+        elif type(value) is int and name in sizes:
+            setattr(part, name, sizes[name])
 
 
 def _rename_tokens(configs: Iterable[Any]) -> None:
