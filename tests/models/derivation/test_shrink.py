@@ -73,3 +73,35 @@ def test_encoders_beside_the_language_model_have_one_layer() -> None:
     small: Any = shrunk(config_of("phi4_multimodal"), 2)
     assert small.vision_config.num_hidden_layers == small.audio_config.num_blocks == 1
     assert small.num_hidden_layers == 2
+
+
+def test_all_parts_of_a_model_become_small() -> None:
+    config = config_of("gemma3", mm_tokens_per_image=4)
+    small: Any = shrunk(config, 2)
+    vision, text = small.vision_config, small.text_config
+    assert (vision.num_hidden_layers, vision.hidden_size, vision.image_size) == (1, 32, 224)
+    assert text.num_hidden_layers == 2 and text.hidden_size < 200
+    assert small.mm_tokens_per_image == 4  # how images are read is not about sizes
+    special = [small.image_token_index, small.boi_token_index, small.eoi_token_index]
+    assert len({*special}) == 3 and all(300 <= token < text.vocab_size for token in special)
+    assert config.to_dict() == config_of("gemma3", mm_tokens_per_image=4).to_dict()
+
+
+def test_parts_stay_as_wide_as_the_language_model_that_they_hand_on_to() -> None:
+    small: Any = shrunk(config_of("idefics2"), 2)
+    assert small.perceiver_config.hidden_size == small.text_config.hidden_size
+
+
+def test_height_and_width_are_not_taken_for_two_layers() -> None:
+    vision = {"num_hidden_layers": 2, "image_size": [16, 16], "patch_size": [4, 4]}
+    small: Any = shrunk(config_of("internvl", vision_config=vision), 2)
+    assert [*small.vision_config.image_size] == [16, 16]
+
+
+def test_rotary_pairs_are_shared_out_anew() -> None:
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
+    small: Any = shrunk(config_of("qwen2_5_vl", text_config={"rope_parameters": rope}), 2)
+    text = small.text_config
+    pairs = text.hidden_size // text.num_attention_heads // 2
+    assert sum(text.rope_parameters["mrope_section"]) == pairs
+    assert rope["mrope_section"] == [16, 24, 24]

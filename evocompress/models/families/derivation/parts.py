@@ -73,6 +73,8 @@ def _cut_short(part: Any) -> None:
     for name, value in values.items():
         if name in depths:
             setattr(part, name, 1)
+        elif SIZE.fullmatch(name):
+            continue  # height and width are no settings of two layers
         elif isinstance(value, list | tuple) and len(value) in depths.values():
             setattr(part, name, value[:1])
 
