@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from evocompress.models.families.uneven import text_config
+
 
 def settle_tying(model: PreTrainedModel) -> None:
     """Has a config say of the head what the model computes, since checkpoints are written by it.
@@ -20,7 +22,10 @@ def settle_tying(model: PreTrainedModel) -> None:
     if head is None:
         return
     embedding: Any = model.get_input_embeddings()
-    tied = bool(getattr(model.config, "tie_word_embeddings", False))
+    # A model of several parts may say so in either, and other programs read either.
+    configs = (model.config, text_config(model.config))
+    tied = any(getattr(config, "tie_word_embeddings", False) for config in configs)
     if tied and torch.equal(head.weight, embedding.weight):
         head.weight = embedding.weight
-    model.config.tie_word_embeddings = head.weight is embedding.weight
+    for config in configs:
+        config.tie_word_embeddings = head.weight is embedding.weight

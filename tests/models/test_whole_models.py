@@ -17,7 +17,7 @@ from evocompress.models.loading import load
 from evocompress.models.tasks import WITH_IMAGES
 from evocompress.pipeline.offers import offers_of_type
 from evocompress.pipeline.planning.outline import outline
-from evocompress.testing.formats import candidate_of
+from evocompress.testing.formats import candidate_of, reload
 from evocompress.testing.probes import assert_equal, random_ids
 from evocompress.testing.tiny import tiny_tokenizer
 from evocompress.testing.wholes import whole_model
@@ -84,6 +84,19 @@ def test_processors_are_copied_into_checkpoints(folder: Path, tmp_path: Path) ->
     for name in PROCESSORS:
         assert (out / name).read_bytes() == (folder / name).read_bytes()
     assert "AutoModelForImageTextToText.from_pretrained" in (out / "README.md").read_text()
+
+
+def test_the_head_is_told_of_in_both_configs(folder: Path) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    embedding = next(name for name in tensors if name.endswith("embed_tokens.weight"))
+    head = f"{embedding.partition('language_model')[0]}lm_head.weight"
+    save_file(tensors | {head: ones(256, 64)}, folder / WEIGHTS, metadata={"format": "pt"})
+    loaded = load(str(folder), device="cpu")
+    config = loaded.model.config
+    assert config.tie_word_embeddings is config.text_config.tie_word_embeddings is False
+    out = materialize(loaded, None, candidate_of(loaded, {"0": DROP}), folder / "out")
+    assert not reload(out, WITH_IMAGES).config.tie_word_embeddings
+    assert_equal(reload(out, WITH_IMAGES).get_output_embeddings().weight, ones(256, 64))
 
 
 def test_what_is_offered_of_such_a_type() -> None:
