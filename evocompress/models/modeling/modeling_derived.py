@@ -236,7 +236,7 @@ class DerivedModel:
     """Mixin for a model, or its body alone, whose blocks have the form that its config says."""
 
     def __init__(self, config: PreTrainedConfig, *given: Any, **settings: Any) -> None:
-        BUILT.append(config)
+        BUILT.append(config.get_text_config(decoder=True))
         try:
             super().__init__(config, *given, **settings)  # type: ignore[call-arg]
         finally:
