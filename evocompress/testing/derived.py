@@ -32,6 +32,11 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
         "num_kv_shared_layers": 3,
         "use_double_wide_mlp": True,
     },
+    "gemma4_text sharing one head": {
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "num_key_value_heads": 1,
+        "num_kv_shared_layers": 2,
+    },
     "smollm3": {"no_rope_layers": [1, 0, 1], "num_hidden_layers": 3},
     "qwen3_next": {"layer_types": ["linear_attention", "full_attention", "linear_attention"]},
 }

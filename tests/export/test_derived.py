@@ -200,6 +200,14 @@ def test_keys_and_values_that_others_read_are_kept_once(tmp_path: Path) -> None:
     assert_written(write(written, again, tmp_path / "again", "hf"), written, again)
 
 
+def test_queries_of_another_blocks_head_are_cut(tmp_path: Path) -> None:
+    """Where all queries share one key-value head, also those that read it in another block."""
+    loaded = typical_loaded(typical_config("gemma4_text sharing one head"))
+    cut = {"0.attention": Level(kv_groups=1, group_heads=4)}
+    candidate = candidate_of(loaded, cut | {"2.attention": Level(kv_groups=1, group_heads=2)})
+    assert_written(write(loaded, candidate, tmp_path / "out", "hf"), loaded, candidate)
+
+
 def test_it_can_be_copied_pickled_and_saved_again(loaded: LoadedModel, tmp_path: Path) -> None:
     out = written(loaded, tmp_path / "out")
     model, batch = reload(out), random_ids()

@@ -34,7 +34,9 @@ def argument_of(examples: Sequence[TracedBlock]) -> str:
 def with_handing(
     kind: Kind, example: TracedBlock, argument: str, shape: tuple[int, int, int]
 ) -> Kind:
-    """A kind of block with what it stores and reads; its heads stay as they are then.
+    """A kind of block with what it stores and reads.
+
+    Its heads stay as they are then, unless all queries share one key-value head.
 
     Args:
         kind: Without that.
@@ -50,9 +52,10 @@ def with_handing(
     reads = tuple(key for key in keys if _is_read(example, argument, key))
     for value in stores.values():
         _check_shapes(value, example.hidden.shape[1], shape[1:], argument)
-    if stores:
+    several = shape[1] > 1
+    if stores and several:
         kind = with_fixed_heads(kind, "later blocks read their keys and values")
-    if reads:
+    if reads and several:
         kind = with_fixed_heads(kind, "they read the keys and values of an earlier block")
     return replace(kind, stores=tuple(sorted(stores)), reads=reads)
 

@@ -88,7 +88,9 @@ def with_heads(
     widths = Widths(heads, kv_heads, head_dim, 0)
     rows = [_rows(example, matrix, last, widths) for matrix in first]
     every = {axis for axes in rows for axis in axes}
-    if not ({"query", "key"} <= every or "grouped" in every):
+    # A single key-value head is never cut, so it may be that of another block.
+    lone = kv_heads == 1 and every == {"query"}
+    if not ({"query", "key"} <= every or "grouped" in every or lone):
         return None
     return [
         *(replace(matrix, rows=axes) for matrix, axes in zip(first, rows, strict=True)),
