@@ -139,7 +139,8 @@ def _section(small: Any, head_dim: int) -> None:
 
     Its default is a number of pairs, whatever the width of a head is.
     """
-    if "mrope_section" in getattr(small, "ignore_keys_at_rope_validation", ()):
+    shared = "mrope_section" in getattr(small, "ignore_keys_at_rope_validation", ())
+    if shared and "rope_type" in small.rope_parameters:
         rotary = small.rope_parameters.get("partial_rotary_factor", 1)
         pairs = int(head_dim * rotary) // 2
         side = 3 * pairs // 8
