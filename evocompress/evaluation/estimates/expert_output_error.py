@@ -49,9 +49,9 @@ class _Measured:
         self._routed = self._chosen = torch.zeros(0)
         self._grow = not getattr(mixed.router, "norm_topk_prob", True)
 
-    def note(self, _: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+    def note(self, _: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         """A forward hook: the chosen experts (N, K), and what they make of the tokens (N, H)."""
-        self._chosen, self._routed = inputs[1], output
+        self._chosen, _, self._routed = self.mixed.routed(inputs, output)
 
     def add(self, module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         """A forward hook: the mixture runs again without each of its experts."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from evocompress.compression.live_model import LiveModel
 from evocompress.core.errors import ConfigError
@@ -40,6 +41,23 @@ class Mixed:
     def experts(self) -> nn.Module:
         """What the chosen experts are in; a shared one is beside it."""
         return self.block.get_submodule(f"{self.mixture.mlp}.experts")
+
+    def routed(self, given: tuple[Tensor, ...], made: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The experts that tokens were sent to (N, K), with their weights, and what became of each.
+
+        Some classes give each expert its own tokens, weighed already (see `of_each`); the weight of
+        one is then its length.
+
+        Args:
+            given: What the experts were called with.
+            made: What they returned.
+        """
+        if len(given) > 1:
+            return given[1], given[2], made
+        experts: Any = self.experts
+        parts = len(experts.kept), -1, made.shape[-1]
+        weights, chosen = given[0].view(parts).norm(dim=-1).T.topk(self.active)
+        return chosen, weights, made.view(parts).sum(0)
 
     @property
     def router(self) -> nn.Module:

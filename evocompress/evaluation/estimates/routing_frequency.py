@@ -33,9 +33,10 @@ class _Counter:
         self.mixed = mixed
         self._sums = torch.zeros(2, len(mixed.kept), dtype=torch.float64)
 
-    def add(self, _: nn.Module, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+    def add(self, _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         """A forward hook: experts are given tokens, their numbers and their weights."""
-        chosen, weights = inputs[1].flatten().cpu(), inputs[2].flatten().double().cpu()
+        numbers, shares, _made = self.mixed.routed(inputs, output)
+        chosen, weights = numbers.flatten().cpu(), shares.flatten().double().cpu()
         self._sums[0].index_add_(0, chosen, torch.ones_like(weights))
         self._sums[1].index_add_(0, chosen, weights)
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from evocompress.models.families.branches import Attributes, Matrix
-from evocompress.models.modeling.layers import Gating, gating
+from evocompress.models.modeling.layers import Gating, gating, of_each, transposed
 
 
 class ExpertView(nn.Module):
@@ -51,11 +51,16 @@ class ExpertViews(nn.ModuleList):
         super().__init__(experts)
         self.kept = tuple(range(len(self)))
 
-    def forward(self, hidden_states: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+    def forward(
+        self, hidden_states: Tensor, chosen: Tensor | None = None, weights: Tensor | None = None
+    ) -> Tensor:
         """The weighted sum of what the chosen experts make of all tokens (N, H).
 
-        The router gives the numbers of the experts of each token and their weights, both (N, K).
+        The router gives the numbers of the experts of each token and their weights, both (N, K);
+        or nothing, and each expert has tokens of its own: see `of_each`.
         """
+        if chosen is None or weights is None:
+            return of_each(hidden_states, [self[index] for index in self.kept])
         total = torch.zeros_like(hidden_states)
         for number, index in enumerate(self.kept):
             tokens, places = torch.where(chosen == number)
@@ -193,7 +198,7 @@ def _projections(fused: Any, index: int) -> Iterator[nn.Linear]:
     in_turns = not getattr(fused, "is_concatenated", True)
     for name in ("gate_up_proj", "down_proj"):
         weight, bias = getattr(fused, name)[index], getattr(fused, f"{name}_bias", None)
-        weight = weight.T if getattr(fused, "is_transposed", False) else weight
+        weight = weight.T if transposed(fused) else weight
         half = len(weight) // 2
         turns = slice(0, None, 2), slice(1, None, 2)
         halves = turns if in_turns else (slice(half), slice(half, None))

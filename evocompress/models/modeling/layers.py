@@ -118,6 +118,29 @@ def _by_method(
     return result
 
 
+def transposed(fused: Any) -> bool:
+    """Whether experts are held as (E, in, out): their class says so, or they fit only so."""
+    told = getattr(fused, "is_transposed", None)
+    fits: bool = fused.gate_up_proj.shape[2] == 2 * fused.down_proj.shape[1]
+    return fits if told is None else bool(told)
+
+
+def of_each(hidden_states: torch.Tensor, experts: Sequence[nn.Module]) -> torch.Tensor:
+    """What experts make of their own tokens (E * N, hidden), those of one after those of the other.
+
+    Each expert is given all tokens, weighed already: a token that was not sent to it is zero, and
+    so is what it would make of that.
+    """
+    found = []
+    for expert, given in zip(experts, hidden_states.chunk(len(experts)), strict=True):
+        (tokens,) = torch.where(given.any(-1))
+        made = torch.zeros_like(given)
+        if torch.compiler.is_compiling() or len(tokens):
+            made = made.index_copy(0, tokens, expert(given[tokens]).to(made.dtype))
+        found.append(made)
+    return torch.cat(found)
+
+
 class Expert(nn.Module):
     """One expert of a mixture: a gated MLP."""
 
@@ -142,9 +165,17 @@ class Experts(nn.ModuleList):
     """
 
     def forward(
-        self, hidden_states: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor
+        self,
+        hidden_states: torch.Tensor,
+        chosen: torch.Tensor | None = None,
+        weights: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The weighted sum of what the chosen experts (N, K) make of every token (N, hidden)."""
+        """The weighted sum of what the chosen experts (N, K) make of every token (N, hidden).
+
+        Some classes choose none, and give each expert tokens of its own; see `of_each`.
+        """
+        if chosen is None or weights is None:
+            return of_each(hidden_states, list(self))
         total = torch.zeros_like(hidden_states)
         for index, expert in enumerate(self):
             tokens, places = torch.where(chosen == index)

@@ -28,7 +28,16 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
-from .layers import REFUSING, Expert, Experts, LayerConfig, PerLayerConfig, check_cache, gating
+from .layers import (
+    REFUSING,
+    Expert,
+    Experts,
+    LayerConfig,
+    PerLayerConfig,
+    check_cache,
+    gating,
+    transposed,
+)
 
 PREFIX = "Evocompress"
 """How the names of the classes begin that are made here."""
@@ -153,7 +162,7 @@ def reshape(module: nn.Module, name: str, shape: Sequence[int]) -> None:
 def split(fused: Any, count: int, channels: int) -> nn.Module:
     """Experts with matrices of their own for those that a module holds in two tensors."""
     like = fused.down_proj
-    hidden = like.shape[2 if getattr(fused, "is_transposed", False) else 1]
+    hidden = like.shape[2 if transposed(fused) else 1]
     bias = hasattr(fused, "down_proj_bias")
     each = (Expert(hidden, channels, gating(fused), bias) for _ in range(count))
     return Experts(each).to(device=like.device, dtype=like.dtype)

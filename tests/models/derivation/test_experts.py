@@ -6,12 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from transformers import CONFIG_MAPPING
 
 from evocompress.models.families.derivation.derived import derive
+from evocompress.models.families.derivation.experts import DerivedMixture
 from evocompress.models.families.derivation.from_config import language_class
 from evocompress.models.families.derivation.shrink import random_model, shrunk
 from evocompress.models.families.mixture import ExpertViews, expert_views
+from evocompress.models.modeling.layers import of_each
 
 STORED = {
     "qwen3_moe": "out by in",
@@ -66,9 +69,14 @@ def test_one_without_groups_does_not() -> None:
     assert found.mixture is not None and found.mixture.droppable
 
 
-def test_experts_that_are_called_otherwise_leave_the_mlp_as_one() -> None:
-    config = CONFIG_MAPPING["llama4_text"](num_hidden_layers=4)
-    found = derive(language_class(config), config)
-    assert found.mixture is None
-    assert any("is called or built otherwise" in limit for limit in found.limits)
-    assert any(unit.mlp.matrices == () for unit in map(found.at, range(4)))
+def test_experts_with_tokens_of_their_own() -> None:
+    """Llama 4 gives each expert all tokens, weighed: zero is what was not sent to it."""
+    config = CONFIG_MAPPING["llama4_text"](num_hidden_layers=2)
+    found = derive(language_class(config), config).mixture
+    assert isinstance(found, DerivedMixture) and found.droppable
+    assert (found.count, found.active) == (16, 1)
+    experts = [nn.Linear(2, 2, bias=False) for _ in range(2)]
+    tokens = torch.tensor([[0.0, 0.0], [1.0, 2.0], [3.0, 4.0], [0.0, 0.0]])
+    made = of_each(tokens, experts)
+    expected = [torch.zeros(2), experts[0](tokens[1]), experts[1](tokens[2]), torch.zeros(2)]
+    torch.testing.assert_close(made, torch.stack(expected))

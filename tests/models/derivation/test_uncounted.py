@@ -32,7 +32,7 @@ def costs(name: str, task: Task = CAUSAL) -> tuple[CostModel, int]:
     return cost_model(family.units(model), architecture, length=length), counted
 
 
-@pytest.mark.parametrize("name", ["recurrent_gemma", "llama4_text"])
+@pytest.mark.parametrize("name", ["recurrent_gemma", "jetmoe"])
 def test_operations_beside_the_matrices_are_not_bounded(name: str) -> None:
     model, _ = costs(name)
     for cost in ("flops", "decode_flops"):
@@ -41,7 +41,7 @@ def test_operations_beside_the_matrices_are_not_bounded(name: str) -> None:
     assert resolve({"params": 0.5}, model)
 
 
-@pytest.mark.parametrize("name", ["smollm3", "glm4_moe"])
+@pytest.mark.parametrize("name", ["smollm3", "glm4_moe", "llama4_text", "gemma4_text"])
 def test_what_is_all_counted_is(name: str) -> None:
     model, counted = costs(name)
     assert model.dense()["flops"] == counted == resolve({"flops": 1.0}, model)["flops"]

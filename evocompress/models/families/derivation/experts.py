@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -24,6 +25,9 @@ from evocompress.models.families.mixture import Mixture, expert_matrices, expert
 
 CLOSE = 1e-5
 """As a share of the largest value: many routers compute in float32."""
+
+GROUPS = ("n_group", "num_group", "n_groups")
+"""What modules call the number of groups of experts."""
 
 FAR = -1e3
 """A logit with which an expert is never chosen and has no weight."""
@@ -67,7 +71,8 @@ class DerivedMixture(Mixture):
         for path in self.entries:
             owner, _, name = path.rpartition(".")
             tensor = _tensor(block, path)
-            rows = tensor.detach()[list(kept)]
+            rows = tensor.detach()
+            rows = rows[:, list(kept)] if _in_a_row(tensor) else rows[list(kept)]
             is_parameter = isinstance(tensor, nn.Parameter)
             found[owner, name] = nn.Parameter(rows, requires_grad=False) if is_parameter else rows
         return found | {(f"{self.mlp}.experts", "kept"): tuple(kept)}
@@ -119,6 +124,16 @@ def mixture_of(
     )
 
 
+def in_groups(real: nn.Module, mlp: str) -> bool:
+    """Whether a router chooses groups of experts, and experts of those.
+
+    All groups must keep as many experts, which no unit of one expert can say.
+    """
+    modules = real.get_submodule(mlp).modules()
+    groups = (getattr(module, name, 1) for module in modules for name in GROUPS)
+    return any(isinstance(count, int) and count > 1 for count in groups)
+
+
 def _experts(block: nn.Module, mlp: str) -> str:
     """The path of the module that holds all experts."""
     core = block.get_submodule(mlp)
@@ -153,8 +168,14 @@ def _entries(block: nn.Module, mlp: str, experts: str, count: int) -> Iterator[s
     core = block.get_submodule(mlp)
     every = [*core.named_parameters(prefix=mlp), *core.named_buffers(prefix=mlp)]
     for path, tensor in every:
-        if not path.startswith(f"{experts}.") and tensor.ndim in (1, 2) and len(tensor) == count:
+        entries = tensor.shape[-1 if _in_a_row(tensor) else 0] if tensor.ndim in (1, 2) else 0
+        if not path.startswith(f"{experts}.") and entries == count:
             yield path
+
+
+def _in_a_row(tensor: Tensor) -> bool:
+    """Whether the entries of experts are in the one row of a matrix."""
+    return tensor.ndim == 2 and len(tensor) == 1
 
 
 def _numbers(block: nn.Module, mlp: str, value: int, *words: str) -> Iterator[tuple[str, str]]:
@@ -168,9 +189,11 @@ def _numbers(block: nn.Module, mlp: str, value: int, *words: str) -> Iterator[tu
 def _active(example: TracedBlock, mlp: str, experts: str, real: nn.Module) -> int:
     """How many experts a token uses in the real block."""
     call = example.calls([experts])[experts]
-    chosen = next(tensor for tensor in call.tensors if not tensor.is_floating_point())
+    chosen = [tensor.shape[-1] for tensor in call.tensors if not tensor.is_floating_point()]
     words = ("top_k", "topk", "per_tok")
-    for path, name in _numbers(example.block, mlp, chosen.shape[-1], *words):
+    counts = range(1, len(_tensor(example.block, f"{experts}.down_proj")) + 1)
+    every = (_numbers(example.block, mlp, count, *words) for count in chosen[:1] or counts)
+    for path, name in chain.from_iterable(every):
         known = getattr(real.get_submodule(path), name)
         if isinstance(known, int):  # the default config of some types leaves it open
             return known
@@ -202,12 +225,21 @@ def _chooses_among_fewer(example: TracedBlock, mixture: DerivedMixture) -> bool:
     """Whether a router without some experts does as if those were never chosen."""
     kept = [index for index in range(mixture.count) if index != 1]
     narrow, silent = copy.deepcopy(example.block), copy.deepcopy(example.block)
-    call = example.calls([f"{mixture.mlp}.experts"])[f"{mixture.mlp}.experts"]
-    tokens = next(t for t in call.tensors if t.is_floating_point()).flatten(0, -2).double()
+    paths = mixture.mlp, f"{mixture.mlp}.experts"
+    given = [
+        next(t for t in call.tensors if t.is_floating_point()).flatten(0, -2).double()
+        for call in map(example.calls(paths).get, paths)
+        if call
+    ]
+    # What some classes give the experts are tokens that the router has weighed.
+    tokens = given[1] if len(given[1]) == len(given[0]) else given[0]
     for path in mixture.entries:
         tensor = _tensor(silent, path)
         never = torch.linalg.pinv(tokens) @ torch.full((len(tokens),), FAR, dtype=torch.float64)
-        tensor.data[1] = never.to(tensor.dtype) if tensor.ndim == 2 else FAR
+        if tensor.ndim == 2 and not _in_a_row(tensor):
+            tensor.data[1] = never.to(tensor.dtype)
+        else:
+            tensor.data[..., 1] = FAR
     for block in (narrow, silent):
         experts = f"{mixture.mlp}.experts"
         block.set_submodule(experts, expert_views(block.get_submodule(experts)))

@@ -272,6 +272,10 @@ class Derived(Family):
             linear = (path for path, m in block.named_modules() if isinstance(m, LINEAR))
             params += sum(own.values())
             flops += 2 * sum(own.get(f"{path}.weight", 0) for path in linear)
+        # What makes inputs of all blocks, or the width of the blocks from that of the embedding.
+        body = model.get_submodule(self.layers_path.rpartition(".")[0])
+        outer = (module for module in body.children() if isinstance(module, LINEAR))
+        flops += 2 * sum(module.weight.numel() for module in outer)
         if not self.task.causal and self.task.compared != "embeddings":
             # A classifier is run at every position.
             found = replace(found, vocabulary=model.config.num_labels or 0)

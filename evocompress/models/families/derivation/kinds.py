@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from evocompress.core.widths import Widths
 from evocompress.models.families.branches import Matrix
-from evocompress.models.families.derivation.experts import is_mixture, mixture_of
+from evocompress.models.families.derivation.experts import in_groups, is_mixture, mixture_of
 from evocompress.models.families.derivation.family import (
     DerivedPart,
     Kind,
@@ -93,7 +93,8 @@ def _mixed(example: TracedBlock, branch: ResidualBranch, real: nn.Module) -> Der
         mixture, own = mixture_of(example, branch, real)
     except Unclear as reason:
         return DerivedPart(branch, (), reason=str(reason))
-    routed = f"experts cannot be dropped: with fewer, {mixture.mlp} chooses in another way"
+    how = "among groups of them first" if in_groups(real, mixture.mlp) else "in another way"
+    routed = f"experts cannot be dropped: with fewer, {mixture.mlp} chooses {how}"
     return DerivedPart(branch, own, WidthSettings({}), "" if mixture.routed else routed, mixture)
 
 
