@@ -1,7 +1,8 @@
-"""What can be done to tiny random models of every type of language model, and whether it holds.
+"""What can be done to tiny random models of every type, and whether it holds.
 
-The types are those of causal language models of the installed transformers, and those of models of
-several parts with a language model within (...ForConditionalGeneration). Each is made as its config
+The types are those of causal language models of the installed transformers, those of models of
+several parts with a language model within (...ForConditionalGeneration), and encoders of texts and
+images, as embedding models. Each is made as its config
 class is by default, but for sizes and the number of layers, and checked in float64:
 
 - `removal`: a sub-layer left out is that sub-layer with its last matrix at zero;
@@ -43,11 +44,11 @@ from transformers import PreTrainedModel
 from evocompress.core.errors import ModelError, one_line
 from evocompress.models.checkpoints import quiet_transformers
 from evocompress.models.families import FAMILIES, family_of
-from evocompress.models.families.derivation.derived import derived
-from evocompress.models.families.derivation.from_config import language_class
+from evocompress.models.families.derivation.from_config import first_derived
+from evocompress.models.families.derivation.purpose import tasks_of
 from evocompress.models.loading import LoadedModel
-from evocompress.models.tasks import CAUSAL, WITH_SOUNDS
-from evocompress.pipeline.offers import offers
+from evocompress.models.tasks import Task
+from evocompress.pipeline.offers import offers, type_names
 from evocompress.pipeline.offers.table import OfferWorker, Unanswered
 from evocompress.space.costs import cost_model
 from evocompress.testing.costs import counted_decoding, counted_flops
@@ -87,8 +88,8 @@ def parse() -> argparse.Namespace:
 
 
 def every_type() -> list[str]:
-    """Types of causal language models, and of models of several parts that have one within."""
-    return sorted({*CAUSAL.classes, *filter(WITH_SOUNDS.class_names, WITH_SOUNDS.classes)})
+    """Those that `evocompress models` lists, but for those with a family alone."""
+    return [name for name in type_names() if tasks_of(name)]
 
 
 def run(names: Sequence[str], folder: Path, limit: float) -> list[dict[str, Any]]:
@@ -152,25 +153,27 @@ def of_type(name: str) -> dict[str, Any]:
     with quiet_transformers(), torch.no_grad():
         try:
             config = typical_config(name)
-            layers = needed(config)
-            loaded = typical_loaded(config, layers)
+            task, layers = needed(config)
+            loaded = typical_loaded(config, layers, task)
             told = offers(loaded)
         except ModelError as error:
             return nothing(name, str(error))
         except Exception as error:  # classes of models fail with any type of error
             return nothing(name, f"a tiny model cannot be made ({one_line(error)})")
-        checks = {key: said(check) for key, check in all_checks(loaded, config, layers)}
+        checks = {key: said(check) for key, check in all_checks(loaded, config, layers, task)}
     offered = [action for action, count in told.actions.items() if count]
     held = {key: text for key, text in checks.items() if text is not None}
     return {"type": name, "offered": offered, "checks": held, "reasons": list(told.reasons)}
 
 
-def needed(config: Any) -> int:
-    """How many of the first layers are of all kinds, at least as many as the checks want."""
-    if any(family.model_type == config.model_type for family in FAMILIES.values()):
-        return LAYERS
-    order = derived(language_class(config), config).order
-    return max(LAYERS, *(order.index(kind) + 1 for kind in set(order)))
+def needed(config: Any) -> tuple[Task, int]:
+    """A task, and how many of the first layers are of all kinds, or as many as the checks want."""
+    for family in FAMILIES.values():
+        if family.model_type == config.model_type:
+            return family.task, LAYERS
+    found = first_derived(config)
+    order = found.order
+    return found.task, max(LAYERS, *(order.index(kind) + 1 for kind in set(order)))
 
 
 def said(check: Check) -> str | None:
@@ -184,12 +187,14 @@ def said(check: Check) -> str | None:
     return ""
 
 
-def all_checks(loaded: LoadedModel, config: Any, layers: int) -> Iterator[tuple[str, Check]]:
+def all_checks(
+    loaded: LoadedModel, config: Any, layers: int, task: Task
+) -> Iterator[tuple[str, Check]]:
     """The checks, each with a model of its own where it changes it."""
     family, contract, narrowing = loaded.family, FamilyContract(), NarrowingContract()
 
     def fresh() -> PreTrainedModel:
-        return typical_model(config, layers)
+        return typical_model(config, layers, task)
 
     dropped = contract.test_a_dropped_sublayer_adds_nothing
     narrow = narrowing.test_a_narrow_sublayer_is_the_silenced_one
@@ -222,7 +227,8 @@ def check_flops(model: PreTrainedModel) -> None:
     """The predicted operations are those that torch counts."""
     family = family_of(model)
     architecture = family.architecture(model)
-    predicted = cost_model(family.units(model), architecture, length=LENGTH).dense()["flops"]
+    length = architecture.tokens or LENGTH
+    predicted = cost_model(family.units(model), architecture, length=length).dense()["flops"]
     counted = counted_flops(model, architecture, family.task, LENGTH)
     assert predicted == counted, f"predicted {predicted:.0f}, counted {counted}"
 
@@ -231,6 +237,8 @@ def check_decoding(model: PreTrainedModel) -> None:
     """So are those of a decoded token, and the bytes of the cache."""
     model.float()
     family = family_of(model)
+    if not family.task.causal:
+        pytest.skip("only causal language models decode")
     costs = cost_model(family.units(model), family.architecture(model), length=LENGTH).dense()
     predicted = int(costs["decode_flops"]), int(costs["kv_bytes"])
     try:

@@ -113,8 +113,9 @@ def offers_by_type(
     for name in names:
         if name not in known:
             raise ModelError(
-                f"transformers {transformers.__version__} has no causal language model of type "
-                f"{name!r}, and no family is of that type: `evocompress models` lists all types"
+                f"transformers {transformers.__version__} has no language model and no encoder "
+                f"of texts or images of type {name!r}, and no family is of that type: "
+                "`evocompress models` lists all types"
             )
     wanted = list(dict.fromkeys(names)) or known
     found = {name: kept for name in wanted if (kept := _kept(name)) is not None}

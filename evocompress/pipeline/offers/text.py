@@ -38,8 +38,8 @@ def _share(offers: Offers, action: str) -> str:
 PAGE = """# What can be done to each type of model
 
 This is what `evocompress models --markdown` prints: the types of the language models of
-transformers, alone or with other parts that stay as they are, and those of other tasks that have a
-family. Layout `own`: a family is written for the
+transformers, alone or with other parts that stay as they are, and those of encoders of texts and
+images. Layout `own`: a family is written for the
 type; `derived`: it is found by running a tiny model ([families.md](families.md#derived-families)).
 Columns tell in how many of the blocks of the default config a part can be left out (attention, or
 what mixes tokens in its place; MLP; block), narrowed (heads, channels) or given zeros; a format is

@@ -7,18 +7,29 @@ from typing import Any
 
 import torch
 from transformers import CONFIG_MAPPING, PreTrainedModel
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_IMAGE_MAPPING_NAMES,
+    MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES,
+)
 
 from evocompress.core.errors import ModelError, one_line
 from evocompress.models.checkpoints import quiet_transformers
 from evocompress.models.families import FAMILIES, family_of
 from evocompress.models.families.base import prepare
-from evocompress.models.families.derivation.derived import derived_or_reason
 from evocompress.models.families.derivation.family import Derived
-from evocompress.models.families.derivation.from_config import language_class
+from evocompress.models.families.derivation.from_config import class_for, first_derived
+from evocompress.models.families.derivation.purpose import tasks_of
 from evocompress.models.families.derivation.shrink import shrunk
 from evocompress.models.families.uneven import text_config
 from evocompress.models.loading import LoadedModel
-from evocompress.models.tasks import CAUSAL, WITH_SOUNDS, Task, language_task
+from evocompress.models.tasks import (
+    CAUSAL,
+    EMBEDDINGS,
+    IMAGE_CLASSES,
+    TEXT_CLASSES,
+    WITH_SOUNDS,
+    Task,
+)
 from evocompress.pipeline.offers.offers import Offers, nothing, offers
 
 IMAGE = 224
@@ -26,15 +37,25 @@ IMAGE = 224
 
 
 def type_names() -> list[str]:
-    """The types of language models, of any parts, and those of other tasks that have a family."""
+    """The types of language models, of any parts, and of encoders of texts and images."""
     own = {family.model_type for family in FAMILIES.usable().values()}
-    return sorted({*CAUSAL.classes, *filter(WITH_SOUNDS.class_names, WITH_SOUNDS.classes), *own})
+    language = {*CAUSAL.classes, *filter(WITH_SOUNDS.class_names, WITH_SOUNDS.classes)}
+    texts = {*TEXT_CLASSES.classes, *MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES}
+    images = {*filter(IMAGE_CLASSES.class_names, IMAGE_CLASSES.classes)}
+    images |= {*MODEL_FOR_IMAGE_MAPPING_NAMES}
+    images |= {name for name in EMBEDDINGS.classes if name.endswith("vision_model")}
+    return sorted(own | language | texts | images)
 
 
 def class_name(model_type: str) -> str:
     """The class of a type's models that can be compressed, if any can."""
     own = (f.task for f in FAMILIES.usable().values() if f.model_type == model_type)
-    return next(iter(next(own, language_task(model_type)).class_names(model_type)), "")
+    return next(iter(next(own, _derived_task(model_type)).class_names(model_type)), "")
+
+
+def _derived_task(model_type: str) -> Task:
+    """The task for which models of a type are tried that has no family."""
+    return next((task for task, _ in tasks_of(model_type)), CAUSAL)
 
 
 def offers_of_type(model_type: str) -> Offers:
@@ -84,11 +105,16 @@ def _derived(config: Any) -> tuple[PreTrainedModel, Derived]:
     Raises:
         ModelError: None can be derived.
     """
-    cls, found = language_class(config), ""
-    for one in (shrunk(config, text_config(config).num_hidden_layers), config):
-        family = derived_or_reason(cls, one)
-        if isinstance(family, Derived):
-            with torch.device("meta"):
-                return cls(one), family
-        found = family
-    raise ModelError(found)
+    layers = getattr(text_config(config), "num_hidden_layers", 0)
+    reasons = []
+    for one in (shrunk(config, layers), config) if layers else (config,):
+        try:
+            family = first_derived(one)
+        except ModelError as reason:
+            reasons.append(reason)
+            continue
+        # Some encoders look at values to tell positions; small ones may have some.
+        small = one is not config and not family.task.cached
+        with torch.device("cpu" if small else "meta"):
+            return class_for(one, family.task)(one), family
+    raise reasons[0]

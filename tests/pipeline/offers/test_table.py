@@ -87,7 +87,7 @@ def test_what_was_found_is_kept_until_the_code_changes(
 
 
 def test_an_unknown_type_is_refused_by_name() -> None:
-    with pytest.raises(ModelError, match="no causal language model of type 'heliumo'"):
+    with pytest.raises(ModelError, match="images of type 'heliumo'"):
         offers_by_type(["helium", "heliumo"], Silent())
 
 

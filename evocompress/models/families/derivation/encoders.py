@@ -39,6 +39,9 @@ from evocompress.models.tasks import EMBEDDINGS, SCORES, Task
 WINDOW = 3
 """Tokens of the windows of a tiny model by which it is seen what they mean."""
 
+LINEAR_KINDS = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.convolution)
+"""Operations of matrices and convolutions, which are what is counted outside the blocks."""
+
 LENGTHS = (8, 16)
 """Tokens of the texts by which it is seen what a model computes outside its blocks."""
 
@@ -106,7 +109,8 @@ class DerivedEncoder(Derived):
         counting = FlopCounterMode(display=False)
         with self._blocks_passing(model) as recorders, torch.no_grad(), counting:
             model(**self.task.inputs(batch, model.dtype))
-        return recorders[0].hidden.shape[1], int(counting.get_total_flops())
+        found = counting.get_flop_counts().get("Global", {})
+        return recorders[0].hidden.shape[1], sum(int(found.get(kind, 0)) for kind in LINEAR_KINDS)
 
     def _context(self, model: PreTrainedModel) -> int:
         """See `Family._context`."""

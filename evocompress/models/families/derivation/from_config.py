@@ -8,8 +8,13 @@ from typing import Any
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 
 from evocompress.core.errors import ModelError, one_line
-from evocompress.models.families.derivation.derived import Derived, derived
-from evocompress.models.tasks import CAUSAL, Task, language_task
+from evocompress.models.families.derivation.derived import (
+    Derived,
+    derived,
+    derived_or_reason,
+)
+from evocompress.models.families.derivation.purpose import tasks_of
+from evocompress.models.tasks import CAUSAL, EMBEDDINGS, Task, language_task
 
 
 def derived_from(source: object, settings: Mapping[str, Any], task: Task = CAUSAL) -> Derived:
@@ -45,6 +50,27 @@ def language_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
             f"transformers has no class of language models of type {config.model_type!r}"
         )
     return class_for(config, task)
+
+
+def first_derived(config: PreTrainedConfig) -> Derived:
+    """The family of models of a config for the first task for which one can be derived.
+
+    Language models come first; what is one in a model of several parts is tried as that alone.
+
+    Raises:
+        ModelError: There is none; the message is about the first.
+    """
+    tasks = [task for task, _ in tasks_of(config.model_type)] or [CAUSAL]
+    if tasks[0] not in (CAUSAL, EMBEDDINGS):
+        tasks = tasks[:1]
+    reasons = []
+    for task in tasks:
+        cls = language_class(config) if task.causal else class_for(config, task)
+        found = derived_or_reason(cls, config)
+        if isinstance(found, Derived):
+            return found
+        reasons.append(found)
+    raise ModelError(reasons[0])
 
 
 def class_for(config: PreTrainedConfig, task: Task) -> type[PreTrainedModel]:

@@ -100,6 +100,12 @@ def task_of(cls: type[PreTrainedModel], config: PreTrainedConfig) -> Task:
         raise Unclear(f"it reads {cls.main_input_name}, and only token ids and images are given")
     if others := _others_needed(cls):
         raise Unclear(f"it reads {' and '.join(others)} beside {cls.main_input_name}")
+    alone = language_task(config.model_type).class_names(config.model_type)
+    if config.sub_configs and not alone:
+        raise Unclear(
+            "it is a model of several parts, none of which tells the next token: give one of them, "
+            "such as the tower of images, as a checkpoint of its own class"
+        )
     if not hasattr(text_config(config), "num_hidden_layers"):
         raise Unclear("its config tells no number of layers: it has several parts or stages")
     return next(one for one in (task, IMAGE_EMBEDDINGS) if one.input == cls.main_input_name)
