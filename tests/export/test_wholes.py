@@ -19,6 +19,7 @@ from evocompress.space.costs import cost_model
 from evocompress.testing.formats import (
     assert_written,
     candidate_of,
+    heads,
     reload,
     with_bias,
     with_zeros,
@@ -114,3 +115,13 @@ def test_stock_keeps_all_blocks_where_images_enter_some_by_their_number() -> Non
     obstacle = FORMATS["stock"].obstacle(loaded, candidate_of(loaded, {"1": DROP}))
     assert obstacle is not None and "adds what it sees in images to the first blocks" in obstacle
     assert FORMATS["stock"].obstacle(loaded, candidate_of(loaded, {})) is None
+
+
+def test_a_padded_checkpoint_reads_text_and_images(loaded: LoadedModel, tmp_path: Path) -> None:
+    levels = {"0.mlp": Level(channels=40), "1.attention": heads(loaded)[0], "2": DROP}
+    candidate = candidate_of(loaded, levels)
+    out = write(loaded, candidate, tmp_path / "out", "padded")
+    assert_written(out, loaded, candidate)
+    name = loaded.family.model_type
+    tokens = continued(reload(out, loaded.family.task), name, cache=True)
+    assert torch.equal(tokens, continued_in_memory(loaded, candidate))
