@@ -6,13 +6,16 @@ those before it: what is handed on lies behind the channels of the hidden state,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from evocompress.models.families.names import BlockNames
 
 TensorShape = tuple[int, int]
 """Heads and the width of a head, of a tensor (B, heads, S, width)."""
@@ -72,3 +75,51 @@ def _by_head(values: Tensor, heads: int, width: int) -> Tensor:
 def handed_in(arguments: Mapping[str, Any]) -> Iterator[tuple[str, Handed]]:
     """What stands for a mapping among the arguments of a block, with the argument's name."""
     return ((name, one) for name, one in arguments.items() if isinstance(one, Handed))
+
+
+class Sharing(Protocol):
+    """What a block shares.
+
+    Attributes:
+        stores: The keys under which it hands on its keys and values.
+        reads: The keys whose keys and values it reads.
+        classes: {module path: class} of what has parameters.
+    """
+
+    @property
+    def stores(self) -> Sequence[str]: ...  # noqa: D102
+
+    @property
+    def reads(self) -> Sequence[str]: ...  # noqa: D102
+
+    @property
+    def classes(self) -> Mapping[str, str]: ...  # noqa: D102
+
+
+def why_blocks_stay(blocks: Sequence[Sharing]) -> Iterator[str]:
+    """Why blocks whose keys and values others read cannot be dropped."""
+    for index, block in enumerate(blocks):
+        later = enumerate(blocks[index + 1 :], index + 1)
+        reading = [i for i, other in later if {*block.stores} & {*other.reads}]
+        if reading:
+            who = f"{len(reading)} blocks from {reading[0]} to {reading[-1]} read"
+            who = who if len(reading) > 1 else f"block {reading[0]} reads"
+            yield (
+                f"neither block {index} nor its attention can be dropped: {who} its keys and values"
+            )
+
+
+def unread(blocks: Sequence[Sharing], names: BlockNames, attention: str) -> Iterator[str]:
+    """Patterns of what checkpoints may hold of blocks that read: some have it as all others do.
+
+    Args:
+        blocks: All of a model.
+        names: Theirs.
+        attention: Path of that within a block.
+    """
+    every = {path for block in blocks if block.stores for path in block.classes}
+    own = sorted(path for path in every if path.startswith(f"{attention}."))
+    for index, block in enumerate(blocks):
+        for path in own if block.reads else ():
+            if path not in block.classes:
+                yield re.escape(f"{names[index]}.{path}.") + ".*"

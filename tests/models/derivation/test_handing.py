@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CONFIG_MAPPING
 
 from evocompress.compression.library.hidden import HiddenStates
 from evocompress.compression.live_model import LiveModel
 from evocompress.core.canonical import canonical
+from evocompress.core.errors import ModelError
 from evocompress.core.types import DENSE, DROP, Candidate, Level
 from evocompress.evaluation.estimates.base import block_states
 from evocompress.evaluation.proxies.layered import LayeredStates
@@ -23,9 +26,10 @@ from evocompress.models.families.derivation.derived import derive
 from evocompress.models.families.derivation.family import Derived
 from evocompress.models.families.derivation.from_config import language_class
 from evocompress.models.families.derivation.structure import Unclear
-from evocompress.models.loading import LoadedModel
-from evocompress.testing.derived import SETTINGS, typical_config, typical_loaded
+from evocompress.models.loading import LoadedModel, load
+from evocompress.testing.derived import SETTINGS, running_model, typical_config, typical_loaded
 from evocompress.testing.plain_library import PlainLibrary
+from evocompress.testing.tiny import tiny_tokenizer
 
 BATCHES = torch.randint(3, 320, (3, 2, 20), generator=torch.Generator().manual_seed(3))
 
@@ -119,6 +123,24 @@ def test_a_pass_over_all_sequences_is_that_of_each(loaded: LoadedModel) -> None:
         for state, ids in zip(one.current, BATCHES, strict=True):
             final = final_states(loaded.family, loaded.model, state)
             assert torch.equal(final, whole(loaded, ids))
+
+
+def test_checkpoints_may_hold_what_a_class_never_reads(tmp_path: Path) -> None:
+    """The published ones of Gemma 4 have keys and values for all blocks; of nothing else."""
+    model = running_model(typical_config("gemma4_text sharing"))
+    model.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    first, last = "model.layers.0.self_attn.k_proj.weight", "model.layers.5.self_attn.k_proj.weight"
+    save_file(tensors | {last: tensors[first].clone()}, file, metadata={"format": "pt"})
+    again = load(str(tmp_path), device="cpu").model
+    found, expected = again(BATCHES[0]).logits, model(BATCHES[0]).logits
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+    other = last.replace("k_proj", "r_proj")
+    save_file(tensors | {other: tensors[first].clone()}, file, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=f"holds {other}, for which the model"):
+        load(str(tmp_path), device="cpu")
 
 
 def test_streams_around_blocks_are_hidden_states(loaded: LoadedModel) -> None:

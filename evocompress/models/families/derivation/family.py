@@ -22,7 +22,7 @@ from evocompress.models.families.derivation.shrink import CONTEXT_KEYS
 from evocompress.models.families.derivation.stream import LINEAR
 from evocompress.models.families.derivation.structure import ResidualBranch
 from evocompress.models.families.encoder import embedding
-from evocompress.models.families.handed import Handed
+from evocompress.models.families.handed import Handed, unread, why_blocks_stay
 from evocompress.models.families.logits import LogitKeys
 from evocompress.models.families.uneven import head_shape, is_compressed, text_config
 from evocompress.models.tasks import CAUSAL, SCORES, Task
@@ -155,7 +155,6 @@ class Derived(Family):
         self.model_type = model_type
         self.task = task
         self.two_way = two_way
-        self.unused = HEAD if task.compared == "embeddings" else ""
         self.layers_path = layers_path
         self.norm_path = norm_path
         self.among = among
@@ -163,6 +162,7 @@ class Derived(Family):
         self.kinds = tuple(kinds)
         self.order = tuple(order)
         self.handed = handed
+        self._kinds = [self.kinds[place] for place in self.order]
         self.shared = tuple(dict.fromkeys(path for kind in self.kinds for path in kind.shared))
         parts = _first_parts(self.kinds)
         self.attention = parts["attention"].sublayer if "attention" in parts else ABSENT
@@ -177,6 +177,11 @@ class Derived(Family):
             rest = [0], two_way, task
             self._each = tuple(type(self)(*common, [kind], *rest) for kind in self.kinds)
 
+        unused = [HEAD] if task.compared == "embeddings" else []
+        self.unused = "|".join(
+            [*unused, *unread(self._kinds, self.block_names, self.attention.zero_module)]
+        )
+
     @property
     def logit_keys(self) -> LogitKeys:
         """See `Family.logit_keys`."""
@@ -186,23 +191,11 @@ class Derived(Family):
     def limits(self) -> list[str]:
         """What cannot be done to the model, and why."""
         found = [limit for kind in self.kinds for limit in kind.limits]
-        found += map(self._readers, range(len(self.order)))
+        found += why_blocks_stay(self._kinds)
         if any(map(self._uncounted, range(len(self.order)))):
             why = next((f" ({kind.uncounted})" for kind in self.kinds if kind.uncounted), "")
             found.append(f"flops cannot be bounded: not all operations are counted{why}")
-        return list(dict.fromkeys(filter(None, found)))
-
-    def _readers(self, index: int) -> str:
-        """Why a block and its attention must stay; empty where no other reads keys and values."""
-        (own,) = self.at(index).kinds
-        later = range(index + 1, len(self.order))
-        reading = [i for i in later if {*own.stores} & {*self.at(i).kinds[0].reads}]
-        if not reading:
-            return ""
-        who = f"{len(reading)} blocks from {reading[0]} to {reading[-1]} read"
-        if len(reading) == 1:
-            who = f"block {reading[0]} reads"
-        return f"neither block {index} nor its attention can be dropped: {who} its keys and values"
+        return list(dict.fromkeys(found))
 
     @property
     def matrices(self) -> tuple[Matrix, ...]:
@@ -338,11 +331,8 @@ class Derived(Family):
 
     def _layout(self, config: PreTrainedConfig) -> Handed:
         """Where in a state the keys and values lie that blocks hand on."""
-        shapes = {
-            key: (head_shape(config, index)[1:],) * 2
-            for index in range(len(self.order))
-            for key in self.at(index).kinds[0].stores
-        }
+        places = {key: i for i, kind in enumerate(self._kinds) for key in kind.stores}
+        shapes = {key: (head_shape(config, index)[1:],) * 2 for key, index in places.items()}
         return Handed(text_config(config).hidden_size, shapes)
 
     def replacements(self, block: nn.Module, sublayer: SubLayerName) -> dict[str, nn.Module]:
