@@ -54,6 +54,8 @@ class Unit:
         positions: How often the matrix is applied to a sequence, where that is not once a token: a
             convolution, whose matrix is (out, in times kernel), is at each place of an image.
         patch: Columns of a channel: 1, or what the kernel of a convolution reads of it.
+        of_cache: With a cache the matrix is applied to all that is cached for each new token, as it
+            makes keys and values of what is cached.
         droppable: Whether the unit can be left out at all.
         narrowable: Whether the width of a sub-layer can be cut at all.
         attends: Of an attention, whether its keys and values are cached: not of what mixes tokens
@@ -76,6 +78,7 @@ class Unit:
     active: int = 0
     positions: int | None = None
     patch: int = 1
+    of_cache: bool = False
     droppable: bool = True
     narrowable: bool = True
     attends: bool = True
@@ -356,6 +359,11 @@ class Architecture:
             in no matrix: of norms between its matrices. Empty where there are none.
         head_params: For each block the parameters of its attention that go with one query head,
             and with one key-value head, and are in no matrix: sinks. Empty where there are none.
+        head_widths: For each block the values of a key and a value of a head together. Empty where
+            that is twice `head_dim`.
+        latents: For each block how many values are cached of a token in place of its keys and
+            values, which are made of them anew; 0 where those are cached. Empty where all are.
+        repeated: Keys and values are cached for each query head, as some Falcons do.
         state: Most values of a sequence's state between two blocks, where that is not `hidden`
             times its tokens.
         beside: For each block what its attention takes beside its matrices, where that is not
@@ -393,6 +401,9 @@ class Architecture:
     gate: int = 0
     channel_params: tuple[int, ...] = ()
     head_params: tuple[tuple[int, int], ...] = ()
+    head_widths: tuple[int, ...] = ()
+    latents: tuple[int, ...] = ()
+    repeated: bool = False
     state: int | None = None
     beside: tuple[Beside | None, ...] = ()
     handed: int = 0

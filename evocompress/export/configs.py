@@ -7,12 +7,13 @@ from collections.abc import Sequence
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
+from evocompress.core.types import Unit
 from evocompress.core.widths import Widths
 from evocompress.export.layout import Block
 from evocompress.models.config_keys import name_stages
-from evocompress.models.families.base import prepare
+from evocompress.models.families.base import Family, prepare
 from evocompress.models.families.uneven import text_config
 from evocompress.models.loading import LoadedModel
 
@@ -89,16 +90,30 @@ def is_taken(config: PreTrainedConfig, loaded: LoadedModel) -> bool:
 
     Some want their number to divide the hidden size; others derive their size from it.
     """
+    dense = _output(loaded.family, loaded.model)
     single, text = copy.deepcopy(config), text_config(config)
     _cut_lists(text_config(single), [0])
     text_config(single).num_hidden_layers = 1
     try:
         text.validate()
-        with torch.device("meta"):
-            built = type(loaded.model)(single)
-            prepare(loaded.family, built)
+        # The first layer of some models has no attention.
+        built = _built(loaded, single) or _built(loaded, config)
     except (StrictDataclassError, ValueError):
         return False
-    attention = next(unit for unit in loaded.family.units(built) if unit.columns == ("query",))
-    assert attention.shape is not None
-    return bool(attention.shape[1] == text.num_attention_heads * text.head_dim)
+    if not (dense and dense.shape and built and built.shape):
+        return False
+    heads = loaded.family.architecture(loaded.model).heads[dense.block]
+    return bool(dense.shape[1] * text.num_attention_heads == built.shape[1] * heads)
+
+
+def _built(loaded: LoadedModel, config: PreTrainedConfig) -> Unit | None:
+    """The same as `_output`, of a model of a config."""
+    with torch.device("meta"):
+        model = type(loaded.model)(config)
+        prepare(loaded.family, model)
+    return _output(loaded.family, model)
+
+
+def _output(family: Family, model: PreTrainedModel) -> Unit | None:
+    """The first matrix of a model whose columns are those of query heads; ``None`` without any."""
+    return next((unit for unit in family.units(model) if unit.columns == ("query",)), None)

@@ -149,7 +149,8 @@ def _attention_flops(architecture: Architecture, length: int, without: Set[int])
     }
     by_pair = {b: own.pair for b, own in enumerate(architecture.beside) if own}
     less = sum(by_pair.get(block, 0) * (n - length**2) for block, n in pairs.items())
-    heads = sum(4 * architecture.heads[b] * architecture.head_dim * n for b, n in pairs.items())
+    widths = architecture.head_widths or (2 * architecture.head_dim,) * len(architecture.heads)
+    heads = sum(2 * architecture.heads[b] * widths[b] * n for b, n in pairs.items())
     return heads + less
 
 

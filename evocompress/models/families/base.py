@@ -189,6 +189,7 @@ class Family:
                     bias=block.get_submodule(matrix.path).bias is not None,
                     positions=self._positions(index, matrix),
                     patch=prod(matrix.kernel),
+                    of_cache=matrix.of_cache,
                 )
 
     def _droppable(self, block: nn.Module, sublayer: SubLayerName | None = None) -> bool:

@@ -32,6 +32,7 @@ class Matrix:
             mixtures. Only the tokens that are sent to the expert pass through it.
         kernel: Of a convolution, whose module stores (out, in, *kernel): as a matrix it is
             (out, in times kernel) and reads the patches of an image.
+        of_cache: It makes keys and values of what is cached in place of them.
 
     Examples:
         >>> Matrix("mlp.down_proj", "mlp", "mlp_out", columns=("channel",)).part
@@ -46,6 +47,7 @@ class Matrix:
     columns: tuple[Axis, ...] = ()
     expert: str = ""
     kernel: tuple[int, ...] = ()
+    of_cache: bool = False
 
     @property
     def part(self) -> str:

@@ -58,8 +58,8 @@ def memory_costs(architecture: Architecture, length: int) -> dict[str, Cost]:
         """
         tokens = min(length, part.window or length)
         own = part.beside.cached(tokens, size)
-        heads = left.kv_heads * part.unit.attends
-        return 2 * tokens * heads * part.head_dim * size + own
+        heads = (left.heads if part.repeated else left.kv_heads) * part.unit.attends
+        return tokens * (part.latent or heads * part.head_width) * size + own
 
     return {
         "weight_bytes": Cost(size * architecture.outer_params, weights),
@@ -79,31 +79,34 @@ def flops_costs(architecture: Architecture, length: int) -> dict[str, Cost]:
     def prefill(part: Part, left: Left) -> float:
         pairs = _attended(length, part.window) if architecture.one_way else length**2
         own = part.beside.prefill(length) + part.beside.pair * pairs
-        return 2 * _products(part, left, length) + _per_pair(part, left) * pairs + own
+        return 2 * _products(part, left, length, length) + _per_pair(part, left) * pairs + own
 
     def decode(part: Part, left: Left) -> float:
         seen = min(length, part.window or length)
         own = part.beside.decoded + part.beside.seen * seen
-        return 2 * _products(part, left, 1) + _per_pair(part, left) * seen + own
+        return 2 * _products(part, left, 1, seen) + _per_pair(part, left) * seen + own
 
     outer = token * length + architecture.outer_flops
     return {"flops": Cost(outer, prefill), "decode_flops": Cost(token, decode)}
 
 
-def _products(part: Part, left: Left, length: int) -> int:
-    """Weights that a sequence is multiplied with, each as often as it is.
+def _products(part: Part, left: Left, length: int, seen: int) -> int:
+    """Weights that a sequence is multiplied with, each as often as it is, and `seen` are cached.
 
     Of an expert itself only its row of the router: its MLP counts those that a token is sent to.
     """
     if part.unit.kind == "expert":
         return left.own * length
-    own = sum(left.weights[unit.name] * (unit.positions or length) for unit in part.matrices)
+    own = sum(
+        left.weights[unit.name] * (unit.positions or (seen if unit.of_cache else length))
+        for unit in part.matrices
+    )
     return own + (left.used - left.weight + part.gate) * length
 
 
 def _per_pair(part: Part, left: Left) -> int:
     """Operations of all heads for one pair (query, key); none in an MLP."""
-    return 4 * left.heads * part.head_dim
+    return 2 * left.heads * part.head_width
 
 
 def _attended(length: int, window: int | None) -> int:

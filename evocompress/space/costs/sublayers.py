@@ -63,7 +63,9 @@ class Part:
         kv_heads: Key-value heads; 0 for an MLP.
         group_heads: Query heads of each of them; 0 for an MLP.
         channels: FFN channels; 0 for an attention.
-        head_dim: Width of a head.
+        head_width: Values of a key and a value of a head together.
+        latent: Values that are cached of a token in place of keys and values; 0 where those are.
+        repeated: Keys and values are cached for each query head.
         hidden: Width of the residual stream.
         window: Attention window in tokens; ``None`` for full attention.
         routed: The matrices of the experts that a token uses, of an MLP that is a mixture.
@@ -85,10 +87,12 @@ class Part:
     kv_heads: int
     group_heads: int
     channels: int
-    head_dim: int
+    head_width: int
     hidden: int
     window: int | None
     routed: tuple[Unit, ...] = ()
+    latent: int = 0
+    repeated: bool = False
     channel_params: int = 0
     head_params: tuple[int, int] = (0, 0)
     gate: int = 0
@@ -120,7 +124,7 @@ class Part:
         return Left(kv_heads, group_heads, channels, weights, own, used)
 
     def _widths(self, kv_heads: int, group_heads: int, channels: int) -> Widths:
-        return Widths(kv_heads * group_heads, kv_heads, self.head_dim, channels)
+        return Widths(kv_heads * group_heads, kv_heads, self.head_width // 2, channels)
 
     @property
     def _outputs(self) -> int:
@@ -164,6 +168,7 @@ def _part(unit: Unit, tree: UnitTree, architecture: Architecture) -> Part:
     experts = tree.experts.get(unit.name, ())
     own, by_channel = architecture.hidden, architecture.channel_params
     by_head = architecture.head_params
+    doubled = (2 * architecture.head_dim,) * len(architecture.heads)
     if unit.kind != "expert":  # which has its row of the router
         own = architecture.own_params[block][0 if attention else 1] - len(experts) * own
     return Part(
@@ -173,7 +178,9 @@ def _part(unit: Unit, tree: UnitTree, architecture: Architecture) -> Part:
         kv_heads=kv_heads if attention else 0,
         group_heads=architecture.heads[block] // kv_heads if attention and kv_heads else 0,
         channels=0 if attention else architecture.channels[block],
-        head_dim=architecture.head_dim,
+        head_width=(architecture.head_widths or doubled)[block],
+        latent=architecture.latents[block] if attention and architecture.latents else 0,
+        repeated=architecture.repeated,
         hidden=architecture.hidden,
         window=architecture.windows[block],
         routed=tuple(m for expert in experts[: unit.active] for m in tree.children[expert.name]),

@@ -55,10 +55,11 @@ def test_groups_taken_apart() -> None:
         ("falcon", {}, [("query", "key", "value")]),
         ("falcon", FALCON_40B, [("grouped",)]),
         ("glm4", {}, [("query",), ("key",), ("value",)]),
-        # Sinks, a gate of each head, and one of each of its channels.
+        # Sinks; a gate of each head, and one of each of its channels; latents.
         ("gpt_oss", {}, [("query",), ("key",), ("value",)]),
         ("lfm3", {"layer_types": ["full_attention"] * 2, "num_hidden_layers": 2}, GATED),
         ("afmoe", {}, GATED),
+        ("deepseek_v3", {}, [(), ("query",), (), ("value",)]),
     ],
 )
 def test_rows_of_real_classes(
@@ -77,11 +78,11 @@ def test_rows_of_real_classes(
         ("olmo2", "self_attn.q_norm.weight norms all heads together"),
         ("mpt", "attn is given position_bias, which has values for each head"),
         ("diffllama", "a narrower self_attn is not the silenced one"),
-        ("deepseek_v3", "self_attn.q_a_proj, .* are built otherwise than supported"),
+        ("codegen", "attn.qkv_proj, attn.out_proj are built otherwise than supported"),
     ],
 )
 def test_heads_that_cannot_be_cut_have_a_reason(name: str, reason: str) -> None:
-    """Norms of all, biases by place that the model makes, heads in pairs."""
+    """Norms of all, biases by place that the model makes, heads in pairs, rows in parts."""
     config = CONFIG_MAPPING[name]()
     family = derive(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], config)
     assert not family.attention.narrowable

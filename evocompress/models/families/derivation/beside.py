@@ -76,7 +76,7 @@ def _taking(kind: Kind, law: Beside | None, shape: tuple[int, int, int]) -> Kind
     if law is None or (kind.heads and replace(law, size=1) == by_heads):
         return kind
     parts = {**kind.parts, "attention": kind.parts["attention"].whole}
-    return replace(kind, parts=parts, heads=False, beside=law)
+    return replace(kind, parts=parts, heads=None, beside=law)
 
 
 def _look(kind: Kind, block: nn.Module) -> str:

@@ -265,7 +265,7 @@ def _derived(
         if _look(examples[index].block, model.config) != look:
             raise Unclear(f"block {index} of a tiny model of it is of another kind")
         shape = head_shape(model.config, index)
-        kind = kind_of(examples[index], real[index], shape, attends=caching[index])
+        kind = kind_of(examples[index], real[index], shape, cached=caching[index])
         if shape[2] != head_shape(model.config, 0)[2]:
             kind = with_fixed_heads(kind, "they are of another width than in the first block")
         if argument:
@@ -329,13 +329,18 @@ def _held(arguments: Mapping[str, Any]) -> dict[str, int]:
     }
 
 
-def _caching(model: PreTrainedModel, ids: Tensor) -> list[bool | None]:
-    """For each layer whether keys and values are cached for it; ``None``: that is not told."""
-    unknown: list[bool | None] = [None] * text_config(model.config).num_hidden_layers
+def _caching(model: PreTrainedModel, ids: Tensor) -> list[int | None]:
+    """For each layer how many values are cached of a token; ``None``: that is not told."""
+    unknown: list[int | None] = [None] * text_config(model.config).num_hidden_layers
     try:
         cache: Any = model(input_ids=ids, use_cache=True).past_key_values
     except (*FAILURES, StopIteration):
         return unknown  # without any attention no cache knows how many tokens there have been
-    layers = getattr(cache, "layers", None) or ()
-    told: list[bool | None] = [getattr(layer, "keys", None) is not None for layer in layers]
-    return told if len(told) >= len(unknown) else unknown
+    told = [_cached(layer) for layer in getattr(cache, "layers", None) or ()]
+    return [*told] if len(told) >= len(unknown) else unknown
+
+
+def _cached(layer: Any) -> int:
+    """Values that a layer of a cache (1, heads, S, width) holds of a token."""
+    held = (getattr(layer, name, None) for name in ("keys", "values"))
+    return sum(one.shape[1] * one.shape[-1] for one in held if isinstance(one, Tensor))

@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from evocompress.core.errors import ModelError
 from evocompress.core.types import Architecture, Beside
-from evocompress.core.widths import Widths
+from evocompress.core.widths import Widths, per_item
 from evocompress.models.families.base import Family, with_task
 from evocompress.models.families.branches import ABSENT, Attributes, Matrix, SubLayer, SubLayerName
 from evocompress.models.families.coupling import Follower
@@ -24,6 +24,7 @@ from evocompress.models.families.derivation.structure import ResidualBranch
 from evocompress.models.families.encoder import embedding
 from evocompress.models.families.handed import Handed, unread, why_blocks_stay
 from evocompress.models.families.logits import LogitKeys
+from evocompress.models.families.shapes import matrix_shape
 from evocompress.models.families.uneven import head_shape, is_compressed, text_config
 from evocompress.models.tasks import CAUSAL, SCORES, Task
 
@@ -79,6 +80,25 @@ class DerivedPart:
 
 
 @dataclass(frozen=True)
+class CountedHeads:
+    """Heads of an attention whose operations are all counted.
+
+    Attributes:
+        width: Values of a key and a value of a head together, in a tiny model.
+        query_rows: How many rows the matrix with the queries has for each of their values: two
+            where a gate is beside them. 0 where only the config tells how wide heads are.
+        latent: Path of the matrix whose outputs are cached in place of keys and values; empty where
+            those are.
+        repeated: Keys and values are cached for each query head.
+    """
+
+    width: int
+    query_rows: int = 0
+    latent: str = ""
+    repeated: bool = False
+
+
+@dataclass(frozen=True)
 class Kind:
     """What blocks that are built alike have.
 
@@ -87,7 +107,8 @@ class Kind:
         shared: What stays where they are removed: norms that both read, other modules, and
             parameters of the block itself.
         classes: {module path: class} of what has parameters.
-        heads: Whether their attention computes with heads as the config counts them.
+        heads: Those of their attention; ``None`` where it computes with others than the config
+            says, or something else.
         attends: Whether its keys and values are cached.
         whole: Whether such a block is the identity without its sub-layers.
         beside: What their attention takes beside its matrices, where that is not what heads take.
@@ -99,7 +120,7 @@ class Kind:
     parts: Mapping[SubLayerName, DerivedPart]
     shared: tuple[str, ...]
     classes: Mapping[str, str]
-    heads: bool
+    heads: CountedHeads | None
     attends: bool
     whole: bool = True
     beside: Beside | None = None
@@ -230,12 +251,10 @@ class Derived(Family):
 
     def heads(self, config: PreTrainedConfig, index: int) -> tuple[int, int, int]:
         """See `Family.heads`; none where no attention computes with heads."""
-        own = self.at(index).kinds[0]
-        (heads, kv_heads, size), (_, _, common) = head_shape(config, index), head_shape(config, 0)
-        if not own.heads:
-            return 0, 0, common
-        # Heads of another width are counted as the number of common ones that costs the same.
-        return heads * size // common, kv_heads * size // common, common
+        own = self.at(index)
+        heads, kv_heads, size = head_shape(config, index)
+        known = own.kinds[0].heads is not None or own.attention.narrowable
+        return (heads, kv_heads, size) if known else (0, 0, size)
 
     def bound(self, model: PreTrainedModel) -> Family:
         """With one output, or several that do not exclude each other, a classifier's are scores."""
@@ -273,14 +292,33 @@ class Derived(Family):
             # A classifier is run at every position.
             found = replace(found, vocabulary=model.config.num_labels or 0)
         beside = [self.at(index).kinds[0].beside for index in range(len(self.order))]
+        sizes = [self._cached_and_width(model, index) for index in range(len(found.heads))]
+        common = head_shape(model.config, 0)[2]
+        latents, widths = (tuple(one) for one in zip(*sizes, strict=True))
         return replace(
             found,
+            head_dim=common,
+            latents=latents if any(latents) else (),
+            repeated=any(kind.heads and kind.heads.repeated for kind in self.kinds),
+            head_widths=widths if {*widths} != {2 * common} else (),
             outer_params=found.outer_params + params,
             token_flops=flops,
             handed=self._layout(model.config).width if self.handed else 0,
             uncounted=next(filter(None, map(self._uncounted, range(len(self.order)))), ""),
             beside=tuple(beside) if any(beside) else (),
         )
+
+    def _cached_and_width(self, model: PreTrainedModel, index: int) -> tuple[int, int]:
+        """What is cached of a token in place of keys and values, and how wide a head's are."""
+        own = self.at(index)
+        counted, (heads, kv_heads, size) = own.kinds[0].heads, self.heads(model.config, index)
+        if counted is None or not counted.query_rows or not heads:
+            return 0, 2 * size
+        block, widths = self.blocks(model)[index], Widths(heads, kv_heads, size, 0)
+        key = rows_of_query(block, own.attention.matrices, widths) // counted.query_rows
+        value = matrix_shape(block, own.attention.output)[1] // heads
+        latent = counted.latent and block.get_parameter(f"{counted.latent}.weight").shape[0]
+        return latent or 0, key + value
 
     def _uncounted(self, index: int) -> str:
         """The path of a sub-layer of a block whose operations are not all known; empty if none."""
@@ -387,6 +425,12 @@ class ToBeDerived(Family):
     def __init__(self, model_type: str, task: Task = CAUSAL) -> None:
         self.model_type = model_type
         self.task = task
+
+
+def rows_of_query(block: nn.Module, matrices: Sequence[Matrix], widths: Widths) -> int:
+    """How many rows the matrix with the queries of an attention has for each head."""
+    own = next(m for m in matrices if {"query", "grouped"} & {*m.rows})
+    return per_item(own.rows, widths.lengths, matrix_shape(block, own)[0])
 
 
 def module_classes(block: nn.Module) -> dict[str, str]:

@@ -13,9 +13,11 @@ from evocompress.core.widths import Widths
 from evocompress.models.families.branches import Matrix
 from evocompress.models.families.derivation.experts import in_groups, is_mixture, mixture_of
 from evocompress.models.families.derivation.family import (
+    CountedHeads,
     DerivedPart,
     Kind,
     module_classes,
+    rows_of_query,
 )
 from evocompress.models.families.derivation.projections import (
     followers,
@@ -33,7 +35,7 @@ from evocompress.models.families.shapes import matrix_shape
 
 
 def kind_of(
-    example: TracedBlock, real: nn.Module, shape: tuple[int, int, int], *, attends: bool | None
+    example: TracedBlock, real: nn.Module, shape: tuple[int, int, int], *, cached: int | None
 ) -> Kind:
     """What a block is like, and what can be done to its sub-layers.
 
@@ -41,7 +43,7 @@ def kind_of(
         example: Of a tiny model.
         real: The same block of the real model.
         shape: Query heads, key-value heads and the width of a head of the tiny one.
-        attends: Whether keys and values are cached for it; ``None``: as far as it has heads.
+        cached: How many values are cached of a token; ``None``: keys and values where it has heads.
     """
     found = structure(example)
     parts = {
@@ -52,11 +54,18 @@ def kind_of(
     }
     if len(parts) > 1 and _one_input(example, *parts.values()):
         parts["mlp"] = _renamed(parts["mlp"], "mlp_in", "attention_in")
-    heads = "attention" in parts and _with_heads(example, parts["attention"], shape)
-    if "attention" in parts and not heads:
+    if "attention" not in parts:
+        return Kind(parts, found.shared, module_classes(example.block), None, False, found.whole)
+    heads = _heads(example, parts["attention"], shape)
+    attends = heads is not None if cached is None else cached > 0
+    if heads is not None and cached == shape[0] * heads.width:
+        heads = replace(heads, repeated=shape[0] > shape[1])
+    elif heads is not None and cached and cached != shape[1] * heads.width:
+        parts["attention"], latent = _with_latent(example, parts["attention"], cached)
+        heads = replace(heads, latent=latent) if latent else None
+    if heads is None:
         parts["attention"] = parts["attention"].whole
-    cached = "attention" in parts and (heads if attends is None else attends)
-    return Kind(parts, found.shared, module_classes(example.block), heads, cached, found.whole)
+    return Kind(parts, found.shared, module_classes(example.block), heads, attends, found.whole)
 
 
 def _one_input(example: TracedBlock, first: DerivedPart, second: DerivedPart) -> bool:
@@ -75,16 +84,46 @@ def _renamed(part: DerivedPart, word: str, other: str) -> DerivedPart:
     return replace(part, matrices=tuple(own))
 
 
-def _with_heads(example: TracedBlock, part: DerivedPart, shape: tuple[int, int, int]) -> bool:
-    """Whether the operations of a sub-layer beside its matrices are those of an attention."""
-    heads, _, head_dim = shape
+def _with_latent(example: TracedBlock, part: DerivedPart, cached: int) -> tuple[DerivedPart, str]:
+    """An attention for which something else than its keys and values is cached.
+
+    Returns:
+        It, with the matrices told that make keys and values of that; and the path of the matrix
+        that makes what is cached, empty where that is not known.
+    """
+    latent = next(
+        (
+            matrix.path
+            for matrix in part.matrices
+            if not matrix.rows and oriented_shape(example, matrix)[0] == cached
+        ),
+        "",
+    )
+    of_cache = (
+        replace(m, of_cache=bool(latent and {"key", "value"} & {*m.rows})) for m in part.matrices
+    )
+    return replace(part, matrices=tuple(of_cache)), latent
+
+
+def _heads(
+    example: TracedBlock, part: DerivedPart, shape: tuple[int, int, int]
+) -> CountedHeads | None:
+    """How wide heads are, by the operations of a sub-layer beside its matrices; see `Kind`."""
+    heads, kv_heads, head_dim = shape
     calls = example.calls(part.branch.core)
     with FlopCounterMode(display=False) as counter:
         for path, call in calls.items():
             example.block.get_submodule(path)(**call.arguments)
     tokens = example.hidden.shape[1]
     linear = sum(2 * tokens * prod(matrix_shape(example.block, m)) for m in part.matrices)
-    return bool(counter.get_total_flops() - linear == 4 * tokens**2 * heads * head_dim)
+    each, rest = divmod(counter.get_total_flops() - linear, 2 * tokens**2 * heads or 1)
+    if rest or not each:
+        return None
+    if not part.sublayer.coupled:
+        return CountedHeads(each) if each == 2 * head_dim else None
+    key = each - oriented_shape(example, part.sublayer.output)[1] // heads
+    rows = rows_of_query(example.block, part.matrices, Widths(heads, kv_heads, head_dim, 0))
+    return CountedHeads(each, rows // key) if key > 0 and rows in (key, 2 * key) else None
 
 
 def _mixed(example: TracedBlock, branch: ResidualBranch, real: nn.Module) -> DerivedPart:

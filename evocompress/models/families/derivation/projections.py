@@ -90,7 +90,8 @@ def with_heads(
     every = {axis for axes in rows for axis in axes}
     # A single key-value head is never cut, so it may be that of another block.
     lone = kv_heads == 1 and every == {"query"}
-    if not ({"query", "key"} <= every or "grouped" in every or lone):
+    both = "query" in every and bool(every & {"key", "value"})
+    if not (both or "grouped" in every or lone):
         return None
     return [
         *(replace(matrix, rows=axes) for matrix, axes in zip(first, rows, strict=True)),
@@ -117,7 +118,8 @@ def _rows(example: TracedBlock, matrix: Matrix, last: Matrix, widths: Widths) ->
         if roles(in_parts) == PACKED:
             return PACKED
         in_groups = ungrouped(torch.arange(every)[:, None], widths.kv_heads, size)
-        return GROUPED if roles(in_groups) == PACKED else ()
+        if roles(in_groups) == PACKED:
+            return GROUPED
     (role,) = roles([torch.arange(every)])
     if size * lengths[role] == every:
         return (role,)
@@ -199,7 +201,7 @@ def _role(example: TracedBlock, matrix: Matrix, last: Matrix, rows: Tensor, widt
     def after(factor: float, tokens: slice) -> Tensor:
         def scaled(output: Tensor) -> Tensor:
             other = output.clone()
-            other[:, tokens] *= ones.index_copy(0, rows, 1 + factor * direction)
+            other[..., tokens, :] *= ones.index_copy(0, rows, 1 + factor * direction)
             return other
 
         with output_changed(module, scaled):

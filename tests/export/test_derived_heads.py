@@ -1,0 +1,58 @@
+"""Attentions of kinds of their own with fewer heads, in checkpoints of the formats for them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from export_cases import write
+
+from evocompress.core.types import DROP, Level
+from evocompress.export import read_record
+from evocompress.models.loading import load
+from evocompress.space.costs import cost_model
+from evocompress.testing.derived import typical_config, typical_loaded
+from evocompress.testing.formats import assert_written, candidate_of
+
+GROUP = Level(kv_groups=1, group_heads=2)
+HEADS = Level(kv_groups=4, group_heads=1)
+
+UNEVEN = {
+    "gpt_oss": {"0.attention": GROUP, "1.attention": Level(kv_groups=2, group_heads=1)},
+    "qwen3_next": {"1.attention": GROUP},
+    "youtu": {"0.attention": HEADS, "2.attention": Level(kv_groups=1, group_heads=1)},
+}
+"""Sinks; gates beside the queries; latents in place of keys and values."""
+
+
+@pytest.mark.parametrize("name", UNEVEN)
+def test_fewer_heads_in_some_layers(name: str, tmp_path: Path) -> None:
+    loaded = typical_loaded(typical_config(name))
+    candidate = candidate_of(loaded, UNEVEN[name] | {"1.mlp": DROP})
+    out = write(loaded, candidate, tmp_path / "first", "hf")
+    assert_written(out, loaded, candidate)
+    costs = cost_model(loaded.family.units(loaded.model), loaded.family.architecture(loaded.model))
+    measured = read_record(out).measured
+    assert measured == {key: costs.of([candidate])[key].item() for key in measured}
+
+
+@pytest.mark.parametrize("name", ["granite_swa", "youtu"])
+def test_a_second_round(name: str, tmp_path: Path) -> None:
+    loaded = typical_loaded(typical_config(name))
+    first = HEADS if name == "youtu" else GROUP
+    out = write(loaded, candidate_of(loaded, {"0.attention": first}), tmp_path / "first", "hf")
+    again = load(str(out), device="cpu")
+    candidate = candidate_of(again, {"0.attention": Level(kv_groups=1, group_heads=1)})
+    assert_written(write(again, candidate, tmp_path / "second", "hf"), again, candidate)
+
+
+@pytest.mark.parametrize("name", ["granite_swa", "minicpm3"])
+@pytest.mark.parametrize("format", ["stock", "padded"])
+def test_alike_layers_in_the_class_itself(name: str, format: str, tmp_path: Path) -> None:
+    loaded = typical_loaded(typical_config(name))
+    level = HEADS if name == "minicpm3" else Level(kv_groups=2, group_heads=2)
+    levels = {f"{index}.attention": level for index in range(3)}
+    if format == "padded":
+        levels["1.attention"] = DROP
+    candidate = candidate_of(loaded, levels)
+    assert_written(write(loaded, candidate, tmp_path / "out", format), loaded, candidate)
