@@ -6,22 +6,13 @@ narrower one is told, and which shapes differ is seen in the weights.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from torch import Tensor, nn
-
 from evocompress.core.types import DENSE, Candidate
 from evocompress.export.layout import Block
 from evocompress.export.weights import StateDict
+from evocompress.models.edits import Edits, removal, telling
 from evocompress.models.families.branches import Attributes
-from evocompress.models.families.derivation.structure import Zero
-from evocompress.models.families.stand_ins import ZeroAttention
 from evocompress.models.families.uneven import is_compressed, layer_config
 from evocompress.models.loading import LoadedModel
-
-Edits = dict[str, Any]
-"""What `evocompress.models.modeling.modeling_derived.edited` takes."""
 
 
 def edits_of(loaded: LoadedModel, state: StateDict, candidate: Candidate, block: Block) -> Edits:
@@ -35,7 +26,8 @@ def edits_of(loaded: LoadedModel, state: StateDict, candidate: Candidate, block:
     """
     config = loaded.model.config
     before = layer_config(config, block.index).edits if is_compressed(config.model_type) else {}
-    gone = _replaced(loaded, block)
+    family, module = loaded.family.at(block.index), loaded.family.blocks(loaded.model)[block.index]
+    gone = removal(family, module, block.dropped)
     now = _told(loaded, candidate, block)
     now |= {"experts": _experts(loaded, block), "shapes": _shapes(loaded, state, block)}
     removed = tuple(f"{path}." for paths in gone.values() for path in paths)
@@ -52,29 +44,7 @@ def edits_of(loaded: LoadedModel, state: StateDict, candidate: Candidate, block:
     return {key: value for key, value in (passes | gone | kept).items() if value}
 
 
-def _replaced(loaded: LoadedModel, block: Block) -> Edits:
-    """What stands in for the sub-layers that the block does not have."""
-    module = loaded.family.blocks(loaded.model)[block.index]
-    stand_ins: dict[str, nn.Module] = {}
-    for sublayer in block.dropped:
-        stand_ins |= loaded.family.at(block.index).replacements(module, sublayer)
-    identities = [path for path, one in stand_ins.items() if isinstance(one, nn.Identity)]
-    others: dict[str, Any] = {p: one for p, one in stand_ins.items() if p not in identities}
-    return {
-        "identities": identities,
-        "zeros": {path: _among(one) for path, one in others.items()},
-        "residuals": {p: list(z.residual) for p, z in others.items() if getattr(z, "residual", ())},
-    }
-
-
-def _among(zero: nn.Module) -> int:
-    """Of how many things that a stand-in returns the zero is the first; 0 where it is all."""
-    if isinstance(zero, Zero):
-        return zero.among
-    return 2 if isinstance(zero, ZeroAttention) else 0
-
-
-def _told(loaded: LoadedModel, candidate: Candidate, block: Block) -> dict[str, Edits]:
+def _told(loaded: LoadedModel, candidate: Candidate, block: Block) -> Edits:
     """What the modules of narrowed sub-layers are told, and how the configs differ they hold."""
     family, module = loaded.family.at(block.index), loaded.family.blocks(loaded.model)[block.index]
     told: Attributes = {}
@@ -84,14 +54,7 @@ def _told(loaded: LoadedModel, candidate: Candidate, block: Block) -> dict[str, 
             told |= family.narrowing(module, sublayer, block.widths)
     if family.mixture and block.reduced:
         told |= family.mixture.routing(module, block.experts)
-    attributes: Edits = {}
-    configs: Edits = {}
-    for (path, name), value in told.items():
-        if hasattr(value, "attribute_map"):
-            configs[f"{path}.{name}"] = _settings(getattr(module.get_submodule(path), name), value)
-        elif not isinstance(value, Tensor) and not path.endswith(".experts"):
-            attributes[f"{path}.{name}"] = value
-    return {"attributes": attributes, "configs": configs}
+    return telling(module, told)
 
 
 def _experts(loaded: LoadedModel, block: Block) -> dict[str, list[int]]:
@@ -99,14 +62,6 @@ def _experts(loaded: LoadedModel, block: Block) -> dict[str, list[int]]:
     mixture = loaded.family.at(block.index).mixture
     own = [len(block.experts), block.widths.channels]
     return {f"{mixture.mlp}.experts": own} if mixture else {}
-
-
-def _settings(own: Any, other: Any) -> Mapping[str, Any]:
-    """The settings in which a config differs from a module's own, by all of their names."""
-    known = vars(own)
-    differing = {k: v for k, v in vars(other).items() if k not in known or known[k] != v}
-    also = {a: differing[k] for a, k in other.attribute_map.items() if k in differing}
-    return differing | also
 
 
 def _shapes(loaded: LoadedModel, state: StateDict, block: Block) -> dict[str, list[int]]:

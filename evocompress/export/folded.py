@@ -7,26 +7,25 @@ a layer without attention. Its MLP is run by the layer before it, or by the firs
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from transformers import PreTrainedModel
 
 from evocompress.core.types import Candidate
+from evocompress.export.configs import cut_config
 from evocompress.export.layout import Block, Layout, layout, mixed_experts, second_round
-from evocompress.export.modeling_file import (
-    ModelingFile,
-    is_written_by_hand,
-    known_classes,
-    overrides,
-    uneven_config,
-)
+from evocompress.export.modeling_file import ModelingFile, derived_config, known_classes
 from evocompress.export.running import MODELING_FILE, Programs, Running
 from evocompress.export.stock import renumbering
 from evocompress.export.weights import StateDict, assemble
 from evocompress.models.families import Family
+from evocompress.models.families.uneven import text_config
 from evocompress.models.loading import LoadedModel
+
+KEPT = ("model_type", "per_layer_config", "head_dim", "auto_map")
+"""Settings that are not those of the dense model's config with fewer layers."""
 
 NOTE = (
     "Format `folded`: a block that has lost its attention is no layer of its own. Its MLP is run "
@@ -40,14 +39,12 @@ class Layer:
     """One layer of the folded model.
 
     Attributes:
-        attention: The block whose attention it has.
-        mlp: The block whose MLP is its own.
-        before: Blocks whose MLPs run before it.
-        after: Blocks whose MLPs run after it.
+        block: The one whose attention it has.
+        before: Blocks without attention that run before it.
+        after: Blocks without attention that run after it.
     """
 
-    attention: Block
-    mlp: Block | None
+    block: Block
     before: list[Block] = field(default_factory=list)
     after: list[Block] = field(default_factory=list)
 
@@ -71,10 +68,14 @@ class Folded(ModelingFile):
             return f"cannot hold {loaded.family.model_type} models for {task}, only language models"
         if loaded.family.mixture is not None:
             return mixed_experts(loaded)
-        if not is_written_by_hand(loaded):
-            return f"has no modeling file for the blocks of {loaded.family.model_type}"
+        if text_config(loaded.model.config) is not loaded.model.config:
+            return f"cannot hold {loaded.family.model_type} models, which have several parts"
         left = layout(loaded, candidate)
-        return super().obstacle(loaded, candidate) or renumbering(left, loaded)
+        return (
+            super().obstacle(loaded, candidate)
+            or renumbering(left, loaded)
+            or _of_other_kinds(left, loaded.family)
+        )
 
     def note(self, loaded: LoadedModel, candidate: Candidate) -> str:
         """What becomes of blocks without attention, where there are any."""
@@ -82,76 +83,76 @@ class Folded(ModelingFile):
         return NOTE if alone else ""
 
     def build(self, loaded: LoadedModel, state: StateDict, candidate: Candidate) -> PreTrainedModel:
-        """A model of the family's class in `evocompress.models.modeling`."""
+        """A model of a class of `modeling_derived`."""
         layers = folded_layers(layout(loaded, candidate))
-        grouped = hasattr(loaded.model.config, "num_key_value_heads")
-        own = [_overrides(layer, grouped=grouped) for layer in layers]
-        config = uneven_config(loaded, [layer.attention for layer in layers], own)
-        head = known_classes(loaded).head
-        return assemble(head, config, state, self.name_of(loaded, candidate))
+        settings = derived_config(loaded, state, candidate).to_dict()
+        entries = {int(index): own for index, own in settings["per_layer_config"].items()}
+        cut: Any = cut_config(loaded.model.config, [layer.block for layer in layers])
+        settings |= {name: value for name, value in cut.to_dict().items() if name not in KEPT}
+        settings["per_layer_config"] = {
+            str(number): entries.get(layer.block.index, {}) | _sides(layer, entries)
+            for number, layer in enumerate(layers)
+        }
+        classes = known_classes(loaded)
+        config = classes.config.from_dict(settings)
+        config._attn_implementation = loaded.model.config._attn_implementation
+        return assemble(classes.head, config, state, self.name_of(loaded, candidate))
 
     def name_of(self, loaded: LoadedModel, candidate: Candidate) -> Callable[[str], str]:
         """The MLPs of a layer may be of several blocks."""
         left = layout(loaded, candidate)
-        return _names(left, folded_layers(left), loaded.family)
+        return _names(left, folded_layers(left))
 
 
 def folded_layers(left: Layout) -> list[Layer]:
-    """The layers of the folded model; the first block left without attention may lead."""
+    """The layers of the folded model; the first blocks left without attention may lead."""
     leading: list[Block] = []
     layers: list[Layer] = []
     for block in left.kept:
-        if "attention" not in block.dropped:
-            mlp = None if "mlp" in block.dropped else block
-            layers.append(Layer(block, mlp, before=leading))
+        if "attention" in block.sublayers and "attention" not in block.dropped:
+            layers.append(Layer(block, before=leading))
             leading = []
         elif not layers:
             leading.append(block)
-        elif layers[-1].mlp is None:
-            layers[-1].mlp = block
         else:
             layers[-1].after.append(block)
     return layers
 
 
-def _overrides(layer: Layer, *, grouped: bool) -> dict[str, Any]:
-    """What ``per_layer_config`` says of a layer."""
-    attention, mlp = (
-        overrides(block, grouped=grouped) if block else {"skip": ["mlp"]}
-        for block in (layer.attention, layer.mlp)
-    )
-    own = {name: value for name, value in attention.items() if name.startswith("num_")}
-    own |= {name: mlp[name] for name in ("intermediate_size",) if name in mlp}
-    biased = ["attention"] if "attention" in attention.get("bias", ()) else []
-    biased += ["mlp"] if "mlp" in mlp.get("bias", ()) else []
-    own |= {"bias": biased} if biased else {}
-    own |= {"skip": ["mlp"]} if layer.mlp is None else {}
+def _of_other_kinds(left: Layout, family: Family) -> str | None:
+    """The obstacle of a block that would have to be a part of one that is built otherwise."""
+    if family.among:
+        return f"cannot hold {family.model_type} models, whose blocks yield more than the state"
+    for layer in folded_layers(left):
+        for block in (*layer.before, *layer.after):
+            if family.at(block.index) is not family.at(layer.block.index):
+                name = left.names[block.index]
+                return f"cannot hold {name} in a layer whose attention is of another kind of block"
+    return None
+
+
+def _sides(layer: Layer, entries: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+    """What ``per_layer_config`` says of the blocks around a layer's own."""
     sides = {"before": layer.before, "after": layer.after}
-    return own | {side: [_mlp(block) for block in sides[side]] for side in sides if sides[side]}
+    return {
+        side: [entries[block.index]["edits"] for block in blocks]
+        for side, blocks in sides.items()
+        if blocks
+    }
 
 
-def _mlp(block: Block) -> dict[str, Any]:
-    """What ``before`` and ``after`` say of the MLP of a block."""
-    own: dict[str, Any] = {"intermediate_size": block.widths.channels}
-    return own | ({"bias": True} if "mlp" in block.biased else {})
-
-
-def _names(left: Layout, layers: Sequence[Layer], family: Family) -> Callable[[str], str]:
+def _names(left: Layout, layers: Sequence[Layer]) -> Callable[[str], str]:
     """What a parameter of the folded model is called in the dense one."""
     pattern = re.compile(rf"^{re.escape(left.path)}\.(\d+)\.(?:(before|after)\.(\d+)\.)?(.+)$")
-    mlp = (*family.mlp.identity_modules, family.mlp.zero_module)
 
     def name_of(name: str) -> str:
         match = pattern.match(name)
         if match is None:
             return name
-        layer, path = layers[int(match[1])], match[4]
-        block: Block | None = layer.attention
+        layer = layers[int(match[1])]
+        block = layer.block
         if match[2]:
             block = (layer.before if match[2] == "before" else layer.after)[int(match[3])]
-        elif any(path.startswith(f"{part}.") for part in mlp):
-            block = layer.mlp
-        assert block is not None
-        return f"{left.path}.{block.index}.{path}"
+        return f"{left.path}.{block.index}.{match[4]}"
 
     return name_of

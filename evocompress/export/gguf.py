@@ -19,9 +19,9 @@ from evocompress.export.gguf_tokenizer import tokenizer_obstacle
 from evocompress.export.gguf_writing import GGUF_FILE, TYPES, write_gguf
 from evocompress.export.layout import layout
 from evocompress.export.llama_like import first_without_attention, unlike_llama
-from evocompress.export.modeling_file import ModelingFile
+from evocompress.export.modeling_file import ModelingFile, derived_config, known_classes
 from evocompress.export.running import Programs, Running
-from evocompress.export.weights import StateDict
+from evocompress.export.weights import StateDict, assemble, renumbered
 from evocompress.models.loading import LoadedModel
 
 ROPES = ("default", "linear", "llama3")
@@ -91,9 +91,12 @@ class Gguf:
             )
 
     def build(self, loaded: LoadedModel, state: StateDict, candidate: Candidate) -> PreTrainedModel:
-        """The model of format ``hf``."""
+        """The model of format ``hf`` without the blocks of which nothing is left."""
         self.check_package()
-        return ModelingFile().build(loaded, state, candidate)
+        left = layout(loaded, candidate)
+        config = derived_config(loaded, state, candidate, left.kept)
+        names = renumbered(left.names, left.kept)
+        return assemble(known_classes(loaded).head, config, state, names)
 
     def save(
         self, model: PreTrainedModel, loaded: LoadedModel, folder: Path, weights: str | None

@@ -9,9 +9,12 @@ from torch import Tensor
 from evocompress.core.errors import ExportError
 from evocompress.core.types import Candidate
 from evocompress.export.formats import FORMATS
+from evocompress.export.layout import layout
 from evocompress.export.pretrained import Pretrained
 from evocompress.export.record import read_record
 from evocompress.export.reload import read_checkpoint
+from evocompress.export.weights import renumbered
+from evocompress.models.families.uneven import text_config
 from evocompress.models.loading import LoadedModel
 
 
@@ -33,5 +36,9 @@ def checkpoint_state(path: Path, loaded: LoadedModel, candidate: Candidate) -> d
             f"{path} is of format '{record.format}', which adds zeros and so cannot be written in "
             "another: materialize and heal it in format 'hf'"
         )
-    tensors = read_checkpoint(path, loaded.model).state_dict()
+    model = read_checkpoint(path, loaded.model)
+    tensors, left = model.state_dict(), layout(loaded, candidate)
+    if text_config(model.config).num_hidden_layers == len(left.kept) < len(left.blocks):
+        # There were formats that left out blocks of which nothing is left.
+        name_of = name_of if record.format == "folded" else renumbered(left.names, left.kept)
     return dict(loaded.model.state_dict()) | {name_of(n): tensor for n, tensor in tensors.items()}

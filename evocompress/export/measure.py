@@ -23,7 +23,8 @@ def measured_costs(folder: Path, loaded: LoadedModel) -> dict[str, int]:
     """
     family = loaded.family
     # Buffers are no parameters: what batch norms count, corrections of routers.
-    buffers = {_unnumbered(name) for name, _ in loaded.model.named_buffers()}
+    kept = loaded.model.state_dict()
+    buffers = {_unnumbered(name) for name, _ in loaded.model.named_buffers() if name in kept}
     block = family.block_names.pattern + r"\.((before|after)\.\d+\.)?"
     paths = "|".join(matrix.pattern for matrix in family.matrices)
     matrix = re.compile(rf"{block}({paths})\.weight")

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from evocompress.core.types import DENSE, Candidate
-from evocompress.export.configs import channel_key, cut_config, use_of_index
+from evocompress.export.configs import cut_config, use_of_index
 from evocompress.export.edits import edits_of
 from evocompress.export.layout import Block, layout, no_block_left
 from evocompress.export.pretrained import Pretrained
@@ -76,10 +76,7 @@ class ModelingFile(Pretrained):
                 self.name_of(loaded, candidate),
             )
         blocks = _blocks(loaded, candidate)
-        grouped = hasattr(loaded.model.config, "num_key_value_heads")
-        own = [overrides(block, grouped=grouped) for block in blocks]
-        if loaded.family.mixture is not None:
-            own = [of_mixture(one, block, loaded) for one, block in zip(own, blocks, strict=True)]
+        own = [overrides(block, grouped=False) for block in blocks]
         config = uneven_config(loaded, blocks, own)
         return assemble(classes.head, config, state, self.name_of(loaded, candidate))
 
@@ -136,10 +133,18 @@ def layers_config(loaded: LoadedModel, blocks: Sequence[Block]) -> PreTrainedCon
     return classes.config.from_dict(settings)
 
 
-def derived_config(loaded: LoadedModel, state: StateDict, candidate: Candidate) -> PreTrainedConfig:
-    """The config of a class of `modeling_derived`: the dense one's, and what each block becomes."""
+def derived_config(
+    loaded: LoadedModel,
+    state: StateDict,
+    candidate: Candidate,
+    blocks: Sequence[Block] | None = None,
+) -> PreTrainedConfig:
+    """The config of a class of `modeling_derived`: the dense one's, and what each block becomes.
+
+    With `blocks` it is that of a model of these alone.
+    """
     classes, whole = known_classes(loaded), loaded.model.config
-    dense, settings = text_config(whole), _layered(loaded, state, candidate)
+    dense, settings = text_config(whole), _layered(loaded, state, candidate, blocks)
     path = loaded.family.layers_path
     if dense is not whole:
         own = dense_class(type(dense))
@@ -157,12 +162,18 @@ def derived_config(loaded: LoadedModel, state: StateDict, candidate: Candidate) 
     return config
 
 
-def _layered(loaded: LoadedModel, state: StateDict, candidate: Candidate) -> dict[str, Any]:
+def _layered(
+    loaded: LoadedModel,
+    state: StateDict,
+    candidate: Candidate,
+    blocks: Sequence[Block] | None,
+) -> dict[str, Any]:
     """The settings of the dense language model, and what each of its blocks becomes."""
     dense = text_config(loaded.model.config)
     grouped = dense._hasattr_without_heterogeneous_validation("num_key_value_heads")
     known = {*WORDS, *filter(dense._hasattr_without_heterogeneous_validation, SETTINGS)}
-    settings: dict[str, Any] = dense.to_dict()
+    kept = dense if blocks is None else text_config(cut_config(loaded.model.config, blocks))
+    settings: dict[str, Any] = kept.to_dict()
     others = (*WORDS, "edits")
     given = {
         int(layer): {name: entry[name] for name in entry if name not in others}
@@ -170,17 +181,15 @@ def _layered(loaded: LoadedModel, state: StateDict, candidate: Candidate) -> dic
     }
     own: dict[str, dict[str, Any]] = {}
     left = layout(loaded, candidate)
-    for block in left.blocks:
+    for layer, block in enumerate(left.blocks if blocks is None else blocks):
         names = {kind: f"{left.names[block.index]}.{kind}" for kind in block.narrow}
         now = [k for k, name in names.items() if candidate.by_name.get(name, DENSE).narrow]
         entry = overrides(replace(block, narrow=tuple(now)), grouped=grouped)
         if block.experts:
             entry.pop(CHANNELS, None)  # which may be of other blocks' MLPs
-        own[str(block.index)] = given.get(block.index, {}) | {
-            k: entry[k] for k in entry.keys() & known
-        }
+        own[str(layer)] = given.get(block.index, {}) | {k: entry[k] for k in entry.keys() & known}
         if edits := edits_of(loaded, state, candidate, block):
-            own[str(block.index)]["edits"] = edits
+            own[str(layer)]["edits"] = edits
     settings["per_layer_config"] = own
     settings |= {"dense_layers": layers} if (layers := dense_layers(dense)) else {}
     del settings["model_type"]
@@ -211,16 +220,6 @@ def uneven_config(
     config = classes.config.from_dict(settings)
     config._attn_implementation = dense._attn_implementation
     return config
-
-
-def of_mixture(own: dict[str, Any], block: Block, loaded: LoadedModel) -> dict[str, Any]:
-    """A block's `own` entry of ``per_layer_config``, if its MLP is a mixture of experts."""
-    config, mixture = loaded.model.config, loaded.family.mixture
-    assert mixture is not None
-    widths = {channel_key(config): own[CHANNELS]} if "mlp" in block.narrow else {}
-    experts = {mixture.count_key: len(block.experts)} if block.reduced else {}
-    rest = {name: value for name, value in own.items() if name != CHANNELS}
-    return rest | widths | experts
 
 
 def overrides(block: Block, *, grouped: bool) -> dict[str, Any]:

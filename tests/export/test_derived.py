@@ -27,7 +27,7 @@ from evocompress.export import read_record
 from evocompress.models.families import Family
 from evocompress.models.families.derivation.derived import Derived
 from evocompress.models.loading import LoadedModel, load
-from evocompress.models.modeling import CLASSES, modeling_derived
+from evocompress.models.modeling import modeling_derived
 from evocompress.space.costs import cost_model
 from evocompress.testing.derived import typical_config, typical_loaded
 from evocompress.testing.formats import (
@@ -265,10 +265,7 @@ def test_a_cache_made_without_the_config_is_refused(
         model(random_ids(), past_key_values=DynamicCache(), use_cache=True)
 
 
-def test_modules_have_their_own_settings_and_the_models_kernel(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delitem(CLASSES, "phi3")
+def test_modules_have_their_own_settings_and_the_models_kernel(tmp_path: Path) -> None:
     loaded = tiny_loaded("phi3", layers=4)
     assert loaded.family.kinds[0].parts["attention"].settings.config
     candidate = candidate_of(loaded, with_bias(loaded))

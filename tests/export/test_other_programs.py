@@ -61,8 +61,10 @@ def test_every_folded_layer_has_an_attention(llama: LoadedModel, tmp_path: Path)
     out = write(llama, candidate_of(llama, levels), tmp_path / "out", "folded")
     config = settings(out)
     assert config["num_hidden_layers"] == 1
-    entry = [{"intermediate_size": 128}]
-    assert config["per_layer_config"] == {"0": {"before": entry, "after": entry}}
+    entry = {"identities": ["input_layernorm"], "zeros": {"self_attn": 2}}
+    layers = config["per_layer_config"]
+    assert layers.keys() == {"0"} and layers["0"]["skip"] == ["mlp"]
+    assert layers["0"]["before"] == [entry] and layers["0"]["after"] == [entry] * 2
     assert "is no layer of its own" in (out / "README.md").read_text()
 
 

@@ -48,7 +48,7 @@ OLD: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("case", OLD)
-@pytest.mark.parametrize("form", ["stock", "hf", "padded", "folded"])
+@pytest.mark.parametrize("form", ["stock", "padded"])
 def test_the_old_settings_are_beside_the_new_ones(case: str, form: str, tmp_path: Path) -> None:
     loaded = rotary_loaded(*case.split("-"))
     out = write(loaded, candidate_of(loaded, {}), tmp_path / "out", form)

@@ -82,7 +82,7 @@ def test_checkpoint_is_of_the_students_format_with_all_its_files(
     heal(student, teacher, train, validation, CONFIG, out)
     names = {path.name for path in student.iterdir()}
     assert {path.name for path in (out / "checkpoint").iterdir()} == names
-    assert "modeling_llama.py" in names
+    assert "modeling_derived.py" in names
     assert read_candidate(out / "checkpoint") == read_candidate(student)
     config = json.loads((out / "checkpoint" / "config.json").read_text())
     assert config == json.loads((student / "config.json").read_text())

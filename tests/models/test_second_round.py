@@ -116,8 +116,8 @@ def test_its_units_are_what_is_left(llama: LoadedModel) -> None:
     assert parts == [
         *("0", "0.attention"),
         *("1", "1.attention", "1.mlp"),
-        *("2", "2.mlp"),
-        *("3", "3.attention", "3.mlp"),
+        *("3", "3.mlp"),
+        *("4", "4.attention", "4.mlp"),
     ]
     modules = dict(llama.model.named_modules())
     for unit in units:
@@ -125,12 +125,12 @@ def test_its_units_are_what_is_left(llama: LoadedModel) -> None:
             assert unit.shape == tuple(modules[unit.name].weight.shape)
             assert unit.bias == (modules[unit.name].bias is not None)
     architecture = llama.family.architecture(llama.model)
-    assert architecture.kv_heads == (2, 2, 0, 2)
-    assert architecture.heads == (4, 2, 0, 4)
-    assert architecture.channels == (0, 72, 100, 128)
+    assert architecture.kv_heads == (2, 2, 0, 0, 2)
+    assert architecture.heads == (4, 2, 0, 0, 4)
+    assert architecture.channels == (0, 72, 0, 100, 128)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CLASSES)
 def test_the_classes_of_checkpoints_are_known(name: str) -> None:
     classes = CLASSES[name]
     kind, head = classes.config.model_type, classes.head.__name__
@@ -189,18 +189,21 @@ def test_the_config_composes_both_rounds(llama: LoadedModel, tmp_path: Path) -> 
     levels = {
         "1.attention": DROP,
         "1.mlp": Level(channels=40),
-        "3.attention": Level(kv_groups=1, group_heads=2),
+        "4.attention": Level(kv_groups=1, group_heads=2),
     }
     out = materialize(
         llama, PlainLibrary(llama), candidate_of(llama, levels | {"0": DROP}), tmp_path / "out"
     )
     config = json.loads((out / "config.json").read_text())
-    assert config["model_type"] == "evocompress_llama"
-    assert config["num_hidden_layers"] == 3
-    assert config["per_layer_config"] == {
-        "0": {"skip": ["attention"], "intermediate_size": 40, "bias": ["mlp"]},
-        "1": {"skip": ["attention"], "intermediate_size": 100},
-        "2": {"num_attention_heads": 2, "num_key_value_heads": 1},
+    assert (config["model_type"], config["num_hidden_layers"]) == ("evocompress_derived", 5)
+    layers = config["per_layer_config"].items()
+    assert {layer: {k: v for k, v in own.items() if k != "edits"} for layer, own in layers} == {
+        "0": {"skip": ["attention", "mlp"]},
+        "1": {"skip": ["attention"], "num_attention_heads": 2, "intermediate_size": 40}
+        | {"bias": ["mlp"]},
+        "2": {"skip": ["attention", "mlp"]},
+        "3": {"skip": ["attention"], "intermediate_size": 100},
+        "4": {"num_attention_heads": 2, "num_key_value_heads": 1},
     }
 
 
@@ -218,7 +221,7 @@ def space_of(loaded: LoadedModel, **settings: Any) -> dict[str, list[str]]:
 
 def test_widths_are_relative_to_each_layer(llama: LoadedModel) -> None:
     width = {"units": ["mlp"], "channels": [0.5], "multiple_of": 4}
-    halves = {"1.mlp": Level(channels=36), "2.mlp": Level(channels=52), "3.mlp": Level(channels=64)}
+    halves = {"1.mlp": Level(channels=36), "3.mlp": Level(channels=52), "4.mlp": Level(channels=64)}
     found = space_of(llama, width=width)
     assert {name: keys[1:] for name, keys in found.items()} == {
         name: [level.key] for name, level in halves.items()
@@ -230,8 +233,8 @@ def test_widths_that_a_narrower_layer_does_not_have_are_left_out(llama: LoadedMo
     found = space_of(llama, width=width)
     assert {name: len(keys) - 1 for name, keys in found.items()} == {
         "1.mlp": 1,
-        "2.mlp": 2,
         "3.mlp": 2,
+        "4.mlp": 2,
     }
     assert "1.mlp" not in space_of(llama, width=width | {"channels": [0.5], "multiple_of": 80})
     with pytest.raises(ConfigError, match="multiple_of: 256 is more than the model's 128"):
@@ -304,7 +307,7 @@ def test_families_of_other_layers_are_refused_by_name(name: str, tmp_path: Path)
     kind = f"evocompress_{name}"
     (folder / "config.json").write_text(json.dumps(config | {"model_type": kind}))
     for read in (load, outline):
-        with pytest.raises(ModelError, match=f"compressed checkpoint of type '{kind}', which"):
+        with pytest.raises(ModelError, match=f"compressed checkpoint of type '{name}', which"):
             read(str(folder))
 
 

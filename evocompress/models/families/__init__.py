@@ -105,19 +105,17 @@ def family_named(model_type: str, classes: Sequence[str] = (), *, embeds: bool =
     """
     if not is_compressed(model_type):
         return _stock_family(model_type, classes, embeds)
-    if model_type == DERIVED:
-        known_as = [stock_class(name) for name in classes]
-        return _stock_family(dense_type(known_as), known_as, embeds)
-    name = model_type.removeprefix(PREFIX)
+    known_as = [stock_class(one) for one in classes]
+    name = dense_type(known_as) if model_type == DERIVED else model_type.removeprefix(PREFIX)
     known = FAMILIES.get(name)
     if known is not None and (known.mixture is not None or isinstance(known, Convolutional)):
         raise ModelError(
-            f"this is a compressed checkpoint of type {model_type!r}, which cannot be compressed "
+            f"this is a compressed checkpoint of type {name!r}, which cannot be compressed "
             "again, as those of other families can: give the original model and a lower budget, "
             "or a checkpoint of format stock, which has the model's own class"
         )
     stock = name if known is None else known.model_type
-    return _stock_family(stock, [stock_class(one) for one in classes], embeds)
+    return _stock_family(stock, known_as, embeds)
 
 
 def _stock_family(model_type: str, classes: Sequence[str], embeds: bool) -> Family:

@@ -11,7 +11,11 @@ from evocompress.models.families.mixture import Mixture, expert_matrices
 
 
 class MixtureFamily(Family):
-    """Llama's attention, and an MLP that is a mixture of experts in every block."""
+    """Llama's attention, and an MLP that is a mixture of experts in every block.
+
+    Such families are written by hand because format ``stock`` writes experts under the names that
+    checkpoints of the type have for them (`Mixture.stored`), which its modules do not tell.
+    """
 
     mixture: Mixture
     mlp: SubLayer = SubLayer(

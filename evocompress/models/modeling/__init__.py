@@ -22,20 +22,7 @@ from evocompress.models.modeling import (
     modeling_bert,
     modeling_deci,
     modeling_derived,
-    modeling_gemma2,
-    modeling_gemma3_text,
-    modeling_gpt2,
-    modeling_llama,
-    modeling_mistral,
-    modeling_mixtral,
-    modeling_opt,
-    modeling_phi3,
-    modeling_qwen2,
-    modeling_qwen2_moe,
-    modeling_qwen3,
-    modeling_qwen3_moe,
     modeling_resnet,
-    modeling_starcoder2,
     modeling_vit,
 )
 
@@ -93,35 +80,6 @@ DECI = Classes(
 """Of the format ``deci``, for every family that it can hold."""
 
 CLASSES: dict[str, Classes] = {
-    "llama": _classes(modeling_llama, "Llama", "LlamaForCausalLM"),
-    "mistral": _classes(modeling_mistral, "Mistral", "MistralForCausalLM"),
-    "qwen2": _classes(modeling_qwen2, "Qwen2", "Qwen2ForCausalLM"),
-    "qwen3": _classes(modeling_qwen3, "Qwen3", "Qwen3ForCausalLM"),
-    "phi3": _classes(modeling_phi3, "Phi3", "Phi3ForCausalLM"),
-    "gemma2": _classes(modeling_gemma2, "Gemma2", "Gemma2ForCausalLM"),
-    "gemma3_text": _classes(modeling_gemma3_text, "Gemma3Text", "Gemma3ForCausalLM"),
-    "gpt2": _classes(modeling_gpt2, "GPT2", "GPT2LMHeadModel"),
-    "opt": _classes(modeling_opt, "OPT", "OPTForCausalLM"),
-    "starcoder2": _classes(modeling_starcoder2, "Starcoder2", "Starcoder2ForCausalLM"),
-    "mixtral": _classes(modeling_mixtral, "Mixtral", "MixtralForCausalLM"),
-    "qwen2_moe": _classes(modeling_qwen2_moe, "Qwen2Moe", "Qwen2MoeForCausalLM"),
-    "qwen3_moe": _classes(modeling_qwen3_moe, "Qwen3Moe", "Qwen3MoeForCausalLM"),
-    "llama-classifier": _classes(modeling_llama, "Llama", "LlamaForSequenceClassification"),
-    "llama-embedding": _classes(modeling_llama, "Llama"),
-    "mistral-classifier": _classes(modeling_mistral, "Mistral", "MistralForSequenceClassification"),
-    "mistral-embedding": _classes(modeling_mistral, "Mistral"),
-    "qwen2-classifier": _classes(modeling_qwen2, "Qwen2", "Qwen2ForSequenceClassification"),
-    "qwen2-embedding": _classes(modeling_qwen2, "Qwen2"),
-    "qwen3-classifier": _classes(modeling_qwen3, "Qwen3", "Qwen3ForSequenceClassification"),
-    "qwen3-embedding": _classes(modeling_qwen3, "Qwen3"),
-    "gemma2-classifier": _classes(modeling_gemma2, "Gemma2", "Gemma2ForSequenceClassification"),
-    "gemma2-embedding": _classes(modeling_gemma2, "Gemma2"),
-    "gemma3_text-classifier": _classes(
-        modeling_gemma3_text, "Gemma3Text", "Gemma3TextForSequenceClassification"
-    ),
-    "gemma3_text-embedding": _classes(modeling_gemma3_text, "Gemma3Text"),
-    "gpt2-classifier": _classes(modeling_gpt2, "GPT2", "GPT2ForSequenceClassification"),
-    "gpt2-embedding": _classes(modeling_gpt2, "GPT2"),
     "bert": _classes(modeling_bert, "Bert"),
     "bert-classifier": _classes(modeling_bert, "Bert", "BertForSequenceClassification"),
     "roberta": _classes(modeling_bert, "Roberta"),
@@ -159,6 +117,10 @@ def derived_classes(dense: type[PreTrainedModel]) -> Classes | None:
 
 def register() -> None:
     """Has transformers know the classes: it loads and saves them without trusting any code."""
+    # Which derives families, as this module does not.
+    from evocompress.models.former import register_former
+
+    register_former()
     derived = modeling_derived.EvocompressDerivedConfig
     AutoConfig.register(derived.model_type, derived, exist_ok=True)
     for classes in (*CLASSES.values(), DECI):

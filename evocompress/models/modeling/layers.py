@@ -2,26 +2,22 @@
 
 ``config.per_layer_config[i]`` says how block i differs from the others: ``skip`` names the
 sub-layers that it does not have, ``num_attention_heads``, ``num_key_value_heads`` and
-``intermediate_size`` are its own, as are in a mixture ``num_local_experts`` or ``num_experts`` and
-``moe_intermediate_size``, and ``bias`` names the sub-layers whose output matrix has a
-bias although the family's has none. ``before`` and ``after`` list MLPs of blocks without
-attention that run in front of the block and behind it, each with its ``intermediate_size``, and
-``bias`` where its output matrix has one. The family's own block runs unchanged; a sub-layer with
+``intermediate_size`` are its own, and ``bias`` names the sub-layers whose output matrix has a
+bias although the family's has none. The family's own block runs unchanged; a sub-layer with
 its own width is the family's too, and what belongs to a missing one is replaced by modules
 without weights that add nothing to the residual stream.
 """
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cache, partial
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 import transformers
 from torch import nn
-from transformers import Cache, PreTrainedConfig, PreTrainedModel, cache_utils
-from transformers.modeling_layers import GenericForSequenceClassification
+from transformers import Cache, PreTrainedConfig, cache_utils
 
 if not hasattr(PreTrainedConfig, "per_layer_config"):
     raise ImportError(
@@ -33,10 +29,7 @@ REFUSING: Any = next(base for base in PreTrainedConfig.__mro__ if "per_layer_con
 
 WIDTHS = {
     "attention": ("num_attention_heads", "num_key_value_heads"),
-    "mlp": (
-        *("intermediate_size", "moe_intermediate_size"),
-        *("num_local_experts", "num_experts"),
-    ),
+    "mlp": ("intermediate_size",),
 }
 """The settings that a layer may have on its own, by sub-layer."""
 
@@ -185,74 +178,6 @@ class Experts(nn.ModuleList):
         return total
 
 
-def split_experts(blocks: nn.ModuleList) -> None:
-    """Give the mixtures of blocks, in place, experts with matrices of their own."""
-    for block in blocks:
-        fused: Any = getattr(getattr(block, "mlp", None), "experts", None)
-        if fused is not None:
-            count, hidden, channels = fused.down_proj.shape
-            each = (Expert(hidden, channels, gating(fused)) for _ in range(count))
-            like = fused.down_proj
-            whole: Any = block
-            whole.mlp.experts = Experts(each).to(device=like.device, dtype=like.dtype)
-
-
-class Branch(nn.Module):
-    """A sub-layer on its own: its modules one after the other, and the residual addition."""
-
-    def __init__(self, block: nn.Module, paths: Sequence[str]) -> None:
-        super().__init__()
-        self.paths = tuple(paths)
-        for path in self.paths:
-            self.add_module(path, block.get_submodule(path))
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """The residual stream with what the sub-layer adds to it."""
-        branch = hidden_states
-        for path in self.paths:
-            branch = getattr(self, path)(branch)
-        return hidden_states + branch
-
-
-class FoldedBlock(nn.Module):
-    """Mixin for a family's block with MLPs of other blocks ``before`` and ``after`` it."""
-
-    before: nn.ModuleList
-    after: nn.ModuleList
-
-    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """As the family's own."""
-        for branch in self.before:
-            hidden_states = branch(hidden_states)
-        hidden_states = super().forward(hidden_states, *args, **kwargs)
-        for branch in self.after:
-            hidden_states = branch(hidden_states)
-        return hidden_states
-
-
-@cache
-def folded(block: type[nn.Module]) -> type[nn.Module]:
-    """The class of a family's block with other MLPs around it; it has the same name."""
-    return type(block.__name__, (FoldedBlock, block), {})
-
-
-class Classifier:
-    """Mixin for a decoder's classifier whose body is that of the same file.
-
-    transformers would look the body up by the config, which only this file may know.
-    """
-
-    body: ClassVar[type[PreTrainedModel]]
-
-    def __init__(self, config: PreTrainedConfig) -> None:
-        super(GenericForSequenceClassification, self).__init__(config)  # type: ignore[misc]
-        whole: Any = self
-        setattr(whole, whole.base_model_prefix, self.body(config))
-        whole.num_labels = config.num_labels
-        whole.score = nn.Linear(config.hidden_size, whole.num_labels, bias=False)
-        whole.post_init()
-
-
 class LayerConfig:
     """The config as one layer sees it: its own widths, all else the model's at any time.
 
@@ -274,11 +199,6 @@ Rebuild = Callable[[Any, LayerConfig, int], None]
 """Gives, in place, a sub-layer of a block the width that the config of its layer says."""
 
 
-def rebuild_attention(block: Any, config: LayerConfig, layer: int) -> None:
-    """A new ``self_attn`` of the same class."""
-    block.self_attn = type(block.self_attn)(config, layer)
-
-
 def rebuild_mlp(block: Any, config: LayerConfig, layer: int) -> None:
     """A new ``mlp`` of the same class."""
     block.mlp = type(block.mlp)(config)
@@ -286,7 +206,7 @@ def rebuild_mlp(block: Any, config: LayerConfig, layer: int) -> None:
 
 @dataclass(frozen=True)
 class Parts:
-    """Where a family's block holds its sub-layers, by ``attention`` and ``mlp``; as in Llama's.
+    """Where a family's block holds its sub-layers, by ``attention`` and ``mlp``.
 
     Attributes:
         stand_ins: {module path within the block: what replaces it where the sub-layer is missing}.
@@ -295,18 +215,9 @@ class Parts:
         blocks: Module path of the list of blocks within the body.
     """
 
-    stand_ins: Mapping[str, Mapping[str, type[nn.Module]]] = field(
-        default_factory=lambda: {
-            "attention": {"input_layernorm": nn.Identity, "self_attn": NoAttention},
-            "mlp": {"post_attention_layernorm": nn.Identity, "mlp": NoMLP},
-        }
-    )
-    outputs: Mapping[str, str] = field(
-        default_factory=lambda: {"attention": "self_attn.o_proj", "mlp": "mlp.down_proj"}
-    )
-    rebuild: Mapping[str, Rebuild] = field(
-        default_factory=lambda: {"attention": rebuild_attention, "mlp": rebuild_mlp}
-    )
+    stand_ins: Mapping[str, Mapping[str, type[nn.Module]]]
+    outputs: Mapping[str, str]
+    rebuild: Mapping[str, Rebuild]
     blocks: str = "layers"
 
 
@@ -317,7 +228,7 @@ class PerLayerConfig:
         parts: Where the family's blocks hold their sub-layers.
     """
 
-    parts: ClassVar[Parts] = Parts()
+    parts: ClassVar[Parts]
     skip: ClassVar[Sequence[str]] = ()
     bias: ClassVar[Sequence[str]] = ()
     before: ClassVar[Sequence[Mapping[str, Any]]] = ()
@@ -349,7 +260,6 @@ class UnevenModel:
         whole: Any = self
         blocks = whole.base_model.get_submodule(config.parts.blocks)
         shape_layers(blocks, config)
-        split_experts(blocks)
 
 
 def shape_layers(blocks: nn.ModuleList, config: PreTrainedConfig) -> None:
@@ -357,7 +267,6 @@ def shape_layers(blocks: nn.ModuleList, config: PreTrainedConfig) -> None:
     parts: Parts = config.parts
     for layer, block in enumerate(blocks):
         own = config.per_layer_config[layer]
-        fold(block, config, layer, parts, before=own.before, after=own.after)
         for sublayer, names in WIDTHS.items():
             if sublayer in own.skip:
                 for path, stand_in in parts.stand_ins[sublayer].items():
@@ -383,32 +292,3 @@ def shape(
     if bias:
         output: Any = block.get_submodule(parts.outputs[sublayer])
         output.bias = nn.Parameter(output.weight.new_zeros(output.out_features))
-
-
-def fold(
-    block: nn.Module,
-    config: PreTrainedConfig,
-    layer: int,
-    parts: Parts,
-    *,
-    before: Sequence[Mapping[str, Any]],
-    after: Sequence[Mapping[str, Any]],
-) -> None:
-    """Give a block of the family's own, in place, MLPs of other blocks.
-
-    `before` has the ``intermediate_size`` and ``bias`` of each MLP in front of the block, `after`
-    of those behind it.
-    """
-    if not (before or after):
-        return
-    donor: Any = type(block)
-
-    def branch(own: Mapping[str, Any]) -> Branch:
-        whole = donor(config, layer)
-        widths = {"intermediate_size": own["intermediate_size"]}
-        shape(whole, "mlp", config, layer, parts, widths, bias=own.get("bias", False))
-        return Branch(whole, tuple(parts.stand_ins["mlp"]))
-
-    block.before = nn.ModuleList(branch(own) for own in before)
-    block.after = nn.ModuleList(branch(own) for own in after)
-    block.__class__ = folded(donor)

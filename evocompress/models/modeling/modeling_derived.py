@@ -3,13 +3,16 @@
 For a class ``XForCausalLM`` of transformers this module has ``EvocompressXForCausalLM``, the same
 class with other blocks, and for its config ``XConfig`` an ``EvocompressXConfig``; each is made when
 it is first asked for. ``config.per_layer_config[i].edits`` says how block i is made from the
-class's own: by `edited`. In a model of several parts that is in the config of its language model.
+class's own: by `edited`. ``before`` and ``after`` are the edits of blocks that have lost their
+attention and run in front of a block and behind it. In a model of several parts that is in the
+config of its language model.
 """
 
+import copy
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
-from typing import Any, ClassVar
+from functools import cache, partial
+from typing import Any, ClassVar, cast
 
 import torch
 import transformers
@@ -69,13 +72,15 @@ class Nothing(nn.Module):
     """Stands where the modules of a sub-layer were: a zero for the residual addition.
 
     Args:
-        layer_idx: Number of the block.
+        layer_idx: Number of the block; ``None`` where it is part of another layer.
         among: How many things they returned, the zero being the first; 0 where it was all.
         residual: Of modules that make the residual addition themselves, the place and the name of
             the argument that they add to; it takes the place of the zero.
     """
 
-    def __init__(self, layer_idx: int, among: int, residual: tuple[int, str] | None = None) -> None:
+    def __init__(
+        self, layer_idx: int | None, among: int, residual: tuple[int, str] | None = None
+    ) -> None:
         super().__init__()
         self.layer_idx = layer_idx
         self.among = among
@@ -94,20 +99,61 @@ class Nothing(nn.Module):
         return (result, *[None] * (self.among - 1)) if self.among else result
 
 
-def passed_on(layer: int, hidden_states: torch.Tensor, *given: Any, **named: Any) -> torch.Tensor:
+def passed_on(
+    layer: int | None, hidden_states: torch.Tensor, *given: Any, **named: Any
+) -> torch.Tensor:
     """What a block without any sub-layer makes of the residual stream."""
     check_caches((*given, *named.values()), layer)
     return hidden_states
 
 
-def check_caches(values: Iterable[Any], layer: int) -> None:
+def check_caches(values: Iterable[Any], layer: int | None) -> None:
     """Refuse a cache among the arguments of a layer without attention that has a slot for it."""
     for value in values:
-        if isinstance(value, Cache):
+        if layer is not None and isinstance(value, Cache):
             check_cache(value, layer)
 
 
-def edited(block: nn.Module, edits: Mapping[str, Any], layer: int) -> None:
+class FoldedBlock(nn.Module):
+    """Mixin for a block with blocks without attention ``before`` and ``after`` it."""
+
+    before: nn.ModuleList
+    after: nn.ModuleList
+
+    def forward(self, hidden_states: torch.Tensor, *given: Any, **named: Any) -> Any:
+        """As the block's own."""
+        for block in self.before:
+            hidden_states = block(hidden_states, *given, **named)
+        hidden_states = super().forward(hidden_states, *given, **named)
+        for block in self.after:
+            hidden_states = block(hidden_states, *given, **named)
+        return hidden_states
+
+
+@cache
+def folded(block: Any) -> type[nn.Module]:
+    """The class of a block with others around it; it has the same name."""
+    return type(block.__name__, (FoldedBlock, block), {})
+
+
+@cache
+def uncounted(block: Any) -> type[nn.Module]:
+    """A class that computes what a block's does, and that transformers takes for no layer."""
+    bases = block.__mro__[: block.__mro__.index(nn.Module)]
+    every = {name: one for base in reversed(bases) for name, one in vars(base).items()}
+    own = {name: one for name, one in every.items() if not name.startswith("__")}
+    return type(block.__name__, (nn.Module,), own)
+
+
+def alone(block: nn.Module, edits: Mapping[str, Any]) -> nn.Module:
+    """A block without attention that runs before or behind another one, whose class it has."""
+    other, kind = copy.deepcopy(block), cast(Any, type(block))
+    edited(other, edits, None)
+    other.__class__ = uncounted(kind)
+    return other
+
+
+def edited(block: nn.Module, edits: Mapping[str, Any], layer: int | None) -> None:
     """Give a block, in place, another form.
 
     Args:
@@ -120,7 +166,7 @@ def edited(block: nn.Module, edits: Mapping[str, Any], layer: int) -> None:
             {tensor: shape}, of a bias also where there was none. ``attributes``: {path of an
             attribute of a module: value}. ``configs``: {path of the config that a module holds: the
             settings in which its own differs}.
-        layer: Number of the block.
+        layer: Number of the block; ``None`` of one that is part of another layer.
     """
     if edits.get("passes"):
         block.forward = partial(passed_on, layer)
@@ -257,7 +303,12 @@ class DerivedModel:
             return  # it has done so itself
         layers = config.get_text_config(decoder=True).per_layer_config
         for layer, block in enumerate(body.get_submodule(config.blocks)):
-            edited(block, layers[layer].edits, layer)
+            own = layers[layer]
+            sides = [nn.ModuleList(map(partial(alone, block), s)) for s in (own.before, own.after)]
+            edited(block, own.edits, layer)
+            if any(sides):
+                block.before, block.after = sides
+                block.__class__ = folded(cast(Any, type(block)))
 
 
 class EvocompressDerivedConfig(PreTrainedConfig):
