@@ -14,10 +14,11 @@ from evocompress.core.widths import Widths
 from evocompress.export.layout import Block
 from evocompress.models.config_keys import name_stages
 from evocompress.models.families.base import Family, prepare
+from evocompress.models.families.shapes import matrix_shape
 from evocompress.models.families.uneven import text_config
 from evocompress.models.loading import LoadedModel
 
-CHANNEL_KEYS = ("moe_intermediate_size", "intermediate_size", "ffn_dim", "n_inner")
+CHANNEL_KEYS = ("moe_intermediate_size", "intermediate_size", "ffn_dim", "n_inner", "hidden_dim")
 
 NOT_OF_LAYERS = ("architectures", "token_id", "token_ids", "tokens", "_keys", "keys_to_ignore")
 """Ends of the names of lists that every config may have, and that are not about layers."""
@@ -76,13 +77,36 @@ def set_widths(config: PreTrainedConfig, widths: Widths, dense: Widths) -> None:
         config.num_attention_heads = widths.heads
         if hasattr(config, "num_key_value_heads"):
             config.num_key_value_heads = widths.kv_heads
-    if widths.channels != dense.channels:
-        setattr(config, channel_key(config), widths.channels)
+    key = channel_key(config)
+    if widths.channels != dense.channels and key:
+        setattr(config, key, widths.channels)
 
 
 def channel_key(config: PreTrainedConfig) -> str:
-    """The setting of the width of a model's MLPs or experts."""
-    return next(key for key in CHANNEL_KEYS if hasattr(config, key))
+    """The setting of the width of a model's MLPs or experts; empty where it follows from others."""
+    return next((key for key in CHANNEL_KEYS if hasattr(config, key)), "")
+
+
+def are_channels_of_mlps_alone(loaded: LoadedModel) -> bool:
+    """Whether a setting of a model's config is the width of its MLPs and of nothing behind them."""
+    key, shapes = channel_key(text_config(loaded.model.config)), []
+    output = loaded.family.mlp.output
+    dense = matrix_shape(loaded.family.blocks(loaded.model)[0], output)[1]
+    for less in (0, 8) if key else ():
+        single = copy.deepcopy(loaded.model.config)
+        text = text_config(single)
+        _cut_lists(text, [0])
+        text.num_hidden_layers = 1
+        name_stages(text, 1)
+        if less:
+            setattr(text, key, dense - less)
+        with torch.device("meta"):
+            built = type(loaded.model)(single)
+        name = f"{loaded.family.block_names[0]}."
+        outside = {n: tuple(p.shape) for n, p in built.named_parameters() if name not in n}
+        mlp = built.get_parameter(f"{name}{output.path}.weight").shape
+        shapes.append((outside, tuple(mlp)))
+    return len(shapes) == 2 and shapes[0][0] == shapes[1][0] and shapes[0][1] != shapes[1][1]
 
 
 def is_taken(config: PreTrainedConfig, loaded: LoadedModel) -> bool:

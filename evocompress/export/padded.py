@@ -11,7 +11,13 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from evocompress.core.types import Candidate
 from evocompress.core.widths import Widths
-from evocompress.export.configs import cut_config, is_taken, set_widths, use_of_index
+from evocompress.export.configs import (
+    are_channels_of_mlps_alone,
+    cut_config,
+    is_taken,
+    set_widths,
+    use_of_index,
+)
 from evocompress.export.filling import Target, filled, filled_followers
 from evocompress.export.layout import (
     Block,
@@ -88,6 +94,8 @@ def _target(left: Layout, loaded: LoadedModel) -> Target:
     """The least widths that hold every layer and that the model's class takes."""
     biased = frozenset(kind for block in left.blocks for kind in block.biased)
     channels = max((b.widths.channels for b in left.having("mlp")), default=left.dense.channels)
+    if channels != left.dense.channels and not are_channels_of_mlps_alone(loaded):
+        channels = left.dense.channels
     dense = replace(left.dense, channels=channels)
     for heads, kv_heads in _grids(left):
         widths = replace(dense, heads=heads, kv_heads=kv_heads)

@@ -10,7 +10,13 @@ from typing import Any, ClassVar, cast
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from evocompress.core.types import Candidate
-from evocompress.export.configs import cut_config, is_taken, set_widths, use_of_index
+from evocompress.export.configs import (
+    are_channels_of_mlps_alone,
+    cut_config,
+    is_taken,
+    set_widths,
+    use_of_index,
+)
 from evocompress.export.layout import SUBLAYERS, Layout, layout, no_block_left, second_round
 from evocompress.export.pretrained import Pretrained
 from evocompress.export.running import OWN_CLASS, Programs, Running
@@ -111,6 +117,12 @@ def _uneven(left: Layout, loaded: LoadedModel) -> str | None:
 
 def _refused(left: Layout, loaded: LoadedModel) -> str | None:
     first, whole = left.kept[0], _config(left, loaded)
+    plain = loaded.family.mixture is None
+    if "mlp" in first.narrow and plain and not are_channels_of_mlps_alone(loaded):
+        return (
+            f"cannot make {left.path}.{first.index}.mlp narrower, because no setting of "
+            f"{type(whole).__name__} is the width of the blocks' MLPs alone"
+        )
     if "attention" not in first.narrow or is_taken(whole, loaded):
         return None
     config = text_config(whole)
