@@ -94,7 +94,8 @@ def test_what_stays_of_a_block() -> None:
     total = sum(parameter.numel() for parameter in model.parameters())
     assert architecture.outer_params + own + sum(unit.numel for unit in units) == total
     by_layer = 2 * model.config.hidden_size * model.config.hidden_size_per_layer_input
-    assert architecture.token_flops == 6 * 2 * by_layer
+    # Two matrices in each block, and one beside the blocks that makes the inputs of all.
+    assert architecture.token_flops == (6 * 2 + 6) * by_layer
 
 
 def test_heads_of_two_widths_are_counted_by_what_they_cost() -> None:
@@ -134,3 +135,11 @@ def test_mlps_that_read_the_same_are_one_sublayer() -> None:
     kind = family.kinds[0]
     assert kind.parts["mlp"].branch.cores == ("block_sparse_moe", "shared_mlp")
     assert kind.whole and not kind.shared
+
+
+def test_a_norm_with_matrices_is_no_part_of_what_reads_it() -> None:
+    """The norms of A.X K2 have a small MLP each."""
+    family = derive(language_class(config := typical_config("axk2")), config)
+    branches = [part.branch.core for part in family.kinds[0].parts.values()]
+    assert branches == [("self_attn",), ("mlp",)]
+    assert "input_layernorm" in family.kinds[0].shared

@@ -236,12 +236,18 @@ def _cores(children: Mapping[str, nn.Module], calls: Mapping[str, Call]) -> list
             continue
         if isinstance(module, LINEAR) and cores and isinstance(children[cores[-1][0]], LINEAR):
             cores[-1] = (*cores[-1], *between, path)
-        elif cores and next(iter(calls[path].tensors), None) is calls[cores[-1][-1]].first:
+        elif cores and _follows(calls[path], calls[cores[-1][-1]], children[cores[-1][-1]]):
             cores[-1] = (*cores[-1], path)
         else:
             cores.append((path,))
         between = ()
     return cores
+
+
+def _follows(call: Call, former: Call, module: nn.Module) -> bool:
+    """Whether a module reads what a former one yields; some norms have matrices and are none."""
+    named = "norm" in type(module).__name__.lower()
+    return not named and next(iter(call.tensors), None) is former.first
 
 
 def _branch(
