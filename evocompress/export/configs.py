@@ -90,7 +90,10 @@ def channel_key(config: PreTrainedConfig) -> str:
 def are_channels_of_mlps_alone(loaded: LoadedModel) -> bool:
     """Whether a setting of a model's config is the width of its MLPs and of nothing behind them."""
     key, shapes = channel_key(text_config(loaded.model.config)), []
-    output = loaded.family.mlp.output
+    first = loaded.family.at(0)
+    if not first.mlp.coupled:
+        return True  # the first layer, of which a model is made, has no MLP to tell it by
+    output = first.mlp.output
     dense = matrix_shape(loaded.family.blocks(loaded.model)[0], output)[1]
     for less in (0, 8) if key else ():
         single = copy.deepcopy(loaded.model.config)
