@@ -216,16 +216,25 @@ def models(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown.")] = False,
+    by_format: Annotated[
+        bool, typer.Option("--formats", help="Of types, what each format holds.")
+    ] = False,
 ) -> None:
     """Show what can be done to a model, or to each type of model of the installed transformers.
 
     No weights are read. All types take some minutes the first time.
     """
     from evocompress import api
-    from evocompress.pipeline.offers import markdown, model_rows, type_rows
+    from evocompress.pipeline.offers import (
+        format_rows,
+        formats_markdown,
+        markdown,
+        model_rows,
+        type_rows,
+    )
 
-    if model is not None and (types or as_markdown):
-        raise RunError("a model is shown by itself: leave out --type and --markdown")
+    if model is not None and (types or as_markdown or by_format):
+        raise RunError("a model is shown by itself: leave out --type, --markdown and --formats")
     if model is not None:
         found = [api.model_offers(model)]
     else:
@@ -233,10 +242,12 @@ def models(
     if as_json:
         typer.echo(json.dumps([asdict(offers) for offers in found], indent=1))
     elif as_markdown:
-        for line in markdown(found):
+        for line in (formats_markdown if by_format else markdown)(found):
             _say(line)
+    elif model is not None:
+        print_table(text_table(model_rows(found[0])))
     else:
-        print_table(text_table(type_rows(found) if model is None else model_rows(found[0])))
+        print_table(text_table((format_rows if by_format else type_rows)(found)))
 
 
 @library_app.command(

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import PreTrainedConfig, PreTrainedModel
+from torch import nn
+from transformers import PreTrainedConfig
 
-from evocompress.core.types import Unit
-from evocompress.core.widths import Widths
+from evocompress.core.widths import Widths, dense_widths
 from evocompress.export.layout import Block
 from evocompress.models.config_keys import name_stages
-from evocompress.models.families.base import Family, prepare
+from evocompress.models.families.derivation.shrink import CHANNEL_KEYS, EXPERT_KEYS
 from evocompress.models.families.shapes import matrix_shape
 from evocompress.models.families.uneven import text_config
 from evocompress.models.loading import LoadedModel
 
-CHANNEL_KEYS = ("moe_intermediate_size", "intermediate_size", "ffn_dim", "n_inner", "hidden_dim")
-
 NOT_OF_LAYERS = ("architectures", "token_id", "token_ids", "tokens", "_keys", "keys_to_ignore")
 """Ends of the names of lists that every config may have, and that are not about layers."""
+
+
+NUMBERS_OF_LAYERS = ("attn_layer_indices", "mlp_only_layers", "full_attn_idxs")
+"""Settings that list the numbers of layers."""
 
 
 def use_of_index(config: PreTrainedConfig) -> str:
@@ -41,6 +44,11 @@ def cut_config(config: PreTrainedConfig, kept: Sequence[Block]) -> PreTrainedCon
     _cut_lists(cut, indices)
     if getattr(cut, "max_window_layers", None) is not None:
         cut.max_window_layers = sum(index < cut.max_window_layers for index in indices)
+    if getattr(cut, "first_k_dense_replace", None):
+        cut.first_k_dense_replace = sum(index < cut.first_k_dense_replace for index in indices)
+    for name in NUMBERS_OF_LAYERS:
+        if numbers := getattr(cut, name, None):
+            setattr(cut, name, [i for i, index in enumerate(indices) if index in numbers])
     cut.num_hidden_layers = len(kept)
     name_stages(cut, len(kept))
     return whole
@@ -84,11 +92,14 @@ def set_widths(config: PreTrainedConfig, widths: Widths, dense: Widths) -> None:
 
 def channel_key(config: PreTrainedConfig) -> str:
     """The setting of the width of a model's MLPs or experts; empty where it follows from others."""
-    return next((key for key in CHANNEL_KEYS if hasattr(config, key)), "")
+    keys = ("moe_intermediate_size", *CHANNEL_KEYS, "hidden_dim")
+    return next((key for key in keys if hasattr(config, key)), "")
 
 
 def are_channels_of_mlps_alone(loaded: LoadedModel) -> bool:
     """Whether a setting of a model's config is the width of its MLPs and of nothing behind them."""
+    if len(getattr(loaded.family, "kinds", ())) > 1 or loaded.family.mixture is not None:
+        return True  # `is_taken` sees it
     key, shapes = channel_key(text_config(loaded.model.config)), []
     first = loaded.family.at(0)
     if not first.mlp.coupled:
@@ -112,35 +123,58 @@ def are_channels_of_mlps_alone(loaded: LoadedModel) -> bool:
     return len(shapes) == 2 and shapes[0][0] == shapes[1][0] and shapes[0][1] != shapes[1][1]
 
 
-def is_taken(config: PreTrainedConfig, loaded: LoadedModel) -> bool:
-    """Whether the model's classes take the heads that `set_widths` gave a config.
+def whole_widths(loaded: LoadedModel) -> Widths:
+    """The widths of dense sub-layers: of a hybrid those of the blocks that have them."""
+    whole = loaded.family.architecture(loaded.model)
+    heads, keys, channels = map(max, (whole.heads, whole.kv_heads, whole.channels))
+    return Widths(heads, keys, whole.head_dim, channels)
 
-    Some want their number to divide the hidden size; others derive their size from it.
+
+def expert_key(config: PreTrainedConfig, count: int) -> str:
+    """The setting of the number of a mixture's experts; empty where none is found."""
+    keys = (key for key in EXPERT_KEYS if getattr(config, key, None) == count)
+    return next(keys, "")
+
+
+def is_taken(config: PreTrainedConfig, loaded: LoadedModel, blocks: Sequence[Block]) -> bool:
+    """Whether the model's class makes some blocks of a config as wide as they are to be.
+
+    Some classes want heads whose number divides the hidden size, others derive their size from it,
+    or do not say by a setting how many channels there are. Where all blocks are built alike one
+    stands for all.
     """
-    dense = _output(loaded.family, loaded.model)
-    single, text = copy.deepcopy(config), text_config(config)
-    _cut_lists(text_config(single), [0])
-    text_config(single).num_hidden_layers = 1
+    narrow = any("attention" in block.narrow for block in blocks)
+    if len(getattr(loaded.family, "kinds", ())) < 2:
+        config, blocks = copy.deepcopy(config), blocks[:1]
+        _cut_lists(text_config(config), [0])
+        text_config(config).num_hidden_layers = 1
     try:
-        text.validate()
-        # The first layer of some models has no attention.
-        built = _built(loaded, single) or _built(loaded, config)
+        if narrow:
+            text_config(config).validate()
+        with torch.device("meta"):
+            built = type(loaded.model)(config)
     except (StrictDataclassError, ValueError):
         return False
-    if not (dense and dense.shape and built and built.shape):
-        return False
-    heads = loaded.family.architecture(loaded.model).heads[dense.block]
-    return bool(dense.shape[1] * text.num_attention_heads == built.shape[1] * heads)
+    if loaded.family.mixture is not None:
+        loaded.family.mixture.prepare(built, loaded.family.blocks(built))
+    pairs = zip(blocks, loaded.family.blocks(built), strict=True)
+    return all(_is_as_wide(module, block, loaded) for block, module in pairs)
 
 
-def _built(loaded: LoadedModel, config: PreTrainedConfig) -> Unit | None:
-    """The same as `_output`, of a model of a config."""
-    with torch.device("meta"):
-        model = type(loaded.model)(config)
-        prepare(loaded.family, model)
-    return _output(loaded.family, model)
-
-
-def _output(family: Family, model: PreTrainedModel) -> Unit | None:
-    """The first matrix of a model whose columns are those of query heads; ``None`` without any."""
-    return next((unit for unit in family.units(model) if unit.columns == ("query",)), None)
+def _is_as_wide(module: nn.Module, block: Block, loaded: LoadedModel) -> bool:
+    """Whether a block has the matrices that it is to have, and they have their shapes."""
+    family, dense = loaded.family.at(block.index), loaded.family.blocks(loaded.model)[block.index]
+    widths = dense_widths(loaded.family.architecture(loaded.model), block.index)
+    for matrix in family.matrices:
+        try:
+            found = matrix_shape(module, matrix)
+        except AttributeError:
+            return False
+        wanted = matrix_shape(dense, matrix)
+        if block.widths != widths and matrix.sublayer not in block.dropped:
+            rows, columns = matrix.rows, matrix.columns
+            size = partial(block.widths.size, dense=widths)
+            wanted = size(rows, wanted[0]), size(columns, wanted[1])
+        if found != wanted:
+            return False
+    return True

@@ -8,7 +8,7 @@ from functools import partial
 
 from torch import Tensor
 
-from evocompress.core.types import Axis
+from evocompress.core.types import Axis, narrowable
 from evocompress.core.widths import Widths
 from evocompress.export.layout import Block
 from evocompress.models.families import Family, Matrix, SubLayer, SubLayerName
@@ -65,9 +65,10 @@ def filled_followers(
 
 def _spreading(sublayer: SubLayerName, block: Block, target: Target) -> partial[Tensor]:
     places = None
-    if sublayer not in block.dropped:
+    if sublayer not in block.dropped and (sublayer == "mlp" or block.widths.kv_heads):
         places = first_items(sublayer, block.widths, target.widths)
-    return partial(_spread, own=block.widths, places=places, wide=target.widths)
+    gone = sublayer in block.dropped
+    return partial(_spread, own=block.widths, places=places, wide=target.widths, gone=gone)
 
 
 def _spread(
@@ -78,12 +79,16 @@ def _spread(
     own: Widths,
     places: Kept | None,
     wide: Widths,
+    gone: bool,
 ) -> Tensor:
-    """A tensor with its rows or columns at their places among zeros; all zeros without places."""
+    """A tensor with its rows or columns at their places among zeros; all zeros where it is gone."""
+    if not (gone or narrowable(axes)):
+        return tensor
     shape = list(tensor.shape)
     shape[dim] = wide.size(axes, shape[dim], own)
     zeros = tensor.new_zeros(shape)
-    if places is None:
+    if gone:
         return zeros
+    assert places is not None
     index = index_of(axes, places, wide.lengths, shape[dim])
     return tensor if index is None else zeros.index_copy_(dim, index.to(tensor.device), tensor)

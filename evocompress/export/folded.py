@@ -17,8 +17,8 @@ from evocompress.core.types import Candidate
 from evocompress.export.configs import cut_config
 from evocompress.export.layout import Block, Layout, layout, mixed_experts, second_round
 from evocompress.export.modeling_file import ModelingFile, derived_config, known_classes
+from evocompress.export.renumbering import renumbering
 from evocompress.export.running import MODELING_FILE, Programs, Running
-from evocompress.export.stock import renumbering
 from evocompress.export.weights import StateDict, assemble
 from evocompress.models.families import Family
 from evocompress.models.families.uneven import text_config
@@ -55,7 +55,12 @@ class Folded(ModelingFile):
     programs: ClassVar[Programs] = {
         "transformers": Running(MODELING_FILE, on_request=True),
         "vllm": Running(
-            "vLLM's transformers backend", families=("llama", "mistral", "qwen2", "qwen3")
+            "vLLM's transformers backend",
+            families=(
+                *("llama", "mistral", "qwen2", "qwen3", "arcee", "ernie4_5", "gemma", "glm4"),
+                *("granite", "helium", "hunyuan_v1_dense", "nemotron", "olmo2", "phi"),
+                *("seed_oss", "smollm3", "stablelm"),
+            ),
         ),
     }
 
@@ -70,6 +75,10 @@ class Folded(ModelingFile):
             return mixed_experts(loaded)
         if text_config(loaded.model.config) is not loaded.model.config:
             return f"cannot hold {loaded.family.model_type} models, which have several parts"
+        if any("grouped" in matrix.rows for matrix in loaded.family.matrices):
+            # vLLM continued GPT-NeoX with other tokens.
+            name = loaded.family.model_type
+            return f"cannot hold {name} models, whose queries, keys and values are in groups"
         left = layout(loaded, candidate)
         return (
             super().obstacle(loaded, candidate)

@@ -1,7 +1,9 @@
-"""Format ``gguf``: one file for llama.cpp, in whose architecture ``deci`` layers differ in width.
+"""Format ``gguf``: one file for llama.cpp.
 
-Layers are those of format ``hf``. llama.cpp needs an attention in the first one, and an MLP
-wherever there is an attention: a missing one is written as 32 channels of zeros.
+Types with Llama's blocks are written as architecture ``deci``, in which layers differ in width.
+They are those of format ``hf``. llama.cpp needs an attention in the first one, and an MLP wherever
+there is an attention: a missing one is written as 32 channels of zeros. Other types have an
+architecture of their own, in which layers are alike: that holds what format ``stock`` can express.
 """
 
 from __future__ import annotations
@@ -14,18 +16,18 @@ from transformers import PreTrainedModel
 
 from evocompress.core.errors import ExportError
 from evocompress.core.types import Candidate
+from evocompress.export.gguf_architectures import ARCHITECTURES, architecture_obstacle
 from evocompress.export.gguf_measure import gguf_costs
+from evocompress.export.gguf_rotary import rotary_obstacle
 from evocompress.export.gguf_tokenizer import tokenizer_obstacle
 from evocompress.export.gguf_writing import GGUF_FILE, TYPES, write_gguf
 from evocompress.export.layout import layout
-from evocompress.export.llama_like import first_without_attention, unlike_llama
+from evocompress.export.llama_like import LLAMA_LIKE, first_without_attention, unlike_llama
 from evocompress.export.modeling_file import ModelingFile, derived_config, known_classes
 from evocompress.export.running import Programs, Running
+from evocompress.export.stock import Stock
 from evocompress.export.weights import StateDict, assemble, renumbered
 from evocompress.models.loading import LoadedModel
-
-ROPES = ("default", "linear", "llama3")
-"""Kinds of rotary embeddings that only divide the frequencies."""
 
 LOADING = """from llama_cpp import Llama  # or in the folder: llama-cli -m model.gguf
 
@@ -39,12 +41,13 @@ NOTE = (
 
 
 class Gguf:
-    """A GGUF file with arrays of head counts and FFN widths."""
+    """A GGUF file, where the architecture can with arrays of head counts and FFN widths."""
 
     loading: ClassVar[str] = LOADING
     programs: ClassVar[Programs] = {
         "llama.cpp": Running(
-            "llama.cpp's architecture deci", families=("llama", "mistral", "qwen2")
+            "llama.cpp's architecture deci, or that of the type",
+            families=(*LLAMA_LIKE, *ARCHITECTURES),
         )
     }
 
@@ -57,7 +60,9 @@ class Gguf:
             )
 
     def obstacle(self, loaded: LoadedModel, candidate: Candidate) -> str | None:
-        """A model that ``deci`` does not compute, or a first layer without attention."""
+        """A model that llama.cpp does not compute, or layers that differ where they must not."""
+        if loaded.family.model_type not in LLAMA_LIKE:
+            return architecture_obstacle(loaded, candidate) or tokenizer_obstacle(loaded)
         return (
             _unfit(loaded)
             or ModelingFile().obstacle(loaded, candidate)
@@ -66,7 +71,7 @@ class Gguf:
 
     def note(self, loaded: LoadedModel, candidate: Candidate) -> str:
         """What the architecture is, and what is added."""
-        return NOTE
+        return NOTE if loaded.family.model_type in LLAMA_LIKE else ""
 
     def check_weights(self, loaded: LoadedModel, candidate: Candidate, weights: str) -> None:
         """Refuse widths that the type of weights cannot be cut into blocks of."""
@@ -91,8 +96,10 @@ class Gguf:
             )
 
     def build(self, loaded: LoadedModel, state: StateDict, candidate: Candidate) -> PreTrainedModel:
-        """The model of format ``hf`` without the blocks of which nothing is left."""
+        """The model of format ``hf`` without blocks that are gone, or that of ``stock``."""
         self.check_package()
+        if loaded.family.model_type not in LLAMA_LIKE:
+            return Stock().build(loaded, state, candidate)
         left = layout(loaded, candidate)
         config = derived_config(loaded, state, candidate, left.kept)
         names = renumbered(left.names, left.kept)
@@ -111,11 +118,7 @@ class Gguf:
 
 def _unfit(loaded: LoadedModel) -> str | None:
     """Why llama.cpp's ``deci`` does not compute a model, whatever is done to it."""
-    config = loaded.model.config
     other = unlike_llama(loaded)
     if other is not None:
         return other
-    rope = (config.rope_parameters or {}).get("rope_type", "default")
-    if rope not in ROPES:
-        return f"cannot hold this {config.model_type} model, whose rotary embeddings are {rope}"
-    return tokenizer_obstacle(loaded)
+    return rotary_obstacle(loaded.model, factors=True) or tokenizer_obstacle(loaded)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from evocompress.export.gguf_writing import ROPE_FACTORS
+from evocompress.export.gguf_tensors import ROPE_FACTORS
 
-MATRIX = re.compile(r"blk\.\d+\.(attn_(q|k|v|output)|ffn_(gate|up|down))\.weight")
+MATRIX = re.compile(r"blk\.\d+\.(attn_(qkv|q|k|v|output)|ffn_(gate|up|down)(_s?h?exps?)?)\.weight")
 
 
 def gguf_costs(path: Path) -> dict[str, int]:

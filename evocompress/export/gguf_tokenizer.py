@@ -61,6 +61,8 @@ def add_tokenizer(writer: Any, loaded: LoadedModel, rows: int) -> None:
         _add_copied(writer, source, rows)
     elif loaded.tokenizer is not None:
         _add_made(writer, loaded.tokenizer, rows)
+    else:
+        writer.add_tokenizer_model("no_vocab")
 
 
 def _add_copied(writer: Any, source: Path, rows: int) -> None:

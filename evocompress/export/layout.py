@@ -103,6 +103,16 @@ def no_block_left(left: Layout) -> str | None:
     return None if left.kept else f"cannot leave out every block, {left.names[0]} among them"
 
 
+def no_attention_left(left: Layout, loaded: LoadedModel) -> str | None:
+    """The obstacle of a model in which no block has an attention with a cache any more."""
+    family, having = loaded.family, left.having("attention")
+    attend = any(family.at(block.index).attends for block in having)
+    if family.task.cached and family.attends and left.kept and not attend:
+        # The cache would have no layer that knows how many tokens there have been.
+        return f"cannot leave out every attention, {left.path}.0.attention among them"
+    return None
+
+
 def second_round(loaded: LoadedModel) -> str | None:
     """The obstacle of a format that knows no dense model whose layers differ already."""
     if not is_compressed(loaded.model.config.model_type):

@@ -6,8 +6,8 @@ from evocompress.export.layout import Layout, second_round
 from evocompress.models.families.shapes import attention_windows
 from evocompress.models.loading import LoadedModel
 
-FAMILIES = ("llama", "mistral", "qwen2")
-"""Those with Llama's blocks, biases apart. Others have norms of queries and keys, more norms or
+LLAMA_LIKE = ("llama", "mistral", "qwen2", "ministral", "internlm3", "iquestcoder")
+"""Types with Llama's blocks, biases apart. Others have norms of queries and keys, more norms or
 other activations."""
 
 
@@ -18,8 +18,8 @@ def unlike_llama(loaded: LoadedModel) -> str | None:
         return compressed
     if not loaded.family.task.causal:
         return f"cannot hold {family} models for {loaded.family.task.name}, only language models"
-    if family not in FAMILIES:
-        return f"cannot hold {family} models, only {', '.join(FAMILIES)}"
+    if family not in LLAMA_LIKE:
+        return f"cannot hold {family} models, only {', '.join(LLAMA_LIKE)}"
     if config.hidden_act != "silu":
         return f"cannot hold this {family} model, whose activation is {config.hidden_act}"
     windows = attention_windows(config, config.num_hidden_layers)

@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from evocompress.core.types import DENSE, Candidate
 from evocompress.export.configs import cut_config, use_of_index
 from evocompress.export.edits import edits_of
-from evocompress.export.layout import Block, layout, no_block_left
+from evocompress.export.layout import Block, layout, no_attention_left, no_block_left
 from evocompress.export.pretrained import Pretrained
 from evocompress.export.running import MODELING_FILE, Programs, Running
 from evocompress.export.weights import StateDict, assemble, renumbered
@@ -55,12 +55,7 @@ class ModelingFile(Pretrained):
         unit = left.first(lambda b, kind: kind == "mlp" and kind in b.biased and b.experts != ())
         if unit is not None:
             return f"cannot give the experts of {unit} a bias"
-        family, having = loaded.family, left.having("attention")
-        attend = any(family.at(block.index).attends for block in having)
-        if family.task.cached and family.attends and left.kept and not attend:
-            # The cache would have no layer that knows how many tokens there have been.
-            return f"cannot leave out every attention, {left.path}.0.attention among them"
-        return no_block_left(left)
+        return no_attention_left(left, loaded) or no_block_left(left)
 
     def build(self, loaded: LoadedModel, state: StateDict, candidate: Candidate) -> PreTrainedModel:
         """A model of the family's class in `evocompress.models.modeling`."""

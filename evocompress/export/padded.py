@@ -4,33 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from typing import ClassVar
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from evocompress.core.types import Candidate
-from evocompress.core.widths import Widths
+from evocompress.core.widths import Widths, dense_widths
 from evocompress.export.configs import (
     are_channels_of_mlps_alone,
     cut_config,
     is_taken,
     set_widths,
-    use_of_index,
+    whole_widths,
 )
 from evocompress.export.filling import Target, filled, filled_followers
 from evocompress.export.layout import (
     Block,
     Layout,
     layout,
-    mixed_experts,
+    no_attention_left,
     no_block_left,
     second_round,
 )
 from evocompress.export.pretrained import Pretrained
+from evocompress.export.renumbering import not_silenced, numbers_matter
 from evocompress.export.running import OWN_CLASS, Programs, Running
 from evocompress.export.weights import StateDict, assemble, renumbered
 from evocompress.models.families import SubLayerName
+from evocompress.models.families.base import block_matrices
 from evocompress.models.families.uneven import text_config
 from evocompress.models.loading import LoadedModel
 
@@ -56,9 +59,10 @@ class Padded(Pretrained):
         """No block left, a bias that the class does not have, or a norm that would stay."""
         if compressed := second_round(loaded):
             return compressed
-        if loaded.family.mixture is not None:
-            return mixed_experts(loaded)
         left, config = layout(loaded, candidate), text_config(loaded.model.config)
+        unit = left.first(lambda block, kind: kind == "mlp" and block.reduced)
+        if unit is not None:
+            return f"cannot leave out experts of {unit}"
         if "attention" not in left.sublayers:
             return f"cannot hold {loaded.family.model_type} models, whose layers differ in size"
         unit = left.first(lambda b, kind: kind in b.biased and not hasattr(config, BIAS_KEYS[kind]))
@@ -68,7 +72,11 @@ class Padded(Pretrained):
             unit = left.first(lambda block, kind: kind in block.dropped and not block.gone)
             if unit is not None:
                 return f"cannot leave out {unit} alone, because the norm behind it would stay"
-        return no_block_left(left)
+        if reason := _not_zero(left, loaded):
+            return reason
+        return (
+            no_block_left(left) or _without_cache(left, loaded) or _of_several_widths(left, loaded)
+        )
 
     def note(self, loaded: LoadedModel, candidate: Candidate) -> str:
         """What it costs."""
@@ -77,36 +85,86 @@ class Padded(Pretrained):
     def build(self, loaded: LoadedModel, state: StateDict, candidate: Candidate) -> PreTrainedModel:
         """A model of the dense model's class in which each layer is as wide as the widest."""
         left = layout(loaded, candidate)
-        blocks = left.blocks if use_of_index(loaded.model.config) else left.kept
+        blocks = left.blocks if numbers_matter(loaded) else left.kept
+        matrices = block_matrices(loaded.family, loaded.model)
         target = _target(left, loaded)
         wide = dict(state)
         for block in blocks:
-            for matrix in loaded.family.matrices:
+            family = loaded.family.at(block.index)
+            own = _of_block(target, block, loaded)
+            for matrix in matrices[block.index]:
                 name = f"{left.path}.{block.index}.{matrix.path}"
-                wide |= filled(name, matrix, block, target, state)
-            wide |= filled_followers(loaded.family, left.names[block.index], block, target, state)
-        config = _config(loaded, blocks, left.dense, target)
+                wide |= filled(name, matrix, block, own, state)
+            wide |= filled_followers(family, left.names[block.index], block, own, state)
+        config = _config(loaded, blocks, target)
         names = renumbered(left.names, blocks)
         return assemble(type(loaded.model), config, wide, names)
+
+
+def _not_zero(left: Layout, loaded: LoadedModel) -> str | None:
+    """The obstacle of a sub-layer that adds something also where its matrices are zero."""
+    order = getattr(loaded.family, "order", ())
+    every = numbers_matter(loaded)
+    for block in left.blocks if order else ():
+        for kind in block.dropped if every or not block.gone else ():
+            if (order[block.index], kind) in not_silenced(loaded):
+                unit = f"{left.names[block.index]}.{kind}"
+                return f"cannot leave out {unit}, which adds something also if it is all zeros"
+    return None
+
+
+def _without_cache(left: Layout, loaded: LoadedModel) -> str | None:
+    """The obstacle of a hybrid of which no block with a cache of keys and values is left."""
+    family = loaded.family
+    if not family.attends or any(family.at(b.index).attends for b in left.blocks if not b.gone):
+        return None
+    return no_attention_left(left, loaded)
+
+
+def _of_several_widths(left: Layout, loaded: LoadedModel) -> str | None:
+    """The obstacle of narrow sub-layers whose dense widths differ: no setting says them all."""
+    whole = loaded.family.architecture(loaded.model)
+    sizes = {"attention": zip(whole.heads, whole.kv_heads, strict=True), "mlp": whole.channels}
+    several = [kind for kind, each in sizes.items() if len({*each} - {0, (0, 0)}) > 1]
+    unit = left.first(lambda block, kind: kind in several and kind in block.narrow)
+    return unit and f"cannot make {unit} narrower, because not all such sub-layers are as wide"
+
+
+def _of_block(target: Target, block: Block, loaded: LoadedModel) -> Target:
+    """What one block becomes: what the target says of the sub-layers that have heads, channels."""
+    dense, own = (
+        whole_widths(loaded),
+        dense_widths(loaded.family.architecture(loaded.model), block.index),
+    )
+    if (own.heads, own.kv_heads) == (dense.heads, dense.kv_heads):
+        own = replace(own, heads=target.widths.heads, kv_heads=target.widths.kv_heads)
+    if own.channels == dense.channels:
+        own = replace(own, channels=target.widths.channels)
+    return replace(target, widths=own)
 
 
 def _target(left: Layout, loaded: LoadedModel) -> Target:
     """The least widths that hold every layer and that the model's class takes."""
     biased = frozenset(kind for block in left.blocks for kind in block.biased)
-    channels = max((b.widths.channels for b in left.having("mlp")), default=left.dense.channels)
-    if channels != left.dense.channels and not are_channels_of_mlps_alone(loaded):
-        channels = left.dense.channels
-    dense = replace(left.dense, channels=channels)
-    for heads, kv_heads in _grids(left):
-        widths = replace(dense, heads=heads, kv_heads=kv_heads)
-        if is_taken(_config(loaded, left.blocks, left.dense, Target(widths, biased)), loaded):
-            return Target(widths, biased)
-    return Target(dense, biased)
+    whole = whole_widths(loaded)
+    channels = max((b.widths.channels for b in left.having("mlp")), default=whole.channels)
+    if channels != whole.channels and not are_channels_of_mlps_alone(loaded):
+        channels = whole.channels
+    grids = [*_grids(left, whole), (whole.heads, whole.kv_heads)]
+    for wide, (heads, kv_heads) in product((channels, whole.channels), grids):
+        target = Target(replace(whole, heads=heads, kv_heads=kv_heads, channels=wide), biased)
+        of_block = partial(_of_block, target, loaded=loaded)
+        blocks = [replace(b, widths=of_block(b).widths, dropped=()) for b in left.blocks]
+        if is_taken(_config(loaded, left.blocks, target), loaded, blocks):
+            return target
+    return Target(whole, biased)
 
 
-def _grids(left: Layout) -> list[tuple[int, int]]:
+def _grids(left: Layout, dense: Widths) -> list[tuple[int, int]]:
     """(query heads, key-value heads) that hold every layer, fewest first, below the dense ones."""
-    dense, kept = left.dense, [block.widths for block in left.having("attention")]
+    kept = [block.widths for block in left.having("attention") if block.widths.kv_heads]
+    if not dense.kv_heads:
+        return []
     groups = max((widths.kv_heads for widths in kept), default=1)
     within = max((widths.heads // widths.kv_heads for widths in kept), default=1)
     pairs = product(
@@ -115,12 +173,10 @@ def _grids(left: Layout) -> list[tuple[int, int]]:
     return sorted((g * q, g) for g, q in pairs if g * q < dense.heads)
 
 
-def _config(
-    loaded: LoadedModel, blocks: Sequence[Block], dense: Widths, target: Target
-) -> PreTrainedConfig:
+def _config(loaded: LoadedModel, blocks: Sequence[Block], target: Target) -> PreTrainedConfig:
     """The config of a model of some blocks that all have the target's widths and biases."""
     config = cut_config(loaded.model.config, blocks)
-    set_widths(config, target.widths, dense)
+    set_widths(config, target.widths, whole_widths(loaded))
     for sublayer in target.biased:
         setattr(text_config(config), BIAS_KEYS[sublayer], True)
     return config

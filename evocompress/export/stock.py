@@ -10,17 +10,28 @@ from typing import Any, ClassVar, cast
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from evocompress.core.types import Candidate
+from evocompress.core.widths import Widths
 from evocompress.export.configs import (
     are_channels_of_mlps_alone,
     cut_config,
+    expert_key,
     is_taken,
     set_widths,
-    use_of_index,
+    whole_widths,
 )
-from evocompress.export.layout import SUBLAYERS, Layout, layout, no_block_left, second_round
+from evocompress.export.layout import (
+    SUBLAYERS,
+    Layout,
+    layout,
+    no_attention_left,
+    no_block_left,
+    second_round,
+)
 from evocompress.export.pretrained import Pretrained
+from evocompress.export.renumbering import renumbering
 from evocompress.export.running import OWN_CLASS, Programs, Running
 from evocompress.export.weights import StateDict, assemble, renumbered
+from evocompress.models.families import SubLayerName
 from evocompress.models.families.convolutional import Convolutional
 from evocompress.models.families.uneven import text_config
 from evocompress.models.loading import LoadedModel
@@ -38,7 +49,8 @@ class Stock(Pretrained):
         left = layout(loaded, candidate)
         checks = (_stages, _alone, renumbering, _biased, _uneven, _refused)
         reasons = (check(left, loaded) for check in checks)
-        return no_block_left(left) or next(filter(None, reasons), None)
+        gone = no_block_left(left) or no_attention_left(left, loaded)
+        return gone or next(filter(None, reasons), None)
 
     def build(self, loaded: LoadedModel, state: StateDict, candidate: Candidate) -> PreTrainedModel:
         """A model of the dense model's class with fewer or narrower blocks."""
@@ -56,10 +68,21 @@ def _config(left: Layout, loaded: LoadedModel) -> PreTrainedConfig:
     if isinstance(loaded.family, Convolutional):
         return _staged_config(left, loaded)
     config = cut_config(loaded.model.config, left.kept)
-    set_widths(config, left.kept[0].widths, left.dense)
-    if loaded.family.mixture is not None:
-        setattr(config, loaded.family.mixture.count_key, len(left.kept[0].experts))
+    set_widths(config, _common(left), whole_widths(loaded))
+    mixture = loaded.family.mixture
+    if mixture is not None and any(block.reduced for block in left.kept):
+        count = max(len(block.experts) for block in left.kept)
+        text = text_config(config)
+        key = mixture.count_key or expert_key(text, mixture.experts(loaded.model)[0])
+        setattr(text, key or "num_experts", count)
     return config
+
+
+def _common(left: Layout) -> Widths:
+    """The widths of the sub-layers left, which are the same for all that are narrow."""
+    each = [block.widths for block in left.kept]
+    heads, keys = max(one.heads for one in each), max(one.kv_heads for one in each)
+    return Widths(heads, keys, left.dense.head_dim, max(one.channels for one in each))
 
 
 def _staged_config(left: Layout, loaded: LoadedModel) -> PreTrainedConfig:
@@ -88,15 +111,6 @@ def _alone(left: Layout, _: LoadedModel) -> str | None:
     return unit and f"cannot leave out {unit} alone"
 
 
-def renumbering(left: Layout, loaded: LoadedModel) -> str | None:
-    """The obstacle of a model whose blocks must keep their numbers."""
-    unit = left.first(lambda block, sublayer: sublayer in block.dropped)
-    use = use_of_index(loaded.model.config)
-    if unit is None or not use:
-        return None
-    return f"cannot leave out {unit}, because this {loaded.family.model_type} model {use}"
-
-
 def _biased(left: Layout, _: LoadedModel) -> str | None:
     unit = left.first(lambda block, sublayer: sublayer in block.biased)
     return unit and f"cannot give the output of {unit} a bias"
@@ -106,28 +120,45 @@ def _uneven(left: Layout, loaded: LoadedModel) -> str | None:
     if isinstance(loaded.family, Convolutional):
         unit = left.first(lambda block, sublayer: sublayer in block.narrow)
         return unit and f"cannot make {unit} narrower than its stage says"
-    experts = [len(block.experts) for block in left.kept]
+    mixed = [block for block in left.kept if block.experts]
+    experts = [len(block.experts) for block in mixed]
     if len(set(experts)) > 1:
-        fewest = left.kept[experts.index(min(experts))]
+        fewest = mixed[experts.index(min(experts))]
         return f"cannot give {left.path}.{fewest.index}.mlp fewer experts than other blocks"
-    uneven = [kind for kind in SUBLAYERS if len({block.width(kind) for block in left.kept}) > 1]
+    uneven = [kind for kind in SUBLAYERS if len(_widths(left, kind)) > 1]
     unit = left.first(lambda block, sublayer: sublayer in uneven and sublayer in block.narrow)
     return unit and f"cannot make {unit} narrower than in other blocks"
 
 
+def _widths(left: Layout, kind: SubLayerName) -> set[tuple[int, ...]]:
+    """The widths of a kind of sub-layer that are left, but for mixers without heads."""
+    blocks = (block for block in left.kept if kind in block.sublayers)
+    return {block.width(kind) for block in blocks} - {(0, 0)}
+
+
 def _refused(left: Layout, loaded: LoadedModel) -> str | None:
-    first, whole = left.kept[0], _config(left, loaded)
-    plain = loaded.family.mixture is None
-    if "mlp" in first.narrow and plain and not are_channels_of_mlps_alone(loaded):
+    """The obstacle of a config that the class refuses, or of which it makes other blocks."""
+    first = left.kept[0]
+    narrow = any(block.narrow for block in left.kept)
+    several = len(getattr(loaded.family, "kinds", ())) > 1
+    if isinstance(loaded.family, Convolutional) or not (narrow or several):
+        return None
+    if "mlp" in first.narrow and not are_channels_of_mlps_alone(loaded):
         return (
             f"cannot make {left.path}.{first.index}.mlp narrower, because no setting of "
-            f"{type(whole).__name__} is the width of the blocks' MLPs alone"
+            f"{type(loaded.model.config).__name__} is the width of the blocks' MLPs alone"
         )
-    if "attention" not in first.narrow or is_taken(whole, loaded):
-        return None
+    try:
+        whole = _config(left, loaded)
+        if is_taken(whole, loaded, left.kept):
+            return None
+    except AttributeError:  # of a setting that follows from others
+        whole = loaded.model.config
     config = text_config(whole)
-    return (
-        f"cannot write {left.path}.{first.index}.attention, because no "
-        f"{type(config).__name__} of hidden size {config.hidden_size} has {first.widths.heads} "
-        f"heads of {first.widths.head_dim}"
-    )
+    name, kind = type(config).__name__, "attention" if "attention" in first.narrow else "mlp"
+    if kind == "attention":
+        return (
+            f"cannot write {left.path}.{first.index}.attention, because no {name} of hidden size "
+            f"{config.hidden_size} has {first.widths.heads} heads of {first.widths.head_dim}"
+        )
+    return f"cannot write {left.path}.{first.index}.{kind}, because no {name} says what is left"

@@ -21,6 +21,7 @@ from evocompress.core.types import DENSE, Candidate
 from evocompress.export.layout import Block, layout
 from evocompress.models.families import prepare_stock
 from evocompress.models.families.base import block_matrices
+from evocompress.models.families.mixture import fused
 from evocompress.models.families.names import BlockNames
 from evocompress.models.loading import LoadedModel
 from evocompress.models.stored_tensors import without_missing
@@ -88,11 +89,28 @@ def assemble(
     poolers = [name for name in model.state_dict() if name.startswith("pooler.")]
     without_missing(model, [name for name in poolers if name not in state])
     # Matrices of experts may be views of tensors that hold them transposed.
-    tensors = {name: state[name_of(name)].contiguous() for name in model.state_dict()}
+    tensors = {
+        name: _tensor(name, model, state, name_of).contiguous() for name in model.state_dict()
+    }
     model.load_state_dict(tensors, assign=True)
     model.tie_weights()
     model.eval()
     return model
+
+
+def _tensor(
+    name: str, model: PreTrainedModel, state: StateDict, name_of: Callable[[str], str]
+) -> Tensor:
+    """A tensor of a model, maybe one that holds a matrix of every expert of a layer."""
+    path, _, part = name.rpartition(".")
+    if not path.endswith(".experts") or name_of(name) in state:
+        return state[name_of(name)]
+    module = model.get_submodule(path)
+    parts = ("gate_proj", "up_proj") if part.startswith("gate_up") else ("down_proj",)
+    words = [f"{one}.{'bias' if part.endswith('_bias') else 'weight'}" for one in parts]
+    every = range(len(module.get_parameter(part)))
+    experts = [{w: state[name_of(f"{path}.{i}.{w}")] for w in words} for i in every]
+    return fused(module, part, experts)
 
 
 def renumbered(names: BlockNames, kept: Sequence[Block]) -> Callable[[str], str]:

@@ -37,7 +37,7 @@ class GgufReference:
         """The logits (S, V) of one sequence of tokens (S,)."""
         hidden = self.tensors["token_embd.weight"][ids]
         heads, keys, channels = (
-            self._of(key)
+            self._of_layers(key)
             for key in ("attention.head_count", "attention.head_count_kv", "feed_forward_length")
         )
         assert heads[0] > 0, "llama.cpp divides by the first layer's number of heads"
@@ -92,6 +92,11 @@ class GgufReference:
         scale = (hidden**2).mean(axis=-1, keepdims=True) + epsilon
         normed: Floats = hidden / np.sqrt(scale) * self.tensors[name]
         return normed
+
+    def _of_layers(self, key: str) -> list[int]:
+        """The number of each layer; one number stands for all."""
+        found = self._of(key)
+        return found if isinstance(found, list) else [found] * self._of("block_count")
 
     def _of(self, key: str) -> Any:
         return self.metadata[f"deci.{key}"]

@@ -70,6 +70,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     | {"num_experts": 5, "moe_intermediate_size": 128, "shared_expert_intermediate_size": 96},
     "qwen3_moe": _WIDE_HEADS
     | {"num_experts_per_tok": 2, "num_experts": 5, "moe_intermediate_size": 128},
+    "modernbert-decoder": {"pad_token_id": 1},  # of the examples
     "bert": {},
     "bert-classifier": _CLASSES,
     "roberta": _PADDED,

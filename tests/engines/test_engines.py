@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from evocompress.compression.live_model import LiveModel
-from evocompress.core.types import DROP, Level
+from evocompress.core.types import DROP, Candidate, Level
 from evocompress.export import PROGRAMS, materialize
+from evocompress.export.gguf_architectures import ARCHITECTURES
 from evocompress.export.gguf_tokenizer import KNOWN
 from evocompress.export.programs import check_version
 from evocompress.models.loading import LoadedModel
@@ -23,6 +24,7 @@ from evocompress.testing.byte_tokenizers import TEXTS, trained_tokenizer
 from evocompress.testing.engines import first_difference, generate, greedy_tokens, why_missing
 from evocompress.testing.formats import CASES, LevelsByEnd, candidate_of
 from evocompress.testing.gguf_reference import GgufReference
+from evocompress.testing.gguf_types import gguf_levels, gguf_loaded
 from evocompress.testing.piece_tokenizers import KINDS as PIECES
 from evocompress.testing.piece_tokenizers import piece_tokenizer
 from evocompress.testing.plain_library import PlainLibrary
@@ -75,10 +77,37 @@ def test_greedy_tokens_are_those_of_transformers(
     out = materialize(loaded, library, candidate, tmp_path / "out", format=format)
     found = generate(engine, out, PROMPTS)
     assert format in PROGRAMS[engine].formats and check_version(engine, found.version) == ""
-    with LiveModel(loaded, library) as live:
+    assert_continued(loaded, candidate, found.tokens)
+
+
+@pytest.mark.parametrize("engine", ["llama.cpp"])
+@pytest.mark.parametrize("model_type", ARCHITECTURES)
+def test_llama_cpp_computes_types_of_their_own(
+    engine: str, model_type: str, tmp_path: Path
+) -> None:
+    loaded = gguf_loaded(model_type)
+    candidate = candidate_of(loaded, gguf_levels(loaded))
+    out = materialize(loaded, PlainLibrary(loaded), candidate, tmp_path / "out", format="gguf")
+    assert_continued(loaded, candidate, generate(engine, out, PROMPTS, new_tokens=8).tokens)
+
+
+@pytest.mark.parametrize("engine", ["vllm"])
+@pytest.mark.parametrize("family", ["olmo2", "smollm3", "granite", "glm4"])
+def test_vllm_computes_derived_types(engine: str, family: str, tmp_path: Path) -> None:
+    loaded = windowless(family, layers=4, hidden=256)
+    levels = {"0.mlp": Level(channels=96), "2": DROP, "3.mlp": DROP}
+    heads = {"1.attention": Level(kv_groups=1, group_heads=2)} if family != "olmo2" else {}
+    candidate = candidate_of(loaded, levels | heads)
+    out = materialize(loaded, PlainLibrary(loaded), candidate, tmp_path / "out", format="folded")
+    assert_continued(loaded, candidate, generate(engine, out, PROMPTS).tokens)
+
+
+def assert_continued(loaded: LoadedModel, candidate: Candidate, found: list[list[int]]) -> None:
+    """The candidate in memory continues the prompts with the tokens that were found."""
+    with LiveModel(loaded, PlainLibrary(loaded)) as live:
         live.apply(candidate)
-        for prompt, theirs in zip(PROMPTS, found.tokens, strict=True):
-            ours = greedy_tokens(loaded.model, prompt)
+        for prompt, theirs in zip(PROMPTS, found, strict=True):
+            ours = greedy_tokens(loaded.model, prompt, len(theirs))
             line = first_difference(loaded.model, prompt, ours, theirs)
             if line is not None:
                 print(line)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from evocompress.export import FORMATS
+from evocompress.export.gguf_architectures import ARCHITECTURES
 from evocompress.models.families import name_of
 from evocompress.models.loading import LoadedModel
 from evocompress.testing.formats import CASES, FormatContract, candidate_of
@@ -11,6 +12,9 @@ from evocompress.testing.tiny import NAMES, VARIED, declared
 BERTS = {name for name in NAMES if declared(name).attention.norm_after}
 OWN_HEAD_SIZE = {"gpt2", "opt"} | BERTS
 """Their head size is the hidden size over the number of heads, whatever the config says."""
+
+AS_STOCK = ("gpt2", "gemma2", "gemma3_text", "phi3", "qwen3", "mixtral")
+"""Types with an architecture of llama.cpp whose small models have no windows that it lacks."""
 
 WITHOUT_BIASES = {"mistral", "qwen2", "qwen3", "phi3", "gemma2", "gemma3_text"}
 
@@ -35,10 +39,13 @@ def test_what_each_format_refuses(loaded: LoadedModel) -> None:
     # The norm behind a sub-layer that is left out alone would stay.
     padded |= {"lacking", "uneven", "biased"} if family in BERTS else set()
     mixture = loaded.family.mixture is not None
-    assert refused("padded", loaded) == (set(CASES) if mixture else padded)
+    assert refused("padded", loaded) == padded
     assert refused("folded", loaded) == (set() if causal and not mixture else set(CASES))
-    for format in ("deci", "gguf"):
-        # The small Mistral and Qwen have attention windows.
-        assert refused(format, loaded) == (
-            {"lacking"} if family == "llama" and causal else set(CASES)
-        )
+    # The small Mistral and Qwen have attention windows.
+    like_llama = {"lacking"} if family == "llama" and causal else set(CASES)
+    assert refused("deci", loaded) == like_llama
+    alike = set(CASES)
+    if causal and family in AS_STOCK:
+        spanning = {"heads"} if ARCHITECTURES[family].spanning else set()
+        alike = refused("stock", loaded) | spanning
+    assert refused("gguf", loaded) == (like_llama if family == "llama" else alike)

@@ -92,7 +92,7 @@ def test_formats_that_are_taken_only_by_name(
 def test_what_was_not_tried_is_said_or_refused() -> None:
     phi = tiny_loaded("phi3")
     reason = choose_for(phi, candidate_of(phi, {"1.mlp": DROP}), "vllm").reason
-    assert "tried with llama, mistral, qwen2, qwen3, not with phi3" in reason
+    assert "tried with llama, mistral, qwen2, qwen3, " in reason and "not with phi3" in reason
     for name in ("bert", "vit"):
         encoder = tiny_loaded(name)
         with pytest.raises(ExportError, match=rf"--for vllm: {name} models .* were not tried"):

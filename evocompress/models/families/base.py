@@ -304,11 +304,11 @@ class Family:
             sublayer: Which branch changes its width.
             widths: Of the block, with the new one of `sublayer`.
         """
-        if sublayer == "mlp":
+        core, name = self.attention.zero_module, "num_key_value_groups"
+        # Classes whose heads all have a key of their own need not know how many there are.
+        if sublayer == "mlp" or not hasattr(block.get_submodule(core), name):
             return {}
-        return {
-            (self.attention.zero_module, "num_key_value_groups"): widths.heads // widths.kv_heads
-        }
+        return {(core, name): widths.heads // widths.kv_heads}
 
     def block_inputs(
         self, model: PreTrainedModel, batch: Tensor

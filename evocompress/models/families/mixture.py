@@ -206,6 +206,31 @@ def _projections(fused: Any, index: int) -> Iterator[nn.Linear]:
             yield _linear(weight[rows], None if bias is None else bias[index][rows])
 
 
+def fused(module: Any, name: str, experts: Sequence[Mapping[str, Tensor]]) -> Tensor:
+    """The inverse of `expert_views`: a tensor of a module of transformers from all experts' own.
+
+    Args:
+        module: Whose class says how its tensors are laid out.
+        name: Of the tensor.
+        experts: The tensors of each expert, by their names within it.
+    """
+    whole, of_bias = name.removesuffix("_bias"), name.endswith("_bias")
+    part = "bias" if of_bias else "weight"
+    if whole == "gate_up_proj":
+        pairs = [[expert[f"{half}_proj.{part}"] for half in ("gate", "up")] for expert in experts]
+        joined = torch.cat if getattr(module, "is_concatenated", True) else _in_turns
+        tensor = torch.stack([joined(pair) for pair in pairs])
+    else:
+        tensor = torch.stack([expert[f"{whole}.{part}"] for expert in experts])
+    turned = getattr(module, "is_transposed", False) and not of_bias
+    return tensor.transpose(1, 2) if turned else tensor
+
+
+def _in_turns(pair: Sequence[Tensor]) -> Tensor:
+    """The rows of two tensors, one of each after the other."""
+    return torch.stack([*pair], dim=1).flatten(0, 1)
+
+
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     """A linear module with a weight and a bias that are not copied."""
     module = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")

@@ -7,12 +7,20 @@ Imported by: `api`, `cli`.
 
 from evocompress.pipeline.offers.offers import ACTIONS, Offers, offers
 from evocompress.pipeline.offers.table import offers_by_type
-from evocompress.pipeline.offers.text import markdown, model_rows, type_rows
+from evocompress.pipeline.offers.text import (
+    format_rows,
+    formats_markdown,
+    markdown,
+    model_rows,
+    type_rows,
+)
 from evocompress.pipeline.offers.types import offers_of_type, type_names
 
 __all__ = [
     "ACTIONS",
     "Offers",
+    "format_rows",
+    "formats_markdown",
     "markdown",
     "model_rows",
     "offers",

@@ -85,9 +85,9 @@ def offers(loaded: LoadedModel) -> Offers:
         >>> from evocompress.testing.tiny import tiny_loaded
         >>> found = offers(tiny_loaded("llama"))
         >>> found.layout, found.actions["heads"], found.actions["experts"]
-        ('own', 3, 0)
+        ('derived', 3, 0)
         >>> found.formats["stock"].changes
-        ('zeros', 'block')
+        ('zeros', 'block', 'even')
     """
     family, model = loaded.family, loaded.model
     units = family.units(model)
@@ -126,7 +126,7 @@ def _changes(units: UnitTree, architecture: Architecture) -> dict[str, Candidate
     """For each kind of change a candidate that has it, as far as the model can be changed so.
 
     They are zeros, a block less, a sub-layer less and a narrower sub-layer, each in a block behind
-    the first one where there is one.
+    the first one where there is one, and one width for all sub-layers of a kind.
     """
     behind = [unit for unit in units if unit.block] or list(units)
     levels: dict[str, tuple[Unit, Level]] = {}
@@ -140,8 +140,12 @@ def _changes(units: UnitTree, architecture: Architecture) -> dict[str, Candidate
         if level is not None:
             levels.setdefault("width", (unit, level))
     changed = {name: {unit.name: level} for name, (unit, level) in levels.items()}
-    every: dict[str, dict[str, Level]] = {"zeros": {}, **changed}
-    return {name: canonical(one, units) for name, one in every.items()}
+    if "width" in levels:
+        narrow, level = levels["width"]
+        every = (unit for unit in units if unit.kind == narrow.kind and unit.narrowable)
+        changed["even"] = {unit.name: level for unit in every}
+    plain: dict[str, dict[str, Level]] = {"zeros": {}}
+    return {name: canonical(one, units) for name, one in (plain | changed).items()}
 
 
 def _narrower(unit: Unit, architecture: Architecture) -> Level | None:

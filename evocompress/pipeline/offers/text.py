@@ -8,7 +8,13 @@ from evocompress.pipeline.offers.offers import ACTIONS, Offers
 
 HEADING = ("type", "layout", *ACTIONS, "formats", "what does not go, and why")
 
-CHANGES = {"zeros": "zeros", "block": "blocks less", "part": "sub-layers less", "width": "widths"}
+CHANGES = {
+    "zeros": "zeros",
+    "block": "blocks less",
+    "part": "sub-layers less",
+    "even": "one width",
+    "width": "widths",
+}
 """What the changes that formats hold are called."""
 
 
@@ -55,6 +61,38 @@ def markdown(found: Iterable[Offers]) -> list[str]:
 
 def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
+
+
+FORMATS_PAGE = """# What each format holds of each type of model
+
+This is what `evocompress models --formats --markdown` prints: the types of which a model can be
+compressed, and what each format ([export.md](export.md)) holds of that with the default config:
+zeros in matrices; blocks less; a sub-layer less where the other one stays; one width for all
+sub-layers of a kind; widths of their own. `all` is all that the type offers
+([types.md](types.md)), and `-` nothing.
+"""
+
+
+def format_rows(found: Iterable[Offers]) -> list[tuple[str, ...]]:
+    """A row for each type that something can be done to, with what each format holds."""
+    able = [offers for offers in found if offers.formats]
+    names = list(dict.fromkeys(name for offers in able for name in offers.formats))
+    rows = [(one.model_type, *(_held(one, name) for name in names)) for one in able]
+    return [("type", *names), *rows]
+
+
+def _held(offers: Offers, name: str) -> str:
+    """What a format holds of all that some format holds."""
+    changes = offers.formats[name].changes if name in offers.formats else ()
+    every = {change for holding in offers.formats.values() for change in holding.changes}
+    words = ", ".join(CHANGES[change] for change in CHANGES if change in changes)
+    return "all" if changes and every == {*changes} else words or "-"
+
+
+def formats_markdown(found: Iterable[Offers]) -> list[str]:
+    """The lines of the page of formats in the documentation."""
+    heading, *rows = format_rows(found)
+    return [*FORMATS_PAGE.splitlines(), "", *map(_line, [heading, ["---"] * len(heading), *rows])]
 
 
 def model_rows(offers: Offers) -> list[tuple[str, ...]]:

@@ -8,11 +8,9 @@ import numpy as np
 import pytest
 
 from evocompress.compression.criteria import CRITERIA, STRUCTURED
-from evocompress.core.errors import ModelError
 from evocompress.core.requests import Pool
 from evocompress.core.space_config import SpaceConfig
 from evocompress.evaluation.proxies import PROXIES
-from evocompress.models.families import FAMILIES
 from evocompress.models.loading import LoadedModel
 from evocompress.search import SEARCHERS
 from evocompress.search.base import Problem, Searcher
@@ -22,7 +20,7 @@ from evocompress.testing import criteria, proxies, searchers, structured
 from evocompress.testing.families import FamilyContract
 from evocompress.testing.formats import FormatContract
 from evocompress.testing.narrowing import NarrowingContract
-from evocompress.testing.tiny import tiny_loaded, tiny_model
+from evocompress.testing.tiny import tiny_loaded
 
 POOL = Pool((64,) * 8)
 
@@ -68,21 +66,14 @@ def test_structured_criterion(check, shape):
     check(STRUCTURED["output_norm"], structured.SHAPES[shape])
 
 
-@pytest.mark.parametrize("name", ["olmo"])
+@pytest.mark.parametrize("name", ["modernbert-decoder"])
 class TestFamily(FamilyContract):
     pass
 
 
-@pytest.mark.parametrize("name", ["olmo"])
+@pytest.mark.parametrize("name", ["modernbert-decoder"])
 class TestNarrowing(NarrowingContract):
     pass
-
-
-def test_family_refuses_what_it_does_not_know():
-    model = tiny_model("olmo")
-    model.config.clip_qkv = 8.0
-    with pytest.raises(ModelError, match="clip_qkv"):
-        FAMILIES["olmo"].check(model)
 
 
 def flips(dense, logits, ids, top_k):
@@ -105,7 +96,7 @@ class TestProxy:
         proxies.check_dense_has_no_divergence(PROXIES["flips"], tiny_loaded())
 
 
-@pytest.fixture(scope="module", params=["llama", "olmo"])
+@pytest.fixture(scope="module", params=["llama", "modernbert-decoder"])
 def loaded(request) -> LoadedModel:
     return tiny_loaded(request.param, layers=4)
 

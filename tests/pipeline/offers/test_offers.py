@@ -37,8 +37,9 @@ def test_what_is_offered_is_what_the_units_are(name: str) -> None:
 
 def test_formats_tell_what_they_hold_and_why_not_the_rest() -> None:
     found = offers(tiny_loaded("llama")).formats
-    assert found["hf"].changes == ("zeros", "block", "part", "width") and not found["hf"].reason
-    assert found["stock"].changes == ("zeros", "block")
+    assert found["hf"].changes == ("zeros", "block", "part", "width", "even")
+    assert not found["hf"].reason
+    assert found["stock"].changes == ("zeros", "block", "even")
     assert found["stock"].reason == "cannot leave out model.layers.1.attention alone"
     mixed = offers(tiny_loaded("mixtral")).formats["deci"]
     assert not mixed.changes and "cannot hold mixtral models" in mixed.reason

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from evocompress.core.errors import ModelError
 from evocompress.core.progress import Silent
-from evocompress.pipeline.offers import markdown, offers_of_type, table, type_names
+from evocompress.pipeline.offers import (
+    format_rows,
+    formats_markdown,
+    markdown,
+    offers_of_type,
+    table,
+    type_names,
+)
 from evocompress.pipeline.offers.offers import Holding, Offers
 from evocompress.pipeline.offers.table import OfferWorker, Unanswered, offers_by_type
 
@@ -98,11 +106,31 @@ def test_markdown_has_a_line_for_each_type() -> None:
 
 
 PAGE = Path(__file__).parents[3] / "docs" / "types.md"
+FORMATS = PAGE.with_name("formats.md")
 
 
 def test_the_page_of_types_lists_all() -> None:
     rows = [line for line in PAGE.read_text().splitlines() if line.startswith("| ")]
     assert [row.split()[1] for row in rows[2:]] == type_names()
+
+
+@pytest.mark.parametrize("name", ["llama", "mixtral", "bert", "olmo2", "bloom"])
+def test_the_page_of_formats_is_what_the_code_says(name: str) -> None:
+    *heading, row = formats_markdown([offers_of_type(name)])
+    page = FORMATS.read_text().splitlines()
+    assert page[: len(heading)] == heading
+    again = "write it anew: evocompress models --formats --markdown > docs/formats.md"
+    assert row in page, again
+
+
+def test_what_formats_hold_is_told_in_words() -> None:
+    zeros, every = ("zeros",), ("zeros", "block", "width")
+    held = {"stock": Holding(zeros, "cannot"), "hf": Holding(every), "deci": Holding(())}
+    known = replace(KNOWN, formats=held)
+    bart = replace(KNOWN, model_type="bart", formats={})
+    heading, *rows = format_rows([known, bart])
+    assert heading == ("type", "stock", "hf", "deci")
+    assert rows == [("helium", "zeros", "all", "-")]
 
 
 @pytest.mark.parametrize("name", ["llama", "mixtral", "bert", "olmo2", "gpt_neox", "bart"])

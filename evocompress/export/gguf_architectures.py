@@ -1,0 +1,197 @@
+"""What llama.cpp calls the types of models that it computes as transformers does, and with what.
+
+Only what was run is here: tiny random models, whose logits were those of transformers. A model with
+other settings than those that were run is refused by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from evocompress.core.types import Candidate
+from evocompress.export.gguf_rotary import rotary_obstacle
+from evocompress.export.layout import Layout, layout, second_round
+from evocompress.export.llama_like import LLAMA_LIKE
+from evocompress.export.stock import Stock
+from evocompress.models.families.shapes import attention_windows
+from evocompress.models.loading import LoadedModel
+
+INCONSEQUENTIAL = (
+    *("use_cache", "tie_word_embeddings", "dtype", "torch_dtype", "use_return_dict", "return_dict"),
+    *("model_type", "architectures", "transformers_version", "use_sliding_window"),
+    *("output_hidden_states", "output_attentions", "output_router_logits", "add_cross_attention"),
+)
+"""Settings that do not tell what is computed, or that are dealt with elsewhere."""
+
+
+@dataclass(frozen=True)
+class LlamaCpp:
+    """An architecture of llama.cpp.
+
+    Attributes:
+        name: That of gguf-py's ``MODEL_ARCH_NAMES``.
+        neighbours: It rotates neighbouring elements of a head, and transformers the two halves.
+        windowed: It is told which layers have an attention window.
+        unrotated: Every such layer is without rotary embedding; 0 where none is.
+        spanning: Its heads together are as wide as the hidden state.
+        headed: It takes no embedding for a head: one that is tied is written twice.
+        factors: It takes a tensor with what each rotary frequency is divided by.
+        settings: Those that differ from the type's default config, and must be so.
+        also: Those that may be other than in the default config.
+    """
+
+    name: str
+    neighbours: bool = False
+    windowed: bool = False
+    unrotated: int = 0
+    spanning: bool = False
+    headed: bool = False
+    factors: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    also: tuple[str, ...] = ()
+
+
+ARCHITECTURES: Mapping[str, LlamaCpp] = {
+    "arcee": LlamaCpp("arcee", factors=True, neighbours=True),
+    "bloom": LlamaCpp("bloom"),
+    "cohere": LlamaCpp("command-r", spanning=True),
+    "cohere2": LlamaCpp("cohere2", spanning=True, windowed=True),
+    "ernie4_5": LlamaCpp("ernie4_5"),
+    "exaone4": LlamaCpp("exaone4", factors=True, spanning=True, settings={"sliding_window": None}),
+    "falcon": LlamaCpp("falcon"),
+    "gemma": LlamaCpp("gemma"),
+    "gemma2": LlamaCpp("gemma2", windowed=True),
+    "gemma3_text": LlamaCpp("gemma3", windowed=True),
+    "glm": LlamaCpp("chatglm", spanning=True),
+    "glm4": LlamaCpp("glm4"),
+    "gpt2": LlamaCpp("gpt2"),
+    "gpt_bigcode": LlamaCpp("starcoder"),
+    "gpt_neox": LlamaCpp("gptneox", headed=True),
+    "gpt_oss": LlamaCpp("gpt-oss", headed=True, windowed=True),
+    "granite": LlamaCpp("granite", factors=True, neighbours=True),
+    "granitemoe": LlamaCpp("granitemoe", factors=True, neighbours=True),
+    "hunyuan_v1_dense": LlamaCpp("hunyuan-dense"),
+    "jais2": LlamaCpp("jais2"),
+    "minimax_m2": LlamaCpp("minimax-m2", headed=True),
+    "mixtral": LlamaCpp("llama", factors=True, neighbours=True),
+    "nemotron": LlamaCpp("nemotron", spanning=True, headed=True),
+    "olmo": LlamaCpp("olmo", spanning=True, neighbours=True),
+    "olmo2": LlamaCpp("olmo2", headed=True),
+    "olmo3": LlamaCpp("olmo2", headed=True, windowed=True),
+    "olmoe": LlamaCpp("olmoe", headed=True),
+    "phi": LlamaCpp("phi2", spanning=True, headed=True),
+    "phi3": LlamaCpp("phi3", spanning=True),
+    "qwen2_moe": LlamaCpp("qwen2moe", spanning=True, headed=True),
+    "qwen3": LlamaCpp("qwen3"),
+    "qwen3_moe": LlamaCpp("qwen3moe", settings={"norm_topk_prob": True}),
+    "seed_oss": LlamaCpp("seed_oss"),
+    "smollm3": LlamaCpp("smollm3", neighbours=True, unrotated=4),
+    "stablelm": LlamaCpp("stablelm", headed=True),
+    "starcoder2": LlamaCpp("starcoder2", spanning=True),
+}
+"""By the ``model_type`` of transformers; those of `LLAMA_LIKE` are written as ``deci``."""
+
+DECI = LlamaCpp("deci", neighbours=True, factors=True)
+"""The one whose layers may differ in heads, channels and sub-layers."""
+
+
+def architecture_obstacle(loaded: LoadedModel, candidate: Candidate) -> str | None:
+    """Why none of `ARCHITECTURES` computes a candidate, if none does."""
+    name, task = loaded.family.model_type, loaded.family.task
+    if compressed := second_round(loaded):
+        return compressed
+    if not task.causal:
+        return f"cannot hold {name} models for {task.name}, only language models"
+    found = ARCHITECTURES.get(name)
+    if found is None:
+        return f"cannot hold {name} models, only {', '.join((*LLAMA_LIKE, *ARCHITECTURES))}"
+    left = layout(loaded, candidate)
+    reasons = (
+        _other_settings(loaded, found),
+        _norm_scale(loaded),
+        rotary_obstacle(loaded.model, factors=found.factors),
+        _untied(loaded, found),
+        Stock().obstacle(loaded, candidate),
+        _layers_in_order(loaded, left, found),
+        _too_few_heads(loaded, left, found),
+    )
+    return next(filter(None, reasons), None)
+
+
+def _other_settings(loaded: LoadedModel, found: LlamaCpp) -> str | None:
+    """The first setting of a model that is not as it was when the architecture was tried."""
+    for name, value in _untried(loaded.model.config, found):
+        return (
+            f"cannot hold this {loaded.family.model_type} model, with whose {name} = {value!r} "
+            "llama.cpp was not tried"
+        )
+    return None
+
+
+def _untried(config: Any, found: LlamaCpp) -> Iterator[tuple[str, Any]]:
+    """The settings that are words, switches or lists, with other values than by default."""
+    default = type(config)()
+    for name, value in config.to_dict().items():
+        wanted = found.settings.get(name, getattr(default, name, value))
+        words = isinstance(value, bool | str) or isinstance(wanted, bool | str)
+        if name.startswith("_") or name in (*INCONSEQUENTIAL, *found.also):
+            continue
+        if (words or name in found.settings) and value != wanted:
+            yield name, value
+
+
+def _norm_scale(loaded: LoadedModel) -> str | None:
+    """The obstacle of attention scores that are scaled by something else than the heads' width."""
+    scalar = getattr(loaded.model.config, "query_pre_attn_scalar", None)
+    head_dim = loaded.family.architecture(loaded.model).head_dim
+    if scalar is None or scalar == head_dim:
+        return None
+    return (
+        f"cannot hold this {loaded.family.model_type} model, whose query_pre_attn_scalar is "
+        f"{scalar} and not the width of a head, {head_dim}"
+    )
+
+
+def _untied(loaded: LoadedModel, found: LlamaCpp) -> str | None:
+    """The obstacle of a head that the architecture has no place for."""
+    import gguf
+
+    known = {word: architecture for architecture, word in gguf.MODEL_ARCH_NAMES.items()}
+    own = gguf.MODEL_TENSOR.OUTPUT in gguf.MODEL_TENSORS[known[found.name]]
+    if own or loaded.family.architecture(loaded.model).tied:
+        return None
+    return f"cannot hold this {loaded.family.model_type} model, whose head is not its embedding"
+
+
+def _too_few_heads(loaded: LoadedModel, left: Layout, found: LlamaCpp) -> str | None:
+    """The obstacle of narrow attentions where heads must span the hidden state."""
+    widths, hidden = left.kept[0].widths, loaded.family.architecture(loaded.model).hidden
+    if not found.spanning or widths.heads * widths.head_dim == hidden:
+        return None
+    return (
+        f"cannot write {left.names[left.kept[0].index]}.attention, because the heads of "
+        f"llama.cpp's architecture {found.name} are together as wide as the hidden size, {hidden}"
+    )
+
+
+def _layers_in_order(loaded: LoadedModel, left: Layout, found: LlamaCpp) -> str | None:
+    """The obstacle of layers whose windows or rotary embeddings llama.cpp cannot be told."""
+    config = loaded.model.config
+    name = loaded.family.model_type
+    windows = attention_windows(config, config.num_hidden_layers)
+    narrowest = min((window for window in windows if window), default=None)
+    context = loaded.family.architecture(loaded.model).context
+    if not found.windowed and narrowest is not None and narrowest < context:
+        return f"cannot hold this {name} model, whose attention window is {narrowest} tokens"
+    if found.unrotated:
+        rotated = [config.no_rope_layers[block.index] for block in left.kept]
+        if [bool(one) for one in rotated] != [
+            bool((layer + 1) % found.unrotated) for layer in range(len(rotated))
+        ]:
+            return (
+                f"cannot hold this {name} model, because not every {found.unrotated}th of its "
+                "layers, and no other, would be without rotary embedding"
+            )
+    return None

@@ -1,0 +1,147 @@
+"""The metadata of a GGUF file: sizes as they are in its tensors, and what else the config says.
+
+Each architecture of llama.cpp reads the keys that it knows, so that all are written of every model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from evocompress.export.gguf_rotary import frequencies, rotary_kinds, scaling_of
+from evocompress.export.gguf_tensors import ROPE_FACTORS
+from evocompress.models.families.base import final_norm
+from evocompress.models.loading import LoadedModel
+
+FACTORS = {
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
+    "embedding_multiplier": "embedding_scale",
+    "attention_multiplier": "attention_scale",
+    "residual_multiplier": "residual_scale",
+    "logits_scaling": "logit_scale",
+    "logit_scale": "logit_scale",
+    "clip_qkv": "clamp_kqv",
+    "use_parallel_residual": "parallel_residual",
+    "norm_topk_prob": "expert_weights_norm",
+}
+"""{setting: what gguf-py calls its key}."""
+
+BETAS = 32.0, 1.0
+"""Between how many turns YaRN goes over from the one frequency to the other, if not told."""
+
+EPSILONS = ("eps", "variance_epsilon", "norm_eps")
+"""What norms call the number that they add to a variance."""
+
+EPSILON = 1e-5
+"""That number where a norm has none of its own: OLMo's."""
+
+
+def add_metadata(
+    writer: Any, model: PreTrainedModel, loaded: LoadedModel, tensors: Mapping[str, Tensor]
+) -> None:
+    """Adds what llama.cpp must know beside the tokenizer."""
+    import gguf
+
+    config: Any = model.config
+    architecture = loaded.family.architecture(loaded.model)
+    writer.add_type(gguf.GGUFType.MODEL)
+    writer.add_name(Path(loaded.source).name)
+    writer.add_context_length(architecture.context)
+    writer.add_embedding_length(architecture.hidden)
+    writer.add_vocab_size(len(tensors["token_embd.weight"]))
+    writer.add_key_length(architecture.head_dim)
+    writer.add_value_length(architecture.head_dim)
+    norm = final_norm(loaded.family, loaded.model)
+    known = (getattr(norm, name) for name in EPSILONS if hasattr(norm, name))
+    epsilon = next(known, EPSILON)
+    writer.add_layer_norm_rms_eps(epsilon)
+    writer.add_layer_norm_eps(epsilon)
+    for setting, key in FACTORS.items():
+        value = getattr(config, setting, None)
+        if value is not None:
+            getattr(writer, f"add_{key}")(value)
+    _add_sizes(writer, architecture.head_dim, tensors)
+    _add_experts(writer, loaded, tensors)
+    _add_rotary(writer, loaded.model, tensors)
+    _add_windows(writer, config)
+
+
+def _add_sizes(writer: Any, head_dim: int, tensors: Mapping[str, Tensor]) -> None:
+    """Adds heads, key-value heads and channels: one number where all layers are alike."""
+    heads, keys, channels = [], [], []
+    layers = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("blk."))
+    for layer in range(layers):
+        sizes = {
+            name: tensors[whole].shape
+            for name in ("attn_output", "attn_k", "attn_qkv", "ffn_down", "ffn_down_exps")
+            if (whole := f"blk.{layer}.{name}.weight") in tensors
+        }
+        own = sizes["attn_output"][1] // head_dim if "attn_output" in sizes else 0
+        heads.append(own)
+        fused = (sizes["attn_qkv"][0] // head_dim - own) // 2 if "attn_qkv" in sizes else 0
+        keys.append(sizes["attn_k"][0] // head_dim if "attn_k" in sizes else fused)
+        channels.append(sizes.get("ffn_down", sizes.get("ffn_down_exps", (0,)))[-1])
+    writer.add_block_count(layers)
+    writer.add_head_count(_common(heads))
+    writer.add_head_count_kv(_common(keys))
+    writer.add_feed_forward_length(_common(channels))
+
+
+def _common(sizes: list[int]) -> int | list[int]:
+    """The size of all layers, or all sizes."""
+    return sizes[0] if len(set(sizes)) == 1 else sizes
+
+
+def _add_experts(writer: Any, loaded: LoadedModel, tensors: Mapping[str, Tensor]) -> None:
+    """Adds numbers and sizes of experts, which are the same in all layers."""
+    import gguf
+
+    mixture = loaded.family.mixture
+    if mixture is None:
+        return
+    count, _, channels = tensors["blk.0.ffn_down_exps.weight"].shape
+    writer.add_expert_count(count)
+    writer.add_expert_used_count(mixture.experts(loaded.model)[1])
+    writer.add_expert_feed_forward_length(channels)
+    shared = tensors.get("blk.0.ffn_down_shexp.weight")
+    if shared is not None:
+        writer.add_expert_shared_feed_forward_length(shared.shape[1])
+    if "blk.0.exp_probs_b.bias" in tensors:
+        writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+
+
+def _add_rotary(writer: Any, model: PreTrainedModel, tensors: Container[str]) -> None:
+    """Adds the bases, how much of a head is rotated, and what llama.cpp scales itself."""
+    from gguf import RopeScalingType
+
+    found = frequencies(model)
+    if not found:
+        return
+    settings = rotary_kinds(model.config)
+    whole = settings.get("full_attention") or settings[""]
+    writer.add_rope_freq_base(whole["rope_theta"])
+    writer.add_rope_dimension_count(2 * len(next(iter(found.values()))))
+    kind = scaling_of(whole)
+    if kind in ("linear", "yarn") and ROPE_FACTORS not in tensors:
+        writer.add_rope_scaling_type(RopeScalingType(kind))
+        writer.add_rope_scaling_factor(whole["factor"])
+    if kind == "yarn":
+        writer.add_rope_scaling_orig_ctx_len(whole["original_max_position_embeddings"])
+        writer.add_rope_scaling_yarn_beta_fast(whole.get("beta_fast") or BETAS[0])
+        writer.add_rope_scaling_yarn_beta_slow(whole.get("beta_slow") or BETAS[1])
+    if "sliding_attention" in settings:
+        base = settings["sliding_attention"]["rope_theta"]
+        writer.add_float32(f"{writer.arch}.rope.freq_base_swa", base)
+
+
+def _add_windows(writer: Any, config: Any) -> None:
+    """Adds the attention window, and the layers that have one where not all do."""
+    window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
+    if window and kinds:
+        writer.add_sliding_window(window)
+        writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in kinds])

@@ -1,0 +1,78 @@
+"""Rotary embeddings as a GGUF file tells of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+FREQUENCIES = "inv_freq"
+
+OWN_FACTORS = ("attention_factor", "mscale", "mscale_all_dim")
+"""Settings of YaRN with which queries and keys are scaled otherwise than it says."""
+
+
+def rotary_kinds(config: Any) -> dict[str, Mapping[str, Any]]:
+    """{kind of layer: its ``rope_parameters``}; the kind is empty where all layers share them."""
+    settings = getattr(config, "rope_parameters", None) or {}
+    kinds = {kind: one for kind, one in settings.items() if isinstance(one, Mapping)}
+    return kinds or {"": settings}
+
+
+def frequencies(model: PreTrainedModel) -> dict[str, Tensor]:
+    """{kind of layer: the frequencies (rotated elements / 2,) of a head}; empty without any."""
+    found = {}
+    for name, buffer in model.named_buffers():
+        word = name.rpartition(".")[2]
+        if word.endswith(FREQUENCIES) and "original" not in word:
+            found[word.removesuffix(FREQUENCIES).rstrip("_")] = buffer.double()
+    return found
+
+
+def factors(model: PreTrainedModel) -> Tensor | None:
+    """By what the frequencies of all layers are divided (R / 2,); ``None`` where by nothing.
+
+    llama.cpp computes those of YaRN itself.
+    """
+    own, settings = frequencies(model), rotary_kinds(model.config)
+    if "" not in own or scaling_of(settings[""]) == "yarn":
+        return None
+    found = plain(len(own[""]), settings[""]) / own[""].cpu()
+    return None if torch.allclose(found, torch.ones_like(found)) else found.float()
+
+
+def scaling_of(settings: Mapping[str, Any]) -> str:
+    """How embeddings are scaled."""
+    kind: str = settings.get("rope_type", "default")
+    return kind
+
+
+def plain(count: int, settings: Mapping[str, Any]) -> Tensor:
+    """The frequencies of embeddings that are not scaled."""
+    steps = torch.arange(count, dtype=torch.float64) / count
+    return float(settings["rope_theta"]) ** -steps
+
+
+def rotary_obstacle(model: PreTrainedModel, *, factors: bool) -> str | None:
+    """The obstacle of embeddings that are neither plain nor scaled as llama.cpp does it.
+
+    With `factors` it is told how each frequency is scaled.
+    """
+    settings = rotary_kinds(model.config)
+    for kind, own in frequencies(model).items():
+        name, usual = scaling_of(settings[kind]), plain(len(own), settings[kind])
+        known = {
+            "default": own.is_meta or torch.allclose(own.cpu(), usual),
+            "linear": True,
+            "llama3": factors,
+            "yarn": not any(settings[kind].get(key) for key in OWN_FACTORS),
+        }
+        if not known.get(name, False):
+            return (
+                f"cannot hold this {model.config.model_type} model, whose rotary embeddings are "
+                f"{name}"
+            )
+    return None

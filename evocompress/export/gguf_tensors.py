@@ -1,0 +1,174 @@
+"""The tensors of a model by llama.cpp's names, and as its architectures hold them.
+
+gguf-py's tables say what a tensor is called. How transformers' class holds one, transposed or as
+the difference from one, is seen in the modules.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from evocompress.core.errors import ExportError
+from evocompress.export.gguf_architectures import LlamaCpp
+from evocompress.export.gguf_rotary import factors, frequencies
+from evocompress.models.loading import LoadedModel
+
+ZERO_CHANNELS = 32
+"""Width of the MLP of zeros where there is none: a block of quantised weights."""
+
+ROPE_FACTORS = "rope_freqs.weight"
+
+EXPERT = re.compile(r".+\.(\d+)\.\w+\.experts\.\d+\.(\w+)_proj\.(weight|bias)")
+
+RENAMED = (
+    (r"block_sparse_moe\.router\.weight$", "block_sparse_moe.router.layer.weight"),
+    (r"\.e_score_correction_bias$", ".e_score_correction.bias"),
+    (r"\.sinks$", ".sinks.weight"),
+)
+"""What transformers 5 calls otherwise than the files for which gguf-py's tables were made."""
+
+
+def named_tensors(
+    model: PreTrainedModel, loaded: LoadedModel, found: LlamaCpp
+) -> dict[str, Tensor]:
+    """The tensors by llama.cpp's names; layers without any have no number.
+
+    Args:
+        model: Of format ``hf`` or ``stock``.
+        loaded: The dense model that it was made from.
+        found: What llama.cpp calls its architecture.
+    """
+    if loaded.family.mixture is not None:
+        loaded.family.mixture.prepare(model, loaded.family.blocks(model))
+    tensors = _renumbered(dict(_named(model, loaded, found)))
+    scaled = factors(loaded.model) if found.factors else None
+    if scaled is not None:
+        tensors[ROPE_FACTORS] = scaled
+    return tensors
+
+
+def _named(
+    model: PreTrainedModel, loaded: LoadedModel, found: LlamaCpp
+) -> Iterator[tuple[str, Tensor]]:
+    """The tensors as the architecture holds them; those of all experts are one."""
+    head = model.get_output_embeddings()
+    tied = model.config.tie_word_embeddings or head.weight is model.get_input_embeddings().weight
+    output = next(path for path, module in model.named_modules() if module is head)
+    stacks: dict[str, list[Tensor]] = defaultdict(list)
+    turned = 2 * len(next(iter(frequencies(loaded.model).values()), ())) if found.neighbours else 0
+    for name, tensor in model.state_dict().items():
+        if name == f"{output}.weight" and tied and not found.headed:
+            continue
+        expert = EXPERT.fullmatch(name)
+        if expert:
+            stacks[f"blk.{expert[1]}.ffn_{expert[2]}_exps.{expert[3]}"].append(tensor)
+            continue
+        held = _held(name, tensor, model, loaded)
+        if turned and re.search(r"\.[qk]_proj\.", name):
+            held = interleaved(held, loaded.family.architecture(loaded.model).head_dim, turned)
+        yield _place(name, model, found), held
+    for name, every in stacks.items():
+        yield name, torch.stack(every)
+
+
+def _place(name: str, model: PreTrainedModel, found: LlamaCpp) -> str:
+    """What llama.cpp calls a tensor."""
+    import gguf
+
+    known = {word: architecture for architecture, word in gguf.MODEL_ARCH_NAMES.items()}
+    table = gguf.get_tensor_name_map(known[found.name], model.config.num_hidden_layers)
+    for pattern, other in RENAMED:
+        name = re.sub(pattern, other, name)
+    for tried in (name, name.removeprefix(f"{model.base_model_prefix}.")):
+        place: str | None = table.get_name(tried, try_suffixes=(".weight", ".bias"))
+        if place is not None:
+            return place
+    raise ExportError(f"llama.cpp's architecture {found.name} has no place for {name}")
+
+
+def _held(name: str, tensor: Tensor, model: PreTrainedModel, loaded: LoadedModel) -> Tensor:
+    """A tensor as llama.cpp holds it, but for the order in which rows are rotated."""
+    path, _, part = name.rpartition(".")
+    module = model.get_submodule(path)
+    if isinstance(module, Conv1D) and part == "weight":
+        return tensor.T.contiguous()
+    if part == "weight" and tensor.dim() == 1 and _is_offset(module):
+        return tensor + 1
+    within = re.fullmatch(rf"{loaded.family.block_names.pattern}\.(.+)", path)
+    grouped = {m.path for m in loaded.family.matrices if m.rows == ("grouped",)}
+    if within and within[within.lastindex or 0] in grouped:
+        return _ungrouped(tensor, loaded)
+    return tensor
+
+
+def _is_offset(module: nn.Module) -> bool:
+    """Whether a norm multiplies by its weight and one, so that it does something without any."""
+    if "norm" not in type(module).__name__.lower():
+        return False
+    plain = copy.deepcopy(module).float().cpu().requires_grad_(False)
+    for parameter in plain.parameters():
+        parameter.zero_()
+    size = plain.get_parameter("weight").shape[-1]
+    yielded: Tensor = plain(torch.arange(1.0, size + 1)[None])
+    return bool(yielded.any())
+
+
+def _ungrouped(tensor: Tensor, loaded: LoadedModel) -> Tensor:
+    """Rows in groups of queries, key and value, as all queries, all keys and all values."""
+    architecture = loaded.family.architecture(loaded.model)
+    within = architecture.heads[0] // architecture.kv_heads[0]
+    rest = tensor.shape[1:]
+    groups = tensor.reshape(-1, within + 2, architecture.head_dim, *rest)
+    parts = groups[:, :within], groups[:, within], groups[:, within + 1]
+    return torch.cat([part.reshape(-1, *rest) for part in parts])
+
+
+def interleaved(tensor: Tensor, head_dim: int, turned: int | None = None) -> Tensor:
+    """Rows of queries or keys, weight (heads * head_dim, H) or bias, as llama.cpp rotates them.
+
+    Hugging Face rotates element i of the first `turned` ones of a head together with element
+    i + turned / 2, llama.cpp neighbours.
+    """
+    turned = turned or head_dim
+    heads = tensor.reshape(-1, head_dim, *tensor.shape[1:])
+    halves = heads[:, :turned].reshape(len(heads), 2, turned // 2, *tensor.shape[1:])
+    pairs = halves.transpose(1, 2).flatten(1, 2)
+    return torch.cat([pairs, heads[:, turned:]], dim=1).reshape(tensor.shape)
+
+
+def _renumbered(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors with layers numbered one after the other."""
+    numbers = sorted({int(name.split(".")[1]) for name in tensors if name.startswith("blk.")})
+    places = {str(number): str(place) for place, number in enumerate(numbers)}
+    return {
+        re.sub(r"^blk\.(\d+)\.", lambda match: f"blk.{places[match[1]]}.", name): tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def with_zero_mlps(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors with an MLP of zeros in every layer that has an attention alone."""
+    found = dict(tensors)
+    for name in tensors:
+        layer, _, part = name.rpartition(".attn_output.")
+        if part == "weight" and f"{layer}.ffn_down.weight" not in tensors:
+            found |= _zero_mlp(layer, tensors["output_norm.weight"])
+    return found
+
+
+def _zero_mlp(layer: str, norm: Tensor) -> dict[str, Tensor]:
+    hidden = len(norm)
+    return {
+        f"{layer}.ffn_norm.weight": torch.ones_like(norm),
+        f"{layer}.ffn_gate.weight": norm.new_zeros(ZERO_CHANNELS, hidden),
+        f"{layer}.ffn_up.weight": norm.new_zeros(ZERO_CHANNELS, hidden),
+        f"{layer}.ffn_down.weight": norm.new_zeros(hidden, ZERO_CHANNELS),
+    }

@@ -1,0 +1,132 @@
+"""What the class of a model makes of blocks with other numbers, and of zeros: seen in tiny models.
+
+Hand-written families are known; of derived ones this is tried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from evocompress.core.types import Candidate
+from evocompress.export.configs import cut_config, use_of_index
+from evocompress.export.layout import SUBLAYERS, Layout, layout
+from evocompress.models.families import SubLayerName
+from evocompress.models.families.derivation.derived import Derived
+from evocompress.models.families.derivation.shrink import TRIES, random_model, shrunk
+from evocompress.models.families.derivation.tracing import FAILURES
+from evocompress.models.loading import LoadedModel, once
+
+TOKENS = torch.arange(3, 12)[None]
+
+
+def renumbering(left: Layout, loaded: LoadedModel) -> str | None:
+    """The obstacle of a model whose blocks must keep their numbers."""
+    unit = left.first(lambda block, sublayer: sublayer in block.dropped)
+    if unit is None or not numbers_matter(loaded):
+        return None
+    use = use_of_index(loaded.model.config)
+    if use:
+        why = f"this {loaded.family.model_type} model {use}"
+    else:
+        why = f"the class of {loaded.family.model_type} models makes others of fewer blocks"
+    return f"cannot leave out {unit}, because {why}"
+
+
+@once
+def numbers_matter(loaded: LoadedModel) -> bool:
+    """Whether blocks compute something else when they are numbered differently.
+
+    Of a derived family this is seen in tiny models, one without a block that the other skips.
+    """
+    if use_of_index(loaded.model.config):
+        return True
+    if not _is_tried(loaded):
+        return False
+    assert isinstance(loaded.family, Derived)
+    units = loaded.family.units(loaded.model)
+    gone = next((u.block for u in units if u.kind == "block" and u.droppable), None)
+    if gone is None:
+        return False
+    configs = _small(loaded.model.config, gone, loaded.family.order)
+    return not any(_computes_the_same(loaded, small, gone) for small in configs)
+
+
+def _is_tried(loaded: LoadedModel) -> bool:
+    """Whether a model is of a derived family and reads texts."""
+    return isinstance(loaded.family, Derived) and loaded.family.task.reads_text
+
+
+def _small(config: PreTrainedConfig, gone: int, order: Sequence[int]) -> Iterator[PreTrainedConfig]:
+    """Configs of tiny models with a block that goes, every kind of blocks, and one more."""
+    layers = max(gone, *(order.index(kind) for kind in order)) + 2
+    for heads, narrow_heads in TRIES:
+        yield shrunk(config, min(layers, len(order)), heads=heads, narrow_heads=narrow_heads)
+
+
+@torch.no_grad()
+def _computes_the_same(loaded: LoadedModel, small: PreTrainedConfig, gone: int) -> bool:
+    """Whether a tiny model of a config without a block computes what it does when it is skipped."""
+    family, cls = loaded.family, type(loaded.model)
+    try:
+        model = random_model(cls, small)
+        state = model.state_dict()
+        skipped = family.blocks(model)[gone]
+        for sublayer in family.at(gone).sublayers:
+            for path, module in family.at(gone).replacements(skipped, sublayer).items():
+                skipped.set_submodule(path, module)
+        dense = layout(loaded, Candidate()).blocks[: len(family.blocks(model))]
+        kept = [block for block in dense if block.index != gone]
+        built: Any = random_model(cls, cut_config(small, kept))
+        name_of = family.block_names.renamed([block.index for block in kept])
+        built.load_state_dict({name: state[name_of(name)] for name in built.state_dict()})
+        return torch.allclose(_states(loaded, built), _states(loaded, model), rtol=1e-6, atol=1e-9)
+    except FAILURES:
+        return False
+
+
+@once
+def not_silenced(loaded: LoadedModel) -> frozenset[tuple[int, SubLayerName]]:
+    """(kind of block, sub-layer) that zeros in its matrices do not make add nothing."""
+    if not _is_tried(loaded):
+        return frozenset()
+    assert isinstance(loaded.family, Derived)
+    order = loaded.family.order
+    for small in _small(loaded.model.config, 0, order):
+        try:
+            return frozenset(
+                (kind, sublayer)
+                for kind in set(order)
+                for sublayer in loaded.family.at(order.index(kind)).sublayers
+                if not _is_silenced(loaded, small, order.index(kind), sublayer)
+            )
+        except FAILURES:
+            continue
+    return frozenset((kind, sublayer) for kind in order for sublayer in SUBLAYERS)
+
+
+@torch.no_grad()
+def _is_silenced(
+    loaded: LoadedModel, small: PreTrainedConfig, index: int, sublayer: SubLayerName
+) -> bool:
+    """Whether a block of a tiny model with zeros for a sub-layer does as one without that."""
+    family, cls = loaded.family.at(index), type(loaded.model)
+    without, zeroed = random_model(cls, small), random_model(cls, small)
+    block = loaded.family.blocks(without)[index]
+    for path, module in family.replacements(block, sublayer).items():
+        block.set_submodule(path, module)
+    paths = [matrix.path for matrix in family.matrices if matrix.sublayer == sublayer]
+    if family.mixture is not None and sublayer == "mlp":
+        paths.append(f"{family.mixture.mlp}.experts")
+    for name, parameter in loaded.family.blocks(zeroed)[index].named_parameters():
+        if name.startswith(tuple(f"{path}." for path in paths)):
+            parameter.zero_()
+    return torch.allclose(_states(loaded, zeroed), _states(loaded, without), rtol=1e-6, atol=1e-9)
+
+
+def _states(loaded: LoadedModel, model: PreTrainedModel) -> Tensor:
+    return loaded.family.hidden_states(model, TOKENS)

@@ -1,0 +1,54 @@
+"""Tiny models of the types that llama.cpp knows, with the settings that it was tried with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from evocompress.core.types import DROP, Level
+from evocompress.export.gguf_architectures import ARCHITECTURES, LlamaCpp
+from evocompress.models.loading import LoadedModel
+from evocompress.testing.derived import typical_config, typical_loaded
+from evocompress.testing.formats import LevelsByEnd
+
+LAYERS = 5
+"""Of a model; more where every fourth layer computes otherwise."""
+
+WINDOW = 8
+"""Tokens of attention windows: fewer than in the prompts."""
+
+
+def gguf_loaded(model_type: str, **settings: Any) -> LoadedModel:
+    """A model in float32 that can be written as a GGUF file, unless other settings prevent it."""
+    config: Any = typical_config(model_type)
+    known = ARCHITECTURES.get(model_type, LlamaCpp(model_type))
+    layers = 2 * known.unrotated or LAYERS
+    for name, value in known.settings.items():
+        setattr(config, name, value)
+    kinds = getattr(config, "layer_types", None)
+    if known.unrotated:
+        config.num_hidden_layers = layers
+        config.no_rope_layers = [int((i + 1) % known.unrotated > 0) for i in range(layers)]
+        config.layer_types = ["full_attention"] * layers
+    elif kinds and known.windowed:
+        config.sliding_window = WINDOW
+    elif kinds:
+        config.layer_types = ["full_attention"] * len(kinds)
+    if getattr(config, "query_pre_attn_scalar", None):
+        config.query_pre_attn_scalar = 16  # the width of a head of tiny models
+    for name, value in settings.items():
+        setattr(config, name, value)
+    loaded = typical_loaded(config, layers)
+    loaded.model.float()
+    # llama.cpp wants certain tokens of a model in whose name there is "phi3".
+    return replace(loaded, source="tiny")
+
+
+def gguf_levels(loaded: LoadedModel) -> LevelsByEnd:
+    """A block less and a third of a matrix zero; one width for all MLPs where its class can."""
+    known = ARCHITECTURES[loaded.family.model_type]
+    last = len(loaded.family.blocks(loaded.model)) - 1
+    levels: LevelsByEnd = {str(last if known.unrotated else 1): DROP}
+    if loaded.family.model_type != "bloom":  # whose config does not say how many channels there are
+        levels |= {f"{i}.mlp": Level(channels=16) for i in range(last + 1)}
+    return levels

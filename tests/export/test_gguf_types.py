@@ -1,0 +1,121 @@
+"""Format ``gguf`` of types that llama.cpp has architectures of their own for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from export_cases import write
+from gguf import MODEL_ARCH_NAMES, GGUFReader
+from transformers import AutoModelForCausalLM
+
+from evocompress.core.errors import ExportError
+from evocompress.core.types import DROP, Level
+from evocompress.export import FORMATS, materialize, read_record
+from evocompress.export.gguf_architectures import ARCHITECTURES
+from evocompress.export.gguf_tensors import interleaved
+from evocompress.models.checkpoints import quiet_transformers
+from evocompress.models.loading import LoadedModel
+from evocompress.testing.formats import candidate_of, in_memory
+from evocompress.testing.gguf_types import gguf_levels, gguf_loaded
+from evocompress.testing.plain_library import PlainLibrary
+from evocompress.testing.probes import random_batch
+
+READ = ("starcoder2", "nemotron", "stablelm", "bloom", "minimax_m2")
+"""Types of which transformers reads such files as well."""
+
+
+@pytest.fixture(scope="module")
+def qwen3() -> LoadedModel:
+    return gguf_loaded("qwen3")
+
+
+def obstacle(loaded: LoadedModel, levels: dict[str, Level] | None = None) -> str | None:
+    return FORMATS["gguf"].obstacle(loaded, candidate_of(loaded, levels or {}))
+
+
+@pytest.mark.parametrize("model_type", READ)
+def test_transformers_reads_the_same_model_from_the_file(model_type: str, tmp_path: Path) -> None:
+    loaded = gguf_loaded(model_type)
+    candidate = candidate_of(loaded, gguf_levels(loaded))
+    out = write(loaded, candidate, tmp_path / "out", "gguf")
+    with quiet_transformers():
+        read = AutoModelForCausalLM.from_pretrained(
+            out, gguf_file="model.gguf", dtype=torch.float32, experts_implementation="eager"
+        )
+    batch = random_batch(loaded.family, loaded.model)
+    expected = in_memory(loaded, candidate, batch)
+    torch.testing.assert_close(read(batch).logits, expected, rtol=0, atol=1e-4)
+
+
+def test_rows_are_turned_only_as_far_as_a_head_is_rotated() -> None:
+    rows = torch.arange(12.0)[:, None]
+    assert interleaved(rows, 6, 4)[:, 0].tolist() == [0, 2, 1, 3, 4, 5, 6, 8, 7, 9, 10, 11]
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_tied_head_is_written_where_the_architecture_wants_one(
+    tied: bool, tmp_path: Path
+) -> None:
+    loaded = gguf_loaded("stablelm", tie_word_embeddings=tied)
+    out = write(loaded, candidate_of(loaded, {}), tmp_path / "out", "gguf")
+    tensors = {t.name: t.data for t in GGUFReader(out / "model.gguf").tensors}
+    same = (tensors["output.weight"] == tensors["token_embd.weight"]).all()
+    assert same == tied
+    wide = tensors["output.weight"].size * tied
+    held = sum(p.numel() for p in loaded.model.parameters())
+    assert read_record(out).measured["params"] == held + wide
+
+
+def test_sizes_are_those_of_the_layers_left(qwen3: LoadedModel, tmp_path: Path) -> None:
+    heads = {f"{i}.attention": Level(kv_groups=2, group_heads=1) for i in range(5)}
+    levels = heads | {f"{i}.mlp": Level(channels=16) for i in range(5)} | {"3": DROP}
+    out = write(qwen3, candidate_of(qwen3, levels), tmp_path / "out", "gguf")
+    fields = {n: f.contents() for n, f in GGUFReader(out / "model.gguf").fields.items()}
+    assert fields["general.architecture"] == "qwen3"
+    sizes = ("block_count", "attention.head_count", "attention.head_count_kv")
+    assert [fields[f"qwen3.{size}"] for size in sizes] == [4, 2, 2]
+    assert fields["qwen3.feed_forward_length"] == 16
+
+
+OTHERS = [
+    ("qwen3", {"2.mlp": Level(channels=16)}, {}, "model.layers.2.mlp narrower than in other"),
+    ("qwen3", {"2.mlp": DROP}, {}, "cannot leave out model.layers.2.mlp alone"),
+    ("qwen3", {}, {"hidden_act": "gelu"}, "with whose hidden_act = 'gelu' llama.cpp was not tried"),
+    ("starcoder2", {}, {"sliding_window": 8}, "whose attention window is 8 tokens"),
+    ("smollm3", {"0": DROP}, {}, "not every 4th of its layers"),
+    ("gemma2", {}, {"query_pre_attn_scalar": 24}, "whose query_pre_attn_scalar is 24"),
+    ("gemma2", {}, {"tie_word_embeddings": False}, "whose head is not its embedding"),
+    ("helium", {}, {}, "cannot hold helium models, only llama, "),
+]
+
+
+@pytest.mark.parametrize(("model_type", "levels", "settings", "reason"), OTHERS)
+def test_what_llama_cpp_would_not_compute_is_refused(
+    model_type: str, levels: dict[str, Level], settings: dict[str, Any], reason: str
+) -> None:
+    loaded = gguf_loaded(model_type, **settings)
+    assert reason in (obstacle(loaded, levels) or "")
+
+
+def test_heads_that_must_span_the_hidden_state_are_not_cut() -> None:
+    loaded = gguf_loaded("cohere")
+    every = {f"{i}.attention": Level(kv_groups=1, group_heads=1) for i in range(5)}
+    assert "together as wide as the hidden size" in (obstacle(loaded, every) or "")
+    assert obstacle(loaded) is None
+
+
+def test_weights_that_cannot_be_cut_into_blocks_are_named(tmp_path: Path) -> None:
+    loaded = gguf_loaded("bloom")
+    with pytest.raises(ExportError, match="has 48 columns of its heads, no multiple of 32"):
+        materialize(
+            *(loaded, PlainLibrary(loaded), candidate_of(loaded, {}), tmp_path / "out"),
+            format="gguf",
+            weights="q8_0",
+        )
+
+
+def test_every_architecture_is_one_of_gguf_py() -> None:
+    assert {known.name for known in ARCHITECTURES.values()} <= set(MODEL_ARCH_NAMES.values())
