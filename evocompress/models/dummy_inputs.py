@@ -7,7 +7,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from evocompress.core.errors import ModelError
-from evocompress.models.families.uneven import text_config
 from evocompress.models.tasks import Task
 
 
@@ -20,7 +19,7 @@ def random_batch(
     """
     generator = torch.Generator().manual_seed(seed)
     if task.reads_text:
-        vocabulary: int = text_config(model.config).vocab_size
+        vocabulary: int = model.config.get_text_config(decoder=True).vocab_size
         batch = torch.randint(vocabulary, (sequences, tokens), generator=generator)
     else:
         batch = torch.rand(sequences, *image_shape(model), generator=generator)

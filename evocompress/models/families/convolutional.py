@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from evocompress.core.errors import ModelError
 from evocompress.core.types import Architecture, Axis
 from evocompress.core.widths import Widths
-from evocompress.models import dummy_inputs
+from evocompress.models.dummy_inputs import image_shape
 from evocompress.models.families.base import Family
 from evocompress.models.families.branches import ABSENT, Attributes, Matrix, SubLayer, SubLayerName
 from evocompress.models.families.coupling import Follower
@@ -225,7 +225,7 @@ class _Trace:
         config = copy.deepcopy(model.config)
         with torch.device("meta"):
             self._twin: PreTrainedModel = type(model)(config).eval().requires_grad_(True)
-            pixels = torch.zeros(1, *dummy_inputs.image_shape(model))
+            pixels = torch.zeros(1, *image_shape(model))
         self._inputs = family.task.inputs(pixels)
         self._names = tuple(block_paths(self._twin, family.block))
 
