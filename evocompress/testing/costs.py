@@ -127,10 +127,9 @@ def counted_flops(
 
 def _mixers(model: PreTrainedModel, architecture: Architecture, without: Set[int]) -> Iterator[str]:
     """The blocks that mix tokens otherwise than by heads, as torch names them."""
-    names = family_of(model).block_names
     for block, own in enumerate(architecture.beside):
         if own and block not in without:
-            yield f"{type(model).__name__}.{names[block]}"
+            yield f"{type(model).__name__}.{family_of(model).block_names[block]}"
 
 
 def _attention_flops(architecture: Architecture, length: int, without: Set[int]) -> int:
