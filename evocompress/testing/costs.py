@@ -115,7 +115,7 @@ def counted_flops(
     if any(architecture.heads) or architecture.beside:
         model.set_attn_implementation("eager")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(**task.inputs(random_batch(task, model, 1, length)))
+        model(**task.inputs(random_batch(task, model, 1, length), model.dtype))
     operators = counter.get_flop_counts()["Global"]
     linear = int(sum(operators.get(op, 0) for op in LINEAR))
     mixed = sum(
