@@ -16,10 +16,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from evocompress.models.families import Family
+from evocompress.models.families.derivation.family import Derived
 from evocompress.models.families.logits import logits_of
 from evocompress.models.head import SMALLEST
 
-_PLAIN = Family.outputs
+_PLAIN = Family.outputs, Derived.outputs
 
 ROWS = 1024
 SLICE_BYTES = 16 * 2**20
@@ -32,7 +33,7 @@ def in_slices(family: Family, model: PreTrainedModel) -> bool:
     Not where a family makes its outputs otherwise than by `Family.outputs`, whose logits alone
     are known to come in slices.
     """
-    if getattr(family.outputs, "__func__", None) is not _PLAIN:
+    if getattr(family.outputs, "__func__", None) not in _PLAIN:
         return False
     head = model.get_output_embeddings()
     return head is not None and head.weight.device.type == "cpu" and model.dtype == torch.float32

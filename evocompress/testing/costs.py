@@ -122,7 +122,23 @@ def counted_flops(
         sum(flops for op, flops in own.items() if op not in LINEAR)
         for own in map(counter.get_flop_counts().get, _mixers(model, architecture, without))
     )
+    mixed += _outside(model, task, counter)
     return linear + mixed + _attention_flops(architecture, architecture.tokens or length, without)
+
+
+def _outside(model: PreTrainedModel, task: Task, counter: FlopCounterMode) -> int:
+    """Operations of attention outside the blocks, as models of images have it in their poolers."""
+    if task.reads_text:
+        return 0
+    family, counts = family_of(model), counter.get_flop_counts()
+    names = [
+        f"{type(model).__name__}.{family.block_names[i]}" for i in range(len(family.blocks(model)))
+    ]
+    mixed = [
+        sum(int(flops) for op, flops in counts.get(name, {}).items() if op not in LINEAR)
+        for name in ("Global", *names)
+    ]
+    return mixed[0] - sum(mixed[1:])
 
 
 def _mixers(model: PreTrainedModel, architecture: Architecture, without: Set[int]) -> Iterator[str]:

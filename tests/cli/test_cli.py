@@ -156,7 +156,7 @@ def test_what_can_be_done_to_a_model_is_shown(monkeypatch, capsys, model_folder,
     refused = {
         "none can be derived: no list of blocks": [tmp_path / "bart"],
         "has no such type, and code that comes with a model is not used": [tmp_path / "own"],
-        "no causal language model of type 'olmoo'": ["--type", "olmoo"],
+        "of type 'olmoo', and no family is of that type": ["--type", "olmoo"],
         "/nowhere/model": ["/nowhere/model"],
         "leave out --type": [model_folder, "--type", "olmo"],
     }

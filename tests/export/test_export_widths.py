@@ -71,19 +71,27 @@ def test_costs_are_exactly_those_of_the_cost_model(
 def test_config_says_only_what_differs(llama: LoadedModel, tmp_path: Path) -> None:
     out = write(llama, candidate_of(llama, with_bias(llama)), tmp_path / "out")
     config = json.loads((out / "config.json").read_text())
-    assert config["per_layer_config"] == {
+    layers = config["per_layer_config"]
+    assert {layer: sorted(entry.pop("edits")) for layer, entry in layers.items()} == {
+        "0": ["attributes", "shapes"],
+        "1": ["identities", "passes", "zeros"],
+        "2": ["attributes", "shapes"],
+        "3": ["identities", "zeros"],
+    }
+    assert layers == {
         "0": {"num_attention_heads": 2, "intermediate_size": 100},
-        "1": {
+        "1": {"skip": ["attention", "mlp"]},
+        "2": {
             "num_attention_heads": 1,
             "num_key_value_heads": 1,
             "intermediate_size": 40,
             "bias": ["attention", "mlp"],
         },
-        "2": {"skip": ["attention"]},
+        "3": {"skip": ["attention"]},
     }
     assert (config["num_attention_heads"], config["intermediate_size"]) == (4, 128)
     layers = AutoConfig.from_pretrained(out).per_layer_config
-    assert [layer.intermediate_size for layer in layers] == [100, 40, 128]
+    assert [layer.intermediate_size for layer in layers] == [100, 128, 40, 128]
 
 
 @pytest.mark.parametrize("family", ["llama", "phi3", "gpt2"])

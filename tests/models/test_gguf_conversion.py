@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from evocompress.core.errors import ModelError
+from evocompress.export.gguf_tensors import interleaved
 from evocompress.export.gguf_tokenizer import add_tokenizer
-from evocompress.export.gguf_writing import interleaved
 from evocompress.models import demo, gguf_conversion
 from evocompress.models.checkpoints import Checkpoint, locate, read_model, read_tokenizer
 from evocompress.models.demo import DEMO_SOURCE

@@ -54,6 +54,7 @@ def test_what_is_all_counted_is(name: str) -> None:
         ("modernbert", EMBEDDINGS),
         ("dinov2", IMAGE_CLASSES),
         ("clip_vision_model", IMAGE_EMBEDDINGS),
+        ("siglip_vision_model", IMAGE_EMBEDDINGS),
     ],
 )
 def test_what_encoders_compute_outside_their_blocks_is_counted(name: str, task: Task) -> None:

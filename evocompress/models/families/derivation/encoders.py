@@ -39,7 +39,6 @@ from evocompress.models.tasks import EMBEDDINGS, SCORES, Task
 WINDOW = 3
 """Tokens of the windows of a tiny model by which it is seen what they mean."""
 
-LINEAR_KINDS = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.convolution)
 """Operations of matrices and convolutions, which are what is counted outside the blocks."""
 
 LENGTHS = (8, 16)
@@ -109,8 +108,7 @@ class DerivedEncoder(Derived):
         counting = FlopCounterMode(display=False)
         with self._blocks_passing(model) as recorders, torch.no_grad(), counting:
             model(**self.task.inputs(batch, model.dtype))
-        found = counting.get_flop_counts().get("Global", {})
-        return recorders[0].hidden.shape[1], sum(int(found.get(kind, 0)) for kind in LINEAR_KINDS)
+        return recorders[0].hidden.shape[1], int(counting.get_total_flops())
 
     def _context(self, model: PreTrainedModel) -> int:
         """See `Family._context`."""

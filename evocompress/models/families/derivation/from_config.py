@@ -35,7 +35,10 @@ def derived_from(source: object, settings: Mapping[str, Any], task: Task = CAUSA
         config: PreTrainedConfig = CONFIG_MAPPING[settings["model_type"]].from_dict(plain)
     except Exception as error:  # classes of configs fail with any type of error
         raise ModelError(f"{source} is no config of its type: {one_line(error)}") from None
-    return derived(class_for(config, task), config)
+    try:
+        return derived(class_for(config, task), config)
+    except ModelError as reason:
+        raise ModelError(f"{source}: {reason}") from None
 
 
 def language_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
