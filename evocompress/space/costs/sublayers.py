@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
+from evocompress.core.beside import Beside
 from evocompress.core.canonical import COSTED
 from evocompress.core.errors import ConfigError
-from evocompress.core.types import DENSE, Architecture, Beside, Level, Unit
+from evocompress.core.types import DENSE, Architecture, Level, Unit
 from evocompress.core.units import UnitTree
 from evocompress.core.widths import Widths
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from evocompress.core.types import Beside
+from evocompress.core.beside import Beside
 from evocompress.models.families import family_of
 from evocompress.models.families.derivation.beside import LENGTHS, law
 from evocompress.models.families.derivation.structure import Unclear

@@ -51,6 +51,7 @@ def test_what_is_all_counted_is(name: str) -> None:
     ("name", "task"),
     [
         ("electra", TEXT_CLASSES),
+        ("rembert", TEXT_CLASSES),
         ("modernbert", EMBEDDINGS),
         ("dinov2", IMAGE_CLASSES),
         ("clip_vision_model", IMAGE_EMBEDDINGS),

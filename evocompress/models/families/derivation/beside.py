@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
+from evocompress.core.beside import Beside
 from evocompress.core.errors import one_line
-from evocompress.core.types import Beside
 from evocompress.models.families.branches import Matrix
-from evocompress.models.families.derivation.family import Derived, Kind, module_classes
+from evocompress.models.families.derivation.block_kind import Kind, module_classes
+from evocompress.models.families.derivation.family import Derived
 from evocompress.models.families.derivation.structure import ResidualBranch, Unclear
 from evocompress.models.families.derivation.tracing import FAILURES, by_default
 from evocompress.models.families.shapes import matrix_shape

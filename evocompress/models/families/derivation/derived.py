@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from evocompress.core.errors import ModelError, one_line
 from evocompress.models.config_keys import lasting
 from evocompress.models.families.derivation.beside import counted
+from evocompress.models.families.derivation.block_kind import Kind, module_classes
 from evocompress.models.families.derivation.encoders import encoder
 from evocompress.models.families.derivation.ending import (
     body_of,
@@ -23,12 +24,7 @@ from evocompress.models.families.derivation.ending import (
     logit_keys,
     norm_path,
 )
-from evocompress.models.families.derivation.family import (
-    Derived,
-    Kind,
-    ToBeDerived,
-    module_classes,
-)
+from evocompress.models.families.derivation.family import Derived, ToBeDerived
 from evocompress.models.families.derivation.handing import (
     argument_of,
     only_read,

@@ -18,8 +18,9 @@ from transformers import PreTrainedModel
 from evocompress.core.types import Architecture
 from evocompress.models.dummy_inputs import image_shape
 from evocompress.models.families.base import Family, final_norm, with_task
+from evocompress.models.families.derivation.block_kind import Kind
 from evocompress.models.families.derivation.ending import norm_path
-from evocompress.models.families.derivation.family import Derived, Kind, makes_scores
+from evocompress.models.families.derivation.family import Derived, makes_scores
 from evocompress.models.families.derivation.purpose import Ending, tiny_batch
 from evocompress.models.families.derivation.shrink import CONTEXT, random_model
 from evocompress.models.families.derivation.stream import is_norm
@@ -102,6 +103,10 @@ class DerivedEncoder(Derived):
             token_flops=found.token_flops + each,
             vocabulary=0,
         )
+
+    def _token_flops(self, model: PreTrainedModel) -> int:
+        """See `Derived._token_flops`; none, as `_outside` counts them."""
+        return 0
 
     def _outside(self, model: PreTrainedModel, batch: Tensor) -> tuple[int, int]:
         """Tokens of a batch of one sequence, and the operations on it outside the blocks."""

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from evocompress.core.errors import ModelError
-from evocompress.core.types import Architecture, Beside
-from evocompress.core.widths import Widths, per_item
+from evocompress.core.types import Architecture
+from evocompress.core.widths import Widths
 from evocompress.models.families.base import Family, with_task
-from evocompress.models.families.branches import ABSENT, Attributes, Matrix, SubLayer, SubLayerName
-from evocompress.models.families.coupling import Follower
+from evocompress.models.families.branches import ABSENT, Attributes, Matrix, SubLayerName
+from evocompress.models.families.derivation.block_kind import (
+    Kind,
+    first_parts,
+    module_classes,
+    rows_of_query,
+)
 from evocompress.models.families.derivation.ending import body_of
-from evocompress.models.families.derivation.experts import DerivedMixture
-from evocompress.models.families.derivation.proof import WidthSettings
 from evocompress.models.families.derivation.shrink import CONTEXT_KEYS
 from evocompress.models.families.derivation.stream import LINEAR
-from evocompress.models.families.derivation.structure import ResidualBranch
 from evocompress.models.families.encoder import embedding
 from evocompress.models.families.handed import Handed, unread, why_blocks_stay
 from evocompress.models.families.logits import LogitKeys
@@ -33,108 +35,6 @@ HEAD = r"lm_head\..*"
 
 NO_LIMIT = 2**20
 """Tokens of the longest sequence where a config names none."""
-
-
-@dataclass(frozen=True)
-class DerivedPart:
-    """A sub-layer as it was derived.
-
-    Attributes:
-        branch: Its modules.
-        matrices: Its linear ones.
-        settings: What they are told when the width changes; ``None`` where it cannot.
-        reason: Why it cannot; empty where it can.
-        mixture: The experts in it, where it is a mixture.
-        followers: What has values for each head beside the matrices.
-    """
-
-    branch: ResidualBranch
-    matrices: tuple[Matrix, ...]
-    settings: WidthSettings | None = None
-    reason: str = ""
-    mixture: DerivedMixture | None = None
-    followers: tuple[Follower, ...] = ()
-
-    @property
-    def whole(self) -> DerivedPart:
-        """The same where it computes with no heads that the config counts: none of its rows is one.
-
-        Its heads cannot be cut.
-        """
-        matrices = tuple(replace(matrix, rows=(), columns=()) for matrix in self.matrices)
-        reason = self.reason or "heads cannot be cut: it computes with others than the config says"
-        return replace(self, matrices=matrices, settings=None, reason=reason)
-
-    @property
-    def sublayer(self) -> SubLayer:
-        """The same in the words of families."""
-        others = (path for other in self.branch.beside for path in other.core)
-        return SubLayer(
-            matrices=self.matrices,
-            identity_modules=(*self.branch.identities, *others),
-            zero_module=self.branch.zero,
-            norm_after=self.branch.norm_after,
-            followers=self.followers,
-            narrowable=self.settings is not None,
-        )
-
-
-@dataclass(frozen=True)
-class CountedHeads:
-    """Heads of an attention whose operations are all counted.
-
-    Attributes:
-        width: Values of a key and a value of a head together, in a tiny model.
-        query_rows: How many rows the matrix with the queries has for each of their values: two
-            where a gate is beside them. 0 where only the config tells how wide heads are.
-        latent: Path of the matrix whose outputs are cached in place of keys and values; empty where
-            those are.
-        repeated: Keys and values are cached for each query head.
-    """
-
-    width: int
-    query_rows: int = 0
-    latent: str = ""
-    repeated: bool = False
-
-
-@dataclass(frozen=True)
-class Kind:
-    """What blocks that are built alike have.
-
-    Attributes:
-        parts: Their sub-layers in order.
-        shared: What stays where they are removed: norms that both read, other modules, and
-            parameters of the block itself.
-        classes: {module path: class} of what has parameters.
-        heads: Those of their attention; ``None`` where it computes with others than the config
-            says, or something else.
-        attends: Whether its keys and values are cached.
-        whole: Whether such a block is the identity without its sub-layers.
-        beside: What their attention takes beside its matrices, where that is not what heads take.
-        uncounted: Why that is not known.
-        stores: Under which keys it hands on its keys and values to later blocks that read them.
-        reads: The keys whose keys and values it reads.
-    """
-
-    parts: Mapping[SubLayerName, DerivedPart]
-    shared: tuple[str, ...]
-    classes: Mapping[str, str]
-    heads: CountedHeads | None
-    attends: bool
-    whole: bool = True
-    beside: Beside | None = None
-    uncounted: str = ""
-    stores: tuple[str, ...] = ()
-    reads: tuple[str, ...] = ()
-
-    @property
-    def limits(self) -> list[str]:
-        """What cannot be done to such a block, and why."""
-        found = [part.reason for part in self.parts.values() if part.reason]
-        if not self.whole:
-            found.append("blocks cannot be dropped: without its sub-layers one is not the identity")
-        return found
 
 
 class Derived(Family):
@@ -185,7 +85,7 @@ class Derived(Family):
         self.handed = handed
         self._kinds = [self.kinds[place] for place in self.order]
         self.shared = tuple(dict.fromkeys(path for kind in self.kinds for path in kind.shared))
-        parts = _first_parts(self.kinds)
+        parts = first_parts(self.kinds)
         self.attention = parts["attention"].sublayer if "attention" in parts else ABSENT
         self.mlp = parts["mlp"].sublayer if "mlp" in parts else ABSENT
         self.mixture = parts["mlp"].mixture if "mlp" in parts else None
@@ -284,10 +184,6 @@ class Derived(Family):
             linear = (path for path, m in block.named_modules() if isinstance(m, LINEAR))
             params += sum(own.values())
             flops += 2 * sum(own.get(f"{path}.weight", 0) for path in linear)
-        # What makes inputs of all blocks, or the width of the blocks from that of the embedding.
-        body = model.get_submodule(self.layers_path.rpartition(".")[0])
-        outer = (module for module in body.children() if isinstance(module, LINEAR))
-        flops += 2 * sum(module.weight.numel() for module in outer)
         if not self.task.causal and self.task.compared != "embeddings":
             # A classifier is run at every position.
             found = replace(found, vocabulary=model.config.num_labels or 0)
@@ -302,11 +198,20 @@ class Derived(Family):
             repeated=any(kind.heads and kind.heads.repeated for kind in self.kinds),
             head_widths=widths if {*widths} != {2 * common} else (),
             outer_params=found.outer_params + params,
-            token_flops=flops,
+            token_flops=flops + self._token_flops(model),
             handed=self._layout(model.config).width if self.handed else 0,
             uncounted=next(filter(None, map(self._uncounted, range(len(self.order)))), ""),
             beside=tuple(beside) if any(beside) else (),
         )
+
+    def _token_flops(self, model: PreTrainedModel) -> int:
+        """Operations of a token outside the blocks, the head apart.
+
+        They make inputs of all blocks, or the width of the blocks from that of the embedding.
+        """
+        body = model.get_submodule(self.layers_path.rpartition(".")[0])
+        outer = (module for module in body.children() if isinstance(module, LINEAR))
+        return 2 * sum(module.weight.numel() for module in outer)
 
     def _cached_and_width(self, model: PreTrainedModel, index: int) -> tuple[int, int]:
         """What is cached of a token in place of keys and values, and how wide a head's are."""
@@ -400,16 +305,6 @@ def makes_scores(model: PreTrainedModel) -> bool:
     return independent or (config.num_labels or 1) < 2
 
 
-def _first_parts(kinds: Sequence[Kind]) -> dict[SubLayerName, DerivedPart]:
-    """Of each sub-layer the first that can be narrowed; the first, where none can."""
-    found: dict[SubLayerName, DerivedPart] = {}
-    for kind in kinds:
-        for name, part in kind.parts.items():
-            if name not in found or (part.settings and not found[name].settings):
-                found[name] = part
-    return found
-
-
 class ToBeDerived(Family):
     """Stands for the family of a model until its config has been read.
 
@@ -425,18 +320,3 @@ class ToBeDerived(Family):
     def __init__(self, model_type: str, task: Task = CAUSAL) -> None:
         self.model_type = model_type
         self.task = task
-
-
-def rows_of_query(block: nn.Module, matrices: Sequence[Matrix], widths: Widths) -> int:
-    """How many rows the matrix with the queries of an attention has for each head."""
-    own = next(m for m in matrices if {"query", "grouped"} & {*m.rows})
-    return per_item(own.rows, widths.lengths, matrix_shape(block, own)[0])
-
-
-def module_classes(block: nn.Module) -> dict[str, str]:
-    """{module path: class} of a block; what has no parameters need not be alike."""
-    return {
-        path: type(module).__name__
-        for path, module in block.named_modules()
-        if path and "experts" not in path.split(".") and any(True for _ in module.parameters())
-    }

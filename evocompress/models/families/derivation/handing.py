@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evocompress.models.families.derivation.family import Kind
+from evocompress.models.families.derivation.block_kind import Kind
 from evocompress.models.families.derivation.kinds import with_fixed_heads
 from evocompress.models.families.derivation.structure import Unclear
 from evocompress.models.families.derivation.tracing import TracedBlock, noted, with_others

@@ -12,8 +12,9 @@ from pydantic import TypeAdapter
 from evocompress.core.errors import RunError
 from evocompress.core.files import cache_folder, read_as, write_json
 from evocompress.core.sources import digest_of, versions_of
+from evocompress.models.families.derivation.block_kind import Kind
 from evocompress.models.families.derivation.encoders import DerivedEncoder
-from evocompress.models.families.derivation.family import Derived, Kind
+from evocompress.models.families.derivation.family import Derived
 from evocompress.models.families.derivation.purpose import TASKS, Ending
 from evocompress.models.families.logits import LogitKeys
 

@@ -11,14 +11,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from evocompress.core.widths import Widths
 from evocompress.models.families.branches import Matrix
-from evocompress.models.families.derivation.experts import in_groups, is_mixture, mixture_of
-from evocompress.models.families.derivation.family import (
+from evocompress.models.families.derivation.block_kind import (
     CountedHeads,
     DerivedPart,
     Kind,
     module_classes,
     rows_of_query,
 )
+from evocompress.models.families.derivation.experts import in_groups, is_mixture, mixture_of
 from evocompress.models.families.derivation.projections import (
     followers,
     matrices,

@@ -1,0 +1,52 @@
+"""What a mixer of tokens takes beside its matrices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What a sub-layer that mixes tokens takes beside its matrices: operations, and a cache.
+
+    Attributes:
+        once: Operations of a sequence of whatever length.
+        token: Of each of its tokens.
+        size: Tokens that are computed together, as a chunk.
+        chunk: Operations of each chunk; one that is not full is filled up.
+        squared: Of the square of the number of chunks.
+        pair: Of each query and a key that it may see.
+        decoded: Of a token that is decoded with a cache, but for `seen`.
+        seen: Then of each key that it may see.
+        state: Numbers that are kept of a sequence of any length, in the precision of the weights.
+        state_bytes: What is kept of it in a precision of its own.
+        kept: Numbers that are kept of each token, in the precision of the weights.
+        kept_bytes: What is kept of it in a precision of its own.
+
+    Examples:
+        >>> Beside(once=6, token=2, size=64, chunk=100).prefill(65)
+        336
+    """
+
+    once: int = 0
+    token: int = 0
+    size: int = 1
+    chunk: int = 0
+    squared: int = 0
+    pair: int = 0
+    decoded: int = 0
+    seen: int = 0
+    state: int = 0
+    state_bytes: int = 0
+    kept: int = 0
+    kept_bytes: int = 0
+
+    def prefill(self, length: int) -> int:
+        """Operations of a sequence, but for those of pairs."""
+        chunks = -(-length // self.size)
+        return self.once + self.token * length + self.chunk * chunks + self.squared * chunks**2
+
+    def cached(self, seen: int, itemsize: int) -> int:
+        """Bytes that are kept where `seen` tokens can be seen, with weights of `itemsize` bytes."""
+        own = self.state_bytes + self.kept_bytes * seen
+        return own + itemsize * (self.state + self.kept * seen)

@@ -1,0 +1,144 @@
+"""A kind of block as it was derived: its sub-layers, and what can be done to them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from evocompress.core.beside import Beside
+from evocompress.core.widths import Widths, per_item
+from evocompress.models.families.branches import Matrix, SubLayer, SubLayerName
+from evocompress.models.families.coupling import Follower
+from evocompress.models.families.derivation.experts import DerivedMixture
+from evocompress.models.families.derivation.proof import WidthSettings
+from evocompress.models.families.derivation.structure import ResidualBranch
+from evocompress.models.families.shapes import matrix_shape
+
+
+@dataclass(frozen=True)
+class DerivedPart:
+    """A sub-layer as it was derived.
+
+    Attributes:
+        branch: Its modules.
+        matrices: Its linear ones.
+        settings: What they are told when the width changes; ``None`` where it cannot.
+        reason: Why it cannot; empty where it can.
+        mixture: The experts in it, where it is a mixture.
+        followers: What has values for each head beside the matrices.
+    """
+
+    branch: ResidualBranch
+    matrices: tuple[Matrix, ...]
+    settings: WidthSettings | None = None
+    reason: str = ""
+    mixture: DerivedMixture | None = None
+    followers: tuple[Follower, ...] = ()
+
+    @property
+    def whole(self) -> DerivedPart:
+        """The same where it computes with no heads that the config counts: none of its rows is one.
+
+        Its heads cannot be cut.
+        """
+        matrices = tuple(replace(matrix, rows=(), columns=()) for matrix in self.matrices)
+        reason = self.reason or "heads cannot be cut: it computes with others than the config says"
+        return replace(self, matrices=matrices, settings=None, reason=reason)
+
+    @property
+    def sublayer(self) -> SubLayer:
+        """The same in the words of families."""
+        others = (path for other in self.branch.beside for path in other.core)
+        return SubLayer(
+            matrices=self.matrices,
+            identity_modules=(*self.branch.identities, *others),
+            zero_module=self.branch.zero,
+            norm_after=self.branch.norm_after,
+            followers=self.followers,
+            narrowable=self.settings is not None,
+        )
+
+
+@dataclass(frozen=True)
+class CountedHeads:
+    """Heads of an attention whose operations are all counted.
+
+    Attributes:
+        width: Values of a key and a value of a head together, in a tiny model.
+        query_rows: How many rows the matrix with the queries has for each of their values: two
+            where a gate is beside them. 0 where only the config tells how wide heads are.
+        latent: Path of the matrix whose outputs are cached in place of keys and values; empty where
+            those are.
+        repeated: Keys and values are cached for each query head.
+    """
+
+    width: int
+    query_rows: int = 0
+    latent: str = ""
+    repeated: bool = False
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What blocks that are built alike have.
+
+    Attributes:
+        parts: Their sub-layers in order.
+        shared: What stays where they are removed: norms that both read, other modules, and
+            parameters of the block itself.
+        classes: {module path: class} of what has parameters.
+        heads: Those of their attention; ``None`` where it computes with others than the config
+            says, or something else.
+        attends: Whether its keys and values are cached.
+        whole: Whether such a block is the identity without its sub-layers.
+        beside: What their attention takes beside its matrices, where that is not what heads take.
+        uncounted: Why that is not known.
+        stores: Under which keys it hands on its keys and values to later blocks that read them.
+        reads: The keys whose keys and values it reads.
+    """
+
+    parts: Mapping[SubLayerName, DerivedPart]
+    shared: tuple[str, ...]
+    classes: Mapping[str, str]
+    heads: CountedHeads | None
+    attends: bool
+    whole: bool = True
+    beside: Beside | None = None
+    uncounted: str = ""
+    stores: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
+
+    @property
+    def limits(self) -> list[str]:
+        """What cannot be done to such a block, and why."""
+        found = [part.reason for part in self.parts.values() if part.reason]
+        if not self.whole:
+            found.append("blocks cannot be dropped: without its sub-layers one is not the identity")
+        return found
+
+
+def first_parts(kinds: Sequence[Kind]) -> dict[SubLayerName, DerivedPart]:
+    """Of each sub-layer the first that can be narrowed; the first, where none can."""
+    found: dict[SubLayerName, DerivedPart] = {}
+    for kind in kinds:
+        for name, part in kind.parts.items():
+            if name not in found or (part.settings and not found[name].settings):
+                found[name] = part
+    return found
+
+
+def rows_of_query(block: nn.Module, matrices: Sequence[Matrix], widths: Widths) -> int:
+    """How many rows the matrix with the queries of an attention has for each head."""
+    own = next(m for m in matrices if {"query", "grouped"} & {*m.rows})
+    return per_item(own.rows, widths.lengths, matrix_shape(block, own)[0])
+
+
+def module_classes(block: nn.Module) -> dict[str, str]:
+    """{module path: class} of a block; what has no parameters need not be alike."""
+    return {
+        path: type(module).__name__
+        for path, module in block.named_modules()
+        if path and "experts" not in path.split(".") and any(True for _ in module.parameters())
+    }
