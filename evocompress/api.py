@@ -291,13 +291,13 @@ def heal(
 ) -> Path:
     """Distils the dense model into a run's checkpoint.
 
-    Trains on the library and search parts of the calibration tokens, less the sequences
-    that choose the best checkpoint; the held-out part stays untouched. With ``executor: ray``
+    Trains on text of ``heal.source`` that library, search and held-out part have not, by default
+    the text behind them; a few sequences of it choose the best checkpoint. With ``executor: ray``
     this is done in a task on the cluster, whose nodes must see the folder.
 
     Args:
         path: The run's folder, with a checkpoint.
-        overrides: Changes of the configuration, such as ``heal.steps=100``.
+        overrides: Changes of the configuration, such as ``heal.tokens=500_000``.
         resume: Go on where an interrupted healing stopped.
         force: Go on under other circumstances (versions, device, threads); ``heal.json`` and the
             report say so.

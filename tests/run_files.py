@@ -2,7 +2,7 @@
 
 import yaml
 
-TEXT = " ".join(f"word{number * number % 97}" for number in range(3000))
+TEXT = " ".join(f"word{number * number % 2999}" for number in range(3000))
 
 SIZES = {
     "library_sequences": 6,

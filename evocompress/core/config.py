@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import ceil
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,6 +23,8 @@ from evocompress.core.fields import (
     Source,
     Strict,
     Tokens,
+    Trained,
+    Weight,
 )
 from evocompress.core.space_config import DropSpace, SpaceConfig, SparsitySpace, WidthSpace
 
@@ -187,26 +190,38 @@ class HealConfig(Strict):
     """Logit distillation from the dense model (Minitron, 2407.14679).
 
     Attributes:
+        source: Where its text comes from, in the words of `calibration.source`, or several sources
+            with their weights; ``None`` reads on in `calibration.source`. Sequences that library,
+            search or held-out part have are passed over.
         steps: Optimizer steps.
+        tokens: Training tokens, which decide about the steps where they are given.
         batch: Sequences of a micro-step.
         accumulate: Micro-steps of an optimizer step.
+        train: What is trained, one word or several with commas: ``all`` weights, the ``norms``,
+            the ``biases``, the ``head``, the last n blocks (``last:n``), or adapters of low rank
+            beside the blocks' matrices (``lora``), which are merged into these.
+        lora_rank: Of these adapters.
         learning_rate: Peak, reached after `warmup` and followed by a cosine to a tenth.
         warmup: Fraction of the steps.
         weight_decay: AdamW's.
         clip: Largest gradient norm.
         evaluate_every: Steps between two measurements on the validation sequences.
-        validation_sequences: Sequences kept from training to choose the best checkpoint; they
-            come from the search part, never from the held-out part.
-        seed: Order of the sequences.
+        validation_sequences: Sequences of its text that choose the best checkpoint and are not
+            trained on.
+        seed: Order of the sequences, and of the text that the model writes.
 
     Examples:
-        >>> HealConfig(steps=100).learning_rate
-        0.0003
+        >>> HealConfig(tokens=100_000).at(512).steps
+        49
     """
 
+    source: Source | Annotated[dict[Source, Weight], Field(min_length=1)] | None = None
     steps: Positive = 200
+    tokens: Tokens | None = None
     batch: Size = 2
     accumulate: Size = 2
+    train: Trained = ("all",)
+    lora_rank: Size = 16
     learning_rate: Annotated[Number, Field(gt=0, le=1)] = 3e-4
     warmup: Annotated[Number, Field(ge=0, lt=1)] = 0.1
     weight_decay: Annotated[Number, Field(ge=0, le=100)] = 0.0
@@ -214,6 +229,19 @@ class HealConfig(Strict):
     evaluate_every: Positive = 25
     validation_sequences: Many = 8
     seed: Seed = 0
+
+    def at(self, length: int) -> HealConfig:
+        """The same with the steps that its tokens take in sequences of this number of tokens."""
+        if self.tokens is None:
+            return self
+        steps = ceil(self.tokens / (self.batch * self.accumulate * length))
+        return self.model_copy(update={"steps": steps, "tokens": None})
+
+    def sources(self, usual: str) -> dict[str, float]:
+        """Where the text comes from, with weights; `usual` where nothing is said."""
+        if isinstance(self.source, dict):
+            return dict(self.source)
+        return {self.source or usual: 1.0}
 
 
 class EvaluateConfig(Strict):

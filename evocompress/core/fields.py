@@ -103,6 +103,11 @@ def _without_values(value: dict[str, Any]) -> dict[str, Any]:
     return value | {ENV_VARS: dict.fromkeys(value[ENV_VARS])} if ENV_VARS in value else value
 
 
+def _words(value: Any) -> Any:
+    """The words of a text with commas, or a list as it is."""
+    return tuple(value.split(",")) if isinstance(value, str) else value
+
+
 Whole = Annotated[int, BeforeValidator(_is_no_truth)]
 """A whole number and no truth value."""
 Positive = Annotated[Whole, Field(gt=0, le=10**9)]
@@ -116,6 +121,15 @@ Cores = Annotated[Whole, Field(gt=0, le=1024)]
 Length = Annotated[Whole, Field(ge=2, le=2**24)]
 Number = Annotated[float, BeforeValidator(_is_no_truth)]
 """A finite number and no truth value; bounds are added where it is used."""
+Weight = Annotated[Number, Field(gt=0, le=1e6)]
+Trained = Annotated[
+    tuple[
+        Annotated[str, Field(pattern=r"^(all|norms|biases|head|lora|last:[1-9][0-9]{0,3})$")], ...
+    ],
+    BeforeValidator(_words),
+    Field(min_length=1),
+]
+"""What a healing trains."""
 Globs = Annotated[tuple[str, ...], Field(max_length=1000)]
 Name = Annotated[str, AfterValidator(_is_name)]
 """The name of a folder below another one."""

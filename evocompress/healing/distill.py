@@ -27,7 +27,8 @@ from evocompress.healing.masters import Masters
 from evocompress.healing.recipe import recipe
 from evocompress.healing.schedule import learning_rate, micro_batch_indices
 from evocompress.healing.state import Best, HealFolder, StepRecord
-from evocompress.healing.student import load_student, write_student, zero_masks
+from evocompress.healing.student import load_student, write_student
+from evocompress.healing.trained import prepare_training
 from evocompress.models.loading import LoadedModel
 
 BYTES_PER_WEIGHT = 28
@@ -80,7 +81,7 @@ def heal(
     force: bool = False,
     progress: Told | None = None,
 ) -> HealReport:
-    """Distils the teacher into a compressed checkpoint; what `zero_masks` finds stays zero.
+    """Distils the teacher into a compressed checkpoint; what is zero in its matrices stays zero.
 
     Writes into `out`: ``checkpoint`` (the step that was best on `validation`, in the student's
     format), ``heal.jsonl`` (the history), ``heal.json`` (the report) and ``state`` (what a
@@ -91,7 +92,7 @@ def heal(
         teacher: The dense model; it is not changed.
         train: Token ids (N, S).
         validation: Token ids (M, S) that are not in `train`.
-        config: The recipe.
+        config: The recipe, in steps (`HealConfig.at`).
         out: The folder.
         resume: Continue what was begun in `out`.
         force: Continue also under other circumstances: versions, device, threads.
@@ -102,6 +103,7 @@ def heal(
             or the loss is not finite; the best checkpoint so far is kept.
         DataError: There are no training or validation sequences.
         ModelError: `student` is not such a checkpoint.
+        ConfigError: It has nothing of what the configuration says to train.
         ExportError: The disk is full.
     """
     began = time.monotonic()
@@ -126,7 +128,7 @@ class _Healing:
         if not len(train) or not len(validation):
             raise DataError(
                 f"healing needs sequences to train ({len(train)} given) and to choose the best "
-                f"step ({len(validation)} given): raise calibration.search_sequences"
+                f"step ({len(validation)} given)"
             )
         self.source = source
         self.config = config
@@ -134,10 +136,13 @@ class _Healing:
         self.student = load_student(source, teacher)
         self.dtype = teacher.widened
         self.recipe = recipe(self.student, teacher, train, validation, config)
-        self.train = Distillation(self.student, teacher, train, config.batch)
+        asked = config.steps * config.accumulate * config.batch
+        self.train = Distillation(
+            self.student, teacher, train, config.batch, again=asked > len(train)
+        )
         self.validation = Distillation(self.student, teacher, validation, config.batch)
-        masks = zero_masks(self.student, teacher.family)
-        self.masters = Masters(self.student, masks, config)
+        zeros = prepare_training(self.student, teacher.family, config)
+        self.masters = Masters(self.student, zeros, config)
         self.circumstances = Circumstances.model_validate(
             environment(teacher.model.device, teacher.model.dtype, "local")
         )

@@ -42,17 +42,27 @@ class Distillation:
     """
 
     def __init__(
-        self, student: PreTrainedModel, teacher: LoadedModel, tokens: Tensor, batch: int
+        self,
+        student: PreTrainedModel,
+        teacher: LoadedModel,
+        tokens: Tensor,
+        batch: int,
+        *,
+        again: bool = True,
     ) -> None:
-        """Runs nothing yet; `tokens` are ids (N, S) or other inputs, `batch` are run at once."""
+        """Runs nothing yet; `tokens` are ids (N, S) or other inputs, `batch` are run at once.
+
+        What the teacher makes of them is kept, as far as there is room, where it is needed `again`.
+        """
         self._student = student
         self._teacher = teacher
-        self._micro_batches = torch.split(tokens.to(student.device), batch)
+        self._micro_batches = torch.split(tokens, batch)
         self._hidden: dict[int, Tensor] = {}
         self._task = teacher.family.task
         self._length = teacher.length(tokens)
         values = teacher.family.architecture(teacher.model).state_values(self._length)
-        self._keep = len(tokens) * values * teacher.model.dtype.itemsize <= CACHE_BYTES
+        size = len(tokens) * values * teacher.model.dtype.itemsize
+        self._keep = again and size <= CACHE_BYTES
         vocabulary = getattr(text_config(teacher.model.config), "vocab_size", 0)
         self._loss = DistillationLoss(
             partial(teacher.family.outputs, student),
@@ -94,7 +104,8 @@ class Distillation:
 
     def _states(self, model: PreTrainedModel, index: int) -> Tensor:
         """Hidden states that outputs come from: (positions, H), or (B, S, H)."""
-        hidden = self._teacher.family.hidden_states(model, self._micro_batches[index])
+        inputs = self._micro_batches[index].to(model.device)
+        hidden = self._teacher.family.hidden_states(model, inputs)
         return self._task.states(hidden)
 
     @torch.no_grad()

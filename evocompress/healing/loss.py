@@ -84,7 +84,8 @@ class DistillationLoss:
             value, gradient = self.compare_states(leaf, target)
             sums.append(value)
             whole += gradient.mul_(scale)
-        torch.autograd.backward(hidden, whole)
+        if hidden.requires_grad:
+            torch.autograd.backward(hidden, whole)
         return float(torch.stack(sums).sum())
 
     def _chunks(self, hidden: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

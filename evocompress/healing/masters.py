@@ -18,14 +18,18 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Masters:
-    """The trained copy of a model's parameters, by name; tied ones appear once."""
+    """The copy of a model's trained parameters, by name; tied ones appear once."""
 
     def __init__(self, model: nn.Module, zeros: Mapping[str, Tensor], config: HealConfig) -> None:
-        """Copies the parameters of the model, which steps update in place.
+        """Copies those parameters of the model that have gradients; steps update them in place.
 
         `zeros` says of some parameters, by name, where they stay zero (boolean).
         """
-        self._parameters = dict(model.named_parameters())
+        self._parameters = {
+            name: parameter
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad
+        }
         self._zeros = zeros
         self._clip = config.clip
         self.weights = {

@@ -26,7 +26,7 @@ def recipe(
         "teacher": teacher.fingerprint,
         "training data": _digest(train),
         "validation data": _digest(validation),
-        "configuration": config.model_dump(),
+        "configuration": config.model_dump(mode="json", exclude={"source", "tokens"}),
     }
 
 

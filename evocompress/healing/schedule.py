@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 
+from evocompress.core.arrays import Integers
 from evocompress.core.config import HealConfig
 
 FINAL_FRACTION = 0.1
@@ -27,6 +29,10 @@ def micro_batch_indices(step: int, micro_batches: int, config: HealConfig) -> li
     indices = []
     for position in range(first, first + config.accumulate):
         epoch, place = divmod(position, micro_batches)
-        order = np.random.default_rng([config.seed, epoch]).permutation(micro_batches)
-        indices.append(int(order[place]))
+        indices.append(int(_order(config.seed, epoch, micro_batches)[place]))
     return indices
+
+
+@lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, micro_batches: int) -> Integers:
+    return np.random.default_rng([seed, epoch]).permutation(micro_batches)

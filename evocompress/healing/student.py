@@ -16,6 +16,7 @@ from evocompress.export.folder import whole_folder
 from evocompress.export.pretrained import save_weights
 from evocompress.export.record import read_record, write_record
 from evocompress.export.reload import read_checkpoint
+from evocompress.healing.adapters import without_adapters
 from evocompress.models.checkpoints import quiet_transformers
 from evocompress.models.families import Family
 from evocompress.models.families.uneven import text_config
@@ -95,7 +96,7 @@ def write_student(
     """
     with whole_folder(out) as folder:
         with quiet_transformers():
-            save_weights(_of_dtype(model, dtype), folder)
+            save_weights(_of_dtype(without_adapters(model), dtype), folder)
         ignored = shutil.ignore_patterns(*WEIGHT_FILES)
         shutil.copytree(source, folder, ignore=ignored, dirs_exist_ok=True)
         card = folder / "README.md"

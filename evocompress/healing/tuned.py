@@ -60,8 +60,8 @@ def _copied_weights(model: nn.Module) -> Iterator[None]:
 def _train(loaded: LoadedModel, lessons: Iterable[Tensor], learning_rate: float) -> None:
     """One optimizer step for each lesson (1, S), in the model's own tensors."""
     model = loaded.model
-    masters = Masters(model, zero_masks(model, loaded.family), HealConfig())
     model.requires_grad_(True)
+    masters = Masters(model, zero_masks(model, loaded.family), HealConfig())
     try:
         for ids in lessons:
             with torch.enable_grad():

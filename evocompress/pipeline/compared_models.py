@@ -17,7 +17,6 @@ from evocompress.pipeline.comparison import ComparedModel
 from evocompress.pipeline.context import RunContext
 from evocompress.pipeline.finished import Unchanged
 from evocompress.pipeline.journal import read_candidates
-from evocompress.pipeline.planning.forewarning import unhealable
 from evocompress.pipeline.resolve import check_place
 from evocompress.pipeline.results import costs_of
 from evocompress.pipeline.run_folder import RunFolder
@@ -91,16 +90,14 @@ def chosen_format(context: RunContext, candidate: Candidate, program: str | None
 
 
 def check_healing(context: RunContext) -> None:
-    """Refuses to heal what is not there, or with settings that leave nothing to train on.
+    """Refuses to heal what is not there.
 
     Raises:
-        RunError: The run has no checkpoint, or all of its search part would be for validation.
+        RunError: The run has no checkpoint.
         ConfigError: A setting names something that there is not.
     """
     check_there(context.folder)
     check_place(context.config)
-    if reason := unhealable(context.config):
-        raise RunError(reason)
 
 
 def own_checkpoint(context: RunContext, unchanged: Unchanged) -> str:

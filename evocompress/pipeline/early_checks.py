@@ -22,6 +22,8 @@ def check_early(config: RunConfig, *, search: bool = True, folder: RunFolder | N
     Without `search` a library alone is to be made. The folder may be another one than configured.
     """
     check_sources(config.calibration)
+    for source in config.heal.sources(config.calibration.source):
+        check_present(source, "heal.source")
     library = config.library.path
     if library is not None and library.exists() and not library.is_dir():
         raise LibraryError(f"library.path: {library} is a file: name a folder")

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from evocompress.core.config import RunConfig
 from evocompress.core.progress import Reporter, Silent
+from evocompress.evaluation.calibration.fresh import healing_text
 from evocompress.healing import heal as distil
 from evocompress.pipeline.checks import check_inputs
 from evocompress.pipeline.compared_models import check_healing, own_checkpoint
@@ -60,20 +59,23 @@ def to_be_healed(
 
 def heal(context: RunContext, *, resume: bool, force: bool) -> Path:
     """Heals the checkpoint of a run in this process; see `evocompress.api.heal`."""
-    folder, config = context.folder, context.config.heal
+    folder = context.folder
     check_early(context.config, search=False, folder=folder)
     unchanged = Unchanged(context)
     unchanged.check_model()
     own_checkpoint(context, unchanged)
     teacher, calibration = context.loaded, unchanged.check_text()
-    tokens = torch.cat([calibration.library, *calibration.search])
-    kept = config.validation_sequences
+    config = context.config.heal.at(calibration.length)
+    with context.reporter.stage("text for healing"):
+        text = healing_text(config, context.config.calibration, teacher, calibration)
+    if text.note:
+        context.reporter.say(text.note)
     with folder.locked(), context.reporter.stage("heal") as advance:
         distil(
             folder.checkpoint,
             teacher,
-            tokens[:-kept],
-            tokens[-kept:],
+            text.train,
+            text.validation,
             config,
             folder.healing,
             resume=resume,

@@ -299,7 +299,7 @@ def test_flipped_bits_of_a_state_are_found(
 def test_wrong_inputs_are_named(
     teacher: LoadedModel, student: Path, train: Tensor, validation: Tensor, tmp_path: Path
 ) -> None:
-    with pytest.raises(DataError, match="search_sequences"):
+    with pytest.raises(DataError, match="to choose the best"):
         heal(student, teacher, train, validation[:0], CONFIG, tmp_path / "heal")
     with pytest.raises(ModelError, match="is not a checkpoint: it has no config.json"):
         heal(tmp_path / "nothing", teacher, train, validation, CONFIG, tmp_path / "heal")

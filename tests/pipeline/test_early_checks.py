@@ -118,18 +118,6 @@ def test_the_threads_of_other_machines_are_not_compared_with_this_one(run_file, 
     check_names(load_config(run_file, ["threads=9", "executor=ray"]))
 
 
-@pytest.mark.parametrize(("kept", "told"), [(3, False), (4, True), (8, True)])
-def test_it_is_told_at_the_search_that_healing_has_nothing_to_train_on(run_file, kept, told):
-    folder = api.search(load_config(run_file, [f"heal.validation_sequences={kept}"]))
-    text = (folder / "log.txt").read_text()
-    said = f"before evocompress heal: heal.validation_sequences={kept} leaves nothing"
-    assert (said in text) == told
-    api.materialize(folder)
-    if told:
-        with pytest.raises(EvoCompressError, match="which has 4 sequences, to train on: lower it"):
-            api.heal(folder)
-
-
 def test_a_shipped_file_is_suggested_and_a_sweep_is_no_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("smollm2_sparsity_5", "search_spaces/smollm2_sparsty_50.yaml"):
@@ -189,7 +177,7 @@ def test_later_stages_check_first_as_well_and_take_strings(run_file, monkeypatch
         (api.evaluate, "calibration.source=gone.txt"),
         (api.evaluate, "evaluate.prefill=[1, 99999]"),
         (api.heal, "calibration.source=gone.txt"),
-        (api.heal, "heal.validation_sequences=4"),
+        (api.heal, "heal.source=gone.txt"),
     ]:
         with pytest.raises(EvoCompressError):
             stage(given, [change])

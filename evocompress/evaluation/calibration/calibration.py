@@ -169,13 +169,9 @@ def check_calibration(config: CalibrationConfig, loaded: LoadedModel) -> None:
         DataError: They are longer than its context or too short for its special tokens, or the
             model would have to write text and cannot.
     """
-    task = loaded.family.task
-    if SELF in (config.source, config.heldout_source) and not task.causal:
-        raise DataError(
-            f"calibration.source=self: {loaded.source} is a model for {task.name}, which writes "
-            f"no text: give {'a text file, or datasets:NAME' if task.reads_text else 'a folder'}"
-        )
-    if not task.reads_text:
+    if SELF in (config.source, config.heldout_source):
+        check_writer(loaded, "calibration.source")
+    if not loaded.family.task.reads_text:
         return
     context = loaded.family.architecture(loaded.model).context
     if config.length > context:
@@ -190,4 +186,18 @@ def check_calibration(config: CalibrationConfig, loaded: LoadedModel) -> None:
         raise DataError(
             f"calibration.length is {config.length}, but the {special} special tokens of "
             f"{loaded.source} need room beside the text: raise calibration.length"
+        )
+
+
+def check_writer(loaded: LoadedModel, key: str) -> None:
+    """Whether the model can write its text itself, as the setting `key` says.
+
+    Raises:
+        DataError: It cannot.
+    """
+    task = loaded.family.task
+    if not task.causal:
+        raise DataError(
+            f"{key}=self: {loaded.source} is a model for {task.name}, which writes "
+            f"no text: give {'a text file, or datasets:NAME' if task.reads_text else 'a folder'}"
         )

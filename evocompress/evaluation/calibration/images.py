@@ -55,6 +55,20 @@ def read_images(
         DataError: There is no such folder, a file is damaged, or there are too few images or
             images of another size than the model's.
     """
+    parts = list(_enough(_files(source, loaded), count, loaded, seen))
+    found = sum(len(part.pixels) for part in parts)
+    left_out = sum(part.left_out for part in parts)
+    if found < count:
+        known = f", {left_out} of which library or search have" if left_out else ""
+        raise DataError(
+            f"{source} has only {found + left_out} images, but {count + left_out} are needed"
+            f"{known}: lower calibration.library_sequences, search_sequences or heldout_sequences"
+        )
+    pixels, labels = (torch.cat([getattr(part, name) for part in parts]) for name in FIELDS)
+    return Images(pixels[:count], labels[:count], left_out)
+
+
+def _files(source: str, loaded: LoadedModel) -> list[Path]:
     folder = Path(source).expanduser()
     files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
     if not files:
@@ -63,17 +77,13 @@ def read_images(
             f"safetensors with {PIXELS} (N, C, H, W), as its image processor gives them, and "
             f"perhaps {LABELS} (N,)"
         )
-    parts = list(_enough(files, count, loaded, seen))
-    found = sum(len(part.pixels) for part in parts)
-    left_out = sum(part.left_out for part in parts)
-    if found < count:
-        known = f", {left_out} of which library or search have" if left_out else ""
-        raise DataError(
-            f"{folder} has only {found + left_out} images, but {count + left_out} are needed"
-            f"{known}: lower calibration.library_sequences, search_sequences or heldout_sequences"
-        )
-    pixels, labels = (torch.cat([getattr(part, name) for part in parts]) for name in FIELDS)
-    return Images(pixels[:count], labels[:count], left_out)
+    return files
+
+
+def new_images(source: str, count: int, loaded: LoadedModel, seen: frozenset[bytes]) -> Tensor:
+    """At most so many images (N, C, H, W) of a folder that are none of those seen."""
+    parts = list(_enough(_files(source, loaded), count, loaded, seen))
+    return torch.cat([part.pixels for part in parts])[:count]
 
 
 FIELDS = ("pixels", "labels")

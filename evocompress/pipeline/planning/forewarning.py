@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from evocompress.core.config import ModelConfig, RunConfig
+from evocompress.core.config import ModelConfig
 from evocompress.models.checkpoints import GGUF
 from evocompress.space.costs import TIMED
 from evocompress.space.space import SearchSpace
@@ -50,17 +50,6 @@ def chosen_form(fits: str | None, form: str | None) -> Iterator[str]:
     """The format `form` that every candidate has, where the program that it `fits` decides it."""
     if fits is not None and fits != form:
         yield f"for {fits}: only candidates that format '{form}' can express are searched"
-
-
-def unhealable(config: RunConfig) -> str:
-    """Why the run as it is set cannot be healed; empty where it can."""
-    kept, sequences = config.heal.validation_sequences, config.calibration.search_sequences
-    if kept < sequences:
-        return ""
-    return (
-        f"heal.validation_sequences={kept} leaves nothing of the search part, which has "
-        f"{sequences} sequences, to train on: lower it below {sequences}"
-    )
 
 
 def unpacked(config: ModelConfig, weight_bytes: int) -> Iterator[str]:

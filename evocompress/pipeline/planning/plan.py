@@ -17,7 +17,6 @@ from evocompress.pipeline.planning.device import Device
 from evocompress.pipeline.planning.forewarning import (
     chosen_form,
     left_of_blocks,
-    unhealable,
     unpacked,
 )
 from evocompress.pipeline.planning.stages import (
@@ -97,7 +96,6 @@ def make_plan(config: RunConfig, loaded: LoadedModel, device: Device) -> Plan:
         *left_of_blocks(run.context.untimed_space, timed=False),
         *chosen_form(config.space.fits, run.context.form),
         *unpacked(config.model, run.weight_bytes),
-        *_before_healing(config),
     )
     dtype = str(run.dtype).removeprefix("torch.")
     return Plan(device, dtype, stages, run.weight_bytes, advice, notes)
@@ -117,13 +115,6 @@ def preflight(context: RunContext) -> Iterator[str]:
     yield from left_of_blocks(context.space)
     yield from chosen_form(context.config.space.fits, context.form)
     yield from unpacked(context.config.model, run.weight_bytes)
-    yield from _before_healing(context.config)
-
-
-def _before_healing(config: RunConfig) -> Iterator[str]:
-    """What is to be changed before the run is healed, if anything."""
-    if reason := unhealable(config):
-        yield f"before evocompress heal: {reason}"
 
 
 def _there_is(context: RunContext, device: torch.device) -> int:

@@ -327,7 +327,7 @@ def _stored_bytes(run: PlannedRun) -> Iterable[int]:
 
 def heal_stage(run: PlannedRun) -> StagePlan:
     """The distillation of the dense model into the candidate."""
-    config, length = run.context.config.heal, run.length
+    config, length = run.context.config.heal.at(run.length), run.length
     tokens = config.steps * config.accumulate * config.batch * length
     params = run.costs[1]["params"]
     measured = 1 + config.steps // config.evaluate_every
@@ -350,7 +350,7 @@ def _healing_bytes(run: PlannedRun) -> int:
     A state is written at every measurement but the first and the last, a checkpoint at any of
     them before the state.
     """
-    config, checkpoint = run.context.config.heal, run.dtype.itemsize
+    config, checkpoint = run.context.config.heal.at(run.length), run.dtype.itemsize
     states = (config.steps - 1) // config.evaluate_every
     while_state = min(states, 2) * STATE_BYTES + checkpoint
     while_checkpoint = min(states, 1) * STATE_BYTES + 2 * checkpoint

@@ -1,0 +1,96 @@
+"""Which weights of a model a healing trains.
+
+Norms, biases and the head alone come near to training everything (PERP, 2312.15230); the last
+blocks and the head do after blocks were dropped (Reassessing Layer Pruning, 2411.15558).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from evocompress.core.config import HealConfig
+from evocompress.core.errors import ConfigError
+from evocompress.healing.adapters import add_adapters
+from evocompress.healing.student import zero_masks
+from evocompress.models.families import Family
+
+ALL = "all"
+NORMS = "norms"
+BIASES = "biases"
+HEAD = "head"
+LORA = "lora"
+LAST = "last:"
+
+
+def prepare_training(
+    model: PreTrainedModel, family: Family, config: HealConfig
+) -> dict[str, Tensor]:
+    """Lets what the configuration says have gradients, adapters being added where it says so.
+
+    Returns:
+        Where parameters stay zero, by their present names.
+
+    Raises:
+        ConfigError: The model has nothing of what is to be trained.
+    """
+    zeros = zero_masks(model, family)
+    named = dict(model.named_parameters())
+    by_parameter = {id(named[name]): mask for name, mask in zeros.items()}
+    choose_trained(model, family, config.train)
+    if LORA in config.train:
+        add_adapters(model, family, zeros, config.lora_rank, config.seed)
+    return {
+        name: by_parameter[id(parameter)]
+        for name, parameter in model.named_parameters()
+        if id(parameter) in by_parameter
+    }
+
+
+def choose_trained(model: PreTrainedModel, family: Family, choices: Sequence[str]) -> None:
+    """Lets the parameters of a model have gradients that the choices of ``heal.train`` name.
+
+    Those of adapters are left to `evocompress.healing.adapters`.
+
+    Raises:
+        ConfigError: The model has nothing of what a choice names.
+
+    Examples:
+        >>> from evocompress.testing.tiny import tiny_loaded
+        >>> loaded = tiny_loaded("llama")
+        >>> choose_trained(loaded.model, loaded.family, ["norms"])
+        >>> [name for name, p in loaded.model.named_parameters() if p.requires_grad][-1]
+        'model.norm.weight'
+    """
+    model.requires_grad_(False)
+    for choice in choices:
+        if choice == LORA:
+            continue
+        chosen = list(_chosen(model, family, choice))
+        if not chosen:
+            raise ConfigError(
+                f"heal.train={choice}: {type(model).__name__} has none: leave the word out"
+            )
+        for parameter in chosen:
+            parameter.requires_grad_(True)
+
+
+def _chosen(model: PreTrainedModel, family: Family, choice: str) -> Iterator[nn.Parameter]:
+    """The parameters that a word names."""
+    if choice == ALL:
+        yield from model.parameters()
+    elif choice == NORMS:
+        for module in model.modules():
+            if "norm" in type(module).__name__.lower():
+                yield from module.parameters(recurse=False)
+    elif choice == BIASES:
+        yield from (p for name, p in model.named_parameters() if name.split(".")[-1] == "bias")
+    elif choice == HEAD:
+        if (head := model.get_output_embeddings()) is not None:
+            yield from head.parameters()
+    else:
+        count = int(choice.removeprefix(LAST))
+        for block in family.blocks(model)[-count:]:
+            yield from block.parameters()
