@@ -19,7 +19,7 @@ from evocompress.core.errors import DataError
 from evocompress.evaluation.calibration.calibration import Calibration, check_writer
 from evocompress.evaluation.calibration.images import image_bytes, new_images
 from evocompress.evaluation.calibration.overlap import LONGEST_RUN, Seen, seen_in
-from evocompress.evaluation.calibration.parts import Form
+from evocompress.evaluation.calibration.parts import SequenceForm
 from evocompress.evaluation.calibration.self_text import Writing, self_written
 from evocompress.evaluation.calibration.sources import SELF, token_streams
 from evocompress.evaluation.calibration.special import check_padding, check_vocabulary, surroundings
@@ -124,7 +124,7 @@ def _fresh(
     if not loaded.family.task.reads_text:
         seen = frozenset(image_bytes(image) for part in parts for image in part)
         return new_images(source, count, loaded, seen)
-    form = Form(cut.length, *surroundings(loaded, cut.bos))
+    form = SequenceForm(cut.length, *surroundings(loaded, cut.bos))
     known = torch.cat([form.text(part) for part in parts])
     if source == SELF:
         check_writer(loaded, "heal.source")
@@ -143,7 +143,7 @@ def _fresh(
     return found
 
 
-def _distinct(rows: Iterator[Tensor], known: Tensor, form: Form) -> Iterator[Tensor]:
+def _distinct(rows: Iterator[Tensor], known: Tensor, form: SequenceForm) -> Iterator[Tensor]:
     """Those of the sequences (S,) that are none of the known texts (N, S'), each once."""
     seen = {text.numpy().tobytes() for text in known}
     for row in rows:
@@ -153,7 +153,7 @@ def _distinct(rows: Iterator[Tensor], known: Tensor, form: Form) -> Iterator[Ten
             yield row
 
 
-def _unseen(streams: Iterator[Tensor], seen: Seen, form: Form) -> Iterator[Tensor]:
+def _unseen(streams: Iterator[Tensor], seen: Seen, form: SequenceForm) -> Iterator[Tensor]:
     """Sequences (S,) of what streams have in no run that was seen."""
     for stream in streams:
         for stretch in seen.apart(form.body(stream)):

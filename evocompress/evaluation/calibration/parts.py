@@ -42,7 +42,7 @@ class TextParts:
 
 
 @dataclass(frozen=True, eq=False)
-class Form:
+class SequenceForm:
     """How sequences are cut: their length with the special tokens before and after the text.
 
     Attributes:
@@ -84,7 +84,7 @@ def text_parts(config: CalibrationConfig, loaded: LoadedModel, cache: Path | Non
             not see, or is not made for this model.
     """
     assert loaded.tokenizer is not None
-    form = Form(config.length, *surroundings(loaded, config.bos))
+    form = SequenceForm(config.length, *surroundings(loaded, config.bos))
     source, other = config.source, config.heldout_source or config.source
     count, more = config.library_sequences + config.search_sequences, config.heldout_sequences
     if SELF in (source, other):
@@ -111,7 +111,7 @@ def text_parts(config: CalibrationConfig, loaded: LoadedModel, cache: Path | Non
     return _with_heldout(searched, read, again, form, config, loaded)
 
 
-def _apart(searched: Tensor, heldout: Tensor, form: Form) -> TextParts:
+def _apart(searched: Tensor, heldout: Tensor, form: SequenceForm) -> TextParts:
     """Parts, one of them written by the model; refuses them if a sequence is in both."""
     seen = seen_in(form.text(searched), SHORTER_RUN)
     text = form.text(heldout)
@@ -125,7 +125,7 @@ def _apart(searched: Tensor, heldout: Tensor, form: Form) -> TextParts:
 
 
 def _searched(
-    streams: Iterable[Tensor], form: Form, config: CalibrationConfig, loaded: LoadedModel
+    streams: Iterable[Tensor], form: SequenceForm, config: CalibrationConfig, loaded: LoadedModel
 ) -> tuple[Tensor, list[Tensor]]:
     """The first sequences (N, S) of a source, and the streams that were read for them."""
     counts = [config.library_sequences, config.search_sequences]
@@ -145,7 +145,7 @@ def _with_heldout(
     searched: Tensor,
     read: list[Tensor],
     streams: Iterator[Tensor],
-    form: Form,
+    form: SequenceForm,
     config: CalibrationConfig,
     loaded: LoadedModel,
 ) -> TextParts:
@@ -181,7 +181,9 @@ def _with_heldout(
     raise DataError(_too_little(len(found), total, same, config))
 
 
-def _behind(streams: Iterable[Tensor], used: int, form: Form) -> Iterator[tuple[list[Tensor], int]]:
+def _behind(
+    streams: Iterable[Tensor], used: int, form: SequenceForm
+) -> Iterator[tuple[list[Tensor], int]]:
     """What follows the first `used` sequences of streams, and how many tokens are passed over."""
     for stream in streams:
         text = form.body(stream)
