@@ -101,7 +101,7 @@ class WidthSpace(Strict):
         multiple_of: Of the number of channels; hardware likes 32, 64 or 256.
         uniform: Every layer has the same width, so that the result loads in stock classes.
         protect: Globs over names of units that keep their width; by default the first
-            attention, or nothing where `uniform`.
+            attention, or nothing where `uniform` and where it is the only one.
 
     Examples:
         >>> WidthSpace(multiple_of=64).channels

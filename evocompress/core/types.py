@@ -325,6 +325,7 @@ class Architecture:
             what heads take. Empty where all blocks have heads.
         handed: Values of a token that blocks hand on beside the hidden state: keys and values that
             later ones read.
+        calls: How often a forward pass runs each block. Empty where that is once.
 
     Examples:
         >>> from evocompress.testing.tiny import tiny_loaded
@@ -362,6 +363,12 @@ class Architecture:
     state: int | None = None
     beside: tuple[Beside | None, ...] = ()
     handed: int = 0
+    calls: tuple[int, ...] = ()
+
+    @property
+    def runs(self) -> tuple[int, ...]:
+        """How often a forward pass runs each block."""
+        return self.calls or (1,) * len(self.heads)
 
     def state_values(self, tokens: int) -> int:
         """Values of the state between two blocks of a sequence with these tokens."""

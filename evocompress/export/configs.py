@@ -37,9 +37,16 @@ def use_of_index(config: PreTrainedConfig) -> str:
     return ""
 
 
-def cut_config(config: PreTrainedConfig, kept: Sequence[Block]) -> PreTrainedConfig:
-    """A copy of the config for a model with only the blocks `kept`."""
+def cut_config(
+    config: PreTrainedConfig, kept: Sequence[Block], calls: Sequence[int] = ()
+) -> PreTrainedConfig:
+    """A copy of the config for a model with only the blocks `kept`.
+
+    Where blocks have several `calls` all are, as numbers matter to the class.
+    """
     whole = copy.deepcopy(config)
+    if calls:
+        return whole
     cut, indices = text_config(whole), [block.index for block in kept]
     _cut_lists(cut, indices)
     if getattr(cut, "max_window_layers", None) is not None:
@@ -107,20 +114,29 @@ def are_channels_of_mlps_alone(loaded: LoadedModel) -> bool:
     output = first.mlp.output
     dense = matrix_shape(loaded.family.blocks(loaded.model)[0], output)[1]
     for less in (0, 8) if key else ():
-        single = copy.deepcopy(loaded.model.config)
+        single = _of_one_layer(loaded.model.config, loaded)
         text = text_config(single)
-        _cut_lists(text, [0])
-        text.num_hidden_layers = 1
-        name_stages(text, 1)
         if less:
             setattr(text, key, dense - less)
         with torch.device("meta"):
             built = type(loaded.model)(single)
         name = f"{loaded.family.block_names[0]}."
-        outside = {n: tuple(p.shape) for n, p in built.named_parameters() if name not in n}
+        every, blocks = built.named_parameters(), f"{loaded.family.layers_path}."
+        outside = {n: tuple(p.shape) for n, p in every if not n.startswith(blocks)}
         mlp = built.get_parameter(f"{name}{output.path}.weight").shape
         shapes.append((outside, tuple(mlp)))
     return len(shapes) == 2 and shapes[0][0] == shapes[1][0] and shapes[0][1] != shapes[1][1]
+
+
+def _of_one_layer(config: PreTrainedConfig, loaded: LoadedModel) -> PreTrainedConfig:
+    """A copy of a config for a model of one layer, which stands for all; of all that are one."""
+    single = copy.deepcopy(config)
+    if not loaded.family.calls:
+        text = text_config(single)
+        _cut_lists(text, [0])
+        text.num_hidden_layers = 1
+        name_stages(text, 1)
+    return single
 
 
 def whole_widths(loaded: LoadedModel) -> Widths:
@@ -144,10 +160,8 @@ def is_taken(config: PreTrainedConfig, loaded: LoadedModel, blocks: Sequence[Blo
     stands for all.
     """
     narrow = any("attention" in block.narrow for block in blocks)
-    if len(getattr(loaded.family, "kinds", ())) < 2:
-        config, blocks = copy.deepcopy(config), blocks[:1]
-        _cut_lists(text_config(config), [0])
-        text_config(config).num_hidden_layers = 1
+    if len(getattr(loaded.family, "kinds", ())) < 2 and not loaded.family.calls:
+        config, blocks = _of_one_layer(config, loaded), blocks[:1]
     try:
         if narrow:
             text_config(config).validate()

@@ -167,7 +167,8 @@ def _layered(
     dense = text_config(loaded.model.config)
     grouped = dense._hasattr_without_heterogeneous_validation("num_key_value_heads")
     known = {*WORDS, *filter(dense._hasattr_without_heterogeneous_validation, SETTINGS)}
-    kept = dense if blocks is None else text_config(cut_config(loaded.model.config, blocks))
+    whole, calls = loaded.model.config, loaded.family.calls
+    kept = dense if blocks is None else text_config(cut_config(whole, blocks, calls))
     settings: dict[str, Any] = kept.to_dict()
     others = (*WORDS, "edits")
     given = {

@@ -175,7 +175,7 @@ def _grids(left: Layout, dense: Widths) -> list[tuple[int, int]]:
 
 def _config(loaded: LoadedModel, blocks: Sequence[Block], target: Target) -> PreTrainedConfig:
     """The config of a model of some blocks that all have the target's widths and biases."""
-    config = cut_config(loaded.model.config, blocks)
+    config = cut_config(loaded.model.config, blocks, loaded.family.calls)
     set_widths(config, target.widths, whole_widths(loaded))
     for sublayer in target.biased:
         setattr(text_config(config), BIAS_KEYS[sublayer], True)

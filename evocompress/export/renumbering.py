@@ -5,7 +5,7 @@ Hand-written families are known; of derived ones this is tried.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -41,9 +41,10 @@ def renumbering(left: Layout, loaded: LoadedModel) -> str | None:
 def numbers_matter(loaded: LoadedModel) -> bool:
     """Whether blocks compute something else when they are numbered differently.
 
-    Of a derived family this is seen in tiny models, one without a block that the other skips.
+    Of a derived family this is seen in tiny models, one without a block that the other skips. How
+    often a block is run, where that is more than once, follows from the number of all.
     """
-    if use_of_index(loaded.model.config):
+    if use_of_index(loaded.model.config) or loaded.family.calls:
         return True
     if not _is_tried(loaded):
         return False
@@ -52,7 +53,7 @@ def numbers_matter(loaded: LoadedModel) -> bool:
     gone = next((u.block for u in units if u.kind == "block" and u.droppable), None)
     if gone is None:
         return False
-    configs = _small(loaded.model.config, gone, loaded.family.order)
+    configs = _small(loaded, gone)
     return not any(_computes_the_same(loaded, small, gone) for small in configs)
 
 
@@ -61,11 +62,15 @@ def _is_tried(loaded: LoadedModel) -> bool:
     return isinstance(loaded.family, Derived) and loaded.family.task.reads_text
 
 
-def _small(config: PreTrainedConfig, gone: int, order: Sequence[int]) -> Iterator[PreTrainedConfig]:
+def _small(loaded: LoadedModel, gone: int) -> Iterator[PreTrainedConfig]:
     """Configs of tiny models with a block that goes, every kind of blocks, and one more."""
-    layers = max(gone, *(order.index(kind) for kind in order)) + 2
+    assert isinstance(loaded.family, Derived)
+    config, order = loaded.model.config, loaded.family.order
+    layers = min(max(gone, *(order.index(kind) for kind in order)) + 2, len(order))
+    if loaded.family.calls:
+        layers = sum(loaded.family.calls)
     for heads, narrow_heads in TRIES:
-        yield shrunk(config, min(layers, len(order)), heads=heads, narrow_heads=narrow_heads)
+        yield shrunk(config, layers, heads=heads, narrow_heads=narrow_heads)
 
 
 @torch.no_grad()
@@ -96,7 +101,7 @@ def not_silenced(loaded: LoadedModel) -> frozenset[tuple[int, SubLayerName]]:
         return frozenset()
     assert isinstance(loaded.family, Derived)
     order = loaded.family.order
-    for small in _small(loaded.model.config, 0, order):
+    for small in _small(loaded, 0):
         try:
             return frozenset(
                 (kind, sublayer)

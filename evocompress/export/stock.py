@@ -67,7 +67,7 @@ def _config(left: Layout, loaded: LoadedModel) -> PreTrainedConfig:
     """The config of a model whose layers are all as wide as the first one left."""
     if isinstance(loaded.family, Convolutional):
         return _staged_config(left, loaded)
-    config = cut_config(loaded.model.config, left.kept)
+    config = cut_config(loaded.model.config, left.kept, loaded.family.calls)
     set_widths(config, _common(left), whole_widths(loaded))
     mixture = loaded.family.mixture
     if mixture is not None and any(block.reduced for block in left.kept):

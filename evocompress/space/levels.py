@@ -68,7 +68,9 @@ def width_levels(
         ConfigError: A width does not fit the model, a glob matches no unit, or no level is
             left that is narrower than the model.
     """
-    globs = () if config.uniform else config.protect
+    # All layers may share one attention, which then is no first of several.
+    alone = config.protect is None and sum(unit.kind == "attention" for unit in units) == 1
+    globs = () if config.uniform or alone else config.protect
     named = _protected(units, globs, "space.width.protect")
     biased = {u.parent for u in units if u.kind == "matrix" and u.columns and u.bias}
     if adds_bias and any(unit.active for unit in units) and "mlp" in config.units:

@@ -154,7 +154,8 @@ def _attention_flops(architecture: Architecture, length: int, without: Set[int])
     Where tokens are mixed otherwise than by heads, torch has counted all pairs: those are less.
     """
     pairs = {
-        block: sum(
+        block: architecture.runs[block]
+        * sum(
             query - (window or length) < key and (key <= query or not architecture.one_way)
             for query in range(length)
             for key in range(length)
@@ -163,7 +164,8 @@ def _attention_flops(architecture: Architecture, length: int, without: Set[int])
         if block not in without
     }
     by_pair = {b: own.pair for b, own in enumerate(architecture.beside) if own}
-    less = sum(by_pair.get(block, 0) * (n - length**2) for block, n in pairs.items())
+    every = {block: architecture.runs[block] * length**2 for block in pairs}
+    less = sum(by_pair.get(block, 0) * (n - every[block]) for block, n in pairs.items())
     widths = architecture.head_widths or (2 * architecture.head_dim,) * len(architecture.heads)
     heads = sum(2 * architecture.heads[b] * widths[b] * n for b, n in pairs.items())
     return heads + less

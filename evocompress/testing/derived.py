@@ -21,6 +21,7 @@ LAYERS = 3
 """Of a model; one whose first layers are of fewer kinds than it has needs more."""
 
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
+    "albert": {"num_hidden_groups": 4, "num_hidden_layers": 6},
     "deepseek_v3": {"first_k_dense_replace": 1},
     "bamba": {"attn_layer_indices": [1]},
     "granitemoehybrid": {"layer_types": ["mamba", "attention", "mamba"]},
@@ -61,8 +62,8 @@ def typical_model(
 
     Args:
         config: Of its type, perhaps of a model of several parts.
-        layers: Number of blocks, the first ones of the config's; by default a few, but all where
-            the last ones read what others hand on.
+        layers: Number of layers, the first ones of the config's; by default a few, but all where
+            the last ones read what others hand on, or several are one block.
         task: What the model is for; ``None``: to tell the next token.
     """
     model = running_model(config, layers, task)
@@ -76,7 +77,8 @@ def running_model(
     """The same as its class makes it: the first of the small models that runs."""
     if layers is None:
         own = text_config(config)
-        layers = own.num_hidden_layers if getattr(own, SHARED_LAYERS, 0) else LAYERS
+        shared = any(getattr(own, key, 0) for key in (SHARED_LAYERS, "num_hidden_groups"))
+        layers = own.num_hidden_layers if shared else LAYERS
     for heads, narrow_heads in TRIES:
         small = shrunk(config, layers, heads=heads, narrow_heads=narrow_heads)
         try:

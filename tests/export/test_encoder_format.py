@@ -12,7 +12,6 @@ import torch
 from export_cases import write
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import CONFIG_MAPPING
 
 import evocompress.hf  # noqa: F401
 from evocompress.export import read_record
@@ -22,6 +21,7 @@ from evocompress.models.families.derivation.shrink import CHANNEL_KEYS, random_m
 from evocompress.models.loading import LoadedModel, load, loaded
 from evocompress.models.tasks import EMBEDDINGS, IMAGE_CLASSES, IMAGE_EMBEDDINGS, TEXT_CLASSES, Task
 from evocompress.space.costs import cost_model
+from evocompress.testing.derived import typical_config
 from evocompress.testing.formats import (
     FormatContract,
     candidate_of,
@@ -37,6 +37,7 @@ TYPES: dict[str, Task] = {
     "distilbert": TEXT_CLASSES,
     "modernbert": EMBEDDINGS,
     "mpnet": EMBEDDINGS,
+    "albert": EMBEDDINGS,
     "dinov2": IMAGE_CLASSES,
     "siglip_vision_model": IMAGE_EMBEDDINGS,
 }
@@ -52,9 +53,10 @@ assert "evocompress" not in sys.modules
 """
 
 
-def encoder(name: str, task: Task, layers: int = 4) -> LoadedModel:
-    """A random model in float32 whose MLPs have 128 channels or more."""
-    config = shrunk(CONFIG_MAPPING[name](), layers)
+def encoder(name: str, task: Task) -> LoadedModel:
+    """A random model of four blocks in float32 whose MLPs have 128 channels or more."""
+    # Of six layers some share their weights.
+    config = shrunk(typical_config(name), 6 if name == "albert" else 4)
     for key in CHANNEL_KEYS:
         if hasattr(config, key):
             setattr(config, key, CHANNELS)
@@ -93,7 +95,7 @@ def test_costs_of_files_are_those_of_the_cost_model(model: LoadedModel, tmp_path
     assert record.measured == {name: costs[name].item() for name in record.measured}
 
 
-@pytest.mark.parametrize("name", ["modernbert", "dinov2"])
+@pytest.mark.parametrize("name", ["modernbert", "albert", "dinov2"])
 def test_it_is_read_without_this_package_and_compressed_again(name: str, tmp_path: Path) -> None:
     dense = encoder(name, TYPES[name])
     candidate = candidate_of(dense, with_bias(dense))

@@ -182,6 +182,7 @@ def _backward_bytes(
         (linear.unit.positions or length)
         * sum(linear.shape)
         * (architecture.routed_share if linear.routed else 1)
+        * architecture.runs[linear.unit.block]
         for linear in dense.linears.values()
     )
     logits = length * architecture.vocabulary

@@ -62,6 +62,8 @@ class Family:
         among: Of how many things that a block yields the hidden state is the first; 0 where a block
             yields nothing else.
         shared: Norms of a block that several branches read, and that stay whatever is dropped.
+        calls: How often a forward pass runs each block before the next one, where some are run more
+            than once: their layers share weights. Empty where none is.
 
     Examples:
         >>> from evocompress.testing.tiny import tiny_loaded
@@ -83,6 +85,7 @@ class Family:
     cap_key: str = ""
     among: int = 0
     shared: tuple[str, ...] = ()
+    calls: tuple[int, ...] = ()
 
     @property
     def attends(self) -> bool:
@@ -92,6 +95,10 @@ class Family:
     def at(self, index: int) -> Family:
         """The family as one block has it; another only where blocks are of several kinds."""
         return self
+
+    def runs(self, index: int) -> int:
+        """How often a forward pass runs a block; see `calls`."""
+        return self.calls[index] if self.calls else 1
 
     def check(self, model: PreTrainedModel) -> None:
         """Raise `ModelError` for a variant of the family whose blocks are built otherwise."""
@@ -241,6 +248,7 @@ class Family:
                 shapes.head_params(block, self.at(index).attention, counted[index][:2])
                 for index, block in enumerate(blocks)
             ),
+            calls=self.calls,
         )
 
     def heads(self, config: PreTrainedConfig, index: int) -> tuple[int, int, int]:

@@ -38,11 +38,25 @@ def zero_like(hidden: Tensor) -> Tensor:
     return hidden.new_zeros(()).expand_as(hidden)
 
 
+REPEATED = "calls"
+"""Among the arguments of a block: those of each call, where a model calls it several times.
+
+Blocks that share their weights, as ALBERT's do, are one block, which is run as often as the model
+runs it before anything else goes on. So whatever is done to it acts at every call, statistics and
+gradients are sums over all, and what leaves it is what leaves the last.
+"""
+
+
 def run_block(block: nn.Module, state: Tensor, arguments: Mapping[str, Any]) -> Tensor:
     """The state (B, S, H) that a block makes of one; some yield it with other things.
 
-    Where blocks hand on more than the hidden state, `Handed` is among the arguments.
+    Where blocks hand on more than the hidden state, `Handed` is among the arguments; see also
+    `REPEATED`.
     """
+    if REPEATED in arguments:
+        for own in arguments[REPEATED]:
+            state = run_block(block, state, own)
+        return state
     for name, handed in handed_in(arguments):
         mapping = handed.mapping_of(state)
         given = {**arguments, name: mapping}
@@ -67,7 +81,12 @@ class Recorder(nn.Module):
         self.among = among
         self.names = list(inspect.signature(block.forward).parameters)[1:]
         self.hidden = torch.empty(0)
-        self.arguments: dict[str, Any] = {}
+        self.calls: list[dict[str, Any]] = []
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What `run_block` takes to do what the block would have done."""
+        return self.calls[0] if len(self.calls) == 1 else {REPEATED: self.calls}
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -78,5 +97,5 @@ class Recorder(nn.Module):
     def forward(self, hidden_states: Tensor, *positional: Any, **keywords: Any) -> Any:
         """The state itself, and ``None`` for each other thing."""
         self.hidden = hidden_states
-        self.arguments = dict(zip(self.names, positional, strict=False)) | keywords
+        self.calls.append(dict(zip(self.names, positional, strict=False)) | keywords)
         return among_others(hidden_states, self.among)

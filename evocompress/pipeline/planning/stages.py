@@ -139,7 +139,7 @@ class PlannedRun:
             products=tokens * (costs["flops"] / length - of_head),
             weights=passes * self.weight_bytes * left,
             moved=tokens * left * ACTIVATIONS * self.features * self.dtype.itemsize,
-            launches=passes * KERNELS * len(self._architecture.heads),
+            launches=passes * KERNELS * sum(self._architecture.runs),
         )
 
     def compared(self, tokens: float) -> Work:
@@ -199,7 +199,8 @@ class PlannedRun:
     @cached_property
     def features(self) -> int:
         """Inputs and outputs of all matrices, for one token."""
-        return sum(sum(u.shape) * (u.positions or 1) for u in self.context.units if u.shape)
+        runs, units = self._architecture.runs, self.context.units
+        return sum(sum(u.shape) * (u.positions or 1) * runs[u.block] for u in units if u.shape)
 
     @cached_property
     def _architecture(self) -> Architecture:
@@ -228,8 +229,9 @@ def library_stage(run: PlannedRun) -> StagePlan | None:
     if methods.gradients:
         work += run.products(run.tokens["library"], dense=True) * 3
     architecture = context.loaded.family.architecture(context.loaded.model)
-    for order in orders.values():
-        work += _block_work(order, run.tokens["library"], architecture.routed_share)
+    for block, order in orders.items():
+        tokens = run.tokens["library"] * architecture.runs[block]
+        work += _block_work(order, tokens, architecture.routed_share)
     if run.streamed:
         work += Work(brought=run.weight_bytes)
     states = run.tokens["library"]

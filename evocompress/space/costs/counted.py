@@ -4,8 +4,9 @@ A multiplication and an addition are two operations. Counted are linear matrices
 with their weighted sum, and the head. Norms, activations, rotations and softmax are not. Of what
 mixes tokens in another way those products and convolutions are counted that torch counts in the
 model's own class. Of a mixture of experts those count that a token uses, its router, and a shared
-expert with what weighs it. Zeros in a matrix save nothing: a dense kernel multiplies by them, and a
-sparse one gains less than their share.
+expert with what weighs it. What a forward pass runs several times has parameters once, and
+operations and a cache each time. Zeros in a matrix save nothing: a dense kernel multiplies by them,
+and a sparse one gains less than their share.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ def memory_costs(architecture: Architecture, length: int) -> dict[str, Cost]:
         tokens = min(length, part.window or length)
         own = part.beside.cached(tokens, size)
         heads = (left.heads if part.repeated else left.kv_heads) * part.unit.attends
-        return tokens * (part.latent or heads * part.head_width) * size + own
+        each = tokens * (part.latent or heads * part.head_width) * size + own
+        return part.runs * each
 
     return {
         "weight_bytes": Cost(size * architecture.outer_params, weights),
@@ -79,12 +81,14 @@ def flops_costs(architecture: Architecture, length: int) -> dict[str, Cost]:
     def prefill(part: Part, left: Left) -> float:
         pairs = _attended(length, part.window) if architecture.one_way else length**2
         own = part.beside.prefill(length) + part.beside.pair * pairs
-        return 2 * _products(part, left, length, length) + _per_pair(part, left) * pairs + own
+        each = 2 * _products(part, left, length, length) + _per_pair(part, left) * pairs + own
+        return part.runs * each
 
     def decode(part: Part, left: Left) -> float:
         seen = min(length, part.window or length)
         own = part.beside.decoded + part.beside.seen * seen
-        return 2 * _products(part, left, 1, seen) + _per_pair(part, left) * seen + own
+        each = 2 * _products(part, left, 1, seen) + _per_pair(part, left) * seen + own
+        return part.runs * each
 
     outer = token * length + architecture.outer_flops
     return {"flops": Cost(outer, prefill), "decode_flops": Cost(token, decode)}

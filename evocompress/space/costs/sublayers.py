@@ -74,6 +74,7 @@ class Part:
         head_params: Of `own` those that go with one query head, and with one key-value head.
         gate: Of `own` those that each token is multiplied with: what weighs a shared expert.
         beside: What it takes beside its matrices, but for what heads take.
+        runs: How often a forward pass runs it.
 
     Examples:
         >>> from evocompress.testing.examples import space
@@ -98,6 +99,7 @@ class Part:
     head_params: tuple[int, int] = (0, 0)
     gate: int = 0
     beside: Beside = NOTHING
+    runs: int = 1
 
     def left(self, level: Level) -> Left:
         """The sizes that a level which does not drop the sub-layer leaves.
@@ -190,4 +192,5 @@ def _part(unit: Unit, tree: UnitTree, architecture: Architecture) -> Part:
         gate=architecture.gate if experts else 0,
         beside=(architecture.beside[block] if attention and architecture.beside else None)
         or NOTHING,
+        runs=architecture.runs[block],
     )

@@ -1,4 +1,4 @@
-"""Models whose later blocks read keys and values of earlier ones, run block by block."""
+"""Models run block by block whose blocks hand on keys and values, or are run several times."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from evocompress.models.families.derivation.family import Derived
 from evocompress.models.families.derivation.from_config import language_class
 from evocompress.models.families.derivation.structure import Unclear
 from evocompress.models.loading import LoadedModel, load
+from evocompress.models.tasks import EMBEDDINGS
 from evocompress.testing.derived import SETTINGS, running_model, typical_config, typical_loaded
 from evocompress.testing.plain_library import PlainLibrary
 from evocompress.testing.tiny import tiny_tokenizer
@@ -37,6 +38,13 @@ BATCHES = torch.randint(3, 320, (3, 2, 20), generator=torch.Generator().manual_s
 @pytest.fixture
 def loaded() -> LoadedModel:
     return typical_loaded(typical_config("gemma4_text sharing"))
+
+
+@pytest.fixture(params=["gemma4_text sharing", "albert"])
+def stepwise(request: pytest.FixtureRequest) -> LoadedModel:
+    """A model that hands on, and one in which some of six layers share their weights."""
+    name, task = request.param, EMBEDDINGS if request.param == "albert" else None
+    return typical_loaded(typical_config(name), task=task)
 
 
 def whole(loaded: LoadedModel, ids: Tensor) -> Tensor:
@@ -90,8 +98,9 @@ def random_candidates(loaded: LoadedModel, count: int) -> list[Candidate]:
     return found
 
 
-def test_states_of_candidates_are_those_of_whole_passes(loaded: LoadedModel) -> None:
+def test_states_of_candidates_are_those_of_whole_passes(stepwise: LoadedModel) -> None:
     """From kept prefixes and layer by layer, on several micro-batches in turn."""
+    loaded = stepwise
     batches, candidates = list(BATCHES), random_candidates(loaded, 12)
     library = PlainLibrary(loaded)
     with LiveModel(loaded, library) as live:
@@ -108,16 +117,17 @@ def test_states_of_candidates_are_those_of_whole_passes(loaded: LoadedModel) -> 
             assert torch.equal(found[0], own[0]) and torch.equal(found[2], own[2])
 
 
-def test_a_pass_over_all_sequences_is_that_of_each(loaded: LoadedModel) -> None:
+def test_a_pass_over_all_sequences_is_that_of_each(stepwise: LoadedModel) -> None:
     """Every batch has keys and values of its own at each block, also from a later block on."""
+    loaded = stepwise
     states = HiddenStates(loaded, BATCHES.flatten(0, 1), 2)
     blocks = len(loaded.family.blocks(loaded.model))
     middle: list[Tensor] = []
     for index in range(blocks):
-        middle = states.current if index == 4 else middle
+        middle = states.current if index == blocks - 2 else middle
         states.run(index, keep=True)
     later = HiddenStates(loaded, BATCHES.flatten(0, 1), 2, middle)
-    for index in range(4, blocks):
+    for index in range(blocks - 2, blocks):
         later.run(index, keep=True)
     for one in (states, later):
         for state, ids in zip(one.current, BATCHES, strict=True):
@@ -162,16 +172,18 @@ def gradients(loaded: LoadedModel, named: Mapping[str, Tensor], **options: bool)
     return found
 
 
-def test_gradients_are_those_of_the_whole_model(loaded: LoadedModel) -> None:
+def test_gradients_are_those_of_the_whole_model(stepwise: LoadedModel) -> None:
     """At once and block by block, also of keys that only later blocks read."""
+    loaded, family = stepwise, stepwise.family
     path = loaded.family.layers_path
     named = {n: p for n, p in loaded.model.named_parameters() if n.startswith(path)}
     at_once = gradients(loaded, named, by_block=False)
     by_block = gradients(loaded, named, by_block=True)
     with differentiable(named), torch.enable_grad():
-        logits = loaded.model(BATCHES[0][:1], use_cache=False).logits[:, :-1]
-        weights = logits.detach().softmax(-1) - 0.1
-        expected = torch.autograd.grad((logits * weights).sum(), list(named.values()))
+        states = family.task.states(family.hidden_states(loaded.model, BATCHES[0][:1]))
+        outputs = family.outputs(loaded.model, states)
+        weights = outputs.detach().float().softmax(-1) - 0.1
+        expected = torch.autograd.grad((outputs * weights).sum(), list(named.values()))
     assert at_once.keys() == by_block.keys() == named.keys()
     for name, gradient in zip(named, expected, strict=True):
         torch.testing.assert_close(at_once[name], gradient, rtol=1e-3, atol=1e-5)

@@ -52,6 +52,7 @@ def test_what_is_all_counted_is(name: str) -> None:
     [
         ("electra", TEXT_CLASSES),
         ("rembert", TEXT_CLASSES),
+        ("albert", EMBEDDINGS),
         ("modernbert", EMBEDDINGS),
         ("dinov2", IMAGE_CLASSES),
         ("clip_vision_model", IMAGE_EMBEDDINGS),

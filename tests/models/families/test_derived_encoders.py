@@ -24,6 +24,7 @@ VARIED: list[tuple[str, Task]] = [
     ("modernbert", EMBEDDINGS),
     ("mpnet", EMBEDDINGS),
     ("electra", TEXT_CLASSES),
+    ("albert", EMBEDDINGS),
     ("dinov2", IMAGE_CLASSES),
     ("siglip_vision_model", IMAGE_EMBEDDINGS),
 ]
@@ -32,6 +33,7 @@ VARIED: list[tuple[str, Task]] = [
 FURTHER: list[tuple[str, Task]] = [
     ("nomic_bert", EMBEDDINGS),
     ("modernbert", TEXT_CLASSES),
+    ("albert", TEXT_CLASSES),
     ("roberta-prelayernorm", EMBEDDINGS),
     ("dinov3_vit", IMAGE_EMBEDDINGS),
     ("clip_vision_model", IMAGE_EMBEDDINGS),

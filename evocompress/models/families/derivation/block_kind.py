@@ -55,7 +55,7 @@ class DerivedPart:
             matrices=self.matrices,
             identity_modules=(*self.branch.identities, *others),
             zero_module=self.branch.zero,
-            norm_after=self.branch.norm_after,
+            norm_after=self.branch.norm_after or self.branch.norm_within,
             followers=self.followers,
             narrowable=self.settings is not None,
         )

@@ -121,10 +121,13 @@ def derive(cls: type[PreTrainedModel], config: PreTrainedConfig) -> Derived:
     task = task_of(cls, config)
     skeleton = _skeleton(cls, config)
     count = text_config(config).num_hidden_layers
-    lists = dict(_lists(skeleton, count))
+    lists, layers = dict(_lists(skeleton, count)), count
     with torch.no_grad(), by_default(torch.float64):
-        looks = [[_look(block, config) for block in blocks] for blocks in lists.values()]
-        layers = min(count, max(map(_needed, looks), default=2))
+        if lists:
+            looks = [[_look(block, config) for block in blocks] for blocks in lists.values()]
+            layers = min(count, max(map(_needed, looks)))
+        else:  # fewer blocks may be run as often as there are layers
+            lists = dict(_lists(skeleton, None))
         for heads, narrow_heads in TRIES:
             small = shrunk(config, layers, heads=heads, narrow_heads=narrow_heads)
             try:
@@ -164,18 +167,21 @@ def _tried(
     model = random_model(cls, small)
     task = task_seen(task, model)
     batch = tiny_batch(task, model)
-    path, examples = _blocks(model, task.inputs(batch), lists)
-    found = _derived(model, path, examples, batch, lists[path], task)
+    path, examples, runs = _blocks(model, task.inputs(batch), lists)
+    calls = runs if max(runs) > 1 else ()
+    if calls and task.cached:
+        raise Unclear("several layers are one block, and each has a cache of its own")
+    found = _derived(model, path, examples, batch, lists[path], task, calls)
     _check_chain(found, model, examples[-1].run(), batch)
     if task.cached and not task.causal:
         check_outputs(found, model, batch)
     return found
 
 
-def _lists(model: nn.Module, count: int) -> Iterator[tuple[str, nn.ModuleList]]:
-    """The lists with a module for each layer."""
+def _lists(model: nn.Module, count: int | None) -> Iterator[tuple[str, nn.ModuleList]]:
+    """The lists with a module for each layer, or of any length."""
     for path, blocks in model.named_modules():
-        if isinstance(blocks, nn.ModuleList) and len(blocks) == count:
+        if isinstance(blocks, nn.ModuleList) and count in (len(blocks), None):
             yield path, blocks
 
 
@@ -199,27 +205,30 @@ def _needed(looks: Sequence[str]) -> int:
 
 def _blocks(
     model: PreTrainedModel, inputs: Mapping[str, Any], paths: Collection[str]
-) -> tuple[str, list[TracedBlock]]:
-    """The path of the list of blocks, and each with what it is called with."""
+) -> tuple[str, list[TracedBlock], list[int]]:
+    """The path of the list of blocks, each with what it is called with last, and how often it is.
+
+    As often as there are layers blocks are called, those that are called again before the next.
+    """
     count = text_config(model.config).num_hidden_layers
-    for path, blocks in _lists(model, count):
-        calls = _arguments(model, blocks, inputs)
-        if path in paths and list(calls) == list(range(count)):
-            return path, [_example(blocks[index], calls[index]) for index in calls]
-    if getattr(model.config, "num_hidden_groups", 0):
-        raise Unclear("its layers share their weights, so none can be changed alone")
+    for path, blocks in _lists(model, None):
+        calls = _arguments(model, blocks, inputs) if path in paths else []
+        order = [index for index, _ in calls]
+        if order == sorted(order) and len(order) == count and {*order} == {*range(len(blocks))}:
+            last = [_example(blocks[index], given) for index, given in dict(calls).items()]
+            return path, last, [order.count(index) for index in range(len(blocks))]
     raise Unclear("no list of blocks that are run one after the other")
 
 
 def _arguments(
     model: PreTrainedModel, blocks: nn.ModuleList, inputs: Mapping[str, Any]
-) -> dict[int, dict[str, Any]]:
-    """What each block is called with, in the order of the calls."""
-    found: dict[int, dict[str, Any]] = {}
+) -> list[tuple[int, dict[str, Any]]]:
+    """The index of the block that is called, and what it is called with, in the order of calls."""
+    found: list[tuple[int, dict[str, Any]]] = []
 
     def note(index: int, module: nn.Module, given: Any, named: Any) -> None:
         # Later blocks change mappings that are given to all.
-        found[index] = noted(by_name(module, given, named))
+        found.append((index, noted(by_name(module, given, named))))
 
     hooks = [
         block.register_forward_pre_hook(partial(note, index), with_kwargs=True)
@@ -249,6 +258,7 @@ def _derived(
     batch: Tensor,
     real: nn.ModuleList,
     task: Task,
+    calls: Sequence[int],
 ) -> Derived:
     """The family; of each kind of the `real` blocks the first one tells what it is like."""
     looks = [_look(block, model.config) for block in real]
@@ -271,13 +281,14 @@ def _derived(
         place[look] = kinds.index(kind)
     among, order = _among(examples[-1]), [place[look] for look in looks]
     if not task.cached:
-        return encoder(model, path, examples, batch, among, kinds, order, task)
+        return encoder(model, path, examples, batch, among, kinds, order, task, calls)
     norm = norm_path(model, examples[-1].run(), task.inputs(batch))
     keys = logit_keys(model, path, batch) if task.causal else LogitKeys()
     both, kinds = _sees_what_comes(model, path, batch), only_read(kinds)
     return Derived(
         *(model.config.model_type, path, norm, among, keys, kinds, order, both, task),
         handed=argument,
+        calls=calls,
     )
 
 

@@ -68,9 +68,10 @@ class DerivedEncoder(Derived):
         two_way: bool,
         task: Task,
         ending: Ending = NO_ENDING,
+        calls: Sequence[int] = (),
     ) -> None:
         blocks = layers_path, norm_path, among, logit_keys, kinds, order
-        super().__init__(model_type, *blocks, two_way, task)
+        super().__init__(model_type, *blocks, two_way, task, calls=calls)
         self.ending = ending
         self.unused = ending.unused
 
@@ -186,6 +187,7 @@ def encoder(
     kinds: Sequence[Kind],
     order: Sequence[int],
     task: Task,
+    calls: Sequence[int],
 ) -> DerivedEncoder:
     """The family of a tiny model whose blocks are known; see `Derived`.
 
@@ -198,6 +200,7 @@ def encoder(
         kinds: Of the blocks.
         order: Of the real model, the index of each block's kind.
         task: What it is for.
+        calls: See `Derived`.
 
     Raises:
         Unclear: What it makes of the final states is not understood.
@@ -214,11 +217,11 @@ def encoder(
     )
     common = model.config.model_type, path, norm, among, LogitKeys(), kinds, order
     two_way = any(map(_sees_later, examples))
-    found = DerivedEncoder(*common, two_way, task, ending)
+    found = DerivedEncoder(*common, two_way, task, ending, calls)
     _check_outputs(found, model, batch)
     unused, reach = _unused(found, model, batch), _reach(found, model, batch)
     ending = replace(ending, unused=unused, reach=reach)
-    return DerivedEncoder(*common, two_way, task, ending)
+    return DerivedEncoder(*common, two_way, task, ending, calls)
 
 
 def _sees_later(example: TracedBlock) -> bool:

@@ -51,6 +51,7 @@ class Derived(Family):
         two_way: Whether a token sees those behind it as well.
         task: What the models are for.
         handed: The argument by which blocks hand on keys and values; empty where they do not.
+        calls: See `Family`.
 
     Examples:
         >>> from transformers import Olmo2Config, Olmo2ForCausalLM
@@ -72,6 +73,7 @@ class Derived(Family):
         two_way: bool = False,
         task: Task = CAUSAL,
         handed: str = "",
+        calls: Sequence[int] = (),
     ) -> None:
         self.model_type = model_type
         self.task = task
@@ -83,6 +85,7 @@ class Derived(Family):
         self.kinds = tuple(kinds)
         self.order = tuple(order)
         self.handed = handed
+        self.calls = tuple(calls)
         self._kinds = [self.kinds[place] for place in self.order]
         self.shared = tuple(dict.fromkeys(path for kind in self.kinds for path in kind.shared))
         parts = first_parts(self.kinds)
@@ -136,7 +139,7 @@ class Derived(Family):
         kinds = [kind for place, kind in enumerate(each) if kind not in each[:place]]
         order = [kinds.index(kind) for kind in each]
         common = self.model_type, self.layers_path, self.norm_path, self.among, self.keys
-        return Derived(*common, kinds, order, self.two_way, self.task, self.handed)
+        return Derived(*common, kinds, order, self.two_way, self.task, self.handed, self.calls)
 
     def at(self, index: int) -> Derived:
         """See `Family.at`."""
@@ -183,7 +186,8 @@ class Derived(Family):
             own = {name: p.numel() for name, p in every.items() if f"{name}.".startswith(staying)}
             linear = (path for path, m in block.named_modules() if isinstance(m, LINEAR))
             params += sum(own.values())
-            flops += 2 * sum(own.get(f"{path}.weight", 0) for path in linear)
+            each = 2 * sum(own.get(f"{path}.weight", 0) for path in linear)
+            flops += each * found.runs[index]
         if not self.task.causal and self.task.compared != "embeddings":
             # A classifier is run at every position.
             found = replace(found, vocabulary=model.config.num_labels or 0)

@@ -32,6 +32,7 @@ class Reading:
     order: tuple[int, ...]
     two_way: bool
     handed: str
+    calls: tuple[int, ...]
     task: str
     ending: Ending | None
 

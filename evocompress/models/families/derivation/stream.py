@@ -7,12 +7,22 @@ as BERT's do: then it is the child's own children that are the parts of the bloc
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from evocompress.models.families.derivation.tracing import Call, TracedBlock
+from evocompress.models.families.derivation.tracing import (
+    Call,
+    TracedBlock,
+    first_tensor,
+    like,
+    mixes_tokens,
+    output_changed,
+    replaced,
+)
 
 LINEAR = (nn.Linear, Conv1D)
 
@@ -28,22 +38,98 @@ def is_norm(module: nn.Module) -> bool:
     return not has_matrix(module) and (named or any(True for _ in module.parameters()))
 
 
-def parts_of(example: TracedBlock) -> tuple[dict[str, nn.Module], list[str]]:
-    """The parts of a block by path, and the parameters that are in none of them."""
-    calls = example.calls(path for path, _ in example.block.named_modules() if path)
-    parts: dict[str, nn.Module] = {}
-    loose: list[str] = []
+@dataclass(frozen=True)
+class Adding:
+    """How a module that mixes tokens makes the residual addition itself.
 
-    def take(path: str, module: nn.Module) -> None:
-        loose.extend(f"{path}{name}" for name, _ in module.named_parameters(recurse=False))
+    Attributes:
+        residual: The place and the name of the argument that it adds to.
+        norm: Path of the norm of the sum; empty without one.
+    """
+
+    residual: tuple[int, str]
+    norm: str
+
+
+@dataclass(frozen=True)
+class BlockParts:
+    """What a block consists of.
+
+    Attributes:
+        modules: By path.
+        loose: Names of the parameters that are in none of them.
+        adding: Those among the modules that make the residual addition and mix tokens themselves,
+            not in a module within, as ALBERT's attention does.
+    """
+
+    modules: dict[str, nn.Module]
+    loose: list[str]
+    adding: dict[str, Adding]
+
+
+def parts_of(example: TracedBlock) -> BlockParts:
+    """The parts of a block."""
+    calls = example.calls(path for path, _ in example.block.named_modules() if path)
+    found = BlockParts({}, [], {})
+
+    def take(prefix: str, module: nn.Module) -> None:
+        names = (name for name, _ in module.named_parameters(recurse=False))
+        found.loose.extend(f"{prefix}{name}" for name in names)
         for name, child in module.named_children():
-            if _adds(example, calls, f"{path}{name}"):
-                take(f"{path}{name}.", child)
-            else:
-                parts[f"{path}{name}"] = child
+            path = f"{prefix}{name}"
+            listed = isinstance(child, nn.ModuleList) and path not in calls
+            own = None if listed else _adding(example, calls, path)
+            if own is None and (listed or _adds(example, calls, path)):
+                take(f"{path}.", child)
+                continue
+            found.modules[path] = child
+            if own is not None:
+                found.adding[path] = own
 
     take("", example.block)
-    return parts, loose
+    return found
+
+
+def _adding(example: TracedBlock, calls: Mapping[str, Call], path: str) -> Adding | None:
+    """How a module makes the residual addition; ``None`` if not, or if a module in it mixes tokens.
+
+    Without the output of its last linear module, and without the norm, it must yield what it was
+    given.
+    """
+    if not _adds(example, calls, path) or not _mixes(example, calls, path):
+        return None
+    module, within = example.block.get_submodule(path), _within(calls, path)
+    if any(_mixes(example, calls, name) for name in within):
+        return None
+    last = [name for name in within if isinstance(example.block.get_submodule(name), LINEAR)][-1:]
+    norms = [name for name in within if torch.equal(within[name].first, calls[path].first)]
+    normed = {norm: nn.Identity() for norm in norms if is_norm(example.block.get_submodule(norm))}
+    with ExitStack() as stack:
+        stack.enter_context(replaced(example.block, normed))
+        for name in last:
+            linear = example.block.get_submodule(name)
+            stack.enter_context(output_changed(linear, torch.zeros_like))
+        passed = first_tensor(module(**calls[path].arguments))
+    for place, (name, value) in enumerate(calls[path].arguments.items()):
+        if like(value, passed) and torch.equal(value, passed):
+            return Adding((place, name), next(iter(normed), ""))
+    return None
+
+
+def _mixes(example: TracedBlock, calls: Mapping[str, Call], path: str) -> bool:
+    """Whether a module mixes the tokens of a hidden state."""
+    module, call = example.block.get_submodule(path), calls[path]
+    given = (name for name, value in call.arguments.items() if like(value, example.hidden))
+    return any(mixes_tokens(module, call, name) for name in list(given)[:1])
+
+
+def _within(calls: Mapping[str, Call], path: str) -> dict[str, Call]:
+    """The calls of what is in a module that yields tensors."""
+    return {
+        name: call
+        for name, call in calls.items()
+        if name.startswith(f"{path}.") and isinstance(call.output, Tensor | tuple)
+    }
 
 
 def _adds(example: TracedBlock, calls: Mapping[str, Call], path: str) -> bool:
@@ -78,7 +164,11 @@ def is_sum(tensor: Tensor, ones: Iterable[Tensor], others: Collection[Tensor]) -
 
 
 def stream_norms(
-    example: TracedBlock, calls: Mapping[str, Call], norms: Sequence[str], ends: Collection[str]
+    example: TracedBlock,
+    calls: Mapping[str, Call],
+    norms: Sequence[str],
+    ends: Collection[str],
+    adding: Mapping[str, Adding],
 ) -> dict[str, str]:
     """The norms through which the residual stream itself goes.
 
@@ -87,6 +177,7 @@ def stream_norms(
         calls: Of its parts.
         norms: Paths of the norms among them.
         ends: Paths of the last modules of its sub-layers.
+        adding: Those that make the residual addition themselves.
 
     Returns:
         {path of the last module of a sub-layer: path of the norm that reads the sum of its output
@@ -95,11 +186,18 @@ def stream_norms(
     """
     found: dict[str, str] = {}
     state = example.run()
+    passed: set[str] = set()
     while not torch.equal(state, example.hidden):
+        over = next((path for path in adding if torch.equal(calls[path].first, state)), None)
+        if over is not None and over not in passed:
+            passed.add(over)
+            state = calls[over].arguments[adding[over].residual[1]]
+            continue
         norm = next((path for path in norms if torch.equal(calls[path].first, state)), None)
         if norm is None or norm in found.values():
             return {}
-        before = [example.hidden, *(calls[path].first for path in norms if path != norm)]
+        others = (path for path in (*norms, *adding) if path != norm)
+        before = [example.hidden, *(calls[path].first for path in others)]
         read = calls[norm].tensors[0]
         sums = [(e, one) for e in ends for one in before if is_sum(read, [calls[e].first], [one])]
         if not sums or sums[0][0] in found:

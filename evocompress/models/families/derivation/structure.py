@@ -7,7 +7,7 @@ norms: each belongs to the core that reads it, or that it reads.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -20,6 +20,7 @@ from evocompress.core.errors import one_line
 from evocompress.models.families.branches import SubLayerName
 from evocompress.models.families.derivation.stream import (
     LINEAR,
+    Adding,
     has_matrix,
     is_norm,
     parts_of,
@@ -29,11 +30,12 @@ from evocompress.models.families.derivation.tracing import (
     Call,
     TracedBlock,
     first_tensor,
+    like,
+    mixes_tokens,
     moved_positions,
-    nudged,
     output_changed,
     replaced,
-    with_others,
+    with_nudge,
 )
 from evocompress.models.families.stand_ins import among_others
 from evocompress.models.modeling.modeling_derived import Passing
@@ -82,6 +84,7 @@ class ResidualBranch:
         norm_after: Norm of the sum of what it yields and the residual stream; empty without one.
         first_of_many: Path of a module of the core before the last one that returns `among` things;
             empty where the last one does.
+        norm_within: Path of the same norm where it lies in the core; empty without one.
     """
 
     kind: SubLayerName
@@ -93,6 +96,7 @@ class ResidualBranch:
     beside: tuple[ResidualBranch, ...] = ()
     norm_after: str = ""
     first_of_many: str = ""
+    norm_within: str = ""
 
     @property
     def cores(self) -> tuple[str, ...]:
@@ -143,15 +147,21 @@ def structure(example: TracedBlock) -> BlockStructure:
     Raises:
         Unclear: A sub-layer cannot be taken out of it.
     """
-    children, loose = parts_of(example)
+    parts = parts_of(example)
+    children, loose = parts.modules, parts.loose
     calls = example.calls(children)
-    cores = _cores({path: children[path] for path in calls}, calls)
+    cores = _cores({path: children[path] for path in calls}, calls, parts.adding)
     if not cores:
         raise Unclear("a block has no matrices")
     idle = [p for p, m in children.items() if p not in calls and any(True for _ in m.parameters())]
     if idle:
         raise Unclear(f"a block has modules that are not run ({', '.join(idle)})")
-    branches = [_branch(example, children, core, calls) for core in cores]
+    branches = [
+        _adding(calls, core, parts.adding[core[0]])
+        if core[0] in parts.adding
+        else _branch(example, children, core, calls)
+        for core in cores
+    ]
     largest = {
         branch.kind: branch for branch in sorted(branches, key=lambda b: _size(example, b.core))
     }
@@ -161,7 +171,8 @@ def structure(example: TracedBlock) -> BlockStructure:
     taken = {path for branch in chosen for path in branch.cores}
     others = [path for core in cores for path in core if path not in taken]
     norms = [path for path in calls if is_norm(children[path])]
-    after = stream_norms(example, calls, norms, [branch.core[-1] for branch in chosen])
+    ends = [branch.core[-1] for branch in chosen]
+    after = stream_norms(example, calls, norms, ends, parts.adding)
     chosen = [replace(branch, norm_after=after.get(branch.core[-1], "")) for branch in chosen]
     found = _with_norms(children, chosen, others, loose, calls)
     proven = [_proven(example, branch) for branch in found.branches]
@@ -223,10 +234,13 @@ def _size(example: TracedBlock, core: Sequence[str]) -> int:
     return sum(p.numel() for module in modules for p in module.parameters())
 
 
-def _cores(children: Mapping[str, nn.Module], calls: Mapping[str, Call]) -> list[tuple[str, ...]]:
+def _cores(
+    children: Mapping[str, nn.Module], calls: Mapping[str, Call], adding: Collection[str]
+) -> list[tuple[str, ...]]:
     """The modules with matrices in order; one that reads what another yields is of its core.
 
-    So are linear ones that follow each other, with what lies between them.
+    So are linear ones that follow each other, with what lies between them. What one yields that
+    makes the residual addition itself is the stream.
     """
     cores: list[tuple[str, ...]] = []
     between: tuple[str, ...] = ()
@@ -236,7 +250,11 @@ def _cores(children: Mapping[str, nn.Module], calls: Mapping[str, Call]) -> list
             continue
         if isinstance(module, LINEAR) and cores and isinstance(children[cores[-1][0]], LINEAR):
             cores[-1] = (*cores[-1], *between, path)
-        elif cores and _follows(calls[path], calls[cores[-1][-1]], children[cores[-1][-1]]):
+        elif (
+            cores
+            and cores[-1][-1] not in adding
+            and _follows(calls[path], calls[cores[-1][-1]], children[cores[-1][-1]])
+        ):
             cores[-1] = (*cores[-1], path)
         else:
             cores.append((path,))
@@ -248,6 +266,15 @@ def _follows(call: Call, former: Call, module: nn.Module) -> bool:
     """Whether a module reads what a former one yields; some norms have matrices and are none."""
     named = "norm" in type(module).__name__.lower()
     return not named and next(iter(call.tensors), None) is former.first
+
+
+def _adding(calls: Mapping[str, Call], core: tuple[str, ...], own: Adding) -> ResidualBranch:
+    """An attention that adds to the stream, and norms the sum, itself."""
+    output = calls[core[0]].output
+    among = len(output) if isinstance(output, tuple) else 0
+    return ResidualBranch(
+        "attention", core, among=among, residual=own.residual, norm_within=own.norm
+    )
 
 
 def _branch(
@@ -266,45 +293,25 @@ def _branch(
         first_of_many="" if many == core[-1] else many,
     )
     hidden = next(
-        (name for name, value in call.arguments.items() if _like(value, example.hidden)), None
+        (name for name, value in call.arguments.items() if like(value, example.hidden)), None
     )
     if hidden is None or (len(core) > 1 and isinstance(children[core[0]], LINEAR)):
         return found
-    before = first_tensor(children[core[0]](**call.arguments))
-    mixes = before.ndim == 3 and any(
-        any(moved_positions(before, first_tensor(children[core[0]](**arguments)))[1:])
-        for arguments in (_with_nudge(call, hidden), *_with_other_mappings(call))
-    )
+    kind: SubLayerName = "attention" if mixes_tokens(children[core[0]], call, hidden) else "mlp"
     residual = _residual(children[core[0]], call, hidden) if len(core) == 1 else None
-    return replace(found, kind="attention" if mixes else "mlp", residual=residual)
-
-
-def _with_nudge(call: Call, name: str) -> dict[str, Any]:
-    """The arguments of a call, one of which differs at the first token."""
-    return {**call.arguments, name: nudged(call.arguments[name], 0)}
-
-
-def _with_other_mappings(call: Call) -> Iterator[dict[str, Any]]:
-    """The same with other values of that token in a mapping: keys and values of another block."""
-    for name, own in call.arguments.items():
-        if isinstance(own, MutableMapping) and own:
-            yield with_others(call.arguments, name, own)
+    return replace(found, kind=kind, residual=residual)
 
 
 def _residual(core: nn.Module, call: Call, hidden: str) -> tuple[int, str] | None:
     """The argument beside the hidden state that passes through a core, to which it adds."""
     before = first_tensor(core(**call.arguments))
     for place, (name, value) in enumerate(call.arguments.items()):
-        if name != hidden and _like(value, before):
-            arguments = _with_nudge(call, name)
+        if name != hidden and like(value, before):
+            arguments = with_nudge(call, name)
             change = first_tensor(core(**arguments)) - before
             if not any(moved_positions(change, arguments[name] - value)):
                 return place, name
     return None
-
-
-def _like(value: Any, hidden: Tensor) -> bool:
-    return isinstance(value, Tensor) and value.shape == hidden.shape
 
 
 def _with_norms(

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMappin
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -141,6 +142,33 @@ def nudged(tensor: Tensor, position: int) -> Tensor:
     other = tensor.clone()
     other[..., position, :] += torch.linspace(-1, 1, tensor.shape[-1], dtype=tensor.dtype)
     return other
+
+
+def like(value: Any, hidden: Tensor) -> bool:
+    """Whether an argument is of the shape of a hidden state."""
+    return isinstance(value, Tensor) and value.shape == hidden.shape
+
+
+def mixes_tokens(module: nn.Module, call: Call, hidden: str) -> bool:
+    """Whether the first token of an argument changes what a module makes of others.
+
+    Or whether other values of that token in a mapping do, as keys and values of another block.
+    """
+    before = first_tensor(module(**call.arguments))
+    others = (
+        with_others(call.arguments, name, own)
+        for name, own in call.arguments.items()
+        if isinstance(own, MutableMapping) and own
+    )
+    return before.ndim == 3 and any(
+        any(moved_positions(before, first_tensor(module(**arguments)))[1:])
+        for arguments in chain([with_nudge(call, hidden)], others)
+    )
+
+
+def with_nudge(call: Call, name: str) -> dict[str, Any]:
+    """The arguments of a call, one of which differs at the first token."""
+    return {**call.arguments, name: nudged(call.arguments[name], 0)}
 
 
 def noted(arguments: Mapping[str, Any]) -> dict[str, Any]:
