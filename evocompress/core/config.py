@@ -201,6 +201,10 @@ class HealConfig(Strict):
             the ``biases``, the ``head``, the last n blocks (``last:n``), or adapters of low rank
             beside the blocks' matrices (``lora``), which are merged into these.
         lora_rank: Of these adapters.
+        next_token: Weight of the cross-entropy of the text's own next tokens beside the KL; only of
+            models that tell the next token.
+        states: Weight of the differences of the states after each block, as shares of the dense
+            model's, beside the KL.
         learning_rate: Peak, reached after `warmup` and followed by a cosine to a tenth.
         warmup: Fraction of the steps.
         weight_decay: AdamW's.
@@ -222,6 +226,8 @@ class HealConfig(Strict):
     accumulate: Size = 2
     train: Trained = ("all",)
     lora_rank: Size = 16
+    next_token: Annotated[Number, Field(ge=0, le=1000)] = 0.0
+    states: Annotated[Number, Field(ge=0, le=1000)] = 0.0
     learning_rate: Annotated[Number, Field(gt=0, le=1)] = 3e-4
     warmup: Annotated[Number, Field(ge=0, lt=1)] = 0.1
     weight_decay: Annotated[Number, Field(ge=0, le=100)] = 0.0

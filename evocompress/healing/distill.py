@@ -22,7 +22,10 @@ from evocompress.core.errors import DataError, RunError
 from evocompress.core.files import write_json
 from evocompress.core.progress import Told, tell_nobody
 from evocompress.export.folder import check_room
+from evocompress.export.layout import layout
+from evocompress.export.record import read_candidate
 from evocompress.healing.distillation import Distillation
+from evocompress.healing.layers import LayerLoss, matching
 from evocompress.healing.masters import Masters
 from evocompress.healing.recipe import recipe
 from evocompress.healing.schedule import learning_rate, micro_batch_indices
@@ -138,7 +141,13 @@ class _Healing:
         self.recipe = recipe(self.student, teacher, train, validation, config)
         asked = config.steps * config.accumulate * config.batch
         self.train = Distillation(
-            self.student, teacher, train, config.batch, again=asked > len(train)
+            self.student,
+            teacher,
+            train,
+            config.batch,
+            again=asked > len(train),
+            next_token=config.next_token,
+            layers=self._layers(teacher) if config.states else None,
         )
         self.validation = Distillation(self.student, teacher, validation, config.batch)
         zeros = prepare_training(self.student, teacher.family, config)
@@ -148,6 +157,15 @@ class _Healing:
         )
         self.history: list[StepRecord] = []
         self.best = Best(0, math.inf)
+
+    def _layers(self, teacher: LoadedModel) -> LayerLoss:
+        """What is compared within the models."""
+        family = teacher.family
+        ours, theirs = family.blocks(self.student), family.blocks(teacher.model)
+        blocks = layout(teacher, read_candidate(self.source)).blocks
+        gone = frozenset(block.index for block in blocks if block.gone)
+        pairs = matching(len(theirs), gone, len(ours))
+        return LayerLoss(ours, theirs, pairs, self.config.states)
 
     def begin_or_resume(self, resume: bool, force: bool) -> None:
         """Measures the student, or continues from the newest training state."""

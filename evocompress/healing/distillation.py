@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from evocompress.healing.layers import LayerLoss
 from evocompress.healing.loss import (
     Comparison,
     DistillationLoss,
@@ -49,10 +50,20 @@ class Distillation:
         batch: int,
         *,
         again: bool = True,
+        next_token: float = 0.0,
+        layers: LayerLoss | None = None,
     ) -> None:
-        """Runs nothing yet; `tokens` are ids (N, S) or other inputs, `batch` are run at once.
+        """Runs nothing yet.
 
-        What the teacher makes of them is kept, as far as there is room, where it is needed `again`.
+        Args:
+            student: What is trained.
+            teacher: What it is compared with.
+            tokens: Ids (N, S) or other inputs.
+            batch: How many of them are run at once.
+            again: They are needed several times: what the teacher makes of them is kept, as far
+                as there is room.
+            next_token: Weight of the cross-entropy of the text's own next tokens in training.
+            layers: What training has of the states within the models beside it.
         """
         self._student = student
         self._teacher = teacher
@@ -62,7 +73,8 @@ class Distillation:
         self._length = teacher.length(tokens)
         values = teacher.family.architecture(teacher.model).state_values(self._length)
         size = len(tokens) * values * teacher.model.dtype.itemsize
-        self._keep = again and size <= CACHE_BYTES
+        self._keep = again and layers is None and size <= CACHE_BYTES
+        self._layers = layers
         vocabulary = getattr(text_config(teacher.model.config), "vocab_size", 0)
         self._loss = DistillationLoss(
             partial(teacher.family.outputs, student),
@@ -70,6 +82,7 @@ class Distillation:
             rows_per_chunk(vocabulary) if self._task.causal else ALL_ROWS,
             COMPARISONS[self._task.compared],
             of_states if self._task.compared == "embeddings" else None,
+            next_token,
         )
 
     @property
@@ -90,8 +103,21 @@ class Distillation:
 
     def backward(self, index: int, scale: float) -> float:
         """Adds the gradient of `scale` times the micro-batch's sum; returns the sum."""
-        hidden = self._states(self._student, index)
-        return self._loss.backward(hidden, self._teacher_states(index), scale)
+        tokens = self._next_tokens(index)
+        if self._layers is None:
+            hidden = self._states(self._student, index)
+            return self._loss.backward(hidden, self._teacher_states(index), scale, tokens)
+        with self._layers.recording():
+            hidden = self._states(self._student, index)
+            target = self._teacher_states(index)
+            beside, gradients = self._layers.gradients(self.positions(index), scale)
+        return beside + self._loss.backward(hidden, target, scale, tokens, gradients)
+
+    def _next_tokens(self, index: int) -> Tensor | None:
+        """The tokens that the positions of a micro-batch should foretell, where they do."""
+        if not self._task.by_position:
+            return None
+        return self._micro_batches[index][:, 1:].flatten().to(self._student.device)
 
     @torch.no_grad()
     def mean(self) -> float:

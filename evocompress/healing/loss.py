@@ -6,7 +6,7 @@ their gradient has a closed form, so that autograd keeps nothing of the vocabula
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,6 +39,15 @@ def of_logits(logits: Tensor, target_logits: Tensor) -> tuple[Tensor, Tensor]:
     return value, log_q.exp_().sub_(p)
 
 
+def of_tokens(logits: Tensor, tokens: Tensor, gradient: Tensor, weight: float) -> Tensor:
+    """The summed cross-entropy of tokens (R,); adds `weight` times its gradient to a gradient."""
+    log_q = logits.to(gradient.dtype).log_softmax(-1)
+    own = log_q.gather(1, tokens[:, None])
+    gradient.add_(log_q.exp_(), alpha=weight)
+    gradient.scatter_add_(1, tokens[:, None], torch.full_like(own, -weight))
+    return -own.sum()
+
+
 @dataclass(frozen=True)
 class DistillationLoss:
     """What hidden states (R, H) of a model lose against a target's (R, H'), summed over rows.
@@ -49,6 +58,8 @@ class DistillationLoss:
         rows: Of a chunk.
         compare: What is summed: KL(target‖model), over the full vocabulary, or another.
         compare_states: What a backward pass adds to it, of the hidden states themselves.
+        next_token: What the cross-entropy of the text's own next tokens is multiplied by, which a
+            backward pass adds to it.
     """
 
     head: Head
@@ -56,6 +67,7 @@ class DistillationLoss:
     rows: int
     compare: Comparison = of_logits
     compare_states: Comparison | None = None
+    next_token: float = 0.0
 
     @torch.no_grad()
     def value(self, hidden: Tensor, target: Tensor) -> float:
@@ -66,15 +78,33 @@ class DistillationLoss:
         ]
         return float(torch.stack(sums).sum())
 
-    def backward(self, hidden: Tensor, target: Tensor, scale: float) -> float:
-        """The same sum; its gradient times `scale` is added to every parameter of the graph."""
+    def backward(
+        self,
+        hidden: Tensor,
+        target: Tensor,
+        scale: float,
+        tokens: Tensor | None = None,
+        others: Sequence[tuple[Tensor, Tensor]] = (),
+    ) -> float:
+        """The same sum; its gradient times `scale` is added to every parameter of the graph.
+
+        Args:
+            hidden: The model's hidden states (R, H).
+            target: The target's (R, H').
+            scale: Factor of the gradient.
+            tokens: The next tokens (R,), where their cross-entropy counts.
+            others: More tensors of the graph, with their gradients, for the same backward pass.
+        """
         leaf = hidden.detach()
         sums, gradients = [], []
-        for part, target_part in self._chunks(leaf, target):
+        for number, (part, target_part) in enumerate(self._chunks(leaf, target)):
             part.requires_grad_()
             logits = self.head(part)
             with torch.no_grad():
                 value, gradient = self.compare(logits, self.target_head(target_part))
+                if self.next_token and tokens is not None:
+                    own = tokens[number * self.rows :][: len(part)]
+                    value += self.next_token * of_tokens(logits, own, gradient, self.next_token)
             torch.autograd.backward(logits, gradient.mul_(scale).to(logits.dtype))
             assert part.grad is not None
             sums.append(value)
@@ -84,8 +114,9 @@ class DistillationLoss:
             value, gradient = self.compare_states(leaf, target)
             sums.append(value)
             whole += gradient.mul_(scale)
-        if hidden.requires_grad:
-            torch.autograd.backward(hidden, whole)
+        roots = [(hidden, whole)] if hidden.requires_grad else []
+        if roots := [*roots, *others]:
+            torch.autograd.backward([root for root, _ in roots], [given for _, given in roots])
         return float(torch.stack(sums).sum())
 
     def _chunks(self, hidden: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -125,6 +156,7 @@ def of_states(states: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """
     wide = torch.promote_types(states.dtype, torch.float32)
     difference, wanted = states.to(wide) - target.to(wide), target.to(wide)
-    weights = 1 / (wanted.square().sum(-1, keepdim=True) * states.shape[1])
+    sizes = wanted.square().sum(-1, keepdim=True).clamp_min(torch.finfo(wide).tiny)
+    weights = 1 / (sizes * states.shape[1])
     value = (difference.square() * weights).sum()
     return value, (2 * weights * difference).to(states.dtype)
