@@ -1,0 +1,328 @@
+"""What healing brings: the text, what is trained, the loss and the tokens, on SmolLM2-135M.
+
+Two winners of `auto`: 70% of the parameters of the blocks (widths and drops), and 60% zeros. Each
+is healed anew for every choice and every number of tokens, with a schedule of that length, and
+then judged on held-out texts that nothing was searched, healed or chosen on: KL to the dense model
+and perplexity. ``calibration`` is what healing did before it had text of its own: the sequences of
+library and search again and again.
+
+    python benchmarks/healing.py --calibration wikitext2-valid.txt --text books-train.txt
+        --heldout wikitext2-test.txt books-heldout.txt --tokens 50000 200000 500000 --json out.json
+
+Every healing is a cell that is kept in the results folder: an interrupted run goes on.
+``--choices`` takes some of them, ``--quick`` does all in a minute on a tiny random model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from cells import cell
+from common import Figure, emit
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from evocompress import api
+from evocompress.core.config import HealConfig, RunConfig
+from evocompress.core.progress import Reporter, Silent
+from evocompress.evaluation.calibration.fresh import healing_text
+from evocompress.evaluation.calibration.sources import token_streams
+from evocompress.evaluation.heldout import heldout_quality
+from evocompress.export.reload import read_checkpoint
+from evocompress.healing import heal
+from evocompress.pipeline.context import RunContext
+from evocompress.pipeline.run_folder import RunFolder
+
+CALIBRATION = "calibration"
+"""The sequences of library and search."""
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "widths": {
+        "width": {
+            "channels": [0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125],
+            "multiple_of": 64,
+        },
+        "drop": {"units": ["attention", "mlp"]},
+        "budget": {"body_params": 0.7},
+    },
+    "zeros": {"sparsity": {"target": 0.6, "step": 27648, "levels": 4}},
+}
+
+
+def choices(text: str, calibration: str) -> dict[str, dict[str, Any]]:
+    """Each choice as changes of the healing's settings."""
+    mixed = {text: 1.0, calibration: 1.0}
+    return {
+        CALIBRATION: {},
+        "wikitext": {"source": calibration},
+        "self": {"source": "self"},
+        "books": {"source": text},
+        "books+wikitext": {"source": mixed},
+        "books+self": {"source": {text: 1.0, "self": 1.0}},
+        "rate 1e-4": {"source": mixed, "learning_rate": 1e-4},
+        "rate 1e-3": {"source": mixed, "learning_rate": 1e-3},
+        "batch 8": {"source": mixed, "batch": 4},
+        "norms": {"source": mixed, "train": "norms", "learning_rate": 1e-3},
+        "norms, head": {"source": mixed, "train": "norms,head", "learning_rate": 1e-3},
+        "last 3, head": {"source": mixed, "train": "last:3,head"},
+        "lora": {"source": mixed, "train": "lora", "learning_rate": 1e-3},
+        "lora, norms": {"source": mixed, "train": "lora,norms", "learning_rate": 1e-3},
+        "next token": {"source": mixed, "next_token": 0.1},
+        "states": {"source": mixed, "states": 1.0},
+    }
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is healed, on which text, and what it is judged on.
+
+    Attributes:
+        folder: Of runs and cells.
+        model: Settings of the model.
+        calibration: Settings of the calibration; its held-out part is not used.
+        spaces: Search spaces by setting.
+        search: Settings of the search.
+        heldout: Text files that judge.
+        sequences: How many of each.
+        tokens: How many to heal with.
+        choices: Changes of the healing by name.
+        healing: What all choices have in common.
+    """
+
+    folder: Path
+    model: Mapping[str, Any]
+    calibration: Mapping[str, Any]
+    spaces: Mapping[str, Mapping[str, Any]]
+    search: Mapping[str, Any]
+    heldout: tuple[str, ...]
+    sequences: int
+    tokens: tuple[int, ...]
+    choices: Mapping[str, Mapping[str, Any]]
+    healing: Mapping[str, Any] = field(default_factory=dict)
+
+
+def main() -> None:
+    """Runs or continues the healings and prints their figures."""
+    arguments = _arguments()
+    with tempfile.TemporaryDirectory() as scratch:
+        setup = _quick(Path(scratch)) if arguments.quick else _full(arguments)
+        figures: dict[str, Figure] = {}
+        for setting in setup.spaces:
+            rows = Winner(setup, setting).rows()
+            _print(setting, rows)
+            figures |= _flat(setting, rows)
+        emit("healing", figures, arguments.json)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--calibration", help="text file for library and search")
+    parser.add_argument("--text", help="another text file to heal on")
+    parser.add_argument("--heldout", nargs="+", help="text files that judge")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[50_000, 200_000, 500_000])
+    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
+    parser.add_argument("--choices", nargs="+", help="only these")
+    parser.add_argument("--results", type=Path, default=Path("results/healing"))
+    parser.add_argument("--json")
+    parser.add_argument("--quick", action="store_true")
+    arguments = parser.parse_args()
+    if not (arguments.quick or (arguments.calibration and arguments.text and arguments.heldout)):
+        parser.error("give --calibration, --text and --heldout, or --quick")
+    return arguments
+
+
+def _full(arguments: argparse.Namespace) -> Setup:
+    every = choices(arguments.text, arguments.calibration)
+    wanted = arguments.choices or list(every)
+    return Setup(
+        folder=arguments.results,
+        model={"source": "demo:smollm2-135m"},
+        calibration={
+            "source": arguments.calibration,
+            "library_sequences": 64,
+            "search_sequences": 64,
+            "heldout_sequences": 1,
+            "length": 512,
+            "micro_batch": 1,
+        },
+        spaces={name: SETTINGS[name] for name in arguments.settings},
+        search={"name": "auto", "tokens": 220_000},
+        heldout=tuple(arguments.heldout),
+        sequences=40,
+        tokens=tuple(arguments.tokens),
+        choices={name: every[name] for name in wanted},
+    )
+
+
+def _quick(folder: Path) -> Setup:
+    from evocompress.testing.tiny import tiny_checkpoint
+
+    for name, prime in (("one", 2999), ("two", 3001), ("three", 3011)):
+        words = (f"word{number * number % prime}" for number in range(prime))
+        (folder / f"{name}.txt").write_text(" ".join(words))
+    one, two, three = (str(folder / f"{name}.txt") for name in ("one", "two", "three"))
+    return Setup(
+        folder=folder / "results",
+        model={"source": str(tiny_checkpoint(folder / "model", "llama"))},
+        calibration={
+            "source": one,
+            "library_sequences": 6,
+            "search_sequences": 8,
+            "heldout_sequences": 1,
+            "length": 32,
+            "micro_batch": 2,
+        },
+        spaces={
+            "widths": {"width": {"multiple_of": 8}, "budget": {"body_params": 0.8}},
+            "zeros": {"sparsity": {"target": 0.5, "step": 128, "levels": 2}},
+        },
+        search={"name": "auto", "tokens": 4000},
+        heldout=(three,),
+        sequences=4,
+        tokens=(512,),
+        choices=choices(two, one),
+        healing={"validation_sequences": 2},
+    )
+
+
+class Winner:
+    """The winner of one setting, and its healings."""
+
+    def __init__(self, setup: Setup, setting: str) -> None:
+        """Searches nothing yet."""
+        self._setup = setup
+        self._setting = setting
+        self._folder = setup.folder / setting
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One for each choice and number of tokens, the first without any healing."""
+        found = [self._measured("none", 0, lambda: (self._run.checkpoint, {}))]
+        for tokens in self._setup.tokens:
+            for name, changes in self._setup.choices.items():
+                found.append(self._healed(name, tokens, changes))
+        return found
+
+    @cached_property
+    def _run(self) -> RunFolder:
+        """The run, searched and materialized where that is not done."""
+        setup, path = self._setup, self._folder / "run"
+        config = RunConfig.model_validate(
+            {
+                "name": "run",
+                "runs": str(self._folder),
+                "model": dict(setup.model),
+                "calibration": dict(setup.calibration),
+                "space": dict(setup.spaces[self._setting]),
+                "search": dict(setup.search),
+            }
+        )
+        folder = RunFolder(path)
+        if not folder.checkpoint.exists():
+            api.search(config, resume=path.exists(), reporter=Reporter())
+            api.materialize(path)
+            shutil.rmtree(path / "library")
+        return folder
+
+    @cached_property
+    def _context(self) -> RunContext:
+        return RunContext(self._run.config(), self._run, Silent())
+
+    @cached_property
+    def _judges(self) -> dict[str, Tensor]:
+        """Held-out sequences by the names of their files."""
+        tokenizer = self._context.loaded.tokenizer
+        assert tokenizer is not None
+        length, count = self._context.config.calibration.length, self._setup.sequences
+        return {
+            Path(source).stem: next(iter(token_streams(source, tokenizer)))[: count * length].view(
+                -1, length
+            )
+            for source in self._setup.heldout
+        }
+
+    def _healed(self, name: str, tokens: int, changes: Mapping[str, Any]) -> dict[str, Any]:
+        settings = {**self._setup.healing, **changes, "tokens": tokens}
+
+        def made() -> tuple[Path, dict[str, Any]]:
+            context = self._context
+            calibration = context.calibration
+            config = HealConfig.model_validate(settings).at(calibration.length)
+            config = config.model_copy(update={"evaluate_every": max(1, config.steps // 8)})
+            train, validation = self._text(name, config)
+            out = self._folder / "healing"
+            shutil.rmtree(out, ignore_errors=True)
+            began = time.monotonic()
+            report = heal(self._run.checkpoint, context.loaded, train, validation, config, out)
+            seconds = time.monotonic() - began
+            return Path(report.checkpoint), {
+                "seconds": seconds,
+                "tokens_per_second": report.tokens / seconds,
+                "steps": report.steps,
+                "best_step": report.best_step,
+                "sequences": len(train),
+            }
+
+        return self._measured(name, tokens, made)
+
+    def _text(self, name: str, config: HealConfig) -> tuple[Tensor, Tensor]:
+        calibration = self._context.calibration
+        if name == CALIBRATION:
+            tokens = torch.cat([calibration.library, *calibration.search])
+            kept = config.validation_sequences
+            return tokens[:-kept], tokens[-kept:]
+        cut = self._context.config.calibration
+        text = healing_text(config, cut, self._context.loaded, calibration)
+        return text.train, text.validation
+
+    def _measured(self, name: str, tokens: int, made: Any) -> dict[str, Any]:
+        def compute() -> dict[str, Any]:
+            path, facts = made()
+            dense = self._context.loaded.model
+            healed = read_checkpoint(path, dense)
+            row: dict[str, Any] = {"choice": name, "tokens": tokens, **facts}
+            for text, sequences in self._judges.items():
+                found = heldout_quality(dense, {"healed": healed}, sequences)["healed"]
+                row |= {f"kl_{text}": found.kl, f"ppl_{text}": found.perplexity}
+                row[f"kl_per_sequence_{text}"] = list(found.kl_per_sequence)
+            return row
+
+        return cell(self._folder / "cells", f"{name} {tokens}", compute)
+
+
+def _values(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """The figures of a row that a table shows."""
+    for key, value in row.items():
+        if key.startswith(("kl_", "ppl_")) and isinstance(value, float):
+            yield key, value
+
+
+def _print(setting: str, rows: list[dict[str, Any]]) -> None:
+    keys = [key for key, _ in _values(rows[0])]
+    table = Table("tokens", "choice", *keys, "tokens/s", title=setting)
+    for row in sorted(rows, key=lambda row: (row["tokens"], row[keys[0]])):
+        values = [f"{row[key]:.4g}" for key in keys]
+        speed = row.get("tokens_per_second")
+        table.add_row(f"{row['tokens']:,}", row["choice"], *values, f"{speed:.0f}" if speed else "")
+    Console().print(table)
+
+
+def _flat(setting: str, rows: list[dict[str, Any]]) -> dict[str, Figure]:
+    return {
+        f"{setting}_{row['choice']}_{row['tokens']}_{key}": value
+        for row in rows
+        for key, value in _values(row)
+    }
+
+
+if __name__ == "__main__":
+    main()
