@@ -79,6 +79,7 @@ def choices(text: str, calibration: str) -> dict[str, dict[str, Any]]:
         "lora, norms": {"source": mixed, "train": "lora,norms", "learning_rate": 1e-3},
         "next token": {"source": mixed, "next_token": 0.1},
         "states": {"source": mixed, "states": 1.0},
+        "average of 3": {"source": mixed, "average": 3},
     }
 
 
@@ -252,6 +253,7 @@ class Winner:
 
     def _healed(self, name: str, tokens: int, changes: Mapping[str, Any]) -> dict[str, Any]:
         settings = {**self._setup.healing, **changes, "tokens": tokens}
+        settings["tokens"] //= settings.get("average", 1)  # of all of them together
 
         def made() -> tuple[Path, dict[str, Any]]:
             context = self._context

@@ -25,6 +25,7 @@ from evocompress.core.fields import (
     Tokens,
     Trained,
     Weight,
+    Whole,
 )
 from evocompress.core.space_config import DropSpace, SpaceConfig, SparsitySpace, WidthSpace
 
@@ -212,6 +213,8 @@ class HealConfig(Strict):
         evaluate_every: Steps between two measurements on the validation sequences.
         validation_sequences: Sequences of its text that choose the best checkpoint and are not
             trained on.
+        average: Healings that differ in the order of the text, whose weights are averaged as far as
+            that lowers the KL on the validation sequences.
         seed: Order of the sequences, and of the text that the model writes.
 
     Examples:
@@ -234,6 +237,7 @@ class HealConfig(Strict):
     clip: Annotated[Number, Field(gt=0, le=1e6)] = 1.0
     evaluate_every: Positive = 25
     validation_sequences: Many = 8
+    average: Annotated[Whole, Field(ge=1, le=100)] = 1
     seed: Seed = 0
 
     def at(self, length: int) -> HealConfig:

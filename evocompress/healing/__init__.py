@@ -1,6 +1,6 @@
 """Heals a compressed checkpoint by distilling the dense model into it.
 
-`distill` is the training, `state` what a resumed one goes on from, `student` reads and writes the
+`distill` is the training, `averaging` makes one of several, `state` what a resumed one goes on from, `student` reads and writes the
 checkpoint, `masters` keep zeros zero. `tuned` fine-tunes candidates for searchers that ask for it.
 
 Interface: `heal`, `evocompress.healing.tuned.fine_tunings`.
@@ -8,6 +8,7 @@ Interface: `heal`, `evocompress.healing.tuned.fine_tunings`.
 Imported by: `evaluation`, `pipeline`.
 """
 
-from evocompress.healing.distill import HealReport, heal
+from evocompress.healing.averaging import heal
+from evocompress.healing.distill import HealReport
 
 __all__ = ["HealReport", "heal"]

@@ -53,6 +53,8 @@ class HealReport:
         best_step: After which step that was; 0 if healing never helped.
         final_kl: Validation KL after the last step; ``None`` if it is not finite.
         seconds: Time of the last process that worked on it.
+        members: Validation KL of every healing, where several were averaged.
+        averaged: Which of them are in the average.
         circumstances: Under what it was begun (versions, device, threads), and from which steps it
             was made to go on under others.
 
@@ -70,9 +72,11 @@ class HealReport:
     final_kl: float | None
     seconds: float
     circumstances: Mapping[str, Any]
+    members: tuple[float, ...] = ()
+    averaged: tuple[int, ...] = ()
 
 
-def heal(
+def distil(
     student: Path,
     teacher: LoadedModel,
     train: Tensor,

@@ -1,0 +1,137 @@
+"""Several healings of one checkpoint and their average, of which every zero is still zero.
+
+Sparse model soups (2306.16788, after Model Soups, 2203.05482): healings that differ in the order
+of their text end near enough to one another that their weights can be averaged. The soup is greedy:
+a healing is taken into it if the validation KL of the average falls.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from evocompress.core.config import HealConfig
+from evocompress.core.files import write_json
+from evocompress.core.progress import Told, tell_nobody
+from evocompress.healing.distill import HealReport, distil
+from evocompress.healing.distillation import Distillation
+from evocompress.healing.state import HealFolder
+from evocompress.healing.student import load_student, write_student
+from evocompress.models.loading import LoadedModel
+
+MEMBERS = "members"
+"""The folder of the healings that are averaged."""
+
+
+def heal(
+    student: Path,
+    teacher: LoadedModel,
+    train: Tensor,
+    validation: Tensor,
+    config: HealConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    progress: Told | None = None,
+) -> HealReport:
+    """Heals a checkpoint once, or several times and averages; see `distil` for all of it.
+
+    The healings that are averaged are kept in ``members`` below `out`; ``heal.jsonl`` then is the
+    best one's.
+    """
+    if config.average == 1:
+        return distil(
+            student,
+            teacher,
+            train,
+            validation,
+            config,
+            out,
+            resume=resume,
+            force=force,
+            progress=progress,
+        )
+    began, told, count = time.monotonic(), progress or tell_nobody, config.average
+    folders = [HealFolder(out / MEMBERS / str(number)) for number in range(count)]
+    reports = []
+    for number, folder in enumerate(folders):
+
+        def tell(done: float, total: float, text: str, number: int = number) -> None:
+            told(number * total + done, count * total, f"{number + 1} of {count}: {text}")
+
+        reports.append(
+            distil(
+                student,
+                teacher,
+                train,
+                validation,
+                config.model_copy(update={"average": 1, "seed": config.seed + number}),
+                folder.path,
+                resume=resume and folder.path.exists(),
+                force=force,
+                progress=tell,
+            )
+        )
+    best = min(range(count), key=lambda number: reports[number].best_kl)
+    averaged, taken, kl = _soup(reports, teacher, validation, config.batch)
+    note = (
+        f"The average of {len(taken)} of {count} healings: validation KL {kl:.4g}, "
+        f"of the best one {reports[best].best_kl:.4g}."
+    )
+    whole = HealFolder(out)
+    write_student(averaged, student, whole.checkpoint, note, teacher.widened)
+    shutil.copy(folders[best].history, whole.history)
+    report = replace(
+        reports[best],
+        checkpoint=str(whole.checkpoint),
+        tokens=sum(report.tokens for report in reports),
+        best_kl=kl,
+        final_kl=kl,
+        seconds=time.monotonic() - began,
+        members=tuple(report.best_kl for report in reports),
+        averaged=tuple(taken),
+    )
+    write_json(whole.report, asdict(report))
+    return report
+
+
+def _soup(
+    reports: Sequence[HealReport], teacher: LoadedModel, validation: Tensor, batch: int
+) -> tuple[PreTrainedModel, list[int], float]:
+    """The average, which healings are in it, and its validation KL."""
+    order = sorted(range(len(reports)), key=lambda number: reports[number].best_kl)
+    model = load_student(Path(reports[order[0]].checkpoint), teacher)
+    measure = Distillation(model, teacher, validation, batch)
+    taken, best = [order[0]], reports[order[0]].best_kl
+    total = _weights(model)
+    for number in order[1:]:
+        one = _weights(load_student(Path(reports[number].checkpoint), teacher))
+        trial = {name: weight + one[name] for name, weight in total.items()}
+        _set_weights(model, trial, len(taken) + 1)
+        kl = measure.mean()
+        if kl < best:
+            best, total = kl, trial
+            taken.append(number)
+    _set_weights(model, total, len(taken))
+    return model, taken, best
+
+
+def _weights(model: PreTrainedModel) -> dict[str, Tensor]:
+    return {
+        name: parameter.detach().to(torch.float32, copy=True)
+        for name, parameter in model.named_parameters()
+    }
+
+
+@torch.no_grad()
+def _set_weights(model: PreTrainedModel, sums: Mapping[str, Tensor], count: int) -> None:
+    for name, parameter in model.named_parameters():
+        parameter.copy_(sums[name] / count)
