@@ -35,7 +35,7 @@ from torch import Tensor
 from evocompress import api
 from evocompress.core.config import HealConfig, RunConfig
 from evocompress.core.progress import Reporter, Silent
-from evocompress.evaluation.calibration.fresh import healing_text
+from evocompress.evaluation.calibration.fresh import FreshText
 from evocompress.evaluation.calibration.sources import token_streams
 from evocompress.evaluation.heldout import heldout_quality
 from evocompress.export.reload import read_checkpoint
@@ -283,8 +283,9 @@ class Winner:
             kept = config.validation_sequences
             return tokens[:-kept], tokens[-kept:]
         cut = self._context.config.calibration
-        text = healing_text(config, cut, self._context.loaded, calibration)
-        return text.train, text.validation
+        text = FreshText(config, cut, self._context.loaded, calibration)
+        validation = text.take(config.validation_sequences)
+        return text.take(config.sequences), validation
 
     def _measured(self, name: str, tokens: int, made: Any) -> dict[str, Any]:
         def compute() -> dict[str, Any]:

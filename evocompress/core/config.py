@@ -247,6 +247,11 @@ class HealConfig(Strict):
         steps = ceil(self.tokens / (self.batch * self.accumulate * length))
         return self.model_copy(update={"steps": steps, "tokens": None})
 
+    @property
+    def sequences(self) -> int:
+        """How many sequences its steps take."""
+        return self.steps * self.accumulate * self.batch
+
     def sources(self, usual: str) -> dict[str, float]:
         """Where the text comes from, with weights; `usual` where nothing is said."""
         if isinstance(self.source, dict):

@@ -1,7 +1,8 @@
 """Heals a compressed checkpoint by distilling the dense model into it.
 
-`distill` is the training, `averaging` makes one of several, `state` what a resumed one goes on from, `student` reads and writes the
-checkpoint, `masters` keep zeros zero. `tuned` fine-tunes candidates for searchers that ask for it.
+`distill` is the training, `averaging` makes one of several, `state` what a resumed one goes on from,
+`student` reads and writes the checkpoint, `trained` says what has gradients, `masters` keep zeros
+zero. `tuned` fine-tunes candidates for searchers that ask for it.
 
 Interface: `heal`, `evocompress.healing.tuned.fine_tunings`.
 

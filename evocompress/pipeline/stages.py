@@ -7,7 +7,7 @@ from pathlib import Path
 
 from evocompress.core.config import RunConfig
 from evocompress.core.progress import Reporter, Silent
-from evocompress.evaluation.calibration.fresh import healing_text
+from evocompress.evaluation.calibration.fresh import FreshText, repetition
 from evocompress.healing import heal as distil
 from evocompress.pipeline.checks import check_inputs
 from evocompress.pipeline.compared_models import check_healing, own_checkpoint
@@ -65,17 +65,19 @@ def heal(context: RunContext, *, resume: bool, force: bool) -> Path:
     unchanged.check_model()
     own_checkpoint(context, unchanged)
     teacher, calibration = context.loaded, unchanged.check_text()
-    config = context.config.heal.at(calibration.length)
+    cut, config = context.config.calibration, context.config.heal.at(calibration.length)
     with context.reporter.stage("text for healing"):
-        text = healing_text(config, context.config.calibration, teacher, calibration)
-    if text.note:
-        context.reporter.say(text.note)
+        text = FreshText(config, cut, teacher, calibration)
+        validation = text.take(config.validation_sequences)
+        train = text.take(config.sequences)
+    if note := repetition(config.sequences, len(train), config, cut.source):
+        context.reporter.say(note)
     with folder.locked(), context.reporter.stage("heal") as advance:
         distil(
             folder.checkpoint,
             teacher,
-            text.train,
-            text.validation,
+            train,
+            validation,
             config,
             folder.healing,
             resume=resume,

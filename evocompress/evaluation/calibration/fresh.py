@@ -6,8 +6,7 @@ there is enough, and only then is anything repeated.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 
 import numpy as np
@@ -17,7 +16,7 @@ from torch import Tensor
 from evocompress.core.config import CalibrationConfig, HealConfig
 from evocompress.core.errors import DataError
 from evocompress.evaluation.calibration.calibration import Calibration, check_writer
-from evocompress.evaluation.calibration.images import image_bytes, new_images
+from evocompress.evaluation.calibration.images import image_bytes, images
 from evocompress.evaluation.calibration.overlap import LONGEST_RUN, Seen, seen_in
 from evocompress.evaluation.calibration.parts import SequenceForm
 from evocompress.evaluation.calibration.self_text import Writing, self_written
@@ -26,82 +25,117 @@ from evocompress.evaluation.calibration.special import check_padding, check_voca
 from evocompress.models.loading import LoadedModel
 
 
-@dataclass(frozen=True, eq=False)
-class HealingText:
-    """Sequences to train on and to choose the best step by; no sequence is in both.
+class FreshText:
+    """Sequences of the sources of ``heal.source``, cut as the calibration's, each given once.
 
-    Attributes:
-        train: (N, S) token ids, or images (N, C, H, W).
-        validation: (M, S), likewise.
-        wanted: How many sequences training asks for; where `train` has fewer, they are repeated.
-        sources: How many of both come from each source.
+    Nothing is given that the calibration has: no run of `LONGEST_RUN` tokens, no image. Files and
+    data sets are read as far as they are asked for; the model writes with other seeds than for the
+    calibration.
     """
 
-    train: Tensor
-    validation: Tensor
-    wanted: int
-    sources: dict[str, int]
+    def __init__(
+        self,
+        config: HealConfig,
+        cut: CalibrationConfig,
+        loaded: LoadedModel,
+        calibration: Calibration,
+    ) -> None:
+        """Reads nothing yet.
 
-    @property
-    def note(self) -> str:
-        """A word on repeated text; empty where every step has its own."""
-        repeats = self.wanted / len(self.train)
-        if repeats <= 1:
-            return ""
-        found = " and ".join(f"{name} ({count:,})" for name, count in self.sources.items())
-        return (
-            f"healing repeats its text {repeats:.1f} times: {self.wanted:,} sequences to train on "
-            f"are asked for, and {len(self.train):,} are left of {found}; name more by heal.source"
-        )
+        Raises:
+            DataError: The model is to write the text and cannot.
+        """
+        self._loaded = loaded
+        self._cut = cut
+        self._seed = config.seed
+        self._weights = config.sources(cut.source)
+        if SELF in self._weights:
+            check_writer(loaded, "heal.source")
+        parts = (calibration.library, *calibration.search, calibration.heldout)
+        self._takes = 0
+        self._content: Callable[[Tensor], bytes]
+        self._rows: dict[str, Iterator[Tensor]] = {}
+        if not loaded.family.task.reads_text:
+            self._seen = {image_bytes(image) for part in parts for image in part}
+            self._rows = {source: images(source, loaded) for source in self._weights}
+            self._content = image_bytes
+            return
+        form = SequenceForm(cut.length, *surroundings(loaded, cut.bos))
+        self._form = form
+        known = torch.cat([form.text(part) for part in parts])
+        self._seen = {text.numpy().tobytes() for text in known}
+        self._content = lambda row: form.text(row[None])[0].numpy().tobytes()
+        runs = seen_in(known, LONGEST_RUN)
+        assert loaded.tokenizer is not None
+        for source in self._weights:
+            if source != SELF:
+                streams = token_streams(source, loaded.tokenizer, cut.field)
+                self._rows[source] = _unseen(streams, runs, form)
+
+    def take(self, count: int) -> Tensor:
+        """The next sequences (N, S), or images (N, C, H, W), at most so many.
+
+        Of several sources each gives as many as its weight says, in a random order.
+
+        Raises:
+            DataError: A source is missing, cannot be read, is not made for this model, or has
+                nothing left.
+        """
+        found = [
+            self._checked(source, list(self._next(source, share)))
+            for source, share in _shares(count, self._weights).items()
+        ]
+        taken = torch.cat(found)
+        if len(found) > 1:
+            order = np.random.default_rng([self._seed, self._takes]).permutation(len(taken))
+            taken = taken[torch.from_numpy(order)]
+        self._takes += 1
+        return taken
+
+    def _next(self, source: str, count: int) -> Iterator[Tensor]:
+        rows = self._rows.get(source)
+        return islice(self._distinct(self._written(count) if rows is None else rows), count)
+
+    def _written(self, count: int) -> Iterator[Tensor]:
+        """Sequences (S,) that the model writes."""
+        seed = (self._cut.seed + self._seed + 1 + self._takes) % 2**32
+        writing = Writing(count, self._cut.length, seed)
+        return iter(self_written(self._loaded, writing, opening=self._form.before))
+
+    def _distinct(self, rows: Iterator[Tensor]) -> Iterator[Tensor]:
+        """Those rows that have not been seen."""
+        for row in rows:
+            content = self._content(row)
+            if content not in self._seen:
+                self._seen.add(content)
+                yield row
+
+    def _checked(self, source: str, rows: list[Tensor]) -> Tensor:
+        if not rows:
+            raise DataError(
+                f"{source} has nothing left for healing that neither library, search nor held-out "
+                "part have: name a heal.source with more text, or lower heal.validation_sequences "
+                "or the sequences of the calibration"
+            )
+        found = torch.stack(rows)
+        if self._loaded.family.task.reads_text:
+            check_vocabulary(source, found, self._loaded)
+            check_padding(source, found, self._loaded)
+        return found
 
 
-def healing_text(
-    config: HealConfig,
-    cut: CalibrationConfig,
-    loaded: LoadedModel,
-    calibration: Calibration,
-) -> HealingText:
-    """Reads the text of a healing, cut as the calibration's.
-
-    Of several sources each gives as many sequences as its weight says, in a random order. What the
-    model writes itself it writes with another seed than for the calibration.
-
-    Raises:
-        DataError: A source is missing or not made for this model, or has nothing that the
-            calibration has not.
-    """
-    wanted = config.at(calibration.length).steps * config.accumulate * config.batch
-    weights = config.sources(cut.source)
-    kept = _shares(config.validation_sequences, weights)
-    trained = _shares(wanted, weights)
-    found = {
-        source: _fresh(source, kept[source] + trained[source], config, cut, loaded, calibration)
-        for source in weights
-    }
-    for source, sequences in found.items():
-        if len(sequences) <= kept[source]:
-            raise DataError(_nothing(source, len(sequences), kept[source]))
-    train = torch.cat([rows[kept[source] :] for source, rows in found.items()])
-    if len(found) > 1:
-        order = np.random.default_rng(config.seed).permutation(len(train))
-        train = train[torch.from_numpy(order)]
-    return HealingText(
-        train=train,
-        validation=torch.cat([rows[: kept[source]] for source, rows in found.items()]),
-        wanted=wanted,
-        sources={source: len(rows) for source, rows in found.items()},
-    )
-
-
-def _nothing(source: str, found: int, kept: int) -> str:
+def repetition(wanted: int, found: int, config: HealConfig, usual: str) -> str:
+    """A word on text that is repeated; empty where every step has its own."""
+    if wanted <= found:
+        return ""
     return (
-        f"{source} has {found} sequences that neither library, search nor held-out part have, and "
-        f"healing keeps {kept} to choose the best step by: name a heal.source with more text, or "
-        "lower heal.validation_sequences or the sequences of the calibration"
+        f"healing repeats its text {wanted / found:.1f} times: {wanted:,} sequences to train on "
+        f"are asked for, and {found:,} are left of {' and '.join(config.sources(usual))}: name more by "
+        "heal.source"
     )
 
 
-def _shares(count: int, weights: dict[str, float]) -> dict[str, int]:
+def _shares(count: int, weights: Mapping[str, float]) -> dict[str, int]:
     """A number shared out by weights, at least one for each; rounded where sums are crossed."""
     total, sums = sum(weights.values()), np.cumsum(list(weights.values()))
     ends = [0, *(round(count * float(end) / total) for end in sums)]
@@ -109,48 +143,6 @@ def _shares(count: int, weights: dict[str, float]) -> dict[str, int]:
         source: max(1, after - before)
         for source, before, after in zip(weights, ends, ends[1:], strict=False)
     }
-
-
-def _fresh(
-    source: str,
-    count: int,
-    config: HealConfig,
-    cut: CalibrationConfig,
-    loaded: LoadedModel,
-    calibration: Calibration,
-) -> Tensor:
-    """At most so many sequences (N, S) of a source that the calibration has not."""
-    parts = (calibration.library, *calibration.search, calibration.heldout)
-    if not loaded.family.task.reads_text:
-        seen = frozenset(image_bytes(image) for part in parts for image in part)
-        return new_images(source, count, loaded, seen)
-    form = SequenceForm(cut.length, *surroundings(loaded, cut.bos))
-    known = torch.cat([form.text(part) for part in parts])
-    if source == SELF:
-        check_writer(loaded, "heal.source")
-        seed = (cut.seed + config.seed + 1) % 2**32
-        rows = iter(self_written(loaded, Writing(count, cut.length, seed), opening=form.before))
-    else:
-        assert loaded.tokenizer is not None
-        streams = token_streams(source, loaded.tokenizer, cut.field)
-        rows = _unseen(streams, seen_in(known, LONGEST_RUN), form)
-    sequences = list(islice(_distinct(rows, known, form), count))
-    if not sequences:
-        return known[:0]
-    found = torch.stack(sequences)
-    check_vocabulary(source, found, loaded)
-    check_padding(source, found, loaded)
-    return found
-
-
-def _distinct(rows: Iterator[Tensor], known: Tensor, form: SequenceForm) -> Iterator[Tensor]:
-    """Those of the sequences (S,) that are none of the known texts (N, S'), each once."""
-    seen = {text.numpy().tobytes() for text in known}
-    for row in rows:
-        text = form.text(row[None])[0].numpy().tobytes()
-        if text not in seen:
-            seen.add(text)
-            yield row
 
 
 def _unseen(streams: Iterator[Tensor], seen: Seen, form: SequenceForm) -> Iterator[Tensor]:

@@ -80,10 +80,10 @@ def _files(source: str, loaded: LoadedModel) -> list[Path]:
     return files
 
 
-def new_images(source: str, count: int, loaded: LoadedModel, seen: frozenset[bytes]) -> Tensor:
-    """At most so many images (N, C, H, W) of a folder that are none of those seen."""
-    parts = list(_enough(_files(source, loaded), count, loaded, seen))
-    return torch.cat([part.pixels for part in parts])[:count]
+def images(source: str, loaded: LoadedModel) -> Iterator[Tensor]:
+    """The images (C, H, W) of a folder, file by file in the order of names."""
+    for file in _files(source, loaded):
+        yield from _read(file, loaded).pixels
 
 
 FIELDS = ("pixels", "labels")
