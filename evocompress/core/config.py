@@ -195,7 +195,10 @@ class HealConfig(Strict):
             with their weights; ``None`` reads on in `calibration.source`. Sequences that library,
             search or held-out part have are passed over.
         steps: Optimizer steps.
-        tokens: Training tokens, which decide about the steps where they are given.
+        tokens: Training tokens, which decide about the steps where they are given; ``auto`` goes on
+            in cycles that double in length until the next one would bring too little:
+        least_gain: a smaller share of the validation KL than this,
+        most_tokens: or more tokens than these in all.
         batch: Sequences of a micro-step.
         accumulate: Micro-steps of an optimizer step.
         train: What is trained, one word or several with commas: ``all`` weights, the ``norms``,
@@ -224,7 +227,9 @@ class HealConfig(Strict):
 
     source: Source | Annotated[dict[Source, Weight], Field(min_length=1)] | None = None
     steps: Positive = 200
-    tokens: Tokens | None = None
+    tokens: Tokens | Literal["auto"] | None = None
+    least_gain: Annotated[Number, Field(gt=0, lt=1)] = 0.02
+    most_tokens: Tokens = 10_000_000
     batch: Size = 2
     accumulate: Size = 2
     train: Trained = ("all",)
@@ -241,10 +246,14 @@ class HealConfig(Strict):
     seed: Seed = 0
 
     def at(self, length: int) -> HealConfig:
-        """The same with the steps that its tokens take in sequences of this number of tokens."""
+        """The same with the steps that its tokens take in sequences of this number of tokens.
+
+        Where there is no telling, they are the most.
+        """
         if self.tokens is None:
             return self
-        steps = ceil(self.tokens / (self.batch * self.accumulate * length))
+        tokens = self.most_tokens if self.tokens == "auto" else self.tokens
+        steps = ceil(tokens / (self.batch * self.accumulate * length))
         return self.model_copy(update={"steps": steps, "tokens": None})
 
     @property

@@ -1,15 +1,17 @@
 """Heals a compressed checkpoint by distilling the dense model into it.
 
-`distill` is the training, `averaging` makes one of several, `state` what a resumed one goes on from,
-`student` reads and writes the checkpoint, `trained` says what has gradients, `masters` keep zeros
-zero. `tuned` fine-tunes candidates for searchers that ask for it.
+`distill` is the training, `averaging` makes one of several, `cycles` goes on while it pays,
+`state` is what a resumed one goes on from, `student` reads and writes the checkpoint, `trained`
+says what has gradients, `masters` keep zeros zero. `tuned` fine-tunes candidates for searchers
+that ask for it.
 
-Interface: `heal`, `evocompress.healing.tuned.fine_tunings`.
+Interface: `heal`, `heal_in_cycles`, `evocompress.healing.tuned.fine_tunings`.
 
 Imported by: `evaluation`, `pipeline`.
 """
 
 from evocompress.healing.averaging import heal
+from evocompress.healing.cycles import heal_in_cycles
 from evocompress.healing.distill import HealReport
 
-__all__ = ["HealReport", "heal"]
+__all__ = ["HealReport", "heal", "heal_in_cycles"]

@@ -25,6 +25,7 @@ from evocompress.export.folder import check_room
 from evocompress.export.layout import layout
 from evocompress.export.record import read_candidate
 from evocompress.healing.distillation import Distillation
+from evocompress.healing.law import HealingLaw
 from evocompress.healing.layers import LayerLoss, matching
 from evocompress.healing.masters import Masters
 from evocompress.healing.recipe import recipe
@@ -55,6 +56,8 @@ class HealReport:
         seconds: Time of the last process that worked on it.
         members: Validation KL of every healing, where several were averaged.
         averaged: Which of them are in the average.
+        law: How the KL fell with the tokens, where several healings tell.
+        next_kl: Validation KL that it foretells of twice the tokens.
         circumstances: Under what it was begun (versions, device, threads), and from which steps it
             was made to go on under others.
 
@@ -74,6 +77,8 @@ class HealReport:
     circumstances: Mapping[str, Any]
     members: tuple[float, ...] = ()
     averaged: tuple[int, ...] = ()
+    law: HealingLaw | None = None
+    next_kl: float | None = None
 
 
 def distil(

@@ -12,6 +12,9 @@ from transformers import PreTrainedModel
 from evocompress.core.config import HealConfig
 from evocompress.models.loading import LoadedModel, fingerprint
 
+NOT_COMPARED = {"source", "tokens", "least_gain", "most_tokens"}
+"""Settings that say where the text comes from and how much of it there is, which is compared."""
+
 
 def recipe(
     student: PreTrainedModel,
@@ -26,7 +29,7 @@ def recipe(
         "teacher": teacher.fingerprint,
         "training data": _digest(train),
         "validation data": _digest(validation),
-        "configuration": config.model_dump(mode="json", exclude={"source", "tokens"}),
+        "configuration": config.model_dump(mode="json", exclude=NOT_COMPARED),
     }
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from evocompress.core.config import RunConfig
 from evocompress.core.progress import Reporter, Silent
 from evocompress.evaluation.calibration.fresh import FreshText, repetition
 from evocompress.healing import heal as distil
+from evocompress.healing import heal_in_cycles
 from evocompress.pipeline.checks import check_inputs
 from evocompress.pipeline.compared_models import check_healing, own_checkpoint
 from evocompress.pipeline.context import Backend, RunContext
@@ -65,23 +67,39 @@ def heal(context: RunContext, *, resume: bool, force: bool) -> Path:
     unchanged.check_model()
     own_checkpoint(context, unchanged)
     teacher, calibration = context.loaded, unchanged.check_text()
-    cut, config = context.config.calibration, context.config.heal.at(calibration.length)
-    with context.reporter.stage("text for healing"):
-        text = FreshText(config, cut, teacher, calibration)
+    cut, config = context.config.calibration, context.config.heal
+    text = FreshText(config, cut, teacher, calibration)
+    with folder.locked():
         validation = text.take(config.validation_sequences)
-        train = text.take(config.sequences)
-    if note := repetition(config.sequences, len(train), config, cut.source):
-        context.reporter.say(note)
-    with folder.locked(), context.reporter.stage("heal") as advance:
-        distil(
-            folder.checkpoint,
-            teacher,
-            train,
-            validation,
-            config,
-            folder.healing,
-            resume=resume,
-            force=force,
-            progress=advance,
-        )
+        if config.tokens == "auto":
+            with context.reporter.stage("heal") as advance:
+                heal_in_cycles(
+                    folder.checkpoint,
+                    teacher,
+                    partial(text.take, some=False),
+                    validation,
+                    config,
+                    folder.healing,
+                    resume=resume,
+                    force=force,
+                    progress=advance,
+                )
+            return folder.healed_checkpoint
+        config = config.at(calibration.length)
+        with context.reporter.stage("text for healing"):
+            train = text.take(config.sequences)
+        if note := repetition(config.sequences, len(train), config, cut.source):
+            context.reporter.say(note)
+        with context.reporter.stage("heal") as advance:
+            distil(
+                folder.checkpoint,
+                teacher,
+                train,
+                validation,
+                config,
+                folder.healing,
+                resume=resume,
+                force=force,
+                progress=advance,
+            )
     return folder.healed_checkpoint

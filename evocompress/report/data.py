@@ -150,6 +150,11 @@ class Healing(FileModel):
     """What the healing's summary (``heal/heal.json``) or its newest state says beside the steps."""
 
     circumstances: Circumstances | None = None
+    tokens: int | None = None
+    best_kl: float | None = None
+    next_kl: float | None = None
+    members: tuple[float, ...] = ()
+    averaged: tuple[int, ...] = ()
 
 
 class Made(FileModel):
@@ -187,7 +192,7 @@ class RunData:
     front: tuple[FrontPoint, ...] = ()
     evaluation: Evaluation | None = None
     healing: tuple[HealStep, ...] = ()
-    healed_under: Circumstances | None = None
+    healing_summary: Healing | None = None
     healed: str | None = None
 
 
@@ -234,7 +239,7 @@ def read_run(folder: Path) -> RunData:
         front=read_front(folder),
         evaluation=_evaluation(folder, winner),
         healing=_read_healing(folder / "heal" / "heal.jsonl"),
-        healed_under=_healed_under(folder / "heal"),
+        healing_summary=_healing_summary(folder / "heal"),
         healed=_healed(folder),
     )
 
@@ -304,9 +309,8 @@ def _healed(folder: Path) -> str | None:
     return known.id if known else None
 
 
-def _healed_under(folder: Path) -> Circumstances | None:
-    """Under what the healing was begun and went on, from its summary or else its newest state."""
+def _healing_summary(folder: Path) -> Healing | None:
+    """What is known of a healing as a whole, from its summary or else its newest state."""
     newest = max((folder / "state").glob("step-*/state.json"), default=None)
     path = newest if newest and not (folder / "heal.json").is_file() else folder / "heal.json"
-    known = _optional(path, Healing, f"remove {folder} and heal anew")
-    return known.circumstances if known else None
+    return _optional(path, Healing, f"remove {folder} and heal anew")

@@ -236,8 +236,8 @@ def notes(run: RunData) -> list[str]:
     if run.environment:
         evaluated = run.evaluation.environment if run.evaluation else None
         result += environment_notes(run.environment, evaluated)
-    if run.healed_under:
-        result += change_notes(run.healed_under, "healing")
+    if run.healing_summary and run.healing_summary.circumstances:
+        result += change_notes(run.healing_summary.circumstances, "healing")
     for reason, count in Counter(run.history.failures).most_common():
         result.append(f"Failed evaluations, left out: {count} × {reason}.")
     return result

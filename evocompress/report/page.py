@@ -22,6 +22,7 @@ from evocompress.report.columns import columns, number
 from evocompress.report.data import RunData, read_run, spanning_costs
 from evocompress.report.figures import healing_curve, search_curve
 from evocompress.report.front import choice, detailed, embedded, front_scatter, varying_costs
+from evocompress.report.healing import healing_facts
 from evocompress.report.maps import allocation_map
 from evocompress.report.notes import allocation_text, facts, front_text, headlines, notes
 
@@ -192,6 +193,8 @@ def _healing(run: RunData) -> Section | None:
         "Distillation of the dense model into the winner. Validation is on sequences kept from "
         "training, by which the checkpoint was chosen; they are not the held-out ones."
     )
+    if run.healing_summary:
+        text += "".join(f" {said}" for said in healing_facts(run.healing_summary))
     # Models without classes have one proxy, by which they are healed, too; others are by KL.
     own = {"embedding": ("distance", "embedding"), "score": ("error", "score")}
     measure, proxy = own.get(run.config.proxy.kind, ("KL", "kl"))

@@ -369,3 +369,12 @@ def test_a_damaged_history_of_the_healing_is_named(tmp_path: Path) -> None:
         file.write_text(text, encoding="latin1")
         with pytest.raises(RunError, match="heal.jsonl is damaged"):
             read_run(folder)
+
+
+def test_the_law_of_a_healing_and_its_average_are_told(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "run")
+    summary = {"tokens": 81920, "best_kl": 0.25, "next_kl": 0.21, "members": [0.27, 0.26, 0.29]}
+    write_json(folder / "heal" / "heal.json", summary | {"averaged": [1, 0]})
+    text = write_report(folder).read_text()
+    assert "3 healings reached 0.270, 0.260, 0.290; the average of 2 of them was taken." in text
+    assert "After 81,920 tokens it is 0.250; twice as many would bring it to 0.210" in text

@@ -72,20 +72,21 @@ class FreshText:
                 streams = token_streams(source, loaded.tokenizer, cut.field)
                 self._rows[source] = _unseen(streams, runs, form)
 
-    def take(self, count: int) -> Tensor:
+    def take(self, count: int, *, some: bool = True) -> Tensor:
         """The next sequences (N, S), or images (N, C, H, W), at most so many.
 
         Of several sources each gives as many as its weight says, in a random order.
 
         Raises:
             DataError: A source is missing, cannot be read, is not made for this model, or has
-                nothing left.
+                nothing left although there should be `some`.
         """
         found = [
-            self._checked(source, list(self._next(source, share)))
+            self._checked(source, rows)
             for source, share in _shares(count, self._weights).items()
+            if (rows := list(self._next(source, share))) or some
         ]
-        taken = torch.cat(found)
+        taken = torch.cat(found) if found else torch.empty(0)
         if len(found) > 1:
             order = np.random.default_rng([self._seed, self._takes]).permutation(len(taken))
             taken = taken[torch.from_numpy(order)]
@@ -130,8 +131,8 @@ def repetition(wanted: int, found: int, config: HealConfig, usual: str) -> str:
         return ""
     return (
         f"healing repeats its text {wanted / found:.1f} times: {wanted:,} sequences to train on "
-        f"are asked for, and {found:,} are left of {' and '.join(config.sources(usual))}: name more by "
-        "heal.source"
+        f"are asked for, and {found:,} are left of {' and '.join(config.sources(usual))}: name "
+        "more by heal.source"
     )
 
 
