@@ -18,7 +18,7 @@ from evocompress.export.card import model_card
 from evocompress.export.choice import choose_format
 from evocompress.export.companions import copy_terms
 from evocompress.export.folder import check_room, check_target, whole_folder
-from evocompress.export.formats import FORMATS, WEIGHTS, Format
+from evocompress.export.formats import FORMATS, WEIGHTS, Format, build
 from evocompress.export.gguf_writing import TYPES
 from evocompress.export.healed import checkpoint_state
 from evocompress.export.record import Record, write_record
@@ -69,7 +69,7 @@ def materialize(
     name = choose_format(loaded, candidate, format)
     form = FORMATS[name]
     weights = _type_of_weights(loaded, candidate, form, weights)
-    model = form.build(loaded, _state(loaded, library, candidate, healed), candidate)
+    model = build(name, loaded, _state(loaded, library, candidate, healed), candidate)
     if loaded.family.task.causal:
         model.generation_config = copy.deepcopy(loaded.model.generation_config)
     check_room(out, _bytes(model, weights))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from evocompress.core.errors import ExportError
 from evocompress.core.types import Candidate
-from evocompress.export.formats import FORMATS
+from evocompress.export.formats import FORMATS, obstacle_of
 from evocompress.export.programs import (
     PROGRAMS,
     check_task,
@@ -95,12 +95,11 @@ def _first(loaded: LoadedModel, candidate: Candidate, formats: Sequence[str], na
     names = formats if name == "auto" else (name,)
     passed: list[str] = []
     for choice in names:
-        obstacle = FORMATS[choice].obstacle(loaded, candidate)
-        if obstacle is None:
+        reason = obstacle_of(choice, loaded, candidate)
+        if reason is None:
             return Choice(choice, "; ".join(passed))
-        passed.append(f"format '{choice}' {obstacle}")
-    usable = FORMATS.usable().items()
-    able = [other for other, form in usable if form.obstacle(loaded, candidate) is None]
+        passed.append(f"format '{choice}' {reason}")
+    able = [one for one in FORMATS.usable() if obstacle_of(one, loaded, candidate) is None]
     raise ExportError(f"{passed[-1]}: {_listed(able)} can")
 
 

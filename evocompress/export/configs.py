@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -14,9 +15,13 @@ from transformers import PreTrainedConfig
 from evocompress.core.widths import Widths, dense_widths
 from evocompress.export.layout import Block
 from evocompress.models.config_keys import name_stages
-from evocompress.models.families.derivation.shrink import CHANNEL_KEYS, EXPERT_KEYS
+from evocompress.models.families.derivation.shrink import (
+    CHANNEL_KEYS,
+    EXPERT_KEYS,
+    SHARED_LAYERS,
+)
 from evocompress.models.families.shapes import matrix_shape
-from evocompress.models.families.uneven import text_config
+from evocompress.models.families.uneven import dense_layers, is_compressed, text_config
 from evocompress.models.loading import LoadedModel
 
 NOT_OF_LAYERS = ("architectures", "token_id", "token_ids", "tokens", "_keys", "keys_to_ignore")
@@ -53,12 +58,27 @@ def cut_config(
         cut.max_window_layers = sum(index < cut.max_window_layers for index in indices)
     if getattr(cut, "first_k_dense_replace", None):
         cut.first_k_dense_replace = sum(index < cut.first_k_dense_replace for index in indices)
+    if shared := getattr(cut, SHARED_LAYERS, 0):
+        first = cut.num_hidden_layers - shared
+        setattr(cut, SHARED_LAYERS, sum(index >= first for index in indices))
     for name in NUMBERS_OF_LAYERS:
         if numbers := getattr(cut, name, None):
             setattr(cut, name, [i for i, index in enumerate(indices) if index in numbers])
+    own = {} if is_compressed(cut.model_type) else _of_layers(cut)
+    if own:
+        cut.per_layer_config = None
     cut.num_hidden_layers = len(kept)
     name_stages(cut, len(kept))
+    if own:
+        cut.per_layer_config = {
+            layer: own[index] for layer, index in enumerate(indices) if index in own
+        }
     return whole
+
+
+def _of_layers(config: PreTrainedConfig) -> dict[int, Any]:
+    """What layers of a model in transformers have otherwise than the others, by number."""
+    return {int(layer): own for layer, own in dense_layers(config).items()}
 
 
 def per_layer(config: PreTrainedConfig) -> dict[str, list[object] | tuple[object, ...]]:
@@ -162,7 +182,11 @@ def is_taken(config: PreTrainedConfig, loaded: LoadedModel, blocks: Sequence[Blo
     narrow = any("attention" in block.narrow for block in blocks)
     if len(getattr(loaded.family, "kinds", ())) < 2 and not loaded.family.calls:
         config, blocks = _of_one_layer(config, loaded), blocks[:1]
+    lists = per_layer(text_config(config))
     try:
+        config = type(config).from_dict(config.to_dict())  # as it is read from a checkpoint
+        if per_layer(text_config(config)) != lists:
+            return False  # Gemma 4 wants full attention in the last layer
         if narrow:
             text_config(config).validate()
         with torch.device("meta"):

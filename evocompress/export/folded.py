@@ -83,6 +83,7 @@ class Folded(ModelingFile):
         return (
             super().obstacle(loaded, candidate)
             or renumbering(left, loaded)
+            or _untried(left, loaded)
             or _of_other_kinds(left, loaded.family)
         )
 
@@ -138,6 +139,20 @@ def _of_other_kinds(left: Layout, family: Family) -> str | None:
                 name = left.names[block.index]
                 return f"cannot hold {name} in a layer whose attention is of another kind of block"
     return None
+
+
+def _untried(left: Layout, loaded: LoadedModel) -> str | None:
+    """The obstacle of fewer layers where no tiny model with a block less could be tried.
+
+    In Gemma 4 the embedding has a part for each layer, so that no block is ever left out.
+    """
+    if any(block.removable for block in left.blocks):
+        return None
+    unit = left.first(lambda block, kind: kind == "attention" and kind in block.dropped)
+    return unit and (
+        f"cannot leave out {unit}, because {loaded.family.model_type} models cannot have fewer "
+        "layers: their blocks do more than attention and MLP"
+    )
 
 
 def _sides(layer: Layer, entries: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 
 from transformers import PreTrainedModel
 
+from evocompress.core.errors import EvoCompressError, ExportError, one_line
 from evocompress.core.registry import Registry
 from evocompress.core.types import Candidate
 from evocompress.export.deci import Deci
@@ -91,6 +92,41 @@ FORMATS: Registry[Format] = Registry(
     },
     lambda found: isinstance(found, Format) and not isinstance(found, type),
 )
+
+
+def obstacle_of(name: str, loaded: LoadedModel, candidate: Candidate) -> str | None:
+    """What format `name` cannot express of a candidate; ``None`` if it can express all.
+
+    Some formats try the class of a model on tiny ones. One that fails in a way that nobody
+    thought of is held by none of those.
+    """
+    form = FORMATS[name]
+    try:
+        return form.obstacle(loaded, candidate)
+    except EvoCompressError:
+        raise
+    except Exception as error:  # classes of models fail with any type of error
+        return f"cannot be tried for {loaded.family.model_type} models: {one_line(error)}"
+
+
+def build(
+    name: str, loaded: LoadedModel, state: StateDict, candidate: Candidate
+) -> PreTrainedModel:
+    """`Format.build`, in one line where the class of the model refuses.
+
+    Raises:
+        ExportError: It does.
+    """
+    try:
+        return FORMATS[name].build(loaded, state, candidate)
+    except EvoCompressError:
+        raise
+    except Exception as error:  # classes of models fail with any type of error
+        raise ExportError(
+            f"format '{name}' cannot be built for this {loaded.family.model_type} model: "
+            f"{one_line(error)}"
+        ) from error
+
 
 WEIGHTS = tuple(TYPES)
 """Types of weights that a checkpoint can be written in."""

@@ -5,20 +5,19 @@ Hand-written families are known; of derived ones this is tried.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from evocompress.core.errors import one_line
 from evocompress.core.types import Candidate
 from evocompress.export.configs import cut_config, use_of_index
 from evocompress.export.layout import SUBLAYERS, Layout, layout
 from evocompress.models.families import SubLayerName
 from evocompress.models.families.derivation.derived import Derived
 from evocompress.models.families.derivation.shrink import TRIES, random_model, shrunk
-from evocompress.models.families.derivation.tracing import FAILURES
 from evocompress.models.loading import LoadedModel, once
 
 TOKENS = torch.arange(3, 12)[None]
@@ -29,32 +28,43 @@ def renumbering(left: Layout, loaded: LoadedModel) -> str | None:
     unit = left.first(lambda block, sublayer: sublayer in block.dropped)
     if unit is None or not numbers_matter(loaded):
         return None
-    use = use_of_index(loaded.model.config)
-    if use:
-        why = f"this {loaded.family.model_type} model {use}"
-    else:
-        why = f"the class of {loaded.family.model_type} models makes others of fewer blocks"
-    return f"cannot leave out {unit}, because {why}"
+    return f"cannot leave out {unit}, because {_why_numbers_matter(loaded)}"
 
 
-@once
 def numbers_matter(loaded: LoadedModel) -> bool:
     """Whether blocks compute something else when they are numbered differently.
 
     Of a derived family this is seen in tiny models, one without a block that the other skips. How
     often a block is run, where that is more than once, follows from the number of all.
     """
-    if use_of_index(loaded.model.config) or loaded.family.calls:
-        return True
+    return bool(_why_numbers_matter(loaded))
+
+
+@once
+def _why_numbers_matter(loaded: LoadedModel) -> str:
+    """What becomes of blocks with other numbers; empty where that is nothing."""
+    kind = loaded.family.model_type
+    if use := use_of_index(loaded.model.config):
+        return f"this {kind} model {use}"
+    if loaded.family.calls:
+        return f"several layers of {kind} models are one block"
     if not _is_tried(loaded):
-        return False
+        return ""
     assert isinstance(loaded.family, Derived)
     units = loaded.family.units(loaded.model)
     gone = next((u.block for u in units if u.kind == "block" and u.droppable), None)
     if gone is None:
-        return False
-    configs = _small(loaded, gone)
-    return not any(_computes_the_same(loaded, small, gone) for small in configs)
+        return ""
+    why = ""
+    for heads, narrow_heads in TRIES:
+        try:
+            small = _small(loaded, gone, heads, narrow_heads=narrow_heads)
+            if _computes_the_same(loaded, small, gone):
+                return ""
+            why = f"the class of {kind} models makes others of fewer blocks"
+        except Exception as error:  # classes fail with any type of error
+            why = f"no tiny {kind} model of fewer blocks could be tried: {one_line(error)}"
+    return why
 
 
 def _is_tried(loaded: LoadedModel) -> bool:
@@ -62,36 +72,32 @@ def _is_tried(loaded: LoadedModel) -> bool:
     return isinstance(loaded.family, Derived) and loaded.family.task.reads_text
 
 
-def _small(loaded: LoadedModel, gone: int) -> Iterator[PreTrainedConfig]:
-    """Configs of tiny models with a block that goes, every kind of blocks, and one more."""
+def _small(loaded: LoadedModel, gone: int, heads: int, *, narrow_heads: bool) -> PreTrainedConfig:
+    """The config of a tiny model with a block that goes, every kind of blocks, and one more."""
     assert isinstance(loaded.family, Derived)
-    config, order = loaded.model.config, loaded.family.order
+    order = loaded.family.order
     layers = min(max(gone, *(order.index(kind) for kind in order)) + 2, len(order))
     if loaded.family.calls:
         layers = sum(loaded.family.calls)
-    for heads, narrow_heads in TRIES:
-        yield shrunk(config, layers, heads=heads, narrow_heads=narrow_heads)
+    return shrunk(loaded.model.config, layers, heads=heads, narrow_heads=narrow_heads)
 
 
 @torch.no_grad()
 def _computes_the_same(loaded: LoadedModel, small: PreTrainedConfig, gone: int) -> bool:
     """Whether a tiny model of a config without a block computes what it does when it is skipped."""
     family, cls = loaded.family, type(loaded.model)
-    try:
-        model = random_model(cls, small)
-        state = model.state_dict()
-        skipped = family.blocks(model)[gone]
-        for sublayer in family.at(gone).sublayers:
-            for path, module in family.at(gone).replacements(skipped, sublayer).items():
-                skipped.set_submodule(path, module)
-        dense = layout(loaded, Candidate()).blocks[: len(family.blocks(model))]
-        kept = [block for block in dense if block.index != gone]
-        built: Any = random_model(cls, cut_config(small, kept))
-        name_of = family.block_names.renamed([block.index for block in kept])
-        built.load_state_dict({name: state[name_of(name)] for name in built.state_dict()})
-        return torch.allclose(_states(loaded, built), _states(loaded, model), rtol=1e-6, atol=1e-9)
-    except FAILURES:
-        return False
+    model = random_model(cls, small)
+    state = model.state_dict()
+    skipped = family.blocks(model)[gone]
+    for sublayer in family.at(gone).sublayers:
+        for path, module in family.at(gone).replacements(skipped, sublayer).items():
+            skipped.set_submodule(path, module)
+    dense = layout(loaded, Candidate()).blocks[: len(family.blocks(model))]
+    kept = [block for block in dense if block.index != gone]
+    built: Any = random_model(cls, cut_config(small, kept))
+    name_of = family.block_names.renamed([block.index for block in kept])
+    built.load_state_dict({name: state[name_of(name)] for name in built.state_dict()})
+    return torch.allclose(_states(loaded, built), _states(loaded, model), rtol=1e-6, atol=1e-9)
 
 
 @once
@@ -101,15 +107,16 @@ def not_silenced(loaded: LoadedModel) -> frozenset[tuple[int, SubLayerName]]:
         return frozenset()
     assert isinstance(loaded.family, Derived)
     order = loaded.family.order
-    for small in _small(loaded, 0):
+    for heads, narrow_heads in TRIES:
         try:
+            small = _small(loaded, 0, heads, narrow_heads=narrow_heads)
             return frozenset(
                 (kind, sublayer)
                 for kind in set(order)
                 for sublayer in loaded.family.at(order.index(kind)).sublayers
                 if not _is_silenced(loaded, small, order.index(kind), sublayer)
             )
-        except FAILURES:
+        except Exception:  # classes fail with any type of error
             continue
     return frozenset((kind, sublayer) for kind in order for sublayer in SUBLAYERS)
 

@@ -6,12 +6,15 @@ version 4 knows only the old form, and without it computes with a base of 10,000
 
 from __future__ import annotations
 
+import copy
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
 from evocompress.models.families.uneven import text_config
@@ -25,12 +28,28 @@ def add_old_settings(folder: Path, config: PreTrainedConfig) -> None:
     """Adds the old form to the config that transformers has written into a folder."""
     text = text_config(config)
     old = rotary_settings(text) | renamed_settings(text)
-    if old:
+    if old and _is_understood(text, old):
         path = folder / CONFIG
         settings = json.loads(path.read_text(encoding="utf-8"))
         own = [name for name in config.sub_configs if getattr(config, name, None) is text]
         (settings[own[0]] if own else settings).update(old)
         path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _is_understood(config: PreTrainedConfig, old: Mapping[str, Any]) -> bool:
+    """Whether version 5 still reads a config that has the old form beside its own.
+
+    Classes that version 4 did not have, such as Gemma 4's, may take the old form for a new one.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            read = type(config).from_dict(copy.deepcopy({**config.to_dict(), **old}))
+    except (KeyError, ValueError, StrictDataclassError):
+        return False
+    kept: Mapping[str, Any] = getattr(config, "rope_parameters", None) or {}
+    found: Mapping[str, Any] = getattr(read, "rope_parameters", None) or {}
+    return kept.items() <= found.items()
 
 
 def renamed_settings(config: PreTrainedConfig) -> dict[str, Any]:

@@ -37,6 +37,7 @@ from evocompress.evaluation.profile import (
 )
 from evocompress.evaluation.proxies import Proxy
 from evocompress.export import FORMATS, PROGRAMS, check_task
+from evocompress.export.formats import obstacle_of
 from evocompress.healing.tuned import fine_tunings
 from evocompress.models.loading import LoadedModel, load_as
 from evocompress.pipeline.header_facts import genes_digest, table_facts
@@ -149,7 +150,7 @@ class RunContext:
         self, config: SpaceConfig, form: str | None, table: LatencyTable | None
     ) -> SearchSpace:
         """The space of the candidates that can be written in a format."""
-        obstacle = None if form is None else partial(FORMATS[form].obstacle, self.loaded)
+        obstacle = None if form is None else partial(obstacle_of, form, self.loaded)
         return build_space(
             self.units,
             replace(

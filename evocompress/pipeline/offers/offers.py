@@ -9,7 +9,7 @@ from typing import Literal
 from evocompress.core.canonical import canonical
 from evocompress.core.types import DROP, Architecture, Candidate, Level, Unit
 from evocompress.core.units import UnitTree
-from evocompress.export import FORMATS
+from evocompress.export.formats import FORMATS, obstacle_of
 from evocompress.models.families import FAMILIES
 from evocompress.models.loading import LoadedModel
 
@@ -115,9 +115,9 @@ def _formats(loaded: LoadedModel, units: UnitTree) -> dict[str, Holding]:
     """What each format holds."""
     changes = _changes(units, loaded.family.architecture(loaded.model))
     found = {}
-    for name, form in FORMATS.usable().items():
-        obstacles = {change: form.obstacle(loaded, one) for change, one in changes.items()}
-        held = tuple(change for change, obstacle in obstacles.items() if obstacle is None)
+    for name in FORMATS.usable():
+        obstacles = {change: obstacle_of(name, loaded, one) for change, one in changes.items()}
+        held = tuple(change for change, reason in obstacles.items() if reason is None)
         found[name] = Holding(held, next(filter(None, obstacles.values()), ""))
     return found
 
