@@ -1,9 +1,10 @@
 """Format ``gguf``: one file for llama.cpp.
 
-Types with Llama's blocks are written as architecture ``deci``, in which layers differ in width.
-They are those of format ``hf``. llama.cpp needs an attention in the first one, and an MLP wherever
-there is an attention: a missing one is written as 32 channels of zeros. Other types have an
-architecture of their own, in which layers are alike: that holds what format ``stock`` can express.
+Most types have an architecture of their own, in which layers are alike: that holds what format
+``stock`` can express. Where layers differ, they are those of format ``hf``, written as an
+architecture whose layers may: ``deci`` for types with Llama's blocks, ``openelm`` where queries and
+keys have norms. ``deci`` needs an attention in the first layer, and an MLP wherever there is an
+attention, ``openelm`` both everywhere: a missing one is written with zeros.
 """
 
 from __future__ import annotations
@@ -16,14 +17,20 @@ from transformers import PreTrainedModel
 
 from evocompress.core.errors import ExportError
 from evocompress.core.types import Candidate
-from evocompress.export.gguf_architectures import ARCHITECTURES, architecture_obstacle
+from evocompress.export.gguf_architectures import (
+    ARCHITECTURES,
+    UNEVEN,
+    WRITABLE,
+    alike_obstacle,
+    architecture_of,
+    uneven_obstacle,
+)
 from evocompress.export.gguf_measure import gguf_costs
-from evocompress.export.gguf_rotary import rotary_obstacle
 from evocompress.export.gguf_tokenizer import tokenizer_obstacle
+from evocompress.export.gguf_uneven import has_multipliers
 from evocompress.export.gguf_writing import GGUF_FILE, TYPES, write_gguf
 from evocompress.export.layout import layout
-from evocompress.export.llama_like import LLAMA_LIKE, first_without_attention, unlike_llama
-from evocompress.export.modeling_file import ModelingFile, derived_config, known_classes
+from evocompress.export.modeling_file import derived_config, known_classes
 from evocompress.export.running import Programs, Running
 from evocompress.export.stock import Stock
 from evocompress.export.weights import StateDict, assemble, renumbered
@@ -34,9 +41,15 @@ LOADING = """from llama_cpp import Llama  # or in the folder: llama-cli -m model
 model = Llama("{path}/model.gguf")"""
 
 NOTE = (
-    "Format `gguf`: llama.cpp's architecture `deci`. Where a block has an attention and no MLP, "
+    "Format `gguf`: llama.cpp's architecture `{name}`. Where a block has an attention and no MLP, "
     "there is an MLP of 32 channels that are all zeros, because llama.cpp needs one; `params` "
     "counts it."
+)
+
+NOTE_FUSED = " Where it has an MLP alone, there is likewise an attention of one head of zeros."
+
+NOTE_MULTIPLIED = (
+    " It knows no multipliers: they are in the weights, which are rounded once more for that."
 )
 
 
@@ -46,8 +59,8 @@ class Gguf:
     loading: ClassVar[str] = LOADING
     programs: ClassVar[Programs] = {
         "llama.cpp": Running(
-            "llama.cpp's architecture deci, or that of the type",
-            families=(*LLAMA_LIKE, *ARCHITECTURES),
+            "llama.cpp's architecture of the type, or deci or openelm",
+            families=WRITABLE,
         )
     }
 
@@ -61,17 +74,16 @@ class Gguf:
 
     def obstacle(self, loaded: LoadedModel, candidate: Candidate) -> str | None:
         """A model that llama.cpp does not compute, or layers that differ where they must not."""
-        if loaded.family.model_type not in LLAMA_LIKE:
-            return architecture_obstacle(loaded, candidate) or tokenizer_obstacle(loaded)
-        return (
-            _unfit(loaded)
-            or ModelingFile().obstacle(loaded, candidate)
-            or first_without_attention(layout(loaded, candidate), "llama.cpp")
-        )
+        obstacle = uneven_obstacle if _is_uneven(loaded, candidate) else alike_obstacle
+        return obstacle(loaded, candidate) or tokenizer_obstacle(loaded)
 
     def note(self, loaded: LoadedModel, candidate: Candidate) -> str:
         """What the architecture is, and what is added."""
-        return NOTE if loaded.family.model_type in LLAMA_LIKE else ""
+        if not _is_uneven(loaded, candidate):
+            return ""
+        found = architecture_of(loaded, alike=False)
+        text = NOTE.format(name=found.name) + (NOTE_FUSED if found.fused else "")
+        return text + (NOTE_MULTIPLIED if has_multipliers(loaded.model.config) else "")
 
     def check_weights(self, loaded: LoadedModel, candidate: Candidate, weights: str) -> None:
         """Refuse widths that the type of weights cannot be cut into blocks of."""
@@ -98,7 +110,7 @@ class Gguf:
     def build(self, loaded: LoadedModel, state: StateDict, candidate: Candidate) -> PreTrainedModel:
         """The model of format ``hf`` without blocks that are gone, or that of ``stock``."""
         self.check_package()
-        if loaded.family.model_type not in LLAMA_LIKE:
+        if not _is_uneven(loaded, candidate):
             return Stock().build(loaded, state, candidate)
         left = layout(loaded, candidate)
         config = derived_config(loaded, state, candidate, left.kept)
@@ -116,9 +128,9 @@ class Gguf:
         return gguf_costs(folder / GGUF_FILE)
 
 
-def _unfit(loaded: LoadedModel) -> str | None:
-    """Why llama.cpp's ``deci`` does not compute a model, whatever is done to it."""
-    other = unlike_llama(loaded)
-    if other is not None:
-        return other
-    return rotary_obstacle(loaded.model, factors=True) or tokenizer_obstacle(loaded)
+def _is_uneven(loaded: LoadedModel, candidate: Candidate) -> bool:
+    """Whether a candidate is written as an architecture whose layers may differ."""
+    name = loaded.family.model_type
+    if name not in UNEVEN:
+        return False
+    return name not in ARCHITECTURES or alike_obstacle(loaded, candidate) is not None

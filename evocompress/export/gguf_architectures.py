@@ -7,13 +7,14 @@ other settings than those that were run is refused by name.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from evocompress.core.types import Candidate
-from evocompress.export.gguf_rotary import rotary_obstacle
+from evocompress.export.gguf_rotary import frequencies, rotary_obstacle
 from evocompress.export.layout import Layout, layout, second_round
-from evocompress.export.llama_like import LLAMA_LIKE
+from evocompress.export.llama_like import LLAMA_LIKE, first_without_attention, unlike_llama
+from evocompress.export.modeling_file import ModelingFile
 from evocompress.export.stock import Stock
 from evocompress.models.families.shapes import attention_windows
 from evocompress.models.loading import LoadedModel
@@ -38,6 +39,9 @@ class LlamaCpp:
         spanning: Its heads together are as wide as the hidden state.
         headed: It takes no embedding for a head: one that is tied is written twice.
         factors: It takes a tensor with what each rotary frequency is divided by.
+        uneven: Each of its layers may have heads, key-value heads and channels of its own. No such
+            one knows multipliers as Granite has them.
+        fused: Its queries, keys and values are one matrix; no layer can lack an attention.
         settings: Those that differ from the type's default config, and must be so.
         also: Those that may be other than in the default config.
     """
@@ -49,6 +53,8 @@ class LlamaCpp:
     spanning: bool = False
     headed: bool = False
     factors: bool = False
+    uneven: bool = False
+    fused: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
     also: tuple[str, ...] = ()
 
@@ -93,31 +99,89 @@ ARCHITECTURES: Mapping[str, LlamaCpp] = {
 }
 """By the ``model_type`` of transformers; those of `LLAMA_LIKE` are written as ``deci``."""
 
-DECI = LlamaCpp("deci", neighbours=True, factors=True)
-"""The one whose layers may differ in heads, channels and sub-layers."""
+DECI = LlamaCpp("deci", neighbours=True, factors=True, uneven=True)
+
+OPENELM = LlamaCpp("openelm", uneven=True, fused=True)
+"""Llama's blocks with norms of queries and keys."""
+
+UNEVEN: Mapping[str, LlamaCpp] = {
+    **dict.fromkeys((*LLAMA_LIKE, "granite", "phi3", "seed_oss"), DECI),
+    **dict.fromkeys(("ernie4_5", "helium"), replace(DECI, neighbours=False)),
+    "qwen3": OPENELM,
+}
+"""Architectures whose layers may differ, by the types whose blocks compute what they do.
+
+Each was run with heads, groups, channels and sub-layers that differ (llama-cpp-python 0.3.36). So
+were all of `ARCHITECTURES`: they take the sizes of the first layer for all, and refuse other files.
+"""
+
+WRITABLE = tuple(dict.fromkeys((*UNEVEN, *ARCHITECTURES)))
+"""All that can be written."""
 
 
-def architecture_obstacle(loaded: LoadedModel, candidate: Candidate) -> str | None:
+def architecture_of(loaded: LoadedModel, *, alike: bool) -> LlamaCpp:
+    """The architecture that a model is written as, whose layers may differ or are `alike`."""
+    return (ARCHITECTURES if alike else UNEVEN)[loaded.family.model_type]
+
+
+def alike_obstacle(loaded: LoadedModel, candidate: Candidate) -> str | None:
     """Why none of `ARCHITECTURES` computes a candidate, if none does."""
+    name = loaded.family.model_type
+    found = ARCHITECTURES.get(name)
+    if found is None:
+        return f"cannot hold {name} models, only {', '.join(WRITABLE)}"
+    return (
+        _model_obstacle(loaded, found)
+        or rotary_obstacle(loaded.model, factors=found.factors)
+        or Stock().obstacle(loaded, candidate)
+        or _layers_in_order(loaded, layout(loaded, candidate), found)
+        or _too_few_heads(loaded, layout(loaded, candidate), found)
+    )
+
+
+def uneven_obstacle(loaded: LoadedModel, candidate: Candidate) -> str | None:
+    """Why the architecture of `UNEVEN` for a model's type does not compute a candidate."""
+    name, left = loaded.family.model_type, layout(loaded, candidate)
+    found = UNEVEN[name]
+    model = unlike_llama(loaded) if name in LLAMA_LIKE else _model_obstacle(loaded, found)
+    return (
+        model
+        or rotary_obstacle(loaded.model, factors=found.factors)
+        or _partly_rotated(loaded)
+        or ModelingFile().obstacle(loaded, candidate)
+        or _layers_in_order(loaded, left, found)
+        or _without_place(left, found)
+    )
+
+
+def _model_obstacle(loaded: LoadedModel, found: LlamaCpp) -> str | None:
+    """Why an architecture does not compute a model, whatever is done to it."""
     name, task = loaded.family.model_type, loaded.family.task
     if compressed := second_round(loaded):
         return compressed
     if not task.causal:
         return f"cannot hold {name} models for {task.name}, only language models"
-    found = ARCHITECTURES.get(name)
-    if found is None:
-        return f"cannot hold {name} models, only {', '.join((*LLAMA_LIKE, *ARCHITECTURES))}"
-    left = layout(loaded, candidate)
-    reasons = (
-        _other_settings(loaded, found),
-        _norm_scale(loaded),
-        rotary_obstacle(loaded.model, factors=found.factors),
-        _untied(loaded, found),
-        Stock().obstacle(loaded, candidate),
-        _layers_in_order(loaded, left, found),
-        _too_few_heads(loaded, left, found),
+    return (
+        _other_settings(loaded, ARCHITECTURES.get(name, found))
+        or _norm_scale(loaded)
+        or _untied(loaded, found)
     )
-    return next(filter(None, reasons), None)
+
+
+def _without_place(left: Layout, found: LlamaCpp) -> str | None:
+    """The obstacle of what an uneven architecture has no place for."""
+    if not found.fused:
+        return first_without_attention(left, "llama.cpp")
+    unit = left.first(lambda block, sublayer: sublayer in block.biased)
+    return unit and f"cannot give the output of {unit} a bias"
+
+
+def _partly_rotated(loaded: LoadedModel) -> str | None:
+    """The obstacle of heads that are not rotated as a whole."""
+    size = loaded.family.architecture(loaded.model).head_dim
+    if all(2 * len(own) == size for own in frequencies(loaded.model).values()):
+        return None
+    return f"cannot hold this {loaded.family.model_type} model, whose heads are rotated in part"
 
 
 def _other_settings(loaded: LoadedModel, found: LlamaCpp) -> str | None:

@@ -12,8 +12,10 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from evocompress.export.gguf_architectures import LlamaCpp
 from evocompress.export.gguf_rotary import frequencies, rotary_kinds, scaling_of
 from evocompress.export.gguf_tensors import ROPE_FACTORS
+from evocompress.export.gguf_uneven import residual_scale
 from evocompress.models.families.base import final_norm
 from evocompress.models.loading import LoadedModel
 
@@ -42,9 +44,13 @@ EPSILON = 1e-5
 
 
 def add_metadata(
-    writer: Any, model: PreTrainedModel, loaded: LoadedModel, tensors: Mapping[str, Tensor]
+    writer: Any,
+    model: PreTrainedModel,
+    loaded: LoadedModel,
+    tensors: Mapping[str, Tensor],
+    found: LlamaCpp,
 ) -> None:
-    """Adds what llama.cpp must know beside the tokenizer."""
+    """Adds what llama.cpp must know of an architecture beside the tokenizer."""
     import gguf
 
     config: Any = model.config
@@ -58,12 +64,12 @@ def add_metadata(
     writer.add_value_length(architecture.head_dim)
     norm = final_norm(loaded.family, loaded.model)
     known = (getattr(norm, name) for name in EPSILONS if hasattr(norm, name))
-    epsilon = next(known, EPSILON)
+    epsilon = next(known, EPSILON) / (residual_scale(config) ** 2 if found.uneven else 1)
     writer.add_layer_norm_rms_eps(epsilon)
     writer.add_layer_norm_eps(epsilon)
     for setting, key in FACTORS.items():
         value = getattr(config, setting, None)
-        if value is not None:
+        if value is not None and not found.uneven:
             getattr(writer, f"add_{key}")(value)
     _add_sizes(writer, architecture.head_dim, tensors)
     _add_experts(writer, loaded, tensors)

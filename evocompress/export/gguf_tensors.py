@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +17,10 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from evocompress.core.errors import ExportError
-from evocompress.export.gguf_architectures import LlamaCpp
+from evocompress.export.gguf_architectures import ARCHITECTURES, LlamaCpp
 from evocompress.export.gguf_rotary import factors, frequencies
+from evocompress.export.gguf_uneven import as_uneven
 from evocompress.models.loading import LoadedModel
-
-ZERO_CHANNELS = 32
-"""Width of the MLP of zeros where there is none: a block of quantised weights."""
 
 ROPE_FACTORS = "rope_freqs.weight"
 
@@ -48,7 +46,12 @@ def named_tensors(
     """
     if loaded.family.mixture is not None:
         loaded.family.mixture.prepare(model, loaded.family.blocks(model))
-    tensors = _renumbered(dict(_named(model, loaded, found)))
+    own = ARCHITECTURES.get(loaded.family.model_type, found)
+    tensors = _renumbered(dict(_named(model, loaded, own.name, headed=found.headed)))
+    if found.uneven:
+        tensors = as_uneven(tensors, loaded, found)
+    if found.neighbours:
+        tensors = _turned(tensors, loaded)
     scaled = factors(loaded.model) if found.factors else None
     if scaled is not None:
         tensors[ROPE_FACTORS] = scaled
@@ -56,42 +59,50 @@ def named_tensors(
 
 
 def _named(
-    model: PreTrainedModel, loaded: LoadedModel, found: LlamaCpp
+    model: PreTrainedModel, loaded: LoadedModel, name_of_type: str, *, headed: bool
 ) -> Iterator[tuple[str, Tensor]]:
-    """The tensors as the architecture holds them; those of all experts are one."""
+    """The tensors as the type's architecture holds them; those of all experts are one."""
     head = model.get_output_embeddings()
     tied = model.config.tie_word_embeddings or head.weight is model.get_input_embeddings().weight
     output = next(path for path, module in model.named_modules() if module is head)
     stacks: dict[str, list[Tensor]] = defaultdict(list)
-    turned = 2 * len(next(iter(frequencies(loaded.model).values()), ())) if found.neighbours else 0
     for name, tensor in model.state_dict().items():
-        if name == f"{output}.weight" and tied and not found.headed:
+        if name == f"{output}.weight" and tied and not headed:
             continue
         expert = EXPERT.fullmatch(name)
         if expert:
             stacks[f"blk.{expert[1]}.ffn_{expert[2]}_exps.{expert[3]}"].append(tensor)
             continue
-        held = _held(name, tensor, model, loaded)
-        if turned and re.search(r"\.[qk]_proj\.", name):
-            held = interleaved(held, loaded.family.architecture(loaded.model).head_dim, turned)
-        yield _place(name, model, found), held
+        yield _place(name, model, name_of_type), _held(name, tensor, model, loaded)
     for name, every in stacks.items():
         yield name, torch.stack(every)
 
 
-def _place(name: str, model: PreTrainedModel, found: LlamaCpp) -> str:
+def _turned(tensors: Mapping[str, Tensor], loaded: LoadedModel) -> dict[str, Tensor]:
+    """The tensors with rows of queries and keys as llama.cpp rotates them."""
+    count = 2 * len(next(iter(frequencies(loaded.model).values()), ()))
+    size = loaded.family.architecture(loaded.model).head_dim
+    return {
+        name: interleaved(tensor, size, count)
+        if count and re.search(r"\.attn_[qk]\.", name)
+        else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def _place(name: str, model: PreTrainedModel, architecture: str) -> str:
     """What llama.cpp calls a tensor."""
     import gguf
 
-    known = {word: architecture for architecture, word in gguf.MODEL_ARCH_NAMES.items()}
-    table = gguf.get_tensor_name_map(known[found.name], model.config.num_hidden_layers)
+    known = {word: known for known, word in gguf.MODEL_ARCH_NAMES.items()}
+    table = gguf.get_tensor_name_map(known[architecture], model.config.num_hidden_layers)
     for pattern, other in RENAMED:
         name = re.sub(pattern, other, name)
     for tried in (name, name.removeprefix(f"{model.base_model_prefix}.")):
         place: str | None = table.get_name(tried, try_suffixes=(".weight", ".bias"))
         if place is not None:
             return place
-    raise ExportError(f"llama.cpp's architecture {found.name} has no place for {name}")
+    raise ExportError(f"llama.cpp's architecture {architecture} has no place for {name}")
 
 
 def _held(name: str, tensor: Tensor, model: PreTrainedModel, loaded: LoadedModel) -> Tensor:
@@ -151,24 +162,4 @@ def _renumbered(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {
         re.sub(r"^blk\.(\d+)\.", lambda match: f"blk.{places[match[1]]}.", name): tensor
         for name, tensor in tensors.items()
-    }
-
-
-def with_zero_mlps(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors with an MLP of zeros in every layer that has an attention alone."""
-    found = dict(tensors)
-    for name in tensors:
-        layer, _, part = name.rpartition(".attn_output.")
-        if part == "weight" and f"{layer}.ffn_down.weight" not in tensors:
-            found |= _zero_mlp(layer, tensors["output_norm.weight"])
-    return found
-
-
-def _zero_mlp(layer: str, norm: Tensor) -> dict[str, Tensor]:
-    hidden = len(norm)
-    return {
-        f"{layer}.ffn_norm.weight": torch.ones_like(norm),
-        f"{layer}.ffn_gate.weight": norm.new_zeros(ZERO_CHANNELS, hidden),
-        f"{layer}.ffn_up.weight": norm.new_zeros(ZERO_CHANNELS, hidden),
-        f"{layer}.ffn_down.weight": norm.new_zeros(hidden, ZERO_CHANNELS),
     }

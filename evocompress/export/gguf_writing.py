@@ -13,11 +13,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from evocompress.core.errors import ExportError
-from evocompress.export.gguf_architectures import ARCHITECTURES, DECI, LlamaCpp
+from evocompress.export.gguf_architectures import architecture_of
 from evocompress.export.gguf_metadata import add_metadata
-from evocompress.export.gguf_tensors import named_tensors, with_zero_mlps
+from evocompress.export.gguf_tensors import named_tensors
 from evocompress.export.gguf_tokenizer import add_tokenizer
-from evocompress.export.llama_like import LLAMA_LIKE
 from evocompress.models.loading import LoadedModel
 
 GGUF_FILE = "model.gguf"
@@ -62,11 +61,10 @@ def write_gguf(
     from gguf import GGUFWriter
 
     kind = TYPES[weights or str(model.dtype).removeprefix("torch.")]
-    found = architecture_of(loaded)
+    found = architecture_of(loaded, alike=type(model) is type(loaded.model))
     tensors = named_tensors(model, loaded, found)
-    tensors = with_zero_mlps(tensors) if found is DECI else tensors
     writer = GGUFWriter(path, found.name)
-    add_metadata(writer, model, loaded, tensors)
+    add_metadata(writer, model, loaded, tensors, found)
     _add_kind(writer, kind)
     add_tokenizer(writer, loaded, len(tensors["token_embd.weight"]))
     for name, tensor in tensors.items():
@@ -77,12 +75,6 @@ def write_gguf(
     for name, tensor in tensors.items():
         writer.write_tensor_data(_stored(name, tensor, kind))
     writer.close()
-
-
-def architecture_of(loaded: LoadedModel) -> LlamaCpp:
-    """The architecture that a model is written as."""
-    name = loaded.family.model_type
-    return DECI if name in LLAMA_LIKE else ARCHITECTURES[name]
 
 
 def _add_kind(writer: Any, kind: WeightType) -> None:

@@ -25,11 +25,10 @@ from evocompress.core.errors import ExportError
 from evocompress.core.types import DROP, Candidate, Level
 from evocompress.export import FORMATS, choose_format, materialize, read_record
 from evocompress.export.gguf_writing import GGUF_FILE
-from evocompress.export.llama_like import LLAMA_LIKE
 from evocompress.export.weights import compressed_state
 from evocompress.models.loading import LoadedModel, fingerprint
 from evocompress.models.tasks import CAUSAL, Task
-from evocompress.testing.gguf_reference import GgufReference
+from evocompress.testing.gguf_reference import READ, GgufReference
 from evocompress.testing.plain_library import PlainLibrary
 from evocompress.testing.probes import answer, random_batch, random_ids
 
@@ -170,7 +169,8 @@ def assert_gguf_same(file: Path, loaded: LoadedModel, candidate: Candidate) -> N
 
     Of architectures that are not read here it is seen that all parameters of the blocks are there.
     """
-    if loaded.family.model_type not in LLAMA_LIKE:
+    model = GgufReference(file)
+    if model.architecture not in READ:
         state = compressed_state(loaded, PlainLibrary(loaded), candidate)
         built = FORMATS["stock"].build(loaded, state, candidate)
         params = sum(p.numel() for p in loaded.family.blocks(built).parameters())
@@ -178,7 +178,6 @@ def assert_gguf_same(file: Path, loaded: LoadedModel, candidate: Candidate) -> N
         return
     ids = random_ids()
     logits, tokens = in_memory(loaded, candidate, ids), greedy_in_memory(loaded, candidate, ids)
-    model = GgufReference(file)
     for row, sequence in enumerate(ids.numpy()):
         np.testing.assert_allclose(model.logits(sequence), logits[row], rtol=0, atol=ROUNDING)
     # One pass over the whole continuation: each of its tokens is the best after those before it.

@@ -1,7 +1,9 @@
-"""What llama.cpp's architecture ``deci`` computes, in plain numpy from a GGUF file.
+"""What llama.cpp's ``deci`` and ``openelm`` compute, in plain numpy from a GGUF file.
 
-Written after ``src/models/deci.cpp`` of llama.cpp, and sharing no code with the export: queries and
-keys are rotated in neighbouring pairs, and widths come from the arrays of the metadata.
+Written after ``src/models/deci.cpp`` and ``openelm.cpp`` of llama.cpp, and sharing no code with the
+export: widths come from the arrays of the metadata. ``deci`` rotates queries and keys in
+neighbouring pairs; ``openelm`` has them and the values in one matrix, norms them, and rotates the
+two halves of a head.
 """
 
 from __future__ import annotations
@@ -14,9 +16,11 @@ from gguf import GGUFReader, dequantize
 
 from evocompress.core.arrays import Floats, Integers
 
+READ = ("deci", "openelm")
+
 
 class GgufReference:
-    """A model of architecture ``deci``, in float64.
+    """A model of one of these architectures, in float64.
 
     Args:
         path: The GGUF file.
@@ -27,7 +31,7 @@ class GgufReference:
         self.metadata: dict[str, Any] = {
             name: field.contents() for name, field in reader.fields.items()
         }
-        assert self.metadata["general.architecture"] == "deci"
+        self.architecture: str = self.metadata["general.architecture"]
         self.tensors = {
             tensor.name: dequantize(tensor.data, tensor.tensor_type).astype(np.float64)
             for tensor in reader.tensors
@@ -35,12 +39,14 @@ class GgufReference:
 
     def logits(self, ids: Integers) -> Floats:
         """The logits (S, V) of one sequence of tokens (S,)."""
+        assert self.architecture in READ
         hidden = self.tensors["token_embd.weight"][ids]
         heads, keys, channels = (
             self._of_layers(key)
             for key in ("attention.head_count", "attention.head_count_kv", "feed_forward_length")
         )
         assert heads[0] > 0, "llama.cpp divides by the first layer's number of heads"
+        assert self.architecture == "deci" or all((*heads, *channels)), "a part that is missing"
         for layer in range(self._of("block_count")):
             assert channels[layer] > 0 or not heads[layer], "an attention without an MLP"
             if heads[layer]:
@@ -53,9 +59,16 @@ class GgufReference:
     def _attention(self, layer: int, hidden: Floats, heads: int, keys: int) -> Floats:
         size, length = self._of("attention.key_length"), len(hidden)
         normed = self._norm(hidden, f"blk.{layer}.attn_norm.weight")
-        q = self._linear(f"blk.{layer}.attn_q", normed).reshape(length, heads, size)
-        k = self._linear(f"blk.{layer}.attn_k", normed).reshape(length, keys, size)
-        v = self._linear(f"blk.{layer}.attn_v", normed).reshape(length, keys, size)
+        if self.architecture == "openelm":
+            fused = self._linear(f"blk.{layer}.attn_qkv", normed).reshape(length, -1, size)
+            assert fused.shape[1] == heads + 2 * keys
+            q, k, v = np.split(fused, [heads, heads + keys], axis=1)
+            q = self._norm(q, f"blk.{layer}.attn_q_norm.weight")
+            k = self._norm(k, f"blk.{layer}.attn_k_norm.weight")
+        else:
+            q = self._linear(f"blk.{layer}.attn_q", normed).reshape(length, heads, size)
+            k = self._linear(f"blk.{layer}.attn_k", normed).reshape(length, keys, size)
+            v = self._linear(f"blk.{layer}.attn_v", normed).reshape(length, keys, size)
         k, v = (np.repeat(x, heads // keys, axis=1) for x in (self._rotated(k), v))
         scores = np.einsum("qhd,khd->hqk", self._rotated(q), k) / size**0.5
         scores[:, np.triu(np.ones((length, length), dtype=bool), 1)] = -np.inf
@@ -72,16 +85,20 @@ class GgufReference:
         return self._linear(f"blk.{layer}.ffn_down", inner)
 
     def _rotated(self, heads: Floats) -> Floats:
-        """Heads (S, N, D) with each pair of neighbours turned by its position."""
+        """Heads (S, N, D) with each pair of elements turned by its position."""
         size = self._of("rope.dimension_count")
         frequencies = self._of("rope.freq_base") ** (-np.arange(0, size, 2) / size)
         frequencies = frequencies / self.tensors.get("rope_freqs.weight", 1.0)
         angles = (np.arange(len(heads))[:, None] * frequencies)[:, None]
-        even, odd = heads[..., ::2], heads[..., 1::2]
-        turned = np.empty_like(heads)
-        turned[..., ::2] = even * np.cos(angles) - odd * np.sin(angles)
-        turned[..., 1::2] = even * np.sin(angles) + odd * np.cos(angles)
-        return turned
+        neighbours = self.architecture == "deci"
+        shape, axis = ((-1, 2), -1) if neighbours else ((2, -1), -2)
+        one, other = np.moveaxis(heads.reshape(*heads.shape[:2], *shape), axis, 0)
+        turned = (
+            one * np.cos(angles) - other * np.sin(angles),
+            one * np.sin(angles) + other * np.cos(angles),
+        )
+        both: Floats = np.stack(turned, axis=axis).reshape(heads.shape)
+        return both
 
     def _linear(self, name: str, inputs: Floats) -> Floats:
         outputs: Floats = inputs @ self.tensors[f"{name}.weight"].T
@@ -99,4 +116,4 @@ class GgufReference:
         return found if isinstance(found, list) else [found] * self._of("block_count")
 
     def _of(self, key: str) -> Any:
-        return self.metadata[f"deci.{key}"]
+        return self.metadata[f"{self.architecture}.{key}"]

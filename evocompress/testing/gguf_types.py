@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +17,17 @@ LAYERS = 5
 
 WINDOW = 8
 """Tokens of attention windows: fewer than in the prompts."""
+
+SETTINGS: Mapping[str, Mapping[str, Any]] = {
+    "granite": {
+        "embedding_multiplier": 6.0,
+        "logits_scaling": 3.0,
+        "residual_multiplier": 0.4,
+        "attention_multiplier": 0.15,
+    },
+    "qwen3": {"tie_word_embeddings": True},
+}
+"""What makes models of a type as they are published, or writable with layers that differ."""
 
 
 def gguf_loaded(model_type: str, **settings: Any) -> LoadedModel:
@@ -36,7 +48,7 @@ def gguf_loaded(model_type: str, **settings: Any) -> LoadedModel:
         config.layer_types = ["full_attention"] * len(kinds)
     if getattr(config, "query_pre_attn_scalar", None):
         config.query_pre_attn_scalar = 16  # the width of a head of tiny models
-    for name, value in settings.items():
+    for name, value in {**SETTINGS.get(model_type, {}), **settings}.items():
         setattr(config, name, value)
     loaded = typical_loaded(config, layers)
     loaded.model.float()
@@ -51,4 +63,21 @@ def gguf_levels(loaded: LoadedModel) -> LevelsByEnd:
     levels: LevelsByEnd = {str(last if known.unrotated else 1): DROP}
     if loaded.family.model_type != "bloom":  # whose config does not say how many channels there are
         levels |= {f"{i}.mlp": Level(channels=16) for i in range(last + 1)}
+    return levels
+
+
+def uneven_gguf_levels(loaded: LoadedModel) -> LevelsByEnd:
+    """Heads, groups and channels that differ; each sub-layer missing once, and a block."""
+    architecture = loaded.family.architecture(loaded.model)
+    within = architecture.heads[0] // architecture.kv_heads[0]
+    levels = {
+        "0.mlp": DROP,
+        "1.attention": Level(kv_groups=1, group_heads=within),
+        "1.mlp": Level(channels=24),
+        "2": DROP,
+        "3.attention": DROP,
+        "4.mlp": Level(channels=40),
+    }
+    if within > 1:
+        levels["4.attention"] = Level(kv_groups=architecture.kv_heads[0], group_heads=1)
     return levels

@@ -16,15 +16,16 @@ import torch
 from evocompress.compression.live_model import LiveModel
 from evocompress.core.types import DROP, Candidate, Level
 from evocompress.export import PROGRAMS, materialize
-from evocompress.export.gguf_architectures import ARCHITECTURES
+from evocompress.export.gguf_architectures import ARCHITECTURES, UNEVEN
 from evocompress.export.gguf_tokenizer import KNOWN
+from evocompress.export.llama_like import LLAMA_LIKE
 from evocompress.export.programs import check_version
 from evocompress.models.loading import LoadedModel
 from evocompress.testing.byte_tokenizers import TEXTS, trained_tokenizer
 from evocompress.testing.engines import first_difference, generate, greedy_tokens, why_missing
 from evocompress.testing.formats import CASES, LevelsByEnd, candidate_of
 from evocompress.testing.gguf_reference import GgufReference
-from evocompress.testing.gguf_types import gguf_levels, gguf_loaded
+from evocompress.testing.gguf_types import gguf_levels, gguf_loaded, uneven_gguf_levels
 from evocompress.testing.piece_tokenizers import KINDS as PIECES
 from evocompress.testing.piece_tokenizers import piece_tokenizer
 from evocompress.testing.plain_library import PlainLibrary
@@ -87,6 +88,17 @@ def test_llama_cpp_computes_types_of_their_own(
 ) -> None:
     loaded = gguf_loaded(model_type)
     candidate = candidate_of(loaded, gguf_levels(loaded))
+    out = materialize(loaded, PlainLibrary(loaded), candidate, tmp_path / "out", format="gguf")
+    assert_continued(loaded, candidate, generate(engine, out, PROMPTS, new_tokens=8).tokens)
+
+
+@pytest.mark.parametrize("engine", ["llama.cpp"])
+@pytest.mark.parametrize("model_type", [name for name in UNEVEN if name not in LLAMA_LIKE])
+def test_llama_cpp_computes_layers_that_differ(
+    engine: str, model_type: str, tmp_path: Path
+) -> None:
+    loaded = gguf_loaded(model_type)
+    candidate = candidate_of(loaded, uneven_gguf_levels(loaded))
     out = materialize(loaded, PlainLibrary(loaded), candidate, tmp_path / "out", format="gguf")
     assert_continued(loaded, candidate, generate(engine, out, PROMPTS, new_tokens=8).tokens)
 

@@ -14,14 +14,20 @@ from transformers import AutoModelForCausalLM
 from evocompress.core.errors import ExportError
 from evocompress.core.types import DROP, Level
 from evocompress.export import FORMATS, materialize, read_record
-from evocompress.export.gguf_architectures import ARCHITECTURES
+from evocompress.export.gguf_architectures import ARCHITECTURES, UNEVEN
 from evocompress.export.gguf_tensors import interleaved
+from evocompress.export.llama_like import LLAMA_LIKE
 from evocompress.models.checkpoints import quiet_transformers
 from evocompress.models.loading import LoadedModel
-from evocompress.testing.formats import candidate_of, in_memory
-from evocompress.testing.gguf_types import gguf_levels, gguf_loaded
+from evocompress.testing.formats import assert_written, candidate_of, in_memory
+from evocompress.testing.gguf_reference import GgufReference
+from evocompress.testing.gguf_types import gguf_levels, gguf_loaded, uneven_gguf_levels
 from evocompress.testing.plain_library import PlainLibrary
 from evocompress.testing.probes import random_batch
+
+ROTARY = {"rope_type": "default", "rope_theta": 10000.0}
+
+DIFFERING = [name for name in UNEVEN if name not in LLAMA_LIKE]
 
 READ = ("starcoder2", "nemotron", "stablelm", "bloom", "minimax_m2")
 """Types of which transformers reads such files as well."""
@@ -80,15 +86,61 @@ def test_sizes_are_those_of_the_layers_left(qwen3: LoadedModel, tmp_path: Path) 
     assert fields["qwen3.feed_forward_length"] == 16
 
 
-OTHERS = [
-    ("qwen3", {"2.mlp": Level(channels=16)}, {}, "model.layers.2.mlp narrower than in other"),
-    ("qwen3", {"2.mlp": DROP}, {}, "cannot leave out model.layers.2.mlp alone"),
+@pytest.mark.parametrize("model_type", DIFFERING)
+def test_layers_that_differ_are_written_as_an_architecture_that_has_them(
+    model_type: str, tmp_path: Path
+) -> None:
+    loaded = gguf_loaded(model_type)
+    candidate = candidate_of(loaded, uneven_gguf_levels(loaded))
+    out = write(loaded, candidate, tmp_path / "out", "gguf")
+    assert GgufReference(out / "model.gguf").architecture == UNEVEN[model_type].name
+    assert_written(out, loaded, candidate)
+
+
+def test_every_layer_s_sizes_are_in_the_arrays(qwen3: LoadedModel, tmp_path: Path) -> None:
+    out = write(qwen3, candidate_of(qwen3, uneven_gguf_levels(qwen3)), tmp_path / "out", "gguf")
+    metadata = GgufReference(out / "model.gguf").metadata
+    whole = qwen3.family.architecture(qwen3.model)
+    sizes = ("attention.head_count", "attention.head_count_kv", "feed_forward_length")
+    # Where a sub-layer is missing there is one head, or 32 channels, of zeros.
+    assert [metadata[f"openelm.{size}"] for size in sizes] == [
+        [whole.heads[0], whole.heads[0] // whole.kv_heads[0], 1, whole.heads[4]],
+        [whole.kv_heads[0], 1, 1, whole.kv_heads[4]],
+        [32, 24, whole.channels[3], 40],
+    ]
+
+
+def test_multipliers_are_in_the_weights_of_layers_that_differ(tmp_path: Path) -> None:
+    granite = gguf_loaded("granite")
+    files = [
+        write(granite, candidate_of(granite, levels), tmp_path / name, "gguf") / "model.gguf"
+        for name, levels in {"alike": {}, "differing": {"2.mlp": DROP}}.items()
+    ]
+    alike, differing = (GgufReference(file).metadata for file in files)
+    epsilon = "attention.layer_norm_rms_epsilon"
+    assert alike["granite.residual_scale"] == pytest.approx(0.4)
+    assert "deci.residual_scale" not in differing
+    assert differing[f"deci.{epsilon}"] == pytest.approx(alike[f"granite.{epsilon}"] / 36)
+
+
+UNTIED = {"tie_word_embeddings": False}
+BIASED = Level(channels=16, bias=True)
+PARTIAL = {"rope_parameters": ROTARY | {"partial_rotary_factor": 0.5}}
+
+OTHERS: list[tuple[str, dict[str, Level], dict[str, Any], str]] = [
+    ("olmo2", {"2.mlp": Level(channels=16)}, {}, "model.layers.2.mlp narrower than in other"),
+    ("olmo2", {"2.mlp": DROP}, {}, "cannot leave out model.layers.2.mlp alone"),
+    ("mixtral", {"2.mlp.experts.0": DROP}, {}, "give model.layers.2.mlp fewer experts than other"),
+    ("qwen3", {"2.mlp": DROP}, UNTIED, "whose head is not its embedding"),
+    ("qwen3", {"2.mlp": BIASED}, {}, "cannot give the output of model.layers.2.mlp a bias"),
+    ("granite", {"0.attention": DROP}, {}, "llama.cpp needs one in the first layer"),
+    ("phi3", {"2.mlp": DROP}, PARTIAL, "whose heads are rotated in part"),
     ("qwen3", {}, {"hidden_act": "gelu"}, "with whose hidden_act = 'gelu' llama.cpp was not tried"),
     ("starcoder2", {}, {"sliding_window": 8}, "whose attention window is 8 tokens"),
     ("smollm3", {"0": DROP}, {}, "not every 4th of its layers"),
     ("gemma2", {}, {"query_pre_attn_scalar": 24}, "whose query_pre_attn_scalar is 24"),
     ("gemma2", {}, {"tie_word_embeddings": False}, "whose head is not its embedding"),
-    ("helium", {}, {}, "cannot hold helium models, only llama, "),
+    ("exaone_moe", {}, {}, "cannot hold exaone_moe models, only llama, "),
 ]
 
 
