@@ -226,7 +226,10 @@ def _untied(loaded: LoadedModel, found: LlamaCpp) -> str | None:
     own = gguf.MODEL_TENSOR.OUTPUT in gguf.MODEL_TENSORS[known[found.name]]
     if own or loaded.family.architecture(loaded.model).tied:
         return None
-    return f"cannot hold this {loaded.family.model_type} model, whose head is not its embedding"
+    what = "layers that differ of " if found.uneven else ""
+    return (
+        f"cannot hold {what}this {loaded.family.model_type} model, whose head is not its embedding"
+    )
 
 
 def _too_few_heads(loaded: LoadedModel, left: Layout, found: LlamaCpp) -> str | None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from evocompress.export import FORMATS
-from evocompress.export.gguf_architectures import ARCHITECTURES, UNEVEN
+from evocompress.export.gguf_architectures import ARCHITECTURES
 from evocompress.models.families import name_of
 from evocompress.models.loading import LoadedModel
 from evocompress.testing.formats import CASES, FormatContract, candidate_of
@@ -48,7 +48,6 @@ def test_what_each_format_refuses(loaded: LoadedModel) -> None:
     if causal and family in AS_STOCK:
         spanning = {"heads"} if ARCHITECTURES[family].spanning else set()
         alike = refused("stock", loaded) | spanning
-        if family in UNEVEN:
-            # One has no place for biases, the other needs an attention in the first layer.
-            alike = {"biased"} if UNEVEN[family].fused else {"lacking"}
+        # The head of the small Qwen3 is not its embedding, so that its layers must be alike.
+        alike = {"lacking"} if family == "phi3" else alike
     assert refused("gguf", loaded) == (like_llama if family == "llama" else alike)

@@ -131,7 +131,7 @@ OTHERS: list[tuple[str, dict[str, Level], dict[str, Any], str]] = [
     ("olmo2", {"2.mlp": Level(channels=16)}, {}, "model.layers.2.mlp narrower than in other"),
     ("olmo2", {"2.mlp": DROP}, {}, "cannot leave out model.layers.2.mlp alone"),
     ("mixtral", {"2.mlp.experts.0": DROP}, {}, "give model.layers.2.mlp fewer experts than other"),
-    ("qwen3", {"2.mlp": DROP}, UNTIED, "whose head is not its embedding"),
+    ("qwen3", {"2.mlp": DROP}, UNTIED, "cannot hold layers that differ of this qwen3 model, whose"),
     ("qwen3", {"2.mlp": BIASED}, {}, "cannot give the output of model.layers.2.mlp a bias"),
     ("granite", {"0.attention": DROP}, {}, "llama.cpp needs one in the first layer"),
     ("phi3", {"2.mlp": DROP}, PARTIAL, "whose heads are rotated in part"),
