@@ -19,7 +19,7 @@ import argparse
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -107,16 +107,44 @@ class Setup:
     search: Mapping[str, Any]
     heldout: tuple[str, ...]
     sequences: int
-    tokens: tuple[int, ...]
-    choices: Mapping[str, Mapping[str, Any]]
+    tokens: tuple[int, ...] = ()
+    choices: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     healing: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of_files(
+        cls,
+        folder: Path,
+        calibration: str,
+        heldout: Sequence[str],
+        settings: Sequence[str],
+        **more: Any,
+    ) -> Setup:
+        """SmolLM2-135M, searched on a text file and judged on others."""
+        return cls(
+            folder=folder,
+            model={"source": "demo:smollm2-135m"},
+            calibration={
+                "source": calibration,
+                "library_sequences": 64,
+                "search_sequences": 64,
+                "heldout_sequences": 1,
+                "length": 512,
+                "micro_batch": 1,
+            },
+            spaces={name: SETTINGS[name] for name in settings},
+            search={"name": "auto", "tokens": 220_000},
+            heldout=tuple(heldout),
+            sequences=40,
+            **more,
+        )
 
 
 def main() -> None:
     """Runs or continues the healings and prints their figures."""
     arguments = _arguments()
     with tempfile.TemporaryDirectory() as scratch:
-        setup = _quick(Path(scratch)) if arguments.quick else _full(arguments)
+        setup = quick_setup(Path(scratch)) if arguments.quick else _full(arguments)
         figures: dict[str, Figure] = {}
         for setting in setup.spaces:
             rows = Winner(setup, setting).rows()
@@ -145,27 +173,18 @@ def _arguments() -> argparse.Namespace:
 def _full(arguments: argparse.Namespace) -> Setup:
     every = choices(arguments.text, arguments.calibration)
     wanted = arguments.choices or list(every)
-    return Setup(
-        folder=arguments.results,
-        model={"source": "demo:smollm2-135m"},
-        calibration={
-            "source": arguments.calibration,
-            "library_sequences": 64,
-            "search_sequences": 64,
-            "heldout_sequences": 1,
-            "length": 512,
-            "micro_batch": 1,
-        },
-        spaces={name: SETTINGS[name] for name in arguments.settings},
-        search={"name": "auto", "tokens": 220_000},
-        heldout=tuple(arguments.heldout),
-        sequences=40,
+    return Setup.of_files(
+        arguments.results,
+        arguments.calibration,
+        arguments.heldout,
+        arguments.settings,
         tokens=tuple(arguments.tokens),
         choices={name: every[name] for name in wanted},
     )
 
 
-def _quick(folder: Path) -> Setup:
+def quick_setup(folder: Path) -> Setup:
+    """A tiny random model and texts of its own."""
     from evocompress.testing.tiny import tiny_checkpoint
 
     for name, prime in (("one", 2999), ("two", 3001), ("three", 3011)):
@@ -199,28 +218,29 @@ def _quick(folder: Path) -> Setup:
 class Winner:
     """The winner of one setting, and its healings."""
 
-    def __init__(self, setup: Setup, setting: str) -> None:
-        """Searches nothing yet."""
-        self._setup = setup
+    def __init__(self, setup: Setup, setting: str, *, keep_library: bool = False) -> None:
+        """Searches nothing yet; the level library is removed after that unless it is kept."""
+        self.setup = setup
+        self.folder = setup.folder / setting
         self._setting = setting
-        self._folder = setup.folder / setting
+        self._keep_library = keep_library
 
     def rows(self) -> list[dict[str, Any]]:
         """One for each choice and number of tokens, the first without any healing."""
-        found = [self._measured("none", 0, lambda: (self._run.checkpoint, {}))]
-        for tokens in self._setup.tokens:
-            for name, changes in self._setup.choices.items():
+        found = [self._measured("none", 0, lambda: (self.run.checkpoint, {}))]
+        for tokens in self.setup.tokens:
+            for name, changes in self.setup.choices.items():
                 found.append(self._healed(name, tokens, changes))
         return found
 
     @cached_property
-    def _run(self) -> RunFolder:
+    def run(self) -> RunFolder:
         """The run, searched and materialized where that is not done."""
-        setup, path = self._setup, self._folder / "run"
+        setup, path = self.setup, self.folder / "run"
         config = RunConfig.model_validate(
             {
                 "name": "run",
-                "runs": str(self._folder),
+                "runs": str(self.folder),
                 "model": dict(setup.model),
                 "calibration": dict(setup.calibration),
                 "space": dict(setup.spaces[self._setting]),
@@ -231,40 +251,42 @@ class Winner:
         if not folder.checkpoint.exists():
             api.search(config, resume=path.exists(), reporter=Reporter())
             api.materialize(path)
-            shutil.rmtree(path / "library")
+            if not self._keep_library:
+                shutil.rmtree(path / "library")
         return folder
 
     @cached_property
-    def _context(self) -> RunContext:
-        return RunContext(self._run.config(), self._run, Silent())
+    def context(self) -> RunContext:
+        """The run's model, text and space."""
+        return RunContext(self.run.config(), self.run, Silent())
 
     @cached_property
-    def _judges(self) -> dict[str, Tensor]:
+    def judges(self) -> dict[str, Tensor]:
         """Held-out sequences by the names of their files."""
-        tokenizer = self._context.loaded.tokenizer
+        tokenizer = self.context.loaded.tokenizer
         assert tokenizer is not None
-        length, count = self._context.config.calibration.length, self._setup.sequences
+        length, count = self.context.config.calibration.length, self.setup.sequences
         return {
             Path(source).stem: next(iter(token_streams(source, tokenizer)))[: count * length].view(
                 -1, length
             )
-            for source in self._setup.heldout
+            for source in self.setup.heldout
         }
 
     def _healed(self, name: str, tokens: int, changes: Mapping[str, Any]) -> dict[str, Any]:
-        settings = {**self._setup.healing, **changes, "tokens": tokens}
+        settings = {**self.setup.healing, **changes, "tokens": tokens}
         settings["tokens"] //= settings.get("average", 1)  # of all of them together
 
         def made() -> tuple[Path, dict[str, Any]]:
-            context = self._context
+            context = self.context
             calibration = context.calibration
             config = HealConfig.model_validate(settings).at(calibration.length)
             config = config.model_copy(update={"evaluate_every": max(1, config.steps // 8)})
             train, validation = self._text(name, config)
-            out = self._folder / "healing"
+            out = self.folder / "healing"
             shutil.rmtree(out, ignore_errors=True)
             began = time.monotonic()
-            report = heal(self._run.checkpoint, context.loaded, train, validation, config, out)
+            report = heal(self.run.checkpoint, context.loaded, train, validation, config, out)
             seconds = time.monotonic() - began
             return Path(report.checkpoint), {
                 "seconds": seconds,
@@ -277,29 +299,29 @@ class Winner:
         return self._measured(name, tokens, made)
 
     def _text(self, name: str, config: HealConfig) -> tuple[Tensor, Tensor]:
-        calibration = self._context.calibration
+        calibration = self.context.calibration
         if name == CALIBRATION:
             tokens = torch.cat([calibration.library, *calibration.search])
             kept = config.validation_sequences
             return tokens[:-kept], tokens[-kept:]
-        cut = self._context.config.calibration
-        text = FreshText(config, cut, self._context.loaded, calibration)
+        cut = self.context.config.calibration
+        text = FreshText(config, cut, self.context.loaded, calibration)
         validation = text.take(config.validation_sequences)
         return text.take(config.sequences), validation
 
     def _measured(self, name: str, tokens: int, made: Any) -> dict[str, Any]:
         def compute() -> dict[str, Any]:
             path, facts = made()
-            dense = self._context.loaded.model
+            dense = self.context.loaded.model
             healed = read_checkpoint(path, dense)
             row: dict[str, Any] = {"choice": name, "tokens": tokens, **facts}
-            for text, sequences in self._judges.items():
+            for text, sequences in self.judges.items():
                 found = heldout_quality(dense, {"healed": healed}, sequences)["healed"]
                 row |= {f"kl_{text}": found.kl, f"ppl_{text}": found.perplexity}
                 row[f"kl_per_sequence_{text}"] = list(found.kl_per_sequence)
             return row
 
-        return cell(self._folder / "cells", f"{name} {tokens}", compute)
+        return cell(self.folder / "cells", f"{name} {tokens}", compute)
 
 
 def _values(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

@@ -1,0 +1,211 @@
+"""Does the proxy before healing tell which candidate is better after it? On SmolLM2-135M.
+
+24 candidates of one budget over the range of quality: the winner of `auto`, ever more changed
+copies of it, the even one and random ones. Each is healed with the same fresh text and judged on
+held-out texts. Rank correlations with the KL after the long healing, with bootstrap intervals, of
+the proxy before healing (``plain``) and of the KL on the search part after short healings
+(``aware``), and the regret of picking by each: how much worse the pick is than the best.
+
+    python benchmarks/proxy_validity.py --calibration wikitext2-valid.txt --text books-train.txt
+        --heldout wikitext2-test.txt books-heldout.txt --json out.json
+
+Every candidate is a cell that is kept in the results folder: an interrupted run goes on.
+``--quick`` does it in a minute on a tiny random model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy
+import torch
+from cells import cell
+from common import Figure, emit
+from healing import SETTINGS, Setup, Winner, quick_setup
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from evocompress.core.config import HealConfig
+from evocompress.core.types import Candidate
+from evocompress.evaluation.calibration.fresh import FreshText
+from evocompress.evaluation.heldout import heldout_quality
+from evocompress.export import materialize
+from evocompress.export.reload import read_checkpoint
+from evocompress.healing import heal
+from evocompress.search.operators.mutation import exchange
+from evocompress.space import sampling
+
+Values = NDArray[np.float64]
+
+DISTANCES = (1, 2, 4, 8, 16, 32)
+"""How often a changed copy of the winner is changed."""
+
+RESAMPLINGS = 2000
+
+
+def main() -> None:
+    """Runs or continues the study and prints its figures."""
+    arguments = _arguments()
+    with tempfile.TemporaryDirectory() as scratch:
+        setup = quick_setup(Path(scratch)) if arguments.quick else _full(arguments)
+        lengths = (64, 128, 512) if arguments.quick else tuple(arguments.tokens)
+        count = 6 if arguments.quick else arguments.candidates
+        figures: dict[str, Figure] = {}
+        for setting in setup.spaces:
+            rows = Study(setup, setting, lengths).rows(count)
+            figures |= _figures(setting, rows, lengths)
+        emit("proxy_validity", figures, arguments.json)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--calibration", help="text file for library and search")
+    parser.add_argument("--text", help="text file to heal on")
+    parser.add_argument("--heldout", nargs="+", help="text files that judge")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[2_000, 10_000, 100_000])
+    parser.add_argument("--candidates", type=int, default=24)
+    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
+    parser.add_argument("--results", type=Path, default=Path("results/proxy_validity"))
+    parser.add_argument("--json")
+    parser.add_argument("--quick", action="store_true")
+    arguments = parser.parse_args()
+    if not (arguments.quick or (arguments.calibration and arguments.text and arguments.heldout)):
+        parser.error("give --calibration, --text and --heldout, or --quick")
+    return arguments
+
+
+def _full(arguments: argparse.Namespace) -> Setup:
+    return Setup.of_files(
+        arguments.results,
+        arguments.calibration,
+        arguments.heldout,
+        arguments.settings,
+        healing={"source": arguments.text},
+    )
+
+
+class Study(Winner):
+    """Candidates of one setting before and after healings of several lengths."""
+
+    def __init__(self, setup: Setup, setting: str, lengths: Sequence[int]) -> None:
+        """Searches nothing yet."""
+        super().__init__(setup, setting, keep_library=True)
+        self._lengths = lengths
+
+    def rows(self, count: int) -> list[dict[str, Any]]:
+        """One for each candidate."""
+        return [
+            cell(self.folder / "candidates", f"{number}", partial(self._row, name, make))
+            for number, (name, make) in enumerate(self._makers(count))
+        ]
+
+    def _makers(self, count: int) -> list[tuple[str, Callable[[], Candidate]]]:
+        """Names of the candidates, and what makes them."""
+        fixed: list[tuple[str, Callable[[], Candidate]]] = [
+            ("winner", self._winner),
+            ("even", lambda: self.context.space.candidate(sampling.uniform(self.context.space))),
+        ]
+        rest = count - len(fixed)
+        changed = [
+            (f"changed {DISTANCES[n % len(DISTANCES)]} times", n) for n in range(3 * rest // 4)
+        ]
+        random = [("random", n) for n in range(rest - len(changed))]
+        fixed += [(name, partial(self._changed, n)) for name, n in changed]
+        return fixed + [(name, partial(self._random, n)) for name, n in random]
+
+    def _winner(self) -> Candidate:
+        return self.run.read_winner().candidate
+
+    def _changed(self, number: int) -> Candidate:
+        space, rng = self.context.space, np.random.default_rng([1, number])
+        genome = space.genome(self._winner())
+        for _ in range(DISTANCES[number % len(DISTANCES)]):
+            genome = exchange(space, genome, rng)
+        return space.candidate(genome)
+
+    def _random(self, number: int) -> Candidate:
+        space = self.context.space
+        return space.candidate(sampling.random(space, np.random.default_rng([2, number])))
+
+    def _row(self, name: str, make: Callable[[], Candidate]) -> dict[str, Any]:
+        """A candidate's KL on the search part and on held-out texts, before and after healings."""
+        loaded, calibration = self.context.loaded, self.context.calibration
+        folder = self.folder / "present"
+        shutil.rmtree(folder, ignore_errors=True)
+        plain = materialize(loaded, self.context.library, make(), folder / "plain")
+        row: dict[str, Any] = {"candidate": name} | self._measured(plain, 0)
+        for tokens in self._lengths:
+            given = HealConfig.model_validate({**self.setup.healing, "tokens": tokens})
+            config = given.at(calibration.length)
+            text = FreshText(config, self.context.config.calibration, loaded, calibration)
+            validation = text.take(config.validation_sequences)
+            train = text.take(config.sequences)
+            report = heal(plain, loaded, train, validation, config, folder / str(tokens))
+            row |= self._measured(Path(report.checkpoint), tokens)
+        shutil.rmtree(folder)
+        return row
+
+    def _measured(self, path: Path, tokens: int) -> dict[str, float]:
+        dense = self.context.loaded.model
+        model = read_checkpoint(path, dense)
+        texts = {"search": torch.cat(self.context.calibration.search), **self.judges}
+        return {
+            f"{text}_{tokens}": heldout_quality(dense, {"it": model}, sequences)["it"].kl
+            for text, sequences in texts.items()
+        }
+
+
+def _figures(
+    setting: str, rows: Sequence[Mapping[str, Any]], lengths: Sequence[int]
+) -> dict[str, Figure]:
+    """Correlations and regrets of a setting."""
+    texts = [key.rpartition("_")[0] for key in rows[0] if key.endswith(f"_{lengths[-1]}")]
+    judged = [text for text in texts if text != "search"]
+    after = np.mean([_column(rows, f"{text}_{lengths[-1]}") for text in judged], axis=0)
+    table = Table("picked by", "Spearman", "Kendall", "regret of the pick", title=setting)
+    figures: dict[str, Figure] = {f"{setting}_candidates": len(rows)}
+    for tokens in (0, *lengths[:-1]):
+        before = _column(rows, f"search_{tokens}")
+        name = f"aware_{tokens}" if tokens else "plain"
+        rho, low, high = _interval(before, after)
+        tau = float(scipy.stats.kendalltau(before, after).statistic)
+        regret = float(after[before.argmin()] / after.min() - 1)
+        table.add_row(name, f"{rho:.3f} ({low:.3f} to {high:.3f})", f"{tau:.3f}", f"{regret:.1%}")
+        figures |= {
+            f"{setting}_rho_{name}": rho,
+            f"{setting}_rho_{name}_low": low,
+            f"{setting}_rho_{name}_high": high,
+            f"{setting}_tau_{name}": tau,
+            f"{setting}_regret_{name}": regret,
+        }
+    Console().print(table)
+    return figures
+
+
+def _column(rows: Sequence[Mapping[str, Any]], key: str) -> Values:
+    return np.asarray([row[key] for row in rows], dtype=np.float64)
+
+
+def _interval(before: Values, after: Values) -> tuple[float, float, float]:
+    """Spearman's correlation with its 95% interval by resampling the candidates."""
+    rng = np.random.default_rng(0)
+
+    def rho(chosen: NDArray[np.int64]) -> float:
+        return float(scipy.stats.spearmanr(before[chosen], after[chosen]).statistic)
+
+    every = np.arange(len(before))
+    draws = [rho(rng.choice(every, len(every))) for _ in range(RESAMPLINGS)]
+    low, high = np.nanquantile(draws, [0.025, 0.975])
+    return rho(every), float(low), float(high)
+
+
+if __name__ == "__main__":
+    main()
