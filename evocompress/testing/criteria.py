@@ -23,7 +23,8 @@ def example(dead: int = 0, seed: int = 0) -> tuple[Tensor, Statistics]:
     mixing = torch.randn(COLUMNS, COLUMNS, generator=generator) / COLUMNS**0.5
     inputs = torch.randn(TOKENS, COLUMNS, generator=generator) @ (torch.eye(COLUMNS) + mixing)
     inputs[:, torch.randperm(COLUMNS, generator=generator)[:dead]] = 0
-    return weight, Statistics(gram=inputs.T @ inputs, sequences=4, tokens=TOKENS)
+    known = Statistics(inputs.T @ inputs, sequences=4, tokens=TOKENS, sums=inputs.sum(0))
+    return weight, known
 
 
 def unstructured() -> list[Level]:

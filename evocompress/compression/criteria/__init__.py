@@ -1,7 +1,7 @@
 """Criteria for single weights and for whole heads and channels; they know no model.
 
 `CRITERIA` give matrices zeros (`base.Criterion`), `STRUCTURED` narrow sub-layers
-(`structure.StructuredCriterion`); one file per method.
+(`structure.StructuredCriterion`); one file per method. `REFINEMENTS` repair what the former left.
 """
 
 from evocompress.compression.criteria import (
@@ -17,11 +17,13 @@ from evocompress.compression.criteria import (
 )
 from evocompress.compression.criteria.base import Criterion, Statistics, unseen
 from evocompress.compression.criteria.liar import reconstructed
+from evocompress.compression.criteria.refinements import REFINEMENTS, RefinedCriteria
 from evocompress.compression.criteria.structure import Cut, Structure, StructuredCriterion, Width
 from evocompress.core.registry import Registry
 
 __all__ = [
     "CRITERIA",
+    "REFINEMENTS",
     "STRUCTURED",
     "Criterion",
     "Cut",
@@ -33,7 +35,7 @@ __all__ = [
     "unseen",
 ]
 
-CRITERIA: Registry[Criterion] = Registry(
+CRITERIA: Registry[Criterion] = RefinedCriteria(
     "criterion",
     "evocompress.criteria",
     {

@@ -121,6 +121,7 @@ class Criterion:
         together: ``together(weights, statistics, levels)`` does that for several matrices of one
             shape that read the same input, each with its own levels; ``None`` where one by one
             is as fast.
+        sums: Whether it reads the sums of the inputs as well.
 
     Examples:
         >>> from evocompress.compression.criteria import CRITERIA
@@ -132,6 +133,7 @@ class Criterion:
     needs: Needs
     compress: Compress
     together: CompressTogether | None = None
+    sums: bool = False
 
     def compress_all(
         self, weights: Sequence[Tensor], statistics: Statistics, levels: Sequence[Sequence[Level]]

@@ -82,7 +82,7 @@ class BlockMaker:
             known = self.statistics[word]
             for need in self.order.methods.matrix_needs:
                 squares = known.squares if known.gram is None else known.gram.diagonal()
-                value = known.gram if need == "gram" else squares
+                value = {"gram": known.gram, "squares": squares, "sums": known.sums}[need]
                 assert value is not None
                 writer.add(statistics_key(word, need), value)
 

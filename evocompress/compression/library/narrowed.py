@@ -79,14 +79,19 @@ class NarrowedMatrices:
             tokens=self._manifest.tokens,
             damping=recipe.damping,
         )
-        needs = CRITERIA[recipe.criterion or ""].needs
-        if needs == "nothing":
+        criterion = CRITERIA[recipe.criterion or ""]
+        if criterion.needs == "nothing":
             return known
-        device = self._dense.device
-        stored = self._reader.tensor(block, statistics_key(linear.input, needs)).to(device)
-        if needs == "squares":
-            return replace(known, squares=stored[columns])
-        return replace(known, gram=stored[columns][:, columns])
+
+        def stored(need: str) -> Tensor:
+            found = self._reader.tensor(block, statistics_key(linear.input, need))
+            return found.to(self._dense.device)[columns]
+
+        if criterion.sums:
+            known = replace(known, sums=stored("sums"))
+        if criterion.needs == "squares":
+            return replace(known, squares=stored("squares"))
+        return replace(known, gram=stored("gram")[:, columns])
 
 
 def padded(coupled: Coupled, linear: Linear, dense: Tensor, narrow: Tensor, kept: Kept) -> Tensor:

@@ -43,7 +43,8 @@ class Methods:
         """What is read of the inputs of a matrix with zeros."""
         if self.criterion is None or self.criterion.needs == "nothing":
             return frozenset()
-        return frozenset((self.criterion.needs,))
+        sums = ("sums",) if self.criterion.sums else ()
+        return frozenset((self.criterion.needs, *sums))
 
     @property
     def width_needs(self) -> frozenset[str]:

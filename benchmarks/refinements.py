@@ -1,0 +1,119 @@
+"""What repairs without training bring: SmolLM2-135M with zeros everywhere alike, on held-out text.
+
+Every criterion alone and followed by refinements; KL to the dense model and perplexity of the even
+candidate, before any healing, and the seconds of its level library.
+
+    python benchmarks/refinements.py --calibration valid.txt --heldout test.txt --json out.json
+
+Every criterion is a cell that is kept in the results folder: an interrupted run goes on.
+``--quick`` does all in a minute on a tiny random model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tempfile
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from cells import cell
+from common import Figure, emit
+from healing import Setup, quick_setup
+from rich.console import Console
+from rich.table import Table
+
+from evocompress.core.config import RunConfig
+from evocompress.core.progress import Silent
+from evocompress.evaluation.calibration.sources import token_streams
+from evocompress.evaluation.heldout import heldout_quality
+from evocompress.export import materialize
+from evocompress.export.reload import read_checkpoint
+from evocompress.pipeline.context import RunContext
+from evocompress.pipeline.run_folder import RunFolder
+from evocompress.space import sampling
+
+CRITERIA = (
+    "magnitude",
+    "magnitude+update",
+    "wanda",
+    "wanda+swaps",
+    "wanda+update",
+    "wanda+swaps+update",
+    "sparsegpt",
+    "sparsegpt+update",
+)
+
+
+def main() -> None:
+    """Makes or reads every cell and prints the figures."""
+    arguments = _arguments()
+    with tempfile.TemporaryDirectory() as scratch:
+        if arguments.quick:
+            setup = quick_setup(Path(scratch))
+        else:
+            setup = Setup.of_files(
+                arguments.results, arguments.calibration, [arguments.heldout], ["zeros"]
+            )
+        setup = replace(setup, spaces={"zeros": setup.spaces["zeros"]})
+        figures: dict[str, Figure] = {}
+        table = Table("criterion", "KL", "perplexity", "seconds", title="refinements")
+        for name in arguments.criteria:
+            row = cell(setup.folder, name, partial(_measured, setup, name))
+            table.add_row(name, *(f"{row[key]:.4g}" for key in ("kl", "perplexity", "seconds")))
+            figures |= {f"{name}_{key}": value for key, value in row.items()}
+        Console().print(table)
+        emit("refinements", figures, arguments.json)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--calibration", help="text file for the level library")
+    parser.add_argument("--heldout", help="text file that judges")
+    parser.add_argument("--criteria", nargs="+", default=CRITERIA)
+    parser.add_argument("--results", type=Path, default=Path("results/refinements"))
+    parser.add_argument("--json")
+    parser.add_argument("--quick", action="store_true")
+    arguments = parser.parse_args()
+    if not (arguments.quick or (arguments.calibration and arguments.heldout)):
+        parser.error("give --calibration and --heldout, or --quick")
+    return arguments
+
+
+def _measured(setup: Setup, criterion: str) -> dict[str, Any]:
+    """The even candidate with the criterion's weights."""
+    sparsity = dict(setup.spaces["zeros"]["sparsity"], levels=1)
+    config = RunConfig.model_validate(
+        {
+            "name": "run",
+            "runs": str(setup.folder),
+            "model": dict(setup.model),
+            "calibration": dict(setup.calibration),
+            "space": {"sparsity": sparsity},
+            "library": {"criterion": criterion},
+            "search": {"name": "uniform"},
+        }
+    )
+    folder = setup.folder / "present"
+    shutil.rmtree(folder, ignore_errors=True)
+    context = RunContext(config, RunFolder(folder), Silent())
+    loaded, space = context.loaded, context.space
+    began = time.monotonic()
+    library = context.library
+    seconds = time.monotonic() - began
+    even = space.candidate(sampling.uniform(space))
+    model = read_checkpoint(materialize(loaded, library, even, folder / "even"), loaded.model)
+    assert loaded.tokenizer is not None
+    length = config.calibration.length
+    tokens = next(iter(token_streams(setup.heldout[0], loaded.tokenizer)))
+    sequences = tokens[: setup.sequences * length].view(-1, length)
+    found = heldout_quality(loaded.model, {"even": model}, sequences)["even"]
+    shutil.rmtree(folder)
+    return {"kl": found.kl, "perplexity": found.perplexity, "seconds": seconds}
+
+
+if __name__ == "__main__":
+    main()
