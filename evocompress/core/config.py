@@ -210,6 +210,8 @@ class HealConfig(Strict):
             models that tell the next token.
         states: Weight of the differences of the states after each block, as shares of the dense
             model's, beside the KL.
+        checkpointing: Keep only the states between blocks for the backward pass, and compute the
+            rest of each block again: slower, for much less memory.
         learning_rate: Peak, reached after `warmup` and followed by a cosine to a tenth.
         warmup: Fraction of the steps.
         weight_decay: AdamW's.
@@ -237,6 +239,7 @@ class HealConfig(Strict):
     lora_rank: Size = 16
     next_token: Annotated[Number, Field(ge=0, le=1000)] = 0.0
     states: Annotated[Number, Field(ge=0, le=1000)] = 0.0
+    checkpointing: bool = False
     learning_rate: Annotated[Number, Field(gt=0, le=1)] = 3e-4
     warmup: Annotated[Number, Field(ge=0, lt=1)] = 0.1
     weight_decay: Annotated[Number, Field(ge=0, le=100)] = 0.0

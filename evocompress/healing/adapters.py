@@ -85,6 +85,12 @@ def without_adapters(model: PreTrainedModel) -> PreTrainedModel:
     return merged
 
 
+def adapter_weights(model: PreTrainedModel, family: Family, rank: int) -> int:
+    """How many weights the adapters of a model have."""
+    names = _linear_layers(model, family)
+    return sum(rank * sum(model.get_parameter(f"{name}.weight").shape) for name in names)
+
+
 def _linear_layers(model: PreTrainedModel, family: Family) -> list[str]:
     blocks = {id(module) for block in family.blocks(model) for module in block.modules()}
     return [

@@ -7,13 +7,15 @@ blocks and the head do after blocks were dropped (Reassessing Layer Pruning, 241
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from evocompress.core.config import HealConfig
 from evocompress.core.errors import ConfigError
-from evocompress.healing.adapters import add_adapters
+from evocompress.healing.adapters import adapter_weights, add_adapters
 from evocompress.healing.student import zero_masks
 from evocompress.models.families import Family
 
@@ -28,7 +30,7 @@ LAST = "last:"
 def prepare_training(
     model: PreTrainedModel, family: Family, config: HealConfig
 ) -> dict[str, Tensor]:
-    """Lets what the configuration says have gradients, adapters being added where it says so.
+    """Lets what the configuration says have gradients, with adapters and recomputing if it says so.
 
     Returns:
         Where parameters stay zero, by their present names.
@@ -42,11 +44,36 @@ def prepare_training(
     choose_trained(model, family, config.train)
     if LORA in config.train:
         add_adapters(model, family, zeros, config.lora_rank, config.seed)
+    if config.checkpointing:
+        recompute_blocks(model, family)
     return {
         name: by_parameter[id(parameter)]
         for name, parameter in model.named_parameters()
         if id(parameter) in by_parameter
     }
+
+
+def recompute_blocks(model: PreTrainedModel, family: Family) -> None:
+    """Has the backward pass compute each block again from the state before it.
+
+    The switch of transformers works in training mode only, which a student is never in.
+    """
+    for block in family.blocks(model):
+        block.forward = partial(
+            checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False
+        )
+
+
+def trained_weights(model: PreTrainedModel, family: Family, config: HealConfig) -> tuple[int, int]:
+    """How many weights of a model are trained, and how many an adapter adds to these."""
+    chosen = {
+        id(parameter): parameter.numel()
+        for choice in config.train
+        if choice != LORA
+        for parameter in _chosen(model, family, choice)
+    }
+    added = adapter_weights(model, family, config.lora_rank) if LORA in config.train else 0
+    return sum(chosen.values()), added
 
 
 def choose_trained(model: PreTrainedModel, family: Family, choices: Sequence[str]) -> None:

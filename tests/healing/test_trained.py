@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from evocompress.core.errors import ConfigError
 from evocompress.healing import heal
 from evocompress.healing.adapters import without_adapters
 from evocompress.healing.student import load_student, write_student, zero_masks
-from evocompress.healing.trained import prepare_training
+from evocompress.healing.trained import prepare_training, trained_weights
 from evocompress.models.loading import LoadedModel
 
 
@@ -123,3 +124,21 @@ def test_what_is_not_there_is_named(
     with pytest.raises(ValidationError, match="pattern"):
         config(train="everything")
     assert config(train=["norms", "last:2"]) == config(train="norms,last:2")
+
+
+def test_recomputed_blocks_give_the_same_weights(
+    teacher: LoadedModel, student: Path, train: Tensor, validation: Tensor, tmp_path: Path
+) -> None:
+    for recompute in (False, True):
+        recipe = config(checkpointing=recompute, states=0.5)
+        heal(student, teacher, train, validation, recipe, tmp_path / str(recompute))
+    assert not changed(tmp_path / "False" / "checkpoint", tmp_path / "True" / "checkpoint")
+
+
+@pytest.mark.parametrize("words", ["all", "norms,head", "last:2", "lora,norms"])
+def test_what_is_trained_is_counted(teacher: LoadedModel, student: Path, words: str) -> None:
+    given = config(train=words, lora_rank=3)
+    counted = sum(trained_weights(teacher.model, teacher.family, given))
+    model = copy.deepcopy(teacher.model)
+    prepare_training(model, teacher.family, given)
+    assert counted == sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -156,19 +156,28 @@ def _remedies(run: PlannedRun, stage: StagePlan, memory: int, spare: int) -> Ite
         # To plan a large model takes seconds: where the last value does not help, none does.
         if values and fits(section, key, values[-1]):
             value = next(value for value in values if fits(section, key, value))
-            yield f"{section}.{key}={value}"
+            yield f"{section}.{key}={_written(value)}"
 
 
 def _choices(config: RunConfig, stage: str) -> Iterator[tuple[str, str, Sequence[object]]]:
     """Settings with smaller values, the next one first, which may help a stage."""
     if stage == "heal":
         yield "heal", "batch", _halves(config.heal.batch, 1)
+        yield "heal", "checkpointing", [True] if not config.heal.checkpointing else []
+        yield "heal", "train", [("lora",)] if config.heal.train == ("all",) else []
         return
     if stage == "search" and PROXIES[config.proxy.kind].on_disk and config.proxy.targets != "disk":
         yield "proxy", "targets", ["disk"]
     yield "calibration", "length", _halves(config.calibration.length, SHORTEST)
     sequences = f"{stage}_sequences"
     yield "calibration", sequences, _halves(getattr(config.calibration, sequences), FEWEST)
+
+
+def _written(value: object) -> str:
+    """A value as the command line takes it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(value) if isinstance(value, tuple) else str(value)
 
 
 def _halves(value: int, least: int) -> list[int]:

@@ -18,6 +18,7 @@ from evocompress.compression.live_model import CUT_BYTES
 from evocompress.core.types import Architecture, Candidate
 from evocompress.evaluation.proxies import PROXIES
 from evocompress.evaluation.proxies.prefix import LIMIT_BYTES
+from evocompress.healing.trained import trained_weights
 from evocompress.models.head import chunk_bytes
 from evocompress.pipeline.context import RunContext
 from evocompress.pipeline.planning.work import Work, removal_operations, sweep_operations
@@ -196,6 +197,13 @@ class PlannedRun:
         """Bytes that a backward pass over a sequence keeps of the forward pass."""
         return self.tokens["sequence"] * self.features * self.dtype.itemsize
 
+    @property
+    def between_bytes(self) -> int:
+        """The same where blocks are computed again: the states between them, and one block's."""
+        blocks = len(self._architecture.runs)
+        states = self._architecture.state_values(self.tokens["sequence"]) * self.dtype.itemsize
+        return blocks * states + 2 * self.kept_bytes // blocks
+
     @cached_property
     def features(self) -> int:
         """Inputs and outputs of all matrices, for one token."""
@@ -331,29 +339,37 @@ def heal_stage(run: PlannedRun) -> StagePlan:
     """The distillation of the dense model into the candidate."""
     config, length = run.context.config.heal.at(run.length), run.length
     tokens = config.steps * config.accumulate * config.batch * length
-    params = run.costs[1]["params"]
+    params, trained = run.costs[1]["params"], _trained(run)
     measured = 1 + config.steps // config.evaluate_every
     validation = config.validation_sequences * length
     work = run.products(tokens, dense=True) + run.products(tokens) * 3 + run.compared(3 * tokens)
     work += (run.products(validation) + run.compared(validation)) * measured
     per_step = 2 * MASTER_BYTES + config.accumulate * 2 * FLOAT32
-    work += Work(moved=config.steps * params * per_step)
+    work += Work(moved=config.steps * trained * per_step)
     checkpoint = params * run.dtype.itemsize
-    work += Work(written=measured * (checkpoint + params * STATE_BYTES))
-    student = params * (2 * run.dtype.itemsize + MASTER_BYTES)
-    activations = config.batch * run.kept_bytes * 2
+    work += Work(written=measured * (checkpoint + trained * STATE_BYTES))
+    student = params * run.dtype.itemsize + trained * (run.dtype.itemsize + MASTER_BYTES)
+    activations = config.batch * (run.between_bytes if config.checkpointing else run.kept_bytes * 2)
     device = run.on_device + student + activations + run.head_bytes
-    return StagePlan("heal", work, int(device), 0, int(params * _healing_bytes(run)))
+    return StagePlan("heal", work, int(device), 0, _healing_bytes(run, params, trained))
 
 
-def _healing_bytes(run: PlannedRun) -> int:
-    """Disk for each weight at the worst moment: a file stays until its successor is whole.
+def _trained(run: PlannedRun) -> float:
+    """How many weights of the candidate are trained: as large a share as of the dense model."""
+    loaded, config = run.context.loaded, run.context.config.heal
+    chosen, added = trained_weights(loaded.model, loaded.family, config)
+    whole = sum(parameter.numel() for parameter in loaded.model.parameters())
+    return chosen / whole * run.costs[1]["params"] + added
+
+
+def _healing_bytes(run: PlannedRun, params: float, trained: float) -> int:
+    """Disk at the worst moment: a file stays until its successor is whole.
 
     A state is written at every measurement but the first and the last, a checkpoint at any of
     them before the state.
     """
-    config, checkpoint = run.context.config.heal.at(run.length), run.dtype.itemsize
+    config, checkpoint = run.context.config.heal.at(run.length), params * run.dtype.itemsize
     states = (config.steps - 1) // config.evaluate_every
-    while_state = min(states, 2) * STATE_BYTES + checkpoint
-    while_checkpoint = min(states, 1) * STATE_BYTES + 2 * checkpoint
-    return max(while_state, while_checkpoint)
+    while_state = min(states, 2) * trained * STATE_BYTES + checkpoint
+    while_checkpoint = min(states, 1) * trained * STATE_BYTES + 2 * checkpoint
+    return int(max(while_state, while_checkpoint))
