@@ -95,6 +95,13 @@ SPACES: Mapping[str, dict[str, Any]] = {
 }
 
 
+HEALINGS: Mapping[str, dict[str, Any]] = {
+    "heal, blocks again": {"checkpointing": True},
+    "heal, adapters": {"checkpointing": True, "train": ("lora", "norms")},
+}
+"""Healings that need less memory."""
+
+
 @dataclass(frozen=True)
 class Taken:
     """What a stage took: seconds, MiB of memory above the idle process, bytes of files."""
@@ -313,7 +320,14 @@ def _planned(sizes: Mapping[str, Any], space: Mapping[str, Any], device: str) ->
             half = {"source": folder, "device_memory": plan.device.memory // 2}
             config = _config(Path(folder), folder, "self", **run, model=half)
             plan = make_plan(config, loaded, DEVICES[device])
-    return plan_rows(plan)[1:]
+        rows = plan_rows(plan)[1:]
+        for words, heal in HEALINGS.items():
+            changed = config.model_copy(update={"heal": config.heal.model_copy(update=heal)})
+            (row,) = (
+                r for r in plan_rows(make_plan(changed, loaded, DEVICES[device])) if r[0] == "heal"
+            )
+            rows.append([words, *row[1:]])
+    return rows
 
 
 if __name__ == "__main__":

@@ -342,7 +342,9 @@ def heal_stage(run: PlannedRun) -> StagePlan:
     params, trained = run.costs[1]["params"], _trained(run)
     measured = 1 + config.steps // config.evaluate_every
     validation = config.validation_sequences * length
-    work = run.products(tokens, dense=True) + run.products(tokens) * 3 + run.compared(3 * tokens)
+    passes = 3 + config.checkpointing
+    work = run.products(tokens, dense=True) + run.products(tokens) * passes
+    work += run.compared(3 * tokens)
     work += (run.products(validation) + run.compared(validation)) * measured
     per_step = 2 * MASTER_BYTES + config.accumulate * 2 * FLOAT32
     work += Work(moved=config.steps * trained * per_step)
