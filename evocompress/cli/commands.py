@@ -11,6 +11,20 @@ from typing import Annotated
 
 import typer
 
+from evocompress.cli.options import (
+    Folder,
+    Force,
+    ForProgram,
+    Limit,
+    Overrides,
+    RayAddress,
+    Resume,
+    RunFile,
+    Tasks,
+    TasksFolder,
+    Texts,
+    on_ray,
+)
 from evocompress.core.errors import EvoCompressError, RunError, one_line
 from evocompress.core.foreign_text import printable
 from evocompress.core.progress import Reporter
@@ -30,35 +44,6 @@ app.add_typer(library_app, name="library")
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
-
-RunFile = Annotated[
-    Path,
-    typer.Argument(help="Run file (YAML), or the name of a shipped one.", show_default=False),
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(help="Changes such as `search.generations=5`.", show_default=False),
-]
-Folder = Annotated[Path, typer.Argument(help="Folder of a run.", show_default=False)]
-RayAddress = Annotated[
-    str | None,
-    typer.Option(
-        "--ray", help="Address of a Ray cluster; `auto`: this machine's.", show_default=False
-    ),
-]
-ForProgram = Annotated[
-    str | None,
-    typer.Option(
-        "--for",
-        help="Program that is to load it: `transformers`, `vllm`, `llama.cpp`.",
-        show_default=False,
-    ),
-]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on where it stopped.")]
-Force = Annotated[
-    bool,
-    typer.Option("--force", help="Go on under other circumstances: versions, device, threads."),
-]
 
 
 @app.command(epilog="Example: `evocompress demo`")
@@ -101,7 +86,7 @@ def search(
     from evocompress.core.config_file import load_config
     from evocompress.export import program_named
 
-    changes = [*(overrides or []), *_on_ray(ray)]
+    changes = [*(overrides or []), *on_ray(ray)]
     changes += ["executor=ray", f"ray.workers={workers}"] if workers is not None else []
     if program is not None:
         program_named(program)
@@ -161,7 +146,7 @@ def profile(
     from evocompress.core.config_file import load_config
     from evocompress.evaluation.profile import table_rows
 
-    config = load_config(run_file, [*(overrides or []), *_on_ray(ray)])
+    config = load_config(run_file, [*(overrides or []), *on_ray(ray)])
     path, table = api.profile(config, anew=anew, reporter=Reporter())
     print_table(text_table(table_rows(table)))
     _say(f"Table: {path}")
@@ -333,17 +318,39 @@ def heal(
     """
     from evocompress import api
 
-    changes = [*(overrides or []), *_on_ray(ray)]
+    changes = [*(overrides or []), *on_ray(ray)]
     _say(api.heal(folder, changes, resume=resume, force=force, reporter=Reporter()))
 
 
-@app.command(epilog="Example: `evocompress evaluate runs/demo`")
-def evaluate(folder: Folder, overrides: Overrides = None) -> None:
-    """Compare dense, uniform, searched and healed on held-out text; measure latency."""
+@app.command(
+    epilog="Examples: `evocompress evaluate runs/demo`; "
+    "`evocompress evaluate runs/demo --tasks piqa,arc_easy --tasks-folder tasks --limit 500`; "
+    "`evocompress evaluate runs/demo --text novels.txt --text code.jsonl`"
+)
+def evaluate(
+    folder: Folder,
+    overrides: Overrides = None,
+    tasks: Tasks = None,
+    tasks_folder: TasksFolder = None,
+    limit: Limit = None,
+    texts: Texts = None,
+) -> None:
+    """Compare dense, uniform, searched and healed on held-out text; measure latency.
+
+    With `--tasks` they answer questions as well, through lm-evaluation-harness, which the extra
+    `eval` installs: the share of right answers, and how many flip, beside the dense model's.
+    """
     from evocompress import api
     from evocompress.report import table
 
-    api.evaluate(folder, overrides or [], reporter=Reporter())
+    asked = {
+        "tasks": None if tasks is None else [name.strip() for name in tasks.split(",")],
+        "tasks_folder": None if tasks_folder is None else str(tasks_folder),
+        "limit": limit,
+        "texts": texts,
+    }
+    given = [f"evaluate.{k}={json.dumps(v)}" for k, v in asked.items() if v is not None]
+    api.evaluate(folder, [*(overrides or []), *given], reporter=Reporter())
     print_table(table(folder))
 
 
@@ -384,11 +391,6 @@ def _interrupted(came: int) -> int:
     word = SIGNALS.get(came, "interrupted")
     print(f"{word}: search, heal and sweep go on with --resume", file=sys.stderr)
     return 128 + came if came in SIGNALS else INTERRUPTED
-
-
-def _on_ray(address: str | None) -> list[str]:
-    """The changes of a configuration that name a Ray cluster."""
-    return [] if address is None else ["executor=ray", f"ray.address={json.dumps(address)}"]
 
 
 def _say(text: object) -> None:

@@ -6,7 +6,7 @@ from math import ceil
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field
 
 from evocompress.core.fields import (
     Bytes,
@@ -26,6 +26,7 @@ from evocompress.core.fields import (
     Trained,
     Weight,
     Whole,
+    each_once,
 )
 from evocompress.core.space_config import DropSpace, SpaceConfig, SparsitySpace, WidthSpace
 
@@ -283,6 +284,13 @@ class EvaluateConfig(Strict):
         ratio_width: There are more turns until the 95% interval of every model's time as a share
             of the dense model's is no wider, as a fraction of its lower end,
         latency_seconds: or until these seconds were timed, of prefill and of decoding each.
+        texts: Further texts to measure on, sources as of ``calibration.source``;
+            ``calibration.heldout_sequences`` sequences of each that the search has not seen.
+        tasks: Tasks whose questions are asked: files ``NAME.jsonl`` of `tasks_folder`, or tasks of
+            lm-evaluation-harness.
+        tasks_folder: Folder of such files.
+        limit: Only the first questions of each task.
+        tasks_batch: Answers that are scored at once.
 
     Examples:
         >>> EvaluateConfig(latency=False).prefill
@@ -295,6 +303,11 @@ class EvaluateConfig(Strict):
     repeats: Size = 5
     ratio_width: Annotated[Number, Field(gt=0, le=10)] = 0.03
     latency_seconds: Annotated[Number, Field(ge=0, le=86_400)] = 60
+    texts: Annotated[tuple[Source, ...], AfterValidator(each_once)] = ()
+    tasks: Annotated[tuple[Name, ...], AfterValidator(each_once)] = ()
+    tasks_folder: Path | None = None
+    limit: Positive | None = None
+    tasks_batch: Size = 8
 
 
 class LatencyConfig(Strict):

@@ -80,6 +80,13 @@ def _is_source(source: str) -> str:
     return source
 
 
+def each_once(values: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuses what is named twice."""
+    if len(set(values)) < len(values):
+        raise ValueError("name each only once")
+    return values
+
+
 def _is_no_truth(value: Any) -> Any:
     """Refuses true and false, which Python counts as numbers."""
     if isinstance(value, bool):

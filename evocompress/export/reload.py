@@ -10,9 +10,18 @@ from transformers import PreTrainedModel
 from evocompress.core.errors import ModelError
 from evocompress.export.gguf_writing import GGUF_FILE
 from evocompress.export.record import verify_checkpoint
-from evocompress.models.checkpoints import local_checkpoint, quiet_transformers, read_model
+from evocompress.models.checkpoints import (
+    local_checkpoint,
+    quiet_transformers,
+    read_model,
+    read_tokenizer,
+)
 from evocompress.models.families import family_of, prepare_stock
+from evocompress.models.loading import LoadedModel
 from evocompress.models.modeling import register
+
+SAMPLE = "A line of 2,048 naïve words;\n\tthen «другие», 漢字 and 🙂."
+"""Text that tokenizers of the same tokens may still split in other ways."""
 
 
 def read_checkpoint(path: Path, like: PreTrainedModel) -> PreTrainedModel:
@@ -23,8 +32,8 @@ def read_checkpoint(path: Path, like: PreTrainedModel) -> PreTrainedModel:
         like: The dense model, whose task, dtype and device it gets.
 
     Raises:
-        ModelError: The folder holds no checkpoint, one that only llama.cpp loads, or a file of it
-            is missing or damaged.
+        ModelError: The folder holds no checkpoint, one that only llama.cpp loads, one of another
+            vocabulary, or a file of it is missing or damaged.
         ExportError: A file of it is not what was written.
     """
     if (path / GGUF_FILE).exists():
@@ -37,7 +46,37 @@ def read_checkpoint(path: Path, like: PreTrainedModel) -> PreTrainedModel:
     verify_checkpoint(path)
     with quiet_transformers():
         model = read_model(checkpoint, like.dtype, family.task.auto, family.unused)
+    words, known = _vocabulary(model), _vocabulary(like)
+    if words != known:
+        raise ModelError(
+            f"{path} has a vocabulary of {words} tokens and the dense model one of {known}: their "
+            "outputs cannot be compared; give a checkpoint that was made of this model"
+        )
     prepare_stock(model)
     nn.Module.to(model, like.device)
     model.eval()
     return model
+
+
+def check_tokenizer(path: Path, loaded: LoadedModel) -> None:
+    """Refuses a checkpoint that comes with another tokenizer than the dense model's.
+
+    Raises:
+        ModelError: The tokenizers differ, or the checkpoint's cannot be read.
+    """
+    if loaded.tokenizer is None or not list(path.glob("*token*")):
+        return
+    with quiet_transformers():
+        own = read_tokenizer(local_checkpoint(path))
+    one, other = ((each.get_vocab(), each(SAMPLE)["input_ids"]) for each in (own, loaded.tokenizer))
+    if one != other:
+        raise ModelError(
+            f"{path} has another tokenizer than {loaded.source}, so the same text is not the same "
+            "to both: write the checkpoint again with 'evocompress materialize'"
+        )
+
+
+def _vocabulary(model: PreTrainedModel) -> int | None:
+    """The number of tokens that a model's config says; ``None`` where it reads no text."""
+    words: int | None = getattr(model.config.get_text_config(), "vocab_size", None)
+    return words

@@ -53,6 +53,11 @@ def _check_next_token(context: RunContext, search: bool) -> None:
     name = context.config.library.width_criterion
     if search and context.settings.needs_next_token:
         require_next_token(context.loaded, f"search.name={context.config.search.name}")
+    if context.config.evaluate.tasks and not context.loaded.family.task.causal:
+        raise ConfigError(
+            f"evaluate.tasks: {context.loaded.source} is a model for "
+            f"{context.loaded.family.task.name}, which answers no questions: unset it"
+        )
     if context.config.space.width and "gradients" in STRUCTURED[name].needs:
         require_next_token(context.loaded, f"library.width_criterion={name}")
 

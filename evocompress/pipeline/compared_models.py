@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from transformers import PreTrainedModel
+
 from evocompress.compression.library import Library
 from evocompress.core.errors import RunError
 from evocompress.core.foreign_text import as_code
@@ -12,7 +14,7 @@ from evocompress.core.leftovers import scratch_folder
 from evocompress.core.types import Candidate
 from evocompress.export import PROGRAMS, choose_for, read_candidate
 from evocompress.export import materialize as write_checkpoint
-from evocompress.export.reload import read_checkpoint
+from evocompress.export.reload import check_tokenizer, read_checkpoint
 from evocompress.pipeline.comparison import ComparedModel
 from evocompress.pipeline.context import RunContext
 from evocompress.pipeline.finished import Unchanged
@@ -132,6 +134,7 @@ def models_to_compare(
 
     Raises:
         RunError: The run has no checkpoint, or one of another model or level library.
+        ModelError: A checkpoint is damaged, or has another tokenizer or vocabulary.
     """
     folder, space = context.folder, context.space
     names = row_names(own_checkpoint(context, unchanged), folder.read_winner().id)
@@ -144,14 +147,19 @@ def models_to_compare(
     rows = {
         "dense": ComparedModel(dense, space.cost_model.dense()),
         "uniform": ComparedModel(uniform_model, costs_of(space, uniform)),
-        names["searched"]: ComparedModel(read_checkpoint(folder.checkpoint, dense), searched),
+        names["searched"]: ComparedModel(_read(context, folder.checkpoint), searched),
     }
     if is_healed(folder):
         unchanged.check_checkpoint(folder.healed_checkpoint)
-        rows[names["healed"]] = ComparedModel(
-            read_checkpoint(folder.healed_checkpoint, dense), searched
-        )
+        rows[names["healed"]] = ComparedModel(_read(context, folder.healed_checkpoint), searched)
     return rows
+
+
+def _read(context: RunContext, path: Path) -> PreTrainedModel:
+    """A checkpoint of the run's folder, which reads text as the dense model does."""
+    model = read_checkpoint(path, context.loaded.model)
+    check_tokenizer(path, context.loaded)
+    return model
 
 
 def is_healed(folder: RunFolder) -> bool:

@@ -22,6 +22,15 @@ from evocompress.evaluation.heldout import (
 )
 from evocompress.models.loading import LoadedModel
 
+CAUSAL_MEASURES = {
+    "kl": "kl",
+    "kl_sd": "kl_sd",
+    "kl_p99": "kl_p99",
+    "kl_topk": "kl_top256",
+    "perplexity": "perplexity",
+}
+"""What is told of a model's text, by its name in `Quality` and in evaluation.json."""
+
 
 @dataclass(frozen=True)
 class ComparedModel:
@@ -54,7 +63,7 @@ def compare(
     """
     task = dense.family.task
     models = {name: compared.model for name, compared in models_to_compare.items()}
-    qualities = _qualities(dense, models, heldout, labels, batch)
+    found = qualities(dense, models, heldout, labels, batch)
     latencies: Mapping[str, Latency] = {}
     if config.latency:
         latencies = measure_latency(
@@ -76,7 +85,7 @@ def compare(
                 "nonzeros": counts.nonzeros,
                 "flops": count_flops(compared.model, length, task),
                 "weight_bytes": counts.parameters * dense.stored.itemsize,
-                **qualities[name],
+                **found[name],
                 "predicted": dict(compared.predicted),
                 **_latency(latencies.get(name), config.decode[1]),
             }
@@ -84,7 +93,7 @@ def compare(
     return rows
 
 
-def _qualities(
+def qualities(
     dense: LoadedModel,
     models: Mapping[str, PreTrainedModel],
     heldout: Tensor,
@@ -95,17 +104,16 @@ def _qualities(
     task = dense.family.task
     if task.causal:
         found = heldout_quality(dense.model, models, heldout, batch=batch)
-        renamed = {"kl": "kl", "kl_sd": "kl_sd", "kl_topk": "kl_top256", "perplexity": "perplexity"}
-        qualities = {
-            name: {key: getattr(quality, own) for own, key in renamed.items()}
+        measured: Mapping[str, Mapping[str, float | None]] = {
+            name: {key: getattr(quality, own) for own, key in CAUSAL_MEASURES.items()}
             for name, quality in found.items()
         }
     else:
-        qualities = output_quality(task, dense.model, models, heldout, labels, batch=batch)
+        measured = output_quality(task, dense.model, models, heldout, labels, batch=batch)
     # JSON knows no NaN, which there is where the logits of a model overflowed.
     return {
         name: {k: v if v is not None and isfinite(v) else None for k, v in of_model.items()}
-        for name, of_model in qualities.items()
+        for name, of_model in measured.items()
     }
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from evocompress.core.config import CalibrationConfig, RunConfig
 from evocompress.core.errors import DataError, LibraryError, ModelError
 from evocompress.evaluation.calibration.sources import check_present, has_fields
+from evocompress.evaluation.tasks import find_tasks
 from evocompress.models.checkpoints import GGUF, check_model_path
 from evocompress.models.demo import DEMO_SOURCE
 from evocompress.models.loading import device_named
@@ -17,13 +18,16 @@ from evocompress.pipeline.run_folder import RunFolder
 
 
 def check_early(config: RunConfig, *, search: bool = True, folder: RunFolder | None = None) -> None:
-    """Whether the data are there and the settings fit the model, by its config alone.
+    """Whether data and tasks are there and the settings fit the model, by its config alone.
 
     Without `search` a library alone is to be made. The folder may be another one than configured.
     """
     check_sources(config.calibration)
     for source in config.heal.sources(config.calibration.source):
         check_present(source, "heal.source")
+    for text in config.evaluate.texts:
+        check_present(text, "evaluate.texts")
+    find_tasks(config.evaluate.tasks, config.evaluate.tasks_folder)
     library = config.library.path
     if library is not None and library.exists() and not library.is_dir():
         raise LibraryError(f"library.path: {library} is a file: name a folder")

@@ -11,12 +11,19 @@ import torch
 from evocompress.core.config import EvaluateConfig
 from evocompress.core.environment import describe, environment
 from evocompress.core.files import write_json
+from evocompress.evaluation.tasks import PACKAGE
 from evocompress.export import read_record
 from evocompress.pipeline.compared_models import models_to_compare
 from evocompress.pipeline.comparison import compare
 from evocompress.pipeline.context import RunContext
 from evocompress.pipeline.early_checks import check_early
 from evocompress.pipeline.finished import Unchanged
+from evocompress.pipeline.texts_and_tasks import (
+    ask_tasks,
+    described,
+    further_texts,
+    measure_texts,
+)
 
 
 def evaluate(context: RunContext) -> Path:
@@ -24,20 +31,29 @@ def evaluate(context: RunContext) -> Path:
     check_early(context.config, search=False, folder=context.folder)
     unchanged = Unchanged(context)
     unchanged.check_model()
-    heldout, config = unchanged.check_text().heldout, _settings(context)
+    calibration, config = unchanged.check_text(), _settings(context)
+    texts = further_texts(context)
     library = context.existing_library()
     unchanged.check_library(library)
-    with context.folder.locked(), context.reporter.stage("evaluate"):
+    with context.folder.locked(), context.reporter.stage("evaluate") as advance:
+        compared = models_to_compare(context, library, unchanged)
         rows = compare(
             context.loaded,
-            models_to_compare(context, library, unchanged),
-            heldout,
+            compared,
+            calibration.heldout,
             config,
             batch=context.config.calibration.micro_batch,
             length=context.space.cost_model.length,
-            labels=context.calibration.labels,
+            labels=calibration.labels,
         )
-        write_json(context.folder.evaluation, _record(context, config, len(heldout), rows))
+        models = {name: each.model for name, each in compared.items()}
+        measured = measure_texts(context, models, texts)
+        asked, answered = ask_tasks(context, models, advance)
+        rows = [
+            {**row, "texts": measured[row["name"]], "tasks": answered[row["name"]]} for row in rows
+        ]
+        more = {"texts": described(texts), "tasks": asked}
+        write_json(context.folder.evaluation, _record(context, config, rows) | more)
     return context.folder.evaluation
 
 
@@ -51,22 +67,24 @@ def _settings(context: RunContext) -> EvaluateConfig:
 
 
 def _record(
-    context: RunContext, config: EvaluateConfig, sequences: int, rows: Sequence[dict[str, Any]]
+    context: RunContext, config: EvaluateConfig, rows: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
     """The content of evaluation.json."""
     model, calibration = context.loaded.model, context.calibration
+    packages = [*context.packages, *([PACKAGE] if config.tasks else [])]
     return {
         "candidate": read_record(context.folder.checkpoint).id,
         "heldout": {
             "source": calibration.heldout_source,
             "self_written": calibration.heldout_source == "self",
-            "sequences": sequences,
+            "sequences": len(calibration.heldout),
             "length": calibration.length,
             "opening": calibration.opening,
             "repeated": calibration.repeated,
+            "digest": calibration.heldout_fingerprint,
         },
         "settings": config.model_dump(mode="json"),
         "device": f"{describe(model.device)}, {torch.get_num_threads()} threads",
-        "environment": environment(model.device, model.dtype, "local", context.packages),
+        "environment": environment(model.device, model.dtype, "local", packages),
         "rows": rows,
     }

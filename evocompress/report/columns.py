@@ -8,8 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
-from evocompress.report.data import RatioRecord, Row, TimingRecord
+from evocompress.report.data import QualityRecord, RatioRecord, Row, TimingRecord
+
+R = TypeVar("R")
 
 LATENCIES = {"latency": "prefill_ms", "decode_latency": "decode_ms_per_token"}
 """Where the latency that a cost predicts, in seconds, is found as measured, in milliseconds."""
@@ -52,12 +55,22 @@ def columns(rows: Sequence[Row]) -> list[Column]:
         _cost("FLOPs", "", "flops", rows),
         _cost("Weights", "B", "weight_bytes", rows),
     ]
+    speed = [
+        _latency("Prefill", "ms", "latency", rows),
+        _latency("Decode", "ms/token", "decode_latency", rows),
+    ]
+    return with_values([*costs, *quality_columns(rows), *speed])
+
+
+def quality_columns(rows: Sequence[QualityRecord], name: str = "Held-out KL") -> list[Column]:
+    """How good models are on a text, the divergence by another `name` or not."""
     of_tokens = any(row.perplexity is not None for row in rows)
     unit = "nats/token" if of_tokens else "nats"
-    quality = [
+    return [
         _share("Accuracy", rows, lambda row: row.accuracy),
         _share("Class of dense", rows, lambda row: row.agreement),
-        Column("Held-out KL", unit, tuple(_divergence(row) for row in rows)),
+        Column(name, unit, tuple(_divergence(row) for row in rows)),
+        _plain("KL, 99th percentile", "nats/token", rows, lambda row: row.kl_p99, 4),
         _plain("KL, top 256", "nats/token", rows, lambda row: row.kl_top256, 4),
         _plain("Perplexity", "", rows, lambda row: row.perplexity, 2),
         _plain("Embedding distance", "", rows, lambda row: row.distance, 5),
@@ -65,11 +78,11 @@ def columns(rows: Sequence[Row]) -> list[Column]:
         _plain("Score error", "", rows, lambda row: row.score_error, 5),
         _plain("Scores, Spearman", "", rows, lambda row: row.score_spearman, 4),
     ]
-    speed = [
-        _latency("Prefill", "ms", "latency", rows),
-        _latency("Decode", "ms/token", "decode_latency", rows),
-    ]
-    return [column for column in costs + quality + speed if set(column.cells) != {Cell()}]
+
+
+def with_values(columns: Sequence[Column]) -> list[Column]:
+    """Those in which at least one cell has a value."""
+    return [column for column in columns if set(column.cells) != {Cell()}]
 
 
 def number(value: float | None, decimals: int) -> str:
@@ -129,12 +142,13 @@ def _prediction(predicted: float, measured: float, size: float) -> str:
 
 
 def _plain(
-    title: str, unit: str, rows: Sequence[Row], value: Callable[[Row], float | None], decimals: int
+    title: str, unit: str, rows: Sequence[R], value: Callable[[R], float | None], decimals: int
 ) -> Column:
+    """A column of numbers with so many decimals."""
     return Column(title, unit, tuple(Cell(number(value(row), decimals)) for row in rows))
 
 
-def _share(title: str, rows: Sequence[Row], value: Callable[[Row], float | None]) -> Column:
+def _share(title: str, rows: Sequence[R], value: Callable[[R], float | None]) -> Column:
     """A share of the held-out data, in percent."""
     return _plain(title, "%", rows, lambda row: _times(value(row), 100), 1)
 
@@ -143,7 +157,7 @@ def _times(value: float | None, factor: float) -> float | None:
     return None if value is None else factor * value
 
 
-def _divergence(row: Row) -> Cell:
+def _divergence(row: QualityRecord) -> Cell:
     text = number(row.kl, 4)
     if row.kl is None or not row.kl_sd or math.isnan(row.kl_sd):
         return Cell(text)

@@ -48,18 +48,47 @@ class FrontPoint(FileModel):
     label: str | None = None
 
 
-class Heldout(FileModel):
-    """The text of the final evaluation; `length` in tokens, `opening` what begins each sequence.
+class FurtherText(FileModel):
+    """A text that an evaluation measured on; `length` in tokens.
 
-    `repeated` tokens are in runs that library or search see as well.
+    `repeated` tokens are in runs that library or search see as well; `digest` is of the tokens.
     """
 
     source: str
-    self_written: bool
     sequences: int
     length: int
-    opening: str = ""
     repeated: int = 0
+    digest: str = ""
+
+
+class Heldout(FurtherText):
+    """The text of the final evaluation; `opening` is what begins each sequence."""
+
+    self_written: bool
+    opening: str = ""
+
+
+class AskedTask(FileModel):
+    """A task of an evaluation: a file of questions with its checksum, or one of the harness's."""
+
+    name: str
+    questions: int
+    file: str = ""
+    digest: str = ""
+    version: str = ""
+
+
+class TaskScore(FileModel):
+    """How one model did in a task, by one measure; see `evocompress.evaluation.tasks.Score`."""
+
+    task: str
+    measure: str
+    value: float
+    error: float | None = None
+    difference: float | None = None
+    difference_error: float | None = None
+    lost: int | None = None
+    won: int | None = None
 
 
 class TimingRecord(FileModel):
@@ -84,19 +113,12 @@ class RatioRecord(FileModel):
         return not self.low <= 1 <= self.high
 
 
-class Row(FileModel):
-    """One model of the comparison; `predicted` holds costs by name.
+class QualityRecord(FileModel):
+    """How good a model is on a text, or on what else it reads."""
 
-    Evaluations of older versions have no ratios of latencies.
-    """
-
-    name: str
-    params: float | None = None
-    nonzeros: float | None = None
-    flops: float | None = None
-    weight_bytes: float | None = None
     kl: float | None = None
     kl_sd: float | None = None
+    kl_p99: float | None = None
     kl_top256: float | None = None
     perplexity: float | None = None
     accuracy: float | None = None
@@ -105,11 +127,32 @@ class Row(FileModel):
     spearman: float | None = None
     score_error: float | None = None
     score_spearman: float | None = None
+
+
+class TextRecord(QualityRecord):
+    """The same on a further text."""
+
+    source: str
+
+
+class Row(QualityRecord):
+    """One model of the comparison; `predicted` holds costs by name.
+
+    Evaluations of older versions have no ratios of latencies, texts or tasks.
+    """
+
+    name: str
+    params: float | None = None
+    nonzeros: float | None = None
+    flops: float | None = None
+    weight_bytes: float | None = None
     prefill_ms: TimingRecord | None = None
     prefill_ratio: RatioRecord | None = None
     decode_ms_per_token: TimingRecord | None = None
     decode_ratio: RatioRecord | None = None
     predicted: dict[str, float] | None = None
+    texts: tuple[TextRecord, ...] = ()
+    tasks: tuple[TaskScore, ...] = ()
 
 
 class Evaluation(FileModel):
@@ -125,6 +168,8 @@ class Evaluation(FileModel):
     device: str = ""
     environment: Facts | None = None
     rows: tuple[Row, ...]
+    texts: tuple[FurtherText, ...] = ()
+    tasks: tuple[AskedTask, ...] = ()
 
     def row(self, name: str) -> Row | None:
         """The row of that name, if the run has it."""

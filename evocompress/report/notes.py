@@ -21,6 +21,7 @@ from evocompress.report.data import (
 )
 from evocompress.report.latencies import sequence_tokens, timing_notes
 from evocompress.report.measures import contradictions, other_candidates
+from evocompress.report.tables import table_notes
 from evocompress.space.costs import COSTS, amount_text
 
 COST_NAMES = {
@@ -251,6 +252,7 @@ def _evaluation_notes(evaluation: Evaluation) -> Iterator[str]:
             f"FLOPs: {COSTS['flops']}; counted by torch on each model. "
             f"Weights: {COSTS['weight_bytes']}."
         )
+    yield from table_notes(evaluation)
     if heldout.self_written:
         yield (
             "The perplexity is of text that the dense model wrote itself: it is lower than on "

@@ -18,13 +18,14 @@ from evocompress.core.foreign_text import in_markdown, printable
 from evocompress.core.leftovers import clear_written
 from evocompress.evaluation.proxies import meaning_of
 from evocompress.report.allocation import UnitGrid, unit_grid
-from evocompress.report.columns import columns, number
+from evocompress.report.columns import number
 from evocompress.report.data import RunData, read_run, spanning_costs
 from evocompress.report.figures import healing_curve, search_curve
 from evocompress.report.front import choice, detailed, embedded, front_scatter, varying_costs
 from evocompress.report.healing import healing_facts
 from evocompress.report.maps import allocation_map
 from evocompress.report.notes import allocation_text, facts, front_text, headlines, notes
+from evocompress.report.tables import tables
 
 
 @dataclass(frozen=True)
@@ -82,13 +83,13 @@ def _without_controls(value: Any) -> Any:
 def _content(run: RunData) -> dict[str, Any]:
     """What both templates show."""
     config = run.config
-    rows = run.evaluation.rows if run.evaluation else ()
+    evaluation = run.evaluation
     return {
         "name": config.name,
         "facts": facts(run),
-        "headlines": headlines(run.evaluation, spanning_costs(run)) if run.evaluation else [],
-        "rows": [row.name for row in rows],
-        "columns": columns(rows),
+        "headlines": headlines(evaluation, spanning_costs(run)) if evaluation else [],
+        "rows": [row.name for row in evaluation.rows] if evaluation else [],
+        "tables": tables(evaluation) if evaluation else [],
         "allocation": allocation_text(_winner_grid(run)),
         "notes": notes(run),
     }

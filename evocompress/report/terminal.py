@@ -9,9 +9,10 @@ from rich.table import Table
 from rich.text import Text
 
 from evocompress.core.terminal import shown
-from evocompress.report.columns import Cell, columns
+from evocompress.report.columns import Cell
 from evocompress.report.data import read_evaluation
 from evocompress.report.notes import heldout_text
+from evocompress.report.tables import tables
 
 
 def table(folder: Path) -> Table:
@@ -30,9 +31,11 @@ def table(folder: Path) -> Table:
     result.add_column("", no_wrap=True)
     for row in evaluation.rows:
         result.add_column(shown(row.name), justify="right", overflow="fold")
-    for column in columns(evaluation.rows):
-        title = titled(column.title, column.unit)
-        result.add_row(title, *(_value(cell) for cell in column.cells))
+    for each in tables(evaluation):
+        for column in each.columns:
+            title = titled(column.title, column.unit)
+            result.add_row(title, *(_value(cell) for cell in column.cells))
+        result.add_section()
     return result
 
 

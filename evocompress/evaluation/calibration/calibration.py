@@ -77,6 +77,11 @@ class Calibration:
         """The same of the part that a level library is made from, which others may share."""
         return _fingerprint(self.library)
 
+    @cached_property
+    def heldout_fingerprint(self) -> str:
+        """The same of the held-out part, for what is measured on that."""
+        return _fingerprint(self.heldout)
+
     def notes(self, what: str) -> Iterator[str]:
         """What held-out part and the others have in common, where that is worth a word."""
         source, other = self.source, self.heldout_source

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -20,6 +21,7 @@ class Quality:
     Attributes:
         kl: Mean over positions of KL(dense || model) over the whole vocabulary.
         kl_sd: Standard deviation over sequences of their own mean KL; 0 for one sequence.
+        kl_p99: The 99th percentile of the KL over all positions: what the mean hides.
         kl_topk: Mean KL with all but the dense model's likeliest tokens in one bucket; a lower
             bound of `kl`.
         perplexity: Exponential of the mean negative log-likelihood of the next token.
@@ -36,6 +38,7 @@ class Quality:
 
     kl: float
     kl_sd: float
+    kl_p99: float
     kl_topk: float
     perplexity: float
     sequences: int
@@ -67,17 +70,16 @@ def heldout_quality(
     Returns:
         The quality of each model. Values are not finite where a model's logits are not.
     """
-    sums: dict[str, list[Tensor]] = {name: [] for name in models}
+    values: dict[str, list[Tensor]] = {name: [] for name in models}
     for ids in torch.split(sequences.to(dense.device), batch):
         reference = _logits(dense, ids)
         for name, model in models.items():
             logits = reference if model is dense else _logits(model, ids)
-            sums[name] += [
-                _sequence_sums(*of_sequence, top_k)
+            values[name] += [
+                _position_values(*of_sequence, top_k)
                 for of_sequence in zip(reference, logits, ids, strict=True)
             ]
-    positions = sequences.shape[1] - 1
-    return {name: _quality(torch.stack(rows) / positions, positions) for name, rows in sums.items()}
+    return {name: _quality(torch.stack(found)) for name, found in values.items()}
 
 
 def _logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
@@ -86,9 +88,9 @@ def _logits(model: PreTrainedModel, ids: Tensor) -> Tensor:
     return logits
 
 
-def _sequence_sums(dense: Tensor, logits: Tensor, ids: Tensor, top_k: int) -> Tensor:
-    """Sums over positions of (KL, bucketed KL, negative log-likelihood), of logits (S, V)."""
-    total = torch.zeros(3, dtype=torch.float64, device=ids.device)
+def _position_values(dense: Tensor, logits: Tensor, ids: Tensor, top_k: int) -> Tensor:
+    """KL, bucketed KL and negative log-likelihood (3, S - 1) of each position, of logits (S, V)."""
+    found = []
     for start in range(0, len(ids) - 1, ROWS):
         rows = slice(start, min(start + ROWS, len(ids) - 1))
         log_p = dense[rows].float().log_softmax(-1)
@@ -99,8 +101,8 @@ def _sequence_sums(dense: Tensor, logits: Tensor, ids: Tensor, top_k: int) -> Te
             _bucket_divergence(log_p, log_q, top_k),
             -log_q.gather(-1, following)[:, 0],
         )
-        total += torch.stack(values).double().sum(1)
-    return total
+        found.append(torch.stack(values))
+    return torch.cat(found, 1).cpu()
 
 
 def _divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -121,16 +123,18 @@ def _bucket_divergence(log_p: Tensor, log_q: Tensor, top_k: int) -> Tensor:
     return _divergence(bucketed_p, bucketed_q)
 
 
-def _quality(means: Tensor, positions: int) -> Quality:
-    """From the three means of each sequence (M, 3), float64."""
+def _quality(values: Tensor) -> Quality:
+    """From the three values of each position of each sequence (M, 3, S - 1)."""
+    means = values.double().mean(2)
     kl, kl_topk, loss = means.mean(0).tolist()
     per_sequence = means[:, 0]
     return Quality(
         kl=kl,
         kl_sd=float(per_sequence.std()) if len(means) > 1 else 0.0,
+        kl_p99=float(np.quantile(values[:, 0].double().numpy(), 0.99)),
         kl_topk=kl_topk,
         perplexity=float(torch.tensor(loss, dtype=torch.float64).exp()),
         sequences=len(means),
-        positions=positions,
+        positions=values.shape[2],
         kl_per_sequence=tuple(per_sequence.tolist()),
     )
