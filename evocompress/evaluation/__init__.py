@@ -3,7 +3,7 @@
 `calibration` reads text and images; `proxies` judge candidates on them; `estimates` tell a number
 for every unit from a few passes; `profile` measures latency tables; `executor` answers requests in
 this process. `heldout` measures finished models and shares no code with the proxies, so that no
-winner is judged by the code that chose it.
+winner is judged by the code that chose it; `tasks` asks them questions.
 
 Interface: `evocompress.evaluation.proxies.base.Proxy` and
 `evocompress.evaluation.estimates.base.Estimator` (a new one is one file and one line, see

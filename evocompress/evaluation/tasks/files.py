@@ -71,6 +71,11 @@ class LocalTask:
         name: Of the task.
         path: The file.
         questions: One or more, in the order of the lines.
+
+    Examples:
+        >>> row = {"question": "It is _ here.", "choices": ["hot", "cold"], "label": 1}
+        >>> LocalTask("weather", Path("weather.jsonl"), (Question(**row),)).rows()
+        [{'question': 1, 'choices': ['It is hot', 'It is cold'], 'label': 'here.'}]
     """
 
     name: str

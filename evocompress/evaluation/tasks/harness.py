@@ -50,6 +50,11 @@ class Answers:
             for its length in characters).
         values: One for each question (N,), by the models' names.
         version: Of the task, where it is the harness's own.
+
+    Examples:
+        >>> found = Answers("sums", "acc", {"dense": np.array([1.0, 0.0])})
+        >>> found.values["dense"].mean()
+        np.float64(0.5)
     """
 
     task: str
