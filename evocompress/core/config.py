@@ -284,11 +284,9 @@ class EvaluateConfig(Strict):
         ratio_width: There are more turns until the 95% interval of every model's time as a share
             of the dense model's is no wider, as a fraction of its lower end,
         latency_seconds: or until these seconds were timed, of prefill and of decoding each.
-        texts: Further texts to measure on, sources as of ``calibration.source``;
-            ``calibration.heldout_sequences`` sequences of each that the search has not seen.
-        tasks: Tasks whose questions are asked: files ``NAME.jsonl`` of `tasks_folder`, or tasks of
-            lm-evaluation-harness.
-        tasks_folder: Folder of such files.
+        texts: Further texts to measure on, sources as of ``calibration.source``.
+        tasks: Tasks that are asked: files ``NAME.jsonl`` of a folder, or lm-evaluation-harness's.
+        tasks_folder: That folder.
         limit: Only the first questions of each task.
         tasks_batch: Answers that are scored at once.
 

@@ -68,8 +68,8 @@ def _tasks_text(evaluation: Evaluation) -> str:
     parts = [f"{task.name} {number(task.questions, 0)}" for task in evaluation.tasks]
     return (
         f"Tasks, asked through lm-evaluation-harness; questions: {', '.join(parts)}. ± is the "
-        "standard error. All models answer the same questions, so the difference to the dense "
-        "model has a standard error of its own; where it is less than 1.96 of these, the models "
+        "standard error, Δ the difference to the dense model on the same questions, which has a "
+        "standard error of its own; where Δ is less than 1.96 of these, the models "
         f"are {UNTOLD}. Lost are answers of the dense model that were right and are wrong now, won "
         "those that became right."
     )
@@ -131,7 +131,7 @@ def _cell(score: TaskScore | None, factor: float) -> Cell:
         change = f"{factor * score.difference:+,.1f}"
         error = score.difference_error
         change += "" if error is None else f" ± {number(factor * error, 1)}"
-        notes.append(f"{change} to dense")
+        notes.append(f"Δ {change}")
         if error is not None and abs(score.difference) <= BETWEEN * error:
             notes.append(UNTOLD)
     if score.lost is not None and score.won is not None:

@@ -28,7 +28,7 @@ def table(folder: Path) -> Table:
         caption_justify="left",
         pad_edge=False,
     )
-    result.add_column("", no_wrap=True)
+    result.add_column("")
     for row in evaluation.rows:
         result.add_column(shown(row.name), justify="right", overflow="fold")
     for each in tables(evaluation):

@@ -128,16 +128,17 @@ def ask(
         limit: Only the first questions of each.
         batch: Sequences of a forward pass, which are padded on the right.
         bos: Whether texts begin with the beginning-of-text token; ``None`` as the tokenizer does.
-        told: Told about progress, with no total.
+        told: Told about progress; the total is 0 where it is not known.
 
     Raises:
         DataError: One of the harness's own tasks cannot be loaded, or has no such measure.
     """
     found: dict[tuple[str, str], dict[str, Floats]] = {}
     with _quiet():
-        ready = _ready(tasks)
+        ready, each, done = _ready(tasks), _sequences(tasks, limit), 0
         for name, model in models.items():
-            with _counted(model, name, told):
+            with _counted(model, name, done, each * len(models), told):
+                done += each
                 results = _ask(loaded, model, ready, limit=limit, batch=batch, bos=bos)
             for key, values in _values(results, ready):
                 found.setdefault(key, {})[name] = values
@@ -240,15 +241,27 @@ def _values(results: Any, tasks: Mapping[str, Any]) -> Iterator[tuple[tuple[str,
                 yield (name, title), values
 
 
+def _sequences(tasks: Sequence[FoundTask], limit: int | None) -> int:
+    """How many sequences a model is given at most; 0 with tasks that are not of files."""
+    counts = [
+        sum(len(question.choices) for question in task.questions[:limit])
+        for task in tasks
+        if isinstance(task, LocalTask)
+    ]
+    return sum(counts) if len(counts) == len(tasks) else 0
+
+
 @contextmanager
-def _counted(model: PreTrainedModel, name: str, told: Told) -> Iterator[None]:
-    """Tells how many sequences a model has been given."""
+def _counted(
+    model: PreTrainedModel, name: str, before: int, total: int, told: Told
+) -> Iterator[None]:
+    """Tells how many sequences a model has been given, after those `before` of all models."""
     done = 0
 
     def count(_: Any, given: tuple[Any, ...], __: Any) -> None:
         nonlocal done
         done += len(given[0]) if given else 0
-        told(done, 0, f"tasks, {name}: {done:,} sequences")
+        told(before + done, total, f"tasks, {name}")
 
     hook = model.register_forward_hook(count)
     try:
