@@ -117,6 +117,8 @@ def test_multipliers_are_in_the_weights_of_layers_that_differ(tmp_path: Path) ->
         for name, levels in {"alike": {}, "differing": {"2.mlp": DROP}}.items()
     ]
     alike, differing = (GgufReference(file).metadata for file in files)
+    told = ["multipliers" in (file.parent / "README.md").read_text() for file in files]
+    assert told == [False, True]
     epsilon = "attention.layer_norm_rms_epsilon"
     assert alike["granite.residual_scale"] == pytest.approx(0.4)
     assert "deci.residual_scale" not in differing
