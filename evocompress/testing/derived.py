@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import CONFIG_MAPPING, PreTrainedModel
+from transformers import PreTrainedModel
 
 from evocompress.models.families import family_of
 from evocompress.models.families.base import prepare
+from evocompress.models.families.derivation.defaults import default_config
 from evocompress.models.families.derivation.from_config import class_for, language_class
 from evocompress.models.families.derivation.purpose import tiny_batch
 from evocompress.models.families.derivation.shrink import SHARED_LAYERS, TRIES, random_model, shrunk
@@ -52,7 +53,7 @@ def typical_config(name: str) -> Any:
     settings: dict[str, Any] = {**SETTINGS.get(name, {})}
     if "layer_types" in settings:
         settings["num_hidden_layers"] = len(settings["layer_types"])
-    return CONFIG_MAPPING[name.split()[0]](**settings)
+    return default_config(name.split()[0], **settings)
 
 
 def typical_model(

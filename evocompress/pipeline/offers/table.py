@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
@@ -14,7 +15,6 @@ from typing import Any, Literal
 
 import torch
 import transformers
-from transformers import CONFIG_MAPPING
 
 from evocompress.core.errors import ModelError, RunError, one_line
 from evocompress.core.files import cache_folder, naming_disk_errors, read_as, write_json
@@ -23,11 +23,15 @@ from evocompress.core.sources import digest_of, versions_of
 from evocompress.models.checkpoints import quiet_transformers
 from evocompress.models.config_keys import lasting
 from evocompress.models.families import FAMILIES
+from evocompress.models.families.derivation.defaults import default_config
 from evocompress.pipeline.offers.offers import Offers, nothing
 from evocompress.pipeline.offers.types import class_name, offers_of_type, type_names
 
 LIMIT_S = 180.0
 """Seconds after which a type is given up."""
+
+MEMORY = 8 * 2**30
+"""Bytes that a process may take; a type that wants more is told so, and the others go on."""
 
 WORKERS = 2
 """Processes that try types."""
@@ -92,6 +96,7 @@ class OfferWorker:
 def _serve(end: Connection, answer: Callable[[str], Any]) -> None:
     """What the process does."""
     torch.set_num_threads(1)
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, resource.getrlimit(resource.RLIMIT_DATA)[1]))
     while True:
         try:
             question = end.recv()
@@ -175,7 +180,7 @@ def _path(model_type: str) -> Path:
     """The file of a type; its name tells all on which the offers depend."""
     try:
         with quiet_transformers():
-            config: Any = lasting(CONFIG_MAPPING[model_type]().to_dict())
+            config: Any = lasting(default_config(model_type).to_dict())
     except Exception as error:  # the same error is what is offered
         config = one_line(error)
     said = json.dumps([*_code(), model_type, config], default=str, sort_keys=True)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from transformers import CONFIG_MAPPING, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_MAPPING_NAMES,
     MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES,
@@ -16,6 +16,7 @@ from evocompress.core.errors import ModelError, one_line
 from evocompress.models.checkpoints import quiet_transformers
 from evocompress.models.families import FAMILIES, family_of
 from evocompress.models.families.base import prepare
+from evocompress.models.families.derivation.defaults import default_config
 from evocompress.models.families.derivation.family import Derived
 from evocompress.models.families.derivation.from_config import class_for, first_derived
 from evocompress.models.families.derivation.purpose import tasks_of
@@ -76,7 +77,7 @@ def _skeleton(model_type: str) -> LoadedModel:
     Raises:
         ModelError: Models of the type cannot be compressed.
     """
-    config: Any = CONFIG_MAPPING[model_type]()
+    config = default_config(model_type)
     own = [family for family in FAMILIES.usable().values() if family.model_type == model_type]
     if own:
         config.architectures = [class_name(model_type)]

@@ -13,8 +13,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from evocompress.core.types import Axis
 from evocompress.models.families import SubLayerName
+from evocompress.models.families.derivation import derived
+from evocompress.models.families.derivation.defaults import default_config
 from evocompress.models.families.derivation.derived import Derived, derive
+from evocompress.models.families.derivation.from_config import language_class
 from evocompress.models.families.derivation.shrink import random_model, shrunk
+from evocompress.models.families.derivation.structure import Unclear
 
 IDS = torch.arange(3, 15)[None]
 
@@ -94,3 +98,34 @@ def test_a_removed_part_adds_nothing(name: str, sublayer: SubLayerName) -> None:
         block.set_submodule(path, module)
     silence_columns(family.blocks(silent)[1].get_submodule(family.output(sublayer).path))
     torch.testing.assert_close(model(IDS).logits, silent(IDS).logits, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["cohere_compass_text", "dbrx", "dots1", "lfm2_moe"])
+def test_a_default_config_that_leaves_something_open_is_completed(name: str) -> None:
+    """Without what is told beside, the class cannot even be made."""
+    plain, whole = CONFIG_MAPPING[name](), default_config(name)
+    cls = MODEL_FOR_CAUSAL_LM_MAPPING[type(plain)]
+    with pytest.raises((AttributeError, LookupError, TypeError)):
+        derive(cls, plain)
+    family = derive(cls, whole)
+    assert any(kind.heads and kind.parts["attention"].settings for kind in family.kinds)
+
+
+@pytest.mark.parametrize("name", ["cpmant", "git"])
+def test_blocks_may_lie_in_a_module_that_takes_hidden_states(name: str) -> None:
+    """The one around it takes tokens, and may add some of its own."""
+    family = derive(language_class(config := default_config(name)), config)
+    assert len(family.order) == config.num_hidden_layers
+
+
+def test_attention_with_a_stored_mask_is_seen_to_look_back_only() -> None:
+    """Masks are buffers there; a tiny model in which they were noise would look ahead."""
+    family = derive(language_class(config := default_config("minimax")), config)
+    assert not family.two_way
+
+
+def test_a_tiny_model_that_is_large_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(derived, "MOST_PARAMETERS", 10_000)
+    config = default_config("cwm")
+    with pytest.raises(Unclear, match=r"too many to try it: .*weight stays large"):
+        derive(language_class(config), config)

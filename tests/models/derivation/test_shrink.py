@@ -8,7 +8,9 @@ import pytest
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PhiForCausalLM
 
-from evocompress.models.families.derivation.shrink import HEADS, random_model, shrunk
+from evocompress.models.families.derivation.defaults import default_config
+from evocompress.models.families.derivation.from_config import language_class
+from evocompress.models.families.derivation.shrink import HEADS, KV_HEADS, random_model, shrunk
 
 
 def config_of(name: str, **settings: Any) -> Any:
@@ -24,7 +26,9 @@ def parameters(config: Any) -> int:
 
 
 @pytest.mark.parametrize(
-    "name", ["gemma", "gptj", "codegen", "deepseek_v3", "qwen3_next", "nemotron_h", "bamba", "ctrl"]
+    "name",
+    ["gemma", "gptj", "codegen", "deepseek_v3", "qwen3_next", "nemotron_h", "bamba", "ctrl"]
+    + ["rwkv", "xlstm"],
 )
 def test_models_are_tiny(name: str) -> None:
     """No width of the real config, of heads, channels, experts or states, is left."""
@@ -105,3 +109,27 @@ def test_rotary_pairs_are_shared_out_anew() -> None:
     pairs = text.hidden_size // text.num_attention_heads // 2
     assert sum(text.rope_parameters["mrope_section"]) == pairs
     assert rope["mrope_section"] == [16, 24, 24]
+
+
+def test_rotary_pairs_keep_their_order_and_those_of_a_type_of_layer_are_shared_out() -> None:
+    """Height, width and time; equal numbers stay equal, and an odd half of a head has a pair."""
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [22, 22, 20]}
+    text = {"rope_parameters": rope}
+    small: Any = shrunk(config_of("ernie4_5_vl_moe", text_config=text), 2).text_config
+    assert small.rope_parameters["mrope_section"] == [2, 2, 4]
+    by_type: Any = shrunk(default_config("cohere_compass_text"), 4).rope_parameters
+    assert {sum(own["mrope_section"]) for own in by_type.values()} == {8}
+
+
+def test_what_a_config_keeps_in_configs_of_their_own_is_small() -> None:
+    small: Any = shrunk(default_config("dbrx"), 2)
+    assert small.attn_config.kv_n_heads == small.num_key_value_heads == KV_HEADS
+    assert small.ffn_config.hidden_size == small.d_model < 200
+
+
+def test_buffers_that_were_computed_keep_their_zeros() -> None:
+    """A mask of what comes later, stored as numbers, stays one."""
+    config = shrunk(config_of("minimax"), 2)
+    model: Any = random_model(language_class(config), config)
+    decay = model.model.layers[1].self_attn.diagonal_decay
+    assert not decay.triu(1).any() and decay.tril().ne(0).sum() > 100

@@ -81,8 +81,11 @@ def test_blocks_of_several_kinds_are_counted() -> None:
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("bart", "no list of blocks that are run one after the other"),
-        ("blip", "a tiny model of it does not run"),
+        ("bart", "a block has modules that are not run (encoder_attn, encoder_attn_layer_norm)"),
+        ("efficientnet", "no list of blocks that are run one after the other"),
+        ("blip", "it reads pixel_values beside input_ids"),
+        ("blt", "its config tells no number of layers"),
+        ("qwen2_5_omni", "load one of these as a checkpoint of its own (qwen2_5_omni_thinker)"),
     ],
 )
 def test_a_type_with_which_nothing_can_be_done_has_its_reason(name: str, reason: str) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from evocompress.core.errors import ModelError
 from evocompress.core.progress import Silent
@@ -20,7 +21,7 @@ from evocompress.pipeline.offers import (
     type_names,
 )
 from evocompress.pipeline.offers.offers import Holding, Offers
-from evocompress.pipeline.offers.table import OfferWorker, Unanswered, offers_by_type
+from evocompress.pipeline.offers.table import MEMORY, OfferWorker, Unanswered, offers_by_type
 
 KNOWN = Offers(
     "helium", "HeliumForCausalLM", "derived", 2, {"heads": 2}, {"hf": Holding(("zeros",))}
@@ -32,6 +33,8 @@ def answer(name: str) -> Offers:
         os._exit(3)
     if name == "mpt":
         time.sleep(60)
+    if name == "xlstm":
+        torch.empty(2 * MEMORY, dtype=torch.uint8)
     return KNOWN
 
 
@@ -46,6 +49,8 @@ def test_a_process_that_is_slow_or_dies_is_told_and_followed_by_another() -> Non
             worker.ask("mpt")
         worker.limit = 60
         assert worker.ask("helium") == KNOWN
+        with pytest.raises(Unanswered, match="the process that tried it ended"):
+            worker.ask("xlstm")  # an answer that wants more memory than there is for one
     finally:
         worker.close()
 

@@ -59,6 +59,9 @@ __all__ = ["Derived", "ToBeDerived", "derive", "derived"]
 NO_SWITCHES = ("training", "residual_in_fp32")
 """What tells nothing of a kind of block: tiny models compute in float64."""
 
+MOST_PARAMETERS = 400_000_000
+"""Of a tiny model: in float64, with the copy that is made of it, some GiB."""
+
 _KNOWN: dict[str, Derived | str] = {}
 """The family of a class with a config, as text; or why there is none."""
 
@@ -164,6 +167,7 @@ def _tried(
         lists: Of the real model the lists with a module for each layer.
         task: That it serves, as far as the class tells.
     """
+    _check_size(cls, small)
     model = random_model(cls, small)
     task = task_seen(task, model)
     batch = tiny_batch(task, model)
@@ -176,6 +180,21 @@ def _tried(
     if task.cached and not task.causal:
         check_outputs(found, model, batch)
     return found
+
+
+def _check_size(cls: type[PreTrainedModel], small: PreTrainedConfig) -> None:
+    """Refuse a class whose tiny models are large, before one is made.
+
+    Raises:
+        Unclear: They are.
+    """
+    with torch.device("meta"):
+        sizes = {name: one.numel() for name, one in cls(small).named_parameters()}
+    if sum(sizes.values()) > MOST_PARAMETERS:
+        raise Unclear(
+            f"a tiny model of it has {sum(sizes.values()) // 10**6} million parameters, which are "
+            f"too many to try it: {max(sizes, key=lambda name: sizes[name])} stays large"
+        )
 
 
 def _lists(model: nn.Module, count: int | None) -> Iterator[tuple[str, nn.ModuleList]]:

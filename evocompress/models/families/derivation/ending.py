@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from functools import partial
+from inspect import signature
 from itertools import permutations
 from typing import Any
 
@@ -24,7 +25,7 @@ CLOSE = 1e-9
 CLOSE_IN_FLOAT32 = 1e-5
 """The same where a model turns its logits into float32."""
 
-CAP_KEYS = ("final_logit_softcapping", "logits_soft_cap")
+CAP_KEYS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 
 
 def norm_path(model: PreTrainedModel, output: Tensor, inputs: Mapping[str, Any]) -> str:
@@ -141,5 +142,11 @@ def check_outputs(family: Family, model: PreTrainedModel, ids: Tensor) -> None:
 
 
 def body_of(model: PreTrainedModel, layers_path: str) -> nn.Module:
-    """The module of a language model that runs the blocks, from the path of their list."""
-    return model.get_submodule(layers_path.rpartition(".")[0])
+    """The module of a language model that runs the blocks, from the path of their list.
+
+    It takes tokens; blocks may lie in a module within that takes hidden states.
+    """
+    path = layers_path.rpartition(".")[0]
+    while path and "input_ids" not in signature(model.get_submodule(path).forward).parameters:
+        path = path.rpartition(".")[0]
+    return model.get_submodule(path)

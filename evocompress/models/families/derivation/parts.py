@@ -16,9 +16,10 @@ SMALL = {
     **dict.fromkeys(("hidden_size", "embed_dim", "d_model"), 32),
     **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "num_heads"), 2),
     **{"encoder_attention_heads": 2, "head_dim": 16},
-    **{"intermediate_size": 48, "encoder_ffn_dim": 48},
+    **{"intermediate_size": 48, "encoder_ffn_dim": 48, "base_channels": 32, "num_filters": 4},
+    **{"kv_n_heads": 2, "ffn_hidden_size": 24, "moe_num_experts": 4},
 }
-"""Sizes of an encoder of images or sounds."""
+"""Sizes of an encoder of images or sounds, or of what a config keeps in configs of their own."""
 
 DEPTH = re.compile(r"(.*_)?(layers|num_blocks|depth)")
 """What may be how many layers a part has; it keeps one."""
@@ -49,9 +50,10 @@ def whole_of(config: PreTrainedConfig, small: PreTrainedConfig) -> Any:
     for part in parts:
         _cut_short(part)
         _narrow(part, SMALL, hidden, small)
-    if whole is not small:
-        _narrow(whole, {}, hidden, small)
-        _rename_tokens([whole, *parts, small])
+    outer = [] if whole is small else [whole]
+    for one in outer:
+        _narrow(one, {}, hidden, small)
+    _rename_tokens([*outer, *parts, small])
     return whole
 
 
@@ -85,7 +87,7 @@ def _narrow(part: Any, sizes: Mapping[str, int], hidden: int | None, small: Any)
         if type(value) is int and value == hidden and SIZE.fullmatch(name):
             setattr(part, name, small.hidden_size)
         elif type(value) is int and name in sizes:
-            setattr(part, name, sizes[name])
+            setattr(part, name, min(value, sizes[name]))
 
 
 def _rename_tokens(configs: Iterable[Any]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from inspect import Parameter, signature
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from evocompress.models.dummy_inputs import image_shape
@@ -89,6 +89,9 @@ def task_of(cls: type[PreTrainedModel], config: PreTrainedConfig) -> Task:
         if cls.__name__ in names and task.input in ("input_ids", cls.main_input_name)
     )
     task = next(served, CAUSAL)
+    _check_called(cls, config, task)
+    if not hasattr(text_config(config), "num_hidden_layers"):
+        raise Unclear("its config tells no number of layers: it has several parts or stages")
     if task.causal:
         return task
     if config.is_encoder_decoder:
@@ -96,27 +99,41 @@ def task_of(cls: type[PreTrainedModel], config: PreTrainedConfig) -> Task:
             "it is an encoder with a decoder, whose blocks read the encoder's states beside their "
             "own, so they cannot be run one after the other on one hidden state"
         )
-    if cls.main_input_name not in INPUTS:
-        raise Unclear(f"it reads {cls.main_input_name}, and only token ids and images are given")
-    if others := _others_needed(cls):
-        raise Unclear(f"it reads {' and '.join(others)} beside {cls.main_input_name}")
     alone = language_task(config.model_type).class_names(config.model_type)
     if config.sub_configs and not alone:
         raise Unclear(
             "it is a model of several parts, none of which tells the next token: give one of them, "
             "such as the tower of images, as a checkpoint of its own class"
         )
-    if not hasattr(text_config(config), "num_hidden_layers"):
-        raise Unclear("its config tells no number of layers: it has several parts or stages")
     return next(one for one in (task, IMAGE_EMBEDDINGS) if one.input == cls.main_input_name)
 
 
-def _others_needed(cls: type[PreTrainedModel]) -> list[str]:
-    """The arguments without which a model cannot be called, beside its main input."""
+def _check_called(cls: type[PreTrainedModel], config: PreTrainedConfig, task: Task) -> None:
+    """Refuse a class that cannot be called, or not with its main input alone.
+
+    Raises:
+        Unclear: It is one.
+    """
+    if cls.forward is nn.Module.forward:
+        parts = (getattr(config, name, None) for name in config.sub_configs)
+        types = [part.model_type for part in parts if part and tasks_of(part.model_type)]
+        raise Unclear(
+            f"{cls.__name__} has no forward pass, only its parts have: load one of these as a "
+            f"checkpoint of its own ({', '.join(types)})"
+        )
+    given = "input_ids" if task.causal else cls.main_input_name
+    if given not in INPUTS:
+        raise Unclear(f"it reads {given}, and only token ids and images are given")
+    if others := _others_needed(cls, given):
+        raise Unclear(f"it reads {' and '.join(others)} beside {given}")
+
+
+def _others_needed(cls: type[PreTrainedModel], given: str) -> list[str]:
+    """The arguments without which a model cannot be called, beside one."""
     return [
         name
         for name, one in signature(cls.forward).parameters.items()
-        if name not in ("self", cls.main_input_name)
+        if name not in ("self", given)
         and one.default is Parameter.empty
         and one.kind not in (Parameter.VAR_KEYWORD, Parameter.VAR_POSITIONAL)
     ]

@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from evocompress.models.config_keys import name_stages
-from evocompress.models.families.derivation.parts import USUAL_TOKENS, whole_of
+from evocompress.models.families.derivation.parts import DEPTH, SIZE, USUAL_TOKENS, whole_of
 from evocompress.models.families.uneven import text_config
 
 HEADS = 6
@@ -77,6 +77,9 @@ STATE_HEADS = (
 )
 """The keys of heads of a state space and of their width: together the expanded hidden size."""
 
+SECTION = (16, 24, 24)
+"""Rotary pairs for time, height and width, where a model with such does not tell them."""
+
 OF_EXPERTS = re.compile(r".*(moe|expert|shared).*(intermediate|ffn_hidden)_size")
 """Channels of experts."""
 
@@ -135,17 +138,30 @@ def _shrunk_text(
 
 
 def _section(small: Any, head_dim: int) -> None:
-    """Share, in place, the rotary pairs of a head among time, height and width as Qwen-VL does.
+    """Share, in place, the rotary pairs of a head among time, height and width as the model does.
 
-    Its default is a number of pairs, whatever the width of a head is.
+    The default is a number of pairs, whatever the width of a head is.
     """
-    shared = "mrope_section" in getattr(small, "ignore_keys_at_rope_validation", ())
-    if shared and "rope_type" in small.rope_parameters:
-        rotary = small.rope_parameters.get("partial_rotary_factor", 1)
-        pairs = int(head_dim * rotary) // 2
-        side = 3 * pairs // 8
-        section = [pairs - 2 * side, side, side]
-        small.rope_parameters = small.rope_parameters | {"mrope_section": section}
+    if "mrope_section" not in getattr(small, "ignore_keys_at_rope_validation", ()):
+        return
+    rope = small.rope_parameters
+    if "rope_type" in rope:
+        small.rope_parameters = _sectioned(rope, head_dim)
+    else:  # of each type of layer
+        small.rope_parameters = {
+            kind: _sectioned(own, head_dim) if isinstance(own, Mapping) else own
+            for kind, own in rope.items()
+        }
+
+
+def _sectioned(rope: Mapping[str, Any], head_dim: int) -> dict[str, Any]:
+    """Rotary settings with fewer pairs in about the same proportions; equal ones stay equal."""
+    pairs = (int(head_dim * rope.get("partial_rotary_factor", 1)) + 1) // 2
+    known = rope.get("mrope_section") or SECTION
+    section = [count * pairs // sum(known) for count in known]
+    odd = next((place for place, count in enumerate(known) if known.count(count) == 1), 0)
+    section[odd] += pairs - sum(section)
+    return {**rope, "mrope_section": section}
 
 
 def without_overrides(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -187,7 +203,10 @@ def random_model(
     stored = model.state_dict().keys()
     for name, buffer in model.named_buffers():
         if name in stored and buffer.is_floating_point():
-            buffer.add_(0.2 * torch.randn(buffer.shape, generator=generator, dtype=buffer.dtype))
+            noise = 0.2 * torch.randn(buffer.shape, generator=generator, dtype=buffer.dtype)
+            # Where values differ they were computed, and zeros among them may be a mask.
+            known = buffer.unique().numel() > 1
+            buffer.copy_(buffer * (1 + noise) if known else buffer + noise)
     found: PreTrainedModel = model
     return found
 
@@ -203,12 +222,14 @@ def _lists(config: PreTrainedConfig) -> Iterator[tuple[str, Any]]:
 
 def _sizes(config: Any, layers: int, heads: int, narrow_heads: bool) -> dict[str, Any]:
     """The small value of each setting that is a size."""
-    dense_heads = getattr(config, "num_attention_heads", None) or HEADS
+    counted = getattr(config, "num_attention_heads", None)
+    dense_heads = counted or HEADS
     dense_hidden = getattr(config, "hidden_size", None) or 0
-    head_dim = getattr(config, "head_dim", None) or dense_hidden // dense_heads
+    plain_dim = dense_hidden // dense_heads if counted else HEAD_DIM
+    head_dim = getattr(config, "head_dim", None) or plain_dim
     kv_heads = next((getattr(config, key) for key in KV_KEYS if hasattr(config, key)), None)
     kv_heads = {1: 1, None: heads, dense_heads: heads}.get(kv_heads, KV_HEADS)
-    own_size = dense_heads * head_dim != dense_hidden
+    own_size = bool(getattr(config, "head_dim", None)) and dense_heads * head_dim != dense_hidden
     widths = _head_widths(config, head_dim) if narrow_heads else {"head_dim": head_dim}
     hidden = (heads - own_size) * widths["head_dim"]
     sizes: dict[str, Any] = {
@@ -231,6 +252,7 @@ def _sizes(config: Any, layers: int, heads: int, narrow_heads: bool) -> dict[str
         ([name for name in vars(config) if name.endswith("state_size")], STATE),
     ):
         sizes |= {key: size for key in keys if _is_size(getattr(config, key, None))}
+    sizes |= _same_sizes(config, sizes, dense_hidden, hidden)
     if shared := getattr(config, SHARED_LAYERS, 0):  # the last ones
         sizes[SHARED_LAYERS] = max(0, shared - config.num_hidden_layers + layers)
     for key in ("n_group", "topk_group"):  # routers that choose groups of experts first
@@ -240,6 +262,20 @@ def _sizes(config: Any, layers: int, heads: int, narrow_heads: bool) -> dict[str
         sides = [PATCHES * size for size in (patch if _is_list(patch) else [patch, patch])]
         sizes["image_size"] = sides if _is_list(image) else sides[0]
     return sizes | _state_heads(config, hidden)
+
+
+def _same_sizes(
+    config: Any, known: Mapping[str, Any], dense_hidden: int, hidden: int
+) -> dict[str, int]:
+    """The settings of other names that are the hidden size or the number of layers."""
+    numbers = {SIZE: (dense_hidden, hidden)}
+    numbers[DEPTH] = (getattr(config, "num_hidden_layers", 0), known["num_hidden_layers"])
+    return {
+        name: small
+        for pattern, (large, small) in numbers.items()
+        for name, value in vars(config).items()
+        if name not in known and _is_size(value) and value == large and pattern.fullmatch(name)
+    }
 
 
 def _is_list(value: Any) -> bool:
