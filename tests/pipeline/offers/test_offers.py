@@ -82,7 +82,6 @@ def test_blocks_of_several_kinds_are_counted() -> None:
     ("name", "reason"),
     [
         ("bart", "a block has modules that are not run (encoder_attn, encoder_attn_layer_norm)"),
-        ("efficientnet", "no list of blocks that are run one after the other"),
         ("blip", "it reads pixel_values beside input_ids"),
         ("blt", "its config tells no number of layers"),
         ("qwen2_5_omni", "load one of these as a checkpoint of its own (qwen2_5_omni_thinker)"),

@@ -52,6 +52,9 @@ RANK = 12
 PATCHES = 3
 """Patches of an image in each direction."""
 
+IMAGE = 64
+"""Height and width of an image that is not read in patches."""
+
 STATE = 8
 """Numbers that a state space keeps for each channel."""
 
@@ -258,6 +261,8 @@ def _sizes(config: Any, layers: int, heads: int, narrow_heads: bool) -> dict[str
     for key in ("n_group", "topk_group"):  # routers that choose groups of experts first
         sizes[key] = min(EXPERTS // 2, getattr(config, key, None) or 1)
     image, patch = getattr(config, "image_size", None), getattr(config, "patch_size", None)
+    if _is_size(image) and not patch:
+        sizes["image_size"] = min(image, IMAGE)
     if image and patch:
         sides = [PATCHES * size for size in (patch if _is_list(patch) else [patch, patch])]
         sizes["image_size"] = sides if _is_list(image) else sides[0]
