@@ -261,7 +261,7 @@ def _sizes(config: Any, layers: int, heads: int, narrow_heads: bool) -> dict[str
     for key in ("n_group", "topk_group"):  # routers that choose groups of experts first
         sizes[key] = min(EXPERTS // 2, getattr(config, key, None) or 1)
     image, patch = getattr(config, "image_size", None), getattr(config, "patch_size", None)
-    if _is_size(image) and not patch:
+    if image and _is_size(image) and not patch:
         sizes["image_size"] = min(image, IMAGE)
     if image and patch:
         sides = [PATCHES * size for size in (patch if _is_list(patch) else [patch, patch])]
