@@ -27,7 +27,10 @@ def measured_costs(folder: Path, loaded: LoadedModel) -> dict[str, int]:
     buffers = {_unnumbered(name) for name, _ in loaded.model.named_buffers() if name in kept}
     block = family.block_names.pattern + r"\.((before|after)\.\d+\.)?"
     paths = "|".join(matrix.pattern for matrix in family.matrices)
-    matrix = re.compile(rf"{block}({paths})\.weight")
+    if family.mixture is not None:
+        # As transformers keeps the matrices of all experts of a layer.
+        paths += rf"|{re.escape(family.mixture.mlp)}\.experts\.(gate_up|down)_proj"
+    matrix = re.compile(rf"{block}({paths})(\.weight)?")
     outside = "".join(rf"(?!{re.escape(path)}(\.|$))" for path in family.shared)
     total = body = matrices = zeros = size = 0
     for stored, tensor in _tensors(folder):

@@ -17,6 +17,7 @@ from evocompress.export.companions import add_tokenizer_files, copy_companions, 
 from evocompress.export.measure import measured_costs
 from evocompress.export.running import Programs
 from evocompress.export.transformers4 import add_old_settings
+from evocompress.export.weights import with_fused_experts
 from evocompress.models.checkpoints import quiet_transformers
 from evocompress.models.families import FAMILIES
 from evocompress.models.families.uneven import DERIVED
@@ -86,7 +87,8 @@ def save_weights(model: PreTrainedModel, folder: Path) -> None:
 
     Under the names that its modules have, by which costs are counted: transformers would write
     those of older versions, which it turns into the present ones for its own types. Experts that
-    have matrices of their own get the names that checkpoints of transformers' class have. The
+    have matrices of their own are put together again, or get the names that checkpoints of
+    transformers' class have. The
     config has the settings of transformers 4 as well, where that could read it.
     """
     family = FAMILIES.get(model.config.model_type)
@@ -94,6 +96,8 @@ def save_weights(model: PreTrainedModel, folder: Path) -> None:
     if family is not None and family.mixture is not None:
         rename = family.mixture.stored_name
         state = {rename(name): tensor for name, tensor in model.state_dict().items()}
+    elif model.config.model_type != DERIVED:
+        model = with_fused_experts(model)
     model.save_pretrained(folder, state_dict=state, save_original_format=False)
     if model.config.model_type != DERIVED:
         add_old_settings(folder, model.config)

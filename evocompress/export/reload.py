@@ -16,7 +16,7 @@ from evocompress.models.checkpoints import (
     read_model,
     read_tokenizer,
 )
-from evocompress.models.families import family_of, prepare_stock
+from evocompress.models.families import family_of, split_experts
 from evocompress.models.loading import LoadedModel
 from evocompress.models.modeling import register
 
@@ -52,7 +52,7 @@ def read_checkpoint(path: Path, like: PreTrainedModel) -> PreTrainedModel:
             f"{path} has a vocabulary of {words} tokens and the dense model one of {known}: their "
             "outputs cannot be compared; give a checkpoint that was made of this model"
         )
-    prepare_stock(model)
+    split_experts(model, like)
     nn.Module.to(model, like.device)
     model.eval()
     return model

@@ -21,7 +21,7 @@ from evocompress.core.types import DENSE, Candidate
 from evocompress.export.layout import Block, layout
 from evocompress.models.families import prepare_stock
 from evocompress.models.families.base import block_matrices
-from evocompress.models.families.mixture import fused
+from evocompress.models.families.mixture import ExpertViews, fused
 from evocompress.models.families.names import BlockNames
 from evocompress.models.loading import LoadedModel
 from evocompress.models.stored_tensors import without_missing
@@ -96,6 +96,13 @@ def assemble(
     model.tie_weights()
     model.eval()
     return model
+
+
+def with_fused_experts(model: PreTrainedModel) -> PreTrainedModel:
+    """A model of transformers' own class without matrices of each expert; itself if it has none."""
+    if not any(isinstance(module, ExpertViews) for module in model.modules()):
+        return model
+    return assemble(type(model), model.config, model.state_dict(), str)
 
 
 def _tensor(

@@ -40,8 +40,8 @@ def load_student(path: Path, teacher: LoadedModel) -> PreTrainedModel:
     if ours != theirs:
         raise ModelError(f"{path} has a vocabulary of {ours} and its teacher one of {theirs}")
     for parameter in model.parameters():
-        # The loaded tensors may be views of the memory-mapped file.
-        parameter.data = parameter.data.clone()
+        # The loaded tensors may be views of the memory-mapped file, or of those of all experts.
+        parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
     model.requires_grad_(True)
     return model
 

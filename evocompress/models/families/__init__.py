@@ -45,6 +45,7 @@ __all__ = [
     "family_of",
     "name_of",
     "prepare_stock",
+    "split_experts",
 ]
 
 FAMILIES: Registry[Family] = Registry(
@@ -185,6 +186,20 @@ def prepare_stock(model: PreTrainedModel) -> None:
     """`prepare` for a model of transformers' own class; others are left as they are."""
     if model.config.model_type in FAMILIES:
         prepare(FAMILIES[model.config.model_type], model)
+
+
+def split_experts(model: PreTrainedModel, like: PreTrainedModel) -> None:
+    """Give every expert of a checkpoint's model matrices of its own, as those of `like` have.
+
+    Its class may be transformers' own, and it may have fewer blocks, so that each of them is asked.
+    """
+    family = family_of(like)
+    kinds = (family.at(index).mixture for index in range(len(family.blocks(like))))
+    mixtures = {mixture.mlp: mixture for mixture in kinds if mixture is not None}
+    for block in family.blocks(model) if mixtures else ():
+        paths = dict(block.named_modules())
+        for path in mixtures.keys() & paths:
+            mixtures[path].prepare(model, [block])
 
 
 def name_of(family: Family) -> str:
