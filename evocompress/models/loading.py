@@ -33,9 +33,10 @@ from evocompress.models.config_keys import lasting
 from evocompress.models.cpu_dtypes import slow_on_cpu
 from evocompress.models.demo import DEMO_SOURCE, demo_checkpoint
 from evocompress.models.families import Family, family_named, family_of
-from evocompress.models.families.base import prepare, with_pooling
+from evocompress.models.families.base import prepare
 from evocompress.models.families.derivation.derived import ToBeDerived
 from evocompress.models.families.derivation.from_config import derived_from
+from evocompress.models.families.retasked import with_pooling
 from evocompress.models.gguf_conversion import converted
 from evocompress.models.pooling import MODULES, POOLING, pooling_of
 from evocompress.models.stored_tensors import check_finite, stored_tensors

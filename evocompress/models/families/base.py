@@ -8,11 +8,9 @@ another family overrides the attributes, and only rarely a method. `Encoder`
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from copy import copy
-from dataclasses import replace
 from functools import cache, partial
 from math import prod
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -36,7 +34,7 @@ from evocompress.models.families.names import BlockNames
 from evocompress.models.families.shapes import attention_windows, matrix_shape, roles
 from evocompress.models.families.stand_ins import Recorder, ZeroAttention, ZeroOutput
 from evocompress.models.families.uneven import head_shape, missing, text_config
-from evocompress.models.tasks import CAUSAL, Pooling, Task
+from evocompress.models.tasks import CAUSAL, Task
 
 
 class Family:
@@ -352,28 +350,11 @@ class Family:
         return tuple((name, branch) for name, branch in both if branch is not ABSENT)
 
 
-FamilyType = TypeVar("FamilyType", bound=Family)
-
-
 def one_way(family: Family, config: PreTrainedConfig) -> bool:
     """Whether a token of a model sees only those before it, as its class computes it."""
     config = text_config(config)
     both = family.two_way_key and getattr(config, family.two_way_key, None)
     return not (family.two_way or both or getattr(config, "is_causal", True) is False)
-
-
-def with_task(family: FamilyType, task: Task) -> FamilyType:
-    """The family with another task of the same classes."""
-    other = copy(family)
-    other.task = task
-    return other
-
-
-def with_pooling(family: FamilyType, pooling: Pooling) -> FamilyType:
-    """The family with another way to make embeddings of states."""
-    if pooling == family.task.pooling:
-        return family
-    return with_task(family, replace(family.task, pooling=pooling))
 
 
 def matrices_of(family: Family, model: PreTrainedModel) -> tuple[Matrix, ...]:

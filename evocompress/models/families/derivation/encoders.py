@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from evocompress.core.types import Architecture
 from evocompress.models.dummy_inputs import image_shape
-from evocompress.models.families.base import Family, final_norm, with_task
+from evocompress.models.families.base import Family, final_norm
 from evocompress.models.families.derivation.block_kind import Kind
 from evocompress.models.families.derivation.ending import norm_path
 from evocompress.models.families.derivation.family import Derived, makes_scores
@@ -33,6 +33,7 @@ from evocompress.models.families.derivation.tracing import (
 )
 from evocompress.models.families.encoder import check_classes, embedding
 from evocompress.models.families.logits import LogitKeys
+from evocompress.models.families.retasked import with_task
 from evocompress.models.families.shapes import attention_windows
 from evocompress.models.families.stand_ins import Recorder, among_others
 from evocompress.models.tasks import EMBEDDINGS, SCORES, Task

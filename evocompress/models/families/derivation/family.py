@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from evocompress.core.errors import ModelError
 from evocompress.core.types import Architecture
 from evocompress.core.widths import Widths
-from evocompress.models.families.base import Family, with_task
+from evocompress.models.families.base import Family
 from evocompress.models.families.branches import ABSENT, Attributes, Matrix, SubLayerName
 from evocompress.models.families.derivation.block_kind import (
     Kind,
@@ -26,6 +26,7 @@ from evocompress.models.families.derivation.stream import LINEAR
 from evocompress.models.families.encoder import embedding
 from evocompress.models.families.handed import Handed, unread, why_blocks_stay
 from evocompress.models.families.logits import LogitKeys
+from evocompress.models.families.retasked import with_task
 from evocompress.models.families.shapes import matrix_shape
 from evocompress.models.families.uneven import head_shape, is_compressed, text_config
 from evocompress.models.tasks import CAUSAL, SCORES, Task
