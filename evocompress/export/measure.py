@@ -31,7 +31,7 @@ def measured_costs(folder: Path, loaded: LoadedModel) -> dict[str, int]:
         # As transformers keeps the matrices of all experts of a layer.
         paths += rf"|{re.escape(family.mixture.mlp)}\.experts\.(gate_up|down)_proj"
     matrix = re.compile(rf"{block}({paths})(\.weight)?")
-    outside = "".join(rf"(?!{re.escape(path)}(\.|$))" for path in family.shared)
+    outside = "".join(rf"(?!{re.escape(path)}(\.|$))" for path in (*family.shared, *family.tied))
     total = body = matrices = zeros = size = 0
     for stored, tensor in _tensors(folder):
         if _unnumbered(stored) in buffers:

@@ -18,6 +18,7 @@ from evocompress.export.layout import SUBLAYERS, Layout, layout
 from evocompress.models.families import SubLayerName
 from evocompress.models.families.derivation.derived import Derived
 from evocompress.models.families.derivation.shrink import TRIES, random_model, shrunk
+from evocompress.models.families.derivation.tied import first_sharing
 from evocompress.models.loading import LoadedModel, once
 
 TOKENS = torch.arange(3, 12)[None]
@@ -35,7 +36,8 @@ def numbers_matter(loaded: LoadedModel) -> bool:
     """Whether blocks compute something else when they are numbered differently.
 
     Of a derived family this is seen in tiny models, one without a block that the other skips. How
-    often a block is run, where that is more than once, follows from the number of all.
+    often a block is run, where that is more than once, follows from the number of all; and classes
+    whose blocks share weights say so of certain ones.
     """
     return bool(_why_numbers_matter(loaded))
 
@@ -48,6 +50,8 @@ def _why_numbers_matter(loaded: LoadedModel) -> str:
         return f"this {kind} model {use}"
     if loaded.family.calls:
         return f"several layers of {kind} models are one block"
+    if loaded.family.tied:
+        return f"the class of {kind} models names the blocks that share weights"
     if not _is_tried(loaded):
         return ""
     assert isinstance(loaded.family, Derived)
@@ -77,6 +81,7 @@ def _small(loaded: LoadedModel, gone: int, heads: int, *, narrow_heads: bool) ->
     assert isinstance(loaded.family, Derived)
     order = loaded.family.order
     layers = min(max(gone, *(order.index(kind) for kind in order)) + 2, len(order))
+    layers = max(layers, first_sharing(loaded.family.blocks(loaded.model)))
     if loaded.family.calls:
         layers = sum(loaded.family.calls)
     return shrunk(loaded.model.config, layers, heads=heads, narrow_heads=narrow_heads)

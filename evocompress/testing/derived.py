@@ -24,6 +24,15 @@ LAYERS = 3
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "albert": {"num_hidden_groups": 4, "num_hidden_layers": 6},
     "deepseek_v3": {"first_k_dense_replace": 1},
+    "zamba": {
+        "layers_block_type": ["hybrid", "linear_attention", "hybrid"],
+        "num_hidden_layers": 3,
+    },
+    "zamba2": {
+        "layers_block_type": ["hybrid", "linear_attention", "hybrid"],
+        "num_hidden_layers": 3,
+        "num_mem_blocks": 1,
+    },
     "bamba": {"attn_layer_indices": [1]},
     "granitemoehybrid": {"layer_types": ["mamba", "attention", "mamba"]},
     "lfm2": {"layer_types": ["conv", "full_attention", "conv"]},

@@ -191,7 +191,8 @@ class FamilyContract(BlockContract):
             outer = sum(
                 p.numel() for name, p in block.named_parameters() if f"{name}.".startswith(staying)
             )
-            assert sum(architecture.own_params[index]) == of_block - matrices - outer
+            tied = sum(p.numel() for n, p in block.named_parameters() if n in kind.tied)
+            assert sum(architecture.own_params[index]) == of_block - matrices - outer - tied
 
     def test_own_parameters_are_dead_when_dropped(
         self, family: Family, model: PreTrainedModel
@@ -211,7 +212,9 @@ class FamilyContract(BlockContract):
             after = sum(parameter.numel() for parameter in block.parameters())
             name = f"{family.block_names[index]}.{sublayer}"
             matrices = sum(unit.numel for unit in family.units(model).below(name))
-            assert before - after == matrices + architecture.own_params[index][place]
+            every = family.blocks(model)[index].named_parameters()
+            tied = sum(parameter.numel() for name, parameter in every if name in own.tied)
+            assert before - after == matrices + architecture.own_params[index][place] + tied
 
     def test_architecture_tells_the_shape(self, family: Family, model: PreTrainedModel) -> None:
         """Widths agree with the modules, and tuples have an entry for each block."""

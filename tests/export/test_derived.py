@@ -116,6 +116,34 @@ def test_costs_are_exactly_those_of_the_cost_model(loaded: LoadedModel, tmp_path
     assert record.measured == {name: costs[name].item() for name in record.measured}
 
 
+@pytest.mark.parametrize("gone", [(0,), (1, 3)])
+def test_blocks_that_are_left_share_what_they_did(gone: tuple[int, ...], tmp_path: Path) -> None:
+    """Also without the block that the class names first, or with one alone."""
+    types = ["hybrid", "hybrid", "linear_attention", "hybrid"]
+    config = CONFIG_MAPPING["zamba"](layers_block_type=types, num_hidden_layers=4)
+    loaded = typical_loaded(config, 4)
+    loaded.model.float()
+    loaded.model.config.dtype = torch.float32
+    candidate = candidate_of(loaded, {f"{index}.attention": DROP for index in gone})
+    out = write(loaded, candidate, tmp_path / "out", "hf")
+    record, family = read_record(out), loaded.family
+    units, architecture = family.units(loaded.model), family.architecture(loaded.model)
+    costs = cost_model(units, architecture).of([candidate])
+    assert record.measured == {name: costs[name].item() for name in record.measured}
+    model = reload(out)
+    batch = random_ids()
+    expected = in_memory(loaded, candidate, batch)
+    torch.testing.assert_close(model(batch).logits, expected, rtol=1e-4, atol=1e-4)
+    left = [block.shared_transf for i in (0, 1, 3) if i not in gone for block in [body(model)[i]]]
+    assert len({id(one.self_attn.q_proj.weight) for one in left}) == 1
+    assert model.num_parameters() == record.measured["params"]
+
+
+def body(model: PreTrainedModel) -> Any:
+    """The blocks of a language model."""
+    return model.base_model.layers
+
+
 @pytest.mark.parametrize("name", ["granitemoe", pytest.param("aria_text", marks=pytest.mark.long)])
 def test_dropped_experts_are_gone(name: str, tmp_path: Path) -> None:
     loaded = windowless(name)

@@ -62,6 +62,7 @@ class Family:
         shared: Norms of a block that several branches read, and that stay whatever is dropped.
         calls: How often a forward pass runs each block before the next one, where some are run more
             than once: their layers share weights. Empty where none is.
+        tied: Names of the parameters of a block that other blocks have as well; see `at`.
 
     Examples:
         >>> from evocompress.testing.tiny import tiny_loaded
@@ -84,6 +85,7 @@ class Family:
     among: int = 0
     shared: tuple[str, ...] = ()
     calls: tuple[int, ...] = ()
+    tied: tuple[str, ...] = ()
 
     @property
     def attends(self) -> bool:
@@ -229,10 +231,11 @@ class Family:
             windows=attention_windows(config, len(blocks)),
             own_params=tuple(
                 (
-                    shapes.own_params(block, self.at(index).attention, matrices[index]),
-                    shapes.own_params(block, self.at(index).mlp, matrices[index]),
+                    shapes.own_params(block, own.attention, matrices[index], own.tied),
+                    shapes.own_params(block, own.mlp, matrices[index], own.tied),
                 )
                 for index, block in enumerate(blocks)
+                for own in (self.at(index),)
             ),
             dtype_bytes=model.dtype.itemsize,
             context=self._context(model),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from math import prod
 
 from torch import nn
@@ -45,9 +45,14 @@ def head_params(block: nn.Module, attention: SubLayer, counts: tuple[int, int]) 
     return found[0], found[1]
 
 
-def own_params(block: nn.Module, branch: SubLayer, matrices: Sequence[Matrix]) -> int:
-    """Parameters of a branch that are in none of a block's matrices: norms, biases, a router."""
-    weights = {f"{matrix.path}.weight" for matrix in matrices}
+def own_params(
+    block: nn.Module, branch: SubLayer, matrices: Sequence[Matrix], tied: Collection[str]
+) -> int:
+    """Parameters of a branch that are in none of a block's matrices: norms, biases, a router.
+
+    Those that are `tied` are no block's own.
+    """
+    weights = {f"{matrix.path}.weight" for matrix in matrices} | {*tied}
     parts = (*branch.identity_modules, branch.zero_module)
     return sum(
         parameter.numel()

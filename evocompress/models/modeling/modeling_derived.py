@@ -10,7 +10,7 @@ config of its language model.
 
 import copy
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cache, partial
 from typing import Any, ClassVar, cast
 
@@ -309,6 +309,27 @@ class DerivedModel:
             if any(sides):
                 block.before, block.after = sides
                 block.__class__ = folded(cast(Any, type(block)))
+        there = {name for name, _ in whole.named_parameters(remove_duplicate=False)}
+        named = whole.all_tied_weights_keys
+        if not there.issuperset({*named, *named.values()}):
+            whole.tied = whole.all_tied_weights_keys = still_tied(named, there)
+
+    def get_expanded_tied_weights_keys(self, *given: Any, **settings: Any) -> dict[str, str]:
+        """What is tied of the parameters that are left; the class's own patterns may find none."""
+        whole: Any = super()
+        own: dict[str, str] | None = getattr(self, "tied", None)
+        found = whole.get_expanded_tied_weights_keys(*given, **settings) if own is None else own
+        return dict(found)
+
+
+def still_tied(named: Mapping[str, str], there: Collection[str]) -> dict[str, str]:
+    """What is tied to what of the parameters that are left, by {name: the one it was tied to}."""
+    first: dict[str, str] = {}
+    for name, former in [*((one, one) for one in named.values()), *named.items()]:
+        if name in there:
+            first.setdefault(former, name)
+    every = ((name, former) for name, former in named.items() if name in there)
+    return {name: first[former] for name, former in every if first[former] != name}
 
 
 class EvocompressDerivedConfig(PreTrainedConfig):

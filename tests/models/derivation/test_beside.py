@@ -16,7 +16,9 @@ from evocompress.testing.derived import typical_config, typical_model
 LINE = {4: 10, 5: 12, 7: 16}
 
 
-@pytest.mark.parametrize("name", ["lfm2", "qwen3_next", "mamba2", "diffllama", "deepseek_v3"])
+@pytest.mark.parametrize(
+    "name", ["lfm2", "qwen3_next", "mamba2", "diffllama", "deepseek_v3", "zamba", "zamba2"]
+)
 @pytest.mark.parametrize("length", [16, 150])
 def test_operations_and_cache_are_those_that_are_counted(name: str, length: int) -> None:
     model = typical_model(typical_config(name)).float()

@@ -17,13 +17,13 @@ SHARING = "gemma4_text sharing"
 
 VARIED = (
     *("olmo2", "phi", "gpt_neox", "glm4", "lfm2", "gpt_oss", "deepseek_v3", "cohere2"),
-    *("gemma3", SHARING, f"{SHARING} one head"),
+    *("gemma3", "zamba", SHARING, f"{SHARING} one head"),
 )
 """Types that differ in structure, each unlike the others."""
 
 FURTHER = (
     *("granitemoe", "nemotron", "qwen3_next", "falcon", "granite", "smollm3", "stablelm"),
-    *("gemma4_text", "nemotron_h", "qwen3_vl", "mistral3", "llava"),
+    *("zamba2", "gemma4_text", "nemotron_h", "qwen3_vl", "mistral3", "llava"),
 )
 """More of them, for when there is time."""
 

@@ -97,6 +97,9 @@ class Kind:
         uncounted: Why that is not known.
         stores: Under which keys it hands on its keys and values to later blocks that read them.
         reads: The keys whose keys and values it reads.
+        tied: Names of the parameters that other blocks have as well, such as those of an attention
+            that runs in several blocks. They count once, as if they were outside, and stay as long
+            as any of these blocks is left.
     """
 
     parts: Mapping[SubLayerName, DerivedPart]
@@ -109,6 +112,7 @@ class Kind:
     uncounted: str = ""
     stores: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
+    tied: tuple[str, ...] = ()
 
     @property
     def limits(self) -> list[str]:

@@ -35,6 +35,11 @@ from evocompress.models.families.derivation.kinds import kind_of, with_fixed_hea
 from evocompress.models.families.derivation.purpose import task_of, task_seen, tiny_batch
 from evocompress.models.families.derivation.shrink import TRIES, random_model, shrunk
 from evocompress.models.families.derivation.structure import Unclear
+from evocompress.models.families.derivation.tied import (
+    first_sharing,
+    shared_with_others,
+    with_tied,
+)
 from evocompress.models.families.derivation.tracing import (
     FAILURES,
     TracedBlock,
@@ -128,7 +133,8 @@ def derive(cls: type[PreTrainedModel], config: PreTrainedConfig) -> Derived:
     with torch.no_grad(), by_default(torch.float64):
         if lists:
             looks = [[_look(block, config) for block in blocks] for blocks in lists.values()]
-            layers = min(count, max(map(_needed, looks)))
+            layers = max(*map(_needed, looks), *map(first_sharing, lists.values()))
+            layers = min(count, layers)
         else:  # fewer blocks may be run as often as there are layers
             lists = dict(_lists(skeleton, None))
         for heads, narrow_heads in TRIES:
@@ -285,6 +291,9 @@ def _derived(
     place: dict[str, int] = {}
     caching = _caching(model, batch) if task.cached else [None] * len(examples)
     argument = argument_of(examples) if task.cached else ""
+    shared = shared_with_others(real)
+    if any(shared[i] != shared[looks.index(look)] for i, look in enumerate(looks)):
+        raise Unclear("blocks that are built alike do not share the same parameters with others")
     for look in dict.fromkeys(looks):
         index = looks.index(look)
         if _look(examples[index].block, model.config) != look:
@@ -295,6 +304,8 @@ def _derived(
             kind = with_fixed_heads(kind, "they are of another width than in the first block")
         if argument:
             kind = with_handing(kind, examples[index], argument, shape)
+        if shared[index]:
+            kind = with_tied(kind, shared[index])
         if kind not in kinds:
             kinds.append(kind)
         place[look] = kinds.index(kind)

@@ -88,6 +88,7 @@ class Derived(Family):
         self.handed = handed
         self.calls = tuple(calls)
         self._kinds = [self.kinds[place] for place in self.order]
+        self.tied = tuple(dict.fromkeys(name for kind in self.kinds for name in kind.tied))
         self.shared = tuple(dict.fromkeys(path for kind in self.kinds for path in kind.shared))
         parts = first_parts(self.kinds)
         self.attention = parts["attention"].sublayer if "attention" in parts else ABSENT
@@ -181,12 +182,14 @@ class Derived(Family):
         """See `Family.architecture`; what is of no sub-layer stays with the model."""
         found = super().architecture(model)
         params = flops = 0
+        tied: dict[int, int] = {}
         for index, block in enumerate(self.blocks(model)):
             staying = tuple(f"{path}." for path in self.at(index).shared)
             every = dict(block.named_parameters())
             own = {name: p.numel() for name, p in every.items() if f"{name}.".startswith(staying)}
             linear = (path for path, m in block.named_modules() if isinstance(m, LINEAR))
             params += sum(own.values())
+            tied |= {id(p): p.numel() for name, p in every.items() if name in self.at(index).tied}
             each = 2 * sum(own.get(f"{path}.weight", 0) for path in linear)
             flops += each * found.runs[index]
         if not self.task.causal and self.task.compared != "embeddings":
@@ -202,7 +205,7 @@ class Derived(Family):
             latents=latents if any(latents) else (),
             repeated=any(kind.heads and kind.heads.repeated for kind in self.kinds),
             head_widths=widths if {*widths} != {2 * common} else (),
-            outer_params=found.outer_params + params,
+            outer_params=found.outer_params + params + sum(tied.values()),
             token_flops=flops + self._token_flops(model),
             handed=self._layout(model.config).width if self.handed else 0,
             uncounted=next(filter(None, map(self._uncounted, range(len(self.order)))), ""),

@@ -258,6 +258,8 @@ def _sizes(config: Any, layers: int, heads: int, narrow_heads: bool) -> dict[str
     sizes |= _same_sizes(config, sizes, dense_hidden, hidden)
     if shared := getattr(config, SHARED_LAYERS, 0):  # the last ones
         sizes[SHARED_LAYERS] = max(0, shared - config.num_hidden_layers + layers)
+    if own := getattr(config, "attention_hidden_size", 0):  # the state beside the embedding
+        sizes["attention_hidden_size"] = own // dense_hidden * hidden
     for key in ("n_group", "topk_group"):  # routers that choose groups of experts first
         sizes[key] = min(EXPERTS // 2, getattr(config, key, None) or 1)
     image, patch = getattr(config, "image_size", None), getattr(config, "patch_size", None)

@@ -135,7 +135,8 @@ def _within(calls: Mapping[str, Call], path: str) -> dict[str, Call]:
 def _adds(example: TracedBlock, calls: Mapping[str, Call], path: str) -> bool:
     """Whether a module adds what it is given to what a module in it computes.
 
-    Then that sum is normed in it, or it has but one linear module, or a module in it adds.
+    Then that sum is normed in it, or it has but one linear module, or a module in it adds or, being
+    none of those that are linear, mixes tokens.
     """
     call = calls.get(path)
     module = example.block.get_submodule(path)
@@ -150,8 +151,11 @@ def _adds(example: TracedBlock, calls: Mapping[str, Call], path: str) -> bool:
     if not isinstance(call.output, Tensor | tuple) or not is_sum(call.first, computed, given):
         return False
     linear = [one for one in module.modules() if isinstance(one, LINEAR)]
-    inner = (f"{path}.{name}" for name, _ in module.named_children())
-    return len(linear) == 1 or any(_adds(example, calls, name) for name in inner)
+    inner = [f"{path}.{name}" for name, _ in module.named_children()]
+    return len(linear) == 1 or any(
+        _adds(example, calls, name) or (name in within and _mixes(example, calls, name))
+        for name in inner
+    )
 
 
 def is_sum(tensor: Tensor, ones: Iterable[Tensor], others: Collection[Tensor]) -> bool:

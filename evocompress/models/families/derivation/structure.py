@@ -82,8 +82,8 @@ class ResidualBranch:
         beside: Others of the same kind that are removed with it: several mixers of tokens, or MLPs
             that read the same.
         norm_after: Norm of the sum of what it yields and the residual stream; empty without one.
-        first_of_many: Path of a module of the core before the last one that returns `among` things;
-            empty where the last one does.
+        first_of_many: Path of a module of the core before the last one that returns `among` things,
+            or is given several; empty where the last one does.
         norm_within: Path of the same norm where it lies in the core; empty without one.
     """
 
@@ -285,7 +285,9 @@ def _branch(
 ) -> ResidualBranch:
     """A core without its norms."""
     call = calls[core[0]]
-    many = next((path for path in core if isinstance(calls[path].output, tuple)), core[-1])
+    # Others become the identity, which takes one thing and gives one.
+    several = (p for p in core if isinstance(calls[p].output, tuple) or len(calls[p].arguments) > 1)
+    many = next(several, core[-1])
     found = ResidualBranch(
         "mlp",
         core,
