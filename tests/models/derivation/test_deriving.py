@@ -111,6 +111,15 @@ def test_a_default_config_that_leaves_something_open_is_completed(name: str) -> 
     assert any(kind.heads and kind.parts["attention"].settings for kind in family.kinds)
 
 
+def test_experts_in_flat_matrices_are_not_taken_for_an_mlp() -> None:
+    """They are no linear modules, so neither channels nor operations are known."""
+    family = derive(language_class(config := default_config("dbrx")), config)
+    assert family.limits[0] == (
+        "its experts are not held as gate_up_proj and down_proj (ffn.experts.mlp: w1, v1, w2)"
+    )
+    assert family.limits[1].startswith("flops cannot be bounded")
+
+
 @pytest.mark.parametrize("name", ["cpmant", "git"])
 def test_blocks_may_lie_in_a_module_that_takes_hidden_states(name: str) -> None:
     """The one around it takes tokens, and may add some of its own."""

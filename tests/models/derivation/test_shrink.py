@@ -127,8 +127,8 @@ def test_what_a_config_keeps_in_configs_of_their_own_is_small() -> None:
     assert small.ffn_config.hidden_size == small.d_model < 200
 
 
-def test_buffers_that_were_computed_keep_their_zeros() -> None:
-    """A mask of what comes later, stored as numbers, stays one."""
+def test_buffers_that_were_computed_stay() -> None:
+    """A mask of what comes later, stored as numbers, is one in a random model as well."""
     config = shrunk(config_of("minimax"), 2)
     model: Any = random_model(language_class(config), config)
     decay = model.model.layers[1].self_attn.diagonal_decay

@@ -79,9 +79,21 @@ class DerivedMixture(Mixture):
 
 
 def is_mixture(block: nn.Module, branch: ResidualBranch) -> bool:
-    """Whether a sub-layer holds experts in tensors of three dimensions."""
+    """Whether a sub-layer holds experts in tensors of three dimensions, or in matrices of its own.
+
+    Those are no linear modules, so one that is built so is no MLP whose channels are known.
+    """
     core = block.get_submodule(branch.core[0])
-    return branch.kind == "mlp" and any(p.ndim == 3 for p in core.parameters())
+    return branch.kind == "mlp" and (any(p.ndim == 3 for p in core.parameters()) or _bare(core))
+
+
+def _bare(core: nn.Module) -> bool:
+    """Whether matrices lie in modules that hold several, as no linear ones do."""
+    return any(map(_is_bare, core.modules()))
+
+
+def _is_bare(module: nn.Module) -> bool:
+    return sum(p.ndim == 2 for p in module.parameters(recurse=False)) > 1
 
 
 def mixture_of(
@@ -140,7 +152,7 @@ def _experts(block: nn.Module, mlp: str) -> str:
     fused: dict[str, dict[str, tuple[int, ...]]] = {
         path: {name: tuple(p.shape) for name, p in module.named_parameters(recurse=False)}
         for path, module in core.named_modules(prefix=mlp)
-        if any(p.ndim == 3 for p in module.parameters(recurse=False))
+        if any(p.ndim == 3 for p in module.parameters(recurse=False)) or _is_bare(module)
     }
     for path, shapes in fused.items():
         both = {"gate_up_proj", "down_proj"}

@@ -207,9 +207,8 @@ def random_model(
     for name, buffer in model.named_buffers():
         if name in stored and buffer.is_floating_point():
             noise = 0.2 * torch.randn(buffer.shape, generator=generator, dtype=buffer.dtype)
-            # Where values differ they were computed, and zeros among them may be a mask.
-            known = buffer.unique().numel() > 1
-            buffer.copy_(buffer * (1 + noise) if known else buffer + noise)
+            # Where values differ they were computed, and belong together.
+            buffer.add_(noise if buffer.unique().numel() <= 1 else 0)
     found: PreTrainedModel = model
     return found
 
