@@ -4,10 +4,11 @@
 copies of it, the even one and random ones. Each is healed with the same fresh text and judged on
 held-out texts. Rank correlations with the KL after the long healing, with bootstrap intervals, of
 the proxy before healing (``plain``) and of the KL on the search part after short healings
-(``aware``), and the regret of picking by each: how much worse the pick is than the best.
+(``aware``), and the regret of picking by each: how much worse the pick is than the best. With a
+folder of tasks the same for their wrong answers, the mean over tasks.
 
     python benchmarks/proxy_validity.py --calibration wikitext2-valid.txt --text books-train.txt
-        --heldout wikitext2-test.txt books-heldout.txt --json out.json
+        --heldout wikitext2-test.txt books-heldout.txt --tasks tasks --json out.json
 
 Every candidate is a cell that is kept in the results folder: an interrupted run goes on.
 ``--quick`` does it in a minute on a tiny random model.
@@ -20,6 +21,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,7 @@ from evocompress.core.config import HealConfig
 from evocompress.core.types import Candidate
 from evocompress.evaluation.calibration.fresh import FreshText
 from evocompress.evaluation.heldout import heldout_quality
+from evocompress.evaluation.tasks import ask, find_tasks
 from evocompress.export import materialize
 from evocompress.export.reload import read_checkpoint
 from evocompress.healing import heal
@@ -59,8 +62,9 @@ def main() -> None:
         lengths = (64, 128, 512) if arguments.quick else tuple(arguments.tokens)
         count = 6 if arguments.quick else arguments.candidates
         figures: dict[str, Figure] = {}
+        tasks = (arguments.tasks, arguments.questions)
         for setting in setup.spaces:
-            rows = Study(setup, setting, lengths).rows(count)
+            rows = Study(setup, setting, lengths, *tasks).rows(count)
             figures |= _figures(setting, rows, lengths)
         emit("proxy_validity", figures, arguments.json)
 
@@ -70,6 +74,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--calibration", help="text file for library and search")
     parser.add_argument("--text", help="text file to heal on")
     parser.add_argument("--heldout", nargs="+", help="text files that judge")
+    parser.add_argument("--tasks", type=Path, help="folder of tasks, NAME.jsonl")
+    parser.add_argument("--questions", type=int, default=500, help="of each task")
     parser.add_argument("--tokens", type=int, nargs="+", default=[2_000, 10_000, 100_000])
     parser.add_argument("--candidates", type=int, default=24)
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
@@ -95,10 +101,15 @@ def _full(arguments: argparse.Namespace) -> Setup:
 class Study(Winner):
     """Candidates of one setting before and after healings of several lengths."""
 
-    def __init__(self, setup: Setup, setting: str, lengths: Sequence[int]) -> None:
-        """Searches nothing yet."""
+    def __init__(
+        self, setup: Setup, setting: str, lengths: Sequence[int], tasks: Path | None, limit: int
+    ) -> None:
+        """Searches nothing yet; of each task of a folder as many questions as the limit says."""
         super().__init__(setup, setting, keep_library=True)
         self._lengths = lengths
+        names = sorted(path.stem for path in tasks.glob("*.jsonl")) if tasks else []
+        self._tasks = find_tasks(names, tasks)
+        self._limit = limit
 
     def rows(self, count: int) -> list[dict[str, Any]]:
         """One for each candidate."""
@@ -150,6 +161,7 @@ class Study(Winner):
             train = text.take(config.sequences)
             report = heal(plain, loaded, train, validation, config, folder / str(tokens))
             row |= self._measured(Path(report.checkpoint), tokens)
+        row |= self._answers(Path(report.checkpoint))
         shutil.rmtree(folder)
         return row
 
@@ -162,6 +174,15 @@ class Study(Winner):
             for text, sequences in texts.items()
         }
 
+    def _answers(self, path: Path) -> dict[str, float]:
+        """The share of wrong answers, the mean over tasks."""
+        if not self._tasks:
+            return {}
+        models = {"it": read_checkpoint(path, self.context.loaded.model)}
+        found = ask(self.context.loaded, models, self._tasks, limit=self._limit)
+        right = [float(each.values["it"].mean()) for each in found if each.measure == "acc"]
+        return {"wrong": 1 - float(np.mean(right))}
+
 
 def _figures(
     setting: str, rows: Sequence[Mapping[str, Any]], lengths: Sequence[int]
@@ -169,22 +190,24 @@ def _figures(
     """Correlations and regrets of a setting."""
     texts = [key.rpartition("_")[0] for key in rows[0] if key.endswith(f"_{lengths[-1]}")]
     judged = [text for text in texts if text != "search"]
-    after = np.mean([_column(rows, f"{text}_{lengths[-1]}") for text in judged], axis=0)
-    table = Table("picked by", "Spearman", "Kendall", "regret of the pick", title=setting)
+    kl = np.mean([_column(rows, f"{text}_{lengths[-1]}") for text in judged], axis=0)
+    judges = {"": kl} | ({"wrong_": _column(rows, "wrong")} if "wrong" in rows[0] else {})
+    table = Table("judge", "picked by", "Spearman", "Kendall", "regret of the pick", title=setting)
     figures: dict[str, Figure] = {f"{setting}_candidates": len(rows)}
-    for tokens in (0, *lengths[:-1]):
+    for (judge, after), tokens in product(judges.items(), (0, *lengths[:-1])):
         before = _column(rows, f"search_{tokens}")
         name = f"aware_{tokens}" if tokens else "plain"
         rho, low, high = _interval(before, after)
         tau = float(scipy.stats.kendalltau(before, after).statistic)
         regret = float(after[before.argmin()] / after.min() - 1)
-        table.add_row(name, f"{rho:.3f} ({low:.3f} to {high:.3f})", f"{tau:.3f}", f"{regret:.1%}")
+        interval = f"{rho:.3f} ({low:.3f} to {high:.3f})"
+        table.add_row(judge or "KL", name, interval, f"{tau:.3f}", f"{regret:.1%}")
         figures |= {
-            f"{setting}_rho_{name}": rho,
-            f"{setting}_rho_{name}_low": low,
-            f"{setting}_rho_{name}_high": high,
-            f"{setting}_tau_{name}": tau,
-            f"{setting}_regret_{name}": regret,
+            f"{setting}_{judge}rho_{name}": rho,
+            f"{setting}_{judge}rho_{name}_low": low,
+            f"{setting}_{judge}rho_{name}_high": high,
+            f"{setting}_{judge}tau_{name}": tau,
+            f"{setting}_{judge}regret_{name}": regret,
         }
     Console().print(table)
     return figures
@@ -199,6 +222,8 @@ def _interval(before: Values, after: Values) -> tuple[float, float, float]:
     rng = np.random.default_rng(0)
 
     def rho(chosen: NDArray[np.int64]) -> float:
+        if not (np.ptp(before[chosen]) and np.ptp(after[chosen])):
+            return float("nan")  # a draw of one candidate has no ranks
         return float(scipy.stats.spearmanr(before[chosen], after[chosen]).statistic)
 
     every = np.arange(len(before))
