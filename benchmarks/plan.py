@@ -169,7 +169,7 @@ def _quick(folder: Path) -> RunConfig:
     from evocompress.testing.tiny import tiny_checkpoint
 
     text = folder / "text.txt"
-    text.write_text(" ".join(f"word{number * number % 97}" for number in range(4000)))
+    text.write_text(" ".join(f"word{number * number % 3989}" for number in range(4000)))
     calibration = {
         "source": str(text),
         "library_sequences": 8,
