@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import ceil
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,11 +22,9 @@ from evocompress.core.fields import (
     Source,
     Strict,
     Tokens,
-    Trained,
-    Weight,
-    Whole,
     each_once,
 )
+from evocompress.core.heal_config import HealConfig
 from evocompress.core.space_config import DropSpace, SpaceConfig, SparsitySpace, WidthSpace
 
 __all__ = [
@@ -187,90 +184,6 @@ class SearchConfig(Strict):
     def settings(self) -> dict[str, Any]:
         """The keys that belong to the searcher."""
         return dict(self.model_extra or {})
-
-
-class HealConfig(Strict):
-    """Logit distillation from the dense model (Minitron, 2407.14679).
-
-    Attributes:
-        source: Where its text comes from, in the words of `calibration.source`, or several sources
-            with their weights; ``None`` reads on in `calibration.source`. Sequences that library,
-            search or held-out part have are passed over.
-        steps: Optimizer steps.
-        tokens: Training tokens, which decide about the steps where they are given; ``auto`` goes on
-            in cycles that double in length until the next one would bring too little:
-        least_gain: a smaller share of the validation KL than this,
-        most_tokens: or more tokens than these in all.
-        batch: Sequences of a micro-step.
-        accumulate: Micro-steps of an optimizer step.
-        train: What is trained, one word or several with commas: ``all`` weights, the ``norms``,
-            the ``biases``, the ``head``, the last n blocks (``last:n``), or adapters of low rank
-            beside the blocks' matrices (``lora``), which are merged into these.
-        lora_rank: Of these adapters.
-        next_token: Weight of the cross-entropy of the text's own next tokens beside the KL; only of
-            models that tell the next token.
-        states: Weight of the differences of the states after each block, as shares of the dense
-            model's, beside the KL.
-        checkpointing: Keep only the states between blocks for the backward pass, and compute the
-            rest of each block again: slower, for much less memory.
-        learning_rate: Peak, reached after `warmup` and followed by a cosine to a tenth.
-        warmup: Fraction of the steps.
-        weight_decay: AdamW's.
-        clip: Largest gradient norm.
-        evaluate_every: Steps between two measurements on the validation sequences.
-        validation_sequences: Sequences of its text that choose the best checkpoint and are not
-            trained on.
-        average: Healings that differ in the order of the text, whose weights are averaged as far as
-            that lowers the KL on the validation sequences.
-        seed: Order of the sequences, and of the text that the model writes.
-
-    Examples:
-        >>> HealConfig(tokens=100_000).at(512).steps
-        49
-    """
-
-    source: Source | Annotated[dict[Source, Weight], Field(min_length=1)] | None = None
-    steps: Positive = 200
-    tokens: Tokens | Literal["auto"] | None = None
-    least_gain: Annotated[Number, Field(gt=0, lt=1)] = 0.02
-    most_tokens: Tokens = 10_000_000
-    batch: Size = 2
-    accumulate: Size = 2
-    train: Trained = ("all",)
-    lora_rank: Size = 16
-    next_token: Annotated[Number, Field(ge=0, le=1000)] = 0.0
-    states: Annotated[Number, Field(ge=0, le=1000)] = 0.0
-    checkpointing: bool = False
-    learning_rate: Annotated[Number, Field(gt=0, le=1)] = 3e-4
-    warmup: Annotated[Number, Field(ge=0, lt=1)] = 0.1
-    weight_decay: Annotated[Number, Field(ge=0, le=100)] = 0.0
-    clip: Annotated[Number, Field(gt=0, le=1e6)] = 1.0
-    evaluate_every: Positive = 25
-    validation_sequences: Many = 8
-    average: Annotated[Whole, Field(ge=1, le=100)] = 1
-    seed: Seed = 0
-
-    def at(self, length: int) -> HealConfig:
-        """The same with the steps that its tokens take in sequences of this number of tokens.
-
-        Where there is no telling, they are the most.
-        """
-        if self.tokens is None:
-            return self
-        tokens = self.most_tokens if self.tokens == "auto" else self.tokens
-        steps = ceil(tokens / (self.batch * self.accumulate * length))
-        return self.model_copy(update={"steps": steps, "tokens": None})
-
-    @property
-    def sequences(self) -> int:
-        """How many sequences its steps take."""
-        return self.steps * self.accumulate * self.batch
-
-    def sources(self, usual: str) -> dict[str, float]:
-        """Where the text comes from, with weights; `usual` where nothing is said."""
-        if isinstance(self.source, dict):
-            return dict(self.source)
-        return {self.source or usual: 1.0}
 
 
 class EvaluateConfig(Strict):
