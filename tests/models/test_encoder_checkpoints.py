@@ -92,7 +92,7 @@ def run_of(folder: Path, task: Task, **drop: Sequence[str]) -> RunConfig:
     else:
         (folder / "data").mkdir()
         size = read_json(folder / "model" / "config.json")["image_size"]
-        images = {"pixel_values": torch.rand(18, 3, size, size), "labels": torch.arange(18) % 2}
+        images = {"pixel_values": torch.rand(36, 3, size, size), "labels": torch.arange(36) % 2}
         save_file(images, folder / "data" / "images.safetensors")
     run = tiny_run(
         folder,

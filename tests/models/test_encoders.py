@@ -45,7 +45,7 @@ def run_of(folder: Path, name: str, **changes: Any) -> RunConfig:
     else:
         (folder / "data").mkdir(exist_ok=True)
         size = read_json(folder / "model" / "config.json")["image_size"]
-        images = {"pixel_values": torch.rand(18, 1, size, size), "labels": torch.arange(18) % 10}
+        images = {"pixel_values": torch.rand(36, 1, size, size), "labels": torch.arange(36) % 10}
         save_file(images, folder / "data" / "images.safetensors")
     run = tiny_run(
         folder,
