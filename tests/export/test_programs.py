@@ -37,7 +37,7 @@ from evocompress.testing.tiny import tiny_loaded, windowless
             "folded",
             "'stock' cannot leave out model.layers.1.attention",
         ),
-        ({"1.mlp": Level(channels=64)}, "llama.cpp", "gguf", "architecture deci"),
+        ({"1.mlp": Level(channels=64)}, "llama.cpp", "gguf", "or deci or openelm"),
         ({"1.mlp": DROP}, "transformers", "hf", "'stock' cannot leave out model.layers.1.mlp"),
     ],
 )
