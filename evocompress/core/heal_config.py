@@ -26,6 +26,9 @@ class HealConfig(Strict):
     """Logit distillation from the dense model (Minitron, 2407.14679).
 
     Attributes:
+        teacher: Another model to learn from than the dense one, in the words of `model.source`; its
+            tokenizer must be the same. After a search on a compressed model it may be the one that
+            was dense at first.
         source: Where its text comes from, in the words of `calibration.source`, or several sources
             with their weights; ``None`` reads on in `calibration.source`. Sequences that library,
             search or held-out part have are passed over.
@@ -62,6 +65,7 @@ class HealConfig(Strict):
         49
     """
 
+    teacher: Source | None = None
     source: Source | Annotated[dict[Source, Weight], Field(min_length=1)] | None = None
     steps: Positive = 200
     tokens: Tokens | Literal["auto"] | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from evocompress.core.errors import ModelError
 from evocompress.export.gguf_writing import GGUF_FILE
@@ -68,12 +68,17 @@ def check_tokenizer(path: Path, loaded: LoadedModel) -> None:
         return
     with quiet_transformers():
         own = read_tokenizer(local_checkpoint(path))
-    one, other = ((each.get_vocab(), each(SAMPLE)["input_ids"]) for each in (own, loaded.tokenizer))
-    if one != other:
+    if not same_tokens(own, loaded.tokenizer):
         raise ModelError(
             f"{path} has another tokenizer than {loaded.source}, so the same text is not the same "
             "to both: write the checkpoint again with 'evocompress materialize'"
         )
+
+
+def same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
+    """Whether two tokenizers have the same tokens and split `SAMPLE` alike."""
+    ours, theirs = ((each.get_vocab(), each(SAMPLE)["input_ids"]) for each in (one, other))
+    return bool(ours == theirs)
 
 
 def _vocabulary(model: PreTrainedModel) -> int | None:

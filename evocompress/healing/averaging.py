@@ -38,6 +38,7 @@ def heal(
     config: HealConfig,
     out: Path,
     *,
+    dense: LoadedModel | None = None,
     resume: bool = False,
     force: bool = False,
     progress: Told | None = None,
@@ -55,6 +56,7 @@ def heal(
             validation,
             config,
             out,
+            dense=dense,
             resume=resume,
             force=force,
             progress=progress,
@@ -75,19 +77,20 @@ def heal(
                 validation,
                 config.model_copy(update={"average": 1, "seed": config.seed + number}),
                 folder.path,
+                dense=dense,
                 resume=resume and folder.path.exists(),
                 force=force,
                 progress=tell,
             )
         )
     best = min(range(count), key=lambda number: reports[number].best_kl)
-    averaged, taken, kl = _soup(reports, teacher, validation, config.batch)
+    averaged, taken, kl = _soup(reports, dense or teacher, teacher, validation, config.batch)
     note = (
         f"The average of {len(taken)} of {count} healings: validation KL {kl:.4g}, "
         f"of the best one {reports[best].best_kl:.4g}."
     )
     whole = HealFolder(out)
-    write_student(averaged, student, whole.checkpoint, note, teacher.widened)
+    write_student(averaged, student, whole.checkpoint, note, (dense or teacher).widened)
     shutil.copy(folders[best].history, whole.history)
     report = replace(
         reports[best],
@@ -104,16 +107,20 @@ def heal(
 
 
 def _soup(
-    reports: Sequence[HealReport], teacher: LoadedModel, validation: Tensor, batch: int
+    reports: Sequence[HealReport],
+    dense: LoadedModel,
+    teacher: LoadedModel,
+    validation: Tensor,
+    batch: int,
 ) -> tuple[PreTrainedModel, list[int], float]:
     """The average, which healings are in it, and its validation KL."""
     order = sorted(range(len(reports)), key=lambda number: reports[number].best_kl)
-    model = load_student(Path(reports[order[0]].checkpoint), teacher)
-    measure = Distillation(model, teacher, validation, batch)
+    model = load_student(Path(reports[order[0]].checkpoint), dense)
+    measure = Distillation(model, teacher, validation, batch, family=dense.family)
     taken, best = [order[0]], reports[order[0]].best_kl
     total = _weights(model)
     for number in order[1:]:
-        one = _weights(load_student(Path(reports[number].checkpoint), teacher))
+        one = _weights(load_student(Path(reports[number].checkpoint), dense))
         trial = {name: weight + one[name] for name, weight in total.items()}
         _set_weights(model, trial, len(taken) + 1)
         kl = measure.mean()

@@ -41,6 +41,7 @@ def heal_in_cycles(
     config: HealConfig,
     out: Path,
     *,
+    dense: LoadedModel | None = None,
     resume: bool = False,
     force: bool = False,
     progress: Told | None = None,
@@ -49,11 +50,12 @@ def heal_in_cycles(
 
     Args:
         student: Folder of the checkpoint.
-        teacher: The dense model.
+        teacher: The dense model, or another one of its vocabulary.
         take: Gives the next sequences (N, S), at most so many; fewer where the text ends.
         validation: Token ids (M, S) that `take` does not give.
         config: The recipe.
         out: The folder; the cycles are kept in ``cycles`` below it.
+        dense: The model that the checkpoint was made of, where that is not the teacher.
         resume: Continue what was begun in `out`.
         force: Continue also under other circumstances.
         progress: Told about each step; the total is that of the present cycle.
@@ -89,6 +91,7 @@ def heal_in_cycles(
                 validation,
                 of_cycle,
                 folder,
+                dense=dense,
                 resume=resume and folder.exists(),
                 force=force,
                 progress=tell,

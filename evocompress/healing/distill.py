@@ -18,7 +18,7 @@ from torch import Tensor
 from evocompress.core.circumstances import Circumstances
 from evocompress.core.config import HealConfig
 from evocompress.core.environment import environment
-from evocompress.core.errors import DataError, RunError
+from evocompress.core.errors import ConfigError, DataError, RunError
 from evocompress.core.files import write_json
 from evocompress.core.progress import Told, tell_nobody
 from evocompress.export.folder import check_room
@@ -89,6 +89,7 @@ def distil(
     config: HealConfig,
     out: Path,
     *,
+    dense: LoadedModel | None = None,
     resume: bool = False,
     force: bool = False,
     progress: Told | None = None,
@@ -101,11 +102,12 @@ def distil(
 
     Args:
         student: Folder of a checkpoint that `evocompress.export.materialize` wrote.
-        teacher: The dense model; it is not changed.
+        teacher: The dense model, or another one of its vocabulary; it is not changed.
         train: Token ids (N, S).
         validation: Token ids (M, S) that are not in `train`.
         config: The recipe, in steps (`HealConfig.at`).
         out: The folder.
+        dense: The model that the checkpoint was made of, where that is not the teacher.
         resume: Continue what was begun in `out`.
         force: Continue also under other circumstances: versions, device, threads.
         progress: Told about each step.
@@ -119,7 +121,8 @@ def distil(
         ExportError: The disk is full.
     """
     began = time.monotonic()
-    healing = _Healing(student, teacher, train, validation, config, HealFolder(out))
+    models = (dense or teacher, teacher)
+    healing = _Healing(student, models, train, validation, config, HealFolder(out))
     healing.begin_or_resume(resume, force)
     healing.run(progress or tell_nobody)
     return healing.report(time.monotonic() - began)
@@ -131,7 +134,7 @@ class _Healing:
     def __init__(
         self,
         source: Path,
-        teacher: LoadedModel,
+        models: tuple[LoadedModel, LoadedModel],
         train: Tensor,
         validation: Tensor,
         config: HealConfig,
@@ -145,8 +148,9 @@ class _Healing:
         self.source = source
         self.config = config
         self.folder = folder
-        self.student = load_student(source, teacher)
-        self.dtype = teacher.widened
+        dense, teacher = models
+        self.student = load_student(source, dense)
+        self.dtype = dense.widened
         self.recipe = recipe(self.student, teacher, train, validation, config)
         asked = config.steps * config.accumulate * config.batch
         self.train = Distillation(
@@ -156,10 +160,13 @@ class _Healing:
             config.batch,
             again=asked > len(train),
             next_token=config.next_token,
-            layers=self._layers(teacher) if config.states else None,
+            layers=self._layers(dense, teacher) if config.states else None,
+            family=dense.family,
         )
-        self.validation = Distillation(self.student, teacher, validation, config.batch)
-        zeros = prepare_training(self.student, teacher.family, config)
+        self.validation = Distillation(
+            self.student, teacher, validation, config.batch, family=dense.family
+        )
+        zeros = prepare_training(self.student, dense.family, config)
         self.masters = Masters(self.student, zeros, config)
         self.circumstances = Circumstances.model_validate(
             environment(teacher.model.device, teacher.model.dtype, "local")
@@ -167,8 +174,13 @@ class _Healing:
         self.history: list[StepRecord] = []
         self.best = Best(0, math.inf)
 
-    def _layers(self, teacher: LoadedModel) -> LayerLoss:
+    def _layers(self, dense: LoadedModel, teacher: LoadedModel) -> LayerLoss:
         """What is compared within the models."""
+        if dense is not teacher:
+            raise ConfigError(
+                "heal.states compares the states after each block, which another teacher than the "
+                "dense model may not have: leave heal.states or heal.teacher out"
+            )
         family = teacher.family
         ours, theirs = family.blocks(self.student), family.blocks(teacher.model)
         blocks = layout(teacher, read_candidate(self.source)).blocks

@@ -18,6 +18,7 @@ from evocompress.healing.loss import (
     of_states,
     rows_per_chunk,
 )
+from evocompress.models.families import Family
 from evocompress.models.families.uneven import text_config
 from evocompress.models.loading import LoadedModel
 from evocompress.models.tasks import ALL_ROWS
@@ -52,6 +53,7 @@ class Distillation:
         again: bool = True,
         next_token: float = 0.0,
         layers: LayerLoss | None = None,
+        family: Family | None = None,
     ) -> None:
         """Runs nothing yet.
 
@@ -64,9 +66,11 @@ class Distillation:
                 as there is room.
             next_token: Weight of the cross-entropy of the text's own next tokens in training.
             layers: What training has of the states within the models beside it.
+            family: The student's, where it is not the teacher's.
         """
         self._student = student
         self._teacher = teacher
+        self._family = family or teacher.family
         self._micro_batches = torch.split(tokens, batch)
         self._hidden: dict[int, Tensor] = {}
         self._task = teacher.family.task
@@ -77,7 +81,7 @@ class Distillation:
         self._layers = layers
         vocabulary = getattr(text_config(teacher.model.config), "vocab_size", 0)
         self._loss = DistillationLoss(
-            partial(teacher.family.outputs, student),
+            partial(self._family.outputs, student),
             partial(teacher.family.outputs, teacher.model),
             rows_per_chunk(vocabulary) if self._task.causal else ALL_ROWS,
             COMPARISONS[self._task.compared],
@@ -105,10 +109,10 @@ class Distillation:
         """Adds the gradient of `scale` times the micro-batch's sum; returns the sum."""
         tokens = self._next_tokens(index)
         if self._layers is None:
-            hidden = self._states(self._student, index)
+            hidden = self._student_states(index)
             return self._loss.backward(hidden, self._teacher_states(index), scale, tokens)
         with self._layers.recording():
-            hidden = self._states(self._student, index)
+            hidden = self._student_states(index)
             target = self._teacher_states(index)
             beside, gradients = self._layers.gradients(self.positions(index), scale)
         return beside + self._loss.backward(hidden, target, scale, tokens, gradients)
@@ -123,22 +127,24 @@ class Distillation:
     def mean(self) -> float:
         """Mean over all positions of all micro-batches."""
         total = sum(
-            self._loss.value(self._states(self._student, index), self._teacher_states(index))
+            self._loss.value(self._student_states(index), self._teacher_states(index))
             for index in range(len(self))
         )
         return total / sum(self.positions(index) for index in range(len(self)))
 
-    def _states(self, model: PreTrainedModel, index: int) -> Tensor:
+    def _student_states(self, index: int) -> Tensor:
+        return self._states(self._family, self._student, index)
+
+    def _states(self, family: Family, model: PreTrainedModel, index: int) -> Tensor:
         """Hidden states that outputs come from: (positions, H), or (B, S, H)."""
         inputs = self._micro_batches[index].to(model.device)
-        hidden = self._teacher.family.hidden_states(model, inputs)
-        return self._task.states(hidden)
+        return self._task.states(family.hidden_states(model, inputs))
 
     @torch.no_grad()
     def _teacher_states(self, index: int) -> Tensor:
         if index in self._hidden:
             return self._hidden[index]
-        states = self._states(self._teacher.model, index)
+        states = self._states(self._teacher.family, self._teacher.model, index)
         if self._keep:
             self._hidden[index] = states
         return states

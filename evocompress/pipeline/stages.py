@@ -21,6 +21,7 @@ from evocompress.pipeline.resolve import check_names
 from evocompress.pipeline.run_folder import begin_run
 from evocompress.pipeline.run_folder import check_run as check_folder
 from evocompress.pipeline.search_stage import find
+from evocompress.pipeline.teacher import teacher_for
 
 
 def search(
@@ -66,9 +67,10 @@ def heal(context: RunContext, *, resume: bool, force: bool) -> Path:
     unchanged = Unchanged(context)
     unchanged.check_model()
     own_checkpoint(context, unchanged)
-    teacher, calibration = context.loaded, unchanged.check_text()
+    dense, calibration = context.loaded, unchanged.check_text()
     cut, config = context.config.calibration, context.config.heal
-    text = FreshText(config, cut, teacher, calibration)
+    teacher = teacher_for(context.config, dense)
+    text = FreshText(config, cut, dense, calibration)
     with folder.locked():
         validation = text.take(config.validation_sequences)
         if config.tokens == "auto":
@@ -80,6 +82,7 @@ def heal(context: RunContext, *, resume: bool, force: bool) -> Path:
                     validation,
                     config,
                     folder.healing,
+                    dense=dense,
                     resume=resume,
                     force=force,
                     progress=advance,
@@ -98,6 +101,7 @@ def heal(context: RunContext, *, resume: bool, force: bool) -> Path:
                 validation,
                 config,
                 folder.healing,
+                dense=dense,
                 resume=resume,
                 force=force,
                 progress=advance,

@@ -32,7 +32,11 @@ HEAL = ("heal.validation_sequences=2", "heal.batch=1", "heal.accumulate=1")
         (("--for", "llama.cpp"), "gguf", "format 'gguf' for llama.cpp, run by"),
         (("--for", "vllm"), "folded", "; format 'stock' cannot"),
         (("--for", "vllm", "--format", "deci"), "deci", "vLLM's DeciLM class"),
-        (("--for", "llama.cpp", "--healed"), "gguf", "llama.cpp's architecture of the type, or deci"),
+        (
+            ("--for", "llama.cpp", "--healed"),
+            "gguf",
+            "llama.cpp's architecture of the type, or deci",
+        ),
     ],
 )
 def test_a_format_for_a_program(monkeypatch, capsys, run, tmp_path, words, format, why):
