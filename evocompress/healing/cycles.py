@@ -76,12 +76,12 @@ def heal_in_cycles(
         of_cycle = config.model_copy(update={"tokens": FIRST_TOKENS * 2**cycle}).at(length)
         train = take(of_cycle.sequences)
         ended = len(train) < of_cycle.sequences
-        if ended and cycle:  # with what is left, and no repetition
-            steps = len(train) // (config.accumulate * config.batch)
+        if ended:  # with what is left, and no repetition
+            steps = len(train) // (config.accumulate * config.batch) or int(not cycle)
+            if not steps:
+                break
             of_cycle = of_cycle.model_copy(update={"steps": steps})
             train = train[: of_cycle.sequences]
-        if not of_cycle.steps:
-            break
         folder = out / CYCLES / str(cycle)
         reports.append(
             heal(

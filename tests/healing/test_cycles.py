@@ -92,6 +92,13 @@ def test_it_ends_with_the_text(
     assert report.tokens == 36 * 16, "sequences that fill no step are left"
 
 
+def test_a_text_shorter_than_a_cycle_is_used_once(
+    teacher: LoadedModel, student: Path, validation: Tensor, tmp_path: Path
+) -> None:
+    report = heal_in_cycles(student, teacher, text(9), validation, CONFIG, tmp_path / "heal")
+    assert report.tokens == 8 * 16 and report.law is None and report.next_kl is None
+
+
 @pytest.mark.usefixtures("small")
 def test_a_resumed_one_ends_in_the_same_weights(
     teacher: LoadedModel, student: Path, validation: Tensor, tmp_path: Path
