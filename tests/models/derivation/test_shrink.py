@@ -133,3 +133,10 @@ def test_buffers_that_were_computed_stay() -> None:
     model: Any = random_model(language_class(config), config)
     decay = model.model.layers[1].self_attn.diagonal_decay
     assert not decay.triu(1).any() and decay.tril().ne(0).sum() > 100
+
+
+def test_heads_that_do_not_divide_the_hidden_size_are_of_an_even_width() -> None:
+    config = config_of("qwen3_omni_moe_text", hidden_size=2048, num_attention_heads=28)
+    small = shrunk(config, 2, heads=6, narrow_heads=False)
+    assert small.hidden_size // small.num_attention_heads == 72
+    assert small.hidden_size % small.num_attention_heads == 0

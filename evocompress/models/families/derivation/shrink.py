@@ -227,7 +227,8 @@ def _sizes(config: Any, layers: int, heads: int, narrow_heads: bool) -> dict[str
     counted = getattr(config, "num_attention_heads", None)
     dense_heads = counted or HEADS
     dense_hidden = getattr(config, "hidden_size", None) or 0
-    plain_dim = dense_hidden // dense_heads if counted else HEAD_DIM
+    # Even, as rotary embeddings want, also where heads do not divide the hidden size.
+    plain_dim = dense_hidden // dense_heads // 2 * 2 if counted else HEAD_DIM
     head_dim = getattr(config, "head_dim", None) or plain_dim
     kv_heads = next((getattr(config, key) for key in KV_KEYS if hasattr(config, key)), None)
     kv_heads = {1: 1, None: heads, dense_heads: heads}.get(kv_heads, KV_HEADS)
