@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from cells import cell
 from common import Figure, emit
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -333,7 +334,7 @@ def _values(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 def _print(setting: str, rows: list[dict[str, Any]]) -> None:
     keys = [key for key, _ in _values(rows[0])]
-    table = Table("tokens", "choice", *keys, "tokens/s", title=setting)
+    table = Table("tokens", "choice", *keys, "tokens/s", title=setting, box=SIMPLE)
     for row in sorted(rows, key=lambda row: (row["tokens"], row[keys[0]])):
         values = [f"{row[key]:.4g}" for key in keys]
         speed = row.get("tokens_per_second")
@@ -343,7 +344,7 @@ def _print(setting: str, rows: list[dict[str, Any]]) -> None:
 
 def _flat(setting: str, rows: list[dict[str, Any]]) -> dict[str, Figure]:
     return {
-        f"{setting}_{row['choice']}_{row['tokens']}_{key}": value
+        f"{setting}_{row['choice'].replace(' ', '_')}_{row['tokens']}_{key}": value
         for row in rows
         for key, value in _values(row)
     }

@@ -32,6 +32,7 @@ from cells import cell
 from common import Figure, emit
 from healing import SETTINGS, Setup, Winner, quick_setup
 from numpy.typing import NDArray
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -192,7 +193,8 @@ def _figures(
     judged = [text for text in texts if text != "search"]
     kl = np.mean([_column(rows, f"{text}_{lengths[-1]}") for text in judged], axis=0)
     judges = {"": kl} | ({"wrong_": _column(rows, "wrong")} if "wrong" in rows[0] else {})
-    table = Table("judge", "picked by", "Spearman", "Kendall", "regret of the pick", title=setting)
+    headings = ("judge", "picked by", "Spearman", "Kendall", "regret of the pick")
+    table = Table(*headings, title=setting, box=SIMPLE)
     figures: dict[str, Figure] = {f"{setting}_candidates": len(rows)}
     for (judge, after), tokens in product(judges.items(), (0, *lengths[:-1])):
         before = _column(rows, f"search_{tokens}")

@@ -23,6 +23,7 @@ from typing import Any
 from cells import cell
 from common import Figure, emit
 from healing import Setup, quick_setup
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -60,7 +61,7 @@ def main() -> None:
             )
         setup = replace(setup, spaces={"zeros": setup.spaces["zeros"]})
         figures: dict[str, Figure] = {}
-        table = Table("criterion", "KL", "perplexity", "seconds", title="refinements")
+        table = Table("criterion", "KL", "perplexity", "seconds", title="refinements", box=SIMPLE)
         for name in arguments.criteria:
             row = cell(setup.folder, name, partial(_measured, setup, name))
             table.add_row(name, *(f"{row[key]:.4g}" for key in ("kl", "perplexity", "seconds")))

@@ -154,7 +154,7 @@ def test_what_can_be_done_to_a_model_is_shown(monkeypatch, capsys, model_folder,
     config = {"model_type": "own_code", "auto_map": {"AutoModelForCausalLM": "code.Model"}}
     (tmp_path / "own" / "config.json").write_text(json.dumps(config))
     refused = {
-        "none can be derived: no list of blocks": [tmp_path / "bart"],
+        "none can be derived: a block has modules that are not run": [tmp_path / "bart"],
         "has no such type, and code that comes with a model is not used": [tmp_path / "own"],
         "of type 'olmoo', and no family is of that type": ["--type", "olmoo"],
         "/nowhere/model": ["/nowhere/model"],

@@ -171,7 +171,8 @@ class Builder:
 
     def _summed(self, totals: Sums, reader: Unit) -> Statistics:
         count = totals.get(COUNT)
-        runs = self._loaded.family.runs(reader.block)
+        architecture = self._loaded.family.architecture(self._loaded.model)
+        runs = architecture.runs[reader.block]
         whole = len(self._tokens) * (reader.positions or self._loaded.length(self._tokens)) * runs
         magnitudes = totals.get("magnitudes")
         return Statistics(

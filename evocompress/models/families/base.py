@@ -96,10 +96,6 @@ class Family:
         """The family as one block has it; another only where blocks are of several kinds."""
         return self
 
-    def runs(self, index: int) -> int:
-        """How often a forward pass runs a block; see `calls`."""
-        return self.calls[index] if self.calls else 1
-
     def check(self, model: PreTrainedModel) -> None:
         """Raise `ModelError` for a variant of the family whose blocks are built otherwise."""
 

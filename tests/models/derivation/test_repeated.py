@@ -57,6 +57,6 @@ def test_statistics_are_sums_over_all_runs(loaded: LoadedModel) -> None:
         for ids in IDS.split(2):
             family.hidden_states(model, ids)
     for word, sums in expected.items():
-        assert found[word]["count"] == family.runs(0) * IDS.numel()
+        assert found[word]["count"] == family.calls[0] * IDS.numel()
         for name, total in sums.items():
             torch.testing.assert_close(found[word][name], total)
