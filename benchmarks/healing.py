@@ -307,8 +307,7 @@ class Winner:
             return tokens[:-kept], tokens[-kept:]
         cut = self.context.config.calibration
         text = FreshText(config, cut, self.context.loaded, calibration)
-        validation = text.take(config.validation_sequences)
-        return text.take(config.sequences), validation
+        return text.take_both(config.sequences, config.validation_sequences)
 
     def _measured(self, name: str, tokens: int, made: Any) -> dict[str, Any]:
         def compute() -> dict[str, Any]:

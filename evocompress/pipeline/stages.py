@@ -72,8 +72,8 @@ def heal(context: RunContext, *, resume: bool, force: bool) -> Path:
     teacher = teacher_for(context.config, dense)
     text = FreshText(config, cut, dense, calibration)
     with folder.locked():
-        validation = text.take(config.validation_sequences)
         if config.tokens == "auto":
+            validation = text.take(config.validation_sequences)
             with context.reporter.stage("heal") as advance:
                 heal_in_cycles(
                     folder.checkpoint,
@@ -90,7 +90,7 @@ def heal(context: RunContext, *, resume: bool, force: bool) -> Path:
             return folder.healed_checkpoint
         config = config.at(calibration.length)
         with context.reporter.stage("text for healing"):
-            train = text.take(config.sequences)
+            train, validation = text.take_both(config.sequences, config.validation_sequences)
         if note := repetition(config.sequences, len(train), config, cut.source):
             context.reporter.say(note)
         with context.reporter.stage("heal") as advance:

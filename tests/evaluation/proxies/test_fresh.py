@@ -60,7 +60,7 @@ def read(
     given = HealConfig.model_validate({"steps": 3, "validation_sequences": 2, **changes})
     config = given.at(LENGTH)
     text = FreshText(config, cutting, loaded, calibration)
-    validation, train = text.take(config.validation_sequences), text.take(config.sequences)
+    train, validation = text.take_both(config.sequences, config.validation_sequences)
     note = repetition(config.sequences, len(train), config, cutting.source)
     return Taken(train, validation, note), calibration
 
@@ -128,9 +128,10 @@ def test_sources_share_by_weight(loaded: LoadedModel, text: Path, tmp_path: Path
     found, _ = read(loaded, cut(text), source=weights, validation_sequences=4)
     alone, _ = read(loaded, cut(text), source=str(text), steps=1, validation_sequences=1)
     ours = {tuple(row.tolist()) for row in (*alone.validation, *alone.train)}
-    assert sum(tuple(row.tolist()) in ours for row in found.validation) == 1
-    places = [place for place, row in enumerate(found.train) if tuple(row.tolist()) in ours]
-    assert len(places) == 3 and places != [0, 1, 2], "the sources are not mixed"
+    taken = [tuple(row.tolist()) for row in (*found.validation, *found.train)]
+    places = [place for place, row in enumerate(taken) if row in ours]
+    assert len(places) == len(taken) // 4 == 4
+    assert places != [0, 1, 2, 3], "the sources are not mixed"
 
 
 def test_what_the_model_writes_is_other_text(loaded: LoadedModel) -> None:
