@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -48,19 +49,9 @@ def heal(
     The healings that are averaged are kept in ``members`` below `out`; ``heal.jsonl`` then is the
     best one's.
     """
+    one = partial(distil, student, teacher, train, validation, dense=dense, force=force)
     if config.average == 1:
-        return distil(
-            student,
-            teacher,
-            train,
-            validation,
-            config,
-            out,
-            dense=dense,
-            resume=resume,
-            force=force,
-            progress=progress,
-        )
+        return one(config, out, resume=resume, progress=progress)
     began, told, count = time.monotonic(), progress or tell_nobody, config.average
     folders = [HealFolder(out / MEMBERS / str(number)) for number in range(count)]
     reports = []
@@ -69,20 +60,9 @@ def heal(
         def tell(done: float, total: float, text: str, number: int = number) -> None:
             told(number * total + done, count * total, f"{number + 1} of {count}: {text}")
 
-        reports.append(
-            distil(
-                student,
-                teacher,
-                train,
-                validation,
-                config.model_copy(update={"average": 1, "seed": config.seed + number}),
-                folder.path,
-                dense=dense,
-                resume=resume and folder.path.exists(),
-                force=force,
-                progress=tell,
-            )
-        )
+        own = config.model_copy(update={"average": 1, "seed": config.seed + number})
+        again = resume and folder.path.exists()
+        reports.append(one(own, folder.path, resume=again, progress=tell))
     best = min(range(count), key=lambda number: reports[number].best_kl)
     averaged, taken, kl = _soup(reports, dense or teacher, teacher, validation, config.batch)
     note = (

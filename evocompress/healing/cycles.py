@@ -83,20 +83,10 @@ def heal_in_cycles(
             of_cycle = of_cycle.model_copy(update={"steps": steps})
             train = train[: of_cycle.sequences]
         folder = out / CYCLES / str(cycle)
-        reports.append(
-            heal(
-                Path(reports[-1].checkpoint) if reports else student,
-                teacher,
-                train,
-                validation,
-                of_cycle,
-                folder,
-                dense=dense,
-                resume=resume and folder.exists(),
-                force=force,
-                progress=tell,
-            )
-        )
+        source = Path(reports[-1].checkpoint) if reports else student
+        given = (source, teacher, train, validation, of_cycle, folder)
+        again = resume and folder.exists()
+        reports.append(heal(*given, dense=dense, resume=again, force=force, progress=tell))
     return _summed_up(reports, out, time.monotonic() - began)
 
 

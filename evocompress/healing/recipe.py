@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 from evocompress.core.config import HealConfig
 from evocompress.models.loading import LoadedModel, fingerprint
 
-NOT_COMPARED = {"source", "tokens", "least_gain", "most_tokens"}
-"""Settings that say where the text comes from and how much of it there is, which is compared."""
+NOT_COMPARED = {"source", "tokens", "least_gain", "most_tokens", "teacher"}
+"""Settings that say where text and teacher come from, which are compared by their content."""
 
 
 def recipe(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from evocompress.core.config import RunConfig
 from evocompress.core.progress import Reporter, Silent
@@ -71,21 +72,15 @@ def heal(context: RunContext, *, resume: bool, force: bool) -> Path:
     cut, config = context.config.calibration, context.config.heal
     teacher = teacher_for(context.config, dense)
     text = FreshText(config, cut, dense, calibration)
+    how: Any = {"dense": dense, "resume": resume, "force": force}
+    source, out = folder.checkpoint, folder.healing
     with folder.locked():
         if config.tokens == "auto":
             validation = text.take(config.validation_sequences)
+            take = partial(text.take, some=False)
             with context.reporter.stage("heal") as advance:
                 heal_in_cycles(
-                    folder.checkpoint,
-                    teacher,
-                    partial(text.take, some=False),
-                    validation,
-                    config,
-                    folder.healing,
-                    dense=dense,
-                    resume=resume,
-                    force=force,
-                    progress=advance,
+                    source, teacher, take, validation, config, out, progress=advance, **how
                 )
             return folder.healed_checkpoint
         config = config.at(calibration.length)
@@ -94,16 +89,5 @@ def heal(context: RunContext, *, resume: bool, force: bool) -> Path:
         if note := repetition(config.sequences, len(train), config, cut.source):
             context.reporter.say(note)
         with context.reporter.stage("heal") as advance:
-            distil(
-                folder.checkpoint,
-                teacher,
-                train,
-                validation,
-                config,
-                folder.healing,
-                dense=dense,
-                resume=resume,
-                force=force,
-                progress=advance,
-            )
+            distil(source, teacher, train, validation, config, out, progress=advance, **how)
     return folder.healed_checkpoint

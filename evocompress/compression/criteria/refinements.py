@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -128,19 +129,13 @@ def _zeros(dense: Tensor, sparse: Tensor, salience: Tensor, group: int) -> Tenso
 def update(dense: Tensor, sparse: Tensor, statistics: Statistics, level: Level) -> Tensor:
     """The weights that are left, fitted to the outputs of the dense matrix (2401.02938).
 
-    min ‖(W − V)·X‖² over matrices V with these zeros, by ADMM: one inverse serves all rows and
-    levels. Inputs are scaled to norm 1, and `RIDGE` times the mean diagonal is added.
+    min ‖(W − V)·X‖² over matrices V with these zeros, by ADMM: one inverse serves all rows, levels
+    and matrices that read the same input. Inputs are scaled to norm 1, and `RIDGE` times the mean
+    diagonal is added.
     """
-    if statistics.gram is None:
-        raise ValueError("an update needs the Gram matrix of the inputs")
-    norms = statistics.gram.diagonal().sqrt() + 1e-8
-    scaled = statistics.gram / norms / norms[:, None]
-    scaled.diagonal().add_(RIDGE * scaled.diagonal().mean())
+    norms, scaled, inverse = _scaled(statistics)
     wanted = dense * norms
     product = wanted @ scaled
-    ridged = scaled.clone()
-    ridged.diagonal().add_(PENALTY)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(ridged))
     zeros = sparse == 0
     free, dual = wanted, torch.zeros_like(wanted)
     for _ in range(ITERATIONS):
@@ -148,6 +143,19 @@ def update(dense: Tensor, sparse: Tensor, statistics: Statistics, level: Level) 
         dual = dual + free - masked
         free = (product + PENALTY * (masked - dual)) @ inverse
     return (free + dual).masked_fill(zeros, 0.0) / norms
+
+
+@lru_cache(maxsize=1)
+def _scaled(statistics: Statistics) -> tuple[Tensor, Tensor, Tensor]:
+    """Norms of the inputs (in,), their scaled Gram matrix (in, in), and what ADMM inverts."""
+    if statistics.gram is None:
+        raise ValueError("an update needs the Gram matrix of the inputs")
+    norms = statistics.gram.diagonal().sqrt() + 1e-8
+    scaled = statistics.gram / norms / norms[:, None]
+    scaled.diagonal().add_(RIDGE * scaled.diagonal().mean())
+    ridged = scaled.clone()
+    ridged.diagonal().add_(PENALTY)
+    return norms, scaled, torch.cholesky_inverse(torch.linalg.cholesky(ridged))
 
 
 REFINEMENTS: Registry[Refinement] = Registry(
