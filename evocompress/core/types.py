@@ -314,6 +314,7 @@ class Architecture:
             in no matrix: of norms between its matrices. Empty where there are none.
         head_params: For each block the parameters of its attention that go with one query head,
             and with one key-value head, and are in no matrix: sinks. Empty where there are none.
+        head_dims: For each block the width of a head. Empty where all are `head_dim`.
         head_widths: For each block the values of a key and a value of a head together. Empty where
             that is twice `head_dim`.
         latents: For each block how many values are cached of a token in place of its keys and
@@ -357,6 +358,7 @@ class Architecture:
     gate: int = 0
     channel_params: tuple[int, ...] = ()
     head_params: tuple[tuple[int, int], ...] = ()
+    head_dims: tuple[int, ...] = ()
     head_widths: tuple[int, ...] = ()
     latents: tuple[int, ...] = ()
     repeated: bool = False

@@ -58,7 +58,7 @@ def dense_widths(architecture: Architecture, block: int) -> Widths:
     return Widths(
         heads=architecture.heads[block],
         kv_heads=architecture.kv_heads[block],
-        head_dim=architecture.head_dim,
+        head_dim=(architecture.head_dims or (architecture.head_dim,) * (block + 1))[block],
         channels=architecture.channels[block],
     )
 

@@ -31,7 +31,7 @@ from evocompress.models.families.derivation.handing import (
     with_handing,
 )
 from evocompress.models.families.derivation.kept import keep, kept
-from evocompress.models.families.derivation.kinds import kind_of, with_fixed_heads
+from evocompress.models.families.derivation.kinds import kind_of
 from evocompress.models.families.derivation.purpose import task_of, task_seen, tiny_batch
 from evocompress.models.families.derivation.shrink import TRIES, random_model, shrunk
 from evocompress.models.families.derivation.structure import Unclear
@@ -300,8 +300,6 @@ def _derived(
             raise Unclear(f"block {index} of a tiny model of it is of another kind")
         shape = head_shape(model.config, index)
         kind = kind_of(examples[index], real[index], shape, cached=caching[index])
-        if shape[2] != head_shape(model.config, 0)[2]:
-            kind = with_fixed_heads(kind, "they are of another width than in the first block")
         if argument:
             kind = with_handing(kind, examples[index], argument, shape)
         if shared[index]:

@@ -197,13 +197,15 @@ class Derived(Family):
             found = replace(found, vocabulary=model.config.num_labels or 0)
         beside = [self.at(index).kinds[0].beside for index in range(len(self.order))]
         sizes = [self._cached_and_width(model, index) for index in range(len(found.heads))]
-        common = head_shape(model.config, 0)[2]
+        dims = [head_shape(model.config, index)[2] for index in range(len(found.heads))]
+        common = dims[0]
         latents, widths = (tuple(one) for one in zip(*sizes, strict=True))
         return replace(
             found,
             head_dim=common,
             latents=latents if any(latents) else (),
             repeated=any(kind.heads and kind.heads.repeated for kind in self.kinds),
+            head_dims=tuple(dims) if {*dims} != {common} else (),
             head_widths=widths if {*widths} != {2 * common} else (),
             outer_params=found.outer_params + params + sum(tied.values()),
             token_flops=flops + self._token_flops(model),
