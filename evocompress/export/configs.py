@@ -21,7 +21,12 @@ from evocompress.models.families.derivation.shrink import (
     SHARED_LAYERS,
 )
 from evocompress.models.families.shapes import matrix_shape
-from evocompress.models.families.uneven import dense_layers, is_compressed, text_config
+from evocompress.models.families.uneven import (
+    HEADS_BY_LAYER,
+    dense_layers,
+    is_compressed,
+    text_config,
+)
 from evocompress.models.loading import LoadedModel
 
 NOT_OF_LAYERS = ("architectures", "token_id", "token_ids", "tokens", "_keys", "keys_to_ignore")
@@ -110,6 +115,8 @@ def set_widths(config: PreTrainedConfig, widths: Widths, dense: Widths) -> None:
     if (widths.heads, widths.kv_heads) != (dense.heads, dense.kv_heads):
         config.head_dim = widths.head_dim
         config.num_attention_heads = widths.heads
+        if hasattr(config, HEADS_BY_LAYER):
+            setattr(config, HEADS_BY_LAYER, [widths.heads] * config.num_hidden_layers)
         if hasattr(config, "num_key_value_heads"):
             config.num_key_value_heads = widths.kv_heads
     key = channel_key(config)

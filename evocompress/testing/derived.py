@@ -48,6 +48,7 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
         "num_key_value_heads": 1,
         "num_kv_shared_layers": 2,
     },
+    "laguna": {"num_attention_heads_per_layer": [48, 64, 48], "num_hidden_layers": 3},
     "smollm3": {"no_rope_layers": [1, 0, 1], "num_hidden_layers": 3},
     "qwen3_next": {"layer_types": ["linear_attention", "full_attention", "linear_attention"]},
 }

@@ -56,13 +56,17 @@ def added_biases(config: PreTrainedConfig, block: int) -> tuple[SubLayerName, ..
     return tuple(layer_config(config, block).bias)
 
 
+HEADS_BY_LAYER = "num_attention_heads_per_layer"
+"""The setting of configs that list how many query heads each layer has."""
+
+
 def head_shape(config: PreTrainedConfig, block: int) -> tuple[int, int, int]:
     """Query heads, key-value heads and the width of a head of a dense block.
 
     Without an attention the numbers are 0, and where no block has one the width is as well.
     """
     config, own = text_config(config), layer_config(config, block)
-    heads = getattr(own, "num_attention_heads", 0)
+    heads = _listed_heads(config, block) or getattr(own, "num_attention_heads", 0)
     if not heads:
         return 0, 0, 0
     whole = own if config.is_heterogeneous else config
@@ -70,6 +74,17 @@ def head_shape(config: PreTrainedConfig, block: int) -> tuple[int, int, int]:
     if "attention" in missing(config, block):
         return 0, 0, size
     return heads, _kv_heads(own) or heads, size
+
+
+def _listed_heads(config: Any, block: int) -> int | None:
+    """The query heads of a block by a list for all layers; none where its own setting is another.
+
+    Such a list is that of the dense model.
+    """
+    listed = getattr(config, HEADS_BY_LAYER, None)
+    changed = config._heterogeneity_spec.per_layer_overrides if config.is_heterogeneous else {}
+    own = "num_attention_heads" in changed.get(block, {})
+    return listed[block] if listed and not own else None
 
 
 def _kv_heads(own: Any) -> int | None:

@@ -11,6 +11,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PhiForCausalLM
 from evocompress.models.families.derivation.defaults import default_config
 from evocompress.models.families.derivation.from_config import language_class
 from evocompress.models.families.derivation.shrink import HEADS, KV_HEADS, random_model, shrunk
+from evocompress.models.families.uneven import head_shape
 
 
 def config_of(name: str, **settings: Any) -> Any:
@@ -140,3 +141,12 @@ def test_heads_that_do_not_divide_the_hidden_size_are_of_an_even_width() -> None
     small = shrunk(config, 2, heads=6, narrow_heads=False)
     assert small.hidden_size // small.num_attention_heads == 72
     assert small.hidden_size % small.num_attention_heads == 0
+
+
+def test_listed_heads_keep_about_their_proportions() -> None:
+    config = default_config("laguna", num_attention_heads_per_layer=[48, 64] * 20)
+
+    small = shrunk(config, 2)
+
+    assert small.num_attention_heads_per_layer == [6, 8]
+    assert [head_shape(small, block) for block in range(2)] == [(6, 2, 16), (8, 2, 16)]

@@ -27,6 +27,9 @@ FURTHER = (
 )
 """More of them, for when there is time."""
 
+OF_HEADS = ("laguna",)
+"""Types whose heads are of interest alone."""
+
 NAMES = [*VARIED, *(pytest.param(name, marks=pytest.mark.long) for name in FURTHER)]
 
 
@@ -41,7 +44,7 @@ class TestDerivedFamilies(FamilyContract):
         assert family.model_type == name.split()[0]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *OF_HEADS])
 class TestDerivedNarrowing(NarrowingContract):
     @pytest.fixture
     def loaded(self, name: str) -> LoadedModel:

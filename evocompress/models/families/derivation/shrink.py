@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from evocompress.models.config_keys import name_stages
 from evocompress.models.families.derivation.parts import DEPTH, SIZE, USUAL_TOKENS, whole_of
-from evocompress.models.families.uneven import text_config
+from evocompress.models.families.uneven import HEADS_BY_LAYER, text_config
 
 HEADS = 6
 """Query heads of a tiny model: all its sizes differ, so that a number tells its meaning."""
@@ -126,6 +126,8 @@ def _shrunk_text(
         with contextlib.suppress(AttributeError):
             if hasattr(plain, name):
                 setattr(small, name, value)
+    if listed := getattr(small, HEADS_BY_LAYER, None):
+        setattr(small, HEADS_BY_LAYER, _small_heads(plain, listed, sizes))
     _section(small, sizes["head_dim"])
     if config.is_heterogeneous:
         small.per_layer_config = {
@@ -138,6 +140,13 @@ def _shrunk_text(
         small.residual_in_fp32 = False
     name_stages(small, layers)
     return small
+
+
+def _small_heads(plain: Any, listed: Sequence[int], sizes: Mapping[str, Any]) -> list[int]:
+    """Small numbers of query heads in about the proportions in which layers have them."""
+    each = sizes["num_key_value_heads"]
+    parts = (sizes["num_attention_heads"] * n / plain.num_attention_heads / each for n in listed)
+    return [each * max(1, round(part)) for part in parts]
 
 
 def _section(small: Any, head_dim: int) -> None:
