@@ -37,6 +37,10 @@ NUMBERS_OF_LAYERS = ("attn_layer_indices", "mlp_only_layers", "full_attn_idxs")
 """Settings that list the numbers of layers."""
 
 
+ADJUSTED = "block_auto_adjust_ff_dim"
+"""Where this is set, MLPs of LFM2 have other channels than their config says."""
+
+
 def use_of_index(config: PreTrainedConfig) -> str:
     """What a model makes of the numbers of its blocks; empty where that is nothing."""
     if getattr(text_config(config), "scale_attn_by_inverse_layer_idx", False):
@@ -122,6 +126,8 @@ def set_widths(config: PreTrainedConfig, widths: Widths, dense: Widths) -> None:
     key = channel_key(config)
     if widths.channels != dense.channels and key:
         setattr(config, key, widths.channels)
+        if hasattr(config, ADJUSTED):
+            setattr(config, ADJUSTED, False)
 
 
 def channel_key(config: PreTrainedConfig) -> str:

@@ -80,6 +80,7 @@ ARCHITECTURES: Mapping[str, LlamaCpp] = {
     "granitemoe": LlamaCpp("granitemoe", factors=True, neighbours=True),
     "hunyuan_v1_dense": LlamaCpp("hunyuan-dense"),
     "jais2": LlamaCpp("jais2"),
+    "lfm2": LlamaCpp("lfm2", spanning=True, also=("block_auto_adjust_ff_dim",)),
     "minimax_m2": LlamaCpp("minimax-m2", headed=True),
     "mixtral": LlamaCpp("llama", factors=True, neighbours=True),
     "nemotron": LlamaCpp("nemotron", spanning=True, headed=True),
@@ -136,6 +137,7 @@ def alike_obstacle(loaded: LoadedModel, candidate: Candidate) -> str | None:
         or Stock().obstacle(loaded, candidate)
         or _layers_in_order(loaded, layout(loaded, candidate), found)
         or _too_few_heads(loaded, layout(loaded, candidate), found)
+        or _attention_alone(loaded, layout(loaded, candidate), found)
     )
 
 
@@ -220,11 +222,7 @@ def _norm_scale(loaded: LoadedModel) -> str | None:
 
 def _untied(loaded: LoadedModel, found: LlamaCpp) -> str | None:
     """The obstacle of a head that the architecture has no place for."""
-    import gguf
-
-    known = {word: architecture for architecture, word in gguf.MODEL_ARCH_NAMES.items()}
-    own = gguf.MODEL_TENSOR.OUTPUT in gguf.MODEL_TENSORS[known[found.name]]
-    if own or loaded.family.architecture(loaded.model).tied:
+    if "OUTPUT" in _tensors_of(found) or loaded.family.architecture(loaded.model).tied:
         return None
     what = "layers that differ of " if found.uneven else ""
     return (
@@ -232,13 +230,38 @@ def _untied(loaded: LoadedModel, found: LlamaCpp) -> str | None:
     )
 
 
-def _too_few_heads(loaded: LoadedModel, left: Layout, found: LlamaCpp) -> str | None:
-    """The obstacle of narrow attentions where heads must span the hidden state."""
-    widths, hidden = left.kept[0].widths, loaded.family.architecture(loaded.model).hidden
-    if not found.spanning or widths.heads * widths.head_dim == hidden:
+def _tensors_of(found: LlamaCpp) -> set[str]:
+    """gguf-py's names of the kinds of tensors that an architecture has."""
+    import gguf
+
+    known = {word: architecture for architecture, word in gguf.MODEL_ARCH_NAMES.items()}
+    return {tensor.name for tensor in gguf.MODEL_TENSORS[known[found.name]]}
+
+
+def _attention_alone(loaded: LoadedModel, left: Layout, found: LlamaCpp) -> str | None:
+    """The obstacle of a hybrid with attention alone, for whose other cache there is no layer."""
+    mixers = any(not loaded.family.at(block.index).attends for block in left.having("attention"))
+    if mixers or not _tensors_of(found) & {"SHORTCONV_CONV", "SSM_CONV1D"}:
         return None
     return (
-        f"cannot write {left.names[left.kept[0].index]}.attention, because the heads of "
+        f"cannot hold this {loaded.family.model_type} model with attention alone, because "
+        f"llama.cpp's architecture {found.name} needs a layer with another mixer"
+    )
+
+
+def _too_few_heads(loaded: LoadedModel, left: Layout, found: LlamaCpp) -> str | None:
+    """The obstacle of narrow attentions where heads must span the hidden state."""
+    hidden = loaded.family.architecture(loaded.model).hidden
+    narrow = (
+        block
+        for block in left.kept
+        if found.spanning and block.widths.heads * block.widths.head_dim not in (0, hidden)
+    )
+    first = next(narrow, None)
+    if first is None:
+        return None
+    return (
+        f"cannot write {left.names[first.index]}.attention, because the heads of "
         f"llama.cpp's architecture {found.name} are together as wide as the hidden size, {hidden}"
     )
 

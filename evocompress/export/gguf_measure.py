@@ -9,7 +9,10 @@ import numpy as np
 
 from evocompress.export.gguf_tensors import ROPE_FACTORS
 
-MATRIX = re.compile(r"blk\.\d+\.(attn_(qkv|q|k|v|output)|ffn_(gate|up|down)(_s?h?exps?)?)\.weight")
+MATRIX = re.compile(
+    r"blk\.\d+\.(attn_(qkv|q|k|v|output)|ffn_(gate|up|down)(_s?h?exps?)?|shortconv\.\w+_proj|"
+    r"ssm_(in|out))\.weight"
+)
 
 
 def gguf_costs(path: Path) -> dict[str, int]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from evocompress.export.gguf_architectures import LlamaCpp
+from evocompress.export.gguf_mixers import add_mixers, has_mixer
 from evocompress.export.gguf_rotary import frequencies, rotary_kinds, scaling_of
 from evocompress.export.gguf_tensors import ROPE_FACTORS
 from evocompress.export.gguf_uneven import residual_scale
@@ -73,12 +74,16 @@ def add_metadata(
             getattr(writer, f"add_{key}")(value)
     _add_sizes(writer, architecture.head_dim, tensors)
     _add_experts(writer, loaded, tensors)
+    add_mixers(writer, tensors)
     _add_rotary(writer, loaded.model, tensors)
     _add_windows(writer, config)
 
 
 def _add_sizes(writer: Any, head_dim: int, tensors: Mapping[str, Tensor]) -> None:
-    """Adds heads, key-value heads and channels: one number where all layers are alike."""
+    """Adds heads, key-value heads and channels: one number where all layers are alike.
+
+    A layer with another mixer is one without key-value heads, and has as many heads as others.
+    """
     heads, keys, channels = [], [], []
     layers = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("blk."))
     for layer in range(layers):
@@ -92,6 +97,7 @@ def _add_sizes(writer: Any, head_dim: int, tensors: Mapping[str, Tensor]) -> Non
         fused = (sizes["attn_qkv"][0] // head_dim - own) // 2 if "attn_qkv" in sizes else 0
         keys.append(sizes["attn_k"][0] // head_dim if "attn_k" in sizes else fused)
         channels.append(sizes.get("ffn_down", sizes.get("ffn_down_exps", (0,)))[-1])
+    heads = [max(heads) if has_mixer(tensors, i) else own for i, own in enumerate(heads)]
     writer.add_block_count(layers)
     writer.add_head_count(_common(heads))
     writer.add_head_count_kv(_common(keys))

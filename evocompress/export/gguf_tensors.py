@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from evocompress.core.errors import ExportError
 from evocompress.export.gguf_architectures import ARCHITECTURES, LlamaCpp
+from evocompress.export.gguf_mixers import as_mixer
 from evocompress.export.gguf_rotary import factors, frequencies
 from evocompress.export.gguf_uneven import as_uneven
 from evocompress.models.loading import LoadedModel
@@ -73,7 +74,8 @@ def _named(
         if expert:
             stacks[f"blk.{expert[1]}.ffn_{expert[2]}_exps.{expert[3]}"].append(tensor)
             continue
-        yield _place(name, model, name_of_type), _held(name, tensor, model, loaded)
+        place = _place(name, model, name_of_type)
+        yield place, as_mixer(place, _held(name, tensor, model, loaded))
     for name, every in stacks.items():
         yield name, torch.stack(every)
 

@@ -15,14 +15,16 @@ from transformers import PreTrainedModel
 from evocompress.core.errors import ExportError
 from evocompress.export.gguf_architectures import architecture_of
 from evocompress.export.gguf_metadata import add_metadata
+from evocompress.export.gguf_mixers import FLOAT32
 from evocompress.export.gguf_tensors import named_tensors
 from evocompress.export.gguf_tokenizer import add_tokenizer
 from evocompress.models.loading import LoadedModel
 
 GGUF_FILE = "model.gguf"
 
-KEPT = re.compile(r".*(ffn_gate_inp\.weight|\.bias)")
-"""Tensors that llama.cpp reads as float32: routers and biases, also those of all experts."""
+KEPT = re.compile(rf".*(ffn_gate_inp\.weight|\.bias)|{FLOAT32}")
+"""Tensors that llama.cpp reads as float32: routers and biases, also those of all experts, and what
+mixers that are no attention hold beside matrices."""
 
 
 @dataclass(frozen=True)

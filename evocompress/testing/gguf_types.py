@@ -25,6 +25,7 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
         "residual_multiplier": 0.4,
         "attention_multiplier": 0.15,
     },
+    "lfm2": {"layer_types": ["conv", "conv", "full_attention", "conv", "full_attention"]},
     "qwen3": {"tie_word_embeddings": True},
 }
 """What makes models of a type as they are published, or writable with layers that differ."""
@@ -44,7 +45,7 @@ def gguf_loaded(model_type: str, **settings: Any) -> LoadedModel:
         config.layer_types = ["full_attention"] * layers
     elif kinds and known.windowed:
         config.sliding_window = WINDOW
-    elif kinds:
+    elif kinds and "sliding_attention" in kinds:
         config.layer_types = ["full_attention"] * len(kinds)
     if getattr(config, "query_pre_attn_scalar", None):
         config.query_pre_attn_scalar = 16  # the width of a head of tiny models

@@ -142,6 +142,7 @@ OTHERS: list[tuple[str, dict[str, Level], dict[str, Any], str]] = [
     ("smollm3", {"0": DROP}, {}, "not every 4th of its layers"),
     ("gemma2", {}, {"query_pre_attn_scalar": 24}, "whose query_pre_attn_scalar is 24"),
     ("gemma2", {}, {"tie_word_embeddings": False}, "whose head is not its embedding"),
+    ("lfm2", {"0": DROP, "1": DROP, "3": DROP}, {}, "needs a layer with another mixer"),
     ("exaone_moe", {}, {}, "cannot hold exaone_moe models, only llama, "),
 ]
 
@@ -173,3 +174,18 @@ def test_weights_that_cannot_be_cut_into_blocks_are_named(tmp_path: Path) -> Non
 
 def test_every_architecture_is_one_of_gguf_py() -> None:
     assert {known.name for known in ARCHITECTURES.values()} <= set(MODEL_ARCH_NAMES.values())
+
+
+def test_layers_with_other_mixers_are_those_without_key_value_heads(tmp_path: Path) -> None:
+    lfm2 = gguf_loaded("lfm2")
+    candidate = candidate_of(lfm2, {"1": DROP})
+    out = materialize(
+        lfm2, PlainLibrary(lfm2), candidate, tmp_path / "out", format="gguf", weights="q8_0"
+    )
+    file = GgufReference(out / "model.gguf")
+    sizes = ("attention.head_count", "attention.head_count_kv", "shortconv.l_cache")
+    assert [file.metadata[f"lfm2.{size}"] for size in sizes] == [6, [0, 2, 0, 2], 3]
+    kernel = lfm2.model.get_parameter("model.layers.3.conv.conv.weight")
+    # Kernels are float32, whatever the matrices are, without their axis of one input channel.
+    held = file.tensors["blk.2.shortconv.conv.weight"]
+    torch.testing.assert_close(torch.tensor(held).float(), kernel.detach()[:, 0], rtol=0, atol=0)
