@@ -123,17 +123,21 @@ def set_widths(config: PreTrainedConfig, widths: Widths, dense: Widths) -> None:
             setattr(config, HEADS_BY_LAYER, [widths.heads] * config.num_hidden_layers)
         if hasattr(config, "num_key_value_heads"):
             config.num_key_value_heads = widths.kv_heads
-    key = channel_key(config)
+    key = channel_key(config, dense.channels)
     if widths.channels != dense.channels and key:
         setattr(config, key, widths.channels)
         if hasattr(config, ADJUSTED):
             setattr(config, ADJUSTED, False)
 
 
-def channel_key(config: PreTrainedConfig) -> str:
-    """The setting of the width of a model's MLPs or experts; empty where it follows from others."""
-    keys = ("moe_intermediate_size", *CHANNEL_KEYS, "hidden_dim")
-    return next((key for key in keys if hasattr(config, key)), "")
+def channel_key(config: PreTrainedConfig, channels: int = 0) -> str:
+    """The setting of the width of a model's MLPs or experts; empty where it follows from others.
+
+    That with the value `channels` comes first: Granite's hybrids without experts have two.
+    """
+    keys = ("moe_intermediate_size", *CHANNEL_KEYS, "hidden_dim", "shared_intermediate_size")
+    known = [key for key in keys if hasattr(config, key)]
+    return next((key for key in known if getattr(config, key) == channels), (*known, "")[0])
 
 
 def are_channels_of_mlps_alone(loaded: LoadedModel) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from math import inf
 from typing import Any
 
 from evocompress.core.types import Candidate
@@ -78,6 +79,13 @@ ARCHITECTURES: Mapping[str, LlamaCpp] = {
     "gpt_oss": LlamaCpp("gpt-oss", headed=True, windowed=True),
     "granite": LlamaCpp("granite", factors=True, neighbours=True),
     "granitemoe": LlamaCpp("granitemoe", factors=True, neighbours=True),
+    "granitemoehybrid": LlamaCpp(
+        "granitehybrid",
+        factors=True,
+        neighbours=True,
+        settings={"mamba_n_groups": 1, "mamba_expand": 2, "time_step_limit": (0.0, inf)},
+        also=("position_embedding_type", "mamba_conv_bias"),
+    ),
     "hunyuan_v1_dense": LlamaCpp("hunyuan-dense"),
     "jais2": LlamaCpp("jais2"),
     "lfm2": LlamaCpp("lfm2", spanning=True, also=("block_auto_adjust_ff_dim",)),
@@ -201,6 +209,8 @@ def _untried(config: Any, found: LlamaCpp) -> Iterator[tuple[str, Any]]:
     default = type(config)()
     for name, value in config.to_dict().items():
         wanted = found.settings.get(name, getattr(default, name, value))
+        if name in found.settings:
+            value = getattr(config, name)  # the same as in the class, not in a file
         words = isinstance(value, bool | str) or isinstance(wanted, bool | str)
         if name.startswith("_") or name in (*INCONSEQUENTIAL, *found.also):
             continue

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from evocompress.export.gguf_architectures import LlamaCpp
-from evocompress.export.gguf_mixers import add_mixers, has_mixer
+from evocompress.export.gguf_mixers import add_mixers, layers_with_mixers
 from evocompress.export.gguf_rotary import frequencies, rotary_kinds, scaling_of
 from evocompress.export.gguf_tensors import ROPE_FACTORS
 from evocompress.export.gguf_uneven import residual_scale
@@ -97,7 +97,8 @@ def _add_sizes(writer: Any, head_dim: int, tensors: Mapping[str, Tensor]) -> Non
         fused = (sizes["attn_qkv"][0] // head_dim - own) // 2 if "attn_qkv" in sizes else 0
         keys.append(sizes["attn_k"][0] // head_dim if "attn_k" in sizes else fused)
         channels.append(sizes.get("ffn_down", sizes.get("ffn_down_exps", (0,)))[-1])
-    heads = [max(heads) if has_mixer(tensors, i) else own for i, own in enumerate(heads)]
+    mixers = layers_with_mixers(tensors)
+    heads = [max(heads) if layer in mixers else own for layer, own in enumerate(heads)]
     writer.add_block_count(layers)
     writer.add_head_count(_common(heads))
     writer.add_head_count_kv(_common(keys))
@@ -133,6 +134,7 @@ def _add_rotary(writer: Any, model: PreTrainedModel, tensors: Container[str]) ->
 
     found = frequencies(model)
     if not found:
+        writer.add_rope_scaling_finetuned(False)  # Granite's hybrids are not rotated then
         return
     settings = rotary_kinds(model.config)
     whole = settings.get("full_attention") or settings[""]

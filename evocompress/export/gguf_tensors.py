@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from evocompress.core.errors import ExportError
 from evocompress.export.gguf_architectures import ARCHITECTURES, LlamaCpp
-from evocompress.export.gguf_mixers import as_mixer
+from evocompress.export.gguf_mixers import apart, as_mixer
 from evocompress.export.gguf_rotary import factors, frequencies
 from evocompress.export.gguf_uneven import as_uneven
 from evocompress.models.loading import LoadedModel
@@ -30,6 +30,7 @@ EXPERT = re.compile(r".+\.(\d+)\.\w+\.experts\.\d+\.(\w+)_proj\.(weight|bias)")
 RENAMED = (
     (r"block_sparse_moe\.router\.weight$", "block_sparse_moe.router.layer.weight"),
     (r"\.e_score_correction_bias$", ".e_score_correction.bias"),
+    (r"\.dt_bias$", ".dt_proj.bias"),
     (r"\.sinks$", ".sinks.weight"),
 )
 """What transformers 5 calls otherwise than the files for which gguf-py's tables were made."""
@@ -66,6 +67,7 @@ def _named(
     head = model.get_output_embeddings()
     tied = model.config.tie_word_embeddings or head.weight is model.get_input_embeddings().weight
     output = next(path for path, module in model.named_modules() if module is head)
+    groups = getattr(model.config, "n_groups", 1)
     stacks: dict[str, list[Tensor]] = defaultdict(list)
     for name, tensor in model.state_dict().items():
         if name == f"{output}.weight" and tied and not headed:
@@ -74,8 +76,10 @@ def _named(
         if expert:
             stacks[f"blk.{expert[1]}.ffn_{expert[2]}_exps.{expert[3]}"].append(tensor)
             continue
-        place = _place(name, model, name_of_type)
-        yield place, as_mixer(place, _held(name, tensor, model, loaded))
+        held = _held(name, tensor, model, loaded)
+        for part, own in apart(name, held, mixture=loaded.family.mixture is not None):
+            place = _place(part, model, name_of_type)
+            yield place, as_mixer(place, own, groups)
     for name, every in stacks.items():
         yield name, torch.stack(every)
 

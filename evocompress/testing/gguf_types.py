@@ -18,13 +18,18 @@ LAYERS = 5
 WINDOW = 8
 """Tokens of attention windows: fewer than in the prompts."""
 
+LINEAR, FULL = "linear_attention", "full_attention"
+
+GRANITE = {
+    "embedding_multiplier": 6.0,
+    "logits_scaling": 3.0,
+    "residual_multiplier": 0.4,
+    "attention_multiplier": 0.15,
+}
+
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
-    "granite": {
-        "embedding_multiplier": 6.0,
-        "logits_scaling": 3.0,
-        "residual_multiplier": 0.4,
-        "attention_multiplier": 0.15,
-    },
+    "granite": GRANITE,
+    "granitemoehybrid": GRANITE | {"layer_types": [LINEAR, LINEAR, FULL, LINEAR, FULL]},
     "lfm2": {"layer_types": ["conv", "conv", "full_attention", "conv", "full_attention"]},
     "qwen3": {"tie_word_embeddings": True},
 }
@@ -51,6 +56,8 @@ def gguf_loaded(model_type: str, **settings: Any) -> LoadedModel:
         config.query_pre_attn_scalar = 16  # the width of a head of tiny models
     for name, value in {**SETTINGS.get(model_type, {}), **settings}.items():
         setattr(config, name, value)
+        if name == "layer_types":
+            config.num_hidden_layers = len(value)
     loaded = typical_loaded(config, layers)
     loaded.model.float()
     # llama.cpp wants certain tokens of a model in whose name there is "phi3".

@@ -143,6 +143,7 @@ OTHERS: list[tuple[str, dict[str, Level], dict[str, Any], str]] = [
     ("gemma2", {}, {"query_pre_attn_scalar": 24}, "whose query_pre_attn_scalar is 24"),
     ("gemma2", {}, {"tie_word_embeddings": False}, "whose head is not its embedding"),
     ("lfm2", {"0": DROP, "1": DROP, "3": DROP}, {}, "needs a layer with another mixer"),
+    ("granitemoehybrid", {}, {"mamba_n_groups": 2}, "with whose mamba_n_groups = 2 llama.cpp was"),
     ("exaone_moe", {}, {}, "cannot hold exaone_moe models, only llama, "),
 ]
 
@@ -189,3 +190,21 @@ def test_layers_with_other_mixers_are_those_without_key_value_heads(tmp_path: Pa
     # Kernels are float32, whatever the matrices are, without their axis of one input channel.
     held = file.tensors["blk.2.shortconv.conv.weight"]
     torch.testing.assert_close(torch.tensor(held).float(), kernel.detach()[:, 0], rtol=0, atol=0)
+
+
+def test_mamba_2_is_told_by_its_tensors(tmp_path: Path) -> None:
+    loaded = gguf_loaded("granitemoehybrid", num_local_experts=0)
+    out = write(loaded, candidate_of(loaded, {}), tmp_path / "out", "gguf")
+    file = GgufReference(out / "model.gguf")
+    sizes = ("conv_kernel", "inner_size", "state_size", "time_step_rank", "group_count")
+    config: Any = loaded.model.config
+    wanted = config.mamba_d_conv, 2 * config.hidden_size, config.mamba_d_state, config.mamba_n_heads
+    assert tuple(file.metadata[f"granitehybrid.ssm.{size}"] for size in sizes) == (*wanted, 1)
+    assert file.metadata["granitehybrid.rope.scaling.finetuned"] is False
+    logarithm = loaded.model.get_parameter("model.layers.0.mamba.A_log").detach()
+    decays = torch.tensor(file.tensors["blk.0.ssm_a"]).float()
+    torch.testing.assert_close(decays, -logarithm.exp()[:, None])
+    # The MLP beside which there would be experts is one by itself, its halves two matrices.
+    packed = loaded.model.get_parameter("model.layers.1.shared_mlp.input_linear.weight").detach()
+    halves = [file.tensors[f"blk.1.ffn_{half}.weight"] for half in ("gate", "up")]
+    torch.testing.assert_close(torch.tensor(halves).flatten(0, 1).float(), packed)

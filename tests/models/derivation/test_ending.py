@@ -17,6 +17,13 @@ from evocompress.models.vocabulary import _slices
 
 IDS = torch.arange(3, 15)[None]
 
+LIKE_LAYERS = {
+    "layer_types": ["linear_attention", "full_attention"],
+    "num_hidden_layers": 2,
+    "logits_scaling": 2.0,
+}
+"""A factor that is the number of a tiny model's layers by chance."""
+
 
 def made(name: str, **settings: Any) -> tuple[Derived, Any]:
     """The family of a type, and a tiny model of it."""
@@ -33,6 +40,7 @@ def made(name: str, **settings: Any) -> tuple[Derived, Any]:
         ("granite", {"logits_scaling": 7.5}, LogitKeys(divisors=("logits_scaling",))),
         ("hyperclovax", {"logits_scaling": 7.5}, LogitKeys(factors=("logits_scaling",))),
         ("minicpm3", {}, LogitKeys(factors=("dim_model_base",), divisors=("hidden_size",))),
+        ("granitemoehybrid", LIKE_LAYERS, LogitKeys(divisors=("logits_scaling",))),
         ("nanochat", {}, LogitKeys(cap="final_logit_softcapping")),
     ],
 )

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from evocompress.models.families.base import Family
 from evocompress.models.families.derivation.shrink import HIDDEN_KEYS, random_model
 from evocompress.models.families.derivation.structure import Unclear
+from evocompress.models.families.derivation.tracing import FAILURES
 from evocompress.models.families.logits import LogitKeys, logits_of
 from evocompress.models.families.uneven import text_config
 
@@ -70,10 +71,7 @@ def logit_keys(model: PreTrainedModel, layers_path: str, ids: Tensor) -> LogitKe
     """
     states, wanted = _states_and_logits(model, layers_path, ids)
     for keys in _possible(model, logits_of(model, states), wanted):
-        if _gives(model, states, wanted, keys) and all(
-            _gives(other, *_states_and_logits(other, layers_path, ids), keys)
-            for other in _others(model, keys)
-        ):
+        if _gives(model, states, wanted, keys) and _follow(model, layers_path, ids, keys):
             return keys
     raise Unclear("its logits are not what its head makes of the hidden states")
 
@@ -117,6 +115,20 @@ def _gives(model: PreTrainedModel, states: Tensor, wanted: Tensor, keys: LogitKe
     return found.shape == wanted.shape and torch.allclose(
         found.double(), wanted.double(), rtol=close, atol=close
     )
+
+
+def _follow(model: PreTrainedModel, layers_path: str, ids: Tensor, keys: LogitKeys) -> bool:
+    """Whether logits follow where the values of keys are others; not those of what has no others.
+
+    The number of layers may be that of a factor by chance, and no other goes with its lists.
+    """
+    try:
+        return all(
+            _gives(other, *_states_and_logits(other, layers_path, ids), keys)
+            for other in _others(model, keys)
+        )
+    except FAILURES:
+        return False
 
 
 def _others(model: PreTrainedModel, keys: LogitKeys) -> Iterator[PreTrainedModel]:
