@@ -84,7 +84,7 @@ ARCHITECTURES: Mapping[str, LlamaCpp] = {
         factors=True,
         neighbours=True,
         settings={"mamba_n_groups": 1, "mamba_expand": 2, "time_step_limit": (0.0, inf)},
-        also=("position_embedding_type", "mamba_conv_bias"),
+        also=("position_embedding_type",),
     ),
     "hunyuan_v1_dense": LlamaCpp("hunyuan-dense"),
     "jais2": LlamaCpp("jais2"),

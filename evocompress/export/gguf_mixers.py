@@ -12,8 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Tensors = Mapping[str, Tensor]
-
 FLOAT32 = r"blk\.\d+\.(shortconv\.conv\.weight|ssm_conv1d\.weight|ssm_[ad]|ssm_norm\.weight)"
 """Tensors that llama.cpp reads as float32 alone."""
 
@@ -43,8 +41,8 @@ def apart(name: str, tensor: Tensor, *, mixture: bool) -> Iterator[tuple[str, Te
 def as_mixer(name: str, tensor: Tensor, groups: int) -> Tensor:
     """A tensor by llama.cpp's name as it holds that.
 
-    Kernels have no axis of one input channel, logarithms of decays are decays, and of Mamba-2, where
-    each head has one number, that is a row of its own. Norms over `groups` have a row for each.
+    Kernels have no axis of one input channel, logarithms of decays are decays, and the numbers that
+    Mamba-2 has one of for each head are rows. Norms over `groups` have a row for each.
     """
     part = re.sub(r"^blk\.\d+\.", "", name)
     if part in ("shortconv.conv.weight", "ssm_conv1d.weight"):
@@ -56,12 +54,12 @@ def as_mixer(name: str, tensor: Tensor, groups: int) -> Tensor:
     return tensor.reshape(groups, -1) if part == "ssm_norm.weight" else tensor
 
 
-def layers_with_mixers(tensors: Tensors) -> set[int]:
+def layers_with_mixers(tensors: Mapping[str, Tensor]) -> set[int]:
     """The layers that have a mixer that is no attention."""
     return {int(found[1]) for name in tensors if (found := MIXER.fullmatch(name))}
 
 
-def add_mixers(writer: Any, tensors: Tensors) -> None:
+def add_mixers(writer: Any, tensors: Mapping[str, Tensor]) -> None:
     """Adds the sizes of such mixers, which are the same in all layers."""
     own = {
         name.split(".", 2)[2]: tensor
@@ -74,7 +72,7 @@ def add_mixers(writer: Any, tensors: Tensors) -> None:
         _add_mamba(writer, own)
 
 
-def _add_mamba(writer: Any, own: Tensors) -> None:
+def _add_mamba(writer: Any, own: Mapping[str, Tensor]) -> None:
     """Adds the sizes of Mamba-2, from the tensors of one layer."""
     inner, groups = own["ssm_out.weight"].shape[1], len(own["ssm_norm.weight"])
     channels, kernel = own["ssm_conv1d.weight"].shape
