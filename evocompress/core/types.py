@@ -322,8 +322,8 @@ class Architecture:
         repeated: Keys and values are cached for each query head, as some Falcons do.
         state: Most values of a sequence's state between two blocks, where that is not `hidden`
             times its tokens.
-        beside: For each block what its attention takes beside its matrices, where that is not
-            what heads take. Empty where all blocks have heads.
+        beside: For each block what its attention takes beside its matrices and its heads. Empty
+            where no block has anything like that.
         handed: Values of a token that blocks hand on beside the hidden state: keys and values that
             later ones read.
         calls: How often a forward pass runs each block. Empty where that is once.

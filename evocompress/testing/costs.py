@@ -163,12 +163,14 @@ def _attention_flops(architecture: Architecture, length: int, without: Set[int])
         for block, window in enumerate(architecture.windows)
         if block not in without
     }
-    by_pair = {b: own.pair for b, own in enumerate(architecture.beside) if own}
-    every = {block: architecture.runs[block] * length**2 for block in pairs}
-    less = sum(by_pair.get(block, 0) * (n - every[block]) for block, n in pairs.items())
     widths = architecture.head_widths or (2 * architecture.head_dim,) * len(architecture.heads)
-    heads = sum(2 * architecture.heads[b] * widths[b] * n for b, n in pairs.items())
-    return heads + less
+    by_pair = {b: 2 * architecture.heads[b] * widths[b] for b in pairs}
+    seen = {b: own.pair for b, own in enumerate(architecture.beside) if own}
+    every = {block: architecture.runs[block] * length**2 for block in pairs}
+    return sum(
+        (by_pair[b] + seen[b]) * (n - every[b]) if b in seen else by_pair[b] * n
+        for b, n in pairs.items()
+    )
 
 
 def counted_decoding(model: PreTrainedModel, length: int) -> tuple[int, int]:

@@ -21,9 +21,11 @@ UNEVEN = {
     "gpt_oss": {"0.attention": GROUP, "1.attention": Level(kv_groups=2, group_heads=1)},
     "qwen3_next": {"1.attention": GROUP},
     "gemma4_text": {"0.attention": GROUP, "1.attention": Level(kv_groups=2, group_heads=1)},
+    "deepseek_v32": {"0.attention": HEADS, "2.attention": Level(kv_groups=1, group_heads=1)},
     "youtu": {"0.attention": HEADS, "2.attention": Level(kv_groups=1, group_heads=1)},
 }
-"""Sinks; gates beside the queries; heads of two widths; latents in place of keys and values."""
+"""Sinks; gates beside the queries; heads of two widths; latents in place of keys and values, with
+an indexer that chooses tokens and without."""
 
 
 @pytest.mark.parametrize("name", UNEVEN)

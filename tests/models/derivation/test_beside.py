@@ -17,7 +17,8 @@ LINE = {4: 10, 5: 12, 7: 16}
 
 
 @pytest.mark.parametrize(
-    "name", ["lfm2", "qwen3_next", "mamba2", "diffllama", "deepseek_v3", "zamba", "zamba2"]
+    "name",
+    ["lfm2", "qwen3_next", "mamba2", "diffllama", "deepseek_v3", "axk2", "zamba", "zamba2"],
 )
 @pytest.mark.parametrize("length", [16, 150])
 def test_operations_and_cache_are_those_that_are_counted(name: str, length: int) -> None:

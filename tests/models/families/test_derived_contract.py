@@ -27,7 +27,7 @@ FURTHER = (
 )
 """More of them, for when there is time."""
 
-OF_HEADS = ("laguna",)
+OF_HEADS = ("laguna", "deepseek_v32")
 """Types whose heads are of interest alone."""
 
 NAMES = [*VARIED, *(pytest.param(name, marks=pytest.mark.long) for name in FURTHER)]

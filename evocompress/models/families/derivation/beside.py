@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from math import prod
 from typing import Any
@@ -62,20 +62,41 @@ def counted(family: Derived, skeleton: PreTrainedModel) -> Derived:
         reason = f"without values it does not run: {one_line(error)}"
     else:
         known = [laws.get(looks.index(look)) for look in looks]
-        heads = [family.heads(skeleton.config, index) for index in range(len(each))]
-        return family.with_kinds(list(map(_taking, each, known, heads)))
+        return family.with_kinds(
+            [
+                kind if law is None else _taking(kind, law, _by_heads(family, skeleton, index))
+                for index, (kind, law) in enumerate(zip(each, known, strict=True))
+            ]
+        )
     return family.with_kinds(
-        [kind if kind.heads else replace(kind, uncounted=reason) for kind in each]
+        [kind if kind.by_heads else replace(kind, uncounted=reason) for kind in each]
     )
 
 
-def _taking(kind: Kind, law: Beside | None, shape: tuple[int, int, int]) -> Kind:
-    """A kind of block with the law of its mixer, unless that is the one of heads."""
-    heads, kv_heads, size = shape
-    pair, kept = 4 * heads * size, 2 * kv_heads * size
-    by_heads = Beside(pair=pair, seen=pair, kept=kept if kind.attends else 0)
-    if law is None or (kind.heads and replace(law, size=1) == by_heads):
-        return kind
+def _by_heads(family: Derived, skeleton: PreTrainedModel, index: int) -> Beside:
+    """The law of the heads of a block's attention; nothing without any that are counted."""
+    kind, block = family.at(index).kinds[0], family.blocks(skeleton)[index]
+    if kind.heads is None:
+        return Beside()
+    heads, kv_heads, _ = family.heads(skeleton.config, index)
+    latent, width = family.cached_and_width(skeleton, index)
+    own = (heads if kind.heads.repeated else kv_heads) * width
+    # One more token makes keys and values of all that is cached.
+    matrices = kind.parts["attention"].matrices
+    anew = sum(2 * prod(matrix_shape(block, matrix)) for matrix in matrices if matrix.of_cache)
+    pair, kept = 2 * heads * width, (latent or own) if kind.attends else 0
+    return Beside(pair=pair, seen=pair + anew, decoded=-anew, kept=kept)
+
+
+def _taking(kind: Kind, law: Beside, by_heads: Beside) -> Kind:
+    """A kind of block with the law of its mixer, but for what its heads take."""
+    if kind.heads:
+        less = {f.name: getattr(law, f.name) - getattr(by_heads, f.name) for f in fields(law)}
+        rest = Beside(**{**less, "size": law.size})
+        if replace(rest, size=1) == Beside():
+            return kind
+        if kind.heads.further and min(less.values()) >= 0:
+            return replace(kind, beside=rest)
     parts = {**kind.parts, "attention": kind.parts["attention"].whole}
     return replace(kind, parts=parts, heads=None, beside=law)
 
@@ -86,7 +107,7 @@ def _look(kind: Kind, block: nn.Module) -> str:
     With heads that cannot be cut it may still take more than those.
     """
     part = kind.parts.get("attention")
-    if part is None or (kind.heads and part.settings):
+    if part is None or (kind.by_heads and part.settings):
         return ""
     cores = map(block.get_submodule, part.branch.cores)
     shapes = [list(parameter.shape) for core in cores for parameter in core.parameters()]

@@ -67,17 +67,21 @@ class CountedHeads:
 
     Attributes:
         width: Values of a key and a value of a head together, in a tiny model.
-        query_rows: How many rows the matrix with the queries has for each of their values: two
-            where a gate is beside them. 0 where only the config tells how wide heads are.
+        query_rows: What the rows of the matrix with the queries are: 1 for queries alone, 2 where
+            a gate, as wide as a value, is beside them. 0 where only the config tells how wide
+            heads are.
         latent: Path of the matrix whose outputs are cached in place of keys and values; empty where
             those are.
         repeated: Keys and values are cached for each query head.
+        further: The attention takes more than its heads do, whatever their number is, as an
+            indexer does that chooses tokens.
     """
 
     width: int
     query_rows: int = 0
     latent: str = ""
     repeated: bool = False
+    further: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,7 @@ class Kind:
             says, or something else.
         attends: Whether its keys and values are cached.
         whole: Whether such a block is the identity without its sub-layers.
-        beside: What their attention takes beside its matrices, where that is not what heads take.
+        beside: What their attention takes beside its matrices and its heads.
         uncounted: Why that is not known.
         stores: Under which keys it hands on its keys and values to later blocks that read them.
         reads: The keys whose keys and values it reads.
@@ -113,6 +117,11 @@ class Kind:
     stores: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
     tied: tuple[str, ...] = ()
+
+    @property
+    def by_heads(self) -> bool:
+        """Whether their attention takes nothing beside its matrices and its heads."""
+        return self.heads is not None and not self.heads.further
 
     @property
     def limits(self) -> list[str]:

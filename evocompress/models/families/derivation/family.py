@@ -196,7 +196,7 @@ class Derived(Family):
             # A classifier is run at every position.
             found = replace(found, vocabulary=model.config.num_labels or 0)
         beside = [self.at(index).kinds[0].beside for index in range(len(self.order))]
-        sizes = [self._cached_and_width(model, index) for index in range(len(found.heads))]
+        sizes = [self.cached_and_width(model, index) for index in range(len(found.heads))]
         dims = [head_shape(model.config, index)[2] for index in range(len(found.heads))]
         common = dims[0]
         latents, widths = (tuple(one) for one in zip(*sizes, strict=True))
@@ -223,23 +223,23 @@ class Derived(Family):
         outer = (module for module in body.children() if isinstance(module, LINEAR))
         return 2 * sum(module.weight.numel() for module in outer)
 
-    def _cached_and_width(self, model: PreTrainedModel, index: int) -> tuple[int, int]:
+    def cached_and_width(self, model: PreTrainedModel, index: int) -> tuple[int, int]:
         """What is cached of a token in place of keys and values, and how wide a head's are."""
         own = self.at(index)
         counted, (heads, kv_heads, size) = own.kinds[0].heads, self.heads(model.config, index)
         if counted is None or not counted.query_rows or not heads:
             return 0, 2 * size
         block, widths = self.blocks(model)[index], Widths(heads, kv_heads, size, 0)
-        key = rows_of_query(block, own.attention.matrices, widths) // counted.query_rows
+        rows = rows_of_query(block, own.attention.matrices, widths)
         value = matrix_shape(block, own.attention.output)[1] // heads
         latent = counted.latent and block.get_parameter(f"{counted.latent}.weight").shape[0]
-        return latent or 0, key + value
+        return latent or 0, rows if counted.query_rows > 1 else rows + value
 
     def _uncounted(self, index: int) -> str:
         """The path of a sub-layer of a block whose operations are not all known; empty if none."""
         (kind,) = self.at(index).kinds
         for name, part in kind.parts.items():
-            by_heads = name == "mlp" or kind.heads
+            by_heads = name == "mlp" or kind.by_heads
             if not (part.matrices if by_heads else kind.beside):
                 return f"{self.block_names[index]}.{part.branch.core[-1]}"
         return ""

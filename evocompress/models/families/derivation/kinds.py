@@ -27,7 +27,7 @@ from evocompress.models.families.derivation.projections import (
     with_channels,
     with_heads,
 )
-from evocompress.models.families.derivation.proof import WidthSettings, proven
+from evocompress.models.families.derivation.proof import WidthSettings, forms, narrowed, proven
 from evocompress.models.families.derivation.stream import is_norm
 from evocompress.models.families.derivation.structure import ResidualBranch, Unclear, structure
 from evocompress.models.families.derivation.tracing import TracedBlock
@@ -110,20 +110,44 @@ def _heads(
 ) -> CountedHeads | None:
     """How wide heads are, by the operations of a sub-layer beside its matrices; see `Kind`."""
     heads, kv_heads, head_dim = shape
+    pairs = 2 * example.hidden.shape[1] ** 2
+    whole = _operations(example, part)
+    each, rest = divmod(whole, pairs * heads or 1)
+    if not part.sublayer.coupled:
+        return CountedHeads(each) if not rest and each == 2 * head_dim else None
+    dense = Widths(heads, kv_heads, head_dim, 0)
+    value = oriented_shape(example, part.sublayer.output)[1] // heads
+    rows = rows_of_query(example.block, part.matrices, dense)
+    # Queries alone are as wide as a key; with a gate they are as wide as a key and a value.
+    known = {rows + value: 1, rows: 2} if rows else {}
+    further = bool(rest) or each not in known
+    if further:
+        each = _saved(example, part, dense, whole) // pairs
+    return CountedHeads(each, known[each], further=further) if each in known else None
+
+
+def _operations(example: TracedBlock, part: DerivedPart) -> int:
+    """Those of a sub-layer beside its matrices."""
     calls = example.calls(part.branch.core)
     with FlopCounterMode(display=False) as counter:
         for path, call in calls.items():
             example.block.get_submodule(path)(**call.arguments)
     tokens = example.hidden.shape[1]
     linear = sum(2 * tokens * prod(matrix_shape(example.block, m)) for m in part.matrices)
-    each, rest = divmod(counter.get_total_flops() - linear, 2 * tokens**2 * heads or 1)
-    if rest or not each:
-        return None
-    if not part.sublayer.coupled:
-        return CountedHeads(each) if each == 2 * head_dim else None
-    key = each - oriented_shape(example, part.sublayer.output)[1] // heads
-    rows = rows_of_query(example.block, part.matrices, Widths(heads, kv_heads, head_dim, 0))
-    return CountedHeads(each, rows // key) if key > 0 and rows in (key, 2 * key) else None
+    return int(counter.get_total_flops()) - linear
+
+
+def _saved(example: TracedBlock, part: DerivedPart, dense: Widths, whole: int) -> int:
+    """How many of all operations beside the matrices go with a head; 0 where that depends."""
+    if part.settings is None:
+        return 0
+    saved = set()
+    for widths, kept in forms(part.branch, dense):
+        cut = part.branch, part.matrices, part.followers, part.settings, dense, widths, kept
+        with narrowed(example, *cut):
+            saved.add(divmod(whole - _operations(example, part), dense.heads - widths.heads))
+    ((each, rest),) = saved if len(saved) == 1 else [(0, 0)]
+    return 0 if rest else each
 
 
 def _mixed(example: TracedBlock, branch: ResidualBranch, real: nn.Module) -> DerivedPart:

@@ -78,7 +78,7 @@ def proven(
     for settings in _candidates(example, branch, dense):
         if all(
             _holds(example, branch, matrices, followers, settings, dense, *form)
-            for form in _forms(branch, dense)
+            for form in forms(branch, dense)
         ):
             return settings
     return None
@@ -119,7 +119,7 @@ def _found(
     }
 
 
-def _forms(branch: ResidualBranch, dense: Widths) -> Iterator[tuple[Widths, Kept]]:
+def forms(branch: ResidualBranch, dense: Widths) -> Iterator[tuple[Widths, Kept]]:
     """Widths to be tried, with the heads or channels that stay."""
     if branch.kind == "mlp":
         for channels in (torch.tensor([0]), torch.arange(1, dense.channels, 3)):
@@ -151,6 +151,27 @@ def _holds(
     with restored(example.block.get_submodule(output.path)) as module:
         silence_columns(module, output, kept, dense)
         expected = example.run()
+    with narrowed(example, branch, matrices, followers, settings, dense, widths, kept):
+        try:
+            found = example.run()
+        except FAILURES:
+            return False
+    scale = CLOSE * max(1.0, expected.abs().max().item())
+    return found.shape == expected.shape and bool((found - expected).abs().max() <= scale)
+
+
+@contextmanager
+def narrowed(
+    example: TracedBlock,
+    branch: ResidualBranch,
+    matrices: Sequence[Matrix],
+    followers: Sequence[Follower],
+    settings: WidthSettings,
+    dense: Widths,
+    widths: Widths,
+    kept: Kept,
+) -> Iterator[None]:
+    """A block with a narrower sub-layer for a while."""
     with ExitStack() as stack:
         for matrix in matrices:
             cut(
@@ -163,12 +184,7 @@ def _holds(
             stack.enter_context(_cut_follower(example.block, follower, kept, dense))
         for (path, name), value in settings.attributes(example.block, branch, widths).items():
             stack.enter_context(told(example.block.get_submodule(path), name, value))
-        try:
-            found = example.run()
-        except FAILURES:
-            return False
-    scale = CLOSE * max(1.0, expected.abs().max().item())
-    return found.shape == expected.shape and bool((found - expected).abs().max() <= scale)
+        yield
 
 
 @contextmanager

@@ -55,6 +55,9 @@ PATCHES = 3
 IMAGE = 64
 """Height and width of an image that is not read in patches."""
 
+CHOSEN = 4
+"""Tokens that an indexer chooses for each: fewer than a tiny model reads, so that it matters."""
+
 STATE = 8
 """Numbers that a state space keeps for each channel."""
 
@@ -262,6 +265,8 @@ def _sizes(config: Any, layers: int, heads: int, narrow_heads: bool) -> dict[str
         (EXPERT_KEYS, EXPERTS),
         ([name for name in vars(config) if name.endswith("_rank")], RANK),
         ([name for name in vars(config) if name.endswith("state_size")], STATE),
+        (("index_topk",), CHOSEN),
+        (("index_kpool",), CHOSEN),
     ):
         sizes |= {key: size for key in keys if _is_size(getattr(config, key, None))}
     sizes |= _same_sizes(config, sizes, dense_hidden, hidden)
