@@ -82,8 +82,9 @@ class Gguf:
         if not _is_uneven(loaded, candidate):
             return ""
         found = architecture_of(loaded, alike=False)
-        text = NOTE.format(name=found.name) + (NOTE_FUSED if found.fused else "")
-        return text + (NOTE_MULTIPLIED if has_multipliers(loaded.model.config) else "")
+        text = NOTE.format(name=found.name) + (NOTE_FUSED if found.fused or found.own else "")
+        multiplied = found.borrowed and has_multipliers(loaded.model.config)
+        return text + (NOTE_MULTIPLIED if multiplied else "")
 
     def check_weights(self, loaded: LoadedModel, candidate: Candidate, weights: str) -> None:
         """Refuse widths that the type of weights cannot be cut into blocks of."""

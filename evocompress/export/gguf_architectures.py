@@ -20,6 +20,9 @@ from evocompress.export.stock import Stock
 from evocompress.models.families.shapes import attention_windows
 from evocompress.models.loading import LoadedModel
 
+HANDING = "sliding_attention", "full_attention"
+"""Of what kinds the two layers are whose keys and values llama.cpp gives to others."""
+
 INCONSEQUENTIAL = (
     *("use_cache", "tie_word_embeddings", "dtype", "torch_dtype", "use_return_dict", "return_dict"),
     *("model_type", "architectures", "transformers_version", "use_sliding_window"),
@@ -41,7 +44,8 @@ class LlamaCpp:
         headed: It takes no embedding for a head: one that is tied is written twice.
         factors: It takes a tensor with what each rotary frequency is divided by.
         uneven: Each of its layers may have heads, key-value heads and channels of its own. No such
-            one knows multipliers as Granite has them.
+            one knows multipliers as Granite has them, but for those that are a type's own.
+        own: It is uneven and still that of the type itself, with all that this one knows.
         fused: Its queries, keys and values are one matrix; no layer can lack an attention.
         settings: Those that differ from the type's default config, and must be so.
         also: Those that may be other than in the default config.
@@ -55,10 +59,26 @@ class LlamaCpp:
     headed: bool = False
     factors: bool = False
     uneven: bool = False
+    own: bool = False
     fused: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
     also: tuple[str, ...] = ()
 
+    @property
+    def borrowed(self) -> bool:
+        """Whether it is another type's."""
+        return self.uneven and not self.own
+
+
+GEMMA4 = LlamaCpp(
+    "gemma4",
+    windowed=True,
+    factors=True,
+    also=(
+        *("attention_k_eq_v", "use_double_wide_mlp", "enable_moe_block"),
+        "final_logit_softcapping",
+    ),
+)
 
 ARCHITECTURES: Mapping[str, LlamaCpp] = {
     "arcee": LlamaCpp("arcee", factors=True, neighbours=True),
@@ -70,7 +90,8 @@ ARCHITECTURES: Mapping[str, LlamaCpp] = {
     "falcon": LlamaCpp("falcon"),
     "gemma": LlamaCpp("gemma"),
     "gemma2": LlamaCpp("gemma2", windowed=True),
-    "gemma3_text": LlamaCpp("gemma3", windowed=True),
+    "gemma3_text": LlamaCpp("gemma3", windowed=True, also=("final_logit_softcapping",)),
+    "gemma4_text": GEMMA4,
     "glm": LlamaCpp("chatglm", spanning=True),
     "glm4": LlamaCpp("glm4"),
     "gpt2": LlamaCpp("gpt2"),
@@ -117,6 +138,7 @@ UNEVEN: Mapping[str, LlamaCpp] = {
     **dict.fromkeys((*LLAMA_LIKE, "granite", "phi3", "seed_oss"), DECI),
     **dict.fromkeys(("ernie4_5", "helium"), replace(DECI, neighbours=False)),
     "qwen3": OPENELM,
+    "gemma4_text": replace(GEMMA4, uneven=True, own=True),
 }
 """Architectures whose layers may differ, by the types whose blocks compute what they do.
 
@@ -157,7 +179,7 @@ def uneven_obstacle(loaded: LoadedModel, candidate: Candidate) -> str | None:
     return (
         model
         or rotary_obstacle(loaded.model, factors=found.factors)
-        or _partly_rotated(loaded)
+        or (_partly_rotated(loaded) if found.borrowed else None)
         or ModelingFile().obstacle(loaded, candidate)
         or _layers_in_order(loaded, left, found)
         or _without_place(left, found)
@@ -174,13 +196,14 @@ def _model_obstacle(loaded: LoadedModel, found: LlamaCpp) -> str | None:
     return (
         _other_settings(loaded, ARCHITECTURES.get(name, found))
         or _norm_scale(loaded)
+        or _keys_of_others(loaded)
         or _untied(loaded, found)
     )
 
 
 def _without_place(left: Layout, found: LlamaCpp) -> str | None:
     """The obstacle of what an uneven architecture has no place for."""
-    if not found.fused:
+    if found.borrowed and not found.fused:
         return first_without_attention(left, "llama.cpp")
     unit = left.first(lambda block, sublayer: sublayer in block.biased)
     return unit and f"cannot give the output of {unit} a bias"
@@ -206,12 +229,13 @@ def _other_settings(loaded: LoadedModel, found: LlamaCpp) -> str | None:
 
 def _untried(config: Any, found: LlamaCpp) -> Iterator[tuple[str, Any]]:
     """The settings that are words, switches or lists, with other values than by default."""
-    default = type(config)()
+    default = type(config)().to_dict()
     for name, value in config.to_dict().items():
-        wanted = found.settings.get(name, getattr(default, name, value))
+        wanted = found.settings.get(name, default.get(name, value))
         if name in found.settings:
             value = getattr(config, name)  # the same as in the class, not in a file
         words = isinstance(value, bool | str) or isinstance(wanted, bool | str)
+        words |= name.endswith("_softcapping") and (value is None) != (wanted is None)
         if name.startswith("_") or name in (*INCONSEQUENTIAL, *found.also):
             continue
         if (words or name in found.settings) and value != wanted:
@@ -230,11 +254,24 @@ def _norm_scale(loaded: LoadedModel) -> str | None:
     )
 
 
+def _keys_of_others(loaded: LoadedModel) -> str | None:
+    """The obstacle of layers that read keys of other layers than llama.cpp takes for them."""
+    config = loaded.model.config
+    readers = getattr(config, "num_kv_shared_layers", 0)
+    handing = config.layer_types[-readers - 2 : -readers] if readers else HANDING
+    if tuple(handing) == HANDING:
+        return None
+    return (
+        f"cannot hold this {loaded.family.model_type} model, because the last two layers with "
+        f"keys of their own are not a {HANDING[0]} and a {HANDING[1]}"
+    )
+
+
 def _untied(loaded: LoadedModel, found: LlamaCpp) -> str | None:
     """The obstacle of a head that the architecture has no place for."""
     if "OUTPUT" in _tensors_of(found) or loaded.family.architecture(loaded.model).tied:
         return None
-    what = "layers that differ of " if found.uneven else ""
+    what = "layers that differ of " if found.borrowed else ""
     return (
         f"cannot hold {what}this {loaded.family.model_type} model, whose head is not its embedding"
     )

@@ -9,6 +9,9 @@ import numpy as np
 
 from evocompress.export.gguf_tensors import ROPE_FACTORS
 
+NO_PARAMETERS = (ROPE_FACTORS, "layer_output_scale.weight")
+"""What a file holds that is a buffer in transformers, or no tensor."""
+
 MATRIX = re.compile(
     r"blk\.\d+\.(attn_(qkv|q|k|v|output)|ffn_(gate|up|down)(_s?h?exps?)?|shortconv\.\w+_proj|"
     r"ssm_(in|out))\.weight"
@@ -16,12 +19,12 @@ MATRIX = re.compile(
 
 
 def gguf_costs(path: Path) -> dict[str, int]:
-    """The costs that can be counted in a file; the rotary embedding's factors are no parameters."""
+    """The costs that can be counted in a file, `NO_PARAMETERS` apart."""
     from gguf import GGUFReader, dequantize
 
     total = body = matrices = zeros = size = 0
     for tensor in GGUFReader(path).tensors:
-        if tensor.name == ROPE_FACTORS:
+        if tensor.name.endswith(NO_PARAMETERS):
             continue
         count = int(tensor.n_elements)
         total += count

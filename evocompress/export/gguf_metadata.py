@@ -16,7 +16,7 @@ from evocompress.export.gguf_architectures import LlamaCpp
 from evocompress.export.gguf_mixers import add_mixers, layers_with_mixers
 from evocompress.export.gguf_rotary import frequencies, rotary_kinds, scaling_of
 from evocompress.export.gguf_tensors import ROPE_FACTORS
-from evocompress.export.gguf_uneven import residual_scale
+from evocompress.export.gguf_uneven import head_sizes, residual_scale
 from evocompress.models.families.base import final_norm
 from evocompress.models.loading import LoadedModel
 
@@ -31,8 +31,13 @@ FACTORS = {
     "clip_qkv": "clamp_kqv",
     "use_parallel_residual": "parallel_residual",
     "norm_topk_prob": "expert_weights_norm",
+    "num_kv_shared_layers": "shared_kv_layers",
+    "hidden_size_per_layer_input": "embedding_length_per_layer_input",
 }
 """{setting: what gguf-py calls its key}."""
+
+OFF = {"final_logit_softcapping": 0.0}
+"""What keeps llama.cpp from doing what it does by default."""
 
 BETAS = 32.0, 1.0
 """Between how many turns YaRN goes over from the one frequency to the other, if not told."""
@@ -61,32 +66,45 @@ def add_metadata(
     writer.add_context_length(architecture.context)
     writer.add_embedding_length(architecture.hidden)
     writer.add_vocab_size(len(tensors["token_embd.weight"]))
-    writer.add_key_length(architecture.head_dim)
-    writer.add_value_length(architecture.head_dim)
     norm = final_norm(loaded.family, loaded.model)
     known = (getattr(norm, name) for name in EPSILONS if hasattr(norm, name))
-    epsilon = next(known, EPSILON) / (residual_scale(config) ** 2 if found.uneven else 1)
+    epsilon = next(known, EPSILON) / (residual_scale(config) ** 2 if found.borrowed else 1)
     writer.add_layer_norm_rms_eps(epsilon)
     writer.add_layer_norm_eps(epsilon)
     for setting, key in FACTORS.items():
-        value = getattr(config, setting, None)
-        if value is not None and not found.uneven:
+        own = getattr(config, setting, None)
+        value = OFF.get(setting) if own is None else own
+        if value is not None and not found.borrowed:
             getattr(writer, f"add_{key}")(value)
-    _add_sizes(writer, architecture.head_dim, tensors)
+    sizes = head_sizes(loaded, config)
+    _add_head_sizes(writer, config, sizes)
+    _add_sizes(writer, sizes, tensors)
     _add_experts(writer, loaded, tensors)
     add_mixers(writer, tensors)
     _add_rotary(writer, loaded.model, tensors)
     _add_windows(writer, config)
 
 
-def _add_sizes(writer: Any, head_dim: int, tensors: Mapping[str, Tensor]) -> None:
+def _add_head_sizes(writer: Any, config: Any, sizes: list[int]) -> None:
+    """Adds the width of a head, also of layers with a window, which may be another."""
+    own = dict(zip(getattr(config, "layer_types", None) or (), sizes, strict=False))
+    size = own.get("full_attention", sizes[0])
+    writer.add_key_length(size)
+    writer.add_value_length(size)
+    if "sliding_attention" in own:
+        writer.add_key_length_swa(own["sliding_attention"])
+        writer.add_value_length_swa(own["sliding_attention"])
+
+
+def _add_sizes(writer: Any, sizes_of_heads: list[int], tensors: Mapping[str, Tensor]) -> None:
     """Adds heads, key-value heads and channels: one number where all layers are alike.
 
-    A layer with another mixer is one without key-value heads, and has as many heads as others.
+    A layer without keys of its own reads those of the last one with heads as wide. One with another
+    mixer is without key-value heads, and has as many heads as others.
     """
     heads, keys, channels = [], [], []
-    layers = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("blk."))
-    for layer in range(layers):
+    read: dict[int, int] = {}
+    for layer, head_dim in enumerate(sizes_of_heads):
         sizes = {
             name: tensors[whole].shape
             for name in ("attn_output", "attn_k", "attn_qkv", "ffn_down", "ffn_down_exps")
@@ -95,11 +113,13 @@ def _add_sizes(writer: Any, head_dim: int, tensors: Mapping[str, Tensor]) -> Non
         own = sizes["attn_output"][1] // head_dim if "attn_output" in sizes else 0
         heads.append(own)
         fused = (sizes["attn_qkv"][0] // head_dim - own) // 2 if "attn_qkv" in sizes else 0
-        keys.append(sizes["attn_k"][0] // head_dim if "attn_k" in sizes else fused)
+        if "attn_k" in sizes:
+            read[head_dim] = sizes["attn_k"][0] // head_dim
+        keys.append(fused or (read.get(head_dim, 0) if own else 0))
         channels.append(sizes.get("ffn_down", sizes.get("ffn_down_exps", (0,)))[-1])
     mixers = layers_with_mixers(tensors)
     heads = [max(heads) if layer in mixers else own for layer, own in enumerate(heads)]
-    writer.add_block_count(layers)
+    writer.add_block_count(len(sizes_of_heads))
     writer.add_head_count(_common(heads))
     writer.add_head_count_kv(_common(keys))
     writer.add_feed_forward_length(_common(channels))
@@ -115,16 +135,18 @@ def _add_experts(writer: Any, loaded: LoadedModel, tensors: Mapping[str, Tensor]
     import gguf
 
     mixture = loaded.family.mixture
-    if mixture is None:
+    blocks = (pair for pair in reversed([*tensors.items()]) if pair[0].startswith("blk."))
+    first = {name.split(".", 2)[2]: tensor for name, tensor in blocks}
+    if "ffn_down_exps.weight" not in first:
         return
-    count, _, channels = tensors["blk.0.ffn_down_exps.weight"].shape
+    count, _, channels = first["ffn_down_exps.weight"].shape
     writer.add_expert_count(count)
-    writer.add_expert_used_count(mixture.experts(loaded.model)[1])
+    used = mixture.experts(loaded.model)[1] if mixture else loaded.model.config.top_k_experts
+    writer.add_expert_used_count(used)
     writer.add_expert_feed_forward_length(channels)
-    shared = tensors.get("blk.0.ffn_down_shexp.weight")
-    if shared is not None:
-        writer.add_expert_shared_feed_forward_length(shared.shape[1])
-    if "blk.0.exp_probs_b.bias" in tensors:
+    if "ffn_down_shexp.weight" in first:
+        writer.add_expert_shared_feed_forward_length(first["ffn_down_shexp.weight"].shape[1])
+    if "exp_probs_b.bias" in first:
         writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
 
 
@@ -139,7 +161,8 @@ def _add_rotary(writer: Any, model: PreTrainedModel, tensors: Container[str]) ->
     settings = rotary_kinds(model.config)
     whole = settings.get("full_attention") or settings[""]
     writer.add_rope_freq_base(whole["rope_theta"])
-    writer.add_rope_dimension_count(2 * len(next(iter(found.values()))))
+    every = next(iter(found.values()))
+    writer.add_rope_dimension_count(2 * len(found.get("full_attention", every)))
     kind = scaling_of(whole)
     if kind in ("linear", "yarn") and ROPE_FACTORS not in tensors:
         writer.add_rope_scaling_type(RopeScalingType(kind))
@@ -149,6 +172,7 @@ def _add_rotary(writer: Any, model: PreTrainedModel, tensors: Container[str]) ->
         writer.add_rope_scaling_yarn_beta_fast(whole.get("beta_fast") or BETAS[0])
         writer.add_rope_scaling_yarn_beta_slow(whole.get("beta_slow") or BETAS[1])
     if "sliding_attention" in settings:
+        writer.add_rope_dimension_count_swa(2 * len(found.get("sliding_attention", every)))
         base = settings["sliding_attention"]["rope_theta"]
         writer.add_float32(f"{writer.arch}.rope.freq_base_swa", base)
 

@@ -11,6 +11,9 @@ from transformers import PreTrainedModel
 
 FREQUENCIES = "inv_freq"
 
+NEVER = 1e30
+"""What llama.cpp divides the frequency of an element by that is not to be rotated."""
+
 OWN_FACTORS = ("attention_factor", "mscale", "mscale_all_dim")
 """Settings of YaRN with which queries and keys are scaled otherwise than it says."""
 
@@ -35,13 +38,16 @@ def frequencies(model: PreTrainedModel) -> dict[str, Tensor]:
 def factors(model: PreTrainedModel) -> Tensor | None:
     """By what the frequencies of all layers are divided (R / 2,); ``None`` where by nothing.
 
-    llama.cpp computes those of YaRN itself.
+    Of Gemma 4 they are those of layers without a window, which turn a part of a head and divide the
+    other frequencies by a large number. llama.cpp computes those of YaRN itself.
     """
     own, settings = frequencies(model), rotary_kinds(model.config)
-    if "" not in own or scaling_of(settings[""]) == "yarn":
+    kind = "" if "" in own else "full_attention"
+    if kind not in own or scaling_of(settings[kind]) == "yarn":
         return None
-    found = plain(len(own[""]), settings[""]) / own[""].cpu()
-    return None if torch.allclose(found, torch.ones_like(found)) else found.float()
+    found = (plain(len(own[kind]), settings[kind]) / own[kind].cpu()).clamp(max=NEVER)
+    usual = torch.allclose(found, torch.ones_like(found))
+    return None if usual and not kind else found.float()
 
 
 def scaling_of(settings: Mapping[str, Any]) -> str:
@@ -67,7 +73,7 @@ def rotary_obstacle(model: PreTrainedModel, *, factors: bool) -> str | None:
         known = {
             "default": own.is_meta or torch.allclose(own.cpu(), usual),
             "linear": True,
-            "llama3": factors,
+            **dict.fromkeys(("llama3", "proportional"), factors),
             "yarn": not any(settings[kind].get(key) for key in OWN_FACTORS),
         }
         if not known.get(name, False):

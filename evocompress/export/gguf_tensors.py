@@ -31,7 +31,9 @@ RENAMED = (
     (r"block_sparse_moe\.router\.weight$", "block_sparse_moe.router.layer.weight"),
     (r"\.e_score_correction_bias$", ".e_score_correction.bias"),
     (r"\.dt_bias$", ".dt_proj.bias"),
-    (r"\.sinks$", ".sinks.weight"),
+    (r"\.(sinks|layer_scalar|gate_up_proj|down_proj)$", r".\1.weight"),
+    (r"\.router\.scale$", ".router.proj.scale"),
+    (r"\.router\.per_expert_scale$", ".experts.down_proj.scale"),
 )
 """What transformers 5 calls otherwise than the files for which gguf-py's tables were made."""
 
@@ -51,7 +53,7 @@ def named_tensors(
     own = ARCHITECTURES.get(loaded.family.model_type, found)
     tensors = _renumbered(dict(_named(model, loaded, own.name, headed=found.headed)))
     if found.uneven:
-        tensors = as_uneven(tensors, loaded, found)
+        tensors = as_uneven(tensors, model.config, loaded, found)
     if found.neighbours:
         tensors = _turned(tensors, loaded)
     scaled = factors(loaded.model) if found.factors else None
@@ -105,7 +107,7 @@ def _place(name: str, model: PreTrainedModel, architecture: str) -> str:
     for pattern, other in RENAMED:
         name = re.sub(pattern, other, name)
     for tried in (name, name.removeprefix(f"{model.base_model_prefix}.")):
-        place: str | None = table.get_name(tried, try_suffixes=(".weight", ".bias"))
+        place: str | None = table.get_name(tried, try_suffixes=(".weight", ".bias", ".scale"))
         if place is not None:
             return place
     raise ExportError(f"llama.cpp's architecture {architecture} has no place for {name}")

@@ -8,6 +8,7 @@ architecture needs is one of zeros.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,8 +23,15 @@ ZERO_CHANNELS = 32
 Tensors = Mapping[str, Tensor]
 
 
-def as_uneven(tensors: Tensors, loaded: LoadedModel, found: LlamaCpp) -> dict[str, Tensor]:
-    """The tensors of a type's own architecture as the architecture `found` holds them."""
+def as_uneven(
+    tensors: Tensors, config: Any, loaded: LoadedModel, found: LlamaCpp
+) -> dict[str, Tensor]:
+    """The tensors of a type's own architecture as the architecture `found` holds them.
+
+    The `config` is that of the model that has them.
+    """
+    if found.own:
+        return _whole_layers(tensors, config, head_sizes(loaded, config))
     head_dim = loaded.family.architecture(loaded.model).head_dim
     held = dict(_separate(tensors))
     held |= _multiplied(held, loaded.model.config, head_dim)
@@ -32,6 +40,36 @@ def as_uneven(tensors: Tensors, loaded: LoadedModel, found: LlamaCpp) -> dict[st
         return held
     held |= _zero_attentions(held, head_dim)
     return dict(_fused(held))
+
+
+def head_sizes(loaded: LoadedModel, config: Any) -> list[int]:
+    """How wide a head of each layer is, of which `config` tells."""
+    architecture = loaded.family.architecture(loaded.model)
+    if not architecture.head_widths or not hasattr(config, "layer_types"):
+        return [architecture.head_dim] * config.num_hidden_layers
+    kinds = zip(loaded.model.config.layer_types, architecture.head_widths, strict=True)
+    sizes = {kind: width // 2 for kind, width in kinds}  # of a key and a value together
+    return [sizes[kind] for kind in config.layer_types]
+
+
+def _whole_layers(tensors: Tensors, config: Any, sizes: list[int]) -> dict[str, Tensor]:
+    """The tensors with an MLP, or an attention, of zeros in layers without one.
+
+    A layer that reads the keys of another has none, and as many queries as that one has keys.
+    """
+    found, norm = {**tensors}, tensors["output_norm.weight"]
+    readers = len(sizes) - (getattr(config, "num_kv_shared_layers", None) or 0)
+    keys: dict[int, Tensor] = {}
+    for layer, size in enumerate(sizes):
+        name = f"blk.{layer}"
+        keys[size] = tensors.get(f"{name}.attn_k.weight", keys.get(size, norm))
+        if f"{name}.ffn_down.weight" not in tensors:
+            found |= _zero_mlp(name, norm) | {f"{name}.post_ffw_norm.weight": torch.ones_like(norm)}
+        if f"{name}.attn_output.weight" not in tensors:
+            found[f"{name}.post_attention_norm.weight"] = torch.ones_like(norm)
+            read = len(keys[size]) // size if layer >= readers else 0
+            found |= _zero_attention(name, norm, size, read)
+    return found
 
 
 def has_multipliers(config: Any) -> bool:
@@ -93,17 +131,20 @@ def _zero_mlps(tensors: Tensors) -> dict[str, Tensor]:
 
 def _zero_attentions(tensors: Tensors, head_dim: int) -> dict[str, Tensor]:
     """An attention of one head of zeros for every layer that has an MLP alone."""
-
-    def zeros(layer: str, norm: Tensor) -> dict[str, Tensor]:
-        matrix = norm.new_zeros(head_dim, len(norm))
-        return {
-            f"{layer}.attn_norm.weight": torch.ones_like(norm),
-            **{f"{layer}.attn_{letter}.weight": matrix for letter in "qkv"},
-            **{f"{layer}.attn_{letter}_norm.weight": norm.new_ones(head_dim) for letter in "qk"},
-            f"{layer}.attn_output.weight": matrix.T.contiguous(),
-        }
-
+    zeros = partial(_zero_attention, head_dim=head_dim)
     return _added(tensors, "ffn_down", "attn_output", zeros)
+
+
+def _zero_attention(layer: str, norm: Tensor, head_dim: int, read: int = 0) -> dict[str, Tensor]:
+    """One head of zeros, or as many as there are key-value heads that it reads."""
+    matrix, scale = norm.new_zeros(head_dim * (read or 1), len(norm)), norm.new_ones(head_dim)
+    letters = "q" if read else "qkv"
+    return {
+        f"{layer}.attn_norm.weight": torch.ones_like(norm),
+        **{f"{layer}.attn_{letter}.weight": matrix for letter in letters},
+        **{f"{layer}.attn_{letter}_norm.weight": scale for letter in letters if letter != "v"},
+        f"{layer}.attn_output.weight": matrix.T.contiguous(),
+    }
 
 
 def _added(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedModel
 
 from evocompress.models.families import family_of
@@ -93,10 +94,11 @@ def running_model(
     for heads, narrow_heads in TRIES:
         small = shrunk(config, layers, heads=heads, narrow_heads=narrow_heads)
         try:
+            type(small).from_dict(small.to_dict())  # as it would be read from a checkpoint
             cls = class_for(config, task) if task else language_class(config)
             model = random_model(cls, small)
             model(**(task or CAUSAL).inputs(tiny_batch(task or CAUSAL, model)))
-        except (RuntimeError, TypeError, ValueError) as error:
+        except (RuntimeError, StrictDataclassError, TypeError, ValueError) as error:
             failure = error
         else:
             return model

@@ -31,18 +31,32 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "granite": GRANITE,
     "granitemoehybrid": GRANITE | {"layer_types": [LINEAR, LINEAR, FULL, LINEAR, FULL]},
     "lfm2": {"layer_types": ["conv", "conv", "full_attention", "conv", "full_attention"]},
+    "gemma4_text mixture": {
+        **{"num_kv_shared_layers": 0, "attention_k_eq_v": True, "hidden_size_per_layer_input": 0},
+        **{"enable_moe_block": True, "moe_intermediate_size": 24},
+        **{"num_experts": 4, "top_k_experts": 2, "final_logit_softcapping": 20.0},
+    },
     "qwen3": {"tie_word_embeddings": True},
 }
-"""What makes models of a type as they are published, or writable with layers that differ."""
+"""What makes models of a type as they are published, or writable with layers that differ.
+
+Behind the name of a type may stand what a variant of it does.
+"""
+
+TYPICAL = {"gemma4_text": "gemma4_text sharing"}
+"""Variants of `evocompress.testing.derived` that are taken."""
+
+VARIANTS = tuple(name for name in SETTINGS if " " in name)
 
 
-def gguf_loaded(model_type: str, **settings: Any) -> LoadedModel:
+def gguf_loaded(name: str, **settings: Any) -> LoadedModel:
     """A model in float32 that can be written as a GGUF file, unless other settings prevent it."""
-    config: Any = typical_config(model_type)
+    model_type = name.split()[0]
+    config: Any = typical_config(TYPICAL.get(model_type, model_type))
     known = ARCHITECTURES.get(model_type, LlamaCpp(model_type))
     layers = 2 * known.unrotated or LAYERS
-    for name, value in known.settings.items():
-        setattr(config, name, value)
+    for setting, value in known.settings.items():
+        setattr(config, setting, value)
     kinds = getattr(config, "layer_types", None)
     if known.unrotated:
         config.num_hidden_layers = layers
@@ -54,11 +68,11 @@ def gguf_loaded(model_type: str, **settings: Any) -> LoadedModel:
         config.layer_types = ["full_attention"] * len(kinds)
     if getattr(config, "query_pre_attn_scalar", None):
         config.query_pre_attn_scalar = 16  # the width of a head of tiny models
-    for name, value in {**SETTINGS.get(model_type, {}), **settings}.items():
-        setattr(config, name, value)
-        if name == "layer_types":
+    for setting, value in {**SETTINGS.get(name, {}), **settings}.items():
+        setattr(config, setting, value)
+        if setting == "layer_types":
             config.num_hidden_layers = len(value)
-    loaded = typical_loaded(config, layers)
+    loaded = typical_loaded(config, None if model_type in TYPICAL else layers)
     loaded.model.float()
     # llama.cpp wants certain tokens of a model in whose name there is "phi3".
     return replace(loaded, source="tiny")
@@ -68,7 +82,7 @@ def gguf_levels(loaded: LoadedModel) -> LevelsByEnd:
     """A block less and a third of a matrix zero; one width for all MLPs where its class can."""
     known = ARCHITECTURES[loaded.family.model_type]
     last = len(loaded.family.blocks(loaded.model)) - 1
-    levels: LevelsByEnd = {str(last if known.unrotated else 1): DROP}
+    levels = _droppable(loaded, {str(last if known.unrotated else 1): DROP})
     if loaded.family.model_type != "bloom":  # whose config does not say how many channels there are
         levels |= {f"{i}.mlp": Level(channels=16) for i in range(last + 1)}
     return levels
@@ -88,4 +102,13 @@ def uneven_gguf_levels(loaded: LoadedModel) -> LevelsByEnd:
     }
     if within > 1:
         levels["4.attention"] = Level(kv_groups=architecture.kv_heads[0], group_heads=1)
-    return levels
+    return _droppable(loaded, levels)
+
+
+def _droppable(loaded: LoadedModel, levels: LevelsByEnd) -> LevelsByEnd:
+    """The levels without drops of what cannot be dropped."""
+    units, path = loaded.family.units(loaded.model), loaded.family.layers_path
+    able = {unit.name for unit in units if unit.droppable}
+    return {
+        name: level for name, level in levels.items() if not level.drop or f"{path}.{name}" in able
+    }

@@ -25,7 +25,7 @@ from evocompress.testing.byte_tokenizers import TEXTS, trained_tokenizer
 from evocompress.testing.engines import first_difference, generate, greedy_tokens, why_missing
 from evocompress.testing.formats import CASES, LevelsByEnd, candidate_of
 from evocompress.testing.gguf_reference import GgufReference
-from evocompress.testing.gguf_types import gguf_levels, gguf_loaded, uneven_gguf_levels
+from evocompress.testing.gguf_types import VARIANTS, gguf_levels, gguf_loaded, uneven_gguf_levels
 from evocompress.testing.piece_tokenizers import KINDS as PIECES
 from evocompress.testing.piece_tokenizers import piece_tokenizer
 from evocompress.testing.plain_library import PlainLibrary
@@ -82,7 +82,7 @@ def test_greedy_tokens_are_those_of_transformers(
 
 
 @pytest.mark.parametrize("engine", ["llama.cpp"])
-@pytest.mark.parametrize("model_type", ARCHITECTURES)
+@pytest.mark.parametrize("model_type", [*ARCHITECTURES, *VARIANTS])
 def test_llama_cpp_computes_types_of_their_own(
     engine: str, model_type: str, tmp_path: Path
 ) -> None:

@@ -28,7 +28,7 @@ from evocompress.testing.probes import random_batch
 
 ROTARY = {"rope_type": "default", "rope_theta": 10000.0}
 
-DIFFERING = [name for name in UNEVEN if name not in LLAMA_LIKE]
+DIFFERING = [name for name in UNEVEN if name not in LLAMA_LIKE and UNEVEN[name].borrowed]
 
 READ = ("starcoder2", "nemotron", "stablelm", "bloom", "minimax_m2")
 """Types of which transformers reads such files as well."""
@@ -111,6 +111,22 @@ def test_every_layer_s_sizes_are_in_the_arrays(qwen3: LoadedModel, tmp_path: Pat
     ]
 
 
+def test_layers_of_gemma_4_that_differ_keep_its_architecture(tmp_path: Path) -> None:
+    loaded = gguf_loaded("gemma4_text")
+    out = write(loaded, candidate_of(loaded, uneven_gguf_levels(loaded)), tmp_path / "out", "gguf")
+    fields = {n: f.contents() for n, f in GGUFReader(out / "model.gguf").fields.items()}
+    sizes = ("head_count", "head_count_kv", "shared_kv_layers", "key_length", "key_length_swa")
+    # The fourth layer has no attention, and one of zeros that reads two key-value heads.
+    found = [fields[f"gemma4.attention.{size}"] for size in sizes]
+    assert found == [[6, 6, 6, 2, 6, 6], 2, 3, 32, 16]
+    assert fields["gemma4.feed_forward_length"] == [32, 24, 88, 176, 40, 176]
+    built = sum(p.numel() for n, p in loaded.model.named_parameters() if "layers.5." in n)
+    tensors = {t.name: int(t.n_elements) for t in GGUFReader(out / "model.gguf").tensors}
+    own = (n for n in tensors if n.startswith("blk.5.") and "output_scale" not in n)
+    assert sum(tensors[name] for name in own) == built
+    assert "attention of one head of zeros" in (out / "README.md").read_text()
+
+
 def test_multipliers_are_in_the_weights_of_layers_that_differ(tmp_path: Path) -> None:
     granite = gguf_loaded("granite")
     files = [
@@ -142,6 +158,8 @@ OTHERS: list[tuple[str, dict[str, Level], dict[str, Any], str]] = [
     ("starcoder2", {}, {"sliding_window": 8}, "whose attention window is 8 tokens"),
     ("smollm3", {"0": DROP}, {}, "not every 4th of its layers"),
     ("gemma2", {}, {"query_pre_attn_scalar": 24}, "whose query_pre_attn_scalar is 24"),
+    ("gemma2", {}, {"final_logit_softcapping": None}, "final_logit_softcapping = None llama.cpp"),
+    ("gemma4_text", {}, {"num_kv_shared_layers": 2}, "not a sliding_attention and a full_att"),
     ("gemma2", {}, {"tie_word_embeddings": False}, "whose head is not its embedding"),
     ("lfm2", {"0": DROP, "1": DROP, "3": DROP}, {}, "needs a layer with another mixer"),
     ("granitemoehybrid", {}, {"mamba_n_groups": 2}, "with whose mamba_n_groups = 2 llama.cpp was"),
