@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from evocompress.core.errors import ConfigError
 from evocompress.core.types import DENSE, DROP, Candidate, Level, Unit, UnitKind
+from evocompress.core.units import UnitTree
 
 SUBLAYERS: tuple[UnitKind, ...] = ("attention", "mlp")
 
@@ -96,20 +97,26 @@ def unlike_blocks(units: Iterable[Unit]) -> str | None:
 
 def too_few_experts(levels: Mapping[str, Level], units: Iterable[Unit]) -> str | None:
     """Why levels, by unit, leave a mixture fewer experts than a token uses; ``None`` if not."""
-    kept: dict[str, int] = {}
-    least: dict[str, int] = {}
-    for unit in units:
-        if unit.active and not levels.get(unit.name, DENSE).drop:
-            kept[unit.name], least[unit.name] = 0, unit.active
-        elif unit.kind == "expert" and unit.parent in kept:
-            kept[unit.parent] += not levels.get(unit.name, DENSE).drop
-    short = next((name for name in kept if kept[name] < least[name]), None)
-    if short is None:
-        return None
-    return (
-        f"unit '{short}' would keep {kept[short]} experts, but each token uses {least[short]}: "
-        "drop fewer of them, or the whole MLP"
-    )
+    tree = units if isinstance(units, UnitTree) else UnitTree(units)
+    for name in tree.experts:
+        unit, gone = tree.by_name[name], levels.get(name, DENSE).drop
+        for own in () if gone else tree.groups(name):
+            kept = sum(not levels.get(expert.name, DENSE).drop for expert in own)
+            if kept < unit.least:
+                return _too_few(unit, own, kept)
+    return None
+
+
+def _too_few(unit: Unit, experts: Sequence[Unit], kept: int) -> str:
+    """Why an MLP cannot keep as few of some experts, which are one group of them or all."""
+    if unit.groups == 1:
+        why = f"would keep {kept} experts, but each token uses {unit.least}"
+    else:
+        why = (
+            f"would keep {kept} of the {len(experts)} experts from '{experts[0].name}' on, but its "
+            f"router chooses groups of as many first, and needs {unit.least} in each"
+        )
+    return f"unit '{unit.name}' {why}: drop fewer of them, or the whole MLP"
 
 
 def _check_kind(unit: Unit, level: Level) -> None:

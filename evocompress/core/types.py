@@ -53,6 +53,8 @@ class Unit:
         bias: Whether the matrix has a bias.
         active: Of an MLP that is a mixture of experts, how many of them each token uses, and so
             the fewest that it can have; 0 otherwise.
+        groups: Of such an MLP the groups that its router splits the experts into, as many in each.
+        chosen_groups: From how many of them the experts of a token are.
         positions: How often the matrix is applied to a sequence, where that is not once a token: a
             convolution, whose matrix is (out, in times kernel), is at each place of an image.
         patch: Columns of a channel: 1, or what the kernel of a convolution reads of it.
@@ -84,6 +86,17 @@ class Unit:
     droppable: bool = True
     narrowable: bool = True
     attends: bool = True
+    groups: int = 1
+    chosen_groups: int = 1
+
+    @property
+    def least(self) -> int:
+        """The fewest experts that each group of an MLP that is a mixture of them can have.
+
+        Routers rank groups by the sum of their two best experts.
+        """
+        each = -(-self.active // self.chosen_groups)
+        return each if self.groups == 1 else max(2, each)
 
     @property
     def owner(self) -> str:
@@ -308,8 +321,11 @@ class Architecture:
         experts: Of each block's MLP, where it is a mixture of experts; `channels` is then the
             width of one. 0 otherwise.
         active_experts: How many of them each token uses.
+        expert_params: Parameters of the router that go with an expert, and those of them that each
+            token is multiplied with.
         gate: Weights of each block's MLP that are in no matrix unit and that each token is
-            multiplied with: what weighs an expert that every token passes.
+            multiplied with: what weighs an expert that every token passes, and a router that keeps
+            all rows.
         channel_params: For each block the parameters of its MLP that go with one channel and are
             in no matrix: of norms between its matrices. Empty where there are none.
         head_params: For each block the parameters of its attention that go with one query head,
@@ -355,6 +371,7 @@ class Architecture:
     tokens: int | None = None
     experts: int = 0
     active_experts: int = 0
+    expert_params: tuple[int, int] = (0, 0)
     gate: int = 0
     channel_params: tuple[int, ...] = ()
     head_params: tuple[tuple[int, int], ...] = ()

@@ -47,7 +47,7 @@ class Stock(Pretrained):
         if compressed := second_round(loaded):
             return compressed
         left = layout(loaded, candidate)
-        checks = (_stages, _alone, renumbering, _biased, _uneven, _refused)
+        checks = (_stages, _alone, renumbering, _biased, _uneven, _lost_experts, _refused)
         reasons = (check(left, loaded) for check in checks)
         gone = no_block_left(left) or no_attention_left(left, loaded)
         return gone or next(filter(None, reasons), None)
@@ -74,7 +74,8 @@ def _config(left: Layout, loaded: LoadedModel) -> PreTrainedConfig:
         count = max(len(block.experts) for block in left.kept)
         text = text_config(config)
         key = mixture.count_key or expert_key(text, mixture.experts(loaded.model)[0])
-        setattr(text, key or "num_experts", count)
+        assert key
+        setattr(text, key, count)
     return config
 
 
@@ -128,6 +129,24 @@ def _uneven(left: Layout, loaded: LoadedModel) -> str | None:
     uneven = [kind for kind in SUBLAYERS if len(_widths(left, kind)) > 1]
     unit = left.first(lambda block, sublayer: sublayer in uneven and sublayer in block.narrow)
     return unit and f"cannot make {unit} narrower than in other blocks"
+
+
+def _lost_experts(left: Layout, loaded: LoadedModel) -> str | None:
+    """The obstacle of experts that a config cannot tell to be gone."""
+    lost = next((b.index for b in left.kept if b.reduced and b.experts), None)
+    if lost is None:
+        return None
+    mixture, config = loaded.family.at(lost).mixture, text_config(loaded.model.config)
+    assert mixture is not None
+    known = mixture.count_key or expert_key(config, mixture.experts(loaded.model)[0])
+    if known and not mixture.whole_router:
+        return None
+    why = (
+        "whose router chooses groups of them, and knows those that are gone as well"
+        if known
+        else f"because no setting of {type(config).__name__} is their number"
+    )
+    return f"cannot leave out experts of {left.path}.{lost}.mlp, {why}"
 
 
 def _widths(left: Layout, kind: SubLayerName) -> set[tuple[int, ...]]:

@@ -21,9 +21,10 @@ from evocompress.core.types import DENSE, Candidate
 from evocompress.export.layout import Block, layout
 from evocompress.models.families import prepare_stock
 from evocompress.models.families.base import block_matrices
-from evocompress.models.families.mixture import ExpertViews, fused
+from evocompress.models.families.mixture import ExpertViews, fused, held_in
 from evocompress.models.families.names import BlockNames
 from evocompress.models.loading import LoadedModel
+from evocompress.models.modeling.layers import projections
 from evocompress.models.stored_tensors import without_missing
 
 StateDict = Mapping[str, Tensor]
@@ -109,13 +110,12 @@ def _tensor(
     name: str, model: PreTrainedModel, state: StateDict, name_of: Callable[[str], str]
 ) -> Tensor:
     """A tensor of a model, maybe one that holds a matrix of every expert of a layer."""
-    path, _, part = name.rpartition(".")
-    if not path.endswith(".experts") or name_of(name) in state:
+    above, within, part = name.rpartition(".experts.")
+    if not within or name_of(name) in state:
         return state[name_of(name)]
-    module = model.get_submodule(path)
-    parts = ("gate_proj", "up_proj") if part.startswith("gate_up") else ("down_proj",)
-    words = [f"{one}.{'bias' if part.endswith('_bias') else 'weight'}" for one in parts]
-    every = range(len(module.get_parameter(part)))
+    path = f"{above}.experts"
+    module, words = model.get_submodule(path), held_in(part)
+    every = range(len(projections(module)["down"][0]))
     experts = [{w: state[name_of(f"{path}.{i}.{w}")] for w in words} for i in every]
     return fused(module, part, experts)
 

@@ -44,7 +44,7 @@ def telling(block: nn.Module, told: Attributes) -> Edits:
     for (path, name), value in told.items():
         if hasattr(value, "attribute_map"):
             configs[f"{path}.{name}"] = _settings(getattr(block.get_submodule(path), name), value)
-        elif not isinstance(value, Tensor) and not path.endswith(".experts"):
+        elif not isinstance(value, Tensor) and name != "kept":
             attributes[f"{path}.{name}"] = value
     return {"attributes": attributes, "configs": configs}
 

@@ -225,7 +225,7 @@ class Encoding:
         short = np.zeros((len(genomes), len(self.parts)), dtype=bool)
         for mixture in self.mixtures:
             missing = mixture.short(genomes, self._lost(genomes, mixture.part))
-            short[:, mixture.part] = missing > 0
+            short[:, mixture.part] |= missing > 0
         return short
 
     def admissible(self, genomes: Genome) -> Booleans:
@@ -247,7 +247,7 @@ class Encoding:
 
     @cached_property
     def mixtures(self) -> tuple[ExpertGenes, ...]:
-        """The MLPs whose experts can be dropped."""
+        """The MLPs whose experts can be dropped, one for each group."""
         return expert_genes(self.parts, self.tree, self._indices, self.drop_index)
 
     def _lost(self, genomes: Genome, part: int) -> Booleans:

@@ -53,7 +53,8 @@ def droppable(units: Sequence[Unit], config: DropSpace) -> frozenset[str]:
 def _tight_mixtures(units: Sequence[Unit]) -> set[str]:
     """The MLPs whose experts are all needed, because each token uses as many."""
     tree = UnitTree(units)
-    return {name for name, own in tree.experts.items() if len(own) <= tree.by_name[name].active}
+    mixtures = (tree.by_name[name] for name in tree.experts)
+    return {m.name for m in mixtures if len(tree.experts[m.name]) <= m.groups * m.least}
 
 
 def width_levels(

@@ -14,11 +14,11 @@ from evocompress.core.units import UnitTree
 
 @dataclass(frozen=True, eq=False)
 class ExpertGenes:
-    """An MLP with experts that can be dropped, but as many must stay as a token uses.
+    """Experts of an MLP, all or a group, that can be dropped, but for as many as are needed.
 
     Attributes:
-        part: Its index among the parts.
-        genes: Those of its experts (E,).
+        part: The index of the MLP among the parts.
+        genes: Those of the experts (E,).
         drops: For each the index of the level that drops it (E,).
         least: How many of these must be kept.
     """
@@ -60,11 +60,12 @@ def expert_genes(
     """
     found = []
     for part, unit in enumerate(parts):
-        own = [expert.name for expert in tree.experts.get(unit.name, ())]
-        genes = np.array([indices[name] for name in own if name in indices], dtype=np.int64)
-        if genes.size:
-            least = max(unit.active - (len(own) - len(genes)), 0)
-            found.append(ExpertGenes(part, genes, drop_index[genes], least))
+        for own in tree.groups(unit.name) if unit.active else ():
+            free = [indices[expert.name] for expert in own if expert.name in indices]
+            genes = np.array(free, dtype=np.int64)
+            if genes.size:
+                least = max(unit.least - (len(own) - len(genes)), 0)
+                found.append(ExpertGenes(part, genes, drop_index[genes], least))
     return tuple(found)
 
 

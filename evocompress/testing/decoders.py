@@ -63,6 +63,7 @@ class Decoder:
             context=self.context,
             experts=self.experts,
             active_experts=self.active,
+            expert_params=(self.hidden, self.hidden),
             gate=gate,
         )
 

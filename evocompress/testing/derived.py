@@ -38,6 +38,10 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "granitemoehybrid": {"layer_types": ["mamba", "attention", "mamba"]},
     "lfm2": {"layer_types": ["conv", "full_attention", "conv"]},
     "nemotron_h": {"layers_block_type": ["linear_attention", "mlp", "full_attention"]},
+    "nemotron_h with experts": {
+        "layers_block_type": ["full_attention", "moe", "mlp", "moe"],
+        "moe_latent_size": 64,
+    },
     "gemma4_text": {"layer_types": ["sliding_attention", "full_attention", "full_attention"]},
     "gemma4_text sharing": {
         "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2,

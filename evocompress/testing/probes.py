@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from evocompress.models.dummy_inputs import image_shape
 from evocompress.models.families import Family, SubLayerName
-from evocompress.models.families.derivation.experts import DerivedMixture
+from evocompress.models.families.derivation.routing import DerivedMixture
 
 LINEAR = (nn.Linear, Conv1D, nn.Conv2d)
 

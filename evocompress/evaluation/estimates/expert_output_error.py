@@ -67,14 +67,18 @@ class _Measured:
                 change = (without - whole[users]).double()
                 self._errors[number] += float(change.square().sum())
             if self._grow:
-                share = self.mixed.router(tokens)[0].double().softmax(-1)[~users, number]
+                share = (
+                    self.mixed.router(tokens)[0]
+                    .double()
+                    .softmax(-1)[~users, self.mixed.numbers[number]]
+                )
                 self._errors[number] += float((energies[~users] * (share / (1 - share)) ** 2).sum())
 
     def _without(self, number: int, module: nn.Module, tokens: Tensor) -> Tensor:
         """What the mixture makes of tokens (n, H) without an expert; no hooks are run."""
         mixed = self.mixed
         left = [i for i in range(len(mixed.indices)) if i != number]
-        attributes = mixed.mixture.routing(mixed.block, left)
+        attributes = mixed.mixture.routing(mixed.block, [mixed.numbers[i] for i in left])
         attributes[f"{mixed.mixture.mlp}.experts", "kept"] = tuple(mixed.indices[i] for i in left)
         former, routed, chosen = put_attributes(mixed.block, attributes), self._routed, self._chosen
         try:

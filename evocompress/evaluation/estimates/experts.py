@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from evocompress.compression.live_model import LiveModel
@@ -43,7 +44,9 @@ class Mixed:
         return self.block.get_submodule(f"{self.mixture.mlp}.experts")
 
     def routed(self, given: tuple[Tensor, ...], made: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The experts that tokens were sent to (N, K), with their weights, and what became of each.
+        """Which experts tokens were sent to (N, K), with their weights, and what became of each.
+
+        The experts are counted from the first one that is left.
 
         Some classes give each expert its own tokens, weighed already (see `of_each`); the weight of
         one is then its length.
@@ -53,11 +56,17 @@ class Mixed:
             made: What they returned.
         """
         if len(given) > 1:
-            return given[1], given[2], made
+            numbers = given[1].new_tensor(self.numbers)
+            return torch.searchsorted(numbers, given[1]), given[2], made
         experts: Any = self.experts
         parts = len(experts.kept), -1, made.shape[-1]
         weights, chosen = given[0].view(parts).norm(dim=-1).T.topk(self.active)
         return chosen, weights, made.view(parts).sum(0)
+
+    @property
+    def numbers(self) -> Sequence[int]:
+        """How the router numbers the experts that are left."""
+        return self.indices if self.mixture.whole_router else range(len(self.indices))
 
     @property
     def router(self) -> nn.Module:

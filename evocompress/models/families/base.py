@@ -157,7 +157,7 @@ class Family:
         model: PreTrainedModel,
         gone: tuple[SubLayerName, ...],
     ) -> Iterator[Unit]:
-        active = self.mixture.experts(model)[1] if self.mixture else 0
+        mixed = self.mixture.of_unit(model) if self.mixture else {}
         name = self.block_names[index]
         words = roles(matrices)
         there = [one for one in self._branches() if one[0] not in gone]
@@ -167,7 +167,7 @@ class Family:
             sublayer = f"{name}.{kind}"
             yield Unit(
                 *(sublayer, kind, name, index, kind),
-                active=active if kind == "mlp" else 0,
+                **mixed if kind == "mlp" else {},
                 droppable=self._droppable(block, kind),
                 narrowable=branch.narrowable,
                 attends=self.attends,
@@ -210,7 +210,6 @@ class Family:
         blocks = self.blocks(model)
         counted = [self.at(index).heads(config, index) for index in range(len(blocks))]
         matrices = block_matrices(self, model)
-        experts, active = self.mixture.experts(model) if self.mixture else (0, 0)
         in_blocks = sum(parameter.numel() for parameter in blocks.parameters())
         return Architecture(
             hidden=config.hidden_size,
@@ -238,9 +237,7 @@ class Family:
             causal=self.task.causal,
             one_way=one_way(self, config),
             outer_flops=self._outer_flops(model),
-            experts=experts,
-            active_experts=active,
-            gate=config.hidden_size if self.mixture and self.mixture.shared_gate else 0,
+            **self.mixture.of_architecture(model) if self.mixture else {},
             head_params=tuple(
                 shapes.head_params(block, self.at(index).attention, counted[index][:2])
                 for index, block in enumerate(blocks)

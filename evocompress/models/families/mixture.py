@@ -1,14 +1,14 @@
 """Mixtures of experts: every expert with matrices of its own.
 
-transformers keeps the weights of all experts of a layer in two tensors. Here every expert has
-three matrices, which are views of those, so that they are observed, swapped and narrowed as any
-other matrix is.
+transformers keeps the weights of all experts of a layer in two or three tensors. Here every expert
+has matrices of its own, which are views of those, so that they are observed, swapped and narrowed
+as any other matrix is.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,64 +17,46 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from evocompress.models.families.branches import Attributes, Matrix
-from evocompress.models.modeling.layers import Gating, gating, of_each, transposed
+from evocompress.models.families.uneven import text_config
+from evocompress.models.modeling.layers import (
+    FLAT,
+    Expert,
+    Experts,
+    gating,
+    is_flat,
+    projections,
+    transposed,
+)
 
 
-class ExpertView(nn.Module):
-    """One gated MLP, whose matrices are views of those of all experts.
-
-    Args:
-        linear: Its gate, up and down projections.
-        gated: What it makes of the first two.
-    """
-
-    def __init__(self, linear: Iterable[nn.Linear], gated: Gating) -> None:
-        super().__init__()
-        self.gate_proj, self.up_proj, self.down_proj = linear
-        self.gated = gated
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """What the expert makes of some tokens (n, H)."""
-        gated = self.gated(self.gate_proj(hidden_states), self.up_proj(hidden_states))
-        result: Tensor = self.down_proj(gated)
-        return result
-
-
-class ExpertViews(nn.ModuleList):
-    """The experts of one layer, called as transformers calls its own.
+class ExpertViews(Experts):
+    """The experts of one layer, called as transformers calls its own, in views of its tensors.
 
     Attributes:
-        kept: For each number that the router knows the index of its expert.
+        kept: The indices of those that are left.
     """
 
-    def __init__(self, experts: Iterable[ExpertView]) -> None:
+    def __init__(self, experts: Iterable[Expert]) -> None:
         super().__init__(experts)
         self.kept = tuple(range(len(self)))
 
-    def forward(
-        self, hidden_states: Tensor, chosen: Tensor | None = None, weights: Tensor | None = None
-    ) -> Tensor:
-        """The weighted sum of what the chosen experts make of all tokens (N, H).
-
-        The router gives the numbers of the experts of each token and their weights, both (N, K);
-        or nothing, and each expert has tokens of its own: see `of_each`.
-        """
-        if chosen is None or weights is None:
-            return of_each(hidden_states, [self[index] for index in self.kept])
-        total = torch.zeros_like(hidden_states)
-        for number, index in enumerate(self.kept):
-            tokens, places = torch.where(chosen == number)
-            if len(tokens):
-                output = self[index](hidden_states[tokens]) * weights[tokens, places, None]
-                total.index_add_(0, tokens, output.to(total.dtype))
-        return total
+    def each(self) -> list[nn.Module]:
+        """See `Experts.each`."""
+        return [self[index] for index in self.kept]
 
 
-def expert_matrices(first: str) -> tuple[Matrix, ...]:
-    """The matrices of the first expert, which is at a path within its block."""
+def expert_matrices(first: str, inner: Iterable[str] = ("gate", "up")) -> tuple[Matrix, ...]:
+    """The matrices of the first expert, which is at a path within its block.
+
+    Args:
+        first: The path.
+        inner: What yields its channels.
+    """
     return (
-        Matrix(f"{first}.gate_proj", "mlp", f"{first}.in", rows=("channel",), expert=first),
-        Matrix(f"{first}.up_proj", "mlp", f"{first}.in", rows=("channel",), expert=first),
+        *(
+            Matrix(f"{first}.{one}_proj", "mlp", f"{first}.in", rows=("channel",), expert=first)
+            for one in inner
+        ),
         Matrix(f"{first}.down_proj", "mlp", f"{first}.out", columns=("channel",), expert=first),
     )
 
@@ -90,6 +72,7 @@ class Mixture:
         stored: What they call the matrices of an expert, where they have other names.
         shared_gate: Module path of the linear module whose one output weighs an expert that every
             token passes, where there is one. Like the router it is in no unit.
+        row: Parameters of the router that go with an expert; 0: as many as the residual stream has.
     """
 
     count_key: str
@@ -97,6 +80,7 @@ class Mixture:
     stored_mlp: str = "mlp"
     stored: Mapping[str, str] = field(default_factory=dict)
     shared_gate: str = ""
+    row: int = 0
 
     @property
     def router(self) -> str:
@@ -144,6 +128,31 @@ class Mixture:
         config = model.config
         return getattr(config, self.count_key), config.num_experts_per_tok
 
+    @property
+    def groups(self) -> tuple[int, int]:
+        """The groups of experts that the router ranks first, and how many of them it chooses."""
+        return 1, 1
+
+    @property
+    def whole_router(self) -> bool:
+        """Whether the router keeps its numbers of experts that are gone; it never chooses them."""
+        return False
+
+    def of_unit(self, model: PreTrainedModel) -> dict[str, Any]:
+        """What the unit of an MLP says of its experts."""
+        groups, chosen = self.groups
+        return {"active": self.experts(model)[1], "groups": groups, "chosen_groups": chosen}
+
+    def of_architecture(self, model: PreTrainedModel) -> dict[str, Any]:
+        """What the cost model must know of the experts."""
+        (count, active), hidden = self.experts(model), text_config(model.config).hidden_size
+        return {
+            "experts": count,
+            "active_experts": active,
+            "expert_params": (0, 0) if self.whole_router else (self.row or hidden, hidden),
+            "gate": hidden * (bool(self.shared_gate) + count * self.whole_router),
+        }
+
     def expanded(self, matrices: Sequence[Matrix], model: PreTrainedModel) -> tuple[Matrix, ...]:
         """A block's matrices with those of all experts, one after the other, for the first's."""
         routed = [matrix for matrix in matrices if matrix.expert]
@@ -184,26 +193,37 @@ def _renamed(name: str, words: Mapping[str, str]) -> str:
 
 
 def expert_views(fused: Any) -> ExpertViews:
-    """The experts that a module of transformers holds in two tensors, and perhaps two of biases.
+    """The experts that a module of transformers holds in a few tensors."""
+    whole, gated = projections(fused), gating(fused)
+    return ExpertViews(
+        Expert(
+            {
+                name: _linear(w[index], b if b is None else b[index])
+                for name, (w, b) in whole.items()
+            },
+            gated,
+        )
+        for index in range(len(whole["down"][0]))
+    )
 
-    Its class says whether those are (E, in, out), and whether rows of gate and up projection take
-    turns; else all rows of the one come first.
+
+STORED: Mapping[str, tuple[str, ...]] = {
+    "gate_up_proj": ("gate", "up"),
+    **{name: (part,) for part, name in FLAT.items()},
+}
+"""The projections of each expert that a tensor of all holds, where that has another name."""
+
+
+def held_in(name: str) -> list[str]:
+    """The tensors of each expert, by their names within it, that one of all experts holds.
+
+    Examples:
+        >>> held_in("gate_up_proj_bias"), held_in("mlp.w2")
+        (['gate_proj.bias', 'up_proj.bias'], ['down_proj.weight'])
     """
-    gated, count = gating(fused), len(fused.down_proj)
-    return ExpertViews(ExpertView(_projections(fused, index), gated) for index in range(count))
-
-
-def _projections(fused: Any, index: int) -> Iterator[nn.Linear]:
-    """The gate, up and down projections of one expert."""
-    in_turns = not getattr(fused, "is_concatenated", True)
-    for name in ("gate_up_proj", "down_proj"):
-        weight, bias = getattr(fused, name)[index], getattr(fused, f"{name}_bias", None)
-        weight = weight.T if transposed(fused) else weight
-        half = len(weight) // 2
-        turns = slice(0, None, 2), slice(1, None, 2)
-        halves = turns if in_turns else (slice(half), slice(half, None))
-        for rows in halves if name == "gate_up_proj" else (slice(None),):
-            yield _linear(weight[rows], None if bias is None else bias[index][rows])
+    whole = name.rpartition(".")[2].removesuffix("_bias")
+    part = "bias" if name.endswith("_bias") else "weight"
+    return [f"{own}_proj.{part}" for own in STORED.get(whole, (whole.removesuffix("_proj"),))]
 
 
 def fused(module: Any, name: str, experts: Sequence[Mapping[str, Tensor]]) -> Tensor:
@@ -214,16 +234,13 @@ def fused(module: Any, name: str, experts: Sequence[Mapping[str, Tensor]]) -> Te
         name: Of the tensor.
         experts: The tensors of each expert, by their names within it.
     """
-    whole, of_bias = name.removesuffix("_bias"), name.endswith("_bias")
-    part = "bias" if of_bias else "weight"
-    if whole == "gate_up_proj":
-        pairs = [[expert[f"{half}_proj.{part}"] for half in ("gate", "up")] for expert in experts]
-        joined = torch.cat if getattr(module, "is_concatenated", True) else _in_turns
-        tensor = torch.stack([joined(pair) for pair in pairs])
-    else:
-        tensor = torch.stack([expert[f"{whole}.{part}"] for expert in experts])
-    turned = getattr(module, "is_transposed", False) and not of_bias
-    return tensor.transpose(1, 2) if turned else tensor
+    first, *others = ([expert[own] for expert in experts] for own in held_in(name))
+    if is_flat(module):
+        return torch.cat([one.T if name.endswith(FLAT["down"]) else one for one in first])
+    joined = torch.cat if getattr(module, "is_concatenated", True) else _in_turns
+    pairs = zip(first, *others, strict=True)
+    tensor = torch.stack([joined(pair) if others else pair[0] for pair in pairs])
+    return tensor.mT if transposed(module) and not name.endswith("_bias") else tensor
 
 
 def _in_turns(pair: Sequence[Tensor]) -> Tensor:

@@ -80,22 +80,36 @@ def check_cache(cache: Cache, layer: int) -> None:
         )
 
 
-Gating = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""What an expert makes of the gate and up projections (n, channels) of some tokens."""
+Gating = Callable[..., torch.Tensor]
+"""What an expert makes of the up projection (n, channels) of some tokens, with that of the gate
+before it where it has one."""
+
+FLAT = {"gate": "w1", "up": "v1", "down": "w2"}
+"""What DBRX calls the projections of all experts, (E * channels, hidden) each, in a module within
+that of the experts."""
 
 
 def gating(fused: Any) -> Gating:
-    """That of the experts that a module of transformers holds in two tensors.
+    """That of the experts that a module of transformers holds in a few tensors.
 
-    Most multiply the activation of the one with the other. Some classes have a method for it, which
-    takes both in one tensor, side by side or in turns.
+    Most multiply the activation of the one with the other, or have no gate. Some classes have a
+    method for it, which takes both in one tensor, side by side or in turns.
     """
+    if is_flat(fused):
+        return partial(_activated, fused.mlp.activation_fn)
     method = getattr(type(fused), "_apply_gate", None)
+    if not hasattr(fused, "gate_up_proj"):
+        return partial(_alone, fused.act_fn)
     if method is None or method.__module__ != type(fused).__module__:
         return partial(_activated, fused.act_fn)
     without_weights = copy.copy(fused)
     without_weights._parameters = {}
     return partial(_by_method, without_weights, fused.is_concatenated)
+
+
+def _alone(act_fn: nn.Module, up: torch.Tensor) -> torch.Tensor:
+    result: torch.Tensor = act_fn(up)
+    return result
 
 
 def _activated(act_fn: nn.Module, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
@@ -111,11 +125,49 @@ def _by_method(
     return result
 
 
+def is_flat(fused: Any) -> bool:
+    """Whether experts are held as `FLAT` says."""
+    return set(FLAT.values()) == {
+        name for name, _ in getattr(fused, "mlp", nn.Module()).named_parameters()
+    }
+
+
 def transposed(fused: Any) -> bool:
     """Whether experts are held as (E, in, out): their class says so, or they fit only so."""
     told = getattr(fused, "is_transposed", None)
+    if told is not None or not hasattr(fused, "gate_up_proj"):
+        return bool(told)
     fits: bool = fused.gate_up_proj.shape[2] == 2 * fused.down_proj.shape[1]
-    return fits if told is None else bool(told)
+    return fits
+
+
+Projection = tuple[torch.Tensor, torch.Tensor | None]
+"""The weights (E, out, in) and biases (E, out) of one projection of all experts."""
+
+
+def projections(fused: Any) -> dict[str, Projection]:
+    """The gate, if there is one, up and down projections of all experts, in views.
+
+    A class says whether its tensors are (E, in, out), and whether rows of gate and up projection
+    take turns; else all rows of the one come first.
+    """
+    if is_flat(fused):
+        every = {name: getattr(fused.mlp, own) for name, own in FLAT.items()}
+        split = {name: own.unflatten(0, (fused.num_experts, -1)) for name, own in every.items()}
+        return {name: (own.mT if name == "down" else own, None) for name, own in split.items()}
+    found: dict[str, Projection] = {}
+    for name in ("gate_up", "up", "down"):
+        weight, bias = (getattr(fused, f"{name}_proj{end}", None) for end in ("", "_bias"))
+        if weight is not None:
+            found[name] = (weight.mT if transposed(fused) else weight), bias
+    if "gate_up" not in found:
+        return found
+    (weight, bias), half = found.pop("gate_up"), found["down"][0].shape[2]
+    halves = slice(half), slice(half, None)
+    if not getattr(fused, "is_concatenated", True):
+        halves = slice(0, None, 2), slice(1, None, 2)
+    both = [(weight[:, rows], None if bias is None else bias[:, rows]) for rows in halves]
+    return dict(zip(("gate", "up"), both, strict=True)) | found
 
 
 def of_each(hidden_states: torch.Tensor, experts: Sequence[nn.Module]) -> torch.Tensor:
@@ -135,27 +187,41 @@ def of_each(hidden_states: torch.Tensor, experts: Sequence[nn.Module]) -> torch.
 
 
 class Expert(nn.Module):
-    """One expert of a mixture: a gated MLP."""
+    """One expert of a mixture: an MLP.
 
-    def __init__(self, hidden: int, channels: int, gated: Gating, bias: bool = False) -> None:
+    Args:
+        linear: Its up and down projections, and perhaps one of a gate before them, by name.
+        gated: What it makes of all but the last.
+    """
+
+    def __init__(self, linear: Mapping[str, nn.Linear], gated: Gating) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(hidden, channels, bias=bias)
-        self.up_proj = nn.Linear(hidden, channels, bias=bias)
-        self.down_proj = nn.Linear(channels, hidden, bias=bias)
+        for name, module in linear.items():
+            self.add_module(f"{name}_proj", module)
         self.gated = gated
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """What the expert makes of some tokens (n, hidden)."""
-        gated = self.gated(self.gate_proj(hidden_states), self.up_proj(hidden_states))
-        result: torch.Tensor = self.down_proj(gated)
+        *inner, down = self.children()
+        result: torch.Tensor = down(self.gated(*[module(hidden_states) for module in inner]))
         return result
 
 
 class Experts(nn.ModuleList):
     """The experts of one layer, as the compressed model was measured: matrices of their own.
 
-    transformers runs two tensors of all experts instead.
+    transformers runs a few tensors of all experts instead.
+
+    Attributes:
+        numbers: How the router numbers the experts; ``None``: one after the other. Others that it
+            knows are gone, and it never chooses them.
     """
+
+    numbers: tuple[int, ...] | None = None
+
+    def each(self) -> list[Any]:
+        """The experts in the order of their numbers."""
+        return list(self)
 
     def forward(
         self,
@@ -163,19 +229,21 @@ class Experts(nn.ModuleList):
         chosen: torch.Tensor | None = None,
         weights: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The weighted sum of what the chosen experts (N, K) make of every token (N, hidden).
+        """The weighted sum of what the chosen experts (N, K) make of every token (..., hidden).
 
         Some classes choose none, and give each expert tokens of its own; see `of_each`.
         """
+        experts = self.each()
         if chosen is None or weights is None:
-            return of_each(hidden_states, list(self))
-        total = torch.zeros_like(hidden_states)
-        for index, expert in enumerate(self):
-            tokens, places = torch.where(chosen == index)
+            return of_each(hidden_states, experts)
+        every = hidden_states.flatten(0, -2)
+        total = torch.zeros_like(every)
+        for number, expert in zip(self.numbers or range(len(experts)), experts, strict=True):
+            tokens, places = torch.where(chosen == number)
             if torch.compiler.is_compiling() or len(tokens):
-                output = expert(hidden_states[tokens]) * weights[tokens, places, None]
+                output = expert(every[tokens]) * weights[tokens, places, None]
                 total.index_add_(0, tokens, output.to(total.dtype))
-        return total
+        return total.view(hidden_states.shape)
 
 
 class LayerConfig:

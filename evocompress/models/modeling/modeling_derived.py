@@ -39,7 +39,7 @@ from .layers import (
     PerLayerConfig,
     check_cache,
     gating,
-    transposed,
+    projections,
 )
 
 PREFIX = "Evocompress"
@@ -206,12 +206,19 @@ def reshape(module: nn.Module, name: str, shape: Sequence[int]) -> None:
 
 
 def split(fused: Any, count: int, channels: int) -> nn.Module:
-    """Experts with matrices of their own for those that a module holds in two tensors."""
-    like = fused.down_proj
-    hidden = like.shape[2 if transposed(fused) else 1]
-    bias = hasattr(fused, "down_proj_bias")
-    each = (Expert(hidden, channels, gating(fused), bias) for _ in range(count))
-    return Experts(each).to(device=like.device, dtype=like.dtype)
+    """Experts with matrices of their own for those that a module holds in a few tensors."""
+    whole = projections(fused)
+    weight = whole["down"][0]
+    inner, down = (weight.shape[1], channels), (channels, weight.shape[1])
+    sizes = {name: down if name == "down" else inner for name in whole}
+    each = (
+        Expert(
+            {name: nn.Linear(*sizes[name], bias=whole[name][1] is not None) for name in whole},
+            gating(fused),
+        )
+        for _ in range(count)
+    )
+    return Experts(each).to(device=weight.device, dtype=weight.dtype)
 
 
 BUILT: list[Any] = []

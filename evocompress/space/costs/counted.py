@@ -100,7 +100,7 @@ def _products(part: Part, left: Left, length: int, seen: int) -> int:
     Of an expert itself only its row of the router: its MLP counts those that a token is sent to.
     """
     if part.unit.kind == "expert":
-        return left.own * length
+        return part.gate * length
     own = sum(
         left.weights[unit.name] * (unit.positions or (seen if unit.of_cache else length))
         for unit in part.matrices

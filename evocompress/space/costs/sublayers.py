@@ -25,8 +25,8 @@ class Left:
         group_heads: Query heads of each of them; 0 for an MLP.
         channels: FFN channels; 0 for an attention.
         weights: {matrix: its weights}.
-        own: Parameters that are in no matrix: norms and biases; of an expert its row of the
-            router.
+        own: Parameters that are in no matrix: norms and biases; of an expert also those of
+            the router that go with it.
         used: Weights of matrices that each token meets. Those of experts count in the MLP that
             they are in, and there for as many experts as a token uses.
 
@@ -72,7 +72,8 @@ class Part:
         routed: The matrices of the experts that a token uses, of an MLP that is a mixture.
         channel_params: Of `own` those that go with one channel.
         head_params: Of `own` those that go with one query head, and with one key-value head.
-        gate: Of `own` those that each token is multiplied with: what weighs a shared expert.
+        gate: Of `own` those that each token is multiplied with: what weighs a shared expert, and
+            a router or the row of it that goes with an expert.
         beside: What it takes beside its matrices, but for what heads take.
         runs: How often a forward pass runs it.
 
@@ -165,15 +166,25 @@ def level_of(part: Part, levels: Mapping[str, Level]) -> Level:
     return levels.get(part.unit.owner, DENSE)
 
 
+def _own_of_expert(expert: Unit, tree: UnitTree, architecture: Architecture) -> int:
+    """Biases of an expert, and the parameters of the router that go with it."""
+    biased = (m.shape for m in tree.children[expert.name] if m.bias)
+    return architecture.expert_params[0] + sum(shape[0] for shape in biased if shape)
+
+
 def _part(unit: Unit, tree: UnitTree, architecture: Architecture) -> Part:
     block, attention = unit.block, unit.kind == "attention"
     kv_heads = architecture.kv_heads[block]
     experts = tree.experts.get(unit.name, ())
-    own, by_channel = architecture.hidden, architecture.channel_params
+    by_channel = architecture.channel_params
     by_head = architecture.head_params
     doubled = (2 * architecture.head_dim,) * len(architecture.heads)
-    if unit.kind != "expert":  # which has its row of the router
-        own = architecture.own_params[block][0 if attention else 1] - len(experts) * own
+    if unit.kind == "expert":
+        own = _own_of_expert(unit, tree, architecture)
+    else:
+        own = architecture.own_params[block][0 if attention else 1] - sum(
+            _own_of_expert(expert, tree, architecture) for expert in experts
+        )
     return Part(
         unit=unit,
         matrices=tuple(matrix for matrix in tree.children[unit.name] if matrix.kind == "matrix"),
@@ -189,7 +200,9 @@ def _part(unit: Unit, tree: UnitTree, architecture: Architecture) -> Part:
         routed=tuple(m for expert in experts[: unit.active] for m in tree.children[expert.name]),
         channel_params=0 if attention or not by_channel else by_channel[block],
         head_params=architecture.head_params[block] if attention and by_head else (0, 0),
-        gate=architecture.gate if experts else 0,
+        gate=architecture.expert_params[1]
+        if unit.kind == "expert"
+        else architecture.gate * bool(experts),
         beside=(architecture.beside[block] if attention and architecture.beside else None)
         or NOTHING,
         runs=architecture.runs[block],

@@ -9,64 +9,89 @@ import torch
 from torch import nn
 from transformers import CONFIG_MAPPING
 
+from evocompress.models.families.derivation.defaults import default_config
 from evocompress.models.families.derivation.derived import derive
-from evocompress.models.families.derivation.experts import DerivedMixture
 from evocompress.models.families.derivation.from_config import language_class
+from evocompress.models.families.derivation.routing import DerivedMixture
 from evocompress.models.families.derivation.shrink import random_model, shrunk
-from evocompress.models.families.mixture import ExpertViews, expert_views
-from evocompress.models.modeling.layers import of_each
+from evocompress.models.families.mixture import ExpertViews, expert_views, fused
+from evocompress.models.modeling.layers import of_each, projections
 
 STORED = {
     "qwen3_moe": "out by in",
     "aria_text": "in by out",
     "gpt_oss": "in by out, gate and up projection in turns, with biases",
+    "nemotron_h": "without a gate",
+    "dbrx": "one below the other, the last projection in by out",
 }
 
 
 def tiny(name: str) -> Any:
-    config = CONFIG_MAPPING[name]()
-    return random_model(language_class(config), shrunk(config, 1))
+    config = default_config(name)
+    return random_model(language_class(config), shrunk(config, 2))
 
 
 def fused_experts(model: Any) -> Any:
-    return next(module for module in model.modules() if hasattr(module, "is_transposed"))
+    every = (module for module in model.modules() if type(module).__name__.endswith("Experts"))
+    return next(module for module in every if not isinstance(module, ExpertViews))
 
 
 @pytest.mark.parametrize("name", STORED)
 def test_experts_with_matrices_of_their_own_compute_the_same(name: str) -> None:
-    fused = fused_experts(tiny(name))
-    count, hidden = len(fused.down_proj), fused.down_proj.shape[2 if fused.is_transposed else 1]
+    module = fused_experts(tiny(name))
+    count, hidden = projections(module)["down"][0].shape[:2]
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randn(7, hidden, generator=generator, dtype=torch.float64)
     chosen = torch.rand(7, count, generator=generator).topk(2).indices
     weights = torch.rand(7, 2, generator=generator, dtype=torch.float64)
-    torch.testing.assert_close(
-        expert_views(fused)(tokens, chosen, weights), fused(tokens, chosen, weights)
-    )
+    expected = module(tokens, chosen, weights).view(7, hidden)
+    torch.testing.assert_close(expert_views(module)(tokens, chosen, weights), expected)
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_what_holds_all_experts_is_made_of_their_own_matrices(name: str) -> None:
+    module = fused_experts(tiny(name))
+    each = [dict(expert.named_parameters()) for expert in expert_views(module)]
+    for part, tensor in module.named_parameters():
+        assert torch.equal(fused(module, part, each), tensor)
 
 
 @pytest.mark.parametrize("name", STORED)
 def test_the_matrices_of_experts_are_views(name: str) -> None:
-    fused = fused_experts(tiny(name))
-    views: ExpertViews = expert_views(fused)
+    module = fused_experts(tiny(name))
+    views: ExpertViews = expert_views(module)
     storages = {parameter.untyped_storage().data_ptr() for parameter in views.parameters()}
-    assert storages == {p.untyped_storage().data_ptr() for p in fused.parameters()}
+    assert storages == {p.untyped_storage().data_ptr() for p in module.parameters()}
 
 
-def test_a_router_that_chooses_among_groups_first_keeps_its_experts() -> None:
-    config = CONFIG_MAPPING["deepseek_v3"](first_k_dense_replace=1, num_hidden_layers=3)
-    found = derive(language_class(config), config)
-    assert found.mixture is not None and not found.mixture.droppable
-    assert any("experts cannot be dropped" in limit for limit in found.limits)
-    assert (found.mixture.count, found.mixture.active) == (256, 8)
+def mixture(name: str, **settings: Any) -> DerivedMixture:
+    config = CONFIG_MAPPING[name](num_hidden_layers=3, **settings)
+    found = derive(language_class(config), config).mixture
+    assert isinstance(found, DerivedMixture)
+    return found
 
 
-def test_one_without_groups_does_not() -> None:
-    config = CONFIG_MAPPING["deepseek_v3"](
-        first_k_dense_replace=1, num_hidden_layers=3, n_group=1, topk_group=1
+def test_a_router_that_ranks_groups_keeps_what_it_has_of_dropped_experts() -> None:
+    found = mixture("deepseek_v3", first_k_dense_replace=1)
+    assert found.droppable and found.whole_router
+    assert (found.silencer, found.groups) == ("mlp.gate.e_score_correction_bias", (8, 4))
+    assert (found.count, found.active) == (256, 8)
+
+
+def test_one_without_groups_chooses_among_fewer() -> None:
+    found = mixture("deepseek_v3", first_k_dense_replace=1, n_group=1, topk_group=1)
+    assert found.droppable and not found.whole_router and found.groups == (1, 1)
+
+
+def test_groups_without_a_bias_for_each_expert_keep_all() -> None:
+    config = CONFIG_MAPPING["deepseek_v2"](
+        num_hidden_layers=2, n_group=8, num_experts_per_tok=6, topk_method="group_limited_greedy"
     )
     found = derive(language_class(config), config)
-    assert found.mixture is not None and found.mixture.droppable
+    assert found.mixture is not None and not found.mixture.droppable
+    (limit,) = found.limits
+    assert limit.startswith("experts cannot be dropped: mlp.gate ranks 8 groups of as many experts")
+    assert found.mlp.narrowable
 
 
 def test_experts_with_tokens_of_their_own() -> None:

@@ -23,6 +23,7 @@ VARIED = (
 
 FURTHER = (
     *("granitemoe", "nemotron", "qwen3_next", "falcon", "granite", "smollm3", "stablelm"),
+    *("nemotron_h with experts", "dbrx"),
     *("zamba2", "gemma4_text", "nemotron_h", "qwen3_vl", "mistral3", "llava"),
 )
 """More of them, for when there is time."""

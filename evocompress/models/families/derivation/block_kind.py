@@ -11,8 +11,8 @@ from evocompress.core.beside import Beside
 from evocompress.core.widths import Widths, per_item
 from evocompress.models.families.branches import Matrix, SubLayer, SubLayerName
 from evocompress.models.families.coupling import Follower
-from evocompress.models.families.derivation.experts import DerivedMixture
 from evocompress.models.families.derivation.proof import WidthSettings
+from evocompress.models.families.derivation.routing import DerivedMixture
 from evocompress.models.families.derivation.structure import ResidualBranch
 from evocompress.models.families.shapes import matrix_shape
 

@@ -18,7 +18,7 @@ from evocompress.models.families.derivation.block_kind import (
     module_classes,
     rows_of_query,
 )
-from evocompress.models.families.derivation.experts import in_groups, is_mixture, mixture_of
+from evocompress.models.families.derivation.experts import is_mixture, mixture_of
 from evocompress.models.families.derivation.projections import (
     followers,
     matrices,
@@ -28,6 +28,7 @@ from evocompress.models.families.derivation.projections import (
     with_heads,
 )
 from evocompress.models.families.derivation.proof import WidthSettings, forms, narrowed, proven
+from evocompress.models.families.derivation.routing import why_all_stay
 from evocompress.models.families.derivation.stream import is_norm
 from evocompress.models.families.derivation.structure import ResidualBranch, Unclear, structure
 from evocompress.models.families.derivation.tracing import TracedBlock
@@ -156,9 +157,8 @@ def _mixed(example: TracedBlock, branch: ResidualBranch, real: nn.Module) -> Der
         mixture, own = mixture_of(example, branch, real)
     except Unclear as reason:
         return DerivedPart(branch, (), reason=str(reason))
-    how = "among groups of them first" if in_groups(real, mixture.mlp) else "in another way"
-    routed = f"experts cannot be dropped: with fewer, {mixture.mlp} chooses {how}"
-    return DerivedPart(branch, own, WidthSettings({}), "" if mixture.routed else routed, mixture)
+    why = "" if mixture.routed else f"experts cannot be dropped: {why_all_stay(real, mixture)}"
+    return DerivedPart(branch, own, WidthSettings({}), why, mixture)
 
 
 def _part(

@@ -27,6 +27,9 @@ CHANNELS = 88
 EXPERTS = 4
 """Experts of its mixtures."""
 
+GROUPED_EXPERTS = 10
+"""The same where a router chooses a group of them first, in which some can be left out."""
+
 EXPERT_CHANNELS = 24
 """Channels of an expert."""
 
@@ -259,7 +262,7 @@ def _sizes(config: Any, layers: int, heads: int, narrow_heads: bool) -> dict[str
         ((*HIDDEN_KEYS, *HIDDEN_KEYS_OF_PARTS), hidden),
         (CONTEXT_KEYS, CONTEXT),
         (("vocab_size", "vocab_size_per_layer_input", "entity_vocab_size"), VOCABULARY),
-        (("hidden_size_per_layer_input",), RANK),
+        (("hidden_size_per_layer_input", "moe_latent_size"), RANK),
         (CHANNEL_KEYS, CHANNELS),
         (filter(OF_EXPERTS.fullmatch, vars(config)), EXPERT_CHANNELS),
         (EXPERT_KEYS, EXPERTS),
@@ -274,8 +277,9 @@ def _sizes(config: Any, layers: int, heads: int, narrow_heads: bool) -> dict[str
         sizes[SHARED_LAYERS] = max(0, shared - config.num_hidden_layers + layers)
     if own := getattr(config, "attention_hidden_size", 0):  # the state beside the embedding
         sizes["attention_hidden_size"] = own // dense_hidden * hidden
-    for key in ("n_group", "topk_group"):  # routers that choose groups of experts first
-        sizes[key] = min(EXPERTS // 2, getattr(config, key, None) or 1)
+    if (getattr(config, "n_group", None) or 1) > 1:  # a router that chooses groups of experts first
+        sizes |= {"n_group": 2, "topk_group": 1}
+        sizes |= {key: GROUPED_EXPERTS for key in EXPERT_KEYS if key in sizes}
     image, patch = getattr(config, "image_size", None), getattr(config, "patch_size", None)
     if image and _is_size(image) and not patch:
         sizes["image_size"] = min(image, IMAGE)

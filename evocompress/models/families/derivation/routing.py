@@ -1,0 +1,203 @@
+"""What chooses among experts, found by trying: how it does without some of them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from evocompress.models.families.branches import Attributes
+from evocompress.models.families.derivation.tracing import TracedBlock
+from evocompress.models.families.mixture import Mixture, expert_views
+
+CLOSE = 1e-5
+"""As a share of the largest value: many routers compute in float32."""
+
+
+GROUPS = ("n_group", "num_group", "n_groups")
+"""What modules call the number of groups of experts."""
+
+
+FAR = -1e3
+"""A logit with which an expert is never chosen and has no weight."""
+
+
+@dataclass(frozen=True)
+class DerivedMixture(Mixture):
+    """A mixture whose router was found by trying.
+
+    Attributes:
+        count: Experts of an MLP.
+        active: Experts that a token uses.
+        entries: Paths of the tensors of the router with an entry for each expert.
+        numbers: (module path, attribute) of what is the number of experts.
+        routed: Whether experts can be dropped.
+        silencer: Path of a vector with an entry for each expert, by which one is never chosen, of a
+            router that keeps what it has of all; empty where it can choose among fewer.
+        grouping: The groups of experts that the router ranks first, and how many it chooses.
+    """
+
+    count: int = 0
+    active: int = 0
+    entries: tuple[str, ...] = ()
+    numbers: tuple[tuple[str, str], ...] = ()
+    routed: bool = True
+    silencer: str = ""
+    grouping: tuple[int, int] = (1, 1)
+
+    @property
+    def groups(self) -> tuple[int, int]:
+        """See `Mixture.groups`."""
+        return self.grouping
+
+    @property
+    def whole_router(self) -> bool:
+        """See `Mixture.whole_router`."""
+        return bool(self.silencer)
+
+    @property
+    def router(self) -> str:
+        """See `Mixture.router`."""
+        return self.entries[0].rpartition(".")[0]
+
+    @property
+    def droppable(self) -> bool:
+        """See `Mixture.droppable`."""
+        return self.routed
+
+    def experts(self, model: PreTrainedModel) -> tuple[int, int]:
+        """See `Mixture.experts`."""
+        return self.count, self.active
+
+    def routing(self, block: nn.Module, kept: Sequence[int]) -> Attributes:
+        """See `Mixture.routing`."""
+        experts = f"{self.mlp}.experts"
+        if self.silencer:
+            owner, _, name = self.silencer.rpartition(".")
+            tensor = tensor_of(block, self.silencer)
+            values = torch.full_like(tensor, FAR)
+            values[list(kept)] = tensor.detach()[list(kept)]
+            return {
+                (owner, name): _like(tensor, values),
+                (experts, "kept"): tuple(kept),
+                (experts, "numbers"): tuple(kept),
+            }
+        found: Attributes = {place: len(kept) for place in self.numbers}
+        for path in self.entries:
+            owner, _, name = path.rpartition(".")
+            tensor = tensor_of(block, path)
+            rows = tensor.detach()
+            rows = rows[:, list(kept)] if _in_a_row(tensor) else rows[list(kept)]
+            found[owner, name] = _like(tensor, rows)
+        return found | {(experts, "kept"): tuple(kept)}
+
+
+def _like(tensor: Tensor, values: Tensor) -> Tensor:
+    """Values as a parameter where a tensor is one."""
+    is_parameter = isinstance(tensor, nn.Parameter)
+    return nn.Parameter(values, requires_grad=False) if is_parameter else values
+
+
+def why_all_stay(real: nn.Module, mixture: DerivedMixture) -> str:
+    """Why experts of a mixture cannot be dropped."""
+    groups, _ = groups_of(real, mixture.mlp)
+    if groups == 1:
+        return f"with fewer, {mixture.mlp} chooses in another way"
+    return (
+        f"{mixture.router} ranks {groups} groups of as many experts each, and has no bias for each "
+        "expert by which one that is left out could stay in its group without being chosen"
+    )
+
+
+def groups_of(real: nn.Module, mlp: str) -> tuple[int, int]:
+    """The groups of experts that a router ranks first, and how many of them it chooses."""
+    for module in real.get_submodule(mlp).modules():
+        for name in GROUPS:
+            count, chosen = getattr(module, name, None), getattr(module, "topk_group", None)
+            if isinstance(count, int) and count > 1:
+                return count, chosen if isinstance(chosen, int) else 1
+    return 1, 1
+
+
+def row_of(real: nn.Module, entries: Sequence[str], count: int) -> int:
+    """The parameters of a router that go with one of its experts."""
+    tensors = (tensor_of(real, path) for path in entries)
+    return sum(t.numel() // count for t in tensors if isinstance(t, nn.Parameter))
+
+
+def entries_of(block: nn.Module, mlp: str, experts: str, count: int) -> Iterator[str]:
+    """The tensors of an MLP with an entry for each expert, but for the experts' own."""
+    core = block.get_submodule(mlp)
+    every = [*core.named_parameters(prefix=mlp), *core.named_buffers(prefix=mlp)]
+    for path, tensor in every:
+        entries = tensor.shape[-1 if _in_a_row(tensor) else 0] if tensor.ndim in (1, 2) else 0
+        if not path.startswith(f"{experts}.") and entries == count:
+            yield path
+
+
+def _in_a_row(tensor: Tensor) -> bool:
+    """Whether the entries of experts are in the one row of a matrix."""
+    return tensor.ndim == 2 and len(tensor) == 1
+
+
+def numbers_of(block: nn.Module, mlp: str, value: int, *words: str) -> Iterator[tuple[str, str]]:
+    """The attributes of an MLP's modules with a value, whose names have one of some words."""
+    for path, module in block.get_submodule(mlp).named_modules(prefix=mlp):
+        for name, own in vars(module).items():
+            if type(own) is int and own == value and any(word in name for word in words):
+                yield path, name
+
+
+def drops_exactly(example: TracedBlock, mixture: DerivedMixture) -> bool:
+    """Whether a mixture without some experts does as if those were never chosen.
+
+    Where a router that knows all ranks groups, two of each are left, by which it does so.
+    """
+    groups, gone = groups_of(example.block, mixture.mlp)[0], [1]
+    if mixture.silencer and groups > 1:
+        size = mixture.count // groups
+        gone = [index for index in range(mixture.count) if 0 < index % size < size - 1]
+    kept = [index for index in range(mixture.count) if index not in gone]
+    narrow, silent = copy.deepcopy(example.block), copy.deepcopy(example.block)
+    paths = mixture.mlp, f"{mixture.mlp}.experts"
+    given = [
+        next(t for t in call.tensors if t.is_floating_point()).flatten(0, -2).double()
+        for call in map(example.calls(paths).get, paths)
+        if call
+    ]
+    # What some classes give the experts are tokens that the router has weighed.
+    tokens = given[1] if given[1].shape == given[0].shape else given[0]
+    for path in mixture.entries:
+        tensor = tensor_of(silent, path)
+        never = torch.linalg.pinv(tokens) @ torch.full((len(tokens),), FAR, dtype=torch.float64)
+        if tensor.ndim == 2 and not _in_a_row(tensor):
+            tensor.data[gone] = never.to(tensor.dtype)
+        else:
+            tensor.data[..., gone] = FAR
+    for block in (narrow, silent):
+        experts = f"{mixture.mlp}.experts"
+        block.set_submodule(experts, expert_views(block.get_submodule(experts)))
+    try:
+        for (path, name), value in mixture.routing(narrow, kept).items():
+            setattr(narrow.get_submodule(path), name, value)
+        found = replace(example, block=narrow).run()
+    except (RuntimeError, ValueError, IndexError, TypeError):
+        return False
+    return close(found, replace(example, block=silent).run())
+
+
+def tensor_of(block: nn.Module, path: str) -> Tensor:
+    """A parameter or buffer."""
+    owner, _, name = path.rpartition(".")
+    tensor: Tensor = getattr(block.get_submodule(owner), name)
+    return tensor
+
+
+def close(found: Tensor, expected: Tensor) -> bool:
+    """Whether an output is another, but for rounding."""
+    scale = CLOSE * max(1.0, expected.abs().max().item())
+    return found.shape == expected.shape and bool((found - expected).abs().max() <= scale)
