@@ -100,12 +100,28 @@ def task_of(cls: type[PreTrainedModel], config: PreTrainedConfig) -> Task:
             "own, so they cannot be run one after the other on one hidden state"
         )
     alone = language_task(config.model_type).class_names(config.model_type)
-    if config.sub_configs and not alone:
-        raise Unclear(
-            "it is a model of several parts, none of which tells the next token: give one of them, "
-            "such as the tower of images, as a checkpoint of its own class"
-        )
+    if not alone and (parts := _parts(config)):
+        raise Unclear(_of_parts(cls, parts))
     return next(one for one in (task, IMAGE_EMBEDDINGS) if one.input == cls.main_input_name)
+
+
+def _parts(config: PreTrainedConfig) -> list[str]:
+    """The types of the models within a model."""
+    parts = (getattr(config, name, None) for name in config.sub_configs)
+    return [part.model_type for part in parts if isinstance(part, PreTrainedConfig)]
+
+
+def _of_parts(cls: type[PreTrainedModel], parts: list[str]) -> str:
+    """Why a model of several parts, such as a tower of texts and one of images, has no family."""
+    known = {part: names for part in parts for _, names in tasks_of(part)[:1]}
+    alone = " or ".join(f"{', '.join(names)} (type {part})" for part, names in known.items())
+    others = [part for part in parts if part not in known]
+    why = (
+        f"{cls.__name__} is made of several models ({', '.join(parts)}), each with blocks and a "
+        "hidden state of its own, and none of them tells the next token"
+    )
+    why += f": give one as a checkpoint of its own class, {alone}" if alone else ""
+    return why + (f"; AutoModel has no class for {', '.join(others)}" if others else "")
 
 
 def _check_called(cls: type[PreTrainedModel], config: PreTrainedConfig, task: Task) -> None:
@@ -115,8 +131,7 @@ def _check_called(cls: type[PreTrainedModel], config: PreTrainedConfig, task: Ta
         Unclear: It is one.
     """
     if cls.forward is nn.Module.forward:
-        parts = (getattr(config, name, None) for name in config.sub_configs)
-        types = [part.model_type for part in parts if part and tasks_of(part.model_type)]
+        types = [part for part in _parts(config) if tasks_of(part)]
         raise Unclear(
             f"{cls.__name__} has no forward pass, only its parts have: load one of these as a "
             f"checkpoint of its own ({', '.join(types)})"
