@@ -12,6 +12,7 @@ from math import inf
 from typing import Any
 
 from evocompress.core.types import Candidate
+from evocompress.export.gguf_mixers import interval
 from evocompress.export.gguf_rotary import frequencies, rotary_obstacle
 from evocompress.export.layout import Layout, layout, second_round
 from evocompress.export.llama_like import LLAMA_LIKE, first_without_attention, unlike_llama
@@ -40,6 +41,7 @@ class LlamaCpp:
         neighbours: It rotates neighbouring elements of a head, and transformers the two halves.
         windowed: It is told which layers have an attention window.
         unrotated: Every such layer is without rotary embedding; 0 where none is.
+        periodic: Every so many layers have an attention, and all others another mixer.
         spanning: Its heads together are as wide as the hidden state.
         headed: It takes no embedding for a head: one that is tied is written twice.
         factors: It takes a tensor with what each rotary frequency is divided by.
@@ -55,6 +57,7 @@ class LlamaCpp:
     neighbours: bool = False
     windowed: bool = False
     unrotated: int = 0
+    periodic: bool = False
     spanning: bool = False
     headed: bool = False
     factors: bool = False
@@ -107,9 +110,12 @@ ARCHITECTURES: Mapping[str, LlamaCpp] = {
         settings={"mamba_n_groups": 1, "mamba_expand": 2, "time_step_limit": (0.0, inf)},
         also=("position_embedding_type",),
     ),
+    "granitemoeshared": LlamaCpp("granitemoe", factors=True, neighbours=True),
     "hunyuan_v1_dense": LlamaCpp("hunyuan-dense"),
+    "hunyuan_v1_moe": LlamaCpp("hunyuan-moe"),
     "jais2": LlamaCpp("jais2"),
     "lfm2": LlamaCpp("lfm2", spanning=True, also=("block_auto_adjust_ff_dim",)),
+    "mellum": LlamaCpp("qwen3moe", settings={"norm_topk_prob": True}),
     "minimax_m2": LlamaCpp("minimax-m2", headed=True),
     "mixtral": LlamaCpp("llama", factors=True, neighbours=True),
     "nemotron": LlamaCpp("nemotron", spanning=True, headed=True),
@@ -121,6 +127,9 @@ ARCHITECTURES: Mapping[str, LlamaCpp] = {
     "phi3": LlamaCpp("phi3", spanning=True),
     "qwen2_moe": LlamaCpp("qwen2moe", spanning=True, headed=True),
     "qwen3": LlamaCpp("qwen3"),
+    "qwen3_5_moe_text": LlamaCpp("qwen35moe", periodic=True),
+    "qwen3_5_text": LlamaCpp("qwen35", periodic=True),
+    "qwen3_next": LlamaCpp("qwen3next", periodic=True, settings={"norm_topk_prob": True}),
     "qwen3_moe": LlamaCpp("qwen3moe", settings={"norm_topk_prob": True}),
     "seed_oss": LlamaCpp("seed_oss"),
     "smollm3": LlamaCpp("smollm3", neighbours=True, unrotated=4),
@@ -196,6 +205,7 @@ def _model_obstacle(loaded: LoadedModel, found: LlamaCpp) -> str | None:
     return (
         _other_settings(loaded, ARCHITECTURES.get(name, found))
         or _norm_scale(loaded)
+        or _two_widths(loaded)
         or _keys_of_others(loaded)
         or _untied(loaded, found)
     )
@@ -267,6 +277,18 @@ def _keys_of_others(loaded: LoadedModel) -> str | None:
     )
 
 
+def _two_widths(loaded: LoadedModel) -> str | None:
+    """The obstacle of a delta net whose keys and values are of different widths."""
+    config = loaded.model.config
+    key, value = (getattr(config, f"linear_{name}_head_dim", 0) for name in ("key", "value"))
+    if key == value:
+        return None
+    return (
+        f"cannot hold this {loaded.family.model_type} model, whose delta nets have keys of {key} "
+        f"and values of {value} elements"
+    )
+
+
 def _untied(loaded: LoadedModel, found: LlamaCpp) -> str | None:
     """The obstacle of a head that the architecture has no place for."""
     if "OUTPUT" in _tensors_of(found) or loaded.family.architecture(loaded.model).tied:
@@ -322,6 +344,16 @@ def _layers_in_order(loaded: LoadedModel, left: Layout, found: LlamaCpp) -> str 
     context = loaded.family.architecture(loaded.model).context
     if not found.windowed and narrowest is not None and narrowest < context:
         return f"cannot hold this {name} model, whose attention window is {narrowest} tokens"
+    mixers = [
+        layer
+        for layer, block in enumerate(left.kept)
+        if found.periodic and config.layer_types[block.index] == "linear_attention"
+    ]
+    if found.periodic and interval(mixers, len(left.kept)) is None:
+        return (
+            f"cannot hold this {name} model, because layers with an attention would not be "
+            "equally far apart"
+        )
     if found.unrotated:
         rotated = [config.no_rope_layers[block.index] for block in left.kept]
         if [bool(one) for one in rotated] != [

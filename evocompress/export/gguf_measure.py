@@ -14,7 +14,7 @@ NO_PARAMETERS = (ROPE_FACTORS, "layer_output_scale.weight")
 
 MATRIX = re.compile(
     r"blk\.\d+\.(attn_(qkv|q|k|v|output)|ffn_(gate|up|down)(_s?h?exps?)?|shortconv\.\w+_proj|"
-    r"ssm_(in|out))\.weight"
+    r"ssm_(in|out|ba|alpha|beta)|attn_gate)\.weight"
 )
 
 

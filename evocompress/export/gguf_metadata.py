@@ -5,7 +5,7 @@ Each architecture of llama.cpp reads the keys that it knows, so that all are wri
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,7 @@ def add_metadata(
             getattr(writer, f"add_{key}")(value)
     sizes = head_sizes(loaded, config)
     _add_head_sizes(writer, config, sizes)
-    _add_sizes(writer, sizes, tensors)
+    _add_sizes(writer, sizes, tensors, found)
     _add_experts(writer, loaded, tensors)
     add_mixers(writer, tensors)
     _add_rotary(writer, loaded.model, tensors)
@@ -96,11 +96,13 @@ def _add_head_sizes(writer: Any, config: Any, sizes: list[int]) -> None:
         writer.add_value_length_swa(own["sliding_attention"])
 
 
-def _add_sizes(writer: Any, sizes_of_heads: list[int], tensors: Mapping[str, Tensor]) -> None:
+def _add_sizes(
+    writer: Any, sizes_of_heads: list[int], tensors: Mapping[str, Tensor], found: LlamaCpp
+) -> None:
     """Adds heads, key-value heads and channels: one number where all layers are alike.
 
     A layer without keys of its own reads those of the last one with heads as wide. One with another
-    mixer is without key-value heads, and has as many heads as others.
+    mixer is without key-value heads if that is how it is known, and has as many heads as others.
     """
     heads, keys, channels = [], [], []
     read: dict[int, int] = {}
@@ -112,13 +114,15 @@ def _add_sizes(writer: Any, sizes_of_heads: list[int], tensors: Mapping[str, Ten
         }
         own = sizes["attn_output"][1] // head_dim if "attn_output" in sizes else 0
         heads.append(own)
-        fused = (sizes["attn_qkv"][0] // head_dim - own) // 2 if "attn_qkv" in sizes else 0
+        fused = (sizes["attn_qkv"][0] // head_dim - own) // 2 if own and "attn_qkv" in sizes else 0
         if "attn_k" in sizes:
             read[head_dim] = sizes["attn_k"][0] // head_dim
         keys.append(fused or (read.get(head_dim, 0) if own else 0))
         channels.append(sizes.get("ffn_down", sizes.get("ffn_down_exps", (0,)))[-1])
     mixers = layers_with_mixers(tensors)
     heads = [max(heads) if layer in mixers else own for layer, own in enumerate(heads)]
+    if found.periodic:
+        keys = [max(keys)] * len(keys)
     writer.add_block_count(len(sizes_of_heads))
     writer.add_head_count(_common(heads))
     writer.add_head_count_kv(_common(keys))
@@ -163,6 +167,8 @@ def _add_rotary(writer: Any, model: PreTrainedModel, tensors: Container[str]) ->
     writer.add_rope_freq_base(whole["rope_theta"])
     every = next(iter(found.values()))
     writer.add_rope_dimension_count(2 * len(found.get("full_attention", every)))
+    if sections := whole.get("mrope_section"):
+        writer.add_rope_dimension_sections([*_covering(sections, len(every)), 0])
     kind = scaling_of(whole)
     if kind in ("linear", "yarn") and ROPE_FACTORS not in tensors:
         writer.add_rope_scaling_type(RopeScalingType(kind))
@@ -175,6 +181,15 @@ def _add_rotary(writer: Any, model: PreTrainedModel, tensors: Container[str]) ->
         writer.add_rope_dimension_count_swa(2 * len(found.get("sliding_attention", every)))
         base = settings["sliding_attention"]["rope_theta"]
         writer.add_float32(f"{writer.arch}.rope.freq_base_swa", base)
+
+
+def _covering(sections: Sequence[int], count: int) -> Sequence[int]:
+    """How many frequencies are of each axis of an image: thirds, where those told are not all.
+
+    Of text all axes are the same, and llama.cpp does not rotate what is of none.
+    """
+    whole = all(place // 3 < sections[place % 3] for place in range(count))
+    return sections if whole else [-(-count // 3)] * 3
 
 
 def _add_windows(writer: Any, config: Any) -> None:

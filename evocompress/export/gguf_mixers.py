@@ -1,4 +1,4 @@
-"""Mixers that are no attention, as llama.cpp holds them: short convolutions and Mamba.
+"""Mixers that are no attention, as llama.cpp holds them: short convolutions, Mamba and delta nets.
 
 All that it must be told of them is in the shapes of their tensors.
 """
@@ -6,7 +6,7 @@ All that it must be told of them is in the shapes of their tensors.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,6 +17,18 @@ FLOAT32 = r"blk\.\d+\.(shortconv\.conv\.weight|ssm_conv1d\.weight|ssm_[ad]|ssm_n
 
 MIXER = re.compile(r"blk\.(\d+)\.(shortconv\.out_proj|ssm_out)\.weight")
 """The tensor that every such mixer has, and no attention."""
+
+KEYS = "linear_num_key_heads"
+"""The setting by which a delta net is known."""
+
+TILED = ("qwen3_5_text", "qwen3_5_moe_text")
+"""Types of which llama.cpp holds values in another order."""
+
+OF_VALUES = (
+    *("attn_qkv.weight", "attn_gate.weight", "ssm_conv1d.weight", "ssm_out.weight"),
+    *("ssm_a", "ssm_dt.bias", "ssm_alpha.weight", "ssm_beta.weight"),
+)
+"""Tensors with rows or columns of values."""
 
 PACKED = "shared_mlp.input_linear."
 
@@ -38,20 +50,63 @@ def apart(name: str, tensor: Tensor, *, mixture: bool) -> Iterator[tuple[str, Te
         yield name.replace("shared_mlp.output_linear.", f"{kind}down_proj."), tensor
 
 
-def as_mixer(name: str, tensor: Tensor, groups: int) -> Tensor:
+def as_mixer(name: str, tensor: Tensor, config: Any) -> Tensor:
     """A tensor by llama.cpp's name as it holds that.
 
     Kernels have no axis of one input channel, logarithms of decays are decays, and the numbers that
-    Mamba-2 has one of for each head are rows. Norms over `groups` have a row for each.
+    Mamba-2 has one of for each head are rows. Norms over groups have a row for each.
     """
     part = re.sub(r"^blk\.\d+\.", "", name)
+    if hasattr(config, KEYS):
+        return as_delta_net(part, tensor, config)
     if part in ("shortconv.conv.weight", "ssm_conv1d.weight"):
         return tensor.squeeze(1)
     if part == "ssm_a":
         return -torch.exp(tensor.float()).reshape(len(tensor), -1)
     if part == "ssm_d":
         return tensor[:, None]
+    groups = getattr(config, "n_groups", 1)
     return tensor.reshape(groups, -1) if part == "ssm_norm.weight" else tensor
+
+
+def as_delta_net(part: str, tensor: Tensor, config: Any) -> Tensor:
+    """The same of a gated delta net, whose heads have values in groups for each key.
+
+    Where they are a matrix of their own, llama.cpp wants the first of each group, then the second.
+    """
+    if part == "ssm_conv1d.weight":
+        tensor = tensor.squeeze(1)
+    elif part == "ssm_a":
+        tensor = -torch.exp(tensor.float())
+    if config.model_type not in TILED or part not in OF_VALUES:
+        return tensor
+    if part == "ssm_out.weight":
+        return _tiled(tensor.T, config).T.contiguous()
+    values = config.linear_num_value_heads
+    if part in ("attn_qkv.weight", "ssm_conv1d.weight"):
+        values *= config.linear_value_head_dim
+    elif part == "attn_gate.weight":
+        values = len(tensor)
+    keys = len(tensor) - values
+    return torch.cat([tensor[:keys], _tiled(tensor[keys:], config)])
+
+
+def _tiled(rows: Tensor, config: Any) -> Tensor:
+    keys = getattr(config, KEYS)
+    within = config.linear_num_value_heads // keys
+    return rows.reshape(keys, within, -1, *rows.shape[1:]).transpose(0, 1).reshape(rows.shape)
+
+
+def interval(mixers: Collection[int], layers: int) -> int | None:
+    """Every which layer has an attention, if that says which ones; others have another mixer."""
+    return next(
+        (
+            every
+            for every in range(1, layers + 2)
+            if all((layer in mixers) == bool((layer + 1) % every) for layer in range(layers))
+        ),
+        None,
+    )
 
 
 def layers_with_mixers(tensors: Mapping[str, Tensor]) -> set[int]:
@@ -61,6 +116,9 @@ def layers_with_mixers(tensors: Mapping[str, Tensor]) -> set[int]:
 
 def add_mixers(writer: Any, tensors: Mapping[str, Tensor]) -> None:
     """Adds the sizes of such mixers, which are the same in all layers."""
+    layers = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("blk."))
+    if every := interval(layers_with_mixers(tensors), layers):
+        writer.add_full_attention_interval(every)
     own = {
         name.split(".", 2)[2]: tensor
         for name, tensor in tensors.items()
@@ -74,8 +132,10 @@ def add_mixers(writer: Any, tensors: Mapping[str, Tensor]) -> None:
 
 def _add_mamba(writer: Any, own: Mapping[str, Tensor]) -> None:
     """Adds the sizes of Mamba-2, from the tensors of one layer."""
-    inner, groups = own["ssm_out.weight"].shape[1], len(own["ssm_norm.weight"])
+    inner, norm = own["ssm_out.weight"].shape[1], own["ssm_norm.weight"]
     channels, kernel = own["ssm_conv1d.weight"].shape
+    # The norm of a delta net is over a head.
+    groups = len(norm) if norm.dim() > 1 else (channels - inner) // (2 * len(norm))
     writer.add_ssm_conv_kernel(kernel)
     writer.add_ssm_inner_size(inner)
     writer.add_ssm_state_size((channels - inner) // (2 * groups))

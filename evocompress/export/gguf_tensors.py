@@ -69,7 +69,6 @@ def _named(
     head = model.get_output_embeddings()
     tied = model.config.tie_word_embeddings or head.weight is model.get_input_embeddings().weight
     output = next(path for path, module in model.named_modules() if module is head)
-    groups = getattr(model.config, "n_groups", 1)
     stacks: dict[str, list[Tensor]] = defaultdict(list)
     for name, tensor in model.state_dict().items():
         if name == f"{output}.weight" and tied and not headed:
@@ -81,7 +80,7 @@ def _named(
         held = _held(name, tensor, model, loaded)
         for part, own in apart(name, held, mixture=loaded.family.mixture is not None):
             place = _place(part, model, name_of_type)
-            yield place, as_mixer(place, own, groups)
+            yield place, as_mixer(place, own, model.config)
     for name, every in stacks.items():
         yield name, torch.stack(every)
 
@@ -131,6 +130,8 @@ def _held(name: str, tensor: Tensor, model: PreTrainedModel, loaded: LoadedModel
 def _is_offset(module: nn.Module) -> bool:
     """Whether a norm multiplies by its weight and one, so that it does something without any."""
     if "norm" not in type(module).__name__.lower():
+        return False
+    if "Gated" in type(module).__name__:
         return False
     plain = copy.deepcopy(module).float().cpu().requires_grad_(False)
     for parameter in plain.parameters():

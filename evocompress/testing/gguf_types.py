@@ -36,6 +36,10 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
         **{"enable_moe_block": True, "moe_intermediate_size": 24},
         **{"num_experts": 4, "top_k_experts": 2, "final_logit_softcapping": 20.0},
     },
+    **dict.fromkeys(
+        ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"),
+        {"layer_types": [LINEAR, FULL, LINEAR, FULL, LINEAR]},
+    ),
     "qwen3": {"tie_word_embeddings": True},
 }
 """What makes models of a type as they are published, or writable with layers that differ.
@@ -45,6 +49,9 @@ Behind the name of a type may stand what a variant of it does.
 
 TYPICAL = {"gemma4_text": "gemma4_text sharing"}
 """Variants of `evocompress.testing.derived` that are taken."""
+
+WITHOUT_CHANNELS = ("bloom", "hunyuan_v1_moe")
+"""Types whose configs do not say how many channels there are."""
 
 VARIANTS = tuple(name for name in SETTINGS if " " in name)
 
@@ -83,7 +90,7 @@ def gguf_levels(loaded: LoadedModel) -> LevelsByEnd:
     known = ARCHITECTURES[loaded.family.model_type]
     last = len(loaded.family.blocks(loaded.model)) - 1
     levels = _droppable(loaded, {str(last if known.unrotated else 1): DROP})
-    if loaded.family.model_type != "bloom":  # whose config does not say how many channels there are
+    if loaded.family.model_type not in WITHOUT_CHANNELS:
         levels |= {f"{i}.mlp": Level(channels=16) for i in range(last + 1)}
     return levels
 

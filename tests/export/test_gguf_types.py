@@ -16,6 +16,7 @@ from evocompress.core.errors import ExportError
 from evocompress.core.types import DROP, Level
 from evocompress.export import FORMATS, materialize, read_record
 from evocompress.export.gguf_architectures import ARCHITECTURES, UNEVEN
+from evocompress.export.gguf_mixers import as_delta_net
 from evocompress.export.gguf_tensors import interleaved
 from evocompress.export.llama_like import LLAMA_LIKE
 from evocompress.models.checkpoints import quiet_transformers
@@ -127,6 +128,23 @@ def test_layers_of_gemma_4_that_differ_keep_its_architecture(tmp_path: Path) -> 
     assert "attention of one head of zeros" in (out / "README.md").read_text()
 
 
+def test_delta_nets_with_values_of_another_width_than_keys_are_refused() -> None:
+    loaded = gguf_loaded("qwen3_5_text")
+    loaded.model.config.linear_value_head_dim = 16
+    assert "keys of 8 and values of 16 elements" in (obstacle(loaded) or "")
+
+
+def test_values_of_delta_nets_are_in_the_order_of_llama_cpp() -> None:
+    config = gguf_loaded("qwen3_5_text").model.config
+    config.linear_num_key_heads, config.linear_num_value_heads = 2, 4
+    config.linear_key_head_dim = config.linear_value_head_dim = 1
+    rows = torch.arange(8.0)[:, None]
+    assert as_delta_net("attn_qkv.weight", rows, config)[:, 0].tolist() == [0, 1, 2, 3, 4, 6, 5, 7]
+    gates = as_delta_net("attn_gate.weight", rows[:4], config)
+    assert gates[:, 0].tolist() == as_delta_net("ssm_out.weight", rows[:4].T, config)[0].tolist()
+    assert gates[:, 0].tolist() == [0, 2, 1, 3]
+
+
 def test_multipliers_are_in_the_weights_of_layers_that_differ(tmp_path: Path) -> None:
     granite = gguf_loaded("granite")
     files = [
@@ -160,6 +178,7 @@ OTHERS: list[tuple[str, dict[str, Level], dict[str, Any], str]] = [
     ("gemma2", {}, {"query_pre_attn_scalar": 24}, "whose query_pre_attn_scalar is 24"),
     ("gemma2", {}, {"final_logit_softcapping": None}, "final_logit_softcapping = None llama.cpp"),
     ("gemma4_text", {}, {"num_kv_shared_layers": 2}, "not a sliding_attention and a full_att"),
+    ("qwen3_next", {"2": DROP}, {}, "with an attention would not be equally far apart"),
     ("gemma2", {}, {"tie_word_embeddings": False}, "whose head is not its embedding"),
     ("lfm2", {"0": DROP, "1": DROP, "3": DROP}, {}, "needs a layer with another mixer"),
     ("granitemoehybrid", {}, {"mamba_n_groups": 2}, "with whose mamba_n_groups = 2 llama.cpp was"),
