@@ -12,7 +12,7 @@ from math import inf
 from typing import Any
 
 from evocompress.core.types import Candidate
-from evocompress.export.gguf_mixers import interval
+from evocompress.export.gguf_mixers import attention_interval
 from evocompress.export.gguf_rotary import frequencies, rotary_obstacle
 from evocompress.export.layout import Layout, layout, second_round
 from evocompress.export.llama_like import LLAMA_LIKE, first_without_attention, unlike_llama
@@ -42,6 +42,7 @@ class LlamaCpp:
         windowed: It is told which layers have an attention window.
         unrotated: Every such layer is without rotary embedding; 0 where none is.
         periodic: Every so many layers have an attention, and all others another mixer.
+        dense_first: The first ones of its layers may have an MLP in place of experts.
         spanning: Its heads together are as wide as the hidden state.
         headed: It takes no embedding for a head: one that is tied is written twice.
         factors: It takes a tensor with what each rotary frequency is divided by.
@@ -58,6 +59,7 @@ class LlamaCpp:
     windowed: bool = False
     unrotated: int = 0
     periodic: bool = False
+    dense_first: bool = False
     spanning: bool = False
     headed: bool = False
     factors: bool = False
@@ -88,8 +90,11 @@ ARCHITECTURES: Mapping[str, LlamaCpp] = {
     "bloom": LlamaCpp("bloom"),
     "cohere": LlamaCpp("command-r", spanning=True),
     "cohere2": LlamaCpp("cohere2", spanning=True, windowed=True),
+    "dots1": LlamaCpp("dots1", dense_first=True, settings={"norm_topk_prob": True}),
     "ernie4_5": LlamaCpp("ernie4_5"),
+    "ernie4_5_moe": LlamaCpp("ernie4_5-moe", dense_first=True),
     "exaone4": LlamaCpp("exaone4", factors=True, spanning=True, settings={"sliding_window": None}),
+    "exaone_moe": LlamaCpp("exaone-moe", dense_first=True, windowed=True),
     "falcon": LlamaCpp("falcon"),
     "gemma": LlamaCpp("gemma"),
     "gemma2": LlamaCpp("gemma2", windowed=True),
@@ -97,6 +102,7 @@ ARCHITECTURES: Mapping[str, LlamaCpp] = {
     "gemma4_text": GEMMA4,
     "glm": LlamaCpp("chatglm", spanning=True),
     "glm4": LlamaCpp("glm4"),
+    "glm4_moe": LlamaCpp("glm4moe", dense_first=True, also=("use_qk_norm",)),
     "gpt2": LlamaCpp("gpt2"),
     "gpt_bigcode": LlamaCpp("starcoder"),
     "gpt_neox": LlamaCpp("gptneox", headed=True),
@@ -133,6 +139,7 @@ ARCHITECTURES: Mapping[str, LlamaCpp] = {
     "qwen3_moe": LlamaCpp("qwen3moe", settings={"norm_topk_prob": True}),
     "seed_oss": LlamaCpp("seed_oss"),
     "smollm3": LlamaCpp("smollm3", neighbours=True, unrotated=4),
+    "solar_open": LlamaCpp("glm4moe", dense_first=True),
     "stablelm": LlamaCpp("stablelm", headed=True),
     "starcoder2": LlamaCpp("starcoder2", spanning=True),
 }
@@ -176,6 +183,7 @@ def alike_obstacle(loaded: LoadedModel, candidate: Candidate) -> str | None:
         or Stock().obstacle(loaded, candidate)
         or _layers_in_order(loaded, layout(loaded, candidate), found)
         or _too_few_heads(loaded, layout(loaded, candidate), found)
+        or _experts_missing(layout(loaded, candidate), found)
         or _attention_alone(loaded, layout(loaded, candidate), found)
     )
 
@@ -318,6 +326,18 @@ def _attention_alone(loaded: LoadedModel, left: Layout, found: LlamaCpp) -> str 
     )
 
 
+def _experts_missing(left: Layout, found: LlamaCpp) -> str | None:
+    """The obstacle of MLPs without experts where llama.cpp wants these."""
+    sparse = [bool(block.experts) for block in left.kept]
+    if not any(sparse) or all(sparse) or (found.dense_first and sparse == sorted(sparse)):
+        return None
+    dense = next(i for i in reversed(range(len(sparse))) if not sparse[i])
+    return (
+        f"cannot write {left.names[left.kept[dense].index]}.mlp, because llama.cpp's architecture "
+        f"{found.name} wants experts there"
+    )
+
+
 def _too_few_heads(loaded: LoadedModel, left: Layout, found: LlamaCpp) -> str | None:
     """The obstacle of narrow attentions where heads must span the hidden state."""
     hidden = loaded.family.architecture(loaded.model).hidden
@@ -349,7 +369,7 @@ def _layers_in_order(loaded: LoadedModel, left: Layout, found: LlamaCpp) -> str 
         for layer, block in enumerate(left.kept)
         if found.periodic and config.layer_types[block.index] == "linear_attention"
     ]
-    if found.periodic and interval(mixers, len(left.kept)) is None:
+    if found.periodic and attention_interval(mixers, len(left.kept)) is None:
         return (
             f"cannot hold this {name} model, because layers with an attention would not be "
             "equally far apart"

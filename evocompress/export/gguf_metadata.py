@@ -31,6 +31,9 @@ FACTORS = {
     "clip_qkv": "clamp_kqv",
     "use_parallel_residual": "parallel_residual",
     "norm_topk_prob": "expert_weights_norm",
+    "routed_scaling_factor": "expert_weights_scale",
+    "n_group": "expert_group_count",
+    "topk_group": "expert_group_used_count",
     "num_kv_shared_layers": "shared_kv_layers",
     "hidden_size_per_layer_input": "embedding_length_per_layer_input",
 }
@@ -149,7 +152,12 @@ def _add_experts(writer: Any, loaded: LoadedModel, tensors: Mapping[str, Tensor]
     writer.add_expert_used_count(used)
     writer.add_expert_feed_forward_length(channels)
     if "ffn_down_shexp.weight" in first:
-        writer.add_expert_shared_feed_forward_length(first["ffn_down_shexp.weight"].shape[1])
+        shared = first["ffn_down_shexp.weight"].shape[1]
+        writer.add_expert_shared_feed_forward_length(shared)
+        writer.add_expert_shared_count(shared // channels)
+    mixed = {int(n.split(".")[1]) for n in tensors if n.endswith("ffn_down_exps.weight")}
+    writer.add_leading_dense_block_count(min(mixed))
+    writer.add_interleave_moe_layer_step(1)
     if "exp_probs_b.bias" in first:
         writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
 

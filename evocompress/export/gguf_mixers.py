@@ -97,7 +97,7 @@ def _tiled(rows: Tensor, config: Any) -> Tensor:
     return rows.reshape(keys, within, -1, *rows.shape[1:]).transpose(0, 1).reshape(rows.shape)
 
 
-def interval(mixers: Collection[int], layers: int) -> int | None:
+def attention_interval(mixers: Collection[int], layers: int) -> int | None:
     """Every which layer has an attention, if that says which ones; others have another mixer."""
     return next(
         (
@@ -117,7 +117,7 @@ def layers_with_mixers(tensors: Mapping[str, Tensor]) -> set[int]:
 def add_mixers(writer: Any, tensors: Mapping[str, Tensor]) -> None:
     """Adds the sizes of such mixers, which are the same in all layers."""
     layers = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("blk."))
-    if every := interval(layers_with_mixers(tensors), layers):
+    if every := attention_interval(layers_with_mixers(tensors), layers):
         writer.add_full_attention_interval(every)
     own = {
         name.split(".", 2)[2]: tensor

@@ -29,6 +29,7 @@ EXPERT = re.compile(r".+\.(\d+)\.\w+\.experts\.\d+\.(\w+)_proj\.(weight|bias)")
 
 RENAMED = (
     (r"block_sparse_moe\.router\.weight$", "block_sparse_moe.router.layer.weight"),
+    (r"\.gate\.moe_statics\.e_score_correction_bias$", ".moe_statics.e_score_correction.bias"),
     (r"\.e_score_correction_bias$", ".e_score_correction.bias"),
     (r"\.dt_bias$", ".dt_proj.bias"),
     (r"\.(sinks|layer_scalar|gate_up_proj|down_proj)$", r".\1.weight"),

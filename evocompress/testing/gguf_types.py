@@ -36,6 +36,8 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
         **{"enable_moe_block": True, "moe_intermediate_size": 24},
         **{"num_experts": 4, "top_k_experts": 2, "final_logit_softcapping": 20.0},
     },
+    "glm4_moe": {"head_dim": 16, "use_qk_norm": True},
+    "glm4_moe plain": {"head_dim": 16},
     **dict.fromkeys(
         ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"),
         {"layer_types": [LINEAR, FULL, LINEAR, FULL, LINEAR]},
@@ -52,6 +54,9 @@ TYPICAL = {"gemma4_text": "gemma4_text sharing"}
 
 WITHOUT_CHANNELS = ("bloom", "hunyuan_v1_moe")
 """Types whose configs do not say how many channels there are."""
+
+WITH_ALL_BLOCKS = ("ernie4_5_moe",)
+"""Types whose configs tell by numbers where experts begin, so that no block can be left out."""
 
 VARIANTS = tuple(name for name in SETTINGS if " " in name)
 
@@ -88,9 +93,12 @@ def gguf_loaded(name: str, **settings: Any) -> LoadedModel:
 def gguf_levels(loaded: LoadedModel) -> LevelsByEnd:
     """A block less and a third of a matrix zero; one width for all MLPs where its class can."""
     known = ARCHITECTURES[loaded.family.model_type]
+    mixed = known.dense_first  # such layers have MLPs of two kinds
     last = len(loaded.family.blocks(loaded.model)) - 1
-    levels = _droppable(loaded, {str(last if known.unrotated else 1): DROP})
-    if loaded.family.model_type not in WITHOUT_CHANNELS:
+    levels = _droppable(loaded, {str(last if known.unrotated else 1 + mixed): DROP})
+    if loaded.family.model_type in WITH_ALL_BLOCKS:
+        return {}
+    if loaded.family.model_type not in WITHOUT_CHANNELS and not mixed:
         levels |= {f"{i}.mlp": Level(channels=16) for i in range(last + 1)}
     return levels
 
