@@ -73,6 +73,10 @@ FIGURES = {
     "proxy_validity": [f"{setting}_regret_plain" for setting in ("widths", "zeros")],
     "refinements": ["wanda_kl", "wanda+swaps_kl", "wanda+update_kl", "wanda+update_perplexity"],
     "minilm": ["searched_spearman", "healed_spearman", "latency", "flops"],
+    "real_weights": [
+        *("gemma_body", "gemma_params", "gemma_searched", "gemma_even", "gemma_reloaded"),
+        *("gemma_generated", "minilm_body", "minilm_searched", "minilm_even", "minilm_reloaded"),
+    ],
     "embedding_proxy": [f"tau_{value}_2" for value in ("distance", "order", "both", "proxy")],
     "front": ["points", "hypervolume_search", "hypervolume_baselines", "ratio"],
     "sparsity50": [
