@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
+from collections.abc import Collection, Iterator, Mapping, Set
+from typing import Any
 
 import numpy as np
 import torch
@@ -118,12 +119,24 @@ def counted_flops(
         model(**task.inputs(random_batch(task, model, 1, length), model.dtype))
     operators = counter.get_flop_counts()["Global"]
     linear = int(sum(operators.get(op, 0) for op in LINEAR))
-    mixed = sum(
-        sum(flops for op, flops in own.items() if op not in LINEAR)
-        for own in map(counter.get_flop_counts().get, _mixers(model, architecture, without))
-    )
+    found, mixers = counter.get_flop_counts(), [*_mixers(model, architecture, without)]
+    mixed = sum(_batched(found.get(name, {})) for name in (*mixers, *_linear(model, mixers)))
     mixed += _outside(model, task, counter)
     return linear + mixed + _attention_flops(architecture, architecture.tokens or length, without)
+
+
+def _linear(model: PreTrainedModel, without: Collection[str]) -> Iterator[str]:
+    """The linear modules, but those within some modules, as torch names them."""
+    within = tuple(f"{name}." for name in without)
+    for path, module in model.named_modules():
+        name = f"{type(model).__name__}.{path}"
+        if isinstance(module, torch.nn.Linear) and not name.startswith(within):
+            yield name
+
+
+def _batched(counts: Mapping[Any, int]) -> int:
+    """Operations other than a product of two matrices; a linear module may have one of a batch."""
+    return sum(int(flops) for op, flops in counts.items() if op not in LINEAR)
 
 
 def _outside(model: PreTrainedModel, task: Task, counter: FlopCounterMode) -> int:
@@ -134,11 +147,8 @@ def _outside(model: PreTrainedModel, task: Task, counter: FlopCounterMode) -> in
     names = [
         f"{type(model).__name__}.{family.block_names[i]}" for i in range(len(family.blocks(model)))
     ]
-    mixed = [
-        sum(int(flops) for op, flops in counts.get(name, {}).items() if op not in LINEAR)
-        for name in ("Global", *names)
-    ]
-    return mixed[0] - sum(mixed[1:])
+    counted = (*names, *_linear(model, names))
+    return _batched(counts["Global"]) - sum(_batched(counts.get(name, {})) for name in counted)
 
 
 def _mixers(model: PreTrainedModel, architecture: Architecture, without: Set[int]) -> Iterator[str]:
