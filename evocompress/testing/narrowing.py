@@ -105,7 +105,7 @@ class NarrowingContract:
                 live.apply(candidate_of(levels))
                 narrow = answers(loaded)
             torch.testing.assert_close(narrow, expected, rtol=ROUNDING, atol=ROUNDING)
-            changed, error = ((narrow - other).abs().max() for other in (dense, expected))
+            changed, error = (float((narrow - other).abs().max()) for other in (dense, expected))
             assert changed > min(ROUNDING, 1e6 * error)
 
     def test_parameters_are_really_fewer(self, loaded: LoadedModel, library: PlainLibrary) -> None:

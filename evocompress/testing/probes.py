@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -48,17 +49,26 @@ def output_pattern(family: Family, sublayer: SubLayerName) -> str:
 def silence(family: Family, block: nn.Module, sublayer: SubLayerName) -> None:
     """Remove a sub-layer by brute force: zero weights and bias in its last matrix, or norm.
 
-    Of a mixture in the last one of every expert, a shared one among them. A norm of the sum with
-    the residual stream is taken out with it.
+    Of a mixture in the last one of every expert, a shared one among them. What the modules around
+    that matrix hold themselves, as a bias, is zero as well. A norm of the sum with the residual
+    stream is taken out with it.
     """
     branch = family.attention if sublayer == "attention" else family.mlp
     last = re.compile(re.escape(branch.gate) or output_pattern(family, sublayer))
     for path, module in block.named_modules():
         if last.fullmatch(path):
-            for parameter in module.parameters():
+            around = (block.get_submodule(outer) for outer in _outer(path))
+            beside = (one for outer in around for one in outer.parameters(recurse=False))
+            for parameter in (*module.parameters(), *beside):
                 parameter.zero_()
     if branch.norm_after:
         block.set_submodule(branch.norm_after, nn.Identity())
+
+
+def _outer(path: str) -> Iterator[str]:
+    """The modules that a module of a block is within."""
+    names = path.split(".")
+    yield from (".".join(names[:depth]) for depth in range(1, len(names)))
 
 
 def linear_modules(family: Family, block: nn.Module) -> dict[str, nn.Module]:
