@@ -182,7 +182,7 @@ OTHERS: list[tuple[str, dict[str, Level], dict[str, Any], str]] = [
     ("gemma2", {}, {"tie_word_embeddings": False}, "whose head is not its embedding"),
     ("lfm2", {"0": DROP, "1": DROP, "3": DROP}, {}, "needs a layer with another mixer"),
     ("granitemoehybrid", {}, {"mamba_n_groups": 2}, "with whose mamba_n_groups = 2 llama.cpp was"),
-    ("qwen3_moe", {}, {"mlp_only_layers": [1]}, "layers.1.mlp, because llama.cpp's architecture"),
+    ("qwen3_next", {}, {"mlp_only_layers": [1]}, "layers.1.mlp, because llama.cpp's architecture"),
     ("afmoe", {}, {}, "cannot hold afmoe models, only llama, "),
 ]
 
