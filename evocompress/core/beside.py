@@ -16,6 +16,7 @@ class Beside:
         chunk: Operations of each chunk; one that is not full is filled up.
         squared: Of the square of the number of chunks.
         pair: Of each query and a key that it may see.
+        within: Of each two tokens of one chunk; the last chunk is not filled up for that.
         decoded: Of a token that is decoded with a cache, but for `seen`.
         seen: Then of each key that it may see.
         state: Numbers that are kept of a sequence of any length, in the precision of the weights.
@@ -40,11 +41,15 @@ class Beside:
     state_bytes: int = 0
     kept: int = 0
     kept_bytes: int = 0
+    within: int = 0
 
     def prefill(self, length: int) -> int:
         """Operations of a sequence, but for those of pairs."""
         chunks = -(-length // self.size)
-        return self.once + self.token * length + self.chunk * chunks + self.squared * chunks**2
+        full, rest = divmod(length, self.size)
+        within = self.within * (full * self.size**2 + rest**2)
+        own = self.once + self.token * length + within
+        return own + self.chunk * chunks + self.squared * chunks**2
 
     def cached(self, seen: int, itemsize: int) -> int:
         """Bytes that are kept where `seen` tokens can be seen, with weights of `itemsize` bytes."""

@@ -18,7 +18,10 @@ LINE = {4: 10, 5: 12, 7: 16}
 
 @pytest.mark.parametrize(
     "name",
-    ["lfm2", "qwen3_next", "mamba2", "diffllama", "deepseek_v3", "axk2", "zamba", "zamba2"],
+    [
+        *("lfm2", "qwen3_next", "mamba2", "diffllama", "deepseek_v3", "axk2", "zamba", "zamba2"),
+        "minimax",
+    ],
 )
 @pytest.mark.parametrize("length", [16, 150])
 def test_operations_and_cache_are_those_that_are_counted(name: str, length: int) -> None:
@@ -50,6 +53,14 @@ def test_a_law_is_found_of_chunks_pairs_and_tokens() -> None:
     assert found == Beside(
         *(7, 5, 64, 11, 3, 2), decoded=2, seen=2, state=16, state_bytes=20, kept=1
     )
+
+
+def test_a_law_is_found_of_pairs_within_chunks() -> None:
+    known = Beside(once=7, token=5, size=256, within=2)
+    counts = {length: known.prefill(length) for length in LENGTHS}
+    assert counts[600] == 7 + 5 * 600 + 2 * (2 * 256**2 + 88**2)
+    found = law(counts, LINE, {4: 0, 5: 0, 7: 0}, {4: 0, 5: 0, 7: 0})
+    assert found == Beside(7, 5, 256, within=2, decoded=2, seen=2)
 
 
 def test_what_follows_no_law_is_refused() -> None:

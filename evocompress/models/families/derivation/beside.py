@@ -32,8 +32,9 @@ from evocompress.models.families.stand_ins import Recorder
 CHUNKS = (16, 32, 64, 128, 256)
 """Numbers of tokens that may be computed together."""
 
-LENGTHS = (12, 13, 14, 17, 33, 65, 100, 129, 257, 600)
-"""Tokens of the sequences that are counted: of one, two and three of each of the chunks."""
+LENGTHS = (12, 13, 14, 17, 33, 65, 100, 129, 257, 300, 520, 600)
+"""Tokens of the sequences that are counted: of one, two and three of each of the chunks, which are
+full to several degrees."""
 
 CACHED = (3, 4, 6)
 """Tokens in the cache before one more is decoded."""
@@ -247,11 +248,19 @@ def _cache(output: Any) -> dict[str, Any]:
 
 
 def bytes_of_layer(cache: Any, index: int) -> int:
-    """The bytes that a cache keeps for a layer."""
-    values = vars(cache.layers[index]).values()
+    """The bytes that a cache keeps for a layer, in any of its lists with an entry for each."""
+    lists = [own for own in vars(cache).values() if isinstance(own, list)]
+    held = [own[index] for own in lists if index < len(own)]
+    values = [one for layer in held for one in _parts_of(layer)]
     every = (list(own.values()) if isinstance(own, dict) else [own] for own in values)
     tensors = (one for own in every for one in own if isinstance(one, Tensor) and one.ndim)
     return sum(tensor.nbytes for tensor in tensors)
+
+
+def _parts_of(layer: Any) -> list[Any]:
+    """What a cache keeps for a layer: a tensor, or the attributes of an object."""
+    own = isinstance(layer, Tensor) or not hasattr(layer, "__dict__")
+    return [layer] if own else list(vars(layer).values())
 
 
 def law(
@@ -272,9 +281,9 @@ def law(
     pairs = list(zip(_line(single), _line(half), strict=True))
     state, kept = ((whole - less) // 2 for whole, less in pairs)
     own_state, own_kept = (2 * less - whole for whole, less in pairs)
-    for size in CHUNKS:
+    for form in (form for size in CHUNKS for form in _prefills(prefill, size)):
         found = replace(
-            _prefill(prefill, size),
+            form,
             **{"decoded": decoded, "seen": seen, "state": state, "kept": kept},
             **{"state_bytes": own_state, "kept_bytes": own_kept},
         )
@@ -283,8 +292,8 @@ def law(
     raise Unclear("its operations follow no known law of the length")
 
 
-def _prefill(counted: Mapping[int, int], size: int) -> Beside:
-    """The law of some counts, were `size` tokens computed together."""
+def _prefills(counted: Mapping[int, int], size: int) -> Iterator[Beside]:
+    """The laws of some counts, were `size` tokens computed together."""
     first, second, third = (counted[length] for length in LENGTHS[:3])
     pair = (third - 2 * second + first) // 2
     token = second - first - pair * (2 * LENGTHS[0] + 1)
@@ -292,7 +301,9 @@ def _prefill(counted: Mapping[int, int], size: int) -> Beside:
     squared = (chunks[3] - 2 * chunks[2] + chunks[1]) // 2
     chunk = chunks[2] - chunks[1] - 3 * squared
     once = chunks[1] - chunk - squared
-    return Beside(once, token, size, chunk, squared, pair)
+    yield Beside(once, token, size, chunk, squared, pair)
+    start = first - token * LENGTHS[0] - pair * LENGTHS[0] ** 2
+    yield Beside(start, token, size, within=pair)
 
 
 def _line(values: Mapping[int, int]) -> tuple[int, int]:
