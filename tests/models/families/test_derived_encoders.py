@@ -38,6 +38,8 @@ FURTHER: list[tuple[str, Task]] = [
     ("dinov3_vit", IMAGE_EMBEDDINGS),
     ("clip_vision_model", IMAGE_EMBEDDINGS),
     ("beit", IMAGE_CLASSES),
+    ("deberta", EMBEDDINGS),
+    ("mlcd_vision_model", IMAGE_EMBEDDINGS),
 ]
 """More of them, for when there is time."""
 

@@ -146,9 +146,12 @@ def followers(
     found = []
     for path, parameter in example.block.get_submodule(core).named_parameters(prefix=core):
         for axis in ("query", "key") if not path.startswith(tuple(linear)) else ():
-            change = partial(_first_grown, parameter)
-            if len(parameter) == widths.lengths[axis] and _is_of_first(
-                example, last, widths, axis, change
+            each, rest = divmod(len(parameter), widths.lengths[axis])
+            change = partial(_first_grown, parameter, each)
+            if (
+                not rest
+                and each in (1, widths.head_dim)
+                and _is_of_first(example, last, widths, axis, change)
             ):
                 found.append(Follower(path, axis))
                 break
@@ -164,11 +167,17 @@ def _is_of_first(
 ) -> bool:
     """Whether a change moves what the first head of an axis yields, and only that."""
     with change():
-        changed = example.calls([last.path])[last.path].tensors[0]
-    plain = example.calls([last.path])[last.path].tensors[0]
+        changed = _read(example, last)
+    plain = _read(example, last)
     before, after = (one.view(one.shape[1], widths.heads, -1) for one in (plain, changed))
     own = widths.heads // widths.lengths[axis]
     return moved_positions(before, after) == [True] * own + [False] * (widths.heads - own)
+
+
+def _read(example: TracedBlock, matrix: Matrix) -> Tensor:
+    """What a matrix reads (1, S, C); some classes give it (S, 1, C)."""
+    given = example.calls([matrix.path])[matrix.path].tensors[0]
+    return given.transpose(0, 1) if given.shape[:2] == example.hidden.shape[1::-1] else given
 
 
 def _grown(rows: Tensor, output: Tensor) -> Tensor:
@@ -177,11 +186,11 @@ def _grown(rows: Tensor, output: Tensor) -> Tensor:
 
 
 @contextmanager
-def _first_grown(parameter: nn.Parameter) -> Iterator[None]:
-    """A parameter with another first value for a while."""
+def _first_grown(parameter: nn.Parameter, count: int) -> Iterator[None]:
+    """A parameter with other first values for a while."""
     former = parameter.data
     parameter.data = former.clone()
-    parameter.data[0] += 0.5
+    parameter.data[:count] += 0.5
     try:
         yield
     finally:
@@ -205,7 +214,7 @@ def _role(example: TracedBlock, matrix: Matrix, last: Matrix, rows: Tensor, widt
             return other
 
         with output_changed(module, scaled):
-            return example.calls([last.path])[last.path].tensors[0]
+            return _read(example, last)
 
     everywhere, one, first = slice(None), slice(TOKEN, TOKEN + 1), slice(1)
     plain = after(0.0, everywhere)
