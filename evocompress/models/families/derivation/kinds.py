@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
 
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from evocompress.core.widths import Widths
-from evocompress.models.families.branches import Matrix
 from evocompress.models.families.derivation.block_kind import (
     CountedHeads,
     DerivedPart,
@@ -19,6 +17,7 @@ from evocompress.models.families.derivation.block_kind import (
     rows_of_query,
 )
 from evocompress.models.families.derivation.experts import is_mixture, mixture_of
+from evocompress.models.families.derivation.obstacles import obstacle
 from evocompress.models.families.derivation.projections import (
     followers,
     matrices,
@@ -29,7 +28,6 @@ from evocompress.models.families.derivation.projections import (
 )
 from evocompress.models.families.derivation.proof import WidthSettings, forms, narrowed, proven
 from evocompress.models.families.derivation.routing import why_all_stay
-from evocompress.models.families.derivation.stream import is_norm
 from evocompress.models.families.derivation.structure import ResidualBranch, Unclear, structure
 from evocompress.models.families.derivation.tracing import TracedBlock
 from evocompress.models.families.shapes import matrix_shape
@@ -50,7 +48,7 @@ def kind_of(
     parts = {
         branch.kind: _mixed(example, branch, real)
         if is_mixture(example.block, branch)
-        else _part(example, branch, shape)
+        else _part(example, branch, shape, cached)
         for branch in found.branches
     }
     if len(parts) > 1 and _one_input(example, *parts.values()):
@@ -162,7 +160,10 @@ def _mixed(example: TracedBlock, branch: ResidualBranch, real: nn.Module) -> Der
 
 
 def _part(
-    example: TracedBlock, branch: ResidualBranch, heads_shape: tuple[int, int, int]
+    example: TracedBlock,
+    branch: ResidualBranch,
+    heads_shape: tuple[int, int, int],
+    cached: int | None,
 ) -> DerivedPart:
     linear = matrices(example, branch)
     heads, kv_heads, head_dim = heads_shape
@@ -172,49 +173,19 @@ def _part(
     else:
         axes = with_channels(example, linear)
         what = "channels"
-    obstacle = _obstacle(example, branch, linear, heads_shape, known=axes is not None)
-    reason = f"{what} cannot be cut: {obstacle}"
     if axes is None:
-        return DerivedPart(branch, tuple(linear), reason=reason)
+        reason = obstacle(
+            example, branch, linear, Widths(*heads_shape, 0), known=False, cached=cached
+        )
+        return DerivedPart(branch, tuple(linear), reason=f"{what} cannot be cut: {reason}")
     channels = oriented_shape(example, axes[-1])[1] if branch.kind == "mlp" else 0
     widths = Widths(heads, kv_heads, head_dim, channels)
     also = followers(example, branch, axes[-1], widths) if branch.kind == "attention" else ()
     settings = proven(example, branch, axes, also, widths)
     if settings is None:
-        return DerivedPart(branch, tuple(axes), reason=reason)
+        reason = obstacle(example, branch, axes, widths, known=True, cached=cached)
+        return DerivedPart(branch, tuple(axes), reason=f"{what} cannot be cut: {reason}")
     return DerivedPart(branch, tuple(axes), settings, followers=also)
-
-
-def _obstacle(
-    example: TracedBlock,
-    branch: ResidualBranch,
-    linear: Sequence[Matrix],
-    heads_shape: tuple[int, int, int],
-    *,
-    known: bool,
-) -> str:
-    """What may be the reason that a narrower sub-layer is not the silenced one.
-
-    Args:
-        example: With the sub-layer.
-        branch: The sub-layer.
-        linear: Its matrices.
-        heads_shape: Query heads, key-value heads and the width of a head.
-        known: Whether the matrices are known by head or channel.
-    """
-    heads, kv_heads, head_dim = heads_shape
-    core = branch.core[0]
-    every = (heads * head_dim, kv_heads * head_dim)
-    for path, module in example.block.get_submodule(core).named_modules(prefix=core):
-        sizes = [tuple(one.shape) for one in module.parameters()] if is_norm(module) else []
-        if branch.kind == "attention" and sizes and sizes[0] in ((size,) for size in every):
-            return f"{path}.weight norms all heads together"
-    for name, value in example.calls([core])[core].arguments.items():
-        if branch.kind == "attention" and isinstance(value, Tensor) and heads in value.shape[:-1]:
-            return f"{core} is given {name}, which has values for each head"
-    if known:
-        return f"a narrower {core} is not the silenced one"
-    return f"{', '.join(matrix.path for matrix in linear)} are built otherwise than supported"
 
 
 def with_fixed_heads(kind: Kind, where: str) -> Kind:

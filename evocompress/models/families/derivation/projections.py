@@ -127,7 +127,7 @@ def _rows(example: TracedBlock, matrix: Matrix, last: Matrix, widths: Widths) ->
     for axis in dict.fromkeys((role, *PACKED)):
         first = torch.arange(every) < every // lengths[axis]
         if every % lengths[axis] == 0 and _is_of_first(
-            example, last, widths, axis, partial(output_changed, module, partial(_grown, first))
+            example, last, widths, axis, partial(output_changed, module, partial(grown, first))
         ):
             return (axis,)
     return ()
@@ -167,20 +167,20 @@ def _is_of_first(
 ) -> bool:
     """Whether a change moves what the first head of an axis yields, and only that."""
     with change():
-        changed = _read(example, last)
-    plain = _read(example, last)
+        changed = given_to(example, last)
+    plain = given_to(example, last)
     before, after = (one.view(one.shape[1], widths.heads, -1) for one in (plain, changed))
     own = widths.heads // widths.lengths[axis]
     return moved_positions(before, after) == [True] * own + [False] * (widths.heads - own)
 
 
-def _read(example: TracedBlock, matrix: Matrix) -> Tensor:
+def given_to(example: TracedBlock, matrix: Matrix) -> Tensor:
     """What a matrix reads (1, S, C); some classes give it (S, 1, C)."""
     given = example.calls([matrix.path])[matrix.path].tensors[0]
     return given.transpose(0, 1) if given.shape[:2] == example.hidden.shape[1::-1] else given
 
 
-def _grown(rows: Tensor, output: Tensor) -> Tensor:
+def grown(rows: Tensor, output: Tensor) -> Tensor:
     """An output (..., R) with other values in some rows."""
     return torch.where(rows, 1.5 * output + 0.5, output)
 
@@ -214,7 +214,7 @@ def _role(example: TracedBlock, matrix: Matrix, last: Matrix, rows: Tensor, widt
             return other
 
         with output_changed(module, scaled):
-            return _read(example, last)
+            return given_to(example, last)
 
     everywhere, one, first = slice(None), slice(TOKEN, TOKEN + 1), slice(1)
     plain = after(0.0, everywhere)

@@ -264,7 +264,7 @@ def _cores(
 
 def _follows(call: Call, former: Call, module: nn.Module) -> bool:
     """Whether a module reads what a former one yields; some norms have matrices and are none."""
-    named = "norm" in type(module).__name__.lower()
+    named = type(module).__name__.lower().endswith("norm")  # "PreLayerNormIntermediate" is none
     return not named and next(iter(call.tensors), None) is former.first
 
 
