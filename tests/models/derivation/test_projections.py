@@ -76,14 +76,31 @@ def test_rows_of_real_classes(
     ("name", "reason"),
     [
         ("olmo2", "self_attn.q_norm.weight norms all heads together"),
-        ("mpt", "attn is given position_bias, which has values for each head"),
-        ("diffllama", "a narrower self_attn is not the silenced one"),
-        ("codegen", "attn.qkv_proj, attn.out_proj are built otherwise than supported"),
+        ("mpt", "attn is given position_bias, which has values for each head and is made for all"),
+        ("diffllama", "what a head of self_attn yields depends on the other heads"),
+        (
+            "doge",
+            "what a head of self_attn yields depends on the other heads, through self_attn.dt",
+        ),
+        ("codegen", "attn.qkv_proj holds queries, keys and values neither one after the other"),
+        ("jetmoe", "self_attention.experts.input_linear holds a matrix of each expert"),
+        ("qwen3_next", "linear_attn keeps a state of its own, and no keys and values of heads"),
+        ("falcon_h1", "mamba mixes tokens in other ways beside self_attn, and both read the same"),
+        ("mamba2", "mixer.conv1d mixes tokens by a convolution"),
     ],
 )
 def test_heads_that_cannot_be_cut_have_a_reason(name: str, reason: str) -> None:
-    """Norms of all, biases by place that the model makes, heads in pairs, rows in parts."""
+    """Whatever in how their classes compute is the obstacle."""
     config = CONFIG_MAPPING[name]()
     family = derive(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], config)
-    assert not family.attention.narrowable
+    assert not family.at(0).attention.narrowable
     assert any(re.search(f"heads cannot be cut: {reason}", limit) for limit in family.limits)
+
+
+def test_channels_that_are_normed_together_stay() -> None:
+    config = CONFIG_MAPPING["bitnet"]()
+    family = derive(MODEL_FOR_CAUSAL_LM_MAPPING[type(config)], config)
+    assert not family.mlp.narrowable
+    assert "channels cannot be cut: mlp.ffn_sub_norm.weight norms all channels together" in (
+        family.limits
+    )

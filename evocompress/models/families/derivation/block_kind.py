@@ -44,7 +44,8 @@ class DerivedPart:
         Its heads cannot be cut.
         """
         matrices = tuple(replace(matrix, rows=(), columns=()) for matrix in self.matrices)
-        reason = self.reason or "heads cannot be cut: it computes with others than the config says"
+        own = "its operations beside its matrices are not those of the heads in the config"
+        reason = self.reason or f"heads cannot be cut: {own}"
         return replace(self, matrices=matrices, settings=None, reason=reason)
 
     @property

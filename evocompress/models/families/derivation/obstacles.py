@@ -95,7 +95,8 @@ def _of_attention(
     packed = widths.lengths["grouped"] * size
     for matrix in linear if not known else ():
         if oriented_shape(example, matrix)[0] == packed:
-            yield f"{matrix.path} has queries, keys and values in an order of its own"
+            where = "neither one after the other nor head by head"
+            yield f"{matrix.path} holds queries, keys and values {where}"
 
 
 def _joint_norms(
