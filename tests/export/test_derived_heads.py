@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from export_cases import write
 
 from evocompress.core.types import DROP, Level
 from evocompress.export import read_record
+from evocompress.models.families.derivation.defaults import default_config
 from evocompress.models.loading import load
 from evocompress.space.costs import cost_model
 from evocompress.testing.derived import typical_config, typical_loaded
@@ -21,11 +23,12 @@ UNEVEN = {
     "gpt_oss": {"0.attention": GROUP, "1.attention": Level(kv_groups=2, group_heads=1)},
     "qwen3_next": {"1.attention": GROUP},
     "gemma4_text": {"0.attention": GROUP, "1.attention": Level(kv_groups=2, group_heads=1)},
+    "laguna": {"0.attention": GROUP, "1.attention": Level(kv_groups=2, group_heads=3)},
     "deepseek_v32": {"0.attention": HEADS, "2.attention": Level(kv_groups=1, group_heads=1)},
     "youtu": {"0.attention": HEADS, "2.attention": Level(kv_groups=1, group_heads=1)},
 }
-"""Sinks; gates beside the queries; heads of two widths; latents in place of keys and values, with
-an indexer that chooses tokens and without."""
+"""Sinks; gates beside the queries; heads of two widths; other numbers of heads in some layers;
+latents in place of keys and values, with an indexer that chooses tokens and without."""
 
 
 @pytest.mark.parametrize("name", UNEVEN)
@@ -59,3 +62,12 @@ def test_alike_layers_in_the_class_itself(name: str, format: str, tmp_path: Path
         levels["1.attention"] = DROP
     candidate = candidate_of(loaded, levels)
     assert_written(write(loaded, candidate, tmp_path / "out", format), loaded, candidate)
+
+
+def test_alike_layers_where_heads_are_listed(tmp_path: Path) -> None:
+    loaded = typical_loaded(default_config("laguna", num_hidden_layers=3))
+    levels = {f"{index}.attention": Level(kv_groups=2, group_heads=2) for index in range(3)}
+    candidate = candidate_of(loaded, levels)
+    out = write(loaded, candidate, tmp_path / "out", "stock")
+    config = json.loads((out / "config.json").read_text())
+    assert config["num_attention_heads_per_layer"] == [4, 4, 4]
