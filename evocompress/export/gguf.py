@@ -2,9 +2,10 @@
 
 Most types have an architecture of their own, in which layers are alike: that holds what format
 ``stock`` can express. Where layers differ, they are those of format ``hf``, written as an
-architecture whose layers may: ``deci`` for types with Llama's blocks, ``openelm`` where queries and
-keys have norms. ``deci`` needs an attention in the first layer, and an MLP wherever there is an
-attention, ``openelm`` both everywhere: a missing one is written with zeros.
+architecture whose layers may: that of the type for some hybrids, ``deci`` for types with Llama's
+blocks, ``openelm`` where queries and keys have norms. ``deci`` needs an attention in the first
+layer, and an MLP wherever there is an attention, ``openelm`` both everywhere: a missing one is
+written with zeros.
 """
 
 from __future__ import annotations
@@ -82,6 +83,8 @@ class Gguf:
         if not _is_uneven(loaded, candidate):
             return ""
         found = architecture_of(loaded, alike=False)
+        if found.differing:
+            return ""
         text = NOTE.format(name=found.name) + (NOTE_FUSED if found.fused or found.own else "")
         multiplied = found.borrowed and has_multipliers(loaded.model.config)
         return text + (NOTE_MULTIPLIED if multiplied else "")

@@ -17,7 +17,8 @@ from evocompress.export.gguf_rotary import frequencies, rotary_obstacle
 from evocompress.export.layout import Layout, layout, second_round
 from evocompress.export.llama_like import LLAMA_LIKE, first_without_attention, unlike_llama
 from evocompress.export.modeling_file import ModelingFile
-from evocompress.export.stock import Stock
+from evocompress.export.stock import Stock, differing_obstacle
+from evocompress.models.families import SubLayerName
 from evocompress.models.families.shapes import attention_windows
 from evocompress.models.loading import LoadedModel
 
@@ -49,6 +50,8 @@ class LlamaCpp:
         uneven: Each of its layers may have heads, key-value heads and channels of its own. No such
             one knows multipliers as Granite has them, but for those that are a type's own.
         own: It is uneven and still that of the type itself, with all that this one knows.
+        differing: The sub-layers that each of its layers may have with a width of its own, where it
+            is not `uneven` and is the type's own.
         fused: Its queries, keys and values are one matrix; no layer can lack an attention.
         settings: Those that differ from the type's default config, and must be so.
         also: Those that may be other than in the default config.
@@ -65,6 +68,7 @@ class LlamaCpp:
     factors: bool = False
     uneven: bool = False
     own: bool = False
+    differing: tuple[SubLayerName, ...] = ()
     fused: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
     also: tuple[str, ...] = ()
@@ -113,6 +117,7 @@ ARCHITECTURES: Mapping[str, LlamaCpp] = {
         "granitehybrid",
         factors=True,
         neighbours=True,
+        differing=("attention",),
         settings={"mamba_n_groups": 1, "mamba_expand": 2, "time_step_limit": (0.0, inf)},
         also=("position_embedding_type",),
     ),
@@ -125,6 +130,9 @@ ARCHITECTURES: Mapping[str, LlamaCpp] = {
     "minimax_m2": LlamaCpp("minimax-m2", headed=True),
     "mixtral": LlamaCpp("llama", factors=True, neighbours=True),
     "nemotron": LlamaCpp("nemotron", spanning=True, headed=True),
+    "nemotron_h": LlamaCpp(
+        "nemotron_h", differing=("attention", "mlp"), settings={"use_conv_bias": True}
+    ),
     "olmo": LlamaCpp("olmo", spanning=True, neighbours=True),
     "olmo2": LlamaCpp("olmo2", headed=True),
     "olmo3": LlamaCpp("olmo2", headed=True, windowed=True),
@@ -155,6 +163,7 @@ UNEVEN: Mapping[str, LlamaCpp] = {
     **dict.fromkeys(("ernie4_5", "helium"), replace(DECI, neighbours=False)),
     "qwen3": OPENELM,
     "gemma4_text": replace(GEMMA4, uneven=True, own=True),
+    **{name: own for name, own in ARCHITECTURES.items() if own.differing},
 }
 """Architectures whose layers may differ, by the types whose blocks compute what they do.
 
@@ -199,6 +208,7 @@ def uneven_obstacle(loaded: LoadedModel, candidate: Candidate) -> str | None:
         or (_partly_rotated(loaded) if found.borrowed else None)
         or ModelingFile().obstacle(loaded, candidate)
         or _layers_in_order(loaded, left, found)
+        or _attention_alone(loaded, left, found)
         or _without_place(left, found)
     )
 
@@ -216,11 +226,14 @@ def _model_obstacle(loaded: LoadedModel, found: LlamaCpp) -> str | None:
         or _two_widths(loaded)
         or _keys_of_others(loaded)
         or _untied(loaded, found)
+        or _mixed(loaded, found)
     )
 
 
 def _without_place(left: Layout, found: LlamaCpp) -> str | None:
     """The obstacle of what an uneven architecture has no place for."""
+    if found.differing:
+        return differing_obstacle(left, found.differing)
     if found.borrowed and not found.fused:
         return first_without_attention(left, "llama.cpp")
     unit = left.first(lambda block, sublayer: sublayer in block.biased)
@@ -305,6 +318,13 @@ def _untied(loaded: LoadedModel, found: LlamaCpp) -> str | None:
     return (
         f"cannot hold {what}this {loaded.family.model_type} model, whose head is not its embedding"
     )
+
+
+def _mixed(loaded: LoadedModel, found: LlamaCpp) -> str | None:
+    """The obstacle of experts that the architecture has no place for: Nemotron-H's."""
+    if loaded.family.mixture is None or "FFN_GATE_INP" in _tensors_of(found):
+        return None
+    return f"cannot hold this {loaded.family.model_type} model, whose MLPs are mixtures of experts"
 
 
 def _tensors_of(found: LlamaCpp) -> set[str]:

@@ -74,10 +74,12 @@ def add_metadata(
     epsilon = next(known, EPSILON) / (residual_scale(config) ** 2 if found.borrowed else 1)
     writer.add_layer_norm_rms_eps(epsilon)
     writer.add_layer_norm_eps(epsilon)
+    experts = any("_exps." in name for name in tensors)
     for setting, key in FACTORS.items():
         own = getattr(config, setting, None)
         value = OFF.get(setting) if own is None else own
-        if value is not None and not found.borrowed:
+        applies = experts or not key.startswith("expert_")  # Nemotron-H's config tells of any
+        if value is not None and applies and not found.borrowed:
             getattr(writer, f"add_{key}")(value)
     sizes = head_sizes(loaded, config)
     _add_head_sizes(writer, config, sizes)
@@ -104,8 +106,9 @@ def _add_sizes(
 ) -> None:
     """Adds heads, key-value heads and channels: one number where all layers are alike.
 
-    A layer without keys of its own reads those of the last one with heads as wide. One with another
-    mixer is without key-value heads if that is how it is known, and has as many heads as others.
+    A layer without keys of its own reads those of the last one with heads as wide. In a hybrid one
+    without attention is without key-value heads if that is how it is known, and has as many heads
+    as others.
     """
     heads, keys, channels = [], [], []
     read: dict[int, int] = {}
@@ -122,8 +125,8 @@ def _add_sizes(
             read[head_dim] = sizes["attn_k"][0] // head_dim
         keys.append(fused or (read.get(head_dim, 0) if own else 0))
         channels.append(sizes.get("ffn_down", sizes.get("ffn_down_exps", (0,)))[-1])
-    mixers = layers_with_mixers(tensors)
-    heads = [max(heads) if layer in mixers else own for layer, own in enumerate(heads)]
+    if layers_with_mixers(tensors):
+        heads = [own or max(heads) for own in heads]
     if found.periodic:
         keys = [max(keys)] * len(keys)
     writer.add_block_count(len(sizes_of_heads))

@@ -106,7 +106,8 @@ def _place(name: str, model: PreTrainedModel, architecture: str) -> str:
     table = gguf.get_tensor_name_map(known[architecture], model.config.num_hidden_layers)
     for pattern, other in RENAMED:
         name = re.sub(pattern, other, name)
-    for tried in (name, name.removeprefix(f"{model.base_model_prefix}.")):
+    bare = name.removeprefix(f"{model.base_model_prefix}.")
+    for tried in (name, bare, f"backbone.{bare}"):
         place: str | None = table.get_name(tried, try_suffixes=(".weight", ".bias", ".scale"))
         if place is not None:
             return place

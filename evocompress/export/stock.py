@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, ClassVar, cast
 
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -82,7 +82,8 @@ def _config(left: Layout, loaded: LoadedModel) -> PreTrainedConfig:
 def _common(left: Layout) -> Widths:
     """The widths of the sub-layers left, which are the same for all that are narrow."""
     each = [block.widths for block in left.kept]
-    heads, keys = max(one.heads for one in each), max(one.kv_heads for one in each)
+    having = [block.widths for block in left.kept if "attention" in block.sublayers] or each
+    heads, keys = max(one.heads for one in having), max(one.kv_heads for one in having)
     return Widths(heads, keys, left.dense.head_dim, max(one.channels for one in each))
 
 
@@ -107,12 +108,12 @@ def _stages(left: Layout, loaded: LoadedModel) -> str | None:
     )
 
 
-def _alone(left: Layout, _: LoadedModel) -> str | None:
+def _alone(left: Layout, _: LoadedModel | None = None) -> str | None:
     unit = left.first(lambda block, kind: kind in block.dropped and not block.gone)
     return unit and f"cannot leave out {unit} alone"
 
 
-def _biased(left: Layout, _: LoadedModel) -> str | None:
+def _biased(left: Layout, _: LoadedModel | None = None) -> str | None:
     unit = left.first(lambda block, sublayer: sublayer in block.biased)
     return unit and f"cannot give the output of {unit} a bias"
 
@@ -121,12 +122,22 @@ def _uneven(left: Layout, loaded: LoadedModel) -> str | None:
     if isinstance(loaded.family, Convolutional):
         unit = left.first(lambda block, sublayer: sublayer in block.narrow)
         return unit and f"cannot make {unit} narrower than its stage says"
+    return _experts(left) or _narrower(left, SUBLAYERS)
+
+
+def _experts(left: Layout) -> str | None:
+    """The obstacle of mixtures with other numbers of experts."""
     mixed = [block for block in left.kept if block.experts]
     experts = [len(block.experts) for block in mixed]
     if len(set(experts)) > 1:
         fewest = mixed[experts.index(min(experts))]
         return f"cannot give {left.path}.{fewest.index}.mlp fewer experts than other blocks"
-    uneven = [kind for kind in SUBLAYERS if len(_widths(left, kind)) > 1]
+    return None
+
+
+def _narrower(left: Layout, kinds: Collection[SubLayerName]) -> str | None:
+    """The obstacle of some kinds of sub-layers that are not as wide everywhere."""
+    uneven = [kind for kind in kinds if len(_widths(left, kind)) > 1]
     unit = left.first(lambda block, sublayer: sublayer in uneven and sublayer in block.narrow)
     return unit and f"cannot make {unit} narrower than in other blocks"
 
@@ -147,6 +158,12 @@ def _lost_experts(left: Layout, loaded: LoadedModel) -> str | None:
         else f"because no setting of {type(config).__name__} is their number"
     )
     return f"cannot leave out experts of {left.path}.{lost}.mlp, {why}"
+
+
+def differing_obstacle(left: Layout, differing: Collection[SubLayerName]) -> str | None:
+    """What a format cannot hold that knows whole blocks, of which some kinds of parts differ."""
+    alike = [kind for kind in SUBLAYERS if kind not in differing]
+    return _alone(left) or _biased(left) or _experts(left) or _narrower(left, alike)
 
 
 def _widths(left: Layout, kind: SubLayerName) -> set[tuple[int, ...]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -42,6 +42,10 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
         ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"),
         {"layer_types": [LINEAR, FULL, LINEAR, FULL, LINEAR]},
     ),
+    "nemotron_h": {
+        "layers_block_type": [LINEAR, "mlp", FULL, "mlp", LINEAR, FULL, LINEAR],
+        "time_step_min": 1e-6,  # shorter ones are lengthened in prompts, and not by llama.cpp
+    },
     "qwen3": {"tie_word_embeddings": True},
 }
 """What makes models of a type as they are published, or writable with layers that differ.
@@ -82,8 +86,8 @@ def gguf_loaded(name: str, **settings: Any) -> LoadedModel:
         config.query_pre_attn_scalar = 16  # the width of a head of tiny models
     for setting, value in {**SETTINGS.get(name, {}), **settings}.items():
         setattr(config, setting, value)
-        if setting == "layer_types":
-            config.num_hidden_layers = len(value)
+        if setting in ("layer_types", "layers_block_type"):
+            layers = config.num_hidden_layers = len(value)
     loaded = typical_loaded(config, None if model_type in TYPICAL else layers)
     loaded.model.float()
     # llama.cpp wants certain tokens of a model in whose name there is "phi3".
@@ -99,13 +103,17 @@ def gguf_levels(loaded: LoadedModel) -> LevelsByEnd:
     if loaded.family.model_type in WITH_ALL_BLOCKS:
         return {}
     if loaded.family.model_type not in WITHOUT_CHANNELS and not mixed:
-        levels |= {f"{i}.mlp": Level(channels=16) for i in range(last + 1)}
+        mlps = (i for i in range(last + 1) if "mlp" in loaded.family.at(i).sublayers)
+        levels |= {f"{i}.mlp": Level(channels=16) for i in mlps}
     return levels
 
 
 def uneven_gguf_levels(loaded: LoadedModel) -> LevelsByEnd:
     """Heads, groups and channels that differ; each sub-layer missing once, and a block."""
     architecture = loaded.family.architecture(loaded.model)
+    own = ARCHITECTURES.get(loaded.family.model_type)
+    if own is not None and own.differing:
+        return _differing_levels(loaded, own.differing)
     within = architecture.heads[0] // architecture.kv_heads[0]
     levels = {
         "0.mlp": DROP,
@@ -127,3 +135,16 @@ def _droppable(loaded: LoadedModel, levels: LevelsByEnd) -> LevelsByEnd:
     return {
         name: level for name, level in levels.items() if not level.drop or f"{path}.{name}" in able
     }
+
+
+def _differing_levels(loaded: LoadedModel, differing: Collection[str]) -> LevelsByEnd:
+    """Of a hybrid, a block less, and all sub-layers that may differ narrowed otherwise."""
+    each = [loaded.family.at(i) for i in range(len(loaded.family.blocks(loaded.model)))]
+    levels: LevelsByEnd = {"0": DROP}
+    attentions = [i for i, block in enumerate(each) if block.attends]
+    for keys, i in enumerate(attentions, start=1):
+        levels[f"{i}.attention"] = Level(kv_groups=keys, group_heads=1)
+    mlps = [i for i, block in enumerate(each) if "mlp" in block.sublayers]
+    if "mlp" in differing:
+        levels |= {f"{i}.mlp": Level(channels=16 * n) for n, i in enumerate(mlps, start=1)}
+    return levels

@@ -162,6 +162,7 @@ def test_multipliers_are_in_the_weights_of_layers_that_differ(tmp_path: Path) ->
 
 UNTIED = {"tie_word_embeddings": False}
 BIASED = Level(channels=16, bias=True)
+EXPERTS = ["linear_attention", "moe", "full_attention"]
 PARTIAL = {"rope_parameters": ROTARY | {"partial_rotary_factor": 0.5}}
 
 OTHERS: list[tuple[str, dict[str, Level], dict[str, Any], str]] = [
@@ -182,6 +183,11 @@ OTHERS: list[tuple[str, dict[str, Level], dict[str, Any], str]] = [
     ("gemma2", {}, {"tie_word_embeddings": False}, "whose head is not its embedding"),
     ("lfm2", {"0": DROP, "1": DROP, "3": DROP}, {}, "needs a layer with another mixer"),
     ("granitemoehybrid", {}, {"mamba_n_groups": 2}, "with whose mamba_n_groups = 2 llama.cpp was"),
+    ("granitemoehybrid", {"2.attention": DROP}, {}, "cannot leave out model.layers.2.attention al"),
+    ("granitemoehybrid", {"2.mlp": Level(channels=16)}, {}, "make model.layers.2.mlp narrower"),
+    ("nemotron_h", {}, {"layers_block_type": EXPERTS}, "whose MLPs are mixtures of experts"),
+    ("nemotron_h", {"1.mlp": BIASED}, {}, "cannot give the output of model.layers.1.mlp a bias"),
+    ("nemotron_h", {"0": DROP, "4": DROP, "6": DROP}, {}, "needs a layer with another mixer"),
     ("qwen3_next", {}, {"mlp_only_layers": [1]}, "layers.1.mlp, because llama.cpp's architecture"),
     ("afmoe", {}, {}, "cannot hold afmoe models, only llama, "),
 ]
@@ -247,3 +253,17 @@ def test_mamba_2_is_told_by_its_tensors(tmp_path: Path) -> None:
     packed = loaded.model.get_parameter("model.layers.1.shared_mlp.input_linear.weight").detach()
     halves = [file.tensors[f"blk.1.ffn_{half}.weight"] for half in ("gate", "up")]
     torch.testing.assert_close(torch.tensor(np.concatenate(halves)).float(), packed)
+
+
+def test_hybrids_of_one_mixer_a_layer_have_each_layer_s_sizes(tmp_path: Path) -> None:
+    loaded = gguf_loaded("nemotron_h")
+    out = write(loaded, candidate_of(loaded, uneven_gguf_levels(loaded)), tmp_path / "out", "gguf")
+    metadata = GgufReference(out / "model.gguf").metadata
+    sizes = ("attention.head_count", "attention.head_count_kv", "feed_forward_length")
+    assert [metadata[f"nemotron_h.{size}"] for size in sizes] == [
+        [2, 1, 2, 2, 2, 2],
+        [0, 1, 0, 0, 2, 0],
+        [16, 0, 32, 0, 0, 0],
+    ]
+    assert metadata["nemotron_h.ssm.group_count"] == 2
+    assert "deci" not in (out / "README.md").read_text()
