@@ -151,7 +151,7 @@ def _add_experts(writer: Any, loaded: LoadedModel, tensors: Mapping[str, Tensor]
         return
     count, _, channels = first["ffn_down_exps.weight"].shape
     writer.add_expert_count(count)
-    used = mixture.experts(loaded.model)[1] if mixture else loaded.model.config.top_k_experts
+    used = mixture.active if mixture else loaded.model.config.top_k_experts
     writer.add_expert_used_count(used)
     writer.add_expert_feed_forward_length(channels)
     if "ffn_down_shexp.weight" in first:

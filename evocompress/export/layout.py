@@ -155,7 +155,7 @@ def _layout(loaded: LoadedModel, candidate: Candidate) -> Layout:
     for index in range(len(loaded.family.blocks(loaded.model))):
         family = loaded.family.at(index)
         kinds, mixture = family.sublayers, family.mixture
-        count = mixture.experts(loaded.model)[0] if mixture else 0
+        count = mixture.count if mixture else 0
         own = {kind: levels.get(f"{names[index]}.{kind}", DENSE) for kind in kinds}
         experts = [f"{names[index]}.{mixture.expert_path(i)}" for i in range(count) if mixture]
         gone = {i for i, name in enumerate(experts) if levels.get(name) == DROP}

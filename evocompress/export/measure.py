@@ -10,6 +10,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from evocompress.export.weights import name_when_read
 from evocompress.models.loading import LoadedModel
 
 
@@ -23,8 +24,9 @@ def measured_costs(folder: Path, loaded: LoadedModel) -> dict[str, int]:
     """
     family = loaded.family
     # Buffers are no parameters: what batch norms count, corrections of routers.
-    kept = loaded.model.state_dict()
-    buffers = {_unnumbered(name) for name, _ in loaded.model.named_buffers() if name in kept}
+    known = {_unnumbered(name) for name in loaded.model.state_dict()}
+    buffers = {_unnumbered(name) for name, _ in loaded.model.named_buffers()} & known
+    name_of = name_when_read(loaded.model)
     block = family.block_names.pattern + r"\.((before|after)\.\d+\.)?"
     paths = "|".join(matrix.pattern for matrix in family.matrices)
     if family.mixture is not None:
@@ -34,9 +36,9 @@ def measured_costs(folder: Path, loaded: LoadedModel) -> dict[str, int]:
     outside = "".join(rf"(?!{re.escape(path)}(\.|$))" for path in (*family.shared, *family.tied))
     total = body = matrices = zeros = size = 0
     for stored, tensor in _tensors(folder):
-        if _unnumbered(stored) in buffers:
+        name = stored if _unnumbered(stored) in known else name_of(stored)
+        if _unnumbered(name) in buffers:
             continue
-        name = family.mixture.own_name(stored) if family.mixture else stored
         total += tensor.numel()
         size += tensor.numel() * tensor.itemsize
         body += tensor.numel() if re.match(block + outside, name) else 0

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from evocompress.core.errors import ExportError
@@ -17,9 +17,8 @@ from evocompress.export.companions import add_tokenizer_files, copy_companions, 
 from evocompress.export.measure import measured_costs
 from evocompress.export.running import Programs
 from evocompress.export.transformers4 import add_old_settings
-from evocompress.export.weights import with_fused_experts
+from evocompress.export.weights import has_fused_experts, with_fused_experts
 from evocompress.models.checkpoints import quiet_transformers
-from evocompress.models.families import FAMILIES
 from evocompress.models.families.uneven import DERIVED
 from evocompress.models.loading import LoadedModel
 
@@ -85,22 +84,16 @@ class Pretrained:
 def save_weights(model: PreTrainedModel, folder: Path) -> None:
     """Writes a model and its config into a folder.
 
-    Under the names that its modules have, by which costs are counted: transformers would write
-    those of older versions, which it turns into the present ones for its own types. Experts that
-    have matrices of their own are put together again, or get the names that checkpoints of
-    transformers' class have. The
-    config has the settings of transformers 4 as well, where that could read it.
+    Under the names that its modules have, by which costs are counted. Experts of transformers' own
+    class get the tensors and names that the type's own checkpoints have. The config has the
+    settings of transformers 4 as well, where that could read it.
     """
-    family = FAMILIES.get(model.config.model_type)
-    state: dict[str, Tensor] | None = None
-    if family is not None and family.mixture is not None:
-        rename = family.mixture.stored_name
-        state = {rename(name): tensor for name, tensor in model.state_dict().items()}
-    elif model.config.model_type != DERIVED:
-        model = with_fused_experts(model)
-    model.save_pretrained(folder, state_dict=state, save_original_format=False)
-    if model.config.model_type != DERIVED:
-        add_old_settings(folder, model.config)
+    if model.config.model_type == DERIVED:
+        model.save_pretrained(folder, save_original_format=False)
+        return
+    model = with_fused_experts(model)
+    model.save_pretrained(folder, save_original_format=has_fused_experts(model))
+    add_old_settings(folder, model.config)
 
 
 def _check_finite(model: PreTrainedModel, weights: str) -> None:

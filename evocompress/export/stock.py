@@ -73,7 +73,7 @@ def _config(left: Layout, loaded: LoadedModel) -> PreTrainedConfig:
     if mixture is not None and any(block.reduced for block in left.kept):
         count = max(len(block.experts) for block in left.kept)
         text = text_config(config)
-        key = mixture.count_key or expert_key(text, mixture.experts(loaded.model)[0])
+        key = expert_key(text, mixture.count)
         assert key
         setattr(text, key, count)
     return config
@@ -149,7 +149,7 @@ def _lost_experts(left: Layout, loaded: LoadedModel) -> str | None:
         return None
     mixture, config = loaded.family.at(lost).mixture, text_config(loaded.model.config)
     assert mixture is not None
-    known = mixture.count_key or expert_key(config, mixture.experts(loaded.model)[0])
+    known = expert_key(config, mixture.count)
     if known and not mixture.whole_router:
         return None
     why = (

@@ -9,6 +9,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import (
+    PrefixChange,
+    WeightConverter,
+    WeightRenaming,
+    rename_source_key,
+)
 
 from evocompress.compression.weights import (
     Form,
@@ -19,7 +26,6 @@ from evocompress.compression.weights import (
 )
 from evocompress.core.types import DENSE, Candidate
 from evocompress.export.layout import Block, layout
-from evocompress.models.families import prepare_stock
 from evocompress.models.families.base import block_matrices
 from evocompress.models.families.mixture import ExpertViews, fused, held_in
 from evocompress.models.families.names import BlockNames
@@ -85,7 +91,6 @@ def assemble(
     """
     with torch.device("meta"):
         model = cls(config)
-    prepare_stock(model)
     # Embedding models may come without the pooler that their class has.
     poolers = [name for name in model.state_dict() if name.startswith("pooler.")]
     without_missing(model, [name for name in poolers if name not in state])
@@ -97,6 +102,26 @@ def assemble(
     model.tie_weights()
     model.eval()
     return model
+
+
+def name_when_read(model: PreTrainedModel) -> Callable[[str], str]:
+    """What transformers calls a tensor of a checkpoint of a model's class when it has read it.
+
+    Of experts, which have tensors of their own in most checkpoints, the one of all of them.
+    """
+    every = get_model_conversion_mapping(model, add_legacy=False)
+    renamings = [
+        one
+        for one in every
+        if isinstance(one, WeightRenaming) and not isinstance(one, PrefixChange)
+    ]
+    converters = [one for one in every if isinstance(one, WeightConverter)]
+    return lambda stored: rename_source_key(stored, renamings, converters)[0]
+
+
+def has_fused_experts(model: PreTrainedModel) -> bool:
+    """Whether a model holds the matrices of all experts of a layer in one tensor."""
+    return any(name.endswith(".experts.gate_up_proj") for name in model.state_dict())
 
 
 def with_fused_experts(model: PreTrainedModel) -> PreTrainedModel:

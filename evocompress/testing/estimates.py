@@ -76,7 +76,7 @@ def reference_fluctuation(family: Family, model: PreTrainedModel, micro_batches:
     head_dim = family.architecture(model).head_dim
     for index, block in enumerate(family.blocks(model)):
         for branch in (family.attention, family.mlp):
-            every = (m for m in matrices_of(family, model) if m.sublayer == branch.output.sublayer)
+            every = (m for m in matrices_of(family) if m.sublayer == branch.output.sublayer)
             outputs = [matrix for matrix in every if matrix.columns and not matrix.fixed]
             each = [_wifv(family, model, block, m, micro_batches) for m in outputs]
             if len(each) > 1:
@@ -129,7 +129,7 @@ def reference_taylor(family: Family, model: PreTrainedModel, micro_batches: Batc
         torch.autograd.backward(F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()))
     for index, block in enumerate(family.blocks(model)):
         name = f"{family.layers_path}.{index}"
-        for matrix in matrices_of(family, model):
+        for matrix in matrices_of(family):
             weight = block.get_parameter(f"{matrix.path}.weight")
             assert weight.grad is not None
             product = float((weight.detach() * weight.grad).abs().sum())

@@ -109,7 +109,7 @@ class FamilyContract(BlockContract):
                 for path, module in linear_modules(own, block).items()
                 if not path.startswith("shortcut.")
             }
-            matrices = matrices_of(own, model)
+            matrices = matrices_of(own)
             named = [matrix.path for matrix in matrices]
             assert sorted(named) == sorted(linear)
             assert {m.path: m.transposed for m in matrices} == linear
@@ -168,7 +168,7 @@ class FamilyContract(BlockContract):
     def test_same_input_word_means_same_input(self, family: Family, model: PreTrainedModel) -> None:
         """Matrices with one `input` word read equal tensors; other words, other tensors."""
         for index, block in enumerate(family.blocks(model)):
-            matrices = matrices_of(family.at(index), model)
+            matrices = matrices_of(family.at(index))
             inputs: dict[str, Tensor] = {}
             handles = [
                 block.get_submodule(matrix.path).register_forward_pre_hook(
@@ -365,7 +365,7 @@ class FamilyContract(BlockContract):
                 block = copy.deepcopy(dense)
                 replace_modules(block, own.replacements(block, sublayer))
                 left = linear_modules(own, block)
-                assert len(left) == sum(m.sublayer != sublayer for m in matrices_of(own, model))
+                assert len(left) == sum(m.sublayer != sublayer for m in matrices_of(own))
 
     def test_a_dropped_block_passes_its_input_through(
         self, family: Family, model: PreTrainedModel

@@ -114,7 +114,7 @@ _SUBLAYERS = ("attention", "mlp")
 def _modules(family: Family, model: PreTrainedModel) -> Iterator[tuple[str, nn.Module, Tensor]]:
     """Every matrix: its name, its module and its weight (out, in)."""
     for index, block in enumerate(family.blocks(model)):
-        for matrix in matrices_of(family, model):
+        for matrix in matrices_of(family):
             module = block.get_submodule(matrix.path)
             weight = module.get_parameter("weight").detach()
             name = f"{family.layers_path}.{index}.{matrix.path}"

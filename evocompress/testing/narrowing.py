@@ -223,7 +223,7 @@ class NarrowingContract:
             pytest.skip("blocks of different shapes cannot be merged")
         family, model = loaded.family, copy.deepcopy(loaded.model)
         blocks = family.blocks(model)
-        for matrix in matrices_of(family, model):
+        for matrix in matrices_of(family):
             chain = [dict(b.get_submodule(matrix.path).named_parameters()) for b in blocks]
             for name, first in chain[0].items():
                 differences = [chain[k][name] - first for k in range(1, count + 1)]

@@ -39,7 +39,7 @@ class PlainLibrary:
         self._kernels = {
             f"{family.block_names[block]}.{matrix.path}": matrix.kernel
             for block in range(len(self._architecture.channels))
-            for matrix in matrices_of(family, model)
+            for matrix in matrices_of(family)
         }
 
     def load(self, unit: str, level: Level, width: Level = DENSE) -> dict[str, Tensor]:

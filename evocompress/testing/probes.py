@@ -12,7 +12,6 @@ from transformers.pytorch_utils import Conv1D
 
 from evocompress.models.dummy_inputs import image_shape
 from evocompress.models.families import Family, SubLayerName
-from evocompress.models.families.derivation.routing import DerivedMixture
 
 LINEAR = (nn.Linear, Conv1D, nn.Conv2d)
 
@@ -75,7 +74,7 @@ def linear_modules(family: Family, block: nn.Module) -> dict[str, nn.Module]:
     """The linear modules of a block by path, but what stays, weighs a shared expert, or routes."""
     mixture = family.mixture
     routers = [f"{mixture.shared_gate}.weight"] if mixture else []
-    routers += mixture.entries if isinstance(mixture, DerivedMixture) else []
+    routers += mixture.entries if mixture else []
     staying = tuple(f"{path}." for path in family.shared)
     return {
         path: module

@@ -85,11 +85,14 @@ _SETTINGS: dict[str, dict[str, Any]] = {
 _INNER_NAME = {"gpt2": "n_inner", "opt": "ffn_dim"}
 
 
+MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe")
+"""Types whose MLPs are mixtures of experts."""
+
 DECODERS = (
     *("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma2", "gemma3_text", "gpt2", "opt"),
-    *("starcoder2", "mixtral", "qwen2_moe", "qwen3_moe"),
+    *("starcoder2", *MIXTURES),
 )
-"""Types of causal models, most of them with a derived family."""
+"""Types of causal models."""
 
 _ENDS = {"": CAUSAL, "classifier": DECODER_CLASSES, "embedding": DECODER_EMBEDDINGS}
 

@@ -42,13 +42,16 @@ from evocompress.testing.formats import (
 )
 from evocompress.testing.plain_library import PlainLibrary
 from evocompress.testing.probes import answer, assert_equal, random_batch, random_ids
-from evocompress.testing.tiny import NAMES, declared, tiny_checkpoint, tiny_loaded, windowless
+from evocompress.testing.tiny import (
+    MIXTURES,
+    NAMES,
+    declared,
+    tiny_checkpoint,
+    tiny_loaded,
+    windowless,
+)
 
-REFUSED = [
-    name
-    for name in NAMES
-    if declared(name).mixture is not None or isinstance(declared(name), Convolutional)
-]
+REFUSED = [n for n in NAMES if n in MIXTURES or isinstance(declared(n), Convolutional)]
 SERVED = [name for name in NAMES if name not in REFUSED]
 COUNTED = ("params", "body_params", "nonzeros", "matrix_nonzeros", "weight_bytes")
 

@@ -89,7 +89,6 @@ def mixtures(live: LiveModel, candidate: Candidate) -> Iterator[Mixed]:
         name, mixture = family.block_names[index], family.at(index).mixture
         if mixture is None or candidate.by_name.get(f"{name}.mlp") == DROP:
             continue
-        count, active = mixture.experts(model)
-        names = {i: f"{name}.{mixture.expert_path(i)}" for i in range(count)}
+        names = {i: f"{name}.{mixture.expert_path(i)}" for i in range(mixture.count)}
         kept = {i: own for i, own in names.items() if candidate.by_name.get(own) != DROP}
-        yield Mixed(mixture, block, active, tuple(kept), tuple(kept.values()))
+        yield Mixed(mixture, block, mixture.active, tuple(kept), tuple(kept.values()))

@@ -7,7 +7,7 @@ from transformers import CONFIG_MAPPING, PreTrainedModel
 
 from evocompress.core.errors import ModelError
 from evocompress.core.registry import Registry
-from evocompress.models.families.base import Family, one_way, prepare
+from evocompress.models.families.base import Family, one_way
 from evocompress.models.families.bert import (
     Bert,
     BertClassifier,
@@ -20,9 +20,6 @@ from evocompress.models.families.branches import Matrix, SubLayer, SubLayerName
 from evocompress.models.families.convolutional import Convolutional
 from evocompress.models.families.derivation.derived import Derived, ToBeDerived, derived
 from evocompress.models.families.derivation.purpose import tasks_of
-from evocompress.models.families.mixtral import Mixtral
-from evocompress.models.families.qwen2_moe import Qwen2Moe
-from evocompress.models.families.qwen3_moe import Qwen3Moe
 from evocompress.models.families.resnet import ResNet
 from evocompress.models.families.uneven import (
     DERIVED,
@@ -44,7 +41,6 @@ __all__ = [
     "family_named",
     "family_of",
     "name_of",
-    "prepare_stock",
     "split_experts",
 ]
 
@@ -52,9 +48,6 @@ FAMILIES: Registry[Family] = Registry(
     "family",
     "evocompress.families",
     {
-        "mixtral": Mixtral(),
-        "qwen2_moe": Qwen2Moe(),
-        "qwen3_moe": Qwen3Moe(),
         "bert": Bert(),
         "bert-classifier": BertClassifier(),
         "roberta": Roberta(),
@@ -180,12 +173,6 @@ def _to_be_derived(model_type: str, classes: Sequence[str], embeds: bool) -> Fam
             return ToBeDerived(model_type, task)
     known = dict.fromkeys(name for _, names in served for name in names)
     raise ModelError(_only(model_type, classes[0], list(known)))
-
-
-def prepare_stock(model: PreTrainedModel) -> None:
-    """`prepare` for a model of transformers' own class; others are left as they are."""
-    if model.config.model_type in FAMILIES:
-        prepare(FAMILIES[model.config.model_type], model)
 
 
 def split_experts(model: PreTrainedModel, like: PreTrainedModel) -> None:

@@ -8,7 +8,7 @@ another family overrides the attributes, and only rarely a method. `Encoder`
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cache, partial
+from functools import cache
 from math import prod
 from typing import Any, ClassVar
 
@@ -157,7 +157,7 @@ class Family:
         model: PreTrainedModel,
         gone: tuple[SubLayerName, ...],
     ) -> Iterator[Unit]:
-        mixed = self.mixture.of_unit(model) if self.mixture else {}
+        mixed = self.mixture.of_unit() if self.mixture else {}
         name = self.block_names[index]
         words = roles(matrices)
         there = [one for one in self._branches() if one[0] not in gone]
@@ -353,16 +353,16 @@ def one_way(family: Family, config: PreTrainedConfig) -> bool:
     return not (family.two_way or both or getattr(config, "is_causal", True) is False)
 
 
-def matrices_of(family: Family, model: PreTrainedModel) -> tuple[Matrix, ...]:
+def matrices_of(family: Family) -> tuple[Matrix, ...]:
     """Every linear matrix of a block in the order of computation, those of all experts too."""
     if family.mixture is None:
         return family.matrices
-    return family.mixture.expanded(family.matrices, model)
+    return family.mixture.expanded(family.matrices)
 
 
 def block_matrices(family: Family, model: PreTrainedModel) -> list[tuple[Matrix, ...]]:
     """For each block of a model what `matrices_of` says of its kind."""
-    of_kind = cache(partial(matrices_of, model=model))
+    of_kind = cache(matrices_of)
     return [of_kind(family.at(index)) for index in range(len(family.blocks(model)))]
 
 

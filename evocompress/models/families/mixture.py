@@ -7,9 +7,8 @@ as any other matrix is.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,6 +26,9 @@ from evocompress.models.modeling.layers import (
     projections,
     transposed,
 )
+
+FAR = -1e3
+"""A logit with which an expert is never chosen and has no weight."""
 
 
 class ExpertViews(Experts):
@@ -63,34 +65,38 @@ def expert_matrices(first: str, inner: Iterable[str] = ("gate", "up")) -> tuple[
 
 @dataclass(frozen=True)
 class Mixture:
-    """How a family's blocks hold the experts of their MLPs.
+    """How a block holds the experts of its MLP.
 
     Attributes:
-        count_key: The setting of the number of experts.
-        mlp: Module path of the MLP; its ``gate`` is the router, its ``experts`` the experts.
-        stored_mlp: What checkpoints of the model's own class call the MLP.
-        stored: What they call the matrices of an expert, where they have other names.
+        mlp: Module path of the MLP, whose ``experts`` are the experts.
+        count: Experts of an MLP.
+        active: Experts that a token uses.
+        entries: Paths of the tensors of the router with an entry for each expert.
+        numbers: (module path, attribute) of what is the number of experts.
+        droppable: Whether experts can be dropped.
+        silencer: Path of a vector with an entry for each expert, by which one is never chosen, of a
+            router that keeps what it has of all; empty where it can choose among fewer.
+        groups: The groups of experts that the router ranks first, and how many of them it chooses.
         shared_gate: Module path of the linear module whose one output weighs an expert that every
             token passes, where there is one. Like the router it is in no unit.
         row: Parameters of the router that go with an expert; 0: as many as the residual stream has.
     """
 
-    count_key: str
-    mlp: str = "mlp"
-    stored_mlp: str = "mlp"
-    stored: Mapping[str, str] = field(default_factory=dict)
+    mlp: str
+    count: int
+    active: int
+    entries: tuple[str, ...]
+    numbers: tuple[tuple[str, str], ...] = ()
+    droppable: bool = True
+    silencer: str = ""
+    groups: tuple[int, int] = (1, 1)
     shared_gate: str = ""
     row: int = 0
 
     @property
     def router(self) -> str:
         """Module path of what chooses the experts of each token."""
-        return f"{self.mlp}.gate"
-
-    @property
-    def droppable(self) -> bool:
-        """Whether an MLP can do with fewer experts."""
-        return True
+        return self.entries[0].rpartition(".")[0]
 
     @property
     def first(self) -> str:
@@ -100,15 +106,6 @@ class Mixture:
     def expert_path(self, index: int) -> str:
         """Module path of an expert within its block."""
         return f"{self.mlp}.experts.{index}"
-
-    def stored_name(self, name: str) -> str:
-        """How checkpoints of the model's own class name a parameter of a prepared model."""
-        return _renamed(name, self.stored).replace(f".{self.mlp}.", f".{self.stored_mlp}.")
-
-    def own_name(self, stored: str) -> str:
-        """The inverse of `stored_name`."""
-        own = {theirs: ours for ours, theirs in self.stored.items()}
-        return _renamed(stored, own).replace(f".{self.stored_mlp}.", f".{self.mlp}.")
 
     def prepare(self, model: PreTrainedModel, blocks: Iterable[nn.Module]) -> None:
         """Give every expert of a model's blocks matrices of its own, views of the fused ones.
@@ -123,41 +120,30 @@ class Mixture:
             if fused is not None and not isinstance(fused, nn.ModuleList):
                 block.set_submodule(f"{self.mlp}.experts", expert_views(fused))
 
-    def experts(self, model: PreTrainedModel) -> tuple[int, int]:
-        """How many experts each MLP has, and how many of them a token uses."""
-        config = model.config
-        return getattr(config, self.count_key), config.num_experts_per_tok
-
-    @property
-    def groups(self) -> tuple[int, int]:
-        """The groups of experts that the router ranks first, and how many of them it chooses."""
-        return 1, 1
-
     @property
     def whole_router(self) -> bool:
         """Whether the router keeps its numbers of experts that are gone; it never chooses them."""
-        return False
+        return bool(self.silencer)
 
-    def of_unit(self, model: PreTrainedModel) -> dict[str, Any]:
+    def of_unit(self) -> dict[str, Any]:
         """What the unit of an MLP says of its experts."""
         groups, chosen = self.groups
-        return {"active": self.experts(model)[1], "groups": groups, "chosen_groups": chosen}
+        return {"active": self.active, "groups": groups, "chosen_groups": chosen}
 
     def of_architecture(self, model: PreTrainedModel) -> dict[str, Any]:
         """What the cost model must know of the experts."""
-        (count, active), hidden = self.experts(model), text_config(model.config).hidden_size
+        hidden = text_config(model.config).hidden_size
         return {
-            "experts": count,
-            "active_experts": active,
+            "experts": self.count,
+            "active_experts": self.active,
             "expert_params": (0, 0) if self.whole_router else (self.row or hidden, hidden),
-            "gate": hidden * (bool(self.shared_gate) + count * self.whole_router),
+            "gate": hidden * (bool(self.shared_gate) + self.count * self.whole_router),
         }
 
-    def expanded(self, matrices: Sequence[Matrix], model: PreTrainedModel) -> tuple[Matrix, ...]:
+    def expanded(self, matrices: Sequence[Matrix]) -> tuple[Matrix, ...]:
         """A block's matrices with those of all experts, one after the other, for the first's."""
         routed = [matrix for matrix in matrices if matrix.expert]
-        count = self.experts(model)[0]
-        every = [self._of(index, matrix) for index in range(count) for matrix in routed]
+        every = [self._of(index, matrix) for index in range(self.count) for matrix in routed]
         first = matrices.index(routed[0])
         return (*matrices[:first], *every, *matrices[first + len(routed) :])
 
@@ -167,11 +153,25 @@ class Mixture:
         The router then chooses among these as if there were no others. The former values restore
         the block, which has the modules of its MLP in place.
         """
-        rows = block.get_parameter(f"{self.mlp}.gate.weight").data[list(kept)]
-        return {
-            (f"{self.mlp}.gate", "weight"): nn.Parameter(rows, requires_grad=False),
-            (f"{self.mlp}.experts", "kept"): tuple(kept),
-        }
+        experts = f"{self.mlp}.experts"
+        if self.silencer:
+            owner, _, name = self.silencer.rpartition(".")
+            tensor = tensor_of(block, self.silencer)
+            values = torch.full_like(tensor, FAR)
+            values[list(kept)] = tensor.detach()[list(kept)]
+            return {
+                (owner, name): _like(tensor, values),
+                (experts, "kept"): tuple(kept),
+                (experts, "numbers"): tuple(kept),
+            }
+        found: Attributes = {place: len(kept) for place in self.numbers}
+        for path in self.entries:
+            owner, _, name = path.rpartition(".")
+            tensor = tensor_of(block, path)
+            rows = tensor.detach()
+            rows = rows[:, list(kept)] if in_a_row(tensor) else rows[list(kept)]
+            found[owner, name] = _like(tensor, rows)
+        return found | {(experts, "kept"): tuple(kept)}
 
     def _of(self, index: int, matrix: Matrix) -> Matrix:
         """The first expert's matrix of another expert."""
@@ -184,12 +184,22 @@ class Mixture:
         )
 
 
-def _renamed(name: str, words: Mapping[str, str]) -> str:
-    """The name of a parameter of an expert with its last but one word exchanged."""
-    path, _, part = name.rpartition(".")
-    above, _, word = path.rpartition(".")
-    within = re.search(r"\.experts\.\d+$", above) is not None
-    return f"{above}.{words[word]}.{part}" if within and word in words else name
+def _like(tensor: Tensor, values: Tensor) -> Tensor:
+    """Values as a parameter where a tensor is one."""
+    is_parameter = isinstance(tensor, nn.Parameter)
+    return nn.Parameter(values, requires_grad=False) if is_parameter else values
+
+
+def in_a_row(tensor: Tensor) -> bool:
+    """Whether the entries of experts are in the one row of a matrix."""
+    return tensor.ndim == 2 and len(tensor) == 1
+
+
+def tensor_of(block: nn.Module, path: str) -> Tensor:
+    """A parameter or buffer."""
+    owner, _, name = path.rpartition(".")
+    tensor: Tensor = getattr(block.get_submodule(owner), name)
+    return tensor
 
 
 def expert_views(fused: Any) -> ExpertViews:

@@ -13,7 +13,7 @@ from evocompress.evaluation.estimates.answer import LiveEstimates
 from evocompress.evaluation.estimates.base import Subject
 from evocompress.testing import estimates as contract
 from evocompress.testing.proxies import dropped
-from evocompress.testing.tiny import DECODERS, VARIED, declared, tiny_loaded
+from evocompress.testing.tiny import DECODERS, MIXTURES, VARIED, tiny_loaded
 
 
 def batches(count=3):
@@ -54,7 +54,7 @@ SLOW_ON_EXPERTS = {"perturbation", "lamp", "outliers"}
 def of_models():
     """Every kind with every family that has it."""
     for kind, name in product(sorted(ESTIMATES), DECODERS):
-        mixture = declared(name).mixture is not None
+        mixture = name in MIXTURES
         if mixture or kind not in contract.OF_EXPERTS:
             long = name not in VARIED or mixture and kind in SLOW_ON_EXPERTS
             yield pytest.param(kind, name, marks=pytest.mark.long if long else ())

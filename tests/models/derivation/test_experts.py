@@ -12,9 +12,8 @@ from transformers import CONFIG_MAPPING
 from evocompress.models.families.derivation.defaults import default_config
 from evocompress.models.families.derivation.derived import derive
 from evocompress.models.families.derivation.from_config import language_class
-from evocompress.models.families.derivation.routing import DerivedMixture
 from evocompress.models.families.derivation.shrink import random_model, shrunk
-from evocompress.models.families.mixture import ExpertViews, expert_views, fused
+from evocompress.models.families.mixture import ExpertViews, Mixture, expert_views, fused
 from evocompress.models.modeling.layers import of_each, projections
 
 STORED = {
@@ -64,10 +63,10 @@ def test_the_matrices_of_experts_are_views(name: str) -> None:
     assert storages == {p.untyped_storage().data_ptr() for p in module.parameters()}
 
 
-def mixture(name: str, **settings: Any) -> DerivedMixture:
+def mixture(name: str, **settings: Any) -> Mixture:
     config = CONFIG_MAPPING[name](num_hidden_layers=3, **settings)
     found = derive(language_class(config), config).mixture
-    assert isinstance(found, DerivedMixture)
+    assert isinstance(found, Mixture)
     return found
 
 
@@ -98,7 +97,7 @@ def test_experts_with_tokens_of_their_own() -> None:
     """Llama 4 gives each expert all tokens, weighed: zero is what was not sent to it."""
     config = CONFIG_MAPPING["llama4_text"](num_hidden_layers=2)
     found = derive(language_class(config), config).mixture
-    assert isinstance(found, DerivedMixture) and found.droppable
+    assert isinstance(found, Mixture) and found.droppable
     assert (found.count, found.active) == (16, 1)
     experts = [nn.Linear(2, 2, bias=False) for _ in range(2)]
     tokens = torch.tensor([[0.0, 0.0], [1.0, 2.0], [3.0, 4.0], [0.0, 0.0]])

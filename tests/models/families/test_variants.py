@@ -113,7 +113,7 @@ def test_a_language_model_that_sees_what_comes_is_refused(
 
 
 def test_an_unknown_type_is_refused_by_name() -> None:
-    with pytest.raises(ModelError, match="'siglip_text_model' are not supported; supported: mix"):
+    with pytest.raises(ModelError, match="'siglip_text_model' are not supported; supported: bert"):
         family_named("siglip_text_model", ["SiglipTextModel"])
         family_named("siglip_text_model", ["SiglipTextModel"])
 

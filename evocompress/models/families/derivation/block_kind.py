@@ -12,8 +12,8 @@ from evocompress.core.widths import Widths, per_item
 from evocompress.models.families.branches import Matrix, SubLayer, SubLayerName
 from evocompress.models.families.coupling import Follower
 from evocompress.models.families.derivation.proof import WidthSettings
-from evocompress.models.families.derivation.routing import DerivedMixture
 from evocompress.models.families.derivation.structure import ResidualBranch
+from evocompress.models.families.mixture import Mixture
 from evocompress.models.families.shapes import matrix_shape
 
 
@@ -34,7 +34,7 @@ class DerivedPart:
     matrices: tuple[Matrix, ...]
     settings: WidthSettings | None = None
     reason: str = ""
-    mixture: DerivedMixture | None = None
+    mixture: Mixture | None = None
     followers: tuple[Follower, ...] = ()
 
     @property

@@ -15,18 +15,16 @@ from torch import nn
 from evocompress.models.families.branches import Matrix
 from evocompress.models.families.derivation.projections import matrices, oriented_shape
 from evocompress.models.families.derivation.routing import (
-    DerivedMixture,
     close,
     drops_exactly,
     entries_of,
     groups_of,
     numbers_of,
     row_of,
-    tensor_of,
 )
 from evocompress.models.families.derivation.structure import ResidualBranch, Unclear
 from evocompress.models.families.derivation.tracing import TracedBlock, replaced
-from evocompress.models.families.mixture import expert_matrices, expert_views
+from evocompress.models.families.mixture import Mixture, expert_matrices, expert_views, tensor_of
 from evocompress.models.modeling.layers import FLAT, projections
 
 HELD = ({"gate_up_proj", "down_proj"}, {"up_proj", "down_proj"})
@@ -53,7 +51,7 @@ def _is_bare(module: nn.Module) -> bool:
 
 def mixture_of(
     example: TracedBlock, branch: ResidualBranch, real: nn.Module
-) -> tuple[DerivedMixture, tuple[Matrix, ...]]:
+) -> tuple[Mixture, tuple[Matrix, ...]]:
     """The mixture of a sub-layer and its matrices, those of the first expert for all.
 
     Args:
@@ -72,10 +70,8 @@ def mixture_of(
     entries = tuple(entries_of(example.block, mlp, experts, count))
     every = numbers_of(example.block, mlp, count, "expert")
     numbers = tuple(place for place in every if not f"{place[0]}.".startswith(f"{experts}."))
-    found = DerivedMixture(
-        count_key="",
+    found = Mixture(
         mlp=mlp,
-        stored_mlp=mlp,
         count=count_of(real.get_submodule(experts)),
         active=_active(example, mlp, experts, real),
         entries=entries,
@@ -90,9 +86,9 @@ def mixture_of(
     return replace(
         found,
         shared_gate=gates,
-        routed=silencer is not None,
+        droppable=silencer is not None,
         silencer=silencer or "",
-        grouping=groups_of(real, mlp) if silencer else (1, 1),
+        groups=groups_of(real, mlp) if silencer else (1, 1),
         row=row_of(real, entries, found.count),
     ), (
         *beside,

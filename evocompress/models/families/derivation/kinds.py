@@ -155,7 +155,7 @@ def _mixed(example: TracedBlock, branch: ResidualBranch, real: nn.Module) -> Der
         mixture, own = mixture_of(example, branch, real)
     except Unclear as reason:
         return DerivedPart(branch, (), reason=str(reason))
-    why = "" if mixture.routed else f"experts cannot be dropped: {why_all_stay(real, mixture)}"
+    why = "" if mixture.droppable else f"experts cannot be dropped: {why_all_stay(real, mixture)}"
     return DerivedPart(branch, own, WidthSettings({}), why, mixture)
 
 

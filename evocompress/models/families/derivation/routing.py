@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
-from evocompress.models.families.branches import Attributes
 from evocompress.models.families.derivation.tracing import TracedBlock
-from evocompress.models.families.mixture import Mixture, expert_views
+from evocompress.models.families.mixture import FAR, Mixture, expert_views, in_a_row, tensor_of
 
 CLOSE = 1e-5
 """As a share of the largest value: many routers compute in float32."""
@@ -22,87 +20,7 @@ GROUPS = ("n_group", "num_group", "n_groups")
 """What modules call the number of groups of experts."""
 
 
-FAR = -1e3
-"""A logit with which an expert is never chosen and has no weight."""
-
-
-@dataclass(frozen=True)
-class DerivedMixture(Mixture):
-    """A mixture whose router was found by trying.
-
-    Attributes:
-        count: Experts of an MLP.
-        active: Experts that a token uses.
-        entries: Paths of the tensors of the router with an entry for each expert.
-        numbers: (module path, attribute) of what is the number of experts.
-        routed: Whether experts can be dropped.
-        silencer: Path of a vector with an entry for each expert, by which one is never chosen, of a
-            router that keeps what it has of all; empty where it can choose among fewer.
-        grouping: The groups of experts that the router ranks first, and how many it chooses.
-    """
-
-    count: int = 0
-    active: int = 0
-    entries: tuple[str, ...] = ()
-    numbers: tuple[tuple[str, str], ...] = ()
-    routed: bool = True
-    silencer: str = ""
-    grouping: tuple[int, int] = (1, 1)
-
-    @property
-    def groups(self) -> tuple[int, int]:
-        """See `Mixture.groups`."""
-        return self.grouping
-
-    @property
-    def whole_router(self) -> bool:
-        """See `Mixture.whole_router`."""
-        return bool(self.silencer)
-
-    @property
-    def router(self) -> str:
-        """See `Mixture.router`."""
-        return self.entries[0].rpartition(".")[0]
-
-    @property
-    def droppable(self) -> bool:
-        """See `Mixture.droppable`."""
-        return self.routed
-
-    def experts(self, model: PreTrainedModel) -> tuple[int, int]:
-        """See `Mixture.experts`."""
-        return self.count, self.active
-
-    def routing(self, block: nn.Module, kept: Sequence[int]) -> Attributes:
-        """See `Mixture.routing`."""
-        experts = f"{self.mlp}.experts"
-        if self.silencer:
-            owner, _, name = self.silencer.rpartition(".")
-            tensor = tensor_of(block, self.silencer)
-            values = torch.full_like(tensor, FAR)
-            values[list(kept)] = tensor.detach()[list(kept)]
-            return {
-                (owner, name): _like(tensor, values),
-                (experts, "kept"): tuple(kept),
-                (experts, "numbers"): tuple(kept),
-            }
-        found: Attributes = {place: len(kept) for place in self.numbers}
-        for path in self.entries:
-            owner, _, name = path.rpartition(".")
-            tensor = tensor_of(block, path)
-            rows = tensor.detach()
-            rows = rows[:, list(kept)] if _in_a_row(tensor) else rows[list(kept)]
-            found[owner, name] = _like(tensor, rows)
-        return found | {(experts, "kept"): tuple(kept)}
-
-
-def _like(tensor: Tensor, values: Tensor) -> Tensor:
-    """Values as a parameter where a tensor is one."""
-    is_parameter = isinstance(tensor, nn.Parameter)
-    return nn.Parameter(values, requires_grad=False) if is_parameter else values
-
-
-def why_all_stay(real: nn.Module, mixture: DerivedMixture) -> str:
+def why_all_stay(real: nn.Module, mixture: Mixture) -> str:
     """Why experts of a mixture cannot be dropped."""
     groups, _ = groups_of(real, mixture.mlp)
     if groups == 1:
@@ -134,14 +52,9 @@ def entries_of(block: nn.Module, mlp: str, experts: str, count: int) -> Iterator
     core = block.get_submodule(mlp)
     every = [*core.named_parameters(prefix=mlp), *core.named_buffers(prefix=mlp)]
     for path, tensor in every:
-        entries = tensor.shape[-1 if _in_a_row(tensor) else 0] if tensor.ndim in (1, 2) else 0
+        entries = tensor.shape[-1 if in_a_row(tensor) else 0] if tensor.ndim in (1, 2) else 0
         if not path.startswith(f"{experts}.") and entries == count:
             yield path
-
-
-def _in_a_row(tensor: Tensor) -> bool:
-    """Whether the entries of experts are in the one row of a matrix."""
-    return tensor.ndim == 2 and len(tensor) == 1
 
 
 def numbers_of(block: nn.Module, mlp: str, value: int, *words: str) -> Iterator[tuple[str, str]]:
@@ -152,7 +65,7 @@ def numbers_of(block: nn.Module, mlp: str, value: int, *words: str) -> Iterator[
                 yield path, name
 
 
-def drops_exactly(example: TracedBlock, mixture: DerivedMixture) -> bool:
+def drops_exactly(example: TracedBlock, mixture: Mixture) -> bool:
     """Whether a mixture without some experts does as if those were never chosen.
 
     Where a router that knows all ranks groups, two of each are left, by which it does so.
@@ -174,7 +87,7 @@ def drops_exactly(example: TracedBlock, mixture: DerivedMixture) -> bool:
     for path in mixture.entries:
         tensor = tensor_of(silent, path)
         never = torch.linalg.pinv(tokens) @ torch.full((len(tokens),), FAR, dtype=torch.float64)
-        if tensor.ndim == 2 and not _in_a_row(tensor):
+        if tensor.ndim == 2 and not in_a_row(tensor):
             tensor.data[gone] = never.to(tensor.dtype)
         else:
             tensor.data[..., gone] = FAR
@@ -188,13 +101,6 @@ def drops_exactly(example: TracedBlock, mixture: DerivedMixture) -> bool:
     except (RuntimeError, ValueError, IndexError, TypeError):
         return False
     return close(found, replace(example, block=silent).run())
-
-
-def tensor_of(block: nn.Module, path: str) -> Tensor:
-    """A parameter or buffer."""
-    owner, _, name = path.rpartition(".")
-    tensor: Tensor = getattr(block.get_submodule(owner), name)
-    return tensor
 
 
 def close(found: Tensor, expected: Tensor) -> bool:
