@@ -209,14 +209,8 @@ def test_engines_of_language_models_are_refused(name: str) -> None:
             choose_for(loaded, Candidate(), program)
 
 
-def test_embedding_models_of_mixtures_are_refused(tmp_path: Path) -> None:
-    folder = with_pooling(tiny_checkpoint(tmp_path, "mixtral"), LAST)
-    with pytest.raises(ModelError, match="embedding models of type 'mixtral' are not supported"):
-        load(str(folder))
-
-
 @pytest.mark.parametrize("task", OTHER_DECODER_TASKS, ids=lambda task: task.compared)
-@pytest.mark.parametrize("kind", ["glm", "gpt_neox"])
+@pytest.mark.parametrize("kind", ["glm", "gpt_neox", "mixtral"])
 def test_those_of_other_types_are_derived(kind: str, task: Task, tmp_path: Path) -> None:
     config = typical_config(kind)
     small = shrunk(config, 3)
