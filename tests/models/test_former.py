@@ -1,7 +1,7 @@
 """Checkpoints with a modeling file of their type are read as what they were.
 
 ``former.json`` has for each type the config of such a checkpoint, and what the file's own class
-made of known weights.
+made of known weights. Those that end in ``-derived`` were written when their family was not yet.
 """
 
 from __future__ import annotations

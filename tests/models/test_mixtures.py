@@ -21,10 +21,11 @@ from evocompress.evaluation.estimates import ESTIMATES
 from evocompress.evaluation.estimates.base import Subject
 from evocompress.export import choose_format, materialize, read_record
 from evocompress.healing.student import load_student, write_student
+from evocompress.models.stored_tensors import stored_tensors
 from evocompress.pipeline.journal import read_candidates
 from evocompress.space.costs import cost_model
 from evocompress.testing.plain_library import PlainLibrary
-from evocompress.testing.tiny import tiny_checkpoint, tiny_loaded
+from evocompress.testing.tiny import MIXTURES, tiny_checkpoint, tiny_loaded
 from tests.models.trained_mixture import dialect_text, trained_checkpoint, trained_mixture
 
 
@@ -77,7 +78,16 @@ def test_experts_that_no_token_reaches_are_compressed_by_their_weights(tmp_path,
             assert library.load(name, levels[0])["weight"].isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["mixtral", "qwen2_moe", "qwen3_moe"])
+@pytest.mark.parametrize("name", MIXTURES)
+def test_stock_has_the_tensors_of_a_checkpoint_of_the_type(tmp_path, name):
+    whole = tiny_checkpoint(tmp_path / "whole", name)
+    stock = materialize(tiny_loaded(name), None, Candidate(), tmp_path / "stock", format="stock")
+    written, wanted = (stored_tensors(folder.glob("*.safetensors")) for folder in (stock, whole))
+    assert written == wanted
+    assert any(".experts.0." in tensor for tensor in written)
+
+
+@pytest.mark.parametrize("name", MIXTURES)
 def test_checkpoints_generate_what_the_candidate_does(tmp_path, name):
     loaded = tiny_loaded(name)
     library, path = PlainLibrary(loaded), "model.layers"
