@@ -24,8 +24,9 @@ def measured_costs(folder: Path, loaded: LoadedModel) -> dict[str, int]:
     """
     family = loaded.family
     # Buffers are no parameters: what batch norms count, corrections of routers.
-    known = {_unnumbered(name) for name in loaded.model.state_dict()}
-    buffers = {_unnumbered(name) for name, _ in loaded.model.named_buffers()} & known
+    kept = loaded.model.state_dict()
+    known = {_unnumbered(name) for name in kept}
+    buffers = {_unnumbered(name) for name, _ in loaded.model.named_buffers() if name in kept}
     name_of = name_when_read(loaded.model)
     block = family.block_names.pattern + r"\.((before|after)\.\d+\.)?"
     paths = "|".join(matrix.pattern for matrix in family.matrices)

@@ -51,8 +51,8 @@ from evocompress.testing.tiny import (
     windowless,
 )
 
-REFUSED = [n for n in NAMES if n in MIXTURES or isinstance(declared(n), Convolutional)]
-SERVED = [name for name in NAMES if name not in REFUSED]
+REFUSED = [name for name in NAMES if isinstance(declared(name), Convolutional)]
+SERVED = [name for name in NAMES if name not in (*REFUSED, *MIXTURES)]
 COUNTED = ("params", "body_params", "nonzeros", "matrix_nonzeros", "weight_bytes")
 
 
@@ -311,6 +311,16 @@ def test_families_of_other_layers_are_refused_by_name(name: str, tmp_path: Path)
     (folder / "config.json").write_text(json.dumps(config | {"model_type": kind}))
     for read in (load, outline):
         with pytest.raises(ModelError, match=f"compressed checkpoint of type '{name}', which"):
+            read(str(folder))
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_mixtures_are_refused_by_name(name: str, tmp_path: Path) -> None:
+    dense = tiny_loaded(name)
+    candidate = Candidate((("model.layers.1.mlp.experts.0", DROP),))
+    folder = materialize(dense, None, candidate, tmp_path / "first", format="hf")
+    for read in (load, outline):
+        with pytest.raises(ModelError, match=rf"a compressed checkpoint of a mixture .*{name}\),"):
             read(str(folder))
 
 
