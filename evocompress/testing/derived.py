@@ -54,6 +54,7 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
         "num_kv_shared_layers": 2,
     },
     "laguna": {"num_attention_heads_per_layer": [48, 64, 48], "num_hidden_layers": 3},
+    "mimo_v2_flash": {"layer_types": ["full_attention", "sliding_attention", "full_attention"]},
     "smollm3": {"no_rope_layers": [1, 0, 1], "num_hidden_layers": 3},
     "qwen3_next": {"layer_types": ["linear_attention", "full_attention", "linear_attention"]},
 }

@@ -24,6 +24,7 @@ UNEVEN = {
     "qwen3_next": {"1.attention": GROUP},
     "gemma4_text": {"0.attention": GROUP, "1.attention": Level(kv_groups=2, group_heads=1)},
     "laguna": {"0.attention": GROUP, "1.attention": Level(kv_groups=2, group_heads=3)},
+    "mimo_v2_flash": {"0.attention": Level(kv_groups=1, group_heads=3), "1.attention": HEADS},
     "deepseek_v32": {"0.attention": HEADS, "2.attention": Level(kv_groups=1, group_heads=1)},
     "youtu": {"0.attention": HEADS, "2.attention": Level(kv_groups=1, group_heads=1)},
 }

@@ -82,9 +82,15 @@ def _listed_heads(config: Any, block: int) -> int | None:
     Such a list is that of the dense model.
     """
     listed = getattr(config, HEADS_BY_LAYER, None)
-    changed = config._heterogeneity_spec.per_layer_overrides if config.is_heterogeneous else {}
-    own = "num_attention_heads" in changed.get(block, {})
+    own = has_own(config, block, "num_attention_heads")
     return listed[block] if listed and not own else None
+
+
+def has_own(config: PreTrainedConfig, block: int, name: str) -> bool:
+    """Whether a block has a setting of its own."""
+    config = text_config(config)
+    changed = config._heterogeneity_spec.per_layer_overrides if config.is_heterogeneous else {}
+    return name in changed.get(block, {})
 
 
 def _kv_heads(own: Any) -> int | None:

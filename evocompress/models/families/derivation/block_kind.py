@@ -105,6 +105,7 @@ class Kind:
         tied: Names of the parameters that other blocks have as well, such as those of an attention
             that runs in several blocks. They count once, as if they were outside, and stay as long
             as any of these blocks is left.
+        kv_times: How many times as many key-value heads they have as the config says.
     """
 
     parts: Mapping[SubLayerName, DerivedPart]
@@ -118,6 +119,7 @@ class Kind:
     stores: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
     tied: tuple[str, ...] = ()
+    kv_times: int = 1
 
     @property
     def by_heads(self) -> bool:
@@ -141,6 +143,18 @@ def first_parts(kinds: Sequence[Kind]) -> dict[SubLayerName, DerivedPart]:
             if name not in found or (part.settings and not found[name].settings):
                 found[name] = part
     return found
+
+
+def kv_times(block: nn.Module, heads: int, kv_heads: int) -> int:
+    """How many times as many key-value heads a block has as its config says.
+
+    Layers of one type may have more than others (MiMo V2). The kernels of transformers read how
+    many queries share one.
+    """
+    every = (getattr(module, "num_key_value_groups", None) for module in block.modules())
+    found = {groups for groups in every if isinstance(groups, int) and groups}
+    times, rest = divmod(heads, kv_heads * next(iter(found))) if len(found) == 1 else (1, 0)
+    return times if times and not rest else 1
 
 
 def rows_of_query(block: nn.Module, matrices: Sequence[Matrix], widths: Widths) -> int:

@@ -18,6 +18,11 @@ SLIDING = {
     "rope_parameters": {"sliding_attention": ROTARY, "full_attention": ROTARY},
 }
 
+INDEXER = {
+    **{"indexer_n_heads": 16, "indexer_kv_heads": 1, "indexer_head_dim": 256},
+    **{"indexer_budget": 2048, "indexer_compress_ratio": 16},
+}
+
 LEFT_OPEN: Mapping[str, Mapping[str, Any]] = {
     "chameleon": NO_IMAGES,
     # The class reads rotary settings by type of layer, and the config makes them for all at once.
@@ -37,8 +42,17 @@ LEFT_OPEN: Mapping[str, Mapping[str, Any]] = {
     "ernie4_5_vl_moe": {
         "text_config": {"rope_parameters": {**ROTARY, "mrope_section": [22, 22, 20]}}
     },
+    # Which layers read which states of the tower of images is open.
+    "granite4_vision": {
+        "deepstack_layer_map": [[-1, 0], [-2, 4], [-3, 8], [-4, 12]],
+        "downsample_rate": "4/8",
+    },
     # No type of layer is told by default, and the class looks one up for each.
     "lfm2_moe": {"layer_types": ["conv", "conv", "full_attention", "conv"] * 8},
+    # Every full attention has an indexer, whose sizes are open.
+    "qwen4_exp": {"text_config": INDEXER},
+    # Masks of windows are made, whose size is open.
+    "step3p7": {"text_config": {"sliding_window": 512}},
 }
 """By type what its class needs and its default config leaves open."""
 

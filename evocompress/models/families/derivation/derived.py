@@ -372,10 +372,16 @@ def _caching(model: PreTrainedModel, ids: Tensor) -> list[int | None]:
     except (*FAILURES, StopIteration):
         return unknown  # without any attention no cache knows how many tokens there have been
     told = [_cached(layer) for layer in getattr(cache, "layers", None) or ()]
-    return [*told] if len(told) >= len(unknown) else unknown
+    return told if len(told) >= len(unknown) else unknown
 
 
-def _cached(layer: Any) -> int:
-    """Values that a layer of a cache (1, heads, S, width) holds of a token."""
-    held = (getattr(layer, name, None) for name in ("keys", "values"))
-    return sum(one.shape[1] * one.shape[-1] for one in held if isinstance(one, Tensor))
+def _cached(layer: Any) -> int | None:
+    """Values that a layer of a cache (1, heads, S, width) holds of a token.
+
+    ``None`` where what it was given first lies elsewhere.
+    """
+    held = [getattr(layer, name, None) for name in ("keys", "values")]
+    tensors = [one for one in held if isinstance(one, Tensor)]
+    if any(one.ndim < 2 for one in tensors):
+        return None
+    return sum(one.shape[1] * one.shape[-1] for one in tensors)

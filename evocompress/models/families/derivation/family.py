@@ -17,6 +17,7 @@ from evocompress.models.families.branches import ABSENT, Attributes, Matrix, Sub
 from evocompress.models.families.derivation.block_kind import (
     Kind,
     first_parts,
+    kv_times,
     module_classes,
     rows_of_query,
 )
@@ -28,7 +29,7 @@ from evocompress.models.families.handed import Handed, unread, why_blocks_stay
 from evocompress.models.families.logits import LogitKeys
 from evocompress.models.families.retasked import with_task
 from evocompress.models.families.shapes import matrix_shape
-from evocompress.models.families.uneven import head_shape, is_compressed, text_config
+from evocompress.models.families.uneven import has_own, head_shape, is_compressed, text_config
 from evocompress.models.tasks import CAUSAL, SCORES, Task
 
 HEAD = r"lm_head\..*"
@@ -159,6 +160,8 @@ class Derived(Family):
         own = self.at(index)
         heads, kv_heads, size = head_shape(config, index)
         known = own.kinds[0].heads is not None or own.attention.narrowable
+        if not has_own(config, index, "num_key_value_heads"):
+            kv_heads *= own.kinds[0].kv_times
         return (heads, kv_heads, size) if known else (0, 0, size)
 
     def bound(self, model: PreTrainedModel) -> Family:
@@ -171,8 +174,11 @@ class Derived(Family):
         """Refuse a model with a block that is built otherwise than those that were tried."""
         lacking = is_compressed(model.config.model_type)
         for index, block in enumerate(self.blocks(model)):
-            own, whole = module_classes(block), self.at(index).kinds[0].classes
-            if own != whole and not (lacking and own.items() <= whole.items()):
+            own, kind = module_classes(block), self.at(index).kinds[0]
+            whole = kind.classes
+            heads, kv_heads, _ = head_shape(model.config, index)
+            fewer = not lacking and kind.kv_times not in (1, kv_times(block, heads, kv_heads))
+            if fewer or (own != whole and not (lacking and own.items() <= whole.items())):
                 raise ModelError(
                     f"block {index} of this {self.model_type} model has other modules than its "
                     "class gives it by its config"

@@ -13,6 +13,7 @@ from evocompress.models.families.derivation.block_kind import (
     CountedHeads,
     DerivedPart,
     Kind,
+    kv_times,
     module_classes,
     rows_of_query,
 )
@@ -34,6 +35,21 @@ from evocompress.models.families.shapes import matrix_shape
 
 
 def kind_of(
+    example: TracedBlock, real: nn.Module, shape: tuple[int, int, int], *, cached: int | None
+) -> Kind:
+    """What a block is like; see `_kind_of`.
+
+    With the key-value heads that it computes with, where it has no heads by its config.
+    """
+    found, (heads, kv_heads, size) = _kind_of(example, real, shape, cached=cached), shape
+    times = kv_times(example.block, heads, kv_heads) if heads else 1
+    if times == 1 or "attention" not in found.parts or found.parts["attention"].settings:
+        return found
+    other = _kind_of(example, real, (heads, kv_heads * times, size), cached=cached)
+    return replace(other, kv_times=times) if other.parts["attention"].settings else found
+
+
+def _kind_of(
     example: TracedBlock, real: nn.Module, shape: tuple[int, int, int], *, cached: int | None
 ) -> Kind:
     """What a block is like, and what can be done to its sub-layers.

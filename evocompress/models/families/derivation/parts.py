@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig
 from evocompress.models.families.uneven import text_config
 
 SMALL = {
-    **dict.fromkeys(("hidden_size", "embed_dim", "d_model"), 32),
+    **dict.fromkeys(("hidden_size", "embed_dim", "d_model", "upsample_groups"), 32),
     **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "num_heads"), 2),
     **{"encoder_attention_heads": 2, "head_dim": 16},
     **{"intermediate_size": 48, "encoder_ffn_dim": 48, "base_channels": 32, "num_filters": 4},
@@ -24,8 +24,8 @@ SMALL = {
 DEPTH = re.compile(r"(.*_)?(layers|num_blocks|depth)")
 """What may be how many layers a part has; it keeps one."""
 
-SIZE = re.compile(r".*(_size|_dim)")
-"""What may be the width of the language model, which other parts hand on to."""
+SIZE = re.compile(r"(?!codebook_).*(_size|_dim)")
+"""What may be the width of the language model, which other parts hand on to; no codebook's is."""
 
 TOKEN = re.compile(r".*_token_(id|index)")
 """What names a token that stands for an image, for a sound or for the end of one."""

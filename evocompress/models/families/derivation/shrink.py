@@ -275,6 +275,8 @@ def _sizes(config: Any, layers: int, heads: int, narrow_heads: bool) -> dict[str
     sizes |= _same_sizes(config, sizes, dense_hidden, hidden)
     if shared := getattr(config, SHARED_LAYERS, 0):  # the last ones
         sizes[SHARED_LAYERS] = max(0, shared - config.num_hidden_layers + layers)
+    if hasattr(config, "coordinate_size"):  # four coordinates and two lengths, side by side
+        sizes["coordinate_size"], sizes["shape_size"] = hidden // 6, hidden // 2 - 2 * (hidden // 6)
     if own := getattr(config, "attention_hidden_size", 0):  # the state beside the embedding
         sizes["attention_hidden_size"] = own // dense_hidden * hidden
     if (getattr(config, "n_group", None) or 1) > 1:  # a router that chooses groups of experts first
