@@ -94,7 +94,7 @@ ARCHITECTURES: Mapping[str, LlamaCpp] = {
     "bloom": LlamaCpp("bloom"),
     "cohere": LlamaCpp("command-r", spanning=True),
     "cohere2": LlamaCpp("cohere2", spanning=True, windowed=True),
-    "dots1": LlamaCpp("dots1", dense_first=True, settings={"norm_topk_prob": True}),
+    "dots1": LlamaCpp("dots1", dense_first=True, also=("norm_topk_prob",)),
     "ernie4_5": LlamaCpp("ernie4_5"),
     "ernie4_5_moe": LlamaCpp("ernie4_5-moe", dense_first=True),
     "exaone4": LlamaCpp("exaone4", factors=True, spanning=True, settings={"sliding_window": None}),
