@@ -12,7 +12,7 @@ from math import inf
 from typing import Any
 
 from evocompress.core.types import Candidate
-from evocompress.export.gguf_mixers import attention_interval
+from evocompress.export.gguf_mixers import attention_alone, attention_interval, tensor_kinds
 from evocompress.export.gguf_rotary import frequencies, rotary_obstacle
 from evocompress.export.layout import Layout, layout, second_round
 from evocompress.export.llama_like import LLAMA_LIKE, first_without_attention, unlike_llama
@@ -193,7 +193,7 @@ def alike_obstacle(loaded: LoadedModel, candidate: Candidate) -> str | None:
         or _layers_in_order(loaded, layout(loaded, candidate), found)
         or _too_few_heads(loaded, layout(loaded, candidate), found)
         or _experts_missing(layout(loaded, candidate), found)
-        or _attention_alone(loaded, layout(loaded, candidate), found)
+        or attention_alone(loaded, layout(loaded, candidate), found.name)
     )
 
 
@@ -208,7 +208,7 @@ def uneven_obstacle(loaded: LoadedModel, candidate: Candidate) -> str | None:
         or (_partly_rotated(loaded) if found.borrowed else None)
         or ModelingFile().obstacle(loaded, candidate)
         or _layers_in_order(loaded, left, found)
-        or _attention_alone(loaded, left, found)
+        or attention_alone(loaded, left, found.name)
         or _without_place(left, found)
     )
 
@@ -312,7 +312,7 @@ def _two_widths(loaded: LoadedModel) -> str | None:
 
 def _untied(loaded: LoadedModel, found: LlamaCpp) -> str | None:
     """The obstacle of a head that the architecture has no place for."""
-    if "OUTPUT" in _tensors_of(found) or loaded.family.architecture(loaded.model).tied:
+    if "OUTPUT" in tensor_kinds(found.name) or loaded.family.architecture(loaded.model).tied:
         return None
     what = "layers that differ of " if found.borrowed else ""
     return (
@@ -322,28 +322,9 @@ def _untied(loaded: LoadedModel, found: LlamaCpp) -> str | None:
 
 def _mixed(loaded: LoadedModel, found: LlamaCpp) -> str | None:
     """The obstacle of experts that the architecture has no place for: Nemotron-H's."""
-    if loaded.family.mixture is None or "FFN_GATE_INP" in _tensors_of(found):
+    if loaded.family.mixture is None or "FFN_GATE_INP" in tensor_kinds(found.name):
         return None
     return f"cannot hold this {loaded.family.model_type} model, whose MLPs are mixtures of experts"
-
-
-def _tensors_of(found: LlamaCpp) -> set[str]:
-    """gguf-py's names of the kinds of tensors that an architecture has."""
-    import gguf
-
-    known = {word: architecture for architecture, word in gguf.MODEL_ARCH_NAMES.items()}
-    return {tensor.name for tensor in gguf.MODEL_TENSORS[known[found.name]]}
-
-
-def _attention_alone(loaded: LoadedModel, left: Layout, found: LlamaCpp) -> str | None:
-    """The obstacle of a hybrid with attention alone, for whose other cache there is no layer."""
-    mixers = any(not loaded.family.at(block.index).attends for block in left.having("attention"))
-    if mixers or not _tensors_of(found) & {"SHORTCONV_CONV", "SSM_CONV1D"}:
-        return None
-    return (
-        f"cannot hold this {loaded.family.model_type} model with attention alone, because "
-        f"llama.cpp's architecture {found.name} needs a layer with another mixer"
-    )
 
 
 def _experts_missing(left: Layout, found: LlamaCpp) -> str | None:

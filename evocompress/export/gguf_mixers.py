@@ -12,6 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evocompress.export.layout import Layout
+from evocompress.models.loading import LoadedModel
+
 FLOAT32 = r"blk\.\d+\.(shortconv\.conv\.weight|ssm_conv1d\.weight|ssm_[ad]|ssm_norm\.weight)"
 """Tensors that llama.cpp reads as float32 alone."""
 
@@ -141,3 +144,22 @@ def _add_mamba(writer: Any, own: Mapping[str, Tensor]) -> None:
     writer.add_ssm_state_size((channels - inner) // (2 * groups))
     writer.add_ssm_time_step_rank(len(own["ssm_a"]))
     writer.add_ssm_group_count(groups)
+
+
+def tensor_kinds(architecture: str) -> set[str]:
+    """gguf-py's names of the kinds of tensors that an architecture of llama.cpp has."""
+    import gguf
+
+    known = {word: number for number, word in gguf.MODEL_ARCH_NAMES.items()}
+    return {tensor.name for tensor in gguf.MODEL_TENSORS[known[architecture]]}
+
+
+def attention_alone(loaded: LoadedModel, left: Layout, architecture: str) -> str | None:
+    """The obstacle of a hybrid with attention alone, for whose other cache there is no layer."""
+    mixers = any(not loaded.family.at(block.index).attends for block in left.having("attention"))
+    if mixers or not tensor_kinds(architecture) & {"SHORTCONV_CONV", "SSM_CONV1D"}:
+        return None
+    return (
+        f"cannot hold this {loaded.family.model_type} model with attention alone, because "
+        f"llama.cpp's architecture {architecture} needs a layer with another mixer"
+    )
