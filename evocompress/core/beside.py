@@ -43,6 +43,11 @@ class Beside:
     kept_bytes: int = 0
     within: int = 0
 
+    def plus(self, other: Beside, sign: int = 1) -> Beside:
+        """What it takes with something beside it, that computes no tokens together; or without."""
+        every = {name: value + sign * getattr(other, name) for name, value in vars(self).items()}
+        return Beside(**(every | {"size": self.size}))
+
     def prefill(self, length: int) -> int:
         """Operations of a sequence, but for those of pairs."""
         chunks = -(-length // self.size)

@@ -64,6 +64,9 @@ class Unit:
         narrowable: Whether the width of a sub-layer can be cut at all.
         attends: Of an attention, whether its keys and values are cached: not of what mixes tokens
             in another way. A model must keep one that attends.
+        shared: Of a matrix, whether later blocks run it as well.
+        shares: Of an attention, the block with the matrices that it and others run; empty where
+            nothing is shared.
 
     Examples:
         >>> Unit("layers.0.mlp.up", "matrix", "layers.0.mlp", 0, "up", shape=(8, 4)).numel
@@ -88,6 +91,8 @@ class Unit:
     attends: bool = True
     groups: int = 1
     chosen_groups: int = 1
+    shared: bool = False
+    shares: str = ""
 
     @property
     def least(self) -> int:
@@ -343,6 +348,7 @@ class Architecture:
         handed: Values of a token that blocks hand on beside the hidden state: keys and values that
             later ones read.
         calls: How often a forward pass runs each block. Empty where that is once.
+        shared: Weights of all matrices that several blocks share.
 
     Examples:
         >>> from evocompress.testing.tiny import tiny_loaded
@@ -383,6 +389,7 @@ class Architecture:
     beside: tuple[Beside | None, ...] = ()
     handed: int = 0
     calls: tuple[int, ...] = ()
+    shared: int = 0
 
     @property
     def runs(self) -> tuple[int, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterable
 from functools import cached_property
 
 from evocompress.core.types import Unit
@@ -64,3 +66,21 @@ class UnitTree(tuple[Unit, ...]):
         if unit.kind not in ("matrix", "expert"):
             return unit
         return self.sublayer(self.by_name[unit.owner])
+
+
+def users_of(units: Iterable[Unit]) -> dict[int, list[int]]:
+    """Which blocks run the matrices of one that others share, by the indices of both.
+
+    Examples:
+        >>> block = Unit("layers.0", "block", None, 0, "block")
+        >>> own = Unit("layers.0.attention", "attention", "layers.0", 0, "", shares="layers.0")
+        >>> users_of([block, own])
+        {0: [0]}
+    """
+    every = list(units)
+    indices = {unit.name: unit.block for unit in every if unit.kind == "block"}
+    found: defaultdict[int, list[int]] = defaultdict(list)
+    for unit in every:
+        if unit.shares:
+            found[indices[unit.shares]].append(unit.block)
+    return dict(found)

@@ -7,7 +7,7 @@ narrower one is told, and which shapes differ is seen in the weights.
 from __future__ import annotations
 
 from evocompress.core.types import DENSE, Candidate
-from evocompress.export.layout import Block
+from evocompress.export.layout import Block, layout
 from evocompress.export.weights import StateDict
 from evocompress.models.edits import Edits, removal, telling
 from evocompress.models.families.branches import Attributes
@@ -48,10 +48,13 @@ def _told(loaded: LoadedModel, candidate: Candidate, block: Block) -> Edits:
     """What the modules of narrowed sub-layers are told, and how the configs differ they hold."""
     family, module = loaded.family.at(block.index), loaded.family.blocks(loaded.model)[block.index]
     told: Attributes = {}
-    for sublayer in block.narrow:
-        unit = f"{loaded.family.block_names[block.index]}.{sublayer}"
-        if candidate.by_name.get(unit, DENSE).narrow:
-            told |= family.narrowing(module, sublayer, block.widths)
+    first = (loaded.family.sharing or (-1,) * (block.index + 1))[block.index]
+    shared = [layout(loaded, candidate).blocks[first]] if first not in (-1, block.index) else []
+    for own in [block, *(shared if "attention" not in block.dropped else ())]:
+        for sublayer in own.narrow:
+            unit = f"{loaded.family.block_names[own.index]}.{sublayer}"
+            if candidate.by_name.get(unit, DENSE).narrow:
+                told |= loaded.family.at(own.index).narrowing(module, sublayer, own.widths)
     if family.mixture and block.reduced:
         told |= family.mixture.routing(module, block.experts)
     return telling(module, told)

@@ -187,6 +187,8 @@ def _sublayers(
     config = loaded.model.config
     uneven, lacking = is_compressed(config.model_type), missing(config, index)
     dropped = tuple(kind for kind in own if kind in lacking or own[kind].drop)
+    if "attention" in dropped and loaded.family.at(index).within:
+        dropped = tuple(own)
     kept = tuple(kind for kind in own if kind not in dropped)
     given = added_biases(config, index)
     return (

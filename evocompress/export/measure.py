@@ -34,7 +34,9 @@ def measured_costs(folder: Path, loaded: LoadedModel) -> dict[str, int]:
         # As transformers keeps the matrices of all experts of a layer.
         paths += rf"|{re.escape(family.mixture.mlp)}\.experts\.(gate_up|down)_proj"
     matrix = re.compile(rf"{block}({paths})(\.weight)?")
-    outside = "".join(rf"(?!{re.escape(path)}(\.|$))" for path in (*family.shared, *family.tied))
+    own = {f"{matrix.path}.weight" for matrix in family.matrices}
+    outer = (*family.shared, *(name for name in family.tied if name not in own))
+    outside = "".join(rf"(?!{re.escape(path)}(\.|$))" for path in outer)
     total = body = matrices = zeros = size = 0
     for stored, tensor in _tensors(folder):
         name = stored if _unnumbered(stored) in known else name_of(stored)

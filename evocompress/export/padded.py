@@ -31,7 +31,7 @@ from evocompress.export.layout import (
 from evocompress.export.pretrained import Pretrained
 from evocompress.export.renumbering import not_silenced, numbers_matter
 from evocompress.export.running import OWN_CLASS, Programs, Running
-from evocompress.export.weights import StateDict, assemble, renumbered
+from evocompress.export.weights import StateDict, assemble, renumbered, with_shared
 from evocompress.models.families import SubLayerName
 from evocompress.models.families.base import block_matrices
 from evocompress.models.families.uneven import text_config
@@ -94,11 +94,13 @@ class Padded(Pretrained):
             own = _of_block(target, block, loaded)
             for matrix in matrices[block.index]:
                 name = f"{left.path}.{block.index}.{matrix.path}"
-                wide |= filled(name, matrix, block, own, state)
+                shared = f"{matrix.path}.weight" in family.tied  # other blocks may run it
+                there = replace(block, dropped=()) if shared else block
+                wide |= filled(name, matrix, there, own, state)
             wide |= filled_followers(family, left.names[block.index], block, own, state)
         config = _config(loaded, blocks, target)
         names = renumbered(left.names, blocks)
-        return assemble(type(loaded.model), config, wide, names)
+        return assemble(type(loaded.model), config, with_shared(loaded.family, wide), names)
 
 
 def _not_zero(left: Layout, loaded: LoadedModel) -> str | None:
@@ -147,10 +149,12 @@ def _target(left: Layout, loaded: LoadedModel) -> Target:
     """The least widths that hold every layer and that the model's class takes."""
     biased = frozenset(kind for block in left.blocks for kind in block.biased)
     whole = whole_widths(loaded)
-    channels = max((b.widths.channels for b in left.having("mlp")), default=whole.channels)
+    mlps = _computed(left, "mlp", loaded)
+    channels = max((block.widths.channels for block in mlps), default=whole.channels)
     if channels != whole.channels and not are_channels_of_mlps_alone(loaded):
         channels = whole.channels
-    grids = [*_grids(left, whole), (whole.heads, whole.kv_heads)]
+    attentions = [b.widths for b in _computed(left, "attention", loaded) if b.widths.kv_heads]
+    grids = [*_grids(attentions, whole), (whole.heads, whole.kv_heads)]
     for wide, (heads, kv_heads) in product((channels, whole.channels), grids):
         target = Target(replace(whole, heads=heads, kv_heads=kv_heads, channels=wide), biased)
         of_block = partial(_of_block, target, loaded=loaded)
@@ -160,9 +164,15 @@ def _target(left: Layout, loaded: LoadedModel) -> Target:
     return Target(whole, biased)
 
 
-def _grids(left: Layout, dense: Widths) -> list[tuple[int, int]]:
+def _computed(left: Layout, sublayer: SubLayerName, loaded: LoadedModel) -> list[Block]:
+    """The blocks that have a sub-layer, or have had one whose matrices others share."""
+    shared = {*loaded.family.sharing}
+    having = left.having(sublayer)
+    return [block for block in left.blocks if block in having or block.index in shared]
+
+
+def _grids(kept: Sequence[Widths], dense: Widths) -> list[tuple[int, int]]:
     """(query heads, key-value heads) that hold every layer, fewest first, below the dense ones."""
-    kept = [block.widths for block in left.having("attention") if block.widths.kv_heads]
     if not dense.kv_heads:
         return []
     groups = max((widths.kv_heads for widths in kept), default=1)

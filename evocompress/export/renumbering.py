@@ -136,7 +136,8 @@ def _is_silenced(
     block = loaded.family.blocks(without)[index]
     for path, module in family.replacements(block, sublayer).items():
         block.set_submodule(path, module)
-    paths = [matrix.path for matrix in family.matrices if matrix.sublayer == sublayer]
+    own = (matrix for matrix in family.matrices if f"{matrix.path}.weight" not in family.tied)
+    paths = [matrix.path for matrix in own if matrix.sublayer == sublayer]
     if family.mixture is not None and sublayer == "mlp":
         paths.append(f"{family.mixture.mlp}.experts")
     for name, parameter in loaded.family.blocks(zeroed)[index].named_parameters():

@@ -26,6 +26,7 @@ from evocompress.compression.weights import (
 )
 from evocompress.core.types import DENSE, Candidate
 from evocompress.export.layout import Block, layout
+from evocompress.models.families import Family
 from evocompress.models.families.base import block_matrices
 from evocompress.models.families.mixture import ExpertViews, fused, held_in
 from evocompress.models.families.names import BlockNames
@@ -75,7 +76,21 @@ def compressed_state(
             for (path, name), value in mixture.routing(module, block.experts).items():
                 if isinstance(value, Tensor):
                     state[f"{names[block.index]}.{path}.{name}"] = value.data
-    return state
+    return with_shared(loaded.family, state)
+
+
+def with_shared(family: Family, state: StateDict) -> dict[str, Tensor]:
+    """A state in which blocks have the tensors of the first one with which they share them."""
+    found = dict(state)
+    for index, first in enumerate(family.sharing):
+        if first >= 0:
+            own, others = (f"{family.block_names[i]}.{family.commons}." for i in (first, index))
+            found |= {
+                f"{others}{name.removeprefix(own)}": tensor
+                for name, tensor in state.items()
+                if name.startswith(own)
+            }
+    return found
 
 
 def assemble(

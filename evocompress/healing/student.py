@@ -19,6 +19,7 @@ from evocompress.export.reload import read_checkpoint
 from evocompress.healing.adapters import without_adapters
 from evocompress.models.checkpoints import quiet_transformers
 from evocompress.models.families import Family
+from evocompress.models.families.sharing import share_modules
 from evocompress.models.families.uneven import text_config
 from evocompress.models.loading import LoadedModel
 
@@ -42,6 +43,8 @@ def load_student(path: Path, teacher: LoadedModel) -> PreTrainedModel:
     for parameter in model.parameters():
         # The loaded tensors may be views of the memory-mapped file, or of those of all experts.
         parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
+    family = teacher.family
+    share_modules(family.sharing, family.commons, model.config, family.blocks(model))
     model.requires_grad_(True)
     return model
 

@@ -8,7 +8,7 @@ blocks themselves are on the device only while they run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -46,6 +46,9 @@ Loss = Callable[[Outputs, slice], Tensor]
 
 Reader = Callable[[str, Tensor], None]
 """Told the name and the gradient of a parameter, which is freed afterwards."""
+
+Gradients = dict[nn.Parameter, Tensor]
+"""By parameter."""
 
 _SHARE = 0.5
 """Of the memory that is available what a backward pass may take."""
@@ -148,13 +151,17 @@ def _by_block(loaded: LoadedModel, task: _Pass) -> None:
         final = final_states(family, model, entering)
     seeds = _hidden_gradients(loaded, final.detach(), task.losses)
     seeds = _backward(norm, f"{family.norm_path}.", final, seeds, task.readers, entering)
+    first = {p: i for i in reversed(range(len(blocks))) for p in blocks[i].parameters()}
+    waiting: list[Gradients] = [{} for _ in seeds]
     for index in reversed(range(len(blocks))):
+        later = {parameter for parameter in blocks[index].parameters() if first[parameter] < index}
         entering = inputs.pop().to(hidden.device).detach().requires_grad_(True)
         with loaded.cache.held(blocks[index]) if loaded.cache else nullcontext():
             with torch.enable_grad():
                 leaving = run_block(blocks[index], entering, task.arguments[index])
             path = f"{family.block_names[index]}."
-            seeds = _backward(blocks[index], path, leaving, seeds, task.readers, entering)
+            common = waiting, later
+            seeds = _backward(blocks[index], path, leaving, seeds, task.readers, entering, *common)
 
 
 def _backward(
@@ -164,17 +171,27 @@ def _backward(
     seeds: Sequence[Tensor],
     readers: Sequence[Reader],
     entering: Tensor | None = None,
+    waiting: Sequence[Gradients] = (),
+    later: Collection[nn.Parameter] = (),
 ) -> list[Tensor]:
     """Has the gradients of a module's parameters read, for each loss, from its seed.
 
     That is its gradient by what came out of the module, `leaving`. `entering` is what went in, if
-    its gradients are wanted.
+    its gradients are wanted. Parameters that are read `later`, as earlier blocks share them, leave
+    theirs in `waiting`, for each loss.
     """
-    named = [(prefix + name, p) for name, p in module.named_parameters() if p.requires_grad]
+    every = [(prefix + name, p) for name, p in module.named_parameters() if p.requires_grad]
+    named = [(name, parameter) for name, parameter in every if parameter not in later]
     passed_on = []
     for index, (seed, reader) in enumerate(zip(seeds, readers, strict=True)):
+        sums = waiting[index] if waiting else {}
+        for _, parameter in every:
+            parameter.grad = sums.pop(parameter, None)
         with _reading(named, reader):
             torch.autograd.backward(leaving, seed, retain_graph=index + 1 < len(seeds))
+        for parameter in later:
+            if parameter.grad is not None:
+                sums[parameter], parameter.grad = parameter.grad, None
         if entering is not None:
             assert entering.grad is not None
             passed_on.append(entering.grad)

@@ -16,7 +16,13 @@ from evocompress.space import budget as budgets
 from evocompress.space.costs import LatencyTable, cost_model
 from evocompress.space.encoding import Encoding
 from evocompress.space.format_constraint import Obstacle, fitting
-from evocompress.space.levels import check_patterns, droppable, sparsity_levels, width_levels
+from evocompress.space.levels import (
+    check_patterns,
+    droppable,
+    sharing_narrowed,
+    sparsity_levels,
+    width_levels,
+)
 from evocompress.space.space import SearchSpace
 
 
@@ -85,6 +91,7 @@ def _genes(
         removable = droppable(units, config.drop)
     if config.width:
         narrow = width_levels(units, architecture, config.width, adds_bias=adds_bias)
+        removable -= sharing_narrowed(units, narrow)
     for unit in units:
         smaller = (*narrow.get(unit.name, ()), *((DROP,) if unit.name in removable else ()))
         if smaller:

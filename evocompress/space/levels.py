@@ -79,6 +79,14 @@ def width_levels(
             "library.width_criterion adds a bias to the output of a narrowed MLP, which experts of "
             "a mixture do not have: choose another one"
         )
+    shared = {unit.parent for unit in units if unit.shared}
+    if adds_bias and any(
+        u.name in shared and u.kind in config.units and u.narrowable for u in units
+    ):
+        raise ConfigError(
+            "library.width_criterion adds a bias to the output of a narrowed sub-layer, which one "
+            "that several blocks share does not have: choose another one"
+        )
     levels = {
         unit.name: _widths(unit, architecture, config, adds_bias and unit.name not in biased)
         for unit in units
@@ -101,6 +109,17 @@ def width_levels(
             "space.width.uniform: the layers of this model differ in width; leave uniform out"
         )
     return narrow
+
+
+def sharing_narrowed(units: Sequence[Unit], narrow: Mapping[str, object]) -> frozenset[str]:
+    """The attentions that run matrices which are narrowed for several blocks, and these blocks.
+
+    What one of them costs would depend on the width, were it dropped on its own.
+    """
+    cut = {unit.parent for unit in units if unit.shared} & narrow.keys()
+    owners = {unit.parent for unit in units if unit.name in cut}
+    sharing = [unit for unit in units if unit.shares in owners]
+    return frozenset(name for unit in sharing for name in (unit.name, unit.owner))
 
 
 def _widths(

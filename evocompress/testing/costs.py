@@ -174,8 +174,10 @@ def _attention_flops(architecture: Architecture, length: int, without: Set[int])
         if block not in without
     }
     widths = architecture.head_widths or (2 * architecture.head_dim,) * len(architecture.heads)
-    by_pair = {b: 2 * architecture.heads[b] * widths[b] for b in pairs}
     seen = {b: own.pair for b, own in enumerate(architecture.beside) if own}
+    # Heads that blocks share are beside what each of them has.
+    shared = {*seen} if architecture.shared else set()
+    by_pair = {b: 0 if b in shared else 2 * architecture.heads[b] * widths[b] for b in pairs}
     every = {block: architecture.runs[block] * length**2 for block in pairs}
     return sum(
         (by_pair[b] + seen[b]) * (n - every[b]) if b in seen else by_pair[b] * n

@@ -14,15 +14,16 @@ from itertools import product
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from evocompress.core.types import narrowable
 from evocompress.core.widths import axis_lengths
 from evocompress.models.families import FAMILIES, Family, SubLayerName, family_of, name_of
-from evocompress.models.families.base import final_states, matrices_of, one_way
+from evocompress.models.families.base import final_states, matrices_of
 from evocompress.models.families.derivation.derived import Derived
+from evocompress.models.families.shapes import one_way
 from evocompress.models.families.stand_ins import run_block
 from evocompress.testing.blocks import BlockContract
 from evocompress.testing.hooks import embedding_weight, must_not_run, note_input, note_shape
@@ -111,6 +112,8 @@ class FamilyContract(BlockContract):
             }
             matrices = matrices_of(own)
             named = [matrix.path for matrix in matrices]
+            fixed = {path for path in linear if f"{path}.weight" in own.tied} - {*named}
+            linear = {path: stored for path, stored in linear.items() if path not in fixed}
             assert sorted(named) == sorted(linear)
             assert {m.path: m.transposed for m in matrices} == linear
             assert {m.path for m in own.matrices} <= set(named)
@@ -157,13 +160,14 @@ class FamilyContract(BlockContract):
                     continue
                 if axes:
                     assert size % sum(lengths[axis] for axis in axes) == 0
-                elif not staged(family) and not latent:
+                elif not staged(family) and not latent and not own.commons:
                     assert size in widths
             assert unit.bias == (model.get_submodule(unit.name).bias is not None)
             pattern = rf".*\.{branch.output.pattern}"
             last = re.fullmatch(pattern, unit.name) is not None
             assert last == (narrowable(unit.columns) and "inner" not in unit.columns)
-            assert bool(unit.rows) != bool(unit.columns) or unit.columns == ("inner",) or latent
+            if not latent and not own.commons:
+                assert bool(unit.rows) != bool(unit.columns) or unit.columns == ("inner",)
 
     def test_same_input_word_means_same_input(self, family: Family, model: PreTrainedModel) -> None:
         """Matrices with one `input` word read equal tensors; other words, other tensors."""
@@ -202,7 +206,7 @@ class FamilyContract(BlockContract):
             outer = sum(
                 p.numel() for name, p in block.named_parameters() if f"{name}.".startswith(staying)
             )
-            tied = sum(p.numel() for n, p in block.named_parameters() if n in kind.tied)
+            tied = _tied(kind, block)
             assert sum(architecture.own_params[index]) == of_block - matrices - outer - tied
 
     def test_own_parameters_are_dead_when_dropped(
@@ -221,11 +225,15 @@ class FamilyContract(BlockContract):
             before = sum(parameter.numel() for parameter in block.parameters())
             replace_modules(block, own.replacements(block, sublayer))
             after = sum(parameter.numel() for parameter in block.parameters())
-            name = f"{family.block_names[index]}.{sublayer}"
+            name = (
+                family.block_names[index]
+                if own.within
+                else f"{family.block_names[index]}.{sublayer}"
+            )
             matrices = sum(unit.numel for unit in family.units(model).below(name))
-            every = family.blocks(model)[index].named_parameters()
-            tied = sum(parameter.numel() for name, parameter in every if name in own.tied)
-            assert before - after == matrices + architecture.own_params[index][place] + tied
+            tied = _tied(own, family.blocks(model)[index])
+            gone = matrices + architecture.own_params[index][place] + tied
+            assert before - after == (0 if own.within and sublayer == "mlp" else gone)
 
     def test_architecture_tells_the_shape(self, family: Family, model: PreTrainedModel) -> None:
         """Widths agree with the modules, and tuples have an entry for each block."""
@@ -342,6 +350,8 @@ class FamilyContract(BlockContract):
         name = f"{family.block_names[index]}.{sublayer}"
         if sublayer == "attention" and not family.units(model).by_name[name].droppable:
             pytest.skip("later blocks read the keys and values of this one")
+        if own.within:
+            pytest.skip("later blocks run its last matrix: tests/models/derivation/test_tied.py")
         batch, reference = random_batch(family, model), copy.deepcopy(model)
         dense = answer(family, model, batch)
         silence(own, family.blocks(reference)[index], sublayer)
@@ -359,7 +369,7 @@ class FamilyContract(BlockContract):
             own = family.at(index)
             if staged(family) and index:
                 continue  # a shortcut with a matrix stays
-            for sublayer in own.sublayers:
+            for sublayer in own.sublayers if not own.within else ():
                 if "attention" in own.sublayers and not own.attention.coupled:
                     continue  # see above
                 block = copy.deepcopy(dense)
@@ -394,3 +404,9 @@ class FamilyContract(BlockContract):
             replace_modules(block, modules)
             replace_modules(block, former)
         assert_equal(answer(family, model, batch), dense)
+
+
+def _tied(family: Family, block: nn.Module) -> int:
+    """Parameters of a block that others have as well, and that are no units of this one."""
+    own = {f"{matrix.path}.weight" for matrix in family.matrices}
+    return sum(p.numel() for n, p in block.named_parameters() if n in family.tied and n not in own)

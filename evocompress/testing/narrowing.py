@@ -150,7 +150,8 @@ class NarrowingContract:
             level = Level(kv_groups=1, group_heads=1) if heads else Level(channels=1)
             with pytest.raises(ConfigError, match="cannot be narrowed"):
                 canonical({unit.name: level}, units)
-        architecture, width = loaded.family.architecture(loaded.model), WidthSpace(multiple_of=1)
+        architecture = loaded.family.architecture(loaded.model)
+        width = WidthSpace(multiple_of=1, protect=())
         if not any(unit.narrowable and unit.kind in SUBLAYERS for unit in units):
             pytest.skip("nothing is narrowable")
         levels = width_levels(units, architecture, width, adds_bias=False)

@@ -24,11 +24,12 @@ import evocompress.hf  # noqa: F401
 from evocompress.core.errors import ModelError
 from evocompress.core.types import DROP, Candidate, Level
 from evocompress.export import read_record
+from evocompress.healing.student import load_student
 from evocompress.models.families import Family
 from evocompress.models.families.derivation.derived import Derived
 from evocompress.models.loading import LoadedModel, load
 from evocompress.models.modeling import modeling_derived
-from evocompress.space.costs import cost_model
+from evocompress.space.costs import CostModel, cost_model
 from evocompress.testing.derived import typical_config, typical_loaded
 from evocompress.testing.formats import (
     FormatContract,
@@ -137,6 +138,34 @@ def test_blocks_that_are_left_share_what_they_did(gone: tuple[int, ...], tmp_pat
     left = [block.shared_transf for i in (0, 1, 3) if i not in gone for block in [body(model)[i]]]
     assert len({id(one.self_attn.q_proj.weight) for one in left}) == 1
     assert model.num_parameters() == record.measured["params"]
+
+
+@pytest.mark.parametrize("gone", [(), (0,)])
+def test_what_blocks_share_is_stored_once(gone: tuple[int, ...], tmp_path: Path) -> None:
+    """Narrower, also without the block whose units its matrices are; and healed once."""
+    types = ["hybrid", "hybrid", "linear_attention", "hybrid"]
+    config = CONFIG_MAPPING["zamba"](layers_block_type=types, num_hidden_layers=4)
+    loaded = typical_loaded(config, 4)
+    loaded.model.float()
+    loaded.model.config.dtype = torch.float32
+    narrow = {"0.attention": Level(kv_groups=2, group_heads=1), "0.mlp": Level(channels=24)}
+    candidate = candidate_of(loaded, narrow | {f"{index}.attention": DROP for index in gone})
+    out, batch = write(loaded, candidate, tmp_path / "out", "hf"), random_ids()
+    record, model = read_record(out), reload(out)
+    predicted = costs_of(loaded).of([candidate])
+    assert record.measured == {name: predicted[name].item() for name in record.measured}
+    expected = in_memory(loaded, candidate, batch)
+    torch.testing.assert_close(model(batch).logits, expected, rtol=1e-4, atol=1e-4)
+    student = load_student(out, loaded)
+    assert sum(one.numel() for one in student.parameters()) == record.measured["params"]
+    again = costs_of(load(str(out))).dense()
+    assert all(again[name] == predicted[name].item() for name in again)
+
+
+def costs_of(loaded: LoadedModel) -> CostModel:
+    """The costs of a model."""
+    units = loaded.family.units(loaded.model)
+    return cost_model(units, loaded.family.architecture(loaded.model))
 
 
 def body(model: PreTrainedModel) -> Any:

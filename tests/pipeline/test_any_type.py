@@ -31,7 +31,7 @@ TYPES = {
     "nemotron_h": "one sub-layer a block: state space, attention or MLP",
     "deepseek_v3": "latent attention; a first block without experts",
     "gpt_oss": "sinks; experts with biases, gate and up in turns",
-    "zamba": "a transformer that several blocks share; no width",
+    "zamba": "a transformer that several blocks share, which are dropped",
     "gemma4_text": "heads of two widths; inputs of each block's own; norms of values",
 }
 """Types that differ in structure."""

@@ -9,7 +9,7 @@ again compressed, and later blocks see what comes out (as SparseGPT, 2301.00774)
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -25,6 +25,7 @@ from evocompress.compression.library.order import BlockOrder, block_orders, meth
 from evocompress.compression.library.propagate import compressed
 from evocompress.core.progress import Told
 from evocompress.core.types import Unit
+from evocompress.core.units import users_of
 from evocompress.models.gradients import summed_gradients
 from evocompress.models.loading import LoadedModel
 
@@ -93,6 +94,7 @@ class Builder:
         self._batch = batch
         self._dense = dense_model(loaded)
         self._orders = orders_of(self._dense, manifest)
+        self._users = users_of(self._dense.units.values())
         self._states = (
             HiddenStates(loaded, tokens, batch, entering) if observes(self._orders) else None
         )
@@ -156,8 +158,11 @@ class Builder:
         }
         routed = {word for word, linear in order.readers.items() if linear.routed}
         length = self._loaded.length(self._tokens)
-        with collecting(readers, order.needs, length, routed) as sums:
-            self._states.run(index, keep=not self._manifest.recipe.propagated)
+        needs: dict[str, Collection[str]] = dict(order.needs)
+        needs |= {w: {*needs[w], COUNT} for w, one in order.readers.items() if one.unit.shared}
+        last = max(self._users[index]) if needs != order.needs else index
+        with collecting(readers, needs, length, routed) as sums:
+            self._states.run(index, keep=not self._manifest.recipe.propagated, last=last)
         return {word: self._known(order.readers[word], totals) for word, totals in sums.items()}
 
     def _known(self, reader: Linear, totals: Sums) -> Statistics:

@@ -51,16 +51,23 @@ class HiddenStates:
         """The states (b, S, H) of each batch as they are now; later passes leave them alone."""
         return list(self._states)
 
-    def run(self, index: int, *, keep: bool) -> None:
-        """Pass every sequence through the block of an index; `keep` its outputs as the states."""
-        block = self._blocks[index]
+    def run(self, index: int, *, keep: bool, last: int | None = None) -> None:
+        """Pass every sequence through the block of an index; `keep` its outputs as the states.
+
+        Then through those behind it up to the `last`, whose outputs are forgotten.
+        """
         with torch.no_grad():
             for position, states in enumerate(self._states):
-                own = _moved(self._own[position][index], self._device)
-                arguments = self._arguments[len(states)][index] | own
-                outputs = run_block(block, states.to(self._device), arguments)
+                outputs = self._passed(index, position, states.to(self._device))
                 if keep:
                     self._states[position] = outputs.to("cpu")
+                for later in range(index + 1, (index if last is None else last) + 1):
+                    outputs = self._passed(later, position, outputs)
+
+    def _passed(self, index: int, position: int, states: Tensor) -> Tensor:
+        own = _moved(self._own[position][index], self._device)
+        arguments = self._arguments[len(states)][index] | own
+        return run_block(self._blocks[index], states, arguments)
 
 
 def _differing(

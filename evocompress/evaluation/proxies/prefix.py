@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from evocompress.compression.live_model import LiveModel
 from evocompress.core.types import Candidate, Level, Unit
+from evocompress.core.units import users_of
 from evocompress.models.families.base import final_states
 from evocompress.models.families.stand_ins import run_block
 
@@ -184,11 +185,16 @@ def groups_within(limit: int, sizes: Iterable[tuple[int, int]]) -> Iterator[list
 def levels_by_block(candidate: Candidate, units: Mapping[str, Unit]) -> list[BlockLevels]:
     """What a candidate says of each block and its parts, on which its computation depends.
 
-    Also that of a merged block, which takes the dense matrices of those after it.
+    Also that of a merged block, which takes the dense matrices of those after it, and of the first
+    block with matrices that it shares.
     """
     levels: list[list[tuple[str, Level]]] = [[] for u in units.values() if u.kind == "block"]
+    users = users_of(units.values())
     for name, level in candidate.levels:
-        levels[units[name].block].append((name, level))
+        own = units[name].block
+        levels[own].append((name, level))
+        for later in users.get(own, ()) if not level.drop else ():
+            levels[later] += [(name, level)] if later != own else []
     return [tuple(of_block) for of_block in levels]
 
 

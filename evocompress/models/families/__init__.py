@@ -7,7 +7,7 @@ from transformers import CONFIG_MAPPING, PreTrainedModel
 
 from evocompress.core.errors import ModelError
 from evocompress.core.registry import Registry
-from evocompress.models.families.base import Family, one_way
+from evocompress.models.families.base import Family
 from evocompress.models.families.bert import (
     Bert,
     BertClassifier,
@@ -21,6 +21,7 @@ from evocompress.models.families.convolutional import Convolutional
 from evocompress.models.families.derivation.derived import Derived, ToBeDerived, derived
 from evocompress.models.families.derivation.purpose import tasks_of
 from evocompress.models.families.resnet import ResNet
+from evocompress.models.families.shapes import one_way
 from evocompress.models.families.uneven import (
     DERIVED,
     PREFIX,

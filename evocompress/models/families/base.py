@@ -32,6 +32,7 @@ from evocompress.models.families.logits import LogitKeys, logits_of
 from evocompress.models.families.mixture import Mixture
 from evocompress.models.families.names import BlockNames
 from evocompress.models.families.shapes import attention_windows, matrix_shape, roles
+from evocompress.models.families.sharing import share_modules
 from evocompress.models.families.stand_ins import Recorder, ZeroAttention, ZeroOutput
 from evocompress.models.families.uneven import head_shape, missing, text_config
 from evocompress.models.tasks import CAUSAL, Task
@@ -63,6 +64,9 @@ class Family:
         calls: How often a forward pass runs each block before the next one, where some are run more
             than once: their layers share weights. Empty where none is.
         tied: Names of the parameters of a block that other blocks have as well; see `at`.
+        sharing: For each block the first one whose matrices it runs as well; -1 where none are.
+        commons: Path of the module with these in a block; see `at`.
+        within: Its MLP lies in its attention, without which it is not run; see `at`.
 
     Examples:
         >>> from evocompress.testing.tiny import tiny_loaded
@@ -86,6 +90,9 @@ class Family:
     shared: tuple[str, ...] = ()
     calls: tuple[int, ...] = ()
     tied: tuple[str, ...] = ()
+    sharing: tuple[int, ...] = ()
+    commons: str = ""
+    within: bool = False
 
     @property
     def attends(self) -> bool:
@@ -193,6 +200,7 @@ class Family:
                     positions=self._positions(index, matrix),
                     patch=prod(matrix.kernel),
                     of_cache=matrix.of_cache,
+                    shared=f"{matrix.path}.weight" in self.tied,
                 )
 
     def _droppable(self, block: nn.Module, sublayer: SubLayerName | None = None) -> bool:
@@ -235,7 +243,7 @@ class Family:
             dtype_bytes=model.dtype.itemsize,
             context=self._context(model),
             causal=self.task.causal,
-            one_way=one_way(self, config),
+            one_way=shapes.one_way(self, config),
             outer_flops=self._outer_flops(model),
             **self.mixture.of_architecture(model) if self.mixture else {},
             head_params=tuple(
@@ -346,13 +354,6 @@ class Family:
         return tuple((name, branch) for name, branch in both if branch is not ABSENT)
 
 
-def one_way(family: Family, config: PreTrainedConfig) -> bool:
-    """Whether a token of a model sees only those before it, as its class computes it."""
-    config = text_config(config)
-    both = family.two_way_key and getattr(config, family.two_way_key, None)
-    return not (family.two_way or both or getattr(config, "is_causal", True) is False)
-
-
 def matrices_of(family: Family) -> tuple[Matrix, ...]:
     """Every linear matrix of a block in the order of computation, those of all experts too."""
     if family.mixture is None:
@@ -371,6 +372,7 @@ def prepare(family: Family, model: PreTrainedModel) -> None:
 
     Afterwards every matrix is a module of its own, as `matrices_of` says.
     """
+    share_modules(family.sharing, family.commons, model.config, family.blocks(model))
     if family.mixture is None:
         return
     for index, block in enumerate(family.blocks(model)):

@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Sequence
 from math import prod
+from typing import TYPE_CHECKING
 
 from torch import nn
 from transformers import PreTrainedConfig
 
 from evocompress.models.families.branches import Matrix, SubLayer
+from evocompress.models.families.uneven import text_config
+
+if TYPE_CHECKING:
+    from evocompress.models.families.base import Family
 
 
 def attention_windows(config: PreTrainedConfig, layers: int) -> tuple[int | None, ...]:
@@ -20,6 +25,13 @@ def attention_windows(config: PreTrainedConfig, layers: int) -> tuple[int | None
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * layers
     return tuple(window if kind == "sliding_attention" else None for kind in kinds[:layers])
+
+
+def one_way(family: Family, config: PreTrainedConfig) -> bool:
+    """Whether a token of a model sees only those before it, as its class computes it."""
+    config = text_config(config)
+    both = family.two_way_key and getattr(config, family.two_way_key, None)
+    return not (family.two_way or both or getattr(config, "is_causal", True) is False)
 
 
 def roles(matrices: tuple[Matrix, ...]) -> dict[str, str]:

@@ -5,8 +5,8 @@ with their weighted sum, and the head. Norms, activations, rotations and softmax
 mixes tokens in another way those products and convolutions are counted that torch counts in the
 model's own class. Of a mixture of experts those count that a token uses, its router, and a shared
 expert with what weighs it. What a forward pass runs several times has parameters once, and
-operations and a cache each time. Zeros in a matrix save nothing: a dense kernel multiplies by them,
-and a sparse one gains less than their share.
+operations and a cache each time: those of what several blocks share are theirs. Zeros in a matrix
+save nothing: a dense kernel multiplies by them, and a sparse one gains less than their share.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ def parameter_costs(architecture: Architecture) -> dict[str, Cost]:
     Of mixtures of experts also those that a token uses: of an expert itself only its row of the
     router.
     """
-    outer = architecture.outer_params
+    shared = architecture.shared
+    outer = architecture.outer_params + shared
     active = (
         {"active_params": Cost(outer, lambda part, left: left.used + left.own)}
         if architecture.experts
@@ -30,10 +31,10 @@ def parameter_costs(architecture: Architecture) -> dict[str, Cost]:
     )
     return active | {
         "params": Cost(outer, parameters),
-        "body_params": Cost(0, parameters),
+        "body_params": Cost(shared, parameters),
         "nonzeros": Cost(outer, parameters, per_zero=1),
-        "body_nonzeros": Cost(0, parameters, per_zero=1),
-        "matrix_nonzeros": Cost(0, lambda part, left: left.weight, per_zero=1),
+        "body_nonzeros": Cost(shared, parameters, per_zero=1),
+        "matrix_nonzeros": Cost(shared, lambda part, left: left.weight, per_zero=1),
     }
 
 
@@ -64,8 +65,8 @@ def memory_costs(architecture: Architecture, length: int) -> dict[str, Cost]:
         return part.runs * each
 
     return {
-        "weight_bytes": Cost(size * architecture.outer_params, weights),
-        "kv_bytes": Cost(0, cache),
+        "weight_bytes": Cost(size * (architecture.outer_params + architecture.shared), weights),
+        "kv_bytes": Cost(0, cache, each_use=True),
     }
 
 
@@ -91,7 +92,10 @@ def flops_costs(architecture: Architecture, length: int) -> dict[str, Cost]:
         return part.runs * each
 
     outer = token * length + architecture.outer_flops
-    return {"flops": Cost(outer, prefill), "decode_flops": Cost(token, decode)}
+    return {
+        "flops": Cost(outer, prefill, each_use=True),
+        "decode_flops": Cost(token, decode, each_use=True),
+    }
 
 
 def _products(part: Part, left: Left, length: int, seen: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evocompress.core.arrays import Floats, Integers
-from evocompress.core.types import Candidate, Level
+from evocompress.core.types import DENSE, Candidate, Level
 from evocompress.space.costs.sublayers import Left, Part, level_of
 
 
@@ -23,6 +23,8 @@ class Cost:
         base: What no candidate can save.
         amount: What a sub-layer adds, from the part that a level leaves of the sub-layer.
         per_zero: What one zero in a matrix saves.
+        each_use: What several blocks share counts in each of them, at its full width. Otherwise it
+            counts in the base.
 
     Examples:
         >>> Cost(base=100, amount=lambda part, left: left.own).base
@@ -32,6 +34,7 @@ class Cost:
     base: float
     amount: Callable[[Part, Left], float]
     per_zero: float = 0.0
+    each_use: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -277,13 +280,26 @@ class CostModel:
             part = self.parts[self._homes[name]]
             if name != part.unit.name:
                 zeros += self._zeros(name, levels[name], level_of(part, levels))
-        amounts = [self._amounts(part, level_of(part, levels)) for part in self.parts]
+        dropped = {name for name, level in levels.items() if level.drop}
+        amounts = [self._amounts(part, level_of(part, levels), dropped) for part in self.parts]
         return np.asarray(self._base + np.sum(amounts, axis=0) - zeros * self._per_zero)
 
-    def _amounts(self, part: Part, level: Level) -> Floats:
-        """The costs (C,) of a sub-layer at a level."""
+    def _amounts(self, part: Part, level: Level, dropped: Collection[str] = ()) -> Floats:
+        """The costs (C,) of a sub-layer at a level.
+
+        Of what later blocks share it has what is cut, at each of them that is not `dropped`.
+        """
         if level.drop:
             return np.zeros(len(self.costs))
+        if not part.users:
+            return self._taken(part, level)
+        alone, shared = part.alone_and_shared()
+        uses = len(part.users) - len({*part.users} & {*dropped})
+        times = [uses if cost.each_use else 1 for cost in self.costs.values()]
+        cut = self._taken(shared, level) - self._taken(shared, DENSE)
+        return self._taken(alone, DENSE) + np.array(times) * cut
+
+    def _taken(self, part: Part, level: Level) -> Floats:
         left = part.left(level)
         return np.array([cost.amount(part, left) for cost in self.costs.values()])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from evocompress.core.beside import Beside
@@ -76,6 +76,7 @@ class Part:
             a router or the row of it that goes with an expert.
         beside: What it takes beside its matrices, but for what heads take.
         runs: How often a forward pass runs it.
+        users: The attentions of the blocks that run its shared matrices.
 
     Examples:
         >>> from evocompress.testing.examples import space
@@ -101,6 +102,16 @@ class Part:
     gate: int = 0
     beside: Beside = NOTHING
     runs: int = 1
+    users: tuple[str, ...] = ()
+
+    def alone_and_shared(self) -> tuple[Part, Part]:
+        """It without what later blocks share, and that."""
+        own = tuple(matrix for matrix in self.matrices if not matrix.shared)
+        shared = tuple(matrix for matrix in self.matrices if matrix.shared)
+        return (
+            replace(self, matrices=own, kv_heads=0, group_heads=0, users=()),
+            replace(self, matrices=shared, own=0, beside=NOTHING, users=()),
+        )
 
     def left(self, level: Level) -> Left:
         """The sizes that a level which does not drop the sub-layer leaves.
@@ -178,6 +189,9 @@ def _part(unit: Unit, tree: UnitTree, architecture: Architecture) -> Part:
     experts = tree.experts.get(unit.name, ())
     by_channel = architecture.channel_params
     by_head = architecture.head_params
+    matrices = tuple(matrix for matrix in tree.children[unit.name] if matrix.kind == "matrix")
+    shared = any(matrix.shared for matrix in matrices)
+    users = tuple(u.name for u in tree if u.shares == f"{unit.parent}") if shared else ()
     doubled = (2 * architecture.head_dim,) * len(architecture.heads)
     if unit.kind == "expert":
         own = _own_of_expert(unit, tree, architecture)
@@ -187,7 +201,7 @@ def _part(unit: Unit, tree: UnitTree, architecture: Architecture) -> Part:
         )
     return Part(
         unit=unit,
-        matrices=tuple(matrix for matrix in tree.children[unit.name] if matrix.kind == "matrix"),
+        matrices=matrices,
         own=own,
         kv_heads=kv_heads if attention else 0,
         group_heads=architecture.heads[block] // kv_heads if attention and kv_heads else 0,
@@ -206,4 +220,5 @@ def _part(unit: Unit, tree: UnitTree, architecture: Architecture) -> Part:
         beside=(architecture.beside[block] if attention and architecture.beside else None)
         or NOTHING,
         runs=architecture.runs[block],
+        users=users,
     )

@@ -26,7 +26,7 @@ def _seconds(phase: Phase) -> Cost:
             return phase.attention_seconds(left.kv_heads, left.group_heads)
         return phase.mlp_seconds(left.channels)
 
-    return Cost(phase.base, amount)
+    return Cost(phase.base, amount, each_use=True)
 
 
 def amount_text(cost: str, amount: float) -> str:

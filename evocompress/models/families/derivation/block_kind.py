@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
@@ -28,6 +28,8 @@ class DerivedPart:
         reason: Why it cannot; empty where it can.
         mixture: The experts in it, where it is a mixture.
         followers: What has values for each head beside the matrices.
+        narrowed: The modules that become narrower, where those are not all of the branch.
+        within: It lies in the block's attention, with which it is removed.
     """
 
     branch: ResidualBranch
@@ -36,6 +38,8 @@ class DerivedPart:
     reason: str = ""
     mixture: Mixture | None = None
     followers: tuple[Follower, ...] = ()
+    narrowed: ResidualBranch | None = None
+    within: bool = False
 
     @property
     def whole(self) -> DerivedPart:
@@ -106,6 +110,8 @@ class Kind:
             that runs in several blocks. They count once, as if they were outside, and stay as long
             as any of these blocks is left.
         kv_times: How many times as many key-value heads they have as the config says.
+        common: Of these parameters what are matrices, as sub-layers of the first of the blocks.
+        commons: Path of the module with all of them.
     """
 
     parts: Mapping[SubLayerName, DerivedPart]
@@ -120,6 +126,8 @@ class Kind:
     reads: tuple[str, ...] = ()
     tied: tuple[str, ...] = ()
     kv_times: int = 1
+    common: Mapping[SubLayerName, DerivedPart] = field(default_factory=dict)
+    commons: str = ""
 
     @property
     def by_heads(self) -> bool:

@@ -31,13 +31,15 @@ from evocompress.models.families.derivation.handing import (
     with_handing,
 )
 from evocompress.models.families.derivation.kept import keep, kept
-from evocompress.models.families.derivation.kinds import kind_of
+from evocompress.models.families.derivation.kinds import common_parts, kind_of
 from evocompress.models.families.derivation.purpose import task_of, task_seen, tiny_batch
 from evocompress.models.families.derivation.shrink import TRIES, random_model, shrunk
 from evocompress.models.families.derivation.structure import Unclear
 from evocompress.models.families.derivation.tied import (
     first_sharing,
+    module_of,
     shared_with_others,
+    with_first_blocks,
     with_tied,
 )
 from evocompress.models.families.derivation.tracing import (
@@ -141,7 +143,10 @@ def derive(cls: type[PreTrainedModel], config: PreTrainedConfig) -> Derived:
             small = shrunk(config, layers, heads=heads, narrow_heads=narrow_heads)
             try:
                 found = _tried(cls, small, lists, task)
-                return counted(found, skeleton) if found.task.cached else found
+                if not found.task.cached:
+                    return found
+                found = counted(found, skeleton)
+                return with_first_blocks(found, list(found.blocks(skeleton)), skeleton.config)
             except FAILURES as error:
                 failure = error
         raise failure
@@ -303,7 +308,9 @@ def _derived(
         if argument:
             kind = with_handing(kind, examples[index], argument, shape)
         if shared[index]:
-            kind = with_tied(kind, shared[index])
+            module = module_of(shared[index])
+            common = common_parts(examples[index], module, shape) if module and task.cached else {}
+            kind = with_tied(kind, shared[index], common if [*kind.parts] == ["attention"] else {})
         if kind not in kinds:
             kinds.append(kind)
         place[look] = kinds.index(kind)

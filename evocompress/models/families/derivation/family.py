@@ -9,8 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from evocompress.core.beside import Beside
 from evocompress.core.errors import ModelError
 from evocompress.core.types import Architecture
+from evocompress.core.units import UnitTree
 from evocompress.core.widths import Widths
 from evocompress.models.families.base import Family
 from evocompress.models.families.branches import ABSENT, Attributes, Matrix, SubLayerName
@@ -21,6 +23,7 @@ from evocompress.models.families.derivation.block_kind import (
     module_classes,
     rows_of_query,
 )
+from evocompress.models.families.derivation.common import common_law
 from evocompress.models.families.derivation.ending import body_of
 from evocompress.models.families.derivation.shrink import CONTEXT_KEYS
 from evocompress.models.families.derivation.stream import LINEAR
@@ -29,7 +32,13 @@ from evocompress.models.families.handed import Handed, unread, why_blocks_stay
 from evocompress.models.families.logits import LogitKeys
 from evocompress.models.families.retasked import with_task
 from evocompress.models.families.shapes import matrix_shape
-from evocompress.models.families.uneven import has_own, head_shape, is_compressed, text_config
+from evocompress.models.families.uneven import (
+    has_own,
+    head_shape,
+    is_compressed,
+    missing,
+    text_config,
+)
 from evocompress.models.tasks import CAUSAL, SCORES, Task
 
 HEAD = r"lm_head\..*"
@@ -54,6 +63,8 @@ class Derived(Family):
         task: What the models are for.
         handed: The argument by which blocks hand on keys and values; empty where they do not.
         calls: See `Family`.
+        sharing: For each block the first one with the matrices that both run; -1 where it shares
+            none. Empty where none does.
 
     Examples:
         >>> from transformers import Olmo2Config, Olmo2ForCausalLM
@@ -76,6 +87,7 @@ class Derived(Family):
         task: Task = CAUSAL,
         handed: str = "",
         calls: Sequence[int] = (),
+        sharing: Sequence[int] = (),
     ) -> None:
         self.model_type = model_type
         self.task = task
@@ -88,8 +100,11 @@ class Derived(Family):
         self.order = tuple(order)
         self.handed = handed
         self.calls = tuple(calls)
+        self.sharing = tuple(sharing)
         self._kinds = [self.kinds[place] for place in self.order]
         self.tied = tuple(dict.fromkeys(name for kind in self.kinds for name in kind.tied))
+        self.commons = next((kind.commons for kind in self.kinds if kind.commons), "")
+        self.within = any(part.within for kind in self.kinds for part in kind.parts.values())
         self.shared = tuple(dict.fromkeys(path for kind in self.kinds for path in kind.shared))
         parts = first_parts(self.kinds)
         self.attention = parts["attention"].sublayer if "attention" in parts else ABSENT
@@ -119,6 +134,11 @@ class Derived(Family):
         """What cannot be done to the model, and why."""
         found = [limit for kind in self.kinds for limit in kind.limits]
         found += why_blocks_stay(self._kinds)
+        found += [
+            f"blocks that run {kind.commons} cannot be dropped where that is made narrower"
+            for kind in self.kinds
+            if any(part.settings for part in kind.common.values())
+        ]
         if any(map(self._uncounted, range(len(self.order)))):
             why = next((f" ({kind.uncounted})" for kind in self.kinds if kind.uncounted), "")
             found.append(f"flops cannot be bounded: not all operations are counted{why}")
@@ -137,12 +157,13 @@ class Derived(Family):
         """See `Family.attends`."""
         return any(kind.attends for kind in self.kinds)
 
-    def with_kinds(self, each: Sequence[Kind]) -> Derived:
+    def with_kinds(self, each: Sequence[Kind], sharing: Sequence[int] = ()) -> Derived:
         """The same family, each of whose blocks is of a kind of its own."""
         kinds = [kind for place, kind in enumerate(each) if kind not in each[:place]]
         order = [kinds.index(kind) for kind in each]
         common = self.model_type, self.layers_path, self.norm_path, self.among, self.keys
-        return Derived(*common, kinds, order, self.two_way, self.task, self.handed, self.calls)
+        rest = self.two_way, self.task, self.handed, self.calls
+        return Derived(*common, kinds, order, *rest, sharing)
 
     def at(self, index: int) -> Derived:
         """See `Family.at`."""
@@ -153,7 +174,21 @@ class Derived(Family):
         (kind,) = self.kinds
         if kind.stores and sublayer != "mlp":
             return False
+        if sublayer and kind.parts[sublayer].within:
+            return False
         return kind.whole or sublayer is not None
+
+    def units(self, model: PreTrainedModel) -> UnitTree:
+        """See `Family.units`; the attention of a block tells what it shares."""
+        found = super().units(model)
+        if not self.sharing:
+            return found
+        return UnitTree(
+            replace(unit, shares=self.block_names[self.sharing[unit.block]])
+            if unit.kind == "attention" and self.sharing[unit.block] >= 0
+            else unit
+            for unit in found
+        )
 
     def heads(self, config: PreTrainedConfig, index: int) -> tuple[int, int, int]:
         """See `Family.heads`; none where no attention computes with heads."""
@@ -189,6 +224,7 @@ class Derived(Family):
         found = super().architecture(model)
         params = flops = 0
         tied: dict[int, int] = {}
+        common: dict[int, int] = {}
         for index, block in enumerate(self.blocks(model)):
             staying = tuple(f"{path}." for path in self.at(index).shared)
             every = dict(block.named_parameters())
@@ -196,29 +232,44 @@ class Derived(Family):
             linear = (path for path, m in block.named_modules() if isinstance(m, LINEAR))
             params += sum(own.values())
             tied |= {id(p): p.numel() for name, p in every.items() if name in self.at(index).tied}
+            parts = self.at(index).kinds[0].common.values()
+            shared = (f"{matrix.path}.weight" for part in parts for matrix in part.matrices)
+            common |= {id(every[n]): every[n].numel() for n in shared if n in every}
             each = 2 * sum(own.get(f"{path}.weight", 0) for path in linear)
             flops += each * found.runs[index]
         if not self.task.causal and self.task.compared != "embeddings":
             # A classifier is run at every position.
             found = replace(found, vocabulary=model.config.num_labels or 0)
-        beside = [self.at(index).kinds[0].beside for index in range(len(self.order))]
+        beside = [self._beside(model, index) for index in range(len(self.order))]
         sizes = [self.cached_and_width(model, index) for index in range(len(found.heads))]
         dims = [head_shape(model.config, index)[2] for index in range(len(found.heads))]
-        common = dims[0]
+        head_dim = dims[0]
         latents, widths = (tuple(one) for one in zip(*sizes, strict=True))
         return replace(
             found,
-            head_dim=common,
+            head_dim=head_dim,
             latents=latents if any(latents) else (),
             repeated=any(kind.heads and kind.heads.repeated for kind in self.kinds),
-            head_dims=tuple(dims) if {*dims} != {common} else (),
-            head_widths=widths if {*widths} != {2 * common} else (),
-            outer_params=found.outer_params + params + sum(tied.values()),
+            head_dims=tuple(dims) if {*dims} != {head_dim} else (),
+            head_widths=widths if {*widths} != {2 * head_dim} else (),
+            outer_params=found.outer_params + params + sum(tied.values()) - sum(common.values()),
             token_flops=flops + self._token_flops(model),
             handed=self._layout(model.config).width if self.handed else 0,
             uncounted=next(filter(None, map(self._uncounted, range(len(self.order)))), ""),
             beside=tuple(beside) if any(beside) else (),
+            shared=sum(common.values()),
         )
+
+    def _beside(self, model: PreTrainedModel, index: int) -> Beside | None:
+        """What the attention of a block takes beside its matrices; shared ones are among that."""
+        own, first = self.at(index).kinds[0].beside, (self.sharing or (-1,) * (index + 1))[index]
+        if own is None or first < 0 or "attention" in missing(model.config, index):
+            return own
+        return own.plus(self._common_law(model, index, first))
+
+    def _common_law(self, model: PreTrainedModel, index: int, first: int) -> Beside:
+        own, heads = self.at(index).kinds[0], self.heads(model.config, first)
+        return common_law(own, self.blocks(model)[index], heads)
 
     def _token_flops(self, model: PreTrainedModel) -> int:
         """Operations of a token outside the blocks, the head apart.
@@ -233,6 +284,8 @@ class Derived(Family):
         """What is cached of a token in place of keys and values, and how wide a head's are."""
         own = self.at(index)
         counted, (heads, kv_heads, size) = own.kinds[0].heads, self.heads(model.config, index)
+        if self.sharing and heads and self.sharing[index] == index:
+            return 0, self._common_law(model, index, index).pair // heads // 2
         if counted is None or not counted.query_rows or not heads:
             return 0, 2 * size
         block, widths = self.blocks(model)[index], Widths(heads, kv_heads, size, 0)
@@ -297,7 +350,8 @@ class Derived(Family):
     def replacements(self, block: nn.Module, sublayer: SubLayerName) -> dict[str, nn.Module]:
         """See `Family.replacements`; of a family with one kind of blocks."""
         (kind,) = self.kinds
-        return kind.parts[sublayer].branch.removal(block)
+        part = kind.parts[sublayer]
+        return {} if part.within else part.branch.removal(block)
 
     def narrowing(self, block: nn.Module, sublayer: SubLayerName, widths: Widths) -> Attributes:
         """See `Family.narrowing`; of a family with one kind of blocks."""
@@ -311,7 +365,7 @@ class Derived(Family):
             for matrix in part.matrices
             if matrix.transposed and matrix.rows
         }
-        return part.settings.attributes(block, part.branch, widths) | outputs
+        return part.settings.attributes(block, part.narrowed or part.branch, widths) | outputs
 
 
 def makes_scores(model: PreTrainedModel) -> bool:

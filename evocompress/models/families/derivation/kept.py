@@ -33,6 +33,7 @@ class Reading:
     two_way: bool
     handed: str
     calls: tuple[int, ...]
+    sharing: tuple[int, ...]
     task: str
     ending: Ending | None
 
@@ -42,7 +43,7 @@ class Reading:
         parts = {name: getattr(self, name) for name in _OF_ALL} | {"task": TASKS[self.task]}
         if self.ending is None:
             return Derived(**parts)
-        del parts["handed"]
+        del parts["handed"], parts["sharing"]
         return DerivedEncoder(**parts, ending=self.ending)
 
 

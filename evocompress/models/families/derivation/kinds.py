@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from math import prod
 
@@ -9,6 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from evocompress.core.widths import Widths
+from evocompress.models.families.branches import SubLayerName
 from evocompress.models.families.derivation.block_kind import (
     CountedHeads,
     DerivedPart,
@@ -29,8 +31,9 @@ from evocompress.models.families.derivation.projections import (
 )
 from evocompress.models.families.derivation.proof import WidthSettings, forms, narrowed, proven
 from evocompress.models.families.derivation.routing import why_all_stay
+from evocompress.models.families.derivation.stream import LINEAR, has_matrix
 from evocompress.models.families.derivation.structure import ResidualBranch, Unclear, structure
-from evocompress.models.families.derivation.tracing import TracedBlock
+from evocompress.models.families.derivation.tracing import TracedBlock, mixes_tokens
 from evocompress.models.families.shapes import matrix_shape
 
 
@@ -202,6 +205,55 @@ def _part(
         reason = obstacle(example, branch, axes, widths, known=True, cached=cached)
         return DerivedPart(branch, tuple(axes), reason=f"{what} cannot be cut: {reason}")
     return DerivedPart(branch, tuple(axes), settings, followers=also)
+
+
+def common_parts(
+    example: TracedBlock, module: str, shape: tuple[int, int, int]
+) -> dict[SubLayerName, DerivedPart]:
+    """The sub-layers in a module that several blocks share; empty where it is not known which."""
+    children = {
+        f"{module}.{name}": child
+        for name, child in example.block.get_submodule(module).named_children()
+        if has_matrix(child)
+    }
+    found: dict[SubLayerName, DerivedPart] = {}
+    for path, call in example.calls(children).items():
+        hidden = next(
+            name
+            for name, one in call.arguments.items()
+            if isinstance(one, Tensor) and one.ndim == 3
+        )
+        mixes = mixes_tokens(children[path], call, hidden)
+        kind: SubLayerName = "attention" if mixes else "mlp"
+        if kind in found:
+            return {}
+        found[kind] = _common(example, _part(example, ResidualBranch(kind, (path,)), shape))
+    return found
+
+
+def _common(example: TracedBlock, part: DerivedPart) -> DerivedPart:
+    """A sub-layer that several blocks share; what only one of them runs stays as it is."""
+    known, (core,) = {matrix.path for matrix in part.matrices}, part.branch.core
+    modules = example.block.get_submodule(core).named_modules(prefix=core)
+    idle = [path for path, one in modules if isinstance(one, LINEAR) and path not in known]
+    if part.settings and not idle and not part.followers:
+        return part
+    alike = {_unnumbered(path) for path in idle}
+    matrices = tuple(
+        replace(matrix, rows=(), columns=())
+        for matrix in part.matrices
+        if _unnumbered(matrix.path) not in alike
+    )
+    what = "heads" if part.branch.kind == "attention" else "channels"
+    reason = part.reason
+    if idle:
+        reason = f"{what} cannot be cut: of the blocks that share {core} one alone runs {idle[0]}"
+    return replace(part, matrices=matrices, settings=None, followers=(), reason=reason)
+
+
+def _unnumbered(path: str) -> str:
+    """A path without its numbers, in which modules of a list are alike."""
+    return re.sub(r"\d+", "", path)
 
 
 def with_fixed_heads(kind: Kind, where: str) -> Kind:
