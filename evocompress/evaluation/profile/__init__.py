@@ -66,7 +66,7 @@ def profile(
     Raises:
         ConfigError: The table was measured under other circumstances
             (`evocompress.space.costs.latency.Conditions`), the lengths do not fit the model, or
-            it is a mixture of experts.
+            it is a mixture of experts or has blocks that share matrices.
         RunError: The file is damaged, or the disk is full.
     """
     family = loaded.family
@@ -84,6 +84,11 @@ def profile(
         raise ConfigError(
             f"the latency of {family.model_type} models cannot be tabled, because that of a "
             "mixture of experts depends on the routing; use flops, active_params or weight_bytes"
+        )
+    if family.sharing:
+        raise ConfigError(
+            f"the latency of {family.model_type} models cannot be tabled, because several blocks "
+            "run what only the first of them has by widths; use flops or weight_bytes"
         )
     path = table_path(loaded, config)
     if path.exists() and not anew:

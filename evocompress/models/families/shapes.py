@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Sequence
 from math import prod
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from torch import nn
 from transformers import PreTrainedConfig
 
 from evocompress.models.families.branches import Matrix, SubLayer
 from evocompress.models.families.uneven import text_config
-
-if TYPE_CHECKING:
-    from evocompress.models.families.base import Family
 
 
 def attention_windows(config: PreTrainedConfig, layers: int) -> tuple[int | None, ...]:
@@ -27,7 +24,17 @@ def attention_windows(config: PreTrainedConfig, layers: int) -> tuple[int | None
     return tuple(window if kind == "sliding_attention" else None for kind in kinds[:layers])
 
 
-def one_way(family: Family, config: PreTrainedConfig) -> bool:
+class Directed(Protocol):
+    """A family, of which is asked in which direction tokens see; see `Family`."""
+
+    @property
+    def two_way(self) -> bool: ...  # noqa: D102
+
+    @property
+    def two_way_key(self) -> str: ...  # noqa: D102
+
+
+def one_way(family: Directed, config: PreTrainedConfig) -> bool:
     """Whether a token of a model sees only those before it, as its class computes it."""
     config = text_config(config)
     both = family.two_way_key and getattr(config, family.two_way_key, None)

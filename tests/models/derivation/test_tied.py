@@ -13,9 +13,10 @@ from evocompress.compression.library.build import build_library
 from evocompress.compression.library.gram import collecting
 from evocompress.compression.library.manifest import read_manifest
 from evocompress.compression.live_model import LiveModel
-from evocompress.core.config import DropSpace, LibraryConfig, SpaceConfig, WidthSpace
+from evocompress.core.config import DropSpace, LatencyConfig, LibraryConfig, SpaceConfig, WidthSpace
 from evocompress.core.errors import ConfigError
 from evocompress.core.types import DROP, Level
+from evocompress.evaluation.profile import profile
 from evocompress.evaluation.proxies.layered import LayeredStates
 from evocompress.models.backward import Reader, differentiable, read_gradients
 from evocompress.models.families.base import final_states
@@ -214,6 +215,11 @@ def test_widths_and_drops_of_those_that_share_exclude_each_other(loaded: LoadedM
     assert [unit.name for unit in both.units] == ["model.layers.0.mlp", "model.layers.2.attention"]
     with pytest.raises(ConfigError, match="several blocks share"):
         build_space(units, architecture, SpaceConfig(width=width), adds_bias=True)
+
+
+def test_no_table_tells_the_time_of_what_is_shared(loaded: LoadedModel) -> None:
+    with pytest.raises(ConfigError, match="latency of zamba models"):
+        profile(loaded, LatencyConfig(), progress=lambda *_: None)
 
 
 @pytest.mark.long
