@@ -64,9 +64,7 @@ class Unit:
         narrowable: Whether the width of a sub-layer can be cut at all.
         attends: Of an attention, whether its keys and values are cached: not of what mixes tokens
             in another way. A model must keep one that attends.
-        shared: Of a matrix, whether later blocks run it as well.
-        shares: Of an attention, the block with the matrices that it and others run; empty where
-            nothing is shared.
+        shares: Of an attention, and of each matrix that several run, the block with the latter.
 
     Examples:
         >>> Unit("layers.0.mlp.up", "matrix", "layers.0.mlp", 0, "up", shape=(8, 4)).numel
@@ -91,7 +89,6 @@ class Unit:
     attends: bool = True
     groups: int = 1
     chosen_groups: int = 1
-    shared: bool = False
     shares: str = ""
 
     @property
@@ -204,7 +201,6 @@ class Level:
 DENSE = Level()
 DROP = Level(drop=True)
 
-
 _quoted = lru_cache(maxsize=1 << 16)(json.dumps)
 """Names of units as JSON."""
 
@@ -309,8 +305,7 @@ class Architecture:
         vocabulary: Rows of the output head, which every position has; 0 without one.
         tied: Whether the head shares the input embedding's weights.
         outer_params: Parameters outside the blocks (embeddings, final norm, untied head).
-        heads, kv_heads, head_dim: Attention shape of each block.
-        channels: FFN width of each block.
+        heads, kv_heads, head_dim, channels: Attention shape and FFN width of each block.
         windows: Attention window of each block in tokens, itself among them, on each side that a
             token sees; ``None`` for full attention.
         own_params: For each block, parameters of (attention, mlp) sub-layers that are in no
@@ -341,8 +336,7 @@ class Architecture:
         latents: For each block how many values are cached of a token in place of its keys and
             values, which are made of them anew; 0 where those are cached. Empty where all are.
         repeated: Keys and values are cached for each query head, as some Falcons do.
-        state: Most values of a sequence's state between two blocks, where that is not `hidden`
-            times its tokens.
+        state: Most values of a sequence's state between two blocks, if not `hidden` a token.
         beside: For each block what its attention takes beside its matrices and its heads. Empty
             where no block has anything like that.
         handed: Values of a token that blocks hand on beside the hidden state: keys and values that

@@ -81,6 +81,6 @@ def users_of(units: Iterable[Unit]) -> dict[int, list[int]]:
     indices = {unit.name: unit.block for unit in every if unit.kind == "block"}
     found: defaultdict[int, list[int]] = defaultdict(list)
     for unit in every:
-        if unit.shares:
+        if unit.shares and unit.kind == "attention":
             found[indices[unit.shares]].append(unit.block)
     return dict(found)

@@ -79,7 +79,7 @@ def width_levels(
             "library.width_criterion adds a bias to the output of a narrowed MLP, which experts of "
             "a mixture do not have: choose another one"
         )
-    shared = {unit.parent for unit in units if unit.shared}
+    shared = {unit.parent for unit in units if unit.kind == "matrix" and unit.shares}
     if adds_bias and any(
         u.name in shared and u.kind in config.units and u.narrowable for u in units
     ):
@@ -116,9 +116,10 @@ def sharing_narrowed(units: Sequence[Unit], narrow: Mapping[str, object]) -> fro
 
     What one of them costs would depend on the width, were it dropped on its own.
     """
-    cut = {unit.parent for unit in units if unit.shared} & narrow.keys()
+    shared = {unit.parent for unit in units if unit.kind == "matrix" and unit.shares}
+    cut = shared & narrow.keys()
     owners = {unit.parent for unit in units if unit.name in cut}
-    sharing = [unit for unit in units if unit.shares in owners]
+    sharing = [unit for unit in units if unit.kind == "attention" and unit.shares in owners]
     return frozenset(name for unit in sharing for name in (unit.name, unit.owner))
 
 

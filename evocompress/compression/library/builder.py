@@ -159,7 +159,7 @@ class Builder:
         routed = {word for word, linear in order.readers.items() if linear.routed}
         length = self._loaded.length(self._tokens)
         needs: dict[str, Collection[str]] = dict(order.needs)
-        needs |= {w: {*needs[w], COUNT} for w, one in order.readers.items() if one.unit.shared}
+        needs |= {w: {*needs[w], COUNT} for w, one in order.readers.items() if one.unit.shares}
         last = max(self._users[index]) if needs != order.needs else index
         with collecting(readers, needs, length, routed) as sums:
             self._states.run(index, keep=not self._manifest.recipe.propagated, last=last)

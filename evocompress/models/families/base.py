@@ -200,7 +200,7 @@ class Family:
                     positions=self._positions(index, matrix),
                     patch=prod(matrix.kernel),
                     of_cache=matrix.of_cache,
-                    shared=f"{matrix.path}.weight" in self.tied,
+                    shares=name if f"{matrix.path}.weight" in self.tied else "",
                 )
 
     def _droppable(self, block: nn.Module, sublayer: SubLayerName | None = None) -> bool:

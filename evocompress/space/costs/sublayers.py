@@ -106,8 +106,8 @@ class Part:
 
     def alone_and_shared(self) -> tuple[Part, Part]:
         """It without what later blocks share, and that."""
-        own = tuple(matrix for matrix in self.matrices if not matrix.shared)
-        shared = tuple(matrix for matrix in self.matrices if matrix.shared)
+        own = tuple(matrix for matrix in self.matrices if not matrix.shares)
+        shared = tuple(matrix for matrix in self.matrices if matrix.shares)
         return (
             replace(self, matrices=own, kv_heads=0, group_heads=0, users=()),
             replace(self, matrices=shared, own=0, beside=NOTHING, users=()),
@@ -190,8 +190,12 @@ def _part(unit: Unit, tree: UnitTree, architecture: Architecture) -> Part:
     by_channel = architecture.channel_params
     by_head = architecture.head_params
     matrices = tuple(matrix for matrix in tree.children[unit.name] if matrix.kind == "matrix")
-    shared = any(matrix.shared for matrix in matrices)
-    users = tuple(u.name for u in tree if u.shares == f"{unit.parent}") if shared else ()
+    shared = any(matrix.shares for matrix in matrices)
+    users = (
+        tuple(u.name for u in tree if u.kind == "attention" and u.shares == unit.parent)
+        if shared
+        else ()
+    )
     doubled = (2 * architecture.head_dim,) * len(architecture.heads)
     if unit.kind == "expert":
         own = _own_of_expert(unit, tree, architecture)

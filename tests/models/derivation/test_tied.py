@@ -68,7 +68,7 @@ def test_shared_matrices_are_units_of_the_first_block(name: str) -> None:
     family, model = loaded.family, loaded.model
     assert isinstance(family, Derived) and family.sharing == (0, 0, -1, 0)
     units, architecture = family.units(model), family.architecture(model)
-    shared = [unit for unit in units if unit.shared]
+    shared = [unit for unit in units if unit.kind == "matrix" and unit.shares]
     assert {unit.block for unit in shared} == {0} and "shared_transf" in shared[0].name
     assert {unit.parent for unit in shared} == {"model.layers.0.attention", "model.layers.0.mlp"}
     assert all(unit.droppable for unit in units if unit.kind == "attention")
@@ -153,7 +153,9 @@ def test_a_dropped_use_leaves_the_others(name: str, gone: tuple[int, ...]) -> No
 
 def test_gradients_are_sums_over_all_uses(loaded: LoadedModel) -> None:
     """However they are computed."""
-    units = [unit for unit in loaded.family.units(loaded.model) if unit.shared]
+    units = [
+        unit for unit in loaded.family.units(loaded.model) if unit.kind == "matrix" and unit.shares
+    ]
     every = {
         f"{unit.name}.weight": loaded.model.get_parameter(f"{unit.name}.weight") for unit in units
     }
