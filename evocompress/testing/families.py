@@ -14,7 +14,7 @@ from itertools import product
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -34,6 +34,7 @@ from evocompress.testing.probes import (
     random_batch,
     replace_modules,
     silence,
+    tied_outside,
 )
 from evocompress.testing.staged import require_packages, staged
 from evocompress.testing.tiny import declared, tiny_model
@@ -112,8 +113,6 @@ class FamilyContract(BlockContract):
             }
             matrices = matrices_of(own)
             named = [matrix.path for matrix in matrices]
-            fixed = {path for path in linear if f"{path}.weight" in own.tied} - {*named}
-            linear = {path: stored for path, stored in linear.items() if path not in fixed}
             assert sorted(named) == sorted(linear)
             assert {m.path: m.transposed for m in matrices} == linear
             assert {m.path for m in own.matrices} <= set(named)
@@ -166,8 +165,8 @@ class FamilyContract(BlockContract):
             pattern = rf".*\.{branch.output.pattern}"
             last = re.fullmatch(pattern, unit.name) is not None
             assert last == (narrowable(unit.columns) and "inner" not in unit.columns)
-            if not latent and not own.commons:
-                assert bool(unit.rows) != bool(unit.columns) or unit.columns == ("inner",)
+            inner = unit.columns == ("inner",)
+            assert bool(unit.rows) != bool(unit.columns) or inner or latent or own.commons
 
     def test_same_input_word_means_same_input(self, family: Family, model: PreTrainedModel) -> None:
         """Matrices with one `input` word read equal tensors; other words, other tensors."""
@@ -206,8 +205,8 @@ class FamilyContract(BlockContract):
             outer = sum(
                 p.numel() for name, p in block.named_parameters() if f"{name}.".startswith(staying)
             )
-            tied = _tied(kind, block)
-            assert sum(architecture.own_params[index]) == of_block - matrices - outer - tied
+            outer += tied_outside(kind, block)
+            assert sum(architecture.own_params[index]) == of_block - matrices - outer
 
     def test_own_parameters_are_dead_when_dropped(
         self, family: Family, model: PreTrainedModel
@@ -225,14 +224,10 @@ class FamilyContract(BlockContract):
             before = sum(parameter.numel() for parameter in block.parameters())
             replace_modules(block, own.replacements(block, sublayer))
             after = sum(parameter.numel() for parameter in block.parameters())
-            name = (
-                family.block_names[index]
-                if own.within
-                else f"{family.block_names[index]}.{sublayer}"
-            )
+            name = family.block_names[index] + ("" if own.within else f".{sublayer}")
             matrices = sum(unit.numel for unit in family.units(model).below(name))
-            tied = _tied(own, family.blocks(model)[index])
-            gone = matrices + architecture.own_params[index][place] + tied
+            matrices += tied_outside(own, family.blocks(model)[index])
+            gone = matrices + architecture.own_params[index][place]
             assert before - after == (0 if own.within and sublayer == "mlp" else gone)
 
     def test_architecture_tells_the_shape(self, family: Family, model: PreTrainedModel) -> None:
@@ -345,13 +340,11 @@ class FamilyContract(BlockContract):
     ) -> None:
         """Dropping equals zeroing the sub-layer's last matrix, and changes the outputs."""
         own = family.at(index)
-        if not any(matrix.sublayer == sublayer for matrix in own.matrices):
-            pytest.skip(f"blocks without {sublayer}, or one that is no matrices")
+        if own.within or not any(matrix.sublayer == sublayer for matrix in own.matrices):
+            pytest.skip(f"blocks without {sublayer}, or one that is no matrices or is shared")
         name = f"{family.block_names[index]}.{sublayer}"
         if sublayer == "attention" and not family.units(model).by_name[name].droppable:
             pytest.skip("later blocks read the keys and values of this one")
-        if own.within:
-            pytest.skip("later blocks run its last matrix: tests/models/derivation/test_tied.py")
         batch, reference = random_batch(family, model), copy.deepcopy(model)
         dense = answer(family, model, batch)
         silence(own, family.blocks(reference)[index], sublayer)
@@ -367,9 +360,9 @@ class FamilyContract(BlockContract):
         """No matrix of a dropped sub-layer is in the block, so none can run."""
         for index, dense in enumerate(family.blocks(model)):
             own = family.at(index)
-            if staged(family) and index:
+            if own.within or (staged(family) and index):
                 continue  # a shortcut with a matrix stays
-            for sublayer in own.sublayers if not own.within else ():
+            for sublayer in own.sublayers:
                 if "attention" in own.sublayers and not own.attention.coupled:
                     continue  # see above
                 block = copy.deepcopy(dense)
@@ -404,9 +397,3 @@ class FamilyContract(BlockContract):
             replace_modules(block, modules)
             replace_modules(block, former)
         assert_equal(answer(family, model, batch), dense)
-
-
-def _tied(family: Family, block: nn.Module) -> int:
-    """Parameters of a block that others have as well, and that are no units of this one."""
-    own = {f"{matrix.path}.weight" for matrix in family.matrices}
-    return sum(p.numel() for n, p in block.named_parameters() if n in family.tied and n not in own)

@@ -76,6 +76,7 @@ def linear_modules(family: Family, block: nn.Module) -> dict[str, nn.Module]:
     routers = [f"{mixture.shared_gate}.weight"] if mixture else []
     routers += mixture.entries if mixture else []
     staying = tuple(f"{path}." for path in family.shared)
+    routers += {*family.tied} - {f"{matrix.path}.weight" for matrix in family.matrices}
     return {
         path: module
         for path, module in block.named_modules()
@@ -94,3 +95,9 @@ def replace_modules(block: nn.Module, modules: dict[str, nn.Module]) -> None:
 def assert_equal(actual: Tensor, expected: Tensor) -> None:
     """Both tensors are the same to the last bit."""
     torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+
+
+def tied_outside(family: Family, block: nn.Module) -> int:
+    """Parameters of a block that others have as well, and that are no units of this one."""
+    own = {f"{matrix.path}.weight" for matrix in family.matrices}
+    return sum(p.numel() for n, p in block.named_parameters() if n in family.tied and n not in own)

@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 from math import prod
 
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from evocompress.core.widths import Widths
@@ -227,7 +227,8 @@ def common_parts(
         kind: SubLayerName = "attention" if mixes else "mlp"
         if kind in found:
             return {}
-        found[kind] = _common(example, _part(example, ResidualBranch(kind, (path,)), shape))
+        part = _part(example, ResidualBranch(kind, (path,)), shape, None)
+        found[kind] = _common(example, part)
     return found
 
 
