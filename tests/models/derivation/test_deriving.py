@@ -111,13 +111,12 @@ def test_a_default_config_that_leaves_something_open_is_completed(name: str) -> 
     assert any(kind.heads and kind.parts["attention"].settings for kind in family.kinds)
 
 
-def test_experts_in_flat_matrices_are_not_taken_for_an_mlp() -> None:
-    """They are no linear modules, so neither channels nor operations are known."""
+def test_experts_in_flat_matrices_are_known_as_experts() -> None:
+    """They are no linear modules; those that are made of them are the mixture's, and counted."""
     family = derive(language_class(config := default_config("dbrx")), config)
-    assert family.limits[0] == (
-        "its experts are not held as gate_up_proj and down_proj (ffn.experts.mlp: w1, v1, w2)"
-    )
-    assert family.limits[1].startswith("flops cannot be bounded")
+    assert family.limits == []
+    assert family.mixture is not None and family.mixture.count == config.ffn_config.moe_num_experts
+    assert {matrix.expert for matrix in family.mlp.matrices} == {"ffn.experts.0"}
 
 
 @pytest.mark.parametrize("name", ["cpmant", "git"])
