@@ -209,7 +209,7 @@ def uneven_obstacle(loaded: LoadedModel, candidate: Candidate) -> str | None:
         or ModelingFile().obstacle(loaded, candidate)
         or _layers_in_order(loaded, left, found)
         or attention_alone(loaded, left, found.name)
-        or _without_place(left, found)
+        or _without_place(loaded, left, found)
     )
 
 
@@ -230,8 +230,11 @@ def _model_obstacle(loaded: LoadedModel, found: LlamaCpp) -> str | None:
     )
 
 
-def _without_place(left: Layout, found: LlamaCpp) -> str | None:
+def _without_place(loaded: LoadedModel, left: Layout, found: LlamaCpp) -> str | None:
     """The obstacle of what an uneven architecture has no place for."""
+    lost = left.first(lambda block, sublayer: sublayer == "mlp" and sublayer in block.dropped)
+    if lost and getattr(loaded.model.config, "enable_moe_block", False):
+        return f"cannot leave out {lost}, because llama.cpp's {found.name} wants its experts"
     if found.differing:
         return differing_obstacle(left, found.differing)
     if found.borrowed and not found.fused:
