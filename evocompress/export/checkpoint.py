@@ -78,7 +78,7 @@ def materialize(
         form.save(model, loaded, folder, weights)
         copy_terms(loaded, folder)
         record = _record(loaded, library, candidate, name)
-        measured = form.measured(folder, loaded)
+        measured = form.measured(folder, loaded, candidate)
         record = replace(record, predicted=dict(predicted or {}), measured=measured)
         card = _card(record, loaded, candidate, out.name, notes)
         (folder / "README.md").write_text(card, encoding="utf-8")

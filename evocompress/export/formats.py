@@ -74,7 +74,7 @@ class Format(Protocol):
         """Writes what `build` made into an empty folder; ``None`` keeps the type of weights."""
         ...
 
-    def measured(self, folder: Path, loaded: LoadedModel) -> dict[str, int]:
+    def measured(self, folder: Path, loaded: LoadedModel, candidate: Candidate) -> dict[str, int]:
         """Costs counted in the written files; see `evocompress.export.measure`."""
         ...
 

@@ -127,7 +127,7 @@ class Gguf:
         """Writes ``model.gguf``."""
         write_gguf(model, loaded, folder / GGUF_FILE, weights)
 
-    def measured(self, folder: Path, loaded: LoadedModel) -> dict[str, int]:
+    def measured(self, folder: Path, loaded: LoadedModel, candidate: Candidate) -> dict[str, int]:
         """The costs that can be counted in the file."""
         return gguf_costs(folder / GGUF_FILE)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -14,8 +14,15 @@ from evocompress.export.weights import name_when_read
 from evocompress.models.loading import LoadedModel
 
 
-def measured_costs(folder: Path, loaded: LoadedModel) -> dict[str, int]:
+def measured_costs(
+    folder: Path, loaded: LoadedModel, dense_name: Callable[[str], str]
+) -> dict[str, int]:
     """The costs of `evocompress.space.costs.COSTS` that can be counted in the files.
+
+    Args:
+        folder: With the files.
+        loaded: The dense model.
+        dense_name: From the name of a tensor of the compressed model to that in the dense one.
 
     Returns:
         ``params``, ``body_params``, ``nonzeros``, ``body_nonzeros``, ``matrix_nonzeros`` (in
@@ -28,23 +35,22 @@ def measured_costs(folder: Path, loaded: LoadedModel) -> dict[str, int]:
     known = {_unnumbered(name) for name in kept}
     buffers = {_unnumbered(name) for name, _ in loaded.model.named_buffers() if name in kept}
     name_of = name_when_read(loaded.model)
-    block = family.block_names.pattern + r"\.((before|after)\.\d+\.)?"
+    block = family.block_names.pattern + r"\."
     paths = "|".join(matrix.pattern for matrix in family.matrices)
     if family.mixture is not None:
         # As transformers keeps the matrices of all experts of a layer.
         paths += rf"|{re.escape(family.mixture.mlp)}\.experts\.(gate_up|down)_proj"
     matrix = re.compile(rf"{block}({paths})(\.weight)?")
-    own = {f"{matrix.path}.weight" for matrix in family.matrices}
-    outer = (*family.shared, *(name for name in family.tied if name not in own))
-    outside = "".join(rf"(?!{re.escape(path)}(\.|$))" for path in outer)
+    staying = _staying(loaded)
     total = body = matrices = zeros = size = 0
     for stored, tensor in _tensors(folder):
-        name = stored if _unnumbered(stored) in known else name_of(stored)
+        name = dense_name(stored if _unnumbered(stored) in known else name_of(stored))
         if _unnumbered(name) in buffers:
             continue
         total += tensor.numel()
         size += tensor.numel() * tensor.itemsize
-        body += tensor.numel() if re.match(block + outside, name) else 0
+        inner = re.match(block, name) and not f"{name}.".startswith(staying)
+        body += tensor.numel() if inner else 0
         if matrix.fullmatch(name):
             matrices += tensor.numel()
             zeros += tensor.numel() - int(torch.count_nonzero(tensor))
@@ -56,6 +62,17 @@ def measured_costs(folder: Path, loaded: LoadedModel) -> dict[str, int]:
         "matrix_nonzeros": matrices - zeros,
         "weight_bytes": size,
     }
+
+
+def _staying(loaded: LoadedModel) -> tuple[str, ...]:
+    """How the names begin that count as outside: of what stays in a block without sub-layers."""
+    family = loaded.family
+    matrices = {f"{matrix.path}.weight" for matrix in family.matrices}
+    return tuple(
+        f"{family.block_names[index]}.{path}."
+        for index in range(len(family.blocks(loaded.model)))
+        for path in (*family.at(index).shared, *{*family.at(index).tied} - matrices)
+    )
 
 
 def _unnumbered(name: str) -> str:

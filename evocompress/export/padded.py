@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import product
+from pathlib import Path
 from typing import ClassVar
 
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -28,6 +29,7 @@ from evocompress.export.layout import (
     no_block_left,
     second_round,
 )
+from evocompress.export.measure import measured_costs
 from evocompress.export.pretrained import Pretrained
 from evocompress.export.renumbering import not_silenced, numbers_matter
 from evocompress.export.running import OWN_CLASS, Programs, Running
@@ -82,10 +84,15 @@ class Padded(Pretrained):
         """What it costs."""
         return NOTE
 
+    def measured(self, folder: Path, loaded: LoadedModel, candidate: Candidate) -> dict[str, int]:
+        """See `Pretrained.measured`; blocks may have other numbers."""
+        left = layout(loaded, candidate)
+        return measured_costs(folder, loaded, renumbered(left.names, _blocks(left, loaded)))
+
     def build(self, loaded: LoadedModel, state: StateDict, candidate: Candidate) -> PreTrainedModel:
         """A model of the dense model's class in which each layer is as wide as the widest."""
         left = layout(loaded, candidate)
-        blocks = left.blocks if numbers_matter(loaded) else left.kept
+        blocks = _blocks(left, loaded)
         matrices = block_matrices(loaded.family, loaded.model)
         target = _target(left, loaded)
         wide = dict(state)
@@ -101,6 +108,11 @@ class Padded(Pretrained):
         config = _config(loaded, blocks, target)
         names = renumbered(left.names, blocks)
         return assemble(type(loaded.model), config, with_shared(loaded.family, wide), names)
+
+
+def _blocks(left: Layout, loaded: LoadedModel) -> Sequence[Block]:
+    """The blocks that are written: all where they must keep their numbers, else what is left."""
+    return left.blocks if numbers_matter(loaded) else left.kept
 
 
 def _not_zero(left: Layout, loaded: LoadedModel) -> str | None:

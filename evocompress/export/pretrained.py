@@ -76,9 +76,9 @@ class Pretrained:
         """Files to copy into the folder: none where the class comes with transformers."""
         return ()
 
-    def measured(self, folder: Path, loaded: LoadedModel) -> dict[str, int]:
+    def measured(self, folder: Path, loaded: LoadedModel, candidate: Candidate) -> dict[str, int]:
         """The costs that can be counted in the files; see `measured_costs`."""
-        return measured_costs(folder, loaded)
+        return measured_costs(folder, loaded, self.name_of(loaded, candidate) or str)
 
 
 def save_weights(model: PreTrainedModel, folder: Path) -> None:

@@ -21,6 +21,7 @@ from evocompress.core.types import DROP, Candidate, Level
 from evocompress.export import FORMATS, materialize, read_candidate, read_record
 from evocompress.models.loading import LoadedModel, fingerprint
 from evocompress.space.costs import cost_model
+from evocompress.testing.derived import typical_config, typical_loaded
 from evocompress.testing.formats import candidate_of, reload, with_bias, with_zeros
 from evocompress.testing.plain_library import PlainLibrary
 from evocompress.testing.probes import answer, random_batch
@@ -142,6 +143,24 @@ def test_measured_costs_are_those_of_the_cost_model(loaded: LoadedModel, tmp_pat
     costs = cost_model(family.units(model), family.architecture(model)).of([candidate])
     measured = read_record(out).measured
     assert measured == {name: costs[name].item() for name in measured}
+
+
+@pytest.mark.parametrize(
+    ("format", "gone"),
+    {"hf": "0.attention", "stock": "0.attention 0.mlp", "padded": "0.attention 0.mlp"}.items(),
+)
+def test_what_stays_in_some_blocks_only_is_outside_in_those(
+    format: str, gone: str, tmp_path: Path
+) -> None:
+    """A norm that a shared expert reads as well is of no sub-layer; elsewhere it is the MLP's."""
+    loaded = typical_loaded(typical_config("axk2"))
+    family, norm = loaded.family, "post_attention_layernorm"
+    assert [norm in family.at(index).shared for index in range(3)] == [False, True, True]
+    candidate = Candidate(tuple((f"model.layers.{name}", DROP) for name in gone.split()))
+    out = materialize(loaded, None, candidate, tmp_path / "out", format=format)
+    costs = cost_model(family.units(loaded.model), family.architecture(loaded.model))
+    predicted = costs.of([candidate])["body_params"].item()
+    assert read_record(out).measured["body_params"] == predicted
 
 
 def test_tokenizer_and_generation_config_are_kept(llama: LoadedModel, tmp_path: Path) -> None:
