@@ -22,11 +22,10 @@ from evocompress.export.gguf_architectures import (
     ARCHITECTURES,
     UNEVEN,
     WRITABLE,
-    alike_obstacle,
     architecture_of,
-    uneven_obstacle,
 )
 from evocompress.export.gguf_measure import gguf_costs
+from evocompress.export.gguf_obstacles import alike_obstacle, uneven_obstacle
 from evocompress.export.gguf_tokenizer import tokenizer_obstacle
 from evocompress.export.gguf_uneven import has_multipliers
 from evocompress.export.gguf_writing import GGUF_FILE, TYPES, write_gguf
