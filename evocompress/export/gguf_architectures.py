@@ -30,6 +30,7 @@ class LlamaCpp:
         spanning: Its heads together are as wide as the hidden state.
         headed: It takes no embedding for a head: one that is tied is written twice.
         factors: It takes a tensor with what each rotary frequency is divided by.
+        mscale: YaRN scales scores with it as its ``mscale`` says, and there must be one.
         uneven: Each of its layers may have heads, key-value heads and channels of its own. No such
             one knows multipliers as Granite has them, but for those that are a type's own.
         own: It is uneven and still that of the type itself, with all that this one knows.
@@ -49,6 +50,7 @@ class LlamaCpp:
     spanning: bool = False
     headed: bool = False
     factors: bool = False
+    mscale: bool = False
     uneven: bool = False
     own: bool = False
     differing: tuple[SubLayerName, ...] = ()
@@ -77,6 +79,8 @@ ARCHITECTURES: Mapping[str, LlamaCpp] = {
     "bloom": LlamaCpp("bloom"),
     "cohere": LlamaCpp("command-r", spanning=True),
     "cohere2": LlamaCpp("cohere2", spanning=True, windowed=True),
+    "deepseek_v2": LlamaCpp("deepseek2", dense_first=True, mscale=True),
+    "deepseek_v3": LlamaCpp("deepseek2", dense_first=True, mscale=True, also=("norm_topk_prob",)),
     "dots1": LlamaCpp("dots1", dense_first=True, also=("norm_topk_prob",)),
     "ernie4_5": LlamaCpp("ernie4_5"),
     "ernie4_5_moe": LlamaCpp("ernie4_5-moe", dense_first=True),
@@ -90,6 +94,7 @@ ARCHITECTURES: Mapping[str, LlamaCpp] = {
     "glm": LlamaCpp("chatglm", spanning=True),
     "glm4": LlamaCpp("glm4"),
     "glm4_moe": LlamaCpp("glm4moe", dense_first=True, also=("use_qk_norm",)),
+    "glm4_moe_lite": LlamaCpp("deepseek2", dense_first=True, mscale=True),
     "gpt2": LlamaCpp("gpt2"),
     "gpt_bigcode": LlamaCpp("starcoder"),
     "gpt_neox": LlamaCpp("gptneox", headed=True),
@@ -133,6 +138,7 @@ ARCHITECTURES: Mapping[str, LlamaCpp] = {
     "solar_open": LlamaCpp("glm4moe", dense_first=True),
     "stablelm": LlamaCpp("stablelm", headed=True),
     "starcoder2": LlamaCpp("starcoder2", spanning=True),
+    "youtu": LlamaCpp("deepseek2", mscale=True),
 }
 """By the ``model_type`` of transformers; those of `LLAMA_LIKE` are written as ``deci``."""
 

@@ -13,7 +13,7 @@ NO_PARAMETERS = (ROPE_FACTORS, "layer_output_scale.weight")
 """What a file holds that is a buffer in transformers, or no tensor."""
 
 MATRIX = re.compile(
-    r"blk\.\d+\.(attn_(qkv|q|k|v|output)|ffn_(gate|up|down)(_s?h?exps?)?|shortconv\.\w+_proj|"
+    r"blk\.\d+\.(attn_(qkv|q|k|v|output|q_a|[qkv]_b|kv_a_mqa)|ffn_(gate|up|down)(_s?h?exps?)?|shortconv\.\w+_proj|"
     r"ssm_(in|out|ba|alpha|beta)|attn_gate)\.weight"
 )
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from evocompress.export.gguf_architectures import LlamaCpp
+from evocompress.export.gguf_latent import add_latent, is_latent
 from evocompress.export.gguf_mixers import add_mixers, layers_with_mixers
 from evocompress.export.gguf_rotary import frequencies, rotary_kinds, scaling_of
 from evocompress.export.gguf_tensors import ROPE_FACTORS
@@ -39,6 +40,9 @@ FACTORS = {
 }
 """{setting: what gguf-py calls its key}."""
 
+GROUPS = "expert_group_count", "expert_group_used_count"
+"""Keys of experts that are chosen by groups, of which a config may tell without need."""
+
 OFF = {"final_logit_softcapping": 0.0}
 """What keeps llama.cpp from doing what it does by default."""
 
@@ -47,6 +51,9 @@ BETAS = 32.0, 1.0
 
 EPSILONS = ("eps", "variance_epsilon", "norm_eps")
 """What norms call the number that they add to a variance."""
+
+ATTENTION = "attn_output", "attn_k", "attn_qkv", "attn_kv_a_mqa"
+"""Matrices whose sizes tell of heads, and that the heads read one latent."""
 
 EPSILON = 1e-5
 """That number where a norm has none of its own: OLMo's."""
@@ -79,10 +86,14 @@ def add_metadata(
         own = getattr(config, setting, None)
         value = OFF.get(setting) if own is None else own
         applies = experts or not key.startswith("expert_")  # Nemotron-H's config tells of any
+        applies &= key not in GROUPS or getattr(config, "topk_method", "") != "greedy"
         if value is not None and applies and not found.borrowed:
             getattr(writer, f"add_{key}")(value)
     sizes = head_sizes(loaded, config)
-    _add_head_sizes(writer, config, sizes)
+    if is_latent(config):
+        add_latent(writer, config, tensors)
+    else:
+        _add_head_sizes(writer, config, sizes)
     _add_sizes(writer, sizes, tensors, found)
     _add_experts(writer, loaded, tensors)
     add_mixers(writer, tensors)
@@ -115,7 +126,7 @@ def _add_sizes(
     for layer, head_dim in enumerate(sizes_of_heads):
         sizes = {
             name: tensors[whole].shape
-            for name in ("attn_output", "attn_k", "attn_qkv", "ffn_down", "ffn_down_exps")
+            for name in (*ATTENTION, "ffn_down", "ffn_down_exps")
             if (whole := f"blk.{layer}.{name}.weight") in tensors
         }
         own = sizes["attn_output"][1] // head_dim if "attn_output" in sizes else 0
@@ -123,7 +134,8 @@ def _add_sizes(
         fused = (sizes["attn_qkv"][0] // head_dim - own) // 2 if own and "attn_qkv" in sizes else 0
         if "attn_k" in sizes:
             read[head_dim] = sizes["attn_k"][0] // head_dim
-        keys.append(fused or (read.get(head_dim, 0) if own else 0))
+        latent = int("attn_kv_a_mqa" in sizes)
+        keys.append(latent or fused or (read.get(head_dim, 0) if own else 0))
         channels.append(sizes.get("ffn_down", sizes.get("ffn_down_exps", (0,)))[-1])
     if layers_with_mixers(tensors):
         heads = [own or max(heads) for own in heads]
@@ -188,6 +200,9 @@ def _add_rotary(writer: Any, model: PreTrainedModel, tensors: Container[str]) ->
         writer.add_rope_scaling_orig_ctx_len(whole["original_max_position_embeddings"])
         writer.add_rope_scaling_yarn_beta_fast(whole.get("beta_fast") or BETAS[0])
         writer.add_rope_scaling_yarn_beta_slow(whole.get("beta_slow") or BETAS[1])
+        if whole.get("mscale_all_dim"):
+            by = 0.1 if is_latent(model.config) else 1  # llama.cpp has it so for its older files
+            writer.add_rope_scaling_yarn_log_mul(by * whole["mscale_all_dim"])
     if "sliding_attention" in settings:
         writer.add_rope_dimension_count_swa(2 * len(found.get("sliding_attention", every)))
         base = settings["sliding_attention"]["rope_theta"]

@@ -7,6 +7,7 @@ from typing import Any
 
 from evocompress.core.types import Candidate
 from evocompress.export.gguf_architectures import ARCHITECTURES, UNEVEN, WRITABLE, LlamaCpp
+from evocompress.export.gguf_latent import latent_obstacle
 from evocompress.export.gguf_mixers import attention_alone, attention_interval, tensor_kinds
 from evocompress.export.gguf_rotary import frequencies, rotary_obstacle
 from evocompress.export.layout import Layout, layout, second_round
@@ -35,10 +36,11 @@ def alike_obstacle(loaded: LoadedModel, candidate: Candidate) -> str | None:
         return f"cannot hold {name} models, only {', '.join(WRITABLE)}"
     return (
         _model_obstacle(loaded, found)
-        or rotary_obstacle(loaded.model, factors=found.factors)
+        or rotary_obstacle(loaded.model, factors=found.factors, mscale=found.mscale)
         or Stock().obstacle(loaded, candidate)
         or _layers_in_order(loaded, layout(loaded, candidate), found)
         or _too_few_heads(loaded, layout(loaded, candidate), found)
+        or latent_obstacle(loaded, layout(loaded, candidate))
         or _experts_missing(layout(loaded, candidate), found)
         or attention_alone(loaded, layout(loaded, candidate), found.name)
     )
@@ -51,7 +53,7 @@ def uneven_obstacle(loaded: LoadedModel, candidate: Candidate) -> str | None:
     model = unlike_llama(loaded) if name in LLAMA_LIKE else _model_obstacle(loaded, found)
     return (
         model
-        or rotary_obstacle(loaded.model, factors=found.factors)
+        or rotary_obstacle(loaded.model, factors=found.factors, mscale=found.mscale)
         or (_partly_rotated(loaded) if found.borrowed else None)
         or ModelingFile().obstacle(loaded, candidate)
         or _layers_in_order(loaded, left, found)

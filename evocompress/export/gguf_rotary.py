@@ -14,7 +14,10 @@ FREQUENCIES = "inv_freq"
 NEVER = 1e30
 """What llama.cpp divides the frequency of an element by that is not to be rotated."""
 
-OWN_FACTORS = ("attention_factor", "mscale", "mscale_all_dim")
+MSCALE = "mscale", "mscale_all_dim"
+"""Settings of YaRN that cancel each other in queries and keys where they are the same."""
+
+OWN_FACTORS = ("attention_factor", *MSCALE)
 """Settings of YaRN with which queries and keys are scaled otherwise than it says."""
 
 
@@ -62,10 +65,11 @@ def plain(count: int, settings: Mapping[str, Any]) -> Tensor:
     return float(settings["rope_theta"]) ** -steps
 
 
-def rotary_obstacle(model: PreTrainedModel, *, factors: bool) -> str | None:
+def rotary_obstacle(model: PreTrainedModel, *, factors: bool, mscale: bool) -> str | None:
     """The obstacle of embeddings that are neither plain nor scaled as llama.cpp does it.
 
-    With `factors` it is told how each frequency is scaled.
+    With `factors` it is told how each frequency is scaled, and with `mscale` how much YaRN scales
+    scores.
     """
     settings = rotary_kinds(model.config)
     for kind, own in frequencies(model).items():
@@ -74,7 +78,7 @@ def rotary_obstacle(model: PreTrainedModel, *, factors: bool) -> str | None:
             "default": own.is_meta or torch.allclose(own.cpu(), usual),
             "linear": True,
             **dict.fromkeys(("llama3", "proportional"), factors),
-            "yarn": not any(settings[kind].get(key) for key in OWN_FACTORS),
+            "yarn": _yarn_is_known(settings[kind], mscale=mscale),
         }
         if not known.get(name, False):
             return (
@@ -82,3 +86,11 @@ def rotary_obstacle(model: PreTrainedModel, *, factors: bool) -> str | None:
                 f"{name}"
             )
     return None
+
+
+def _yarn_is_known(settings: Mapping[str, Any], *, mscale: bool) -> bool:
+    """Whether YaRN scales queries, keys and scores as llama.cpp does it."""
+    if not mscale:
+        return not any(settings.get(key) for key in OWN_FACTORS)
+    own, every = (settings.get(key) for key in MSCALE)
+    return bool(own) and own == every and not settings.get("attention_factor")

@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from evocompress.core.errors import ExportError
 from evocompress.export.gguf_architectures import ARCHITECTURES, LlamaCpp
+from evocompress.export.gguf_latent import by_heads
 from evocompress.export.gguf_mixers import apart, as_mixer
 from evocompress.export.gguf_rotary import factors, frequencies
 from evocompress.export.gguf_uneven import as_uneven
@@ -81,7 +82,7 @@ def _named(
         held = _held(name, tensor, model, loaded)
         for part, own in apart(name, held, mixture=loaded.family.mixture is not None):
             place = _place(part, model, name_of_type)
-            yield place, as_mixer(place, own, model.config)
+            yield from by_heads(place, as_mixer(place, own, model.config), model.config)
     for name, every in stacks.items():
         yield name, torch.stack(every)
 

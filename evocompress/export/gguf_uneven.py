@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from evocompress.export.gguf_architectures import LlamaCpp
+from evocompress.export.gguf_latent import is_latent
 from evocompress.models.loading import LoadedModel
 
 ZERO_CHANNELS = 32
@@ -45,6 +46,8 @@ def as_uneven(
 def head_sizes(loaded: LoadedModel, config: Any) -> list[int]:
     """How wide a head of each layer is, of which `config` tells."""
     architecture = loaded.family.architecture(loaded.model)
+    if is_latent(config):
+        return [config.v_head_dim] * config.num_hidden_layers
     if not architecture.head_widths or not hasattr(config, "layer_types"):
         return [architecture.head_dim] * config.num_hidden_layers
     kinds = zip(loaded.model.config.layer_types, architecture.head_widths, strict=True)

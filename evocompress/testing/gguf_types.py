@@ -8,6 +8,7 @@ from typing import Any
 
 from evocompress.core.types import DROP, Level
 from evocompress.export.gguf_architectures import ARCHITECTURES, LlamaCpp
+from evocompress.export.gguf_latent import is_latent
 from evocompress.models.loading import LoadedModel
 from evocompress.testing.derived import typical_config, typical_loaded
 from evocompress.testing.formats import LevelsByEnd
@@ -27,7 +28,12 @@ GRANITE = {
     "attention_multiplier": 0.15,
 }
 
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}
+YARN |= {"original_max_position_embeddings": 64, "mscale": 0.7, "mscale_all_dim": 0.7}
+
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
+    "deepseek_v2 lite": {"num_hidden_layers": 27, "q_lora_rank": None},
+    "deepseek_v3 yarn": {"rope_parameters": YARN},
     "granite": GRANITE,
     "granitemoehybrid": GRANITE | {"layer_types": [LINEAR, LINEAR, FULL, LINEAR, FULL]},
     "lfm2": {"layer_types": ["conv", "conv", "full_attention", "conv", "full_attention"]},
@@ -88,6 +94,8 @@ def gguf_loaded(name: str, **settings: Any) -> LoadedModel:
         setattr(config, setting, value)
         if setting in ("layer_types", "layers_block_type"):
             layers = config.num_hidden_layers = len(value)
+        elif setting == "num_hidden_layers":
+            layers = value
     loaded = typical_loaded(config, None if model_type in TYPICAL else layers)
     loaded.model.float()
     # llama.cpp wants certain tokens of a model in whose name there is "phi3".
@@ -100,6 +108,8 @@ def gguf_levels(loaded: LoadedModel) -> LevelsByEnd:
     mixed = known.dense_first  # such layers have MLPs of two kinds
     last = len(loaded.family.blocks(loaded.model)) - 1
     levels = _droppable(loaded, {str(last if known.unrotated else 1 + mixed): DROP})
+    if is_latent(loaded.model.config):
+        levels |= {f"{i}.attention": Level(kv_groups=2, group_heads=1) for i in range(last + 1)}
     if loaded.family.model_type in WITH_ALL_BLOCKS:
         return {}
     if loaded.family.model_type not in WITHOUT_CHANNELS and not mixed:

@@ -23,7 +23,7 @@ from evocompress.models.checkpoints import quiet_transformers
 from evocompress.models.loading import LoadedModel
 from evocompress.testing.formats import assert_written, candidate_of, in_memory
 from evocompress.testing.gguf_reference import GgufReference
-from evocompress.testing.gguf_types import gguf_levels, gguf_loaded, uneven_gguf_levels
+from evocompress.testing.gguf_types import YARN, gguf_levels, gguf_loaded, uneven_gguf_levels
 from evocompress.testing.plain_library import PlainLibrary
 from evocompress.testing.probes import random_batch
 
@@ -162,6 +162,8 @@ def test_multipliers_are_in_the_weights_of_layers_that_differ(tmp_path: Path) ->
 
 UNTIED = {"tie_word_embeddings": False}
 BIASED = Level(channels=16, bias=True)
+GROUPED = {"topk_method": "group_limited_greedy", "n_group": 2, "topk_group": 1}
+UNSCALED = {**YARN, "mscale": None, "mscale_all_dim": None}
 EXPERTS = ["linear_attention", "moe", "full_attention"]
 PARTIAL = {"rope_parameters": ROTARY | {"partial_rotary_factor": 0.5}}
 
@@ -190,6 +192,9 @@ OTHERS: list[tuple[str, dict[str, Level], dict[str, Any], str]] = [
     ("nemotron_h", {"1.mlp": BIASED}, {}, "cannot give the output of model.layers.1.mlp a bias"),
     ("nemotron_h", {"0": DROP, "4": DROP, "6": DROP}, {}, "needs a layer with another mixer"),
     ("qwen3_next", {}, {"mlp_only_layers": [1]}, "layers.1.mlp, because llama.cpp's architecture"),
+    ("deepseek_v3", {}, {"q_lora_rank": None}, "5 layers of this deepseek_v3 model, because llama"),
+    ("deepseek_v3", {}, {"rope_parameters": UNSCALED}, "whose rotary embeddings are yarn"),
+    ("deepseek_v2", {}, GROUPED, "whose topk_method = 'group_limi"),
     ("afmoe", {}, {}, "cannot hold afmoe models, only llama, "),
 ]
 
@@ -268,3 +273,30 @@ def test_hybrids_of_one_mixer_a_layer_have_each_layer_s_sizes(tmp_path: Path) ->
     ]
     assert metadata["nemotron_h.ssm.group_count"] == 2
     assert "deci" not in (out / "README.md").read_text()
+
+
+def test_keys_and_values_of_a_latent_are_two_tensors(tmp_path: Path) -> None:
+    loaded = gguf_loaded("deepseek_v3 yarn")
+    candidate = candidate_of(loaded, gguf_levels(loaded))
+    out = write(loaded, candidate, tmp_path / "out", "gguf")
+    assert_written(out, loaded, candidate)
+    file, config = GgufReference(out / "model.gguf"), loaded.model.config
+    sizes = ("head_count", "head_count_kv", "key_length", "value_length", "key_length_mla")
+    rank, turned = config.kv_lora_rank, config.qk_rope_head_dim
+    keys, values = config.qk_nope_head_dim, config.v_head_dim
+    wanted = [2, 1, rank + turned, rank, keys + turned]
+    assert [file.metadata[f"deepseek2.attention.{size}"] for size in sizes] == wanted
+    assert file.metadata["deepseek2.rope.scaling.yarn_log_multiplier"] == pytest.approx(0.07)
+    made = loaded.model.get_parameter("model.layers.0.self_attn.kv_b_proj.weight").detach()
+    first = torch.tensor(file.tensors["blk.0.attn_k_b.weight"])[0].T
+    torch.testing.assert_close(first.float(), made[:keys])
+    second = torch.tensor(file.tensors["blk.0.attn_v_b.weight"])[1]
+    torch.testing.assert_close(second.float(), made[2 * keys + values :][:values])
+
+
+def test_a_number_of_layers_says_whether_queries_are_of_a_latent() -> None:
+    lite = gguf_loaded("deepseek_v2 lite")
+    assert obstacle(lite) is None and obstacle(lite, {"3": DROP}) is None
+    assert "25 layers of this deepseek_v2" in (obstacle(lite, {"3": DROP, "4": DROP}) or "")
+    latent = gguf_loaded("deepseek_v2", num_hidden_layers=26)
+    assert "wants queries without a latent there" in (obstacle(latent) or "")
