@@ -1,4 +1,4 @@
-"""Latent attention as llama.cpp's ``deepseek2`` holds it: one key-value head, as wide as the latent.
+"""Latent attention as llama.cpp's ``deepseek2`` holds it: a key-value head as wide as the latent.
 
 What makes keys and values of the latent are two tensors with a matrix for each head, and that of
 keys is transposed, so that queries are multiplied by it.
@@ -39,7 +39,7 @@ def by_heads(name: str, tensor: Tensor, config: Any) -> Iterator[tuple[str, Tens
 
 
 def add_latent(writer: Any, config: Any, tensors: Mapping[str, Tensor]) -> None:
-    """Adds ranks and widths, those of the cache and those of heads; and that there are no experts."""
+    """Adds ranks, the widths of the cache and of heads, and that there are no experts."""
     rank, turned = config.kv_lora_rank, config.qk_rope_head_dim
     if config.q_lora_rank:
         writer.add_q_lora_rank(config.q_lora_rank)
@@ -55,7 +55,7 @@ def add_latent(writer: Any, config: Any, tensors: Mapping[str, Tensor]) -> None:
 
 
 def latent_obstacle(loaded: LoadedModel, left: Layout) -> str | None:
-    """The obstacle of queries that llama.cpp takes to be made otherwise, by the number of layers."""
+    """The obstacle of a number of layers by which llama.cpp takes queries to be made otherwise."""
     config = loaded.model.config
     if not is_latent(config):
         return None
