@@ -31,33 +31,30 @@ from pathlib import Path
 from evocompress.core.config import RunConfig
 from evocompress.core.errors import RunError
 from evocompress.core.progress import Reporter, Silent
-from evocompress.core.types import Candidate
 from evocompress.distributed import backend_of
 from evocompress.evaluation.profile import path_of
 from evocompress.evaluation.proxies import Metric
 from evocompress.export import (
-    check_format,
-    check_program,
     check_target,
-    check_weights,
-    read_candidate,
 )
 from evocompress.export import materialize as write_checkpoint
 from evocompress.pipeline import evaluation_stage, stages
 from evocompress.pipeline.compared_models import (
+    check_form,
+    chosen_candidate,
     chosen_format,
     healed_notes,
     healed_source,
-    named_candidate,
 )
 from evocompress.pipeline.context import RunContext
 from evocompress.pipeline.early_checks import check_early, check_outline, check_sources
-from evocompress.pipeline.finished import HELDOUT, Unchanged, finished
+from evocompress.pipeline.finished import HELDOUT, finished
 from evocompress.pipeline.loop import Listener
 from evocompress.pipeline.offers import Offers, offers, offers_by_type
 from evocompress.pipeline.planning import Plan, outline, plan_on
 from evocompress.pipeline.resolve import check_names, with_objects
 from evocompress.pipeline.results import costs_of
+from evocompress.pipeline.rounds import RoundsFolder, Stages, make_rounds
 from evocompress.pipeline.run_folder import RunFolder
 from evocompress.pipeline.sweep import SweepConfig, SweepFolder, check_groups, check_sweep, samples
 from evocompress.search.base import Searcher
@@ -140,6 +137,41 @@ def sweep(
     run_sweep(config, folder, resume, reporter or Silent(), force=force)
     report(folder.path)
     return folder.path
+
+
+def rounds(
+    config: RunConfig,
+    *,
+    resume: bool = False,
+    force: bool = False,
+    reporter: Reporter | None = None,
+) -> Path:
+    """Searches and heals in ``rounds`` turns, each on what the turn before it has healed.
+
+    Every round is a run of its own in the folder. All learn from the model of the beginning, with
+    which they are compared on held-out text after each round.
+
+    Args:
+        config: The run.
+        resume: Go on in a folder that exists.
+        force: Go on under other circumstances, as `search` and `heal` do.
+        reporter: Told about progress.
+
+    Returns:
+        The folder of the rounds.
+
+    Raises:
+        EvoCompressError: Anything that the user can mend.
+    """
+    told = reporter or Silent()
+    steps = Stages(
+        lambda one, begun: search(one, resume=begun, force=force, reporter=told),
+        lambda path: materialize(path, form="hf", reporter=told),
+        lambda path, begun: heal(path, resume=begun, force=force, reporter=told),
+    )
+    folder = make_rounds(config, steps, resume=resume, reporter=told)
+    report(folder)
+    return folder
 
 
 def profile(
@@ -252,7 +284,7 @@ def materialize(
     Raises:
         EvoCompressError: Anything that the user can mend.
     """
-    _check_form(form, program, weights)
+    check_form(form, program, weights)
     out = None if out is None else Path(out)
     context = finished(path, reporter)
     own = out is None or context.folder.writable
@@ -261,7 +293,7 @@ def materialize(
     source = healed_source(context.folder, out, candidate) if healed else None
     target = out or context.folder.checkpoint
     check_target(target, overwrite=False)
-    unchanged, chosen = _chosen(context, source, candidate)
+    unchanged, chosen = chosen_candidate(context, source, candidate)
     form = chosen_format(context, chosen, program, form)
     library = context.existing_library()
     unchanged.check_library(library)
@@ -341,39 +373,23 @@ def evaluate(
 
 
 def report(path: Path | str) -> Path:
-    """Writes report.html and summary.md of a run, or sweep.html and sweep.json of a sweep.
+    """Writes report.html and summary.md of a run or of rounds, or a sweep's sweep.html and .json.
 
     Raises:
-        RunError: The folder is neither a run nor a sweep.
+        RunError: The folder is neither a run nor rounds nor a sweep.
     """
-    from evocompress.report import write_report, write_sweep_report  # they load plotly
+    from evocompress.report import (  # they load plotly
+        write_report,
+        write_rounds_report,
+        write_sweep_report,
+    )
 
     path = Path(path)
+    if RoundsFolder(path).config_file.exists():
+        return write_rounds_report(path)
     if SweepFolder(path).config_file.exists():
         return write_sweep_report(path)
     return write_report(path)
-
-
-def _chosen(
-    context: RunContext, source: Path | None, candidate: str
-) -> tuple[Unchanged, Candidate]:
-    """The candidate of a healed checkpoint, or the one that is named; the model is the run's."""
-    if not source and candidate != "uniform":
-        named_candidate(context, candidate)  # an unknown one is told before the model is loaded
-    unchanged = Unchanged(context)
-    unchanged.check_model()
-    if source:
-        unchanged.check_checkpoint(source)
-    return unchanged, read_candidate(source) if source else named_candidate(context, candidate)
-
-
-def _check_form(form: str, program: str | None, weights: str | None) -> None:
-    """Refuses a format, program or type of weights that there is not."""
-    check_format(form)
-    if program is not None:
-        check_program(program, form)
-    if weights is not None:
-        check_weights(weights)
 
 
 def _context(config: RunConfig, reporter: Reporter | None) -> RunContext:

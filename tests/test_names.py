@@ -5,7 +5,9 @@ from collections import defaultdict
 
 from tests.house import files, name_of
 
-COMMANDS = "build_library demo evaluate heal main materialize plan profile report search sweep"
+COMMANDS = (
+    "build_library demo evaluate heal main materialize plan profile report rounds search sweep"
+)
 """One thing each, as a command, in Python and where it is done."""
 
 INTERFACES = "candidate_of check_matches_reference compress cut random_batch"

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from evocompress.cli.library import library_app
 from evocompress.cli.options import (
     Folder,
     Force,
@@ -24,9 +25,9 @@ from evocompress.cli.options import (
     TasksFolder,
     Texts,
     on_ray,
+    say,
 )
 from evocompress.core.errors import EvoCompressError, RunError, one_line
-from evocompress.core.foreign_text import printable
 from evocompress.core.progress import Reporter
 from evocompress.core.stopping import SIGNALS, signal_that_came, stop_on_signals
 from evocompress.core.terminal import print_table, text_table
@@ -39,8 +40,8 @@ app = typer.Typer(
     epilog="Start with `evocompress demo`, or `evocompress search "
     "search_spaces/smollm2_sparsity_50.yaml`.",
 )
-library_app = typer.Typer(no_args_is_help=True, help="Build or inspect a level library.")
 app.add_typer(library_app, name="library")
+
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
@@ -56,7 +57,7 @@ def demo(
 
     folder = run_demo(runs)
     print_table(table(folder))
-    _say(f"Report: {folder / 'report.html'}")
+    say(f"Report: {folder / 'report.html'}")
 
 
 @app.command(
@@ -94,8 +95,8 @@ def search(
     folder = api.search(
         load_config(run_file, changes), resume=resume, force=force, reporter=Reporter()
     )
-    _say(f"Winner: {folder / 'winner.json'}")
-    _say(f"Next: evocompress materialize {folder}")
+    say(f"Winner: {folder / 'winner.json'}")
+    say(f"Next: evocompress materialize {folder}")
 
 
 @app.command(
@@ -122,9 +123,33 @@ def sweep(
     config = load_sweep(sweep_file, overrides or [])
     folder = api.sweep(config, resume=resume, force=force, reporter=Reporter())
     print_table(sweep_table(folder))
-    _say(f"Report: {folder / 'sweep.html'}")
+    say(f"Report: {folder / 'sweep.html'}")
     if failed := failures(folder):
         raise RunError(f"{failed}; once it is mended, the same command with --resume tries again")
+
+
+@app.command(
+    epilog="Examples: `evocompress rounds search_spaces/smollm2_width_70.yaml rounds=2 "
+    "name=twice`; `evocompress rounds run.yaml --resume`"
+)
+def rounds(
+    run_file: RunFile,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    force: Force = False,
+) -> None:
+    """Search, materialize and heal several times, each round cutting a part of the budget.
+
+    Ends with a table of the models of all rounds on held-out text, beside the dense model.
+    """
+    from evocompress import api
+    from evocompress.core.config_file import load_config
+    from evocompress.report import table
+
+    config = load_config(run_file, overrides or [])
+    folder = api.rounds(config, resume=resume, force=force, reporter=Reporter())
+    print_table(table(folder))
+    say(f"Report: {folder / 'report.html'}")
 
 
 @app.command(
@@ -149,7 +174,7 @@ def profile(
     config = load_config(run_file, [*(overrides or []), *on_ray(ray)])
     path, table = api.profile(config, anew=anew, reporter=Reporter())
     print_table(text_table(table_rows(table)))
-    _say(f"Table: {path}")
+    say(f"Table: {path}")
 
 
 @app.command(
@@ -183,7 +208,7 @@ def plan(
     found = api.plan(load_config(space, changes), device)
     print_table(text_table(plan_rows(found)))
     for note in plan_notes(found):
-        _say(note)
+        say(note)
 
 
 @app.command(
@@ -228,33 +253,11 @@ def models(
         typer.echo(json.dumps([asdict(offers) for offers in found], indent=1))
     elif as_markdown:
         for line in (formats_markdown if by_format else markdown)(found):
-            _say(line)
+            say(line)
     elif model is not None:
         print_table(text_table(model_rows(found[0])))
     else:
         print_table(text_table((format_rows if by_format else type_rows)(found)))
-
-
-@library_app.command(
-    "build", epilog="Example: `evocompress library build run.yaml library.path=libraries/smollm2`"
-)
-def library_build(run_file: RunFile, overrides: Overrides = None) -> None:
-    """Build the level library of a run, or finish one that was interrupted."""
-    from evocompress import api
-    from evocompress.core.config_file import load_config
-
-    _say(api.build_library(load_config(run_file, overrides or []), reporter=Reporter()))
-
-
-@library_app.command("inspect", epilog="Example: `evocompress library inspect runs/demo/library`")
-def library_inspect(
-    path: Annotated[Path, typer.Argument(help="Folder of a level library.", show_default=False)],
-    verify: Annotated[bool, typer.Option("--verify", help="Check every checksum.")] = False,
-) -> None:
-    """Show what a level library holds, and whether its files are whole."""
-    from evocompress.compression.library.inspect import summary
-
-    print_table(summary(path, verify=verify))
 
 
 @app.command(
@@ -298,7 +301,7 @@ def materialize(
         healed=healed,
         reporter=Reporter(),
     )
-    _say(written)
+    say(written)
 
 
 @app.command(
@@ -319,7 +322,7 @@ def heal(
     from evocompress import api
 
     changes = [*(overrides or []), *on_ray(ray)]
-    _say(api.heal(folder, changes, resume=resume, force=force, reporter=Reporter()))
+    say(api.heal(folder, changes, resume=resume, force=force, reporter=Reporter()))
 
 
 @app.command(
@@ -356,10 +359,10 @@ def evaluate(
 
 @app.command(epilog="Example: `evocompress report runs/demo`")
 def report(folder: Folder) -> None:
-    """Write `report.html` and `summary.md` of a run, or `sweep.html` of a sweep, from its files."""
+    """Write `report.html` and `summary.md` of a run or rounds, or `sweep.html` of a sweep."""
     from evocompress import api
 
-    _say(api.report(folder))
+    say(api.report(folder))
 
 
 def main() -> None:
@@ -389,10 +392,5 @@ def _told(error: Exception) -> bool:
 def _interrupted(came: int) -> int:
     """Says how a command that was interrupted goes on; its exit status, as shells have it."""
     word = SIGNALS.get(came, "interrupted")
-    print(f"{word}: search, heal and sweep go on with --resume", file=sys.stderr)
+    print(f"{word}: search, heal, rounds and sweep go on with --resume", file=sys.stderr)
     return 128 + came if came in SIGNALS else INTERRUPTED
-
-
-def _say(text: object) -> None:
-    """One line on the standard output."""
-    typer.echo(printable(str(text), ""))

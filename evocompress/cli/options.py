@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from evocompress.core.foreign_text import printable
+
 RunFile = Annotated[
     Path,
     typer.Argument(help="Run file (YAML), or the name of a shipped one.", show_default=False),
@@ -58,3 +60,8 @@ Texts = Annotated[
 def on_ray(address: str | None) -> list[str]:
     """The changes of a configuration that name a Ray cluster."""
     return [] if address is None else ["executor=ray", f"ray.address={json.dumps(address)}"]
+
+
+def say(text: object) -> None:
+    """One line on the standard output."""
+    typer.echo(printable(str(text), ""))

@@ -22,6 +22,7 @@ from evocompress.core.fields import (
     Source,
     Strict,
     Tokens,
+    Whole,
     each_once,
 )
 from evocompress.core.heal_config import HealConfig
@@ -288,6 +289,8 @@ class RunConfig(Strict):
         executor: Where candidates are evaluated, the level library built, the latency table
             measured and the checkpoint healed: ``local`` or ``ray``.
         ray: How, with ``executor: ray``.
+        rounds: Of searching and healing, each of which cuts a part of the budget; more than one
+            are made by `evocompress.api.rounds`.
 
     Examples:
         >>> run = RunConfig(name="depth", model={"source": "tiny"}, space={"drop": {}})
@@ -301,6 +304,7 @@ class RunConfig(Strict):
     threads: Cores | None = None
     executor: str = "local"
     ray: RayConfig = RayConfig()
+    rounds: Annotated[Whole, Field(ge=1, le=100)] = 1
     model: ModelConfig
     calibration: CalibrationConfig = CalibrationConfig()
     space: SpaceConfig

@@ -12,7 +12,14 @@ from evocompress.core.errors import RunError
 from evocompress.core.foreign_text import as_code
 from evocompress.core.leftovers import scratch_folder
 from evocompress.core.types import Candidate
-from evocompress.export import PROGRAMS, choose_for, read_candidate
+from evocompress.export import (
+    PROGRAMS,
+    check_format,
+    check_program,
+    check_weights,
+    choose_for,
+    read_candidate,
+)
 from evocompress.export import materialize as write_checkpoint
 from evocompress.export.reload import check_tokenizer, read_checkpoint
 from evocompress.pipeline.comparison import ComparedModel
@@ -52,6 +59,19 @@ def named_candidate(context: RunContext, name: str) -> Candidate:
     raise RunError(f"{context.folder.journal} has no candidate '{name}'; 'winner' is the best one")
 
 
+def chosen_candidate(
+    context: RunContext, source: Path | None, candidate: str
+) -> tuple[Unchanged, Candidate]:
+    """The candidate of a healed checkpoint, or the one that is named; the model is the run's."""
+    if not source and candidate != "uniform":
+        named_candidate(context, candidate)  # an unknown one is told before the model is loaded
+    unchanged = Unchanged(context)
+    unchanged.check_model()
+    if source:
+        unchanged.check_checkpoint(source)
+    return unchanged, read_candidate(source) if source else named_candidate(context, candidate)
+
+
 def healed_source(folder: RunFolder, out: Path | None, candidate: str = "winner") -> Path:
     """The healed checkpoint of a run, to be written again elsewhere.
 
@@ -73,6 +93,15 @@ def healed_notes(source: Path | None) -> list[str]:
         return []
     name = as_code(str(source))
     return [f"The weights were healed by a distillation of the dense model: {name}."]
+
+
+def check_form(form: str, program: str | None, weights: str | None) -> None:
+    """Refuses a format, program or type of weights that there is not."""
+    check_format(form)
+    if program is not None:
+        check_program(program, form)
+    if weights is not None:
+        check_weights(weights)
 
 
 def chosen_format(context: RunContext, candidate: Candidate, program: str | None, form: str) -> str:

@@ -53,7 +53,8 @@ def evaluate(context: RunContext) -> Path:
             {**row, "texts": measured[row["name"]], "tasks": answered[row["name"]]} for row in rows
         ]
         more = {"texts": described(texts), "tasks": asked}
-        write_json(context.folder.evaluation, _record(context, config, rows) | more)
+        made = record(context, config, rows, context.folder.checkpoint)
+        write_json(context.folder.evaluation, made | more)
     return context.folder.evaluation
 
 
@@ -66,14 +67,14 @@ def _settings(context: RunContext) -> EvaluateConfig:
     return config.model_copy(update={"latency": False})
 
 
-def _record(
-    context: RunContext, config: EvaluateConfig, rows: Sequence[dict[str, Any]]
+def record(
+    context: RunContext, config: EvaluateConfig, rows: Sequence[dict[str, Any]], checkpoint: Path
 ) -> dict[str, Any]:
-    """The content of evaluation.json."""
+    """The content of evaluation.json, of models among which is that of a checkpoint."""
     model, calibration = context.loaded.model, context.calibration
     packages = [*context.packages, *([PACKAGE] if config.tasks else [])]
     return {
-        "candidate": read_record(context.folder.checkpoint).id,
+        "candidate": read_record(checkpoint).id,
         "heldout": {
             "source": calibration.heldout_source,
             "self_written": calibration.heldout_source == "self",

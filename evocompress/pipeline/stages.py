@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from evocompress.core.config import RunConfig
+from evocompress.core.errors import ConfigError
 from evocompress.core.progress import Reporter, Silent
 from evocompress.evaluation.calibration.fresh import FreshText, repetition
 from evocompress.healing import heal as distil
@@ -35,6 +36,8 @@ def search(
     listener: Listener | None = None,
 ) -> Path:
     """Searches; see `evocompress.api.search`."""
+    if config.rounds > 1:
+        raise ConfigError(f"rounds: {config.rounds} rounds are made by 'evocompress rounds'")
     check_names(config)
     folder = check_folder(config, resume)
     context = RunContext(config, folder, reporter or Silent(), backend=backend)

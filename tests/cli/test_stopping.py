@@ -56,7 +56,7 @@ def test_a_signal_in_evaluate_leaves_nothing(run, number, monkeypatch, capsys):
         patch.setattr(compared_models, "read_checkpoint", stopped)
         assert call(monkeypatch, "evaluate", run) == 128 + number
     said = capsys.readouterr().err.splitlines()
-    assert said[-1].endswith("search, heal and sweep go on with --resume")
+    assert said[-1].endswith("search, heal, rounds and sweep go on with --resume")
     assert said[-1].startswith(stopping.SIGNALS[number]) and "Traceback" not in str(said)
     assert seen, "there was a folder with a whole checkpoint"
     assert sorted(run.iterdir()) == before
@@ -81,7 +81,7 @@ def test_a_terminated_search_resumed_is_the_undisturbed_one(run, monkeypatch):
     begun.terminate()
     _, said = begun.communicate(timeout=60)
     assert begun.returncode == 143, said
-    assert said.splitlines()[-1] == "terminated: search, heal and sweep go on with --resume"
+    assert said.splitlines()[-1] == "terminated: search, heal, rounds and sweep go on with --resume"
     assert "Traceback" not in said
     assert not (cut / "winner.json").exists(), "the search was over before it was stopped"
     assert hidden(cut) == [".lock"]
