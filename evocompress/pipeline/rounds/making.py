@@ -31,6 +31,11 @@ class Stages:
         search: Of a run; whether it goes on.
         materialize: The winner of the run in a folder.
         heal: The checkpoint of the run in a folder; whether it goes on.
+
+    Examples:
+        >>> stages = Stages(lambda run, goes_on: run.name, print, lambda path, goes_on: None)
+        >>> stages.materialize(Path("runs/twice/round-1"))
+        runs/twice/round-1
     """
 
     search: Callable[[RunConfig, bool], object]
