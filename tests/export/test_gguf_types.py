@@ -287,6 +287,8 @@ def test_keys_and_values_of_a_latent_are_two_tensors(tmp_path: Path) -> None:
     wanted = [2, 1, rank + turned, rank, keys + turned]
     assert [file.metadata[f"deepseek2.attention.{size}"] for size in sizes] == wanted
     assert file.metadata["deepseek2.rope.scaling.yarn_log_multiplier"] == pytest.approx(0.07)
+    whole = write(loaded, candidate_of(loaded, {}), tmp_path / "whole", "gguf")
+    file = GgufReference(whole / "model.gguf")
     made = loaded.model.get_parameter("model.layers.0.self_attn.kv_b_proj.weight").detach()
     first = torch.tensor(file.tensors["blk.0.attn_k_b.weight"])[0].T
     torch.testing.assert_close(first.float(), made[:keys])
