@@ -24,6 +24,7 @@ LAYERS = 3
 
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "albert": {"num_hidden_groups": 4, "num_hidden_layers": 6},
+    "deberta-v2": {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]},
     "deepseek_v3": {"first_k_dense_replace": 1},
     "zamba": {
         "layers_block_type": ["hybrid", "linear_attention", "hybrid"],
@@ -55,6 +56,7 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     },
     "laguna": {"num_attention_heads_per_layer": [48, 64, 48], "num_hidden_layers": 3},
     "mimo_v2_flash": {"layer_types": ["full_attention", "sliding_attention", "full_attention"]},
+    "recurrent_gemma sharing one head": {"num_key_value_heads": 1},
     "smollm3": {"no_rope_layers": [1, 0, 1], "num_hidden_layers": 3},
     "qwen3_next": {"layer_types": ["linear_attention", "full_attention", "linear_attention"]},
 }

@@ -27,9 +27,12 @@ UNEVEN = {
     "mimo_v2_flash": {"0.attention": Level(kv_groups=1, group_heads=3), "1.attention": HEADS},
     "deepseek_v32": {"0.attention": HEADS, "2.attention": Level(kv_groups=1, group_heads=1)},
     "youtu": {"0.attention": HEADS, "2.attention": Level(kv_groups=1, group_heads=1)},
+    "recurrent_gemma": {"0.attention": HEADS, "2.attention": Level(kv_groups=1, group_heads=1)},
+    "recurrent_gemma sharing one head": {"0.attention": GROUP, "2.attention": GROUP},
 }
 """Sinks; gates beside the queries; heads of two widths; other numbers of heads in some layers;
-latents in place of keys and values, with an indexer that chooses tokens and without."""
+latents in place of keys and values, with an indexer that chooses tokens and without; a recurrence
+by heads, beside attentions whose heads share keys and values and such where they do not."""
 
 
 @pytest.mark.parametrize("name", UNEVEN)

@@ -39,6 +39,7 @@ FURTHER: list[tuple[str, Task]] = [
     ("clip_vision_model", IMAGE_EMBEDDINGS),
     ("beit", IMAGE_CLASSES),
     ("deberta", EMBEDDINGS),
+    ("deberta-v2", EMBEDDINGS),
     ("mlcd_vision_model", IMAGE_EMBEDDINGS),
 ]
 """More of them, for when there is time."""

@@ -81,7 +81,7 @@ def _kind_of(
     elif heads is not None and cached and cached != shape[1] * heads.width:
         parts["attention"], latent = _with_latent(example, parts["attention"], cached)
         heads = replace(heads, latent=latent) if latent else None
-    if heads is None:
+    if heads is None and not parts["attention"].settings:  # else only operations are unknown
         parts["attention"] = parts["attention"].whole
     return Kind(parts, found.shared, module_classes(example.block), heads, attends, found.whole)
 

@@ -124,7 +124,9 @@ def _rows(example: TracedBlock, matrix: Matrix, last: Matrix, widths: Widths) ->
     if size * lengths[role] == every:
         return (role,)
     module = example.block.get_submodule(matrix.path)
-    for axis in dict.fromkeys((role, *PACKED)):
+    # Where queries share one, what has rows for each query head need not be a query.
+    finest = ("query",) if widths.heads > widths.kv_heads else ()
+    for axis in dict.fromkeys((*finest, role, *PACKED)):
         first = torch.arange(every) < every // lengths[axis]
         if every % lengths[axis] == 0 and _is_of_first(
             example, last, widths, axis, partial(output_changed, module, partial(grown, first))
