@@ -36,6 +36,15 @@ NOT_OF_LAYERS = ("architectures", "token_id", "token_ids", "tokens", "_keys", "k
 NUMBERS_OF_LAYERS = ("attn_layer_indices", "mlp_only_layers", "full_attn_idxs")
 """Settings that list the numbers of layers."""
 
+FIRST_LAYERS = (
+    *("max_window_layers", "first_k_dense_replace", "num_dense_layers"),
+    *("moe_layer_start_index", "moe_layer_end_index"),
+)
+"""Settings by which the first layers are of another kind, the one so numbered not among them.
+
+That of the last mixture, which ERNIE 4.5 names, is among them.
+"""
+
 
 ADJUSTED = "block_auto_adjust_ff_dim"
 """Where this is set, MLPs of LFM2 have other channels than their config says."""
@@ -63,10 +72,10 @@ def cut_config(
         return whole
     cut, indices = text_config(whole), [block.index for block in kept]
     _cut_lists(cut, indices)
-    if getattr(cut, "max_window_layers", None) is not None:
-        cut.max_window_layers = sum(index < cut.max_window_layers for index in indices)
-    if getattr(cut, "first_k_dense_replace", None):
-        cut.first_k_dense_replace = sum(index < cut.first_k_dense_replace for index in indices)
+    for name in FIRST_LAYERS:
+        if first := getattr(cut, name, None):
+            last = name.endswith("end_index")
+            setattr(cut, name, sum(index < first + last for index in indices) - last)
     if shared := getattr(cut, SHARED_LAYERS, 0):
         first = cut.num_hidden_layers - shared
         setattr(cut, SHARED_LAYERS, sum(index >= first for index in indices))

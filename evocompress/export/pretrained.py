@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import PreTrainedModel
 
-from evocompress.core.errors import ExportError
+from evocompress.core.errors import ExportError, one_line
 from evocompress.core.types import Candidate
 from evocompress.export.companions import add_tokenizer_files, copy_companions, settle_code
 from evocompress.export.measure import measured_costs
@@ -60,8 +61,12 @@ class Pretrained:
             nn.Module.to(model, DTYPES[weights])
             model.config.dtype = DTYPES[weights]
             _check_finite(model, weights)
-        with quiet_transformers():
-            save_weights(model, folder)
+        try:
+            with quiet_transformers():
+                save_weights(model, folder)
+        except StrictDataclassError as error:
+            name = type(model.config).__name__
+            raise ExportError(f"transformers writes no such {name}: {one_line(error)}") from None
         add_tokenizer_files(loaded, folder)
         copy_companions(loaded, folder)
         for source in self.files(loaded):

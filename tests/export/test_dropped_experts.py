@@ -22,6 +22,8 @@ HELD = {
     "deepseek_v3": "a router that chooses a group of experts first",
     "nemotron_h with experts": "experts without a gate, in a space of their own",
     "dbrx": "matrices of all experts below each other",
+    "afmoe": "a dense first layer; biases of the router as a parameter",
+    "ernie4_5_moe": "the same in one row of a matrix",
     "gpt_oss": "biases; gate and up projection in turns",
 }
 

@@ -93,5 +93,5 @@ def test_any_failure_of_a_format_is_a_refusal_in_one_line(
     assert str(caught.value).startswith(
         f"format 'stock' cannot be tried for gemma4_text models: {kind}: "
     )
-    assert str(caught.value).endswith(": formats 'hf', 'padded', 'folded' can")
+    assert str(caught.value).endswith(": formats 'hf', 'padded', 'folded', 'gguf' can")
     assert choose_format(gemma4, candidate) == "hf"

@@ -55,9 +55,12 @@ def matrix_shape(block: nn.Module, matrix: Matrix) -> tuple[int, int]:
 
 
 def head_params(block: nn.Module, attention: SubLayer, counts: tuple[int, int]) -> tuple[int, int]:
-    """Parameters of an attention, in none of its matrices, of a query head and of a key's."""
+    """Parameters of an attention, in none of its matrices, of a query head and of a key's.
+
+    None where no heads are counted: where what mixes tokens has none, or is gone.
+    """
     found = [0, 0]
-    for follower in attention.followers:
+    for follower in attention.followers if all(counts) else ():
         place = int(follower.axis != "query")
         tensors = follower.tensors(block).values()
         found[place] += sum(tensor.numel() for tensor in tensors) // counts[place]

@@ -97,6 +97,12 @@ def test_parts_stay_as_wide_as_the_language_model_that_they_hand_on_to() -> None
     assert small.perceiver_config.hidden_size == small.text_config.hidden_size
 
 
+def test_what_a_config_computes_of_its_parts_is_small() -> None:
+    small: Any = shrunk(config_of("minimax_m3_vl"), 2)
+    merged = small.text_config.hidden_size * small.vision_config.spatial_merge_size**2
+    assert small.merged_hidden_size == merged < 1000
+
+
 def test_height_and_width_are_not_taken_for_two_layers() -> None:
     vision = {"num_hidden_layers": 2, "image_size": [16, 16], "patch_size": [4, 4]}
     small: Any = shrunk(config_of("internvl", vision_config=vision), 2)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import count
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
 from evocompress.models.families.uneven import text_config
@@ -53,6 +54,7 @@ def whole_of(config: PreTrainedConfig, small: PreTrainedConfig) -> Any:
     outer = [] if whole is small else [whole]
     for one in outer:
         _narrow(one, {}, hidden, small)
+        _compute_again(one)
     _rename_tokens([*outer, *parts, small])
     return whole
 
@@ -88,6 +90,17 @@ def _narrow(part: Any, sizes: Mapping[str, int], hidden: int | None, small: Any)
             setattr(part, name, small.hidden_size)
         elif type(value) is int and name in sizes:
             setattr(part, name, min(value, sizes[name]))
+
+
+def _compute_again(whole: Any) -> None:
+    """Give, in place, a config the sizes that its class computes of those of its parts."""
+    try:
+        computed = vars(type(whole).from_dict(whole.to_dict()))
+    except (StrictDataclassError, ValueError):
+        return  # what is wrong with it is told where a model of it is made
+    for name, value in list(vars(whole).items()):
+        if type(value) is int and type(computed.get(name)) is int:
+            setattr(whole, name, computed[name])
 
 
 def _rename_tokens(configs: Iterable[Any]) -> None:
