@@ -114,6 +114,9 @@ ARCHITECTURES: Mapping[str, LlamaCpp] = {
     "hunyuan_v1_moe": LlamaCpp("hunyuan-moe"),
     "jais2": LlamaCpp("jais2"),
     "lfm2": LlamaCpp("lfm2", spanning=True, also=("block_auto_adjust_ff_dim",)),
+    "lfm2_moe": LlamaCpp(
+        "lfm2moe", spanning=True, dense_first=True, settings={"routed_scaling_factor": 1.0}
+    ),
     "mellum": LlamaCpp("qwen3moe", settings={"norm_topk_prob": True}),
     "minimax_m2": LlamaCpp("minimax-m2", headed=True),
     "mixtral": LlamaCpp("llama", factors=True, neighbours=True),

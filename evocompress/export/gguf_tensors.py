@@ -32,6 +32,7 @@ RENAMED = (
     (r"block_sparse_moe\.router\.weight$", "block_sparse_moe.router.layer.weight"),
     (r"\.gate\.moe_statics\.e_score_correction_bias$", ".moe_statics.e_score_correction.bias"),
     (r"\.e_score_correction_bias$", ".e_score_correction.bias"),
+    (r"\.expert_bias$", ".expert_bias.bias"),
     (r"\.dt_bias$", ".dt_proj.bias"),
     (r"\.(sinks|layer_scalar|gate_up_proj|down_proj)$", r".\1.weight"),
     (r"\.router\.scale$", ".router.proj.scale"),

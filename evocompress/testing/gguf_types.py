@@ -36,7 +36,7 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "deepseek_v3 yarn": {"rope_parameters": YARN},
     "granite": GRANITE,
     "granitemoehybrid": GRANITE | {"layer_types": [LINEAR, LINEAR, FULL, LINEAR, FULL]},
-    "lfm2": {"layer_types": ["conv", "conv", "full_attention", "conv", "full_attention"]},
+    **dict.fromkeys(("lfm2", "lfm2_moe"), {"layer_types": ["conv", "conv", FULL, "conv", FULL]}),
     "gemma4_text mixture": {
         **{"num_kv_shared_layers": 0, "attention_k_eq_v": True, "hidden_size_per_layer_input": 0},
         **{"enable_moe_block": True, "moe_intermediate_size": 24},

@@ -185,6 +185,7 @@ OTHERS: list[tuple[str, dict[str, Level], dict[str, Any], str]] = [
     ("qwen3_next", {"2": DROP}, {}, "with an attention would not be equally far apart"),
     ("gemma2", {}, {"tie_word_embeddings": False}, "whose head is not its embedding"),
     ("lfm2", {"0": DROP, "1": DROP, "3": DROP}, {}, "needs a layer with another mixer"),
+    ("lfm2_moe", {}, {"routed_scaling_factor": 2.0}, "whose routed_scaling_factor = 2.0 llama.cpp"),
     ("granitemoehybrid", {}, {"mamba_n_groups": 2}, "with whose mamba_n_groups = 2 llama.cpp was"),
     ("granitemoehybrid", {"2.attention": DROP}, {}, "cannot leave out model.layers.2.attention al"),
     ("granitemoehybrid", {"2.mlp": Level(channels=16)}, {}, "make model.layers.2.mlp narrower"),
@@ -241,6 +242,17 @@ def test_layers_with_other_mixers_are_those_without_key_value_heads(tmp_path: Pa
     # Kernels are float32, whatever the matrices are, without their axis of one input channel.
     held = file.tensors["blk.2.shortconv.conv.weight"]
     torch.testing.assert_close(torch.tensor(held).float(), kernel.detach()[:, 0], rtol=0, atol=0)
+
+
+def test_first_layers_without_experts_are_counted_again(tmp_path: Path) -> None:
+    lfm2 = gguf_loaded("lfm2_moe")
+    out = write(lfm2, candidate_of(lfm2, {"0": DROP}), tmp_path / "out", "gguf")
+    file = GgufReference(out / "model.gguf")
+    sizes = ("leading_dense_block_count", "expert_gating_func", "attention.head_count_kv")
+    assert [file.metadata[f"lfm2moe.{size}"] for size in sizes] == [1, 2, [0, 2, 0, 2]]
+    bias = lfm2.model.get_buffer("model.layers.2.feed_forward.expert_bias")
+    held = torch.tensor(file.tensors["blk.1.exp_probs_b.bias"])
+    torch.testing.assert_close(held.float(), bias, rtol=0, atol=0)
 
 
 def test_mamba_2_is_told_by_its_tensors(tmp_path: Path) -> None:
