@@ -58,11 +58,18 @@ def write_gguf(
     Matrices are of the type `weights`, a key of `TYPES`, or the model's; vectors are float32.
 
     Raises:
-        ExportError: A weight is too large for the type, or rows cannot be cut into its blocks.
+        ExportError: A weight is too large for the type, rows cannot be cut into its blocks, or
+            there is no such type.
     """
     from gguf import GGUFWriter
 
-    kind = TYPES[weights or str(model.dtype).removeprefix("torch.")]
+    held = weights or str(model.dtype).removeprefix("torch.")
+    if held not in TYPES:
+        raise ExportError(
+            f"no GGUF file has weights of type {held}, as this model's are: choose "
+            f"one of {', '.join(TYPES)} with --weights"
+        )
+    kind = TYPES[held]
     found = architecture_of(loaded, alike=type(model) is type(loaded.model))
     tensors = named_tensors(model, loaded, found)
     writer = GGUFWriter(path, found.name)

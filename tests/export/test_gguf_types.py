@@ -225,6 +225,14 @@ def test_weights_that_cannot_be_cut_into_blocks_are_named(tmp_path: Path) -> Non
         )
 
 
+def test_weights_that_gguf_does_not_have_are_named(tmp_path: Path) -> None:
+    loaded = gguf_loaded("bloom")
+    loaded.model.double()
+    with pytest.raises(ExportError, match="of type float64, as this model's are: choose one of f"):
+        write(loaded, candidate_of(loaded, {}), tmp_path / "out", "gguf")
+    assert not (tmp_path / "out").exists()
+
+
 def test_every_architecture_is_one_of_gguf_py() -> None:
     assert {known.name for known in ARCHITECTURES.values()} <= set(MODEL_ARCH_NAMES.values())
 
