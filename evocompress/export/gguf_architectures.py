@@ -37,6 +37,8 @@ class LlamaCpp:
         differing: The sub-layers that each of its layers may have with a width of its own, where it
             is not `uneven` and is the type's own.
         fused: Its queries, keys and values are one matrix; no layer can lack an attention.
+        mixed: What it is called where MLPs are mixtures of experts, if that is another name. Then
+            all of them are.
         settings: Those that differ from the type's default config, and must be so.
         also: Those that may be other than in the default config.
     """
@@ -55,6 +57,7 @@ class LlamaCpp:
     own: bool = False
     differing: tuple[SubLayerName, ...] = ()
     fused: bool = False
+    mixed: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     also: tuple[str, ...] = ()
 
@@ -122,7 +125,10 @@ ARCHITECTURES: Mapping[str, LlamaCpp] = {
     "mixtral": LlamaCpp("llama", factors=True, neighbours=True),
     "nemotron": LlamaCpp("nemotron", spanning=True, headed=True),
     "nemotron_h": LlamaCpp(
-        "nemotron_h", differing=("attention", "mlp"), settings={"use_conv_bias": True}
+        "nemotron_h",
+        differing=("attention", "mlp"),
+        mixed="nemotron_h_moe",
+        settings={"use_conv_bias": True},
     ),
     "olmo": LlamaCpp("olmo", spanning=True, neighbours=True),
     "olmo2": LlamaCpp("olmo2", headed=True),
@@ -169,4 +175,7 @@ WRITABLE = tuple(dict.fromkeys((*UNEVEN, *ARCHITECTURES)))
 
 def architecture_of(loaded: LoadedModel, *, alike: bool) -> LlamaCpp:
     """The architecture that a model is written as, whose layers may differ or are `alike`."""
-    return (ARCHITECTURES if alike else UNEVEN)[loaded.family.model_type]
+    found = (ARCHITECTURES if alike else UNEVEN)[loaded.family.model_type]
+    if loaded.family.mixture is None or not found.mixed:
+        return found
+    return replace(found, name=found.mixed, differing=("attention",))

@@ -173,6 +173,8 @@ def _add_experts(writer: Any, loaded: LoadedModel, tensors: Mapping[str, Tensor]
     mixed = {int(n.split(".")[1]) for n in tensors if n.endswith("ffn_down_exps.weight")}
     writer.add_leading_dense_block_count(min(mixed))
     writer.add_interleave_moe_layer_step(1)
+    if "ffn_latent_down.weight" in first:
+        writer.add_moe_latent_size(len(first["ffn_latent_down.weight"]))
     if "exp_probs_b.bias" in first:
         writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
 

@@ -6,7 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from evocompress.core.types import Candidate
-from evocompress.export.gguf_architectures import ARCHITECTURES, UNEVEN, WRITABLE, LlamaCpp
+from evocompress.export.gguf_architectures import (
+    ARCHITECTURES,
+    WRITABLE,
+    LlamaCpp,
+    architecture_of,
+)
 from evocompress.export.gguf_latent import latent_obstacle
 from evocompress.export.gguf_mixers import attention_alone, attention_interval, tensor_kinds
 from evocompress.export.gguf_rotary import frequencies, rotary_obstacle
@@ -31,9 +36,9 @@ INCONSEQUENTIAL = (
 def alike_obstacle(loaded: LoadedModel, candidate: Candidate) -> str | None:
     """Why none of `ARCHITECTURES` computes a candidate, if none does."""
     name = loaded.family.model_type
-    found = ARCHITECTURES.get(name)
-    if found is None:
+    if name not in ARCHITECTURES:
         return f"cannot hold {name} models, only {', '.join(WRITABLE)}"
+    found = architecture_of(loaded, alike=True)
     return (
         _model_obstacle(loaded, found)
         or rotary_obstacle(loaded.model, factors=found.factors, mscale=found.mscale)
@@ -49,7 +54,7 @@ def alike_obstacle(loaded: LoadedModel, candidate: Candidate) -> str | None:
 def uneven_obstacle(loaded: LoadedModel, candidate: Candidate) -> str | None:
     """Why the architecture of `UNEVEN` for a model's type does not compute a candidate."""
     name, left = loaded.family.model_type, layout(loaded, candidate)
-    found = UNEVEN[name]
+    found = architecture_of(loaded, alike=False)
     model = unlike_llama(loaded) if name in LLAMA_LIKE else _model_obstacle(loaded, found)
     return (
         model
@@ -59,6 +64,7 @@ def uneven_obstacle(loaded: LoadedModel, candidate: Candidate) -> str | None:
         or _layers_in_order(loaded, left, found)
         or attention_alone(loaded, left, found.name)
         or _without_place(loaded, left, found)
+        or _experts_missing(left, found)
     )
 
 
@@ -75,7 +81,6 @@ def _model_obstacle(loaded: LoadedModel, found: LlamaCpp) -> str | None:
         or _two_widths(loaded)
         or _keys_of_others(loaded)
         or _untied(loaded, found)
-        or _mixed(loaded, found)
     )
 
 
@@ -172,21 +177,15 @@ def _untied(loaded: LoadedModel, found: LlamaCpp) -> str | None:
     )
 
 
-def _mixed(loaded: LoadedModel, found: LlamaCpp) -> str | None:
-    """The obstacle of experts that the architecture has no place for: Nemotron-H's."""
-    if loaded.family.mixture is None or "FFN_GATE_INP" in tensor_kinds(found.name):
-        return None
-    return f"cannot hold this {loaded.family.model_type} model, whose MLPs are mixtures of experts"
-
-
 def _experts_missing(left: Layout, found: LlamaCpp) -> str | None:
     """The obstacle of MLPs without experts where llama.cpp wants these."""
-    sparse = [bool(block.experts) for block in left.kept]
+    blocks = [block for block in left.kept if "mlp" in block.sublayers]
+    sparse = [bool(block.experts) for block in blocks]
     if not any(sparse) or all(sparse) or (found.dense_first and sparse == sorted(sparse)):
         return None
     dense = next(i for i in reversed(range(len(sparse))) if not sparse[i])
     return (
-        f"cannot write {left.names[left.kept[dense].index]}.mlp, because llama.cpp's architecture "
+        f"cannot write {left.names[blocks[dense].index]}.mlp, because llama.cpp's architecture "
         f"{found.name} wants experts there"
     )
 

@@ -53,7 +53,7 @@ def named_tensors(
     """
     if loaded.family.mixture is not None:
         loaded.family.mixture.prepare(model, loaded.family.blocks(model))
-    own = ARCHITECTURES.get(loaded.family.model_type, found)
+    own = ARCHITECTURES.get(loaded.family.model_type, found) if found.borrowed else found
     tensors = _renumbered(dict(_named(model, loaded, own.name, headed=found.headed)))
     if found.uneven:
         tensors = as_uneven(tensors, model.config, loaded, found)

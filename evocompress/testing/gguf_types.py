@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from evocompress.core.types import DROP, Level
-from evocompress.export.gguf_architectures import ARCHITECTURES, LlamaCpp
+from evocompress.export.gguf_architectures import ARCHITECTURES, LlamaCpp, architecture_of
 from evocompress.export.gguf_latent import is_latent
 from evocompress.models.loading import LoadedModel
 from evocompress.testing.derived import typical_config, typical_loaded
@@ -31,6 +31,12 @@ GRANITE = {
 YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}
 YARN |= {"original_max_position_embeddings": 64, "mscale": 0.7, "mscale_all_dim": 0.7}
 
+NEMOTRON_MIXTURE = {
+    "layers_block_type": [LINEAR, "moe", FULL, "moe", LINEAR, FULL, "moe"],
+    "time_step_min": 1e-6,
+    "routed_scaling_factor": 2.5,
+}
+
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
     "deepseek_v2 lite": {"num_hidden_layers": 27, "q_lora_rank": None},
     "deepseek_v3 yarn": {"rope_parameters": YARN},
@@ -52,6 +58,8 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
         "layers_block_type": [LINEAR, "mlp", FULL, "mlp", LINEAR, FULL, LINEAR],
         "time_step_min": 1e-6,  # shorter ones are lengthened in prompts, and not by llama.cpp
     },
+    "nemotron_h mixture": NEMOTRON_MIXTURE | {"moe_latent_size": None},
+    "nemotron_h latent mixture": NEMOTRON_MIXTURE | {"moe_latent_size": 64},
     "qwen3": {"tie_word_embeddings": True},
 }
 """What makes models of a type as they are published, or writable with layers that differ.
@@ -123,7 +131,7 @@ def uneven_gguf_levels(loaded: LoadedModel) -> LevelsByEnd:
     architecture = loaded.family.architecture(loaded.model)
     own = ARCHITECTURES.get(loaded.family.model_type)
     if own is not None and own.differing:
-        return _differing_levels(loaded, own.differing)
+        return _differing_levels(loaded, architecture_of(loaded, alike=True).differing)
     within = architecture.heads[0] // architecture.kv_heads[0]
     levels = {
         "0.mlp": DROP,

@@ -93,7 +93,13 @@ def test_llama_cpp_computes_types_of_their_own(
 
 
 @pytest.mark.parametrize("engine", ["llama.cpp"])
-@pytest.mark.parametrize("model_type", [name for name in UNEVEN if name not in LLAMA_LIKE])
+@pytest.mark.parametrize(
+    "model_type",
+    [
+        *(name for name in UNEVEN if name not in LLAMA_LIKE),
+        *(name for name in VARIANTS if name.startswith("nemotron_h")),
+    ],
+)
 def test_llama_cpp_computes_layers_that_differ(
     engine: str, model_type: str, tmp_path: Path
 ) -> None:

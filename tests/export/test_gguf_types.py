@@ -164,7 +164,7 @@ UNTIED = {"tie_word_embeddings": False}
 BIASED = Level(channels=16, bias=True)
 GROUPED = {"topk_method": "group_limited_greedy", "n_group": 2, "topk_group": 1}
 UNSCALED = {**YARN, "mscale": None, "mscale_all_dim": None}
-EXPERTS = ["linear_attention", "moe", "full_attention"]
+EXPERTS = ["linear_attention", "moe", "full_attention", "mlp"]
 PARTIAL = {"rope_parameters": ROTARY | {"partial_rotary_factor": 0.5}}
 
 OTHERS: list[tuple[str, dict[str, Level], dict[str, Any], str]] = [
@@ -189,7 +189,9 @@ OTHERS: list[tuple[str, dict[str, Level], dict[str, Any], str]] = [
     ("granitemoehybrid", {}, {"mamba_n_groups": 2}, "with whose mamba_n_groups = 2 llama.cpp was"),
     ("granitemoehybrid", {"2.attention": DROP}, {}, "cannot leave out model.layers.2.attention al"),
     ("granitemoehybrid", {"2.mlp": Level(channels=16)}, {}, "make model.layers.2.mlp narrower"),
-    ("nemotron_h", {}, {"layers_block_type": EXPERTS}, "whose MLPs are mixtures of experts"),
+    ("nemotron_h", {}, {"layers_block_type": EXPERTS}, "nemotron_h_moe wants experts there"),
+    ("nemotron_h mixture", {"1.mlp": Level(channels=16)}, {}, "make model.layers.1.mlp narrower"),
+    ("nemotron_h mixture", {"1.mixer.experts.0": DROP}, {}, "fewer experts than other"),
     ("nemotron_h", {"1.mlp": BIASED}, {}, "cannot give the output of model.layers.1.mlp a bias"),
     ("nemotron_h", {"0": DROP, "4": DROP, "6": DROP}, {}, "needs a layer with another mixer"),
     ("qwen3_next", {}, {"mlp_only_layers": [1]}, "layers.1.mlp, because llama.cpp's architecture"),
@@ -293,6 +295,19 @@ def test_hybrids_of_one_mixer_a_layer_have_each_layer_s_sizes(tmp_path: Path) ->
     ]
     assert metadata["nemotron_h.ssm.group_count"] == 2
     assert "deci" not in (out / "README.md").read_text()
+
+
+def test_a_hybrid_with_experts_has_another_architecture(tmp_path: Path) -> None:
+    loaded = gguf_loaded("nemotron_h latent mixture")
+    out = write(loaded, candidate_of(loaded, uneven_gguf_levels(loaded)), tmp_path / "out", "gguf")
+    file = GgufReference(out / "model.gguf")
+    sizes = ("feed_forward_length", "expert_count", "moe_latent_size", "expert_weights_scale")
+    config: Any = loaded.model.config
+    wanted = [24, 0, 24, 0, 0, 24], 4, config.moe_latent_size, 2.5
+    assert tuple(file.metadata[f"nemotron_h_moe.{size}"] for size in sizes) == wanted
+    experts = file.tensors["blk.0.ffn_up_exps.weight"]
+    assert experts.shape == (4, 24, config.moe_latent_size)
+    assert "blk.0.ffn_gate_exps.weight" not in file.tensors
 
 
 def test_keys_and_values_of_a_latent_are_two_tensors(tmp_path: Path) -> None:
