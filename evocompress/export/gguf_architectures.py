@@ -30,7 +30,8 @@ class LlamaCpp:
         spanning: Its heads together are as wide as the hidden state.
         headed: It takes no embedding for a head: one that is tied is written twice.
         factors: It takes a tensor with what each rotary frequency is divided by.
-        mscale: YaRN scales scores with it as its ``mscale`` says, and there must be one.
+        mscale: YaRN scales with it as its ``mscale`` says: there must be one, and of 1 where there
+            is no latent.
         uneven: Each of its layers may have heads, key-value heads and channels of its own. No such
             one knows multipliers as Granite has them, but for those that are a type's own.
         own: It is uneven and still that of the type itself, with all that this one knows.
@@ -78,10 +79,14 @@ GEMMA4 = LlamaCpp(
 )
 
 ARCHITECTURES: Mapping[str, LlamaCpp] = {
+    "apertus": LlamaCpp("apertus", factors=True),
     "arcee": LlamaCpp("arcee", factors=True, neighbours=True),
     "bloom": LlamaCpp("bloom"),
     "cohere": LlamaCpp("command-r", spanning=True),
     "cohere2": LlamaCpp("cohere2", spanning=True, windowed=True),
+    "dbrx": LlamaCpp(
+        "dbrx", settings={"moe_normalize_expert_weights": 1.0, "ffn_act_fn": {"name": "silu"}}
+    ),
     "deepseek_v2": LlamaCpp("deepseek2", dense_first=True, mscale=True),
     "deepseek_v3": LlamaCpp("deepseek2", dense_first=True, mscale=True, also=("norm_topk_prob",)),
     "dots1": LlamaCpp("dots1", dense_first=True, also=("norm_topk_prob",)),
@@ -121,8 +126,10 @@ ARCHITECTURES: Mapping[str, LlamaCpp] = {
         "lfm2moe", spanning=True, dense_first=True, settings={"routed_scaling_factor": 1.0}
     ),
     "mellum": LlamaCpp("qwen3moe", settings={"norm_topk_prob": True}),
+    "ministral3": LlamaCpp("mistral3", neighbours=True, mscale=True),
     "minimax_m2": LlamaCpp("minimax-m2", headed=True),
     "mixtral": LlamaCpp("llama", factors=True, neighbours=True),
+    "mpt": LlamaCpp("mpt", settings={"softmax_scale": None}),
     "nemotron": LlamaCpp("nemotron", spanning=True, headed=True),
     "nemotron_h": LlamaCpp(
         "nemotron_h",

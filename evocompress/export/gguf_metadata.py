@@ -30,6 +30,7 @@ FACTORS = {
     "logits_scaling": "logit_scale",
     "logit_scale": "logit_scale",
     "clip_qkv": "clamp_kqv",
+    "alibi_bias_max": "max_alibi_bias",
     "use_parallel_residual": "parallel_residual",
     "norm_topk_prob": "expert_weights_norm",
     "routed_scaling_factor": "expert_weights_scale",
@@ -43,11 +44,14 @@ FACTORS = {
 GROUPS = "expert_group_count", "expert_group_used_count"
 """Keys of experts that are chosen by groups, of which a config may tell without need."""
 
-OFF = {"final_logit_softcapping": 0.0}
+OFF = {"final_logit_softcapping": 0.0, "clip_qkv": 0.0}
 """What keeps llama.cpp from doing what it does by default."""
 
 BETAS = 32.0, 1.0
 """Between how many turns YaRN goes over from the one frequency to the other, if not told."""
+
+QUERIES = "llama_4_scaling_beta"
+"""By how much queries grow with every original context before them."""
 
 EPSILONS = ("eps", "variance_epsilon", "norm_eps")
 """What norms call the number that they add to a variance."""
@@ -82,8 +86,9 @@ def add_metadata(
     writer.add_layer_norm_rms_eps(epsilon)
     writer.add_layer_norm_eps(epsilon)
     experts = any("_exps." in name for name in tensors)
+    attention = getattr(config, "attn_config", None)
     for setting, key in FACTORS.items():
-        own = getattr(config, setting, None)
+        own = getattr(config, setting, getattr(attention, setting, None))
         value = OFF.get(setting) if own is None else own
         applies = experts or not key.startswith("expert_")  # Nemotron-H's config tells of any
         applies &= key not in GROUPS or getattr(config, "topk_method", "") != "greedy"
@@ -98,6 +103,7 @@ def add_metadata(
     _add_experts(writer, loaded, tensors)
     add_mixers(writer, tensors)
     _add_rotary(writer, loaded.model, tensors)
+    _add_activations(writer, model)
     _add_windows(writer, config)
 
 
@@ -198,17 +204,29 @@ def _add_rotary(writer: Any, model: PreTrainedModel, tensors: Container[str]) ->
     if kind in ("linear", "yarn") and ROPE_FACTORS not in tensors:
         writer.add_rope_scaling_type(RopeScalingType(kind))
         writer.add_rope_scaling_factor(whole["factor"])
-    if kind == "yarn":
+    if kind == "yarn" or whole.get(QUERIES):
         writer.add_rope_scaling_orig_ctx_len(whole["original_max_position_embeddings"])
+    if kind == "yarn":
         writer.add_rope_scaling_yarn_beta_fast(whole.get("beta_fast") or BETAS[0])
         writer.add_rope_scaling_yarn_beta_slow(whole.get("beta_slow") or BETAS[1])
         if whole.get("mscale_all_dim"):
             by = 0.1 if is_latent(model.config) else 1  # llama.cpp has it so for its older files
             writer.add_rope_scaling_yarn_log_mul(by * whole["mscale_all_dim"])
+    if whole.get(QUERIES):
+        writer.add_attn_temperature_scale(whole[QUERIES])
     if "sliding_attention" in settings:
         writer.add_rope_dimension_count_swa(2 * len(found.get("sliding_attention", every)))
         base = settings["sliding_attention"]["rope_theta"]
         writer.add_float32(f"{writer.arch}.rope.freq_base_swa", base)
+
+
+def _add_activations(writer: Any, model: PreTrainedModel) -> None:
+    """Adds the numbers that activations of xIELU have, each in an array with one for each layer."""
+    state = model.state_dict()
+    for part in ("alpha_p", "alpha_n", "beta", "eps"):
+        numbers = [float(own) for name, own in state.items() if name.endswith(f".act_fn.{part}")]
+        if numbers:
+            getattr(writer, f"add_xielu_{part}")(numbers)
 
 
 def _covering(sections: Sequence[int], count: int) -> Sequence[int]:

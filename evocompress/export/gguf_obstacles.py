@@ -128,6 +128,8 @@ def _untried(config: Any, found: LlamaCpp) -> Iterator[tuple[str, Any]]:
             continue
         if (words or name in found.settings) and value != wanted:
             yield name, value
+    for name in type(config).sub_configs:
+        yield from _untried(getattr(config, name), found)
 
 
 def _norm_scale(loaded: LoadedModel) -> str | None:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from evocompress.export.gguf_latent import is_latent
+
 FREQUENCIES = "inv_freq"
 
 NEVER = 1e30
@@ -78,7 +80,7 @@ def rotary_obstacle(model: PreTrainedModel, *, factors: bool, mscale: bool) -> s
             "default": own.is_meta or torch.allclose(own.cpu(), usual),
             "linear": True,
             **dict.fromkeys(("llama3", "proportional"), factors),
-            "yarn": _yarn_is_known(settings[kind], mscale=mscale),
+            "yarn": _yarn_is_known(settings[kind], model.config, mscale=mscale),
         }
         if not known.get(name, False):
             return (
@@ -88,9 +90,10 @@ def rotary_obstacle(model: PreTrainedModel, *, factors: bool, mscale: bool) -> s
     return None
 
 
-def _yarn_is_known(settings: Mapping[str, Any], *, mscale: bool) -> bool:
+def _yarn_is_known(settings: Mapping[str, Any], config: Any, *, mscale: bool) -> bool:
     """Whether YaRN scales queries, keys and scores as llama.cpp does it."""
     if not mscale:
         return not any(settings.get(key) for key in OWN_FACTORS)
     own, every = (settings.get(key) for key in MSCALE)
-    return bool(own) and own == every and not settings.get("attention_factor")
+    alike = bool(own) and own == every and (own == 1 or is_latent(config))
+    return alike and not settings.get("attention_factor")

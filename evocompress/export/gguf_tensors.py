@@ -74,7 +74,7 @@ def _named(
     output = next(path for path, module in model.named_modules() if module is head)
     stacks: dict[str, list[Tensor]] = defaultdict(list)
     for name, tensor in model.state_dict().items():
-        if name == f"{output}.weight" and tied and not headed:
+        if (name == f"{output}.weight" and tied and not headed) or ".act_fn." in name:
             continue
         expert = EXPERT.fullmatch(name)
         if expert:

@@ -37,7 +37,13 @@ NEMOTRON_MIXTURE = {
     "routed_scaling_factor": 2.5,
 }
 
+GROWING = YARN | {"original_max_position_embeddings": 8, "mscale": 1.0, "mscale_all_dim": 1.0}
+GROWING |= {"llama_4_scaling_beta": 0.3}
+
 SETTINGS: Mapping[str, Mapping[str, Any]] = {
+    "dbrx": {"attn_config.clip_qkv": 0.5, "ffn_config.moe_top_k": 2},
+    "mpt clipped": {"attn_config.clip_qkv": 0.5},
+    "ministral3": {"rope_parameters": GROWING},
     "deepseek_v2 lite": {"num_hidden_layers": 27, "q_lora_rank": None},
     "deepseek_v3 yarn": {"rope_parameters": YARN},
     "granite": GRANITE,
@@ -70,7 +76,7 @@ Behind the name of a type may stand what a variant of it does.
 TYPICAL = {"gemma4_text": "gemma4_text sharing"}
 """Variants of `evocompress.testing.derived` that are taken."""
 
-WITHOUT_CHANNELS = ("bloom", "hunyuan_v1_moe")
+WITHOUT_CHANNELS = ("bloom", "dbrx", "mpt", "hunyuan_v1_moe")
 """Types whose configs do not say how many channels there are."""
 
 WITH_ALL_BLOCKS = ("ernie4_5_moe",)
@@ -99,7 +105,8 @@ def gguf_loaded(name: str, **settings: Any) -> LoadedModel:
     if getattr(config, "query_pre_attn_scalar", None):
         config.query_pre_attn_scalar = 16  # the width of a head of tiny models
     for setting, value in {**SETTINGS.get(name, {}), **settings}.items():
-        setattr(config, setting, value)
+        path, _, key = setting.rpartition(".")
+        setattr(getattr(config, path) if path else config, key, value)
         if setting in ("layer_types", "layers_block_type"):
             layers = config.num_hidden_layers = len(value)
         elif setting == "num_hidden_layers":

@@ -23,7 +23,13 @@ from evocompress.models.checkpoints import quiet_transformers
 from evocompress.models.loading import LoadedModel
 from evocompress.testing.formats import assert_written, candidate_of, in_memory
 from evocompress.testing.gguf_reference import GgufReference
-from evocompress.testing.gguf_types import YARN, gguf_levels, gguf_loaded, uneven_gguf_levels
+from evocompress.testing.gguf_types import (
+    GROWING,
+    YARN,
+    gguf_levels,
+    gguf_loaded,
+    uneven_gguf_levels,
+)
 from evocompress.testing.plain_library import PlainLibrary
 from evocompress.testing.probes import random_batch
 
@@ -164,6 +170,7 @@ UNTIED = {"tie_word_embeddings": False}
 BIASED = Level(channels=16, bias=True)
 GROUPED = {"topk_method": "group_limited_greedy", "n_group": 2, "topk_group": 1}
 UNSCALED = {**YARN, "mscale": None, "mscale_all_dim": None}
+HALF = {"mscale": 0.5, "mscale_all_dim": 0.5}
 EXPERTS = ["linear_attention", "moe", "full_attention", "mlp"]
 PARTIAL = {"rope_parameters": ROTARY | {"partial_rotary_factor": 0.5}}
 
@@ -198,6 +205,9 @@ OTHERS: list[tuple[str, dict[str, Level], dict[str, Any], str]] = [
     ("deepseek_v3", {}, {"q_lora_rank": None}, "5 layers of this deepseek_v3 model, because llama"),
     ("deepseek_v3", {}, {"rope_parameters": UNSCALED}, "whose rotary embeddings are yarn"),
     ("deepseek_v2", {}, GROUPED, "whose topk_method = 'group_limi"),
+    ("ministral3", {}, {"rope_parameters": GROWING | HALF}, "whose rotary embeddings are yarn"),
+    ("mpt", {}, {"attn_config.alibi": False}, "whose alibi = False llama.cpp was not tried"),
+    ("mpt", {}, {"attn_config.softmax_scale": 0.3}, "whose softmax_scale = 0.3 llama.cpp was not"),
     ("afmoe", {}, {}, "cannot hold afmoe models, only llama, "),
 ]
 
@@ -337,3 +347,23 @@ def test_a_number_of_layers_says_whether_queries_are_of_a_latent() -> None:
     assert "25 layers of this deepseek_v2" in (obstacle(lite, {"3": DROP, "4": DROP}) or "")
     latent = gguf_loaded("deepseek_v2", num_hidden_layers=26)
     assert "wants queries without a latent there" in (obstacle(latent) or "")
+
+
+def metadata_of(name: str, folder: Path) -> dict[str, Any]:
+    loaded = gguf_loaded(name)
+    out = write(loaded, candidate_of(loaded, gguf_levels(loaded)), folder / name, "gguf")
+    return {key: f.contents() for key, f in GGUFReader(out / "model.gguf").fields.items()}
+
+
+def test_numbers_of_activations_and_attentions_are_told(tmp_path: Path) -> None:
+    told = metadata_of("apertus", tmp_path)
+    kept = [gguf_loaded("apertus").model.model.layers[i].mlp.act_fn for i in (0, 2, 3, 4)]
+    for part in ("alpha_p", "alpha_n", "beta", "eps"):
+        assert told[f"xielu.{part}"] == pytest.approx([float(getattr(a, part)) for a in kept])
+    told = metadata_of("mpt", tmp_path)
+    alibi, clip = (told[f"mpt.attention.{key}"] for key in ("max_alibi_bias", "clamp_kqv"))
+    assert (alibi, clip) == (8, 0)
+    assert metadata_of("dbrx", tmp_path)["dbrx.attention.clamp_kqv"] == 0.5
+    told = metadata_of("ministral3", tmp_path)
+    assert told["mistral3.attention.temperature_scale"] == pytest.approx(0.3)
+    assert told["mistral3.rope.scaling.original_context_length"] == 8
