@@ -22,7 +22,7 @@ from evocompress.core.files import write_json, write_text
 from evocompress.core.progress import Told, tell_nobody
 from evocompress.healing.averaging import heal
 from evocompress.healing.distill import HealReport
-from evocompress.healing.law import HealingLaw, fit_law
+from evocompress.healing.law import LEAST_POINTS, HealingLaw, fit_law
 from evocompress.healing.state import HealFolder
 from evocompress.models.loading import LoadedModel
 
@@ -99,15 +99,27 @@ def _law(reports: Sequence[HealReport]) -> tuple[HealingLaw | None, int]:
     return (fit_law(reports[0].initial_kl, points) if reports else None), tokens
 
 
+def tokens_that_pay(law: HealingLaw, config: HealConfig) -> int:
+    """After how many tokens a healing in cycles ends that goes as a law says."""
+    ends = [FIRST_TOKENS]
+    while (further := 2 * ends[-1] + FIRST_TOKENS) <= config.most_tokens and (
+        len(ends) < LEAST_POINTS or _brings(law, ends[-1], law.kl(ends[-1]), config)
+    ):
+        ends.append(further)
+    return ends[-1]
+
+
+def _brings(law: HealingLaw, tokens: int, known: float, config: HealConfig) -> bool:
+    """Whether twice the tokens lower the KL that is known by the least gain."""
+    return law.kl(2 * tokens) <= (1 - config.least_gain) * known
+
+
 def _is_over(reports: Sequence[HealReport], config: HealConfig) -> bool:
     """Whether the next cycle would bring too little, or have too many tokens."""
     law, tokens = _law(reports)
     if tokens + FIRST_TOKENS * 2 ** len(reports) > config.most_tokens and reports:
         return True
-    if law is None:
-        return False
-    known = reports[-1].best_kl
-    return law.kl(2 * tokens) > (1 - config.least_gain) * known
+    return law is not None and not _brings(law, tokens, reports[-1].best_kl, config)
 
 
 def _summed_up(reports: Sequence[HealReport], out: Path, seconds: float) -> HealReport:

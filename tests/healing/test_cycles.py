@@ -28,6 +28,22 @@ def test_a_law_is_found_again(law: HealingLaw) -> None:
     assert fit_law(law.before, [(1.0, 0.5), (2.0, 0.4)]) is None
 
 
+@pytest.mark.parametrize(
+    ("law", "most", "cycles_made"),
+    [
+        (HealingLaw(1.0, 0.9, 1e3, 1.0), 10_000_000, 3),
+        (HealingLaw(1.0, 0.0, 1e3, 0.5), 10_000_000, 9),
+        (HealingLaw(1.0, 0.0, 1e3, 0.5), 100_000, 2),
+    ],
+    ids=["flat", "steep", "most"],
+)
+def test_the_tokens_that_pay_are_those_of_the_cycles(
+    law: HealingLaw, most: int, cycles_made: int
+) -> None:
+    config = HealConfig(tokens="auto", most_tokens=most)
+    assert cycles.tokens_that_pay(law, config) == cycles.FIRST_TOKENS * (2**cycles_made - 1)
+
+
 def test_an_end_is_found(teacher: LoadedModel) -> None:
     flat = fit_law(1.0, [(1e4, 0.5), (3e4, 0.41), (7e4, 0.405), (15e4, 0.405)])
     assert flat is not None

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from evocompress.core.config import ModelConfig
+from evocompress.core.config import HealConfig, ModelConfig
+from evocompress.core.files import read_json
+from evocompress.healing.cycles import tokens_that_pay
+from evocompress.healing.law import HealingLaw
 from evocompress.models.checkpoints import GGUF
+from evocompress.pipeline.run_folder import RunFolder
 from evocompress.space.costs import TIMED
 from evocompress.space.space import SearchSpace
 
@@ -63,3 +67,25 @@ def unpacked(config: ModelConfig, weight_bytes: int) -> Iterator[str]:
             "written is as large for its weights: materialize --weights bfloat16 makes it smaller, "
             "and, after search --for llama.cpp, --weights q8_0"
         )
+
+
+def foretold_healing(folder: RunFolder, config: HealConfig, length: int) -> Iterator[str]:
+    """What more tokens bring by the law of the healing that a run has, if it has one.
+
+    Args:
+        folder: The run's.
+        config: The healing that is planned.
+        length: Tokens of a sequence.
+    """
+    known = read_json(folder.heal_report) if folder.heal_report.exists() else {}
+    if known.get("law") is None:
+        return
+    law, tokens = HealingLaw(**known["law"]), known["tokens"]
+    auto = config.tokens == "auto"
+    wanted = tokens_that_pay(law, config) if auto else config.at(length).sequences * length
+    yield (
+        f"heal: by the law of {folder.healing}, which reached a validation KL of "
+        f"{known['best_kl']:.4g} with {tokens:,} tokens, {wanted:,} tokens"
+        f"{', where heal.tokens=auto would end,' if auto else ''} bring {law.kl(wanted):.4g} and "
+        f"twice as many {law.kl(2 * wanted):.4g}"
+    )

@@ -16,6 +16,7 @@ from evocompress.pipeline.context import RunContext
 from evocompress.pipeline.planning.device import Device
 from evocompress.pipeline.planning.forewarning import (
     chosen_form,
+    foretold_healing,
     left_of_blocks,
     unpacked,
 )
@@ -96,6 +97,7 @@ def make_plan(config: RunConfig, loaded: LoadedModel, device: Device) -> Plan:
         *left_of_blocks(run.context.untimed_space, timed=False),
         *chosen_form(config.space.fits, run.context.form),
         *unpacked(config.model, run.weight_bytes),
+        *foretold_healing(run.context.folder, config.heal, run.length),
     )
     dtype = str(run.dtype).removeprefix("torch.")
     return Plan(device, dtype, stages, run.weight_bytes, advice, notes)
