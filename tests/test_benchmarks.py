@@ -72,6 +72,7 @@ FIGURES = {
     "healing": [f"{setting}_none_0_kl_three" for setting in ("widths", "zeros")],
     "proxy_validity": [f"{setting}_regret_plain" for setting in ("widths", "zeros")],
     "refinements": ["wanda_kl", "wanda+swaps_kl", "wanda+update_kl", "wanda+update_perplexity"],
+    "calibration": [f"{setting}_self_on_two_kl" for setting in ("widths", "zeros")],
     "minilm": ["searched_spearman", "healed_spearman", "latency", "flops"],
     "real_weights": [
         *("gemma_body", "gemma_params", "gemma_searched", "gemma_even", "gemma_reloaded"),
