@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any
@@ -65,17 +65,59 @@ def run_alone(
         EvoCompressError: What the job raises.
         RunError: It has another error, or its process dies.
     """
-    env_vars = env_vars_of(config.ray)
     stop = start(config.ray)
     try:
-        import ray
-
-        remote: Any = ray.remote(_work).options(**_options(config, task, say))
-        # In a list it is unpacked there, and what it imports imported, only when it is asked for.
-        job = [ray.put(task.job)]
-        return _listen(remote.remote(env_vars, job), task, told, say)
+        return _listen(_begun(config, task, say), task, told, say)
     finally:
         stop()
+
+
+def run_beside(
+    config: RunConfig, tasks: Sequence[ExclusiveTask], told: Tell, say: Callable[[str], None]
+) -> list[Any]:
+    """Has several tasks done, each as `run_alone` has one, as many at a time as there is room for.
+
+    Returns:
+        Their results, in order.
+
+    Raises:
+        EvoCompressError: As `run_alone`, for the first task that fails; the others are ended.
+    """
+    stop = start(config.ray)
+    try:
+        words = [_begun(config, task, say) for task in tasks]
+        with ThreadPoolExecutor(len(tasks)) as pool:
+            each = zip(words, tasks, strict=True)
+            results = [pool.submit(_listen, said, task, told, say) for said, task in each]
+            try:
+                wait(results, return_when=FIRST_EXCEPTION)
+                # The reason is that of the first failure: the others fail as they are ended.
+                for result in sorted(results, key=lambda one: not (one.done() and one.exception())):
+                    result.result(timeout=0)
+            except BaseException:
+                _end(words)
+                raise
+        return [result.result() for result in results]
+    finally:
+        stop()
+
+
+def _end(words: Sequence[Any]) -> None:
+    """Ends tasks that are running or wait for room."""
+    import ray
+
+    for said in words:
+        ray.cancel(said, force=True)
+
+
+def _begun(config: RunConfig, task: ExclusiveTask, say: Callable[[str], None]) -> Any:
+    """What a task will say, which begins as soon as there is room."""
+    import ray
+
+    remote: Any = ray.remote(_work).options(**_options(config, task, say))
+    # In a list it is unpacked there, and what it imports imported, only when it is asked for.
+    job = [ray.put(task.job)]
+    return remote.remote(env_vars_of(config.ray), job)
 
 
 def _work(env_vars: EnvVars, job: Sequence[Any]) -> Iterator[Any]:
@@ -158,7 +200,7 @@ def _listen(words: Any, task: ExclusiveTask, told: Tell, say: Callable[[str], No
     except ray.exceptions.RayError as error:
         raise _as_ours(error, task, worker) from None
     except BaseException:
-        ray.cancel(words, force=True)
+        _end([words])
         raise
 
 

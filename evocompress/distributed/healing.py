@@ -12,8 +12,9 @@ from rich.console import Console
 from evocompress.core.config import RunConfig
 from evocompress.core.progress import Reporter
 from evocompress.distributed.cluster import enter
-from evocompress.distributed.exclusive_task import ExclusiveTask, Tell, run_alone
+from evocompress.distributed.exclusive_task import ExclusiveTask, Tell, run_alone, run_beside
 from evocompress.pipeline.resolve import threads_of
+from evocompress.pipeline.run_folder import RunFolder
 
 
 def heal_on_ray(
@@ -27,16 +28,33 @@ def heal_on_ray(
     """Heals the checkpoint of a run whose folder the nodes see under the same path.
 
     The task locks the folder and writes there what a healing in this process would; a process
-    that dies leaves what `--resume` goes on from.
+    that dies leaves what `--resume` goes on from. Healings that are averaged are tasks of their
+    own, as many at a time as the cluster has room for.
     """
     here = [*overrides, "executor=local", f"threads={threads_of(config)}"]
-    job = partial(_heal, os.getcwd(), str(path.absolute()), here, resume, force)
-    task = ExclusiveTask(job, name="healing", quiet_node=False, again="go on with --resume")
-    run_alone(config, task, reporter.say, reporter.say)
+    home, place = os.getcwd(), str(path.absolute())
+
+    def task(name: str, resume: bool, member: int | None = None) -> ExclusiveTask:
+        job = partial(_heal, home, place, here, resume, force, member)
+        return ExclusiveTask(job, name=name, quiet_node=False, again="go on with --resume")
+
+    count = config.heal.average
+    if count > 1 and config.heal.tokens != "auto":
+        with RunFolder(path).locked():
+            members = [task(f"healing {n + 1} of {count}", resume, n) for n in range(count)]
+            run_beside(config, members, reporter.say, reporter.say)
+        resume = True  # the healings are there, and are averaged
+    run_alone(config, task("healing", resume), reporter.say, reporter.say)
 
 
 def _heal(
-    home: str, path: str, overrides: Sequence[str], resume: bool, force: bool, tell: Tell
+    home: str,
+    path: str,
+    overrides: Sequence[str],
+    resume: bool,
+    force: bool,
+    member: int | None,
+    tell: Tell,
 ) -> None:
     """Heals in this process."""
     import ray
@@ -47,7 +65,7 @@ def _heal(
     if not ray.get_runtime_context().runtime_env.get("working_dir"):
         enter(home)
     context = stages.to_be_healed(path, overrides, _Relay(tell))
-    stages.heal(context, resume=resume, force=force)
+    stages.heal(context, resume=resume, force=force, member=member)
 
 
 class _Relay(Reporter):

@@ -53,16 +53,15 @@ def heal(
     if config.average == 1:
         return one(config, out, resume=resume, progress=progress)
     began, told, count = time.monotonic(), progress or tell_nobody, config.average
-    folders = [HealFolder(out / MEMBERS / str(number)) for number in range(count)]
+    members = [member(config, out, number) for number in range(count)]
     reports = []
-    for number, folder in enumerate(folders):
+    for number, (own, place) in enumerate(members):
 
         def tell(done: float, total: float, text: str, number: int = number) -> None:
             told(number * total + done, count * total, f"{number + 1} of {count}: {text}")
 
-        own = config.model_copy(update={"average": 1, "seed": config.seed + number})
-        again = resume and folder.path.exists()
-        reports.append(one(own, folder.path, resume=again, progress=tell))
+        again = resume and place.exists()
+        reports.append(one(own, place, resume=again, progress=tell))
     best = min(range(count), key=lambda number: reports[number].best_kl)
     averaged, taken, kl = _soup(reports, dense or teacher, teacher, validation, config.batch)
     note = (
@@ -71,7 +70,7 @@ def heal(
     )
     whole = HealFolder(out)
     write_student(averaged, student, whole.checkpoint, note, (dense or teacher).widened)
-    shutil.copy(folders[best].history, whole.history)
+    shutil.copy(HealFolder(members[best][1]).history, whole.history)
     report = replace(
         reports[best],
         checkpoint=str(whole.checkpoint),
@@ -84,6 +83,12 @@ def heal(
     )
     write_json(whole.report, asdict(report))
     return report
+
+
+def member(config: HealConfig, out: Path, number: int) -> tuple[HealConfig, Path]:
+    """The settings of one of the healings that are averaged, and its folder."""
+    own = config.model_copy(update={"average": 1, "seed": config.seed + number})
+    return own, out / MEMBERS / str(number)
 
 
 def _soup(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from evocompress.core.progress import Reporter, Silent
 from evocompress.evaluation.calibration.fresh import FreshText, repetition
 from evocompress.healing import heal as distil
 from evocompress.healing import heal_in_cycles
+from evocompress.healing.averaging import member as member_of
 from evocompress.pipeline.checks import check_inputs
 from evocompress.pipeline.compared_models import check_healing, own_checkpoint
 from evocompress.pipeline.context import Backend, RunContext
@@ -64,8 +66,12 @@ def to_be_healed(
     return context
 
 
-def heal(context: RunContext, *, resume: bool, force: bool) -> Path:
-    """Heals the checkpoint of a run in this process; see `evocompress.api.heal`."""
+def heal(context: RunContext, *, resume: bool, force: bool, member: int | None = None) -> Path:
+    """Heals the checkpoint of a run in this process; see `evocompress.api.heal`.
+
+    With `member` only one of the healings that are averaged is made, and the folder is not locked:
+    others make theirs at the same time.
+    """
     folder = context.folder
     check_early(context.config, search=False, folder=folder)
     unchanged = Unchanged(context)
@@ -77,7 +83,7 @@ def heal(context: RunContext, *, resume: bool, force: bool) -> Path:
     text = FreshText(config, cut, dense, calibration)
     how: Any = {"dense": dense, "resume": resume, "force": force}
     source, out = folder.checkpoint, folder.healing
-    with folder.locked():
+    with nullcontext() if member is not None else folder.locked():
         if config.tokens == "auto":
             validation = text.take(config.validation_sequences)
             take = partial(text.take, some=False)
@@ -91,6 +97,9 @@ def heal(context: RunContext, *, resume: bool, force: bool) -> Path:
             train, validation = text.take_both(config.sequences, config.validation_sequences)
         if note := repetition(config.sequences, len(train), config, cut.source):
             context.reporter.say(note)
+        if member is not None:
+            config, out = member_of(config, out, member)
+            how["resume"] = resume and out.exists()
         with context.reporter.stage("heal") as advance:
             distil(source, teacher, train, validation, config, out, progress=advance, **how)
     return folder.healed_checkpoint

@@ -17,10 +17,10 @@ from evocompress import api
 from evocompress.cli import commands
 from evocompress.core.config import RayConfig, RunConfig
 from evocompress.core.config_file import load_config
-from evocompress.core.errors import ConfigError, ModelError, RunError
+from evocompress.core.errors import ConfigError, EvoCompressError, ModelError, RunError
 from evocompress.distributed import RayBackend, exclusive_task, profiling
 from evocompress.distributed.cluster import whole_gpus
-from evocompress.distributed.exclusive_task import ExclusiveTask, run_alone
+from evocompress.distributed.exclusive_task import ExclusiveTask, run_alone, run_beside
 from evocompress.evaluation.profile import path_of, read_table
 from evocompress.evaluation.profile.tables import circumstances
 from evocompress.space.costs.latency import LatencyTable, Phase
@@ -257,6 +257,43 @@ def test_healing_on_ray_ends_in_the_same_files(cluster, searched):
     assert files(there / "heal") == files(here / "heal")
     log = (there / "log.txt").read_text()
     assert log.count("heal: ") == (here / "log.txt").read_text().count("heal: ") == 1
+
+
+@clustered
+def test_healings_that_are_averaged_are_made_beside_each_other(cluster, searched):
+    here, there = copy(searched, "average-here"), copy(searched, "average-there")
+    changes = ["heal.average=2", "heal.learning_rate=0.003"]
+    api.heal(here, changes)
+    api.heal(there, [*changes, *ON_RAY])
+    assert files(there / "heal") == files(here / "heal")
+    members = sorted(path.name for path in (there / "heal" / "members").iterdir())
+    assert members == ["0", "1"]
+    with pytest.raises(EvoCompressError, match="exists: resume it, or remove it"):
+        api.heal(there, [*changes, *ON_RAY])
+
+
+def wait_long(tell):
+    tell("waiting")
+    time.sleep(600)
+
+
+@clustered
+def test_the_first_failure_ends_the_others(cluster):
+    began, jobs = time.monotonic(), [wait_long, partial(fail, RunError("broken"))]
+    with pytest.raises(RunError, match="broken"):
+        run_beside(config_of(), [task(job) for job in jobs], print, print)
+    assert time.monotonic() - began < 120
+
+
+@clustered
+def test_results_are_in_order(cluster):
+    jobs = [partial(number, value) for value in (3, 1, 2)]
+    assert run_beside(config_of(), [task(job) for job in jobs], print, print) == [3, 1, 2]
+
+
+def number(value, tell):
+    time.sleep(value / 10)
+    return value
 
 
 @clustered
