@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from export_cases import write
 
+from evocompress.core.errors import ExportError
 from evocompress.core.types import DROP, Level
 from evocompress.export import read_record
 from evocompress.models.families.derivation.defaults import default_config
@@ -56,7 +57,7 @@ def test_a_second_round(name: str, tmp_path: Path) -> None:
     assert_written(write(again, candidate, tmp_path / "second", "hf"), again, candidate)
 
 
-@pytest.mark.parametrize("name", ["granite_swa", "minicpm3"])
+@pytest.mark.parametrize("name", ["granite_swa", "minicpm3", "falcon_h1"])
 @pytest.mark.parametrize("format", ["stock", "padded"])
 def test_alike_layers_in_the_class_itself(name: str, format: str, tmp_path: Path) -> None:
     loaded = typical_loaded(typical_config(name))
@@ -66,6 +67,14 @@ def test_alike_layers_in_the_class_itself(name: str, format: str, tmp_path: Path
         levels["1.attention"] = DROP
     candidate = candidate_of(loaded, levels)
     assert_written(write(loaded, candidate, tmp_path / "out", format), loaded, candidate)
+
+
+def test_a_buffer_that_only_the_model_makes_is_refused(tmp_path: Path) -> None:
+    """Falcon-H1's multipliers of a mixer are not stored, and not made when `hf` is read."""
+    loaded = typical_loaded(typical_config("falcon_h1"))
+    candidate = candidate_of(loaded, {"0.attention": GROUP})
+    with pytest.raises(ExportError, match=r"falcon_h1 models, .* mamba\.mup_vector"):
+        write(loaded, candidate, tmp_path / "out", "hf")
 
 
 def test_alike_layers_where_heads_are_listed(tmp_path: Path) -> None:

@@ -85,7 +85,6 @@ def test_rows_of_real_classes(
         ("codegen", "attn.qkv_proj holds queries, keys and values neither one after the other"),
         ("jetmoe", "self_attention.experts.input_linear holds a matrix of each expert"),
         ("qwen3_next", "linear_attn keeps a state of its own, and no keys and values of heads"),
-        ("falcon_h1", "mamba mixes tokens in other ways beside self_attn, and both read the same"),
         ("mamba2", "mixer.conv1d mixes tokens by a convolution"),
     ],
 )

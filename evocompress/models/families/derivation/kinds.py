@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from evocompress.core.widths import Widths
-from evocompress.models.families.branches import SubLayerName
+from evocompress.models.families.branches import Matrix, SubLayerName
 from evocompress.models.families.derivation.block_kind import (
     CountedHeads,
     DerivedPart,
@@ -146,7 +147,7 @@ def _heads(
 
 def _operations(example: TracedBlock, part: DerivedPart) -> int:
     """Those of a sub-layer beside its matrices."""
-    calls = example.calls(part.branch.core)
+    calls = example.calls(part.branch.cores)
     with FlopCounterMode(display=False) as counter:
         for path, call in calls.items():
             example.block.get_submodule(path)(**call.arguments)
@@ -160,8 +161,9 @@ def _saved(example: TracedBlock, part: DerivedPart, dense: Widths, whole: int) -
     if part.settings is None:
         return 0
     saved = set()
-    for widths, kept in forms(part.branch, dense):
-        cut = part.branch, part.matrices, part.followers, part.settings, dense, widths, kept
+    branch = part.narrowed or part.branch
+    for widths, kept in forms(branch, dense):
+        cut = branch, part.matrices, part.followers, part.settings, dense, widths, kept
         with narrowed(example, *cut):
             saved.add(divmod(whole - _operations(example, part), dense.heads - widths.heads))
     ((each, rest),) = saved if len(saved) == 1 else [(0, 0)]
@@ -187,6 +189,8 @@ def _part(
     linear = matrices(example, branch)
     heads, kv_heads, head_dim = heads_shape
     if branch.kind == "attention":
+        if branch.beside and (alone := _alone(example, branch, linear, Widths(*heads_shape, 0))):
+            return alone
         axes = with_heads(example, linear, heads, kv_heads, head_dim)
         what = "heads"
     else:
@@ -205,6 +209,25 @@ def _part(
         reason = obstacle(example, branch, axes, widths, known=True, cached=cached)
         return DerivedPart(branch, tuple(axes), reason=f"{what} cannot be cut: {reason}")
     return DerivedPart(branch, tuple(axes), settings, followers=also)
+
+
+def _alone(
+    example: TracedBlock, branch: ResidualBranch, linear: Sequence[Matrix], widths: Widths
+) -> DerivedPart | None:
+    """Several mixers of which one has heads, while the others stay as they are."""
+    for each in (replace(branch, beside=()), *branch.beside):
+        inside = tuple(f"{core}." for core in each.core)
+        own = [matrix for matrix in linear if f"{matrix.path}.".startswith(inside)]
+        axes = with_heads(example, own, widths.heads, widths.kv_heads, widths.head_dim)
+        if axes is None or not axes[0].rows:
+            continue
+        also = followers(example, each, axes[-1], widths)
+        settings = proven(example, each, axes, also, widths)
+        if settings is not None:
+            known = {matrix.path: matrix for matrix in axes}
+            every = tuple(known.get(matrix.path, matrix) for matrix in linear)
+            return DerivedPart(branch, every, settings, followers=also, narrowed=each)
+    return None
 
 
 def common_parts(
