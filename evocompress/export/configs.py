@@ -18,6 +18,7 @@ from evocompress.models.config_keys import name_stages
 from evocompress.models.families.derivation.shrink import (
     CHANNEL_KEYS,
     EXPERT_KEYS,
+    MULTIPLIERS,
     SHARED_LAYERS,
 )
 from evocompress.models.families.shapes import matrix_shape
@@ -29,7 +30,10 @@ from evocompress.models.families.uneven import (
 )
 from evocompress.models.loading import LoadedModel
 
-NOT_OF_LAYERS = ("architectures", "token_id", "token_ids", "tokens", "_keys", "keys_to_ignore")
+NOT_OF_LAYERS = (
+    *("architectures", "token_id", "token_ids", "tokens", "_keys", "keys_to_ignore"),
+    MULTIPLIERS,
+)
 """Ends of the names of lists that every config may have, and that are not about layers."""
 
 

@@ -62,6 +62,13 @@ def test_fewer_layers_share_and_differ_as_they_did(gemma4: LoadedModel) -> None:
     assert cut.kv_sharing_modes == ["store", "store", "reuse"]
 
 
+def test_multipliers_of_parts_are_not_of_layers() -> None:
+    falcon = typical_loaded(typical_config("falcon_h1"), layers=5)
+    out = layout(falcon, candidate_of(falcon, {"1": DROP})).kept
+    cut = cut_config(falcon.model.config, out)
+    assert (cut.num_hidden_layers, len(cut.ssm_multipliers)) == (4, 5)
+
+
 def test_a_config_that_its_file_does_not_keep_is_no_format(gemma4: LoadedModel) -> None:
     """The class makes the last layer another than the config says."""
     blocks = layout(gemma4, candidate_of(gemma4, {})).blocks

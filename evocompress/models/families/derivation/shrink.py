@@ -75,6 +75,9 @@ CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"
 HIDDEN_KEYS_OF_PARTS = ("lru_width", "word_embed_proj_dim", "pooler_hidden_size")
 """Widths that are the hidden size in the models that have them."""
 
+MULTIPLIERS = "_multipliers"
+"""End of the names of lists with an entry for each part of a block: Falcon-H1's."""
+
 SHARED_LAYERS = "num_kv_shared_layers"
 """How many of the last layers read keys and values of layers before them."""
 
@@ -230,10 +233,10 @@ def random_model(
 
 def _lists(config: PreTrainedConfig) -> Iterator[tuple[str, Any]]:
     """The settings with an entry for each layer."""
+    layers = getattr(config, "num_hidden_layers", None)
     for name, value in vars(config).items():
-        if isinstance(value, list | tuple) and len(value) == getattr(
-            config, "num_hidden_layers", None
-        ):
+        of_layers = isinstance(value, list | tuple) and len(value) == layers
+        if of_layers and not name.endswith(MULTIPLIERS):
             yield name, value
 
 
