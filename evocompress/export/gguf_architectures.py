@@ -125,6 +125,11 @@ ARCHITECTURES: Mapping[str, LlamaCpp] = {
     "lfm2_moe": LlamaCpp(
         "lfm2moe", spanning=True, dense_first=True, settings={"routed_scaling_factor": 1.0}
     ),
+    "llama4_text": LlamaCpp(
+        "llama4",
+        unrotated=4,
+        settings={"attention_chunk_size": 8192, "floor_scale": 8192, "attn_scale": 0.1},
+    ),
     "mellum": LlamaCpp("qwen3moe", settings={"norm_topk_prob": True}),
     "ministral3": LlamaCpp("mistral3", neighbours=True, mscale=True),
     "minimax_m2": LlamaCpp("minimax-m2", headed=True),

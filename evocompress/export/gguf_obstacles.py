@@ -218,6 +218,12 @@ def _layers_in_order(loaded: LoadedModel, left: Layout, found: LlamaCpp) -> str 
     context = loaded.family.architecture(loaded.model).context
     if not found.windowed and narrowest is not None and narrowest < context:
         return f"cannot hold this {name} model, whose attention window is {narrowest} tokens"
+    chunks = getattr(config, "attention_chunk_size", None) or context
+    if chunks < context and any(
+        (kind == "chunked_attention") != bool(rotated)
+        for kind, rotated in zip(config.layer_types, config.no_rope_layers, strict=False)
+    ):
+        return f"cannot hold this {name} model, whose rotated layers are not those with chunks"
     mixers = [
         layer
         for layer, block in enumerate(left.kept)

@@ -76,7 +76,7 @@ Behind the name of a type may stand what a variant of it does.
 TYPICAL = {"gemma4_text": "gemma4_text sharing"}
 """Variants of `evocompress.testing.derived` that are taken."""
 
-WITHOUT_CHANNELS = ("bloom", "dbrx", "mpt", "hunyuan_v1_moe")
+WITHOUT_CHANNELS = ("bloom", "dbrx", "llama4_text", "mpt", "hunyuan_v1_moe")
 """Types whose configs do not say how many channels there are."""
 
 WITH_ALL_BLOCKS = ("ernie4_5_moe",)
