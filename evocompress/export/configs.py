@@ -18,7 +18,7 @@ from evocompress.models.config_keys import name_stages
 from evocompress.models.families.derivation.shrink import (
     CHANNEL_KEYS,
     EXPERT_KEYS,
-    MULTIPLIERS,
+    OF_PARTS,
     SHARED_LAYERS,
 )
 from evocompress.models.families.shapes import matrix_shape
@@ -32,7 +32,7 @@ from evocompress.models.loading import LoadedModel
 
 NOT_OF_LAYERS = (
     *("architectures", "token_id", "token_ids", "tokens", "_keys", "keys_to_ignore"),
-    MULTIPLIERS,
+    *OF_PARTS,
 )
 """Ends of the names of lists that every config may have, and that are not about layers."""
 

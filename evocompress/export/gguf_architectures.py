@@ -130,6 +130,11 @@ ARCHITECTURES: Mapping[str, LlamaCpp] = {
         unrotated=4,
         settings={"attention_chunk_size": 8192, "floor_scale": 8192, "attn_scale": 0.1},
     ),
+    "mamba2": LlamaCpp(
+        "mamba2",
+        settings={"n_groups": 1, "time_step_limit": (0.0, inf)},
+        also=("residual_in_fp32",),
+    ),
     "mellum": LlamaCpp("qwen3moe", settings={"norm_topk_prob": True}),
     "ministral3": LlamaCpp("mistral3", neighbours=True, mscale=True),
     "minimax_m2": LlamaCpp("minimax-m2", headed=True),

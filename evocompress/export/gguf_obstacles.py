@@ -122,6 +122,7 @@ def _untried(config: Any, found: LlamaCpp) -> Iterator[tuple[str, Any]]:
         wanted = found.settings.get(name, default.get(name, value))
         if name in found.settings:
             value = getattr(config, name)  # the same as in the class, not in a file
+            value = tuple(value) if isinstance(value, list) else value
         words = isinstance(value, bool | str) or isinstance(wanted, bool | str)
         words |= name.endswith("_softcapping") and (value is None) != (wanted is None)
         if name.startswith("_") or name in (*INCONSEQUENTIAL, *found.also):

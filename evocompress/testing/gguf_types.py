@@ -60,6 +60,7 @@ SETTINGS: Mapping[str, Mapping[str, Any]] = {
         ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"),
         {"layer_types": [LINEAR, FULL, LINEAR, FULL, LINEAR]},
     ),
+    "mamba2": {"n_groups": 1},
     "nemotron_h": {
         "layers_block_type": [LINEAR, "mlp", FULL, "mlp", LINEAR, FULL, LINEAR],
         "time_step_min": 1e-6,  # shorter ones are lengthened in prompts, and not by llama.cpp

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +197,8 @@ OTHERS: list[tuple[str, dict[str, Level], dict[str, Any], str]] = [
     ("granitemoehybrid", {}, {"mamba_n_groups": 2}, "with whose mamba_n_groups = 2 llama.cpp was"),
     ("granitemoehybrid", {"2.attention": DROP}, {}, "cannot leave out model.layers.2.attention al"),
     ("granitemoehybrid", {"2.mlp": Level(channels=16)}, {}, "make model.layers.2.mlp narrower"),
+    ("mamba2", {}, {"n_groups": 2}, "with whose n_groups = 2 llama.cpp was"),
+    ("mamba2", {}, {"time_step_limit": [0.0, 0.1]}, "with whose time_step_limit = (0.0, 0.1) lla"),
     ("nemotron_h", {}, {"layers_block_type": EXPERTS}, "nemotron_h_moe wants experts there"),
     ("nemotron_h mixture", {"1.mlp": Level(channels=16)}, {}, "make model.layers.1.mlp narrower"),
     ("nemotron_h mixture", {"1.mixer.experts.0": DROP}, {}, "fewer experts than other"),
@@ -293,6 +296,14 @@ def test_mamba_2_is_told_by_its_tensors(tmp_path: Path) -> None:
     packed = loaded.model.get_parameter("model.layers.1.shared_mlp.input_linear.weight").detach()
     halves = [file.tensors[f"blk.1.ffn_{half}.weight"] for half in ("gate", "up")]
     torch.testing.assert_close(torch.tensor(np.concatenate(halves)).float(), packed)
+
+
+def test_mamba_2_without_attention_has_no_heads(tmp_path: Path) -> None:
+    loaded = gguf_loaded("mamba2", time_step_limit=[0.0, inf])
+    out = write(loaded, candidate_of(loaded, gguf_levels(loaded)), tmp_path / "out", "gguf")
+    metadata = GgufReference(out / "model.gguf").metadata
+    sizes = ("block_count", "attention.head_count", "attention.head_count_kv", "ssm.group_count")
+    assert [metadata[f"mamba2.{size}"] for size in sizes] == [4, 0, 0, 1]
 
 
 def test_hybrids_of_one_mixer_a_layer_have_each_layer_s_sizes(tmp_path: Path) -> None:

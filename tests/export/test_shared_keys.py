@@ -69,6 +69,12 @@ def test_multipliers_of_parts_are_not_of_layers() -> None:
     assert (cut.num_hidden_layers, len(cut.ssm_multipliers)) == (4, 5)
 
 
+def test_limits_of_time_steps_are_not_of_layers() -> None:
+    mamba = typical_loaded(typical_config("mamba2"), layers=2)
+    out = layout(mamba, candidate_of(mamba, {"1": DROP})).kept
+    assert len(cut_config(mamba.model.config, out).time_step_limit) == 2
+
+
 def test_a_config_that_its_file_does_not_keep_is_no_format(gemma4: LoadedModel) -> None:
     """The class makes the last layer another than the config says."""
     blocks = layout(gemma4, candidate_of(gemma4, {})).blocks

@@ -75,8 +75,9 @@ CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"
 HIDDEN_KEYS_OF_PARTS = ("lru_width", "word_embed_proj_dim", "pooler_hidden_size")
 """Widths that are the hidden size in the models that have them."""
 
-MULTIPLIERS = "_multipliers"
-"""End of the names of lists with an entry for each part of a block: Falcon-H1's."""
+OF_PARTS = ("_multipliers", "_limit")
+"""Ends of the names of lists with an entry for each part of a block, or with a lowest and a
+highest number: those of Falcon-H1, and of the time steps of Mamba-2."""
 
 SHARED_LAYERS = "num_kv_shared_layers"
 """How many of the last layers read keys and values of layers before them."""
@@ -236,7 +237,7 @@ def _lists(config: PreTrainedConfig) -> Iterator[tuple[str, Any]]:
     layers = getattr(config, "num_hidden_layers", None)
     for name, value in vars(config).items():
         of_layers = isinstance(value, list | tuple) and len(value) == layers
-        if of_layers and not name.endswith(MULTIPLIERS):
+        if of_layers and not name.endswith(OF_PARTS):
             yield name, value
 
 
