@@ -69,6 +69,7 @@ FIGURES = {
     "digits": [
         *("dense_accuracy", "searched_accuracy", "healed_accuracy", "flops", "front_points"),
     ],
+    "healing_cost": ["healing_s", "bare_s", "ratio", "ratio_low", "ratio_high"],
     "healing": [f"{setting}_none_0_kl_three" for setting in ("widths", "zeros")],
     "proxy_validity": [f"{setting}_regret_plain" for setting in ("widths", "zeros")],
     "refinements": ["wanda_kl", "wanda+swaps_kl", "wanda+update_kl", "wanda+update_perplexity"],

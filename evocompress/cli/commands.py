@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import sys
 from dataclasses import asdict
@@ -45,6 +46,9 @@ app.add_typer(library_app, name="library")
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
+
+NOISY = ("torchao", "torch.utils._pytree")
+"""Loggers that warn of kernels for other machines as soon as transformers finds torchao."""
 
 
 @app.command(epilog="Example: `evocompress demo`")
@@ -368,6 +372,8 @@ def report(folder: Folder) -> None:
 def main() -> None:
     """Runs the command line; a problem the user can mend is one line and a non-zero exit."""
     stop_on_signals()
+    for name in NOISY:
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         app()
     except SystemExit as stop:

@@ -49,6 +49,8 @@ class HealConfig(Strict):
             model's, beside the KL.
         checkpointing: Keep only the states between blocks for the backward pass, and compute the
             rest of each block again: slower, for much less memory.
+        optimizer: ``adamw``, or ``adamw8bit``, whose two moments take one byte each instead of four
+            (2110.02861, by torchao).
         learning_rate: Peak, reached after `warmup` and followed by a cosine to a tenth.
         warmup: Fraction of the steps.
         weight_decay: AdamW's.
@@ -78,6 +80,7 @@ class HealConfig(Strict):
     next_token: Annotated[Number, Field(ge=0, le=1000)] = 0.0
     states: Annotated[Number, Field(ge=0, le=1000)] = 0.0
     checkpointing: bool = False
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     learning_rate: Annotated[Number, Field(gt=0, le=1)] = 3e-4
     warmup: Annotated[Number, Field(ge=0, lt=1)] = 0.1
     weight_decay: Annotated[Number, Field(ge=0, le=100)] = 0.0

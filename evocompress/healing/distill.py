@@ -28,16 +28,13 @@ from evocompress.healing.distillation import Distillation
 from evocompress.healing.law import HealingLaw
 from evocompress.healing.layers import LayerLoss, matching
 from evocompress.healing.masters import Masters
+from evocompress.healing.optimizers import MOMENT_BYTES
 from evocompress.healing.recipe import recipe
 from evocompress.healing.schedule import learning_rate, micro_batch_indices
 from evocompress.healing.state import Best, HealFolder, StepRecord
 from evocompress.healing.student import load_student, write_student
 from evocompress.healing.trained import prepare_training
 from evocompress.models.loading import LoadedModel
-
-BYTES_PER_WEIGHT = 28
-"""Disk: two training states (master and two moments each) and the best checkpoint."""
-
 
 @dataclass(frozen=True)
 class HealReport:
@@ -193,7 +190,9 @@ class _Healing:
         state = self.folder.latest()
         if state is None:
             weights = sum(parameter.numel() for parameter in self.student.parameters())
-            check_room(self.folder.path, weights * BYTES_PER_WEIGHT)
+            # Two training states and the best checkpoint.
+            each = 4 + 2 * (4 + MOMENT_BYTES[self.config.optimizer])
+            check_room(self.folder.path, int(weights * each))
             self._measure(StepRecord(0, None, None, None))
             if not math.isfinite(self.best.kl):
                 raise RunError(f"{self.source} cannot be healed: its KL is not finite")
@@ -212,13 +211,17 @@ class _Healing:
     def run(self, progress: Told) -> None:
         """Trains to the last step."""
         steps, every = self.config.steps, self.config.evaluate_every
+        began, tokens = time.monotonic(), 0
         for step in range(self.history[-1].step, steps):
             record = self._train_step(step)
             if record.step % every == 0 or record.step == steps:
                 self._measure(record)
             else:
                 self.history.append(record)
-            progress(record.step, steps, f"loss {record.train_loss:.4g}, best {self.best.kl:.4g}")
+            tokens += self._tokens(step)
+            speed = tokens / max(1e-9, time.monotonic() - began)
+            told = f"loss {record.train_loss:.4g}, best {self.best.kl:.4g}, {speed:,.0f} tokens/s"
+            progress(record.step, steps, told)
 
     def report(self, seconds: float) -> HealReport:
         """Sums up a finished healing and writes ``heal.json``."""

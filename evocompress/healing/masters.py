@@ -12,9 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from evocompress.core.config import HealConfig
-
-BETAS = (0.9, 0.95)
-MOMENTS = ("exp_avg", "exp_avg_sq")
+from evocompress.healing.optimizers import KEPT, from_moments, make_optimizer, moments, take_step
 
 
 class Masters:
@@ -36,9 +34,7 @@ class Masters:
             name: parameter.detach().to(torch.float32, copy=True)
             for name, parameter in self._parameters.items()
         }
-        self._optimizer = torch.optim.AdamW(
-            list(self.weights.values()), betas=BETAS, weight_decay=config.weight_decay, fused=True
-        )
+        self._optimizer = make_optimizer(list(self.weights.values()), config)
 
     def collect_gradients(self) -> None:
         """Adds the model's gradients to the masters' and clears them, once per micro-step."""
@@ -61,17 +57,14 @@ class Masters:
 
         A weight that stays zero has no gradient, hence no moments, and decays to zero.
         """
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
-        self._optimizer.step()
-        self._optimizer.zero_grad()
+        take_step(self._optimizer, learning_rate)
         self._write_to_model()
 
     def state(self) -> dict[str, Tensor]:
         """Masters and moments by name, to continue from; not copies."""
         tensors = {f"master.{name}": master for name, master in self.weights.items()}
         for name, master in self.weights.items():
-            for key, tensor in self._optimizer.state[master].items():
+            for key, tensor in moments(self._optimizer.state[master]):
                 tensors[f"{key}.{name}"] = tensor
         return tensors
 
@@ -79,11 +72,10 @@ class Masters:
         """Continues from `state`, on whichever device its tensors are."""
         for name, master in self.weights.items():
             master.copy_(tensors[f"master.{name}"])
-            self._optimizer.state[master] = {
-                key: tensors[f"{key}.{name}"].to(master.device, copy=True)
-                for key in ("step", *MOMENTS)
-                if f"{key}.{name}" in tensors
+            known = {
+                key: tensors[f"{key}.{name}"] for key in KEPT if f"{key}.{name}" in tensors
             }
+            self._optimizer.state[master] = from_moments(known, master)
         self._write_to_model()
 
     @torch.no_grad()

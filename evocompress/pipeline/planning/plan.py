@@ -166,6 +166,7 @@ def _choices(config: RunConfig, stage: str) -> Iterator[tuple[str, str, Sequence
     if stage == "heal":
         yield "heal", "batch", _halves(config.heal.batch, 1)
         yield "heal", "checkpointing", [True] if not config.heal.checkpointing else []
+        yield "heal", "optimizer", ["adamw8bit"] if config.heal.optimizer == "adamw" else []
         yield "heal", "train", [("lora",)] if config.heal.train == ("all",) else []
         return
     if stage == "search" and PROXIES[config.proxy.kind].on_disk and config.proxy.targets != "disk":

@@ -18,6 +18,7 @@ from evocompress.compression.live_model import CUT_BYTES
 from evocompress.core.types import Architecture, Candidate
 from evocompress.evaluation.proxies import PROXIES
 from evocompress.evaluation.proxies.prefix import LIMIT_BYTES
+from evocompress.healing.optimizers import MOMENT_BYTES
 from evocompress.healing.trained import trained_weights
 from evocompress.models.head import chunk_bytes
 from evocompress.pipeline.context import RunContext
@@ -50,12 +51,6 @@ FORWARDS = 5
 
 TOGETHER = 16
 """Candidates of a step: where blocks come and go, each comes once a step."""
-
-MASTER_BYTES = 16
-"""Of each weight that is healed: its float32 copy, that one's gradient and two moments."""
-
-STATE_BYTES = 12
-"""Of each weight in the state from which healing is resumed: the copy and the moments."""
 
 
 @dataclass(frozen=True)
@@ -340,20 +335,22 @@ def heal_stage(run: PlannedRun) -> StagePlan:
     config, length = run.context.config.heal.at(run.length), run.length
     tokens = config.steps * config.accumulate * config.batch * length
     params, trained = run.costs[1]["params"], _trained(run)
+    moments = MOMENT_BYTES[config.optimizer]
+    masters, state = 2 * FLOAT32 + moments, FLOAT32 + moments
     measured = 1 + config.steps // config.evaluate_every
     validation = config.validation_sequences * length
     passes = 3 + config.checkpointing
     work = run.products(tokens, dense=True) + run.products(tokens) * passes
     work += run.compared(3 * tokens)
     work += (run.products(validation) + run.compared(validation)) * measured
-    per_step = 2 * MASTER_BYTES + config.accumulate * 2 * FLOAT32
+    per_step = 2 * masters + config.accumulate * 2 * FLOAT32
     work += Work(moved=config.steps * trained * per_step)
     checkpoint = params * run.dtype.itemsize
-    work += Work(written=measured * (checkpoint + trained * STATE_BYTES))
-    student = params * run.dtype.itemsize + trained * (run.dtype.itemsize + MASTER_BYTES)
+    work += Work(written=measured * (checkpoint + trained * state))
+    student = params * run.dtype.itemsize + trained * (run.dtype.itemsize + masters)
     activations = config.batch * (run.between_bytes if config.checkpointing else run.kept_bytes * 2)
     device = run.on_device + student + activations + run.head_bytes
-    return StagePlan("heal", work, int(device), 0, _healing_bytes(run, params, trained))
+    return StagePlan("heal", work, int(device), 0, _healing_bytes(run, params, trained * state))
 
 
 def _trained(run: PlannedRun) -> float:
@@ -364,14 +361,14 @@ def _trained(run: PlannedRun) -> float:
     return chosen / whole * run.costs[1]["params"] + added
 
 
-def _healing_bytes(run: PlannedRun, params: float, trained: float) -> int:
-    """Disk at the worst moment: a file stays until its successor is whole.
+def _healing_bytes(run: PlannedRun, params: float, state: float) -> int:
+    """Disk at the worst moment, a state's bytes given: a file stays until its successor is whole.
 
     A state is written at every measurement but the first and the last, a checkpoint at any of
     them before the state.
     """
     config, checkpoint = run.context.config.heal.at(run.length), params * run.dtype.itemsize
     states = (config.steps - 1) // config.evaluate_every
-    while_state = min(states, 2) * trained * STATE_BYTES + checkpoint
-    while_checkpoint = min(states, 1) * trained * STATE_BYTES + 2 * checkpoint
+    while_state = min(states, 2) * state + checkpoint
+    while_checkpoint = min(states, 1) * state + 2 * checkpoint
     return int(max(while_state, while_checkpoint))

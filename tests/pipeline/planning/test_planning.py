@@ -224,6 +224,23 @@ def test_each_advised_setting_alone_is_enough(stage, setting, changes):
     assert not [line for line in after.advice if line.startswith(f"{stage} needs")]
 
 
+def test_moments_in_eight_bits_take_less_memory_and_disk():
+    def planned(optimizer, device=DEVICES["h200"]):
+        heal = {"optimizer": optimizer, "evaluate_every": 1}
+        return make_plan(config(heal=heal), tiny_loaded(), device)
+
+    full, packed = (planned(name).stages[-1] for name in ("adamw", "adamw8bit"))
+    saved = full.device_bytes - packed.device_bytes
+    assert full.disk_bytes - packed.disk_bytes == pytest.approx(2 * saved, rel=1e-6)
+    run = PlannedRun(context_of(config(), tiny_loaded()), shared=False)
+    weights = run.costs[1]["params"]
+    assert saved == pytest.approx((8 - 2 * (1 + 4 / 256)) * weights, rel=1e-6)
+    small = replace(DEVICES["h200"], name="small", memory=packed.device_bytes)
+    (advice,) = (line for line in planned("adamw", small).advice if line.startswith("heal"))
+    assert "heal.optimizer=adamw8bit" in advice
+    assert not [line for line in planned("adamw8bit", small).advice if line.startswith("heal")]
+
+
 def test_where_nothing_is_enough_the_plan_says_so():
     nothing = replace(DEVICES["a100"], name="nothing", memory=1)
     advice = make_plan(config(), tiny_loaded(), nothing).advice
