@@ -89,9 +89,7 @@ def _healing(teacher: LoadedModel, tokens: Tensor) -> Callable[[], None]:
     """A step as healing takes it."""
     config = HealConfig(steps=100, batch=BATCH, accumulate=1)
     student = _student(teacher)
-    distillation = Distillation(
-        student, teacher, tokens, BATCH, again=False, family=teacher.family
-    )
+    distillation = Distillation(student, teacher, tokens, BATCH, again=False, family=teacher.family)
     masters = Masters(student, prepare_training(student, teacher.family, config), config)
 
     def step() -> None:

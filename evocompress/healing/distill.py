@@ -36,6 +36,7 @@ from evocompress.healing.student import load_student, write_student
 from evocompress.healing.trained import prepare_training
 from evocompress.models.loading import LoadedModel
 
+
 @dataclass(frozen=True)
 class HealReport:
     """How a healing went; written as ``heal.json``.

@@ -72,9 +72,7 @@ class Masters:
         """Continues from `state`, on whichever device its tensors are."""
         for name, master in self.weights.items():
             master.copy_(tensors[f"master.{name}"])
-            known = {
-                key: tensors[f"{key}.{name}"] for key in KEPT if f"{key}.{name}" in tensors
-            }
+            known = {key: tensors[f"{key}.{name}"] for key in KEPT if f"{key}.{name}" in tensors}
             self._optimizer.state[master] = from_moments(known, master)
         self._write_to_model()
 

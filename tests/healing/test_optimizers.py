@@ -1,4 +1,4 @@
-"""AdamW with moments in eight bits: zeros, resuming, the memory of the moments, and what is told."""
+"""AdamW with moments in eight bits: zeros, resuming, memory, and what its user is told."""
 
 from __future__ import annotations
 

@@ -14,7 +14,8 @@ from evocompress.core.finetuning import Recipe
 from evocompress.core.requests import Evaluate
 from evocompress.core.types import DENSE, Candidate, Level
 from evocompress.evaluation.proxies import kinds_for, make_proxy
-from evocompress.healing.masters import BETAS, Masters
+from evocompress.healing.masters import Masters
+from evocompress.healing.optimizers import BETAS
 from evocompress.healing.tuned import fine_tunings, tuned
 from evocompress.models.tasks import CAUSAL
 from evocompress.testing import proxies as contract
