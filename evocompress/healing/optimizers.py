@@ -15,7 +15,10 @@ from evocompress.core.errors import ConfigError, one_line
 BETAS = (0.9, 0.95)
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
-KEPT = ("step", *MOMENTS, *(f"{key}.{part}" for key in MOMENTS for part in ("codes", "scale")))
+PARTS = ("codes", "scale")
+"""Of a moment in eight bits."""
+
+KEPT = ("step", *MOMENTS, *(f"{key}.{part}" for key in MOMENTS for part in PARTS))
 """Names that `moments` gives, some of which a weight has."""
 
 BLOCK = 256
@@ -31,16 +34,16 @@ def make_optimizer(weights: Sequence[Tensor], config: HealConfig) -> Optimizer:
     Raises:
         ConfigError: A package is missing.
     """
-    how = {"betas": BETAS, "weight_decay": config.weight_decay}
+    decay = config.weight_decay
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(weights, fused=True, **how)
+        return torch.optim.AdamW(weights, betas=BETAS, weight_decay=decay, fused=True)
     if find_spec("torchao") is None:
         raise ConfigError(
             "heal.optimizer=adamw8bit needs a package: pip install 'evocompress[adamw8bit]'"
         )
     from torchao.optim import AdamW8bit
 
-    optimizer: Optimizer = AdamW8bit(weights, block_size=BLOCK, **how)
+    optimizer: Optimizer = AdamW8bit(weights, betas=BETAS, weight_decay=decay, block_size=BLOCK)
     return optimizer
 
 
@@ -75,8 +78,8 @@ def moments(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     """
     for key, tensor in state.items():
         if hasattr(tensor, "codes"):
-            yield f"{key}.codes", tensor.codes
-            yield f"{key}.scale", tensor.scale
+            for part in PARTS:
+                yield f"{key}.{part}", getattr(tensor, part)
         else:
             yield key, tensor
 
